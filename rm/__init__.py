@@ -1,0 +1,1 @@
+"""Reward models: preferences, the Bradley-Terry loss, training, and exact scoring. Knows nothing of pipelines."""

@@ -1,0 +1,173 @@
+"""Canonical conversations: the one form in which prompts and responses are compared, hashed and rendered.
+
+Pure functions. A conversation is a tuple of `(role, content)` turns with the roles `system`, `user` and `assistant`; a
+*sample* is the conversation before the last assistant turn (the prompt) and that turn's content (the response).
+This module does not know about files, columns, tokenizers or models.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+
+import xxhash
+
+Turn = tuple[str, str]
+Conversation = tuple[Turn, ...]
+
+_ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+}
+_HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \t]?")
+
+
+class UnusableError(ValueError):
+    """A row or response that cannot be scored; `reason` is a code from the documented list, never row text."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def text_of(value: object, *, field: str) -> str:
+    """`value` as usable text.
+
+    Raises `UnusableError` with `null_<field>`, `wrong_type`, `empty_<field>` or `lone_surrogate`.
+    """
+    if value is None:
+        raise UnusableError(f"null_{field}")
+    if not isinstance(value, str):
+        raise UnusableError("wrong_type")
+    if not value.strip():
+        raise UnusableError(f"empty_{field}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UnusableError("lone_surrogate") from None
+    return value
+
+
+def _content(message: Mapping[str, object], *, field: str) -> str:
+    """A message's text; content parts are joined where all of them are text."""
+    if message.get("tool_calls") or message.get("function_call"):
+        raise UnusableError("tool_calls")
+    content = message["content"] if "content" in message else message.get("value")
+    if isinstance(content, Sequence) and not isinstance(content, str):
+        parts = []
+        for part in content:
+            if not isinstance(part, Mapping) or part.get("type") != "text":
+                raise UnusableError("content_parts")
+            parts.append(text_of(part.get("text"), field=field))
+        content = "".join(parts)
+    return text_of(content, field=field)
+
+
+def from_messages(value: object) -> Conversation:
+    """A list of `{role, content}` (OpenAI, TRL) or `{from, value}` (ShareGPT) messages as a conversation.
+
+    Raises `UnusableError` for anything else: `null_prompt`, `wrong_type`, `bad_role`, `tool_calls`, `content_parts`, or
+    what `text_of` raises.
+    """
+    if value is None:
+        raise UnusableError("null_prompt")
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise UnusableError("wrong_type")
+    turns: list[Turn] = []
+    for position, message in enumerate(value):
+        if not isinstance(message, Mapping):
+            raise UnusableError("wrong_type")
+        name = message["role"] if "role" in message else message.get("from")
+        role = _ROLES.get(name) if isinstance(name, str) else None
+        if role is None or (role == "system" and position > 0):
+            raise UnusableError("bad_role")
+        last = position == len(value) - 1 and role == "assistant"
+        turns.append((role, _content(message, field="response" if last else "prompt")))
+    return tuple(turns)
+
+
+def from_prompt(value: object, *, system: object = None) -> Conversation:
+    """A prompt column: plain text (one user turn) or a list of messages, with an optional system text in front.
+
+    Raises `UnusableError`; a message list must not end with the assistant's turn (`prompt_ends_with_assistant`).
+    """
+    turns = (("user", text_of(value, field="prompt")),) if isinstance(value, str) else from_messages(value)
+    if not turns:
+        raise UnusableError("empty_prompt")
+    if turns[-1][0] == "assistant":
+        raise UnusableError("prompt_ends_with_assistant")
+    if isinstance(system, str) and system.strip() and turns[0][0] != "system":
+        return (("system", text_of(system, field="prompt")), *turns)
+    return turns
+
+
+def from_response(value: object) -> str:
+    """A response column: text, or one assistant message in a list (TRL's conversational completion)."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        turns = from_messages(value)
+        if len(turns) != 1 or turns[0][0] != "assistant":
+            raise UnusableError("last_turn_not_assistant")
+        return turns[0][1]
+    return text_of(value, field="response")
+
+
+def split_last(turns: Conversation) -> tuple[Conversation, str]:
+    """A whole conversation as (prompt, response): the response is the last turn, which must be the assistant's.
+
+    Raises `UnusableError("last_turn_not_assistant")` otherwise, and `empty_prompt` where nothing stands before it.
+    """
+    if not turns or turns[-1][0] != "assistant":
+        raise UnusableError("last_turn_not_assistant")
+    if len(turns) == 1:
+        raise UnusableError("empty_prompt")
+    return turns[:-1], turns[-1][1]
+
+
+def from_hh(text: object) -> Conversation:
+    """An HH-RLHF string, `"\\n\\nHuman: ...\\n\\nAssistant: ..."` (Bai et al. 2022), as a conversation.
+
+    Raises `UnusableError("bad_hh_format")` where the text does not start with a `Human:` or `Assistant:` marker.
+    """
+    whole = text_of(text, field="prompt")
+    marks = list(_HH_TURN.finditer(whole))
+    if not marks or whole[: marks[0].start()].strip():
+        raise UnusableError("bad_hh_format")
+    turns: list[Turn] = []
+    for mark, following in zip(marks, [*marks[1:], None], strict=True):
+        content = whole[mark.end() : following.start() if following else len(whole)].strip()
+        role = "user" if mark.group(1) == "Human" else "assistant"
+        turns.append((role, text_of(content, field="prompt" if following else "response")))
+    return tuple(turns)
+
+
+def to_messages(turns: Conversation, response: str | None = None) -> list[dict[str, str]]:
+    """`[{"role": ..., "content": ...}, ...]`, with the response as the last assistant message if it is given."""
+    messages = [{"role": role, "content": content} for role, content in turns]
+    if response is not None:
+        messages.append({"role": "assistant", "content": response})
+    return messages
+
+
+def canonical_json(turns: Conversation) -> bytes:
+    """The conversation as NFC-normalised compact JSON; equal prompts have equal bytes, however they were written."""
+    text = json.dumps(turns, ensure_ascii=False, separators=(",", ":"))
+    return unicodedata.normalize("NFC", text).encode()
+
+
+def prompt_key(turns: Conversation) -> bytes:
+    """The 128-bit key (16 bytes, big-endian xxh3) that decides which responses compete for one prompt."""
+    return xxhash.xxh3_128_digest(canonical_json(turns))
+
+
+def response_hash(response: str) -> int:
+    """64-bit content hash (xxh3) of a response's exact text; the second criterion between equal rewards."""
+    return xxhash.xxh3_64_intdigest(response.encode())

@@ -1,0 +1,226 @@
+"""The fingerprint of a reward model: everything a reward depends on, in resolved values, without loading the model.
+
+No torch here: a run whose scores all exist must not pay for an import, let alone for weights.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+SCORING_VERSION = 1
+"""Raised by hand whenever the same model and text give other rewards; `tests/rm/test_golden.py` stands guard."""
+
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+_NO_LIMIT = 1_000_000  # tokenizers say 1e30 where they have no limit
+
+
+class ModelError(Exception):
+    """A model that cannot be used; the message names the path, what was expected, and the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelIdentity:
+    """Resolved values that decide a reward; `fingerprint()` is their hash."""
+
+    weights: dict[str, str]
+    tokenizer: dict[str, str]
+    max_length: int
+    too_long: str
+    dtype: str
+    scoring_version: int = SCORING_VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def fingerprint(self, **context: object) -> str:
+        """24 hex digits over this identity and `context` (the input mapping, say)."""
+        fields = {"model": self.to_json(), **context}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def resolve_model(path: str, revision: str | None = None) -> Path:
+    """The local directory of a model: `path` itself, or the hub snapshot of that id (downloaded on first use).
+
+    Raises `ModelError` where it is neither, or holds no safetensors weights.
+    """
+    directory = Path(path).expanduser()
+    if not directory.is_dir():
+        if directory.exists() or path.startswith((".", "/", "~")) or path.count("/") != 1:
+            raise ModelError(f"model.path {path!r} is not a directory; give a model directory or a hub id 'owner/name'")
+        directory = _hub_snapshot(path, revision)
+    elif revision is not None:
+        raise ModelError(f"model.revision {revision!r} is only for hub ids, and {path!r} is a directory; remove it")
+    if not (directory / "config.json").is_file():
+        raise ModelError(f"model.path {path!r} has no config.json; give a directory written by save_pretrained")
+    if not any(directory.glob("*.safetensors")):
+        pickled = sorted(file.name for file in directory.glob("pytorch_model*.bin"))
+        if pickled:
+            raise ModelError(
+                f"model.path {path!r} holds pickled weights ({pickled[0]}), which can run code when they are loaded; "
+                "convert them once with transformers: model.save_pretrained(DIR, safe_serialization=True)"
+            )
+        raise ModelError(f"model.path {path!r} has no weights: expected *.safetensors beside config.json")
+    return directory
+
+
+def _hub_snapshot(repo_id: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=[*_WEIGHTS, "*.json", *_TOKENIZER]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"model.path {repo_id!r} is not a local directory and could not be had from the hub "
+            f"({type(error).__name__}); check the id, the network, and HF_TOKEN for a gated model"
+        ) from error
+
+
+def identify(directory: Path, *, max_length: int, too_long: str, dtype: str) -> ModelIdentity:
+    """The identity of a local model directory; hashes are cached by path, size and modification time.
+
+    `dtype` must be resolved (see `resolve_dtype`); `max_length` is what the user asked for.
+    """
+    return ModelIdentity(
+        weights=_hashes(directory, ("config.json", *_WEIGHTS)),
+        tokenizer=_hashes(directory, _TOKENIZER),
+        max_length=effective_max_length(directory, max_length),
+        too_long=too_long,
+        dtype=dtype,
+    )
+
+
+def effective_max_length(directory: Path, requested: int) -> int:
+    """The least of what was asked for, the model's positions, and the tokenizer's limit, in tokens."""
+    limits = [requested]
+    config = _read_json(directory / "config.json")
+    for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        positions = config.get(key)
+        if isinstance(positions, int) and positions > 0:
+            # RoBERTa and its kin number positions from padding_idx + 1
+            offset = config.get("pad_token_id", 0) + 1 if config.get("model_type") in _OFFSET_POSITIONS else 0
+            limits.append(positions - offset)
+    limit = _read_json(directory / "tokenizer_config.json").get("model_max_length")
+    if isinstance(limit, int | float) and 0 < limit < _NO_LIMIT:
+        limits.append(int(limit))
+    return min(limits)
+
+
+_OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "longformer", "mpnet"}
+
+
+def resolve_dtype(requested: str) -> str:
+    """`auto` as what this machine's accelerator calls for: bfloat16 where it is native, else float32.
+
+    Asked on the machine that plans, then frozen in the plan, so that every worker computes in the same type.
+    """
+    if requested != "auto":
+        return requested
+    return "bfloat16" if _cuda_compute_capability() >= 8 else "float32"
+
+
+def _cuda_compute_capability() -> int:
+    """Major compute capability of the first CUDA device, 0 without one; through the driver, not through torch."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count, major = ctypes.c_int(0), ctypes.c_int(0)
+    if cuda.cuInit(0) != 0 or cuda.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
+        return 0
+    compute_capability_major = 75
+    if cuda.cuDeviceGetAttribute(ctypes.byref(major), compute_capability_major, 0) != 0:
+        return 0
+    return major.value
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is not valid JSON; restore it from the model's source") from error
+    return value if isinstance(value, dict) else {}
+
+
+def _hashes(directory: Path, patterns: tuple[str, ...]) -> dict[str, str]:
+    files = {file for pattern in patterns for file in directory.glob(pattern)}
+    with _HashCache() as cache:
+        return {file.name: cache.sha256(file) for file in sorted(files)}
+
+
+class _HashCache:
+    """sha256 of files, kept in the user's cache directory by path, size and modification time."""
+
+    def __init__(self) -> None:
+        root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        self._path = Path(root) / "bestkept" / "sha256.json"
+        self._known: dict[str, str] = {}
+        self._changed = False
+
+    def __enter__(self) -> _HashCache:
+        try:
+            self._known = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            self._known = {}  # a cache: unreadable means empty
+        return self
+
+    def sha256(self, file: Path) -> str:
+        real = file.resolve()
+        status = real.stat()
+        key = f"{real}|{status.st_size}|{status.st_mtime_ns}"
+        if key not in self._known:
+            with real.open("rb") as stream:
+                self._known[key] = hashlib.file_digest(stream, "sha256").hexdigest()
+            self._changed = True
+        return self._known[key]
+
+    def __exit__(self, *_: object) -> None:
+        if not self._changed:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=self._path.parent, delete=False, encoding="utf-8") as file:
+                json.dump(self._known, file)
+            os.replace(file.name, self._path)
+        except OSError:
+            return  # a read-only home costs a rehash next time, nothing else
+
+
+def tensor_shapes(directory: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of all tensors in the directory's safetensors files, read from their headers alone."""
+    for file in sorted(directory.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            if size > file.stat().st_size:
+                raise ModelError(f"{file} is cut or not a safetensors file; fetch it again")
+            try:
+                header: dict[str, Any] = json.loads(stream.read(size))
+            except ValueError as error:
+                raise ModelError(f"{file} is cut or not a safetensors file; fetch it again") from error
+        header.pop("__metadata__", None)
+        if file.stat().st_size != 8 + size + max((entry["data_offsets"][1] for entry in header.values()), default=0):
+            raise ModelError(f"{file} is cut or not a safetensors file; fetch it again")
+        for name, entry in header.items():
+            yield name, tuple(entry["shape"])

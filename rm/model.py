@@ -1,0 +1,268 @@
+"""A pretrained backbone with one scalar head: strict loading, initialisation for training, ordinary checkpoints.
+
+Everything goes through `AutoModelForSequenceClassification`, so that a checkpoint of ours is a checkpoint for everyone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from rm.identity import ModelError, tensor_shapes
+
+_HEAD_ALIASES = ("score", "classifier", "reward_head", "regression_head", "value_head", "v_head", "v_head.summary")
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class RewardModel(nn.Module):
+    """`forward(input_ids [B, T], lengths [B], token_type_ids [B, T] | None) -> rewards [B]`, float32.
+
+    Rows are padded on the right and independent of their neighbours: the reward of a row is what
+    `AutoModelForSequenceClassification(...).logits[:, 0]` gives for that row alone. For a causal backbone that is the
+    head on the last token that is not the model's pad token, also where pad and eos are one token.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.causal = is_causal(model)
+
+    def forward(
+        self, input_ids: torch.Tensor, lengths: torch.Tensor, token_type_ids: torch.Tensor | None = None
+    ) -> Any:
+        mask = torch.arange(input_ids.shape[1], device=input_ids.device) < lengths[:, None]  # [B, T]
+        inputs = {"input_ids": input_ids, "attention_mask": mask.long()}
+        if token_type_ids is not None:
+            inputs["token_type_ids"] = token_type_ids
+        if not self.causal:
+            return self.model(**inputs).logits[:, 0].float()
+        hidden = self.model.base_model(**inputs, use_cache=False)[0]  # [B, T, H]
+        pad = self.model.config.get_text_config().pad_token_id
+        counted = mask if pad is None else mask & (input_ids != pad)
+        steps = torch.arange(input_ids.shape[1], device=input_ids.device)
+        last = (steps * counted).argmax(-1)  # [B]; transformers' own pooling rule, on the row without its padding
+        pooled = hidden[torch.arange(len(last), device=hidden.device), last]  # [B, H]
+        return self.model.score(pooled)[:, 0].float()
+
+
+def is_causal(model: Any) -> bool:
+    """Whether the head reads the last token (`score`, as the causal classes name it) or a pooled one."""
+    return isinstance(getattr(model, "score", None), nn.Linear)
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """The tokenizer beside the weights. Raises `ModelError` where it is missing or not a fast one."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"{directory} has no usable tokenizer ({type(error).__name__}); save it beside the weights"
+        ) from error
+    if not tokenizer.is_fast:
+        raise ModelError(f"{directory} has only a slow tokenizer; save it once with AutoTokenizer(..., use_fast=True)")
+    return tokenizer
+
+
+def load_for_scoring(directory: Path, *, dtype: str, device: str) -> RewardModel:
+    """A trained reward model, every weight of it from the checkpoint.
+
+    Raises `ModelError` for a missing or unexpected weight, a head of unknown name, or more than one output:
+    transformers itself would draw a missing head at random and go on.
+    """
+    config = _config(directory)
+    shapes = dict(tensor_shapes(directory))
+    with torch.device("meta"):
+        empty = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+    stored, mapping = _stored_head(shapes, _head_name(empty))
+    outputs = shapes[stored][0] if stored else 1  # no head at all: said below, with the names
+    if outputs != 1:
+        raise ModelError(
+            f"model.path {str(directory)!r} has {outputs} outputs; a reward model has exactly 1 "
+            "(num_labels: 1 in config.json); choose another checkpoint or train one with `bestkept train`"
+        )
+    with quiet_transformers():
+        try:
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                str(directory),
+                num_labels=1,
+                dtype=_DTYPES[dtype],
+                key_mapping=mapping or None,
+                output_loading_info=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,
+            )
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise ModelError(
+                f"model.path {str(directory)!r} cannot be loaded ({type(error).__name__}: {error})"
+            ) from error
+    _check_complete(directory, model, info)
+    for parameter in _head(model).parameters():
+        parameter.data = parameter.data.float()
+    return RewardModel(_Float32Head.wrap(model)).to(device).eval()
+
+
+def load_backbone_for_training(directory: Path) -> RewardModel:
+    """A pretrained backbone under a new scalar head, dropout off, in float32.
+
+    The head is one linear layer without bias (a shift of all rewards changes no comparison), drawn with
+    std 1/sqrt(H + 1) (Stiennon et al. 2020, appendix). A checkpoint that has a one-output head keeps it.
+    Raises `ModelError` where any weight of the backbone is missing.
+    """
+    config = _config(directory)
+    config.num_labels = 1
+    for key, value in config.to_dict().items():
+        if isinstance(value, float) and ("dropout" in key or key.endswith("_pdrop")):
+            setattr(config, key, 0.0)
+    with quiet_transformers():
+        try:
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                str(directory),
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,
+            )
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise ModelError(
+                f"model.path {str(directory)!r} cannot be loaded ({type(error).__name__}: {error})"
+            ) from error
+    head = _head(model)
+    new = {name for name, _ in model.named_parameters() if name.startswith(_head_name(model).removesuffix(".weight"))}
+    absent = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    # encoders may come without their pooler, which then trains from its initialisation together with the head
+    lost = sorted(key for key in absent - new if "pooler" not in key)
+    if lost:
+        raise ModelError(
+            f"model.path {str(directory)!r} lacks {len(lost)} backbone weights ({_names(lost)}); fetch it again"
+        )
+    if absent & new:
+        nn.init.normal_(head.weight, std=1 / math.sqrt(head.in_features + 1))
+    if head.bias is not None:
+        nn.init.zeros_(head.bias)
+        head.bias.requires_grad_(False)
+    return RewardModel(model)
+
+
+def ensure_distinct_pad(model: Any, tokenizer: Any) -> None:
+    """Give a causal model a pad token that is not its eos, in model and tokenizer.
+
+    With pad == eos, transformers pools before the closing eos, which silently shifts rewards.
+    """
+    if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        unk = tokenizer.unk_token
+        if unk is not None and unk not in (tokenizer.eos_token, tokenizer.bos_token):
+            tokenizer.pad_token = unk
+        else:
+            tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+            if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+                model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    model.config.pad_token_id = tokenizer.pad_token_id
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' load report and bars off the terminal; what they say is checked here and raised."""
+    logger, verbosity = logging.getLogger("transformers"), transformers.logging.get_verbosity()
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity(logging.CRITICAL)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
+        logger.setLevel(verbosity)
+
+
+class _Float32Head(nn.Linear):
+    """A linear head that computes in float32, whatever type the backbone's hidden states have."""
+
+    @classmethod
+    def wrap(cls, model: Any) -> Any:
+        _head(model).__class__ = cls
+        return model
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input.float())
+
+
+def _config(directory: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(str(directory), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"model.path {str(directory)!r} has a config.json that transformers {transformers.__version__} cannot use "
+            f"without remote code ({type(error).__name__}); choose a natively supported architecture"
+        ) from error
+
+
+def _head_name(model: Any) -> str:
+    """The name of the head's weight in this class: the one linear layer outside the backbone with `num_labels` rows."""
+    prefix = f"{model.base_model_prefix}."
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and not name.startswith(prefix)
+        and module.out_features == model.config.num_labels
+    ]
+    if not names:
+        raise ModelError(
+            f"{type(model).__name__} has no linear scalar head; choose a sequence-classification architecture"
+        )
+    return f"{names[-1]}.weight"
+
+
+def _head(model: Any) -> Any:
+    return model.get_submodule(_head_name(model).removesuffix(".weight"))
+
+
+def _stored_head(shapes: dict[str, tuple[int, ...]], head: str) -> tuple[str | None, dict[str, str]]:
+    """The head's name in the checkpoint (None: not there), and the renaming (regular expression → name) it needs."""
+    if head in shapes:
+        return head, {}
+    stem = head.removesuffix(".weight")
+    for alias in _HEAD_ALIASES:
+        if f"{alias}.weight" in shapes:
+            pattern = alias.replace(".", r"\.")
+            return f"{alias}.weight", {rf"^{pattern}\.(weight|bias)$": rf"{stem}.\1"}
+    return None, {}
+
+
+def _check_complete(directory: Path, model: Any, info: dict[str, Any]) -> None:
+    missing = sorted(info["missing_keys"])
+    unexpected = sorted(info["unexpected_keys"])
+    mismatched = sorted(key for key, *_ in info["mismatched_keys"])
+    if not (missing or unexpected or mismatched):
+        return
+    head = _head_name(model)
+    problems = [f"missing {_names(missing)}"] if missing else []
+    problems += [f"unexpected {_names(unexpected)}"] if unexpected else []
+    problems += [f"wrong shape {_names(mismatched)}"] if mismatched else []
+    remedy = (
+        f"its scalar head must be stored as {head!r} (known other names: {', '.join(_HEAD_ALIASES)}); "
+        "a base model becomes a reward model with `bestkept train`"
+        if head in missing
+        else "the files do not belong to this architecture; fetch the checkpoint again"
+    )
+    raise ModelError(
+        f"model.path {str(directory)!r} does not fill {type(model).__name__}: {'; '.join(problems)}; {remedy}"
+    )
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -1,0 +1,160 @@
+"""Conversation → token ids: what exactly the reward model reads.
+
+One of three ways, decided by the tokenizer and model alone:
+
+- `chat`: the tokenizer's chat template renders the whole conversation;
+- `pair`: an encoder without a template reads the tokenizer's own pair encoding `tokenizer(prompt, response)`;
+- `plain`: `prompt + "\\n\\n" + response + eos`.
+
+In the last two, a prompt of several turns is written as `System:` / `Human:` / `Assistant:` paragraphs.
+Prompt and response are always tokenised jointly: tokenising them apart gives other tokens at some joins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from rm.conversations import Conversation, UnusableError, to_messages
+
+_SPEAKER = {"system": "System", "user": "Human", "assistant": "Assistant"}
+
+
+class Encoded(NamedTuple):
+    """One prompt and response as the model reads them."""
+
+    ids: list[int]
+    types: list[int] | None  # token type ids, for the encoders that have them
+    prompt_tokens: int  # special and template tokens count to the prompt
+    response_tokens: int
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class Template:
+    """Encodes responses to prompts for one tokenizer.
+
+    `max_length` is the effective limit in tokens; a longer conversation loses its oldest turns whole (the system turn is
+    kept), then the left of the remaining prompt, and a response too long by itself is cut at its end, the template's
+    closing tokens kept. With `too_long="reject"` nothing is cut, and `encode` raises `UnusableError("too_long")`.
+    """
+
+    tokenizer: Any
+    kind: str
+    max_length: int
+    too_long: str
+
+    @classmethod
+    def of(cls, tokenizer: Any, *, causal: bool, max_length: int, too_long: str) -> Template:
+        """The way that fits this tokenizer: its chat template, else pair (encoder) or plain."""
+        if getattr(tokenizer, "chat_template", None):
+            return cls(tokenizer, "chat", max_length, too_long)
+        return cls(tokenizer, "plain" if causal else "pair", max_length, too_long)
+
+    def render(self, prompt: Conversation, response: str) -> tuple[str, str | None]:
+        """The text handed to the tokenizer, and its pair text where the tokenizer reads two."""
+        if self.kind == "chat":
+            try:
+                text = self.tokenizer.apply_chat_template(to_messages(prompt, response), tokenize=False)
+            except Exception as error:  # templates raise whatever their author wrote (roles must alternate, ...)
+                raise UnusableError("template_error") from error
+            return text, None
+        if self.kind == "pair":
+            return prompt_text(prompt), response
+        return f"{prompt_text(prompt)}\n\n{response}{self.tokenizer.eos_token or ''}", None
+
+    def encode(self, prompt: Conversation, response: str) -> Encoded:
+        """Token ids of one sample, at most `max_length` of them. Raises `UnusableError`."""
+        encoded, spans = self._tokenize(prompt, response)
+        if len(encoded.ids) <= self.max_length:
+            return encoded
+        if self.too_long == "reject":
+            raise UnusableError("too_long")
+        head = prompt[:1] if prompt[0][0] == "system" else ()
+        for first in range(len(head) + 1, len(prompt)):
+            kept = (*head, *prompt[first:])
+            try:
+                shorter, shorter_spans = self._tokenize(kept, response)
+            except UnusableError:
+                continue  # a template may refuse to start with the assistant's turn; drop one turn more
+            encoded, spans = shorter, shorter_spans
+            if len(encoded.ids) <= self.max_length:
+                return encoded._replace(truncated=True)
+        return self._cut(encoded, spans)
+
+    def _cut(self, encoded: Encoded, spans: _Spans) -> Encoded:
+        """Drop tokens at the left of the prompt's last turn, then at the end of the response."""
+        excess = len(encoded.ids) - self.max_length
+        from_prompt = min(excess, spans.prompt_end - spans.prompt_start)
+        from_response = min(excess - from_prompt, spans.response_end - spans.response_start)
+        if excess > from_prompt + from_response:
+            raise UnusableError("too_long")  # the template alone is longer than the model
+        cuts = (
+            slice(spans.prompt_start, spans.prompt_start + from_prompt),
+            slice(spans.response_end - from_response, spans.response_end),
+        )
+        ids, types = list(encoded.ids), None if encoded.types is None else list(encoded.types)
+        for cut in sorted(cuts, key=lambda piece: -piece.start):
+            del ids[cut]
+            if types is not None:
+                del types[cut]
+        return Encoded(
+            ids, types, encoded.prompt_tokens - from_prompt, encoded.response_tokens - from_response, truncated=True
+        )
+
+    def _tokenize(self, prompt: Conversation, response: str) -> tuple[Encoded, _Spans]:
+        first, second = self.render(prompt, response)
+        own_specials = self.kind == "chat"  # the rendered template already holds them: no doubled BOS
+        batch = self.tokenizer(first, second, add_special_tokens=not own_specials, verbose=False)
+        encoding = batch.encodings[0]
+        ids = list(encoding.ids)
+        types = list(encoding.type_ids) if "token_type_ids" in self.tokenizer.model_input_names else None
+        if second is not None:
+            spans = _pair_spans(encoding)
+        else:
+            at = first.rfind(response.strip())
+            if at < 0:  # the template dropped part of the response; it can be scored, but not cut
+                spans = _Spans(0, 0, len(ids), len(ids))
+            else:
+                content = prompt[-1][1].strip()
+                prompt_at = first.rfind(content, 0, at)
+                spans = _Spans(
+                    *(_token_span(encoding, prompt_at, prompt_at + len(content)) if prompt_at >= 0 else (0, 0)),
+                    *_token_span(encoding, at, at + len(response.strip())),
+                )
+        response_tokens = spans.response_end - spans.response_start
+        return Encoded(ids, types, len(ids) - response_tokens, response_tokens, truncated=False), spans
+
+
+class _Spans(NamedTuple):
+    """Half-open token ranges: the content of the prompt's last turn (or whole prompt), and of the response."""
+
+    prompt_start: int
+    prompt_end: int
+    response_start: int
+    response_end: int
+
+
+def prompt_text(prompt: Conversation) -> str:
+    """A prompt as plain text: a lone user turn as it is, several turns as speaker-marked paragraphs."""
+    if len(prompt) == 1 and prompt[0][0] == "user":
+        return prompt[0][1]
+    return "\n\n".join(f"{_SPEAKER[role]}: {content}" for role, content in prompt)
+
+
+def _pair_spans(encoding: Any) -> _Spans:
+    sequence: Sequence[int | None] = encoding.sequence_ids
+    bounds: list[int] = []
+    for part in (0, 1):
+        count = sequence.count(part)
+        start = sequence.index(part) if count else 0
+        bounds += [start, start + count]
+    return _Spans(*bounds)
+
+
+def _token_span(encoding: Any, start: int, end: int) -> tuple[int, int]:
+    """The tokens that cover the characters [start, end)."""
+    first = next((t for c in range(start, end) if (t := encoding.char_to_token(c)) is not None), None)
+    last = next((t for c in range(end - 1, start - 1, -1) if (t := encoding.char_to_token(c)) is not None), None)
+    return (0, 0) if first is None or last is None else (first, last + 1)

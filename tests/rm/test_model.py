@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import save_causal, save_encoder, word_tokenizer
+from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
+
+from rm.identity import ModelError, resolve_model
+from rm.model import ensure_distinct_pad, load_backbone_for_training, load_for_scoring
+
+
+def rename(directory, changes):
+    """Rewrite the checkpoint's tensor names; None drops a tensor."""
+    file = directory / "model.safetensors"
+    tensors = {changes.get(name, name): tensor for name, tensor in load_file(file).items() if changes.get(name, name)}
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def score_weight(directory):
+    return load_for_scoring(directory, dtype="float32", device="cpu").model.score.weight
+
+
+def test_a_missing_head_is_an_error_not_a_random_head(tmp_path):
+    directory = save_causal(tmp_path)
+    rename(directory, {"score.weight": None})
+    with pytest.raises(ModelError, match=r"missing score\.weight.*bestkept train"):
+        load_for_scoring(directory, dtype="float32", device="cpu")
+
+
+@pytest.mark.parametrize(
+    "alias", ["classifier.weight", "v_head.summary.weight", "value_head.weight", "reward_head.weight"]
+)
+def test_known_head_names_are_mapped(tmp_path, alias):
+    directory = save_causal(tmp_path)
+    expected = load_file(directory / "model.safetensors")["score.weight"]
+    rename(directory, {"score.weight": alias})
+    assert torch.equal(score_weight(directory), expected)
+
+
+def test_an_unknown_head_name_is_named_in_the_error(tmp_path):
+    directory = save_causal(tmp_path)
+    rename(directory, {"score.weight": "my_head.weight"})
+    with pytest.raises(ModelError, match=r"missing score\.weight; unexpected my_head\.weight.*known other names"):
+        load_for_scoring(directory, dtype="float32", device="cpu")
+
+
+def test_a_missing_backbone_weight_is_an_error(tmp_path):
+    directory = save_causal(tmp_path)
+    rename(directory, {"model.layers.1.mlp.up_proj.weight": None})
+    with pytest.raises(ModelError, match=r"missing model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_for_scoring(directory, dtype="float32", device="cpu")
+
+
+def test_two_outputs_are_refused(tmp_path):
+    directory = save_encoder(tmp_path, labels=2)
+    with pytest.raises(ModelError, match="has 2 outputs"):
+        load_for_scoring(directory, dtype="float32", device="cpu")
+
+
+def test_two_outputs_are_refused_whatever_the_config_says(tmp_path):
+    directory = save_encoder(tmp_path, labels=2)
+    config = json.loads((directory / "config.json").read_text())
+    config["id2label"], config["label2id"] = {"0": "LABEL_0"}, {"LABEL_0": 0}
+    (directory / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="has 2 outputs"):
+        load_for_scoring(directory, dtype="float32", device="cpu")
+
+
+def test_a_cut_checkpoint_is_an_error(tmp_path):
+    directory = save_causal(tmp_path)
+    file = directory / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="is cut"):
+        load_for_scoring(directory, dtype="float32", device="cpu")
+
+
+def test_head_computes_in_float32_under_bfloat16_weights(tmp_path):
+    model = load_for_scoring(save_causal(tmp_path), dtype="bfloat16", device="cpu")
+    assert model.model.score.weight.dtype == torch.float32
+    assert model.model.model.embed_tokens.weight.dtype == torch.bfloat16
+    rewards = model(torch.tensor([[7, 8, 9]]), torch.tensor([3]))
+    assert rewards.dtype == torch.float32
+
+
+def test_pickled_weights_are_refused_with_the_way_to_convert(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(ModelError, match=r"pickled.*safe_serialization"):
+        resolve_model(str(tmp_path))
+
+
+def test_a_directory_without_weights_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match="has no weights"):
+        resolve_model(str(tmp_path))
+    with pytest.raises(ModelError, match="not a directory"):
+        resolve_model(str(tmp_path / "nowhere"))
+
+
+def test_an_unreachable_hub_id_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    with pytest.raises(ModelError, match="could not be had from the hub"):
+        resolve_model("nobody/no-such-model")
+
+
+def test_new_head_has_the_documented_spread_and_no_bias(tmp_path):
+    torch.manual_seed(0)
+    tokenizer = word_tokenizer(pair=True)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=1024, num_hidden_layers=1, num_attention_heads=4, intermediate_size=8
+    )
+    BertModel(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    head = load_backbone_for_training(tmp_path).model.classifier
+    assert head.weight.std().item() == pytest.approx(1 / math.sqrt(1025), rel=0.1)
+    assert head.bias.item() == 0
+    assert not head.bias.requires_grad
+
+
+def test_dropout_is_off_for_training(tmp_path):
+    model = load_backbone_for_training(save_encoder(tmp_path)).model
+    assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0.0}
+
+
+def test_a_damaged_backbone_is_not_trained(tmp_path):
+    directory = save_encoder(tmp_path)
+    rename(directory, {"bert.encoder.layer.0.output.dense.weight": None})
+    with pytest.raises(ModelError, match="lacks 1 backbone weights"):
+        load_backbone_for_training(directory)
+
+
+def test_pad_is_made_distinct_from_eos(tmp_path):
+    directory = save_causal(tmp_path, pad="</s>")
+    model = AutoModelForSequenceClassification.from_pretrained(directory)
+    tokenizer = word_tokenizer(pair=False)
+    tokenizer.pad_token = "</s>"
+    ensure_distinct_pad(model, tokenizer)
+    assert tokenizer.pad_token == "[UNK]"
+    assert model.config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
+    tokenizer.pad_token, tokenizer.unk_token = "</s>", "</s>"
+    ensure_distinct_pad(model, tokenizer)
+    assert tokenizer.pad_token == "<|pad|>"
+    assert tokenizer.pad_token_id < model.get_input_embeddings().weight.shape[0]

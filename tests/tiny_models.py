@@ -1,0 +1,90 @@
+"""Models of a few thousand parameters with a word-level tokenizer: real code paths in milliseconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+WORDS = """
+the a of to and in is it you that he was for on are with as his they be at one have this from or had by hot but some
+what there we can out other were all your when up use word how said an each she which do their time if will way about
+many then them would write like so these her long make thing see him two three has look more day could go good bad
+reply short prompt answer number human assistant
+""".split()
+
+
+def word_tokenizer(*, pair: bool) -> Any:
+    """One token per word or character; `pair` gives BERT's `[CLS] A [SEP] B [SEP]` with token types."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>"]
+    characters = [chr(code) for code in range(33, 127)]
+    vocabulary = {word: index for index, word in enumerate(dict.fromkeys([*specials, *WORDS, *characters, "Ġ"]))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]"), "removed", invert=True)
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "eos_token": "</s>", "bos_token": "<s>"}
+    if pair:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
+        names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    extra = {"additional_special_tokens": ["<|user|>", "<|assistant|>", "<|system|>"]} if not pair else {}
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **names, **extra)
+    wrapped.model_input_names = ["input_ids", *(["token_type_ids"] if pair else []), "attention_mask"]
+    return wrapped
+
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|> {{ m['content'] | trim }} {{ eos_token }}{% endfor %}"
+)
+
+
+def save_encoder(directory: Path, *, labels: int = 1, seed: int = 0) -> Path:
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    tokenizer = word_tokenizer(pair=True)
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        num_labels=labels,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.3,
+    )
+    BertForSequenceClassification(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def save_causal(directory: Path, *, chat: bool = False, pad: str | None = "[PAD]", seed: int = 0) -> Path:
+    import torch
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    tokenizer = word_tokenizer(pair=False)
+    tokenizer.pad_token = pad
+    if chat:
+        tokenizer.chat_template = CHAT_TEMPLATE
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        num_labels=1,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.3,
+    )
+    LlamaForSequenceClassification(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
