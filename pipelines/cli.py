@@ -1,0 +1,129 @@
+"""The `bestkept` command: a thin shell. Every heavy import happens inside the command that needs it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from pipelines.config import RunConfig
+    from pipelines.curate import Outcome
+
+app = typer.Typer(
+    name="bestkept",
+    help="Train a Bradley-Terry reward model, score a corpus with it, keep the best responses.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+_ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML configuration file.")]
+_Extra = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY.SUB=VALUE]... [--BEAM-FLAG]...", help="Overrides of the file, and options for Beam."),
+]
+
+
+@app.command(context_settings=_PASS_ON)
+def run(config: _ConfigPath, extra: _Extra = None) -> None:
+    """Score a corpus and keep the best: everything from input files to the finished data set."""
+    settings, flags = _run_config(config, extra)
+    from pipelines import curate
+
+    _show(settings, lambda: curate.curate(settings, flags, scorer=curate.default_scorer(settings)))
+
+
+@app.command(context_settings=_PASS_ON)
+def score(config: _ConfigPath, extra: _Extra = None) -> None:
+    """Score a corpus and stop; what is scored already is not scored again."""
+    settings, flags = _run_config(config, extra)
+    from pipelines import curate
+
+    _show(settings, lambda: curate.score(settings, flags, scorer=curate.default_scorer(settings)))
+
+
+@app.command(context_settings=_PASS_ON)
+def select(config: _ConfigPath, extra: _Extra = None) -> None:
+    """Select and export from scores that are there; loads no model."""
+    settings, flags = _run_config(config, extra)
+    from pipelines import curate
+
+    _show(settings, lambda: curate.curate(settings, flags, scorer=None))
+
+
+@app.command(context_settings=_PASS_ON)
+def train(config: _ConfigPath, extra: _Extra = None) -> None:
+    """Train a Bradley-Terry reward model on preferences."""
+    from pipelines.config import TrainConfig, load
+    from pipelines.errors import ConfigError
+    from pipelines.training import run_training
+
+    overrides, flags = split_arguments(extra or [])
+    if flags:
+        raise ConfigError(f"unknown option {flags[0]}; `bestkept train` takes key.sub=value overrides only")
+    run_training(load(TrainConfig, config, overrides))
+
+
+def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """(our overrides, Beam's flags): a word after `--flag` without `=` is that flag's value."""
+    overrides: list[str] = []
+    flags: list[str] = []
+    for word in arguments:
+        if word.startswith("--"):
+            flags.append(word)
+        elif flags and "=" not in word and "=" not in flags[-1]:
+            flags[-1] = f"{flags[-1]}={word}"
+        else:
+            overrides.append(word)
+    return overrides, flags
+
+
+def _run_config(path: str, extra: list[str] | None) -> tuple[RunConfig, list[str]]:
+    from pipelines.config import RunConfig, load
+    from pipelines.display import quieten
+
+    quieten()
+    overrides, flags = split_arguments(extra or [])
+    return load(RunConfig, path, overrides), flags
+
+
+def _show(settings: RunConfig, work: Any) -> None:
+    from pipelines.display import closing_table, progress_shown
+
+    with progress_shown(settings):
+        outcome: Outcome = work()
+    closing_table(settings, outcome)
+
+
+def _terminate(*_: object) -> NoReturn:
+    from pipelines.errors import Exit
+
+    sys.stderr.write("bestkept: terminated; what is scored stays, and the same command again goes on from there\n")
+    sys.stderr.flush()
+    import os
+
+    os._exit(int(Exit.TERMINATED))
+
+
+def main() -> None:
+    """Entry point: run the command, and end with a documented exit code and a one-line error."""
+    from pipelines.errors import BestkeptError
+
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app()
+    except BestkeptError as error:
+        sys.stderr.write(f"bestkept: {error.message}\n")
+        sys.exit(int(error.exit_code))
+    except KeyboardInterrupt:
+        sys.stderr.write("bestkept: interrupted; the same command again goes on from there\n")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""The whole graph in one screen: plan → score → select → export → finish.
+
+`run` is all of it; `score` ends after scoring; `select` starts from score files that are there. Read this first.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import apache_beam as beam
+
+from pipelines import progress
+from pipelines.config import RunConfig
+from pipelines.errors import StorageError, from_text
+from pipelines.export import Export
+from pipelines.finish import Finish, selection_settings
+from pipelines.plan import Plan, make_plan
+from pipelines.runners import pipeline_options, runner_of
+from pipelines.score import LoadScorer, ScoreCorpus, ScorerFactory
+from pipelines.selection import Select, Totals, check_limits, sum_totals, totals_of
+from pipelines.storage import manifest, publish
+from pipelines.storage.files import absolute, join, read_bytes
+
+log = logging.getLogger(__name__)
+
+PARTITIONS = 16  # of the key space; the result does not depend on it
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command ends with."""
+
+    plan: Plan
+    manifest: dict[str, Any] | None  # of `run` and `select`
+    totals: dict[str, Any]  # of `score`
+    secs: float
+    already_complete: bool = False
+
+
+def build(pipeline: Any, config: RunConfig, plan_path: str, scorer: ScorerFactory | None) -> None:
+    """The graph of `run` (with a scorer) and of `select` (without)."""
+    scored = pipeline | "Score" >> ScoreCorpus(plan_path, scores_path(config), scorer)
+    selected = scored | "Select" >> Select(
+        config.select, config.limits, partitions=PARTITIONS, with_schemas=config.output.shape == "original"
+    )
+    shards = selected | "Export" >> Export(plan_path, config.path, config.output.shape, config.output.rows_per_shard)
+    _ = {**selected, "shards": shards} | "Finish" >> Finish(plan_path, config)
+
+
+def curate(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory | None) -> Outcome:
+    """Run the whole graph; without a `scorer`, select from scores that are there. Raises `BestkeptError`."""
+    config, started = located(config), time.monotonic()
+    options, runner = pipeline_options(config.runner, flags), runner_of(config.runner)
+    plan = make_plan(config)
+    manifest.claim(config.path, plan=plan.hash, selection=manifest.digest(selection_settings(config)))
+    done = manifest.complete(config.path)
+    if done is not None:
+        check_limits(Totals.from_json({**done["counts"], "rejected": done["rejected"]}), config.limits)
+        return Outcome(plan, done, {}, time.monotonic() - started, already_complete=True)
+    plan_path = plan.save(scores_path(config))
+    log.info("curating %d files, fingerprint %s", len(plan.files), plan.fingerprint)
+    pipeline = beam.Pipeline(runner=runner, options=options)
+    build(pipeline, config, plan_path, scorer)
+    execute(pipeline)
+    return Outcome(plan, manifest.read_manifest(config.path), {}, time.monotonic() - started)
+
+
+def score(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory) -> Outcome:
+    """Score the corpus and stop. Raises `BestkeptError`, for too many rejected rows too."""
+    config, started = located(config), time.monotonic()
+    options, runner = pipeline_options(config.runner, flags), runner_of(config.runner)
+    plan = make_plan(config)
+    plan_path = plan.save(scores_path(config))
+    summary = join(scores_path(config), plan.fingerprint, f"totals-{plan.hash[:32]}.json")
+    pipeline = beam.Pipeline(runner=runner, options=options)
+    _ = (
+        pipeline
+        | "Score" >> ScoreCorpus(plan_path, scores_path(config), scorer)
+        | "CountRows" >> beam.Map(totals_of)
+        | "SumTotals" >> beam.CombineGlobally(sum_totals)
+        | "PublishTotals" >> beam.Map(publish_totals, summary)
+    )
+    execute(pipeline)
+    totals = Totals.from_json(json.loads(read_bytes(summary) or b"{}"))
+    check_limits(totals, config.limits)
+    return Outcome(plan, None, totals.to_json(), time.monotonic() - started)
+
+
+def publish_totals(totals: Totals, path: str) -> None:
+    publish.create_or_equal(path, manifest.to_json(totals.to_json()))
+
+
+def scores_path(config: RunConfig) -> str:
+    return absolute(config.scores_path)
+
+
+def located(config: RunConfig) -> RunConfig:
+    """The configuration with local paths made absolute: workers need not share the launcher's directory."""
+    output = config.output.model_copy(update={"path": absolute(config.path)})
+    return config.model_copy(update={"output": output})
+
+
+def default_scorer(config: RunConfig) -> ScorerFactory:
+    return LoadScorer(config.model.tokens_per_batch)
+
+
+def execute(pipeline: Any) -> None:
+    """Run to the end; a `BestkeptError` raised on a worker is raised here. Raises `StorageError` for anything else."""
+    progress.stage("scoring")
+    try:
+        pipeline.run().wait_until_finish()
+    except Exception as error:
+        known = from_text(str(error))
+        if known is not None:
+            raise known from None
+        raise StorageError(
+            f"the pipeline failed ({type(error).__name__}); details are in the log; what is scored stays, "
+            "and the same command again goes on from there"
+        ) from error

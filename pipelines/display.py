@@ -1,0 +1,159 @@
+"""What a run shows: a progress bar on a terminal, plain lines elsewhere, and a closing table."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from pipelines import progress
+from pipelines.config import RunConfig
+
+if TYPE_CHECKING:
+    from pipelines.curate import Outcome
+
+_LINE_EVERY_SECS = 15.0
+_REFRESH_SECS = 0.25
+
+
+def quieten() -> None:
+    """Keep the libraries' chatter off the terminal; our own log lines and every error still show."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    warnings.filterwarnings("ignore")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    for name in ("pipelines", "rm"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    for name in ("apache_beam", "transformers", "datasets", "httpx", "urllib3"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger().handlers[0].addFilter(lambda record: record.name != "root")  # Beam logs there, too
+
+
+@contextmanager
+def progress_shown(config: RunConfig) -> Iterator[None]:
+    """Show progress while the body runs: a bar with rows/s, tokens/s and time left, or a log line now and then."""
+    progress.reset()
+    total = _input_bytes(config)
+    stop = threading.Event()
+    console = Console(stderr=True)
+    follow = _follow_bar if console.is_terminal else _follow_lines
+    thread = threading.Thread(target=follow, args=(console, total, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=2)
+
+
+def _input_bytes(config: RunConfig) -> Callable[[], int]:
+    """The corpus' size; listed by the thread that shows it, and unknown (0) where listing fails."""
+
+    def total() -> int:
+        from pipelines.errors import BestkeptError
+        from pipelines.plan import list_files
+
+        try:
+            return sum(file.size for file in list_files(config.input))
+        except BestkeptError:
+            return 0  # the run itself reports it
+
+    return total
+
+
+class Rates:
+    """Rows/s, tokens/s and time left from what has been published, counted from the first new fragment on."""
+
+    def __init__(self, total_bytes: int) -> None:
+        self._total = total_bytes
+        self._start: tuple[float, progress.Progress] | None = None
+
+    def describe(self, now: progress.Progress, secs: float) -> tuple[float, str]:
+        """(share done, words)"""
+        if self._start is None or now.scored == 0:
+            self._start = (secs, now)
+        since, before = self._start
+        elapsed = max(1e-9, secs - since)
+        share = min(1.0, now.input_bytes / self._total) if self._total else 0.0
+        words = f"{now.responses:,} responses"
+        scored, tokens = now.scored - before.scored, now.tokens - before.tokens
+        if scored:
+            words += f", {scored / elapsed:,.0f} rows/s, {tokens / elapsed:,.0f} tokens/s"
+            gained = now.input_bytes - before.input_bytes
+            if gained and share < 1:
+                words += f", {_duration((self._total - now.input_bytes) * elapsed / gained)} left"
+        if now.found:
+            words += f", {now.found:,} of {now.fragments:,} fragments were scored before"
+        return share, words
+
+
+def _follow_bar(console: Console, total: Callable[[], int], stop: threading.Event) -> None:
+    rates = Rates(total())
+    columns = (TextColumn("{task.fields[stage]}"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=1.0, stage="planning")
+        while not stop.wait(_REFRESH_SECS):
+            now = progress.current()
+            share, words = rates.describe(now, time.monotonic())
+            bar.update(task, completed=share, description=words, stage=now.stage)
+
+
+def _follow_lines(console: Console, total: Callable[[], int], stop: threading.Event) -> None:
+    rates = Rates(total())
+    last, shown = time.monotonic(), progress.current()
+    while not stop.wait(_REFRESH_SECS):
+        now = progress.current()
+        share, words = rates.describe(now, time.monotonic())
+        if now != shown and time.monotonic() - last >= _LINE_EVERY_SECS:
+            console.print(f"{now.stage}: {share:.0%}, {words}", highlight=False)
+            last, shown = time.monotonic(), now
+
+
+def closing_table(config: RunConfig, outcome: Outcome) -> None:
+    """The summary of a finished command, on standard output."""
+    Console().print(summary(config, outcome))
+
+
+def summary(config: RunConfig, outcome: Outcome) -> Table:
+    now = progress.current()
+    table = Table(
+        show_header=False, title="already complete" if outcome.already_complete else "done", title_justify="left"
+    )
+    manifest: dict[str, Any] = outcome.manifest or {}
+    counts = manifest.get("counts") or outcome.totals
+    rejected = manifest.get("rejected", outcome.totals.get("rejected", {}))
+    table.add_row("read", f"{counts['read']:,} responses in {counts['rows']:,} rows")
+    table.add_row("scored", f"{counts['scored']:,}")
+    if not outcome.already_complete:
+        table.add_row("scored by this run", f"{now.scored:,}")
+    table.add_row("rejected", f"{sum(rejected.values()):,}")
+    for reason, count in rejected.items():
+        table.add_row(f"  {reason}", f"{count:,}")
+    if counts["truncated"]:
+        table.add_row(
+            "truncated", f"{counts['truncated']:,} ({counts['truncated'] / max(1, counts['scored']):.1%} of scored)"
+        )
+    if manifest:
+        table.add_row("prompts", f"{counts['prompts']:,}")
+        table.add_row("kept", f"{counts['kept']:,} for {counts['kept_prompts']:,} prompts")
+        mean = {key: "-" if value is None else f"{value:.4f}" for key, value in manifest["mean_reward"].items()}
+        table.add_row("mean reward", f"kept {mean['kept']}, dropped {mean['dropped']}")
+        table.add_row("output", config.path)
+    else:
+        table.add_row("scores", f"{config.scores_path}/{outcome.plan.fingerprint}")
+    table.add_row("time", _duration(outcome.secs))
+    return table
+
+
+def _duration(secs: float) -> str:
+    minutes, seconds = divmod(round(secs), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

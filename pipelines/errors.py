@@ -1,0 +1,85 @@
+"""Exit codes, and the one-line error that a run ends with.
+
+An error raised on a Beam worker reaches the launcher only as text inside another exception, so a `BestkeptError` carries
+itself through that text as one base64 token (`pack`), from which `from_text` restores it.
+"""
+
+from __future__ import annotations
+
+import base64
+import enum
+import json
+import re
+
+
+class Exit(enum.IntEnum):
+    """What the exit status of every command means."""
+
+    DONE = 0
+    CONFIG = 2
+    INPUT = 3
+    REJECTED = 4
+    STORAGE = 5
+    CONFLICT = 6
+    MODEL = 7
+    TERMINATED = 143
+
+
+_TOKEN = re.compile(r"\[bestkept-error:([A-Za-z0-9+/=]+)\]")
+
+
+class BestkeptError(Exception):
+    """An error with a cause a user can act on: one line that names the value, what was expected, and the remedy.
+
+    The message never holds row text or credentials.
+    """
+
+    exit_code: Exit = Exit.STORAGE
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def pack(self) -> str:
+        """This error as a token that survives inside any other text."""
+        fields = json.dumps({"code": int(self.exit_code), "message": self.message})
+        return f"[bestkept-error:{base64.b64encode(fields.encode()).decode()}]"
+
+
+class ConfigError(BestkeptError):
+    exit_code = Exit.CONFIG
+
+
+class InputError(BestkeptError):
+    exit_code = Exit.INPUT
+
+
+class RejectedError(BestkeptError):
+    exit_code = Exit.REJECTED
+
+
+class StorageError(BestkeptError):
+    exit_code = Exit.STORAGE
+
+
+class ConflictError(BestkeptError):
+    exit_code = Exit.CONFLICT
+
+
+class ModelLoadError(BestkeptError):
+    exit_code = Exit.MODEL
+
+
+_BY_CODE: dict[int, type[BestkeptError]] = {
+    int(kind.exit_code): kind
+    for kind in (ConfigError, InputError, RejectedError, StorageError, ConflictError, ModelLoadError)
+}
+
+
+def from_text(text: str) -> BestkeptError | None:
+    """The `BestkeptError` packed in `text` (the first one), or None where there is none."""
+    match = _TOKEN.search(text)
+    if match is None:
+        return None
+    fields = json.loads(base64.b64decode(match.group(1)))
+    return _BY_CODE[fields["code"]](fields["message"])

@@ -1,0 +1,184 @@
+"""Finish: rejected rows, dataset card, and last of all the manifest, on one barrier element."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.parquet as pq
+from apache_beam.pvalue import AsIter, AsSingleton
+
+from pipelines.columnar import from_ipc
+from pipelines.config import RunConfig
+from pipelines.export import Shard
+from pipelines.inputs import InputFile
+from pipelines.plan import Plan
+from pipelines.report import card
+from pipelines.selection import Totals
+from pipelines.storage.files import join
+from pipelines.storage.manifest import digest, to_json
+from pipelines.storage.publish import create_or_equal
+from pipelines.summaries import SelectionSummary, merge_summaries
+from pipelines.workers import carrying_errors, plan_at
+
+MANIFEST_FORMAT = 1
+
+_REJECTED = pa.schema(
+    [
+        pa.field("row", pa.int32()),
+        pa.field("response_index", pa.int32()),
+        pa.field("reason", pa.string()),
+        pa.field("unit_start", pa.int64()),
+    ]
+)
+
+
+def selection_settings(config: RunConfig) -> dict[str, Any]:
+    """What decides the output, given the score files."""
+    return {
+        "select": [step.model_dump(exclude_none=True) for step in config.select],
+        "shape": config.output.shape,
+        "rows_per_shard": config.output.rows_per_shard,
+        "license": config.output.license,
+    }
+
+
+@dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
+class Finish(beam.PTransform):  # type: ignore[misc]
+    """{selected..., shards} → the manifest, published after everything it names."""
+
+    plan_path: str
+    config: RunConfig
+
+    def expand(self, parts: dict[str, Any]) -> Any:
+        rejected = (
+            parts["rejected"]
+            | "GroupRejected" >> beam.GroupByKey()
+            | "WriteRejected" >> beam.ParDo(WriteRejected(self.plan_path, self.config.path))
+        )
+        summary = parts["summary"] | "SumSelection" >> beam.CombineGlobally(merge_summaries)
+        barrier = parts["shards"].pipeline | "Finish" >> beam.Create([self.plan_path])
+        return barrier | "PublishManifest" >> beam.ParDo(
+            PublishManifest(self.config),
+            totals=AsSingleton(parts["totals"]),
+            summary=AsSingleton(summary),
+            files=AsIter(parts["files"]),
+            shards=AsIter(parts["shards"]),
+            rejected=AsIter(rejected),
+        )
+
+
+@dataclass(eq=False)
+class WriteRejected(beam.DoFn):  # type: ignore[misc]
+    """(file, its rejected rows) → `rejected/<file number>.parquet`: where and why, never what."""
+
+    plan_path: str
+    output: str
+
+    def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[str]:
+        number, parts = element
+        file = plan_at(self.plan_path).files[number]
+        rows = from_ipc(parts, _REJECTED).sort_by(
+            [(name, "ascending") for name in ("unit_start", "row", "response_index")]
+        )
+        places = [
+            place(file, start, row)
+            for start, row in zip(*(rows[c].to_pylist() for c in ("unit_start", "row")), strict=True)
+        ]
+        table = pa.table(
+            {
+                "file": pa.array([file.key] * rows.num_rows),
+                "place": pa.array(places),
+                "response_index": rows["response_index"],
+                "reason": rows["reason"],
+            }
+        )
+
+        def write(stream: BinaryIO) -> None:
+            pq.write_table(table, stream, compression="zstd")
+
+        with carrying_errors():
+            name = f"rejected/{number:05d}.parquet"
+            create_or_equal(join(self.output, name), write)
+            yield name
+
+
+def place(file: InputFile, unit_start: int, row: int) -> str:
+    """Where a row is, for people: counted from 1, blank lines left out."""
+    if file.kind == "parquet":
+        return f"row {unit_start + row + 1}"
+    return f"line {row + 1}" if unit_start == 0 else f"line {row + 1} after byte {unit_start}"
+
+
+@dataclass(eq=False)
+class PublishManifest(beam.DoFn):  # type: ignore[misc]
+    config: RunConfig
+
+    def process(
+        self,
+        plan_path: str,
+        totals: Totals,
+        summary: SelectionSummary,
+        files: Iterable[tuple[int, list[list[Any]]]],
+        shards: Iterable[Shard],
+        rejected: Iterable[str],
+    ) -> Iterator[dict[str, Any]]:
+        with carrying_errors():
+            manifest = make_manifest(
+                self.config, plan_at(plan_path), totals, summary, sorted(files), sorted(shards), sorted(rejected)
+            )
+            output = self.config.path
+            text = card.render(manifest, license=self.config.output.license)
+            create_or_equal(join(output, "README.md"), text.encode())
+            create_or_equal(join(output, "manifest.json"), to_json(manifest))
+            yield manifest
+
+
+def make_manifest(
+    config: RunConfig,
+    plan: Plan,
+    totals: Totals,
+    summary: SelectionSummary,
+    files: Sequence[tuple[int, list[list[Any]]]],
+    shards: Sequence[Shard],
+    rejected: Sequence[str],
+) -> dict[str, Any]:
+    """The manifest: inputs by content, model by fingerprint, settings, counts and shards; no times, no places."""
+    counts = totals.to_json()
+    rejected_counts = counts.pop("rejected")
+    return {
+        "format": MANIFEST_FORMAT,
+        "fingerprint": plan.fingerprint,
+        "model": {"path": config.model.path, "revision": config.model.revision, **plan.identity},
+        "mapping": plan.mapping.to_json(),
+        "selection": selection_settings(config),
+        "inputs": [_input(plan.files[number], fragments) for number, fragments in files],
+        "counts": {
+            **counts,
+            "rejected_total": totals.rejected.total(),
+            "prompts": summary.prompts,
+            "kept": summary.kept.count,
+            "kept_prompts": summary.kept_prompts,
+        },
+        "rejected": rejected_counts,
+        "rejected_files": list(rejected),
+        "steps": [{"rule": rule, "rows": rows, "prompts": prompts} for rule, rows, prompts in summary.steps],
+        "mean_reward": {"kept": summary.kept.mean(), "dropped": summary.dropped.mean()},
+        "shards": [shard._asdict() for shard in shards],
+    }
+
+
+def _input(file: InputFile, fragments: list[list[Any]]) -> dict[str, Any]:
+    content = digest([value for _, _, value, *_ in fragments])
+    rows, responses, scored = (sum(fragment[position] for fragment in fragments) for position in (3, 4, 5))
+    return {
+        "key": file.key,
+        "size": file.size,
+        "rows": rows,
+        "responses": responses,
+        "scored": scored,
+        "content": content,
+    }

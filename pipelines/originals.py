@@ -1,0 +1,69 @@
+"""The input's own columns: their types as found while scoring, and their values on the way out. Pure.
+
+JSON has no schema, and files of one corpus may disagree. Types are inferred per fragment, unified over all of them, and a
+column without a common type is written as JSON text, in every shard alike.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+_AS_JSON = {b"bestkept": b"json"}
+
+
+def infer(rows: Sequence[Mapping[str, Any]]) -> pa.Schema:
+    """Column types of these rows, columns in order of first appearance."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pa.schema([_infer_column(name, [row.get(name) for row in rows]) for name in names])
+
+
+def _infer_column(name: str, values: list[Any]) -> pa.Field:
+    try:
+        return pa.field(name, pa.array(values).type)
+    except (pa.ArrowException, OverflowError, UnicodeError):
+        return pa.field(name, pa.string(), metadata=_AS_JSON)
+
+
+def unify(schemas: Iterable[pa.Schema]) -> pa.Schema:
+    """One schema for all; a column without a common type becomes JSON text, an always-null one text."""
+    fields: dict[str, pa.Field] = {}
+    for schema in schemas:
+        for field in schema:
+            known = fields.get(field.name)
+            fields[field.name] = field if known is None else _unify_fields(known, field)
+    return pa.schema(
+        [field.with_type(pa.string()) if pa.types.is_null(field.type) else field for field in fields.values()]
+    )
+
+
+def _unify_fields(left: pa.Field, right: pa.Field) -> pa.Field:
+    as_json = pa.field(left.name, pa.string(), metadata=_AS_JSON)
+    if as_json.metadata in (left.metadata, right.metadata):
+        return as_json
+    try:
+        both = [pa.schema([field.remove_metadata()]) for field in (left, right)]
+        return pa.unify_schemas(both, promote_options="permissive").field(0)
+    except pa.ArrowException:
+        return as_json
+
+
+def to_array(values: list[Any], field: pa.Field) -> pa.Array:
+    """A column's values in its unified type."""
+    if field.metadata == _AS_JSON:
+        values = [None if value is None else json.dumps(value, ensure_ascii=False, sort_keys=True) for value in values]
+    return pa.array(values, type=field.type)
+
+
+def dump(schema: pa.Schema) -> str:
+    """A schema as base64 text, for a footer."""
+    plain = pa.schema([field if field.metadata == _AS_JSON else field.remove_metadata() for field in schema])
+    return base64.b64encode(plain.serialize().to_pybytes()).decode()
+
+
+def load(text: str) -> pa.Schema:
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))

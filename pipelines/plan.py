@@ -1,0 +1,141 @@
+"""What a run works on, decided once by the launcher and frozen: files, column mapping, fingerprint.
+
+The driver lists and describes files and opens one of them to see its columns; it never reads the corpus.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pipelines.config import InputConfig, RunConfig
+from pipelines.errors import InputError, ModelLoadError, StorageError
+from pipelines.inputs import InputFile, column_names, kind_of
+from pipelines.schemas import RowMapping, resolve
+from pipelines.storage import publish
+from pipelines.storage.files import absolute, expand, fixed_root, join, read_bytes, version_of
+from pipelines.storage.manifest import digest, to_json
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The frozen inputs of a run; written once, read by every worker."""
+
+    files: tuple[InputFile, ...]  # sorted by key: the order of everything that comes out
+    mapping: RowMapping
+    rows_per_fragment: int
+    max_row_bytes: int
+    model: Mapping[str, Any]  # directory, dtype, max_length, too_long: resolved
+    identity: Mapping[str, Any]  # hashes of weights and tokenizer, and the rest of the fingerprint
+    fingerprint: str
+
+    @cached_property
+    def hash(self) -> str:
+        """Hash of everything the result depends on; not of where the model happens to lie."""
+        fields = self.to_json()
+        del fields["model"]
+        return digest(fields)
+
+    @property
+    def input_bytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "files": [file._asdict() for file in self.files],
+            "mapping": self.mapping.to_json(),
+            "rows_per_fragment": self.rows_per_fragment,
+            "max_row_bytes": self.max_row_bytes,
+            "model": dict(self.model),
+            "identity": dict(self.identity),
+            "fingerprint": self.fingerprint,
+        }
+
+    def save(self, scores: str) -> str:
+        """Write the plan file under the scores directory; its path. Raises `StorageError` where that is not writable."""
+        path = join(scores, "plans", f"{digest(self.to_json())[:32]}.json")
+        publish.create(path, to_json(self.to_json()))
+        return path
+
+    @classmethod
+    def load(cls, path: str) -> Plan:
+        data = read_bytes(path)
+        if data is None:
+            raise StorageError(f"the plan file {path} is gone; run the same command again")
+        fields = json.loads(data)
+        fields["files"] = tuple(InputFile(**file) for file in fields["files"])
+        fields["mapping"] = RowMapping.from_json(fields["mapping"])
+        return cls(**fields)
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """List and freeze the inputs, resolve the mapping and the model's identity.
+
+    Raises `InputError` (nothing matches, unknown kind, columns not found) or `ModelLoadError`.
+    """
+    from rm.identity import ModelError, identify, resolve_dtype, resolve_model
+
+    files = list_files(config.input)
+    mapping = resolve(
+        column_names(files[0], max_row_bytes=config.limits.max_row_bytes),
+        format=config.input.format,
+        columns=config.input.columns,
+        carry=config.input.carry,
+        group_by=[] if config.input.group_by == "prompt" else config.input.group_by,
+        where=files[0].path,
+    )
+    try:
+        directory = resolve_model(config.model.path, config.model.revision)
+        identity = identify(
+            directory,
+            max_length=config.model.max_length,
+            too_long=config.model.too_long,
+            dtype=resolve_dtype(config.model.dtype),
+        )
+    except ModelError as error:
+        raise ModelLoadError(str(error)) from error
+    return Plan(
+        files=tuple(files),
+        mapping=mapping,
+        rows_per_fragment=config.input.rows_per_fragment,
+        max_row_bytes=config.limits.max_row_bytes,
+        model={
+            "directory": str(directory.resolve()),
+            "dtype": identity.dtype,
+            "max_length": identity.max_length,
+            "too_long": identity.too_long,
+        },
+        identity=identity.to_json(),
+        fingerprint=identity.fingerprint(mapping=mapping.to_json(), max_row_bytes=config.limits.max_row_bytes),
+    )
+
+
+def list_files(config: InputConfig) -> list[InputFile]:
+    """All input files, sorted by key. Raises `InputError` for an empty match, an unknown kind or a file named twice.
+
+    With one pattern, keys are relative to its fixed root, so that a copied corpus keeps its scores; with several, keys are
+    whole paths, since roots chosen from a list would move when the list grows.
+    """
+    found: dict[str, InputFile] = {}
+    for pattern in config.paths:
+        root = fixed_root(pattern)
+        for path, info in expand(pattern):
+            kind = kind_of(path)
+            if kind is None:
+                raise InputError(
+                    f"input file {path} is of no known kind; expected .parquet, or .jsonl plain or with .gz or .zst; "
+                    "leave it out with a pattern such as DIR/*.parquet"
+                )
+            key = absolute(path) if len(config.paths) > 1 else path.removeprefix(root).lstrip("/")
+            key = key or path.rsplit("/", 1)[-1]
+            found[path] = InputFile(path, key, kind[0], kind[1], int(info["size"]), version_of(info))
+    empty = [file for file in found.values() if file.size == 0 and file.kind == "parquet"]
+    if empty:
+        raise InputError(f"input file {empty[0].path} is empty; expected a Parquet file, write it again")
+    if Counter(file.kind for file in found.values()).keys() == {"parquet", "jsonl"}:
+        raise InputError("input.path mixes Parquet and JSONL files; run once per kind with a shared model")
+    return sorted(found.values(), key=lambda file: file.key)

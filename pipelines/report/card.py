@@ -1,0 +1,66 @@
+"""The dataset card: README.md of the output, as hubs and `datasets` read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jinja2
+import yaml
+
+_CARD = """\
+---
+{{ header }}---
+
+# Curated by bestkept
+
+{{ counts.kept }} of {{ counts.scored }} scored responses to {{ counts.prompts }} prompts, kept by their reward.
+
+| | |
+|---|---|
+| read | {{ counts.read }} responses |
+| rejected | {{ counts.rejected_total }}{% for reason, n in rejected.items() %}{{ ": " if loop.first else ", " }}{{ reason }} {{ n }}{% endfor %} |
+| scored | {{ counts.scored }}, of which {{ counts.truncated }} truncated to the model's length |
+{%- for step in steps %}
+| after `{{ step.rule }}` | {{ step.rows }} responses to {{ step.prompts }} prompts |
+{%- endfor %}
+| kept | {{ counts.kept }} responses to {{ counts.kept_prompts }} prompts |
+| mean reward | kept {{ number(mean.kept) }}, dropped {{ number(mean.dropped) }} |
+| reward model | `{{ model.path }}`{% if model.revision %} at `{{ model.revision }}`{% endif %}, fingerprint `{{ fingerprint }}` |
+
+Selection:
+
+```yaml
+{{ select }}```
+
+Columns: {{ columns }}. Rewards are raw model outputs; they compare responses to one prompt, not prompts.
+"""
+
+_COLUMNS = {
+    "messages": "`messages`, `reward`, `prompt_id`, `source`",
+    "prompt_completion": "`prompt`, `completion`, `reward`, `prompt_id`, `source`",
+    "original": "those of the input, `reward`, `prompt_id`, `response_index`",
+}
+
+
+def render(manifest: Mapping[str, Any], *, license: str | None) -> str:
+    """The card for a manifest. Holds numbers and settings, no row text."""
+    header: dict[str, Any] = {
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}],
+        "tags": ["bestkept"],
+    }
+    if license is not None:
+        header["license"] = license
+    template = jinja2.Environment(keep_trailing_newline=True, undefined=jinja2.StrictUndefined).from_string(_CARD)
+    return template.render(
+        header=yaml.safe_dump(header, sort_keys=True),
+        counts=manifest["counts"],
+        rejected=manifest["rejected"],
+        steps=manifest["steps"],
+        mean=manifest["mean_reward"],
+        model=manifest["model"],
+        fingerprint=manifest["fingerprint"],
+        select=yaml.safe_dump(manifest["selection"]["select"], sort_keys=False),
+        columns=_COLUMNS[manifest["selection"]["shape"]],
+        number=lambda value: "-" if value is None else f"{value:.4f}",
+    )

@@ -1,0 +1,289 @@
+"""ScoreUnits: stream a unit, score each fragment that has no valid score file yet, publish it. The only bridge to the model.
+
+Text never leaves this DoFn; it emits score-file descriptors. Looking before scoring is resume, incremental scoring and
+caching in one mechanism.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from apache_beam.utils.shared import Shared
+
+from pipelines import originals, progress
+from pipelines.errors import InputError, ModelLoadError
+from pipelines.inputs import Fragment, InputFile, Unit, original_schema, read_fragments, split_units
+from pipelines.plan import Plan
+from pipelines.storage import objects
+from pipelines.storage.files import join
+from pipelines.storage.objects import Footer, ScoreFile
+from pipelines.workers import carrying_errors, plan_at
+from rm.conversations import Conversation, response_hash
+
+
+class Scorer(Protocol):
+    """What `rm.scorer.Scorer` offers."""
+
+    def score(self, groups: Sequence[tuple[Conversation, Sequence[str]]]) -> Sequence[Any]: ...
+
+
+ScorerFactory = Callable[[Plan], Scorer]
+
+
+@dataclass(frozen=True)
+class LoadScorer:
+    """Loads the plan's model; a plain picklable value, so that tests can hand in their own."""
+
+    tokens_per_batch: int
+
+    def __call__(self, plan: Plan) -> Scorer:
+        from pathlib import Path
+
+        from rm.scorer import ModelError
+        from rm.scorer import Scorer as ModelScorer
+
+        try:
+            return ModelScorer.load(
+                Path(plan.model["directory"]),
+                dtype=plan.model["dtype"],
+                max_length=plan.model["max_length"],
+                too_long=plan.model["too_long"],
+                tokens_per_batch=self.tokens_per_batch,
+            )
+        except ModelError as error:
+            raise ModelLoadError(str(error)) from error
+
+
+@dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
+class ScoreCorpus(beam.PTransform):  # type: ignore[misc]
+    """Plan → `ScoreFile` descriptors as bytes. Without a `scorer`, every fragment must have been scored before."""
+
+    plan_path: str
+    scores_path: str
+    scorer: ScorerFactory | None
+
+    def expand(self, begin: Any) -> Any:
+        files = begin | "ListFiles" >> beam.Create([self.plan_path]) | "ReadPlan" >> beam.FlatMap(file_numbers)
+        units = files | "SpreadFiles" >> beam.Reshuffle() | "SplitUnits" >> beam.ParDo(SplitUnits(self.plan_path))
+        score = ScoreUnits(self.plan_path, self.scores_path, self.scorer)
+        scored = units | "SpreadUnits" >> beam.Reshuffle() | "ScoreUnits" >> beam.ParDo(score).with_output_types(bytes)
+        return scored | "KeepScored" >> beam.Reshuffle()
+
+
+def file_numbers(plan_path: str) -> Iterator[int]:
+    yield from range(len(plan_at(plan_path).files))
+
+
+@dataclass(eq=False)
+class SplitUnits(beam.DoFn):  # type: ignore[misc]
+    """File number → (file number, unit fields); opens footers on the workers."""
+
+    plan_path: str
+
+    def process(self, file_number: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+        with carrying_errors():
+            for unit in split_units(plan_at(self.plan_path).files[file_number]):
+                yield file_number, tuple(unit)
+
+
+class ScoreUnits(beam.DoFn):  # type: ignore[misc]
+    """(file number, unit) → one descriptor per fragment, each of them durable by then."""
+
+    def __init__(self, plan_path: str, scores_path: str, scorer: ScorerFactory | None) -> None:
+        self._plan_path = plan_path
+        self._scores_path = scores_path
+        self._make_scorer = scorer
+        self._shared = Shared()
+
+    def process(self, element: tuple[int, tuple[int, ...]]) -> Iterator[bytes]:
+        file_number, fields = element
+        with carrying_errors():
+            for score_file in self._score_unit(file_number, Unit(*fields)):
+                yield score_file.to_bytes()
+
+    def _score_unit(self, file_number: int, unit: Unit) -> Iterator[ScoreFile]:
+        plan = plan_at(self._plan_path)
+        file = plan.files[file_number]
+        place = _Place(plan, join(self._scores_path, plan.fingerprint), file_number, unit)
+        found = place.found_in_order()
+        for score_file in found:
+            share = unit.input_bytes if score_file.footer.last else 0
+            progress.fragment(input_bytes=share, responses=score_file.footer.responses, tokens=0, found=True)
+            yield score_file
+        if found and found[-1].footer.last:
+            return
+        seen = 0
+        fragments = read_fragments(
+            file,
+            unit,
+            plan.mapping,
+            rows_per_fragment=plan.rows_per_fragment,
+            max_row_bytes=plan.max_row_bytes,
+        )
+        for fragment in fragments:
+            if fragment.index < len(found):
+                continue
+            score_file, is_new = self._score_fragment(place, fragment)
+            done = fragment.rows[-1].seen_bytes if fragment.rows else seen
+            progress.fragment(
+                input_bytes=(unit.input_bytes if fragment.last else done) - seen,
+                responses=score_file.footer.responses,
+                tokens=score_file.footer.tokens,
+                found=not is_new,
+            )
+            seen = done
+            yield score_file
+
+    def _score_fragment(self, place: _Place, fragment: Fragment) -> tuple[ScoreFile, bool]:
+        """The fragment's score file, and whether this call made it."""
+        content_hash = fragment.content_hash()
+        path, footer = place.find(fragment.index, content_hash)
+        if footer is not None:
+            return ScoreFile(path, place.file_number, footer), False
+        if self._make_scorer is None:
+            raise InputError(
+                f"{place.file.path} has rows that are not scored yet (looked in {place.directory}); "
+                "run `bestkept score` with the same configuration first"
+            )
+        columns, tokens = score_fragment(self._scorer(place.plan), fragment, place.plan)
+        footer = place.footer(fragment, columns, content_hash, tokens)
+        original = originals.dump(original_schema(place.file, fragment))
+        return ScoreFile(path, place.file_number, objects.write(path, columns, footer, original)), True
+
+    def _scorer(self, plan: Plan) -> Scorer:
+        """One model per process, however many DoFns and threads there are."""
+        make = self._make_scorer
+        assert make is not None
+        handle: _OneAtATime = self._shared.acquire(lambda: _OneAtATime(make(plan)), tag=plan.fingerprint)
+        return handle
+
+
+class _OneAtATime:
+    """A scorer behind a lock: one forward at a time, whatever the number of harness threads."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+        self._lock = threading.Lock()
+
+    def score(self, groups: Sequence[tuple[Conversation, Sequence[str]]]) -> Sequence[Any]:
+        with self._lock:
+            return self._scorer.score(groups)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the score files of one unit are, and which of them hold."""
+
+    plan: Plan
+    directory: str
+    file_number: int
+    unit: Unit
+
+    @property
+    def file(self) -> InputFile:
+        return self.plan.files[self.file_number]
+
+    def _name(self, index: int) -> str:
+        return objects.name_of(
+            file_key=self.file.key,
+            unit=self.unit.number,
+            unit_start=self.unit.start,
+            fragment=index,
+            rows_per_fragment=self.plan.rows_per_fragment,
+        )
+
+    def found_in_order(self) -> list[ScoreFile]:
+        """Valid score files from the first fragment on, as far as they go, by the input's size and version alone."""
+        found: list[ScoreFile] = []
+        while not (found and found[-1].footer.last):
+            path = objects.path_of(self.directory, self._name(len(found)))
+            there = objects.read(path)
+            if there is None:
+                break
+            footer = there[1]
+            if (footer.file_size, footer.file_version) != (self.file.size, self.file.version):
+                break  # the file has changed, or only its version: its content decides
+            found.append(ScoreFile(path, self.file_number, footer))
+        return found
+
+    def find(self, index: int, content_hash: str) -> tuple[str, Footer | None]:
+        """Where the fragment's scores are or belong, and the footer if a valid file of this content is there."""
+        plain = objects.path_of(self.directory, self._name(index))
+        there = objects.read(plain)
+        if there is None or there[1].content_hash == content_hash:
+            return plain, None if there is None else there[1]
+        changed = objects.path_of(self.directory, self._name(index), content_hash)
+        there = objects.read(changed)
+        return changed, None if there is None else there[1]
+
+    def footer(self, fragment: Fragment, columns: pa.Table, content_hash: str, tokens: int) -> Footer:
+        rejected = objects.reasons_of(columns)
+        return Footer(
+            fingerprint=self.plan.fingerprint,
+            file_key=self.file.key,
+            file_size=self.file.size,
+            file_version=self.file.version,
+            unit=self.unit.number,
+            unit_start=self.unit.start,
+            fragment=fragment.index,
+            first_row=fragment.rows[0].number if fragment.rows else 0,
+            rows=len(fragment.rows),
+            last=fragment.last,
+            responses=columns.num_rows,
+            scored=columns.num_rows - sum(rejected.values()),
+            rejected=rejected,
+            truncated=int(np.count_nonzero(columns["truncated"].to_numpy())),
+            tokens=tokens,
+            content_hash=content_hash,
+        )
+
+
+def score_fragment(scorer: Scorer, fragment: Fragment, plan: Plan) -> tuple[pa.Table, int]:
+    """A fragment's score columns (`objects.COLUMNS` and the carried ones), one row per response, and its tokens.
+
+    Raises `ModelLoadError` where every reward of the fragment is NaN: that is the model, not the data.
+    """
+    usable = [row for row in fragment.rows if row.sample.prompt is not None]
+    groups = [
+        (row.sample.prompt, [response for response in row.sample.responses if response is not None])
+        for row in usable
+        if row.sample.prompt is not None
+    ]
+    results = dict(zip((row.number for row in usable), scorer.score(groups), strict=True))
+    carried = [f"carry.{name}" for name in plan.mapping.carry]
+    schema = pa.schema([*objects.COLUMNS, *(pa.field(name, pa.string()) for name in carried)])
+    columns: dict[str, list[Any]] = {name: [] for name in schema.names}
+    for row in fragment.rows:
+        position = 0
+        for index, (response, reason) in enumerate(zip(row.sample.responses, row.sample.reasons, strict=True)):
+            values: dict[str, Any] = {"reason": reason, "prompt_tokens": 0, "response_tokens": 0, "truncated": False}
+            if response is not None:
+                result = results[row.number]
+                values = {
+                    "response_hash": response_hash(response),
+                    "reason": result.reasons[position],
+                    "reward": None if result.reasons[position] else float(result.rewards[position]),
+                    "prompt_tokens": int(result.prompt_tokens[position]),
+                    "response_tokens": int(result.response_tokens[position]),
+                    "truncated": bool(result.truncated[position]),
+                }
+                position += 1
+            values |= {"row": row.number, "response_index": index, "prompt_key": row.group_key}
+            values |= {"row_bytes": row.row_bytes, "source": row.source}
+            values |= dict(zip(carried, row.carry, strict=True))
+            for name, column in columns.items():
+                column.append(values.get(name))
+    reasons = set(columns["reason"])
+    if reasons == {"nan_reward"} and fragment.rows:
+        raise ModelLoadError(
+            f"the model gives NaN for every response of a fragment ({len(columns['reason'])} responses) in "
+            f"{plan.model['dtype']}; try model.dtype=float32"
+        )
+    tokens = sum(columns["prompt_tokens"]) + sum(columns["response_tokens"])
+    return pa.table([pa.array(columns[field.name], type=field.type) for field in schema], schema=schema), tokens

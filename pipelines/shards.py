@@ -1,0 +1,67 @@
+"""Which kept responses go into which shard, and which shards one worker writes in one go. Integers only, no Beam.
+
+Kept responses are numbered in place order (file, unit, row, response); shard k holds the numbers
+[k * rows_per_shard, (k + 1) * rows_per_shard). Shards that meet inside a unit which can only be streamed from its start
+(a compressed file) form one job, so that no such unit is streamed twice.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """Where the kept responses of each file start, and the jobs that write them."""
+
+    total: int
+    file_starts: Mapping[int, int]  # file → number of its first kept response
+    rows_per_shard: int
+    jobs: tuple[tuple[int, int], ...]  # half-open ranges of shards
+
+    @property
+    def shards(self) -> int:
+        return self.jobs[-1][1]
+
+    def rows_of_job(self, job: int) -> tuple[int, int]:
+        """The half-open range of response numbers in a job."""
+        first, last = self.jobs[job]
+        return first * self.rows_per_shard, min(last * self.rows_per_shard, self.total)
+
+    def pieces(self, file: int, count: int) -> Iterator[tuple[int, int, int]]:
+        """(job, start, end) for a file's `count` kept responses, positions within the file."""
+        start = self.file_starts[file]
+        job = bisect_right([first * self.rows_per_shard for first, _ in self.jobs], start) - 1
+        position = 0
+        while position < count:
+            end = min(count, self.rows_of_job(job)[1] - start)
+            yield job, position, end
+            position, job = end, job + 1
+
+
+def plan_shards(
+    counts: Iterable[tuple[int, Sequence[tuple[int, int]]]], *, rows_per_shard: int, streamed: Sequence[bool]
+) -> ShardPlan:
+    """The shard plan for `counts`: (file, [(unit, kept responses), ...]) in any order; `streamed` by file number.
+
+    Nothing kept at all gives one empty shard: a data set without files cannot be loaded.
+    """
+    file_starts: dict[int, int] = {}
+    inner: list[tuple[int, int]] = []  # ranges of response numbers that one job must hold
+    number = 0
+    for file, units in sorted(counts):
+        file_starts[file] = number
+        ends = list(accumulate((kept for _, kept in sorted(units)), initial=number))
+        if streamed[file]:
+            inner += pairwise(ends)
+        number = ends[-1]
+    shards = max(1, -(-number // rows_per_shard))
+    joined = [False] * (shards + 1)  # whether the boundary before shard k lies inside such a range
+    for start, end in inner:
+        for boundary in range(start // rows_per_shard + 1, -(-end // rows_per_shard)):
+            joined[boundary] = True
+    starts = [shard for shard in range(shards) if not joined[shard]]
+    return ShardPlan(number, file_starts, rows_per_shard, tuple(zip(starts, [*starts[1:], shards], strict=True)))

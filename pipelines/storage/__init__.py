@@ -1,0 +1,1 @@
+"""Everything that touches storage: opening and listing, atomic publishing, score files, claim and manifest."""

@@ -1,0 +1,153 @@
+"""Opening, listing and describing files on any fsspec file system, with errors that say what to do."""
+
+from __future__ import annotations
+
+import glob as local_glob
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO, cast
+
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from pipelines.errors import BestkeptError, InputError, StorageError
+
+
+def filesystem(path: str) -> tuple[Any, str]:
+    """The file system of a path or URL, and the path on it. Raises `StorageError` for an unknown or missing driver."""
+    try:
+        return cast("tuple[Any, str]", url_to_fs(path))
+    except ImportError as error:
+        scheme = path.split("://", maxsplit=1)[0]
+        extra = {"s3": "s3", "gs": "gcp", "gcs": "gcp"}.get(scheme)
+        remedy = f"pip install 'bestkept[{extra}]'" if extra else f"install the fsspec driver for {scheme}://"
+        raise StorageError(f"{scheme}:// needs a driver that is not installed; {remedy}") from error
+    except ValueError as error:
+        raise StorageError(f"{path!r} names no known file system; use a local path, s3:// or gs://") from error
+
+
+def is_local(path: str) -> bool:
+    return isinstance(filesystem(path)[0], LocalFileSystem)
+
+
+def absolute(path: str) -> str:
+    """`path` with a local one made absolute; URLs stay as they are."""
+    return os.path.abspath(os.path.expanduser(path)) if "://" not in path else path
+
+
+def join(root: str, *parts: str) -> str:
+    return "/".join([root.rstrip("/"), *parts])
+
+
+def fixed_root(pattern: str) -> str:
+    """The directory above the first wildcard: what stays when a corpus grows by more matching files."""
+    return _above_wildcard(absolute(pattern))
+
+
+def _above_wildcard(path: str) -> str:
+    marks = [path.index(mark) for mark in "*?[" if mark in path]
+    return path[: min(marks)].rsplit("/", 1)[0] if marks else path
+
+
+def expand(pattern: str) -> list[tuple[str, dict[str, Any]]]:
+    """Files that a path, a directory or a glob names: (full path or URL, info), sorted by path.
+
+    In directories, hidden files and those that start with an underscore are not data, as everywhere.
+    Raises `InputError` where nothing matches.
+    """
+    fs, path = filesystem(absolute(pattern))
+    with reading(pattern):
+        if local_glob.has_magic(path):
+            found = fs.glob(path, detail=True)
+        elif fs.isdir(path):
+            found = fs.find(path, detail=True)
+        elif fs.exists(path):
+            found = {path: fs.info(path)}
+        else:
+            found = {}
+        root = _above_wildcard(path)
+        files = {
+            name: info
+            for name, info in found.items()
+            if info["type"] == "file" and not _hidden(name.removeprefix(root))
+        }
+        if not files:
+            raise InputError(f"input.path {pattern!r} matches no file; check the path and the pattern")
+        return sorted((fs.unstrip_protocol(name) if "://" in pattern else name, info) for name, info in files.items())
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith((".", "_")) for part in name.split("/") if part)
+
+
+def version_of(info: dict[str, Any]) -> str:
+    """What changes when an object does: its checksum or generation on object stores, its modification time locally."""
+    for key in ("ETag", "etag", "md5Hash", "generation"):
+        if info.get(key):
+            return str(info[key]).strip('"')
+    for key in ("mtime", "LastModified", "updated", "created"):
+        if info.get(key) is not None:
+            return str(info[key])
+    return ""
+
+
+def open_for_reading(path: str) -> BinaryIO:
+    """An open binary file. Local files are opened directly, without fsspec's layers."""
+    fs, name = filesystem(path)
+    if isinstance(fs, LocalFileSystem):
+        return open(name, "rb")
+    return cast("BinaryIO", fs.open(name, "rb", cache_type="readahead", block_size=8 * 2**20))
+
+
+def read_bytes(path: str) -> bytes | None:
+    """The whole object, or None where there is none."""
+    fs, name = filesystem(path)
+    try:
+        if isinstance(fs, LocalFileSystem):
+            with open(name, "rb") as file:
+                return file.read()
+        return cast("bytes", fs.cat_file(name))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {describe(error)}") from error
+
+
+@contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Turn what storage and decoders raise about `path` into an `InputError` that names it."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except BestkeptError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"input file {path} is gone since the run was planned; restore it or plan again") from error
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, EOFError) as error:
+        raise InputError(
+            f"input file {path} is cut or damaged ({type(error).__name__}); write it again, or leave it out of input.path"
+        ) from error
+    except OSError as error:
+        raise InputError(f"input file {path} cannot be read: {describe(error)}") from error
+
+
+def describe(error: OSError) -> str:
+    """The cause of an `OSError` in a few words, without the file's content."""
+    return error.strerror or type(error).__name__
+
+
+__all__ = [
+    "absolute",
+    "describe",
+    "expand",
+    "filesystem",
+    "fixed_root",
+    "is_local",
+    "join",
+    "open_for_reading",
+    "read_bytes",
+    "reading",
+    "version_of",
+]

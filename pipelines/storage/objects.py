@@ -1,0 +1,176 @@
+"""Score files: one per fragment, the durable boundary between scoring and everything after it.
+
+A score file has one row per response (or per unusable row). Its footer says what it is, and holds a hash of the decoded
+columns and of that description, so that a damaged file is noticed, not believed. A valid one is never rewritten.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from pipelines.errors import StorageError
+from pipelines.storage import publish
+from pipelines.storage.files import join, read_bytes
+
+FORMAT = 1
+_FOOTER = b"bestkept"
+_HASH = b"bestkept.hash"
+_ORIGINAL = b"bestkept.original"
+
+COLUMNS = pa.schema(
+    [
+        pa.field("row", pa.int32()),  # within its unit
+        pa.field("response_index", pa.int32()),
+        pa.field("prompt_key", pa.binary(16)),  # null where the prompt is unusable
+        pa.field("response_hash", pa.uint64()),
+        pa.field("reward", pa.float32()),  # null where rejected
+        pa.field("reason", pa.string()),  # null where scored
+        pa.field("prompt_tokens", pa.int32()),
+        pa.field("response_tokens", pa.int32()),
+        pa.field("row_bytes", pa.int64()),
+        pa.field("truncated", pa.bool_()),
+        pa.field("source", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footer:
+    """What a score file says of itself."""
+
+    fingerprint: str
+    file_key: str
+    file_size: int
+    file_version: str
+    unit: int
+    unit_start: int  # Parquet: first row of the row group; JSONL: first byte of the range
+    fragment: int
+    first_row: int  # within the unit
+    rows: int
+    last: bool  # of its unit
+    responses: int  # read = scored + rejected
+    scored: int
+    rejected: dict[str, int]  # by reason
+    truncated: int
+    tokens: int
+    content_hash: str
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class ScoreFile:
+    """A valid score file: where it is, and what its footer says. Travels through Beam as JSON bytes."""
+
+    path: str
+    file: int  # index in the plan
+    footer: Footer
+
+    def to_bytes(self) -> bytes:
+        return json.dumps({"path": self.path, "file": self.file, "footer": asdict(self.footer)}).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> ScoreFile:
+        fields = json.loads(data)
+        return cls(fields["path"], fields["file"], Footer(**fields["footer"]))
+
+
+def name_of(*, file_key: str, unit: int, unit_start: int, fragment: int, rows_per_fragment: int) -> str:
+    """The file name of a fragment's scores: a hash of path and range, nothing of a row."""
+    place = json.dumps([file_key, unit, unit_start, fragment, rows_per_fragment])
+    return hashlib.sha256(place.encode()).hexdigest()[:32]
+
+
+def path_of(directory: str, name: str, content_hash: str | None = None) -> str:
+    """Where a fragment's scores are; a fragment whose content changed has its hash in the name."""
+    return join(directory, f"{name}.parquet" if content_hash is None else f"{name}-{content_hash}.parquet")
+
+
+def encode(columns: pa.Table, footer: Footer, original: str) -> bytes:
+    """A score file's bytes; `original` tells the types of the input's own columns (see `originals.dump`)."""
+    described = json.dumps(asdict(footer), sort_keys=True)
+    metadata = {_FOOTER: described, _ORIGINAL: original, _HASH: _hash(columns, described + original)}
+    table = columns.replace_schema_metadata({key: value.encode() for key, value in metadata.items()})
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", store_schema=True)
+    return sink.getvalue()
+
+
+def decode(data: bytes) -> tuple[pa.Table, Footer] | None:
+    """Table and footer of a score file, or None where the bytes are not a whole and unharmed one."""
+    try:
+        table = pq.read_table(io.BytesIO(data))
+        metadata = table.schema.metadata or {}
+        described = metadata[_FOOTER].decode()
+        if metadata[_HASH].decode() != _hash(table, described + metadata[_ORIGINAL].decode()):
+            return None
+        footer = Footer(**json.loads(described))
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError):
+        return None
+    return (table, footer) if footer.format == FORMAT else None
+
+
+def read(path: str) -> tuple[pa.Table, Footer] | None:
+    """The valid score file at `path`, or None where there is none or it is damaged."""
+    data = read_bytes(path)
+    return None if data is None else decode(data)
+
+
+def original_schema(table: pa.Table) -> str:
+    """What `encode` was told of the input's own columns."""
+    text: str = table.schema.metadata[_ORIGINAL].decode()
+    return text
+
+
+def write(path: str, columns: pa.Table, footer: Footer, original: str) -> Footer:
+    """Publish a score file; where a valid one of the same content is there already, that one stands.
+
+    Returns the footer of the file that stands. Raises `StorageError`.
+    """
+    data = encode(columns, footer, original)
+    if publish.create(path, data):
+        return footer
+    there = read(path)
+    if there is not None and there[1].content_hash == footer.content_hash:
+        return there[1]
+    if there is not None:
+        raise StorageError(f"{path} holds the scores of other content; remove the scores directory and score again")
+    publish.replace(path, data)  # damaged: a flipped bit, or cut by something that is not us
+    return footer
+
+
+def reasons_of(columns: pa.Table) -> dict[str, int]:
+    """Rejected responses by reason."""
+    return dict(sorted(Counter(reason for reason in columns["reason"].to_pylist() if reason is not None).items()))
+
+
+def _hash(table: pa.Table, described: str) -> str:
+    """xxh3-128 over names, types, nulls and values of all columns, and the description."""
+    digest = xxhash.xxh3_128(described.encode())
+    for name in table.column_names:
+        column = table[name].combine_chunks()
+        digest.update(f"{name}:{column.type}:{len(column)}".encode())
+        digest.update(np.packbits(column.is_null().to_numpy(zero_copy_only=False)).tobytes())
+        for part in _values(column):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _values(column: Any) -> list[bytes]:
+    """The non-null values as bytes that do not depend on offsets or padding of the buffers."""
+    column = column.drop_null()
+    if pa.types.is_string(column.type):
+        binary = [value.encode() for value in column.to_pylist()]
+        return [np.array([len(value) for value in binary], dtype="<i8").tobytes(), b"".join(binary)]
+    if pa.types.is_fixed_size_binary(column.type):
+        return column.to_pylist()  # type: ignore[no-any-return]
+    return [column.to_numpy(zero_copy_only=False).tobytes()]

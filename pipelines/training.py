@@ -1,0 +1,80 @@
+"""`bestkept train`: settings to `rm.train`, its errors to exit codes, its result to a table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.config import TrainConfig
+from pipelines.display import quieten
+from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
+
+if TYPE_CHECKING:
+    from rm.train import TrainResult, TrainSettings
+
+
+def run_training(config: TrainConfig) -> TrainResult:
+    """Train, print the result. Raises `InputError`, `ModelLoadError` or `StorageError`."""
+    quieten()
+    from rm import train as training
+
+    _check_writable(config.output.path)
+    try:
+        result = training.train(settings_of(config))
+    except training.PreferenceError as error:
+        raise InputError(str(error)) from error
+    except (training.ModelError, training.TrainingError) as error:
+        raise ModelLoadError(str(error)) from error
+    Console().print(_table(result))
+    return result
+
+
+def settings_of(config: TrainConfig) -> TrainSettings:
+    from rm.train import TrainSettings
+
+    options = config.train.model_dump()
+    return TrainSettings(
+        data_path=config.data.path,
+        data_format=config.data.format,
+        origin=config.data.origin,
+        heldout_fraction=config.data.heldout_fraction,
+        heldout_path=config.data.heldout_path,
+        model_path=config.model.path,
+        revision=config.model.revision,
+        max_length=config.model.max_length,
+        output_path=config.output.path,
+        **{**options, "report_to": tuple(options["report_to"])},
+    )
+
+
+def _check_writable(path: str) -> None:
+    """Find out before an hour of training, not after it."""
+    import tempfile
+    from pathlib import Path
+
+    if "://" in path:
+        raise ConfigError(f"output.path {path!r} is a URL; train into a local directory and copy it")
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror}; choose another output.path") from error
+
+
+def _table(result: TrainResult) -> Table:
+    table = Table(show_header=False, title="trained", title_justify="left")
+    table.add_row("prompts", f"{result.groups:,}")
+    table.add_row("comparisons", f"{result.comparisons:,}")
+    for reason, count in sorted(result.rejected.items()):
+        table.add_row(f"rejected: {reason}", f"{count:,}")
+    table.add_row("learning rate", f"{result.learning_rate:g}")
+    table.add_row("loss", f"{result.train_loss:.4f}")
+    held = (
+        "-" if result.heldout_accuracy is None else f"{result.heldout_accuracy:.1%} of {result.heldout_comparisons:,}"
+    )
+    table.add_row("held-out accuracy", held)
+    table.add_row("saved", result.output_path)
+    return table

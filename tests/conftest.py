@@ -1,0 +1,64 @@
+"""Tiny models made on the spot, a stub scorer, and configurations; nothing is fetched."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_models import save_causal, save_encoder
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+@pytest.fixture(autouse=True)
+def _private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+@pytest.fixture(scope="session")
+def causal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_causal(tmp_path_factory.mktemp("causal"))
+
+
+@pytest.fixture(scope="session")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_causal(tmp_path_factory.mktemp("chat"), chat=True)
+
+
+@pytest.fixture(scope="session")
+def stub_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that identifies as a model; only stub scorers use it."""
+    from safetensors.numpy import save_file
+
+    directory = tmp_path_factory.mktemp("stub-model")
+    save_file({"score.weight": np.zeros((1, 4), dtype=np.float32)}, directory / "model.safetensors")
+    (directory / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    return directory
+
+
+@pytest.fixture
+def make_config(stub_model: Path, tmp_path: Path) -> Callable[..., Any]:
+    from pipelines.config import RunConfig
+
+    def make(input_path: Path | str | list[str], **changes: Any) -> RunConfig:
+        path = input_path if isinstance(input_path, list) else str(input_path)
+        values: dict[str, Any] = {
+            "input": {"path": path, **changes.pop("input", {})},
+            "model": {"path": str(stub_model), **changes.pop("model", {})},
+            "output": {"path": str(tmp_path / "out"), **changes.pop("output", {})},
+            **changes,
+        }
+        return RunConfig.model_validate(values)
+
+    return make

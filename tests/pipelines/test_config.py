@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import pytest
+
+from pipelines.config import RunConfig, TrainConfig, load
+from pipelines.errors import ConfigError
+
+MINIMAL = "input: {path: in.jsonl}\nmodel: {path: m}\noutput: {path: out}\n"
+
+
+def load_text(tmp_path, text, overrides=(), kind=RunConfig):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    return load(kind, str(path), overrides)
+
+
+def test_defaults_are_best_of_n(tmp_path):
+    config = load_text(tmp_path, MINIMAL)
+    assert config.select[0].best_of_n.keep == 1
+    assert config.scores_path == "out/scores"
+    assert load_text(tmp_path, MINIMAL + "scores: {path: s}\n").scores_path == "s"
+
+
+def test_overrides_are_yaml_and_win(tmp_path):
+    overrides = ["model.max_length=99", "select=[{threshold: {min_reward: 0.5}}]", "output.license=mit"]
+    config = load_text(tmp_path, MINIMAL, overrides)
+    assert config.model.max_length == 99
+    assert config.select[0].threshold.min_reward == 0.5
+    assert config.output.license == "mit"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MINIMAL + "limit: {}\n", r"unknown key 'limit'; did you mean 'limits'\?"),
+        (
+            "input: {path: a, colums: {}}\nmodel: {path: m}\noutput: {path: o}\n",
+            r"unknown key 'input\.colums'; did you mean 'columns'\?",
+        ),
+        (
+            MINIMAL + "select: [{best_of_n: {kep: 1}}]\n",
+            r"unknown key 'select\.0\.best_of_n\.kep'; did you mean 'keep'\?",
+        ),
+        (MINIMAL + "select: [{best_of_n: {}, threshold: {min_reward: 1}}]\n", r"select\.0.*expected exactly one of"),
+        (MINIMAL + "select: [{}]\n", "expected exactly one of best_of_n, threshold"),
+        (
+            MINIMAL + "limits: {max_rejected_fraction: 2}\n",
+            r"limits\.max_rejected_fraction is 2: .*less than or equal to 1",
+        ),
+        ("input: {path: []}\nmodel: {path: m}\noutput: {path: o}\n", r"input\.path"),
+        ("model: {path: m}\noutput: {path: o}\n", "input is missing"),
+        ("- a\n", "holds list; expected a mapping"),
+        ("input: {path: [}\n", "not valid YAML at line 1"),
+    ],
+)
+def test_mistakes_are_named_with_their_path(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load_text(tmp_path, text)
+
+
+def test_all_mistakes_come_at_once(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load_text(tmp_path, "input: {pth: x}\nmodel: {path: m, dtype: int8}\n")
+    for part in ("'input.pth'", "input.path is missing", "model.dtype is 'int8'", "output is missing"):
+        assert part in caught.value.message
+
+
+def test_credentials_in_urls_are_refused_and_not_repeated(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load_text(tmp_path, MINIMAL, ["input.path=s3://user:hunter2@bucket/x.jsonl"])
+    assert "credentials" in caught.value.message
+    assert "hunter2" not in caught.value.message
+
+
+@pytest.mark.parametrize("override", ["model", "=3", "model.path.x=1", "select=[", "model.dtype=["])
+def test_bad_overrides(tmp_path, override):
+    with pytest.raises(ConfigError, match="override"):
+        load_text(tmp_path, MINIMAL, [override])
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(ConfigError, match="cannot read the configuration"):
+        load(RunConfig, str(tmp_path / "none.yaml"))
+
+
+def test_train_config(tmp_path):
+    text = "data: {path: p.jsonl}\nmodel: {path: m}\noutput: {path: o}\n"
+    config = load_text(tmp_path, text, ["train.epochs=2"], TrainConfig)
+    assert (config.train.epochs, config.train.learning_rate) == (2, None)
+    with pytest.raises(ConfigError, match="did you mean 'epochs'"):
+        load_text(tmp_path, text, ["train.epoch=2"], TrainConfig)
+
+
+def test_date_expands(tmp_path):
+    path = load_text(tmp_path, MINIMAL, ["output.path=out/{date}"]).output.path
+    assert len(path) == len("out/2026-01-01")
+    assert "{" not in path

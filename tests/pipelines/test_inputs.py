@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import random
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from corpora import corpus_rows, write_jsonl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines import inputs
+from pipelines.errors import InputError
+from pipelines.inputs import InputFile, column_names, kind_of, read_fragments, split_units
+from pipelines.schemas import RowMapping
+from pipelines.storage.decompress import decompressed
+
+MAPPING = RowMapping(format="prompt_response", prompt="prompt", response="response")
+LIMIT = 1 << 20
+
+
+def input_file(path) -> InputFile:
+    kind, compression = kind_of(path.name)
+    return InputFile(str(path), path.name, kind, compression, path.stat().st_size, "v1")
+
+
+def read(path, *, rows_per_fragment=5, max_row_bytes=LIMIT, mapping=MAPPING):
+    file = input_file(path)
+    sizes = {"rows_per_fragment": rows_per_fragment, "max_row_bytes": max_row_bytes}
+    return [list(read_fragments(file, unit, mapping, **sizes)) for unit in split_units(file)]
+
+
+def samples(units):
+    return [row.sample for unit in units for fragment in unit for row in fragment.rows]
+
+
+def write(path, rows):
+    text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=7)
+    elif path.suffix == ".gz":
+        path.write_bytes(gzip.compress(text))
+    elif path.suffix == ".zst":
+        path.write_bytes(zstandard.compress(text))
+    else:
+        path.write_bytes(text)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.jsonl.gz", "a.jsonl.zst"])
+def test_every_kind_gives_the_same_rows_in_order(tmp_path, name):
+    rows = corpus_rows()
+    got = samples(read(write(tmp_path / name, rows)))
+    assert [(sample.prompt[0][1], sample.responses) for sample in got] == [
+        (row["prompt"], [row["response"]]) for row in rows
+    ]
+
+
+def test_fragments_are_numbered_cut_and_closed(tmp_path):
+    (unit,) = read(write(tmp_path / "a.jsonl", corpus_rows()[:11]))
+    assert [(fragment.index, len(fragment.rows), fragment.last) for fragment in unit] == [
+        (0, 5, False),
+        (1, 5, False),
+        (2, 1, True),
+    ]
+    assert [row.number for fragment in unit for row in fragment.rows] == list(range(11))
+
+
+def test_a_full_last_fragment_is_the_last(tmp_path):
+    (unit,) = read(write(tmp_path / "a.jsonl", corpus_rows()[:10]))
+    assert [(len(fragment.rows), fragment.last) for fragment in unit] == [(5, False), (5, True)]
+
+
+def test_fragments_are_cut_by_bytes_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs, "FRAGMENT_BYTES", 100)
+    rows = [{"prompt": "p", "response": "r" * 60}] * 5
+    (unit,) = read(write(tmp_path / "a.jsonl", rows))
+    assert [len(fragment.rows) for fragment in unit] == [2, 2, 1]
+
+
+def test_row_groups_are_units_and_are_decoded_once(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.parquet", corpus_rows()[:20])
+    decoded = []
+    original = pq.ParquetFile.iter_batches
+
+    def counted(self, *args, row_groups, **kwargs):
+        decoded.append(row_groups)
+        return original(self, *args, row_groups=row_groups, **kwargs)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
+    units = read(path, rows_per_fragment=2)
+    assert [len(unit) for unit in units] == [4, 4, 3]
+    assert decoded == [[0], [1], [2]]
+
+
+line = st.one_of(
+    st.builds(lambda n: json.dumps({"prompt": "p" * n, "response": "r"}).encode(), st.integers(0, 60)),
+    st.sampled_from([b"", b"  ", b"{bad", b"[]", b"\xff\xfe"]),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(line, max_size=20), st.integers(1, 90), st.integers(1, 40), st.booleans())
+def test_byte_ranges_split_lines_without_loss(tmp_path_factory, lines, range_bytes, chunk, final_newline):
+    path = tmp_path_factory.mktemp("ranges") / "a.jsonl"
+    path.write_bytes(b"\n".join(lines) + (b"\n" if final_newline else b""))
+    with pytest.MonkeyPatch.context() as patch:
+        whole = samples(read(path))
+        patch.setattr(inputs, "RANGE_BYTES", range_bytes)
+        patch.setattr(inputs, "_READ_BYTES", chunk)
+        assert samples(read(path)) == whole
+    assert len(whole) == sum(bool(text.strip()) for text in lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b'{"prompt": "p", "response": "r"', "bad_json"),
+        (b'{"prompt": "p", "response": "\xff"}', "bad_utf8"),
+        (b'["prompt"]', "not_an_object"),
+        (b"[" * 100_000, "deep_nesting"),
+        (b'{"prompt": "p", "response": null}', "null_response"),
+        (b'{"prompt": "p"}', "null_response"),
+        (b'{"prompt": "p", "response": ""}', "empty_response"),
+        (b'{"prompt": null, "response": "r"}', "null_prompt"),
+        (b'{"prompt": "p", "response": 7}', "wrong_type"),
+        (b'{"prompt": "p", "response": "\\ud800"}', "lone_surrogate"),
+        (b'{"prompt": "p", "response": "%s"}' % (b"r" * 3000), "row_too_large"),
+    ],
+)
+def test_bad_rows_have_a_reason_and_leave_their_neighbours(tmp_path, text, reason):
+    good = json.dumps({"prompt": "p", "response": "r"}).encode()
+    limit = 200_000 if reason == "deep_nesting" else 2000
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join([good, text, good]))
+    first, bad, last = samples(read(tmp_path / "a.jsonl", max_row_bytes=limit))
+    assert first == last
+    assert first.reasons == [None]
+    assert (bad.responses, bad.reasons) == ([None], [reason])
+
+
+def test_a_bad_parquet_value_leaves_its_neighbours(tmp_path):
+    values = pa.array([b"fine", b"\xff\xfe", b"fine too"]).view(pa.string())
+    pq.write_table(pa.table({"prompt": pa.array(["p"] * 3), "response": values}), tmp_path / "a.parquet")
+    got = samples(read(tmp_path / "a.parquet"))
+    assert [sample.reasons for sample in got] == [[None], ["bad_utf8"], [None]]
+
+
+def test_one_bad_response_in_a_list_rejects_only_itself(tmp_path):
+    mapping = RowMapping(format="responses_list", prompt="prompt", responses="responses")
+    rows = [{"prompt": "p", "responses": ["a", "", None, "b"]}, {"prompt": "", "responses": ["a", "b"]}]
+    rows += [{"prompt": "p", "responses": []}, {"prompt": "p", "responses": None}]
+    got = samples(read(write_jsonl(tmp_path / "a.jsonl", rows), mapping=mapping))
+    assert [(sample.responses, sample.reasons) for sample in got] == [
+        (["a", None, None, "b"], [None, "empty_response", "null_response", None]),
+        ([None, None], ["empty_prompt", "empty_prompt"]),
+        ([None], ["null_response"]),
+        ([None], ["null_response"]),
+    ]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
+@pytest.mark.parametrize("cut", [0.3, 0.9, 0.999])
+def test_a_cut_file_is_noticed(tmp_path, name, cut):
+    path = write(tmp_path / name, corpus_rows(200))
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * cut)])
+    with pytest.raises(InputError, match=r"a\.(jsonl|parquet).* is cut or damaged|cannot be read"):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
+def test_a_file_that_is_not_compressed_at_all_is_noticed(tmp_path, name):
+    (tmp_path / name).write_bytes(b'{"prompt": "p", "response": "r"}\n')
+    with pytest.raises(InputError, match="not valid"):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize("compression", ["gz", "zst"])
+@given(parts=st.lists(st.binary(max_size=2000), max_size=4), cut=st.integers(1, 20))
+@settings(max_examples=60, deadline=None)
+def test_decompression_reads_all_members_and_notices_every_cut(compression, parts, cut):
+    compress = gzip.compress if compression == "gz" else zstandard.compress
+    data = b"".join(compress(part) for part in parts)
+    assert b"".join(decompressed(io.BytesIO(data), compression)) == b"".join(parts)
+    last = len(compress(parts[-1])) if parts else 0
+    if last > cut:
+        with pytest.raises(EOFError):
+            list(decompressed(io.BytesIO(data[:-cut]), compression))
+
+
+def test_large_compressed_files_stream(tmp_path):
+    # incompressible lines, 40 MB of them; what is held at once must stay far below
+    import tracemalloc
+
+    rng = random.Random(0)
+    with zstandard.open(tmp_path / "a.jsonl.zst", "wb") as file:
+        for _ in range(4000):
+            file.write(json.dumps({"prompt": "p", "response": rng.randbytes(5000).hex()}).encode() + b"\n")
+    file = input_file(tmp_path / "a.jsonl.zst")
+    tracemalloc.start()
+    count = 0
+    for fragment in read_fragments(file, split_units(file)[0], MAPPING, rows_per_fragment=64, max_row_bytes=LIMIT):
+        count += len(fragment.rows)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count == 4000
+    assert peak < 8e6
+
+
+def test_columns_come_from_a_footer_or_the_first_lines(tmp_path):
+    assert column_names(input_file(write(tmp_path / "a.parquet", corpus_rows())), max_row_bytes=LIMIT) == [
+        "prompt",
+        "response",
+        "generator",
+    ]
+    path = write_jsonl(tmp_path / "a.jsonl", [{"a": 1}, {"b": 2, "a": 1}])
+    assert column_names(input_file(path), max_row_bytes=LIMIT) == ["a", "b"]
+
+
+def test_the_content_hash_sees_text_order_and_reasons(tmp_path):
+    def content(rows):
+        return read(write_jsonl(tmp_path / "a.jsonl", rows))[0][0].content_hash()
+
+    rows = corpus_rows()[:4]
+    base = content(rows)
+    assert content(rows) == base
+    assert content([{**row, "generator": "other"} for row in rows]) == base
+    variants = [rows[::-1], rows[:-1], [*rows[:-1], {**rows[-1], "response": None}]]
+    variants += [[{**rows[0], "response": "changed"}, *rows[1:]], [{**rows[0], "prompt": "changed"}, *rows[1:]]]
+    hashes = [content(variant) for variant in variants]
+    assert len({base, *hashes}) == len(hashes) + 1

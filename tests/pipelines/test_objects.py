@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from pipelines.errors import StorageError
+from pipelines.storage import objects
+from pipelines.storage.objects import COLUMNS, Footer, ScoreFile, decode, encode
+
+
+def footer(**changes) -> Footer:
+    fields = {
+        "fingerprint": "f" * 24,
+        "file_key": "a.jsonl",
+        "file_size": 10,
+        "file_version": "1.5",
+        "unit": 0,
+        "unit_start": 0,
+        "fragment": 0,
+        "first_row": 0,
+        "rows": 3,
+        "last": True,
+        "responses": 3,
+        "scored": 2,
+        "rejected": {"empty_response": 1},
+        "truncated": 1,
+        "tokens": 33,
+        "content_hash": "c" * 32,
+    }
+    return Footer(**{**fields, **changes})
+
+
+def columns(count: int = 3) -> pa.Table:
+    rows = [
+        {
+            "row": n,
+            "response_index": 0,
+            "prompt_key": bytes([n]) * 16,
+            "response_hash": 2**64 - 1 - n,
+            "reward": None if n == 1 else 0.5 * n,
+            "reason": "empty_response" if n == 1 else None,
+            "prompt_tokens": 3,
+            "response_tokens": n,
+            "row_bytes": 5,
+            "truncated": n == 2,
+            "source": None if n == 0 else "web é",
+        }
+        for n in range(count)
+    ]
+    return pa.Table.from_pylist(rows, schema=COLUMNS)
+
+
+def test_round_trip():
+    table, got = decode(encode(columns(), footer(), "schema"))
+    assert table.replace_schema_metadata() == columns()
+    assert got == footer()
+    assert objects.original_schema(table) == "schema"
+
+
+def test_no_flipped_bit_and_no_cut_gives_other_values():
+    data = encode(columns(40), footer(), "schema")
+    rng, noticed = random.Random(0), 0
+    for _ in range(3000):
+        position, bit = rng.randrange(len(data)), 1 << rng.randrange(8)
+        damaged = bytearray(data)
+        damaged[position] ^= bit
+        there = decode(bytes(damaged))
+        if there is None:
+            noticed += 1
+        else:
+            assert there[0].replace_schema_metadata() == columns(40)
+            assert there[1] == footer()
+    assert noticed > 1500
+    for cut in range(len(data)):
+        assert decode(data[:cut]) is None
+
+
+@pytest.mark.parametrize("column", COLUMNS.names)
+def test_every_column_and_every_null_is_under_the_hash(column):
+    data = encode(columns(), footer(), "")
+    table, _ = decode(data)
+    at = COLUMNS.get_field_index(column)
+    for position in range(3):
+        values = columns()[column].to_pylist()
+        other = next(value for value in [None, *values[::-1], not values[0]] if value != values[position])
+        try:
+            values[position] = other
+            changed = table.set_column(
+                at, table.schema.field(column), pa.array(values, type=COLUMNS.field(column).type)
+            )
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            continue
+        sink = pa.BufferOutputStream()
+        pa.parquet.write_table(changed, sink)
+        assert decode(sink.getvalue().to_pybytes()) is None
+
+
+def test_nan_rewards_and_negative_zero_survive():
+    table = columns().set_column(
+        4, COLUMNS.field("reward"), pa.array(np.array([np.nan, -0.0, 1e-45], dtype=np.float32))
+    )
+    got = decode(encode(table, footer(), ""))[0]["reward"].to_numpy()
+    assert got.tobytes() == np.array([np.nan, -0.0, 1e-45], dtype=np.float32).tobytes()
+
+
+def test_the_first_valid_file_stands(tmp_path):
+    path = str(tmp_path / "a.parquet")
+    assert objects.write(path, columns(), footer(tokens=1), "") == footer(tokens=1)
+    assert objects.write(path, columns(), footer(tokens=2), "") == footer(tokens=1)
+    assert objects.read(path)[1] == footer(tokens=1)
+
+
+def test_a_damaged_file_is_replaced(tmp_path):
+    path = tmp_path / "a.parquet"
+    path.write_bytes(b"PAR1 not really")
+    assert objects.read(str(path)) is None
+    objects.write(str(path), columns(), footer(), "")
+    assert objects.read(str(path))[1] == footer()
+
+
+def test_scores_of_other_content_are_not_passed_off(tmp_path):
+    path = str(tmp_path / "a.parquet")
+    objects.write(path, columns(), footer(content_hash="other"), "")
+    with pytest.raises(StorageError, match="other content"):
+        objects.write(path, columns(), footer(), "")
+
+
+def test_another_format_is_not_valid():
+    assert decode(encode(columns(), footer(format=objects.FORMAT + 1), "")) is None
+
+
+def test_names_differ_in_every_part_of_the_place():
+    place = {"file_key": "a", "unit": 0, "unit_start": 0, "fragment": 0, "rows_per_fragment": 1}
+    others = [{**place, key: value} for key, value in [("file_key", "b"), *((k, 9) for k in list(place)[1:])]]
+    assert len({objects.name_of(**fields) for fields in [place, *others]}) == 6
+
+
+def test_descriptor_round_trip():
+    descriptor = ScoreFile("/x/y.parquet", 3, footer())
+    assert ScoreFile.from_bytes(descriptor.to_bytes()) == descriptor

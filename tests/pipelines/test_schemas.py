@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import pytest
+
+from pipelines.config import Columns
+from pipelines.errors import InputError
+from pipelines.schemas import RowMapping, read_row, resolve
+
+
+def mapping(names, *, format="auto", carry=(), group_by=(), **columns):
+    return resolve(names, format=format, columns=Columns(**columns), carry=carry, group_by=group_by, where="a.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["prompt", "response"], {"format": "prompt_response", "prompt": "prompt", "response": "response"}),
+        (["question", "answer", "id"], {"format": "prompt_response", "prompt": "question", "response": "answer"}),
+        (["prompt", "responses"], {"format": "responses_list", "prompt": "prompt", "responses": "responses"}),
+        (["messages", "source"], {"format": "messages", "messages": "messages", "source": "source"}),
+        (["conversations"], {"format": "messages", "messages": "conversations"}),
+        (
+            ["instruction", "input", "output"],
+            {"format": "alpaca", "prompt": "instruction", "input": "input", "response": "output"},
+        ),
+        (["instruction", "output"], {"format": "prompt_response", "prompt": "instruction", "response": "output"}),
+    ],
+)
+def test_detection(names, expected):
+    found = {key: value for key, value in mapping(names).to_json().items() if value}
+    assert found == expected
+
+
+def test_columns_win_over_detection():
+    found = mapping(["prompt", "response", "q", "a"], prompt="q", response="a")
+    assert (found.prompt, found.response) == ("q", "a")
+    assert mapping(["messages", "q", "a"], prompt="q", response="a").messages is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"names": ["prompt", "text"]}, r"columns prompt, text; cannot tell.*input\.columns="),
+        (
+            {"names": ["prompt", "response"], "response": "reply"},
+            r"input\.columns\.response is 'reply'.*it has prompt, response",
+        ),
+        ({"names": ["prompt", "response"], "carry": ["x"]}, r"input\.carry is 'x'"),
+        ({"names": ["prompt", "response"], "group_by": ["x"]}, r"input\.group_by is 'x'"),
+        ({"names": ["prompt", "response"], "format": "messages"}, "cannot tell which hold messages"),
+    ],
+)
+def test_what_does_not_fit_is_an_error_with_the_remedy(arguments, message):
+    with pytest.raises(InputError, match=message):
+        mapping(**arguments)
+
+
+def test_columns_to_read_are_those_and_the_carried():
+    found = mapping(["prompt", "response", "source", "x", "y"], carry=["x"], group_by=["y", "x"])
+    assert found.columns() == ["prompt", "response", "source", "x", "y"]
+    assert RowMapping.from_json(found.to_json()) == found
+
+
+def test_alpaca_input_is_appended_where_there_is_one():
+    found = mapping(["instruction", "input", "output"])
+    row = {"instruction": "Translate.", "input": "Hallo", "output": "Hello"}
+    assert read_row(row, found).prompt == (("user", "Translate.\n\nHallo"),)
+    assert read_row({**row, "input": ""}, found).prompt == (("user", "Translate."),)
+    assert read_row({**row, "input": None}, found).prompt == (("user", "Translate."),)
+
+
+def test_messages_split_at_the_last_assistant_turn():
+    turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    row = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    sample = read_row(row, mapping(["messages"]))
+    assert (sample.prompt, sample.responses, sample.reasons) == (tuple(turns[:3]), ["d"], [None])
+    row["messages"].pop()
+    assert read_row(row, mapping(["messages"])).reasons == ["last_turn_not_assistant"]
+
+
+def test_system_column():
+    found = mapping(["prompt", "response", "sys"], system="sys")
+    row = {"prompt": "p", "response": "r", "sys": "be kind"}
+    assert read_row(row, found).prompt == (("system", "be kind"), ("user", "p"))
+    assert read_row({**row, "sys": None}, found).prompt == (("user", "p"),)
+    found = mapping(["messages", "sys"], system="sys")
+    messages = [{"role": "user", "content": "p"}, {"role": "assistant", "content": "r"}]
+    sample = read_row({"messages": messages, "sys": "be kind"}, found)
+    assert (sample.prompt, sample.responses) == ((("system", "be kind"), ("user", "p")), ["r"])

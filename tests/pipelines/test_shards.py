@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.shards import plan_shards
+
+units = st.lists(st.integers(1, 9), min_size=1, max_size=4)
+corpora = st.lists(st.tuples(units, st.booleans()), max_size=5)
+
+
+@settings(max_examples=300, deadline=None)
+@given(corpora, st.integers(1, 12), st.randoms())
+def test_every_response_in_its_shard_and_no_stream_in_two_jobs(corpus, rows_per_shard, random):
+    counts = [(file, list(enumerate(kept))) for file, (kept, _) in enumerate(corpus)]
+    streamed = [is_streamed for _, is_streamed in corpus]
+    total = sum(sum(kept) for kept, _ in corpus)
+    shuffled = random.sample(counts, len(counts))
+    plan = plan_shards(shuffled, rows_per_shard=rows_per_shard, streamed=streamed)
+    assert plan == plan_shards(counts, rows_per_shard=rows_per_shard, streamed=streamed)
+    assert plan.total == total
+    assert plan.shards == max(1, -(-total // rows_per_shard))
+    assert [shard for first, last in plan.jobs for shard in range(first, last)] == list(range(plan.shards))
+
+    dealt: dict[int, list[tuple[int, int, int]]] = {}
+    for file, (kept, is_streamed) in enumerate(corpus):
+        jobs_by_unit: dict[int, set[int]] = {}
+        unit_of = [unit for unit, count in enumerate(kept) for _ in range(count)]
+        pieces = list(plan.pieces(file, sum(kept)))
+        assert [position for _, start, end in pieces for position in range(start, end)] == list(range(sum(kept)))
+        for job, start, end in pieces:
+            dealt.setdefault(job, []).append((file, start, end))
+            for position in range(start, end):
+                jobs_by_unit.setdefault(unit_of[position], set()).add(job)
+        if is_streamed:
+            assert all(len(jobs) == 1 for jobs in jobs_by_unit.values())
+    for job in range(len(plan.jobs)):
+        first, last = plan.rows_of_job(job)
+        assert sum(end - start for _, start, end in dealt.get(job, [])) == last - first
+
+
+def test_jobs_are_single_shards_where_everything_can_be_reached():
+    plan = plan_shards([(0, [(0, 10)])], rows_per_shard=3, streamed=[False])
+    assert plan.jobs == ((0, 1), (1, 2), (2, 3), (3, 4))
+
+
+def test_a_stream_that_ends_at_a_shards_end_joins_nothing():
+    plan = plan_shards([(0, [(0, 3)]), (1, [(0, 4)])], rows_per_shard=3, streamed=[True, True])
+    assert plan.jobs == ((0, 1), (1, 3))
+
+
+@pytest.mark.parametrize("counts", [[], [(0, [])]])
+def test_nothing_kept_is_one_empty_shard(counts):
+    plan = plan_shards(counts, rows_per_shard=3, streamed=[False])
+    assert (plan.total, plan.shards, plan.jobs) == (0, 1, ((0, 1),))

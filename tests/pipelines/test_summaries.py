@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.summaries import ExactSum, SelectionSummary, merge_summaries
+
+floats = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=30)
+
+
+def exact(values):
+    return sum((Fraction(float(value)) for value in values), Fraction(0))
+
+
+@given(floats, floats)
+def test_sums_are_exact_in_any_split(left, right):
+    values = np.array(left + right, dtype=np.float32)
+    parts = ExactSum.of(np.array(left, dtype=np.float32)) + ExactSum.of(np.array(right, dtype=np.float32))
+    whole = ExactSum.of(values)
+    expected = float(exact(values) / len(values)) if len(values) else None
+    assert parts.mean() == whole.mean() == expected
+    assert parts.count == len(values)
+
+
+@given(floats, st.data())
+def test_taking_a_part_away_leaves_the_rest(values, data):
+    array = np.array(values, dtype=np.float32)
+    mask = np.array(data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values))), dtype=bool)
+    rest = ExactSum.of(array) - ExactSum.of(array[mask])
+    assert rest.count == int((~mask).sum())
+    if rest.count:
+        assert rest.mean() == float(exact(array[~mask]) / rest.count)
+
+
+def test_many_equal_values_do_not_overflow():
+    many = ExactSum.of(np.full(1_000_000, np.float32(3.0e38)))
+    assert many.mean() == float(np.float32(3.0e38))
+
+
+def test_summaries_merge_step_by_step():
+    one = SelectionSummary(candidates=3, prompts=2, steps=[("best_of_n", 2, 2)], kept_prompts=2)
+    two = SelectionSummary(candidates=5, prompts=1, steps=[("best_of_n", 1, 1)], kept_prompts=1)
+    merged = merge_summaries([one, SelectionSummary(), two])
+    assert (merged.candidates, merged.prompts, merged.steps, merged.kept_prompts) == (8, 3, [("best_of_n", 3, 3)], 3)
