@@ -20,9 +20,10 @@ from pipelines.errors import StorageError, from_text
 from pipelines.export import Export
 from pipelines.finish import Finish, selection_settings
 from pipelines.plan import Plan, make_plan
+from pipelines.records import Totals
 from pipelines.runners import pipeline_options, runner_of
 from pipelines.score import LoadScorer, ScoreCorpus, ScorerFactory
-from pipelines.selection import Select, Totals, check_limits, sum_totals, totals_of
+from pipelines.selection import Select, check_limits, sum_totals, totals_of
 from pipelines.storage import manifest, publish
 from pipelines.storage.files import absolute, join, read_bytes
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import apache_beam as beam
 import numpy as np
@@ -18,8 +18,8 @@ from pipelines.columnar import CANDIDATES, from_ipc, to_candidates, to_ipc
 from pipelines.errors import InputError
 from pipelines.inputs import InputFile, Unit, read_fragments, seekable, split_units
 from pipelines.plan import Plan
+from pipelines.records import KeptFile, Shard
 from pipelines.rules import Candidates
-from pipelines.selection import KeptFile
 from pipelines.shapes import Kept, schema_of, to_table
 from pipelines.shards import ShardPlan, plan_shards
 from pipelines.storage.files import join
@@ -30,15 +30,6 @@ _ROW_GROUP_BYTES = 64 * 2**20  # of row text; below the 100 MB that readers of r
 
 
 Place = tuple[int, int, int]  # file, unit, fragment
-
-
-class Shard(NamedTuple):
-    """A published shard, as the manifest lists it."""
-
-    name: str
-    rows: int
-    bytes: int
-    xxh3_128: str
 
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict

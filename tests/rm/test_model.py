@@ -5,19 +5,13 @@ import math
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from checkpoints import rename_tensors
+from safetensors.torch import load_file
 from tiny_models import save_causal, save_encoder, word_tokenizer
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
 from rm.identity import ModelError, resolve_model
 from rm.model import ensure_distinct_pad, load_backbone_for_training, load_for_scoring
-
-
-def rename(directory, changes):
-    """Rewrite the checkpoint's tensor names; None drops a tensor."""
-    file = directory / "model.safetensors"
-    tensors = {changes.get(name, name): tensor for name, tensor in load_file(file).items() if changes.get(name, name)}
-    save_file(tensors, file, metadata={"format": "pt"})
 
 
 def score_weight(directory):
@@ -26,7 +20,7 @@ def score_weight(directory):
 
 def test_a_missing_head_is_an_error_not_a_random_head(tmp_path):
     directory = save_causal(tmp_path)
-    rename(directory, {"score.weight": None})
+    rename_tensors(directory, {"score.weight": None})
     with pytest.raises(ModelError, match=r"missing score\.weight.*bestkept train"):
         load_for_scoring(directory, dtype="float32", device="cpu")
 
@@ -37,20 +31,20 @@ def test_a_missing_head_is_an_error_not_a_random_head(tmp_path):
 def test_known_head_names_are_mapped(tmp_path, alias):
     directory = save_causal(tmp_path)
     expected = load_file(directory / "model.safetensors")["score.weight"]
-    rename(directory, {"score.weight": alias})
+    rename_tensors(directory, {"score.weight": alias})
     assert torch.equal(score_weight(directory), expected)
 
 
 def test_an_unknown_head_name_is_named_in_the_error(tmp_path):
     directory = save_causal(tmp_path)
-    rename(directory, {"score.weight": "my_head.weight"})
+    rename_tensors(directory, {"score.weight": "my_head.weight"})
     with pytest.raises(ModelError, match=r"missing score\.weight; unexpected my_head\.weight.*known other names"):
         load_for_scoring(directory, dtype="float32", device="cpu")
 
 
 def test_a_missing_backbone_weight_is_an_error(tmp_path):
     directory = save_causal(tmp_path)
-    rename(directory, {"model.layers.1.mlp.up_proj.weight": None})
+    rename_tensors(directory, {"model.layers.1.mlp.up_proj.weight": None})
     with pytest.raises(ModelError, match=r"missing model\.layers\.1\.mlp\.up_proj\.weight"):
         load_for_scoring(directory, dtype="float32", device="cpu")
 
@@ -128,7 +122,7 @@ def test_dropout_is_off_for_training(tmp_path):
 
 def test_a_damaged_backbone_is_not_trained(tmp_path):
     directory = save_encoder(tmp_path)
-    rename(directory, {"bert.encoder.layer.0.output.dense.weight": None})
+    rename_tensors(directory, {"bert.encoder.layer.0.output.dense.weight": None})
     with pytest.raises(ModelError, match="lacks 1 backbone weights"):
         load_backbone_for_training(directory)
 
