@@ -69,51 +69,41 @@ def _input_bytes(config: RunConfig) -> Callable[[], int]:
     return total
 
 
-class Rates:
-    """Rows/s, tokens/s and time left from what has been published, counted from the first new fragment on."""
-
-    def __init__(self, total_bytes: int) -> None:
-        self._total = total_bytes
-        self._start: tuple[float, progress.Progress] | None = None
-
-    def describe(self, now: progress.Progress, secs: float) -> tuple[float, str]:
-        """(share done, words)"""
-        if self._start is None or now.scored == 0:
-            self._start = (secs, now)
-        since, before = self._start
-        elapsed = max(1e-9, secs - since)
-        share = min(1.0, now.input_bytes / self._total) if self._total else 0.0
-        words = f"{now.responses:,} responses"
-        scored, tokens = now.scored - before.scored, now.tokens - before.tokens
-        if scored:
-            words += f", {scored / elapsed:,.0f} rows/s, {tokens / elapsed:,.0f} tokens/s"
-            gained = now.input_bytes - before.input_bytes
-            if gained and share < 1:
-                words += f", {_duration((self._total - now.input_bytes) * elapsed / gained)} left"
-        if now.found:
-            words += f", {now.found:,} of {now.fragments:,} fragments were scored before"
-        return share, words
+def describe(now: progress.Progress, total_bytes: int, secs: float) -> tuple[float, str]:
+    """(share done, words) at the monotonic time `secs`; rates count from the first fragment this run has scored."""
+    known = now.input_bytes - now.found_bytes
+    done = now.found_bytes + max(known, now.scored_bytes)
+    share = min(1.0, done / total_bytes) if total_bytes else 0.0
+    words = f"{now.found_responses + now.scored:,} responses"
+    if now.since is not None and now.scored:
+        elapsed = max(1e-9, secs - now.since)
+        words += f", {now.scored / elapsed:,.0f} rows/s, {now.tokens / elapsed:,.0f} tokens/s"
+        if now.scored_bytes and done < total_bytes:
+            words += f", {_duration((total_bytes - done) * elapsed / now.scored_bytes)} left"
+    if now.found:
+        words += f", {now.found:,} of {now.fragments:,} fragments were scored before"
+    return share, words
 
 
 def _follow_bar(console: Console, total: Callable[[], int], stop: threading.Event) -> None:
-    rates = Rates(total())
+    total_bytes = total()
     columns = (TextColumn("{task.fields[stage]}"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=1.0, stage="planning")
         while not stop.wait(_REFRESH_SECS):
             now = progress.current()
-            share, words = rates.describe(now, time.monotonic())
+            share, words = describe(now, total_bytes, time.monotonic())
             bar.update(task, completed=share, description=words, stage=now.stage)
 
 
 def _follow_lines(console: Console, total: Callable[[], int], stop: threading.Event) -> None:
-    rates = Rates(total())
+    total_bytes = total()
     last, shown = time.monotonic(), progress.current()
     while not stop.wait(_REFRESH_SECS):
         now = progress.current()
-        share, words = rates.describe(now, time.monotonic())
+        share, words = describe(now, total_bytes, time.monotonic())
         if now != shown and time.monotonic() - last >= _LINE_EVERY_SECS:
-            console.print(f"{now.stage}: {share:.0%}, {words}", highlight=False)
+            console.print(f"{now.stage}: {share:.0%}, {words}", highlight=False, soft_wrap=True)
             last, shown = time.monotonic(), now
 
 

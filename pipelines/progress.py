@@ -1,8 +1,9 @@
-"""What has been published so far, counted in this process; the launcher of a local run shows it."""
+"""What has been done so far, counted in this process; the launcher of a local run shows it."""
 
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass, replace
 
 
@@ -10,17 +11,26 @@ from dataclasses import dataclass, replace
 class Progress:
     """Totals since `reset`."""
 
-    input_bytes: int = 0
-    responses: int = 0
-    scored: int = 0  # of those, scored by this run
-    tokens: int = 0  # of those that this run scored
+    stage: str = "planning"
+    input_bytes: int = 0  # of all fragments that are done
     fragments: int = 0
     found: int = 0  # fragments that were scored before
-    stage: str = "planning"
+    found_bytes: int = 0
+    found_responses: int = 0
+    scored: int = 0  # responses that this run has scored, the fragment in work included
+    tokens: int = 0
+    scored_bytes: float = 0.0  # input bytes that this run has scored, the fragment in work included
+    since: float | None = None  # monotonic seconds at which the first fragment began, the model loaded
 
 
 _lock = threading.Lock()
 _now = Progress()
+_bytes_per_response = 0.0  # in the fragment in work
+
+
+def _update(**changes: object) -> None:
+    global _now
+    _now = replace(_now, **changes)  # type: ignore[arg-type]
 
 
 def reset() -> None:
@@ -35,22 +45,36 @@ def current() -> Progress:
 
 
 def stage(name: str) -> None:
-    global _now
     with _lock:
-        _now = replace(_now, stage=name)
+        _update(stage=name)
 
 
-def fragment(*, input_bytes: int, responses: int, tokens: int, found: bool) -> None:
+def begin(*, input_bytes: int, responses: int) -> None:
+    """A fragment goes to the model."""
+    global _bytes_per_response
+    with _lock:
+        _bytes_per_response = input_bytes / max(1, responses)
+        if _now.since is None:
+            _update(since=time.monotonic())
+
+
+def batch(rows: int, tokens: int) -> None:
+    """The model has scored one batch."""
+    with _lock:
+        _update(
+            scored=_now.scored + rows,
+            tokens=_now.tokens + tokens,
+            scored_bytes=_now.scored_bytes + rows * _bytes_per_response,
+        )
+
+
+def fragment(*, input_bytes: int, responses: int, found: bool) -> None:
     """One fragment is done: scored and published by this process, or found valid."""
-    global _now
     with _lock:
-        _now = replace(
-            _now,
+        _update(
             input_bytes=_now.input_bytes + input_bytes,
-            responses=_now.responses + responses,
-            scored=_now.scored + (0 if found else responses),
-            tokens=_now.tokens + (0 if found else tokens),
             fragments=_now.fragments + 1,
             found=_now.found + int(found),
-            stage="scoring",
+            found_bytes=_now.found_bytes + found * input_bytes,
+            found_responses=_now.found_responses + found * responses,
         )

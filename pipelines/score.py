@@ -49,7 +49,7 @@ class LoadScorer:
         from rm.scorer import Scorer as ModelScorer
 
         try:
-            return ModelScorer.load(
+            scorer = ModelScorer.load(
                 Path(plan.model["directory"]),
                 dtype=plan.model["dtype"],
                 max_length=plan.model["max_length"],
@@ -58,6 +58,8 @@ class LoadScorer:
             )
         except ModelError as error:
             raise ModelLoadError(str(error)) from error
+        scorer.on_batch = progress.batch
+        return scorer
 
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
@@ -114,7 +116,7 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
         found = place.found_in_order()
         for score_file in found:
             share = unit.input_bytes if score_file.footer.last else 0
-            progress.fragment(input_bytes=share, responses=score_file.footer.responses, tokens=0, found=True)
+            progress.fragment(input_bytes=share, responses=score_file.footer.responses, found=True)
             yield score_file
         if found and found[-1].footer.last:
             return
@@ -127,20 +129,16 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
             max_row_bytes=plan.max_row_bytes,
         )
         for fragment in fragments:
+            done = fragment.rows[-1].seen_bytes if fragment.rows and not fragment.last else unit.input_bytes
             if fragment.index < len(found):
+                seen = done
                 continue
-            score_file, is_new = self._score_fragment(place, fragment)
-            done = fragment.rows[-1].seen_bytes if fragment.rows else seen
-            progress.fragment(
-                input_bytes=(unit.input_bytes if fragment.last else done) - seen,
-                responses=score_file.footer.responses,
-                tokens=score_file.footer.tokens,
-                found=not is_new,
-            )
+            score_file, is_new = self._score_fragment(place, fragment, input_bytes=done - seen)
+            progress.fragment(input_bytes=done - seen, responses=score_file.footer.responses, found=not is_new)
             seen = done
             yield score_file
 
-    def _score_fragment(self, place: _Place, fragment: Fragment) -> tuple[ScoreFile, bool]:
+    def _score_fragment(self, place: _Place, fragment: Fragment, *, input_bytes: int) -> tuple[ScoreFile, bool]:
         """The fragment's score file, and whether this call made it."""
         content_hash = fragment.content_hash()
         path, footer = place.find(fragment.index, content_hash)
@@ -151,7 +149,9 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
                 f"{place.file.path} has rows that are not scored yet (looked in {place.directory}); "
                 "run `bestkept score` with the same configuration first"
             )
-        columns, tokens = score_fragment(self._scorer(place.plan), fragment, place.plan)
+        scorer = self._scorer(place.plan)
+        progress.begin(input_bytes=input_bytes, responses=sum(len(row.sample.responses) for row in fragment.rows))
+        columns, tokens = score_fragment(scorer, fragment, place.plan)
         footer = place.footer(fragment, columns, content_hash, tokens)
         original = originals.dump(original_schema(place.file, fragment))
         return ScoreFile(path, place.file_number, objects.write(path, columns, footer, original)), True

@@ -7,7 +7,7 @@ nothing of files or of which responses are worth keeping.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -49,6 +49,7 @@ class Scorer:
     tokens_per_batch: int
     device: str
     tokens_done: int = 0  # forwarded, padding not counted
+    on_batch: Callable[[int, int], None] | None = None  # told rows and tokens of every batch when it is done
 
     @classmethod
     def load(
@@ -153,6 +154,8 @@ class Scorer:
             )
         self.tokens_done += sum(lengths)
         array: np.ndarray = rewards.cpu().numpy()
+        if self.on_batch is not None:
+            self.on_batch(len(rows), sum(lengths))
         return array
 
     @staticmethod

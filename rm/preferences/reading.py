@@ -14,6 +14,7 @@ class PreferenceError(Exception):
 def load_rows(path: str) -> Iterator[Mapping[str, Any]]:
     """Rows of all files that `path` (a file, a glob or a URL) names. Raises `PreferenceError`."""
     import datasets
+    import zstandard
 
     local = "://" not in path
     if local and not glob.glob(path, recursive=True):
@@ -31,7 +32,7 @@ def load_rows(path: str) -> Iterator[Mapping[str, Any]]:
     datasets.disable_progress_bars()
     try:
         yield from datasets.load_dataset(kind, data_files=path, split="train")
-    except (datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
+    except (datasets.exceptions.DatasetGenerationError, zstandard.ZstdError, EOFError, OSError, ValueError) as error:
         raise PreferenceError(
             f"data.path {path!r} cannot be read as {kind} ({type(error).__name__}); check that the file is whole"
         ) from error

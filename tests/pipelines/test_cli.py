@@ -166,7 +166,7 @@ def test_malformed_line_null_and_empty_response(bestkept, config, tmp_path):
     secret = "xyzzy-secret"
     bad_rows = [{"prompt": secret, "response": None}, {"prompt": secret, "response": " "}]
     with path.open("a") as file:
-        file.write("".join(json.dumps(row) + "\n" for row in bad_rows) + '{"prompt": "%s", "resp\n' % secret)
+        file.write("".join(json.dumps(row) + "\n" for row in bad_rows) + f'{{"prompt": "{secret}", "resp\n')
     result = bad(bestkept, config)
     assert result.code == 4
     for words in ("3 of 23", "bad_json 1", "empty_response 1", "null_response 1", "max_rejected_fraction"):
@@ -262,15 +262,12 @@ def test_kill_9_while_scoring_then_the_same_command(tmp_path, stub_model):
     assert trees[0] == trees[1]
 
 
-def test_sigterm_ends_with_143(config):
-    import signal
-
+def test_sigterm_ends_with_143():
     script = "import os, signal, sys; from pipelines import cli; signal.signal(signal.SIGTERM, cli._terminate)\n"
     script += "os.kill(os.getpid(), signal.SIGTERM)\nimport time; time.sleep(30)"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert ended.returncode == 143
     assert "same command again" in ended.stderr
-    assert signal.SIGTERM
 
 
 def test_train_and_use_the_model(bestkept, config, tmp_path, encoder):
