@@ -123,7 +123,7 @@ def summary(config: RunConfig, outcome: Outcome) -> Table:
     table.add_row("read", f"{counts['read']:,} responses in {counts['rows']:,} rows")
     table.add_row("scored", f"{counts['scored']:,}")
     if not outcome.already_complete:
-        table.add_row("scored by this run", f"{now.scored:,}")
+        table.add_row("scored by this run", f"{now.published:,}")
     table.add_row("rejected", f"{sum(rejected.values()):,}")
     for reason, count in rejected.items():
         table.add_row(f"  {reason}", f"{count:,}")

@@ -17,7 +17,7 @@ from pipelines.errors import InputError, ModelLoadError, StorageError
 from pipelines.inputs import InputFile, column_names, kind_of
 from pipelines.schemas import RowMapping, resolve
 from pipelines.storage import publish
-from pipelines.storage.files import absolute, expand, fixed_root, join, read_bytes, version_of
+from pipelines.storage.files import absolute, expand, join, read_bytes, version_of
 from pipelines.storage.manifest import digest, to_json
 
 
@@ -122,16 +122,14 @@ def list_files(config: InputConfig) -> list[InputFile]:
     """
     found: dict[str, InputFile] = {}
     for pattern in config.paths:
-        root = fixed_root(pattern)
-        for path, info in expand(pattern):
+        for path, relative, info in expand(pattern):
             kind = kind_of(path)
             if kind is None:
                 raise InputError(
                     f"input file {path} is of no known kind; expected .parquet, or .jsonl plain or with .gz or .zst; "
                     "leave it out with a pattern such as DIR/*.parquet"
                 )
-            key = absolute(path) if len(config.paths) > 1 else path.removeprefix(root).lstrip("/")
-            key = key or path.rsplit("/", 1)[-1]
+            key = absolute(path) if len(config.paths) > 1 else relative
             found[path] = InputFile(path, key, kind[0], kind[1], int(info["size"]), version_of(info))
     empty = [file for file in found.values() if file.size == 0 and file.kind == "parquet"]
     if empty:

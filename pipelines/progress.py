@@ -17,7 +17,8 @@ class Progress:
     found: int = 0  # fragments that were scored before
     found_bytes: int = 0
     found_responses: int = 0
-    scored: int = 0  # responses that this run has scored, the fragment in work included
+    published: int = 0  # responses scored by this run, in fragments that are done
+    scored: int = 0  # rows through the model, the fragment in work included; duplicates once
     tokens: int = 0
     scored_bytes: float = 0.0  # input bytes that this run has scored, the fragment in work included
     since: float | None = None  # monotonic seconds at which the first fragment began, the model loaded
@@ -68,13 +69,14 @@ def batch(rows: int, tokens: int) -> None:
         )
 
 
-def fragment(*, input_bytes: int, responses: int, found: bool) -> None:
+def fragment(*, input_bytes: int, responses: int, scored: int, found: bool) -> None:
     """One fragment is done: scored and published by this process, or found valid."""
     with _lock:
         _update(
             input_bytes=_now.input_bytes + input_bytes,
             fragments=_now.fragments + 1,
             found=_now.found + int(found),
+            published=_now.published + (not found) * scored,
             found_bytes=_now.found_bytes + found * input_bytes,
             found_responses=_now.found_responses + found * responses,
         )

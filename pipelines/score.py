@@ -116,7 +116,7 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
         found = place.found_in_order()
         for score_file in found:
             share = unit.input_bytes if score_file.footer.last else 0
-            progress.fragment(input_bytes=share, responses=score_file.footer.responses, found=True)
+            _show(score_file.footer, input_bytes=share, found=True)
             yield score_file
         if found and found[-1].footer.last:
             return
@@ -134,7 +134,7 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
                 seen = done
                 continue
             score_file, is_new = self._score_fragment(place, fragment, input_bytes=done - seen)
-            progress.fragment(input_bytes=done - seen, responses=score_file.footer.responses, found=not is_new)
+            _show(score_file.footer, input_bytes=done - seen, found=not is_new)
             seen = done
             yield score_file
 
@@ -162,6 +162,10 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
         assert make is not None
         handle: _OneAtATime = self._shared.acquire(lambda: _OneAtATime(make(plan)), tag=plan.fingerprint)
         return handle
+
+
+def _show(footer: Footer, *, input_bytes: int, found: bool) -> None:
+    progress.fragment(input_bytes=input_bytes, responses=footer.responses, scored=footer.scored, found=found)
 
 
 class _OneAtATime:

@@ -44,8 +44,8 @@ def main() -> None:
     print(f"{len(groups)} prompts not seen in training, {time.monotonic() - started:.0f} s")
     if len(shares) > 1:
         print("best label by seed: " + ", ".join(f"{value:.1%}" for value in shares))
-    beside = ", ".join(f"{name} {value:.0%}" for name, value in others.items())
-    print(f"best label {statistics.mean(shares):.0%} ({beside})")
+    beside = ", ".join(f"{name} {100 * value:.0f} %" for name, value in others.items())
+    print(f"best label {100 * statistics.mean(shares):.0f} % ({beside})")
 
 
 def packaged_minilm() -> str | None:

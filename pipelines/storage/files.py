@@ -6,7 +6,7 @@ import glob as local_glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
@@ -40,18 +40,16 @@ def join(root: str, *parts: str) -> str:
     return "/".join([root.rstrip("/"), *parts])
 
 
-def fixed_root(pattern: str) -> str:
-    """The directory above the first wildcard: what stays when a corpus grows by more matching files."""
-    return _above_wildcard(absolute(pattern))
+class Listed(NamedTuple):
+    """A file that an input pattern names."""
+
+    path: str  # full path or URL
+    key: str  # relative to the directory above the first wildcard, which stays when the corpus grows
+    info: dict[str, Any]
 
 
-def _above_wildcard(path: str) -> str:
-    marks = [path.index(mark) for mark in "*?[" if mark in path]
-    return path[: min(marks)].rsplit("/", 1)[0] if marks else path
-
-
-def expand(pattern: str) -> list[tuple[str, dict[str, Any]]]:
-    """Files that a path, a directory or a glob names: (full path or URL, info), sorted by path.
+def expand(pattern: str) -> list[Listed]:
+    """Files that a path, a directory or a glob names, sorted by path.
 
     In directories, hidden files and those that start with an underscore are not data, as everywhere.
     Raises `InputError` where nothing matches.
@@ -67,14 +65,19 @@ def expand(pattern: str) -> list[tuple[str, dict[str, Any]]]:
         else:
             found = {}
         root = _above_wildcard(path)
-        files = {
-            name: info
-            for name, info in found.items()
-            if info["type"] == "file" and not _hidden(name.removeprefix(root))
-        }
-        if not files:
-            raise InputError(f"input.path {pattern!r} matches no file; check the path and the pattern")
-        return sorted((fs.unstrip_protocol(name) if "://" in pattern else name, info) for name, info in files.items())
+        listed = []
+        for name, info in sorted(found.items()):
+            key = name.removeprefix(root).lstrip("/") or name.rsplit("/", 1)[-1]
+            if info["type"] == "file" and not _hidden(key):
+                listed.append(Listed(fs.unstrip_protocol(name) if "://" in pattern else name, key, info))
+    if not listed:
+        raise InputError(f"input.path {pattern!r} matches no file; check the path and the pattern")
+    return listed
+
+
+def _above_wildcard(path: str) -> str:
+    marks = [path.index(mark) for mark in "*?[" if mark in path]
+    return path[: min(marks)].rsplit("/", 1)[0] if marks else path.rstrip("/")
 
 
 def _hidden(name: str) -> bool:
@@ -139,11 +142,11 @@ def describe(error: OSError) -> str:
 
 
 __all__ = [
+    "Listed",
     "absolute",
     "describe",
     "expand",
     "filesystem",
-    "fixed_root",
     "is_local",
     "join",
     "open_for_reading",

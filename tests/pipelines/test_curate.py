@@ -414,6 +414,21 @@ def test_a_moved_corpus_keeps_its_scores_under_one_pattern(tmp_path, make_config
     assert scored_rows(log) == 48
 
 
+def test_globs_on_any_file_system_keep_keys_relative_to_their_root(tmp_path, make_config):
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    rows = corpus_rows()
+    for number in range(3):
+        local = write_jsonl(tmp_path / "in" / "deep" / f"{number}.jsonl", rows[number::3])
+        memory.pipe_file(f"/corpus/deep/{number}.jsonl", local.read_bytes())
+    run(make_config(tmp_path / "in" / "*" / "*.jsonl"))
+    run(make_config("memory://corpus/*/*.jsonl", output={"path": str(tmp_path / "o2")}))
+    assert tree(tmp_path / "out") | {"claim.json": ""} == tree(tmp_path / "o2") | {"claim.json": ""}
+    keys = [entry["key"] for entry in json.loads((tmp_path / "o2" / "manifest.json").read_text())["inputs"]]
+    assert keys == [f"deep/{number}.jsonl" for number in range(3)]
+
+
 def test_memory_filesystem_gives_the_same_bytes_as_local_disk(tmp_path, make_config):
     import fsspec
 

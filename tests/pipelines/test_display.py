@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+from corpora import corpus_rows, write_jsonl
+from stubs import StubFactory
+
+from pipelines import curate, progress
+from pipelines.display import describe
+from pipelines.progress import Progress
+
+
+def test_rates_and_time_left_count_from_the_first_scored_fragment():
+    now = Progress(
+        input_bytes=600, fragments=2, found=1, found_bytes=500, found_responses=50, scored=30, tokens=900,
+        scored_bytes=250.0, since=100.0,
+    )  # fmt: skip
+    share, words = describe(now, 1000, 110.0)
+    assert share == pytest.approx(0.75)
+    # 250 bytes in 10 s, 250 left
+    assert words == "80 responses, 3 rows/s, 90 tokens/s, 0:10 left, 1 of 2 fragments were scored before"
+
+
+def test_nothing_yet_and_nothing_known():
+    assert describe(Progress(), 1000, 5.0) == (0.0, "0 responses")
+    assert describe(Progress(input_bytes=5), 0, 5.0)[0] == 0.0
+
+
+def test_a_run_counts_what_it_scored_and_what_it_found(tmp_path, make_config):
+    rows = corpus_rows()
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    config = make_config(path, input={"rows_per_fragment": 16})
+    progress.reset()
+    curate.score(config, scorer=StubFactory())
+    done = progress.current()
+    assert (done.fragments, done.found, done.published) == (3, 0, 48)
+    assert done.input_bytes == path.stat().st_size
+    sorted((tmp_path / "out" / "scores").rglob("*.parquet"))[0].unlink()
+    progress.reset()
+    curate.score(config, scorer=StubFactory())
+    again = progress.current()
+    assert (again.fragments, again.found, again.published) == (3, 2, 16)
