@@ -75,8 +75,9 @@ class ModelConfig(_Model):
     max_length: int = Field(default=4096, ge=8)
     """In tokens; the least of this, the model's positions and the tokenizer's limit holds."""
     too_long: Literal["truncate", "reject"] = "truncate"
-    tokens_per_batch: int = Field(default=32768, ge=1)
-    """Padded tokens per forward; bounds memory, does not change rewards beyond rounding."""
+    tokens_per_batch: int | None = Field(default=None, ge=1)
+    """Padded tokens per forward; bounds memory, does not change rewards beyond rounding. Default: 32768 on a GPU, 4096 on
+    a CPU, where larger batches leave the cache (measured: 1.4 to 2 times slower)."""
 
 
 class BestOfN(_Model):

@@ -40,7 +40,7 @@ ScorerFactory = Callable[[Plan], Scorer]
 class LoadScorer:
     """Loads the plan's model; a plain picklable value, so that tests can hand in their own."""
 
-    tokens_per_batch: int
+    tokens_per_batch: int | None
 
     def __call__(self, plan: Plan) -> Scorer:
         from pathlib import Path

@@ -59,11 +59,15 @@ class Scorer:
         dtype: str,
         max_length: int,
         too_long: str,
-        tokens_per_batch: int,
+        tokens_per_batch: int | None,
         device: str | None = None,
     ) -> Scorer:
-        """The scorer of a model directory (see `rm.identity.resolve_model`). Raises `ModelError`."""
+        """The scorer of a model directory (see `rm.identity.resolve_model`). Raises `ModelError`.
+
+        `tokens_per_batch` None means what suits the device: a GPU wants large batches, a CPU ones that fit its cache.
+        """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        tokens_per_batch = tokens_per_batch or (4096 if device == "cpu" else 32768)
         tokenizer = load_tokenizer(directory)
         model = load_for_scoring(directory, dtype=dtype, device=device)
         template = Template.of(
