@@ -120,6 +120,11 @@ def main() -> None:
     except BestkeptError as error:
         sys.stderr.write(f"bestkept: {error.message}\n")
         sys.exit(int(error.exit_code))
+    except Exception as error:
+        from pipelines.errors import Exit, whereabouts
+
+        sys.stderr.write(f"bestkept: unexpected {whereabouts(error)}; please report this, with the command\n")
+        sys.exit(int(Exit.STORAGE))
     except KeyboardInterrupt:
         sys.stderr.write("bestkept: interrupted; the same command again goes on from there\n")
         sys.exit(130)

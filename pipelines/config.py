@@ -7,12 +7,22 @@ import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipelines.errors import ConfigError
+
+
+def refuse_userinfo(path: str) -> str:
+    """`path`, unless it is a URL that carries a user name or password: then a `ValueError`."""
+    if re.match(r"^[a-z0-9+.-]+://[^/]*@", path, re.IGNORECASE):
+        raise ValueError("URL holds credentials; give them through the environment instead")
+    return path
+
+
+PathText = Annotated[str, Field(min_length=1), AfterValidator(refuse_userinfo)]
 
 
 class _Model(BaseModel):
@@ -37,9 +47,19 @@ class Columns(_Model):
     source: str | None = None
     """Where a row comes from; carried into score files and output."""
 
+    @model_validator(mode="after")
+    def _one_role_each(self) -> Columns:
+        named = [name for name in self.model_dump().values() if name is not None]
+        twice = sorted({name for name in named if named.count(name) > 1})
+        if twice:
+            raise ValueError(f"column {twice[0]!r} is named for two roles; give each role a column of its own")
+        if self.response is not None and self.responses is not None:
+            raise ValueError("response and responses exclude each other; name the one that the rows have")
+        return self
+
 
 class InputConfig(_Model):
-    path: str | list[str]
+    path: PathText | Annotated[list[PathText], Field(min_length=1)]
     """Files, globs, or directories; local or any fsspec URL (s3://, gs://, ...)."""
     format: Literal["auto", "messages", "sharegpt", "prompt_response", "responses_list", "alpaca"] = "auto"
     columns: Columns = Columns()
@@ -54,19 +74,9 @@ class InputConfig(_Model):
     def paths(self) -> list[str]:
         return [self.path] if isinstance(self.path, str) else list(self.path)
 
-    @field_validator("path")
-    @classmethod
-    def _check_path(cls, value: str | list[str]) -> str | list[str]:
-        paths = [value] if isinstance(value, str) else value
-        if not paths or not all(paths):
-            raise ValueError("expected a path or a list of paths")
-        for path in paths:
-            refuse_userinfo(path)
-        return value
-
 
 class ModelConfig(_Model):
-    path: str
+    path: PathText
     """A model directory or a hub id."""
     revision: str | None = None
     """Commit or tag of a hub id."""
@@ -85,12 +95,12 @@ class BestOfN(_Model):
     """Responses kept per prompt."""
     min_candidates: int = Field(default=2, ge=1)
     """Prompts with fewer scored responses are dropped: a lone candidate is not a choice."""
-    min_margin: float = Field(default=0.0, ge=0.0)
+    min_margin: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
     """Least reward gap between the last kept response and the best dropped one."""
 
 
 class Threshold(_Model):
-    min_reward: float
+    min_reward: float = Field(allow_inf_nan=False)
     """Responses with a lower reward are dropped."""
 
 
@@ -109,7 +119,7 @@ class Step(_Model):
 
 
 class OutputConfig(_Model):
-    path: str
+    path: PathText
     """Where the curated data set goes; one selection per path. `{date}` expands to today, UTC."""
     shape: Literal["messages", "prompt_completion", "original"] = "messages"
     rows_per_shard: int = Field(default=100_000, ge=1)
@@ -119,12 +129,11 @@ class OutputConfig(_Model):
     @field_validator("path")
     @classmethod
     def _expand(cls, value: str) -> str:
-        refuse_userinfo(value)
         return value.replace("{date}", datetime.now(UTC).strftime("%Y-%m-%d"))
 
 
 class ScoresConfig(_Model):
-    path: str | None = None
+    path: PathText | None = None
     """Where score files live; default `<output.path>/scores`. Share it, and many selections score once."""
 
 
@@ -163,19 +172,19 @@ class RunConfig(_Model):
 
 
 class PreferencesConfig(_Model):
-    path: str
+    path: PathText
     """Preference files: .parquet or .jsonl, plain or compressed; a path, a glob or a URL."""
     format: Literal["auto", "prompt_chosen_rejected", "chosen_rejected_messages", "hh"] = "auto"
     origin: Literal["human", "implicit", "model"] = "human"
     """Who judged."""
     heldout_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of the prompts kept out of training to measure accuracy on."""
-    heldout_path: str | None = None
+    heldout_path: PathText | None = None
     """Held-out comparisons from a file of their own, instead."""
 
 
 class BackboneConfig(_Model):
-    path: str
+    path: PathText
     """A pretrained encoder or causal model: a directory or a hub id."""
     revision: str | None = None
     max_length: int = Field(default=2048, ge=8)
@@ -192,13 +201,13 @@ class TrainOptions(_Model):
     warmup_fraction: float = Field(default=0.03, ge=0.0, le=1.0)
     weight_decay: float = Field(default=0.0, ge=0.0)
     max_grad_norm: float = Field(default=1.0, gt=0)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     report_to: list[str] = []
     """Trackers of the transformers Trainer, such as tensorboard or wandb."""
 
 
 class TrainOutput(_Model):
-    path: str
+    path: PathText
     """Directory of the checkpoint."""
 
 
@@ -221,10 +230,9 @@ def load(kind: type[Config], path: str, overrides: Sequence[str] = ()) -> Config
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read the configuration {path!r}: {error.strerror}; give the path of a YAML file"
-        ) from error
+    except (OSError, UnicodeError) as error:
+        cause = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigError(f"cannot read the configuration {path!r}: {cause}; give the path of a YAML file") from error
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -241,13 +249,8 @@ def load(kind: type[Config], path: str, overrides: Sequence[str] = ()) -> Config
         return kind.model_validate(values)
     except ValidationError as error:
         problems = [_describe(kind, problem) for problem in error.errors()]
-        raise ConfigError(f"{path}: " + "; ".join(problems)) from error
-
-
-def refuse_userinfo(path: str) -> None:
-    """Raise `ValueError` for a URL that carries a user name or password."""
-    if re.match(r"^[a-z0-9+]+://[^/]*@", path):
-        raise ValueError("URL holds credentials; give them through the environment instead")
+        text = re.sub(r"://[^/\s@]*@", "://***@", "; ".join(problems))  # credentials in a refused URL
+        raise ConfigError(f"{path}: {text}") from error
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -280,8 +283,6 @@ def _describe(kind: type[BaseModel], problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     given = problem["input"]
     shown = f"{given!r}" if isinstance(given, str | int | float | bool | type(None)) else type(given).__name__
-    if "credentials" in message:
-        shown = "a URL"
     return f"{path} is {shown}: {message}"
 
 

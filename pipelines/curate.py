@@ -8,15 +8,15 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import apache_beam as beam
 
 from pipelines import progress
-from pipelines.config import RunConfig
-from pipelines.errors import StorageError, from_text
+from pipelines.config import RunConfig, RunnerConfig
+from pipelines.errors import BestkeptError, StorageError, from_text, whereabouts
 from pipelines.export import Export
 from pipelines.finish import Finish, selection_settings
 from pipelines.plan import Plan, make_plan
@@ -26,6 +26,7 @@ from pipelines.score import LoadScorer, ScoreCorpus, ScorerFactory
 from pipelines.selection import Select, check_limits, sum_totals, totals_of
 from pipelines.storage import manifest, publish
 from pipelines.storage.files import absolute, join, read_bytes
+from pipelines.workers import carrying_errors
 
 log = logging.getLogger(__name__)
 
@@ -56,44 +57,48 @@ def build(pipeline: Any, config: RunConfig, plan_path: str, scorer: ScorerFactor
 def curate(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory | None) -> Outcome:
     """Run the whole graph; without a `scorer`, select from scores that are there. Raises `BestkeptError`."""
     config, started = located(config), time.monotonic()
-    options, runner = pipeline_options(config.runner, flags), runner_of(config.runner)
+    pipeline_options(config.runner, flags)  # a misspelt flag is found before anything is touched
     plan = make_plan(config)
-    manifest.claim(config.path, plan=plan.hash, selection=manifest.digest(selection_settings(config)))
-    done = manifest.complete(config.path)
+    same_plan = manifest.claim(
+        config.path, inputs=plan.content_hash, selection=manifest.digest(selection_settings(config)), plan=plan.hash
+    )
+    done = manifest.complete(config.path) if same_plan else None
     if done is not None:
-        check_limits(Totals.from_json({**done["counts"], "rejected": done["rejected"]}), config.limits)
+        counts = {**done["counts"], "rejected": done["rejected"], "examples": done["first_rejected"]}
+        check_limits(Totals.from_json(counts), config.limits)
         return Outcome(plan, done, {}, time.monotonic() - started, already_complete=True)
     plan_path = plan.save(scores_path(config))
     log.info("curating %d files, fingerprint %s", len(plan.files), plan.fingerprint)
-    pipeline = beam.Pipeline(runner=runner, options=options)
-    build(pipeline, config, plan_path, scorer)
-    execute(pipeline)
+    execute(config.runner, flags, lambda pipeline: build(pipeline, config, plan_path, scorer))
     return Outcome(plan, manifest.read_manifest(config.path), {}, time.monotonic() - started)
 
 
 def score(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory) -> Outcome:
     """Score the corpus and stop. Raises `BestkeptError`, for too many rejected rows too."""
     config, started = located(config), time.monotonic()
-    options, runner = pipeline_options(config.runner, flags), runner_of(config.runner)
+    pipeline_options(config.runner, flags)
     plan = make_plan(config)
     plan_path = plan.save(scores_path(config))
     summary = join(scores_path(config), plan.fingerprint, f"totals-{plan.hash[:32]}.json")
-    pipeline = beam.Pipeline(runner=runner, options=options)
-    _ = (
-        pipeline
-        | "Score" >> ScoreCorpus(plan_path, scores_path(config), scorer)
-        | "CountRows" >> beam.Map(totals_of)
-        | "SumTotals" >> beam.CombineGlobally(sum_totals)
-        | "PublishTotals" >> beam.Map(publish_totals, summary)
-    )
-    execute(pipeline)
+
+    def build_scoring(pipeline: Any) -> None:
+        _ = (
+            pipeline
+            | "Score" >> ScoreCorpus(plan_path, scores_path(config), scorer)
+            | "CountRows" >> beam.Map(totals_of)
+            | "SumTotals" >> beam.CombineGlobally(sum_totals)
+            | "PublishTotals" >> beam.Map(publish_totals, summary)
+        )
+
+    execute(config.runner, flags, build_scoring)
     totals = Totals.from_json(json.loads(read_bytes(summary) or b"{}"))
     check_limits(totals, config.limits)
     return Outcome(plan, None, totals.to_json(), time.monotonic() - started)
 
 
 def publish_totals(totals: Totals, path: str) -> None:
-    publish.create_or_equal(path, manifest.to_json(totals.to_json()))
+    with carrying_errors():
+        publish.create_or_equal(path, manifest.to_json(totals.to_json()))
 
 
 def scores_path(config: RunConfig) -> str:
@@ -110,16 +115,24 @@ def default_scorer(config: RunConfig) -> ScorerFactory:
     return LoadScorer(config.model.tokens_per_batch)
 
 
-def execute(pipeline: Any) -> None:
-    """Run to the end; a `BestkeptError` raised on a worker is raised here. Raises `StorageError` for anything else."""
+def execute(runner: RunnerConfig, flags: Sequence[str], build_graph: Callable[[Any], None]) -> None:
+    """Build and run to the end; a `BestkeptError` raised on a worker is raised here.
+
+    Raises `StorageError` for anything else, naming type and place but not the message, which may hold row text.
+    """
+    options, chosen = pipeline_options(runner, flags), runner_of(runner)
     progress.stage("scoring")
     try:
+        pipeline = beam.Pipeline(runner=chosen, options=options)
+        build_graph(pipeline)
         pipeline.run().wait_until_finish()
+    except BestkeptError:
+        raise
     except Exception as error:
         known = from_text(str(error))
         if known is not None:
             raise known from None
         raise StorageError(
-            f"the pipeline failed ({type(error).__name__}); details are in the log; what is scored stays, "
-            "and the same command again goes on from there"
+            f"the pipeline failed: {whereabouts(error)}; what is scored stays, and the same command again goes on from "
+            "there; if it fails again at this place, please report it"
         ) from error

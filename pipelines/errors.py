@@ -10,6 +10,7 @@ import base64
 import enum
 import json
 import re
+import traceback
 
 
 class Exit(enum.IntEnum):
@@ -83,3 +84,15 @@ def from_text(text: str) -> BestkeptError | None:
         return None
     fields = json.loads(base64.b64decode(match.group(1)))
     return _BY_CODE[fields["code"]](fields["message"])
+
+
+_FRAME = re.compile(r'File "[^"]*?((?:pipelines|rm)/[\w/]+\.py)", line (\d+)')
+_TYPE = re.compile(r"^(?:[a-z_]\w*\.)*([A-Z]\w*)(?=:|$| \[)", re.MULTILINE)
+
+
+def whereabouts(error: BaseException) -> str:
+    """`KeyError at pipelines/score.py:120`: type and innermost own line of an error or of the traceback in its text."""
+    text = "".join(traceback.format_exception(error)) + str(error)
+    frames, kinds = _FRAME.findall(str(error)) or _FRAME.findall(text), _TYPE.findall(str(error))
+    kind = kinds[-1] if kinds else type(error).__name__
+    return f"{kind} at {frames[-1][0]}:{frames[-1][1]}" if frames else kind

@@ -66,7 +66,8 @@ def count_units(kept: KeptFile) -> tuple[int, list[tuple[int, int]]]:
 def make_shard_plan(
     counts: Sequence[tuple[int, list[tuple[int, int]]]], plan_path: str, rows_per_shard: int
 ) -> ShardPlan:
-    streamed = [not seekable(file) for file in plan_at(plan_path).files]
+    with carrying_errors():
+        streamed = [not seekable(file) for file in plan_at(plan_path).files]
     return plan_shards(counts, rows_per_shard=rows_per_shard, streamed=streamed)
 
 
@@ -100,11 +101,11 @@ class WriteShards(beam.DoFn):  # type: ignore[misc]
         self, element: tuple[int, dict[str, Any]], shards: ShardPlan, schemas: list[tuple[str, Place]]
     ) -> Iterator[Shard]:
         job, grouped = element
-        plan = plan_at(self.plan_path)
         in_order = sorted(schemas, key=lambda entry: entry[1])  # columns in order of their first appearance
         original = originals.unify(originals.load(text) for text, _ in in_order)
         schema = schema_of(self.shape, original)
         with carrying_errors():
+            plan = plan_at(self.plan_path)
             kept = self._read(plan, sorted(grouped["pieces"], key=lambda piece: piece[0]))
             for number in range(*shards.jobs[job]):
                 rows = min(shards.rows_per_shard, shards.total - number * shards.rows_per_shard)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import apache_beam as beam
@@ -13,7 +14,7 @@ from apache_beam.pvalue import AsIter, AsSingleton
 
 from pipelines.columnar import from_ipc
 from pipelines.config import RunConfig
-from pipelines.inputs import InputFile
+from pipelines.inputs import InputFile, place_of
 from pipelines.plan import Plan
 from pipelines.records import Shard, Totals
 from pipelines.report import card
@@ -79,12 +80,13 @@ class WriteRejected(beam.DoFn):  # type: ignore[misc]
 
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[str]:
         number, parts = element
-        file = plan_at(self.plan_path).files[number]
+        with carrying_errors():
+            file = plan_at(self.plan_path).files[number]
         rows = from_ipc(parts, _REJECTED).sort_by(
             [(name, "ascending") for name in ("unit_start", "row", "response_index")]
         )
         places = [
-            place(file, start, row)
+            place_of(file.key, start, row)
             for start, row in zip(*(rows[c].to_pylist() for c in ("unit_start", "row")), strict=True)
         ]
         table = pa.table(
@@ -103,13 +105,6 @@ class WriteRejected(beam.DoFn):  # type: ignore[misc]
             name = f"rejected/{number:05d}.parquet"
             create_or_equal(join(self.output, name), write)
             yield name
-
-
-def place(file: InputFile, unit_start: int, row: int) -> str:
-    """Where a row is, for people: counted from 1, blank lines left out."""
-    if file.kind == "parquet":
-        return f"row {unit_start + row + 1}"
-    return f"line {row + 1}" if unit_start == 0 else f"line {row + 1} after byte {unit_start}"
 
 
 @dataclass(eq=False)
@@ -148,10 +143,11 @@ def make_manifest(
     """The manifest: inputs by content, model by fingerprint, settings, counts and shards; no times, no places."""
     counts = totals.to_json()
     rejected_counts = counts.pop("rejected")
+    examples = counts.pop("examples")
     return {
         "format": MANIFEST_FORMAT,
         "fingerprint": plan.fingerprint,
-        "model": {"path": config.model.path, "revision": config.model.revision, **plan.identity},
+        "model": {"name": model_name(config), "revision": config.model.revision, **plan.identity},
         "mapping": plan.mapping.to_json(),
         "selection": selection_settings(config),
         "inputs": [_input(plan.files[number], fragments) for number, fragments in files],
@@ -163,11 +159,18 @@ def make_manifest(
             "kept_prompts": summary.kept_prompts,
         },
         "rejected": rejected_counts,
+        "first_rejected": examples,
         "rejected_files": list(rejected),
         "steps": [{"rule": rule, "rows": rows, "prompts": prompts} for rule, rows, prompts in summary.steps],
         "mean_reward": {"kept": summary.kept.mean(), "dropped": summary.dropped.mean()},
         "shards": [shard._asdict() for shard in shards],
     }
+
+
+def model_name(config: RunConfig) -> str:
+    """The hub id, or the last part of a local path: where it lies on this machine is nobody's business."""
+    path = config.model.path.rstrip("/")
+    return path.rsplit("/", 1)[-1] if Path(path).expanduser().is_dir() else path
 
 
 def _input(file: InputFile, fragments: list[list[Any]]) -> dict[str, Any]:

@@ -24,9 +24,19 @@ def infer(rows: Sequence[Mapping[str, Any]]) -> pa.Schema:
 
 def _infer_column(name: str, values: list[Any]) -> pa.Field:
     try:
-        return pa.field(name, pa.array(values).type)
+        kind = pa.array(values).type
     except (pa.ArrowException, OverflowError, UnicodeError):
+        kind = None
+    if kind is None or _has_empty_struct(kind):
         return pa.field(name, pa.string(), metadata=_AS_JSON)
+    return pa.field(name, kind)
+
+
+def _has_empty_struct(kind: pa.DataType) -> bool:
+    """Whether a struct without fields is in it, which Parquet cannot hold."""
+    if pa.types.is_struct(kind):
+        return kind.num_fields == 0 or any(_has_empty_struct(field.type) for field in kind)
+    return pa.types.is_list(kind) and _has_empty_struct(kind.value_type)
 
 
 def unify(schemas: Iterable[pa.Schema]) -> pa.Schema:
@@ -55,7 +65,9 @@ def _unify_fields(left: pa.Field, right: pa.Field) -> pa.Field:
 def to_array(values: list[Any], field: pa.Field) -> pa.Array:
     """A column's values in its unified type."""
     if field.metadata == _AS_JSON:
-        values = [None if value is None else json.dumps(value, ensure_ascii=False, sort_keys=True) for value in values]
+        values = [None if value is None else json.dumps(value, sort_keys=True, default=str) for value in values]
+    elif pa.types.is_floating(field.type):
+        values = [float(value) if isinstance(value, int) else value for value in values]
     return pa.array(values, type=field.type)
 
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from pipelines.config import InputConfig, RunConfig
-from pipelines.errors import InputError, ModelLoadError, StorageError
+from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
 from pipelines.inputs import InputFile, column_names, kind_of
 from pipelines.schemas import RowMapping, resolve
 from pipelines.storage import publish
@@ -41,8 +41,12 @@ class Plan:
         return digest(fields)
 
     @property
-    def input_bytes(self) -> int:
-        return sum(file.size for file in self.files)
+    def content_hash(self) -> str:
+        """Like `hash`, without what changes when a file is copied or touched: its place and version."""
+        fields = self.to_json()
+        del fields["model"]
+        fields["files"] = [(file.key, file.size) for file in self.files]
+        return digest(fields)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -79,14 +83,21 @@ def make_plan(config: RunConfig) -> Plan:
     """
     from rm.identity import ModelError, identify, resolve_dtype, resolve_model
 
+    for pattern in config.input.paths:
+        if absolute(config.path).startswith(absolute(pattern).rstrip("/") + "/"):
+            raise ConfigError(
+                f"output.path {config.path!r} lies inside input.path {pattern!r}, and the next run would read its own output; "
+                "choose a place outside"
+            )
     files = list_files(config.input)
+    names, where = _first_columns(files, max_row_bytes=config.limits.max_row_bytes)
     mapping = resolve(
-        column_names(files[0], max_row_bytes=config.limits.max_row_bytes),
+        names,
         format=config.input.format,
         columns=config.input.columns,
         carry=config.input.carry,
         group_by=[] if config.input.group_by == "prompt" else config.input.group_by,
-        where=files[0].path,
+        where=where,
     )
     try:
         directory = resolve_model(config.model.path, config.model.revision)
@@ -112,6 +123,15 @@ def make_plan(config: RunConfig) -> Plan:
         identity=identity.to_json(),
         fingerprint=identity.fingerprint(mapping=mapping.to_json(), max_row_bytes=config.limits.max_row_bytes),
     )
+
+
+def _first_columns(files: list[InputFile], *, max_row_bytes: int) -> tuple[list[str], str]:
+    """Columns of the first file that has any, and its path: an empty part file tells nothing."""
+    for file in files:
+        names = column_names(file, max_row_bytes=max_row_bytes)
+        if names:
+            return names, file.path
+    raise InputError(f"input.path names {len(files)} files, and none has a usable row; the first is {files[0].path}")
 
 
 def list_files(config: InputConfig) -> list[InputFile]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
+
+EXAMPLES = 3
 
 
 @dataclass(frozen=True)
@@ -18,14 +20,21 @@ class Totals:
     rejected: Counter[str] = field(default_factory=Counter)
     truncated: int = 0
     tokens: int = 0
+    examples: tuple[
+        tuple[str, int, int, str], ...
+    ] = ()  # the first rejected: file, start of the unit, row in it, reason
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "rejected": dict(sorted(self.rejected.items()))}
+        return {
+            **asdict(self),
+            "rejected": dict(sorted(self.rejected.items())),
+            "examples": [*map(list, self.examples)],
+        }
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Totals:
-        names = ("rows", "read", "scored", "truncated", "tokens")
-        return cls(rejected=Counter(fields["rejected"]), **{name: fields[name] for name in names})
+    def from_json(cls, values: Mapping[str, Any]) -> Totals:
+        own = {entry.name: values[entry.name] for entry in fields(cls)}
+        return cls(**{**own, "rejected": Counter(own["rejected"]), "examples": tuple(map(tuple, own["examples"]))})
 
     def __add__(self, other: Totals) -> Totals:
         return Totals(
@@ -35,6 +44,7 @@ class Totals:
             self.rejected + other.rejected,
             self.truncated + other.truncated,
             self.tokens + other.tokens,
+            tuple(sorted(self.examples + other.examples)[:EXAMPLES]),
         )
 
 

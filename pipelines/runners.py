@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
@@ -26,12 +25,12 @@ def pipeline_options(config: RunnerConfig, flags: Sequence[str]) -> PipelineOpti
 
     Raises `ConfigError` for a flag that Beam does not know (Beam itself would only warn), with a did-you-mean.
     """
-    given = [*_as_flags(config.options), *flags]
-    parser = _BeamArgumentParser(add_help=False, allow_abbrev=False)
+    parser = _Parser(add_help=False, allow_abbrev=False)
     for options in _all_option_classes(PipelineOptions):
         if "_add_argparse_args" in vars(options):
             options._add_argparse_args(parser)
     known = sorted({flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")})
+    given = [*_as_flags(config.options, known), *flags]
     for flag in given:
         name = flag.partition("=")[0]
         if not name.startswith("--"):
@@ -42,10 +41,7 @@ def pipeline_options(config: RunnerConfig, flags: Sequence[str]) -> PipelineOpti
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]}?" if close else "our own settings have the form key.sub=value"
             raise ConfigError(f"unknown flag {name}: Beam has no such option; {hint}")
-    try:
-        _, stray = parser.parse_known_args(given)
-    except (argparse.ArgumentError, SystemExit, ValueError) as error:
-        raise ConfigError(f"Beam cannot use the flags {' '.join(given)}: {error}") from error
+    _, stray = parser.parse_known_args(given)
     if stray:
         raise ConfigError(f"argument {stray[0]!r} is neither key.sub=value nor a --flag of Beam with its value")
     return PipelineOptions(given)
@@ -53,7 +49,23 @@ def pipeline_options(config: RunnerConfig, flags: Sequence[str]) -> PipelineOpti
 
 def runner_of(config: RunnerConfig) -> Any:
     """The runner; local means `FnApiRunner`, in memory."""
-    return FnApiRunner() if config.name == "local" else create_runner(config.name)
+    if config.name == "local":
+        return FnApiRunner()
+    try:
+        return create_runner(config.name)
+    except (ImportError, ValueError) as error:
+        remedy = "pip install 'bestkept[gcp]'" if config.name == "DataflowRunner" else "install what Beam needs for it"
+        raise ConfigError(
+            f"runner.name {config.name} cannot be used here ({type(error).__name__}); {remedy}"
+        ) from error
+
+
+class _Parser(_BeamArgumentParser):  # type: ignore[misc]
+    """Beam's parser, with an error of ours that repeats no value: it may be a secret."""
+
+    def error(self, message: str) -> NoReturn:
+        flag = message.partition(":")[0].removeprefix("argument ")
+        raise ConfigError(f"Beam cannot use the value of {flag}; see Beam's documentation of that option")
 
 
 def _all_option_classes(root: Any) -> list[Any]:
@@ -67,13 +79,14 @@ def _all_option_classes(root: Any) -> list[Any]:
     return list(found)
 
 
-def _as_flags(options: dict[str, Any]) -> list[str]:
+def _as_flags(options: dict[str, Any], known: Sequence[str]) -> list[str]:
     flags: list[str] = []
     for name, value in options.items():
-        values = value if isinstance(value, list) else [value]
-        for item in values:
-            if item is True:
-                flags.append(f"--{name}")
-            elif item is not False and item is not None:
-                flags.append(f"--{name}={item}")
+        if value is False:
+            if f"--no_{name}" not in known:
+                raise ConfigError(f"runner.options.{name} is false, and Beam has no --no_{name}; leave the option out")
+            flags.append(f"--no_{name}")
+            continue
+        for item in value if isinstance(value, list) else [value]:
+            flags.append(f"--{name}" if item is True else f"--{name}={item}")
     return flags

@@ -92,6 +92,12 @@ def resolve(
             f"{where} has columns {', '.join(names)}; cannot tell which hold {wanted}; "
             "name them, for example input.columns={prompt: COLUMN, response: COLUMN}"
         )
+    unused = sorted(given.keys() - found.keys() - {"input", "system", "source"})
+    if unused:
+        raise InputError(
+            f"input.columns.{unused[0]} is {given[unused[0]]!r}, and the format {found['format']} has no place for it; "
+            "remove it, or set input.format"
+        )
     found.update({key: given[key] for key in ("input", "system", "source") if key in given})
     if "source" not in found and "source" in names:
         found["source"] = "source"
@@ -105,6 +111,8 @@ def _detect(names: Sequence[str], given: Mapping[str, str]) -> dict[str, str] | 
         if given.keys() & {"prompt", "response", "responses"} and format == "messages":
             continue
         if "response" in given and format == "responses_list":
+            continue
+        if given.keys() & {"prompt", "response"} and "input" not in given and format == "alpaca":
             continue
         found = _by_format(format, names, given)
         if found is not None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+import xxhash
 from apache_beam.utils.shared import Shared
 
 from pipelines import originals, progress
@@ -32,6 +33,8 @@ class Scorer(Protocol):
 
     def score(self, groups: Sequence[tuple[Conversation, Sequence[str]]]) -> Sequence[Any]: ...
 
+
+_NAN_IS_THE_MODEL = 16  # so many responses, all of them NaN: not an accident of the data
 
 ScorerFactory = Callable[[Plan], Scorer]
 
@@ -79,7 +82,8 @@ class ScoreCorpus(beam.PTransform):  # type: ignore[misc]
 
 
 def file_numbers(plan_path: str) -> Iterator[int]:
-    yield from range(len(plan_at(plan_path).files))
+    with carrying_errors():
+        yield from range(len(plan_at(plan_path).files))
 
 
 @dataclass(eq=False)
@@ -141,9 +145,13 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
     def _score_fragment(self, place: _Place, fragment: Fragment, *, input_bytes: int) -> tuple[ScoreFile, bool]:
         """The fragment's score file, and whether this call made it."""
         content_hash = fragment.content_hash()
-        path, footer = place.find(fragment.index, content_hash)
-        if footer is not None:
-            return ScoreFile(path, place.file_number, footer), False
+        original = originals.dump(original_schema(place.file, fragment))
+        path, there = place.find(fragment.index, content_hash, original)
+        if there is not None and objects.original_schema(there[0]) == original:
+            return ScoreFile(path, place.file_number, there[1]), False
+        if there is not None:  # the same text under columns of other types: nothing to score
+            footer = replace(there[1], file_size=place.file.size, file_version=place.file.version)
+            return ScoreFile(path, place.file_number, objects.write(path, there[0], footer, original)), False
         if self._make_scorer is None:
             raise InputError(
                 f"{place.file.path} has rows that are not scored yet (looked in {place.directory}); "
@@ -153,7 +161,6 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
         progress.begin(input_bytes=input_bytes, responses=sum(len(row.sample.responses) for row in fragment.rows))
         columns, tokens = score_fragment(scorer, fragment, place.plan)
         footer = place.footer(fragment, columns, content_hash, tokens)
-        original = originals.dump(original_schema(place.file, fragment))
         return ScoreFile(path, place.file_number, objects.write(path, columns, footer, original)), True
 
     def _scorer(self, plan: Plan) -> Scorer:
@@ -216,15 +223,21 @@ class _Place:
             found.append(ScoreFile(path, self.file_number, footer))
         return found
 
-    def find(self, index: int, content_hash: str) -> tuple[str, Footer | None]:
-        """Where the fragment's scores are or belong, and the footer if a valid file of this content is there."""
-        plain = objects.path_of(self.directory, self._name(index))
+    def find(self, index: int, content_hash: str, original: str) -> tuple[str, tuple[pa.Table, Footer] | None]:
+        """Where the fragment's scores are or belong, and a valid file's content if one has scores of this text.
+
+        The plain name goes to the first content seen at this place. Changed text, or the same text under columns of
+        other types, has its own name; in the latter case the first file's scores come back, to be written there.
+        """
+        name = self._name(index)
+        plain = objects.path_of(self.directory, name)
         there = objects.read(plain)
-        if there is None or there[1].content_hash == content_hash:
-            return plain, None if there is None else there[1]
-        changed = objects.path_of(self.directory, self._name(index), content_hash)
-        there = objects.read(changed)
-        return changed, None if there is None else there[1]
+        same_text = there is not None and there[1].content_hash == content_hash
+        if there is None or (same_text and objects.original_schema(there[0]) == original):
+            return plain, there
+        variant = xxhash.xxh3_128_hexdigest(f"{content_hash} {original}".encode())
+        changed = objects.path_of(self.directory, name, variant)
+        return changed, objects.read(changed) or (there if same_text else None)
 
     def footer(self, fragment: Fragment, columns: pa.Table, content_hash: str, tokens: int) -> Footer:
         rejected = objects.reasons_of(columns)
@@ -242,6 +255,7 @@ class _Place:
             responses=columns.num_rows,
             scored=columns.num_rows - sum(rejected.values()),
             rejected=rejected,
+            first_rejected=objects.first_rejected(columns),
             truncated=int(np.count_nonzero(columns["truncated"].to_numpy())),
             tokens=tokens,
             content_hash=content_hash,
@@ -284,7 +298,7 @@ def score_fragment(scorer: Scorer, fragment: Fragment, plan: Plan) -> tuple[pa.T
             for name, column in columns.items():
                 column.append(values.get(name))
     reasons = set(columns["reason"])
-    if reasons == {"nan_reward"} and fragment.rows:
+    if reasons == {"nan_reward"} and len(columns["reason"]) >= _NAN_IS_THE_MODEL:
         raise ModelLoadError(
             f"the model gives NaN for every response of a fragment ({len(columns['reason'])} responses) in "
             f"{plan.model['dtype']}; try model.dtype=float32"

@@ -27,6 +27,7 @@ from pipelines.columnar import (
 )
 from pipelines.config import Limits, Step
 from pipelines.errors import RejectedError, StorageError
+from pipelines.inputs import place_of
 from pipelines.records import KeptFile, Totals
 from pipelines.rules import Candidates, apply_steps, count_prompts
 from pipelines.storage import objects
@@ -38,7 +39,13 @@ from pipelines.workers import carrying_errors
 def totals_of(data: bytes) -> Totals:
     footer = ScoreFile.from_bytes(data).footer
     return Totals(
-        footer.rows, footer.responses, footer.scored, Counter(footer.rejected), footer.truncated, footer.tokens
+        rows=footer.rows,
+        read=footer.responses,
+        scored=footer.scored,
+        rejected=Counter(footer.rejected),
+        truncated=footer.truncated,
+        tokens=footer.tokens,
+        examples=tuple((footer.file_key, footer.unit_start, row, reason) for row, reason in footer.first_rejected),
     )
 
 
@@ -56,9 +63,10 @@ def check_limits(totals: Totals, limits: Limits) -> Totals:
     fraction = totals.rejected.total() / totals.read if totals.read else 0.0
     if fraction > limits.max_rejected_fraction:
         reasons = ", ".join(f"{reason} {count}" for reason, count in totals.rejected.most_common())
+        first = ", ".join(f"{key} {place_of(key, start, row)} {reason}" for key, start, row, reason in totals.examples)
         raise RejectedError(
-            f"{totals.rejected.total()} of {totals.read} responses were rejected ({fraction:.4%}; {reasons}), more than "
-            f"limits.max_rejected_fraction={limits.max_rejected_fraction}; mend the input, or raise the limit: "
+            f"{totals.rejected.total()} of {totals.read} responses were rejected ({fraction:.4%}: {reasons}; first: {first}), "
+            f"more than limits.max_rejected_fraction={limits.max_rejected_fraction}; mend the input, or raise the limit: "
             "nothing is scored again"
         )
     return totals

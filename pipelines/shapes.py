@@ -32,9 +32,12 @@ class Kept(NamedTuple):
 def schema_of(shape: str, original: pa.Schema) -> pa.Schema:
     """The output schema; `original` holds the input's columns and is used by the shape `original` alone."""
     if shape == "original":
-        prefix = "bestkept_" if {"reward", "prompt_id", "response_index"} & set(original.names) else ""
         added = [("reward", pa.float32()), ("prompt_id", pa.string()), ("response_index", pa.int32())]
-        return pa.schema([*original, *(pa.field(prefix + name, kind) for name, kind in added)])
+        prefix = ""
+        while {prefix + name for name, _ in added} & set(original.names):
+            prefix += "bestkept_"
+        own = (field.with_nullable(True) for field in original)  # another file may lack the column
+        return pa.schema([*own, *(pa.field(prefix + name, kind) for name, kind in added)])
     columns = {"messages": ["messages"], "prompt_completion": ["prompt", "completion"]}[shape]
     return pa.schema(
         [

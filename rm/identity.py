@@ -114,11 +114,12 @@ def effective_max_length(directory: Path, requested: int) -> int:
     """The least of what was asked for, the model's positions, and the tokenizer's limit, in tokens."""
     limits = [requested]
     config = _read_json(directory / "config.json")
+    config = {**config, **(config.get("text_config") or {})}
     for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
         positions = config.get(key)
         if isinstance(positions, int) and positions > 0:
             # RoBERTa and its kin number positions from padding_idx + 1
-            offset = config.get("pad_token_id", 0) + 1 if config.get("model_type") in _OFFSET_POSITIONS else 0
+            offset = (config.get("pad_token_id") or 0) + 1 if config.get("model_type") in _OFFSET_POSITIONS else 0
             limits.append(positions - offset)
     limit = _read_json(directory / "tokenizer_config.json").get("model_max_length")
     if isinstance(limit, int | float) and 0 < limit < _NO_LIMIT:
@@ -167,7 +168,12 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _hashes(directory: Path, patterns: tuple[str, ...]) -> dict[str, str]:
     files = {file for pattern in patterns for file in directory.glob(pattern)}
     with _HashCache() as cache:
-        return {file.name: cache.sha256(file) for file in sorted(files)}
+        try:
+            return {file.name: cache.sha256(file) for file in sorted(files)}
+        except OSError as error:
+            raise ModelError(
+                f"model file {error.filename} cannot be read: {error.strerror}; fetch the model again"
+            ) from error
 
 
 class _HashCache:

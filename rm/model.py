@@ -61,9 +61,12 @@ def is_causal(model: Any) -> bool:
 
 def load_tokenizer(directory: Path) -> Any:
     """The tokenizer beside the weights. Raises `ModelError` where it is missing or not a fast one."""
+    if not any(True for pattern in ("tokenizer.json", "vocab.*", "*.model") for _ in directory.glob(pattern)):
+        # transformers would make an empty tokenizer for some architectures, and give every text the same reward
+        raise ModelError(f"{directory} has no tokenizer files; save the tokenizer beside the weights")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever the library of the day raises, the remedy is the same
         raise ModelError(
             f"{directory} has no usable tokenizer ({type(error).__name__}); save it beside the weights"
         ) from error
@@ -80,8 +83,11 @@ def load_for_scoring(directory: Path, *, dtype: str, device: str) -> RewardModel
     """
     config = _config(directory)
     shapes = dict(tensor_shapes(directory))
-    with torch.device("meta"):
-        empty = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+    try:
+        with torch.device("meta"):
+            empty = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+    except Exception as error:  # no such class for this architecture, or settings it cannot be built from
+        raise _unloadable(directory, error) from error
     stored, mapping = _stored_head(shapes, _head_name(empty))
     outputs = shapes[stored][0] if stored else 1  # no head at all: said below, with the names
     if outputs != 1:
@@ -101,10 +107,8 @@ def load_for_scoring(directory: Path, *, dtype: str, device: str) -> RewardModel
                 trust_remote_code=False,
                 ignore_mismatched_sizes=True,
             )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise ModelError(
-                f"model.path {str(directory)!r} cannot be loaded ({type(error).__name__}: {error})"
-            ) from error
+        except Exception as error:  # whatever the library of the day raises, the model cannot be used
+            raise _unloadable(directory, error) from error
     _check_complete(directory, model, info)
     for parameter in _head(model).parameters():
         parameter.data = parameter.data.float()
@@ -134,15 +138,14 @@ def load_backbone_for_training(directory: Path) -> RewardModel:
                 trust_remote_code=False,
                 ignore_mismatched_sizes=True,
             )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise ModelError(
-                f"model.path {str(directory)!r} cannot be loaded ({type(error).__name__}: {error})"
-            ) from error
+        except Exception as error:  # whatever the library of the day raises, the model cannot be used
+            raise _unloadable(directory, error) from error
     head = _head(model)
     new = {name for name, _ in model.named_parameters() if name.startswith(_head_name(model).removesuffix(".weight"))}
     absent = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
-    # encoders may come without their pooler, which then trains from its initialisation together with the head
-    lost = sorted(key for key in absent - new if "pooler" not in key)
+    # layers between backbone and head, and poolers, may be new: they train from their initialisation with the head
+    backbone = f"{model.base_model_prefix}."
+    lost = sorted(key for key in absent - new if key.startswith(backbone) and "pooler" not in key)
     if lost:
         raise ModelError(
             f"model.path {str(directory)!r} lacks {len(lost)} backbone weights ({_names(lost)}); fetch it again"
@@ -203,11 +206,19 @@ class _Float32Head(nn.Linear):
 def _config(directory: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(str(directory), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever the library of the day raises, the model cannot be used
         raise ModelError(
             f"model.path {str(directory)!r} has a config.json that transformers {transformers.__version__} cannot use "
             f"without remote code ({type(error).__name__}); choose a natively supported architecture"
         ) from error
+
+
+def _unloadable(directory: Path, error: Exception) -> ModelError:
+    cause = str(error).strip().splitlines()[0][:200] if str(error).strip() else "no message"
+    return ModelError(
+        f"model.path {str(directory)!r} cannot be loaded as a sequence classifier ({type(error).__name__}: {cause}); "
+        "choose a checkpoint that AutoModelForSequenceClassification loads"
+    )
 
 
 def _head_name(model: Any) -> str:

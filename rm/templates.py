@@ -12,11 +12,15 @@ Prompt and response are always tokenised jointly: tokenising them apart gives ot
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from rm.conversations import Conversation, UnusableError, to_messages
+
+log = logging.getLogger(__name__)
 
 _SPEAKER = {"system": "System", "user": "Human", "assistant": "Assistant"}
 
@@ -113,16 +117,7 @@ class Template:
         if second is not None:
             spans = _pair_spans(encoding)
         else:
-            at = first.rfind(response.strip())
-            if at < 0:  # the template dropped part of the response; it can be scored, but not cut
-                spans = _Spans(0, 0, len(ids), len(ids))
-            else:
-                content = prompt[-1][1].strip()
-                prompt_at = first.rfind(content, 0, at)
-                spans = _Spans(
-                    *(_token_span(encoding, prompt_at, prompt_at + len(content)) if prompt_at >= 0 else (0, 0)),
-                    *_token_span(encoding, at, at + len(response.strip())),
-                )
+            spans = _text_spans(encoding, first, prompt[-1][1].strip(), response.strip(), len(ids))
         response_tokens = spans.response_end - spans.response_start
         return Encoded(ids, types, len(ids) - response_tokens, response_tokens, truncated=False), spans
 
@@ -134,6 +129,22 @@ class _Spans(NamedTuple):
     prompt_end: int
     response_start: int
     response_end: int
+
+
+def _text_spans(encoding: Any, text: str, prompt: str, response: str, length: int) -> _Spans:
+    """Where the prompt's last turn and the response are in a rendered text."""
+    at = text.rfind(response)
+    prompt_at = text.rfind(prompt, 0, at if at >= 0 else len(text))
+    prompt_span = _token_span(encoding, prompt_at, prompt_at + len(prompt)) if prompt_at >= 0 else (0, 0)
+    if at >= 0:
+        return _Spans(*prompt_span, *_token_span(encoding, at, at + len(response)))
+    _warn_rewritten()
+    return _Spans(*prompt_span, max(prompt_span[1], 1), length)
+
+
+@lru_cache(maxsize=1)
+def _warn_rewritten() -> None:
+    log.warning("the chat template drops or rewrites part of some responses: what is scored is not what is exported")
 
 
 def prompt_text(prompt: Conversation) -> str:

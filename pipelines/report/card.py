@@ -26,7 +26,7 @@ _CARD = """\
 {%- endfor %}
 | kept | {{ counts.kept }} responses to {{ counts.kept_prompts }} prompts |
 | mean reward | kept {{ number(mean.kept) }}, dropped {{ number(mean.dropped) }} |
-| reward model | `{{ model.path }}`{% if model.revision %} at `{{ model.revision }}`{% endif %}, fingerprint `{{ fingerprint }}` |
+| reward model | `{{ model.name }}`{% if model.revision %} at `{{ model.revision }}`{% endif %}, fingerprint `{{ fingerprint }}` |
 
 Selection:
 

@@ -19,6 +19,8 @@ def decompressed(stream: BinaryIO, compression: str) -> Iterator[bytes]:
     decoder: Any = None
     while data := stream.read(_FEED_BYTES):
         while data:
+            if decoder is None and compression == "gz" and not (data := data.lstrip(b"\0")):
+                break  # zero padding after the last member
             if decoder is None:
                 decoder = (
                     zlib.decompressobj(wbits=31)
@@ -33,7 +35,7 @@ def decompressed(stream: BinaryIO, compression: str) -> Iterator[bytes]:
                 yield chunk
             data = b""
             if decoder.eof:
-                data = decoder.unused_data.lstrip(b"\0") if compression == "gz" else decoder.unused_data
+                data = decoder.unused_data
                 decoder = None
     if decoder is not None:
         raise EOFError(f"{compression} stream ends early")

@@ -1,6 +1,6 @@
 """Claim and manifest: which selection an output belongs to, and that it is complete.
 
-`claim.json` is created first and holds the hash of plan and selection; `manifest.json` is written last, and until it is
+`claim.json` is created first and holds the hashes of inputs and selection; `manifest.json` is written last, and until it is
 there, the output is not. Neither holds times, places or row text: equal inputs and settings give equal bytes.
 """
 
@@ -25,27 +25,40 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def claim(output: str, *, plan: str, selection: str) -> None:
-    """Claim an output for one plan and selection; an equal claim joins.
+def claim(output: str, *, inputs: str, selection: str, plan: str) -> bool:
+    """Claim an output for inputs and selection; whether exactly this plan made the claim.
 
-    Raises `ConflictError` (exit 6) where another one holds it, `StorageError` (5) where the place is not writable.
+    An equal claim joins: every write is idempotent. A different one takes over as long as nothing is published there, so
+    that a mended input or model can go to the same place; after that it is a conflict. Two runs that take over from each
+    other at once still cannot mix: shards and manifest are created once, and must be equal.
+    `plan` also covers file versions, and is no part of the comparison: a touched file is not another input.
+    Raises `ConflictError` (exit 6), or `StorageError` (5) where the place is not writable.
     """
     path = join(output, "claim.json")
-    mine = {"plan": plan, "selection": selection}
+    mine = {"inputs": inputs, "selection": selection, "plan": plan}
     if publish.create(path, to_json(mine)):
-        return
-    data = read_bytes(path)
+        return True
     try:
-        theirs = json.loads(data or b"")
-    except ValueError as error:
-        raise StorageError(f"{path} is damaged; remove it if no other run uses this output") from error
-    if theirs != mine:
-        parts = {"plan": "input files or model", "selection": "select or output settings"}
-        what = " and ".join(words for key, words in parts.items() if theirs.get(key) != mine[key])
+        theirs = json.loads(read_bytes(path) or b"")
+    except ValueError:
+        theirs = {}
+    parts = {"inputs": "input files or model", "selection": "select or output settings"}
+    other = [words for key, words in parts.items() if theirs.get(key) != mine[key]]
+    if not other:
+        return bool(theirs.get("plan") == plan)
+    if _published(output):
         raise ConflictError(
-            f"output.path {output} belongs to a run with other {what}; choose another output.path "
+            f"output.path {output} belongs to a run with other {' and '.join(other)}; choose another output.path "
             f"(scores.path={join(output, 'scores')} re-uses what is scored there)"
         )
+    publish.replace(path, to_json(mine))
+    return True
+
+
+def _published(output: str) -> bool:
+    """Whether any part of a data set is there."""
+    fs, root = filesystem(output)
+    return any(fs.exists(join(root, name)) for name in ("manifest.json", "README.md", "data", "rejected"))
 
 
 def read_manifest(output: str) -> dict[str, Any] | None:

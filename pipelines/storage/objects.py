@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from pipelines.errors import StorageError
+from pipelines.records import EXAMPLES
 from pipelines.storage import publish
 from pipelines.storage.files import join, read_bytes
 
@@ -61,6 +62,7 @@ class Footer:
     responses: int  # read = scored + rejected
     scored: int
     rejected: dict[str, int]  # by reason
+    first_rejected: list[list[Any]]  # [row in the unit, reason] of the first few
     truncated: int
     tokens: int
     content_hash: str
@@ -90,9 +92,9 @@ def name_of(*, file_key: str, unit: int, unit_start: int, fragment: int, rows_pe
     return hashlib.sha256(place.encode()).hexdigest()[:32]
 
 
-def path_of(directory: str, name: str, content_hash: str | None = None) -> str:
-    """Where a fragment's scores are; a fragment whose content changed has its hash in the name."""
-    return join(directory, f"{name}.parquet" if content_hash is None else f"{name}-{content_hash}.parquet")
+def path_of(directory: str, name: str, variant: str | None = None) -> str:
+    """Where a fragment's scores are; a fragment whose content changed has a hash of that in the name."""
+    return join(directory, f"{name}.parquet" if variant is None else f"{name}-{variant}.parquet")
 
 
 def encode(columns: pa.Table, footer: Footer, original: str) -> bytes:
@@ -140,7 +142,7 @@ def write(path: str, columns: pa.Table, footer: Footer, original: str) -> Footer
     if publish.create(path, data):
         return footer
     there = read(path)
-    if there is not None and there[1].content_hash == footer.content_hash:
+    if there is not None and there[1].content_hash == footer.content_hash and original_schema(there[0]) == original:
         return there[1]
     if there is not None:
         raise StorageError(f"{path} holds the scores of other content; remove the scores directory and score again")
@@ -151,6 +153,12 @@ def write(path: str, columns: pa.Table, footer: Footer, original: str) -> Footer
 def reasons_of(columns: pa.Table) -> dict[str, int]:
     """Rejected responses by reason."""
     return dict(sorted(Counter(reason for reason in columns["reason"].to_pylist() if reason is not None).items()))
+
+
+def first_rejected(columns: pa.Table) -> list[list[Any]]:
+    """Row and reason of the first rejected responses, as examples."""
+    rejected = columns.filter(columns["reason"].is_valid()).slice(0, EXAMPLES)
+    return [[row, reason] for row, reason in zip(*(rejected[c].to_pylist() for c in ("row", "reason")), strict=True)]
 
 
 def _hash(table: pa.Table, described: str) -> str:

@@ -139,6 +139,39 @@ def test_unsafe_ways_to_run_are_refused_with_the_reason(bestkept, config, flag):
     assert bad(bestkept, config, flag).code == 2
 
 
+def test_a_bad_flag_value_is_not_repeated(bestkept, config):
+    result = bad(bestkept, config, "--s3_secret_access_key=HUNTER2", "--num_workers=HUNTER3")
+    assert (result.code, "--num_workers" in result.last) == (2, True)
+    assert "HUNTER" not in result.out + result.err
+
+
+def test_runner_options_that_are_false_become_flags_or_errors(bestkept, config):
+    from pipelines.config import RunnerConfig
+    from pipelines.runners import pipeline_options
+
+    options = pipeline_options(RunnerConfig(options={"use_public_ips": False, "streaming": True}), [])
+    assert options.get_all_options()["use_public_ips"] is False
+    result = bad(bestkept, config, "runner.options={streaming: false}")
+    assert (result.code, "no --no_streaming" in result.last) == (2, True)
+
+
+def test_an_unexpected_error_is_one_line_with_its_place(bestkept, config, monkeypatch):
+    from pipelines import plan
+
+    monkeypatch.setattr(plan, "list_files", lambda _: {}["secret row text"])
+    result = bad(bestkept, config)
+    assert (result.code, "unexpected KeyError at pipelines/" in result.last) == (5, True)
+    assert "secret" not in result.err
+
+
+@pytest.mark.parametrize("changes", [{"model_type": "clip"}, {"hidden_act": "nope"}, {"hidden_size": "wide"}])
+def test_a_config_that_builds_no_model(bestkept, config, tmp_path, changes):
+    directory = save_encoder(tmp_path / "model")
+    values = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**values, **changes}))
+    assert bad(bestkept, config, f"model.path={directory}").code == 7
+
+
 def test_model_directory_without_weights(bestkept, config, tmp_path, encoder):
     directory = tmp_path / "model"
     directory.mkdir()
@@ -263,8 +296,8 @@ def test_kill_9_while_scoring_then_the_same_command(tmp_path, stub_model):
 
 
 def test_sigterm_ends_with_143():
-    script = "import os, signal, sys; from pipelines import cli; signal.signal(signal.SIGTERM, cli._terminate)\n"
-    script += "os.kill(os.getpid(), signal.SIGTERM)\nimport time; time.sleep(30)"
+    script = "import os, time; from pipelines import cli\n"
+    script += "cli.app = lambda: (os.kill(os.getpid(), 15), time.sleep(30))\ncli.main()"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert ended.returncode == 143
     assert "same command again" in ended.stderr

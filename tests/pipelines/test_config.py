@@ -49,6 +49,7 @@ def test_overrides_are_yaml_and_win(tmp_path):
         ),
         ("input: {path: []}\nmodel: {path: m}\noutput: {path: o}\n", r"input\.path"),
         ("model: {path: m}\noutput: {path: o}\n", "input is missing"),
+        (MINIMAL + "select: [{threshold: {min_reward: .nan}}]\n", "finite"),
         ("- a\n", "holds list; expected a mapping"),
         ("input: {path: [}\n", "not valid YAML at line 1"),
     ],
@@ -65,9 +66,11 @@ def test_all_mistakes_come_at_once(tmp_path):
         assert part in caught.value.message
 
 
-def test_credentials_in_urls_are_refused_and_not_repeated(tmp_path):
+@pytest.mark.parametrize("field", ["input.path", "output.path", "scores.path", "model.path"])
+@pytest.mark.parametrize("scheme", ["s3", "HTTPS"])
+def test_credentials_in_urls_are_refused_and_not_repeated(tmp_path, field, scheme):
     with pytest.raises(ConfigError) as caught:
-        load_text(tmp_path, MINIMAL, ["input.path=s3://user:hunter2@bucket/x.jsonl"])
+        load_text(tmp_path, MINIMAL, [f"{field}={scheme}://user:hunter2@bucket/x.jsonl"])
     assert "credentials" in caught.value.message
     assert "hunter2" not in caught.value.message
 
@@ -81,12 +84,17 @@ def test_bad_overrides(tmp_path, override):
 def test_a_missing_file(tmp_path):
     with pytest.raises(ConfigError, match="cannot read the configuration"):
         load(RunConfig, str(tmp_path / "none.yaml"))
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load(RunConfig, str(tmp_path / "binary.yaml"))
 
 
 def test_train_config(tmp_path):
     text = "data: {path: p.jsonl}\nmodel: {path: m}\noutput: {path: o}\n"
     config = load_text(tmp_path, text, ["train.epochs=2"], TrainConfig)
     assert (config.train.epochs, config.train.learning_rate) == (2, None)
+    with pytest.raises(ConfigError, match="seed is -1"):
+        load_text(tmp_path, text, ["train.seed=-1"], TrainConfig)
     with pytest.raises(ConfigError, match="did you mean 'epochs'"):
         load_text(tmp_path, text, ["train.epoch=2"], TrainConfig)
 

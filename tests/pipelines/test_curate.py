@@ -17,8 +17,9 @@ import zstandard
 from corpora import corpus_rows, write_jsonl
 from stubs import StubFactory, loads, scored_rows, stub_reward
 
-from pipelines import curate, inputs
-from pipelines.errors import ConflictError, InputError, RejectedError, StorageError
+from pipelines import curate
+from pipelines.errors import ConfigError, ConflictError, InputError, ModelLoadError, RejectedError, StorageError
+from pipelines.inputs import Fragment, fragments
 from pipelines.storage.objects import decode
 from rm.conversations import from_prompt, response_hash
 
@@ -187,6 +188,34 @@ def test_another_selection_reuses_every_score(tmp_path, make_config):
     assert set(kept(tmp_path / "other")) == expected_best(corpus_rows(), keep=2)
 
 
+def test_a_claim_without_output_is_taken_over(tmp_path, make_config):
+    """What the error of a failed run advises, mend and run again, must work in the same place."""
+    path = write_jsonl(tmp_path / "a.jsonl", [*corpus_rows(4), {"prompt": "p", "response": ""}])
+    with pytest.raises(RejectedError):
+        run(make_config(path))
+    write_jsonl(path, corpus_rows(4))
+    run(make_config(path, select=[{"best_of_n": {"keep": 2}}]))
+    assert set(kept(tmp_path / "out")) == expected_best(corpus_rows(4), keep=2)
+
+
+def test_a_touched_input_joins_its_finished_output(tmp_path, make_config):
+    path, log = write_jsonl(tmp_path / "a.jsonl", corpus_rows()), tmp_path / "log"
+    run(make_config(path), log=str(log))
+    before = tree(tmp_path / "out")
+    os.utime(path, (1, 1))
+    assert not run(make_config(path), log=str(log)).already_complete
+    assert tree(tmp_path / "out") == before
+    assert scored_rows(log) == 48
+
+
+def test_other_inputs_into_a_finished_output_are_a_conflict(tmp_path, make_config):
+    path = write_jsonl(tmp_path / "a.jsonl", corpus_rows())
+    run(make_config(path))
+    write_jsonl(path, corpus_rows(13))
+    with pytest.raises(ConflictError, match="other input files or model"):
+        run(make_config(path))
+
+
 def test_a_second_selection_into_the_same_output_is_a_conflict(tmp_path, make_config):
     path = write_jsonl(tmp_path / "a.jsonl", corpus_rows())
     run(make_config(path))
@@ -295,7 +324,7 @@ def test_too_many_rejected_rows_end_before_select_and_cost_no_score(tmp_path, ma
     rows = [*corpus_rows(4), {"prompt": "p", "response": ""}]
     path, log = write_jsonl(tmp_path / "a.jsonl", rows), tmp_path / "log"
     scores = {"path": str(tmp_path / "scores")}
-    with pytest.raises(RejectedError, match=r"1 of 17 .*empty_response 1.*max_rejected_fraction=0\.001"):
+    with pytest.raises(RejectedError, match=r"1 of 17 .*empty_response 1; first: a\.jsonl line 17 empty_response\)"):
         run(make_config(path, scores=scores), log=str(log))
     assert not (tmp_path / "out" / "data").exists()
     run(make_config(path, scores=scores, limits={"max_rejected_fraction": 0.1}), log=str(log))
@@ -337,7 +366,7 @@ def test_a_damaged_score_file_is_noticed_and_scored_again(tmp_path, make_config,
 
 def test_an_input_that_changes_between_score_and_export_is_noticed(tmp_path, make_config, monkeypatch):
     path = write_jsonl(tmp_path / "a.jsonl", corpus_rows())
-    original = inputs.Fragment.content_hash
+    original = Fragment.content_hash
     text = path.read_text()
 
     def change_after_scoring(self):
@@ -345,10 +374,10 @@ def test_an_input_that_changes_between_score_and_export_is_noticed(tmp_path, mak
         status = path.stat()
         path.write_text(text.replace("answer 7 ", "answer 8 "))  # equal size, and equal modification time
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-        monkeypatch.setattr(inputs.Fragment, "content_hash", original)
+        monkeypatch.setattr(Fragment, "content_hash", original)
         return content
 
-    monkeypatch.setattr(inputs.Fragment, "content_hash", change_after_scoring)
+    monkeypatch.setattr(Fragment, "content_hash", change_after_scoring)
     with pytest.raises(InputError, match=r"a\.jsonl has changed since it was scored"):
         run(make_config(path))
     assert not (tmp_path / "out" / "manifest.json").exists()
@@ -373,7 +402,7 @@ def test_a_foreign_shard_is_a_conflict_not_overwritten(tmp_path, make_config):
 
 def test_an_unexpected_failure_is_a_storage_error_with_the_remedy(tmp_path, make_config):
     config = make_config(write_jsonl(tmp_path / "a.jsonl", corpus_rows(2)))
-    with pytest.raises(StorageError, match="same command again"):
+    with pytest.raises(StorageError, match=r"ZeroDivisionError at pipelines/\w+\.py:\d+; .*same command again"):
         curate.curate(config, scorer=lambda plan: 1 / 0)
 
 
@@ -390,6 +419,95 @@ def test_original_columns_of_unlike_json_rows_get_one_schema(tmp_path, make_conf
     assert len({table.schema.to_string() for table in tables}) == 1
     values = [value for table in tables for value in table["extra"].to_pylist()]
     assert values == ["1", "2.5", '"three"', '{"four": 4}', None]
+
+
+def test_changed_group_keys_are_scored_anew(tmp_path, make_config):
+    scores, log = {"path": str(tmp_path / "scores")}, tmp_path / "log"
+    rows = [{"id": n % 2, "prompt": f"wording {n}", "response": f"r{n}"} for n in range(6)]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    run(make_config(path, input={"group_by": ["id"]}, scores=scores), log=str(log))
+    write_jsonl(path, [{**row, "id": n % 3} for n, row in enumerate(rows)])
+    other = make_config(path, input={"group_by": ["id"]}, scores=scores, output={"path": str(tmp_path / "o2")})
+    assert run(other, log=str(log)).manifest["counts"]["prompts"] == 3
+    assert scored_rows(log) == 12
+
+
+def test_an_added_column_is_exported_and_nothing_is_scored_again(tmp_path, make_config):
+    scores, log = {"path": str(tmp_path / "scores")}, tmp_path / "log"
+    path = write_jsonl(tmp_path / "a.jsonl", corpus_rows())
+    original = {"shape": "original"}
+    run(make_config(path, scores=scores, output=original), log=str(log))
+    write_jsonl(path, [{**row, "extra": n / 2} for n, row in enumerate(corpus_rows())])
+    for _ in range(2):
+        run(make_config(path, scores=scores, output={**original, "path": str(tmp_path / "o2")}), log=str(log))
+    assert scored_rows(log) == 48
+    table = pq.read_table(tmp_path / "o2" / "data")
+    by_response = {row["response"]: n / 2 for n, row in enumerate(corpus_rows())}
+    assert [by_response[response] for response in table["response"].to_pylist()] == table["extra"].to_pylist()
+
+
+def test_columns_that_scoring_does_not_read_do_not_move_fragments(tmp_path, make_config, monkeypatch):
+    """Large, and not UTF-8: the fragments of export must be those of scoring all the same."""
+    monkeypatch.setattr(fragments, "FRAGMENT_BYTES", 600)
+    rows = corpus_rows(5)
+    table = pa.Table.from_pylist(rows)
+    large = pa.array(["x" * 3000] * len(rows))
+    broken = pa.array([b"fine", b"\xff\xfe"] * (len(rows) // 2)).view(pa.string())
+    table = table.append_column("large", large).append_column("broken", broken)
+    pq.write_table(table, tmp_path / "a.parquet")
+    config = make_config(tmp_path / "a.parquet", output={"shape": "original"}, limits={"max_row_bytes": 1024})
+    manifest = run(config).manifest
+    assert (manifest["counts"]["rejected_total"], manifest["counts"]["kept"]) == (0, 5)
+    kept_rows = pq.read_table(tmp_path / "out" / "data").to_pylist()
+    assert {row["large"] for row in kept_rows} == {"x" * 3000}
+    assert {row["broken"] for row in kept_rows} <= {"fine", "\ufffd\ufffd"}
+
+
+def test_odd_json_values_do_not_end_a_run(tmp_path, make_config):
+    extras = [{}, {"deep": {}}, [{}], "\ud800", 2**60 + 1]
+    rows = [{"prompt": f"p{n}", "response": "r", "source": "\ud800", "e": value} for n, value in enumerate(extras)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for size in (1, 5):
+        out = tmp_path / f"out-{size}"
+        config = make_config(
+            path, select=[], output={"shape": "original", "path": str(out)}, input={"rows_per_fragment": size}
+        )
+        run(config)
+        assert [json.loads(value) for value in pq.read_table(out / "data")["e"].to_pylist()] == extras
+
+
+def test_our_own_output_can_be_an_input(tmp_path, make_config):
+    path = write_jsonl(tmp_path / "a.jsonl", corpus_rows())
+    for number in range(3):
+        out = tmp_path / f"round-{number}"
+        run(make_config(path, select=[], output={"shape": "original", "path": str(out)}))
+        path = out / "data" / "*.parquet"
+    assert {"reward", "bestkept_reward", "bestkept_bestkept_reward"} <= set(pq.read_table(out / "data").column_names)
+
+
+def test_an_output_inside_its_input_is_refused(tmp_path, make_config):
+    write_jsonl(tmp_path / "in" / "a.jsonl", corpus_rows())
+    with pytest.raises(ConfigError, match="lies inside input"):
+        run(make_config(tmp_path / "in", output={"path": str(tmp_path / "in" / "out")}))
+
+
+def test_an_empty_part_file_does_not_decide_the_columns(tmp_path, make_config):
+    write_jsonl(tmp_path / "in" / "a.jsonl", [])
+    write_jsonl(tmp_path / "in" / "b.jsonl", corpus_rows())
+    assert run(make_config(tmp_path / "in")).manifest["counts"]["kept"] == 12
+    (tmp_path / "in" / "b.jsonl").write_text("")
+    with pytest.raises(InputError, match="none has a usable row"):
+        run(make_config(tmp_path / "in", output={"path": str(tmp_path / "o2")}))
+
+
+def test_one_nan_is_a_rejected_row_and_all_nan_is_the_models_fault(tmp_path, make_config):
+    path = write_jsonl(tmp_path / "a.jsonl", [*corpus_rows(4), {"prompt": "p", "response": "UNSCORABLE"}])
+    config = make_config(path, input={"rows_per_fragment": 16}, limits={"max_rejected_fraction": 0.1})
+    assert run(config).manifest["rejected"] == {"nan_reward": 1}
+    path = write_jsonl(tmp_path / "b.jsonl", [{"prompt": f"p{n}", "response": "UNSCORABLE"} for n in range(16)])
+    with pytest.raises(ModelLoadError, match="NaN for every response"):
+        run(make_config(path, output={"path": str(tmp_path / "o2")}))
 
 
 def test_group_by_columns_decides_who_competes(tmp_path, make_config):

@@ -13,9 +13,8 @@ from corpora import corpus_rows, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import inputs
 from pipelines.errors import InputError
-from pipelines.inputs import InputFile, column_names, kind_of, read_fragments, split_units
+from pipelines.inputs import InputFile, column_names, files, fragments, jsonl, kind_of, read_fragments, split_units
 from pipelines.schemas import RowMapping
 from pipelines.storage.decompress import decompressed
 
@@ -76,7 +75,7 @@ def test_a_full_last_fragment_is_the_last(tmp_path):
 
 
 def test_fragments_are_cut_by_bytes_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(inputs, "FRAGMENT_BYTES", 100)
+    monkeypatch.setattr(fragments, "FRAGMENT_BYTES", 100)
     rows = [{"prompt": "p", "response": "r" * 60}] * 5
     (unit,) = read(write(tmp_path / "a.jsonl", rows))
     assert [len(fragment.rows) for fragment in unit] == [2, 2, 1]
@@ -110,8 +109,8 @@ def test_byte_ranges_split_lines_without_loss(tmp_path_factory, lines, range_byt
     path.write_bytes(b"\n".join(lines) + (b"\n" if final_newline else b""))
     with pytest.MonkeyPatch.context() as patch:
         whole = samples(read(path))
-        patch.setattr(inputs, "RANGE_BYTES", range_bytes)
-        patch.setattr(inputs, "_READ_BYTES", chunk)
+        patch.setattr(files, "RANGE_BYTES", range_bytes)
+        patch.setattr(jsonl, "_READ_BYTES", chunk)
         assert samples(read(path)) == whole
     assert len(whole) == sum(bool(text.strip()) for text in lines)
 
@@ -190,6 +189,16 @@ def test_decompression_reads_all_members_and_notices_every_cut(compression, part
     if last > cut:
         with pytest.raises(EOFError):
             list(decompressed(io.BytesIO(data[:-cut]), compression))
+
+
+def test_zero_padding_after_gzip_is_no_data():
+    data = gzip.compress(b"text") + b"\0" * 40_000
+    assert b"".join(decompressed(io.BytesIO(data), "gz")) == b"text"
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "p", "response": "r"}\n')
+    assert samples(read(tmp_path / "a.jsonl"))[0].reasons == [None]
 
 
 def test_large_compressed_files_stream(tmp_path):

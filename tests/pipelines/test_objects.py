@@ -27,6 +27,7 @@ def footer(**changes) -> Footer:
         "responses": 3,
         "scored": 2,
         "rejected": {"empty_response": 1},
+        "first_rejected": [[1, "empty_response"]],
         "truncated": 1,
         "tokens": 33,
         "content_hash": "c" * 32,

@@ -48,11 +48,32 @@ def test_columns_win_over_detection():
         ({"names": ["prompt", "response"], "carry": ["x"]}, r"input\.carry is 'x'"),
         ({"names": ["prompt", "response"], "group_by": ["x"]}, r"input\.group_by is 'x'"),
         ({"names": ["prompt", "response"], "format": "messages"}, "cannot tell which hold messages"),
+        (
+            {"names": ["p", "r", "rs"], "format": "prompt_response", "prompt": "p", "responses": "rs"},
+            "cannot tell|no place",
+        ),
+        (
+            {"names": ["prompt", "response", "m"], "format": "messages", "messages": "m", "prompt": "prompt"},
+            "has no place",
+        ),
     ],
 )
 def test_what_does_not_fit_is_an_error_with_the_remedy(arguments, message):
     with pytest.raises(InputError, match=message):
         mapping(**arguments)
+
+
+def test_a_column_named_input_is_no_alpaca_input_where_roles_are_named():
+    found = mapping(["input", "output"], prompt="input", response="output")
+    assert read_row({"input": "IN", "output": "o"}, found).prompt == (("user", "IN"),)
+    found = mapping(["question", "input", "answer"], prompt="question", response="answer")
+    assert found.input is None
+
+
+@pytest.mark.parametrize("columns", [{"prompt": "a", "response": "a"}, {"response": "a", "responses": "b"}])
+def test_contradicting_columns_are_refused(columns):
+    with pytest.raises(ValueError, match=r"two roles|exclude each other"):
+        Columns(**columns)
 
 
 def test_columns_to_read_are_those_and_the_carried():

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from tiny_models import save_causal, save_encoder, word_tokenizer
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
-from rm.identity import ModelError, resolve_model
-from rm.model import ensure_distinct_pad, load_backbone_for_training, load_for_scoring
+from rm.identity import ModelError, effective_max_length, identify, resolve_model
+from rm.model import ensure_distinct_pad, load_backbone_for_training, load_for_scoring, load_tokenizer
 
 
 def score_weight(directory):
@@ -139,3 +139,58 @@ def test_pad_is_made_distinct_from_eos(tmp_path):
     ensure_distinct_pad(model, tokenizer)
     assert tokenizer.pad_token == "<|pad|>"
     assert tokenizer.pad_token_id < model.get_input_embeddings().weight.shape[0]
+
+
+def test_a_missing_tokenizer_is_an_error_not_an_empty_one(tmp_path):
+    directory = save_encoder(tmp_path)
+    for file in directory.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ModelError, match="no tokenizer files"):
+        load_tokenizer(directory)
+
+
+def test_layers_between_backbone_and_head_may_be_new(tmp_path):
+    from transformers import RobertaConfig, RobertaModel
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    RobertaModel(RobertaConfig(vocab_size=50, **sizes)).save_pretrained(tmp_path)
+    model = load_backbone_for_training(tmp_path).model
+    assert model.classifier.out_proj.out_features == 1
+    assert model.classifier.out_proj.bias.requires_grad is False
+
+
+@pytest.mark.parametrize(
+    ("config", "tokenizer", "expected"),
+    [
+        ({"max_position_embeddings": 512}, {}, 512),
+        ({"max_position_embeddings": 512}, {"model_max_length": 128}, 128),
+        ({"max_position_embeddings": 9999}, {"model_max_length": 1e30}, 4096),
+        ({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}, {}, 512),
+        ({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": None}, {}, 513),
+        ({"text_config": {"max_position_embeddings": 256}}, {}, 256),
+        ({"n_positions": 1024}, {}, 1024),
+    ],
+)
+def test_effective_length_is_the_least_of_all_limits(tmp_path, config, tokenizer, expected):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    assert effective_max_length(tmp_path, 4096) == expected
+
+
+def test_the_fingerprint_sees_weights_tokenizer_and_settings(tmp_path):
+    directory = save_causal(tmp_path)
+    settings = {"max_length": 50, "too_long": "truncate", "dtype": "float32"}
+    base = identify(directory, **settings).fingerprint(mapping={})
+    assert identify(directory, **settings).fingerprint(mapping={}) == base
+    changed = [
+        identify(directory, **{**settings, "max_length": 49}).fingerprint(mapping={}),
+        identify(directory, **{**settings, "too_long": "reject"}).fingerprint(mapping={}),
+        identify(directory, **{**settings, "dtype": "bfloat16"}).fingerprint(mapping={}),
+        identify(directory, **settings).fingerprint(mapping={"prompt": "q"}),
+    ]
+    tokenizer = directory / "tokenizer_config.json"
+    tokenizer.write_text(tokenizer.read_text() + " ")
+    changed.append(identify(directory, **settings).fingerprint(mapping={}))
+    rename_tensors(directory, {"score.weight": "classifier.weight"})
+    changed.append(identify(directory, **settings).fingerprint(mapping={}))
+    assert len({base, *changed}) == 7

@@ -116,3 +116,13 @@ def test_a_template_that_raises_rejects():
     t.tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(UnusableError, match="template_error"):
         t.encode(ONE, "good")
+
+
+def test_a_template_that_rewrites_the_response_warns_and_still_cuts_the_prompt(caplog):
+    t = template("chat", max_length=12)
+    t.tokenizer.chat_template = CHAT_TEMPLATE.replace("| trim", "| replace('good', 'bad') | trim")
+    encoded = t.encode((("user", "one two has look more day could go"),), "good answer")
+    assert words(t, encoded) == "<s> <|user|> has look more day could go </s> <|assistant|> bad answer </s>"[:0] + (
+        "<s> <|user|> look more day could go </s> <|assistant|> bad answer </s>"
+    )
+    assert encoded.truncated

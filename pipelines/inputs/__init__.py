@@ -1,0 +1,18 @@
+"""Input files → units → fragments of rows."""
+
+from pipelines.inputs.files import InputFile, Unit, kind_of, place_of, seekable, split_units
+from pipelines.inputs.fragments import Fragment, Row, column_names, original_schema, read_fragments
+
+__all__ = [
+    "Fragment",
+    "InputFile",
+    "Row",
+    "Unit",
+    "column_names",
+    "kind_of",
+    "original_schema",
+    "place_of",
+    "read_fragments",
+    "seekable",
+    "split_units",
+]

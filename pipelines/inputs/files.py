@@ -1,0 +1,84 @@
+"""Input files and their units: what one worker streams once.
+
+A unit is a Parquet row group, a byte range of plain JSONL, or one compressed JSONL file. It depends on nothing but the file,
+so that a grown corpus keeps the units of its old files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import pyarrow.parquet as pq
+
+from pipelines.storage.files import open_for_reading, reading
+
+RANGE_BYTES = 64 * 2**20  # of plain JSONL per unit
+
+RawRow = tuple[Mapping[str, Any] | str, int, int]  # row (or reason), its bytes, bytes of the unit seen so far
+
+
+class InputFile(NamedTuple):
+    """One file of the frozen plan."""
+
+    path: str  # full path or URL
+    key: str  # path relative to the input's fixed root; what names and order derive from
+    kind: str  # parquet | jsonl
+    compression: str | None  # gz | zst
+    size: int  # bytes
+    version: str  # etag, generation or mtime
+
+
+class Unit(NamedTuple):
+    """What one worker streams once."""
+
+    number: int  # within its file
+    start: int  # Parquet: first row of the row group in its file; JSONL: first byte of the range
+    end: int  # one past the last
+    input_bytes: int  # of the stored file; for progress
+
+
+def kind_of(path: str) -> tuple[str, str | None] | None:
+    """(kind, compression) by file name; None for a kind that cannot be read."""
+    name, compression = path.lower(), None
+    for suffix, label in ((".gz", "gz"), (".zst", "zst"), (".zstd", "zst")):
+        if name.endswith(suffix):
+            name, compression = name.removesuffix(suffix), label
+    if name.endswith((".jsonl", ".ndjson", ".json")):
+        return "jsonl", compression
+    if name.endswith((".parquet", ".pq")) and compression is None:
+        return "parquet", None
+    return None
+
+
+def split_units(file: InputFile) -> list[Unit]:
+    """The units of a file, in order; opens a Parquet footer, nothing else. Raises `InputError`."""
+    if file.kind == "parquet":
+        with reading(file.path), open_for_reading(file.path) as stream:
+            metadata = pq.ParquetFile(stream).metadata
+            units, first = [], 0
+            for number in range(metadata.num_row_groups):
+                group = metadata.row_group(number)
+                share = file.size * group.num_rows // max(1, metadata.num_rows)
+                units.append(Unit(number, first, first + group.num_rows, share))
+                first += group.num_rows
+            return units
+    if file.compression is not None:
+        return [Unit(0, 0, file.size, file.size)]
+    starts = range(0, file.size, RANGE_BYTES)
+    return [
+        Unit(number, start, min(start + RANGE_BYTES, file.size), min(RANGE_BYTES, file.size - start))
+        for number, start in enumerate(starts)
+    ]
+
+
+def place_of(file_name: str, unit_start: int, row: int) -> str:
+    """Where a row is, for people: counted from 1, blank lines left out."""
+    if kind_of(file_name) == ("parquet", None):
+        return f"row {unit_start + row + 1}"
+    return f"line {row + 1}" if unit_start == 0 else f"line {row + 1} after byte {unit_start}"
+
+
+def seekable(file: InputFile) -> bool:
+    """Whether a unit of this file can be reached without streaming what lies before it."""
+    return file.compression is None

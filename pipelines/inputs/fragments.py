@@ -1,0 +1,151 @@
+"""Units → fragments of canonical rows, streamed in bounded memory.
+
+A fragment is the checkpoint inside a unit. Its bounds depend on the file and the settings alone, never on the corpus.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import xxhash
+
+from pipelines import originals
+from pipelines.inputs.files import InputFile, Unit
+from pipelines.inputs.jsonl import json_rows
+from pipelines.inputs.parquet import parquet_rows, parquet_schema
+from pipelines.schemas import RowMapping, Sample, read_row
+from rm.conversations import canonical_json, prompt_key
+
+FRAGMENT_BYTES = 64 * 2**20  # of row text per fragment, beside rows_per_fragment
+_ROWS_FOR_COLUMNS = 100
+
+
+class Row(NamedTuple):
+    """One input row."""
+
+    number: int  # within its unit, from 0
+    sample: Sample
+    group_key: bytes | None  # 16 bytes; None where the prompt is unusable
+    row_bytes: int
+    seen_bytes: int  # of the unit's `input_bytes`, this row included; approximate, for progress
+    source: str | None
+    carry: tuple[str | None, ...]
+    original: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """Consecutive rows of one unit: one score file."""
+
+    index: int  # within its unit
+    rows: list[Row]
+    last: bool  # of its unit
+
+    def content_hash(self) -> str:
+        """xxh3-128 over all that a score file derives from the rows, in order: whether an input still is what was scored.
+
+        Canonical prompts and responses, reasons, group keys, sources and carried columns.
+        """
+        digest = xxhash.xxh3_128()
+        for row in self.rows:
+            sample = row.sample
+            digest.update(b"" if sample.prompt is None else canonical_json(sample.prompt))
+            for response, reason in zip(sample.responses, sample.reasons, strict=True):
+                digest.update(b"\0" + (response.encode() if response is not None else b"\1" + (reason or "").encode()))
+            digest.update(b"\2" + (row.group_key or b"") + json.dumps([row.source, *row.carry]).encode() + b"\n")
+        return digest.hexdigest()
+
+
+def column_names(file: InputFile, *, max_row_bytes: int) -> list[str]:
+    """The columns of a file: from its Parquet footer, or the keys of its first usable JSON lines."""
+    if file.kind == "parquet":
+        return list(parquet_schema(file).names)
+    names: dict[str, None] = {}
+    usable = 0
+    unit = Unit(0, 0, file.size, file.size)
+    for position, (value, *_) in enumerate(json_rows(file, unit, max_row_bytes=max_row_bytes)):
+        if isinstance(value, dict):
+            names.update(dict.fromkeys(value))
+            usable += 1
+        if usable == _ROWS_FOR_COLUMNS or position >= 100 * _ROWS_FOR_COLUMNS:
+            break
+    return list(names)
+
+
+def read_fragments(
+    file: InputFile,
+    unit: Unit,
+    mapping: RowMapping,
+    *,
+    rows_per_fragment: int,
+    max_row_bytes: int,
+    all_columns: bool = False,
+) -> Iterator[Fragment]:
+    """Stream a unit as fragments; an empty unit is one empty fragment. Every row group is decoded once.
+
+    With `all_columns` the rows keep all their columns in `original`, else only what scoring reads.
+    Raises `InputError` for a file that is gone, cut, or lacks a mapped column.
+    """
+    rows: list[Row] = []
+    index = size = 0
+    for row in _rows(file, unit, mapping, max_row_bytes, all_columns):
+        if len(rows) == rows_per_fragment or size >= FRAGMENT_BYTES:
+            yield Fragment(index, rows, last=False)
+            rows, index, size = [], index + 1, 0
+        rows.append(row)
+        size += row.row_bytes
+    yield Fragment(index, rows, last=True)
+
+
+def original_schema(file: InputFile, fragment: Fragment) -> pa.Schema:
+    """The types of the input's own columns: a Parquet file's, or what the fragment's JSON rows show."""
+    if file.kind == "parquet":
+        return parquet_schema(file)
+    return originals.infer([row.original for row in fragment.rows])
+
+
+def _rows(file: InputFile, unit: Unit, mapping: RowMapping, max_row_bytes: int, all_columns: bool) -> Iterator[Row]:
+    source = (
+        parquet_rows(file, unit, mapping, all_columns=all_columns)
+        if file.kind == "parquet"
+        else json_rows(file, unit, max_row_bytes=max_row_bytes)
+    )
+    for number, (value, size, seen) in enumerate(source):
+        if isinstance(value, str):
+            sample = Sample(None, [None], [value])
+        elif size > max_row_bytes:
+            sample = Sample(None, [None], ["row_too_large"])
+        else:
+            sample = read_row(value, mapping)
+        usable: Mapping[str, Any] = {} if isinstance(value, str) else value
+        yield Row(
+            number,
+            sample,
+            _group_key(sample, usable, mapping),
+            size,
+            seen,
+            _text(usable.get(mapping.source)) if mapping.source else None,
+            tuple(_text(usable.get(name)) for name in mapping.carry),
+            usable,
+        )
+
+
+def _group_key(sample: Sample, row: Mapping[str, Any], mapping: RowMapping) -> bytes | None:
+    if sample.prompt is None:
+        return None
+    if not mapping.group_by:
+        return prompt_key(sample.prompt)
+    values = [row.get(name) for name in mapping.group_by]
+    return xxhash.xxh3_128_digest(json.dumps(values, sort_keys=True, default=str).encode())
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()  # a lone surrogate cannot be stored
+    if value is None:
+        return None
+    return json.dumps(value, sort_keys=True, default=str)
