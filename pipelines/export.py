@@ -16,7 +16,7 @@ from apache_beam.pvalue import AsSingleton
 from pipelines import originals
 from pipelines.columnar import CANDIDATES, from_ipc, to_candidates, to_ipc
 from pipelines.errors import InputError
-from pipelines.inputs import InputFile, Unit, read_fragments, seekable, split_units
+from pipelines.inputs import InputFile, Unit, seekable, split_units
 from pipelines.plan import Plan
 from pipelines.records import KeptFile, Shard
 from pipelines.rules import Candidates
@@ -143,13 +143,13 @@ class WriteShards(beam.DoFn):  # type: ignore[misc]
                 for group in row_groups(kept):
                     writer.write_table(to_table(group, schema, self.shape), row_group_size=len(group))
                     written += len(group)
+            if written != rows:
+                raise InputError(
+                    f"{name} got {written} rows instead of {rows}: an input changed while it was read; run again"
+                )
             size = file.tell()
 
         digest = create_or_equal(join(self.output, name), write)
-        if written != rows:
-            raise InputError(
-                f"{name} got {written} rows instead of {rows}: an input changed while it was read; run again"
-            )
         return Shard(name, rows, size, digest)
 
 
@@ -180,16 +180,8 @@ def read_kept(
 
     Raises `InputError` where a fragment that holds one of them is not what was scored.
     """
-    fragments = read_fragments(
-        file,
-        unit,
-        plan.mapping,
-        rows_per_fragment=plan.rows_per_fragment,
-        max_row_bytes=plan.max_row_bytes,
-        all_columns=all_columns,
-    )
     position = 0
-    for fragment in fragments:
+    for fragment in plan.fragments(file, unit, all_columns=all_columns):
         end = position
         if fragment.rows:
             end = position + int(np.searchsorted(wanted.row[position:], fragment.rows[-1].number, side="right"))

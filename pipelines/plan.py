@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from pipelines.config import InputConfig, RunConfig
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
-from pipelines.inputs import InputFile, column_names, kind_of
+from pipelines.inputs import Fragment, InputFile, Unit, column_names, kind_of, read_fragments
 from pipelines.schemas import RowMapping, resolve
 from pipelines.storage import publish
 from pipelines.storage.files import absolute, expand, join, read_bytes, version_of
@@ -47,6 +47,17 @@ class Plan:
         del fields["model"]
         fields["files"] = [(file.key, file.size) for file in self.files]
         return digest(fields)
+
+    def fragments(self, file: InputFile, unit: Unit, *, all_columns: bool = False) -> Iterator[Fragment]:
+        """A unit's fragments under this plan's settings: the same for scoring and for export."""
+        return read_fragments(
+            file,
+            unit,
+            self.mapping,
+            rows_per_fragment=self.rows_per_fragment,
+            max_row_bytes=self.max_row_bytes,
+            all_columns=all_columns,
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -19,7 +19,7 @@ from apache_beam.utils.shared import Shared
 
 from pipelines import originals, progress
 from pipelines.errors import InputError, ModelLoadError
-from pipelines.inputs import Fragment, InputFile, Unit, original_schema, read_fragments, split_units
+from pipelines.inputs import Fragment, InputFile, Unit, original_schema, split_units
 from pipelines.plan import Plan
 from pipelines.storage import objects
 from pipelines.storage.files import join
@@ -125,14 +125,7 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
         if found and found[-1].footer.last:
             return
         seen = 0
-        fragments = read_fragments(
-            file,
-            unit,
-            plan.mapping,
-            rows_per_fragment=plan.rows_per_fragment,
-            max_row_bytes=plan.max_row_bytes,
-        )
-        for fragment in fragments:
+        for fragment in plan.fragments(file, unit):
             done = fragment.rows[-1].seen_bytes if fragment.rows and not fragment.last else unit.input_bytes
             if fragment.index < len(found):
                 seen = done

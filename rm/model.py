@@ -95,20 +95,7 @@ def load_for_scoring(directory: Path, *, dtype: str, device: str) -> RewardModel
             f"model.path {str(directory)!r} has {outputs} outputs; a reward model has exactly 1 "
             "(num_labels: 1 in config.json); choose another checkpoint or train one with `bestkept train`"
         )
-    with quiet_transformers():
-        try:
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                str(directory),
-                num_labels=1,
-                dtype=_DTYPES[dtype],
-                key_mapping=mapping or None,
-                output_loading_info=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                ignore_mismatched_sizes=True,
-            )
-        except Exception as error:  # whatever the library of the day raises, the model cannot be used
-            raise _unloadable(directory, error) from error
+    model, info = _from_pretrained(directory, num_labels=1, dtype=_DTYPES[dtype], key_mapping=mapping or None)
     _check_complete(directory, model, info)
     for parameter in _head(model).parameters():
         parameter.data = parameter.data.float()
@@ -127,19 +114,7 @@ def load_backbone_for_training(directory: Path) -> RewardModel:
     for key, value in config.to_dict().items():
         if isinstance(value, float) and ("dropout" in key or key.endswith("_pdrop")):
             setattr(config, key, 0.0)
-    with quiet_transformers():
-        try:
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                str(directory),
-                config=config,
-                dtype=torch.float32,
-                output_loading_info=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                ignore_mismatched_sizes=True,
-            )
-        except Exception as error:  # whatever the library of the day raises, the model cannot be used
-            raise _unloadable(directory, error) from error
+    model, info = _from_pretrained(directory, config=config, dtype=torch.float32)
     head = _head(model)
     new = {name for name, _ in model.named_parameters() if name.startswith(_head_name(model).removesuffix(".weight"))}
     absent = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
@@ -211,6 +186,23 @@ def _config(directory: Path) -> Any:
             f"model.path {str(directory)!r} has a config.json that transformers {transformers.__version__} cannot use "
             f"without remote code ({type(error).__name__}); choose a natively supported architecture"
         ) from error
+
+
+def _from_pretrained(directory: Path, **settings: Any) -> tuple[Any, dict[str, Any]]:
+    """(model, transformers' account of which weights fitted): the caller must look at the latter. Raises `ModelError`."""
+    with quiet_transformers():
+        try:
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                str(directory),
+                output_loading_info=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,
+                **settings,
+            )
+        except Exception as error:  # whatever the library of the day raises, the model cannot be used
+            raise _unloadable(directory, error) from error
+    return model, info
 
 
 def _unloadable(directory: Path, error: Exception) -> ModelError:
