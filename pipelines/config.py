@@ -87,7 +87,7 @@ class ModelConfig(_Model):
     too_long: Literal["truncate", "reject"] = "truncate"
     tokens_per_batch: int | None = Field(default=None, ge=1)
     """Padded tokens per forward; bounds memory, does not change rewards beyond rounding. Default: 32768 on a GPU, 4096 on
-    a CPU, where larger batches leave the cache (measured: 1.4 to 2 times slower)."""
+    a CPU, where larger batches leave the cache and are slower."""
 
 
 class BestOfN(_Model):

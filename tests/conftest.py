@@ -8,10 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 from tiny_models import save_causal, save_encoder
 
+hypothesis.settings.register_profile("bestkept", deadline=None)  # no test asserts a time
+hypothesis.settings.load_profile("bestkept")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 

@@ -102,7 +102,7 @@ line = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(line, max_size=20), st.integers(1, 90), st.integers(1, 40), st.booleans())
 def test_byte_ranges_split_lines_without_loss(tmp_path_factory, lines, range_bytes, chunk, final_newline):
     path = tmp_path_factory.mktemp("ranges") / "a.jsonl"
@@ -180,7 +180,7 @@ def test_a_file_that_is_not_compressed_at_all_is_noticed(tmp_path, name):
 
 @pytest.mark.parametrize("compression", ["gz", "zst"])
 @given(parts=st.lists(st.binary(max_size=2000), max_size=4), cut=st.integers(1, 20))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_decompression_reads_all_members_and_notices_every_cut(compression, parts, cut):
     compress = gzip.compress if compression == "gz" else zstandard.compress
     data = b"".join(compress(part) for part in parts)

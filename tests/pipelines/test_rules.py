@@ -44,7 +44,7 @@ def chosen(rows, mask):
     return {row[4:] for row, keep in zip(rows, mask, strict=True) if keep}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(tables(), st.integers(1, 3), st.integers(1, 3), st.sampled_from([0.0, 0.25, 0.5, 1.5]))
 def test_best_of_n_equals_brute_force(rows, keep, min_candidates, min_margin):
     rule = BestOfN(keep=keep, min_candidates=min_candidates, min_margin=min_margin)
@@ -52,7 +52,7 @@ def test_best_of_n_equals_brute_force(rows, keep, min_candidates, min_margin):
     assert chosen(rows, best_of_n(candidates(rows), rule)) == expected
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(tables().flatmap(lambda rows: st.tuples(st.just(rows), st.permutations(rows))))
 def test_the_order_of_the_rows_does_not_matter(pair):
     rule = BestOfN(keep=2)

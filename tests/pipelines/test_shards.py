@@ -10,7 +10,7 @@ units = st.lists(st.integers(1, 9), min_size=1, max_size=4)
 corpora = st.lists(st.tuples(units, st.booleans()), max_size=5)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(corpora, st.integers(1, 12), st.randoms())
 def test_every_response_in_its_shard_and_no_stream_in_two_jobs(corpus, rows_per_shard, random):
     counts = [(file, list(enumerate(kept))) for file, (kept, _) in enumerate(corpus)]

@@ -62,7 +62,7 @@ def test_no_comparison_is_an_error():
 finite = st.floats(-8, 8)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(finite, min_size=2, max_size=6), st.data())
 def test_equals_a_naive_loop(rewards, data):
     index = st.integers(0, len(rewards) - 1)
