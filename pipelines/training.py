@@ -27,7 +27,7 @@ def run_training(config: TrainConfig) -> TrainResult:
         raise InputError(str(error)) from error
     except (training.ModelError, training.TrainingError) as error:
         raise ModelLoadError(str(error)) from error
-    Console().print(_table(result))
+    Console().print(_table(result, judged_by=config.data.origin))
     return result
 
 
@@ -64,10 +64,11 @@ def _check_writable(path: str) -> None:
         raise StorageError(f"cannot write {path}: {error.strerror}; choose another output.path") from error
 
 
-def _table(result: TrainResult) -> Table:
+def _table(result: TrainResult, *, judged_by: str) -> Table:
     table = Table(show_header=False, title="trained", title_justify="left")
     table.add_row("prompts", f"{result.groups:,}")
     table.add_row("comparisons", f"{result.comparisons:,}")
+    table.add_row("judged by", judged_by)
     for reason, count in sorted(result.rejected.items()):
         table.add_row(f"rejected: {reason}", f"{count:,}")
     table.add_row("learning rate", f"{result.learning_rate:g}")

@@ -320,6 +320,7 @@ def test_train_and_use_the_model(bestkept, config, tmp_path, encoder):
     result = bestkept("train", tmp_path / "train.yaml")
     assert result.code == 0, result.err
     assert "held-out accuracy" in result.out
+    assert "human" in result.out
     assert "100.0%" in result.out
     assert sorted(os.listdir(tmp_path / "trained")) == [
         "config.json",

@@ -510,6 +510,17 @@ def test_one_nan_is_a_rejected_row_and_all_nan_is_the_models_fault(tmp_path, mak
         run(make_config(path, output={"path": str(tmp_path / "o2")}))
 
 
+def test_carried_columns_and_sources_are_in_the_score_files(tmp_path, make_config):
+    rows = [{**row, "source": f"s{n % 2}", "n": n} for n, row in enumerate(corpus_rows(3))]
+    config = make_config(write_jsonl(tmp_path / "a.jsonl", rows), input={"carry": ["generator", "n"]})
+    curate.score(config, scorer=StubFactory())
+    (score_file,) = (tmp_path / "out" / "scores").rglob("*.parquet")
+    table = pq.read_table(score_file)
+    assert table["carry.generator"].to_pylist() == [row["generator"] for row in rows]
+    assert table["carry.n"].to_pylist() == [str(row["n"]) for row in rows]
+    assert table["source"].to_pylist() == [row["source"] for row in rows]
+
+
 def test_group_by_columns_decides_who_competes(tmp_path, make_config):
     rows = [{"id": n % 2, "prompt": f"wording {n}", "response": f"r{n}"} for n in range(6)]
     config = make_config(write_jsonl(tmp_path / "a.jsonl", rows), input={"group_by": ["id"]})
