@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -25,4 +26,5 @@ def test_readme_commands_name_files_and_fields_that_exist():
     assert len(commands) >= 2
     for command, config, rest in commands:
         kind = TrainConfig if command == "train" else RunConfig
-        load(kind, str(ROOT / config), [word for word in rest.split("#")[0].split() if "=" in word and word[0] != "-"])
+        words = shlex.split(rest, comments=True)
+        load(kind, str(ROOT / config), [word for word in words if "=" in word and not word.startswith("--")])
