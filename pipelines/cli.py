@@ -95,7 +95,7 @@ def _run_config(path: str, extra: list[str] | None) -> tuple[RunConfig, list[str
 def _show(settings: RunConfig, work: Any) -> None:
     from pipelines.display import closing_table, progress_shown
 
-    with progress_shown(settings):
+    with progress_shown():
         outcome: Outcome = work()
     closing_table(settings, outcome)
 

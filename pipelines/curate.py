@@ -59,6 +59,7 @@ def curate(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactor
     config, started = located(config), time.monotonic()
     pipeline_options(config.runner, flags)  # a misspelt flag is found before anything is touched
     plan = make_plan(config)
+    progress.planned(plan.input_bytes)
     same_plan = manifest.claim(
         config.path, inputs=plan.content_hash, selection=manifest.digest(selection_settings(config)), plan=plan.hash
     )
@@ -78,6 +79,7 @@ def score(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory
     config, started = located(config), time.monotonic()
     pipeline_options(config.runner, flags)
     plan = make_plan(config)
+    progress.planned(plan.input_bytes)
     plan_path = plan.save(scores_path(config))
     summary = join(scores_path(config), plan.fingerprint, f"totals-{plan.hash[:32]}.json")
 

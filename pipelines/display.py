@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -38,14 +38,13 @@ def quieten() -> None:
 
 
 @contextmanager
-def progress_shown(config: RunConfig) -> Iterator[None]:
+def progress_shown() -> Iterator[None]:
     """Show progress while the body runs: a bar with rows/s, tokens/s and time left, or a log line now and then."""
     progress.reset()
-    total = _input_bytes(config)
     stop = threading.Event()
     console = Console(stderr=True)
     follow = _follow_bar if console.is_terminal else _follow_lines
-    thread = threading.Thread(target=follow, args=(console, total, stop), daemon=True)
+    thread = threading.Thread(target=follow, args=(console, stop), daemon=True)
     thread.start()
     try:
         yield
@@ -54,54 +53,37 @@ def progress_shown(config: RunConfig) -> Iterator[None]:
         thread.join(timeout=2)
 
 
-def _input_bytes(config: RunConfig) -> Callable[[], int]:
-    """The corpus' size; listed by the thread that shows it, and unknown (0) where listing fails."""
-
-    def total() -> int:
-        from pipelines.errors import BestkeptError
-        from pipelines.plan import list_files
-
-        try:
-            return sum(file.size for file in list_files(config.input))
-        except BestkeptError:
-            return 0  # the run itself reports it
-
-    return total
-
-
-def describe(now: progress.Progress, total_bytes: int, secs: float) -> tuple[float, str]:
+def describe(now: progress.Progress, secs: float) -> tuple[float, str]:
     """(share done, words) at the monotonic time `secs`; rates count from the first fragment this run has scored."""
     known = now.input_bytes - now.found_bytes
     done = now.found_bytes + max(known, now.scored_bytes)
-    share = min(1.0, done / total_bytes) if total_bytes else 0.0
+    share = min(1.0, done / now.total_bytes) if now.total_bytes else 0.0
     words = f"{now.found_responses + now.scored:,} responses"
     if now.since is not None and now.scored:
         elapsed = max(1e-9, secs - now.since)
         words += f", {now.scored / elapsed:,.0f} rows/s, {now.tokens / elapsed:,.0f} tokens/s"
-        if now.scored_bytes and done < total_bytes:
-            words += f", {_duration((total_bytes - done) * elapsed / now.scored_bytes)} left"
+        if now.scored_bytes and done < now.total_bytes:
+            words += f", {_duration((now.total_bytes - done) * elapsed / now.scored_bytes)} left"
     if now.found:
         words += f", {now.found:,} of {now.fragments:,} fragments were scored before"
     return share, words
 
 
-def _follow_bar(console: Console, total: Callable[[], int], stop: threading.Event) -> None:
-    total_bytes = total()
+def _follow_bar(console: Console, stop: threading.Event) -> None:
     columns = (TextColumn("{task.fields[stage]}"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=1.0, stage="planning")
         while not stop.wait(_REFRESH_SECS):
             now = progress.current()
-            share, words = describe(now, total_bytes, time.monotonic())
+            share, words = describe(now, time.monotonic())
             bar.update(task, completed=share, description=words, stage=now.stage)
 
 
-def _follow_lines(console: Console, total: Callable[[], int], stop: threading.Event) -> None:
-    total_bytes = total()
+def _follow_lines(console: Console, stop: threading.Event) -> None:
     last, shown = time.monotonic(), progress.current()
     while not stop.wait(_REFRESH_SECS):
         now = progress.current()
-        share, words = describe(now, total_bytes, time.monotonic())
+        share, words = describe(now, time.monotonic())
         if now != shown and time.monotonic() - last >= _LINE_EVERY_SECS:
             console.print(f"{now.stage}: {share:.0%}, {words}", highlight=False, soft_wrap=True)
             last, shown = time.monotonic(), now

@@ -41,6 +41,10 @@ class Plan:
         return digest(fields)
 
     @property
+    def input_bytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+    @property
     def content_hash(self) -> str:
         """Like `hash`, without what changes when a file is copied or touched: its place and version."""
         fields = self.to_json()

@@ -12,6 +12,7 @@ class Progress:
     """Totals since `reset`."""
 
     stage: str = "planning"
+    total_bytes: int = 0  # of the corpus; 0 until it is planned
     input_bytes: int = 0  # of all fragments that are done
     fragments: int = 0
     found: int = 0  # fragments that were scored before
@@ -48,6 +49,12 @@ def current() -> Progress:
 def stage(name: str) -> None:
     with _lock:
         _update(stage=name)
+
+
+def planned(total_bytes: int) -> None:
+    """The corpus is listed."""
+    with _lock:
+        _update(total_bytes=total_bytes)
 
 
 def begin(*, input_bytes: int, responses: int) -> None:

@@ -78,7 +78,7 @@ def resolve(
     named += [("input.carry", name) for name in carry] + [("input.group_by", name) for name in group_by]
     for key, name in named:
         if name not in names:
-            raise InputError(f"{key} is {name!r}, and {where} has no such column; it has {', '.join(names)}")
+            raise InputError(f"{key} is {name!r}, and {where} has no such column; name one of {', '.join(names)}")
     found = _detect(names, given) if format == "auto" else _by_format(format, names, given)
     if found is None:
         wanted = {

@@ -242,7 +242,6 @@ class _Place:
             unit=self.unit.number,
             unit_start=self.unit.start,
             fragment=fragment.index,
-            first_row=fragment.rows[0].number if fragment.rows else 0,
             rows=len(fragment.rows),
             last=fragment.last,
             responses=columns.num_rows,

@@ -125,7 +125,7 @@ def load_backbone_for_training(directory: Path) -> RewardModel:
         raise ModelError(
             f"model.path {str(directory)!r} lacks {len(lost)} backbone weights ({_names(lost)}); fetch it again"
         )
-    if absent & new:
+    if _head_name(model) in absent:
         nn.init.normal_(head.weight, std=1 / math.sqrt(head.in_features + 1))
     if head.bias is not None:
         nn.init.zeros_(head.bias)

@@ -48,8 +48,7 @@ class Scorer:
     template: Template
     tokens_per_batch: int
     device: str
-    tokens_done: int = 0  # forwarded, padding not counted
-    on_batch: Callable[[int, int], None] | None = None  # told rows and tokens of every batch when it is done
+    on_batch: Callable[[int, int], None] | None = None  # told rows and tokens (without padding) of every batch
 
     @classmethod
     def load(
@@ -156,7 +155,6 @@ class Scorer:
                 torch.tensor(lengths, device=self.device),
                 None if types is None else types.to(self.device),
             )
-        self.tokens_done += sum(lengths)
         array: np.ndarray = rewards.cpu().numpy()
         if self.on_batch is not None:
             self.on_batch(len(rows), sum(lengths))

@@ -56,7 +56,6 @@ class Footer:
     unit: int
     unit_start: int  # Parquet: first row of the row group; JSONL: first byte of the range
     fragment: int
-    first_row: int  # within the unit
     rows: int
     last: bool  # of its unit
     responses: int  # read = scored + rejected

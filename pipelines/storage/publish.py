@@ -32,12 +32,7 @@ def create(path: str, write: Writer | bytes) -> bool:
 
     Raises `StorageError` with the cause and the place where the object cannot be written.
     """
-    if isinstance(write, bytes):
-        data = write
-
-        def write(file: BinaryIO) -> None:
-            file.write(data)
-
+    write = _writer(write)
     fs, name = filesystem(path)
     if isinstance(fs, LocalFileSystem):
         return _create_local(Path(name), write)
@@ -50,10 +45,7 @@ def create_or_equal(path: str, write: Writer | bytes) -> str:
     Raises `ConflictError` where other bytes are there: two selections must not share an output.
     """
     with tempfile.SpooledTemporaryFile(max_size=64 * 2**20) as spool:
-        if isinstance(write, bytes):
-            spool.write(write)
-        else:
-            write(spool)  # type: ignore[arg-type]
+        _writer(write)(spool)  # type: ignore[arg-type]
         digest = _digest(spool)
 
         def copy(file: BinaryIO) -> None:
@@ -72,21 +64,27 @@ def create_or_equal(path: str, write: Writer | bytes) -> str:
 
 
 def replace(path: str, data: bytes) -> None:
-    """Overwrite an object that is known to be damaged, or that is a mere log. Atomic like `create`."""
+    """Overwrite an object that holds nothing anymore: damaged, or a claim that led to no output. Atomic like `create`."""
     fs, name = filesystem(path)
     if not isinstance(fs, LocalFileSystem):
         fs.pipe_file(name, data)
         return
     try:
-        temporary = _write_temporary(Path(name), lambda file: _write_all(file, data))
+        temporary = _write_temporary(Path(name), _writer(data))
         os.replace(temporary, name)
         _sync_directory(Path(name).parent)
     except OSError as error:
         raise _storage_error(name, error) from error
 
 
-def _write_all(file: BinaryIO, data: bytes) -> None:
-    file.write(data)
+def _writer(content: Writer | bytes) -> Writer:
+    if not isinstance(content, bytes):
+        return content
+
+    def write(file: BinaryIO) -> None:
+        file.write(content)
+
+    return write
 
 
 def _digest(file: Any) -> str:

@@ -12,17 +12,17 @@ from pipelines.progress import Progress
 def test_rates_and_time_left_count_from_the_first_scored_fragment():
     now = Progress(
         input_bytes=600, fragments=2, found=1, found_bytes=500, found_responses=50, scored=30, tokens=900,
-        scored_bytes=250.0, since=100.0,
+        scored_bytes=250.0, since=100.0, total_bytes=1000,
     )  # fmt: skip
-    share, words = describe(now, 1000, 110.0)
+    share, words = describe(now, 110.0)
     assert share == pytest.approx(0.75)
     # 250 bytes in 10 s, 250 left
     assert words == "80 responses, 3 rows/s, 90 tokens/s, 0:10 left, 1 of 2 fragments were scored before"
 
 
 def test_nothing_yet_and_nothing_known():
-    assert describe(Progress(), 1000, 5.0) == (0.0, "0 responses")
-    assert describe(Progress(input_bytes=5), 0, 5.0)[0] == 0.0
+    assert describe(Progress(total_bytes=1000), 5.0) == (0.0, "0 responses")
+    assert describe(Progress(input_bytes=5), 5.0)[0] == 0.0
 
 
 def test_a_run_counts_what_it_scored_and_what_it_found(tmp_path, make_config):
@@ -33,7 +33,7 @@ def test_a_run_counts_what_it_scored_and_what_it_found(tmp_path, make_config):
     curate.score(config, scorer=StubFactory())
     done = progress.current()
     assert (done.fragments, done.found, done.published) == (3, 0, 48)
-    assert done.input_bytes == path.stat().st_size
+    assert done.input_bytes == done.total_bytes == path.stat().st_size
     sorted((tmp_path / "out" / "scores").rglob("*.parquet"))[0].unlink()
     progress.reset()
     curate.score(config, scorer=StubFactory())

@@ -21,7 +21,6 @@ def footer(**changes) -> Footer:
         "unit": 0,
         "unit_start": 0,
         "fragment": 0,
-        "first_row": 0,
         "rows": 3,
         "last": True,
         "responses": 3,

@@ -43,7 +43,7 @@ def test_columns_win_over_detection():
         ({"names": ["prompt", "text"]}, r"columns prompt, text; cannot tell.*input\.columns="),
         (
             {"names": ["prompt", "response"], "response": "reply"},
-            r"input\.columns\.response is 'reply'.*it has prompt, response",
+            r"input\.columns\.response is 'reply'.*name one of prompt, response",
         ),
         ({"names": ["prompt", "response"], "carry": ["x"]}, r"input\.carry is 'x'"),
         ({"names": ["prompt", "response"], "group_by": ["x"]}, r"input\.group_by is 'x'"),

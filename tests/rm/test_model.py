@@ -115,6 +115,15 @@ def test_new_head_has_the_documented_spread_and_no_bias(tmp_path):
     assert not head.bias.requires_grad
 
 
+def test_a_trained_head_is_kept_also_without_its_bias(tmp_path):
+    directory = save_encoder(tmp_path)
+    trained = load_file(directory / "model.safetensors")["classifier.weight"]
+    rename_tensors(directory, {"classifier.bias": None})
+    head = load_backbone_for_training(directory).model.classifier
+    assert torch.equal(head.weight, trained)
+    assert head.bias.item() == 0
+
+
 def test_dropout_is_off_for_training(tmp_path):
     model = load_backbone_for_training(save_encoder(tmp_path)).model
     assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0.0}

@@ -74,9 +74,10 @@ def test_pad_equal_to_eos_scores_as_transformers_does_for_one_row(tmp_path):
 def test_exact_duplicates_are_forwarded_once(encoder):
     scorer = load(encoder)
     single = scorer.score([(PROMPT, ["good"])])[0].rewards[0]
-    tokens = scorer.tokens_done
+    forwarded = []
+    scorer.on_batch = lambda rows, tokens: forwarded.append((rows, tokens))
     results = scorer.score([(PROMPT, ["good", "good"]), (PROMPT, ["good"])])
-    assert scorer.tokens_done == 2 * tokens
+    assert forwarded == [(1, 8)]
     assert [reward for result in results for reward in result.rewards] == [single] * 3
 
 
