@@ -1,52 +1,115 @@
-"""Groups with comparisons: the one shape in which preferences reach the loss. Pure."""
+"""Groups with judgements: the one shape in which preferences reach the loss and the evaluation. Pure."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from rm.conversations import Conversation, prompt_key
 
 Rejections = Counter[str]
 
+ALONE = -1
+"""The stage of an edge that is a judgement by itself."""
+
 
 class Edge(NamedTuple):
-    """ "Response `preferred` beats response `other`" with `probability` (1/2 is a tie)."""
+    """ "Response `preferred` beats response `other`" with `probability` (1/2 is a tie).
+
+    Edges of one `stage` are one pick: `preferred`, the same in all of them, was chosen before every `other`. A strict
+    ranking of N is N - 1 stages and N(N-1)/2 edges, a choice of the best is one stage and N - 1 edges. Bradley-Terry
+    reads the edges, Plackett-Luce the stages.
+    """
 
     preferred: int
     other: int
-    probability: float
+    probability: float = 1.0
+    weight: float = 1.0
+    margin: float = 0.0
+    stage: int = ALONE
+
+
+class Label(NamedTuple):
+    """ "Response `response`, looked at alone, is acceptable" with probability `accepted`."""
+
+    response: int
+    accepted: float
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
 class Group:
-    """One prompt, its K >= 2 distinct responses, and the comparisons among them."""
+    """One prompt, its distinct responses, and what one kind of judge said of them.
+
+    `scores` (empty, or aligned with the responses; None where there is none) are the judge's grades: the source of
+    score edges, and the gold that best-of-n curves are measured by.
+    """
 
     prompt: Conversation
     responses: tuple[str, ...]
-    edges: tuple[Edge, ...]
-    origin: str  # human | implicit | model
+    edges: tuple[Edge, ...] = ()
+    origin: str = "human"  # human | implicit | model
+    labels: tuple[Label, ...] = ()
+    scores: tuple[float | None, ...] = ()
+    source: str | None = None
+    subset: str | None = None
+
+
+@dataclass
+class _Pool:
+    """A group under construction."""
+
+    first: Group
+    responses: dict[str, int] = field(default_factory=dict)
+    edges: list[Edge] = field(default_factory=list)
+    labels: list[Label] = field(default_factory=list)
+    scores: dict[int, list[float]] = field(default_factory=dict)
+    stages: int = 0
+
+    def add(self, group: Group) -> None:
+        index = [self.responses.setdefault(response, len(self.responses)) for response in group.responses]
+        for edge in group.edges:
+            stage = edge.stage if edge.stage == ALONE else edge.stage + self.stages
+            self.edges.append(edge._replace(preferred=index[edge.preferred], other=index[edge.other], stage=stage))
+        self.stages += 1 + max((edge.stage for edge in group.edges), default=ALONE)
+        self.labels += [label._replace(response=index[label.response]) for label in group.labels]
+        for place, score in zip(index, group.scores, strict=False):
+            if score is not None:
+                self.scores.setdefault(place, []).append(score)
+
+    def group(self) -> Group:
+        places = range(len(self.responses)) if self.scores else ()
+        scores = tuple(_mean(self.scores[place]) if place in self.scores else None for place in places)
+        return Group(
+            self.first.prompt,
+            tuple(self.responses),
+            tuple(self.edges),
+            self.first.origin,
+            tuple(self.labels),
+            scores,
+            self.first.source,
+            self.first.subset,
+        )
+
+
+def _mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values)
 
 
 def merge(groups: Iterable[Group]) -> list[Group]:
-    """Groups of one prompt and origin as one group: responses pooled, comparisons re-pointed and all kept.
+    """Groups of one prompt, origin, source and subset as one: responses pooled, judgements re-pointed and all kept.
 
-    The order is that of each prompt's first appearance. Pooling is what makes N comparisons cost K forwards.
+    The order is that of each prompt's first appearance. Pooling is what makes N comparisons cost K forwards. A response
+    graded several times has the mean of its scores.
     """
-    responses: dict[tuple[bytes, str], dict[str, int]] = {}
-    edges: dict[tuple[bytes, str], list[Edge]] = {}
-    prompts: dict[tuple[bytes, str], Conversation] = {}
+    pools: dict[tuple[bytes, str, str | None, str | None], _Pool] = {}
     for group in groups:
-        key = (prompt_key(group.prompt), group.origin)
-        prompts.setdefault(key, group.prompt)
-        known = responses.setdefault(key, {})
-        index = [known.setdefault(response, len(known)) for response in group.responses]
-        edges.setdefault(key, []).extend(
-            Edge(index[edge.preferred], index[edge.other], edge.probability) for edge in group.edges
-        )
-    return [Group(prompt, tuple(responses[key]), tuple(edges[key]), key[1]) for key, prompt in prompts.items()]
+        key = (prompt_key(group.prompt), group.origin, group.source, group.subset)
+        pools.setdefault(key, _Pool(group)).add(group)
+    return [pool.group() for pool in pools.values()]
 
 
 def heldout_split(groups: Iterable[Group], fraction: float) -> tuple[list[Group], list[Group]]:

@@ -1,0 +1,22 @@
+"""What every configuration model shares."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+def refuse_userinfo(path: str) -> str:
+    """`path`, unless it is a URL that carries a user name or password: then a `ValueError`."""
+    if re.match(r"^[a-z0-9+.-]+://[^/]*@", path, re.IGNORECASE):
+        raise ValueError("URL holds credentials; give them through the environment instead")
+    return path
+
+
+PathText = Annotated[str, Field(min_length=1), AfterValidator(refuse_userinfo)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)

@@ -1,0 +1,95 @@
+"""YAML and `key.sub=value` overrides → a validated configuration, or every mistake at once."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pipelines.errors import ConfigError
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def load(kind: type[Config], path: str, overrides: Sequence[str] = ()) -> Config:
+    """The configuration in a YAML file, with `key.sub=value` overrides (values are YAML) applied over it.
+
+    Raises `ConfigError` with every mistake at once, each with its path, and a did-you-mean for unknown keys.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        cause = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigError(f"cannot read the configuration {path!r}: {cause}; give the path of a YAML file") from error
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{path} is not valid YAML{where}; check indentation, quotes and colons there") from error
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{path} holds {type(values).__name__}; expected a mapping with {', '.join(kind.model_fields)}"
+        )
+    for override in overrides:
+        _override(values, override)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        problems = [_describe(kind, problem) for problem in error.errors()]
+        text = re.sub(r"://[^/\s@]*@", "://***@", "; ".join(problems))  # credentials in a refused URL
+        raise ConfigError(f"{path}: {text}") from error
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    if not sign or not key:
+        raise ConfigError(f"override {override!r} is not of the form key.sub=value")
+    *parents, last = key.split(".")
+    target = values
+    for parent in parents:
+        child = target.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"override {key!r}: {parent!r} is not a mapping in the configuration")
+        target = child
+    try:
+        target[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not valid YAML; put it in quotes") from error
+
+
+def _describe(kind: type[BaseModel], problem: Any) -> str:
+    location = problem["loc"]
+    path = ".".join(str(part) for part in location)
+    if problem["type"] == "extra_forbidden":
+        known = list(_keys_at(kind, location[:-1]))
+        close = difflib.get_close_matches(str(location[-1]), known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
+        return f"unknown key {path!r}; {hint}"
+    if problem["type"] == "missing":
+        return f"{path} is missing; it is required"
+    message = problem["msg"].removeprefix("Value error, ")
+    given = problem["input"]
+    shown = f"{given!r}" if isinstance(given, str | int | float | bool | type(None)) else type(given).__name__
+    return f"{path} is {shown}: {message}"
+
+
+def _keys_at(kind: Any, location: Sequence[int | str]) -> Iterator[str]:
+    """The field names of the model that stands at `location` inside `kind`."""
+    for part in location:
+        if isinstance(part, int):
+            continue
+        kind = kind.model_fields[part].annotation
+        kind = next((c for c in (kind, *_inner(kind)) if isinstance(c, type) and issubclass(c, BaseModel)), kind)
+    yield from getattr(kind, "model_fields", {})
+
+
+def _inner(annotation: Any) -> Iterator[Any]:
+    for argument in getattr(annotation, "__args__", ()):
+        yield argument
+        yield from _inner(argument)
