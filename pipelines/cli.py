@@ -69,6 +69,26 @@ def train(config: _ConfigPath, extra: _Extra = None) -> None:
     run_training(load(TrainConfig, config, overrides))
 
 
+@app.command(context_settings=_PASS_ON)
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model directory or hub id.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Preference files: a path, a glob or a URL.")],
+    extra: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Settings, such as data.origin=model.")
+    ] = None,
+) -> None:
+    """Say how far a reward model agrees with preferences: a table, evaluation.json and evaluation.html."""
+    from pipelines.config import EvaluateConfig, validated
+    from pipelines.errors import ConfigError
+    from pipelines.evaluation import run_evaluation
+
+    overrides, flags = split_arguments(extra or [])
+    if flags:
+        raise ConfigError(f"unknown option {flags[0]}; `bestkept evaluate` takes key.sub=value settings only")
+    values = {"model": {"path": model}, "data": {"path": data}}
+    run_evaluation(validated(EvaluateConfig, values, overrides, where="bestkept evaluate"))
+
+
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     """(our overrides, Beam's flags): a word after `--flag` without `=` is that flag's value."""
     overrides: list[str] = []

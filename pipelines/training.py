@@ -10,6 +10,7 @@ from rich.table import Table
 from pipelines.config import TrainConfig
 from pipelines.display import quieten
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
+from pipelines.report.tables import percent_interval
 
 if TYPE_CHECKING:
     from rm.train import TrainResult, TrainSettings
@@ -27,7 +28,7 @@ def run_training(config: TrainConfig) -> TrainResult:
         raise InputError(str(error)) from error
     except (training.ModelError, training.TrainingError) as error:
         raise ModelLoadError(str(error)) from error
-    Console().print(_table(result, judged_by=config.data.origin))
+    Console().print(_table(result))
     return result
 
 
@@ -36,11 +37,9 @@ def settings_of(config: TrainConfig) -> TrainSettings:
 
     options = config.train.model_dump()
     return TrainSettings(
-        data_path=config.data.path,
-        data_format=config.data.format,
-        origin=config.data.origin,
-        heldout_fraction=config.data.heldout_fraction,
-        heldout_path=config.data.heldout_path,
+        sources=tuple((source.path, source.reading_options()) for source in config.data),
+        heldout_fraction=config.heldout.fraction,
+        heldout_path=config.heldout.path,
         model_path=config.model.path,
         revision=config.model.revision,
         max_length=config.model.max_length,
@@ -64,18 +63,27 @@ def _check_writable(path: str) -> None:
         raise StorageError(f"cannot write {path}: {error.strerror}; choose another output.path") from error
 
 
-def _table(result: TrainResult, *, judged_by: str) -> Table:
+def _table(result: TrainResult) -> Table:
     table = Table(show_header=False, title="trained", title_justify="left")
     table.add_row("prompts", f"{result.groups:,}")
-    table.add_row("comparisons", f"{result.comparisons:,}")
-    table.add_row("judged by", judged_by)
+    for kind, count in result.judgements.items():
+        if count:
+            table.add_row(kind, f"{count:,}")
+    table.add_row("judged by", ", ".join(f"{origin} {count:,}" for origin, count in sorted(result.origins.items())))
     for reason, count in sorted(result.rejected.items()):
         table.add_row(f"rejected: {reason}", f"{count:,}")
     table.add_row("learning rate", f"{result.learning_rate:g}")
     table.add_row("loss", f"{result.train_loss:.4f}")
-    held = (
-        "-" if result.heldout_accuracy is None else f"{result.heldout_accuracy:.1%} of {result.heldout_comparisons:,}"
-    )
-    table.add_row("held-out accuracy", held)
+    table.add_row("speed", f"{result.judgements_per_sec:,.1f} judgements/s, {result.tokens_per_sec:,.0f} tokens/s")
+    if result.heldout is None:
+        table.add_row("held-out accuracy, %", "-")
+    else:
+        measured = result.heldout.to_json()
+        row = measured["accuracy"]["overall"]
+        counts = f"{row['comparisons']:,} comparisons, {row['prompts']:,} prompts"
+        table.add_row("held-out accuracy, %", f"{percent_interval(row['model'])} on {counts}")
+        table.add_row("  the longer response", percent_interval(row["length"]))
+        if measured["calibration"] is not None:
+            table.add_row("temperature", f"{measured['calibration']['temperature']['value']:.3g}")
     table.add_row("saved", result.output_path)
     return table

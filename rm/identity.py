@@ -119,7 +119,7 @@ def effective_max_length(directory: Path, requested: int) -> int:
         positions = config.get(key)
         if isinstance(positions, int) and positions > 0:
             # RoBERTa and its kin number positions from padding_idx + 1
-            offset = (config.get("pad_token_id") or 0) + 1 if config.get("model_type") in _OFFSET_POSITIONS else 0
+            offset = (config.get("pad_token_id") or 0) + 1 if config.get("model_type") in OFFSET_POSITIONS else 0
             limits.append(positions - offset)
     limit = _read_json(directory / "tokenizer_config.json").get("model_max_length")
     if isinstance(limit, int | float) and 0 < limit < _NO_LIMIT:
@@ -127,7 +127,7 @@ def effective_max_length(directory: Path, requested: int) -> int:
     return min(limits)
 
 
-_OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "longformer", "mpnet"}
+OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "longformer", "mpnet"}
 
 
 def resolve_dtype(requested: str) -> str:

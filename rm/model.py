@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,14 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from rm.identity import ModelError, tensor_shapes
+from rm.interchange import (
+    OPENRLHF_BUFFERS,
+    describe_as_reward_model,
+    is_openrlhf,
+    pooling_pad_id,
+    refuse_normalised,
+    warn_of_pad_as_eos,
+)
 
 _HEAD_ALIASES = ("score", "classifier", "reward_head", "regression_head", "value_head", "v_head", "v_head.summary")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -28,13 +37,15 @@ class RewardModel(nn.Module):
 
     Rows are padded on the right and independent of their neighbours: the reward of a row is what
     `AutoModelForSequenceClassification(...).logits[:, 0]` gives for that row alone. For a causal backbone that is the
-    head on the last token that is not the model's pad token, also where pad and eos are one token.
+    head on the last token that is not the model's pad token, also where pad and eos are one token (then it is read
+    before a closing eos, as it was trained). Only a checkpoint of OpenRLHF's is read where OpenRLHF reads it, at the
+    very last token (`rm.interchange.pooling_pad_id`). `model` may be a peft model; what is inside it computes.
     """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model = model
-        self.causal = is_causal(model)
+        self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.causal = is_causal(self.model)
 
     def forward(
         self, input_ids: torch.Tensor, lengths: torch.Tensor, token_type_ids: torch.Tensor | None = None
@@ -46,7 +57,7 @@ class RewardModel(nn.Module):
         if not self.causal:
             return self.model(**inputs).logits[:, 0].float()
         hidden = self.model.base_model(**inputs, use_cache=False)[0]  # [B, T, H]
-        pad = self.model.config.get_text_config().pad_token_id
+        pad = pooling_pad_id(self.model.config)
         counted = mask if pad is None else mask & (input_ids != pad)
         steps = torch.arange(input_ids.shape[1], device=input_ids.device)
         last = (steps * counted).argmax(-1)  # [B]; transformers' own pooling rule, on the row without its padding
@@ -56,7 +67,8 @@ class RewardModel(nn.Module):
 
 def is_causal(model: Any) -> bool:
     """Whether the head reads the last token (`score`, as the causal classes name it) or a pooled one."""
-    return isinstance(getattr(model, "score", None), nn.Linear)
+    head = getattr(model, "score", None)
+    return isinstance(getattr(head, "original_module", head), nn.Linear)  # peft wraps the head that it trains
 
 
 def load_tokenizer(directory: Path) -> Any:
@@ -82,40 +94,41 @@ def load_for_scoring(directory: Path, *, dtype: str, device: str) -> RewardModel
     transformers itself would draw a missing head at random and go on.
     """
     config = _config(directory)
-    shapes = dict(tensor_shapes(directory))
-    try:
-        with torch.device("meta"):
-            empty = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
-    except Exception as error:  # no such class for this architecture, or settings it cannot be built from
-        raise _unloadable(directory, error) from error
-    stored, mapping = _stored_head(shapes, _head_name(empty))
-    outputs = shapes[stored][0] if stored else 1  # no head at all: said below, with the names
-    if outputs != 1:
+    refuse_normalised(directory, config)
+    outputs, mapping = _stored_head(directory, config)
+    if outputs not in (None, 1):  # None, no head at all: said below, with the names
         raise ModelError(
             f"model.path {str(directory)!r} has {outputs} outputs; a reward model has exactly 1 "
             "(num_labels: 1 in config.json); choose another checkpoint or train one with `bestkept train`"
         )
-    model, info = _from_pretrained(directory, num_labels=1, dtype=_DTYPES[dtype], key_mapping=mapping or None)
+    model, info = _from_pretrained(directory, num_labels=1, dtype=_DTYPES[dtype], key_mapping=mapping)
     _check_complete(directory, model, info)
-    for parameter in _head(model).parameters():
-        parameter.data = parameter.data.float()
-    return RewardModel(_Float32Head.wrap(model)).to(device).eval()
+    reward_model = RewardModel(_Float32Head.wrap(model)).to(device).eval()
+    if reward_model.causal:
+        warn_of_pad_as_eos(directory, model.config)
+    return reward_model
 
 
-def load_backbone_for_training(directory: Path) -> RewardModel:
-    """A pretrained backbone under a new scalar head, dropout off, in float32.
+def load_backbone_for_training(directory: Path, *, dtype: str = "float32") -> RewardModel:
+    """A pretrained backbone in `dtype` under a scalar head in float32, dropout off.
 
-    The head is one linear layer without bias (a shift of all rewards changes no comparison), drawn with
-    std 1/sqrt(H + 1) (Stiennon et al. 2020, appendix). A checkpoint that has a one-output head keeps it.
+    The head is one linear layer without bias (a shift of all rewards changes no comparison; classes of encoders that
+    demand a bias have it at zero, frozen), drawn with std 1/sqrt(H + 1) (Stiennon et al. 2020, appendix). A checkpoint
+    that has a one-output head keeps it, whatever known name it is stored under. The config says what the result is to
+    every tool that reads it (`rm.interchange.describe_as_reward_model`).
     Raises `ModelError` where any weight of the backbone is missing.
     """
     config = _config(directory)
-    config.num_labels = 1
+    outputs, mapping = _stored_head(directory, config)
+    describe_as_reward_model(config)
     for key, value in config.to_dict().items():
         if isinstance(value, float) and ("dropout" in key or key.endswith("_pdrop")):
             setattr(config, key, 0.0)
-    model, info = _from_pretrained(directory, config=config, dtype=torch.float32)
-    head = _head(model)
+    model, info = _from_pretrained(
+        directory, config=config, dtype=_DTYPES[dtype], key_mapping=mapping if outputs == 1 else None
+    )
+    model._weight_conversions = None  # transformers would save the head under the name that it was found by
+    head = _head(_Float32Head.wrap(model))
     new = {name for name, _ in model.named_parameters() if name.startswith(_head_name(model).removesuffix(".weight"))}
     absent = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     # layers between backbone and head, and poolers, may be new: they train from their initialisation with the head
@@ -136,7 +149,9 @@ def load_backbone_for_training(directory: Path) -> RewardModel:
 def ensure_distinct_pad(model: Any, tokenizer: Any) -> None:
     """Give a causal model a pad token that is not its eos, in model and tokenizer.
 
-    With pad == eos, transformers pools before the closing eos, which silently shifts rewards.
+    With pad == eos, transformers pools before the closing eos, which silently shifts rewards (by 6, with a spread of
+    2.4, on one published checkpoint). Embeddings grow by a row where the pad token has none, tied or not: it is never
+    attended to, so it needs no training. Checkpoints saved afterwards say so in `vocab_size` and `pad_token_id`.
     """
     if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         unk = tokenizer.unk_token
@@ -144,8 +159,8 @@ def ensure_distinct_pad(model: Any, tokenizer: Any) -> None:
             tokenizer.pad_token = unk
         else:
             tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
-            if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
-                model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    if tokenizer.pad_token_id >= model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(tokenizer.pad_token_id + 1, mean_resizing=False)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     model.config.pad_token_id = tokenizer.pad_token_id
 
@@ -171,7 +186,10 @@ class _Float32Head(nn.Linear):
 
     @classmethod
     def wrap(cls, model: Any) -> Any:
-        _head(model).__class__ = cls
+        head = _head(model)
+        head.__class__ = cls
+        for parameter in head.parameters():
+            parameter.data = parameter.data.float()
         return model
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -234,21 +252,30 @@ def _head(model: Any) -> Any:
     return model.get_submodule(_head_name(model).removesuffix(".weight"))
 
 
-def _stored_head(shapes: dict[str, tuple[int, ...]], head: str) -> tuple[str | None, dict[str, str]]:
-    """The head's name in the checkpoint (None: not there), and the renaming (regular expression → name) it needs."""
+def _stored_head(directory: Path, config: Any) -> tuple[int | None, dict[str, str] | None]:
+    """How many outputs the head in the files has (None: no head), and the renaming (expression → name) it needs."""
+    shapes = dict(tensor_shapes(directory))
+    try:
+        with torch.device("meta"):
+            empty = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+    except Exception as error:  # no such class for this architecture, or settings it cannot be built from
+        raise _unloadable(directory, error) from error
+    head = _head_name(empty)
     if head in shapes:
-        return head, {}
+        return shapes[head][0], None
     stem = head.removesuffix(".weight")
-    for alias in _HEAD_ALIASES:
+    own = getattr(config, "value_head_prefix", None)  # OpenRLHF's, free to choose
+    for alias in (*([own] if isinstance(own, str) else []), *_HEAD_ALIASES):
         if f"{alias}.weight" in shapes:
-            pattern = alias.replace(".", r"\.")
-            return f"{alias}.weight", {rf"^{pattern}\.(weight|bias)$": rf"{stem}.\1"}
-    return None, {}
+            return shapes[f"{alias}.weight"][0], {rf"^{re.escape(alias)}\.(weight|bias)$": rf"{stem}.\1"}
+    return None, None
 
 
 def _check_complete(directory: Path, model: Any, info: dict[str, Any]) -> None:
     missing = sorted(info["missing_keys"])
-    unexpected = sorted(info["unexpected_keys"])
+    # OpenRLHF's buffers for `normalize_reward`, which `refuse_normalised` has looked at
+    known = OPENRLHF_BUFFERS if is_openrlhf(model.config) else ()
+    unexpected = sorted(key for key in info["unexpected_keys"] if key not in known)
     mismatched = sorted(key for key, *_ in info["mismatched_keys"])
     if not (missing or unexpected or mismatched):
         return

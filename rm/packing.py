@@ -1,8 +1,9 @@
-"""Batch plans: integers in, indices out. Knows neither text nor tensors."""
+"""Batch plans and layouts: integers in, integers out. Knows neither text nor tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 
 def plan_batches(lengths: Sequence[int], *, tokens_per_batch: int) -> list[list[int]]:
@@ -12,13 +13,92 @@ def plan_batches(lengths: Sequence[int], *, tokens_per_batch: int) -> list[list[
     that a batch too large for the memory shows at once. A row longer than the whole budget gets a batch of its own.
     Every index appears exactly once; equal lengths keep their order, so the plan is deterministic.
     """
+    return plan_groups([[length] for length in lengths], tokens_per_batch=tokens_per_batch, padded=True)
+
+
+def plan_groups(lengths: Sequence[Sequence[int]], *, tokens_per_batch: int, padded: bool) -> list[list[int]]:
+    """Partition groups, never cut, into batches under a token budget, those with the longest rows first.
+
+    `lengths` are tokens per row of each group. A batch costs `rows * longest row` where rows are `padded`, else the sum
+    of its rows. A group larger than the whole budget gets a batch of its own. Every index appears exactly once.
+    """
     if tokens_per_batch < 1:
         raise ValueError(f"tokens_per_batch is {tokens_per_batch}; it must be at least 1")
     batches: list[list[int]] = []
-    longest = 0
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if not batches or (len(batches[-1]) + 1) * longest > tokens_per_batch:
+    rows, longest, tokens = 0, 0, 0
+    for index in sorted(range(len(lengths)), key=lambda i: -max(lengths[i])):
+        own = lengths[index]
+        rows, tokens = rows + len(own), tokens + sum(own)
+        if not batches or (rows * longest if padded else tokens) > tokens_per_batch:
             batches.append([])
-            longest = lengths[index]
+            rows, longest, tokens = len(own), max(own), sum(own)
         batches[-1].append(index)
     return batches
+
+
+class Segment(NamedTuple):
+    """One group in a packed row: the length of its prefix, then of each response's own tokens, one behind the other."""
+
+    prefix: int
+    responses: tuple[int, ...]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return (self.prefix, *self.responses) if self.prefix else self.responses
+
+
+class Layout(NamedTuple):
+    """Groups packed into one row of T tokens, without padding."""
+
+    ids: list[int]  # [T]
+    positions: list[int]  # [T]; those of a response go on after its prefix
+    types: list[int] | None  # [T] token type ids, for the encoders that have them
+    segments: tuple[Segment, ...]
+    pooled: list[int]  # [R] the place of the token that the head reads, for every response in order
+
+
+def lay_out(
+    groups: Sequence[Sequence[tuple[Sequence[int], Sequence[int] | None]]],
+    *,
+    share: bool,
+    pad: int | None,
+    first_position: int = 0,
+) -> Layout:
+    """Pack groups of rows `(ids, types)` into one row.
+
+    With `share` (causal models) the tokens that all rows of a group have in common at the front stand once, and the head
+    reads the last token that is not `pad`, as transformers' own pooling does; without it (encoders) every row stands
+    whole and the head reads its first token. At least the token that the head reads is each row's own.
+    """
+    ids: list[int] = []
+    positions: list[int] = []
+    types: list[int] = []
+    segments: list[Segment] = []
+    pooled: list[int] = []
+    for rows in groups:
+        reads = [_last_not(row, pad) if share else 0 for row, _ in rows]
+        prefix = min(common_prefix([row for row, _ in rows]), *reads) if share else 0
+        ids += rows[0][0][:prefix]
+        positions += range(first_position, first_position + prefix)
+        types += (rows[0][1] or ())[:prefix]
+        for (row, row_types), read in zip(rows, reads, strict=True):
+            pooled.append(len(ids) + read - prefix)
+            ids += row[prefix:]
+            positions += range(first_position + prefix, first_position + len(row))
+            types += (row_types or ())[prefix:]
+        segments.append(Segment(prefix, tuple(len(row) - prefix for row, _ in rows)))
+    return Layout(ids, positions, types if len(types) == len(ids) else None, tuple(segments), pooled)
+
+
+def common_prefix(rows: Sequence[Sequence[int]]) -> int:
+    """How many tokens all rows have in common at the front."""
+    first, last = min(map(list, rows)), max(map(list, rows))  # whatever these two share, all between them share
+    for place, (left, right) in enumerate(zip(first, last, strict=False)):
+        if left != right:
+            return place
+    return min(len(first), len(last))
+
+
+def _last_not(row: Sequence[int], pad: int | None) -> int:
+    """The last index whose token is not `pad`; the first where all are."""
+    return next((place for place in range(len(row) - 1, 0, -1) if row[place] != pad), 0)

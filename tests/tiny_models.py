@@ -88,3 +88,32 @@ def save_causal(directory: Path, *, chat: bool = False, pad: str | None = "[PAD]
     LlamaForSequenceClassification(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+def save_language_model(
+    directory: Path, *, pad: str | None = "[PAD]", unk: str | None = "[UNK]", tied: bool = False, seed: int = 0
+) -> Path:
+    """A causal language model with a chat template and no head of ours: what training starts from."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = word_tokenizer(pair=False)
+    tokenizer.pad_token, tokenizer.unk_token, tokenizer.chat_template = pad, unk, CHAT_TEMPLATE
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        tie_word_embeddings=tied,
+        initializer_range=0.3,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory

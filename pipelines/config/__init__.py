@@ -2,12 +2,14 @@
 
 from pipelines.config.base import refuse_userinfo
 from pipelines.config.curation import BestOfN, Columns, InputConfig, Limits, RunConfig, RunnerConfig, Step, Threshold
-from pipelines.config.loading import load
+from pipelines.config.evaluation import EvaluateConfig
+from pipelines.config.loading import load, validated
 from pipelines.config.training import TrainConfig
 
 __all__ = [
     "BestOfN",
     "Columns",
+    "EvaluateConfig",
     "InputConfig",
     "Limits",
     "RunConfig",
@@ -17,4 +19,5 @@ __all__ = [
     "TrainConfig",
     "load",
     "refuse_userinfo",
+    "validated",
 ]

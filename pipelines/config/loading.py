@@ -36,6 +36,14 @@ def load(kind: type[Config], path: str, overrides: Sequence[str] = ()) -> Config
         raise ConfigError(
             f"{path} holds {type(values).__name__}; expected a mapping with {', '.join(kind.model_fields)}"
         )
+    return validated(kind, values, overrides, where=path)
+
+
+def validated(kind: type[Config], values: dict[str, Any], overrides: Sequence[str], *, where: str) -> Config:
+    """The configuration that `values` hold with `overrides` applied over them; `where` they come from leads an error.
+
+    Raises `ConfigError` like `load`.
+    """
     for override in overrides:
         _override(values, override)
     try:
@@ -43,7 +51,7 @@ def load(kind: type[Config], path: str, overrides: Sequence[str] = ()) -> Config
     except ValidationError as error:
         problems = [_describe(kind, problem) for problem in error.errors()]
         text = re.sub(r"://[^/\s@]*@", "://***@", "; ".join(problems))  # credentials in a refused URL
-        raise ConfigError(f"{path}: {text}") from error
+        raise ConfigError(f"{where}: {text}") from error
 
 
 def _override(values: dict[str, Any], override: str) -> None:

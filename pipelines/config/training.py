@@ -2,23 +2,89 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from pipelines.config.base import PathText, Strict
+
+
+class PreferenceColumns(Strict):
+    """Which columns of the preferences hold what; only where detection needs help."""
+
+    prompt: str | None = None
+    """Text, or a list of messages."""
+    response: str | None = None
+    """One response a row."""
+    chosen: str | None = None
+    rejected: str | None = None
+    responses: str | None = None
+    """A list of responses a row."""
+    label: str | None = None
+    """Whether the response is acceptable: true or false, 1 or 0, or a probability."""
+    score: str | None = None
+    """The response's grade, higher is better: a rating, votes, a win rate. In UltraFeedback, a field of completions."""
+    scores: str | None = None
+    """A list of grades, one for each of the responses."""
+    score_chosen: str | None = None
+    score_rejected: str | None = None
+    ranking: str | None = None
+    """A list of ranks, one for each of the responses: 1 is best, equal ranks are ties."""
+    best: str | None = None
+    """The index, from 0, of the best of the responses."""
+    margin: str | None = None
+    """By how much the reward of chosen must exceed that of rejected."""
+    source: str | None = None
+    """Where a row comes from; accuracy is reported for each."""
+    subset: str | None = None
+    """The part of a benchmark that a row belongs to; accuracy is reported for each."""
+    item: str | None = None
+    """A row's id, where rows of one prompt must stay apart (RewardBench 2)."""
 
 
 class PreferencesConfig(Strict):
     path: PathText
     """Preference files: .parquet or .jsonl, plain or compressed; a path, a glob or a URL."""
-    format: Literal["auto", "prompt_chosen_rejected", "chosen_rejected_messages", "hh"] = "auto"
-    origin: Literal["human", "implicit", "model"] = "human"
-    """Who judged."""
-    heldout_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """Share of the prompts kept out of training to measure accuracy on."""
-    heldout_path: PathText | None = None
-    """Held-out comparisons from a file of their own, instead."""
+    format: Literal[
+        "auto",
+        "rewardbench2",
+        "rewardbench",
+        "ultrafeedback_binarized",
+        "shp",
+        "helpsteer2",
+        "helpsteer3",
+        "pandalm",
+        "ultrafeedback",
+        "nectar",
+        "qa_feedback",
+        "scored_pairs",
+        "prompt_chosen_rejected",
+        "hh",
+        "chosen_rejected_messages",
+        "chosen_rejected_text",
+        "ranking",
+        "choice",
+        "scored_list",
+        "labels",
+        "scores",
+    ] = "auto"
+    """How the rows are shaped; auto tells it from their columns."""
+    columns: PreferenceColumns = PreferenceColumns()
+    origin: Literal["human", "implicit", "model"] | None = None
+    """Who judged; default: what the format implies (SHP implicit, UltraFeedback and Nectar model, else human)."""
+    vote_smoothing: float = Field(default=0.5, ge=0.0)
+    """Votes added to each side where several annotators judged, so that three of three are not certainty."""
+    min_gap: float = Field(default=0.0, ge=0.0)
+    """Least difference of two scores that counts as a comparison."""
+    gap_use: Literal["none", "weight", "margin"] = "none"
+    """What else a difference of scores does: weigh the comparison, or set the margin that its rewards must keep."""
+    gap_scale: float = Field(default=1.0, gt=0.0)
+    """Weight or margin per unit of difference."""
+
+    def reading_options(self) -> dict[str, Any]:
+        """The fields of `rm.preferences.ReadSettings`."""
+        names = {"format", "origin", "vote_smoothing", "min_gap", "gap_use", "gap_scale"}
+        return {**self.model_dump(include=names), "columns": self.columns.model_dump(exclude_none=True)}
 
 
 class BackboneConfig(Strict):
@@ -29,13 +95,51 @@ class BackboneConfig(Strict):
     """In tokens; longer conversations lose their oldest turns."""
 
 
+class HeldOutConfig(Strict):
+    fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Share of the prompts kept out of training, to measure accuracy and fit the temperature on."""
+    path: PathText | None = None
+    """Held-out preferences from a file of their own, read as the first of data, instead."""
+
+
+class LoraConfig(Strict):
+    rank: int = Field(default=16, ge=1)
+    alpha: int = Field(default=32, ge=1)
+    """Adapters are scaled by alpha / rank."""
+    targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
+    """Names of the backbone's layers that get adapters; the head is always trained in full."""
+
+
 class TrainOptions(Strict):
+    loss: Literal["bradley_terry", "plackett_luce"] = "bradley_terry"
+    """What rankings and choices are: all their comparisons, or picks of the best of those left. Pairs, votes, scores and
+    ties are comparisons in both."""
+    label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
+    """Probability that a comparison was noted the wrong way round."""
+    centring: float = Field(default=0.0, ge=0.0)
+    """Coefficient of (r_i + r_j)^2: pulls the free offset per prompt to zero; 0.01 is usual."""
     epochs: float = Field(default=1.0, gt=0)
     learning_rate: float | None = Field(default=None, gt=0)
-    """Default: 9e-6 from a billion parameters up, else 3e-5."""
+    """Default: 9e-6 from a billion parameters up, 1e-4 with LoRA, else 3e-5."""
     groups_per_batch: int = Field(default=8, ge=1)
-    """Prompts per step, each with all its responses."""
-    gradient_accumulation: int = Field(default=1, ge=1)
+    """Prompts per optimiser step and device, each with all its responses."""
+    responses_per_group: int | None = Field(default=None, ge=2)
+    """Larger groups are cut into draws of at most this size, anew every epoch."""
+    tokens_per_batch: int | None = Field(default=None, ge=1)
+    """Tokens that run through the model at once: bounds memory, does not change the gradient. Whole groups: one that is
+    larger goes alone. Default: 16384 on a GPU, 4096 on a CPU."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What the forward computes in, under float32 weights; auto: bfloat16 where the device has it natively."""
+    gradient_checkpointing: bool = False
+    """Less memory, about a third more time."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters and the head; the checkpoint is merged. Needs the extra `lora`."""
+    evaluations_per_epoch: int = Field(default=1, ge=1)
+    """How often held-out accuracy is measured."""
+    early_stopping: int | None = Field(default=None, ge=1)
+    """Stop after so many evaluations without a better held-out accuracy, and keep the best."""
+    checkpoint_every: int | None = Field(default=None, ge=1)
+    """Steps between checkpoints, from which the same command goes on after an interruption."""
     warmup_fraction: float = Field(default=0.03, ge=0.0, le=1.0)
     weight_decay: float = Field(default=0.0, ge=0.0)
     max_grad_norm: float = Field(default=1.0, gt=0)
@@ -43,16 +147,30 @@ class TrainOptions(Strict):
     report_to: list[str] = []
     """Trackers of the transformers Trainer, such as tensorboard or wandb."""
 
+    @model_validator(mode="after")
+    def _options_fit(self) -> TrainOptions:
+        if self.loss == "plackett_luce" and self.label_smoothing:
+            raise ValueError("label_smoothing is for comparisons and plackett_luce has picks; use bradley_terry or 0")
+        if self.early_stopping is not None and self.checkpoint_every is not None:
+            raise ValueError("early_stopping makes a checkpoint at every evaluation; leave checkpoint_every out")
+        return self
+
 
 class TrainOutput(Strict):
     path: PathText
     """Directory of the checkpoint."""
 
 
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
 class TrainConfig(Strict):
     """`bestkept train`."""
 
-    data: PreferencesConfig
+    data: Annotated[list[PreferencesConfig], BeforeValidator(_as_list), Field(min_length=1)]
+    """Preferences; a list of them, of whatever kinds, is trained on together."""
+    heldout: HeldOutConfig = HeldOutConfig()
     model: BackboneConfig
     train: TrainOptions = TrainOptions()
     output: TrainOutput

@@ -1,17 +1,24 @@
 """Preferences: what annotators said about groups of responses, from files to groups with comparisons."""
 
-from rm.preferences.groups import Edge, Group, Rejections, heldout_split, merge
-from rm.preferences.pairs import detect, read_pairs
-from rm.preferences.reading import PreferenceError, load_rows
+from rm.preferences.detection import detect
+from rm.preferences.formats import FORMATS
+from rm.preferences.groups import EQUAL_RESPONSES, Edge, Group, Label, Rejections, heldout_split, merge
+from rm.preferences.reading import load_rows, read_preferences, read_rows
+from rm.preferences.rows import PreferenceError, ReadSettings
 
 __all__ = [
+    "EQUAL_RESPONSES",
+    "FORMATS",
     "Edge",
     "Group",
+    "Label",
     "PreferenceError",
+    "ReadSettings",
     "Rejections",
     "detect",
     "heldout_split",
     "load_rows",
     "merge",
-    "read_pairs",
+    "read_preferences",
+    "read_rows",
 ]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from rm.conversations import Conversation, prompt_key
 
 Rejections = Counter[str]
+"""Rows that could not be used, by reason; under `EQUAL_RESPONSES`, comparisons dropped from rows that were used."""
+
+EQUAL_RESPONSES = "equal_responses"
 
 ALONE = -1
 """The stage of an edge that is a judgement by itself."""
@@ -45,7 +48,8 @@ class Group:
     """One prompt, its distinct responses, and what one kind of judge said of them.
 
     `scores` (empty, or aligned with the responses; None where there is none) are the judge's grades: the source of
-    score edges, and the gold that best-of-n curves are measured by.
+    score edges, and the gold that best-of-n curves are measured by. `item` is the row's own id where rows of one prompt
+    must stay apart: RewardBench 2 asks the same question with one and with several right answers.
     """
 
     prompt: Conversation
@@ -56,6 +60,7 @@ class Group:
     scores: tuple[float | None, ...] = ()
     source: str | None = None
     subset: str | None = None
+    item: str | None = None
 
 
 @dataclass
@@ -92,6 +97,7 @@ class _Pool:
             scores,
             self.first.source,
             self.first.subset,
+            self.first.item,
         )
 
 
@@ -99,15 +105,46 @@ def _mean(values: list[float]) -> float:
     return math.fsum(values) / len(values)
 
 
+def collapse(group: Group) -> tuple[Group, int]:
+    """(the group with equal responses as one, how many comparisons between equals that dropped).
+
+    Every other judgement is kept, re-pointed; a response graded several times has the mean of its scores. Stages are
+    given up: a pick among texts of which two are the same is no pick of Plackett and Luce, its edges still count alone.
+    """
+    places: dict[str, int] = {}
+    index = [places.setdefault(response, len(places)) for response in group.responses]
+    if len(places) == len(index):
+        return group, 0
+    edges = tuple(
+        edge._replace(preferred=index[edge.preferred], other=index[edge.other], stage=ALONE)
+        for edge in group.edges
+        if index[edge.preferred] != index[edge.other]
+    )
+    grades: dict[int, list[float]] = {}
+    for place, score in zip(index, group.scores, strict=False):
+        if score is not None:
+            grades.setdefault(place, []).append(score)
+    pairs = sum(math.comb(len(values), 2) for values in grades.values())
+    scores = tuple(_mean(grades[place]) if place in grades else None for place in range(len(places)))
+    collapsed = replace(
+        group,
+        responses=tuple(places),
+        edges=edges,
+        labels=tuple(label._replace(response=index[label.response]) for label in group.labels),
+        scores=scores if grades else (),
+    )
+    return collapsed, len(group.edges) - len(edges) if group.edges else pairs
+
+
 def merge(groups: Iterable[Group]) -> list[Group]:
-    """Groups of one prompt, origin, source and subset as one: responses pooled, judgements re-pointed and all kept.
+    """Groups of one prompt, origin, source, subset and item as one: responses pooled, judgements re-pointed and kept.
 
     The order is that of each prompt's first appearance. Pooling is what makes N comparisons cost K forwards. A response
     graded several times has the mean of its scores.
     """
-    pools: dict[tuple[bytes, str, str | None, str | None], _Pool] = {}
+    pools: dict[tuple[bytes, str, str | None, str | None, str | None], _Pool] = {}
     for group in groups:
-        key = (prompt_key(group.prompt), group.origin, group.source, group.subset)
+        key = (prompt_key(group.prompt), group.origin, group.source, group.subset, group.item)
         pools.setdefault(key, _Pool(group)).add(group)
     return [pool.group() for pool in pools.values()]
 

@@ -23,7 +23,7 @@ def ranking(tiers: Sequence[Sequence[int]]) -> tuple[Edge, ...]:
         below = [other for lower in tiers[position + 1 :] for other in lower]
         for winner in tier:
             edges += [Edge(winner, other, stage=stage) for other in below]
-            stage += bool(below)
+            stage += 1
         edges += [Edge(i, j, 0.5, stage=ALONE) for i, j in combinations(tier, 2)]
     return tuple(edges)
 
@@ -45,21 +45,64 @@ def votes(first: float, second: float, ties: float = 0.0, *, smoothing: float) -
     return (first + ties / 2 + smoothing) / (total + 2 * smoothing)
 
 
+def graded(edge: Edge, gap: float, *, min_gap: float, gap_use: GapUse, gap_scale: float) -> Edge | None:
+    """`edge` with the gap between its two grades put to use, or None where the gap says nothing.
+
+    A gap that is not positive or under `min_gap` says nothing (it is not a tie: noise of the grader). With `gap_use`,
+    `gap_scale * gap` becomes the edge's weight, or the margin its rewards must keep (Touvron et al. 2023, eq. 2).
+    """
+    if gap <= 0 or gap < min_gap:
+        return None
+    if gap_use == "weight":
+        return edge._replace(weight=gap_scale * gap)
+    if gap_use == "margin":
+        return edge._replace(margin=gap_scale * gap)
+    return edge
+
+
 def scored(
     scores: Sequence[float | None], *, min_gap: float, gap_use: GapUse = "none", gap_scale: float = 1.0
 ) -> tuple[Edge, ...]:
-    """Grades, votes or ratings per response: an edge wherever the gap is positive and at least `min_gap`.
-
-    Smaller gaps say nothing (they are not ties: noise of the grader). With `gap_use`, `gap_scale * gap` becomes the
-    edge's weight, or the margin its rewards must keep (Touvron et al. 2023, eq. 2).
-    """
+    """Grades, votes or ratings per response: an edge for every two whose gap says something, see `graded`."""
     edges = []
     for i, j in combinations(range(len(scores)), 2):
         left, right = scores[i], scores[j]
-        if left is None or right is None or left == right or abs(left - right) < min_gap:
+        if left is None or right is None:
             continue
-        gap = gap_scale * abs(left - right)
-        winner, loser = (i, j) if left > right else (j, i)
-        weight, margin = (gap if gap_use == "weight" else 1.0), (gap if gap_use == "margin" else 0.0)
-        edges.append(Edge(winner, loser, weight=weight, margin=margin))
+        edge = Edge(i, j) if left > right else Edge(j, i)
+        used = graded(edge, abs(left - right), min_gap=min_gap, gap_use=gap_use, gap_scale=gap_scale)
+        if used is not None:
+            edges.append(used)
     return tuple(edges)
+
+
+def tiers_of(ranks: Sequence[float]) -> list[list[int]]:
+    """Ranks per response (1 is best, equal ranks are ties) as tiers for `ranking`, best first."""
+    places: dict[float, list[int]] = {}
+    for response, rank in enumerate(ranks):
+        places.setdefault(rank, []).append(response)
+    return [places[rank] for rank in sorted(places)]
+
+
+def from_verdicts(verdicts: Sequence[int], among: int) -> tuple[Edge, ...]:
+    """Verdicts on all pairs (0, 1), (0, 2), ... (n-2, n-1): 1 the first is better, 2 the second, 0 a tie.
+
+    Verdicts that agree with one ranking (with ties) are that `ranking`, stages and all; verdicts that go in circles
+    stay what they are: comparisons of two.
+    """
+    pairs = list(combinations(range(among), 2))
+    wins = [0] * among
+    for (i, j), verdict in zip(pairs, verdicts, strict=True):
+        sign = {0: 0, 1: 1, 2: -1}[verdict]
+        wins[i] += sign
+        wins[j] -= sign
+    agree = all(
+        verdict == (0 if wins[i] == wins[j] else 1 if wins[i] > wins[j] else 2)
+        for (i, j), verdict in zip(pairs, verdicts, strict=True)
+    )
+    if agree:  # wins minus losses: equal exactly within a tier, falling from tier to tier
+        return ranking(tiers_of([-count for count in wins]))
+    return tuple(
+        Edge(j, i) if verdict == 2 else Edge(i, j, 0.5 if verdict == 0 else 1.0)
+        for (i, j), verdict in zip(pairs, verdicts, strict=True)
+    )

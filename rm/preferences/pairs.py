@@ -1,65 +1,98 @@
-"""Pairwise preferences → groups: one row says that `chosen` beats `rejected`.
-
-Read: HH-RLHF strings, TRL explicit (`prompt`, `chosen`, `rejected`) and implicit (`chosen`, `rejected` as whole
-conversations), each as text or messages.
-"""
+"""One row, two responses, one preferred: `chosen` over `rejected`, or A and B with a label."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Sequence
 
 from rm.conversations import Conversation, UnusableError, from_hh, from_messages, from_prompt, from_response, split_last
-from rm.preferences.groups import Edge, Group, Rejections
-from rm.preferences.reading import PreferenceError
+from rm.preferences.groups import Edge, Group
+from rm.preferences.rows import ReadSettings, Row, number, prompt, whole
 
-FORMATS = ("prompt_chosen_rejected", "chosen_rejected_messages", "hh")
+Sample = tuple[Conversation, str]
 
-
-def detect(row: Mapping[str, object]) -> str:
-    """The format of a preference row, one of `FORMATS`. Raises `PreferenceError` for none of them."""
-    missing = {"chosen", "rejected"} - row.keys()
-    if missing:
-        raise PreferenceError(
-            f"data has columns {sorted(row)}, without {sorted(missing)}; expected chosen and rejected, with or without prompt"
-        )
-    if "prompt" in row:
-        return "prompt_chosen_rejected"
-    if isinstance(row["chosen"], str):
-        return "hh"
-    return "chosen_rejected_messages"
+_HH_START = re.compile(r"\s*(Human|Assistant):")
 
 
-def read_pairs(rows: Iterable[Mapping[str, object]], *, format: str, origin: str) -> tuple[list[Group], Rejections]:
-    """One group of two responses a row, and how many rows could not be used, by reason.
+def is_hh(value: object) -> bool:
+    """Whether a value is text that starts as HH-RLHF's transcripts do."""
+    return isinstance(value, str) and _HH_START.match(value) is not None
 
-    Reasons: those of `rm.conversations`, `prompts_differ` and `equal_sides`. Raises `PreferenceError` on an unknown
-    format.
+
+def hh(row: Row, settings: ReadSettings) -> Group:
+    """HH-RLHF (Bai et al. 2022): whole transcripts in `chosen` and `rejected`."""
+    return _pair(row, split_last(from_hh(row.get("chosen"))), split_last(from_hh(row.get("rejected"))))
+
+
+def implicit_messages(row: Row, settings: ReadSettings) -> Group:
+    """Whole conversations in `chosen` and `rejected` (TRL's implicit prompt; OpenRLHF with a chat template)."""
+    return _pair(row, split_last(from_messages(row.get("chosen"))), split_last(from_messages(row.get("rejected"))))
+
+
+def implicit_text(row: Row, settings: ReadSettings) -> Group:
+    """Whole texts in `chosen` and `rejected` (TRL's implicit prompt): the prompt is what they share at the front.
+
+    The cut is at white space, so that no word is torn (TRL cuts at the first character that differs).
     """
-    if format not in FORMATS:
-        raise PreferenceError(f"data.format is {format!r}; expected one of {', '.join(FORMATS)}")
-    groups: list[Group] = []
-    rejections = Rejections()
-    for row in rows:
-        try:
-            (prompt, chosen), (other_prompt, rejected) = (_sample(row, side, format) for side in ("chosen", "rejected"))
-            if prompt != other_prompt:
-                raise UnusableError("prompts_differ")
-            if chosen == rejected:
-                raise UnusableError("equal_sides")
-        except UnusableError as error:
-            rejections[error.reason] += 1
-            continue
-        groups.append(Group(prompt, (chosen, rejected), (Edge(0, 1, 1.0),), origin))
-    return groups, rejections
+    sides = [row.get("chosen"), row.get("rejected")]
+    chosen, rejected = (from_response(side) for side in sides)
+    if chosen == rejected:
+        raise UnusableError("equal_sides")
+    shared = next(
+        (k for k, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), min(len(chosen), len(rejected))
+    )
+    while shared and not chosen[shared - 1].isspace():
+        shared -= 1
+    context = from_prompt(chosen[:shared].rstrip())
+    return _pair(row, (context, from_response(chosen[shared:])), (context, from_response(rejected[shared:])))
 
 
-def _sample(row: Mapping[str, object], side: str, format: str) -> tuple[Conversation, str]:
-    value = row.get(side)
-    if format == "hh":
-        return split_last(from_hh(value))
-    if format == "chosen_rejected_messages":
-        return split_last(from_messages(value))
-    prompt = from_prompt(row.get("prompt"))
-    if isinstance(value, list) and len(value) > 1:  # UltraFeedback binarized: whole conversations beside the prompt
-        return split_last(from_messages(value))
-    return prompt, from_response(value)
+def explicit(row: Row, settings: ReadSettings) -> Group:
+    """`prompt`, `chosen`, `rejected`, each text or messages (TRL's explicit prompt; OpenRLHF jsonl with its `margin`).
+
+    RewardBench (Lambert et al. 2024) is of this shape too. Lists of messages may repeat the prompt at the front.
+    """
+    context = prompt(row)
+    return _pair(row, _side(context, row.get("chosen")), _side(context, row.get("rejected")))
+
+
+def explicit_scored(row: Row, settings: ReadSettings) -> Group:
+    """`explicit` with `score_chosen` and `score_rejected` (UltraFeedback binarized, Tunstall et al. 2023).
+
+    A pair whose chosen side has no higher score was ordered by a coin: `below_min_gap`.
+    """
+    group = explicit(row, settings)
+    high, low = (number(row.get(name), reason="bad_score") for name in ("score_chosen", "score_rejected"))
+    return Group(group.prompt, group.responses, (settings.graded(group.edges[0], high - low),), scores=(high, low))
+
+
+def shp(row: Row, settings: ReadSettings) -> Group:
+    """SHP (Ethayarajh et al. 2022): two comments on a post, `labels` 1 where A is preferred; scores are net upvotes."""
+    sides = from_response(row.get("human_ref_A")), from_response(row.get("human_ref_B"))
+    scores = number(row.get("score_A"), reason="bad_score"), number(row.get("score_B"), reason="bad_score")
+    first = whole(row.get("labels"), (0, 1), reason="bad_label") == 1
+    context = from_prompt(row.get("history"))
+    if sides[0] == sides[1]:
+        raise UnusableError("equal_sides")
+    edge = Edge(0, 1) if first else Edge(1, 0)
+    gap = scores[edge.preferred] - scores[edge.other]
+    return Group(context, sides, (settings.graded(edge, gap),), scores=scores)
+
+
+def _pair(row: Row, chosen: Sample, rejected: Sample) -> Group:
+    if chosen[0] != rejected[0]:
+        raise UnusableError("prompts_differ")
+    if chosen[1] == rejected[1]:
+        raise UnusableError("equal_sides")
+    margin = number(row["margin"], reason="bad_margin") if row.get("margin") is not None else 0.0
+    return Group(chosen[0], (chosen[1], rejected[1]), (Edge(0, 1, margin=margin),))
+
+
+def _side(context: Conversation, value: object) -> Sample:
+    """One side beside an explicit prompt: a response, a whole conversation, or the turns that follow the prompt."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return context, from_response(value)
+    turns = from_messages(value)
+    if turns[: len(context)] != context and turns[:1] and turns[0][0] == "assistant":
+        turns = (*context, *turns)
+    return split_last(turns)

@@ -1,14 +1,80 @@
-"""Files of preferences → rows, through `datasets` (Parquet, JSON lines plain or compressed, local or fsspec URLs)."""
+"""Preferences → groups: files to rows (through `datasets`), rows to groups by one reader a format, groups merged."""
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from itertools import chain, islice
 from typing import Any
 
+from rm.conversations import UnusableError
+from rm.preferences.detection import resolve, with_roles
+from rm.preferences.formats import Format
+from rm.preferences.groups import EQUAL_RESPONSES, Group, Rejections, collapse, merge
+from rm.preferences.judgements import scored
+from rm.preferences.rows import PreferenceError, ReadSettings, Row, tag
 
-class PreferenceError(Exception):
-    """Preferences that cannot be read; the message names the value, what was expected, and the remedy."""
+_LOOKED_AT = 100  # rows from which the format is told
+
+
+def read_preferences(path: str, settings: ReadSettings) -> tuple[list[Group], Rejections]:
+    """`read_rows` of all files that `path` (a file, a glob or a URL) names. Raises `PreferenceError`."""
+    rows = load_rows(path)
+    first = next(rows, None)
+    if first is None:
+        raise PreferenceError(f"data.path {path!r} has no rows; expected at least one comparison")
+    try:
+        return read_rows(chain([first], rows), settings)
+    except PreferenceError as error:
+        if "data.path" in str(error):  # from loading the rows
+            raise
+        raise PreferenceError(f"data.path {path!r}: {error}") from error
+
+
+def read_rows(rows: Iterable[Row], settings: ReadSettings) -> tuple[list[Group], Rejections]:
+    """Groups (merged by prompt, origin, source, subset and item) and what was not used, by reason.
+
+    Rows read = rows used + rows rejected; `EQUAL_RESPONSES` counts comparisons inside rows that were used. Scores
+    become edges after the merge, so that responses of one prompt meet even where each has a row of its own. Raises
+    `PreferenceError` where the format cannot be told or does not go with the settings.
+    """
+    rows = iter(rows)
+    looked_at = list(islice(rows, _LOOKED_AT))
+    format = resolve(looked_at, settings)
+    groups, rejections = read_each(chain(looked_at, rows), format, settings)
+    merged = merge(groups)
+    if format.scored:
+        options: dict[str, Any] = {name: getattr(settings, name) for name in ("min_gap", "gap_use", "gap_scale")}
+        merged = [replace(group, edges=scored(group.scores, **options)) for group in merged]
+    return merged, rejections
+
+
+def read_each(rows: Iterable[Row], format: Format, settings: ReadSettings) -> tuple[list[Group], Rejections]:
+    """One group for every row that can be used, before merging."""
+    groups: list[Group] = []
+    rejections = Rejections()
+    for row in rows:
+        try:
+            group, dropped = _read_row(with_roles(row, settings.columns), format, settings)
+        except UnusableError as error:
+            rejections[error.reason] += 1
+            continue
+        groups.append(group)
+        if dropped:
+            rejections[EQUAL_RESPONSES] += dropped
+    return groups, rejections
+
+
+def _read_row(row: Row, format: Format, settings: ReadSettings) -> tuple[Group, int]:
+    read = format.read(row, settings)
+    group, dropped = collapse(read)
+    if read.edges and not group.edges:
+        raise UnusableError("equal_sides")
+    item = tag(row.get("item", row.get(format.item))) if format.item else None
+    subset = tag(row.get("subset", row.get(format.subset)))
+    origin = settings.origin or format.origin
+    return replace(group, origin=origin, source=tag(row.get("source")), subset=subset, item=item), dropped
 
 
 def load_rows(path: str) -> Iterator[Mapping[str, Any]]:
@@ -32,6 +98,8 @@ def load_rows(path: str) -> Iterator[Mapping[str, Any]]:
     datasets.disable_progress_bars()
     try:
         yield from datasets.load_dataset(kind, data_files=path, split="train")
+    except StopIteration:  # what `datasets` raises where all files are empty
+        return
     except (datasets.exceptions.DatasetGenerationError, zstandard.ZstdError, EOFError, OSError, ValueError) as error:
         raise PreferenceError(
             f"data.path {path!r} cannot be read as {kind} ({type(error).__name__}); check that the file is whole"

@@ -5,9 +5,10 @@ import math
 
 import pytest
 import torch
+import transformers
 from checkpoints import rename_tensors
 from safetensors.torch import load_file
-from tiny_models import save_causal, save_encoder, word_tokenizer
+from tiny_models import save_causal, save_encoder, save_language_model, word_tokenizer
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
 from rm.identity import ModelError, effective_max_length, identify, resolve_model
@@ -148,6 +149,84 @@ def test_pad_is_made_distinct_from_eos(tmp_path):
     ensure_distinct_pad(model, tokenizer)
     assert tokenizer.pad_token == "<|pad|>"
     assert tokenizer.pad_token_id < model.get_input_embeddings().weight.shape[0]
+
+
+@pytest.mark.parametrize("architecture", ["Bert", "Roberta", "Llama", "Qwen3", "GPT2"])
+def test_a_bare_backbone_becomes_a_checkpoint_with_the_names_of_its_class(tmp_path, architecture):
+    config = getattr(transformers, f"{architecture}Config")(
+        vocab_size=70, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, pad_token_id=0
+    )
+    getattr(transformers, f"{architecture}Model")(config).save_pretrained(tmp_path / "backbone")
+    model = load_backbone_for_training(tmp_path / "backbone").model
+    model.save_pretrained(tmp_path / "out")
+    assert set(load_file(tmp_path / "out" / "model.safetensors")) == set(model.state_dict())
+    loaded = load_for_scoring(tmp_path / "out", dtype="float32", device="cpu")
+    for name, tensor in loaded.model.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_row_made_for_the_pad_token_is_saved_and_loads(tmp_path, tied, dtype):
+    start = save_language_model(tmp_path / "lm", pad="</s>", unk=None, tied=tied)
+    before = load_file(start / "model.safetensors")["model.embed_tokens.weight"]
+    tokenizer, reward_model = load_tokenizer(start), load_backbone_for_training(start, dtype=dtype)
+    ensure_distinct_pad(reward_model.model, tokenizer)
+    assert reward_model.model.config.tie_word_embeddings is tied
+    reward_model.model.save_pretrained(tmp_path / "out")
+    saved = load_file(tmp_path / "out" / "model.safetensors")
+    assert {name for name in saved if "embed" in name or "lm_head" in name} == {"model.embed_tokens.weight"}
+    rows = saved["model.embed_tokens.weight"]
+    assert len(rows) == json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == len(before) + 1
+    assert torch.equal(rows[:-1].float(), before.to(rows.dtype).float())
+    loaded = load_for_scoring(tmp_path / "out", dtype="float32", device="cpu")
+    assert loaded.model.config.pad_token_id == tokenizer.pad_token_id == len(before)
+    ids = torch.tensor([[7, 8, 5], [9, 5, tokenizer.pad_token_id]])
+    alone = loaded(ids[1:, :2], torch.tensor([2]))
+    assert loaded(ids, torch.tensor([3, 2]))[1].item() == pytest.approx(alone.item(), abs=1e-5)
+
+
+def test_a_pad_token_without_a_row_gets_one(tmp_path):
+    start = save_language_model(tmp_path)
+    tokenizer, model = load_tokenizer(start), load_backbone_for_training(start).model
+    tokenizer.add_special_tokens({"pad_token": "<|added and never resized|>"})
+    ensure_distinct_pad(model, tokenizer)
+    assert model.config.pad_token_id == tokenizer.pad_token_id < model.get_input_embeddings().weight.shape[0]
+
+
+def test_training_in_bfloat16_keeps_the_head_in_float32(tmp_path):
+    torch.manual_seed(0)
+    start = save_language_model(tmp_path)
+    reward_model = load_backbone_for_training(start, dtype="bfloat16")
+    kinds = {name: parameter.dtype for name, parameter in reward_model.model.named_parameters()}
+    assert kinds.pop("score.weight") == torch.float32
+    assert set(kinds.values()) == {torch.bfloat16}
+    rewards = reward_model(torch.tensor([[7, 8, 9]]), torch.tensor([3]))
+    assert rewards.dtype == torch.float32
+    assert {parameter.dtype for parameter in load_backbone_for_training(start).parameters()} == {torch.float32}
+    head = reward_model.model.score.weight
+    assert not torch.equal(head, head.bfloat16().float()), "drawn in float32"
+
+
+@pytest.mark.parametrize("save", [save_language_model, save_encoder])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradient_checkpointing_gives_the_same_gradients(tmp_path, save, dtype):
+    directory = save(tmp_path)
+
+    def gradients(checkpointing):
+        torch.manual_seed(0)
+        reward_model = load_backbone_for_training(directory, dtype=dtype).train()
+        if checkpointing:
+            reward_model.model.gradient_checkpointing_enable({"use_reentrant": False})
+            assert any(getattr(layer, "gradient_checkpointing", False) for layer in reward_model.model.modules())
+        reward_model(torch.tensor([[7, 8, 9, 5]]), torch.tensor([4])).sum().backward()
+        return {name: p.grad for name, p in reward_model.named_parameters() if p.requires_grad}
+
+    plain, checkpointed = gradients(False), gradients(True)
+    assert all(
+        gradient is not None and gradient.abs().sum() > 0 for name, gradient in plain.items() if "weight" in name
+    )
+    assert all(torch.allclose(checkpointed[name], plain[name], atol=1e-6) for name in plain)
 
 
 def test_a_missing_tokenizer_is_an_error_not_an_empty_one(tmp_path):

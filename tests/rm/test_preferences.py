@@ -2,78 +2,37 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
+import typing
+from collections import Counter
+from dataclasses import fields, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from corpora import SHARED, write_jsonl
+from corpora import write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm.preferences import Edge, Group, PreferenceError, detect, heldout_split, load_rows, merge, read_pairs
+from pipelines.config.training import PreferenceColumns, PreferencesConfig
+from rm.preferences import (
+    FORMATS,
+    Edge,
+    Group,
+    Label,
+    PreferenceError,
+    ReadSettings,
+    heldout_split,
+    load_rows,
+    merge,
+    read_preferences,
+)
+from rm.preferences.formats import EVERYWHERE
+from rm.preferences.groups import ALONE, collapse
 
 PROMPT = (("user", "Why?"),)
-
-
-def pairs(rows, **settings):
-    return read_pairs(rows, **{"format": detect(rows[0]), "origin": "human", **settings})
-
-
-def message(role, content):
-    return {"role": role, "content": content}
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"prompt": "Why?", "chosen": "Because.", "rejected": "No."},
-        {
-            "prompt": [message("user", "Why?")],
-            "chosen": [message("assistant", "Because.")],
-            "rejected": [message("assistant", "No.")],
-        },
-        {
-            "chosen": [message("user", "Why?"), message("assistant", "Because.")],
-            "rejected": [message("user", "Why?"), message("assistant", "No.")],
-        },
-        {
-            "prompt": "Why?",
-            "chosen": [message("user", "Why?"), message("assistant", "Because.")],
-            "rejected": [message("user", "Why?"), message("assistant", "No.")],
-        },
-        {
-            "chosen": "\n\nHuman: Why?\n\nAssistant: Because.",
-            "rejected": "\n\nHuman: Why?\n\nAssistant: No.",
-        },
-    ],
-    ids=["trl-text", "trl-messages", "trl-implicit", "ultrafeedback-binarized", "hh"],
-)
-def test_every_pair_format_gives_the_same_group(row):
-    groups, rejections = pairs([row])
-    assert groups == [Group(PROMPT, ("Because.", "No."), (Edge(0, 1, 1.0),), "human")]
-    assert not rejections
-
-
-def test_unusable_pairs_are_counted_by_reason():
-    rows = [
-        {"prompt": "Why?", "chosen": "Same.", "rejected": "Same."},
-        {"prompt": "Why?", "chosen": None, "rejected": "No."},
-        {"prompt": "", "chosen": "Because.", "rejected": "No."},
-        {"prompt": "Why?", "chosen": "Because.", "rejected": "No."},
-    ]
-    groups, rejections = pairs(rows)
-    assert len(groups) == 1
-    assert rejections == {"equal_sides": 1, "null_response": 1, "empty_prompt": 1}
-    hh = {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: other\n\nAssistant: c"}
-    assert pairs([hh]) == ([], {"prompts_differ": 1})
-
-
-def test_what_is_no_preference_is_an_error():
-    with pytest.raises(PreferenceError, match="expected chosen and rejected"):
-        detect({"prompt": "x", "chosen": "y"})
-    with pytest.raises(PreferenceError, match=r"data\.format is 'xml'"):
-        read_pairs([], format="xml", origin="human")
 
 
 def test_merge_pools_responses_and_repoints_every_edge():
@@ -92,17 +51,89 @@ def test_merge_pools_responses_and_repoints_every_edge():
     ]
 
 
+def test_merge_numbers_stages_anew_and_keeps_labels_and_mean_scores():
+    groups = [
+        Group(PROMPT, ("a", "b", "c"), (Edge(0, 1, stage=0), Edge(0, 2, stage=0), Edge(1, 2, stage=1)), scores=(1.0, None, 3.0)),
+        Group(PROMPT, ("c", "b"), (Edge(0, 1, 0.5),), labels=(Label(1, 1.0, 2.0),), scores=(6.0, None)),
+        Group(PROMPT, ("c", "d"), (Edge(1, 0, 0.75, 2.0, 0.5, 0),), labels=(Label(0, 0.0), Label(1, 0.25))),
+    ]  # fmt: skip
+    edges = (
+        Edge(0, 1, stage=0),
+        Edge(0, 2, stage=0),
+        Edge(1, 2, stage=1),
+        Edge(2, 1, 0.5),
+        Edge(3, 2, 0.75, 2.0, 0.5, 2),
+    )
+    labels = (Label(1, 1.0, 2.0), Label(2, 0.0), Label(3, 0.25))
+    assert merge(groups) == [Group(PROMPT, ("a", "b", "c", "d"), edges, "human", labels, (1.0, None, 4.5, None))]
+
+
+def test_merge_keeps_sources_subsets_items_and_origins_apart():
+    base = Group(PROMPT, ("a", "b"), (Edge(0, 1),))
+    others = [replace(base, **{name: "implicit"}) for name in ("origin", "source", "subset", "item")]
+    assert merge([base, *others]) == [base, *others]
+    assert len(merge([*others, *others])) == 4
+
+
+def test_collapse_keeps_what_was_said_of_others():
+    group = Group(
+        PROMPT,
+        ("a", "b", "a"),
+        (Edge(0, 1, stage=0), Edge(0, 2, stage=0), Edge(2, 1, 0.75)),
+        labels=(Label(2, 1.0),),
+        scores=(1.0, None, 2.0),
+    )
+    collapsed = Group(PROMPT, ("a", "b"), (Edge(0, 1), Edge(0, 1, 0.75)), labels=(Label(0, 1.0),), scores=(1.5, None))
+    assert collapse(group) == (collapsed, 1)
+    assert collapse(collapsed) == (collapsed, 0)
+
+
 texts = st.sampled_from("abcd")
+judgements = st.builds(
+    lambda prompt, source, sides, stage, probability, accepted: Group(
+        (("user", prompt),),
+        sides,
+        tuple(Edge(0, k, probability, stage=stage) for k in range(1, len(sides))),
+        labels=() if accepted is None else (Label(len(sides) - 1, accepted),),
+        scores=tuple(float(ord(side)) for side in sides),
+        source=source,
+    ),
+    st.sampled_from("pq"),
+    st.sampled_from([None, "s", "t"]),
+    st.lists(texts, min_size=2, max_size=4, unique=True).map(tuple),
+    st.sampled_from([ALONE, 0]),
+    st.sampled_from([0.5, 0.75, 1.0]),
+    st.sampled_from([None, 0.0, 1.0]),
+)
 
 
-@given(st.lists(st.tuples(st.sampled_from(["p", "q"]), texts, texts), max_size=20))
-def test_merge_keeps_every_judgement(rows):
-    rows = [row for row in rows if row[1] != row[2]]
-    made = [Group((("user", p),), (chosen, rejected), (Edge(0, 1, 1.0),), "human") for p, chosen, rejected in rows]
-    merged = merge(made)
-    said = sorted((g.prompt[0][1], g.responses[e.preferred], g.responses[e.other]) for g in merged for e in g.edges)
-    assert said == sorted(rows)
-    assert len({group.prompt for group in merged}) == len(merged)
+@given(st.lists(judgements, max_size=12))
+def test_merge_keeps_every_judgement(groups):
+    def said(groups):
+        edges = Counter(
+            (g.prompt, g.source, g.responses[e.preferred], g.responses[e.other], e.probability, e.stage == ALONE)
+            for g in groups
+            for e in g.edges
+        )
+        return edges, Counter(
+            (g.prompt, g.source, g.responses[lb.response], lb.accepted) for g in groups for lb in g.labels
+        )
+
+    merged = merge(groups)
+    assert said(merged) == said(groups)
+    assert len({(group.prompt, group.source) for group in merged}) == len(merged)
+    for group in merged:
+        assert len(set(group.responses)) == len(group.responses)
+        assert group.scores == tuple(float(ord(response)) for response in group.responses)
+        picks = {}
+        for edge in group.edges:
+            if edge.stage != ALONE:
+                picks.setdefault(edge.stage, []).append(edge)
+        for edges in picks.values():  # one pick each: one winner, against different others
+            assert len({edge.preferred for edge in edges}) == 1
+            assert len({edge.other for edge in edges}) == len(edges)
+        staged = [g for g in groups if (g.prompt, g.source) == (group.prompt, group.source) and g.edges[0].stage == 0]
+        assert len(picks) == len(staged)
 
 
 def test_the_split_is_by_prompt_and_stays_when_data_grow():
@@ -113,6 +144,16 @@ def test_the_split_is_by_prompt_and_stays_when_data_grow():
     _, held_of_half = heldout_split(groups[:200], 0.25)
     assert held_of_half == [group for group in held if group in groups[:200]]
     assert heldout_split(groups, 0.0) == (groups, [])
+
+
+def test_an_error_names_the_file(tmp_path):
+    path = write_jsonl(tmp_path / "odd.jsonl", [{"text": "x"}])
+    settings = ReadSettings(**PreferencesConfig(path=str(path)).reading_options())
+    with pytest.raises(PreferenceError, match=r"odd\.jsonl': data has columns text, which fit no known format"):
+        read_preferences(str(path), settings)
+    path.write_text("")
+    with pytest.raises(PreferenceError, match=r"odd\.jsonl' has no rows"):
+        read_preferences(str(path), settings)
 
 
 @pytest.mark.parametrize("name", ["p.jsonl", "p.jsonl.gz", "p.jsonl.zst", "p.parquet"])
@@ -139,11 +180,21 @@ def test_files_that_cannot_be_read(tmp_path):
         list(load_rows(str(tmp_path / "b.jsonl.gz")))
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the real HH-RLHF sample is not part of the project")
-def test_real_hh_pairs():
-    rows = list(load_rows(str(SHARED / "hh_rlhf_harmless.jsonl.gz")))
-    groups, rejections = pairs(rows)
-    assert len(groups) + rejections.total() == len(rows) == 1800
-    assert len(groups) > 1700
-    assert max(len(group.prompt) for group in groups) > 3
-    assert all(group.prompt[-1][0] == "user" for group in groups)
+def test_the_configuration_names_every_format_and_role():
+    names = typing.get_args(PreferencesConfig.model_fields["format"].annotation)
+    assert names == ("auto", *FORMATS)
+    roles = {role for format in FORMATS.values() for role in (*format.roles, *format.inner)} | {*EVERYWHERE}
+    assert set(PreferenceColumns.model_fields) == roles
+
+
+def test_the_configuration_gives_the_settings_of_reading():
+    config = PreferencesConfig(path="x.jsonl", columns={"score": "win_rate"}, min_gap=0.1, gap_use="margin")
+    read = ReadSettings(**config.reading_options())
+    assert {field.name for field in fields(read)} == config.reading_options().keys()
+    assert (read.format, read.origin, read.columns) == ("auto", None, {"score": "win_rate"})
+    assert (read.vote_smoothing, read.min_gap, read.gap_use, read.gap_scale) == (0.5, 0.1, "margin", 1.0)
+
+
+def test_the_preferences_know_no_torch():
+    code = "import sys; import rm.preferences; assert not {'torch', 'transformers', 'pipelines'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)

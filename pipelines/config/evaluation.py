@@ -1,0 +1,42 @@
+"""`bestkept evaluate`: every field, its meaning and its default."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from pipelines.config.base import PathText, Strict
+from pipelines.config.curation import ModelConfig
+from pipelines.config.training import PreferencesConfig
+
+
+class EvaluatedModel(ModelConfig):
+    max_length: int = Field(default=2048, ge=8)
+    """In tokens; the least of this, the model's positions and the tokenizer's limit holds."""
+
+
+class EvaluationData(PreferencesConfig):
+    heldout_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Above 0: only the prompts that `bestkept train` holds out at this fraction, not all rows."""
+
+
+class BootstrapConfig(Strict):
+    resamples: int = Field(default=2000, ge=100, le=1_000_000)
+    """How often prompts are drawn again for an interval."""
+    seed: int = Field(default=0, ge=0)
+
+
+class EvaluationOutput(Strict):
+    path: PathText = "evaluation"
+    """Where evaluation.json and evaluation.html go; those of an earlier evaluation there are replaced."""
+
+
+class EvaluateConfig(Strict):
+    """`bestkept evaluate`."""
+
+    model: EvaluatedModel
+    data: EvaluationData
+    bootstrap: BootstrapConfig = BootstrapConfig()
+    output: EvaluationOutput = EvaluationOutput()
+    store_temperature: bool | None = None
+    """Keep the fitted temperature in the model's directory, as calibration.json. Default: where that is a local directory
+    one may write to."""

@@ -1,0 +1,260 @@
+"""The evaluation page: one self-contained HTML file, from the numbers of evaluation.json alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from pipelines.report import tables
+from pipelines.report.charts import Mark, Series, calibration_chart, interval_chart, line_chart
+from pipelines.report.style import STYLE
+
+Json = Mapping[str, Any]
+
+_PAGE = """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>Evaluation of {{ model.path }}</title>
+<style>{{ style }}</style>
+</head>
+<body>
+<header>
+<h1>Evaluation of <code>{{ model.path }}</code></h1>
+<p>{{ verdict }}</p>
+<p class="quiet">on <code>{{ data.path }}</code>, {{ data.part }}. Intervals are 95 %, from {{ resamples }} resamples of
+prompts: all comparisons of a prompt stay together.</p>
+</header>
+<main>
+{% for chart in charts %}
+<section>
+<h2>{{ chart.title }}</h2>
+<p class="serves">{{ chart.serves }}</p>
+{{ chart.svg }}
+{% if chart.note %}<p class="quiet">{{ chart.note }}</p>{% endif %}
+</section>
+{% endfor %}
+{% for table in data_tables %}
+<section class="wide">
+<h2>{{ table.title }}</h2>
+<div class="scroll"><table{% if not table.columns %} class="words"{% endif %}>
+<thead><tr>{% for name in table.columns %}<th>{{ name }}</th>{% endfor %}</tr></thead>
+<tbody>{% for row in table.rows %}
+<tr>{% for cell in row %}{% if loop.first %}<th>{{ cell }}</th>{% else %}<td>{{ cell }}</td>{% endif %}{% endfor %}</tr>
+{%- endfor %}</tbody>
+</table></div>
+</section>
+{% endfor %}
+</main>
+</body>
+</html>
+"""
+
+_NAMES = (("model", "model"), ("longer is better", "length"))
+_MOST_ROWS = 24
+
+
+def render(document: Json) -> str:
+    """The page for an evaluation (what evaluation.json holds). It has no script and refers to nothing outside itself."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    evaluation = document["evaluation"]
+    return environment.from_string(_PAGE).render(
+        style=Markup(STYLE),
+        model=document["model"],
+        data=document["data"],
+        resamples=f"{evaluation['bootstrap']['resamples']:,}",
+        verdict=_verdict(evaluation["accuracy"]["overall"]),
+        charts=list(_charts(evaluation)),
+        data_tables=list(_data_tables(document)),
+    )
+
+
+def _verdict(overall: Json) -> str:
+    """What the figures say, in words that claim no more than the intervals do."""
+    if not overall["comparisons"]:
+        return "No comparison could be scored."
+    share = f"Orders {tables.percent_interval(overall['model'])} % of {overall['comparisons']:,} comparisons as judged"
+    low, high = overall["difference"]["low"], overall["difference"]["high"]
+    if low is None:
+        return f"{share}; one prompt alone says nothing about others."
+    if overall["model"]["low"] <= 0.5 <= overall["model"]["high"]:
+        share += ", which a coin could do as well"
+    by = f"the longer response ({tables.percent_interval(overall['length'])} %)"
+    if low > 0:
+        return f"{share}: better than taking {by}."
+    if high < 0:
+        return f"{share}: worse than taking {by}."
+    return f"{share}: not distinguishable from taking {by}."
+
+
+def _mark(estimate: Json) -> Mark | None:
+    return None if estimate["value"] is None else Mark(estimate["value"], estimate["low"], estimate["high"])
+
+
+def _charts(evaluation: Json) -> Iterator[dict[str, Any]]:
+    if evaluation["accuracy"]["overall"]["comparisons"]:
+        yield _accuracy(evaluation["accuracy"])
+    if evaluation["best_of_n"]:
+        yield _best_of_n(evaluation["best_of_n"])
+    if evaluation["calibration"]:
+        yield _calibration(evaluation["calibration"])
+    if len(evaluation["margins"]) > 1:
+        yield _margins(evaluation["margins"])
+
+
+def _accuracy(accuracy: Json) -> dict[str, Any]:
+    rows = [
+        (label, [_mark(row["model"]), _mark(row["length"])])
+        for label, row in tables.accuracy_rows(accuracy)
+        if row["comparisons"]
+    ]
+    left_out = len(rows) - _MOST_ROWS
+    return {
+        "title": "Accuracy",
+        "serves": "Decides whether the model may judge at all, and for which data: it should stand clear of a coin (dashed) "
+        "and of mere length.",
+        "svg": interval_chart(rows[:_MOST_ROWS], names=_NAMES, reference=0.5, x_format=lambda v: f"{v:.0%}"),
+        "note": f"{left_out} more kinds are in the table below." if left_out > 0 else "",
+    }
+
+
+def _best_of_n(curve: Json) -> dict[str, Any]:
+    points = curve["points"]
+    gold = curve["measured_by"] == "gold"
+    series = []
+    for name in ("model", *tables.best_of_n_rivals(curve)):
+        marks = [(math.log2(point["n"]), _mark(point[name])) for point in points]
+        known = [(x, mark) for x, mark in marks if mark is not None]
+        series.append(Series(name, "length" if name == "longest" else name, known))
+    note = (
+        "KL from the policy, in nats: "
+        + ", ".join(f"{p['kl']:.2f} at n = {p['n']}" for p in points if p["n"] > 1)
+        + "."
+    )
+    fewer = {point["prompts"] for point in points}
+    if len(fewer) > 1:
+        note += f" Points rest on {min(fewer):,} to {max(fewer):,} prompts, those with n responses."
+    return {
+        "title": "Best of n, by gold score" if gold else "Best of n, by the reward itself",
+        "serves": "Decides how many responses per prompt are worth generating, and whether choosing by reward beats "
+        "choosing by length."
+        if gold
+        else "Decides how far more responses per prompt raise the reward; without gold scores it cannot say whether that "
+        "helps.",
+        "svg": line_chart(
+            series,
+            x_ticks=[(math.log2(point["n"]), str(point["n"])) for point in points],
+            x_title="responses per prompt (n)",
+            y_format=lambda value: f"{value:.3g}",
+        ),
+        "note": note,
+    }
+
+
+def _calibration(calibration: Json) -> dict[str, Any]:
+    series = [_bins("as it is", "random", calibration["before"])]
+    if calibration["after"]:
+        series.append(_bins("with temperature", "model", calibration["after"]))
+    temperature = calibration["temperature"]
+    note = f"T = {temperature['value']:.4g} over all {calibration['comparisons']:,} comparisons"
+    note += ", at the bound of the search." if temperature["at_bound"] else "."
+    if calibration["after"]:
+        note += " What is drawn uses the T of the other half of the prompts."
+    return {
+        "title": "Calibration",
+        "serves": "Decides whether reward gaps may be read as probabilities, as margins and soft labels do: points on the "
+        "diagonal may.",
+        "svg": calibration_chart(series, x_title="probability the model states", y_title="observed"),
+        "note": note,
+    }
+
+
+def _bins(name: str, style: str, fit: Json) -> Series:
+    return Series(name, style, [(bin["predicted"], Mark(bin["observed"])) for bin in fit["bins"]])
+
+
+def _margins(margins: list[Json]) -> dict[str, Any]:
+    series = [Series("accuracy", "model", [(k, Mark(bin["accuracy"])) for k, bin in enumerate(margins)])]
+    if all(bin["predicted_after"] is not None for bin in margins):
+        stated = [(k, Mark(bin["predicted_after"])) for k, bin in enumerate(margins)]
+        series.append(Series("stated, with temperature", "random", stated))
+    return {
+        "title": "Agreement by margin",
+        "serves": "Decides what min_margin to select with: below the gap where accuracy is near 50 %, the choice is a coin's.",
+        "svg": line_chart(
+            series,
+            x_ticks=[(k, f"{bin['gap']:.2g}") for k, bin in enumerate(margins)],
+            x_title="mean reward gap of the bin",
+            y_format=lambda value: f"{value:.0%}",
+        ),
+        "note": f"Each point rests on about {margins[0]['comparisons']:,} comparisons.",
+    }
+
+
+def _data_tables(document: Json) -> Iterator[dict[str, Any]]:
+    evaluation = document["evaluation"]
+    yield _table("Figures", ("", ""), tables.summary_rows(document))
+    yield _table(
+        "Accuracy in %",
+        (
+            "comparisons",
+            "prompts",
+            "n",
+            "ties",
+            "unscored",
+            "model",
+            "longer is better",
+            "difference",
+            "lengths matched",
+            "n",
+        ),
+        (
+            (
+                label,
+                *(f"{row[name]:,}" for name in ("prompts", "comparisons", "ties", "unscored")),
+                tables.percent_interval(row["model"]),
+                tables.percent_interval(row["length"]),
+                tables.percent_interval(row["difference"], sign=True),
+                tables.percent_interval(row["matched"]),
+                f"{row['matched_comparisons']:,}",
+            )
+            for label, row in tables.accuracy_rows(evaluation["accuracy"])
+        ),
+    )
+    if calibration := evaluation["calibration"]:
+        fits = ((label, calibration[key]) for label, key in (("as it is", "before"), ("with temperature", "after")))
+        cells = ((label, *(tables.number(fit[k], 4) for k in ("nll", "brier", "ece"))) for label, fit in fits if fit)
+        yield _table("Calibration", ("", "NLL (coin 0.6931)", "Brier (coin 0.25)", "ECE"), cells)
+    if curve := evaluation["best_of_n"]:
+        rivals = tables.best_of_n_rivals(curve)
+        names = ("model", *rivals, "over_random", "over_longest")
+        yield _table(
+            "Best of n",
+            ("n", "KL", "prompts", "model", *rivals, "model over random", "model over longest"),
+            (
+                (
+                    str(p["n"]),
+                    f"{p['kl']:.3f}",
+                    f"{p['prompts']:,}",
+                    *(tables.number_interval(p[name]) for name in names),
+                )
+                for p in curve["points"]
+            ),
+        )
+    if scores := evaluation["reward_bench_2"]:
+        rows = [
+            (s["name"], f"{s['items']:,}", f"{s['unscored']:,}", tables.percent(s["score"])) for s in scores["subsets"]
+        ]
+        rows.append(("mean" if scores["complete"] else "mean of these", "", "", tables.percent(scores["overall"])))
+        yield _table("RewardBench 2", ("subset", "items", "unscored", "score in %"), rows)
+
+
+def _table(title: str, columns: tuple[str, ...], rows: Any) -> dict[str, Any]:
+    return {"title": title, "columns": columns if any(columns) else (), "rows": list(rows)}

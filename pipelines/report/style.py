@@ -1,0 +1,49 @@
+"""The style sheet of report pages: light, dark and print, narrow and wide; no font or file from elsewhere."""
+
+from __future__ import annotations
+
+STYLE = """
+:root { --ink: #1c2330; --quiet: #5b6472; --paper: #ffffff; --panel: #f6f7f9; --rule: #d9dde3;
+  --model: #1f5fd0; --length: #c2571a; --random: #7a8391; --oracle: #2b8a57; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --quiet: #9aa4b2; --paper: #14171c; --panel: #1c2027;
+  --rule: #343a45; --model: #7fb0ff; --length: #f0975a; --random: #98a2b1; --oracle: #63c793; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.5rem 1rem 3rem; max-width: 72rem; background: var(--paper); color: var(--ink);
+  font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .5rem; }
+h2 { font-size: 1.05rem; margin: 0 0 .25rem; }
+p { margin: 0 0 .5rem; }
+code { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-size: .9em; overflow-wrap: anywhere; }
+.quiet, .serves { color: var(--quiet); font-size: .875rem; }
+main { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem;
+  margin-top: 1.5rem; }
+section { background: var(--panel); border: 1px solid var(--rule); border-radius: .5rem; padding: 1rem; min-width: 0; }
+section.wide { grid-column: 1 / -1; }
+svg { display: block; width: 100%; height: auto; margin: .5rem 0; }
+svg text { font-size: 12px; fill: var(--quiet); }
+@media (max-width: 30rem) { svg text { font-size: 14px; } }
+.grid { stroke: var(--rule); stroke-width: 1; }
+.reference { stroke: var(--quiet); stroke-width: 1; stroke-dasharray: 4 3; }
+.line { fill: none; stroke: var(--c); stroke-width: 2; }
+.whisker { stroke: var(--c); stroke-width: 2.5; stroke-linecap: round; }
+.dot { fill: var(--c); }
+.band { fill: var(--c); opacity: .16; }
+.model { --c: var(--model); } .length { --c: var(--length); } .random { --c: var(--random); }
+.oracle { --c: var(--oracle); }
+.line.length { stroke-dasharray: 7 3; } .line.random { stroke-dasharray: 2 3; } .line.oracle { stroke-dasharray: 9 3 2 3; }
+.legend { display: flex; flex-wrap: wrap; gap: .25rem 1rem; font-size: .875rem; }
+.legend span { display: inline-flex; align-items: center; gap: .4rem; }
+.key { width: .75rem; height: .75rem; border-radius: 50%; background: var(--c); }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; min-width: 50%; }
+th, td { padding: .3rem .9rem .3rem 0; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }
+th:first-child { text-align: left; font-weight: 500; }
+.words th, .words td { text-align: left; white-space: normal; vertical-align: top; }
+.words th { width: 14rem; max-width: 40vw; padding-right: 1rem; }
+thead th { color: var(--quiet); font-weight: 500; }
+tbody tr:last-child th, tbody tr:last-child td { border-bottom: 0; }
+@media print { :root { --ink: #000; --quiet: #444; --paper: #fff; --panel: #fff; --rule: #bbb; --model: #1f5fd0;
+  --length: #a8470f; --random: #666; --oracle: #1d6b41; }
+  body { max-width: none; padding: 0; font-size: 10pt; } section { break-inside: avoid; } .scroll { overflow: visible; }
+  table { font-size: 7.5pt; } th, td { padding-right: .5rem; } * { print-color-adjust: exact; } }
+"""

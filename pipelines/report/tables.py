@@ -1,0 +1,154 @@
+"""The tables that `bestkept evaluate` prints, from the numbers of evaluation.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+Json = Mapping[str, Any]
+
+
+def percent(value: float | None, *, sign: bool = False) -> str:
+    """`61.2`, or `-` where there is nothing."""
+    return "-" if value is None else f"{100 * value:{'+' if sign else ''}.1f}"
+
+
+def percent_interval(estimate: Json, *, sign: bool = False) -> str:
+    """`61.2 [58.4, 64.0]`, in percent; `-` where there is nothing, no brackets where there is no interval."""
+    value = percent(estimate["value"], sign=sign)
+    if estimate["low"] is None:
+        return value
+    return f"{value} [{percent(estimate['low'], sign=sign)}, {percent(estimate['high'], sign=sign)}]"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def number_interval(estimate: Json) -> str:
+    """`0.407 [0.371, 0.444]`."""
+    if estimate["low"] is None:
+        return number(estimate["value"])
+    return f"{number(estimate['value'])} [{number(estimate['low'])}, {number(estimate['high'])}]"
+
+
+def accuracy_rows(accuracy: Json) -> Iterator[tuple[str, Json]]:
+    """(label, row) of the whole, then of each kind that is told apart."""
+    yield "all", accuracy["overall"]
+    for kind in ("origin", "source", "subset"):
+        for row in accuracy[f"by_{kind}"]:
+            yield f"{kind} {row['name']}", row
+
+
+def evaluation_tables(document: Json, *, written_to: str) -> Iterator[Table]:
+    """All tables of an evaluation; those that the data hold nothing for are left out."""
+    evaluation = document["evaluation"]
+    yield _accuracy(evaluation["accuracy"])
+    if evaluation["calibration"]:
+        yield _calibration(evaluation["calibration"])
+    if evaluation["best_of_n"]:
+        yield _best_of_n(evaluation["best_of_n"])
+    if evaluation["reward_bench_2"]:
+        yield _reward_bench(evaluation["reward_bench_2"])
+    yield _summary(document, written_to)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="right" if place else "left")
+    return table
+
+
+def _accuracy(accuracy: Json) -> Table:
+    title = "accuracy in % [95 % interval, clustered by prompt]"
+    table = _table(title, "comparisons", "n", "model", "longer is better", "difference")
+    for label, row in accuracy_rows(accuracy):
+        cells = (percent_interval(row["model"]), percent_interval(row["length"]))
+        table.add_row(escape(label), f"{row['comparisons']:,}", *cells, percent_interval(row["difference"], sign=True))
+    return table
+
+
+def _calibration(calibration: Json) -> Table:
+    table = _table("calibration", "", "NLL", "Brier", "ECE")
+    for label, key in (("as it is", "before"), ("with temperature", "after")):
+        if fit := calibration[key]:
+            table.add_row(label, *(number(fit[name], 4) for name in ("nll", "brier", "ece")))
+    table.add_row("a coin", "0.6931", "0.2500", "")
+    return table
+
+
+def _best_of_n(curve: Json) -> Table:
+    measure = "gold score" if curve["measured_by"] == "gold" else "reward, no gold in the data"
+    rivals = best_of_n_rivals(curve)
+    table = _table(f"best of n ({measure})", "n", "KL", "prompts", "model", *rivals)
+    for point in curve["points"]:
+        others = (number(point[name]["value"]) for name in rivals)
+        cells = (number(point["kl"], 2), f"{point['prompts']:,}", number_interval(point["model"]), *others)
+        table.add_row(str(point["n"]), *cells)
+    return table
+
+
+def best_of_n_rivals(curve: Json) -> tuple[str, ...]:
+    """The other ways to choose; by the reward itself, the model is the oracle."""
+    return ("random", "longest", "oracle") if curve["measured_by"] == "gold" else ("random", "longest")
+
+
+def _reward_bench(scores: Json) -> Table:
+    table = _table("RewardBench 2", "subset", "items", "score in %")
+    for subset in scores["subsets"]:
+        table.add_row(subset["name"], f"{subset['items']:,}", percent(subset["score"]))
+    table.add_row("mean" if scores["complete"] else "mean of these", "", percent(scores["overall"]))
+    return table
+
+
+def summary_rows(document: Json) -> Iterator[tuple[str, str]]:
+    """(label, words) of everything that fits one line."""
+    evaluation = document["evaluation"]
+    overall, correlation = evaluation["accuracy"]["overall"], evaluation["length_correlation"]
+    unscored = document["unscored"]
+    yield (
+        "evaluated",
+        f"{evaluation['prompts']:,} prompts, {evaluation['responses']:,} responses, {document['data']['part']}",
+    )
+    for reason, count in document["data"]["rejected"].items():
+        yield f"rejected: {reason}", f"{count:,}"
+    for reason, count in unscored.items():
+        yield f"unscored: {reason}", f"{count:,}"
+    yield "truncated", f"{document['truncated']:,}"
+    yield (
+        "comparisons",
+        f"{overall['comparisons']:,}, {overall['ties']:,} ties left out, {overall['unscored']:,} unscored",
+    )
+    matched = f"{percent_interval(overall['matched'])} of {overall['matched_comparisons']:,}"
+    yield "accuracy, lengths matched", matched
+    yield (
+        "reward and length",
+        (
+            f"{number_interval(correlation['within_prompt'])} within prompts (Spearman), "
+            f"{number(correlation['overall'])} overall (Pearson)"
+        ),
+    )
+    if separation := evaluation["separation"]:
+        yield "accepted above rejected", f"{number(separation['auc'])} (AUC across prompts)"
+    if calibration := evaluation["calibration"]:
+        temperature = calibration["temperature"]
+        bound = (
+            ", at the bound of the search: too few errors or too little signal to fit"
+            if temperature["at_bound"]
+            else ""
+        )
+        yield "temperature", f"{temperature['value']:.4g}{bound}"
+
+
+def _summary(document: Json, written_to: str) -> Table:
+    table = Table(show_header=False, box=box.SIMPLE, pad_edge=False)
+    for label, words in summary_rows(document):
+        table.add_row(escape(label), words)
+    table.add_row("temperature stored", escape(document["temperature_stored"] or "no"))
+    table.add_row("written", escape(f"{written_to.rstrip('/')}/evaluation.json, evaluation.html"))
+    return table

@@ -1,0 +1,113 @@
+"""Evaluation of a reward model from groups, rewards and lengths: numbers only; it prints nothing and loads no model.
+
+`evaluate` gives all figures at once. The one file it knows is the temperature stored beside a model's weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from rm.evaluate.accuracy import Accuracy, AccuracyRow, Separation, accuracy, separation
+from rm.evaluate.best_of_n import BestOfN, BestOfNPoint, best_of_n, expected_best, kl_best_of_n
+from rm.evaluate.calibration import Bin, Calibration, Fit, Temperature, calibration, fit_temperature
+from rm.evaluate.comparisons import Comparisons, clusters, correct, tabulate
+from rm.evaluate.diagnostics import LengthCorrelation, MarginBin, length_correlation, margins
+from rm.evaluate.figures import Bootstrap, Estimate, Figures, clustered_means, paired_difference
+from rm.evaluate.reward_bench import RewardBench2, reward_bench_2
+from rm.evaluate.temperature_file import load_temperature, store_offset, store_temperature
+from rm.preferences import Group
+
+
+@dataclass(frozen=True)
+class Evaluation(Figures):
+    """All figures; None where the data do not hold what a figure needs."""
+
+    groups: int
+    prompts: int
+    responses: int
+    unscored_responses: int
+    lengths_in: str  # tokens | characters
+    bootstrap: Bootstrap
+    accuracy: Accuracy
+    separation: Separation | None
+    calibration: Calibration | None
+    length_correlation: LengthCorrelation
+    margins: tuple[MarginBin, ...]
+    best_of_n: BestOfN | None
+    reward_bench_2: RewardBench2 | None
+
+
+def evaluate(
+    groups: Sequence[Group],
+    rewards: Sequence[ArrayLike],
+    *,
+    lengths: Sequence[ArrayLike] | None = None,
+    bootstrap: Bootstrap | None = None,
+) -> Evaluation:
+    """All figures of these rewards.
+
+    `rewards` holds an array a group, aligned with its responses; NaN where a response could not be scored. `lengths`
+    are the responses' lengths in tokens, likewise; without them, characters are counted. Where a model truncates, its
+    token counts are cut with the text and make the length baseline weaker than it is: leave them out then.
+
+    Raises `ValueError` where the arrays do not fit the groups.
+    """
+    sizes = lengths if lengths is not None else [[len(response) for response in group.responses] for group in groups]
+    bootstrap = bootstrap or Bootstrap()
+    table = tabulate(groups, rewards, sizes)
+    return Evaluation(
+        groups=len(groups),
+        prompts=len(np.unique(clusters(groups))),
+        responses=sum(len(group.responses) for group in groups),
+        unscored_responses=sum(int((~np.isfinite(np.asarray(r, dtype=np.float64))).sum()) for r in rewards),
+        lengths_in="characters" if lengths is None else "tokens",
+        bootstrap=bootstrap,
+        accuracy=accuracy(table, bootstrap=bootstrap),
+        separation=separation(groups, rewards),
+        calibration=calibration(table),
+        length_correlation=length_correlation(groups, rewards, sizes, bootstrap=bootstrap),
+        margins=margins(table),
+        best_of_n=best_of_n(groups, rewards, sizes, bootstrap=bootstrap),
+        reward_bench_2=reward_bench_2(groups, rewards),
+    )
+
+
+def calibrate(groups: Sequence[Group], rewards: Sequence[ArrayLike]) -> Calibration | None:
+    """The calibration alone, for what `store_temperature` writes; None where no comparison could be scored."""
+    return calibration(tabulate(groups, rewards, [np.ones(len(group.responses)) for group in groups]))
+
+
+__all__ = [
+    "Accuracy",
+    "AccuracyRow",
+    "BestOfN",
+    "BestOfNPoint",
+    "Bin",
+    "Bootstrap",
+    "Calibration",
+    "Comparisons",
+    "Estimate",
+    "Evaluation",
+    "Fit",
+    "LengthCorrelation",
+    "MarginBin",
+    "RewardBench2",
+    "Separation",
+    "Temperature",
+    "calibrate",
+    "clustered_means",
+    "correct",
+    "evaluate",
+    "expected_best",
+    "fit_temperature",
+    "kl_best_of_n",
+    "load_temperature",
+    "paired_difference",
+    "store_offset",
+    "store_temperature",
+    "tabulate",
+]

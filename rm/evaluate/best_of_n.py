@@ -1,0 +1,136 @@
+"""Best-of-n curves: what a response chosen among n is worth, without drawing any sample.
+
+Of a prompt with N graded responses, all C(N, n) ways to draw n are averaged in closed form.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from rm.evaluate.comparisons import accepted_shares, clusters
+from rm.evaluate.figures import Bootstrap, Estimate, Figures, Floats, clustered_means
+from rm.preferences import Group
+
+_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class BestOfNPoint(Figures):
+    """The value of the response kept among n, averaged over the prompts that have n responses."""
+
+    n: int
+    kl: float  # log n - (n-1)/n, in nats: how far best-of-n is from the policy that wrote the responses
+    prompts: int
+    model: Estimate
+    random: Estimate
+    longest: Estimate
+    oracle: Estimate
+    over_random: Estimate  # model - random, paired
+    over_longest: Estimate  # model - longest, paired
+
+
+@dataclass(frozen=True)
+class BestOfN(Figures):
+    """The curve, measured by gold scores, or, where the data hold none, by the reward itself.
+
+    The latter only says how far selection can raise the reward, not whether that is worth anything (Gao et al. 2023).
+    """
+
+    measured_by: str  # gold | reward
+    points: tuple[BestOfNPoint, ...]
+
+
+def best_of_n(
+    groups: Sequence[Group], rewards: Sequence[ArrayLike], lengths: Sequence[ArrayLike], *, bootstrap: Bootstrap
+) -> BestOfN | None:
+    """Curves of the model, of a random pick, of the longest response and of an oracle; None without a choice to make.
+
+    The gold of a response is its score, or, in groups without scores, the share of its labels that accept it. A response
+    counts where it has a reward and, if there is any gold at all, gold. n runs over powers of two, and over the least
+    number of responses that any prompt has, as long as half of the prompts have n; `prompts` says how many do. All
+    curves of a point are over the same prompts.
+    """
+    graded = [_gold(group) for group in groups]
+    gold = any(np.isfinite(value).any() for value in graded)
+    pools: list[Floats] = []  # [4, N]: value, then reward, length and value to choose by
+    where: list[int] = []
+    for prompt, grades, reward, length in zip(clusters(groups), graded, rewards, lengths, strict=True):
+        r, size = np.asarray(reward, dtype=np.float64), np.asarray(length, dtype=np.float64)
+        value = grades if gold else r
+        known = np.isfinite(r) & np.isfinite(value)
+        if known.sum() >= 2:
+            pools.append(np.stack([value, r, size, value])[:, known])
+            where.append(prompt)
+    if not pools:
+        return None
+    sizes = np.array([pool.shape[1] for pool in pools])
+    points = tuple(
+        _point(n, [pool for pool in pools if pool.shape[1] >= n], np.array(where)[sizes >= n], bootstrap)
+        for n in _steps(sizes.tolist())
+    )
+    return BestOfN("gold" if gold else "reward", points)
+
+
+def _gold(group: Group) -> Floats:
+    """[K]; NaN where a response has none."""
+    if group.scores:
+        return np.array([math.nan if score is None else score for score in group.scores], dtype=np.float64)
+    accepted = accepted_shares(group)
+    return np.array([accepted.get(place, math.nan) for place in range(len(group.responses))], dtype=np.float64)
+
+
+def _steps(sizes: list[int]) -> list[int]:
+    enough = sorted(sizes)[math.floor(_SHARE * (len(sizes) - 1))]  # at least half of the prompts have as many
+    powers = {2**k for k in range(enough.bit_length())}
+    return sorted(n for n in powers | {min(sizes)} if n <= enough)
+
+
+def _point(n: int, pools: list[Floats], where: ArrayLike, bootstrap: Bootstrap) -> BestOfNPoint:
+    rows = []
+    for value, *keys in pools:
+        model, longest, oracle = (expected_best(value, key, n=n) for key in keys)
+        random = float(value.mean())
+        rows.append((model, random, longest, oracle, model - random, model - longest))
+    estimates = clustered_means(rows, where, bootstrap=bootstrap)
+    return BestOfNPoint(n, kl_best_of_n(n), len(np.unique(where)), *estimates)
+
+
+def expected_best(value: ArrayLike, key: ArrayLike, *, n: int) -> float:
+    """The expected `value` of the response with the highest `key` among n drawn without replacement from N.
+
+    `sum_{i=n..N} C(i-1, n-1) / C(N, n) g_(i)` with g sorted by key, ascending: the i-th is the best of those subsets
+    that hold it and n - 1 of the i - 1 below it (Nakano et al. 2021; unbiased for n fresh samples).
+    Equal keys are chosen among at random, so that each has the mean value of its block. Raises `ValueError` unless
+    1 <= n <= N.
+    """
+    g, by = np.asarray(value, dtype=np.float64), np.asarray(key, dtype=np.float64)
+    if not 1 <= n <= len(g):
+        raise ValueError(f"best of {n} among {len(g)} responses; expected 1 <= n <= {len(g)}")
+    _, block, counts = np.unique(by, return_inverse=True, return_counts=True)
+    means = np.bincount(block, weights=g) / counts
+    return float(_weights(len(g), n) @ np.repeat(means, counts))
+
+
+def _weights(total: int, n: int) -> Floats:
+    """`C(i-1, n-1) / C(N, n)` for i = 1..N, from the top down: w_N = n/N and w_(i-1) = w_i (i - n)/(i - 1).
+
+    No factorial is formed, so that N may be 10,000 and more; what underflows to 0 at the bottom is smaller than any
+    float.
+    """
+    i = np.arange(total, 1, -1)  # N .. 2
+    downwards = np.concatenate([[n / total], n / total * np.cumprod(np.maximum(i - n, 0) / (i - 1))])
+    weights: Floats = downwards[::-1]
+    return weights
+
+
+def kl_best_of_n(n: int) -> float:
+    """`log n - (n-1)/n`, in nats: KL of best-of-n from its policy, an upper bound where responses can repeat.
+
+    Stiennon et al. 2020, Gao et al. 2023; Beirami et al. 2024 show that it is a bound.
+    """
+    return math.log(n) - (n - 1) / n

@@ -1,0 +1,136 @@
+"""Do probabilities mean what they say? `P(i ≻ j) = σ((r_i - r_j) / T)` against what judges stated, and the T that fits.
+
+A reward model's scale is not tied to its accuracy: scaled by any factor it picks the same responses, but states other
+probabilities. Temperature scaling (Guo et al. 2017) repairs that with one number and changes no choice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rm.evaluate.comparisons import Comparisons
+from rm.evaluate.figures import Figures, Floats, equal_mass_bins
+
+BINS = 15
+_WIDEST = 100.0
+"""The temperature is looked for between 1/100 and 100 times the root mean square of the reward gaps."""
+_STEPS = 60
+
+
+@dataclass(frozen=True)
+class Temperature(Figures):
+    """The fitted temperature, and whether it lies at a bound, so that only the bound keeps it finite.
+
+    It does at the lower bound where rewards order all comparisons right, and certainty pays; at the upper one where
+    they are no better than a coin, or worse, and 1/2 is the best there is to say.
+    """
+
+    value: float
+    at_bound: bool
+
+
+@dataclass(frozen=True)
+class Bin(Figures):
+    """Comparisons with similar stated probabilities."""
+
+    comparisons: int
+    predicted: float  # mean probability the model gives to i
+    observed: float  # mean probability the judges gave to i
+
+
+@dataclass(frozen=True)
+class Fit(Figures):
+    """How far stated probabilities are from judgements; all three are 0 at best (for judgements that are certain)."""
+
+    nll: float  # mean of -[y log p + (1 - y) log(1 - p)], in nats; log 2 = 0.693 is a coin
+    brier: float  # mean of (p - y)^2; 0.25 is a coin
+    ece: float  # mean |predicted - observed| over equal-mass bins, weighted by their size
+    bins: tuple[Bin, ...]
+
+
+@dataclass(frozen=True)
+class Calibration(Figures):
+    """Calibration as the model is, and after temperature scaling.
+
+    `temperature` is fitted on all comparisons, for use elsewhere. `after` is honest: prompts are halved, and either
+    half's probabilities use the temperature fitted on the other (None where a half is empty).
+    """
+
+    comparisons: int
+    prompts: int
+    temperature: Temperature
+    before: Fit
+    after: Fit | None
+
+
+def calibration(table: Comparisons) -> Calibration | None:
+    """Calibration over the scored comparisons, ties and soft labels included; None where there are none."""
+    used = table[table.scored]
+    if len(used) == 0:
+        return None
+    scaled = cross_fitted_gaps(used)
+    return Calibration(
+        comparisons=len(used),
+        prompts=len(np.unique(used.cluster)),
+        temperature=fit_temperature(used.gap, used.probability),
+        before=measure(used.gap, used.probability),
+        after=None if scaled is None else measure(scaled, used.probability),
+    )
+
+
+def cross_fitted_gaps(table: Comparisons) -> Floats | None:
+    """Each gap over the temperature of the other half of the prompts; None where a half is empty."""
+    half = table.half
+    if half.all() or not half.any():
+        return None
+    scaled = np.empty(len(table))
+    for side in (half, ~half):
+        scaled[side] = table.gap[side] / fit_temperature(table.gap[~side], table.probability[~side]).value
+    return scaled
+
+
+def measure(gap: Floats, probability: Floats) -> Fit:
+    """NLL, Brier score and ECE of `σ(gap)` against the stated `probability` that i is preferred."""
+    predicted = sigmoid(gap)
+    # log σ(g) = -log(1 + e^-g), so that -[y log p + (1-y) log(1-p)] = log(1 + e^-g) + (1-y) g
+    nll = np.mean(np.logaddexp(0.0, -gap) + (1.0 - probability) * gap)
+    bins = tuple(
+        Bin(len(index), float(predicted[index].mean()), float(probability[index].mean()))
+        for index in equal_mass_bins(predicted, BINS)
+    )
+    ece = sum(bin.comparisons * abs(bin.predicted - bin.observed) for bin in bins) / len(gap)
+    return Fit(float(nll), float(np.mean((predicted - probability) ** 2)), float(ece), bins)
+
+
+def fit_temperature(gap: Floats, probability: Floats) -> Temperature:
+    """The T that minimises the mean NLL of `σ(gap / T)`. Raises `ValueError` without comparisons.
+
+    The NLL is convex in β = 1/T; its slope `mean(gap (σ(β gap) - y))` rises with β, and its root is found by bisection
+    of log β between the bounds. Scaling all gaps scales T. Gaps that are all 0 leave T at 1: it makes no difference.
+    """
+    if len(gap) == 0:
+        raise ValueError("no comparison to fit a temperature on")
+    scale = float(np.sqrt(np.mean(gap**2)))
+    if scale == 0.0:
+        return Temperature(1.0, at_bound=False)
+    unit = gap / scale
+
+    def slope(log_beta: float) -> float:
+        return float(np.mean(unit * (sigmoid(np.exp(log_beta) * unit) - probability)))
+
+    low, high = -np.log(_WIDEST), np.log(_WIDEST)
+    if slope(low) >= 0.0:
+        return Temperature(scale * _WIDEST, at_bound=True)
+    if slope(high) <= 0.0:
+        return Temperature(scale / _WIDEST, at_bound=True)
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if slope(middle) < 0.0 else (low, middle)
+    return Temperature(float(scale / np.exp((low + high) / 2)), at_bound=False)
+
+
+def sigmoid(values: Floats) -> Floats:
+    """`1 / (1 + e^-v)`, without overflow."""
+    return 0.5 * (1.0 + np.tanh(0.5 * values))

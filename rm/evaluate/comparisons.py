@@ -1,0 +1,116 @@
+"""Groups with their rewards → one flat table of comparisons, which all figures but best-of-n are computed from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rm.conversations import prompt_key, response_hash
+from rm.evaluate.figures import Floats, Ints
+from rm.preferences import Group
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """C comparisons as columns. Side `i` is the response whose content hash is the smaller one.
+
+    That orientation has nothing to do with who won, nor with the order of responses in a file. Readers put the preferred
+    response first; were that kept, every stated probability would be 1, and a model that overstates all its
+    probabilities would look calibrated.
+    """
+
+    probability: Floats  # that i is preferred, as stated; 1/2 is a tie
+    gap: Floats  # r_i - r_j; NaN where either could not be scored
+    length: Floats  # [C, 2] of i and j
+    cluster: Ints  # prompts, numbered in the order of their keys
+    half: NDArray[np.bool_]  # which of two halves the prompt falls in, by its key
+    origin: NDArray[np.object_]
+    source: NDArray[np.object_]
+    subset: NDArray[np.object_]
+
+    def __len__(self) -> int:
+        return len(self.gap)
+
+    def __getitem__(self, chosen: NDArray[np.bool_]) -> Comparisons:
+        columns = (getattr(self, name)[chosen] for name in self.__dataclass_fields__)
+        return Comparisons(*columns)
+
+    @property
+    def scored(self) -> NDArray[np.bool_]:
+        return ~np.isnan(self.gap)
+
+    @property
+    def tied(self) -> NDArray[np.bool_]:
+        return np.equal(self.probability, 0.5)
+
+
+def correct(signal: Floats, probability: Floats) -> Floats:
+    """1 where `signal` (positive: i) points to the side that `probability` favours, 1/2 where it is 0, else 0."""
+    return 0.5 + 0.5 * np.sign(signal) * np.sign(probability - 0.5)
+
+
+def tabulate(groups: Sequence[Group], rewards: Sequence[ArrayLike], lengths: Sequence[ArrayLike]) -> Comparisons:
+    """The comparisons of all groups: their edges, and each accepted response against each rejected one of its group.
+
+    `rewards` and `lengths` hold an array a group, aligned with its responses. Every comparison is one row, whatever
+    its training weight. Raises `ValueError` where the arrays do not fit the groups.
+    """
+    if not len(groups) == len(rewards) == len(lengths):
+        raise ValueError(f"{len(groups)} groups, {len(rewards)} arrays of rewards, {len(lengths)} of lengths")
+    numbers: list[tuple[float, float, float, float]] = []
+    owner: list[int] = []
+    for index, (group, reward, length) in enumerate(zip(groups, rewards, lengths, strict=True)):
+        r, size = np.asarray(reward, dtype=np.float64), np.asarray(length, dtype=np.float64)
+        if not len(group.responses) == len(r) == len(size):
+            raise ValueError(
+                f"group {index} has {len(group.responses)} responses, {len(r)} rewards, {len(size)} lengths"
+            )
+        hashes = [response_hash(response) for response in group.responses]
+        for i, j, p in _judgements(group):
+            if hashes[i] > hashes[j]:
+                i, j, p = j, i, 1.0 - p
+            numbers.append((p, r[i] - r[j], size[i], size[j]))
+            owner.append(index)
+    table = np.array(numbers, dtype=np.float64).reshape(-1, 4)
+    of = np.array(owner, dtype=np.int64)
+    keys = [prompt_key(group.prompt) for group in groups]
+    return Comparisons(
+        table[:, 0],
+        np.where(np.isfinite(table[:, 1]), table[:, 1], np.nan),
+        table[:, 2:],
+        clusters(groups)[of],
+        # the last byte: `heldout_split` reads the first eight, and the halves must halve what it held out
+        np.array([key[-1] % 2 == 1 for key in keys], dtype=bool)[of],
+        *(np.array([getattr(group, name) for group in groups], dtype=object)[of] for name in _KINDS),
+    )
+
+
+_KINDS = ("origin", "source", "subset")
+
+
+def clusters(groups: Sequence[Group]) -> Ints:
+    """The number of each group's prompt [groups]; groups of one prompt share it."""
+    keys = [prompt_key(group.prompt) for group in groups]
+    number = {key: place for place, key in enumerate(sorted(set(keys)))}
+    return np.array([number[key] for key in keys], dtype=np.int64)
+
+
+def _judgements(group: Group) -> Iterator[tuple[int, int, float]]:
+    for edge in group.edges:
+        yield edge.preferred, edge.other, edge.probability
+    accepted = accepted_shares(group)
+    for i, share in accepted.items():
+        for j, other in accepted.items():
+            if share > 0.5 > other:
+                yield i, j, 1.0
+
+
+def accepted_shares(group: Group) -> dict[int, float]:
+    """Response → mean of its accept/reject labels, for those that have any."""
+    votes: dict[int, list[float]] = {}
+    for label in group.labels:
+        votes.setdefault(label.response, []).append(label.accepted)
+    return {response: float(np.mean(shares)) for response, shares in votes.items()}

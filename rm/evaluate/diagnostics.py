@@ -1,0 +1,88 @@
+"""What a reward follows besides quality (length), and whether a larger gap means a surer order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from rm.evaluate.calibration import cross_fitted_gaps, sigmoid
+from rm.evaluate.comparisons import Comparisons, clusters, correct
+from rm.evaluate.figures import Bootstrap, Estimate, Figures, Floats, average_ranks, clustered_means, equal_mass_bins
+from rm.preferences import Group
+
+MARGIN_BINS = 10
+
+
+@dataclass(frozen=True)
+class LengthCorrelation(Figures):
+    """How rewards go with length.
+
+    `within_prompt` is Spearman's rank correlation among the responses to a prompt, averaged over the groups where both
+    vary: what decides a choice. `overall` is Pearson's over all responses, which also sees what differs between prompts.
+    """
+
+    groups: int
+    within_prompt: Estimate
+    responses: int
+    overall: float
+
+
+@dataclass(frozen=True)
+class MarginBin(Figures):
+    """Comparisons with similar reward gaps: how large, how often right, and how often the model says it is right."""
+
+    comparisons: int
+    gap: float  # mean |r_i - r_j|
+    accuracy: float
+    predicted: float  # mean σ(|gap|)
+    predicted_after: float | None  # with the other half's temperature; None where it could not be fitted
+
+
+def length_correlation(
+    groups: Sequence[Group], rewards: Sequence[ArrayLike], lengths: Sequence[ArrayLike], *, bootstrap: Bootstrap
+) -> LengthCorrelation:
+    """Correlation of reward and length over the responses that have a reward."""
+    within, where, pooled = [], [], []
+    for prompt, reward, length in zip(clusters(groups), rewards, lengths, strict=True):
+        r, size = np.asarray(reward, dtype=np.float64), np.asarray(length, dtype=np.float64)
+        r, size = r[known := np.isfinite(r)], size[known]
+        pooled.append(np.column_stack([r, size]))
+        rho = _pearson(average_ranks(r), average_ranks(size)) if len(r) > 1 else math.nan
+        if math.isfinite(rho):
+            within.append(rho)
+            where.append(prompt)
+    flat = np.concatenate(pooled) if pooled else np.empty((0, 2))
+    mean = clustered_means(np.array(within).reshape(-1, 1), np.array(where, dtype=np.int64), bootstrap=bootstrap)[0]
+    return LengthCorrelation(len(within), mean, len(flat), _pearson(flat[:, 0], flat[:, 1]))
+
+
+def _pearson(left: Floats, right: Floats) -> float:
+    """NaN where either side does not vary."""
+    if len(left) < 2 or np.ptp(left) == 0 or np.ptp(right) == 0:
+        return math.nan
+    a, b = left - left.mean(), right - right.mean()
+    return float((a @ b) / math.sqrt((a @ a) * (b @ b)))
+
+
+def margins(table: Comparisons) -> tuple[MarginBin, ...]:
+    """Accuracy by the size of the reward gap, in bins of equal mass, ascending; ties are left out."""
+    scored = table[table.scored]
+    scaled = cross_fitted_gaps(scored)
+    kept = ~scored.tied
+    used = scored[kept]
+    right, size = correct(used.gap, used.probability), np.abs(used.gap)
+    after = None if scaled is None else sigmoid(np.abs(scaled[kept]))
+    return tuple(
+        MarginBin(
+            len(index),
+            float(size[index].mean()),
+            float(right[index].mean()),
+            float(sigmoid(size[index]).mean()),
+            None if after is None else float(after[index].mean()),
+        )
+        for index in equal_mass_bins(size, MARGIN_BINS)
+    )

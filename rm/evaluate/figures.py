@@ -1,0 +1,129 @@
+"""What every result is made of: estimates with intervals, by a bootstrap that resamples whole prompts.
+
+The comparisons of one prompt share its responses and their rewards, so they are not independent: an interval that takes
+them for independent is too narrow (Cameron, Gelbach & Miller 2008). What is resampled here is the prompt, with all that
+belongs to it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+class Estimate(NamedTuple):
+    """A value with its 95 % confidence interval; NaN where there is nothing to estimate from.
+
+    The interval is NaN where there are fewer than two prompts: nothing is known of how prompts differ.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+NOTHING = Estimate(math.nan, math.nan, math.nan)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A frozen dataclass of numbers that can be written as JSON."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Fields by name; estimates as `{value, low, high}`, NaN and infinities as null."""
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Figures):
+        return value.to_json()
+    if isinstance(value, Estimate):
+        return {name: _plain(part) for name, part in value._asdict().items()}
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value
+
+
+@dataclass(frozen=True)
+class Bootstrap(Figures):
+    """How intervals are made: how often prompts are drawn again, with replacement, and from which seed."""
+
+    resamples: int = 2000
+    seed: int = 0
+
+
+def clustered_means(values: ArrayLike, clusters: ArrayLike, *, bootstrap: Bootstrap) -> list[Estimate]:
+    """The means over rows of `values` [rows, S], each with a percentile interval from resampled clusters.
+
+    `clusters` [rows] are integers; rows of one are drawn together. A resample's mean is its sum over its number of rows
+    (the ratio estimator: clusters differ in size). All S columns see the same resamples, so the column `a - b` is the
+    paired difference of a and b. The result does not depend on the order of rows, nor on how clusters are numbered as
+    long as their order stays.
+
+    Raises `ValueError` where shapes do not fit or a value is not finite.
+    """
+    table = np.asarray(values, dtype=np.float64)
+    if table.ndim != 2 or len(table) != len(np.asarray(clusters)):
+        raise ValueError(f"values {table.shape} and clusters {np.shape(clusters)}; expected [rows, S] and [rows]")
+    if not np.isfinite(table).all():
+        raise ValueError("values hold NaN or infinities; leave such rows out first")
+    rows, columns = table.shape
+    if rows == 0:
+        return [NOTHING] * columns
+    _, codes = np.unique(np.asarray(clusters), return_inverse=True)
+    count = int(codes.max()) + 1
+    totals = np.zeros((count, columns + 1))
+    np.add.at(totals, codes, np.column_stack([table, np.ones(rows)]))
+    means = totals[:, :-1].sum(axis=0) / rows
+    if count < 2:
+        return [Estimate(float(mean), math.nan, math.nan) for mean in means]
+    rng = np.random.default_rng(bootstrap.seed)
+    sums = np.empty((bootstrap.resamples, columns + 1))
+    for draw in range(bootstrap.resamples):
+        sums[draw] = np.bincount(rng.integers(count, size=count), minlength=count) @ totals
+    low, high = np.percentile(sums[:, :-1] / sums[:, -1:], [2.5, 97.5], axis=0)
+    return [Estimate(*map(float, triple)) for triple in zip(means, low, high, strict=True)]
+
+
+def paired_difference(
+    correct_a: ArrayLike, correct_b: ArrayLike, clusters: ArrayLike, *, bootstrap: Bootstrap | None = None
+) -> Estimate:
+    """How much better A does than B on the same items: the mean of `correct_a - correct_b`, clustered by prompt.
+
+    `correct_a` and `correct_b` are [items], or [seeds, items] (the numbers of seeds may differ): then each item counts
+    with its mean over seeds, and the interval is that of items, for these seeds. `clusters` [items] are the prompts.
+    Raises `ValueError` where the items do not fit.
+    """
+    sides = [np.atleast_2d(np.asarray(side, dtype=np.float64)).mean(axis=0) for side in (correct_a, correct_b)]
+    if sides[0].shape != sides[1].shape:
+        raise ValueError(f"A has {len(sides[0])} items and B has {len(sides[1])}; expected the same items")
+    return clustered_means((sides[0] - sides[1])[:, None], clusters, bootstrap=bootstrap or Bootstrap())[0]
+
+
+def average_ranks(values: Floats) -> Floats:
+    """Ranks from 1, ascending; equal values share the mean of their ranks."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    ranks: Floats = (last - (counts - 1) / 2)[inverse]
+    return ranks
+
+
+def equal_mass_bins(values: Floats, bins: int) -> list[Ints]:
+    """Indices of `values` in at most `bins` groups of equal size, ascending; equal values are never parted."""
+    if len(values) == 0:
+        return []
+    ordered = np.sort(values)
+    bin_of = np.searchsorted(ordered, values, side="left") * min(bins, len(values)) // len(values)
+    return [np.flatnonzero(bin_of == bin) for bin in np.unique(bin_of)]

@@ -1,0 +1,81 @@
+"""`calibration.json` beside a model's weights: the temperature that turns its reward gaps into probabilities.
+
+No reward depends on it, so it is no part of the model's fingerprint (`rm.identity` hashes configuration, weights and
+tokenizer by name).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+
+from rm.evaluate.calibration import Calibration
+from rm.identity import ModelError
+
+FILE_NAME = "calibration.json"
+
+
+def store_temperature(directory: Path | str, calibration: Calibration, *, data: str, fitted_on: str) -> Path:
+    """Write the fitted temperature beside the weights, whole or not at all; an older one is replaced.
+
+    `data` is the path of the preferences, of which the name alone is kept; `fitted_on` says which part of them. Raises
+    `OSError` where the directory cannot be written.
+    """
+    fields = {
+        "temperature": calibration.temperature.value,
+        "at_bound": calibration.temperature.at_bound,
+        "comparisons": calibration.comparisons,
+        "prompts": calibration.prompts,
+        "data": data.rstrip("/").rsplit("/", 1)[-1],
+        "fitted_on": fitted_on,
+    }
+    return _update(Path(directory) / FILE_NAME, fields)
+
+
+def store_offset(directory: Path | str, offset: float) -> Path:
+    """Write the b of P(accepted) = sigmoid(r + b), learnt from accept/reject labels, beside the temperature."""
+    return _update(Path(directory) / FILE_NAME, {"offset": offset})
+
+
+def _update(path: Path, fields: dict[str, object]) -> Path:
+    """Write the file with these fields and the others that it has, whole or not at all."""
+    try:
+        others = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        others = {}
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{FILE_NAME}.", suffix=".tmp", dir=path.parent)
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(json.dumps({**others, **fields}, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes it private, and weights beside it are not
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def load_temperature(directory: Path | str) -> float | None:
+    """The stored temperature, None where none is stored.
+
+    Raises `ModelError` where the file holds no positive number under `temperature`.
+    """
+    path = Path(directory) / FILE_NAME
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        value = float(fields["temperature"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} holds no temperature ({type(error).__name__}); {_REMEDY}") from error
+    if not (math.isfinite(value) and value > 0):
+        raise ModelError(f"{path} holds the temperature {value}; expected a positive number; {_REMEDY}")
+    return value
+
+
+_REMEDY = "run `bestkept evaluate` to write it again, or remove it"

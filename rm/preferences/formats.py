@@ -1,0 +1,223 @@
+"""The formats of preference data: how each is known by its columns, who judged, and which reader it has.
+
+A table, most specific first. Published data sets are known by columns that only they have, pairs by theirs; the rest by
+roles (`prompt`, `responses`, `score`, ...), which `data.columns` can give to any column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from rm.preferences import lists, pairs, votes
+from rm.preferences.groups import Group
+from rm.preferences.rows import PROMPTS, RESPONSES, ReadSettings, Row
+
+Needs = tuple[str | tuple[str, ...], ...]
+
+
+EVERYWHERE = ("source", "subset")
+"""Roles that every format takes."""
+
+
+def _any(row: Row) -> bool:
+    return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """One kind of row.
+
+    `needs` are its columns (of a tuple, any one), `when` looks at their types; `roles` are what `data.columns` may
+    rename, `inner` those that name a field inside a list of records; `subset` and `item` are the columns of a group's
+    subset and id. `graded`: judgements have gaps, which
+    `data.min_gap` and `data.gap_use` act on. `scored`: edges come from the scores, after groups are merged.
+    """
+
+    name: str
+    needs: Needs
+    read: Callable[[Row, ReadSettings], Group]
+    when: Callable[[Row], bool] = _any
+    origin: str = "human"
+    roles: tuple[str, ...] = ()
+    inner: tuple[str, ...] = ()
+    subset: str = "subset"
+    item: str | None = None
+    graded: bool = False
+    scored: bool = False
+
+    def missing(self, row: Row) -> list[str]:
+        """The needed columns that `row` does not have."""
+        wanted = [need if isinstance(need, tuple) else (need,) for need in self.needs]
+        return [" or ".join(names) for names in wanted if not any(name in row for name in names)]
+
+    def takes(self, columns: Mapping[str, str]) -> bool:
+        """Whether every role in `columns` has a place here."""
+        return columns.keys() <= {*self.roles, *self.inner, *EVERYWHERE}
+
+    def fits(self, row: Row) -> bool:
+        return not self.missing(row) and self.when(row)
+
+
+def _texts(row: Row) -> bool:
+    """Lists of texts; TRL's and OpenRLHF's lists hold messages."""
+    sides = [row.get("chosen"), row.get("rejected")]
+    return all(isinstance(side, list) and side and isinstance(side[0], str) for side in sides)
+
+
+def _records(name: str, key: str) -> Callable[[Row], bool]:
+    def look(row: Row) -> bool:
+        value = row.get(name)
+        return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping) and key in value[0]
+
+    return look
+
+
+_PAIR = ("chosen", "rejected")
+_ANY_PROMPT = (PROMPTS,)
+
+PUBLISHED = (
+    Format(
+        name="rewardbench2",
+        needs=(*_ANY_PROMPT, *_PAIR),
+        read=lists.rewardbench2,
+        when=_texts,
+        roles=("prompt", *_PAIR, "item"),
+        item="id",
+    ),
+    Format(
+        name="rewardbench",
+        needs=("prompt", *_PAIR, "chosen_model", "rejected_model", "subset"),
+        read=pairs.explicit,
+    ),
+    Format(
+        name="ultrafeedback_binarized",
+        needs=("prompt", "prompt_id", "messages", *_PAIR, "score_chosen", "score_rejected"),
+        read=pairs.explicit_scored,
+        origin="model",
+        graded=True,
+    ),
+    Format(
+        name="shp",
+        needs=("history", "human_ref_A", "human_ref_B", "labels", "score_A", "score_B"),
+        read=pairs.shp,
+        origin="implicit",
+        subset="domain",
+        graded=True,
+    ),
+    Format(
+        name="helpsteer2",
+        needs=("prompt", "response_1", "response_2", "preference_strength"),
+        read=votes.helpsteer2,
+        graded=True,
+    ),
+    Format(
+        name="helpsteer3",
+        needs=("context", "response1", "response2", "overall_preference"),
+        read=votes.helpsteer3,
+        subset="domain",
+        graded=True,
+    ),
+    Format(
+        name="pandalm",
+        needs=(*_ANY_PROMPT, "response1", "response2", "annotator1"),
+        read=votes.annotators,
+        roles=("prompt",),
+    ),
+    Format(
+        name="ultrafeedback",
+        needs=("instruction", "completions"),
+        read=lists.ultrafeedback,
+        when=_records("completions", "response"),
+        origin="model",
+        roles=("prompt",),
+        inner=("score",),
+        graded=True,
+        scored=True,
+    ),
+    Format(
+        name="nectar",
+        needs=("prompt", "answers"),
+        read=lists.nectar,
+        when=_records("answers", "rank"),
+        origin="model",
+    ),
+    Format(
+        name="qa_feedback",
+        needs=("question", "prediction 1", "prediction 2", "preference"),
+        read=lists.qa_feedback,
+    ),
+    Format(
+        name="scored_pairs",
+        needs=(*_ANY_PROMPT, *_PAIR, "score_chosen", "score_rejected"),
+        read=pairs.explicit_scored,
+        roles=("prompt", *_PAIR, "score_chosen", "score_rejected"),
+        graded=True,
+    ),
+    Format(
+        name="prompt_chosen_rejected",
+        needs=(*_ANY_PROMPT, *_PAIR),
+        read=pairs.explicit,
+        roles=("prompt", *_PAIR, "margin"),
+    ),
+    Format(
+        name="hh",
+        needs=_PAIR,
+        read=pairs.hh,
+        when=lambda row: pairs.is_hh(row.get("chosen")),
+        roles=(*_PAIR, "margin"),
+    ),
+    Format(
+        name="chosen_rejected_messages",
+        needs=_PAIR,
+        read=pairs.implicit_messages,
+        when=lambda row: isinstance(row.get("chosen"), list),
+        roles=(*_PAIR, "margin"),
+    ),
+    Format(
+        name="chosen_rejected_text",
+        needs=_PAIR,
+        read=pairs.implicit_text,
+        when=lambda row: isinstance(row.get("chosen"), str),
+        roles=(*_PAIR, "margin"),
+    ),
+)
+
+BY_ROLES = (
+    Format(
+        name="ranking",
+        needs=(*_ANY_PROMPT, "responses", "ranking"),
+        read=lists.ranked,
+        roles=("prompt", "responses", "ranking"),
+    ),
+    Format(
+        name="choice",
+        needs=(*_ANY_PROMPT, "responses", "best"),
+        read=lists.chosen_best,
+        roles=("prompt", "responses", "best"),
+    ),
+    Format(
+        name="scored_list",
+        needs=(*_ANY_PROMPT, "responses", "scores"),
+        read=lists.scored_list,
+        roles=("prompt", "responses", "scores"),
+        graded=True,
+        scored=True,
+    ),
+    Format(
+        name="labels",
+        needs=(*_ANY_PROMPT, RESPONSES, "label"),
+        read=lists.labelled,
+        roles=("prompt", "response", "label"),
+    ),
+    Format(
+        name="scores",
+        needs=(*_ANY_PROMPT, RESPONSES, "score"),
+        read=lists.scored_response,
+        roles=("prompt", "response", "score"),
+        graded=True,
+        scored=True,
+    ),
+)
+
+FORMATS = {format.name: format for format in (*PUBLISHED, *BY_ROLES)}

@@ -1,0 +1,78 @@
+"""One row, two responses, graded verdicts or several annotators: who wins, how surely, and ties."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from rm.conversations import Conversation, UnusableError, from_prompt, from_response
+from rm.preferences.groups import Edge, Group
+from rm.preferences.judgements import votes
+from rm.preferences.rows import ReadSettings, Row, listed, prompt, records, whole
+
+_ANNOTATOR = re.compile(r"annotator\d+")
+_STRENGTHS = range(-3, 4)
+_HELPSTEER_TURN = re.compile(r"\s*<extra_id_1>(User|Assistant)\n")
+
+
+def annotators(row: Row, settings: ReadSettings) -> Group:
+    """PandaLM (Wang et al. 2023): `annotator1..N` say 1 (first response), 2 (second) or 0 (tie); null did not vote."""
+    names = [name for name in row if _ANNOTATOR.fullmatch(name) and row[name] is not None]
+    verdicts = [whole(row[name], (0, 1, 2), reason="bad_vote") for name in names]
+    sides = _sides(row, "response1", "response2")
+    counts = [verdicts.count(verdict) for verdict in (1, 2, 0)]
+    return Group(prompt(row), sides, (_voted(counts, settings),))
+
+
+def helpsteer2(row: Row, settings: ReadSettings) -> Group:
+    """HelpSteer2-Preference (Wang et al. 2024): `preference_strength` from -3 (response 1 much better) to 3; 0 a tie."""
+    strength = whole(row.get("preference_strength"), _STRENGTHS, reason="bad_preference")
+    edge = Edge(0, 1) if strength < 0 else Edge(1, 0)
+    edge = Edge(0, 1, 0.5) if strength == 0 else settings.graded(edge, abs(strength))
+    return Group(_helpsteer_prompt(row.get("prompt")), _sides(row, "response_1", "response_2"), (edge,))
+
+
+def helpsteer3(row: Row, settings: ReadSettings) -> Group:
+    """HelpSteer3-Preference (Wang et al. 2025): up to three annotators' scores from -3 to 3, and their overall.
+
+    The scores' signs are votes; without individual scores the overall one is the only vote. Its size is the gap.
+    """
+    overall = whole(row.get("overall_preference"), _STRENGTHS, reason="bad_preference")
+    if row.get("individual_preference"):
+        given = [record.get("score") for record in records(row["individual_preference"])]
+        scores = [whole(score, _STRENGTHS, reason="bad_preference") for score in given]
+    else:
+        scores = [overall]
+    counts = [sum(score < 0 for score in scores), sum(score > 0 for score in scores), scores.count(0)]
+    edge = _voted(counts, settings)
+    if edge.probability != 0.5 and overall != 0:  # a tie has no gap to keep
+        edge = settings.graded(edge, abs(overall))
+    context = from_prompt(listed(row.get("context")))
+    return Group(context, _sides(row, "response1", "response2"), (edge,))
+
+
+def _voted(counts: Sequence[int], settings: ReadSettings) -> Edge:
+    """Votes for the first, the second and neither, as an edge from the side with more of them."""
+    first, second, ties = counts
+    if not sum(counts):
+        raise UnusableError("no_votes")
+    if second > first:
+        return Edge(1, 0, votes(second, first, ties, smoothing=settings.vote_smoothing))
+    return Edge(0, 1, votes(first, second, ties, smoothing=settings.vote_smoothing))
+
+
+def _sides(row: Row, first: str, second: str) -> tuple[str, str]:
+    sides = from_response(row.get(first)), from_response(row.get(second))
+    if sides[0] == sides[1]:
+        raise UnusableError("equal_sides")
+    return sides
+
+
+def _helpsteer_prompt(value: object) -> Conversation:
+    """HelpSteer2 writes later turns into the prompt's text, behind `<extra_id_1>User` and `<extra_id_1>Assistant`."""
+    if not isinstance(value, str) or not _HELPSTEER_TURN.search(value):
+        return from_prompt(value)
+    first, *rest = _HELPSTEER_TURN.split(value)
+    turns = [("User", first)] if first.strip() else []
+    turns += zip(rest[::2], rest[1::2], strict=True)
+    return from_prompt([{"role": role.lower(), "content": content} for role, content in turns])

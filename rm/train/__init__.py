@@ -1,0 +1,11 @@
+"""Bradley-Terry training on groups: K forwards a group, then every judgement in it.
+
+A `transformers.Trainer` with another loss; schedules, devices, logging and checkpoints are the Trainer's.
+"""
+
+from rm.identity import ModelError
+from rm.preferences import PreferenceError
+from rm.train.run import train
+from rm.train.settings import TrainingError, TrainResult, TrainSettings
+
+__all__ = ["ModelError", "PreferenceError", "TrainResult", "TrainSettings", "TrainingError", "train"]

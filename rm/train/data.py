@@ -1,0 +1,227 @@
+"""Groups as token ids, the draws of them that an epoch is made of, and steps of micro-batches. Knows no optimiser."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from rm.conversations import UnusableError
+from rm.packing import Layout, lay_out, plan_groups
+from rm.preferences import Group, Rejections
+from rm.preferences.groups import ALONE
+from rm.templates import Encoded, Template
+
+
+@dataclass(frozen=True)
+class EncodedGroup:
+    """A group as token ids: K responses, comparisons [E, 6] with the columns of `Edge`, labels [L, 3] of `Label`.
+
+    `members` are the responses' indices in the `Group` it comes from.
+    """
+
+    responses: list[Encoded]
+    edges: np.ndarray
+    labels: np.ndarray
+    members: tuple[int, ...]
+
+    def part(self, chosen: Sequence[int]) -> EncodedGroup:
+        """The group cut down to some of its responses, with the judgements that are among them."""
+        place = np.full(len(self.responses), -1)
+        place[list(chosen)] = np.arange(len(chosen))
+        edges = self.edges[(place[self.edges[:, :2].astype(int)] >= 0).all(1)]
+        labels = self.labels[place[self.labels[:, 0].astype(int)] >= 0]
+        edges[:, :2], labels[:, 0] = place[edges[:, :2].astype(int)], place[labels[:, 0].astype(int)]
+        rows = [self.responses[index] for index in chosen]
+        return EncodedGroup(rows, edges, labels, tuple(self.members[index] for index in chosen))
+
+
+def encode_groups(groups: Sequence[Group], template: Template, rejected: Rejections) -> list[EncodedGroup | None]:
+    """Groups as token ids, None for those without a usable judgement; what cannot be used is counted in `rejected`.
+
+    Responses that cannot be encoded, and comparisons whose sides are one row after truncation, say nothing.
+    """
+    return [_encode_group(group, template, rejected) for group in groups]
+
+
+def _encode_group(group: Group, template: Template, rejected: Rejections) -> EncodedGroup | None:
+    rows: dict[int, Encoded] = {}
+    for index, response in enumerate(group.responses):
+        try:
+            rows[index] = template.encode(group.prompt, response)
+        except UnusableError as error:
+            rejected[error.reason] += 1
+    edges = []
+    for edge in group.edges:
+        if edge.preferred not in rows or edge.other not in rows:
+            continue
+        if rows[edge.preferred].ids == rows[edge.other].ids:
+            rejected["equal_after_truncation"] += 1
+            continue
+        edges.append(edge)
+    labels = [label for label in group.labels if label.response in rows]
+    if not edges and not labels:
+        return None
+    used = {index for edge in edges for index in edge[:2]} | {label.response for label in labels}
+    whole = EncodedGroup(
+        [rows.get(index, _NOTHING) for index in range(len(group.responses))],
+        np.array(edges, dtype=np.float64).reshape(-1, 6),
+        np.array(labels, dtype=np.float64).reshape(-1, 3),
+        tuple(range(len(group.responses))),
+    )
+    return whole.part(sorted(used))
+
+
+def spread(rewards: np.ndarray, members: Sequence[int], count: int) -> np.ndarray:
+    """Rewards of a group's `members` as an array over all of its `count` responses, NaN for the others."""
+    whole = np.full(count, np.nan, dtype=np.float32)
+    whole[list(members)] = rewards
+    return whole
+
+
+_NOTHING = Encoded([], None, 0, 0, False)
+
+
+class Draws(Dataset[EncodedGroup]):
+    """Groups, those of more than `responses_per_group` cut into draws of about equal size, anew every epoch.
+
+    So every response is seen once an epoch, whatever the size of its group. The cut depends on seed, epoch and group
+    alone: a resumed run draws what an uninterrupted one draws.
+    """
+
+    def __init__(self, groups: Sequence[EncodedGroup], *, responses_per_group: int | None, seed: int) -> None:
+        self._groups = groups
+        self._seed = seed
+        self.epoch = 0
+        self._draws = [
+            (index, part, parts)
+            for index, group in enumerate(groups)
+            for parts in [math.ceil(len(group.responses) / (responses_per_group or len(group.responses)))]
+            for part in range(parts)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._draws)
+
+    def __getitem__(self, position: int) -> EncodedGroup:
+        index, part, parts = self._draws[position]
+        group = self._groups[index]
+        if parts == 1:
+            return group
+        order = np.random.default_rng((self._seed, self.epoch, index)).permutation(len(group.responses))
+        return group.part(sorted(np.array_split(order, parts)[part].tolist()))
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Whole groups that run through the model together: R rows, E comparisons, L labels.
+
+    Rows are a `layout` (packed) or padded `input_ids` [R, T] with `lengths` [R]. Weights are row weight / number of the
+    group's terms (comparisons, or picks where `stages` are read), so that the weights of a group's unweighted
+    comparisons sum to 1, and those of its labels.
+    """
+
+    layout: Layout | None
+    input_ids: torch.Tensor | None  # [R, T]
+    token_type_ids: torch.Tensor | None  # [R, T]
+    lengths: torch.Tensor  # [R]
+    edges: torch.Tensor  # [E, 2]
+    probabilities: torch.Tensor  # [E]
+    weights: torch.Tensor  # [E]
+    margins: torch.Tensor  # [E]
+    stages: torch.Tensor  # [E]
+    labelled: torch.Tensor  # [L]
+    accepted: torch.Tensor  # [L]
+    label_weights: torch.Tensor  # [L]
+
+    @property
+    def weight(self) -> float:
+        return float(self.weights.sum() + self.label_weights.sum())
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Groups of one optimiser step → micro-batches under a token budget, which together give the step's loss.
+
+    Sorting by length happens inside a step only. Batches of like length across steps would save more padding, but tie
+    what a step learns to length, the very thing that a reward model must not learn.
+    """
+
+    packed: bool
+    causal: bool
+    pad: int
+    first_position: int
+    tokens_per_batch: int
+    picks: bool  # weigh stages, not edges
+
+    def __call__(self, groups: Sequence[EncodedGroup]) -> dict[str, list[MicroBatch]]:
+        lengths = [[len(row.ids) for row in group.responses] for group in groups]
+        plan = plan_groups(lengths, tokens_per_batch=self.tokens_per_batch, padded=not self.packed)
+        return {"micro_batches": [self.micro_batch([groups[index] for index in batch]) for batch in plan]}
+
+    def micro_batch(self, groups: Sequence[EncodedGroup]) -> MicroBatch:
+        rows = [row for group in groups for row in group.responses]
+        layout, ids, types = None, None, None
+        if self.packed:
+            layout = lay_out(
+                [[(row.ids, row.types) for row in group.responses] for group in groups],
+                share=self.causal,
+                pad=self.pad,
+                first_position=self.first_position,
+            )
+        else:
+            ids = _padded([row.ids for row in rows], self.pad)
+            types = None if rows[0].types is None else _padded([row.types or [] for row in rows], 0)
+        edges, labels = self._judgements(groups)
+        whole = {
+            name: torch.from_numpy(values.astype(np.int64))
+            for name, values in (("edges", edges[:, :2]), ("stages", edges[:, 5]), ("labelled", labels[:, 0]))
+        }
+        real = {
+            name: torch.from_numpy(values.astype(np.float32))
+            for name, values in (
+                ("probabilities", edges[:, 2]),
+                ("weights", edges[:, 3]),
+                ("margins", edges[:, 4]),
+                ("accepted", labels[:, 1]),
+                ("label_weights", labels[:, 2]),
+            )
+        }
+        lengths = torch.tensor([len(row.ids) for row in rows])
+        return MicroBatch(layout=layout, input_ids=ids, token_type_ids=types, lengths=lengths, **whole, **real)
+
+    def _judgements(self, groups: Sequence[EncodedGroup]) -> tuple[np.ndarray, np.ndarray]:
+        """Comparisons and labels of all groups, their indices and stages made those of the micro-batch."""
+        all_edges, all_labels, start, stage = [], [], 0, 0
+        for group in groups:
+            edges, labels = group.edges.copy(), group.labels.copy()
+            edges[:, :2] += start
+            labels[:, 0] += start
+            labels[:, 2] /= max(1, len(labels))
+            edges[:, 3] *= term_shares(edges[:, 5]) if self.picks else 1 / max(1, len(edges))
+            edges[edges[:, 5] != ALONE, 5] += stage
+            stage = int(max(stage - 1, edges[:, 5].max(initial=ALONE))) + 1
+            start += len(group.responses)
+            all_edges.append(edges)
+            all_labels.append(labels)
+        return np.concatenate(all_edges), np.concatenate(all_labels)
+
+
+def term_shares(stages: np.ndarray) -> np.ndarray:
+    """Each edge's share where every pick (edges of one stage) and every lone edge counts once, and all sum to 1."""
+    names, stage, sizes = np.unique(stages, return_inverse=True, return_counts=True)
+    alone = stages == ALONE
+    terms = (names != ALONE).sum() + alone.sum()
+    shares: np.ndarray = np.where(alone, 1.0, 1 / sizes[stage]) / max(1, terms)
+    return shares
+
+
+def _padded(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
+    out = torch.full((len(rows), max(map(len, rows))), fill)
+    for position, row in enumerate(rows):
+        out[position, : len(row)] = torch.tensor(row)
+    return out

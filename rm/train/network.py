@@ -1,0 +1,69 @@
+"""What is trained: the model's forward on micro-batches, and the loss of their rewards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from rm.attention import packed_rewards
+from rm.losses import accept_reject, bradley_terry, centring, plackett_luce, smoothed
+from rm.train.data import MicroBatch
+
+
+class GroupNetwork(nn.Module):
+    """`forward(MicroBatch) -> rewards [R]`, float32; one forward per response, and per prompt where rows are packed.
+
+    `model` is an ordinary sequence classifier, perhaps with adapters inside. `offset` is the b of lone labels,
+    P(accepted) = sigmoid(r + b).
+    """
+
+    def __init__(self, model: Any, *, causal: bool, offset: float = 0.0) -> None:
+        super().__init__()
+        self.model = model
+        self.causal = causal
+        self.offset = nn.Parameter(torch.tensor(offset))
+
+    def forward(self, batch: MicroBatch) -> torch.Tensor:
+        if batch.layout is not None:
+            return packed_rewards(self.model, batch.layout, causal=self.causal)
+        device = self.model.device
+        assert batch.input_ids is not None  # a micro-batch is packed or padded
+        inputs = {"input_ids": batch.input_ids.to(device)}  # [R, T]
+        inputs["attention_mask"] = (
+            torch.arange(batch.input_ids.shape[1], device=device) < batch.lengths.to(device)[:, None]
+        ).long()
+        if batch.token_type_ids is not None:
+            inputs["token_type_ids"] = batch.token_type_ids.to(device)
+        return self.model(**inputs).logits[:, 0].float()  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class GroupLoss:
+    """Comparisons and lone labels of a micro-batch as one number."""
+
+    name: str  # bradley_terry | plackett_luce
+    label_smoothing: float
+    centring: float
+
+    def __call__(self, rewards: torch.Tensor, offset: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
+        """The weighted mean over the micro-batch's terms: comparisons (or picks) and labels."""
+        device = rewards.device
+        parts: list[tuple[torch.Tensor, torch.Tensor]] = []  # (mean loss, its weight)
+        if len(batch.edges):
+            edges, weights, margins = (t.to(device) for t in (batch.edges, batch.weights, batch.margins))
+            probabilities = smoothed(batch.probabilities.to(device), self.label_smoothing)
+            if self.name == "plackett_luce":
+                loss = plackett_luce(rewards, edges, probabilities, weights, margins, batch.stages.to(device))
+            else:
+                loss = bradley_terry(rewards, edges, probabilities, weights, margins)
+            if self.centring:
+                loss = loss + self.centring * centring(rewards, edges, weights)
+            parts.append((loss, weights.sum()))
+        if len(batch.labelled):
+            labelled, accepted, weights = (t.to(device) for t in (batch.labelled, batch.accepted, batch.label_weights))
+            parts.append((accept_reject(rewards, offset, labelled, accepted, weights), weights.sum()))
+        total = torch.stack([weight for _, weight in parts]).sum()
+        return torch.stack([loss * weight for loss, weight in parts]).sum() / total

@@ -1,0 +1,326 @@
+"""One training run, from preference files to an ordinary checkpoint. Reads top to bottom in `train`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments, set_seed
+
+from rm.attention import enable_packing, first_position
+from rm.evaluate import Evaluation, evaluate, store_offset, store_temperature
+from rm.evaluate.temperature_file import FILE_NAME
+from rm.identity import effective_max_length, resolve_model
+from rm.model import ensure_distinct_pad, load_backbone_for_training, load_tokenizer, quiet_transformers
+from rm.preferences import Group, PreferenceError, ReadSettings, Rejections, heldout_split, read_preferences
+from rm.templates import Template
+from rm.train.data import Collator, Draws, EncodedGroup, encode_groups, spread
+from rm.train.network import GroupLoss, GroupNetwork
+from rm.train.settings import TrainingError, TrainResult, TrainSettings
+from rm.train.trainer import DrawAnew, GroupTrainer, LogLines, predict, refuse_collapse
+
+log = logging.getLogger(__name__)
+
+_LARGE = 1_000_000_000  # parameters
+_CHECKPOINTS = "checkpoints"
+_SETTINGS_FILE = "settings.json"
+
+
+@dataclass
+class _Data:
+    """Groups beside their encoded forms, in the same order."""
+
+    groups: list[Group]
+    encoded: list[EncodedGroup]
+
+    @classmethod
+    def of(cls, groups: Sequence[Group], template: Template, rejected: Rejections) -> _Data:
+        pairs = zip(groups, encode_groups(groups, template, rejected), strict=True)
+        kept = [(group, encoded) for group, encoded in pairs if encoded is not None]
+        return cls([group for group, _ in kept], [encoded for _, encoded in kept])
+
+
+def train(settings: TrainSettings) -> TrainResult:
+    """Train a reward model and save it as an ordinary `AutoModelForSequenceClassification` directory.
+
+    Interrupted, and started again with the same settings, it goes on from its last checkpoint. Raises `PreferenceError`
+    (data), `ModelError` (backbone) or `TrainingError` (not finite, collapsed, or another run's checkpoints).
+    """
+    set_seed(settings.seed)
+    resume_from = _checkpoint(settings)
+    fit_groups, heldout_groups, rejected = _read(settings)
+    model = _Trained.load(settings)
+    fit, heldout = _Data.of(fit_groups, model.template, rejected), _Data.of(heldout_groups, model.template, rejected)
+    _require_data(settings, fit, heldout, rejected)
+    network = GroupNetwork(model.inner, causal=model.causal, offset=_logit_of_base_rate(fit.encoded))
+    network.offset.requires_grad_(any(len(group.labels) for group in fit.encoded))
+    trainer = _trainer(settings, network, model.collator(settings), fit.encoded, heldout.encoded)
+    with quiet_transformers():
+        outcome = trainer.train(resume_from_checkpoint=resume_from)
+    rewards = predict(trainer, heldout.encoded or fit.encoded)
+    refuse_collapse(rewards, outcome.training_loss)
+    model.save(settings)
+    offset = float(network.offset) if network.offset.requires_grad else None
+    if offset is not None:
+        store_offset(settings.output_path, offset)
+    training_secs = max(1e-9, outcome.metrics["train_runtime"] - trainer.evaluation_secs)
+    return TrainResult(
+        output_path=settings.output_path,
+        groups=len(fit.encoded),
+        judgements=_kinds(fit.encoded),
+        origins=_origins(fit),
+        rejected=dict(rejected),
+        steps=outcome.global_step,
+        train_loss=float(outcome.training_loss),
+        learning_rate=trainer.args.learning_rate,
+        precision="bfloat16" if trainer.args.bf16 else "float32",
+        packed=model.packed,
+        judgements_per_sec=trainer.judgements / training_secs,
+        tokens_per_sec=trainer.tokens / training_secs,
+        heldout=_measure(settings, heldout, rewards) if heldout.groups else None,
+        offset=offset,
+    )
+
+
+@dataclass
+class _Trained:
+    """The model being trained and what belongs to it."""
+
+    inner: Any  # the sequence classifier, perhaps with adapters inside
+    adapted: Any  # the peft model around it, or None
+    causal: bool
+    packed: bool
+    tokenizer: Any
+    template: Template
+
+    @classmethod
+    def load(cls, settings: TrainSettings) -> _Trained:
+        directory = resolve_model(settings.model_path, settings.revision)
+        tokenizer = load_tokenizer(directory)
+        loaded = load_backbone_for_training(directory)
+        model, causal = loaded.model, loaded.causal
+        if causal:
+            ensure_distinct_pad(model, tokenizer)
+        length = effective_max_length(directory, settings.max_length)
+        template = Template.of(tokenizer, causal=causal, max_length=length, too_long="truncate")
+        packed = enable_packing(model, causal=causal, max_length=length)
+        adapted = None
+        if settings.lora is not None:
+            from rm.lora import add_lora
+
+            adapted = add_lora(model, **settings.lora)
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        return cls(model, adapted, causal, packed, tokenizer, template)
+
+    def collator(self, settings: TrainSettings) -> Collator:
+        return Collator(
+            packed=self.packed,
+            causal=self.causal,
+            pad=self.tokenizer.pad_token_id or 0,
+            first_position=first_position(self.inner.config),
+            tokens_per_batch=settings.tokens_per_batch or (16384 if torch.cuda.is_available() else 4096),
+            picks=settings.loss == "plackett_luce",
+        )
+
+    def save(self, settings: TrainSettings) -> None:
+        """The ordinary checkpoint; the Trainer's own ones are gone afterwards."""
+        model = self.inner
+        if self.adapted is not None:
+            from rm.lora import merge_lora
+
+            model = merge_lora(self.adapted)
+        (Path(settings.output_path) / FILE_NAME).unlink(missing_ok=True)  # that of a model that was here before
+        with quiet_transformers():
+            model.save_pretrained(settings.output_path)  # not trainer.save_model, which adds a pickle
+            self.tokenizer.save_pretrained(settings.output_path)
+        shutil.rmtree(Path(settings.output_path) / _CHECKPOINTS)
+
+
+def _measure(settings: TrainSettings, heldout: _Data, rewards: Sequence[np.ndarray]) -> Evaluation:
+    """Held-out figures; the temperature fitted on them, and the labels' offset, are kept beside the weights."""
+    whole = [
+        spread(values, encoded.members, len(group.responses))
+        for values, group, encoded in zip(rewards, heldout.groups, heldout.encoded, strict=True)
+    ]
+    measured = evaluate(heldout.groups, whole)
+    if measured.calibration is not None:
+        data = settings.heldout_path or settings.sources[0][0]
+        store_temperature(
+            settings.output_path, measured.calibration, data=data, fitted_on="held-out prompts of training"
+        )
+    return measured
+
+
+def _read(settings: TrainSettings) -> tuple[list[Group], list[Group], Rejections]:
+    """(to fit, held out, rejections) over all sources; a prompt is on one side only, whatever source it is in."""
+    groups: list[Group] = []
+    rejected = Rejections()
+    for path, reading in settings.sources:
+        more, lost = read_preferences(path, ReadSettings(**reading))
+        groups += more
+        rejected += lost
+    if settings.heldout_path is None:
+        return (*heldout_split(groups, settings.heldout_fraction), rejected)
+    heldout, lost = read_preferences(settings.heldout_path, ReadSettings(**settings.sources[0][1]))
+    return groups, heldout, rejected + lost
+
+
+def _require_data(settings: TrainSettings, fit: _Data, heldout: _Data, rejected: Rejections) -> None:
+    if not fit.encoded:
+        paths = ", ".join(repr(path) for path, _ in settings.sources)
+        raise PreferenceError(
+            f"data.path {paths} leaves no judgement to train on; rejected: {dict(rejected)}. Scores need two responses "
+            "of one prompt that differ by at least data.min_gap"
+        )
+    if settings.early_stopping is not None and not heldout.encoded:
+        raise PreferenceError(
+            f"train.early_stopping is {settings.early_stopping}, and nothing is held out to measure accuracy on; "
+            "raise heldout.fraction, give heldout.path, or remove it"
+        )
+
+
+def _logit_of_base_rate(groups: Sequence[EncodedGroup]) -> float:
+    """Where the offset b starts: sigmoid(b) is the share of labels that accept, pulled off 0 and 1."""
+    accepted = np.concatenate([group.labels[:, 1] for group in groups])
+    rate = (accepted.sum() + 0.5) / (len(accepted) + 1)
+    return float(np.log(rate / (1 - rate)))
+
+
+def _trainer(
+    settings: TrainSettings,
+    network: GroupNetwork,
+    collator: Collator,
+    fit: Sequence[EncodedGroup],
+    heldout: Sequence[EncodedGroup],
+) -> GroupTrainer:
+    draws = Draws(fit, responses_per_group=settings.responses_per_group, seed=settings.seed)
+    steps_per_epoch = math.ceil(len(draws) / settings.groups_per_batch)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    learning_rate = settings.learning_rate or _default_learning_rate(parameters, lora=settings.lora is not None)
+    trainer = GroupTrainer(
+        loss=GroupLoss(settings.loss, settings.label_smoothing, settings.centring),
+        heldout=heldout,
+        model=network,
+        args=_arguments(settings, learning_rate, steps_per_epoch=steps_per_epoch, evaluates=bool(heldout)),
+        train_dataset=draws,
+        eval_dataset=Draws(heldout, responses_per_group=None, seed=0) if heldout else None,
+        data_collator=collator,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(LogLines())
+    trainer.add_callback(DrawAnew(draws, steps_per_epoch))
+    if settings.early_stopping is not None:
+        trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=settings.early_stopping))
+    log.info(
+        "training %d M of %d M parameters on %d groups in %s, learning rate %g",
+        round(trained / 1e6),
+        round(parameters / 1e6),
+        len(fit),
+        "bfloat16" if trainer.args.bf16 else "float32",
+        learning_rate,
+    )
+    return trainer
+
+
+def _default_learning_rate(parameters: int, *, lora: bool) -> float:
+    if lora:
+        return 1e-4
+    return 9e-6 if parameters >= _LARGE else 3e-5
+
+
+def _arguments(
+    settings: TrainSettings, learning_rate: float, *, steps_per_epoch: int, evaluates: bool
+) -> TrainingArguments:
+    steps = max(1, round(steps_per_epoch * settings.epochs))
+    early = settings.early_stopping is not None
+    between = max(1, steps_per_epoch // settings.evaluations_per_epoch)
+    save_every = between if early else settings.checkpoint_every
+    return TrainingArguments(
+        output_dir=str(Path(settings.output_path) / _CHECKPOINTS),
+        max_steps=steps,
+        per_device_train_batch_size=settings.groups_per_batch,
+        learning_rate=learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=math.ceil(settings.warmup_fraction * steps),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        use_cpu=not torch.cuda.is_available(),
+        bf16=_bfloat16(settings.precision),
+        seed=settings.seed,
+        data_seed=settings.seed,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=between,
+        logging_steps=max(1, steps // 20),
+        logging_nan_inf_filter=False,
+        save_strategy="no" if save_every is None else "steps",
+        save_steps=save_every or steps,
+        save_total_limit=2,
+        load_best_model_at_end=early,
+        metric_for_best_model="eval_accuracy" if early else None,
+        report_to=list(settings.report_to) or "none",
+        remove_unused_columns=False,
+        label_names=[],
+        dataloader_pin_memory=False,  # batches move to the device inside the network
+        disable_tqdm=True,
+    )
+
+
+def _bfloat16(precision: str) -> bool:
+    """Whether to compute in bfloat16 under float32 weights; auto: where the device does so natively.
+
+    Raises `TrainingError` where it is asked for and the GPU would only emulate it.
+    """
+    if torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        if precision == "bfloat16" and not native:
+            raise TrainingError("train.precision is bfloat16, which this GPU only emulates; use float32 or auto")
+    else:
+        native = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    return precision == "bfloat16" or (precision == "auto" and native)
+
+
+def _checkpoint(settings: TrainSettings) -> str | None:
+    """The last checkpoint of an interrupted run with these settings; None for a fresh start.
+
+    Raises `TrainingError` where the checkpoints there are those of other settings.
+    """
+    folder = Path(settings.output_path) / _CHECKPOINTS
+    key_file = folder / _SETTINGS_FILE
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    whole = [path for path in checkpoints if (path / "trainer_state.json").is_file()]
+    if whole and key_file.is_file():
+        if json.loads(key_file.read_text(encoding="utf-8")) != settings.key():
+            raise TrainingError(
+                f"{folder} holds checkpoints of a run with other settings; finish that run, remove the folder, or choose "
+                "another output.path"
+            )
+        log.info("going on from %s", whole[-1])
+        return str(whole[-1])
+    folder.mkdir(parents=True, exist_ok=True)
+    key_file.write_text(json.dumps(settings.key()), encoding="utf-8")
+    return None
+
+
+def _kinds(groups: Sequence[EncodedGroup]) -> dict[str, int]:
+    return {
+        "comparisons": sum(len(group.edges) for group in groups),
+        "labels": sum(len(group.labels) for group in groups),
+    }
+
+
+def _origins(data: _Data) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for group, encoded in zip(data.groups, data.encoded, strict=True):
+        counts[group.origin] += len(encoded.edges) + len(encoded.labels)
+    return dict(counts)

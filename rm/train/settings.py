@@ -1,0 +1,72 @@
+"""What a training run depends on, what it ends with, and how it fails."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rm.evaluate import Evaluation
+
+
+class TrainingError(Exception):
+    """Training that did not give a usable model; the message says what was seen and what to try."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """One training run; `pipelines.config.TrainConfig` documents the fields and holds the defaults."""
+
+    sources: tuple[tuple[str, Mapping[str, Any]], ...]  # (path, fields of rm.preferences.ReadSettings)
+    heldout_fraction: float
+    heldout_path: str | None
+    model_path: str
+    revision: str | None
+    max_length: int
+    loss: str
+    label_smoothing: float
+    centring: float
+    epochs: float
+    learning_rate: float | None
+    groups_per_batch: int
+    responses_per_group: int | None
+    tokens_per_batch: int | None
+    precision: str
+    gradient_checkpointing: bool
+    lora: Mapping[str, Any] | None  # rank, alpha, targets
+    evaluations_per_epoch: int
+    early_stopping: int | None
+    checkpoint_every: int | None
+    warmup_fraction: float
+    weight_decay: float
+    max_grad_norm: float
+    seed: int
+    report_to: tuple[str, ...]
+    output_path: str
+
+    def key(self) -> str:
+        """A hash of everything that decides the result: checkpoints of another key are not resumed."""
+        fields = {name: value for name, value in asdict(self).items() if name not in ("output_path", "report_to")}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True, default=dict).encode()).hexdigest()[:24]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a training run ends with; held-out figures are None where nothing was held out."""
+
+    output_path: str
+    groups: int
+    judgements: dict[str, int]  # by kind: comparisons, labels
+    origins: dict[str, int]  # judgements by who judged
+    rejected: dict[str, int]
+    steps: int
+    train_loss: float
+    learning_rate: float
+    precision: str
+    packed: bool
+    judgements_per_sec: float  # while training, evaluations left out
+    tokens_per_sec: float
+    heldout: Evaluation | None
+    offset: float | None  # b of lone labels, P(accepted) = sigmoid(r + b)

@@ -1,0 +1,199 @@
+"""The Trainer with losses on groups: steps of micro-batches, held-out accuracy, and a collapse detector."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Trainer, TrainerCallback
+
+from rm.packing import plan_groups
+from rm.train.data import Collator, Draws, EncodedGroup, MicroBatch
+from rm.train.network import GroupLoss
+from rm.train.settings import TrainingError
+
+log = logging.getLogger(__name__)
+
+_OFFSET_RATE = 100.0  # the lone offset must travel units while weights travel thousandths
+_COLLAPSED_STEPS = 20
+
+
+class LogLines(TrainerCallback):  # type: ignore[misc]
+    """One log line for what the Trainer would print as a dictionary."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        step = f"step {state.global_step}/{state.max_steps}"
+        if logs and "loss" in logs:
+            log.info("%s  loss %.4f  lr %.2e", step, float(logs["loss"]), float(logs["learning_rate"]))
+        if logs and "eval_accuracy" in logs:
+            log.info("%s  held-out accuracy %.3f  loss %.4f", step, logs["eval_accuracy"], logs["eval_loss"])
+
+
+class DrawAnew(TrainerCallback):  # type: ignore[misc]
+    """Tells the draws which epoch it is, also after a resume."""
+
+    def __init__(self, draws: Draws, steps_per_epoch: int) -> None:
+        self._draws, self._steps_per_epoch = draws, steps_per_epoch
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._draws.epoch = state.global_step // self._steps_per_epoch
+
+
+class GroupTrainer(Trainer):  # type: ignore[misc]
+    """Trains a `GroupNetwork` on steps that `Collator` makes.
+
+    The gradient of a step is that of the weighted mean over all its terms, however it is cut into micro-batches.
+    """
+
+    optimizer: Any
+    control: Any
+
+    def __init__(self, *, loss: GroupLoss, heldout: Sequence[EncodedGroup], **rest: Any) -> None:
+        super().__init__(**rest)
+        self._loss, self._heldout = loss, heldout
+        self._flat_steps = 0
+        self.judgements = self.tokens = 0
+        self.evaluation_secs = 0.0
+
+    def training_step(
+        self, model: Any, inputs: dict[str, list[MicroBatch]], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        model.train()
+        batches = inputs["micro_batches"]
+        total = math.fsum(batch.weight for batch in batches)
+        loss = torch.zeros((), device=self.args.device)
+        rewards = []
+        for position, batch in enumerate(batches):
+            if batch.weight == 0:
+                continue  # a draw without two responses that were compared
+            last = position == len(batches) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                with self.compute_loss_context_manager():
+                    flat = model(batch)
+                offset = self.accelerator.unwrap_model(model).offset
+                share = self._loss(flat, offset, batch) * (batch.weight / total)
+                self.accelerator.backward(share)
+            loss += share.detach()
+            rewards.append(flat.detach())
+            self.judgements += len(batch.edges) + len(batch.labelled)
+            self.tokens += int(batch.lengths.sum())
+        if rewards:
+            self._watch(loss, torch.cat(rewards))
+        return loss
+
+    def _watch(self, loss: torch.Tensor, rewards: torch.Tensor) -> None:
+        """Raise `TrainingError` at once where the loss is not finite, and after 20 steps of one reward for everything."""
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"training diverged at step {self.state.global_step + 1}: the loss is {loss.item()}; "
+                "lower train.learning_rate, or set train.precision: float32"
+            )
+        self._flat_steps = self._flat_steps + 1 if len(rewards) > 1 and is_flat(rewards.cpu().numpy()) else 0
+        if self._flat_steps >= _COLLAPSED_STEPS:
+            raise TrainingError(
+                f"training collapsed at step {self.state.global_step + 1}: for {_COLLAPSED_STEPS} steps every response "
+                f"had the reward {rewards[0].item():.6g}; lower train.learning_rate, or check that the sides differ"
+            )
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """The Trainer's own, with a larger learning rate for the lone offset."""
+        if self.optimizer is not None:
+            return self.optimizer
+        network = self.model if model is None else model
+        decayed = set(self.get_decay_parameter_names(network)) - {"offset"}
+        trained = [(name, value) for name, value in network.named_parameters() if value.requires_grad]
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args, network)
+        rate = options["lr"]
+        self.optimizer = kind(
+            [
+                {"params": [v for n, v in trained if n in decayed], "weight_decay": self.args.weight_decay},
+                {"params": [v for n, v in trained if n not in decayed and n != "offset"], "weight_decay": 0.0},
+                {"params": [v for n, v in trained if n == "offset"], "weight_decay": 0.0, "lr": rate * _OFFSET_RATE},
+            ],
+            **options,
+        )
+        return self.optimizer
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Held-out accuracy and loss, logged, for early stopping and the choice of the best checkpoint."""
+        started = time.monotonic()
+        rewards = predict(self, self._heldout)
+        metrics = {
+            "eval_accuracy": accuracy(rewards, self._heldout),
+            "eval_loss": self._heldout_loss(rewards),
+        }
+        self.evaluation_secs += time.monotonic() - started
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _heldout_loss(self, rewards: Sequence[np.ndarray]) -> float:
+        offset = self.model.offset.detach().cpu()
+        losses, weights = [], []
+        for values, group in zip(rewards, self._heldout, strict=True):
+            batch = self.data_collator.micro_batch([group])
+            losses.append(float(self._loss(torch.from_numpy(values), offset, batch)) * batch.weight)
+            weights.append(batch.weight)
+        return math.fsum(losses) / math.fsum(weights)
+
+
+def predict(trainer: Trainer, groups: Sequence[EncodedGroup]) -> list[np.ndarray]:
+    """float32 rewards of each group's responses, from the trainer's model as it stands."""
+    collate: Collator = trainer.data_collator
+    network = trainer.model.eval()
+    lengths = [[len(row.ids) for row in group.responses] for group in groups]
+    plan = plan_groups(lengths, tokens_per_batch=collate.tokens_per_batch, padded=not collate.packed)
+    rewards: list[np.ndarray] = [np.empty(0)] * len(groups)
+    for batch in plan:
+        part = [groups[index] for index in batch]
+        with torch.inference_mode(), trainer.compute_loss_context_manager():
+            flat = network(collate.micro_batch(part)).cpu().numpy()
+        cuts = np.cumsum([len(group.responses) for group in part])[:-1]
+        for index, values in zip(batch, np.split(flat, cuts), strict=True):
+            rewards[index] = values
+    return rewards
+
+
+def accuracy(rewards: Sequence[np.ndarray], groups: Sequence[EncodedGroup]) -> float:
+    """Share of judgements that the rewards agree with: comparisons, and accepted against rejected inside a group.
+
+    Equal rewards count half; ties are left out. NaN where nothing can be counted.
+    """
+    right = total = 0.0
+    for values, group in zip(rewards, groups, strict=True):
+        i, j = group.edges[:, 0].astype(int), group.edges[:, 1].astype(int)
+        said = np.sign(group.edges[:, 2] - 0.5)
+        seen = np.sign(values[i] - values[j])
+        marks, stated = [seen * said], [said != 0]
+        accepted, labelled = group.labels[:, 1], values[group.labels[:, 0].astype(int)]
+        above = np.subtract.outer(labelled, labelled)[np.greater.outer(accepted, accepted)]
+        marks.append(np.sign(above))
+        stated.append(np.ones(len(above), dtype=bool))
+        points = (1 + np.concatenate(marks)) / 2
+        counted = np.concatenate(stated)
+        right += float(points[counted].sum())
+        total += int(counted.sum())
+    return right / total if total else math.nan
+
+
+def is_flat(rewards: np.ndarray) -> bool:
+    """Whether all rewards are one number up to rounding."""
+    return bool(np.ptp(rewards) < 1e-6 * max(1.0, float(np.abs(rewards).max())))
+
+
+def refuse_collapse(rewards: Sequence[np.ndarray], loss: float) -> None:
+    """Raise `TrainingError` where loss or rewards are not finite, or every response has the same reward."""
+    values = np.concatenate(rewards)
+    if not (math.isfinite(loss) and np.isfinite(values).all()):
+        raise TrainingError(f"training diverged: loss {loss}, rewards not finite; lower train.learning_rate")
+    if len(values) > 2 and is_flat(values):
+        raise TrainingError(
+            f"training collapsed: every response has the reward {values[0]:.6g}; lower train.learning_rate, or check "
+            "that chosen and rejected differ"
+        )
