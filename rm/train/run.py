@@ -276,18 +276,18 @@ def _arguments(
     )
 
 
-def _bfloat16(precision: str) -> bool:
-    """Whether to compute in bfloat16 under float32 weights; auto: where the device does so natively.
-
-    Raises `TrainingError` where it is asked for and the GPU would only emulate it.
-    """
+def native_bfloat16() -> bool:
+    """Whether the device that trains computes in bfloat16 natively."""
     if torch.cuda.is_available():
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        if precision == "bfloat16" and not native:
-            raise TrainingError("train.precision is bfloat16, which this GPU only emulates; use float32 or auto")
-    else:
-        native = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-    return precision == "bfloat16" or (precision == "auto" and native)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+
+
+def _bfloat16(precision: str) -> bool:
+    """Whether to compute in bfloat16 under float32 weights. Raises `TrainingError` where a GPU would only emulate it."""
+    if precision == "bfloat16" and torch.cuda.is_available() and not native_bfloat16():
+        raise TrainingError("train.precision is bfloat16, which this GPU only emulates; use float32 or auto")
+    return precision == "bfloat16" or (precision == "auto" and native_bfloat16())
 
 
 def _checkpoint(settings: TrainSettings) -> str | None:
