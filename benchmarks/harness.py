@@ -42,6 +42,14 @@ def minilm() -> Path:
     return Path(spec.origin).parent / "model"
 
 
+COLLECTED: list[Any] = []
+
+
+def collect(element: Any) -> None:
+    """Keep an element of an in-memory pipeline; a function of an importable module, so that no copy of the list is made."""
+    COLLECTED.append(element)
+
+
 def finish(figures: dict[str, float], *, as_json: bool) -> None:
     """The figures, and with `--json` the line that a machine reads."""
     for name, value in figures.items():

@@ -1,30 +1,75 @@
 """Arrow IPC as plain bytes: how columns travel through a shuffle, and the columns that do.
 
 Elements are `(int, bytes)`: a RecordBatch as an element would pickle its slice's whole parent, and a custom coder is not
-safe under the runner's threads.
+safe under the runner's threads. A column that no rule needs does not travel, and is zeros on arrival.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipelines.rules import Candidates
+from pipelines.candidates import COLUMN_NAMES, Candidates, Labels, empty
+from pipelines.config import RunConfig, Step
 
-_PLACE = [pa.field(name, pa.int32()) for name in ("file", "unit", "row", "response")]
+_ALWAYS = ("reward", "response_hash", "file", "unit", "row", "response")
+_KINDS = {
+    "key_high": pa.uint64(),
+    "key_low": pa.uint64(),
+    "response_hash": pa.uint64(),
+    "reward": pa.float32(),
+    "raw": pa.float32(),
+    "margin": pa.float32(),
+    "rival": pa.float32(),
+    "other_hash": pa.uint64(),
+    "other_raw": pa.float32(),
+}
+_LABEL = pa.dictionary(pa.int32(), pa.string())
 
-CANDIDATES = pa.schema(
-    [
-        pa.field("key_high", pa.uint64()),
-        pa.field("key_low", pa.uint64()),
-        pa.field("reward", pa.float32()),
-        pa.field("response_hash", pa.uint64()),
-        *_PLACE,
-    ]
-)  # 44 bytes a row
+
+@dataclass(frozen=True)
+class Needs:
+    """Which columns the rules and the output of a run need beside the eight that always travel (44 bytes a row)."""
+
+    key: bool = True
+    tokens: bool = False
+    length: bool = False
+    raw: bool = False
+    rank: bool = False
+    margin: bool = False
+    rival: bool = False
+    other: bool = False
+    labels: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> list[str]:
+        """Those of `Candidates`, without labels."""
+        return [name for name in COLUMN_NAMES if name in _ALWAYS or getattr(self, name.partition("_")[0])]
+
+    @property
+    def schema(self) -> pa.Schema:
+        plain = [pa.field(name, _KINDS.get(name, pa.int32())) for name in self.columns]
+        return pa.schema([*plain, *(pa.field(f"label.{name}", _LABEL) for name in self.labels)])
+
+
+def needs_of(config: RunConfig) -> Needs:
+    """What the steps and the output of a configuration read."""
+    steps: Sequence[Step] = config.select
+    add = config.output.add
+    return Needs(
+        tokens=config.model is not None,
+        length=True,
+        raw=any(step.length_correction is not None for step in steps),
+        rank="rank" in add,
+        margin="margin" in add or "probability" in add,
+        rival=not any(step.pairs is not None or step.top is not None for step in steps),
+        other=any(step.pairs is not None for step in steps),
+        labels=tuple(dict.fromkeys(column for step in steps for _, column in step.columns())),
+    )
 
 
 def to_ipc(table: pa.Table) -> bytes:
@@ -41,31 +86,99 @@ def from_ipc(parts: Iterable[bytes], schema: pa.Schema) -> pa.Table:
     return pa.concat_tables(tables) if tables else schema.empty_table()
 
 
-def to_candidates(table: pa.Table) -> Candidates:
-    return Candidates(*(table[name].to_numpy() for name in CANDIDATES.names))
+def to_table(candidates: Candidates, needs: Needs) -> pa.Table:
+    plain = [pa.array(getattr(candidates, name)) for name in needs.columns]
+    labels = [_to_dictionary(candidates.labels[name]) for name in needs.labels]
+    return pa.table([*plain, *labels], schema=needs.schema)
 
 
-def to_table(candidates: Candidates) -> pa.Table:
-    return pa.table([pa.array(getattr(candidates, name)) for name in CANDIDATES.names], schema=CANDIDATES)
+def to_candidates(table: pa.Table, needs: Needs) -> Candidates:
+    columns: dict[str, Any] = {**empty(table.num_rows), **{name: table[name].to_numpy() for name in needs.columns}}
+    if not needs.raw:
+        columns["raw"] = columns["reward"]
+    return Candidates(**columns, labels={name: to_labels(table[f"label.{name}"]) for name in needs.labels})
 
 
-def scored_candidates(scores: pa.Table, *, file: int, unit: int) -> Candidates:
-    """The scored rows of a score file (`objects.COLUMNS`) as candidates."""
-    scored = scores.filter(scores["reward"].is_valid())
-    keys = scored["prompt_key"].combine_chunks()
-    halves: Any = np.frombuffer(b"".join(keys.to_pylist()), dtype=">u8").reshape(-1, 2).astype(np.uint64)
+def pack(candidates: Candidates, needs: Needs) -> bytes:
+    return to_ipc(to_table(candidates, needs))
+
+
+def unpack(parts: Iterable[bytes], needs: Needs) -> Candidates:
+    return to_candidates(from_ipc(parts, needs.schema), needs)
+
+
+def concatenate(parts: Sequence[Candidates], needs: Needs) -> Candidates:
+    """All parts one after the other."""
+    columns: dict[str, Any] = {**empty(sum(map(len, parts)))}
+    for name in needs.columns:
+        columns[name] = np.concatenate([getattr(part, name) for part in parts])
+    if not needs.raw:
+        columns["raw"] = columns["reward"]
+    labels = {
+        name: to_labels(pa.chunked_array([_to_dictionary(part.labels[name]) for part in parts], type=_LABEL))
+        for name in needs.labels
+    }
+    return Candidates(**columns, labels=labels)
+
+
+def to_labels(column: pa.ChunkedArray) -> Labels:
+    """A column of text, dictionary-encoded or not, as codes; equal texts have equal codes."""
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    whole = column.unify_dictionaries().combine_chunks()
+    if isinstance(whole, pa.ChunkedArray):
+        whole = pa.DictionaryArray.from_arrays(pa.array([], pa.int32()), pa.array([], pa.string()))
+    codes = whole.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
+    return Labels(codes, tuple(whole.dictionary.to_pylist()))
+
+
+def _to_dictionary(labels: Labels) -> pa.DictionaryArray:
+    missing = labels.codes < 0
+    codes = pa.array(labels.codes, mask=missing) if missing.any() else pa.array(labels.codes)
+    return pa.DictionaryArray.from_arrays(codes, pa.array(labels.values, pa.string()))
+
+
+def scored_candidates(scores: pa.Table, *, file: int, unit: int, needs: Needs) -> Candidates:
+    """The scored rows of a score file (`objects.COLUMNS` and carried ones) as candidates."""
+    rewards = scores["reward"]
+    scored = scores.filter(rewards.is_valid()) if rewards.null_count else scores
     count = scored.num_rows
-    return Candidates(
-        key_high=halves[:, 0],
-        key_low=halves[:, 1],
-        reward=scored["reward"].to_numpy(),
-        response_hash=scored["response_hash"].to_numpy(),
-        file=np.full(count, file, dtype=np.int32),
-        unit=np.full(count, unit, dtype=np.int32),
-        row=scored["row"].to_numpy(),
-        response=scored["response_index"].to_numpy(),
-    )
+    reward = scored["reward"].to_numpy()
+    columns: dict[str, Any] = {
+        **empty(count),
+        "reward": reward,
+        "raw": reward,
+        "response_hash": scored["response_hash"].to_numpy(),
+        "file": np.full(count, file, dtype=np.int32),
+        "unit": np.full(count, unit, dtype=np.int32),
+        "row": scored["row"].to_numpy(),
+        "response": scored["response_index"].to_numpy(),
+    }
+    if needs.key:
+        columns["key_high"], columns["key_low"] = _halves(scored["prompt_key"])
+    if needs.length:
+        columns["length"] = scored["response_chars"].to_numpy()
+    if needs.tokens:
+        columns["tokens"] = scored["prompt_tokens"].to_numpy() + scored["response_tokens"].to_numpy()
+    labels = {name: to_labels(scored[score_column(name)]) for name in needs.labels}
+    return Candidates(**columns, labels=labels)
 
 
-def sort_by_place(table: pa.Table) -> pa.Table:
-    return table.sort_by([(name, "ascending") for name in ("file", "unit", "row", "response")])
+def _halves(column: pa.ChunkedArray) -> tuple[Any, Any]:
+    """16-byte keys as two unsigned integers each, in the order of the bytes."""
+    keys = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], pa.binary(16))
+    raw = np.frombuffer(keys.buffers()[1] or b"", dtype=">u8", count=2 * len(keys), offset=16 * keys.offset)
+    halves = raw.reshape(-1, 2)
+    return halves[:, 0].astype(np.uint64), halves[:, 1].astype(np.uint64)
+
+
+def score_column(name: str) -> str:
+    """Where a score file keeps a column that a rule names."""
+    return name if name == "source" else f"carry.{name}"
+
+
+def score_columns(needs: Needs) -> list[str]:
+    """The columns of a score file that candidates are made of."""
+    plain = ["prompt_key"] * needs.key + ["reward", "response_hash", "row", "response_index"]
+    plain += ["response_chars"] * needs.length + ["prompt_tokens", "response_tokens"] * needs.tokens
+    return [*plain, *(score_column(name) for name in needs.labels)]

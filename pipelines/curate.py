@@ -15,22 +15,30 @@ from typing import Any
 import apache_beam as beam
 
 from pipelines import progress
+from pipelines.columnar import needs_of
 from pipelines.config import RunConfig, RunnerConfig
-from pipelines.errors import BestkeptError, StorageError, from_text, whereabouts
+from pipelines.errors import BestkeptError, ConfigError, StorageError, from_text, whereabouts
 from pipelines.export import Export
-from pipelines.finish import Finish, selection_settings
+from pipelines.finish import OFFSET_WARNING, Finish, selection_settings
 from pipelines.plan import Plan, make_plan
 from pipelines.records import Totals
 from pipelines.runners import pipeline_options, runner_of
 from pipelines.score import LoadScorer, ScoreCorpus, ScorerFactory
-from pipelines.selection import Select, check_limits, sum_totals, totals_of
+from pipelines.selection import Select
+from pipelines.shapes import Shape
+from pipelines.steps import Selection
 from pipelines.storage import manifest, publish
 from pipelines.storage.files import absolute, join, read_bytes
+from pipelines.totals import check_limits, sum_totals, totals_of
 from pipelines.workers import carrying_errors
 
 log = logging.getLogger(__name__)
 
-PARTITIONS = 16  # of the key space; the result does not depend on it
+PARTITIONS: int | None = (
+    None  # of the key space, instead of as many as the input's size calls for; the result is the same
+)
+_BYTES_PER_PARTITION = 2**30  # of stored input: about a million responses, 50 MB in the shuffle
+_MOST_PARTITIONS = 4096
 
 
 @dataclass(frozen=True)
@@ -44,14 +52,36 @@ class Outcome:
     already_complete: bool = False
 
 
-def build(pipeline: Any, config: RunConfig, plan_path: str, scorer: ScorerFactory | None) -> None:
+def build(pipeline: Any, config: RunConfig, plan_path: str, plan: Plan, scorer: ScorerFactory | None) -> None:
     """The graph of `run` (with a scorer) and of `select` (without)."""
+    selection = selection_of(config, plan)
+    shape = Shape(config.output.shape, tuple(config.output.include_columns), tuple(config.output.add), plan.temperature)
+    with_schemas = shape.more_columns is None or bool(shape.more_columns)
     scored = pipeline | "Score" >> ScoreCorpus(plan_path, scores_path(config), scorer)
-    selected = scored | "Select" >> Select(
-        config.select, config.limits, partitions=PARTITIONS, with_schemas=config.output.shape == "original"
-    )
-    shards = selected | "Export" >> Export(plan_path, config.path, config.output.shape, config.output.rows_per_shard)
+    selected = scored | "Select" >> Select(selection, config.limits, with_schemas=with_schemas)
+    bounds = (config.output.rows_per_shard, config.output.bytes_per_shard)
+    shards = selected | "Export" >> Export(plan_path, config.path, shape, selection.needs, *bounds)
     _ = {**selected, "shards": shards} | "Finish" >> Finish(plan_path, config)
+
+
+def selection_of(config: RunConfig, plan: Plan) -> Selection:
+    """What Select is told. Raises `ConfigError` where a step needs a temperature and the model has none."""
+    wants = [f"select.{number}.{step.name}" for number, step in enumerate(config.select) if step.needs_temperature]
+    wants += ["output.add"] if "probability" in config.output.add else []
+    if wants and plan.temperature is None:
+        raise ConfigError(
+            f"{wants[0]} needs the temperature of the model's rewards, and model.path has no calibration.json; run "
+            "`bestkept evaluate` on held-out preferences to write it, or give the step a temperature"
+        )
+    partitions = PARTITIONS or min(_MOST_PARTITIONS, max(16, plan.input_bytes // _BYTES_PER_PARTITION))
+    return Selection(tuple(config.select), needs_of(config), plan.temperature, partitions)
+
+
+def warn_of_offsets(config: RunConfig, plan: Plan) -> None:
+    """Once, where a rule compares rewards across prompts and nothing says that they can be."""
+    crossing = [step.name for step in config.select if step.crosses_prompts]
+    if crossing and not plan.comparable:
+        log.warning("%s %s", crossing[0], OFFSET_WARNING)
 
 
 def curate(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory | None) -> Outcome:
@@ -59,10 +89,11 @@ def curate(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactor
     config, started = located(config), time.monotonic()
     pipeline_options(config.runner, flags)  # a misspelt flag is found before anything is touched
     plan = make_plan(config)
+    selection_of(config, plan)
+    warn_of_offsets(config, plan)
     progress.planned(plan.input_bytes)
-    same_plan = manifest.claim(
-        config.path, inputs=plan.content_hash, selection=manifest.digest(selection_settings(config)), plan=plan.hash
-    )
+    settings = manifest.digest(selection_settings(config, plan))
+    same_plan = manifest.claim(config.path, inputs=plan.content_hash, selection=settings, plan=plan.hash)
     done = manifest.complete(config.path) if same_plan else None
     if done is not None:
         counts = {**done["counts"], "rejected": done["rejected"], "examples": done["first_rejected"]}
@@ -70,11 +101,11 @@ def curate(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactor
         return Outcome(plan, done, {}, time.monotonic() - started, already_complete=True)
     plan_path = plan.save(scores_path(config))
     log.info("curating %d files, fingerprint %s", len(plan.files), plan.fingerprint)
-    execute(config.runner, flags, lambda pipeline: build(pipeline, config, plan_path, scorer))
+    execute(config.runner, flags, lambda pipeline: build(pipeline, config, plan_path, plan, scorer))
     return Outcome(plan, manifest.read_manifest(config.path), {}, time.monotonic() - started)
 
 
-def score(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory) -> Outcome:
+def score(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory | None) -> Outcome:
     """Score the corpus and stop. Raises `BestkeptError`, for too many rejected rows too."""
     config, started = located(config), time.monotonic()
     pipeline_options(config.runner, flags)
@@ -113,8 +144,9 @@ def located(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"output": output})
 
 
-def default_scorer(config: RunConfig) -> ScorerFactory:
-    return LoadScorer(config.model.tokens_per_batch)
+def default_scorer(config: RunConfig) -> ScorerFactory | None:
+    """Loads the model; None where rewards come with the corpus."""
+    return LoadScorer(config.model.tokens_per_batch) if config.model is not None else None
 
 
 def execute(runner: RunnerConfig, flags: Sequence[str], build_graph: Callable[[Any], None]) -> None:

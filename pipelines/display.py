@@ -114,10 +114,15 @@ def summary(config: RunConfig, outcome: Outcome) -> Table:
             "truncated", f"{counts['truncated']:,} ({counts['truncated'] / max(1, counts['scored']):.1%} of scored)"
         )
     if manifest:
-        table.add_row("prompts", f"{counts['prompts']:,}")
+        if counts["prompts"] is not None:
+            table.add_row("prompts", f"{counts['prompts']:,}")
         table.add_row("kept", f"{counts['kept']:,} for {counts['kept_prompts']:,} prompts")
         mean = {key: "-" if value is None else f"{value:.4f}" for key, value in manifest["mean_reward"].items()}
         table.add_row("mean reward", f"kept {mean['kept']}, dropped {mean['dropped']}")
+        controls = {name: manifest["controls"][name] for name in ("random", "longest")}
+        shown = [f"{name} {value:.4f}" for name, value in controls.items() if value is not None]
+        if shown:
+            table.add_row("for comparison", ", ".join(shown))
         table.add_row("output", config.path)
     else:
         table.add_row("scores", f"{config.scores_path}/{outcome.plan.fingerprint}")

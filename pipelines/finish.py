@@ -15,6 +15,7 @@ from apache_beam.pvalue import AsIter, AsSingleton
 from pipelines.columnar import from_ipc
 from pipelines.config import RunConfig
 from pipelines.inputs import InputFile, place_of
+from pipelines.length import Curve
 from pipelines.plan import Plan
 from pipelines.records import Shard, Totals
 from pipelines.report import card
@@ -36,14 +37,27 @@ _REJECTED = pa.schema(
 )
 
 
-def selection_settings(config: RunConfig) -> dict[str, Any]:
+OFFSET_WARNING = (
+    "compares rewards of different prompts, and a model trained on pairs alone leaves a free offset per prompt: prefer rules "
+    "within a prompt (best_of_n, min_z, a reference), or train with train.centring or accept/reject labels"
+)
+
+
+def selection_settings(config: RunConfig, plan: Plan) -> dict[str, Any]:
     """What decides the output, given the score files."""
-    return {
+    output = config.output
+    settings: dict[str, Any] = {
         "select": [step.model_dump(exclude_none=True) for step in config.select],
-        "shape": config.output.shape,
-        "rows_per_shard": config.output.rows_per_shard,
-        "license": config.output.license,
+        "shape": output.shape,
+        "rows_per_shard": output.rows_per_shard,
+        "bytes_per_shard": output.bytes_per_shard,
+        "include_columns": output.include_columns,
+        "add": output.add,
+        "license": output.license,
     }
+    if any(step.needs_temperature for step in config.select) or "probability" in output.add:
+        settings["temperature"] = plan.temperature
+    return settings
 
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
@@ -65,6 +79,7 @@ class Finish(beam.PTransform):  # type: ignore[misc]
             PublishManifest(self.config),
             totals=AsSingleton(parts["totals"]),
             summary=AsSingleton(summary),
+            curves=AsIter(parts["curve"]),
             files=AsIter(parts["files"]),
             shards=AsIter(parts["shards"]),
             rejected=AsIter(rejected),
@@ -116,14 +131,20 @@ class PublishManifest(beam.DoFn):  # type: ignore[misc]
         plan_path: str,
         totals: Totals,
         summary: SelectionSummary,
+        curves: Iterable[Curve],
         files: Iterable[tuple[int, list[list[Any]]]],
         shards: Iterable[Shard],
         rejected: Iterable[str],
     ) -> Iterator[dict[str, Any]]:
         with carrying_errors():
-            manifest = make_manifest(
-                self.config, plan_at(plan_path), totals, summary, sorted(files), sorted(shards), sorted(rejected)
-            )
+            plan = plan_at(plan_path)
+            names = (sorted(files), sorted(shards), sorted(rejected))
+            manifest = make_manifest(self.config, plan, totals, summary, *names)
+            manifest["controls"] = controls(summary, self.config)
+            for curve in curves:
+                manifest["length_correction"] = curve.to_json()
+            crossing = [step.name for step in self.config.select if step.crosses_prompts]
+            manifest["warnings"] = [f"{crossing[0]} {OFFSET_WARNING}"] if crossing and not plan.comparable else []
             output = self.config.path
             text = card.render(manifest, license=self.config.output.license)
             create_or_equal(join(output, "README.md"), text.encode())
@@ -147,9 +168,9 @@ def make_manifest(
     return {
         "format": MANIFEST_FORMAT,
         "fingerprint": plan.fingerprint,
-        "model": {"name": model_name(config), "revision": config.model.revision, **plan.identity},
+        "model": model_of(config, plan),
         "mapping": plan.mapping.to_json(),
-        "selection": selection_settings(config),
+        "selection": selection_settings(config, plan),
         "inputs": [_input(plan.files[number], fragments) for number, fragments in files],
         "counts": {
             **counts,
@@ -161,16 +182,33 @@ def make_manifest(
         "rejected": rejected_counts,
         "first_rejected": examples,
         "rejected_files": list(rejected),
-        "steps": [{"rule": rule, "rows": rows, "prompts": prompts} for rule, rows, prompts in summary.steps],
+        "steps": [
+            {"rule": rule, "rows": rows, "prompts": prompts}
+            for _, (rule, rows, prompts) in sorted(summary.steps.items())
+        ],
         "mean_reward": {"kept": summary.kept.mean(), "dropped": summary.dropped.mean()},
         "shards": [shard._asdict() for shard in shards],
     }
 
 
-def model_name(config: RunConfig) -> str:
-    """The hub id, or the last part of a local path: where it lies on this machine is nobody's business."""
+def controls(summary: SelectionSummary, config: RunConfig) -> dict[str, Any]:
+    """Mean rewards of what else could have been kept: by chance at equal size, and the longest of each prompt (None where an
+    earlier cut, or pairs, leave nothing to compare with)."""
+    return {
+        "random": summary.random_mean(),
+        "longest": summary.longest.mean(),
+        "equal": "tokens" if config.model is not None else "characters",
+        "sample": len(summary.sample),
+    }
+
+
+def model_of(config: RunConfig, plan: Plan) -> dict[str, Any]:
+    """Where the rewards come from; a local model by the last part of its path: where it lies is nobody's business."""
+    if config.model is None:
+        return {"name": f"column {config.scores.column}", "revision": None, **plan.identity}
     path = config.model.path.rstrip("/")
-    return path.rsplit("/", 1)[-1] if Path(path).expanduser().is_dir() else path
+    name = path.rsplit("/", 1)[-1] if Path(path).expanduser().is_dir() else path
+    return {"name": name, "revision": config.model.revision, **plan.identity}
 
 
 def _input(file: InputFile, fragments: list[list[Any]]) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from pipelines.storage import publish
 from pipelines.storage.files import absolute, expand, join, read_bytes, version_of
 from pipelines.storage.manifest import digest, to_json
 
+_BESIDE = ("temperature", "comparable")  # what rewards do not depend on; a selection that uses it says so itself
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -32,12 +34,15 @@ class Plan:
     model: Mapping[str, Any]  # directory, dtype, max_length, too_long: resolved
     identity: Mapping[str, Any]  # hashes of weights and tokenizer, and the rest of the fingerprint
     fingerprint: str
+    temperature: float | None = None  # of the model's calibration.json; no reward depends on it
+    comparable: bool = True  # whether rewards of different prompts are known to be
 
     @cached_property
     def hash(self) -> str:
         """Hash of everything the result depends on; not of where the model happens to lie."""
         fields = self.to_json()
-        del fields["model"]
+        for name in ("model", *_BESIDE):
+            del fields[name]
         return digest(fields)
 
     @property
@@ -48,19 +53,19 @@ class Plan:
     def content_hash(self) -> str:
         """Like `hash`, without what changes when a file is copied or touched: its place and version."""
         fields = self.to_json()
-        del fields["model"]
+        for name in ("model", *_BESIDE):
+            del fields[name]
         fields["files"] = [(file.key, file.size) for file in self.files]
         return digest(fields)
 
-    def fragments(self, file: InputFile, unit: Unit, *, all_columns: bool = False) -> Iterator[Fragment]:
-        """A unit's fragments under this plan's settings: the same for scoring and for export."""
+    def fragments(self, file: InputFile, unit: Unit) -> Iterator[Fragment]:
+        """A unit's fragments under this plan's settings."""
         return read_fragments(
             file,
             unit,
             self.mapping,
             rows_per_fragment=self.rows_per_fragment,
             max_row_bytes=self.max_row_bytes,
-            all_columns=all_columns,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -72,6 +77,8 @@ class Plan:
             "model": dict(self.model),
             "identity": dict(self.identity),
             "fingerprint": self.fingerprint,
+            "temperature": self.temperature,
+            "comparable": self.comparable,
         }
 
     def save(self, scores: str) -> str:
@@ -96,8 +103,6 @@ def make_plan(config: RunConfig) -> Plan:
 
     Raises `InputError` (nothing matches, unknown kind, columns not found) or `ModelLoadError`.
     """
-    from rm.identity import ModelError, identify, resolve_dtype, resolve_model
-
     for pattern in config.input.paths:
         if absolute(config.path).startswith(absolute(pattern).rstrip("/") + "/"):
             raise ConfigError(
@@ -113,7 +118,25 @@ def make_plan(config: RunConfig) -> Plan:
         carry=config.input.carry,
         group_by=[] if config.input.group_by == "prompt" else config.input.group_by,
         where=where,
+        reward=config.scores.column,
     )
+    return Plan(
+        files=tuple(files),
+        mapping=mapping,
+        rows_per_fragment=config.input.rows_per_fragment,
+        max_row_bytes=config.limits.max_row_bytes,
+        **_rewards(config, mapping),
+    )
+
+
+def _rewards(config: RunConfig, mapping: RowMapping) -> dict[str, Any]:
+    """The fields of a plan that say where rewards come from."""
+    from rm.identity import ModelError, has_anchor, identify, load_temperature, resolve_dtype, resolve_model
+
+    context = {"mapping": mapping.to_json(), "max_row_bytes": config.limits.max_row_bytes}
+    if config.model is None:
+        fingerprint = digest({"column": config.scores.column, **context})[:24]
+        return {"model": {}, "identity": {"column": config.scores.column}, "fingerprint": fingerprint}
     try:
         directory = resolve_model(config.model.path, config.model.revision)
         identity = identify(
@@ -122,22 +145,21 @@ def make_plan(config: RunConfig) -> Plan:
             too_long=config.model.too_long,
             dtype=resolve_dtype(config.model.dtype),
         )
+        temperature, comparable = load_temperature(directory), has_anchor(directory)
     except ModelError as error:
         raise ModelLoadError(str(error)) from error
-    return Plan(
-        files=tuple(files),
-        mapping=mapping,
-        rows_per_fragment=config.input.rows_per_fragment,
-        max_row_bytes=config.limits.max_row_bytes,
-        model={
+    return {
+        "model": {
             "directory": str(directory.resolve()),
             "dtype": identity.dtype,
             "max_length": identity.max_length,
             "too_long": identity.too_long,
         },
-        identity=identity.to_json(),
-        fingerprint=identity.fingerprint(mapping=mapping.to_json(), max_row_bytes=config.limits.max_row_bytes),
-    )
+        "identity": identity.to_json(),
+        "fingerprint": identity.fingerprint(**context),
+        "temperature": temperature,
+        "comparable": comparable,
+    }
 
 
 def _first_columns(files: list[InputFile], *, max_row_bytes: int) -> tuple[list[str], str]:

@@ -48,12 +48,12 @@ class Totals:
         )
 
 
-class KeptFile(NamedTuple):
-    """One input file's kept responses in place order, and which fragments to check when they are read again."""
+class KeptUnit(NamedTuple):
+    """One unit's kept responses in place order."""
 
     file: int
-    kept: bytes  # Arrow IPC of CANDIDATES, sorted by place
-    fragments: list[tuple[int, int, str]]  # (unit, fragment, content hash)
+    unit: int
+    kept: bytes  # Arrow IPC, see `columnar.Needs`
 
 
 class Shard(NamedTuple):

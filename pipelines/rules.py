@@ -1,43 +1,28 @@
 """Selection rules: pure functions on columns, no Beam, no files.
 
-Columns hold scored responses only. A rule returns which of them it keeps, as a boolean mask aligned with its input.
-The order between equal rewards is fixed: smaller content hash of the response, then file, unit, row and position.
+Columns hold scored responses only. A rule returns which of them it keeps, as a boolean mask aligned with its input. Rules
+here look at one prompt at a time, so all responses to a prompt must be there; `cuts` has the one that looks at all of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.config import BestOfN, Step
-
-Mask = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """Aligned columns, one entry per scored response."""
-
-    key_high: npt.NDArray[np.uint64]  # the prompt key's two halves: compared in full, never truncated
-    key_low: npt.NDArray[np.uint64]
-    reward: npt.NDArray[np.float32]
-    response_hash: npt.NDArray[np.uint64]
-    file: npt.NDArray[
-        np.int32
-    ]  # place: file number in the plan, unit in the file, row in the unit, response in the row
-    unit: npt.NDArray[np.int32]
-    row: npt.NDArray[np.int32]
-    response: npt.NDArray[np.int32]
-
-    def __len__(self) -> int:
-        return len(self.reward)
-
-    def take(self, chosen: npt.NDArray[np.generic]) -> Candidates:
-        """The entries at these positions, or under this mask."""
-        return Candidates(*(getattr(self, field.name)[chosen] for field in fields(self)))
+from pipelines.candidates import (
+    Candidates,
+    Mask,
+    Positions,
+    best_first,
+    by_prompt,
+    count_prompts,
+    mixed,
+    ranked_within,
+)
+from pipelines.config import BestOfN, DropPrompts, Longest, Pairs, Random, Step, Threshold
 
 
 @dataclass(frozen=True)
@@ -49,65 +34,203 @@ class StepCount:
     prompts: int
 
 
-def apply_steps(candidates: Candidates, steps: Sequence[Step]) -> tuple[Candidates, list[StepCount]]:
-    """Apply steps in order, each to what the one before kept; whole prompts must be in `candidates`."""
+def apply_steps(
+    candidates: Candidates, steps: Sequence[Step], *, temperature: float | None = None
+) -> tuple[Candidates, list[StepCount]]:
+    """Apply per-prompt steps in order, each to what the one before kept; whole prompts must be in `candidates`."""
     counts = []
     for step in steps:
-        if step.best_of_n is not None:
-            name, mask = "best_of_n", best_of_n(candidates, step.best_of_n)
-        elif step.threshold is not None:
-            name, mask = "threshold", threshold(candidates, step.threshold.min_reward)
-        else:
-            raise ValueError(f"step {step!r} names no rule")
-        candidates = candidates.take(mask)
-        counts.append(StepCount(name, len(candidates), count_prompts(candidates)))
+        candidates = apply_step(candidates, step, temperature=temperature)
+        counts.append(StepCount(step.name, len(candidates), count_prompts(candidates)))
     return candidates, counts
 
 
-def threshold(candidates: Candidates, min_reward: float) -> Mask:
-    """Responses with a reward of at least `min_reward`."""
-    return candidates.reward >= min_reward
+def apply_step(candidates: Candidates, step: Step, *, temperature: float | None = None) -> Candidates:
+    """What a per-prompt step keeps. Raises `ValueError` for a step that is none, or lacks its temperature."""
+    if step.pairs is not None:
+        return pairs(candidates, step.pairs)
+    if step.best_of_n is not None:
+        mask = best_of_n(candidates, step.best_of_n, temperature=step.best_of_n.temperature or temperature)
+    elif step.threshold is not None:
+        mask = threshold(candidates, step.threshold, temperature=step.threshold.temperature or temperature)
+    elif step.drop_prompts is not None:
+        mask = drop_prompts(candidates, step.drop_prompts)
+    elif step.random is not None:
+        mask = random(candidates, step.random)
+    elif step.longest is not None:
+        mask = longest(candidates, step.longest)
+    else:
+        raise ValueError(f"step {step!r} names no rule that looks at one prompt at a time")
+    return candidates.take(mask)
 
 
-def best_of_n(candidates: Candidates, rule: BestOfN) -> Mask:
+def threshold(candidates: Candidates, rule: Threshold, *, temperature: float | None = None) -> Mask:
+    """Responses above a reward, above a share of wins against their prompt's reference, or above a z-score."""
+    if rule.min_reward is not None:
+        above: Mask = candidates.reward >= rule.min_reward
+        return above
+    if rule.min_z is not None:
+        return _above_z(candidates, rule.min_z)
+    column, _, value = (rule.reference or "").partition("=")
+    order, starts = by_prompt(candidates)
+    marked = candidates.labels[column].equal(value or "true")[order]
+    reward = candidates.reward[order].astype(np.float64)
+    kept = np.zeros(len(order), dtype=bool)
+    if len(order):
+        reference = np.maximum.reduceat(np.where(marked, reward, -np.inf), starts)
+        reference = np.repeat(reference, _sizes(starts, len(order)))
+        gap = np.where(np.isneginf(reference), -np.inf, reward - np.where(np.isneginf(reference), 0.0, reference))
+        kept[order] = sigmoid(gap / _known(temperature)) >= rule.min_probability
+    return kept
+
+
+def _above_z(candidates: Candidates, least: float) -> Mask:
+    order, starts = best_first(candidates)  # a fixed order: sums of floats depend on it
+    kept = np.zeros(len(order), dtype=bool)
+    if not len(order):
+        return kept
+    sizes = _sizes(starts, len(order))
+    reward = candidates.reward[order].astype(np.float64)
+    centred = reward - np.repeat(np.add.reduceat(reward, starts) / sizes, sizes)
+    scale = np.repeat(np.sqrt(np.add.reduceat(centred**2, starts) / sizes), sizes)
+    alike = np.repeat(reward[starts] == reward[starts + sizes - 1], sizes)
+    kept[order] = np.where(alike, 0.0, centred / np.where(alike, 1.0, scale)) >= least
+    return kept
+
+
+def best_of_n(candidates: Candidates, rule: BestOfN, *, temperature: float | None = None) -> Mask:
     """The `keep` best responses of each prompt.
 
     Prompts with fewer than `min_candidates` responses are dropped whole; so are those where the last kept response leads
-    the best dropped one by less than `min_margin` (where nothing is dropped, there is no margin to miss).
+    the best dropped one by less than `min_margin`, or is preferred to it with less than `min_probability` (where nothing is
+    dropped, there is no margin to miss).
     """
     kept = np.zeros(len(candidates), dtype=bool)
     if not len(candidates):
         return kept
-    order = best_first(candidates)
-    starts = _group_starts(candidates, order)
-    sizes = np.diff(np.append(starts, len(order)))
+    order, starts = best_first(candidates)
+    sizes = _sizes(starts, len(order))
     usable = sizes >= rule.min_candidates
     contested = usable & (sizes > rule.keep)
     last_kept = order[starts[contested] + rule.keep - 1]
     runner_up = order[starts[contested] + rule.keep]
     margin = candidates.reward[last_kept].astype(np.float64) - candidates.reward[runner_up]
-    usable[np.flatnonzero(contested)[margin < rule.min_margin]] = False
-    rank = np.arange(len(order)) - np.repeat(starts, sizes)
-    kept[order[np.repeat(usable, sizes) & (rank < rule.keep)]] = True
+    unclear = margin < rule.min_margin
+    if rule.min_probability is not None:
+        unclear |= sigmoid(margin / _known(temperature)) < rule.min_probability
+    usable[np.flatnonzero(contested)[unclear]] = False
+    kept[order[np.repeat(usable, sizes) & (_ranks(starts, len(order)) < rule.keep)]] = True
     return kept
 
 
-def best_first(candidates: Candidates) -> npt.NDArray[np.intp]:
-    """Positions sorted by prompt, and within a prompt from best to worst under the fixed order of ties."""
-    c = candidates
-    return np.lexsort((c.response, c.row, c.unit, c.file, c.response_hash, -c.reward, c.key_low, c.key_high))
+def pairs(candidates: Candidates, rule: Pairs) -> Candidates:
+    """The best response of each prompt as chosen, with one of a lower reward as its `other_...`; prompts without are dropped."""
+    order, starts = best_first(candidates)
+    reward = candidates.reward[order].astype(np.float64)
+    best = np.repeat(starts, _sizes(starts, len(order)))
+    gap = reward[best] - reward
+    fits = (gap > 0) & (gap >= rule.min_gap) & (gap <= (np.inf if rule.max_gap is None else rule.max_gap))
+    preference = np.arange(len(order))
+    if rule.rejected == "random":
+        by_chance = np.lexsort((preference, mixed(candidates, rule.seed)[order]))
+        preference[by_chance] = np.arange(len(order))
+    elif rule.rejected == "worst":
+        preference = -preference
+    found = np.flatnonzero(fits)
+    found = found[np.lexsort((preference[found], best[found]))]
+    first = np.append(np.ones(min(1, len(found)), dtype=bool), np.diff(best[found]) > 0)
+    chosen, other = candidates.take(order[best[found[first]]]), candidates.take(order[found[first]])
+    return chosen.with_columns(
+        other_file=other.file,
+        other_unit=other.unit,
+        other_row=other.row,
+        other_response=other.response,
+        other_hash=other.response_hash,
+        other_raw=other.raw,
+    )
 
 
-def count_prompts(candidates: Candidates) -> int:
-    """Distinct prompts."""
+def drop_prompts(candidates: Candidates, rule: DropPrompts) -> Mask:
+    """All responses of the prompts that meet every condition."""
+    kept = np.zeros(len(candidates), dtype=bool)
     if not len(candidates):
-        return 0
-    order = np.lexsort((candidates.key_low, candidates.key_high))
-    return len(_group_starts(candidates, order))
+        return kept
+    order, starts = by_prompt(candidates)
+    sizes = _sizes(starts, len(order))
+    reward = candidates.reward[order].astype(np.float64)
+    best, worst = np.maximum.reduceat(reward, starts), np.minimum.reduceat(reward, starts)
+    usable = sizes >= rule.min_candidates
+    if rule.min_best is not None:
+        usable &= best >= rule.min_best
+    if rule.min_spread is not None:
+        usable &= best - worst >= rule.min_spread
+    if rule.max_spread is not None:
+        usable &= best - worst <= rule.max_spread
+    kept[order] = np.repeat(usable, sizes)
+    return kept
 
 
-def _group_starts(candidates: Candidates, order: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-    """Where each prompt starts in `order`, which must sort by prompt."""
-    high, low = candidates.key_high[order], candidates.key_low[order]
-    changes = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
-    return np.flatnonzero(np.concatenate(([True], changes)))
+def random(candidates: Candidates, rule: Random) -> Mask:
+    """`keep` responses of each prompt by a hash of prompt, response and seed."""
+    return _first_of(candidates, (mixed(candidates, rule.seed) >> np.uint64(32)).astype(np.uint32), keep=rule.keep)
+
+
+def longest(candidates: Candidates, rule: Longest) -> Mask:
+    """The `keep` longest responses of each prompt; between equal lengths the fixed order."""
+    return _first_of(candidates, ~candidates.length.astype(np.uint32), keep=rule.keep)
+
+
+def add_ranks(candidates: Candidates) -> Candidates:
+    """`rank` and `margin` of every response within its prompt."""
+    order, starts = best_first(candidates)
+    rank, margin = np.empty(len(order), dtype=np.int32), np.full(len(order), np.nan, dtype=np.float32)
+    rank[order] = _ranks(starts, len(order)) + 1
+    inner = np.ones(len(order), dtype=bool)
+    inner[np.append(starts[1:], len(order))[: len(starts)] - 1] = False
+    ahead = np.flatnonzero(inner)
+    reward = candidates.reward[order].astype(np.float64)
+    margin[order[ahead]] = reward[ahead] - reward[ahead + 1]
+    return candidates.with_columns(rank=rank, margin=margin)
+
+
+def with_rivals(kept: Candidates, whole: Candidates) -> Candidates:
+    """`rival` of the n-th best kept response of a prompt: the reward of the n-th longest of all its responses."""
+    if not len(kept):
+        return kept
+    order, starts = best_first(kept)
+    longest, groups = ranked_within(whole, ~whole.length.astype(np.uint32))
+    heads, own = longest[groups], order[starts]  # both sorted by key
+    at = np.searchsorted(whole.key_high[heads], kept.key_high[own])
+    while (wrong := whole.key_low[heads[at]] != kept.key_low[own]).any():  # keys that share 64 bits
+        at = at + wrong
+    rank = _ranks(starts, len(order))
+    rival = np.empty(len(order), dtype=np.float32)
+    rival[order] = whole.raw[longest[np.repeat(groups[at], _sizes(starts, len(order))) + rank]]
+    return kept.with_columns(rival=rival)
+
+
+def sigmoid(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    with np.errstate(over="ignore"):
+        return 1.0 / (1.0 + np.exp(-values))
+
+
+def _first_of(candidates: Candidates, values: npt.NDArray[np.uint32], *, keep: int) -> Mask:
+    order, starts = ranked_within(candidates, values)
+    kept = np.zeros(len(order), dtype=bool)
+    kept[order[_ranks(starts, len(order)) < keep]] = True
+    return kept
+
+
+def _sizes(starts: Positions, count: int) -> Positions:
+    return np.diff(np.append(starts, count))
+
+
+def _ranks(starts: Positions, count: int) -> Positions:
+    """Position within the prompt, from 0, for rows that are sorted by prompt."""
+    return np.arange(count) - np.repeat(starts, _sizes(starts, count))
+
+
+def _known(temperature: float | None) -> float:
+    if temperature is None:
+        raise ValueError("a probability needs a temperature, and none is known")
+    return temperature

@@ -16,6 +16,7 @@ from rm.conversations import Conversation, UnusableError, from_messages, from_pr
 _PROMPT = ("prompt", "instruction", "question", "query")
 _RESPONSE = ("response", "completion", "output", "answer")
 _RESPONSES = ("responses", "completions", "candidates", "outputs", "generations", "samples")
+_LARGEST = 3.4028234663852886e38  # of float32
 _MESSAGES = ("messages", "conversations", "conversation")
 
 
@@ -33,14 +34,27 @@ class RowMapping:
     source: str | None = None
     carry: tuple[str, ...] = ()
     group_by: tuple[str, ...] = ()
+    reward: str | None = None  # rewards that the corpus carries already
 
     def columns(self) -> list[str]:
         """The input columns that scoring reads."""
-        named = [self.messages, self.prompt, self.response, self.responses, self.input, self.system, self.source]
+        named = [
+            self.messages,
+            self.prompt,
+            self.response,
+            self.responses,
+            self.input,
+            self.system,
+            self.source,
+            self.reward,
+        ]
         return list(dict.fromkeys([name for name in named if name is not None] + [*self.carry, *self.group_by]))
 
     def to_json(self) -> dict[str, Any]:
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        fields = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        if self.reward is None:
+            del fields["reward"]  # it is part of a fingerprint, and there was none before
+        return fields
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> RowMapping:
@@ -68,6 +82,7 @@ def resolve(
     carry: Sequence[str],
     group_by: Sequence[str],
     where: str,
+    reward: str | None = None,
 ) -> RowMapping:
     """The mapping for a file with columns `names`; explicit `columns` win over detection.
 
@@ -76,6 +91,7 @@ def resolve(
     given = {key: value for key, value in columns.model_dump().items() if value is not None}
     named = [(f"input.columns.{key}", name) for key, name in given.items()]
     named += [("input.carry", name) for name in carry] + [("input.group_by", name) for name in group_by]
+    named += [("scores.column", reward)] if reward is not None else []
     for key, name in named:
         if name not in names:
             raise InputError(f"{key} is {name!r}, and {where} has no such column; name one of {', '.join(names)}")
@@ -101,7 +117,7 @@ def resolve(
     found.update({key: given[key] for key in ("input", "system", "source") if key in given})
     if "source" not in found and "source" in names:
         found["source"] = "source"
-    return RowMapping(**found, carry=tuple(carry), group_by=tuple(group_by))
+    return RowMapping(**found, carry=tuple(carry), group_by=tuple(group_by), reward=reward)
 
 
 def _detect(names: Sequence[str], given: Mapping[str, str]) -> dict[str, str] | None:
@@ -157,6 +173,24 @@ def read_row(row: Mapping[str, Any], mapping: RowMapping) -> Sample:
             responses.append(None)
             reasons.append(error.reason)
     return Sample(prompt, responses, reasons)
+
+
+def rewards_of(row: Mapping[str, Any], mapping: RowMapping, count: int) -> list[float | None]:
+    """The rewards that a row with `count` responses carries itself, None where there is no finite number."""
+    value = row.get(mapping.reward or "")
+    values = value if isinstance(value, list) else [value]
+    if len(values) != count:
+        return [None] * count
+    return [_number(value) for value in values]
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if abs(value) <= _LARGEST else None  # false for NaN, too
+    except OverflowError:
+        return None
 
 
 def _responses(row: Mapping[str, Any], mapping: RowMapping) -> Sequence[Any]:

@@ -19,7 +19,7 @@ from apache_beam.utils.shared import Shared
 
 from pipelines import originals, progress
 from pipelines.errors import InputError, ModelLoadError
-from pipelines.inputs import Fragment, InputFile, Unit, original_schema, split_units
+from pipelines.inputs import Fragment, InputFile, Row, Unit, original_schema, split_units
 from pipelines.plan import Plan
 from pipelines.storage import objects
 from pipelines.storage.files import join
@@ -145,12 +145,12 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
         if there is not None:  # the same text under columns of other types: nothing to score
             footer = replace(there[1], file_size=place.file.size, file_version=place.file.version)
             return ScoreFile(path, place.file_number, objects.write(path, there[0], footer, original)), False
-        if self._make_scorer is None:
+        if self._make_scorer is None and place.plan.mapping.reward is None:
             raise InputError(
                 f"{place.file.path} has rows that are not scored yet (looked in {place.directory}); "
                 "run `bestkept score` with the same configuration first"
             )
-        scorer = self._scorer(place.plan)
+        scorer = None if place.plan.mapping.reward is not None else self._scorer(place.plan)
         progress.begin(input_bytes=input_bytes, responses=sum(len(row.sample.responses) for row in fragment.rows))
         columns, tokens = score_fragment(scorer, fragment, place.plan)
         footer = place.footer(fragment, columns, content_hash, tokens)
@@ -250,12 +250,37 @@ class _Place:
             first_rejected=objects.first_rejected(columns),
             truncated=int(np.count_nonzero(columns["truncated"].to_numpy())),
             tokens=tokens,
+            text_bytes=sum(row.row_bytes for row in fragment.rows),
             content_hash=content_hash,
         )
 
 
-def score_fragment(scorer: Scorer, fragment: Fragment, plan: Plan) -> tuple[pa.Table, int]:
+@dataclass(frozen=True)
+class _Carried:
+    """Rewards that a row carries itself, as a scorer would give them; a row has no tokens without a tokenizer."""
+
+    rewards: Sequence[float | None]
+
+    @property
+    def reasons(self) -> list[str | None]:
+        return ["no_reward" if reward is None else None for reward in self.rewards]
+
+    @property
+    def prompt_tokens(self) -> list[int]:
+        return [0] * len(self.rewards)
+
+    response_tokens = truncated = prompt_tokens
+
+
+def _carried(row: Row) -> _Carried:
+    pairs = zip(row.sample.responses, row.rewards or (), strict=True)
+    return _Carried([reward for response, reward in pairs if response is not None])
+
+
+def score_fragment(scorer: Scorer | None, fragment: Fragment, plan: Plan) -> tuple[pa.Table, int]:
     """A fragment's score columns (`objects.COLUMNS` and the carried ones), one row per response, and its tokens.
+
+    Without a scorer, rewards are those that the rows carry (`scores.column`).
 
     Raises `ModelLoadError` where every reward of the fragment is NaN: that is the model, not the data.
     """
@@ -265,7 +290,8 @@ def score_fragment(scorer: Scorer, fragment: Fragment, plan: Plan) -> tuple[pa.T
         for row in usable
         if row.sample.prompt is not None
     ]
-    results = dict(zip((row.number for row in usable), scorer.score(groups), strict=True))
+    scored = [_carried(row) for row in usable] if scorer is None else scorer.score(groups)
+    results = dict(zip((row.number for row in usable), scored, strict=True))
     carried = [f"carry.{name}" for name in plan.mapping.carry]
     schema = pa.schema([*objects.COLUMNS, *(pa.field(name, pa.string()) for name in carried)])
     columns: dict[str, list[Any]] = {name: [] for name in schema.names}
@@ -273,6 +299,7 @@ def score_fragment(scorer: Scorer, fragment: Fragment, plan: Plan) -> tuple[pa.T
         position = 0
         for index, (response, reason) in enumerate(zip(row.sample.responses, row.sample.reasons, strict=True)):
             values: dict[str, Any] = {"reason": reason, "prompt_tokens": 0, "response_tokens": 0, "truncated": False}
+            values["response_chars"] = 0
             if response is not None:
                 result = results[row.number]
                 values = {
@@ -282,6 +309,7 @@ def score_fragment(scorer: Scorer, fragment: Fragment, plan: Plan) -> tuple[pa.T
                     "prompt_tokens": int(result.prompt_tokens[position]),
                     "response_tokens": int(result.response_tokens[position]),
                     "truncated": bool(result.truncated[position]),
+                    "response_chars": len(response),
                 }
                 position += 1
             values |= {"row": row.number, "response_index": index, "prompt_key": row.group_key}

@@ -1,12 +1,15 @@
-"""Select: score files → kept pointers per input file, by a columnar shuffle of about 48 bytes a response.
+"""Select: score files → kept pointers per input unit, by a columnar shuffle. Text is not here: rows are known by key, reward
+and place until export reads them again.
 
-Text is not here: rows are known by key, reward and place until export reads them again.
+What it costs for 1e9 rows of 1e8 prompts: reading, 40 bytes a row of score files, 40 GB over all workers, for each counting pass
+8 (reward and stratum). A rule that needs whole prompts shuffles 52 bytes a row, 52 GB, in about 1,000 partitions of 1e6 rows; a
+worker holds one partition at a time: 52 MB, with sorting about 200 MB. Where best-of-N comes first, what a bundle can rule out
+stays in it. `top` shuffles counts alone: 65,536 bins of 20 bytes a stratum and worker, three times.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,70 +18,34 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 from apache_beam.pvalue import AsSingleton
+from apache_beam.transforms.window import GlobalWindows
+from apache_beam.typehints.decorators import no_annotations
 
-from pipelines.columnar import (
-    CANDIDATES,
-    from_ipc,
-    scored_candidates,
-    sort_by_place,
-    to_candidates,
-    to_ipc,
-    to_table,
-)
-from pipelines.config import Limits, Step
-from pipelines.errors import RejectedError, StorageError
-from pipelines.inputs import place_of
-from pipelines.records import KeptFile, Totals
-from pipelines.rules import Candidates, apply_steps, count_prompts
+from pipelines.candidates import Candidates, count_prompts, place_order
+from pipelines.columnar import Needs, pack, to_ipc, unpack
+from pipelines.config import Limits
+from pipelines.cuts import Cut, keep
+from pipelines.length import Sample, fit, merge_samples
+from pipelines.passes import FindCut
+from pipelines.precombine import Holder
+from pipelines.records import KeptUnit, Totals
+from pipelines.rules import add_ranks, apply_step, with_rivals
+from pipelines.steps import LoadPartition, LoadScores, Selection, early, read_candidates
 from pipelines.storage import objects
 from pipelines.storage.objects import ScoreFile
-from pipelines.summaries import ExactSum, SelectionSummary
+from pipelines.summaries import ExactSum, SelectionSummary, StepCounts
+from pipelines.totals import check_limits, sum_totals, totals_of
 from pipelines.workers import carrying_errors
 
-
-def totals_of(data: bytes) -> Totals:
-    footer = ScoreFile.from_bytes(data).footer
-    return Totals(
-        rows=footer.rows,
-        read=footer.responses,
-        scored=footer.scored,
-        rejected=Counter(footer.rejected),
-        truncated=footer.truncated,
-        tokens=footer.tokens,
-        examples=tuple((footer.file_key, footer.unit_start, row, reason) for row, reason in footer.first_rejected),
-    )
-
-
-def sum_totals(totals: Iterable[Totals]) -> Totals:
-    return sum(totals, Totals())
-
-
-def check_limits(totals: Totals, limits: Limits) -> Totals:
-    """`totals` where they are within the limits; raises `RejectedError` (exit 4) with counts by reason."""
-    if totals.read != totals.scored + totals.rejected.total():
-        raise StorageError(
-            f"score files say {totals.read} read, {totals.scored} scored and {totals.rejected.total()} rejected, which "
-            "does not add up; remove the scores directory and score again"
-        )
-    fraction = totals.rejected.total() / totals.read if totals.read else 0.0
-    if fraction > limits.max_rejected_fraction:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in totals.rejected.most_common())
-        first = ", ".join(f"{key} {place_of(key, start, row)} {reason}" for key, start, row, reason in totals.examples)
-        raise RejectedError(
-            f"{totals.rejected.total()} of {totals.read} responses were rejected ({fraction:.4%}: {reasons}; first: {first}), "
-            f"more than limits.max_rejected_fraction={limits.max_rejected_fraction}; mend the input, or raise the limit: "
-            "nothing is scored again"
-        )
-    return totals
+_KEPT_ROWS = 1_000_000  # in one element
 
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
 class Select(beam.PTransform):  # type: ignore[misc]
-    """Descriptors → {kept: KeptFile, summary, totals, schemas, files, rejected}; fails on `limits` before it selects."""
+    """Descriptors → {kept: KeptUnit, summary, curve, totals, schemas, files, rejected}; fails on `limits` before it selects."""
 
-    steps: Sequence[Step]
+    selection: Selection
     limits: Limits
-    partitions: int
     with_schemas: bool
 
     def expand(self, descriptors: Any) -> dict[str, Any]:
@@ -88,28 +55,66 @@ class Select(beam.PTransform):  # type: ignore[misc]
             | "SumTotals" >> beam.CombineGlobally(sum_totals)
             | "CheckLimits" >> beam.ParDo(CheckLimits(self.limits))
         )
-        read_scores = beam.ParDo(ReadScores(self.partitions, self.with_schemas), AsSingleton(totals))
-        read = descriptors | "ReadScores" >> read_scores.with_output_types(
-            tuple[int, bytes], fragments=tuple[int, bytes], rejected=tuple[int, bytes], schemas=list[Any]
-        ).with_outputs("fragments", "rejected", "schemas", main="candidates")
-        ruled = (
-            read.candidates
-            | "ShuffleCandidates" >> beam.GroupByKey()
-            | "ApplyRules"
-            >> beam.ParDo(ApplyRules(self.steps))
-            .with_output_types(tuple[int, bytes])
-            .with_outputs("summary", main="kept")
-        )
-        files = {"kept": ruled.kept, "fragments": read.fragments} | "GroupByFile" >> beam.CoGroupByKey()
-        placed = files | "SortKept" >> beam.ParDo(SortKept()).with_outputs("files", main="kept")
+        sides = self._early_sides(descriptors)
+        read_scores = ReadScores(self.selection, self.with_schemas)
+        read = descriptors | "ReadScores" >> beam.ParDo(
+            read_scores, AsSingleton(totals), *map(AsSingleton, sides)
+        ).with_output_types(
+            tuple[int, bytes],
+            fragments=tuple[int, bytes],
+            rejected=tuple[int, bytes],
+            schemas=list[Any],
+            summary=SelectionSummary,
+        ).with_outputs("fragments", "rejected", "schemas", "summary", main="candidates")
+        grouped = read.candidates | "ShuffleCandidates" >> beam.GroupByKey()
+        kept, summaries = self._late(grouped)
+        summary = (read.summary, *summaries) | "AllSummaries" >> beam.Flatten()
+        placed = kept | "GroupByUnit" >> beam.GroupByKey() | "SortKept" >> beam.ParDo(SortKept(self.selection.needs))
+        files = read.fragments | "GroupByFile" >> beam.GroupByKey() | "SortFragments" >> beam.Map(sort_fragments)
         return {
-            "kept": placed.kept,
-            "files": placed.files,
-            "summary": ruled.summary,
+            "kept": placed,
+            "files": files,
+            "summary": summary,
+            "curve": sides[0] if self.selection.correction else descriptors.pipeline | "NoCurve" >> beam.Create([]),
             "totals": totals,
             "schemas": read.schemas,
             "rejected": read.rejected,
         }
+
+    def _early_sides(self, descriptors: Any) -> list[Any]:
+        """The curve of a length correction, then the cut of each early `top`."""
+        sides: list[Any] = []
+        correction = self.selection.correction
+        if correction is not None and correction.length_correction is not None:
+            sample = (
+                descriptors
+                | "SampleLengths" >> beam.ParDo(SampleLengths())
+                | "MergeSample" >> beam.CombineGlobally(merge_samples)
+            )
+            sides.append(sample | "FitLengths" >> beam.Map(fit, span=correction.length_correction.span))
+        for number in self.selection.early:
+            rule = self.selection.steps[number].top
+            if rule is not None:
+                load = LoadScores(self.selection, until=number)
+                sides.append(descriptors | f"FindCut{number}" >> FindCut(rule, load, tuple(sides)))
+        return sides
+
+    def _late(self, grouped: Any) -> tuple[Any, list[Any]]:
+        """Partitions → kept rows by unit, and a summary of each run of steps."""
+        runs, summaries = self.selection.late, []
+        rows, cuts = grouped, []
+        for number, run in enumerate(runs):
+            if number:
+                rule = self.selection.steps[run[0]].top
+                assert rule is not None
+                cuts = [rows | f"FindCut{run[0]}" >> FindCut(rule, LoadPartition(self.selection.needs), ())]
+            apply = ApplyRules(self.selection, run, first=number == 0, last=number == len(runs) - 1)
+            ruled = rows | f"ApplyRules{number}" >> beam.ParDo(apply, *map(AsSingleton, cuts)).with_output_types(
+                tuple[int, bytes]
+            ).with_outputs("summary", main="kept")
+            summaries.append(ruled.summary)
+            rows = ruled.kept
+        return rows, summaries
 
 
 @dataclass(eq=False)
@@ -121,79 +126,148 @@ class CheckLimits(beam.DoFn):  # type: ignore[misc]
             yield check_limits(totals, self.limits)
 
 
-@dataclass(eq=False)
+class SampleLengths(beam.DoFn):  # type: ignore[misc]
+    def process(self, data: bytes) -> Iterator[Sample]:
+        with carrying_errors():
+            yield Sample.of(read_candidates(ScoreFile.from_bytes(data), Needs(length=True)))
+
+
 class ReadScores(beam.DoFn):  # type: ignore[misc]
     """Descriptor → candidates by partition of the prompt key; and what else the score file tells, by input file."""
 
-    partitions: int
-    with_schemas: bool
+    def __init__(self, selection: Selection, with_schemas: bool) -> None:
+        self._selection = selection
+        self._with_schemas = with_schemas
+        self._holder: Holder | None = None
 
-    def process(self, data: bytes, _within_limits: Totals) -> Iterator[Any]:
+    def start_bundle(self) -> None:
+        self._holder = self._selection.holder
+
+    @no_annotations  # type: ignore[untyped-decorator]  # Beam cannot read those of *args
+    def process(self, data: bytes, _within_limits: Totals, *sides: Any) -> Iterator[Any]:
         with carrying_errors():
             descriptor = ScoreFile.from_bytes(data)
-            there = objects.read(descriptor.path)
-            if there is None:
-                raise StorageError(f"score file {descriptor.path} is gone or damaged; run the same command again")
-            scores, footer = there
-            candidates = scored_candidates(scores, file=descriptor.file, unit=footer.unit)
-            for partition, part in partitioned(candidates, self.partitions):
-                yield partition, to_ipc(to_table(part))
+            footer, needs = descriptor.footer, self._selection.needs
+            everything = read_candidates(descriptor, needs)
+            candidates, counts = early(everything, self._selection, sides, until=len(self._selection.steps))
+            yield beam.pvalue.TaggedOutput("summary", self._summary(everything, counts))
+            for part in self._holder.add(candidates) if self._holder else [candidates]:
+                yield from partitioned(part, self._selection)
             fragment = [footer.unit, footer.fragment, footer.content_hash, footer.rows, footer.responses, footer.scored]
+            fragment.append(footer.text_bytes)
             yield beam.pvalue.TaggedOutput("fragments", (descriptor.file, json.dumps(fragment).encode()))
-            rejected = scores.filter(scores["reason"].is_valid()).select(["row", "response_index", "reason"])
-            if rejected.num_rows:
-                place = pa.array([footer.unit_start] * rejected.num_rows, type=pa.int64())
-                rejected = rejected.append_column("unit_start", place)
-                yield beam.pvalue.TaggedOutput("rejected", (descriptor.file, to_ipc(rejected)))
-            if self.with_schemas:
+            if footer.rejected:
+                yield beam.pvalue.TaggedOutput("rejected", (descriptor.file, to_ipc(rejected_rows(descriptor))))
+            if self._with_schemas:
                 at = (descriptor.file, footer.unit, footer.fragment)
-                yield beam.pvalue.TaggedOutput("schemas", [(objects.original_schema(scores), at)])
+                original = objects.original_schema(objects.read_columns(descriptor.path, ["row"], footer))
+                yield beam.pvalue.TaggedOutput("schemas", [(original, at)])
+
+    def finish_bundle(self) -> Iterator[Any]:
+        for part in self._holder.finish() if self._holder else []:
+            for element in partitioned(part, self._selection):
+                yield GlobalWindows.windowed_value(element)
+
+    def _summary(self, everything: Candidates, counts: StepCounts) -> SelectionSummary:
+        sizes = _sizes(everything, self._selection.needs)
+        return SelectionSummary(
+            candidates=len(everything),
+            prompts=None if self._selection.early else 0,
+            steps=counts,
+            everything=ExactSum.of(everything.raw),
+            size=int(sizes.sum(dtype=np.int64)),
+            sample=Sample.of(everything.with_columns(tokens=sizes, reward=everything.raw)),
+        )
 
 
-def partitioned(candidates: Candidates, partitions: int) -> Iterator[tuple[int, Candidates]]:
+def rejected_rows(descriptor: ScoreFile) -> pa.Table:
+    scores = objects.read_columns(descriptor.path, ["row", "response_index", "reason"], descriptor.footer)
+    rejected = scores.filter(scores["reason"].is_valid())
+    place = pa.array([descriptor.footer.unit_start] * rejected.num_rows, type=pa.int64())
+    return rejected.append_column("unit_start", place)
+
+
+def partitioned(candidates: Candidates, selection: Selection) -> Iterator[tuple[int, bytes]]:
     """Candidates by range of the key's high half: all responses to a prompt in one partition."""
     high = candidates.key_high >> np.uint64(32)
-    part = (high * np.uint64(partitions)) >> np.uint64(32)
-    order = np.argsort(part, kind="stable")
-    bounds = np.searchsorted(part[order], np.arange(partitions + 1, dtype=np.uint64))
-    for number in range(partitions):
+    part = ((high * np.uint64(selection.partitions)) >> np.uint64(32)).astype(np.uint16)
+    order = np.argsort(part, kind="stable")  # 16 bits: a radix sort
+    bounds = np.searchsorted(part[order], np.arange(selection.partitions + 1))
+    for number in range(selection.partitions):
         if bounds[number] < bounds[number + 1]:
-            yield number, candidates.take(order[bounds[number] : bounds[number + 1]])
+            own = candidates.take(order[bounds[number] : bounds[number + 1]])
+            yield number, pack(own, selection.needs)
 
 
 @dataclass(eq=False)
 class ApplyRules(beam.DoFn):  # type: ignore[misc]
-    """All candidates of a partition → what is kept of them, by input file; and a summary."""
+    """Partitions → what a run of steps keeps of them, by partition, or after the last run by unit; and a summary."""
 
-    steps: Sequence[Step]
+    selection: Selection
+    run: Sequence[int]
+    first: bool
+    last: bool
 
-    def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[Any]:
-        candidates = to_candidates(from_ipc(element[1], CANDIDATES))
-        kept, counts = apply_steps(candidates, self.steps)
-        everything, remaining = ExactSum.of(candidates.reward), ExactSum.of(kept.reward)
-        yield beam.pvalue.TaggedOutput(
-            "summary",
-            SelectionSummary(
-                candidates=len(candidates),
-                prompts=count_prompts(candidates),
-                steps=[(count.rule, count.rows, count.prompts) for count in counts],
-                kept=remaining,
-                dropped=everything - remaining,
-                kept_prompts=count_prompts(kept),
-            ),
-        )
-        for file in np.unique(kept.file):
-            yield int(file), to_ipc(to_table(kept.take(kept.file == file)))
+    @no_annotations  # type: ignore[untyped-decorator]  # Beam cannot read those of *args
+    def process(self, element: tuple[int, Any], *cuts: Cut) -> Iterator[Any]:
+        partition, data = element
+        needs, numbers = self.selection.needs, list(self.run)
+        rows = unpack(data if self.first else [data], needs)
+        summary = SelectionSummary(prompts=count_prompts(rows) if self.first and not self.selection.early else 0)
+        if self.first and (needs.rank or needs.margin):
+            rows = add_ranks(rows)
+        whole, counts = rows, StepCounts()
+        for number in numbers:
+            step = self.selection.steps[number]
+            if step.top is not None:
+                rows = rows.take(keep(rows, cuts[0]))
+            else:
+                rows = apply_step(rows, step, temperature=self.selection.temperature)
+            counts[number] = (step.name, len(rows), count_prompts(rows))
+        if self.first and needs.rival:
+            rows = with_rivals(rows, whole)
+        summary.steps = counts
+        if self.last:
+            summary.kept = ExactSum.of(rows.raw)
+            summary.kept_prompts = count_prompts(rows)
+            summary.kept_size = int(_sizes(rows, needs).sum(dtype=np.int64))
+            if needs.rival:
+                summary.longest = ExactSum.of(rows.rival)
+        yield beam.pvalue.TaggedOutput("summary", summary)
+        if self.last:
+            yield from by_unit(rows, needs)
+        elif len(rows):
+            yield partition, pack(rows, needs)
 
 
+def by_unit(rows: Candidates, needs: Needs) -> Iterator[tuple[int, bytes]]:
+    """(file << 32 | unit, its rows): no element holds more than a unit has."""
+    unit = (rows.file.astype(np.int64) << 32) | rows.unit
+    order = np.argsort(unit, kind="stable")
+    if not len(order):
+        return
+    numbers, starts = np.unique(unit[order], return_index=True)
+    for number, start, end in zip(numbers, starts, [*starts[1:], len(order)], strict=True):
+        for first in range(start, end, _KEPT_ROWS):
+            yield int(number), pack(rows.take(order[first : min(end, first + _KEPT_ROWS)]), needs)
+
+
+@dataclass(eq=False)
 class SortKept(beam.DoFn):  # type: ignore[misc]
-    """One input file's kept responses from all partitions → one sorted piece; and what the manifest says of the file."""
+    """One unit's kept responses from all partitions → one sorted piece."""
 
-    def process(self, element: tuple[int, dict[str, Iterable[bytes]]]) -> Iterator[Any]:
-        file, grouped = element
-        fragments = sorted(json.loads(data) for data in grouped["fragments"])
-        kept = sort_by_place(from_ipc(grouped["kept"], CANDIDATES))
-        if kept.num_rows:
-            checks = [(unit, number, content) for unit, number, content, *_ in fragments]
-            yield KeptFile(file, to_ipc(kept), checks)
-        yield beam.pvalue.TaggedOutput("files", (file, fragments))
+    needs: Needs
+
+    def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[KeptUnit]:
+        number, parts = element
+        kept = unpack(parts, self.needs)
+        yield KeptUnit(number >> 32, number & 0xFFFFFFFF, pack(kept.take(place_order(kept)), self.needs))
+
+
+def sort_fragments(element: tuple[int, Iterable[bytes]]) -> tuple[int, list[list[Any]]]:
+    """(file, what the manifest says of its fragments)"""
+    return element[0], sorted(json.loads(data) for data in element[1])
+
+
+def _sizes(candidates: Candidates, needs: Needs) -> Any:
+    return candidates.tokens if needs.tokens else candidates.length

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +22,10 @@ class Kept(NamedTuple):
     response_index: int
     reward: float
     prompt_id: str  # the prompt key in hex
+    rank: int = 0
+    margin: float | None = None  # None for the worst of its prompt
+    rejected: str = ""  # of a pair: the other response and its reward
+    rejected_reward: float = 0.0
 
     @property
     def text(self) -> str:
@@ -29,54 +34,94 @@ class Kept(NamedTuple):
         return text
 
 
-def schema_of(shape: str, original: pa.Schema) -> pa.Schema:
-    """The output schema; `original` holds the input's columns and is used by the shape `original` alone."""
-    if shape == "original":
-        added = [("reward", pa.float32()), ("prompt_id", pa.string()), ("response_index", pa.int32())]
+class Shape(NamedTuple):
+    """What the output is to hold."""
+
+    name: str
+    include: tuple[str, ...] = ()  # columns of the input
+    add: tuple[str, ...] = ()  # rank, margin, probability
+    temperature: float | None = None
+
+    @property
+    def more_columns(self) -> Sequence[str] | None:
+        """The input columns to read again beside those that scoring reads; None means all."""
+        return None if self.name == "original" else self.include
+
+
+_KINDS = {
+    "messages": _MESSAGES,
+    "prompt": _MESSAGES,
+    "completion": _MESSAGES,
+    "chosen": _MESSAGES,
+    "rejected": _MESSAGES,
+    "reward": pa.float32(),
+    "chosen_reward": pa.float32(),
+    "rejected_reward": pa.float32(),
+    "prompt_id": pa.string(),
+    "source": pa.string(),
+    "response_index": pa.int32(),
+    "rank": pa.int32(),
+    "margin": pa.float32(),
+    "probability": pa.float32(),
+}
+COLUMNS = {
+    "messages": ["messages", "reward", "prompt_id", "source"],
+    "prompt_completion": ["prompt", "completion", "reward", "prompt_id", "source"],
+    "preference": ["prompt", "chosen", "rejected", "chosen_reward", "rejected_reward", "prompt_id", "source"],
+    "original": ["reward", "prompt_id", "response_index"],
+}
+
+
+def column_names(shape: Shape, original: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """(columns of the input, our columns by the name that they get in the output); `original` holds the input's."""
+    own = [*COLUMNS[shape.name], *shape.add]
+    if shape.name == "original":
         prefix = ""
-        while {prefix + name for name, _ in added} & set(original.names):
+        while {prefix + name for name in own} & set(original):
             prefix += "bestkept_"
-        own = (field.with_nullable(True) for field in original)  # another file may lack the column
-        return pa.schema([*own, *(pa.field(prefix + name, kind) for name, kind in added)])
-    columns = {"messages": ["messages"], "prompt_completion": ["prompt", "completion"]}[shape]
-    return pa.schema(
-        [
-            *(pa.field(name, _MESSAGES) for name in columns),
-            pa.field("reward", pa.float32()),
-            pa.field("prompt_id", pa.string()),
-            pa.field("source", pa.string()),
-        ]
-    )
+        return list(original), {prefix + name: name for name in own}
+    return [name for name in shape.include if name not in own], {name: name for name in own}
 
 
-def to_table(kept: Sequence[Kept], schema: pa.Schema, shape: str) -> pa.Table:
+def schema_of(shape: Shape, original: pa.Schema) -> pa.Schema:
+    """The output schema; `original` holds the input's columns. Raises `KeyError` for an included one that is not there."""
+    theirs, ours = column_names(shape, original.names)
+    kept = [original.field(name).with_nullable(True) for name in theirs]  # another file may lack the column
+    added = [pa.field(name, _KINDS[own]) for name, own in ours.items()]
+    return pa.schema([*kept, *added] if shape.name == "original" else [*added, *kept])
+
+
+def to_table(kept: Sequence[Kept], schema: pa.Schema, shape: Shape) -> pa.Table:
     """Kept responses as a table of `schema`."""
-    values = {name: column(item for item in kept) for name, column in _columns(schema, shape).items()}
-    arrays = [originals.to_array(list(values[field.name]), field) for field in schema]
-    plain = pa.schema([field.remove_metadata() for field in schema])
-    return pa.table(arrays, schema=plain)
+    theirs = schema.names[: len(schema) - len(COLUMNS[shape.name]) - len(shape.add)]
+    _, ours = column_names(shape, theirs)
+    arrays = []
+    for field in schema:
+        own = ours.get(field.name)
+        values = [_VALUES[own](item, shape) if own else item.row.original.get(field.name) for item in kept]
+        arrays.append(originals.to_array(values, field))
+    return pa.table(arrays, schema=pa.schema([field.remove_metadata() for field in schema]))
 
 
-def _columns(schema: pa.Schema, shape: str) -> dict[str, Callable[[Any], Any]]:
-    def each(value: Callable[[Kept], Any]) -> Callable[[Any], Any]:
-        return lambda items: map(value, items)
+def _probability(item: Kept, shape: Shape) -> float | None:
+    if item.margin is None or shape.temperature is None:
+        return None
+    return 1.0 / (1.0 + math.exp(min(700.0, -item.margin / shape.temperature)))
 
-    def original(name: str) -> Callable[[Any], Any]:
-        return each(lambda item: item.row.original.get(name))
 
-    if shape == "original":
-        added = schema.names[-3:]
-        return {
-            **{name: original(name) for name in schema.names[:-3]},
-            added[0]: each(lambda item: item.reward),
-            added[1]: each(lambda item: item.prompt_id),
-            added[2]: each(lambda item: item.response_index),
-        }
-    return {
-        "messages": each(lambda item: to_messages(item.row.sample.prompt or (), item.text)),
-        "prompt": each(lambda item: to_messages(item.row.sample.prompt or ())),
-        "completion": each(lambda item: to_messages((), item.text)),
-        "reward": each(lambda item: item.reward),
-        "prompt_id": each(lambda item: item.prompt_id),
-        "source": each(lambda item: item.row.source),
-    }
+_VALUES: dict[str, Callable[[Kept, Shape], Any]] = {
+    "messages": lambda item, _: to_messages(item.row.sample.prompt or (), item.text),
+    "prompt": lambda item, _: to_messages(item.row.sample.prompt or ()),
+    "completion": lambda item, _: to_messages((), item.text),
+    "chosen": lambda item, _: to_messages((), item.text),
+    "rejected": lambda item, _: to_messages((), item.rejected),
+    "reward": lambda item, _: item.reward,
+    "chosen_reward": lambda item, _: item.reward,
+    "rejected_reward": lambda item, _: item.rejected_reward,
+    "prompt_id": lambda item, _: item.prompt_id,
+    "source": lambda item, _: item.row.source,
+    "response_index": lambda item, _: item.response_index,
+    "rank": lambda item, _: item.rank,
+    "margin": lambda item, _: item.margin,
+    "probability": _probability,
+}

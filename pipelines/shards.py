@@ -10,15 +10,14 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """Where the kept responses of each file start, and the jobs that write them."""
+    """Where the kept responses of each unit start, and the jobs that write them."""
 
     total: int
-    file_starts: Mapping[int, int]  # file → number of its first kept response
+    unit_starts: Mapping[tuple[int, int], int]  # (file, unit) → number of its first kept response
     rows_per_shard: int
     jobs: tuple[tuple[int, int], ...]  # half-open ranges of shards
 
@@ -31,9 +30,9 @@ class ShardPlan:
         first, last = self.jobs[job]
         return first * self.rows_per_shard, min(last * self.rows_per_shard, self.total)
 
-    def pieces(self, file: int, count: int) -> Iterator[tuple[int, int, int]]:
-        """(job, start, end) for a file's `count` kept responses, positions within the file."""
-        start = self.file_starts[file]
+    def pieces(self, file: int, unit: int, count: int) -> Iterator[tuple[int, int, int]]:
+        """(job, start, end) for a unit's `count` kept responses, positions within the unit."""
+        start = self.unit_starts[file, unit]
         job = bisect_right([first * self.rows_per_shard for first, _ in self.jobs], start) - 1
         position = 0
         while position < count:
@@ -42,26 +41,30 @@ class ShardPlan:
             position, job = end, job + 1
 
 
-def plan_shards(
-    counts: Iterable[tuple[int, Sequence[tuple[int, int]]]], *, rows_per_shard: int, streamed: Sequence[bool]
-) -> ShardPlan:
-    """The shard plan for `counts`: (file, [(unit, kept responses), ...]) in any order; `streamed` by file number.
+def plan_shards(counts: Iterable[tuple[int, int, int]], *, rows_per_shard: int, streamed: Sequence[bool]) -> ShardPlan:
+    """The shard plan for `counts`: (file, unit, kept responses) in any order; `streamed` by file number.
 
     Nothing kept at all gives one empty shard: a data set without files cannot be loaded.
     """
-    file_starts: dict[int, int] = {}
+    unit_starts: dict[tuple[int, int], int] = {}
     inner: list[tuple[int, int]] = []  # ranges of response numbers that one job must hold
     number = 0
-    for file, units in sorted(counts):
-        file_starts[file] = number
-        ends = list(accumulate((kept for _, kept in sorted(units)), initial=number))
+    for file, unit, kept in sorted(counts):
+        unit_starts[file, unit] = number
         if streamed[file]:
-            inner += pairwise(ends)
-        number = ends[-1]
+            inner.append((number, number + kept))
+        number += kept
     shards = max(1, -(-number // rows_per_shard))
     joined = [False] * (shards + 1)  # whether the boundary before shard k lies inside such a range
     for start, end in inner:
         for boundary in range(start // rows_per_shard + 1, -(-end // rows_per_shard)):
             joined[boundary] = True
     starts = [shard for shard in range(shards) if not joined[shard]]
-    return ShardPlan(number, file_starts, rows_per_shard, tuple(zip(starts, [*starts[1:], shards], strict=True)))
+    return ShardPlan(number, unit_starts, rows_per_shard, tuple(zip(starts, [*starts[1:], shards], strict=True)))
+
+
+def rows_within(bytes_per_shard: int, rows_per_shard: int, *, rows: int, text_bytes: int) -> int:
+    """How many rows a shard may have, so that neither bound is passed by shards of mean row size."""
+    if not rows or not text_bytes:
+        return rows_per_shard
+    return max(1, min(rows_per_shard, bytes_per_shard * rows // text_bytes))

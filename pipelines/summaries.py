@@ -10,6 +10,10 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.length import Sample, merge_samples
+
+_EXACT = 2**28  # so many 24-bit integers are summed exactly in a float64
+
 
 @dataclass
 class ExactSum:
@@ -20,11 +24,15 @@ class ExactSum:
 
     @classmethod
     def of(cls, values: npt.NDArray[np.float32]) -> ExactSum:
-        fractions, exponents = np.frexp(values.astype(np.float32))
-        integers = np.ldexp(fractions.astype(np.float64), 24).astype(np.int64)  # exact: float32 has 24 bits
         sums: Counter[int] = Counter()
-        for exponent in np.unique(exponents):
-            sums[int(exponent)] = int(integers[exponents == exponent].sum())
+        for start in range(0, len(values), _EXACT):
+            bits = np.ascontiguousarray(values[start : start + _EXACT], dtype=np.float32).view(np.uint32)
+            exponents = (bits >> np.uint32(23)) & np.uint32(0xFF)
+            integers = (bits & np.uint32(0x7FFFFF)) | ((exponents > 0).astype(np.uint32) << np.uint32(23))
+            signed = np.where(bits >> np.uint32(31), -integers.astype(np.int64), integers.astype(np.int64))
+            totals = np.bincount(exponents, weights=signed)  # exact: below 2**53
+            for exponent in np.flatnonzero(totals).tolist():
+                sums[max(exponent, 1) - 126] += int(totals[exponent])
         return cls(len(values), sums)
 
     def __add__(self, other: ExactSum) -> ExactSum:
@@ -50,30 +58,60 @@ class ExactSum:
         return float(total / self.count)
 
 
+StepCounts = dict[int, tuple[str, int, int | None]]
+"""Step number → (rule, rows it kept, prompts it kept: None where the step works before prompts come together)."""
+
+
 @dataclass
 class SelectionSummary:
-    """What selection did to one or more partitions of the prompts."""
+    """What selection did to a part of the responses."""
 
     candidates: int = 0
-    prompts: int = 0
-    steps: list[tuple[str, int, int]] = field(default_factory=list)  # rule, rows and prompts it kept
+    prompts: int | None = 0  # None where a cut before prompts come together leaves them uncounted
+    steps: StepCounts = field(default_factory=dict)
     kept: ExactSum = field(default_factory=ExactSum)
-    dropped: ExactSum = field(default_factory=ExactSum)
+    everything: ExactSum = field(default_factory=ExactSum)
     kept_prompts: int = 0
+    size: int = 0  # tokens of all candidates; characters where there is no tokenizer
+    kept_size: int = 0
+    longest: ExactSum = field(
+        default_factory=ExactSum
+    )  # of as many responses a prompt as were kept, the longest instead
+    sample: Sample = field(default_factory=lambda: merge_samples([]))
+
+    @property
+    def dropped(self) -> ExactSum:
+        return self.everything - self.kept
 
     def __add__(self, other: SelectionSummary) -> SelectionSummary:
-        if self.steps and other.steps:
-            steps = [(rule, a + c, b + d) for (rule, a, b), (_, c, d) in zip(self.steps, other.steps, strict=True)]
-        else:
-            steps = self.steps or other.steps
+        steps = dict(self.steps)
+        for number, (rule, rows, prompts) in other.steps.items():
+            _, before_rows, before_prompts = steps.get(number, (rule, 0, 0))
+            steps[number] = (rule, before_rows + rows, _both(before_prompts, prompts))
         return SelectionSummary(
-            self.candidates + other.candidates,
-            self.prompts + other.prompts,
-            steps,
-            self.kept + other.kept,
-            self.dropped + other.dropped,
-            self.kept_prompts + other.kept_prompts,
+            candidates=self.candidates + other.candidates,
+            prompts=_both(self.prompts, other.prompts),
+            steps=steps,
+            kept=self.kept + other.kept,
+            everything=self.everything + other.everything,
+            kept_prompts=self.kept_prompts + other.kept_prompts,
+            size=self.size + other.size,
+            kept_size=self.kept_size + other.kept_size,
+            longest=self.longest + other.longest,
+            sample=merge_samples([self.sample, other.sample]),
         )
+
+    def random_mean(self) -> float | None:
+        """Mean reward of a random choice of the kept ones' size: the first of the sample, up to that share of its size."""
+        sizes = self.sample.tokens.astype(np.int64)
+        if not self.size or not len(sizes):
+            return None
+        fits = int(np.count_nonzero(np.cumsum(sizes) * self.size <= self.kept_size * int(sizes.sum())))
+        return ExactSum.of(self.sample.reward[:fits]).mean()
+
+
+def _both(left: int | None, right: int | None) -> int | None:
+    return None if left is None or right is None else left + right
 
 
 def merge_summaries(summaries: Iterable[SelectionSummary]) -> SelectionSummary:

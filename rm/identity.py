@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -212,6 +213,33 @@ class _HashCache:
             os.replace(file.name, self._path)
         except OSError:
             return  # a read-only home costs a rehash next time, nothing else
+
+
+CALIBRATION_FILE = "calibration.json"
+_CALIBRATE = "run `bestkept evaluate` to write it again, or remove it"
+
+
+def load_temperature(directory: Path | str) -> float | None:
+    """The temperature stored beside a model's weights, None where none is stored. No reward depends on it.
+
+    Raises `ModelError` where the file holds no positive number under `temperature`.
+    """
+    path = Path(directory) / CALIBRATION_FILE
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        value = float(fields["temperature"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} holds no temperature ({type(error).__name__}); {_CALIBRATE}") from error
+    if not (math.isfinite(value) and value > 0):
+        raise ModelError(f"{path} holds the temperature {value}; expected a positive number; {_CALIBRATE}")
+    return value
+
+
+def has_anchor(directory: Path | str) -> bool:
+    """Whether rewards of different prompts are known to be comparable: labels of single responses fixed their offset."""
+    return "offset" in _read_json(Path(directory) / CALIBRATION_FILE)
 
 
 def tensor_shapes(directory: Path) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -1,21 +1,38 @@
 """The YAML configuration as pydantic models: every field, its meaning, and the only place with defaults."""
 
 from pipelines.config.base import refuse_userinfo
-from pipelines.config.curation import BestOfN, Columns, InputConfig, Limits, RunConfig, RunnerConfig, Step, Threshold
+from pipelines.config.curation import Columns, InputConfig, Limits, RunConfig, RunnerConfig
 from pipelines.config.evaluation import EvaluateConfig
 from pipelines.config.loading import load, validated
+from pipelines.config.rules import (
+    BestOfN,
+    DropPrompts,
+    LengthCorrection,
+    Longest,
+    Pairs,
+    Random,
+    Step,
+    Threshold,
+    Top,
+)
 from pipelines.config.training import TrainConfig
 
 __all__ = [
     "BestOfN",
     "Columns",
+    "DropPrompts",
     "EvaluateConfig",
     "InputConfig",
+    "LengthCorrection",
     "Limits",
+    "Longest",
+    "Pairs",
+    "Random",
     "RunConfig",
     "RunnerConfig",
     "Step",
     "Threshold",
+    "Top",
     "TrainConfig",
     "load",
     "refuse_userinfo",

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipelines.config.base import PathText, Strict
+from pipelines.config.rules import BestOfN, Step, check_order
 
 
 class Columns(Strict):
@@ -71,39 +72,20 @@ class ModelConfig(Strict):
     a CPU, where larger batches leave the cache and are slower."""
 
 
-class BestOfN(Strict):
-    keep: int = Field(default=1, ge=1)
-    """Responses kept per prompt."""
-    min_candidates: int = Field(default=2, ge=1)
-    """Prompts with fewer scored responses are dropped: a lone candidate is not a choice."""
-    min_margin: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
-    """Least reward gap between the last kept response and the best dropped one."""
-
-
-class Threshold(Strict):
-    min_reward: float = Field(allow_inf_nan=False)
-    """Responses with a lower reward are dropped."""
-
-
-class Step(Strict):
-    """One step of `select`: exactly one rule."""
-
-    best_of_n: BestOfN | None = None
-    threshold: Threshold | None = None
-
-    @model_validator(mode="after")
-    def _one_rule(self) -> Step:
-        named = [name for name in type(self).model_fields if getattr(self, name) is not None]
-        if len(named) != 1:
-            raise ValueError(f"expected exactly one of {', '.join(type(self).model_fields)}, got {named or 'none'}")
-        return self
-
-
 class OutputConfig(Strict):
     path: PathText
     """Where the curated data set goes; one selection per path. `{date}` expands to today, UTC."""
-    shape: Literal["messages", "prompt_completion", "original"] = "messages"
+    shape: Literal["messages", "prompt_completion", "preference", "original"] = "messages"
+    """`preference` is for the rule `pairs`."""
+    include_columns: list[str] = []
+    """Further columns of the input, beside those of the shape."""
+    add: list[Literal["rank", "margin", "probability"]] = []
+    """Further columns from the rewards: rank within the prompt (1 is best), margin (gap to the next worse response, null for the
+    worst) and probability, sigma(margin / T) with T of the model's `calibration.json`."""
     rows_per_shard: int = Field(default=100_000, ge=1)
+    """Most rows of a shard."""
+    bytes_per_shard: int = Field(default=512 * 2**20, ge=1)
+    """Text after which a shard ends, before compression; a shard has at least one row."""
     license: str | None = None
     """Named in the dataset card."""
 
@@ -116,6 +98,8 @@ class OutputConfig(Strict):
 class ScoresConfig(Strict):
     path: PathText | None = None
     """Where score files live; default `<output.path>/scores`. Share it, and many selections score once."""
+    column: str | None = None
+    """An input column that holds the rewards already (of a judge, or of another model), instead of `model`."""
 
 
 class Limits(Strict):
@@ -135,13 +119,50 @@ class RunConfig(Strict):
     """`bestkept run`, `score` and `select`."""
 
     input: InputConfig
-    model: ModelConfig
+    model: ModelConfig | None = None
     select: list[Step] = [Step(best_of_n=BestOfN())]
     """Steps apply in order, each to what the one before kept; an empty list keeps every scored row."""
     output: OutputConfig
     scores: ScoresConfig = ScoresConfig()
     limits: Limits = Limits()
     runner: RunnerConfig = RunnerConfig()
+
+    @model_validator(mode="after")
+    def _one_source_of_rewards(self) -> RunConfig:
+        if (self.model is None) == (self.scores.column is None):
+            given = "both are given" if self.model is not None else "neither is"
+            raise ValueError(f"rewards come from model.path or from scores.column, and {given}; give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _steps_fit(self) -> RunConfig:
+        check_order(self.select)
+        known = ["source", *self.input.carry]
+        for number, step in enumerate(self.select):
+            for setting, column in step.columns():
+                if column not in known:
+                    raise ValueError(
+                        f"select.{number}.{setting} names the column {column!r}, and score files have {', '.join(known)}; "
+                        f"add it: input.carry=[{', '.join([*self.input.carry, column])}]"
+                    )
+            if step.top is not None and step.top.tokens is not None and self.model is None:
+                raise ValueError(
+                    f"select.{number}.top.tokens is counted by a reward model's tokenizer, and scores.column has none; "
+                    "use rows or fraction"
+                )
+            if step.needs_temperature and self.model is None:
+                raise ValueError(
+                    f"select.{number}.{step.name} needs a temperature, and scores.column has none; give it"
+                )
+        if "probability" in self.output.add and self.model is None:
+            raise ValueError("output.add names probability, which needs a model's calibration; remove it")
+        has_pairs = any(step.pairs is not None for step in self.select)
+        if has_pairs != (self.output.shape == "preference"):
+            raise ValueError(
+                f"output.shape is {self.output.shape!r}, and select {'ends with' if has_pairs else 'has no'} pairs; "
+                "pairs and the shape preference go together"
+            )
+        return self
 
     @property
     def scores_path(self) -> str:

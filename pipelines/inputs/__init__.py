@@ -1,5 +1,6 @@
 """Input files → units → fragments of rows."""
 
+from pipelines.inputs.again import read_rows
 from pipelines.inputs.files import InputFile, Unit, kind_of, place_of, seekable, split_units
 from pipelines.inputs.fragments import Fragment, Row, column_names, original_schema, read_fragments
 
@@ -13,6 +14,7 @@ __all__ = [
     "original_schema",
     "place_of",
     "read_fragments",
+    "read_rows",
     "seekable",
     "split_units",
 ]

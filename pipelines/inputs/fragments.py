@@ -17,7 +17,7 @@ from pipelines import originals
 from pipelines.inputs.files import InputFile, Unit
 from pipelines.inputs.jsonl import json_rows
 from pipelines.inputs.parquet import parquet_rows, parquet_schema
-from pipelines.schemas import RowMapping, Sample, read_row
+from pipelines.schemas import RowMapping, Sample, read_row, rewards_of
 from rm.conversations import canonical_json, prompt_key
 
 FRAGMENT_BYTES = 64 * 2**20  # of row text per fragment, beside rows_per_fragment
@@ -35,6 +35,7 @@ class Row(NamedTuple):
     source: str | None
     carry: tuple[str | None, ...]
     original: Mapping[str, Any]
+    rewards: tuple[float | None, ...] | None = None  # that the row carries itself
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class Fragment:
             for response, reason in zip(sample.responses, sample.reasons, strict=True):
                 digest.update(b"\0" + (response.encode() if response is not None else b"\1" + (reason or "").encode()))
             digest.update(b"\2" + (row.group_key or b"") + json.dumps([row.source, *row.carry]).encode() + b"\n")
+            if row.rewards is not None:
+                digest.update(json.dumps(row.rewards).encode())
         return digest.hexdigest()
 
 
@@ -83,16 +86,14 @@ def read_fragments(
     *,
     rows_per_fragment: int,
     max_row_bytes: int,
-    all_columns: bool = False,
 ) -> Iterator[Fragment]:
     """Stream a unit as fragments; an empty unit is one empty fragment. Every row group is decoded once.
 
-    With `all_columns` the rows keep all their columns in `original`, else only what scoring reads.
     Raises `InputError` for a file that is gone, cut, or lacks a mapped column.
     """
     rows: list[Row] = []
     index = size = 0
-    for row in _rows(file, unit, mapping, max_row_bytes, all_columns):
+    for row in _rows(file, unit, mapping, max_row_bytes):
         if len(rows) == rows_per_fragment or size >= FRAGMENT_BYTES:
             yield Fragment(index, rows, last=False)
             rows, index, size = [], index + 1, 0
@@ -108,30 +109,32 @@ def original_schema(file: InputFile, fragment: Fragment) -> pa.Schema:
     return originals.infer([row.original for row in fragment.rows])
 
 
-def _rows(file: InputFile, unit: Unit, mapping: RowMapping, max_row_bytes: int, all_columns: bool) -> Iterator[Row]:
+def _rows(file: InputFile, unit: Unit, mapping: RowMapping, max_row_bytes: int) -> Iterator[Row]:
     source = (
-        parquet_rows(file, unit, mapping, all_columns=all_columns)
+        parquet_rows(file, unit, mapping)
         if file.kind == "parquet"
         else json_rows(file, unit, max_row_bytes=max_row_bytes)
     )
     for number, (value, size, seen) in enumerate(source):
-        if isinstance(value, str):
-            sample = Sample(None, [None], [value])
-        elif size > max_row_bytes:
-            sample = Sample(None, [None], ["row_too_large"])
-        else:
-            sample = read_row(value, mapping)
-        usable: Mapping[str, Any] = {} if isinstance(value, str) else value
-        yield Row(
-            number,
-            sample,
-            _group_key(sample, usable, mapping),
-            size,
-            seen,
-            _text(usable.get(mapping.source)) if mapping.source else None,
-            tuple(_text(usable.get(name)) for name in mapping.carry),
-            usable,
-        )
+        too_large = not isinstance(value, str) and size > max_row_bytes
+        yield row_of(number, "row_too_large" if too_large else value, mapping, size=size, seen=seen)
+
+
+def row_of(number: int, value: Mapping[str, Any] | str, mapping: RowMapping, *, size: int = 0, seen: int = 0) -> Row:
+    """The row in `value`, or one that is unusable for the reason that `value` names."""
+    usable: Mapping[str, Any] = {} if isinstance(value, str) else value
+    sample = Sample(None, [None], [value]) if isinstance(value, str) else read_row(value, mapping)
+    return Row(
+        number,
+        sample,
+        _group_key(sample, usable, mapping),
+        size,
+        seen,
+        _text(usable.get(mapping.source)) if mapping.source else None,
+        tuple(_text(usable.get(name)) for name in mapping.carry),
+        usable,
+        tuple(rewards_of(usable, mapping, len(sample.responses))) if mapping.reward else None,
+    )
 
 
 def _group_key(sample: Sample, row: Mapping[str, Any], mapping: RowMapping) -> bytes | None:

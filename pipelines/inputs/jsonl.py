@@ -21,12 +21,21 @@ def json_rows(file: InputFile, unit: Unit, *, max_row_bytes: int) -> Iterator[Ra
             if line is None:
                 yield "row_too_large", size, stream.tell() - unit.start
             elif line.strip():
-                yield _parse(line.removeprefix(_BOM)), size, stream.tell() - unit.start
+                yield parse_line(line), size, stream.tell() - unit.start
 
 
-def _parse(line: bytes) -> Mapping[str, Any] | str:
+def json_lines(file: InputFile, unit: Unit, *, max_row_bytes: int) -> Iterator[bytes | None]:
+    """The lines that are rows, unparsed; None for one that is too long."""
+    with reading(file.path), open_for_reading(file.path) as stream:
+        for line, _ in _lines(stream, file, unit, max_row_bytes):
+            if line is None or line.strip():
+                yield line
+
+
+def parse_line(line: bytes) -> Mapping[str, Any] | str:
+    """The object in a line, or the reason why there is none."""
     try:
-        value = json.loads(line.decode())
+        value = json.loads(line.removeprefix(_BOM).decode())
     except UnicodeDecodeError:
         return "bad_utf8"
     except ValueError:

@@ -26,8 +26,8 @@ def parquet_schema(file: InputFile) -> pa.Schema:
         return pq.read_schema(stream)
 
 
-def parquet_rows(file: InputFile, unit: Unit, mapping: RowMapping, *, all_columns: bool) -> Iterator[RawRow]:
-    """The rows of a row group: the mapped columns, or all of them. A value that is not UTF-8 spoils its own row only."""
+def parquet_rows(file: InputFile, unit: Unit, mapping: RowMapping) -> Iterator[RawRow]:
+    """The mapped columns of a row group's rows. A value that is not UTF-8 spoils its own row only."""
     with reading(file.path), open_for_reading(file.path) as stream:
         parquet = pq.ParquetFile(stream, buffer_size=_READ_BYTES, pre_buffer=False)
         missing = [name for name in mapping.columns() if name not in parquet.schema_arrow.names]
@@ -40,31 +40,37 @@ def parquet_rows(file: InputFile, unit: Unit, mapping: RowMapping, *, all_column
         group = parquet.metadata.row_group(unit.number)
         rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
         seen = 0
-        for batch in parquet.iter_batches(rows, row_groups=[unit.number], columns=None if all_columns else mapped):
-            # rows and sizes come from the mapped columns alone, so that export cuts fragments as scoring did
-            for position, value in enumerate(_batch_rows(batch.select(mapped))):
+        for batch in parquet.iter_batches(rows, row_groups=[unit.number], columns=mapped):
+            for value in batch_rows(batch.select(mapped), mapped):
                 seen += 1
                 share = unit.input_bytes * seen // max(1, unit.end - unit.start)
-                size = 0 if isinstance(value, str) else sum(map(_size, value.values()))
-                if all_columns and not isinstance(value, str):
-                    value = {**_other_columns(batch, mapped, position), **value}
-                yield value, size, share
+                yield value, 0 if isinstance(value, str) else sum(map(_size, value.values())), share
 
 
-def _other_columns(batch: pa.RecordBatch, mapped: list[str], position: int) -> dict[str, Any]:
-    """A row's columns that scoring does not read; bad UTF-8 in them is replaced, it is not ours to judge."""
-    values: dict[str, Any] = {}
-    for name in batch.schema.names:
-        if name not in mapped:
-            scalar = batch[name][position]
-            try:
-                values[name] = scalar.as_py()
-            except UnicodeDecodeError:
-                values[name] = scalar.as_buffer().to_pybytes().decode(errors="replace")
-    return values
+def batch_rows(batch: pa.RecordBatch, mapped: list[str]) -> Iterator[Mapping[str, Any] | str]:
+    """Rows of a batch; bad UTF-8 in a mapped column makes a row its reason, in other columns it is replaced: not ours to
+    judge."""
+    values = _rows(batch.select(mapped))
+    others = [name for name in batch.schema.names if name not in mapped]
+    if not others:
+        yield from values
+        return
+    try:
+        more: list[Mapping[str, Any]] = batch.select(others).to_pylist()
+    except UnicodeDecodeError:
+        more = [{name: _lenient(batch[name][at]) for name in others} for at in range(batch.num_rows)]
+    for value, other in zip(values, more, strict=True):
+        yield value if isinstance(value, str) else {**other, **value}
 
 
-def _batch_rows(batch: pa.RecordBatch) -> list[Mapping[str, Any] | str]:
+def _lenient(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        return scalar.as_buffer().to_pybytes().decode(errors="replace")
+
+
+def _rows(batch: pa.RecordBatch) -> list[Mapping[str, Any] | str]:
     values: list[Mapping[str, Any] | str] = []
     try:
         values += batch.to_pylist()

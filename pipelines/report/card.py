@@ -8,13 +8,15 @@ from typing import Any
 import jinja2
 import yaml
 
+from pipelines.shapes import COLUMNS as _SHAPES
+
 _CARD = """\
 ---
 {{ header }}---
 
 # Curated by bestkept
 
-{{ counts.kept }} of {{ counts.scored }} scored responses to {{ counts.prompts }} prompts, kept by their reward.
+{{ counts.kept }} of {{ counts.scored }} scored responses {% if counts.prompts is not none %}to {{ counts.prompts }} prompts{% endif %}, kept by their reward.
 
 | | |
 |---|---|
@@ -22,25 +24,22 @@ _CARD = """\
 | rejected | {{ counts.rejected_total }}{% for reason, n in rejected.items() %}{{ ": " if loop.first else ", " }}{{ reason }} {{ n }}{% endfor %} |
 | scored | {{ counts.scored }}, of which {{ counts.truncated }} truncated to the model's length |
 {%- for step in steps %}
-| after `{{ step.rule }}` | {{ step.rows }} responses to {{ step.prompts }} prompts |
+| after `{{ step.rule }}` | {{ step.rows }} responses{% if step.prompts is not none %} to {{ step.prompts }} prompts{% endif %} |
 {%- endfor %}
 | kept | {{ counts.kept }} responses to {{ counts.kept_prompts }} prompts |
 | mean reward | kept {{ number(mean.kept) }}, dropped {{ number(mean.dropped) }} |
+| for comparison | random at equal {{ controls.equal }} {{ number(controls.random) }}, longest of each prompt {{ number(controls.longest) }} |
 | reward model | `{{ model.name }}`{% if model.revision %} at `{{ model.revision }}`{% endif %}, fingerprint `{{ fingerprint }}` |
 
 Selection:
 
 ```yaml
 {{ select }}```
-
+{% for warning in warnings %}
+**Mind:** {{ warning }}.
+{% endfor %}
 Columns: {{ columns }}. Rewards are raw model outputs; they compare responses to one prompt, not prompts.
 """
-
-_COLUMNS = {
-    "messages": "`messages`, `reward`, `prompt_id`, `source`",
-    "prompt_completion": "`prompt`, `completion`, `reward`, `prompt_id`, `source`",
-    "original": "those of the input, `reward`, `prompt_id`, `response_index`",
-}
 
 
 def render(manifest: Mapping[str, Any], *, license: str | None) -> str:
@@ -58,9 +57,17 @@ def render(manifest: Mapping[str, Any], *, license: str | None) -> str:
         rejected=manifest["rejected"],
         steps=manifest["steps"],
         mean=manifest["mean_reward"],
+        controls=manifest["controls"],
+        warnings=manifest["warnings"],
         model=manifest["model"],
         fingerprint=manifest["fingerprint"],
         select=yaml.safe_dump(manifest["selection"]["select"], sort_keys=False),
-        columns=_COLUMNS[manifest["selection"]["shape"]],
+        columns=_columns(manifest["selection"]),
         number=lambda value: "-" if value is None else f"{value:.4f}",
     )
+
+
+def _columns(selection: Mapping[str, Any]) -> str:
+    more = [*selection["add"], *selection["include_columns"]]
+    names = ", ".join(f"`{name}`" for name in [*_SHAPES[selection["shape"]], *more])
+    return f"those of the input, {names}" if selection["shape"] == "original" else names

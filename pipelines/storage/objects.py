@@ -21,9 +21,9 @@ import xxhash
 from pipelines.errors import StorageError
 from pipelines.records import EXAMPLES
 from pipelines.storage import publish
-from pipelines.storage.files import join, read_bytes
+from pipelines.storage.files import join, open_for_reading, read_bytes
 
-FORMAT = 1
+FORMAT = 2
 _FOOTER = b"bestkept"
 _HASH = b"bestkept.hash"
 _ORIGINAL = b"bestkept.original"
@@ -38,6 +38,7 @@ COLUMNS = pa.schema(
         pa.field("reason", pa.string()),  # null where scored
         pa.field("prompt_tokens", pa.int32()),
         pa.field("response_tokens", pa.int32()),
+        pa.field("response_chars", pa.int32()),  # characters; 0 where rejected before scoring
         pa.field("row_bytes", pa.int64()),
         pa.field("truncated", pa.bool_()),
         pa.field("source", pa.string()),
@@ -64,6 +65,7 @@ class Footer:
     first_rejected: list[list[Any]]  # [row in the unit, reason] of the first few
     truncated: int
     tokens: int
+    text_bytes: int  # of all rows, each counted once
     content_hash: str
     format: int = FORMAT
 
@@ -102,7 +104,7 @@ def encode(columns: pa.Table, footer: Footer, original: str) -> bytes:
     metadata = {_FOOTER: described, _ORIGINAL: original, _HASH: _hash(columns, described + original)}
     table = columns.replace_schema_metadata({key: value.encode() for key, value in metadata.items()})
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", store_schema=True)
+    pq.write_table(table, sink, compression="zstd", store_schema=True, write_page_checksum=True)
     return sink.getvalue()
 
 
@@ -124,6 +126,23 @@ def read(path: str) -> tuple[pa.Table, Footer] | None:
     """The valid score file at `path`, or None where there is none or it is damaged."""
     data = read_bytes(path)
     return None if data is None else decode(data)
+
+
+def read_columns(path: str, names: list[str], footer: Footer) -> pa.Table:
+    """Some columns of a score file that has been found valid in this run: its page checksums are verified again.
+
+    Raises `StorageError` where it is gone, damaged, or no longer the file that `footer` describes.
+    """
+    try:
+        with open_for_reading(path) as file:
+            table = pq.ParquetFile(file, page_checksum_verification=True).read(names)
+    except (pa.ArrowException, OSError) as error:
+        raise StorageError(
+            f"score file {path} is gone or damaged ({type(error).__name__}); run the same command again"
+        ) from error
+    if table.num_rows != footer.responses:
+        raise StorageError(f"score file {path} changed while it was read; run the same command again")
+    return table
 
 
 def original_schema(table: pa.Table) -> str:
@@ -175,9 +194,13 @@ def _hash(table: pa.Table, described: str) -> str:
 def _values(column: Any) -> list[bytes]:
     """The non-null values as bytes that do not depend on offsets or padding of the buffers."""
     column = column.drop_null()
+    if not len(column):
+        return []
     if pa.types.is_string(column.type):
-        binary = [value.encode() for value in column.to_pylist()]
-        return [np.array([len(value) for value in binary], dtype="<i8").tobytes(), b"".join(binary)]
+        offsets = np.frombuffer(column.buffers()[1], dtype=np.int32, count=len(column) + 1, offset=4 * column.offset)
+        text = column.buffers()[2]
+        return [np.diff(offsets).astype("<i8").tobytes(), b"" if text is None else text[offsets[0] : offsets[-1]]]
     if pa.types.is_fixed_size_binary(column.type):
-        return column.to_pylist()  # type: ignore[no-any-return]
+        width = column.type.byte_width
+        return [column.buffers()[1][width * column.offset : width * (column.offset + len(column))]]
     return [column.to_numpy(zero_copy_only=False).tobytes()]

@@ -7,15 +7,15 @@ tokenizer by name).
 from __future__ import annotations
 
 import json
-import math
 import os
 import tempfile
 from pathlib import Path
 
 from rm.evaluate.calibration import Calibration
-from rm.identity import ModelError
+from rm.identity import CALIBRATION_FILE, load_temperature
 
-FILE_NAME = "calibration.json"
+FILE_NAME = CALIBRATION_FILE
+__all__ = ["FILE_NAME", "load_temperature", "store_offset", "store_temperature"]
 
 
 def store_temperature(directory: Path | str, calibration: Calibration, *, data: str, fitted_on: str) -> Path:
@@ -58,24 +58,3 @@ def _update(path: Path, fields: dict[str, object]) -> Path:
         Path(temporary).unlink(missing_ok=True)
         raise
     return path
-
-
-def load_temperature(directory: Path | str) -> float | None:
-    """The stored temperature, None where none is stored.
-
-    Raises `ModelError` where the file holds no positive number under `temperature`.
-    """
-    path = Path(directory) / FILE_NAME
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        value = float(fields["temperature"])
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path} holds no temperature ({type(error).__name__}); {_REMEDY}") from error
-    if not (math.isfinite(value) and value > 0):
-        raise ModelError(f"{path} holds the temperature {value}; expected a positive number; {_REMEDY}")
-    return value
-
-
-_REMEDY = "run `bestkept evaluate` to write it again, or remove it"

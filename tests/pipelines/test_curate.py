@@ -364,7 +364,8 @@ def test_a_damaged_score_file_is_noticed_and_scored_again(tmp_path, make_config,
     assert set(kept(tmp_path / "out")) == expected_best(corpus_rows())
 
 
-def test_an_input_that_changes_between_score_and_export_is_noticed(tmp_path, make_config, monkeypatch):
+@pytest.mark.parametrize(("old", "new"), [("answer", "Answer"), ("prompt n", "Prompt n")])
+def test_an_input_that_changes_between_score_and_export_is_noticed(tmp_path, make_config, monkeypatch, old, new):
     path = write_jsonl(tmp_path / "a.jsonl", corpus_rows())
     original = Fragment.content_hash
     text = path.read_text()
@@ -372,7 +373,7 @@ def test_an_input_that_changes_between_score_and_export_is_noticed(tmp_path, mak
     def change_after_scoring(self):
         content = original(self)
         status = path.stat()
-        path.write_text(text.replace("answer 7 ", "answer 8 "))  # equal size, and equal modification time
+        path.write_text(text.replace(old, new))  # equal size, and equal modification time
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
         monkeypatch.setattr(Fragment, "content_hash", original)
         return content

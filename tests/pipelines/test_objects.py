@@ -25,6 +25,7 @@ def footer(**changes) -> Footer:
         "last": True,
         "responses": 3,
         "scored": 2,
+        "text_bytes": 40,
         "rejected": {"empty_response": 1},
         "first_rejected": [[1, "empty_response"]],
         "truncated": 1,

@@ -4,28 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from selection_tables import candidates, chosen, tables
 
+from pipelines.candidates import count_prompts
 from pipelines.config import BestOfN, Step, Threshold
-from pipelines.rules import Candidates, apply_steps, best_of_n, count_prompts, threshold
-
-
-def candidates(rows) -> Candidates:
-    """rows: (high, low, reward, response hash, file, unit, row, response)"""
-    types = [np.uint64, np.uint64, np.float32, np.uint64, np.int32, np.int32, np.int32, np.int32]
-    columns = list(zip(*rows, strict=True)) or [()] * 8
-    return Candidates(*(np.array(column, dtype=kind) for column, kind in zip(columns, types, strict=True)))
-
-
-# few distinct values, so that ties and groups of several happen all the time
-rewards = st.sampled_from([-1.0, -0.0, 0.0, 1e-45, 0.5, 0.75, 3.0e38])
-places = st.tuples(st.integers(0, 2), st.integers(0, 1), st.integers(0, 3), st.integers(0, 1))
-keys = st.tuples(st.sampled_from([0, 1, 2**64 - 1]), st.sampled_from([0, 2**63, 7]))
-
-
-@st.composite
-def tables(draw):
-    at = draw(st.lists(places, unique=True, max_size=24))
-    return [(*draw(keys), draw(rewards), draw(st.integers(0, 2)), *place) for place in at]
+from pipelines.rules import apply_steps, best_of_n, threshold
 
 
 def brute_force(rows, *, keep, min_candidates, min_margin):
@@ -38,10 +21,6 @@ def brute_force(rows, *, keep, min_candidates, min_margin):
             continue
         kept |= {row[4:] for row in group[:keep]}
     return kept
-
-
-def chosen(rows, mask):
-    return {row[4:] for row, keep in zip(rows, mask, strict=True) if keep}
 
 
 @settings(max_examples=300)
@@ -62,7 +41,9 @@ def test_the_order_of_the_rows_does_not_matter(pair):
 
 @given(tables(), st.sampled_from([-1.0, 0.0, 0.5, 0.75]))
 def test_threshold_equals_brute_force(rows, least):
-    assert chosen(rows, threshold(candidates(rows), least)) == {row[4:] for row in rows if row[2] >= least}
+    assert chosen(rows, threshold(candidates(rows), Threshold(min_reward=least))) == {
+        row[4:] for row in rows if row[2] >= least
+    }
 
 
 def test_keys_that_share_64_bits_are_different_prompts():

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.shards import plan_shards
+from pipelines.shards import plan_shards, rows_within
 
 units = st.lists(st.integers(1, 9), min_size=1, max_size=4)
 corpora = st.lists(st.tuples(units, st.booleans()), max_size=5)
@@ -13,7 +13,7 @@ corpora = st.lists(st.tuples(units, st.booleans()), max_size=5)
 @settings(max_examples=300)
 @given(corpora, st.integers(1, 12), st.randoms())
 def test_every_response_in_its_shard_and_no_stream_in_two_jobs(corpus, rows_per_shard, random):
-    counts = [(file, list(enumerate(kept))) for file, (kept, _) in enumerate(corpus)]
+    counts = [(file, unit, count) for file, (kept, _) in enumerate(corpus) for unit, count in enumerate(kept)]
     streamed = [is_streamed for _, is_streamed in corpus]
     total = sum(sum(kept) for kept, _ in corpus)
     shuffled = random.sample(counts, len(counts))
@@ -26,13 +26,12 @@ def test_every_response_in_its_shard_and_no_stream_in_two_jobs(corpus, rows_per_
     dealt: dict[int, list[tuple[int, int, int]]] = {}
     for file, (kept, is_streamed) in enumerate(corpus):
         jobs_by_unit: dict[int, set[int]] = {}
-        unit_of = [unit for unit, count in enumerate(kept) for _ in range(count)]
-        pieces = list(plan.pieces(file, sum(kept)))
-        assert [position for _, start, end in pieces for position in range(start, end)] == list(range(sum(kept)))
-        for job, start, end in pieces:
-            dealt.setdefault(job, []).append((file, start, end))
-            for position in range(start, end):
-                jobs_by_unit.setdefault(unit_of[position], set()).add(job)
+        for unit, count in enumerate(kept):
+            pieces = list(plan.pieces(file, unit, count))
+            assert [position for _, start, end in pieces for position in range(start, end)] == list(range(count))
+            for job, start, end in pieces:
+                dealt.setdefault(job, []).append((file, start, end))
+                jobs_by_unit.setdefault(unit, set()).add(job)
         if is_streamed:
             assert all(len(jobs) == 1 for jobs in jobs_by_unit.values())
     for job in range(len(plan.jobs)):
@@ -41,16 +40,21 @@ def test_every_response_in_its_shard_and_no_stream_in_two_jobs(corpus, rows_per_
 
 
 def test_jobs_are_single_shards_where_everything_can_be_reached():
-    plan = plan_shards([(0, [(0, 10)])], rows_per_shard=3, streamed=[False])
+    plan = plan_shards([(0, 0, 10)], rows_per_shard=3, streamed=[False])
     assert plan.jobs == ((0, 1), (1, 2), (2, 3), (3, 4))
 
 
 def test_a_stream_that_ends_at_a_shards_end_joins_nothing():
-    plan = plan_shards([(0, [(0, 3)]), (1, [(0, 4)])], rows_per_shard=3, streamed=[True, True])
+    plan = plan_shards([(0, 0, 3), (1, 0, 4)], rows_per_shard=3, streamed=[True, True])
     assert plan.jobs == ((0, 1), (1, 3))
 
 
-@pytest.mark.parametrize("counts", [[], [(0, [])]])
-def test_nothing_kept_is_one_empty_shard(counts):
-    plan = plan_shards(counts, rows_per_shard=3, streamed=[False])
+@pytest.mark.parametrize(("bytes_per_shard", "rows"), [(10**9, 100), (5000, 50), (4999, 49), (100, 1), (99, 1), (1, 1)])
+def test_a_shard_ends_at_rows_or_bytes_whichever_comes_first(bytes_per_shard, rows):
+    assert rows_within(bytes_per_shard, 100, rows=7, text_bytes=700) == rows
+    assert rows_within(bytes_per_shard, 100, rows=0, text_bytes=0) == 100
+
+
+def test_nothing_kept_is_one_empty_shard():
+    plan = plan_shards([], rows_per_shard=3, streamed=[False])
     assert (plan.total, plan.shards, plan.jobs) == (0, 1, ((0, 1),))

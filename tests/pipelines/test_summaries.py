@@ -41,7 +41,8 @@ def test_many_equal_values_do_not_overflow():
 
 
 def test_summaries_merge_step_by_step():
-    one = SelectionSummary(candidates=3, prompts=2, steps=[("best_of_n", 2, 2)], kept_prompts=2)
-    two = SelectionSummary(candidates=5, prompts=1, steps=[("best_of_n", 1, 1)], kept_prompts=1)
-    merged = merge_summaries([one, SelectionSummary(), two])
-    assert (merged.candidates, merged.prompts, merged.steps, merged.kept_prompts) == (8, 3, [("best_of_n", 3, 3)], 3)
+    one = SelectionSummary(candidates=3, prompts=2, steps={0: ("best_of_n", 2, 2)}, kept_prompts=2)
+    two = SelectionSummary(candidates=5, prompts=1, steps={0: ("best_of_n", 1, 1)}, kept_prompts=1)
+    merged = merge_summaries([one, SelectionSummary(steps={1: ("top", 1, None)}), two])
+    assert (merged.candidates, merged.prompts, merged.kept_prompts) == (8, 3, 2 + 1)
+    assert merged.steps == {0: ("best_of_n", 3, 3), 1: ("top", 1, None)}

@@ -1,0 +1,173 @@
+"""Scored responses as aligned columns, and their fixed order. No Beam, no files.
+
+The order between equal rewards: smaller content hash of the response, then file, unit, row and position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+
+import numpy as np
+import numpy.typing as npt
+
+Mask = npt.NDArray[np.bool_]
+Positions = npt.NDArray[np.intp]
+
+_SIGN = np.uint32(0x80000000)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A column of text as codes: `values[codes[i]]`, None where the code is -1."""
+
+    codes: npt.NDArray[np.int32]
+    values: tuple[str, ...]
+
+    def take(self, chosen: npt.NDArray[np.generic]) -> Labels:
+        return Labels(self.codes[chosen], self.values)
+
+    def equal(self, value: str) -> Mask:
+        """Where the column holds this text."""
+        code = self.values.index(value) if value in self.values else -2
+        mask: Mask = self.codes == code
+        return mask
+
+    def name_of(self, code: int) -> str | None:
+        return None if code < 0 else self.values[code]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Aligned columns, one entry per scored response."""
+
+    key_high: npt.NDArray[np.uint64]  # the prompt key's two halves: compared in full, never truncated
+    key_low: npt.NDArray[np.uint64]
+    reward: npt.NDArray[np.float32]  # what rules compare: corrected for length, where a step says so
+    response_hash: npt.NDArray[np.uint64]
+    # place: file number in the plan, unit in the file, row in the unit, response in the row
+    file: npt.NDArray[np.int32]
+    unit: npt.NDArray[np.int32]
+    row: npt.NDArray[np.int32]
+    response: npt.NDArray[np.int32]
+    tokens: npt.NDArray[np.int32]  # of prompt and response
+    length: npt.NDArray[np.int32]  # characters of the response
+    raw: npt.NDArray[np.float32]  # the model's reward
+    rank: npt.NDArray[np.int32]  # within the prompt, 1 is best; 0 where nobody asked
+    margin: npt.NDArray[np.float32]  # to the next worse response; NaN for the worst
+    rival: npt.NDArray[np.float32]  # what the longest instead of this one would have, for the report
+    # pairs: place, content hash and reward of the rejected response
+    other_file: npt.NDArray[np.int32]
+    other_unit: npt.NDArray[np.int32]
+    other_row: npt.NDArray[np.int32]
+    other_response: npt.NDArray[np.int32]
+    other_hash: npt.NDArray[np.uint64]
+    other_raw: npt.NDArray[np.float32]
+    labels: Mapping[str, Labels] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.reward)
+
+    def take(self, chosen: npt.NDArray[np.generic]) -> Candidates:
+        """The entries at these positions, or under this mask."""
+        columns = {name: getattr(self, name)[chosen] for name in COLUMN_NAMES}
+        return Candidates(**columns, labels={name: labels.take(chosen) for name, labels in self.labels.items()})
+
+    def with_columns(self, **columns: npt.NDArray[np.generic]) -> Candidates:
+        return replace(self, **columns)  # type: ignore[arg-type]
+
+
+COLUMN_NAMES = tuple(entry.name for entry in fields(Candidates) if entry.name != "labels")
+
+
+def ascending_bits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
+    """Unsigned integers in the order of the values, as many as the values have; -0.0 is 0.0. No NaN."""
+    bits = (values.astype(np.float32, copy=False) + np.float32(0.0)).view(np.uint32)
+    return np.where(bits & _SIGN, ~bits, bits | _SIGN)
+
+
+def best_first(candidates: Candidates) -> tuple[Positions, Positions]:
+    """Positions sorted by prompt, and within a prompt from best to worst in the fixed order; and where prompts start.
+
+    Two sorts of 64-bit integers instead of one by eight columns; what they leave equal is sorted by all of them.
+    """
+    order, starts = by_prompt(candidates)
+    if not len(order):
+        return order, starts
+    group = np.repeat(np.arange(len(starts), dtype=np.uint64), np.diff(np.append(starts, len(order))))
+    keys = (group << np.uint64(32)) | (~ascending_bits(candidates.reward[order])).astype(np.uint64)
+    return order[_sort_with_ties(candidates, order, keys)], starts
+
+
+def ranked_within(candidates: Candidates, values: npt.NDArray[np.uint32]) -> tuple[Positions, Positions]:
+    """Like `best_first`, the smallest of `values` first instead of the highest reward."""
+    order, starts = by_prompt(candidates)
+    if not len(order):
+        return order, starts
+    group = np.repeat(np.arange(len(starts), dtype=np.uint64), np.diff(np.append(starts, len(order))))
+    return order[_sort_with_ties(candidates, order, (group << np.uint64(32)) | values[order])], starts
+
+
+def by_prompt(candidates: Candidates) -> tuple[Positions, Positions]:
+    """Positions sorted by prompt, and where each prompt starts among them."""
+    order = np.argsort(candidates.key_high)
+    changes = _changes(candidates, order)
+    same_high = candidates.key_high[order[1:]] == candidates.key_high[order[:-1]]
+    if np.any(changes[1:] & same_high):  # keys that share 64 bits
+        order = np.lexsort((candidates.key_low, candidates.key_high))
+        changes = _changes(candidates, order)
+    return order, np.flatnonzero(changes)
+
+
+def count_prompts(candidates: Candidates) -> int:
+    """Distinct prompts."""
+    return len(by_prompt(candidates)[1])
+
+
+def place_order(candidates: Candidates) -> Positions:
+    """Positions in the order of the input."""
+    c = candidates
+    return np.lexsort((c.response, c.row, c.unit, c.file))
+
+
+def tie_break(candidates: Candidates) -> Sequence[npt.NDArray[np.generic]]:
+    """What decides between equal rewards, as `np.lexsort` wants it: the first criterion last."""
+    c = candidates
+    return c.response, c.row, c.unit, c.file, c.response_hash
+
+
+def mixed(candidates: Candidates, seed: int = 0) -> npt.NDArray[np.uint64]:
+    """A well-mixed hash of prompt and response, the same wherever the row lies: chance that can be repeated (splitmix64)."""
+    with np.errstate(over="ignore"):
+        z = candidates.response_hash ^ (candidates.key_low + np.uint64(0x9E3779B97F4A7C15) * np.uint64(seed + 1))
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        result: npt.NDArray[np.uint64] = z ^ (z >> np.uint64(31))
+    return result
+
+
+def _sort_with_ties(candidates: Candidates, order: Positions, keys: npt.NDArray[np.uint64]) -> Positions:
+    by_key = np.argsort(keys)
+    keys = keys[by_key]
+    equal = keys[1:] == keys[:-1]
+    if equal.any():
+        tied = np.flatnonzero(np.append(equal, False) | np.append(False, equal))
+        part = candidates.take(order[by_key[tied]])
+        by_key[tied] = by_key[tied][np.lexsort((*tie_break(part), keys[tied]))]
+    return by_key
+
+
+def _changes(candidates: Candidates, order: Positions) -> Mask:
+    high, low = candidates.key_high[order], candidates.key_low[order]
+    changes = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+    return np.append(np.ones(min(1, len(order)), dtype=bool), changes)
+
+
+def empty(count: int = 0) -> dict[str, npt.NDArray[np.generic]]:
+    """Zeros for every column: for those that nobody needs. They take no memory of their own."""
+    kinds = {
+        "key_high": np.uint64, "key_low": np.uint64, "response_hash": np.uint64,
+        "reward": np.float32, "raw": np.float32, "margin": np.float32, "rival": np.float32,
+        "other_hash": np.uint64, "other_raw": np.float32,
+    }  # fmt: skip
+    return {name: np.broadcast_to(np.zeros(1, kinds.get(name, np.int32)), (count,)) for name in COLUMN_NAMES}

@@ -1,0 +1,219 @@
+"""The rules of `select`: every field, its meaning and its default."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from pipelines.config.base import Strict
+
+
+def _bare(value: Any) -> Any:
+    """A rule written without settings (`- length_correction:` in YAML) is the rule with its defaults."""
+    return {} if value is None else value
+
+
+Temperature = Annotated[float | None, Field(gt=0.0, allow_inf_nan=False)]
+Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class BestOfN(Strict):
+    keep: int = Field(default=1, ge=1)
+    """Responses kept per prompt."""
+    min_candidates: int = Field(default=2, ge=1)
+    """Prompts with fewer scored responses are dropped: a lone candidate is not a choice."""
+    min_margin: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    """Least reward gap between the last kept response and the best dropped one."""
+    min_probability: Annotated[float | None, Field(ge=0.5, lt=1.0)] = None
+    """Least sigma(gap / T) of that gap: the probability that the last kept one is preferred to the best dropped one."""
+    temperature: Temperature = None
+    """T; default: of the model's `calibration.json`, which `bestkept evaluate` writes."""
+
+
+class Threshold(Strict):
+    """Exactly one of `min_reward`, `reference` (with `min_probability`) and `min_z`."""
+
+    min_reward: float | None = Field(default=None, allow_inf_nan=False)
+    """Responses with a lower reward are dropped."""
+    reference: str | None = None
+    """`COLUMN=VALUE`, or `COLUMN` for `COLUMN=true`: marks the response of the same prompt to compare with; the best one where
+    several are marked. Prompts without one are dropped."""
+    min_probability: Probability = 0.5
+    """With `reference`: responses are kept where sigma((r - r_reference) / T) is at least this. The reference has 0.5."""
+    temperature: Temperature = None
+    """T; default: of the model's `calibration.json`."""
+    min_z: float | None = Field(default=None, allow_inf_nan=False)
+    """Least (r - mean) / standard deviation among the prompt's responses; all equal count as 0."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Threshold:
+        kinds = [name for name in ("min_reward", "reference", "min_z") if getattr(self, name) is not None]
+        if len(kinds) != 1:
+            raise ValueError(f"expected exactly one of min_reward, reference and min_z, got {kinds or 'none'}")
+        _refuse_unused(self, {"min_probability", "temperature"}, used=self.reference is not None, by="reference")
+        return self
+
+
+class Top(Strict):
+    """Exactly one of `fraction`, `rows` and `tokens`; overall, or in each stratum of `per`."""
+
+    fraction: float | None = Field(default=None, ge=0.0, le=1.0)
+    """Share of the responses that is kept, rounded down."""
+    rows: int | None = Field(default=None, ge=0)
+    tokens: int | None = Field(default=None, ge=0)
+    """Budget for prompts and responses, counted by the reward model's tokenizer: best first, up to the first response that would
+    exceed it."""
+    per: str | None = None
+    """A column with the strata: `source`, or one of `input.carry`."""
+    quotas: dict[str, int] = {}
+    """Rows kept in the named strata, instead of the amount that holds for the others."""
+    min_rows: int = Field(default=0, ge=0)
+    """Least rows kept in each stratum, where it has as many."""
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> Top:
+        amounts = [name for name in ("fraction", "rows", "tokens") if getattr(self, name) is not None]
+        if len(amounts) != 1:
+            raise ValueError(f"expected exactly one of fraction, rows and tokens, got {amounts or 'none'}")
+        _refuse_unused(self, {"quotas", "min_rows"}, used=self.per is not None, by="per")
+        if self.tokens is not None and (self.quotas or self.min_rows):
+            raise ValueError("quotas and min_rows count rows; use them with fraction or rows, not with tokens")
+        if any(rows < 0 for rows in self.quotas.values()):
+            raise ValueError(f"quotas are {self.quotas}; expected numbers of rows, 0 or more")
+        return self
+
+    def target_rows(self, stratum: str | None, available: int) -> int:
+        """How many of a stratum's `available` responses are kept; `fraction` counts as the decimal it is written as."""
+        if stratum is not None and stratum in self.quotas:
+            return min(available, self.quotas[stratum])
+        if self.fraction is not None:
+            wanted = int(Fraction(str(self.fraction)) * available)
+        else:
+            wanted = available if self.rows is None else self.rows
+        return min(available, max(wanted, self.min_rows))
+
+
+class Pairs(Strict):
+    """One pair a prompt, for preference training: the best response is chosen. Needs `output.shape: preference`."""
+
+    rejected: Literal["worst", "random", "nearest"] = "worst"
+    """Among the responses with a lower reward (and a gap within bounds): the worst, any one (by a hash, not by chance), or the
+    best."""
+    min_gap: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    """Least reward gap between the two."""
+    max_gap: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+    seed: int = Field(default=0, ge=0)
+    """Of `random`."""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Pairs:
+        if self.max_gap is not None and self.max_gap < self.min_gap:
+            raise ValueError(f"max_gap {self.max_gap} is less than min_gap {self.min_gap}; no pair would fit")
+        _refuse_unused(self, {"seed"}, used=self.rejected == "random", by="rejected: random")
+        return self
+
+
+class DropPrompts(Strict):
+    """Prompts are dropped whole, where any of these says so."""
+
+    min_best: float | None = Field(default=None, allow_inf_nan=False)
+    """Least reward of the prompt's best response."""
+    min_spread: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
+    """Least gap between its best and its worst response: below, the responses are alike."""
+    max_spread: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
+    min_candidates: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _any(self) -> DropPrompts:
+        if not self.model_fields_set:
+            raise ValueError("expected at least one of min_best, min_spread, max_spread and min_candidates")
+        return self
+
+
+class LengthCorrection(Strict):
+    """Subtract a LOWESS fit of reward on length (characters of the response), before anything else (Huang et al. 2024)."""
+
+    span: float = Field(default=2 / 3, gt=0.0, le=1.0)
+    """Share of the sample in each local fit."""
+
+
+class Random(Strict):
+    """A control: responses by a hash, whatever their reward."""
+
+    keep: int = Field(default=1, ge=1)
+    """Responses kept per prompt."""
+    seed: int = Field(default=0, ge=0)
+
+
+class Longest(Strict):
+    """A control: the longest responses, in characters, whatever their reward."""
+
+    keep: int = Field(default=1, ge=1)
+    """Responses kept per prompt."""
+
+
+class Step(Strict):
+    """One step of `select`: exactly one rule."""
+
+    best_of_n: BestOfN | None = None
+    threshold: Threshold | None = None
+    top: Top | None = None
+    pairs: Annotated[Pairs | None, BeforeValidator(_bare)] = None
+    drop_prompts: DropPrompts | None = None
+    length_correction: Annotated[LengthCorrection | None, BeforeValidator(_bare)] = None
+    random: Annotated[Random | None, BeforeValidator(_bare)] = None
+    longest: Annotated[Longest | None, BeforeValidator(_bare)] = None
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Step:
+        named = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(named) != 1:
+            raise ValueError(f"expected exactly one of {', '.join(type(self).model_fields)}, got {named or 'none'}")
+        return self
+
+    @property
+    def name(self) -> str:
+        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+    def columns(self) -> Iterator[tuple[str, str]]:
+        """(setting, score-file column) that this step reads beside rewards."""
+        if self.top is not None and self.top.per is not None:
+            yield "top.per", self.top.per
+        if self.threshold is not None and self.threshold.reference is not None:
+            yield "threshold.reference", self.threshold.reference.partition("=")[0]
+
+    @property
+    def needs_temperature(self) -> bool:
+        """Whether it turns gaps into probabilities with the model's own temperature."""
+        best, threshold = self.best_of_n, self.threshold
+        if best is not None:
+            return best.min_probability is not None and best.temperature is None
+        return threshold is not None and threshold.reference is not None and threshold.temperature is None
+
+    @property
+    def crosses_prompts(self) -> bool:
+        """Whether it compares rewards of different prompts."""
+        if self.threshold is not None:
+            return self.threshold.min_reward is not None
+        if self.drop_prompts is not None:
+            return self.drop_prompts.min_best is not None
+        return self.top is not None
+
+
+def check_order(steps: list[Step]) -> list[Step]:
+    """`steps`; raises `ValueError` where their order cannot mean anything."""
+    names = [step.name for step in steps]
+    if "length_correction" in names[1:]:
+        raise ValueError("length_correction must be the first step: it changes the rewards that all others compare")
+    if "pairs" in names[:-1]:
+        raise ValueError("pairs must be the last step: what follows would take its pairs apart")
+    return steps
+
+
+def _refuse_unused(rule: Strict, names: set[str], *, used: bool, by: str) -> None:
+    given = sorted(names & rule.model_fields_set)
+    if given and not used:
+        raise ValueError(f"{given[0]} is given, and only {by} uses it; remove it, or give {by}")

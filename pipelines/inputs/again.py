@@ -1,0 +1,89 @@
+"""Single rows of a unit, read again after selection: only row groups and columns that are needed, only wanted rows parsed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.inputs.files import InputFile, Unit
+from pipelines.inputs.fragments import Row, row_of
+from pipelines.inputs.jsonl import json_lines, parse_line
+from pipelines.inputs.parquet import batch_rows
+from pipelines.schemas import RowMapping
+from pipelines.storage.files import open_for_reading, reading
+
+_BATCH_ROWS = 8192
+_BATCH_BYTES = 32 * 2**20
+
+
+def read_rows(
+    file: InputFile,
+    unit: Unit,
+    mapping: RowMapping,
+    numbers: npt.NDArray[np.integer[Any]],
+    *,
+    more_columns: Sequence[str] | None,
+    max_row_bytes: int,
+) -> Iterator[Row]:
+    """The rows with these ascending numbers within the unit; fewer where it has fewer by now.
+
+    `more_columns` are kept in `original` beside those that scoring reads; None means all columns. Raises `InputError` for a
+    file that is gone or cut.
+    """
+    if not len(numbers):
+        return
+    values = (
+        _parquet(file, unit, mapping, numbers, more_columns)
+        if file.kind == "parquet"
+        else _json(file, unit, numbers, max_row_bytes)
+    )
+    for number, value in values:
+        yield row_of(number, value, mapping)
+
+
+def _json(
+    file: InputFile, unit: Unit, numbers: npt.NDArray[np.integer[Any]], max_row_bytes: int
+) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+    wanted = iter(numbers.tolist())
+    next_wanted = next(wanted)
+    for number, line in enumerate(json_lines(file, unit, max_row_bytes=max_row_bytes)):
+        if number == next_wanted:
+            yield number, "row_too_large" if line is None else parse_line(line)
+            following = next(wanted, None)
+            if following is None:
+                return
+            next_wanted = following
+
+
+def _parquet(
+    file: InputFile,
+    unit: Unit,
+    mapping: RowMapping,
+    numbers: npt.NDArray[np.integer[Any]],
+    more_columns: Sequence[str] | None,
+) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+    mapped = mapping.columns()
+    with reading(file.path), open_for_reading(file.path) as stream:
+        parquet = pq.ParquetFile(stream, pre_buffer=False)
+        there = parquet.schema_arrow.names
+        extra = [name for name in (there if more_columns is None else more_columns) if name in there]
+        columns = list(dict.fromkeys([*mapped, *extra]))
+        group = parquet.metadata.row_group(unit.number)
+        size = max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
+        first = 0
+        for batch in parquet.iter_batches(size, row_groups=[unit.number], columns=columns):
+            low, high = np.searchsorted(numbers, [first, first + batch.num_rows])
+            if low < high:
+                taken = batch.take(pa.array(numbers[low:high] - first))
+                yield from zip(numbers[low:high].tolist(), batch_rows(taken, mapped), strict=True)
+            first += batch.num_rows
+            if high == len(numbers):
+                return
+
+
+__all__ = ["read_rows"]

@@ -1,0 +1,122 @@
+"""How a list of steps is split: what works on score files directly, and the runs that work on whole prompts. No Beam."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipelines.candidates import Candidates
+from pipelines.columnar import Needs, score_columns, scored_candidates, unpack
+from pipelines.config import Step
+from pipelines.cuts import Cut, keep
+from pipelines.length import Curve
+from pipelines.precombine import Holder
+from pipelines.rules import threshold
+from pipelines.storage import objects
+from pipelines.storage.objects import ScoreFile
+from pipelines.summaries import StepCounts
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What Select is told: the steps, what they read, and how wide the shuffle is."""
+
+    steps: tuple[Step, ...]
+    needs: Needs
+    temperature: float | None
+    partitions: int
+
+    @property
+    def correction(self) -> Step | None:
+        """The step that changes rewards, which only the first can be."""
+        return self.steps[0] if self.steps and self.steps[0].length_correction is not None else None
+
+    @property
+    def early(self) -> range:
+        """Numbers of the steps that work on score files directly: the leading ones that need no whole prompt, up to the last
+        `top` among them."""
+        start = 1 if self.correction else 0
+        lead = itertools.takewhile(lambda number: _by_row(self.steps[number]), range(start, len(self.steps)))
+        tops = [number for number in lead if self.steps[number].top is not None]
+        return range(start, tops[-1] + 1) if tops else range(start, start)
+
+    @property
+    def late(self) -> list[list[int]]:
+        """Numbers of the other steps, in runs of which each but the first begins with a `top`."""
+        runs: list[list[int]] = [[]]
+        for number in range(self.early.stop, len(self.steps)):
+            if self.steps[number].top is not None:
+                runs.append([])
+            runs[-1].append(number)
+        return runs
+
+    @property
+    def holder(self) -> Holder | None:
+        """What combines candidates before the shuffle, where the first rule after it allows that."""
+        first = self.late[0]
+        rule = self.steps[first[0]].best_of_n if first else None
+        return None if rule is None else Holder(rule, self.needs)
+
+
+def _by_row(step: Step) -> bool:
+    return step.top is not None or (step.threshold is not None and step.threshold.min_reward is not None)
+
+
+@dataclass(frozen=True)
+class LoadScores:
+    """A descriptor → what the early steps before step `until` leave of its score file, in the columns that a cut needs."""
+
+    selection: Selection
+    until: int
+
+    def __call__(self, element: bytes, sides: Sequence[Any]) -> Candidates:
+        steps = self.selection.steps
+        early_steps = [steps[number] for number in self.selection.early if number <= self.until]
+        needs = replace(
+            self.selection.needs,
+            key=False,
+            tokens=any(step.top is not None and step.top.tokens is not None for step in early_steps),
+            length=self.selection.correction is not None,
+            labels=tuple(sorted({column for step in early_steps for _, column in step.columns()})),
+        )
+        descriptor = ScoreFile.from_bytes(element)
+        candidates = read_candidates(descriptor, needs)
+        return early(candidates, self.selection, sides, until=self.until)[0]
+
+
+@dataclass(frozen=True)
+class LoadPartition:
+    """(partition, bytes) → candidates."""
+
+    needs: Needs
+
+    def __call__(self, element: tuple[int, bytes], sides: Sequence[Any]) -> Candidates:
+        return unpack([element[1]], self.needs)
+
+
+def early(
+    candidates: Candidates, selection: Selection, sides: Sequence[Any], *, until: int
+) -> tuple[Candidates, StepCounts]:
+    """The steps before `until` that work row by row; `sides` are the curve, if there is one, and the cuts so far."""
+    waiting, counts = list(sides), StepCounts()
+    if selection.correction is not None:
+        curve: Curve = waiting.pop(0)
+        candidates = curve.correct(candidates)
+        counts[0] = ("length_correction", len(candidates), None)
+    for number in selection.early:
+        if number < until:
+            step = selection.steps[number]
+            if step.top is not None:
+                cut: Cut = waiting.pop(0)
+                candidates = candidates.take(keep(candidates, cut))
+            elif step.threshold is not None:
+                candidates = candidates.take(threshold(candidates, step.threshold))
+            counts[number] = (step.name, len(candidates), None)
+    return candidates, counts
+
+
+def read_candidates(descriptor: ScoreFile, needs: Needs) -> Candidates:
+    scores = objects.read_columns(descriptor.path, score_columns(needs), descriptor.footer)
+    return scored_candidates(scores, file=descriptor.file, unit=descriptor.footer.unit, needs=needs)

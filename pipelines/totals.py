@@ -1,0 +1,48 @@
+"""What scoring came to, summed over score files, and whether it is within the limits. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from pipelines.config import Limits
+from pipelines.errors import RejectedError, StorageError
+from pipelines.inputs import place_of
+from pipelines.records import Totals
+from pipelines.storage.objects import ScoreFile
+
+
+def totals_of(data: bytes) -> Totals:
+    footer = ScoreFile.from_bytes(data).footer
+    return Totals(
+        rows=footer.rows,
+        read=footer.responses,
+        scored=footer.scored,
+        rejected=Counter(footer.rejected),
+        truncated=footer.truncated,
+        tokens=footer.tokens,
+        examples=tuple((footer.file_key, footer.unit_start, row, reason) for row, reason in footer.first_rejected),
+    )
+
+
+def sum_totals(totals: Iterable[Totals]) -> Totals:
+    return sum(totals, Totals())
+
+
+def check_limits(totals: Totals, limits: Limits) -> Totals:
+    """`totals` where they are within the limits; raises `RejectedError` (exit 4) with counts by reason."""
+    if totals.read != totals.scored + totals.rejected.total():
+        raise StorageError(
+            f"score files say {totals.read} read, {totals.scored} scored and {totals.rejected.total()} rejected, which "
+            "does not add up; remove the scores directory and score again"
+        )
+    fraction = totals.rejected.total() / totals.read if totals.read else 0.0
+    if fraction > limits.max_rejected_fraction:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in totals.rejected.most_common())
+        first = ", ".join(f"{key} {place_of(key, start, row)} {reason}" for key, start, row, reason in totals.examples)
+        raise RejectedError(
+            f"{totals.rejected.total()} of {totals.read} responses were rejected ({fraction:.4%}: {reasons}; first: {first}), "
+            f"more than limits.max_rejected_fraction={limits.max_rejected_fraction}; mend the input, or raise the limit: "
+            "nothing is scored again"
+        )
+    return totals
