@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Mask = npt.NDArray[np.bool_]
 Positions = npt.NDArray[np.intp]
+Prompts = tuple[Positions, Positions]
+"""What `by_prompt` gives."""
 
 _SIGN = np.uint32(0x80000000)
 
@@ -70,7 +73,17 @@ class Candidates:
 
     def take(self, chosen: npt.NDArray[np.generic]) -> Candidates:
         """The entries at these positions, or under this mask."""
-        columns = {name: getattr(self, name)[chosen] for name in COLUMN_NAMES}
+        if chosen.dtype == bool:
+            chosen = np.flatnonzero(chosen)
+        columns: dict[str, Any] = {}
+        for name in COLUMN_NAMES:
+            column = getattr(self, name)
+            if column.strides == (0,) and len(column):  # one value for all: it takes no memory, and shall not
+                columns[name] = np.broadcast_to(column[:1], (len(chosen),))
+            elif name == "raw" and column is self.reward:
+                columns[name] = columns["reward"]
+            else:
+                columns[name] = column[chosen]
         return Candidates(**columns, labels={name: labels.take(chosen) for name, labels in self.labels.items()})
 
     def with_columns(self, **columns: npt.NDArray[np.generic]) -> Candidates:
@@ -91,30 +104,59 @@ def best_first(candidates: Candidates) -> tuple[Positions, Positions]:
 
     Two sorts of 64-bit integers instead of one by eight columns; what they leave equal is sorted by all of them.
     """
-    order, starts = by_prompt(candidates)
-    if not len(order):
-        return order, starts
-    group = np.repeat(np.arange(len(starts), dtype=np.uint64), np.diff(np.append(starts, len(order))))
-    keys = (group << np.uint64(32)) | (~ascending_bits(candidates.reward[order])).astype(np.uint64)
-    return order[_sort_with_ties(candidates, order, keys)], starts
+    return ranked_within(candidates, worst_bits(candidates.reward))
 
 
-def ranked_within(candidates: Candidates, values: npt.NDArray[np.uint32]) -> tuple[Positions, Positions]:
-    """Like `best_first`, the smallest of `values` first instead of the highest reward."""
-    order, starts = by_prompt(candidates)
+def worst_bits(rewards: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
+    """Unsigned integers, the smallest for the highest reward."""
+    return ~ascending_bits(rewards)
+
+
+def ranked_within(
+    candidates: Candidates, values: npt.NDArray[np.uint32], prompts: Prompts | None = None
+) -> tuple[Positions, Positions]:
+    """Like `best_first`, the smallest of `values` first instead of the highest reward; `prompts` is `by_prompt`, if known."""
+    order, starts = prompts or by_prompt(candidates)
     if not len(order):
         return order, starts
     group = np.repeat(np.arange(len(starts), dtype=np.uint64), np.diff(np.append(starts, len(order))))
     return order[_sort_with_ties(candidates, order, (group << np.uint64(32)) | values[order])], starts
 
 
+def first_within(
+    candidates: Candidates, values: npt.NDArray[np.uint32], prompts: Prompts | None = None
+) -> tuple[Positions, Positions]:
+    """(the position of each prompt's first under `ranked_within`, its number of responses), without sorting within prompts."""
+    order, starts = prompts or by_prompt(candidates)
+    sizes = np.diff(np.append(starts, len(order)))
+    if not len(order):
+        return order, sizes
+    own = values[order]
+    is_least = own == np.repeat(np.minimum.reduceat(own, starts), sizes)
+    least = order[np.flatnonzero(is_least)]
+    counts = np.add.reduceat(is_least, starts, dtype=np.int64)
+    firsts = least[np.cumsum(counts) - counts]
+    tied = counts > 1
+    if tied.any():
+        rows = least[np.repeat(tied, counts)]
+        group = np.repeat(np.arange(int(tied.sum())), counts[tied])
+        rows = rows[np.lexsort((*tie_break(candidates.take(rows)), group))]
+        firsts[tied] = rows[np.cumsum(counts[tied]) - counts[tied]]
+    return firsts, sizes
+
+
 def by_prompt(candidates: Candidates) -> tuple[Positions, Positions]:
-    """Positions sorted by prompt, and where each prompt starts among them."""
-    order = np.argsort(candidates.key_high)
+    """Positions sorted by prompt, and where each prompt starts among them; rows that are sorted are not sorted again."""
+    high, low = candidates.key_high, candidates.key_low
+    same = high[1:] == high[:-1]
+    if len(high) and np.all((high[1:] > high[:-1]) | (same & (low[1:] >= low[:-1]))):
+        changes = np.append(True, ~same | (low[1:] != low[:-1]))
+        return np.arange(len(high)), np.flatnonzero(changes)
+    order = np.argsort(high)
     changes = _changes(candidates, order)
-    same_high = candidates.key_high[order[1:]] == candidates.key_high[order[:-1]]
+    same_high = high[order[1:]] == high[order[:-1]]
     if np.any(changes[1:] & same_high):  # keys that share 64 bits
-        order = np.lexsort((candidates.key_low, candidates.key_high))
+        order = np.lexsort((low, high))
         changes = _changes(candidates, order)
     return order, np.flatnonzero(changes)
 

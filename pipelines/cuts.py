@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.candidates import Candidates, Mask, ascending_bits
+from pipelines.candidates import Candidates, Mask, worst_bits
 from pipelines.config import Top
 
 PASSES = 3
@@ -56,7 +56,7 @@ class Cut:
 
 def order_keys(candidates: Candidates) -> npt.NDArray[np.uint64]:
     """48 bits, smaller is better."""
-    reward = (~ascending_bits(candidates.reward)).astype(np.uint64)
+    reward = worst_bits(candidates.reward).astype(np.uint64)
     return (reward << np.uint64(_BITS)) | (candidates.response_hash >> np.uint64(64 - _BITS))
 
 

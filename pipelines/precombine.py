@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
-from pipelines.candidates import Candidates, Positions, best_first, ranked_within
+from pipelines.candidates import Candidates, Mask, Prompts, by_prompt, first_within, ranked_within, worst_bits
 from pipelines.columnar import Needs, concatenate
 from pipelines.config import BestOfN
 
@@ -24,30 +25,32 @@ def shrink(candidates: Candidates, rule: BestOfN, *, needs: Needs) -> Candidates
     """The rows that may matter."""
     if not len(candidates):
         return candidates
-    order, starts = best_first(candidates)
-    ends = np.append(starts[1:], len(order))
-    sizes = ends - starts
+    order, starts = by_prompt(candidates)
+    sizes = np.diff(np.append(starts, len(order)))
+    chosen = np.zeros(len(candidates), dtype=bool)
     gap = rule.min_margin > 0 or rule.min_probability is not None or needs.margin
-    kept = np.zeros(len(order), dtype=bool)  # by position in `order`
-    _mark(kept, starts, sizes, rule.keep + gap)
+    _mark_first(chosen, candidates, worst_bits(candidates.reward), rule.keep + gap, (order, starts))
     if needs.length:
-        by_length, _ = ranked_within(candidates, ~candidates.length.astype(np.uint32))
-        place = np.empty(len(order), dtype=np.intp)
-        place[order] = np.arange(len(order))
-        longest = np.zeros(len(order), dtype=bool)
-        _mark(longest, starts, sizes, rule.keep)
-        kept[place[by_length[longest]]] = True
+        _mark_first(chosen, candidates, ~candidates.length.astype(np.uint32), rule.keep, (order, starts))
+    kept = chosen[order]
     missing = np.minimum(sizes, rule.min_candidates) - np.add.reduceat(kept, starts, dtype=np.int64)
-    for group in np.flatnonzero(missing > 0):
-        rest = np.flatnonzero(~kept[starts[group] : ends[group]])[: missing[group]]
-        kept[starts[group] + rest] = True
+    if (missing > 0).any():  # any others will do: they are there to be counted
+        others = np.cumsum(~kept)
+        rank = others - np.repeat(others[starts] - ~kept[starts], sizes)
+        kept |= ~kept & (rank <= np.repeat(missing, sizes))
     return candidates.take(order[kept])
 
 
-def _mark(kept: np.ndarray, starts: Positions, sizes: Positions, count: int) -> None:
-    """Set the first `count` of each group."""
-    for rank in range(int(min(count, sizes.max()))):
-        kept[starts[sizes > rank] + rank] = True
+def _mark_first(
+    chosen: Mask, candidates: Candidates, values: npt.NDArray[np.uint32], count: int, prompts: Prompts
+) -> None:
+    """Set the first `count` of each prompt."""
+    if count == 1:
+        chosen[first_within(candidates, values, prompts)[0]] = True
+        return
+    order, starts = ranked_within(candidates, values, prompts)
+    rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
+    chosen[order[rank < count]] = True
 
 
 @dataclass

@@ -19,8 +19,10 @@ from pipelines.candidates import (
     best_first,
     by_prompt,
     count_prompts,
+    first_within,
     mixed,
     ranked_within,
+    worst_bits,
 )
 from pipelines.config import BestOfN, DropPrompts, Longest, Pairs, Random, Step, Threshold
 
@@ -107,6 +109,10 @@ def best_of_n(candidates: Candidates, rule: BestOfN, *, temperature: float | Non
     """
     kept = np.zeros(len(candidates), dtype=bool)
     if not len(candidates):
+        return kept
+    if rule.keep == 1 and rule.min_margin == 0 and rule.min_probability is None:
+        first, sizes = first_within(candidates, worst_bits(candidates.reward))
+        kept[first[sizes >= rule.min_candidates]] = True
         return kept
     order, starts = best_first(candidates)
     sizes = _sizes(starts, len(order))
@@ -197,8 +203,13 @@ def with_rivals(kept: Candidates, whole: Candidates) -> Candidates:
     """`rival` of the n-th best kept response of a prompt: the reward of the n-th longest of all its responses."""
     if not len(kept):
         return kept
-    order, starts = best_first(kept)
-    longest, groups = ranked_within(whole, ~whole.length.astype(np.uint32))
+    order, starts = by_prompt(kept)
+    if len(starts) == len(order):  # one of each prompt
+        longest, _ = first_within(whole, ~whole.length.astype(np.uint32))
+        groups = np.arange(len(longest))
+    else:
+        order, starts = best_first(kept)
+        longest, groups = ranked_within(whole, ~whole.length.astype(np.uint32))
     heads, own = longest[groups], order[starts]  # both sorted by key
     at = np.searchsorted(whole.key_high[heads], kept.key_high[own])
     while (wrong := whole.key_low[heads[at]] != kept.key_low[own]).any():  # keys that share 64 bits
@@ -215,8 +226,11 @@ def sigmoid(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _first_of(candidates: Candidates, values: npt.NDArray[np.uint32], *, keep: int) -> Mask:
+    kept = np.zeros(len(candidates), dtype=bool)
+    if keep == 1:
+        kept[first_within(candidates, values)[0]] = True
+        return kept
     order, starts = ranked_within(candidates, values)
-    kept = np.zeros(len(order), dtype=bool)
     kept[order[_ranks(starts, len(order)) < keep]] = True
     return kept
 

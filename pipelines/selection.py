@@ -21,7 +21,7 @@ from apache_beam.pvalue import AsSingleton
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.typehints.decorators import no_annotations
 
-from pipelines.candidates import Candidates, count_prompts, place_order
+from pipelines.candidates import Candidates, by_prompt, count_prompts, place_order
 from pipelines.columnar import Needs, pack, to_ipc, unpack
 from pipelines.config import Limits
 from pipelines.cuts import Cut, keep
@@ -213,6 +213,7 @@ class ApplyRules(beam.DoFn):  # type: ignore[misc]
         partition, data = element
         needs, numbers = self.selection.needs, list(self.run)
         rows = unpack(data if self.first else [data], needs)
+        rows = rows.take(by_prompt(rows)[0]) if self.first else rows  # once; what is taken of it stays sorted
         summary = SelectionSummary(prompts=count_prompts(rows) if self.first and not self.selection.early else 0)
         if self.first and (needs.rank or needs.margin):
             rows = add_ranks(rows)
