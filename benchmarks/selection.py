@@ -203,6 +203,16 @@ def duckdb_best(root: Path) -> Any:
 
 @work
 def duckdb_top(root: Path) -> Any:
+    """The fast way, which is exact but for rows that equal the cut; `duckdb_top_exact` is slower by far."""
+    return _duckdb(
+        root,
+        "WITH cut AS (SELECT source, quantile_disc(reward, 0.9) AS least FROM {files} GROUP BY source) "
+        "SELECT filename, row FROM {files} JOIN cut USING (source) WHERE reward > least",
+    )
+
+
+@work
+def duckdb_top_exact(root: Path) -> Any:
     return _duckdb(
         root,
         "SELECT filename, row FROM {files} WHERE reward IS NOT NULL QUALIFY row_number() OVER (PARTITION BY source "
@@ -362,9 +372,11 @@ def selection_figures(scratch: Path, arguments: Any, figures: dict[str, float]) 
         print(f"{rows:,} rows made", flush=True)
     names = ["ours_best", "duckdb_best", "ours_top", "duckdb_top", "polars_best"]
     found = rounds(names, large, arguments.rounds)
-    for ours, peer in (("ours_best", "duckdb_best"), ("ours_top", "duckdb_top"), ("ours_best", "polars_best")):
-        same(large, ours, peer)
+    for peer in ("duckdb_best", "polars_best"):
+        same(large, "ours_best", peer)
     growth = rounds(["ours_best", "ours_top"], small, arguments.rounds)
+    measure("duckdb_top_exact", small)
+    same(small, "ours_top", "duckdb_top_exact")
     rowwise = measure("rowwise_best", large)
     whole = rowwise["secs"] * arguments.rows / rowwise["rows"]
     print(f"rowwise_best   {rowwise['secs']:8.2f} s for {rowwise['rows']:,} rows; {whole:.0f} s for all, in proportion")

@@ -16,7 +16,7 @@ import pyarrow as pa
 from pipelines.candidates import COLUMN_NAMES, Candidates, Labels, empty
 from pipelines.config import RunConfig, Step
 
-_ALWAYS = ("reward", "response_hash", "file", "unit", "row", "response")
+_PLACE = ("response_hash", "file", "unit", "row", "response")
 _KINDS = {
     "key_high": pa.uint64(),
     "key_low": pa.uint64(),
@@ -36,6 +36,7 @@ class Needs:
     """Which columns the rules and the output of a run need beside the eight that always travel (44 bytes a row)."""
 
     key: bool = True
+    place: bool = True  # and response hash
     tokens: bool = False
     length: bool = False
     raw: bool = False
@@ -48,7 +49,11 @@ class Needs:
     @property
     def columns(self) -> list[str]:
         """Those of `Candidates`, without labels."""
-        return [name for name in COLUMN_NAMES if name in _ALWAYS or getattr(self, name.partition("_")[0])]
+        return [
+            name
+            for name in COLUMN_NAMES
+            if name == "reward" or (self.place if name in _PLACE else getattr(self, name.partition("_")[0]))
+        ]
 
     @property
     def schema(self) -> pa.Schema:
@@ -148,12 +153,12 @@ def scored_candidates(scores: pa.Table, *, file: int, unit: int, needs: Needs) -
         **empty(count),
         "reward": reward,
         "raw": reward,
-        "response_hash": scored["response_hash"].to_numpy(),
-        "file": np.full(count, file, dtype=np.int32),
-        "unit": np.full(count, unit, dtype=np.int32),
-        "row": scored["row"].to_numpy(),
-        "response": scored["response_index"].to_numpy(),
     }
+    if needs.place:
+        columns["response_hash"] = scored["response_hash"].to_numpy()
+        columns["file"] = np.broadcast_to(np.int32(file), (count,))
+        columns["unit"] = np.broadcast_to(np.int32(unit), (count,))
+        columns["row"], columns["response"] = scored["row"].to_numpy(), scored["response_index"].to_numpy()
     if needs.key:
         columns["key_high"], columns["key_low"] = _halves(scored["prompt_key"])
     if needs.length:
@@ -179,6 +184,6 @@ def score_column(name: str) -> str:
 
 def score_columns(needs: Needs) -> list[str]:
     """The columns of a score file that candidates are made of."""
-    plain = ["prompt_key"] * needs.key + ["reward", "response_hash", "row", "response_index"]
+    plain = ["reward"] + ["prompt_key"] * needs.key + ["response_hash", "row", "response_index"] * needs.place
     plain += ["response_chars"] * needs.length + ["prompt_tokens", "response_tokens"] * needs.tokens
     return [*plain, *(score_column(name) for name in needs.labels)]

@@ -20,6 +20,7 @@ from pipelines.candidates import Candidates, Mask, worst_bits
 from pipelines.config import Top
 
 PASSES = 3
+REWARD_PASSES = 2  # the first, which look at rewards alone
 _BITS = 16
 
 Stratum = str | None
@@ -65,17 +66,19 @@ def count_bins(candidates: Candidates, cut: Cut) -> Bins:
     found: Bins = {}
     if cut.decided or not len(candidates):
         return found
-    keys, strata = order_keys(candidates), _strata(candidates, cut.rule)
-    for stratum, mask in strata:
+    shift = np.uint64(_BITS * (PASSES - cut.digits))
+    keys = order_keys(candidates)
+    digit = ((keys >> (shift - np.uint64(_BITS))) & np.uint64(0xFFFF)).astype(np.intp)
+    for stratum, mask in _strata(candidates, cut.rule):
         boundary = cut.boundaries.get(stratum, Boundary())
-        own = keys if mask is None else keys[mask]
-        tokens = candidates.tokens if mask is None else candidates.tokens[mask]
         if not boundary.open:
             continue
+        own = mask
         if cut.digits:
-            inside = own >> np.uint64(_BITS * (PASSES - cut.digits)) == np.uint64(boundary.prefix)
-            own, tokens = own[inside], tokens[inside]
-        bins = ((own >> np.uint64(_BITS * (PASSES - 1 - cut.digits))) & np.uint64(0xFFFF)).astype(np.int64)
+            inside = keys >> shift == np.uint64(boundary.prefix)
+            own = inside if mask is None else inside & mask
+        bins = digit if own is None else digit[own]
+        tokens = candidates.tokens if own is None else candidates.tokens[own]
         rows = np.bincount(bins, minlength=1)
         used = np.flatnonzero(rows)
         by_tokens = cut.rule.tokens is not None  # float64 weights are exact below 2**53 tokens

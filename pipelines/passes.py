@@ -12,14 +12,27 @@ from apache_beam.typehints.decorators import no_annotations
 
 from pipelines.candidates import Candidates
 from pipelines.config import Top
-from pipelines.cuts import PASSES, Bins, Cut, Ties, count_bins, list_ties, merge_bins, merge_ties, refine, settle
+from pipelines.cuts import (
+    PASSES,
+    REWARD_PASSES,
+    Bins,
+    Cut,
+    Ties,
+    count_bins,
+    list_ties,
+    merge_bins,
+    merge_ties,
+    refine,
+    settle,
+)
 from pipelines.workers import carrying_errors
 
 
 class Loader(Protocol):
-    """Makes candidates of an element; `sides` are what was found before (a curve, earlier cuts)."""
+    """Makes candidates of an element; `sides` are what was found before (a curve, earlier cuts). Hashes and places are needed
+    where `ties` are to be told apart."""
 
-    def __call__(self, element: Any, sides: Sequence[Any]) -> Candidates: ...
+    def __call__(self, element: Any, sides: Sequence[Any], *, ties: bool) -> Candidates: ...
 
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
@@ -57,7 +70,7 @@ class CountBins(beam.DoFn):  # type: ignore[misc]
     def process(self, element: Any, cut: Cut, *sides: Any) -> Iterator[Bins]:
         if not cut.decided:
             with carrying_errors():
-                yield count_bins(self.load(element, sides), cut)
+                yield count_bins(self.load(element, sides, ties=cut.digits >= REWARD_PASSES), cut)
 
 
 @dataclass(eq=False)
@@ -68,4 +81,4 @@ class ListTies(beam.DoFn):  # type: ignore[misc]
     def process(self, element: Any, cut: Cut, *sides: Any) -> Iterator[Ties]:
         if not cut.decided:
             with carrying_errors():
-                yield list_ties(self.load(element, sides), cut)
+                yield list_ties(self.load(element, sides, ties=True), cut)

@@ -71,12 +71,13 @@ class LoadScores:
     selection: Selection
     until: int
 
-    def __call__(self, element: bytes, sides: Sequence[Any]) -> Candidates:
+    def __call__(self, element: bytes, sides: Sequence[Any], *, ties: bool) -> Candidates:
         steps = self.selection.steps
         early_steps = [steps[number] for number in self.selection.early if number <= self.until]
         needs = replace(
             self.selection.needs,
             key=False,
+            place=ties or any(isinstance(side, Cut) for side in sides),
             tokens=any(step.top is not None and step.top.tokens is not None for step in early_steps),
             length=self.selection.correction is not None,
             labels=tuple(sorted({column for step in early_steps for _, column in step.columns()})),
@@ -92,7 +93,7 @@ class LoadPartition:
 
     needs: Needs
 
-    def __call__(self, element: tuple[int, bytes], sides: Sequence[Any]) -> Candidates:
+    def __call__(self, element: tuple[int, bytes], sides: Sequence[Any], *, ties: bool) -> Candidates:
         return unpack([element[1]], self.needs)
 
 

@@ -129,13 +129,15 @@ def read(path: str) -> tuple[pa.Table, Footer] | None:
 
 
 def read_columns(path: str, names: list[str], footer: Footer) -> pa.Table:
-    """Some columns of a score file that has been found valid in this run: its page checksums are verified again.
+    """Some columns of a score file that has been found valid in this run: its page checksums are verified again. Sources and
+    carried columns come dictionary-encoded.
 
     Raises `StorageError` where it is gone, damaged, or no longer the file that `footer` describes.
     """
     try:
         with open_for_reading(path) as file:
-            table = pq.ParquetFile(file, page_checksum_verification=True).read(names)
+            texts = [name for name in names if name == "source" or name.startswith("carry.")]
+            table = pq.ParquetFile(file, page_checksum_verification=True, read_dictionary=texts).read(names)
     except (pa.ArrowException, OSError) as error:
         raise StorageError(
             f"score file {path} is gone or damaged ({type(error).__name__}); run the same command again"
