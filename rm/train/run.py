@@ -27,7 +27,7 @@ from rm.templates import Template
 from rm.train.data import Collator, Draws, EncodedGroup, encode_groups, spread
 from rm.train.network import GroupLoss, GroupNetwork
 from rm.train.settings import TrainingError, TrainResult, TrainSettings
-from rm.train.trainer import DrawAnew, GroupTrainer, LogLines, predict, refuse_collapse
+from rm.train.trainer import DrawAnew, GroupTrainer, LogLines, accuracy, predict, refuse_collapse
 
 log = logging.getLogger(__name__)
 
@@ -190,7 +190,8 @@ def _require_data(settings: TrainSettings, fit: _Data, heldout: _Data, rejected:
             f"data.path {paths} leaves no judgement to train on; rejected: {dict(rejected)}. Scores need two responses "
             "of one prompt that differ by at least data.min_gap"
         )
-    if settings.early_stopping is not None and not heldout.encoded:
+    even = [np.zeros(len(group.responses)) for group in heldout.encoded]
+    if settings.early_stopping is not None and math.isnan(accuracy(even, heldout.encoded)):  # nothing could be counted
         raise PreferenceError(
             f"train.early_stopping is {settings.early_stopping}, and nothing is held out to measure accuracy on; "
             "raise heldout.fraction, give heldout.path, or remove it"
