@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import statistics
 import sys
 import tempfile
@@ -48,14 +49,15 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--pairs", type=Path, help="HH-RLHF rows; default: the harmless sample")
     parser.add_argument("--rankings", type=Path, help="QA-feedback rows; default: the QA-feedback sample")
-    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--train", type=int, default=800, help="pairs to train on; all others are held out")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     given = parser.parse_args()
     pairs = usable_pairs(read(data_file(given.pairs, "hh_rlhf_harmless.jsonl.gz")))
     rankings = read(data_file(given.rankings, "qa_feedback_rankings.jsonl.gz"))
-    train_rows, heldout, some = (pairs[:-400], pairs[-400:], rankings[:120])
+    count, some, seeds = given.train, rankings[:40], given.seeds
     if given.quick:
-        train_rows, heldout, some = pairs[:160], pairs[-100:], rankings[:24]
-    seeds = given.seeds or ([0, 1] if given.quick else [0, 1, 2])
+        pairs, count, some, seeds = pairs[:260], 160, rankings[:24], seeds[:2]
+    train_rows, heldout = pairs[:count], pairs[count:]
     ours, trl = [], []
     for seed in seeds:
         trl.append(show("pairs, TRL", train_trl(train_rows, heldout, seed=seed)))
@@ -172,7 +174,7 @@ def train_trl(rows: list[Row], heldout: list[Row], *, seed: int) -> Run:
             num_train_epochs=1,
             max_length=MAX_LENGTH,
             lr_scheduler_type="cosine",
-            warmup_ratio=0.03,
+            warmup_steps=math.ceil(0.03 * math.ceil(len(rows) / BATCH)),
             seed=seed,
             bf16=native_bfloat16(),
             gradient_checkpointing=False,

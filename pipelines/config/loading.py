@@ -83,6 +83,8 @@ def _describe(kind: type[BaseModel], problem: Any) -> str:
         return f"{path} is missing; it is required"
     message = problem["msg"].removeprefix("Value error, ")
     given = problem["input"]
+    if isinstance(given, dict | list) and problem["type"] == "value_error":  # about how its fields go together
+        return f"{path or 'configuration'}: {message}"
     shown = f"{given!r}" if isinstance(given, str | int | float | bool | type(None)) else type(given).__name__
     return f"{path} is {shown}: {message}"
 

@@ -38,6 +38,9 @@ def detect(row: Row, columns: Mapping[str, str] | None = None) -> str:
             f"data.columns names {_listed(columns)}, and the format {fitting[0].name} of the rows takes only "
             f"{_listed({*fitting[0].roles, *fitting[0].inner, *EVERYWHERE})}; remove the others, or set data.format"
         )
+    for role, column in columns.items():
+        if column not in row:
+            raise PreferenceError(_no_such_column(role, column, row))
     raise PreferenceError(
         f"data has columns {_listed(row)}, which fit no known format ({', '.join(FORMATS)}); set data.format, or name "
         "the columns, for example data.columns={prompt: COLUMN, response: COLUMN, score: COLUMN}"
@@ -61,9 +64,7 @@ def resolve(rows: Sequence[Row], settings: ReadSettings) -> Format:
     known = {name for row in rows for name in row}
     for role, column in settings.columns.items():
         if role not in format.inner and column not in known:
-            raise PreferenceError(
-                f"data.columns.{role} is {column!r}, and the rows have no such column; name one of {_listed(known)}"
-            )
+            raise PreferenceError(_no_such_column(role, column, known))
     missing = [format.missing(with_roles(row, settings.columns)) for row in rows]
     if all(missing):
         raise PreferenceError(
@@ -86,6 +87,10 @@ def _first_detected(rows: Sequence[Row], columns: Mapping[str, str]) -> str:
         except PreferenceError as error:
             first = first or error
     raise first or PreferenceError("data has no rows; expected at least one comparison")
+
+
+def _no_such_column(role: str, column: str, known: Iterable[str]) -> str:
+    return f"data.columns.{role} is {column!r}, and the rows have no such column; name one of {_listed(known)}"
 
 
 def _listed(names: Iterable[str]) -> str:

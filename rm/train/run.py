@@ -17,6 +17,7 @@ import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments, set_seed
 
 from rm.attention import enable_packing, first_position
+from rm.conversations import prompt_key
 from rm.evaluate import Evaluation, evaluate, store_offset, store_temperature
 from rm.evaluate.temperature_file import FILE_NAME
 from rm.identity import effective_max_length, resolve_model
@@ -26,11 +27,12 @@ from rm.templates import Template
 from rm.train.data import Collator, Draws, EncodedGroup, encode_groups, spread
 from rm.train.network import GroupLoss, GroupNetwork
 from rm.train.settings import TrainingError, TrainResult, TrainSettings
-from rm.train.trainer import DrawAnew, GroupTrainer, LogLines, predict, refuse_collapse
+from rm.train.trainer import DrawAnew, GroupTrainer, LogLines, accuracy, predict, refuse_collapse
 
 log = logging.getLogger(__name__)
 
 _LARGE = 1_000_000_000  # parameters
+_LOOKED_AT = 32  # groups whose rewards tell a collapse
 _CHECKPOINTS = "checkpoints"
 _SETTINGS_FILE = "settings.json"
 
@@ -66,10 +68,9 @@ def train(settings: TrainSettings) -> TrainResult:
     trainer = _trainer(settings, network, model.collator(settings), fit.encoded, heldout.encoded)
     with quiet_transformers():
         outcome = trainer.train(resume_from_checkpoint=resume_from)
-    rewards = predict(trainer, heldout.encoded or fit.encoded)
-    refuse_collapse(rewards, outcome.training_loss)
-    model.save(settings)
-    offset = float(network.offset) if network.offset.requires_grad else None
+    refuse_collapse(predict(trainer, fit.encoded[:_LOOKED_AT]), outcome.training_loss)
+    model.save(settings)  # before what is held out is measured: that can take a while
+    offset = network.offset.item() if network.offset.requires_grad else None
     if offset is not None:
         store_offset(settings.output_path, offset)
     training_secs = max(1e-9, outcome.metrics["train_runtime"] - trainer.evaluation_secs)
@@ -86,7 +87,7 @@ def train(settings: TrainSettings) -> TrainResult:
         packed=model.packed,
         judgements_per_sec=trainer.judgements / training_secs,
         tokens_per_sec=trainer.tokens / training_secs,
-        heldout=_measure(settings, heldout, rewards) if heldout.groups else None,
+        heldout=_measure(settings, heldout, trainer.heldout_rewards()) if heldout.groups else None,
         offset=offset,
     )
 
@@ -162,7 +163,10 @@ def _measure(settings: TrainSettings, heldout: _Data, rewards: Sequence[np.ndarr
 
 
 def _read(settings: TrainSettings) -> tuple[list[Group], list[Group], Rejections]:
-    """(to fit, held out, rejections) over all sources; a prompt is on one side only, whatever source it is in."""
+    """(to fit, held out, rejections) over all sources; a prompt is on one side only, whatever source it is in.
+
+    Groups of prompts that a held-out file asks too are not trained on: rejected as `heldout_prompt`.
+    """
     groups: list[Group] = []
     rejected = Rejections()
     for path, reading in settings.sources:
@@ -172,7 +176,11 @@ def _read(settings: TrainSettings) -> tuple[list[Group], list[Group], Rejections
     if settings.heldout_path is None:
         return (*heldout_split(groups, settings.heldout_fraction), rejected)
     heldout, lost = read_preferences(settings.heldout_path, ReadSettings(**settings.sources[0][1]))
-    return groups, heldout, rejected + lost
+    asked = {prompt_key(group.prompt) for group in heldout}
+    fit = [group for group in groups if prompt_key(group.prompt) not in asked]
+    if len(fit) < len(groups):
+        rejected["heldout_prompt"] += len(groups) - len(fit)
+    return fit, heldout, rejected + lost
 
 
 def _require_data(settings: TrainSettings, fit: _Data, heldout: _Data, rejected: Rejections) -> None:
@@ -182,7 +190,8 @@ def _require_data(settings: TrainSettings, fit: _Data, heldout: _Data, rejected:
             f"data.path {paths} leaves no judgement to train on; rejected: {dict(rejected)}. Scores need two responses "
             "of one prompt that differ by at least data.min_gap"
         )
-    if settings.early_stopping is not None and not heldout.encoded:
+    even = [np.zeros(len(group.responses)) for group in heldout.encoded]
+    if settings.early_stopping is not None and math.isnan(accuracy(even, heldout.encoded)):  # nothing could be counted
         raise PreferenceError(
             f"train.early_stopping is {settings.early_stopping}, and nothing is held out to measure accuracy on; "
             "raise heldout.fraction, give heldout.path, or remove it"
@@ -267,6 +276,7 @@ def _arguments(
         save_steps=save_every or steps,
         save_total_limit=2,
         load_best_model_at_end=early,
+        restore_callback_states_from_checkpoint=True,  # the patience of early stopping
         metric_for_best_model="eval_accuracy" if early else None,
         report_to=list(settings.report_to) or "none",
         remove_unused_columns=False,

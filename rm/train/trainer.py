@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         self._flat_steps = 0
         self.judgements = self.tokens = 0
         self.evaluation_secs = 0.0
+        self._measured: tuple[int, list[np.ndarray]] | None = None  # (step, held-out rewards)
 
     def training_step(
         self, model: Any, inputs: dict[str, list[MicroBatch]], num_items_in_batch: Any = None
@@ -124,6 +125,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         """Held-out accuracy and loss, logged, for early stopping and the choice of the best checkpoint."""
         started = time.monotonic()
         rewards = predict(self, self._heldout)
+        self._measured = (self.state.global_step, rewards)
         metrics = {
             "eval_accuracy": accuracy(rewards, self._heldout),
             "eval_loss": self._heldout_loss(rewards),
@@ -132,6 +134,13 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def heldout_rewards(self) -> list[np.ndarray]:
+        """Rewards of the held-out groups by the model as training has left it."""
+        kept_last = not self.args.load_best_model_at_end
+        if self._measured is not None and kept_last and self._measured[0] == self.state.global_step:
+            return self._measured[1]
+        return predict(self, self._heldout)
 
     def _heldout_loss(self, rewards: Sequence[np.ndarray]) -> float:
         offset = self.model.offset.detach().cpu()
@@ -144,20 +153,36 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
 
 
 def predict(trainer: Trainer, groups: Sequence[EncodedGroup]) -> list[np.ndarray]:
-    """float32 rewards of each group's responses, from the trainer's model as it stands."""
+    """float32 rewards of each group's responses, from the trainer's model as it stands.
+
+    Without comparisons to keep together, groups larger than the token budget are cut.
+    """
     collate: Collator = trainer.data_collator
     network = trainer.model.eval()
-    lengths = [[len(row.ids) for row in group.responses] for group in groups]
-    plan = plan_groups(lengths, tokens_per_batch=collate.tokens_per_batch, padded=not collate.packed)
-    rewards: list[np.ndarray] = [np.empty(0)] * len(groups)
-    for batch in plan:
-        part = [groups[index] for index in batch]
+    pieces = [(index, rows) for index, group in enumerate(groups) for rows in _cut(group, collate.tokens_per_batch)]
+    lengths = [[len(groups[index].responses[row].ids) for row in rows] for index, rows in pieces]
+    rewards = [np.empty(len(group.responses), dtype=np.float32) for group in groups]
+    for batch in plan_groups(lengths, tokens_per_batch=collate.tokens_per_batch, padded=not collate.packed):
+        chosen = [pieces[position] for position in batch]
         with torch.inference_mode(), trainer.compute_loss_context_manager():
-            flat = network(collate.micro_batch(part)).cpu().numpy()
-        cuts = np.cumsum([len(group.responses) for group in part])[:-1]
-        for index, values in zip(batch, np.split(flat, cuts), strict=True):
-            rewards[index] = values
+            flat = network(collate.micro_batch([groups[index].part(rows) for index, rows in chosen])).cpu().numpy()
+        cuts = np.cumsum([len(rows) for _, rows in chosen])[:-1]
+        for (index, rows), values in zip(chosen, np.split(flat, cuts), strict=True):
+            rewards[index][rows] = values
     return rewards
+
+
+def _cut(group: EncodedGroup, tokens: int) -> Iterator[list[int]]:
+    """The group's rows in runs of at most `tokens`, or of one row that is longer."""
+    run: list[int] = []
+    size = 0
+    for row, encoded in enumerate(group.responses):
+        if run and size + len(encoded.ids) > tokens:
+            yield run
+            run, size = [], 0
+        run.append(row)
+        size += len(encoded.ids)
+    yield run
 
 
 def accuracy(rewards: Sequence[np.ndarray], groups: Sequence[EncodedGroup]) -> float:

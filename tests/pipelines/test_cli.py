@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -311,7 +312,8 @@ def test_train_and_use_the_model(bestkept, config, tmp_path, encoder):
     ]
     path = write_jsonl(tmp_path / "pairs.jsonl", pairs)
     values = {
-        "data": {"path": str(path), "heldout_fraction": 0.3},
+        "data": {"path": str(path)},
+        "heldout": {"fraction": 0.3},
         "model": {"path": str(encoder), "max_length": 32},
         "train": {"epochs": 8, "learning_rate": 3e-3, "groups_per_batch": 4},
         "output": {"path": str(tmp_path / "trained")},
@@ -320,9 +322,10 @@ def test_train_and_use_the_model(bestkept, config, tmp_path, encoder):
     result = bestkept("train", tmp_path / "train.yaml")
     assert result.code == 0, result.err
     assert "held-out accuracy" in result.out
-    assert "human" in result.out
-    assert "100.0%" in result.out
+    assert re.search(r"judged by\W+human \d", result.out)
+    assert re.search(r"held-out accuracy, %\W+100\.0", result.out)
     assert sorted(os.listdir(tmp_path / "trained")) == [
+        "calibration.json",
         "config.json",
         "model.safetensors",
         "tokenizer.json",
@@ -338,7 +341,8 @@ def test_train_errors(bestkept, tmp_path, encoder):
         "output": {"path": str(tmp_path / "trained")},
     }
     (tmp_path / "train.yaml").write_text(yaml.safe_dump(values))
-    assert "expected chosen and rejected" in bestkept("train", tmp_path / "train.yaml").last
+    result = bestkept("train", tmp_path / "train.yaml")
+    assert (result.code, "data has columns a, which fit no" in result.last) == (3, True)
     result = bestkept("train", tmp_path / "train.yaml", "data.path=nowhere.jsonl")
     assert (result.code, "matches no file" in result.last) == (3, True)
     result = bestkept("train", tmp_path / "train.yaml", "--epochs=3")

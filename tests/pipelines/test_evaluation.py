@@ -186,7 +186,7 @@ def test_reward_bench_2_rows(bestkept, model, tmp_path):
         (["MODEL", "none.jsonl"], 3, "matches no file"),
         (["nowhere/at/all", "DATA"], 7, "nowhere/at/all"),
         (["MODEL", "DATA", "data.orgin=model"], 2, "did you mean 'origin'"),
-        (["MODEL", "DATA", "data.heldout_path=x.jsonl"], 2, "give it as DATA"),
+        (["MODEL", "DATA", "data.heldout_path=x.jsonl"], 2, "unknown key 'data.heldout_path'"),
         (["MODEL", "DATA", "--fast"], 2, "unknown option --fast"),
         (["MODEL", "DATA", "output.path=pairs.jsonl/x"], 5, "choose another output.path"),
         (["MODEL", "DATA", "bootstrap.resamples=1"], 2, "bootstrap.resamples"),

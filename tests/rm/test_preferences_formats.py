@@ -742,3 +742,10 @@ def test_a_row_of_another_shape_never_stops_the_reading(data):
     used, rejections = read_each([rows[0], broken, missing], FORMATS[NAMES[case]], named)
     assert len(used) + rejections.total() - rejections["equal_responses"] == 3
     read_rows([rows[0], broken, missing], named)
+
+
+def test_a_column_that_is_not_there_is_named():
+    with pytest.raises(
+        PreferenceError, match=r"data\.columns\.score is 'win', and the rows have no such column.*win_rate"
+    ):
+        detect({"prompt": "p", "response": "r", "win_rate": 0.5}, {"score": "win"})

@@ -66,9 +66,13 @@ def test_equals_one_by_one_scoring_in_order(kind, tokens_per_batch, request):
 def test_pad_equal_to_eos_scores_as_transformers_does_for_one_row(tmp_path):
     directory = save_causal(tmp_path / "model", pad="</s>")
     scorer, groups = load(directory), some_groups(4)
-    for (prompt, responses), result in zip(groups, scorer.score(groups), strict=True):
-        expected = [plain_reward(directory, scorer.template, prompt, response) for response in responses]
-        assert result.rewards == pytest.approx(np.array(expected, dtype=np.float32), abs=1e-6)
+    expected = np.array(
+        [plain_reward(directory, scorer.template, prompt, r) for prompt, responses in groups for r in responses],
+        dtype=np.float32,
+    )
+    rewards = np.concatenate([result.rewards for result in scorer.score(groups)])
+    allowed = 1e-5 * expected.std() + 8 * np.spacing(np.abs(expected)).max()  # a batch rounds unlike a lone row
+    assert np.abs(rewards - expected).max() <= allowed
 
 
 def test_exact_duplicates_are_forwarded_once(encoder):

@@ -1,0 +1,299 @@
+"""What happens on the way: padded against packed, interruptions, early stopping, collapse, trackers."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+
+import pytest
+import torch
+from corpora import write_jsonl
+from safetensors.torch import load_file
+from tiny_models import WORDS
+from training_groups import run_settings
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from rm.train import TrainingError, train
+from rm.train import run as training
+from rm.train import trainer as trainers
+from rm.train.trainer import GroupTrainer
+
+
+@pytest.fixture
+def rankings(tmp_path):
+    rows = [
+        {"prompt": f"what is {noun}", "responses": [f"{grade} {noun} answer" for grade in "abcde"], "ranking": ranks}
+        for noun, ranks in zip(WORDS[:24], [[1, 2, 3, 4, 5], [2, 1, 3, 4, 4], [1, 1, 2, 3, 4]] * 8, strict=True)
+    ]
+    return write_jsonl(tmp_path / "rankings.jsonl", rows)
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """Fills with (step, loss) of every optimiser step of every run."""
+    seen = []
+    original = GroupTrainer.training_step
+
+    def spy(self, *arguments, **rest):
+        loss = original(self, *arguments, **rest)
+        seen.append((self.state.global_step, loss.item()))
+        return loss
+
+    monkeypatch.setattr(GroupTrainer, "training_step", spy)
+    return seen
+
+
+def interrupt(monkeypatch, at):
+    """Training raises KeyboardInterrupt before its step `at`, once."""
+    original = GroupTrainer.training_step
+
+    def stopping(self, *arguments, **rest):
+        if self.state.global_step == at:
+            raise KeyboardInterrupt
+        return original(self, *arguments, **rest)
+
+    monkeypatch.setattr(GroupTrainer, "training_step", stopping)
+    return lambda: monkeypatch.setattr(GroupTrainer, "training_step", original)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "causal"])
+@pytest.mark.parametrize("loss", ["bradley_terry", "plackett_luce"])
+def test_padded_and_packed_runs_have_the_same_losses(tmp_path, rankings, steps, monkeypatch, loss, kind, request):
+    backbone = request.getfixturevalue(kind)
+    changes = {"epochs": 1, "loss": loss, "learning_rate": 1e-3}
+    packed = train(run_settings(rankings, backbone, tmp_path / "packed", **changes))
+    seen = steps.copy()
+    steps.clear()
+    monkeypatch.setattr(training, "enable_packing", lambda *_, **__: False)
+    padded = train(run_settings(rankings, backbone, tmp_path / "padded", **changes))
+    assert (packed.packed, padded.packed) == (True, False)
+    assert len(seen) == packed.steps == padded.steps
+    assert [value for _, value in seen] == pytest.approx([value for _, value in steps], rel=1e-4)
+    assert packed.train_loss == pytest.approx(padded.train_loss, rel=1e-4)
+
+
+RESUMED = {"responses_per_group": 2, "groups_per_batch": 5, "epochs": 3, "heldout_fraction": 0.2}
+
+
+@pytest.fixture
+def runs(tmp_path, rankings, encoder, steps, monkeypatch):
+    """Runs with `changes` once whole and once interrupted before the step `at` and continued."""
+
+    def both(at, **changes):
+        values = {**RESUMED, "checkpoint_every": 3, **changes}
+        whole = train(run_settings(rankings, encoder, tmp_path / "whole", **values))
+        expected = dict(steps)
+        steps.clear()
+        restore = interrupt(monkeypatch, at)
+        with pytest.raises(KeyboardInterrupt):
+            train(run_settings(rankings, encoder, tmp_path / "cut", **values))
+        restore()
+        before = dict(steps)
+        steps.clear()
+        continued = train(run_settings(rankings, encoder, tmp_path / "cut", **values))
+        return whole, continued, expected, before, dict(steps)
+
+    return both
+
+
+# 19 or so groups of five are 3 draws each and about 12 steps an epoch: inside the first, at the boundary, beyond it
+@pytest.mark.parametrize("at", [5, 14, 26])
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, runs, at):
+    whole, continued, expected, before, after = runs(at)
+    per_epoch = whole.steps / 3
+    assert per_epoch == int(per_epoch)
+    assert sorted(after) == list(range(at - at % 3, whole.steps))  # from the last checkpoint
+    assert {**before, **after} == expected
+    assert (tmp_path / "cut/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+    assert continued.steps == whole.steps
+    assert not (tmp_path / "cut/checkpoints").exists()
+    assert continued.train_loss == pytest.approx(sum(after.values()) / len(after))
+
+
+def test_a_checkpoint_at_the_end_of_an_epoch_is_continued_with_the_next_draws(runs):
+    whole, _, expected, before, after = runs(13, checkpoint_every=12)
+    assert whole.steps == 3 * 12
+    assert min(after) == 12
+    assert {**before, **after} == expected
+
+
+def test_patience_is_kept_over_an_interruption(runs, tmp_path, monkeypatch):
+    """Accuracy falls from the second evaluation on: three without a better one end the run, interrupted or not."""
+    falling = {1: 0.9, 2: 0.8, 3: 0.7, 4: 0.6, 5: 0.5, 6: 0.4}
+    original = GroupTrainer.evaluate
+
+    def evaluate(self, *arguments, **rest):
+        number = sum("eval_accuracy" in entry for entry in self.state.log_history) + 1
+        monkeypatch.setattr(trainers, "accuracy", lambda *_: falling[number])
+        return original(self, *arguments, **rest)
+
+    monkeypatch.setattr(GroupTrainer, "evaluate", evaluate)
+    changes = {"early_stopping": 3, "checkpoint_every": None, "epochs": 6, "responses_per_group": None}
+    whole, continued, expected, before, after = runs(10, **changes)
+    assert whole.steps == continued.steps == 4 * math.ceil(whole.groups / 5)
+    assert {**before, **after} == expected
+    assert (tmp_path / "cut/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+
+
+def test_checkpoints_of_other_settings_are_refused(tmp_path, rankings, encoder, monkeypatch):
+    restore = interrupt(monkeypatch, 4)
+    values = {**RESUMED, "checkpoint_every": 2}
+    with pytest.raises(KeyboardInterrupt):
+        train(run_settings(rankings, encoder, tmp_path / "out", **values))
+    restore()
+    with pytest.raises(TrainingError, match="checkpoints of a run with other settings"):
+        train(run_settings(rankings, encoder, tmp_path / "out", **{**values, "learning_rate": 1e-3}))
+    result = train(run_settings(rankings, encoder, tmp_path / "out", **{**values, "report_to": ()}))
+    assert result.steps > 4
+
+
+def test_a_checkpoint_that_was_not_finished_is_passed_over(tmp_path, rankings, encoder, steps, monkeypatch):
+    restore = interrupt(monkeypatch, 9)
+    values = {**RESUMED, "checkpoint_every": 4}
+    with pytest.raises(KeyboardInterrupt):
+        train(run_settings(rankings, encoder, tmp_path / "out", **values))
+    restore()
+    (tmp_path / "out/checkpoints/checkpoint-8/trainer_state.json").unlink()
+    steps.clear()
+    train(run_settings(rankings, encoder, tmp_path / "out", **values))
+    assert steps[0][0] == 4
+
+
+def test_the_number_decides_which_checkpoint_is_last(tmp_path, rankings, encoder, steps, monkeypatch):
+    restore = interrupt(monkeypatch, 11)
+    values = {**RESUMED, "checkpoint_every": 1}
+    with pytest.raises(KeyboardInterrupt):
+        train(run_settings(rankings, encoder, tmp_path / "out", **values))
+    restore()
+    assert len(list((tmp_path / "out/checkpoints").glob("checkpoint-*"))) == 2
+    (tmp_path / "out/checkpoints/checkpoint-10").rename(tmp_path / "out/checkpoints/checkpoint-9")
+    steps.clear()
+    train(run_settings(rankings, encoder, tmp_path / "out", **values))
+    assert steps[0][0] == 11
+
+
+def test_settings_have_a_key_that_knows_what_decides_the_result(tmp_path):
+    plain = run_settings("a.jsonl", tmp_path, tmp_path / "out")
+    assert plain.key() == run_settings("a.jsonl", tmp_path, tmp_path / "elsewhere", report_to=("x",)).key()
+    others = [
+        {"seed": 1},
+        {"loss": "plackett_luce"},
+        {"lora": {"rank": 2, "alpha": 4, "targets": "all-linear"}},
+        {"heldout_fraction": 0.3},
+        {"tokens_per_batch": 7},
+    ]
+    keys = {run_settings("a.jsonl", tmp_path, tmp_path / "out", **change).key() for change in others}
+    keys |= {run_settings(["a.jsonl", "b.jsonl"], tmp_path, tmp_path / "out").key()}
+    keys |= {run_settings([("a.jsonl", {"min_gap": 1.0})], tmp_path, tmp_path / "out").key()}
+    assert len(keys | {plain.key()}) == len(others) + 3
+
+
+def test_early_stopping_keeps_the_best(tmp_path, rankings, encoder, monkeypatch):
+    """Accuracies 0.5, 0.8, 0.6, 0.7: the run ends after the fourth, with the weights of the second."""
+    told = iter([0.5, 0.8, 0.6, 0.7])
+    kept = []
+    original = GroupTrainer.evaluate
+
+    def evaluate(self, *arguments, **rest):
+        kept.append({name: value.clone() for name, value in self.model.model.state_dict().items()})
+        return original(self, *arguments, **rest)
+
+    monkeypatch.setattr(GroupTrainer, "evaluate", evaluate)
+    monkeypatch.setattr(trainers, "accuracy", lambda *_: next(told))
+    values = {"epochs": 8, "evaluations_per_epoch": 2, "early_stopping": 2, "learning_rate": 1e-3}
+    result = train(run_settings(rankings, encoder, tmp_path / "out", **values))
+    assert len(kept) == 4
+    per_epoch = math.ceil(result.groups / 4)
+    assert result.steps == 4 * (per_epoch // 2)
+    saved = load_file(tmp_path / "out/model.safetensors")
+    assert all(torch.equal(value, kept[1][name]) for name, value in saved.items())
+    assert not all(torch.equal(value, kept[3][name]) for name, value in saved.items())
+
+
+def test_evaluations_are_logged_and_counted(tmp_path, rankings, encoder, caplog):
+    with caplog.at_level(logging.INFO, logger="rm.train"):
+        result = train(run_settings(rankings, encoder, tmp_path / "out", epochs=2, evaluations_per_epoch=2))
+    evaluations = [line for line in caplog.messages if "held-out accuracy" in line]
+    assert len(evaluations) == result.steps // (math.ceil(result.groups / 4) // 2)
+    assert sum("  loss " in line and "lr" in line for line in caplog.messages) == result.steps
+    assert evaluations[0].startswith(f"step {math.ceil(result.groups / 4) // 2}/{result.steps} ")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_at_once(tmp_path, rankings, encoder, steps, monkeypatch):
+    original = trainers.GroupLoss.__call__
+    monkeypatch.setattr(
+        trainers.GroupLoss, "__call__", lambda *arguments: original(*arguments) * (math.nan if len(steps) == 2 else 1)
+    )
+    with pytest.raises(TrainingError, match="diverged at step 3"):
+        train(run_settings(rankings, encoder, tmp_path / "out"))
+    assert len(steps) == 2
+    assert not (tmp_path / "out/model.safetensors").exists()
+
+
+@pytest.mark.parametrize(("epochs", "message"), [(1, "every response has the reward"), (9, "for 20 steps")])
+def test_a_collapsed_run_saves_nothing(tmp_path, rankings, encoder, monkeypatch, epochs, message):
+    backbone = AutoModelForSequenceClassification.from_pretrained(encoder)
+    torch.nn.init.zeros_(backbone.classifier.weight)
+    backbone.save_pretrained(tmp_path / "backbone")
+    AutoTokenizer.from_pretrained(encoder).save_pretrained(tmp_path / "backbone")
+    original = trainers.GroupLoss.__call__
+    monkeypatch.setattr(trainers.GroupLoss, "__call__", lambda *arguments: original(*arguments) * 0)
+    with pytest.raises(TrainingError, match=message):
+        train(run_settings(rankings, tmp_path / "backbone", tmp_path / "out", epochs=epochs))
+    assert not (tmp_path / "out/model.safetensors").exists()
+
+
+def test_trackers_and_the_schedule_reach_the_trainer(tmp_path, rankings, encoder, monkeypatch):
+    seen = []
+    original = training.TrainingArguments
+
+    def spy(**arguments):
+        seen.append(arguments)
+        return original(**{**arguments, "report_to": "none"})
+
+    monkeypatch.setattr(training, "TrainingArguments", spy)
+    changes = {"report_to": ("tensorboard", "wandb"), "epochs": 0.5, "weight_decay": 0.02, "seed": 7}
+    result = train(run_settings(rankings, encoder, tmp_path / "out", **changes))
+    (arguments,) = seen
+    assert arguments["report_to"] == ["tensorboard", "wandb"]
+    assert arguments["max_steps"] == result.steps == round(math.ceil(result.groups / 4) * 0.5)
+    assert arguments["warmup_steps"] == math.ceil(0.1 * result.steps)
+    assert (arguments["weight_decay"], arguments["max_grad_norm"]) == (0.02, 1.0)
+    assert (arguments["seed"], arguments["data_seed"], arguments["per_device_train_batch_size"]) == (7, 7, 4)
+    monkeypatch.setattr(training, "TrainingArguments", lambda **rest: seen.append(rest) or original(**rest))
+    train(run_settings(rankings, encoder, tmp_path / "none", epochs=0.1))
+    assert seen[-1]["report_to"] == "none"
+
+
+def test_a_groups_judgements_weigh_one_together(tmp_path, encoder, steps):
+    """One ranking of five beside pairs: the first loss is the mean over groups, as computed from the untouched model."""
+    rows = [{"prompt": "what is it", "responses": [f"{g} answer" for g in "abcde"], "ranking": [1, 2, 3, 4, 5]}]
+    rows += [
+        {"prompt": f"what is {n}", "responses": [f"{g} {n}" for g in "ab"], "ranking": [2, 1]}
+        for n in ("the", "a", "to")
+    ]
+    data = write_jsonl(tmp_path / "data.jsonl", rows)
+    values = {"epochs": 0.5, "heldout_fraction": 0.0}
+    result = train(run_settings(data, encoder, tmp_path / "out", **values))
+    assert result.judgements == {"comparisons": 10 + 3, "labels": 0}
+    model = AutoModelForSequenceClassification.from_pretrained(encoder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    losses = []
+    for row in rows:
+        inputs = tokenizer([row["prompt"]] * len(row["responses"]), row["responses"], padding=True, return_tensors="pt")
+        with torch.inference_mode():
+            rewards = model(**inputs).logits[:, 0].tolist()
+        ranks = row["ranking"]
+        edges = [(i, j) for i in range(len(ranks)) for j in range(len(ranks)) if ranks[i] < ranks[j]]
+        losses.append(sum(math.log1p(math.exp(rewards[j] - rewards[i])) for i, j in edges) / len(edges))
+    assert steps[0][1] == pytest.approx(sum(losses) / 4, rel=1e-4)
+
+
+def test_the_settings_file_is_written_before_the_first_checkpoint(tmp_path, rankings, encoder, monkeypatch):
+    restore = interrupt(monkeypatch, 0)
+    settings = run_settings(rankings, encoder, tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        train(settings)
+    restore()
+    assert json.loads((tmp_path / "out/checkpoints/settings.json").read_text()) == settings.key()
