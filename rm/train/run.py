@@ -31,7 +31,7 @@ from rm.train.trainer import DrawAnew, GroupTrainer, LogLines, accuracy, predict
 
 log = logging.getLogger(__name__)
 
-_LARGE = 1_000_000_000  # parameters
+_SMALL, _LARGE = 100_000_000, 1_000_000_000  # parameters
 _LOOKED_AT = 32  # groups whose rewards tell a collapse
 _CHECKPOINTS = "checkpoints"
 _SETTINGS_FILE = "settings.json"
@@ -243,7 +243,8 @@ def _trainer(
 
 
 def _default_learning_rate(parameters: int, *, lora: bool) -> float:
-    if lora:
+    """By size: at the rates of large language models, small encoders hardly move in an epoch."""
+    if lora or parameters < _SMALL:
         return 1e-4
     return 9e-6 if parameters >= _LARGE else 3e-5
 
