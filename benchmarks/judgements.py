@@ -1,6 +1,6 @@
 """Every kind of judgement, trained on 70 % of the prompts of a real corpus and measured on the other 30 %.
 
-    python benchmarks/judgements.py [--quick] [--json] [--only scores votes ...]
+    python benchmarks/judgements.py [--quick] [--json] [--only scores votes ...] [--curve]
 
 The backbone is all-MiniLM-L6-v2 (22 M parameters). Accuracy is on comparisons of held-out prompts, with a 95 % interval that
 resamples prompts; beside it what taking the longer response gives. `scores` takes about 20 minutes on 2 cores, the others
@@ -9,14 +9,20 @@ resamples prompts; beside it what taking the longer response gives. `scores` tak
 
 from __future__ import annotations
 
+import gzip
+import json
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from harness import DATA, ROOT, data_file, finish, minilm, options
 
 sys.path.insert(0, str(ROOT))
+
+HELD_OUT = 0.3  # of the prompts
 
 
 @dataclass(frozen=True)
@@ -72,13 +78,43 @@ KINDS = (
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--only", nargs="+", choices=[kind.name for kind in KINDS])
+    parser.add_argument("--curve", action="store_true", help="accept_reject on a quarter, half and all of its prompts")
     given = parser.parse_args()
-    chosen = given.only or (["votes"] if given.quick else [kind.name for kind in KINDS])
-    figures: dict[str, float] = {}
-    for kind in KINDS:
-        if kind.name in chosen:
-            figures |= {f"{kind.name}_{name}": value for name, value in measure(kind, quick=given.quick).items()}
+    if given.curve:
+        figures = learning_curve()
+    else:
+        chosen = given.only or (["votes"] if given.quick else [kind.name for kind in KINDS])
+        figures = {
+            f"{kind.name}_{name}": value
+            for kind in KINDS
+            if kind.name in chosen
+            for name, value in measure(kind, quick=given.quick).items()
+        }
     finish(figures, as_json=given.json)
+
+
+def learning_curve() -> dict[str, float]:
+    """Accept/reject with fewer prompts to train on, the held-out ones always the same."""
+    kind = next(kind for kind in KINDS if kind.name == "accept_reject")
+    figures: dict[str, float] = {}
+    for share in (0.25, 0.5, 1.0):
+        with tempfile.TemporaryDirectory() as folder:
+            part = Path(folder) / "part.jsonl"
+            part.write_text("".join(thinned(data_file(None, kind.data), share)), encoding="utf-8")
+            found = measure(replace(kind, data=str(part)), quick=False)
+        figures |= {f"share_{share}_{name}": value for name, value in found.items() if name.startswith("accuracy")}
+    return figures
+
+
+def thinned(path: Path, share: float) -> Iterator[str]:
+    """The lines of held-out prompts and of this share of the others."""
+    from rm.conversations import from_prompt, prompt_key
+
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            place = int.from_bytes(prompt_key(from_prompt(json.loads(line)["prompt"]))[:8], "big") / 2**64
+            if place < HELD_OUT + share * (1 - HELD_OUT):  # held out are those below HELD_OUT
+                yield line
 
 
 def measure(kind: Kind, *, quick: bool) -> dict[str, float]:
@@ -86,14 +122,15 @@ def measure(kind: Kind, *, quick: bool) -> dict[str, float]:
     from pipelines.training import settings_of
     from rm.train import train
 
-    data_file(None, kind.data.partition("/")[0])
+    path = DATA / kind.data
+    data_file(path.parent if "*" in path.name else path, kind.data)
     shorter = ("train.epochs=1",) if quick else ()
     with tempfile.TemporaryDirectory() as folder:
         overrides = [
-            f"data.path={DATA / kind.data}",
+            f"data.path={path}",
             f"model.path={minilm()}",
             "model.max_length=512",
-            "heldout.fraction=0.3",
+            f"heldout.fraction={HELD_OUT}",
             f"output.path={folder}",
             *kind.settings,
             *shorter,

@@ -27,7 +27,7 @@ from harness import ROOT, data_file, finish, minilm, options
 sys.path.insert(0, str(ROOT))
 
 BATCH = 16
-LEARNING_RATE = 3e-5
+LEARNING_RATE = 1e-4  # the default on both sides
 MAX_LENGTH = 512
 Row = dict[str, Any]
 

@@ -120,7 +120,7 @@ class TrainOptions(Strict):
     """Coefficient of (r_i + r_j)^2: pulls the free offset per prompt to zero; 0.01 is usual."""
     epochs: float = Field(default=1.0, gt=0)
     learning_rate: float | None = Field(default=None, gt=0)
-    """Default: 9e-6 from a billion parameters up, 1e-4 with LoRA, else 3e-5."""
+    """Default: 9e-6 from a billion parameters up, 1e-4 below 100 million and with LoRA, else 3e-5."""
     groups_per_batch: int = Field(default=8, ge=1)
     """Prompts per optimiser step and device, each with all its responses."""
     responses_per_group: int | None = Field(default=None, ge=2)

@@ -7,7 +7,7 @@ import logging
 import math
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from rm.train.trainer import DrawAnew, GroupTrainer, LogLines, accuracy, predict
 
 log = logging.getLogger(__name__)
 
-_LARGE = 1_000_000_000  # parameters
+_SMALL, _LARGE = 100_000_000, 1_000_000_000  # parameters
 _LOOKED_AT = 32  # groups whose rewards tell a collapse
 _CHECKPOINTS = "checkpoints"
 _SETTINGS_FILE = "settings.json"
@@ -243,7 +243,8 @@ def _trainer(
 
 
 def _default_learning_rate(parameters: int, *, lora: bool) -> float:
-    if lora:
+    """By size: at the rates of large language models, small encoders hardly move in an epoch."""
+    if lora or parameters < _SMALL:
         return 1e-4
     return 9e-6 if parameters >= _LARGE else 3e-5
 
@@ -290,7 +291,8 @@ def native_bfloat16() -> bool:
     """Whether the device that trains computes in bfloat16 natively."""
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    capabilities: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # older torch cannot tell
+    return bool(capabilities().get("avx512_bf16"))
 
 
 def _bfloat16(precision: str) -> bool:

@@ -353,7 +353,9 @@ def test_a_gpu_that_would_emulate_bfloat16_is_an_error(monkeypatch):
 
 def test_default_learning_rate_follows_size_and_adapters(tmp_path, pairs, encoder):
     result = train(run_settings(pairs, encoder, tmp_path / "out", learning_rate=None, epochs=0.1))
-    assert result.learning_rate == 3e-5
+    assert result.learning_rate == 1e-4
+    assert training._default_learning_rate(99_999_999, lora=False) == 1e-4
+    assert training._default_learning_rate(100_000_000, lora=False) == 3e-5
     assert training._default_learning_rate(999_999_999, lora=False) == 3e-5
     assert training._default_learning_rate(1_000_000_000, lora=False) == 9e-6
     assert training._default_learning_rate(5_000_000_000, lora=True) == 1e-4

@@ -118,6 +118,25 @@ def test_a_checkpoint_at_the_end_of_an_epoch_is_continued_with_the_next_draws(ru
     assert {**before, **after} == expected
 
 
+def test_every_epoch_of_a_run_draws_anew(tmp_path, rankings, encoder, monkeypatch):
+    """Groups of five in draws of at most two: each response once an epoch, in other company the next time."""
+    seen = []
+    original = training.Draws.__getitem__
+
+    def spy(self, position):
+        draw = original(self, position)
+        if self._draws[position][2] > 1:
+            seen.append((self.epoch, self._draws[position][0], draw.members))
+        return draw
+
+    monkeypatch.setattr(training.Draws, "__getitem__", spy)
+    result = train(run_settings(rankings, encoder, tmp_path / "out", **RESUMED))
+    epochs = [{draw[1:] for draw in seen if draw[0] == epoch} for epoch in range(3)]
+    assert len(seen) == 3 * 3 * result.groups == 3 * len(epochs[0])
+    assert len(epochs[0] & epochs[1]) < len(epochs[0])
+    assert len(epochs[1] & epochs[2]) < len(epochs[1])
+
+
 def test_patience_is_kept_over_an_interruption(runs, tmp_path, monkeypatch):
     """Accuracy falls from the second evaluation on: three without a better one end the run, interrupted or not."""
     falling = {1: 0.9, 2: 0.8, 3: 0.7, 4: 0.6, 5: 0.5, 6: 0.4}
@@ -297,3 +316,19 @@ def test_the_settings_file_is_written_before_the_first_checkpoint(tmp_path, rank
         train(settings)
     restore()
     assert json.loads((tmp_path / "out/checkpoints/settings.json").read_text()) == settings.key()
+
+
+def test_groups_are_cut_anew_every_epoch(tmp_path, rankings, encoder, monkeypatch):
+    drawn = []
+    original = training.Draws.__getitem__
+
+    def spy(self, position):
+        drawn.append((self.epoch, position, original(self, position).members))
+        return original(self, position)
+
+    monkeypatch.setattr(training.Draws, "__getitem__", spy)
+    train(run_settings(rankings, encoder, tmp_path / "out", epochs=2, responses_per_group=3, heldout_fraction=0.0))
+    first, second = ({(position, members) for at, position, members in drawn if at == epoch} for epoch in (0, 1))
+    assert {epoch for epoch, *_ in drawn} == {0, 1}
+    assert len(first) == len(second) == 48  # 24 groups of 5, in draws of 3 and 2
+    assert first != second

@@ -232,6 +232,11 @@ class TestWatch:
         with pytest.raises(TrainingError, match="for 20 steps every response had the reward 2;"):
             trainer._watch(loss, self.flat)
 
+    def test_a_step_of_one_response_is_no_sign_of_collapse(self, tmp_path):
+        trainer = trainer_of(save_causal(tmp_path / "m"), tmp_path)
+        for _ in range(40):
+            trainer._watch(torch.tensor(0.7), self.flat[:1])
+
     @pytest.mark.parametrize("loss", [math.nan, math.inf])
     def test_a_loss_that_is_not_finite_ends_the_run_at_once(self, tmp_path, loss):
         trainer = trainer_of(save_causal(tmp_path / "m"), tmp_path)
