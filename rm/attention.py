@@ -106,7 +106,6 @@ def enable_packing(model: Any, *, causal: bool, max_length: int) -> bool:
     Tried on a few rows of made-up tokens, shared prefix and different lengths included; the outcome is logged. A model
     with sliding windows, its own masks or another kind of head keeps the attention it has.
     """
-    implementation = model.config._attn_implementation
     why = _unsupported(model.config, max_length)
     if why is None:
         try:
@@ -119,7 +118,6 @@ def enable_packing(model: Any, *, causal: bool, max_length: int) -> bool:
                 log.info("packed rows: no padding%s", ", a group's prompt runs once" if causal else "")
                 return True
             why = f"packed rewards differ by {error:.1e} of their spread"
-    model.set_attn_implementation(implementation)
     log.info("padded rows, since %s", why)
     return False
 
