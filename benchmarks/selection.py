@@ -250,13 +250,15 @@ def rowwise_best(root: Path) -> Any:
 
     names = ["prompt_key", "reward", "response_hash", "row"]
     part = pq.read_table(root / "00.parquet", columns=names).slice(0, ROWWISE)
-    rows = [row for row in zip(*(part[name].to_pylist() for name in names), strict=True) if row[1] is not None]
+    table = zip(*(part[name].to_pylist() for name in names), strict=True)
+    # hashes are unsigned, Beam's integers signed: as bytes they keep their order
+    rows = [(key, reward, hashed.to_bytes(8, "big"), row) for key, reward, hashed, row in table if reward is not None]
     began = time.perf_counter()
     pipeline = beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([]))
     _ = (
         pipeline
         | "Rows" >> beam.Create(rows)
-        | "Key" >> beam.Map(lambda row: (row[0], row[1:]))
+        | "Key" >> beam.MapTuple(lambda key, reward, hashed, row: (key, (reward, hashed, row)))
         | "Group" >> beam.GroupByKey()
         | "Best" >> beam.MapTuple(lambda _, values: min(values, key=lambda row: (-row[0], row[1])))
         | "Keep" >> beam.Map(collect)
