@@ -104,10 +104,10 @@ def read(path: Path) -> list[Row]:
 
 def usable_pairs(rows: list[Row]) -> list[Row]:
     """Pairs whose sides differ, share their prompt, and fit both: TRL drops longer ones, so both go without them."""
-    from rm.preferences import ReadSettings, read_rows
+    from rm.preferences import read_rows
 
     tokenizer = load_tokenizer()
-    settings = ReadSettings(**reading("hh"))
+    settings = hh_settings()
     kept = []
     for row in rows:
         lengths = [len(tokenizer(row[side] + tokenizer.eos_token)["input_ids"]) for side in ("chosen", "rejected")]
@@ -140,16 +140,11 @@ def load_tokenizer() -> Any:
     return tokenizer
 
 
-def reading(format: str) -> Row:
-    return {
-        "format": format,
-        "origin": None,
-        "columns": {},
-        "vote_smoothing": 0.5,
-        "min_gap": 0.0,
-        "gap_use": "none",
-        "gap_scale": 1.0,
-    }
+def hh_settings() -> Any:
+    from pipelines.config.training import PreferencesConfig
+    from rm.preferences import ReadSettings
+
+    return ReadSettings(**PreferencesConfig(path="rows", format="hh").reading_options())
 
 
 def train_trl(rows: list[Row], heldout: list[Row], *, seed: int) -> Run:
@@ -201,43 +196,26 @@ def side_reward(model: Any, tokenizer: Any, text: str) -> float:
 
 
 def train_ours(rows: list[Row], heldout: list[Row], *, seed: int, groups_per_batch: int = BATCH) -> Run:
+    from pipelines.config import TrainConfig
+    from pipelines.training import settings_of
     from rm.identity import resolve_dtype
-    from rm.preferences import ReadSettings, read_rows
+    from rm.preferences import read_rows
     from rm.scorer import Scorer
-    from rm.train import TrainSettings, train
+    from rm.train import train
 
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "rows.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        settings = TrainSettings(
-            sources=((str(data), reading("hh")),),
-            heldout_fraction=0.0,
-            heldout_path=None,
-            model_path=str(minilm()),
-            revision=None,
-            max_length=MAX_LENGTH,
-            loss="bradley_terry",
-            label_smoothing=0.0,
-            centring=0.0,
-            epochs=1,
-            learning_rate=LEARNING_RATE,
-            groups_per_batch=groups_per_batch,
-            responses_per_group=None,
-            tokens_per_batch=None,
-            precision="auto",
-            gradient_checkpointing=False,
-            lora=None,
-            evaluations_per_epoch=1,
-            early_stopping=None,
-            checkpoint_every=None,
-            warmup_fraction=0.03,
-            weight_decay=0.0,
-            max_grad_norm=1.0,
-            seed=seed,
-            report_to=(),
-            output_path=f"{folder}/model",
+        config = TrainConfig.model_validate(
+            {
+                "data": {"path": str(data), "format": "hh"},
+                "heldout": {"fraction": 0.0},
+                "model": {"path": str(minilm()), "max_length": MAX_LENGTH},
+                "train": {"learning_rate": LEARNING_RATE, "groups_per_batch": groups_per_batch, "seed": seed},
+                "output": {"path": f"{folder}/model"},
+            }
         )
-        result = train(settings)
+        result = train(settings_of(config))
         correct = np.empty(0)
         if heldout:
             scorer = Scorer.load(
@@ -247,7 +225,7 @@ def train_ours(rows: list[Row], heldout: list[Row], *, seed: int, groups_per_bat
                 too_long="truncate",
                 tokens_per_batch=None,
             )
-            groups = [read_rows([row], ReadSettings(**reading("hh")))[0][0] for row in heldout]
+            groups = [read_rows([row], hh_settings())[0][0] for row in heldout]
             rewards = [scores.rewards for scores in scorer.score([(g.prompt, g.responses) for g in groups])]
             edges = [group.edges[0] for group in groups]
             chosen, rejected = (np.array([r[e[side]] for r, e in zip(rewards, edges, strict=True)]) for side in (0, 1))

@@ -8,6 +8,17 @@ from typing import Any
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
+READING: dict[str, Any] = {
+    "format": "auto",
+    "origin": None,
+    "columns": {},
+    "vote_smoothing": 0.5,
+    "min_gap": 0.0,
+    "gap_use": "none",
+    "gap_scale": 1.0,
+}
+"""Fields of `rm.preferences.ReadSettings`, as a configuration without settings gives them."""
+
 
 def write_jsonl(path: Path, rows: list[Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)

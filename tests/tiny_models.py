@@ -62,6 +62,22 @@ def save_encoder(directory: Path, *, labels: int = 1, seed: int = 0) -> Path:
     return directory
 
 
+def _llama_settings(tokenizer: Any) -> dict[str, Any]:
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "initializer_range": 0.3,
+    }
+
+
 def save_causal(directory: Path, *, chat: bool = False, pad: str | None = "[PAD]", seed: int = 0) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForSequenceClassification
@@ -71,20 +87,7 @@ def save_causal(directory: Path, *, chat: bool = False, pad: str | None = "[PAD]
     if chat:
         tokenizer.chat_template = CHAT_TEMPLATE
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        num_labels=1,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        initializer_range=0.3,
-    )
+    config = LlamaConfig(**_llama_settings(tokenizer), num_labels=1)
     LlamaForSequenceClassification(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
@@ -100,20 +103,7 @@ def save_language_model(
     tokenizer = word_tokenizer(pair=False)
     tokenizer.pad_token, tokenizer.unk_token, tokenizer.chat_template = pad, unk, CHAT_TEMPLATE
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        tie_word_embeddings=tied,
-        initializer_range=0.3,
-    )
+    config = LlamaConfig(**_llama_settings(tokenizer), tie_word_embeddings=tied)
     LlamaForCausalLM(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory

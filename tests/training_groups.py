@@ -6,20 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from corpora import READING
 
 from rm.templates import Encoded
 from rm.train import TrainSettings
 from rm.train.data import Collator, EncodedGroup
-
-READING = {
-    "format": "auto",
-    "origin": None,
-    "columns": {},
-    "vote_smoothing": 0.5,
-    "min_gap": 0.0,
-    "gap_use": "none",
-    "gap_scale": 1.0,
-}
 
 
 def row(*ids: int, types: bool = False) -> Encoded:

@@ -7,6 +7,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from corpora import READING
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,19 +24,9 @@ from rm.preferences import (
 )
 from rm.preferences.reading import read_each
 
-PLAIN = {
-    "format": "auto",
-    "origin": None,
-    "columns": {},
-    "vote_smoothing": 0.5,
-    "min_gap": 0.0,
-    "gap_use": "none",
-    "gap_scale": 1.0,
-}
-
 
 def settings(**changes):
-    return ReadSettings(**{**PLAIN, **changes})
+    return ReadSettings(**{**READING, **changes})
 
 
 def user(text):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from corpora import SHARED
+from corpora import READING, SHARED
 
 from rm.preferences import Edge, Label, ReadSettings, load_rows, read_preferences
 from rm.preferences.detection import resolve
@@ -15,16 +15,7 @@ pytestmark = pytest.mark.skipif(not SHARED.exists(), reason="the real corpora ar
 
 
 def settings(**changes):
-    plain = {
-        "format": "auto",
-        "origin": None,
-        "columns": {},
-        "vote_smoothing": 0.5,
-        "min_gap": 0.0,
-        "gap_use": "none",
-        "gap_scale": 1.0,
-    }
-    return ReadSettings(**{**plain, **changes})
+    return ReadSettings(**{**READING, **changes})
 
 
 def read(name, **changes):

@@ -236,6 +236,7 @@ class TestWatch:
         trainer = trainer_of(save_causal(tmp_path / "m"), tmp_path)
         for _ in range(40):
             trainer._watch(torch.tensor(0.7), self.flat[:1])
+        assert trainer._flat_steps == 0
 
     @pytest.mark.parametrize("loss", [math.nan, math.inf])
     def test_a_loss_that_is_not_finite_ends_the_run_at_once(self, tmp_path, loss):
