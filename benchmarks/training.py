@@ -154,7 +154,7 @@ def train_trl(rows: list[Row], heldout: list[Row], *, seed: int) -> Run:
     from transformers import AutoModelForSequenceClassification, set_seed
     from trl import RewardConfig, RewardTrainer
 
-    from rm.train.run import native_bfloat16
+    from rm.device import default_device, native_bfloat16
 
     disable_progress_bars()
     transformers.logging.set_verbosity_error()
@@ -171,7 +171,7 @@ def train_trl(rows: list[Row], heldout: list[Row], *, seed: int) -> Run:
             lr_scheduler_type="cosine",
             warmup_steps=math.ceil(0.03 * math.ceil(len(rows) / BATCH)),
             seed=seed,
-            bf16=native_bfloat16(),
+            bf16=native_bfloat16(default_device()),
             gradient_checkpointing=False,
             use_cpu=not torch.cuda.is_available(),
             report_to="none",

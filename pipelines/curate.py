@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import apache_beam as beam
 
-from pipelines import progress
+from pipelines import progress, throughput
 from pipelines.columnar import needs_of
 from pipelines.config import RunConfig, RunnerConfig
 from pipelines.errors import BestkeptError, ConfigError, StorageError, from_text, whereabouts
@@ -101,8 +101,10 @@ def curate(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactor
         return Outcome(plan, done, {}, time.monotonic() - started, already_complete=True)
     plan_path = plan.save(scores_path(config))
     log.info("curating %d files, fingerprint %s", len(plan.files), plan.fingerprint)
-    execute(config.runner, flags, lambda pipeline: build(pipeline, config, plan_path, plan, scorer))
-    return Outcome(plan, manifest.read_manifest(config.path), {}, time.monotonic() - started)
+    counted = execute(config.runner, flags, lambda pipeline: build(pipeline, config, plan_path, plan, scorer))
+    secs = time.monotonic() - started
+    record(config.path, "select" if scorer is None else "run", secs, counted)
+    return Outcome(plan, manifest.read_manifest(config.path), {}, secs)
 
 
 def score(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory | None) -> Outcome:
@@ -123,10 +125,18 @@ def score(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory
             | "PublishTotals" >> beam.Map(publish_totals, summary)
         )
 
-    execute(config.runner, flags, build_scoring)
+    counted = execute(config.runner, flags, build_scoring)
+    secs = time.monotonic() - started
+    record(join(scores_path(config), plan.fingerprint), "score", secs, counted)
     totals = Totals.from_json(json.loads(read_bytes(summary) or b"{}"))
     check_limits(totals, config.limits)
-    return Outcome(plan, None, totals.to_json(), time.monotonic() - started)
+    return Outcome(plan, None, totals.to_json(), secs)
+
+
+def record(directory: str, command: str, secs: float, counted: Mapping[str, int]) -> None:
+    """Write `run.json`: that of the last run that did something."""
+    content = throughput.run_record(command=command, secs=secs, totals=counted)
+    publish.replace(join(directory, "run.json"), manifest.to_json(content))
 
 
 def publish_totals(totals: Totals, path: str) -> None:
@@ -149,8 +159,8 @@ def default_scorer(config: RunConfig) -> ScorerFactory | None:
     return LoadScorer(config.model.tokens_per_batch) if config.model is not None else None
 
 
-def execute(runner: RunnerConfig, flags: Sequence[str], build_graph: Callable[[Any], None]) -> None:
-    """Build and run to the end; a `BestkeptError` raised on a worker is raised here.
+def execute(runner: RunnerConfig, flags: Sequence[str], build_graph: Callable[[Any], None]) -> dict[str, int]:
+    """Build and run to the end, and return what the model's counters say; a `BestkeptError` of a worker is raised here.
 
     Raises `StorageError` for anything else, naming type and place but not the message, which may hold row text.
     """
@@ -159,7 +169,9 @@ def execute(runner: RunnerConfig, flags: Sequence[str], build_graph: Callable[[A
     try:
         pipeline = beam.Pipeline(runner=chosen, options=options)
         build_graph(pipeline)
-        pipeline.run().wait_until_finish()
+        result = pipeline.run()
+        result.wait_until_finish()
+        return throughput.counters(result)
     except BestkeptError:
         raise
     except Exception as error:

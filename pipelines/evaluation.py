@@ -122,7 +122,7 @@ def _score(config: EvaluateConfig, directory: Path, groups: Sequence[Group]) -> 
         tokens_per_batch=config.model.tokens_per_batch,
     )
     with _progress(sum(len(group.responses) for group in groups)) as told:
-        scorer.on_batch = told
+        scorer.on_batch = lambda work: told(work.rows, work.read_tokens)
         scores = [score for part in _windows(groups) for score in _score_part(scorer, part)]
     return _Scored(scores, scorer.template.max_length, dtype)
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import xxhash
 from apache_beam.utils.shared import Shared
 
-from pipelines import originals, progress
+from pipelines import originals, progress, throughput
 from pipelines.errors import InputError, ModelLoadError
 from pipelines.inputs import Fragment, InputFile, Row, Unit, original_schema, split_units
 from pipelines.plan import Plan
@@ -34,7 +34,7 @@ class Scorer(Protocol):
     def score(self, groups: Sequence[tuple[Conversation, Sequence[str]]]) -> Sequence[Any]: ...
 
 
-_NAN_IS_THE_MODEL = 16  # so many responses, all of them NaN: not an accident of the data
+_ALL_FAIL = 16  # so many responses, all of which the model fails on: not an accident of the data
 
 ScorerFactory = Callable[[Plan], Scorer]
 
@@ -61,7 +61,7 @@ class LoadScorer:
             )
         except ModelError as error:
             raise ModelLoadError(str(error)) from error
-        scorer.on_batch = progress.batch
+        scorer.on_batch = throughput.count
         return scorer
 
 
@@ -282,7 +282,7 @@ def score_fragment(scorer: Scorer | None, fragment: Fragment, plan: Plan) -> tup
 
     Without a scorer, rewards are those that the rows carry (`scores.column`).
 
-    Raises `ModelLoadError` where every reward of the fragment is NaN: that is the model, not the data.
+    Raises `ModelLoadError` where no response of the fragment has a reward, and the model is to blame for each.
     """
     usable = [row for row in fragment.rows if row.sample.prompt is not None]
     groups = [
@@ -317,11 +317,19 @@ def score_fragment(scorer: Scorer | None, fragment: Fragment, plan: Plan) -> tup
             values |= dict(zip(carried, row.carry, strict=True))
             for name, column in columns.items():
                 column.append(values.get(name))
-    reasons = set(columns["reason"])
-    if reasons == {"nan_reward"} and len(columns["reason"]) >= _NAN_IS_THE_MODEL:
-        raise ModelLoadError(
-            f"the model gives NaN for every response of a fragment ({len(columns['reason'])} responses) in "
-            f"{plan.model['dtype']}; try model.dtype=float32"
-        )
+    _refuse_broken_model(columns["reason"], plan)
     tokens = sum(columns["prompt_tokens"]) + sum(columns["response_tokens"])
     return pa.table([pa.array(columns[field.name], type=field.type) for field in schema], schema=schema), tokens
+
+
+def _refuse_broken_model(reasons: Sequence[str | None], plan: Plan) -> None:
+    """Raise `ModelLoadError` where the model gives no response of a fragment a reward: then it is not the data."""
+    if len(reasons) < _ALL_FAIL or not set(reasons) <= {"nan_reward", "model_error"}:
+        return
+    if set(reasons) == {"nan_reward"}:
+        what, remedy = "gives NaN for", "try model.dtype=float32"
+    else:
+        what, remedy = "fails on", "the log says how; check that it scores a text in plain transformers"
+    raise ModelLoadError(
+        f"the model {what} every response of a fragment ({len(reasons)} responses) in {plan.model['dtype']}; {remedy}"
+    )

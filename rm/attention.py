@@ -1,26 +1,84 @@
-"""Packed forward: many rows in one, without padding; a group's common prompt runs once. Exact, with gradients.
+"""Attention over packed rows: every token attends inside its own row, and a group's common prefix is there once. Exact.
 
 A function registered with transformers' `AttentionInterface`, and absent from its mask registry, is called with no mask
-and with the model's own keyword arguments: that is how the plan reaches every layer, whatever the architecture. Keys of
-the prefix and of a response are concatenated; merging two attentions by their log-sum-exps would be cheaper, but the
-kernels' log-sum-exp carries no gradient.
+and with the model's own keyword arguments: that is how the plan reaches every layer, whatever the architecture.
+
+A response attends to its prefix and to itself. Without gradients these are two attentions, merged by their
+log-sum-exps: the softmax over both sets of keys is `w * own + (1 - w) * prefix` with `w = sigmoid(lse_own - lse_prefix)`
+(Dao et al. 2022, FlashAttention, section 3.1). So all responses of a group ask the prefix in one call without a mask.
+The kernels' log-sum-exp carries no gradient; with gradients, keys of prefix and response are concatenated instead.
 """
 
 from __future__ import annotations
 
-import logging
+import contextlib
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from rm.packing import Layout, Segment, lay_out
-
-log = logging.getLogger(__name__)
+from rm.device import to_device
+from rm.packing import Segment
 
 NAME = "bestkept_packed"
+
+
+class Spans(NamedTuple):
+    """Runs of queries and the run of keys that each of them sees: one call of a variable-length kernel."""
+
+    query_ends: torch.Tensor  # int32 [N + 1], from 0
+    key_ends: torch.Tensor  # int32 [N + 1]
+    longest_query: int
+    longest_key: int
+
+    @classmethod
+    def of(cls, queries: Sequence[int], keys: Sequence[int], device: torch.device) -> Spans:
+        query_ends, key_ends = (
+            to_device([0, *accumulate(sizes)], device, dtype=torch.int32) for sizes in (queries, keys)
+        )
+        return cls(query_ends, key_ends, max(queries), max(keys))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every layer needs to know of a packed row; one for all layers of a forward."""
+
+    segments: tuple[Segment, ...]
+    device: torch.device
+
+    @cached_property
+    def parts(self) -> list[int]:
+        """Lengths of what stands in the row: for each segment its prefix, if any, and all its responses together."""
+        return [part for s in self.segments for part in (s.prefix, sum(s.responses)) if part]
+
+    @cached_property
+    def rows(self) -> Spans:
+        """Prefixes and responses, each attending to itself."""
+        sizes = [size for segment in self.segments for size in segment.sizes]
+        return Spans.of(sizes, sizes, self.device)
+
+    @cached_property
+    def to_prefix(self) -> tuple[torch.Tensor, torch.Tensor, Spans] | None:
+        """Places of the tokens that have a prefix, places of the prefixes, and which sees which; None without any."""
+        shared = [segment for segment in self.segments if segment.prefix]
+        if not shared:
+            return None
+        queries: list[torch.Tensor] = []
+        keys: list[torch.Tensor] = []
+        at = 0
+        for segment in self.segments:
+            own, end = at + segment.prefix, at + sum(segment.sizes)
+            if segment.prefix:
+                keys.append(torch.arange(at, own))
+                queries.append(torch.arange(own, end))
+            at = end
+        spans = Spans.of([sum(segment.responses) for segment in shared], [s.prefix for s in shared], self.device)
+        return torch.cat(queries).to(self.device), torch.cat(keys).to(self.device), spans
 
 
 def packed_attention(
@@ -30,8 +88,8 @@ def packed_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
+    plan: Plan,
     scaling: float | None = None,
-    segments: Sequence[Segment] = (),
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention inside segments: `query` [1, heads, T, D], `key` and `value` [1, kv heads, T, D] → [1, T, heads, D].
@@ -41,20 +99,163 @@ def packed_attention(
     """
     if attention_mask is not None:
         raise ValueError("packed attention was given a mask; this architecture builds its own")
+    causal = bool(getattr(module, "is_causal", False))
+    if torch.is_grad_enabled():
+        return _concatenated(query, key, value, plan, causal=causal, scaling=scaling), None
+    query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, rotated ones are wider
+    if query.device.type == "cpu":
+        return _merged(query, key, value, plan, causal=causal, scaling=scaling), None
+    if variable_length is not None and query.dtype in (torch.bfloat16, torch.float16):
+        return _merged_in_two_calls(variable_length, query, key, value, plan, causal=causal, scaling=scaling), None
+    return _concatenated(query, key, value, plan, causal=causal, scaling=scaling), None
+
+
+AttentionInterface.register(NAME, packed_attention)
+
+
+def _merged(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    plan: Plan,
+    *,
+    causal: bool,
+    scaling: float | None,
+) -> torch.Tensor:
+    """By the CPU's flash kernel, which gives the log-sum-exp too; one call a response and one a group for its prefix."""
+    _, heads, tokens, width = query.shape
+    # grouped-query attention without copies of the keys: their heads are the batch, each seen by so many queries
+    batch = key.shape[1] if key.shape[1] < heads else 1
+    query = query.view(batch, heads // batch, tokens, width)
+    if batch > 1:
+        key, value = (tensor[0][:, None].expand(query.shape) for tensor in (key, value))
+    parts = zip(*(torch.split(tensor, plan.parts, 2) for tensor in (query, key, value)), strict=True)
+    outputs: list[torch.Tensor] = []  # [tokens, batch, heads / batch, D] each, as the kernel lays them out
+    for segment in plan.segments:
+        before: list[torch.Tensor] = []
+        if segment.prefix:
+            queries, *before = next(parts)
+            outputs.append(_flash(queries, *before, causal=causal, scaling=scaling)[0])
+        queries, *keys = next(parts)
+        rows = zip(*(torch.split(tensor, list(segment.responses), 2) for tensor in (queries, *keys)), strict=True)
+        results = [_flash(*row, causal=causal, scaling=scaling) for row in rows]
+        if before:
+            own, lse = (torch.cat(parts) for parts in zip(*results, strict=True))
+            outputs.append(_merge(own, lse, *_flash(queries, *before, causal=False, scaling=scaling)))
+        else:
+            outputs += [output for output, _ in results]
+    return torch.cat(outputs).view(1, tokens, heads, width)
+
+
+def _flash(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, causal: bool, scaling: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention [T, batch, heads, D] and its log-sum-exps [T, batch, heads], of [batch, heads, T, D]."""
+    output, lse = _flash_cpu(query, key, value, 0.0, causal, scale=scaling)
+    return output.permute(2, 0, 1, 3), lse.permute(2, 0, 1)
+
+
+_flash_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # (output, log-sum-exp [batch, heads, T])
+
+
+def _merge(own: torch.Tensor, lse_own: torch.Tensor, other: torch.Tensor, lse_other: torch.Tensor) -> torch.Tensor:
+    """Attention over two sets of keys from the attentions over each, [..., D], and their log-sum-exps [...].
+
+    In float32, and rounded once.
+    """
+    weight = torch.sigmoid(lse_own.float() - lse_other.float())[..., None]
+    return torch.lerp(other.float(), own.float(), weight).to(own.dtype)
+
+
+class VariableLength(Protocol):
+    """A kernel for many runs at once: [T, heads, D] each → attention [T, heads, D], log-sum-exps [heads, T]."""
+
+    def __call__(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        spans: Spans,
+        *,
+        causal: bool,
+        scaling: float | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+def _varlen_attn(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    spans: Spans,
+    *,
+    causal: bool,
+    scaling: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    output, lse = varlen.varlen_attn(
+        query,
+        key,
+        value,
+        *spans,
+        return_aux=varlen.AuxRequest(lse=True),
+        scale=scaling,
+        window_size=(-1, 0) if causal else (-1, -1),
+        enable_gqa=key.shape[1] != query.shape[1],
+    )
+    heads, tokens = query.shape[1], query.shape[0]
+    return output, lse if lse.shape == (heads, tokens) else lse.T  # the documentation and the code disagree
+
+
+variable_length: VariableLength | None = None
+with contextlib.suppress(ImportError):  # torch before 2.10 has none; concatenated keys serve
+    from torch.nn.attention import varlen
+
+    variable_length = _varlen_attn
+
+
+def _merged_in_two_calls(
+    kernel: VariableLength,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    plan: Plan,
+    *,
+    causal: bool,
+    scaling: float | None,
+) -> torch.Tensor:
+    """By a GPU's kernel: one call for everything's attention to itself, one for that of responses to prefixes."""
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [T, heads, D]
+    own, lse = kernel(query, key, value, plan.rows, causal=causal, scaling=scaling)
+    if plan.to_prefix is not None:
+        places, prefixes, spans = plan.to_prefix
+        keys, values = key[prefixes], value[prefixes]
+        from_prefix, lse_prefix = kernel(query[places], keys, values, spans, causal=False, scaling=scaling)
+        own[places] = _merge(own[places], lse.T[places], from_prefix, lse_prefix.T)
+    return own[None]
+
+
+def _concatenated(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    plan: Plan,
+    *,
+    causal: bool,
+    scaling: float | None,
+) -> torch.Tensor:
+    """With gradients, on every device and in every type: one call a response, over its prefix's keys and its own."""
     repeat = query.shape[1] // key.shape[1]  # grouped-query attention
     if repeat > 1:
         key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
-    causal = bool(getattr(module, "is_causal", False))
-    sizes = [size for segment in segments for size in segment.sizes]
+    sizes = [size for segment in plan.segments for size in segment.sizes]
     # split, not slices: the gradient of a slice is a tensor as large as the whole, once per slice
     pieces = zip(*(torch.split(tensor, sizes, 2) for tensor in (query, key, value)), strict=True)
     parts: list[torch.Tensor] = []
-    for segment in segments:
+    for segment in plan.segments:
         before = None
         if segment.prefix:
             queries, keys, values = next(pieces)
             before = (keys, values)
-            parts.append(scaled_dot_product_attention(queries, keys, values, scale=scaling, is_causal=True))
+            parts.append(scaled_dot_product_attention(queries, keys, values, scale=scaling, is_causal=causal))
         for length in segment.responses:
             queries, keys, values = next(pieces)
             mask = None
@@ -67,100 +268,4 @@ def packed_attention(
                     queries, keys, values, attn_mask=mask, scale=scaling, is_causal=causal and mask is None
                 )
             )
-    return torch.cat(parts, 2).transpose(1, 2), None
-
-
-AttentionInterface.register(NAME, packed_attention)
-
-
-def packed_rewards(model: Any, layout: Layout, *, causal: bool) -> torch.Tensor:
-    """Rewards [R], float32, of a layout's responses, by a sequence classifier whose attention is `NAME`."""
-    device = model.device
-    inputs = {
-        "input_ids": torch.tensor([layout.ids], device=device),  # [1, T]
-        "position_ids": torch.tensor([layout.positions], device=device),
-    }
-    if layout.types is not None:
-        inputs["token_type_ids"] = torch.tensor([layout.types], device=device)
-    cache = {"use_cache": False} if causal else {}
-    hidden = model.base_model(**inputs, **cache, segments=layout.segments)[0]  # [1, T, H]
-    pooled = hidden[0, torch.tensor(layout.pooled, device=device)]  # [R, H]
-    if causal:
-        return model.score(pooled)[:, 0].float()  # type: ignore[no-any-return]
-    pooler = getattr(model.base_model, "pooler", None)
-    # heads take [R, rows, H] and read row 0: BERT through its pooler, RoBERTa and ELECTRA inside the classifier
-    pooled = pooled[:, None] if pooler is None else model.dropout(pooler(pooled[:, None]))
-    return model.classifier(pooled)[:, 0].float()  # type: ignore[no-any-return]
-
-
-def first_position(config: Any) -> int:
-    """Where this architecture's positions start: RoBERTa and its kin count from behind the pad token."""
-    from rm.identity import OFFSET_POSITIONS
-
-    return int(config.pad_token_id or 0) + 1 if config.model_type in OFFSET_POSITIONS else 0
-
-
-def enable_packing(model: Any, *, causal: bool, max_length: int) -> bool:
-    """Switch the model to packed attention, if it then still gives the rewards it gives row by row.
-
-    Tried on a few rows of made-up tokens, shared prefix and different lengths included; the outcome is logged. A model
-    with sliding windows, its own masks or another kind of head keeps the attention it has.
-    """
-    why = _unsupported(model.config, max_length)
-    if why is None:
-        try:
-            error = _self_check(model, causal=causal)
-        except (TypeError, ValueError, AttributeError, RuntimeError) as problem:
-            why = f"its forward does not take packed rows ({type(problem).__name__})"
-        else:
-            if error <= _TOLERANCE:
-                model.set_attn_implementation(NAME)
-                log.info("packed rows: no padding%s", ", a group's prompt runs once" if causal else "")
-                return True
-            why = f"packed rewards differ by {error:.1e} of their spread"
-    log.info("padded rows, since %s", why)
-    return False
-
-
-_TOLERANCE = 1e-3  # of the rewards' spread: float32 gives 1e-6; a wrong mask or position gives 0.1 and more
-
-
-def _unsupported(config: Any, max_length: int) -> str | None:
-    """Why this configuration rules packing out, whatever a short self-check says; None where it does not."""
-    text = config.get_text_config()
-    if getattr(text, "attn_logit_softcapping", None):
-        return f"the architecture caps attention logits at {text.attn_logit_softcapping}"
-    for name in ("sliding_window", "local_attention", "attention_chunk_size"):
-        window = getattr(text, name, None)
-        if window and window < max_length and getattr(text, "use_sliding_window", True):
-            return f"the architecture attends to {name} {window} tokens, fewer than max_length {max_length}"
-    return None
-
-
-@torch.inference_mode()
-def _self_check(model: Any, *, causal: bool) -> float:
-    """Largest difference between packed and one-by-one rewards, as a share of their spread."""
-    training, implementation = model.training, model.config._attn_implementation
-    model.eval()
-    vocabulary = model.config.get_text_config().vocab_size
-    pad = model.config.get_text_config().pad_token_id
-    generator = torch.Generator().manual_seed(0)
-    draw = torch.randint(0, vocabulary, (64,), generator=generator).tolist()
-    tokens = [(token + 1) % vocabulary if token == pad else token for token in draw]
-    groups = [[tokens[:9] + tokens[20:25], tokens[:9] + tokens[30:31], tokens[:9] + tokens[40:52]], [tokens[52:59]]]
-    rows = [row for group in groups for row in group]
-    expected = torch.stack([model(input_ids=torch.tensor([row], device=model.device)).logits[0, 0] for row in rows])
-    try:
-        model.set_attn_implementation(NAME)
-        layout = lay_out(
-            [[(row, None) for row in group] for group in groups],
-            share=causal,
-            pad=pad,
-            first_position=first_position(model.config),
-        )
-        got = packed_rewards(model, layout, causal=causal)
-    finally:
-        model.set_attn_implementation(implementation)
-        model.train(training)
-    expected = expected.float()
-    return float((got - expected).abs().max() / expected.std().clamp_min(1e-12))
+    return torch.cat(parts, 2).transpose(1, 2)

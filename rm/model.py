@@ -46,6 +46,14 @@ class RewardModel(nn.Module):
         super().__init__()
         self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.causal = is_causal(self.model)
+        embeddings = {id(p) for m in self.model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+        self.computing_parameters = sum(p.numel() for p in self.model.parameters() if id(p) not in embeddings)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the backbone's weights; the head is float32."""
+        dtype: torch.dtype = next(self.model.parameters()).dtype
+        return dtype
 
     def forward(
         self, input_ids: torch.Tensor, lengths: torch.Tensor, token_type_ids: torch.Tensor | None = None

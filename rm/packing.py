@@ -22,8 +22,7 @@ def plan_groups(lengths: Sequence[Sequence[int]], *, tokens_per_batch: int, padd
     `lengths` are tokens per row of each group. A batch costs `rows * longest row` where rows are `padded`, else the sum
     of its rows. A group larger than the whole budget gets a batch of its own. Every index appears exactly once.
     """
-    if tokens_per_batch < 1:
-        raise ValueError(f"tokens_per_batch is {tokens_per_batch}; it must be at least 1")
+    _check_budget(tokens_per_batch)
     batches: list[list[int]] = []
     rows, longest, tokens = 0, 0, 0
     for index in sorted(range(len(lengths)), key=lambda i: -max(lengths[i])):
@@ -34,6 +33,29 @@ def plan_groups(lengths: Sequence[Sequence[int]], *, tokens_per_batch: int, padd
             rows, longest, tokens = len(own), max(own), sum(own)
         batches[-1].append(index)
     return batches
+
+
+def cut_rows(lengths: Sequence[int], *, prefix: int, tokens_per_batch: int) -> list[list[int]]:
+    """Cut one group's rows into runs that fit a token budget, the longest rows first.
+
+    `lengths` are tokens per row, the `prefix` tokens that all rows share included. A run costs its prefix once and every
+    row's own tokens, and repeats the prefix of the run before it. A row longer than the whole budget is a run of its own.
+    Every index appears exactly once; equal lengths keep their order.
+    """
+    _check_budget(tokens_per_batch)
+    if lengths and prefix > min(lengths):
+        raise ValueError(f"prefix is {prefix} tokens, and the shortest row has {min(lengths)}")
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    runs: list[list[int]] = []
+    cost = 0
+    for index in order:
+        own = lengths[index] - prefix
+        cost += own
+        if not runs or cost > tokens_per_batch:
+            runs.append([])
+            cost = prefix + own
+        runs[-1].append(index)
+    return runs
 
 
 class Segment(NamedTuple):
@@ -68,7 +90,8 @@ def lay_out(
 
     With `share` (causal models) the tokens that all rows of a group have in common at the front stand once, and the head
     reads the last token that is not `pad`, as transformers' own pooling does; without it (encoders) every row stands
-    whole and the head reads its first token. At least the token that the head reads is each row's own.
+    whole and the head reads its first token. At least the token that the head reads is each row's own, and a lone row
+    is all its own: a prefix that nobody shares would cost an attention more.
     """
     ids: list[int] = []
     positions: list[int] = []
@@ -77,7 +100,7 @@ def lay_out(
     pooled: list[int] = []
     for rows in groups:
         reads = [_last_not(row, pad) if share else 0 for row, _ in rows]
-        prefix = min(common_prefix([row for row, _ in rows]), *reads) if share else 0
+        prefix = min(common_prefix([row for row, _ in rows]), *reads) if share and len(rows) > 1 else 0
         ids += rows[0][0][:prefix]
         positions += range(first_position, first_position + prefix)
         types += (rows[0][1] or ())[:prefix]
@@ -102,3 +125,8 @@ def common_prefix(rows: Sequence[Sequence[int]]) -> int:
 def _last_not(row: Sequence[int], pad: int | None) -> int:
     """The last index whose token is not `pad`; the first where all are."""
     return next((place for place in range(len(row) - 1, 0, -1) if row[place] != pad), 0)
+
+
+def _check_budget(tokens_per_batch: int) -> None:
+    if tokens_per_batch < 1:
+        raise ValueError(f"tokens_per_batch is {tokens_per_batch}; it must be at least 1")

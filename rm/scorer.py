@@ -1,14 +1,16 @@
 """Scorer: groups of responses to prompts → float32 rewards, in the order they came.
 
-This is the plain path: rows sorted by length, padded to the longest of a batch, batches under a token budget. It knows
-nothing of files or of which responses are worth keeping.
+Two forwards, of which a model takes one for good when it is loaded: packed rows in which a group's common prompt stands
+once (`rm.packed`), or, for architectures that cannot take those, rows sorted by length and padded. Batches keep to a
+token budget. Nothing here knows of files, or of which responses are worth keeping.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,39 +18,80 @@ import numpy as np
 import torch
 
 from rm.conversations import Conversation, UnusableError
+from rm.device import default_device, is_out_of_memory, native_bfloat16, peak_flops
 from rm.identity import ModelError, effective_max_length
+from rm.interchange import pooling_pad_id
 from rm.model import RewardModel, load_for_scoring, load_tokenizer
-from rm.packing import plan_batches
+from rm.packed import enable_packing, first_position, packed_rewards
+from rm.packing import common_prefix, cut_rows, lay_out, plan_batches, plan_groups
 from rm.templates import Encoded, Template
+from rm.windows import Asked, ahead, distinct, windows
 
 log = logging.getLogger(__name__)
 
 Group = tuple[Conversation, Sequence[str]]
+Batch = list[list[int]]
+"""Runs of rows, by their numbers in a window; what the rows of a run have in common at the front runs once."""
+
+_WINDOW_BATCHES = 8  # so many batches' text is tokenised and planned at once
+_CHARACTERS_PER_TOKEN = 4
+_TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 32768}
+_CPU_FILLS_AT = 1024  # tokens; a CPU's kernels gain nothing from more, and its caches lose
+_REPEATS = 20  # a group is cut where repeating its prefix costs less than one part in so many
 
 
 class GroupScores(NamedTuple):
     """What the model says of one group's K responses, aligned with them."""
 
     rewards: np.ndarray  # float32 [K]; NaN exactly where `reasons` says why
-    reasons: list[str | None]  # too_long, template_error, out_of_memory, nan_reward
+    reasons: list[str | None]  # too_long, template_error, out_of_memory, model_error, nan_reward
     prompt_tokens: np.ndarray  # int32 [K], as the model read them
     response_tokens: np.ndarray  # int32 [K]
     truncated: np.ndarray  # bool [K]
+
+    @classmethod
+    def empty(cls, count: int) -> GroupScores:
+        prompt_tokens, response_tokens = (np.zeros(count, dtype=np.int32) for _ in range(2))
+        rewards, truncated = np.full(count, np.nan, dtype=np.float32), np.zeros(count, dtype=bool)
+        return cls(rewards, [None] * count, prompt_tokens, response_tokens, truncated)
+
+
+class Work(NamedTuple):
+    """One forward, for whoever counts."""
+
+    rows: int
+    read_tokens: int  # of the rows, each as long as it is
+    computed_tokens: int  # that went through the model: shared ones once, padding included
+    padding_tokens: int
+    flops: float  # 2 x parameters x computed tokens; attention not counted
+    peak_flops: float  # that the device could have done meanwhile; 0 where that is not known
+    secs: float
+
+
+class Window(NamedTuple):
+    """Encoded rows, those of one prompt beside each other, and who asked for them."""
+
+    rows: list[Encoded]
+    groups: list[list[int]]  # rows of each prompt
+    places: list[list[tuple[int, int]]]  # of each row, in the call
+    unusable: list[tuple[str, list[tuple[int, int]]]]
 
 
 @dataclass
 class Scorer:
     """Scores groups with one loaded model; one forward at a time.
 
-    `tokens_per_batch` bounds `rows * longest row`. Out of memory halves it, for good; a single row that still does not
-    fit is rejected with the reason `out_of_memory`.
+    `tokens_per_batch` bounds what a forward computes. Out of memory halves it, for good; a single row that still does
+    not fit is rejected with the reason `out_of_memory`, one that the model fails on with `model_error`.
     """
 
     model: RewardModel
     template: Template
     tokens_per_batch: int
     device: str
-    on_batch: Callable[[int, int], None] | None = None  # told rows and tokens (without padding) of every batch
+    packed: bool
+    on_batch: Callable[[Work], None] | None = None
+    _known: Encoded | None = field(default=None, init=False)  # a row that the model has scored
 
     @classmethod
     def load(
@@ -65,8 +108,10 @@ class Scorer:
 
         `tokens_per_batch` None means what suits the device: a GPU wants large batches, a CPU ones that fit its cache.
         """
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        tokens_per_batch = tokens_per_batch or (4096 if device == "cpu" else 32768)
+        device = device or default_device()
+        if dtype == "bfloat16" and device.startswith("cuda") and not native_bfloat16(device):
+            raise ModelError("model.dtype is bfloat16, which this GPU only emulates; use float16, float32 or auto")
+        tokens_per_batch = tokens_per_batch or _TOKENS_PER_BATCH[device.partition(":")[0]]
         tokenizer = load_tokenizer(directory)
         model = load_for_scoring(directory, dtype=dtype, device=device)
         template = Template.of(
@@ -83,115 +128,156 @@ class Scorer:
             template.kind,
             template.max_length,
         )
-        return cls(model, template, tokens_per_batch, device)
+        packed = enable_packing(model.model, causal=model.causal, max_length=template.max_length)
+        return cls(model, template, tokens_per_batch, device, packed)
 
     def score(self, groups: Sequence[Group]) -> list[GroupScores]:
         """Rewards of every response of every group, in order. Exact duplicates in one call are scored once."""
-        samples: list[Encoded | str] = []
-        for prompt, responses in groups:
-            samples += [self._encode(prompt, response) for response in responses]
-        unique: dict[tuple[int, ...], int] = {}
-        rows: list[Encoded] = []
-        place: list[int | None] = []  # sample → row
-        for sample in samples:
-            if isinstance(sample, str):
-                place.append(None)
-                continue
-            key = (*sample.ids, -1, *(sample.types or ()))
-            if key not in unique:
-                unique[key] = len(rows)
-                rows.append(sample)
-            place.append(unique[key])
-        rewards, failures = self._forward_all(rows)
-        return self._regroup(groups, samples, place, rewards, failures)
+        results = [GroupScores.empty(len(responses)) for _, responses in groups]
+        size = _CHARACTERS_PER_TOKEN * _WINDOW_BATCHES * self.tokens_per_batch
+        for window in ahead(self._encode, windows(distinct(groups), characters=size)):
+            rewards, failures = self._forward_all(window)
+            for reason, places in window.unusable:
+                for group, index in places:
+                    results[group].reasons[index] = reason
+            for number, (row, places) in enumerate(zip(window.rows, window.places, strict=True)):
+                for group, index in places:
+                    result = results[group]
+                    result.prompt_tokens[index] = row.prompt_tokens
+                    result.response_tokens[index] = row.response_tokens
+                    result.truncated[index] = row.truncated
+                    result.reasons[index] = failures.get(number)
+                    if number not in failures:
+                        result.rewards[index] = rewards[number]
+        return results
 
-    def _encode(self, prompt: Conversation, response: str) -> Encoded | str:
-        try:
-            return self.template.encode(prompt, response)
-        except UnusableError as error:
-            return error.reason
+    def _encode(self, window: Sequence[Asked]) -> Window:
+        encoded = Window([], [], [], [])
+        for prompt, responses, places in window:
+            group = []
+            for row, who in zip(self.template.encode_group(prompt, responses), places, strict=True):
+                if isinstance(row, UnusableError):
+                    encoded.unusable.append((row.reason, who))
+                    continue
+                group.append(len(encoded.rows))
+                encoded.rows.append(row)
+                encoded.places.append(who)
+            if group:
+                encoded.groups.append(group)
+        return encoded
 
-    def _forward_all(self, rows: list[Encoded]) -> tuple[np.ndarray, dict[int, str]]:
-        """float32 rewards [len(rows)], and row → reason for those that have none."""
-        rewards = np.full(len(rows), np.nan, dtype=np.float32)
+    def _forward_all(self, window: Window) -> tuple[np.ndarray, dict[int, str]]:
+        """float32 rewards of all rows, and row → reason for those that have none."""
+        rewards = np.full(len(window.rows), np.nan, dtype=np.float32)
         failures: dict[int, str] = {}
-        waiting = self._plan(rows, range(len(rows)))
+        waiting = self._plan(window.rows, window.groups)
         while waiting:
             batch = waiting.pop()
+            members = [row for run in batch for row in run]
             try:
-                rewards[batch] = self._forward([rows[index] for index in batch])
-            except torch.OutOfMemoryError:
-                if self.device.startswith("cuda"):
+                rewards[members], work = self._forward(window.rows, batch)
+            except Exception as error:  # whatever a model or device raises, one row of it may be to blame
+                memory = is_out_of_memory(error)
+                if memory and self.device.startswith("cuda"):
                     torch.cuda.empty_cache()
-                if len(batch) == 1:
-                    failures[batch[0]] = "out_of_memory"
-                    continue
-                self.tokens_per_batch = max(1, len(batch) * len(rows[batch[0]].ids) // 2)
-                log.warning("out of memory: from now on at most %d tokens a batch", self.tokens_per_batch)
-                waiting = self._plan(rows, [index for left in (batch, *waiting) for index in left])
+                if len(members) == 1:
+                    failures[members[0]] = "out_of_memory" if memory else self._blame(window.rows[members[0]], error)
+                elif memory:
+                    self.tokens_per_batch = max(1, self._cost(window.rows, batch) // 2)
+                    log.warning("out of memory: from now on at most %d tokens a batch", self.tokens_per_batch)
+                    waiting = self._plan(window.rows, [run for left in (batch, *waiting) for run in left])
+                else:
+                    waiting += [[members[: len(members) // 2]], [members[len(members) // 2 :]]]
+                continue
+            self._known = self._known or window.rows[members[-1]]
+            if self.on_batch is not None:
+                self.on_batch(work)
         for index in np.flatnonzero(~np.isfinite(rewards)):
             failures.setdefault(int(index), "nan_reward")
         return rewards, failures
 
-    def _plan(self, rows: list[Encoded], indices: Sequence[int]) -> list[list[int]]:
-        """Batches of these rows, the first one to run at the end."""
-        lengths = [len(rows[index].ids) for index in indices]
-        plan = plan_batches(lengths, tokens_per_batch=self.tokens_per_batch)
-        return [[indices[position] for position in batch] for batch in reversed(plan)]
+    def _blame(self, row: Encoded, error: Exception) -> str:
+        """Why this row has no reward. Raises the error where a row that has had one now fails as well: then it is the
+        device or the model that broke, and no row's fault."""
+        if self._known is not None:
+            try:
+                self._forward([self._known], [[0]])
+            except Exception:
+                raise error from None
+        log.warning("a row of %d tokens breaks the model (%s); it is rejected", len(row.ids), type(error).__name__)
+        return "model_error"
 
-    def _forward(self, rows: list[Encoded]) -> np.ndarray:
-        """One padded batch → rewards [len(rows)]."""
-        lengths = [len(row.ids) for row in rows]
+    def _plan(self, rows: Sequence[Encoded], groups: Sequence[Sequence[int]]) -> list[Batch]:
+        """Batches of these rows, the first one to run at the end."""
+        full = min(self.tokens_per_batch, _CPU_FILLS_AT) if self.device == "cpu" else self.tokens_per_batch
+        if not self.packed:
+            flat = [row for group in groups for row in group]
+            plan = plan_batches([len(rows[row].ids) for row in flat], tokens_per_batch=full)
+            return [[[flat[position]] for position in batch] for batch in reversed(plan)]
+        runs: list[list[int]] = []
+        for group in groups:
+            ids = [rows[row].ids for row in group]
+            shared = self._shared(ids)
+            most = min(self.tokens_per_batch, max(full, _REPEATS * shared))
+            cuts = cut_rows([*map(len, ids)], prefix=shared, tokens_per_batch=most)
+            runs += [[group[position] for position in cut] for cut in cuts]
+        costs = [[self._cost(rows, [run])] for run in runs]
+        plan = plan_groups(costs, tokens_per_batch=full, padded=False)
+        return [[runs[position] for position in batch] for batch in reversed(plan)]
+
+    def _shared(self, ids: Sequence[Sequence[int]]) -> int:
+        """Tokens that stand once for these rows: what they have in common, their last token excepted."""
+        if not self.model.causal or len(ids) == 1:
+            return 0
+        return min(common_prefix(ids), *(len(row) - 1 for row in ids))
+
+    def _cost(self, rows: Sequence[Encoded], batch: Batch) -> int:
+        """Tokens that the forward of a batch computes."""
+        runs = [[rows[row].ids for row in run] for run in batch]
+        if not self.packed:
+            lengths = [len(ids) for run in runs for ids in run]
+            return len(lengths) * max(lengths)
+        return sum(sum(map(len, run)) - (len(run) - 1) * self._shared(run) for run in runs)
+
+    def _forward(self, rows: Sequence[Encoded], batch: Batch) -> tuple[np.ndarray, Work]:
+        """The rewards of a batch's rows, in its order, and what they took."""
+        started = time.perf_counter()
+        with torch.inference_mode():
+            rewards, computed = (self._packed if self.packed else self._padded)(rows, batch)
+            array: np.ndarray = rewards.cpu().numpy()
+        secs = time.perf_counter() - started
+        read = sum(len(rows[row].ids) for run in batch for row in run)
+        padding = 0 if self.packed else computed - read
+        flops = 2.0 * self.model.computing_parameters * computed
+        peak = (peak_flops(self.device, self.model.dtype) or 0.0) * secs
+        return array, Work(len(array), read, computed, padding, flops, peak, secs)
+
+    def _packed(self, rows: Sequence[Encoded], batch: Batch) -> tuple[torch.Tensor, int]:
+        model = self.model.model
+        layout = lay_out(
+            [[(rows[row].ids, rows[row].types) for row in run] for run in batch],
+            share=self.model.causal,
+            pad=pooling_pad_id(model.config),
+            first_position=first_position(model.config),
+        )
+        return packed_rewards(model, layout, causal=self.model.causal), len(layout.ids)
+
+    def _padded(self, rows: Sequence[Encoded], batch: Batch) -> tuple[torch.Tensor, int]:
+        members = [rows[row] for run in batch for row in run]
+        lengths = [len(row.ids) for row in members]
         pad = self.template.tokenizer.pad_token_id or 0  # masked, so its value does not matter
-        ids = torch.full((len(rows), max(lengths)), pad, dtype=torch.long)
-        types = None if rows[0].types is None else torch.zeros_like(ids)
-        for position, row in enumerate(rows):
+        ids = torch.full((len(members), max(lengths)), pad, dtype=torch.long)
+        types = None if members[0].types is None else torch.zeros_like(ids)
+        for position, row in enumerate(members):
             ids[position, : lengths[position]] = torch.tensor(row.ids)
             if types is not None and row.types is not None:
                 types[position, : lengths[position]] = torch.tensor(row.types)
-        with torch.inference_mode():
-            rewards = self.model(
-                ids.to(self.device),
-                torch.tensor(lengths, device=self.device),
-                None if types is None else types.to(self.device),
-            )
-        array: np.ndarray = rewards.cpu().numpy()
-        if self.on_batch is not None:
-            self.on_batch(len(rows), sum(lengths))
-        return array
-
-    @staticmethod
-    def _regroup(
-        groups: Sequence[Group],
-        samples: list[Encoded | str],
-        place: list[int | None],
-        rewards: np.ndarray,
-        failures: dict[int, str],
-    ) -> list[GroupScores]:
-        scored: list[GroupScores] = []
-        at = 0
-        for _, responses in groups:
-            count = len(responses)
-            result = GroupScores(
-                np.full(count, np.nan, dtype=np.float32),
-                [None] * count,
-                np.zeros(count, dtype=np.int32),
-                np.zeros(count, dtype=np.int32),
-                np.zeros(count, dtype=bool),
-            )
-            for k, (sample, row) in enumerate(zip(samples[at : at + count], place[at : at + count], strict=True)):
-                if isinstance(sample, str) or row is None:
-                    result.reasons[k] = str(sample)
-                    continue
-                result.prompt_tokens[k] = sample.prompt_tokens
-                result.response_tokens[k] = sample.response_tokens
-                result.truncated[k] = sample.truncated
-                result.reasons[k] = failures.get(row)
-                if row not in failures:
-                    result.rewards[k] = rewards[row]
-            scored.append(result)
-            at += count
-        return scored
+        rewards = self.model(
+            ids.to(self.device),
+            torch.tensor(lengths, device=self.device),
+            None if types is None else types.to(self.device),
+        )
+        return rewards, ids.numel()
 
 
-__all__ = ["Group", "GroupScores", "ModelError", "Scorer"]
+__all__ = ["Group", "GroupScores", "ModelError", "Scorer", "Work"]

@@ -70,30 +70,39 @@ class Template:
 
     def encode(self, prompt: Conversation, response: str) -> Encoded:
         """Token ids of one sample, at most `max_length` of them. Raises `UnusableError`."""
-        encoded, spans = self._tokenize(prompt, response)
-        if len(encoded.ids) <= self.max_length:
-            return encoded
-        if self.too_long == "reject":
-            raise UnusableError("too_long")
-        head = prompt[:1] if prompt[0][0] == "system" else ()
-        for first in range(len(head) + 1, len(prompt)):
-            kept = (*head, *prompt[first:])
-            try:
-                shorter, shorter_spans = self._tokenize(kept, response)
-            except UnusableError:
-                continue  # a template may refuse to start with the assistant's turn; drop one turn more
-            encoded, spans = shorter, shorter_spans
-            if len(encoded.ids) <= self.max_length:
-                return encoded._replace(truncated=True)
-        return self._cut(encoded, spans)
+        [encoded] = self.encode_group(prompt, [response])
+        if isinstance(encoded, UnusableError):
+            raise encoded
+        return encoded
 
-    def _cut(self, encoded: Encoded, spans: _Spans) -> Encoded:
+    def encode_group(self, prompt: Conversation, responses: Sequence[str]) -> list[Encoded | UnusableError]:
+        """Token ids of every response to a prompt, by one call of the tokenizer; for those that cannot be, why."""
+        samples = self._tokenize(prompt, responses)
+        return [self._fit(prompt, *pair) for pair in zip(responses, samples, strict=True)]
+
+    def _fit(self, prompt: Conversation, response: str, sample: _Sample | UnusableError) -> Encoded | UnusableError:
+        """The sample if it is short enough, else with less of its prompt or response."""
+        if isinstance(sample, UnusableError) or len(sample.encoded.ids) <= self.max_length:
+            return sample if isinstance(sample, UnusableError) else sample.encoded
+        if self.too_long == "reject":
+            return UnusableError("too_long")
+        head = prompt[:1] if prompt and prompt[0][0] == "system" else ()
+        for first in range(len(head) + 1, len(prompt)):
+            [shorter] = self._tokenize((*head, *prompt[first:]), [response])
+            if isinstance(shorter, UnusableError):
+                continue  # a template may refuse to start with the assistant's turn; drop one turn more
+            sample = shorter
+            if len(sample.encoded.ids) <= self.max_length:
+                return sample.encoded._replace(truncated=True)
+        return self._cut(*sample)
+
+    def _cut(self, encoded: Encoded, spans: _Spans) -> Encoded | UnusableError:
         """Drop tokens at the left of the prompt's last turn, then at the end of the response."""
         excess = len(encoded.ids) - self.max_length
         from_prompt = min(excess, spans.prompt_end - spans.prompt_start)
         from_response = min(excess - from_prompt, spans.response_end - spans.response_start)
         if excess > from_prompt + from_response:
-            raise UnusableError("too_long")  # the template alone is longer than the model
+            return UnusableError("too_long")  # the template alone is longer than the model
         cuts = (
             slice(spans.prompt_start, spans.prompt_start + from_prompt),
             slice(spans.response_end - from_response, spans.response_end),
@@ -107,19 +116,40 @@ class Template:
             ids, types, encoded.prompt_tokens - from_prompt, encoded.response_tokens - from_response, truncated=True
         )
 
-    def _tokenize(self, prompt: Conversation, response: str) -> tuple[Encoded, _Spans]:
-        first, second = self.render(prompt, response)
+    def _tokenize(self, prompt: Conversation, responses: Sequence[str]) -> list[_Sample | UnusableError]:
+        """Whole samples, however long; `UnusableError` for those that the template does not render."""
+        rendered: list[tuple[str, str | None] | UnusableError] = []
+        for response in responses:
+            try:
+                rendered.append(self.render(prompt, response))
+            except UnusableError as error:
+                rendered.append(error)
+        texts = [text for text in rendered if not isinstance(text, UnusableError)]
+        if not texts:
+            return [error for error in rendered if isinstance(error, UnusableError)]
         own_specials = self.kind == "chat"  # the rendered template already holds them: no doubled BOS
-        batch = self.tokenizer(first, second, add_special_tokens=not own_specials, verbose=False)
-        encoding = batch.encodings[0]
+        batch = self.tokenizer(
+            [first for first, _ in texts],
+            [second for _, second in texts] if self.kind == "pair" else None,
+            add_special_tokens=not own_specials,
+            verbose=False,
+        )
+        encodings = iter(batch.encodings)
+        last_turn = prompt[-1][1].strip() if prompt else ""
+        return [
+            text if isinstance(text, UnusableError) else self._sample(next(encodings), text[0], last_turn, response)
+            for text, response in zip(rendered, responses, strict=True)
+        ]
+
+    def _sample(self, encoding: Any, text: str, last_turn: str, response: str) -> _Sample:
         ids = list(encoding.ids)
         types = list(encoding.type_ids) if "token_type_ids" in self.tokenizer.model_input_names else None
-        if second is not None:
+        if self.kind == "pair":
             spans = _pair_spans(encoding)
         else:
-            spans = _text_spans(encoding, first, prompt[-1][1].strip(), response.strip(), len(ids))
+            spans = _text_spans(encoding, text, last_turn, response.strip(), len(ids))
         response_tokens = spans.response_end - spans.response_start
-        return Encoded(ids, types, len(ids) - response_tokens, response_tokens, truncated=False), spans
+        return _Sample(Encoded(ids, types, len(ids) - response_tokens, response_tokens, truncated=False), spans)
 
 
 class _Spans(NamedTuple):
@@ -129,6 +159,11 @@ class _Spans(NamedTuple):
     prompt_end: int
     response_start: int
     response_end: int
+
+
+class _Sample(NamedTuple):
+    encoded: Encoded
+    spans: _Spans
 
 
 def _text_spans(encoding: Any, text: str, prompt: str, response: str, length: int) -> _Spans:

@@ -50,11 +50,11 @@ def encode_groups(groups: Sequence[Group], template: Template, rejected: Rejecti
 
 def _encode_group(group: Group, template: Template, rejected: Rejections) -> EncodedGroup | None:
     rows: dict[int, Encoded] = {}
-    for index, response in enumerate(group.responses):
-        try:
-            rows[index] = template.encode(group.prompt, response)
-        except UnusableError as error:
-            rejected[error.reason] += 1
+    for index, encoded in enumerate(template.encode_group(group.prompt, group.responses)):
+        if isinstance(encoded, UnusableError):
+            rejected[encoded.reason] += 1
+        else:
+            rows[index] = encoded
     edges = []
     for edge in group.edges:
         if edge.preferred not in rows or edge.other not in rows:

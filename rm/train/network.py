@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from rm.attention import packed_rewards
 from rm.losses import accept_reject, bradley_terry, centring, plackett_luce, smoothed
+from rm.packed import packed_rewards
 from rm.train.data import MicroBatch
 
 

@@ -7,7 +7,7 @@ import logging
 import math
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments, set_seed
 
-from rm.attention import enable_packing, first_position
 from rm.conversations import prompt_key
+from rm.device import default_device, native_bfloat16
 from rm.evaluate import Evaluation, evaluate, store_offset, store_temperature
 from rm.evaluate.temperature_file import FILE_NAME
 from rm.identity import effective_max_length, resolve_model
 from rm.model import ensure_distinct_pad, load_backbone_for_training, load_tokenizer, quiet_transformers
+from rm.packed import enable_packing, first_position
 from rm.preferences import Group, PreferenceError, ReadSettings, Rejections, heldout_split, read_preferences
 from rm.templates import Template
 from rm.train.data import Collator, Draws, EncodedGroup, encode_groups, spread
@@ -287,19 +288,11 @@ def _arguments(
     )
 
 
-def native_bfloat16() -> bool:
-    """Whether the device that trains computes in bfloat16 natively."""
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # older torch cannot tell
-    return bool(capabilities().get("avx512_bf16"))
-
-
 def _bfloat16(precision: str) -> bool:
     """Whether to compute in bfloat16 under float32 weights. Raises `TrainingError` where a GPU would only emulate it."""
-    if precision == "bfloat16" and torch.cuda.is_available() and not native_bfloat16():
+    if precision == "bfloat16" and torch.cuda.is_available() and not native_bfloat16(default_device()):
         raise TrainingError("train.precision is bfloat16, which this GPU only emulates; use float32 or auto")
-    return precision == "bfloat16" or (precision == "auto" and native_bfloat16())
+    return precision == "bfloat16" or (precision == "auto" and native_bfloat16(default_device()))
 
 
 def _checkpoint(settings: TrainSettings) -> str | None:

@@ -6,14 +6,14 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import Trainer, TrainerCallback
 
-from rm.packing import plan_groups
+from rm.packing import cut_rows, plan_groups
 from rm.train.data import Collator, Draws, EncodedGroup, MicroBatch
 from rm.train.network import GroupLoss
 from rm.train.settings import TrainingError
@@ -159,10 +159,15 @@ def predict(trainer: Trainer, groups: Sequence[EncodedGroup]) -> list[np.ndarray
     """
     collate: Collator = trainer.data_collator
     network = trainer.model.eval()
-    pieces = [(index, rows) for index, group in enumerate(groups) for rows in _cut(group, collate.tokens_per_batch)]
+    budget = collate.tokens_per_batch
+    pieces = [
+        (index, rows)
+        for index, group in enumerate(groups)
+        for rows in cut_rows([len(row.ids) for row in group.responses], prefix=0, tokens_per_batch=budget)
+    ]
     lengths = [[len(groups[index].responses[row].ids) for row in rows] for index, rows in pieces]
     rewards = [np.empty(len(group.responses), dtype=np.float32) for group in groups]
-    for batch in plan_groups(lengths, tokens_per_batch=collate.tokens_per_batch, padded=not collate.packed):
+    for batch in plan_groups(lengths, tokens_per_batch=budget, padded=not collate.packed):
         chosen = [pieces[position] for position in batch]
         with torch.inference_mode(), trainer.compute_loss_context_manager():
             flat = network(collate.micro_batch([groups[index].part(rows) for index, rows in chosen])).cpu().numpy()
@@ -170,19 +175,6 @@ def predict(trainer: Trainer, groups: Sequence[EncodedGroup]) -> list[np.ndarray
         for (index, rows), values in zip(chosen, np.split(flat, cuts), strict=True):
             rewards[index][rows] = values
     return rewards
-
-
-def _cut(group: EncodedGroup, tokens: int) -> Iterator[list[int]]:
-    """The group's rows in runs of at most `tokens`, or of one row that is longer."""
-    run: list[int] = []
-    size = 0
-    for row, encoded in enumerate(group.responses):
-        if run and size + len(encoded.ids) > tokens:
-            yield run
-            run, size = [], 0
-        run.append(row)
-        size += len(encoded.ids)
-    yield run
 
 
 def accuracy(rewards: Sequence[np.ndarray], groups: Sequence[EncodedGroup]) -> float:

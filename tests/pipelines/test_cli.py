@@ -290,7 +290,11 @@ def test_kill_9_while_scoring_then_the_same_command(tmp_path, stub_model):
             assert scored_rows(log) == 3 * 8
             assert not (tmp_path / name / "manifest.json").exists()
         curate.curate(load(RunConfig, str(path)), scorer=StubFactory(log=str(log) if die_after else None))
-        files = sorted(file for file in (tmp_path / name).rglob("*") if file.is_file() and "plans" not in file.parts)
+        files = sorted(
+            file
+            for file in (tmp_path / name).rglob("*")
+            if file.is_file() and file.name != "run.json" and "plans" not in file.parts
+        )
         trees.append({str(file.relative_to(tmp_path / name)): file.read_bytes() for file in files})
     assert scored_rows(log) == 48
     assert trees[0] == trees[1]

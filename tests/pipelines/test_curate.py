@@ -29,11 +29,11 @@ def run(config, **factory):
 
 
 def tree(root: Path) -> dict[str, str]:
-    """Every file below an output except the scores, by content."""
+    """Every file below an output except the scores and `run.json`, by content."""
     return {
         str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(root.rglob("*"))
-        if path.is_file() and "scores" not in path.relative_to(root).parts
+        if path.is_file() and path.name != "run.json" and "scores" not in path.relative_to(root).parts
     }
 
 

@@ -1,295 +1,159 @@
-"""Packed rows against plain transformers, one row at a time: rewards, and the gradient of every parameter."""
+"""Packed attention by hand and against dense attention under a mask, on every way that it can go."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-import logging
 
 import pytest
 import torch
-import transformers
-from transformers.modeling_layers import GradientCheckpointingLayer
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rm import attention
-from rm.attention import NAME, enable_packing, first_position, packed_rewards
-from rm.losses import bradley_terry
-from rm.packing import Segment, lay_out
+from rm.attention import Plan, packed_attention
+from rm.packing import Segment
 
-VOCABULARY, LENGTH = 40, 32
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 2 * LENGTH,
-    "num_labels": 1,
-    "pad_token_id": 1,
-    "initializer_range": 0.4,
-}
-SHARED = {**SIZES, "num_key_value_heads": 2, "bos_token_id": 2, "eos_token_id": 3}
-STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
-CAUSAL = {
-    "Llama": SHARED,
-    "Qwen2": SHARED,
-    "Qwen3": {**SHARED, "head_dim": 8},
-    "Mistral": {**SHARED, "sliding_window": None},
-    "Mistral-wide": {**SHARED, "sliding_window": LENGTH},
-    "Gemma": {**SHARED, "head_dim": 8},
-    "GPT2": {
-        "vocab_size": VOCABULARY,
-        "n_embd": 16,
-        "n_layer": 2,
-        "n_head": 4,
-        "n_positions": 2 * LENGTH,
-        "num_labels": 1,
-        "pad_token_id": 1,
-        "bos_token_id": 2,
-        "eos_token_id": 3,
-        "initializer_range": 0.4,
-        "resid_pdrop": 0.0,
-        "embd_pdrop": 0.0,
-        "attn_pdrop": 0.0,
-    },
-    "GPTNeoX": {**SIZES, "hidden_dropout": 0.0, "attention_dropout": 0.0, "bos_token_id": 2, "eos_token_id": 3},
-}
-ENCODERS = {
-    "Bert": {**SIZES, **STILL},
-    "Roberta": {**SIZES, **STILL, "bos_token_id": 0, "eos_token_id": 2},
-    "Electra": {**SIZES, **STILL, "embedding_size": 12, "summary_last_dropout": 0.0},
-}
-ALL = {**CAUSAL, **ENCODERS}
+CPU = torch.device("cpu")
 
 
-def build(name, **changes):
-    """A tiny random sequence classifier in train mode, with the attention that transformers chooses."""
-    kind = name.partition("-")[0]
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(**{**ALL.get(name, SIZES), **changes})
-    model = getattr(transformers, f"{kind}ForSequenceClassification")(config)
-    for parameter in model.parameters():  # no zero bias, no layer norm of ones: a lost one must show
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    return model
+def module(*, causal: bool) -> torch.nn.Module:
+    made = torch.nn.Module()
+    made.is_causal = causal
+    return made
 
 
-def rows_of(name):
-    """Groups of `(ids, types)`: a shared prefix, none at all, one response, equal rows, one the start of another."""
-    draw = torch.randint(4, VOCABULARY, (90,), generator=torch.Generator().manual_seed(3)).tolist()
-    if name in ENCODERS:
-        groups = [[draw[:7] + draw[20:24], draw[:7] + draw[30:38]], [draw[40:43]], [draw[50:58], draw[60:65], draw[:3]]]
-    else:
-        groups = [
-            [draw[:7] + draw[20:24], draw[:7] + draw[30:31], draw[:7] + draw[32:41]],
-            [draw[40:44], [draw[40] + 1 - 2 * (draw[40] == VOCABULARY - 1), *draw[45:52]]],  # nothing in common
-            [draw[60:66]],
-            [draw[70:76], draw[70:76], draw[70:73]],
-            [[*draw[80:84], 1, draw[84], 1], [*draw[80:84], 1]],  # pad inside, and at the end
-        ]
-    typed = name == "Bert"
-    return [[(row, [int(at > 3) for at in range(len(row))] if typed else None) for row in group] for group in groups]
+def spans_kernel(query, key, value, spans, *, causal, scaling):
+    """What a GPU's variable-length kernel computes, run by run: [T, heads, D] and [heads, T]."""
+    outputs, sums = [], []
+    repeat = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
+    bounds = zip(spans.query_ends.tolist(), spans.key_ends.tolist(), strict=True)
+    for (q, k), (q_end, k_end) in itertools.pairwise(bounds):
+        assert q_end - q <= spans.longest_query
+        assert k_end - k <= spans.longest_key
+        scores = torch.einsum("qhd,khd->hqk", query[q:q_end].float(), key[k:k_end].float())
+        scores = scores * (scaling if scaling is not None else query.shape[-1] ** -0.5)
+        if causal:
+            assert q_end - q == k_end - k
+            scores = scores.masked_fill(~torch.ones(scores.shape[1:], dtype=torch.bool).tril(), -torch.inf)
+        sums.append(torch.logsumexp(scores, -1))
+        outputs.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), value[k:k_end].float()).to(query.dtype))
+    return torch.cat(outputs), torch.cat(sums, 1)
 
 
-def padded_rewards(model, groups):
-    """The reference: every row by itself through transformers' own forward."""
-    rewards = []
-    for row, types in (row for group in groups for row in group):
-        inputs = {"input_ids": torch.tensor([row])}
-        if types is not None:
-            inputs["token_type_ids"] = torch.tensor([types])
-        rewards.append(model(**inputs).logits[0, 0])
-    return torch.stack(rewards)
+def on_gpu(*arguments, **rest):
+    return attention._merged_in_two_calls(spans_kernel, *arguments, **rest)
 
 
-def layout_of(name, model, groups):
-    return lay_out(groups, share=name in CAUSAL, pad=1, first_position=first_position(model.config))
+WAYS = {"merged": attention._merged, "two calls": on_gpu, "concatenated": attention._concatenated}
 
 
-def gradients(model, rewards, groups):
-    """Of a Bradley-Terry loss over neighbours in every group, and of first rewards over groups: all rows take part."""
-    edges, start, firsts = [], 0, []
-    for rows in groups:
-        edges += [[start + place, start + place + 1] for place in range(len(rows) - 1)]
-        firsts.append(start)
-        start += len(rows)
-    edges += [[left, right] for left, right in itertools.pairwise(firsts)]
-    model.zero_grad()
-    count = len(edges)
-    bradley_terry(rewards, torch.tensor(edges), torch.full((count,), 0.9), torch.ones(count)).backward()
-    return {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+def dense(query, key, value, segments, *, causal, scaling):
+    """Reference: one softmax under a mask of who sees whom, straight from the definition."""
+    sees = torch.zeros(query.shape[2], query.shape[2], dtype=torch.bool)
+    at = 0
+    for segment in segments:
+        prefix = slice(at, at + segment.prefix)
+        for size in segment.sizes:
+            own = slice(at, at + size)
+            sees[own, prefix] = True
+            sees[own, own] = torch.ones(size, size, dtype=torch.bool).tril() if causal else True
+            at += size
+    repeat = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
+    scores = query @ key.transpose(2, 3) * (scaling if scaling is not None else query.shape[-1] ** -0.5)
+    return (scores.masked_fill(~sees, -torch.inf).softmax(-1) @ value).transpose(1, 2)
 
 
-def assert_equal_gradients(got, expected):
-    assert got.keys() == expected.keys()
-    scale = max(float(value.abs().max()) for value in expected.values())
-    for name, value in expected.items():
-        limit = 1e-4 * max(float(value.abs().max()), 1e-3 * scale)
-        assert float((got[name] - value).abs().max()) <= limit, name
+segment = st.builds(Segment, st.integers(0, 5), st.lists(st.integers(1, 6), min_size=1, max_size=4).map(tuple))
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_packed_equals_row_by_row_with_gradients(name):
-    model = build(name)
-    groups = rows_of(name)
-    expected = padded_rewards(model, groups)
-    reference = gradients(model, expected, groups)
-    assert float(expected.detach().std()) > 0.05  # else agreeing says nothing
-    assert enable_packing(model, causal=name in CAUSAL, max_length=LENGTH)
-    assert model.training
-    assert model.config._attn_implementation == NAME
-    got = packed_rewards(model, layout_of(name, model, groups), causal=name in CAUSAL)
+@pytest.mark.parametrize("way", WAYS)
+@settings(deadline=None, max_examples=60)
+@given(
+    segments=st.lists(segment, min_size=1, max_size=4),
+    heads=st.sampled_from([(1, 1), (4, 2), (6, 1)]),
+    causal=st.booleans(),
+    scaling=st.sampled_from([None, 0.7]),
+)
+def test_every_way_equals_dense_attention(way, segments, heads, causal, scaling):
+    if not causal:
+        segments = [Segment(0, part.sizes) for part in segments]
+    tokens = sum(sum(part.sizes) for part in segments)
+    generator = torch.Generator().manual_seed(tokens)
+    query, key, value = (
+        2 * torch.randn(1, tokens, count, 8, generator=generator).transpose(1, 2)
+        for count in (heads[0], heads[1], heads[1])
+    )
+    plan = Plan(tuple(segments), CPU)
+    got = WAYS[way](query, key, value, plan, causal=causal, scaling=scaling)
+    expected = dense(query, key, value, segments, causal=causal, scaling=scaling)
+    assert got.shape == expected.shape
+    assert torch.allclose(got, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("way", ["merged", "two calls"])
+def test_bfloat16_rounds_the_merge_once(way):
+    segments = (Segment(30, (20, 25, 1)), Segment(0, (9,)), Segment(3, (40, 2)))
+    tokens = sum(sum(part.sizes) for part in segments)
+    generator = torch.Generator().manual_seed(1)
+    wide = [torch.randn(1, tokens, 4, 16, generator=generator).transpose(1, 2).bfloat16() for _ in range(3)]
+    got = WAYS[way](*wide, Plan(segments, CPU), causal=True, scaling=None).float()
+    exact = dense(*(tensor.float() for tensor in wide), segments, causal=True, scaling=None)
     assert got.dtype == torch.float32
-    assert float((got - expected).detach().abs().max() / expected.detach().std()) < 1e-5
-    assert_equal_gradients(gradients(model, got, groups), reference)
+    assert float((got - exact).abs().max()) < 0.03
+    assert float((got - exact).pow(2).mean().sqrt()) < 2e-3
 
 
-@pytest.mark.parametrize("name", ["Llama", "GPT2", "Bert"])
-def test_gradient_checkpointing_changes_no_gradient(name):
-    model = build(name)
-    groups = rows_of(name)
-    reference = gradients(model, padded_rewards(model, groups), groups)
-    assert enable_packing(model, causal=name in CAUSAL, max_length=LENGTH)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    calls = []
-    layer = next(module for module in model.modules() if isinstance(module, GradientCheckpointingLayer))
-    first = next(module for module in layer.modules() if hasattr(module, "weight"))
-    first.register_forward_hook(lambda *_: calls.append(1))
-    got = packed_rewards(model, layout_of(name, model, groups), causal=name in CAUSAL)
-    assert_equal_gradients(gradients(model, got, groups), reference)
-    assert len(calls) == 2  # once more in the backward pass
+def test_who_calls_what(monkeypatch):
+    called = []
+    for name in ("_merged", "_concatenated", "_merged_in_two_calls"):
+        monkeypatch.setattr(attention, name, lambda *_, _name=name, **__: called.append(_name))
+
+    class OnGpu(torch.Tensor):
+        device = torch.device("cuda")
+
+    tensor = torch.zeros(1, 1, 2, 4)
+    half, full = tensor.bfloat16().as_subclass(OnGpu), tensor.as_subclass(OnGpu)
+    plan = Plan((Segment(0, (2,)),), CPU)
+    for kernel in (spans_kernel, None):
+        monkeypatch.setattr(attention, "variable_length", kernel)
+        for grad, query in ((True, tensor), (False, tensor), (False, half), (False, full), (True, half)):
+            with contextlib.nullcontext() if grad else torch.no_grad():
+                packed_attention(module(causal=True), query, query, query, None, plan=plan)
+    with_kernel = ["_concatenated", "_merged", "_merged_in_two_calls", "_concatenated", "_concatenated"]
+    without = ["_concatenated", "_merged", "_concatenated", "_concatenated", "_concatenated"]
+    assert called == with_kernel + without
 
 
-@pytest.mark.parametrize("name", ["Llama", "Bert"])
-def test_groups_do_not_see_their_neighbours(name):
-    model = build(name)
-    groups = rows_of(name)
-    assert enable_packing(model, causal=name in CAUSAL, max_length=LENGTH)
-    together = packed_rewards(model, layout_of(name, model, groups), causal=name in CAUSAL)
-    alone = [packed_rewards(model, layout_of(name, model, [group]), causal=name in CAUSAL) for group in groups]
-    assert torch.allclose(together, torch.cat(alone), atol=1e-5)
-
-
-def test_attention_by_hand():
+@pytest.mark.parametrize("way", WAYS)
+def test_attention_by_hand(way):
     """Prefix [a], responses [b, c] and [d]: who attends to whom, from values that are powers of ten."""
     query = key = torch.zeros(1, 1, 4, 4)
     value = torch.tensor([1.0, 10.0, 100.0, 1000.0]).reshape(1, 1, 4, 1).expand(1, 1, 4, 4)
-    module = torch.nn.Module()
-    module.is_causal = True
-    got, weights = attention.packed_attention(module, query, key, value, None, segments=[Segment(1, (2, 1))])
-    assert weights is None
+    got = WAYS[way](query, key, value, Plan((Segment(1, (2, 1)),), CPU), causal=True, scaling=None)
     assert got.shape == (1, 4, 1, 4)
     assert got[0, :, 0, 0].tolist() == pytest.approx([1, 11 / 2, 111 / 3, 1001 / 2])
-    module.is_causal = False
-    got, _ = attention.packed_attention(module, query, key, value, None, segments=[Segment(0, (3,)), Segment(0, (1,))])
+    plan = Plan((Segment(0, (3,)), Segment(0, (1,))), CPU)
+    got = WAYS[way](query, key, value, plan, causal=False, scaling=None)
     assert got[0, :, 0, 0].tolist() == pytest.approx([37, 37, 37, 1000])
-    with pytest.raises(ValueError, match="given a mask"):
-        attention.packed_attention(module, query, key, value, torch.ones(1), segments=[])
 
 
-def test_grouped_queries_and_scaling_by_hand():
+@pytest.mark.parametrize("way", WAYS)
+def test_grouped_queries_and_scaling_by_hand(way):
     """Two query heads a key head, in order; `scaling` reaches the softmax."""
     query = torch.ones(1, 4, 2, 1)
     key = torch.tensor([[0.0, 2.0], [0.0, 0.0]]).reshape(1, 2, 2, 1)
     value = torch.tensor([[1.0, 3.0], [10.0, 30.0]]).reshape(1, 2, 2, 1)
-    module = torch.nn.Module()
-    got, _ = attention.packed_attention(module, query, key, value, None, scaling=0.5, segments=[Segment(0, (2,))])
+    got = WAYS[way](query, key, value, Plan((Segment(0, (2,)),), CPU), causal=False, scaling=0.5)
     leaning = 1 + 2 * torch.sigmoid(torch.tensor(1.0)).item()
     assert got[0, 0, :, 0].tolist() == pytest.approx([leaning, leaning, 20, 20])
 
 
-REFUSED = {
-    "Mistral": {**SHARED, "sliding_window": LENGTH - 1},
-    "Qwen2": {**SHARED, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0},
-    "Gemma2": {**SHARED, "head_dim": 8, "attn_logit_softcapping": 20.0},
-    "DebertaV2": {**SIZES, **STILL, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
-    "DistilBert": {
-        "vocab_size": VOCABULARY,
-        "dim": 16,
-        "hidden_dim": 24,
-        "n_layers": 2,
-        "n_heads": 4,
-        "num_labels": 1,
-        "pad_token_id": 1,
-        "max_position_embeddings": 2 * LENGTH,
-        "initializer_range": 0.4,
-        "seq_classif_dropout": 0.0,
-    },
-    "MPNet": {**SIZES, **STILL},
-    "ModernBert": {**SIZES, "local_attention": 16, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2},
-}
-WHY = {
-    "Mistral": "sliding_window 31 tokens, fewer than max_length 32",
-    "Qwen2": "sliding_window 8",
-    "Gemma2": "caps attention logits",
-    "ModernBert": "fewer than max_length 32",
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_packing_cannot_do_is_refused_with_a_reason(name, caplog):
-    model = build(name, **REFUSED[name])
-    before = model.config._attn_implementation
-    with caplog.at_level(logging.INFO, logger="rm.attention"):
-        assert not enable_packing(model, causal=hasattr(model, "score"), max_length=LENGTH)
-    assert caplog.messages[-1].startswith("padded rows, since ")
-    assert WHY.get(name, "") in caplog.messages[-1]
-    assert model.config._attn_implementation == before != NAME
-    assert model.training
-    rewards = model(input_ids=torch.tensor([[5, 6, 7], [5, 6, 8]])).logits  # it still works
-    assert torch.isfinite(rewards).all()
-
-
-def test_a_window_that_is_switched_off_is_no_hindrance():
-    model = build("Qwen2", use_sliding_window=False, sliding_window=8)
-    assert enable_packing(model, causal=True, max_length=LENGTH)
-
-
-def refused_by_the_check(name, caplog):
-    model = build(name)
-    before = model.config._attn_implementation
-    with caplog.at_level(logging.INFO, logger="rm.attention"):
-        assert not enable_packing(model, causal=name in CAUSAL, max_length=LENGTH)
-    assert model.config._attn_implementation == before
-    return "of their spread" in caplog.messages[-1]
-
-
-@pytest.mark.parametrize("name", ["Llama", "GPT2", "Roberta"])
-def test_a_wrong_position_is_caught_by_the_check(name, caplog, monkeypatch):
-    def shifted(*arguments, **rest):
-        got = lay_out(*arguments, **rest)
-        return got._replace(positions=[position * 2 for position in got.positions])
-
-    monkeypatch.setattr(attention, "lay_out", shifted)
-    assert refused_by_the_check(name, caplog)
-
-
-@pytest.mark.parametrize("name", ["Llama", "Bert"])
-def test_a_wrong_pooling_place_is_caught_by_the_check(name, caplog, monkeypatch):
-    def shifted(*arguments, **rest):
-        got = lay_out(*arguments, **rest)
-        return got._replace(pooled=[*got.pooled[1:], got.pooled[0]])
-
-    monkeypatch.setattr(attention, "lay_out", shifted)
-    assert refused_by_the_check(name, caplog)
-
-
-def test_a_lost_prefix_is_caught_by_the_check(caplog, monkeypatch):
-    original = attention.scaled_dot_product_attention
-
-    def without_prefix(query, key, value, *, attn_mask=None, **rest):
-        if attn_mask is not None:
-            own = query.shape[2]
-            return original(query, key[:, :, -own:], value[:, :, -own:], **{**rest, "is_causal": True})
-        return original(query, key, value, **rest)
-
-    monkeypatch.setattr(attention, "scaled_dot_product_attention", without_prefix)
-    assert refused_by_the_check("Llama", caplog)
-
-
-def test_a_mask_that_sees_the_future_is_caught_by_the_check(caplog, monkeypatch):
-    original = attention.scaled_dot_product_attention
-
-    def unmasked(query, key, value, *, attn_mask=None, **rest):
-        return original(query, key, value, **rest)
-
-    monkeypatch.setattr(attention, "scaled_dot_product_attention", unmasked)
-    assert refused_by_the_check("Llama", caplog)
+def test_a_mask_from_the_architecture_is_refused():
+    tensor = torch.zeros(1, 1, 2, 4)
+    with pytest.raises(ValueError, match="given a mask"):
+        packed_attention(
+            module(causal=True), tensor, tensor, tensor, torch.ones(1), plan=Plan((Segment(0, (2,)),), CPU)
+        )

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm.packing import Layout, Segment, common_prefix, lay_out, plan_batches, plan_groups
+from rm.packing import Layout, Segment, common_prefix, cut_rows, lay_out, plan_batches, plan_groups
 
 lengths = st.lists(st.integers(1, 50), max_size=60)
 grouped = st.lists(st.lists(st.integers(1, 50), min_size=1, max_size=6), max_size=20)
@@ -76,10 +76,53 @@ def test_plans_by_hand():
     assert plan_groups([], tokens_per_batch=8, padded=True) == []
 
 
-@pytest.mark.parametrize("plan", [plan_batches, lambda rows, **rest: plan_groups([rows], padded=True, **rest)])
+@pytest.mark.parametrize(
+    "plan",
+    [
+        plan_batches,
+        lambda rows, **rest: plan_groups([rows], padded=True, **rest),
+        lambda rows, **rest: cut_rows(rows, prefix=0, **rest),
+    ],
+)
 def test_no_budget_is_an_error(plan):
     with pytest.raises(ValueError, match="at least 1"):
         plan([1], tokens_per_batch=0)
+
+
+@given(lengths.filter(len), st.integers(0, 50), budgets)
+def test_every_row_in_one_run_within_the_budget(rows, prefix, budget):
+    prefix = min(prefix, *rows)
+    runs = cut_rows(rows, prefix=prefix, tokens_per_batch=budget)
+    assert sorted(index for run in runs for index in run) == list(range(len(rows)))
+
+    def tokens(run):
+        return prefix + sum(rows[index] - prefix for index in run)
+
+    assert all(len(run) == 1 or tokens(run) <= budget for run in runs)
+    for run, following in itertools.pairwise(runs):  # as full as the order allows
+        assert tokens([*run, following[0]]) > budget
+    flat = [rows[index] for run in runs for index in run]
+    assert flat == sorted(flat, reverse=True)
+
+
+@given(lengths.filter(len).flatmap(lambda rows: st.tuples(st.just(rows), st.permutations(rows))), budgets)
+def test_runs_do_not_depend_on_input_order(pair, budget):
+    def shapes(rows):
+        return [[rows[index] for index in run] for run in cut_rows(rows, prefix=1, tokens_per_batch=budget)]
+
+    assert shapes(pair[0]) == shapes(pair[1])
+
+
+def test_runs_by_hand():
+    # prefix 4; own tokens 3, 1, 6, 1: a run of 10 tokens has 6 of them
+    assert cut_rows([7, 5, 10, 5], prefix=4, tokens_per_batch=10) == [[2], [0, 1, 3]]
+    assert cut_rows([7, 5, 10, 5], prefix=4, tokens_per_batch=15) == [[2, 0, 1, 3]]
+    assert cut_rows([7, 5, 10, 5], prefix=4, tokens_per_batch=9) == [[2], [0, 1, 3]]
+    assert cut_rows([7, 5, 10, 5], prefix=4, tokens_per_batch=8) == [[2], [0, 1], [3]]
+    assert cut_rows([4, 4, 4], prefix=4, tokens_per_batch=4) == [[0, 1, 2]]  # nothing of their own
+    assert cut_rows([], prefix=0, tokens_per_batch=4) == []
+    with pytest.raises(ValueError, match="prefix is 5 tokens, and the shortest row has 4"):
+        cut_rows([7, 4], prefix=5, tokens_per_batch=10)
 
 
 def plain(*rows):
@@ -102,8 +145,8 @@ def test_groups_follow_each_other_and_start_anew():
     got = lay_out([plain([1, 2, 3], [1, 2, 4]), plain([9, 8]), plain([1, 6], [7, 6])], share=True, pad=0)
     assert got.ids == [1, 2, 3, 4, 9, 8, 1, 6, 7, 6]
     assert got.positions == [0, 1, 2, 2, 0, 1, 0, 1, 0, 1]
-    # a lone response is all prefix but the token that is read; the last group has no prefix at all
-    assert got.segments == (Segment(2, (1, 1)), Segment(1, (1,)), Segment(0, (2, 2)))
+    # a lone response shares with nobody; the last group has no prefix at all
+    assert got.segments == (Segment(2, (1, 1)), Segment(0, (2,)), Segment(0, (2, 2)))
     assert got.segments[2].sizes == (2, 2)
     assert got.pooled == [2, 3, 5, 7, 9]
 

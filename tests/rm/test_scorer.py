@@ -8,9 +8,10 @@ import torch
 from tiny_models import WORDS, save_causal
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rm.scorer import Scorer
+from rm.scorer import ModelError, Scorer
 
 PROMPT = (("user", "what is the answer"),)
+OTHER = (("user", "the word of him"),)
 
 
 def load(directory, *, tokens_per_batch: int = 256, max_length: int = 64, too_long: str = "truncate") -> Scorer:
@@ -79,10 +80,34 @@ def test_exact_duplicates_are_forwarded_once(encoder):
     scorer = load(encoder)
     single = scorer.score([(PROMPT, ["good"])])[0].rewards[0]
     forwarded = []
-    scorer.on_batch = lambda rows, tokens: forwarded.append((rows, tokens))
-    results = scorer.score([(PROMPT, ["good", "good"]), (PROMPT, ["good"])])
-    assert forwarded == [(1, 8)]
+    scorer.on_batch = forwarded.append
+    results = scorer.score([(PROMPT, ["good", "good"]), (OTHER, []), (PROMPT, ["good"])])
+    assert [(work.rows, work.read_tokens) for work in forwarded] == [(1, 8)]
     assert [reward for result in results for reward in result.rewards] == [single] * 3
+
+
+def test_work_is_counted(causal, encoder, monkeypatch):
+    """Tokens by hand: prompts of 4, responses of 1, 3 and 1, each with eos; the first two share prompt and "good"."""
+    work = []
+    scorer = load(causal)
+    scorer.on_batch = work.append
+    scorer.score([(PROMPT, ["good", "good good bad"]), (OTHER, ["bad"])])
+    [done] = work
+    assert (done.rows, done.read_tokens, done.computed_tokens, done.padding_tokens) == (3, 6 + 8 + 6, 5 + 1 + 3 + 6, 0)
+    weights = sum(p.numel() for n, p in scorer.model.model.named_parameters() if "embed" not in n)
+    assert done.flops == 2 * weights * done.computed_tokens
+    assert done.secs > 0
+    assert done.peak_flops == 0  # of a CPU nobody knows it
+    monkeypatch.setattr("rm.scorer.peak_flops", lambda device, dtype: 1e12)
+    scorer.score([(PROMPT, ["good"])])
+    assert work[-1].peak_flops == pytest.approx(1e12 * work[-1].secs)
+    work.clear()
+    padded = load(encoder)
+    padded.packed, padded.on_batch = False, work.append
+    padded.model.model.set_attn_implementation("sdpa")
+    padded.score([(PROMPT, ["good", "good good bad"])])
+    [done] = work
+    assert (done.rows, done.read_tokens, done.computed_tokens, done.padding_tokens) == (2, 8 + 10, 20, 2)
 
 
 def test_nothing_to_score(encoder):
@@ -116,23 +141,121 @@ def test_nan_rewards_are_rejected(encoder):
     assert result.reasons == ["nan_reward"]
 
 
-def test_out_of_memory_halves_the_batch_and_rejects_only_what_never_fits(encoder, monkeypatch):
-    scorer, groups = load(encoder, tokens_per_batch=10_000), some_groups()
-    expected = load(encoder, tokens_per_batch=10_000).score(groups)
-    forward, limit, sizes = scorer.model.forward, 60, []
+def failing(scorer, monkeypatch, problem):
+    """Let the scorer's forward raise `problem(rows, computed tokens)` where that gives an error; sizes tried so far."""
+    sizes = []
+    for way in ("_packed", "_padded"):
+        original = getattr(scorer, way)
 
-    def small_memory(input_ids, lengths, types):
-        sizes.append(input_ids.numel())
-        if input_ids.numel() > limit:
-            raise torch.OutOfMemoryError("no memory left")
-        return forward(input_ids, lengths, types)
+        def forward(rows, batch, original=original):
+            sizes.append(scorer._cost(rows, batch))
+            error = problem([rows[row] for run in batch for row in run], sizes[-1])
+            if error is not None:
+                raise error
+            return original(rows, batch)
 
-    monkeypatch.setattr(scorer.model, "forward", small_memory)
-    results = scorer.score(groups)
-    assert scorer.tokens_per_batch <= limit
-    for got, wanted in zip(results, expected, strict=True):
-        assert got.reasons == [None] * len(wanted.rewards)
-        assert got.rewards == pytest.approx(wanted.rewards, abs=1e-5)
-    monkeypatch.setattr(scorer.model, "forward", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("none")))
-    assert scorer.score([(PROMPT, ["good", "bad"])])[0].reasons == ["out_of_memory"] * 2
+        monkeypatch.setattr(scorer, way, forward)
+    return sizes
+
+
+def assert_equal(got, expected):
+    for one, other in zip(got, expected, strict=True):
+        assert one.reasons == other.reasons
+        assert one.rewards == pytest.approx(other.rewards, abs=1e-5, nan_ok=True)
+
+
+MEMORY = [
+    torch.OutOfMemoryError("none left"),
+    MemoryError(),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+]
+
+
+@pytest.mark.parametrize("kind", ["encoder", "causal", "padded"])
+@pytest.mark.parametrize("error", MEMORY, ids=lambda error: type(error).__name__)
+def test_out_of_memory_halves_the_batch_and_remembers(kind, error, request, monkeypatch, caplog):
+    directory = request.getfixturevalue("encoder" if kind == "padded" else kind)
+    expected = load(directory).score(some_groups())
+    scorer = load(directory, tokens_per_batch=1000)
+    if kind == "padded":
+        scorer.packed = False
+        scorer.model.model.set_attn_implementation("sdpa")
+    limit = 60
+    sizes = failing(scorer, monkeypatch, lambda rows, tokens: error if tokens > limit else None)
+    assert_equal(scorer.score(some_groups()), expected)
+    assert limit // 3 < scorer.tokens_per_batch < 2 * limit
     assert max(sizes) > limit, "the budget was never exceeded, so nothing was tested"
+    assert "out of memory: from now on at most" in caplog.text
+    sizes.clear()
+    scorer.score(some_groups())
+    assert max(sizes) <= limit  # it is remembered
+
+
+def test_a_row_that_never_fits_is_rejected_alone(causal, monkeypatch):
+    scorer = load(causal)
+    groups = [(PROMPT, ["good", "bad " * 20, "good bad"]), (OTHER, ["good"])]
+    expected = scorer.score(groups)
+    failing(scorer, monkeypatch, lambda rows, tokens: MEMORY[0] if tokens > 20 else None)
+    results = scorer.score(groups)
+    assert results[0].reasons == [None, "out_of_memory", None]
+    assert np.isnan(results[0].rewards[1])
+    assert results[0].rewards[[0, 2]] == pytest.approx(expected[0].rewards[[0, 2]], abs=1e-5)
+    assert results[1].rewards == pytest.approx(expected[1].rewards, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "causal"])
+def test_a_row_that_breaks_the_model_is_found_and_rejected(kind, request, monkeypatch, caplog):
+    scorer = load(request.getfixturevalue(kind))
+    groups = [*some_groups(), (PROMPT, ["good", "bad bad bad", "good bad"])]
+    expected = scorer.score(groups)
+    broken = scorer.template.encode(PROMPT, "bad bad bad").ids
+    failing(scorer, monkeypatch, lambda rows, _: IndexError("row text") if any(r.ids == broken for r in rows) else None)
+    results = scorer.score(groups)
+    assert results[-1].reasons == [None, "model_error", None]
+    assert_equal(results[:-1], expected[:-1])
+    assert results[-1].rewards[[0, 2]] == pytest.approx(expected[-1].rewards[[0, 2]], abs=1e-5)
+    assert f"a row of {len(broken)} tokens breaks the model (IndexError)" in caplog.text
+    assert "row text" not in caplog.text
+
+
+def test_a_device_that_breaks_is_no_row_s_fault(causal, monkeypatch):
+    scorer = load(causal)
+    scorer.score([(PROMPT, ["good"])])
+    failing(scorer, monkeypatch, lambda rows, _: RuntimeError("device-side assert"))
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        scorer.score(some_groups())
+
+
+def test_rows_of_one_prompt_share_it_wherever_they_stand(causal):
+    """A corpus of one response a row, its prompts interleaved, costs what the same in groups costs."""
+    prompts = [(("user", f"{word} " * 20),) for word in ("long", "make", "thing")]
+    responses = [f"good {word}" for word in WORDS[:8]]
+    groups = [(prompt, responses) for prompt in prompts]
+    rows = [(prompt, [response]) for response in responses for prompt in prompts]
+    computed = []
+    for corpus in (groups, rows):
+        scorer, work = load(causal), []
+        scorer.on_batch = work.append
+        rewards = [result.rewards for result in scorer.score(corpus)]
+        computed.append(sum(done.computed_tokens for done in work))
+        if corpus is groups:
+            expected = np.stack(rewards)
+    assert pytest.approx(expected, abs=1e-5) == np.concatenate(rewards).reshape(8, 3).T
+    assert computed[0] == computed[1]
+    assert computed[0] < 3 * (21 + 8 * 4)
+
+
+def test_a_cut_group_s_prefix_is_repeated_and_the_budget_kept(causal):
+    scorer, work = load(causal, tokens_per_batch=40, max_length=128), []
+    scorer.on_batch = work.append
+    groups = [((("user", "long " * 20),), [f"{word} good" for word in WORDS[:20]])]
+    expected = load(causal, tokens_per_batch=1000, max_length=128).score(groups)
+    assert scorer.score(groups)[0].rewards == pytest.approx(expected[0].rewards, abs=1e-5)
+    assert max(done.computed_tokens for done in work) <= 40
+    assert 2 <= len(work) <= 5
+
+
+def test_bfloat16_on_a_gpu_that_emulates_it_is_refused(causal, monkeypatch):
+    monkeypatch.setattr("rm.scorer.native_bfloat16", lambda device: False)
+    with pytest.raises(ModelError, match="only emulates; use float16, float32 or auto"):
+        Scorer.load(causal, dtype="bfloat16", max_length=64, too_long="truncate", tokens_per_batch=None, device="cuda")

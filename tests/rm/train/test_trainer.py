@@ -11,9 +11,9 @@ from tiny_models import save_causal, save_encoder
 from training_groups import collator, encoded_group, row
 from transformers import TrainingArguments
 
-from rm.attention import enable_packing, first_position
 from rm.losses import accept_reject, bradley_terry, centring, plackett_luce
 from rm.model import load_backbone_for_training
+from rm.packed import enable_packing, first_position
 from rm.train import TrainingError
 from rm.train.network import GroupLoss, GroupNetwork
 from rm.train.trainer import GroupTrainer, accuracy, is_flat, predict, refuse_collapse

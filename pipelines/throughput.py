@@ -1,0 +1,104 @@
+"""What the model did and how fast: counted on the workers as Beam metrics, summed up by the launcher in `run.json`.
+
+`run.json` has times and the machine in it, so no result depends on it and no hash covers it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from apache_beam.metrics import Metrics, MetricsFilter
+
+from pipelines import progress
+
+if TYPE_CHECKING:
+    from rm.scorer import Work
+
+NAMESPACE = "bestkept"
+COUNTERS = (
+    "rows",
+    "tokens_read",
+    "tokens_computed",
+    "tokens_padding",
+    "megaflops",
+    "peak_megaflops",
+    "forward_microsecs",
+)
+
+
+def count(work: Work) -> None:
+    """One forward; called on the thread of the bundle that asked for it, whose counters these are."""
+    progress.batch(work.rows, work.read_tokens)
+    values = (
+        work.rows,
+        work.read_tokens,
+        work.computed_tokens,
+        work.padding_tokens,
+        work.flops / 1e6,
+        work.peak_flops / 1e6,
+        work.secs * 1e6,
+    )
+    for name, value in zip(COUNTERS, values, strict=True):
+        Metrics.counter(NAMESPACE, name).inc(round(value))
+
+
+def counters(result: Any) -> dict[str, int]:
+    """The job's counters by name; zero for what was never counted, {} where the runner keeps none."""
+    try:
+        found = result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))["counters"]
+    except NotImplementedError:
+        return {}
+    totals = dict.fromkeys(COUNTERS, 0)
+    for one in found:
+        value = one.committed if one.committed is not None else one.attempted
+        totals[one.key.metric.name] = totals.get(one.key.metric.name, 0) + int(value or 0)
+    return totals
+
+
+def rates(totals: Mapping[str, int]) -> dict[str, float | int | None]:
+    """Throughput of the model from its counters; None where there is nothing to divide by, or a peak is not known.
+
+    Rates are per second of forward, and so per device however many there were. `sharing_ratio` is tokens read per token
+    computed that is not padding: what packing a group's common prompt saves. `model_flops_utilisation` is
+    2 x parameters x computed tokens over what the device could have done (Chowdhery et al. 2022, PaLM, appendix B,
+    without attention and backward pass).
+    """
+
+    def per(above: str, below: float) -> float | None:
+        return totals[above] / below if below else None
+
+    if not totals:
+        return {}
+    secs = totals["forward_microsecs"] / 1e6
+    return {
+        "rows": totals["rows"],
+        "tokens_read": totals["tokens_read"],
+        "tokens_computed": totals["tokens_computed"],
+        "forward_secs": secs,
+        "rows_per_sec": per("rows", secs),
+        "tokens_read_per_sec": per("tokens_read", secs),
+        "tokens_computed_per_sec": per("tokens_computed", secs),
+        "padding_ratio": per("tokens_padding", totals["tokens_computed"]),
+        "sharing_ratio": per("tokens_read", totals["tokens_computed"] - totals["tokens_padding"]),
+        "teraflops_per_sec": per("megaflops", secs * 1e6),
+        "model_flops_utilisation": per("megaflops", totals["peak_megaflops"]),
+    }
+
+
+def run_record(*, command: str, secs: float, totals: Mapping[str, int]) -> dict[str, Any]:
+    """What `run.json` says: the launcher's clock and machine, and the model's throughput over all workers."""
+    return {
+        "command": command,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "secs": round(secs, 3),
+        "throughput": rates(totals),
+        "launcher": {
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "cores": os.cpu_count(),
+        },
+    }

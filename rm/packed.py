@@ -1,0 +1,198 @@
+"""The packed forward: many rows in one, without padding; a group's common prompt runs once. Exact, with gradients.
+
+Which models take it is decided once, at load: by what the config says, and by whether they then give the rewards that
+they give row by row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from rm.attention import NAME, Plan
+from rm.device import to_device
+from rm.packing import Layout, lay_out
+
+log = logging.getLogger(__name__)
+
+
+def packed_rewards(model: Any, layout: Layout, *, causal: bool) -> torch.Tensor:
+    """Rewards [R], float32, of a layout's responses, by a sequence classifier whose attention is `NAME`."""
+    device = model.device
+    inputs: dict[str, Any] = {
+        "input_ids": to_device([layout.ids], device),  # [1, T]
+        "position_ids": to_device([layout.positions], device),
+    }
+    if layout.types is not None:
+        inputs["token_type_ids"] = to_device([layout.types], device)
+    if causal:
+        inputs["use_cache"] = False
+    places = to_device(layout.pooled, device)
+    with _last_layer_pooled(model, places) as reduced:
+        hidden = model.base_model(**inputs, plan=Plan(layout.segments, device))[0]  # [1, T, H], or [1, R, H]
+    pooled = hidden[0] if reduced else hidden[0, places]  # [R, H]
+    if causal:
+        return model.score(pooled)[:, 0].float()  # type: ignore[no-any-return]
+    pooler = getattr(model.base_model, "pooler", None)
+    # heads take [R, rows, H] and read row 0: BERT through its pooler, RoBERTa and ELECTRA inside the classifier
+    pooled = pooled[:, None] if pooler is None else model.dropout(pooler(pooled[:, None]))
+    return model.classifier(pooled)[:, 0].float()  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _last_layer_pooled(model: Any, places: torch.Tensor) -> Iterator[bool]:
+    """Without gradients, let the last layer's feed-forward part run on the tokens that the head reads, on no others.
+
+    In the layers of BERT and its kin everything behind the attention goes token by token, so only those tokens leave it:
+    then true. Causal layers add what stood before their `mlp` to what it gives, so that gives back all tokens, zeros for
+    the others, whose hidden states then mean nothing: false. Other layers run whole: false.
+    """
+    layers = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
+    last: Any = None if torch.is_grad_enabled() or not layers else layers[0][-1]
+    encoder = hasattr(last, "attention") and hasattr(last, "intermediate")
+    hooks = []
+    if encoder:
+        hooks.append(last.attention.register_forward_hook(lambda _, __, out: (out[0][:, places], *out[1:])))
+    elif isinstance(getattr(last, "mlp", None), nn.Module):
+        size: list[int] = []
+
+        def gather(_: Any, arguments: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+            size.append(arguments[0].shape[1])
+            return (arguments[0][:, places],)
+
+        def scatter(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
+            return output.new_zeros(1, size[0], output.shape[-1]).index_copy_(1, places, output)
+
+        hooks += [last.mlp.register_forward_pre_hook(gather), last.mlp.register_forward_hook(scatter)]
+    try:
+        yield encoder
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def first_position(config: Any) -> int:
+    """Where this architecture's positions start: RoBERTa and its kin count from behind the pad token."""
+    from rm.identity import OFFSET_POSITIONS
+
+    return int(config.pad_token_id or 0) + 1 if config.model_type in OFFSET_POSITIONS else 0
+
+
+def enable_packing(model: Any, *, causal: bool, max_length: int) -> bool:
+    """Switch the model to packed attention, if it then still gives the rewards it gives row by row.
+
+    Tried on a few rows of made-up tokens, shared prefix and different lengths included; the outcome is logged. A model
+    with sliding windows, its own masks or another kind of head keeps the attention it has.
+    """
+    why = _unsupported(model.config, max_length)
+    if why is None:
+        try:
+            why = _disagreement(model, causal=causal)
+        except (TypeError, ValueError, AttributeError, RuntimeError) as problem:
+            why = f"its forward does not take packed rows ({type(problem).__name__})"
+    if why is None:
+        model.set_attn_implementation(NAME)
+        log.info("packed rows: no padding%s", ", a group's prompt runs once" if causal else "")
+        return True
+    log.info("padded rows, since %s", why)
+    return False
+
+
+_TOLERANCE = 1e-3  # of the rewards' spread: float32 gives 1e-6; a wrong mask or position gives 0.1 and more
+_HALF_TOLERANCE = 0.02  # beside three times the error that rows by themselves have
+
+
+def _unsupported(config: Any, max_length: int) -> str | None:
+    """Why this configuration rules packing out, whatever a short self-check says; None where it does not."""
+    text = config.get_text_config()
+    if getattr(text, "attn_logit_softcapping", None):
+        return f"the architecture caps attention logits at {text.attn_logit_softcapping}"
+    for name in ("sliding_window", "local_attention", "attention_chunk_size"):
+        window = getattr(text, name, None)
+        if window and window < max_length and getattr(text, "use_sliding_window", True):
+            return f"the architecture attends to {name} {window} tokens, fewer than max_length {max_length}"
+    return None
+
+
+@torch.no_grad()
+def _disagreement(model: Any, *, causal: bool) -> str | None:
+    """How packed rewards differ from those of the rows one by one, if by more than rounding explains; else None.
+
+    In float32, where nothing hides behind rounding; where the model is to be trained, also with gradients, which goes
+    another way. A model of 16 bits must in its own type be as near to that, packed, as its rows are one by one.
+    """
+    training, implementation = model.training, model.config._attn_implementation
+    groups = _made_up_groups(model.config.get_text_config())
+    rows = [torch.tensor([row], device=model.device) for group in groups for row, _ in group]
+    pad = model.config.get_text_config().pad_token_id
+    layout = lay_out(groups, share=causal, pad=pad, first_position=first_position(model.config))
+
+    def alone() -> torch.Tensor:
+        return torch.stack([model(input_ids=row).logits[0, 0] for row in rows]).float()
+
+    model.eval()
+    try:
+        own = alone()
+        with _in_float32(model):
+            exact = alone()
+        model.set_attn_implementation(NAME)
+        own_packed = packed_rewards(model, layout, causal=causal)
+        with _in_float32(model):
+            packed = packed_rewards(model, layout, causal=causal)
+            with torch.set_grad_enabled(training):
+                packed = torch.stack([packed, packed_rewards(model, layout, causal=causal).detach()])
+    finally:
+        model.set_attn_implementation(implementation)
+        model.train(training)
+    spread = exact.std().clamp_min(1e-12)
+    error, own_error, limit = (float((rewards - exact).abs().max() / spread) for rewards in (packed, own_packed, own))
+    if error > _TOLERANCE:
+        return f"packed rewards differ by {error:.1e} of their spread"
+    if own_error > 3 * limit + _HALF_TOLERANCE:
+        return f"packed rewards in {model.dtype} are off by {own_error:.1e} of their spread, rows one by one by {limit:.1e}"
+    return None
+
+
+def _made_up_groups(config: Any) -> list[list[tuple[list[int], None]]]:
+    """Groups of token ids without the pad token: a shared prefix, equal rows, a short row, a row by itself."""
+    generator = torch.Generator().manual_seed(0)
+    draw = torch.randint(0, config.vocab_size, (64,), generator=generator).tolist()
+    tokens = [(token + 1) % config.vocab_size if token == config.pad_token_id else token for token in draw]
+    start = tokens[:9]
+    groups = [
+        [start + tokens[20:25], start + tokens[30:31], start + tokens[40:52], start + tokens[30:31]],
+        [tokens[52:59]],
+    ]
+    return [[(row, None) for row in group] for group in groups]
+
+
+@contextlib.contextmanager
+def _in_float32(model: nn.Module) -> Iterator[None]:
+    """Every module computes in float32 and keeps its own type otherwise: exact, and no second model in memory."""
+    kept: dict[nn.Parameter, torch.Tensor] = {}
+
+    def widen(module: nn.Module, _: Any) -> None:
+        for parameter in module.parameters(recurse=False):
+            kept[parameter] = parameter.data
+            parameter.data = parameter.data.float()
+
+    def restore(module: nn.Module, _: Any, __: Any) -> None:
+        for parameter in module.parameters(recurse=False):
+            parameter.data = kept.pop(parameter)
+
+    hooks = []
+    for module in model.modules():
+        if next(module.parameters(recurse=False), None) is not None:
+            hooks += [module.register_forward_pre_hook(widen), module.register_forward_hook(restore)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for parameter, data in kept.items():
+            parameter.data = data
