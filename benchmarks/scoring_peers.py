@@ -1,0 +1,191 @@
+"""The tools of the scoring benchmark: one model directory loaded by each, and how each is asked for rewards.
+
+Every `rewards` function takes the same rows and gives their rewards in order, tokenisation included.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from harness import made_once
+from scoring_texts import Group, Texts
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 49152,
+    },
+    "0.6b": {  # Qwen3-0.6B
+        "model_type": "qwen3",
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+    },
+    "8b": {  # Llama-3.1-8B
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is equal for all tools."""
+
+    directory: Path
+    device: str
+    dtype: str
+    max_length: int
+
+
+def shaped(cache: Path, shape: str, *, tokenizer: Path, device: str) -> Path:
+    """A causal reward model of a known model's shape in bfloat16, its weights drawn on the device, kept in `cache`."""
+
+    def make(directory: Path) -> None:
+        import torch
+        from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+        from rm.interchange import describe_as_reward_model
+        from rm.model import quiet_transformers
+
+        words = AutoTokenizer.from_pretrained(tokenizer)
+        config = AutoConfig.for_model(max_position_embeddings=8192, pad_token_id=words.pad_token_id, **SHAPES[shape])
+        describe_as_reward_model(config)
+        torch.manual_seed(0)
+        with torch.device(device):
+            model = AutoModelForSequenceClassification.from_config(config, dtype=torch.bfloat16)
+        torch.nn.init.normal_(model.score.weight)
+        with quiet_transformers():
+            model.save_pretrained(directory)
+        words.save_pretrained(directory)
+
+    return made_once(cache / f"shape-{shape}", make)
+
+
+# ours
+
+
+def load_scorer(setup: Setup, *, tokens_per_batch: int | None = None) -> Any:
+    from rm.scorer import Scorer
+
+    return Scorer.load(
+        setup.directory,
+        dtype=setup.dtype,
+        max_length=setup.max_length,
+        too_long="truncate",
+        tokens_per_batch=tokens_per_batch,
+        device=setup.device,
+    )
+
+
+def scores(scorer: Any, groups: Sequence[Group]) -> list[Any]:
+    """What the Scorer says of each group; ends the benchmark where it read anything but the whole text of every row."""
+    found: list[Any] = scorer.score(groups)
+    reasons = {reason for group in found for reason in group.reasons if reason is not None}
+    if reasons or any(group.truncated.any() for group in found):
+        sys.exit(
+            f"some rows were cut or rejected ({', '.join(reasons) or 'cut'}): the tools would not score the same texts"
+        )
+    return found
+
+
+def our_rewards(scorer: Any, texts: Texts) -> np.ndarray:
+    return np.concatenate([group.rewards for group in scores(scorer, texts.groups)])
+
+
+def unshared_rewards(scorer: Any, texts: Texts) -> np.ndarray:
+    """Ours without sharing: one response of each group a call, since a call brings equal prompts together."""
+    width = len(texts.groups[0][1])
+    columns = []
+    for place in range(width):
+        found = scores(scorer, [(prompt, [responses[place]]) for prompt, responses in texts.groups])
+        columns.append([float(group.rewards[0]) for group in found])
+    return np.array(columns, dtype=np.float32).T.ravel()
+
+
+# sentence-transformers
+
+
+def load_cross_encoder(setup: Setup) -> Any:
+    import torch
+    from sentence_transformers import CrossEncoder
+
+    from rm.model import quiet_transformers
+
+    with quiet_transformers():
+        return CrossEncoder(
+            str(setup.directory),
+            device=setup.device,
+            max_length=setup.max_length,
+            activation_fn=torch.nn.Identity(),
+            model_kwargs={"dtype": getattr(torch, setup.dtype)},
+        )
+
+
+def cross_encoder_rewards(encoder: Any, texts: Texts, *, batch_size: int) -> np.ndarray:
+    """It takes pairs only; an empty first text makes a pair of the one string that a causal model reads."""
+    inputs = [("", first) if second is None else (first, second) for first, second in texts.rendered]
+    rewards: np.ndarray = encoder.predict(inputs, batch_size=batch_size, show_progress_bar=False, convert_to_numpy=True)
+    return rewards
+
+
+# transformers
+
+
+def load_pipeline(setup: Setup) -> Any:
+    import torch
+    import transformers
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+    from rm.model import quiet_transformers
+
+    with quiet_transformers():
+        model = AutoModelForSequenceClassification.from_pretrained(
+            setup.directory, dtype=getattr(torch, setup.dtype)
+        ).to(setup.device)
+    tokenizer = AutoTokenizer.from_pretrained(setup.directory)
+    transformers.logging.set_verbosity_error()  # it says with every call that a data set would be faster; it is not here
+    return pipeline("text-classification", model=model.eval(), tokenizer=tokenizer, device=setup.device)
+
+
+def pipeline_rewards(pipe: Any, texts: Texts, *, max_length: int) -> np.ndarray:
+    outputs = pipe(
+        [first for first, _ in texts.rendered],
+        batch_size=8,
+        function_to_apply="none",
+        truncation=True,
+        max_length=max_length,
+    )
+    return np.array([output["score"] for output in outputs], dtype=np.float32)
+
+
+def plain_rewards(pipe: Any, rendered: Sequence[tuple[str, str | None]]) -> np.ndarray:
+    """The reference: the pipeline's model by itself, one row at a time, nothing padded."""
+    import torch
+
+    rewards = []
+    with torch.inference_mode():
+        for first, second in rendered:
+            inputs = pipe.tokenizer(first, second, return_tensors="pt").to(pipe.model.device)
+            rewards.append(float(pipe.model(**inputs).logits[0, 0]))
+    return np.array(rewards, dtype=np.float32)
