@@ -1,7 +1,7 @@
 """The YAML configuration as pydantic models: every field, its meaning, and the only place with defaults."""
 
 from pipelines.config.base import refuse_userinfo
-from pipelines.config.curation import Columns, InputConfig, Limits, RunConfig, RunnerConfig
+from pipelines.config.curation import Columns, EnsembleConfig, InputConfig, Limits, ModelConfig, RunConfig, RunnerConfig
 from pipelines.config.evaluation import EvaluateConfig
 from pipelines.config.loading import load, validated
 from pipelines.config.rules import (
@@ -21,11 +21,13 @@ __all__ = [
     "BestOfN",
     "Columns",
     "DropPrompts",
+    "EnsembleConfig",
     "EvaluateConfig",
     "InputConfig",
     "LengthCorrection",
     "Limits",
     "Longest",
+    "ModelConfig",
     "Pairs",
     "Random",
     "RunConfig",

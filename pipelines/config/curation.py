@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, TypeAdapter, WrapValidator, field_validator, model_validator
 
 from pipelines.config.base import PathText, Strict
-from pipelines.config.rules import BestOfN, Step, check_order
+from pipelines.config.rules import BestOfN, Step, check_order, refuse_unused
 
 
 class Columns(Strict):
@@ -72,6 +72,46 @@ class ModelConfig(Strict):
     a CPU, where larger batches leave the cache and are slower."""
 
 
+_Several = TypeAdapter(Annotated[list[ModelConfig], Field(min_length=1)])
+
+
+def _one_or_several(value: Any, _union: Any) -> ModelConfig | list[ModelConfig]:
+    """Validated one way or the other, not as a union: an error then names `model.dtype`, and nothing of the union's members."""
+    if not isinstance(value, list):
+        return ModelConfig.model_validate(value)
+    models = _Several.validate_python(value)
+    described = [model.model_dump(exclude={"tokens_per_batch"}) for model in models]
+    for number, model in enumerate(described):
+        if model in described[:number]:
+            raise ValueError(
+                f"model.{described.index(model)} and model.{number} are the same, {model['path']!r}, and would count twice; "
+                "name each model once"
+            )
+    return models[0] if len(models) == 1 else models
+
+
+class EnsembleConfig(Strict):
+    """How the rewards of several models become one. Each model's rewards are standardised first: less their mean, divided by
+    their standard deviation, over all responses that every model has scored. So `min_reward` and gaps count in standard
+    deviations, and a grown corpus shifts them."""
+
+    combine: Literal["mean", "min", "lower_bound"] = "mean"
+    """`mean`; `min`, what the most sceptical model gives; `lower_bound`, the mean less `penalty` times the (population) standard
+    deviation over the models: less where they disagree. After Coste et al. 2024, who take the variance."""
+    penalty: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
+    """Of `lower_bound`."""
+
+    @model_validator(mode="after")
+    def _penalty_is_used(self) -> EnsembleConfig:
+        refuse_unused(self, {"penalty"}, used=self.combine == "lower_bound", by="combine: lower_bound")
+        return self
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides a combined reward."""
+        return self.model_dump(exclude=set() if self.combine == "lower_bound" else {"penalty"})
+
+
 class OutputConfig(Strict):
     path: PathText
     """Where the curated data set goes; one selection per path. `{date}` expands to today, UTC."""
@@ -119,7 +159,11 @@ class RunConfig(Strict):
     """`bestkept run`, `score` and `select`."""
 
     input: InputConfig
-    model: ModelConfig | None = None
+    model: Annotated[ModelConfig | list[ModelConfig], WrapValidator(_one_or_several)] | None = None
+    """One model, or a list: an ensemble, whose rewards are combined. Each model scores by itself, and its score files serve it
+    alone, too; the order of the list means nothing."""
+    ensemble: EnsembleConfig = EnsembleConfig()
+    """Of two models or more."""
     select: list[Step] = [Step(best_of_n=BestOfN())]
     """Steps apply in order, each to what the one before kept; an empty list keeps every scored row."""
     output: OutputConfig
@@ -132,6 +176,11 @@ class RunConfig(Strict):
         if (self.model is None) == (self.scores.column is None):
             given = "both are given" if self.model is not None else "neither is"
             raise ValueError(f"rewards come from model.path or from scores.column, and {given}; give one of them")
+        if "ensemble" in self.model_fields_set and len(self.models) < 2:
+            raise ValueError(
+                f"ensemble is given, and model names {len(self.models)} of the two or more models that it combines; remove "
+                "it, or give a list: model=[{path: ...}, {path: ...}]"
+            )
         return self
 
     @model_validator(mode="after")
@@ -150,12 +199,12 @@ class RunConfig(Strict):
                     f"select.{number}.top.tokens is counted by a reward model's tokenizer, and scores.column has none; "
                     "use rows or fraction"
                 )
-            if step.needs_temperature and self.model is None:
-                raise ValueError(
-                    f"select.{number}.{step.name} needs a temperature, and scores.column has none; give it"
-                )
-        if "probability" in self.output.add and self.model is None:
-            raise ValueError("output.add names probability, which needs a model's calibration; remove it")
+            if step.needs_temperature and len(self.models) != 1:
+                lacking = "an ensemble has no calibration" if self.models else "scores.column has none"
+                raise ValueError(f"select.{number}.{step.name} needs a temperature, and {lacking}; give it")
+        if "probability" in self.output.add and len(self.models) != 1:
+            lacking = ", and an ensemble has no calibration" if self.models else ""
+            raise ValueError(f"output.add names probability, which needs a model's calibration{lacking}; remove it")
         has_pairs = any(step.pairs is not None for step in self.select)
         if has_pairs != (self.output.shape == "preference"):
             raise ValueError(
@@ -163,6 +212,13 @@ class RunConfig(Strict):
                 "pairs and the shape preference go together"
             )
         return self
+
+    @property
+    def models(self) -> list[ModelConfig]:
+        """None where rewards come with the corpus, two or more of an ensemble."""
+        if self.model is None:
+            return []
+        return self.model if isinstance(self.model, list) else [self.model]
 
     @property
     def scores_path(self) -> str:

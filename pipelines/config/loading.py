@@ -63,7 +63,8 @@ def _override(values: dict[str, Any], override: str) -> None:
     for parent in parents:
         child = target.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise ConfigError(f"override {key!r}: {parent!r} is not a mapping in the configuration")
+            remedy = f"; it is a list, give it whole: {parent}=[...]" if isinstance(child, list) else ""
+            raise ConfigError(f"override {key!r}: {parent!r} is not a mapping in the configuration{remedy}")
         target = child
     try:
         target[last] = yaml.safe_load(text)

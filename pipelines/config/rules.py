@@ -53,7 +53,7 @@ class Threshold(Strict):
         kinds = [name for name in ("min_reward", "reference", "min_z") if getattr(self, name) is not None]
         if len(kinds) != 1:
             raise ValueError(f"expected exactly one of min_reward, reference and min_z, got {kinds or 'none'}")
-        _refuse_unused(self, {"min_probability", "temperature"}, used=self.reference is not None, by="reference")
+        refuse_unused(self, {"min_probability", "temperature"}, used=self.reference is not None, by="reference")
         return self
 
 
@@ -78,7 +78,7 @@ class Top(Strict):
         amounts = [name for name in ("fraction", "rows", "tokens") if getattr(self, name) is not None]
         if len(amounts) != 1:
             raise ValueError(f"expected exactly one of fraction, rows and tokens, got {amounts or 'none'}")
-        _refuse_unused(self, {"quotas", "min_rows"}, used=self.per is not None, by="per")
+        refuse_unused(self, {"quotas", "min_rows"}, used=self.per is not None, by="per")
         if self.tokens is not None and (self.quotas or self.min_rows):
             raise ValueError("quotas and min_rows count rows; use them with fraction or rows, not with tokens")
         if any(rows < 0 for rows in self.quotas.values()):
@@ -112,7 +112,7 @@ class Pairs(Strict):
     def _bounds(self) -> Pairs:
         if self.max_gap is not None and self.max_gap < self.min_gap:
             raise ValueError(f"max_gap {self.max_gap} is less than min_gap {self.min_gap}; no pair would fit")
-        _refuse_unused(self, {"seed"}, used=self.rejected == "random", by="rejected: random")
+        refuse_unused(self, {"seed"}, used=self.rejected == "random", by="rejected: random")
         return self
 
 
@@ -213,7 +213,8 @@ def check_order(steps: list[Step]) -> list[Step]:
     return steps
 
 
-def _refuse_unused(rule: Strict, names: set[str], *, used: bool, by: str) -> None:
+def refuse_unused(rule: Strict, names: set[str], *, used: bool, by: str) -> None:
+    """Raises `ValueError` where one of these fields is given and nothing uses it."""
     given = sorted(names & rule.model_fields_set)
     if given and not used:
         raise ValueError(f"{given[0]} is given, and only {by} uses it; remove it, or give {by}")

@@ -59,6 +59,74 @@ def test_mistakes_are_named_with_their_path(tmp_path, text, message):
         load_text(tmp_path, text)
 
 
+TWO = "input: {path: in.jsonl}\nmodel: [{path: a}, {path: b}]\noutput: {path: out}\n"
+
+
+def test_one_model_or_several(tmp_path):
+    one = load_text(tmp_path, MINIMAL)
+    listed = load_text(tmp_path, MINIMAL.replace("{path: m}", "[{path: m}]"))
+    assert one == listed
+    assert listed.models == [listed.model]
+    two = load_text(tmp_path, TWO, ["ensemble.combine=lower_bound"])
+    assert [model.path for model in two.models] == ["a", "b"]
+    assert two.ensemble.settings == {"combine": "lower_bound", "penalty": 1.0}
+    assert load_text(tmp_path, TWO).ensemble.settings == {"combine": "mean"}
+    twice = load_text(tmp_path, TWO, ["model=[{path: a}, {path: a, max_length: 99}]"])
+    assert [model.max_length for model in twice.models] == [4096, 99]
+    assert load_text(tmp_path, MINIMAL, ["model=null", "scores.column=r"]).models == []
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model=[]", r"model is list: .*at least 1 item"),
+        (
+            "model=[{path: a}, {pth: b}]",
+            r"model\.1\.path is missing.*unknown key 'model\.1\.pth'; did you mean 'path'\?",
+        ),
+        ("model=[{path: a}, {path: b, dtype: int8}]", r"model\.1\.dtype is 'int8'"),
+        (
+            "model=[{path: a}, {path: b}, {path: a, tokens_per_batch: 9}]",
+            r"model: model\.0 and model\.2 are the same, 'a', .*name each model once",
+        ),
+        ("model=[{path: a}, {path: 's3://user:hunter2@b'}]", r"model\.1\.path is 's3://\*\*\*@b': .*credentials"),
+        ("model=a", r"model is 'a': .*dictionary"),
+        ("ensemble.combine=median", r"ensemble\.combine is 'median': .*'mean', 'min' or 'lower_bound'"),
+        (
+            "ensemble.penalty=2",
+            r"ensemble: penalty is given, and only combine: lower_bound uses it; remove it, or give",
+        ),
+        ("ensemble={combine: min, penalty: 2}", r"only combine: lower_bound uses it"),
+        ("ensemble={combine: lower_bound, penalty: -1}", r"ensemble\.penalty is -1: .*greater than or equal to 0"),
+        ("ensemble={combine: lower_bound, penalty: .inf}", r"ensemble\.penalty is inf: .*finite"),
+        ("ensemble.combin=min", r"unknown key 'ensemble\.combin'; did you mean 'combine'\?"),
+        ("scores.column=reward", r"rewards come from model\.path or from scores\.column, and both are given"),
+        (
+            "select=[{best_of_n: {min_probability: 0.9}}]",
+            r"select\.0\.best_of_n .* an ensemble has no calibration; give it",
+        ),
+        ("output.add=[probability]", r"probability, .* an ensemble has no calibration; remove it"),
+    ],
+)
+def test_mistakes_of_ensembles(tmp_path, override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_text(tmp_path, TWO, [override])
+
+
+@pytest.mark.parametrize("model", ["{path: a}", "[{path: a}]", "null"])
+def test_an_ensemble_takes_two_models(tmp_path, model):
+    column = ["scores.column=r"] if model == "null" else []
+    with pytest.raises(
+        ConfigError, match=r"model names [01] of the two or more models that it combines; remove it, or"
+    ):
+        load_text(tmp_path, TWO, [f"model={model}", "ensemble={combine: mean}", *column])
+
+
+def test_an_ensemble_takes_the_temperature_that_a_step_is_given(tmp_path):
+    step = "select=[{best_of_n: {min_probability: 0.9, temperature: 0.5}}]"
+    assert load_text(tmp_path, TWO, [step]).select[0].best_of_n.temperature == 0.5
+
+
 def test_all_mistakes_come_at_once(tmp_path):
     with pytest.raises(ConfigError) as caught:
         load_text(tmp_path, "input: {pth: x}\nmodel: {path: m, dtype: int8}\n")
