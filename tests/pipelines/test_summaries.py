@@ -25,6 +25,14 @@ def test_sums_are_exact_in_any_split(left, right):
     assert parts.count == len(values)
 
 
+@given(floats, floats)
+def test_squares_are_exact_in_any_split(left, right):
+    values = np.array(left + right, dtype=np.float32)
+    squares = ExactSum.of_squares(values[: len(left)]) + ExactSum.of_squares(values[len(left) :])
+    assert squares.total() == sum((Fraction(float(value)) ** 2 for value in values), Fraction(0))
+    assert squares.count == len(values)
+
+
 @given(floats, st.data())
 def test_taking_a_part_away_leaves_the_rest(values, data):
     array = np.array(values, dtype=np.float32)
@@ -38,6 +46,8 @@ def test_taking_a_part_away_leaves_the_rest(values, data):
 def test_many_equal_values_do_not_overflow():
     many = ExactSum.of(np.full(1_000_000, np.float32(3.0e38)))
     assert many.mean() == float(np.float32(3.0e38))
+    odd = np.float32(16777215.0)  # 2**24 - 1: every bit of the mantissa
+    assert ExactSum.of_squares(np.full(1_000_000, odd)).total() == 1_000_000 * (2**24 - 1) ** 2
 
 
 def test_summaries_merge_step_by_step():
