@@ -1,0 +1,145 @@
+"""The rewards of several models → one reward: each standardised, then combined in float64 and rounded once. No Beam, no files.
+
+Moments are exact, so that means and standard deviations do not depend on the order in which rewards are counted; and every
+sum over models runs in one fixed order, that of their fingerprints.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.config import EnsembleConfig
+from pipelines.errors import InputError, ModelLoadError
+from pipelines.summaries import ExactSum
+
+VERSION = 1
+"""Raised by hand whenever the same rewards and settings give other combined rewards."""
+
+ROW = ("row", "response_index", "response_hash")
+COMBINED = ("reward", "reason", "truncated")
+
+
+@dataclass
+class Moments:
+    """Exact sums of one model's rewards and of their squares; mergeable."""
+
+    sums: ExactSum = field(default_factory=ExactSum)
+    squares: ExactSum = field(default_factory=ExactSum)
+
+    @classmethod
+    def of(cls, rewards: npt.NDArray[np.float32]) -> Moments:
+        return cls(ExactSum.of(rewards), ExactSum.of_squares(rewards))
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(self.sums + other.sums, self.squares + other.squares)
+
+
+class Standard(NamedTuple):
+    """What standardises one model's rewards: (reward - mean) / std."""
+
+    mean: float
+    std: float  # population
+
+
+@dataclass(frozen=True)
+class Standards:
+    """The standards of all models, in the order of their fingerprints."""
+
+    responses: int  # that they are taken over: those that every model has scored
+    models: tuple[Standard, ...]
+
+
+def measure(tables: Sequence[pa.Table]) -> tuple[Moments, ...]:
+    """Moments of each model's rewards in one fragment, over the rows that all models have scored."""
+    scored = functools.reduce(pc.and_, (table["reward"].is_valid() for table in tables))
+    return tuple(Moments.of(table["reward"].filter(scored).to_numpy()) for table in tables)
+
+
+def merge_moments(parts: Iterable[tuple[Moments, ...]]) -> tuple[Moments, ...]:
+    """Model by model; nothing at all is `()`."""
+    merged: tuple[Moments, ...] = ()
+    for part in parts:
+        merged = tuple(map(Moments.__add__, merged, part)) if merged and part else merged or part
+    return merged
+
+
+def standards_of(moments: Sequence[Moments], names: Sequence[str]) -> Standards:
+    """Mean and population standard deviation of each model's rewards, correctly rounded.
+
+    Raises `InputError` where fewer than two responses are scored by all models, `ModelLoadError` where a model gives all of
+    them the same reward.
+    """
+    responses = moments[0].sums.count if moments else 0
+    if responses < 2:
+        raise InputError(
+            f"all of the models {', '.join(names)} have scored {responses} of the same responses, and standardising takes two "
+            "or more; see with `bestkept score` what each rejects, and leave out the model that is at fault"
+        )
+    standards = []
+    for name, one in zip(names, moments, strict=True):
+        mean = one.sums.total() / responses
+        variance = one.squares.total() / responses - mean * mean
+        if not variance:
+            raise ModelLoadError(
+                f"model {name} gives each of {responses} responses the reward {float(mean)}, and standardising takes rewards "
+                "that differ; leave it out of the list under model"
+            )
+        standards.append(Standard(float(mean), math.sqrt(variance)))
+    return Standards(responses, tuple(standards))
+
+
+def combine(
+    rewards: Sequence[npt.NDArray[np.float32]], standards: Sequence[Standard], *, ensemble: EnsembleConfig
+) -> npt.NDArray[np.float32]:
+    """M models' rewards [N] each → combined rewards [N]: z = (r - mean) / std for each model, then over the M of them
+    mean(z), min(z), or mean(z) - penalty * std(z)."""
+    scaled = [
+        (reward.astype(np.float64) - standard.mean) / standard.std
+        for reward, standard in zip(rewards, standards, strict=True)
+    ]
+    if ensemble.combine == "min":
+        return functools.reduce(np.minimum, scaled).astype(np.float32)
+    # one model after the other: NumPy's own sum over an axis chooses its order by the shape
+    mean = functools.reduce(np.add, scaled) / len(scaled)
+    if ensemble.combine == "mean":
+        return mean.astype(np.float32)
+    variance = functools.reduce(np.add, [(one - mean) ** 2 for one in scaled]) / len(scaled)
+    lower: npt.NDArray[np.float64] = mean - ensemble.penalty * np.sqrt(variance)
+    return lower.astype(np.float32)
+
+
+def combine_tables(
+    tables: Sequence[pa.Table], standards: Sequence[Standard], *, ensemble: EnsembleConfig
+) -> pa.Table | None:
+    """The score columns of one fragment from those of each model; None where they are not of the same rows.
+
+    The first table is whole, the others need `ROW` and `COMBINED`. A response that any model rejects is rejected, with the
+    reason of the first that does; it counts as truncated where any model truncated it. Everything else is what the first
+    model's table says, tokens too, which are those of its tokenizer.
+    """
+    first = tables[0]
+    if not all(table.select(ROW).equals(first.select(ROW)) for table in tables[1:]):
+        return None
+    reason = pc.coalesce(*(table["reason"] for table in tables))
+    scored = reason.is_null()
+    reward = np.zeros(first.num_rows, dtype=np.float32)
+    at = scored.to_numpy()
+    reward[at] = combine([table["reward"].filter(scored).to_numpy() for table in tables], standards, ensemble=ensemble)
+    columns = {
+        "reward": pa.array(reward, mask=~at),
+        "reason": reason,
+        "truncated": functools.reduce(pc.or_, (table["truncated"] for table in tables)),
+    }
+    combined = first
+    for name, column in columns.items():
+        combined = combined.set_column(first.schema.get_field_index(name), first.schema.field(name), column)
+    return combined
