@@ -1,4 +1,4 @@
-"""The whole graph in one screen: plan → score → select → export → finish.
+"""The whole graph in one screen: plan → score (→ combine, of several models) → select → export → finish.
 
 `run` is all of it; `score` ends after scoring; `select` starts from score files that are there. Read this first.
 """
@@ -17,10 +17,11 @@ import apache_beam as beam
 from pipelines import progress, throughput
 from pipelines.columnar import needs_of
 from pipelines.config import RunConfig, RunnerConfig
+from pipelines.ensemble import CombineScores, LoadAlone
 from pipelines.errors import BestkeptError, ConfigError, StorageError, from_text, whereabouts
 from pipelines.export import Export
 from pipelines.finish import OFFSET_WARNING, Finish, selection_settings
-from pipelines.plan import Plan, make_plan
+from pipelines.plan import Plan, PlanPaths, make_plans
 from pipelines.records import Totals
 from pipelines.runners import pipeline_options, runner_of
 from pipelines.score import LoadScorer, ScoreCorpus, ScorerFactory
@@ -50,18 +51,34 @@ class Outcome:
     totals: dict[str, Any]  # of `score`
     secs: float
     already_complete: bool = False
+    members: tuple[dict[str, Any], ...] = ()  # of `score` with several models: name, fingerprint and totals of each
 
 
-def build(pipeline: Any, config: RunConfig, plan_path: str, plan: Plan, scorer: ScorerFactory | None) -> None:
+def build(pipeline: Any, config: RunConfig, paths: PlanPaths, plan: Plan, scorer: ScorerFactory | None) -> None:
     """The graph of `run` (with a scorer) and of `select` (without)."""
     selection = selection_of(config, plan)
     shape = Shape(config.output.shape, tuple(config.output.include_columns), tuple(config.output.add), plan.temperature)
     with_schemas = shape.more_columns is None or bool(shape.more_columns)
-    scored = pipeline | "Score" >> ScoreCorpus(plan_path, scores_path(config), scorer)
-    selected = scored | "Select" >> Select(selection, config.limits, with_schemas=with_schemas)
+    scored, parts = score_models(pipeline, paths, scores_path(config), scorer), {}
+    if len(scored) > 1:
+        combined = scored | "Combine" >> CombineScores(paths.whole, scores_path(config))
+        scored, parts = (combined["scores"],), {"standards": combined["standards"]}
+    selected = scored[0] | "Select" >> Select(selection, config.limits, with_schemas=with_schemas)
     bounds = (config.output.rows_per_shard, config.output.bytes_per_shard)
-    shards = selected | "Export" >> Export(plan_path, config.path, shape, selection.needs, *bounds)
-    _ = {**selected, "shards": shards} | "Finish" >> Finish(plan_path, config)
+    shards = selected | "Export" >> Export(paths.whole, config.path, shape, selection.needs, *bounds)
+    _ = {**selected, **parts, "shards": shards} | "Finish" >> Finish(paths.whole, config)
+
+
+def score_models(pipeline: Any, paths: PlanPaths, scores: str, scorer: ScorerFactory | None) -> tuple[Any, ...]:
+    """The descriptors of each model's score files. Models score one after the other: none finds another in its memory."""
+    if len(paths.members) == 1:
+        return (pipeline | "Score" >> ScoreCorpus(paths.whole, scores, scorer),)
+    scored: list[Any] = []
+    for number, path in enumerate(paths.members):
+        after = scored[-1] | f"AwaitModel{number - 1}" >> beam.combiners.Count.Globally() if scored and scorer else None
+        alone = LoadAlone(scorer) if scorer else None
+        scored.append(pipeline | f"Score{number}" >> ScoreCorpus(path, scores, alone, after))
+    return tuple(scored)
 
 
 def selection_of(config: RunConfig, plan: Plan) -> Selection:
@@ -88,10 +105,11 @@ def curate(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactor
     """Run the whole graph; without a `scorer`, select from scores that are there. Raises `BestkeptError`."""
     config, started = located(config), time.monotonic()
     pipeline_options(config.runner, flags)  # a misspelt flag is found before anything is touched
-    plan = make_plan(config)
+    plans = make_plans(config)
+    plan = plans.whole
     selection_of(config, plan)
     warn_of_offsets(config, plan)
-    progress.planned(plan.input_bytes)
+    progress.planned(plan.input_bytes * len(plans.members))
     settings = manifest.digest(selection_settings(config, plan))
     same_plan = manifest.claim(config.path, inputs=plan.content_hash, selection=settings, plan=plan.hash)
     done = manifest.complete(config.path) if same_plan else None
@@ -99,42 +117,50 @@ def curate(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactor
         counts = {**done["counts"], "rejected": done["rejected"], "examples": done["first_rejected"]}
         check_limits(Totals.from_json(counts), config.limits)
         return Outcome(plan, done, {}, time.monotonic() - started, already_complete=True)
-    plan_path = plan.save(scores_path(config))
+    paths = plans.save(scores_path(config))
     log.info("curating %d files, fingerprint %s", len(plan.files), plan.fingerprint)
-    counted = execute(config.runner, flags, lambda pipeline: build(pipeline, config, plan_path, plan, scorer))
+    counted = execute(config.runner, flags, lambda pipeline: build(pipeline, config, paths, plan, scorer))
     secs = time.monotonic() - started
     record(config.path, "select" if scorer is None else "run", secs, counted)
     return Outcome(plan, manifest.read_manifest(config.path), {}, secs)
 
 
 def score(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory | None) -> Outcome:
-    """Score the corpus and stop. Raises `BestkeptError`, for too many rejected rows too."""
+    """Score the corpus with every model and stop. Raises `BestkeptError`, for too many rejected rows too."""
     config, started = located(config), time.monotonic()
     pipeline_options(config.runner, flags)
-    plan = make_plan(config)
-    progress.planned(plan.input_bytes)
-    plan_path = plan.save(scores_path(config))
-    summary = join(scores_path(config), plan.fingerprint, f"totals-{plan.hash[:32]}.json")
+    plans, scores = make_plans(config), scores_path(config)
+    progress.planned(plans.whole.input_bytes * len(plans.members))
+    paths = plans.save(scores)
+    summaries = [join(scores, plan.fingerprint, f"totals-{plan.hash[:32]}.json") for plan in plans.members]
 
     def build_scoring(pipeline: Any) -> None:
-        _ = (
-            pipeline
-            | "Score" >> ScoreCorpus(plan_path, scores_path(config), scorer)
-            | "CountRows" >> beam.Map(totals_of)
-            | "SumTotals" >> beam.CombineGlobally(sum_totals)
-            | "PublishTotals" >> beam.Map(publish_totals, summary)
-        )
+        scored = score_models(pipeline, paths, scores, scorer)
+        for number, (descriptors, summary) in enumerate(zip(scored, summaries, strict=True)):
+            own = str(number) if len(scored) > 1 else ""
+            _ = (
+                descriptors
+                | f"CountRows{own}" >> beam.Map(totals_of)
+                | f"SumTotals{own}" >> beam.CombineGlobally(sum_totals)
+                | f"PublishTotals{own}" >> beam.Map(publish_totals, summary)
+            )
 
     counted = execute(config.runner, flags, build_scoring)
     secs = time.monotonic() - started
-    record(join(scores_path(config), plan.fingerprint), "score", secs, counted)
-    totals = Totals.from_json(json.loads(read_bytes(summary) or b"{}"))
-    check_limits(totals, config.limits)
-    return Outcome(plan, None, totals.to_json(), secs)
+    record(join(scores, plans.whole.fingerprint), "score", secs, counted)
+    totals = [Totals.from_json(json.loads(read_bytes(summary) or b"{}")) for summary in summaries]
+    if len(totals) == 1:
+        check_limits(totals[0], config.limits)
+        return Outcome(plans.whole, None, totals[0].to_json(), secs)
+    members = []
+    for named, one in zip(plans.whole.model["members"], totals, strict=True):
+        check_limits(one, config.limits, model=named["name"])
+        members.append({"name": named["name"], "fingerprint": named["fingerprint"], **one.to_json()})
+    return Outcome(plans.whole, None, {}, secs, members=tuple(members))
 
 
 def record(directory: str, command: str, secs: float, counted: Mapping[str, int]) -> None:
-    """Write `run.json`: that of the last run that did something."""
+    """Write `run.json`: that of the last run that did something; of several models, their work together."""
     content = throughput.run_record(command=command, secs=secs, totals=counted)
     publish.replace(join(directory, "run.json"), manifest.to_json(content))
 
@@ -155,8 +181,8 @@ def located(config: RunConfig) -> RunConfig:
 
 
 def default_scorer(config: RunConfig) -> ScorerFactory | None:
-    """Loads the model; None where rewards come with the corpus."""
-    return LoadScorer(config.model.tokens_per_batch) if config.model is not None else None
+    """Loads the model of a plan; None where rewards come with the corpus."""
+    return LoadScorer() if config.models else None
 
 
 def execute(runner: RunnerConfig, flags: Sequence[str], build_graph: Callable[[Any], None]) -> dict[str, int]:

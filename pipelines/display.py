@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -101,18 +101,15 @@ def summary(config: RunConfig, outcome: Outcome) -> Table:
     )
     manifest: dict[str, Any] = outcome.manifest or {}
     counts = manifest.get("counts") or outcome.totals
-    rejected = manifest.get("rejected", outcome.totals.get("rejected", {}))
-    table.add_row("read", f"{counts['read']:,} responses in {counts['rows']:,} rows")
-    table.add_row("scored", f"{counts['scored']:,}")
-    if not outcome.already_complete:
-        table.add_row("scored by this run", f"{now.published:,}")
-    table.add_row("rejected", f"{sum(rejected.values()):,}")
-    for reason, count in rejected.items():
-        table.add_row(f"  {reason}", f"{count:,}")
-    if counts["truncated"]:
-        table.add_row(
-            "truncated", f"{counts['truncated']:,} ({counts['truncated'] / max(1, counts['scored']):.1%} of scored)"
-        )
+    by_run = None if outcome.already_complete else now.published
+    for member in outcome.members:
+        table.add_row("model", member["name"])
+        _add_counts(table, member, member["rejected"], by_run=None)  # known of all models together
+        table.add_row("scores", f"{config.scores_path}/{member['fingerprint']}")
+    if outcome.members:
+        table.add_row("scored by this run", f"{by_run:,}")
+    else:
+        _add_counts(table, counts, manifest.get("rejected", outcome.totals.get("rejected", {})), by_run=by_run)
     if manifest:
         if counts["prompts"] is not None:
             table.add_row("prompts", f"{counts['prompts']:,}")
@@ -124,10 +121,23 @@ def summary(config: RunConfig, outcome: Outcome) -> Table:
         if shown:
             table.add_row("for comparison", ", ".join(shown))
         table.add_row("output", config.path)
-    else:
+    elif not outcome.members:
         table.add_row("scores", f"{config.scores_path}/{outcome.plan.fingerprint}")
     table.add_row("time", _duration(outcome.secs))
     return table
+
+
+def _add_counts(table: Table, counts: Mapping[str, Any], rejected: Mapping[str, int], *, by_run: int | None) -> None:
+    table.add_row("read", f"{counts['read']:,} responses in {counts['rows']:,} rows")
+    table.add_row("scored", f"{counts['scored']:,}")
+    if by_run is not None:
+        table.add_row("scored by this run", f"{by_run:,}")
+    table.add_row("rejected", f"{sum(rejected.values()):,}")
+    for reason, count in rejected.items():
+        table.add_row(f"  {reason}", f"{count:,}")
+    if counts["truncated"]:
+        share = counts["truncated"] / max(1, counts["scored"])
+        table.add_row("truncated", f"{counts['truncated']:,} ({share:.1%} of scored)")
 
 
 def _duration(secs: float) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import apache_beam as beam
@@ -13,10 +12,11 @@ import pyarrow.parquet as pq
 from apache_beam.pvalue import AsIter, AsSingleton
 
 from pipelines.columnar import from_ipc
+from pipelines.combine import Standards
 from pipelines.config import RunConfig
 from pipelines.inputs import InputFile, place_of
 from pipelines.length import Curve
-from pipelines.plan import Plan
+from pipelines.plan import Plan, name_of
 from pipelines.records import Shard, Totals
 from pipelines.report import card
 from pipelines.storage.files import join
@@ -62,7 +62,7 @@ def selection_settings(config: RunConfig, plan: Plan) -> dict[str, Any]:
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
 class Finish(beam.PTransform):  # type: ignore[misc]
-    """{selected..., shards} → the manifest, published after everything it names."""
+    """{selected..., shards, standards of an ensemble} → the manifest, published after everything it names."""
 
     plan_path: str
     config: RunConfig
@@ -74,6 +74,7 @@ class Finish(beam.PTransform):  # type: ignore[misc]
             | "WriteRejected" >> beam.ParDo(WriteRejected(self.plan_path, self.config.path))
         )
         summary = parts["summary"] | "SumSelection" >> beam.CombineGlobally(merge_summaries)
+        standards = {"standards": AsSingleton(parts["standards"])} if "standards" in parts else {}
         barrier = parts["shards"].pipeline | "Finish" >> beam.Create([self.plan_path])
         return barrier | "PublishManifest" >> beam.ParDo(
             PublishManifest(self.config),
@@ -83,6 +84,7 @@ class Finish(beam.PTransform):  # type: ignore[misc]
             files=AsIter(parts["files"]),
             shards=AsIter(parts["shards"]),
             rejected=AsIter(rejected),
+            **standards,
         )
 
 
@@ -135,11 +137,13 @@ class PublishManifest(beam.DoFn):  # type: ignore[misc]
         files: Iterable[tuple[int, list[list[Any]]]],
         shards: Iterable[Shard],
         rejected: Iterable[str],
+        standards: Standards | None = None,
     ) -> Iterator[dict[str, Any]]:
         with carrying_errors():
             plan = plan_at(plan_path)
             names = (sorted(files), sorted(shards), sorted(rejected))
             manifest = make_manifest(self.config, plan, totals, summary, *names)
+            manifest["model"] = model_of(self.config, plan, standards)
             manifest["controls"] = controls(summary, self.config)
             for curve in curves:
                 manifest["length_correction"] = curve.to_json()
@@ -168,7 +172,6 @@ def make_manifest(
     return {
         "format": MANIFEST_FORMAT,
         "fingerprint": plan.fingerprint,
-        "model": model_of(config, plan),
         "mapping": plan.mapping.to_json(),
         "selection": selection_settings(config, plan),
         "inputs": [_input(plan.files[number], fragments) for number, fragments in files],
@@ -202,13 +205,17 @@ def controls(summary: SelectionSummary, config: RunConfig) -> dict[str, Any]:
     }
 
 
-def model_of(config: RunConfig, plan: Plan) -> dict[str, Any]:
-    """Where the rewards come from; a local model by the last part of its path: where it lies is nobody's business."""
+def model_of(config: RunConfig, plan: Plan, standards: Standards | None) -> dict[str, Any]:
+    """Where the rewards come from; of an ensemble all that it takes to compute them from those of its members."""
+    if standards is not None:
+        columns = (plan.model["members"], plan.identity["members"], standards.models)
+        members = [{**named, **own, **standard._asdict()} for named, own, standard in zip(*columns, strict=True)]
+        name = ", ".join(member["name"] for member in members)
+        return {"name": name, "revision": None, **plan.identity, "members": members, "responses": standards.responses}
     if config.model is None:
         return {"name": f"column {config.scores.column}", "revision": None, **plan.identity}
-    path = config.model.path.rstrip("/")
-    name = path.rsplit("/", 1)[-1] if Path(path).expanduser().is_dir() else path
-    return {"name": name, "revision": config.model.revision, **plan.identity}
+    (model,) = config.models
+    return {"name": name_of(model), "revision": model.revision, **plan.identity}
 
 
 def _input(file: InputFile, fragments: list[list[Any]]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What a run works on, decided once by the launcher and frozen: files, column mapping, fingerprint.
 
+Each model of an ensemble has a plan of its own, as if it were alone, and the ensemble one more, for all that comes after scoring.
 The driver lists and describes files and opens one of them to see its columns; it never reads the corpus.
 """
 
@@ -7,12 +8,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from pipelines.config import InputConfig, RunConfig
+from pipelines.combine import VERSION
+from pipelines.config import InputConfig, ModelConfig, RunConfig
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
 from pipelines.inputs import Fragment, InputFile, Unit, column_names, kind_of, read_fragments
 from pipelines.schemas import RowMapping, resolve
@@ -31,7 +34,7 @@ class Plan:
     mapping: RowMapping
     rows_per_fragment: int
     max_row_bytes: int
-    model: Mapping[str, Any]  # directory, dtype, max_length, too_long: resolved
+    model: Mapping[str, Any]  # how to load it, resolved; of an ensemble: its members by name and fingerprint
     identity: Mapping[str, Any]  # hashes of weights and tokenizer, and the rest of the fingerprint
     fingerprint: str
     temperature: float | None = None  # of the model's calibration.json; no reward depends on it
@@ -98,10 +101,34 @@ class Plan:
         return cls(**fields)
 
 
-def make_plan(config: RunConfig) -> Plan:
-    """List and freeze the inputs, resolve the mapping and the model's identity.
+class PlanPaths(NamedTuple):
+    """Where the plan files are."""
 
-    Raises `InputError` (nothing matches, unknown kind, columns not found) or `ModelLoadError`.
+    whole: str
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plans:
+    """What everything after scoring sees, and what is scored: for one model the same.
+
+    Members are sorted by fingerprint, whatever their order in the list: in this order they count.
+    """
+
+    whole: Plan
+    members: tuple[Plan, ...]
+
+    def save(self, scores: str) -> PlanPaths:
+        """Write the plan files. Raises `StorageError` where the scores directory is not writable."""
+        members = tuple(member.save(scores) for member in self.members)
+        return PlanPaths(self.whole.save(scores) if len(members) > 1 else members[0], members)
+
+
+def make_plans(config: RunConfig) -> Plans:
+    """List and freeze the inputs, resolve the mapping and the models' identities.
+
+    Raises `InputError` (nothing matches, unknown kind, columns not found), `ModelLoadError`, or `ConfigError` where two models
+    of an ensemble are the same.
     """
     for pattern in config.input.paths:
         if absolute(config.path).startswith(absolute(pattern).rstrip("/") + "/"):
@@ -109,7 +136,7 @@ def make_plan(config: RunConfig) -> Plan:
                 f"output.path {config.path!r} lies inside input.path {pattern!r}, and the next run would read its own output; "
                 "choose a place outside"
             )
-    files = list_files(config.input)
+    files = tuple(list_files(config.input))
     names, where = _first_columns(files, max_row_bytes=config.limits.max_row_bytes)
     mapping = resolve(
         names,
@@ -120,30 +147,69 @@ def make_plan(config: RunConfig) -> Plan:
         where=where,
         reward=config.scores.column,
     )
-    return Plan(
-        files=tuple(files),
-        mapping=mapping,
-        rows_per_fragment=config.input.rows_per_fragment,
-        max_row_bytes=config.limits.max_row_bytes,
-        **_rewards(config, mapping),
+    models: Sequence[ModelConfig | None] = config.models or [None]
+    plans = [
+        Plan(
+            files=files,
+            mapping=mapping,
+            rows_per_fragment=config.input.rows_per_fragment,
+            max_row_bytes=config.limits.max_row_bytes,
+            **_rewards(config, model, mapping),
+        )
+        for model in models
+    ]
+    return Plans(plans[0], (plans[0],)) if len(plans) == 1 else _ensemble(config, plans)
+
+
+def _ensemble(config: RunConfig, plans: Sequence[Plan]) -> Plans:
+    """`plans` are those of `config.models`, in the same order."""
+    fingerprints = [plan.fingerprint for plan in plans]
+    for number, fingerprint in enumerate(fingerprints):
+        first = fingerprints.index(fingerprint)
+        if first < number:
+            raise ConfigError(
+                f"model.{first} {config.models[first].path!r} and model.{number} {config.models[number].path!r} have the same "
+                "weights and settings, and would count twice; name each model once"
+            )
+    order = sorted(range(len(plans)), key=lambda number: fingerprints[number])
+    members, models = [plans[number] for number in order], [config.models[number] for number in order]
+    settings = {"ensemble": config.ensemble.settings, "combine_version": VERSION}
+    named = [
+        {"name": name_of(model), "revision": model.revision, "fingerprint": plan.fingerprint}
+        for model, plan in zip(models, members, strict=True)
+    ]
+    whole = replace(
+        members[0],
+        model={"members": named},
+        identity={**settings, "members": [member.identity for member in members]},
+        fingerprint=digest({**settings, "members": sorted(fingerprints)})[:24],
+        temperature=None,
+        comparable=all(member.comparable for member in members),
     )
+    return Plans(whole, tuple(members))
 
 
-def _rewards(config: RunConfig, mapping: RowMapping) -> dict[str, Any]:
+def name_of(model: ModelConfig) -> str:
+    """A hub id, or a local model by the last part of its path: where it lies is nobody's business."""
+    path = model.path.rstrip("/")
+    return path.rsplit("/", 1)[-1] if Path(path).expanduser().is_dir() else path
+
+
+def _rewards(config: RunConfig, model: ModelConfig | None, mapping: RowMapping) -> dict[str, Any]:
     """The fields of a plan that say where rewards come from."""
     from rm.identity import ModelError, has_anchor, identify, load_temperature, resolve_dtype, resolve_model
 
     context = {"mapping": mapping.to_json(), "max_row_bytes": config.limits.max_row_bytes}
-    if config.model is None:
+    if model is None:
         fingerprint = digest({"column": config.scores.column, **context})[:24]
         return {"model": {}, "identity": {"column": config.scores.column}, "fingerprint": fingerprint}
     try:
-        directory = resolve_model(config.model.path, config.model.revision)
+        directory = resolve_model(model.path, model.revision)
         identity = identify(
             directory,
-            max_length=config.model.max_length,
-            too_long=config.model.too_long,
-            dtype=resolve_dtype(config.model.dtype),
+            max_length=model.max_length,
+            too_long=model.too_long,
+            dtype=resolve_dtype(model.dtype),
         )
         temperature, comparable = load_temperature(directory), has_anchor(directory)
     except ModelError as error:
@@ -154,6 +220,7 @@ def _rewards(config: RunConfig, mapping: RowMapping) -> dict[str, Any]:
             "dtype": identity.dtype,
             "max_length": identity.max_length,
             "too_long": identity.too_long,
+            "tokens_per_batch": model.tokens_per_batch,
         },
         "identity": identity.to_json(),
         "fingerprint": identity.fingerprint(**context),
@@ -162,7 +229,7 @@ def _rewards(config: RunConfig, mapping: RowMapping) -> dict[str, Any]:
     }
 
 
-def _first_columns(files: list[InputFile], *, max_row_bytes: int) -> tuple[list[str], str]:
+def _first_columns(files: Sequence[InputFile], *, max_row_bytes: int) -> tuple[list[str], str]:
     """Columns of the first file that has any, and its path: an empty part file tells nothing."""
     for file in files:
         names = column_names(file, max_row_bytes=max_row_bytes)

@@ -15,6 +15,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import xxhash
+from apache_beam.pvalue import AsIter
 from apache_beam.utils.shared import Shared
 
 from pipelines import originals, progress, throughput
@@ -43,8 +44,6 @@ ScorerFactory = Callable[[Plan], Scorer]
 class LoadScorer:
     """Loads the plan's model; a plain picklable value, so that tests can hand in their own."""
 
-    tokens_per_batch: int | None
-
     def __call__(self, plan: Plan) -> Scorer:
         from pathlib import Path
 
@@ -57,7 +56,7 @@ class LoadScorer:
                 dtype=plan.model["dtype"],
                 max_length=plan.model["max_length"],
                 too_long=plan.model["too_long"],
-                tokens_per_batch=self.tokens_per_batch,
+                tokens_per_batch=plan.model["tokens_per_batch"],
             )
         except ModelError as error:
             raise ModelLoadError(str(error)) from error
@@ -72,16 +71,18 @@ class ScoreCorpus(beam.PTransform):  # type: ignore[misc]
     plan_path: str
     scores_path: str
     scorer: ScorerFactory | None
+    after: Any = None  # a collection that must be complete before scoring begins
 
     def expand(self, begin: Any) -> Any:
-        files = begin | "ListFiles" >> beam.Create([self.plan_path]) | "ReadPlan" >> beam.FlatMap(file_numbers)
+        wait = [] if self.after is None else [AsIter(self.after)]
+        files = begin | "ListFiles" >> beam.Create([self.plan_path]) | "ReadPlan" >> beam.FlatMap(file_numbers, *wait)
         units = files | "SpreadFiles" >> beam.Reshuffle() | "SplitUnits" >> beam.ParDo(SplitUnits(self.plan_path))
         score = ScoreUnits(self.plan_path, self.scores_path, self.scorer)
         scored = units | "SpreadUnits" >> beam.Reshuffle() | "ScoreUnits" >> beam.ParDo(score).with_output_types(bytes)
         return scored | "KeepScored" >> beam.Reshuffle()
 
 
-def file_numbers(plan_path: str) -> Iterator[int]:
+def file_numbers(plan_path: str, _after: Any = None) -> Iterator[int]:
     with carrying_errors():
         yield from range(len(plan_at(plan_path).files))
 

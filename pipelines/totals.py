@@ -29,8 +29,9 @@ def sum_totals(totals: Iterable[Totals]) -> Totals:
     return sum(totals, Totals())
 
 
-def check_limits(totals: Totals, limits: Limits) -> Totals:
-    """`totals` where they are within the limits; raises `RejectedError` (exit 4) with counts by reason."""
+def check_limits(totals: Totals, limits: Limits, *, model: str | None = None) -> Totals:
+    """`totals` where they are within the limits; raises `RejectedError` (exit 4) with counts by reason, and with the name of the
+    `model` where there are several."""
     if totals.read != totals.scored + totals.rejected.total():
         raise StorageError(
             f"score files say {totals.read} read, {totals.scored} scored and {totals.rejected.total()} rejected, which "
@@ -39,10 +40,11 @@ def check_limits(totals: Totals, limits: Limits) -> Totals:
     fraction = totals.rejected.total() / totals.read if totals.read else 0.0
     if fraction > limits.max_rejected_fraction:
         reasons = ", ".join(f"{reason} {count}" for reason, count in totals.rejected.most_common())
+        by = "" if model is None else f" by model {model}"
         first = ", ".join(f"{key} {place_of(key, start, row)} {reason}" for key, start, row, reason in totals.examples)
         raise RejectedError(
-            f"{totals.rejected.total()} of {totals.read} responses were rejected ({fraction:.4%}: {reasons}; first: {first}), "
-            f"more than limits.max_rejected_fraction={limits.max_rejected_fraction}; mend the input, or raise the limit: "
-            "nothing is scored again"
+            f"{totals.rejected.total()} of {totals.read} responses were rejected{by} ({fraction:.4%}: {reasons}; "
+            f"first: {first}), more than limits.max_rejected_fraction={limits.max_rejected_fraction}; mend the input, or raise "
+            "the limit: nothing is scored again"
         )
     return totals

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,3 +70,47 @@ def scored_rows(log: Path) -> int:
 
 def loads(log: Path) -> int:
     return log.read_text().split().count("load") if log.exists() else 0
+
+
+def named_reward(name: str, prompt: Conversation, response: str) -> np.float32:
+    """The reward of one of several models: other ranks, another place and another spread for each name; `flat` has no spread."""
+    if name == "flat":
+        return np.float32(0.25)
+    return np.float32(stub_reward(prompt, name + response) * len(name) + 10 * len(name))
+
+
+LIVE: weakref.WeakSet[NamedScorer] = weakref.WeakSet()
+loaded: list[tuple[str, int]] = []  # name, and how many others were in memory at the time
+
+
+class NamedScorer:
+    """The model in the directory of that name. `NAME-REJECTS` in a response is rejected by it, `NAME-CUTS` is truncated."""
+
+    def __init__(self, name: str, log: Path) -> None:
+        loaded.append((name, len(LIVE)))
+        LIVE.add(self)
+        self._me = self  # a cycle, as modules have them
+        self._name, self._log = name, log
+
+    def score(self, groups: Sequence[tuple[Conversation, Sequence[str]]]) -> list[GroupScores]:
+        with self._log.open("a") as file:
+            file.write(f"{self._name} {sum(len(responses) for _, responses in groups)}\n")
+        scored = []
+        for prompt, responses in groups:
+            rewards = np.array([named_reward(self._name, prompt, text) for text in responses], dtype=np.float32)
+            reasons = [f"by_{self._name}" if f"{self._name}-REJECTS" in text else None for text in responses]
+            rewards[[reason is not None for reason in reasons]] = np.nan
+            words = np.array([len(text.split()) * len(self._name) for text in responses], dtype=np.int32)
+            cut = np.array([f"{self._name}-CUTS" in text for text in responses])
+            scored.append(GroupScores(rewards, reasons, np.ones_like(words), words, cut))
+        return scored
+
+
+@dataclass
+class NamedFactory:
+    """Makes the `NamedScorer` of a plan's model directory; `log` gets a line of name and responses for every call."""
+
+    log: str
+
+    def __call__(self, plan: Any) -> NamedScorer:
+        return NamedScorer(Path(plan.model["directory"]).name, Path(self.log))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STAGES = {"score", "selection", "export", "finish"}
+STAGES = {"score", "ensemble", "selection", "export", "finish"}
 FROM_RM = {"rm.conversations", "rm.identity", "rm.scorer"}
 MORE_DOORS = {"training.py": {"rm.train"}, "evaluation.py": {"rm.evaluate", "rm.preferences"}}
 

@@ -29,7 +29,12 @@ _CARD = """\
 | kept | {{ counts.kept }} responses to {{ counts.kept_prompts }} prompts |
 | mean reward | kept {{ number(mean.kept) }}, dropped {{ number(mean.dropped) }} |
 | for comparison | random at equal {{ controls.equal }} {{ number(controls.random) }}, longest of each prompt {{ number(controls.longest) }} |
-| reward model | `{{ model.name }}`{% if model.revision %} at `{{ model.revision }}`{% endif %}, fingerprint `{{ fingerprint }}` |
+{%- if ensemble %}
+| reward | {{ ensemble }}, fingerprint `{{ fingerprint }}` |
+{%- endif %}
+{%- for model in models %}
+| reward model | `{{ model.name }}`{% if model.revision %} at `{{ model.revision }}`{% endif %}, fingerprint `{{ model.fingerprint }}`{% if ensemble %}, mean {{ number(model.mean) }}, standard deviation {{ number(model.std) }}{% endif %} |
+{%- endfor %}
 
 Selection:
 
@@ -38,7 +43,7 @@ Selection:
 {% for warning in warnings %}
 **Mind:** {{ warning }}.
 {% endfor %}
-Columns: {{ columns }}. Rewards are raw model outputs; they compare responses to one prompt, not prompts.
+Columns: {{ columns }}. Rewards are {{ "made of standardised" if ensemble else "raw" }} model outputs; they compare responses to one prompt, not prompts.
 """
 
 
@@ -59,12 +64,26 @@ def render(manifest: Mapping[str, Any], *, license: str | None) -> str:
         mean=manifest["mean_reward"],
         controls=manifest["controls"],
         warnings=manifest["warnings"],
-        model=manifest["model"],
+        models=manifest["model"].get("members") or [{**manifest["model"], "fingerprint": manifest["fingerprint"]}],
+        ensemble=_ensemble(manifest["model"]),
         fingerprint=manifest["fingerprint"],
         select=yaml.safe_dump(manifest["selection"]["select"], sort_keys=False),
         columns=_columns(manifest["selection"]),
         number=lambda value: "-" if value is None else f"{value:.4f}",
     )
+
+
+def _ensemble(model: Mapping[str, Any]) -> str | None:
+    """How the rewards of several models became one; None of one model."""
+    if "ensemble" not in model:
+        return None
+    settings = model["ensemble"]
+    words = {
+        "mean": "mean",
+        "min": "least",
+        "lower_bound": f"mean less {settings.get('penalty')} standard deviations",
+    }
+    return f"{words[settings['combine']]} of {len(model['members'])} models, each standardised over {model['responses']} responses"
 
 
 def _columns(selection: Mapping[str, Any]) -> str:

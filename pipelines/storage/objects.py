@@ -101,7 +101,7 @@ def path_of(directory: str, name: str, variant: str | None = None) -> str:
 def encode(columns: pa.Table, footer: Footer, original: str) -> bytes:
     """A score file's bytes; `original` tells the types of the input's own columns (see `originals.dump`)."""
     described = json.dumps(asdict(footer), sort_keys=True)
-    metadata = {_FOOTER: described, _ORIGINAL: original, _HASH: _hash(columns, described + original)}
+    metadata = {_FOOTER: described, _ORIGINAL: original, _HASH: columns_hash(columns, described + original)}
     table = columns.replace_schema_metadata({key: value.encode() for key, value in metadata.items()})
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", store_schema=True, write_page_checksum=True)
@@ -114,7 +114,7 @@ def decode(data: bytes) -> tuple[pa.Table, Footer] | None:
         table = pq.read_table(io.BytesIO(data))
         metadata = table.schema.metadata or {}
         described = metadata[_FOOTER].decode()
-        if metadata[_HASH].decode() != _hash(table, described + metadata[_ORIGINAL].decode()):
+        if metadata[_HASH].decode() != columns_hash(table, described + metadata[_ORIGINAL].decode()):
             return None
         footer = Footer(**json.loads(described))
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError):
@@ -181,7 +181,7 @@ def first_rejected(columns: pa.Table) -> list[list[Any]]:
     return [[row, reason] for row, reason in zip(*(rejected[c].to_pylist() for c in ("row", "reason")), strict=True)]
 
 
-def _hash(table: pa.Table, described: str) -> str:
+def columns_hash(table: pa.Table, described: str) -> str:
     """xxh3-128 over names, types, nulls and values of all columns, and the description."""
     digest = xxhash.xxh3_128(described.encode())
     for name in table.column_names:

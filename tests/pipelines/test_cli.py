@@ -94,6 +94,29 @@ def test_score_and_select(bestkept, config, tmp_path):
     assert pq.read_table(tmp_path / "out" / "data").num_rows == 5
 
 
+def test_an_ensemble_scores_and_selects(bestkept, config, encoder, tmp_path):
+    other = save_encoder(tmp_path / "other", seed=1)
+    both = f"model=[{{path: {encoder}}}, {{path: {other}}}]"
+    missing = bestkept("select", config, both)
+    assert (missing.code, "not scored yet" in missing.last) == (3, True)
+    scored = bestkept("score", config, both)
+    assert scored.code == 0
+    assert [line.split()[3] for line in scored.out.splitlines() if "│ model " in line].count("other") == 1
+    assert re.search(r"scored by this run +│ 40 ", scored.out)
+    selected = bestkept("select", config, both, "ensemble.combine=min")
+    assert (selected.code, "5 for 5 prompts" in selected.out) == (0, True)
+    assert pq.read_table(tmp_path / "out" / "data").num_rows == 5
+    again = bestkept(
+        "run",
+        config,
+        both,
+        "ensemble.combine=min",
+        f"output.path={tmp_path}/again",
+        f"scores.path={tmp_path}/out/scores",
+    )
+    assert re.search(r"scored by this run +│ 0 ", again.out)
+
+
 def bad(bestkept, config, *overrides: object) -> Result:
     result = bestkept("run", config, *overrides)
     assert "Traceback" not in result.err
@@ -113,6 +136,22 @@ def test_columns_that_cannot_be_told(bestkept, config, tmp_path):
     result = bad(bestkept, config, f"input.path={path}")
     assert result.code == 3
     assert "input.columns={prompt: COLUMN, response: COLUMN}" in result.last
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model.path=x", "model=[{path: x}]", "model.path=y"], "it is a list, give it whole: model=[...]"),
+        (
+            ["model=[{path: x}, {path: y}]", "select=[{best_of_n: {min_probability: 0.7}}]"],
+            "an ensemble has no calibration",
+        ),
+        (["ensemble.combine=min"], "model names 1 of the two or more models"),
+    ],
+)
+def test_mistakes_with_ensembles(bestkept, config, overrides, words):
+    result = bad(bestkept, config, *overrides)
+    assert (result.code, words in result.last) == (2, True), result.last
 
 
 def test_empty_glob(bestkept, config, tmp_path):
