@@ -147,7 +147,7 @@ def score(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory
 
     counted = execute(config.runner, flags, build_scoring)
     secs = time.monotonic() - started
-    record(join(scores, plans.whole.fingerprint), "score", secs, counted)
+    record(scores, "score", secs, counted)
     totals = [Totals.from_json(json.loads(read_bytes(summary) or b"{}")) for summary in summaries]
     if len(totals) == 1:
         check_limits(totals[0], config.limits)

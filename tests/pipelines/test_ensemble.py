@@ -108,6 +108,7 @@ def expected(rows, names=NAMES, kind="mean", penalty=1.0) -> dict[tuple[str, str
 
 def contents(root: Path, *, plans: bool = True) -> dict[str, bytes]:
     files = sorted(path for path in root.rglob("*") if path.is_file() and (plans or "plans" not in path.parts))
+    files = [path for path in files if path.name != "run.json"]  # times and the machine
     return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 

@@ -55,7 +55,7 @@ def test_run_json_says_what_the_model_did(tmp_path, make_config, causal):
     path = write_jsonl(tmp_path / "in" / "a.jsonl", rows)
     config = make_config(path, input={"rows_per_fragment": 9}, model={"path": str(causal), "tokens_per_batch": 100})
     curate.score(config, scorer=curate.default_scorer(config))
-    [record] = (tmp_path / "out" / "scores").rglob("run.json")
+    record = tmp_path / "out" / "scores" / "run.json"
     scored = json.loads(record.read_text())
     assert scored["command"] == "score"
     done = scored["throughput"]
