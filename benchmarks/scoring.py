@@ -63,13 +63,28 @@ class Sizes:
     synthetic: int  # groups of each prefix workload
     shrink: int  # those have their lengths divided by this
     max_length: int  # of the causal model
+    most_tokens: int  # of a group that it scores; larger ones are left out, so that a round stays short
     checked: int  # rows of each workload scored one by one as well
     encoder_times: int  # so many times the groups and pairs, for the smaller model
 
 
-QUICK = Sizes(rounds=3, groups=1, pairs=8, synthetic=1, shrink=4, max_length=256, checked=4, encoder_times=2)
-FULL = Sizes(rounds=5, groups=2, pairs=20, synthetic=2, shrink=1, max_length=2048, checked=8, encoder_times=4)
-GPU = Sizes(rounds=5, groups=32, pairs=256, synthetic=8, shrink=1, max_length=2048, checked=8, encoder_times=4)
+QUICK = Sizes(
+    rounds=3, groups=1, pairs=8, synthetic=1, shrink=4, max_length=512, most_tokens=2500, checked=4, encoder_times=2
+)
+FULL = Sizes(
+    rounds=5, groups=2, pairs=16, synthetic=1, shrink=1, max_length=2048, most_tokens=4500, checked=8, encoder_times=6
+)
+GPU = Sizes(
+    rounds=5,
+    groups=32,
+    pairs=256,
+    synthetic=8,
+    shrink=1,
+    max_length=2048,
+    most_tokens=2**20,
+    checked=8,
+    encoder_times=4,
+)
 
 
 @dataclass
@@ -145,13 +160,13 @@ def settings() -> Bench:
 
 def texts_of(bench: Bench, name: str, template: Any) -> Texts:
     sizes = bench.sizes
-    times = sizes.encoder_times if name in ENCODER else 1
+    times, most = (sizes.encoder_times, 2**20) if name in ENCODER else (1, sizes.most_tokens)
     if name.endswith("hh"):
         groups: Iterator[Group] = pairs(data_file(bench.given.hh, "hh_rlhf_harmless.jsonl.gz"))
-        return Texts.of(fitting(groups, template, count=times * sizes.pairs), template)
+        return Texts.of(fitting(groups, template, count=times * sizes.pairs, most_tokens=most), template)
     path = data_file(bench.given.best_of, "best_of_56")
     if name.endswith("bo16"):
-        return Texts.of(fitting(best_of(path), template, count=times * sizes.groups), template)
+        return Texts.of(fitting(best_of(path), template, count=times * sizes.groups, most_tokens=most), template)
     prompt, response = (tokens // sizes.shrink for tokens in PREFIXES[name])
     groups = synthetic(path, template, prompt_tokens=prompt, response_tokens=response)
     return Texts.of(fitting(groups, template, count=sizes.synthetic), template)

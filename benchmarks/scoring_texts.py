@@ -98,9 +98,10 @@ def synthetic(
         yield (("user", prompt),), [cut(response_tokens) for _ in range(responses)]
 
 
-def fitting(groups: Iterable[Group], template: Any, *, count: int) -> list[Group]:
-    """The first `count` groups, responses cut at their end to fit `template.max_length`; hopeless prompts are left out."""
-    found = list(islice((fit for group in groups if (fit := _fit(group, template))), count))
+def fitting(groups: Iterable[Group], template: Any, *, count: int, most_tokens: int = 2**20) -> list[Group]:
+    """The first `count` groups of at most so many tokens, responses cut at their end to fit `template.max_length`; prompts
+    that leave no room are left out."""
+    found = list(islice((fit for group in groups if (fit := _fit(group, template, most_tokens=most_tokens))), count))
     if len(found) < count:
         sys.exit(
             f"only {len(found)} of {count} groups fit {template.max_length} tokens; name a larger file (see --help)"
@@ -108,14 +109,15 @@ def fitting(groups: Iterable[Group], template: Any, *, count: int) -> list[Group
     return found
 
 
-def _fit(group: Group, template: Any) -> Group | None:
+def _fit(group: Group, template: Any, *, most_tokens: int) -> Group | None:
     prompt, responses = group
     alone = template.encode(prompt, "x")
     room = template.max_length - len(alone.ids) - 4  # a cut text may take a few tokens more when it is tokenised again
     if alone.truncated or room < LEAST_ROOM_TOKENS:
         return None
     cut = [_cut(response, template.tokenizer, tokens=room) for response in responses]
-    if any(template.encode(prompt, response).truncated for response in cut):
+    rows = [template.encode(prompt, response) for response in cut]
+    if any(row.truncated for row in rows) or sum(len(row.ids) for row in rows) > most_tokens:
         return None
     return prompt, cut
 

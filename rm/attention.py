@@ -63,6 +63,12 @@ class Plan:
         return Spans.of(sizes, sizes, self.device)
 
     @cached_property
+    def first_tokens(self) -> Spans:
+        """One token of each response, attending to all of it."""
+        sizes = [size for segment in self.segments for size in segment.responses]
+        return Spans.of([1] * len(sizes), sizes, self.device)
+
+    @cached_property
     def to_prefix(self) -> tuple[torch.Tensor, torch.Tensor, Spans] | None:
         """Places of the tokens that have a prefix, places of the prefixes, and which sees which; None without any."""
         shared = [segment for segment in self.segments if segment.prefix]
@@ -111,6 +117,18 @@ def packed_attention(
 
 
 AttentionInterface.register(NAME, packed_attention)
+
+
+def pooled_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: Plan) -> torch.Tensor:
+    """Attention of one token of each row to all of its row: `query` [1, heads, R, D], the others [1, heads, T, D] →
+    [1, R, heads, D]. For rows without prefixes, and without gradients."""
+    if query.device.type != "cpu" and variable_length is not None and query.dtype in (torch.bfloat16, torch.float16):
+        row_query, row_key, row_value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        return variable_length(row_query, row_key, row_value, plan.first_tokens, causal=False, scaling=None)[0][None]
+    sizes = [size for segment in plan.segments for size in segment.responses]
+    rows = zip(query.unbind(2), torch.split(key, sizes, 2), torch.split(value, sizes, 2), strict=True)
+    parts = [scaled_dot_product_attention(one[:, :, None], keys, values) for one, keys, values in rows]
+    return torch.cat(parts, 2).transpose(1, 2)
 
 
 def _merged(

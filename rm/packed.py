@@ -7,6 +7,7 @@ they give row by row.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rm.attention import NAME, Plan
+from rm.attention import NAME, Plan, pooled_attention
 from rm.device import to_device
 from rm.packing import Layout, lay_out
 
@@ -32,9 +33,9 @@ def packed_rewards(model: Any, layout: Layout, *, causal: bool) -> torch.Tensor:
         inputs["token_type_ids"] = to_device([layout.types], device)
     if causal:
         inputs["use_cache"] = False
-    places = to_device(layout.pooled, device)
-    with _last_layer_pooled(model, places) as reduced:
-        hidden = model.base_model(**inputs, plan=Plan(layout.segments, device))[0]  # [1, T, H], or [1, R, H]
+    places, plan = to_device(layout.pooled, device), Plan(layout.segments, device)
+    with _last_layer_pooled(model, places, plan) as reduced:
+        hidden = model.base_model(**inputs, plan=plan)[0]  # [1, T, H], or [1, R, H]
     pooled = hidden[0] if reduced else hidden[0, places]  # [R, H]
     if causal:
         return model.score(pooled)[:, 0].float()  # type: ignore[no-any-return]
@@ -45,19 +46,19 @@ def packed_rewards(model: Any, layout: Layout, *, causal: bool) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def _last_layer_pooled(model: Any, places: torch.Tensor) -> Iterator[bool]:
-    """Without gradients, let the last layer's feed-forward part run on the tokens that the head reads, on no others.
+def _last_layer_pooled(model: Any, places: torch.Tensor, plan: Plan) -> Iterator[bool]:
+    """Without gradients, let the last layer compute what the head reads, and little else.
 
-    In the layers of BERT and its kin everything behind the attention goes token by token, so only those tokens leave it:
-    then true. Causal layers add what stood before their `mlp` to what it gives, so that gives back all tokens, zeros for
-    the others, whose hidden states then mean nothing: false. Other layers run whole: false.
+    In the layers of BERT and its kin only keys and values are of all tokens; the hidden states that come out are those of
+    `places`: then true. In causal layers the `mlp` runs on `places` alone, and the other tokens' hidden states mean
+    nothing: false. Other layers run whole: false.
     """
     layers = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
     last: Any = None if torch.is_grad_enabled() or not layers else layers[0][-1]
-    encoder = hasattr(last, "attention") and hasattr(last, "intermediate")
     hooks = []
-    if encoder:
-        hooks.append(last.attention.register_forward_hook(lambda _, __, out: (out[0][:, places], *out[1:])))
+    bert = hasattr(last, "feed_forward_chunk") and hasattr(last.attention, "self")
+    if bert:
+        last.forward = functools.partial(_bert_layer_pooled, last, places, plan)
     elif isinstance(getattr(last, "mlp", None), nn.Module):
         size: list[int] = []
 
@@ -70,10 +71,26 @@ def _last_layer_pooled(model: Any, places: torch.Tensor) -> Iterator[bool]:
 
         hooks += [last.mlp.register_forward_pre_hook(gather), last.mlp.register_forward_hook(scatter)]
     try:
-        yield encoder
+        yield bert
     finally:
         for hook in hooks:
             hook.remove()
+        if bert:
+            del last.forward
+
+
+def _bert_layer_pooled(
+    layer: Any, places: torch.Tensor, plan: Plan, hidden: torch.Tensor, /, *_: Any, **__: Any
+) -> torch.Tensor:
+    """`BertLayer.forward` (and RoBERTa's and ELECTRA's) for some tokens: [1, T, H] → [1, R, H]."""
+    attention, read = layer.attention, hidden[:, places]
+    own = attention.self
+
+    def heads(states: torch.Tensor) -> torch.Tensor:
+        return states.view(1, -1, own.num_attention_heads, own.attention_head_size).transpose(1, 2)
+
+    context = pooled_attention(heads(own.query(read)), heads(own.key(hidden)), heads(own.value(hidden)), plan)
+    return layer.feed_forward_chunk(attention.output(context.flatten(2), read))  # type: ignore[no-any-return]
 
 
 def first_position(config: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -56,6 +57,29 @@ def cut_rows(lengths: Sequence[int], *, prefix: int, tokens_per_batch: int) -> l
             cost = prefix + own
         runs[-1].append(index)
     return runs
+
+
+def plan_even(costs: Sequence[int], *, tokens_per_batch: int, full: int) -> list[list[int]]:
+    """Partition runs into batches of about the same cost: as many as make `full` tokens each, more where a batch would break
+    the budget.
+
+    The costliest run first, each to the batch that has least (Graham 1969, longest processing time first). A run larger
+    than the whole budget gets a batch of its own. Every index appears exactly once; costliest batches come first.
+    """
+    _check_budget(tokens_per_batch)
+    order = sorted(range(len(costs)), key=lambda i: -costs[i])
+    count = max(1, round(sum(costs) / full))
+    while True:
+        batches: list[list[int]] = [[] for _ in range(count)]
+        least = [(0, number) for number in range(count)]
+        for index in order:
+            cost, number = least[0]
+            batches[number].append(index)
+            heapq.heapreplace(least, (cost + costs[index], number))
+        if all(cost <= tokens_per_batch or len(batches[number]) == 1 for cost, number in least):
+            by_cost = [batches[number] for _, number in sorted(least, key=lambda pair: (-pair[0], pair[1]))]
+            return [batch for batch in by_cost if batch]
+        count += 1
 
 
 class Segment(NamedTuple):

@@ -23,7 +23,7 @@ from rm.identity import ModelError, effective_max_length
 from rm.interchange import pooling_pad_id
 from rm.model import RewardModel, load_for_scoring, load_tokenizer
 from rm.packed import enable_packing, first_position, packed_rewards
-from rm.packing import common_prefix, cut_rows, lay_out, plan_batches, plan_groups
+from rm.packing import common_prefix, cut_rows, lay_out, plan_batches, plan_even
 from rm.templates import Encoded, Template
 from rm.windows import Asked, ahead, distinct, windows
 
@@ -209,7 +209,8 @@ class Scorer:
 
     def _plan(self, rows: Sequence[Encoded], groups: Sequence[Sequence[int]]) -> list[Batch]:
         """Batches of these rows, the first one to run at the end."""
-        full = min(self.tokens_per_batch, _CPU_FILLS_AT) if self.device == "cpu" else self.tokens_per_batch
+        budget = self.tokens_per_batch
+        full = min(budget, _CPU_FILLS_AT) if self.device == "cpu" else budget
         if not self.packed:
             flat = [row for group in groups for row in group]
             plan = plan_batches([len(rows[row].ids) for row in flat], tokens_per_batch=full)
@@ -218,11 +219,15 @@ class Scorer:
         for group in groups:
             ids = [rows[row].ids for row in group]
             shared = self._shared(ids)
-            most = min(self.tokens_per_batch, max(full, _REPEATS * shared))
-            cuts = cut_rows([*map(len, ids)], prefix=shared, tokens_per_batch=most)
+            most = min(budget, max(full, _REPEATS * shared))
+            cuts = (
+                cut_rows([*map(len, ids)], prefix=shared, tokens_per_batch=most)
+                if shared
+                else [[n] for n in range(len(ids))]
+            )
             runs += [[group[position] for position in cut] for cut in cuts]
-        costs = [[self._cost(rows, [run])] for run in runs]
-        plan = plan_groups(costs, tokens_per_batch=full, padded=False)
+        costs = [self._cost(rows, [run]) for run in runs]
+        plan = plan_even(costs, tokens_per_batch=budget, full=full)
         return [[runs[position] for position in batch] for batch in reversed(plan)]
 
     def _shared(self, ids: Sequence[Sequence[int]]) -> int:

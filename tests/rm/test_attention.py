@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rm import attention
-from rm.attention import Plan, packed_attention
+from rm.attention import Plan, packed_attention, pooled_attention
 from rm.packing import Segment
 
 CPU = torch.device("cpu")
@@ -44,6 +44,12 @@ def spans_kernel(query, key, value, spans, *, causal, scaling):
 
 def on_gpu(*arguments, **rest):
     return attention._merged_in_two_calls(spans_kernel, *arguments, **rest)
+
+
+class OnGpu(torch.Tensor):
+    """Says that it is on a GPU."""
+
+    device = torch.device("cuda")
 
 
 WAYS = {"merged": attention._merged, "two calls": on_gpu, "concatenated": attention._concatenated}
@@ -93,6 +99,23 @@ def test_every_way_equals_dense_attention(way, segments, heads, causal, scaling)
     assert torch.allclose(got, expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("kernel", [None, spans_kernel])
+def test_pooled_attention_is_that_of_the_pooled_tokens(kernel, monkeypatch):
+    segments = (Segment(0, (3, 1)), Segment(0, (5,)))
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 9, 4, 8, generator=generator).transpose(1, 2) for _ in range(3))
+    places = [0, 3, 4]
+    expected = dense(query, key, value, segments, causal=False, scaling=None)[:, places]
+    tolerance = 1e-5
+    if kernel is not None:  # as on a GPU
+        monkeypatch.setattr(attention, "variable_length", kernel)
+        query, key, value = (tensor.bfloat16().as_subclass(OnGpu) for tensor in (query, key, value))
+        tolerance = 0.05
+    got = pooled_attention(query[:, :, places], key, value, Plan(segments, CPU))
+    assert got.shape == (1, 3, 4, 8)
+    assert torch.allclose(got.float(), expected, atol=tolerance)
+
+
 @pytest.mark.parametrize("way", ["merged", "two calls"])
 def test_bfloat16_rounds_the_merge_once(way):
     segments = (Segment(30, (20, 25, 1)), Segment(0, (9,)), Segment(3, (40, 2)))
@@ -110,9 +133,6 @@ def test_who_calls_what(monkeypatch):
     called = []
     for name in ("_merged", "_concatenated", "_merged_in_two_calls"):
         monkeypatch.setattr(attention, name, lambda *_, _name=name, **__: called.append(_name))
-
-    class OnGpu(torch.Tensor):
-        device = torch.device("cuda")
 
     tensor = torch.zeros(1, 1, 2, 4)
     half, full = tensor.bfloat16().as_subclass(OnGpu), tensor.as_subclass(OnGpu)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm.packing import Layout, Segment, common_prefix, cut_rows, lay_out, plan_batches, plan_groups
+from rm.packing import Layout, Segment, common_prefix, cut_rows, lay_out, plan_batches, plan_even, plan_groups
 
 lengths = st.lists(st.integers(1, 50), max_size=60)
 grouped = st.lists(st.lists(st.integers(1, 50), min_size=1, max_size=6), max_size=20)
@@ -82,6 +82,7 @@ def test_plans_by_hand():
         plan_batches,
         lambda rows, **rest: plan_groups([rows], padded=True, **rest),
         lambda rows, **rest: cut_rows(rows, prefix=0, **rest),
+        lambda rows, **rest: plan_even(rows, full=1, **rest),
     ],
 )
 def test_no_budget_is_an_error(plan):
@@ -123,6 +124,38 @@ def test_runs_by_hand():
     assert cut_rows([], prefix=0, tokens_per_batch=4) == []
     with pytest.raises(ValueError, match="prefix is 5 tokens, and the shortest row has 4"):
         cut_rows([7, 4], prefix=5, tokens_per_batch=10)
+
+
+@given(lengths, budgets, st.integers(1, 100))
+def test_even_batches_hold_every_run_within_the_budget(costs, budget, full):
+    batches = plan_even(costs, tokens_per_batch=budget, full=full)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(costs)))
+    sizes = [sum(costs[index] for index in batch) for batch in batches]
+    assert all(len(batch) == 1 or size <= budget for batch, size in zip(batches, sizes, strict=True))
+    assert sizes == sorted(sizes, reverse=True)
+    if len(batches) > 1:  # a run moves only where a batch has less than the one it leaves
+        assert max(sizes) - min(sizes) <= max(costs)
+    wanted = max(1, round(sum(costs) / full))
+    assert len(batches) >= min(wanted, len(costs))
+    if wanted <= len(costs) and sum(costs) / wanted + max(costs, default=0) <= budget:
+        assert len(batches) == (wanted if costs else 0)
+
+
+@given(lengths.flatmap(lambda rows: st.tuples(st.just(rows), st.permutations(rows))), budgets)
+def test_even_batches_do_not_depend_on_input_order(pair, budget):
+    def shapes(costs):
+        return [[costs[index] for index in batch] for batch in plan_even(costs, tokens_per_batch=budget, full=40)]
+
+    assert shapes(pair[0]) == shapes(pair[1])
+
+
+def test_even_batches_by_hand():
+    # 20 tokens at 7 a batch: three; 8, then 5, then 4 and 3 to the least filled
+    assert plan_even([3, 8, 5, 4], tokens_per_batch=10, full=7) == [[1], [3, 0], [2]]
+    assert plan_even([3, 8, 5, 4], tokens_per_batch=100, full=10) == [[1, 0], [2, 3]]
+    assert plan_even([3, 8, 5, 4], tokens_per_batch=10, full=10) == [[1], [3, 0], [2]]  # two would have had 11 and 9
+    assert plan_even([30, 1], tokens_per_batch=10, full=10) == [[0], [1]]
+    assert plan_even([], tokens_per_batch=10, full=10) == []
 
 
 def plain(*rows):
