@@ -131,6 +131,14 @@ def _save_reward_model(backbone: Any, tokenizer: Any, directory: Path) -> None:
     tokenizer.save_pretrained(directory)
 
 
+def resident_mb(name: str) -> float:
+    """A figure of this process's memory, by its name in Linux' /proc/self/status (VmRSS, VmHWM)."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    sys.exit(f"/proc/self/status has no {name}")
+
+
 COLLECTED: list[Any] = []
 
 

@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import CACHE, ROOT, data_file, finish, minilm_reward, options, smollm2
+from harness import CACHE, ROOT, data_file, finish, minilm_reward, options, resident_mb, smollm2
 from scoring_peers import (
     SHAPES,
     Setup,
     cross_encoder_rewards,
+    exact_rewards,
     load_cross_encoder,
     load_pipeline,
     load_scorer,
@@ -69,10 +70,10 @@ class Sizes:
 
 
 QUICK = Sizes(
-    rounds=3, groups=1, pairs=8, synthetic=1, shrink=4, max_length=512, most_tokens=2500, checked=4, encoder_times=2
+    rounds=3, groups=1, pairs=8, synthetic=1, shrink=6, max_length=512, most_tokens=1900, checked=4, encoder_times=1
 )
 FULL = Sizes(
-    rounds=5, groups=2, pairs=16, synthetic=1, shrink=1, max_length=2048, most_tokens=4500, checked=8, encoder_times=6
+    rounds=5, groups=2, pairs=12, synthetic=1, shrink=2, max_length=1024, most_tokens=3000, checked=8, encoder_times=4
 )
 GPU = Sizes(
     rounds=5,
@@ -133,7 +134,12 @@ def settings() -> Bench:
     parser = options(__doc__)
     parser.add_argument("--only", nargs="+", choices=[*CAUSAL, *ENCODER, "memory"], metavar="WORKLOAD",
                         help=f"some of {', '.join([*CAUSAL, *ENCODER])}, memory")  # fmt: skip
-    parser.add_argument("--threads", type=int, help="default: torch's own choice")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="one by default: the ratios are as with more, and hold when something else runs",
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--groups", type=int, help="best-of-16 groups")
@@ -148,8 +154,7 @@ def settings() -> Bench:
     given = parser.parse_args()
     if given.shape and set(given.only or ()) - set(CAUSAL):
         parser.error(f"--shape is a causal model; --only takes {', '.join(CAUSAL)} with it")
-    if given.threads:
-        torch.set_num_threads(given.threads)
+    torch.set_num_threads(given.threads)
     sizes = QUICK if given.quick else GPU if given.device.startswith("cuda") else FULL
     changes = {name: value for name in ("rounds", "groups", "pairs") if (value := getattr(given, name)) is not None}
     return Bench(given, replace(sizes, **changes))
@@ -193,11 +198,16 @@ def model_figures(bench: Bench, setup: Setup, names: list[str]) -> None:
             if name == "causal_bo16" and native_bfloat16(setup.device):
                 half = load_scorer(replace(setup, dtype="bfloat16"))
                 contenders["ours_bfloat16"] = lambda texts, half=half: our_rewards(half, texts)
-        secs, rewards = compete(bench, name, texts, contenders, tokens=read_tokens(scorer, texts))
+        secs, rewards = compete(bench, name, texts, contenders, tokens=texts.tokens(scorer.template))
         own = rewards["ours"]
         rows = np.unique(np.linspace(0, len(own) - 1, bench.sizes.checked).round().astype(int))
-        plain = plain_rewards(pipe, [texts.rendered[row] for row in rows])
+        some = [texts.rendered[row] for row in rows]
+        plain = plain_rewards(pipe, some)
         bench.errors.append(error := apart(own[rows], plain, spread=own.std()))
+        if name == "causal_bo16":
+            exact = exact_rewards(pipe, some)
+            bench.figures["ours_error_to_float64"] = apart(own[rows], exact, spread=own.std())
+            bench.figures["one_by_one_error_to_float64"] = apart(plain, exact, spread=own.std())
         if not error <= TOLERANCE:
             bench.apart.append(f"{name}, ours and plain transformers {error:.2g}")
         for peer in contenders:
@@ -210,9 +220,11 @@ def model_figures(bench: Bench, setup: Setup, names: list[str]) -> None:
 def best_batch(encoder: Any, texts: Texts, *, device: str) -> Contender:
     """CrossEncoder at its best batch size, each tried once after a warm-up."""
     sizes = (4, 8, 16, 32, *((64, 128) if device.startswith("cuda") else ()))
-    cross_encoder_rewards(encoder, texts.first(), batch_size=8)
-    secs = {}
-    for size in sizes[:1] + tuple(size for size in sizes[1:] if size < 2 * len(texts.rendered)):
+    cross_encoder_rewards(encoder, texts.few(), batch_size=8)
+    secs: dict[int, float] = {}
+    for size in sizes:
+        if secs and (size >= 2 * len(texts.rendered) or secs[max(secs)] > 1.25 * min(secs.values())):
+            break  # larger ones pad more and more
         began = time.perf_counter()
         cross_encoder_rewards(encoder, texts, batch_size=size)
         secs[size] = time.perf_counter() - began
@@ -226,7 +238,7 @@ def compete(
 ) -> tuple[dict[str, list[float]], dict[str, np.ndarray]]:
     """Seconds of every round and the last rewards of each contender; notes whose rewards are not ours, and says so."""
     for run in contenders.values():
-        run(texts.first())
+        run(texts.few())
     order = list(contenders)
     secs: dict[str, list[float]] = {contender: [] for contender in order}
     rewards = {}
@@ -250,12 +262,6 @@ def compete(
         if exact and not difference <= TOLERANCE:
             bench.apart.append(f"{name}, ours and {contender} {difference:.2g}")
     return secs, rewards
-
-
-def read_tokens(scorer: Any, texts: Texts) -> int:
-    """Tokens of all rows, each read whole."""
-    rows = (scorer.template.encode(prompt, response) for prompt, responses in texts.groups for response in responses)
-    return sum(len(row.ids) for row in rows)
 
 
 def ratio(numerator: list[float], denominator: list[float]) -> float:
@@ -290,7 +296,7 @@ def peak_growth(bench: Bench, *, groups: int) -> float:
 
     Rows are of one length, and a group is a little more than the token budget: more groups are more batches of one shape.
     """
-    budget = 2048
+    budget = 1024
     tokens = budget // 16
     setup = Setup(smollm2(bench.given.cache), "cpu", "float32", 2048)
     scorer = load_scorer(setup, tokens_per_batch=budget)
@@ -305,13 +311,6 @@ def peak_growth(bench: Bench, *, groups: int) -> float:
     before = resident_mb("VmRSS")
     scores(scorer, work)
     return resident_mb("VmHWM") - before
-
-
-def resident_mb(field_name: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field_name}:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    sys.exit(f"/proc/self/status has no {field_name}")
 
 
 # a known shape with drawn weights
@@ -329,7 +328,7 @@ def shape_figures(bench: Bench) -> None:
     flops_per_token = 2 * scorer.model.computing_parameters
     for name in bench.chosen(CAUSAL) if given.only else ["causal_bo16"]:
         texts = texts_of(bench, name, scorer.template)
-        tokens = read_tokens(scorer, texts)
+        tokens = texts.tokens(scorer.template)
         contenders: dict[str, Contender] = {"ours": lambda texts: our_rewards(scorer, texts)}
         contenders["crossencoder"] = best_batch(encoder, texts, device=given.device)
         secs, _ = compete(bench, name, texts, contenders, tokens=tokens)

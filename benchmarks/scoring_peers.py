@@ -180,7 +180,7 @@ def pipeline_rewards(pipe: Any, texts: Texts, *, max_length: int) -> np.ndarray:
 
 
 def plain_rewards(pipe: Any, rendered: Sequence[tuple[str, str | None]]) -> np.ndarray:
-    """The reference: the pipeline's model by itself, one row at a time, nothing padded."""
+    """The reference: the pipeline's model by itself, one row at a time, nothing padded; float64, whatever it computes in."""
     import torch
 
     rewards = []
@@ -188,4 +188,14 @@ def plain_rewards(pipe: Any, rendered: Sequence[tuple[str, str | None]]) -> np.n
         for first, second in rendered:
             inputs = pipe.tokenizer(first, second, return_tensors="pt").to(pipe.model.device)
             rewards.append(float(pipe.model(**inputs).logits[0, 0]))
-    return np.array(rewards, dtype=np.float32)
+    return np.array(rewards)
+
+
+def exact_rewards(pipe: Any, rendered: Sequence[tuple[str, str | None]]) -> np.ndarray:
+    """The same in float64: what rounding in float32 is measured against."""
+    kind = pipe.model.dtype
+    pipe.model.double()
+    try:
+        return plain_rewards(pipe, rendered)
+    finally:
+        pipe.model.to(kind)  # float32 goes to float64 and back unchanged

@@ -34,10 +34,15 @@ class Texts:
         kept = list(groups)
         return cls(kept, [template.render(prompt, response) for prompt, responses in kept for response in responses])
 
-    def first(self) -> Texts:
-        """The first group alone, to warm up with."""
-        count = len(self.groups[0][1])
-        return Texts(self.groups[:1], self.rendered[:count])
+    def tokens(self, template: Any) -> int:
+        """Of all rows, each read whole."""
+        rows = (template.encode(prompt, response) for prompt, responses in self.groups for response in responses)
+        return sum(len(row.ids) for row in rows)
+
+    def few(self) -> Texts:
+        """Four rows of the first group, to warm up with."""
+        prompt, responses = self.groups[0]
+        return Texts([(prompt, responses[:4])], self.rendered[: min(4, len(responses))])
 
 
 def best_of(path: Path, *, responses: int = 16) -> Iterator[Group]:

@@ -22,6 +22,7 @@ from rm.device import default_device, is_out_of_memory, native_bfloat16, peak_fl
 from rm.identity import ModelError, effective_max_length
 from rm.interchange import pooling_pad_id
 from rm.model import RewardModel, load_for_scoring, load_tokenizer
+from rm.onednn import fuse_linear_layers
 from rm.packed import enable_packing, first_position, packed_rewards
 from rm.packing import common_prefix, cut_rows, lay_out, plan_batches, plan_even
 from rm.templates import Encoded, Template
@@ -35,7 +36,6 @@ Batch = list[list[int]]
 
 _WINDOW_BATCHES = 8  # so many batches' text is tokenised and planned at once
 _CHARACTERS_PER_TOKEN = 4
-_TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 32768}
 _CPU_FILLS_AT = 1024  # tokens; a CPU's kernels gain nothing from more, and its caches lose
 _REPEATS = 20  # a group is cut where repeating its prefix costs less than one part in so many
 
@@ -111,7 +111,7 @@ class Scorer:
         device = device or default_device()
         if dtype == "bfloat16" and device.startswith("cuda") and not native_bfloat16(device):
             raise ModelError("model.dtype is bfloat16, which this GPU only emulates; use float16, float32 or auto")
-        tokens_per_batch = tokens_per_batch or _TOKENS_PER_BATCH[device.partition(":")[0]]
+        tokens_per_batch = tokens_per_batch or (4096 if device == "cpu" else 32768)
         tokenizer = load_tokenizer(directory)
         model = load_for_scoring(directory, dtype=dtype, device=device)
         template = Template.of(
@@ -129,6 +129,8 @@ class Scorer:
             template.max_length,
         )
         packed = enable_packing(model.model, causal=model.causal, max_length=template.max_length)
+        if device == "cpu" and not model.causal:
+            fuse_linear_layers(model.model)
         return cls(model, template, tokens_per_batch, device, packed)
 
     def score(self, groups: Sequence[Group]) -> list[GroupScores]:
@@ -179,6 +181,7 @@ class Scorer:
             except Exception as error:  # whatever a model or device raises, one row of it may be to blame
                 memory = is_out_of_memory(error)
                 if memory and self.device.startswith("cuda"):
+                    error.__traceback__ = None  # its frames hold the tensors that filled the memory
                     torch.cuda.empty_cache()
                 if len(members) == 1:
                     failures[members[0]] = "out_of_memory" if memory else self._blame(window.rows[members[0]], error)
@@ -215,20 +218,20 @@ class Scorer:
             flat = [row for group in groups for row in group]
             plan = plan_batches([len(rows[row].ids) for row in flat], tokens_per_batch=full)
             return [[[flat[position]] for position in batch] for batch in reversed(plan)]
-        runs: list[list[int]] = []
-        for group in groups:
-            ids = [rows[row].ids for row in group]
-            shared = self._shared(ids)
-            most = min(budget, max(full, _REPEATS * shared))
-            cuts = (
-                cut_rows([*map(len, ids)], prefix=shared, tokens_per_batch=most)
-                if shared
-                else [[n] for n in range(len(ids))]
-            )
-            runs += [[group[position] for position in cut] for cut in cuts]
+        runs = [run for group in groups for run in self._runs(rows, group, full=full)]
         costs = [self._cost(rows, [run]) for run in runs]
         plan = plan_even(costs, tokens_per_batch=budget, full=full)
         return [[runs[position] for position in batch] for batch in reversed(plan)]
+
+    def _runs(self, rows: Sequence[Encoded], group: Sequence[int], *, full: int) -> list[list[int]]:
+        """The group whole or cut, where it is too large, or where it is more than full and repeating its prefix is cheap."""
+        ids = [rows[row].ids for row in group]
+        shared = self._shared(ids)
+        if not shared:
+            return [[row] for row in group]
+        most = min(self.tokens_per_batch, max(full, _REPEATS * shared))
+        cuts = cut_rows([len(row) for row in ids], prefix=shared, tokens_per_batch=most)
+        return [[group[position] for position in cut] for cut in cuts]
 
     def _shared(self, ids: Sequence[Sequence[int]]) -> int:
         """Tokens that stand once for these rows: what they have in common, their last token excepted."""

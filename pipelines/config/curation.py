@@ -68,8 +68,8 @@ class ModelConfig(Strict):
     """In tokens; the least of this, the model's positions and the tokenizer's limit holds."""
     too_long: Literal["truncate", "reject"] = "truncate"
     tokens_per_batch: int | None = Field(default=None, ge=1)
-    """Padded tokens per forward; bounds memory, does not change rewards beyond rounding. Default: 32768 on a GPU, 4096 on
-    a CPU, where larger batches leave the cache and are slower."""
+    """Tokens per forward, shared prompts counted once and padding too; bounds memory, does not change rewards beyond rounding.
+    Default: 32768 on a GPU; 4096 on a CPU, where a batch is full earlier unless that would repeat long prompts."""
 
 
 _Several = TypeAdapter(Annotated[list[ModelConfig], Field(min_length=1)])

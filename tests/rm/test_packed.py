@@ -219,3 +219,58 @@ def test_training_checks_the_way_with_gradients_too(caplog, monkeypatch):
     assert refused_by_the_check("Llama", caplog)
     scored = build("Llama").eval()  # scoring never goes that way
     assert enable_packing(scored, causal=True, max_length=LENGTH)
+
+
+@pytest.mark.parametrize("name", ["Llama", "GPT2", "Bert"])
+def test_a_model_of_16_bits_is_as_it_was_after_the_check(name):
+    model = build(name).bfloat16()
+    before = {key: (value.data_ptr(), value.clone()) for key, value in model.named_parameters()}
+    assert enable_packing(model, causal=name in CAUSAL, max_length=LENGTH)
+    for key, value in model.named_parameters():
+        pointer, content = before[key]
+        assert value.dtype == torch.bfloat16
+        assert value.data_ptr() == pointer
+        assert torch.equal(value, content)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_an_error_that_16_bits_would_hide_is_caught_by_the_check(caplog, monkeypatch):
+    original = attention._merge
+    monkeypatch.setattr(attention, "_merge", lambda own, lse, other, rest: original(own, lse + 0.02, other, rest))
+    model = build("Llama").eval().bfloat16()
+    with caplog.at_level(logging.INFO, logger="rm.packed"):
+        assert not enable_packing(model, causal=True, max_length=LENGTH)
+    assert "packed rewards differ by" in caplog.messages[-1]
+    assert next(model.parameters()).dtype == torch.bfloat16
+
+
+def test_a_kernel_that_is_wrong_in_16_bits_alone_is_caught_by_the_check(caplog, monkeypatch):
+    flash(
+        monkeypatch,
+        lambda original, q, k, v, causal, scale: original(
+            q, k, v, 0.0, causal and q.dtype == torch.float32, scale=scale
+        ),
+    )
+    assert enable_packing(build("Llama").eval(), causal=True, max_length=LENGTH)
+    with caplog.at_level(logging.INFO, logger="rm.packed"):
+        assert not enable_packing(build("Llama").eval().bfloat16(), causal=True, max_length=LENGTH)
+    assert "packed rewards in torch.bfloat16 are off by" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize("name", ["Llama", "GPT2", "Bert", "Electra"])
+def test_the_last_layer_computes_little_without_gradients_and_is_left_as_it_was(name, monkeypatch):
+    """Tokens through the last layer's feed-forward part: all of them with gradients, those that are read without."""
+    model, causal = build(name), name in CAUSAL
+    assert enable_packing(model, causal=causal, max_length=LENGTH)
+    layout = layout_of(name, model, rows_of(name))
+    last = next(module for module in model.base_model.modules() if isinstance(module, torch.nn.ModuleList))[-1]
+    through = last.mlp if causal else last.intermediate
+    sizes = []
+    handle = through.register_forward_hook(lambda _, arguments, __: sizes.append(arguments[0].shape[1]))
+    packed_rewards(model, layout, causal=causal)
+    with torch.no_grad():
+        packed_rewards(model, layout, causal=causal)
+    packed_rewards(model, layout, causal=causal)
+    handle.remove()
+    assert sizes == [len(layout.ids), len(layout.pooled), len(layout.ids)]
+    assert "forward" not in vars(last)

@@ -99,7 +99,7 @@ def test_float32_equals_one_by_one(name, packed, tokens_per_batch, tmp_path):
     assert min(len(row.ids) for row in rows) == (1 if name in CAUSAL or name == "Gemma2" else 3)
 
 
-@pytest.mark.parametrize("name", ["Llama", "Qwen3", "GPTNeoX", "Bert"])
+@pytest.mark.parametrize("name", PACKED)
 def test_bfloat16_is_as_near_as_padding_is(name, tmp_path):
     directory = save(tmp_path / "model", name)
     rng = random.Random(1)

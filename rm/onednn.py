@@ -1,0 +1,76 @@
+"""Encoders in float32 on a CPU: their layers' linear maps by oneDNN, weights laid out for it once, bias and GELU fused.
+
+PyTorch's own `nn.Linear` goes through the BLAS it was built with, which reads the weights as they are and leaves bias and
+activation to passes of their own. The operations are those that `torch.compile` puts there; they are not public, so what
+they give is compared first, and where they are missing or differ everything stays as it is. Causal models gain too little
+by it (no bias, no GELU), and 16-bit types go through oneDNN anyway.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+log = logging.getLogger(__name__)
+
+_TOLERANCE = 1e-5  # of the largest output: float32 rounds at 1e-7
+
+
+class _Linear(nn.Module):
+    """`activation(x W^T + b)` of a linear layer, without gradients."""
+
+    def __init__(self, layer: nn.Linear, activation: str) -> None:
+        super().__init__()
+        self._bias = layer.bias
+        self._activation = activation
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.ops.mkldnn._linear_pointwise(  # type: ignore[no-any-return]
+            hidden, self._weight, self._bias, self._activation, [], "none" if self._activation == "gelu" else ""
+        )
+
+
+@torch.inference_mode()
+def fuse_linear_layers(model: Any) -> int:
+    """Replace the linear maps of a float32 encoder's layers (BERT's or its kin's) for scoring; returns how many.
+
+    Weights that were replaced are let go of. One whose replacement differs, or is not there, stays.
+    """
+    layers = getattr(getattr(model.base_model, "encoder", None), "layer", None)
+    if layers is None or model.dtype != torch.float32:
+        return 0
+    gelu = getattr(model.config, "hidden_act", None) == "gelu"
+    count = fused = 0
+    for parent in list(layers.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is not nn.Linear:
+                continue
+            count += 1
+            with_gelu = gelu and hasattr(parent, "intermediate_act_fn")
+            replacement = _checked(child, "gelu" if with_gelu else "none")
+            if replacement is None:
+                continue
+            setattr(parent, name, replacement)
+            if with_gelu:
+                parent.intermediate_act_fn = nn.Identity()
+            fused += 1
+    log.info("%d of %d linear layers go through oneDNN", fused, count)
+    return fused
+
+
+def _checked(layer: nn.Linear, activation: str) -> _Linear | None:
+    """The replacement, if it gives what the layer and the activation give."""
+    after: Callable[[torch.Tensor], torch.Tensor] = nn.functional.gelu if activation == "gelu" else nn.Identity()
+    rows = torch.randn(1, 5, layer.in_features, generator=torch.Generator().manual_seed(0))
+    expected = after(layer(rows))
+    try:
+        replacement = _Linear(layer, activation)
+        error = (replacement(rows) - expected).abs().max()
+    except (AttributeError, RuntimeError):  # another version of torch, or built without oneDNN
+        return None
+    return replacement if bool(error <= _TOLERANCE * expected.abs().max()) else None
