@@ -48,11 +48,29 @@ def score(config: _ConfigPath, extra: _Extra = None) -> None:
 
 
 @app.command(context_settings=_PASS_ON)
-def select(config: _ConfigPath, extra: _Extra = None) -> None:
+def select(
+    config: _ConfigPath,
+    extra: _Extra = None,
+    explain: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PROMPT_ID",
+            help="Write nothing, and say for one prompt why each of its responses is kept or dropped; an id of the output's "
+            "prompt_id, or its first 8 characters or more.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --explain: as one JSON object.")] = False,
+) -> None:
     """Select and export from scores that are there; loads no model."""
     settings, flags = _run_config(config, extra)
+    if explain is not None:
+        _explain(settings, explain, flags, as_json=as_json)
+        return
     from pipelines import curate
+    from pipelines.errors import ConfigError
 
+    if as_json:
+        raise ConfigError("--json is the form of an explanation, and none is asked for; give --explain PROMPT_ID, too")
     _show(settings, lambda: curate.curate(settings, flags, scorer=None))
 
 
@@ -118,6 +136,15 @@ def _show(settings: RunConfig, work: Any) -> None:
     with progress_shown():
         outcome: Outcome = work()
     closing_table(settings, outcome)
+
+
+def _explain(settings: RunConfig, prompt: str, flags: list[str], *, as_json: bool) -> None:
+    from pipelines.display import explanation_shown, progress_shown
+    from pipelines.explain import explain
+
+    with progress_shown():
+        found = explain(settings, prompt, flags)
+    explanation_shown(found, as_json=as_json)
 
 
 def _terminate(*_: object) -> NoReturn:

@@ -160,7 +160,7 @@ def scored_candidates(scores: pa.Table, *, file: int, unit: int, needs: Needs) -
         columns["unit"] = np.broadcast_to(np.int32(unit), (count,))
         columns["row"], columns["response"] = scored["row"].to_numpy(), scored["response_index"].to_numpy()
     if needs.key:
-        columns["key_high"], columns["key_low"] = _halves(scored["prompt_key"])
+        columns["key_high"], columns["key_low"] = key_halves(scored["prompt_key"])
     if needs.length:
         columns["length"] = scored["response_chars"].to_numpy()
     if needs.tokens:
@@ -169,7 +169,7 @@ def scored_candidates(scores: pa.Table, *, file: int, unit: int, needs: Needs) -
     return Candidates(**columns, labels=labels)
 
 
-def _halves(column: pa.ChunkedArray) -> tuple[Any, Any]:
+def key_halves(column: pa.ChunkedArray) -> tuple[Any, Any]:
     """16-byte keys as two unsigned integers each, in the order of the bytes."""
     keys = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], pa.binary(16))
     raw = np.frombuffer(keys.buffers()[1] or b"", dtype=">u8", count=2 * len(keys), offset=16 * keys.offset)

@@ -59,25 +59,36 @@ def build(pipeline: Any, config: RunConfig, paths: PlanPaths, plan: Plan, scorer
     selection = selection_of(config, plan)
     shape = Shape(config.output.shape, tuple(config.output.include_columns), tuple(config.output.add), plan.temperature)
     with_schemas = shape.more_columns is None or bool(shape.more_columns)
-    scored, parts = score_models(pipeline, paths, scores_path(config), scorer), {}
-    if len(scored) > 1:
-        combined = scored | "Combine" >> CombineScores(paths.whole, scores_path(config))
-        scored, parts = (combined["scores"],), {"standards": combined["standards"]}
-    selected = scored[0] | "Select" >> Select(selection, config.limits, with_schemas=with_schemas)
+    scored, parts = score_files(pipeline, paths, scores_path(config), scorer)
+    selected = scored | "Select" >> Select(selection, config.limits, with_schemas=with_schemas)
     bounds = (config.output.rows_per_shard, config.output.bytes_per_shard)
     shards = selected | "Export" >> Export(paths.whole, config.path, shape, selection.needs, *bounds)
     _ = {**selected, **parts, "shards": shards} | "Finish" >> Finish(paths.whole, config)
 
 
-def score_models(pipeline: Any, paths: PlanPaths, scores: str, scorer: ScorerFactory | None) -> tuple[Any, ...]:
+def score_files(
+    pipeline: Any, paths: PlanPaths, scores: str, scorer: ScorerFactory | None, *, scratch: str | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """The descriptors that selection reads, and what else there is of an ensemble. With `scratch`, scores are read only, and what
+    is combined of them goes there."""
+    scored = score_models(pipeline, paths, scores, scorer, read_only=scratch is not None)
+    if len(scored) == 1:
+        return scored[0], {}
+    combined = scored | "Combine" >> CombineScores(paths.whole, scores, scratch or scores)
+    return combined["scores"], {"standards": combined["standards"]}
+
+
+def score_models(
+    pipeline: Any, paths: PlanPaths, scores: str, scorer: ScorerFactory | None, *, read_only: bool = False
+) -> tuple[Any, ...]:
     """The descriptors of each model's score files. Models score one after the other: none finds another in its memory."""
     if len(paths.members) == 1:
-        return (pipeline | "Score" >> ScoreCorpus(paths.whole, scores, scorer),)
+        return (pipeline | "Score" >> ScoreCorpus(paths.whole, scores, scorer, read_only=read_only),)
     scored: list[Any] = []
     for number, path in enumerate(paths.members):
         after = scored[-1] | f"AwaitModel{number - 1}" >> beam.combiners.Count.Globally() if scored and scorer else None
         alone = LoadAlone(scorer) if scorer else None
-        scored.append(pipeline | f"Score{number}" >> ScoreCorpus(path, scores, alone, after))
+        scored.append(pipeline | f"Score{number}" >> ScoreCorpus(path, scores, alone, after, read_only))
     return tuple(scored)
 
 

@@ -189,6 +189,57 @@ def keep(candidates: Candidates, cut: Cut) -> Mask:
     return kept
 
 
+@dataclass(frozen=True)
+class Edge:
+    """What a settled cut came to in one stratum: where it runs, and between how many."""
+
+    rows: int = 0
+    kept: int = 0
+    lowest_kept: float = np.inf  # rewards; infinite where there is none
+    highest_dropped: float = -np.inf
+
+    def __add__(self, other: Edge) -> Edge:
+        return Edge(
+            self.rows + other.rows,
+            self.kept + other.kept,
+            min(self.lowest_kept, other.lowest_kept),
+            max(self.highest_dropped, other.highest_dropped),
+        )
+
+
+Edges = dict[Stratum, Edge]
+
+
+def measure_edges(candidates: Candidates, cut: Cut) -> Edges:
+    """Of the rows that a settled cut was made for."""
+    kept, found = keep(candidates, cut), Edges()
+    if not len(candidates):
+        return found
+    reward = candidates.reward.astype(np.float64)
+    for stratum, mask in _strata(candidates, cut.rule):
+        own = np.ones(len(kept), dtype=bool) if mask is None else mask
+        lowest = np.min(reward, where=own & kept, initial=np.inf)
+        highest = np.max(reward, where=own & ~kept, initial=-np.inf)
+        found[stratum] = Edge(int(own.sum()), int((own & kept).sum()), float(lowest), float(highest))
+    return found
+
+
+def merge_edges(parts: Iterable[Edges]) -> Edges:
+    merged: Edges = {}
+    for part in parts:
+        for stratum, edge in part.items():
+            merged[stratum] = merged.get(stratum, Edge()) + edge
+    return merged
+
+
+def strata_of(candidates: Candidates, rule: Top) -> list[Stratum]:
+    """The stratum of each row."""
+    if rule.per is None:
+        return [None] * len(candidates)
+    labels = candidates.labels[rule.per]
+    return [labels.name_of(code) for code in labels.codes.tolist()]
+
+
 def top(candidates: Candidates, rule: Top) -> Mask:
     """The cut over columns that are all here: what the passes of the graph come to."""
     cut = Cut(rule)

@@ -55,7 +55,8 @@ class CombineScores(beam.PTransform):  # type: ignore[misc]
     """Descriptors of each model, in the order of the plan's members → {scores: descriptors of the ensemble, standards}."""
 
     plan_path: str
-    scores_path: str
+    scores_path: str  # of the models, which errors name
+    combined_path: str  # where the ensemble's are written
 
     def expand(self, scored: Sequence[Any]) -> dict[str, Any]:
         placed = [
@@ -68,7 +69,7 @@ class CombineScores(beam.PTransform):  # type: ignore[misc]
         merged = moments | "MergeMoments" >> beam.CombineGlobally(merge_moments)
         standards = merged | "Standardise" >> beam.ParDo(Standardise(self.plan_path))
         combined = matched | "CombineRewards" >> beam.ParDo(
-            CombineRewards(self.plan_path, self.scores_path), AsSingleton(standards)
+            CombineRewards(self.plan_path, self.combined_path), AsSingleton(standards)
         ).with_output_types(bytes)
         return {"scores": combined | "KeepCombined" >> beam.Reshuffle(), "standards": standards}
 

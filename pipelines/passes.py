@@ -17,10 +17,13 @@ from pipelines.cuts import (
     REWARD_PASSES,
     Bins,
     Cut,
+    Edges,
     Ties,
     count_bins,
     list_ties,
+    measure_edges,
     merge_bins,
+    merge_edges,
     merge_ties,
     refine,
     settle,
@@ -82,3 +85,27 @@ class ListTies(beam.DoFn):  # type: ignore[misc]
         if not cut.decided:
             with carrying_errors():
                 yield list_ties(self.load(element, sides, ties=True), cut)
+
+
+@dataclass(eq=False)
+class FindEdges(beam.PTransform):  # type: ignore[misc]
+    """Elements → the `Edges` of their settled cut, as the only element."""
+
+    cut: Any
+    load: Loader
+    sides: Sequence[Any]
+
+    def expand(self, source: Any) -> Any:
+        sides = [AsSingleton(side) for side in (self.cut, *self.sides)]
+        measured = source | "MeasureEdges" >> beam.ParDo(MeasureEdges(self.load), *sides)
+        return measured | "MergeEdges" >> beam.CombineGlobally(merge_edges)
+
+
+@dataclass(eq=False)
+class MeasureEdges(beam.DoFn):  # type: ignore[misc]
+    load: Loader
+
+    @no_annotations  # type: ignore[untyped-decorator]  # Beam cannot read those of *args
+    def process(self, element: Any, cut: Cut, *sides: Any) -> Iterator[Edges]:
+        with carrying_errors():
+            yield measure_edges(self.load(element, sides, ties=True), cut)

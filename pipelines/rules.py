@@ -72,32 +72,45 @@ def threshold(candidates: Candidates, rule: Threshold, *, temperature: float | N
         above: Mask = candidates.reward >= rule.min_reward
         return above
     if rule.min_z is not None:
-        return _above_z(candidates, rule.min_z)
+        standing: Mask = z_scores(candidates) >= rule.min_z
+        return standing
+    likely: Mask = win_probabilities(candidates, rule, temperature=temperature) >= rule.min_probability
+    return likely
+
+
+def references(candidates: Candidates, rule: Threshold) -> npt.NDArray[np.float64]:
+    """The reward that each response is compared with, -inf where its prompt has no reference."""
     column, _, value = (rule.reference or "").partition("=")
     order, starts = by_prompt(candidates)
-    marked = candidates.labels[column].equal(value or "true")[order]
-    reward = candidates.reward[order].astype(np.float64)
-    kept = np.zeros(len(order), dtype=bool)
+    found = np.full(len(order), -np.inf)
     if len(order):
-        reference = np.maximum.reduceat(np.where(marked, reward, -np.inf), starts)
-        reference = np.repeat(reference, _sizes(starts, len(order)))
-        gap = np.where(np.isneginf(reference), -np.inf, reward - np.where(np.isneginf(reference), 0.0, reference))
-        kept[order] = sigmoid(gap / _known(temperature)) >= rule.min_probability
-    return kept
+        marked = candidates.labels[column].equal(value or "true")[order]
+        reward = candidates.reward[order].astype(np.float64)
+        best = np.maximum.reduceat(np.where(marked, reward, -np.inf), starts)
+        found[order] = np.repeat(best, _sizes(starts, len(order)))
+    return found
 
 
-def _above_z(candidates: Candidates, least: float) -> Mask:
+def win_probabilities(candidates: Candidates, rule: Threshold, *, temperature: float | None) -> npt.NDArray[np.float64]:
+    """How likely each response is preferred to its reference: 0 where there is none."""
+    reference, reward = references(candidates, rule), candidates.reward.astype(np.float64)
+    gap = np.where(np.isneginf(reference), -np.inf, reward - np.where(np.isneginf(reference), 0.0, reference))
+    return sigmoid(gap / _known(temperature)) if len(gap) else gap
+
+
+def z_scores(candidates: Candidates) -> npt.NDArray[np.float64]:
+    """(r - mean) / standard deviation within the prompt; 0 where all of its rewards are equal."""
     order, starts = best_first(candidates)  # a fixed order: sums of floats depend on it
-    kept = np.zeros(len(order), dtype=bool)
+    scores = np.zeros(len(order))
     if not len(order):
-        return kept
+        return scores
     sizes = _sizes(starts, len(order))
     reward = candidates.reward[order].astype(np.float64)
     centred = reward - np.repeat(np.add.reduceat(reward, starts) / sizes, sizes)
     scale = np.repeat(np.sqrt(np.add.reduceat(centred**2, starts) / sizes), sizes)
     alike = np.repeat(reward[starts] == reward[starts + sizes - 1], sizes)
-    kept[order] = np.where(alike, 0.0, centred / np.where(alike, 1.0, scale)) >= least
-    return kept
+    scores[order] = np.where(alike, 0.0, centred / np.where(alike, 1.0, scale))
+    return scores
 
 
 def best_of_n(candidates: Candidates, rule: BestOfN, *, temperature: float | None = None) -> Mask:
@@ -178,12 +191,30 @@ def drop_prompts(candidates: Candidates, rule: DropPrompts) -> Mask:
 
 def random(candidates: Candidates, rule: Random) -> Mask:
     """`keep` responses of each prompt by a hash of prompt, response and seed."""
-    return _first_of(candidates, (mixed(candidates, rule.seed) >> np.uint64(32)).astype(np.uint32), keep=rule.keep)
+    return _first_of(candidates, draws(candidates, rule), keep=rule.keep)
+
+
+def draws(candidates: Candidates, rule: Random) -> npt.NDArray[np.uint32]:
+    """What `random` orders by, smallest first."""
+    return (mixed(candidates, rule.seed) >> np.uint64(32)).astype(np.uint32)
 
 
 def longest(candidates: Candidates, rule: Longest) -> Mask:
     """The `keep` longest responses of each prompt; between equal lengths the fixed order."""
-    return _first_of(candidates, ~candidates.length.astype(np.uint32), keep=rule.keep)
+    return _first_of(candidates, shortness(candidates), keep=rule.keep)
+
+
+def shortness(candidates: Candidates) -> npt.NDArray[np.uint32]:
+    """What `longest` orders by, smallest first."""
+    return ~candidates.length.astype(np.uint32)
+
+
+def ranks_by(candidates: Candidates, values: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
+    """Each response's rank within its prompt, from 1: the smallest of `values` first, then the fixed order."""
+    order, starts = ranked_within(candidates, values)
+    ranks = np.empty(len(order), dtype=np.int64)
+    ranks[order] = _ranks(starts, len(order)) + 1
+    return ranks
 
 
 def add_ranks(candidates: Candidates) -> Candidates:

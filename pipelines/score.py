@@ -66,18 +66,20 @@ class LoadScorer:
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
 class ScoreCorpus(beam.PTransform):  # type: ignore[misc]
-    """Plan → `ScoreFile` descriptors as bytes. Without a `scorer`, every fragment must have been scored before."""
+    """Plan → `ScoreFile` descriptors as bytes. Without a `scorer`, every fragment must have been scored before; with
+    `read_only`, rewards that the corpus carries must be in score files already, too, and nothing is written."""
 
     plan_path: str
     scores_path: str
     scorer: ScorerFactory | None
     after: Any = None  # a collection that must be complete before scoring begins
+    read_only: bool = False
 
     def expand(self, begin: Any) -> Any:
         wait = [] if self.after is None else [AsIter(self.after)]
         files = begin | "ListFiles" >> beam.Create([self.plan_path]) | "ReadPlan" >> beam.FlatMap(file_numbers, *wait)
         units = files | "SpreadFiles" >> beam.Reshuffle() | "SplitUnits" >> beam.ParDo(SplitUnits(self.plan_path))
-        score = ScoreUnits(self.plan_path, self.scores_path, self.scorer)
+        score = ScoreUnits(self.plan_path, self.scores_path, self.scorer, read_only=self.read_only)
         scored = units | "SpreadUnits" >> beam.Reshuffle() | "ScoreUnits" >> beam.ParDo(score).with_output_types(bytes)
         return scored | "KeepScored" >> beam.Reshuffle()
 
@@ -102,7 +104,10 @@ class SplitUnits(beam.DoFn):  # type: ignore[misc]
 class ScoreUnits(beam.DoFn):  # type: ignore[misc]
     """(file number, unit) → one descriptor per fragment, each of them durable by then."""
 
-    def __init__(self, plan_path: str, scores_path: str, scorer: ScorerFactory | None) -> None:
+    def __init__(
+        self, plan_path: str, scores_path: str, scorer: ScorerFactory | None, *, read_only: bool = False
+    ) -> None:
+        self._read_only = read_only
         self._plan_path = plan_path
         self._scores_path = scores_path
         self._make_scorer = scorer
@@ -143,15 +148,16 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
         path, there = place.find(fragment.index, content_hash, original)
         if there is not None and objects.original_schema(there[0]) == original:
             return ScoreFile(path, place.file_number, there[1]), False
-        if there is not None:  # the same text under columns of other types: nothing to score
+        if there is not None and not self._read_only:  # the same text under columns of other types: nothing to score
             footer = replace(there[1], file_size=place.file.size, file_version=place.file.version)
             return ScoreFile(path, place.file_number, objects.write(path, there[0], footer, original)), False
-        if self._make_scorer is None and place.plan.mapping.reward is None:
+        carried = place.plan.mapping.reward is not None
+        if self._read_only or (self._make_scorer is None and not carried):
             raise InputError(
-                f"{place.file.path} has rows that are not scored yet (looked in {place.directory}); "
-                "run `bestkept score` with the same configuration first"
+                f"{place.file.path} has rows that are not scored yet (looked in {place.directory}); run "
+                f"`bestkept {'select' if carried else 'score'}` with the same configuration first"
             )
-        scorer = None if place.plan.mapping.reward is not None else self._scorer(place.plan)
+        scorer = None if carried else self._scorer(place.plan)
         progress.begin(input_bytes=input_bytes, responses=sum(len(row.sample.responses) for row in fragment.rows))
         columns, tokens = score_fragment(scorer, fragment, place.plan)
         footer = place.footer(fragment, columns, content_hash, tokens)

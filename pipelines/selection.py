@@ -24,13 +24,13 @@ from apache_beam.typehints.decorators import no_annotations
 from pipelines.candidates import Candidates, by_prompt, count_prompts, place_order
 from pipelines.columnar import Needs, pack, to_ipc, unpack
 from pipelines.config import Limits
-from pipelines.cuts import Cut, keep
+from pipelines.cuts import Cut
 from pipelines.length import Sample, fit, merge_samples
-from pipelines.passes import FindCut
+from pipelines.passes import FindCut, FindEdges, Loader
 from pipelines.precombine import Holder
 from pipelines.records import KeptUnit, Totals
-from pipelines.rules import add_ranks, apply_step, with_rivals
-from pipelines.steps import LoadPartition, LoadScores, Selection, early, read_candidates
+from pipelines.rules import add_ranks, with_rivals
+from pipelines.steps import LoadPartition, LoadScores, Selection, early, read_candidates, take_step
 from pipelines.storage import objects
 from pipelines.storage.objects import ScoreFile
 from pipelines.summaries import ExactSum, SelectionSummary, StepCounts
@@ -42,11 +42,15 @@ _KEPT_ROWS = 1_000_000  # in one element
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
 class Select(beam.PTransform):  # type: ignore[misc]
-    """Descriptors → {kept: KeptUnit, summary, curve, totals, schemas, files, rejected}; fails on `limits` before it selects."""
+    """Descriptors → {kept: KeptUnit, summary, curve, totals, schemas, files, rejected}; fails on `limits` before it selects.
+
+    With `with_cuts`, also {cuts: {step number: (its `Cut`, its `Edges`)}}, for those who explain a selection.
+    """
 
     selection: Selection
     limits: Limits
     with_schemas: bool
+    with_cuts: bool = False
 
     def expand(self, descriptors: Any) -> dict[str, Any]:
         totals = (
@@ -55,7 +59,8 @@ class Select(beam.PTransform):  # type: ignore[misc]
             | "SumTotals" >> beam.CombineGlobally(sum_totals)
             | "CheckLimits" >> beam.ParDo(CheckLimits(self.limits))
         )
-        sides = self._early_sides(descriptors)
+        cuts: dict[int, tuple[Any, Any]] = {}
+        sides = self._early_sides(descriptors, cuts)
         read_scores = ReadScores(self.selection, self.with_schemas)
         read = descriptors | "ReadScores" >> beam.ParDo(
             read_scores, AsSingleton(totals), *map(AsSingleton, sides)
@@ -67,7 +72,7 @@ class Select(beam.PTransform):  # type: ignore[misc]
             summary=SelectionSummary,
         ).with_outputs("fragments", "rejected", "schemas", "summary", main="candidates")
         grouped = read.candidates | "ShuffleCandidates" >> beam.GroupByKey()
-        kept, summaries = self._late(grouped)
+        kept, summaries = self._late(grouped, cuts)
         summary = (read.summary, *summaries) | "AllSummaries" >> beam.Flatten()
         placed = kept | "GroupByUnit" >> beam.GroupByKey() | "SortKept" >> beam.ParDo(SortKept(self.selection.needs))
         files = read.fragments | "GroupByFile" >> beam.GroupByKey() | "SortFragments" >> beam.Map(sort_fragments)
@@ -79,9 +84,19 @@ class Select(beam.PTransform):  # type: ignore[misc]
             "totals": totals,
             "schemas": read.schemas,
             "rejected": read.rejected,
+            **({"cuts": cuts} if self.with_cuts else {}),
         }
 
-    def _early_sides(self, descriptors: Any) -> list[Any]:
+    def _cut(self, source: Any, number: int, load: Loader, *, sides: Sequence[Any], cuts: dict[int, Any]) -> Any:
+        """The cut of step `number`; entered in `cuts` with what it came to, where that is asked for."""
+        rule = self.selection.steps[number].top
+        assert rule is not None
+        cut = source | f"FindCut{number}" >> FindCut(rule, load, sides)
+        if self.with_cuts:
+            cuts[number] = (cut, source | f"FindEdges{number}" >> FindEdges(cut, load, sides))
+        return cut
+
+    def _early_sides(self, descriptors: Any, cuts: dict[int, Any]) -> list[Any]:
         """The curve of a length correction, then the cut of each early `top`."""
         sides: list[Any] = []
         correction = self.selection.correction
@@ -93,23 +108,19 @@ class Select(beam.PTransform):  # type: ignore[misc]
             )
             sides.append(sample | "FitLengths" >> beam.Map(fit, span=correction.length_correction.span))
         for number in self.selection.early:
-            rule = self.selection.steps[number].top
-            if rule is not None:
+            if self.selection.steps[number].top is not None:
                 load = LoadScores(self.selection, until=number)
-                sides.append(descriptors | f"FindCut{number}" >> FindCut(rule, load, tuple(sides)))
+                sides.append(self._cut(descriptors, number, load, sides=tuple(sides), cuts=cuts))
         return sides
 
-    def _late(self, grouped: Any) -> tuple[Any, list[Any]]:
+    def _late(self, grouped: Any, cuts: dict[int, Any]) -> tuple[Any, list[Any]]:
         """Partitions → kept rows by unit, and a summary of each run of steps."""
-        runs, summaries = self.selection.late, []
-        rows, cuts = grouped, []
+        runs, summaries, load = self.selection.late, [], LoadPartition(self.selection.needs)
+        rows = grouped
         for number, run in enumerate(runs):
-            if number:
-                rule = self.selection.steps[run[0]].top
-                assert rule is not None
-                cuts = [rows | f"FindCut{run[0]}" >> FindCut(rule, LoadPartition(self.selection.needs), ())]
+            own = [self._cut(rows, run[0], load, sides=(), cuts=cuts)] if number else []
             apply = ApplyRules(self.selection, run, first=number == 0, last=number == len(runs) - 1)
-            ruled = rows | f"ApplyRules{number}" >> beam.ParDo(apply, *map(AsSingleton, cuts)).with_output_types(
+            ruled = rows | f"ApplyRules{number}" >> beam.ParDo(apply, *map(AsSingleton, own)).with_output_types(
                 tuple[int, bytes]
             ).with_outputs("summary", main="kept")
             summaries.append(ruled.summary)
@@ -220,10 +231,8 @@ class ApplyRules(beam.DoFn):  # type: ignore[misc]
         whole, counts = rows, StepCounts()
         for number in numbers:
             step = self.selection.steps[number]
-            if step.top is not None:
-                rows = rows.take(keep(rows, cuts[0]))
-            else:
-                rows = apply_step(rows, step, temperature=self.selection.temperature)
+            cut = cuts[0] if step.top is not None else None
+            rows = take_step(rows, step, cut=cut, temperature=self.selection.temperature)
             counts[number] = (step.name, len(rows), count_prompts(rows))
         if self.first and needs.rival:
             rows = with_rivals(rows, whole)

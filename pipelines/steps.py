@@ -13,7 +13,7 @@ from pipelines.config import Step
 from pipelines.cuts import Cut, keep
 from pipelines.length import Curve
 from pipelines.precombine import Holder
-from pipelines.rules import threshold
+from pipelines.rules import apply_step
 from pipelines.storage import objects
 from pipelines.storage.objects import ScoreFile
 from pipelines.summaries import StepCounts
@@ -109,13 +109,19 @@ def early(
     for number in selection.early:
         if number < until:
             step = selection.steps[number]
-            if step.top is not None:
-                cut: Cut = waiting.pop(0)
-                candidates = candidates.take(keep(candidates, cut))
-            elif step.threshold is not None:
-                candidates = candidates.take(threshold(candidates, step.threshold))
+            cut: Cut | None = waiting.pop(0) if step.top is not None else None
+            candidates = take_step(candidates, step, cut=cut, temperature=selection.temperature)
             counts[number] = (step.name, len(candidates), None)
     return candidates, counts
+
+
+def take_step(candidates: Candidates, step: Step, *, cut: Cut | None, temperature: float | None) -> Candidates:
+    """What one step keeps: `top` by its settled cut, any other by its rule. Raises `ValueError` for a `top` without a cut."""
+    if step.top is None:
+        return apply_step(candidates, step, temperature=temperature)
+    if cut is None:
+        raise ValueError(f"step {step!r} cuts across all prompts, and its cut is not given")
+    return candidates.take(keep(candidates, cut))
 
 
 def read_candidates(descriptor: ScoreFile, needs: Needs) -> Candidates:

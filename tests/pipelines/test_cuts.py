@@ -13,7 +13,21 @@ from selection_tables import best_order, candidates, chosen, tables
 
 from pipelines.candidates import ascending_bits
 from pipelines.config import Top
-from pipelines.cuts import PASSES, Cut, count_bins, keep, list_ties, merge_bins, merge_ties, refine, settle, top
+from pipelines.cuts import (
+    PASSES,
+    Cut,
+    count_bins,
+    keep,
+    list_ties,
+    measure_edges,
+    merge_bins,
+    merge_edges,
+    merge_ties,
+    refine,
+    settle,
+    strata_of,
+    top,
+)
 
 amounts = st.one_of(
     st.sampled_from([{"fraction": f} for f in (0.0, 0.1, 0.29, 0.5, 1.0)]),
@@ -68,6 +82,28 @@ def test_top_equals_sorting(rows, data, amount, per, with_quota):
     assert chosen(rows, top(table, rule)) == expected
     edges = sorted({0, count, *data.draw(st.lists(st.integers(0, count), max_size=3))})
     assert chosen(rows, keep(table, in_parts(table, rule, edges))) == expected
+
+
+@settings(max_examples=200)
+@given(tables(), st.data(), amounts, st.sampled_from([{}, {"per": "source"}]))
+def test_edges_are_the_worst_kept_and_the_best_dropped(rows, data, amount, per):
+    count = len(rows)
+    names = data.draw(st.lists(strata, min_size=count, max_size=count))
+    rule = Top(**amount, **per)
+    table = candidates(rows, labels={"source": names}, tokens=[1] * count)
+    cut = in_parts(table, rule, [0, count])
+    at = data.draw(st.integers(0, count))
+    edges = merge_edges(measure_edges(table.take(np.arange(*part)), cut) for part in ((at, count), (0, at)))
+    kept = brute_force(rows, names, [1] * count, rule)
+    strata_here = names if per else [None] * count
+    assert strata_of(table, rule) == strata_here
+    assert edges.keys() == set(strata_here)
+    for stratum, edge in edges.items():
+        own = [row for row, name in zip(rows, strata_here, strict=True) if name == stratum]
+        inside = [float(np.float32(row[2])) for row in own if row[4:] in kept]
+        outside = [float(np.float32(row[2])) for row in own if row[4:] not in kept]
+        assert (edge.rows, edge.kept) == (len(own), len(inside))
+        assert (edge.lowest_kept, edge.highest_dropped) == (min(inside, default=np.inf), max(outside, default=-np.inf))
 
 
 @settings(max_examples=100)

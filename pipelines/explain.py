@@ -1,0 +1,242 @@
+"""`bestkept select --explain`: for one prompt, why each of its responses was kept or dropped, step by step.
+
+The graph is the selection's own, up to what it keeps; beside it the prompt's rows are taken from the score files, and its steps
+are gone through once more with the cuts that the selection found. It runs on this machine and writes to a temporary directory
+alone. Text is never read; it costs what a selection costs, without export.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from apache_beam.pvalue import AsIter, AsSingleton
+from apache_beam.typehints.decorators import no_annotations
+
+from pipelines.candidates import Candidates, Mask
+from pipelines.columnar import Needs, key_halves, pack, unpack
+from pipelines.config import RunConfig, RunnerConfig
+from pipelines.curate import execute, located, score_files, scores_path, selection_of
+from pipelines.errors import ConfigError, InputError
+from pipelines.inputs import place_of
+from pipelines.plan import Plan, PlanPaths, make_plans
+from pipelines.records import KeptUnit
+from pipelines.selection import Select
+from pipelines.steps import Selection, read_candidates
+from pipelines.storage import objects
+from pipelines.storage.objects import ScoreFile
+from pipelines.verdicts import DROPPED_BEFORE, Place, Verdict, places, verdicts
+from pipelines.workers import carrying_errors, plan_at
+
+log = logging.getLogger(__name__)
+
+_ID = re.compile("[0-9a-f]{8,32}")
+_ID_LENGTH = 32
+_SHOWN = 3
+
+
+def explain(config: RunConfig, key: str, flags: Sequence[str] = ()) -> dict[str, Any]:
+    """What selection does to the prompt whose `prompt_id` is, or begins with, `key`; as plain JSON values (see `explanation`).
+
+    Raises `ConfigError` for a key that cannot be one and for flags of Beam, `InputError` for a key that fits no prompt or
+    several, and whatever a selection raises.
+    """
+    if not _ID.fullmatch(key):
+        raise ConfigError(
+            f"--explain {key!r} is no prompt id; expected one of the output's column prompt_id, 32 characters of 0-9 and a-f, "
+            "or the first 8 or more of them"
+        )
+    if flags:
+        raise ConfigError(f"flag {flags[0]} is for a runner of Beam, and --explain runs on this machine; leave it out")
+    if config.runner.name != "local":
+        log.info("explaining on this machine, not on %s", config.runner.name)
+    config = located(config)
+    plans = make_plans(config)
+    selection = selection_of(config, plans.whole)
+    with tempfile.TemporaryDirectory(prefix="bestkept-explain-") as scratch:
+        paths, answer = plans.save(scratch), Path(scratch) / "explained.json"
+        build = Explain(config, selection, paths, key, scratch=scratch, answer=str(answer))
+        execute(RunnerConfig(), (), lambda pipeline: pipeline | "Explain" >> build)
+        found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+    if "matches" in found:
+        raise _not_one(key, found["matches"], found["prompts"])
+    return found
+
+
+def _not_one(key: str, matches: Sequence[str], prompts: int) -> InputError:
+    if matches:
+        shown = ", ".join(matches[:_SHOWN]) + (", ..." if len(matches) > _SHOWN else "")
+        return InputError(f"{key!r} fits {len(matches)} of {prompts:,} prompts ({shown}); give more of the id")
+    return InputError(
+        f"no prompt has the id {key!r}, and the scores hold {prompts:,} prompts; take one of the output's column prompt_id, "
+        "or compare input.path and input.group_by with those of the selection"
+    )
+
+
+@dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
+class Explain(beam.PTransform):  # type: ignore[misc]
+    """Root → the answer, written to `answer`: an explanation, or `matches` where they are not one."""
+
+    config: RunConfig
+    selection: Selection
+    paths: PlanPaths
+    key: str
+    scratch: str
+    answer: str
+
+    def expand(self, begin: Any) -> Any:
+        scored, _ = score_files(begin.pipeline, self.paths, scores_path(self.config), None, scratch=self.scratch)
+        selected = scored | "Select" >> Select(self.selection, self.config.limits, with_schemas=False, with_cuts=True)
+        found = scored | "FindPrompt" >> beam.ParDo(FindPrompt(self.key, _needs(self.selection))).with_outputs(
+            "keys", main="rows"
+        )
+        counts = found.keys | "GroupKeys" >> beam.GroupByKey() | "CountKeys" >> beam.Map(count_keys)
+        prompts = counts | "SumPrompts" >> beam.CombineGlobally(sum)
+        kept = selected["kept"] | "FindKept" >> beam.FlatMap(kept_places, self.key, self.selection.needs)
+        sides = [AsIter(found.rows), AsSingleton(prompts), AsIter(kept)]
+        sides += [AsSingleton(selected["curve"])] if self.selection.correction else []
+        for number in sorted(selected["cuts"]):
+            sides += map(AsSingleton, selected["cuts"][number])
+        write = WriteAnswer(self.selection, self.answer, sorted(selected["cuts"]))
+        barrier = begin.pipeline | "Answer" >> beam.Create([self.paths.whole])
+        return barrier | "WriteAnswer" >> beam.ParDo(write, *sides)
+
+
+def _needs(selection: Selection) -> Needs:
+    return Needs(tokens=True, length=True, raw=selection.needs.raw, labels=selection.needs.labels)
+
+
+def matching(high: Any, low: Any, prefix: str) -> Mask:
+    """Which keys, given as halves, begin with these hexadecimal digits."""
+    least, most = (int(prefix.ljust(_ID_LENGTH, digit), 16) for digit in "0f")
+    half = (1 << 64) - 1
+    above = (high > least >> 64) | ((high == least >> 64) & (low >= least & half))
+    below = (high < most >> 64) | ((high == most >> 64) & (low <= most & half))
+    inside: Mask = above & below
+    return inside
+
+
+@dataclass(eq=False)
+class FindPrompt(beam.DoFn):  # type: ignore[misc]
+    """Descriptor → (key, file, unit, start of the unit, scored rows, rejected rows) of each key that fits; and its distinct keys,
+    to be counted, by their first byte."""
+
+    prefix: str
+    needs: Needs
+
+    def process(self, data: bytes) -> Iterator[Any]:
+        with carrying_errors():
+            descriptor = ScoreFile.from_bytes(data)
+            footer = descriptor.footer
+            names = ["prompt_key", "row", "response_index", "reason"]
+            rows = objects.read_columns(descriptor.path, names, footer)
+            rows = rows.filter(rows["prompt_key"].is_valid())
+            high, low = key_halves(rows["prompt_key"])
+            yield from self._keys(high, low)
+            mask = matching(high, low, self.prefix)
+            if not mask.any():
+                return
+            scored, mine = read_candidates(descriptor, self.needs), rows.filter(pa.array(mask))
+            for key in mine["prompt_key"].unique().to_pylist():
+                own = scored.take(_of_key(scored, int.from_bytes(key, "big")))
+                rejected = mine.filter(pa.array([k == key for k in mine["prompt_key"].to_pylist()]))
+                rejected = rejected.filter(rejected["reason"].is_valid()).select(names[1:]).to_pylist()
+                unit = (descriptor.file, footer.unit, footer.unit_start)
+                yield (key.hex(), *unit, pack(own, self.needs), [tuple(row.values()) for row in rejected])
+
+    def _keys(self, high: Any, low: Any) -> Iterator[Any]:
+        distinct = np.unique(np.stack([high, low], axis=1), axis=0)
+        first = (distinct[:, 0] >> np.uint64(56)).astype(int)
+        for number in np.unique(first).tolist():
+            yield beam.pvalue.TaggedOutput("keys", (number, distinct[first == number].tobytes()))
+
+
+def _of_key(rows: Candidates, key: int) -> Mask:
+    mask: Mask = (rows.key_high == key >> 64) & (rows.key_low == key & ((1 << 64) - 1))
+    return mask
+
+
+def count_keys(element: tuple[int, Iterable[bytes]]) -> int:
+    """(first byte, keys of several score files) → how many distinct ones."""
+    keys = np.frombuffer(b"".join(element[1]), dtype=np.uint64).reshape(-1, 2)
+    return len(np.unique(keys, axis=0))
+
+
+def kept_places(unit: KeptUnit, prefix: str, needs: Needs) -> list[Place]:
+    """Places of the kept responses whose prompt fits."""
+    rows = unpack([unit.kept], needs)
+    return places(rows.take(matching(rows.key_high, rows.key_low, prefix)))
+
+
+@dataclass(eq=False)
+class WriteAnswer(beam.DoFn):  # type: ignore[misc]
+    """Plan path, with all there is as side inputs → the answer, written."""
+
+    selection: Selection
+    answer: str
+    cut_steps: Sequence[int]
+
+    @no_annotations  # type: ignore[untyped-decorator]  # Beam cannot read those of *args
+    def process(
+        self, plan_path: str, found: Iterable[Any], prompts: int, kept: Iterable[Place], *sides: Any
+    ) -> Iterator[None]:
+        parts, waiting = sorted(found, key=lambda part: part[:4]), list(sides)
+        matches = sorted({part[0] for part in parts})
+        if len(matches) == 1:
+            curve = waiting.pop(0) if self.selection.correction else None
+            cuts = {number: (waiting.pop(0), waiting.pop(0)) for number in self.cut_steps}
+            rows = unpack([part[4] for part in parts], _needs(self.selection))
+            decided = verdicts(rows, self.selection, curve=curve, cuts=cuts)
+            with carrying_errors():
+                plan = plan_at(plan_path)
+            content = explanation(plan, self.selection, parts, rows, decided=decided, kept=set(kept))
+        else:
+            content = {"matches": matches}
+        text = json.dumps({**content, "prompts": prompts}, allow_nan=False)
+        Path(self.answer).write_text(text, encoding="utf-8")
+        yield None
+
+
+def explanation(
+    plan: Plan,
+    selection: Selection,
+    parts: Sequence[Any],
+    rows: Candidates,
+    *,
+    decided: dict[Place, list[Verdict]],
+    kept: set[Place],
+) -> dict[str, Any]:
+    """The prompt's id, the steps with their settings, and its rows in the order of the input: file, place, response index,
+    reward, tokens (None where there is no tokenizer), reason of rejection, whether the selection keeps it, verdict by step."""
+    starts = {(file, unit): start for _, file, unit, start, _, _ in parts}
+    tokens = rows.tokens.tolist() if plan.mapping.reward is None else [None] * len(rows)
+    values = zip(places(rows), rows.raw.tolist(), tokens, strict=True)
+    scored: dict[Place, Any] = {place: (reward, count, None) for place, reward, count in values}
+    unusable = {
+        (file, unit, row, response): (None, None, reason)
+        for _, file, unit, _, _, rejected in parts
+        for row, response, reason in rejected
+    }
+    before = [{"rule": step.name, "verdict": DROPPED_BEFORE} for step in selection.steps]
+    entries = []
+    for place, (reward, count, reason) in sorted({**scored, **unusable}.items()):
+        file, unit, row, response = place
+        key = plan.files[file].key
+        entry: dict[str, Any] = {
+            "file": key,
+            "place": place_of(key, starts[file, unit], row),
+            "response_index": response,
+        }
+        entry |= {"reward": reward, "tokens": count, "rejected": reason, "kept": place in kept}
+        entries.append({**entry, "steps": decided.get(place, before)})
+    steps = [step.model_dump(exclude_none=True) for step in selection.steps]
+    return {"prompt_id": parts[0][0], "steps": steps, "rows": entries}

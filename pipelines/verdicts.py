@@ -1,0 +1,165 @@
+"""One prompt's responses, step by step: which of them each step keeps, and the numbers that decide. Pure.
+
+What is kept is what the rules and the settled cuts themselves say of these rows (`steps.take_step`); here are only the numbers
+beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from pipelines.candidates import Candidates, worst_bits
+from pipelines.config import BestOfN, DropPrompts, Pairs, Step, Threshold, Top
+from pipelines.cuts import Cut, Edge, Edges, strata_of
+from pipelines.length import Curve
+from pipelines.rules import draws, ranks_by, references, shortness, sigmoid, win_probabilities, z_scores
+from pipelines.steps import Selection, take_step
+
+Place = tuple[int, int, int, int]
+"""File, unit, row, response."""
+Cuts = Mapping[int, tuple[Cut, Edges]]
+"""Step number → the settled cut of a `top`, and what it came to over all prompts."""
+Verdict = dict[str, Any]
+"""`rule`, `verdict` (kept, dropped, paired: the rejected side of a pair; or dropped before), and the numbers by name."""
+
+DROPPED_BEFORE = "dropped before"
+
+
+def verdicts(rows: Candidates, selection: Selection, *, curve: Curve | None, cuts: Cuts) -> dict[Place, list[Verdict]]:
+    """Of all scored responses to one prompt, by place: one verdict a step, in order.
+
+    Raises `ValueError` where a step needs a curve, a cut or a temperature that is not given.
+    """
+    found: dict[Place, list[Verdict]] = {place: [] for place in places(rows)}
+    for number, step, before, after in follow(rows, selection, curve=curve, cuts=cuts):
+        kept, paired = set(places(after)), set(_other_places(after)) if step.pairs is not None else set()
+        edges = cuts[number][1] if number in cuts else {}
+        named = _numbers(step, before, after, temperature=selection.temperature, edges=edges)
+        numbers = dict(zip(places(before), named, strict=True))
+        for place, given in found.items():
+            if place in numbers:
+                verdict = "kept" if place in kept else "paired" if place in paired else "dropped"
+                given.append({"rule": step.name, "verdict": verdict, **numbers[place]})
+            else:
+                given.append({"rule": step.name, "verdict": DROPPED_BEFORE})
+    return found
+
+
+def follow(
+    rows: Candidates, selection: Selection, *, curve: Curve | None, cuts: Cuts
+) -> Iterator[tuple[int, Step, Candidates, Candidates]]:
+    """(number, step, what it sees, what it keeps) of every step, each of which sees what the one before kept."""
+    for number, step in enumerate(selection.steps):
+        if step.length_correction is not None:
+            if curve is None:
+                raise ValueError("length_correction needs the curve that was fitted, and none is given")
+            after = curve.correct(rows)
+        else:
+            cut = cuts[number][0] if number in cuts else None
+            after = take_step(rows, step, cut=cut, temperature=selection.temperature)
+        yield number, step, rows, after
+        rows = after
+
+
+def places(rows: Candidates) -> list[Place]:
+    columns = (rows.file, rows.unit, rows.row, rows.response)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def _other_places(rows: Candidates) -> list[Place]:
+    columns = (rows.other_file, rows.other_unit, rows.other_row, rows.other_response)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def _numbers(
+    step: Step, rows: Candidates, after: Candidates, *, temperature: float | None, edges: Edges
+) -> list[dict[str, Any]]:
+    """What the step compares, for each of `rows`: one prompt, or what is left of it."""
+    if step.best_of_n is not None:
+        columns = _best_of_n(rows, step.best_of_n, step.best_of_n.temperature or temperature)
+    elif step.threshold is not None:
+        columns = _threshold(rows, step.threshold, step.threshold.temperature or temperature)
+    elif step.top is not None:
+        columns = _top(rows, step.top, edges)
+    elif step.pairs is not None:
+        columns = _pairs(rows, step.pairs)
+    elif step.drop_prompts is not None:
+        columns = _drop_prompts(rows, step.drop_prompts)
+    elif step.random is not None:
+        ranks = ranks_by(rows, draws(rows, step.random))
+        columns = {"rank": ranks, "of": len(rows), "keep": step.random.keep, "seed": step.random.seed}
+    elif step.longest is not None:
+        ranks = ranks_by(rows, shortness(rows))
+        columns = {"characters": rows.length, "rank": ranks, "of": len(rows), "keep": step.longest.keep}
+    else:
+        columns = {"characters": rows.length, "reward": rows.raw, "corrected": after.reward}
+    return _by_row(columns, len(rows))
+
+
+def _best_of_n(rows: Candidates, rule: BestOfN, temperature: float | None) -> dict[str, Any]:
+    ordered = np.sort(rows.reward.astype(np.float64))[::-1]
+    gap = float(ordered[rule.keep - 1] - ordered[rule.keep]) if len(rows) > rule.keep else None
+    columns = {"rank": ranks_by(rows, worst_bits(rows.reward)), "of": len(rows), "keep": rule.keep}
+    columns |= {"min_candidates": rule.min_candidates, "gap": gap, "min_margin": rule.min_margin}
+    if rule.min_probability is not None and temperature is not None:
+        probability = None if gap is None else sigmoid(np.array([gap / temperature]))[0]
+        columns |= {"probability": probability, "min_probability": rule.min_probability, "temperature": temperature}
+    return columns
+
+
+def _threshold(rows: Candidates, rule: Threshold, temperature: float | None) -> dict[str, Any]:
+    if rule.min_reward is not None:
+        return {"reward": rows.reward, "min_reward": rule.min_reward}
+    if rule.min_z is not None:
+        return {"z": z_scores(rows), "min_z": rule.min_z}
+    return {
+        "reward": rows.reward,
+        "reference": references(rows, rule),
+        "probability": win_probabilities(rows, rule, temperature=temperature),
+        "min_probability": rule.min_probability,
+        "temperature": temperature,
+    }
+
+
+def _top(rows: Candidates, rule: Top, edges: Edges) -> dict[str, Any]:
+    strata = strata_of(rows, rule)
+    own = [edges.get(stratum, Edge()) for stratum in strata]
+    columns: dict[str, Any] = {} if rule.per is None else {"stratum": strata}
+    return columns | {
+        "reward": rows.reward,
+        "cut_reward": [edge.lowest_kept for edge in own],
+        "next_reward": [edge.highest_dropped for edge in own],
+        "kept_rows": [edge.kept for edge in own],
+        "of": [edge.rows for edge in own],
+    }
+
+
+def _pairs(rows: Candidates, rule: Pairs) -> dict[str, Any]:
+    reward = rows.reward.astype(np.float64)
+    gap = reward.max(initial=-np.inf) - reward
+    ranks = ranks_by(rows, worst_bits(rows.reward))
+    return {"rank": ranks, "of": len(rows), "gap": gap, "min_gap": rule.min_gap, "max_gap": rule.max_gap}
+
+
+def _drop_prompts(rows: Candidates, rule: DropPrompts) -> dict[str, Any]:
+    reward = rows.reward.astype(np.float64)
+    best, worst = reward.max(initial=-np.inf), reward.min(initial=np.inf)
+    return {"candidates": len(rows), "best": best, "spread": best - worst, **rule.model_dump(exclude_none=True)}
+
+
+def _by_row(columns: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+    """Columns, or one value for all, as one dict a row; what is no finite number is None."""
+    whole: dict[str, list[Any]] = {}
+    for name, column in columns.items():
+        values = column.tolist() if isinstance(column, np.ndarray) else column
+        whole[name] = [_plain(value) for value in (values if isinstance(values, list) else [values] * count)]
+    return [{name: values[at] for name, values in whole.items()} for at in range(count)]
+
+
+def _plain(value: Any) -> Any:
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
