@@ -185,10 +185,7 @@ def make_manifest(
         "rejected": rejected_counts,
         "first_rejected": examples,
         "rejected_files": list(rejected),
-        "steps": [
-            {"rule": rule, "rows": rows, "prompts": prompts}
-            for _, (rule, rows, prompts) in sorted(summary.steps.items())
-        ],
+        "steps": [_step(summary, number, step.name) for number, step in enumerate(config.select)],
         "mean_reward": {"kept": summary.kept.mean(), "dropped": summary.dropped.mean()},
         "shards": [shard._asdict() for shard in shards],
     }
@@ -216,6 +213,12 @@ def model_of(config: RunConfig, plan: Plan, standards: Standards | None) -> dict
         return {"name": f"column {config.scores.column}", "revision": None, **plan.identity}
     (model,) = config.models
     return {"name": name_of(model), "revision": model.revision, **plan.identity}
+
+
+def _step(summary: SelectionSummary, number: int, name: str) -> dict[str, Any]:
+    """What a step kept: nothing, where nothing was left for any worker to see."""
+    rule, rows, prompts = summary.steps.get(number, (name, 0, 0))
+    return {"rule": rule, "rows": rows, "prompts": prompts}
 
 
 def _input(file: InputFile, fragments: list[list[Any]]) -> dict[str, Any]:
