@@ -1,4 +1,4 @@
-"""Real text through a real model, against plain transformers on the documented text."""
+"""Real corpora: text through a real model, against plain transformers on the documented text; and a judge's own scores."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from pipelines import curate
 from pipelines.config import RunConfig, TrainConfig
 from pipelines.training import settings_of
+from rm.conversations import from_prompt, prompt_key, response_hash
 
 pytestmark = [
     pytest.mark.slow,
@@ -105,3 +106,61 @@ def test_gsm8k(tmp_path, model):
     lines = gzip.decompress((SHARED / "gsm8k_solutions.jsonl.gz").read_bytes()).splitlines(keepends=True)[:120]
     (tmp_path / "gsm8k.jsonl.gz").write_bytes(gzip.compress(b"".join(lines)))
     check(model, [json.loads(line) for line in lines], tmp_path / "gsm8k.jsonl.gz", tmp_path / "out")
+
+
+def drawn_first(rows: list[dict], seed: int) -> dict:
+    """The row that `random` takes: the least upper half of splitmix64 over response hash, prompt key and seed."""
+    mask = 2**64 - 1
+
+    def draw(row: dict) -> tuple[int, int, int]:
+        z = row["hash"] ^ ((row["key_low"] + 0x9E3779B97F4A7C15 * (seed + 1)) & mask)
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+        return (z ^ (z >> 31)) >> 32, row["hash"], row["at"]
+
+    return min(rows, key=draw)
+
+
+def test_best_of_56_with_the_judges_own_scores(tmp_path):
+    """Oracle, longest and random on the published numbers: 0.871, 0.442 and 0.109, each recomputed here row by row."""
+    rows = [row | {"at": at} for at, row in enumerate(pq.read_table(SHARED / "best_of_56").to_pylist())]
+    groups = defaultdict(list)
+    for row in rows:
+        if (row["response"] or "").strip():
+            key = prompt_key(from_prompt(row["prompt"]))
+            row |= {"hash": response_hash(row["response"]), "key_low": int.from_bytes(key[8:], "big")}
+            groups[key.hex()].append(row)
+    assert len(groups) == 401
+
+    def kept(rule: str, **settings: int) -> dict[str, float]:
+        config = RunConfig.model_validate(
+            {
+                "input": {"path": str(SHARED / "best_of_56" / "*.parquet")},
+                "scores": {"path": str(tmp_path / "scores"), "column": "judge_win_rate"},
+                "select": [{rule: {"keep": 1, **settings}}],
+                "limits": {"max_rejected_fraction": 0.01},
+                "output": {"path": str(tmp_path / "-".join([rule, *map(str, settings.values())]))},
+            }
+        )
+        curate.curate(config, scorer=None)
+        found = pq.read_table(Path(config.output.path) / "data", columns=["prompt_id", "reward"]).to_pylist()
+        assert len(found) == len(groups)
+        return {row["prompt_id"]: row["reward"] for row in found}
+
+    def by_hand(choose) -> dict[str, float]:
+        return {key: float(np.float32(choose(group)["judge_win_rate"])) for key, group in groups.items()}
+
+    oracle, longest = kept("best_of_n"), kept("longest")
+    assert oracle == by_hand(lambda group: max(group, key=lambda row: row["judge_win_rate"]))
+    assert longest == by_hand(lambda group: min(group, key=lambda row: (-len(row["response"]), row["hash"], row["at"])))
+    assert np.mean(list(oracle.values())) == pytest.approx(0.871, abs=0.001)
+    assert np.mean(list(longest.values())) == pytest.approx(0.442, abs=0.001)
+    means = []
+    for seed in range(20):
+        chosen = kept("random", seed=seed)
+        assert chosen == by_hand(lambda group, seed=seed: drawn_first(group, seed))
+        means.append(np.mean(list(chosen.values())))
+    chance = np.mean([np.mean([row["judge_win_rate"] for row in group]) for group in groups.values()])
+    assert chance == pytest.approx(0.109, abs=0.001)
+    assert np.mean(means) == pytest.approx(0.109, abs=0.01)  # the standard error of 20 draws is a quarter of that
+    assert 0.004 < np.std(means) < 0.03, "seeds differ"

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from corpora import SHARED, write_jsonl
+from corpora import write_jsonl
 
 from pipelines import curate
 from pipelines.config import RunConfig
@@ -332,40 +332,3 @@ def test_probabilities_come_from_the_models_calibration(tmp_path, make_config, s
     found = {row["messages"][0]["content"]: row["probability"] for row in table(tmp_path)}
     assert found == pytest.approx(expected, abs=1e-6)
     assert 0 < len(expected) < 6
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not SHARED.exists(), reason="the real corpora are not part of the project")
-def test_best_of_56_with_the_judges_own_scores(tmp_path):
-    rows = pq.read_table(SHARED / "best_of_56").to_pylist()
-    usable = [row for row in rows if (row["response"] or "").strip()]
-    score = {(row["prompt"], row["response"]): row["judge_win_rate"] for row in usable}
-    groups = defaultdict(list)
-    for row in usable:
-        groups[row["prompt"]].append(row)
-    means = {}
-    for name in ("best_of_n", "longest", "random"):
-        config = RunConfig.model_validate(
-            {
-                "input": {"path": str(SHARED / "best_of_56" / "*.parquet")},
-                "scores": {"path": str(tmp_path / "scores"), "column": "judge_win_rate"},
-                "select": [{name: {"keep": 1}}],
-                "limits": {"max_rejected_fraction": 0.01},
-                "output": {"path": str(tmp_path / name)},
-            }
-        )
-        curate.curate(config, scorer=None)
-        found = table(tmp_path, name)
-        assert len(found) == len(groups) == 401
-        means[name] = np.mean([row["reward"] for row in found])
-        for row in found:
-            assert (row["messages"][0]["content"], row["messages"][-1]["content"]) in score
-    oracle = np.mean([max(row["judge_win_rate"] for row in group) for group in groups.values()])
-    longest = np.mean([max(group, key=lambda row: len(row["response"]))["judge_win_rate"] for group in groups.values()])
-    chance = np.mean([np.mean([row["judge_win_rate"] for row in group]) for group in groups.values()])
-    assert means["best_of_n"] == pytest.approx(oracle, abs=1e-6)
-    assert means["longest"] == pytest.approx(longest, abs=0.005)  # equal lengths are cut by the hash
-    assert [round(float(value), 3) for value in (oracle, longest, chance)] == pytest.approx(
-        [0.871, 0.442, 0.109], abs=0.01
-    )
-    assert means["random"] == pytest.approx(chance, abs=0.04)  # one draw of 401: its standard error is 0.012
