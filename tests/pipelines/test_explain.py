@@ -338,7 +338,12 @@ def test_an_ensemble(tmp_path, make):
     with pytest.raises(InputError, match="not scored yet"):
         explain(config, key_of("p1"))
     (tmp_path / "log").touch()
-    curate.curate(config, scorer=NamedFactory(str(tmp_path / "log")))
+    curate.score(config, scorer=NamedFactory(str(tmp_path / "log")))
+    before = contents(tmp_path)
+    first = explain(config, key_of("p0"))
+    assert contents(tmp_path) == before, "the combined scores are not left behind"
+    curate.curate(config, scorer=None)
+    assert explain(config, key_of("p0")) == first
     before = contents(tmp_path)
     held = pq.read_table(tmp_path / "out" / "data").to_pylist()
     for prompt in ("p0", "p1", "p2"):
