@@ -50,12 +50,15 @@ class StubScorer:
 
 @dataclass
 class StubFactory:
-    """Makes a `StubScorer` and notes every load and every call in `log`."""
+    """Makes a `StubScorer` and notes every load and every call in `log`, and the process of every load as a file in `pids`."""
 
     log: str | None = None
     die_after: int | None = None
+    pids: str | None = None
 
     def __call__(self, plan: Any) -> StubScorer:
+        if self.pids is not None:
+            Path(self.pids, str(os.getpid())).touch()
         path = None if self.log is None else Path(self.log)
         if path is not None:
             with path.open("a") as file:

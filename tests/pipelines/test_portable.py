@@ -1,0 +1,88 @@
+"""The same bytes through a portable job service, with one external worker and with two."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from corpora import corpus_rows, write_jsonl
+from stubs import StubFactory
+
+from pipelines import curate
+
+pytestmark = pytest.mark.slow
+TESTS = Path(__file__).parents[1]
+STEPS = [{"top": {"fraction": 0.8}}, {"best_of_n": {"keep": 2}}, {"top": {"rows": 15}}]
+
+
+@contextlib.contextmanager
+def service(workers: int, log: Path):
+    """(job endpoint, worker endpoint) of a service with so many workers; all its processes are gone afterwards."""
+    paths = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    environment["PATH"] = os.pathsep.join(
+        [str(Path(sys.executable).parent), environment["PATH"]]
+    )  # the pool calls `python`
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, str(TESTS / "portable_service.py"), str(workers)],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=environment,
+            text=True,
+            start_new_session=True,
+        )
+    try:
+        assert process.stdout is not None
+        jobs, pool = process.stdout.readline().split()
+        yield f"localhost:{jobs}", f"localhost:{pool}"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def tree(root: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and path.name != "run.json"
+    }
+
+
+def config_of(tmp_path, make_config, name, **changes):
+    return make_config(
+        tmp_path / "in",
+        input={"rows_per_fragment": 3},
+        select=STEPS,
+        scores={"path": str(tmp_path / f"{name}-scores")},
+        output={"path": str(tmp_path / name), "rows_per_shard": 4},
+        **changes,
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_external_workers_give_the_same_bytes(tmp_path, make_config, workers):
+    rows = corpus_rows()
+    rows += [{**row, "response": "tied"} for row in rows[:12]] * 2
+    for number in range(8):
+        write_jsonl(tmp_path / "in" / f"{number}.jsonl", rows[number::8])
+    curate.curate(config_of(tmp_path, make_config, "here"), scorer=StubFactory())
+    (tmp_path / "pids").mkdir()
+    with service(workers, tmp_path / "service.log") as (jobs, pool):
+        options = {"job_endpoint": jobs, "environment_type": "EXTERNAL", "environment_config": pool}
+        runner = {"name": "PortableRunner", "options": options}
+        config = config_of(tmp_path, make_config, "there", runner=runner)
+        outcome = curate.curate(config, scorer=StubFactory(pids=str(tmp_path / "pids")))
+    pids = {int(path.name) for path in (tmp_path / "pids").iterdir()}
+    assert len(pids) == workers, "every worker has scored"
+    assert os.getpid() not in pids
+    assert outcome.manifest["counts"]["kept"] == 15
+    assert len(outcome.manifest["shards"]) == 4
+    assert tree(tmp_path / "there") == tree(tmp_path / "here")
+    assert tree(tmp_path / "there-scores") == tree(tmp_path / "here-scores")
