@@ -73,7 +73,7 @@ QUICK = Sizes(
     rounds=3, groups=1, pairs=8, synthetic=1, shrink=6, max_length=512, most_tokens=1900, checked=4, encoder_times=1
 )
 FULL = Sizes(
-    rounds=5, groups=2, pairs=12, synthetic=1, shrink=2, max_length=1024, most_tokens=3000, checked=8, encoder_times=4
+    rounds=5, groups=1, pairs=8, synthetic=1, shrink=2, max_length=1024, most_tokens=3000, checked=8, encoder_times=4
 )
 GPU = Sizes(
     rounds=5,
