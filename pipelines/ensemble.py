@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import apache_beam as beam
-import numpy as np
 import pyarrow as pa
 from apache_beam.pvalue import AsSingleton
 from apache_beam.utils.shared import Shared
@@ -177,14 +176,11 @@ def read_tables(files: Sequence[ScoreFile]) -> list[pa.Table]:
 
 def footer_of(plan: Plan, first: ScoreFile, columns: pa.Table) -> Footer:
     """What the first model's footer says of the text, and what the combined columns say of the scores."""
-    file, rejected = plan.files[first.file], objects.reasons_of(columns)
+    file = plan.files[first.file]
     return replace(
         first.footer,
         fingerprint=plan.fingerprint,
         file_size=file.size,
         file_version=file.version,
-        scored=columns.num_rows - sum(rejected.values()),
-        rejected=rejected,
-        first_rejected=objects.first_rejected(columns),
-        truncated=int(np.count_nonzero(columns["truncated"].to_numpy())),
+        **objects.outcome_of(columns),
     )

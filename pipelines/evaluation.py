@@ -24,10 +24,8 @@ from pipelines.storage import files, publish
 
 if TYPE_CHECKING:
     from rm.preferences import Group
-    from rm.scorer import GroupScores, Scorer
+    from rm.scorer import GroupScores, Work
 
-_RESPONSES_AT_ONCE = 2048
-"""Responses that are sorted by length together."""
 _LINE_EVERY_SECS = 15.0
 
 
@@ -122,30 +120,13 @@ def _score(config: EvaluateConfig, directory: Path, groups: Sequence[Group]) -> 
         tokens_per_batch=config.model.tokens_per_batch,
     )
     with _progress(sum(len(group.responses) for group in groups)) as told:
-        scorer.on_batch = lambda work: told(work.rows, work.read_tokens)
-        scores = [score for part in _windows(groups) for score in _score_part(scorer, part)]
+        scorer.on_batch = told
+        scores = scorer.score([(group.prompt, group.responses) for group in groups])
     return _Scored(scores, scorer.template.max_length, dtype)
 
 
-def _score_part(scorer: Scorer, part: Sequence[Group]) -> list[GroupScores]:
-    return scorer.score([(group.prompt, group.responses) for group in part])
-
-
-def _windows(groups: Sequence[Group]) -> Iterator[list[Group]]:
-    window: list[Group] = []
-    responses = 0
-    for group in groups:
-        window.append(group)
-        responses += len(group.responses)
-        if responses >= _RESPONSES_AT_ONCE:
-            yield window
-            window, responses = [], 0
-    if window:
-        yield window
-
-
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[int, int], None]]:
+def _progress(total: int) -> Iterator[Callable[[Work], None]]:
     """What the scorer tells of each batch, as a bar on a terminal and as a line now and then elsewhere."""
     console = Console(stderr=True)
     done, shown = 0, time.monotonic()
@@ -153,9 +134,9 @@ def _progress(total: int) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=total)
 
-        def told(rows: int, _tokens: int) -> None:
+        def told(work: Work) -> None:
             nonlocal done, shown
-            done += rows
+            done += work.rows
             bar.update(task, completed=done)
             if not console.is_terminal and time.monotonic() - shown >= _LINE_EVERY_SECS:
                 shown = time.monotonic()

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import apache_beam as beam
-import numpy as np
 import pyarrow as pa
 import xxhash
 from apache_beam.pvalue import AsIter
@@ -240,7 +239,6 @@ class _Place:
         return changed, objects.read(changed) or (there if same_text else None)
 
     def footer(self, fragment: Fragment, columns: pa.Table, content_hash: str, tokens: int) -> Footer:
-        rejected = objects.reasons_of(columns)
         return Footer(
             fingerprint=self.plan.fingerprint,
             file_key=self.file.key,
@@ -252,10 +250,7 @@ class _Place:
             rows=len(fragment.rows),
             last=fragment.last,
             responses=columns.num_rows,
-            scored=columns.num_rows - sum(rejected.values()),
-            rejected=rejected,
-            first_rejected=objects.first_rejected(columns),
-            truncated=int(np.count_nonzero(columns["truncated"].to_numpy())),
+            **objects.outcome_of(columns),
             tokens=tokens,
             text_bytes=sum(row.row_bytes for row in fragment.rows),
             content_hash=content_hash,

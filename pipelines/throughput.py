@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ from pipelines import progress
 
 if TYPE_CHECKING:
     from rm.scorer import Work
+
+log = logging.getLogger(__name__)
 
 NAMESPACE = "bestkept"
 COUNTERS = (
@@ -47,10 +50,11 @@ def count(work: Work) -> None:
 
 
 def counters(result: Any) -> dict[str, int]:
-    """The job's counters by name; zero for what was never counted, {} where the runner keeps none."""
+    """The job's counters by name; zero for what was never counted, {} where the runner does not tell."""
     try:
         found = result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))["counters"]
-    except NotImplementedError:
+    except Exception as error:  # a service may refuse, or keep none: what was made is whole all the same
+        log.warning("the runner does not tell its counters (%s): run.json is without throughput", type(error).__name__)
         return {}
     totals = dict.fromkeys(COUNTERS, 0)
     for one in found:

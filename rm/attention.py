@@ -12,11 +12,11 @@ The kernels' log-sum-exp carries no gradient; with gradients, keys of prefix and
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -26,6 +26,9 @@ from rm.device import to_device
 from rm.packing import Segment
 
 NAME = "bestkept_packed"
+
+Kernel = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+"""Called as `_varlen_attn` is."""
 
 
 class Spans(NamedTuple):
@@ -185,21 +188,6 @@ def _merge(own: torch.Tensor, lse_own: torch.Tensor, other: torch.Tensor, lse_ot
     return torch.lerp(other.float(), own.float(), weight).to(own.dtype)
 
 
-class VariableLength(Protocol):
-    """A kernel for many runs at once: [T, heads, D] each → attention [T, heads, D], log-sum-exps [heads, T]."""
-
-    def __call__(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        spans: Spans,
-        *,
-        causal: bool,
-        scaling: float | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]: ...
-
-
 def _varlen_attn(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -209,6 +197,7 @@ def _varlen_attn(
     causal: bool,
     scaling: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Many runs at once: [T, heads, D] each → attention [T, heads, D], log-sum-exps [heads, T]."""
     output, lse = varlen.varlen_attn(
         query,
         key,
@@ -223,7 +212,7 @@ def _varlen_attn(
     return output, lse if lse.shape == (heads, tokens) else lse.T  # the documentation and the code disagree
 
 
-variable_length: VariableLength | None = None
+variable_length: Kernel | None = None
 with contextlib.suppress(ImportError):  # torch before 2.10 has none; concatenated keys serve
     from torch.nn.attention import varlen
 
@@ -231,7 +220,7 @@ with contextlib.suppress(ImportError):  # torch before 2.10 has none; concatenat
 
 
 def _merged_in_two_calls(
-    kernel: VariableLength,
+    kernel: Kernel,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,

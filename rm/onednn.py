@@ -2,8 +2,9 @@
 
 PyTorch's own `nn.Linear` goes through the BLAS it was built with, which reads the weights as they are and leaves bias and
 activation to passes of their own. The operations are those that `torch.compile` puts there; they are not public, so what
-they give is compared first, and where they are missing or differ everything stays as it is. Causal models gain too little
-by it (no bias, no GELU), and 16-bit types go through oneDNN anyway.
+each gives is compared first, and one that differs or is missing is left out. Encoders gained a quarter by it. Causal models,
+which have neither bias nor GELU, gained a tenth: not worth operations that are not public. 16-bit types go through oneDNN
+anyway.
 """
 
 from __future__ import annotations

@@ -219,8 +219,7 @@ class Scorer:
             plan = plan_batches([len(rows[row].ids) for row in flat], tokens_per_batch=full)
             return [[[flat[position]] for position in batch] for batch in reversed(plan)]
         runs = [run for group in groups for run in self._runs(rows, group, full=full)]
-        costs = [self._cost(rows, [run]) for run in runs]
-        plan = plan_even(costs, tokens_per_batch=budget, full=full)
+        plan = plan_even([self._cost(rows, [run]) for run in runs], tokens_per_batch=budget, full=full)
         return [[runs[position] for position in batch] for batch in reversed(plan)]
 
     def _runs(self, rows: Sequence[Encoded], group: Sequence[int], *, full: int) -> list[list[int]]:

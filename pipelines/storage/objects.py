@@ -175,6 +175,17 @@ def reasons_of(columns: pa.Table) -> dict[str, int]:
     return dict(sorted(Counter(reason for reason in columns["reason"].to_pylist() if reason is not None).items()))
 
 
+def outcome_of(columns: pa.Table) -> dict[str, Any]:
+    """The fields of a footer that say what came of the responses."""
+    rejected = reasons_of(columns)
+    return {
+        "scored": columns.num_rows - sum(rejected.values()),
+        "rejected": rejected,
+        "first_rejected": first_rejected(columns),
+        "truncated": int(np.count_nonzero(columns["truncated"].to_numpy())),
+    }
+
+
 def first_rejected(columns: pa.Table) -> list[list[Any]]:
     """Row and reason of the first rejected responses, as examples."""
     rejected = columns.filter(columns["reason"].is_valid()).slice(0, EXAMPLES)

@@ -16,6 +16,7 @@ from pipelines.report import tables
 from pipelines.report.charts import Mark, Series, interval_chart, line_chart
 from pipelines.report.evaluation import render
 from rm.evaluate import load_temperature
+from rm.windows import windows
 
 SECRET = "xyzzy"
 
@@ -88,9 +89,17 @@ def test_figures_are_those_of_a_plain_loop(bestkept, model, data, tmp_path):
 def test_scoring_in_windows_loses_and_repeats_nothing(bestkept, model, data, tmp_path, monkeypatch):
     bestkept("evaluate", model, data)
     whole = read(tmp_path)
-    monkeypatch.setattr("pipelines.evaluation._RESPONSES_AT_ONCE", 5)
+    seen = []
+
+    def small_windows(asked, *, characters):
+        for window in windows(asked, characters=60):
+            seen.append(window)
+            yield window
+
+    monkeypatch.setattr("rm.scorer.windows", small_windows)
     code, _, err = bestkept("evaluate", model, data)
     assert code == 0, err
+    assert len(seen) > 5
     assert read(tmp_path)["evaluation"]["accuracy"] == whole["evaluation"]["accuracy"]
 
 

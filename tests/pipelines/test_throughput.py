@@ -6,8 +6,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from corpora import corpus_rows, write_jsonl
+from stubs import StubFactory
 
-from pipelines import curate, throughput
+from pipelines import curate
 from pipelines.errors import ModelLoadError
 from pipelines.throughput import COUNTERS, rates
 
@@ -35,12 +36,17 @@ def test_rates_by_hand():
     assert rates({}) == {}
 
 
-def test_a_runner_without_metrics_gives_none():
-    class Result:
-        def metrics(self):
-            raise NotImplementedError
+@pytest.mark.parametrize("error", [NotImplementedError(), PermissionError("a secret")])
+def test_a_runner_that_does_not_tell_its_counters_fails_no_run(error, tmp_path, make_config, monkeypatch, caplog):
+    def refuse(self):
+        raise error
 
-    assert throughput.counters(Result()) == {}
+    monkeypatch.setattr("apache_beam.runners.portability.fn_api_runner.fn_runner.RunnerResult.metrics", refuse)
+    config = make_config(write_jsonl(tmp_path / "a.jsonl", corpus_rows()))
+    assert curate.curate(config, scorer=StubFactory()).manifest["counts"]["kept"] == 12
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["throughput"] == {}
+    assert f"({type(error).__name__}): run.json is without throughput" in caplog.text
+    assert "secret" not in caplog.text
 
 
 def scored_tokens(directory: Path) -> tuple[int, int]:

@@ -21,6 +21,8 @@ def rewards(model):
 def test_rewards_stay_and_every_linear_map_of_the_layers_is_replaced(name, activation):
     model = build(name, hidden_act=activation).eval()
     expected = rewards(model)
+    others = sum(isinstance(module, nn.Linear) for module in model.modules()) - 2 * 6
+    assert others >= 1
     assert float(expected.std()) > 0.05
     assert fuse_linear_layers(model) == 2 * 6
     assert not any(isinstance(module, nn.Linear) for module in model.base_model.encoder.modules())
@@ -28,9 +30,9 @@ def test_rewards_stay_and_every_linear_map_of_the_layers_is_replaced(name, activ
         activation == "gelu"
     )
     assert torch.allclose(rewards(model), expected, atol=1e-5)
-    assert isinstance(
-        next(module for module in reversed(list(model.modules())) if isinstance(module, nn.Linear)), nn.Linear
-    )
+    assert (
+        sum(isinstance(module, nn.Linear) for module in model.modules()) == others
+    )  # head and pooler are not its business
 
 
 @pytest.mark.parametrize(("name", "kind"), [("Bert", torch.bfloat16), ("Llama", torch.float32)])
