@@ -2,29 +2,52 @@
 
 from __future__ import annotations
 
+import errno
 import glob as local_glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple, cast
 
+from fsspec.config import conf
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from pipelines.errors import BestkeptError, InputError, StorageError
+from pipelines.storage import gcs, s3
+from pipelines.storage.remote import RemoteObject, remote_object
+from pipelines.storage.retrying import patiently
+from pipelines.storage.windows import open_remote
 
 
 def filesystem(path: str) -> tuple[Any, str]:
     """The file system of a path or URL, and the path on it. Raises `StorageError` for an unknown or missing driver."""
+    scheme = path.split("://", maxsplit=1)[0] if "://" in path else "file"
+    extra = {"s3": "s3", "s3a": "s3", "gs": "gcp", "gcs": "gcp"}.get(scheme)
     try:
-        return cast("tuple[Any, str]", url_to_fs(path))
+        return patiently(lambda _: _driver(path, scheme), doing="reach", place=path)
     except ImportError as error:
-        scheme = path.split("://", maxsplit=1)[0]
-        extra = {"s3": "s3", "gs": "gcp", "gcs": "gcp"}.get(scheme)
         remedy = f"pip install 'bestkept[{extra}]'" if extra else f"install the fsspec driver for {scheme}://"
         raise StorageError(f"{scheme}:// needs a driver that is not installed; {remedy}") from error
     except ValueError as error:
         raise StorageError(f"{path!r} names no known file system; use a local path, s3:// or gs://") from error
+
+
+def _driver(path: str, scheme: str) -> tuple[Any, str]:
+    if scheme in ("s3", "s3a"):
+        fs, name = url_to_fs(path, **s3.options(conf.get("s3", {})))
+        s3.prepare(fs)
+        return fs, cast("str", name)
+    if scheme in ("gs", "gcs"):
+        fs = gcs.driver()(**gcs.options())
+        return fs, cast("str", fs._strip_protocol(path))
+    return cast("tuple[Any, str]", url_to_fs(path))
+
+
+def remote(path: str) -> RemoteObject | None:
+    """The object that a URL names; None for a local file."""
+    fs, name = filesystem(path)
+    return None if isinstance(fs, LocalFileSystem) else remote_object(fs, name, path)
 
 
 def is_local(path: str) -> bool:
@@ -56,23 +79,36 @@ def expand(pattern: str) -> list[Listed]:
     """
     fs, path = filesystem(absolute(pattern))
     with reading(pattern):
-        if local_glob.has_magic(path):
-            found = fs.glob(path, detail=True)
-        elif fs.isdir(path):
-            found = fs.find(path, detail=True)
-        elif fs.exists(path):
-            found = {path: fs.info(path)}
-        else:
-            found = {}
-        root = _above_wildcard(path)
-        listed = []
-        for name, info in sorted(found.items()):
-            key = name.removeprefix(root).lstrip("/") or name.rsplit("/", 1)[-1]
-            if info["type"] == "file" and not _hidden(key):
-                listed.append(Listed(fs.unstrip_protocol(name) if "://" in pattern else name, key, info))
+        found = _found_locally(fs, path) if isinstance(fs, LocalFileSystem) else _found_remotely(fs, path, pattern)
+    root = _above_wildcard(path)
+    listed = []
+    for name, info in sorted(found.items()):
+        key = name.removeprefix(root).lstrip("/") or name.rsplit("/", 1)[-1]
+        if info["type"] == "file" and not _hidden(key) and not name.endswith("/"):  # the last: a mark for a directory
+            listed.append(Listed(fs.unstrip_protocol(name) if "://" in pattern else name, key, info))
     if not listed:
         raise InputError(f"input.path {pattern!r} matches no file; check the path and the pattern")
     return listed
+
+
+def _found_locally(fs: Any, path: str) -> dict[str, Any]:
+    if local_glob.has_magic(path):
+        return cast("dict[str, Any]", fs.glob(path, detail=True))
+    if fs.isdir(path):
+        return cast("dict[str, Any]", fs.find(path, detail=True))
+    return {path: fs.info(path)} if fs.exists(path) else {}
+
+
+def _found_remotely(fs: Any, path: str, pattern: str) -> dict[str, Any]:
+    """By listing alone: drivers' `isdir` and `exists` take a refusal for an absence."""
+    search = fs.glob if local_glob.has_magic(path) else fs.find
+    try:
+        found = cast("dict[str, Any]", patiently(lambda _: search(path, detail=True), doing="list", place=pattern))
+    except FileNotFoundError:  # gcsfs, where there is no bucket
+        raise StorageError(f"cannot list {pattern}: there is no such bucket; mend input.path") from None
+    if not found and "s3" in fs.protocol and s3.bucket_is_missing(fs, path, pattern):
+        raise StorageError(f"cannot list {pattern}: there is no such bucket; mend input.path")
+    return found
 
 
 def _above_wildcard(path: str) -> str:
@@ -96,25 +132,58 @@ def version_of(info: dict[str, Any]) -> str:
 
 
 def open_for_reading(path: str) -> BinaryIO:
-    """An open binary file. Local files are opened directly, without fsspec's layers."""
+    """An open binary file, local or remote; a remote one stays what it is now, or reading it raises `StorageError`."""
     fs, name = filesystem(path)
     if isinstance(fs, LocalFileSystem):
         return open(name, "rb")
-    return cast("BinaryIO", fs.open(name, "rb", cache_type="readahead", block_size=8 * 2**20))
+    there = remote_object(fs, name, path)
+    seen = there.look()
+    if seen is None:
+        raise FileNotFoundError(errno.ENOENT, "there is no such object", path)
+    if seen.size is None:  # some web servers do not say
+        return cast("BinaryIO", fs.open(name, "rb"))
+    return open_remote(there, seen)
 
 
 def read_bytes(path: str) -> bytes | None:
     """The whole object, or None where there is none."""
     fs, name = filesystem(path)
+    if not isinstance(fs, LocalFileSystem):
+        return remote_object(fs, name, path).read()
     try:
-        if isinstance(fs, LocalFileSystem):
-            with open(name, "rb") as file:
-                return file.read()
-        return cast("bytes", fs.cat_file(name))
+        with open(name, "rb") as file:
+            return file.read()
     except FileNotFoundError:
         return None
     except OSError as error:
         raise StorageError(f"cannot read {path}: {describe(error)}") from error
+
+
+def read_seen(path: str) -> tuple[bytes, str] | None:
+    """The whole object and what `publish.replace` must be told so that it replaces nothing else; None where there is none."""
+    there = remote(path)
+    if there is None:
+        data = read_bytes(path)
+        return None if data is None else (data, "")
+    found = there.read_seen()
+    return None if found is None else (found[0], found[1].version)
+
+
+def size_of(path: str) -> int | None:
+    """Bytes of a file as it is now, or None where there is none."""
+    fs, name = filesystem(path)
+    if isinstance(fs, LocalFileSystem):
+        return os.path.getsize(name) if os.path.isfile(name) else None
+    seen = remote_object(fs, name, path).look()
+    return None if seen is None else seen.size
+
+
+def anything_below(path: str) -> bool:
+    """Whether there is a file of this name, or any in a directory of this name."""
+    fs, name = filesystem(path)
+    if isinstance(fs, LocalFileSystem):
+        return os.path.exists(name)
+    return bool(patiently(lambda _: fs.find(name), doing="list", place=path))
 
 
 @contextmanager
@@ -144,6 +213,7 @@ def describe(error: OSError) -> str:
 __all__ = [
     "Listed",
     "absolute",
+    "anything_below",
     "describe",
     "expand",
     "filesystem",
@@ -151,6 +221,9 @@ __all__ = [
     "join",
     "open_for_reading",
     "read_bytes",
+    "read_seen",
     "reading",
+    "remote",
+    "size_of",
     "version_of",
 ]

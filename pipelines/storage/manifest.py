@@ -13,7 +13,7 @@ from typing import Any
 
 from pipelines.errors import ConflictError, StorageError
 from pipelines.storage import publish
-from pipelines.storage.files import filesystem, join, read_bytes
+from pipelines.storage.files import anything_below, join, read_bytes, read_seen, size_of
 
 
 def to_json(value: Mapping[str, Any]) -> bytes:
@@ -36,10 +36,14 @@ def claim(output: str, *, inputs: str, selection: str, plan: str) -> bool:
     """
     path = join(output, "claim.json")
     mine = {"inputs": inputs, "selection": selection, "plan": plan}
-    if publish.create(path, to_json(mine)):
-        return True
+    found = None
+    while found is None:  # a claim that is in the way, and gone when it is read, is none
+        if publish.create(path, to_json(mine)):
+            return True
+        found = read_seen(path)
+    data, version = found
     try:
-        theirs = json.loads(read_bytes(path) or b"")
+        theirs = json.loads(data)
     except ValueError:
         theirs = {}
     parts = {"inputs": "input files or model", "selection": "select or output settings"}
@@ -51,14 +55,17 @@ def claim(output: str, *, inputs: str, selection: str, plan: str) -> bool:
             f"output.path {output} belongs to a run with other {' and '.join(other)}; choose another output.path "
             f"(scores.path={join(output, 'scores')} re-uses what is scored there)"
         )
-    publish.replace(path, to_json(mine))
+    if not publish.replace(path, to_json(mine), seen=version):
+        raise ConflictError(
+            f"output.path {output} has been claimed by another run at this moment; choose another output.path, or run again when "
+            "that one has ended"
+        )
     return True
 
 
 def _published(output: str) -> bool:
     """Whether any part of a data set is there."""
-    fs, root = filesystem(output)
-    return any(fs.exists(join(root, name)) for name in ("manifest.json", "README.md", "data", "rejected"))
+    return any(anything_below(join(output, name)) for name in ("manifest.json", "README.md", "data", "rejected"))
 
 
 def read_manifest(output: str) -> dict[str, Any] | None:
@@ -80,10 +87,6 @@ def complete(output: str) -> dict[str, Any] | None:
     if manifest is None:
         return None
     for shard in manifest["shards"]:
-        fs, name = filesystem(join(output, shard["name"]))
-        try:
-            if fs.info(name)["size"] != shard["bytes"]:
-                return None
-        except FileNotFoundError:
+        if size_of(join(output, shard["name"])) != shard["bytes"]:
             return None
     return manifest

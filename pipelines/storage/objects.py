@@ -21,7 +21,7 @@ import xxhash
 from pipelines.errors import StorageError
 from pipelines.records import EXAMPLES
 from pipelines.storage import publish
-from pipelines.storage.files import join, open_for_reading, read_bytes
+from pipelines.storage.files import join, open_for_reading, read_bytes, read_seen
 
 FORMAT = 2
 _FOOTER = b"bestkept"
@@ -159,14 +159,17 @@ def write(path: str, columns: pa.Table, footer: Footer, original: str) -> Footer
     Returns the footer of the file that stands. Raises `StorageError`.
     """
     data = encode(columns, footer, original)
-    if publish.create(path, data):
-        return footer
-    there = read(path)
-    if there is not None and there[1].content_hash == footer.content_hash and original_schema(there[0]) == original:
-        return there[1]
-    if there is not None:
-        raise StorageError(f"{path} holds the scores of other content; remove the scores directory and score again")
-    publish.replace(path, data)  # damaged: a flipped bit, or cut by something that is not us
+    while not publish.create(path, data):
+        found = read_seen(path)
+        if found is None:
+            continue
+        there = decode(found[0])
+        if there is not None and there[1].content_hash == footer.content_hash and original_schema(there[0]) == original:
+            return there[1]
+        if there is not None:
+            raise StorageError(f"{path} holds the scores of other content; remove the scores directory and score again")
+        if publish.replace(path, data, seen=found[1]):  # damaged: a flipped bit, or cut by something that is not us
+            break
     return footer
 
 

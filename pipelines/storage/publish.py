@@ -1,7 +1,8 @@
 """Atomic, create-only publishing: an object is there whole, or not at all, and is never replaced.
 
 Locally: a temporary dot-name in the same directory, fsync, a hard link that fails where the name exists, directory fsync.
-On object stores: one create-only PUT to the final key. Copying and deleting are never used.
+On object stores: one create-only PUT to the final key, a larger body in parts whose completion is create-only (see `s3`, `gcs`);
+what goes unanswered is read again. Copying and deleting are never used.
 """
 
 from __future__ import annotations
@@ -10,33 +11,37 @@ import errno
 import os
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import xxhash
-from fsspec.implementations.local import LocalFileSystem
 
 from pipelines.errors import ConflictError, StorageError
-from pipelines.storage.files import describe, filesystem, open_for_reading
+from pipelines.storage.files import describe, filesystem, open_for_reading, remote
+from pipelines.storage.remote import RemoteObject
+from pipelines.storage.windows import open_remote
 
 Writer = Callable[[BinaryIO], None]
 
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
-_EXISTS = {409, 412}
 _CHUNK = 1 << 20
+_SPOOL_BYTES = 64 * 2**20
 
 
 def create(path: str, write: Writer | bytes) -> bool:
     """Publish what `write` produces at `path`; False where something is there already (it stays as it is).
 
+    On an object store, True also where the very same bytes are there already: they may be ours, their acknowledgement lost.
     Raises `StorageError` with the cause and the place where the object cannot be written.
     """
     write = _writer(write)
-    fs, name = filesystem(path)
-    if isinstance(fs, LocalFileSystem):
-        return _create_local(Path(name), write)
-    return _create_object(fs, name, path, write)
+    there = remote(path)
+    if there is None:
+        return _create_local(Path(filesystem(path)[1]), write)
+    with _spool(write) as spool:
+        return _create_object(there, spool)
 
 
 def create_or_equal(path: str, write: Writer | bytes) -> str:
@@ -44,37 +49,52 @@ def create_or_equal(path: str, write: Writer | bytes) -> str:
 
     Raises `ConflictError` where other bytes are there: two selections must not share an output.
     """
-    with tempfile.SpooledTemporaryFile(max_size=64 * 2**20) as spool:
-        _writer(write)(spool)  # type: ignore[arg-type]
-        digest = _digest(spool)
+    with _spool(_writer(write)) as spool:
+        digest, there = _digest(spool), remote(path)
 
         def copy(file: BinaryIO) -> None:
             spool.seek(0)
             while chunk := spool.read(_CHUNK):
                 file.write(chunk)
 
-        if not create(path, copy):
-            with open_for_reading(path) as existing:
-                if _digest(existing) != digest:
-                    raise ConflictError(
-                        f"{path} exists with other content than this run gives; choose another output.path, "
-                        "or remove the old output first"
-                    )
+        ours = create(path, copy) if there is None else _create_object(there, spool)
+        if not ours and (there is not None or not _holds(path, digest)):
+            raise ConflictError(
+                f"{path} exists with other content than this run gives; choose another output.path, or remove the old output "
+                "first"
+            )
     return digest
 
 
-def replace(path: str, data: bytes) -> None:
-    """Overwrite an object that holds nothing anymore: damaged, or a claim that led to no output. Atomic like `create`."""
-    fs, name = filesystem(path)
-    if not isinstance(fs, LocalFileSystem):
-        fs.pipe_file(name, data)
-        return
+def replace(path: str, data: bytes, *, seen: str | None = None) -> bool:
+    """Overwrite an object that holds nothing anymore: damaged, or a claim that led to no output. Atomic like `create`.
+
+    On an object store, only the version that was `seen` (see `files.read_seen`); False where another has come in its place.
+    """
+    there = remote(path)
+    if there is not None:
+        return there.replace(data, seen) or there.read() == data
+    name = filesystem(path)[1]
     try:
         temporary = _write_temporary(Path(name), _writer(data))
         os.replace(temporary, name)
         _sync_directory(Path(name).parent)
     except OSError as error:
         raise _storage_error(name, error) from error
+    return True
+
+
+def _holds(path: str, digest: str) -> bool:
+    with open_for_reading(path) as existing:
+        return _digest(existing) == digest
+
+
+@contextmanager
+def _spool(write: Writer) -> Iterator[Any]:
+    """What `write` produces, in memory up to 64 MiB and on the local disk beyond."""
+    with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as spool:
+        write(spool)  # type: ignore[arg-type]
+        yield spool
 
 
 def _writer(content: Writer | bytes) -> Writer:
@@ -141,31 +161,17 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _create_object(fs: Any, name: str, path: str, write: Writer) -> bool:
-    with tempfile.SpooledTemporaryFile(max_size=64 * 2**20) as spool:
-        write(spool)  # type: ignore[arg-type]
-        spool.seek(0)
-        try:
-            fs.pipe_file(name, spool.read(), mode="create")
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if _status(error) in _EXISTS or error.errno == errno.EEXIST:
-                return False
-            raise _storage_error(path, error) from error
-    return True
-
-
-def _status(error: BaseException) -> int | None:
-    """The HTTP status behind a driver's exception, where it tells."""
-    for link in (error, error.__cause__, error.__context__):
-        code = getattr(link, "code", None) or getattr(link, "status", None)
-        if isinstance(code, int):
-            return code
-        response = getattr(link, "response", None)
-        if isinstance(response, dict):
-            return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) or None
-    return None
+def _create_object(remote: RemoteObject, spool: Any) -> bool:
+    """Whether our bytes stand there: what a request that went unanswered has written, is ours; nothing is ever deleted."""
+    size = spool.seek(0, os.SEEK_END)
+    spool.seek(0)
+    if remote.create(spool, size):
+        return True
+    seen = remote.look()
+    if seen is None or seen.size != size:
+        return False
+    with open_remote(remote, seen) as there:
+        return _digest(there) == _digest(spool)
 
 
 def _storage_error(path: str, error: OSError) -> StorageError:

@@ -1,0 +1,177 @@
+"""What an object store's driver raised, as one of few kinds, in words of our own.
+
+Drivers raise their own, botocore's, aiohttp's, requests' and Google's exceptions, some of them no `OSError`. Their texts are
+never passed on: what a server or a credential helper writes may hold what must not be logged.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, TypeVar
+
+Value = TypeVar("Value")
+
+
+class Kind(enum.Enum):
+    """What can be done about a failure."""
+
+    MISSING = "there is no such object"
+    EXISTS = "a precondition does not hold: something is there already, or has changed"
+    TRANSIENT = "may go away by itself"
+    FATAL = "will not go away by itself"
+
+
+class Failure(NamedTuple):
+    kind: Kind
+    cause: str  # for people: status, code, type; never the driver's text
+    remedy: str = ""
+
+
+class ShortRead(Exception):
+    """A body that ended before the length that the store had announced."""
+
+    def __init__(self, *, got: int, expected: int) -> None:
+        super().__init__(f"{got} of {expected} bytes came")
+
+
+_SIGN_IN = (
+    "check the credentials in the environment (AWS_PROFILE, or AWS_ACCESS_KEY_ID and its secret; for gs:// "
+    "GOOGLE_APPLICATION_CREDENTIALS or `gcloud auth application-default login`)"
+)
+_RENEW = "sign in again, and run the same command again"
+_GRANT = "grant these credentials reading, writing and listing there, or choose another place"
+_NO_BUCKET = "create the bucket, or mend its name; bestkept creates none"
+_REGION = "set AWS_REGION to the region of the bucket"
+_CLOCK = "set this machine's clock"
+_CREATE_ONLY = (
+    "the store cannot write create-only (If-None-Match, ifGenerationMatch), which keeps runs apart; use one that can"
+)
+
+_BY_CODE = {
+    **dict.fromkeys(("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"), _RENEW),
+    **dict.fromkeys(("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "InvalidSecurity"), _SIGN_IN),
+    **dict.fromkeys(("AccessDenied", "AllAccessDisabled", "AccountProblem", "NotSignedUp"), _GRANT),
+    **dict.fromkeys(("NoSuchBucket", "InvalidBucketName"), _NO_BUCKET),
+    **dict.fromkeys(
+        ("PermanentRedirect", "IllegalLocationConstraintException", "AuthorizationHeaderMalformed"), _REGION
+    ),
+    "RequestTimeTooSkewed": _CLOCK,
+    "NotImplemented": _CREATE_ONLY,
+}
+_BY_STATUS = {401: _SIGN_IN, 403: _GRANT, 301: _REGION, 501: _CREATE_ONLY}
+_NO_CREDENTIALS = {
+    "CredentialRetrievalError",
+    "DefaultCredentialsError",
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "ProfileNotFound",
+    "RefreshError",
+    "SSOTokenLoadError",
+    "TokenRetrievalError",
+    "UnauthorizedSSOTokenError",
+}
+_BROKEN = {  # of botocore, requests and google.auth; none of them is a ConnectionError
+    "ChunkedEncodingError",
+    "ConnectTimeoutError",
+    "ConnectionClosedError",
+    "ConnectionError",
+    "ContentDecodingError",
+    "EndpointConnectionError",
+    "HTTPClientError",
+    "IncompleteRead",
+    "IncompleteReadError",
+    "ProxyConnectionError",
+    "ProxyError",
+    "ReadTimeout",
+    "ReadTimeoutError",
+    "ResponseParserError",
+    "ResponseStreamingError",
+    "SSLError",
+    "TransportError",
+}
+_AGAIN = {408, 409, 425, 429}  # 409: two conditional writes at once; the next try sees which one won
+_AGAIN_CODES = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "XAmzContentSHA256Mismatch"}
+
+
+def diagnose(error: BaseException) -> Failure | None:
+    """What an exception of a driver means; None for one that is none: a mistake in a program, which must not be hidden."""
+    links = list(_chain(error))
+    status, code = _first(map(_status, links)), _first(map(_code, links))
+    if status is not None or code is not None:
+        return _answered(status, code)
+    for link in links:
+        name = type(link).__name__
+        if name in _NO_CREDENTIALS:
+            return Failure(Kind.FATAL, f"no usable credentials ({name})", _SIGN_IN)
+        if isinstance(link, ShortRead):
+            return Failure(Kind.TRANSIENT, f"the body was cut, {link}")
+        if isinstance(link, FileNotFoundError):
+            return Failure(Kind.MISSING, "not found")
+        if isinstance(link, FileExistsError):
+            return Failure(Kind.EXISTS, "exists")
+        if isinstance(link, PermissionError) or str(link).startswith("Forbidden: "):  # the latter is gcsfs's 403
+            return Failure(Kind.FATAL, "access denied", _GRANT)
+        if isinstance(link, TimeoutError) or name.endswith("Timeout"):
+            return Failure(Kind.TRANSIENT, f"no answer ({name})")
+        if isinstance(link, ConnectionError) or name in _BROKEN or type(link).__module__.startswith("aiohttp"):
+            return Failure(Kind.TRANSIENT, f"the connection failed ({name})")
+    if isinstance(error, OSError):
+        return Failure(
+            Kind.FATAL, error.strerror or type(error).__name__, "check the place and run the same command again"
+        )
+    if str(error).startswith("Bad Request: "):  # gcsfs's 400 with the word "invalid" in it
+        return _answered(400, None)
+    return None
+
+
+def _answered(status: int | None, code: str | None) -> Failure:
+    """A failure that the store itself has reported."""
+    cause = " ".join(str(part) for part in (status, code) if part is not None)
+    if code == "PreconditionFailed" or status == 412:
+        return Failure(Kind.EXISTS, cause)
+    if code in _AGAIN_CODES or status in _AGAIN or (status is not None and status >= 500 and status != 501):
+        return Failure(Kind.TRANSIENT, cause)
+    if code in _BY_CODE:
+        return Failure(Kind.FATAL, cause, _BY_CODE[code])
+    if status == 404 or code in ("NoSuchKey", "NoSuchUpload", "NoSuchVersion"):
+        return Failure(Kind.MISSING, cause)
+    return Failure(Kind.FATAL, cause, _BY_STATUS.get(status or 0, "check the place and run the same command again"))
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An exception and what it was raised from, outermost first."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def _first(values: Iterable[Value | None]) -> Value | None:
+    return next((value for value in values if value is not None), None)
+
+
+def _status(link: BaseException) -> int | None:
+    """The HTTP status that an exception carries."""
+    response = getattr(link, "response", None)
+    if isinstance(response, dict):
+        return _number(response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
+    return _number(getattr(link, "code", None)) or _number(getattr(link, "status", None))
+
+
+def _number(value: object) -> int | None:
+    if isinstance(value, int | str) and re.fullmatch(r"[1-5]\d\d", str(value)):
+        return int(value)
+    return None
+
+
+def _code(link: BaseException) -> str | None:
+    """S3's word for a failure (`SlowDown`), where there is one."""
+    response = getattr(link, "response", None)
+    if not isinstance(response, dict):
+        return None
+    code = str(response.get("Error", {}).get("Code", ""))
+    return code if re.fullmatch(r"[A-Za-z][A-Za-z0-9]{1,63}", code) else None

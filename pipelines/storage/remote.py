@@ -1,0 +1,148 @@
+"""One object on an object store: what publishing and reading need of it, and what fsspec's general interface cannot do.
+
+Every method is one operation with its repetitions (see `retrying`): it raises `StorageError` for what does not pass. `S3Object`
+and `GcsObject` know how to write create-only; other stores can be read, but not written to.
+"""
+
+from __future__ import annotations
+
+import errno
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
+
+from fsspec.implementations.memory import MemoryFileSystem
+
+from pipelines.errors import StorageError
+from pipelines.storage.failures import ShortRead
+from pipelines.storage.retrying import patiently
+
+Result = TypeVar("Result")
+
+PART_BYTES = 16 * 2**20  # of a larger body that are in memory at once, and are sent again where one is lost
+
+
+class Seen(NamedTuple):
+    """An object as it was at one moment."""
+
+    size: int | None  # bytes; None where the store does not say
+    version: str  # its ETag or generation; empty where there is none
+
+
+@dataclass(frozen=True)
+class RemoteObject(ABC):
+    """An object, there or not yet."""
+
+    fs: Any
+    name: str  # bucket and key, as the driver wants it
+    place: str  # the URL, for people
+
+    @abstractmethod
+    def look(self) -> Seen | None:
+        """What is there now, or None; never from a cached listing."""
+
+    @abstractmethod
+    def read(self) -> bytes | None:
+        """The whole object, or None."""
+
+    @abstractmethod
+    def read_range(self, start: int, end: int, seen: Seen) -> bytes:
+        """Bytes `start` to `end`, exclusive, of the object as it was seen; raises `StorageError` where it has changed."""
+
+    @abstractmethod
+    def create(self, file: BinaryIO, size: int) -> bool:
+        """Write all `size` bytes of `file`, or nothing; False where an object stands there, of whomever."""
+
+    @abstractmethod
+    def replace(self, data: bytes, version: str | None) -> bool:
+        """Overwrite the object of this version (None: any); False where there is another by now, possibly this data."""
+
+    def read_seen(self) -> tuple[bytes, Seen] | None:
+        """The whole object and its version, one of the other."""
+        while (seen := self.look()) is not None:
+            try:
+                return self.read_range(0, seen.size or 0, seen), seen
+            except Changed:
+                continue
+        return None
+
+    def patiently(self, doing: str, request: Callable[[float], Result]) -> Result:
+        return patiently(request, doing=doing, place=self.place)
+
+    def changed(self) -> Changed:
+        return Changed(f"{self.place} changed while it was read; run the same command again")
+
+
+class Changed(StorageError):
+    """An object is not the one anymore that was seen."""
+
+
+def whole(data: bytes, expected: int) -> bytes:
+    """`data`, which the store has announced as so many bytes. Raises `ShortRead`, or `OSError` for too many."""
+    if len(data) > expected:
+        raise OSError(errno.EIO, "the store sent more bytes than asked for (does it decompress on the way?)")
+    if len(data) < expected:
+        raise ShortRead(got=len(data), expected=expected)
+    return data
+
+
+@dataclass(frozen=True)
+class OtherObject(RemoteObject):
+    """On a store that bestkept knows nothing of beyond fsspec's interface: read only, but for fsspec's own in-memory store."""
+
+    def look(self) -> Seen | None:
+        try:
+            info = self.patiently("look at", lambda _: self.fs.info(self.name))
+        except FileNotFoundError:
+            return None
+        return Seen(info["size"], "") if info["type"] == "file" else None
+
+    def read(self) -> bytes | None:
+        try:
+            return cast("bytes", self.patiently("read", lambda _: self.fs.cat_file(self.name)))
+        except FileNotFoundError:
+            return None
+
+    def read_range(self, start: int, end: int, seen: Seen) -> bytes:
+        if start == end:
+            return b""
+
+        def request(_: float) -> bytes:
+            return whole(self.fs.cat_file(self.name, start=start, end=end), end - start)
+
+        try:
+            return self.patiently("read", request)
+        except FileNotFoundError:
+            raise self.changed() from None
+
+    def create(self, file: BinaryIO, size: int) -> bool:
+        self._writable()
+        try:
+            self.fs.pipe_file(self.name, file.read(), mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    def replace(self, data: bytes, version: str | None) -> bool:
+        self._writable()
+        self.fs.pipe_file(self.name, data)
+        return True
+
+    def _writable(self) -> None:
+        if not isinstance(self.fs, MemoryFileSystem):
+            scheme = self.place.split("://", maxsplit=1)[0]
+            raise StorageError(
+                f"cannot write {self.place}: bestkept publishes create-only, and knows how on local disks, s3:// and gs://, not "
+                f"on {scheme}://; give another output.path or scores.path"
+            )
+
+
+def remote_object(fs: Any, name: str, place: str) -> RemoteObject:
+    """The object at `name` on a driver's file system."""
+    from pipelines.storage.gcs import GcsObject
+    from pipelines.storage.s3 import S3Object
+
+    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+    kind = S3Object if "s3" in protocols else GcsObject if "gs" in protocols else OtherObject
+    return kind(fs, name, place)

@@ -1,0 +1,75 @@
+"""Trying again: how often and for how long, in one place for every request to an object store."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pipelines.errors import BestkeptError, StorageError
+from pipelines.storage.failures import Failure, Kind, diagnose
+
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a store may take."""
+
+    connect_secs: float = 10.0
+    silence_secs: float = 60.0  # without a byte, after which a request counts as stalled
+    deadline_secs: float = 300.0  # of one request, with all its repetitions and pauses
+    first_pause_secs: float = 0.5  # doubled after every attempt, and shortened by chance to half of it at most
+    longest_pause_secs: float = 30.0
+
+
+PATIENCE = Patience()
+
+
+def patiently(request: Callable[[float], Result], *, doing: str, place: str) -> Result:
+    """What `request(seconds left)` returns, tried again while the store's failures may pass.
+
+    Raises `FileNotFoundError` and `FileExistsError` (a precondition failed) as they come, and `StorageError` with place, cause
+    and remedy for what does not pass, and for what has not passed by the deadline. Errors of the program go through.
+    """
+    started, attempts = time.monotonic(), 0
+    while True:
+        attempts += 1
+        try:
+            return request(max(0.001, started + PATIENCE.deadline_secs - time.monotonic()))
+        except BestkeptError:
+            raise
+        except Exception as error:
+            failure = diagnose(error)
+            if failure is None:
+                raise
+        _raise_unless_transient(failure, doing, place)
+        spent, pause = time.monotonic() - started, pause_after(attempts)
+        if spent + pause >= PATIENCE.deadline_secs:
+            raise StorageError(
+                f"cannot {doing} {place}: {failure.cause}, {attempts} attempts in {spent:.0f} s; check the store, and run the "
+                "same command again"
+            )
+        if attempts == 1:
+            log.info("trying to %s %s again: %s", doing, place, failure.cause)
+        time.sleep(pause)
+
+
+def pause_after(attempts: int) -> float:
+    """Seconds to wait after so many failed attempts: bounded, and not the same for all workers."""
+    longest = min(PATIENCE.longest_pause_secs, PATIENCE.first_pause_secs * 2.0 ** min(attempts - 1, 30))
+    return random.uniform(longest / 2, longest)
+
+
+def _raise_unless_transient(failure: Failure, doing: str, place: str) -> None:
+    """Outside of any `except`, so that no exception of a driver, with texts of its own, hangs on to ours."""
+    if failure.kind is Kind.MISSING:
+        raise FileNotFoundError(place)
+    if failure.kind is Kind.EXISTS:
+        raise FileExistsError(place)
+    if failure.kind is Kind.FATAL:
+        raise StorageError(f"cannot {doing} {place}: {failure.cause}; {failure.remedy}")

@@ -1,0 +1,180 @@
+"""S3 through s3fs, by its public `call_s3`: create-only with `If-None-Match: *`, replacing with `If-Match`.
+
+s3fs's own `pipe_file(mode="create")` sends that header too, but wants the whole body in memory, repeats a broken upload from its
+beginning, and aborts a multipart upload whose completion went unanswered as if it had failed. A store that ignores these
+headers (some stand-ins for S3) overwrites silently, and cannot be told from one that obeys.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any, BinaryIO, cast
+
+from pipelines.errors import StorageError
+from pipelines.storage import retrying
+from pipelines.storage.remote import PART_BYTES, RemoteObject, Seen, whole
+from pipelines.storage.retrying import patiently
+
+log = logging.getLogger(__name__)
+
+_MOST_PARTS = 10_000
+
+
+def options(given: dict[str, Any]) -> dict[str, Any]:
+    """What s3fs is made with, over the user's own fsspec configuration: one place tries again, and that is not here."""
+    config = {
+        **given.get("config_kwargs", {}),
+        "connect_timeout": retrying.PATIENCE.connect_secs,
+        "read_timeout": retrying.PATIENCE.silence_secs,
+        "retries": {"total_max_attempts": 1, "mode": "standard"},
+    }
+    return {"use_listings_cache": False, "config_kwargs": config}
+
+
+def prepare(fs: Any) -> None:
+    """Settings that s3fs takes from its attributes."""
+    fs.retries = 1
+
+
+def bucket_is_missing(fs: Any, name: str, place: str) -> bool:
+    """Whether the store says so; what it says otherwise, it says again where it matters."""
+    bucket = name.split("/", maxsplit=1)[0]
+    try:
+        patiently(lambda secs: fs.call_s3("head_bucket", Bucket=bucket, timeout=secs), doing="list", place=place)
+    except FileNotFoundError:
+        return True
+    except StorageError:
+        return False
+    return False
+
+
+@dataclass(frozen=True)
+class S3Object(RemoteObject):
+    """An object in a bucket of S3, or of what speaks its language."""
+
+    def look(self) -> Seen | None:
+        try:
+            head = self.patiently("look at", lambda secs: self._call("head_object", secs))
+        except FileNotFoundError:
+            return None
+        return Seen(int(head["ContentLength"]), head["ETag"])
+
+    def read(self) -> bytes | None:
+        found = self.read_seen()
+        return None if found is None else found[0]
+
+    def read_seen(self) -> tuple[bytes, Seen] | None:
+        try:
+            return self.patiently("read", self._get)
+        except FileNotFoundError:
+            return None
+
+    def read_range(self, start: int, end: int, seen: Seen) -> bytes:
+        if start == end:
+            return b""
+
+        def request(secs: float) -> bytes:
+            data, _ = self._get(secs, Range=f"bytes={start}-{end - 1}", IfMatch=seen.version)
+            return whole(data, end - start)
+
+        try:
+            return self.patiently("read", request)
+        except (FileExistsError, FileNotFoundError):
+            raise self.changed() from None
+
+    def create(self, file: BinaryIO, size: int) -> bool:
+        if size <= PART_BYTES:
+            return self._put(file.read(), IfNoneMatch="*")
+        if self.look() is not None:  # before all of it travels: S3 looks at the condition last
+            return False
+        upload = cast("str", self._write("create_multipart_upload")["UploadId"])
+        try:
+            part_bytes = max(PART_BYTES, -(-size // _MOST_PARTS))
+            parts: list[dict[str, Any]] = []
+            while part := file.read(part_bytes):
+                number = len(parts) + 1
+                answer = self._write("upload_part", UploadId=upload, PartNumber=number, Body=part)
+                parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+            return self._complete(upload, parts)
+        except BaseException:
+            self._abort(upload)
+            raise
+
+    def replace(self, data: bytes, version: str | None) -> bool:
+        try:
+            return self._put(data, **({} if version is None else {"IfMatch": version}))
+        except FileNotFoundError:  # what was to be replaced is gone
+            return False
+
+    def _complete(self, upload: str, parts: list[dict[str, Any]]) -> bool:
+        unanswered = False
+
+        def request(secs: float) -> Any:
+            nonlocal unanswered
+            try:
+                arguments = {"UploadId": upload, "MultipartUpload": {"Parts": parts}, "IfNoneMatch": "*"}
+                return self._call("complete_multipart_upload", secs, **arguments)
+            except FileNotFoundError:
+                raise
+            except Exception:
+                unanswered = True
+                raise
+
+        try:
+            self.patiently("write", request)
+        except FileExistsError:
+            self._abort(upload)
+            return False
+        except FileNotFoundError:  # the upload is: completed by a try that went unanswered, or aborted by somebody
+            if unanswered and self.look() is not None:
+                return False
+            raise StorageError(
+                f"cannot write {self.place}: its multipart upload is gone; run the same command again"
+            ) from None
+        return True
+
+    def _abort(self, upload: str) -> None:
+        """Drop the parts, once and no more: the cause of this is worth more than the parts. Never touches an object."""
+        try:
+            self._call("abort_multipart_upload", retrying.PATIENCE.silence_secs, UploadId=upload)
+        except FileNotFoundError:
+            return
+        except Exception:
+            log.warning(
+                "%s: parts of an unfinished upload may be left; a lifecycle rule of the bucket removes them", self.place
+            )
+
+    def _put(self, data: bytes, **condition: str) -> bool:
+        try:
+            self._write("put_object", Body=data, **condition)
+        except FileExistsError:
+            return False
+        return True
+
+    def _write(self, method: str, **arguments: Any) -> Any:
+        """A request that fails with 404 only where the bucket is not there."""
+        try:
+            return self.patiently("write", lambda secs: self._call(method, secs, **arguments))
+        except FileNotFoundError:
+            if "IfMatch" in arguments:
+                raise
+            raise StorageError(
+                f"cannot write {self.place}: the bucket or the upload is not there; check the bucket's name, and run the same "
+                "command again"
+            ) from None
+
+    def _get(self, secs: float, **arguments: str) -> tuple[bytes, Seen]:
+        from fsspec.asyn import sync
+
+        answer = self._call("get_object", secs, **arguments)
+        body, length = answer["Body"], int(answer["ContentLength"])
+        try:
+            data = whole(cast("bytes", sync(self.fs.loop, body.read, timeout=secs)), length)
+        finally:
+            body.close()  # a connection with a body that is not read to its end is not used again
+        return data, Seen(length, answer["ETag"])
+
+    def _call(self, method: str, secs: float, **arguments: Any) -> Any:
+        bucket, key, _ = self.fs.split_path(self.name)
+        return self.fs.call_s3(method, Bucket=bucket, Key=key, timeout=secs, **arguments)
