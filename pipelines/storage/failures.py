@@ -43,7 +43,7 @@ _SIGN_IN = (
 _RENEW = "sign in again, and run the same command again"
 _GRANT = "grant these credentials reading, writing and listing there, or choose another place"
 _NO_BUCKET = "create the bucket, or mend its name; bestkept creates none"
-_REGION = "set AWS_REGION to the region of the bucket"
+_REGION = "set AWS_DEFAULT_REGION to the region of the bucket"
 _CLOCK = "set this machine's clock"
 _CREATE_ONLY = (
     "the store cannot write create-only (If-None-Match, ifGenerationMatch), which keeps runs apart; use one that can"
@@ -91,6 +91,7 @@ _BROKEN = {  # of botocore, requests and google.auth; none of them is a Connecti
     "SSLError",
     "TransportError",
 }
+_ANSWERS = {"HttpError", "ClientResponseError"}  # of gcsfs and aiohttp: what a store has answered
 _AGAIN = {408, 409, 425, 429}  # 409: two conditional writes at once; the next try sees which one won
 _AGAIN_CODES = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "XAmzContentSHA256Mismatch"}
 
@@ -159,6 +160,8 @@ def _status(link: BaseException) -> int | None:
     response = getattr(link, "response", None)
     if isinstance(response, dict):
         return _number(response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
+    if type(link).__name__ not in _ANSWERS:  # aiohttp gives a body that was cut the code 400
+        return None
     return _number(getattr(link, "code", None)) or _number(getattr(link, "status", None))
 
 

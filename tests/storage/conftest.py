@@ -1,0 +1,74 @@
+"""Emulated stores with real clients: moto for S3, gcp-storage-emulator for GCS, each behind a proxy that can misbehave."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+
+import fsspec.config
+import pytest
+from storage.emulators import Store, environment, forget_clients
+from storage.fault_proxy import FaultProxy
+
+from pipelines.storage import retrying
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[tuple[str, int]]:
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield server.get_host_and_port()
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def gcs_server() -> Iterator[tuple[str, int]]:
+    from gcp_storage_emulator.server import create_server
+
+    logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
+    server = create_server("127.0.0.1", 0, in_memory=True)
+    server.start()
+    yield server._api._httpd.server_address
+    server.stop()
+
+
+@pytest.fixture
+def make_store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Store]]:
+    proxies: list[FaultProxy] = []
+
+    def make(scheme: str) -> Store:
+        proxy = FaultProxy(request.getfixturevalue("s3_server" if scheme == "s3" else "gcs_server")).__enter__()
+        proxies.append(proxy)
+        for name, value in environment(scheme, proxy).items():
+            monkeypatch.setenv(name, value)
+        if scheme == "gs":
+            monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
+        forget_clients()
+        store = Store(scheme, f"bucket-{next(_numbers)}", proxy)
+        store.fs.mkdir(store.bucket)
+        proxy.requests.clear()
+        return store
+
+    yield make
+    for proxy in proxies:
+        proxy.__exit__()
+    forget_clients()
+
+
+@pytest.fixture(params=["s3", "gs"])
+def store(request: pytest.FixtureRequest, make_store: Callable[[str], Store]) -> Store:
+    return make_store(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    hurried = retrying.Patience(
+        connect_secs=5, silence_secs=20, deadline_secs=60, first_pause_secs=0.01, longest_pause_secs=0.05
+    )
+    monkeypatch.setattr(retrying, "PATIENCE", hurried)
