@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from pipelines.config.base import hide_userinfo
 from pipelines.errors import ConfigError
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -25,7 +25,8 @@ def load(kind: type[Config], path: str, overrides: Sequence[str] = ()) -> Config
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:
         cause = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise ConfigError(f"cannot read the configuration {path!r}: {cause}; give the path of a YAML file") from error
+        text = f"cannot read the configuration {path!r}: {cause}; give the path of a YAML file"
+        raise ConfigError(hide_userinfo(text)) from error
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -50,14 +51,13 @@ def validated(kind: type[Config], values: dict[str, Any], overrides: Sequence[st
         return kind.model_validate(values)
     except ValidationError as error:
         problems = [_describe(kind, problem) for problem in error.errors()]
-        text = re.sub(r"://[^/\s@]*@", "://***@", "; ".join(problems))  # credentials in a refused URL
-        raise ConfigError(f"{where}: {text}") from error
+        raise ConfigError(hide_userinfo(f"{where}: {'; '.join(problems)}")) from error
 
 
 def _override(values: dict[str, Any], override: str) -> None:
     key, sign, text = override.partition("=")
     if not sign or not key:
-        raise ConfigError(f"override {override!r} is not of the form key.sub=value")
+        raise ConfigError(hide_userinfo(f"override {override!r} is not of the form key.sub=value"))
     *parents, last = key.split(".")
     target = values
     for parent in parents:
@@ -69,7 +69,8 @@ def _override(values: dict[str, Any], override: str) -> None:
     try:
         target[last] = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML; put it in quotes") from error
+        text = f"override {override!r}: the value is not valid YAML; put it in quotes"
+        raise ConfigError(hide_userinfo(text)) from error
 
 
 def _describe(kind: type[BaseModel], problem: Any) -> str:

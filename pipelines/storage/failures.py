@@ -105,7 +105,9 @@ def diagnose(error: BaseException) -> Failure | None:
     for link in links:
         name = type(link).__name__
         if name in _NO_CREDENTIALS:
-            return Failure(Kind.FATAL, f"no usable credentials ({name})", _SIGN_IN)
+            passing = getattr(link, "retryable", False) is True  # Google's own word
+            cause = f"no usable credentials ({name})"
+            return Failure(Kind.TRANSIENT, cause) if passing else Failure(Kind.FATAL, cause, _SIGN_IN)
         if isinstance(link, ShortRead):
             return Failure(Kind.TRANSIENT, f"the body was cut, {link}")
         if isinstance(link, FileNotFoundError):

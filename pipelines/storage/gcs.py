@@ -35,7 +35,9 @@ def options() -> dict[str, Any]:
     """What gcsfs is made with, beside the user's own fsspec configuration."""
     import aiohttp
 
-    timeout = aiohttp.ClientTimeout(total=None, connect=retrying.PATIENCE.connect_secs, sock_read=retrying.PATIENCE.silence_secs)
+    timeout = aiohttp.ClientTimeout(
+        total=None, connect=retrying.PATIENCE.connect_secs, sock_read=retrying.PATIENCE.silence_secs
+    )
     return {"use_listings_cache": False, "requests_timeout": timeout}
 
 

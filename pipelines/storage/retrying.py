@@ -37,6 +37,7 @@ def patiently(request: Callable[[float], Result], *, doing: str, place: str) -> 
     and remedy for what does not pass, and for what has not passed by the deadline. Errors of the program go through.
     """
     started, attempts = time.monotonic(), 0
+    causes: dict[str, None] = {}  # in order; the last may be no more than our own deadline
     while True:
         attempts += 1
         try:
@@ -48,11 +49,12 @@ def patiently(request: Callable[[float], Result], *, doing: str, place: str) -> 
             if failure is None:
                 raise
         _raise_unless_transient(failure, doing, place)
+        causes[failure.cause] = None
         spent, pause = time.monotonic() - started, pause_after(attempts)
         if spent + pause >= PATIENCE.deadline_secs:
             raise StorageError(
-                f"cannot {doing} {place}: {failure.cause}, {attempts} attempts in {spent:.0f} s; check the store, and run the "
-                "same command again"
+                f"cannot {doing} {place}: {' and '.join(causes)}, {attempts} attempts in {spent:.0f} s; check the store, and run "
+                "the same command again"
             )
         if attempts == 1:
             log.info("trying to %s %s again: %s", doing, place, failure.cause)

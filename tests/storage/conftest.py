@@ -5,10 +5,13 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import cache
 
 import fsspec.config
 import pytest
-from storage.emulators import Store, environment, forget_clients
+from storage.emulators import Store, environment
 from storage.fault_proxy import FaultProxy
 
 from pipelines.storage import retrying
@@ -38,27 +41,40 @@ def gcs_server() -> Iterator[tuple[str, int]]:
     server.stop()
 
 
+@pytest.fixture(scope="session")
+def proxies(request: pytest.FixtureRequest) -> Iterator[Callable[[str], FaultProxy]]:
+    """One proxy a scheme for all tests, so that drivers keep their clients."""
+    with ExitStack() as stack:
+
+        @cache
+        def proxy(scheme: str) -> FaultProxy:
+            server = request.getfixturevalue("s3_server" if scheme == "s3" else "gcs_server")
+            return stack.enter_context(FaultProxy(server))
+
+        yield proxy
+
+
 @pytest.fixture
-def make_store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Store]]:
-    proxies: list[FaultProxy] = []
+def make_store(
+    proxies: Callable[[str], FaultProxy], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[str], Store]]:
+    made: list[FaultProxy] = []
 
     def make(scheme: str) -> Store:
-        proxy = FaultProxy(request.getfixturevalue("s3_server" if scheme == "s3" else "gcs_server")).__enter__()
-        proxies.append(proxy)
+        proxy = proxies(scheme)
+        made.append(proxy)
         for name, value in environment(scheme, proxy).items():
             monkeypatch.setenv(name, value)
         if scheme == "gs":
             monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
-        forget_clients()
         store = Store(scheme, f"bucket-{next(_numbers)}", proxy)
         store.fs.mkdir(store.bucket)
         proxy.requests.clear()
         return store
 
     yield make
-    for proxy in proxies:
-        proxy.__exit__()
-    forget_clients()
+    for proxy in made:
+        proxy.plan.clear()
 
 
 @pytest.fixture(params=["s3", "gs"])
@@ -72,3 +88,26 @@ def _little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
         connect_secs=5, silence_secs=20, deadline_secs=60, first_pause_secs=0.01, longest_pause_secs=0.05
     )
     monkeypatch.setattr(retrying, "PATIENCE", hurried)
+
+
+class Clock:
+    """Time that passes only in pauses between attempts."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, secs: float) -> None:
+        self.now += secs
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """For `retrying`: a deadline of 60 seconds that lets about nine attempts be made, however slow the machine is."""
+    clock = Clock()
+    monkeypatch.setattr(retrying, "time", clock)
+    patience = replace(retrying.PATIENCE, deadline_secs=60, first_pause_secs=1, longest_pause_secs=10)
+    monkeypatch.setattr(retrying, "PATIENCE", patience)
+    return clock
