@@ -138,7 +138,7 @@ def _answered(status: int | None, code: str | None) -> Failure:
         return Failure(Kind.TRANSIENT, cause)
     if code in _BY_CODE:
         return Failure(Kind.FATAL, cause, _BY_CODE[code])
-    if status == 404 or code in ("NoSuchKey", "NoSuchUpload", "NoSuchVersion"):
+    if status in (404, 410) or code in ("NoSuchKey", "NoSuchUpload", "NoSuchVersion"):
         return Failure(Kind.MISSING, cause)
     return Failure(Kind.FATAL, cause, _BY_STATUS.get(status or 0, "check the place and run the same command again"))
 

@@ -19,6 +19,7 @@ from pipelines.storage.remote import PART_BYTES, RemoteObject, Seen, whole
 
 log = logging.getLogger(__name__)
 
+_SEND = "POST"  # as gcsfs does; a PUT that goes unanswered is sent again by aiohttp, unasked, before we can ask what arrived
 _BYTES = {"Content-Type": "application/octet-stream"}
 
 
@@ -135,7 +136,10 @@ class GcsObject(RemoteObject):
             arrived = self._send_part(session, file.read(PART_BYTES), arrived, size)
 
     def _send_part(self, session: str, part: bytes, start: int, size: int) -> int:
-        """How many bytes have arrived afterwards; `size` where the object is there."""
+        """How many bytes have arrived afterwards; `size` where the object is there.
+
+        Raises `FileExistsError` where one stands there, of whomever.
+        """
         failed = False
 
         def request(secs: float) -> int:
@@ -147,18 +151,20 @@ class GcsObject(RemoteObject):
             failed = True
             last = start + len(part) - 1
             headers = {**_BYTES, "Content-Range": f"bytes {start}-{last}/{size}"}
-            answer, _ = self.fs.call("PUT", session, headers=headers, data=part, timeout=secs)
+            answer, _ = self.fs.call(_SEND, session, headers=headers, data=part, timeout=secs)
             return _next(answer, size)
 
         try:
             return self.patiently("write", request)
-        except FileNotFoundError:
+        except FileNotFoundError:  # the upload is: completed by a try that went unanswered, or expired
+            if failed and self.look() is not None:
+                raise FileExistsError(self.place) from None
             raise StorageError(
                 f"cannot write {self.place}: its resumable upload is gone; run the same command again"
             ) from None
 
     def _arrived(self, session: str, size: int, secs: float) -> int:
-        answer, body = self.fs.call("PUT", session, headers={"Content-Range": f"bytes */{size}"}, timeout=secs)
+        answer, body = self.fs.call(_SEND, session, headers={"Content-Range": f"bytes */{size}"}, timeout=secs)
         return _next(answer, size) if "Range" in answer or body else 0  # incomplete, with nothing of it: neither
 
     def _cancel(self, session: str) -> None:

@@ -24,6 +24,7 @@ class Fault:
     stall: answer nothing until the client gives up, and forward nothing
     reset: reset the connection, and forward nothing
     cut: forward, announce the whole body, send half of it and close
+    shorten: forward, announce and send half of the body
     lose: forward, so that the store does it, and close without an answer
     call: run `hook`, then forward as if nothing were
     """
@@ -170,6 +171,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         headers = {name: value for name, value in self.headers.items() if name.lower() not in ("connection", "expect")}
         status, answered, data = self.proxy.forward(self.command, self.path, headers, body)
+        if kind == "shorten":
+            data = data[: len(data) // 2]
         if kind == "lose":
             self._note(line, 0, body)
             self._drop()

@@ -45,6 +45,7 @@ def chained(error: Exception, cause: Exception) -> Exception:
         (s3_error("NotImplemented", 501), Kind.FATAL, "501 NotImplemented"),
         (HttpError({"code": 503, "message": SECRET}), Kind.TRANSIENT, "503"),
         (HttpError({"code": "429", "message": SECRET}), Kind.TRANSIENT, "429"),
+        (HttpError({"code": 410, "message": SECRET}), Kind.MISSING, "410"),
         (HttpError({"code": 401, "message": SECRET}), Kind.FATAL, "401"),
         (ValueError(f"Bad Request: o\n{SECRET}"), Kind.FATAL, "400"),
         (OSError(f"Forbidden: o\n{SECRET}"), Kind.FATAL, "access denied"),

@@ -32,7 +32,7 @@ def parts(monkeypatch):
 
 
 def last_part(store):
-    return r"^POST /bucket.*uploadId" if store.is_s3 else r"^PUT /upload.*upload_id"
+    return r"^POST /bucket.*uploadId" if store.is_s3 else r"^POST /upload.*upload_id"
 
 
 def test_the_first_to_create_stands(store):
@@ -128,15 +128,16 @@ def test_a_burst_of_refusals_passes(store, status):
     assert [file.key for file in files.expand(store.url + "/*")] == ["x"]
 
 
-@pytest.mark.parametrize("kind", [pytest.param("stall", marks=pytest.mark.slow), "reset", "refuse"])
+@pytest.mark.parametrize("kind", [pytest.param("stall", marks=pytest.mark.slow), "reset", "refuse", "lose"])
 def test_only_the_part_that_was_lost_is_sent_again(store, parts, kind, monkeypatch):
     monkeypatch.setattr(retrying, "PATIENCE", replace(retrying.PATIENCE, silence_secs=1))
-    pattern = "^PUT .*partNumber=2" if store.is_s3 else "^PUT /upload"
+    pattern = "^PUT .*partNumber=2" if store.is_s3 else "^POST /upload.*upload_id"
     store.proxy.add(kind, pattern, skip=0 if store.is_s3 else 1)
     assert publish.create(store.url + "/large", parts)
     assert store.contents() == {"large": parts}
     sizes = [request.length for request in store.proxy.requests if request.length > 2**19]
-    assert sizes == [PART, PART, PART, 2**20]
+    arrived = kind == "lose" and not store.is_s3  # GCS can say how much it has of an upload
+    assert sizes == [PART, PART, *([] if arrived else [PART]), 2**20]
 
 
 @pytest.mark.parametrize("kind", [pytest.param("stall", marks=pytest.mark.slow), "reset", "cut"])
@@ -150,6 +151,15 @@ def test_a_read_that_breaks_is_made_again(store, kind, monkeypatch):
     fault = store.proxy.add(kind, READ, times=2)
     with files.open_for_reading(store.url + "/x") as file:
         assert file.read() == data
+    assert fault.met == 2
+
+
+def test_a_range_that_comes_short_is_noticed(store):
+    data = random.Random(4).randbytes(2**20)
+    store.put("x", data)
+    fault = store.proxy.add("shorten", READ, times=2)
+    there = files.remote(store.url + "/x")
+    assert there.read_range(5, 1000, there.look()) == data[5:1000]
     assert fault.met == 2
 
 
@@ -272,7 +282,8 @@ def test_listing_a_directory_a_file_and_a_pattern(store):
     assert (one.path, one.key) == (store.url + "/in/a.jsonl", "a.jsonl")
     assert files.anything_below(store.url + "/in/deep")
     assert not files.anything_below(store.url + "/in/dee")
-    store.put("in/z.jsonl", b"{}\n")
+    another = type(store.fs)(skip_instance_cache=True)
+    another.pipe_file(f"{store.bucket}/in/z.jsonl", b"{}\n")
     assert [file.key for file in files.expand(store.url + "/in/*.jsonl")] == ["a.jsonl", "z.jsonl"], "no cached listing"
 
 
