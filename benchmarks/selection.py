@@ -152,7 +152,7 @@ def _select(root: Path, steps: list[Any]) -> tuple[float, Any]:
     _ = selected["kept"] | "Keep" >> beam.Map(collect)
     pipeline.run().wait_until_finish()
     secs = time.perf_counter() - began
-    ids = [(k.file, unpack([k.kept], needs).row) for k in COLLECTED]
+    ids = [(k.file, unpack([k.kept], needs.kept).row) for k in COLLECTED]
     return secs, np.sort(np.concatenate([(np.int64(file) << 32) | row for file, row in ids]))
 
 

@@ -62,7 +62,7 @@ def build(pipeline: Any, config: RunConfig, paths: PlanPaths, plan: Plan, scorer
     scored, parts = score_files(pipeline, paths, scores_path(config), scorer)
     selected = scored | "Select" >> Select(selection, config.limits, with_schemas=with_schemas)
     bounds = (config.output.rows_per_shard, config.output.bytes_per_shard)
-    shards = selected | "Export" >> Export(paths.whole, config.path, shape, selection.needs, *bounds)
+    shards = selected | "Export" >> Export(paths.whole, config.path, shape, selection.needs.kept, *bounds)
     _ = {**selected, **parts, "shards": shards} | "Finish" >> Finish(paths.whole, config)
 
 

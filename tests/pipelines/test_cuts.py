@@ -16,6 +16,7 @@ from pipelines.config import Top
 from pipelines.cuts import (
     PASSES,
     Cut,
+    Strata,
     count_bins,
     keep,
     list_ties,
@@ -25,7 +26,6 @@ from pipelines.cuts import (
     merge_ties,
     refine,
     settle,
-    strata_of,
     top,
 )
 
@@ -96,7 +96,7 @@ def test_edges_are_the_worst_kept_and_the_best_dropped(rows, data, amount, per):
     edges = merge_edges(measure_edges(table.take(np.arange(*part)), cut) for part in ((at, count), (0, at)))
     kept = brute_force(rows, names, [1] * count, rule)
     strata_here = names if per else [None] * count
-    assert strata_of(table, rule) == strata_here
+    assert Strata.of(table, rule).at(np.arange(len(table))) == strata_here
     assert edges.keys() == set(strata_here)
     for stratum, edge in edges.items():
         own = [row for row, name in zip(rows, strata_here, strict=True) if name == stratum]

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from corpora import write_jsonl
 
-from pipelines import curate
+from pipelines import curate, partition, precombine
 from pipelines.config import RunConfig
 from pipelines.errors import ConfigError, InputError, RejectedError
 from pipelines.storage import objects
@@ -332,3 +332,21 @@ def test_probabilities_come_from_the_models_calibration(tmp_path, make_config, s
     found = {row["messages"][0]["content"]: row["probability"] for row in table(tmp_path)}
     assert found == pytest.approx(expected, abs=1e-6)
     assert 0 < len(expected) < 6
+
+
+@pytest.mark.parametrize("held", [0, 6, 20])
+@pytest.mark.parametrize("rule", [{"best_of_n": {"keep": 2, "min_candidates": 1}}, {"threshold": {"min_z": 0.1}}])
+def test_what_a_bundle_may_hold_changes_no_byte(tmp_path, select, monkeypatch, held, rule):
+    rows = corpus(prompts=12)
+    select(rows, [rule], name="plain")
+    monkeypatch.setattr(partition, "_BLOCK_ROWS", 3)
+    monkeypatch.setattr(partition, "_HELD_ROWS", held)
+    monkeypatch.setattr(precombine, "_WORTH", np.inf)
+    released = []
+    packed = partition._packed
+    monkeypatch.setattr(partition, "_packed", lambda *args: released.append(args[0]) or packed(*args))
+    select(rows, [rule], name="crowded")
+    assert len(released) > len(set(released)), "nothing had to go before the end"
+    assert tree(tmp_path / "plain" / "data") == tree(tmp_path / "crowded" / "data")
+    manifests = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("plain", "crowded")]
+    assert manifests[0] == manifests[1]
