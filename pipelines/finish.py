@@ -16,6 +16,7 @@ from pipelines.combine import Standards
 from pipelines.config import RunConfig
 from pipelines.inputs import InputFile, place_of
 from pipelines.length import Curve
+from pipelines.overlap import Gather
 from pipelines.plan import Plan, name_of
 from pipelines.records import Shard, Totals
 from pipelines.report import card
@@ -73,7 +74,7 @@ class Finish(beam.PTransform):  # type: ignore[misc]
             | "GroupRejected" >> beam.GroupByKey()
             | "WriteRejected" >> beam.ParDo(WriteRejected(self.plan_path, self.config.path))
         )
-        summary = parts["summary"] | "SumSelection" >> beam.CombineGlobally(merge_summaries)
+        summary = parts["summary"] | "SumSelection" >> Gather(merge_summaries)
         standards = {"standards": AsSingleton(parts["standards"])} if "standards" in parts else {}
         barrier = parts["shards"].pipeline | "Finish" >> beam.Create([self.plan_path])
         return barrier | "PublishManifest" >> beam.ParDo(

@@ -6,13 +6,16 @@ the runner itself gives one bundle at a time. Results keep the order of the elem
 
 from __future__ import annotations
 
+import itertools
 import os
+import queue
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import apache_beam as beam
 from apache_beam.pvalue import AsIter, TaggedOutput
@@ -20,6 +23,8 @@ from apache_beam.transforms.window import GlobalWindows
 from apache_beam.typehints.decorators import no_annotations
 
 from pipelines.workers import carrying_errors
+
+T = TypeVar("T")
 
 _MOST_THREADS = 4  # of one process; what they hold grows with them
 
@@ -50,6 +55,54 @@ class Overlap:
         """All other results."""
         while self._waiting:
             yield self._waiting.popleft().result()
+
+
+class _Done(NamedTuple):
+    error: BaseException | None
+
+
+def ahead(sources: Sequence[Callable[[], Iterable[T]]], *, most: int) -> Iterator[T]:
+    """The items of all sources, in order; the next source is read while this one is used, in threads of their own, each at most
+    `most` items ahead. What a source raises is raised here, in its turn."""
+    stopped = threading.Event()
+
+    def read(source: Callable[[], Iterable[T]], items: queue.Queue[T | _Done]) -> None:
+        error: BaseException | None = None
+        try:
+            for item in source():
+                if not _put(items, item, stopped):
+                    return
+        except BaseException as raised:
+            error = raised
+        _put(items, _Done(error), stopped)
+
+    waiting: deque[queue.Queue[T | _Done]] = deque()
+    to_start = iter(sources)
+    try:
+        while True:
+            for source in itertools.islice(to_start, _threads() - len(waiting)):
+                waiting.append(queue.Queue(most))
+                threading.Thread(target=read, args=(source, waiting[-1]), daemon=True).start()
+            if not waiting:
+                return
+            while not isinstance(item := waiting[0].get(), _Done):
+                yield item
+            if item.error is not None:
+                raise item.error
+            waiting.popleft()
+    finally:
+        stopped.set()
+
+
+def _put(items: queue.Queue[Any], item: Any, stopped: threading.Event) -> bool:
+    """Whether there was room before anybody stopped to wait for it."""
+    while not stopped.is_set():
+        try:
+            items.put(item, timeout=1.0)
+            return True
+        except queue.Full:
+            continue
+    return False
 
 
 class Overlapped(beam.DoFn):  # type: ignore[misc]

@@ -1,6 +1,6 @@
 """Input files → units → fragments of rows."""
 
-from pipelines.inputs.again import read_rows
+from pipelines.inputs.again import read_rows, taken_batches
 from pipelines.inputs.files import InputFile, Unit, kind_of, place_of, seekable, split_units
 from pipelines.inputs.fragments import Fragment, Row, column_names, original_schema, read_fragments
 
@@ -17,4 +17,5 @@ __all__ = [
     "read_rows",
     "seekable",
     "split_units",
+    "taken_batches",
 ]
