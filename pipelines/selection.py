@@ -9,6 +9,7 @@ stays in it. `top` shuffles counts alone: 65,536 bins of 20 bytes a stratum and 
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -191,13 +192,14 @@ class ApplyRules(Overlapped):
 def by_unit(rows: Candidates, needs: Needs) -> Iterator[tuple[int, bytes]]:
     """(file << 32 | unit, its rows): no element holds more than a unit has."""
     unit = (rows.file.astype(np.int64) << 32) | rows.unit
-    order = np.argsort(unit, kind="stable")
-    if not len(order):
+    if not len(unit):
         return
-    numbers, starts = np.unique(unit[order], return_index=True)
-    for number, start, end in zip(numbers, starts, [*starts[1:], len(order)], strict=True):
+    order = np.argsort(unit)
+    ordered, unit = rows.take(order), unit[order]
+    starts = np.flatnonzero(np.append(True, unit[1:] != unit[:-1]))
+    for start, end in itertools.pairwise([*starts.tolist(), len(unit)]):
         for first in range(start, end, _KEPT_ROWS):
-            yield int(number), pack(rows.take(order[first : min(end, first + _KEPT_ROWS)]), needs)
+            yield int(unit[start]), pack(ordered.slice(first, min(end, first + _KEPT_ROWS)), needs)
 
 
 @dataclass(eq=False)
