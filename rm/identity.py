@@ -238,8 +238,9 @@ def load_temperature(directory: Path | str) -> float | None:
 
 
 def has_anchor(directory: Path | str) -> bool:
-    """Whether rewards of different prompts are known to be comparable: labels of single responses fixed their offset."""
-    return "offset" in _read_json(Path(directory) / CALIBRATION_FILE)
+    """Whether rewards of different prompts are known to be comparable: labels of single responses, or centring, fixed their
+    offset while the model was trained."""
+    return not _read_json(Path(directory) / CALIBRATION_FILE).keys().isdisjoint({"offset", "centring"})
 
 
 def tensor_shapes(directory: Path) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -15,7 +15,7 @@ from rm.evaluate.calibration import Calibration
 from rm.identity import CALIBRATION_FILE, load_temperature
 
 FILE_NAME = CALIBRATION_FILE
-__all__ = ["FILE_NAME", "load_temperature", "store_offset", "store_temperature"]
+__all__ = ["FILE_NAME", "load_temperature", "store_centring", "store_offset", "store_temperature"]
 
 
 def store_temperature(directory: Path | str, calibration: Calibration, *, data: str, fitted_on: str) -> Path:
@@ -38,6 +38,11 @@ def store_temperature(directory: Path | str, calibration: Calibration, *, data: 
 def store_offset(directory: Path | str, offset: float) -> Path:
     """Write the b of P(accepted) = sigmoid(r + b), learnt from accept/reject labels, beside the temperature."""
     return _update(Path(directory) / FILE_NAME, {"offset": offset})
+
+
+def store_centring(directory: Path | str, weight: float) -> Path:
+    """Note that training pulled the rewards of every prompt towards zero: they can be compared across prompts."""
+    return _update(Path(directory) / FILE_NAME, {"centring": weight})
 
 
 def _update(path: Path, fields: dict[str, object]) -> Path:
