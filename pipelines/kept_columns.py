@@ -7,7 +7,6 @@ same rows, which is tested. No Beam.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -80,15 +79,8 @@ def _responses(batch: pa.RecordBatch, mapping: RowMapping, own: Candidates, file
     lengths = lists.value_lengths().fill_null(0).to_numpy()
     if np.any(own.response >= lengths):
         raise changed(file)
-    starts = lists.offsets.to_numpy()[:-1] - lists.offsets[0].as_py()
-    return (
-        lists.flatten().take(pa.array(_starts_without_nulls(lists, starts, lengths) + own.response)).cast(pa.string())
-    )
-
-
-def _starts_without_nulls(lists: pa.ListArray, starts: Any, lengths: Any) -> Any:
-    """Where each list starts in `flatten`, which leaves out what lies under a null list."""
-    return starts if lists.null_count == 0 else np.cumsum(lengths) - lengths
+    starts = np.cumsum(lengths) - lengths
+    return lists.flatten().take(pa.array(starts + own.response)).cast(pa.string())
 
 
 def _checked(file: InputFile, own: Candidates, prompts: pa.Array, responses: pa.Array) -> pa.Array:

@@ -7,10 +7,11 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from selection_tables import best_order, candidates, chosen, tables
 
+from pipelines import cuts
 from pipelines.candidates import ascending_bits
 from pipelines.config import Top
 from pipelines.cuts import (
@@ -69,7 +70,15 @@ def in_parts(table, rule, edges):
     return settle(cut, merge_ties(list_ties(part, cut) for part in parts))
 
 
-@settings(max_examples=500)
+@pytest.fixture(params=["few strata", "many strata"])
+def counted(request, monkeypatch):
+    """Bins counted in an array, or by sorting where strata are too many for one."""
+    if request.param == "many strata":
+        monkeypatch.setattr(cuts, "_DENSE", 0)
+
+
+@pytest.mark.usefixtures("counted")
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tables(), st.data(), amounts, st.sampled_from([{}, {"per": "source"}]), st.booleans())
 def test_top_equals_sorting(rows, data, amount, per, with_quota):
     count = len(rows)

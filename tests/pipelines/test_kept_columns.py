@@ -90,6 +90,7 @@ CHANGES = {
     "another response": {"r": [["one", "other"], ["three"]]},
     "another prompt": {"p": ["first", "changed"]},
     "a response that is gone": {"r": [["one"], ["three"]]},
+    "the last response is gone": {"r": [["one", "two"], []]},
     "a null response": {"r": [["one", None], ["three"]]},
     "a null list": {"r": [None, ["three"]]},
     "a null prompt": {"p": [None, "second"]},
@@ -168,11 +169,11 @@ def test_both_ways_publish_the_same_bytes(tmp_path, monkeypatch, shape):
             {
                 "input": {"path": str(tmp_path / "in"), "columns": {"prompt": "p", "responses": "r", "source": "s"}},
                 "scores": {"column": "w", "path": str(tmp_path / "scores")},
-                "select": [{"best_of_n": {"keep": 3}}],
+                "select": [{"best_of_n": {"keep": 8}}],
                 "output": {
                     "path": str(tmp_path / name),
                     "shape": shape,
-                    "rows_per_shard": 10,
+                    "rows_per_shard": 11,
                     "add": ["rank", "margin"],
                 },
             }
@@ -185,7 +186,13 @@ def test_both_ways_publish_the_same_bytes(tmp_path, monkeypatch, shape):
         by_columns = run("columns")
     monkeypatch.setattr(export, "read_tables", None)
     monkeypatch.setattr(export, "is_plain", lambda *_: False)
-    assert len(by_columns) == 4
+    assert len(by_columns) == 8
+    found = [
+        row for name in sorted(by_columns) for row in pq.read_table(tmp_path / "columns" / "data" / name).to_pylist()
+    ]
+    contents = [(row["messages"] if shape == "messages" else row["completion"])[-1]["content"] for row in found]
+    expected = [text for _, responses, _ in rows for text in responses]
+    assert contents == expected, "in the order of the input, responses of a row in theirs"
     assert by_columns == run("rows")
 
 
