@@ -224,17 +224,16 @@ STEPS = [
 
 
 @pytest.mark.parametrize("steps", STEPS, ids=["best-top", "length-top-random", "pairs"])
-def test_neither_partitions_nor_the_order_of_files_change_a_byte(tmp_path, select, monkeypatch, steps):
+def test_neither_partitions_nor_the_order_in_which_files_are_listed_change_a_byte(tmp_path, select, monkeypatch, steps):
     rows = corpus(12)
     rows += [{**rows[0], "prompt": f"tie {n}", "response": "tied"} for n in range(6)] * 2
     output = {"shape": "preference" if "pairs" in steps[0] else "messages", "rows_per_shard": 4}
-    select(rows, steps, output=output)
-    for partitions in (1, 64):
+    paths = [str(tmp_path / "in" / f"{number}.jsonl") for number in range(3)]
+    select(rows, steps, output=output, input={"path": paths})
+    for partitions, order in ((1, (2, 0, 1)), (64, (2, 1, 0))):
         monkeypatch.setattr(curate, "PARTITIONS", partitions)
-        files = sorted(str(path) for path in (tmp_path / "in").iterdir())
-        select(rows, steps, name=f"by-{partitions}", output=output, input={"path": str(tmp_path / "in")})
+        select(rows, steps, name=f"by-{partitions}", output=output, input={"path": [paths[at] for at in order]})
         assert tree(tmp_path / f"by-{partitions}") == tree(tmp_path / "out")
-        assert len(files) == 3
 
 
 def test_all_rejected_and_empty_input(tmp_path, select):
