@@ -18,10 +18,10 @@ from pipelines import progress, throughput
 from pipelines.columnar import needs_of
 from pipelines.config import RunConfig, RunnerConfig
 from pipelines.ensemble import CombineScores, LoadAlone
-from pipelines.errors import BestkeptError, ConfigError, StorageError, from_text, whereabouts
+from pipelines.errors import BestkeptError, ConfigError, StorageError, from_text, remedy, whereabouts
 from pipelines.export import Export
 from pipelines.finish import OFFSET_WARNING, Finish, selection_settings
-from pipelines.plan import Plan, PlanPaths, make_plans
+from pipelines.plan import Plan, PlanPaths, Plans, make_plans
 from pipelines.records import Totals
 from pipelines.runners import pipeline_options, runner_of
 from pipelines.score import LoadScorer, ScoreCorpus, ScorerFactory
@@ -123,6 +123,7 @@ def curate(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactor
     progress.planned(plan.input_bytes * len(plans.members))
     settings = manifest.digest(selection_settings(config, plan))
     same_plan = manifest.claim(config.path, inputs=plan.content_hash, selection=settings, plan=plan.hash)
+    sweep(scores_path(config), plans, config.path)
     done = manifest.complete(config.path) if same_plan else None
     if done is not None:
         counts = {**done["counts"], "rejected": done["rejected"], "examples": done["first_rejected"]}
@@ -142,6 +143,7 @@ def score(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory
     pipeline_options(config.runner, flags)
     plans, scores = make_plans(config), scores_path(config)
     progress.planned(plans.whole.input_bytes * len(plans.members))
+    sweep(scores, plans)
     paths = plans.save(scores)
     summaries = [join(scores, plan.fingerprint, f"totals-{plan.hash[:32]}.json") for plan in plans.members]
 
@@ -174,6 +176,20 @@ def record(directory: str, command: str, secs: float, counted: Mapping[str, int]
     """Write `run.json`: that of the last run that did something; of several models, their work together."""
     content = throughput.run_record(command=command, secs=secs, totals=counted)
     publish.replace(join(directory, "run.json"), manifest.to_json(content))
+
+
+def sweep(scores: str, plans: Plans, output: str | None = None) -> None:
+    """Remove what runs that were killed have left unfinished where this run writes; see `storage.local`."""
+    places = [
+        scores,
+        join(scores, "plans"),
+        *(join(scores, plan.fingerprint) for plan in (plans.whole, *plans.members)),
+    ]
+    if output is not None:
+        places += [output, join(output, "data"), join(output, "rejected")]
+    removed = publish.sweep(dict.fromkeys(places))
+    if removed:
+        log.info("removed %d unfinished files of runs that were killed", removed)
 
 
 def publish_totals(totals: Totals, path: str) -> None:
@@ -215,7 +231,7 @@ def execute(runner: RunnerConfig, flags: Sequence[str], build_graph: Callable[[A
         known = from_text(str(error))
         if known is not None:
             raise known from None
+        report = "the same command again goes on from there; if it fails again at this place, please report it"
         raise StorageError(
-            f"the pipeline failed: {whereabouts(error)}; what is scored stays, and the same command again goes on from "
-            "there; if it fails again at this place, please report it"
+            f"the pipeline failed: {whereabouts(error)}; what is scored stays; {remedy(error) or report}"
         ) from error

@@ -1,28 +1,26 @@
 """Atomic, create-only publishing: an object is there whole, or not at all, and is never replaced.
 
-Locally: a temporary dot-name in the same directory, fsync, a hard link that fails where the name exists, directory fsync.
+Locally: a temporary dot-name in the same directory, fsync, a hard link that fails where the name exists, directory fsync (see
+`local`).
 On object stores: one create-only PUT to the final key. Copying and deleting are never used.
 """
 
 from __future__ import annotations
 
 import errno
-import os
 import tempfile
-import uuid
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import xxhash
 from fsspec.implementations.local import LocalFileSystem
 
-from pipelines.errors import ConflictError, StorageError
+from pipelines.errors import ConflictError, StorageError, remedy
+from pipelines.storage import local
 from pipelines.storage.files import describe, filesystem, open_for_reading
+from pipelines.storage.local import Writer
 
-Writer = Callable[[BinaryIO], None]
-
-_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _EXISTS = {409, 412}
 _CHUNK = 1 << 20
 
@@ -35,7 +33,10 @@ def create(path: str, write: Writer | bytes) -> bool:
     write = _writer(write)
     fs, name = filesystem(path)
     if isinstance(fs, LocalFileSystem):
-        return _create_local(Path(name), write)
+        try:
+            return local.create(Path(name), write)
+        except OSError as error:
+            raise _storage_error(name, error) from error
     return _create_object(fs, name, path, write)
 
 
@@ -45,7 +46,10 @@ def create_or_equal(path: str, write: Writer | bytes) -> str:
     Raises `ConflictError` where other bytes are there: two selections must not share an output.
     """
     with tempfile.SpooledTemporaryFile(max_size=64 * 2**20) as spool:
-        _writer(write)(spool)  # type: ignore[arg-type]
+        try:
+            _writer(write)(spool)  # type: ignore[arg-type]
+        except OSError as error:
+            raise _storage_error(tempfile.gettempdir(), error) from error
         digest = _digest(spool)
 
         def copy(file: BinaryIO) -> None:
@@ -70,11 +74,15 @@ def replace(path: str, data: bytes) -> None:
         fs.pipe_file(name, data)
         return
     try:
-        temporary = _write_temporary(Path(name), _writer(data))
-        os.replace(temporary, name)
-        _sync_directory(Path(name).parent)
+        local.replace(Path(name), _writer(data))
     except OSError as error:
         raise _storage_error(name, error) from error
+
+
+def sweep(directories: Iterable[str]) -> int:
+    """Remove temporaries that killed runs have left in these directories; how many. Object stores have none."""
+    places = [filesystem(directory) for directory in directories]
+    return sum(local.sweep(Path(name)) for fs, name in places if isinstance(fs, LocalFileSystem))
 
 
 def _writer(content: Writer | bytes) -> Writer:
@@ -93,52 +101,6 @@ def _digest(file: Any) -> str:
     while chunk := file.read(_CHUNK):
         digest.update(chunk)
     return digest.hexdigest()
-
-
-def _create_local(path: Path, write: Writer) -> bool:
-    try:
-        if path.exists():
-            return False
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _write_temporary(path, write)
-        try:
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
-                return False
-            except OSError as error:
-                if error.errno not in _NO_LINKS:
-                    raise
-                if path.exists():  # no hard links here (some network and FUSE mounts): the closest there is
-                    return False
-                os.rename(temporary, path)
-            _sync_directory(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise _storage_error(str(path), error) from error
-    return True
-
-
-def _write_temporary(path: Path, write: Writer) -> Path:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return temporary
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _create_object(fs: Any, name: str, path: str, write: Writer) -> bool:
@@ -169,12 +131,10 @@ def _status(error: BaseException) -> int | None:
 
 
 def _storage_error(path: str, error: OSError) -> StorageError:
-    remedy = {
-        errno.ENOSPC: "free some space there and run the same command again",
-        errno.EDQUOT: "raise the quota and run the same command again",
+    known = {
         errno.EROFS: "choose a writable output.path",
         errno.EACCES: "grant write access, or choose another output.path",
         errno.EPERM: "grant write access, or choose another output.path",
         errno.ENOTDIR: "a file stands where a directory is needed; choose another output.path",
     }.get(error.errno or 0, "check the place and run the same command again")
-    return StorageError(f"cannot write {path}: {describe(error)}; {remedy}")
+    return StorageError(f"cannot write {path}: {describe(error)}; {remedy(error) or known}")
