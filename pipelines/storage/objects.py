@@ -123,7 +123,7 @@ def _encoding(schema: pa.Schema) -> dict[str, Any]:
 def decode(data: bytes) -> tuple[pa.Table, Footer] | None:
     """Table and footer of a score file, or None where the bytes are not a whole and unharmed one."""
     try:
-        table = pq.read_table(io.BytesIO(data))
+        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)  # read_table takes five times as long
         metadata = table.schema.metadata or {}
         described = metadata[_FOOTER].decode()
         if metadata[_HASH].decode() != columns_hash(table, described + metadata[_ORIGINAL].decode()):
