@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import uuid
 from pathlib import Path
 
 from rm.evaluate.calibration import Calibration
@@ -51,15 +51,14 @@ def _update(path: Path, fields: dict[str, object]) -> Path:
         others = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         others = {}
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{FILE_NAME}.", suffix=".tmp", dir=path.parent)
+    temporary = path.with_name(f".{FILE_NAME}.{uuid.uuid4().hex[:12]}.tmp")
     try:
-        with open(descriptor, "w", encoding="utf-8") as file:
+        with open(temporary, "x", encoding="utf-8") as file:
             file.write(json.dumps({**others, **fields}, indent=2) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it private, and weights beside it are not
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     return path
