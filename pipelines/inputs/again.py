@@ -14,9 +14,10 @@ from pipelines.errors import InputError
 from pipelines.inputs.files import InputFile, Unit
 from pipelines.inputs.fragments import Row, row_of
 from pipelines.inputs.jsonl import json_lines, parse_line
-from pipelines.inputs.parquet import batch_rows
+from pipelines.inputs.parquet import batch_rows, refuse_doubled
+from pipelines.inputs.unreadable import reading_input
 from pipelines.schemas import RowMapping
-from pipelines.storage.files import open_for_reading, reading
+from pipelines.storage.files import open_for_reading
 
 _BATCH_ROWS = 8192
 _BATCH_BYTES = 32 * 2**20
@@ -87,7 +88,7 @@ def taken_batches(
 
     Raises `InputError` for a file that is gone, cut, or lacks one of `columns` by now.
     """
-    with reading(file.path), open_for_reading(file.path) as stream:
+    with reading_input(file.path), open_for_reading(file.path) as stream:
         parquet = pq.ParquetFile(stream, pre_buffer=False)
         there = parquet.schema_arrow.names
         missing = [name for name in columns if name not in there]
@@ -96,6 +97,7 @@ def taken_batches(
                 f"input file {file.path} has lost its column {missing[0]!r} since it was scored; restore it and run again"
             )
         extra = [name for name in (there if more_columns is None else more_columns) if name in there]
+        refuse_doubled(file, there, extra)
         group = parquet.metadata.row_group(unit.number)
         size = max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
         wanted, first = list(dict.fromkeys([*columns, *extra])), 0

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
-from pipelines.storage.files import open_for_reading, reading
+from pipelines.inputs.unreadable import reading_input
+from pipelines.storage.files import open_for_reading
 
 RANGE_BYTES = 64 * 2**20  # of plain JSONL per unit
 
@@ -54,7 +55,7 @@ def kind_of(path: str) -> tuple[str, str | None] | None:
 def split_units(file: InputFile) -> list[Unit]:
     """The units of a file, in order; opens a Parquet footer, nothing else. Raises `InputError`."""
     if file.kind == "parquet":
-        with reading(file.path), open_for_reading(file.path) as stream:
+        with reading_input(file.path), open_for_reading(file.path) as stream:
             metadata = pq.ParquetFile(stream).metadata
             units, first = [], 0
             for number in range(metadata.num_row_groups):

@@ -179,16 +179,23 @@ def test_a_file_that_is_not_compressed_at_all_is_noticed(tmp_path, name):
 
 
 @pytest.mark.parametrize("compression", ["gz", "zst"])
-@given(parts=st.lists(st.binary(max_size=2000), max_size=4), cut=st.integers(1, 20))
+@given(parts=st.lists(st.binary(max_size=2000), min_size=1, max_size=4), cut=st.integers(1, 20))
 @settings(max_examples=60)
 def test_decompression_reads_all_members_and_notices_every_cut(compression, parts, cut):
     compress = gzip.compress if compression == "gz" else zstandard.compress
     data = b"".join(compress(part) for part in parts)
     assert b"".join(decompressed(io.BytesIO(data), compression)) == b"".join(parts)
-    last = len(compress(parts[-1])) if parts else 0
+    last = len(compress(parts[-1]))
     if last > cut:
         with pytest.raises(EOFError):
             list(decompressed(io.BytesIO(data[:-cut]), compression))
+
+
+@pytest.mark.parametrize(("compression", "data"), [("gz", b""), ("zst", b""), ("gz", bytes(5000))])
+def test_no_member_at_all_is_a_cut_file_too(compression, data):
+    """What a crash leaves behind: an empty file, or one of zeros."""
+    with pytest.raises(EOFError):
+        list(decompressed(io.BytesIO(data), compression))
 
 
 def test_zero_padding_after_gzip_is_no_data():
