@@ -95,7 +95,8 @@ class Explain(beam.PTransform):  # type: ignore[misc]
     answer: str
 
     def expand(self, begin: Any) -> Any:
-        scored, _ = score_files(begin.pipeline, self.paths, scores_path(self.config), None, scratch=self.scratch)
+        scores, limits = scores_path(self.config), self.config.limits
+        scored, _ = score_files(begin.pipeline, self.paths, scores, None, limits=limits, scratch=self.scratch)
         selected = scored | "Select" >> Select(self.selection, self.config.limits, with_schemas=False, with_cuts=True)
         found = scored | "FindPrompt" >> beam.ParDo(FindPrompt(self.key, _needs(self.selection))).with_outputs(
             "keys", main="rows"

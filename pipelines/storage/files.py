@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob as local_glob
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -49,17 +50,20 @@ class Listed(NamedTuple):
 
 
 def expand(pattern: str) -> list[Listed]:
-    """Files that a path, a directory or a glob names, sorted by path.
+    """Files that a path, a directory or a glob names, sorted by path, and the directories that a glob names whose files it does
+    not: whoever reads them decides whether something was meant.
 
-    In directories, hidden files and those that start with an underscore are not data, as everywhere.
-    Raises `InputError` where nothing matches.
+    In directories, hidden files and those that start with an underscore are not data, as everywhere. Links to files are files;
+    one to a place where nothing is has size 0. Raises `InputError` where nothing matches, a directory cannot be listed, or
+    a link to a directory would have to be followed.
     """
     fs, path = filesystem(absolute(pattern))
+    local = {"on_error": "raise"} if isinstance(fs, LocalFileSystem) else {}  # else what cannot be listed is left out
     with reading(pattern):
-        if local_glob.has_magic(path):
+        if is_glob := local_glob.has_magic(path):
             found = fs.glob(path, detail=True)
         elif fs.isdir(path):
-            found = fs.find(path, detail=True)
+            found = fs.find(path, detail=True, **local)
         elif fs.exists(path):
             found = {path: fs.info(path)}
         else:
@@ -68,11 +72,27 @@ def expand(pattern: str) -> list[Listed]:
         listed = []
         for name, info in sorted(found.items()):
             key = name.removeprefix(root).lstrip("/") or name.rsplit("/", 1)[-1]
-            if info["type"] == "file" and not _hidden(key):
+            if local and info.get("islink"):
+                info = _followed(name, info, recursive=not is_glob or "**" in path)
+            whole = info["type"] == "directory" and not any(other.startswith(name + "/") for other in found)
+            if (info["type"] == "file" or whole) and not _hidden(key):
                 listed.append(Listed(fs.unstrip_protocol(name) if "://" in pattern else name, key, info))
-    if not listed:
-        raise InputError(f"input.path {pattern!r} matches no file; check the path and the pattern")
+    if not any(entry.info["type"] == "file" for entry in listed):
+        inside = f"; to read the files in the directory {listed[0].path} write {listed[0].path}/*" if listed else ""
+        raise InputError(f"input.path {pattern!r} matches no file; check the path and the pattern{inside}")
     return listed
+
+
+def _followed(name: str, info: dict[str, Any], *, recursive: bool) -> dict[str, Any]:
+    """What a local link leads to."""
+    try:
+        status = os.stat(name)
+    except OSError:  # nothing there, or a circle: whoever opens it will say so
+        return {**info, "type": "file", "size": 0, "mtime": 0.0}
+    if stat.S_ISDIR(status.st_mode) and recursive:
+        raise InputError(f"{name} is a link to a directory, and these are not followed; name it in input.path, too")
+    kind = "directory" if stat.S_ISDIR(status.st_mode) else "file" if stat.S_ISREG(status.st_mode) else "other"
+    return {**info, "type": kind, "size": status.st_size, "mtime": status.st_mtime}
 
 
 def _above_wildcard(path: str) -> str:

@@ -21,7 +21,7 @@ from stubs import NamedFactory, named_reward
 from tiny_models import save_causal, save_encoder
 
 from pipelines import curate
-from pipelines.config import RunConfig
+from pipelines.config import Limits, RunConfig
 from pipelines.errors import ConfigError, ConflictError, InputError, ModelLoadError, RejectedError, StorageError
 from pipelines.plan import make_plans
 from pipelines.storage import objects
@@ -333,7 +333,7 @@ def test_a_model_waits_for_the_one_before_it(make, corpus, log, tmp_path):
 
     def inputs(scorer) -> dict[str, int]:
         pipeline = beam.Pipeline(runner=FnApiRunner())
-        curate.score_models(pipeline, paths, scores, scorer)
+        curate.score_models(pipeline, paths, scores, scorer, limits=Limits())
         transforms = pipeline.to_runner_api().components.transforms.values()
         return {step.unique_name: len(step.inputs) for step in transforms if step.unique_name.endswith("/ReadPlan")}
 
@@ -471,7 +471,7 @@ def test_the_inputs_are_listed_once(make, corpus, monkeypatch):
 
     calls = []
     original = plan.list_files
-    monkeypatch.setattr(plan, "list_files", lambda config: calls.append(1) or original(config))
+    monkeypatch.setattr(plan, "list_files", lambda *args, **more: calls.append(1) or original(*args, **more))
     plans = make_plans(make(corpus, ["anna", "bo", "carla"]))
     assert calls == [1]
     assert all(member.files is plans.whole.files for member in plans.members)
