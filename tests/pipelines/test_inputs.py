@@ -115,39 +115,6 @@ def test_byte_ranges_split_lines_without_loss(tmp_path_factory, lines, range_byt
     assert len(whole) == sum(bool(text.strip()) for text in lines)
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        (b'{"prompt": "p", "response": "r"', "bad_json"),
-        (b'{"prompt": "p", "response": "\xff"}', "bad_utf8"),
-        (b'["prompt"]', "not_an_object"),
-        (b"[" * 100_000, "deep_nesting"),
-        (b'{"prompt": "p", "response": null}', "null_response"),
-        (b'{"prompt": "p"}', "null_response"),
-        (b'{"prompt": "p", "response": ""}', "empty_response"),
-        (b'{"prompt": null, "response": "r"}', "null_prompt"),
-        (b'{"prompt": "p", "response": 7}', "wrong_type"),
-        (b'{"prompt": "p", "response": "\\ud800"}', "lone_surrogate"),
-        (b'{"prompt": "p", "response": "%s"}' % (b"r" * 3000), "row_too_large"),
-    ],
-)
-def test_bad_rows_have_a_reason_and_leave_their_neighbours(tmp_path, text, reason):
-    good = json.dumps({"prompt": "p", "response": "r"}).encode()
-    limit = 200_000 if reason == "deep_nesting" else 2000
-    (tmp_path / "a.jsonl").write_bytes(b"\n".join([good, text, good]))
-    first, bad, last = samples(read(tmp_path / "a.jsonl", max_row_bytes=limit))
-    assert first == last
-    assert first.reasons == [None]
-    assert (bad.responses, bad.reasons) == ([None], [reason])
-
-
-def test_a_bad_parquet_value_leaves_its_neighbours(tmp_path):
-    values = pa.array([b"fine", b"\xff\xfe", b"fine too"]).view(pa.string())
-    pq.write_table(pa.table({"prompt": pa.array(["p"] * 3), "response": values}), tmp_path / "a.parquet")
-    got = samples(read(tmp_path / "a.parquet"))
-    assert [sample.reasons for sample in got] == [[None], ["bad_utf8"], [None]]
-
-
 def test_one_bad_response_in_a_list_rejects_only_itself(tmp_path):
     mapping = RowMapping(format="responses_list", prompt="prompt", responses="responses")
     rows = [{"prompt": "p", "responses": ["a", "", None, "b"]}, {"prompt": "", "responses": ["a", "b"]}]
