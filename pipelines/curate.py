@@ -106,7 +106,8 @@ def score_models(
         scored.append(pipeline | f"Score{own}" >> corpus)
     if not limits.skip_bad_files:
         return tuple(each["scores"] for each in scored), {}
-    left = scored | "LeaveOut" >> LeaveOut(paths.whole)
+    parts = {f"{name}{number}": each[name] for number, each in enumerate(scored) for name in ("scores", "skipped")}
+    left = parts | "LeaveOut" >> LeaveOut(paths.whole)
     return left["scores"], {"skipped": left["skipped"]}
 
 

@@ -7,7 +7,7 @@ scores of a file that another can no longer read.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,18 +35,19 @@ def skipped(file_number: int, error: UnreadableError, limits: Limits) -> Any:
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
 class LeaveOut(beam.PTransform):  # type: ignore[misc]
-    """{scores, skipped} of each model → {scores: those of files that every model could read, of each model; skipped: one
-    mapping, file number → reason}."""
+    """{scores0, skipped0, scores1, ...} of each model → {scores: those of files that every model could read, of each model;
+    skipped: one mapping, file number → reason}."""
 
     plan_path: str
 
-    def expand(self, scored: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        listed = [each["skipped"] for each in scored] | "AllSkipped" >> beam.Flatten()
+    def expand(self, scored: dict[str, Any]) -> dict[str, Any]:
+        models = range(len(scored) // 2)
+        listed = tuple(scored[f"skipped{number}"] for number in models) | "AllSkipped" >> beam.Flatten()
         merged = listed | "MergeSkipped" >> beam.CombineGlobally(merge_skipped)
         left_out = merged | "CheckSkipped" >> beam.ParDo(CheckSkipped(self.plan_path))
         readable = tuple(
-            each["scores"] | f"KeepReadable{number}" >> beam.Filter(is_readable, AsSingleton(left_out))
-            for number, each in enumerate(scored)
+            scored[f"scores{number}"] | f"KeepReadable{number}" >> beam.Filter(is_readable, AsSingleton(left_out))
+            for number in models
         )
         return {"scores": readable, "skipped": left_out}
 

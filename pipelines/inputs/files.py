@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
-from pipelines.inputs.unreadable import reading_input
+from pipelines.inputs.unreadable import probe, reading_input
 from pipelines.storage.files import open_for_reading
 
 RANGE_BYTES = 64 * 2**20  # of plain JSONL per unit
@@ -53,7 +53,7 @@ def kind_of(path: str) -> tuple[str, str | None] | None:
 
 
 def split_units(file: InputFile) -> list[Unit]:
-    """The units of a file, in order; opens a Parquet footer, nothing else. Raises `InputError`."""
+    """The units of a file, in order; opens a Parquet footer, and what seems to be empty. Raises `InputError`."""
     if file.kind == "parquet":
         with reading_input(file.path), open_for_reading(file.path) as stream:
             metadata = pq.ParquetFile(stream).metadata
@@ -64,6 +64,8 @@ def split_units(file: InputFile) -> list[Unit]:
                 units.append(Unit(number, first, first + group.num_rows, share))
                 first += group.num_rows
             return units
+    if file.size == 0:
+        probe(file.path)  # a link to nowhere looks like an empty file, too
     if file.compression is not None:
         return [Unit(0, 0, file.size, file.size)]
     starts = range(0, file.size, RANGE_BYTES)

@@ -54,16 +54,16 @@ def expand(pattern: str) -> list[Listed]:
     not: whoever reads them decides whether something was meant.
 
     In directories, hidden files and those that start with an underscore are not data, as everywhere. Links to files are files;
-    one to a place where nothing is has size 0. Raises `InputError` where nothing matches, a directory cannot be listed, or
-    a link to a directory would have to be followed.
+    one to a place where nothing is has size 0. Raises `InputError` where nothing matches, a directory below the given one
+    cannot be listed, or a link to a directory would have to be followed.
     """
     fs, path = filesystem(absolute(pattern))
-    local = {"on_error": "raise"} if isinstance(fs, LocalFileSystem) else {}  # else what cannot be listed is left out
+    local = isinstance(fs, LocalFileSystem)
     with reading(pattern):
         if is_glob := local_glob.has_magic(path):
             found = fs.glob(path, detail=True)
         elif fs.isdir(path):
-            found = fs.find(path, detail=True, **local)
+            found = _all_below(fs, path) if local else fs.find(path, detail=True)
         elif fs.exists(path):
             found = {path: fs.info(path)}
         else:
@@ -81,6 +81,15 @@ def expand(pattern: str) -> list[Listed]:
         inside = f"; to read the files in the directory {listed[0].path} write {listed[0].path}/*" if listed else ""
         raise InputError(f"input.path {pattern!r} matches no file; check the path and the pattern{inside}")
     return listed
+
+
+def _all_below(fs: LocalFileSystem, path: str) -> dict[str, dict[str, Any]]:
+    """The files below a local directory. Raises `OSError` for a directory that cannot be listed, which fsspec leaves out."""
+    found = fs.find(path, detail=True, withdirs=True)
+    for name, info in found.items():
+        if info["type"] == "directory":
+            os.scandir(name).close()
+    return {name: info for name, info in found.items() if info["type"] != "directory"}
 
 
 def _followed(name: str, info: dict[str, Any], *, recursive: bool) -> dict[str, Any]:
