@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo demo-seeds install test test-slow test-all chaos lint format clean
+.PHONY: demo demo-seeds install test test-slow test-all chaos fuzz lint format clean
 
 install: $(VENV)/.installed
 
@@ -32,6 +32,11 @@ test-all: install
 
 chaos: install
 	PYTHONPATH=.:tests $(BIN)/python -m chaos.campaign
+
+FUZZ_SECS ?= 600
+
+fuzz: install  # led by coverage where `pip install atheris` works; else by Hypothesis
+	$(BIN)/python tests/bad_input/fuzz.py $(FUZZ_SECS)
 
 lint: install
 	$(BIN)/ruff check .
