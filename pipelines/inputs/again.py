@@ -19,7 +19,7 @@ from pipelines.inputs.unreadable import reading_input
 from pipelines.schemas import RowMapping
 from pipelines.storage.files import open_for_reading
 
-_BATCH_ROWS = 8192
+_BATCH_ROWS = 64  # see parquet.py
 _BATCH_BYTES = 32 * 2**20
 
 

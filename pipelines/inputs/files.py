@@ -16,7 +16,8 @@ from pipelines.storage.files import open_for_reading
 
 RANGE_BYTES = 64 * 2**20  # of plain JSONL per unit
 
-RawRow = tuple[Mapping[str, Any] | str, int, int]  # row (or reason), its bytes, bytes of the unit seen so far
+RawRow = tuple[Mapping[str, Any] | str, int, int, int]
+"""Row (or reason), its bytes, the bytes it counts in a fragment, bytes of the unit seen so far."""
 
 
 class InputFile(NamedTuple):

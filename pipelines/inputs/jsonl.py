@@ -15,17 +15,31 @@ from rm.conversations import UnusableError
 
 _READ_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"
+_MANY_VALUES = 2000  # lists and objects in a row: below, they are not worth counting
+_BYTES_PER_VALUE = 200
+_MOST_HELD = 16  # times max_row_bytes
 DEEPEST = 32  # lists and objects within one another; Arrow's files end at 64
 
 
 def json_rows(file: InputFile, unit: Unit, *, max_row_bytes: int) -> Iterator[RawRow]:
-    """(row, its bytes) per line; a line that is no JSON object comes as its reason."""
+    """(row, its bytes, those it counts in a fragment, those seen) per line; a line that is no JSON object comes as its reason."""
     with reading_input(file.path), open_for_reading(file.path) as stream:
         for line, size in _lines(stream, file, unit, max_row_bytes):
             if line is None:
-                yield "row_too_large", size, stream.tell() - unit.start
+                yield "row_too_large", size, size, stream.tell() - unit.start
             elif line.strip():
-                yield parse_line(line), size, stream.tell() - unit.start
+                held = held_bytes(line, size)
+                row = parse_line(line) if held <= _MOST_HELD * max_row_bytes else "row_too_large"
+                yield row, size, held, stream.tell() - unit.start
+
+
+def held_bytes(line: bytes, size: int) -> int:
+    """What a row counts in a fragment: its bytes, or more where it is nearly nothing but lists and objects, of which each takes
+    about 200 bytes of memory, and may be three in its file."""
+    if size <= _MANY_VALUES:
+        return size
+    brackets = line.count(b"[") + line.count(b"{")
+    return max(size, _BYTES_PER_VALUE * brackets) if brackets > _MANY_VALUES else size
 
 
 def json_lines(file: InputFile, unit: Unit, *, max_row_bytes: int) -> Iterator[bytes | None]:

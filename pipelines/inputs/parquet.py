@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import InputError
 from pipelines.inputs.files import InputFile, RawRow, Unit
-from pipelines.inputs.unreadable import reading_input
+from pipelines.inputs.unreadable import UnreadableError, reading_input
 from pipelines.schemas import RowMapping
 from pipelines.storage.files import open_for_reading
 
 _READ_BYTES = 1 << 20
-_BATCH_ROWS = 512
+_BATCH_ROWS = 16  # a dictionary may hold one value of many megabytes for all of them; larger batches are no faster
 _BATCH_BYTES = 32 * 2**20  # decoded at once, unless one row is larger
 
 
@@ -49,7 +49,14 @@ def parquet_rows(file: InputFile, unit: Unit, mapping: RowMapping) -> Iterator[R
             for value in batch_rows(batch.select(mapped), mapped):
                 seen += 1
                 share = unit.input_bytes * seen // max(1, unit.end - unit.start)
-                yield value, 0 if isinstance(value, str) else sum(map(_size, value.values())), share
+                size = 0 if isinstance(value, str) else sum(map(_size, value.values()))
+                yield value, size, size, share
+        if seen != unit.end - unit.start:
+            raise UnreadableError(
+                f"input file {file.path} is damaged: its row group {unit.number} has {seen} rows and should have "
+                f"{unit.end - unit.start}; write it again, or leave it out of input.path",
+                "damaged",
+            )
 
 
 def refuse_doubled(file: InputFile, there: Sequence[str], wanted: Sequence[str]) -> None:
