@@ -251,7 +251,7 @@ def test_signs_of_zero_are_ties_and_kept_as_they_are(select):
 def test_what_float32_cannot_hold_is_rejected_and_not_the_best(select):
     rows = [row("p", "too large", 1e39), row("p", "nan", math.nan), row("p", "infinite", -math.inf), row("p", "r", 0.5)]
     manifest, found = select(rows, [{"best_of_n": {"min_candidates": 1}}], limits={"max_rejected_fraction": 1.0})
-    assert manifest["rejected"] == {"no_reward": 3}
+    assert manifest["rejected"] == {"nan_literal": 2, "no_reward": 1}  # NaN and Infinity are no JSON
     assert [entry["messages"][-1]["content"] for entry in found] == ["r"]
 
 
