@@ -1,10 +1,10 @@
-# Everything sets itself up: `make demo`, `make test`, `make test-all`, `make lint`.
+# Everything sets itself up: `make demo`, `make test`, `make test-all`, `make chaos`, `make lint`.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo demo-seeds install test test-slow test-all lint format clean
+.PHONY: demo demo-seeds install test test-slow test-all chaos fuzz lint format clean
 
 install: $(VENV)/.installed
 
@@ -29,6 +29,14 @@ test-slow: install
 
 test-all: install
 	$(PYTEST)
+
+chaos: install
+	PYTHONPATH=.:tests $(BIN)/python -m chaos.campaign
+
+FUZZ_SECS ?= 600
+
+fuzz: install  # led by coverage where `pip install atheris` works; else by Hypothesis
+	$(BIN)/python tests/bad_input/fuzz.py $(FUZZ_SECS)
 
 lint: install
 	$(BIN)/ruff check .

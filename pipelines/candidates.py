@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy.typing as npt
 Mask = npt.NDArray[np.bool_]
 Positions = npt.NDArray[np.intp]
 Prompts = tuple[Positions, Positions]
-"""What `by_prompt` gives."""
+"""Positions sorted by prompt, and where each prompt starts among them."""
 
 _SIGN = np.uint32(0x80000000)
 
@@ -71,6 +72,26 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.reward)
 
+    @cached_property
+    def prompts(self) -> Prompts:
+        """Positions sorted by prompt, and where each prompt starts among them; found once."""
+        return _by_prompt(self.key_high, self.key_low)
+
+    def sorted_by_prompt(self) -> Candidates:
+        """The same rows, those of a prompt together."""
+        order, starts = self.prompts
+        ordered = self.take(order)
+        ordered.__dict__["prompts"] = np.arange(len(order)), starts
+        return ordered
+
+    def slice(self, start: int, end: int) -> Candidates:
+        """The entries of a range; nothing is copied."""
+        columns: dict[str, Any] = {name: getattr(self, name)[start:end] for name in COLUMN_NAMES}
+        if self.raw is self.reward:
+            columns["raw"] = columns["reward"]
+        labels = {name: Labels(own.codes[start:end], own.values) for name, own in self.labels.items()}
+        return Candidates(**columns, labels=labels)
+
     def take(self, chosen: npt.NDArray[np.generic]) -> Candidates:
         """The entries at these positions, or under this mask."""
         if chosen.dtype == bool:
@@ -87,7 +108,11 @@ class Candidates:
         return Candidates(**columns, labels={name: labels.take(chosen) for name, labels in self.labels.items()})
 
     def with_columns(self, **columns: npt.NDArray[np.generic]) -> Candidates:
-        return replace(self, **columns)  # type: ignore[arg-type]
+        """The same rows with other columns; not with other keys."""
+        changed = replace(self, **columns)  # type: ignore[arg-type]
+        if "prompts" in self.__dict__:
+            changed.__dict__["prompts"] = self.prompts
+        return changed
 
 
 COLUMN_NAMES = tuple(entry.name for entry in fields(Candidates) if entry.name != "labels")
@@ -112,64 +137,62 @@ def worst_bits(rewards: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
     return ~ascending_bits(rewards)
 
 
-def ranked_within(
-    candidates: Candidates, values: npt.NDArray[np.uint32], prompts: Prompts | None = None
-) -> tuple[Positions, Positions]:
-    """Like `best_first`, the smallest of `values` first instead of the highest reward; `prompts` is `by_prompt`, if known."""
-    order, starts = prompts or by_prompt(candidates)
+def ranked_within(candidates: Candidates, values: npt.NDArray[np.uint32]) -> tuple[Positions, Positions]:
+    """Like `best_first`, the smallest of `values` first instead of the highest reward."""
+    order, starts = candidates.prompts
     if not len(order):
         return order, starts
     group = np.repeat(np.arange(len(starts), dtype=np.uint64), np.diff(np.append(starts, len(order))))
     return order[_sort_with_ties(candidates, order, (group << np.uint64(32)) | values[order])], starts
 
 
-def first_within(
-    candidates: Candidates, values: npt.NDArray[np.uint32], prompts: Prompts | None = None
-) -> tuple[Positions, Positions]:
+def first_within(candidates: Candidates, values: npt.NDArray[np.uint32]) -> tuple[Positions, Positions]:
     """(the position of each prompt's first under `ranked_within`, its number of responses), without sorting within prompts."""
-    order, starts = prompts or by_prompt(candidates)
+    order, starts = candidates.prompts
     sizes = np.diff(np.append(starts, len(order)))
     if not len(order):
         return order, sizes
     own = values[order]
     is_least = own == np.repeat(np.minimum.reduceat(own, starts), sizes)
-    least = order[np.flatnonzero(is_least)]
-    counts = np.add.reduceat(is_least, starts, dtype=np.int64)
-    firsts = least[np.cumsum(counts) - counts]
+    at = np.flatnonzero(is_least)
+    least = order[at]
+    if len(least) == len(starts):  # no ties
+        return least, sizes
+    ends = np.searchsorted(at, np.append(starts[1:], len(order)))
+    counts = np.diff(ends, prepend=0)
+    firsts = least[ends - counts]
     tied = counts > 1
-    if tied.any():
-        rows = least[np.repeat(tied, counts)]
-        group = np.repeat(np.arange(int(tied.sum())), counts[tied])
-        rows = rows[np.lexsort((*tie_break(candidates.take(rows)), group))]
-        firsts[tied] = rows[np.cumsum(counts[tied]) - counts[tied]]
+    rows = least[np.repeat(tied, counts)]
+    group = np.repeat(np.arange(int(tied.sum())), counts[tied])
+    rows = rows[np.lexsort((*tie_break(candidates.take(rows)), group))]
+    firsts[tied] = rows[np.cumsum(counts[tied]) - counts[tied]]
     return firsts, sizes
 
 
-def by_prompt(candidates: Candidates) -> tuple[Positions, Positions]:
-    """Positions sorted by prompt, and where each prompt starts among them; rows that are sorted are not sorted again."""
-    high, low = candidates.key_high, candidates.key_low
+def _by_prompt(high: npt.NDArray[np.uint64], low: npt.NDArray[np.uint64]) -> Prompts:
+    """`Candidates.prompts`; rows that are sorted are not sorted again."""
     same = high[1:] == high[:-1]
     if len(high) and np.all((high[1:] > high[:-1]) | (same & (low[1:] >= low[:-1]))):
-        changes = np.append(True, ~same | (low[1:] != low[:-1]))
-        return np.arange(len(high)), np.flatnonzero(changes)
+        return np.arange(len(high)), np.flatnonzero(np.append(True, ~same | (low[1:] != low[:-1])))
     order = np.argsort(high)
-    changes = _changes(candidates, order)
-    same_high = high[order[1:]] == high[order[:-1]]
-    if np.any(changes[1:] & same_high):  # keys that share 64 bits
-        order = np.lexsort((low, high))
-        changes = _changes(candidates, order)
-    return order, np.flatnonzero(changes)
+    high, low = high[order], low[order]
+    same, other = high[1:] == high[:-1], low[1:] != low[:-1]
+    if np.any(same & other):  # keys that share 64 bits
+        again = np.lexsort((low, high))
+        order, low = order[again], low[again]
+        other = low[1:] != low[:-1]
+    first = np.ones(min(1, len(order)), dtype=bool)
+    return order, np.flatnonzero(np.append(first, ~same | other))
 
 
 def count_prompts(candidates: Candidates) -> int:
     """Distinct prompts."""
-    return len(by_prompt(candidates)[1])
+    return len(candidates.prompts[1])
 
 
 def place_order(candidates: Candidates) -> Positions:
-    """Positions in the order of the input."""
-    c = candidates
-    return np.lexsort((c.response, c.row, c.unit, c.file))
+    """Positions in the order of the input, for rows of one unit."""
+    return np.argsort((candidates.row.astype(np.uint64) << np.uint64(32)) | candidates.response.astype(np.uint64))
 
 
 def tie_break(candidates: Candidates) -> Sequence[npt.NDArray[np.generic]]:
@@ -197,12 +220,6 @@ def _sort_with_ties(candidates: Candidates, order: Positions, keys: npt.NDArray[
         part = candidates.take(order[by_key[tied]])
         by_key[tied] = by_key[tied][np.lexsort((*tie_break(part), keys[tied]))]
     return by_key
-
-
-def _changes(candidates: Candidates, order: Positions) -> Mask:
-    high, low = candidates.key_high[order], candidates.key_low[order]
-    changes = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
-    return np.append(np.ones(min(1, len(order)), dtype=bool), changes)
 
 
 def empty(count: int = 0) -> dict[str, npt.NDArray[np.generic]]:

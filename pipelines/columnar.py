@@ -6,8 +6,10 @@ safe under the runner's threads. A column that no rule needs does not travel, an
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -47,18 +49,33 @@ class Needs:
     labels: tuple[str, ...] = ()
 
     @property
-    def columns(self) -> list[str]:
+    def columns(self) -> tuple[str, ...]:
         """Those of `Candidates`, without labels."""
-        return [
-            name
-            for name in COLUMN_NAMES
-            if name == "reward" or (self.place if name in _PLACE else getattr(self, name.partition("_")[0]))
-        ]
+        return _columns(self)
 
     @property
     def schema(self) -> pa.Schema:
-        plain = [pa.field(name, _KINDS.get(name, pa.int32())) for name in self.columns]
-        return pa.schema([*plain, *(pa.field(f"label.{name}", _LABEL) for name in self.labels)])
+        return _schema(self)
+
+    @property
+    def kept(self) -> Needs:
+        """Of the rows that are kept, once no rule looks at them anymore."""
+        return replace(self, tokens=False, length=False, rival=False, labels=())
+
+
+@lru_cache(maxsize=16)
+def _columns(needs: Needs) -> tuple[str, ...]:
+    return tuple(
+        name
+        for name in COLUMN_NAMES
+        if name == "reward" or (needs.place if name in _PLACE else getattr(needs, name.partition("_")[0]))
+    )
+
+
+@lru_cache(maxsize=16)
+def _schema(needs: Needs) -> pa.Schema:
+    plain = [pa.field(name, _KINDS.get(name, pa.int32())) for name in needs.columns]
+    return pa.schema([*plain, *(pa.field(f"label.{name}", _LABEL) for name in needs.labels)])
 
 
 def needs_of(config: RunConfig) -> Needs:
@@ -114,6 +131,8 @@ def unpack(parts: Iterable[bytes], needs: Needs) -> Candidates:
 
 def concatenate(parts: Sequence[Candidates], needs: Needs) -> Candidates:
     """All parts one after the other."""
+    if len(parts) == 1:
+        return parts[0]
     columns: dict[str, Any] = {**empty(sum(map(len, parts)))}
     for name in needs.columns:
         columns[name] = np.concatenate([getattr(part, name) for part in parts])
@@ -145,36 +164,39 @@ def _to_dictionary(labels: Labels) -> pa.DictionaryArray:
 
 def scored_candidates(scores: pa.Table, *, file: int, unit: int, needs: Needs) -> Candidates:
     """The scored rows of a score file (`objects.COLUMNS` and carried ones) as candidates."""
-    rewards = scores["reward"]
-    scored = scores.filter(rewards.is_valid()) if rewards.null_count else scores
-    count = scored.num_rows
-    reward = scored["reward"].to_numpy()
-    columns: dict[str, Any] = {
-        **empty(count),
-        "reward": reward,
-        "raw": reward,
-    }
+    count, reward = scores.num_rows, _values(scores["reward"])
+    columns: dict[str, Any] = {**empty(count), "reward": reward, "raw": reward}
     if needs.place:
-        columns["response_hash"] = scored["response_hash"].to_numpy()
+        columns["response_hash"] = _values(scores["response_hash"])
         columns["file"] = np.broadcast_to(np.int32(file), (count,))
         columns["unit"] = np.broadcast_to(np.int32(unit), (count,))
-        columns["row"], columns["response"] = scored["row"].to_numpy(), scored["response_index"].to_numpy()
+        columns["row"], columns["response"] = _values(scores["row"]), _values(scores["response_index"])
     if needs.key:
-        columns["key_high"], columns["key_low"] = key_halves(scored["prompt_key"])
+        columns["key_high"], columns["key_low"] = key_halves(scores["prompt_key"])
     if needs.length:
-        columns["length"] = scored["response_chars"].to_numpy()
+        columns["length"] = _values(scores["response_chars"])
     if needs.tokens:
-        columns["tokens"] = scored["prompt_tokens"].to_numpy() + scored["response_tokens"].to_numpy()
-    labels = {name: to_labels(scored[score_column(name)]) for name in needs.labels}
-    return Candidates(**columns, labels=labels)
+        columns["tokens"] = _values(scores["prompt_tokens"]) + _values(scores["response_tokens"])
+    labels = {name: to_labels(scores[score_column(name)]) for name in needs.labels}
+    every = Candidates(**columns, labels=labels)
+    valid = scores["reward"].is_valid().to_numpy() if scores["reward"].null_count else None
+    return every if valid is None else every.take(valid)
+
+
+def _values(column: pa.ChunkedArray) -> Any:
+    """As NumPy, zeros where there is none."""
+    whole = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    return (whole.fill_null(0) if whole.null_count else whole).to_numpy()
 
 
 def key_halves(column: pa.ChunkedArray) -> tuple[Any, Any]:
     """16-byte keys as two unsigned integers each, in the order of the bytes."""
-    keys = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], pa.binary(16))
-    raw = np.frombuffer(keys.buffers()[1] or b"", dtype=">u8", count=2 * len(keys), offset=16 * keys.offset)
-    halves = raw.reshape(-1, 2)
-    return halves[:, 0].astype(np.uint64), halves[:, 1].astype(np.uint64)
+    keys = (
+        column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays([pa.array([], pa.binary(16)), *column.chunks])
+    )
+    raw = np.frombuffer(keys.buffers()[1] or b"", dtype=np.uint64, count=2 * len(keys), offset=16 * keys.offset)
+    halves = (raw.byteswap() if sys.byteorder == "little" else raw).reshape(-1, 2)
+    return np.ascontiguousarray(halves[:, 0]), np.ascontiguousarray(halves[:, 1])
 
 
 def score_column(name: str) -> str:

@@ -16,22 +16,23 @@ import apache_beam as beam
 
 from pipelines import progress, throughput
 from pipelines.columnar import needs_of
-from pipelines.config import RunConfig, RunnerConfig
+from pipelines.config import Limits, RunConfig, RunnerConfig
 from pipelines.ensemble import CombineScores, LoadAlone
-from pipelines.errors import BestkeptError, ConfigError, StorageError, from_text, whereabouts
+from pipelines.errors import BestkeptError, ConfigError, StorageError, from_text, remedy, whereabouts
 from pipelines.export import Export
 from pipelines.finish import OFFSET_WARNING, Finish, selection_settings
-from pipelines.plan import Plan, PlanPaths, make_plans
+from pipelines.plan import Plan, PlanPaths, Plans, make_plans
 from pipelines.records import Totals
 from pipelines.runners import pipeline_options, runner_of
 from pipelines.score import LoadScorer, ScoreCorpus, ScorerFactory
 from pipelines.selection import Select
 from pipelines.shapes import Shape
+from pipelines.skipped import LeaveOut, names_of
 from pipelines.steps import Selection
 from pipelines.storage import manifest, publish
 from pipelines.storage.files import absolute, join, read_bytes
 from pipelines.totals import check_limits, sum_totals, totals_of
-from pipelines.workers import carrying_errors
+from pipelines.workers import carrying_errors, plan_at
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class Outcome:
     secs: float
     already_complete: bool = False
     members: tuple[dict[str, Any], ...] = ()  # of `score` with several models: name, fingerprint and totals of each
+    skipped: tuple[dict[str, str], ...] = ()  # files that could not be read: key and reason
 
 
 def build(pipeline: Any, config: RunConfig, paths: PlanPaths, plan: Plan, scorer: ScorerFactory | None) -> None:
@@ -59,37 +61,54 @@ def build(pipeline: Any, config: RunConfig, paths: PlanPaths, plan: Plan, scorer
     selection = selection_of(config, plan)
     shape = Shape(config.output.shape, tuple(config.output.include_columns), tuple(config.output.add), plan.temperature)
     with_schemas = shape.more_columns is None or bool(shape.more_columns)
-    scored, parts = score_files(pipeline, paths, scores_path(config), scorer)
+    scored, parts = score_files(pipeline, paths, scores_path(config), scorer, limits=config.limits)
     selected = scored | "Select" >> Select(selection, config.limits, with_schemas=with_schemas)
     bounds = (config.output.rows_per_shard, config.output.bytes_per_shard)
-    shards = selected | "Export" >> Export(paths.whole, config.path, shape, selection.needs, *bounds)
+    shards = selected | "Export" >> Export(paths.whole, config.path, shape, selection.needs.kept, *bounds)
     _ = {**selected, **parts, "shards": shards} | "Finish" >> Finish(paths.whole, config)
 
 
 def score_files(
-    pipeline: Any, paths: PlanPaths, scores: str, scorer: ScorerFactory | None, *, scratch: str | None = None
+    pipeline: Any,
+    paths: PlanPaths,
+    scores: str,
+    scorer: ScorerFactory | None,
+    *,
+    limits: Limits,
+    scratch: str | None = None,
 ) -> tuple[Any, dict[str, Any]]:
-    """The descriptors that selection reads, and what else there is of an ensemble. With `scratch`, scores are read only, and what
-    is combined of them goes there."""
-    scored = score_models(pipeline, paths, scores, scorer, read_only=scratch is not None)
+    """The descriptors that selection reads, and what else there is: `standards` of an ensemble, `skipped` files. With `scratch`,
+    scores are read only, and what is combined of them goes there."""
+    scored, parts = score_models(pipeline, paths, scores, scorer, limits=limits, read_only=scratch is not None)
     if len(scored) == 1:
-        return scored[0], {}
+        return scored[0], parts
     combined = scored | "Combine" >> CombineScores(paths.whole, scores, scratch or scores)
-    return combined["scores"], {"standards": combined["standards"]}
+    return combined["scores"], {**parts, "standards": combined["standards"]}
 
 
 def score_models(
-    pipeline: Any, paths: PlanPaths, scores: str, scorer: ScorerFactory | None, *, read_only: bool = False
-) -> tuple[Any, ...]:
-    """The descriptors of each model's score files. Models score one after the other: none finds another in its memory."""
-    if len(paths.members) == 1:
-        return (pipeline | "Score" >> ScoreCorpus(paths.whole, scores, scorer, read_only=read_only),)
-    scored: list[Any] = []
+    pipeline: Any,
+    paths: PlanPaths,
+    scores: str,
+    scorer: ScorerFactory | None,
+    *,
+    limits: Limits,
+    read_only: bool = False,
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The descriptors of each model's score files, and `skipped` files where they may be. Models score one after the other: none
+    finds another in its memory."""
+    scored: list[dict[str, Any]] = []
     for number, path in enumerate(paths.members):
-        after = scored[-1] | f"AwaitModel{number - 1}" >> beam.combiners.Count.Globally() if scored and scorer else None
-        alone = LoadAlone(scorer) if scorer else None
-        scored.append(pipeline | f"Score{number}" >> ScoreCorpus(path, scores, alone, after, read_only))
-    return tuple(scored)
+        own, load = ("", scorer) if len(paths.members) == 1 else (str(number), LoadAlone(scorer) if scorer else None)
+        last = scored[-1]["scores"] if scored and scorer else None
+        after = last | f"AwaitModel{number - 1}" >> beam.combiners.Count.Globally() if last else None
+        corpus = ScoreCorpus(path, scores, load, after, read_only, limits)
+        scored.append(pipeline | f"Score{own}" >> corpus)
+    if not limits.skip_bad_files:
+        return tuple(each["scores"] for each in scored), {}
+    parts = {f"{name}{number}": each[name] for number, each in enumerate(scored) for name in ("scores", "skipped")}
+    left = parts | "LeaveOut" >> LeaveOut(paths.whole)
+    return left["scores"], {"skipped": left["skipped"]}
 
 
 def selection_of(config: RunConfig, plan: Plan) -> Selection:
@@ -123,8 +142,9 @@ def curate(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactor
     progress.planned(plan.input_bytes * len(plans.members))
     settings = manifest.digest(selection_settings(config, plan))
     same_plan = manifest.claim(config.path, inputs=plan.content_hash, selection=settings, plan=plan.hash)
-    done = manifest.complete(config.path) if same_plan else None
-    if done is not None:
+    sweep(scores_path(config), plans, config.path)
+    done = manifest.complete(config.path) if same_plan and not config.limits.verify else None
+    if done is not None and not done.get("skipped_files"):  # what could not be read then may be mended now
         counts = {**done["counts"], "rejected": done["rejected"], "examples": done["first_rejected"]}
         check_limits(Totals.from_json(counts), config.limits)
         return Outcome(plan, done, {}, time.monotonic() - started, already_complete=True)
@@ -133,7 +153,8 @@ def curate(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactor
     counted = execute(config.runner, flags, lambda pipeline: build(pipeline, config, paths, plan, scorer))
     secs = time.monotonic() - started
     record(config.path, "select" if scorer is None else "run", secs, counted)
-    return Outcome(plan, manifest.read_manifest(config.path), {}, secs)
+    written = manifest.read_manifest(config.path)
+    return Outcome(plan, written, {}, secs, skipped=tuple((written or {}).get("skipped_files", ())))
 
 
 def score(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory | None) -> Outcome:
@@ -142,32 +163,38 @@ def score(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory
     pipeline_options(config.runner, flags)
     plans, scores = make_plans(config), scores_path(config)
     progress.planned(plans.whole.input_bytes * len(plans.members))
+    sweep(scores, plans)
     paths = plans.save(scores)
+    skipping = config.limits.skip_bad_files
     summaries = [join(scores, plan.fingerprint, f"totals-{plan.hash[:32]}.json") for plan in plans.members]
+    listed = join(scores, plans.whole.fingerprint, f"skipped-{plans.whole.hash[:32]}.json")
 
     def build_scoring(pipeline: Any) -> None:
-        scored = score_models(pipeline, paths, scores, scorer)
+        scored, parts = score_models(pipeline, paths, scores, scorer, limits=config.limits)
         for number, (descriptors, summary) in enumerate(zip(scored, summaries, strict=True)):
             own = str(number) if len(scored) > 1 else ""
             _ = (
                 descriptors
                 | f"CountRows{own}" >> beam.Map(totals_of)
                 | f"SumTotals{own}" >> beam.CombineGlobally(sum_totals)
-                | f"PublishTotals{own}" >> beam.Map(publish_totals, summary)
+                | f"PublishTotals{own}" >> beam.Map(publish_totals, summary, replace=skipping)
             )
+        if skipping:
+            _ = parts["skipped"] | "PublishSkipped" >> beam.Map(publish_skipped, listed, paths.whole)
 
     counted = execute(config.runner, flags, build_scoring)
     secs = time.monotonic() - started
     record(scores, "score", secs, counted)
+    skipped = tuple(json.loads(read_bytes(listed) or b"[]")) if skipping else ()
     totals = [Totals.from_json(json.loads(read_bytes(summary) or b"{}")) for summary in summaries]
     if len(totals) == 1:
         check_limits(totals[0], config.limits)
-        return Outcome(plans.whole, None, totals[0].to_json(), secs)
+        return Outcome(plans.whole, None, totals[0].to_json(), secs, skipped=skipped)
     members = []
     for named, one in zip(plans.whole.model["members"], totals, strict=True):
         check_limits(one, config.limits, model=named["name"])
         members.append({"name": named["name"], "fingerprint": named["fingerprint"], **one.to_json()})
-    return Outcome(plans.whole, None, {}, secs, members=tuple(members))
+    return Outcome(plans.whole, None, {}, secs, members=tuple(members), skipped=skipped)
 
 
 def record(directory: str, command: str, secs: float, counted: Mapping[str, int]) -> None:
@@ -176,9 +203,29 @@ def record(directory: str, command: str, secs: float, counted: Mapping[str, int]
     publish.replace(join(directory, "run.json"), manifest.to_json(content))
 
 
-def publish_totals(totals: Totals, path: str) -> None:
+def sweep(scores: str, plans: Plans, output: str | None = None) -> None:
+    """Remove what runs that were killed have left unfinished where this run writes; see `storage.local`."""
+    places = [
+        scores,
+        join(scores, "plans"),
+        *(join(scores, plan.fingerprint) for plan in (plans.whole, *plans.members)),
+    ]
+    if output is not None:
+        places += [output, join(output, "data"), join(output, "rejected")]
+    removed = publish.sweep(dict.fromkeys(places))
+    if removed:
+        log.info("removed %d unfinished files of runs that were killed", removed)
+
+
+def publish_totals(totals: Totals, path: str, *, replace: bool = False) -> None:
+    """Write them; with `replace`, as skipped files make it necessary, over those of a run that could read other files."""
     with carrying_errors():
-        publish.create_or_equal(path, manifest.to_json(totals.to_json()))
+        (publish.replace if replace else publish.create_or_equal)(path, manifest.to_json(totals.to_json()))
+
+
+def publish_skipped(left_out: dict[int, str], path: str, plan_path: str) -> None:
+    with carrying_errors():
+        publish.replace(path, json.dumps(names_of(left_out, plan_at(plan_path))).encode())
 
 
 def scores_path(config: RunConfig) -> str:
@@ -215,7 +262,7 @@ def execute(runner: RunnerConfig, flags: Sequence[str], build_graph: Callable[[A
         known = from_text(str(error))
         if known is not None:
             raise known from None
+        report = "the same command again goes on from there; if it fails again at this place, please report it"
         raise StorageError(
-            f"the pipeline failed: {whereabouts(error)}; what is scored stays, and the same command again goes on from "
-            "there; if it fails again at this place, please report it"
+            f"the pipeline failed: {whereabouts(error)}; what is scored stays; {remedy(error) or report}"
         ) from error

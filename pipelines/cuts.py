@@ -9,9 +9,8 @@ equal reward and different text the listed bin holds about 15,000.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +21,8 @@ from pipelines.config import Top
 PASSES = 3
 REWARD_PASSES = 2  # the first, which look at rewards alone
 _BITS = 16
+_DENSE = 64 << _BITS  # bins that are counted in an array, 32 MB
+_NO_KEY = 1 << 63
 
 Stratum = str | None
 Bins = dict[Stratum, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]]
@@ -55,36 +56,85 @@ class Cut:
         return self.digits > 0 and not any(boundary.open for boundary in self.boundaries.values())
 
 
-def order_keys(candidates: Candidates) -> npt.NDArray[np.uint64]:
-    """48 bits, smaller is better."""
-    reward = worst_bits(candidates.reward).astype(np.uint64)
-    return (reward << np.uint64(_BITS)) | (candidates.response_hash >> np.uint64(64 - _BITS))
+@dataclass(frozen=True)
+class Strata:
+    """The stratum of each row, as a code."""
+
+    names: tuple[Stratum, ...]  # by code
+    codes: npt.NDArray[np.int32] | None  # of each row; None where there is one stratum
+
+    @classmethod
+    def of(cls, candidates: Candidates, rule: Top) -> Strata:
+        if rule.per is None:
+            return cls((None,), None)
+        labels = candidates.labels[rule.per]
+        return cls((None, *labels.values), labels.codes + np.int32(1))
+
+    @property
+    def present(self) -> list[int]:
+        """Codes that a row has."""
+        return [0] if self.codes is None else np.flatnonzero(np.bincount(self.codes)).tolist()
+
+    def spread(self, values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        """Values by code → by row."""
+        return values[:1] if self.codes is None else values[self.codes]
+
+    def at(self, rows: npt.NDArray[np.intp]) -> list[Stratum]:
+        """The strata of some rows."""
+        codes = [0] * len(rows) if self.codes is None else self.codes[rows].tolist()
+        return [self.names[code] for code in codes]
+
+
+def _digits(candidates: Candidates, count: int) -> npt.NDArray[np.uint64] | npt.NDArray[np.uint32]:
+    """The leading `count` digits of each row's key; hashes are looked at only where they are asked for."""
+    worst = worst_bits(candidates.reward)
+    if count <= REWARD_PASSES:
+        return worst >> np.uint32(_BITS * (REWARD_PASSES - count)) if count else np.zeros_like(worst)
+    return (worst.astype(np.uint64) << np.uint64(_BITS)) | (candidates.response_hash >> np.uint64(64 - _BITS))
+
+
+def _open_rows(candidates: Candidates, cut: Cut, strata: Strata) -> npt.NDArray[np.intp]:
+    """Positions of the rows that the cut so far leaves open."""
+    boundaries = [cut.boundaries.get(name, Boundary()) for name in strata.names]
+    prefixes = np.array([boundary.prefix if boundary.open else _NO_KEY for boundary in boundaries], dtype=np.uint64)
+    return np.flatnonzero(_digits(candidates, cut.digits) == strata.spread(prefixes))
 
 
 def count_bins(candidates: Candidates, cut: Cut) -> Bins:
     """Rows and tokens by the next 16 bits of the key, for the open rows of each stratum."""
-    found: Bins = {}
     if cut.decided or not len(candidates):
+        return {}
+    strata = Strata.of(candidates, cut.rule)
+    part = candidates
+    if cut.digits:
+        part = candidates.take(_open_rows(candidates, cut, strata))
+        strata = Strata.of(part, cut.rule)
+    found: Bins = {}
+    if not len(part):
         return found
-    shift = np.uint64(_BITS * (PASSES - cut.digits))
-    keys = order_keys(candidates)
-    digit = ((keys >> (shift - np.uint64(_BITS))) & np.uint64(0xFFFF)).astype(np.intp)
-    for stratum, mask in _strata(candidates, cut.rule):
-        boundary = cut.boundaries.get(stratum, Boundary())
-        if not boundary.open:
-            continue
-        own = mask
-        if cut.digits:
-            inside = keys >> shift == np.uint64(boundary.prefix)
-            own = inside if mask is None else inside & mask
-        bins = digit if own is None else digit[own]
-        tokens = candidates.tokens if own is None else candidates.tokens[own]
-        rows = np.bincount(bins, minlength=1)
-        used = np.flatnonzero(rows)
-        by_tokens = cut.rule.tokens is not None  # float64 weights are exact below 2**53 tokens
-        weights = np.bincount(bins, weights=tokens, minlength=1)[used].astype(np.int64) if by_tokens else rows[used]
-        found[stratum] = (used, rows[used].astype(np.int64), weights)
+    bins = (_digits(part, cut.digits + 1) & 0xFFFF).astype(np.int64)
+    if strata.codes is not None:
+        bins |= strata.codes.astype(np.int64) << _BITS
+    by_tokens = cut.rule.tokens is not None
+    used, counts, tokens = _tally(bins, part.tokens if by_tokens else None, most=len(strata.names) << _BITS)
+    stratum, digit = used >> _BITS, used & 0xFFFF
+    starts = np.flatnonzero(np.diff(stratum, prepend=-1))
+    for start, end in zip(starts, np.append(starts[1:], len(used)), strict=True):
+        found[strata.names[stratum[start]]] = (digit[start:end], counts[start:end], tokens[start:end])
     return found
+
+
+def _tally(
+    bins: npt.NDArray[np.int64], tokens: npt.NDArray[np.int32] | None, *, most: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(bins that hold a row, ascending; their rows; their tokens, or rows again); all bins are below `most`."""
+    names = None
+    if most > _DENSE:
+        names, bins = np.unique(bins, return_inverse=True)
+    rows = np.bincount(bins)
+    held = np.flatnonzero(rows)  # float64 weights are exact below 2**53 tokens
+    weights = rows if tokens is None else np.bincount(bins, weights=tokens).astype(np.int64)
+    return held if names is None else names[held], rows[held], weights[held]
 
 
 def merge_bins(parts: Iterable[Bins]) -> Bins:
@@ -132,14 +182,11 @@ def list_ties(candidates: Candidates, cut: Cut) -> Ties:
     found: Ties = {}
     if cut.decided or not len(candidates):
         return found
-    keys = order_keys(candidates)
-    for stratum, mask in _strata(candidates, cut.rule):
-        boundary = cut.boundaries[stratum]
-        if boundary.open:
-            equal = keys == np.uint64(boundary.prefix)
-            rows = candidates.take(equal if mask is None else equal & mask)
-            ties = zip(*(column.tolist() for column in _tie_columns(rows)), strict=True)
-            found[stratum] = list(zip(ties, rows.tokens.tolist(), strict=True))
+    strata = Strata.of(candidates, cut.rule)
+    at = _open_rows(candidates, cut, strata)
+    rows = candidates.take(at)
+    for name, tie, tokens in zip(strata.at(at), _ties(rows), rows.tokens.tolist(), strict=True):
+        found.setdefault(name, []).append((tie, tokens))
     return found
 
 
@@ -168,24 +215,20 @@ def settle(cut: Cut, ties: Ties) -> Cut:
 
 def keep(candidates: Candidates, cut: Cut) -> Mask:
     """Which rows a settled cut keeps."""
-    kept = np.zeros(len(candidates), dtype=bool)
     if not len(candidates):
-        return kept
-    keys = order_keys(candidates)
-    shift = np.uint64(_BITS * (PASSES - cut.digits))
-    for stratum, mask in _strata(candidates, cut.rule):
-        boundary = cut.boundaries[stratum]
-        inside = (keys >> shift) < np.uint64(boundary.prefix)
-        if boundary.last is not None:
-            equal = np.flatnonzero((keys >> shift) == np.uint64(boundary.prefix))
-            rows = candidates.take(equal)
-            first = np.zeros(len(equal), dtype=bool)
-            even = np.ones(len(equal), dtype=bool)
-            for column, bound in zip(_tie_columns(rows), boundary.last, strict=True):
-                first |= even & (column < bound)
-                even &= column == bound
-            inside[equal[first | even]] = True
-        kept |= inside if mask is None else inside & mask
+        return np.zeros(0, dtype=bool)
+    strata = Strata.of(candidates, cut.rule)
+    bounds = np.zeros(len(strata.names), dtype=np.uint64)
+    last = {strata.names[code]: cut.boundaries[strata.names[code]].last for code in strata.present}
+    for code in strata.present:
+        bounds[code] = cut.boundaries[strata.names[code]].prefix
+    digits, own = _digits(candidates, cut.digits), strata.spread(bounds)
+    kept: Mask = digits < own
+    if any(tie is not None for tie in last.values()):
+        equal = np.flatnonzero(digits == own)
+        for at, name, tie in zip(equal.tolist(), strata.at(equal), _ties(candidates.take(equal)), strict=True):
+            bound = last[name]
+            kept[at] = bound is not None and tie <= bound
     return kept
 
 
@@ -215,12 +258,12 @@ def measure_edges(candidates: Candidates, cut: Cut) -> Edges:
     kept, found = keep(candidates, cut), Edges()
     if not len(candidates):
         return found
-    reward = candidates.reward.astype(np.float64)
-    for stratum, mask in _strata(candidates, cut.rule):
-        own = np.ones(len(kept), dtype=bool) if mask is None else mask
+    reward, strata = candidates.reward.astype(np.float64), Strata.of(candidates, cut.rule)
+    for code in strata.present:
+        own = np.ones(len(kept), dtype=bool) if strata.codes is None else strata.codes == code
         lowest = np.min(reward, where=own & kept, initial=np.inf)
         highest = np.max(reward, where=own & ~kept, initial=-np.inf)
-        found[stratum] = Edge(int(own.sum()), int((own & kept).sum()), float(lowest), float(highest))
+        found[strata.names[code]] = Edge(int(own.sum()), int((own & kept).sum()), float(lowest), float(highest))
     return found
 
 
@@ -232,14 +275,6 @@ def merge_edges(parts: Iterable[Edges]) -> Edges:
     return merged
 
 
-def strata_of(candidates: Candidates, rule: Top) -> list[Stratum]:
-    """The stratum of each row."""
-    if rule.per is None:
-        return [None] * len(candidates)
-    labels = candidates.labels[rule.per]
-    return [labels.name_of(code) for code in labels.codes.tolist()]
-
-
 def top(candidates: Candidates, rule: Top) -> Mask:
     """The cut over columns that are all here: what the passes of the graph come to."""
     cut = Cut(rule)
@@ -249,15 +284,7 @@ def top(candidates: Candidates, rule: Top) -> Mask:
     return keep(candidates, settle(cut, list_ties(candidates, cut)))
 
 
-def _tie_columns(candidates: Candidates) -> tuple[Any, ...]:
+def _ties(candidates: Candidates) -> Iterator[Tie]:
     c = candidates
-    return c.response_hash, c.file, c.unit, c.row, c.response
-
-
-def _strata(candidates: Candidates, rule: Top) -> list[tuple[Stratum, Mask | None]]:
-    if rule.per is None:
-        return [(None, None)]
-    labels = candidates.labels[rule.per]
-    return [
-        (labels.name_of(int(code)), labels.codes == code) for code in np.flatnonzero(np.bincount(labels.codes + 1)) - 1
-    ]
+    columns = (c.response_hash, c.file, c.unit, c.row, c.response)
+    return zip(*(column.tolist() for column in columns), strict=True)

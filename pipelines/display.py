@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _LINE_EVERY_SECS = 15.0
 _REFRESH_SECS = 0.25
+_SKIPPED_SHOWN = 10
 
 
 def quieten() -> None:
@@ -113,6 +114,7 @@ def summary(config: RunConfig, outcome: Outcome) -> Table:
         table.add_row("scored by this run", f"{by_run:,}")
     else:
         _add_counts(table, counts, manifest.get("rejected", outcome.totals.get("rejected", {})), by_run=by_run)
+    _add_skipped(table, outcome.skipped)
     if manifest:
         if counts["prompts"] is not None:
             table.add_row("prompts", f"{counts['prompts']:,}")
@@ -176,6 +178,17 @@ def _add_counts(table: Table, counts: Mapping[str, Any], rejected: Mapping[str, 
     if counts["truncated"]:
         share = counts["truncated"] / max(1, counts["scored"])
         table.add_row("truncated", f"{counts['truncated']:,} ({share:.1%} of scored)")
+
+
+def _add_skipped(table: Table, skipped: Sequence[Mapping[str, str]]) -> None:
+    """The files that could not be read; the manifest has all of them."""
+    if not skipped:
+        return
+    table.add_row("skipped files", f"{len(skipped):,}")
+    for file in skipped[:_SKIPPED_SHOWN]:
+        table.add_row(Text(f"  {file['key']}"), file["reason"])
+    if len(skipped) > _SKIPPED_SHOWN:
+        table.add_row("  ...", f"{len(skipped) - _SKIPPED_SHOWN:,} more")
 
 
 def _duration(secs: float) -> str:

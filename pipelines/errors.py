@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import base64
 import enum
+import errno
 import json
+import os
 import re
 import traceback
 
@@ -23,6 +25,7 @@ class Exit(enum.IntEnum):
     STORAGE = 5
     CONFLICT = 6
     MODEL = 7
+    INTERRUPTED = 130
     TERMINATED = 143
 
 
@@ -88,11 +91,37 @@ def from_text(text: str) -> BestkeptError | None:
 
 _FRAME = re.compile(r'File "[^"]*?((?:pipelines|rm)/[\w/]+\.py)", line (\d+)')
 _TYPE = re.compile(r"^(?:[a-z_]\w*\.)*([A-Z]\w*)(?=:|$| \[)", re.MULTILINE)
+_ERRNO = re.compile(r"\[Errno (\d+)\]")
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space there",
+    errno.EDQUOT: "raise the quota",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "raise the machine's limit on open files (sysctl fs.file-max)",
+    errno.ENOMEM: "give the run more memory",
+}
 
 
 def whereabouts(error: BaseException) -> str:
-    """`KeyError at pipelines/score.py:120`: type and innermost own line of an error or of the traceback in its text."""
+    """`KeyError at pipelines/score.py:120`: type, for the system's errors what they mean, and innermost own line of an error or
+    of the traceback in its text."""
     text = "".join(traceback.format_exception(error)) + str(error)
     frames, kinds = _FRAME.findall(str(error)) or _FRAME.findall(text), _TYPE.findall(str(error))
     kind = kinds[-1] if kinds else type(error).__name__
+    number = _errno_of(error)
+    kind += f" ({os.strerror(number)})" if number is not None else ""
     return f"{kind} at {frames[-1][0]}:{frames[-1][1]}" if frames else kind
+
+
+def remedy(error: BaseException) -> str | None:
+    """What to do where a machine has run out of something; of an error itself, or of one in its text. Else None."""
+    known = _REMEDIES.get(_errno_of(error) or 0)
+    return None if known is None else f"{known} and run the same command again"
+
+
+def _errno_of(error: BaseException) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno
+    found = _ERRNO.findall(str(error))
+    return int(found[-1]) if found else None

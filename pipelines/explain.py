@@ -28,6 +28,7 @@ from pipelines.config import RunConfig, RunnerConfig
 from pipelines.curate import execute, located, score_files, scores_path, selection_of
 from pipelines.errors import ConfigError, InputError
 from pipelines.inputs import place_of
+from pipelines.overlap import Gather
 from pipelines.plan import Plan, PlanPaths, make_plans
 from pipelines.records import KeptUnit
 from pipelines.selection import Select
@@ -94,14 +95,15 @@ class Explain(beam.PTransform):  # type: ignore[misc]
     answer: str
 
     def expand(self, begin: Any) -> Any:
-        scored, _ = score_files(begin.pipeline, self.paths, scores_path(self.config), None, scratch=self.scratch)
+        scores, limits = scores_path(self.config), self.config.limits
+        scored, _ = score_files(begin.pipeline, self.paths, scores, None, limits=limits, scratch=self.scratch)
         selected = scored | "Select" >> Select(self.selection, self.config.limits, with_schemas=False, with_cuts=True)
         found = scored | "FindPrompt" >> beam.ParDo(FindPrompt(self.key, _needs(self.selection))).with_outputs(
             "keys", main="rows"
         )
         counts = found.keys | "GroupKeys" >> beam.GroupByKey() | "CountKeys" >> beam.Map(count_keys)
-        prompts = counts | "SumPrompts" >> beam.CombineGlobally(sum)
-        kept = selected["kept"] | "FindKept" >> beam.FlatMap(kept_places, self.key, self.selection.needs)
+        prompts = counts | "SumPrompts" >> Gather(sum)
+        kept = selected["kept"] | "FindKept" >> beam.FlatMap(kept_places, self.key, self.selection.needs.kept)
         sides = [AsIter(found.rows), AsSingleton(prompts), AsIter(kept)]
         sides += [AsSingleton(selected["curve"])] if self.selection.correction else []
         for number in sorted(selected["cuts"]):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, BinaryIO
 
 import apache_beam as beam
@@ -18,17 +19,21 @@ from pipelines.candidates import Candidates
 from pipelines.columnar import Needs, from_ipc, pack, to_ipc, unpack
 from pipelines.errors import InputError
 from pipelines.inputs import seekable, split_units
-from pipelines.kept import changed, read_kept, read_rejected
+from pipelines.kept import Texts, changed, read_kept, read_rejected
+from pipelines.kept_columns import is_plain, read_tables, text_bytes
+from pipelines.overlap import Gather, ahead
 from pipelines.plan import Plan
 from pipelines.records import KeptUnit, Shard
-from pipelines.shapes import Kept, Shape, schema_of, to_table
+from pipelines.shapes import Shape, schema_of, to_table
 from pipelines.shards import ShardPlan, plan_shards, rows_within
 from pipelines.storage.files import join
 from pipelines.storage.publish import create_or_equal
 from pipelines.workers import carrying_errors, plan_at
 
 _ROWS_AT_ONCE = 2048
-_ROW_GROUP_BYTES = 64 * 2**20  # of text; below the 100 MB that readers of row groups expect at most
+_WRITE_BYTES = 4 * 2**20
+_TABLES_AHEAD = 2  # of each unit that is read; up to 32 MB each
+_ROW_GROUP_BYTES = 32 * 2**20  # of text; readers expect 100 MB at most, and three are in memory
 _TEXTS = pa.schema([("key_high", pa.uint64()), ("key_low", pa.uint64()), ("text", pa.large_string())])
 
 
@@ -48,10 +53,10 @@ class Export(beam.PTransform):  # type: ignore[misc]
 
     def expand(self, selected: dict[str, Any]) -> Any:
         kept = selected["kept"]
-        counts = kept | "CountKept" >> beam.Map(count_kept, self.needs) | "ListCounts" >> beam.combiners.ToList()
+        counts = kept | "CountKept" >> beam.Map(count_kept, self.needs) | "ListCounts" >> Gather(list)
         bounds = (self.rows_per_shard, self.bytes_per_shard)
         shards = counts | "PlanShards" >> beam.Map(make_shard_plan, self.plan_path, bounds, AsIter(selected["files"]))
-        schema = selected["schemas"] | "ListSchemas" >> beam.CombineGlobally(first_places)
+        schema = selected["schemas"] | "ListSchemas" >> Gather(first_places)
         jobs = shards | "ListJobs" >> beam.FlatMap(lambda plan: [(job, b"") for job in range(len(plan.jobs))])
         pieces = kept | "DealKept" >> beam.FlatMap(deal, self.needs, AsSingleton(shards))
         work = {"pieces": pieces, "jobs": jobs}
@@ -152,47 +157,63 @@ class WriteShards(beam.DoFn):  # type: ignore[misc]
                     "name one of these"
                 )
             schema = schema_of(self.shape, original)
-            kept = self._read(plan_at(self.plan_path), sorted(grouped["pieces"]), _texts(grouped.get("texts", ())))
+            tables = self._read(sorted(grouped["pieces"]), _texts(grouped.get("texts", ())), schema)
+            kept = Rows(tables)
             for number in range(*shards.jobs[job]):
                 rows = min(shards.rows_per_shard, shards.total - number * shards.rows_per_shard)
                 name = f"data/train-{number:05d}-of-{shards.shards:05d}.parquet"
-                yield self._write(name, schema, itertools.islice(kept, rows), rows)
+                yield self._write(name, schema, kept, rows)
 
-    def _read(self, plan: Plan, pieces: Sequence[KeptUnit], texts: Mapping[tuple[int, int], str]) -> Iterator[Kept]:
-        for piece in pieces:
-            wanted = unpack([piece.kept], self.needs)
-            file = plan.files[piece.file]
+    def _read(self, pieces: Sequence[KeptUnit], texts: Texts, schema: pa.Schema) -> Iterator[pa.Table]:
+        plan = plan_at(self.plan_path)
+        plain = pa.schema([field.remove_metadata() for field in schema.remove_metadata()])
+
+        def read(piece: KeptUnit) -> Iterator[pa.Table]:
+            wanted, file = unpack([piece.kept], self.needs), plan.files[piece.file]
             unit = next((unit for unit in split_units(file) if unit.number == piece.unit), None)
             if unit is None:
                 raise changed(file)
-            texts_here = {**texts, **self._rejected_here(plan, piece.file, wanted)} if self.needs.other else {}
-            yield from read_kept(plan, file, unit, wanted, texts_here, more_columns=self.shape.more_columns)
+            if is_plain(file, plan.mapping, self.shape):
+                yield from read_tables(file, unit, plan.mapping, wanted, self.shape, plain)
+                return
+            here = {**texts, **self._rejected_here(plan, piece.file, wanted)} if self.needs.other else {}
+            kept = read_kept(plan, file, unit, wanted, here, more_columns=self.shape.more_columns)
+            while rows := list(itertools.islice(kept, _ROWS_AT_ONCE)):
+                yield to_table(rows, schema, self.shape)
 
-    def _rejected_here(self, plan: Plan, file: int, wanted: Candidates) -> Mapping[tuple[int, int], str]:
+        return ahead([partial(read, piece) for piece in pieces], most=_TABLES_AHEAD)
+
+    def _rejected_here(self, plan: Plan, file: int, wanted: Candidates) -> Texts:
         here = wanted.take(wanted.other_file == file)
         return {(high, low): text for high, low, text in read_rejected(plan, file, here)}
 
-    def _write(self, name: str, schema: pa.Schema, kept: Iterator[Kept], rows: int) -> Shard:
+    def _write(self, name: str, schema: pa.Schema, kept: Rows, rows: int) -> Shard:
         written = size = 0
 
         def write(file: BinaryIO) -> None:
             nonlocal written, size
+            # buffered by Arrow: each page would wait for the interpreter otherwise
+            sink = pa.BufferedOutputStream(pa.PythonFile(file, mode="w"), _WRITE_BYTES)
             with pq.ParquetWriter(
-                file,
+                sink,
                 pa.schema([field.remove_metadata() for field in schema.remove_metadata()]),
                 compression="zstd",
                 compression_level=3,
                 write_page_index=True,
                 use_content_defined_chunking=True,
             ) as writer:
-                for group in row_groups(kept, schema, self.shape):
+                for group in ahead(
+                    [lambda: row_groups(kept, rows)], most=1
+                ):  # the next is read while this one is written
                     writer.write_table(group, row_group_size=group.num_rows)
                     written += group.num_rows
             if written != rows:
                 raise InputError(
                     f"{name} got {written} rows instead of {rows}: an input changed while it was read; run again"
                 )
+            sink.flush()
             size = file.tell()
+            sink.detach()
 
         digest = create_or_equal(join(self.output, name), write)
         return Shard(name, rows, size, digest)
@@ -204,16 +225,38 @@ def _texts(parts: Iterable[bytes]) -> dict[tuple[int, int], str]:
     return dict(zip(zip(high, low, strict=True), text, strict=True))
 
 
-def row_groups(kept: Iterator[Kept], schema: pa.Schema, shape: Shape) -> Iterator[pa.Table]:
-    """Kept responses as tables of about `_ROW_GROUP_BYTES` of text, made columnar a few rows at a time."""
+class Rows:
+    """Tables, one after the other, of which the next rows can be taken."""
+
+    def __init__(self, tables: Iterator[pa.Table]) -> None:
+        self._tables = tables
+        self._rest: list[pa.Table] = []
+
+    def take(self, count: int) -> pa.Table | None:
+        """The next `count` rows in one piece, fewer at the end; None where there are none."""
+        while (there := sum(table.num_rows for table in self._rest)) < count:
+            table = next(self._tables, None)
+            if table is None:
+                break
+            self._rest.append(table)
+        if not min(there, count):
+            return None
+        whole = pa.concat_tables(self._rest)
+        self._rest = [whole.slice(count)] if there > count else []
+        return whole.slice(0, count).combine_chunks()
+
+
+def row_groups(kept: Rows, rows: int) -> Iterator[pa.Table]:
+    """The next `rows` kept responses as tables of about `_ROW_GROUP_BYTES` of text."""
     parts: list[pa.Table] = []
     size = 0
-    while rows := list(itertools.islice(kept, _ROWS_AT_ONCE)):
-        part = to_table(rows, schema, shape)
-        if size and size + part.nbytes > _ROW_GROUP_BYTES:
+    while rows and (part := kept.take(min(rows, _ROWS_AT_ONCE))) is not None:
+        rows -= part.num_rows
+        part_bytes = text_bytes(part)
+        if size and size + part_bytes > _ROW_GROUP_BYTES:
             yield pa.concat_tables(parts)
             parts, size = [], 0
         parts.append(part)
-        size += part.nbytes
+        size += part_bytes
     if parts:
         yield pa.concat_tables(parts)

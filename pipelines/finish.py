@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -16,9 +16,11 @@ from pipelines.combine import Standards
 from pipelines.config import RunConfig
 from pipelines.inputs import InputFile, place_of
 from pipelines.length import Curve
+from pipelines.overlap import Gather
 from pipelines.plan import Plan, name_of
 from pipelines.records import Shard, Totals
 from pipelines.report import card
+from pipelines.skipped import names_of
 from pipelines.storage.files import join
 from pipelines.storage.manifest import digest, to_json
 from pipelines.storage.publish import create_or_equal
@@ -62,7 +64,7 @@ def selection_settings(config: RunConfig, plan: Plan) -> dict[str, Any]:
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
 class Finish(beam.PTransform):  # type: ignore[misc]
-    """{selected..., shards, standards of an ensemble} → the manifest, published after everything it names."""
+    """{selected..., shards, standards of an ensemble, skipped files} → the manifest, published after everything it names."""
 
     plan_path: str
     config: RunConfig
@@ -73,8 +75,8 @@ class Finish(beam.PTransform):  # type: ignore[misc]
             | "GroupRejected" >> beam.GroupByKey()
             | "WriteRejected" >> beam.ParDo(WriteRejected(self.plan_path, self.config.path))
         )
-        summary = parts["summary"] | "SumSelection" >> beam.CombineGlobally(merge_summaries)
-        standards = {"standards": AsSingleton(parts["standards"])} if "standards" in parts else {}
+        summary = parts["summary"] | "SumSelection" >> Gather(merge_summaries)
+        more = {name: AsSingleton(parts[name]) for name in ("standards", "skipped") if name in parts}
         barrier = parts["shards"].pipeline | "Finish" >> beam.Create([self.plan_path])
         return barrier | "PublishManifest" >> beam.ParDo(
             PublishManifest(self.config),
@@ -84,7 +86,7 @@ class Finish(beam.PTransform):  # type: ignore[misc]
             files=AsIter(parts["files"]),
             shards=AsIter(parts["shards"]),
             rejected=AsIter(rejected),
-            **standards,
+            **more,
         )
 
 
@@ -138,12 +140,14 @@ class PublishManifest(beam.DoFn):  # type: ignore[misc]
         shards: Iterable[Shard],
         rejected: Iterable[str],
         standards: Standards | None = None,
+        skipped: Mapping[int, str] | None = None,
     ) -> Iterator[dict[str, Any]]:
         with carrying_errors():
             plan = plan_at(plan_path)
             names = (sorted(files), sorted(shards), sorted(rejected))
             manifest = make_manifest(self.config, plan, totals, summary, *names)
             manifest["model"] = model_of(self.config, plan, standards)
+            manifest["skipped_files"] = names_of(skipped or {}, plan)
             manifest["controls"] = controls(summary, self.config)
             for curve in curves:
                 manifest["length_correction"] = curve.to_json()

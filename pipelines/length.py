@@ -31,11 +31,11 @@ class Sample:
     @classmethod
     def of(cls, candidates: Candidates) -> Sample:
         chance = mixed(candidates)
+        chosen = np.arange(len(chance))
         if len(chance) > SAMPLE:
-            chosen = np.argpartition(chance, SAMPLE - 1)
-            chosen = np.flatnonzero(chance <= chance[chosen[SAMPLE - 1]])  # equal ones too: `merge` cuts
-        else:
-            chosen = np.arange(len(chance))
+            bound = min(2**64 - 1, 2**65 * SAMPLE // len(chance))  # about twice as many are below
+            likely = np.flatnonzero(chance <= np.uint64(bound))
+            chosen = likely if len(likely) >= SAMPLE else chosen
         c = candidates
         return merge_samples([cls(chance[chosen], c.length[chosen], c.tokens[chosen], c.reward[chosen])])
 
@@ -50,8 +50,11 @@ def merge_samples(parts: Iterable[Sample]) -> Sample:
         return Sample(np.zeros(0, np.uint64), np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))
     names = ("chance", "length", "tokens", "reward")
     columns = {name: np.concatenate([getattr(part, name) for part in whole]) for name in names}
-    order = np.lexsort((columns["reward"], columns["tokens"], columns["length"], columns["chance"]))[:SAMPLE]
-    return Sample(**{name: column[order] for name, column in columns.items()})
+    chance = columns["chance"]
+    order = np.argsort(chance)[: SAMPLE + 1]
+    if np.any(np.diff(chance[order]) == 0):  # the same response to the same prompt
+        order = np.lexsort((columns["reward"], columns["tokens"], columns["length"], chance))
+    return Sample(**{name: column[order[:SAMPLE]] for name, column in columns.items()})
 
 
 @dataclass(frozen=True)

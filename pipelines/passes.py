@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import apache_beam as beam
-from apache_beam.pvalue import AsSingleton
+from apache_beam.pvalue import AsIter, AsSingleton
 from apache_beam.typehints.decorators import no_annotations
 
 from pipelines.candidates import Candidates
@@ -28,7 +28,10 @@ from pipelines.cuts import (
     refine,
     settle,
 )
+from pipelines.overlap import Gather, Overlapped
 from pipelines.workers import carrying_errors
+
+_MERGED = 16  # counts of elements are merged when there are so many; 25 MB a stratum
 
 
 class Loader(Protocol):
@@ -51,40 +54,50 @@ class FindCut(beam.PTransform):  # type: ignore[misc]
         cut = source.pipeline | "Uncut" >> beam.Create([Cut(self.rule)])
         for number in range(PASSES):
             counted = source | f"Count{number}" >> beam.ParDo(CountBins(self.load), AsSingleton(cut), *sides)
-            bins = counted | f"MergeCounts{number}" >> beam.CombineGlobally(merge_bins)
-            cut = bins | f"Refine{number}" >> beam.Map(_refine, AsSingleton(cut))
+            cut = cut | f"Refine{number}" >> beam.Map(_refine, AsIter(counted))
         ties = source | "ListTies" >> beam.ParDo(ListTies(self.load), AsSingleton(cut), *sides)
-        return ties | "MergeTies" >> beam.CombineGlobally(merge_ties) | "Settle" >> beam.Map(_settle, AsSingleton(cut))
+        return cut | "Settle" >> beam.Map(_settle, AsIter(ties))
 
 
-def _refine(bins: Bins, cut: Cut) -> Cut:
-    return cut if cut.decided else refine(cut, bins)
+def _refine(cut: Cut, counted: Iterable[Bins]) -> Cut:
+    return cut if cut.decided else refine(cut, merge_bins(counted))
 
 
-def _settle(ties: Ties, cut: Cut) -> Cut:
-    return settle(cut, ties)
-
-
-@dataclass(eq=False)
-class CountBins(beam.DoFn):  # type: ignore[misc]
-    load: Loader
-
-    @no_annotations  # type: ignore[untyped-decorator]  # Beam cannot read those of *args
-    def process(self, element: Any, cut: Cut, *sides: Any) -> Iterator[Bins]:
-        if not cut.decided:
-            with carrying_errors():
-                yield count_bins(self.load(element, sides, ties=cut.digits >= REWARD_PASSES), cut)
+def _settle(cut: Cut, ties: Iterable[Ties]) -> Cut:
+    return settle(cut, merge_ties(ties))
 
 
 @dataclass(eq=False)
-class ListTies(beam.DoFn):  # type: ignore[misc]
+class CountBins(Overlapped):
+    """Elements → what `count_bins` says of them, one `Bins` a bundle."""
+
     load: Loader
 
-    @no_annotations  # type: ignore[untyped-decorator]  # Beam cannot read those of *args
-    def process(self, element: Any, cut: Cut, *sides: Any) -> Iterator[Ties]:
-        if not cut.decided:
-            with carrying_errors():
-                yield list_ties(self.load(element, sides, ties=True), cut)
+    def start_bundle(self) -> None:
+        super().start_bundle()
+        self._bins: list[Bins] = []
+
+    def work(self, element: Any, cut: Cut, *sides: Any) -> Bins:
+        return {} if cut.decided else count_bins(self.load(element, sides, ties=cut.digits >= REWARD_PASSES), cut)
+
+    def collect(self, bins: Bins) -> Iterator[Any]:
+        self._bins.append(bins)
+        if len(self._bins) >= _MERGED:
+            self._bins = [merge_bins(self._bins)]
+        return iter(())
+
+    def close(self) -> Iterator[Bins]:
+        yield merge_bins(self._bins)
+
+
+@dataclass(eq=False)
+class ListTies(Overlapped):
+    """Elements → the rows that no pass could tell apart."""
+
+    load: Loader
+
+    def work(self, element: Any, cut: Cut, *sides: Any) -> list[Ties]:
+        return [] if cut.decided else [list_ties(self.load(element, sides, ties=True), cut)]
 
 
 @dataclass(eq=False)
@@ -98,7 +111,7 @@ class FindEdges(beam.PTransform):  # type: ignore[misc]
     def expand(self, source: Any) -> Any:
         sides = [AsSingleton(side) for side in (self.cut, *self.sides)]
         measured = source | "MeasureEdges" >> beam.ParDo(MeasureEdges(self.load), *sides)
-        return measured | "MergeEdges" >> beam.CombineGlobally(merge_edges)
+        return measured | "MergeEdges" >> Gather(merge_edges)
 
 
 @dataclass(eq=False)

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipelines.combine import VERSION
-from pipelines.config import InputConfig, ModelConfig, RunConfig
+from pipelines.config import InputConfig, Limits, ModelConfig, RunConfig
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
-from pipelines.inputs import Fragment, InputFile, Unit, column_names, kind_of, read_fragments
+from pipelines.inputs import Fragment, InputFile, Unit, UnreadableError, column_names, kind_of, read_fragments
 from pipelines.schemas import RowMapping, resolve
 from pipelines.storage import publish
 from pipelines.storage.files import absolute, expand, join, read_bytes, version_of
@@ -136,8 +136,8 @@ def make_plans(config: RunConfig) -> Plans:
                 f"output.path {config.path!r} lies inside input.path {pattern!r}, and the next run would read its own output; "
                 "choose a place outside"
             )
-    files = tuple(list_files(config.input))
-    names, where = _first_columns(files, max_row_bytes=config.limits.max_row_bytes)
+    files = tuple(list_files(config.input, skip_bad_files=config.limits.skip_bad_files))
+    names, where = _first_columns(files, config.limits)
     mapping = resolve(
         names,
         format=config.input.format,
@@ -229,33 +229,51 @@ def _rewards(config: RunConfig, model: ModelConfig | None, mapping: RowMapping) 
     }
 
 
-def _first_columns(files: Sequence[InputFile], *, max_row_bytes: int) -> tuple[list[str], str]:
+def _first_columns(files: Sequence[InputFile], limits: Limits) -> tuple[list[str], str]:
     """Columns of the first file that has any, and its path: an empty part file tells nothing."""
+    unreadable = 0
     for file in files:
-        names = column_names(file, max_row_bytes=max_row_bytes)
+        try:
+            names = column_names(file, max_row_bytes=limits.max_row_bytes)
+        except UnreadableError:
+            if not limits.skip_bad_files:
+                raise
+            unreadable += 1
+            continue
         if names:
             return names, file.path
-    raise InputError(f"input.path names {len(files)} files, and none has a usable row; the first is {files[0].path}")
+    of_these = f" ({unreadable} cannot be read)" if unreadable else ""
+    raise InputError(
+        f"input.path names {len(files)} files, and none has a usable row{of_these}; the first is {files[0].path}"
+    )
 
 
-def list_files(config: InputConfig) -> list[InputFile]:
+def list_files(config: InputConfig, *, skip_bad_files: bool = False) -> list[InputFile]:
     """All input files, sorted by key. Raises `InputError` for an empty match, an unknown kind or a file named twice.
 
     With one pattern, keys are relative to its fixed root, so that a copied corpus keeps its scores; with several, keys are
-    whole paths, since roots chosen from a list would move when the list grows.
+    whole paths, since roots chosen from a list would move when the list grows. What can be seen to be unreadable raises,
+    too; with `skip_bad_files` it stays in the list, for whoever opens it to find.
     """
     found: dict[str, InputFile] = {}
     for pattern in config.paths:
         for path, relative, info in expand(pattern):
-            kind = kind_of(path)
+            kind, is_directory = kind_of(path), info["type"] == "directory"
+            if is_directory and kind is None:
+                continue
             if kind is None:
                 raise InputError(
                     f"input file {path} is of no known kind; expected .parquet, or .jsonl plain or with .gz or .zst; "
                     "leave it out with a pattern such as DIR/*.parquet"
                 )
+            if is_directory and not skip_bad_files:
+                raise InputError(
+                    f"input.path {pattern!r} names {path}, which is a directory; to read the files in it write {path}/*"
+                )
             key = absolute(path) if len(config.paths) > 1 else relative
-            found[path] = InputFile(path, key, kind[0], kind[1], int(info["size"]), version_of(info))
-    empty = [file for file in found.values() if file.size == 0 and file.kind == "parquet"]
+            size = 0 if is_directory else int(info["size"])
+            found[path] = InputFile(path, key, kind[0], kind[1], size, version_of(info))
+    empty = [file for file in found.values() if file.size == 0 and file.kind == "parquet" and not skip_bad_files]
     if empty:
         raise InputError(f"input file {empty[0].path} is empty; expected a Parquet file, write it again")
     if Counter(file.kind for file in found.values()).keys() == {"parquet", "jsonl"}:

@@ -7,31 +7,30 @@ comparison that every report holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.candidates import Candidates, Mask, Prompts, by_prompt, first_within, ranked_within, worst_bits
-from pipelines.columnar import Needs, concatenate
+from pipelines.candidates import Candidates, Mask, first_within, ranked_within, worst_bits
+from pipelines.columnar import Needs
 from pipelines.config import BestOfN
 
-_ROWS = 2_000_000  # held at a time, about 100 MB
-_WORTH = 0.7  # what is left above this share is not worth another round
+_WORTH = 0.7  # where more than this share would be left, the shuffle is cheaper than the sort
+_SAMPLED = np.uint64(1 << 60)  # keys below, a sixteenth of all prompts, tell how much would be left
+_FEW = 1000  # rows of a sample that tells little
 
 
 def shrink(candidates: Candidates, rule: BestOfN, *, needs: Needs) -> Candidates:
-    """The rows that may matter."""
-    if not len(candidates):
+    """The rows that may matter; all of them where most of them may."""
+    gap = rule.min_margin > 0 or rule.min_probability is not None or needs.margin
+    wanted = max(rule.keep + gap + (rule.keep if needs.length else 0), rule.min_candidates)
+    if not len(candidates) or _left(candidates, wanted) > _WORTH * len(candidates):
         return candidates
-    order, starts = by_prompt(candidates)
+    order, starts = candidates.prompts
     sizes = np.diff(np.append(starts, len(order)))
     chosen = np.zeros(len(candidates), dtype=bool)
-    gap = rule.min_margin > 0 or rule.min_probability is not None or needs.margin
-    _mark_first(chosen, candidates, worst_bits(candidates.reward), rule.keep + gap, (order, starts))
+    _mark_first(chosen, candidates, worst_bits(candidates.reward), rule.keep + gap)
     if needs.length:
-        _mark_first(chosen, candidates, ~candidates.length.astype(np.uint32), rule.keep, (order, starts))
+        _mark_first(chosen, candidates, ~candidates.length.astype(np.uint32), rule.keep)
     kept = chosen[order]
     missing = np.minimum(sizes, rule.min_candidates) - np.add.reduceat(kept, starts, dtype=np.int64)
     if (missing > 0).any():  # any others will do: they are there to be counted
@@ -41,42 +40,21 @@ def shrink(candidates: Candidates, rule: BestOfN, *, needs: Needs) -> Candidates
     return candidates.take(order[kept])
 
 
-def _mark_first(
-    chosen: Mask, candidates: Candidates, values: npt.NDArray[np.uint32], count: int, prompts: Prompts
-) -> None:
+def _left(candidates: Candidates, wanted: int) -> float:
+    """About how many rows would be left of `wanted` a prompt: never fewer are, but for the sample's error."""
+    keys = candidates.key_high[candidates.key_high < _SAMPLED]
+    if len(keys) < _FEW:
+        keys = candidates.key_high
+    keys = np.sort(keys)
+    sizes = np.diff(np.flatnonzero(np.append(True, keys[1:] != keys[:-1])), append=len(keys))
+    return float(np.minimum(sizes, wanted).sum()) * len(candidates) / len(keys)
+
+
+def _mark_first(chosen: Mask, candidates: Candidates, values: npt.NDArray[np.uint32], count: int) -> None:
     """Set the first `count` of each prompt."""
     if count == 1:
-        chosen[first_within(candidates, values, prompts)[0]] = True
+        chosen[first_within(candidates, values)[0]] = True
         return
-    order, starts = ranked_within(candidates, values, prompts)
+    order, starts = ranked_within(candidates, values)
     rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
     chosen[order[rank < count]] = True
-
-
-@dataclass
-class Holder:
-    """Collects candidates of one bundle, and gives back what is left of them."""
-
-    rule: BestOfN
-    needs: Needs
-    rows: int = _ROWS
-    _held: list[Candidates] = field(default_factory=list)
-
-    def add(self, candidates: Candidates) -> Iterator[Candidates]:
-        self._held.append(candidates)
-        count = sum(map(len, self._held))
-        if count >= self.rows:
-            whole = self._combined()
-            if len(whole) > _WORTH * count:
-                yield whole
-            else:
-                self._held, self.rows = [whole], max(self.rows, 2 * len(whole))
-
-    def finish(self) -> Iterator[Candidates]:
-        if self._held:
-            yield self._combined()
-
-    def _combined(self) -> Candidates:
-        whole = shrink(concatenate(self._held, self.needs), self.rule, needs=self.needs)
-        self._held = []
-        return whole

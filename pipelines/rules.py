@@ -17,7 +17,6 @@ from pipelines.candidates import (
     Mask,
     Positions,
     best_first,
-    by_prompt,
     count_prompts,
     first_within,
     mixed,
@@ -81,7 +80,7 @@ def threshold(candidates: Candidates, rule: Threshold, *, temperature: float | N
 def references(candidates: Candidates, rule: Threshold) -> npt.NDArray[np.float64]:
     """The reward that each response is compared with, -inf where its prompt has no reference."""
     column, _, value = (rule.reference or "").partition("=")
-    order, starts = by_prompt(candidates)
+    order, starts = candidates.prompts
     found = np.full(len(order), -np.inf)
     if len(order):
         marked = candidates.labels[column].equal(value or "true")[order]
@@ -174,7 +173,7 @@ def drop_prompts(candidates: Candidates, rule: DropPrompts) -> Mask:
     kept = np.zeros(len(candidates), dtype=bool)
     if not len(candidates):
         return kept
-    order, starts = by_prompt(candidates)
+    order, starts = candidates.prompts
     sizes = _sizes(starts, len(order))
     reward = candidates.reward[order].astype(np.float64)
     best, worst = np.maximum.reduceat(reward, starts), np.minimum.reduceat(reward, starts)
@@ -234,7 +233,7 @@ def with_rivals(kept: Candidates, whole: Candidates) -> Candidates:
     """`rival` of the n-th best kept response of a prompt: the reward of the n-th longest of all its responses."""
     if not len(kept):
         return kept
-    order, starts = by_prompt(kept)
+    order, starts = kept.prompts
     if len(starts) == len(order):  # one of each prompt
         longest, _ = first_within(whole, ~whole.length.astype(np.uint32))
         groups = np.arange(len(longest))

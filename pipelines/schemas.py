@@ -201,13 +201,21 @@ def _responses(row: Mapping[str, Any], mapping: RowMapping) -> Sequence[Any]:
 
 
 def _prompt(row: Mapping[str, Any], mapping: RowMapping, values: list[Any]) -> tuple[Conversation, list[Any]]:
+    system, extra = (_optional_text(row, name) for name in (mapping.system, mapping.input))
     if mapping.messages is not None:
         prompt, response = split_last(from_messages(row.get(mapping.messages)))
-        if mapping.system is not None and isinstance(row.get(mapping.system), str):
-            prompt = from_prompt([{"role": r, "content": c} for r, c in prompt], system=row[mapping.system])
+        if system is not None:
+            prompt = from_prompt([{"role": r, "content": c} for r, c in prompt], system=system)
         return prompt, [response]
     value = row.get(mapping.prompt or "")
-    extra = row.get(mapping.input) if mapping.input else None
-    if isinstance(value, str) and isinstance(extra, str) and extra.strip():
+    if isinstance(value, str) and extra is not None and extra.strip():
         value = f"{value}\n\n{extra}"
-    return from_prompt(value, system=row.get(mapping.system) if mapping.system else None), values
+    return from_prompt(value, system=system), values
+
+
+def _optional_text(row: Mapping[str, Any], name: str | None) -> str | None:
+    """The text in a column that may be absent or null. Raises `UnusableError` for any other type: it is not left out silently."""
+    value = None if name is None else row.get(name)
+    if value is not None and not isinstance(value, str):
+        raise UnusableError("wrong_type")
+    return value

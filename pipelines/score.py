@@ -13,14 +13,16 @@ from typing import Any, Protocol
 
 import apache_beam as beam
 import pyarrow as pa
-import xxhash
 from apache_beam.pvalue import AsIter
 from apache_beam.utils.shared import Shared
 
 from pipelines import originals, progress, throughput
+from pipelines.config import Limits
 from pipelines.errors import InputError, ModelLoadError
-from pipelines.inputs import Fragment, InputFile, Row, Unit, original_schema, split_units
+from pipelines.inputs import Fragment, Row, Unit, UnreadableError, original_schema, probe, split_units
 from pipelines.plan import Plan
+from pipelines.scored import UnitScores
+from pipelines.skipped import skipped
 from pipelines.storage import objects
 from pipelines.storage.files import join
 from pipelines.storage.objects import Footer, ScoreFile
@@ -34,6 +36,7 @@ class Scorer(Protocol):
     def score(self, groups: Sequence[tuple[Conversation, Sequence[str]]]) -> Sequence[Any]: ...
 
 
+_NO_LIMITS = Limits()
 _ALL_FAIL = 16  # so many responses, all of which the model fails on: not an accident of the data
 
 ScorerFactory = Callable[[Plan], Scorer]
@@ -65,22 +68,37 @@ class LoadScorer:
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
 class ScoreCorpus(beam.PTransform):  # type: ignore[misc]
-    """Plan → `ScoreFile` descriptors as bytes. Without a `scorer`, every fragment must have been scored before; with
-    `read_only`, rewards that the corpus carries must be in score files already, too, and nothing is written."""
+    """Plan → {scores: `ScoreFile` descriptors as bytes, skipped: (file, reason) of what `limits` let be skipped}.
+
+    Without a `scorer`, every fragment must have been scored before; with `read_only`, rewards that the corpus carries must be
+    in score files already, too, and nothing is written.
+    """
 
     plan_path: str
     scores_path: str
     scorer: ScorerFactory | None
     after: Any = None  # a collection that must be complete before scoring begins
     read_only: bool = False
+    limits: Limits = _NO_LIMITS
 
     def expand(self, begin: Any) -> Any:
         wait = [] if self.after is None else [AsIter(self.after)]
         files = begin | "ListFiles" >> beam.Create([self.plan_path]) | "ReadPlan" >> beam.FlatMap(file_numbers, *wait)
-        units = files | "SpreadFiles" >> beam.Reshuffle() | "SplitUnits" >> beam.ParDo(SplitUnits(self.plan_path))
-        score = ScoreUnits(self.plan_path, self.scores_path, self.scorer, read_only=self.read_only)
-        scored = units | "SpreadUnits" >> beam.Reshuffle() | "ScoreUnits" >> beam.ParDo(score).with_output_types(bytes)
-        return scored | "KeepScored" >> beam.Reshuffle()
+        spread = files | "SpreadFiles" >> beam.Reshuffle()
+        split = spread | "SplitUnits" >> beam.ParDo(SplitUnits(self.plan_path, self.limits)).with_outputs(
+            "skipped", main="units"
+        )
+        score = ScoreUnits(self.plan_path, self.scores_path, self.scorer, read_only=self.read_only, limits=self.limits)
+        scored = (
+            split.units
+            | "SpreadUnits" >> beam.Reshuffle()
+            | "ScoreUnits"
+            >> beam.ParDo(score)
+            .with_output_types(bytes, skipped=tuple[int, str])
+            .with_outputs("skipped", main="scores")
+        )
+        skipped = (split.skipped, scored.skipped) | "EitherSkipped" >> beam.Flatten()
+        return {"scores": scored.scores | "KeepScored" >> beam.Reshuffle(), "skipped": skipped}
 
 
 def file_numbers(plan_path: str, _after: Any = None) -> Iterator[int]:
@@ -93,54 +111,72 @@ class SplitUnits(beam.DoFn):  # type: ignore[misc]
     """File number → (file number, unit fields); opens footers on the workers."""
 
     plan_path: str
+    limits: Limits
 
-    def process(self, file_number: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+    def process(self, file_number: int) -> Iterator[Any]:
         with carrying_errors():
-            for unit in split_units(plan_at(self.plan_path).files[file_number]):
-                yield file_number, tuple(unit)
+            file = plan_at(self.plan_path).files[file_number]
+            try:
+                if self.limits.skip_bad_files:
+                    probe(file.path)  # one whose scores all exist is not opened before export, and there it is too late
+                for unit in split_units(file):
+                    yield file_number, tuple(unit)
+            except UnreadableError as error:
+                yield skipped(file_number, error, self.limits)
 
 
 class ScoreUnits(beam.DoFn):  # type: ignore[misc]
     """(file number, unit) → one descriptor per fragment, each of them durable by then."""
 
     def __init__(
-        self, plan_path: str, scores_path: str, scorer: ScorerFactory | None, *, read_only: bool = False
+        self,
+        plan_path: str,
+        scores_path: str,
+        scorer: ScorerFactory | None,
+        *,
+        read_only: bool = False,
+        limits: Limits = _NO_LIMITS,
     ) -> None:
         self._read_only = read_only
         self._plan_path = plan_path
         self._scores_path = scores_path
         self._make_scorer = scorer
+        self._limits = limits
         self._shared = Shared()
 
-    def process(self, element: tuple[int, tuple[int, ...]]) -> Iterator[bytes]:
+    def process(self, element: tuple[int, tuple[int, ...]]) -> Iterator[Any]:
         file_number, fields = element
         with carrying_errors():
-            for score_file in self._score_unit(file_number, Unit(*fields)):
-                yield score_file.to_bytes()
+            try:
+                for score_file in self._score_unit(file_number, Unit(*fields)):
+                    yield score_file.to_bytes()
+            except UnreadableError as error:
+                yield skipped(file_number, error, self._limits)
 
     def _score_unit(self, file_number: int, unit: Unit) -> Iterator[ScoreFile]:
         plan = plan_at(self._plan_path)
         file = plan.files[file_number]
-        place = _Place(plan, join(self._scores_path, plan.fingerprint), file_number, unit)
+        place = UnitScores(plan, join(self._scores_path, plan.fingerprint), file_number, unit)
         found = place.found_in_order()
-        for score_file in found:
-            share = unit.input_bytes if score_file.footer.last else 0
-            _show(score_file.footer, input_bytes=share, found=True)
-            yield score_file
-        if found and found[-1].footer.last:
-            return
+        if not self._limits.verify:
+            yield from _shown(found, unit)
+            if found and found[-1].footer.last:
+                return
         seen = 0
         for fragment in plan.fragments(file, unit):
             done = fragment.rows[-1].seen_bytes if fragment.rows and not fragment.last else unit.input_bytes
             if fragment.index < len(found):
                 seen = done
+                if self._limits.verify:
+                    place.check(fragment, found[fragment.index].footer)
+                    yield from _shown([found[fragment.index]], unit)
                 continue
             score_file, is_new = self._score_fragment(place, fragment, input_bytes=done - seen)
             _show(score_file.footer, input_bytes=done - seen, found=not is_new)
             seen = done
             yield score_file
 
-    def _score_fragment(self, place: _Place, fragment: Fragment, *, input_bytes: int) -> tuple[ScoreFile, bool]:
+    def _score_fragment(self, place: UnitScores, fragment: Fragment, *, input_bytes: int) -> tuple[ScoreFile, bool]:
         """The fragment's score file, and whether this call made it."""
         content_hash = fragment.content_hash()
         original = originals.dump(original_schema(place.file, fragment))
@@ -170,6 +206,13 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
         return handle
 
 
+def _shown(found: Sequence[ScoreFile], unit: Unit) -> Iterator[ScoreFile]:
+    """These score files, each counted as done."""
+    for score_file in found:
+        _show(score_file.footer, input_bytes=unit.input_bytes if score_file.footer.last else 0, found=True)
+        yield score_file
+
+
 def _show(footer: Footer, *, input_bytes: int, found: bool) -> None:
     progress.fragment(input_bytes=input_bytes, responses=footer.responses, scored=footer.scored, found=found)
 
@@ -184,77 +227,6 @@ class _OneAtATime:
     def score(self, groups: Sequence[tuple[Conversation, Sequence[str]]]) -> Sequence[Any]:
         with self._lock:
             return self._scorer.score(groups)
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where the score files of one unit are, and which of them hold."""
-
-    plan: Plan
-    directory: str
-    file_number: int
-    unit: Unit
-
-    @property
-    def file(self) -> InputFile:
-        return self.plan.files[self.file_number]
-
-    def _name(self, index: int) -> str:
-        return objects.name_of(
-            file_key=self.file.key,
-            unit=self.unit.number,
-            unit_start=self.unit.start,
-            fragment=index,
-            rows_per_fragment=self.plan.rows_per_fragment,
-        )
-
-    def found_in_order(self) -> list[ScoreFile]:
-        """Valid score files from the first fragment on, as far as they go, by the input's size and version alone."""
-        found: list[ScoreFile] = []
-        while not (found and found[-1].footer.last):
-            path = objects.path_of(self.directory, self._name(len(found)))
-            there = objects.read(path)
-            if there is None:
-                break
-            footer = there[1]
-            if (footer.file_size, footer.file_version) != (self.file.size, self.file.version):
-                break  # the file has changed, or only its version: its content decides
-            found.append(ScoreFile(path, self.file_number, footer))
-        return found
-
-    def find(self, index: int, content_hash: str, original: str) -> tuple[str, tuple[pa.Table, Footer] | None]:
-        """Where the fragment's scores are or belong, and a valid file's content if one has scores of this text.
-
-        The plain name goes to the first content seen at this place. Changed text, or the same text under columns of
-        other types, has its own name; in the latter case the first file's scores come back, to be written there.
-        """
-        name = self._name(index)
-        plain = objects.path_of(self.directory, name)
-        there = objects.read(plain)
-        same_text = there is not None and there[1].content_hash == content_hash
-        if there is None or (same_text and objects.original_schema(there[0]) == original):
-            return plain, there
-        variant = xxhash.xxh3_128_hexdigest(f"{content_hash} {original}".encode())
-        changed = objects.path_of(self.directory, name, variant)
-        return changed, objects.read(changed) or (there if same_text else None)
-
-    def footer(self, fragment: Fragment, columns: pa.Table, content_hash: str, tokens: int) -> Footer:
-        return Footer(
-            fingerprint=self.plan.fingerprint,
-            file_key=self.file.key,
-            file_size=self.file.size,
-            file_version=self.file.version,
-            unit=self.unit.number,
-            unit_start=self.unit.start,
-            fragment=fragment.index,
-            rows=len(fragment.rows),
-            last=fragment.last,
-            responses=columns.num_rows,
-            **objects.outcome_of(columns),
-            tokens=tokens,
-            text_bytes=sum(row.row_bytes for row in fragment.rows),
-            content_hash=content_hash,
-        )
 
 
 @dataclass(frozen=True)

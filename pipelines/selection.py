@@ -9,6 +9,7 @@ stays in it. `top` shuffles counts alone: 65,536 bins of 20 bytes a stratum and 
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,22 +17,19 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
-import pyarrow as pa
-from apache_beam.pvalue import AsSingleton
-from apache_beam.transforms.window import GlobalWindows
-from apache_beam.typehints.decorators import no_annotations
+from apache_beam.pvalue import AsSingleton, TaggedOutput
 
-from pipelines.candidates import Candidates, by_prompt, count_prompts, place_order
-from pipelines.columnar import Needs, pack, to_ipc, unpack
+from pipelines.candidates import Candidates, count_prompts, place_order
+from pipelines.columnar import Needs, pack, unpack
 from pipelines.config import Limits
 from pipelines.cuts import Cut
 from pipelines.length import Sample, fit, merge_samples
+from pipelines.overlap import Gather, Overlapped
+from pipelines.partition import ReadScores, sizes_of
 from pipelines.passes import FindCut, FindEdges, Loader
-from pipelines.precombine import Holder
 from pipelines.records import KeptUnit, Totals
 from pipelines.rules import add_ranks, with_rivals
-from pipelines.steps import LoadPartition, LoadScores, Selection, early, read_candidates, take_step
-from pipelines.storage import objects
+from pipelines.steps import LoadPartition, LoadScores, Selection, read_candidates, take_step
 from pipelines.storage.objects import ScoreFile
 from pipelines.summaries import ExactSum, SelectionSummary, StepCounts
 from pipelines.totals import check_limits, sum_totals, totals_of
@@ -56,7 +54,7 @@ class Select(beam.PTransform):  # type: ignore[misc]
         totals = (
             descriptors
             | "CountRows" >> beam.Map(totals_of)
-            | "SumTotals" >> beam.CombineGlobally(sum_totals)
+            | "SumTotals" >> Gather(sum_totals)
             | "CheckLimits" >> beam.ParDo(CheckLimits(self.limits))
         )
         cuts: dict[int, tuple[Any, Any]] = {}
@@ -74,7 +72,9 @@ class Select(beam.PTransform):  # type: ignore[misc]
         grouped = read.candidates | "ShuffleCandidates" >> beam.GroupByKey()
         kept, summaries = self._late(grouped, cuts)
         summary = (read.summary, *summaries) | "AllSummaries" >> beam.Flatten()
-        placed = kept | "GroupByUnit" >> beam.GroupByKey() | "SortKept" >> beam.ParDo(SortKept(self.selection.needs))
+        placed = (
+            kept | "GroupByUnit" >> beam.GroupByKey() | "SortKept" >> beam.ParDo(SortKept(self.selection.needs.kept))
+        )
         files = read.fragments | "GroupByFile" >> beam.GroupByKey() | "SortFragments" >> beam.Map(sort_fragments)
         return {
             "kept": placed,
@@ -102,9 +102,7 @@ class Select(beam.PTransform):  # type: ignore[misc]
         correction = self.selection.correction
         if correction is not None and correction.length_correction is not None:
             sample = (
-                descriptors
-                | "SampleLengths" >> beam.ParDo(SampleLengths())
-                | "MergeSample" >> beam.CombineGlobally(merge_samples)
+                descriptors | "SampleLengths" >> beam.ParDo(SampleLengths()) | "MergeSample" >> Gather(merge_samples)
             )
             sides.append(sample | "FitLengths" >> beam.Map(fit, span=correction.length_correction.span))
         for number in self.selection.early:
@@ -143,75 +141,8 @@ class SampleLengths(beam.DoFn):  # type: ignore[misc]
             yield Sample.of(read_candidates(ScoreFile.from_bytes(data), Needs(length=True)))
 
 
-class ReadScores(beam.DoFn):  # type: ignore[misc]
-    """Descriptor → candidates by partition of the prompt key; and what else the score file tells, by input file."""
-
-    def __init__(self, selection: Selection, with_schemas: bool) -> None:
-        self._selection = selection
-        self._with_schemas = with_schemas
-        self._holder: Holder | None = None
-
-    def start_bundle(self) -> None:
-        self._holder = self._selection.holder
-
-    @no_annotations  # type: ignore[untyped-decorator]  # Beam cannot read those of *args
-    def process(self, data: bytes, _within_limits: Totals, *sides: Any) -> Iterator[Any]:
-        with carrying_errors():
-            descriptor = ScoreFile.from_bytes(data)
-            footer, needs = descriptor.footer, self._selection.needs
-            everything = read_candidates(descriptor, needs)
-            candidates, counts = early(everything, self._selection, sides, until=len(self._selection.steps))
-            yield beam.pvalue.TaggedOutput("summary", self._summary(everything, counts))
-            for part in self._holder.add(candidates) if self._holder else [candidates]:
-                yield from partitioned(part, self._selection)
-            fragment = [footer.unit, footer.fragment, footer.content_hash, footer.rows, footer.responses, footer.scored]
-            fragment.append(footer.text_bytes)
-            yield beam.pvalue.TaggedOutput("fragments", (descriptor.file, json.dumps(fragment).encode()))
-            if footer.rejected:
-                yield beam.pvalue.TaggedOutput("rejected", (descriptor.file, to_ipc(rejected_rows(descriptor))))
-            if self._with_schemas:
-                at = (descriptor.file, footer.unit, footer.fragment)
-                original = objects.original_schema(objects.read_columns(descriptor.path, ["row"], footer))
-                yield beam.pvalue.TaggedOutput("schemas", [(original, at)])
-
-    def finish_bundle(self) -> Iterator[Any]:
-        for part in self._holder.finish() if self._holder else []:
-            for element in partitioned(part, self._selection):
-                yield GlobalWindows.windowed_value(element)
-
-    def _summary(self, everything: Candidates, counts: StepCounts) -> SelectionSummary:
-        sizes = _sizes(everything, self._selection.needs)
-        return SelectionSummary(
-            candidates=len(everything),
-            prompts=None if self._selection.early else 0,
-            steps=counts,
-            everything=ExactSum.of(everything.raw),
-            size=int(sizes.sum(dtype=np.int64)),
-            sample=Sample.of(everything.with_columns(tokens=sizes, reward=everything.raw)),
-        )
-
-
-def rejected_rows(descriptor: ScoreFile) -> pa.Table:
-    scores = objects.read_columns(descriptor.path, ["row", "response_index", "reason"], descriptor.footer)
-    rejected = scores.filter(scores["reason"].is_valid())
-    place = pa.array([descriptor.footer.unit_start] * rejected.num_rows, type=pa.int64())
-    return rejected.append_column("unit_start", place)
-
-
-def partitioned(candidates: Candidates, selection: Selection) -> Iterator[tuple[int, bytes]]:
-    """Candidates by range of the key's high half: all responses to a prompt in one partition."""
-    high = candidates.key_high >> np.uint64(32)
-    part = ((high * np.uint64(selection.partitions)) >> np.uint64(32)).astype(np.uint16)
-    order = np.argsort(part, kind="stable")  # 16 bits: a radix sort
-    bounds = np.searchsorted(part[order], np.arange(selection.partitions + 1))
-    for number in range(selection.partitions):
-        if bounds[number] < bounds[number + 1]:
-            own = candidates.take(order[bounds[number] : bounds[number + 1]])
-            yield number, pack(own, selection.needs)
-
-
 @dataclass(eq=False)
-class ApplyRules(beam.DoFn):  # type: ignore[misc]
+class ApplyRules(Overlapped):
     """Partitions → what a run of steps keeps of them, by partition, or after the last run by unit; and a summary."""
 
     selection: Selection
@@ -219,47 +150,56 @@ class ApplyRules(beam.DoFn):  # type: ignore[misc]
     first: bool
     last: bool
 
-    @no_annotations  # type: ignore[untyped-decorator]  # Beam cannot read those of *args
-    def process(self, element: tuple[int, Any], *cuts: Cut) -> Iterator[Any]:
+    def start_bundle(self) -> None:
+        super().start_bundle()
+        self._summary: SelectionSummary | None = None
+
+    def work(self, element: tuple[int, Any], *cuts: Cut) -> tuple[SelectionSummary, list[tuple[int, bytes]]]:
         partition, data = element
-        needs, numbers = self.selection.needs, list(self.run)
-        rows = unpack(data if self.first else [data], needs)
-        rows = rows.take(by_prompt(rows)[0]) if self.first else rows  # once; what is taken of it stays sorted
-        summary = SelectionSummary(prompts=count_prompts(rows) if self.first and not self.selection.early else 0)
+        needs = self.selection.needs
+        rows = unpack(data, needs).sorted_by_prompt() if self.first else unpack([data], needs)
+        prompts = count_prompts(rows) if self.first and not self.selection.early else 0
         if self.first and (needs.rank or needs.margin):
             rows = add_ranks(rows)
         whole, counts = rows, StepCounts()
-        for number in numbers:
+        for number in self.run:
             step = self.selection.steps[number]
             cut = cuts[0] if step.top is not None else None
             rows = take_step(rows, step, cut=cut, temperature=self.selection.temperature)
             counts[number] = (step.name, len(rows), count_prompts(rows))
         if self.first and needs.rival:
             rows = with_rivals(rows, whole)
-        summary.steps = counts
-        if self.last:
-            summary.kept = ExactSum.of(rows.raw)
-            summary.kept_prompts = count_prompts(rows)
-            summary.kept_size = int(_sizes(rows, needs).sum(dtype=np.int64))
-            if needs.rival:
-                summary.longest = ExactSum.of(rows.rival)
-        yield beam.pvalue.TaggedOutput("summary", summary)
-        if self.last:
-            yield from by_unit(rows, needs)
-        elif len(rows):
-            yield partition, pack(rows, needs)
+        summary = SelectionSummary(prompts=prompts, steps=counts)
+        if not self.last:
+            return summary, [(partition, pack(rows, needs))] if len(rows) else []
+        summary.kept = ExactSum.of(rows.raw)
+        summary.kept_prompts = count_prompts(rows)
+        summary.kept_size = int(sizes_of(rows, needs).sum(dtype=np.int64))
+        if needs.rival:
+            summary.longest = ExactSum.of(rows.rival)
+        return summary, list(by_unit(rows, needs.kept))
+
+    def collect(self, result: tuple[SelectionSummary, list[tuple[int, bytes]]]) -> Iterator[Any]:
+        summary, elements = result
+        self._summary = summary if self._summary is None else self._summary + summary
+        yield from elements
+
+    def close(self) -> Iterator[Any]:
+        if self._summary is not None:
+            yield TaggedOutput("summary", self._summary)
 
 
 def by_unit(rows: Candidates, needs: Needs) -> Iterator[tuple[int, bytes]]:
     """(file << 32 | unit, its rows): no element holds more than a unit has."""
     unit = (rows.file.astype(np.int64) << 32) | rows.unit
-    order = np.argsort(unit, kind="stable")
-    if not len(order):
+    if not len(unit):
         return
-    numbers, starts = np.unique(unit[order], return_index=True)
-    for number, start, end in zip(numbers, starts, [*starts[1:], len(order)], strict=True):
+    order = np.argsort(unit)
+    ordered, unit = rows.take(order), unit[order]
+    starts = np.flatnonzero(np.append(True, unit[1:] != unit[:-1]))
+    for start, end in itertools.pairwise([*starts.tolist(), len(unit)]):
         for first in range(start, end, _KEPT_ROWS):
-            yield int(number), pack(rows.take(order[first : min(end, first + _KEPT_ROWS)]), needs)
+            yield int(unit[start]), pack(ordered.slice(first, min(end, first + _KEPT_ROWS)), needs)
 
 
 @dataclass(eq=False)
@@ -277,7 +217,3 @@ class SortKept(beam.DoFn):  # type: ignore[misc]
 def sort_fragments(element: tuple[int, Iterable[bytes]]) -> tuple[int, list[list[Any]]]:
     """(file, what the manifest says of its fragments)"""
     return element[0], sorted(json.loads(data) for data in element[1])
-
-
-def _sizes(candidates: Candidates, needs: Needs) -> Any:
-    return candidates.tokens if needs.tokens else candidates.length

@@ -103,10 +103,11 @@ def to_table(kept: Sequence[Kept], schema: pa.Schema, shape: Shape) -> pa.Table:
     return pa.table(arrays, schema=pa.schema([field.remove_metadata() for field in schema]))
 
 
-def _probability(item: Kept, shape: Shape) -> float | None:
-    if item.margin is None or shape.temperature is None:
+def probability_of(margin: float | None, temperature: float | None) -> float | None:
+    """How likely a response is preferred to the next worse one; None where there is none."""
+    if margin is None or temperature is None:
         return None
-    return 1.0 / (1.0 + math.exp(min(700.0, -item.margin / shape.temperature)))
+    return 1.0 / (1.0 + math.exp(min(700.0, -margin / temperature)))
 
 
 _VALUES: dict[str, Callable[[Kept, Shape], Any]] = {
@@ -123,5 +124,5 @@ _VALUES: dict[str, Callable[[Kept, Shape], Any]] = {
     "response_index": lambda item, _: item.response_index,
     "rank": lambda item, _: item.rank,
     "margin": lambda item, _: item.margin,
-    "probability": _probability,
+    "probability": lambda item, shape: probability_of(item.margin, shape.temperature),
 }

@@ -9,10 +9,9 @@ from typing import Any
 
 from pipelines.candidates import Candidates
 from pipelines.columnar import Needs, score_columns, scored_candidates, unpack
-from pipelines.config import Step
+from pipelines.config import BestOfN, Step
 from pipelines.cuts import Cut, keep
 from pipelines.length import Curve
-from pipelines.precombine import Holder
 from pipelines.rules import apply_step
 from pipelines.storage import objects
 from pipelines.storage.objects import ScoreFile
@@ -53,11 +52,10 @@ class Selection:
         return runs
 
     @property
-    def holder(self) -> Holder | None:
-        """What combines candidates before the shuffle, where the first rule after it allows that."""
+    def combines(self) -> BestOfN | None:
+        """The rule that lets rows be left out before the shuffle: the first after it, where that is best-of-N."""
         first = self.late[0]
-        rule = self.steps[first[0]].best_of_n if first else None
-        return None if rule is None else Holder(rule, self.needs)
+        return self.steps[first[0]].best_of_n if first else None
 
 
 def _by_row(step: Step) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipelines.candidates import Candidates, worst_bits
 from pipelines.config import BestOfN, DropPrompts, Pairs, Step, Threshold, Top
-from pipelines.cuts import Cut, Edge, Edges, strata_of
+from pipelines.cuts import Cut, Edge, Edges, Strata
 from pipelines.length import Curve
 from pipelines.rules import draws, ranks_by, references, shortness, sigmoid, win_probabilities, z_scores
 from pipelines.steps import Selection, take_step
@@ -126,7 +126,7 @@ def _threshold(rows: Candidates, rule: Threshold, temperature: float | None) -> 
 
 
 def _top(rows: Candidates, rule: Top, edges: Edges) -> dict[str, Any]:
-    strata = strata_of(rows, rule)
+    strata = Strata.of(rows, rule).at(np.arange(len(rows)))
     own = [edges.get(stratum, Edge()) for stratum in strata]
     columns: dict[str, Any] = {} if rule.per is None else {"stratum": strata}
     return columns | {

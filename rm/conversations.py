@@ -28,6 +28,7 @@ _ROLES = {
     "chatgpt": "assistant",
     "bot": "assistant",
 }
+_quoted = json.encoder.encode_basestring  # what json.dumps(text, ensure_ascii=False) gives, without making an encoder
 _HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \t]?")
 
 
@@ -112,7 +113,7 @@ def from_prompt(value: object, *, system: object = None) -> Conversation:
 
 def from_response(value: object) -> str:
     """A response column: text, or one assistant message in a list (TRL's conversational completion)."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if not isinstance(value, str) and isinstance(value, Sequence):
         turns = from_messages(value)
         if len(turns) != 1 or turns[0][0] != "assistant":
             raise UnusableError("last_turn_not_assistant")
@@ -159,8 +160,8 @@ def to_messages(turns: Conversation, response: str | None = None) -> list[dict[s
 
 def canonical_json(turns: Conversation) -> bytes:
     """The conversation as NFC-normalised compact JSON; equal prompts have equal bytes, however they were written."""
-    text = json.dumps(turns, ensure_ascii=False, separators=(",", ":"))
-    return unicodedata.normalize("NFC", text).encode()
+    text = ",".join([f"[{_quoted(role)},{_quoted(content)}]" for role, content in turns])
+    return (f"[{text}]" if text.isascii() else unicodedata.normalize("NFC", f"[{text}]")).encode()
 
 
 def prompt_key(turns: Conversation) -> bytes:

@@ -10,8 +10,9 @@ import hashlib
 import json
 import math
 import os
-import tempfile
+import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -206,13 +207,14 @@ class _HashCache:
     def __exit__(self, *_: object) -> None:
         if not self._changed:
             return
-        try:
+        temporary = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex[:12]}.tmp")
+        with suppress(OSError):  # a read-only or full home costs a rehash next time, nothing else
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self._path.parent, delete=False, encoding="utf-8") as file:
-                json.dump(self._known, file)
-            os.replace(file.name, self._path)
-        except OSError:
-            return  # a read-only home costs a rehash next time, nothing else
+            try:
+                temporary.write_text(json.dumps(self._known), encoding="utf-8")
+                os.replace(temporary, self._path)
+            finally:
+                temporary.unlink(missing_ok=True)
 
 
 CALIBRATION_FILE = "calibration.json"
@@ -238,8 +240,9 @@ def load_temperature(directory: Path | str) -> float | None:
 
 
 def has_anchor(directory: Path | str) -> bool:
-    """Whether rewards of different prompts are known to be comparable: labels of single responses fixed their offset."""
-    return "offset" in _read_json(Path(directory) / CALIBRATION_FILE)
+    """Whether rewards of different prompts are known to be comparable: labels of single responses, or centring, fixed their
+    offset while the model was trained."""
+    return not _read_json(Path(directory) / CALIBRATION_FILE).keys().isdisjoint({"offset", "centring"})
 
 
 def tensor_shapes(directory: Path) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -8,6 +8,7 @@ One of three ways, decided by the tokenizer and model alone:
 
 In the last two, a prompt of several turns is written as `System:` / `Human:` / `Assistant:` paragraphs.
 Prompt and response are always tokenised jointly: tokenising them apart gives other tokens at some joins.
+Special tokens that a prompt or response spells are read as text (`rm.specials`).
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 from rm.conversations import Conversation, UnusableError, to_messages
+from rm.specials import Specials
 
 log = logging.getLogger(__name__)
 
@@ -118,28 +120,51 @@ class Template:
 
     def _tokenize(self, prompt: Conversation, responses: Sequence[str]) -> list[_Sample | UnusableError]:
         """Whole samples, however long; `UnusableError` for those that the template does not render."""
-        rendered: list[tuple[str, str | None] | UnusableError] = []
+        rendered: list[_Rendered | UnusableError] = []
+        in_prompt = any(self._specials.inside(content) for _, content in prompt)
         for response in responses:
             try:
-                rendered.append(self.render(prompt, response))
+                rendered.append(self._rendered(prompt, response, guarded=in_prompt or self._specials.inside(response)))
             except UnusableError as error:
                 rendered.append(error)
-        texts = [text for text in rendered if not isinstance(text, UnusableError)]
-        if not texts:
-            return [error for error in rendered if isinstance(error, UnusableError)]
-        own_specials = self.kind == "chat"  # the rendered template already holds them: no doubled BOS
-        batch = self.tokenizer(
-            [first for first, _ in texts],
-            [second for _, second in texts] if self.kind == "pair" else None,
-            add_special_tokens=not own_specials,
-            verbose=False,
-        )
-        encodings = iter(batch.encodings)
+        encodings = iter(self._encodings([text for text in rendered if not isinstance(text, UnusableError)]))
         last_turn = prompt[-1][1].strip() if prompt else ""
         return [
-            text if isinstance(text, UnusableError) else self._sample(next(encodings), text[0], last_turn, response)
+            text if isinstance(text, UnusableError) else self._sample(next(encodings), text.first, last_turn, response)
             for text, response in zip(rendered, responses, strict=True)
         ]
+
+    @cached_property
+    def _specials(self) -> Specials:
+        return Specials.of(self.tokenizer)
+
+    def _rendered(self, prompt: Conversation, response: str, *, guarded: bool) -> _Rendered:
+        """The sample's text; a guarded one, in which users spell special tokens, is for the encoder that reads these as text."""
+        if not guarded:
+            return _Rendered(*self.render(prompt, response), guarded=False)
+        hidden = tuple((role, self._specials.hide(content)) for role, content in prompt)
+        first, second = self.render(hidden, self._specials.hide(response))
+        return _Rendered(
+            self._specials.reveal(first), None if second is None else self._specials.reveal(second), guarded=True
+        )
+
+    def _encodings(self, texts: Sequence[_Rendered]) -> list[Any]:
+        """Encodings in order, by at most two calls."""
+        own_specials = self.kind == "chat"  # the rendered template already holds them: no doubled BOS
+        plain = [text for text in texts if not text.guarded]
+        guarded = [(text.first, text.second) for text in texts if text.guarded]
+        found: dict[bool, Any] = {False: iter(()), True: iter(())}
+        if plain:
+            batch = self.tokenizer(
+                [text.first for text in plain],
+                [text.second for text in plain] if self.kind == "pair" else None,
+                add_special_tokens=not own_specials,
+                verbose=False,
+            )
+            found[False] = iter(batch.encodings)
+        if guarded:
+            found[True] = iter(self._specials.encode(guarded, add_special_tokens=not own_specials))
+        return [next(found[text.guarded]) for text in texts]
 
     def _sample(self, encoding: Any, text: str, last_turn: str, response: str) -> _Sample:
         ids = list(encoding.ids)
@@ -150,6 +175,14 @@ class Template:
             spans = _text_spans(encoding, text, last_turn, response.strip(), len(ids))
         response_tokens = spans.response_end - spans.response_start
         return _Sample(Encoded(ids, types, len(ids) - response_tokens, response_tokens, truncated=False), spans)
+
+
+class _Rendered(NamedTuple):
+    """What a tokenizer reads, of a pair encoding in two texts."""
+
+    first: str
+    second: str | None
+    guarded: bool
 
 
 class _Spans(NamedTuple):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,22 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
-@pytest.fixture(autouse=True)
-def _private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool | None, bool | None]:
+    """See `quick_beam`; tests marked slow run Beam as it is."""
+    if item.get_closest_marker("slow") or "apache_beam" not in sys.modules:
+        return (yield)
+    from quick_beam import quick_beam
+
+    with quick_beam():
+        return (yield)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -50,18 +65,24 @@ def stub_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture
-def make_config(stub_model: Path, tmp_path: Path) -> Callable[..., Any]:
+@pytest.fixture(scope="session")
+def configure(stub_model: Path) -> Callable[..., Any]:
+    """(root, input) → a configuration of the stub model, with the output `root/out`."""
     from pipelines.config import RunConfig
 
-    def make(input_path: Path | str | list[str], **changes: Any) -> RunConfig:
+    def make(root: Path, input_path: Path | str | list[str], **changes: Any) -> RunConfig:
         path = input_path if isinstance(input_path, list) else str(input_path)
         values: dict[str, Any] = {
             "input": {"path": path, **changes.pop("input", {})},
             "model": {"path": str(stub_model), **changes.pop("model", {})},
-            "output": {"path": str(tmp_path / "out"), **changes.pop("output", {})},
+            "output": {"path": str(root / "out"), **changes.pop("output", {})},
             **changes,
         }
         return RunConfig.model_validate(values)
 
     return make
+
+
+@pytest.fixture
+def make_config(configure: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
+    return partial(configure, tmp_path)

@@ -147,6 +147,13 @@ class Limits(Strict):
     """More rejected responses than this share of all that were read end the run with exit code 4."""
     max_row_bytes: int = Field(default=16 * 2**20, ge=1024)
     """Larger rows are rejected."""
+    skip_bad_files: bool = False
+    """Leave out files that cannot be read (cut, damaged, gone, no permission, a directory), each as a whole, and name them in the
+    manifest, instead of ending with exit code 3. A run with the mended file scores that one alone. A file that breaks when
+    its rows are scored already ends the run all the same; with `verify`, it is found before selection."""
+    verify: bool = False
+    """Read all inputs again, and end with exit code 3 where one is not what was scored, though its size and version are the same.
+    Else only files of other size or version are read again, and rows that are exported."""
 
 
 class RunnerConfig(Strict):

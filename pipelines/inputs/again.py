@@ -10,14 +10,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.errors import InputError
 from pipelines.inputs.files import InputFile, Unit
 from pipelines.inputs.fragments import Row, row_of
 from pipelines.inputs.jsonl import json_lines, parse_line
-from pipelines.inputs.parquet import batch_rows
+from pipelines.inputs.parquet import batch_rows, refuse_doubled
+from pipelines.inputs.unreadable import reading_input
 from pipelines.schemas import RowMapping
-from pipelines.storage.files import open_for_reading, reading
+from pipelines.storage.files import open_for_reading
 
-_BATCH_ROWS = 8192
+_BATCH_ROWS = 64  # see parquet.py
 _BATCH_BYTES = 32 * 2**20
 
 
@@ -68,22 +70,44 @@ def _parquet(
     more_columns: Sequence[str] | None,
 ) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
     mapped = mapping.columns()
-    with reading(file.path), open_for_reading(file.path) as stream:
+    names = numbers.tolist()
+    for low, high, batch in taken_batches(file, unit, numbers, mapped, more_columns=more_columns):
+        yield from zip(names[low:high], batch_rows(batch, mapped), strict=True)
+
+
+def taken_batches(
+    file: InputFile,
+    unit: Unit,
+    numbers: npt.NDArray[np.integer[Any]],
+    columns: Sequence[str],
+    *,
+    more_columns: Sequence[str] | None = (),
+) -> Iterator[tuple[int, int, pa.RecordBatch]]:
+    """(low, high, the rows `numbers[low:high]` of a row group), for ascending numbers, which may repeat, in batches of bounded
+    size; fewer where it has fewer rows by now. `more_columns` come along where the file has them; None means all that it has.
+
+    Raises `InputError` for a file that is gone, cut, or lacks one of `columns` by now.
+    """
+    with reading_input(file.path), open_for_reading(file.path) as stream:
         parquet = pq.ParquetFile(stream, pre_buffer=False)
         there = parquet.schema_arrow.names
+        missing = [name for name in columns if name not in there]
+        if missing:
+            raise InputError(
+                f"input file {file.path} has lost its column {missing[0]!r} since it was scored; restore it and run again"
+            )
         extra = [name for name in (there if more_columns is None else more_columns) if name in there]
-        columns = list(dict.fromkeys([*mapped, *extra]))
+        refuse_doubled(file, there, extra)
         group = parquet.metadata.row_group(unit.number)
         size = max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
-        first = 0
-        for batch in parquet.iter_batches(size, row_groups=[unit.number], columns=columns):
-            low, high = np.searchsorted(numbers, [first, first + batch.num_rows])
+        wanted, first = list(dict.fromkeys([*columns, *extra])), 0
+        for batch in parquet.iter_batches(size, row_groups=[unit.number], columns=wanted, use_threads=False):
+            low, high = (int(at) for at in np.searchsorted(numbers, [first, first + batch.num_rows]))
             if low < high:
-                taken = batch.take(pa.array(numbers[low:high] - first))
-                yield from zip(numbers[low:high].tolist(), batch_rows(taken, mapped), strict=True)
+                yield low, high, batch.take(pa.array(numbers[low:high] - first))
             first += batch.num_rows
             if high == len(numbers):
                 return
 
 
-__all__ = ["read_rows"]
+__all__ = ["read_rows", "taken_batches"]

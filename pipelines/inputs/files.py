@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
-from pipelines.storage.files import open_for_reading, reading
+from pipelines.inputs.unreadable import probe, reading_input
+from pipelines.storage.files import open_for_reading
 
 RANGE_BYTES = 64 * 2**20  # of plain JSONL per unit
 
-RawRow = tuple[Mapping[str, Any] | str, int, int]  # row (or reason), its bytes, bytes of the unit seen so far
+RawRow = tuple[Mapping[str, Any] | str, int, int, int]
+"""Row (or reason), its bytes, the bytes it counts in a fragment, bytes of the unit seen so far."""
 
 
 class InputFile(NamedTuple):
@@ -52,9 +54,9 @@ def kind_of(path: str) -> tuple[str, str | None] | None:
 
 
 def split_units(file: InputFile) -> list[Unit]:
-    """The units of a file, in order; opens a Parquet footer, nothing else. Raises `InputError`."""
+    """The units of a file, in order; opens a Parquet footer, and what seems to be empty. Raises `InputError`."""
     if file.kind == "parquet":
-        with reading(file.path), open_for_reading(file.path) as stream:
+        with reading_input(file.path), open_for_reading(file.path) as stream:
             metadata = pq.ParquetFile(stream).metadata
             units, first = [], 0
             for number in range(metadata.num_row_groups):
@@ -63,6 +65,8 @@ def split_units(file: InputFile) -> list[Unit]:
                 units.append(Unit(number, first, first + group.num_rows, share))
                 first += group.num_rows
             return units
+    if file.size == 0:
+        probe(file.path)  # a link to nowhere looks like an empty file, too
     if file.compression is not None:
         return [Unit(0, 0, file.size, file.size)]
     starts = range(0, file.size, RANGE_BYTES)

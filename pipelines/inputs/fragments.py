@@ -31,6 +31,7 @@ class Row(NamedTuple):
     sample: Sample
     group_key: bytes | None  # 16 bytes; None where the prompt is unusable
     row_bytes: int
+    held_bytes: int  # what it counts in a fragment
     seen_bytes: int  # of the unit's `input_bytes`, this row included; approximate, for progress
     source: str | None
     carry: tuple[str | None, ...]
@@ -98,7 +99,7 @@ def read_fragments(
             yield Fragment(index, rows, last=False)
             rows, index, size = [], index + 1, 0
         rows.append(row)
-        size += row.row_bytes
+        size += row.held_bytes
     yield Fragment(index, rows, last=True)
 
 
@@ -115,12 +116,14 @@ def _rows(file: InputFile, unit: Unit, mapping: RowMapping, max_row_bytes: int) 
         if file.kind == "parquet"
         else json_rows(file, unit, max_row_bytes=max_row_bytes)
     )
-    for number, (value, size, seen) in enumerate(source):
+    for number, (value, size, held, seen) in enumerate(source):
         too_large = not isinstance(value, str) and size > max_row_bytes
-        yield row_of(number, "row_too_large" if too_large else value, mapping, size=size, seen=seen)
+        yield row_of(number, "row_too_large" if too_large else value, mapping, size=size, held=held, seen=seen)
 
 
-def row_of(number: int, value: Mapping[str, Any] | str, mapping: RowMapping, *, size: int = 0, seen: int = 0) -> Row:
+def row_of(
+    number: int, value: Mapping[str, Any] | str, mapping: RowMapping, *, size: int = 0, held: int = 0, seen: int = 0
+) -> Row:
     """The row in `value`, or one that is unusable for the reason that `value` names."""
     usable: Mapping[str, Any] = {} if isinstance(value, str) else value
     sample = Sample(None, [None], [value]) if isinstance(value, str) else read_row(value, mapping)
@@ -129,6 +132,7 @@ def row_of(number: int, value: Mapping[str, Any] | str, mapping: RowMapping, *, 
         sample,
         _group_key(sample, usable, mapping),
         size,
+        held,
         seen,
         _text(usable.get(mapping.source)) if mapping.source else None,
         tuple(_text(usable.get(name)) for name in mapping.carry),

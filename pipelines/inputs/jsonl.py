@@ -3,46 +3,113 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from pipelines.inputs.files import InputFile, RawRow, Unit
+from pipelines.inputs.unreadable import reading_input
 from pipelines.storage.decompress import decompressed
-from pipelines.storage.files import open_for_reading, reading
+from pipelines.storage.files import open_for_reading
+from rm.conversations import UnusableError
 
 _READ_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"
+_MANY_VALUES = 2000  # lists and objects in a row: below, they are not worth counting
+_BYTES_PER_VALUE = 200
+_MOST_HELD = 16  # times max_row_bytes
+DEEPEST = 32  # lists and objects within one another; Arrow's files end at 64
 
 
 def json_rows(file: InputFile, unit: Unit, *, max_row_bytes: int) -> Iterator[RawRow]:
-    """(row, its bytes) per line; a line that is no JSON object comes as its reason."""
-    with reading(file.path), open_for_reading(file.path) as stream:
+    """(row, its bytes, those it counts in a fragment, those seen) per line; a line that is no JSON object comes as its reason."""
+    with reading_input(file.path), open_for_reading(file.path) as stream:
         for line, size in _lines(stream, file, unit, max_row_bytes):
             if line is None:
-                yield "row_too_large", size, stream.tell() - unit.start
+                yield "row_too_large", size, size, stream.tell() - unit.start
             elif line.strip():
-                yield parse_line(line), size, stream.tell() - unit.start
+                held = held_bytes(line, size)
+                row = parse_line(line) if held <= _MOST_HELD * max_row_bytes else "row_too_large"
+                yield row, size, held, stream.tell() - unit.start
+
+
+def held_bytes(line: bytes, size: int) -> int:
+    """What a row counts in a fragment: its bytes, or more where it is nearly nothing but lists and objects, of which each takes
+    about 200 bytes of memory, and may be three in its file."""
+    if size <= _MANY_VALUES:
+        return size
+    brackets = line.count(b"[") + line.count(b"{")
+    return max(size, _BYTES_PER_VALUE * brackets) if brackets > _MANY_VALUES else size
 
 
 def json_lines(file: InputFile, unit: Unit, *, max_row_bytes: int) -> Iterator[bytes | None]:
     """The lines that are rows, unparsed; None for one that is too long."""
-    with reading(file.path), open_for_reading(file.path) as stream:
+    with reading_input(file.path), open_for_reading(file.path) as stream:
         for line, _ in _lines(stream, file, unit, max_row_bytes):
             if line is None or line.strip():
                 yield line
 
 
 def parse_line(line: bytes) -> Mapping[str, Any] | str:
-    """The object in a line, or the reason why there is none."""
+    """The object in a line, or the reason why there is none.
+
+    JSON as RFC 8259 has it, and no more: a key that stands twice, `NaN` and `Infinity`, and numbers beyond a double's range or
+    beyond Python's digits for an integer (4,300) mean something else to every reader. Values nested deeper than
+    `DEEPEST` cannot be stored.
+    """
     try:
-        value = json.loads(line.removeprefix(_BOM).decode())
+        value = _DECODER.decode(line.removeprefix(_BOM).decode())
     except UnicodeDecodeError:
         return "bad_utf8"
-    except ValueError:
+    except UnusableError as error:
+        return error.reason
+    except json.JSONDecodeError:
         return "bad_json"
+    except ValueError:  # an integer of too many digits
+        return "huge_number"
     except RecursionError:
         return "deep_nesting"
-    return value if isinstance(value, dict) else "not_an_object"
+    if not isinstance(value, dict):
+        return "not_an_object"
+    if b"\\u" in line and any(not _encodable(name) for name in value):
+        return "lone_surrogate"  # no column can have that name
+    brackets = line.count(b"[") + line.count(b"{")
+    return value if brackets <= DEEPEST or _depth(value) <= DEEPEST else "deep_nesting"
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise UnusableError("duplicate_key")
+    return value
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise UnusableError("huge_number")
+    return value
+
+
+def _constant(_name: str) -> NoReturn:
+    raise UnusableError("nan_literal")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_float, parse_constant=_constant)
+
+
+def _encodable(name: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def _depth(value: Any) -> int:
+    """How many lists and objects lie within one another; without recursion."""
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        inner = [child for each in level for child in (each.values() if isinstance(each, dict) else each)]
+        level = [child for child in inner if isinstance(child, dict | list)]
+    return depth
 
 
 def _lines(stream: BinaryIO, file: InputFile, unit: Unit, limit: int) -> Iterator[tuple[bytes | None, int]]:

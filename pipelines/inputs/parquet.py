@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -11,24 +11,28 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import InputError
 from pipelines.inputs.files import InputFile, RawRow, Unit
+from pipelines.inputs.unreadable import UnreadableError, reading_input
 from pipelines.schemas import RowMapping
-from pipelines.storage.files import open_for_reading, reading
+from pipelines.storage.files import open_for_reading
 
 _READ_BYTES = 1 << 20
-_BATCH_ROWS = 512
+_BATCH_ROWS = 16  # a dictionary may hold one value of many megabytes for all of them; larger batches are no faster
 _BATCH_BYTES = 32 * 2**20  # decoded at once, unless one row is larger
+
+
+_NO_VALUE = (ValueError, OverflowError, KeyError)  # bad UTF-8, out of Python's range, unknown time zone
 
 
 @lru_cache(maxsize=64)
 def parquet_schema(file: InputFile) -> pa.Schema:
     """The types of the file's own columns."""
-    with reading(file.path), open_for_reading(file.path) as stream:
+    with reading_input(file.path), open_for_reading(file.path) as stream:
         return pq.read_schema(stream)
 
 
 def parquet_rows(file: InputFile, unit: Unit, mapping: RowMapping) -> Iterator[RawRow]:
     """The mapped columns of a row group's rows. A value that is not UTF-8 spoils its own row only."""
-    with reading(file.path), open_for_reading(file.path) as stream:
+    with reading_input(file.path), open_for_reading(file.path) as stream:
         parquet = pq.ParquetFile(stream, buffer_size=_READ_BYTES, pre_buffer=False)
         missing = [name for name in mapping.columns() if name not in parquet.schema_arrow.names]
         if missing:
@@ -37,6 +41,7 @@ def parquet_rows(file: InputFile, unit: Unit, mapping: RowMapping) -> Iterator[R
                 "all files of input.path must have the same columns"
             )
         mapped = mapping.columns()
+        refuse_doubled(file, parquet.schema_arrow.names, mapped)
         group = parquet.metadata.row_group(unit.number)
         rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
         seen = 0
@@ -44,12 +49,29 @@ def parquet_rows(file: InputFile, unit: Unit, mapping: RowMapping) -> Iterator[R
             for value in batch_rows(batch.select(mapped), mapped):
                 seen += 1
                 share = unit.input_bytes * seen // max(1, unit.end - unit.start)
-                yield value, 0 if isinstance(value, str) else sum(map(_size, value.values())), share
+                size = 0 if isinstance(value, str) else sum(map(_size, value.values()))
+                yield value, size, size, share
+        if seen != unit.end - unit.start:
+            raise UnreadableError(
+                f"input file {file.path} is damaged: its row group {unit.number} has {seen} rows and should have "
+                f"{unit.end - unit.start}; write it again, or leave it out of input.path",
+                "damaged",
+            )
+
+
+def refuse_doubled(file: InputFile, there: Sequence[str], wanted: Sequence[str]) -> None:
+    """Raise `InputError` where a wanted column's name stands for two columns."""
+    doubled = [name for name in wanted if there.count(name) > 1]
+    if doubled:
+        raise InputError(
+            f"input file {file.path} has {there.count(doubled[0])} columns named {doubled[0]!r}, and it cannot be told which is "
+            "meant; rename all but one of them"
+        )
 
 
 def batch_rows(batch: pa.RecordBatch, mapped: list[str]) -> Iterator[Mapping[str, Any] | str]:
-    """Rows of a batch; bad UTF-8 in a mapped column makes a row its reason, in other columns it is replaced: not ours to
-    judge."""
+    """Rows of a batch; in a mapped column, a value that is not UTF-8 (`bad_utf8`) or that Python has no value for (`bad_value`,
+    a date in the year 30000) makes a row its reason; in other columns it is replaced: not ours to judge."""
     values = _rows(batch.select(mapped))
     others = [name for name in batch.schema.names if name not in mapped]
     if not others:
@@ -57,29 +79,46 @@ def batch_rows(batch: pa.RecordBatch, mapped: list[str]) -> Iterator[Mapping[str
         return
     try:
         more: list[Mapping[str, Any]] = batch.select(others).to_pylist()
-    except UnicodeDecodeError:
+    except _NO_VALUE:
         more = [{name: _lenient(batch[name][at]) for name in others} for at in range(batch.num_rows)]
     for value, other in zip(values, more, strict=True):
         yield value if isinstance(value, str) else {**other, **value}
 
 
 def _lenient(scalar: Any) -> Any:
+    """A value with bad UTF-8 replaced, and moments out of Python's range as the number that the file has for them."""
     try:
         return scalar.as_py()
-    except UnicodeDecodeError:
-        return scalar.as_buffer().to_pybytes().decode(errors="replace")
+    except _NO_VALUE:
+        if isinstance(scalar, pa.DictionaryScalar):
+            return _lenient(scalar.value)
+        if isinstance(scalar, pa.StructScalar):
+            if len(set(scalar.type.names)) < scalar.type.num_fields:
+                raise InputError(
+                    "an input column is a struct with two fields of one name; rename one of them"
+                ) from None
+            return {name: _lenient(scalar[name]) for name in scalar.type.names}
+        if isinstance(scalar, pa.MapScalar):
+            return [(_lenient(pair[0]), _lenient(pair[1])) for pair in scalar.values]
+        if isinstance(scalar, pa.ListScalar):
+            return [_lenient(value) for value in scalar.values]
+        if isinstance(scalar, pa.BinaryScalar):
+            return scalar.as_buffer().to_pybytes().decode(errors="replace")
+        return scalar.value
 
 
 def _rows(batch: pa.RecordBatch) -> list[Mapping[str, Any] | str]:
     values: list[Mapping[str, Any] | str] = []
     try:
         values += batch.to_pylist()
-    except UnicodeDecodeError:  # one bad value must not take its neighbours along
+    except _NO_VALUE:  # one bad value must not take its neighbours along
         for position in range(batch.num_rows):
             try:
                 values += batch.slice(position, 1).to_pylist()
             except UnicodeDecodeError:
                 values.append("bad_utf8")
+            except _NO_VALUE:
+                values.append("bad_value")
     return values
 
 

@@ -22,6 +22,9 @@ _CARD = """\
 |---|---|
 | read | {{ counts.read }} responses |
 | rejected | {{ counts.rejected_total }}{% for reason, n in rejected.items() %}{{ ": " if loop.first else ", " }}{{ reason }} {{ n }}{% endfor %} |
+{%- if skipped_files %}
+| skipped | {{ skipped_files | length }} files that could not be read, named in `manifest.json` |
+{%- endif %}
 | scored | {{ counts.scored }}, of which {{ counts.truncated }} truncated to the model's length |
 {%- for step in steps %}
 | after `{{ step.rule }}` | {{ step.rows }} responses{% if step.prompts is not none %} to {{ step.prompts }} prompts{% endif %} |
@@ -64,6 +67,7 @@ def render(manifest: Mapping[str, Any], *, license: str | None) -> str:
         mean=manifest["mean_reward"],
         controls=manifest["controls"],
         warnings=manifest["warnings"],
+        skipped_files=manifest["skipped_files"],
         models=manifest["model"].get("members") or [{**manifest["model"], "fingerprint": manifest["fingerprint"]}],
         ensemble=_ensemble(manifest["model"]),
         fingerprint=manifest["fingerprint"],

@@ -1,4 +1,4 @@
-"""Streaming decompression of .gz and .zst that never takes a cut file for a short one."""
+"""Streaming decompression of .gz and .zst that never takes a cut file for a short one, and holds little at once."""
 
 from __future__ import annotations
 
@@ -8,34 +8,55 @@ from typing import Any, BinaryIO
 
 import zstandard
 
-_FEED_BYTES = 16 * 1024  # small, so that a bomb expands in steps
+_READ_BYTES = 16 * 1024
+_FEED_BYTES = {"gz": 16 * 1024, "zst": 1024}
+"""To a decoder at once, so that a bomb expands in steps: gzip makes at most 1,032 bytes of one, zstd 128 KiB of four; so a step
+gives at most 16 MiB or 32 MiB."""
+_WINDOW_LOG = 27  # the most that zstd needs without --long: 128 MiB
 
 
 def decompressed(stream: BinaryIO, compression: str) -> Iterator[bytes]:
     """Chunks of the decompressed stream (`gz` or `zst`), several members or frames in a row included.
 
-    Raises `EOFError` where the stream ends inside a member, and `OSError` where it is not of this kind at all.
+    Raises `EOFError` where the stream ends inside a member or has none, and `OSError` where it is not of this kind at all.
+    A file of several members that is cut exactly between two of them is a whole file of fewer, and nothing in it says
+    otherwise.
     """
     decoder: Any = None
-    while data := stream.read(_FEED_BYTES):
-        while data:
-            if decoder is None and compression == "gz" and not (data := data.lstrip(b"\0")):
-                break  # zero padding after the last member
-            if decoder is None:
-                decoder = (
-                    zlib.decompressobj(wbits=31)
-                    if compression == "gz"
-                    else zstandard.ZstdDecompressor().decompressobj()
-                )
-            try:
-                chunk = decoder.decompress(data)
-            except (zlib.error, zstandard.ZstdError) as error:
-                raise OSError(0, f"not valid {compression} data") from error
-            if chunk:
-                yield chunk
-            data = b""
-            if decoder.eof:
-                data = decoder.unused_data
-                decoder = None
-    if decoder is not None:
+    feed = _FEED_BYTES[compression]
+    members = 0
+    while block := stream.read(_READ_BYTES):
+        for start in range(0, len(block), feed):
+            data = block[start : start + feed]
+            while data:
+                if decoder is None and compression == "gz" and not (data := data.lstrip(b"\0")):
+                    break  # zero padding after the last member
+                if decoder is None:
+                    decoder, members = _decoder(compression), members + 1
+                chunk = _decode(decoder, data, compression)
+                if chunk:
+                    yield chunk
+                data = b""
+                if decoder.eof:
+                    data = decoder.unused_data
+                    decoder = None
+    if decoder is not None or not members:
         raise EOFError(f"{compression} stream ends early")
+
+
+def _decoder(compression: str) -> Any:
+    if compression == "gz":
+        return zlib.decompressobj(wbits=31)
+    return zstandard.ZstdDecompressor(max_window_size=1 << _WINDOW_LOG).decompressobj()
+
+
+def _decode(decoder: Any, data: bytes, compression: str) -> bytes:
+    try:
+        chunk: bytes = decoder.decompress(data)
+    except (zlib.error, zstandard.ZstdError) as error:
+        if "too much memory" in str(error):
+            raise OSError(
+                0, f"its zstd window is over {1 << _WINDOW_LOG >> 20} MiB; compress it again without --long and --ultra"
+            ) from error
+        raise OSError(0, f"not valid {compression} data") from error
+    return chunk

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import glob as local_glob
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -72,43 +73,74 @@ class Listed(NamedTuple):
 
 
 def expand(pattern: str) -> list[Listed]:
-    """Files that a path, a directory or a glob names, sorted by path.
+    """Files that a path, a directory or a glob names, sorted by path, and the directories that a glob names whose files it does
+    not: whoever reads them decides whether something was meant.
 
-    In directories, hidden files and those that start with an underscore are not data, as everywhere.
-    Raises `InputError` where nothing matches.
+    In directories, hidden files and those that start with an underscore are not data, as everywhere. Links to files are files;
+    one to a place where nothing is has size 0. Raises `InputError` where nothing matches, a directory below the given one
+    cannot be listed, or a link to a directory would have to be followed.
     """
     fs, path = filesystem(absolute(pattern))
+    local = isinstance(fs, LocalFileSystem)
     with reading(pattern):
-        found = _found_locally(fs, path) if isinstance(fs, LocalFileSystem) else _found_remotely(fs, path, pattern)
-    root = _above_wildcard(path)
-    listed = []
-    for name, info in sorted(found.items()):
-        key = name.removeprefix(root).lstrip("/") or name.rsplit("/", 1)[-1]
-        if info["type"] == "file" and not _hidden(key) and not name.endswith("/"):  # the last: a mark for a directory
-            listed.append(Listed(fs.unstrip_protocol(name) if "://" in pattern else name, key, info))
-    if not listed:
-        raise InputError(f"input.path {pattern!r} matches no file; check the path and the pattern")
+        found = _found_locally(fs, path) if local else _found_remotely(fs, path, pattern)
+        root = _above_wildcard(path)
+        listed = []
+        for name, info in sorted(found.items()):
+            key = name.removeprefix(root).lstrip("/") or name.rsplit("/", 1)[-1]
+            if local and info.get("islink"):
+                info = _followed(name, info, recursive=not local_glob.has_magic(path) or "**" in path)
+            whole = info["type"] == "directory" and not any(other.startswith(name + "/") for other in found)
+            mark = name.endswith("/")  # an empty object that stands for a directory
+            if (info["type"] == "file" or whole) and not _hidden(key) and not mark:
+                listed.append(Listed(fs.unstrip_protocol(name) if "://" in pattern else name, key, info))
+    if not any(entry.info["type"] == "file" for entry in listed):
+        inside = f"; to read the files in the directory {listed[0].path} write {listed[0].path}/*" if listed else ""
+        raise InputError(f"input.path {pattern!r} matches no file; check the path and the pattern{inside}")
     return listed
 
 
-def _found_locally(fs: Any, path: str) -> dict[str, Any]:
+def _found_locally(fs: LocalFileSystem, path: str) -> dict[str, dict[str, Any]]:
     if local_glob.has_magic(path):
-        return cast("dict[str, Any]", fs.glob(path, detail=True))
+        return cast("dict[str, dict[str, Any]]", fs.glob(path, detail=True))
     if fs.isdir(path):
-        return cast("dict[str, Any]", fs.find(path, detail=True))
+        return _all_below(fs, path)
     return {path: fs.info(path)} if fs.exists(path) else {}
 
 
-def _found_remotely(fs: Any, path: str, pattern: str) -> dict[str, Any]:
+def _found_remotely(fs: Any, path: str, pattern: str) -> dict[str, dict[str, Any]]:
     """By listing alone: drivers' `isdir` and `exists` take a refusal for an absence."""
     search = fs.glob if local_glob.has_magic(path) else fs.find
     try:
-        found = cast("dict[str, Any]", patiently(lambda _: search(path, detail=True), doing="list", place=pattern))
+        found = cast(
+            "dict[str, dict[str, Any]]", patiently(lambda _: search(path, detail=True), doing="list", place=pattern)
+        )
     except FileNotFoundError:  # gcsfs, where there is no bucket
         raise StorageError(f"cannot list {pattern}: there is no such bucket; mend input.path") from None
     if not found and "s3" in fs.protocol and s3.bucket_is_missing(fs, path, pattern):
         raise StorageError(f"cannot list {pattern}: there is no such bucket; mend input.path")
     return found
+
+
+def _all_below(fs: LocalFileSystem, path: str) -> dict[str, dict[str, Any]]:
+    """The files below a local directory. Raises `OSError` for a directory that cannot be listed, which fsspec leaves out."""
+    found = fs.find(path, detail=True, withdirs=True)
+    for name, info in found.items():
+        if info["type"] == "directory":
+            os.scandir(name).close()
+    return {name: info for name, info in found.items() if info["type"] != "directory"}
+
+
+def _followed(name: str, info: dict[str, Any], *, recursive: bool) -> dict[str, Any]:
+    """What a local link leads to."""
+    try:
+        status = os.stat(name)
+    except OSError:  # nothing there, or a circle: whoever opens it will say so
+        return {**info, "type": "file", "size": 0, "mtime": 0.0}
+    if stat.S_ISDIR(status.st_mode) and recursive:
+        raise InputError(f"{name} is a link to a directory, and these are not followed; name it in input.path, too")
+    kind = "directory" if stat.S_ISDIR(status.st_mode) else "file" if stat.S_ISREG(status.st_mode) else "other"
+    return {**info, "type": kind, "size": status.st_size, "mtime": status.st_mtime}
 
 
 def _above_wildcard(path: str) -> str:

@@ -1,6 +1,7 @@
 """Atomic, create-only publishing: an object is there whole, or not at all, and is never replaced.
 
-Locally: a temporary dot-name in the same directory, fsync, a hard link that fails where the name exists, directory fsync.
+Locally: a temporary dot-name in the same directory, fsync, a hard link that fails where the name exists, directory fsync (see
+`local`).
 On object stores: one create-only PUT to the final key, a larger body in parts whose completion is create-only (see `s3`, `gcs`);
 what goes unanswered is read again. Copying and deleting are never used.
 """
@@ -10,22 +11,20 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import xxhash
 
-from pipelines.errors import ConflictError, StorageError
-from pipelines.storage.files import describe, filesystem, open_for_reading, remote
+from pipelines.errors import ConflictError, StorageError, remedy
+from pipelines.storage import local
+from pipelines.storage.files import describe, filesystem, is_local, open_for_reading, remote
+from pipelines.storage.local import Writer
 from pipelines.storage.remote import RemoteObject
 from pipelines.storage.windows import open_remote
 
-Writer = Callable[[BinaryIO], None]
-
-_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _CHUNK = 1 << 20
 _SPOOL_BYTES = 64 * 2**20
 
@@ -38,10 +37,14 @@ def create(path: str, write: Writer | bytes) -> bool:
     """
     write = _writer(write)
     there = remote(path)
-    if there is None:
-        return _create_local(Path(filesystem(path)[1]), write)
-    with _spool(write) as spool:
-        return _create_object(there, spool)
+    if there is not None:
+        with _spool(write) as spool:
+            return _create_object(there, spool)
+    name = filesystem(path)[1]
+    try:
+        return local.create(Path(name), write)
+    except OSError as error:
+        raise _storage_error(name, error) from error
 
 
 def create_or_equal(path: str, write: Writer | bytes) -> str:
@@ -76,9 +79,7 @@ def replace(path: str, data: bytes, *, seen: str | None = None) -> bool:
         return there.replace(data, seen) or there.read() == data
     name = filesystem(path)[1]
     try:
-        temporary = _write_temporary(Path(name), _writer(data))
-        os.replace(temporary, name)
-        _sync_directory(Path(name).parent)
+        local.replace(Path(name), _writer(data))
     except OSError as error:
         raise _storage_error(name, error) from error
     return True
@@ -93,8 +94,16 @@ def _holds(path: str, digest: str) -> bool:
 def _spool(write: Writer) -> Iterator[Any]:
     """What `write` produces, in memory up to 64 MiB and on the local disk beyond."""
     with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as spool:
-        write(spool)  # type: ignore[arg-type]
+        try:
+            write(spool)  # type: ignore[arg-type]
+        except OSError as error:
+            raise _storage_error(tempfile.gettempdir(), error) from error
         yield spool
+
+
+def sweep(directories: Iterable[str]) -> int:
+    """Remove temporaries that killed runs have left in these directories; how many. Object stores have none."""
+    return sum(local.sweep(Path(filesystem(directory)[1])) for directory in directories if is_local(directory))
 
 
 def _writer(content: Writer | bytes) -> Writer:
@@ -115,52 +124,6 @@ def _digest(file: Any) -> str:
     return digest.hexdigest()
 
 
-def _create_local(path: Path, write: Writer) -> bool:
-    try:
-        if path.exists():
-            return False
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _write_temporary(path, write)
-        try:
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
-                return False
-            except OSError as error:
-                if error.errno not in _NO_LINKS:
-                    raise
-                if path.exists():  # no hard links here (some network and FUSE mounts): the closest there is
-                    return False
-                os.rename(temporary, path)
-            _sync_directory(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise _storage_error(str(path), error) from error
-    return True
-
-
-def _write_temporary(path: Path, write: Writer) -> Path:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return temporary
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _create_object(remote: RemoteObject, spool: Any) -> bool:
     """Whether our bytes stand there: what a request that went unanswered has written, is ours; nothing is ever deleted."""
     size = spool.seek(0, os.SEEK_END)
@@ -175,12 +138,10 @@ def _create_object(remote: RemoteObject, spool: Any) -> bool:
 
 
 def _storage_error(path: str, error: OSError) -> StorageError:
-    remedy = {
-        errno.ENOSPC: "free some space there and run the same command again",
-        errno.EDQUOT: "raise the quota and run the same command again",
+    known = {
         errno.EROFS: "choose a writable output.path",
         errno.EACCES: "grant write access, or choose another output.path",
         errno.EPERM: "grant write access, or choose another output.path",
         errno.ENOTDIR: "a file stands where a directory is needed; choose another output.path",
     }.get(error.errno or 0, "check the place and run the same command again")
-    return StorageError(f"cannot write {path}: {describe(error)}; {remedy}")
+    return StorageError(f"cannot write {path}: {describe(error)}; {remedy(error) or known}")

@@ -18,7 +18,7 @@ from rm.evaluate.comparisons import Comparisons, clusters, correct, tabulate
 from rm.evaluate.diagnostics import LengthCorrelation, MarginBin, length_correlation, margins
 from rm.evaluate.figures import Bootstrap, Estimate, Figures, clustered_means, paired_difference
 from rm.evaluate.reward_bench import RewardBench2, reward_bench_2
-from rm.evaluate.temperature_file import load_temperature, store_offset, store_temperature
+from rm.evaluate.temperature_file import load_temperature, store_centring, store_offset, store_temperature
 from rm.preferences import Group
 
 
@@ -107,6 +107,7 @@ __all__ = [
     "kl_best_of_n",
     "load_temperature",
     "paired_difference",
+    "store_centring",
     "store_offset",
     "store_temperature",
     "tabulate",

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import uuid
 from pathlib import Path
 
 from rm.evaluate.calibration import Calibration
 from rm.identity import CALIBRATION_FILE, load_temperature
 
 FILE_NAME = CALIBRATION_FILE
-__all__ = ["FILE_NAME", "load_temperature", "store_offset", "store_temperature"]
+__all__ = ["FILE_NAME", "load_temperature", "store_centring", "store_offset", "store_temperature"]
 
 
 def store_temperature(directory: Path | str, calibration: Calibration, *, data: str, fitted_on: str) -> Path:
@@ -40,21 +40,25 @@ def store_offset(directory: Path | str, offset: float) -> Path:
     return _update(Path(directory) / FILE_NAME, {"offset": offset})
 
 
+def store_centring(directory: Path | str, weight: float) -> Path:
+    """Note that training pulled the rewards of every prompt towards zero: they can be compared across prompts."""
+    return _update(Path(directory) / FILE_NAME, {"centring": weight})
+
+
 def _update(path: Path, fields: dict[str, object]) -> Path:
     """Write the file with these fields and the others that it has, whole or not at all."""
     try:
         others = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         others = {}
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{FILE_NAME}.", suffix=".tmp", dir=path.parent)
+    temporary = path.with_name(f".{FILE_NAME}.{uuid.uuid4().hex[:12]}.tmp")
     try:
-        with open(descriptor, "w", encoding="utf-8") as file:
+        with open(temporary, "x", encoding="utf-8") as file:
             file.write(json.dumps({**others, **fields}, indent=2) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it private, and weights beside it are not
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     return path

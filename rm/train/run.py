@@ -18,7 +18,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArgumen
 
 from rm.conversations import prompt_key
 from rm.device import default_device, native_bfloat16
-from rm.evaluate import Evaluation, evaluate, store_offset, store_temperature
+from rm.evaluate import Evaluation, evaluate, store_centring, store_offset, store_temperature
 from rm.evaluate.temperature_file import FILE_NAME
 from rm.identity import effective_max_length, resolve_model
 from rm.model import ensure_distinct_pad, load_backbone_for_training, load_tokenizer, quiet_transformers
@@ -74,6 +74,8 @@ def train(settings: TrainSettings) -> TrainResult:
     offset = network.offset.item() if network.offset.requires_grad else None
     if offset is not None:
         store_offset(settings.output_path, offset)
+    if settings.centring:
+        store_centring(settings.output_path, settings.centring)
     training_secs = max(1e-9, outcome.metrics["train_runtime"] - trainer.evaluation_secs)
     return TrainResult(
         output_path=settings.output_path,

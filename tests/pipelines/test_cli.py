@@ -198,7 +198,7 @@ def test_runner_options_that_are_false_become_flags_or_errors(bestkept, config):
 def test_an_unexpected_error_is_one_line_with_its_place(bestkept, config, monkeypatch):
     from pipelines import plan
 
-    monkeypatch.setattr(plan, "list_files", lambda _: {}["secret row text"])
+    monkeypatch.setattr(plan, "list_files", lambda *_, **__: {}["secret row text"])
     result = bad(bestkept, config)
     assert (result.code, "unexpected KeyError at pipelines/" in result.last) == (5, True)
     assert "secret" not in result.err

@@ -66,6 +66,36 @@ def grouped(rows):
     return [{"prompt": prompt, "responses": responses} for prompt, responses in groups.items()]
 
 
+@pytest.fixture(scope="module")
+def once(tmp_path_factory, configure):
+    """A finished run over `corpus_rows` in `a.jsonl`, its scores apart, with the log of its scorer; and a copy of it all."""
+    root = tmp_path_factory.mktemp("finished") / "there"
+    path = write_jsonl(root / "a.jsonl", corpus_rows())
+    run(configure(root, path, scores={"path": str(root / "scores")}), log=str(root / "log"))
+    shutil.copytree(root, root.with_name("kept"))
+    return root
+
+
+@pytest.fixture
+def finished(once):
+    """That run, at the same place and as it was left."""
+    shutil.rmtree(once)
+    shutil.copytree(once.with_name("kept"), once)
+    return once
+
+
+@pytest.fixture
+def again(finished, configure):
+    """Runs the same command once more, with changes."""
+
+    def once_more(*, out="out", **changes):
+        changes["output"] = {"path": str(finished / out), **changes.get("output", {})}
+        config = configure(finished, finished / "a.jsonl", scores={"path": str(finished / "scores")}, **changes)
+        return run(config, log=str(finished / "log"))
+
+    return once_more
+
+
 def test_best_of_n_end_to_end(tmp_path, make_config):
     rows = corpus_rows()
     config = make_config(write_jsonl(tmp_path / "in" / "a.jsonl", rows), input={"rows_per_fragment": 5})
@@ -131,8 +161,13 @@ def test_an_empty_list_of_steps_keeps_every_row_in_input_order(tmp_path, make_co
     assert kept(tmp_path / "out") == [(row["prompt"], row["response"]) for row in rows]
 
 
-@pytest.mark.parametrize("rows_per_shard", [5, 7, 100])
-@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz"])
+@pytest.mark.parametrize(
+    ("suffix", "rows_per_shard"),
+    [
+        *[("jsonl", 5), ("jsonl.gz", 7), ("jsonl", 100)],
+        *[pytest.param(*pair, marks=pytest.mark.slow) for pair in [("jsonl.gz", 5), ("jsonl", 7), ("jsonl.gz", 100)]],
+    ],
+)
 def test_shards_hold_the_rows_in_order_and_to_the_row(tmp_path, make_config, rows_per_shard, suffix):
     rows = corpus_rows()
     for number, part in enumerate([rows[:20], rows[20:41], rows[41:]]):
@@ -155,37 +190,24 @@ def test_nothing_kept_is_an_empty_data_set_that_loads(tmp_path, make_config):
     assert kept(tmp_path / "out") == []
 
 
-def test_the_second_run_is_a_no_op(tmp_path, make_config):
-    config = make_config(write_jsonl(tmp_path / "a.jsonl", corpus_rows()))
-    log = tmp_path / "log"
-    run(config, log=str(log))
-    before = tree(tmp_path / "out")
-    again = run(config, log=str(log))
-    assert (again.already_complete, loads(log), scored_rows(log)) == (True, 1, 48)
-    assert tree(tmp_path / "out") == before
+def test_the_second_run_is_a_no_op(finished, again):
+    before = tree(finished / "out")
+    assert (again().already_complete, loads(finished / "log"), scored_rows(finished / "log")) == (True, 1, 48)
+    assert tree(finished / "out") == before
 
 
-def test_a_lost_shard_is_made_again_without_scoring(tmp_path, make_config):
-    config = make_config(write_jsonl(tmp_path / "a.jsonl", corpus_rows()))
-    log = tmp_path / "log"
-    run(config, log=str(log))
-    before = tree(tmp_path / "out")
-    next((tmp_path / "out" / "data").iterdir()).unlink()
-    assert not run(config, log=str(log)).already_complete
-    assert (loads(log), scored_rows(log)) == (1, 48)
-    assert tree(tmp_path / "out") == before
+def test_a_lost_shard_is_made_again_without_scoring(finished, again):
+    before = tree(finished / "out")
+    next((finished / "out" / "data").iterdir()).unlink()
+    assert not again().already_complete
+    assert (loads(finished / "log"), scored_rows(finished / "log")) == (1, 48)
+    assert tree(finished / "out") == before
 
 
-def test_another_selection_reuses_every_score(tmp_path, make_config):
-    path, log = write_jsonl(tmp_path / "a.jsonl", corpus_rows()), tmp_path / "log"
-    scores = {"path": str(tmp_path / "scores")}
-    run(make_config(path, scores=scores), log=str(log))
-    other = make_config(
-        path, scores=scores, select=[{"best_of_n": {"keep": 2}}], output={"path": str(tmp_path / "other")}
-    )
-    run(other, log=str(log))
-    assert (loads(log), scored_rows(log)) == (1, 48)
-    assert set(kept(tmp_path / "other")) == expected_best(corpus_rows(), keep=2)
+def test_another_selection_reuses_every_score(finished, again):
+    again(out="other", select=[{"best_of_n": {"keep": 2}}])
+    assert (loads(finished / "log"), scored_rows(finished / "log")) == (1, 48)
+    assert set(kept(finished / "other")) == expected_best(corpus_rows(), keep=2)
 
 
 def test_a_claim_without_output_is_taken_over(tmp_path, make_config):
@@ -198,40 +220,30 @@ def test_a_claim_without_output_is_taken_over(tmp_path, make_config):
     assert set(kept(tmp_path / "out")) == expected_best(corpus_rows(4), keep=2)
 
 
-def test_a_touched_input_joins_its_finished_output(tmp_path, make_config):
-    path, log = write_jsonl(tmp_path / "a.jsonl", corpus_rows()), tmp_path / "log"
-    run(make_config(path), log=str(log))
-    before = tree(tmp_path / "out")
-    os.utime(path, (1, 1))
-    assert not run(make_config(path), log=str(log)).already_complete
-    assert tree(tmp_path / "out") == before
-    assert scored_rows(log) == 48
+def test_a_touched_input_joins_its_finished_output(finished, again):
+    before = tree(finished / "out")
+    os.utime(finished / "a.jsonl", (1, 1))
+    assert not again().already_complete
+    assert tree(finished / "out") == before
+    assert scored_rows(finished / "log") == 48
 
 
-def test_other_inputs_into_a_finished_output_are_a_conflict(tmp_path, make_config):
-    path = write_jsonl(tmp_path / "a.jsonl", corpus_rows())
-    run(make_config(path))
-    write_jsonl(path, corpus_rows(13))
+def test_other_inputs_into_a_finished_output_are_a_conflict(finished, again):
+    write_jsonl(finished / "a.jsonl", corpus_rows(13))
     with pytest.raises(ConflictError, match="other input files or model"):
-        run(make_config(path))
+        again()
 
 
-def test_a_second_selection_into_the_same_output_is_a_conflict(tmp_path, make_config):
-    path = write_jsonl(tmp_path / "a.jsonl", corpus_rows())
-    run(make_config(path))
-    before = tree(tmp_path / "out")
+def test_a_second_selection_into_the_same_output_is_a_conflict(finished, again):
+    before = tree(finished / "out")
     with pytest.raises(ConflictError, match=r"other select or output settings.*choose another output\.path"):
-        run(make_config(path, select=[]))
-    assert tree(tmp_path / "out") == before
+        again(select=[])
+    assert tree(finished / "out") == before
 
 
-def test_a_changed_model_setting_rescores(tmp_path, make_config):
-    path, log = write_jsonl(tmp_path / "a.jsonl", corpus_rows()), tmp_path / "log"
-    scores = {"path": str(tmp_path / "scores")}
-    run(make_config(path, scores=scores), log=str(log))
-    changed = make_config(path, scores=scores, model={"max_length": 77}, output={"path": str(tmp_path / "other")})
-    run(changed, log=str(log))
-    assert scored_rows(log) == 2 * 48
+def test_a_changed_model_setting_rescores(finished, again):
+    again(out="other", model={"max_length": 77})
+    assert scored_rows(finished / "log") == 2 * 48
 
 
 def test_a_grown_corpus_scores_only_what_is_new(tmp_path, make_config):
@@ -245,14 +257,11 @@ def test_a_grown_corpus_scores_only_what_is_new(tmp_path, make_config):
     assert set(kept(tmp_path / "o2")) == expected_best(rows)
 
 
-def test_a_touched_file_is_rehashed_and_not_rescored(tmp_path, make_config):
-    path, log = write_jsonl(tmp_path / "a.jsonl", corpus_rows()), tmp_path / "log"
-    scores = {"path": str(tmp_path / "scores")}
-    run(make_config(path, scores=scores), log=str(log))
-    os.utime(path, (1, 1))
-    run(make_config(path, scores=scores, output={"path": str(tmp_path / "o2")}), log=str(log))
-    assert scored_rows(log) == 48
-    assert (tmp_path / "o2" / "data").exists()
+def test_a_touched_file_is_rehashed_and_not_rescored(finished, again):
+    os.utime(finished / "a.jsonl", (1, 1))
+    again(out="o2")
+    assert scored_rows(finished / "log") == 48
+    assert (finished / "o2" / "data").exists()
 
 
 def test_a_rewritten_file_is_scored_anew_beside_the_old_scores(tmp_path, make_config):
@@ -277,7 +286,7 @@ def test_files_listed_in_another_order_give_the_same_bytes(tmp_path, make_config
     assert tree(tmp_path / "out") == tree(tmp_path / "reversed")
 
 
-def test_renamed_files_keep_the_same_rows(tmp_path, make_config):
+def test_names_of_files_decide_the_order_of_the_rows_and_not_which_are_kept(tmp_path, make_config):
     rows = corpus_rows()
     rows += [{**row, "response": "tied"} for row in rows[:12]] * 2  # equal rewards across files, too
     for number, name in enumerate("abc"):
@@ -290,12 +299,10 @@ def test_renamed_files_keep_the_same_rows(tmp_path, make_config):
 
 
 @pytest.mark.parametrize("partitions", [1, 5, 64])
-def test_partitions_do_not_change_a_byte(tmp_path, make_config, monkeypatch, partitions):
-    path = write_jsonl(tmp_path / "a.jsonl", corpus_rows())
-    run(make_config(path))
+def test_partitions_do_not_change_a_byte(finished, again, monkeypatch, partitions):
     monkeypatch.setattr(curate, "PARTITIONS", partitions)
-    run(make_config(path, output={"path": str(tmp_path / "o2")}))
-    assert tree(tmp_path / "out") == tree(tmp_path / "o2")
+    again(out="o2")
+    assert tree(finished / "o2") == tree(finished / "out")
 
 
 def test_read_is_scored_plus_rejected_and_rejects_are_named(tmp_path, make_config):
@@ -433,16 +440,11 @@ def test_changed_group_keys_are_scored_anew(tmp_path, make_config):
     assert scored_rows(log) == 12
 
 
-def test_an_added_column_is_exported_and_nothing_is_scored_again(tmp_path, make_config):
-    scores, log = {"path": str(tmp_path / "scores")}, tmp_path / "log"
-    path = write_jsonl(tmp_path / "a.jsonl", corpus_rows())
-    original = {"shape": "original"}
-    run(make_config(path, scores=scores, output=original), log=str(log))
-    write_jsonl(path, [{**row, "extra": n / 2} for n, row in enumerate(corpus_rows())])
-    for _ in range(2):
-        run(make_config(path, scores=scores, output={**original, "path": str(tmp_path / "o2")}), log=str(log))
-    assert scored_rows(log) == 48
-    table = pq.read_table(tmp_path / "o2" / "data")
+def test_an_added_column_is_exported_and_nothing_is_scored_again(finished, again):
+    write_jsonl(finished / "a.jsonl", [{**row, "extra": n / 2} for n, row in enumerate(corpus_rows())])
+    assert [again(out="o2", output={"shape": "original"}).already_complete for _ in range(2)] == [False, True]
+    assert scored_rows(finished / "log") == 48
+    table = pq.read_table(finished / "o2" / "data")
     by_response = {row["response"]: n / 2 for n, row in enumerate(corpus_rows())}
     assert [by_response[response] for response in table["response"].to_pylist()] == table["extra"].to_pylist()
 
@@ -559,12 +561,10 @@ def test_globs_on_any_file_system_keep_keys_relative_to_their_root(tmp_path, mak
     assert keys == [f"deep/{number}.jsonl" for number in range(3)]
 
 
-def test_memory_filesystem_gives_the_same_bytes_as_local_disk(tmp_path, make_config):
+def test_memory_filesystem_gives_the_same_bytes_as_local_disk(finished, configure):
     import fsspec
 
-    path = write_jsonl(tmp_path / "a.jsonl", corpus_rows())
-    run(make_config(path))
+    run(configure(finished, finished / "a.jsonl", output={"path": "memory://bucket/out"}))
     memory = fsspec.filesystem("memory")
-    run(make_config(path, output={"path": "memory://bucket/out"}))
     for name in ("manifest.json", "README.md", "data/train-00000-of-00001.parquet", "claim.json"):
-        assert memory.cat(f"/bucket/out/{name}") == (tmp_path / "out" / name).read_bytes()
+        assert memory.cat(f"/bucket/out/{name}") == (finished / "out" / name).read_bytes()

@@ -21,7 +21,7 @@ from stubs import NamedFactory, named_reward
 from tiny_models import save_causal, save_encoder
 
 from pipelines import curate
-from pipelines.config import RunConfig
+from pipelines.config import Limits, RunConfig
 from pipelines.errors import ConfigError, ConflictError, InputError, ModelLoadError, RejectedError, StorageError
 from pipelines.plan import make_plans
 from pipelines.storage import objects
@@ -119,9 +119,7 @@ def score_files(tmp_path, config, which: int | None = None) -> list[Path]:
     return sorted((tmp_path / "scores" / plan.fingerprint).glob("*.parquet"))
 
 
-@pytest.mark.parametrize(
-    "ensemble", [{}, {"combine": "mean"}, {"combine": "min"}, {"combine": "lower_bound", "penalty": 0.5}]
-)
+@pytest.mark.parametrize("ensemble", [{}, {"combine": "min"}, {"combine": "lower_bound", "penalty": 0.5}])
 def test_rewards_are_those_combined_by_hand(make, corpus, log, tmp_path, ensemble):
     names = ["anna", "bo", "carla"]
     changes = {"ensemble": ensemble} if ensemble else {}
@@ -177,12 +175,12 @@ def test_the_order_of_the_list_changes_nothing(make, corpus, log, tmp_path):
     assert scored_by(log) == dict.fromkeys(names, 18)
 
 
-@pytest.mark.parametrize("partitions", [1, 7])
-def test_partitions_change_nothing(make, corpus, log, tmp_path, monkeypatch, partitions):
+def test_partitions_change_nothing(make, corpus, log, tmp_path, monkeypatch):
     run(make(corpus, select=[{"best_of_n": {}}]), log)
-    monkeypatch.setattr(curate, "PARTITIONS", partitions)
-    run(make(corpus, select=[{"best_of_n": {}}], out="other"), log)
-    assert contents(tmp_path / "other") == contents(tmp_path / "out")
+    for partitions in (1, 7):
+        monkeypatch.setattr(curate, "PARTITIONS", partitions)
+        run(make(corpus, select=[{"best_of_n": {}}], out=f"by-{partitions}"), log)
+        assert contents(tmp_path / f"by-{partitions}") == contents(tmp_path / "out")
 
 
 def test_the_order_of_files_changes_nothing(make, log, tmp_path):
@@ -206,7 +204,7 @@ def test_how_the_corpus_is_cut_changes_no_reward(make, log, tmp_path):
 
 
 def test_nothing_is_scored_or_loaded_twice(make, corpus, log, tmp_path):
-    run(make(corpus, ["anna"], out="alone"), log)
+    curate.score(make(corpus, ["anna"]), scorer=NamedFactory(str(log)))
     run(make(corpus), log)
     assert scored_by(log) == {"anna": 18, "bo": 18}
     stubs.loaded.clear()
@@ -335,7 +333,7 @@ def test_a_model_waits_for_the_one_before_it(make, corpus, log, tmp_path):
 
     def inputs(scorer) -> dict[str, int]:
         pipeline = beam.Pipeline(runner=FnApiRunner())
-        curate.score_models(pipeline, paths, scores, scorer)
+        curate.score_models(pipeline, paths, scores, scorer, limits=Limits())
         transforms = pipeline.to_runner_api().components.transforms.values()
         return {step.unique_name: len(step.inputs) for step in transforms if step.unique_name.endswith("/ReadPlan")}
 
@@ -473,7 +471,7 @@ def test_the_inputs_are_listed_once(make, corpus, monkeypatch):
 
     calls = []
     original = plan.list_files
-    monkeypatch.setattr(plan, "list_files", lambda config: calls.append(1) or original(config))
+    monkeypatch.setattr(plan, "list_files", lambda *args, **more: calls.append(1) or original(*args, **more))
     plans = make_plans(make(corpus, ["anna", "bo", "carla"]))
     assert calls == [1]
     assert all(member.files is plans.whole.files for member in plans.members)

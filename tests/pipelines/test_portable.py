@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import queue
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from corpora import corpus_rows, write_jsonl
-from stubs import StubFactory
+from stubs import StubFactory, scored_rows
 
 from pipelines import curate
+from pipelines.errors import StorageError
 
 pytestmark = pytest.mark.slow
 TESTS = Path(__file__).parents[1]
@@ -84,5 +87,38 @@ def test_external_workers_give_the_same_bytes(tmp_path, make_config, workers):
     assert os.getpid() not in pids
     assert outcome.manifest["counts"]["kept"] == 15
     assert len(outcome.manifest["shards"]) == 4
+    assert tree(tmp_path / "there") == tree(tmp_path / "here")
+    assert tree(tmp_path / "there-scores") == tree(tmp_path / "here-scores")
+
+
+def test_a_killed_worker_ends_the_run_and_the_next_one_goes_on(tmp_path, make_config):
+    """As an out-of-memory killer does it. What is scored stays, and nothing hangs."""
+    for number in range(4):
+        write_jsonl(tmp_path / "in" / f"{number}.jsonl", corpus_rows()[number::4])
+    curate.curate(config_of(tmp_path, make_config, "here"), scorer=StubFactory())
+    log, ended = tmp_path / "scored.log", queue.SimpleQueue()
+
+    def run(die_after: int | None) -> None:
+        with service(1, tmp_path / "service.log") as (jobs, pool):
+            options = {"job_endpoint": jobs, "environment_type": "EXTERNAL", "environment_config": pool}
+            runner = {"name": "PortableRunner", "options": options}
+            try:
+                scorer = StubFactory(log=str(log), die_after=die_after)
+                curate.curate(config_of(tmp_path, make_config, "there", runner=runner), scorer=scorer)
+                ended.put(None)
+            except StorageError as error:
+                ended.put(error.message)
+
+    threading.Thread(target=run, args=(3,), daemon=True).start()
+    message = ended.get(timeout=300)  # a hang is a failure
+    assert message is not None
+    assert "what is scored stays" in message
+    assert "same command again" in message
+    assert not (tmp_path / "there" / "manifest.json").exists()
+    scored = scored_rows(log)
+    assert 0 < scored < len(corpus_rows())
+    run(None)
+    assert ended.get() is None
+    assert scored_rows(log) == len(corpus_rows())
     assert tree(tmp_path / "there") == tree(tmp_path / "here")
     assert tree(tmp_path / "there-scores") == tree(tmp_path / "here-scores")

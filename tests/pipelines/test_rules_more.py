@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from selection_tables import best_order, candidates, chosen, kept_places, tables
 
+from pipelines import precombine
 from pipelines.candidates import mixed
 from pipelines.columnar import Needs
 from pipelines.config import BestOfN, DropPrompts, Longest, Pairs, Random, Threshold
@@ -228,17 +229,17 @@ def _places(kept):
     st.booleans(),
 )
 def test_what_a_bundle_rules_out_does_not_change_the_end(rows, keep, least, margin, cuts, with_length):
-    """Any split into bundles, each shrunk by itself, and once more together."""
+    """Any split into bundles, each shrunk by itself, and once more together; also where it hardly pays."""
     rule = BestOfN(keep=keep, min_candidates=least, min_margin=margin)
     needs = Needs(length=with_length)
     table = candidates(rows, length=some_lengths(rows))
     edges = sorted({0, len(rows), *(cut for cut in cuts if cut < len(rows))})
     left = []
     for start, end in itertools.pairwise(edges):
-        part = shrink(table.take(np.arange(start, end)), rule, needs=needs)
+        part = shrunk(table.take(np.arange(start, end)), rule, needs)
         left += [row for row in rows if row[4:] in kept_places(part)]
     again = candidates(left, length=some_lengths(left))
-    again_left = kept_places(shrink(again, rule, needs=needs))
+    again_left = kept_places(shrunk(again, rule, needs))
     for remaining in (left, [row for row in left if row[4:] in again_left]):
         small = candidates(remaining, length=some_lengths(remaining))
         assert chosen(remaining, best_of_n(small, rule)) == chosen(rows, best_of_n(table, rule))
@@ -247,6 +248,23 @@ def test_what_a_bundle_rules_out_does_not_change_the_end(rows, keep, least, marg
             assert chosen(rows, expected) == chosen(remaining, got)
 
 
-def test_shrinking_does_shrink():
+def shrunk(table, rule, needs):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precombine, "_WORTH", np.inf)
+        return shrink(table, rule, needs=needs)
+
+
+def test_shrinking_does_shrink_where_it_pays():
     rows = [(n % 3, 0, float(n), 0, 0, 0, n, 0) for n in range(300)]
     assert len(shrink(candidates(rows, length=[1] * 300), BestOfN(), needs=Needs(length=True))) <= 3 * 2
+    alone = candidates([(n, 0, float(n), 0, 0, 0, n, 0) for n in range(300)], length=[1] * 300)
+    assert shrink(alone, BestOfN(), needs=Needs(length=True)) is alone
+
+
+def test_the_sample_of_keys_tells_how_much_would_be_left():
+    rng = np.random.default_rng(0)
+    high = rng.integers(0, 2**64, 4000, dtype=np.uint64)
+    rows = [(int(high[n % 4000]), 0, float(n), 0, 0, 0, n, 0) for n in range(40_000)]
+    table = candidates(rows, length=[1] * len(rows))
+    assert precombine._left(table, 2) == pytest.approx(8000, rel=0.02)  # every prompt has ten, as in the sample
+    assert precombine._left(table.take(np.arange(4000)), 2) == 4000

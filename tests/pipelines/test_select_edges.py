@@ -186,10 +186,28 @@ SELECTIONS = {
 }
 
 
-@pytest.mark.parametrize("steps", SELECTIONS)
-@pytest.mark.parametrize("corpus", CORPORA)
+# rules that look at one prompt at a time meet three corpora at once; rewards of the fourth would hide theirs in the means
+TOGETHER = [
+    {**entry, "prompt": f"{name} {entry['prompt']}"} for name in ("equal", "lone", "giant") for entry in CORPORA[name]
+]
+ACROSS_PROMPTS = ("top-half", "quota")
+
+
+@pytest.mark.parametrize(
+    ("corpus", "steps"),
+    [
+        pytest.param(corpus, steps, marks=[] if steps in ACROSS_PROMPTS or corpus == "extreme" else pytest.mark.slow)
+        for corpus in CORPORA
+        for steps in SELECTIONS
+    ],
+)
 def test_awkward_corpora(select, corpus, steps):
     check(select, CORPORA[corpus], SELECTIONS[steps])
+
+
+@pytest.mark.parametrize("steps", [name for name in SELECTIONS if name not in ACROSS_PROMPTS])
+def test_awkward_corpora_in_one(select, steps):
+    check(select, TOGETHER, SELECTIONS[steps])
 
 
 def test_the_awkward_cases_are_what_they_are_called():
@@ -206,12 +224,20 @@ def test_fewer_candidates_than_asked_for_leave_an_empty_data_set(select):
     assert (expected, manifest["counts"]["prompts"], manifest["steps"][0]["rows"]) == ([], 5, 0)
 
 
-@pytest.mark.parametrize("fraction", [0.0, 0.07, 0.08, 5e-324, 1.0])
-def test_smallest_and_largest_fractions(select, fraction):
-    """0.08 of 13 responses is one, 0.07 is none."""
-    _, expected = check(select, EXTREME, [{"top": {"fraction": fraction}}])
-    assert len(expected) == {0.08: 1, 1.0: 13}.get(fraction, 0)
-    check(select, EXTREME, [{"best_of_n": {"min_candidates": 1}}, {"top": {"fraction": fraction}}], name="late")
+@pytest.mark.parametrize(
+    ("fraction", "late"),
+    [
+        *[(0.0, False), (0.07, False), (0.08, False), (5e-324, True), (1.0, True)],
+        *[pytest.param(f, late, marks=pytest.mark.slow) for f, late in [(0.0, True), (5e-324, False), (1.0, False)]],
+        *[pytest.param(fraction, True, marks=pytest.mark.slow) for fraction in (0.07, 0.08)],
+    ],
+)
+def test_smallest_and_largest_fractions(select, fraction, late):
+    """0.08 of 13 responses is one, 0.07 is none; of the best of three prompts, all three or none."""
+    _, expected = check(
+        select, EXTREME, [*([{"best_of_n": {"min_candidates": 1}}] if late else []), {"top": {"fraction": fraction}}]
+    )
+    assert len(expected) == {0.08: 0 if late else 1, 1.0: 3 if late else 13}.get(fraction, 0)
 
 
 def test_signs_of_zero_are_ties_and_kept_as_they_are(select):
@@ -225,40 +251,52 @@ def test_signs_of_zero_are_ties_and_kept_as_they_are(select):
 def test_what_float32_cannot_hold_is_rejected_and_not_the_best(select):
     rows = [row("p", "too large", 1e39), row("p", "nan", math.nan), row("p", "infinite", -math.inf), row("p", "r", 0.5)]
     manifest, found = select(rows, [{"best_of_n": {"min_candidates": 1}}], limits={"max_rejected_fraction": 1.0})
-    assert manifest["rejected"] == {"no_reward": 3}
+    assert manifest["rejected"] == {"nan_literal": 2, "no_reward": 1}  # NaN and Infinity are no JSON
     assert [entry["messages"][-1]["content"] for entry in found] == ["r"]
 
 
-@pytest.mark.parametrize("half", [0, 1], ids=["first", "last"])
-def test_keys_that_share_64_bits_are_prompts_of_their_own(select, monkeypatch, half):
+KEYED = {
+    "best": [{"best_of_n": {"keep": 2}}],
+    "z-longest": [{"threshold": {"min_z": 0.0}}, {"longest": {}}],
+    "top-best-top": [{"top": {"rows": 15}}, {"best_of_n": {}}, {"top": {"rows": 3}}],
+    "pairs": [{"pairs": {}}],
+}
+
+
+@pytest.mark.parametrize(
+    ("half", "name"),
+    [
+        pytest.param(half, name, marks=[] if name in fast else pytest.mark.slow, id=f"{('first', 'last')[half]}-{name}")
+        for half, fast in enumerate([("best", "z-longest"), ("top-best-top", "pairs")])
+        for name in KEYED
+    ],
+)
+def test_keys_that_share_64_bits_are_prompts_of_their_own(tmp_path, select, monkeypatch, half, name):
     def key(turns):
         own = xxhash.xxh3_64_digest(canonical_json(turns))
         return bytes(8) + own if half == 0 else own + bytes(8)
 
     monkeypatch.setattr(fragments, "prompt_key", key)
     rows = [row(f"p{n % 5}", f"r{n}" + "x" * (n % 3), ((n * 7) % 11) / 4) for n in range(23)]
-    manifest, _ = check(select, rows, [{"best_of_n": {"keep": 2}}])
-    assert manifest["counts"]["prompts"] == 5
-    ids = {entry["prompt_id"] for entry in select(rows, [], name="all")[1]}
-    assert len(ids) == 5
+    manifest, expected = check(select, rows, KEYED[name])
+    assert manifest["counts"]["prompts"] == (None if name == "top-best-top" else 5)
+    ids = {entry["prompt_id"] for entry in pq.read_table(tmp_path / "out" / "data").to_pylist()}
+    assert len(ids) == len(groups(expected)) >= 3
     assert all(one[:16] == "0" * 16 if half == 0 else one[16:] == "0" * 16 for one in ids)
-    others = [
-        [{"threshold": {"min_z": 0.0}}, {"longest": {}}],
-        [{"top": {"rows": 15}}, {"best_of_n": {}}, {"top": {"rows": 3}}],
-        [{"pairs": {}}],
-    ]
-    for number, steps in enumerate(others):
-        check(select, rows, steps, name=f"other-{number}")
+
+
+REJECTED = [row(f"p{n % 2}", f"r{n}", None) for n in range(6)]
+
+
+def test_all_rejected_is_an_error(select):
+    with pytest.raises(RejectedError, match=r"6 of 6 responses were rejected \(100\.0000%: no_reward 6"):
+        select(REJECTED, [{"pairs": {}}])
 
 
 @pytest.mark.parametrize("kind", ["threshold", "pairs", "random", "longest"])
-def test_all_rejected(select, kind):
-    """An error by default; where the limits allow it, an empty data set."""
-    rows = [row(f"p{n % 2}", f"r{n}", None) for n in range(6)]
+def test_all_rejected_is_an_empty_data_set_where_the_limits_allow_it(select, kind):
     steps = [{kind: {"min_z": 0.0} if kind == "threshold" else {}}]
-    with pytest.raises(RejectedError, match=r"6 of 6 responses were rejected \(100\.0000%: no_reward 6"):
-        select(rows, steps)
-    manifest, found = select(rows, steps, limits={"max_rejected_fraction": 1.0}, name="allowed")
+    manifest, found = select(REJECTED, steps, limits={"max_rejected_fraction": 1.0})
     assert (found, manifest["counts"]["kept"], manifest["counts"]["rejected_total"]) == ([], 0, 6)
     assert manifest["mean_reward"] == {"kept": None, "dropped": None}
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from corpora import write_jsonl
 
-from pipelines import curate
+from pipelines import curate, partition, precombine
 from pipelines.config import RunConfig
 from pipelines.errors import ConfigError, InputError, RejectedError
 from pipelines.storage import objects
@@ -224,17 +224,16 @@ STEPS = [
 
 
 @pytest.mark.parametrize("steps", STEPS, ids=["best-top", "length-top-random", "pairs"])
-def test_neither_partitions_nor_the_order_of_files_change_a_byte(tmp_path, select, monkeypatch, steps):
+def test_neither_partitions_nor_the_order_in_which_files_are_listed_change_a_byte(tmp_path, select, monkeypatch, steps):
     rows = corpus(12)
     rows += [{**rows[0], "prompt": f"tie {n}", "response": "tied"} for n in range(6)] * 2
     output = {"shape": "preference" if "pairs" in steps[0] else "messages", "rows_per_shard": 4}
-    select(rows, steps, output=output)
-    for partitions in (1, 64):
+    paths = [str(tmp_path / "in" / f"{number}.jsonl") for number in range(3)]
+    select(rows, steps, output=output, input={"path": paths})
+    for partitions, order in ((1, (2, 0, 1)), (64, (2, 1, 0))):
         monkeypatch.setattr(curate, "PARTITIONS", partitions)
-        files = sorted(str(path) for path in (tmp_path / "in").iterdir())
-        select(rows, steps, name=f"by-{partitions}", output=output, input={"path": str(tmp_path / "in")})
+        select(rows, steps, name=f"by-{partitions}", output=output, input={"path": [paths[at] for at in order]})
         assert tree(tmp_path / f"by-{partitions}") == tree(tmp_path / "out")
-        assert len(files) == 3
 
 
 def test_all_rejected_and_empty_input(tmp_path, select):
@@ -332,3 +331,21 @@ def test_probabilities_come_from_the_models_calibration(tmp_path, make_config, s
     found = {row["messages"][0]["content"]: row["probability"] for row in table(tmp_path)}
     assert found == pytest.approx(expected, abs=1e-6)
     assert 0 < len(expected) < 6
+
+
+@pytest.mark.parametrize("held", [0, 6, 20])
+@pytest.mark.parametrize("rule", [{"best_of_n": {"keep": 2, "min_candidates": 1}}, {"threshold": {"min_z": 0.1}}])
+def test_what_a_bundle_may_hold_changes_no_byte(tmp_path, select, monkeypatch, held, rule):
+    rows = corpus(prompts=12)
+    select(rows, [rule], name="plain")
+    monkeypatch.setattr(partition, "_BLOCK_ROWS", 3)
+    monkeypatch.setattr(partition, "_HELD_ROWS", held)
+    monkeypatch.setattr(precombine, "_WORTH", np.inf)
+    released = []
+    packed = partition._packed
+    monkeypatch.setattr(partition, "_packed", lambda *args: released.append(args[0]) or packed(*args))
+    select(rows, [rule], name="crowded")
+    assert len(released) > len(set(released)), "nothing had to go before the end"
+    assert tree(tmp_path / "plain" / "data") == tree(tmp_path / "crowded" / "data")
+    manifests = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("plain", "crowded")]
+    assert manifests[0] == manifests[1]

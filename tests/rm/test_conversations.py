@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import unicodedata
 
 import pytest
@@ -138,3 +139,9 @@ def test_to_messages_round_trip():
     messages = to_messages(prompt, "r")
     assert messages[-1] == {"role": "assistant", "content": "r"}
     assert split_last(from_messages(messages)) == (prompt, "r")
+
+
+@given(st.lists(st.tuples(st.sampled_from(["user", "assistant"]), st.text(st.characters(exclude_categories=["Cs"])))))
+def test_canonical_json_is_compact_json_in_nfc(turns):
+    expected = unicodedata.normalize("NFC", json.dumps(turns, ensure_ascii=False, separators=(",", ":")))
+    assert canonical_json(tuple(turns)) == expected.encode()

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -199,6 +201,34 @@ def test_a_failed_write_leaves_the_old_temperature(tmp_path, monkeypatch):
         store_temperature(tmp_path, calibrate(*sample(20, seed=1)), data="a", fitted_on="all rows")
     assert load_temperature(tmp_path) == got.temperature.value
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_umask_is_respected(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        path = store_temperature(tmp_path, calibrate(*sample(20)), data="a", fitted_on="all rows")
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_cache_of_hashes_that_cannot_be_written_costs_nothing(encoder, tmp_path, monkeypatch, number):
+    """The identity is the same, and no half of the cache stays."""
+    settings = {"max_length": 64, "too_long": "truncate", "dtype": "float32"}
+    expected = identify(encoder, **settings)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        assert identify(encoder, **settings) == expected
+    assert list((tmp_path / "bestkept").iterdir()) == []
+    assert identify(encoder, **settings) == expected
+    assert [path.name for path in (tmp_path / "bestkept").iterdir()] == ["sha256.json"]
 
 
 @pytest.mark.parametrize(

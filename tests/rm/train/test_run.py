@@ -14,6 +14,7 @@ from training_groups import READING, run_settings
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rm.evaluate import evaluate
+from rm.identity import has_anchor
 from rm.preferences import PreferenceError, ReadSettings, heldout_split, read_preferences
 from rm.scorer import Scorer
 from rm.train import TrainingError, train
@@ -131,6 +132,21 @@ def test_labels_alone_teach_rewards_and_their_offset(tmp_path, encoder):
     accepted = 1 / (1 + np.exp(-(rewards + result.offset)))
     assert accepted[:3].min() > 0.9
     assert accepted[3] < 0.1
+
+
+def test_what_makes_rewards_comparable_is_noted_beside_the_weights(tmp_path, encoder):
+    """Pairs alone do not; centring does, and labels, and neither note is lost when the other is written."""
+    data = write_jsonl(tmp_path / "pairs.jsonl", list(pair_rows()))
+    labels = write_jsonl(tmp_path / "labels.jsonl", list(label_rows()))
+    for name, file, changes, noted in (
+        ("pairs", data, {}, set()),
+        ("centred", data, {"centring": 0.01}, {"centring"}),
+        ("both", labels, {"centring": 0.01}, {"centring", "offset"}),
+    ):
+        train(run_settings(file, encoder, tmp_path / name, **changes))
+        stored = json.loads((tmp_path / name / "calibration.json").read_text()) if noted else {}
+        assert stored.keys() & {"centring", "offset"} == noted
+        assert has_anchor(tmp_path / name) == bool(noted)
 
 
 def test_the_offset_starts_at_the_share_of_accepted_labels():

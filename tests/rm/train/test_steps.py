@@ -57,8 +57,16 @@ def interrupt(monkeypatch, at):
     return lambda: monkeypatch.setattr(GroupTrainer, "training_step", original)
 
 
-@pytest.mark.parametrize("kind", ["encoder", "causal"])
-@pytest.mark.parametrize("loss", ["bradley_terry", "plackett_luce"])
+@pytest.mark.parametrize(
+    ("loss", "kind"),
+    [
+        *[("bradley_terry", "encoder"), ("plackett_luce", "causal")],
+        *[
+            pytest.param(*pair, marks=pytest.mark.slow)
+            for pair in [("bradley_terry", "causal"), ("plackett_luce", "encoder")]
+        ],
+    ],
+)
 def test_padded_and_packed_runs_have_the_same_losses(tmp_path, rankings, steps, monkeypatch, loss, kind, request):
     backbone = request.getfixturevalue(kind)
     changes = {"epochs": 1, "loss": loss, "learning_rate": 1e-3}
@@ -76,15 +84,25 @@ def test_padded_and_packed_runs_have_the_same_losses(tmp_path, rankings, steps, 
 RESUMED = {"responses_per_group": 2, "groups_per_batch": 5, "epochs": 3, "heldout_fraction": 0.2}
 
 
+@pytest.fixture(scope="module")
+def wholes():
+    """Settings → what a whole run with them came to, for tests that interrupt others of these settings."""
+    return {}
+
+
 @pytest.fixture
-def runs(tmp_path, rankings, encoder, steps, monkeypatch):
-    """Runs with `changes` once whole and once interrupted before the step `at` and continued."""
+def runs(tmp_path, tmp_path_factory, rankings, encoder, steps, monkeypatch, wholes):
+    """Runs with `changes` once whole and once interrupted before the step `at` and continued:
+    (results of both, losses of the whole by step, those before and after the interruption, weights of the whole)."""
 
     def both(at, **changes):
         values = {**RESUMED, "checkpoint_every": 3, **changes}
-        whole = train(run_settings(rankings, encoder, tmp_path / "whole", **values))
-        expected = dict(steps)
-        steps.clear()
+        if str(values) not in wholes:
+            place = tmp_path_factory.mktemp("whole")
+            result = train(run_settings(rankings, encoder, place, **values))
+            wholes[str(values)] = result, dict(steps), (place / "model.safetensors").read_bytes()
+            steps.clear()
+        whole, expected, weights = wholes[str(values)]
         restore = interrupt(monkeypatch, at)
         with pytest.raises(KeyboardInterrupt):
             train(run_settings(rankings, encoder, tmp_path / "cut", **values))
@@ -92,7 +110,7 @@ def runs(tmp_path, rankings, encoder, steps, monkeypatch):
         before = dict(steps)
         steps.clear()
         continued = train(run_settings(rankings, encoder, tmp_path / "cut", **values))
-        return whole, continued, expected, before, dict(steps)
+        return whole, continued, expected, before, dict(steps), weights
 
     return both
 
@@ -100,19 +118,19 @@ def runs(tmp_path, rankings, encoder, steps, monkeypatch):
 # 19 or so groups of five are 3 draws each and about 12 steps an epoch: inside the first, at the boundary, beyond it
 @pytest.mark.parametrize("at", [5, 14, 26])
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, runs, at):
-    whole, continued, expected, before, after = runs(at)
+    whole, continued, expected, before, after, weights = runs(at)
     per_epoch = whole.steps / 3
     assert per_epoch == int(per_epoch)
     assert sorted(after) == list(range(at - at % 3, whole.steps))  # from the last checkpoint
     assert {**before, **after} == expected
-    assert (tmp_path / "cut/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+    assert (tmp_path / "cut/model.safetensors").read_bytes() == weights
     assert continued.steps == whole.steps
     assert not (tmp_path / "cut/checkpoints").exists()
     assert continued.train_loss == pytest.approx(sum(after.values()) / len(after))
 
 
 def test_a_checkpoint_at_the_end_of_an_epoch_is_continued_with_the_next_draws(runs):
-    whole, _, expected, before, after = runs(13, checkpoint_every=12)
+    whole, _, expected, before, after, _ = runs(13, checkpoint_every=12)
     assert whole.steps == 3 * 12
     assert min(after) == 12
     assert {**before, **after} == expected
@@ -149,10 +167,10 @@ def test_patience_is_kept_over_an_interruption(runs, tmp_path, monkeypatch):
 
     monkeypatch.setattr(GroupTrainer, "evaluate", evaluate)
     changes = {"early_stopping": 3, "checkpoint_every": None, "epochs": 6, "responses_per_group": None}
-    whole, continued, expected, before, after = runs(10, **changes)
+    whole, continued, expected, before, after, weights = runs(10, **changes)
     assert whole.steps == continued.steps == 4 * math.ceil(whole.groups / 5)
     assert {**before, **after} == expected
-    assert (tmp_path / "cut/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+    assert (tmp_path / "cut/model.safetensors").read_bytes() == weights
 
 
 def test_checkpoints_of_other_settings_are_refused(tmp_path, rankings, encoder, monkeypatch):

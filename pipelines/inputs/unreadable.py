@@ -1,0 +1,68 @@
+"""Input files that cannot be read as a whole, and why: what `limits.skip_bad_files` leaves out, and else ends the run."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyarrow as pa
+
+from pipelines.errors import InputError
+from pipelines.storage.files import open_for_reading, reading
+
+_DAMAGED = (pa.ArrowException, UnicodeDecodeError, OverflowError, IndexError, MemoryError)  # what decoders raise
+_OF_THE_FILE = {None, 0, errno.ELOOP, errno.ENOTDIR, errno.EINVAL}  # None and 0: raised by a decoder, not by the system
+
+
+class UnreadableError(InputError):
+    """A file that cannot be read; `reason` is a code that names why, for the manifest."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@contextmanager
+def reading_input(path: str) -> Iterator[None]:
+    """Turn what storage and decoders raise about the input file `path` into an `UnreadableError` that names it.
+
+    Trouble of a network or a device is no property of the file: that stays a plain `InputError`, which always ends the run.
+    """
+    try:
+        with reading(path):
+            yield
+    except InputError as error:
+        reason = _reason(error.__cause__)
+        if reason is None:
+            raise
+        raise UnreadableError(error.message, reason) from error.__cause__
+    except _DAMAGED as error:
+        raise UnreadableError(
+            f"input file {path} is damaged ({type(error).__name__}); write it again, or leave it out of input.path",
+            "damaged",
+        ) from error
+
+
+def _reason(cause: BaseException | None) -> str | None:
+    """The code for what `reading` has caught; None where that is not the file's fault."""
+    match cause:
+        case FileNotFoundError():
+            return "missing"
+        case PermissionError():
+            return "no_permission"
+        case IsADirectoryError():
+            return "directory"
+        case EOFError():
+            return "truncated"
+        case pa.ArrowException():
+            return "damaged"
+        case OSError() if not isinstance(cause, ConnectionError | TimeoutError) and cause.errno in _OF_THE_FILE:
+            return "damaged"
+    return None
+
+
+def probe(path: str) -> None:
+    """Open a file and read its first byte. Raises `UnreadableError`."""
+    with reading_input(path), open_for_reading(path) as stream:
+        stream.read(1)

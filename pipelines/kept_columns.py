@@ -1,0 +1,143 @@
+"""Kept responses, read again as columns: the fast way of `kept` for Parquet whose prompts and responses are plain text.
+
+No row becomes a Python object; still each must be the very text that was scored. Gives what `kept` and `shapes` give for the
+same rows, which is tested. No Beam.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.candidates import Candidates
+from pipelines.inputs import InputFile, Unit, taken_batches
+from pipelines.inputs.parquet import parquet_schema
+from pipelines.kept import changed
+from pipelines.schemas import RowMapping
+from pipelines.shapes import Shape, probability_of
+from rm.conversations import prompt_key, response_hash
+
+_SHAPES = ("messages", "prompt_completion")
+_ROLES = pa.array(["user", "assistant"])
+
+
+def is_plain(file: InputFile, mapping: RowMapping, shape: Shape) -> bool:
+    """Whether the rows of a file can go this way."""
+    if file.kind != "parquet" or shape.name not in _SHAPES or shape.include or mapping.group_by:
+        return False
+    if mapping.prompt is None or mapping.input is not None or mapping.system is not None:
+        return False
+    schema = parquet_schema(file)
+    texts = [mapping.prompt] + [name for name in (mapping.response, mapping.source) if name is not None]
+    if mapping.responses is not None:
+        there = mapping.responses in schema.names
+        if (
+            not there
+            or not pa.types.is_list(kind := schema.field(mapping.responses).type)
+            or not _is_text(kind.value_type)
+        ):
+            return False
+    return all(name in schema.names and _is_text(schema.field(name).type) for name in texts)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def read_tables(
+    file: InputFile, unit: Unit, mapping: RowMapping, wanted: Candidates, shape: Shape, schema: pa.Schema
+) -> Iterator[pa.Table]:
+    """The kept responses of one unit, in place order (`wanted` is sorted so), as tables of `schema`.
+
+    Raises `InputError` where a prompt or a response is not what was scored.
+    """
+    columns = [
+        name for name in (mapping.prompt, mapping.response, mapping.responses, mapping.source) if name is not None
+    ]
+    found = 0
+    for low, high, batch in taken_batches(file, unit, wanted.row, columns):
+        found += high - low
+        own = wanted.slice(low, high)
+        texts = batch[mapping.prompt].cast(pa.string()), _responses(batch, mapping, own, file)
+        keys = _checked(file, own, *texts)
+        source = batch[mapping.source].cast(pa.string()) if mapping.source else pa.nulls(len(own), pa.string())
+        made = _made(own, *texts, shape=shape, more={"prompt_id": keys, "source": source})
+        yield pa.table([made[name] for name in schema.names], schema=schema)
+    if found != len(wanted):
+        raise changed(file)
+
+
+def _responses(batch: pa.RecordBatch, mapping: RowMapping, own: Candidates, file: InputFile) -> pa.Array:
+    if mapping.responses is None:
+        if own.response.any():
+            raise changed(file)
+        return batch[mapping.response].cast(pa.string())
+    lists = batch[mapping.responses]
+    lengths = lists.value_lengths().fill_null(0).to_numpy()
+    if np.any(own.response >= lengths):
+        raise changed(file)
+    starts = np.cumsum(lengths) - lengths
+    return lists.flatten().take(pa.array(starts + own.response)).cast(pa.string())
+
+
+def _checked(file: InputFile, own: Candidates, prompts: pa.Array, responses: pa.Array) -> pa.Array:
+    """The prompt keys in hexadecimal, when prompts and responses are what was scored."""
+    if prompts.null_count or responses.null_count:
+        raise changed(file)
+    try:
+        hashes = np.array([response_hash(text) for text in responses.to_pylist()], dtype=np.uint64)
+        keys = b"".join([prompt_key((("user", text),)) for text in prompts.to_pylist()])
+    except UnicodeDecodeError:
+        raise changed(file) from None
+    halves = np.frombuffer(keys, dtype=">u8").reshape(-1, 2)
+    same = (hashes == own.response_hash) & (halves[:, 0] == own.key_high) & (halves[:, 1] == own.key_low)
+    if not same.all():
+        raise changed(file)
+    width = 2 * 16
+    offsets = np.arange(0, width * (len(own) + 1), width, dtype=np.int32)
+    return pa.StringArray.from_buffers(len(own), pa.py_buffer(offsets), pa.py_buffer(keys.hex().encode()))
+
+
+def _made(
+    own: Candidates, prompts: pa.Array, responses: pa.Array, *, shape: Shape, more: dict[str, pa.Array]
+) -> dict[str, pa.Array]:
+    """Columns by name, as `shapes.to_table` makes them of rows."""
+    margins = [None if np.isnan(margin) else margin for margin in own.margin.tolist()]
+    made = {
+        "reward": pa.array(own.raw, pa.float32()),
+        "rank": pa.array(own.rank, pa.int32()),
+        "margin": pa.array(margins, pa.float32()),
+        "probability": pa.array([probability_of(margin, shape.temperature) for margin in margins], pa.float32()),
+        **more,
+    }
+    if shape.name == "messages":
+        return {"messages": _messages([prompts, responses], first=0), **made}
+    return {"prompt": _messages([prompts], first=0), "completion": _messages([responses], first=1), **made}
+
+
+def _messages(texts: list[pa.Array], *, first: int) -> pa.Array:
+    """One list of messages a row, with a text of each column."""
+    count, turns = len(texts[0]), len(texts)
+    order = np.arange(turns * count).reshape(turns, count).T.ravel()
+    contents = pa.concat_arrays(texts).take(pa.array(order))
+    roles = _ROLES.take(pa.array(np.tile(np.arange(first, first + turns), count)))
+    messages = pa.StructArray.from_arrays([roles, contents], ["role", "content"])
+    return pa.ListArray.from_arrays(pa.array(np.arange(0, turns * count + 1, turns, dtype=np.int32)), messages)
+
+
+def text_bytes(table: pa.Table) -> int:
+    """Bytes of text in a table, nested or not; does not depend on how its buffers lie."""
+    return sum(_text_bytes(chunk) for column in table.columns for chunk in column.chunks)
+
+
+def _text_bytes(array: pa.Array) -> int:
+    if pa.types.is_struct(array.type):
+        return sum(map(_text_bytes, array.flatten()))
+    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        return _text_bytes(array.flatten())
+    if _is_text(array.type) or pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type):
+        return int(pc.sum(pc.binary_length(array)).as_py() or 0)
+    return 0

@@ -1,0 +1,164 @@
+"""DoFns that work on several elements at once, and many elements to one, at little cost. No files.
+
+NumPy, Arrow and zstd leave the interpreter free while they work, so threads inside one DoFn use the cores of a worker that
+the runner itself gives one bundle at a time. Results keep the order of the elements.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeVar
+
+import apache_beam as beam
+from apache_beam.pvalue import AsIter, TaggedOutput
+from apache_beam.transforms.window import GlobalWindows
+from apache_beam.typehints.decorators import no_annotations
+
+from pipelines.workers import carrying_errors
+
+T = TypeVar("T")
+
+_MOST_THREADS = 4  # of one process; what they hold grows with them
+
+
+@lru_cache(maxsize=1)
+def _pool() -> ThreadPoolExecutor:
+    """Shared by all DoFns of a process, whatever number of bundles it has at a time."""
+    return ThreadPoolExecutor(_threads(), thread_name_prefix="bestkept")
+
+
+def _threads() -> int:
+    return min(_MOST_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+class Overlap:
+    """Calls made in the pool; results in the order of the calls, with at most one call more than threads under way."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Future[Any]] = deque()
+
+    def put(self, call: Callable[..., Any], *arguments: Any) -> Iterator[Any]:
+        """Start a call; gives what is due by now. What a call raises is raised here, in its turn."""
+        self._waiting.append(_pool().submit(call, *arguments))
+        while len(self._waiting) > _threads():
+            yield self._waiting.popleft().result()
+
+    def drain(self) -> Iterator[Any]:
+        """All other results."""
+        while self._waiting:
+            yield self._waiting.popleft().result()
+
+
+class _Done(NamedTuple):
+    error: BaseException | None
+
+
+def ahead(sources: Sequence[Callable[[], Iterable[T]]], *, most: int) -> Iterator[T]:
+    """The items of all sources, in order; the next source is read while this one is used, in threads of their own, each at most
+    `most` items ahead. What a source raises is raised here, in its turn."""
+    stopped = threading.Event()
+
+    def read(source: Callable[[], Iterable[T]], items: queue.Queue[T | _Done]) -> None:
+        error: BaseException | None = None
+        try:
+            for item in source():
+                if not _put(items, item, stopped):
+                    return
+        except BaseException as raised:
+            error = raised
+        _put(items, _Done(error), stopped)
+
+    waiting: deque[queue.Queue[T | _Done]] = deque()
+    to_start = iter(sources)
+    try:
+        while True:
+            for source in itertools.islice(to_start, _threads() - len(waiting)):
+                waiting.append(queue.Queue(most))
+                threading.Thread(target=read, args=(source, waiting[-1]), daemon=True).start()
+            if not waiting:
+                return
+            while not isinstance(item := waiting[0].get(), _Done):
+                yield item
+            if item.error is not None:
+                raise item.error
+            waiting.popleft()
+    finally:
+        stopped.set()
+
+
+def _put(items: queue.Queue[Any], item: Any, stopped: threading.Event) -> bool:
+    """Whether there was room before anybody stopped to wait for it."""
+    while not stopped.is_set():
+        try:
+            items.put(item, timeout=1.0)
+            return True
+        except queue.Full:
+            continue
+    return False
+
+
+class Overlapped(beam.DoFn):  # type: ignore[misc]
+    """A DoFn of `work`, done in threads, and `collect`, done in the order of the elements; `close` ends a bundle."""
+
+    def work(self, element: Any, *sides: Any) -> Any:
+        """What one element comes to; runs beside others, and changes nothing of the DoFn."""
+        raise NotImplementedError
+
+    def collect(self, result: Any) -> Iterator[Any]:
+        """A result of `work` → outputs."""
+        yield from result
+
+    def close(self) -> Iterator[Any]:
+        """What is left to put out at the end of a bundle."""
+        return iter(())
+
+    def start_bundle(self) -> None:
+        self._overlap = Overlap()
+
+    @no_annotations  # type: ignore[untyped-decorator]  # Beam cannot read those of *args
+    def process(self, element: Any, *sides: Any) -> Iterator[Any]:
+        with carrying_errors():
+            for result in self._overlap.put(self.work, _held(element), *sides):
+                yield from self.collect(result)
+
+    def finish_bundle(self) -> Iterator[Any]:
+        with carrying_errors():
+            for result in self._overlap.drain():
+                yield from map(_windowed, self.collect(result))
+            yield from map(_windowed, self.close())
+
+
+def _held(element: Any) -> Any:
+    """Values of a key, which a runner may only show while it processes them, as a list."""
+    if isinstance(element, tuple) and len(element) == 2 and not isinstance(element[1], bytes):
+        return element[0], list(element[1])
+    return element
+
+
+def _windowed(output: Any) -> Any:
+    if isinstance(output, TaggedOutput):
+        return TaggedOutput(output.tag, GlobalWindows.windowed_value(output.value))
+    return GlobalWindows.windowed_value(output)
+
+
+@dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
+class Gather(beam.PTransform):  # type: ignore[misc]
+    """All elements → the one that `merge` makes of them, also where there are none.
+
+    For few and small elements, such as one a bundle: one worker reads them all. A third of what CombineGlobally costs in the
+    graph, which is most of the time that a small selection takes.
+    """
+
+    merge: Callable[[Iterable[Any]], Any]
+
+    def expand(self, source: Any) -> Any:
+        one = source.pipeline | "One" >> beam.Impulse()
+        return one | "Merge" >> beam.Map(lambda _, parts, merge: merge(parts), AsIter(source), self.merge)

@@ -1,0 +1,171 @@
+"""Score files → candidates by partition of the key space: everything that is read before the shuffle, read once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from apache_beam.pvalue import TaggedOutput
+
+from pipelines.candidates import Candidates
+from pipelines.columnar import Needs, concatenate, pack, score_columns, scored_candidates, to_ipc
+from pipelines.length import Sample
+from pipelines.overlap import Overlap, Overlapped
+from pipelines.precombine import shrink
+from pipelines.steps import Selection, early
+from pipelines.storage import objects
+from pipelines.storage.objects import ScoreFile
+from pipelines.summaries import ExactSum, SelectionSummary, StepCounts
+
+_BLOCK_ROWS = 200_000  # that are partitioned at a time, at least; 10 MB
+_HELD_ROWS = 5_000_000  # of a bundle, before they are shuffled: 250 MB
+_WORTH = 0.7  # where rows that were combined are more than this share of what may be held, they go
+Place = tuple[int, int, int]
+"""File, unit, fragment."""
+
+
+class _Read(NamedTuple):
+    """What a score file tells."""
+
+    candidates: Candidates
+    summary: SelectionSummary
+    outputs: list[TaggedOutput]
+    schema: tuple[str, Place] | None
+
+
+class ReadScores(Overlapped):
+    """Descriptor → (partition, candidates); and what else the score files tell: fragments and rejected rows by input file, a
+    summary and the input's schemas by bundle."""
+
+    def __init__(self, selection: Selection, with_schemas: bool) -> None:
+        self._selection = selection
+        self._with_schemas = with_schemas
+
+    def start_bundle(self) -> None:
+        super().start_bundle()
+        self._jobs = Overlap()
+        self._block: list[Candidates] = []
+        self._held: dict[int, list[Candidates]] = {}  # by partition
+        self._summary: SelectionSummary | None = None
+        self._schemas: dict[str, Place] = {}
+
+    def work(self, data: bytes, _within_limits: Any, *sides: Any) -> _Read:
+        descriptor, needs = ScoreFile.from_bytes(data), self._selection.needs
+        footer = descriptor.footer
+        columns = score_columns(needs)
+        extra = ["row", "response_index", "reason"] if footer.rejected else ["row"] if self._with_schemas else []
+        scores = objects.read_columns(descriptor.path, list(dict.fromkeys([*columns, *extra])), footer)
+        everything = scored_candidates(scores, file=descriptor.file, unit=footer.unit, needs=needs)
+        candidates, counts = early(everything, self._selection, sides, until=len(self._selection.steps))
+        fragment = [footer.unit, footer.fragment, footer.content_hash, footer.rows, footer.responses, footer.scored]
+        fragment.append(footer.text_bytes)
+        outputs = [TaggedOutput("fragments", (descriptor.file, json.dumps(fragment).encode()))]
+        if footer.rejected:
+            rejected = to_ipc(rejected_rows(scores, footer.unit_start))
+            outputs.append(TaggedOutput("rejected", (descriptor.file, rejected)))
+        place = (descriptor.file, footer.unit, footer.fragment)
+        schema = (objects.original_schema(scores), place) if self._with_schemas else None
+        return _Read(candidates, _summary(everything, counts, self._selection), outputs, schema)
+
+    def collect(self, read: _Read) -> Iterator[Any]:
+        yield from read.outputs
+        self._summary = read.summary if self._summary is None else self._summary + read.summary
+        if read.schema is not None:
+            text, place = read.schema
+            self._schemas[text] = min(place, self._schemas.get(text, place))
+        self._block.append(read.candidates)
+        if sum(map(len, self._block)) >= _BLOCK_ROWS:
+            self._hold(self._jobs.put(_partitioned_block, self._block, self._selection))
+            self._block = []
+            if self._rows() > _HELD_ROWS:
+                yield from self._make_room()
+
+    def close(self) -> Iterator[Any]:
+        self._hold(self._jobs.drain())
+        if self._block:
+            self._hold([_partitioned_block(self._block, self._selection)])
+        yield from self._released()
+        if self._summary is not None:
+            yield TaggedOutput("summary", self._summary)
+        if self._schemas:
+            yield TaggedOutput("schemas", list(self._schemas.items()))
+
+    def _hold(self, blocks: Iterable[list[tuple[int, Candidates]]]) -> None:
+        for block in blocks:
+            for number, candidates in block:
+                self._held.setdefault(number, []).append(candidates)
+
+    def _rows(self) -> int:
+        return sum(len(part) for parts in self._held.values() for part in parts)
+
+    def _make_room(self) -> Iterator[tuple[int, bytes]]:
+        """Combine what is held where a rule allows that, and let it go where that is not enough."""
+        self._hold(self._jobs.drain())
+        if self._selection.combines is not None:
+            held, self._held = self._held, {}
+            self._hold([[result] for result in self._each(_combined, held)])
+        if self._rows() > _WORTH * _HELD_ROWS:
+            yield from self._released()
+
+    def _released(self) -> Iterator[tuple[int, bytes]]:
+        held, self._held = self._held, {}
+        yield from self._each(_packed, held)
+
+    def _each(self, call: Any, held: dict[int, list[Candidates]]) -> Iterator[Any]:
+        """`call` for each partition, whose rows are let go as it is done."""
+        for number in sorted(held):
+            yield from self._jobs.put(call, number, held.pop(number), self._selection)
+        yield from self._jobs.drain()
+
+
+def rejected_rows(scores: pa.Table, unit_start: int) -> pa.Table:
+    """Place and reason of what was not scored."""
+    rejected = scores.filter(scores["reason"].is_valid()).select(["row", "response_index", "reason"])
+    rejected = rejected.set_column(2, "reason", rejected["reason"].cast(pa.string()))
+    return rejected.append_column("unit_start", pa.array([unit_start] * rejected.num_rows, type=pa.int64()))
+
+
+def _summary(everything: Candidates, counts: StepCounts, selection: Selection) -> SelectionSummary:
+    sizes = sizes_of(everything, selection.needs)
+    return SelectionSummary(
+        candidates=len(everything),
+        prompts=None if selection.early else 0,
+        steps=counts,
+        everything=ExactSum.of(everything.raw),
+        size=int(sizes.sum(dtype=np.int64)),
+        sample=Sample.of(everything.with_columns(tokens=sizes, reward=everything.raw)),
+    )
+
+
+def _partitioned_block(parts: list[Candidates], selection: Selection) -> list[tuple[int, Candidates]]:
+    return list(partitioned(concatenate(parts, selection.needs), selection))
+
+
+def partitioned(candidates: Candidates, selection: Selection) -> Iterator[tuple[int, Candidates]]:
+    """Candidates by range of the key's high half: all responses to a prompt in one partition."""
+    high = candidates.key_high >> np.uint64(32)
+    part = ((high * np.uint64(selection.partitions)) >> np.uint64(32)).astype(np.uint16)
+    order = np.argsort(part, kind="stable")  # 16 bits: a radix sort
+    counts = np.bincount(part, minlength=selection.partitions)
+    ordered, end = candidates.take(order), 0
+    for number in np.flatnonzero(counts).tolist():
+        start, end = end, end + int(counts[number])
+        yield number, ordered.slice(start, end)
+
+
+def _combined(number: int, parts: list[Candidates], selection: Selection) -> tuple[int, Candidates]:
+    whole = concatenate(parts, selection.needs)
+    rule = selection.combines
+    return number, whole if rule is None else shrink(whole, rule, needs=selection.needs)
+
+
+def _packed(number: int, parts: list[Candidates], selection: Selection) -> tuple[int, bytes]:
+    return number, pack(_combined(number, parts, selection)[1], selection.needs)
+
+
+def sizes_of(candidates: Candidates, needs: Needs) -> Any:
+    """What counts as equal size: tokens, or characters where there is no tokenizer."""
+    return candidates.tokens if needs.tokens else candidates.length

@@ -1,0 +1,151 @@
+"""Publishing on a POSIX file system, and sweeping up what killed writers have left.
+
+An object is written under a temporary dot-name in its own directory, synced, and only then given its name. A writer
+that is killed leaves its temporary behind, and the next run sweeps it up. Whether a temporary still has a writer is
+told by a lock, not by a clock: a writer holds `flock` on its temporary as long as it needs it, and the kernel lets go
+when the writer ends, however it ends. So a sweep takes nothing from a run that lives, on the same machine or in another
+container of it.
+
+On a disk that machines share, locks of one machine are usually seen by the others (NFS, Lustre with `flock`, CephFS),
+and the same holds. Where the file system has no locks at all, nothing can be told, and temporaries stay. Where it keeps
+locks but hides them from other machines, a sweep may take a live temporary of another machine: its writer then finds
+the name gone and writes it once more. That costs a write; it never costs an object, and never yields half of one.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import itertools
+import os
+import re
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+Writer = Callable[[BinaryIO], None]
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
+_ATTEMPTS = 5
+
+
+def create(path: Path, write: Writer) -> bool:
+    """Publish what `write` produces at `path`; False where something is there already. Either is durable. Raises `OSError`.
+
+    `write` is called again where another machine has swept its temporary away.
+    """
+    if not path.exists():
+        _make_directory(path.parent)
+        try:
+            _put(path, write, _link)
+            return True
+        except FileExistsError:
+            pass
+    _sync_directory(path.parent)  # whoever made it may have been killed before this
+    return False
+
+
+def replace(path: Path, write: Writer) -> None:
+    """Put what `write` produces in the place of `path`, whatever is there. Raises `OSError`."""
+    _put(path, write, os.replace)
+
+
+def sweep(directory: Path) -> int:
+    """Remove the temporaries in `directory` that have no writer any more; how many. What cannot be told or removed stays."""
+    removed = 0
+    with suppress(OSError), os.scandir(directory) as entries:
+        for entry in entries:
+            if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                removed += _remove_unlocked(entry.path)
+    return removed
+
+
+def _remove_unlocked(path: str) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    except OSError:  # gone, or somebody else's
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)  # with the lock held: a writer that has just made it waits, and sees that it is gone
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _put(path: Path, write: Writer, place: Callable[[Path, Path], None]) -> None:
+    for attempt in itertools.count(1):
+        with _temporary(path, write) as temporary:
+            try:
+                place(temporary, path)
+            except FileNotFoundError:  # swept away by a machine that sees no locks of this one
+                if attempt == _ATTEMPTS or temporary.exists():
+                    raise
+                continue
+            _sync_directory(path.parent)
+        return
+
+
+def _link(temporary: Path, path: Path) -> None:
+    """Give `path` to a temporary, without replacing. Raises `FileExistsError`."""
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if path.exists():  # no hard links here (some network and FUSE mounts): the closest there is
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
+        os.rename(temporary, path)
+
+
+@contextmanager
+def _temporary(path: Path, write: Writer) -> Iterator[Path]:
+    """A temporary beside `path`, written, synced and locked as long as the body runs; it does not outlive it."""
+    temporary, descriptor = _open_locked(path)
+    try:
+        with open(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(descriptor)
+            yield temporary
+    finally:
+        with suppress(OSError):  # the next run sweeps it up
+            temporary.unlink()
+
+
+def _open_locked(path: Path) -> tuple[Path, int]:
+    while True:
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        with suppress(OSError):  # no locks here: nobody can take it for a leftover either
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return temporary, descriptor
+        os.close(descriptor)  # swept away before the lock was there
+
+
+def _make_directory(directory: Path) -> None:
+    """Make a directory and those above it, each durable: a synced file in a directory that is lost would be lost, too."""
+    missing = itertools.takewhile(lambda place: not place.exists(), (directory, *directory.parents))
+    for place in reversed(list(missing)):
+        place.mkdir(exist_ok=True)
+        _sync_directory(place.parent)
+    if not directory.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory))
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:  # some network and FUSE mounts sync files alone
+            raise
+    finally:
+        os.close(descriptor)

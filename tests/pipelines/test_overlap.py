@@ -1,0 +1,75 @@
+"""Threads inside a DoFn: order, errors, bounds, and one element of many."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import apache_beam as beam
+import pytest
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.testing.util import assert_that, equal_to
+
+from pipelines import overlap
+from pipelines.errors import InputError, from_text
+from pipelines.overlap import Gather, Overlap, Overlapped
+
+
+def test_results_keep_the_order_of_the_calls(monkeypatch):
+    monkeypatch.setattr(overlap, "_threads", lambda: 2)
+    calls = Overlap()
+    slow_first = [0.05, 0.0, 0.02, 0.0, 0.0]
+    found = []
+    for number, secs in enumerate(slow_first):
+        found += calls.put(lambda n, s: time.sleep(s) or n, number, secs)
+        assert len(found) == max(0, number + 1 - 2), "two calls may be under way"
+    assert [*found, *calls.drain()] == [0, 1, 2, 3, 4]
+
+
+def test_two_calls_run_at_once(monkeypatch):
+    monkeypatch.setattr(overlap, "_threads", lambda: 2)
+    pool = ThreadPoolExecutor(2)
+    monkeypatch.setattr(overlap, "_pool", lambda: pool)
+    meet, calls = threading.Barrier(2, timeout=30), Overlap()
+    assert [*calls.put(meet.wait), *calls.put(meet.wait)] == []
+    assert sorted(calls.drain()) == [0, 1]
+
+
+class Doubled(Overlapped):
+    def work(self, element, *sides):
+        if element == 13:
+            raise InputError("13 is not a number here; leave it out")
+        return [2 * element, *sides]
+
+    def close(self):
+        yield "closed"
+
+
+def run(elements, check=None):
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        found = pipeline | beam.Create(elements) | beam.ParDo(Doubled(), 7) | "All" >> Gather(list)
+        if check is not None:
+            assert_that(found, check)
+
+
+def test_outputs_in_order_and_the_end_of_each_bundle():
+    def check(found):
+        (values,) = found
+        doubled = [value for value in values if value not in (7, "closed")]
+        assert sorted(doubled) == [2 * n for n in range(20, 40)]
+        assert values.count(7) == 20, "side inputs reach every call"
+        assert values[-1] == "closed"
+
+    run(range(20, 40), check)
+
+
+def test_an_error_of_a_thread_reaches_the_launcher():
+    with pytest.raises(Exception, match="13 is not a number") as caught:
+        run([1, 13, 2])
+    assert from_text(str(caught.value)).message == "13 is not a number here; leave it out"
+
+
+def test_nothing_gathers_to_what_merge_says_of_nothing():
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        assert_that(pipeline | beam.Create([]) | Gather(sum), equal_to([0]))
