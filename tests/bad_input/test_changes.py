@@ -135,7 +135,9 @@ def test_export_notices_a_kept_row_that_changed(tmp_path, make_config, kind, wha
     def write(rows) -> bytes:
         if kind == "parquet":
             sink = pa.BufferOutputStream()
-            pq.write_table(pa.Table.from_pylist(rows), sink, compression="none", write_statistics=False)
+            pq.write_table(
+                pa.Table.from_pylist(rows), sink, compression="none", write_statistics=False, use_dictionary=False
+            )
             return sink.getvalue().to_pybytes()
         return gzip.compress(lines(rows), compresslevel=0, mtime=0) if kind == "jsonl.gz" else lines(rows)
 
