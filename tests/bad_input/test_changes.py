@@ -59,13 +59,20 @@ def without_its_last_row(data: bytes) -> bytes:
     return data[: -len(last) - 1] + b" " * len(last) + b"\n"
 
 
+def without_its_last_fragment(data: bytes) -> bytes:
+    """Of 24 rows the last four: all that is left is as it was."""
+    rows = data.split(b"\n")
+    kept, gone = rows[:20], rows[20:]
+    return b"\n".join([*kept, b" " * len(b"\n".join(gone)[:-1])]) + b"\n"
+
+
 def one_row_more(data: bytes) -> bytes:
     """The last row becomes a bad one and a further line."""
     last = data.rstrip(b"\n").rsplit(b"\n", 1)[1]
     return data[: -len(last) - 1] + last[:5] + b"\n" + last[6:] + b"\n"
 
 
-CHANGES = [changed_word, swapped, without_its_last_row, one_row_more]
+CHANGES = [changed_word, swapped, without_its_last_row, without_its_last_fragment, one_row_more]
 
 
 @pytest.mark.parametrize("rows_per_fragment", [5, 24])
