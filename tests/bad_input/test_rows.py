@@ -75,6 +75,7 @@ BAD_LINES = {
 
 FINE_LINES = {
     "32 levels": with_text("[" * 31 + "]" * 31),
+    "32 levels, more brackets": with_text("[" * 31 + "]" * 30 + ", {}, []]"),
     "a large number": with_text("1.7e308"),
     "hundreds of digits": with_text("9" * 400),
     "many brackets in a text": with_text(json.dumps("[{" * 500)),
