@@ -25,6 +25,7 @@ from pipelines.plan import Plan, PlanPaths, Plans, make_plans
 from pipelines.records import Totals
 from pipelines.runners import pipeline_options, runner_of
 from pipelines.score import LoadScorer, ScoreCorpus, ScorerFactory
+from pipelines.scored import ScorePlaces
 from pipelines.selection import Select
 from pipelines.shapes import Shape
 from pipelines.skipped import LeaveOut, names_of
@@ -61,7 +62,7 @@ def build(pipeline: Any, config: RunConfig, paths: PlanPaths, plan: Plan, scorer
     selection = selection_of(config, plan)
     shape = Shape(config.output.shape, tuple(config.output.include_columns), tuple(config.output.add), plan.temperature)
     with_schemas = shape.more_columns is None or bool(shape.more_columns)
-    scored, parts = score_files(pipeline, paths, scores_path(config), scorer, limits=config.limits)
+    scored, parts = score_files(pipeline, paths, score_places(config), scorer, limits=config.limits)
     selected = scored | "Select" >> Select(selection, config.limits, with_schemas=with_schemas)
     bounds = (config.output.rows_per_shard, config.output.bytes_per_shard)
     shards = selected | "Export" >> Export(paths.whole, config.path, shape, selection.needs.kept, *bounds)
@@ -71,7 +72,7 @@ def build(pipeline: Any, config: RunConfig, paths: PlanPaths, plan: Plan, scorer
 def score_files(
     pipeline: Any,
     paths: PlanPaths,
-    scores: str,
+    places: ScorePlaces,
     scorer: ScorerFactory | None,
     *,
     limits: Limits,
@@ -79,17 +80,17 @@ def score_files(
 ) -> tuple[Any, dict[str, Any]]:
     """The descriptors that selection reads, and what else there is: `standards` of an ensemble, `skipped` files. With `scratch`,
     scores are read only, and what is combined of them goes there."""
-    scored, parts = score_models(pipeline, paths, scores, scorer, limits=limits, read_only=scratch is not None)
+    scored, parts = score_models(pipeline, paths, places, scorer, limits=limits, read_only=scratch is not None)
     if len(scored) == 1:
         return scored[0], parts
-    combined = scored | "Combine" >> CombineScores(paths.whole, scores, scratch or scores)
+    combined = scored | "Combine" >> CombineScores(paths.whole, places.path, scratch or places.path)
     return combined["scores"], {**parts, "standards": combined["standards"]}
 
 
 def score_models(
     pipeline: Any,
     paths: PlanPaths,
-    scores: str,
+    places: ScorePlaces,
     scorer: ScorerFactory | None,
     *,
     limits: Limits,
@@ -102,7 +103,7 @@ def score_models(
         own, load = ("", scorer) if len(paths.members) == 1 else (str(number), LoadAlone(scorer) if scorer else None)
         last = scored[-1]["scores"] if scored and scorer else None
         after = last | f"AwaitModel{number - 1}" >> beam.combiners.Count.Globally() if last else None
-        corpus = ScoreCorpus(path, scores, load, after, read_only, limits)
+        corpus = ScoreCorpus(path, places, load, after, read_only, limits)
         scored.append(pipeline | f"Score{own}" >> corpus)
     if not limits.skip_bad_files:
         return tuple(each["scores"] for each in scored), {}
@@ -170,7 +171,7 @@ def score(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory
     listed = join(scores, plans.whole.fingerprint, f"skipped-{plans.whole.hash[:32]}.json")
 
     def build_scoring(pipeline: Any) -> None:
-        scored, parts = score_models(pipeline, paths, scores, scorer, limits=config.limits)
+        scored, parts = score_models(pipeline, paths, score_places(config), scorer, limits=config.limits)
         for number, (descriptors, summary) in enumerate(zip(scored, summaries, strict=True)):
             own = str(number) if len(scored) > 1 else ""
             _ = (
@@ -226,6 +227,10 @@ def publish_totals(totals: Totals, path: str, *, replace: bool = False) -> None:
 def publish_skipped(left_out: dict[int, str], path: str, plan_path: str) -> None:
     with carrying_errors():
         publish.replace(path, json.dumps(names_of(left_out, plan_at(plan_path))).encode())
+
+
+def score_places(config: RunConfig) -> ScorePlaces:
+    return ScorePlaces(scores_path(config), tuple(map(absolute, config.scores.also)))
 
 
 def scores_path(config: RunConfig) -> str:

@@ -25,7 +25,7 @@ from apache_beam.typehints.decorators import no_annotations
 from pipelines.candidates import Candidates, Mask
 from pipelines.columnar import Needs, key_halves, pack, unpack
 from pipelines.config import RunConfig, RunnerConfig
-from pipelines.curate import execute, located, score_files, scores_path, selection_of
+from pipelines.curate import execute, located, score_files, score_places, selection_of
 from pipelines.errors import ConfigError, InputError
 from pipelines.inputs import place_of
 from pipelines.overlap import Gather
@@ -95,8 +95,8 @@ class Explain(beam.PTransform):  # type: ignore[misc]
     answer: str
 
     def expand(self, begin: Any) -> Any:
-        scores, limits = scores_path(self.config), self.config.limits
-        scored, _ = score_files(begin.pipeline, self.paths, scores, None, limits=limits, scratch=self.scratch)
+        places, limits = score_places(self.config), self.config.limits
+        scored, _ = score_files(begin.pipeline, self.paths, places, None, limits=limits, scratch=self.scratch)
         selected = scored | "Select" >> Select(self.selection, self.config.limits, with_schemas=False, with_cuts=True)
         found = scored | "FindPrompt" >> beam.ParDo(FindPrompt(self.key, _needs(self.selection))).with_outputs(
             "keys", main="rows"

@@ -21,10 +21,9 @@ from pipelines.config import Limits
 from pipelines.errors import InputError, ModelLoadError
 from pipelines.inputs import Fragment, Row, Unit, UnreadableError, original_schema, probe, split_units
 from pipelines.plan import Plan
-from pipelines.scored import UnitScores
+from pipelines.scored import ScorePlaces, UnitScores
 from pipelines.skipped import skipped
 from pipelines.storage import objects
-from pipelines.storage.files import join
 from pipelines.storage.objects import Footer, ScoreFile
 from pipelines.workers import carrying_errors, plan_at
 from rm.conversations import Conversation, response_hash
@@ -75,7 +74,7 @@ class ScoreCorpus(beam.PTransform):  # type: ignore[misc]
     """
 
     plan_path: str
-    scores_path: str
+    places: ScorePlaces
     scorer: ScorerFactory | None
     after: Any = None  # a collection that must be complete before scoring begins
     read_only: bool = False
@@ -88,7 +87,7 @@ class ScoreCorpus(beam.PTransform):  # type: ignore[misc]
         split = spread | "SplitUnits" >> beam.ParDo(SplitUnits(self.plan_path, self.limits)).with_outputs(
             "skipped", main="units"
         )
-        score = ScoreUnits(self.plan_path, self.scores_path, self.scorer, read_only=self.read_only, limits=self.limits)
+        score = ScoreUnits(self.plan_path, self.places, self.scorer, read_only=self.read_only, limits=self.limits)
         scored = (
             split.units
             | "SpreadUnits" >> beam.Reshuffle()
@@ -131,7 +130,7 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
     def __init__(
         self,
         plan_path: str,
-        scores_path: str,
+        places: ScorePlaces,
         scorer: ScorerFactory | None,
         *,
         read_only: bool = False,
@@ -139,7 +138,7 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
     ) -> None:
         self._read_only = read_only
         self._plan_path = plan_path
-        self._scores_path = scores_path
+        self._places = places
         self._make_scorer = scorer
         self._limits = limits
         self._shared = Shared()
@@ -156,7 +155,7 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
     def _score_unit(self, file_number: int, unit: Unit) -> Iterator[ScoreFile]:
         plan = plan_at(self._plan_path)
         file = plan.files[file_number]
-        place = UnitScores(plan, join(self._scores_path, plan.fingerprint), file_number, unit)
+        place = UnitScores(plan, self._places.of(plan.fingerprint), file_number, unit)
         found = place.found_in_order()
         if not self._limits.verify:
             yield from _shown(found, unit)
@@ -189,7 +188,7 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
         carried = place.plan.mapping.reward is not None
         if self._read_only or (self._make_scorer is None and not carried):
             raise InputError(
-                f"{place.file.path} has rows that are not scored yet (looked in {place.directory}); run "
+                f"{place.file.path} has rows that are not scored yet (looked in {' and '.join(place.directories)}); run "
                 f"`bestkept {'select' if carried else 'score'}` with the same configuration first"
             )
         scorer = None if carried else self._scorer(place.plan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pyarrow as pa
 import xxhash
@@ -11,7 +12,19 @@ from pipelines.errors import InputError
 from pipelines.inputs import Fragment, InputFile, Unit
 from pipelines.plan import Plan
 from pipelines.storage import objects
+from pipelines.storage.files import join
 from pipelines.storage.objects import Footer, ScoreFile
+
+
+class ScorePlaces(NamedTuple):
+    """Directories of score files: one that is written to, and others that are read where it has none."""
+
+    path: str
+    also: tuple[str, ...] = ()
+
+    def of(self, fingerprint: str) -> tuple[str, ...]:
+        """Those of one model, the first one first."""
+        return tuple(join(path, fingerprint) for path in (self.path, *self.also))
 
 
 @dataclass(frozen=True)
@@ -19,7 +32,7 @@ class UnitScores:
     """Where the score files of one unit are, and which of them hold."""
 
     plan: Plan
-    directory: str
+    directories: tuple[str, ...]  # the first is written to
     file_number: int
     unit: Unit
 
@@ -40,15 +53,21 @@ class UnitScores:
         """Valid score files from the first fragment on, as far as they go, by the input's size and version alone."""
         found: list[ScoreFile] = []
         while not (found and found[-1].footer.last):
-            path = objects.path_of(self.directory, self._name(len(found)))
-            there = objects.read(path)
-            if there is None:
+            score_file = self._current(self._name(len(found)))
+            if score_file is None:
                 break
-            footer = there[1]
-            if (footer.file_size, footer.file_version) != (self.file.size, self.file.version):
-                break  # the file has changed, or only its version: its content decides
-            found.append(ScoreFile(path, self.file_number, footer))
+            found.append(score_file)
         return found
+
+    def _current(self, name: str) -> ScoreFile | None:
+        """The first valid score file of this name that was made of the input as it is; where the input has changed, or only its
+        version, its content decides."""
+        for directory in self.directories:
+            path = objects.path_of(directory, name)
+            there = objects.read(path)
+            if there is not None and (there[1].file_size, there[1].file_version) == (self.file.size, self.file.version):
+                return ScoreFile(path, self.file_number, there[1])
+        return None
 
     def find(self, index: int, content_hash: str, original: str) -> tuple[str, tuple[pa.Table, Footer] | None]:
         """Where the fragment's scores are or belong, and a valid file's content if one has scores of this text.
@@ -56,14 +75,27 @@ class UnitScores:
         The plain name goes to the first content seen at this place. Changed text, or the same text under columns of
         other types, has its own name; in the latter case the first file's scores come back, to be written there.
         """
-        name = self._name(index)
-        plain = objects.path_of(self.directory, name)
+        name, (own, *others) = self._name(index), self.directories
+        path, there = self._find_in(own, name, content_hash, original)
+        for directory in others if there is None or objects.original_schema(there[0]) != original else ():
+            elsewhere, other = self._find_in(directory, name, content_hash, original)
+            if other is not None and other[1].content_hash == content_hash:
+                if objects.original_schema(other[0]) == original:
+                    return elsewhere, other
+                there = there or other
+        return path, there
+
+    @staticmethod
+    def _find_in(
+        directory: str, name: str, content_hash: str, original: str
+    ) -> tuple[str, tuple[pa.Table, Footer] | None]:
+        plain = objects.path_of(directory, name)
         there = objects.read(plain)
         same_text = there is not None and there[1].content_hash == content_hash
         if there is None or (same_text and objects.original_schema(there[0]) == original):
             return plain, there
         variant = xxhash.xxh3_128_hexdigest(f"{content_hash} {original}".encode())
-        changed = objects.path_of(self.directory, name, variant)
+        changed = objects.path_of(directory, name, variant)
         return changed, objects.read(changed) or (there if same_text else None)
 
     def footer(self, fragment: Fragment, columns: pa.Table, content_hash: str, tokens: int) -> Footer:

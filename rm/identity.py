@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-SCORING_VERSION = 1
+SCORING_VERSION = 2
 """Raised by hand whenever the same model and text give other rewards; `tests/rm/test_golden.py` stands guard."""
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")

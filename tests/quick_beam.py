@@ -20,22 +20,33 @@ from apache_beam.transforms import core
 from apache_beam.typehints import decorators
 
 _original_signature = decorators.get_signature
+_original_arguments = core.get_function_args_defaults
 _original_view = PipelineOptions.view_as
-_signatures: dict[bool, weakref.WeakKeyDictionary[Any, inspect.Signature]] = {
-    bound: weakref.WeakKeyDictionary() for bound in (True, False)
-}
+_Memory = dict[bool, weakref.WeakKeyDictionary[Any, Any]]  # by function, of methods bound to an object and of others
+_signatures: _Memory = {bound: weakref.WeakKeyDictionary() for bound in (True, False)}
+_arguments: _Memory = {bound: weakref.WeakKeyDictionary() for bound in (True, False)}
 _parsed: dict[tuple[type, tuple[str, ...]], Any] = {}
 
 
 def get_signature(func: Callable[..., Any]) -> inspect.Signature:
     """`get_signature` of Beam, remembered for plain functions and for methods bound to whatever object."""
+    return _remembered(_signatures, _original_signature, func)
+
+
+def get_function_args_defaults(func: Callable[..., Any]) -> tuple[list[str], list[Any]]:
+    """`get_function_args_defaults` of Beam, remembered likewise; the lists are the caller's own."""
+    names, defaults = _remembered(_arguments, _original_arguments, func)
+    return [*names], [*defaults]
+
+
+def _remembered(memory: _Memory, original: Callable[[Any], Any], func: Callable[..., Any]) -> Any:
     bound = isinstance(func, types.MethodType)
     key = func.__func__ if bound else func
     if not isinstance(key, types.FunctionType):
-        return _original_signature(func)
-    known = _signatures[bound].get(key)
+        return original(func)
+    known = memory[bound].get(key)
     if known is None:
-        known = _signatures[bound][key] = _original_signature(func)
+        known = memory[bound][key] = original(func)
     return known
 
 
@@ -55,19 +66,19 @@ def view_as(self: PipelineOptions, cls: type[PipelineOptions]) -> PipelineOption
 
 
 def quick_beam() -> AbstractContextManager[None]:
-    return _using(get_signature, view_as)
+    return _using(get_signature, get_function_args_defaults, view_as)
 
 
 def plain_beam() -> AbstractContextManager[None]:
     """Beam as it is, inside `quick_beam` too."""
-    return _using(_original_signature, _original_view)
+    return _using(_original_signature, _original_arguments, _original_view)
 
 
 @contextmanager
-def _using(signature: Any, view: Any) -> Iterator[None]:
+def _using(signature: Any, arguments: Any, view: Any) -> Iterator[None]:
     with (
         patch.object(decorators, "get_signature", signature),
-        patch.object(core, "get_signature", signature),
+        patch.object(core, "get_function_args_defaults", arguments),
         patch.object(PipelineOptions, "view_as", view),
     ):
         yield

@@ -52,11 +52,11 @@ def test_views_are_the_same_and_apart(plain, flags):
     kinds = [kind for kind in PipelineOptions.__subclasses__() if kind.__module__ == pipeline_options.__name__]
     assert len(kinds) > 15
     for kind in kinds:
-        plain = PipelineOptions(flags).view_as(kind).get_all_options()
+        plain = PipelineOptions(flags).view_as(kind).get_all_options(current_only=True)
         with quick_beam.quick_beam():
             views = [PipelineOptions(flags).view_as(kind) for _ in range(2)]
             assert [type(view) for view in views] == [kind, kind]
-            assert [view.get_all_options() for view in views] == [plain, plain]
+            assert [view.get_all_options(current_only=True) for view in views] == [plain, plain]
 
 
 def test_what_is_added_to_the_options_of_one_pipeline_is_not_in_those_of_another():
@@ -84,14 +84,24 @@ class Two(One):
 def test_signatures_are_those_of_their_own_function(plain, func):
     expected = decorators.get_signature(func)
     assert [quick_beam.get_signature(func) for _ in range(2)] == [expected] * 2
+    arguments = core.get_function_args_defaults(func)
+    for _ in range(2):
+        found = quick_beam.get_function_args_defaults(func)
+        assert found == arguments
+        found[0].append("changed by the caller")
+    arguments = core.get_function_args_defaults(func)
+    for _ in range(2):
+        found = quick_beam.get_function_args_defaults(func)
+        assert found == arguments
+        found[0].append("changed by the caller")
 
 
 def functions():
-    return core.get_signature, decorators.get_signature, PipelineOptions.view_as
+    return decorators.get_signature, core.get_function_args_defaults, PipelineOptions.view_as
 
 
 def test_fast_tests_run_quick_beam_and_nothing_stays_behind():
-    assert functions() == (quick_beam.get_signature, quick_beam.get_signature, quick_beam.view_as)
+    assert functions() == (quick_beam.get_signature, quick_beam.get_function_args_defaults, quick_beam.view_as)
     with quick_beam.plain_beam():
         before = functions()
         with quick_beam.quick_beam():

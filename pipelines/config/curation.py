@@ -138,6 +138,9 @@ class OutputConfig(Strict):
 class ScoresConfig(Strict):
     path: PathText | None = None
     """Where score files live; default `<output.path>/scores`. Share it, and many selections score once."""
+    also: list[PathText] = []
+    """More directories of score files, of other runs of the same model on the same files: read where `path` has none, never
+    written to."""
     column: str | None = None
     """An input column that holds the rewards already (of a judge, or of another model), instead of `model`."""
 

@@ -19,6 +19,7 @@ import re
 import sys
 import tempfile
 import time
+import types
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,12 +32,25 @@ import zstandard
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from pipelines import originals
+from pipelines import originals, schemas
 from pipelines.config import Columns
 from pipelines.errors import InputError
-from pipelines.inputs import InputFile, column_names, files, jsonl, kind_of, read_fragments, read_rows, split_units
+from pipelines.inputs import (
+    InputFile,
+    column_names,
+    files,
+    fragments,
+    jsonl,
+    kind_of,
+    parquet,
+    read_fragments,
+    read_rows,
+    split_units,
+)
 from pipelines.inputs.fragments import Row, original_schema
 from pipelines.schemas import RowMapping, read_row, resolve, rewards_of
+from pipelines.storage import decompress
+from rm import conversations
 
 REASON = re.compile(r"[a-z0-9_]+")
 MAX_ROW_BYTES = 4096
@@ -61,12 +75,12 @@ def rows_of(path: Path, mapping: RowMapping) -> list[Row] | None:
     rows: list[Row] = []
     try:
         for unit in split_units(file):
-            fragments = list(read_fragments(file, unit, mapping, rows_per_fragment=3, max_row_bytes=MAX_ROW_BYTES))
-            assert [fragment.index for fragment in fragments] == list(range(len(fragments)))
-            assert [fragment.last for fragment in fragments] == [False] * (len(fragments) - 1) + [True]
-            here = [row for fragment in fragments for row in fragment.rows]
+            found = list(read_fragments(file, unit, mapping, rows_per_fragment=3, max_row_bytes=MAX_ROW_BYTES))
+            assert [fragment.index for fragment in found] == list(range(len(found)))
+            assert [fragment.last for fragment in found] == [False] * (len(found) - 1) + [True]
+            here = [row for fragment in found for row in fragment.rows]
             assert [row.number for row in here] == list(range(len(here)))
-            for fragment in fragments:
+            for fragment in found:
                 assert fragment.content_hash() == fragment.content_hash()
                 originals.load(originals.dump(original_schema(file, fragment)))
             check_export(file, unit, mapping, here)
@@ -348,7 +362,10 @@ def by_atheris(secs: float) -> None:
         [b"\0" + text, b"\1" + gzip.compress(text), b"\2" + zstandard.compress(text), b"\3" + SAMPLE]
     ):
         (corpus / str(number)).write_bytes(seed)
-    atheris.instrument_all()
+    for module in (jsonl, parquet, fragments, decompress, schemas, conversations):
+        for each in vars(module).values():
+            if isinstance(each, types.FunctionType) and each.__module__ == module.__name__:
+                atheris.instrument_func(each)
     atheris.Setup([sys.argv[0], f"-max_total_time={int(secs)}", "-max_len=8192", str(corpus)], one)
     atheris.Fuzz()
 

@@ -68,12 +68,14 @@ BAD_LINES = {
     "-1e999": (with_text("[-1e999]"), "huge_number"),
     "thousands of digits": (with_text("9" * 5000), "huge_number"),
     "33 levels": (with_text("[" * 32 + "]" * 32), "deep_nesting"),
-    "100,000 levels": (b'{"a": ' + b"[" * 100_000, "deep_nesting"),
+    "5,000 levels": (b'{"a": ' + b"[" * 5000, "deep_nesting"),
+    "100,000 levels": (b'{"a": ' + b"[" * 100_000, "row_too_large"),
     "too large": (bad_line(response=SECRET + "r" * 300_000), "row_too_large"),
 }
 
 FINE_LINES = {
     "32 levels": with_text("[" * 31 + "]" * 31),
+    "32 levels, more brackets": with_text("[" * 31 + "]" * 30 + ", {}, []]"),
     "a large number": with_text("1.7e308"),
     "hundreds of digits": with_text("9" * 400),
     "many brackets in a text": with_text(json.dumps("[{" * 500)),
