@@ -322,6 +322,12 @@ def child(name: str, root: Path, result: Path) -> None:
     result.write_text(json.dumps({"secs": secs, "peak_gb": peak, "rows": rows}))
 
 
+def make(name: str, root: Path, rows: int) -> None:
+    """Data are made in a process of their own: a child's peak memory is at least what its parent has held."""
+    root.mkdir()
+    subprocess.run([sys.executable, __file__, "--make", name, str(root), str(rows)], check=True)
+
+
 def measure(name: str, root: Path) -> dict[str, Any]:
     """One run in a process of its own."""
     result = root / f"result-{name}.json"
@@ -382,8 +388,7 @@ def main() -> None:
 def selection_figures(scratch: Path, arguments: Any, figures: dict[str, float]) -> list[float]:
     small, large = scratch / "small", scratch / "large"
     for root, rows in ((small, arguments.rows // 10), (large, arguments.rows)):
-        root.mkdir()
-        make_scores(root, rows)
+        make("scores", root, rows)
         print(f"{rows:,} rows made", flush=True)
     names = ["ours_best", "duckdb_best", "duckdb_best_any_tie", "polars_best"]
     names += ["ours_top", "duckdb_top", "duckdb_top_by_quantile"]
@@ -411,8 +416,7 @@ def selection_figures(scratch: Path, arguments: Any, figures: dict[str, float]) 
 
 def export_figures(scratch: Path, arguments: Any, figures: dict[str, float]) -> list[float]:
     root = scratch / "text"
-    root.mkdir()
-    make_corpus(root, arguments.text_rows)
+    make("corpus", root, arguments.text_rows)
     print(f"{arguments.text_rows:,} responses of text made", flush=True)
     found = rounds(["ours_export", "duckdb_export"], root, arguments.rounds)
     if found["ours_export"]["rows"] != found["duckdb_export"]["rows"]:
@@ -426,5 +430,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
     if sys.argv[1:2] == ["--child"]:
         child(sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))
+    elif sys.argv[1:2] == ["--make"]:
+        {"scores": make_scores, "corpus": make_corpus}[sys.argv[2]](Path(sys.argv[3]), int(sys.argv[4]))
     else:
         main()

@@ -21,6 +21,8 @@ from pipelines.storage.files import open_for_reading
 
 _BATCH_ROWS = 64  # see parquet.py
 _BATCH_BYTES = 32 * 2**20
+_JOINED_ROWS = 1024
+_JOINED_BYTES = 8 * 2**20
 
 
 def read_rows(
@@ -100,14 +102,38 @@ def taken_batches(
         refuse_doubled(file, there, extra)
         group = parquet.metadata.row_group(unit.number)
         size = max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
-        wanted, first = list(dict.fromkeys([*columns, *extra])), 0
-        for batch in parquet.iter_batches(size, row_groups=[unit.number], columns=wanted, use_threads=False):
-            low, high = (int(at) for at in np.searchsorted(numbers, [first, first + batch.num_rows]))
-            if low < high:
-                yield low, high, batch.take(pa.array(numbers[low:high] - first))
-            first += batch.num_rows
-            if high == len(numbers):
-                return
+        wanted = list(dict.fromkeys([*columns, *extra]))
+        taken = _taken(parquet.iter_batches(size, row_groups=[unit.number], columns=wanted, use_threads=False), numbers)
+        yield from _joined(taken)
+
+
+def _taken(
+    batches: Iterator[pa.RecordBatch], numbers: npt.NDArray[np.integer[Any]]
+) -> Iterator[tuple[int, int, pa.RecordBatch]]:
+    first = 0
+    for batch in batches:
+        low, high = (int(at) for at in np.searchsorted(numbers, [first, first + batch.num_rows]))
+        if low < high:
+            yield low, high, batch.take(pa.array(numbers[low:high] - first))
+        first += batch.num_rows
+        if high == len(numbers):
+            return
+
+
+def _joined(
+    taken: Iterator[tuple[int, int, pa.RecordBatch]],
+) -> Iterator[tuple[int, int, pa.RecordBatch]]:
+    """The same rows in fewer batches: what is decoded at a time must be small, what is worked on at a time must not."""
+    held: list[pa.RecordBatch] = []
+    start = end = size = 0
+    for low, high, batch in taken:
+        start, end, size = start if held else low, high, size + batch.nbytes
+        held.append(batch)
+        if end - start >= _JOINED_ROWS or size >= _JOINED_BYTES:
+            yield start, end, pa.concat_batches(held)
+            held, size = [], 0
+    if held:
+        yield start, end, pa.concat_batches(held)
 
 
 __all__ = ["read_rows", "taken_batches"]
