@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,7 +50,7 @@ def validated(kind: type[Config], values: dict[str, Any], overrides: Sequence[st
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        problems = [_describe(kind, problem) for problem in error.errors()]
+        problems = [_describe(kind, problem) for problem in _by_place(error.errors())]
         raise ConfigError(hide_userinfo(f"{where}: {'; '.join(problems)}")) from error
 
 
@@ -71,6 +71,23 @@ def _override(values: dict[str, Any], override: str) -> None:
     except yaml.YAMLError as error:
         text = f"override {override!r}: the value is not valid YAML; put it in quotes"
         raise ConfigError(hide_userinfo(text)) from error
+
+
+def _by_place(problems: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    """Problems by the place that a user knows: pydantic tells of each form that a value may have, text or a list of texts, under
+    a name of its own. One form that fits but for its content is what was meant."""
+    forms: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for problem in problems:
+        tags = [at for at, part in enumerate(problem["loc"]) if isinstance(part, str) and "[" in part]
+        place = tuple(part for part in problem["loc"] if not (isinstance(part, str) and "[" in part))
+        union = place[: tags[0]] if tags else (*place, len(forms))
+        forms.setdefault(union, []).append({**problem, "loc": place})
+    for same in forms.values():
+        fitting = [problem for problem in same if problem["type"] not in ("string_type", "list_type")]
+        if len(same) == 1 or fitting:
+            yield from fitting or same
+        else:
+            yield {**same[0], "msg": "expected text, or a list of texts"}
 
 
 def _describe(kind: type[BaseModel], problem: Any) -> str:

@@ -171,3 +171,23 @@ def test_date_expands(tmp_path):
     path = load_text(tmp_path, MINIMAL, ["output.path=out/{date}"]).output.path
     assert len(path) == len("out/2026-01-01")
     assert "{" not in path
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("7", "input.path is 7: expected text, or a list of texts"),
+        ("s3://key:secret@bucket/x", "input.path is 's3://***@bucket/x': URL holds credentials"),
+        ("[a, 's3://key:secret@bucket/x']", "input.path.1 is 's3://***@bucket/x': URL holds credentials"),
+        ("[]", "input.path is list: List should have at least 1 item"),
+        ("[a, 7]", "input.path is list: expected text, or a list of texts"),
+    ],
+)
+def test_a_value_of_several_forms_is_named_once_by_its_key(tmp_path, value, words):
+    (tmp_path / "c.yaml").write_text("input: {path: x}\nmodel: {path: m}\noutput: {path: o}\n")
+    with pytest.raises(ConfigError) as caught:
+        load(RunConfig, str(tmp_path / "c.yaml"), [f"input.path={value}"])
+    assert words in caught.value.message
+    assert caught.value.message.count("input.path") == 1
+    assert "[" not in caught.value.message
+    assert "secret" not in caught.value.message
