@@ -16,12 +16,7 @@ from pipelines.config import RunConfig, validated
 from pipelines.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
-FIELDS = {
-    "input.path": "input: {path: '%s'}",
-    "output.path": "output: {path: '%s'}",
-    "scores.path": "scores: {path: '%s'}",
-    "model.path": "model: {path: '%s'}",
-}
+FIELDS = ["input.path", "output.path", "scores.path", "model.path"]
 
 
 @pytest.mark.parametrize("field", FIELDS)
