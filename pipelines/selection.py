@@ -2,9 +2,11 @@
 and place until export reads them again.
 
 What it costs for 1e9 rows of 1e8 prompts: reading, 40 bytes a row of score files, 40 GB over all workers, for each counting pass
-8 (reward and stratum). A rule that needs whole prompts shuffles 52 bytes a row, 52 GB, in about 1,000 partitions of 1e6 rows; a
-worker holds one partition at a time: 52 MB, with sorting about 200 MB. Where best-of-N comes first, what a bundle can rule out
-stays in it. `top` shuffles counts alone: 65,536 bins of 20 bytes a stratum and worker, three times.
+8 (reward and stratum). A rule that needs whole prompts shuffles 48 bytes a row, 48 GB, in about 1,000 partitions of 1e6 rows. A
+bundle holds up to 5e6 rows, 250 MB, before it shuffles them, so that an element has thousands of rows of its partition; where
+best-of-N comes first, what a bundle can rule out stays in it. After the shuffle a worker has at most five partitions at a time
+(four threads and one more), about 200 MB each while it sorts. `top` shuffles counts alone: 65,536 bins of 24 bytes a stratum and
+bundle, three times.
 """
 
 from __future__ import annotations
