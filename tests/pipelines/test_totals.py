@@ -49,7 +49,9 @@ def test_the_limit_itself_is_within_it(limit, fails):
 
 def test_reasons_come_by_count_and_the_model_is_named_where_there_are_several():
     many = replace(TOTALS, scored=4, rejected=Counter(empty=2, bad_json=3, too_long=1))
-    with pytest.raises(RejectedError, match=r"6 of 10 responses were rejected by model m \(60\.0000%: bad_json 3, empty 2, too"):
+    with pytest.raises(
+        RejectedError, match=r"6 of 10 responses were rejected by model m \(60\.0000%: bad_json 3, empty 2, too"
+    ):
         check_limits(many, Limits(max_rejected_fraction=0.5), model="m")
 
 
@@ -59,5 +61,7 @@ def test_nothing_read_is_within_any_limit():
 
 @pytest.mark.parametrize("scored", [7, 9])
 def test_a_lost_response_is_noticed(scored):
-    with pytest.raises(StorageError, match=rf"say 10 read, {scored} scored and 2 rejected, which does not add up; remove"):
+    with pytest.raises(
+        StorageError, match=rf"say 10 read, {scored} scored and 2 rejected, which does not add up; remove"
+    ):
         check_limits(replace(TOTALS, scored=scored), Limits(max_rejected_fraction=1.0))
