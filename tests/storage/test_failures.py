@@ -278,3 +278,9 @@ def test_a_request_that_took_all_the_time_has_none_left(clock):
     with pytest.raises(StorageError, match="attempts in"):
         retrying.patiently(request, doing="read", place="s3://b/x")
     assert min(left) > 0
+
+
+def test_an_error_of_the_system_says_its_words_and_a_remedy():
+    remedy = "check the place and run the same command again"
+    assert diagnose(OSError(5, "Input/output error")) == (Kind.FATAL, "Input/output error", remedy)
+    assert diagnose(OSError()) == (Kind.FATAL, "OSError", remedy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import uuid
 from pathlib import Path
@@ -138,6 +139,7 @@ def test_reading_a_range_of_what_is_gone_is_a_change():
     assert isinstance(there, remote.OtherObject)
     seen = there.look()
     assert (seen, there.read_range(1, 4, seen), there.read_range(2, 2, seen)) == (Seen(5, ""), b"hol", b"")
+    assert (there.create(io.BytesIO(b"x"), 1), there.replace(b"other", None), there.read()) == (False, True, b"other")
     there.fs.rm(there.name)
     with pytest.raises(Changed, match=r"memory://.*/a changed while it was read; run the same command again"):
         there.read_range(1, 4, seen)
