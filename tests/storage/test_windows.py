@@ -59,6 +59,29 @@ def test_a_read_larger_than_any_window_is_one_request():
     assert there.ranges == [(0, 2000), (2000, 4500)]
 
 
+def test_a_large_read_from_inside_a_window_fetches_what_is_missing_and_no_more():
+    there, file = opened(5000)
+    file.read(70)
+    assert file.read(2000) == there.data[70:2070]
+    assert there.ranges == [(0, 100), (100, 2070)]
+
+
+def test_nothing_is_fetched_of_an_empty_object():
+    there, file = opened(0)
+    assert (file.read(10), file.seek(0, io.SEEK_END), there.ranges) == (b"", 0, [])
+
+
+def test_windows_of_128_kib_to_4_mib(monkeypatch):
+    monkeypatch.undo()
+    size = 20 * 2**20
+    there = Recorded(bytes(size))
+    with windows.open_remote(there, Seen(size, "v")) as file:  # type: ignore[arg-type]
+        assert sum(len(chunk) for chunk in iter(lambda: file.read(2**16), b"")) == size
+    kib = [(end - start) // 2**10 for start, end in there.ranges]
+    assert kib[:7] == [128, 256, 512, 1024, 2048, 4096, 4096]
+    assert max(kib) == 4096
+
+
 def test_streams_in_turns_keep_their_windows_and_the_one_not_used_longest_goes():
     there, file = opened(20_000)
     starts = [1000 * number for number in range(windows._WINDOWS)]
