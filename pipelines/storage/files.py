@@ -102,10 +102,25 @@ def expand(pattern: str) -> list[Listed]:
 
 def _found_locally(fs: LocalFileSystem, path: str) -> dict[str, dict[str, Any]]:
     if local_glob.has_magic(path):
+        _refuse_links(fs, path)
         return cast("dict[str, dict[str, Any]]", fs.glob(path, detail=True))
     if fs.isdir(path):
         return _all_below(fs, path)
     return {path: fs.info(path)} if fs.exists(path) else {}
+
+
+def _refuse_links(fs: LocalFileSystem, pattern: str) -> None:
+    """Raise `InputError` where a wildcard matches a link to a directory that files of the pattern lie below: fsspec leaves these
+    out."""
+    parts = pattern.split("/")
+    for count in range(1, len(parts)):
+        if not local_glob.has_magic(before := "/".join(parts[:count])):
+            continue
+        rest = "/".join(parts[count - 1 if parts[count - 1] == "**" else count :])
+        for name, info in fs.glob(before, detail=True).items():
+            below = local_glob.iglob(f"{local_glob.escape(name)}/{rest}", recursive=True)  # this one follows links
+            if info.get("islink") and os.path.isdir(name) and any(map(os.path.isfile, below)):
+                raise _link_error(name)
 
 
 def _found_remotely(fs: Any, path: str, pattern: str) -> dict[str, dict[str, Any]]:
@@ -138,9 +153,16 @@ def _followed(name: str, info: dict[str, Any], *, recursive: bool) -> dict[str, 
     except OSError:  # nothing there, or a circle: whoever opens it will say so
         return {**info, "type": "file", "size": 0, "mtime": 0.0}
     if stat.S_ISDIR(status.st_mode) and recursive:
-        raise InputError(f"{name} is a link to a directory, and these are not followed; name it in input.path, too")
+        raise _link_error(name)
     kind = "directory" if stat.S_ISDIR(status.st_mode) else "file" if stat.S_ISREG(status.st_mode) else "other"
     return {**info, "type": kind, "size": status.st_size, "mtime": status.st_mtime}
+
+
+def _link_error(name: str) -> InputError:
+    return InputError(
+        f"{name} is a link to a directory, and these are not followed below a directory or a wildcard; list the directories in "
+        "input.path by name, this one too"
+    )
 
 
 def _above_wildcard(path: str) -> str:

@@ -223,3 +223,76 @@ def test_what_has_run_out_is_named_with_its_remedy():
         "free some space there and run the same command again",
     )
     assert (whereabouts(KeyError("secret")), remedy(KeyError("secret"))) == ("KeyError", None)
+
+
+def test_content_is_durable_before_the_name_and_every_new_directory_in_its_own(tmp_path, monkeypatch):
+    done = []
+
+    def record(name, describe):
+        real = getattr(os, name)
+
+        def call(*arguments, **how):
+            done.append(describe(*arguments))
+            return real(*arguments, **how)
+
+        monkeypatch.setattr(os, name, call)
+
+    def place_of(descriptor):
+        place = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        return "content" if place.name.startswith(".a.") and place.read_bytes() == b"whole" else str(place)
+
+    record("fsync", place_of)
+    record("link", lambda source, target: f"link {Path(target).name}")
+    record("replace", lambda source, target: f"replace {Path(target).name}")
+    directory = tmp_path / "deep" / "er"
+    assert local.create(directory / "a", put(b"whole"))
+    assert done == [str(tmp_path), str(tmp_path / "deep"), "content", "link a", str(directory)]
+    done.clear()
+    local.replace(directory / "a", put(b"whole"))
+    assert done == ["content", "replace a", str(directory)]
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK])
+def test_every_way_of_saying_that_there_are_no_hard_links(tmp_path, monkeypatch, number):
+    def no_links(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", no_links)
+    assert local.create(tmp_path / "a", put(b"first"))
+    assert ((tmp_path / "a").read_bytes(), names(tmp_path)) == (b"first", ["a"])
+
+
+def test_a_link_that_is_refused_for_another_reason_is_an_error(tmp_path, monkeypatch):
+    def no_space(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "link", no_space)
+    with pytest.raises(OSError, match="No space"):
+        local.create(tmp_path / "a", put(b"first"))
+    assert names(tmp_path) == []
+
+
+def test_a_name_that_a_temporary_has_no_place_for_is_tried_once(tmp_path, monkeypatch):
+    """Only where the temporary is gone, another attempt may help."""
+    written = []
+
+    def nowhere(source, target):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(os, "link", nowhere)
+    with pytest.raises(FileNotFoundError):
+        local.create(tmp_path / "a", written.append)
+    assert (len(written), names(tmp_path)) == (1, [])
+
+
+def test_a_temporary_that_is_always_taken_is_written_five_times(tmp_path):
+    taken = []
+
+    def write(_file):
+        (name,) = names(tmp_path)
+        os.unlink(tmp_path / name)
+        taken.append(name)
+
+    with pytest.raises(FileNotFoundError):
+        local.create(tmp_path / "a", write)
+    assert len(set(taken)) == local._ATTEMPTS == 5

@@ -143,3 +143,84 @@ def test_names_differ_in_every_part_of_the_place():
 def test_descriptor_round_trip():
     descriptor = ScoreFile("/x/y.parquet", 3, footer())
     assert ScoreFile.from_bytes(descriptor.to_bytes()) == descriptor
+
+
+def test_names_are_those_of_every_run_before():
+    """`echo -n '["a.jsonl", 1, 2, 3, 4]' | sha256sum`: under other names nothing that was scored would be found again."""
+    name = objects.name_of(file_key="a.jsonl", unit=1, unit_start=2, fragment=3, rows_per_fragment=4)
+    assert name == "66c9fbc9f9b3c2548ebc604111e4252f"
+    assert objects.path_of("d/", name) == f"d/{name}.parquet"
+    assert objects.path_of("d", name, "v") == f"d/{name}-v.parquet"
+
+
+def test_scores_under_columns_of_other_types_are_other_content(tmp_path):
+    path = str(tmp_path / "s.parquet")
+    objects.write(path, columns(), footer(), "types")
+    with pytest.raises(StorageError, match="holds the scores of other content"):
+        objects.write(path, columns(), footer(), "others")
+
+
+def test_a_file_that_is_gone_when_it_is_read_is_written(tmp_path, monkeypatch):
+    path = tmp_path / "s.parquet"
+    path.write_bytes(b"damaged")
+
+    def gone(_):
+        monkeypatch.undo()
+        path.unlink()
+
+    monkeypatch.setattr(objects, "read_seen", gone)
+    assert objects.write(str(path), columns(), footer(), "types") == footer()
+    assert objects.read(str(path))[1] == footer()
+
+
+def test_a_damaged_file_that_another_run_replaces_first_stands(tmp_path, monkeypatch):
+    path = tmp_path / "s.parquet"
+    path.write_bytes(b"damaged")
+
+    def late(*_, **__):
+        path.write_bytes(encode(columns(), footer(tokens=34), "types"))
+        return False
+
+    monkeypatch.setattr(objects.publish, "replace", late)
+    assert objects.write(str(path), columns(), footer(), "types") == footer(tokens=34)
+
+
+def test_some_columns_of_a_file(tmp_path):
+    path = str(tmp_path / "s.parquet")
+    objects.write(path, columns(), footer(), "types")
+    table = objects.read_columns(path, ["reward", "reason", "row"], footer())
+    assert table.column_names == ["reward", "reason", "row"]
+    assert table.to_pylist() == columns().select(["reward", "reason", "row"]).to_pylist()
+    assert pa.types.is_dictionary(table["reason"].type)
+    with pytest.raises(StorageError, match=r"s\.parquet changed while it was read; run the same command again"):
+        objects.read_columns(path, ["row"], footer(responses=4))
+    with pytest.raises(
+        StorageError, match=r"none\.parquet is gone or damaged \(FileNotFoundError\); run the same command"
+    ):
+        objects.read_columns(str(tmp_path / "none.parquet"), ["row"], footer())
+
+
+@pytest.mark.parametrize(("start", "count"), [(0, 2), (1, 2), (1, 1), (2, 0)])
+def test_the_hash_is_of_the_rows_not_of_the_buffers(start, count):
+    part = columns(4).slice(start, count)
+    anew = pa.Table.from_pylist(part.to_pylist(), schema=COLUMNS)
+    assert objects.columns_hash(part, "d") == objects.columns_hash(anew, "d")
+    assert objects.columns_hash(part, "d") != objects.columns_hash(part, "e")
+
+
+def test_what_came_of_the_responses():
+    assert objects.outcome_of(columns()) == {
+        "scored": 2,
+        "rejected": {"empty_response": 1},
+        "first_rejected": [[1, "empty_response"]],
+        "truncated": 1,
+    }
+
+
+def test_columns_are_those_of_the_format():
+    """Files of earlier runs have these; other ones are another `FORMAT`."""
+    assert (objects.FORMAT, " ".join(f"{field.name}:{field.type}" for field in COLUMNS)) == (
+        2,
+        "row:int32 response_index:int32 prompt_key:fixed_size_binary[16] response_hash:uint64 reward:float reason:string "
+        "prompt_tokens:int32 response_tokens:int32 response_chars:int32 row_bytes:int64 truncated:bool source:string",
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import aiohttp
 import botocore.exceptions as boto
 import google.auth.exceptions as google
@@ -11,8 +13,8 @@ from aiohttp.http_exceptions import ContentLengthError
 from gcsfs.retry import HttpError
 from s3fs.errors import translate_boto_error
 
-from pipelines.errors import StorageError
-from pipelines.storage import retrying
+from pipelines.errors import ConflictError, StorageError
+from pipelines.storage import failures, retrying
 from pipelines.storage.failures import Kind, ShortRead, diagnose
 
 SECRET = "canary0secret"
@@ -116,3 +118,169 @@ def test_a_request_is_told_how_long_it_may_take_and_the_deadline_holds(clock):
     assert left == sorted(left, reverse=True)
     assert 45 < clock.now - began <= 60
     assert 5 <= len(left) <= 9
+
+
+@pytest.mark.parametrize(
+    ("codes", "words"),
+    [
+        ("ExpiredToken ExpiredTokenException TokenRefreshRequired", "sign in again, and run the same command again"),
+        (
+            "InvalidAccessKeyId SignatureDoesNotMatch InvalidToken InvalidSecurity",
+            "check the credentials in the environment",
+        ),
+        (
+            "AccessDenied AllAccessDisabled AccountProblem NotSignedUp",
+            "grant these credentials reading, writing and listing",
+        ),
+        ("NoSuchBucket InvalidBucketName", "create the bucket, or mend its name"),
+        ("PermanentRedirect IllegalLocationConstraintException AuthorizationHeaderMalformed", "set AWS_DEFAULT_REGION"),
+        ("RequestTimeTooSkewed", "set this machine's clock"),
+        ("NotImplemented", "the store cannot write create-only"),
+        ("Other", "check the place and run the same command again"),
+    ],
+)
+def test_a_refusal_by_code_has_its_remedy(codes, words):
+    for code in codes.split():
+        failure = diagnose(s3_error(code, 400))
+        assert (failure.kind, failure.cause, failure.remedy[: len(words)]) == (Kind.FATAL, f"400 {code}", words)
+
+
+@pytest.mark.parametrize(
+    ("kind", "codes"),
+    [
+        (Kind.TRANSIENT, "RequestTimeout SlowDown Throttling ThrottlingException XAmzContentSHA256Mismatch"),
+        (Kind.MISSING, "NoSuchKey NoSuchUpload NoSuchVersion"),
+        (Kind.EXISTS, "PreconditionFailed"),
+    ],
+)
+def test_other_codes_count_whatever_the_status(kind, codes):
+    assert {diagnose(s3_error(code, 400)).kind for code in codes.split()} == {kind}
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "words"),
+    [
+        (301, Kind.FATAL, "set AWS_DEFAULT_REGION"),
+        (400, Kind.FATAL, "check the place"),
+        (401, Kind.FATAL, "check the credentials"),
+        (403, Kind.FATAL, "grant these"),
+        (404, Kind.MISSING, ""),
+        (408, Kind.TRANSIENT, ""),
+        (409, Kind.TRANSIENT, ""),
+        (410, Kind.MISSING, ""),
+        (412, Kind.EXISTS, ""),
+        (425, Kind.TRANSIENT, ""),
+        (429, Kind.TRANSIENT, ""),
+        (499, Kind.FATAL, "check the place"),
+        (500, Kind.TRANSIENT, ""),
+        (501, Kind.FATAL, "the store cannot write create-only"),
+        (502, Kind.TRANSIENT, ""),
+        (599, Kind.TRANSIENT, ""),
+    ],
+)
+def test_a_status_alone(status, kind, words):
+    for number in (status, str(status)):
+        failure = diagnose(HttpError({"code": number, "message": SECRET}))
+        assert (failure.kind, failure.cause, failure.remedy[: len(words)]) == (kind, str(status), words)
+
+
+@pytest.mark.parametrize("status", [99, 600, "5xx", None, 1500])
+def test_what_is_no_status_is_none(status):
+    failure = diagnose(HttpError({"code": status, "message": SECRET}))
+    assert failure is None or SECRET not in failure.cause
+    assert failure is None or not failure.cause[:1].isdigit()
+
+
+def test_the_first_that_says_something_counts_and_circles_end():
+    inner = chained(RuntimeError(SECRET), chained(ConnectionResetError(SECRET), FileNotFoundError(SECRET)))
+    assert diagnose(inner) == diagnose(ConnectionResetError())
+    assert diagnose(chained(RuntimeError(SECRET), s3_error("SlowDown", 503))).cause == "503 SlowDown"
+    with_context = RuntimeError(SECRET)
+    with_context.__context__ = TimeoutError()
+    assert diagnose(with_context).kind is Kind.TRANSIENT
+    one, two = KeyError("x"), KeyError("y")
+    one.__context__, two.__context__ = two, one
+    assert diagnose(one) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [(n, Kind.FATAL) for n in sorted(failures._NO_CREDENTIALS)]
+    + [(n, Kind.TRANSIENT) for n in sorted(failures._BROKEN)]
+    + [("OtherTimeout", Kind.TRANSIENT)],
+)
+def test_drivers_exceptions_are_told_by_name(name, kind):
+    failure = diagnose(type(name, (Exception,), {})(SECRET))
+    assert (failure.kind, name in failure.cause) == (kind, True)
+
+
+def test_what_passes_is_tried_again_until_it_does(clock, caplog):
+    came = []
+
+    def request(_):
+        came.append(clock.now)
+        if len(came) < 4:
+            raise TimeoutError
+        return "result"
+
+    with caplog.at_level("INFO"):
+        assert retrying.patiently(request, doing="read", place="s3://b/x") == "result"
+    assert [record.getMessage() for record in caplog.records] == [
+        "trying to read s3://b/x again: no answer (TimeoutError)"
+    ]
+    pauses = [after - before for before, after in itertools.pairwise(came)]
+    assert [longest / 2 <= pause <= longest for pause, longest in zip(pauses, (1, 2, 4), strict=True)] == [True] * 3
+
+
+def test_the_same_cause_is_named_once_with_attempts_and_seconds(clock, monkeypatch):
+    monkeypatch.setattr(retrying, "pause_after", lambda attempts: 20.0 * attempts)
+
+    def request(secs):
+        assert secs == 1060 - clock.now
+        raise TimeoutError
+
+    with pytest.raises(StorageError) as raised:
+        retrying.patiently(request, doing="list", place="s3://b/x")
+    assert str(raised.value) == (
+        "cannot list s3://b/x: no answer (TimeoutError), 2 attempts in 20 s; check the store, and run the same command again"
+    )
+    assert clock.now == 1020
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (s3_error("NoSuchKey", 404), FileNotFoundError, "s3://b/x"),
+        (s3_error("PreconditionFailed", 412), FileExistsError, "s3://b/x"),
+        (PermissionError(SECRET), StorageError, "cannot read s3://b/x: access denied; grant these credentials"),
+        (ConflictError("ours"), ConflictError, "ours"),
+    ],
+)
+def test_what_does_not_pass_is_raised_at_once_and_drags_nothing_along(clock, error, kind, message):
+    def request(_):
+        raise error
+
+    with pytest.raises(kind) as raised:
+        retrying.patiently(request, doing="read", place="s3://b/x")
+    assert type(raised.value) is kind
+    assert str(raised.value).startswith(message)
+    assert (raised.value.__cause__, raised.value.__context__, clock.now) == (None, None, 1000)
+
+
+def test_a_request_that_took_all_the_time_has_none_left(clock):
+    left = []
+
+    def request(secs):
+        left.append(secs)
+        clock.sleep(50 if len(left) == 1 else 8)
+        raise TimeoutError
+
+    with pytest.raises(StorageError, match="attempts in"):
+        retrying.patiently(request, doing="read", place="s3://b/x")
+    assert min(left) > 0
+
+
+def test_an_error_of_the_system_says_its_words_and_a_remedy():
+    remedy = "check the place and run the same command again"
+    assert diagnose(OSError(5, "Input/output error")) == (Kind.FATAL, "Input/output error", remedy)
+    assert diagnose(OSError()) == (Kind.FATAL, "OSError", remedy)

@@ -1,0 +1,67 @@
+"""Totals of score files, and the limit on rejected responses."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from pipelines.config import Limits
+from pipelines.errors import RejectedError, StorageError
+from pipelines.records import Totals
+from pipelines.storage.objects import Footer, ScoreFile
+from pipelines.totals import check_limits, sum_totals, totals_of
+
+FOOTER = Footer(
+    fingerprint="f", file_key="a.parquet", file_size=1, file_version="v", unit=0, unit_start=100, fragment=0, rows=3,
+    last=True, responses=10, scored=8, rejected={"empty": 2}, first_rejected=[[1, "empty"], [2, "empty"]], truncated=4,
+    tokens=50, text_bytes=60, content_hash="c",
+)  # fmt: skip
+TOTALS = Totals(
+    rows=3, read=10, scored=8, rejected=Counter(empty=2), truncated=4, tokens=50,
+    examples=(("a.parquet", 100, 1, "empty"), ("a.parquet", 100, 2, "empty")),
+)  # fmt: skip
+
+
+def test_of_one_file_and_of_several():
+    one = totals_of(ScoreFile("p", 0, FOOTER).to_bytes())
+    assert one == TOTALS
+    both = sum_totals([one, replace(one, rejected=Counter(bad_json=2), examples=())])
+    assert (both.rows, both.read, both.scored, both.truncated, both.tokens) == (6, 20, 16, 8, 100)
+    assert both.rejected == {"empty": 2, "bad_json": 2}
+    assert sum_totals([]) == Totals()
+
+
+@pytest.mark.parametrize(("limit", "fails"), [(0.2, False), (0.19, True), (1.0, False), (0.0, True)])
+def test_the_limit_itself_is_within_it(limit, fails):
+    limits = Limits(max_rejected_fraction=limit)
+    if not fails:
+        assert check_limits(TOTALS, limits) is TOTALS
+        return
+    with pytest.raises(RejectedError) as raised:
+        check_limits(TOTALS, limits)
+    assert str(raised.value) == (
+        "2 of 10 responses were rejected (20.0000%: empty 2; first: a.parquet row 102 empty, a.parquet row 103 empty), more than "
+        f"limits.max_rejected_fraction={limit}; mend the input, or raise the limit: nothing is scored again"
+    )
+
+
+def test_reasons_come_by_count_and_the_model_is_named_where_there_are_several():
+    many = replace(TOTALS, scored=4, rejected=Counter(empty=2, bad_json=3, too_long=1))
+    with pytest.raises(
+        RejectedError, match=r"6 of 10 responses were rejected by model m \(60\.0000%: bad_json 3, empty 2, too"
+    ):
+        check_limits(many, Limits(max_rejected_fraction=0.5), model="m")
+
+
+def test_nothing_read_is_within_any_limit():
+    assert check_limits(Totals(), Limits(max_rejected_fraction=0.0)) == Totals()
+
+
+@pytest.mark.parametrize("scored", [7, 9])
+def test_a_lost_response_is_noticed(scored):
+    with pytest.raises(
+        StorageError, match=rf"say 10 read, {scored} scored and 2 rejected, which does not add up; remove"
+    ):
+        check_limits(replace(TOTALS, scored=scored), Limits(max_rejected_fraction=1.0))

@@ -1,0 +1,126 @@
+"""Who may write to an output, and when it is complete; on a local disk, without a pipeline."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipelines.errors import ConflictError, StorageError
+from pipelines.storage import manifest, publish
+
+OURS = {"inputs": "i", "selection": "s", "plan": "p"}
+
+
+@pytest.fixture
+def output(tmp_path) -> str:
+    return str(tmp_path / "out")
+
+
+def put(output: str, name: str, data: bytes = b"x") -> None:
+    path = Path(output) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def held(output: str) -> dict[str, str]:
+    return json.loads((Path(output) / "claim.json").read_bytes())
+
+
+def test_a_first_claim_is_written_and_an_equal_one_joins(output):
+    assert manifest.claim(output, **OURS) is True
+    assert held(output) == OURS
+    assert manifest.claim(output, **OURS) is True
+    assert manifest.claim(output, **{**OURS, "plan": "touched"}) is False
+    assert held(output) == OURS
+
+
+@pytest.mark.parametrize("published", [None, "shards", "data.parquet"])
+def test_another_claim_takes_over_where_nothing_is_published(output, published):
+    manifest.claim(output, **OURS)
+    if published:
+        put(output, f"{published}/x")
+    other = {**OURS, "inputs": "others"}
+    assert manifest.claim(output, **other) is True
+    assert held(output) == other
+
+
+@pytest.mark.parametrize("published", ["manifest.json", "README.md", "data/a.parquet", "rejected/a.parquet"])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"inputs": "j"}, "input files or model"),
+        ({"selection": "t"}, "select or output settings"),
+        ({"inputs": "j", "selection": "t"}, "input files or model and select or output settings"),
+    ],
+)
+def test_another_claim_on_what_is_published_is_a_conflict(output, published, changes, words):
+    manifest.claim(output, **OURS)
+    put(output, published)
+    with pytest.raises(ConflictError) as raised:
+        manifest.claim(output, **{**OURS, **changes})
+    assert str(raised.value) == (
+        f"output.path {output} belongs to a run with other {words}; choose another output.path "
+        f"(scores.path={output}/scores re-uses what is scored there)"
+    )
+    assert held(output) == OURS
+    assert manifest.claim(output, **OURS) is True
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"inputs": "i', b"\xff"])
+def test_a_damaged_claim_is_taken_over(output, damage):
+    put(output, "claim.json", damage)
+    assert manifest.claim(output, **OURS) is True
+    assert held(output) == OURS
+
+
+def test_a_claim_that_is_gone_when_it_is_read_is_none(output, monkeypatch):
+    manifest.claim(output, **{**OURS, "plan": "old"})
+    real = manifest.read_seen
+
+    def gone(path):
+        monkeypatch.setattr(manifest, "read_seen", real)
+        Path(path).unlink()
+        return real(path)
+
+    monkeypatch.setattr(manifest, "read_seen", gone)
+    assert manifest.claim(output, **OURS) is True
+    assert held(output) == OURS
+
+
+def test_a_claim_that_another_run_takes_first_is_a_conflict(output, monkeypatch):
+    manifest.claim(output, **OURS)
+    monkeypatch.setattr(publish, "replace", lambda path, data, *, seen: False)
+    with pytest.raises(
+        ConflictError, match=r"out has been claimed by another run at this moment; choose another output"
+    ):
+        manifest.claim(output, **{**OURS, "inputs": "others"})
+
+
+def test_complete_is_every_shard_in_full_size(output):
+    assert manifest.complete(output) is None
+    shards = [{"name": "data/a.parquet", "bytes": 3}, {"name": "data/b.parquet", "bytes": 5}]
+    put(output, "data/a.parquet", b"abc")
+    put(output, "data/b.parquet", b"abcde")
+    put(output, "manifest.json", manifest.to_json({"shards": shards}))
+    assert manifest.complete(output) == {"shards": shards} == manifest.read_manifest(output)
+    for data in (b"abcd", b"abcdef"):
+        put(output, "data/b.parquet", data)
+        assert manifest.complete(output) is None
+    (Path(output) / "data/b.parquet").unlink()
+    assert manifest.complete(output) is None
+    assert manifest.read_manifest(output) == {"shards": shards}
+
+
+def test_a_damaged_manifest_is_an_error(output):
+    put(output, "manifest.json", b'{"shards": [')
+    with pytest.raises(StorageError, match=r"out/manifest\.json is damaged; remove it and run the same command again"):
+        manifest.complete(output)
+
+
+def test_json_is_canonical_and_readable():
+    assert manifest.to_json({"b": "ä", "a": [1]}) == '{\n  "a": [\n    1\n  ],\n  "b": "ä"\n}\n'.encode()
+    assert manifest.digest({"a": 1, "b": 2}) == manifest.digest({"b": 2, "a": 1}) != manifest.digest({"a": 2, "b": 1})
+    # printf '{"a": 1}' | sha256sum
+    assert manifest.digest({"a": 1}) == "f9d86028c6e0d64e225186f96acb69338b2c59764df79162107f5c4bb34d1310"
