@@ -89,7 +89,8 @@ def test_nothing_is_written_outside_of_the_output(subject: Subject):
     source = (subject.folder / "in" / "a.jsonl").read_text()
     for name in ("x..%2f..%2fy.jsonl", "a b;$(touch z).jsonl", "back\\..\\slash.jsonl"):
         (inputs / name).write_text(source.replace("generator", "source").replace("g0", "../../g0"))
-    (inputs / "link").symlink_to(subject.folder / "in")
+    for path in sorted((subject.folder / "in").iterdir()):
+        (inputs / f"link-{path.name}").symlink_to(path)
     output = place.folder / "else" / "out"
     ended = place.run(watch=["/"], overrides=[f"input.path={inputs}/**", f"output.path={output}"])
     assert ended.code == 0, ended.err
