@@ -112,14 +112,15 @@ def _found_locally(fs: LocalFileSystem, path: str) -> dict[str, dict[str, Any]]:
 def _refuse_links(fs: LocalFileSystem, pattern: str) -> None:
     """Raise `InputError` where a wildcard matches a link to a directory that files of the pattern lie below: fsspec leaves these
     out."""
-    parts = pattern.split("/")
+    parts, root = pattern.split("/"), _above_wildcard(pattern)
     for count in range(1, len(parts)):
         if not local_glob.has_magic(before := "/".join(parts[:count])):
             continue
         rest = "/".join(parts[count - 1 if parts[count - 1] == "**" else count :])
         for name, info in fs.glob(before, detail=True).items():
             below = local_glob.iglob(f"{local_glob.escape(name)}/{rest}", recursive=True)  # this one follows links
-            if info.get("islink") and os.path.isdir(name) and any(map(os.path.isfile, below)):
+            meant = (os.path.isfile(file) and not _hidden(file.removeprefix(root)) for file in below)
+            if info.get("islink") and os.path.isdir(name) and any(meant):
                 raise _link_error(name)
 
 

@@ -89,6 +89,7 @@ def test_a_link_to_a_directory_that_no_file_is_looked_for_below_is_no_matter(tre
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "d.jsonl").write_text("d")
     (tree / "link").symlink_to(tmp_path / "other")
+    (tree / "_link").symlink_to(tree / "deep")
     assert len(files.expand(f"{tree}{pattern}")) == found
 
 

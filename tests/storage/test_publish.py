@@ -141,6 +141,8 @@ def test_reading_a_range_of_what_is_gone_is_a_change():
     assert (seen, there.read_range(1, 4, seen), there.read_range(2, 2, seen)) == (Seen(5, ""), b"hol", b"")
     assert (there.create(io.BytesIO(b"x"), 1), there.replace(b"other", None), there.read()) == (False, True, b"other")
     there.fs.rm(there.name)
+    assert (there.create(io.BytesIO(b"whole"), 5), there.read()) == (True, b"whole")
+    there.fs.rm(there.name)
     with pytest.raises(Changed, match=r"memory://.*/a changed while it was read; run the same command again"):
         there.read_range(1, 4, seen)
     assert (there.look(), there.read()) == (None, None)
