@@ -62,17 +62,8 @@ class GcsObject(RemoteObject):
         except FileNotFoundError:
             return None
 
-    def read_range(self, start: int, end: int, seen: Seen) -> bytes:
-        if start == end:
-            return b""
-
-        def request(secs: float) -> bytes:
-            return whole(self._get(secs, seen.version, {"Range": f"bytes={start}-{end - 1}"}), end - start)
-
-        try:
-            return self.patiently("read", request)
-        except FileNotFoundError:
-            raise self.changed() from None
+    def _range(self, start: int, end: int, seen: Seen, secs: float) -> bytes:
+        return self._get(secs, seen.version, {"Range": f"bytes={start}-{end - 1}"})
 
     def create(self, file: BinaryIO, size: int) -> bool:
         if size <= PART_BYTES:

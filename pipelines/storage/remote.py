@@ -47,8 +47,8 @@ class RemoteObject(ABC):
         """The whole object, or None."""
 
     @abstractmethod
-    def read_range(self, start: int, end: int, seen: Seen) -> bytes:
-        """Bytes `start` to `end`, exclusive, of the object as it was seen; raises `StorageError` where it has changed."""
+    def _range(self, start: int, end: int, seen: Seen, secs: float) -> bytes:
+        """One request for some bytes of the object as it was seen; as many come back as the store sends."""
 
     @abstractmethod
     def create(self, file: BinaryIO, size: int) -> bool:
@@ -57,6 +57,15 @@ class RemoteObject(ABC):
     @abstractmethod
     def replace(self, data: bytes, version: str | None) -> bool:
         """Overwrite the object of this version (None: any); False where there is another by now, possibly this data."""
+
+    def read_range(self, start: int, end: int, seen: Seen) -> bytes:
+        """Bytes `start` to `end`, exclusive, of the object as it was seen; raises `StorageError` where it has changed."""
+        if start == end:
+            return b""
+        try:
+            return self.patiently("read", lambda secs: whole(self._range(start, end, seen, secs), end - start))
+        except (FileExistsError, FileNotFoundError):  # stores say it either way
+            raise self.changed() from None
 
     def read_seen(self) -> tuple[bytes, Seen] | None:
         """The whole object and its version, one of the other."""
@@ -104,17 +113,8 @@ class OtherObject(RemoteObject):
         except FileNotFoundError:
             return None
 
-    def read_range(self, start: int, end: int, seen: Seen) -> bytes:
-        if start == end:
-            return b""
-
-        def request(_: float) -> bytes:
-            return whole(self.fs.cat_file(self.name, start=start, end=end), end - start)
-
-        try:
-            return self.patiently("read", request)
-        except FileNotFoundError:
-            raise self.changed() from None
+    def _range(self, start: int, end: int, seen: Seen, secs: float) -> bytes:
+        return cast("bytes", self.fs.cat_file(self.name, start=start, end=end))
 
     def create(self, file: BinaryIO, size: int) -> bool:
         self._writable()

@@ -70,18 +70,8 @@ class S3Object(RemoteObject):
         except FileNotFoundError:
             return None
 
-    def read_range(self, start: int, end: int, seen: Seen) -> bytes:
-        if start == end:
-            return b""
-
-        def request(secs: float) -> bytes:
-            data, _ = self._get(secs, Range=f"bytes={start}-{end - 1}", IfMatch=seen.version)
-            return whole(data, end - start)
-
-        try:
-            return self.patiently("read", request)
-        except (FileExistsError, FileNotFoundError):
-            raise self.changed() from None
+    def _range(self, start: int, end: int, seen: Seen, secs: float) -> bytes:
+        return self._get(secs, Range=f"bytes={start}-{end - 1}", IfMatch=seen.version)[0]
 
     def create(self, file: BinaryIO, size: int) -> bool:
         if size <= PART_BYTES:
