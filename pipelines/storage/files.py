@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import glob as local_glob
+import itertools
 import os
 import stat
 from collections.abc import Iterator
@@ -234,10 +235,11 @@ def size_of(path: str) -> int | None:
 
 
 def anything_below(path: str) -> bool:
-    """Whether there is a file of this name, or any in a directory of this name."""
+    """Whether there is a file of this name, or any in a directory of this name; a local dot-name is not published yet."""
     fs, name = filesystem(path)
     if isinstance(fs, LocalFileSystem):
-        return os.path.exists(name)
+        below = itertools.chain.from_iterable(files for _, _, files in os.walk(name))
+        return os.path.isfile(name) or any(not file.startswith(".") for file in below)
     return bool(patiently(lambda _: fs.find(name), doing="list", place=path))
 
 

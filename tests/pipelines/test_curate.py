@@ -216,6 +216,7 @@ def test_a_claim_without_output_is_taken_over(tmp_path, make_config):
     with pytest.raises(RejectedError):
         run(make_config(path))
     write_jsonl(path, corpus_rows(4))
+    (tmp_path / "out" / "data").mkdir()  # as a run leaves it that is killed before its first shard
     run(make_config(path, select=[{"best_of_n": {"keep": 2}}]))
     assert set(kept(tmp_path / "out")) == expected_best(corpus_rows(4), keep=2)
 

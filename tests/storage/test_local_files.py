@@ -158,6 +158,11 @@ def test_what_is_there_and_what_is_not(tmp_path):
     assert (files.read_bytes(str(path)), files.size_of(str(path)), files.anything_below(str(path))) == (b"abc", 3, True)
     assert files.size_of(str(tmp_path)) is None
     assert files.anything_below(str(tmp_path))
+    (tmp_path / "data" / "deep").mkdir(parents=True)
+    (tmp_path / "data" / "deep" / ".b.parquet.0123456789ab.tmp").touch()  # of a writer that was killed, or is at it
+    assert not files.anything_below(str(tmp_path / "data"))
+    (tmp_path / "data" / "deep" / "b.parquet").touch()
+    assert files.anything_below(str(tmp_path / "data"))
     with pytest.raises(StorageError, match=r"^cannot read .*: Is a directory$"):
         files.read_bytes(str(tmp_path))
 
