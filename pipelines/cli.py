@@ -152,8 +152,8 @@ def _explain(settings: RunConfig, prompt: str, flags: list[str], *, as_json: boo
 
 
 _ENDS = {
-    signal.SIGTERM: "terminated; what is scored stays, and the same command again goes on from there",
-    signal.SIGINT: "interrupted; what is scored stays, and the same command again goes on from there",
+    signal.SIGTERM: "terminated; what is finished stays, and the same command again goes on from there",
+    signal.SIGINT: "interrupted; what is finished stays, and the same command again goes on from there",
 }
 _ENDING = threading.Lock()
 

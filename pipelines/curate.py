@@ -21,6 +21,7 @@ from pipelines.ensemble import CombineScores, LoadAlone
 from pipelines.errors import BestkeptError, ConfigError, StorageError, from_text, remedy, whereabouts
 from pipelines.export import Export
 from pipelines.finish import OFFSET_WARNING, Finish, selection_settings
+from pipelines.overlap import Gather
 from pipelines.plan import Plan, PlanPaths, Plans, make_plans
 from pipelines.records import Totals
 from pipelines.runners import pipeline_options, runner_of
@@ -177,7 +178,7 @@ def score(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory
             _ = (
                 descriptors
                 | f"CountRows{own}" >> beam.Map(totals_of)
-                | f"SumTotals{own}" >> beam.CombineGlobally(sum_totals)
+                | f"SumTotals{own}" >> Gather(sum_totals)
                 | f"PublishTotals{own}" >> beam.Map(publish_totals, summary, replace=skipping)
             )
         if skipping:

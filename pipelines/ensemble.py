@@ -20,6 +20,7 @@ from apache_beam.utils.shared import Shared
 from pipelines.combine import COMBINED, ROW, Moments, Standards, combine_tables, measure, merge_moments, standards_of
 from pipelines.config import EnsembleConfig
 from pipelines.errors import InputError, StorageError
+from pipelines.overlap import Gather
 from pipelines.plan import Plan
 from pipelines.storage import objects
 from pipelines.storage.files import join
@@ -65,7 +66,7 @@ class CombineScores(beam.PTransform):  # type: ignore[misc]
         grouped = placed | "AllModels" >> beam.Flatten() | "GroupByFragment" >> beam.GroupByKey()
         matched = grouped | "MatchModels" >> beam.ParDo(MatchModels(self.plan_path, self.scores_path))
         moments = matched | "MeasureRewards" >> beam.ParDo(MeasureRewards())
-        merged = moments | "MergeMoments" >> beam.CombineGlobally(merge_moments)
+        merged = moments | "MergeMoments" >> Gather(merge_moments)
         standards = merged | "Standardise" >> beam.ParDo(Standardise(self.plan_path))
         combined = matched | "CombineRewards" >> beam.ParDo(
             CombineRewards(self.plan_path, self.combined_path), AsSingleton(standards)
@@ -99,10 +100,9 @@ class MatchModels(beam.DoFn):  # type: ignore[misc]
         there = min(hashes)
         for member in range(len(members)):
             if hashes.get(member) != hashes[there]:
-                one, other = (
-                    f"model {members[at]['name']} in {join(self.scores_path, members[at]['fingerprint'])}"
-                    for at in (there, member)
-                )
+                paths = {at: ScoreFile.from_bytes(data).path.rsplit("/", 1)[0] for at, data in found.items()}
+                own = {at: join(self.scores_path, members[at]["fingerprint"]) for at in (there, member)}
+                one, other = (f"model {members[at]['name']} in {paths.get(at, own[at])}" for at in (there, member))
                 raise InputError(
                     f"input file {path} has changed between two scorings: the scores of {one} and of {other} are of different "
                     "text; remove the older of these folders and score again"

@@ -31,7 +31,6 @@ from pipelines.storage.publish import create_or_equal
 from pipelines.workers import carrying_errors, plan_at
 
 _ROWS_AT_ONCE = 2048
-_WRITE_BYTES = 4 * 2**20
 _TABLES_AHEAD = 2  # of each unit that is read; up to 32 MB each
 _ROW_GROUP_BYTES = 32 * 2**20  # of text; readers expect 100 MB at most, and three are in memory
 _TEXTS = pa.schema([("key_high", pa.uint64()), ("key_low", pa.uint64()), ("text", pa.large_string())])
@@ -53,9 +52,10 @@ class Export(beam.PTransform):  # type: ignore[misc]
 
     def expand(self, selected: dict[str, Any]) -> Any:
         kept = selected["kept"]
-        counts = kept | "CountKept" >> beam.Map(count_kept, self.needs) | "ListCounts" >> Gather(list)
+        counts = kept | "CountKept" >> beam.Map(count_kept, self.needs)
         bounds = (self.rows_per_shard, self.bytes_per_shard)
-        shards = counts | "PlanShards" >> beam.Map(make_shard_plan, self.plan_path, bounds, AsIter(selected["files"]))
+        plan = kept.pipeline | "PlanPath" >> beam.Create([self.plan_path])
+        shards = plan | "PlanShards" >> beam.Map(make_shard_plan, bounds, AsIter(counts), AsIter(selected["files"]))
         schema = selected["schemas"] | "ListSchemas" >> Gather(first_places)
         jobs = shards | "ListJobs" >> beam.FlatMap(lambda plan: [(job, b"") for job in range(len(plan.jobs))])
         pieces = kept | "DealKept" >> beam.FlatMap(deal, self.needs, AsSingleton(shards))
@@ -75,9 +75,9 @@ def count_kept(kept: KeptUnit, needs: Needs) -> tuple[int, int, int]:
 
 
 def make_shard_plan(
-    counts: Sequence[tuple[int, int, int]],
     plan_path: str,
     bounds: tuple[int, int],
+    counts: Iterable[tuple[int, int, int]],
     files: Iterable[tuple[int, list[list[Any]]]],
 ) -> ShardPlan:
     """Shards of at most `bounds` rows and bytes of text; the bytes are those of the mean row of its file."""
@@ -85,6 +85,7 @@ def make_shard_plan(
     with carrying_errors():
         streamed = [not seekable(file) for file in plan_at(plan_path).files]
     kept = dict.fromkeys(range(len(streamed)), 0)
+    counts = list(counts)
     for file, _, count in counts:
         kept[file] += count
     sizes = {file: [sum(fragment[at] for fragment in fragments) for at in (6, 4)] for file, fragments in files}
@@ -192,10 +193,8 @@ class WriteShards(beam.DoFn):  # type: ignore[misc]
 
         def write(file: BinaryIO) -> None:
             nonlocal written, size
-            # buffered by Arrow: each page would wait for the interpreter otherwise
-            sink = pa.BufferedOutputStream(pa.PythonFile(file, mode="w"), _WRITE_BYTES)
             with pq.ParquetWriter(
-                sink,
+                file,
                 pa.schema([field.remove_metadata() for field in schema.remove_metadata()]),
                 compression="zstd",
                 compression_level=3,
@@ -211,9 +210,7 @@ class WriteShards(beam.DoFn):  # type: ignore[misc]
                 raise InputError(
                     f"{name} got {written} rows instead of {rows}: an input changed while it was read; run again"
                 )
-            sink.flush()
             size = file.tell()
-            sink.detach()
 
         digest = create_or_equal(join(self.output, name), write)
         return Shard(name, rows, size, digest)

@@ -105,14 +105,14 @@ def _made(
     own: Candidates, prompts: pa.Array, responses: pa.Array, *, shape: Shape, more: dict[str, pa.Array]
 ) -> dict[str, pa.Array]:
     """Columns by name, as `shapes.to_table` makes them of rows."""
-    margins = [None if np.isnan(margin) else margin for margin in own.margin.tolist()]
-    made = {
-        "reward": pa.array(own.raw, pa.float32()),
-        "rank": pa.array(own.rank, pa.int32()),
-        "margin": pa.array(margins, pa.float32()),
-        "probability": pa.array([probability_of(margin, shape.temperature) for margin in margins], pa.float32()),
-        **more,
-    }
+    made = {"reward": pa.array(own.raw, pa.float32()), **more}
+    if "rank" in shape.add:
+        made["rank"] = pa.array(own.rank, pa.int32())
+    if "margin" in shape.add or "probability" in shape.add:
+        margins = [None if np.isnan(margin) else margin for margin in own.margin.tolist()]
+        made["margin"] = pa.array(margins, pa.float32())
+        probabilities = [probability_of(margin, shape.temperature) for margin in margins]
+        made["probability"] = pa.array(probabilities, pa.float32())
     if shape.name == "messages":
         return {"messages": _messages([prompts, responses], first=0), **made}
     return {"prompt": _messages([prompts], first=0), "completion": _messages([responses], first=1), **made}

@@ -26,6 +26,7 @@ from pipelines.workers import carrying_errors
 
 T = TypeVar("T")
 
+_MERGED = 16  # elements are merged when there are so many; of a cut they may be 1.6 MB a stratum each
 _MOST_THREADS = 4  # of one process; what they hold grows with them
 
 
@@ -112,6 +113,10 @@ class Overlapped(beam.DoFn):  # type: ignore[misc]
         """What one element comes to; runs beside others, and changes nothing of the DoFn."""
         raise NotImplementedError
 
+    def hold(self, element: Any) -> Any:
+        """The element for `work`, with all that a runner may only show while it processes it."""
+        return element
+
     def collect(self, result: Any) -> Iterator[Any]:
         """A result of `work` → outputs."""
         yield from result
@@ -126,7 +131,7 @@ class Overlapped(beam.DoFn):  # type: ignore[misc]
     @no_annotations  # type: ignore[untyped-decorator]  # Beam cannot read those of *args
     def process(self, element: Any, *sides: Any) -> Iterator[Any]:
         with carrying_errors():
-            for result in self._overlap.put(self.work, _held(element), *sides):
+            for result in self._overlap.put(self.work, self.hold(element), *sides):
                 yield from self.collect(result)
 
     def finish_bundle(self) -> Iterator[Any]:
@@ -134,13 +139,6 @@ class Overlapped(beam.DoFn):  # type: ignore[misc]
             for result in self._overlap.drain():
                 yield from map(_windowed, self.collect(result))
             yield from map(_windowed, self.close())
-
-
-def _held(element: Any) -> Any:
-    """Values of a key, which a runner may only show while it processes them, as a list."""
-    if isinstance(element, tuple) and len(element) == 2 and not isinstance(element[1], bytes):
-        return element[0], list(element[1])
-    return element
 
 
 def _windowed(output: Any) -> Any:
@@ -151,14 +149,35 @@ def _windowed(output: Any) -> Any:
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
 class Gather(beam.PTransform):  # type: ignore[misc]
-    """All elements → the one that `merge` makes of them, also where there are none.
+    """All elements → the one that `merge` makes of them, also where there are none; `merge` is associative.
 
-    For few and small elements, such as one a bundle: one worker reads them all. A third of what CombineGlobally costs in the
-    graph, which is most of the time that a small selection takes.
+    Elements are merged by bundle first, and one worker merges these. A third of what CombineGlobally costs in the graph,
+    which is most of the time that a small selection takes.
     """
 
     merge: Callable[[Iterable[Any]], Any]
 
     def expand(self, source: Any) -> Any:
+        parts = source | "MergeBundles" >> beam.ParDo(MergeBundles(self.merge))
         one = source.pipeline | "One" >> beam.Impulse()
-        return one | "Merge" >> beam.Map(lambda _, parts, merge: merge(parts), AsIter(source), self.merge)
+        return one | "Merge" >> beam.Map(lambda _, parts, merge: merge(parts), AsIter(parts), self.merge)
+
+
+@dataclass(eq=False)
+class MergeBundles(beam.DoFn):  # type: ignore[misc]
+    """The elements of a bundle → one."""
+
+    merge: Callable[[Iterable[Any]], Any]
+
+    def start_bundle(self) -> None:
+        self._parts: list[Any] = []
+
+    def process(self, element: Any) -> Iterator[Any]:
+        self._parts.append(element)
+        if len(self._parts) >= _MERGED:
+            self._parts = [self.merge(self._parts)]
+        return iter(())
+
+    def finish_bundle(self) -> Iterator[Any]:
+        if self._parts:
+            yield _windowed(self.merge(self._parts))

@@ -23,22 +23,18 @@ from pipelines.summaries import ExactSum, SelectionSummary, StepCounts
 _BLOCK_ROWS = 200_000  # that are partitioned at a time, at least; 10 MB
 _HELD_ROWS = 5_000_000  # of a bundle, before they are shuffled: 250 MB
 _WORTH = 0.7  # where rows that were combined are more than this share of what may be held, they go
-Place = tuple[int, int, int]
-"""File, unit, fragment."""
 
 
 class _Read(NamedTuple):
     """What a score file tells."""
 
     candidates: Candidates
-    summary: SelectionSummary
     outputs: list[TaggedOutput]
-    schema: tuple[str, Place] | None
 
 
 class ReadScores(Overlapped):
-    """Descriptor → (partition, candidates); and what else the score files tell: fragments and rejected rows by input file, a
-    summary and the input's schemas by bundle."""
+    """Descriptor → (partition, candidates); and what else a score file tells: fragments and rejected rows by input file, a
+    summary, the input's schema."""
 
     def __init__(self, selection: Selection, with_schemas: bool) -> None:
         self._selection = selection
@@ -49,8 +45,6 @@ class ReadScores(Overlapped):
         self._jobs = Overlap()
         self._block: list[Candidates] = []
         self._held: dict[int, list[Candidates]] = {}  # by partition
-        self._summary: SelectionSummary | None = None
-        self._schemas: dict[str, Place] = {}
 
     def work(self, data: bytes, _within_limits: Any, *sides: Any) -> _Read:
         descriptor, needs = ScoreFile.from_bytes(data), self._selection.needs
@@ -66,16 +60,14 @@ class ReadScores(Overlapped):
         if footer.rejected:
             rejected = to_ipc(rejected_rows(scores, footer.unit_start))
             outputs.append(TaggedOutput("rejected", (descriptor.file, rejected)))
-        place = (descriptor.file, footer.unit, footer.fragment)
-        schema = (objects.original_schema(scores), place) if self._with_schemas else None
-        return _Read(candidates, _summary(everything, counts, self._selection), outputs, schema)
+        if self._with_schemas:
+            place = (descriptor.file, footer.unit, footer.fragment)
+            outputs.append(TaggedOutput("schemas", [(objects.original_schema(scores), place)]))
+        outputs.append(TaggedOutput("summary", _summary(everything, counts, self._selection)))
+        return _Read(candidates, outputs)
 
     def collect(self, read: _Read) -> Iterator[Any]:
         yield from read.outputs
-        self._summary = read.summary if self._summary is None else self._summary + read.summary
-        if read.schema is not None:
-            text, place = read.schema
-            self._schemas[text] = min(place, self._schemas.get(text, place))
         self._block.append(read.candidates)
         if sum(map(len, self._block)) >= _BLOCK_ROWS:
             self._hold(self._jobs.put(_partitioned_block, self._block, self._selection))
@@ -88,10 +80,6 @@ class ReadScores(Overlapped):
         if self._block:
             self._hold([_partitioned_block(self._block, self._selection)])
         yield from self._released()
-        if self._summary is not None:
-            yield TaggedOutput("summary", self._summary)
-        if self._schemas:
-            yield TaggedOutput("schemas", list(self._schemas.items()))
 
     def _hold(self, blocks: Iterable[list[tuple[int, Candidates]]]) -> None:
         for block in blocks:

@@ -28,10 +28,8 @@ from pipelines.cuts import (
     refine,
     settle,
 )
-from pipelines.overlap import Gather, Overlapped
+from pipelines.overlap import Gather, MergeBundles, Overlapped
 from pipelines.workers import carrying_errors
-
-_MERGED = 16  # counts of elements are merged when there are so many; 25 MB a stratum
 
 
 class Loader(Protocol):
@@ -54,6 +52,7 @@ class FindCut(beam.PTransform):  # type: ignore[misc]
         cut = source.pipeline | "Uncut" >> beam.Create([Cut(self.rule)])
         for number in range(PASSES):
             counted = source | f"Count{number}" >> beam.ParDo(CountBins(self.load), AsSingleton(cut), *sides)
+            counted |= f"MergeCounts{number}" >> beam.ParDo(MergeBundles(merge_bins))
             cut = cut | f"Refine{number}" >> beam.Map(_refine, AsIter(counted))
         ties = source | "ListTies" >> beam.ParDo(ListTies(self.load), AsSingleton(cut), *sides)
         return cut | "Settle" >> beam.Map(_settle, AsIter(ties))
@@ -69,25 +68,13 @@ def _settle(cut: Cut, ties: Iterable[Ties]) -> Cut:
 
 @dataclass(eq=False)
 class CountBins(Overlapped):
-    """Elements → what `count_bins` says of them, one `Bins` a bundle."""
+    """Elements → what `count_bins` says of each."""
 
     load: Loader
 
-    def start_bundle(self) -> None:
-        super().start_bundle()
-        self._bins: list[Bins] = []
-
-    def work(self, element: Any, cut: Cut, *sides: Any) -> Bins:
-        return {} if cut.decided else count_bins(self.load(element, sides, ties=cut.digits >= REWARD_PASSES), cut)
-
-    def collect(self, bins: Bins) -> Iterator[Any]:
-        self._bins.append(bins)
-        if len(self._bins) >= _MERGED:
-            self._bins = [merge_bins(self._bins)]
-        return iter(())
-
-    def close(self) -> Iterator[Bins]:
-        yield merge_bins(self._bins)
+    def work(self, element: Any, cut: Cut, *sides: Any) -> list[Bins]:
+        ties = cut.digits >= REWARD_PASSES
+        return [] if cut.decided else [count_bins(self.load(element, sides, ties=ties), cut)]
 
 
 @dataclass(eq=False)

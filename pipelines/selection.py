@@ -26,14 +26,14 @@ from pipelines.columnar import Needs, pack, unpack
 from pipelines.config import Limits
 from pipelines.cuts import Cut
 from pipelines.length import Sample, fit, merge_samples
-from pipelines.overlap import Gather, Overlapped
+from pipelines.overlap import Gather, MergeBundles, Overlapped
 from pipelines.partition import ReadScores, sizes_of
 from pipelines.passes import FindCut, FindEdges, Loader
 from pipelines.records import KeptUnit, Totals
 from pipelines.rules import add_ranks, with_rivals
 from pipelines.steps import LoadPartition, LoadScores, Selection, read_candidates, take_step
 from pipelines.storage.objects import ScoreFile
-from pipelines.summaries import ExactSum, SelectionSummary, StepCounts
+from pipelines.summaries import ExactSum, SelectionSummary, StepCounts, merge_summaries
 from pipelines.totals import check_limits, sum_totals, totals_of
 from pipelines.workers import carrying_errors
 
@@ -73,7 +73,11 @@ class Select(beam.PTransform):  # type: ignore[misc]
         ).with_outputs("fragments", "rejected", "schemas", "summary", main="candidates")
         grouped = read.candidates | "ShuffleCandidates" >> beam.GroupByKey()
         kept, summaries = self._late(grouped, cuts)
-        summary = (read.summary, *summaries) | "AllSummaries" >> beam.Flatten()
+        told = [
+            each | f"MergeSummaries{number}" >> beam.ParDo(MergeBundles(merge_summaries))
+            for number, each in enumerate([read.summary, *summaries])
+        ]
+        summary = told | "AllSummaries" >> beam.Flatten()
         placed = (
             kept | "GroupByUnit" >> beam.GroupByKey() | "SortKept" >> beam.ParDo(SortKept(self.selection.needs.kept))
         )
@@ -152,11 +156,10 @@ class ApplyRules(Overlapped):
     first: bool
     last: bool
 
-    def start_bundle(self) -> None:
-        super().start_bundle()
-        self._summary: SelectionSummary | None = None
+    def hold(self, element: tuple[int, Any]) -> tuple[int, Any]:
+        return (element[0], list(element[1])) if self.first else element
 
-    def work(self, element: tuple[int, Any], *cuts: Cut) -> tuple[SelectionSummary, list[tuple[int, bytes]]]:
+    def work(self, element: tuple[int, Any], *cuts: Cut) -> list[Any]:
         partition, data = element
         needs = self.selection.needs
         rows = unpack(data, needs).sorted_by_prompt() if self.first else unpack([data], needs)
@@ -172,23 +175,15 @@ class ApplyRules(Overlapped):
         if self.first and needs.rival:
             rows = with_rivals(rows, whole)
         summary = SelectionSummary(prompts=prompts, steps=counts)
+        told = TaggedOutput("summary", summary)
         if not self.last:
-            return summary, [(partition, pack(rows, needs))] if len(rows) else []
+            return [told, (partition, pack(rows, needs))] if len(rows) else [told]
         summary.kept = ExactSum.of(rows.raw)
         summary.kept_prompts = count_prompts(rows)
         summary.kept_size = int(sizes_of(rows, needs).sum(dtype=np.int64))
         if needs.rival:
             summary.longest = ExactSum.of(rows.rival)
-        return summary, list(by_unit(rows, needs.kept))
-
-    def collect(self, result: tuple[SelectionSummary, list[tuple[int, bytes]]]) -> Iterator[Any]:
-        summary, elements = result
-        self._summary = summary if self._summary is None else self._summary + summary
-        yield from elements
-
-    def close(self) -> Iterator[Any]:
-        if self._summary is not None:
-            yield TaggedOutput("summary", self._summary)
+        return [told, *by_unit(rows, needs.kept)]
 
 
 def by_unit(rows: Candidates, needs: Needs) -> Iterator[tuple[int, bytes]]:

@@ -17,6 +17,7 @@ from apache_beam.pvalue import AsSingleton
 from pipelines.config import Limits
 from pipelines.errors import InputError
 from pipelines.inputs import UnreadableError
+from pipelines.overlap import Gather
 from pipelines.plan import Plan
 from pipelines.storage.objects import ScoreFile
 from pipelines.workers import carrying_errors, plan_at
@@ -43,7 +44,7 @@ class LeaveOut(beam.PTransform):  # type: ignore[misc]
     def expand(self, scored: dict[str, Any]) -> dict[str, Any]:
         models = range(len(scored) // 2)
         listed = tuple(scored[f"skipped{number}"] for number in models) | "AllSkipped" >> beam.Flatten()
-        merged = listed | "MergeSkipped" >> beam.CombineGlobally(merge_skipped)
+        merged = listed | "MergeSkipped" >> Gather(merge_skipped)
         left_out = merged | "CheckSkipped" >> beam.ParDo(CheckSkipped(self.plan_path))
         readable = tuple(
             scored[f"scores{number}"] | f"KeepReadable{number}" >> beam.Filter(is_readable, AsSingleton(left_out))

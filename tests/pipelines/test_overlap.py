@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import apache_beam as beam
@@ -13,7 +14,7 @@ from apache_beam.testing.util import assert_that, equal_to
 
 from pipelines import overlap
 from pipelines.errors import InputError, from_text
-from pipelines.overlap import Gather, Overlap, Overlapped
+from pipelines.overlap import Gather, MergeBundles, Overlap, Overlapped
 
 
 def test_results_keep_the_order_of_the_calls(monkeypatch):
@@ -46,9 +47,14 @@ class Doubled(Overlapped):
         yield "closed"
 
 
+def joined(parts):
+    return [value for part in parts for value in part]
+
+
 def run(elements, check=None):
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
-        found = pipeline | beam.Create(elements) | beam.ParDo(Doubled(), 7) | "All" >> Gather(list)
+        doubled = pipeline | beam.Create(elements) | beam.ParDo(Doubled(), 7)
+        found = doubled | beam.Map(lambda value: [value]) | "All" >> Gather(joined)
         if check is not None:
             assert_that(found, check)
 
@@ -57,7 +63,7 @@ def test_outputs_in_order_and_the_end_of_each_bundle():
     def check(found):
         (values,) = found
         doubled = [value for value in values if value not in (7, "closed")]
-        assert sorted(doubled) == [2 * n for n in range(20, 40)]
+        assert doubled == [2 * n for n in range(20, 40)]
         assert values.count(7) == 20, "side inputs reach every call"
         assert values[-1] == "closed"
 
@@ -73,3 +79,22 @@ def test_an_error_of_a_thread_reaches_the_launcher():
 def test_nothing_gathers_to_what_merge_says_of_nothing():
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
         assert_that(pipeline | beam.Create([]) | Gather(sum), equal_to([0]))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 40])
+def test_bundles_are_merged_before_one_worker_reads_them(monkeypatch, count):
+    """A few at a time, nothing twice, nothing lost; what travels on is one element a bundle."""
+    monkeypatch.setattr(overlap, "_MERGED", 3)
+
+    def merge(parts):
+        return Counter(sum(parts, Counter()))
+
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        ones = pipeline | beam.Create(range(count)) | beam.Map(lambda n: Counter({n: 1}))
+        parts = ones | beam.ParDo(MergeBundles(merge))
+        assert_that(ones | Gather(merge), equal_to([Counter(range(count))]))
+        assert_that(parts | beam.combiners.Count.Globally(), lambda found: check_few(found, count), label="few")
+
+
+def check_few(found, count):
+    assert found[0] <= min(count, 4), "bundles, not elements"
