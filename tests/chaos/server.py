@@ -48,6 +48,7 @@ class Run:
     watch: list[str] | None = None  # directories whose durable calls are counted and stopped
     at: int | None = None  # the call, from 0, at which `fault` happens
     fault: str = ""  # KILL, TERM, INT; the name of an errno; WAIT: until all other runs have ended
+    stuck: bool = False  # TERM or INT: neither that call nor any after it returns, as on a disk that hangs
     late: bool = False  # starts when all before it stand at a WAIT, or have ended
     forever: bool = False  # an errno: for every call of that name from there on
     kill_after_secs: float | None = None
@@ -66,6 +67,7 @@ class Child:
         self.hung = False
         self._killed = False
         self._held: int | None = None
+        self._stuck = False
         self._failing: str | None = None
         for name in ("out", "err"):
             Path(run.folder, f"{name}-{number}").write_text("")
@@ -102,6 +104,8 @@ class Child:
         if call is None:
             self.gate.go_on(number)
             return
+        if self._stuck:
+            return
         here = len(self.calls) == self.run.at
         self.calls.append(call)
         fault = self.run.fault
@@ -110,8 +114,10 @@ class Child:
         elif here and fault == "WAIT":
             self._held = number
         elif here and fault in ("TERM", "INT"):
+            self._stuck = self.run.stuck
             os.kill(self.pid, getattr(signal, f"SIG{fault}"))
-            self.gate.go_on(number)
+            if not self._stuck:
+                self.gate.go_on(number)
         elif here or call.name == self._failing:
             self._failing = call.name if self.run.forever else None
             self.gate.fail(number, getattr(errno, fault))
