@@ -1,0 +1,58 @@
+"""Signals that end a run: at once, with a line that says how to go on, whatever the main thread does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+_ENDS = {
+    signal.SIGTERM: "terminated; what is finished stays, and the same command again goes on from there",
+    signal.SIGINT: "interrupted; what is finished stays, and the same command again goes on from there",
+}
+_ENDING = threading.Lock()
+
+
+def _end_now(number: int, _frame: object = None) -> None:
+    """End the process on a signal at once, as a kill would: what is half done is swept up by the next run.
+
+    Not by an exception: Beam turns `KeyboardInterrupt` into a failure of its worker.
+    """
+    if not _ENDING.acquire(blocking=False):
+        return  # another thread is at it
+    show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a progress bar hides it
+    with suppress(OSError):  # past the buffer of `sys.stderr`, which the interrupted thread may be writing to
+        os.write(2, f"{show_cursor}bestkept: {_ENDS[signal.Signals(number)]}\n".encode())
+    os._exit(128 + number)
+
+
+@contextmanager
+def heeded() -> Iterator[None]:
+    """Inside, SIGTERM and Ctrl-C end the process whatever its main thread does.
+
+    Python runs handlers on the main thread, between two of its own instructions, and a forward of a large model on a CPU takes
+    minutes without one. So a thread follows the numbers of signals, which Python's part in C writes to a pipe.
+    """
+    receive, send = os.pipe()
+    os.set_blocking(send, False)
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a child's signals are its own
+    threading.Thread(target=_follow_signals, args=(receive,), daemon=True).start()
+    handlers = {number: signal.signal(number, _end_now) for number in _ENDS}
+    follower = signal.set_wakeup_fd(send, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(follower)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        os.close(send)
+
+
+def _follow_signals(receive: int) -> None:
+    while number := os.read(receive, 1):
+        if number[0] in _ENDS:
+            _end_now(number[0])
+    os.close(receive)
