@@ -21,9 +21,11 @@ from pipelines.ensemble import CombineScores, LoadAlone
 from pipelines.errors import BestkeptError, ConfigError, StorageError, from_text, remedy, whereabouts
 from pipelines.export import Export
 from pipelines.finish import OFFSET_WARNING, Finish, selection_settings
+from pipelines.observe import Observe
 from pipelines.overlap import Gather
 from pipelines.plan import Plan, PlanPaths, Plans, make_plans
 from pipelines.records import Totals
+from pipelines.report.figures import Facts
 from pipelines.runners import pipeline_options, runner_of
 from pipelines.score import LoadScorer, ScoreCorpus, ScorerFactory
 from pipelines.scored import ScorePlaces
@@ -67,7 +69,17 @@ def build(pipeline: Any, config: RunConfig, paths: PlanPaths, plan: Plan, scorer
     selected = scored | "Select" >> Select(selection, config.limits, with_schemas=with_schemas)
     bounds = (config.output.rows_per_shard, config.output.bytes_per_shard)
     shards = selected | "Export" >> Export(paths.whole, config.path, shape, selection.needs.kept, *bounds)
+    if config.report.write:
+        facts = facts_of(config, plan)
+        observe = Observe(paths.whole, config.path, facts, selection.needs.kept, config.report.samples)
+        parts = {**parts, "report": {"scores": scored, "kept": selected["kept"]} | "Observe" >> observe}
     _ = {**selected, **parts, "shards": shards} | "Finish" >> Finish(paths.whole, config)
+
+
+def facts_of(config: RunConfig, plan: Plan) -> Facts:
+    """What a report is told."""
+    unit = "tokens" if config.models else "characters"
+    return Facts(unit, plan.temperature, gold=config.report.gold, ensemble=len(config.models) > 1)
 
 
 def score_files(
