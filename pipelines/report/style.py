@@ -4,7 +4,7 @@ from __future__ import annotations
 
 STYLE = """
 :root { --ink: #1c2330; --quiet: #5b6472; --paper: #ffffff; --panel: #f6f7f9; --rule: #d9dde3;
-  --model: #1f5fd0; --length: #c2571a; --random: #7a8391; --oracle: #2b8a57; }
+  --model: #1f5fd0; --length: #b34f16; --random: #6f7887; --oracle: #23784a; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --quiet: #9aa4b2; --paper: #14171c; --panel: #1c2027;
   --rule: #343a45; --model: #7fb0ff; --length: #f0975a; --random: #98a2b1; --oracle: #63c793; } }
 * { box-sizing: border-box; }
@@ -28,12 +28,26 @@ svg text { font-size: 12px; fill: var(--quiet); }
 .whisker { stroke: var(--c); stroke-width: 2.5; stroke-linecap: round; }
 .dot { fill: var(--c); }
 .band { fill: var(--c); opacity: .16; }
-.model { --c: var(--model); } .length { --c: var(--length); } .random { --c: var(--random); }
-.oracle { --c: var(--oracle); }
-.line.length { stroke-dasharray: 7 3; } .line.random { stroke-dasharray: 2 3; } .line.oracle { stroke-dasharray: 9 3 2 3; }
+.shift { stroke: var(--c); stroke-width: 2; }
+.bar { fill: var(--c); stroke: var(--panel); stroke-width: 1; }
+.bar.over { fill-opacity: .35; stroke: var(--c); }
+.model, .kept, .after { --c: var(--model); } .length { --c: var(--length); } .oracle { --c: var(--oracle); }
+.random, .dropped, .before { --c: var(--random); }
+.line.length, .line.dropped { stroke-dasharray: 7 3; } .line.random, .line.before { stroke-dasharray: 2 3; }
+.line.oracle { stroke-dasharray: 9 3 2 3; }
+.bar.dropped, .bar.before { fill-opacity: .25; stroke: var(--c); } .bar.dropped.over { stroke-dasharray: 3 2; }
+.dot.length, .dot.before, .dot.dropped { fill: var(--panel); stroke: var(--c); stroke-width: 2; }
 .legend { display: flex; flex-wrap: wrap; gap: .25rem 1rem; font-size: .875rem; }
 .legend span { display: inline-flex; align-items: center; gap: .4rem; }
-.key { width: .75rem; height: .75rem; border-radius: 50%; background: var(--c); }
+.key { flex: none; width: .75rem; height: .75rem; border: 2px solid var(--c); border-radius: 50%; background: var(--c); }
+.key.length, .key.before, .key.dropped { background: none; }
+.key.box { border-width: 1px; border-radius: 2px; }
+.key.box.before, .key.box.dropped { background: color-mix(in srgb, var(--c) 25%, transparent); }
+.key.stroke { width: 1.5rem; height: 2px; border: 0; border-radius: 0; background: var(--c); }
+.key.stroke.length, .key.stroke.dropped { background: repeating-linear-gradient(90deg, var(--c) 0 7px, transparent 7px 10px); }
+.key.stroke.random, .key.stroke.before { background: repeating-linear-gradient(90deg, var(--c) 0 2px, transparent 2px 5px); }
+.key.stroke.oracle { background: linear-gradient(90deg, var(--c) 0 9px, transparent 9px 12px, var(--c) 12px 14px,
+  transparent 14px 17px, var(--c) 17px); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; min-width: 50%; }
 th, td { padding: .3rem .9rem .3rem 0; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }
