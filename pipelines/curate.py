@@ -26,6 +26,7 @@ from pipelines.overlap import Gather
 from pipelines.plan import Plan, PlanPaths, Plans, make_plans
 from pipelines.records import Totals
 from pipelines.report.figures import Facts
+from pipelines.reporting import write_report
 from pipelines.runners import pipeline_options, runner_of
 from pipelines.score import LoadScorer, ScoreCorpus, ScorerFactory
 from pipelines.scored import ScorePlaces
@@ -166,8 +167,10 @@ def curate(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactor
     log.info("curating %d files, fingerprint %s", len(plan.files), plan.fingerprint)
     counted = execute(config.runner, flags, lambda pipeline: build(pipeline, config, paths, plan, scorer))
     secs = time.monotonic() - started
-    record(config.path, "select" if scorer is None else "run", secs, counted)
+    ran = record(config.path, "select" if scorer is None else "run", secs, counted)
     written = manifest.read_manifest(config.path)
+    if written and config.report.write:
+        write_report(config.path, written, run=ran)
     return Outcome(plan, written, {}, secs, skipped=tuple((written or {}).get("skipped_files", ())))
 
 
@@ -211,10 +214,11 @@ def score(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory
     return Outcome(plans.whole, None, {}, secs, members=tuple(members), skipped=skipped)
 
 
-def record(directory: str, command: str, secs: float, counted: Mapping[str, int]) -> None:
-    """Write `run.json`: that of the last run that did something; of several models, their work together."""
+def record(directory: str, command: str, secs: float, counted: Mapping[str, int]) -> dict[str, Any]:
+    """Write `run.json`, and return it: that of the last run that did something; of several models, their work together."""
     content = throughput.run_record(command=command, secs=secs, totals=counted)
     publish.replace(join(directory, "run.json"), manifest.to_json(content))
+    return content
 
 
 def sweep(scores: str, plans: Plans, output: str | None = None) -> None:

@@ -20,6 +20,7 @@ from pipelines.overlap import Gather
 from pipelines.plan import Plan, name_of
 from pipelines.records import Shard, Totals
 from pipelines.report import card
+from pipelines.reporting import write_report
 from pipelines.skipped import names_of
 from pipelines.storage.files import join
 from pipelines.storage.manifest import digest, to_json
@@ -160,6 +161,8 @@ class PublishManifest(beam.DoFn):  # type: ignore[misc]
             output = self.config.path
             text = card.render(manifest, license=self.config.output.license)
             create_or_equal(join(output, "README.md"), text.encode())
+            if manifest["report"]:  # without the launcher's clock: it may not be waiting
+                write_report(output, manifest, run=None)
             create_or_equal(join(output, "manifest.json"), to_json(manifest))
             yield manifest
 

@@ -43,6 +43,11 @@ def width(words: str) -> float:
     return sum(map(_ems, words)) * LARGEST_TEXT
 
 
+def tamed(text: str) -> str:
+    """All of a text with its lines; what cannot be shown becomes U+FFFD, and marks that would leave their line are dropped."""
+    return "\n".join("".join(_tame(line)) for line in text.splitlines())
+
+
 def _ems(character: str) -> float:
     if unicodedata.combining(character) or unicodedata.category(character) in ("Mn", "Me", "Cf"):
         return 0.0
