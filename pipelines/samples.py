@@ -76,7 +76,7 @@ def pick(observed: Observed, count: int) -> list[Pick]:
     border = [kept.slice(max(0, len(kept) - (count - half))), dropped.slice(0, half)]
     chosen = {
         "top": kept.slice(0, count),
-        "bottom": rows.slice(max(0, len(rows) - count)).take(list(range(min(count, len(rows)) - 1, -1, -1))),
+        "bottom": rows.take(pa.array(range(len(rows) - 1, max(-1, len(rows) - 1 - count), -1), pa.int64())),
         "border": pa.concat_tables(border),
     }
     picks = [

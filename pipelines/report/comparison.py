@@ -101,7 +101,7 @@ def render(names: tuple[str, str], manifests: Sequence[Json], reports: Sequence[
 
 
 def _verdict(found: Json, *, same_scores: bool) -> str:
-    scores = "The same scores" if same_scores else "Scores of different models or corpora"
+    scores = "Rewards of the same model" if same_scores else "Rewards of different models"
     if not found["prompts"]:
         return f"{scores}, and no prompt in common among those sampled: they are of different corpora."
     words = f"{scores}. Of {found['prompts']:,} sampled prompts in both, with {found['responses']:,} responses: "

@@ -20,6 +20,7 @@ from pipelines.report.prompt_figures import by_length, by_prompt, disagreement, 
 
 FORMAT = 1
 _SHOWN_BINS = 48
+_LEAST_WIDTH = 2.0**-20  # of a bin that is drawn, and as a share of the largest reward: what a page can tell apart
 _OUTSIDE = 0.001  # of the rows may lie beyond either end of what is drawn
 _SOURCES_SHOWN = 12
 _DIGITS = 7  # significant: what is beyond may differ between processors
@@ -104,7 +105,8 @@ def _shown(observed: Observed) -> dict[str, Any] | None:
     low = int(np.searchsorted(reached, _OUTSIDE * reached[-1], side="right"))
     high = int(np.searchsorted(reached, (1 - _OUTSIDE) * reached[-1], side="left"))
     by = 0
-    while ((whole.first + high) >> by) - ((whole.first + low) >> by) >= _SHOWN_BINS:
+    least = _LEAST_WIDTH * max(1.0, float(np.abs(whole.edges[[low, high]]).max()))
+    while 2.0 ** (whole.scale + by) < least or ((whole.first + high) >> by) - ((whole.first + low) >> by) >= _SHOWN_BINS:
         by += 1
     coarse = whole.coarser(whole.scale + by)
     start = ((whole.first + low) >> by) - coarse.first
