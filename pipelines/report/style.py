@@ -21,6 +21,7 @@ section { background: var(--panel); border: 1px solid var(--rule); border-radius
 section.wide { grid-column: 1 / -1; }
 svg { display: block; width: 100%; height: auto; margin: .5rem 0; }
 svg text { font-size: 12px; fill: var(--quiet); }
+svg text.over { stroke: var(--panel); stroke-width: 4; stroke-linejoin: round; paint-order: stroke; }
 @media (max-width: 30rem) { svg text { font-size: 14px; } }
 .grid { stroke: var(--rule); stroke-width: 1; }
 .reference { stroke: var(--quiet); stroke-width: 1; stroke-dasharray: 4 3; }
@@ -35,13 +36,15 @@ svg text { font-size: 12px; fill: var(--quiet); }
 .random, .dropped, .before { --c: var(--random); }
 .line.length, .line.dropped { stroke-dasharray: 7 3; } .line.random, .line.before { stroke-dasharray: 2 3; }
 .line.oracle { stroke-dasharray: 9 3 2 3; }
+.bar.length { fill-opacity: .55; stroke: var(--c); }
 .bar.dropped, .bar.before { fill-opacity: .25; stroke: var(--c); } .bar.dropped.over { stroke-dasharray: 3 2; }
 .dot.length, .dot.before, .dot.dropped { fill: var(--panel); stroke: var(--c); stroke-width: 2; }
 .legend { display: flex; flex-wrap: wrap; gap: .25rem 1rem; font-size: .875rem; }
 .legend span { display: inline-flex; align-items: center; gap: .4rem; }
 .key { flex: none; width: .75rem; height: .75rem; border: 2px solid var(--c); border-radius: 50%; background: var(--c); }
-.key.length, .key.before, .key.dropped { background: none; }
+.key.round.length, .key.round.before, .key.round.dropped { background: none; }
 .key.box { border-width: 1px; border-radius: 2px; }
+.key.box.length { background: color-mix(in srgb, var(--c) 55%, transparent); }
 .key.box.before, .key.box.dropped { background: color-mix(in srgb, var(--c) 25%, transparent); }
 .key.stroke { width: 1.5rem; height: 2px; border: 0; border-radius: 0; background: var(--c); }
 .key.stroke.length, .key.stroke.dropped { background: repeating-linear-gradient(90deg, var(--c) 0 7px, transparent 7px 10px); }

@@ -80,7 +80,7 @@ def test_an_overlaid_histogram_starts_every_bar_at_zero():
 def test_a_histogram_shows_its_reference_and_widens_to_hold_it():
     at_two = two(references=[Reference(2.0, "threshold 2")])
     assert rules(at_two, "reference") == [(237.0, 10.0, 237.0, 218.0)]
-    assert texts(at_two)["threshold 2"] == (233.0, 21.0, "end")
+    assert texts(at_two)["threshold 2"] == (233.0, 20.0, "end")
     beyond = two(references=[Reference(2.0, "threshold 2"), Reference(8.0, "mean of all")])
     assert [(x, y) for x, y, *_ in rules(beyond, "reference")] == [(145.5, 10.0), (420.0, 26.0)]
     assert (texts(beyond)["threshold 2"][2], texts(beyond)["mean of all"][2]) == ("start", "end")

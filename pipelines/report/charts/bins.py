@@ -60,7 +60,7 @@ def histogram(
     parts += drawing.references(x, top, height - BOTTOM, references)
     label = f"Histogram of {x_title}: " + ", ".join(one.name for one in series)
     label = "; ".join([label, *(reference.words for reference in references)])
-    return drawing.svg(height, parts, label) + drawing.legend([(one.name, one.style) for one in series], "key box")
+    return drawing.svg(height, parts, label) + drawing.legend([(one.name, one.style) for one in series], "box")
 
 
 def _sums(series: Sequence[Counts]) -> list[float]:

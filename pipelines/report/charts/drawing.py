@@ -99,16 +99,16 @@ def tick_labels(x: Axis, y: float, ticks: Sequence[tuple[float, str]]) -> list[M
 
 def references(x: Axis, top: float, bottom: float, values: Sequence[Reference]) -> list[Markup]:
     """Dashed vertical lines; the words stand above `top`, each in a line of its own, on the side with more room."""
+    rules: list[Markup] = []
     drawn: list[Markup] = []
     for place, reference in enumerate(values):
         at, y = x.at(reference.value), top - LINE * (len(values) - place)
-        drawn.append(rule(at, y, at, bottom, "reference"))
+        rules.append(rule(at, y, at, bottom, "reference"))
         right = at <= WIDTH / 2
         room = (WIDTH - at if right else at) - 4
-        drawn.append(
-            text(at + (4 if right else -4), y + 11, reference.words, room=room, anchor="start" if right else "end")
-        )
-    return drawn
+        beside, anchor = (at + 4, "start") if right else (at - 4, "end")
+        drawn.append(text(beside, y + 10, reference.words, room=room, anchor=anchor, style="over"))
+    return rules + drawn
 
 
 def rule(x1: float, y1: float, x2: float, y2: float, style: str) -> Markup:
@@ -126,11 +126,13 @@ def dot(x: float, y: float, style: str, radius: float = 4) -> Markup:
     return Markup('<circle class="dot {}" cx="{}" cy="{}" r="{}"/>').format(style, x, y, radius)
 
 
-def text(x: float, y: float, words: str, *, room: float, anchor: str = "start") -> Markup:
-    """As much of `words` as fits `room`; where that is not all, what is left of them is shown when pointed at."""
+def text(x: float, y: float, words: str, *, room: float, anchor: str = "start", style: str = "") -> Markup:
+    """As much of `words` as fits `room`; where that is not all, browsers show more of them when pointed at."""
     short = fitted(words, room)
     title = Markup("<title>{}</title>").format(shown(words)) if short != words else ""
-    return Markup('<text x="{}" y="{}" text-anchor="{}">{}{}</text>').format(round(x, 1), y, anchor, short, title)
+    named = Markup(' class="{}"').format(style) if style else ""
+    place = (named, round(x, 1), y, anchor, short, title)
+    return Markup('<text{} x="{}" y="{}" text-anchor="{}">{}{}</text>').format(*place)
 
 
 def svg(height: float, parts: Iterable[Markup], label: str) -> Markup:
@@ -138,9 +140,11 @@ def svg(height: float, parts: Iterable[Markup], label: str) -> Markup:
     return head.format(WIDTH, height, shown(label, _MOST_READ)) + Markup("").join(parts) + Markup("</svg>")
 
 
-def legend(named: Iterable[tuple[str, str]], kind: str = "key") -> Markup:
+def legend(named: Iterable[tuple[str, str]], kind: str = "round") -> Markup:
     """The names of what is drawn, as (name, style); nothing for a single one without a name."""
     items = Markup("").join(
-        Markup('<span><i class="{} {}"></i>{}</span>').format(kind, style, shown(name)) for name, style in named if name
+        Markup('<span><i class="key {} {}"></i>{}</span>').format(kind, style, shown(name))
+        for name, style in named
+        if name
     )
     return Markup('<p class="legend">{}</p>').format(items) if items else items

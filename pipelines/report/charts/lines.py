@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from markupsafe import Markup
 
 from pipelines.report.charts import drawing
-from pipelines.report.charts.drawing import BOTTOM, GAP, LEFT, LINE, RIGHT, TOP, WIDTH, Axis, Reference, Series
+from pipelines.report.charts.drawing import BOTTOM, GAP, LINE, RIGHT, TOP, WIDTH, Axis, Reference, Series
 
 _MOST_DOTS = 24  # more than these run into each other, and the line alone shows more
 
@@ -43,24 +43,23 @@ def line_chart(
     label = "; ".join(
         [f"Lines over {x_title}: " + ", ".join(line.name for line in series), *(r.words for r in references)]
     )
-    return drawing.svg(height, parts, label) + drawing.legend(
-        [(line.name, line.style) for line in series], "key stroke"
-    )
+    return drawing.svg(height, parts, label) + drawing.legend([(line.name, line.style) for line in series], "stroke")
 
 
 def calibration_chart(series: Sequence[Series], *, x_title: str, y_title: str) -> Markup:
     """Observed against predicted probability on the unit square; on the diagonal they agree."""
-    height = 300
+    height, percent = 300, "{:.0%}".format
     ticks = [0, 0.25, 0.5, 0.75, 1]
-    x, y = Axis(0, 1, LEFT, WIDTH - RIGHT), Axis(0, 1, height - BOTTOM, TOP + 14)
-    parts = drawing.horizontal_grid(x, y, ticks, lambda value: f"{value:.0%}")
-    parts += drawing.tick_labels(x, height - 20, [(tick, f"{tick:.0%}") for tick in ticks])
+    left = drawing.left_of(map(percent, ticks))
+    x, y = Axis(0, 1, left, WIDTH - RIGHT), Axis(0, 1, height - BOTTOM, TOP + 14)
+    parts = drawing.horizontal_grid(x, y, ticks, percent)
+    parts += drawing.tick_labels(x, height - 20, [(tick, percent(tick)) for tick in ticks])
     parts.append(drawing.rule(x.at(0), y.at(0), x.at(1), y.at(1), "reference"))
-    parts.append(_x_title(LEFT, height, x_title))
+    parts.append(_x_title(left, height, x_title))
     parts.append(drawing.text(4, TOP + 2, y_title, room=WIDTH - 4))
     parts += [_line(line, x, y) for line in series]
     names = [(line.name, line.style) for line in series]
-    return drawing.svg(height, parts, f"{y_title} against {x_title}") + drawing.legend(names, "key stroke")
+    return drawing.svg(height, parts, f"{y_title} against {x_title}") + drawing.legend(names, "stroke")
 
 
 def _x_title(left: float, height: float, words: str) -> Markup:

@@ -73,7 +73,7 @@ def bar_rows(rows: Sequence[tuple[str, Sequence[Bar | None]]], *, names: Sequenc
             parts.append(drawing.box(_LABELS, y - _BAR / 2, end, y + _BAR / 2, style, f"{label}, {name}: {bar.words}"))
             parts.append(drawing.text(end + 6, y + 4, bar.words, room=room - 6))
             read.append(f"{label} {name} {bar.words}")
-    return drawing.svg(bottom + TOP, parts, "Bars: " + "; ".join(read)) + drawing.legend(names, "key box")
+    return drawing.svg(bottom + TOP, parts, "Bars: " + "; ".join(read)) + drawing.legend(names, "box")
 
 
 def dot_pairs(
