@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import tempfile
+import threading
 import traceback
 import warnings
 from contextlib import suppress
@@ -31,6 +32,7 @@ def set_up() -> None:
     """Give log lines their places, for the command that starts."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     warnings.filterwarnings("ignore")
+    _FILE.leave()
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if isinstance(handler, _Terminal | LibraryLog)]:
         root.removeHandler(handler)
@@ -49,7 +51,7 @@ def keep(error: BaseException) -> str | None:
 
 def discard() -> None:
     """Remove the log file: nobody needs it."""
-    _FILE.remove()
+    _FILE.leave(remove=True)
 
 
 def places_of(error: BaseException) -> list[str]:
@@ -90,6 +92,7 @@ class LibraryLog(logging.Handler):
         super().__init__()
         self.path: Path | None = None
         self._file: TextIO | None = None
+        self._writing = threading.RLock()
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.exc_info and record.exc_info[1] is not None:
@@ -100,7 +103,7 @@ class LibraryLog(logging.Handler):
         self.note(record.levelname, f"{where}: {_safe_text(record)}", places=places)
 
     def note(self, level: str, text: str, *, places: list[str]) -> None:
-        with self.lock or suppress(), suppress(OSError):  # a full disk is no reason to end a run
+        with self._writing, suppress(OSError):  # a full disk is no reason to end a run
             if self._file is None:
                 descriptor, path = tempfile.mkstemp(prefix="bestkept-", suffix=".log")
                 self.path, self._file = Path(path), os.fdopen(descriptor, "w", encoding="utf-8")
@@ -108,12 +111,14 @@ class LibraryLog(logging.Handler):
             self._file.write("\n".join([f"{time} {level} {text}", *places]) + "\n")
             self._file.flush()
 
-    def remove(self) -> None:
-        with self.lock or suppress(), suppress(OSError):
-            if self._file is not None and self.path is not None:
-                self._file.close()
-                self.path.unlink(missing_ok=True)
-            self.path = self._file = None
+    def leave(self, *, remove: bool = False) -> None:
+        """Write no more to the file; the next line makes another."""
+        with self._writing, suppress(OSError):
+            file, path, self._file, self.path = self._file, self.path, None, None
+            if file is not None and path is not None:
+                file.close()
+                if remove:
+                    path.unlink(missing_ok=True)
 
 
 _FILE = LibraryLog()

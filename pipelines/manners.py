@@ -42,14 +42,14 @@ def offered() -> tuple[str, ...]:
     return _offered
 
 
-def json_line(level: str, message: str, **fields: Any) -> str:
+def json_line(level: str, message: str, /, **fields: Any) -> str:
     """One line of `--json-logs`, with its line end: level, time (UTC), message and fields; a field never hides one of these."""
     time = datetime.now(UTC).isoformat(timespec="milliseconds")
     content = {"time": time, "level": level, "message": message}
     return json.dumps({**content, **fields, **content}, default=str) + "\n"
 
 
-def error_line(message: str, exit_code: int, **fields: Any) -> str:
+def error_line(message: str, exit_code: int, /, **fields: Any) -> str:
     """The last line of a command that fails, with its line end."""
     if _now.json_logs:
         return json_line("ERROR", message, exit_code=exit_code, **fields)

@@ -42,7 +42,7 @@ def _kind(command: str) -> type[BaseModel]:
 def _block(kind: type[BaseModel], *, indent: int) -> Iterator[str]:
     for name, field in kind.model_fields.items():
         yield from _comment(meaning_of(field), indent)
-        inner, is_list = model_in(field.annotation)
+        inner = model_in(field.annotation)[0]
         if inner is None:
             yield from _value(name, field, indent)
         elif inner is Step:

@@ -1,4 +1,4 @@
-"""The settings of each command as a flat list: name, type, default, meaning; from the models, for help, examples and reference."""
+"""The settings of each command as a flat list, made from the models: name, type, default, meaning."""
 
 from __future__ import annotations
 
@@ -50,6 +50,15 @@ def sections(command: str) -> list[tuple[str, list[Setting]]]:
     for title, row in _walk(KINDS[command], ()):
         found.setdefault(title, []).append(row)
     return list(found.items())
+
+
+def block_meanings(command: str) -> dict[str, str]:
+    """What the blocks of the file and the rules say of themselves, by the titles of `sections`."""
+    found = {name: meaning_of(field) for name, field in KINDS[command].model_fields.items()}
+    rules = model_in(KINDS[command].model_fields["select"].annotation)[0] if "select" in found else None
+    for name, field in rules.model_fields.items() if rules else ():
+        found[f"select: {name}"] = meaning_of(field)
+    return found
 
 
 def _walk(kind: type[BaseModel], path: tuple[str, ...]) -> Iterator[tuple[str, Setting]]:

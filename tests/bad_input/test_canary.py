@@ -6,6 +6,7 @@ import gzip
 import json
 import logging
 import sys
+import tempfile
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -158,8 +159,14 @@ FAILURES = {
 def test_an_error_does_not_quote_it(bestkept, config, tmp_path, monkeypatch, name):
     """Not even where an exception has it in its message: the last line names type and place."""
     words = failing(name, config, monkeypatch)
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     code, said = bestkept("run", config, *words)
     assert code == FAILURES[name], said
+    logs = list((tmp_path / "tmp").glob("bestkept-*.log"))
+    assert len(logs) == (code == 5), "what went wrong is noted where somebody must look into it"
+    assert all(str(log) in said for log in logs)
+    assert not any(CANARY in log.read_text() for log in logs)
     last = [line for line in said.splitlines() if line.startswith("bestkept: ")]
     assert len(last) == 1
     assert CANARY not in said
