@@ -127,6 +127,8 @@ def shown(*tables: Table) -> None:
         if not console.is_terminal:
             anything = console.options.update(width=_WIDEST)
             console.width = max(console.width, console.measure(table, options=anything).maximum)
+        for column in table.columns:
+            column.overflow = "fold"  # a path that is cut is none
         console.print(table)
 
 

@@ -67,7 +67,7 @@ class Group(TyperGroup):
 class App(typer.Typer):
     """`typer.Typer` whose commands know `--quiet` and `--json-logs`."""
 
-    def command(self, name: str | None = None, *, settings: str | None = None, **given: Any) -> Any:  # type: ignore[override]
+    def command(self, name: str | None = None, *, settings: str | None = None, **given: Any) -> Any:
         """As `typer.Typer.command`; `settings` names the configuration that `--help` lists: run, train or evaluate."""
         kind = type("Command", (Command,), {"settings": settings})
         register = super().command(name, **{"cls": kind, **given})

@@ -52,7 +52,8 @@ def shown_in(text: str) -> list[Shown]:
 
 
 def test_blocks_are_found_with_their_reasons():
-    text = "```sh\nbestkept run a.yaml \\\n  'b=[c, d]'  # why\n\nrm -r x\n```\n<!-- not run: a cloud -->\n```bash\nbestkept run b\n```\n"
+    text = "```sh\nbestkept run a.yaml \\\n  'b=[c, d]'  # why\n\nrm -r x\n```\n"
+    text += "<!-- not run: a cloud -->\n```bash\nbestkept run b\n```\n"
     assert shown_in(text) == [
         Shown(("bestkept", "run", "a.yaml", "b=[c, d]"), None),
         Shown(("rm", "-r", "x"), None),
