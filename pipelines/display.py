@@ -7,13 +7,13 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from pipelines import manners, progress
@@ -67,8 +67,13 @@ def bar_wanted() -> bool:
 
 
 def _follow_bar(stop: threading.Event) -> None:
-    columns = (TextColumn("{task.fields[stage]}"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    columns = (
+        TextColumn("{task.fields[stage]}", table_column=Column(no_wrap=True, min_width=9)),
+        BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8)),  # what the words leave of the line
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True, expand=True) as bar:
         task = bar.add_task("", total=1.0, stage="planning")
         while not stop.wait(_REFRESH_SECS):
             now = progress.current()
@@ -108,7 +113,7 @@ def conclude(config: RunConfig, outcome: Outcome) -> None:
     said(message, facts(config, outcome), path=place, table=lambda: [summary(config, outcome)])
 
 
-def said(message: str, fields: Mapping[str, Any], *, path: str, table: Callable[[], list[Table]]) -> None:
+def said(message: str, fields: Mapping[str, Any], *, path: str, table: Callable[[], Iterable[Table]]) -> None:
     """The end of a finished command: tables on standard output; of `--quiet` the path of what was made, alone; of
     `--json-logs` one line with `fields` on standard error."""
     now = manners.current()

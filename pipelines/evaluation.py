@@ -75,7 +75,7 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
     stored = None
     if keep_in is not None and evaluation.calibration is not None:
         stored = _store(keep_in, evaluation.calibration, config)
-    document = {
+    document: dict[str, Any] = {
         "model": {**config.model.model_dump(), "dtype": scored.dtype, "max_length": scored.max_length},
         "data": {"path": config.data.path, "part": _part(config), "rejected": dict(sorted(rejected.items()))},
         "truncated": scored.truncated,

@@ -9,13 +9,15 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from pipelines import manners
 from pipelines.errors import ConfigError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 _Quiet = Annotated[
     bool, typer.Option(manners.QUIET, help="Print errors and, at the end, the path of the output; nothing else.")
@@ -67,12 +69,14 @@ class Group(TyperGroup):
 class App(typer.Typer):
     """`typer.Typer` whose commands know `--quiet` and `--json-logs`."""
 
-    def command(self, name: str | None = None, *, settings: str | None = None, **given: Any) -> Any:
+    def command(
+        self, name: str | None = None, *, settings: str | None = None, **given: Any
+    ) -> Callable[[Function], Function]:
         """As `typer.Typer.command`; `settings` names the configuration that `--help` lists: run, train or evaluate."""
         kind = type("Command", (Command,), {"settings": settings})
         register = super().command(name, **{"cls": kind, **given})
 
-        def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        def decorate(function: Function) -> Function:
             register(_with_manners(function))
             return function
 

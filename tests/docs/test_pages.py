@@ -65,7 +65,7 @@ def pairs() -> list[dict[str, str]]:
     """Good beats bad three times out of four."""
     words = ["hot", "word", "time", "day", "way", "number", "thing", "look", "people", "water"]
     rows = []
-    for number, word in enumerate(np.random.default_rng(0).permutation(words * 4)):
+    for number, word in enumerate(np.random.default_rng(0).permutation(words * 8)):
         good, bad = f"good {word} answer", f"bad {word} reply"
         chosen, rejected = (bad, good) if number % 4 == 3 else (good, bad)
         rows.append({"prompt": f"what is {word} {number}", "chosen": chosen, "rejected": rejected})
@@ -131,6 +131,7 @@ def check(words: tuple[str, ...]) -> None:
     pipeline_options(load(RunConfig, given[0], overrides).runner, flags)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_commands_run(path, template, tmp_path, monkeypatch, capfd):
     commands = shown_in(path.read_text(encoding="utf-8"))

@@ -206,3 +206,14 @@ def test_a_shell_gets_commands_options_and_settings(tmp_path):
 
 def test_typer_is_what_the_commands_stand_on():
     assert isinstance(cli.app, typer.Typer)
+
+
+@pytest.mark.parametrize(("number", "code"), [(15, 143), (2, 130)])
+def test_a_signal_ends_with_a_json_line_where_these_are_asked_for(number, code):
+    script = "import os, sys, time; from pipelines import cli\nsys.argv = ['bestkept', 'run', 'x', '--json-logs']\n"
+    script += f"cli.app = lambda **_: (os.kill(os.getpid(), {number}), time.sleep(30))\ncli.main()"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert ended.returncode == code
+    (line,) = map(json.loads, ended.stderr.splitlines())
+    assert (line["level"], line["exit_code"]) == ("ERROR", code)
+    assert "same command again" in line["message"]
