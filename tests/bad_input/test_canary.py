@@ -43,7 +43,9 @@ def bestkept(capfd, caplog, monkeypatch):
         with caplog.at_level(logging.DEBUG), pytest.raises(SystemExit) as stop:
             cli.main()
         out, err = capfd.readouterr()
-        ours = [record for record in caplog.records if logs.is_ours(record)]  # the libraries' go to a file, looked at below
+        ours = [
+            record for record in caplog.records if logs.is_ours(record)
+        ]  # the libraries' go to a file, looked at below
         logged = "\n".join(f"{record.getMessage()} {record.exc_text or ''}" for record in ours)
         return stop.value.code or 0, out + err + logged
 

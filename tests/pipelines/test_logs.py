@@ -177,6 +177,17 @@ def test_the_terminal_has_our_lines_only_and_follows_standard_error(temporary, m
     assert other.getvalue() == "ours\n"
 
 
+def test_what_transformers_says_goes_to_the_file_too(temporary, capfd):
+    import rm.model  # noqa: F401
+
+    logs.set_up()
+    capfd.readouterr()
+    logging.getLogger("transformers.made_up").warning("a row of %s tokens", 7)
+    assert capfd.readouterr() == ("", "")
+    (log,) = temporary.glob("bestkept-*.log")
+    assert log.read_text().count("a row of %s tokens") == 1
+
+
 def test_progress_has_its_numbers_as_fields():
     now = progress.Progress(
         stage="scoring",
