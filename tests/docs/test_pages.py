@@ -1,7 +1,8 @@
 """The pages in docs/: the reference is in step, links lead somewhere, and every command that a page shows runs.
 
-A page's ```sh blocks run from top to bottom in one directory with a corpus, preferences and tiny models. A block under a comment
-`not run: REASON` is only checked: its configuration loads, and Beam knows its flags.
+A page's ```sh blocks run from top to bottom in one directory with a corpus, preferences, tiny models, and the files that the page
+shows under a comment `file: NAME`. A block under a comment `not run: REASON` is only checked: its configuration loads, and Beam
+knows its flags.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ PAGES = sorted(DOCS.glob("*.md"))
 _BLOCK = re.compile(
     r"(?:<!-- not run: (?P<reason>[^>]+) -->\n)?^```(?:sh|bash|shell|console)\n(?P<text>.*?)^```$", re.M | re.S
 )
+
+
+_FILE = re.compile(r"<!-- file: (\S+) -->\n```yaml\n(.*?)^```$", re.M | re.S)
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,8 @@ def check(words: tuple[str, ...]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_commands_run(path, template, tmp_path, monkeypatch, capfd):
-    commands = shown_in(path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
+    commands = shown_in(text)
     if path.stem == "reference":
         assert not commands
         return
@@ -142,6 +147,8 @@ def test_commands_run(path, template, tmp_path, monkeypatch, capfd):
     here = tmp_path / "here"
     shutil.copytree(template, here)
     monkeypatch.chdir(here)
+    for name, content in _FILE.findall(text):
+        Path(name).write_text(content)
     for one in commands:
         if one.reason is not None:
             check(one.words)
