@@ -236,3 +236,32 @@ def test_a_bar_is_for_somebody_who_watches(monkeypatch, words, terminal, wanted)
     monkeypatch.setattr(display, "Console", lambda **_: Console(file=io.StringIO(), force_terminal=terminal))
     manners.adopt(words)
     assert display.bar_wanted() is wanted
+
+
+def test_training_and_evaluation_speak_alike(bestkept, tmp_path, encoder):
+    words = [f"{word} {number}" for word in ("hot", "word", "time", "day") for number in range(6)]
+    pairs = [{"prompt": f"what is {w}", "chosen": f"good {w} answer", "rejected": f"bad {w} reply"} for w in words]
+    values = {
+        "data": {"path": str(write_jsonl(tmp_path / "pairs.jsonl", pairs))},
+        "heldout": {"fraction": 0.3},
+        "model": {"path": str(encoder), "max_length": 32},
+        "output": {"path": str(tmp_path / "trained")},
+    }
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(values))
+    code, out, err = bestkept("train", tmp_path / "train.yaml", "--json-logs")
+    assert (code, out) == (0, "")
+    lines = [json.loads(line) for line in err.splitlines()]
+    assert [line["step"] for line in lines if "loss" in line and "step" in line] == [1, 2, 3]
+    last = lines[-1]
+    assert (last["message"], last["output"]) == ("trained", str(tmp_path / "trained"))
+    assert last["judgements"]["comparisons"] + last["heldout_accuracy"]["comparisons"] == len(pairs)
+    assert 0 <= last["heldout_accuracy"]["model"]["value"] <= 1
+    heldout = write_jsonl(tmp_path / "heldout.jsonl", pairs)
+    code, out, err = bestkept(
+        "--quiet", "evaluate", tmp_path / "trained", heldout, f"output.path={tmp_path}/evaluation"
+    )
+    assert (code, out, err) == (0, f"{tmp_path}/evaluation\n", "")
+    again = bestkept("evaluate", tmp_path / "trained", heldout, f"output.path={tmp_path}/evaluation", "--json-logs")
+    last = json.loads(again[2].splitlines()[-1])
+    assert (last["message"], last["output"]) == ("evaluated", f"{tmp_path}/evaluation")
+    assert last["accuracy"]["comparisons"] == len(pairs)
