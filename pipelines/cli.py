@@ -145,9 +145,7 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def _run_config(path: str, extra: list[str] | None) -> tuple[RunConfig, list[str]]:
     from pipelines.config import RunConfig, load
-    from pipelines.logs import set_up
 
-    set_up()
     overrides, flags = split_arguments(extra or [])
     return load(RunConfig, path, overrides), flags
 

@@ -19,7 +19,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from pipelines.config import EvaluateConfig
 from pipelines.display import bar_wanted, said
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
-from pipelines.logs import set_up
 from pipelines.report import evaluation as page
 from pipelines.report import tables
 from pipelines.storage import files, publish
@@ -55,7 +54,6 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
 
     Raises `ConfigError`, `InputError`, `ModelLoadError` or `StorageError`.
     """
-    set_up()
     from rm.evaluate import Bootstrap, evaluate
     from rm.identity import ModelError, resolve_model
 

@@ -84,10 +84,14 @@ class App(typer.Typer):
 
 
 def _with_manners(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` with two more options, for parser and help; `manners.adopt` reads them wherever they stand."""
+    """`function` with log lines in their places, and with two more options, for parser and help: `manners.adopt` reads them
+    wherever they stand."""
 
     @functools.wraps(function)
     def command(*, quiet: bool, json_logs: bool, **given: Any) -> Any:
+        from pipelines.logs import set_up
+
+        set_up()
         return function(**given)
 
     more = {"quiet": _Quiet, "json_logs": _JsonLogs}

@@ -9,7 +9,6 @@ from rich.table import Table
 from pipelines.config import TrainConfig
 from pipelines.display import said
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
-from pipelines.logs import set_up
 from pipelines.report.tables import percent_interval
 
 if TYPE_CHECKING:
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
 def run_training(config: TrainConfig) -> TrainResult:
     """Train, print the result. Raises `InputError`, `ModelLoadError` or `StorageError`."""
-    set_up()
     from rm import train as training
 
     _check_writable(config.output.path)
