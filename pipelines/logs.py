@@ -34,8 +34,9 @@ def set_up() -> None:
     warnings.filterwarnings("ignore")
     _FILE.leave()
     root = logging.getLogger()
-    for handler in [handler for handler in root.handlers if isinstance(handler, _Terminal | LibraryLog)]:
-        root.removeHandler(handler)
+    for handler in list(root.handlers):
+        if isinstance(handler, _Terminal | LibraryLog) or type(handler) is logging.StreamHandler:  # of `basicConfig`
+            root.removeHandler(handler)
     root.addHandler(_Terminal())
     root.addHandler(_FILE)
     root.setLevel(logging.WARNING)

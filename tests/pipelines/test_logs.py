@@ -168,7 +168,10 @@ def test_of_a_library_the_file_has_constants_of_its_source_only(temporary):
 
 
 def test_the_terminal_has_our_lines_only_and_follows_standard_error(temporary, monkeypatch, capsys):
+    early = logging.StreamHandler(sys.stderr)  # what `logging.info` of a library adds where there is no handler yet
+    logging.getLogger().addHandler(early)
     logs.set_up()
+    assert early not in logging.getLogger().handlers
     other = io.StringIO()
     monkeypatch.setattr(sys, "stderr", other)
     logging.getLogger("rm.part").warning("ours")
