@@ -139,9 +139,10 @@ def report(
 ) -> None:
     """Write report.html of an output again, or compare two selections, or two models, in one page."""
     from pipelines import reporting
+    from pipelines.display import page_written
 
     path = reporting.rebuild(output) if other is None else reporting.compare(output, other, write=write)
-    sys.stdout.write(f"{path}\n")
+    page_written(path)
 
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -113,6 +113,14 @@ def conclude(config: RunConfig, outcome: Outcome) -> None:
     said(message, facts(config, outcome), path=place, table=lambda: [summary(config, outcome)])
 
 
+def page_written(path: str) -> None:
+    """The end of a command that writes one page."""
+    if manners.current().json_logs:
+        sys.stderr.write(manners.json_line("INFO", "written", output=path))
+    else:
+        sys.stdout.write(f"{path}\n")
+
+
 def said(message: str, fields: Mapping[str, Any], *, path: str, table: Callable[[], Iterable[Table]]) -> None:
     """The end of a finished command: tables on standard output; of `--quiet` the path of what was made, alone; of
     `--json-logs` one line with `fields` on standard error."""
@@ -184,6 +192,8 @@ def summary(config: RunConfig, outcome: Outcome) -> Table:
         if shown:
             table.add_row("for comparison", ", ".join(shown))
         table.add_row("output", config.path)
+        if manifest["report"]:
+            table.add_row("report", f"{config.path}/report.html")
     elif not outcome.members:
         table.add_row("scores", f"{config.scores_path}/{outcome.plan.fingerprint}")
     table.add_row("time", _duration(outcome.secs))

@@ -144,10 +144,8 @@ def _identity(manifest: Json) -> Iterator[tuple[str, str | Markup]]:
     inputs = manifest["inputs"]
     names = ", ".join(shown(file["key"], 80) for file in inputs[:_FILES_NAMED])
     more = f" and {len(inputs) - _FILES_NAMED:,} more" if len(inputs) > _FILES_NAMED else ""
-    yield (
-        "inputs",
-        f"{len(inputs):,} {'file' if len(inputs) == 1 else 'files'}, {sum(file['size'] for file in inputs):,} bytes: {names}{more}",
-    )
+    size = f"{sum(file['size'] for file in inputs):,} bytes"
+    yield "inputs", f"{len(inputs):,} {'file' if len(inputs) == 1 else 'files'}, {size}: {names}{more}"
     if manifest["skipped_files"]:
         yield "skipped files", f"{len(manifest['skipped_files']):,} that could not be read, named in manifest.json"
     yield "shards", f"{len(manifest['shards']):,}, {sum(shard['bytes'] for shard in manifest['shards']):,} bytes"
