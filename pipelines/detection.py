@@ -69,6 +69,14 @@ class Detected:
         return found
 
 
+class UndetectedError(InputError):
+    """No reading fits; `why` is the cause and the remedy without the columns."""
+
+    def __init__(self, message: str, why: str) -> None:
+        super().__init__(message)
+        self.why = why
+
+
 class AmbiguousError(InputError):
     """Several readings fit equally well; `readings` are those, with the settings that choose one."""
 
@@ -105,7 +113,8 @@ def detect(
     if not found:
         wanted = _WANTED.get(format, "prompt and response (or responses, or messages)")
         told = hint(table, wanted, given)
-        raise InputError(f"{where} has columns {', '.join(names)}; cannot tell which hold {wanted}{told}")
+        message = f"{where} has columns {', '.join(names)}; cannot tell which hold {wanted}{told}"
+        raise UndetectedError(message, told.lstrip(":,; "))
     chosen = found[0]
     _refuse_rivals(table, chosen, found, given, where=where)
     places = {*chosen.columns, "system", "source", *(["input"] if "prompt" in chosen.columns else [])}

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipelines.config import InspectConfig
-from pipelines.detection import AmbiguousError, Detected, detect
+from pipelines.detection import AmbiguousError, Detected, UndetectedError, detect
 from pipelines.errors import InputError, ModelLoadError
 from pipelines.figures import Asked, column_figures, figures, token_figures
 from pipelines.inputs import InputFile, column_names
@@ -53,7 +53,9 @@ def inspect(config: InspectConfig, *, shown: int) -> dict[str, Any]:
         "looked_at": _looked_at(looked),
         "columns": column_figures(names, rows, roles),
         "corpus": _corpus(detected, looked, preview, shown=shown),
-        "preferences": preference_view(config.data, names, rows, preview=preview, shown=shown),
+        "preferences": preference_view(
+            config.data, names, rows, unreadable=len(looked.rows) - len(rows), preview=preview, shown=shown
+        ),
         "model": _model(config, preview),
     }
 
@@ -131,14 +133,15 @@ def _looked_at(looked: Looked) -> dict[str, Any]:
         described = f"the first {FIRST_ROWS:,} rows"
         if looked.places:
             described += f", and up to {ROWS_A_PLACE} from each of {looked.places} places spread over the rest"
-    return {"rows": len(looked.rows), "all": looked.whole, "described": described}
+    return {"rows": len(looked.rows), "all": looked.whole, "places": looked.places, "described": described}
 
 
 def _corpus(detected: Detected | InputError, looked: Looked, preview: Preview | None, *, shown: int) -> dict[str, Any]:
     if isinstance(detected, InputError):
         ambiguous = isinstance(detected, AmbiguousError)
         ways = [way.say for way in detected.readings] if isinstance(detected, AmbiguousError) else []
-        return {"detected": False, "ambiguous": ambiguous, "question": detected.message, "settings": ways}
+        why = detected.why if isinstance(detected, UndetectedError) else detected.message
+        return {"detected": False, "ambiguous": ambiguous, "why": why, "question": detected.message, "settings": ways}
     samples = [_sample(row.value, detected.mapping) for row in looked.rows]
     rejected: Counter[str] = Counter()
     first: dict[str, str] = {}

@@ -19,7 +19,7 @@ FIELDS = ("text", "response", "content", "completion", "output", "generation", "
 
 
 def kind_of_value(value: object) -> str | None:
-    """`text`, `number`, `boolean`, `message`, `record`, `texts`, `messages`, `records`, `lists` or `other`; None where there is nothing."""
+    """`text`, `number`, `boolean`, `message`, `record`, `texts`, `messages`, `records`, `lists` or `other`; None of nothing."""
     if value is None or (isinstance(value, list) and not value):
         return None
     if isinstance(value, str):

@@ -19,13 +19,20 @@ _FIRST_ROWS = 100  # from which the format is told, as in training
 
 
 def preference_view(
-    data: PreferencesConfig, names: Sequence[str], rows: Sequence[Row], *, preview: Preview | None, shown: int
+    data: PreferencesConfig,
+    names: Sequence[str],
+    rows: Sequence[Row],
+    *,
+    unreadable: int,
+    preview: Preview | None,
+    shown: int,
 ) -> dict[str, Any]:
-    """Format, judgements, rejections, lengths and the first `shown` groups of these rows; or why they are none.
+    """Format, judgements, rejections, lengths and the first `shown` groups of these rows; or why they are none. `unreadable` rows
+    were looked at beside these.
 
     Raises `InputError` where `data` says how they are to be read, and they cannot be.
     """
-    from rm.preferences import PreferenceError, ReadSettings, fitting, read_each, read_rows, resolve
+    from rm.preferences import PreferenceError, ReadSettings, fitting, read_each, read_rows, resolve, with_roles
 
     settings = ReadSettings(**data.reading_options())
     whole = [{**dict.fromkeys(names), **row} for row in rows]  # as `datasets` gives them to `train`
@@ -34,23 +41,24 @@ def preference_view(
     except PreferenceError as error:
         if {"format", "columns"} & data.model_fields_set:
             raise InputError(str(error)) from error
-        return {
-            "detected": False,
-            "ambiguous": bool(error.settings),
-            "question": str(error),
-            "settings": error.settings,
-        }
+        told = {"why": "no format of preferences fits its columns", "question": str(error), "settings": error.settings}
+        return {"detected": False, "ambiguous": bool(error.settings), **told}
     single, rejected = read_each(whole, format, settings)
     groups, _ = read_rows(whole, settings)
     asked = [Asked(group.prompt, group.responses) for group in single]
-    named = [name if isinstance(name, str) else " or ".join(name) for name in format.needs]
+    has = with_roles(whole[0], settings.columns)
+    named = [next(name for name in ([need] if isinstance(need, str) else need) if name in has) for need in format.needs]
+    notes = (
+        [f"{unreadable:,} rows cannot be read, and training ends at such a row; mend the file"] if unreadable else []
+    )
     others = [name for name in fitting(whole, settings) if name != format.name]
     return {
         "detected": True,
         "ambiguous": False,
         "format": format.name,
         "why": f"the rows have {', '.join(named)}",
-        "others": [{"why": f"they fit {name}, too", "setting": f"data.format={name}"} for name in others],
+        "others": [{"why": f"the rows fit {name}, too", "setting": f"data.format={name}"} for name in others],
+        "notes": notes,
         "judged_by": data.origin or format.origin,
         "judgements": _judgements(groups),
         "rows_used": len(single),

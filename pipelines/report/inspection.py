@@ -51,7 +51,7 @@ def _files(document: Json) -> Table:
     if files["count"] > _FILES_SHOWN:
         _add(table, "  ...", f"{files['count'] - _FILES_SHOWN:,} more")
     _add(table, "rows", f"{rows['count']:,}" if rows["exact"] else f"about {rows['count']:,}")
-    _add(table, "looked at", looked["described"] + ("" if looked["all"] else f": {looked['rows']:,} rows"))
+    _add(table, "looked at", looked["described"] + (f": {looked['rows']:,} rows" if looked["places"] else ""))
     return table
 
 
@@ -68,7 +68,7 @@ def _columns(columns: Sequence[Json]) -> Table:
 def _corpus(view: Json) -> Table:
     table = _table(f"as a corpus, for bestkept run: {view['format']}")
     _add(table, "why", view["why"])
-    _add(table, "the same by name", view["setting"])
+    _add(table, "to say the same", view["setting"])
     for other in view["others"]:
         _add(table, "could also be", f"{other['why']}: {other['setting']}")
     for note in view["notes"]:
@@ -89,6 +89,8 @@ def _preferences(view: Json) -> Table:
     for other in view["others"]:
         _add(table, "could also be", f"{other['why']}: {other['setting']}")
     judged = view["judgements"]
+    for note in view["notes"]:
+        _add(table, "note", note)
     _add(table, "judged by", view["judged_by"])
     _add(table, "prompts", f"{judged['groups']:,}, once rows of one prompt are together")
     _add(table, "comparisons", f"{judged['comparisons']:,}" + (f", {judged['ties']:,} ties" if judged["ties"] else ""))
@@ -102,13 +104,10 @@ def _preferences(view: Json) -> Table:
 
 
 def _refused(name: str, view: Json) -> Text:
-    command = {"corpus": "run", "preferences": "train"}[name]
-    if view["ambiguous"] and name == "preferences":
-        return visible(f"Could be preferences, for bestkept {command}, with {' or '.join(view['settings'])}.")
+    command, article = {"corpus": ("run", "a corpus"), "preferences": ("train", "preferences")}[name]
     if view["ambiguous"]:
-        return visible(f"As a {name}, for bestkept {command}, it must be told how: {' or '.join(view['settings'])}.")
-    article = "a corpus" if name == "corpus" else name
-    return visible(f"Not {article}, for bestkept {command}: {view['question']}.")
+        return visible(f"\nCould be {article}, for bestkept {command}, with {' or '.join(view['settings'])}.")
+    return visible(f"\nNot {article}, for bestkept {command}: {view['why']}.")
 
 
 def _add_figures(table: Table, view: Json) -> None:
@@ -136,15 +135,12 @@ def _add_figures(table: Table, view: Json) -> None:
         )
         for reason, count in tokens["rejected"].items():
             _add(table, f"  rejected by the model: {reason}", f"{count:,}")
-    _add(
-        table,
-        "repeated",
-        f"{found['repeated_prompts']:,} prompts, {found['repeated_responses']:,} responses to one prompt",
-    )
+    _add(table, "rows with an earlier prompt", f"{found['repeated_prompts']:,}")
+    _add(table, "equal responses to one prompt", f"{found['repeated_responses']:,}")
 
 
 def _example(example: Json, number: int, model: Json | None) -> Group:
-    parts = [Text(f"── {number}" + (f": {example['place']}" if "place" in example else ""), style="bold")]
+    parts = [Text(f"\n── {number}" + (f": {example['place']}" if "place" in example else ""), style="bold")]
     for message in example["prompt"]:
         parts.append(_said(message["role"], message["content"]))
     responses = example["responses"]

@@ -1,6 +1,6 @@
 """Preferences: what annotators said about groups of responses, from files to groups with comparisons."""
 
-from rm.preferences.detection import detect, fitting, resolve
+from rm.preferences.detection import detect, fitting, resolve, with_roles
 from rm.preferences.formats import FORMATS
 from rm.preferences.groups import EQUAL_RESPONSES, Edge, Group, Label, Rejections, heldout_split, merge
 from rm.preferences.reading import load_rows, read_each, read_preferences, read_rows
@@ -24,4 +24,5 @@ __all__ = [
     "read_preferences",
     "read_rows",
     "resolve",
+    "with_roles",
 ]

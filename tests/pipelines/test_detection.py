@@ -472,7 +472,7 @@ REFUSED = {
     ),
     "pairs": (
         {"a.jsonl": lines('{"prompt": "SECRET", "chosen": "SECRET a", "rejected": "SECRET b"}')},
-        r"preferences \(the format prompt_chosen_rejected\).*bestkept train.*'input\.columns=\{prompt: prompt, response: chosen\}'",
+        r"\(the format prompt_chosen_rejected\).*bestkept train.*'input\.columns=\{prompt: prompt, response: chosen\}'",
     ),
     "HelpSteer2 preference": (
         {"a.jsonl": json.dumps({"prompt": "p", "response_1": "a", "response_2": "b", "preference_strength": 2})},
