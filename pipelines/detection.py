@@ -125,6 +125,10 @@ def detect(
             "remove it, or set input.format"
         )
     mapping = _mapping(table, chosen, given, where=where, carry=carry, group_by=group_by, reward=reward)
+    if mapping.field is not None:
+        role = "responses" if mapping.responses else "response"
+        column = mapping.responses or mapping.response
+        chosen = chosen._replace(columns={**chosen.columns, role: f"{column}.{mapping.field}"})
     return Detected(mapping, chosen, tuple(found[1:]), _left_out(table, chosen, mapping))
 
 

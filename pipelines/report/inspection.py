@@ -31,6 +31,7 @@ def rendered(document: Json) -> Iterator[RenderableType]:
     if all(view["detected"] for view in views.values()):
         yield Text("These files can be read in both ways; each command takes them in its own.", style="bold")
     for name, view in views.items():
+        yield Text()
         if view["detected"]:
             yield _corpus(view) if name == "corpus" else _preferences(view)
             for number, example in enumerate(view["first"], start=1):
@@ -106,8 +107,8 @@ def _preferences(view: Json) -> Table:
 def _refused(name: str, view: Json) -> Text:
     command, article = {"corpus": ("run", "a corpus"), "preferences": ("train", "preferences")}[name]
     if view["ambiguous"]:
-        return visible(f"\nCould be {article}, for bestkept {command}, with {' or '.join(view['settings'])}.")
-    return visible(f"\nNot {article}, for bestkept {command}: {view['why']}.")
+        return visible(f"Could be {article}, for bestkept {command}, with {' or '.join(view['settings'])}.")
+    return visible(f"Not {article}, for bestkept {command}: {view['why']}.")
 
 
 def _add_figures(table: Table, view: Json) -> None:

@@ -580,6 +580,32 @@ def test_a_place_that_a_format_has_not_is_refused(tmp_path):
         detected(path, input="input")
 
 
+def test_a_run_keeps_the_best_of_records_and_says_what_it_leaves_out(tmp_path, make_config, caplog):
+    from stubs import StubFactory, stub_reward
+
+    from pipelines import curate
+
+    rows = [
+        {"prompt": f"p{n}", "system": "Be brief.", "outputs": [{"text": f"answer {n} {k}"} for k in range(4)]}
+        for n in range(5)
+    ]
+    config = make_config(write_jsonl(tmp_path / "in" / "a.jsonl", rows))
+    curate.curate(config, scorer=StubFactory())
+    assert "the column system holds text and is not read; to put it into the prompt: 'input.columns=" in caplog.text
+    kept = pq.read_table(tmp_path / "out" / "data").to_pylist()
+    best = {
+        row["prompt"]: max(
+            (float(stub_reward((("user", row["prompt"]),), output["text"])), output["text"])
+            for output in row["outputs"]
+        )
+        for row in rows
+    }
+    assert {row["messages"][0]["content"]: (row["reward"], row["messages"][1]["content"]) for row in kept} == best
+    write_jsonl(tmp_path / "in" / "a.jsonl", [{**PAIR, "output": "four"}])
+    with pytest.raises(AmbiguousError, match="response: output"):
+        curate.score(make_config(tmp_path / "in", output={"path": str(tmp_path / "other")}), scorer=StubFactory())
+
+
 def test_only_the_first_rows_are_read(tmp_path, monkeypatch):
     """A file of a million bytes a row group is opened, and a few of its pages decoded."""
     from pipelines.inputs import first
