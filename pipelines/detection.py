@@ -25,7 +25,7 @@ from pipelines.config import Columns
 from pipelines.errors import InputError
 from pipelines.hints import hint
 from pipelines.kinds import Row, Table
-from pipelines.readings import LISTS, Reading, candidates, column_of, either, readings
+from pipelines.readings import LISTS, Reading, candidates, column_of, deciding, either, readings
 from pipelines.schemas import RowMapping
 
 _BESIDE = ("system", "system_prompt", "context", "input", "history")
@@ -54,6 +54,9 @@ class Detected:
     reading: Reading
     others: tuple[Reading, ...]  # readings that fit as well, and come later
     left_out: tuple[LeftOut, ...]
+    appended: str | None = (
+        None  # a column that is read as part of the prompt, though nobody has said so and its name does not
+    )
 
     @property
     def notes(self) -> list[str]:
@@ -62,10 +65,10 @@ class Detected:
             f"the column {name} holds text and is not read" + (f"; to put it into the prompt: {say}" if say else "")
             for name, say in self.left_out
         ]
-        if self.reading.columns.get("input") == "context":
+        if self.appended is not None:
             rest = {role: name for role, name in self.reading.columns.items() if role != "input"}
             alone = self.reading._replace(columns=rest).say
-            found.append(f"the column context is read as part of the prompt, as Dolly means it; without it: {alone}")
+            found.append(f"the column {self.appended} is read as part of the prompt; without it: {alone}")
         return found
 
 
@@ -129,7 +132,8 @@ def detect(
         role = "responses" if mapping.responses else "response"
         column = mapping.responses or mapping.response
         chosen = chosen._replace(columns={**chosen.columns, role: f"{column}.{mapping.field}"})
-    return Detected(mapping, chosen, tuple(found[1:]), _left_out(table, chosen, mapping))
+    appended = mapping.input if mapping.input != "input" and "input" not in given else None
+    return Detected(mapping, chosen, tuple(found[1:]), _left_out(table, chosen, mapping), appended)
 
 
 def resolve(names: Sequence[str], **options: Any) -> RowMapping:
@@ -183,7 +187,7 @@ def _refuse_rivals(
         for other in [] if fixed or chosen.format == "hh" else candidates(role, table, {}):
             if other not in chosen.columns.values() and not table.same(name, other):
                 rivals.append(chosen._replace(columns={**chosen.columns, role: other}))
-    if not given:
+    if not deciding(given):
         rivals += [other for other in found[1:] if _contradicts(table, chosen, other)]
     if rivals:
         ways = [chosen, *rivals]

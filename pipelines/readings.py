@@ -71,6 +71,11 @@ def either(ways: Sequence[Reading]) -> str:
     return " or ".join(dict.fromkeys(way.say for way in ways))
 
 
+def deciding(given: Mapping[str, str]) -> set[str]:
+    """The roles that a user has given to columns and that say how rows are read; a system prompt or a source goes with any."""
+    return given.keys() - {"system", "source"}
+
+
 def candidates(role: str, table: Table, given: Mapping[str, str]) -> list[str]:
     """The columns that could have a role, best first: of the first group of names that has any."""
     if role in given:
@@ -132,7 +137,7 @@ def _alpaca(table: Table, format: str, given: Mapping[str, str]) -> Reading | No
     ):
         return None
     there = set(table.names)
-    dolly = there >= {"instruction", "context", "response", "category"} and "input" not in there and not given
+    dolly = there >= {"instruction", "context", "response", "category"} and "input" not in there and not deciding(given)
     prompt = given.get("prompt") or ("instruction" if "instruction" in there else None)
     extra = given.get("input") or ("input" if "input" in there else "context" if dolly else None)
     response = given.get("response") or next((name for name in ("output", "response") if name in there), None)

@@ -429,6 +429,15 @@ def test_columns_that_say_the_same_are_not_ambiguous_until_one_row_differs(tmp_p
         detected(path)
 
 
+def test_one_response_that_is_not_in_its_list_is_enough_to_ask(tmp_path):
+    row = {"prompt": "2+2?", "responses": ["4", "5"], "response": "5"}
+    path = write_jsonl(tmp_path / "a.jsonl", [row] * 3)
+    assert detected(path).mapping.responses == "responses"
+    write_jsonl(path, [row, {**row, "response": "6"}, row])
+    with pytest.raises(AmbiguousError, match="response: response"):
+        detected(path)
+
+
 def test_a_column_of_another_kind_is_no_candidate(tmp_path):
     """MMLU-like choices, an integer answer, a null column, and messages kept as text."""
     rows = [{**PAIR, "answer": 3, "output": None, "choices": ["3", "4"], "messages": "[]", "completions": 2}] * 3
@@ -448,8 +457,13 @@ def test_columns_that_are_left_out_are_told(tmp_path):
     assert read.left_out == ()
     assert read_row(row, read.mapping).prompt == (("system", "Be brief."), ("user", "2+2?\n\nof integers"))
     dolly = detected(write_jsonl(tmp_path / "b.jsonl", [FORMATS["Dolly"][0]]))
-    assert "without it: 'input.columns={prompt: instruction, response: response}'" in dolly.notes[0]
+    assert dolly.notes == [
+        "the column context is read as part of the prompt; without it: "
+        "'input.columns={prompt: instruction, response: response}'"
+    ]
+    assert detected(tmp_path / "b.jsonl", prompt="instruction", response="response", input="context").notes == []
     assert detected(tmp_path / "b.jsonl", prompt="instruction", response="response").mapping.input is None
+    assert detected(tmp_path / "b.jsonl", source="category").mapping.input == "context"
 
 
 def lines(*texts: str) -> str:

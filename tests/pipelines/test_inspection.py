@@ -392,6 +392,14 @@ def test_the_first_rows_of_several_files_go_on_where_one_ends(tmp_path):
     assert (len(whole.rows), whole.whole) == (1800, True)
 
 
+def test_places_lie_behind_the_first_rows(tmp_path):
+    rows = [{"prompt": f"{n}", "response": "r" * 1000} for n in range(4000)]
+    looked = look(units_of(write_jsonl(tmp_path / "a.jsonl", rows)), ["prompt"], max_row_bytes=LIMIT)
+    numbers = [int(row.value["prompt"]) for row in looked.rows]
+    assert len(numbers) > sampling.FIRST_ROWS
+    assert numbers == sorted(set(numbers))
+
+
 def test_places_are_spread_by_bytes_and_do_not_overlap():
     plain = InputFile("a.jsonl", "a.jsonl", "jsonl", None, 800, "")
     packed = InputFile("b.jsonl.gz", "b.jsonl.gz", "jsonl", "gz", 800, "")
