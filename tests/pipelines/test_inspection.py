@@ -84,11 +84,11 @@ MIXED = [
 def test_the_numbers_of_a_small_corpus(tmp_path, inspected):
     path = write_jsonl(tmp_path / "a.jsonl", MIXED)
     with path.open("a") as file:
-        file.write("\nnot json\n[1]\n")
+        file.write("\nnot json\n[1]\nnot json\n")
     found = inspected(path, "--rows", 2)
     assert found["path"] == str(path)
-    assert found["rows"] == {"count": 11, "exact": True}
-    assert found["looked_at"] == {"rows": 11, "all": True, "places": 0, "described": "all rows"}
+    assert found["rows"] == {"count": 12, "exact": True}
+    assert found["looked_at"] == {"rows": 12, "all": True, "places": 0, "described": "all rows"}
     assert found["files"]["kinds"] == {"jsonl": 1}
     assert found["files"]["bytes"] == path.stat().st_size
     assert found["columns"] == [
@@ -103,16 +103,16 @@ def test_the_numbers_of_a_small_corpus(tmp_path, inspected):
         "response": "response",
         "source": "source",
     }
-    assert corpus["responses_read"] == 11
+    assert corpus["responses_read"] == 12
     assert corpus["rejected"] == {
-        "bad_json": {"responses": 1, "first": "a.jsonl, line 10"},
+        "bad_json": {"responses": 2, "first": "a.jsonl, line 10"},
         "empty_prompt": {"responses": 1, "first": "a.jsonl, line 6"},
         "empty_response": {"responses": 1, "first": "a.jsonl, line 4"},
         "not_an_object": {"responses": 1, "first": "a.jsonl, line 11"},
         "null_prompt": {"responses": 1, "first": "a.jsonl, line 5"},
         "wrong_type": {"responses": 1, "first": "a.jsonl, line 8"},
     }
-    assert corpus["rejected_fraction"] == 6 / 11
+    assert corpus["rejected_fraction"] == 7 / 12
     assert corpus["figures"] == {
         "prompts": 3,
         "responses": 5,
@@ -192,6 +192,13 @@ def test_special_tokens_are_marked_where_the_template_writes_them_and_nowhere_el
     assert "⟦<s>⟧⟦<|user|>⟧" in out
     assert out.count("⟦<|assistant|>⟧") == 1
     assert "\x1b" not in out
+
+
+def test_words_that_the_tokenizer_does_not_know_are_no_special_tokens(tmp_path, inspected, chat):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "how zebra", "response": "good"}])
+    pieces = inspected(path, f"model.path={chat}")["corpus"]["first"][0]["as_read"]["pieces"]
+    assert [piece["text"] for piece in pieces if "UNK" in piece["text"]] == ["how [UNK]"]
+    assert not any(piece["special"] for piece in pieces if "UNK" in piece["text"])
 
 
 def test_an_encoder_reads_a_pair_and_a_causal_model_plain_text(tmp_path, inspected, encoder, causal):
