@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STAGES = {"score", "ensemble", "selection", "export", "finish"}
+STAGES = {"score", "ensemble", "selection", "export", "observe", "finish"}
 FROM_RM = {"rm.conversations", "rm.identity", "rm.scorer"}
 MORE_DOORS = {
+    "report/prompt_figures.py": {"rm.evaluate", "rm.preferences"},
     "training.py": {"rm.train"},
     "evaluation.py": {"rm.evaluate", "rm.preferences"},
     "hints.py": {"rm.preferences"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 STYLE = """
 :root { --ink: #1c2330; --quiet: #5b6472; --paper: #ffffff; --panel: #f6f7f9; --rule: #d9dde3;
-  --model: #1f5fd0; --length: #c2571a; --random: #7a8391; --oracle: #2b8a57; }
+  --model: #1f5fd0; --length: #b34f16; --random: #6f7887; --oracle: #23784a; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --quiet: #9aa4b2; --paper: #14171c; --panel: #1c2027;
   --rule: #343a45; --model: #7fb0ff; --length: #f0975a; --random: #98a2b1; --oracle: #63c793; } }
 * { box-sizing: border-box; }
@@ -21,6 +21,7 @@ section { background: var(--panel); border: 1px solid var(--rule); border-radius
 section.wide { grid-column: 1 / -1; }
 svg { display: block; width: 100%; height: auto; margin: .5rem 0; }
 svg text { font-size: 12px; fill: var(--quiet); }
+svg text.over { stroke: var(--panel); stroke-width: 4; stroke-linejoin: round; paint-order: stroke; }
 @media (max-width: 30rem) { svg text { font-size: 14px; } }
 .grid { stroke: var(--rule); stroke-width: 1; }
 .reference { stroke: var(--quiet); stroke-width: 1; stroke-dasharray: 4 3; }
@@ -28,12 +29,28 @@ svg text { font-size: 12px; fill: var(--quiet); }
 .whisker { stroke: var(--c); stroke-width: 2.5; stroke-linecap: round; }
 .dot { fill: var(--c); }
 .band { fill: var(--c); opacity: .16; }
-.model { --c: var(--model); } .length { --c: var(--length); } .random { --c: var(--random); }
-.oracle { --c: var(--oracle); }
-.line.length { stroke-dasharray: 7 3; } .line.random { stroke-dasharray: 2 3; } .line.oracle { stroke-dasharray: 9 3 2 3; }
+.shift { stroke: var(--c); stroke-width: 2; }
+.bar { fill: var(--c); stroke: var(--panel); stroke-width: 1; }
+.bar.over { fill-opacity: .35; stroke: var(--c); }
+.model, .kept, .after { --c: var(--model); } .length { --c: var(--length); } .oracle { --c: var(--oracle); }
+.random, .dropped, .before { --c: var(--random); }
+.line.length, .line.dropped { stroke-dasharray: 7 3; } .line.random, .line.before { stroke-dasharray: 2 3; }
+.line.oracle { stroke-dasharray: 9 3 2 3; }
+.bar.length { fill-opacity: .55; stroke: var(--c); }
+.bar.dropped, .bar.before { fill-opacity: .25; stroke: var(--c); } .bar.dropped.over { stroke-dasharray: 3 2; }
+.dot.length, .dot.before, .dot.dropped { fill: var(--panel); stroke: var(--c); stroke-width: 2; }
 .legend { display: flex; flex-wrap: wrap; gap: .25rem 1rem; font-size: .875rem; }
 .legend span { display: inline-flex; align-items: center; gap: .4rem; }
-.key { width: .75rem; height: .75rem; border-radius: 50%; background: var(--c); }
+.key { flex: none; width: .75rem; height: .75rem; border: 2px solid var(--c); border-radius: 50%; background: var(--c); }
+.key.round.length, .key.round.before, .key.round.dropped { background: none; }
+.key.box { border-width: 1px; border-radius: 2px; }
+.key.box.length { background: color-mix(in srgb, var(--c) 55%, transparent); }
+.key.box.before, .key.box.dropped { background: color-mix(in srgb, var(--c) 25%, transparent); }
+.key.stroke { width: 1.5rem; height: 2px; border: 0; border-radius: 0; background: var(--c); }
+.key.stroke.length, .key.stroke.dropped { background: repeating-linear-gradient(90deg, var(--c) 0 7px, transparent 7px 10px); }
+.key.stroke.random, .key.stroke.before { background: repeating-linear-gradient(90deg, var(--c) 0 2px, transparent 2px 5px); }
+.key.stroke.oracle { background: linear-gradient(90deg, var(--c) 0 9px, transparent 9px 12px, var(--c) 12px 14px,
+  transparent 14px 17px, var(--c) 17px); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; min-width: 50%; }
 th, td { padding: .3rem .9rem .3rem 0; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }
@@ -42,6 +59,20 @@ th:first-child { text-align: left; font-weight: 500; }
 .words th { width: 14rem; max-width: 40vw; padding-right: 1rem; }
 thead th { color: var(--quiet); font-weight: 500; }
 tbody tr:last-child th, tbody tr:last-child td { border-bottom: 0; }
+.warning { border-left: 3px solid var(--length); padding-left: .75rem; }
+details { border-top: 1px solid var(--rule); padding: .5rem 0; }
+summary { cursor: pointer; font-size: .875rem; overflow-wrap: anywhere; }
+.turn { margin: .5rem 0; padding: .5rem .75rem; border-left: 3px solid var(--rule); }
+.turn.assistant { border-left-color: var(--model); }
+.turn b { color: var(--quiet); font-size: .75rem; font-weight: 500; }
+.turn p { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .875rem; unicode-bidi: isolate;
+  overflow: hidden; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem; }
+.pair > div, .one > div { min-width: 0; }
+.facts { font-size: .875rem; margin: .25rem 0 0; overflow-wrap: anywhere; }
+.keep { color: var(--model); font-weight: 600; } .drop { color: var(--quiet); font-weight: 600; }
+pre { margin: 0; font-size: .85em; white-space: pre-wrap; overflow-wrap: anywhere; }
+.words td { overflow-wrap: anywhere; }
 @media print { :root { --ink: #000; --quiet: #444; --paper: #fff; --panel: #fff; --rule: #bbb; --model: #1f5fd0;
   --length: #a8470f; --random: #666; --oracle: #1d6b41; }
   body { max-width: none; padding: 0; font-size: 10pt; } section { break-inside: avoid; } .scroll { overflow: visible; }

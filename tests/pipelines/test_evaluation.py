@@ -357,4 +357,4 @@ def test_labels_that_have_no_room_are_left_out():
 
 def test_long_names_are_cut_and_kept_as_titles():
     svg = interval_chart([("n" * 30, [Mark(0.5)])], names=[("a", "model")], reference=0.5, x_format=str)
-    assert f"{'n' * 19}…<title>{'n' * 30}</title>" in svg
+    assert f"{'n' * 17}…<title>{'n' * 30}</title>" in svg

@@ -1,0 +1,150 @@
+"""What the charts are drawn with: axes, rules, texts, legends. Coordinates are pixels of a drawing `WIDTH` wide."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from pipelines.report.words import fitted, shown, width
+
+WIDTH = 440
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 38
+GAP = 8.0  # at the least, between two texts in a line
+LINE = 16  # from one line of text to the next
+_MOST_LABEL = 120.0  # of a vertical axis
+_MOST_READ = 300  # characters of what a chart is called for those who do not see it
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A value, with its interval where there is one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def extent(self) -> Iterable[float]:
+        return (v for v in (self.value, self.low, self.high) if v is not None)
+
+
+@dataclass(frozen=True)
+class Series:
+    """A named line through (x, mark) points; `style` is its class in the style sheet."""
+
+    name: str
+    style: str
+    points: Sequence[tuple[float, Mark]]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A value to compare with, such as a threshold: a dashed line with its words."""
+
+    value: float
+    words: str
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Where a value falls between two ends of the drawing."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def at(self, value: float) -> float:
+        share = (value - self.low) / (self.high - self.low or 1.0)
+        return round(self.start + share * (self.end - self.start), 1)
+
+
+def round_ticks(low: float, high: float) -> list[float]:
+    """About five round numbers that hold both ends."""
+    span = high - low or abs(high) or 1.0
+    power = 10 ** math.floor(math.log10(span / 4))
+    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor * 5 >= span)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(step * place, 10) for place in range(first, max(last, first + 1) + 1)]
+
+
+def left_of(labels: Iterable[str]) -> float:
+    """The x where a drawing begins that has these labels of a vertical axis before it."""
+    return max(LEFT, math.ceil(min(_MOST_LABEL, max(map(width, labels), default=0.0))) + GAP)
+
+
+def horizontal_grid(x: Axis, y: Axis, ticks: Sequence[float], written: Callable[[float], str] | None) -> list[Markup]:
+    """A rule across at each tick, labelled where a way to write it is given."""
+    rules = [rule(x.start, y.at(tick), x.end, y.at(tick), "grid") for tick in ticks]
+    if written is None:
+        return rules
+    return rules + [text(x.start - 6, y.at(tick) + 4, written(tick), room=x.start - 6, anchor="end") for tick in ticks]
+
+
+def tick_labels(x: Axis, y: float, ticks: Sequence[tuple[float, str]]) -> list[Markup]:
+    """The labels that have room, from left to right; those at the edges are moved inside."""
+    drawn: list[Markup] = []
+    free = -math.inf
+    for value, label in ticks:
+        half = width(label) / 2
+        place = min(max(x.at(value), half), WIDTH - half)
+        if place - half >= free:
+            drawn.append(text(place, y, label, room=WIDTH, anchor="middle"))
+            free = place + half + GAP
+    return drawn
+
+
+def references(x: Axis, top: float, bottom: float, values: Sequence[Reference]) -> list[Markup]:
+    """Dashed vertical lines; the words stand above `top`, each in a line of its own, on the side with more room."""
+    rules: list[Markup] = []
+    drawn: list[Markup] = []
+    for place, reference in enumerate(values):
+        at, y = x.at(reference.value), top - LINE * (len(values) - place)
+        rules.append(rule(at, y, at, bottom, "reference"))
+        right = at <= WIDTH / 2
+        room = (WIDTH - at if right else at) - 4
+        beside, anchor = (at + 4, "start") if right else (at - 4, "end")
+        drawn.append(text(beside, y + 10, reference.words, room=room, anchor=anchor, style="over"))
+    return rules + drawn
+
+
+def rule(x1: float, y1: float, x2: float, y2: float, style: str) -> Markup:
+    return Markup('<line class="{}" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(style, x1, y1, x2, y2)
+
+
+def box(x1: float, y1: float, x2: float, y2: float, style: str, title: str = "") -> Markup:
+    """A bar between two corners; browsers show `title` when pointed at."""
+    left, top, across, down = min(x1, x2), min(y1, y2), round(abs(x2 - x1), 1), round(abs(y2 - y1), 1)
+    shape = Markup('<rect class="bar {}" x="{}" y="{}" width="{}" height="{}">').format(style, left, top, across, down)
+    return shape + (Markup("<title>{}</title>").format(shown(title)) if title else "") + Markup("</rect>")
+
+
+def dot(x: float, y: float, style: str, radius: float = 4) -> Markup:
+    return Markup('<circle class="dot {}" cx="{}" cy="{}" r="{}"/>').format(style, x, y, radius)
+
+
+def text(x: float, y: float, words: str, *, room: float, anchor: str = "start", style: str = "") -> Markup:
+    """As much of `words` as fits `room`; where that is not all, browsers show more of them when pointed at."""
+    short = fitted(words, room)
+    title = Markup("<title>{}</title>").format(shown(words)) if short != words else ""
+    named = Markup(' class="{}"').format(style) if style else ""
+    place = (named, round(x, 1), y, anchor, short, title)
+    return Markup('<text{} x="{}" y="{}" text-anchor="{}">{}{}</text>').format(*place)
+
+
+def svg(height: float, parts: Iterable[Markup], label: str) -> Markup:
+    head = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">')
+    return head.format(WIDTH, height, shown(label, _MOST_READ)) + Markup("").join(parts) + Markup("</svg>")
+
+
+def legend(named: Iterable[tuple[str, str]], kind: str = "round") -> Markup:
+    """The names of what is drawn, as (name, style); nothing for a single one without a name."""
+    items = Markup("").join(
+        Markup('<span><i class="key {} {}"></i>{}</span>').format(kind, style, shown(name))
+        for name, style in named
+        if name
+    )
+    return Markup('<p class="legend">{}</p>').format(items) if items else items
