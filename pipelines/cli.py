@@ -128,6 +128,34 @@ def config(
 
     sys.stdout.write(json_schema(command) if schema else example(command))
 
+@app.command()
+def inspect(
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="Files, as input.path names them: a path, a glob or a URL.")
+    ],
+    extra: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY.SUB=VALUE]...", help="Settings: input.columns=..., data.columns=..., model.path=..."
+        ),
+    ] = None,
+    rows: Annotated[int, typer.Option(min=0, help="How many conversations to show.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+) -> None:
+    """Say what files are taken for and why, with their first conversations, as a model reads them too; writes nothing."""
+    from pipelines.config import InspectConfig, validated
+    from pipelines.display import inspection_shown
+    from pipelines.errors import InputError
+    from pipelines.inspection import inspect as inspected
+    from pipelines.inspection import question
+
+    values = {"input": {"path": path}, "data": {"path": path}}
+    config = validated(InspectConfig, values, extra or [], where="bestkept inspect")
+    document = inspected(config, shown=rows)
+    inspection_shown(document, as_json=as_json)
+    if (asked := question(document)) is not None:
+        raise InputError(asked)
+
 
 @app.command()
 def report(

@@ -208,6 +208,18 @@ def explanation_shown(found: Mapping[str, Any], *, as_json: bool) -> None:
         shown(explanation_table(found))
 
 
+def inspection_shown(document: Mapping[str, Any], *, as_json: bool) -> None:
+    """What `inspect` found, on standard output: tables and conversations, or one JSON object."""
+    if as_json:
+        sys.stdout.write(json.dumps(document) + "\n")
+        return
+    from pipelines.report.inspection import rendered
+
+    console = Console()
+    for part in rendered(document):
+        console.print(part, soft_wrap=not isinstance(part, Table))
+
+
 def explanation_table(found: Mapping[str, Any]) -> Table:
     """One row a response in the order of the input, one column a step."""
     kept = sum(row["kept"] for row in found["rows"])

@@ -7,6 +7,7 @@ The driver lists and describes files and opens one of them to see its columns; i
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,14 +16,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipelines.combine import VERSION
-from pipelines.config import InputConfig, Limits, ModelConfig, RunConfig
+from pipelines.config import InputFiles, ModelConfig, RunConfig
+from pipelines.detection import detect
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
-from pipelines.inputs import Fragment, InputFile, Unit, UnreadableError, column_names, kind_of, read_fragments
-from pipelines.schemas import RowMapping, resolve
+from pipelines.inputs import Fragment, InputFile, Unit, UnreadableError, first_rows, kind_of, no_lines, read_fragments
+from pipelines.schemas import RowMapping
 from pipelines.storage import publish
 from pipelines.storage.files import absolute, expand, join, read_bytes, version_of
 from pipelines.storage.manifest import digest, to_json
 
+log = logging.getLogger(__name__)
+
+_TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".xlsx")
+_CONVERT = "convert a table once, as pandas does with read_csv(...).to_parquet(...), or "
 _BESIDE = ("temperature", "comparable")  # what rewards do not depend on; a selection that uses it says so itself
 
 
@@ -137,9 +143,11 @@ def make_plans(config: RunConfig) -> Plans:
                 "choose a place outside"
             )
     files = tuple(list_files(config.input, skip_bad_files=config.limits.skip_bad_files))
-    names, where = _first_columns(files, config.limits)
-    mapping = resolve(
+    limits = config.limits
+    names, rows, where = first_columns(files, max_row_bytes=limits.max_row_bytes, skip_bad_files=limits.skip_bad_files)
+    detected = detect(
         names,
+        rows=rows,
         format=config.input.format,
         columns=config.input.columns,
         carry=config.input.carry,
@@ -147,6 +155,9 @@ def make_plans(config: RunConfig) -> Plans:
         where=where,
         reward=config.scores.column,
     )
+    for note in detected.notes:
+        log.warning("%s: %s", where, note)
+    mapping = detected.mapping
     models: Sequence[ModelConfig | None] = config.models or [None]
     plans = [
         Plan(
@@ -229,26 +240,30 @@ def _rewards(config: RunConfig, model: ModelConfig | None, mapping: RowMapping) 
     }
 
 
-def _first_columns(files: Sequence[InputFile], limits: Limits) -> tuple[list[str], str]:
-    """Columns of the first file that has any, and its path: an empty part file tells nothing."""
+def first_columns(
+    files: Sequence[InputFile], *, max_row_bytes: int, skip_bad_files: bool = False
+) -> tuple[list[str], list[dict[str, Any]], str]:
+    """Columns and first rows of the first file that has any, and its path: an empty part file tells nothing."""
     unreadable = 0
     for file in files:
         try:
-            names = column_names(file, max_row_bytes=limits.max_row_bytes)
+            names, rows = first_rows(file, max_row_bytes=max_row_bytes)
         except UnreadableError:
-            if not limits.skip_bad_files:
+            if not skip_bad_files:
                 raise
             unreadable += 1
             continue
         if names:
-            return names, file.path
+            return names, rows, file.path
     of_these = f" ({unreadable} cannot be read)" if unreadable else ""
+    if not unreadable and (broken := no_lines(files[0])):
+        raise InputError(f"input file {files[0].path} cannot be read: {broken}")
     raise InputError(
         f"input.path names {len(files)} files, and none has a usable row{of_these}; the first is {files[0].path}"
     )
 
 
-def list_files(config: InputConfig, *, skip_bad_files: bool = False) -> list[InputFile]:
+def list_files(config: InputFiles, *, skip_bad_files: bool = False) -> list[InputFile]:
     """All input files, sorted by key. Raises `InputError` for an empty match, an unknown kind or a file named twice.
 
     With one pattern, keys are relative to its fixed root, so that a copied corpus keeps its scores; with several, keys are
@@ -264,7 +279,7 @@ def list_files(config: InputConfig, *, skip_bad_files: bool = False) -> list[Inp
             if kind is None:
                 raise InputError(
                     f"input file {path} is of no known kind; expected .parquet, or .jsonl plain or with .gz or .zst; "
-                    "leave it out with a pattern such as DIR/*.parquet"
+                    f"{_CONVERT if path.lower().endswith(_TABLES) else ''}leave it out with a pattern such as DIR/*.parquet"
                 )
             if is_directory and not skip_bad_files:
                 raise InputError(

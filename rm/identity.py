@@ -65,15 +65,7 @@ def resolve_model(path: str, revision: str | None = None) -> Path:
 
     Raises `ModelError` where it is neither, or holds no safetensors weights.
     """
-    directory = Path(path).expanduser()
-    if not directory.is_dir():
-        if directory.exists() or path.startswith((".", "/", "~")) or path.count("/") != 1:
-            raise ModelError(f"model.path {path!r} is not a directory; give a model directory or a hub id 'owner/name'")
-        directory = _hub_snapshot(path, revision)
-    elif revision is not None:
-        raise ModelError(f"model.revision {revision!r} is only for hub ids, and {path!r} is a directory; remove it")
-    if not (directory / "config.json").is_file():
-        raise ModelError(f"model.path {path!r} has no config.json; give a directory written by save_pretrained")
+    directory = _directory_of(path, revision, (*_WEIGHTS, "*.json", *_TOKENIZER))
     if not any(directory.glob("*.safetensors")):
         pickled = sorted(file.name for file in directory.glob("pytorch_model*.bin"))
         if pickled:
@@ -85,12 +77,30 @@ def resolve_model(path: str, revision: str | None = None) -> Path:
     return directory
 
 
-def _hub_snapshot(repo_id: str, revision: str | None) -> Path:
+def resolve_reading(path: str, revision: str | None = None) -> Path:
+    """Like `resolve_model`, for config and tokenizer alone: weights are neither fetched nor missed. Raises `ModelError`."""
+    return _directory_of(path, revision, ("*.json", *_TOKENIZER))
+
+
+def _directory_of(path: str, revision: str | None, wanted: tuple[str, ...]) -> Path:
+    directory = Path(path).expanduser()
+    if not directory.is_dir():
+        if directory.exists() or path.startswith((".", "/", "~")) or path.count("/") != 1:
+            raise ModelError(f"model.path {path!r} is not a directory; give a model directory or a hub id 'owner/name'")
+        directory = _hub_snapshot(path, revision, wanted)
+    elif revision is not None:
+        raise ModelError(f"model.revision {revision!r} is only for hub ids, and {path!r} is a directory; remove it")
+    if not (directory / "config.json").is_file():
+        raise ModelError(f"model.path {path!r} has no config.json; give a directory written by save_pretrained")
+    return directory
+
+
+def _hub_snapshot(repo_id: str, revision: str | None, wanted: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=[*_WEIGHTS, "*.json", *_TOKENIZER]))
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(wanted)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             f"model.path {repo_id!r} is not a local directory and could not be had from the hub "

@@ -82,6 +82,11 @@ def is_causal(model: Any) -> bool:
     return isinstance(getattr(head, "original_module", head), nn.Linear)  # peft wraps the head that it trains
 
 
+def reads_last_token(directory: Path) -> bool:
+    """What `is_causal` says of the directory's model, from its config alone. Raises `ModelError`."""
+    return is_causal(_empty(directory, _config(directory)))
+
+
 def load_tokenizer(directory: Path) -> Any:
     """The tokenizer beside the weights. Raises `ModelError` where it is missing or not a fast one."""
     if not any(True for pattern in ("tokenizer.json", "vocab.*", "*.model") for _ in directory.glob(pattern)):
@@ -263,15 +268,19 @@ def _head(model: Any) -> Any:
     return model.get_submodule(_head_name(model).removesuffix(".weight"))
 
 
+def _empty(directory: Path, config: Any) -> Any:
+    """The model without weights: no memory, but names and shapes. Raises `ModelError`."""
+    try:
+        with torch.device("meta"):
+            return AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+    except Exception as error:  # no such class for this architecture, or settings it cannot be built from
+        raise _unloadable(directory, error) from error
+
+
 def _stored_head(directory: Path, config: Any) -> tuple[int | None, dict[str, str] | None]:
     """How many outputs the head in the files has (None: no head), and the renaming (expression → name) it needs."""
     shapes = dict(tensor_shapes(directory))
-    try:
-        with torch.device("meta"):
-            empty = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
-    except Exception as error:  # no such class for this architecture, or settings it cannot be built from
-        raise _unloadable(directory, error) from error
-    head = _head_name(empty)
+    head = _head_name(_empty(directory, config))
     if head in shapes:
         return shapes[head][0], None
     stem = head.removesuffix(".weight")

@@ -16,6 +16,9 @@ MORE_DOORS = {
     "report/prompt_figures.py": {"rm.evaluate", "rm.preferences"},
     "training.py": {"rm.train"},
     "evaluation.py": {"rm.evaluate", "rm.preferences"},
+    "hints.py": {"rm.preferences"},
+    "inspection.py": {"rm.preview"},
+    "preference_view.py": {"rm.preferences"},
 }
 
 
@@ -110,5 +113,5 @@ def test_help_imports_neither_torch_nor_beam():
     loaded = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in result.stderr.splitlines() if "|" in line}
     assert "typer" in loaded
     assert not loaded & {"torch", "apache_beam", "transformers", "pyarrow", "pydantic", "numpy"}
-    for command_name in ("run", "score", "select", "train", "evaluate"):
+    for command_name in ("run", "score", "select", "train", "evaluate", "inspect"):
         assert command_name in result.stdout

@@ -1,8 +1,18 @@
 """The YAML configuration as pydantic models: every field, its meaning, and the only place with defaults."""
 
 from pipelines.config.base import refuse_userinfo
-from pipelines.config.curation import Columns, EnsembleConfig, InputConfig, Limits, ModelConfig, RunConfig, RunnerConfig
+from pipelines.config.curation import (
+    Columns,
+    EnsembleConfig,
+    InputConfig,
+    InputFiles,
+    Limits,
+    ModelConfig,
+    RunConfig,
+    RunnerConfig,
+)
 from pipelines.config.evaluation import EvaluateConfig
+from pipelines.config.inspection import InspectConfig
 from pipelines.config.loading import load, validated
 from pipelines.config.rules import (
     BestOfN,
@@ -24,6 +34,8 @@ __all__ = [
     "EnsembleConfig",
     "EvaluateConfig",
     "InputConfig",
+    "InputFiles",
+    "InspectConfig",
     "LengthCorrection",
     "Limits",
     "Longest",

@@ -19,9 +19,9 @@ class Columns(Strict):
     prompt: str | None = None
     """Text, or a list of messages."""
     response: str | None = None
-    """One response a row: text, or a list with one assistant message."""
+    """One response a row: text, an assistant message, or a list with one."""
     responses: str | None = None
-    """A list of responses a row."""
+    """A list of responses a row: texts, messages, or records, whose field may be named: `outputs.text`."""
     input: str | None = None
     """Further input that is appended to the prompt after an empty line (Alpaca)."""
     system: str | None = None
@@ -40,13 +40,23 @@ class Columns(Strict):
         return self
 
 
-class InputConfig(Strict):
+class InputFiles(Strict):
+    """Which files are read, and which of their columns hold what."""
+
     path: PathText | Annotated[list[PathText], Field(min_length=1)] = Field(examples=["corpus/*.parquet"])
     """Files, globs, or directories; local or any fsspec URL (s3://, gs://, ...)."""
-    format: Literal["auto", "messages", "sharegpt", "prompt_response", "responses_list", "alpaca"] = "auto"
-    """How the rows are shaped; `auto` tells it from their columns."""
+    format: Literal["auto", "messages", "sharegpt", "prompt_response", "responses_list", "alpaca", "hh"] = "auto"
+    """How the rows are shaped; `auto` tells it from their columns and values. `hh`: `columns.messages` holds transcripts,
+    "Human: ... Assistant: ..."."""
     columns: Columns = Columns()
     """Which columns hold what; only where detection needs help."""
+
+    @property
+    def paths(self) -> list[str]:
+        return [self.path] if isinstance(self.path, str) else list(self.path)
+
+
+class InputConfig(InputFiles):
     carry: list[str] = []
     """Further columns kept in the score files, as text."""
     group_by: Literal["prompt"] | list[str] = "prompt"
@@ -54,20 +64,21 @@ class InputConfig(Strict):
     rows_per_fragment: int = Field(default=2048, ge=1)
     """Rows per score file: the most that an interruption costs. Changing it rescores."""
 
-    @property
-    def paths(self) -> list[str]:
-        return [self.path] if isinstance(self.path, str) else list(self.path)
 
+class ReadingModel(Strict):
+    """A model, as far as what it reads goes."""
 
-class ModelConfig(Strict):
     path: PathText = Field(examples=["reward-model"])
     """A model directory or a hub id."""
     revision: str | None = None
     """Commit or tag of a hub id."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """`auto`: bfloat16 on GPUs that have it natively, else float32."""
     max_length: int = Field(default=4096, ge=8)
     """In tokens; the least of this, the model's positions and the tokenizer's limit holds."""
+
+
+class ModelConfig(ReadingModel):
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """`auto`: bfloat16 on GPUs that have it natively, else float32."""
     too_long: Literal["truncate", "reject"] = "truncate"
     """A response that does not fit into `max_length` by itself: cut at its end, or rejected. Both are counted. Prompts lose their
     oldest turns, then their left."""
@@ -162,11 +173,14 @@ class ReportConfig(Strict):
     measured by it. Rules never see it."""
 
 
-class Limits(Strict):
-    max_rejected_fraction: float = Field(default=0.001, ge=0.0, le=1.0)
-    """More rejected responses than this share of all that were read end the run with exit code 4."""
+class RowLimits(Strict):
     max_row_bytes: int = Field(default=16 * 2**20, ge=1024)
     """Larger rows are rejected."""
+
+
+class Limits(RowLimits):
+    max_rejected_fraction: float = Field(default=0.001, ge=0.0, le=1.0)
+    """More rejected responses than this share of all that were read end the run with exit code 4."""
     skip_bad_files: bool = False
     """Leave out files that cannot be read (cut, damaged, gone, no permission, a directory), each as a whole, and name them in the
     manifest, instead of ending with exit code 3. A run with the mended file scores that one alone. A file that breaks when

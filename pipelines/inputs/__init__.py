@@ -2,7 +2,8 @@
 
 from pipelines.inputs.again import read_rows, taken_batches
 from pipelines.inputs.files import InputFile, Unit, kind_of, place_of, seekable, split_units
-from pipelines.inputs.fragments import Fragment, Row, column_names, original_schema, read_fragments
+from pipelines.inputs.first import column_names, first_rows, no_lines
+from pipelines.inputs.fragments import Fragment, Row, original_schema, read_fragments, row_of
 from pipelines.inputs.unreadable import UnreadableError, probe
 
 __all__ = [
@@ -12,12 +13,15 @@ __all__ = [
     "Unit",
     "UnreadableError",
     "column_names",
+    "first_rows",
     "kind_of",
+    "no_lines",
     "original_schema",
     "place_of",
     "probe",
     "read_fragments",
     "read_rows",
+    "row_of",
     "seekable",
     "split_units",
     "taken_batches",

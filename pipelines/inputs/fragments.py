@@ -21,7 +21,6 @@ from pipelines.schemas import RowMapping, Sample, read_row, rewards_of
 from rm.conversations import canonical_json, prompt_key
 
 FRAGMENT_BYTES = 64 * 2**20  # of row text per fragment, beside rows_per_fragment
-_ROWS_FOR_COLUMNS = 100
 
 
 class Row(NamedTuple):
@@ -62,22 +61,6 @@ class Fragment:
             if row.rewards is not None:
                 digest.update(json.dumps(row.rewards).encode())
         return digest.hexdigest()
-
-
-def column_names(file: InputFile, *, max_row_bytes: int) -> list[str]:
-    """The columns of a file: from its Parquet footer, or the keys of its first usable JSON lines."""
-    if file.kind == "parquet":
-        return list(parquet_schema(file).names)
-    names: dict[str, None] = {}
-    usable = 0
-    unit = Unit(0, 0, file.size, file.size)
-    for position, (value, *_) in enumerate(json_rows(file, unit, max_row_bytes=max_row_bytes)):
-        if isinstance(value, dict):
-            names.update(dict.fromkeys(value))
-            usable += 1
-        if usable == _ROWS_FOR_COLUMNS or position >= 100 * _ROWS_FOR_COLUMNS:
-            break
-    return list(names)
 
 
 def read_fragments(

@@ -34,13 +34,8 @@ def parquet_rows(file: InputFile, unit: Unit, mapping: RowMapping) -> Iterator[R
     """The mapped columns of a row group's rows. A value that is not UTF-8 spoils its own row only."""
     with reading_input(file.path), open_for_reading(file.path) as stream:
         parquet = pq.ParquetFile(stream, buffer_size=_READ_BYTES, pre_buffer=False)
-        missing = [name for name in mapping.columns() if name not in parquet.schema_arrow.names]
-        if missing:
-            raise InputError(
-                f"input file {file.path} has no column {missing[0]!r} (it has {', '.join(parquet.schema_arrow.names)}); "
-                "all files of input.path must have the same columns"
-            )
         mapped = mapping.columns()
+        refuse_missing(file, parquet.schema_arrow.names, mapped)
         refuse_doubled(file, parquet.schema_arrow.names, mapped)
         group = parquet.metadata.row_group(unit.number)
         rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
@@ -49,7 +44,7 @@ def parquet_rows(file: InputFile, unit: Unit, mapping: RowMapping) -> Iterator[R
             for value in batch_rows(batch.select(mapped), mapped):
                 seen += 1
                 share = unit.input_bytes * seen // max(1, unit.end - unit.start)
-                size = 0 if isinstance(value, str) else sum(map(_size, value.values()))
+                size = 0 if isinstance(value, str) else sum(map(size_of, value.values()))
                 yield value, size, size, share
         if seen != unit.end - unit.start:
             raise UnreadableError(
@@ -57,6 +52,16 @@ def parquet_rows(file: InputFile, unit: Unit, mapping: RowMapping) -> Iterator[R
                 f"{unit.end - unit.start}; write it again, or leave it out of input.path",
                 "damaged",
             )
+
+
+def refuse_missing(file: InputFile, there: Sequence[str], wanted: Sequence[str]) -> None:
+    """Raise `InputError` where a wanted column is not there."""
+    missing = [name for name in wanted if name not in there]
+    if missing:
+        raise InputError(
+            f"input file {file.path} has no column {missing[0]!r} (it has {', '.join(there)}); "
+            "all files of input.path must have the same columns"
+        )
 
 
 def refuse_doubled(file: InputFile, there: Sequence[str], wanted: Sequence[str]) -> None:
@@ -122,14 +127,14 @@ def _rows(batch: pa.RecordBatch) -> list[Mapping[str, Any] | str]:
     return values
 
 
-def _size(value: Any) -> int:
+def size_of(value: Any) -> int:
     """Bytes of text in a value, nested ones included; other scalars count 8."""
     if isinstance(value, str):
         return len(value) if value.isascii() else len(value.encode(errors="replace"))
     if isinstance(value, bytes):
         return len(value)
     if isinstance(value, list):
-        return sum(_size(item) for item in value)
+        return sum(size_of(item) for item in value)
     if isinstance(value, dict):
-        return sum(_size(item) for item in value.values())
+        return sum(size_of(item) for item in value.values())
     return 8

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from rm.preferences.formats import BY_ROLES, EVERYWHERE, FORMATS, PUBLISHED, Format
-from rm.preferences.rows import PreferenceError, ReadSettings, Row
+from rm.preferences.rows import PROMPTS, RESPONSES, PreferenceError, ReadSettings, Row
+
+_IS_ID = re.compile(r"(^|_)(id|index|idx|seed|tokens?|length)$", re.IGNORECASE)
+_SEPARATE = ("prompt", "instruction", "question", "query", "context_messages")
+"""Prompts of which a row needs one; `input` is left out, as it may belong to an instruction."""
 
 
 def with_roles(row: Row, columns: Mapping[str, str]) -> Row:
@@ -29,9 +34,11 @@ def detect(row: Row, columns: Mapping[str, str] | None = None) -> str:
     if len(by_roles) == 1:
         return by_roles[0]
     if by_roles:
+        ways = [f"data.format={name}" for name in by_roles]
         raise PreferenceError(
-            f"data has columns {_listed(row)}, which fit the formats {_listed(by_roles)}; "
-            f"set data.format to one of them, or name the column to use in data.columns"
+            f"data has columns {_listed(row)}, which fit the formats {_listed(by_roles)}; say which is meant: "
+            f"{' or '.join(ways)}, or name the column to use in data.columns",
+            ways,
         )
     if fitting:
         raise PreferenceError(
@@ -41,10 +48,58 @@ def detect(row: Row, columns: Mapping[str, str] | None = None) -> str:
     for role, column in columns.items():
         if column not in row:
             raise PreferenceError(_no_such_column(role, column, row))
+    ways = _judging(view)
+    if ways:
+        raise PreferenceError(
+            f"data has columns {_listed(row)}: responses to prompts, as `bestkept run` scores them, and no known judgement of "
+            f"them; to train on them say what judges: {' or '.join(ways)}",
+            ways,
+        )
+    if (meant := _in_another_case(row)) is not None:
+        raise PreferenceError(
+            f"data has columns {_listed(row)}, and names are told apart by case; did you mean {meant}?", [meant]
+        )
+    corpus = "messages" in row or "conversations" in row or _has_any(row, RESPONSES)
     raise PreferenceError(
-        f"data has columns {_listed(row)}, which fit no known format ({', '.join(FORMATS)}); set data.format, or name "
-        "the columns, for example data.columns={prompt: COLUMN, response: COLUMN, score: COLUMN}"
+        f"data has columns {_listed(row)}, which fit no known format ({', '.join(FORMATS)}); "
+        + ("a corpus without judgements is what `bestkept run` scores; to train, " if corpus else "")
+        + "set data.format, or name the columns, for example data.columns={prompt: COLUMN, response: COLUMN, score: COLUMN}"
     )
+
+
+def fitting(rows: Sequence[Row], settings: ReadSettings) -> list[str]:
+    """The names of all formats that the first of `rows` fits, by its columns as `settings` name them, first ones first."""
+    view = with_roles(rows[0], settings.columns)
+    return [format.name for format in FORMATS.values() if format.fits(view) and format.takes(settings.columns)]
+
+
+def _judging(row: Row) -> list[str]:
+    """`data.columns` for each column that may hold a judgement of the row's one response: true or false, or a number."""
+    if not (_has_any(row, PROMPTS) and _has_any(row, RESPONSES)):
+        return []
+    values = {name: value for name, value in row.items() if name not in (*PROMPTS, *RESPONSES)}
+    labels = [f"'data.columns={{label: {name}}}'" for name, value in values.items() if isinstance(value, bool)]
+    scores = [
+        f"'data.columns={{score: {name}}}'"
+        for name, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and not _IS_ID.search(name)
+    ]
+    return labels + scores
+
+
+def _in_another_case(row: Row) -> str | None:
+    """`data.columns` for columns that would be known in small letters."""
+    own = {name.lower(): name for name in row}
+    small = {name: row[own[name]] for name in own}
+    for format in FORMATS.values() if list(own) != list(row) else ():
+        named = {role: own[role] for role in format.roles if role in own and own[role] != role}
+        if named and format.fits(small) and format.fits(with_roles(row, named)):
+            return f"'data.columns={{{', '.join(f'{role}: {name}' for role, name in named.items())}}}'"
+    return None
+
+
+def _has_any(row: Row, names: Sequence[str]) -> bool:
+    return any(row.get(name) is not None for name in names)
 
 
 def resolve(rows: Sequence[Row], settings: ReadSettings) -> Format:
@@ -71,11 +126,26 @@ def resolve(rows: Sequence[Row], settings: ReadSettings) -> Format:
             f"data.format is {format.name}, and the rows have no column {_listed(missing[0])}; they have "
             f"{_listed(known)}; set another data.format, or name the columns in data.columns"
         )
+    _refuse_two_prompts(rows, format, settings)
     if not format.graded and (settings.min_gap > 0 or settings.gap_use != "none"):
         raise PreferenceError(
             f"data.min_gap and data.gap_use act on scores, and the format {format.name} has none; remove them"
         )
     return format
+
+
+def _refuse_two_prompts(rows: Sequence[Row], format: Format, settings: ReadSettings) -> None:
+    """Raise `PreferenceError` where two columns may hold the prompt, and differ: to take one would be to guess."""
+    if "prompt" not in format.roles or "prompt" in settings.columns:
+        return
+    names = [name for name in _SEPARATE if any(row.get(name) is not None for row in rows)]
+    if any(row.get(name) != row.get(names[0]) for row in rows for name in names[1:]):
+        ways = [f"'data.columns={{prompt: {name}}}'" for name in names]
+        raise PreferenceError(
+            f"data has columns {_listed(names)}, each of which may hold the prompt, and they differ; say which is meant: "
+            f"{' or '.join(ways)}",
+            ways,
+        )
 
 
 def _first_detected(rows: Sequence[Row], columns: Mapping[str, str]) -> str:

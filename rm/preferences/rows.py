@@ -23,7 +23,14 @@ RESPONSES = ("response", "completion", "output", "answer")
 
 
 class PreferenceError(Exception):
-    """Preferences that cannot be read; the message names the value, what was expected, and the remedy."""
+    """Preferences that cannot be read; the message names the value, what was expected, and the remedy.
+
+    `settings` are ways to read them among which somebody must choose, where there are such.
+    """
+
+    def __init__(self, message: str, settings: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.settings = list(settings)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,7 @@ from hypothesis import strategies as st
 
 from pipelines import originals, schemas
 from pipelines.config import Columns
+from pipelines.detection import resolve
 from pipelines.errors import InputError
 from pipelines.inputs import (
     InputFile,
@@ -48,7 +49,7 @@ from pipelines.inputs import (
     split_units,
 )
 from pipelines.inputs.fragments import Row, original_schema
-from pipelines.schemas import RowMapping, read_row, resolve, rewards_of
+from pipelines.schemas import RowMapping, read_row, rewards_of
 from pipelines.storage import decompress
 from rm import conversations
 

@@ -740,3 +740,38 @@ def test_a_column_that_is_not_there_is_named():
         PreferenceError, match=r"data\.columns\.score is 'win', and the rows have no such column.*win_rate"
     ):
         detect({"prompt": "p", "response": "r", "win_rate": 0.5}, {"score": "win"})
+
+
+def test_two_prompts_that_differ_are_a_question_and_each_answer_decides():
+    rows = [{"prompt": "a", "question": "a", "chosen": "c", "rejected": "d"}] * 2
+    assert read_rows(rows, settings())[0][0].prompt == (("user", "a"),)
+    rows = [rows[0], {**rows[0], "question": "b"}]
+    with pytest.raises(PreferenceError, match="each of which may hold the prompt") as asked:
+        read_rows(rows, settings())
+    assert asked.value.settings == ["'data.columns={prompt: prompt}'", "'data.columns={prompt: question}'"]
+    prompts = [group.prompt for group in read_rows(rows, settings(columns={"prompt": "question"}))[0]]
+    assert prompts == [(("user", "a"),), (("user", "b"),)]
+
+
+@pytest.mark.parametrize(
+    ("row", "message", "ways"),
+    [
+        (
+            {"prompt": "p", "response": "r", "id": 3, "ok": True, "n_tokens": 7, "win_rate": 0.5},
+            "as `bestkept run` scores them",
+            ["'data.columns={label: ok}'", "'data.columns={score: win_rate}'"],
+        ),
+        ({"prompt": "p", "response": "r"}, "a corpus without judgements is what `bestkept run` scores", []),
+        ({"messages": [{"role": "user", "content": "p"}]}, "a corpus without judgements", []),
+        ({"Chosen": "a b", "Rejected": "a c"}, "did you mean", ["'data.columns={chosen: Chosen, rejected: Rejected}'"]),
+        (
+            {"prompt": "p", "response": "r", "label": 1, "score": 2},
+            "say which is meant: data.format=labels or data.format=scores",
+            ["data.format=labels", "data.format=scores"],
+        ),
+    ],
+)
+def test_what_is_no_preference_is_told_what_to_say(row, message, ways):
+    with pytest.raises(PreferenceError, match=message) as refused:
+        read_rows([row], settings())
+    assert refused.value.settings == ways

@@ -13,9 +13,9 @@ import pytest
 from storage.emulators import forget_clients
 
 from pipelines.config import Columns
+from pipelines.detection import resolve
 from pipelines.errors import ConflictError, StorageError
 from pipelines.inputs import InputFile, read_fragments, split_units
-from pipelines.schemas import resolve
 from pipelines.storage import files, gcs, objects, publish, retrying, s3
 
 PART = 5 * 2**20  # the least that S3 takes

@@ -1,0 +1,30 @@
+"""`bestkept inspect`: every field, its meaning and its default."""
+
+from __future__ import annotations
+
+from pydantic import model_validator
+
+from pipelines.config.base import Strict
+from pipelines.config.curation import InputFiles, ReadingModel, RowLimits
+from pipelines.config.training import PreferencesConfig
+
+
+class InspectConfig(Strict):
+    """`bestkept inspect`; what `run` and `train` are told of a file has the same names here."""
+
+    input: InputFiles
+    """The files, and how they are read as a corpus."""
+    data: PreferencesConfig
+    """The same files, and how they are read as preferences."""
+    model: ReadingModel | None = None
+    """Whose template and tokens are shown; its weights are not loaded."""
+    limits: RowLimits = RowLimits()
+    """What is too large to be looked at."""
+
+    @model_validator(mode="after")
+    def _one_path(self) -> InspectConfig:
+        if self.input.path != self.data.path:
+            raise ValueError(
+                "input.path and data.path differ, and one place is inspected; give it as PATH, and neither of them"
+            )
+        return self

@@ -1,0 +1,95 @@
+"""What a sample of prompts and responses comes to: lengths, responses per prompt, repetitions. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipelines.kinds import Row, kind_of_value
+from rm.conversations import Conversation, prompt_key
+
+Lengths = Callable[[Conversation, Sequence[str]], Sequence[tuple[int, int] | str]]
+"""(prompt, responses) → (prompt's, response's) tokens of each, or why it has none."""
+
+
+class Asked(NamedTuple):
+    """A prompt with the usable responses of one row."""
+
+    prompt: Conversation
+    responses: Sequence[str]
+
+
+def spread_of(values: Iterable[int]) -> dict[str, int] | None:
+    """`median`, `p95` and `max`: the least value that half, and 95 %, of all do not exceed. None of nothing."""
+    array = np.fromiter(values, dtype=np.int64)
+    if not len(array):
+        return None
+    median, p95 = (int(np.percentile(array, share, method="inverted_cdf")) for share in (50, 95))
+    return {"median": median, "p95": p95, "max": int(array.max())}
+
+
+def figures(rows: Sequence[Asked]) -> dict[str, Any]:
+    """Numbers of usable rows; lengths in characters, those of prompts over distinct ones.
+
+    `repeated_prompts` are rows whose prompt an earlier row has, `repeated_responses` responses that an earlier one to the same
+    prompt equals.
+    """
+    prompts: dict[bytes, Conversation] = {}
+    counts: Counter[bytes] = Counter()
+    seen: set[tuple[bytes, str]] = set()
+    repeated_prompts = 0
+    for prompt, responses in rows:
+        key = prompt_key(prompt)
+        repeated_prompts += key in prompts
+        prompts.setdefault(key, prompt)
+        counts[key] += len(responses)
+        seen.update((key, response) for response in responses)
+    total = counts.total()
+    return {
+        "prompts": len(prompts),
+        "responses": total,
+        "prompts_with_system": sum(prompt[0][0] == "system" for prompt in prompts.values()),
+        "prompts_of_several_turns": sum(sum(role != "system" for role, _ in one) > 1 for one in prompts.values()),
+        "prompt_characters": spread_of(sum(len(content) for _, content in prompt) for prompt in prompts.values()),
+        "response_characters": spread_of(len(response) for _, responses in rows for response in responses),
+        "responses_per_prompt": spread_of(counts.values()),
+        "repeated_prompts": repeated_prompts,
+        "repeated_responses": total - len(seen),
+    }
+
+
+def token_figures(rows: Sequence[Asked], lengths: Lengths, *, max_length: int) -> dict[str, Any]:
+    """Lengths in tokens, of every response with its prompt; and how many are longer than `max_length` together."""
+    found = [length for prompt, responses in rows for length in lengths(prompt, responses)]
+    pairs = [length for length in found if not isinstance(length, str)]
+    over = sum(sum(pair) > max_length for pair in pairs)
+    return {
+        "max_length": max_length,
+        "prompt": spread_of(prompt for prompt, _ in pairs),
+        "response": spread_of(response for _, response in pairs),
+        "together": spread_of(map(sum, pairs)),
+        "over_max_length": over,
+        "over_max_length_fraction": over / len(pairs) if pairs else None,
+        "rejected": dict(sorted(Counter(length for length in found if isinstance(length, str)).items())),
+    }
+
+
+def column_figures(names: Sequence[str], rows: Sequence[Row], roles: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Of every column: the kind of most of its values, nulls (absent ones too), blank texts, and its role, if it has one."""
+    described = []
+    for name in names:
+        values = [row.get(name) for row in rows]
+        kinds = Counter(kind for value in values if (kind := kind_of_value(value)) is not None)
+        described.append(
+            {
+                "name": name,
+                "kind": kinds.most_common(1)[0][0] if kinds else None,
+                "role": roles.get(name),
+                "null": sum(value is None for value in values),
+                "blank": sum(isinstance(value, str) and not value.strip() for value in values),
+            }
+        )
+    return described

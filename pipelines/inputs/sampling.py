@@ -1,0 +1,156 @@
+"""A bounded part of the inputs, for those who want to know them before they are read: first rows, rows from places spread over
+the files, and how many there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any, NamedTuple
+
+import pyarrow.parquet as pq
+
+from pipelines.inputs.files import InputFile, Unit, place_of, split_units
+from pipelines.inputs.first import readable_columns
+from pipelines.inputs.jsonl import json_lines, json_rows
+from pipelines.inputs.parquet import batch_rows, refuse_doubled, refuse_missing, size_of
+from pipelines.inputs.unreadable import reading_input
+from pipelines.storage.decompress import decompressed
+from pipelines.storage.files import open_for_reading
+
+FIRST_ROWS = 2000
+SPREAD = 8  # places beyond these
+ROWS_A_PLACE = 250
+COUNTED_BYTES = 64 * 2**20  # of JSON lines, as stored: above, rows are estimated
+_PART_BYTES = 2**20
+_OPENED_AT_ONCE = 8
+_BATCH_ROWS = 16
+
+Piece = tuple[InputFile, Unit]
+
+
+class LookedAt(NamedTuple):
+    """One row, or the reason why there is none."""
+
+    file: InputFile
+    place: str  # for people
+    value: Mapping[str, Any] | str
+
+
+class Looked(NamedTuple):
+    """What was looked at."""
+
+    rows: list[LookedAt]
+    whole: bool  # these are all rows that there are
+    places: int  # beyond the first rows
+
+
+class Counted(NamedTuple):
+    rows: int
+    exact: bool
+
+
+def all_units(files: Sequence[InputFile]) -> list[Piece]:
+    """The units of all files, in order; opens the footers of Parquet files. Raises `InputError`."""
+    with ThreadPoolExecutor(_OPENED_AT_ONCE) as pool:
+        return [(file, unit) for file, own in zip(files, pool.map(split_units, files), strict=True) for unit in own]
+
+
+def look(units: Sequence[Piece], mapped: Sequence[str], *, max_row_bytes: int) -> Looked:
+    """The first rows in order, and some from places spread evenly over the bytes that follow.
+
+    A value that cannot be read makes its row a reason only in the columns `mapped`. Raises `InputError`, for a Parquet file
+    that lacks one of them, too.
+    """
+    rows: list[LookedAt] = []
+    for at, (file, unit) in enumerate(units):
+        for row, seen in _rows(file, unit, mapped, max_row_bytes):
+            if len(rows) == FIRST_ROWS:
+                begun = unit._replace(start=unit.start + seen, input_bytes=unit.input_bytes - seen)
+                rest = [(file, begun)] if _divisible(file) and begun.input_bytes > 0 else []
+                places = spread([*rest, *units[at + 1 :]])
+                for piece in places:
+                    rows += [row for row, _ in islice(_rows(*piece, mapped, max_row_bytes), ROWS_A_PLACE)]
+                return Looked(rows, False, len(places))
+            rows.append(row)
+    return Looked(rows, True, 0)
+
+
+def spread(units: Sequence[Piece]) -> list[Piece]:
+    """Parts of `units` that begin at the middles of `SPREAD` equal shares of their bytes; none overlaps another.
+
+    A row group or a compressed file can only be read from its beginning, and is taken once.
+    """
+    total = sum(unit.input_bytes for _, unit in units)
+    targets = [total * (2 * n + 1) // (2 * SPREAD) for n in range(SPREAD)]
+    found: list[Piece] = []
+    first = 0
+    for file, unit in units:
+        inside = [target - first for target in targets if first <= target < first + unit.input_bytes]
+        first += unit.input_bytes
+        if not _divisible(file):
+            found += [(file, unit)] if inside else []
+            continue
+        ends = [*(unit.start + offset for offset in inside[1:]), unit.end]
+        found += [
+            (file, Unit(unit.number, unit.start + offset, end, 0)) for offset, end in zip(inside, ends, strict=False)
+        ]
+    return found
+
+
+def count(units: Sequence[Piece], *, max_row_bytes: int) -> Counted:
+    """Rows of all units: of Parquet from the footers; of JSON lines exactly up to `COUNTED_BYTES`, else from some parts."""
+    if all(file.kind == "parquet" for file, _ in units):
+        return Counted(sum(unit.end - unit.start for _, unit in units), exact=True)
+    total = sum(unit.input_bytes for _, unit in units)
+    if total <= COUNTED_BYTES:
+        lines = (1 for file, unit in units for _ in json_lines(file, unit, max_row_bytes=max_row_bytes))
+        return Counted(sum(lines), exact=True)
+    parts = [_lines_in_part(file, unit) for file, unit in spread(units)]
+    lines_seen, seen = (sum(part[n] for part in parts) for n in range(2))
+    return Counted(round(total * lines_seen / max(1, seen)), exact=False)
+
+
+def _lines_in_part(file: InputFile, unit: Unit) -> tuple[int, int]:
+    """(ends of lines, bytes as stored) at the beginning of a unit."""
+    with reading_input(file.path), open_for_reading(file.path) as stream:
+        stream.seek(unit.start)
+        if file.compression is None:
+            data = stream.read(min(_PART_BYTES, unit.end - unit.start))
+            return data.count(b"\n"), len(data)
+        ends = 0
+        for chunk in decompressed(stream, file.compression):
+            ends += chunk.count(b"\n")
+            if stream.tell() >= _PART_BYTES:
+                break
+        return ends, stream.tell()
+
+
+def _divisible(file: InputFile) -> bool:
+    return file.kind == "jsonl" and file.compression is None
+
+
+def _rows(file: InputFile, unit: Unit, mapped: Sequence[str], max_row_bytes: int) -> Iterator[tuple[LookedAt, int]]:
+    """Rows of a unit, and the bytes of it that have been read by then."""
+    if file.kind == "parquet":
+        values = ((value, 0) for value in _parquet_rows(file, unit, mapped, max_row_bytes))
+    else:
+        raw = json_rows(file, unit, max_row_bytes=max_row_bytes)
+        values = ((value, seen) for value, _, _, seen in raw)
+    for number, (value, seen) in enumerate(values):
+        yield LookedAt(file, place_of(file.path, unit.start, number), value), seen
+
+
+def _parquet_rows(
+    file: InputFile, unit: Unit, mapped: Sequence[str], max_row_bytes: int
+) -> Iterator[Mapping[str, Any] | str]:
+    with reading_input(file.path), open_for_reading(file.path) as stream:
+        parquet = pq.ParquetFile(stream, pre_buffer=False)
+        schema = parquet.schema_arrow
+        refuse_missing(file, schema.names, mapped)
+        refuse_doubled(file, schema.names, mapped)
+        wanted = list(dict.fromkeys([*mapped, *readable_columns(schema)]))
+        for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[unit.number], columns=wanted, use_threads=False):
+            for value in batch_rows(batch.select(wanted), list(mapped)):
+                too_large = not isinstance(value, str) and sum(size_of(value[name]) for name in mapped) > max_row_bytes
+                yield "row_too_large" if too_large else value

@@ -1,0 +1,190 @@
+"""`bestkept inspect`: what the tool takes files for, before anything is spent on them. Reads a bounded part, writes nothing.
+
+One mapping comes out, which is what `--json` prints: files, rows, columns, and the files as a corpus and as preferences,
+whichever they can be. `pipelines.report.inspection` renders it for people.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pipelines.config import InspectConfig
+from pipelines.detection import AmbiguousError, Detected, UndetectedError, detect
+from pipelines.errors import InputError, ModelLoadError
+from pipelines.figures import Asked, column_figures, figures, token_figures
+from pipelines.inputs import InputFile, column_names
+from pipelines.inputs.sampling import FIRST_ROWS, ROWS_A_PLACE, Looked, all_units, count, look
+from pipelines.kinds import Row
+from pipelines.plan import first_columns, list_files
+from pipelines.preference_view import preference_view
+from pipelines.schemas import RowMapping, Sample, read_row
+from rm.conversations import Conversation, UnusableError, to_messages
+
+if TYPE_CHECKING:
+    from rm.preview import Preview
+
+_FILES_COMPARED = 32
+_FILES_LISTED = 20
+
+
+def inspect(config: InspectConfig, *, shown: int) -> dict[str, Any]:
+    """All that there is to say, with the first `shown` conversations. Raises `InputError` for what cannot be read, and
+    `ModelLoadError`; what cannot be told is in the mapping, see `question`."""
+    limit = config.limits.max_row_bytes
+    files = list_files(config.input)
+    names, first, where = first_columns(files, max_row_bytes=limit)
+    detected = _detected(config, names, first, where)
+    mapping = detected.mapping if isinstance(detected, Detected) else None
+    if mapping is not None:
+        _refuse_mixed(files, mapping, max_row_bytes=limit)
+    preview = _preview(config)
+    units = all_units(files)
+    looked = look(units, mapping.columns() if mapping else [], max_row_bytes=limit)
+    counted = count(units, max_row_bytes=limit)
+    rows = [row.value for row in looked.rows if not isinstance(row.value, str)]
+    names = list(dict.fromkeys([*names, *(name for row in rows for name in row)]))
+    roles = {name: role for role, name in mapping.to_json().items() if isinstance(name, str)} if mapping else {}
+    return {
+        "path": config.input.path,
+        "files": _files(files),
+        "rows": {"count": counted.rows, "exact": counted.exact},
+        "looked_at": _looked_at(looked),
+        "columns": column_figures(names, rows, roles),
+        "corpus": _corpus(detected, looked, preview, shown=shown),
+        "preferences": preference_view(
+            config.data, names, rows, unreadable=len(looked.rows) - len(rows), preview=preview, shown=shown
+        ),
+        "model": _model(config, preview),
+    }
+
+
+def question(document: Mapping[str, Any]) -> str | None:
+    """What must be answered before anything can be run, where the files are neither a corpus nor preferences for certain."""
+    views = [document["corpus"], document["preferences"]]
+    if any(view["detected"] for view in views):
+        return None
+    asked = [view for view in views if view["ambiguous"]] or views[:1]
+    return "; or, for `bestkept train`: ".join(view["question"] for view in asked)
+
+
+def _detected(config: InspectConfig, names: Sequence[str], rows: Sequence[Row], where: str) -> Detected | InputError:
+    """A refusal is an answer, too, unless the user has said how to read the files."""
+    try:
+        return detect(names, rows=rows, format=config.input.format, columns=config.input.columns, where=where)
+    except InputError as error:
+        if {"format", "columns"} & config.input.model_fields_set:
+            raise
+        return error
+
+
+def _refuse_mixed(files: Sequence[InputFile], mapping: RowMapping, *, max_row_bytes: int) -> None:
+    """Raise `InputError` where one of some files, spread over all, has none of the columns that the first one has."""
+    needed = [name for name in (mapping.messages, mapping.prompt, mapping.response, mapping.responses) if name]
+    step = max(1, len(files) // _FILES_COMPARED)
+    for file in files[::step]:
+        names = column_names(file, max_row_bytes=max_row_bytes)
+        missing = [name for name in needed if name not in names]
+        if names and missing:
+            raise InputError(
+                f"input file {file.path} has no column {missing[0]!r} (it has {', '.join(names)}), and {files[0].path} has; all "
+                "files of input.path must have the same columns: inspect and run them apart, with patterns of their own"
+            )
+
+
+def _preview(config: InspectConfig) -> Preview | None:
+    if config.model is None:
+        return None
+    from rm.identity import ModelError, resolve_reading
+    from rm.preview import Preview
+
+    try:
+        directory = resolve_reading(config.model.path, config.model.revision)
+        return Preview.load(directory, max_length=config.model.max_length)
+    except ModelError as error:
+        raise ModelLoadError(str(error)) from error
+
+
+def _model(config: InspectConfig, preview: Preview | None) -> dict[str, Any] | None:
+    if config.model is None or preview is None:
+        return None
+    return {
+        "path": config.model.path,
+        "template": preview.template.kind,
+        "max_length": preview.template.max_length,
+        "special_tokens": preview.special_tokens,
+    }
+
+
+def _files(files: Sequence[InputFile]) -> dict[str, Any]:
+    kinds = Counter(f"{file.kind}.{file.compression}" if file.compression else file.kind for file in files)
+    return {
+        "count": len(files),
+        "bytes": sum(file.size for file in files),
+        "kinds": dict(sorted(kinds.items())),
+        "first": [{"key": file.key, "bytes": file.size} for file in files[:_FILES_LISTED]],
+    }
+
+
+def _looked_at(looked: Looked) -> dict[str, Any]:
+    described = "all rows"
+    if not looked.whole:
+        described = f"the first {FIRST_ROWS:,} rows"
+        if looked.places:
+            described += f", and up to {ROWS_A_PLACE} from each of {looked.places} places spread over the rest"
+    return {"rows": len(looked.rows), "all": looked.whole, "places": looked.places, "described": described}
+
+
+def _corpus(detected: Detected | InputError, looked: Looked, preview: Preview | None, *, shown: int) -> dict[str, Any]:
+    if isinstance(detected, InputError):
+        ambiguous = isinstance(detected, AmbiguousError)
+        ways = [way.say for way in detected.readings] if isinstance(detected, AmbiguousError) else []
+        why = detected.why if isinstance(detected, UndetectedError) else detected.message
+        return {"detected": False, "ambiguous": ambiguous, "why": why, "question": detected.message, "settings": ways}
+    samples = [_sample(row.value, detected.mapping) for row in looked.rows]
+    rejected: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    asked: list[Asked] = []
+    examples: list[dict[str, Any]] = []
+    for row, sample in zip(looked.rows, samples, strict=True):
+        reasons = [reason for reason in sample.reasons if reason is not None]
+        rejected.update(reasons)
+        for reason in reasons:
+            first.setdefault(reason, f"{row.file.key}, {row.place}")
+        usable = [response for response in sample.responses if response is not None]
+        if sample.prompt is not None and usable:
+            asked.append(Asked(sample.prompt, usable))
+            if len(examples) < shown:
+                examples.append(_example(sample.prompt, usable, preview, place=f"{row.file.key}, {row.place}"))
+    read = sum(len(sample.responses) for sample in samples)
+    return {
+        "detected": True,
+        "ambiguous": False,
+        "format": detected.mapping.format,
+        "mapping": {name: value for name, value in detected.mapping.to_json().items() if value},
+        "setting": detected.reading.say,
+        "why": detected.reading.why,
+        "others": [{"why": other.why, "setting": other.say} for other in detected.others],
+        "notes": detected.notes,
+        "responses_read": read,
+        "rejected": {reason: {"responses": rejected[reason], "first": first[reason]} for reason in sorted(rejected)},
+        "rejected_fraction": rejected.total() / read if read else None,
+        "figures": figures(asked),
+        "tokens": preview and token_figures(asked, preview.lengths, max_length=preview.template.max_length),
+        "first": examples,
+    }
+
+
+def _sample(value: Mapping[str, Any] | str, mapping: RowMapping) -> Sample:
+    return Sample(None, [None], [value]) if isinstance(value, str) else read_row(value, mapping)
+
+
+def _example(prompt: Conversation, responses: Sequence[str], preview: Preview | None, *, place: str) -> dict[str, Any]:
+    example: dict[str, Any] = {"place": place, "prompt": to_messages(prompt), "responses": list(responses)}
+    if preview is not None:
+        try:
+            example["as_read"] = preview.describe(prompt, responses[0])
+        except UnusableError as error:
+            example["as_read"] = {"rejected": error.reason}
+    return example

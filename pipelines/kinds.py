@@ -1,0 +1,116 @@
+"""What the values of a column are, told from the first rows of a file: text, a conversation, a list of texts, records.
+
+Pure. Names say what a column is for, kinds whether it can be: a column `response` that holds numbers is none.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from rm.conversations import Conversation, UnusableError, from_hh, from_messages, text_of
+
+Row = Mapping[str, Any]
+
+FIELDS = ("text", "response", "content", "completion", "output", "generation", "generated_text", "answer", "message")
+"""Fields of a record that may hold a response; `message` holds an object with role and content (APIs' `choices`)."""
+
+
+def kind_of_value(value: object) -> str | None:
+    """`text`, `number`, `boolean`, `message`, `record`, `texts`, `messages`, `records`, `lists` or `other`; None of nothing."""
+    if value is None or (isinstance(value, list) and not value):
+        return None
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, int | float):
+        return "number"
+    if isinstance(value, Mapping):
+        return "message" if _is_message(value) else "record"
+    if not isinstance(value, list):
+        return "other"
+    inner = {kind_of_value(item) for item in value} - {None}
+    plural = {"text": "texts", "message": "messages", "record": "records", "messages": "lists"}
+    return plural.get(str(inner.pop()), "other") if len(inner) == 1 else "other"
+
+
+def _is_message(value: Mapping[str, Any]) -> bool:
+    return ("role" in value and ("content" in value or "tool_calls" in value)) or ("from" in value and "value" in value)
+
+
+class Table:
+    """The columns of a file and its first rows, as detection looks at them."""
+
+    def __init__(self, names: Sequence[str], rows: Sequence[Row] = ()) -> None:
+        self.names = list(names)
+        self.rows = list(rows)
+
+    @cached_property
+    def kinds(self) -> dict[str, str | None]:
+        """What most values of each column are (of equally many, the first); None where there is none."""
+        found: dict[str, str | None] = {}
+        for name in self.names:
+            counted = Counter(kind for row in self.rows if (kind := kind_of_value(row.get(name))) is not None)
+            found[name] = counted.most_common(1)[0][0] if counted else None
+        return found
+
+    def texts_in(self, name: str) -> int:
+        """Rows whose value in this column is text that is not blank."""
+        return sum(isinstance(value := row.get(name), str) and bool(value.strip()) for row in self.rows)
+
+    def same(self, one: str, other: str) -> bool:
+        """Whether two columns say the same in every row; not known, so no, without rows."""
+        return bool(self.rows) and all(canonical(row.get(one)) == canonical(row.get(other)) for row in self.rows)
+
+    def ends_with_assistant(self, name: str) -> bool:
+        """Whether any conversation in this column ends with the assistant's turn; so it is taken, without rows."""
+        turns = [read for row in self.rows if (read := conversation(row.get(name))) is not None]
+        return not turns or any(one[-1][0] == "assistant" for one in turns if one)
+
+    def is_transcript(self, name: str) -> bool:
+        """Whether every text in this column starts as HH-RLHF's transcripts do, and there is one."""
+        values = [value for row in self.rows if isinstance(value := row.get(name), str) and value.strip()]
+        return bool(values) and all(map(_is_hh, values))
+
+    def fields(self, name: str) -> list[str]:
+        """The `FIELDS` that hold text (or messages) in the records of this column, in that order."""
+        records = [record for row in self.rows for record in _records(row.get(name))]
+        return [field for field in FIELDS if any(_holds(record.get(field)) for record in records)]
+
+
+def canonical(value: object) -> object:
+    """A conversation in its one form, anything else as it is."""
+    turns = conversation(value)
+    return value if turns is None else turns
+
+
+def conversation(value: object) -> Conversation | None:
+    """The turns of a list of messages; None where it is none, or cannot be used."""
+    try:
+        return from_messages(value)
+    except UnusableError:
+        return None
+
+
+def _is_hh(value: str) -> bool:
+    try:
+        from_hh(value)
+    except UnusableError as error:
+        return error.reason != "bad_hh_format"
+    return True
+
+
+def _records(value: object) -> list[Mapping[str, Any]]:
+    return [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, Mapping)]
+
+
+def _holds(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return _is_message(value)
+    try:
+        return bool(text_of(value, field="response"))
+    except UnusableError:
+        return False

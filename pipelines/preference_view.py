@@ -1,0 +1,94 @@
+"""The rows of `bestkept inspect` as preferences: what `bestkept train` would make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pipelines.config.training import PreferencesConfig
+from pipelines.errors import InputError
+from pipelines.figures import Asked, figures, token_figures
+from pipelines.kinds import Row
+from rm.conversations import UnusableError, to_messages
+
+if TYPE_CHECKING:
+    from rm.preferences import Group
+    from rm.preview import Preview
+
+_FIRST_ROWS = 100  # from which the format is told, as in training
+
+
+def preference_view(
+    data: PreferencesConfig,
+    names: Sequence[str],
+    rows: Sequence[Row],
+    *,
+    unreadable: int,
+    preview: Preview | None,
+    shown: int,
+) -> dict[str, Any]:
+    """Format, judgements, rejections, lengths and the first `shown` groups of these rows; or why they are none. `unreadable` rows
+    were looked at beside these.
+
+    Raises `InputError` where `data` says how they are to be read, and they cannot be.
+    """
+    from rm.preferences import PreferenceError, ReadSettings, fitting, read_each, read_rows, resolve, with_roles
+
+    settings = ReadSettings(**data.reading_options())
+    whole = [{**dict.fromkeys(names), **row} for row in rows]  # as `datasets` gives them to `train`
+    try:
+        format = resolve(whole[:_FIRST_ROWS], settings)
+    except PreferenceError as error:
+        if {"format", "columns"} & data.model_fields_set:
+            raise InputError(str(error)) from error
+        told = {"why": "no format of preferences fits its columns", "question": str(error), "settings": error.settings}
+        return {"detected": False, "ambiguous": bool(error.settings), **told}
+    single, rejected = read_each(whole, format, settings)
+    groups, _ = read_rows(whole, settings)
+    asked = [Asked(group.prompt, group.responses) for group in single]
+    has = with_roles(whole[0], settings.columns)
+    named = [next(name for name in ([need] if isinstance(need, str) else need) if name in has) for need in format.needs]
+    notes = (
+        [f"{unreadable:,} rows cannot be read, and training ends at such a row; mend the file"] if unreadable else []
+    )
+    others = [name for name in fitting(whole, settings) if name != format.name]
+    return {
+        "detected": True,
+        "ambiguous": False,
+        "format": format.name,
+        "why": f"the rows have {', '.join(named)}",
+        "others": [{"why": f"the rows fit {name}, too", "setting": f"data.format={name}"} for name in others],
+        "notes": notes,
+        "judged_by": data.origin or format.origin,
+        "judgements": _judgements(groups),
+        "rows_used": len(single),
+        "rejected": dict(sorted(rejected.items())),
+        "figures": figures(asked),
+        "tokens": preview and token_figures(asked, preview.lengths, max_length=preview.template.max_length),
+        "first": [_shown(group, preview) for group in groups[:shown]],
+    }
+
+
+def _judgements(groups: Sequence[Group]) -> dict[str, int]:
+    edges = [edge for group in groups for edge in group.edges]
+    return {
+        "groups": len(groups),
+        "comparisons": len(edges),
+        "ties": sum(edge.probability == 0.5 for edge in edges),
+        "labels": sum(len(group.labels) for group in groups),
+    }
+
+
+def _shown(group: Group, preview: Preview | None) -> dict[str, Any]:
+    example: dict[str, Any] = {"prompt": to_messages(group.prompt), "responses": list(group.responses)}
+    example["comparisons"] = [
+        {"preferred": edge.preferred, "other": edge.other, "probability": edge.probability} for edge in group.edges
+    ]
+    example["labels"] = [{"response": label.response, "accepted": label.accepted} for label in group.labels]
+    example["scores"] = list(group.scores)
+    if preview is not None:
+        try:
+            example["as_read"] = preview.describe(group.prompt, group.responses[0])
+        except UnusableError as error:
+            example["as_read"] = {"rejected": error.reason}
+    return example

@@ -1,0 +1,225 @@
+"""What `bestkept inspect` shows to people, from the mapping that `--json` prints. Text of rows is shown as it is, but for
+control characters, and shortened in the middle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+Json = Mapping[str, Any]
+
+_SHOWN_CHARACTERS = 700
+_RESPONSES_SHOWN = 3
+_COMPARISONS_SHOWN = 6
+_FILES_SHOWN = 5
+_SPECIAL = "bold magenta"
+_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | dict.fromkeys(
+    range(127, 160), 65533
+)
+_UNITS = ("bytes", "kB", "MB", "GB", "TB")
+
+
+def rendered(document: Json) -> Iterator[RenderableType]:
+    """Everything in order: files, columns, then each view with its first conversations."""
+    yield _files(document)
+    yield _columns(document["columns"])
+    views = {"corpus": document["corpus"], "preferences": document["preferences"]}
+    if all(view["detected"] for view in views.values()):
+        yield Text("These files can be read in both ways; each command takes them in its own.", style="bold")
+    for name, view in views.items():
+        yield Text()
+        if view["detected"]:
+            yield _corpus(view) if name == "corpus" else _preferences(view)
+            for number, example in enumerate(view["first"], start=1):
+                yield _example(example, number, document["model"])
+        else:
+            yield _refused(name, view)
+
+
+def _files(document: Json) -> Table:
+    files, rows, looked = document["files"], document["rows"], document["looked_at"]
+    table = _table("inspected")
+    paths = [document["path"]] if isinstance(document["path"], str) else document["path"]
+    _add(table, "path", ", ".join(paths))
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in files["kinds"].items())
+    _add(table, "files", f"{files['count']:,}, {size(files['bytes'])}: {kinds}")
+    for file in files["first"][:_FILES_SHOWN]:
+        _add(table, f"  {file['key']}", size(file["bytes"]))
+    if files["count"] > _FILES_SHOWN:
+        _add(table, "  ...", f"{files['count'] - _FILES_SHOWN:,} more")
+    _add(table, "rows", f"{rows['count']:,}" if rows["exact"] else f"about {rows['count']:,}")
+    _add(table, "looked at", looked["described"] + (f": {looked['rows']:,} rows" if looked["places"] else ""))
+    return table
+
+
+def _columns(columns: Sequence[Json]) -> Table:
+    table = Table(title="columns, in the rows looked at", title_justify="left")
+    for name in ("column", "holds", "read as", "null", "blank"):
+        table.add_column(name, overflow="fold", justify="right" if name in ("null", "blank") else "left")
+    for column in columns:
+        cells = [column["name"], column["kind"] or "nothing", column["role"] or "-"]
+        table.add_row(*map(visible, cells), f"{column['null']:,}", f"{column['blank']:,}")
+    return table
+
+
+def _corpus(view: Json) -> Table:
+    table = _table(f"as a corpus, for bestkept run: {view['format']}")
+    _add(table, "why", view["why"])
+    _add(table, "to say the same", view["setting"])
+    for other in view["others"]:
+        _add(table, "could also be", f"{other['why']}: {other['setting']}")
+    for note in view["notes"]:
+        _add(table, "note", note)
+    share = view["rejected_fraction"]
+    total = sum(reason["responses"] for reason in view["rejected"].values())
+    _add(table, "responses read", f"{view['responses_read']:,}")
+    _add(table, "would be rejected", f"{total:,}" + (f" ({share:.2%})" if total else ""))
+    for reason, found in view["rejected"].items():
+        _add(table, f"  {reason}", f"{found['responses']:,}, first at {found['first']}")
+    _add_figures(table, view)
+    return table
+
+
+def _preferences(view: Json) -> Table:
+    table = _table(f"as preferences, for bestkept train: {view['format']}")
+    _add(table, "why", view["why"])
+    for other in view["others"]:
+        _add(table, "could also be", f"{other['why']}: {other['setting']}")
+    judged = view["judgements"]
+    for note in view["notes"]:
+        _add(table, "note", note)
+    _add(table, "judged by", view["judged_by"])
+    _add(table, "prompts", f"{judged['groups']:,}, once rows of one prompt are together")
+    _add(table, "comparisons", f"{judged['comparisons']:,}" + (f", {judged['ties']:,} ties" if judged["ties"] else ""))
+    if judged["labels"]:
+        _add(table, "accepted or not", f"{judged['labels']:,}")
+    _add(table, "rows used", f"{view['rows_used']:,}")
+    for reason, count in view["rejected"].items():
+        _add(table, f"  rejected: {reason}", f"{count:,}")
+    _add_figures(table, view)
+    return table
+
+
+def _refused(name: str, view: Json) -> Text:
+    command, article = {"corpus": ("run", "a corpus"), "preferences": ("train", "preferences")}[name]
+    if view["ambiguous"]:
+        return visible(f"Could be {article}, for bestkept {command}, with {' or '.join(view['settings'])}.")
+    return visible(f"Not {article}, for bestkept {command}: {view['why']}.")
+
+
+def _add_figures(table: Table, view: Json) -> None:
+    found, tokens = view["figures"], view["tokens"]
+    rows = f"{found['prompts']:,} prompts, {found['responses']:,} responses"
+    _add(table, "usable", rows)
+    shares = [("with a system turn", "prompts_with_system"), ("of several turns", "prompts_of_several_turns")]
+    for label, name in shares:
+        if found[name]:
+            _add(table, f"  {label}", f"{found[name]:,} prompts")
+    for label, name in (
+        ("responses per prompt", "responses_per_prompt"),
+        ("prompt, characters", "prompt_characters"),
+        ("response, characters", "response_characters"),
+    ):
+        _add(table, label, spread(found[name]))
+    if tokens:
+        for name in ("prompt", "response", "together"):
+            _add(table, f"{name}, tokens", spread(tokens[name]))
+        share = tokens["over_max_length_fraction"]
+        _add(
+            table,
+            f"over {tokens['max_length']:,} tokens",
+            "-" if share is None else f"{tokens['over_max_length']:,} ({share:.2%})",
+        )
+        for reason, count in tokens["rejected"].items():
+            _add(table, f"  rejected by the model: {reason}", f"{count:,}")
+    _add(table, "rows with an earlier prompt", f"{found['repeated_prompts']:,}")
+    _add(table, "equal responses to one prompt", f"{found['repeated_responses']:,}")
+
+
+def _example(example: Json, number: int, model: Json | None) -> Group:
+    parts = [Text(f"\n── {number}" + (f": {example['place']}" if "place" in example else ""), style="bold")]
+    for message in example["prompt"]:
+        parts.append(_said(message["role"], message["content"]))
+    responses = example["responses"]
+    for at, response in enumerate(responses[:_RESPONSES_SHOWN], start=1):
+        parts.append(_said("response" if len(responses) == 1 else f"response {at} of {len(responses):,}", response))
+    if len(responses) > _RESPONSES_SHOWN:
+        parts.append(Text(f"   ... {len(responses) - _RESPONSES_SHOWN:,} more responses"))
+    parts += _verdicts(example)
+    if "as_read" in example and model is not None:
+        parts.append(_as_read(example["as_read"], model, one_of_several=len(responses) > 1))
+    return Group(*parts)
+
+
+def _said(who: str, content: str) -> Text:
+    return Text.assemble((f"{who}: ", "bold cyan"), visible(shortened(content)))
+
+
+def _verdicts(example: Json) -> list[Text]:
+    found = [
+        f"{edge['preferred'] + 1} {'ties with' if edge['probability'] == 0.5 else 'beats'} {edge['other'] + 1}"
+        + (f" (p {edge['probability']:.2f})" if edge["probability"] not in (0.5, 1.0) else "")
+        for edge in example.get("comparisons", [])[:_COMPARISONS_SHOWN]
+    ]
+    found += [f"{label['response'] + 1} accepted: {label['accepted']:g}" for label in example.get("labels", [])]
+    more = len(example.get("comparisons", [])) - _COMPARISONS_SHOWN
+    found += [f"{more:,} more"] if more > 0 else []
+    return [Text.assemble(("judged: ", "bold cyan"), ", ".join(found))] if found else []
+
+
+def _as_read(read: Json, model: Json, *, one_of_several: bool) -> Text:
+    """What the model reads; special tokens coloured, and in brackets for those who see no colour."""
+    if "rejected" in read:
+        return Text(f"the model's template rejects it: {read['rejected']}", style="bold red")
+    cut = f", cut to {model['max_length']:,}" if read["truncated"] else ""
+    first = " (the first response)" if one_of_several else ""
+    text = Text.assemble((f"as the model reads it{first}, {read['tokens']:,} tokens{cut}: ", "bold cyan"))
+    for piece in read["pieces"]:
+        if piece["special"]:
+            text.append(f"⟦{piece['text']}⟧", style=_SPECIAL)
+        else:
+            text.append_text(visible(shortened(piece["text"])))
+    return text
+
+
+def shortened(content: str) -> str:
+    """The content with its middle left out where it is long."""
+    if len(content) <= _SHOWN_CHARACTERS:
+        return content
+    head, tail = _SHOWN_CHARACTERS * 3 // 4, _SHOWN_CHARACTERS // 4
+    return f"{content[:head]} [... {len(content) - head - tail:,} characters ...] {content[-tail:]}"
+
+
+def visible(content: str) -> Text:
+    """As text, not markup, with control characters as pictures: a row must not steer the terminal."""
+    return Text(content.encode(errors="replace").decode().translate(_PICTURES))
+
+
+def spread(values: Json | None) -> str:
+    """`median 12, 95 % up to 80, at most 314`."""
+    if values is None:
+        return "-"
+    return f"median {values['median']:,}, 95 % up to {values['p95']:,}, at most {values['max']:,}"
+
+
+def size(count: int) -> str:
+    """`1.2 MB`, in powers of 1000."""
+    value, unit = float(count), 0
+    while value >= 1000 and unit < len(_UNITS) - 1:
+        value, unit = value / 1000, unit + 1
+    return f"{count:,} bytes" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
+
+
+def _table(title: str) -> Table:
+    table = Table(show_header=False, title=title, title_justify="left")
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
+    return table
+
+
+def _add(table: Table, name: str, value: str) -> None:
+    table.add_row(visible(name), visible(value))

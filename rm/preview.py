@@ -1,0 +1,90 @@
+"""What a model will read of a conversation, without its weights: token counts, and the text piece by piece.
+
+Tokenizer and template are those of scoring (`rm.templates`), so special tokens that a user's text spells come out as text here,
+too.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rm.conversations import Conversation, UnusableError
+from rm.identity import effective_max_length
+from rm.model import load_tokenizer, reads_last_token
+from rm.templates import Template
+
+log = logging.getLogger(__name__)
+
+_NO_LIMIT = 2**62
+
+
+class Piece(NamedTuple):
+    """Consecutive tokens as text; `special` ones one by one, as the template or the tokenizer has put them there."""
+
+    text: str
+    special: bool
+
+
+class Length(NamedTuple):
+    """Tokens of one prompt and response, whole; template and special tokens count to the prompt, as in scoring."""
+
+    prompt: int
+    response: int
+
+
+@dataclass(frozen=True)
+class Preview:
+    """The reading side of one model; `template.max_length` is the limit that scoring would keep."""
+
+    template: Template
+
+    @classmethod
+    def load(cls, directory: Path, *, max_length: int) -> Preview:
+        """The preview of a model directory (see `rm.identity.resolve_reading`). Raises `ModelError`."""
+        tokenizer = load_tokenizer(directory)
+        causal = not getattr(tokenizer, "chat_template", None) and reads_last_token(directory)
+        limit = effective_max_length(directory, max_length)
+        return cls(Template.of(tokenizer, causal=causal, max_length=limit, too_long="truncate"))
+
+    def lengths(self, prompt: Conversation, responses: Sequence[str]) -> list[Length | str]:
+        """Of every response its length before anything is cut, or the reason why the template does not render it."""
+        whole = replace(self.template, max_length=_NO_LIMIT)
+        return [
+            sample.reason if isinstance(sample, UnusableError) else Length(sample.prompt_tokens, sample.response_tokens)
+            for sample in whole.encode_group(prompt, responses)
+        ]
+
+    @property
+    def special_tokens(self) -> list[str]:
+        """The texts of the special tokens, as a template writes them."""
+        return sorted(
+            {token.content for token in self.template.tokenizer.added_tokens_decoder.values() if token.special}
+        )
+
+    def describe(self, prompt: Conversation, response: str) -> dict[str, Any]:
+        """What the model reads, cut to its limit: `tokens`, whether it is `truncated`, and its `pieces` in order. Raises
+        `UnusableError`."""
+        encoded = self.template.encode(prompt, response)
+        pieces = _pieces(self.template.tokenizer, encoded.ids)
+        return {
+            "tokens": len(encoded.ids),
+            "truncated": encoded.truncated,
+            "pieces": [piece._asdict() for piece in pieces],
+        }
+
+
+def _pieces(tokenizer: Any, ids: Sequence[int]) -> list[Piece]:
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special -= {tokenizer.unk_token_id}  # a word that the model does not know is content
+    pieces: list[Piece] = []
+    for is_special, run in groupby(ids, key=special.__contains__):
+        if is_special:
+            pieces += [Piece(tokenizer.convert_ids_to_tokens(number), special=True) for number in run]
+        else:
+            pieces.append(Piece(tokenizer.decode(list(run), clean_up_tokenization_spaces=False), special=False))
+    return pieces
