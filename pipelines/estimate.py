@@ -165,41 +165,49 @@ def t_quantile(freedom: int) -> float:
 
 
 class Candidates(NamedTuple):
-    """What a step of the selection is given: at most so many responses, to at most so many prompts."""
+    """What a step of the selection is given."""
 
     responses: float
     prompts: float
+    sizes: Mapping[int, float] | None = (
+        None  # prompts by how many responses they have; None: not known, and all is at most
+    )
 
 
 def kept_responses(steps: Sequence[Step], given: Candidates) -> tuple[float, bool]:
-    """(responses that the steps keep, whether that is known rather than a bound), where all are scored and nothing is rejected.
+    """(responses that the steps keep, whether that is exact rather than at most), if nothing is rejected.
 
-    Known are `random`, `longest` and `best_of_n` without a margin where every prompt has the mean number of responses, and
-    `top` by fraction or rows without strata; all others keep at most what they are given.
+    What depends on rewards beyond their order is taken to drop nothing: a bound.
     """
-    known = True
+    known = given.sizes is not None
     for step in steps:
-        if step.best_of_n is not None or step.random is not None or step.longest is not None:
-            rule = step.best_of_n or step.random or step.longest
-            assert rule is not None
-            kept = min(given.responses, given.prompts * rule.keep)
-            best = step.best_of_n
+        best, top = step.best_of_n, step.top
+        rule = best or step.random or step.longest
+        if rule is not None:
+            given = _best(given, rule.keep, least=1 if best is None else best.min_candidates)
             known = known and (best is None or not (best.min_margin or best.min_probability))
-            if best is not None and given.responses < best.min_candidates * given.prompts:
-                known = False
-            given = Candidates(kept, min(given.prompts, kept))
-        elif step.top is not None:
-            plain = step.top.per is None and step.top.tokens is None
-            amount = float(step.top.target_rows(None, int(given.responses))) if plain else given.responses
-            if step.top.per is not None and step.top.fraction is not None and not step.top.quotas:
-                amount = max(amount * step.top.fraction, float(step.top.min_rows))
-            known = known and plain
-            given = Candidates(amount, min(given.prompts, amount))
+        elif top is not None:
+            plain = top.per is None and top.tokens is None
+            amount = float(top.target_rows(None, int(given.responses))) if plain else given.responses
+            given, known = Candidates(amount, min(given.prompts, amount)), known and plain
         elif step.pairs is not None:
-            given, known = Candidates(min(given.prompts, given.responses / 2), given.prompts), False
+            given, known = _best(given, 1, least=2), False
         elif step.length_correction is None:
             known = False
+        known = known and (given.sizes is not None or step is steps[-1])
     return given.responses, known
+
+
+def _best(given: Candidates, keep: int, *, least: int) -> Candidates:
+    """At most `keep` of each prompt that has at least `least` responses."""
+    if given.sizes is None:
+        kept = min(given.responses, given.prompts * keep)
+        return Candidates(kept, min(given.prompts, kept))
+    sizes: dict[int, float] = {}
+    for size, prompts in given.sizes.items():
+        if size >= least:
+            sizes[min(size, keep)] = sizes.get(min(size, keep), 0.0) + prompts
+    return Candidates(sum(size * prompts for size, prompts in sizes.items()), sum(sizes.values()), sizes)
 
 
 def forward_secs(

@@ -5,53 +5,25 @@ Reading (`survey`, `already`, `forecast`) and arithmetic (`estimate`, `hardware`
 
 from __future__ import annotations
 
-import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import zstandard
 
-from pipelines.already import already_scored
+from pipelines.ahead import ModelAhead, refuse_models
 from pipelines.config import RunConfig
 from pipelines.errors import ConfigError
-from pipelines.estimate import (
-    SHUFFLE_BYTES,
-    Candidates,
-    Quantity,
-    as_json,
-    billed_hours,
-    forward_secs,
-    kept_responses,
-    memory_bytes,
-    total_of,
-    wall_secs,
-    weakest,
-)
-from pipelines.forecast import Forecast, Speed, benchmark, forecast, load_forecaster, unscored
-from pipelines.hardware import (
-    OLD_DAYS,
-    Asked,
-    Machine,
-    Prices,
-    gpu_named,
-    hardware,
-    load_prices,
-    refuse_large,
-)
+from pipelines.estimate import SHUFFLE_BYTES, Candidates, Quantity, as_json, kept_responses, weakest
+from pipelines.hardware import OLD_DAYS, Prices, gpu_named, hardware, load_prices
 from pipelines.plan import Plan, make_plans
 from pipelines.survey import Survey, survey
-
-if TYPE_CHECKING:
-    from rm.forecast import Forecaster
-
-log = logging.getLogger(__name__)
+from pipelines.ways import gpu_ways, local_way
 
 _SCORE_FILE_BYTES = 5_600  # of a score file without rows, and of each row, as measured
 _SCORE_ROW_BYTES = 21
-_LOCAL_SECS = (2.0, 8.0)  # of a local run beside loading and forwards: Beam's graph
-_ROW_SECS = (2e-5, 3e-4)  # and of each response: reading, selecting, exporting
 _TEXT_ROWS = 1_000  # compressed, to see how small text gets
 
 
@@ -68,7 +40,7 @@ class Wishes:
 def plan_run(config: RunConfig, flags: Sequence[str] = (), wishes: Wishes | None = None) -> dict[str, Any]:
     """The plan as plain JSON values; see `bestkept plan --json`. Raises `BestkeptError` like a run that cannot start, and
     `ConfigError` for a model larger than the GPU that is named, a bad price file, and flags of Beam."""
-    from pipelines.curate import located, scores_path
+    from pipelines.curate import located, score_places, scores_path
     from pipelines.runners import machines_asked
 
     wishes = wishes or Wishes()
@@ -84,11 +56,15 @@ def plan_run(config: RunConfig, flags: Sequence[str] = (), wishes: Wishes | None
     seed = int(plans.whole.hash[:8], 16)
     surveyed = survey(plans.whole, skip_bad_files=config.limits.skip_bad_files, seed=seed)
     local = config.runner.name == "local" and wishes.gpu is None
-    models = [_Model.of(config, member, surveyed, seed=seed, local=local) for member in _scoring(config, plans.members)]
+    scored = score_places(config)
+    models = [
+        ModelAhead.of(member, scored.of(member.fingerprint), surveyed, seed=seed, local=local)
+        for member in (plans.members if config.models else ())
+    ]
     if asked.gpu is not None:
-        _refuse_models(models, asked.gpu)
+        refuse_models(models, asked.gpu)
     speeds = [each.benchmark(surveyed, seed) for each in models] if local and wishes.benchmark else []
-    ways = _local(models, speeds, surveyed, asked, prices) if local else _remote(models, asked, prices, surveyed)
+    ways = local_way(models, speeds, surveyed, asked, prices) if local else gpu_ways(models, asked, prices, surveyed)
     content = {
         "runner": config.runner.name,
         "corpus": _corpus(surveyed, plans.whole),
@@ -117,83 +93,6 @@ def refuse_cost(plan: dict[str, Any], max_cost: float) -> None:
         )
 
 
-def _scoring(config: RunConfig, members: Sequence[Plan]) -> Sequence[Plan]:
-    """The plans that a model scores; none where rewards come with the corpus."""
-    return members if config.models else ()
-
-
-@dataclass(frozen=True)
-class _Model:
-    """One model of a plan, looked at without its weights."""
-
-    plan: Plan
-    name: str
-    packed: bool
-    causal: bool
-    shape: dict[str, int]
-    tokens_per_batch: int
-    found: Forecast
-
-    @classmethod
-    def of(cls, config: RunConfig, plan: Plan, surveyed: Survey, *, seed: int, local: bool) -> _Model:
-        from pipelines.curate import score_places
-
-        places = score_places(config).of(plan.fingerprint)
-        forecaster: Forecaster = load_forecaster(plan, device=None if local else "cuda")
-        already = already_scored(plan, places, seed=seed)
-        found = forecast(plan, surveyed, forecaster, already, seed=seed)
-        name = plan.model["directory"].rsplit("/", 1)[-1]
-        causal = forecaster.model.causal
-        return cls(plan, name, forecaster.packed, causal, forecaster.shape, forecaster.tokens_per_batch, found)
-
-    def benchmark(self, surveyed: Survey, seed: int) -> Speed | None:
-        """None where nothing is left to score."""
-        waiting = unscored(self.plan, surveyed, self.found.already)
-        return benchmark(self.plan, waiting, seed=seed) if waiting and self.found.left_computed.high else None
-
-    @property
-    def memory(self) -> tuple[int, int]:
-        longest = max(self.tokens_per_batch, int(self.plan.model["max_length"]))
-        return memory_bytes(
-            parameters=self.shape["parameters"],
-            dtype=self.plan.model["dtype"],
-            tokens=longest,
-            hidden=self.shape["hidden"],
-            intermediate=self.shape["intermediate"],
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        found, already = self.found, self.found.already
-        return {
-            "name": self.name,
-            "fingerprint": self.plan.fingerprint,
-            "dtype": self.plan.model["dtype"],
-            "max_length": self.plan.model["max_length"],
-            "parameters": self.shape["parameters"],
-            "packed": self.packed,
-            "shares_prompts": self.packed and self.causal,
-            "scored": {"fragments": already.fragments, "responses": already.responses, "tokens": already.tokens},
-            "tokens": found.tokens,
-            "left": {
-                "responses": found.left_responses,
-                "tokens": found.left_tokens,
-                "computed_tokens": found.left_computed,
-            },
-            "computed_share": found.computed_share,
-            "sampled_responses": found.sampled_responses,
-        }
-
-
-def _refuse_models(models: Sequence[_Model], gpu: str) -> None:
-    for each in models:
-        why = refuse_large(gpu, hardware().gpus[gpu], each.memory)
-        if why is not None:
-            raise ConfigError(
-                f"model.path {each.name!r}, {each.shape['parameters']:,} parameters in {each.plan.model['dtype']}: {why}; "
-                "choose a larger GPU, a 16-bit model.dtype, or a smaller model.tokens_per_batch"
-            )
-
-
 def _corpus(surveyed: Survey, plan: Plan) -> dict[str, Any]:
     return {
         "files": len(plan.files),
@@ -207,7 +106,7 @@ def _corpus(surveyed: Survey, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _score_bytes(config: RunConfig, surveyed: Survey, models: Sequence[_Model]) -> Quantity:
+def _score_bytes(config: RunConfig, surveyed: Survey, models: Sequence[ModelAhead]) -> Quantity:
     """Of all score files that the run leaves; sources and carried columns not counted."""
     fragments = max(surveyed.files, surveyed.rows.value / config.input.rows_per_fragment)
     if surveyed.whole:
@@ -219,29 +118,35 @@ def _score_bytes(config: RunConfig, surveyed: Survey, models: Sequence[_Model]) 
 
 
 def _selection(config: RunConfig, surveyed: Survey) -> dict[str, Any]:
-    """What the selection shuffles and keeps, were nothing rejected."""
-    prompts, exact = _prompts(surveyed)
-    responses = surveyed.responses
-    kept, known = kept_responses(config.select, Candidates(responses.value, prompts))
-    basis = weakest("exact" if known and exact else "at_most", responses.basis)
+    """What the selection shuffles and keeps, if the model rejects nothing."""
+    given, responses = _candidates(surveyed), surveyed.responses
+    kept, known = kept_responses(config.select, given)
+    basis = weakest("exact" if known else "at_most", responses.basis)
     text, compression = _text(surveyed)
     sides = 2 if config.output.shape == "preference" else 1
     size = kept * text * sides * compression
     return {
         "shuffle_bytes": Quantity(SHUFFLE_BYTES * responses.value, 0.0, SHUFFLE_BYTES * responses.high, "at_most"),
-        "prompts": Quantity(prompts, prompts, prompts, "exact" if exact else "at_most"),
+        "prompts": Quantity(given.prompts, given.prompts, given.prompts, "exact" if given.sizes else "at_most"),
         "kept": Quantity(kept, kept if basis == "exact" else 0.0, kept, basis),
         "output_bytes": Quantity(size, 0.0, size, weakest("sampled", basis)),
     }
 
 
-def _prompts(surveyed: Survey) -> tuple[float, bool]:
-    """(distinct prompts, whether they were counted): else as many as rows, less what repeats inside the blocks."""
-    if surveyed.prompts is not None:
-        return float(surveyed.prompts), True
-    rows = sum(len(block.rows) for block in surveyed.blocks)
-    distinct = sum(len({row.group_key for row in block.rows}) for block in surveyed.blocks)
-    return surveyed.rows.value * distinct / max(1, rows), False
+def _candidates(surveyed: Survey) -> Candidates:
+    """Usable responses and their prompts; of a corpus that was not read whole, at most as many prompts as rows, less what
+    repeats inside the blocks."""
+    usable: Counter[bytes] = Counter()
+    rows = distinct = 0
+    for block in surveyed.blocks:
+        rows, distinct = rows + len(block.rows), distinct + len({row.group_key for row in block.rows})
+        for row in block.rows if surveyed.whole else ():
+            if row.group_key is not None:
+                usable[row.group_key] += sum(text is not None for text in row.sample.responses)
+    if surveyed.whole:
+        sizes = Counter(count for count in usable.values() if count)
+        return Candidates(float(usable.total()), float(sizes.total()), {size: float(n) for size, n in sizes.items()})
+    return Candidates(surveyed.responses.value, surveyed.rows.value * distinct / max(1, rows), None)
 
 
 def _text(surveyed: Survey) -> tuple[float, float]:
@@ -259,85 +164,8 @@ def _text(surveyed: Survey) -> tuple[float, float]:
     return size / len(texts), len(zstandard.compress(b"\n".join(texts), 3)) / size
 
 
-def _local(
-    models: Sequence[_Model], speeds: Sequence[Speed | None], surveyed: Survey, asked: Asked, prices: Prices
-) -> list[dict[str, Any]]:
-    """This machine, by a benchmark; without one its time is not known."""
-    machine = prices.machine(asked.machine, asked.gpu) if asked.machine or asked.gpu else None
-    way: dict[str, Any] = {"where": "this machine", "basis": "unknown", "speed": [], "secs": None, "gpu_hours": None}
-    way |= {"machine": machine[0] if machine else None, "workers": 1, "cost": None, "fits": None}
-    idle = all(not each.found.left_computed.high for each in models)
-    if not speeds and not idle:
-        return [way]
-    known = [(each, speed) for each, speed in zip(models, speeds, strict=bool(speeds)) if speed is not None]
-    work = total_of([speed.time_for(each.found.left_computed) for each, speed in known])
-    load = sum(speed.load_secs for _, speed in known)
-    rows = surveyed.responses.value
-    low, high = (start + rows * row for start, row in zip(_LOCAL_SECS, _ROW_SECS, strict=True))
-    secs = Quantity(work.value + load + (low * high) ** 0.5, work.low + load + low, work.high + load + high, "measured")
-    for each, speed in known:
-        way["speed"].append({"model": each.name, "tokens_per_sec": speed.tokens_per_sec, "device": speed.device})
-        way["speed"][-1] |= {"responses": speed.responses, "secs": speed.secs, "packed": speed.packed}
-    gpu = any(speed.device != "cpu" for _, speed in known)
-    hours = secs.times(1 / 3600)
-    return [
-        way
-        | {"basis": "measured", "secs": secs, "gpu_hours": hours if gpu else None}
-        | {"cost": hours.times(machine[1].hour) if machine else None}
-    ]
-
-
-def _remote(models: Sequence[_Model], asked: Asked, prices: Prices, surveyed: Survey) -> list[dict[str, Any]]:
-    """The GPU that is named, or every one of the table: estimates, from its peak and an assumed share of it."""
-    table = hardware()
-    names = [asked.gpu] if asked.gpu is not None else list(table.gpus)
-    start = (table.start_secs.low, table.start_secs.high)
-    workers = asked.workers or 1
-    shuffled = SHUFFLE_BYTES * surveyed.responses.high / 2**30 * prices.shuffle_gib
-    ways = []
-    for name in names:
-        gpu = table.gpus[name]
-        why = next((why for each in models if (why := refuse_large(name, gpu, each.memory)) is not None), None)
-        why = why or _no_type(models, name)
-        machine = prices.machine(asked.machine, name) if asked.machine or asked.gpu else prices.machine(None, name)
-        way = {"where": name, "basis": "assumed", "speed": [], "secs": None, "gpu_hours": None, "workers": workers}
-        way |= {"machine": machine[0] if machine else None, "cost": None, "fits": why is None, "why": why}
-        if why is None:
-            work = total_of([_gpu_secs(each, name) for each in models])
-            hours = billed_hours(work, workers=workers, start=start)
-            way |= {"secs": wall_secs(work, workers=workers, start=start), "gpu_hours": hours}
-            way["cost"] = _cost(hours, machine[1], asked, shuffled) if machine else None
-        ways.append(way)
-    return ways
-
-
-def _no_type(models: Sequence[_Model], gpu: str) -> str | None:
-    """Why a GPU cannot run a model in its type; None where it can."""
-    if hardware().gpus[gpu].bfloat16:
-        return None
-    return next((f"{gpu} only emulates bfloat16" for each in models if each.plan.model["dtype"] == "bfloat16"), None)
-
-
-def _gpu_secs(model: _Model, gpu: str) -> Quantity:
-    parameters = model.shape["computing_parameters"]
-    return forward_secs(
-        model.found.left_computed,
-        parameters=parameters,
-        peak_flops=hardware().gpus[gpu].peak_flops(model.plan.model["dtype"]),
-        utilisation=hardware().utilisation_of(parameters),
-    )
-
-
-def _cost(hours: Quantity, machine: Machine, asked: Asked, shuffled: float) -> Quantity:
-    """Money for worker hours and shuffled bytes. A machine of one GPU stands for each GPU that a worker asks for: all are billed, and
-    one computes."""
-    each = machine.hour * max(1, asked.gpus) / max(1, machine.gpus) if machine.gpu else machine.hour
-    billed = hours.times(each)
-    return Quantity(billed.value + shuffled / 2, billed.low, billed.high + shuffled, "assumed")
-
-
 def _warnings(
-    config: RunConfig, surveyed: Survey, models: Sequence[_Model], prices: Prices, *, ways: Sequence[dict[str, Any]]
+    config: RunConfig, surveyed: Survey, models: Sequence[ModelAhead], prices: Prices, *, ways: Sequence[dict[str, Any]]
 ) -> list[str]:
     found = []
     age = prices.age_days(datetime.now(UTC).date())

@@ -1,8 +1,8 @@
 """A corpus looked at before it is scored: how many rows and responses it has, and rows of it, drawn at random.
 
 A small corpus is read whole. Of a large one, Parquet footers say how many rows there are (of more than `MOST_FOOTERS` files, a
-random sample of them, in threads), and blocks of consecutive rows are read at places spread evenly over it: of a Parquet row group
-and of a compressed file the first rows, of plain JSONL those after a byte anywhere.
+random sample of them, in threads), and blocks of consecutive rows are read at places spread evenly over it: of a Parquet row
+group and of a compressed file the first rows, of plain JSONL those after a byte anywhere.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
@@ -58,7 +58,6 @@ class Survey:
     whole: bool
     footers: int = 0  # that were opened
     unreadable: int = 0  # files that were left out, as limits.skip_bad_files says
-    prompts: int | None = field(default=None)  # distinct ones, where all rows were read
 
 
 def survey(plan: Plan, *, skip_bad_files: bool, seed: int) -> Survey:
@@ -90,9 +89,7 @@ def _whole(plan: Plan, *, skip_bad_files: bool) -> Survey:
         blocks += [block for block in own if block.rows]
     rows = Quantity.exact(sum(len(block.rows) for block in blocks))
     responses = Quantity.exact(sum(block.responses for block in blocks))
-    keys = {row.group_key for block in blocks for row in block.rows if row.group_key is not None}
-    files = len(plan.files)
-    return Survey(files, rows, responses, rows, blocks, True, files, unreadable, len(keys))
+    return Survey(len(plan.files), rows, responses, rows, blocks, True, 0, unreadable)
 
 
 class _Footer(NamedTuple):
