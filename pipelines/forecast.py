@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipelines.already import Already
 from pipelines.errors import ModelLoadError
-from pipelines.estimate import Block, Quantity, mean_of, sampled_total, total_of, whole_total
+from pipelines.estimate import Block, Quantity, mean_of, product_of, sampled_total, total_of, whole_total
 from pipelines.inputs import Row
 from pipelines.plan import Plan
 from pipelines.survey import BlockOfRows, Survey
@@ -81,9 +81,7 @@ def forecast(plan: Plan, surveyed: Survey, forecaster: Forecaster, already: Alre
         measured = [block._replace(measure=one.responses) for block, one in zip(blocks, waiting, strict=True)]
         left_tokens = sampled_total(measured, left) if responses else Quantity.exact(0.0)
     share = computed_share(waiting, forecaster, draw)
-    computed = Quantity(
-        left_tokens.value * share.value, left_tokens.low * share.low, left_tokens.high * share.high, "sampled"
-    )
+    computed = product_of(left_tokens, share)
     tokens = total_of([already.tokens, left_tokens])
     return Forecast(already, left, tokens, left_tokens, computed, share, sampled)
 

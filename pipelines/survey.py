@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from pipelines.estimate import Block, Quantity, sampled_total
 from pipelines.inputs import InputFile, Row, Unit, UnreadableError, read_fragments, split_units
+from pipelines.inputs.jsonl import json_rows
 from pipelines.inputs.unreadable import reading_input
 from pipelines.plan import Plan
 from pipelines.storage.files import open_for_reading
@@ -29,6 +30,7 @@ BLOCKS = 48
 BLOCK_ROWS = 2_048
 _THREADS = 16
 _SMALL_FILE = 4 * 2**20  # of plain JSONL: read from its beginning
+_COMPRESSED_BYTES = 2 * 2**20  # of a compressed file, read to see how many rows it has
 _COMPRESSED = 4  # bytes of text in a stored one, at least that many are feared
 
 
@@ -117,7 +119,8 @@ def _footer(plan: Plan, number: int) -> _Footer:
         if name is None:
             return _Footer(number, meta.num_rows, meta.num_rows, units)
         leaves = [at for at in range(len(schema)) if schema.column(at).path.split(".")[0] == name]
-        if not leaves or schema.column(leaves[0]).max_repetition_level > 1:
+        leaves = [at for at in leaves if schema.column(at).max_repetition_level <= 1]
+        if not leaves:
             return _Footer(number, meta.num_rows, None, units)
         values = sum(meta.row_group(group).column(leaves[0]).num_values for group in range(meta.num_row_groups))
         return _Footer(number, meta.num_rows, values, units)
@@ -200,22 +203,28 @@ def _first_blocks(plan: Plan, number: int, unit: Unit, count: int) -> list[Block
     file = plan.files[number]
     size = min(BLOCK_ROWS, plan.rows_per_fragment)
     fragments = read_fragments(file, unit, plan.mapping, rows_per_fragment=size, max_row_bytes=plan.max_row_bytes)
-    blocks, seen = [], 0
+    of_a_run = size == plan.rows_per_fragment and (file.kind == "parquet" or unit.start == 0)
+    per_row = _bytes_of_a_row(file, plan.max_row_bytes) if file.compression else 0.0
+    blocks = []
     for fragment in islice(fragments, count):
-        if not fragment.rows:
-            break
-        upto = file.size if fragment.last else fragment.rows[-1].seen_bytes
-        stored = float(len(fragment.rows)) if file.kind == "parquet" else _stored(file, fragment.rows, upto - seen)
-        seen = upto
-        of_a_run = size == plan.rows_per_fragment and (file.kind == "parquet" or unit.start == 0)
-        own = fragment.index if of_a_run else None
-        blocks.append(BlockOfRows(number, unit.number, own, stored, fragment.rows))
+        if fragment.rows:
+            rows = fragment.rows
+            stored = len(rows) * per_row if file.compression else float(sum(row.row_bytes + 1 for row in rows))
+            measure = float(len(rows)) if file.kind == "parquet" else stored
+            own = fragment.index if of_a_run else None
+            blocks.append(BlockOfRows(number, unit.number, own, measure, rows))
     return blocks
 
 
-def _stored(file: InputFile, rows: Sequence[Row], stored: int) -> float:
-    """Bytes of the stored file that the rows take: their lines, or what has been read of a compressed file."""
-    return float(stored) if file.compression is not None else float(sum(row.row_bytes + 1 for row in rows))
+def _bytes_of_a_row(file: InputFile, max_row_bytes: int) -> float:
+    """Stored bytes of a row of a compressed file: of all its rows, or of those in the pieces that make up its first
+    `_COMPRESSED_BYTES`, a piece being what is read and decompressed at once."""
+    rows = upto = 0
+    for _, _, _, seen in json_rows(file, Unit(0, 0, file.size, file.size), max_row_bytes=max_row_bytes):
+        if upto >= _COMPRESSED_BYTES and seen > upto:
+            return upto / max(1, rows)
+        rows, upto = rows + 1, seen
+    return file.size / max(1, rows)
 
 
 def spread_evenly(sizes: Sequence[int], count: int, draw: random.Random) -> Iterator[tuple[int, int]]:
