@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Group = tuple[Conversation, list[str]]
 
 SAMPLE_RESPONSES = 4_096
-SHARING_BLOCKS = 3
+SHARING_BLOCKS = 4
 _SHARING_RESPONSES = 4_096  # of one block
 _CHARACTERS_PER_TOKEN = 4
 BENCHMARK_SECS = 15.0
@@ -138,20 +138,24 @@ def text_size(row: Row, limit: int) -> int:
 
 def computed_share(waiting: Sequence[BlockOfRows], forecaster: Forecaster, draw: random.Random) -> Quantity:
     """Tokens that go through the model by token that its responses have with their prompts: what is left after shared prompts and
-    equal texts ran once, padding included. From a few whole fragments; the range is that of these."""
+    equal texts ran once, padding included. From a few whole fragments, with an interval by what these differ."""
     of_runs = [block for block in waiting if block.fragment is not None] or list(waiting)
     chosen = draw.sample(of_runs, min(SHARING_BLOCKS, len(of_runs)))
-    asked, computed, shares = 0, 0, []
+    counts: list[Block] = []
     for block in chosen:
         counted, work = forecaster.count(_bounded(groups_of(block.rows), _SHARING_RESPONSES))
-        own = sum(int(tokens.sum()) for tokens in counted)
-        if own:
-            asked, computed = asked + own, computed + work.computed_tokens
-            shares.append(work.computed_tokens / own)
+        asked = sum(float(tokens.sum()) for tokens in counted)
+        if asked:
+            counts.append(Block(asked, 1, 0.0, [(0.0, float(work.computed_tokens))]))
+    asked = sum(block.measure for block in counts)
     if not asked:
         return Quantity.exact(1.0)
-    basis = "exact" if len(chosen) == len(waiting) else "sampled"
-    return Quantity(computed / asked, min(shares), max(shares), basis)
+    if len(chosen) == len(waiting):
+        return Quantity.exact(sum(work for block in counts for _, work in block.pairs) / asked)
+    rows = sum(len(block.rows) for block in waiting) / sum(len(block.rows) for block in chosen)
+    share = sampled_total(counts, Quantity.exact(asked * rows)).times(1 / (asked * rows))
+    most = max(1.0, share.value) if forecaster.packed else share.high  # nothing is computed twice, unless it is padding
+    return Quantity(share.value, max(share.low, share.value / 2), min(share.high, most), "sampled")
 
 
 def _bounded(groups: Sequence[Group], responses: int) -> list[Group]:

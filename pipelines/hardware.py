@@ -5,8 +5,8 @@ Which machine a run gets is what the runner's options name; a GPU without a mach
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping
-from datetime import date
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -58,7 +58,7 @@ class Span(Strict):
 class Hardware(Strict):
     """`hardware.yaml`."""
 
-    date: date
+    date: datetime.date
     source: str
     gpus: dict[str, Gpu]
     utilisation: Annotated[list[Utilisation], Field(min_length=1)]
@@ -86,7 +86,7 @@ class Machine(Strict):
 class Prices(Strict):
     """`prices.yaml`, or a file of the same form."""
 
-    date: date
+    date: datetime.date
     currency: str
     region: str
     source: str
@@ -94,7 +94,7 @@ class Prices(Strict):
     """Of a GiB that is shuffled."""
     machines: Annotated[dict[str, Machine], Field(min_length=1)]
 
-    def age_days(self, today: date) -> int:
+    def age_days(self, today: datetime.date) -> int:
         return (today - self.date).days
 
     def machine(self, name: str | None, gpu: str | None) -> tuple[str, Machine] | None:

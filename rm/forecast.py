@@ -82,7 +82,8 @@ class Forecaster(Scorer):
 
 
 def _tokens(scores: GroupScores) -> np.ndarray:
-    return scores.prompt_tokens + scores.response_tokens
+    tokens: np.ndarray = scores.prompt_tokens + scores.response_tokens
+    return tokens
 
 
 __all__ = ["Forecaster", "ModelError"]

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 STAGES = {"score", "ensemble", "selection", "export", "finish"}
 FROM_RM = {"rm.conversations", "rm.identity", "rm.scorer"}
 MORE_DOORS = {"training.py": {"rm.train"}, "evaluation.py": {"rm.evaluate", "rm.preferences"}}
+MORE_DOORS |= {"forecast.py": {"rm.forecast"}}
 
 
 def imports(path: Path) -> set[str]:
@@ -106,5 +107,5 @@ def test_help_imports_neither_torch_nor_beam():
     loaded = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in result.stderr.splitlines() if "|" in line}
     assert "typer" in loaded
     assert not loaded & {"torch", "apache_beam", "transformers", "pyarrow", "pydantic", "numpy"}
-    for command_name in ("run", "score", "select", "train", "evaluate"):
+    for command_name in ("run", "score", "select", "plan", "train", "evaluate"):
         assert command_name in result.stdout
