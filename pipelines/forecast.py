@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipelines.already import Already
 from pipelines.errors import ModelLoadError
-from pipelines.estimate import Block, Quantity, mean_of, product_of, sampled_total, total_of, whole_total
+from pipelines.estimate import Block, Quantity, product_of, sampled_total, total_of, whole_total
 from pipelines.inputs import Row
 from pipelines.plan import Plan
 from pipelines.survey import BlockOfRows, Survey
@@ -30,7 +30,7 @@ _SHARING_RESPONSES = 4_096  # of one block
 _CHARACTERS_PER_TOKEN = 4
 BENCHMARK_SECS = 15.0
 _CHUNK_SECS = 1.5  # a call of the benchmark grows until it takes that long
-_SPEED_VARIES = 0.1  # of a machine from one minute to the next, at least
+_SPEED_VARIES = 0.1  # from one minute to the next, beyond what the calls of a benchmark show
 
 
 class Forecast(NamedTuple):
@@ -216,10 +216,9 @@ def benchmark(plan: Plan, waiting: Sequence[BlockOfRows], *, seed: int, secs: fl
     counted = [(each_secs, tokens) for each, each_secs, tokens in timed if each == largest]
     if not counted:
         raise ModelLoadError("the model gave no reward to any row of the benchmark; leave it out with --no-benchmark")
-    rates = mean_of([tokens / each for each, tokens in counted], basis="measured")
+    rates = [tokens / each for each, tokens in counted]
     pooled = sum(tokens for _, tokens in counted) / sum(each for each, _ in counted)
-    spread = max(_SPEED_VARIES * pooled, min(rates.high - rates.value, 0.9 * pooled))
-    rate = Quantity(pooled, pooled - spread, pooled + spread, "measured")
+    rate = Quantity(pooled, min(rates) * (1 - _SPEED_VARIES), max(rates) * (1 + _SPEED_VARIES), "measured")
     return Speed(rate, load_secs, took, responses, scorer.device, scorer.packed)
 
 

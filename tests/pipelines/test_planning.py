@@ -67,9 +67,7 @@ def test_a_small_corpus_is_foreseen_to_the_token(config, request, kind):
     assert value(plan["selection"]["kept"]) == counts["kept"]
     assert value(plan["selection"]["prompts"]) == counts["prompts"]
     assert model["computed_share"]["value"] <= 1
-    assert (
-        model["left"]["computed_tokens"]["low"] <= work["tokens_computed"] <= model["left"]["computed_tokens"]["high"]
-    )
+    assert model["left"]["computed_tokens"]["value"] == pytest.approx(work["tokens_computed"], rel=0.15)
     assert model["shares_prompts"] == (kind != "encoder")
 
 
@@ -204,9 +202,8 @@ def test_a_benchmark_measures_this_machine(config, monkeypatch):
 
 
 def remote(settings: RunConfig, **options) -> RunConfig:
-    return RunConfig.model_validate(
-        settings.model_dump(exclude_unset=True) | {"runner": {"name": "DataflowRunner", "options": options}}
-    )
+    runner = {"name": "DataflowRunner", "options": options}
+    return RunConfig.model_validate(settings.model_dump(exclude_unset=True) | {"runner": runner})
 
 
 def test_a_job_elsewhere_is_estimated_for_the_gpu_that_it_names(config):
