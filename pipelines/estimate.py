@@ -126,15 +126,6 @@ def sampled_total(blocks: Sequence[Block], measure: Quantity) -> Quantity:
     return Quantity(value, max(0.0, value - below), value + above, "sampled")
 
 
-def mean_of(values: Sequence[float], *, basis: str) -> Quantity:
-    """The mean and its 95 % interval by Student's t; without a width for a single value."""
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return Quantity(mean, mean, mean, basis)
-    half = t_quantile(len(values) - 1) * math.sqrt(_variance(values) / len(values))
-    return Quantity(mean, max(0.0, mean - half), mean + half, basis)
-
-
 def _interval(value: float, variance: float, *, freedom: int | None) -> Quantity:
     half = (_NORMAL if freedom is None else t_quantile(freedom)) * math.sqrt(max(0.0, variance))
     return Quantity(value, max(0.0, value - half), value + half, "sampled")

@@ -84,39 +84,41 @@ def _sizes(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def _ways(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """One way in full, or a line for each that has a price."""
+    ways = plan["ways"]
+    if len(ways) == 1:
+        yield from _way(plan, ways[0])
+        return
     money = plan["prices"]["currency"]
-    for way in plan["ways"]:
-        for speed in way["speed"]:
-            rate = speed["tokens_per_sec"]
-            measured = f"measured: {speed['responses']:,} responses in {speed['secs']:.0f} s on {speed['device']}"
-            yield "speed", f"{rate['value']:,.0f} tokens/s", measured
+    for way in ways:
         if way["fits"] is False:
             yield way["where"], "does not run", way["why"]
-            continue
-        if way["secs"] is None:
-            yield "time", "not known", "no benchmark was made"
-            continue
-        alone = len(plan["ways"]) == 1
-        where = way["machine"] or "no price"
-        if way["workers"] > 1:
-            where = f"{way['workers']} x {where}"
-        time = f"{_duration(way['secs']['low'])} to {_duration(way['secs']['high'])}"
-        hours = way["gpu_hours"]
-        cost = way["cost"]
-        price = f"{cost['low']:,.2f} to {cost['high']:,.2f} {money}" if cost else "not known"
-        gpu = f"{_hours(hours['low'])} to {_hours(hours['high'])} GPU-hours" if hours else ""
-        if alone:
-            yield "time", f"{time} ({_duration(way['secs']['value'])})", f"{way['basis']}, {way['where']}"
-            if gpu:
-                yield "GPU-hours", gpu.removesuffix(" GPU-hours"), way["basis"]
-            source = (
-                f"{where}, prices of {plan['prices']['date']}, {plan['prices']['region']}"
-                if cost
-                else "no machine named"
-            )
-            yield "cost", price, source
-        else:
-            yield way["where"], f"{gpu}, {price}", f"assumed: {where}"
+        elif way["cost"]:
+            where = f"{way['workers']} x {way['machine']}" if way["workers"] > 1 else way["machine"]
+            yield way["where"], f"{_range(way['cost'])} {money}, {_range(way['gpu_hours'])} h", f"assumed: {where}"
+    others = [way["where"] for way in ways if way["fits"] and not way["cost"]]
+    if others:
+        yield "GPUs without price", ", ".join(name.removeprefix("nvidia-") for name in others), "see --json"
+
+
+def _way(plan: Mapping[str, Any], way: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    prices, secs, cost = plan["prices"], way["secs"], way["cost"]
+    for speed in way["speed"]:
+        rate = f"{speed['tokens_per_sec']['value']:,.0f} tokens/s"
+        yield "speed", rate, f"measured: {speed['responses']:,} responses in {speed['secs']:.0f} s on {speed['device']}"
+    if secs is None:
+        yield "time", "not known", "no benchmark was made"
+        return
+    where = way["where"] if way["workers"] == 1 else f"{way['workers']} x {way['where']}"
+    time = f"{_duration(secs['low'])} to {_duration(secs['high'])}, about {_duration(secs['value'])}"
+    yield "time", time, f"{way['basis']}: {where}"
+    if way["gpu_hours"]:
+        yield "GPU-hours", _range(way["gpu_hours"]), way["basis"]
+    if cost:
+        source = f"{way['machine']}, prices of {prices['date']}, {prices['region']}"
+        yield "cost", f"{_range(cost)} {prices['currency']}", source
+    else:
+        yield "cost", "not known", "no machine with a price"
 
 
 def _number(quantity: Mapping[str, Any]) -> str:
@@ -127,7 +129,7 @@ def _number(quantity: Mapping[str, Any]) -> str:
 
 
 def _from(quantity: Mapping[str, Any]) -> str:
-    basis = quantity["basis"]
+    basis: str = quantity["basis"]
     return _BASIS.get(basis, basis)
 
 
@@ -139,8 +141,8 @@ def _size(count: float) -> str:
     raise AssertionError
 
 
-def _hours(hours: float) -> str:
-    return f"{hours:,.1f}" if hours >= 1 else f"{hours:.2f}"
+def _range(quantity: Mapping[str, Any]) -> str:
+    return f"{quantity['low']:,.2f} to {quantity['high']:,.2f}"
 
 
 def _duration(secs: float) -> str:

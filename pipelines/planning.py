@@ -24,6 +24,7 @@ from pipelines.ways import gpu_ways, local_way
 
 _SCORE_FILE_BYTES = 5_600  # of a score file without rows, and of each row, as measured
 _SCORE_ROW_BYTES = 21
+_KEPT_ROW_BYTES = 64  # of a row of the output beside its text: its prompt's id, above all
 _TEXT_ROWS = 1_000  # compressed, to see how small text gets
 
 
@@ -124,7 +125,7 @@ def _selection(config: RunConfig, surveyed: Survey) -> dict[str, Any]:
     basis = weakest("exact" if known else "at_most", responses.basis)
     text, compression = _text(surveyed)
     sides = 2 if config.output.shape == "preference" else 1
-    size = kept * text * sides * compression
+    size = kept * (text * sides * compression + _KEPT_ROW_BYTES)
     return {
         "shuffle_bytes": Quantity(SHUFFLE_BYTES * responses.value, 0.0, SHUFFLE_BYTES * responses.high, "at_most"),
         "prompts": Quantity(given.prompts, given.prompts, given.prompts, "exact" if given.sizes else "at_most"),

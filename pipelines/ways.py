@@ -56,14 +56,8 @@ def gpu_ways(models: Sequence[ModelAhead], asked: Asked, prices: Prices, surveye
         why = next((why for each in models if (why := refuse_large(name, gpu, each.memory)) is not None), None)
         why = why or _no_type(models, name)
         machine = prices.machine(asked.machine, name) if asked.machine or asked.gpu else prices.machine(None, name)
-        way: dict[str, Any] = {
-            "where": name,
-            "basis": "assumed",
-            "speed": [],
-            "secs": None,
-            "gpu_hours": None,
-            "workers": workers,
-        }
+        way: dict[str, Any] = {"where": name, "basis": "assumed", "workers": workers, "speed": []}
+        way |= {"secs": None, "gpu_hours": None}
         way |= {"machine": machine[0] if machine else None, "cost": None, "fits": why is None, "why": why}
         if why is None:
             work = total_of([_gpu_secs(each, name) for each in models])
