@@ -51,7 +51,7 @@ def _models(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         if len(plan["models"]) > 1:
             yield "model", model["name"], f"{model['parameters']:,} parameters, {model['dtype']}"
         scored, left = model["scored"], model["left"]
-        sampled = f"{_from(model['tokens'])}: {model['sampled_responses']:,} responses tokenised"
+        sampled = f"{_from(model['tokens'])}: {model['sampled_responses']:,} tokenised"
         if scored["fragments"]["value"]:
             share = scored["responses"]["value"] / max(1.0, plan["corpus"]["responses"]["value"])
             value = (
@@ -77,10 +77,10 @@ def _sizes(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     selection = plan["selection"]
     yield "score files", _size(plan["scores"]["bytes"]["value"]), "assumed: bytes a row"
     shuffle = selection["shuffle_bytes"]
-    yield "selection shuffles", _size(shuffle["high"]), f"{_from(shuffle)}: 48 bytes a response"
+    yield "selection shuffles", _size(shuffle["high"]), f"{_from(shuffle)}: 48 B a response"
     kept, size = selection["kept"], selection["output_bytes"]
     yield "kept", f"{kept['value']:,.0f}", f"{_from(kept)}: of {selection['prompts']['value']:,.0f} prompts"
-    yield "output", _size(size["value"]), f"{_from(size)}: text as zstandard leaves it"
+    yield "output", _size(size["value"]), f"{_from(size)}: compressed text"
 
 
 def _ways(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -95,7 +95,7 @@ def _ways(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             yield way["where"], "does not run", way["why"]
         elif way["cost"]:
             where = f"{way['workers']} x {way['machine']}" if way["workers"] > 1 else way["machine"]
-            yield way["where"], f"{_range(way['cost'])} {money}, {_range(way['gpu_hours'])} h", f"assumed: {where}"
+            yield way["where"], f"{_range(way['cost'])} {money}", f"assumed: {where}"
     others = [way["where"] for way in ways if way["fits"] and not way["cost"]]
     if others:
         yield "GPUs without price", ", ".join(name.removeprefix("nvidia-") for name in others), "see --json"
