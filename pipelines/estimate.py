@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 from pipelines.config import Step
 
-CONFIDENCE = 0.95
 _NORMAL = 1.959963985  # the 97.5 % quantile
 SHUFFLE_BYTES = 48  # a row, in a selection that needs whole prompts; see `pipelines.selection`
 _ONE_BLOCK = 2.0  # how far off, as a factor, a single block of a large corpus may be

@@ -31,7 +31,7 @@ BLOCK_ROWS = 2_048
 _THREADS = 16
 _SMALL_FILE = 4 * 2**20  # of plain JSONL: read from its beginning
 _COMPRESSED_BYTES = 2 * 2**20  # of a compressed file, read to see how many rows it has
-_COMPRESSED = 4  # bytes of text in a stored one, at least that many are feared
+_COMPRESSED = 4  # bytes of text that a stored one may stand for, when it is decided whether to read all
 
 
 class BlockOfRows(NamedTuple):
