@@ -50,6 +50,37 @@ def run(config: _ConfigPath, extra: _Extra = None) -> None:
 
 
 @app.command(settings="run", context_settings=_PASS_ON)
+def plan(
+    config: _ConfigPath,
+    extra: _Extra = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+    benchmark: Annotated[
+        bool,
+        typer.Option("--benchmark/--no-benchmark", help="Load the model and measure this machine, for a local run."),
+    ] = True,
+    max_cost: Annotated[
+        float | None, typer.Option(metavar="MONEY", min=0.0, help="End with exit code 2 where the run may cost more.")
+    ] = None,
+    gpu: Annotated[str | None, typer.Option(metavar="NAME", help="Estimate for this GPU, such as nvidia-l4.")] = None,
+    machine: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Price the time as that of this machine, such as g2-standard-8.")
+    ] = None,
+    prices: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Prices, instead of those that are shipped.")
+    ] = None,
+) -> None:
+    """Say what a run would read, compute, take and cost, before it starts; writes nothing."""
+    settings, flags = _run_config(config, extra)
+    from pipelines.planned import plan_shown
+    from pipelines.planning import Wishes, plan_run, refuse_cost
+
+    found = plan_run(settings, flags, Wishes(benchmark, gpu, machine, prices))
+    plan_shown(found, as_json=as_json)
+    if max_cost is not None:
+        refuse_cost(found, max_cost)
+
+
+@app.command(settings="run", context_settings=_PASS_ON)
 def score(config: _ConfigPath, extra: _Extra = None) -> None:
     """Score a corpus and stop; what is scored already is not scored again."""
     settings, flags = _run_config(config, extra)
@@ -127,6 +158,7 @@ def config(
     from pipelines.config.example import example, json_schema
 
     sys.stdout.write(json_schema(command) if schema else example(command))
+
 
 @app.command()
 def inspect(

@@ -6,13 +6,20 @@ import difflib
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
+from apache_beam.options.pipeline_options import (
+    DebugOptions,
+    GoogleCloudOptions,
+    PipelineOptions,
+    WorkerOptions,
+    _BeamArgumentParser,
+)
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import create_runner
 
 from pipelines import manners
 from pipelines.config import RunnerConfig
 from pipelines.errors import ConfigError
+from pipelines.hardware import Asked
 
 _REFUSED_FLAGS = {
     "runner": "choose the runner in the configuration: runner.name=DataflowRunner",
@@ -59,6 +66,22 @@ def runner_of(config: RunnerConfig) -> Any:
         raise ConfigError(
             f"runner.name {config.name} cannot be used here ({type(error).__name__}); {remedy}"
         ) from error
+
+
+def machines_asked(config: RunnerConfig, flags: Sequence[str]) -> Asked:
+    """What the options ask for: machine type, accelerator (`worker_accelerator=type:NAME;count:N` among Dataflow's service
+    options), and the most workers. Raises `ConfigError` like `pipeline_options`."""
+    options = pipeline_options(config, flags)
+    own, service = options.view_as(WorkerOptions), options.view_as(GoogleCloudOptions)
+    given = [*(service.dataflow_service_options or []), *(options.view_as(DebugOptions).experiments or [])]
+    gpu, count = None, 0
+    for option in given:
+        name, _, value = option.partition("=")
+        if name == "worker_accelerator":
+            fields = dict(part.partition(":")[::2] for part in value.split(";"))
+            gpu, count = fields.get("type"), int(fields.get("count") or 1)
+    workers = own.max_num_workers or own.num_workers
+    return Asked(own.machine_type, gpu, count, int(workers) if workers else None)
 
 
 class _Parser(_BeamArgumentParser):  # type: ignore[misc]

@@ -110,19 +110,35 @@ def load_for_scoring(directory: Path, *, dtype: str, device: str) -> RewardModel
     transformers itself would draw a missing head at random and go on.
     """
     config = _config(directory)
-    refuse_normalised(directory, config)
-    outputs, mapping = _stored_head(directory, config)
-    if outputs not in (None, 1):  # None, no head at all: said below, with the names
-        raise ModelError(
-            f"model.path {str(directory)!r} has {outputs} outputs; a reward model has exactly 1 "
-            "(num_labels: 1 in config.json); choose another checkpoint or train one with `bestkept train`"
-        )
+    mapping = _one_output(directory, config)
     model, info = _from_pretrained(directory, num_labels=1, dtype=_DTYPES[dtype], key_mapping=mapping)
     _check_complete(directory, model, info)
     reward_model = RewardModel(_Float32Head.wrap(model)).to(device).eval()
     if reward_model.causal:
         warn_of_pad_as_eos(directory, model.config)
     return reward_model
+
+
+def without_weights(directory: Path) -> RewardModel:
+    """The model of a directory as shapes alone, on the device `meta`: what there is to know before it is loaded. Raises
+    `ModelError`, but not for weights that are missing."""
+    config = _config(directory)
+    _one_output(directory, config)
+    config.num_labels = 1
+    with torch.device("meta"):
+        return RewardModel(AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)).eval()
+
+
+def _one_output(directory: Path, config: Any) -> dict[str, str] | None:
+    """The renaming (expression → name) that the stored head needs. Raises `ModelError` where it is not a reward model's."""
+    refuse_normalised(directory, config)
+    outputs, mapping = _stored_head(directory, config)
+    if outputs not in (None, 1):  # None, no head at all: said when it is loaded, with the names
+        raise ModelError(
+            f"model.path {str(directory)!r} has {outputs} outputs; a reward model has exactly 1 "
+            "(num_labels: 1 in config.json); choose another checkpoint or train one with `bestkept train`"
+        )
+    return mapping
 
 
 def load_backbone_for_training(directory: Path, *, dtype: str = "float32") -> RewardModel:

@@ -106,7 +106,7 @@ def enable_packing(model: Any, *, causal: bool, max_length: int) -> bool:
     Tried on a few rows of made-up tokens, shared prefix and different lengths included; the outcome is logged. A model
     with sliding windows, its own masks or another kind of head keeps the attention it has.
     """
-    why = _unsupported(model.config, max_length)
+    why = unsupported(model.config, max_length)
     if why is None:
         try:
             why = _disagreement(model, causal=causal)
@@ -124,7 +124,7 @@ _TOLERANCE = 1e-3  # of the rewards' spread: float32 gives 1e-6; a wrong mask or
 _HALF_TOLERANCE = 0.02  # beside three times the error that rows by themselves have
 
 
-def _unsupported(config: Any, max_length: int) -> str | None:
+def unsupported(config: Any, max_length: int) -> str | None:
     """Why this configuration rules packing out, whatever a short self-check says; None where it does not."""
     text = config.get_text_config()
     if getattr(text, "attn_logit_softcapping", None):

@@ -132,7 +132,7 @@ def _describe(kind: type[BaseModel], problem: Any) -> str:
 def _keys_at(kind: Any, location: Sequence[int | str]) -> Iterator[str]:
     """The field names of the model that stands at `location` inside `kind`."""
     for part in location:
-        if isinstance(part, int):
+        if part not in getattr(kind, "model_fields", {}):  # a place in a list, or a key of a mapping
             continue
         kind = kind.model_fields[part].annotation
         kind = next((c for c in (kind, *_inner(kind)) if isinstance(c, type) and issubclass(c, BaseModel)), kind)

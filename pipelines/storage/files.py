@@ -243,6 +243,21 @@ def anything_below(path: str) -> bool:
     return bool(patiently(lambda _: fs.find(name), doing="list", place=path))
 
 
+def names_in(directory: str) -> list[str]:
+    """Names of the published files right in a directory, sorted; none where there is no such directory."""
+    fs, name = filesystem(directory)
+    if isinstance(fs, LocalFileSystem):
+        try:
+            with os.scandir(name) as entries:
+                return sorted(each.name for each in entries if not each.name.startswith(".") and each.is_file())
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise StorageError(f"cannot list {directory}: {describe(error)}") from error
+    found = patiently(lambda _: fs.find(name, maxdepth=1), doing="list", place=directory)
+    return sorted(path.rsplit("/", 1)[-1] for path in found)
+
+
 @contextmanager
 def reading(path: str) -> Iterator[None]:
     """Turn what storage and decoders raise about `path` into an `InputError` that names it."""
@@ -276,6 +291,7 @@ __all__ = [
     "filesystem",
     "is_local",
     "join",
+    "names_in",
     "open_for_reading",
     "read_bytes",
     "read_seen",

@@ -1,0 +1,85 @@
+"""One model of a `bestkept plan`, looked at without its weights: what it has scored, what is left, what memory it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.already import already_scored
+from pipelines.errors import ConfigError
+from pipelines.estimate import memory_bytes
+from pipelines.forecast import Forecast, Speed, benchmark, forecast, load_forecaster, unscored
+from pipelines.hardware import hardware, refuse_large
+from pipelines.plan import Plan
+from pipelines.survey import Survey
+
+
+@dataclass(frozen=True)
+class ModelAhead:
+    """One model of a plan, looked at without its weights."""
+
+    plan: Plan
+    name: str
+    packed: bool
+    causal: bool
+    shape: dict[str, int]
+    tokens_per_batch: int
+    found: Forecast
+
+    @classmethod
+    def of(cls, plan: Plan, directories: tuple[str, ...], surveyed: Survey, *, seed: int, local: bool) -> ModelAhead:
+        """The model of a plan, with what these directories hold of its scores. Raises `ModelLoadError`."""
+        forecaster = load_forecaster(plan, device=None if local else "cuda")
+        already = already_scored(plan, directories, seed=seed)
+        found = forecast(plan, surveyed, forecaster, already, seed=seed)
+        name = plan.model["directory"].rsplit("/", 1)[-1]
+        causal = forecaster.model.causal
+        return cls(plan, name, forecaster.packed, causal, forecaster.shape, forecaster.tokens_per_batch, found)
+
+    def benchmark(self, surveyed: Survey, seed: int) -> Speed | None:
+        """None where nothing is left to score."""
+        waiting = unscored(self.plan, surveyed, self.found.already)
+        return benchmark(self.plan, waiting, seed=seed) if waiting and self.found.left_computed.high else None
+
+    @property
+    def memory(self) -> tuple[int, int]:
+        longest = max(self.tokens_per_batch, int(self.plan.model["max_length"]))
+        return memory_bytes(
+            parameters=self.shape["parameters"],
+            dtype=self.plan.model["dtype"],
+            tokens=longest,
+            hidden=self.shape["hidden"],
+            intermediate=self.shape["intermediate"],
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        found, already = self.found, self.found.already
+        return {
+            "name": self.name,
+            "fingerprint": self.plan.fingerprint,
+            "dtype": self.plan.model["dtype"],
+            "max_length": self.plan.model["max_length"],
+            "parameters": self.shape["parameters"],
+            "packed": self.packed,
+            "shares_prompts": self.packed and self.causal,
+            "scored": {"fragments": already.fragments, "responses": already.responses, "tokens": already.tokens},
+            "tokens": found.tokens,
+            "left": {
+                "responses": found.left_responses,
+                "tokens": found.left_tokens,
+                "computed_tokens": found.left_computed,
+            },
+            "computed_share": found.computed_share,
+            "sampled_responses": found.sampled_responses,
+        }
+
+
+def refuse_models(models: Sequence[ModelAhead], gpu: str) -> None:
+    for each in models:
+        why = refuse_large(gpu, hardware().gpus[gpu], each.memory)
+        if why is not None:
+            raise ConfigError(
+                f"model.path {each.name!r}, {each.shape['parameters']:,} parameters in {each.plan.model['dtype']}: {why}; "
+                "choose a larger GPU, a 16-bit model.dtype, or a smaller model.tokens_per_batch"
+            )

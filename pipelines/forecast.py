@@ -1,0 +1,247 @@
+"""What scoring a surveyed corpus with one model takes: tokens and what sharing saves, from rows drawn at random and read by the
+model's own tokenizer and template; and, where that is wanted, how fast this machine scores some of them."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pipelines.already import Already
+from pipelines.errors import ModelLoadError
+from pipelines.estimate import Block, Quantity, product_of, sampled_total, total_of, whole_total
+from pipelines.inputs import Row
+from pipelines.plan import Plan
+from pipelines.survey import BlockOfRows, Survey
+from rm.conversations import Conversation
+
+if TYPE_CHECKING:
+    from rm.forecast import Forecaster
+
+Group = tuple[Conversation, list[str]]
+
+SAMPLE_RESPONSES = 4_096
+SHARING_BLOCKS = 4
+_SHARING_RESPONSES = 4_096  # of one block
+_CHARACTERS_PER_TOKEN = 4
+BENCHMARK_SECS = 15.0
+_CHUNK_SECS = 1.5  # a call of the benchmark grows until it takes that long
+_SPEED_VARIES = 0.1  # from one minute to the next, beyond what the calls of a benchmark show
+
+
+class Forecast(NamedTuple):
+    """What one model reads and computes; `left` of it is not scored yet."""
+
+    already: Already
+    left_responses: Quantity
+    tokens: Quantity  # of the corpus, every response with its prompt, as the manifest counts them
+    left_tokens: Quantity
+    left_computed: Quantity
+    computed_share: Quantity  # tokens computed by token of a response with its prompt
+    sampled_responses: int  # whose tokens were counted
+
+
+def load_forecaster(plan: Plan, *, device: str | None) -> Forecaster:
+    """The plan's model without its weights, for `device` (cpu or cuda; None: that of this machine). Raises `ModelLoadError`."""
+    from rm.forecast import Forecaster, ModelError
+
+    try:
+        return Forecaster.of(
+            Path(plan.model["directory"]),
+            max_length=plan.model["max_length"],
+            too_long=plan.model["too_long"],
+            tokens_per_batch=plan.model["tokens_per_batch"],
+            device=device,
+        )
+    except ModelError as error:
+        raise ModelLoadError(str(error)) from error
+
+
+def forecast(plan: Plan, surveyed: Survey, forecaster: Forecaster, already: Already, *, seed: int) -> Forecast:
+    """Tokens of the corpus and of what is left. What is scored already is known; of the rest, rows are drawn."""
+    draw = random.Random(seed)
+    waiting = unscored(plan, surveyed, already)
+    left = surveyed.responses
+    if already.responses.value:
+        below, above = surveyed.responses.low - already.responses.high, surveyed.responses.high - already.responses.low
+        value = max(0.0, surveyed.responses.value - already.responses.value)
+        left = Quantity(value, max(0.0, below), max(0.0, above), left.basis if already.whole else "sampled")
+    if not waiting or not left.high:
+        nothing = Quantity.exact(0.0)
+        return Forecast(already, nothing, already.tokens, nothing, nothing, Quantity.exact(1.0), 0)
+    blocks, sampled = sample_tokens(waiting, forecaster, draw)
+    if surveyed.whole and already.whole:
+        left_tokens = whole_total(blocks)
+    else:
+        responses = sum(block.responses for block in waiting)
+        measured = [block._replace(measure=one.responses) for block, one in zip(blocks, waiting, strict=True)]
+        left_tokens = sampled_total(measured, left) if responses else Quantity.exact(0.0)
+    share = computed_share(waiting, forecaster, draw)
+    computed = product_of(left_tokens, share)
+    tokens = total_of([already.tokens, left_tokens])
+    return Forecast(already, left, tokens, left_tokens, computed, share, sampled)
+
+
+def unscored(plan: Plan, surveyed: Survey, already: Already) -> list[BlockOfRows]:
+    """The blocks that have no valid score file, as far as that is known."""
+    return [
+        block
+        for block in surveyed.blocks
+        if (plan.files[block.file].key, block.unit, block.fragment) not in already.places
+    ]
+
+
+def groups_of(rows: Sequence[Row]) -> list[Group]:
+    """Prompts and usable responses of rows, as scoring gets them."""
+    return [
+        (row.sample.prompt, [text for text in row.sample.responses if text is not None])
+        for row in rows
+        if row.sample.prompt is not None
+    ]
+
+
+def sample_tokens(
+    waiting: Sequence[BlockOfRows], forecaster: Forecaster, draw: random.Random
+) -> tuple[list[Block], int]:
+    """The blocks with the tokens of rows drawn from each in proportion, and of how many responses that are."""
+    rows = sum(len(block.rows) for block in waiting)
+    responses = sum(block.responses for block in waiting)
+    share = min(1.0, SAMPLE_RESPONSES / max(1, responses))
+    limit = _CHARACTERS_PER_TOKEN * forecaster.template.max_length
+    drawn, blocks, sampled = [], [], 0
+    for block in waiting:
+        count = min(len(block.rows), max(2, math.ceil(share * len(block.rows))))
+        drawn.append(draw.sample(block.rows, count) if rows > count or share < 1 else block.rows)
+    for block, own in zip(waiting, drawn, strict=True):
+        pairs = [(float(text_size(row, limit)), 0.0) for row in own]
+        usable = [at for at, row in enumerate(own) if row.sample.prompt is not None]
+        counted, _ = forecaster.count(groups_of(own))
+        for at, tokens in zip(usable, counted, strict=True):
+            pairs[at] = (pairs[at][0], float(tokens.sum()))
+            sampled += len(tokens)
+        size = float(sum(text_size(row, limit) for row in block.rows))
+        blocks.append(Block(block.measure, len(block.rows), size, pairs))
+    return blocks, sampled
+
+
+def text_size(row: Row, limit: int) -> int:
+    """Characters of a row's responses, each with its prompt and none counted beyond `limit`, where the model stops reading."""
+    if row.sample.prompt is None:
+        return 0
+    prompt = sum(len(content) for _, content in row.sample.prompt)
+    return sum(min(limit, prompt + len(text)) for text in row.sample.responses if text is not None)
+
+
+def computed_share(waiting: Sequence[BlockOfRows], forecaster: Forecaster, draw: random.Random) -> Quantity:
+    """Tokens that go through the model by token that its responses have with their prompts: what is left after shared prompts and
+    equal texts ran once, padding included. From a few whole fragments, with an interval by what these differ."""
+    of_runs = [block for block in waiting if block.fragment is not None] or list(waiting)
+    chosen = draw.sample(of_runs, min(SHARING_BLOCKS, len(of_runs)))
+    counts: list[Block] = []
+    for block in chosen:
+        counted, work = forecaster.count(_bounded(groups_of(block.rows), _SHARING_RESPONSES))
+        asked = sum(float(tokens.sum()) for tokens in counted)
+        if asked:
+            counts.append(Block(asked, 1, 0.0, [(0.0, float(work.computed_tokens))]))
+    asked = sum(block.measure for block in counts)
+    if not asked:
+        return Quantity.exact(1.0)
+    if len(chosen) == len(waiting):
+        return Quantity.exact(sum(work for block in counts for _, work in block.pairs) / asked)
+    rows = sum(len(block.rows) for block in waiting) / sum(len(block.rows) for block in chosen)
+    share = sampled_total(counts, Quantity.exact(asked * rows)).times(1 / (asked * rows))
+    most = max(1.0, share.value) if forecaster.packed else share.high  # nothing is computed twice, unless it is padding
+    return Quantity(share.value, max(share.low, share.value / 2), min(share.high, most), "sampled")
+
+
+def _bounded(groups: Sequence[Group], responses: int) -> list[Group]:
+    """The first groups, up to so many responses."""
+    kept: list[Group] = []
+    for prompt, texts in groups:
+        if responses <= 0:
+            break
+        kept.append((prompt, texts[:responses]))
+        responses -= len(texts)
+    return kept
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a benchmark found."""
+
+    tokens_per_sec: Quantity  # computed ones
+    load_secs: float
+    secs: float  # that it took, loading left out
+    responses: int
+    device: str
+    packed: bool
+
+    def time_for(self, computed: Quantity) -> Quantity:
+        rate = self.tokens_per_sec
+        return Quantity(computed.value / rate.value, computed.low / rate.high, computed.high / rate.low, "measured")
+
+
+def benchmark(plan: Plan, waiting: Sequence[BlockOfRows], *, seed: int, secs: float = BENCHMARK_SECS) -> Speed:
+    """Load the model and score prompts drawn at random, each with all its responses in a block, for about so many seconds.
+
+    Calls grow until one takes a second or two; those of that size count. Raises `ModelLoadError`.
+    """
+    from pipelines.score import LoadScorer
+
+    started = time.perf_counter()
+    scorer: Any = LoadScorer()(plan)
+    load_secs = time.perf_counter() - started
+    done: list[Any] = []
+    scorer.on_batch = done.append
+    queue = _shuffled(waiting, seed)
+    size, timed, responses = 1, [], 0
+    begun = time.perf_counter()
+    while queue and time.perf_counter() - begun < secs:
+        call = _next_call(queue, size)
+        done.clear()
+        before = time.perf_counter()
+        scorer.score(call)
+        took = time.perf_counter() - before
+        computed = sum(work.computed_tokens for work in done)
+        responses += sum(len(texts) for _, texts in call)
+        if computed:
+            timed.append((size, took, computed))
+        if took < _CHUNK_SECS:
+            size *= 4
+    took, largest = time.perf_counter() - begun, max((each for each, _, _ in timed), default=1)
+    counted = [(each_secs, tokens) for each, each_secs, tokens in timed if each == largest]
+    if not counted:
+        raise ModelLoadError("the model gave no reward to any row of the benchmark; leave it out with --no-benchmark")
+    rates = [tokens / each for each, tokens in counted]
+    pooled = sum(tokens for _, tokens in counted) / sum(each for each, _ in counted)
+    rate = Quantity(pooled, min(rates) * (1 - _SPEED_VARIES), max(rates) * (1 + _SPEED_VARIES), "measured")
+    return Speed(rate, load_secs, took, responses, scorer.device, scorer.packed)
+
+
+def _shuffled(waiting: Sequence[BlockOfRows], seed: int) -> list[Group]:
+    """Prompts of all blocks, each with its responses in one block, in random order."""
+    groups: list[Group] = []
+    for block in waiting:
+        own: dict[Conversation, list[str]] = {}
+        for prompt, texts in groups_of(block.rows):
+            own.setdefault(prompt, []).extend(texts)
+        groups += [(prompt, list(dict.fromkeys(texts))) for prompt, texts in own.items() if texts]
+    random.Random(seed).shuffle(groups)
+    return groups
+
+
+def _next_call(queue: list[Group], responses: int) -> list[Group]:
+    """Groups off the end of the queue, of about so many responses; the rest of a cut one stays in it."""
+    call: list[Group] = []
+    while queue and responses > 0:
+        prompt, texts = queue.pop()
+        taken = texts[:responses]
+        if len(texts) > len(taken):
+            queue.append((prompt, texts[len(taken) :]))
+        call.append((prompt, taken))
+        responses -= len(taken)
+    return call

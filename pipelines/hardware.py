@@ -1,0 +1,154 @@
+"""GPUs and prices of `bestkept plan`, from the dated tables beside this module or a price file of the user's.
+
+Which machine a run gets is what the runner's options name; a GPU without a machine is priced as the cheapest machine with it.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+from pydantic import Field, model_validator
+
+from pipelines.config import load
+from pipelines.config.base import Strict
+from pipelines.errors import ConfigError
+
+OLD_DAYS = 180
+_HERE = Path(__file__).parent
+PRICES = _HERE / "prices.yaml"
+
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Price = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+
+class Gpu(Strict):
+    peak_tflops: Positive
+    """Dense, in 16 bits."""
+    float32_tflops: Positive
+    memory_gib: Positive
+    bfloat16: bool = True
+    """Whether it has the type natively."""
+
+    def peak_flops(self, dtype: str) -> float:
+        return 1e12 * (self.float32_tflops if dtype == "float32" else self.peak_tflops)
+
+
+class Utilisation(Strict):
+    parameters: Positive
+    """Of models up to this size."""
+    low: Annotated[float, Field(gt=0.0, le=1.0)]
+    high: Annotated[float, Field(gt=0.0, le=1.0)]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Utilisation:
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} is more than high {self.high}; exchange them")
+        return self
+
+
+class Span(Strict):
+    low: Price
+    high: Price
+
+
+class Hardware(Strict):
+    """`hardware.yaml`."""
+
+    date: datetime.date
+    source: str
+    gpus: dict[str, Gpu]
+    utilisation: Annotated[list[Utilisation], Field(min_length=1)]
+    start_secs: Span
+
+    def utilisation_of(self, parameters: int) -> tuple[float, float]:
+        """The range assumed for a model of this size."""
+        fitting = [row for row in self.utilisation if parameters <= row.parameters] or self.utilisation[-1:]
+        return fitting[0].low, fitting[0].high
+
+
+class Machine(Strict):
+    hour: Price
+    """GPUs included."""
+    gpu: str | None = None
+    gpus: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _together(self) -> Machine:
+        if (self.gpu is None) != (self.gpus == 0):
+            raise ValueError(f"gpu is {self.gpu!r} and gpus {self.gpus}; give both, or neither")
+        return self
+
+
+class Prices(Strict):
+    """`prices.yaml`, or a file of the same form."""
+
+    date: datetime.date
+    currency: str
+    region: str
+    source: str
+    shuffle_gib: Price = 0.0
+    """Of a GiB that is shuffled."""
+    machines: Annotated[dict[str, Machine], Field(min_length=1)]
+
+    def age_days(self, today: datetime.date) -> int:
+        return (today - self.date).days
+
+    def machine(self, name: str | None, gpu: str | None) -> tuple[str, Machine] | None:
+        """The machine of that name, or the cheapest with that GPU; one that gets its GPU attached is listed as MACHINE+GPU. None
+        where there is none."""
+        keys = sorted(self.machines, key=lambda key: self.machines[key].hour)
+        if name is not None:
+            keys = [key for key in (f"{name}+{gpu}", name) if key in self.machines]
+        elif gpu is None:
+            return None
+        fitting = [key for key in keys if gpu is None or self.machines[key].gpu == gpu]
+        return (fitting[0], self.machines[fitting[0]]) if fitting else None
+
+
+class Asked(NamedTuple):
+    """What a runner's options ask for."""
+
+    machine: str | None
+    gpu: str | None
+    gpus: int  # on each machine; a worker process computes on one
+    workers: int | None
+
+
+@lru_cache(maxsize=1)
+def hardware() -> Hardware:
+    """The table of GPUs that is shipped."""
+    return load(Hardware, str(_HERE / "hardware.yaml"))
+
+
+def load_prices(path: str | None) -> Prices:
+    """The prices in a file, or those that are shipped. Raises `ConfigError` with every mistake at once."""
+    prices = load(Prices, path or str(PRICES))
+    known = hardware().gpus
+    strange = sorted({each.gpu for each in prices.machines.values() if each.gpu is not None} - known.keys())
+    if strange:
+        raise ConfigError(f"{path}: machines names the GPU {strange[0]!r}; expected one of {', '.join(known)}")
+    return prices
+
+
+def refuse_large(name: str, gpu: Gpu, memory: tuple[int, int]) -> str | None:
+    """Why a model of (weights, room beside them) in bytes cannot run on this GPU; None where it can."""
+    weights, room = (each / 2**30 for each in memory)
+    if weights + room <= gpu.memory_gib:
+        return None
+    return (
+        f"{weights:,.1f} GiB of weights and {room:,.1f} GiB for activations do not fit into the {gpu.memory_gib:g} GiB "
+        f"of {name}"
+    )
+
+
+def gpu_named(name: str, table: Mapping[str, Gpu]) -> Gpu:
+    """Raises `ConfigError` for a name that the table has not."""
+    if name not in table:
+        raise ConfigError(
+            f"the GPU {name!r} is not in the table of `bestkept plan`; expected one of {', '.join(table)}"
+        )
+    return table[name]

@@ -1,0 +1,189 @@
+"""`bestkept plan`: what a run would read, compute, write, take and cost, before it starts. Nothing is written.
+
+Reading (`survey`, `already`, `forecast`) and arithmetic (`estimate`, `hardware`) are elsewhere; here they are put together.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import zstandard
+
+from pipelines.ahead import ModelAhead, refuse_models
+from pipelines.config import RunConfig
+from pipelines.errors import ConfigError
+from pipelines.estimate import SHUFFLE_BYTES, Candidates, Quantity, as_json, kept_responses, weakest
+from pipelines.hardware import OLD_DAYS, Prices, gpu_named, hardware, load_prices
+from pipelines.plan import Plan, make_plans
+from pipelines.survey import Survey, survey
+from pipelines.ways import gpu_ways, local_way
+
+_SCORE_FILE_BYTES = 5_600  # of a score file without rows, and of each row, as measured
+_SCORE_ROW_BYTES = 21
+_KEPT_ROW_BYTES = 64  # of a row of the output beside its text: its prompt's id, above all
+_TEXT_ROWS = 1_000  # compressed, to see how small text gets
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the command line asks of a plan."""
+
+    benchmark: bool = True
+    gpu: str | None = None
+    machine: str | None = None
+    prices: str | None = None
+
+
+def plan_run(config: RunConfig, flags: Sequence[str] = (), wishes: Wishes | None = None) -> dict[str, Any]:
+    """The plan as plain JSON values; see `bestkept plan --json`. Raises `BestkeptError` like a run that cannot start, and
+    `ConfigError` for a model larger than the GPU that is named, a bad price file, and flags of Beam."""
+    from pipelines.curate import located, score_places, scores_path
+    from pipelines.runners import machines_asked
+
+    wishes = wishes or Wishes()
+    config = located(config)
+    asked = machines_asked(config.runner, flags)
+    asked = asked._replace(gpu=wishes.gpu or asked.gpu, machine=wishes.machine or asked.machine)
+    prices = load_prices(wishes.prices)
+    if asked.gpu is not None:
+        gpu_named(asked.gpu, hardware().gpus)
+    if asked.machine is not None and wishes.machine and prices.machine(asked.machine, asked.gpu) is None:
+        raise ConfigError(f"--machine {asked.machine!r} has no price; expected one of {', '.join(prices.machines)}")
+    plans = make_plans(config)
+    seed = int(plans.whole.hash[:8], 16)
+    surveyed = survey(plans.whole, skip_bad_files=config.limits.skip_bad_files, seed=seed)
+    local = config.runner.name == "local" and wishes.gpu is None
+    scored = score_places(config)
+    models = [
+        ModelAhead.of(member, scored.of(member.fingerprint), surveyed, seed=seed, local=local)
+        for member in (plans.members if config.models else ())
+    ]
+    if asked.gpu is not None:
+        refuse_models(models, asked.gpu)
+    speeds = [each.benchmark(surveyed, seed) for each in models] if local and wishes.benchmark else []
+    ways = local_way(models, speeds, surveyed, asked, prices) if local else gpu_ways(models, asked, prices, surveyed)
+    content = {
+        "runner": config.runner.name,
+        "corpus": _corpus(surveyed, plans.whole),
+        "models": [each.to_json() for each in models],
+        "scores": {"path": scores_path(config), "bytes": _score_bytes(config, surveyed, models)},
+        "selection": _selection(config, surveyed),
+        "ways": ways,
+        "prices": {"date": prices.date.isoformat(), "region": prices.region, "currency": prices.currency}
+        | {"source": prices.source, "age_days": prices.age_days(datetime.now(UTC).date())},
+        "warnings": _warnings(config, surveyed, models, prices, ways=ways),
+    }
+    return as_json(content)
+
+
+def refuse_cost(plan: dict[str, Any], max_cost: float) -> None:
+    """Raise `ConfigError` (exit 2) where the upper end of the cost exceeds `max_cost`, or where no cost is known."""
+    ways = plan["ways"]
+    if len(ways) != 1 or ways[0]["cost"] is None:
+        remedy = "name one with --gpu" if len(ways) > 1 else "name what runs it with --machine, or give --prices"
+        raise ConfigError(f"--max-cost {max_cost:g} cannot be checked: the plan has no one cost; {remedy}")
+    high = ways[0]["cost"]["high"]
+    if high > max_cost:
+        raise ConfigError(
+            f"the run may cost up to {high:,.2f} {plan['prices']['currency']}, more than --max-cost {max_cost:g}; raise it, "
+            "score less, or choose another machine"
+        )
+
+
+def _corpus(surveyed: Survey, plan: Plan) -> dict[str, Any]:
+    return {
+        "files": len(plan.files),
+        "bytes": plan.input_bytes,
+        "rows": surveyed.rows,
+        "responses": surveyed.responses,
+        "read": "whole" if surveyed.whole else "sample",
+        "blocks": len(surveyed.blocks),
+        "footers": surveyed.footers,
+        "unreadable": surveyed.unreadable,
+    }
+
+
+def _score_bytes(config: RunConfig, surveyed: Survey, models: Sequence[ModelAhead]) -> Quantity:
+    """Of all score files that the run leaves; sources and carried columns not counted."""
+    fragments = max(surveyed.files, surveyed.rows.value / config.input.rows_per_fragment)
+    if surveyed.whole:
+        fragments = len(surveyed.blocks)
+    rows = surveyed.responses
+    sizes = [fragments * _SCORE_FILE_BYTES + count * _SCORE_ROW_BYTES for count in (rows.value, rows.low, rows.high)]
+    value, low, high = (each * max(1, len(models)) for each in sizes)
+    return Quantity(value, low, high, "assumed")
+
+
+def _selection(config: RunConfig, surveyed: Survey) -> dict[str, Any]:
+    """What the selection shuffles and keeps, if the model rejects nothing."""
+    given, responses = _candidates(surveyed), surveyed.responses
+    kept, known = kept_responses(config.select, given)
+    basis = weakest("exact" if known else "at_most", responses.basis)
+    text, compression = _text(surveyed)
+    sides = 2 if config.output.shape == "preference" else 1
+    size = kept * (text * sides * compression + _KEPT_ROW_BYTES)
+    return {
+        "shuffle_bytes": Quantity(SHUFFLE_BYTES * responses.value, 0.0, SHUFFLE_BYTES * responses.high, "at_most"),
+        "prompts": Quantity(given.prompts, given.prompts, given.prompts, "exact" if given.sizes else "at_most"),
+        "kept": Quantity(kept, kept if basis == "exact" else 0.0, kept, basis),
+        "output_bytes": Quantity(size, 0.0, size, weakest("sampled", basis)),
+    }
+
+
+def _candidates(surveyed: Survey) -> Candidates:
+    """Usable responses and their prompts; of a corpus that was not read whole, at most as many prompts as rows, less what
+    repeats inside the blocks."""
+    usable: Counter[bytes] = Counter()
+    rows = distinct = 0
+    for block in surveyed.blocks:
+        rows, distinct = rows + len(block.rows), distinct + len({row.group_key for row in block.rows})
+        for row in block.rows if surveyed.whole else ():
+            if row.group_key is not None:
+                usable[row.group_key] += sum(text is not None for text in row.sample.responses)
+    if surveyed.whole:
+        sizes = Counter(count for count in usable.values() if count)
+        return Candidates(float(usable.total()), float(sizes.total()), {size: float(n) for size, n in sizes.items()})
+    return Candidates(surveyed.responses.value, surveyed.rows.value * distinct / max(1, rows), None)
+
+
+def _text(surveyed: Survey) -> tuple[float, float]:
+    """(bytes of a response with its prompt, what of that zstandard leaves), of rows spread over the blocks."""
+    texts: list[bytes] = []
+    each = max(1, _TEXT_ROWS // max(1, len(surveyed.blocks)))
+    for block in surveyed.blocks:
+        for row in block.rows[:: max(1, len(block.rows) // each)]:
+            if row.sample.prompt is not None:
+                prompt = "".join(content for _, content in row.sample.prompt)
+                texts += [(prompt + text).encode() for text in row.sample.responses if text is not None]
+    size = sum(map(len, texts))
+    if not size:
+        return 0.0, 1.0
+    return size / len(texts), len(zstandard.compress(b"\n".join(texts), 3)) / size
+
+
+def _warnings(
+    config: RunConfig, surveyed: Survey, models: Sequence[ModelAhead], prices: Prices, *, ways: Sequence[dict[str, Any]]
+) -> list[str]:
+    found = []
+    age = prices.age_days(datetime.now(UTC).date())
+    if age > OLD_DAYS and any(way["cost"] is not None for way in ways):
+        found.append(f"prices are of {prices.date}, {age} days old; give newer ones with --prices FILE")
+    remote = any(way["basis"] == "assumed" for way in ways)
+    if remote:
+        found.append(
+            "times and costs on GPUs are estimates from peak FLOP/s and an assumed utilisation: nothing was measured"
+        )
+    asked_auto = any(model.dtype == "auto" for model in config.models)
+    if remote and asked_auto and any(each.plan.model["dtype"] == "float32" for each in models):
+        found.append(
+            "model.dtype=auto is float32 on this machine, and workers compute in it, too; for GPUs set model.dtype"
+        )
+    if surveyed.unreadable:
+        found.append(f"{surveyed.unreadable:,} files could not be read and are left out (limits.skip_bad_files)")
+    if not surveyed.whole and len(surveyed.blocks) < 2:
+        found.append("one block of rows is all that could be drawn: intervals are guesses")
+    return found

@@ -1,0 +1,252 @@
+"""A corpus looked at before it is scored: how many rows and responses it has, and rows of it, drawn at random.
+
+A small corpus is read whole. Of a large one, Parquet footers say how many rows there are (of more than `MOST_FOOTERS` files, a
+random sample of them, in threads), and blocks of consecutive rows are read at places spread evenly over it: of a Parquet row
+group and of a compressed file the first rows, of plain JSONL those after a byte anywhere.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
+
+import pyarrow.parquet as pq
+
+from pipelines.estimate import Block, Quantity, sampled_total
+from pipelines.inputs import InputFile, Row, Unit, UnreadableError, read_fragments, split_units
+from pipelines.inputs.jsonl import json_rows
+from pipelines.inputs.unreadable import reading_input
+from pipelines.plan import Plan
+from pipelines.storage.files import open_for_reading
+
+WHOLE_BYTES = 64 * 2**20  # stored; a corpus up to this is read whole
+WHOLE_FILES = 2_000
+MOST_FOOTERS = 2_000
+BLOCKS = 48
+BLOCK_ROWS = 2_048
+_THREADS = 16
+_SMALL_FILE = 4 * 2**20  # of plain JSONL: read from its beginning
+_COMPRESSED_BYTES = 2 * 2**20  # of a compressed file, read to see how many rows it has
+_COMPRESSED = 4  # bytes of text that a stored one may stand for, when it is decided whether to read all
+
+
+class BlockOfRows(NamedTuple):
+    """Consecutive rows of one file, with where they begin."""
+
+    file: int
+    unit: int
+    fragment: int | None  # where it is exactly one that a run would make
+    measure: float  # rows of Parquet, bytes of JSONL
+    rows: list[Row]
+
+    @property
+    def responses(self) -> int:
+        return sum(len(row.sample.responses) for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is known of a corpus. `measure` is what blocks are parts of; `whole`: the blocks are the corpus."""
+
+    files: int
+    rows: Quantity
+    responses: Quantity
+    measure: Quantity
+    blocks: list[BlockOfRows]
+    whole: bool
+    footers: int = 0  # that were opened
+    unreadable: int = 0  # files that were left out, as limits.skip_bad_files says
+
+
+def survey(plan: Plan, *, skip_bad_files: bool, seed: int) -> Survey:
+    """Read the whole corpus, or a sample of it. Raises `InputError` for a file that cannot be read, unless these are skipped."""
+    stored = sum(file.size * (_COMPRESSED if file.compression else 1) for file in plan.files)
+    if stored <= WHOLE_BYTES and len(plan.files) <= WHOLE_FILES:
+        return _whole(plan, skip_bad_files=skip_bad_files)
+    draw = random.Random(seed)
+    if plan.files[0].kind == "parquet":
+        return _sampled_parquet(plan, draw, skip_bad_files=skip_bad_files)
+    return _sampled_json(plan, draw, skip_bad_files=skip_bad_files)
+
+
+def _whole(plan: Plan, *, skip_bad_files: bool) -> Survey:
+    blocks: list[BlockOfRows] = []
+    unreadable = 0
+    for number, file in enumerate(plan.files):
+        try:
+            own = [
+                BlockOfRows(number, unit.number, fragment.index, len(fragment.rows), fragment.rows)
+                for unit in split_units(file)
+                for fragment in plan.fragments(file, unit)
+            ]
+        except UnreadableError:
+            if not skip_bad_files:
+                raise
+            unreadable += 1
+            continue
+        blocks += [block for block in own if block.rows]
+    rows = Quantity.exact(sum(len(block.rows) for block in blocks))
+    responses = Quantity.exact(sum(block.responses for block in blocks))
+    return Survey(len(plan.files), rows, responses, rows, blocks, True, 0, unreadable)
+
+
+class _Footer(NamedTuple):
+    """What a Parquet footer says."""
+
+    file: int
+    rows: int
+    responses: int | None
+    units: list[Unit]
+
+
+def _footer(plan: Plan, number: int) -> _Footer:
+    """Rows and responses of a file. A list of responses has as many values as its column chunks count, empty lists one, as they
+    have when they are read; lists inside lists cannot be told so."""
+    file = plan.files[number]
+    with reading_input(file.path), open_for_reading(file.path) as stream:
+        parquet = pq.ParquetFile(stream)
+        meta, schema = parquet.metadata, parquet.schema
+        units, first = [], 0
+        for group in range(meta.num_row_groups):
+            rows = meta.row_group(group).num_rows
+            units.append(Unit(group, first, first + rows, file.size * rows // max(1, meta.num_rows)))
+            first += rows
+        name = plan.mapping.responses
+        if name is None:
+            return _Footer(number, meta.num_rows, meta.num_rows, units)
+        leaves = [at for at in range(len(schema)) if schema.column(at).path.split(".")[0] == name]
+        leaves = [at for at in leaves if schema.column(at).max_repetition_level <= 1]
+        if not leaves:
+            return _Footer(number, meta.num_rows, None, units)
+        values = sum(meta.row_group(group).column(leaves[0]).num_values for group in range(meta.num_row_groups))
+        return _Footer(number, meta.num_rows, values, units)
+
+
+def _footers(plan: Plan, numbers: Sequence[int], *, skip_bad_files: bool) -> list[_Footer]:
+    def read(number: int) -> _Footer | None:
+        try:
+            return _footer(plan, number)
+        except UnreadableError:
+            if not skip_bad_files:
+                raise
+            return None
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return [found for found in pool.map(read, numbers) if found is not None]
+
+
+def _sampled_parquet(plan: Plan, draw: random.Random, *, skip_bad_files: bool) -> Survey:
+    numbers = list(range(len(plan.files)))
+    some = len(numbers) > MOST_FOOTERS
+    opened = sorted(draw.sample(numbers, MOST_FOOTERS)) if some else numbers
+    found = _footers(plan, opened, skip_bad_files=skip_bad_files)
+    sizes = Quantity.exact(sum(file.size for file in plan.files))
+    if some:
+        rows = sampled_total([_by_bytes(plan, one, one.rows) for one in found], sizes)
+    else:
+        rows = Quantity.exact(sum(one.rows for one in found))
+    units = [(one.file, unit) for one in found for unit in one.units if unit.end > unit.start]
+    places = spread_evenly([unit.end - unit.start for _, unit in units], BLOCKS, draw)
+    blocks, lost = _read(plan, [(*units[at], hits) for at, hits in places], skip_bad_files=skip_bad_files)
+    counts = [one.responses for one in found]
+    if None in counts:
+        responses = sampled_total([_counted(block, block.responses) for block in blocks], rows)
+    elif some:
+        responses = sampled_total([_by_bytes(plan, one, one.responses or 0) for one in found], sizes)
+    else:
+        responses = Quantity.exact(sum(count or 0 for count in counts))
+    files = len(plan.files)
+    return Survey(files, rows, responses, rows, blocks, False, len(found), len(opened) - len(found) + lost)
+
+
+def _sampled_json(plan: Plan, draw: random.Random, *, skip_bad_files: bool) -> Survey:
+    sizes = [file.size for file in plan.files]
+    wanted: list[tuple[int, Unit, int]] = []
+    for number, hits in spread_evenly(sizes, BLOCKS, draw):
+        file = plan.files[number]
+        if file.compression is not None or file.size <= _SMALL_FILE:
+            wanted.append((number, Unit(0, 0, file.size, file.size), hits))
+            continue
+        starts = [draw.randrange(file.size) for _ in range(hits)]
+        wanted += [(number, Unit(0, start, file.size, file.size - start), 1) for start in starts]
+    blocks, unreadable = _read(plan, wanted, skip_bad_files=skip_bad_files)
+    measure = Quantity.exact(sum(sizes))
+    rows = sampled_total([_counted(block, len(block.rows)) for block in blocks], measure)
+    responses = sampled_total([_counted(block, block.responses) for block in blocks], measure)
+    return Survey(len(plan.files), rows, responses, measure, blocks, False, 0, unreadable)
+
+
+def _read(
+    plan: Plan, wanted: Sequence[tuple[int, Unit, int]], *, skip_bad_files: bool
+) -> tuple[list[BlockOfRows], int]:
+    """The first blocks of these (file, unit, how many), and in how many places there was nothing to be read."""
+
+    def read(one: tuple[int, Unit, int]) -> list[BlockOfRows] | None:
+        try:
+            return _first_blocks(plan, *one)
+        except UnreadableError:
+            if not skip_bad_files:
+                raise
+            return None
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = list(pool.map(read, wanted))
+    return [block for own in found if own for block in own], found.count(None)
+
+
+def _first_blocks(plan: Plan, number: int, unit: Unit, count: int) -> list[BlockOfRows]:
+    """The first blocks of a unit, as many as there are up to `count`, one behind the other."""
+    file = plan.files[number]
+    size = min(BLOCK_ROWS, plan.rows_per_fragment)
+    fragments = read_fragments(file, unit, plan.mapping, rows_per_fragment=size, max_row_bytes=plan.max_row_bytes)
+    of_a_run = size == plan.rows_per_fragment and (file.kind == "parquet" or unit.start == 0)
+    per_row = _bytes_of_a_row(file, plan.max_row_bytes) if file.compression else 0.0
+    blocks = []
+    for fragment in islice(fragments, count):
+        if fragment.rows:
+            rows = fragment.rows
+            stored = len(rows) * per_row if file.compression else float(sum(row.row_bytes + 1 for row in rows))
+            measure = float(len(rows)) if file.kind == "parquet" else stored
+            own = fragment.index if of_a_run else None
+            blocks.append(BlockOfRows(number, unit.number, own, measure, rows))
+    return blocks
+
+
+def _bytes_of_a_row(file: InputFile, max_row_bytes: int) -> float:
+    """Stored bytes of a row of a compressed file: of all its rows, or of those in the pieces that make up its first
+    `_COMPRESSED_BYTES`, a piece being what is read and decompressed at once."""
+    rows = upto = 0
+    for _, _, _, seen in json_rows(file, Unit(0, 0, file.size, file.size), max_row_bytes=max_row_bytes):
+        if upto >= _COMPRESSED_BYTES and seen > upto:
+            return upto / max(1, rows)
+        rows, upto = rows + 1, seen
+    return file.size / max(1, rows)
+
+
+def spread_evenly(sizes: Sequence[int], count: int, draw: random.Random) -> Iterator[tuple[int, int]]:
+    """(index, hits) of what `count` points hit that lie evenly, from a random start, on the sizes laid end to end."""
+    total = sum(sizes)
+    if not total:
+        return
+    step = total / count
+    at, end = draw.random() * step, 0
+    for index, size in enumerate(sizes):
+        end += size
+        hits = 0
+        while at < end:
+            hits, at = hits + 1, at + step
+        if hits:
+            yield index, hits
+
+
+def _by_bytes(plan: Plan, one: _Footer, value: int) -> Block:
+    return Block(float(plan.files[one.file].size), 1, 0.0, [(0.0, float(value))])
+
+
+def _counted(block: BlockOfRows, value: int) -> Block:
+    """A block whose value is known, not drawn."""
+    return Block(block.measure, 1, 0.0, [(0.0, float(value))])
