@@ -1,7 +1,16 @@
 """The YAML configuration as pydantic models: every field, its meaning, and the only place with defaults."""
 
 from pipelines.config.base import refuse_userinfo
-from pipelines.config.curation import Columns, EnsembleConfig, InputConfig, Limits, ModelConfig, RunConfig, RunnerConfig
+from pipelines.config.curation import (
+    Columns,
+    EnsembleConfig,
+    HubConfig,
+    InputConfig,
+    Limits,
+    ModelConfig,
+    RunConfig,
+    RunnerConfig,
+)
 from pipelines.config.evaluation import EvaluateConfig
 from pipelines.config.loading import load, validated
 from pipelines.config.rules import (
@@ -23,6 +32,7 @@ __all__ = [
     "DropPrompts",
     "EnsembleConfig",
     "EvaluateConfig",
+    "HubConfig",
     "InputConfig",
     "LengthCorrection",
     "Limits",
