@@ -29,6 +29,7 @@ _MANIFEST = "manifest.json"
 _FILES = ["README.md", _MANIFEST, "report.html"]
 _GOES_ON = "the output is complete, and the same command again uploads what is missing"
 _REMEDIES = {
+    400: "the Hub does not take the name or the card; check output.license, too",
     401: "give a token that is still valid in HF_TOKEN, or sign in with `hf auth login`",
     403: "give a token in HF_TOKEN that may write to this repository, and create it if it is not there",
     404: "check the name, and that the token in HF_TOKEN may see it",
@@ -133,6 +134,8 @@ def _again(step: Callable[[], Result], doing: str, hub: HubConfig) -> Result:
             return step()
         except Exception as error:
             status, cause = _status(error), _cause(error)
+            if status is None and isinstance(error, ValueError | TypeError | LookupError | AttributeError):
+                raise  # a mistake of a program, which must not be hidden
         passes = status is None or status in _AGAIN or status >= 500
         if not passes:
             remedy = _REMEDIES.get(status or 0, "check the name and the token")
