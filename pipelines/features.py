@@ -23,7 +23,7 @@ _NAMES = {
     "date32[day]": "date32",
     "date64[ms]": "date64",
 }
-_OFFSET_BYTES = 4  # of a string or a list; 8 of a large one
+_OFFSET_BYTES = 4  # of a string or a list, as Arrow counts, one a row; 8 of a large one
 
 
 def features_of(schema: pa.Schema) -> list[dict[str, Any]] | None:
@@ -79,7 +79,7 @@ def _bytes(chunks: Sequence[pa.Array], kind: pa.DataType) -> int:
         parts = [chunk.flatten() for chunk in chunks]
         return validity + sum(_bytes([part[at] for part in parts], field.type) for at, field in enumerate(kind))
     wide = pa.types.is_large_list(kind) or pa.types.is_large_string(kind) or pa.types.is_large_binary(kind)
-    offsets = (rows + 1) * _OFFSET_BYTES * (2 if wide else 1)
+    offsets = rows * _OFFSET_BYTES * (2 if wide else 1)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return validity + offsets + _bytes([chunk.flatten() for chunk in chunks], kind.value_type)
     if any(is_kind(kind) for is_kind in _TEXT):
@@ -88,7 +88,7 @@ def _bytes(chunks: Sequence[pa.Array], kind: pa.DataType) -> int:
         return 0
     if pa.types.is_primitive(kind) or pa.types.is_fixed_size_binary(kind) or pa.types.is_decimal(kind):
         return validity + -(-rows * kind.bit_width // 8)
-    return sum(chunk.nbytes for chunk in chunks)
+    return sum(int(chunk.nbytes) for chunk in chunks)
 
 
 _TEXT: list[Callable[[pa.DataType], bool]] = [
