@@ -67,8 +67,8 @@ def _dtype(kind: pa.DataType) -> str:
 
 
 def memory_bytes(table: pa.Table) -> int:
-    """Bytes that the rows take as one Arrow table without spare room: what `datasets` calls `num_bytes`. The same for the same
-    values, however they lie in chunks."""
+    """Bytes that the rows take as Arrow tables without spare room, however they lie in chunks: what `datasets` calls `num_bytes`,
+    up to validity bitmaps of columns without a null."""
     return sum(_bytes(column.chunks, column.type) for column in table.columns)
 
 
@@ -87,7 +87,7 @@ def _bytes(chunks: Sequence[pa.Array], kind: pa.DataType) -> int:
     if pa.types.is_null(kind):
         return 0
     if pa.types.is_primitive(kind) or pa.types.is_fixed_size_binary(kind) or pa.types.is_decimal(kind):
-        return validity + -(-rows * kind.bit_width // 8)
+        return validity + -(-rows * int(kind.bit_width) // 8)
     return sum(int(chunk.nbytes) for chunk in chunks)
 
 

@@ -47,7 +47,8 @@ OFFSET_WARNING = (
 
 
 EMPTY_SPLIT = (
-    "the split {} has no rows: no kept prompt is on its side; choose another output.test_fraction or split_seed"
+    "the split {} has no rows, and the card leaves it out: no kept prompt is on its side; choose another output.test_fraction "
+    "or split_seed"
 )
 
 

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatch
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 _ATTEMPTS = 4  # of each step, each with the client's own repetitions of a request
+_CHUNK = 1 << 20
 _AGAIN = {408, 409, 425, 429}
 _SHARDS = ["data/train-*.parquet", "data/test-*.parquet"]
 _MANIFEST = "manifest.json"
@@ -82,13 +83,10 @@ def push(output: str, hub: HubConfig, manifest: Mapping[str, Any]) -> Pushed:
         _again(lambda: api.create_branch(**at, branch=hub.revision, exist_ok=True), "create the branch of", hub)
     remote = _again(lambda: _listed(api.list_repo_tree(**there, recursive=True)), "list", hub)
     local = _local_files(output, manifest)
-    stale = sorted(name for name in remote if any(fnmatch(name, shards) for shards in _SHARDS) and name not in local)
-    if stale and _MANIFEST not in remote:
-        raise ConflictError(
-            f"output.push_to_hub names {hub.repo}, which holds data that bestkept has not written ({stale[0]}); name another "
-            "repository or revision, or remove what is there"
-        )
-    if not stale and all(_same(output, name, size, remote.get(name)) for name, size in local.items()):
+    shards = sorted(name for name in remote if any(fnmatch(name, pattern) for pattern in _SHARDS))
+    if _MANIFEST not in remote:
+        _refuse_others(shards, output, local, remote, hub)
+    if set(shards) <= local.keys() and all(_same(output, name, local, remote) for name in local):
         return Pushed(url, fresh=False)
     log.info("uploading %d files to %s", len(local), url)
     upload = lambda: api.upload_folder(  # noqa: E731
@@ -112,18 +110,35 @@ def _listed(entries: Any) -> dict[str, Any]:
     return {entry.path: entry for entry in entries if hasattr(entry, "blob_id")}  # folders have none
 
 
-def _same(output: str, name: str, size: int, there: Any) -> bool:
-    """Whether a file lies there as it does here: by size, and the manifest, which names the content of all shards, by its hash;
-    so the card, whose text follows from it."""
-    if there is None or there.size != size:
+def _refuse_others(
+    shards: Iterable[str], output: str, local: Mapping[str, int], remote: Mapping[str, Any], hub: HubConfig
+) -> None:
+    """Raises `ConflictError` where shards without a manifest are not those of this output, left by an upload that broke off;
+    other tools give theirs the same names."""
+    for name in shards:
+        if name not in local or not _same(output, name, local, remote, by_content=True):
+            raise ConflictError(
+                f"output.push_to_hub names {hub.repo}, which holds data that bestkept has not written ({name}); name another "
+                "repository or revision, or remove what is there"
+            )
+
+
+def _same(
+    output: str, name: str, local: Mapping[str, int], remote: Mapping[str, Any], *, by_content: bool = False
+) -> bool:
+    """Whether a file lies there as it does here; shards by size alone, unless by content: the manifest, which is read, names
+    theirs."""
+    there = remote.get(name)
+    if there is None or there.size != local[name]:
         return False
-    if name not in _FILES:
+    if name not in _FILES and not by_content:
         return True
     with open(os.path.join(output, name), "rb") as file:
-        data = file.read()
-    if there.lfs is not None:
-        return bool(there.lfs.sha256 == hashlib.sha256(data).hexdigest())
-    blob = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False)  # git's name for it
+        if there.lfs is not None:
+            return bool(there.lfs.sha256 == hashlib.file_digest(file, "sha256").hexdigest())
+        blob = hashlib.sha1(b"blob %d\0" % local[name], usedforsecurity=False)  # git's name for a file
+        while chunk := file.read(_CHUNK):
+            blob.update(chunk)
     return bool(there.blob_id == blob.hexdigest())
 
 

@@ -13,6 +13,7 @@ import yaml
 from pipelines.features import features_of
 from pipelines.records import Shard
 from pipelines.shapes import COLUMNS as _SHAPES
+from pipelines.splits import TRAIN
 
 _CARD = """\
 ---
@@ -93,8 +94,8 @@ def render(manifest: Mapping[str, Any], shards: Sequence[Shard], schema: pa.Sche
 
 
 def _splits(shards: Sequence[Shard]) -> list[str]:
-    """`train` first."""
-    return sorted({shard.split for shard in shards}, reverse=True)
+    """Those with rows, `train` first: `datasets` loads nothing at all where one of the splits is empty."""
+    return sorted({shard.split for shard in shards if shard.rows}, reverse=True) or [TRAIN]
 
 
 def _data_files(shards: Sequence[Shard]) -> list[dict[str, str]]:

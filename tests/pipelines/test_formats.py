@@ -107,23 +107,19 @@ def test_duckdb(here, train):
 
 
 @pytest.fixture
-def tiny():
-    """A language model of a few thousand parameters, and its tokenizer with a chat template."""
-    pytest.importorskip("trl")
-    from tiny_models import CHAT_TEMPLATE, word_tokenizer
-    from transformers import LlamaConfig, LlamaForCausalLM
+def tiny(tmp_path):
+    """A language model of a few thousand parameters, loaded from a directory, and its tokenizer with a chat template."""
+    from tiny_models import save_language_model
+    from transformers import AutoTokenizer, LlamaForCausalLM
 
-    tokenizer = word_tokenizer(pair=False)
-    tokenizer.chat_template = CHAT_TEMPLATE
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    return {"model": LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)), "tokenizer": tokenizer}
+    path = save_language_model(tmp_path / "tiny")
+    return {"model": LlamaForCausalLM.from_pretrained(path), "tokenizer": AutoTokenizer.from_pretrained(path)}
 
 
 @pytest.fixture
 def on_cpu(tiny, monkeypatch):
     """The trainers' settings, with nothing that a CPU lacks."""
-    import trl
-
+    trl = pytest.importorskip("trl")
     for name in ("SFTConfig", "DPOConfig"):
         settings = {"report_to": "none", "use_cpu": True, "bf16": False, "gradient_checkpointing": False}
         monkeypatch.setattr(trl, name, partial(getattr(trl, name), **settings))

@@ -126,18 +126,23 @@ def test_shards_of_an_earlier_upload_are_removed_and_other_files_stay(served, fi
     assert served.files(REPO) == {**belonging(finished[0]), "notes.md": b"mine", "data/more.csv": b"mine"}
 
 
-def test_a_repository_with_data_of_others_is_a_conflict(served, finished):
-    served.repos[REPO] = Repo(private=True, branches={"main": {"data/train-00000-of-00001.parquet": b"theirs"}})
+@pytest.mark.parametrize("same_name", [False, True])
+def test_a_repository_with_data_of_others_is_a_conflict(served, finished, same_name):
+    shard = finished[1]["shards"][0]
+    theirs = {shard["name"]: b"x" * shard["bytes"]} if same_name else {"data/train-00000-of-00099.parquet": b"theirs"}
+    served.repos[REPO] = Repo(private=True, branches={"main": dict(theirs)})
     with pytest.raises(
-        ConflictError, match=r"someone/curated, which holds data that bestkept has not written \(data/train"
+        ConflictError, match=r"someone/curated, which holds data that bestkept has not written \(data/t"
     ):
         push(finished)
-    assert served.files(REPO) == {"data/train-00000-of-00001.parquet": b"theirs"}
+    assert served.files(REPO) == theirs
 
 
-def test_an_upload_that_broke_off_goes_on(served, finished):
+@pytest.mark.parametrize("is_lfs", [False, True])
+def test_an_upload_that_broke_off_goes_on(served, finished, is_lfs):
     shard = finished[1]["shards"][0]["name"]
-    served.repos[REPO] = Repo(private=True, branches={"main": {shard: (finished[0] / shard).read_bytes()}})
+    files = {shard: (finished[0] / shard).read_bytes()}
+    served.repos[REPO] = Repo(private=True, branches={"main": files}, lfs={shard} if is_lfs else set())
     assert push(finished).fresh
     assert served.files(REPO) == belonging(finished[0])
 

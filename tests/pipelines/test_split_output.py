@@ -136,15 +136,19 @@ def test_both_responses_of_a_pair_are_on_the_side_of_their_prompt(both, tmp_path
     assert found == 40
 
 
-def test_a_split_without_rows_is_an_empty_shard_that_loads_and_is_told(tmp_path, make_config):
+@pytest.mark.parametrize(("fraction", "rows"), [(1e-9, {"train": 3, "test": 0}), (1 - 1e-9, {"train": 0, "test": 3})])
+def test_a_split_without_rows_is_an_empty_shard_that_the_card_leaves_out(tmp_path, make_config, fraction, rows):
     import datasets
 
     path = write_jsonl(tmp_path / "a.jsonl", corpus_rows(3))
-    outcome = run(make_config(path, output={"test_fraction": 1e-9}))
+    outcome = run(make_config(path, output={"test_fraction": fraction}))
     out = tmp_path / "out"
-    assert outcome.manifest["splits"] == {"train": 3, "test": 0}
-    assert any("the split test has no rows" in warning for warning in outcome.manifest["warnings"])
-    assert "the split test has no rows" in (out / "README.md").read_text()
+    full, empty = sorted(rows, key=rows.get, reverse=True)
+    assert outcome.manifest["splits"] == rows
+    assert f"the split {empty} has no rows" in outcome.manifest["warnings"][0]
+    assert f"the split {empty} has no rows" in (out / "README.md").read_text()
     loaded = datasets.load_dataset(str(out), cache_dir=str(tmp_path / "cache"))
-    assert {name: split.num_rows for name, split in loaded.items()} == {"train": 3, "test": 0}
-    assert loaded["test"].column_names == loaded["train"].column_names
+    assert {name: split.num_rows for name, split in loaded.items()} == {full: 3}
+    (shard,) = (out / "data").glob(f"{empty}-*")
+    assert pq.read_table(shard).num_rows == 0
+    assert pq.read_schema(shard) == pq.read_schema(next((out / "data").glob(f"{full}-*")))
