@@ -99,6 +99,10 @@ def test_what_is_there_already_is_not_uploaded_again(served, finished):
     lost = served.files(REPO).pop(next(name for name in served.files(REPO) if name.startswith("data/train")))
     assert push(finished).fresh
     assert lost in served.files(REPO).values()
+    cut = next(name for name in served.files(REPO) if name.startswith("data/test"))
+    served.files(REPO)[cut] = b"cut"
+    assert push(finished).fresh
+    assert served.files(REPO) == belonging(finished[0])
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "README.md"])
