@@ -202,9 +202,15 @@ def tie_break(candidates: Candidates) -> Sequence[npt.NDArray[np.generic]]:
 
 
 def mixed(candidates: Candidates, seed: int = 0) -> npt.NDArray[np.uint64]:
-    """A well-mixed hash of prompt and response, the same wherever the row lies: chance that can be repeated (splitmix64)."""
+    """A well-mixed hash of prompt and response, the same wherever the row lies: chance that can be repeated."""
     with np.errstate(over="ignore"):
-        z = candidates.response_hash ^ (candidates.key_low + np.uint64(0x9E3779B97F4A7C15) * np.uint64(seed + 1))
+        own = candidates.key_low + np.uint64(0x9E3779B97F4A7C15) * np.uint64(seed + 1)
+    return splitmix(candidates.response_hash ^ own)
+
+
+def splitmix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The finaliser of splitmix64: one to one, and every bit of the result depends on all of `z`."""
+    with np.errstate(over="ignore"):
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         result: npt.NDArray[np.uint64] = z ^ (z >> np.uint64(31))

@@ -9,18 +9,19 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import apache_beam as beam
 
-from pipelines import progress, throughput
+from pipelines import hub, progress, throughput
 from pipelines.columnar import needs_of
 from pipelines.config import Limits, RunConfig, RunnerConfig
 from pipelines.ensemble import CombineScores, LoadAlone
 from pipelines.errors import BestkeptError, ConfigError, StorageError, from_text, remedy, whereabouts
 from pipelines.export import Export
 from pipelines.finish import OFFSET_WARNING, Finish, selection_settings
+from pipelines.hub import Pushed
 from pipelines.observe import Observe
 from pipelines.overlap import Gather
 from pipelines.plan import Plan, PlanPaths, Plans, make_plans
@@ -33,6 +34,7 @@ from pipelines.scored import ScorePlaces
 from pipelines.selection import Select
 from pipelines.shapes import Shape
 from pipelines.skipped import LeaveOut, names_of
+from pipelines.splits import Split
 from pipelines.steps import Selection
 from pipelines.storage import manifest, publish
 from pipelines.storage.files import absolute, join, read_bytes
@@ -59,6 +61,7 @@ class Outcome:
     already_complete: bool = False
     members: tuple[dict[str, Any], ...] = ()  # of `score` with several models: name, fingerprint and totals of each
     skipped: tuple[dict[str, str], ...] = ()  # files that could not be read: key and reason
+    pushed: Pushed | None = None  # where `output.push_to_hub` has put it
 
 
 def build(pipeline: Any, config: RunConfig, paths: PlanPaths, plan: Plan, scorer: ScorerFactory | None) -> None:
@@ -68,8 +71,9 @@ def build(pipeline: Any, config: RunConfig, paths: PlanPaths, plan: Plan, scorer
     with_schemas = shape.more_columns is None or bool(shape.more_columns)
     scored, parts = score_files(pipeline, paths, score_places(config), scorer, limits=config.limits)
     selected = scored | "Select" >> Select(selection, config.limits, with_schemas=with_schemas)
+    split = Split(config.output.test_fraction, config.output.split_seed)
     bounds = (config.output.rows_per_shard, config.output.bytes_per_shard)
-    shards = selected | "Export" >> Export(paths.whole, config.path, shape, selection.needs.kept, *bounds)
+    shards = selected | "Export" >> Export(paths.whole, config.path, shape, selection.needs.kept, split, *bounds)
     if config.report.write:
         facts = facts_of(config, plan)
         observe = Observe(paths.whole, config.path, facts, selection.needs.kept, config.report.samples)
@@ -147,6 +151,17 @@ def warn_of_offsets(config: RunConfig, plan: Plan) -> None:
 
 
 def curate(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory | None) -> Outcome:
+    """Run the whole graph, and upload the output where that is asked for. Raises `BestkeptError`."""
+    target = config.output.push_to_hub
+    hub.check(target)
+    outcome = curated(config, flags, scorer=scorer)
+    if target is None or outcome.manifest is None:
+        return outcome
+    progress.stage("uploading")
+    return replace(outcome, pushed=hub.push(absolute(config.path), target, outcome.manifest))
+
+
+def curated(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory | None) -> Outcome:
     """Run the whole graph; without a `scorer`, select from scores that are there. Raises `BestkeptError`."""
     config, started = located(config), time.monotonic()
     pipeline_options(config.runner, flags)  # a misspelt flag is found before anything is touched

@@ -185,6 +185,8 @@ def summary(config: RunConfig, outcome: Outcome) -> Table:
         if counts["prompts"] is not None:
             table.add_row("prompts", f"{counts['prompts']:,}")
         table.add_row("kept", f"{counts['kept']:,} for {counts['kept_prompts']:,} prompts")
+        if "splits" in manifest:
+            table.add_row("splits", ", ".join(f"{name} {rows:,}" for name, rows in manifest["splits"].items()))
         mean = {key: "-" if value is None else f"{value:.4f}" for key, value in manifest["mean_reward"].items()}
         table.add_row("mean reward", f"kept {mean['kept']}, dropped {mean['dropped']}")
         controls = {name: manifest["controls"][name] for name in ("random", "longest")}
@@ -194,6 +196,8 @@ def summary(config: RunConfig, outcome: Outcome) -> Table:
         table.add_row("output", config.path)
         if manifest["report"]:
             table.add_row("report", f"{config.path}/report.html")
+        if outcome.pushed is not None:
+            table.add_row("pushed", outcome.pushed.url if outcome.pushed.fresh else f"before, to {outcome.pushed.url}")
     elif not outcome.members:
         table.add_row("scores", f"{config.scores_path}/{outcome.plan.fingerprint}")
     table.add_row("time", _duration(outcome.secs))

@@ -18,6 +18,7 @@ from pipelines import originals
 from pipelines.candidates import Candidates
 from pipelines.columnar import Needs, from_ipc, pack, to_ipc, unpack
 from pipelines.errors import InputError
+from pipelines.features import memory_bytes
 from pipelines.inputs import seekable, split_units
 from pipelines.kept import Texts, changed, read_kept, read_rejected
 from pipelines.kept_columns import is_plain, read_tables, text_bytes
@@ -25,7 +26,8 @@ from pipelines.overlap import Gather, ahead
 from pipelines.plan import Plan
 from pipelines.records import KeptUnit, Shard
 from pipelines.shapes import Shape, schema_of, to_table
-from pipelines.shards import ShardPlan, plan_shards, rows_within
+from pipelines.shards import SplitPlans, plan_shards, rows_within
+from pipelines.splits import Split
 from pipelines.storage.files import join
 from pipelines.storage.publish import create_or_equal
 from pipelines.workers import carrying_errors, plan_at
@@ -47,18 +49,20 @@ class Export(beam.PTransform):  # type: ignore[misc]
     output: str
     shape: Shape
     needs: Needs
+    split: Split
     rows_per_shard: int
     bytes_per_shard: int
 
     def expand(self, selected: dict[str, Any]) -> Any:
         kept = selected["kept"]
-        counts = kept | "CountKept" >> beam.Map(count_kept, self.needs)
+        counts = kept | "CountKept" >> beam.Map(count_kept, self.needs, self.split)
         bounds = (self.rows_per_shard, self.bytes_per_shard)
         plan = kept.pipeline | "PlanPath" >> beam.Create([self.plan_path])
-        shards = plan | "PlanShards" >> beam.Map(make_shard_plan, bounds, AsIter(counts), AsIter(selected["files"]))
+        told = (AsIter(counts), AsIter(selected["files"]))
+        shards = plan | "PlanShards" >> beam.Map(make_shard_plans, self.split, bounds, *told)
         schema = selected["schemas"] | "ListSchemas" >> Gather(first_places)
-        jobs = shards | "ListJobs" >> beam.FlatMap(lambda plan: [(job, b"") for job in range(len(plan.jobs))])
-        pieces = kept | "DealKept" >> beam.FlatMap(deal, self.needs, AsSingleton(shards))
+        jobs = shards | "ListJobs" >> beam.FlatMap(lambda plan: [(job, b"") for job in range(plan.jobs)])
+        pieces = kept | "DealKept" >> beam.FlatMap(deal, self.needs, self.split, AsSingleton(shards))
         work = {"pieces": pieces, "jobs": jobs}
         if self.needs.other:
             fetch = FetchRejected(self.plan_path, self.needs)
@@ -69,29 +73,32 @@ class Export(beam.PTransform):  # type: ignore[misc]
         return grouped | "WriteShards" >> beam.ParDo(write, AsSingleton(shards), AsSingleton(schema))
 
 
-def count_kept(kept: KeptUnit, needs: Needs) -> tuple[int, int, int]:
-    """(file, unit, kept responses)"""
-    return kept.file, kept.unit, from_ipc([kept.kept], needs.schema).num_rows
+def count_kept(kept: KeptUnit, needs: Needs, split: Split) -> tuple[int, int, list[int]]:
+    """(file, unit, kept responses of each split)"""
+    return kept.file, kept.unit, [*map(len, split.parts(unpack([kept.kept], needs)))]
 
 
-def make_shard_plan(
+def make_shard_plans(
     plan_path: str,
+    split: Split,
     bounds: tuple[int, int],
-    counts: Iterable[tuple[int, int, int]],
+    counts: Iterable[tuple[int, int, list[int]]],
     files: Iterable[tuple[int, list[list[Any]]]],
-) -> ShardPlan:
+) -> SplitPlans:
     """Shards of at most `bounds` rows and bytes of text; the bytes are those of the mean row of its file."""
     rows_per_shard, bytes_per_shard = bounds
     with carrying_errors():
         streamed = [not seekable(file) for file in plan_at(plan_path).files]
     kept = dict.fromkeys(range(len(streamed)), 0)
     counts = list(counts)
-    for file, _, count in counts:
-        kept[file] += count
+    for file, _, parts in counts:
+        kept[file] += sum(parts)
     sizes = {file: [sum(fragment[at] for fragment in fragments) for at in (6, 4)] for file, fragments in files}
     text_bytes = sum(kept[file] * text // max(1, responses) for file, (text, responses) in sizes.items())
     rows = rows_within(bytes_per_shard, rows_per_shard, rows=sum(kept.values()), text_bytes=text_bytes)
-    return plan_shards(counts, rows_per_shard=rows, streamed=streamed)
+    own = [[(file, unit, parts[at]) for file, unit, parts in counts] for at in range(len(split.names))]
+    plans = [plan_shards(part, rows_per_shard=rows, streamed=streamed) for part in own]
+    return SplitPlans(dict(zip(split.names, plans, strict=True)))
 
 
 def first_places(schemas: Iterable[list[tuple[str, Place]]]) -> list[tuple[str, Place]]:
@@ -102,11 +109,11 @@ def first_places(schemas: Iterable[list[tuple[str, Place]]]) -> list[tuple[str, 
     return list(first.items())
 
 
-def deal(kept: KeptUnit, needs: Needs, shards: ShardPlan) -> Iterator[tuple[int, KeptUnit]]:
+def deal(kept: KeptUnit, needs: Needs, split: Split, shards: SplitPlans) -> Iterator[tuple[int, KeptUnit]]:
     """A unit's kept responses → (job, its piece of them)."""
-    rows = unpack([kept.kept], needs)
-    for job, start, end in shards.pieces(kept.file, kept.unit, len(rows)):
-        yield job, kept._replace(kept=pack(rows.take(np.arange(start, end)), needs))
+    for name, rows in zip(split.names, split.parts(unpack([kept.kept], needs)), strict=True):
+        for job, start, end in shards.pieces(name, kept.file, kept.unit, len(rows)):
+            yield job, kept._replace(kept=pack(rows.take(np.arange(start, end)), needs))
 
 
 def rejected_elsewhere(piece: tuple[int, KeptUnit], needs: Needs) -> Iterator[tuple[int, tuple[int, bytes]]]:
@@ -145,7 +152,7 @@ class WriteShards(beam.DoFn):  # type: ignore[misc]
     needs: Needs
 
     def process(
-        self, element: tuple[int, dict[str, Any]], shards: ShardPlan, schemas: list[tuple[str, Place]]
+        self, element: tuple[int, dict[str, Any]], shards: SplitPlans, schemas: list[tuple[str, Place]]
     ) -> Iterator[Shard]:
         job, grouped = element
         in_order = sorted(schemas, key=lambda entry: entry[1])  # columns in order of their first appearance
@@ -160,9 +167,7 @@ class WriteShards(beam.DoFn):  # type: ignore[misc]
             schema = schema_of(self.shape, original)
             tables = self._read(sorted(grouped["pieces"]), _texts(grouped.get("texts", ())), schema)
             kept = Rows(tables)
-            for number in range(*shards.jobs[job]):
-                rows = min(shards.rows_per_shard, shards.total - number * shards.rows_per_shard)
-                name = f"data/train-{number:05d}-of-{shards.shards:05d}.parquet"
+            for name, rows in shards.shards_of(job):
                 yield self._write(name, schema, kept, rows)
 
     def _read(self, pieces: Sequence[KeptUnit], texts: Texts, schema: pa.Schema) -> Iterator[pa.Table]:
@@ -189,10 +194,10 @@ class WriteShards(beam.DoFn):  # type: ignore[misc]
         return {(high, low): text for high, low, text in read_rejected(plan, file, here)}
 
     def _write(self, name: str, schema: pa.Schema, kept: Rows, rows: int) -> Shard:
-        written = size = 0
+        written = size = in_memory = 0
 
         def write(file: BinaryIO) -> None:
-            nonlocal written, size
+            nonlocal written, size, in_memory
             with pq.ParquetWriter(
                 file,
                 pa.schema([field.remove_metadata() for field in schema.remove_metadata()]),
@@ -206,6 +211,7 @@ class WriteShards(beam.DoFn):  # type: ignore[misc]
                 ):  # the next is read while this one is written
                     writer.write_table(group, row_group_size=group.num_rows)
                     written += group.num_rows
+                    in_memory += memory_bytes(group)
             if written != rows:
                 raise InputError(
                     f"{name} got {written} rows instead of {rows}: an input changed while it was read; run again"
@@ -213,7 +219,7 @@ class WriteShards(beam.DoFn):  # type: ignore[misc]
             size = file.tell()
 
         digest = create_or_equal(join(self.output, name), write)
-        return Shard(name, rows, size, digest)
+        return Shard(name, rows, size, digest, in_memory)
 
 
 def _texts(parts: Iterable[bytes]) -> dict[tuple[int, int], str]:

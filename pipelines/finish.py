@@ -22,7 +22,8 @@ from pipelines.records import Shard, Totals
 from pipelines.report import card
 from pipelines.reporting import write_report
 from pipelines.skipped import names_of
-from pipelines.storage.files import join
+from pipelines.splits import TRAIN
+from pipelines.storage.files import join, open_for_reading
 from pipelines.storage.manifest import digest, to_json
 from pipelines.storage.publish import create_or_equal
 from pipelines.summaries import SelectionSummary, StepSum, merge_summaries
@@ -46,6 +47,12 @@ OFFSET_WARNING = (
 )
 
 
+EMPTY_SPLIT = (
+    "the split {} has no rows, and the card leaves it out: no kept prompt is on its side; choose another output.test_fraction "
+    "or split_seed"
+)
+
+
 def selection_settings(config: RunConfig, plan: Plan) -> dict[str, Any]:
     """What decides the output, given the score files."""
     output = config.output
@@ -60,6 +67,8 @@ def selection_settings(config: RunConfig, plan: Plan) -> dict[str, Any]:
     }
     if any(step.needs_temperature for step in config.select) or "probability" in output.add:
         settings["temperature"] = plan.temperature
+    if output.test_fraction is not None:
+        settings |= {"test_fraction": output.test_fraction, "split_seed": output.split_seed}
     return settings
 
 
@@ -157,9 +166,14 @@ class PublishManifest(beam.DoFn):  # type: ignore[misc]
                 manifest["length_correction"] = curve.to_json()
             crossing = [step.name for step in self.config.select if step.crosses_prompts]
             manifest["warnings"] = [f"{crossing[0]} {OFFSET_WARNING}"] if crossing and not plan.comparable else []
+            if self.config.output.test_fraction is not None:
+                manifest["splits"] = rows_of_splits(names[1])
+                manifest["warnings"] += [
+                    EMPTY_SPLIT.format(name) for name, rows in manifest["splits"].items() if not rows
+                ]
             manifest["report"] = sorted(report)
             output = self.config.path
-            text = card.render(manifest, license=self.config.output.license)
+            text = card.render(manifest, names[1], first_schema(output, names[1]), license=self.config.output.license)
             create_or_equal(join(output, "README.md"), text.encode())
             if manifest["report"]:  # without the launcher's clock: it may not be waiting
                 write_report(output, manifest, run=None)
@@ -200,8 +214,22 @@ def make_manifest(
         "rejected_files": list(rejected),
         "steps": [_step(summary, number, step.name) for number, step in enumerate(config.select)],
         "mean_reward": {"kept": summary.kept.mean(), "dropped": summary.dropped.mean()},
-        "shards": [shard._asdict() for shard in shards],
+        "shards": [shard.to_json() for shard in shards],
     }
+
+
+def rows_of_splits(shards: Iterable[Shard]) -> dict[str, int]:
+    """The rows of each split by its name; `train` comes first."""
+    rows = {TRAIN: 0}
+    for shard in shards:
+        rows[shard.split] = rows.get(shard.split, 0) + shard.rows
+    return rows
+
+
+def first_schema(output: str, shards: Sequence[Shard]) -> pa.Schema:
+    """The columns of the data set, as its first shard has them."""
+    with open_for_reading(join(output, shards[0].name)) as file:
+        return pq.read_schema(file)
 
 
 def controls(summary: SelectionSummary, config: RunConfig) -> dict[str, Any]:

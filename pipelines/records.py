@@ -57,9 +57,17 @@ class KeptUnit(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """A published shard, as the manifest lists it."""
+    """A published shard; the manifest lists all but `memory_bytes`."""
 
     name: str
     rows: int
     bytes: int
     xxh3_128: str
+    memory_bytes: int  # of its rows as Arrow tables
+
+    @property
+    def split(self) -> str:
+        return self.name.rpartition("/")[2].partition("-")[0]
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: value for name, value in self._asdict().items() if name != "memory_bytes"}

@@ -2,11 +2,13 @@
 
 Kept responses are numbered in place order (file, unit, row, response); shard k holds the numbers
 [k * rows_per_shard, (k + 1) * rows_per_shard). Shards that meet inside a unit which can only be streamed from its start
-(a compressed file) form one job, so that no such unit is streamed twice.
+(a compressed file) form one job, so that no such unit is streamed twice; of train and test each has numbers, shards and jobs
+of its own, and a unit with rows of both is read once for each.
 """
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +41,33 @@ class ShardPlan:
             end = min(count, self.rows_of_job(job)[1] - start)
             yield job, position, end
             position, job = end, job + 1
+
+
+@dataclass(frozen=True)
+class SplitPlans:
+    """The shard plan of each split, by its name; their jobs have numbers in one row."""
+
+    plans: Mapping[str, ShardPlan]
+
+    @property
+    def jobs(self) -> int:
+        return sum(len(plan.jobs) for plan in self.plans.values())
+
+    def pieces(self, split: str, file: int, unit: int, count: int) -> Iterator[tuple[int, int, int]]:
+        """(job, start, end) for the `count` kept responses that a unit has of a split, positions among these."""
+        for job, start, end in self.plans[split].pieces(file, unit, count):
+            yield self._first_job(split) + job, start, end
+
+    def shards_of(self, job: int) -> Iterator[tuple[str, int]]:
+        """(name, rows) of the shards that a job writes, in order."""
+        split = [name for name in self.plans if self._first_job(name) <= job][-1]
+        plan = self.plans[split]
+        for number in range(*plan.jobs[job - self._first_job(split)]):
+            rows = min(plan.rows_per_shard, plan.total - number * plan.rows_per_shard)
+            yield f"data/{split}-{number:05d}-of-{plan.shards:05d}.parquet", rows
+
+    def _first_job(self, split: str) -> int:
+        return sum(len(self.plans[name].jobs) for name in itertools.takewhile(split.__ne__, self.plans))
 
 
 def plan_shards(counts: Iterable[tuple[int, int, int]], *, rows_per_shard: int, streamed: Sequence[bool]) -> ShardPlan:

@@ -4,6 +4,7 @@ from pipelines.config.base import refuse_userinfo
 from pipelines.config.curation import (
     Columns,
     EnsembleConfig,
+    HubConfig,
     InputConfig,
     InputFiles,
     Limits,
@@ -33,6 +34,7 @@ __all__ = [
     "DropPrompts",
     "EnsembleConfig",
     "EvaluateConfig",
+    "HubConfig",
     "InputConfig",
     "InputFiles",
     "InspectConfig",

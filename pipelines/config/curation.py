@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, WrapValidator, field_validator, model_validator
+from pydantic import BeforeValidator, Field, TypeAdapter, WrapValidator, field_validator, model_validator
 
 from pipelines.config.base import PathText, Strict
 from pipelines.config.rules import BestOfN, Step, check_order, refuse_unused
@@ -127,6 +128,30 @@ class EnsembleConfig(Strict):
         return self.model_dump(exclude=set() if self.combine == "lower_bound" else {"penalty"})
 
 
+class HubConfig(Strict):
+    """A data set repository on the Hugging Face Hub. The token comes from HF_TOKEN, or from `hf auth login`."""
+
+    repo: str
+    """`organisation/name`, or `user/name`; made if it is not there."""
+    private: bool | None = None
+    """Of a repository that is made: whether only its owners may see it; default: yes. One that is there stays as it is."""
+    revision: str | None = Field(default=None, min_length=1)
+    """A branch instead of the default one; made if it is not there."""
+
+    @field_validator("repo")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        parts = value.split("/")
+        named = all(re.fullmatch(r"[A-Za-z0-9_](?:[\w.-]*[A-Za-z0-9_])?", part, re.ASCII) for part in parts)
+        if len(parts) != 2 or not named or "--" in value or ".." in value or value.endswith(".git") or len(value) > 96:
+            raise ValueError("expected organisation/name, of letters, digits, '-', '_' and '.', at most 96 of them")
+        return value
+
+
+def _bare_repo(value: Any) -> Any:
+    return {"repo": value} if isinstance(value, str) else value
+
+
 class OutputConfig(Strict):
     path: PathText = Field(examples=["curated"])
     """Where the curated data set goes; one selection per path. `{date}` expands to today, UTC."""
@@ -141,13 +166,36 @@ class OutputConfig(Strict):
     """Most rows of a shard."""
     bytes_per_shard: int = Field(default=512 * 2**20, ge=1)
     """Text after which a shard ends, before compression; a shard has at least one row."""
+    test_fraction: float | None = Field(default=None, gt=0.0, lt=1.0)
+    """Share of the prompts that go to `data/test-*.parquet` instead of `data/train-*.parquet`, each with all its kept responses;
+    in expectation: which side a prompt is on is a hash of it alone (of the group, with `input.group_by`), and does not change as
+    the corpus grows. Default: no split."""
+    split_seed: int = Field(default=0, ge=0, lt=2**32)
+    """Other seeds give other test prompts."""
     license: str | None = None
     """Named in the dataset card."""
+    push_to_hub: Annotated[HubConfig | None, BeforeValidator(_bare_repo)] = None
+    """Upload the finished data set to this repository: `organisation/name`, or a mapping of `repo`, `private` and `revision`. Not
+    what it is made of (`scores/`, `rejected/`)."""
 
     @field_validator("path")
     @classmethod
     def _expand(cls, value: str) -> str:
         return value.replace("{date}", datetime.now(UTC).strftime("%Y-%m-%d"))
+
+    @model_validator(mode="after")
+    def _seed_is_used(self) -> OutputConfig:
+        refuse_unused(self, {"split_seed"}, used=self.test_fraction is not None, by="test_fraction")
+        return self
+
+    @model_validator(mode="after")
+    def _uploads_from_here(self) -> OutputConfig:
+        if self.push_to_hub is not None and "://" in self.path:
+            raise ValueError(
+                f"push_to_hub uploads from a directory of this machine, and path is {self.path}; give a local path, or leave "
+                "push_to_hub out and upload a copy of the finished output"
+            )
+        return self
 
 
 class ScoresConfig(Strict):

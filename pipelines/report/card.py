@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
+import pyarrow as pa
 import yaml
 
+from pipelines.features import features_of
+from pipelines.records import Shard
 from pipelines.shapes import COLUMNS as _SHAPES
+from pipelines.splits import TRAIN
 
 _CARD = """\
 ---
@@ -30,6 +35,9 @@ _CARD = """\
 | after `{{ step.rule }}` | {{ step.rows }} responses{% if step.prompts is not none %} to {{ step.prompts }} prompts{% endif %} |
 {%- endfor %}
 | kept | {{ counts.kept }} responses to {{ counts.kept_prompts }} prompts |
+{%- for name, rows in splits.items() %}
+| split `{{ name }}` | {{ rows }} rows |
+{%- endfor %}
 | mean reward | kept {{ number(mean.kept) }}, dropped {{ number(mean.dropped) }} |
 | for comparison | random at equal {{ controls.equal }} {{ number(controls.random) }}, longest of each prompt {{ number(controls.longest) }} |
 {%- if ensemble %}
@@ -39,10 +47,10 @@ _CARD = """\
 | reward model | `{{ model.name }}`{% if model.revision %} at `{{ model.revision }}`{% endif %}, fingerprint `{{ model.fingerprint }}`{% if ensemble %}, mean {{ number(model.mean) }}, standard deviation {{ number(model.std) }}{% endif %} |
 {%- endfor %}
 
-Selection:
+Settings:
 
 ```yaml
-{{ select }}```
+{{ settings }}```
 {% for warning in warnings %}
 **Mind:** {{ warning }}.
 {% endfor %}
@@ -50,11 +58,18 @@ Columns: {{ columns }}. Rewards are {{ "made of standardised" if ensemble else "
 """
 
 
-def render(manifest: Mapping[str, Any], *, license: str | None) -> str:
-    """The card for a manifest. Holds numbers and settings, no row text."""
+_TAGS = {"messages": ["sft"], "prompt_completion": ["sft"], "preference": ["preference", "dpo"], "original": []}
+_THOUSANDS = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
+
+
+def render(manifest: Mapping[str, Any], shards: Sequence[Shard], schema: pa.Schema, *, license: str | None) -> str:
+    """The card for a manifest, its shards and their columns. Holds numbers and settings, no row text."""
     header: dict[str, Any] = {
-        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}],
-        "tags": ["bestkept"],
+        "configs": [{"config_name": "default", "data_files": _data_files(shards)}],
+        "dataset_info": _dataset_info(shards, schema),
+        "size_categories": [_size_category(sum(shard.rows for shard in shards))],
+        "tags": ["bestkept", *_TAGS[manifest["selection"]["shape"]]],
+        "task_categories": ["text-generation"],
     }
     if license is not None:
         header["license"] = license
@@ -71,10 +86,47 @@ def render(manifest: Mapping[str, Any], *, license: str | None) -> str:
         models=manifest["model"].get("members") or [{**manifest["model"], "fingerprint": manifest["fingerprint"]}],
         ensemble=_ensemble(manifest["model"]),
         fingerprint=manifest["fingerprint"],
-        select=yaml.safe_dump(manifest["selection"]["select"], sort_keys=False),
+        settings=yaml.safe_dump(manifest["selection"], sort_keys=False),
+        splits=manifest.get("splits", {}),
         columns=_columns(manifest["selection"]),
         number=lambda value: "-" if value is None else f"{value:.4f}",
     )
+
+
+def _splits(shards: Sequence[Shard]) -> list[str]:
+    """Those with rows, `train` first: `datasets` loads nothing at all where one of the splits is empty."""
+    return sorted({shard.split for shard in shards if shard.rows}, reverse=True) or [TRAIN]
+
+
+def _data_files(shards: Sequence[Shard]) -> list[dict[str, str]]:
+    return [{"split": name, "path": f"data/{name}-*"} for name in _splits(shards)]
+
+
+def _dataset_info(shards: Sequence[Shard], schema: pa.Schema) -> dict[str, Any]:
+    """What `datasets` writes of a data set that it uploads; it refuses to load other numbers of rows than these."""
+    features = features_of(schema)
+    splits = [
+        {
+            "name": name,
+            "num_bytes": sum(shard.memory_bytes for shard in shards if shard.split == name),
+            "num_examples": sum(shard.rows for shard in shards if shard.split == name),
+        }
+        for name in _splits(shards)
+    ]
+    return {
+        **({} if features is None else {"features": features}),
+        "splits": splits,
+        "download_size": sum(shard.bytes for shard in shards),
+        "dataset_size": sum(split["num_bytes"] for split in splits),
+    }
+
+
+def _size_category(rows: int) -> str:
+    """As the Hub names them: `1K<n<10K`; a bound belongs to what begins there."""
+    passed = bisect_right([1000 * 10**power for power in range(len(_THOUSANDS))], rows)
+    if passed == 0:
+        return "n<1K"
+    return f"n>{_THOUSANDS[-1]}" if passed == len(_THOUSANDS) else f"{_THOUSANDS[passed - 1]}<n<{_THOUSANDS[passed]}"
 
 
 def _ensemble(model: Mapping[str, Any]) -> str | None:

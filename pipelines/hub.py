@@ -1,0 +1,178 @@
+"""Upload a finished output to the Hugging Face Hub: the data set and what describes it, and nothing twice.
+
+Uploaded are `data/`, the card, the manifest and the report. Not `scores/` (checkpoints of this project, larger than the data set
+and of use to nobody else), not `rejected/`, `claim.json` and `run.json` (they name files and machines of whoever ran it).
+The output directory is only read: nothing is kept in it about the upload, since the repository itself says what it holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatch
+from typing import Any, NamedTuple, TypeVar
+
+from pipelines.config.curation import HubConfig
+from pipelines.errors import ConfigError, ConflictError, StorageError
+from pipelines.storage.retrying import pause_after
+
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+_ATTEMPTS = 4  # of each step, each with the client's own repetitions of a request
+_CHUNK = 1 << 20
+_AGAIN = {408, 409, 425, 429}
+_SHARDS = ["data/train-*.parquet", "data/test-*.parquet"]
+_MANIFEST = "manifest.json"
+_FILES = ["README.md", _MANIFEST, "report.html"]
+_GOES_ON = "the output is complete, and the same command again uploads what is missing"
+_REMEDIES = {
+    400: "the Hub does not take the name or the card; check output.license, too",
+    401: "give a token that is still valid in HF_TOKEN, or sign in with `hf auth login`",
+    403: "give a token in HF_TOKEN that may write to this repository, and create it if it is not there",
+    404: "check the name, and that the token in HF_TOKEN may see it",
+}
+
+
+class Pushed(NamedTuple):
+    """Where an output lies on the Hub, and whether this run has put it there."""
+
+    url: str
+    fresh: bool
+
+
+def check(hub: HubConfig | None) -> None:
+    """Raises `ConfigError` where an upload could not even begin, before any work is done for it. Needs no network."""
+    if hub is None:
+        return
+    from huggingface_hub import constants, get_token
+
+    if constants.HF_HUB_OFFLINE:
+        raise ConfigError(
+            "output.push_to_hub needs the network, and HF_HUB_OFFLINE is set; unset it, or leave push_to_hub out"
+        )
+    if not get_token():
+        raise ConfigError(
+            f"output.push_to_hub is {hub.repo!r}, and there is no token to write there with; set HF_TOKEN, or sign in with "
+            "`hf auth login`"
+        )
+
+
+def push(output: str, hub: HubConfig, manifest: Mapping[str, Any]) -> Pushed:
+    """Upload a finished local output, unless the repository holds just this.
+
+    At most 256 files, and with a client older than 2.0 any number, become one commit; more of them become several, which the next
+    call goes on with if they break off. Shards of an earlier upload are removed from the branch; its history keeps them. Raises
+    `ConflictError` where the repository holds other data, and `StorageError` with the remedy for what the Hub or the network
+    refuses.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()  # ours is on the terminal already
+    api = HfApi()
+    at = {"repo_id": hub.repo, "repo_type": "dataset"}
+    there = {**at, "revision": hub.revision}
+    url = f"{api.endpoint}/datasets/{hub.repo}" + (f"/tree/{hub.revision}" if hub.revision else "")
+    private = hub.private is not False
+    _again(lambda: api.create_repo(**at, private=private, exist_ok=True), "create", hub)
+    if hub.revision is not None:
+        _again(lambda: api.create_branch(**at, branch=hub.revision, exist_ok=True), "create the branch of", hub)
+    remote = _again(lambda: _listed(api.list_repo_tree(**there, recursive=True)), "list", hub)
+    local = _local_files(output, manifest)
+    shards = sorted(name for name in remote if any(fnmatch(name, pattern) for pattern in _SHARDS))
+    if _MANIFEST not in remote:
+        _refuse_others(shards, output, local, remote, hub)
+    if set(shards) <= local.keys() and all(_same(output, name, local, remote) for name in local):
+        return Pushed(url, fresh=False)
+    log.info("uploading %d files to %s", len(local), url)
+    upload = lambda: api.upload_folder(  # noqa: E731
+        **there,
+        folder_path=output,
+        allow_patterns=[*_SHARDS, *_FILES],
+        delete_patterns=_SHARDS,
+        commit_message="Upload a data set curated by bestkept",
+    )
+    _again(upload, "upload to", hub)
+    return Pushed(url, fresh=True)
+
+
+def _local_files(output: str, manifest: Mapping[str, Any]) -> dict[str, int]:
+    """What belongs to the data set: name → bytes."""
+    names = [*(shard["name"] for shard in manifest["shards"]), *_FILES]
+    return {name: os.path.getsize(path) for name in names if os.path.isfile(path := os.path.join(output, name))}
+
+
+def _listed(entries: Any) -> dict[str, Any]:
+    return {entry.path: entry for entry in entries if hasattr(entry, "blob_id")}  # folders have none
+
+
+def _refuse_others(
+    shards: Iterable[str], output: str, local: Mapping[str, int], remote: Mapping[str, Any], hub: HubConfig
+) -> None:
+    """Raises `ConflictError` where shards without a manifest are not those of this output, left by an upload that broke off;
+    other tools give theirs the same names."""
+    for name in shards:
+        if name not in local or not _same(output, name, local, remote, by_content=True):
+            raise ConflictError(
+                f"output.push_to_hub names {hub.repo}, which holds data that bestkept has not written ({name}); name another "
+                "repository or revision, or remove what is there"
+            )
+
+
+def _same(
+    output: str, name: str, local: Mapping[str, int], remote: Mapping[str, Any], *, by_content: bool = False
+) -> bool:
+    """Whether a file lies there as it does here; shards by size alone, unless by content: the manifest, which is read, names
+    theirs."""
+    there = remote.get(name)
+    if there is None or there.size != local[name]:
+        return False
+    if name not in _FILES and not by_content:
+        return True
+    with open(os.path.join(output, name), "rb") as file:
+        if there.lfs is not None:
+            return bool(there.lfs.sha256 == hashlib.file_digest(file, "sha256").hexdigest())
+        blob = hashlib.sha1(b"blob %d\0" % local[name], usedforsecurity=False)  # git's name for a file
+        while chunk := file.read(_CHUNK):
+            blob.update(chunk)
+    return bool(there.blob_id == blob.hexdigest())
+
+
+def _again(step: Callable[[], Result], doing: str, hub: HubConfig) -> Result:
+    """What `step` returns, tried again while the failure may pass; the client's texts are never passed on."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return step()
+        except Exception as error:
+            status, cause = _status(error), _cause(error)
+            if status is None and isinstance(error, ValueError | TypeError | LookupError | AttributeError):
+                raise  # a mistake of a program, which must not be hidden
+        passes = status is None or status in _AGAIN or status >= 500
+        if not passes:
+            remedy = _REMEDIES.get(status or 0, "check the name and the token")
+            raise StorageError(f"cannot {doing} {hub.repo} on the Hub: {cause}; {remedy}; {_GOES_ON}")
+        if attempt < _ATTEMPTS:
+            log.info("trying to %s %s again: %s", doing, hub.repo, cause)
+            time.sleep(pause_after(attempt))
+    raise StorageError(
+        f"cannot {doing} {hub.repo} on the Hub: {cause}, {_ATTEMPTS} attempts; check the network and HF_ENDPOINT; {_GOES_ON}"
+    )
+
+
+def _status(error: BaseException | None) -> int | None:
+    """The HTTP status that an exception, or what it was raised from, carries."""
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if isinstance(status, int):
+            return status
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _cause(error: BaseException) -> str:
+    status = _status(error)
+    return type(error).__name__ if status is None else f"{status} ({type(error).__name__})"

@@ -1,0 +1,43 @@
+"""Train and test: which side of a split a prompt is on, by a hash of it and by nothing else. No Beam.
+
+So all responses to a prompt, and both sides of a pair, are on one side; a prompt stays on its side however the corpus grows or is
+cut; and of two fractions with the same seed, the test prompts of the smaller are among those of the larger.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+
+from pipelines.candidates import Candidates, Mask, splitmix
+
+TRAIN, TEST = "train", "test"
+
+
+class Split(NamedTuple):
+    """How the kept responses are split; without a fraction, all are `train`."""
+
+    test_fraction: float | None = None  # the share of prompts that are test, in expectation
+    seed: int = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (TRAIN,) if self.test_fraction is None else (TRAIN, TEST)
+
+    def parts(self, rows: Candidates) -> list[Candidates]:
+        """The rows of each split, in the order of `names` and otherwise in their own."""
+        if self.test_fraction is None:
+            return [rows]
+        test = is_test(rows, self.test_fraction, seed=self.seed)
+        return [rows.take(~test), rows.take(test)]
+
+
+def is_test(rows: Candidates, fraction: float, *, seed: int) -> Mask:
+    """Where the prompt is a test prompt; `fraction`, between 0 and 1, counts as the decimal it is written as."""
+    with np.errstate(over="ignore"):
+        low = splitmix(rows.key_low + np.uint64(0x9E3779B97F4A7C15) * np.uint64(seed + 1))
+    below = np.uint64(int(Fraction(str(fraction)) * 2**64))
+    mask: Mask = splitmix(rows.key_high ^ low) < below
+    return mask
