@@ -106,6 +106,21 @@ def evaluate(
     run_evaluation(validated(EvaluateConfig, values, overrides, where="bestkept evaluate"))
 
 
+@app.command()
+def report(
+    output: Annotated[str, typer.Argument(metavar="OUT", help="The output.path of a run that has ended.")],
+    other: Annotated[
+        str | None, typer.Argument(metavar="[OTHER]", help="A second one: then the two are compared.")
+    ] = None,
+    write: Annotated[str, typer.Option(metavar="FILE", help="Where the comparison of two goes.")] = "comparison.html",
+) -> None:
+    """Write report.html of an output again, or compare two selections, or two models, in one page."""
+    from pipelines import reporting
+
+    path = reporting.rebuild(output) if other is None else reporting.compare(output, other, write=write)
+    sys.stdout.write(f"{path}\n")
+
+
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     """(our overrides, Beam's flags): a word after `--flag` without `=` is that flag's value."""
     overrides: list[str] = []

@@ -129,6 +129,15 @@ def unpack(parts: Iterable[bytes], needs: Needs) -> Candidates:
     return to_candidates(from_ipc(parts, needs.schema), needs)
 
 
+def sizes_of(candidates: Candidates, needs: Needs) -> Any:
+    """What counts as equal size: tokens, or characters where there is no tokenizer."""
+    return candidates.tokens if needs.tokens else candidates.length
+
+
+def total_size(candidates: Candidates, needs: Needs) -> int:
+    return int(sizes_of(candidates, needs).sum(dtype=np.int64))
+
+
 def concatenate(parts: Sequence[Candidates], needs: Needs) -> Candidates:
     """All parts one after the other."""
     if len(parts) == 1:

@@ -102,19 +102,26 @@ def combine(
 ) -> npt.NDArray[np.float32]:
     """M models' rewards [N] each → combined rewards [N]: z = (r - mean) / std for each model, then over the M of them
     mean(z), min(z), or mean(z) - penalty * std(z)."""
+    return combine_with_spread(rewards, standards, ensemble=ensemble)[0]
+
+
+def combine_with_spread(
+    rewards: Sequence[npt.NDArray[np.float32]], standards: Sequence[Standard], *, ensemble: EnsembleConfig
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Like `combine`, and std(z) [N], population: how far the models are apart."""
     scaled = [
         (reward.astype(np.float64) - standard.mean) / standard.std
         for reward, standard in zip(rewards, standards, strict=True)
     ]
-    if ensemble.combine == "min":
-        return functools.reduce(np.minimum, scaled).astype(np.float32)
     # one model after the other: NumPy's own sum over an axis chooses its order by the shape
     mean = functools.reduce(np.add, scaled) / len(scaled)
-    if ensemble.combine == "mean":
-        return mean.astype(np.float32)
-    variance = functools.reduce(np.add, [(one - mean) ** 2 for one in scaled]) / len(scaled)
-    lower: npt.NDArray[np.float64] = mean - ensemble.penalty * np.sqrt(variance)
-    return lower.astype(np.float32)
+    spread = np.sqrt(functools.reduce(np.add, [(one - mean) ** 2 for one in scaled]) / len(scaled))
+    combined = {
+        "mean": lambda: mean,
+        "min": lambda: functools.reduce(np.minimum, scaled),
+        "lower_bound": lambda: mean - ensemble.penalty * spread,
+    }[ensemble.combine]()
+    return combined.astype(np.float32), spread.astype(np.float32)
 
 
 def combine_tables(
@@ -123,7 +130,8 @@ def combine_tables(
     """The score columns of one fragment from those of each model; None where they are not of the same rows.
 
     The first table is whole, the others need `ROW` and `COMBINED`. A response that any model rejects is rejected, with the
-    reason of the first that does; it counts as truncated where any model truncated it. Everything else is what the first
+    reason of the first that does; it counts as truncated where any model truncated it. A column `spread` tells how far the
+    models are apart. Everything else is what the first
     model's table says, tokens too, which are those of its tokenizer.
     """
     first = tables[0]
@@ -131,9 +139,10 @@ def combine_tables(
         return None
     reason = pc.coalesce(*(table["reason"] for table in tables))
     scored = reason.is_null()
-    reward = np.zeros(first.num_rows, dtype=np.float32)
+    reward, spread = np.zeros((2, first.num_rows), dtype=np.float32)
     at = scored.to_numpy()
-    reward[at] = combine([table["reward"].filter(scored).to_numpy() for table in tables], standards, ensemble=ensemble)
+    known = [table["reward"].filter(scored).to_numpy() for table in tables]
+    reward[at], spread[at] = combine_with_spread(known, standards, ensemble=ensemble)
     columns = {
         "reward": pa.array(reward, mask=~at),
         "reason": reason,
@@ -142,4 +151,4 @@ def combine_tables(
     combined = first
     for name, column in columns.items():
         combined = combined.set_column(first.schema.get_field_index(name), first.schema.field(name), column)
-    return combined
+    return combined.append_column(pa.field("spread", pa.float32()), pa.array(spread, mask=~at))

@@ -21,9 +21,12 @@ from pipelines.ensemble import CombineScores, LoadAlone
 from pipelines.errors import BestkeptError, ConfigError, StorageError, from_text, remedy, whereabouts
 from pipelines.export import Export
 from pipelines.finish import OFFSET_WARNING, Finish, selection_settings
+from pipelines.observe import Observe
 from pipelines.overlap import Gather
 from pipelines.plan import Plan, PlanPaths, Plans, make_plans
 from pipelines.records import Totals
+from pipelines.report.figures import Facts
+from pipelines.reporting import write_report
 from pipelines.runners import pipeline_options, runner_of
 from pipelines.score import LoadScorer, ScoreCorpus, ScorerFactory
 from pipelines.scored import ScorePlaces
@@ -67,7 +70,17 @@ def build(pipeline: Any, config: RunConfig, paths: PlanPaths, plan: Plan, scorer
     selected = scored | "Select" >> Select(selection, config.limits, with_schemas=with_schemas)
     bounds = (config.output.rows_per_shard, config.output.bytes_per_shard)
     shards = selected | "Export" >> Export(paths.whole, config.path, shape, selection.needs.kept, *bounds)
+    if config.report.write:
+        facts = facts_of(config, plan)
+        observe = Observe(paths.whole, config.path, facts, selection.needs.kept, config.report.samples)
+        parts = {**parts, "report": {"scores": scored, "kept": selected["kept"]} | "Observe" >> observe}
     _ = {**selected, **parts, "shards": shards} | "Finish" >> Finish(paths.whole, config)
+
+
+def facts_of(config: RunConfig, plan: Plan) -> Facts:
+    """What a report is told."""
+    unit = "tokens" if config.models else "characters"
+    return Facts(unit, plan.temperature, gold=config.report.gold, ensemble=len(config.models) > 1)
 
 
 def score_files(
@@ -154,8 +167,10 @@ def curate(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactor
     log.info("curating %d files, fingerprint %s", len(plan.files), plan.fingerprint)
     counted = execute(config.runner, flags, lambda pipeline: build(pipeline, config, paths, plan, scorer))
     secs = time.monotonic() - started
-    record(config.path, "select" if scorer is None else "run", secs, counted)
+    ran = record(config.path, "select" if scorer is None else "run", secs, counted)
     written = manifest.read_manifest(config.path)
+    if written and config.report.write:
+        write_report(config.path, written, run=ran)
     return Outcome(plan, written, {}, secs, skipped=tuple((written or {}).get("skipped_files", ())))
 
 
@@ -199,10 +214,11 @@ def score(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory
     return Outcome(plans.whole, None, {}, secs, members=tuple(members), skipped=skipped)
 
 
-def record(directory: str, command: str, secs: float, counted: Mapping[str, int]) -> None:
-    """Write `run.json`: that of the last run that did something; of several models, their work together."""
+def record(directory: str, command: str, secs: float, counted: Mapping[str, int]) -> dict[str, Any]:
+    """Write `run.json`, and return it: that of the last run that did something; of several models, their work together."""
     content = throughput.run_record(command=command, secs=secs, totals=counted)
     publish.replace(join(directory, "run.json"), manifest.to_json(content))
+    return content
 
 
 def sweep(scores: str, plans: Plans, output: str | None = None) -> None:

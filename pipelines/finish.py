@@ -20,11 +20,12 @@ from pipelines.overlap import Gather
 from pipelines.plan import Plan, name_of
 from pipelines.records import Shard, Totals
 from pipelines.report import card
+from pipelines.reporting import write_report
 from pipelines.skipped import names_of
 from pipelines.storage.files import join
 from pipelines.storage.manifest import digest, to_json
 from pipelines.storage.publish import create_or_equal
-from pipelines.summaries import SelectionSummary, merge_summaries
+from pipelines.summaries import SelectionSummary, StepSum, merge_summaries
 from pipelines.workers import carrying_errors, plan_at
 
 MANIFEST_FORMAT = 1
@@ -76,7 +77,9 @@ class Finish(beam.PTransform):  # type: ignore[misc]
             | "WriteRejected" >> beam.ParDo(WriteRejected(self.plan_path, self.config.path))
         )
         summary = parts["summary"] | "SumSelection" >> Gather(merge_summaries)
-        more = {name: AsSingleton(parts[name]) for name in ("standards", "skipped") if name in parts}
+        more: dict[str, Any] = {name: AsSingleton(parts[name]) for name in ("standards", "skipped") if name in parts}
+        if "report" in parts:
+            more["report"] = AsIter(parts["report"])
         barrier = parts["shards"].pipeline | "Finish" >> beam.Create([self.plan_path])
         return barrier | "PublishManifest" >> beam.ParDo(
             PublishManifest(self.config),
@@ -141,6 +144,7 @@ class PublishManifest(beam.DoFn):  # type: ignore[misc]
         rejected: Iterable[str],
         standards: Standards | None = None,
         skipped: Mapping[int, str] | None = None,
+        report: Iterable[str] = (),
     ) -> Iterator[dict[str, Any]]:
         with carrying_errors():
             plan = plan_at(plan_path)
@@ -153,9 +157,12 @@ class PublishManifest(beam.DoFn):  # type: ignore[misc]
                 manifest["length_correction"] = curve.to_json()
             crossing = [step.name for step in self.config.select if step.crosses_prompts]
             manifest["warnings"] = [f"{crossing[0]} {OFFSET_WARNING}"] if crossing and not plan.comparable else []
+            manifest["report"] = sorted(report)
             output = self.config.path
             text = card.render(manifest, license=self.config.output.license)
             create_or_equal(join(output, "README.md"), text.encode())
+            if manifest["report"]:  # without the launcher's clock: it may not be waiting
+                write_report(output, manifest, run=None)
             create_or_equal(join(output, "manifest.json"), to_json(manifest))
             yield manifest
 
@@ -185,6 +192,8 @@ def make_manifest(
             "prompts": summary.prompts,
             "kept": summary.kept.count,
             "kept_prompts": summary.kept_prompts,
+            "size": summary.size,
+            "kept_size": summary.kept_size,
         },
         "rejected": rejected_counts,
         "first_rejected": examples,
@@ -221,8 +230,7 @@ def model_of(config: RunConfig, plan: Plan, standards: Standards | None) -> dict
 
 def _step(summary: SelectionSummary, number: int, name: str) -> dict[str, Any]:
     """What a step kept: nothing, where nothing was left for any worker to see."""
-    rule, rows, prompts = summary.steps.get(number, (name, 0, 0))
-    return {"rule": rule, "rows": rows, "prompts": prompts}
+    return summary.steps.get(number, StepSum(name, 0, 0, 0))._asdict()
 
 
 def _input(file: InputFile, fragments: list[list[Any]]) -> dict[str, Any]:

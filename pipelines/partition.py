@@ -11,7 +11,7 @@ import pyarrow as pa
 from apache_beam.pvalue import TaggedOutput
 
 from pipelines.candidates import Candidates
-from pipelines.columnar import Needs, concatenate, pack, score_columns, scored_candidates, to_ipc
+from pipelines.columnar import concatenate, pack, score_columns, scored_candidates, sizes_of, to_ipc
 from pipelines.length import Sample
 from pipelines.overlap import Overlap, Overlapped
 from pipelines.precombine import shrink
@@ -152,8 +152,3 @@ def _combined(number: int, parts: list[Candidates], selection: Selection) -> tup
 
 def _packed(number: int, parts: list[Candidates], selection: Selection) -> tuple[int, bytes]:
     return number, pack(_combined(number, parts, selection)[1], selection.needs)
-
-
-def sizes_of(candidates: Candidates, needs: Needs) -> Any:
-    """What counts as equal size: tokens, or characters where there is no tokenizer."""
-    return candidates.tokens if needs.tokens else candidates.length

@@ -22,18 +22,18 @@ import numpy as np
 from apache_beam.pvalue import AsSingleton, TaggedOutput
 
 from pipelines.candidates import Candidates, count_prompts, place_order
-from pipelines.columnar import Needs, pack, unpack
+from pipelines.columnar import Needs, pack, total_size, unpack
 from pipelines.config import Limits
 from pipelines.cuts import Cut
 from pipelines.length import Sample, fit, merge_samples
 from pipelines.overlap import Gather, MergeBundles, Overlapped
-from pipelines.partition import ReadScores, sizes_of
+from pipelines.partition import ReadScores
 from pipelines.passes import FindCut, FindEdges, Loader
 from pipelines.records import KeptUnit, Totals
 from pipelines.rules import add_ranks, with_rivals
 from pipelines.steps import LoadPartition, LoadScores, Selection, read_candidates, take_step
 from pipelines.storage.objects import ScoreFile
-from pipelines.summaries import ExactSum, SelectionSummary, StepCounts, merge_summaries
+from pipelines.summaries import ExactSum, SelectionSummary, StepCounts, StepSum, merge_summaries
 from pipelines.totals import check_limits, sum_totals, totals_of
 from pipelines.workers import carrying_errors
 
@@ -171,7 +171,7 @@ class ApplyRules(Overlapped):
             step = self.selection.steps[number]
             cut = cuts[0] if step.top is not None else None
             rows = take_step(rows, step, cut=cut, temperature=self.selection.temperature)
-            counts[number] = (step.name, len(rows), count_prompts(rows))
+            counts[number] = StepSum(step.name, len(rows), count_prompts(rows), total_size(rows, needs))
         if self.first and needs.rival:
             rows = with_rivals(rows, whole)
         summary = SelectionSummary(prompts=prompts, steps=counts)
@@ -180,7 +180,7 @@ class ApplyRules(Overlapped):
             return [told, (partition, pack(rows, needs))] if len(rows) else [told]
         summary.kept = ExactSum.of(rows.raw)
         summary.kept_prompts = count_prompts(rows)
-        summary.kept_size = int(sizes_of(rows, needs).sum(dtype=np.int64))
+        summary.kept_size = total_size(rows, needs)
         if needs.rival:
             summary.longest = ExactSum.of(rows.rival)
         return [told, *by_unit(rows, needs.kept)]

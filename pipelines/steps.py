@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.candidates import Candidates
-from pipelines.columnar import Needs, score_columns, scored_candidates, unpack
+from pipelines.columnar import Needs, score_columns, scored_candidates, total_size, unpack
 from pipelines.config import BestOfN, Step
 from pipelines.cuts import Cut, keep
 from pipelines.length import Curve
 from pipelines.rules import apply_step
 from pipelines.storage import objects
 from pipelines.storage.objects import ScoreFile
-from pipelines.summaries import StepCounts
+from pipelines.summaries import StepCounts, StepSum
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,13 @@ def early(
     if selection.correction is not None:
         curve: Curve = waiting.pop(0)
         candidates = curve.correct(candidates)
-        counts[0] = ("length_correction", len(candidates), None)
+        counts[0] = StepSum("length_correction", len(candidates), None, total_size(candidates, selection.needs))
     for number in selection.early:
         if number < until:
             step = selection.steps[number]
             cut: Cut | None = waiting.pop(0) if step.top is not None else None
             candidates = take_step(candidates, step, cut=cut, temperature=selection.temperature)
-            counts[number] = (step.name, len(candidates), None)
+            counts[number] = StepSum(step.name, len(candidates), None, total_size(candidates, selection.needs))
     return candidates, counts
 
 

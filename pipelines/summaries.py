@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -77,8 +78,17 @@ def _parts(values: npt.NDArray[np.float32]) -> Iterator[tuple[npt.NDArray[np.uin
         yield exponents, np.where(bits >> np.uint32(31), -signed, signed)
 
 
-StepCounts = dict[int, tuple[str, int, int | None]]
-"""Step number → (rule, rows it kept, prompts it kept: None where the step works before prompts come together)."""
+class StepSum(NamedTuple):
+    """What a step kept."""
+
+    rule: str
+    rows: int
+    prompts: int | None  # None where the step works before prompts come together
+    size: int  # tokens; characters where there is no tokenizer
+
+
+StepCounts = dict[int, StepSum]
+"""By number of the step."""
 
 
 @dataclass
@@ -104,9 +114,10 @@ class SelectionSummary:
 
     def __add__(self, other: SelectionSummary) -> SelectionSummary:
         steps = dict(self.steps)
-        for number, (rule, rows, prompts) in other.steps.items():
-            _, before_rows, before_prompts = steps.get(number, (rule, 0, 0))
-            steps[number] = (rule, before_rows + rows, _both(before_prompts, prompts))
+        for number, own in other.steps.items():
+            before = steps.get(number, StepSum(own.rule, 0, 0, 0))
+            prompts = _both(before.prompts, own.prompts)
+            steps[number] = StepSum(own.rule, before.rows + own.rows, prompts, before.size + own.size)
         return SelectionSummary(
             candidates=self.candidates + other.candidates,
             prompts=_both(self.prompts, other.prompts),

@@ -8,6 +8,9 @@ from typing import Any
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
+TIMED = ("run.json", "report.html")
+"""Files of an output that tell times, and so are never the same twice."""
+
 READING: dict[str, Any] = {
     "format": "auto",
     "origin": None,

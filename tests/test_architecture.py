@@ -10,9 +10,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STAGES = {"score", "ensemble", "selection", "export", "finish"}
+STAGES = {"score", "ensemble", "selection", "export", "observe", "finish"}
 FROM_RM = {"rm.conversations", "rm.identity", "rm.scorer"}
-MORE_DOORS = {"training.py": {"rm.train"}, "evaluation.py": {"rm.evaluate", "rm.preferences"}}
+MORE_DOORS = {
+    "report/prompt_figures.py": {"rm.evaluate", "rm.preferences"},
+    "training.py": {"rm.train"},
+    "evaluation.py": {"rm.evaluate", "rm.preferences"},
+}
 
 
 def imports(path: Path) -> set[str]:

@@ -145,6 +145,19 @@ class ScoresConfig(Strict):
     """An input column that holds the rewards already (of a judge, or of another model), instead of `model`."""
 
 
+class ReportConfig(Strict):
+    """`report.html`, with its numbers in `report.json` and its conversations in `samples.parquet`."""
+
+    write: bool = True
+    """Whether there is one. It takes a second reading of the score files after selection."""
+    samples: int = Field(default=10, ge=0, le=100)
+    """Conversations of each kind that it shows: the best, the worst, those at the border, and the closest calls. None at 0: then
+    it holds no text of the corpus."""
+    gold: str | None = None
+    """A column under `input.carry` with numbers (or true and false) that say what a response is really worth: best-of-n is
+    measured by it. Rules never see it."""
+
+
 class Limits(Strict):
     max_rejected_fraction: float = Field(default=0.001, ge=0.0, le=1.0)
     """More rejected responses than this share of all that were read end the run with exit code 4."""
@@ -178,6 +191,7 @@ class RunConfig(Strict):
     """Steps apply in order, each to what the one before kept; an empty list keeps every scored row."""
     output: OutputConfig
     scores: ScoresConfig = ScoresConfig()
+    report: ReportConfig = ReportConfig()
     limits: Limits = Limits()
     runner: RunnerConfig = RunnerConfig()
 
@@ -220,6 +234,16 @@ class RunConfig(Strict):
             raise ValueError(
                 f"output.shape is {self.output.shape!r}, and select {'ends with' if has_pairs else 'has no'} pairs; "
                 "pairs and the shape preference go together"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gold_is_carried(self) -> RunConfig:
+        if self.report.gold is not None and self.report.gold not in self.input.carry:
+            known = ", ".join(["source", *self.input.carry])
+            raise ValueError(
+                f"report.gold names the column {self.report.gold!r}, and score files have {known}; "
+                f"add it: input.carry=[{', '.join([*self.input.carry, self.report.gold])}]"
             )
         return self
 

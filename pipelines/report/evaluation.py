@@ -108,7 +108,7 @@ def _charts(evaluation: Json) -> Iterator[dict[str, Any]]:
     if evaluation["accuracy"]["overall"]["comparisons"]:
         yield _accuracy(evaluation["accuracy"])
     if evaluation["best_of_n"]:
-        yield _best_of_n(evaluation["best_of_n"])
+        yield best_of_n(evaluation["best_of_n"])
     if evaluation["calibration"]:
         yield _calibration(evaluation["calibration"])
     if len(evaluation["margins"]) > 1:
@@ -131,7 +131,8 @@ def _accuracy(accuracy: Json) -> dict[str, Any]:
     }
 
 
-def _best_of_n(curve: Json) -> dict[str, Any]:
+def best_of_n(curve: Json) -> dict[str, Any]:
+    """The chart of a curve in JSON (`rm.evaluate.BestOfN`)."""
     points = curve["points"]
     gold = curve["measured_by"] == "gold"
     series = []

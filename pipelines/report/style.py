@@ -61,6 +61,20 @@ th.name { min-width: 8rem; white-space: normal; overflow-wrap: anywhere; }
 .words th { width: 14rem; max-width: 40vw; padding-right: 1rem; }
 thead th { color: var(--quiet); font-weight: 500; }
 tbody tr:last-child th, tbody tr:last-child td { border-bottom: 0; }
+.warning { border-left: 3px solid var(--length); padding-left: .75rem; }
+details { border-top: 1px solid var(--rule); padding: .5rem 0; }
+summary { cursor: pointer; font-size: .875rem; overflow-wrap: anywhere; }
+.turn { margin: .5rem 0; padding: .5rem .75rem; border-left: 3px solid var(--rule); }
+.turn.assistant { border-left-color: var(--model); }
+.turn b { color: var(--quiet); font-size: .75rem; font-weight: 500; }
+.turn p { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .875rem; unicode-bidi: isolate;
+  overflow: hidden; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem; }
+.pair > div, .one > div { min-width: 0; }
+.facts { font-size: .875rem; margin: .25rem 0 0; overflow-wrap: anywhere; }
+.keep { color: var(--model); font-weight: 600; } .drop { color: var(--quiet); font-weight: 600; }
+pre { margin: 0; font-size: .85em; white-space: pre-wrap; overflow-wrap: anywhere; }
+.words td { overflow-wrap: anywhere; }
 @media print { :root { --ink: #000; --quiet: #444; --paper: #fff; --panel: #fff; --rule: #bbb; --model: #1f5fd0;
   --length: #a8470f; --random: #666; --oracle: #1d6b41; }
   body { max-width: none; padding: 0; font-size: 10pt; } section { break-inside: avoid; } .scroll { overflow: visible; }

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 LARGEST_TEXT = 14  # px: what the style sheet gives SVG text on narrow screens
 _MARKS = 4  # combining marks on one letter; no script in use stacks more
+_TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # turn the direction of what follows
 _WIDE = frozenset("mwMW@%—…")
 _NARROW = frozenset("fijlrtI.,:;'!|()[]/- ")
 
@@ -43,6 +44,11 @@ def width(words: str) -> float:
     return sum(map(_ems, words)) * LARGEST_TEXT
 
 
+def tamed(text: str) -> str:
+    """All of a text with its lines; what cannot be shown becomes U+FFFD, and marks that would leave their line are dropped."""
+    return "\n".join("".join(_tame(line)) for line in text.splitlines())
+
+
 def _ems(character: str) -> float:
     if unicodedata.combining(character) or unicodedata.category(character) in ("Mn", "Me", "Cf"):
         return 0.0
@@ -61,4 +67,5 @@ def _tame(words: str) -> Iterator[str]:
         category = unicodedata.category(character)
         marks = marks + 1 if category in ("Mn", "Me") else 0
         if marks <= _MARKS:
-            yield " " if character in "\t\r\n" else "\ufffd" if category in ("Cc", "Cs") else character
+            hidden = category in ("Cc", "Cs") or character in _TURNS
+            yield " " if character in "\t\r\n" else "\ufffd" if hidden else character

@@ -65,7 +65,8 @@ def claim(output: str, *, inputs: str, selection: str, plan: str) -> bool:
 
 def _published(output: str) -> bool:
     """Whether any part of a data set is there."""
-    return any(anything_below(join(output, name)) for name in ("manifest.json", "README.md", "data", "rejected"))
+    parts = ("manifest.json", "README.md", "data", "rejected", "report.json", "samples.parquet")
+    return any(anything_below(join(output, name)) for name in parts)
 
 
 def read_manifest(output: str) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from corpora import corpus_rows, write_jsonl
+from corpora import TIMED, corpus_rows, write_jsonl
 from safetensors.numpy import save_file
 
 ROOT = Path(__file__).parents[2]
@@ -140,10 +140,10 @@ class Place:
         return ended
 
     def tree(self) -> dict[str, bytes]:
-        """Every file of the output and its bytes, but for temporaries and `run.json`, which has times in it."""
+        """Every file of the output and its bytes, but for temporaries and what tells times."""
         files = sorted(file for file in self.output.rglob("[!.]*") if file.is_file())
         named = {str(file.relative_to(self.output)): file for file in files}
-        return {name: file.read_bytes() for name, file in named.items() if name != "run.json"}
+        return {name: file.read_bytes() for name, file in named.items() if name not in TIMED}
 
     def temporaries(self) -> list[str]:
         return sorted(str(path.relative_to(self.output)) for path in self.output.rglob(".*"))

@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 import pytest
 from chaos.harness import Ended, Place
+from corpora import TIMED
 
 from pipelines.errors import StorageError
 from pipelines.storage import objects, publish
@@ -67,7 +68,7 @@ def finishes(place: Place, golden: dict[str, bytes]) -> None:
 
 def without_totals(place: Place) -> dict[str, bytes]:
     """What `run` would have left, without what `score` leaves beside it."""
-    extra = ("run.json", "totals-")
+    extra = (*TIMED, "totals-")
     return {name: data for name, data in place.tree().items() if not name.rsplit("/", 1)[-1].startswith(extra)}
 
 

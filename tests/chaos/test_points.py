@@ -66,7 +66,8 @@ def test_order_of_durable_calls(campaign: Campaign):
     points = campaign.points
     published = [(number, path) for number, (name, path) in enumerate(points) if name in ("link", "rename")]
     assert {path.split("/")[0] for _, path in published} == {
-        *("claim.json", "scores", "rejected", "data", "README.md", "manifest.json", "run.json")
+        *("claim.json", "scores", "rejected", "data", "README.md", "manifest.json", "run.json"),
+        *("samples.parquet", "report.json", "report.html"),
     }
     for number, path in published:
         directory, name = os.path.split(path)
@@ -78,7 +79,7 @@ def test_order_of_durable_calls(campaign: Campaign):
     assert made
     for number, path in made:
         assert points[number + 1] == ("fsync", os.path.dirname(path) or ".")
-    assert [path for _, path in published][-2:] == ["manifest.json", "run.json"]
+    assert [path for _, path in published][-4:] == ["report.html", "manifest.json", "run.json", "report.html"]
 
 
 def test_nothing_is_written_outside_of_the_output(subject: Subject):

@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 from checkpoints import rename_tensors
-from corpora import corpus_rows, write_jsonl
+from corpora import TIMED, corpus_rows, write_jsonl
 from tiny_models import save_causal, save_encoder
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -332,7 +332,7 @@ def test_kill_9_while_scoring_then_the_same_command(tmp_path, stub_model):
         files = sorted(
             file
             for file in (tmp_path / name).rglob("*")
-            if file.is_file() and file.name != "run.json" and "plans" not in file.parts
+            if file.is_file() and file.name not in TIMED and "plans" not in file.parts
         )
         trees.append({str(file.relative_to(tmp_path / name)): file.read_bytes() for file in files})
     assert scored_rows(log) == 48

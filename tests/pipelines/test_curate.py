@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from corpora import corpus_rows, write_jsonl
+from corpora import TIMED, corpus_rows, write_jsonl
 from stubs import StubFactory, loads, scored_rows, stub_reward
 
 from pipelines import curate
@@ -29,11 +29,11 @@ def run(config, **factory):
 
 
 def tree(root: Path) -> dict[str, str]:
-    """Every file below an output except the scores and `run.json`, by content."""
+    """Every file below an output except the scores and those that tell times, by content."""
     return {
         str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(root.rglob("*"))
-        if path.is_file() and path.name != "run.json" and "scores" not in path.relative_to(root).parts
+        if path.is_file() and path.name not in TIMED and "scores" not in path.relative_to(root).parts
     }
 
 

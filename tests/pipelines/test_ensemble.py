@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import stubs
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from corpora import corpus_rows, write_jsonl
+from corpora import TIMED, corpus_rows, write_jsonl
 from safetensors.numpy import save_file
 from stubs import NamedFactory, named_reward
 from tiny_models import save_causal, save_encoder
@@ -108,7 +108,7 @@ def expected(rows, names=NAMES, kind="mean", penalty=1.0) -> dict[tuple[str, str
 
 def contents(root: Path, *, plans: bool = True) -> dict[str, bytes]:
     files = sorted(path for path in root.rglob("*") if path.is_file() and (plans or "plans" not in path.parts))
-    files = [path for path in files if path.name != "run.json"]  # times and the machine
+    files = [path for path in files if path.name not in TIMED]
     return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 

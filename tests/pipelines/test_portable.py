@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from corpora import corpus_rows, write_jsonl
+from corpora import TIMED, corpus_rows, write_jsonl
 from stubs import StubFactory, scored_rows
 
 from pipelines import curate
@@ -54,7 +54,7 @@ def tree(root: Path) -> dict[str, str]:
     return {
         str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(root.rglob("*"))
-        if path.is_file() and path.name != "run.json"
+        if path.is_file() and path.name not in TIMED
     }
 
 

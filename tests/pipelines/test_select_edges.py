@@ -315,10 +315,10 @@ def test_steps_after_nothing_is_left_are_listed_with_nothing(select):
     steps = [{"threshold": {"min_reward": 0.0}}, {"top": {"rows": 0}}, {"best_of_n": {}}, {"top": {"rows": 3}}]
     manifest, _ = check(select, LONE, steps)
     assert manifest["steps"] == [
-        {"rule": "threshold", "rows": 5, "prompts": None},
-        {"rule": "top", "rows": 0, "prompts": None},
-        {"rule": "best_of_n", "rows": 0, "prompts": 0},
-        {"rule": "top", "rows": 0, "prompts": 0},
+        {"rule": "threshold", "rows": 5, "prompts": None, "size": sum(len(one["response"]) for one in LONE)},
+        {"rule": "top", "rows": 0, "prompts": None, "size": 0},
+        {"rule": "best_of_n", "rows": 0, "prompts": 0, "size": 0},
+        {"rule": "top", "rows": 0, "prompts": 0, "size": 0},
     ]
 
 

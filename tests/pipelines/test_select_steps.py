@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from corpora import write_jsonl
+from corpora import TIMED, write_jsonl
 
 from pipelines import curate, partition, precombine
 from pipelines.config import RunConfig
@@ -65,7 +65,7 @@ def tree(root: Path):
     return {
         str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(root.rglob("*"))
-        if path.is_file() and path.name != "run.json"
+        if path.is_file() and path.name not in TIMED
     }
 
 

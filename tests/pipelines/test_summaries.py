@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.summaries import ExactSum, SelectionSummary, merge_summaries
+from pipelines.summaries import ExactSum, SelectionSummary, StepSum, merge_summaries
 
 floats = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=30)
 
@@ -51,8 +51,8 @@ def test_many_equal_values_do_not_overflow():
 
 
 def test_summaries_merge_step_by_step():
-    one = SelectionSummary(candidates=3, prompts=2, steps={0: ("best_of_n", 2, 2)}, kept_prompts=2)
-    two = SelectionSummary(candidates=5, prompts=1, steps={0: ("best_of_n", 1, 1)}, kept_prompts=1)
-    merged = merge_summaries([one, SelectionSummary(steps={1: ("top", 1, None)}), two])
+    one = SelectionSummary(candidates=3, prompts=2, steps={0: StepSum("best_of_n", 2, 2, 7)}, kept_prompts=2)
+    two = SelectionSummary(candidates=5, prompts=1, steps={0: StepSum("best_of_n", 1, 1, 5)}, kept_prompts=1)
+    merged = merge_summaries([one, SelectionSummary(steps={1: StepSum("top", 1, None, 3)}), two])
     assert (merged.candidates, merged.prompts, merged.kept_prompts) == (8, 3, 2 + 1)
-    assert merged.steps == {0: ("best_of_n", 3, 3), 1: ("top", 1, None)}
+    assert merged.steps == {0: ("best_of_n", 3, 3, 12), 1: ("top", 1, None, 3)}

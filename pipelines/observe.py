@@ -1,0 +1,187 @@
+"""Observe: score files and what was kept of them → what the report shows, and a few conversations to read.
+
+Costs one more reading of score files, 44 bytes a row. What travels are descriptors of score files and places of kept rows, by
+unit; and the text of the samples, some dozens of conversations cut at a bounded length.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from apache_beam.pvalue import AsIter, AsSingleton
+
+from pipelines.columnar import Needs, from_ipc, key_halves, score_column, to_labels
+from pipelines.inputs import place_of, read_rows, split_units
+from pipelines.observed import ROWS, Observed, merge_observed
+from pipelines.overlap import Gather, Overlapped
+from pipelines.records import KeptUnit
+from pipelines.report.figures import Facts, figures
+from pipelines.samples import Told, pick, samples_table, told
+from pipelines.storage import objects
+from pipelines.storage.files import join
+from pipelines.storage.objects import ScoreFile
+from pipelines.storage.publish import create
+from pipelines.workers import carrying_errors, plan_at
+
+_SCORES, _KEPT = b"s", b"k"  # what an element is, in its first byte
+
+
+def columns_of(facts: Facts) -> list[str]:
+    """Those of score files that there are to look at."""
+    plain = ["reward", "prompt_key", "response_hash", "row", "response_index", "response_chars", "source"]
+    plain += ["prompt_tokens", "response_tokens"] * (facts.unit == "tokens") + ["spread"] * facts.ensemble
+    return plain + ([score_column(facts.gold)] if facts.gold is not None else [])
+
+
+@dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
+class Observe(beam.PTransform):  # type: ignore[misc]
+    """{scores: descriptors, kept: KeptUnit} → names of `report.json` and `samples.parquet`, published."""
+
+    plan_path: str
+    output: str
+    facts: Facts
+    kept: Needs
+    samples: int
+
+    def expand(self, parts: dict[str, Any]) -> Any:
+        scores = parts["scores"] | "PlaceScores" >> beam.Map(placed_scores)
+        kept = parts["kept"] | "PlaceKept" >> beam.Map(placed_kept, self.kept)
+        joined = (scores, kept) | "ScoresAndKept" >> beam.Flatten() | "GroupByUnit" >> beam.GroupByKey()
+        observed = joined | "ObserveUnits" >> beam.ParDo(ObserveUnits(self.facts)) | "Merge" >> Gather(merge_observed)
+        wanted = observed | "PickSamples" >> beam.FlatMap(list_samples, self.samples)
+        texts = wanted | "GroupSamples" >> beam.GroupByKey() | "ReadSamples" >> beam.ParDo(ReadSamples(self.plan_path))
+        barrier = parts["scores"].pipeline | "Report" >> beam.Create([self.plan_path])
+        publish = PublishReport(self.output, self.facts, self.samples)
+        return barrier | "PublishReport" >> beam.ParDo(publish, AsSingleton(observed), AsIter(texts))
+
+
+def placed_scores(data: bytes) -> tuple[int, bytes]:
+    """(file << 32 | unit, a descriptor)"""
+    descriptor = ScoreFile.from_bytes(data)
+    return descriptor.file << 32 | descriptor.footer.unit, _SCORES + data
+
+
+def placed_kept(kept: KeptUnit, needs: Needs) -> tuple[int, bytes]:
+    """(file << 32 | unit, the places of its kept responses as `row << 32 | response`)"""
+    rows = from_ipc([kept.kept], needs.schema)
+    places = rows["row"].to_numpy().astype(np.uint64) << np.uint64(32) | rows["response"].to_numpy().astype(np.uint64)
+    return kept.file << 32 | kept.unit, _KEPT + places.tobytes()
+
+
+@dataclass(eq=False)
+class ObserveUnits(Overlapped):
+    """A unit's score files and kept places → what there is to see of it."""
+
+    facts: Facts
+
+    def hold(self, element: tuple[int, Iterable[bytes]]) -> list[bytes]:
+        return list(element[1])
+
+    def work(self, parts: list[bytes]) -> list[Observed]:
+        kept = [np.frombuffer(part[1:], np.uint64) for part in parts if part[:1] == _KEPT]
+        places = np.sort(np.concatenate(kept)) if kept else np.zeros(0, np.uint64)
+        files = (ScoreFile.from_bytes(part[1:]) for part in parts if part[:1] == _SCORES)
+        return [merge_observed(Observed.of(rows_of(file, self.facts, places)) for file in files)]
+
+
+def rows_of(file: ScoreFile, facts: Facts, kept: Any) -> pa.Table:
+    """The scored responses of a score file in the columns of `ROWS`; `kept` are ascending places of those that were kept."""
+    scores = objects.read_columns(file.path, columns_of(facts), file.footer)
+    if scores["reward"].null_count:
+        scores = scores.filter(scores["reward"].is_valid())
+    count = scores.num_rows
+    high, low = key_halves(scores["prompt_key"])
+    row, response = scores["row"].to_numpy(), scores["response_index"].to_numpy()
+    places = row.astype(np.uint64) << np.uint64(32) | response.astype(np.uint64)
+    at = np.searchsorted(kept, places)
+    is_kept = np.zeros(count, bool)
+    inside = at < len(kept)
+    is_kept[inside] = kept[at[inside]] == places[inside]
+    length = scores["response_chars"].to_numpy()
+    tokens = ("prompt_tokens", "response_tokens")
+    size = sum(scores[name].to_numpy() for name in tokens) if facts.unit == "tokens" else length
+    columns = {
+        "key_high": high,
+        "key_low": low,
+        "response_hash": scores["response_hash"].to_numpy(),
+        "file": np.full(count, file.file, np.int32),
+        "unit": np.full(count, file.footer.unit, np.int32),
+        "row": row,
+        "response": response,
+        "reward": scores["reward"].to_numpy(),
+        "size": size,
+        "length": length,
+        "kept": is_kept,
+        "source": scores["source"],
+        "gold": pa.nulls(count, pa.float64()) if facts.gold is None else gold_of(scores[score_column(facts.gold)]),
+        "spread": scores["spread"] if facts.ensemble else pa.nulls(count, pa.float32()),
+    }
+    return pa.table({name: columns[name] for name in ROWS.names})
+
+
+def gold_of(column: pa.ChunkedArray) -> pa.Array:
+    """Numbers that a carried column holds as text, `true` and `false` as 1 and 0; null where it holds anything else."""
+    labels = to_labels(column)
+    values = np.array([*map(_number, labels.values), np.nan])
+    return pa.array(values[labels.codes], from_pandas=True)  # -1 is the last
+
+
+def _number(text: str) -> float:
+    try:
+        value = {"true": 1.0, "false": 0.0}.get(text.lower())
+        value = float(text) if value is None else value
+    except ValueError:
+        return np.nan
+    return value if np.isfinite(value) else np.nan
+
+
+def list_samples(observed: Observed, count: int) -> Iterator[tuple[int, bytes]]:
+    """(file << 32 | unit, a place whose text is wanted)"""
+    for place in sorted({one.place for one in pick(observed, count)}):
+        file, unit, row, response, expected = place
+        yield file << 32 | unit, json.dumps([row, response, expected]).encode()
+
+
+@dataclass(eq=False)
+class ReadSamples(beam.DoFn):  # type: ignore[misc]
+    """(unit, places) → the conversations there, as they are now: one that has changed since it was scored is left out."""
+
+    plan_path: str
+
+    def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[Told]:
+        number, places = element[0], [tuple(json.loads(place)) for place in element[1]]
+        with carrying_errors():
+            plan = plan_at(self.plan_path)
+            file = plan.files[number >> 32]
+            unit = next((unit for unit in split_units(file) if unit.number == number & 0xFFFFFFFF), None)
+            if unit is None:
+                return
+            numbers = np.unique([row for row, *_ in places])
+            for row in read_rows(file, unit, plan.mapping, numbers, more_columns=(), max_row_bytes=plan.max_row_bytes):
+                where = place_of(file.key, unit.start, row.number)
+                for at, response, expected in places:
+                    if at == row.number:
+                        yield from told((number >> 32, unit.number, at, response, expected), row, file.key, where)
+
+
+@dataclass(eq=False)
+class PublishReport(beam.DoFn):  # type: ignore[misc]
+    """Writes `samples.parquet`, then `report.json`; what is there stays: an output belongs to one selection of one corpus."""
+
+    output: str
+    facts: Facts
+    samples: int
+
+    def process(self, _plan_path: str, observed: Observed, texts: Iterable[Told]) -> Iterator[str]:
+        with carrying_errors():
+            samples = samples_table(pick(observed, self.samples), texts)
+            numbers = json.dumps(figures(observed, self.facts), sort_keys=True).encode()
+            for name, data in (("samples.parquet", samples), ("report.json", numbers)):
+                create(join(self.output, name), data)
+                yield name

@@ -1,0 +1,220 @@
+"""What a report shows of a scored corpus, and of what was kept of it: exact counts, and samples of bounded size. Pure.
+
+Everything is mergeable and the same in whatever order it is merged: samples are those with the smallest hashes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import xxhash
+
+from pipelines.columnar import to_labels
+from pipelines.histogram import Histogram, merge_histograms
+
+SAMPLE_ROWS = 16_384  # of the prompts that are looked at whole
+_PER_PROMPT = 256  # responses of one prompt in the sample
+EXTREMES = 10  # responses of each kind
+SOURCES = 64  # that are told apart
+OTHERS = "\0others"  # stands for all other sources
+
+ROWS = pa.schema(
+    [
+        pa.field("key_high", pa.uint64()),  # of the prompt
+        pa.field("key_low", pa.uint64()),
+        pa.field("response_hash", pa.uint64()),
+        pa.field("file", pa.int32()),
+        pa.field("unit", pa.int32()),
+        pa.field("row", pa.int32()),
+        pa.field("response", pa.int32()),
+        pa.field("reward", pa.float32()),  # the model's, not corrected
+        pa.field("size", pa.int32()),  # tokens of prompt and response; characters where there is no tokenizer
+        pa.field("length", pa.int32()),  # characters of the response
+        pa.field("kept", pa.bool_()),
+        pa.field("source", pa.string()),
+        pa.field("gold", pa.float64()),  # null where nothing is known
+        pa.field("spread", pa.float32()),  # standard deviation over the models of an ensemble
+    ]
+)
+"""Responses as samples hold them."""
+
+_TIES = ("response", "row", "unit", "file", "response_hash")  # as `np.lexsort` wants them, the first criterion last
+
+Side = tuple[str | None, bool]
+"""A source (None where a row names none), and whether its rows were kept."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A part of the corpus. Groups of the histogram are positions in `sides`."""
+
+    sides: tuple[Side, ...] = ()
+    histogram: Histogram = field(default_factory=Histogram)
+    lengths: Mapping[Side, int] = field(default_factory=dict)  # sum of response characters
+    extremes: pa.Table = field(
+        default_factory=ROWS.empty_table
+    )  # the highest and lowest rewards, of kept and of dropped
+    sample: pa.Table = field(default_factory=ROWS.empty_table)  # whole prompts
+
+    @classmethod
+    def of(cls, rows: pa.Table) -> Observed:
+        """Of scored responses in the columns of `ROWS`; sources may come dictionary-encoded."""
+        sides, groups = _sides(rows)
+        lengths = np.bincount(groups, weights=_numbers(rows, "length"), minlength=len(sides))
+        return cls(
+            sides,
+            Histogram.of(_numbers(rows, "reward"), _numbers(rows, "size"), groups),
+            {side: int(total) for side, total in zip(sides, lengths, strict=True)},
+            extremes_of(rows),
+            sample_of(rows),
+        )
+
+    def counts(self) -> dict[Side, int]:
+        """Responses."""
+        return {self.sides[group]: int(own.sum()) for group, own in self.histogram.counts.items()}
+
+    def sizes(self) -> dict[Side, int]:
+        return {self.sides[group]: int(own.sum()) for group, own in self.histogram.sizes.items()}
+
+
+def merge_observed(parts: Iterable[Observed]) -> Observed:
+    """All parts as one; of more than `SOURCES` sources those with the smallest hashes stay, the others are one."""
+    some = [part for part in parts if part.sides]
+    if not some:
+        return Observed()
+    named = _told_apart({source for part in some for source, _ in part.sides})
+    sides = sorted({(named[source], kept) for part in some for source, kept in part.sides}, key=_side_order)
+    at = {side: number for number, side in enumerate(sides)}
+    lengths: dict[Side, int] = {}
+    histograms = []
+    for part in some:
+        numbers = {group: at[named[source], kept] for group, (source, kept) in enumerate(part.sides)}
+        histograms.append(part.histogram.regrouped(numbers))
+        for (source, kept), total in part.lengths.items():
+            side = (named[source], kept)
+            lengths[side] = lengths.get(side, 0) + total
+    return Observed(
+        tuple(sides),
+        merge_histograms(histograms),
+        {side: lengths[side] for side in sides},
+        extremes_of(pa.concat_tables([part.extremes for part in some])),
+        sample_of(pa.concat_tables([part.sample for part in some])),
+    )
+
+
+def key_text(high: int, low: int) -> str:
+    """The prompt's id, as the output's `prompt_id` has it."""
+    return f"{high << 64 | low:032x}"
+
+
+def extremes_of(rows: pa.Table) -> pa.Table:
+    """The `EXTREMES` highest and lowest rewards of the kept and of the dropped, by reward and then the fixed order."""
+    reward, kept = _numbers(rows, "reward"), _kept(rows)
+    chosen: list[npt.NDArray[np.intp]] = []
+    for part in (np.flatnonzero(kept), np.flatnonzero(~kept)):
+        for sign in (1, -1):
+            values = sign * reward[part]
+            likely = part
+            if len(part) > EXTREMES:
+                likely = part[values <= np.partition(values, EXTREMES - 1)[EXTREMES - 1]]
+            order = np.lexsort((*_ties(rows, likely), sign * reward[likely]))
+            chosen.append(likely[order[:EXTREMES]])
+    every = np.unique(np.concatenate(chosen))
+    return _taken(rows, every[np.lexsort(_ties(rows, every))])
+
+
+def sample_of(rows: pa.Table) -> pa.Table:
+    """Whole prompts by chance until they have `SAMPLE_ROWS` responses, those of a prompt together.
+
+    Prompts come in order of a hash of their keys; a larger corpus fills the sample sooner, so that its prompts are among those
+    of each of its parts.
+    """
+    if not rows.num_rows:
+        return ROWS.empty_table()
+    high, low = _numbers(rows, "key_high"), _numbers(rows, "key_low")
+    chance = _mixed(high ^ low)
+    chosen = np.arange(rows.num_rows)
+    if len(chance) > 4 * SAMPLE_ROWS:  # most rows need not be sorted
+        likely = np.flatnonzero(chance <= np.uint64(2**64 - 1) // np.uint64(len(chance) // (2 * SAMPLE_ROWS)))
+        if _prompts_fill(chance[likely]):
+            chosen = likely
+    order = np.lexsort((*_ties(rows, chosen), low[chosen], high[chosen], chance[chosen]))
+    chosen = chosen[order]
+    first = np.append(True, (high[chosen][1:] != high[chosen][:-1]) | (low[chosen][1:] != low[chosen][:-1]))
+    starts = np.flatnonzero(first)
+    within = np.arange(len(chosen)) - np.repeat(starts, np.diff(np.append(starts, len(chosen))))
+    few = within < _PER_PROMPT
+    chosen, first = chosen[few], first[few]
+    begun = np.cumsum(few)[few] - 1  # rows before this one
+    prompt = np.cumsum(first) - 1
+    before = begun[first][prompt]  # rows before this one's prompt
+    return _taken(rows, chosen[before < SAMPLE_ROWS])
+
+
+def _prompts_fill(chance: npt.NDArray[np.uint64]) -> bool:
+    """Whether prompts with these hashes, one a row, fill a sample."""
+    _, counts = np.unique(chance, return_counts=True)
+    return int(np.minimum(counts, _PER_PROMPT).sum()) >= SAMPLE_ROWS
+
+
+def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Another order than that of the keys, by which rows are partitioned (splitmix64)."""
+    with np.errstate(over="ignore"):
+        z = values + np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        result: npt.NDArray[np.uint64] = z ^ (z >> np.uint64(31))
+    return result
+
+
+def _sides(rows: pa.Table) -> tuple[tuple[Side, ...], npt.NDArray[np.int64]]:
+    """The distinct sides of some rows, and each row's position among them."""
+    labels = to_labels(rows["source"])
+    numbers = 2 * (labels.codes.astype(np.int64) + 1) + _kept(rows)
+    there = np.flatnonzero(np.bincount(numbers)).tolist()
+    named = _told_apart({labels.name_of((number >> 1) - 1) for number in there})
+    wanted = {number: (named[labels.name_of((number >> 1) - 1)], bool(number & 1)) for number in there}
+    sides = sorted(set(wanted.values()), key=_side_order)
+    groups = np.zeros(max(there, default=0) + 1, np.int64)
+    for number, side in wanted.items():
+        groups[number] = sides.index(side)
+    return tuple(sides), groups[numbers]
+
+
+def _told_apart(sources: set[str | None]) -> dict[str | None, str | None]:
+    """Each source → the name it goes by."""
+    real = sorted(
+        (source for source in sources if source is not None and source != OTHERS),
+        key=lambda source: (xxhash.xxh3_64_intdigest(source.encode()), source),
+    )
+    named: dict[str | None, str | None] = {None: None, OTHERS: OTHERS}
+    for place, source in enumerate(real):
+        named[source] = source if place < SOURCES else OTHERS
+    return named
+
+
+def _side_order(side: Side) -> tuple[bool, str, bool]:
+    source, kept = side
+    return source is not None, source or "", kept
+
+
+def _taken(rows: pa.Table, chosen: npt.NDArray[np.intp]) -> pa.Table:
+    return rows.take(pa.array(chosen)).cast(ROWS)
+
+
+def _numbers(rows: pa.Table, name: str) -> Any:
+    return rows[name].to_numpy()
+
+
+def _kept(rows: pa.Table) -> npt.NDArray[np.bool_]:
+    kept: npt.NDArray[np.bool_] = rows["kept"].to_numpy().astype(bool)
+    return kept
+
+
+def _ties(rows: pa.Table, at: npt.NDArray[np.intp]) -> list[npt.NDArray[np.generic]]:
+    return [_numbers(rows, name)[at] for name in _TIES]

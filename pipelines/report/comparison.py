@@ -1,0 +1,192 @@
+"""Two reports side by side: two selections of the same scores, or the same selection by two models. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from pipelines.report.charts import Bar, Counts, bar_rows, dot_pairs, histogram
+from pipelines.report.selection_charts import short, source_name
+from pipelines.report.style import STYLE
+from pipelines.report.words import shown
+
+Json = Mapping[str, Any]
+
+_PAGE = """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{{ names[0] }} and {{ names[1] }}</title>
+<style>{{ style }}</style>
+</head>
+<body>
+<header>
+<h1>{{ names[0] }} <span class="quiet">and</span> {{ names[1] }}</h1>
+<p>{{ verdict }}</p>
+</header>
+<main>
+{% for chart in charts %}
+<section>
+<h2>{{ chart.title }}</h2>
+<p class="serves">{{ chart.serves }}</p>
+{{ chart.svg }}
+{% if chart.note %}<p class="quiet">{{ chart.note }}</p>{% endif %}
+</section>
+{% endfor %}
+<section class="wide">
+<h2>In numbers</h2>
+<div class="scroll"><table>
+<thead><tr><th></th><th>{{ names[0] }}</th><th>{{ names[1] }}</th></tr></thead>
+<tbody>
+{% for name, one, other in rows %}
+<tr><th>{{ name }}</th><td>{{ one }}</td><td>{{ other }}</td></tr>
+{% endfor %}
+</tbody></table></div>
+</section>
+</main>
+</body>
+</html>
+"""
+
+
+def agreement(one: Json, other: Json) -> dict[str, Any]:
+    """How far two reports agree on the prompts and responses that both have in their samples.
+
+    `kept` responses by `one`, by `other` and by `both` of these; of `prompts` with two or more common responses, in how many
+    the same one is `best`; of the `pairs` of responses to a prompt that neither finds equal, how many are in the same `order`.
+    """
+    found = dict.fromkeys(("prompts", "responses", "one", "other", "both", "choices", "best", "pairs", "order"), 0)
+    for key in one["prompts"].keys() & other["prompts"].keys():
+        mine, theirs = ({row[0]: row[1:] for row in report["prompts"][key]} for report in (one, other))
+        common = sorted(mine.keys() & theirs.keys())
+        if not common:
+            continue
+        found["prompts"] += 1
+        found["responses"] += len(common)
+        found["one"] += sum(mine[at][1] for at in common)
+        found["other"] += sum(theirs[at][1] for at in common)
+        found["both"] += sum(mine[at][1] and theirs[at][1] for at in common)
+        if len(common) > 1:
+            found["choices"] += 1
+            best = [max(common, key=lambda at, side=side: (side[at][0], at)) for side in (mine, theirs)]  # type: ignore[misc]
+            found["best"] += best[0] == best[1]
+        for left, right in combinations(common, 2):
+            gaps = (mine[left][0] - mine[right][0], theirs[left][0] - theirs[right][0])
+            if gaps[0] and gaps[1]:
+                found["pairs"] += 1
+                found["order"] += (gaps[0] > 0) == (gaps[1] > 0)
+    return found
+
+
+def render(names: tuple[str, str], manifests: Sequence[Json], reports: Sequence[Json]) -> str:
+    """The page for two outputs, by what they are called, their manifests and their numbers."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    found = agreement(*reports)
+    same_scores = manifests[0]["fingerprint"] == manifests[1]["fingerprint"]
+    shown_names = (shown(names[0], 60), shown(names[1], 60))
+    return environment.from_string(_PAGE).render(
+        style=Markup(STYLE),
+        names=shown_names,
+        verdict=_verdict(found, same_scores=same_scores),
+        charts=list(_charts(shown_names, reports, found, same_scores=same_scores)),
+        rows=list(_rows(manifests, reports)),
+    )
+
+
+def _verdict(found: Json, *, same_scores: bool) -> str:
+    scores = "Rewards of the same model" if same_scores else "Rewards of different models"
+    if not found["prompts"]:
+        return f"{scores}, and no prompt in common among those sampled: they are of different corpora."
+    words = f"{scores}. Of {found['prompts']:,} sampled prompts in both, with {found['responses']:,} responses: "
+    words += f"{found['one']:,} and {found['other']:,} kept, {found['both']:,} of them by both"
+    if not same_scores and found["choices"]:
+        words += f"; the same response is best for {found['best'] / found['choices']:.0%} of the prompts"
+    return words + "."
+
+
+def _charts(
+    names: tuple[str, str], reports: Sequence[Json], found: Json, *, same_scores: bool
+) -> Iterator[dict[str, Any]]:
+    if found["prompts"]:
+        yield _agreement(names, found, same_scores=same_scores)
+    yield _sources(names, reports)
+    for name, report in zip(names, reports, strict=True):
+        if report["histogram"] is not None:
+            yield _rewards(name, report["histogram"])
+
+
+def _agreement(names: tuple[str, str], found: Json, *, same_scores: bool) -> dict[str, Any]:
+    shares = [(f"kept by {names[0]}: by both", found["both"], found["one"])]
+    shares.append((f"kept by {names[1]}: by both", found["both"], found["other"]))
+    if not same_scores:
+        shares += [("same best of a prompt", found["best"], found["choices"])]
+        shares += [("pairs in the same order", found["order"], found["pairs"])]
+    rows = [(label, [Bar(part / whole, f"{part / whole:.0%} of {whole:,}")]) for label, part, whole in shares if whole]
+    return {
+        "title": "Agreement",
+        "serves": "Decides whether the choice between the two matters at all; where they differ, read what each keeps.",
+        "svg": bar_rows(rows, names=(("", "kept"),)),
+        "note": "" if same_scores else "At random, half of the pairs would be in the same order.",
+    }
+
+
+def _sources(names: tuple[str, str], reports: Sequence[Json]) -> dict[str, Any]:
+    shares: list[dict[str, float]] = []
+    for report in reports:
+        kept = sum(row["kept"] for row in report["sources"]) or 1
+        shares.append({source_name(row): row["kept"] / kept for row in report["sources"]})
+    labels = list(dict.fromkeys([*shares[0], *shares[1]]))
+    return {
+        "title": "Sources of what was kept",
+        "serves": "Decides whether one of the two favours a source.",
+        "svg": dot_pairs(
+            [(label, shares[0].get(label, 0.0), shares[1].get(label, 0.0)) for label in labels],
+            names=((names[0], "before"), (names[1], "after")),
+            x_format=lambda value: f"{value:.0%}",
+        ),
+        "note": "",
+    }
+
+
+def _rewards(name: str, bins: Json) -> dict[str, Any]:
+    return {
+        "title": f"Rewards of {name}",
+        "serves": "Decides how strict it is on its own scale; rewards of different models are not comparable.",
+        "svg": histogram(
+            bins["edges"],
+            [Counts(side, side, bins[side]) for side in ("kept", "dropped")],
+            x_title="reward",
+            x_format=short,
+            y_format=short,
+        ),
+        "note": "",
+    }
+
+
+def _rows(manifests: Sequence[Json], reports: Sequence[Json]) -> Iterator[tuple[str, str, str]]:
+    def both(name: str, values: Sequence[Any]) -> tuple[str, str, str]:
+        return (name, *("-" if value is None else value for value in values))  # type: ignore[return-value]
+
+    def mean(report: Json) -> str | None:
+        kept = report["sides"]["kept"]
+        return f"{kept['characters'] / kept['rows']:,.0f}" if kept["rows"] else None
+
+    yield both("reward model", [shown(m["model"]["name"], 60) for m in manifests])
+    yield both("fingerprint", [m["fingerprint"] for m in manifests])
+    yield both("selection", [", ".join(step["rule"] for step in m["steps"]) or "none" for m in manifests])
+    for name in ("scored", "kept", "kept_prompts"):
+        yield both(name.replace("_", " "), [f"{m['counts'][name]:,}" for m in manifests])
+    for side in ("kept", "dropped"):
+        values = [m["mean_reward"][side] for m in manifests]
+        yield both(f"mean reward of the {side}", [None if value is None else f"{value:.4g}" for value in values])
+    yield both("mean characters of the kept", [mean(report) for report in reports])
+    golds = [(report["gold_means"] or {}).get("kept") for report in reports]
+    if any(gold is not None for gold in golds):
+        yield both("mean gold of the kept", [None if gold is None else f"{gold:.4g}" for gold in golds])

@@ -1,0 +1,170 @@
+"""The numbers of a report, from what was observed: `report.json`. Pure; the page only draws them.
+
+Counts are exact. What needs whole prompts (best of n, margins, overlap, length) is taken from the sample of prompts, and
+`sample` says how many these are and whether they are all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.histogram import Histogram
+from pipelines.observed import OTHERS, Observed
+from pipelines.report.prompt_figures import by_length, by_prompt, disagreement, gold_means, named
+
+FORMAT = 1
+_SHOWN_BINS = 48
+_LEAST_WIDTH = 2.0**-20  # of a bin that is drawn, and as a share of the largest reward: what a page can tell apart
+_OUTSIDE = 0.001  # of the rows may lie beyond either end of what is drawn
+_SOURCES_SHOWN = 12
+_DIGITS = 7  # significant: what is beyond may differ between processors
+
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What there is to know beside the rows."""
+
+    unit: str  # of sizes: tokens | characters
+    temperature: float | None
+    gold: str | None  # name of the column
+    ensemble: bool
+
+
+def figures(observed: Observed, facts: Facts) -> dict[str, Any]:
+    """All of `report.json`, as plain JSON values; floats rounded to 7 significant digits."""
+    sample = observed.sample
+    found = {
+        "format": FORMAT,
+        "unit": facts.unit,
+        "gold": facts.gold,
+        "sides": _sides(observed),
+        "sources": _sources(observed),
+        "histogram": _shown(observed),
+        "yield": _yield(observed),
+        "whole": sample.num_rows == sum(observed.counts().values()),  # whether the sample is all there is
+        **by_prompt(sample, temperature=facts.temperature),
+        "length": by_length(sample),
+        "disagreement": disagreement(sample) if facts.ensemble else None,
+        "gold_means": gold_means(sample) if facts.gold is not None else None,
+        "prompts": named(sample),
+    }
+    rounded: dict[str, Any] = _rounded(found)
+    return rounded
+
+
+def _sides(observed: Observed) -> dict[str, Any]:
+    """Rows, sizes and response lengths of what was kept and what was not."""
+    counts, sizes = observed.counts(), observed.sizes()
+    return {
+        name: {
+            "rows": sum(n for (_, kept), n in counts.items() if kept == side),
+            "size": sum(n for (_, kept), n in sizes.items() if kept == side),
+            "characters": sum(n for (_, kept), n in observed.lengths.items() if kept == side),
+        }
+        for name, side in (("kept", True), ("dropped", False))
+    }
+
+
+def _sources(observed: Observed) -> list[dict[str, Any]]:
+    """Rows and sizes by source, the largest first; the smaller ones together, last."""
+    counts, sizes = observed.counts(), observed.sizes()
+    names = {source for source, _ in observed.sides}
+    total = {name: counts.get((name, True), 0) + counts.get((name, False), 0) for name in names}
+    ordered = sorted(names - {OTHERS}, key=lambda name: (-total[name], name or ""))
+    shown, rest = ordered[:_SOURCES_SHOWN], {*ordered[_SOURCES_SHOWN:], *(names & {OTHERS})}
+
+    def row(name: str | None, members: set[str | None] | None = None) -> dict[str, Any]:
+        of = members or {name}
+        return {
+            "name": name,
+            "others": members is not None,
+            "kept": sum(counts.get((one, True), 0) for one in of),
+            "dropped": sum(counts.get((one, False), 0) for one in of),
+            "kept_size": sum(sizes.get((one, True), 0) for one in of),
+            "dropped_size": sum(sizes.get((one, False), 0) for one in of),
+        }
+
+    return [*(row(name) for name in shown), *([row(None, rest)] if rest else [])]
+
+
+def _shown(observed: Observed) -> dict[str, Any] | None:
+    """The histogram in about `_SHOWN_BINS` bins; what lies beyond either end is counted in the first and last of them."""
+    whole = observed.histogram
+    if not whole:
+        return None
+    every: Integers = np.sum(list(whole.counts.values()), axis=0)
+    reached = np.cumsum(every)
+    low = int(np.searchsorted(reached, _OUTSIDE * reached[-1], side="right"))
+    high = int(np.searchsorted(reached, (1 - _OUTSIDE) * reached[-1], side="left"))
+    by = 0
+    least = _LEAST_WIDTH * max(1.0, float(np.abs(whole.edges[[low, high]]).max()))
+    while 2.0 ** (whole.scale + by) < least or ((whole.first + high) >> by) - ((whole.first + low) >> by) >= _SHOWN_BINS:
+        by += 1
+    coarse = whole.coarser(whole.scale + by)
+    start = ((whole.first + low) >> by) - coarse.first
+    end = ((whole.first + high) >> by) - coarse.first + 1
+
+    def drawn(own: Integers) -> list[int]:
+        inner = own[start:end].copy()
+        inner[0] += own[:start].sum()
+        inner[-1] += own[end:].sum()
+        return [int(n) for n in inner]
+
+    def of(sides: Sequence[int]) -> list[int]:
+        return drawn(sum((coarse.counts[side] for side in sides), np.zeros(coarse.bins, np.int64)))
+
+    groups = range(len(observed.sides))
+    names = [entry["name"] for entry in _sources(observed) if not entry["others"]]
+    return {
+        "edges": [float(edge) for edge in coarse.edges[start : end + 1]],
+        "kept": of([group for group in groups if observed.sides[group][1]]),
+        "dropped": of([group for group in groups if not observed.sides[group][1]]),
+        "below": int(sum(own[:start].sum() for own in coarse.counts.values())),
+        "above": int(sum(own[end:].sum() for own in coarse.counts.values())),
+        "by_source": [
+            {
+                "name": name,
+                "kept": of([group for group in groups if observed.sides[group] == (name, True)]),
+                "dropped": of([group for group in groups if observed.sides[group] == (name, False)]),
+            }
+            for name in names
+        ],
+    }
+
+
+def _yield(observed: Observed) -> list[dict[str, Any]]:
+    """What every threshold would keep of the whole corpus, from none to all: rows, size and mean reward (bins' middles)."""
+    histogram = _shown(observed)
+    if histogram is None:
+        return []
+    whole: Histogram = observed.histogram
+    counts: Integers = np.sum(list(whole.counts.values()), axis=0)
+    sizes: Integers = np.sum(list(whole.sizes.values()), axis=0)
+    edges = whole.edges
+    middles = (edges[1:] + edges[:-1]) / 2
+    points = []
+    for threshold in histogram["edges"][:-1]:
+        at = int(np.searchsorted(edges[:-1], threshold, side="left"))
+        rows = int(counts[at:].sum())
+        if rows:
+            mean = float((counts[at:] * middles[at:]).sum() / rows)
+            points.append({"threshold": threshold, "rows": rows, "size": int(sizes[at:].sum()), "mean": mean})
+    return points
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _rounded(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(part) for part in value]
+    if isinstance(value, float):
+        return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
+    return value

@@ -1,0 +1,180 @@
+"""The numbers of a report that need whole prompts: of the sample of prompts. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipelines.length import Sample, fit
+from pipelines.observed import key_text
+from pipelines.samples import prompts_of
+
+_LENGTH_BINS = 12
+_SPAN = 0.5  # of the length fit, as `length_correction` has it by default
+_BINS = 24
+_RESAMPLES = 500
+_COMPARED_ROWS = 4096  # of the sample, named one by one, for a comparison of two reports
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """The responses to one prompt [N]."""
+
+    key: str
+    reward: Floats
+    length: Floats
+    kept: npt.NDArray[np.bool_]
+    gold: Floats
+
+
+def by_prompt(sample: pa.Table, *, temperature: float | None) -> dict[str, Any]:
+    """Best of n, margins, overlap and how reward goes with length within a prompt."""
+    from rm.evaluate import Bootstrap, best_of_n, length_correlation
+    from rm.preferences import Group
+
+    prompts = _prompts(sample)
+    graded = any(not np.isnan(one.gold).all() for one in prompts)
+    groups = []
+    for one in prompts:
+        gold = tuple(None if math.isnan(value) else float(value) for value in one.gold) if graded else ()
+        groups.append(Group((("user", one.key),), ("",) * len(one.reward), scores=gold))
+    rewards, lengths = [one.reward for one in prompts], [one.length for one in prompts]
+    bootstrap = Bootstrap(_RESAMPLES, 0)
+    curve = best_of_n(groups, rewards, lengths, bootstrap=bootstrap)
+    return {
+        "sample": {"prompts": len(prompts), "responses": sample.num_rows},
+        "best_of_n": None if curve is None else curve.to_json(),
+        "length_correlation": length_correlation(groups, rewards, lengths, bootstrap=bootstrap).to_json(),
+        "margins": _margins(prompts, temperature),
+        "overlap": _overlap(prompts),
+    }
+
+
+def _prompts(sample: pa.Table) -> list[_Prompt]:
+    reward, length, gold = (sample[name].to_numpy().astype(np.float64) for name in ("reward", "length", "gold"))
+    kept, high, low = (sample[name].to_numpy() for name in ("kept", "key_high", "key_low"))
+    return [
+        _Prompt(
+            key_text(int(high[start]), int(low[start])),
+            reward[start:end],
+            length[start:end],
+            kept[start:end].astype(bool),
+            gold[start:end],
+        )
+        for start, end in prompts_of(sample)
+    ]
+
+
+def _margins(prompts: Sequence[_Prompt], temperature: float | None) -> dict[str, Any] | None:
+    """The lead of each prompt's best response over its second best, and, with a temperature, how sure that makes it."""
+    both = [np.sort(one.reward)[-2:] for one in prompts if len(one.reward) > 1]
+    if not both:
+        return None
+    gaps = np.array([best - second for second, best in both])
+    top = float(np.quantile(gaps, 0.99)) or float(gaps.max()) or 1.0
+    edges = np.linspace(0.0, top, _BINS + 1)
+    counts, _ = np.histogram(np.minimum(gaps, top), edges)
+    found: dict[str, Any] = {
+        "prompts": len(gaps),
+        "edges": edges.tolist(),
+        "counts": counts.tolist(),
+        "median": float(np.median(gaps)),
+        "temperature": temperature,
+        "probabilities": None,
+    }
+    if temperature is not None:
+        sure = 1.0 / (1.0 + np.exp(-gaps / temperature))
+        edges = np.linspace(0.5, 1.0, 11)
+        counts, _ = np.histogram(sure, edges)
+        found["probabilities"] = {"edges": edges.tolist(), "counts": counts.tolist(), "mean": float(sure.mean())}
+    return found
+
+
+def _overlap(prompts: Sequence[_Prompt]) -> dict[str, Any] | None:
+    """Of the kept responses to prompts that also lose some: the share that the longest would have been, and what chance would
+    give."""
+    kept = by_length = by_chance = 0.0
+    for one in prompts:
+        k, n = int(one.kept.sum()), len(one.kept)
+        if 0 < k < n:
+            order = np.argsort(-one.length, kind="stable")  # the sample's order between equals
+            kept += k
+            by_length += int(one.kept[order[:k]].sum())
+            by_chance += k * k / n
+    return {"responses": int(kept), "longest": by_length / kept, "random": by_chance / kept} if kept else None
+
+
+def by_length(sample: pa.Table) -> dict[str, Any] | None:
+    """Mean reward by length of the response, in bins of equal numbers, as it is and less the fit of reward on length."""
+    if sample.num_rows < 2:
+        return None
+    length, reward = sample["length"].to_numpy(), sample["reward"].to_numpy()
+    kept, tokens = sample["kept"].to_numpy().astype(bool), sample["size"].to_numpy()
+    curve = fit(Sample(np.zeros(len(length), np.uint64), length, tokens, reward), span=_SPAN)
+    corrected = reward.astype(np.float64) - curve(length) + float(reward.astype(np.float64).mean())
+    edges = np.unique(np.quantile(length, np.linspace(0, 1, _LENGTH_BINS + 1)))
+    at = np.clip(np.searchsorted(edges, length, side="right") - 1, 0, max(0, len(edges) - 2))
+    bins = []
+    for number in np.unique(at).tolist():
+        mine = at == number
+        bins.append(
+            {
+                "characters": float(np.median(length[mine])),
+                "responses": int(mine.sum()),
+                "reward": float(reward[mine].astype(np.float64).mean()),
+                "corrected": float(corrected[mine].mean()),
+                "kept": float(kept[mine].mean()),
+            }
+        )
+    return {"bins": bins}
+
+
+def disagreement(sample: pa.Table) -> dict[str, Any] | None:
+    """How far the models of an ensemble are apart on the same response, in standard deviations of a model's rewards."""
+    spread, kept = sample["spread"].to_numpy().astype(np.float64), sample["kept"].to_numpy().astype(bool)
+    known = np.isfinite(spread)
+    if not known.any():
+        return None
+    edges = np.linspace(0.0, float(np.quantile(spread[known], 0.99)) or 1.0, _BINS + 1)
+    inside = np.minimum(spread, edges[-1])
+    return {
+        "edges": edges.tolist(),
+        "kept": np.histogram(inside[known & kept], edges)[0].tolist(),
+        "dropped": np.histogram(inside[known & ~kept], edges)[0].tolist(),
+        "kept_mean": float(spread[known & kept].mean()) if (known & kept).any() else None,
+        "dropped_mean": float(spread[known & ~kept].mean()) if (known & ~kept).any() else None,
+    }
+
+
+def gold_means(sample: pa.Table) -> dict[str, Any]:
+    gold, kept = sample["gold"].to_numpy().astype(np.float64), sample["kept"].to_numpy().astype(bool)
+    known = np.isfinite(gold)
+    return {
+        "responses": int(known.sum()),
+        "kept": float(gold[known & kept].mean()) if (known & kept).any() else None,
+        "dropped": float(gold[known & ~kept].mean()) if (known & ~kept).any() else None,
+    }
+
+
+def named(sample: pa.Table) -> dict[str, list[list[Any]]]:
+    """The first prompts of the sample by id: [hash of the response, reward, whether kept] of each response."""
+    named: dict[str, list[list[Any]]] = {}
+    for start, end in prompts_of(sample):
+        if start >= _COMPARED_ROWS:
+            break
+        rows = sample.slice(start, end - start)
+        high, low, *columns = (
+            rows[name].to_pylist() for name in ("key_high", "key_low", "response_hash", "reward", "kept")
+        )
+        named[key_text(high[0], low[0])] = [
+            [f"{value:016x}", reward, kept] for value, reward, kept in zip(*columns, strict=True)
+        ]
+    return named

@@ -1,0 +1,146 @@
+"""The report on a run: one self-contained HTML file, from manifest.json, report.json, samples.parquet and run.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jinja2
+import yaml
+from markupsafe import Markup
+
+from pipelines.report import conversations
+from pipelines.report.selection_charts import charts
+from pipelines.report.style import STYLE
+from pipelines.report.words import shown
+
+Json = Mapping[str, Any]
+
+_PAGE = """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{{ title }}</title>
+<style>{{ style }}</style>
+</head>
+<body>
+<header>
+<h1>{{ title }}</h1>
+<p>{{ verdict }}</p>
+{% for warning in warnings %}
+<p class="warning"><b>Mind:</b> {{ warning }}.</p>
+{% endfor %}
+</header>
+<main>
+{% for chart in charts %}
+<section>
+<h2>{{ chart.title }}</h2>
+<p class="serves">{{ chart.serves }}</p>
+{{ chart.svg }}
+{% if chart.note %}<p class="quiet">{{ chart.note }}</p>{% endif %}
+</section>
+{% endfor %}
+{% for section in samples %}
+{{ section }}
+{% endfor %}
+{% for table in data_tables %}
+<section class="wide">
+<h2>{{ table.title }}</h2>
+<div class="scroll"><table class="words"><tbody>
+{% for name, value in table.rows %}
+<tr><th>{{ name }}</th><td>{{ value }}</td></tr>
+{% endfor %}
+</tbody></table></div>
+</section>
+{% endfor %}
+</main>
+</body>
+</html>
+"""
+
+_FILES_NAMED = 20
+
+
+def render(manifest: Json, report: Json, samples: Sequence[Json], run: Json | None) -> str:
+    """The page. It has no script and refers to nothing outside itself; texts of `samples` are escaped and cut."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    counts = manifest["counts"]
+    return environment.from_string(_PAGE).render(
+        style=Markup(STYLE),
+        title=f"Kept {counts['kept']:,} of {counts['scored']:,} responses",
+        verdict=_verdict(manifest),
+        warnings=manifest["warnings"],
+        charts=list(charts(manifest, report)),
+        samples=[Markup(section) for section in conversations.sections(samples, report["unit"])],
+        data_tables=list(_tables(manifest, report, run)),
+    )
+
+
+def _verdict(manifest: Json) -> str:
+    """What the selection gained, beside what chance and length would have."""
+    counts, mean, controls = manifest["counts"], manifest["mean_reward"], manifest["controls"]
+    if not counts["kept"]:
+        return "Nothing was kept: look at what each step kept, and loosen the one that dropped the last of it."
+    words = f"For {counts['kept_prompts']:,} prompts; mean reward of the kept {mean['kept']:.4g}"
+    if mean["dropped"] is not None:
+        words += f", of the dropped {mean['dropped']:.4g}"
+    rivals = [
+        f"{label} {controls[name]:.4g}"
+        for name, label in (("random", f"a random choice of equal {controls['equal']}"), ("longest", "the longest"))
+        if controls[name] is not None
+    ]
+    return words + (f". For comparison: {', '.join(rivals)}." if rivals else ".")
+
+
+def _tables(manifest: Json, report: Json, run: Json | None) -> Iterator[dict[str, Any]]:
+    if report["gold_means"] is not None:
+        gold = report["gold_means"]
+        rows = [(side, "-" if gold[side] is None else f"{gold[side]:.4g}") for side in ("kept", "dropped")]
+        rows.append(("of", f"{gold['responses']:,} responses of the sample, column {shown(report['gold'])}"))
+        yield {"title": "Mean gold score", "rows": rows}
+    if run is not None and run.get("throughput"):
+        yield {"title": "Throughput of the last run", "rows": list(_throughput(run))}
+    yield {"title": "What this is", "rows": list(_identity(manifest))}
+
+
+def _throughput(run: Json) -> Iterator[tuple[str, str]]:
+    rates = run["throughput"]
+    yield "command", f"{run['command']}, {run['secs']:,.0f} s, finished {run['finished']}"
+    if not rates["rows"]:
+        yield "scored", "nothing: everything was scored before, or rewards came with the corpus"
+        return
+    yield (
+        "scored",
+        f"{rates['rows']:,} responses, {rates['tokens_read']:,} tokens, in {rates['forward_secs']:,.0f} s of forward",
+    )
+    yield "per second", f"{rates['rows_per_sec']:,.1f} responses, {rates['tokens_read_per_sec']:,.0f} tokens"
+    yield "tokens read per token computed", f"{rates['sharing_ratio']:.2f}, by sharing prompts"
+    yield "padding", f"{rates['padding_ratio']:.1%} of computed tokens"
+    if rates["model_flops_utilisation"] is not None:
+        yield "share of the device's peak", f"{rates['model_flops_utilisation']:.1%} of FLOP/s"
+
+
+def _identity(manifest: Json) -> Iterator[tuple[str, str | Markup]]:
+    model = manifest["model"]
+    for one in model.get("members") or [model]:
+        revision = f" at {one['revision']}" if one.get("revision") else ""
+        yield "reward model", f"{shown(one['name'])}{revision}"
+    yield "fingerprint", manifest["fingerprint"]
+    for key in ("weights", "tokenizer", "dtype", "max_length", "too_long", "scoring_version"):
+        if key in model:
+            yield key.replace("_", " "), shown(str(model[key]))
+    settings = yaml.safe_dump({"select": manifest["selection"]["select"]}, sort_keys=False, allow_unicode=True)
+    yield "selection", Markup("<pre>{}</pre>").format(settings)
+    yield "shape", manifest["selection"]["shape"]
+    mapping = {key: value for key, value in manifest["mapping"].items() if value not in (None, [])}
+    yield "columns", shown(", ".join(f"{key}: {value}" for key, value in mapping.items()), 400)
+    inputs = manifest["inputs"]
+    names = ", ".join(shown(file["key"], 80) for file in inputs[:_FILES_NAMED])
+    more = f" and {len(inputs) - _FILES_NAMED:,} more" if len(inputs) > _FILES_NAMED else ""
+    yield "inputs", f"{len(inputs):,} files, {sum(file['size'] for file in inputs):,} bytes: {names}{more}"
+    if manifest["skipped_files"]:
+        yield "skipped files", f"{len(manifest['skipped_files']):,} that could not be read, named in manifest.json"
+    yield "shards", f"{len(manifest['shards']):,}, {sum(shard['bytes'] for shard in manifest['shards']):,} bytes"

@@ -1,0 +1,315 @@
+"""The charts of the report on a run, each with the decision that it serves. Pure: from manifest.json and report.json."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from markupsafe import Markup
+
+from pipelines.report.charts import (
+    Bar,
+    Counts,
+    Mark,
+    Reference,
+    Series,
+    bar_rows,
+    dot_pairs,
+    histogram,
+    interval_chart,
+    line_chart,
+    round_ticks,
+)
+from pipelines.report.evaluation import best_of_n
+from pipelines.report.tables import number, number_interval
+
+Json = Mapping[str, Any]
+
+SIDES = (("kept", "kept"), ("dropped", "dropped"))
+
+
+def charts(manifest: Json, report: Json) -> Iterator[dict[str, Any]]:
+    """Title, what it serves, the drawing and a note of each chart that the corpus has data for."""
+    yield _funnel(manifest, report["unit"])
+    if report["histogram"] is not None:
+        yield _rewards(manifest, report["histogram"])
+        yield _yield(report)
+        yield _mean_by_yield(report)
+    if report["best_of_n"] is not None:
+        yield _best_of_n(report)
+    if report["length"] is not None:
+        yield _length(report)
+    if len(report["sources"]) > 1:
+        yield _by_source(report)
+        yield _mix(report)
+    if report["margins"] is not None:
+        yield _margins(report["margins"])
+        if report["margins"]["probabilities"] is not None:
+            yield _probabilities(report["margins"])
+    if report["disagreement"] is not None:
+        yield _disagreement(report["disagreement"])
+    if report["overlap"] is not None:
+        yield _overlap(report["overlap"])
+
+
+def short(value: float) -> str:
+    """`0.25`, `12`, `1.5k`, `3.2M`."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def _percent(value: float) -> str:
+    return (
+        f"{value:.0%}" if value in (0, 1) or 0.01 <= value <= 0.99 else f"{value:.2g}" if value > 1 else f"{value:.1%}"
+    )
+
+
+def _funnel(manifest: Json, unit: str) -> dict[str, Any]:
+    counts = manifest["counts"]
+    stages = [("scored", counts["scored"], counts["prompts"], counts["size"])]
+    stages += [(step["rule"], step["rows"], step["prompts"], step["size"]) for step in manifest["steps"]]
+
+    def bar(value: int | None, whole: int | None) -> Bar | None:
+        return None if value is None or not whole else Bar(value / whole, f"{value:,} ({_percent(value / whole)})")
+
+    most = (counts["scored"], counts["prompts"] or max((s[2] or 0 for s in stages), default=0), counts["size"])
+    rows = [
+        (f"{place}. {name}" if place else name, [bar(value, whole) for value, whole in zip(values, most, strict=True)])
+        for place, (name, *values) in enumerate(stages)
+    ]
+    rejected = sum(manifest["rejected"].values())
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in manifest["rejected"].items())
+    note = f"Of {counts['read']:,} responses read, {rejected:,} were rejected" + (f": {reasons}." if reasons else ".")
+    if any(prompts is None for _, _, prompts, _ in stages):
+        note += " Prompts are not counted where a cut works before they come together."
+    return {
+        "title": "What each step kept",
+        "serves": "Decides whether a step is too strict or does nothing, and whether the result is as large as training needs.",
+        "svg": bar_rows(rows, names=(("responses", "kept"), ("prompts", "oracle"), (unit, "length"))),
+        "note": note,
+    }
+
+
+def _rewards(manifest: Json, bins: Json) -> dict[str, Any]:
+    lines = [
+        Reference(float(step["threshold"]["min_reward"]), f"min_reward {step['threshold']['min_reward']:g}")
+        for step in manifest["selection"]["select"]
+        if step.get("threshold", {}).get("min_reward") is not None
+    ]
+    note = ""
+    if bins["below"] or bins["above"]:
+        note = f"The outermost bars also hold {bins['below'] + bins['above']:,} responses that lie beyond them."
+    return {
+        "title": "Rewards",
+        "serves": "Decides whether a threshold can tell good from bad: look for the reward at which the kept begin, and whether "
+        "there is a valley or only a slope.",
+        "svg": histogram(
+            bins["edges"],
+            [Counts("kept", "kept", bins["kept"]), Counts("dropped", "dropped", bins["dropped"])],
+            x_title="reward",
+            x_format=short,
+            y_format=short,
+            references=lines,
+        ),
+        "note": note,
+    }
+
+
+def _yield(report: Json) -> dict[str, Any]:
+    points = report["yield"]
+    rows, size = points[0]["rows"], points[0]["size"] or 1
+    series = [
+        Series("responses", "kept", [(p["threshold"], Mark(p["rows"] / rows)) for p in points]),
+        Series(report["unit"], "length", [(p["threshold"], Mark(p["size"] / size)) for p in points]),
+    ]
+    ticks = round_ticks(points[0]["threshold"], points[-1]["threshold"])
+    return {
+        "title": "What a threshold would keep",
+        "serves": "Decides min_reward from the amount of data that is needed, or tells what a reward bar costs.",
+        "svg": line_chart(
+            series, x_ticks=[(t, short(t)) for t in ticks], x_title="min_reward", y_format=lambda value: f"{value:.0%}"
+        ),
+        "note": f"Of {rows:,} scored responses with {short(size)} {report['unit']}, whatever the selection was.",
+    }
+
+
+def _mean_by_yield(report: Json) -> dict[str, Any]:
+    points = report["yield"]
+    share = [(p["rows"] / points[0]["rows"], Mark(p["mean"])) for p in points]
+    return {
+        "title": "Mean reward of the best share",
+        "serves": "Decides top.fraction: where the curve flattens, keeping more costs little reward.",
+        "svg": line_chart(
+            [Series("mean reward of the best", "kept", share[::-1])],
+            x_ticks=[(k / 4, f"{k / 4:.0%}") for k in range(5)],
+            x_title="share of responses kept, the best first",
+            y_format=short,
+        ),
+        "note": "",
+    }
+
+
+def _best_of_n(report: Json) -> dict[str, Any]:
+    chart = best_of_n(report["best_of_n"])
+    if report["gold"] is not None and report["best_of_n"]["measured_by"] == "gold":
+        chart["note"] += f" Gold is the column {report['gold']}."
+    return {**chart, "note": f"{_sampled(report)} {chart['note']}"}
+
+
+def _sampled(report: Json) -> str:
+    sample = report["sample"]
+    which = "all" if report["whole"] else "a random sample of"
+    return f"From {which} {sample['prompts']:,} prompts with {sample['responses']:,} responses."
+
+
+def _length(report: Json) -> dict[str, Any]:
+    bins = report["length"]["bins"]
+    series = [
+        Series("as it is", "model", [(math.log2(max(1.0, b["characters"])), Mark(b["reward"])) for b in bins]),
+        Series("corrected", "length", [(math.log2(max(1.0, b["characters"])), Mark(b["corrected"])) for b in bins]),
+    ]
+    low, high = (round(math.log2(max(1.0, bins[at]["characters"]))) for at in (0, -1))
+    means = [
+        side["characters"] / side["rows"]
+        for side in (report["sides"]["kept"], report["sides"]["dropped"])
+        if side["rows"]
+    ]
+    note = "Corrected: less a smooth fit of reward on length, as length_correction takes it off."
+    within = report["length_correlation"]["within_prompt"]
+    if within["value"] is not None:
+        note += f" Within a prompt, reward and length correlate {number_interval(within)} (Spearman)."
+    if len(means) == 2 and means[1]:
+        note += (
+            f" Kept responses are {means[0] / means[1]:.2f} times as long as dropped ones ({means[0]:,.0f} characters)."
+        )
+    return {
+        "title": "Reward and length",
+        "serves": "Decides whether length_correction is needed: a rising line with kept responses much longer than dropped ones "
+        "says that length is being bought.",
+        "svg": line_chart(
+            series,
+            x_ticks=[(at, f"{2**at:,}") for at in range(low, max(high, low + 1) + 1)],
+            x_title="characters of the response",
+            y_format=short,
+        ),
+        "note": note,
+    }
+
+
+def source_name(row: Json) -> str:
+    """What a row of the report's `sources` is called."""
+    return "all others" if row["others"] else "(no source)" if row["name"] is None else row["name"]
+
+
+def _by_source(report: Json) -> dict[str, Any]:
+    bins = report["histogram"]
+    rows = [
+        (
+            "(no source)" if one["name"] is None else one["name"],
+            [_quartiles(bins["edges"], one[side]) for side in ("kept", "dropped")],
+        )
+        for one in bins["by_source"]
+    ]
+    middle = _quartiles(bins["edges"], [a + b for a, b in zip(bins["kept"], bins["dropped"], strict=True)])
+    return {
+        "title": "Rewards by source",
+        "serves": "Decides whether sources may share one bar: where their rewards lie apart, cut per source (top.per) or compare "
+        "within prompts only.",
+        "svg": interval_chart(rows, names=SIDES, reference=middle.value if middle else 0.0, x_format=short),
+        "note": "Median, and the middle half of the responses; dashed: the median of all.",
+    }
+
+
+def _quartiles(edges: Sequence[float], counts: Sequence[int]) -> Mark | None:
+    """Median and quartiles of binned values, linear within a bin."""
+    total = sum(counts)
+    if not total:
+        return None
+    found, reached, wanted = [], 0.0, [0.25 * total, 0.5 * total, 0.75 * total]
+    for (low, high), count in zip(pairwise(edges), counts, strict=True):
+        while wanted and count and reached + count >= wanted[0]:
+            found.append(low + (high - low) * (wanted.pop(0) - reached) / count)
+        reached += count
+    return Mark(found[1], found[0], found[2])
+
+
+def _mix(report: Json) -> dict[str, Any]:
+    kept = sum(row["kept"] for row in report["sources"])
+    scored = kept + sum(row["dropped"] for row in report["sources"])
+    rows = [
+        (source_name(row), (row["kept"] + row["dropped"]) / scored, row["kept"] / kept if kept else None)
+        for row in report["sources"]
+    ]
+    return {
+        "title": "Mix of sources",
+        "serves": "Decides whether the selection may change the mix: a source that gains or loses much is favoured by the model "
+        "or by a threshold.",
+        "svg": dot_pairs(rows, names=(("of all scored", "before"), ("of the kept", "after")), x_format=_percent),
+        "note": "",
+    }
+
+
+def _margins(margins: Json) -> dict[str, Any]:
+    return {
+        "title": "Lead of the best response",
+        "serves": "Decides best_of_n.min_margin: prompts on the left are won by little, another model could choose otherwise.",
+        "svg": histogram(
+            margins["edges"],
+            [Counts("prompts", "kept", margins["counts"])],
+            x_title="reward of the best less that of the second best",
+            x_format=short,
+            y_format=short,
+            references=[Reference(margins["median"], f"median {short(margins['median'])}")],
+        ),
+        "note": f"{margins['prompts']:,} prompts with two or more responses; the last bar holds all larger leads.",
+    }
+
+
+def _probabilities(margins: Json) -> dict[str, Any]:
+    sure = margins["probabilities"]
+    return {
+        "title": "How sure the best is preferred",
+        "serves": "Decides best_of_n.min_probability: at 50 % the model cannot tell the best from the second best.",
+        "svg": histogram(
+            sure["edges"],
+            [Counts("prompts", "kept", sure["counts"])],
+            x_title="calibrated probability that the best beats the second best",
+            x_format=lambda value: f"{value:.0%}",
+            y_format=short,
+        ),
+        "note": f"σ(lead / T) with T = {margins['temperature']:.4g} from the model's calibration; mean {sure['mean']:.0%}.",
+    }
+
+
+def _disagreement(found: Json) -> dict[str, Any]:
+    return {
+        "title": "Disagreement of the models",
+        "serves": "Decides between mean, min and lower_bound: where the kept lie to the right of the dropped, the selection "
+        "takes what the models are least sure of.",
+        "svg": histogram(
+            found["edges"],
+            [Counts(name, name, found[name]) for name in ("kept", "dropped")],
+            x_title="standard deviation over the models of their standardised rewards",
+            x_format=short,
+            y_format=short,
+        ),
+        "note": f"Mean: kept {number(found['kept_mean'])}, dropped {number(found['dropped_mean'])}.",
+    }
+
+
+def _overlap(overlap: Json) -> dict[str, Any]:
+    rows = [
+        ("would be the longest", [Bar(overlap["longest"], _percent(overlap["longest"]))]),
+        ("by chance", [Bar(overlap["random"], _percent(overlap["random"]))]),
+    ]
+    return {
+        "title": "The same as simpler rules",
+        "serves": "Decides whether the reward model earns its keep: if nearly all that it keeps is the longest anyway, length "
+        "would do.",
+        "svg": Markup(bar_rows(rows, names=(("", "kept"),))),
+        "note": f"Of {overlap['responses']:,} kept responses to prompts that lose some, in the sample.",
+    }

@@ -1,0 +1,152 @@
+"""The conversations that a report shows: which ones, and their text cut at a bounded length. No Beam, no files read."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.inputs import Row
+from pipelines.observed import Observed, key_text
+from rm.conversations import response_hash, to_messages
+
+KINDS = ("top", "bottom", "border", "close")
+"""The highest rewards kept, the lowest of all, both sides of the border (the lowest kept, the highest dropped), and prompts
+whose worst kept and best dropped responses are closest."""
+
+_MOST_CHARACTERS = 20_000  # of one text
+_MOST_TURNS = 20  # of a prompt, from its end
+
+Place = tuple[int, int, int, int, int]
+"""File, unit, row, response, and the hash that the response must have."""
+
+_SCHEMA = pa.schema(
+    [
+        pa.field("kind", pa.string()),
+        pa.field("number", pa.int32()),  # within its kind, from 1; both sides of a close call share it
+        pa.field("kept", pa.bool_()),
+        pa.field("reward", pa.float32()),
+        pa.field("margin", pa.float32()),  # of a close call: its kept reward less its dropped one
+        pa.field("prompt_id", pa.string()),
+        pa.field("source", pa.string()),
+        pa.field("size", pa.int32()),  # tokens of prompt and response; characters where there is no tokenizer
+        pa.field("characters", pa.int32()),  # of the response
+        pa.field("gold", pa.float64()),
+        pa.field("spread", pa.float32()),
+        pa.field("messages", pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())]))),
+        pa.field("cut", pa.bool_()),  # whether any text or turn of it is missing here
+        pa.field("file", pa.string()),
+        pa.field("place", pa.string()),
+    ]
+)
+
+
+class Pick(NamedTuple):
+    """A response to show."""
+
+    kind: str
+    number: int
+    place: Place
+    known: dict[str, Any]  # columns of `_SCHEMA` that need no text
+
+
+class Told(NamedTuple):
+    """What stands at a place."""
+
+    place: Place
+    messages: list[dict[str, str]]
+    cut: bool
+    file: str
+    where: str
+
+
+def pick(observed: Observed, count: int) -> list[Pick]:
+    """`count` responses of each kind; fewer where the corpus has fewer."""
+    if not count:
+        return []
+    rows = _ordered(observed.extremes)
+    kept, dropped = rows.filter(rows["kept"]), rows.filter(pc.invert(rows["kept"]))
+    half = count // 2
+    border = [kept.slice(max(0, len(kept) - (count - half))), dropped.slice(0, half)]
+    chosen = {
+        "top": kept.slice(0, count),
+        "bottom": rows.take(pa.array(range(len(rows) - 1, max(-1, len(rows) - 1 - count), -1), pa.int64())),
+        "border": pa.concat_tables(border),
+    }
+    picks = [
+        _pick(kind, number + 1, row, None)
+        for kind, table in chosen.items()
+        for number, row in enumerate(table.to_pylist())
+    ]
+    for number, (margin, *both) in enumerate(closest_calls(observed.sample, count)):
+        picks += [_pick("close", number + 1, observed.sample.slice(at, 1).to_pylist()[0], margin) for at in both]
+    return picks
+
+
+def closest_calls(sample: pa.Table, count: int) -> list[tuple[float, int, int]]:
+    """(margin, position of the worst kept response, of the best dropped one) of the prompts with the smallest gap between
+    these, in either direction; the smallest first, then in the order of the sample."""
+    reward, kept = sample["reward"].to_numpy().astype(np.float64), sample["kept"].to_numpy()
+    calls = []
+    for start, end in prompts_of(sample):
+        mine = np.arange(start, end)
+        inside, outside = mine[kept[start:end]], mine[~kept[start:end]]
+        if len(inside) and len(outside):
+            worst, best = inside[np.argmin(reward[inside])], outside[np.argmax(reward[outside])]
+            calls.append((float(reward[worst] - reward[best]), int(worst), int(best)))
+    return sorted(calls, key=lambda call: (abs(call[0]), call[1]))[:count]
+
+
+def prompts_of(sample: pa.Table) -> list[tuple[int, int]]:
+    """Start and end of each prompt in a sample, which has those of a prompt together."""
+    high, low = sample["key_high"].to_numpy(), sample["key_low"].to_numpy()
+    changes = np.flatnonzero((high[1:] != high[:-1]) | (low[1:] != low[:-1])) + 1
+    bounds = [0, *changes.tolist(), len(high)] if len(high) else [0]
+    return list(itertools.pairwise(bounds))
+
+
+def told(place: Place, row: Row, file: str, where: str) -> Iterator[Told]:
+    """The conversation at a place; nothing where it is not the one that was scored."""
+    *_, response, expected = place
+    texts = row.sample.responses
+    text = texts[response] if response < len(texts) else None
+    if row.sample.prompt is None or text is None or response_hash(text) != expected:
+        return
+    turns = row.sample.prompt[-_MOST_TURNS:]
+    whole = to_messages(turns, text)
+    messages = [{**message, "content": message["content"][:_MOST_CHARACTERS]} for message in whole]
+    yield Told(place, messages, messages != whole or len(turns) < len(row.sample.prompt), file, where)
+
+
+def samples_table(picks: Sequence[Pick], texts: Iterable[Told]) -> bytes:
+    """`samples.parquet`: the picks whose text is known, in their order."""
+    known = {one.place: one for one in texts}
+    rows = [
+        {"kind": one.kind, "number": one.number, **one.known}
+        | {"messages": here.messages, "cut": here.cut, "file": here.file, "place": here.where}
+        for one in picks
+        if (here := known.get(one.place)) is not None
+    ]
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def _ordered(rows: pa.Table) -> pa.Table:
+    """Best first, and the fixed order between equals."""
+    ties = ("response_hash", "file", "unit", "row", "response")
+    return rows.sort_by([("reward", "descending"), *((name, "ascending") for name in ties)])
+
+
+def _pick(kind: str, number: int, row: dict[str, Any], margin: float | None) -> Pick:
+    place = tuple(row[name] for name in ("file", "unit", "row", "response", "response_hash"))
+    known = {name: row[name] for name in ("kept", "reward", "source", "size", "gold", "spread")}
+    known |= {"characters": row["length"], "margin": margin}
+    known["prompt_id"] = key_text(row["key_high"], row["key_low"])
+    return Pick(kind, number, place, known)
