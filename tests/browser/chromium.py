@@ -156,9 +156,9 @@ class Page:
             raise BrowserError(thrown.get("exception", {}).get("description", thrown["text"]))
         return answer["result"].get("value")
 
-    def picture(self) -> bytes:
-        """The whole page as PNG."""
-        return base64.b64decode(self.send("Page.captureScreenshot", captureBeyondViewport=True)["data"])
+    def picture(self, *, whole: bool = True) -> bytes:
+        """The whole page as PNG, or what the window shows of it."""
+        return base64.b64decode(self.send("Page.captureScreenshot", captureBeyondViewport=whole)["data"])
 
     def pdf(self) -> bytes:
         return base64.b64decode(self.send("Page.printToPDF")["data"])
