@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+
+from pipelines import completion, invocation, manners
 
 if TYPE_CHECKING:
     from pipelines.config import RunConfig
     from pipelines.curate import Outcome
 
-app = typer.Typer(
+app = invocation.App(
     name="bestkept",
-    help="Train a Bradley-Terry reward model, score a corpus with it, keep the best responses.",
+    cls=invocation.Group,
+    callback=invocation.set_manners,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -24,11 +26,21 @@ _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 _ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML configuration file.")]
 _Extra = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY.SUB=VALUE]... [--BEAM-FLAG]...", help="Overrides of the file, and options for Beam."),
+    typer.Argument(
+        metavar="[KEY.SUB=VALUE]... [--BEAM-FLAG]...",
+        help="Overrides of the file, and options for Beam.",
+        autocompletion=completion.settings,
+    ),
+]
+_Settings = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY.SUB=VALUE]...", help="Settings, over those of the file.", autocompletion=completion.settings
+    ),
 ]
 
 
-@app.command(context_settings=_PASS_ON)
+@app.command(settings="run", context_settings=_PASS_ON)
 def run(config: _ConfigPath, extra: _Extra = None) -> None:
     """Score a corpus and keep the best: everything from input files to the finished data set."""
     settings, flags = _run_config(config, extra)
@@ -37,7 +49,7 @@ def run(config: _ConfigPath, extra: _Extra = None) -> None:
     _show(settings, lambda: curate.curate(settings, flags, scorer=curate.default_scorer(settings)))
 
 
-@app.command(context_settings=_PASS_ON)
+@app.command(settings="run", context_settings=_PASS_ON)
 def score(config: _ConfigPath, extra: _Extra = None) -> None:
     """Score a corpus and stop; what is scored already is not scored again."""
     settings, flags = _run_config(config, extra)
@@ -46,7 +58,7 @@ def score(config: _ConfigPath, extra: _Extra = None) -> None:
     _show(settings, lambda: curate.score(settings, flags, scorer=curate.default_scorer(settings)))
 
 
-@app.command(context_settings=_PASS_ON)
+@app.command(settings="run", context_settings=_PASS_ON)
 def select(
     config: _ConfigPath,
     extra: _Extra = None,
@@ -73,8 +85,8 @@ def select(
     _show(settings, lambda: curate.curate(settings, flags, scorer=None))
 
 
-@app.command(context_settings=_PASS_ON)
-def train(config: _ConfigPath, extra: _Extra = None) -> None:
+@app.command(settings="train", context_settings=_PASS_ON)
+def train(config: _ConfigPath, extra: _Settings = None) -> None:
     """Train a Bradley-Terry reward model on preferences."""
     from pipelines.config import TrainConfig, load
     from pipelines.errors import ConfigError
@@ -82,17 +94,15 @@ def train(config: _ConfigPath, extra: _Extra = None) -> None:
 
     overrides, flags = split_arguments(extra or [])
     if flags:
-        raise ConfigError(f"unknown option {flags[0]}; `bestkept train` takes key.sub=value overrides only")
+        raise ConfigError(invocation.no_flags("train", flags))
     run_training(load(TrainConfig, config, overrides))
 
 
-@app.command(context_settings=_PASS_ON)
+@app.command(settings="evaluate", context_settings=_PASS_ON)
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Model directory or hub id.")],
     data: Annotated[str, typer.Argument(metavar="DATA", help="Preference files: a path, a glob or a URL.")],
-    extra: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Settings, such as data.origin=model.")
-    ] = None,
+    extra: _Settings = None,
 ) -> None:
     """Say how far a reward model agrees with preferences: a table, evaluation.json and evaluation.html."""
     from pipelines.config import EvaluateConfig, validated
@@ -101,9 +111,22 @@ def evaluate(
 
     overrides, flags = split_arguments(extra or [])
     if flags:
-        raise ConfigError(f"unknown option {flags[0]}; `bestkept evaluate` takes key.sub=value settings only")
+        raise ConfigError(invocation.no_flags("evaluate", flags))
     values = {"model": {"path": model}, "data": {"path": data}}
     run_evaluation(validated(EvaluateConfig, values, overrides, where="bestkept evaluate"))
+
+
+@app.command()
+def config(
+    command: Annotated[
+        str, typer.Argument(metavar="[run|train|evaluate]", help="The command that is configured; run by default.")
+    ] = "run",
+    schema: Annotated[bool, typer.Option("--schema", help="The JSON schema, for editors, instead.")] = False,
+) -> None:
+    """Print an example configuration with every setting, its meaning and its default."""
+    from pipelines.config.example import example, json_schema
+
+    sys.stdout.write(json_schema(command) if schema else example(command))
 
 
 @app.command()
@@ -116,9 +139,10 @@ def report(
 ) -> None:
     """Write report.html of an output again, or compare two selections, or two models, in one page."""
     from pipelines import reporting
+    from pipelines.display import page_written
 
     path = reporting.rebuild(output) if other is None else reporting.compare(output, other, write=write)
-    sys.stdout.write(f"{path}\n")
+    page_written(path)
 
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -137,19 +161,17 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def _run_config(path: str, extra: list[str] | None) -> tuple[RunConfig, list[str]]:
     from pipelines.config import RunConfig, load
-    from pipelines.display import quieten
 
-    quieten()
     overrides, flags = split_arguments(extra or [])
     return load(RunConfig, path, overrides), flags
 
 
 def _show(settings: RunConfig, work: Any) -> None:
-    from pipelines.display import closing_table, progress_shown
+    from pipelines.display import conclude, progress_shown
 
     with progress_shown():
         outcome: Outcome = work()
-    closing_table(settings, outcome)
+    conclude(settings, outcome)
 
 
 def _explain(settings: RunConfig, prompt: str, flags: list[str], *, as_json: bool) -> None:
@@ -163,21 +185,40 @@ def _explain(settings: RunConfig, prompt: str, flags: list[str], *, as_json: boo
 
 def main() -> None:
     """Entry point: run the command, and end with a documented exit code and a one-line error."""
-    from pipelines.errors import BestkeptError
+    from pipelines.errors import BestkeptError, ConfigError
     from pipelines.signals import heeded
 
+    manners.adopt(sys.argv[1:])
     try:
         with heeded():
-            app()
+            code = invocation.invoke(app)
+    except ConfigError as error:
+        _end(error.message, int(error.exit_code))
     except BestkeptError as error:
-        sys.stderr.write(f"bestkept: {error.message}\n")
-        sys.exit(int(error.exit_code))
+        _end(error.message, int(error.exit_code), cause=error)
     except Exception as error:
         from pipelines.errors import Exit, remedy, whereabouts
 
         todo = remedy(error) or "please report this, with the command"
-        sys.stderr.write(f"bestkept: unexpected {whereabouts(error)}; {todo}\n")
-        sys.exit(int(Exit.STORAGE))
+        _end(f"unexpected {whereabouts(error)}; {todo}", int(Exit.STORAGE), cause=error)
+    from pipelines.logs import discard
+
+    discard()
+    sys.exit(code)
+
+
+def _end(message: str, exit_code: int, *, cause: Exception | None = None) -> NoReturn:
+    """Say what ends the command; of what is not the configuration's fault, the log file says more."""
+    from pipelines.errors import Exit
+    from pipelines.logs import discard, keep
+
+    log = keep(cause) if cause is not None and exit_code in (Exit.STORAGE, Exit.MODEL) else None
+    if log is None:
+        discard()
+    if log is not None and not manners.current().json_logs:
+        sys.stderr.write(f"more in {log}\n")
+    sys.stderr.write(manners.error_line(message, exit_code, **({} if log is None else {"log": log})))
+    sys.exit(exit_code)
 
 
 if __name__ == "__main__":

@@ -4,41 +4,30 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import threading
 import time
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
-from pipelines import progress
+from pipelines import manners, progress
 from pipelines.config import RunConfig
 
 if TYPE_CHECKING:
     from pipelines.curate import Outcome
 
+log = logging.getLogger(__name__)
+
 _LINE_EVERY_SECS = 15.0
 _REFRESH_SECS = 0.25
 _SKIPPED_SHOWN = 10
-
-
-def quieten() -> None:
-    """Keep the libraries' chatter off the terminal; our own log lines and every error still show."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    warnings.filterwarnings("ignore")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
-    for name in ("pipelines", "rm"):
-        logging.getLogger(name).setLevel(logging.INFO)
-    for name in ("apache_beam", "transformers", "datasets", "httpx", "urllib3"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    logging.getLogger().handlers[0].addFilter(lambda record: record.name != "root")  # Beam logs there, too
+_WIDEST = 10_000  # characters
 
 
 @contextmanager
@@ -46,9 +35,7 @@ def progress_shown() -> Iterator[None]:
     """Show progress while the body runs: a bar with rows/s, tokens/s and time left, or a log line now and then."""
     progress.reset()
     stop = threading.Event()
-    console = Console(stderr=True)
-    follow = _follow_bar if console.is_terminal else _follow_lines
-    thread = threading.Thread(target=follow, args=(console, stop), daemon=True)
+    thread = threading.Thread(target=_follow_bar if bar_wanted() else _follow_lines, args=(stop,), daemon=True)
     thread.start()
     try:
         yield
@@ -73,9 +60,20 @@ def describe(now: progress.Progress, secs: float) -> tuple[float, str]:
     return share, words
 
 
-def _follow_bar(console: Console, stop: threading.Event) -> None:
-    columns = (TextColumn("{task.fields[stage]}"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+def bar_wanted() -> bool:
+    """Whether somebody watches: standard error is a terminal, and nothing else was asked for."""
+    now = manners.current()
+    return Console(stderr=True).is_terminal and not now.quiet and not now.json_logs
+
+
+def _follow_bar(stop: threading.Event) -> None:
+    columns = (
+        TextColumn("{task.fields[stage]}", table_column=Column(no_wrap=True, min_width=9)),
+        BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8)),  # what the words leave of the line
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True, expand=True) as bar:
         task = bar.add_task("", total=1.0, stage="planning")
         while not stop.wait(_REFRESH_SECS):
             now = progress.current()
@@ -83,19 +81,87 @@ def _follow_bar(console: Console, stop: threading.Event) -> None:
             bar.update(task, completed=share, description=words, stage=now.stage)
 
 
-def _follow_lines(console: Console, stop: threading.Event) -> None:
+def _follow_lines(stop: threading.Event) -> None:
     last, shown = time.monotonic(), progress.current()
     while not stop.wait(_REFRESH_SECS):
         now = progress.current()
-        share, words = describe(now, time.monotonic())
         if now != shown and time.monotonic() - last >= _LINE_EVERY_SECS:
-            console.print(f"{now.stage}: {share:.0%}, {words}", highlight=False, soft_wrap=True)
+            share, words = describe(now, time.monotonic())
+            fields = progress_fields(now, time.monotonic())
+            log.info("%s: %s, %s", now.stage, f"{share:.0%}", words, extra={"fields": fields})
             last, shown = time.monotonic(), now
 
 
-def closing_table(config: RunConfig, outcome: Outcome) -> None:
-    """The summary of a finished command, on standard output."""
-    Console().print(summary(config, outcome))
+def progress_fields(now: progress.Progress, secs: float) -> dict[str, Any]:
+    """What `describe` says, as fields of a JSON line; rates are null until there are some."""
+    elapsed = max(1e-9, secs - now.since) if now.since is not None and now.scored else None
+    return {
+        "stage": now.stage,
+        "share": round(describe(now, secs)[0], 4),
+        "responses": now.found_responses + now.scored,
+        "rows_per_sec": None if elapsed is None else round(now.scored / elapsed, 3),
+        "tokens_per_sec": None if elapsed is None else round(now.tokens / elapsed, 3),
+        "fragments": now.fragments,
+        "fragments_found": now.found,
+    }
+
+
+def conclude(config: RunConfig, outcome: Outcome) -> None:
+    """The end of a finished `run`, `score` or `select`."""
+    message = "already complete" if outcome.already_complete else "done"
+    place = config.path if outcome.manifest else config.scores_path
+    said(message, facts(config, outcome), path=place, table=lambda: [summary(config, outcome)])
+
+
+def page_written(path: str) -> None:
+    """The end of a command that writes one page."""
+    if manners.current().json_logs:
+        sys.stderr.write(manners.json_line("INFO", "written", output=path))
+    else:
+        sys.stdout.write(f"{path}\n")
+
+
+def said(message: str, fields: Mapping[str, Any], *, path: str, table: Callable[[], Iterable[Table]]) -> None:
+    """The end of a finished command: tables on standard output; of `--quiet` the path of what was made, alone; of
+    `--json-logs` one line with `fields` on standard error."""
+    now = manners.current()
+    if now.json_logs:
+        sys.stderr.write(manners.json_line("INFO", message, **{**fields, "output": path}))
+    elif now.quiet:
+        sys.stdout.write(f"{path}\n")
+    else:
+        shown(*table())
+
+
+def shown(*tables: Table) -> None:
+    """Tables on standard output: as wide as the terminal, and as wide as they are where nobody has one."""
+    console = Console()
+    for table in tables:
+        if not console.is_terminal:
+            anything = console.options.update(width=_WIDEST)
+            console.width = max(console.width, console.measure(table, options=anything).maximum)
+        for column in table.columns:
+            column.overflow = "fold"  # a path that is cut is none
+        console.print(table)
+
+
+def facts(config: RunConfig, outcome: Outcome) -> dict[str, Any]:
+    """What the closing table says, as fields of a JSON line."""
+    manifest: dict[str, Any] = outcome.manifest or {}
+    found: dict[str, Any] = {
+        **(manifest.get("counts") or outcome.totals),
+        "scored_by_run": 0 if outcome.already_complete else progress.current().published,
+        "scores": config.scores_path,
+        "skipped_files": [dict(file) for file in outcome.skipped],
+        "secs": round(outcome.secs, 3),
+    }
+    found.pop("examples", None)
+    if outcome.members:
+        found["models"] = [{k: v for k, v in member.items() if k != "examples"} for member in outcome.members]
+    if manifest:
+        controls = {name: manifest["controls"][name] for name in ("random", "longest")}
+        found |= {"rejected": manifest["rejected"], "mean_reward": manifest["mean_reward"], "controls": controls}
+    return found
 
 
 def summary(config: RunConfig, outcome: Outcome) -> Table:
@@ -126,6 +192,8 @@ def summary(config: RunConfig, outcome: Outcome) -> Table:
         if shown:
             table.add_row("for comparison", ", ".join(shown))
         table.add_row("output", config.path)
+        if manifest["report"]:
+            table.add_row("report", f"{config.path}/report.html")
     elif not outcome.members:
         table.add_row("scores", f"{config.scores_path}/{outcome.plan.fingerprint}")
     table.add_row("time", _duration(outcome.secs))
@@ -137,7 +205,7 @@ def explanation_shown(found: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(found) + "\n")
     else:
-        Console().print(explanation_table(found))
+        shown(explanation_table(found))
 
 
 def explanation_table(found: Mapping[str, Any]) -> Table:

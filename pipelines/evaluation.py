@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections import Counter
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipelines.config import EvaluateConfig
-from pipelines.display import quieten
+from pipelines.display import bar_wanted, said
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
 from pipelines.report import evaluation as page
 from pipelines.report import tables
@@ -25,6 +26,8 @@ from pipelines.storage import files, publish
 if TYPE_CHECKING:
     from rm.preferences import Group
     from rm.scorer import GroupScores, Work
+
+log = logging.getLogger(__name__)
 
 _LINE_EVERY_SECS = 15.0
 
@@ -51,7 +54,6 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
 
     Raises `ConfigError`, `InputError`, `ModelLoadError` or `StorageError`.
     """
-    quieten()
     from rm.evaluate import Bootstrap, evaluate
     from rm.identity import ModelError, resolve_model
 
@@ -71,7 +73,7 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
     stored = None
     if keep_in is not None and evaluation.calibration is not None:
         stored = _store(keep_in, evaluation.calibration, config)
-    document = {
+    document: dict[str, Any] = {
         "model": {**config.model.model_dump(), "dtype": scored.dtype, "max_length": scored.max_length},
         "data": {"path": config.data.path, "part": _part(config), "rejected": dict(sorted(rejected.items()))},
         "truncated": scored.truncated,
@@ -80,9 +82,9 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
         "evaluation": evaluation.to_json(),
     }
     _write(config.output.path, document)
-    console = Console()
-    for table in tables.evaluation_tables(document, written_to=config.output.path):
-        console.print(table)
+    facts = {"accuracy": document["evaluation"]["accuracy"]["overall"], "temperature_stored": stored}
+    place = config.output.path
+    said("evaluated", facts, path=place, table=lambda: tables.evaluation_tables(document, written_to=place))
     return document
 
 
@@ -128,19 +130,20 @@ def _score(config: EvaluateConfig, directory: Path, groups: Sequence[Group]) -> 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[Work], None]]:
     """What the scorer tells of each batch, as a bar on a terminal and as a line now and then elsewhere."""
-    console = Console(stderr=True)
+    console, watched = Console(stderr=True), bar_wanted()
     done, shown = 0, time.monotonic()
     columns = (TextColumn("scoring"), BarColumn(), TextColumn("{task.completed:,} responses"), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not watched) as bar:
         task = bar.add_task("", total=total)
 
         def told(work: Work) -> None:
             nonlocal done, shown
             done += work.rows
             bar.update(task, completed=done)
-            if not console.is_terminal and time.monotonic() - shown >= _LINE_EVERY_SECS:
+            if not watched and time.monotonic() - shown >= _LINE_EVERY_SECS:
                 shown = time.monotonic()
-                console.print(f"scoring: {done:,} of {total:,} responses", highlight=False, soft_wrap=True)
+                fields = {"stage": "scoring", "responses": done, "share": round(done / max(1, total), 4)}
+                log.info("scoring: %s of %s responses", f"{done:,}", f"{total:,}", extra={"fields": fields})
 
         yield told
 

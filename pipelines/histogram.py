@@ -107,7 +107,7 @@ def merge_histograms(parts: Iterable[Histogram]) -> Histogram:
         return Histogram()
     low = min(math.ldexp(part.first, part.scale) for part in some)
     high = max(math.ldexp(part.first + part.bins - 1, part.scale) for part in some)
-    scale = max(scale_of(low, high), *(part.scale for part in some))
+    scale = max(part.scale for part in some)
     while math.floor(math.ldexp(high, -scale)) - math.floor(math.ldexp(low, -scale)) >= BINS:
         scale += 1
     alike = [part.coarser(scale) for part in some]

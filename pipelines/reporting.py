@@ -39,12 +39,20 @@ def rebuild(output: str) -> str:
 def compare(one: str, other: str, *, write: str) -> str:
     """`bestkept report A B`: write a page that compares two outputs to the file `write`; its path."""
     manifests = [_manifest(output) for output in (one, other)]
-    first, second = (path.rstrip("/").rsplit("/", 1)[-1] for path in (one, other))
-    names = (first, second) if first != second else (one, other)
-    page = comparison.render(names, manifests, [read_numbers(output) for output in (one, other)])
+    page = comparison.render(apart(one, other), manifests, [read_numbers(output) for output in (one, other)])
     path = absolute(write)
     publish.replace(path, page.encode())
     return path
+
+
+def apart(one: str, other: str) -> tuple[str, str]:
+    """Two paths without the parts that they have in common at either end."""
+    parts = [path.rstrip("/").split("/") for path in (one, other)]
+    for end in (0, -1):
+        while min(map(len, parts)) > 1 and parts[0][end] == parts[1][end]:
+            for own in parts:
+                own.pop(end)
+    return "/".join(parts[0]), "/".join(parts[1])
 
 
 def read_numbers(output: str) -> dict[str, Any]:

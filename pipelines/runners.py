@@ -10,6 +10,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentP
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import create_runner
 
+from pipelines import manners
 from pipelines.config import RunnerConfig
 from pipelines.errors import ConfigError
 
@@ -38,9 +39,9 @@ def pipeline_options(config: RunnerConfig, flags: Sequence[str]) -> PipelineOpti
         if name[2:] in _REFUSED_FLAGS:
             raise ConfigError(f"flag {name} cannot be used here: {_REFUSED_FLAGS[name[2:]]}")
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
+            close = difflib.get_close_matches(name, [*manners.offered(), *known], n=1)
             hint = f"did you mean {close[0]}?" if close else "our own settings have the form key.sub=value"
-            raise ConfigError(f"unknown flag {name}: Beam has no such option; {hint}")
+            raise ConfigError(f"unknown option {name}, neither ours nor Beam's; {hint}")
     _, stray = parser.parse_known_args(given)
     if stray:
         raise ConfigError(f"argument {stray[0]!r} is neither key.sub=value nor a --flag of Beam with its value")

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from pipelines import manners
+
 _ENDS = {
     signal.SIGTERM: "terminated; what is finished stays, and the same command again goes on from there",
     signal.SIGINT: "interrupted; what is finished stays, and the same command again goes on from there",
@@ -25,7 +27,8 @@ def _end_now(number: int, _frame: object = None) -> None:
         return  # another thread is at it
     show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a progress bar hides it
     with suppress(OSError):  # past the buffer of `sys.stderr`, which the interrupted thread may be writing to
-        os.write(2, f"{show_cursor}bestkept: {_ENDS[signal.Signals(number)]}\n".encode())
+        line = manners.error_line(_ENDS[signal.Signals(number)], 128 + number)
+        os.write(2, f"{show_cursor}{line}".encode())
     os._exit(128 + number)
 
 

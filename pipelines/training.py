@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from pipelines.config import TrainConfig
-from pipelines.display import quieten
+from pipelines.display import said
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
 from pipelines.report.tables import percent_interval
 
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
 def run_training(config: TrainConfig) -> TrainResult:
     """Train, print the result. Raises `InputError`, `ModelLoadError` or `StorageError`."""
-    quieten()
     from rm import train as training
 
     _check_writable(config.output.path)
@@ -28,7 +26,7 @@ def run_training(config: TrainConfig) -> TrainResult:
         raise InputError(str(error)) from error
     except (training.ModelError, training.TrainingError) as error:
         raise ModelLoadError(str(error)) from error
-    Console().print(_table(result))
+    said("trained", _facts(result), path=result.output_path, table=lambda: [_table(result)])
     return result
 
 
@@ -61,6 +59,22 @@ def _check_writable(path: str) -> None:
             pass
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror}; choose another output.path") from error
+
+
+def _facts(result: TrainResult) -> dict[str, Any]:
+    """What the closing table says, as fields of a JSON line."""
+    measured = None if result.heldout is None else result.heldout.to_json()
+    return {
+        "prompts": result.groups,
+        "judgements": dict(result.judgements),
+        "origins": dict(result.origins),
+        "rejected": dict(result.rejected),
+        "learning_rate": result.learning_rate,
+        "loss": result.train_loss,
+        "judgements_per_sec": result.judgements_per_sec,
+        "tokens_per_sec": result.tokens_per_sec,
+        "heldout_accuracy": None if measured is None else measured["accuracy"]["overall"],
+    }
 
 
 def _table(result: TrainResult) -> Table:

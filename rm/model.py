@@ -28,6 +28,9 @@ from rm.interchange import (
     warn_of_pad_as_eos,
 )
 
+transformers.utils.logging.disable_default_handler()  # its records go where the program's go, not to standard error
+transformers.utils.logging.enable_propagation()
+
 _HEAD_ALIASES = ("score", "classifier", "reward_head", "regression_head", "value_head", "v_head", "v_head.summary")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

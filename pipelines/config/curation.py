@@ -41,10 +41,12 @@ class Columns(Strict):
 
 
 class InputConfig(Strict):
-    path: PathText | Annotated[list[PathText], Field(min_length=1)]
+    path: PathText | Annotated[list[PathText], Field(min_length=1)] = Field(examples=["corpus/*.parquet"])
     """Files, globs, or directories; local or any fsspec URL (s3://, gs://, ...)."""
     format: Literal["auto", "messages", "sharegpt", "prompt_response", "responses_list", "alpaca"] = "auto"
+    """How the rows are shaped; `auto` tells it from their columns."""
     columns: Columns = Columns()
+    """Which columns hold what; only where detection needs help."""
     carry: list[str] = []
     """Further columns kept in the score files, as text."""
     group_by: Literal["prompt"] | list[str] = "prompt"
@@ -58,7 +60,7 @@ class InputConfig(Strict):
 
 
 class ModelConfig(Strict):
-    path: PathText
+    path: PathText = Field(examples=["reward-model"])
     """A model directory or a hub id."""
     revision: str | None = None
     """Commit or tag of a hub id."""
@@ -67,6 +69,8 @@ class ModelConfig(Strict):
     max_length: int = Field(default=4096, ge=8)
     """In tokens; the least of this, the model's positions and the tokenizer's limit holds."""
     too_long: Literal["truncate", "reject"] = "truncate"
+    """A response that does not fit into `max_length` by itself: cut at its end, or rejected. Both are counted. Prompts lose their
+    oldest turns, then their left."""
     tokens_per_batch: int | None = Field(default=None, ge=1)
     """Tokens per forward, shared prompts counted once and padding too; bounds memory, does not change rewards beyond rounding.
     Default: 32768 on a GPU; 4096 on a CPU, where a batch is full earlier unless that would repeat long prompts."""
@@ -113,7 +117,7 @@ class EnsembleConfig(Strict):
 
 
 class OutputConfig(Strict):
-    path: PathText
+    path: PathText = Field(examples=["curated"])
     """Where the curated data set goes; one selection per path. `{date}` expands to today, UTC."""
     shape: Literal["messages", "prompt_completion", "preference", "original"] = "messages"
     """`preference` is for the rule `pairs`."""
@@ -174,6 +178,7 @@ class Limits(Strict):
 
 class RunnerConfig(Strict):
     name: Literal["local", "DataflowRunner", "PortableRunner", "FlinkRunner", "SparkRunner"] = "local"
+    """`local`: in this process and in memory, with one worker; the others are Beam's."""
     options: dict[str, Any] = {}
     """Beam pipeline options by name."""
 
@@ -182,6 +187,7 @@ class RunConfig(Strict):
     """`bestkept run`, `score` and `select`."""
 
     input: InputConfig
+    """The corpus."""
     model: Annotated[ModelConfig | list[ModelConfig], WrapValidator(_one_or_several)] | None = None
     """One model, or a list: an ensemble, whose rewards are combined. Each model scores by itself, and its score files serve it
     alone, too; the order of the list means nothing."""
@@ -190,10 +196,15 @@ class RunConfig(Strict):
     select: list[Step] = [Step(best_of_n=BestOfN())]
     """Steps apply in order, each to what the one before kept; an empty list keeps every scored row."""
     output: OutputConfig
+    """The curated data set."""
     scores: ScoresConfig = ScoresConfig()
+    """Where rewards are kept, or come from."""
     report: ReportConfig = ReportConfig()
+    """What `report.html` and `samples.parquet` show."""
     limits: Limits = Limits()
+    """What a run puts up with."""
     runner: RunnerConfig = RunnerConfig()
+    """Where Beam runs."""
 
     @model_validator(mode="after")
     def _one_source_of_rewards(self) -> RunConfig:

@@ -23,6 +23,7 @@ class BootstrapConfig(Strict):
     resamples: int = Field(default=2000, ge=100, le=1_000_000)
     """How often prompts are drawn again for an interval."""
     seed: int = Field(default=0, ge=0)
+    """Of the draws."""
 
 
 class EvaluationOutput(Strict):
@@ -34,9 +35,13 @@ class EvaluateConfig(Strict):
     """`bestkept evaluate`."""
 
     model: EvaluatedModel
+    """The reward model; its path is the command's first argument."""
     data: EvaluationData
+    """Preferences; their path is the command's second argument."""
     bootstrap: BootstrapConfig = BootstrapConfig()
+    """The intervals."""
     output: EvaluationOutput = EvaluationOutput()
+    """Where the results go."""
     store_temperature: bool | None = None
     """Keep the fitted temperature in the model's directory, as calibration.json. Default: where that is a local directory
     one may write to."""

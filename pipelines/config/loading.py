@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +26,9 @@ def load(kind: type[Config], path: str, overrides: Sequence[str] = ()) -> Config
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:
         cause = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        text = f"cannot read the configuration {path!r}: {cause}; give the path of a YAML file"
+        close = _close_files(path) if isinstance(error, FileNotFoundError) else []
+        remedy = f"did you mean {close[0]!r}?" if close else "give the path of a YAML file"
+        text = f"cannot read the configuration {path!r}: {cause}; {remedy}"
         raise ConfigError(hide_userinfo(text)) from error
     try:
         values = yaml.safe_load(text)
@@ -52,6 +55,19 @@ def validated(kind: type[Config], values: dict[str, Any], overrides: Sequence[st
     except ValidationError as error:
         problems = [_describe(kind, problem) for problem in _by_place(error.errors())]
         raise ConfigError(hide_userinfo(f"{where}: {'; '.join(problems)}")) from error
+
+
+def _close_files(path: str) -> list[str]:
+    """Configurations named like `path`: beside it, in the working directory, and in its `configs`."""
+    given = Path(path)
+    found: dict[str, str] = {}
+    for directory in dict.fromkeys((given.parent, Path(), Path("configs"))):
+        for suffix in ("*.yaml", "*.yml"):
+            found.update({file.name: str(file) for file in sorted(directory.glob(suffix)) if file.name not in found})
+    close = difflib.get_close_matches(given.name, list(found), n=1) or [
+        name for name in found if given.name == Path(name).stem
+    ]
+    return [found[name] for name in close]
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -98,6 +114,11 @@ def _describe(kind: type[BaseModel], problem: Any) -> str:
         close = difflib.get_close_matches(str(location[-1]), known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
         return f"unknown key {path!r}; {hint}"
+    if problem["type"] == "literal_error":
+        known = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+        close = difflib.get_close_matches(str(problem["input"]), known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        return f"{path} is {problem['input']!r}: expected one of {', '.join(known)}{hint}"
     if problem["type"] == "missing":
         return f"{path} is missing; it is required"
     message = problem["msg"].removeprefix("Value error, ")

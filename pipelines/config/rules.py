@@ -63,6 +63,7 @@ class Top(Strict):
     fraction: float | None = Field(default=None, ge=0.0, le=1.0)
     """Share of the responses that is kept, rounded down."""
     rows: int | None = Field(default=None, ge=0)
+    """How many responses are kept."""
     tokens: int | None = Field(default=None, ge=0)
     """Budget for prompts and responses, counted by the reward model's tokenizer: best first, up to the first response that would
     exceed it."""
@@ -105,6 +106,7 @@ class Pairs(Strict):
     min_gap: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
     """Least reward gap between the two."""
     max_gap: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+    """Largest reward gap between the two; no bound by default."""
     seed: int = Field(default=0, ge=0)
     """Of `random`."""
 
@@ -124,7 +126,9 @@ class DropPrompts(Strict):
     min_spread: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
     """Least gap between its best and its worst response: below, the responses are alike."""
     max_spread: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
+    """Largest gap between its best and its worst response."""
     min_candidates: int = Field(default=1, ge=1)
+    """Least scored responses of the prompt."""
 
     @model_validator(mode="after")
     def _any(self) -> DropPrompts:
@@ -146,6 +150,7 @@ class Random(Strict):
     keep: int = Field(default=1, ge=1)
     """Responses kept per prompt."""
     seed: int = Field(default=0, ge=0)
+    """Another seed, another choice."""
 
 
 class Longest(Strict):
@@ -159,13 +164,22 @@ class Step(Strict):
     """One step of `select`: exactly one rule."""
 
     best_of_n: BestOfN | None = None
+    """The best responses of each prompt."""
     threshold: Threshold | None = None
+    """Responses above a bar: a reward, the prompt's reference response, or the prompt's mean. Exactly one of `min_reward`,
+    `reference` and `min_z`."""
     top: Top | None = None
+    """The best of the whole corpus, or of each stratum. Exactly one of `fraction`, `rows` and `tokens`."""
     pairs: Annotated[Pairs | None, BeforeValidator(_bare)] = None
+    """One chosen and one rejected response a prompt, for preference training. Comes last."""
     drop_prompts: DropPrompts | None = None
+    """Prompts are dropped whole, where any of these says so."""
     length_correction: Annotated[LengthCorrection | None, BeforeValidator(_bare)] = None
+    """Takes the fit of reward on length off the rewards. Comes first."""
     random: Annotated[Random | None, BeforeValidator(_bare)] = None
+    """A control: responses by a hash, whatever their reward."""
     longest: Annotated[Longest | None, BeforeValidator(_bare)] = None
+    """A control: the longest responses, whatever their reward."""
 
     @model_validator(mode="after")
     def _one_rule(self) -> Step:

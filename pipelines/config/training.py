@@ -17,7 +17,9 @@ class PreferenceColumns(Strict):
     response: str | None = None
     """One response a row."""
     chosen: str | None = None
+    """The preferred response of a pair: text, messages, or a whole conversation."""
     rejected: str | None = None
+    """The other one of the pair."""
     responses: str | None = None
     """A list of responses a row."""
     label: str | None = None
@@ -27,7 +29,9 @@ class PreferenceColumns(Strict):
     scores: str | None = None
     """A list of grades, one for each of the responses."""
     score_chosen: str | None = None
+    """The grade of the chosen response of a pair."""
     score_rejected: str | None = None
+    """The grade of the rejected one."""
     ranking: str | None = None
     """A list of ranks, one for each of the responses: 1 is best, equal ranks are ties."""
     best: str | None = None
@@ -43,7 +47,7 @@ class PreferenceColumns(Strict):
 
 
 class PreferencesConfig(Strict):
-    path: PathText
+    path: PathText = Field(examples=["preferences.jsonl"])
     """Preference files: .parquet or .jsonl, plain or compressed; a path, a glob or a URL."""
     format: Literal[
         "auto",
@@ -70,6 +74,7 @@ class PreferencesConfig(Strict):
     ] = "auto"
     """How the rows are shaped; auto tells it from their columns."""
     columns: PreferenceColumns = PreferenceColumns()
+    """Which columns hold what; only where detection needs help."""
     origin: Literal["human", "implicit", "model"] | None = None
     """Who judged; default: what the format implies (SHP implicit, UltraFeedback and Nectar model, else human)."""
     vote_smoothing: float = Field(default=0.5, ge=0.0)
@@ -88,9 +93,10 @@ class PreferencesConfig(Strict):
 
 
 class BackboneConfig(Strict):
-    path: PathText
+    path: PathText = Field(examples=["Qwen/Qwen3-0.6B"])
     """A pretrained encoder or causal model: a directory or a hub id."""
     revision: str | None = None
+    """Commit or tag of a hub id."""
     max_length: int = Field(default=2048, ge=8)
     """In tokens; longer conversations lose their oldest turns."""
 
@@ -104,6 +110,7 @@ class HeldOutConfig(Strict):
 
 class LoraConfig(Strict):
     rank: int = Field(default=16, ge=1)
+    """Inner size of the adapters: larger can learn more, and takes more memory."""
     alpha: int = Field(default=32, ge=1)
     """Adapters are scaled by alpha / rank."""
     targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
@@ -119,6 +126,7 @@ class TrainOptions(Strict):
     centring: float = Field(default=0.0, ge=0.0)
     """Coefficient of (r_i + r_j)^2: pulls the free offset per prompt to zero; 0.01 is usual."""
     epochs: float = Field(default=1.0, gt=0)
+    """Passes over the preferences."""
     learning_rate: float | None = Field(default=None, gt=0)
     """Default: 9e-6 from a billion parameters up, 1e-4 below 100 million and with LoRA, else 3e-5."""
     groups_per_batch: int = Field(default=8, ge=1)
@@ -141,9 +149,13 @@ class TrainOptions(Strict):
     checkpoint_every: int | None = Field(default=None, ge=1)
     """Steps between checkpoints, from which the same command goes on after an interruption."""
     warmup_fraction: float = Field(default=0.03, ge=0.0, le=1.0)
+    """Share of the steps in which the learning rate rises from zero; then it falls along a cosine."""
     weight_decay: float = Field(default=0.0, ge=0.0)
+    """Of AdamW."""
     max_grad_norm: float = Field(default=1.0, gt=0)
+    """Larger gradients are scaled down to this norm."""
     seed: int = Field(default=0, ge=0, lt=2**32)
+    """Of the head's initial weights and of the order of the prompts; models of an ensemble differ in it."""
     report_to: list[str] = []
     """Trackers of the transformers Trainer, such as tensorboard or wandb."""
 
@@ -157,7 +169,7 @@ class TrainOptions(Strict):
 
 
 class TrainOutput(Strict):
-    path: PathText
+    path: PathText = Field(examples=["reward-model"])
     """Directory of the checkpoint."""
 
 
@@ -168,9 +180,17 @@ def _as_list(value: Any) -> Any:
 class TrainConfig(Strict):
     """`bestkept train`."""
 
-    data: Annotated[list[PreferencesConfig], BeforeValidator(_as_list), Field(min_length=1)]
+    data: Annotated[
+        list[PreferencesConfig],
+        BeforeValidator(_as_list, json_schema_input_type=PreferencesConfig | list[PreferencesConfig]),
+        Field(min_length=1),
+    ]
     """Preferences; a list of them, of whatever kinds, is trained on together."""
     heldout: HeldOutConfig = HeldOutConfig()
+    """What accuracy is measured on."""
     model: BackboneConfig
+    """What the reward model is made from."""
     train: TrainOptions = TrainOptions()
+    """How it is trained."""
     output: TrainOutput
+    """Where it goes."""

@@ -123,11 +123,12 @@ def _charts(
 
 
 def _agreement(names: tuple[str, str], found: Json, *, same_scores: bool) -> dict[str, Any]:
-    shares = [(f"kept by {names[0]}: by both", found["both"], found["one"])]
-    shares.append((f"kept by {names[1]}: by both", found["both"], found["other"]))
+    shares = [
+        (f"{name}: kept by both", found["both"], found[own]) for name, own in zip(names, ("one", "other"), strict=True)
+    ]
     if not same_scores:
-        shares += [("same best of a prompt", found["best"], found["choices"])]
-        shares += [("pairs in the same order", found["order"], found["pairs"])]
+        shares += [("same best response", found["best"], found["choices"])]
+        shares += [("same order of pairs", found["order"], found["pairs"])]
     rows = [(label, [Bar(part / whole, f"{part / whole:.0%} of {whole:,}")]) for label, part, whole in shares if whole]
     return {
         "title": "Agreement",

@@ -106,7 +106,9 @@ def _shown(observed: Observed) -> dict[str, Any] | None:
     high = int(np.searchsorted(reached, (1 - _OUTSIDE) * reached[-1], side="left"))
     by = 0
     least = _LEAST_WIDTH * max(1.0, float(np.abs(whole.edges[[low, high]]).max()))
-    while 2.0 ** (whole.scale + by) < least or ((whole.first + high) >> by) - ((whole.first + low) >> by) >= _SHOWN_BINS:
+    while (
+        2.0 ** (whole.scale + by) < least or ((whole.first + high) >> by) - ((whole.first + low) >> by) >= _SHOWN_BINS
+    ):
         by += 1
     coarse = whole.coarser(whole.scale + by)
     start = ((whole.first + low) >> by) - coarse.first

@@ -15,7 +15,8 @@ from pipelines.length import Sample, fit
 from pipelines.observed import key_text
 from pipelines.samples import prompts_of
 
-_LENGTH_BINS = 12
+_LENGTH_BINS = 12  # at the most
+_RESPONSES_PER_BIN = 50  # about, at the least
 _SPAN = 0.5  # of the length fit, as `length_correction` has it by default
 _BINS = 24
 _RESAMPLES = 500
@@ -118,9 +119,10 @@ def by_length(sample: pa.Table) -> dict[str, Any] | None:
         return None
     length, reward = sample["length"].to_numpy(), sample["reward"].to_numpy()
     kept, tokens = sample["kept"].to_numpy().astype(bool), sample["size"].to_numpy()
+    wanted = min(_LENGTH_BINS, max(2, len(length) // _RESPONSES_PER_BIN))
     curve = fit(Sample(np.zeros(len(length), np.uint64), length, tokens, reward), span=_SPAN)
     corrected = reward.astype(np.float64) - curve(length) + float(reward.astype(np.float64).mean())
-    edges = np.unique(np.quantile(length, np.linspace(0, 1, _LENGTH_BINS + 1)))
+    edges = np.unique(np.quantile(length, np.linspace(0, 1, wanted + 1)))
     at = np.clip(np.searchsorted(edges, length, side="right") - 1, 0, max(0, len(edges) - 2))
     bins = []
     for number in np.unique(at).tolist():

@@ -131,7 +131,11 @@ def _identity(manifest: Json) -> Iterator[tuple[str, str | Markup]]:
     yield "fingerprint", manifest["fingerprint"]
     for key in ("weights", "tokenizer", "dtype", "max_length", "too_long", "scoring_version"):
         if key in model:
-            yield key.replace("_", " "), shown(str(model[key]))
+            value = model[key]
+            hashes = (
+                ", ".join(f"{name} {digest}" for name, digest in value.items()) if isinstance(value, Mapping) else ""
+            )
+            yield key.replace("_", " "), shown(hashes or str(value), 2_000)
     settings = yaml.safe_dump({"select": manifest["selection"]["select"]}, sort_keys=False, allow_unicode=True)
     yield "selection", Markup("<pre>{}</pre>").format(settings)
     yield "shape", manifest["selection"]["shape"]
@@ -140,7 +144,8 @@ def _identity(manifest: Json) -> Iterator[tuple[str, str | Markup]]:
     inputs = manifest["inputs"]
     names = ", ".join(shown(file["key"], 80) for file in inputs[:_FILES_NAMED])
     more = f" and {len(inputs) - _FILES_NAMED:,} more" if len(inputs) > _FILES_NAMED else ""
-    yield "inputs", f"{len(inputs):,} files, {sum(file['size'] for file in inputs):,} bytes: {names}{more}"
+    size = f"{sum(file['size'] for file in inputs):,} bytes"
+    yield "inputs", f"{len(inputs):,} {'file' if len(inputs) == 1 else 'files'}, {size}: {names}{more}"
     if manifest["skipped_files"]:
         yield "skipped files", f"{len(manifest['skipped_files']):,} that could not be read, named in manifest.json"
     yield "shards", f"{len(manifest['shards']):,}, {sum(shard['bytes'] for shard in manifest['shards']):,} bytes"

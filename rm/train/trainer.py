@@ -30,7 +30,15 @@ class LogLines(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         step = f"step {state.global_step}/{state.max_steps}"
         if logs and "loss" in logs:
-            log.info("%s  loss %.4f  lr %.2e", step, float(logs["loss"]), float(logs["learning_rate"]))
+            fields = {"step": state.global_step, "loss": float(logs["loss"])}
+            rate = float(logs["learning_rate"])
+            log.info(
+                "%s  loss %.4f  lr %.2e",
+                step,
+                fields["loss"],
+                rate,
+                extra={"fields": {**fields, "learning_rate": rate}},
+            )
         if logs and "eval_accuracy" in logs:
             log.info("%s  held-out accuracy %.3f  loss %.4f", step, logs["eval_accuracy"], logs["eval_loss"])
 

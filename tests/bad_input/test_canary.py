@@ -6,6 +6,7 @@ import gzip
 import json
 import logging
 import sys
+import tempfile
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,7 +14,7 @@ import pytest
 import yaml
 from corpora import corpus_rows
 
-from pipelines import cli
+from pipelines import cli, logs
 
 CANARY = "CANARY-5f1d"
 MAY_HOLD = {"data", "samples.parquet", "report.html"}
@@ -42,7 +43,10 @@ def bestkept(capfd, caplog, monkeypatch):
         with caplog.at_level(logging.DEBUG), pytest.raises(SystemExit) as stop:
             cli.main()
         out, err = capfd.readouterr()
-        logged = "\n".join(f"{record.getMessage()} {record.exc_text or ''}" for record in caplog.records)
+        ours = [
+            record for record in caplog.records if logs.is_ours(record)
+        ]  # the libraries' go to a file, looked at below
+        logged = "\n".join(f"{record.getMessage()} {record.exc_text or ''}" for record in ours)
         return stop.value.code or 0, out + err + logged
 
     return run
@@ -158,8 +162,14 @@ FAILURES = {
 def test_an_error_does_not_quote_it(bestkept, config, tmp_path, monkeypatch, name):
     """Not even where an exception has it in its message: the last line names type and place."""
     words = failing(name, config, monkeypatch)
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     code, said = bestkept("run", config, *words)
     assert code == FAILURES[name], said
+    noted = list((tmp_path / "tmp").glob("bestkept-*.log"))
+    assert len(noted) == (code == 5), "what went wrong is noted where somebody must look into it"
+    assert all(str(path) in said for path in noted)
+    assert not any(CANARY in path.read_text() for path in noted)
     last = [line for line in said.splitlines() if line.startswith("bestkept: ")]
     assert len(last) == 1
     assert CANARY not in said

@@ -341,7 +341,7 @@ def test_kill_9_while_scoring_then_the_same_command(tmp_path, stub_model):
 
 def test_sigterm_ends_with_143():
     script = "import os, time; from pipelines import cli\n"
-    script += "cli.app = lambda: (os.kill(os.getpid(), 15), time.sleep(30))\ncli.main()"
+    script += "cli.app = lambda **_: (os.kill(os.getpid(), 15), time.sleep(30))\ncli.main()"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert ended.returncode == 143
     assert "same command again" in ended.stderr

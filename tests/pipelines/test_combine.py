@@ -119,7 +119,9 @@ def test_equals_plain_numpy_whatever_the_fragments_and_their_order(given_scores,
     settings = ensemble(kind, penalty)
     tables = fragments(rewards, cuts)
     combined = pa.concat_tables(combine_tables(part, standards.models, ensemble=settings) for part in tables)
-    assert combined.schema == COLUMNS
+    assert combined.schema == COLUMNS.append(pa.field("spread", pa.float32()))
+    assert combined["spread"].is_valid().to_pylist() == shared.tolist()
+    np.testing.assert_allclose(combined["spread"].drop_null().to_numpy(), z.std(0)[shared], rtol=1e-5, atol=1e-6)
     assert combined["reward"].is_valid().to_pylist() == shared.tolist()
     assert combined["reason"].is_null().to_pylist() == shared.tolist()
     np.testing.assert_allclose(combined["reward"].drop_null().to_numpy(), expected[shared], rtol=1e-6, atol=1e-6)

@@ -91,7 +91,7 @@ def test_one_model_or_several(tmp_path):
         ),
         ("model=[{path: a}, {path: 's3://user:hunter2@b'}]", r"model\.1\.path is 's3://\*\*\*@b': .*credentials"),
         ("model=a", r"model is 'a': .*dictionary"),
-        ("ensemble.combine=median", r"ensemble\.combine is 'median': .*'mean', 'min' or 'lower_bound'"),
+        ("ensemble.combine=median", r"ensemble\.combine is 'median': .*expected one of mean, min, lower_bound"),
         (
             "ensemble.penalty=2",
             r"ensemble: penalty is given, and only combine: lower_bound uses it; remove it, or give",

@@ -115,6 +115,21 @@ def test_agreement_counts_what_both_have():
     assert agreement(one, one)["order"] == agreement(one, one)["pairs"] == 6
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "names"),
+    [
+        ("out/a/curated", "out/b/curated/", ("a", "b")),
+        ("out", "out/more", ("out", "out/more")),
+        ("x", "y", ("x", "y")),
+        ("gs://b/a/1", "gs://b/a/2", ("1", "2")),
+        ("same", "same", ("same", "same")),
+        ("/t/a/x/c", "/t/b/c", ("a/x", "b")),
+    ],
+)
+def test_outputs_are_called_by_what_tells_them_apart(one, other, names):
+    assert reporting.apart(one, other) == names
+
+
 def test_ties_are_in_no_order():
     one = {"prompts": {"p": [["a", 1.0, True], ["b", 1.0, False]]}}
     other = {"prompts": {"p": [["a", 1.0, True], ["b", 0.0, False]]}}
