@@ -43,7 +43,7 @@ _PAGE = """\
 <section class="wide">
 <h2>In numbers</h2>
 <div class="scroll"><table>
-<thead><tr><th></th><th>{{ names[0] }}</th><th>{{ names[1] }}</th></tr></thead>
+<thead><tr><td></td><th>{{ names[0] }}</th><th>{{ names[1] }}</th></tr></thead>
 <tbody>
 {% for name, one, other in rows %}
 <tr><th>{{ name }}</th><td>{{ one }}</td><td>{{ other }}</td></tr>

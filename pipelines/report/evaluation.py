@@ -12,6 +12,7 @@ from markupsafe import Markup
 from pipelines.report import tables
 from pipelines.report.charts import Mark, Series, calibration_chart, interval_chart, line_chart
 from pipelines.report.style import STYLE
+from pipelines.report.words import shown
 
 Json = Mapping[str, Any]
 
@@ -22,14 +23,14 @@ _PAGE = """\
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>Evaluation of {{ model.path }}</title>
+<title>Evaluation of {{ model.path | shown }}</title>
 <style>{{ style }}</style>
 </head>
 <body>
 <header>
-<h1>Evaluation of <code>{{ model.path }}</code></h1>
+<h1>Evaluation of <code>{{ model.path | shown }}</code></h1>
 <p>{{ verdict }}</p>
-<p class="quiet">on <code>{{ data.path }}</code>, {{ data.part }}. Intervals are 95 %, from {{ resamples }} resamples of
+<p class="quiet">on <code>{{ data.path | shown }}</code>, {{ data.part }}. Intervals are 95 %, from {{ resamples }} resamples of
 prompts: all comparisons of a prompt stay together.</p>
 </header>
 <main>
@@ -44,10 +45,14 @@ prompts: all comparisons of a prompt stay together.</p>
 {% for table in data_tables %}
 <section class="wide">
 <h2>{{ table.title }}</h2>
-<div class="scroll"><table{% if not table.columns %} class="words"{% endif %}>
-<thead><tr>{% for name in table.columns %}<th>{{ name }}</th>{% endfor %}</tr></thead>
+<div class="scroll" role="region" tabindex="0" aria-label="{{ table.title }}">
+<table{% if not table.columns %} class="words"{% endif %}>
+{% if table.columns %}
+<thead><tr>{% for name in table.columns %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
+{% endif %}
 <tbody>{% for row in table.rows %}
-<tr>{% for cell in row %}{% if loop.first %}<th>{{ cell }}</th>{% else %}<td>{{ cell }}</td>{% endif %}{% endfor %}</tr>
+<tr><th scope="row"{% if row[0] | length > 9 %} class="name"{% endif %}>{{ row[0] | shown(80) }}</th>
+{%- for cell in row[1:] %}<td>{{ cell }}</td>{% endfor %}</tr>
 {%- endfor %}</tbody>
 </table></div>
 </section>
@@ -64,6 +69,7 @@ _MOST_ROWS = 24
 def render(document: Json) -> str:
     """The page for an evaluation (what evaluation.json holds). It has no script and refers to nothing outside itself."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters["shown"] = shown
     evaluation = document["evaluation"]
     return environment.from_string(_PAGE).render(
         style=Markup(STYLE),
@@ -232,7 +238,7 @@ def _data_tables(document: Json) -> Iterator[dict[str, Any]]:
     if calibration := evaluation["calibration"]:
         fits = ((label, calibration[key]) for label, key in (("as it is", "before"), ("with temperature", "after")))
         cells = ((label, *(tables.number(fit[k], 4) for k in ("nll", "brier", "ece"))) for label, fit in fits if fit)
-        yield _table("Calibration", ("", "NLL (coin 0.6931)", "Brier (coin 0.25)", "ECE"), cells)
+        yield _table("Calibration", ("probabilities", "NLL (coin 0.6931)", "Brier (coin 0.25)", "ECE"), cells)
     if curve := evaluation["best_of_n"]:
         rivals = tables.best_of_n_rivals(curve)
         names = ("model", *rivals, "over_random", "over_longest")

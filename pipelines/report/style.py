@@ -13,6 +13,7 @@ body { margin: 0 auto; padding: 1.5rem 1rem 3rem; max-width: 72rem; background: 
 h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .5rem; }
 h2 { font-size: 1.05rem; margin: 0 0 .25rem; }
 p { margin: 0 0 .5rem; }
+code, th, td, .legend span { unicode-bidi: isolate; }
 code { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-size: .9em; overflow-wrap: anywhere; }
 .quiet, .serves { color: var(--quiet); font-size: .875rem; }
 main { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem;
@@ -40,7 +41,7 @@ svg text.over { stroke: var(--panel); stroke-width: 4; stroke-linejoin: round; p
 .bar.dropped, .bar.before { fill-opacity: .25; stroke: var(--c); } .bar.dropped.over { stroke-dasharray: 3 2; }
 .dot.length, .dot.before, .dot.dropped { fill: var(--panel); stroke: var(--c); stroke-width: 2; }
 .legend { display: flex; flex-wrap: wrap; gap: .25rem 1rem; font-size: .875rem; }
-.legend span { display: inline-flex; align-items: center; gap: .4rem; }
+.legend span { display: inline-flex; align-items: center; gap: .4rem; max-width: 100%; overflow-wrap: anywhere; }
 .key { flex: none; width: .75rem; height: .75rem; border: 2px solid var(--c); border-radius: 50%; background: var(--c); }
 .key.round.length, .key.round.before, .key.round.dropped { background: none; }
 .key.box { border-width: 1px; border-radius: 2px; }
@@ -55,6 +56,7 @@ svg text.over { stroke: var(--panel); stroke-width: 4; stroke-linejoin: round; p
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; min-width: 50%; }
 th, td { padding: .3rem .9rem .3rem 0; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }
 th:first-child { text-align: left; font-weight: 500; }
+th.name { min-width: 8rem; white-space: normal; overflow-wrap: anywhere; }
 .words th, .words td { text-align: left; white-space: normal; vertical-align: top; }
 .words th { width: 14rem; max-width: 40vw; padding-right: 1rem; }
 thead th { color: var(--quiet); font-weight: 500; }
@@ -76,5 +78,7 @@ pre { margin: 0; font-size: .85em; white-space: pre-wrap; overflow-wrap: anywher
 @media print { :root { --ink: #000; --quiet: #444; --paper: #fff; --panel: #fff; --rule: #bbb; --model: #1f5fd0;
   --length: #a8470f; --random: #666; --oracle: #1d6b41; }
   body { max-width: none; padding: 0; font-size: 10pt; } section { break-inside: avoid; } .scroll { overflow: visible; }
-  table { font-size: 7.5pt; } th, td { padding-right: .5rem; } * { print-color-adjust: exact; } }
+  main { grid-template-columns: 1fr 1fr; }
+  table { font-size: 7.5pt; } th, td { padding-right: .5rem; white-space: normal; } th.name { min-width: 0; }
+  * { print-color-adjust: exact; } }
 """

@@ -14,7 +14,7 @@ Json = Mapping[str, Any]
 
 def percent(value: float | None, *, sign: bool = False) -> str:
     """`61.2`, or `-` where there is nothing."""
-    return "-" if value is None else f"{100 * value:{'+' if sign else ''}.1f}"
+    return "-" if value is None else f"{100 * value:{'+' if sign else ''}z.1f}"
 
 
 def percent_interval(estimate: Json, *, sign: bool = False) -> str:
@@ -26,7 +26,7 @@ def percent_interval(estimate: Json, *, sign: bool = False) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+    return "-" if value is None else f"{value:z.{digits}f}"
 
 
 def number_interval(estimate: Json) -> str:

@@ -116,14 +116,14 @@ def test_a_histogram_of_zeros_is_drawn():
 def test_bars_in_rows_are_as_long_as_their_values():
     rows = [("a", [Bar(50, "50"), Bar(200, "200")]), ("b", [None, Bar(120, "120")])]
     chart = charts.bar_rows(rows, names=KEPT_DROPPED)
-    # words of 3 digits: 27.3 px and a gap of 8, so bars run from 184 to 428 - 35.3 = 392.7: 208.7 px for 200; rows of 40 px
+    # words of 3 digits: 27.3 px and a gap of 8, so bars run from 184 to 428 - 35.3 = 392.7: 208.7 px for 200; rows of 44 px
     assert bars(chart) == [
-        ("kept", 184, 16.0, 52.2, 12.0),
-        ("dropped", 184, 32.0, 208.7, 12.0),
-        ("dropped", 184, 72.0, 125.2, 12.0),
+        ("kept", 184, 17.0, 52.2, 12.0),
+        ("dropped", 184, 35.0, 208.7, 12.0),
+        ("dropped", 184, 79.0, 125.2, 12.0),
     ]
-    assert texts(chart)["200"] == (398.7, 42.0, "start")
-    assert texts(chart)["b"] == (174.0, 74.0, "end")
+    assert texts(chart)["200"] == (398.7, 45.0, "start")
+    assert texts(chart)["b"] == (174.0, 80.0, "end")
     assert drawn(chart)[0].get("aria-label") == "Bars: a kept 50; a dropped 200; b dropped 120"
 
 
@@ -146,7 +146,7 @@ def test_lines_over_numbers_keep_points_beyond_the_ticks_inside():
     chart = charts.line_chart([line], x_ticks=ticks, x_title="n", y_format="{:g}".format)
     # x from 54 (0) to 420 (20), y from 222 (0) to 10 (4)
     assert dots(chart) == [("model", 54.0, 222.0), ("model", 237.0, 10.0), ("model", 420.0, 116.0)]
-    assert (texts(chart)["5"], texts(chart)["15"]) == ((145.5, 240.0, "middle"), (328.5, 240.0, "middle"))
+    assert (texts(chart)["5"], texts(chart)["15"]) == ((145.5, 243, "middle"), (328.5, 243, "middle"))
     assert texts(chart)["4"] == (40.0, 14.0, "end")
 
 

@@ -350,7 +350,7 @@ def test_estimates_in_words(estimate, words):
 def test_labels_that_have_no_room_are_left_out():
     ticks = [(float(k), f"0.00{k}9") for k in range(10)]
     svg = line_chart([Series("a", "model", [(0.0, Mark(0.0))])], x_ticks=ticks, x_title="gap", y_format=str)
-    shown = [float(x) for x in re.findall(r'<text x="([\d.]+)" y="240" text-anchor="middle">0\.00', svg)]
+    shown = [float(x) for x in re.findall(r'<text x="([\d.]+)" y="243" text-anchor="middle">0\.00', svg)]
     assert len(shown) == 5
     assert min(np.diff(shown)) > 8.5 * 6
 

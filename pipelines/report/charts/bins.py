@@ -9,7 +9,7 @@ from itertools import pairwise
 from markupsafe import Markup
 
 from pipelines.report.charts import drawing
-from pipelines.report.charts.drawing import BOTTOM, LINE, RIGHT, TOP, WIDTH, Axis, Reference
+from pipelines.report.charts.drawing import BOTTOM, LINE, RIGHT, TOP, WIDTH, X_LABELS, X_TITLE, Axis, Reference
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def histogram(
     """
     _check(edges, series)
     top = TOP + LINE * len(references)
-    height = 230 + top
+    height = 234 + top
     bottoms = [[0.0] * (len(edges) - 1) if overlaid or not k else _sums(series[:k]) for k in range(len(series))]
     tops = [[low + count for low, count in zip(b, s.counts, strict=True)] for b, s in zip(bottoms, series, strict=True)]
     y_ticks = drawing.round_ticks(0, max(max(values) for values in tops) or 1)
@@ -49,8 +49,8 @@ def histogram(
     y = Axis(0, y_ticks[-1], height - BOTTOM, top)
     parts = drawing.horizontal_grid(Axis(0, 1, left, WIDTH - RIGHT), y, y_ticks, y_format)
     inside = [(tick, x_format(tick)) for tick in x_ticks if x.low <= tick <= x.high]
-    parts += drawing.tick_labels(x, height - 20, inside)
-    parts.append(drawing.text((left + WIDTH) / 2, height - 4, x_title, room=WIDTH - left, anchor="middle"))
+    parts += drawing.tick_labels(x, height - X_LABELS, inside)
+    parts.append(drawing.text((left + WIDTH) / 2, height - X_TITLE, x_title, room=WIDTH - left, anchor="middle"))
     for one, lows, highs in zip(series, bottoms, tops, strict=True):
         style = f"{one.style} over" if overlaid else one.style
         for (start, end), low, high, count in zip(pairwise(edges), lows, highs, one.counts, strict=True):

@@ -11,10 +11,12 @@ from markupsafe import Markup
 from pipelines.report.words import fitted, shown, width
 
 WIDTH = 440
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 38
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 42
+X_LABELS, X_TITLE = 21, 4  # from the lower edge
 GAP = 8.0  # at the least, between two texts in a line
 LINE = 16  # from one line of text to the next
 _MOST_LABEL = 120.0  # of a vertical axis
+_MOST_NAME = 60  # characters of a name below a chart
 _MOST_READ = 300  # characters of what a chart is called for those who do not see it
 
 
@@ -143,7 +145,7 @@ def svg(height: float, parts: Iterable[Markup], label: str) -> Markup:
 def legend(named: Iterable[tuple[str, str]], kind: str = "round") -> Markup:
     """The names of what is drawn, as (name, style); nothing for a single one without a name."""
     items = Markup("").join(
-        Markup('<span><i class="key {} {}"></i>{}</span>').format(kind, style, shown(name))
+        Markup('<span><i class="key {} {}"></i>{}</span>').format(kind, style, shown(name, _MOST_NAME))
         for name, style in named
         if name
     )

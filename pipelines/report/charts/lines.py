@@ -7,7 +7,19 @@ from collections.abc import Callable, Sequence
 from markupsafe import Markup
 
 from pipelines.report.charts import drawing
-from pipelines.report.charts.drawing import BOTTOM, GAP, LINE, RIGHT, TOP, WIDTH, Axis, Reference, Series
+from pipelines.report.charts.drawing import (
+    BOTTOM,
+    GAP,
+    LINE,
+    RIGHT,
+    TOP,
+    WIDTH,
+    X_LABELS,
+    X_TITLE,
+    Axis,
+    Reference,
+    Series,
+)
 
 _MOST_DOTS = 24  # more than these run into each other, and the line alone shows more
 
@@ -26,7 +38,7 @@ def line_chart(
     Without `y_format` the y axis has no numbers: for shapes, whose height has no unit.
     """
     top = TOP + LINE * len(references)
-    height = 250 + top
+    height = 254 + top
     values = [v for line in series for _, mark in line.points for v in mark.extent]
     y_ticks = drawing.round_ticks(min(values), max(values))
     xs = [x for x, _ in x_ticks] + [x for line in series for x, _ in line.points] + [r.value for r in references]
@@ -35,7 +47,7 @@ def line_chart(
     x = Axis(min(xs), max(xs), left + 8, WIDTH - RIGHT - 8)
     y = Axis(y_ticks[0], y_ticks[-1], height - BOTTOM, top)
     parts = drawing.horizontal_grid(frame, y, y_ticks, y_format)
-    parts += drawing.tick_labels(x, height - 20, x_ticks)
+    parts += drawing.tick_labels(x, height - X_LABELS, x_ticks)
     parts.append(_x_title(left, height, x_title))
     parts += drawing.references(x, top, height - BOTTOM, references)
     parts += [_band(line, x, y) for line in series]
@@ -48,22 +60,22 @@ def line_chart(
 
 def calibration_chart(series: Sequence[Series], *, x_title: str, y_title: str) -> Markup:
     """Observed against predicted probability on the unit square; on the diagonal they agree."""
-    height, percent = 300, "{:.0%}".format
+    height, percent = 310, "{:.0%}".format
     ticks = [0, 0.25, 0.5, 0.75, 1]
     left = drawing.left_of(map(percent, ticks))
-    x, y = Axis(0, 1, left, WIDTH - RIGHT), Axis(0, 1, height - BOTTOM, TOP + 14)
-    parts = drawing.horizontal_grid(x, y, ticks, percent)
-    parts += drawing.tick_labels(x, height - 20, [(tick, percent(tick)) for tick in ticks])
+    x, y = Axis(0, 1, left + 8, WIDTH - RIGHT - 8), Axis(0, 1, height - BOTTOM, TOP + 20)
+    parts = drawing.horizontal_grid(Axis(0, 1, left, WIDTH - RIGHT), y, ticks, percent)
+    parts += drawing.tick_labels(x, height - X_LABELS, [(tick, percent(tick)) for tick in ticks])
     parts.append(drawing.rule(x.at(0), y.at(0), x.at(1), y.at(1), "reference"))
     parts.append(_x_title(left, height, x_title))
-    parts.append(drawing.text(4, TOP + 2, y_title, room=WIDTH - 4))
+    parts.append(drawing.text(4, TOP + 4, y_title, room=WIDTH - 4))
     parts += [_line(line, x, y) for line in series]
     names = [(line.name, line.style) for line in series]
     return drawing.svg(height, parts, f"{y_title} against {x_title}") + drawing.legend(names, "stroke")
 
 
 def _x_title(left: float, height: float, words: str) -> Markup:
-    return drawing.text((left + WIDTH) / 2, height - 4, words, room=WIDTH - left, anchor="middle")
+    return drawing.text((left + WIDTH) / 2, height - X_TITLE, words, room=WIDTH - left, anchor="middle")
 
 
 def _band(line: Series, x: Axis, y: Axis) -> Markup:

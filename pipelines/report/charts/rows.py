@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from pipelines.report.charts import drawing
-from pipelines.report.charts.drawing import GAP, LINE, RIGHT, TOP, WIDTH, Axis, Mark
+from pipelines.report.charts.drawing import GAP, RIGHT, TOP, WIDTH, Axis, Mark
 from pipelines.report.words import width
 
 _LABELS = 184
 _ROW = 36
-_BAR = 12
+_BAR, _PITCH = 12, 18
 _MOST_WORDS = 150  # px for what stands at the end of a bar
 
 
@@ -59,7 +59,7 @@ def bar_rows(rows: Sequence[tuple[str, Sequence[Bar | None]]], *, names: Sequenc
         )
     room = min(_MOST_WORDS, max((width(bar.words) for bar in bars), default=0.0)) + GAP
     x = Axis(0, max((bar.value for bar in bars), default=0.0) or 1.0, _LABELS, WIDTH - RIGHT - room)
-    pitch = max(len(names) * LINE + 8, 26)
+    pitch = max(len(names) * _PITCH + 8, 28)
     bottom = TOP + pitch * len(rows)
     parts = [drawing.rule(_LABELS, TOP, _LABELS, bottom, "grid")]
     read = []
@@ -69,7 +69,7 @@ def bar_rows(rows: Sequence[tuple[str, Sequence[Bar | None]]], *, names: Sequenc
         for offset, (bar, (name, style)) in enumerate(zip(row, names, strict=True)):
             if bar is None:
                 continue
-            y, end = middle + LINE * (offset - (len(names) - 1) / 2), x.at(bar.value)
+            y, end = middle + _PITCH * (offset - (len(names) - 1) / 2), x.at(bar.value)
             parts.append(drawing.box(_LABELS, y - _BAR / 2, end, y + _BAR / 2, style, f"{label}, {name}: {bar.words}"))
             parts.append(drawing.text(end + 6, y + 4, bar.words, room=room - 6))
             read.append(f"{label} {name} {bar.words}")
