@@ -185,7 +185,8 @@ class OutputConfig(Strict):
 
     @model_validator(mode="after")
     def _seed_is_used(self) -> OutputConfig:
-        refuse_unused(self, {"split_seed"}, used=self.test_fraction is not None, by="test_fraction")
+        used = self.test_fraction is not None or not self.split_seed  # that of the printed example changes nothing
+        refuse_unused(self, {"split_seed"}, used=used, by="test_fraction")
         return self
 
     @model_validator(mode="after")
