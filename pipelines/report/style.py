@@ -75,7 +75,7 @@ summary { cursor: pointer; font-size: .875rem; overflow-wrap: anywhere; }
 .keep { color: var(--model); font-weight: 600; } .drop { color: var(--quiet); font-weight: 600; }
 pre { margin: 0; font-size: .85em; white-space: pre-wrap; overflow-wrap: anywhere; }
 .words td { overflow-wrap: anywhere; }
-@media print { :root { --ink: #000; --quiet: #444; --paper: #fff; --panel: #fff; --rule: #bbb; --model: #1f5fd0;
+@media print { :root { font-size: 10pt; --ink: #000; --quiet: #444; --paper: #fff; --panel: #fff; --rule: #bbb; --model: #1f5fd0;
   --length: #a8470f; --random: #666; --oracle: #1d6b41; }
   body { max-width: none; padding: 0; font-size: 10pt; } section { break-inside: avoid; } .scroll { overflow: visible; }
   main { grid-template-columns: 1fr 1fr; }

@@ -97,11 +97,15 @@ class Browser:
         result: dict[str, Any] = answer["result"]
         return result
 
-    def await_event(self, method: str) -> None:
-        """Wait until an event of this name has come."""
+    def await_event(self, method: str, session: str) -> None:
+        """Wait until an event of this name has come from this session."""
         until = time.monotonic() + _PATIENCE_SECS
-        while not any(event["method"] == method for event in self.events):
+        while not any(event["method"] == method for event in self.events_of(session)):
             self._receive(until, method)
+
+    def events_of(self, session: str) -> list[dict[str, Any]]:
+        """What has come from one tab; others may still be talking."""
+        return [event for event in self.events if event.get("sessionId") == session]
 
     def close(self) -> None:
         os.close(self._write)
@@ -135,7 +139,7 @@ class Page:
         self.url = path.resolve().as_uri()
         if refused := self.send("Page.navigate", url=self.url).get("errorText"):
             raise BrowserError(f"{path}: {refused}")
-        browser.await_event("Page.loadEventFired")
+        browser.await_event("Page.loadEventFired", self._session)
 
     def send(self, method: str, **values: Any) -> dict[str, Any]:
         return self._browser.send(method, self._session, **values)
@@ -165,13 +169,17 @@ class Page:
 
     def requests(self) -> list[str]:
         """Every URL asked for, the page's own first; `data:` and failed ones are among them."""
-        sent = [event["params"] for event in self._browser.events if event["method"] == "Network.requestWillBeSent"]
+        sent = [
+            event["params"]
+            for event in self._browser.events_of(self._session)
+            if event["method"] == "Network.requestWillBeSent"
+        ]
         return [one["request"]["url"] for one in sent]
 
     def complaints(self) -> list[str]:
         """Console messages, exceptions, and what the browser logged itself."""
         found = []
-        for event in self._browser.events:
+        for event in self._browser.events_of(self._session):
             said = event.get("params", {})
             if event["method"] == "Runtime.consoleAPICalled":
                 found.append(f"console.{said['type']}")

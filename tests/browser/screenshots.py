@@ -23,7 +23,7 @@ from PIL import Image
 VIEWS = {"wide": (1280, 1800, "light"), "dark": (1280, 1800, "dark"), "narrow": (390, 1600, "light")}  # px
 ROOT = Path(__file__).parents[2]
 DEMO = Path("out/demo")
-_COLOURS = 64
+_COLOURS = 256
 
 
 def main() -> None:

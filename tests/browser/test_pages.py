@@ -9,7 +9,11 @@ import pytest
 from browser import chromium
 from browser.chromium import Browser, BrowserError, Page
 from browser.examine import findings, main
-from browser.pages import PAGES
+from browser.pages import HOSTILE, PAGES
+from corpora import write_jsonl
+
+from pipelines import curate, reporting
+from pipelines.config import RunConfig
 
 pytestmark = [
     pytest.mark.slow,
@@ -28,6 +32,24 @@ def test_a_page_has_no_fault(browser, name, tmp_path):
     path = tmp_path / "page.html"
     path.write_text(PAGES[name](), encoding="utf-8")
     assert findings(browser, path) == []
+
+
+def test_the_report_on_a_run_and_a_comparison_have_no_fault(browser, tmp_path):
+    rows = [
+        {"prompt": HOSTILE[p % 7] + str(p), "response": f"{r} {HOSTILE[(p + r) % 7]}", "source": HOSTILE[p % 7]}
+        for p in range(14)
+        for r in range(4)
+    ]
+    rows = [{**row, "reward": float(place * 5 % 11)} for place, row in enumerate(rows)]
+    write_jsonl(tmp_path / "in" / "rows.jsonl", rows)
+    for name, step in (("one", {"best_of_n": {}}), ("other", {"threshold": {"min_reward": 4.0}})):
+        values = {"input": {"path": str(tmp_path / "in")}, "scores": {"column": "reward"}, "select": [step]}
+        values["output"] = {"path": str(tmp_path / name)}
+        curate.curate(RunConfig.model_validate(values), scorer=None)
+    page = tmp_path / "comparison.html"
+    reporting.compare(str(tmp_path / "one"), str(tmp_path / "other"), write=str(page))
+    for path in (tmp_path / "one" / "report.html", tmp_path / "other" / "report.html", page):
+        assert findings(browser, path) == [], path
 
 
 SOUND = '<!doctype html><html lang="en"><meta charset="utf-8"><title>t</title><style>.x {{ {style} }}</style><h1>h</h1>{body}'

@@ -159,6 +159,14 @@ def test_a_reference_of_lines_takes_a_line_above_them():
     assert dots(chart) == [("model", 54.0, 238.0), ("model", 420.0, 26.0)]
 
 
+def test_lines_widen_to_hold_their_reference():
+    line = Series("model", "model", [(0.0, Mark(0.0)), (10.0, Mark(4.0))])
+    beyond = [Reference(20.0, "here")]
+    chart = charts.line_chart([line], x_ticks=[(0.0, "0")], x_title="n", y_format="{:g}".format, references=beyond)
+    assert rules(chart, "reference") == [(420.0, 10.0, 420.0, 238.0)]
+    assert [x for _, x, _ in dots(chart)] == [54.0, 237.0]
+
+
 def test_without_a_format_the_y_axis_has_no_numbers_and_lines_take_their_room():
     line = Series("model", "model", [(0.0, Mark(0.0)), (1.0, Mark(4.0))])
     chart = charts.line_chart([line], x_ticks=[(0.0, "left")], x_title="n", y_format=None)
