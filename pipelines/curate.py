@@ -184,6 +184,9 @@ def curated(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFacto
     secs = time.monotonic() - started
     ran = record(config.path, "select" if scorer is None else "run", secs, counted)
     written = manifest.read_manifest(config.path)
+    for warning in (written or {}).get("warnings", ()):
+        if OFFSET_WARNING not in warning:  # that came before the work
+            log.warning("%s", warning)
     if written and config.report.write:
         write_report(config.path, written, run=ran)
     return Outcome(plan, written, {}, secs, skipped=tuple((written or {}).get("skipped_files", ())))

@@ -41,6 +41,11 @@ _REJECTED = pa.schema(
 )
 
 
+_MANY_CUT = 0.01  # of the scored responses
+CUT_WARNING = (
+    "did not fit into model.max_length with their prompts, and were scored cut: what the model read is less than what is "
+    "exported; raise it, or leave them out with model.too_long=reject"
+)
 OFFSET_WARNING = (
     "compares rewards of different prompts, and a model trained on pairs alone leaves a free offset per prompt: prefer rules "
     "within a prompt (best_of_n, min_z, a reference), or train with train.centring or accept/reject labels"
@@ -164,13 +169,9 @@ class PublishManifest(beam.DoFn):  # type: ignore[misc]
             manifest["controls"] = controls(summary, self.config)
             for curve in curves:
                 manifest["length_correction"] = curve.to_json()
-            crossing = [step.name for step in self.config.select if step.crosses_prompts]
-            manifest["warnings"] = [f"{crossing[0]} {OFFSET_WARNING}"] if crossing and not plan.comparable else []
             if self.config.output.test_fraction is not None:
                 manifest["splits"] = rows_of_splits(names[1])
-                manifest["warnings"] += [
-                    EMPTY_SPLIT.format(name) for name, rows in manifest["splits"].items() if not rows
-                ]
+            manifest["warnings"] = list(warnings_of(self.config, plan, manifest))
             manifest["report"] = sorted(report)
             output = self.config.path
             text = card.render(manifest, names[1], first_schema(output, names[1]), license=self.config.output.license)
@@ -179,6 +180,19 @@ class PublishManifest(beam.DoFn):  # type: ignore[misc]
                 write_report(output, manifest, run=None)
             create_or_equal(join(output, "manifest.json"), to_json(manifest))
             yield manifest
+
+
+def warnings_of(config: RunConfig, plan: Plan, manifest: Mapping[str, Any]) -> Iterator[str]:
+    """What whoever uses the output must know of it."""
+    crossing = [step.name for step in config.select if step.crosses_prompts]
+    if crossing and not plan.comparable:
+        yield f"{crossing[0]} {OFFSET_WARNING}"
+    cut, scored = manifest["counts"]["truncated"], manifest["counts"]["scored"]
+    if cut > _MANY_CUT * scored:
+        yield f"{cut:,} of {scored:,} scored responses ({cut / scored:.1%}) {CUT_WARNING}"
+    for name, rows in manifest.get("splits", {}).items():
+        if not rows:
+            yield EMPTY_SPLIT.format(name)
 
 
 def make_manifest(
