@@ -149,7 +149,8 @@ def _show(settings: RunConfig, work: Any) -> None:
 
     with progress_shown():
         outcome: Outcome = work()
-    closing_table(settings, outcome)
+    if not outcome.handed_over:
+        closing_table(settings, outcome)
 
 
 def _explain(settings: RunConfig, prompt: str, flags: list[str], *, as_json: bool) -> None:

@@ -37,6 +37,7 @@ _TEXTS = pa.schema([("key_high", pa.uint64()), ("key_low", pa.uint64()), ("text"
 
 
 Place = tuple[int, int, int]  # file, unit, fragment
+_Part = tuple[int, bytes]  # of a job
 
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
@@ -57,13 +58,15 @@ class Export(beam.PTransform):  # type: ignore[misc]
         plan = kept.pipeline | "PlanPath" >> beam.Create([self.plan_path])
         shards = plan | "PlanShards" >> beam.Map(make_shard_plan, bounds, AsIter(counts), AsIter(selected["files"]))
         schema = selected["schemas"] | "ListSchemas" >> Gather(first_places)
-        jobs = shards | "ListJobs" >> beam.FlatMap(lambda plan: [(job, b"") for job in range(len(plan.jobs))])
-        pieces = kept | "DealKept" >> beam.FlatMap(deal, self.needs, AsSingleton(shards))
+        jobs = shards | "ListJobs" >> beam.FlatMap(list_jobs).with_output_types(_Part)
+        deal_kept = beam.FlatMap(deal, self.needs, AsSingleton(shards)).with_output_types(_Part)
+        pieces = kept | "DealKept" >> deal_kept
         work = {"pieces": pieces, "jobs": jobs}
         if self.needs.other:
             fetch = FetchRejected(self.plan_path, self.needs)
-            elsewhere = pieces | "FindRejected" >> beam.FlatMap(rejected_elsewhere, self.needs)
-            work["texts"] = elsewhere | "GroupRejects" >> beam.GroupByKey() | "FetchRejected" >> beam.ParDo(fetch)
+            find = beam.FlatMap(rejected_elsewhere, self.needs).with_output_types(tuple[int, _Part])
+            wanted = pieces | "FindRejected" >> find | "GroupRejects" >> beam.GroupByKey()
+            work["texts"] = wanted | "FetchRejected" >> beam.ParDo(fetch).with_output_types(_Part)
         grouped = work | "GroupByJob" >> beam.CoGroupByKey()
         write = WriteShards(self.plan_path, self.output, self.shape, self.needs)
         return grouped | "WriteShards" >> beam.ParDo(write, AsSingleton(shards), AsSingleton(schema))
@@ -102,16 +105,21 @@ def first_places(schemas: Iterable[list[tuple[str, Place]]]) -> list[tuple[str, 
     return list(first.items())
 
 
-def deal(kept: KeptUnit, needs: Needs, shards: ShardPlan) -> Iterator[tuple[int, KeptUnit]]:
-    """A unit's kept responses → (job, its piece of them)."""
+def list_jobs(shards: ShardPlan) -> list[_Part]:
+    """Every job, those without rows too."""
+    return [(job, b"") for job in range(len(shards.jobs))]
+
+
+def deal(kept: KeptUnit, needs: Needs, shards: ShardPlan) -> Iterator[_Part]:
+    """A unit's kept responses → (job, its piece of them, a `KeptUnit`)."""
     rows = unpack([kept.kept], needs)
     for job, start, end in shards.pieces(kept.file, kept.unit, len(rows)):
-        yield job, kept._replace(kept=pack(rows.take(np.arange(start, end)), needs))
+        yield job, kept._replace(kept=pack(rows.take(np.arange(start, end)), needs)).to_bytes()
 
 
-def rejected_elsewhere(piece: tuple[int, KeptUnit], needs: Needs) -> Iterator[tuple[int, tuple[int, bytes]]]:
+def rejected_elsewhere(piece: _Part, needs: Needs) -> Iterator[tuple[int, _Part]]:
     """(file, (job, pairs whose rejected response lies in it)), for other files than the chosen one's."""
-    job, kept = piece
+    job, kept = piece[0], KeptUnit.from_bytes(piece[1])
     rows = unpack([kept.kept], needs)
     for file in np.unique(rows.other_file):
         if file != kept.file:
@@ -158,7 +166,8 @@ class WriteShards(beam.DoFn):  # type: ignore[misc]
                     "name one of these"
                 )
             schema = schema_of(self.shape, original)
-            tables = self._read(sorted(grouped["pieces"]), _texts(grouped.get("texts", ())), schema)
+            pieces = sorted(map(KeptUnit.from_bytes, grouped["pieces"]))
+            tables = self._read(pieces, _texts(grouped.get("texts", ())), schema)
             kept = Rows(tables)
             for number in range(*shards.jobs[job]):
                 rows = min(shards.rows_per_shard, shards.total - number * shards.rows_per_shard)

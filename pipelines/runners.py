@@ -3,21 +3,61 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any, NoReturn
 
-from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
+from apache_beam.options.pipeline_options import (
+    GoogleCloudOptions,
+    PipelineOptions,
+    StandardOptions,
+    TestOptions,
+    _BeamArgumentParser,
+)
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import create_runner
 
-from pipelines.config import RunnerConfig
+from pipelines import dataflow
+from pipelines.config import RunConfig, RunnerConfig
 from pipelines.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 _REFUSED_FLAGS = {
     "runner": "choose the runner in the configuration: runner.name=DataflowRunner",
     "direct_running_mode": "its multi_threading and multi_processing modes lose data; local runs are in memory",
     "direct_num_workers": "local runs are in memory, with one worker",
 }
+
+
+def checked_options(config: RunConfig, flags: Sequence[str], *, scores: bool) -> PipelineOptions:
+    """`pipeline_options` of a run that the runner can do, with what it needs besides; `scores` says whether a model is loaded.
+
+    Raises `ConfigError` with all that would fail after submission, or never end.
+    """
+    dataflow.refuse_hub_ids(config)
+    options = pipeline_options(config.runner, flags)
+    if config.runner.name != dataflow.DATAFLOW:
+        return options
+    given = options.get_all_options()
+    dataflow.check(config, given, scores=scores)
+    if find_spec("google.cloud.dataflow_v1beta3") is None:  # Beam finds out at the end, when all is planned
+        raise ConfigError("runner.name DataflowRunner needs the service's client; pip install 'bestkept[gcp]'")
+    more = dataflow.more_flags(config.runner, given, scores=scores)
+    if more:
+        log.info("for Dataflow: %s", " ".join(more))
+    if config.runner.accelerator is not None and not scores:
+        log.info("nothing is scored, so runner.accelerator is not asked for")
+    return pipeline_options(config.runner, [*flags, *more])
+
+
+def hands_over(options: PipelineOptions) -> bool:
+    """Whether the launcher does not wait: a template is made, or only a graph, or that was asked for."""
+    template = options.view_as(GoogleCloudOptions).template_location
+    return bool(
+        template or options.view_as(StandardOptions).no_wait_until_finish or options.view_as(TestOptions).dry_run
+    )
 
 
 def pipeline_options(config: RunnerConfig, flags: Sequence[str]) -> PipelineOptions:

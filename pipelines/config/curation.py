@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -172,10 +173,33 @@ class Limits(Strict):
     Else only files of other size or version are read again, and rows that are exported."""
 
 
+_ACCELERATOR = re.compile(
+    r"type:[a-z0-9-]+;count:[1-9][0-9]*(;machine_type:[a-z0-9-]+)?;install-nvidia-driver(:[a-z0-9.]+)?"
+)
+
+
 class RunnerConfig(Strict):
     name: Literal["local", "DataflowRunner", "PortableRunner", "FlinkRunner", "SparkRunner"] = "local"
+    """Where the run takes place: this machine, or a service."""
     options: dict[str, Any] = {}
     """Beam pipeline options by name."""
+    accelerator: str | None = None
+    """The GPU of the workers that score, and of no others, on Dataflow: `type:nvidia-l4;count:1;install-nvidia-driver`, with
+    `machine_type:g2-standard-8;` before the driver where the other workers have another machine type. `select` asks for none."""
+
+    @field_validator("accelerator")
+    @classmethod
+    def _accelerator_is_known(cls, value: str | None) -> str | None:
+        if value is not None and not _ACCELERATOR.fullmatch(value):
+            raise ValueError(
+                "expected type:GPU;count:N;install-nvidia-driver, with machine_type:MACHINE; before the driver if need be"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _accelerator_is_used(self) -> RunnerConfig:
+        refuse_unused(self, {"accelerator"}, used=self.name == "DataflowRunner", by="name: DataflowRunner")
+        return self
 
 
 class RunConfig(Strict):
