@@ -40,7 +40,7 @@ class Accelerator(NamedTuple):
     """The parts of `runner.accelerator` that decide something here."""
 
     type: str
-    count: int
+    gpus: int
     machine_type: str | None
 
     @classmethod
@@ -146,9 +146,9 @@ def _workers(options: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _gpu(config: RunConfig, wanted: Accelerator, options: Mapping[str, Any]) -> Iterator[str]:
-    if wanted.count != 1:
+    if wanted.gpus != 1:
         yield (
-            f"runner.accelerator has count:{wanted.count}; a worker is one process on one GPU, and the others would stand idle: "
+            f"runner.accelerator has count:{wanted.gpus}; a worker is one process on one GPU, and the others would stand idle: "
             f"expected count:1, and more workers by {_option('max_num_workers')}"
         )
     if options.get("max_num_workers") is None:

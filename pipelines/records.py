@@ -62,7 +62,8 @@ class KeptUnit(NamedTuple):
 
     @classmethod
     def from_bytes(cls, data: bytes) -> KeptUnit:
-        return cls(*_UNIT.unpack_from(data), data[_UNIT.size :])
+        file, unit = _UNIT.unpack_from(data)
+        return cls(file, unit, data[_UNIT.size :])
 
 
 class Shard(NamedTuple):

@@ -122,6 +122,8 @@ def _all_option_classes(root: Any) -> list[Any]:
 def _as_flags(options: dict[str, Any], known: Sequence[str]) -> list[str]:
     flags: list[str] = []
     for name, value in options.items():
+        if value is None:  # as an override takes an option out of a file
+            continue
         if value is False:
             if f"--no_{name}" not in known:
                 raise ConfigError(f"runner.options.{name} is false, and Beam has no --no_{name}; leave the option out")

@@ -182,7 +182,7 @@ class RunnerConfig(Strict):
     name: Literal["local", "DataflowRunner", "PortableRunner", "FlinkRunner", "SparkRunner"] = "local"
     """Where the run takes place: this machine, or a service."""
     options: dict[str, Any] = {}
-    """Beam pipeline options by name."""
+    """Beam pipeline options by name; null is as if it were not there."""
     accelerator: str | None = None
     """The GPU of the workers that score, and of no others, on Dataflow: `type:nvidia-l4;count:1;install-nvidia-driver`, with
     `machine_type:g2-standard-8;` before the driver where the other workers have another machine type. `select` asks for none."""
