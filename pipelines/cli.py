@@ -231,7 +231,8 @@ def _show(settings: RunConfig, work: Any) -> None:
 
     with progress_shown():
         outcome: Outcome = work()
-    conclude(settings, outcome)
+    if not outcome.handed_over:
+        conclude(settings, outcome)
 
 
 def _explain(settings: RunConfig, prompt: str, flags: list[str], *, as_json: bool) -> None:

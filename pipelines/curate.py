@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines import hub, progress, throughput
 from pipelines.columnar import needs_of
@@ -28,7 +29,7 @@ from pipelines.plan import Plan, PlanPaths, Plans, make_plans
 from pipelines.records import Totals
 from pipelines.report.figures import Facts
 from pipelines.reporting import write_report
-from pipelines.runners import pipeline_options, runner_of
+from pipelines.runners import checked_options, hands_over, runner_of
 from pipelines.score import LoadScorer, ScoreCorpus, ScorerFactory
 from pipelines.scored import ScorePlaces
 from pipelines.selection import Select
@@ -62,6 +63,7 @@ class Outcome:
     members: tuple[dict[str, Any], ...] = ()  # of `score` with several models: name, fingerprint and totals of each
     skipped: tuple[dict[str, str], ...] = ()  # files that could not be read: key and reason
     pushed: Pushed | None = None  # where `output.push_to_hub` has put it
+    handed_over: bool = False  # the runner goes on alone; nothing is known of the end
 
 
 def build(pipeline: Any, config: RunConfig, paths: PlanPaths, plan: Plan, scorer: ScorerFactory | None) -> None:
@@ -69,7 +71,9 @@ def build(pipeline: Any, config: RunConfig, paths: PlanPaths, plan: Plan, scorer
     selection = selection_of(config, plan)
     shape = Shape(config.output.shape, tuple(config.output.include_columns), tuple(config.output.add), plan.temperature)
     with_schemas = shape.more_columns is None or bool(shape.more_columns)
-    scored, parts = score_files(pipeline, paths, score_places(config), scorer, limits=config.limits)
+    scored, parts = score_files(
+        pipeline, paths, score_places(config), scorer, limits=config.limits, accelerator=config.runner.accelerator
+    )
     selected = scored | "Select" >> Select(selection, config.limits, with_schemas=with_schemas)
     split = Split(config.output.test_fraction, config.output.split_seed)
     bounds = (config.output.rows_per_shard, config.output.bytes_per_shard)
@@ -95,10 +99,13 @@ def score_files(
     *,
     limits: Limits,
     scratch: str | None = None,
+    accelerator: str | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """The descriptors that selection reads, and what else there is: `standards` of an ensemble, `skipped` files. With `scratch`,
     scores are read only, and what is combined of them goes there."""
-    scored, parts = score_models(pipeline, paths, places, scorer, limits=limits, read_only=scratch is not None)
+    scored, parts = score_models(
+        pipeline, paths, places, scorer, limits=limits, read_only=scratch is not None, accelerator=accelerator
+    )
     if len(scored) == 1:
         return scored[0], parts
     combined = scored | "Combine" >> CombineScores(paths.whole, places.path, scratch or places.path)
@@ -113,6 +120,7 @@ def score_models(
     *,
     limits: Limits,
     read_only: bool = False,
+    accelerator: str | None = None,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The descriptors of each model's score files, and `skipped` files where they may be. Models score one after the other: none
     finds another in its memory."""
@@ -120,14 +128,19 @@ def score_models(
     for number, path in enumerate(paths.members):
         own, load = ("", scorer) if len(paths.members) == 1 else (str(number), LoadAlone(scorer) if scorer else None)
         last = scored[-1]["scores"] if scored and scorer else None
-        after = last | f"AwaitModel{number - 1}" >> beam.combiners.Count.Globally() if last else None
-        corpus = ScoreCorpus(path, places, load, after, read_only, limits)
+        after = last | f"AwaitModel{number - 1}" >> Gather(no_more) if last else None
+        corpus = ScoreCorpus(path, places, load, after, read_only, limits, accelerator)
         scored.append(pipeline | f"Score{own}" >> corpus)
     if not limits.skip_bad_files:
         return tuple(each["scores"] for each in scored), {}
     parts = {f"{name}{number}": each[name] for number, each in enumerate(scored) for name in ("scores", "skipped")}
     left = parts | "LeaveOut" >> LeaveOut(paths.whole)
     return left["scores"], {"skipped": left["skipped"]}
+
+
+def no_more(_scored: Iterable[Any]) -> bool:
+    """What comes of a collection when it is complete."""
+    return True
 
 
 def selection_of(config: RunConfig, plan: Plan) -> Selection:
@@ -163,8 +176,9 @@ def curate(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactor
 
 def curated(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory | None) -> Outcome:
     """Run the whole graph; without a `scorer`, select from scores that are there. Raises `BestkeptError`."""
-    config, started = located(config), time.monotonic()
-    pipeline_options(config.runner, flags)  # a misspelt flag is found before anything is touched
+    started = time.monotonic()
+    options = checked_options(config, flags, scores=scorer is not None)  # before anything is touched
+    config = located(config)
     plans = make_plans(config)
     plan = plans.whole
     selection_of(config, plan)
@@ -180,8 +194,10 @@ def curated(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFacto
         return Outcome(plan, done, {}, time.monotonic() - started, already_complete=True)
     paths = plans.save(scores_path(config))
     log.info("curating %d files, fingerprint %s", len(plan.files), plan.fingerprint)
-    counted = execute(config.runner, flags, lambda pipeline: build(pipeline, config, paths, plan, scorer))
+    counted = execute(config.runner, options, lambda pipeline: build(pipeline, config, paths, plan, scorer))
     secs = time.monotonic() - started
+    if counted is None:
+        return Outcome(plan, None, {}, secs, handed_over=True)
     ran = record(config.path, "select" if scorer is None else "run", secs, counted)
     written = manifest.read_manifest(config.path)
     for warning in (written or {}).get("warnings", ()):
@@ -194,8 +210,9 @@ def curated(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFacto
 
 def score(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory | None) -> Outcome:
     """Score the corpus with every model and stop. Raises `BestkeptError`, for too many rejected rows too."""
-    config, started = located(config), time.monotonic()
-    pipeline_options(config.runner, flags)
+    started = time.monotonic()
+    options = checked_options(config, flags, scores=scorer is not None)
+    config = located(config)
     plans, scores = make_plans(config), scores_path(config)
     progress.planned(plans.whole.input_bytes * len(plans.members))
     sweep(scores, plans)
@@ -205,7 +222,9 @@ def score(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory
     listed = join(scores, plans.whole.fingerprint, f"skipped-{plans.whole.hash[:32]}.json")
 
     def build_scoring(pipeline: Any) -> None:
-        scored, parts = score_models(pipeline, paths, score_places(config), scorer, limits=config.limits)
+        scored, parts = score_models(
+            pipeline, paths, score_places(config), scorer, limits=config.limits, accelerator=config.runner.accelerator
+        )
         for number, (descriptors, summary) in enumerate(zip(scored, summaries, strict=True)):
             own = str(number) if len(scored) > 1 else ""
             _ = (
@@ -217,8 +236,10 @@ def score(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory
         if skipping:
             _ = parts["skipped"] | "PublishSkipped" >> beam.Map(publish_skipped, listed, paths.whole)
 
-    counted = execute(config.runner, flags, build_scoring)
+    counted = execute(config.runner, options, build_scoring)
     secs = time.monotonic() - started
+    if counted is None:
+        return Outcome(plans.whole, None, {}, secs, handed_over=True)
     record(scores, "score", secs, counted)
     skipped = tuple(json.loads(read_bytes(listed) or b"[]")) if skipping else ()
     totals = [Totals.from_json(json.loads(read_bytes(summary) or b"{}")) for summary in summaries]
@@ -283,17 +304,23 @@ def default_scorer(config: RunConfig) -> ScorerFactory | None:
     return LoadScorer() if config.models else None
 
 
-def execute(runner: RunnerConfig, flags: Sequence[str], build_graph: Callable[[Any], None]) -> dict[str, int]:
-    """Build and run to the end, and return what the model's counters say; a `BestkeptError` of a worker is raised here.
+def execute(
+    runner: RunnerConfig, options: PipelineOptions, build_graph: Callable[[Any], None]
+) -> dict[str, int] | None:
+    """Build and run to the end, and return what the model's counters say, or None where the runner goes on alone; a
+    `BestkeptError` of a worker is raised here.
 
     Raises `StorageError` for anything else, naming type and place but not the message, which may hold row text.
     """
-    options, chosen = pipeline_options(runner, flags), runner_of(runner)
+    chosen = runner_of(runner)
     progress.stage("scoring")
     try:
         pipeline = beam.Pipeline(runner=chosen, options=options)
         build_graph(pipeline)
         result = pipeline.run()
+        if hands_over(options):
+            log.info("%s goes on alone: what it has made is complete when manifest.json is there", runner.name)
+            return None
         result.wait_until_finish()
         return throughput.counters(result)
     except BestkeptError:

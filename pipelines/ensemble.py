@@ -60,7 +60,8 @@ class CombineScores(beam.PTransform):  # type: ignore[misc]
 
     def expand(self, scored: Sequence[Any]) -> dict[str, Any]:
         placed = [
-            descriptors | f"PlaceScores{member}" >> beam.Map(by_place, member)
+            descriptors
+            | f"PlaceScores{member}" >> beam.Map(by_place, member).with_output_types(tuple[_Place, tuple[int, bytes]])
             for member, descriptors in enumerate(scored)
         ]
         grouped = placed | "AllModels" >> beam.Flatten() | "GroupByFragment" >> beam.GroupByKey()

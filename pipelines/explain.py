@@ -31,6 +31,7 @@ from pipelines.inputs import place_of
 from pipelines.overlap import Gather
 from pipelines.plan import Plan, PlanPaths, make_plans
 from pipelines.records import KeptUnit
+from pipelines.runners import pipeline_options
 from pipelines.selection import Select
 from pipelines.steps import Selection, read_candidates
 from pipelines.storage import objects
@@ -66,7 +67,7 @@ def explain(config: RunConfig, key: str, flags: Sequence[str] = ()) -> dict[str,
     with tempfile.TemporaryDirectory(prefix="bestkept-explain-") as scratch:
         paths, answer = plans.save(scratch), Path(scratch) / "explained.json"
         build = Explain(config, selection, paths, key, scratch=scratch, answer=str(answer))
-        execute(RunnerConfig(), (), lambda pipeline: pipeline | "Explain" >> build)
+        execute(RunnerConfig(), pipeline_options(RunnerConfig(), ()), lambda pipeline: pipeline | "Explain" >> build)
         found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
     if "matches" in found:
         raise _not_one(key, found["matches"], found["prompts"])

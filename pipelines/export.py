@@ -39,6 +39,7 @@ _TEXTS = pa.schema([("key_high", pa.uint64()), ("key_low", pa.uint64()), ("text"
 
 
 Place = tuple[int, int, int]  # file, unit, fragment
+_Part = tuple[int, bytes]  # of a job
 
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
@@ -61,13 +62,15 @@ class Export(beam.PTransform):  # type: ignore[misc]
         told = (AsIter(counts), AsIter(selected["files"]))
         shards = plan | "PlanShards" >> beam.Map(make_shard_plans, self.split, bounds, *told)
         schema = selected["schemas"] | "ListSchemas" >> Gather(first_places)
-        jobs = shards | "ListJobs" >> beam.FlatMap(lambda plan: [(job, b"") for job in range(plan.jobs)])
-        pieces = kept | "DealKept" >> beam.FlatMap(deal, self.needs, self.split, AsSingleton(shards))
+        jobs = shards | "ListJobs" >> beam.FlatMap(list_jobs).with_output_types(_Part)
+        deal_kept = beam.FlatMap(deal, self.needs, self.split, AsSingleton(shards)).with_output_types(_Part)
+        pieces = kept | "DealKept" >> deal_kept
         work = {"pieces": pieces, "jobs": jobs}
         if self.needs.other:
             fetch = FetchRejected(self.plan_path, self.needs)
-            elsewhere = pieces | "FindRejected" >> beam.FlatMap(rejected_elsewhere, self.needs)
-            work["texts"] = elsewhere | "GroupRejects" >> beam.GroupByKey() | "FetchRejected" >> beam.ParDo(fetch)
+            find = beam.FlatMap(rejected_elsewhere, self.needs).with_output_types(tuple[int, _Part])
+            wanted = pieces | "FindRejected" >> find | "GroupRejects" >> beam.GroupByKey()
+            work["texts"] = wanted | "FetchRejected" >> beam.ParDo(fetch).with_output_types(_Part)
         grouped = work | "GroupByJob" >> beam.CoGroupByKey()
         write = WriteShards(self.plan_path, self.output, self.shape, self.needs)
         return grouped | "WriteShards" >> beam.ParDo(write, AsSingleton(shards), AsSingleton(schema))
@@ -109,16 +112,21 @@ def first_places(schemas: Iterable[list[tuple[str, Place]]]) -> list[tuple[str, 
     return list(first.items())
 
 
-def deal(kept: KeptUnit, needs: Needs, split: Split, shards: SplitPlans) -> Iterator[tuple[int, KeptUnit]]:
-    """A unit's kept responses → (job, its piece of them)."""
+def list_jobs(shards: SplitPlans) -> list[_Part]:
+    """Every job, those without rows too."""
+    return [(job, b"") for job in range(shards.jobs)]
+
+
+def deal(kept: KeptUnit, needs: Needs, split: Split, shards: SplitPlans) -> Iterator[_Part]:
+    """A unit's kept responses → (job, its piece of them, a `KeptUnit`)."""
     for name, rows in zip(split.names, split.parts(unpack([kept.kept], needs)), strict=True):
         for job, start, end in shards.pieces(name, kept.file, kept.unit, len(rows)):
-            yield job, kept._replace(kept=pack(rows.take(np.arange(start, end)), needs))
+            yield job, kept._replace(kept=pack(rows.take(np.arange(start, end)), needs)).to_bytes()
 
 
-def rejected_elsewhere(piece: tuple[int, KeptUnit], needs: Needs) -> Iterator[tuple[int, tuple[int, bytes]]]:
+def rejected_elsewhere(piece: _Part, needs: Needs) -> Iterator[tuple[int, _Part]]:
     """(file, (job, pairs whose rejected response lies in it)), for other files than the chosen one's."""
-    job, kept = piece
+    job, kept = piece[0], KeptUnit.from_bytes(piece[1])
     rows = unpack([kept.kept], needs)
     for file in np.unique(rows.other_file):
         if file != kept.file:
@@ -165,7 +173,8 @@ class WriteShards(beam.DoFn):  # type: ignore[misc]
                     "name one of these"
                 )
             schema = schema_of(self.shape, original)
-            tables = self._read(sorted(grouped["pieces"]), _texts(grouped.get("texts", ())), schema)
+            pieces = sorted(map(KeptUnit.from_bytes, grouped["pieces"]))
+            tables = self._read(pieces, _texts(grouped.get("texts", ())), schema)
             kept = Rows(tables)
             for name, rows in shards.shards_of(job):
                 yield self._write(name, schema, kept, rows)

@@ -19,7 +19,8 @@ FIELDS = ("text", "response", "content", "completion", "output", "generation", "
 
 
 def kind_of_value(value: object) -> str | None:
-    """`text`, `number`, `boolean`, `message`, `record`, `texts`, `messages`, `records`, `lists` or `other`; None of nothing."""
+    """`text`, `number`, `boolean`, `message`, `record`, `texts`, `messages`, `records`, `lists` or `other`; None of nothing, also
+    in a list."""
     if value is None or (isinstance(value, list) and not value):
         return None
     if isinstance(value, str):
@@ -33,6 +34,8 @@ def kind_of_value(value: object) -> str | None:
     if not isinstance(value, list):
         return "other"
     inner = {kind_of_value(item) for item in value} - {None}
+    if not inner:
+        return None
     plural = {"text": "texts", "message": "messages", "record": "records", "messages": "lists"}
     return plural.get(str(inner.pop()), "other") if len(inner) == 1 else "other"
 

@@ -50,11 +50,12 @@ class Observe(beam.PTransform):  # type: ignore[misc]
     samples: int
 
     def expand(self, parts: dict[str, Any]) -> Any:
-        scores = parts["scores"] | "PlaceScores" >> beam.Map(placed_scores)
-        kept = parts["kept"] | "PlaceKept" >> beam.Map(placed_kept, self.kept)
+        scores = parts["scores"] | "PlaceScores" >> beam.Map(placed_scores).with_output_types(tuple[int, bytes])
+        kept = parts["kept"] | "PlaceKept" >> beam.Map(placed_kept, self.kept).with_output_types(tuple[int, bytes])
         joined = (scores, kept) | "ScoresAndKept" >> beam.Flatten() | "GroupByUnit" >> beam.GroupByKey()
         observed = joined | "ObserveUnits" >> beam.ParDo(ObserveUnits(self.facts)) | "Merge" >> Gather(merge_observed)
-        wanted = observed | "PickSamples" >> beam.FlatMap(list_samples, self.samples)
+        pick_samples = beam.FlatMap(list_samples, self.samples).with_output_types(tuple[int, bytes])
+        wanted = observed | "PickSamples" >> pick_samples
         texts = wanted | "GroupSamples" >> beam.GroupByKey() | "ReadSamples" >> beam.ParDo(ReadSamples(self.plan_path))
         barrier = parts["scores"].pipeline | "Report" >> beam.Create([self.plan_path])
         publish = PublishReport(self.output, self.facts, self.samples)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
 EXAMPLES = 3
+_UNIT = struct.Struct("<qq")
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,14 @@ class KeptUnit(NamedTuple):
     file: int
     unit: int
     kept: bytes  # Arrow IPC, see `columnar.Needs`
+
+    def to_bytes(self) -> bytes:
+        return _UNIT.pack(self.file, self.unit) + self.kept
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> KeptUnit:
+        file, unit = _UNIT.unpack_from(data)
+        return cls(file, unit, data[_UNIT.size :])
 
 
 class Shard(NamedTuple):

@@ -3,29 +3,63 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any, NoReturn
 
 from apache_beam.options.pipeline_options import (
-    DebugOptions,
     GoogleCloudOptions,
     PipelineOptions,
+    StandardOptions,
+    TestOptions,
     WorkerOptions,
     _BeamArgumentParser,
 )
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import create_runner
 
-from pipelines import manners
-from pipelines.config import RunnerConfig
+from pipelines import dataflow, manners
+from pipelines.config import RunConfig, RunnerConfig
 from pipelines.errors import ConfigError
 from pipelines.hardware import Asked
+
+log = logging.getLogger(__name__)
 
 _REFUSED_FLAGS = {
     "runner": "choose the runner in the configuration: runner.name=DataflowRunner",
     "direct_running_mode": "its multi_threading and multi_processing modes lose data; local runs are in memory",
     "direct_num_workers": "local runs are in memory, with one worker",
 }
+
+
+def checked_options(config: RunConfig, flags: Sequence[str], *, scores: bool) -> PipelineOptions:
+    """`pipeline_options` of a run that the runner can do, with what it needs besides; `scores` says whether a model is loaded.
+
+    Raises `ConfigError` with all that would fail after submission, or never end.
+    """
+    dataflow.refuse_hub_ids(config)
+    options = pipeline_options(config.runner, flags)
+    if config.runner.name != dataflow.DATAFLOW:
+        return options
+    given = options.get_all_options()
+    dataflow.check(config, given, scores=scores)
+    if find_spec("google.cloud.dataflow_v1beta3") is None:  # Beam finds out at the end, when all is planned
+        raise ConfigError("runner.name DataflowRunner needs the service's client; pip install 'bestkept[gcp]'")
+    more = dataflow.more_flags(config.runner, given, scores=scores)
+    if more:
+        log.info("for Dataflow: %s", " ".join(more))
+    if config.runner.accelerator is not None and not scores:
+        log.info("nothing is scored, so runner.accelerator is not asked for")
+    return pipeline_options(config.runner, [*flags, *more])
+
+
+def hands_over(options: PipelineOptions) -> bool:
+    """Whether the launcher does not wait: a template is made, or only a graph, or that was asked for."""
+    template = options.view_as(GoogleCloudOptions).template_location
+    return bool(
+        template or options.view_as(StandardOptions).no_wait_until_finish or options.view_as(TestOptions).dry_run
+    )
 
 
 def pipeline_options(config: RunnerConfig, flags: Sequence[str]) -> PipelineOptions:
@@ -69,19 +103,13 @@ def runner_of(config: RunnerConfig) -> Any:
 
 
 def machines_asked(config: RunnerConfig, flags: Sequence[str]) -> Asked:
-    """What the options ask for: machine type, accelerator (`worker_accelerator=type:NAME;count:N` among Dataflow's service
-    options), and the most workers. Raises `ConfigError` like `pipeline_options`."""
-    options = pipeline_options(config, flags)
-    own, service = options.view_as(WorkerOptions), options.view_as(GoogleCloudOptions)
-    given = [*(service.dataflow_service_options or []), *(options.view_as(DebugOptions).experiments or [])]
-    gpu, count = None, 0
-    for option in given:
-        name, _, value = option.partition("=")
-        if name == "worker_accelerator":
-            fields = dict(part.partition(":")[::2] for part in value.split(";"))
-            gpu, count = fields.get("type"), int(fields.get("count") or 1)
+    """What a run asks for: the machine type of the workers that score, their accelerator, and the most workers. Raises
+    `ConfigError` like `pipeline_options`."""
+    own = pipeline_options(config, flags).view_as(WorkerOptions)
+    fields = dict(part.partition(":")[::2] for part in (config.accelerator or "").split(";"))
     workers = own.max_num_workers or own.num_workers
-    return Asked(own.machine_type, gpu, count, int(workers) if workers else None)
+    machine = fields.get("machine_type") or own.machine_type
+    return Asked(machine, fields.get("type"), int(fields.get("count") or 0), int(workers) if workers else None)
 
 
 class _Parser(_BeamArgumentParser):  # type: ignore[misc]
@@ -106,6 +134,8 @@ def _all_option_classes(root: Any) -> list[Any]:
 def _as_flags(options: dict[str, Any], known: Sequence[str]) -> list[str]:
     flags: list[str] = []
     for name, value in options.items():
+        if value is None:  # as an override takes an option out of a file
+            continue
         if value is False:
             if f"--no_{name}" not in known:
                 raise ConfigError(f"runner.options.{name} is false, and Beam has no --no_{name}; leave the option out")

@@ -79,20 +79,27 @@ class ScoreCorpus(beam.PTransform):  # type: ignore[misc]
     after: Any = None  # a collection that must be complete before scoring begins
     read_only: bool = False
     limits: Limits = _NO_LIMITS
+    accelerator: str | None = None  # a hint for the workers of ScoreUnits, see `RunnerConfig`
 
     def expand(self, begin: Any) -> Any:
         wait = [] if self.after is None else [AsIter(self.after)]
-        files = begin | "ListFiles" >> beam.Create([self.plan_path]) | "ReadPlan" >> beam.FlatMap(file_numbers, *wait)
-        spread = files | "SpreadFiles" >> beam.Reshuffle()
-        split = spread | "SplitUnits" >> beam.ParDo(SplitUnits(self.plan_path, self.limits)).with_outputs(
-            "skipped", main="units"
+        files = (
+            begin
+            | "ListFiles" >> beam.Create([self.plan_path])
+            | "ReadPlan" >> beam.FlatMap(file_numbers, *wait).with_output_types(int)
         )
+        spread = files | "SpreadFiles" >> beam.Reshuffle()
+        split = spread | "SplitUnits" >> beam.ParDo(SplitUnits(self.plan_path, self.limits)).with_output_types(
+            tuple[int, tuple[int, int, int, int]], skipped=tuple[int, str]
+        ).with_outputs("skipped", main="units")
         score = ScoreUnits(self.plan_path, self.places, self.scorer, read_only=self.read_only, limits=self.limits)
+        hints = {} if self.accelerator is None or self.scorer is None else {"accelerator": self.accelerator}
         scored = (
             split.units
             | "SpreadUnits" >> beam.Reshuffle()
             | "ScoreUnits"
             >> beam.ParDo(score)
+            .with_resource_hints(**hints)
             .with_output_types(bytes, skipped=tuple[int, str])
             .with_outputs("skipped", main="scores")
         )

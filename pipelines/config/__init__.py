@@ -10,7 +10,6 @@ from pipelines.config.curation import (
     Limits,
     ModelConfig,
     RunConfig,
-    RunnerConfig,
 )
 from pipelines.config.evaluation import EvaluateConfig
 from pipelines.config.inspection import InspectConfig
@@ -26,6 +25,7 @@ from pipelines.config.rules import (
     Threshold,
     Top,
 )
+from pipelines.config.running import RunnerConfig
 from pipelines.config.training import TrainConfig
 
 __all__ = [

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, WrapValidator, field_v
 
 from pipelines.config.base import PathText, Strict
 from pipelines.config.rules import BestOfN, Step, check_order, refuse_unused
+from pipelines.config.running import RunnerConfig
 
 
 class Columns(Strict):
@@ -237,13 +238,6 @@ class Limits(RowLimits):
     verify: bool = False
     """Read all inputs again, and end with exit code 3 where one is not what was scored, though its size and version are the same.
     Else only files of other size or version are read again, and rows that are exported."""
-
-
-class RunnerConfig(Strict):
-    name: Literal["local", "DataflowRunner", "PortableRunner", "FlinkRunner", "SparkRunner"] = "local"
-    """`local`: in this process and in memory, with one worker; the others are Beam's."""
-    options: dict[str, Any] = {}
-    """Beam pipeline options by name."""
 
 
 class RunConfig(Strict):

@@ -39,7 +39,7 @@ def _plain_manners():
     ("words", "said"),
     [
         (["rnu"], "unknown command 'rnu'; did you mean 'run'?"),
-        (["zzz"], "unknown command 'zzz'; expected one of run, score, select"),
+        (["zzz"], "unknown command 'zzz'; expected one of run, plan, score, select"),
         (["run"], "CONFIG is missing; `bestkept run --help` says what it takes"),
         (["evaluate", "x"], "DATA is missing; `bestkept evaluate --help`"),
         (["--vresion"], "unknown option --vresion; "),
@@ -173,7 +173,7 @@ class FakeContext:
         (
             "run",
             "limits.",
-            ["limits.max_rejected_fraction=", "limits.max_row_bytes=", "limits.skip_bad_files=", "limits.verify="],
+            ["limits.max_row_bytes=", "limits.max_rejected_fraction=", "limits.skip_bad_files=", "limits.verify="],
         ),
         ("train", "train.lora.r", ["train.lora.rank="]),
         ("evaluate", "bootstrap.s", ["bootstrap.seed="]),

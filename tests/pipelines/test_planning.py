@@ -201,14 +201,14 @@ def test_a_benchmark_measures_this_machine(config, monkeypatch):
     assert way["cost"]["high"] == pytest.approx(0.38 * way["secs"]["high"] / 3600)
 
 
-def remote(settings: RunConfig, **options) -> RunConfig:
-    runner = {"name": "DataflowRunner", "options": options}
+def remote(settings: RunConfig, accelerator: str | None = None, **options) -> RunConfig:
+    runner = {"name": "DataflowRunner", "options": options, "accelerator": accelerator}
     return RunConfig.model_validate(settings.model_dump(exclude_unset=True) | {"runner": runner})
 
 
 def test_a_job_elsewhere_is_estimated_for_the_gpu_that_it_names(config):
-    service = {"dataflow_service_options": ["worker_accelerator=type:nvidia-l4;count:2;install-nvidia-driver"]}
-    settings = remote(config(), **service, max_num_workers=5, machine_type="g2-standard-8")
+    gpu = "type:nvidia-l4;count:2;machine_type:g2-standard-8;install-nvidia-driver"
+    settings = remote(config(), gpu, max_num_workers=5, machine_type="n1-standard-8")
     [way] = plan_run(settings)["ways"]
     assert (way["where"], way["machine"], way["workers"], way["basis"]) == ("nvidia-l4", "g2-standard-8", 5, "assumed")
     assert way["cost"]["high"] == pytest.approx(way["gpu_hours"]["high"] * 0.8536 * 2)

@@ -80,7 +80,8 @@ def test_lists_within_lists_are_sampled_instead(looked, tmp_path, small_limits):
     lists = pa.array([[["a"] * 3] * n for n in rows], type=pa.list_(pa.list_(pa.string())))
     table = pa.table({"prompt": ["p"] * 600, "responses": lists})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=50)
-    _, found = looked(tmp_path / "a.parquet")
+    named = {"columns": {"prompt": "prompt", "responses": "responses"}}
+    _, found = looked(tmp_path / "a.parquet", input=named)
     assert (found.rows.value, found.rows.basis) == (600, "exact")
     assert found.responses.basis == "sampled"
     assert found.responses.low <= sum(rows) <= found.responses.high

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Builds an image that is Dataflow's worker and Flex launcher, pushes it, and writes the Flex template that names it.
+#
+#   deploy/build.sh --repository us-central1-docker.pkg.dev/my-project/bestkept --model deploy/models/my-reward-model \
+#       [--gpu] [--tag 0.1.0] [--template gs://my-bucket/templates/bestkept.json]
+#
+# Needs docker, and gcloud for --template. Not run against the service by the project's tests.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+usage() {
+    sed -n '2,7s/^# \{0,1\}//p' "$0"
+    exit 2
+}
+
+repository='' model='' tag='' template='' name=bestkept file=deploy/Dockerfile
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --gpu) name=bestkept-gpu file=deploy/Dockerfile.gpu; shift ;;
+        --repository | --model | --tag | --template)
+            [ $# -ge 2 ] || usage
+            declare "${1#--}=$2"
+            shift 2
+            ;;
+        *) usage ;;
+    esac
+done
+[ -n "$repository" ] && [ -n "$model" ] || usage
+
+if [ ! -f "$model/config.json" ] || ! ls "$model"/*.safetensors > /dev/null 2>&1; then
+    echo "build.sh: $model holds no config.json and *.safetensors; expected a model directory below the repository" >&2
+    exit 2
+fi
+case "$(realpath "$model")" in
+    "$PWD"/*) ;;
+    *) echo "build.sh: $model lies outside the repository, and docker sees nothing there; copy it to deploy/models/" >&2; exit 2 ;;
+esac
+model=$(realpath --relative-to=. "$model")
+tag=${tag:-$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)}
+image="$repository/$name:$tag"
+
+docker build --file "$file" --build-arg MODEL="$model" --tag "$image" .
+# the image has the model, loads it, and knows the runner, or it is not pushed
+docker run --rm --interactive --entrypoint python "$image" - << 'PYTHON'
+from pathlib import Path
+
+import apache_beam.runners.dataflow.internal.apiclient
+
+from rm.scorer import Scorer
+
+Scorer.load(Path("/models/reward"), dtype="float32", max_length=512, too_long="truncate", tokens_per_batch=None)
+PYTHON
+docker push "$image"
+
+if [ -n "$template" ]; then
+    gcloud dataflow flex-template build "$template" \
+        --image "$image" --sdk-language PYTHON --metadata-file deploy/flex/metadata.json
+fi
+echo "runner.options.sdk_container_image=$image"

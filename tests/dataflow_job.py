@@ -1,0 +1,43 @@
+"""The Dataflow job of a configuration, built as for the service and not submitted: no credentials, no network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import TestOptions
+
+from pipelines import curate
+from pipelines.config import Columns, RunConfig
+from pipelines.inputs import InputFile
+from pipelines.plan import Plan, PlanPaths
+from pipelines.runners import checked_options, runner_of
+from pipelines.schemas import resolve
+
+
+def plan_of(config: RunConfig, *, temperature: float | None = 1.5) -> Plan:
+    """A plan of one file that nobody opens."""
+    mapping = resolve(
+        ["prompt", "response", *config.input.carry, *([config.scores.column] if config.scores.column else [])],
+        format="auto",
+        columns=Columns(),
+        carry=config.input.carry,
+        group_by=[],
+        where="test",
+        reward=config.scores.column,
+    )
+    files = (InputFile("gs://bucket/corpus/a.parquet", "a.parquet", "parquet", None, 2**20, "1"),)
+    members = [{"name": model.path, "fingerprint": "f"} for model in config.models]
+    return Plan(files, mapping, 2048, 2**24, {"members": members}, {}, "f", temperature)
+
+
+def job_of(config: RunConfig, *, scores: bool = True) -> Any:
+    """The `Job` of the graph of `run`, or of `select`."""
+    options = checked_options(config, ["--no_auth"], scores=scores)
+    options.view_as(TestOptions).dry_run = True
+    plan = plan_of(config)
+    count = max(1, len(config.models))
+    paths = PlanPaths("gs://bucket/whole.json", tuple(f"gs://bucket/{number}.json" for number in range(count)))
+    pipeline = beam.Pipeline(runner=runner_of(config.runner), options=options)
+    curate.build(pipeline, config, paths, plan, curate.default_scorer(config) if scores else None)
+    return pipeline.run().job
