@@ -6,40 +6,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
+from pipelines.report import page
 from pipelines.report.charts import Bar, Counts, bar_rows, dot_pairs, histogram
 from pipelines.report.selection_charts import short, source_name
-from pipelines.report.style import STYLE
 from pipelines.report.words import shown
 
 Json = Mapping[str, Any]
 
 _PAGE = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{{ names[0] }} and {{ names[1] }}</title>
-<style>{{ style }}</style>
-</head>
-<body>
-<header>
+{% extends "page" %}
+{% block header %}
 <h1>{{ names[0] }} <span class="quiet">and</span> {{ names[1] }}</h1>
 <p>{{ verdict }}</p>
-</header>
-<main>
-{% for chart in charts %}
-<section>
-<h2>{{ chart.title }}</h2>
-<p class="serves">{{ chart.serves }}</p>
-{{ chart.svg }}
-{% if chart.note %}<p class="quiet">{{ chart.note }}</p>{% endif %}
-</section>
-{% endfor %}
+{% endblock %}
+{% block main %}
 <section class="wide">
 <h2>In numbers</h2>
 <div class="scroll"><table>
@@ -50,9 +30,7 @@ _PAGE = """\
 {% endfor %}
 </tbody></table></div>
 </section>
-</main>
-</body>
-</html>
+{% endblock %}
 """
 
 
@@ -87,12 +65,12 @@ def agreement(one: Json, other: Json) -> dict[str, Any]:
 
 def render(names: tuple[str, str], manifests: Sequence[Json], reports: Sequence[Json]) -> str:
     """The page for two outputs, by what they are called, their manifests and their numbers."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     found = agreement(*reports)
     same_scores = manifests[0]["fingerprint"] == manifests[1]["fingerprint"]
     shown_names = (shown(names[0], 60), shown(names[1], 60))
-    return environment.from_string(_PAGE).render(
-        style=Markup(STYLE),
+    return page.render(
+        _PAGE,
+        title=" and ".join(shown_names),
         names=shown_names,
         verdict=_verdict(found, same_scores=same_scores),
         charts=list(_charts(shown_names, reports, found, same_scores=same_scores)),

@@ -6,42 +6,21 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
-from pipelines.report import tables
+from pipelines.report import page, tables
 from pipelines.report.charts import Mark, Series, calibration_chart, interval_chart, line_chart
-from pipelines.report.style import STYLE
 from pipelines.report.words import shown
 
 Json = Mapping[str, Any]
 
 _PAGE = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>Evaluation of {{ model.path | shown }}</title>
-<style>{{ style }}</style>
-</head>
-<body>
-<header>
+{% extends "page" %}
+{% block header %}
 <h1>Evaluation of <code>{{ model.path | shown }}</code></h1>
 <p>{{ verdict }}</p>
 <p class="quiet">on <code>{{ data.path | shown }}</code>, {{ data.part }}. Intervals are 95 %, from {{ resamples }} resamples of
 prompts: all comparisons of a prompt stay together.</p>
-</header>
-<main>
-{% for chart in charts %}
-<section>
-<h2>{{ chart.title }}</h2>
-<p class="serves">{{ chart.serves }}</p>
-{{ chart.svg }}
-{% if chart.note %}<p class="quiet">{{ chart.note }}</p>{% endif %}
-</section>
-{% endfor %}
+{% endblock %}
+{% block main %}
 {% for table in data_tables %}
 <section class="wide">
 <h2>{{ table.title }}</h2>
@@ -57,9 +36,7 @@ prompts: all comparisons of a prompt stay together.</p>
 </table></div>
 </section>
 {% endfor %}
-</main>
-</body>
-</html>
+{% endblock %}
 """
 
 _NAMES = (("model", "model"), ("longer is better", "length"))
@@ -68,11 +45,10 @@ _MOST_ROWS = 24
 
 def render(document: Json) -> str:
     """The page for an evaluation (what evaluation.json holds). It has no script and refers to nothing outside itself."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters["shown"] = shown
     evaluation = document["evaluation"]
-    return environment.from_string(_PAGE).render(
-        style=Markup(STYLE),
+    return page.render(
+        _PAGE,
+        title=f"Evaluation of {shown(document['model']['path'])}",
         model=document["model"],
         data=document["data"],
         resamples=f"{evaluation['bootstrap']['resamples']:,}",

@@ -5,44 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jinja2
 import yaml
 from markupsafe import Markup
 
-from pipelines.report import conversations
+from pipelines.report import conversations, page
 from pipelines.report.selection_charts import charts
-from pipelines.report.style import STYLE
 from pipelines.report.words import shown
 
 Json = Mapping[str, Any]
 
 _PAGE = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{{ title }}</title>
-<style>{{ style }}</style>
-</head>
-<body>
-<header>
+{% extends "page" %}
+{% block header %}
 <h1>{{ title }}</h1>
 <p>{{ verdict }}</p>
 {% for warning in warnings %}
 <p class="warning"><b>Mind:</b> {{ warning }}.</p>
 {% endfor %}
-</header>
-<main>
-{% for chart in charts %}
-<section>
-<h2>{{ chart.title }}</h2>
-<p class="serves">{{ chart.serves }}</p>
-{{ chart.svg }}
-{% if chart.note %}<p class="quiet">{{ chart.note }}</p>{% endif %}
-</section>
-{% endfor %}
+{% endblock %}
+{% block main %}
 {% for section in samples %}
 {{ section }}
 {% endfor %}
@@ -56,9 +37,7 @@ _PAGE = """\
 </tbody></table></div>
 </section>
 {% endfor %}
-</main>
-</body>
-</html>
+{% endblock %}
 """
 
 _FILES_NAMED = 20
@@ -66,10 +45,9 @@ _FILES_NAMED = 20
 
 def render(manifest: Json, report: Json, samples: Sequence[Json], run: Json | None) -> str:
     """The page. It has no script and refers to nothing outside itself; texts of `samples` are escaped and cut."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     counts = manifest["counts"]
-    return environment.from_string(_PAGE).render(
-        style=Markup(STYLE),
+    return page.render(
+        _PAGE,
         title=f"Kept {counts['kept']:,} of {counts['scored']:,} responses",
         verdict=_verdict(manifest),
         warnings=manifest["warnings"],
