@@ -9,10 +9,10 @@ from apache_beam.options.pipeline_options import TestOptions
 
 from pipelines import curate
 from pipelines.config import Columns, RunConfig
+from pipelines.detection import resolve
 from pipelines.inputs import InputFile
 from pipelines.plan import Plan, PlanPaths
 from pipelines.runners import checked_options, runner_of
-from pipelines.schemas import resolve
 
 
 def plan_of(config: RunConfig, *, temperature: float | None = 1.5) -> Plan:
