@@ -475,3 +475,17 @@ def test_the_inputs_are_listed_once(make, corpus, monkeypatch):
     plans = make_plans(make(corpus, ["anna", "bo", "carla"]))
     assert calls == [1]
     assert all(member.files is plans.whole.files for member in plans.members)
+
+
+def test_the_report_tells_how_far_the_models_are_apart(make, corpus, log, tmp_path):
+    rows = corpus_rows(6, 3)
+    run(make(corpus, select=[{"best_of_n": {"min_candidates": 1}}]), log)
+    rewards = np.array([[named_reward(name, from_prompt(r["prompt"]), r["response"]) for r in rows] for name in NAMES])
+    z = (rewards - rewards.mean(axis=1, keepdims=True)) / rewards.std(axis=1, keepdims=True)
+    spread = dict(zip([(row["prompt"], row["response"]) for row in rows], z.std(axis=0), strict=True))
+    kept = [spread.pop(place) for place in data(tmp_path / "out")]
+    found = json.loads((tmp_path / "out" / "report.json").read_text())["disagreement"]
+    assert (sum(found["kept"]), sum(found["dropped"])) == (6, 12)
+    assert found["kept_mean"] == pytest.approx(np.mean(kept), rel=1e-5)
+    assert found["dropped_mean"] == pytest.approx(np.mean(list(spread.values())), rel=1e-5)
+    assert "Disagreement of the models" in (tmp_path / "out" / "report.html").read_text()
