@@ -17,7 +17,7 @@ import xxhash
 from pipelines.columnar import to_labels
 from pipelines.histogram import Histogram, merge_histograms
 
-SAMPLE_ROWS = 16_384  # of the prompts that are looked at whole
+SAMPLE_ROWS = 8_192  # of the prompts that are looked at whole
 _PER_PROMPT = 256  # responses of one prompt in the sample
 EXTREMES = 10  # responses of each kind
 SOURCES = 64  # that are told apart
