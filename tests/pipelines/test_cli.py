@@ -20,8 +20,6 @@ from corpora import TIMED, corpus_rows, write_jsonl
 from tiny_models import save_causal, save_encoder
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from pipelines import cli
-
 
 class Result:
     def __init__(self, code: int, out: str, err: str) -> None:
@@ -33,16 +31,8 @@ class Result:
 
 
 @pytest.fixture
-def bestkept(capfd, monkeypatch):
-    def run(*words: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["bestkept", *map(str, words)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capfd.readouterr()
-        return Result(stop.value.code or 0, out, err)
-
-    return run
+def bestkept(bestkept):
+    return lambda *words: Result(*bestkept(*words))
 
 
 @pytest.fixture

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from corpora import write_jsonl
 
-from pipelines import cli
 from pipelines.report import tables
 from pipelines.report.charts import Mark, Series, interval_chart, line_chart
 from pipelines.report.evaluation import render
@@ -22,19 +20,10 @@ SECRET = "xyzzy"
 
 
 @pytest.fixture
-def bestkept(capfd, monkeypatch, tmp_path):
+def bestkept(bestkept, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "160")
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["bestkept", *map(str, words)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capfd.readouterr()
-        return stop.value.code or 0, out, err
-
-    return run
+    return bestkept
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from stubs import NamedFactory, StubFactory, stub_reward
 
-from pipelines import cli, curate
+from pipelines import curate
 from pipelines.config import RunConfig
 from pipelines.display import explanation_table
 from pipelines.errors import ConfigError, InputError, RejectedError
@@ -437,18 +436,6 @@ def test_a_prefix_fits_the_keys_that_begin_with_it(keys, length, data):
     prefix = data.draw(st.sampled_from(digits))[:length]
     high, low = (np.array(half, dtype=np.uint64) for half in zip(*keys, strict=True))
     assert matching(high, low, prefix).tolist() == [one.startswith(prefix) for one in digits]
-
-
-@pytest.fixture
-def bestkept(capfd, monkeypatch):
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["bestkept", *map(str, words)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return (stop.value.code or 0, *capfd.readouterr())
-
-    return run
 
 
 def test_the_command(make, bestkept, tmp_path, monkeypatch):

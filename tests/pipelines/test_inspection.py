@@ -17,7 +17,6 @@ import pytest
 from corpora import SHARED, corpus_rows, write_jsonl
 from transformers import AutoTokenizer
 
-from pipelines import cli
 from pipelines.config import InputConfig
 from pipelines.figures import Asked, figures, spread_of
 from pipelines.inputs import InputFile, Unit, sampling
@@ -29,17 +28,9 @@ LIMIT = 2**24
 
 
 @pytest.fixture
-def bestkept(capfd, monkeypatch):
+def bestkept(bestkept, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["bestkept", *map(str, words)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return (stop.value.code or 0, *capfd.readouterr())
-
-    return run
+    return bestkept
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from stubs import StubFactory, StubScorer
 
-from pipelines import cli, curate, display, logs, manners, progress
+from pipelines import curate, display, logs, manners, progress
 
 CANARY = "CANARY-77e2"
 
@@ -52,16 +52,9 @@ def config(tmp_path, stub_model, monkeypatch):
 
 
 @pytest.fixture
-def bestkept(capfd, monkeypatch, temporary):
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["bestkept", *map(str, words)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capfd.readouterr()
-        return stop.value.code or 0, out, err
-
-    return run
+def bestkept(bestkept, temporary):
+    """With a temporary directory of its own."""
+    return bestkept
 
 
 def test_plainly_each_thing_is_said_once(bestkept, config, temporary):

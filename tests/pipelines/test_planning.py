@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,7 +13,7 @@ import yaml
 from corpora import SHARED, corpus_rows, write_jsonl
 from tiny_models import save_encoder
 
-from pipelines import cli, curate, forecast, survey
+from pipelines import curate, forecast, survey
 from pipelines.already import already_scored
 from pipelines.config import RunConfig
 from pipelines.errors import ConfigError, ModelLoadError
@@ -285,21 +284,14 @@ def test_a_model_without_a_tokenizer_is_refused_as_it_is_by_a_run(make_config, t
 
 
 @pytest.fixture
-def bestkept(config, capfd, monkeypatch, tmp_path):
+def bestkept(bestkept, config, tmp_path):
     path = tmp_path / "config.yaml"
     secret = [{"prompt": "xylophone of good", "response": f"zeppelin reply {n}"} for n in range(6)]
     path.write_text(
         yaml.safe_dump(config(rows=secret).model_dump(include={"input", "model", "output"}, exclude_none=True))
     )
 
-    def command(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["bestkept", "plan", str(path), *map(str, words)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return (stop.value.code or 0, *capfd.readouterr())
-
-    return command
+    return lambda *words: bestkept("plan", path, *words)
 
 
 def test_the_command_shows_one_screen_without_text_of_rows(bestkept):
