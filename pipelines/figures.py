@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipelines.kinds import Row, kind_of_value
+from pipelines.kinds import Row, Table
 from rm.conversations import Conversation, prompt_key
 
 Lengths = Callable[[Conversation, Sequence[str]], Sequence[tuple[int, int] | str]]
@@ -79,14 +79,14 @@ def token_figures(rows: Sequence[Asked], lengths: Lengths, *, max_length: int) -
 
 def column_figures(names: Sequence[str], rows: Sequence[Row], roles: Mapping[str, str]) -> list[dict[str, Any]]:
     """Of every column: the kind of most of its values, nulls (absent ones too), blank texts, and its role, if it has one."""
+    kinds = Table(names, rows).kinds
     described = []
     for name in names:
         values = [row.get(name) for row in rows]
-        kinds = Counter(kind for value in values if (kind := kind_of_value(value)) is not None)
         described.append(
             {
                 "name": name,
-                "kind": kinds.most_common(1)[0][0] if kinds else None,
+                "kind": kinds[name],
                 "role": roles.get(name),
                 "null": sum(value is None for value in values),
                 "blank": sum(isinstance(value, str) and not value.strip() for value in values),

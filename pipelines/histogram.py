@@ -94,7 +94,11 @@ class Histogram:
 def scale_of(low: float, high: float) -> int:
     """The finest scale whose bins from `low` to `high` are at most `BINS`: a wider range has no finer one."""
     largest = max(abs(low), abs(high))
-    scale = (math.frexp(largest)[1] if largest else _LEAST) - _DIGITS
+    return _roomy(low, high, (math.frexp(largest)[1] if largest else _LEAST) - _DIGITS)
+
+
+def _roomy(low: float, high: float, scale: int) -> int:
+    """The finest scale from this one on whose bins have room."""
     while math.floor(math.ldexp(high, -scale)) - math.floor(math.ldexp(low, -scale)) >= BINS:
         scale += 1
     return scale
@@ -107,9 +111,7 @@ def merge_histograms(parts: Iterable[Histogram]) -> Histogram:
         return Histogram()
     low = min(math.ldexp(part.first, part.scale) for part in some)
     high = max(math.ldexp(part.first + part.bins - 1, part.scale) for part in some)
-    scale = max(part.scale for part in some)
-    while math.floor(math.ldexp(high, -scale)) - math.floor(math.ldexp(low, -scale)) >= BINS:
-        scale += 1
+    scale = _roomy(low, high, max(part.scale for part in some))
     alike = [part.coarser(scale) for part in some]
     first = min(part.first for part in alike)
     width = max(part.first + part.bins for part in alike) - first

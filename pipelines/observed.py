@@ -43,7 +43,7 @@ ROWS = pa.schema(
 )
 """Responses as samples hold them."""
 
-_TIES = ("response", "row", "unit", "file", "response_hash")  # as `np.lexsort` wants them, the first criterion last
+TIES = ("response", "row", "unit", "file", "response_hash")  # as `np.lexsort` wants them, the first criterion last
 
 Side = tuple[str | None, bool]
 """A source (None where a row names none), and whether its rows were kept."""
@@ -217,4 +217,4 @@ def _kept(rows: pa.Table) -> npt.NDArray[np.bool_]:
 
 
 def _ties(rows: pa.Table, at: npt.NDArray[np.intp]) -> list[npt.NDArray[np.generic]]:
-    return [_numbers(rows, name)[at] for name in _TIES]
+    return [_numbers(rows, name)[at] for name in TIES]

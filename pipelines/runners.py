@@ -106,10 +106,12 @@ def machines_asked(config: RunnerConfig, flags: Sequence[str]) -> Asked:
     """What a run asks for: the machine type of the workers that score, their accelerator, and the most workers. Raises
     `ConfigError` like `pipeline_options`."""
     own = pipeline_options(config, flags).view_as(WorkerOptions)
-    fields = dict(part.partition(":")[::2] for part in (config.accelerator or "").split(";"))
     workers = own.max_num_workers or own.num_workers
-    machine = fields.get("machine_type") or own.machine_type
-    return Asked(machine, fields.get("type"), int(fields.get("count") or 0), int(workers) if workers else None)
+    most = int(workers) if workers else None
+    if config.accelerator is None:
+        return Asked(own.machine_type, None, 0, most)
+    gpu = dataflow.Accelerator.of(config.accelerator)
+    return Asked(gpu.machine_type or own.machine_type, gpu.type, gpu.gpus, most)
 
 
 class _Parser(_BeamArgumentParser):  # type: ignore[misc]

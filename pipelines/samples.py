@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.inputs import Row
-from pipelines.observed import Observed, key_text
+from pipelines.observed import TIES, Observed, key_text
 from rm.conversations import response_hash, to_messages
 
 KINDS = ("top", "bottom", "border", "close")
@@ -140,8 +140,7 @@ def samples_table(picks: Sequence[Pick], texts: Iterable[Told]) -> bytes:
 
 def _ordered(rows: pa.Table) -> pa.Table:
     """Best first, and the fixed order between equals."""
-    ties = ("response_hash", "file", "unit", "row", "response")
-    return rows.sort_by([("reward", "descending"), *((name, "ascending") for name in ties)])
+    return rows.sort_by([("reward", "descending"), *((name, "ascending") for name in reversed(TIES))])
 
 
 def _pick(kind: str, number: int, row: dict[str, Any], margin: float | None) -> Pick:

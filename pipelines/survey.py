@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from pipelines.estimate import Block, Quantity, sampled_total
 from pipelines.inputs import InputFile, Row, Unit, UnreadableError, read_fragments, split_units
+from pipelines.inputs.files import row_groups
 from pipelines.inputs.jsonl import json_rows
 from pipelines.inputs.unreadable import reading_input
 from pipelines.plan import Plan
@@ -110,11 +111,7 @@ def _footer(plan: Plan, number: int) -> _Footer:
     with reading_input(file.path), open_for_reading(file.path) as stream:
         parquet = pq.ParquetFile(stream)
         meta, schema = parquet.metadata, parquet.schema
-        units, first = [], 0
-        for group in range(meta.num_row_groups):
-            rows = meta.row_group(group).num_rows
-            units.append(Unit(group, first, first + rows, file.size * rows // max(1, meta.num_rows)))
-            first += rows
+        units = row_groups(file, meta)
         name = plan.mapping.responses
         if name is None:
             return _Footer(number, meta.num_rows, meta.num_rows, units)

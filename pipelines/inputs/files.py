@@ -57,14 +57,7 @@ def split_units(file: InputFile) -> list[Unit]:
     """The units of a file, in order; opens a Parquet footer, and what seems to be empty. Raises `InputError`."""
     if file.kind == "parquet":
         with reading_input(file.path), open_for_reading(file.path) as stream:
-            metadata = pq.ParquetFile(stream).metadata
-            units, first = [], 0
-            for number in range(metadata.num_row_groups):
-                group = metadata.row_group(number)
-                share = file.size * group.num_rows // max(1, metadata.num_rows)
-                units.append(Unit(number, first, first + group.num_rows, share))
-                first += group.num_rows
-            return units
+            return row_groups(file, pq.ParquetFile(stream).metadata)
     if file.size == 0:
         probe(file.path)  # a link to nowhere looks like an empty file, too
     if file.compression is not None:
@@ -74,6 +67,16 @@ def split_units(file: InputFile) -> list[Unit]:
         Unit(number, start, min(start + RANGE_BYTES, file.size), min(RANGE_BYTES, file.size - start))
         for number, start in enumerate(starts)
     ]
+
+
+def row_groups(file: InputFile, metadata: pq.FileMetaData) -> list[Unit]:
+    """The units of a Parquet file with this footer; each has the share of its rows of the file's bytes."""
+    units, first = [], 0
+    for number in range(metadata.num_row_groups):
+        rows = metadata.row_group(number).num_rows
+        units.append(Unit(number, first, first + rows, file.size * rows // max(1, metadata.num_rows)))
+        first += rows
+    return units
 
 
 def place_of(file_name: str, unit_start: int, row: int) -> str:
