@@ -203,7 +203,7 @@ def curated(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFacto
     for warning in (written or {}).get("warnings", ()):
         if OFFSET_WARNING not in warning:  # that came before the work
             log.warning("%s", warning)
-    if written and config.report.write:
+    if written and config.report.write and counted.get("rows"):  # once more, with what the model did and how fast
         write_report(config.path, written, run=ran)
     return Outcome(plan, written, {}, secs, skipped=tuple((written or {}).get("skipped_files", ())))
 

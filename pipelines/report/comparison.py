@@ -7,8 +7,8 @@ from itertools import combinations
 from typing import Any
 
 from pipelines.report import page
-from pipelines.report.charts import Bar, Counts, bar_rows, dot_pairs, histogram
-from pipelines.report.selection_charts import short, source_name
+from pipelines.report.charts import Bar, bar_rows, dot_pairs
+from pipelines.report.selection_charts import kept_and_dropped, source_name
 from pipelines.report.words import shown
 
 Json = Mapping[str, Any]
@@ -138,13 +138,7 @@ def _rewards(name: str, bins: Json) -> dict[str, Any]:
     return {
         "title": f"Rewards of {name}",
         "serves": "Decides how strict it is on its own scale; rewards of different models are not comparable.",
-        "svg": histogram(
-            bins["edges"],
-            [Counts(side, side, bins[side]) for side in ("kept", "dropped")],
-            x_title="reward",
-            x_format=short,
-            y_format=short,
-        ),
+        "svg": kept_and_dropped(bins, x_title="reward"),
         "note": "",
     }
 

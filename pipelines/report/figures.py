@@ -40,15 +40,16 @@ class Facts:
 
 def figures(observed: Observed, facts: Facts) -> dict[str, Any]:
     """All of `report.json`, as plain JSON values; floats rounded to 7 significant digits."""
-    sample = observed.sample
+    sample, sources = observed.sample, _sources(observed)
+    shown = _shown(observed, [one["name"] for one in sources if not one["others"]])
     found = {
         "format": FORMAT,
         "unit": facts.unit,
         "gold": facts.gold,
         "sides": _sides(observed),
-        "sources": _sources(observed),
-        "histogram": _shown(observed),
-        "yield": _yield(observed),
+        "sources": sources,
+        "histogram": shown,
+        "yield": [] if shown is None else _yield(observed, shown["edges"][:-1]),
         "whole": sample.num_rows == sum(observed.counts().values()),  # whether the sample is all there is
         **by_prompt(sample, temperature=facts.temperature),
         "length": by_length(sample),
@@ -95,8 +96,9 @@ def _sources(observed: Observed) -> list[dict[str, Any]]:
     return [*(row(name) for name in shown), *([row(None, rest)] if rest else [])]
 
 
-def _shown(observed: Observed) -> dict[str, Any] | None:
-    """The histogram in about `_SHOWN_BINS` bins; what lies beyond either end is counted in the first and last of them."""
+def _shown(observed: Observed, sources: Sequence[str | None]) -> dict[str, Any] | None:
+    """The histogram, also that of these sources, in about `_SHOWN_BINS` bins; what lies beyond either end is counted
+    in the first and last of them."""
     whole = observed.histogram
     if not whole:
         return None
@@ -124,7 +126,6 @@ def _shown(observed: Observed) -> dict[str, Any] | None:
         return drawn(sum((coarse.counts[side] for side in sides), np.zeros(coarse.bins, np.int64)))
 
     groups = range(len(observed.sides))
-    names = [entry["name"] for entry in _sources(observed) if not entry["others"]]
     return {
         "edges": [float(edge) for edge in coarse.edges[start : end + 1]],
         "kept": of([group for group in groups if observed.sides[group][1]]),
@@ -137,23 +138,20 @@ def _shown(observed: Observed) -> dict[str, Any] | None:
                 "kept": of([group for group in groups if observed.sides[group] == (name, True)]),
                 "dropped": of([group for group in groups if observed.sides[group] == (name, False)]),
             }
-            for name in names
+            for name in sources
         ],
     }
 
 
-def _yield(observed: Observed) -> list[dict[str, Any]]:
-    """What every threshold would keep of the whole corpus, from none to all: rows, size and mean reward (bins' middles)."""
-    histogram = _shown(observed)
-    if histogram is None:
-        return []
+def _yield(observed: Observed, thresholds: Sequence[float]) -> list[dict[str, Any]]:
+    """What these thresholds would keep of the whole corpus: rows, size and mean reward (bins' middles)."""
     whole: Histogram = observed.histogram
     counts: Integers = np.sum(list(whole.counts.values()), axis=0)
     sizes: Integers = np.sum(list(whole.sizes.values()), axis=0)
     edges = whole.edges
     middles = (edges[1:] + edges[:-1]) / 2
     points = []
-    for threshold in histogram["edges"][:-1]:
+    for threshold in thresholds:
         at = int(np.searchsorted(edges[:-1], threshold, side="left"))
         rows = int(counts[at:].sum())
         if rows:

@@ -79,7 +79,7 @@ def _tables(manifest: Json, report: Json, run: Json | None) -> Iterator[dict[str
         rows = [(side, "-" if gold[side] is None else f"{gold[side]:.4g}") for side in ("kept", "dropped")]
         rows.append(("of", f"{gold['responses']:,} responses of the sample, column {shown(report['gold'])}"))
         yield {"title": "Mean gold score", "rows": rows}
-    if run is not None and run.get("throughput"):
+    if run is not None and run["throughput"].get("rows"):
         yield {"title": "Throughput of the last run", "rows": list(_throughput(run))}
     yield {"title": "What this is", "rows": list(_identity(manifest))}
 
@@ -87,9 +87,6 @@ def _tables(manifest: Json, report: Json, run: Json | None) -> Iterator[dict[str
 def _throughput(run: Json) -> Iterator[tuple[str, str]]:
     rates = run["throughput"]
     yield "command", f"{run['command']}, {run['secs']:,.0f} s, finished {run['finished']}"
-    if not rates["rows"]:
-        yield "scored", "nothing: everything was scored before, or rewards came with the corpus"
-        return
     yield (
         "scored",
         f"{rates['rows']:,} responses, {rates['tokens_read']:,} tokens, in {rates['forward_secs']:,.0f} s of forward",

@@ -62,6 +62,12 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
+def kept_and_dropped(bins: Json, *, x_title: str, references: Sequence[Reference] = ()) -> Markup:
+    """A histogram of `bins` with edges and the numbers of both sides."""
+    series = [Counts(name, style, bins[name]) for name, style in SIDES]
+    return histogram(bins["edges"], series, x_title=x_title, x_format=short, y_format=short, references=references)
+
+
 def _percent(value: float) -> str:
     return (
         f"{value:.0%}" if value in (0, 1) or 0.01 <= value <= 0.99 else f"{value:.2g}" if value > 1 else f"{value:.1%}"
@@ -107,14 +113,7 @@ def _rewards(manifest: Json, bins: Json) -> dict[str, Any]:
         "title": "Rewards",
         "serves": "Decides whether a threshold can tell good from bad: look for the reward at which the kept begin, and whether "
         "there is a valley or only a slope.",
-        "svg": histogram(
-            bins["edges"],
-            [Counts("kept", "kept", bins["kept"]), Counts("dropped", "dropped", bins["dropped"])],
-            x_title="reward",
-            x_format=short,
-            y_format=short,
-            references=lines,
-        ),
+        "svg": kept_and_dropped(bins, x_title="reward", references=lines),
         "note": note,
     }
 
@@ -290,13 +289,7 @@ def _disagreement(found: Json) -> dict[str, Any]:
         "title": "Disagreement of the models",
         "serves": "Decides between mean, min and lower_bound: where the kept lie to the right of the dropped, the selection "
         "takes what the models are least sure of.",
-        "svg": histogram(
-            found["edges"],
-            [Counts(name, name, found[name]) for name in ("kept", "dropped")],
-            x_title="standard deviation over the models of their standardised rewards",
-            x_format=short,
-            y_format=short,
-        ),
+        "svg": kept_and_dropped(found, x_title="standard deviation over the models of their standardised rewards"),
         "note": f"Mean: kept {number(found['kept_mean'])}, dropped {number(found['dropped_mean'])}.",
     }
 

@@ -119,3 +119,15 @@ def test_a_model_that_fails_on_everything_ends_the_run(count, fails, tmp_path, m
     else:
         outcome = curate.curate(config, scorer=curate.default_scorer(config))
         assert outcome.manifest["rejected"] == {"model_error": count}
+
+
+def test_the_report_shows_the_throughput_of_the_run_that_scored(tmp_path, make_config, causal):
+    write_jsonl(tmp_path / "in" / "a.jsonl", corpus_rows(3, 2))
+    config = make_config(tmp_path / "in", model={"path": str(causal)})
+    curate.curate(config, scorer=curate.default_scorer(config))
+    rates = json.loads((tmp_path / "out" / "run.json").read_text())["throughput"]
+    assert f"6 responses, {rates['tokens_read']:,} tokens, in " in (tmp_path / "out" / "report.html").read_text()
+    again = make_config(tmp_path / "in", model={"path": str(causal)}, output={"path": str(tmp_path / "again")})
+    again = again.model_copy(update={"scores": config.scores.model_copy(update={"path": config.scores_path})})
+    curate.curate(again, scorer=None)
+    assert "Throughput" not in (tmp_path / "again" / "report.html").read_text(), "nothing was scored"
