@@ -193,7 +193,9 @@ def test_the_dag_compiles_and_does_not_wait_on_a_slot():
 def test_commands_that_are_not_run_say_why():
     text = (ROOT / "docs" / "dataflow.md").read_text(encoding="utf-8")
     parts = text.split("```")  # prose and blocks by turns
-    commands = [before for before, block in itertools.pairwise(parts) if re.match(r"(sh)?\n(bestkept|cp|gcloud) ", block)]
+    commands = [
+        before for before, block in itertools.pairwise(parts) if re.match(r"(sh)?\n(bestkept|cp|gcloud) ", block)
+    ]
     assert len(commands) == len(parts) // 2 - 1 == 4, "all but the drawing"
     assert all(re.search(r"<!-- not run: .+ -->\n$", before) for before in commands)
     for _, name in re.findall(r"\[(`[^`]+`)\]\(\.\./([^)]+)\)", text):
