@@ -266,6 +266,7 @@ def sweep(scores: str, plans: Plans, output: str | None = None) -> None:
         scores,
         join(scores, "plans"),
         *(join(scores, plan.fingerprint) for plan in (plans.whole, *plans.members)),
+        *(file.copy for file in plans.whole.files if file.copy is not None),
     ]
     if output is not None:
         places += [output, join(output, "data"), join(output, "rejected")]

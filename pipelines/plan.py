@@ -20,6 +20,7 @@ from pipelines.config import InputFiles, ModelConfig, RunConfig
 from pipelines.detection import detect
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
 from pipelines.inputs import Fragment, InputFile, Unit, UnreadableError, first_rows, kind_of, no_lines, read_fragments
+from pipelines.inputs.files import with_copy
 from pipelines.schemas import RowMapping
 from pipelines.storage import publish
 from pipelines.storage.files import absolute, expand, join, read_bytes, version_of
@@ -52,6 +53,8 @@ class Plan:
         fields = self.to_json()
         for name in ("model", *_BESIDE):
             del fields[name]
+        for file in fields["files"]:
+            del file["copy"]
         return digest(fields)
 
     @property
@@ -158,6 +161,8 @@ def make_plans(config: RunConfig) -> Plans:
     for note in detected.notes:
         log.warning("%s: %s", where, note)
     mapping = detected.mapping
+    scores = absolute(config.scores_path)
+    files = tuple(with_copy(file, scores, max_row_bytes=limits.max_row_bytes) for file in files)
     models: Sequence[ModelConfig | None] = config.models or [None]
     plans = [
         Plan(

@@ -21,6 +21,7 @@ from pipelines.config import Limits
 from pipelines.errors import InputError, ModelLoadError
 from pipelines.inputs import Fragment, Row, Unit, UnreadableError, original_schema, probe, split_units
 from pipelines.plan import Plan
+from pipelines.rewrite import RewriteLarge
 from pipelines.scored import ScorePlaces, UnitScores
 from pipelines.skipped import skipped
 from pipelines.storage import objects
@@ -89,7 +90,11 @@ class ScoreCorpus(beam.PTransform):  # type: ignore[misc]
             | "ReadPlan" >> beam.FlatMap(file_numbers, *wait).with_output_types(int)
         )
         spread = files | "SpreadFiles" >> beam.Reshuffle()
-        split = spread | "SplitUnits" >> beam.ParDo(SplitUnits(self.plan_path, self.limits)).with_output_types(
+        rewrite = beam.ParDo(RewriteLarge(self.plan_path, self.limits, self.read_only))
+        rewritten = spread | "RewriteLarge" >> rewrite.with_output_types(int, skipped=tuple[int, str]).with_outputs(
+            "skipped", main="files"
+        )
+        split = rewritten.files | "SplitUnits" >> beam.ParDo(SplitUnits(self.plan_path, self.limits)).with_output_types(
             tuple[int, tuple[int, int, int, int]], skipped=tuple[int, str]
         ).with_outputs("skipped", main="units")
         score = ScoreUnits(self.plan_path, self.places, self.scorer, read_only=self.read_only, limits=self.limits)
@@ -103,7 +108,7 @@ class ScoreCorpus(beam.PTransform):  # type: ignore[misc]
             .with_output_types(bytes, skipped=tuple[int, str])
             .with_outputs("skipped", main="scores")
         )
-        skipped = (split.skipped, scored.skipped) | "EitherSkipped" >> beam.Flatten()
+        skipped = (rewritten.skipped, split.skipped, scored.skipped) | "EitherSkipped" >> beam.Flatten()
         return {"scores": scored.scores | "KeepScored" >> beam.Reshuffle(), "skipped": skipped}
 
 

@@ -2,7 +2,8 @@
 
 A small corpus is read whole. Of a large one, Parquet footers say how many rows there are (of more than `MOST_FOOTERS` files, a
 random sample of them, in threads), and blocks of consecutive rows are read at places spread evenly over it: of a Parquet row
-group and of a compressed file the first rows, of plain JSONL those after a byte anywhere.
+group, a compressed file and a part of its rewritten copy (where there is one) the first rows, of plain JSONL those after a byte
+anywhere.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import NamedTuple
 
 import pyarrow.parquet as pq
 
 from pipelines.estimate import Block, Quantity, sampled_total
-from pipelines.inputs import InputFile, Row, Unit, UnreadableError, read_fragments, split_units
+from pipelines.inputs import InputFile, Row, Unit, UnreadableError, copies, read_fragments, split_units
 from pipelines.inputs.files import row_groups
 from pipelines.inputs.jsonl import json_rows
 from pipelines.inputs.unreadable import reading_input
@@ -65,6 +66,7 @@ class Survey:
 
 def survey(plan: Plan, *, skip_bad_files: bool, seed: int) -> Survey:
     """Read the whole corpus, or a sample of it. Raises `InputError` for a file that cannot be read, unless these are skipped."""
+    plan = replace(plan, files=tuple(map(as_it_is, plan.files)))
     stored = sum(file.size * (_COMPRESSED if file.compression else 1) for file in plan.files)
     if stored <= WHOLE_BYTES and len(plan.files) <= WHOLE_FILES:
         return _whole(plan, skip_bad_files=skip_bad_files)
@@ -72,6 +74,11 @@ def survey(plan: Plan, *, skip_bad_files: bool, seed: int) -> Survey:
     if plan.files[0].kind == "parquet":
         return _sampled_parquet(plan, draw, skip_bad_files=skip_bad_files)
     return _sampled_json(plan, draw, skip_bad_files=skip_bad_files)
+
+
+def as_it_is(file: InputFile) -> InputFile:
+    """The file without its rewritten copy where that has not been made."""
+    return file if file.copy is None or copies.whole(file.copy) else file._replace(copy=None)
 
 
 def _whole(plan: Plan, *, skip_bad_files: bool) -> Survey:
@@ -161,12 +168,14 @@ def _sampled_parquet(plan: Plan, draw: random.Random, *, skip_bad_files: bool) -
 
 
 def _sampled_json(plan: Plan, draw: random.Random, *, skip_bad_files: bool) -> Survey:
-    sizes = [file.size for file in plan.files]
+    pieces = [(number, unit) for number, file in enumerate(plan.files) for unit in _pieces(file)]
+    sizes = [unit.input_bytes for _, unit in pieces]
     wanted: list[tuple[int, Unit, int]] = []
-    for number, hits in spread_evenly(sizes, BLOCKS, draw):
+    for at, hits in spread_evenly(sizes, BLOCKS, draw):
+        number, unit = pieces[at]
         file = plan.files[number]
         if file.compression is not None or file.size <= _SMALL_FILE:
-            wanted.append((number, Unit(0, 0, file.size, file.size), hits))
+            wanted.append((number, unit, hits))
             continue
         starts = [draw.randrange(file.size) for _ in range(hits)]
         wanted += [(number, Unit(0, start, file.size, file.size - start), 1) for start in starts]
@@ -175,6 +184,11 @@ def _sampled_json(plan: Plan, draw: random.Random, *, skip_bad_files: bool) -> S
     rows = sampled_total([_counted(block, len(block.rows)) for block in blocks], measure)
     responses = sampled_total([_counted(block, block.responses) for block in blocks], measure)
     return Survey(len(plan.files), rows, responses, measure, blocks, False, 0, unreadable)
+
+
+def _pieces(file: InputFile) -> list[Unit]:
+    """What can be read from its beginning: the file, or the parts of its rewritten copy."""
+    return [Unit(0, 0, file.size, file.size)] if file.copy is None else split_units(file)
 
 
 def _read(
@@ -200,8 +214,8 @@ def _first_blocks(plan: Plan, number: int, unit: Unit, count: int) -> list[Block
     file = plan.files[number]
     size = min(BLOCK_ROWS, plan.rows_per_fragment)
     fragments = read_fragments(file, unit, plan.mapping, rows_per_fragment=size, max_row_bytes=plan.max_row_bytes)
-    of_a_run = size == plan.rows_per_fragment and (file.kind == "parquet" or unit.start == 0)
-    per_row = _bytes_of_a_row(file, plan.max_row_bytes) if file.compression else 0.0
+    of_a_run = size == plan.rows_per_fragment and (file.kind == "parquet" or file.copy is not None or unit.start == 0)
+    per_row = _bytes_of_a_row(file, unit, plan.max_row_bytes) if file.compression else 0.0
     blocks = []
     for fragment in islice(fragments, count):
         if fragment.rows:
@@ -213,9 +227,11 @@ def _first_blocks(plan: Plan, number: int, unit: Unit, count: int) -> list[Block
     return blocks
 
 
-def _bytes_of_a_row(file: InputFile, max_row_bytes: int) -> float:
+def _bytes_of_a_row(file: InputFile, unit: Unit, max_row_bytes: int) -> float:
     """Stored bytes of a row of a compressed file: of all its rows, or of those in the pieces that make up its first
-    `_COMPRESSED_BYTES`, a piece being what is read and decompressed at once."""
+    `_COMPRESSED_BYTES`, a piece being what is read and decompressed at once; of a rewritten copy, those of the unit's rows."""
+    if file.copy is not None:
+        return unit.input_bytes / max(1, unit.end - unit.start)
     rows = upto = 0
     for _, _, _, seen in json_rows(file, Unit(0, 0, file.size, file.size), max_row_bytes=max_row_bytes):
         if upto >= _COMPRESSED_BYTES and seen > upto:

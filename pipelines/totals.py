@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pipelines.config import Limits
 from pipelines.errors import RejectedError, StorageError
 from pipelines.inputs import place_of
+from pipelines.inputs.files import counted_in_file
 from pipelines.records import Totals
 from pipelines.storage.objects import ScoreFile
 
@@ -21,7 +22,10 @@ def totals_of(data: bytes) -> Totals:
         rejected=Counter(footer.rejected),
         truncated=footer.truncated,
         tokens=footer.tokens,
-        examples=tuple((footer.file_key, footer.unit_start, row, reason) for row, reason in footer.first_rejected),
+        examples=tuple(
+            (footer.file_key, *counted_in_file(footer.file_key, footer.unit_start, row), reason)
+            for row, reason in footer.first_rejected
+        ),
     )
 
 

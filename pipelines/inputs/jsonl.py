@@ -1,4 +1,5 @@
-"""JSON lines → rows: byte ranges of plain files, and compressed files as a whole. A bad line spoils itself only."""
+"""JSON lines → rows: byte ranges of plain files, compressed files as a whole, parts of rewritten copies. A bad line spoils itself
+only."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, NoReturn
 
+from pipelines.inputs.copies import read_lines
 from pipelines.inputs.files import InputFile, RawRow, Unit
 from pipelines.inputs.unreadable import reading_input
 from pipelines.storage.decompress import decompressed
@@ -23,14 +25,26 @@ DEEPEST = 32  # lists and objects within one another; Arrow's files end at 64
 
 def json_rows(file: InputFile, unit: Unit, *, max_row_bytes: int) -> Iterator[RawRow]:
     """(row, its bytes, those it counts in a fragment, those seen) per line; a line that is no JSON object comes as its reason."""
+    for line, size, seen in row_lines(file, unit, max_row_bytes=max_row_bytes):
+        if line is None:
+            yield "row_too_large", size, size, seen
+        else:
+            held = held_bytes(line, size)
+            row = parse_line(line) if held <= _MOST_HELD * max_row_bytes else "row_too_large"
+            yield row, size, held, seen
+
+
+def row_lines(file: InputFile, unit: Unit, *, max_row_bytes: int) -> Iterator[tuple[bytes | None, int, int]]:
+    """(line, its bytes, the unit's bytes seen so far) of the lines that are rows, unparsed; None for one that is too long."""
+    if file.copy is not None:
+        rows = max(1, unit.end - unit.start)
+        for number, (line, size) in enumerate(read_lines(file.copy, unit.number), start=1):
+            yield line, size, unit.input_bytes * number // rows
+        return
     with reading_input(file.path), open_for_reading(file.path) as stream:
         for line, size in _lines(stream, file, unit, max_row_bytes):
-            if line is None:
-                yield "row_too_large", size, size, stream.tell() - unit.start
-            elif line.strip():
-                held = held_bytes(line, size)
-                row = parse_line(line) if held <= _MOST_HELD * max_row_bytes else "row_too_large"
-                yield row, size, held, stream.tell() - unit.start
+            if line is None or line.strip():
+                yield line, size, stream.tell() - unit.start
 
 
 def held_bytes(line: bytes, size: int) -> int:
@@ -44,10 +58,8 @@ def held_bytes(line: bytes, size: int) -> int:
 
 def json_lines(file: InputFile, unit: Unit, *, max_row_bytes: int) -> Iterator[bytes | None]:
     """The lines that are rows, unparsed; None for one that is too long."""
-    with reading_input(file.path), open_for_reading(file.path) as stream:
-        for line, _ in _lines(stream, file, unit, max_row_bytes):
-            if line is None or line.strip():
-                yield line
+    for line, _, _ in row_lines(file, unit, max_row_bytes=max_row_bytes):
+        yield line
 
 
 def parse_line(line: bytes) -> Mapping[str, Any] | str:

@@ -55,7 +55,7 @@ class Footer:
     file_size: int
     file_version: str
     unit: int
-    unit_start: int  # Parquet: first row of the row group; JSONL: first byte of the range
+    unit_start: int  # Parquet and rewritten copies: its first row in the file; JSONL: first byte of the range
     fragment: int
     rows: int
     last: bool  # of its unit

@@ -391,6 +391,7 @@ Score/EitherSkipped
 Score/KeepScored
 Score/ListFiles
 Score/ReadPlan
+Score/RewriteLarge
 Score/ScoreUnits
 Score/SplitUnits
 Score/SpreadFiles

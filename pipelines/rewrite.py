@@ -1,0 +1,114 @@
+"""Rewrite: large compressed JSONL files → copies of their lines in parts, once and durably, before anything is scored.
+
+A compressed file can only be read from its beginning, by one worker. Its copy is read part by part, by as many as there are, in
+scoring and in all that comes after it. See `inputs.copies` for what a copy is, and `InputFile.copy` for which files have one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import apache_beam as beam
+
+from pipelines.config import Limits
+from pipelines.errors import InputError, StorageError
+from pipelines.inputs import InputFile, Unit, UnreadableError, copies
+from pipelines.inputs.jsonl import row_lines
+from pipelines.inputs.unreadable import reading_input
+from pipelines.skipped import skipped
+from pipelines.storage.files import filesystem, is_local, names_in, size_of
+from pipelines.workers import carrying_errors, plan_at
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class RewriteLarge(beam.DoFn):  # type: ignore[misc]
+    """File number → the same, with its copy there if it is to have one; in `skipped`, those that cannot be read."""
+
+    plan_path: str
+    limits: Limits
+    read_only: bool = False
+
+    def process(self, file_number: int) -> Iterator[Any]:
+        with carrying_errors():
+            plan = plan_at(self.plan_path)
+            file = plan.files[file_number]
+            try:
+                if file.copy is not None:
+                    self._ensure(file, file.copy, plan.max_row_bytes)
+                yield file_number
+            except UnreadableError as error:
+                yield skipped(file_number, error, self.limits)
+
+    def _ensure(self, file: InputFile, copy: str, max_row_bytes: int) -> None:
+        if not self.read_only:
+            rewrite(file, copy, max_row_bytes=max_row_bytes, verify=self.limits.verify)
+        elif copies.read_index(copy) is None:
+            raise InputError(
+                f"the copy of {file.path} in {copy}, whose units were scored, is gone; run `bestkept score` or `bestkept select` "
+                "with the same configuration first: it is written anew"
+            )
+
+
+def rewrite(file: InputFile, copy: str, *, max_row_bytes: int, verify: bool = False) -> None:
+    """Make a file's copy, or what is missing of it. Where all of it is there, nothing is read, unless `verify` asks for that.
+
+    The file is streamed from its beginning in any case; parts that are there already are compared, not written again. What
+    takes memory is one part. Raises `UnreadableError` for a file that is cut or damaged, `InputError` for one that is not what
+    a whole copy was made of, `StorageError` for one that has changed since it was listed, and where nothing can be written.
+    """
+    known = copies.read_index(copy)
+    if known is not None and not verify and not copies.missing_parts(copy, known):
+        return
+    log.info("rewriting %s, %.0f MB, as %s", file.path, file.size / 1e6, copy)
+    started, there = time.monotonic(), set(names_in(copy))
+    refuse_changed(file)
+    parts: list[copies.Part] = []
+    for number, table in enumerate(copies.tables(_lines(file, max_row_bytes))):
+        part = copies.Part.of(table)
+        if known is not None and known[number : number + 1] != (part,):
+            raise _other(file, copy)
+        copies.publish_part(copy, number, table, part, look=copies.part_name(number) in there)
+        parts.append(part)
+    refuse_changed(file)
+    if known is not None and len(parts) != len(known):
+        raise _other(file, copy)
+    if known is None:
+        about = {"file": file.key, "size": file.size, "version": file.version, "max_row_bytes": max_row_bytes}
+        copies.publish_index(copy, parts, about)
+    rows, secs = sum(part.rows for part in parts), time.monotonic() - started
+    log.info("rewrote %s: %d rows in %d parts, %.0f s", file.path, rows, len(parts), secs)
+
+
+def _lines(file: InputFile, max_row_bytes: int) -> Iterator[copies.Line]:
+    """Of the file itself."""
+    whole = Unit(0, 0, file.size, file.size)
+    for line, size, _ in row_lines(file._replace(copy=None), whole, max_row_bytes=max_row_bytes):
+        yield line, size
+
+
+def refuse_changed(file: InputFile) -> None:
+    """Raise `StorageError` where the file is not the one anymore that was listed: its copy would be believed to be of that one.
+
+    An object on a store stays the one that was opened; of its version, the size is compared.
+    """
+    now: tuple[int | None, str] = (size_of(file.path), file.version)
+    if is_local(file.path):
+        with reading_input(file.path):
+            status = os.stat(filesystem(file.path)[1])
+        now = (status.st_size, str(status.st_mtime))
+    if now != (file.size, file.version):
+        raise StorageError(f"input file {file.path} has changed since it was listed; run the same command again")
+
+
+def _other(file: InputFile, copy: str) -> InputError:
+    return InputError(
+        f"input file {file.path} is not what its copy in {copy} was made of, although its size and version are the same; restore "
+        "it, or give it another modification time: then it is scored as changed"
+    )
