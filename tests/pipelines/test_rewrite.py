@@ -31,7 +31,7 @@ SETTINGS = {
 
 
 def awkward() -> bytes:
-    """49 rows among lines that are none: blank ones, a BOM, CRLF, broken JSON, bytes that are no text, too long, no last newline."""
+    """49 rows and blank lines: a BOM, CRLF, broken JSON, bytes that are no text, too long ones, no newline at the end."""
     lines = [json.dumps(row, ensure_ascii=False).encode() for row in corpus_rows(8, 5)]
     lines[0] = b"\xef\xbb\xbf" + lines[0]
     lines[7] += b"\r"
@@ -106,26 +106,24 @@ SELECTIONS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_output_is_that_of_the_file_itself(tmp_path, configure, monkeypatch, kind):
+@pytest.mark.parametrize(("kind", "name"), zip(KINDS, SELECTIONS, strict=True))
+def test_the_output_is_that_of_the_file_itself(tmp_path, configure, monkeypatch, kind, name):
     put(tmp_path / "in" / f"b.{kind}", KINDS[kind](awkward()))
-    more = b"".join(
-        json.dumps({"prompt": f"prompt number {n}", "response": f"other {n}"}).encode() + b"\n" for n in range(9)
-    )
-    put(tmp_path / "in" / f"a.{kind}", KINDS[kind](more))
-    for name, changes in SELECTIONS.items():
-        own = {**SETTINGS, **changes, "output": {**SETTINGS["output"], **changes.get("output", {})}}
-        found = []
-        for root, most in ((tmp_path / name / "whole", 2**30), (tmp_path / name / "copied", 0)):
-            monkeypatch.setattr(files, "LARGE_BYTES", most)
-            monkeypatch.setattr(copies, "PART_ROWS", 5)
-            outcome = run(configure(root, tmp_path / "in", **own))
-            assert (root / "out" / "scores" / "rewritten").exists() == (most == 0)
-            found.append(outputs(root / "out"))
-        assert outcome.manifest["counts"]["rows"] == 58
-        assert outcome.manifest["first_rejected"][0][:3] == [f"b.{kind}", 0, 20]
-        assert found[0] == found[1]
-        assert {"manifest.json", "samples.parquet", "report.json", "rejected/00001.parquet"} <= found[0].keys()
+    more = [json.dumps({"prompt": f"prompt number {n}", "response": f"other {n}"}).encode() for n in range(9)]
+    put(tmp_path / "in" / f"a.{kind}", KINDS[kind](b"\n".join(more)))
+    changes = SELECTIONS[name]
+    own = {**SETTINGS, **changes, "output": {**SETTINGS["output"], **changes.get("output", {})}}
+    found = []
+    for root, most in ((tmp_path / "whole", 2**30), (tmp_path / "copied", 0)):
+        monkeypatch.setattr(files, "LARGE_BYTES", most)
+        monkeypatch.setattr(copies, "PART_ROWS", 5)
+        outcome = run(configure(root, tmp_path / "in", **own))
+        assert (root / "out" / "scores" / "rewritten").exists() == (most == 0)
+        found.append(outputs(root / "out"))
+    assert outcome.manifest["counts"]["rows"] == 58
+    assert outcome.manifest["first_rejected"][0][:3] == [f"b.{kind}", 0, 16]
+    assert found[0] == found[1]
+    assert {"manifest.json", "samples.parquet", "report.json", "rejected/00001.parquet"} <= found[0].keys()
 
 
 def test_every_part_is_a_unit_of_a_few_fragments_with_score_files_of_its_own(tmp_path, make_config, large):
@@ -232,6 +230,7 @@ curate.curate(RunConfig.model_validate({values!r}), scorer=StubFactory())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("where", "there"), [("publish_part", 4), ("publish_index", 10)])
 def test_killed_in_the_middle_it_goes_on_and_gives_the_same(tmp_path, configure, large, monkeypatch, where, there):
     source = put(tmp_path / "a.jsonl.gz", gzip.compress(awkward()))
@@ -265,12 +264,6 @@ def scored(tmp_path, make_config, large):
     return config
 
 
-def flip(path: Path, at: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[at] ^= 1
-    path.write_bytes(data)
-
-
 @pytest.mark.parametrize("lost", ["index.json", "000003.parquet", ""])
 def test_what_is_removed_is_written_anew(tmp_path, scored, lost):
     copy = copy_of(scored)
@@ -284,14 +277,11 @@ def test_what_is_removed_is_written_anew(tmp_path, scored, lost):
     assert (tmp_path / "out" / "manifest.json").exists()
 
 
-@pytest.mark.parametrize("place", [4, -30, 60])
-def test_a_damaged_part_is_not_believed(tmp_path, scored, place):
+def test_a_damaged_part_is_not_believed(tmp_path, scored):
     copy = copy_of(scored)
     path = copy / "000003.parquet"
     whole = path.read_bytes()
-    flip(path, place)
-    if copies._decoded(path.read_bytes(), copies.parts_of(str(copy))[3]) is not None:
-        pytest.skip("a bit that means nothing")
+    path.write_bytes(whole[:200] + bytes([whole[200] ^ 1]) + whole[201:])
     told = (
         rf"^{path}, part of the copy of a compressed input, is gone or damaged; remove it .* run the same command again"
     )
@@ -342,7 +332,7 @@ def test_verify_sees_that_the_file_is_not_what_was_rewritten(tmp_path, scored):
     config = scored.model_copy(update={"limits": scored.limits.model_copy(update={"verify": True})})
     before = {path.name: path.read_bytes() for path in copy_of(scored).iterdir()}
     with pytest.raises(
-        InputError, match="is not what its copy in .* was made of, although its size and version are the same"
+        InputError, match=r"is not what its copy in .* was made of, although its size and version are the same"
     ):
         curate.curate(config, scorer=None)
     assert {path.name: path.read_bytes() for path in copy_of(scored).iterdir()} == before
@@ -358,13 +348,14 @@ def test_an_explanation_writes_no_copy(tmp_path, scored):
 CUT = [
     lambda data: data[:-20],
     lambda data: data[: len(data) // 2],
-    lambda data: data[:200] + b"\0" * 9 + data[209:],
+    lambda data: data[:6] + b"\xff" * 40 + data[46:],
     lambda _: b"no",
 ]
+FAST = [("jsonl.gz", 0), ("jsonl.zst", 1), ("jsonl.zst", 2), ("jsonl.gz", 3)]
+SLOW = [("jsonl.zst", 0), ("jsonl.gz", 1), ("jsonl.gz", 2), ("jsonl.zst", 3)]
 
 
-@pytest.mark.parametrize("number", range(len(CUT)))
-@pytest.mark.parametrize("kind", ["jsonl.gz", "jsonl.zst"])
+@pytest.mark.parametrize(("kind", "number"), [*FAST, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW)])
 def test_a_bad_file_is_told_as_it_is_without_a_copy(tmp_path, configure, monkeypatch, kind, number):
     put(tmp_path / "in" / f"a.{kind}", KINDS[kind](awkward()))
     bad = put(tmp_path / "in" / f"b.{kind}", CUT[number](KINDS[kind](awkward())))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import shutil
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,9 +15,11 @@ from corpora import corpus_rows, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines import rewrite
 from pipelines import survey as module
 from pipelines.config import RunConfig
 from pipelines.errors import InputError
+from pipelines.inputs import copies, files
 from pipelines.plan import make_plans
 from pipelines.survey import spread_evenly, survey
 
@@ -163,3 +167,38 @@ def test_points_are_spread_in_proportion(sizes, count, seed):
     for index, hits in found.items():
         assert abs(hits - count * sizes[index] / total) < 1
     assert all(found.get(index, 0) > 0 for index, size in enumerate(sizes) if total and size * count > total)
+
+
+@pytest.fixture
+def large(monkeypatch, tmp_path):
+    """A corpus of one compressed file of 600 rows, to be rewritten in parts of 50."""
+    monkeypatch.setattr(files, "LARGE_BYTES", 0)
+    monkeypatch.setattr(copies, "PART_ROWS", 50)
+    rows = corpus_rows(60, 10)
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(b"".join(json.dumps(row).encode() + b"\n" for row in rows)))
+    return path
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_file_to_be_rewritten_is_looked_at_before_and_after(looked, large, monkeypatch, whole):
+    monkeypatch.setattr(module, "WHOLE_BYTES", 2**30 if whole else 0)
+    monkeypatch.setattr(module, "BLOCKS", 6)
+    plan, before = looked(large, input={"rows_per_fragment": 20})
+    (file,) = plan.files
+    assert {block.unit for block in before.blocks} == {0}
+    rewrite.rewrite(file, file.copy, max_row_bytes=plan.max_row_bytes)
+    after = survey(plan, skip_bad_files=False, seed=0)
+    assert before.rows.value == 600
+    assert after.rows.low <= 600 <= after.rows.high
+    assert before.measure == after.measure
+    drawn = {(block.unit, block.fragment) for block in after.blocks}
+    if whole:
+        assert drawn == {(unit, fragment) for unit in range(1, 13) for fragment in range(3)}
+    else:
+        assert len({unit for unit, _ in drawn}) == 6
+        assert {fragment for _, fragment in drawn} == {0}
+    copies.parts_of.cache_clear()
+    shutil.rmtree(file.copy)
+    assert survey(plan, skip_bad_files=False, seed=0) == before
+    assert not Path(file.copy).exists()

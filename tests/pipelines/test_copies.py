@@ -1,0 +1,169 @@
+"""Copies of compressed files: their units have every row once, in order, whatever its bytes and the bounds of parts."""
+
+from __future__ import annotations
+
+import gzip
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines import rewrite
+from pipelines.errors import StorageError
+from pipelines.inputs import InputFile, Unit, copies, read_fragments, read_rows, split_units
+from pipelines.inputs.files import counted_in_file, place_of
+from pipelines.inputs.jsonl import json_lines, row_lines
+from pipelines.schemas import RowMapping
+
+MAPPING = RowMapping("prompt_response", prompt="p", response="r")
+PIECES = st.sampled_from(
+    [b"\n", b"\n\n", b"\r\n", b" ", b"\xef\xbb\xbf", b"\xff", b'{"p": "a", "r": "b"}\n', b'{"p":', b"xyz"]
+)
+DATA = st.lists(PIECES | st.binary(max_size=9), max_size=40).map(b"".join)
+
+
+@contextmanager
+def copied(data: bytes, *, rows: int, size: int, limit: int, compression: str = "gz"):
+    """A compressed file that has been rewritten in parts of these bounds."""
+    compress = {"gz": gzip.compress, "zst": zstandard.compress}[compression]
+    with tempfile.TemporaryDirectory() as root, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(copies, "PART_ROWS", rows)
+        patch.setattr(copies, "PART_BYTES", size)
+        path = Path(root) / f"a.jsonl.{compression}"
+        path.write_bytes(compress(data))
+        status = path.stat()
+        copy = f"{root}/scores/rewritten/a"
+        file = InputFile(str(path), path.name, "jsonl", compression, status.st_size, str(status.st_mtime), copy)
+        rewrite.rewrite(file, copy, max_row_bytes=limit)
+        yield file
+
+
+def itself(file: InputFile) -> tuple[InputFile, Unit]:
+    return file._replace(copy=None), Unit(0, 0, file.size, file.size)
+
+
+@settings(max_examples=150)
+@given(DATA, st.integers(1, 7), st.integers(1, 60), st.sampled_from([1, 5, 20, 1000]), st.sampled_from(["gz", "zst"]))
+def test_units_have_every_line_once_and_in_order(data, rows, size, limit, compression):
+    with copied(data, rows=rows, size=size, limit=limit, compression=compression) as file:
+        units = split_units(file)
+        found = [list(row_lines(file, unit, max_row_bytes=limit)) for unit in units]
+        expected = [(line, count) for line, count, _ in row_lines(*itself(file), max_row_bytes=limit)]
+        assert [(line, count) for own in found for line, count, _ in own] == expected
+        assert [unit.number for unit in units] == list(range(1, len(units) + 1))
+        assert [(unit.start, unit.end - unit.start) for unit in units] == [
+            (sum(map(len, found[:at])), len(own)) for at, own in enumerate(found)
+        ]
+        assert sum(unit.input_bytes for unit in units) == file.size
+        assert all(unit.input_bytes >= 0 for unit in units)
+        for unit, own in zip(units, found, strict=True):
+            kept = [len(line) for line, _, _ in own if line is not None]
+            assert len(own) <= rows
+            assert sum(kept[:-1]) < size or not kept
+            assert not own or own[-1][2] == unit.input_bytes
+        full = [len(own) == rows or sum(len(line or b"") for line, *_ in own) >= size for own in found[:-1]]
+        assert all(full)
+
+
+@settings(max_examples=100)
+@given(DATA, st.integers(1, 9), st.integers(1, 4), st.sampled_from([12, 20, 1000]))
+def test_fragments_have_the_rows_of_the_file_itself(data, rows, per_fragment, limit):
+    with copied(data, rows=rows, size=2**20, limit=limit) as file:
+        sizes = {"rows_per_fragment": per_fragment, "max_row_bytes": limit}
+        found = []
+        for unit in split_units(file):
+            fragments = list(read_fragments(file, unit, MAPPING, **sizes))
+            assert [fragment.last for fragment in fragments] == [False] * (len(fragments) - 1) + [True]
+            assert [fragment.index for fragment in fragments] == list(range(len(fragments)))
+            own = [row for fragment in fragments for row in fragment.rows]
+            assert [row.number for row in own] == list(range(len(own)))
+            again = read_rows(file, unit, MAPPING, np.arange(len(own)), more_columns=None, max_row_bytes=limit)
+            assert [row.sample for row in again] == [row.sample for row in own]
+            found += [row._replace(number=unit.start + row.number, seen_bytes=0) for row in own]
+        expected = [row for fragment in read_fragments(*itself(file), MAPPING, **sizes) for row in fragment.rows]
+        assert found == [row._replace(seen_bytes=0) for row in expected]
+
+
+def test_a_line_too_long_keeps_its_size_and_takes_no_space():
+    long = b"x" * 5_000_000
+    with copied(long + b"\n" + b'{"p": "a", "r": "b"}\n', rows=9, size=100, limit=4_999_999) as file:
+        (unit,) = split_units(file)
+        assert [(line, size) for line, size, _ in row_lines(file, unit, max_row_bytes=9)] == [
+            (None, 5_000_000),
+            (b'{"p": "a", "r": "b"}', 20),
+        ]
+        assert list(json_lines(file, unit, max_row_bytes=9)) == [None, b'{"p": "a", "r": "b"}']
+        assert sum(path.stat().st_size for path in Path(str(file.copy)).iterdir()) < 4_000
+
+
+def test_parts_differ_where_their_lines_do():
+    def part(*lines):
+        table = next(copies.tables(iter([(line, 9 if line is None else len(line)) for line in lines])))
+        return copies.Part.of(table).hash
+
+    one = part(b"ab", b"c")
+    assert part(b"ab", b"c") == one
+    assert (
+        len({one, part(b"a", b"bc"), part(b"c", b"ab"), part(b"ab", None), part(b"ab", b""), part(b"ab", b"c", b"")})
+        == 6
+    )
+
+
+def test_a_slice_of_a_table_has_the_hash_of_its_own_lines():
+    lines = [(b"a" * n if n % 3 else None, n) for n in range(9)]
+    table = next(copies.tables(iter(lines)))
+    assert copies.Part.of(table.slice(2, 5)) == copies.Part.of(next(copies.tables(iter(lines[2:7]))))
+
+
+def test_the_bounds_of_parts_do_not_move():
+    """Score files are named by units: other bounds would find the scores of other rows. Raise `FORMAT`, and give units other
+    numbers, before you change them."""
+    assert (copies.PART_ROWS, copies.PART_BYTES, copies.FORMAT) == (8_192, 64 * 2**20, 1)
+
+
+def test_no_flipped_bit_gives_other_lines():
+    """Some bits of a Parquet file mean nothing; every other one makes a part that is not read."""
+    data = b"".join(b'{"p": "a", "r": "%d"}\n' % n for n in range(20))
+    with copied(data, rows=10, size=2**20, limit=100) as file:
+        unit = split_units(file)[1]
+        path = Path(str(file.copy)) / "000001.parquet"
+        whole = path.read_bytes()
+        expected = list(json_lines(file, unit, max_row_bytes=100))
+        assert expected == data.splitlines()[10:]
+        noticed = 0
+        for at in range(len(whole)):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+            try:
+                assert list(json_lines(file, unit, max_row_bytes=100)) == expected
+            except StorageError:
+                noticed += 1
+        assert noticed > len(whole) // 2
+        for end in range(0, len(whole), 50):
+            path.write_bytes(whole[:end])
+            with pytest.raises(StorageError):
+                list(json_lines(file, unit, max_row_bytes=100))
+
+
+def test_a_copy_of_other_lines_is_not_overwritten(tmp_path):
+    copy = str(tmp_path / "copy")
+    copies.publish_index(copy, [copies.Part(1, 2, "a")], {})
+    copies.publish_index(copy, [copies.Part(1, 2, "a")], {})
+    with pytest.raises(StorageError, match=f"^{copy} holds a copy of other lines; remove that folder"):
+        copies.publish_index(copy, [copies.Part(1, 2, "b")], {})
+    assert copies.read_index(copy) == (copies.Part(1, 2, "a"),)
+
+
+def test_places_count_through_the_file():
+    assert [place_of(name, 8192, 4) for name in ("a.jsonl.gz", "a.json.zst", "a.parquet", "a.jsonl")] == [
+        "line 8197",
+        "line 8197",
+        "row 8197",
+        "line 5 after byte 8192",
+    ]
+    assert counted_in_file("a.jsonl.gz", 8192, 4) == (0, 8196)
+    assert counted_in_file("a.parquet", 8192, 4) == (8192, 4)
