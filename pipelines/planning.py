@@ -18,6 +18,7 @@ from pipelines.config import RunConfig
 from pipelines.errors import ConfigError
 from pipelines.estimate import SHUFFLE_BYTES, Candidates, Quantity, as_json, kept_responses, weakest
 from pipelines.hardware import OLD_DAYS, Prices, gpu_named, hardware, load_prices
+from pipelines.inputs import copies
 from pipelines.plan import Plan, make_plans
 from pipelines.survey import Survey, survey
 from pipelines.ways import gpu_ways, local_way
@@ -75,7 +76,7 @@ def plan_run(config: RunConfig, flags: Sequence[str] = (), wishes: Wishes | None
         "ways": ways,
         "prices": {"date": prices.date.isoformat(), "region": prices.region, "currency": prices.currency}
         | {"source": prices.source, "age_days": prices.age_days(datetime.now(UTC).date())},
-        "warnings": _warnings(config, surveyed, models, prices, ways=ways),
+        "warnings": [*rewriting(plans.whole), *_warnings(config, surveyed, models, prices, ways=ways)],
     }
     return as_json(content)
 
@@ -163,6 +164,16 @@ def _text(surveyed: Survey) -> tuple[float, float]:
     if not size:
         return 0.0, 1.0
     return size / len(texts), len(zstandard.compress(b"\n".join(texts), 3)) / size
+
+
+def rewriting(plan: Plan) -> list[str]:
+    """What there is to say of large compressed files that have no copy yet."""
+    waiting = [file for file in plan.files if file.copy is not None and not copies.whole(file.copy)]
+    if not waiting:
+        return []
+    size, folder = sum(file.size for file in waiting), str(waiting[0].copy).rsplit("/", 1)[0]
+    what = "1 compressed JSONL file is" if len(waiting) == 1 else f"{len(waiting):,} compressed JSONL files are"
+    return [f"{what} large, and first rewritten in {folder}, which takes about {size / 1e9:,.1f} GB there"]
 
 
 def _warnings(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -18,6 +19,8 @@ from pipelines.already import already_scored
 from pipelines.config import RunConfig
 from pipelines.errors import ConfigError, ModelLoadError
 from pipelines.hardware import PRICES
+from pipelines.inputs import copies
+from pipelines.inputs import files as input_files
 from pipelines.plan import make_plans
 from pipelines.planned import plan_table
 from pipelines.planning import Wishes, plan_run, refuse_cost
@@ -275,6 +278,28 @@ def test_rewards_that_the_corpus_carries_need_no_model(tmp_path):
 def test_a_plan_writes_nothing(config, tmp_path):
     plan_run(config(), wishes=NO_BENCHMARK)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_large_compressed_file_is_foreseen_before_and_after_it_is_rewritten(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(input_files, "LARGE_BYTES", 0)
+    monkeypatch.setattr(copies, "PART_ROWS", 10)
+    settings = config(files=0)
+    source = tmp_path / "in" / "a.jsonl.gz"
+    source.parent.mkdir()
+    source.write_bytes(gzip.compress(b"".join(json.dumps(row).encode() + b"\n" for row in ROWS)))
+    before = plan_run(settings, wishes=NO_BENCHMARK)
+    scores = f"{settings.path}/scores/rewritten"
+    assert (
+        before["warnings"][0]
+        == f"1 compressed JSONL file is large, and first rewritten in {scores}, which takes about 0.0 GB there"
+    )
+    assert not (tmp_path / "out").exists()
+    done = run(settings)
+    after = plan_run(settings, wishes=NO_BENCHMARK)
+    assert value(before["corpus"]["rows"]) == value(after["corpus"]["rows"]) == done["counts"]["rows"] == len(ROWS)
+    assert value(before["models"][0]["tokens"]) == value(after["models"][0]["tokens"]) == done["counts"]["tokens"]
+    assert value(after["models"][0]["left"]["responses"]) == 0
+    assert not any("rewritten" in line for line in after["warnings"])
 
 
 def test_a_model_without_a_tokenizer_is_refused_as_it_is_by_a_run(make_config, tmp_path):
