@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import rewrite
-from pipelines.errors import StorageError
+from pipelines.errors import InputError, StorageError
 from pipelines.inputs import InputFile, Unit, copies, read_fragments, read_rows, split_units
 from pipelines.inputs.files import counted_in_file, place_of
 from pipelines.inputs.jsonl import json_lines, row_lines
@@ -114,6 +115,16 @@ def test_parts_differ_where_their_lines_do():
     )
 
 
+def test_a_part_ends_with_the_line_that_reaches_its_bounds(monkeypatch):
+    monkeypatch.setattr(copies, "PART_ROWS", 3)
+    monkeypatch.setattr(copies, "PART_BYTES", 8)
+    sizes = [4, 4, 4, 3, 2, 100, 7, 1, 1, 1, 1, 9]
+    lines = iter([(None if size == 100 else b"x" * size, size) for size in sizes])
+    parts = [table["bytes"].to_pylist() for table in copies.tables(lines)]
+    assert parts == [[4, 4], [4, 3, 2], [100, 7, 1], [1, 1, 1], [9]]
+    assert [table.num_rows for table in copies.tables(iter([]))] == [0]
+
+
 def test_a_slice_of_a_table_has_the_hash_of_its_own_lines():
     lines = [(b"a" * n if n % 3 else None, n) for n in range(9)]
     table = next(copies.tables(iter(lines)))
@@ -147,6 +158,20 @@ def test_no_flipped_bit_gives_other_lines():
             path.write_bytes(whole[:end])
             with pytest.raises(StorageError):
                 list(json_lines(file, unit, max_row_bytes=100))
+
+
+@pytest.mark.parametrize("rows", [10, 11, 30])
+def test_a_file_of_fewer_or_more_rows_is_not_what_was_copied(rows):
+    """Zeros after the last member, which a gzip file may have, make up the size."""
+    lines = [b'{"p": "a", "r": "%d"}\n' % n for n in range(30)]
+    with copied(b"".join(lines[:20]), rows=10, size=2**20, limit=100) as file:
+        other = gzip.compress(b"".join(lines[:rows])).ljust(file.size, b"\0")
+        path = Path(file.path)
+        path.write_bytes(other)
+        os.utime(path, (0, float(file.version)))
+        same = file._replace(size=len(other), version=str(path.stat().st_mtime))
+        with pytest.raises(InputError, match=r"is not what its copy in .* was made of"):
+            rewrite.rewrite(same, str(file.copy), max_row_bytes=100, verify=True)
 
 
 def test_a_copy_of_other_lines_is_not_overwritten(tmp_path):
