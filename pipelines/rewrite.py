@@ -70,12 +70,13 @@ def rewrite(file: InputFile, copy: str, *, max_row_bytes: int, verify: bool = Fa
     started, there = time.monotonic(), set(names_in(copy))
     refuse_changed(file)
     parts: list[copies.Part] = []
-    for number, table in enumerate(copies.tables(_lines(file, max_row_bytes))):
-        part = copies.Part.of(table)
+    for table in copies.tables(_lines(file, max_row_bytes)):
+        number, part = len(parts), copies.Part.of(table)
         if known is not None and known[number : number + 1] != (part,):
             raise _other(file, copy)
         copies.publish_part(copy, number, table, part, look=copies.part_name(number) in there)
         parts.append(part)
+        del table  # before the next one is read
     refuse_changed(file)
     if known is not None and len(parts) != len(known):
         raise _other(file, copy)

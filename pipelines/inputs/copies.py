@@ -52,14 +52,14 @@ class Part(NamedTuple):
 
     @classmethod
     def of(cls, table: pa.Table) -> Part:
-        lines, sizes = table["line"].combine_chunks(), table["bytes"].to_numpy()
+        column, sizes = table["line"], table["bytes"].to_numpy()
+        lines = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # the latter copies
         digest = xxhash.xxh3_128(sizes.astype("<i8").tobytes())
         digest.update(np.packbits(lines.is_null().to_numpy(zero_copy_only=False)).tobytes())
-        there = lines.drop_null()
+        _, offsets, data = lines.buffers()  # a null takes no space
         count = 0
-        if len(there):
-            _, offsets, data = there.buffers()
-            ends = np.frombuffer(offsets, dtype=np.int64, count=len(there) + 1, offset=8 * there.offset)
+        if len(lines):
+            ends = np.frombuffer(offsets, dtype=np.int64, count=len(lines) + 1, offset=8 * lines.offset)
             digest.update(np.diff(ends).astype("<i8").tobytes())
             count = int(ends[-1] - ends[0])
             if data is not None:
@@ -93,8 +93,9 @@ def tables(lines: Iterator[Line]) -> Iterator[pa.Table]:
     size, made = 0, 0
     for line, line_bytes in lines:
         if len(held) == PART_ROWS or size >= PART_BYTES:
-            yield _table(held, sizes)
+            full = [_table(held, sizes)]
             held, sizes, size, made = [], [], 0, made + 1
+            yield full.pop()  # nothing of it stays here
         held.append(line)
         sizes.append(line_bytes)
         size += 0 if line is None else line_bytes
@@ -103,7 +104,14 @@ def tables(lines: Iterator[Line]) -> Iterator[pa.Table]:
 
 
 def _table(lines: Sequence[bytes | None], sizes: Sequence[int]) -> pa.Table:
-    return pa.table([pa.array(lines, pa.large_binary()), pa.array(sizes, pa.int64())], schema=_SCHEMA)
+    """Arrow's own way from a list takes three times the memory."""
+    offsets = np.zeros(len(lines) + 1, np.int64)
+    np.cumsum([0 if line is None else len(line) for line in lines], out=offsets[1:])
+    there = np.packbits(np.array([line is not None for line in lines], bool), bitorder="little")
+    data = b"".join(line for line in lines if line is not None)
+    buffers = [pa.py_buffer(there), pa.py_buffer(offsets), pa.py_buffer(data)]
+    column = pa.Array.from_buffers(pa.large_binary(), len(lines), buffers)
+    return pa.table([column, pa.array(sizes, pa.int64())], schema=_SCHEMA)
 
 
 def publish_part(copy: str, number: int, table: pa.Table, wanted: Part, *, look: bool) -> None:
@@ -131,6 +139,7 @@ def _encode(table: pa.Table) -> bytes:
         use_dictionary=False,
         write_statistics=False,  # they would hold lines
         write_page_checksum=True,
+        write_batch_size=_ROWS_AT_ONCE,  # rows that are in one page at least
     )
     return sink.getvalue()
 

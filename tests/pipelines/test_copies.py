@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import os
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from pipelines.inputs import InputFile, Unit, copies, read_fragments, read_rows,
 from pipelines.inputs.files import counted_in_file, place_of
 from pipelines.inputs.jsonl import json_lines, row_lines
 from pipelines.schemas import RowMapping
+from pipelines.storage import publish
 
 MAPPING = RowMapping("prompt_response", prompt="p", response="r")
 PIECES = st.sampled_from(
@@ -172,6 +175,28 @@ def test_a_file_of_fewer_or_more_rows_is_not_what_was_copied(rows):
         same = file._replace(size=len(other), version=str(path.stat().st_mtime))
         with pytest.raises(InputError, match=r"is not what its copy in .* was made of"):
             rewrite.rewrite(same, str(file.copy), max_row_bytes=100, verify=True)
+
+
+def test_two_at_once_make_one_copy(monkeypatch):
+    """Each looks before the other has written anything."""
+    data = b"".join(b'{"p": "a", "r": "%d"}\n' % n for n in range(40))
+    with copied(data, rows=4, size=2**20, limit=100) as file:
+        expected = [line for unit in split_units(file) for line in json_lines(file, unit, max_row_bytes=100)]
+        copy = f"{file.copy}-both"
+        both, create, came = threading.Barrier(2), publish.create, []
+
+        def together(path, data):
+            both.wait()
+            came.append(create(path, data))
+            return came[-1]
+
+        monkeypatch.setattr(publish, "create", together)
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda _: rewrite.rewrite(file, copy, max_row_bytes=100), range(2)))
+        monkeypatch.undo()
+        assert (came.count(True), came.count(False)) == (11, 11)
+        same = file._replace(copy=copy)
+        assert [line for unit in split_units(same) for line in json_lines(same, unit, max_row_bytes=100)] == expected
 
 
 def test_a_copy_of_other_lines_is_not_overwritten(tmp_path):
