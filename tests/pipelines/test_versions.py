@@ -71,3 +71,12 @@ def test_a_launcher_without_a_library_plans_all_the_same(installed):
 
 def test_pyarrow_does_not_matter(installed):
     assert "pyarrow" not in library_versions()
+
+
+def test_what_a_worker_cannot_tell_is_not_held_against_it(installed):
+    planned = library_versions()
+    del installed["tokenizers"]
+    refuse_other_versions(planned)
+    installed["transformers"] = "5.1.1"
+    with pytest.raises(ModelLoadError, match=r"on them: transformers 5\.1\.1"):
+        refuse_other_versions(planned)
