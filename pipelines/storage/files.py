@@ -273,7 +273,7 @@ def stored_in(directory: str) -> dict[str, Stored]:
     fs, name = filesystem(directory.rstrip("/"))
     found = patiently(lambda _: fs.find(name, maxdepth=1, detail=True), doing="list", place=directory)
     files = {path: info for path, info in found.items() if info["type"] == "file" and not path.endswith("/")}
-    return {path.rsplit("/", 1)[-1]: Stored(info["size"], version_of(info)) for path, info in sorted(files.items())}
+    return {path.rsplit("/", 1)[-1]: Stored(info.get("size"), version_of(info)) for path, info in sorted(files.items())}
 
 
 @contextmanager

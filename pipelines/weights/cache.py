@@ -83,7 +83,9 @@ def copy_of(url: str, sums: Files, *, given: Mapping[str, bytes] | None = None) 
             return target
         if target.is_dir():
             log.warning("%s in %s is damaged or missing, and is fetched again", missing[0], target)
-        _refuse_full(root, url, sum(sums[name].bytes for name in missing))
+        needed_bytes = sum(sums[name].bytes for name in missing)
+        _refuse_full(root, url, needed_bytes)
+        log.info("fetching %s, %d files of %s bytes, to %s", url, len(missing), f"{needed_bytes:,}", target)
         with _temporary(root, target.name) as fresh:
             for name in missing:
                 _fetch_right(url, name, sums[name], fresh / name, (given or {}).get(name))
@@ -196,7 +198,6 @@ def _fetch(place: str, path: Path) -> FileSum:
     seen = there.look() if there is not None else None
     if there is None or seen is None:
         raise StorageError(f"{place} is gone; put it back, or plan again with what is there")
-    log.info("fetching %s, %s", place, f"{seen.size:,} bytes" if seen.size is not None else "of unknown size")
     digest, count = hashlib.sha256(), 0
     try:
         with path.open("wb") as file:
@@ -252,11 +253,22 @@ def _locked(root: Path, name: str) -> Iterator[str]:
         ) from error
     try:
         if _lock(descriptor, path):
-            for left in root.glob(f".{name}.*.tmp"):
-                shutil.rmtree(left, ignore_errors=True)
+            _sweep(root, name)
         yield name
     finally:
         os.close(descriptor)  # the file stays: with it removed, two could hold locks of the same name
+
+
+def _sweep(root: Path, own: str) -> None:
+    """Remove what killed processes have left: temporaries whose lock is ours, or nobody's."""
+    for left in root.glob(".*.tmp"):
+        name = left.name.split(".")[1]
+        if name == own:
+            shutil.rmtree(left, ignore_errors=True)
+            continue
+        with suppress(OSError), (root / f".{name}.lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _lock(descriptor: int, path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -225,6 +226,20 @@ def test_a_killed_fetch_leaves_nothing_that_is_believed(store, model, root):
     assert not whole
     assert contents(loadable(*plan)) == of_the_model(model)
     assert unfinished(root) == [], "swept up"
+
+
+def test_what_a_fetch_of_another_model_has_left_goes_unless_it_goes_on(make_store, model, root):
+    plan = planned(sent(make_store("s3"), model))
+    for name in ("dead", "live", "strange"):
+        (root / f".{name}.0123456789ab.tmp").mkdir()
+        (root / f".{name}.0123456789ab.tmp" / WEIGHTS).write_bytes(b"half of it")
+    (root / ".dead.lock").touch()
+    with (root / ".live.lock").open("wb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        loadable(*plan)
+    assert unfinished(root) == [".live.0123456789ab.tmp", ".strange.0123456789ab.tmp"], (
+        "the last may be on a disk without locks"
+    )
 
 
 def test_a_full_disk_is_said_before_anything_is_fetched(store, model, root, monkeypatch):

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from corpora import corpus_rows, write_jsonl
 from storage.test_weights import GET_WEIGHTS, WEIGHTS, flip, model, root, sent, upload, url_of
+from tiny_models import save_causal
 
 from pipelines import curate, plan, score
 from pipelines.config import RunConfig
@@ -18,6 +19,7 @@ from pipelines.errors import ModelLoadError
 from pipelines.plan import make_plans
 from pipelines.planning import Wishes, plan_run
 from pipelines.weights import cache, loadable
+from pipelines.weights.sending import fetch_model
 
 __all__ = ["model", "root"]  # fixtures
 
@@ -95,6 +97,20 @@ def test_where_all_is_scored_no_weights_are_fetched(store, model, root, config, 
     assert run(config(url, "first")).already_complete
     assert loads == []
     assert not store.proxy.lines(GET_WEIGHTS)
+
+
+@pytest.mark.slow
+def test_an_ensemble_on_a_bucket_fetches_each_of_its_models_once(make_store, model, tmp_path, root, config, loads):
+    store, other = make_store("s3"), save_causal(tmp_path / "other", seed=1)
+    fetch_model(str(other), f"{store.url}/models/other")
+    models = [{"path": sent(store, model)}, {"path": f"{store.url}/models/other"}]
+    on_bucket = run(config("", "remote", model=models))
+    assert len(loads) == len(set(loads)) == 2
+    assert len(store.proxy.lines(GET_WEIGHTS)) == 2
+    on_disk = run(config("", "local", model=[{"path": str(model)}, {"path": str(other)}]))
+    assert len(loads) == 2
+    assert on_bucket.plan.hash == on_disk.plan.hash
+    assert on_bucket.manifest["counts"] == on_disk.manifest["counts"]
 
 
 def test_weights_replaced_between_plan_and_work_end_the_run(store, model, root, config, tmp_path, monkeypatch):
