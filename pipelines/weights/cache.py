@@ -199,17 +199,13 @@ def _fetch(place: str, path: Path) -> FileSum:
     if there is None or seen is None:
         raise StorageError(f"{place} is gone; put it back, or plan again with what is there")
     digest, count = hashlib.sha256(), 0
-    try:
-        with path.open("wb") as file:
-            for part in parts_of(there, seen):
-                file.write(part)
-                digest.update(part)
-                count += len(part)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        known = remedy(error) or "check the place and run the same command again"
-        raise StorageError(f"cannot write {path}: {describe(error)}; {known}, or set {MODELS}") from error
+    with path.open("wb") as file:
+        for part in parts_of(there, seen):
+            file.write(part)
+            digest.update(part)
+            count += len(part)
+        file.flush()
+        os.fsync(file.fileno())
     return FileSum(count, digest.hexdigest())
 
 
@@ -288,11 +284,14 @@ def _lock(descriptor: int, path: Path) -> bool:
 
 @contextmanager
 def _temporary(root: Path, name: str) -> Iterator[Path]:
-    """A new dot-directory; what is left in it goes when the body ends."""
+    """A new dot-directory; what is left in it goes when the body ends. An `OSError` in there becomes a `StorageError`."""
     place = root / f".{name}.{uuid.uuid4().hex[:12]}.tmp"
-    place.mkdir()
     try:
+        place.mkdir()
         yield place
+    except OSError as error:
+        known = remedy(error) or "check the place and run the same command again"
+        raise StorageError(f"cannot write a model to {root}: {describe(error)}; {known}, or set {MODELS}") from error
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
@@ -302,4 +301,4 @@ def _rename(fresh: Path, target: Path) -> None:
         os.rename(fresh, target)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # without locks: another process was faster
-            raise StorageError(f"cannot write {target}: {describe(error)}; set {MODELS}") from error
+            raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -258,6 +259,21 @@ def test_a_full_disk_is_said_before_anything_is_fetched(store, model, root, monk
     ]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, needed))
     assert contents(loadable(*plan)) == of_the_model(model)
+
+
+def test_a_disk_that_fills_up_meanwhile_ends_the_fetch_and_keeps_nothing(make_store, model, root, monkeypatch):
+    plan = planned(sent(make_store("s3"), model))
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        StorageError, match=rf"cannot write a model to .*: No space left on device; free some .*{cache.MODELS}"
+    ):
+        loadable(*plan)
+    assert unfinished(root) == []
+    assert not [path for path in root.iterdir() if (path / WEIGHTS).exists()]
 
 
 def test_a_launcher_that_must_fetch_all_looks_at_the_disk_too(store, model, root, monkeypatch):
