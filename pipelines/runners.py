@@ -82,6 +82,10 @@ def pipeline_options(config: RunnerConfig, flags: Sequence[str]) -> PipelineOpti
             continue
         if name[2:] in _REFUSED_FLAGS:
             raise ConfigError(f"flag {name} cannot be used here: {_REFUSED_FLAGS[name[2:]]}")
+        if name == "--shard":
+            raise ConfigError(
+                "--shard is an option of `bestkept score`; `bestkept run` goes on when all shards are scored"
+            )
         if name not in known:
             close = difflib.get_close_matches(name, [*manners.offered(), *known], n=1)
             hint = f"did you mean {close[0]}?" if close else "our own settings have the form key.sub=value"

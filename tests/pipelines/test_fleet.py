@@ -14,6 +14,7 @@ from corpora import TIMED, corpus_rows, write_jsonl
 from stubs import StubFactory, scored_rows
 
 from pipelines import curate, machine, progress
+from pipelines.config import RunnerConfig
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
 from pipelines.fleet import launcher
 from pipelines.pieces import Share
@@ -249,6 +250,23 @@ def test_a_shard_of_a_remote_run_is_refused(make_config, tmp_path):
     runner = {"name": "FlinkRunner", "options": {"flink_master": "localhost:1"}}
     with pytest.raises(ConfigError, match=r"--shard .*FlinkRunner, which spreads the work itself; remove one"):
         curate.score(make_config(tmp_path / "in.jsonl", runner=runner), scorer=StubFactory(), share=Share(0, 2))
+
+
+def test_shards_are_for_score_alone(make_config, tmp_path):
+    with pytest.raises(ConfigError, match=r"--shard is an option of `bestkept score`"):
+        curate.curate(make_config(tmp_path / "in.jsonl"), ["--shard=0/2"], scorer=StubFactory())
+
+
+@pytest.mark.parametrize("name", ["DaskRunner", "DirectRunner"])
+def test_runners_that_lose_data_are_refused_with_the_reason(name):
+    with pytest.raises(ValueError, match=r"loses? data.*; use local with runner\.workers"):
+        RunnerConfig(name=name)
+
+
+def test_workers_are_of_a_local_run():
+    with pytest.raises(ValueError, match="only name: local uses it"):
+        RunnerConfig(name="FlinkRunner", workers=2)
+    assert RunnerConfig(name="FlinkRunner", workers=1).workers == 1
 
 
 def test_too_many_rejected_rows_of_a_shard_are_a_warning(tmp_path, make, caplog):
