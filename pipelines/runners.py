@@ -114,7 +114,7 @@ def machines_asked(config: RunnerConfig, flags: Sequence[str]) -> Asked:
     `ConfigError` like `pipeline_options`."""
     own = pipeline_options(config, flags).view_as(WorkerOptions)
     workers = own.max_num_workers or own.num_workers
-    most = int(workers) if workers else None
+    most = config.workers if config.name == "local" else int(workers) if workers else None
     if config.accelerator is None:
         return Asked(own.machine_type, None, 0, most)
     gpu = dataflow.Accelerator.of(config.accelerator)
