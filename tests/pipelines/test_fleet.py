@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from pipelines.config import RunnerConfig
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
 from pipelines.fleet import launcher
 from pipelines.pieces import Share
+from pipelines.progress import Progress
 
 ROWS = [
     {**row, "response": row["response"] + " and more" * (number % 5)} for number, row in enumerate(corpus_rows(40, 4))
@@ -131,8 +133,10 @@ def test_a_worker_that_dies_or_stalls_is_replaced(tmp_path, make, monkeypatch, c
     curate.curate(make("here"), scorer=StubFactory())
     progress.reset()
     log, once = tmp_path / "log", tmp_path / "once"
-    factory = StubFactory(log=str(log), die_after=2, signal=int(number), once=str(once))
+    (tmp_path / "pids").mkdir()
+    factory = StubFactory(log=str(log), die_after=2, signal=int(number), once=str(once), pids=str(tmp_path / "pids"))
     curate.curate(make("there", 2), scorer=factory)
+    assert str(os.getpid()) not in os.listdir(tmp_path / "pids"), "workers have done what the dead one held, too"
     assert once.exists(), "one has died"
     assert "another takes its place" in caplog.text
     assert ("was killed by SIGKILL" if number == signal.SIGKILL else "no sign of life for 4 s") in caplog.text
@@ -195,6 +199,22 @@ def test_workers_end_with_their_launcher(tmp_path, make):
         process.wait()
     found = [int(path.name) for path in pids.iterdir()]
     _until(lambda: not any(_is_worker(pid) for pid in found))
+
+
+def test_what_a_dead_worker_did_is_counted_once():
+    """It has published two fragments of the piece that it held, and had a third in work; its successor finds the two."""
+    before = Progress(
+        input_bytes=100, fragments=4, found=1, found_bytes=25, found_responses=10, published=30, scored=30
+    )
+    last = replace(before, input_bytes=150, fragments=6, published=50, scored=57, tokens=570, since=3.0)
+    after = Progress(
+        input_bytes=75, fragments=3, found=2, found_bytes=50, found_responses=20, published=10, scored=10, since=9.0
+    )
+    progress.of_workers([progress.of_a_dead_worker(last, before), after])
+    now = progress.current()
+    assert (now.fragments, now.found, now.input_bytes, now.found_bytes) == (7, 1, 175, 75)
+    assert (now.published, now.scored, now.tokens, now.since) == (60, 67, 570, 3.0)
+    assert now.found_responses == 10, "what was found before either of them"
 
 
 def _until(happens):
