@@ -13,9 +13,10 @@ import pytest
 from hub_server import Model, running_hub
 
 from pipelines.errors import ConfigError, ConflictError, ModelLoadError
+from pipelines.weights import locate
 from pipelines.weights.listing import CHECKSUMS_FILE
 from pipelines.weights.sending import fetch_model
-from rm.identity import identify
+from rm.identity import identify, load_temperature
 
 ROOT = Path(__file__).parents[2]
 ID = "someone/gated-reward"
@@ -42,6 +43,22 @@ def test_a_directory_is_copied_whole_and_described_last(causal, tmp_path):
     }
     assert done.sent == len(done.files) == len(contents(causal))
     assert fetch_model(str(source), str(place)).sent == 0
+
+
+def test_a_new_calibration_follows_and_the_model_stays(causal, tmp_path):
+    source, place = Path(shutil.copytree(causal, tmp_path / "reward")), tmp_path / "copy"
+    fetch_model(str(source), str(place))
+    before = contents(place)
+    for temperature in ("1.5", "2.5"):
+        (source / "calibration.json").write_text(f'{{"temperature": {temperature}}}')
+        assert fetch_model(str(source), str(place)).sent == 0
+        assert load_temperature(place) == float(temperature)
+        assert {name: data for name, data in contents(place).items() if name != "calibration.json"} == before
+
+
+def test_a_path_on_the_hub_is_an_id():
+    with pytest.raises(ModelLoadError, match=r"'hf://owner/name' is on the hub; write its id instead"):
+        locate("hf://owner/name", None)
 
 
 def test_a_copy_that_broke_off_is_completed(causal, tmp_path):

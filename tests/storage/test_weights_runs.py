@@ -113,6 +113,17 @@ def test_an_ensemble_on_a_bucket_fetches_each_of_its_models_once(make_store, mod
     assert on_bucket.manifest["counts"] == on_disk.manifest["counts"]
 
 
+@pytest.mark.slow
+def test_workers_of_one_machine_share_a_copy(store, model, root, config, tmp_path, bestkept):
+    settings = config(sent(store, model), "out", runner={"workers": 2}).model_dump(mode="json", exclude_unset=True)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    code, _, err = bestkept("run", tmp_path / "run.yaml")
+    assert code == 0, err
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["counts"]["scored"] == 48
+    assert len(store.proxy.lines(GET_WEIGHTS)) == 1
+
+
 def test_weights_replaced_between_plan_and_work_end_the_run(store, model, root, config, tmp_path, monkeypatch):
     settings = config(sent(store, model), "out")
     new = flip((model / WEIGHTS).read_bytes())
