@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from pipelines.errors import InputError, StorageError
 from pipelines.inputs import InputFile, Unit, UnreadableError, copies
 from pipelines.inputs.jsonl import row_lines
 from pipelines.inputs.unreadable import reading_input
+from pipelines.plan import Plan
 from pipelines.skipped import skipped
 from pipelines.storage.files import filesystem, is_local, names_in, size_of
 from pipelines.workers import carrying_errors, plan_at
@@ -85,6 +87,15 @@ def rewrite(file: InputFile, copy: str, *, max_row_bytes: int, verify: bool = Fa
         copies.publish_index(copy, parts, about)
     rows, secs = sum(part.rows for part in parts), time.monotonic() - started
     log.info("rewrote %s: %d rows in %d parts, %.0f s", file.path, rows, len(parts), secs)
+
+
+def rewrite_large(plan: Plan) -> None:
+    """Make the copies of a plan's files, before its work is dealt out by units. A file that cannot be read is left to whoever
+    opens it for its rows, and finds the same."""
+    for file in plan.files:
+        if file.copy is not None:
+            with suppress(UnreadableError):
+                rewrite(file, file.copy, max_row_bytes=plan.max_row_bytes)
 
 
 def _lines(file: InputFile, max_row_bytes: int) -> Iterator[copies.Line]:

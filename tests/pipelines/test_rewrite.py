@@ -20,6 +20,7 @@ from pipelines import curate, rewrite
 from pipelines.errors import BestkeptError, InputError, StorageError
 from pipelines.explain import explain
 from pipelines.inputs import copies, files
+from pipelines.pieces import Share
 from pipelines.plan import make_plans
 
 LIMIT = 2_000  # of a row's bytes
@@ -441,3 +442,38 @@ def test_a_second_call_of_a_finished_run_loads_nothing(tmp_path, make_config, la
     run(config, log=str(log))
     assert run(config, log=str(log)).already_complete
     assert loads(log) == 1
+
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_shares_have_parts_of_one_file(tmp_path, configure, large, bad):
+    """Units are dealt out, so every share needs the copy, and all shares together score each row once."""
+    put(tmp_path / "in" / "a.jsonl.gz", gzip.compress(awkward()))
+    if bad:
+        put(tmp_path / "in" / "b.jsonl.gz", gzip.compress(awkward())[:-9])
+    settings = {**SETTINGS, "limits": {**SETTINGS["limits"], "skip_bad_files": bad}}
+    whole = run(configure(tmp_path / "whole", tmp_path / "in", **settings))
+    config = configure(tmp_path / "shares", tmp_path / "in", **settings)
+    logs = [tmp_path / f"log-{index}" for index in range(3)]
+    for index in (2, 0, 1):
+        curate.score(config, scorer=StubFactory(log=str(logs[index])), share=Share(index, 3))
+    counts = [scored_rows(log) for log in logs]
+    assert sum(counts) == whole.manifest["counts"]["scored"]
+    assert sum(count > 0 for count in counts) == (2 if bad else 3)  # the bad file is the whole work of one
+    curate.curate(config, scorer=None)
+    assert outputs(tmp_path / "shares" / "out") == outputs(tmp_path / "whole" / "out")
+
+
+@pytest.mark.slow
+def test_workers_read_parts_of_one_file(tmp_path, configure, large, monkeypatch):
+    from pipelines import machine
+
+    monkeypatch.setattr(machine, "cores", lambda: 4)
+    put(tmp_path / "in" / "a.jsonl.gz", gzip.compress(awkward()))
+    put(tmp_path / "in" / "b.jsonl.gz", gzip.compress(awkward())[:-9])
+    settings = {**SETTINGS, "limits": {**SETTINGS["limits"], "skip_bad_files": True}}
+    run(configure(tmp_path / "alone", tmp_path / "in", **settings))
+    (tmp_path / "pids").mkdir()
+    config = configure(tmp_path / "both", tmp_path / "in", **settings, runner={"workers": 2})
+    curate.curate(config, scorer=StubFactory(log=str(tmp_path / "log"), pids=str(tmp_path / "pids"), meet=2))
+    assert len(list((tmp_path / "pids").iterdir())) == 2
+    assert outputs(tmp_path / "both" / "out") == outputs(tmp_path / "alone" / "out")
