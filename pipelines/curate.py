@@ -30,8 +30,9 @@ from pipelines.records import Totals
 from pipelines.report.figures import Facts
 from pipelines.reporting import write_report
 from pipelines.runners import checked_options, hands_over, runner_of
-from pipelines.score import LoadScorer, ScoreCorpus, ScorerFactory
+from pipelines.score import LoadScorer, ScoreCorpus
 from pipelines.scored import ScorePlaces
+from pipelines.scoring import ScorerFactory
 from pipelines.selection import Select
 from pipelines.shapes import Shape
 from pipelines.skipped import LeaveOut, names_of
