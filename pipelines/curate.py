@@ -16,6 +16,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines import hub, progress, throughput
+from pipelines.colocate import Colocate
 from pipelines.columnar import needs_of
 from pipelines.config import Limits, RunConfig, RunnerConfig
 from pipelines.ensemble import CombineScores, LoadAlone
@@ -72,9 +73,7 @@ def build(pipeline: Any, config: RunConfig, paths: PlanPaths, plan: Plan, scorer
     selection = selection_of(config, plan)
     shape = Shape(config.output.shape, tuple(config.output.include_columns), tuple(config.output.add), plan.temperature)
     with_schemas = shape.more_columns is None or bool(shape.more_columns)
-    scored, parts = score_files(
-        pipeline, paths, score_places(config), scorer, limits=config.limits, accelerator=config.runner.accelerator
-    )
+    scored, parts = score_files(pipeline, paths, score_places(config), scorer, **way_of(config))
     selected = scored | "Select" >> Select(selection, config.limits, with_schemas=with_schemas)
     split = Split(config.output.test_fraction, config.output.split_seed)
     bounds = (config.output.rows_per_shard, config.output.bytes_per_shard)
@@ -101,11 +100,19 @@ def score_files(
     limits: Limits,
     scratch: str | None = None,
     accelerator: str | None = None,
+    colocate: bool = False,
 ) -> tuple[Any, dict[str, Any]]:
     """The descriptors that selection reads, and what else there is: `standards` of an ensemble, `skipped` files. With `scratch`,
     scores are read only, and what is combined of them goes there."""
     scored, parts = score_models(
-        pipeline, paths, places, scorer, limits=limits, read_only=scratch is not None, accelerator=accelerator
+        pipeline,
+        paths,
+        places,
+        scorer,
+        limits=limits,
+        read_only=scratch is not None,
+        accelerator=accelerator,
+        colocate=colocate,
     )
     if len(scored) == 1:
         return scored[0], parts
@@ -122,6 +129,7 @@ def score_models(
     limits: Limits,
     read_only: bool = False,
     accelerator: str | None = None,
+    colocate: bool = False,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The descriptors of each model's score files, and `skipped` files where they may be. Models score one after the other: none
     finds another in its memory."""
@@ -130,7 +138,8 @@ def score_models(
         own, load = ("", scorer) if len(paths.members) == 1 else (str(number), LoadAlone(scorer) if scorer else None)
         last = scored[-1]["scores"] if scored and scorer else None
         after = last | f"AwaitModel{number - 1}" >> Gather(no_more) if last else None
-        corpus = ScoreCorpus(path, places, load, after, read_only, limits, accelerator)
+        regroup = Colocate(path, places, load, limits, accelerator) if colocate and load is not None else None
+        corpus = ScoreCorpus(path, places, load, after, read_only, limits, accelerator, regroup)
         scored.append(pipeline | f"Score{own}" >> corpus)
     if not limits.skip_bad_files:
         return tuple(each["scores"] for each in scored), {}
@@ -223,9 +232,7 @@ def score(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory
     listed = join(scores, plans.whole.fingerprint, f"skipped-{plans.whole.hash[:32]}.json")
 
     def build_scoring(pipeline: Any) -> None:
-        scored, parts = score_models(
-            pipeline, paths, score_places(config), scorer, limits=config.limits, accelerator=config.runner.accelerator
-        )
+        scored, parts = score_models(pipeline, paths, score_places(config), scorer, **way_of(config))
         for number, (descriptors, summary) in enumerate(zip(scored, summaries, strict=True)):
             own = str(number) if len(scored) > 1 else ""
             _ = (
@@ -284,6 +291,12 @@ def publish_totals(totals: Totals, path: str, *, replace: bool = False) -> None:
 def publish_skipped(left_out: dict[int, str], path: str, plan_path: str) -> None:
     with carrying_errors():
         publish.replace(path, json.dumps(names_of(left_out, plan_at(plan_path))).encode())
+
+
+def way_of(config: RunConfig) -> dict[str, Any]:
+    """How `score_models` goes about it."""
+    colocate = config.score.colocate is not None
+    return {"limits": config.limits, "accelerator": config.runner.accelerator, "colocate": colocate}
 
 
 def score_places(config: RunConfig) -> ScorePlaces:

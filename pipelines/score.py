@@ -64,6 +64,7 @@ class ScoreCorpus(beam.PTransform):  # type: ignore[misc]
     read_only: bool = False
     limits: Limits = NO_LIMITS
     accelerator: str | None = None  # a hint for the workers of ScoreUnits, see `RunnerConfig`
+    instead: beam.PTransform | None = None  # of ScoreUnits, see `pipelines.colocate`
 
     def expand(self, begin: Any) -> Any:
         wait = [] if self.after is None else [AsIter(self.after)]
@@ -76,19 +77,18 @@ class ScoreCorpus(beam.PTransform):  # type: ignore[misc]
         split = spread | "SplitUnits" >> beam.ParDo(SplitUnits(self.plan_path, self.limits)).with_output_types(
             tuple[int, tuple[int, int, int, int]], skipped=tuple[int, str]
         ).with_outputs("skipped", main="units")
+        units = split.units | "SpreadUnits" >> beam.Reshuffle()
+        scored = units | "Colocate" >> self.instead if self.instead is not None else self._score(units)
+        skipped = (split.skipped, scored["skipped"]) | "EitherSkipped" >> beam.Flatten()
+        return {"scores": scored["scores"] | "KeepScored" >> beam.Reshuffle(), "skipped": skipped}
+
+    def _score(self, units: Any) -> dict[str, Any]:
         score = ScoreUnits(self.plan_path, self.places, self.scorer, read_only=self.read_only, limits=self.limits)
         hints = {} if self.accelerator is None or self.scorer is None else {"accelerator": self.accelerator}
-        scored = (
-            split.units
-            | "SpreadUnits" >> beam.Reshuffle()
-            | "ScoreUnits"
-            >> beam.ParDo(score)
-            .with_resource_hints(**hints)
-            .with_output_types(bytes, skipped=tuple[int, str])
-            .with_outputs("skipped", main="scores")
-        )
-        skipped = (split.skipped, scored.skipped) | "EitherSkipped" >> beam.Flatten()
-        return {"scores": scored.scores | "KeepScored" >> beam.Reshuffle(), "skipped": skipped}
+        scored = units | "ScoreUnits" >> beam.ParDo(score).with_resource_hints(**hints).with_output_types(
+            bytes, skipped=tuple[int, str]
+        ).with_outputs("skipped", main="scores")
+        return {"scores": scored.scores, "skipped": scored.skipped}
 
 
 def file_numbers(plan_path: str, _after: Any = None) -> Iterator[int]:

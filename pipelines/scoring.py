@@ -102,6 +102,16 @@ class UnitScorer:
         return ScoreFile(path, place.file_number, objects.write(path, columns, footer, original)), True
 
 
+def waiting_fragments(place: UnitScores, found: Sequence[ScoreFile]) -> Iterator[tuple[Fragment, str]]:
+    """The fragments after those `found_in_order` that `UnitScorer` would need a scorer for, with their content hashes."""
+    for fragment in place.plan.fragments(place.file, place.unit):
+        if fragment.index >= len(found):
+            content_hash = fragment.content_hash()
+            original = originals.dump(original_schema(place.file, fragment))
+            if place.find(fragment.index, content_hash, original)[1] is None:
+                yield fragment, content_hash
+
+
 def shown(found: Sequence[ScoreFile], unit: Unit) -> Iterator[ScoreFile]:
     """These score files, each counted as done."""
     for score_file in found:
