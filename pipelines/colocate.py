@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import apache_beam as beam
@@ -190,25 +191,26 @@ class WriteScores(beam.DoFn):  # type: ignore[misc]
             plan = plan_at(self.plan_path)
             path = plan.files[file_number].path
             described = next((part[1:] for part in parts if part.startswith(_UNIT)), None)
-            if described is None and self.limits.skip_bad_files:
-                return  # it broke after some of its texts were shuffled, and is skipped
+            if described is None and self.limits.skip_bad_files:  # it broke after some of its texts were shuffled
+                return
             if described is None:
                 raise StorageError(f"the texts of {path} were shuffled without their unit; run the same command again")
             fields = json.loads(described)
-            hashes = dict(fields["hashes"])
             results = Results.of([from_ipc([part[1:]], RESULTS) for part in parts if part.startswith(_RESULTS)])
 
-            def scorer_of(fragment: Fragment, content_hash: str) -> Scorer:
-                if hashes.get(fragment.index) != content_hash:
-                    raise InputError(
-                        f"input file {path} has changed while it was scored, or one of its score files has gone; run the same "
-                        "command again"
-                    )
-                return results
-
-            unit_scorer = UnitScorer(plan, self.places, scorer_of, limits=self.limits)
+            known = partial(_known, results, dict(fields["hashes"]), path)
+            unit_scorer = UnitScorer(plan, self.places, known, limits=self.limits)
             try:
                 for score_file in unit_scorer.score_unit(file_number, Unit(*fields["unit"])):
                     yield score_file.to_bytes()
             except UnreadableError as error:
                 yield skipped(file_number, error, self.limits)
+
+
+def _known(results: Results, hashes: dict[int, str], path: str, fragment: Fragment, content_hash: str) -> Scorer:
+    """What scores a fragment without a model. Raises `InputError` where it is not what was shuffled."""
+    if hashes.get(fragment.index) != content_hash:
+        raise InputError(
+            f"input file {path} has changed while it was scored, or one of its score files has gone; run the same command again"
+        )
+    return results
