@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
+from colocated_texts import Texts, bundled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stubs import StubScorer, stub_reward
@@ -16,7 +17,6 @@ from stubs import StubScorer, stub_reward
 from pipelines import colocated
 from pipelines.colocated import (
     Bucket,
-    Bundle,
     Results,
     bits_of,
     bucket_of,
@@ -36,21 +36,9 @@ from pipelines.plan import Plan
 from pipelines.schemas import RowMapping
 from rm.conversations import from_prompt, prompt_key
 
-Texts = list[tuple[str, str, int]]  # prompt, response, unit
 PLAN = Plan((), RowMapping("prompt_response", "p", "r"), 8, 2**20, {"dtype": "float32"}, {}, "f")
 NAMES = st.text("ab é", min_size=1, max_size=2).map(lambda text: text + "!")
 TEXTS = st.lists(st.tuples(NAMES, NAMES, st.integers(0, 3)), min_size=1, max_size=40)
-
-
-def bundled(texts: Texts, bundles: int = 1) -> list[bytes]:
-    parts = []
-    for number in range(bundles):
-        bundle = Bundle()
-        for name, response, unit in texts[number::bundles]:
-            prompt = prompt_text(from_prompt(name))
-            bundle.add(prompt, [response], keys_of(prompt, [response]), unit=unit, input_bytes=2.5)
-        parts.append(bundle.to_bytes())
-    return parts
 
 
 def key(name: str, response: str) -> bytes:
