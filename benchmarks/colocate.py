@@ -5,9 +5,9 @@
 The corpus is made here: prompts of 150 words, and a file for each of 8 generators with one response of 50 words to each prompt.
 With `--corpus`, rows of real Parquet files too: those of the first N prompts of the first file, from all of its files. The model
 is SmolLM2-135M in float32 with a drawn head. Both ways score the same files with a model loaded anew, in rotating order;
-`..._gain` is seconds of forwards without by those with colocate, `..._tokens_gain` the same of tokens computed, `..._wall_gain`
-of the whole command, reading and shuffling included; medians over rounds. `..._apart` is the largest difference of two rewards
-by their standard deviation.
+`..._gain` is seconds of forwards without by those with colocate, `..._tokens_gain` the same of tokens computed, `..._cpu_gain` of
+processor time of the whole command, loading, reading and shuffling included, which holds when something else runs; medians over
+rounds. `..._apart` is the largest difference of two rewards by their standard deviation.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import random
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,17 +102,19 @@ def contest(name: str, corpus: Path, model: dict[str, Any], out: Path, *, rounds
     for number in range(rounds):
         for way in ways if number % 2 == 0 else reversed(ways):
             place = out / f"{way}-{number}"
+            began = time.process_time()
             runs[way].append(score(corpus, model, place, way))
+            runs[way][-1]["cpu_secs"] = time.process_time() - began
             rewards[way] = np.concatenate(list(rewards_in(place)))
     rows = len(rewards[None])
     print(f"{name}: {rows} responses in {len(list(corpus.iterdir()))} files")
     for way in ways:
         run = runs[way][-1]["throughput"]
         secs = statistics.median(each["throughput"]["forward_secs"] for each in runs[way])
-        wall = statistics.median(each["secs"] for each in runs[way])
+        cpu = statistics.median(each["cpu_secs"] for each in runs[way])
         print(
             f"    colocate {way or 'off':6s} {run['tokens_read']:9,d} tokens read {run['tokens_computed']:9,d} computed"
-            f" {secs:8.2f} s of forwards {wall:8.2f} s in all",
+            f" {secs:8.2f} s of forwards {cpu:8.2f} s of processor time in all",
             flush=True,
         )
 
@@ -126,7 +129,7 @@ def contest(name: str, corpus: Path, model: dict[str, Any], out: Path, *, rounds
     return {
         f"{name}_gain": gain("throughput", "forward_secs"),
         f"{name}_tokens_gain": gain("throughput", "tokens_computed"),
-        f"{name}_wall_gain": gain("secs"),
+        f"{name}_cpu_gain": gain("cpu_secs"),
         f"{name}_apart": float(np.nanmax(np.abs(rewards["prompt"] - rewards[None])) / np.nanstd(rewards[None])),
     }
 

@@ -44,7 +44,7 @@ from pipelines.skipped import skipped
 from pipelines.storage import publish
 from pipelines.workers import carrying_errors, plan_at
 
-_HELD_BYTES = 64 * 2**20  # of text in a bundle, before it is shuffled
+_HELD_BYTES = 32 * 2**20  # of text in a bundle, before it is shuffled
 _UNIT, _RESULTS = b"U", b"R"  # what an element of GroupByUnit begins with
 
 

@@ -31,7 +31,7 @@ from rm.conversations import Conversation
 
 _KEY = pa.binary(24)
 _PROMPT_BYTES = 8  # of a key, the first ones
-_BUCKET_BYTES = 128 * 2**20  # of text in a bucket, which one worker sorts in memory
+_BUCKET_BYTES = 32 * 2**20  # of text in a bucket, which one worker sorts in memory
 _EXPANDS = 4  # bytes of text that a stored one may stand for, in Parquet and where it is compressed
 _MOST_BITS = 14
 _FORMAT = "1"

@@ -16,6 +16,7 @@ from stubs import StubScorer, stub_reward
 
 from pipelines import colocated
 from pipelines.colocated import (
+    RESULTS,
     Bucket,
     Results,
     bits_of,
@@ -154,6 +155,9 @@ def test_results_are_those_of_the_scorer_by_text():
             assert getattr(found, name) == getattr(expected, name).tolist()
     with pytest.raises(StorageError, match="has no result"):
         results.score([(from_prompt("q"), ["s"])])
+    other = scored(texts[:1]).set_column(1, RESULTS.field("reward"), pa.array([7.5], pa.float32()))
+    for tables, reward in (([other, scored(texts)], 7.5), ([scored(texts), other], results.score(asked)[1].rewards[1])):
+        assert Results.of(tables).score(asked)[1].rewards[1] == reward, "the first one stands"
     waiting = Bucket.of(bundled(texts)).waiting
     units = {unit: set(table["key"].to_pylist()) for unit, table in results.of_units(waiting)}
     assert units == {
