@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stubs import NamedFactory, StubFactory, StubScorer, loads, scored_rows
 
-from pipelines import colocate, curate
+from pipelines import colocate, curate, progress
 from pipelines.config import RunConfig
 from pipelines.errors import InputError, ModelLoadError, StorageError
 from pipelines.inputs import fragments
@@ -190,6 +191,19 @@ def test_the_order_of_files_and_rows_decides_nothing(tmp_path, configure, watche
         made(configure, tmp_path / f"on{name}", tmp_path / name, scorer=factory, input={"rows_per_fragment": 8}, **ON)
         calls.append(list(watched.calls_seen))
     assert calls[0] == calls[1], "the same batches, so the same rewards to the last bit"
+
+
+def test_progress_counts_the_same(tmp_path, configure, spread):
+    seen = []
+    for name, changes in (("plain", {}), ("on", ON), ("on", ON | {"output": {"path": str(tmp_path / "again")}})):
+        progress.reset()
+        scores = {"scores": {"path": str(tmp_path / name / "scores")}}
+        made(configure, tmp_path / name, spread, input={"rows_per_fragment": 5}, **{**changes, **scores})
+        seen.append(replace(progress.current(), since=None))
+    assert seen[0] == seen[1]
+    assert (seen[1].fragments, seen[1].found, seen[1].published) == (12, 0, 48)
+    assert (seen[2].fragments, seen[2].found, seen[2].published) == (12, 12, 0)
+    assert seen[2].input_bytes == seen[1].input_bytes == sum(path.stat().st_size for path in spread.iterdir())
 
 
 def test_one_prompt_with_very_many_responses(tmp_path, configure, watched):
