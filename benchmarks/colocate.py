@@ -34,7 +34,22 @@ TOLERANCE = 1e-3
 """Of the rewards' standard deviation: beyond it the two ways do not score the same texts."""
 FILES = 8
 PROMPT_WORDS, RESPONSE_WORDS = 150, 50
-WORDS = (__doc__ or "").split()
+WORDS = [
+    "river",
+    "the",
+    "counts",
+    "of",
+    "seven",
+    "green",
+    "and",
+    "letters",
+    "walk",
+    "to",
+    "paper",
+    "houses",
+    "in",
+    "winter",
+]
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ pieces. Of a corpus that was not read whole, responses in places that nobody loo
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipelines.colocated import keys_of, prompt_text
@@ -62,36 +62,46 @@ def computed_together(
     waiting: Sequence[BlockOfRows], forecaster: Forecaster, *, whole: bool, responses: int, apart: Quantity
 ) -> Quantity:
     """Tokens that go through the model by token that its responses have with their prompts, were all responses to a prompt scored
-    together. `apart` is the same as they lie, and holds where no prompt is in two places."""
-    places: dict[Conversation, list[list[str]]] = {}
-    for block in waiting:
-        own: dict[Conversation, list[str]] = {}
+    together. `apart` is the same as they lie, and holds where no prompt is in two places.
+
+    Of a sample, the ratio of both ways is taken, of the same prompts: it varies less from prompt to prompt than either.
+    """
+    places: dict[Conversation, dict[int, list[str]]] = {}
+    for number, block in enumerate(waiting):
         for prompt, texts in groups_of(block.rows):
-            own.setdefault(prompt, []).extend(texts)
-        for prompt, texts in own.items():
-            places.setdefault(prompt, []).append(texts)
+            places.setdefault(prompt, {}).setdefault(number, []).extend(texts)
     if all(len(parts) == 1 for parts in places.values()):
         return apart if whole else Quantity(apart.value, 0.0, apart.high, "at_most")
     prompts = sorted((keys_of(prompt_text(prompt), [""])[0], prompt) for prompt in places)
-    ordered = [(prompt, list(itertools.chain.from_iterable(places[prompt]))) for _, prompt in prompts]
-    counts: list[Block] = []
+    ordered = [(prompt, list(itertools.chain.from_iterable(places[prompt].values()))) for _, prompt in prompts]
     pieces = list(in_pieces(ordered, responses=responses))
-    for piece in pieces[:_PIECES]:
-        counted, work = forecaster.count(piece)
-        asked = sum(float(tokens.sum()) for tokens in counted)
-        if asked:
-            counts.append(Block(asked, 1, 0.0, [(0.0, float(work.computed_tokens))]))
-    asked = sum(block.measure for block in counts)
+    chosen = pieces[:_PIECES]
+    counts = [forecaster.count(piece) for piece in chosen]
+    joined = [float(work.computed_tokens) for _, work in counts]
+    asked = sum(float(tokens.sum()) for counted, _ in counts for tokens in counted)
     if not asked:
         return apart
-    value = sum(computed for block in counts for _, computed in block.pairs) / asked
+    if whole and len(chosen) == len(pieces):
+        return Quantity.exact(sum(joined) / asked)
+    lying = [_computed_apart(piece, places, forecaster) for piece in chosen]
+    blocks = [Block(alone, 1, 0.0, [(0.0, once)]) for alone, once in zip(lying, joined, strict=True) if alone]
     if not whole:
-        return Quantity(min(value, apart.value), 0.0, apart.high, "at_most")
-    if len(pieces) <= _PIECES:
-        return Quantity.exact(value)
-    scale = asked * len(pieces) / len(counts)
-    share = sampled_total(counts, Quantity.exact(scale)).times(1 / scale)
-    return Quantity(share.value, share.low, min(share.high, max(1.0, share.value)), "sampled")
+        ratio = sum(joined) / max(1.0, sum(lying))
+        return Quantity(apart.value * min(1.0, ratio), 0.0, apart.high, "at_most")
+    measure = sum(lying) * len(pieces) / len(chosen)
+    return product_of(apart, sampled_total(blocks, Quantity.exact(measure)).times(1 / measure))
+
+
+def _computed_apart(
+    piece: Sequence[Group], places: Mapping[Conversation, Mapping[int, list[str]]], forecaster: Forecaster
+) -> float:
+    """Tokens computed for a piece's texts where each block is scored by itself."""
+    blocks: dict[int, list[Group]] = {}
+    for prompt, texts in piece:
+        there = set(texts)
+        for number, own in places[prompt].items():
+            blocks.setdefault(number, []).append((prompt, [text for text in own if text in there]))
+    return sum(float(forecaster.count(groups)[1].computed_tokens) for groups in blocks.values())
 
 
 def in_pieces(groups: Sequence[Group], *, responses: int) -> Iterator[list[Group]]:

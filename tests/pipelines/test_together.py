@@ -161,6 +161,14 @@ def test_the_share_by_hand():
     blocks = [block(0, [("pppp", "a"), ("qq", "bb")]), block(1, [("pppp", "cc"), ("pppp", "a")])]
     share = computed_together(blocks, Counter(), whole=True, responses=9, apart=apart)
     assert share == Quantity.exact((4 + 1 + 2 + 2 + 2) / (5 + 4 + 6 + 5))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(together, "_PIECES", 1)
+        first = computed_together(blocks, Counter(), whole=True, responses=2, apart=Quantity.exact(0.5))
+        ratio = {"pppp": (4 + 1 + 2) / (5 + 4 + 2 + 1), "qq": 1.0}
+        assert first.value in [pytest.approx(0.5 * each) for each in ratio.values()], "both ways of the first prompt"
+        assert first.basis == "sampled"
+    unread = computed_together(blocks, Counter(), whole=False, responses=9, apart=Quantity.exact(0.5))
+    assert unread == Quantity(0.5 * 11 / (5 + 4 + 2 + 1 + 4), 0.0, 0.5, "at_most")
     alone = [block(0, [("pppp", "a"), ("pppp", "b")]), block(1, [("qq", "cc")])]
     assert computed_together(alone, Counter(), whole=True, responses=9, apart=apart) is apart
     unread = computed_together(alone, Counter(), whole=False, responses=9, apart=apart)
