@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,13 +20,15 @@ from pipelines.colocate import Colocate
 from pipelines.columnar import needs_of
 from pipelines.config import Limits, RunConfig, RunnerConfig
 from pipelines.ensemble import CombineScores, LoadAlone
-from pipelines.errors import BestkeptError, ConfigError, StorageError, from_text, remedy, whereabouts
+from pipelines.errors import BestkeptError, ConfigError, failure
 from pipelines.export import Export
 from pipelines.finish import OFFSET_WARNING, Finish, selection_settings
+from pipelines.fleet import Job, score_ahead
 from pipelines.hub import Pushed
 from pipelines.observe import Observe
 from pipelines.overlap import Gather
-from pipelines.plan import Plan, PlanPaths, Plans, make_plans
+from pipelines.pieces import Share
+from pipelines.plan import Plan, PlanPaths, Plans, make_plans, sweep
 from pipelines.records import Totals
 from pipelines.report.figures import Facts
 from pipelines.reporting import write_report
@@ -41,14 +43,12 @@ from pipelines.splits import Split
 from pipelines.steps import Selection
 from pipelines.storage import manifest, publish
 from pipelines.storage.files import absolute, join, read_bytes
-from pipelines.totals import check_limits, sum_totals, totals_of
+from pipelines.totals import check_limits, check_share, sum_totals, totals_of
 from pipelines.workers import carrying_errors, plan_at
 
 log = logging.getLogger(__name__)
 
-PARTITIONS: int | None = (
-    None  # of the key space, instead of as many as the input's size calls for; the result is the same
-)
+PARTITIONS: int | None = None  # of the key space, instead of as many as the input's size calls for
 _BYTES_PER_PARTITION = 2**30  # of stored input: about a million responses, 50 MB in the shuffle
 _MOST_PARTITIONS = 4096
 
@@ -130,6 +130,7 @@ def score_models(
     read_only: bool = False,
     accelerator: str | None = None,
     colocate: bool = False,
+    share: Share | None = None,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The descriptors of each model's score files, and `skipped` files where they may be. Models score one after the other: none
     finds another in its memory."""
@@ -139,7 +140,7 @@ def score_models(
         last = scored[-1]["scores"] if scored and scorer else None
         after = last | f"AwaitModel{number - 1}" >> Gather(no_more) if last else None
         regroup = Colocate(path, places, load, limits, accelerator) if colocate and load is not None else None
-        corpus = ScoreCorpus(path, places, load, after, read_only, limits, accelerator, regroup)
+        corpus = ScoreCorpus(path, places, load, after, read_only, limits, accelerator, share, regroup)
         scored.append(pipeline | f"Score{own}" >> corpus)
     if not limits.skip_bad_files:
         return tuple(each["scores"] for each in scored), {}
@@ -204,11 +205,13 @@ def curated(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFacto
         return Outcome(plan, done, {}, time.monotonic() - started, already_complete=True)
     paths = plans.save(scores_path(config))
     log.info("curating %d files, fingerprint %s", len(plan.files), plan.fingerprint)
+    ahead = score_with_workers(config, plans, paths, scorer)
     counted = execute(config.runner, options, lambda pipeline: build(pipeline, config, paths, plan, scorer))
     secs = time.monotonic() - started
     if counted is None:
         return Outcome(plan, None, {}, secs, handed_over=True)
-    ran = record(config.path, "select" if scorer is None else "run", secs, counted)
+    counted = throughput.together(ahead, counted)
+    ran = throughput.record(join(config.path, "run.json"), "select" if scorer is None else "run", secs, counted)
     written = manifest.read_manifest(config.path)
     for warning in (written or {}).get("warnings", ()):
         if OFFSET_WARNING not in warning:  # that came before the work
@@ -218,21 +221,35 @@ def curated(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFacto
     return Outcome(plan, written, {}, secs, skipped=tuple((written or {}).get("skipped_files", ())))
 
 
-def score(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory | None) -> Outcome:
-    """Score the corpus with every model and stop. Raises `BestkeptError`, for too many rejected rows too."""
+def score(
+    config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory | None, share: Share | None = None
+) -> Outcome:
+    """Score the corpus with every model, or a share of it, and stop. Raises `BestkeptError`, for too many rejected rows too; of a
+    share these are only warned of, since the limit is one of the whole."""
     started = time.monotonic()
     options = checked_options(config, flags, scores=scorer is not None)
+    if share is not None and config.runner.name != "local":
+        raise ConfigError(
+            f"--shard is for machines without an engine, and runner.name is {config.runner.name}, which spreads the work itself; "
+            "remove one of them"
+        )
+    if share is not None and config.score.colocate is not None:
+        raise ConfigError(
+            "--shard scores files by themselves, and score.colocate regroups the whole; remove one of them"
+        )
     config = located(config)
     plans, scores = make_plans(config), scores_path(config)
-    progress.planned(plans.whole.input_bytes * len(plans.members))
+    progress.planned(plans.whole.input_bytes * len(plans.members) // (1 if share is None else share.count))
     sweep(scores, plans)
     paths = plans.save(scores)
     skipping = config.limits.skip_bad_files
-    summaries = [join(scores, plan.fingerprint, f"totals-{plan.hash[:32]}.json") for plan in plans.members]
-    listed = join(scores, plans.whole.fingerprint, f"skipped-{plans.whole.hash[:32]}.json")
+    part = "" if share is None else f"-{share.index}-of-{share.count}"
+    summaries = [join(scores, plan.fingerprint, f"totals-{plan.hash[:32]}{part}.json") for plan in plans.members]
+    listed = join(scores, plans.whole.fingerprint, f"skipped-{plans.whole.hash[:32]}{part}.json")
+    ahead = score_with_workers(config, plans, paths, scorer, share=share)
 
     def build_scoring(pipeline: Any) -> None:
-        scored, parts = score_models(pipeline, paths, score_places(config), scorer, **way_of(config))
+        scored, parts = score_models(pipeline, paths, score_places(config), scorer, share=share, **way_of(config))
         for number, (descriptors, summary) in enumerate(zip(scored, summaries, strict=True)):
             own = str(number) if len(scored) > 1 else ""
             _ = (
@@ -248,38 +265,27 @@ def score(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory
     secs = time.monotonic() - started
     if counted is None:
         return Outcome(plans.whole, None, {}, secs, handed_over=True)
-    record(scores, "score", secs, counted)
+    throughput.record(join(scores, f"run{part}.json"), "score", secs, throughput.together(ahead, counted))
     skipped = tuple(json.loads(read_bytes(listed) or b"[]")) if skipping else ()
     totals = [Totals.from_json(json.loads(read_bytes(summary) or b"{}")) for summary in summaries]
     if len(totals) == 1:
-        check_limits(totals[0], config.limits)
+        check_share(totals[0], config.limits, share)
         return Outcome(plans.whole, None, totals[0].to_json(), secs, skipped=skipped)
     members = []
     for named, one in zip(plans.whole.model["members"], totals, strict=True):
-        check_limits(one, config.limits, model=named["name"])
+        check_share(one, config.limits, share, model=named["name"])
         members.append({"name": named["name"], "fingerprint": named["fingerprint"], **one.to_json()})
     return Outcome(plans.whole, None, {}, secs, members=tuple(members), skipped=skipped)
 
 
-def record(directory: str, command: str, secs: float, counted: Mapping[str, int]) -> dict[str, Any]:
-    """Write `run.json`, and return it: that of the last run that did something; of several models, their work together."""
-    content = throughput.run_record(command=command, secs=secs, totals=counted)
-    publish.replace(join(directory, "run.json"), manifest.to_json(content))
-    return content
-
-
-def sweep(scores: str, plans: Plans, output: str | None = None) -> None:
-    """Remove what runs that were killed have left unfinished where this run writes; see `storage.local`."""
-    places = [
-        scores,
-        join(scores, "plans"),
-        *(join(scores, plan.fingerprint) for plan in (plans.whole, *plans.members)),
-    ]
-    if output is not None:
-        places += [output, join(output, "data"), join(output, "rejected")]
-    removed = publish.sweep(dict.fromkeys(places))
-    if removed:
-        log.info("removed %d unfinished files of runs that were killed", removed)
+def score_with_workers(
+    config: RunConfig, plans: Plans, paths: PlanPaths, scorer: ScorerFactory | None, *, share: Share | None = None
+) -> dict[str, int]:
+    """Where `runner.workers` asks for them, let them score all that is not scored yet; what their models' counters say."""
+    if config.runner.workers == 1 or scorer is None:
+        return {}
+    limits = config.limits.model_copy(update={"verify": False})  # by the graph, of all that is there then
+    return score_ahead(Job(paths, score_places(config), scorer, limits), plans, config.runner.workers, share)
 
 
 def publish_totals(totals: Totals, path: str, *, replace: bool = False) -> None:
@@ -340,10 +346,4 @@ def execute(
     except BestkeptError:
         raise
     except Exception as error:
-        known = from_text(str(error))
-        if known is not None:
-            raise known from None
-        report = "the same command again goes on from there; if it fails again at this place, please report it"
-        raise StorageError(
-            f"the pipeline failed: {whereabouts(error)}; what is scored stays; {remedy(error) or report}"
-        ) from error
+        raise failure(error, "the pipeline") from error

@@ -17,11 +17,13 @@ from apache_beam.utils.shared import Shared
 from pipelines import throughput
 from pipelines.config import Limits
 from pipelines.errors import ModelLoadError
-from pipelines.inputs import Unit, UnreadableError, probe, split_units
+from pipelines.inputs import Unit, UnreadableError, probe
+from pipelines.pieces import Share, units_in, units_of_share
 from pipelines.plan import Plan
 from pipelines.scored import ScorePlaces
 from pipelines.scoring import NO_LIMITS, Scorer, ScorerFactory, UnitScorer, acquire_scorer
 from pipelines.skipped import skipped
+from pipelines.storage.objects import ScoreFile
 from pipelines.workers import carrying_errors, plan_at
 
 
@@ -64,6 +66,7 @@ class ScoreCorpus(beam.PTransform):  # type: ignore[misc]
     read_only: bool = False
     limits: Limits = NO_LIMITS
     accelerator: str | None = None  # a hint for the workers of ScoreUnits, see `RunnerConfig`
+    share: Share | None = None  # of the corpus: no more than that is scored
     instead: beam.PTransform | None = None  # of ScoreUnits, see `pipelines.colocate`
 
     def expand(self, begin: Any) -> Any:
@@ -71,10 +74,11 @@ class ScoreCorpus(beam.PTransform):  # type: ignore[misc]
         files = (
             begin
             | "ListFiles" >> beam.Create([self.plan_path])
-            | "ReadPlan" >> beam.FlatMap(file_numbers, *wait).with_output_types(int)
+            | "ReadPlan" >> beam.FlatMap(file_numbers, self.share, *wait).with_output_types(int)
         )
         spread = files | "SpreadFiles" >> beam.Reshuffle()
-        split = spread | "SplitUnits" >> beam.ParDo(SplitUnits(self.plan_path, self.limits)).with_output_types(
+        splitter = SplitUnits(self.plan_path, self.limits, self.share)
+        split = spread | "SplitUnits" >> beam.ParDo(splitter).with_output_types(
             tuple[int, tuple[int, int, int, int]], skipped=tuple[int, str]
         ).with_outputs("skipped", main="units")
         units = split.units | "SpreadUnits" >> beam.Reshuffle()
@@ -91,9 +95,9 @@ class ScoreCorpus(beam.PTransform):  # type: ignore[misc]
         return {"scores": scored.scores, "skipped": scored.skipped}
 
 
-def file_numbers(plan_path: str, _after: Any = None) -> Iterator[int]:
+def file_numbers(plan_path: str, share: Share | None = None, _after: Any = None) -> Iterator[int]:
     with carrying_errors():
-        yield from range(len(plan_at(plan_path).files))
+        yield from range(len(plan_at(plan_path).files)) if share is None else units_of_share(plan_path, share)
 
 
 @dataclass(eq=False)
@@ -102,6 +106,7 @@ class SplitUnits(beam.DoFn):  # type: ignore[misc]
 
     plan_path: str
     limits: Limits
+    share: Share | None = None
 
     def process(self, file_number: int) -> Iterator[Any]:
         with carrying_errors():
@@ -109,7 +114,7 @@ class SplitUnits(beam.DoFn):  # type: ignore[misc]
             try:
                 if self.limits.skip_bad_files:
                     probe(file.path)  # one whose scores all exist is not opened before export, and there it is too late
-                for unit in split_units(file):
+                for unit in units_in(file_number, file, self.plan_path, self.share):
                     yield file_number, tuple(unit)
             except UnreadableError as error:
                 yield skipped(file_number, error, self.limits)
@@ -137,11 +142,15 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
     def process(self, element: tuple[int, tuple[int, ...]]) -> Iterator[Any]:
         file_number, fields = element
         with carrying_errors():
-            plan, make = plan_at(self._plan_path), self._make_scorer
-            scorer_of = None if make is None else lambda *_: acquire_scorer(self._shared, make, plan)
-            scorer = UnitScorer(plan, self._places, scorer_of, self._read_only, self._limits)
             try:
-                for score_file in scorer.score_unit(file_number, Unit(*fields)):
+                for score_file in self.score_unit(file_number, Unit(*fields)):
                     yield score_file.to_bytes()
             except UnreadableError as error:
                 yield skipped(file_number, error, self._limits)
+
+    def score_unit(self, file_number: int, unit: Unit, *, stripe: int = 0, stripes: int = 1) -> Iterator[ScoreFile]:
+        """See `UnitScorer.score_unit`. Raises `BestkeptError`."""
+        plan, make = plan_at(self._plan_path), self._make_scorer
+        scorer_of = None if make is None else lambda *_: acquire_scorer(self._shared, make, plan)
+        scorer = UnitScorer(plan, self._places, scorer_of, self._read_only, self._limits)
+        return scorer.score_unit(file_number, unit, stripe=stripe, stripes=stripes)

@@ -57,17 +57,21 @@ class UnitScorer:
     read_only: bool = False
     limits: Limits = NO_LIMITS
 
-    def score_unit(self, file_number: int, unit: Unit) -> Iterator[ScoreFile]:
-        """The unit's score files, in order, each of them durable by then."""
+    def score_unit(self, file_number: int, unit: Unit, *, stripe: int = 0, stripes: int = 1) -> Iterator[ScoreFile]:
+        """Its score files in order, each durable when it comes; of a stripe, those of fragments whose number is `stripe` modulo
+        `stripes` alone. Raises `BestkeptError`."""
         place = UnitScores(self.plan, self.places.of(self.plan.fingerprint), file_number, unit)
         found = place.found_in_order()
         if not self.limits.verify:
-            yield from shown(found, unit)
+            yield from shown(found[stripe::stripes], unit)
             if found and found[-1].footer.last:
                 return
         seen = 0
         for fragment in self.plan.fragments(place.file, unit):
             done = fragment.rows[-1].seen_bytes if fragment.rows and not fragment.last else unit.input_bytes
+            if fragment.index % stripes != stripe:
+                seen = done
+                continue
             if fragment.index < len(found):
                 seen = done
                 if self.limits.verify:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from apache_beam.metrics import Metrics, MetricsFilter
 
 from pipelines import progress
+from pipelines.storage import manifest, publish
 
 if TYPE_CHECKING:
     from rm.scorer import Work
@@ -31,6 +32,7 @@ COUNTERS = (
     "peak_megaflops",
     "forward_microsecs",
 )
+_here = dict.fromkeys(COUNTERS, 0)
 
 
 def count(work: Work) -> None:
@@ -47,6 +49,12 @@ def count(work: Work) -> None:
     )
     for name, value in zip(COUNTERS, values, strict=True):
         Metrics.counter(NAMESPACE, name).inc(round(value))
+        _here[name] += round(value)
+
+
+def counted_here() -> dict[str, int]:
+    """What this process has counted, outside a Beam job too."""
+    return dict(_here)
 
 
 def counters(result: Any) -> dict[str, int]:
@@ -61,6 +69,11 @@ def counters(result: Any) -> dict[str, int]:
         value = one.committed if one.committed is not None else one.attempted
         totals[one.key.metric.name] = totals.get(one.key.metric.name, 0) + int(value or 0)
     return totals
+
+
+def together(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:
+    """Counters of two parts of a run."""
+    return {name: first.get(name, 0) + second.get(name, 0) for name in {**first, **second}}
 
 
 def rates(totals: Mapping[str, int]) -> dict[str, float | int | None]:
@@ -106,3 +119,10 @@ def run_record(*, command: str, secs: float, totals: Mapping[str, int]) -> dict[
             "cores": os.cpu_count(),
         },
     }
+
+
+def record(path: str, command: str, secs: float, counted: Mapping[str, int]) -> dict[str, Any]:
+    """Write `run.json` there, and return it: that of the last run that did something; of several models, their work together."""
+    content = run_record(command=command, secs=secs, totals=counted)
+    publish.replace(path, manifest.to_json(content))
+    return content

@@ -273,6 +273,11 @@ class RunConfig(Strict):
             raise ValueError(f"rewards come from model.path or from scores.column, and {given}; give one of them")
         if self.score.colocate is not None and self.model is None:
             raise ValueError("score.colocate is for scoring with a model, and scores.column has none; remove it")
+        if self.score.colocate is not None and self.runner.workers > 1:
+            raise ValueError(
+                f"score.colocate regroups the whole corpus in one process, and runner.workers is {self.runner.workers}; "
+                "remove one of them"
+            )
         if "ensemble" in self.model_fields_set and len(self.models) < 2:
             raise ValueError(
                 f"ensemble is given, and model names {len(self.models)} of the two or more models that it combines; remove "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipelines.config.base import Strict
 from pipelines.config.rules import refuse_unused
@@ -13,16 +13,31 @@ from pipelines.config.rules import refuse_unused
 _ACCELERATOR = re.compile(
     r"type:[a-z0-9-]+;count:[1-9][0-9]*(;machine_type:[a-z0-9-]+)?;install-nvidia-driver(:[a-z0-9.]+)?"
 )
+_REFUSED = {
+    "DaskRunner": "it loses data without an error: additional outputs of a step, and what is emitted at a bundle's end",
+    "DirectRunner": "it hands over to a binary that it downloads, and its parallel modes lose data",
+}
 
 
 class RunnerConfig(Strict):
     name: Literal["local", "DataflowRunner", "PortableRunner", "FlinkRunner", "SparkRunner"] = "local"
-    """Where the run takes place: `local` is this process, in memory, with one worker; the others are Beam's."""
+    """Where the run takes place: `local` is this machine; the others are Beam's."""
+    workers: int = Field(default=1, ge=1)
+    """Of a local run: so many processes score, each with a model of its own, on a GPU of its own where there are any, else with
+    its part of the cores. One that dies is replaced once. The same score files come out, but for the last bits that the number of
+    threads changes."""
     options: dict[str, Any] = {}
     """Beam pipeline options by name; null is as if it were not there."""
     accelerator: str | None = None
     """The GPU of the workers that score, and of no others, on Dataflow: `type:nvidia-l4;count:1;install-nvidia-driver`, with
     `machine_type:g2-standard-8;` before the driver where the other workers have another machine type. `select` asks for none."""
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _does_not_lose_data(cls, value: Any) -> Any:
+        if isinstance(value, str) and value in _REFUSED:
+            raise ValueError(f"{_REFUSED[value]}; use local with runner.workers, or one of Beam's other runners")
+        return value
 
     @field_validator("accelerator")
     @classmethod
@@ -37,4 +52,10 @@ class RunnerConfig(Strict):
     def _accelerator_is_used(self) -> RunnerConfig:
         used = self.name == "DataflowRunner" or self.accelerator is None
         refuse_unused(self, {"accelerator"}, used=used, by="name: DataflowRunner")
+        return self
+
+    @model_validator(mode="after")
+    def _workers_are_used(self) -> RunnerConfig:
+        used = self.name == "local" or self.workers == 1  # that of the printed example changes nothing
+        refuse_unused(self, {"workers"}, used=used, by="name: local")
         return self

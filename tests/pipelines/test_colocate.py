@@ -24,8 +24,9 @@ from stubs import NamedFactory, StubFactory, StubScorer, loads, scored_rows
 
 from pipelines import colocate, curate, progress
 from pipelines.config import RunConfig
-from pipelines.errors import InputError, ModelLoadError, StorageError
+from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
 from pipelines.inputs import fragments
+from pipelines.pieces import Share
 from pipelines.storage import objects
 
 ON: dict[str, Any] = {"score": {"colocate": "prompt"}}
@@ -445,6 +446,18 @@ def test_without_a_model_it_is_refused():
         RunConfig.model_validate(
             {"input": {"path": "in"}, "output": {"path": "out"}, "scores": {"column": "reward"}, **ON}
         )
+
+
+def test_workers_and_shards_see_parts_and_are_refused(configure, tmp_path, spread):
+    with pytest.raises(
+        ValueError, match=r"score\.colocate regroups the whole corpus in one process, and runner\.workers is 3"
+    ):
+        configure(tmp_path, spread, runner={"workers": 3}, **ON)
+    with pytest.raises(
+        ConfigError, match=r"--shard scores files by themselves, and score\.colocate regroups the whole"
+    ):
+        curate.score(configure(tmp_path, spread, **ON), scorer=StubFactory(), share=Share(0, 3))
+    assert not (tmp_path / "out").exists()
 
 
 # real models
