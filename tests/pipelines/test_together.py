@@ -13,7 +13,7 @@ from corpora import write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines import colocated, curate, survey, together
+from pipelines import colocated, curate, forecast, survey, together
 from pipelines.config import RunConfig
 from pipelines.estimate import Quantity
 from pipelines.planned import plan_table
@@ -107,6 +107,7 @@ def test_a_model_that_shares_no_prompts_gains_nothing_and_nor_does_what_is_done(
 
 
 def test_a_sample_of_prompts_tells_of_all(config, monkeypatch):
+    monkeypatch.setattr(forecast, "SHARING_BLOCKS", 10**6)  # those would be drawn at random
     settings = config(prompts=60)
     [whole] = plan_run(settings, wishes=NO_BENCHMARK)["models"]
     monkeypatch.setattr(together, "_PIECES", 10**6)
@@ -122,7 +123,7 @@ def test_of_a_corpus_that_is_not_read_whole_it_is_a_bound(config, monkeypatch):
     settings = config(prompts=200)
     monkeypatch.setattr(together, "_PIECES", 10**6)
     [whole] = plan_run(settings, wishes=NO_BENCHMARK)["models"]
-    truth = exact(whole["colocate"]["prompt_computed_tokens"])
+    truth = whole["colocate"]["gain"]
     monkeypatch.setattr(survey, "WHOLE_BYTES", 1000)
     monkeypatch.setattr(survey, "BLOCKS", 6)
     monkeypatch.setattr(survey, "BLOCK_ROWS", 40)
@@ -132,8 +133,8 @@ def test_of_a_corpus_that_is_not_read_whole_it_is_a_bound(config, monkeypatch):
     both = model["colocate"]
     assert both["prompt_computed_tokens"]["basis"] == "at_most"
     assert both["prompt_computed_tokens"]["low"] == 0.0
-    assert 0.9 * truth < both["prompt_computed_tokens"]["value"] <= both["off_computed_tokens"]["value"]
-    assert both["gain"] >= 1.0
+    assert both["prompt_computed_tokens"]["value"] <= both["off_computed_tokens"]["value"]
+    assert 1.0 <= both["gain"] < 1.1 * truth, "other prompts than all of them, so not quite"
 
 
 class Counter:
