@@ -21,6 +21,7 @@ from pipelines.config import RunConfig
 
 if TYPE_CHECKING:
     from pipelines.curate import Outcome
+    from pipelines.weights.sending import Sent
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +120,21 @@ def page_written(path: str) -> None:
         sys.stderr.write(manners.json_line("INFO", "written", output=path))
     else:
         sys.stdout.write(f"{path}\n")
+
+
+def model_fetched(sent: Sent) -> None:
+    """The end of `bestkept model fetch`: where the model is, and what to write for it."""
+    size_bytes = sum(file.bytes for file in sent.files.values())
+    facts = {"source": sent.source, "files": len(sent.files), "bytes": size_bytes, "files_sent": sent.sent}
+
+    def table() -> Iterator[Table]:
+        table = Table(show_header=False, title="fetched", title_justify="left")
+        table.add_row("model", Text(sent.source))
+        table.add_row("files", f"{len(sent.files):,}, {size_bytes:,} bytes; {sent.sent:,} sent, the others were there")
+        table.add_row("in the configuration", Text(f"model: {{path: {sent.destination}}}"))
+        yield table
+
+    said("fetched", facts, path=sent.destination, table=table)
 
 
 def said(message: str, fields: Mapping[str, Any], *, path: str, table: Callable[[], Iterable[Table]]) -> None:
