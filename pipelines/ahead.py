@@ -13,6 +13,7 @@ from pipelines.forecast import Forecast, Speed, benchmark, forecast, load_foreca
 from pipelines.hardware import hardware, refuse_large
 from pipelines.plan import Plan
 from pipelines.survey import Survey
+from pipelines.together import Together, told_together
 
 
 @dataclass(frozen=True)
@@ -26,16 +27,34 @@ class ModelAhead:
     shape: dict[str, int]
     tokens_per_batch: int
     found: Forecast
+    together: Together | None  # both ways of `score.colocate`, where they differ
 
     @classmethod
-    def of(cls, plan: Plan, directories: tuple[str, ...], surveyed: Survey, *, seed: int, local: bool) -> ModelAhead:
+    def of(
+        cls,
+        plan: Plan,
+        directories: tuple[str, ...],
+        surveyed: Survey,
+        *,
+        seed: int,
+        local: bool,
+        colocated: bool = False,
+    ) -> ModelAhead:
         """The model of a plan, with what these directories hold of its scores. Raises `ModelLoadError`."""
         forecaster = load_forecaster(plan, device=None if local else "cuda")
         already = already_scored(plan, directories, seed=seed)
         found = forecast(plan, surveyed, forecaster, already, seed=seed)
+        found, both = told_together(
+            found,
+            unscored(plan, surveyed, already),
+            forecaster,
+            whole=surveyed.whole and already.whole,
+            responses=plan.rows_per_fragment,
+            colocated=colocated,
+        )
         name = plan.model["directory"].rsplit("/", 1)[-1]
         causal = forecaster.model.causal
-        return cls(plan, name, forecaster.packed, causal, forecaster.shape, forecaster.tokens_per_batch, found)
+        return cls(plan, name, forecaster.packed, causal, forecaster.shape, forecaster.tokens_per_batch, found, both)
 
     def benchmark(self, surveyed: Survey, seed: int) -> Speed | None:
         """None where nothing is left to score."""
@@ -71,6 +90,7 @@ class ModelAhead:
                 "computed_tokens": found.left_computed,
             },
             "computed_share": found.computed_share,
+            "colocate": None if self.together is None else self.together.to_json(),
             "sampled_responses": found.sampled_responses,
         }
 

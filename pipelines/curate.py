@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,10 +16,11 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines import hub, progress, throughput
+from pipelines.colocate import Colocate
 from pipelines.columnar import needs_of
 from pipelines.config import Limits, RunConfig, RunnerConfig
 from pipelines.ensemble import CombineScores, LoadAlone
-from pipelines.errors import BestkeptError, ConfigError, RejectedError, failure
+from pipelines.errors import BestkeptError, ConfigError, failure
 from pipelines.export import Export
 from pipelines.finish import OFFSET_WARNING, Finish, selection_settings
 from pipelines.fleet import Job, score_ahead
@@ -27,13 +28,14 @@ from pipelines.hub import Pushed
 from pipelines.observe import Observe
 from pipelines.overlap import Gather
 from pipelines.pieces import Share
-from pipelines.plan import Plan, PlanPaths, Plans, make_plans
+from pipelines.plan import Plan, PlanPaths, Plans, make_plans, sweep
 from pipelines.records import Totals
 from pipelines.report.figures import Facts
 from pipelines.reporting import write_report
 from pipelines.runners import checked_options, hands_over, runner_of
-from pipelines.score import LoadScorer, ScoreCorpus, ScorerFactory
+from pipelines.score import LoadScorer, ScoreCorpus
 from pipelines.scored import ScorePlaces
+from pipelines.scoring import ScorerFactory
 from pipelines.selection import Select
 from pipelines.shapes import Shape
 from pipelines.skipped import LeaveOut, names_of
@@ -41,14 +43,12 @@ from pipelines.splits import Split
 from pipelines.steps import Selection
 from pipelines.storage import manifest, publish
 from pipelines.storage.files import absolute, join, read_bytes
-from pipelines.totals import check_limits, sum_totals, totals_of
+from pipelines.totals import check_limits, check_share, sum_totals, totals_of
 from pipelines.workers import carrying_errors, plan_at
 
 log = logging.getLogger(__name__)
 
-PARTITIONS: int | None = (
-    None  # of the key space, instead of as many as the input's size calls for; the result is the same
-)
+PARTITIONS: int | None = None  # of the key space, instead of as many as the input's size calls for
 _BYTES_PER_PARTITION = 2**30  # of stored input: about a million responses, 50 MB in the shuffle
 _MOST_PARTITIONS = 4096
 
@@ -73,9 +73,7 @@ def build(pipeline: Any, config: RunConfig, paths: PlanPaths, plan: Plan, scorer
     selection = selection_of(config, plan)
     shape = Shape(config.output.shape, tuple(config.output.include_columns), tuple(config.output.add), plan.temperature)
     with_schemas = shape.more_columns is None or bool(shape.more_columns)
-    scored, parts = score_files(
-        pipeline, paths, score_places(config), scorer, limits=config.limits, accelerator=config.runner.accelerator
-    )
+    scored, parts = score_files(pipeline, paths, score_places(config), scorer, **way_of(config))
     selected = scored | "Select" >> Select(selection, config.limits, with_schemas=with_schemas)
     split = Split(config.output.test_fraction, config.output.split_seed)
     bounds = (config.output.rows_per_shard, config.output.bytes_per_shard)
@@ -102,11 +100,19 @@ def score_files(
     limits: Limits,
     scratch: str | None = None,
     accelerator: str | None = None,
+    colocate: bool = False,
 ) -> tuple[Any, dict[str, Any]]:
     """The descriptors that selection reads, and what else there is: `standards` of an ensemble, `skipped` files. With `scratch`,
     scores are read only, and what is combined of them goes there."""
     scored, parts = score_models(
-        pipeline, paths, places, scorer, limits=limits, read_only=scratch is not None, accelerator=accelerator
+        pipeline,
+        paths,
+        places,
+        scorer,
+        limits=limits,
+        read_only=scratch is not None,
+        accelerator=accelerator,
+        colocate=colocate,
     )
     if len(scored) == 1:
         return scored[0], parts
@@ -123,6 +129,7 @@ def score_models(
     limits: Limits,
     read_only: bool = False,
     accelerator: str | None = None,
+    colocate: bool = False,
     share: Share | None = None,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The descriptors of each model's score files, and `skipped` files where they may be. Models score one after the other: none
@@ -132,7 +139,8 @@ def score_models(
         own, load = ("", scorer) if len(paths.members) == 1 else (str(number), LoadAlone(scorer) if scorer else None)
         last = scored[-1]["scores"] if scored and scorer else None
         after = last | f"AwaitModel{number - 1}" >> Gather(no_more) if last else None
-        corpus = ScoreCorpus(path, places, load, after, read_only, limits, accelerator, share)
+        regroup = Colocate(path, places, load, limits, accelerator) if colocate and load is not None else None
+        corpus = ScoreCorpus(path, places, load, after, read_only, limits, accelerator, share, regroup)
         scored.append(pipeline | f"Score{own}" >> corpus)
     if not limits.skip_bad_files:
         return tuple(each["scores"] for each in scored), {}
@@ -203,7 +211,7 @@ def curated(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFacto
     if counted is None:
         return Outcome(plan, None, {}, secs, handed_over=True)
     counted = throughput.together(ahead, counted)
-    ran = record(join(config.path, "run.json"), "select" if scorer is None else "run", secs, counted)
+    ran = throughput.record(join(config.path, "run.json"), "select" if scorer is None else "run", secs, counted)
     written = manifest.read_manifest(config.path)
     for warning in (written or {}).get("warnings", ()):
         if OFFSET_WARNING not in warning:  # that came before the work
@@ -225,6 +233,10 @@ def score(
             f"--shard is for machines without an engine, and runner.name is {config.runner.name}, which spreads the work itself; "
             "remove one of them"
         )
+    if share is not None and config.score.colocate is not None:
+        raise ConfigError(
+            "--shard scores files by themselves, and score.colocate regroups the whole; remove one of them"
+        )
     config = located(config)
     plans, scores = make_plans(config), scores_path(config)
     progress.planned(plans.whole.input_bytes * len(plans.members) // (1 if share is None else share.count))
@@ -236,12 +248,8 @@ def score(
     listed = join(scores, plans.whole.fingerprint, f"skipped-{plans.whole.hash[:32]}{part}.json")
     ahead = score_with_workers(config, plans, paths, scorer, share=share)
 
-    accelerator = config.runner.accelerator
-
     def build_scoring(pipeline: Any) -> None:
-        scored, parts = score_models(
-            pipeline, paths, score_places(config), scorer, limits=config.limits, accelerator=accelerator, share=share
-        )
+        scored, parts = score_models(pipeline, paths, score_places(config), scorer, share=share, **way_of(config))
         for number, (descriptors, summary) in enumerate(zip(scored, summaries, strict=True)):
             own = str(number) if len(scored) > 1 else ""
             _ = (
@@ -257,7 +265,7 @@ def score(
     secs = time.monotonic() - started
     if counted is None:
         return Outcome(plans.whole, None, {}, secs, handed_over=True)
-    record(join(scores, f"run{part}.json"), "score", secs, throughput.together(ahead, counted))
+    throughput.record(join(scores, f"run{part}.json"), "score", secs, throughput.together(ahead, counted))
     skipped = tuple(json.loads(read_bytes(listed) or b"[]")) if skipping else ()
     totals = [Totals.from_json(json.loads(read_bytes(summary) or b"{}")) for summary in summaries]
     if len(totals) == 1:
@@ -270,16 +278,6 @@ def score(
     return Outcome(plans.whole, None, {}, secs, members=tuple(members), skipped=skipped)
 
 
-def check_share(totals: Totals, limits: Limits, share: Share | None, *, model: str | None = None) -> None:
-    """`check_limits` of the whole; of a share, a warning."""
-    try:
-        check_limits(totals, limits, model=model)
-    except RejectedError as error:
-        if share is None:
-            raise
-        log.warning("in shard %s alone, %s", share, error.message)
-
-
 def score_with_workers(
     config: RunConfig, plans: Plans, paths: PlanPaths, scorer: ScorerFactory | None, *, share: Share | None = None
 ) -> dict[str, int]:
@@ -288,28 +286,6 @@ def score_with_workers(
         return {}
     limits = config.limits.model_copy(update={"verify": False})  # by the graph, of all that is there then
     return score_ahead(Job(paths, score_places(config), scorer, limits), plans, config.runner.workers, share)
-
-
-def record(path: str, command: str, secs: float, counted: Mapping[str, int]) -> dict[str, Any]:
-    """Write `run.json` there, and return it: that of the last run that did something; of several models, their work together."""
-    content = throughput.run_record(command=command, secs=secs, totals=counted)
-    publish.replace(path, manifest.to_json(content))
-    return content
-
-
-def sweep(scores: str, plans: Plans, output: str | None = None) -> None:
-    """Remove what runs that were killed have left unfinished where this run writes; see `storage.local`."""
-    places = [
-        scores,
-        join(scores, "plans"),
-        *(join(scores, plan.fingerprint) for plan in (plans.whole, *plans.members)),
-        *(file.copy for file in plans.whole.files if file.copy is not None),
-    ]
-    if output is not None:
-        places += [output, join(output, "data"), join(output, "rejected")]
-    removed = publish.sweep(dict.fromkeys(places))
-    if removed:
-        log.info("removed %d unfinished files of runs that were killed", removed)
 
 
 def publish_totals(totals: Totals, path: str, *, replace: bool = False) -> None:
@@ -321,6 +297,12 @@ def publish_totals(totals: Totals, path: str, *, replace: bool = False) -> None:
 def publish_skipped(left_out: dict[int, str], path: str, plan_path: str) -> None:
     with carrying_errors():
         publish.replace(path, json.dumps(names_of(left_out, plan_at(plan_path))).encode())
+
+
+def way_of(config: RunConfig) -> dict[str, Any]:
+    """How `score_models` goes about it."""
+    colocate = config.score.colocate is not None
+    return {"limits": config.limits, "accelerator": config.runner.accelerator, "colocate": colocate}
 
 
 def score_places(config: RunConfig) -> ScorePlaces:

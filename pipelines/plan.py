@@ -206,6 +206,21 @@ def _ensemble(config: RunConfig, plans: Sequence[Plan]) -> Plans:
     return Plans(whole, tuple(members))
 
 
+def sweep(scores: str, plans: Plans, output: str | None = None) -> None:
+    """Remove what runs that were killed have left unfinished where this run writes; see `storage.local`."""
+    places = [
+        scores,
+        join(scores, "plans"),
+        *(join(scores, plan.fingerprint) for plan in (plans.whole, *plans.members)),
+        *(file.copy for file in plans.whole.files if file.copy is not None),
+    ]
+    if output is not None:
+        places += [output, join(output, "data"), join(output, "rejected")]
+    removed = publish.sweep(dict.fromkeys(places))
+    if removed:
+        log.info("removed %d unfinished files of runs that were killed", removed)
+
+
 def name_of(model: ModelConfig) -> str:
     """A hub id, or another model by the last part of its path: where it lies is nobody's business."""
     path = model.path.rstrip("/")

@@ -71,6 +71,18 @@ def _models(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
                 saved_text,
                 f"{_from(model['computed_share'])}: {what if saved >= 0 else 'padding'}",
             )
+        if model["colocate"] is not None:
+            yield _colocate(model["colocate"])
+
+
+def _colocate(both: Mapping[str, Any]) -> tuple[str, str, str]:
+    """The way that is not configured, against the one that is."""
+    gain, on = both["gain"], both["configured"] == "prompt"
+    other = both["off_computed_tokens" if on else "prompt_computed_tokens"]
+    times = f"{gain:.2f} times {'as many' if on else 'fewer'}"
+    bound = both["prompt_computed_tokens"]["basis"] == "at_most"
+    where = "at least: prompts that the blocks have in common" if bound else f"{_from(other)}: prompts by their hash"
+    return f"{'without' if on else 'with'} score.colocate", f"{other['value']:,.0f}, {times}", where
 
 
 def _sizes(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

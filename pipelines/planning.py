@@ -59,8 +59,9 @@ def plan_run(config: RunConfig, flags: Sequence[str] = (), wishes: Wishes | None
     surveyed = survey(plans.whole, skip_bad_files=config.limits.skip_bad_files, seed=seed)
     local = config.runner.name == "local" and wishes.gpu is None
     scored = score_places(config)
+    colocated = config.score.colocate is not None
     models = [
-        ModelAhead.of(member, scored.of(member.fingerprint), surveyed, seed=seed, local=local)
+        ModelAhead.of(member, scored.of(member.fingerprint), surveyed, seed=seed, local=local, colocated=colocated)
         for member in (plans.members if config.models else ())
     ]
     if asked.gpu is not None:

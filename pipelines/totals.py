@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable
 
@@ -9,8 +10,11 @@ from pipelines.config import Limits
 from pipelines.errors import RejectedError, StorageError
 from pipelines.inputs import place_of
 from pipelines.inputs.files import counted_in_file
+from pipelines.pieces import Share
 from pipelines.records import Totals
 from pipelines.storage.objects import ScoreFile
+
+log = logging.getLogger(__name__)
 
 
 def totals_of(data: bytes) -> Totals:
@@ -52,3 +56,13 @@ def check_limits(totals: Totals, limits: Limits, *, model: str | None = None) ->
             "the limit: nothing is scored again"
         )
     return totals
+
+
+def check_share(totals: Totals, limits: Limits, share: Share | None, *, model: str | None = None) -> None:
+    """`check_limits` of the whole; of a share, a warning."""
+    try:
+        check_limits(totals, limits, model=model)
+    except RejectedError as error:
+        if share is None:
+            raise
+        log.warning("in shard %s alone, %s", share, error.message)

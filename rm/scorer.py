@@ -73,7 +73,7 @@ class Window(NamedTuple):
     """Encoded rows, those of one prompt beside each other, and who asked for them."""
 
     rows: list[Encoded]
-    groups: list[list[int]]  # rows of each prompt
+    groups: list[list[int]]  # rows of each prompt, those that are whole and those that were cut apart
     places: list[list[tuple[int, int]]]  # of each row, in the call
     unusable: list[tuple[str, list[tuple[int, int]]]]
 
@@ -158,16 +158,18 @@ class Scorer:
     def _encode(self, window: Sequence[Asked]) -> Window:
         encoded = Window([], [], [], [])
         for prompt, responses, places in window:
-            group = []
+            whole: list[int] = []
+            cut: list[
+                int
+            ] = []  # of these the prompt begins elsewhere, and one of them would leave its group nothing to share
             for row, who in zip(self.template.encode_group(prompt, responses), places, strict=True):
                 if isinstance(row, UnusableError):
                     encoded.unusable.append((row.reason, who))
                     continue
-                group.append(len(encoded.rows))
+                (cut if row.truncated else whole).append(len(encoded.rows))
                 encoded.rows.append(row)
                 encoded.places.append(who)
-            if group:
-                encoded.groups.append(group)
+            encoded.groups.extend(group for group in (whole, cut) if group)
         return encoded
 
     def _forward_all(self, window: Window) -> tuple[np.ndarray, dict[int, str]]:

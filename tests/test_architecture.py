@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STAGES = {"score", "ensemble", "selection", "export", "observe", "finish"}
+STAGES = {"score", "colocate", "ensemble", "selection", "export", "observe", "finish"}
 FROM_RM = {"rm.conversations", "rm.identity", "rm.scorer"}
 MORE_DOORS = {
     "report/prompt_figures.py": {"rm.evaluate", "rm.preferences"},

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, WrapValidator, field_v
 from pipelines.config.base import PathText, Strict
 from pipelines.config.rules import BestOfN, Step, check_order, refuse_unused
 from pipelines.config.running import RunnerConfig
+from pipelines.config.scoring import ScoreConfig
 
 
 class Columns(Strict):
@@ -250,6 +251,8 @@ class RunConfig(Strict):
     alone, too; the order of the list means nothing."""
     ensemble: EnsembleConfig = EnsembleConfig()
     """Of two models or more."""
+    score: ScoreConfig = ScoreConfig()
+    """How the corpus goes through the model."""
     select: list[Step] = [Step(best_of_n=BestOfN())]
     """Steps apply in order, each to what the one before kept; an empty list keeps every scored row."""
     output: OutputConfig
@@ -268,6 +271,13 @@ class RunConfig(Strict):
         if (self.model is None) == (self.scores.column is None):
             given = "both are given" if self.model is not None else "neither is"
             raise ValueError(f"rewards come from model.path or from scores.column, and {given}; give one of them")
+        if self.score.colocate is not None and self.model is None:
+            raise ValueError("score.colocate is for scoring with a model, and scores.column has none; remove it")
+        if self.score.colocate is not None and self.runner.workers > 1:
+            raise ValueError(
+                f"score.colocate regroups the whole corpus in one process, and runner.workers is {self.runner.workers}; "
+                "remove one of them"
+            )
         if "ensemble" in self.model_fields_set and len(self.models) < 2:
             raise ValueError(
                 f"ensemble is given, and model names {len(self.models)} of the two or more models that it combines; remove "

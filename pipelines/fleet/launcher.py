@@ -26,8 +26,8 @@ from pipelines.errors import StorageError, from_text
 from pipelines.pieces import PIECES_PER_HAND, Piece, Share, cut, largest_first, share_of, stripe, whole_files
 from pipelines.plan import PlanPaths, Plans
 from pipelines.rewrite import rewrite_large
-from pipelines.score import ScorerFactory
 from pipelines.scored import ScorePlaces
+from pipelines.scoring import ScorerFactory
 
 log = logging.getLogger(__name__)
 

@@ -274,11 +274,13 @@ def coder_of(proto: Any, coder: str) -> list[str]:
     return [found.spec.urn, *(urn for part in found.component_coder_ids for urn in coder_of(proto, part))]
 
 
-ALL = [(GPU,), (CPU,), (GPU, *ENSEMBLE), (CPU, *PAIRS)]
+COLOCATED = ("score.colocate=prompt",)
+ALL = [(GPU,), (CPU,), (GPU, *ENSEMBLE), (CPU, *PAIRS), (GPU, *ENSEMBLE, *COLOCATED)]
+NAMES = ["gpu", "cpu", "ensemble", "pairs", "colocated"]
 
 
 @needs_client
-@pytest.mark.parametrize("which", ALL, ids=["gpu", "cpu", "ensemble", "pairs"])
+@pytest.mark.parametrize("which", ALL, ids=NAMES)
 def test_what_is_shuffled_is_typed_and_never_pickled(which):
     proto = job(*which).proto_pipeline
     shuffles = {"beam:transform:group_by_key:v1", "beam:transform:reshuffle:v1"}
@@ -321,13 +323,46 @@ def test_the_gpu_is_for_scoring_alone_and_nothing_is_fused_with_it(which, models
 
 
 @needs_client
+@pytest.mark.parametrize(("more", "models"), [((), [""]), (ENSEMBLE, ["0", "1"])], ids=["one", "ensemble"])
+def test_where_texts_are_colocated_the_gpu_sees_them_alone(more, models):
+    """Not the steps that read them, nor those that write score files: between them and the model everything is shuffled."""
+    proto = job(GPU, *more, *COLOCATED).proto_pipeline
+    accelerator = b"type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-driver"
+    scoring = [f"Score{own}/Colocate/ScorePrompts" for own in models]
+    assert hinted(proto) == {name: [accelerator] for name in scoring}
+    made = steps(proto)
+    for own in models:
+        within = f"Score{own}/Colocate"
+        (before,) = made[f"{within}/ScorePrompts"].inputs.values()
+        assert before in made[f"{within}/GroupByPrompt"].outputs.values()
+        (results,) = made[f"{within}/ScorePrompts"].outputs.values()
+        readers = {name for name, step in made.items() if results in step.inputs.values()}
+        assert readers == {f"{within}/UnitsAndResults"}
+        (both,) = made[f"{within}/UnitsAndResults"].outputs.values()
+        readers = {name for name, step in made.items() if both in step.inputs.values()}
+        assert readers == {f"{within}/GroupResults"}
+        for shuffle in ("GroupByPrompt", "GroupResults"):
+            assert made[f"{within}/{shuffle}"].spec.urn == "beam:transform:group_by_key:v1"
+            (collection,) = made[f"{within}/{shuffle}"].inputs.values()
+            coder = proto.components.pcollections[collection].coder_id
+            assert coder_of(proto, coder) == ["beam:coder:kv:v1", "beam:coder:varint:v1", "beam:coder:bytes:v1"]
+    assert not hinted(job(CPU, *COLOCATED).proto_pipeline)
+
+
+@needs_client
+def test_selection_colocates_nothing():
+    names = steps(job(GPU, *COLOCATED, scores=False).proto_pipeline)
+    assert not [name for name in names if "Colocate" in name]
+
+
+@needs_client
 def test_no_gpu_where_none_is_asked_for():
     assert not hinted(job(CPU).proto_pipeline)
     assert not hinted(job(GPU, scores=False).proto_pipeline)
 
 
 @needs_client
-@pytest.mark.parametrize("which", ALL, ids=["gpu", "cpu", "ensemble", "pairs"])
+@pytest.mark.parametrize("which", ALL, ids=NAMES)
 def test_no_two_steps_have_one_name(which):
     proto = job(*which).proto_pipeline
     assert len(steps(proto)) == len(proto.components.transforms)

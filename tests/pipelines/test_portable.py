@@ -91,6 +91,23 @@ def test_external_workers_give_the_same_bytes(tmp_path, make_config, workers):
     assert tree(tmp_path / "there-scores") == tree(tmp_path / "here-scores")
 
 
+def test_external_workers_colocate_texts(tmp_path, make_config):
+    """Text crosses between processes; what they write is what one process writes without that."""
+    rows, log = corpus_rows(), tmp_path / "scored.log"
+    for number in range(4):
+        write_jsonl(tmp_path / "in" / f"{number}.jsonl", rows[12 * number : 12 * number + 12])
+    curate.curate(config_of(tmp_path, make_config, "here"), scorer=StubFactory())
+    with service(2, tmp_path / "service.log") as (jobs, pool):
+        options = {"job_endpoint": jobs, "environment_type": "EXTERNAL", "environment_config": pool}
+        runner = {"name": "PortableRunner", "options": options}
+        config = config_of(tmp_path, make_config, "there", runner=runner, score={"colocate": "prompt"})
+        curate.curate(config, scorer=StubFactory(log=str(log)))
+    assert scored_rows(log) == len(rows)
+    assert tree(tmp_path / "there") == tree(tmp_path / "here")
+    scores = {name: digest for name, digest in tree(tmp_path / "there-scores").items() if "colocated" not in name}
+    assert scores == tree(tmp_path / "here-scores")
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_worker_ends_the_run_and_the_next_one_goes_on(tmp_path, make_config, workers):
     """As an out-of-memory killer does it. What is scored stays, and nothing hangs."""

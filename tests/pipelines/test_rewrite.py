@@ -477,3 +477,12 @@ def test_workers_read_parts_of_one_file(tmp_path, configure, large, monkeypatch)
     curate.curate(config, scorer=StubFactory(log=str(tmp_path / "log"), pids=str(tmp_path / "pids"), meet=2))
     assert len(list((tmp_path / "pids").iterdir())) == 2
     assert outputs(tmp_path / "both" / "out") == outputs(tmp_path / "alone" / "out")
+
+
+def test_colocation_reads_parts(tmp_path, configure, large):
+    put(tmp_path / "in" / "a.jsonl.gz", gzip.compress(awkward()))
+    found = []
+    for name, changes in (("plain", {}), ("regrouped", {"score": {"colocate": "prompt"}})):
+        run(configure(tmp_path / name, tmp_path / "in", **SETTINGS, **changes))
+        found.append(outputs(tmp_path / name / "out"))
+    assert found[0] == found[1]

@@ -245,6 +245,19 @@ def test_rows_of_one_prompt_share_it_wherever_they_stand(causal):
     assert computed[0] < 3 * (21 + 8 * 4)
 
 
+def test_a_response_that_does_not_fit_leaves_the_others_their_prompt(causal):
+    """It is scored with the left of its prompt cut off, and so has nothing in common with them at the front."""
+    prompt, short = (("user", "the " * 20),), ["good day", "a bad way", "some word"]
+    scorer, work = load(causal, max_length=40), []
+    scorer.on_batch = work.append
+    (alone,) = scorer.score([(prompt, short)])
+    computed = work.pop().computed_tokens
+    (result,) = scorer.score([(prompt, [short[0], "hot " * 30, *short[1:]])])
+    assert result.truncated.tolist() == [False, True, False, False]
+    assert work.pop().computed_tokens == computed + 40
+    np.testing.assert_allclose(result.rewards[[0, 2, 3]], alone.rewards, rtol=0, atol=1e-5)
+
+
 def test_a_cut_group_s_prefix_is_repeated_and_the_budget_kept(causal):
     scorer, work = load(causal, tokens_per_batch=40, max_length=128), []
     scorer.on_batch = work.append

@@ -1,0 +1,125 @@
+"""What `score.colocate` would save, told before anything is scored: `bestkept plan`'s estimate from the rows it has looked at.
+
+Of all rows that were read, those of the prompts whose hash is smallest are a sample of prompts, drawn at random and each with all
+its responses, wherever they lie. They are also what a run with `score.colocate` scores first, so they are counted in its very
+pieces. Of a corpus that was not read whole, responses in places that nobody looked at are missing: then the count is a bound.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pipelines.colocated import keys_of, prompt_text
+from pipelines.estimate import Block, Quantity, product_of, sampled_total
+from pipelines.forecast import Forecast, Group, groups_of
+from pipelines.survey import BlockOfRows
+from rm.conversations import Conversation
+
+if TYPE_CHECKING:
+    from rm.forecast import Forecaster
+
+_PIECES = 4  # that are counted
+
+
+class Together(NamedTuple):
+    """Tokens that the model would compute of what is left, and which of the two ways is configured."""
+
+    apart: Quantity
+    together: Quantity
+    colocated: bool
+
+    def to_json(self) -> dict[str, Any]:
+        gain = self.apart.value / self.together.value if self.together.value else 1.0
+        ways = {"off_computed_tokens": self.apart, "prompt_computed_tokens": self.together}
+        return {"configured": "prompt" if self.colocated else None, **ways, "gain": gain}
+
+
+def told_together(
+    found: Forecast,
+    waiting: Sequence[BlockOfRows],
+    forecaster: Forecaster,
+    *,
+    whole: bool,
+    responses: int,
+    colocated: bool,
+) -> tuple[Forecast, Together | None]:
+    """The forecast of the way that is configured, and both ways; None where nothing is left, or the model shares no prompts.
+
+    `responses` is the most of a piece, `whole` whether `waiting` is all that is left.
+    """
+    if not (forecaster.packed and forecaster.model.causal and found.left_tokens.high):
+        return found, None
+    share = computed_together(waiting, forecaster, whole=whole, responses=responses, apart=found.computed_share)
+    both = Together(found.left_computed, product_of(found.left_tokens, share), colocated)
+    if colocated:
+        found = found._replace(left_computed=both.together, computed_share=share)
+    return found, both
+
+
+def computed_together(
+    waiting: Sequence[BlockOfRows], forecaster: Forecaster, *, whole: bool, responses: int, apart: Quantity
+) -> Quantity:
+    """Tokens that go through the model by token that its responses have with their prompts, were all responses to a prompt scored
+    together. `apart` is the same as they lie, and holds where no prompt is in two places.
+
+    Of a sample, the ratio of both ways is taken, of the same prompts: it varies less from prompt to prompt than either.
+    """
+    places: dict[Conversation, dict[int, list[str]]] = {}
+    for number, block in enumerate(waiting):
+        for prompt, texts in groups_of(block.rows):
+            places.setdefault(prompt, {}).setdefault(number, []).extend(texts)
+    if all(len(parts) == 1 for parts in places.values()):
+        return apart if whole else Quantity(apart.value, 0.0, apart.high, "at_most")
+    prompts = sorted((keys_of(prompt_text(prompt), [""])[0], prompt) for prompt in places)
+    ordered = [(prompt, list(itertools.chain.from_iterable(places[prompt].values()))) for _, prompt in prompts]
+    pieces = list(in_pieces(ordered, responses=responses))
+    chosen = pieces[:_PIECES]
+    counts = [forecaster.count(piece) for piece in chosen]
+    joined = [float(work.computed_tokens) for _, work in counts]
+    asked = sum(float(tokens.sum()) for counted, _ in counts for tokens in counted)
+    if not asked:
+        return apart
+    if whole and len(chosen) == len(pieces):
+        return Quantity.exact(sum(joined) / asked)
+    lying = [_computed_apart(piece, places, forecaster) for piece in chosen]
+    blocks = [Block(alone, 1, 0.0, [(0.0, once)]) for alone, once in zip(lying, joined, strict=True) if alone]
+    if not whole:
+        ratio = sum(joined) / max(1.0, sum(lying))
+        return Quantity(apart.value * min(1.0, ratio), 0.0, apart.high, "at_most")
+    measure = sum(lying) * len(pieces) / len(chosen)
+    return product_of(apart, sampled_total(blocks, Quantity.exact(measure)).times(1 / measure))
+
+
+def _computed_apart(
+    piece: Sequence[Group], places: Mapping[Conversation, Mapping[int, list[str]]], forecaster: Forecaster
+) -> float:
+    """Tokens computed for a piece's texts where each block is scored by itself."""
+    blocks: dict[int, list[Group]] = {}
+    for prompt, texts in piece:
+        there = set(texts)
+        for number, own in places[prompt].items():
+            blocks.setdefault(number, []).append((prompt, [text for text in own if text in there]))
+    return sum(float(forecaster.count(groups)[1].computed_tokens) for groups in blocks.values())
+
+
+def in_pieces(groups: Sequence[Group], *, responses: int) -> Iterator[list[Group]]:
+    """Prompts with all their responses, cut as `colocated.pieces` cuts them: by how many different responses there are. Equal
+    ones stay together."""
+    piece: list[Group] = []
+    size = 0
+    for prompt, texts in groups:
+        different = list(dict.fromkeys(texts))
+        if size and size + len(different) > responses:
+            yield piece
+            piece, size = [], 0
+        for start in range(0, len(different), responses):
+            chosen = set(different[start : start + responses])
+            piece.append((prompt, [text for text in texts if text in chosen]))
+            size += len(chosen)
+            if start + responses < len(different):
+                yield piece
+                piece, size = [], 0
+    if piece:
+        yield piece
