@@ -15,7 +15,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipelines import hub, progress, throughput
+from pipelines import following, hub, progress, throughput
 from pipelines.columnar import needs_of
 from pipelines.config import Limits, RunConfig, RunnerConfig
 from pipelines.ensemble import CombineScores, LoadAlone
@@ -198,14 +198,14 @@ def curated(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFacto
     secs = time.monotonic() - started
     if counted is None:
         return Outcome(plan, None, {}, secs, handed_over=True)
+    written = manifest.written(config.path)
     ran = record(config.path, "select" if scorer is None else "run", secs, counted)
-    written = manifest.read_manifest(config.path)
-    for warning in (written or {}).get("warnings", ()):
+    for warning in written.get("warnings", ()):
         if OFFSET_WARNING not in warning:  # that came before the work
             log.warning("%s", warning)
-    if written and config.report.write and counted.get("rows"):  # once more, with what the model did and how fast
+    if config.report.write and counted.get("rows"):  # once more, with what the model did and how fast
         write_report(config.path, written, run=ran)
-    return Outcome(plan, written, {}, secs, skipped=tuple((written or {}).get("skipped_files", ())))
+    return Outcome(plan, written, {}, secs, skipped=tuple(written.get("skipped_files", ())))
 
 
 def score(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory | None) -> Outcome:
@@ -321,8 +321,7 @@ def execute(
         if hands_over(options):
             log.info("%s goes on alone: what it has made is complete when manifest.json is there", runner.name)
             return None
-        result.wait_until_finish()
-        return throughput.counters(result)
+        return following.wait(result, counts_here=runner.name == "local")
     except BestkeptError:
         raise
     except Exception as error:

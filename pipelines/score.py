@@ -220,7 +220,7 @@ def _shown(found: Sequence[ScoreFile], unit: Unit) -> Iterator[ScoreFile]:
 
 
 def _show(footer: Footer, *, input_bytes: int, found: bool) -> None:
-    progress.fragment(input_bytes=input_bytes, responses=footer.responses, scored=footer.scored, found=found)
+    throughput.fragment(input_bytes=input_bytes, responses=footer.responses, scored=footer.scored, found=found)
 
 
 class _OneAtATime:
