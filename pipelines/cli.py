@@ -81,12 +81,25 @@ def plan(
 
 
 @app.command(settings="run", context_settings=_PASS_ON)
-def score(config: _ConfigPath, extra: _Extra = None) -> None:
+def score(
+    config: _ConfigPath,
+    extra: _Extra = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Score one of N shards alone, 0/N to (N-1)/N, in any order or at once, as in a Slurm array; `run` goes on from "
+            "there.",
+        ),
+    ] = None,
+) -> None:
     """Score a corpus and stop; what is scored already is not scored again."""
     settings, flags = _run_config(config, extra)
     from pipelines import curate
+    from pipelines.pieces import Share
 
-    _show(settings, lambda: curate.score(settings, flags, scorer=curate.default_scorer(settings)))
+    share = None if shard is None else Share.of(shard)
+    _show(settings, lambda: curate.score(settings, flags, scorer=curate.default_scorer(settings), share=share))
 
 
 @app.command(settings="run", context_settings=_PASS_ON)

@@ -19,12 +19,14 @@ from pipelines import following, hub, progress, throughput
 from pipelines.columnar import needs_of
 from pipelines.config import Limits, RunConfig, RunnerConfig
 from pipelines.ensemble import CombineScores, LoadAlone
-from pipelines.errors import BestkeptError, ConfigError, StorageError, from_text, remedy, whereabouts
+from pipelines.errors import BestkeptError, ConfigError, RejectedError, failure
 from pipelines.export import Export
 from pipelines.finish import OFFSET_WARNING, Finish, selection_settings
+from pipelines.fleet import Job, score_ahead
 from pipelines.hub import Pushed
 from pipelines.observe import Observe
 from pipelines.overlap import Gather
+from pipelines.pieces import Share
 from pipelines.plan import Plan, PlanPaths, Plans, make_plans
 from pipelines.records import Totals
 from pipelines.report.figures import Facts
@@ -121,6 +123,7 @@ def score_models(
     limits: Limits,
     read_only: bool = False,
     accelerator: str | None = None,
+    share: Share | None = None,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The descriptors of each model's score files, and `skipped` files where they may be. Models score one after the other: none
     finds another in its memory."""
@@ -129,7 +132,7 @@ def score_models(
         own, load = ("", scorer) if len(paths.members) == 1 else (str(number), LoadAlone(scorer) if scorer else None)
         last = scored[-1]["scores"] if scored and scorer else None
         after = last | f"AwaitModel{number - 1}" >> Gather(no_more) if last else None
-        corpus = ScoreCorpus(path, places, load, after, read_only, limits, accelerator)
+        corpus = ScoreCorpus(path, places, load, after, read_only, limits, accelerator, share)
         scored.append(pipeline | f"Score{own}" >> corpus)
     if not limits.skip_bad_files:
         return tuple(each["scores"] for each in scored), {}
@@ -194,12 +197,14 @@ def curated(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFacto
         return Outcome(plan, done, {}, time.monotonic() - started, already_complete=True)
     paths = plans.save(scores_path(config))
     log.info("curating %d files, fingerprint %s", len(plan.files), plan.fingerprint)
+    ahead = score_with_workers(config, plans, paths, scorer)
     counted = execute(config.runner, options, lambda pipeline: build(pipeline, config, paths, plan, scorer))
     secs = time.monotonic() - started
     if counted is None:
         return Outcome(plan, None, {}, secs, handed_over=True)
+    counted = throughput.together(ahead, counted)
     written = manifest.written(config.path)
-    ran = record(config.path, "select" if scorer is None else "run", secs, counted)
+    ran = record(join(config.path, "run.json"), "select" if scorer is None else "run", secs, counted)
     for warning in written.get("warnings", ()):
         if OFFSET_WARNING not in warning:  # that came before the work
             log.warning("%s", warning)
@@ -208,22 +213,34 @@ def curated(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFacto
     return Outcome(plan, written, {}, secs, skipped=tuple(written.get("skipped_files", ())))
 
 
-def score(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory | None) -> Outcome:
-    """Score the corpus with every model and stop. Raises `BestkeptError`, for too many rejected rows too."""
+def score(
+    config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory | None, share: Share | None = None
+) -> Outcome:
+    """Score the corpus with every model, or a share of it, and stop. Raises `BestkeptError`, for too many rejected rows too; of a
+    share these are only warned of, since the limit is one of the whole."""
     started = time.monotonic()
     options = checked_options(config, flags, scores=scorer is not None)
+    if share is not None and config.runner.name != "local":
+        raise ConfigError(
+            f"--shard is for machines without an engine, and runner.name is {config.runner.name}, which spreads the work itself; "
+            "remove one of them"
+        )
     config = located(config)
     plans, scores = make_plans(config), scores_path(config)
     progress.planned(plans.whole.input_bytes * len(plans.members))
     sweep(scores, plans)
     paths = plans.save(scores)
     skipping = config.limits.skip_bad_files
-    summaries = [join(scores, plan.fingerprint, f"totals-{plan.hash[:32]}.json") for plan in plans.members]
-    listed = join(scores, plans.whole.fingerprint, f"skipped-{plans.whole.hash[:32]}.json")
+    part = "" if share is None else f"-{share.index}-of-{share.count}"
+    summaries = [join(scores, plan.fingerprint, f"totals-{plan.hash[:32]}{part}.json") for plan in plans.members]
+    listed = join(scores, plans.whole.fingerprint, f"skipped-{plans.whole.hash[:32]}{part}.json")
+    ahead = score_with_workers(config, plans, paths, scorer, share=share)
+
+    accelerator = config.runner.accelerator
 
     def build_scoring(pipeline: Any) -> None:
         scored, parts = score_models(
-            pipeline, paths, score_places(config), scorer, limits=config.limits, accelerator=config.runner.accelerator
+            pipeline, paths, score_places(config), scorer, limits=config.limits, accelerator=accelerator, share=share
         )
         for number, (descriptors, summary) in enumerate(zip(scored, summaries, strict=True)):
             own = str(number) if len(scored) > 1 else ""
@@ -240,23 +257,43 @@ def score(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory
     secs = time.monotonic() - started
     if counted is None:
         return Outcome(plans.whole, None, {}, secs, handed_over=True)
-    record(scores, "score", secs, counted)
+    record(join(scores, f"run{part}.json"), "score", secs, throughput.together(ahead, counted))
     skipped = tuple(json.loads(read_bytes(listed) or b"[]")) if skipping else ()
     totals = [Totals.from_json(json.loads(read_bytes(summary) or b"{}")) for summary in summaries]
     if len(totals) == 1:
-        check_limits(totals[0], config.limits)
+        check_share(totals[0], config.limits, share)
         return Outcome(plans.whole, None, totals[0].to_json(), secs, skipped=skipped)
     members = []
     for named, one in zip(plans.whole.model["members"], totals, strict=True):
-        check_limits(one, config.limits, model=named["name"])
+        check_share(one, config.limits, share, model=named["name"])
         members.append({"name": named["name"], "fingerprint": named["fingerprint"], **one.to_json()})
     return Outcome(plans.whole, None, {}, secs, members=tuple(members), skipped=skipped)
 
 
-def record(directory: str, command: str, secs: float, counted: Mapping[str, int]) -> dict[str, Any]:
-    """Write `run.json`, and return it: that of the last run that did something; of several models, their work together."""
+def check_share(totals: Totals, limits: Limits, share: Share | None, *, model: str | None = None) -> None:
+    """`check_limits` of the whole; of a share, a warning."""
+    try:
+        check_limits(totals, limits, model=model)
+    except RejectedError as error:
+        if share is None:
+            raise
+        log.warning("in shard %s alone, %s", share, error.message)
+
+
+def score_with_workers(
+    config: RunConfig, plans: Plans, paths: PlanPaths, scorer: ScorerFactory | None, *, share: Share | None = None
+) -> dict[str, int]:
+    """Where `runner.workers` asks for them, let them score all that is not scored yet; what their models' counters say."""
+    if config.runner.workers == 1 or scorer is None:
+        return {}
+    limits = config.limits.model_copy(update={"verify": False})  # by the graph, of all that is there then
+    return score_ahead(Job(paths, score_places(config), scorer, limits), plans, config.runner.workers, share)
+
+
+def record(path: str, command: str, secs: float, counted: Mapping[str, int]) -> dict[str, Any]:
+    """Write `run.json` there, and return it: that of the last run that did something; of several models, their work together."""
     content = throughput.run_record(command=command, secs=secs, totals=counted)
-    publish.replace(join(directory, "run.json"), manifest.to_json(content))
+    publish.replace(path, manifest.to_json(content))
     return content
 
 
@@ -325,10 +362,4 @@ def execute(
     except BestkeptError:
         raise
     except Exception as error:
-        known = from_text(str(error))
-        if known is not None:
-            raise known from None
-        report = "the same command again goes on from there; if it fails again at this place, please report it"
-        raise StorageError(
-            f"the pipeline failed: {whereabouts(error)}; what is scored stays; {remedy(error) or report}"
-        ) from error
+        raise failure(error, "the pipeline") from error

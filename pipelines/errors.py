@@ -125,3 +125,13 @@ def _errno_of(error: BaseException) -> int | None:
         return error.errno
     found = _ERRNO.findall(str(error))
     return int(found[-1]) if found else None
+
+
+def failure(error: Exception, what: str) -> BestkeptError:
+    """What a failed pipeline or worker is reported as: a `BestkeptError`, itself or packed in its text, or a `StorageError` with
+    type and place, but without the message, which may hold row text."""
+    known = error if isinstance(error, BestkeptError) else from_text(str(error))
+    if known is not None:
+        return known
+    report = "the same command again goes on from there; if it fails again at this place, please report it"
+    return StorageError(f"{what} failed: {whereabouts(error)}; what is scored stays; {remedy(error) or report}")

@@ -28,8 +28,8 @@ _OURS = ("pipelines", "rm")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in ([\w<>]+)')
 
 
-def set_up() -> None:
-    """Give log lines their places, for the command that starts."""
+def set_up(ours: logging.Handler | None = None) -> None:
+    """Give log lines their places, for the command that starts; `ours` is where our own go instead of to standard error."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     warnings.filterwarnings("ignore")
     _FILE.leave()
@@ -37,7 +37,7 @@ def set_up() -> None:
     for handler in list(root.handlers):
         if isinstance(handler, _Terminal | LibraryLog) or type(handler) is logging.StreamHandler:  # of `basicConfig`
             root.removeHandler(handler)
-    root.addHandler(_Terminal())
+    root.addHandler(ours or _Terminal())
     root.addHandler(_FILE)
     root.setLevel(logging.WARNING)
     for name in _OURS:

@@ -7,7 +7,6 @@ the runner itself gives one bundle at a time. Results keep the order of the elem
 from __future__ import annotations
 
 import itertools
-import os
 import queue
 import threading
 from collections import deque
@@ -22,6 +21,7 @@ from apache_beam.pvalue import AsIter, TaggedOutput
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.typehints.decorators import no_annotations
 
+from pipelines import machine
 from pipelines.workers import carrying_errors
 
 T = TypeVar("T")
@@ -37,7 +37,7 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def _threads() -> int:
-    return min(_MOST_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return min(_MOST_THREADS, machine.cores())
 
 
 class Overlap:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 
@@ -24,6 +24,9 @@ class Progress:
     tokens: int = 0
     scored_bytes: float = 0.0  # input bytes that this run has scored, the fragment in work included
     since: float | None = None  # monotonic seconds at which the first fragment began, the model loaded
+    settled: bool = (
+        False  # workers have scored all there is, and are counted: what is found from now on is what they made
+    )
 
 
 _COUNTED = {  # the field, and the counter of `throughput` that holds it
@@ -90,6 +93,8 @@ def batch(rows: int, tokens: int) -> None:
 def fragment(*, input_bytes: int, responses: int, scored: int, found: bool) -> None:
     """One fragment is done: scored and published by this process, or found valid."""
     with _lock:
+        if found and _now.settled:
+            return
         _update(
             input_bytes=_now.input_bytes + input_bytes,
             fragments=_now.fragments + 1,
@@ -108,3 +113,44 @@ def reported(counts: Mapping[str, int], *, since: float) -> None:
         _update(**known, scored_bytes=float(known["input_bytes"] - known["found_bytes"]))
         if _now.since is None and _now.scored:
             _update(since=since)
+
+
+COUNTS = (
+    "input_bytes",
+    "fragments",
+    "found",
+    "found_bytes",
+    "found_responses",
+    "published",
+    "scored",
+    "tokens",
+    "scored_bytes",
+)
+
+
+def of_workers(parts: Iterable[Progress]) -> None:
+    """What workers of this machine have done, together, instead of what this process has."""
+    parts = list(parts)
+    sums = {name: sum(getattr(part, name) for part in parts) for name in COUNTS}
+    with _lock:
+        _update(**sums, since=min((part.since for part in parts if part.since is not None), default=None))
+
+
+def of_a_dead_worker(last: Progress, before: Progress) -> Progress:
+    """What counts of a worker that died in the middle of a piece of work, `before` which it had done so much: all that it has
+    scored; whoever does the piece again finds what is published of it, and counts that as found."""
+    again = (last.fragments - last.found) - (before.fragments - before.found)
+    return replace(
+        last,
+        fragments=before.fragments,
+        input_bytes=before.input_bytes,
+        found=before.found - again,
+        found_bytes=before.found_bytes,
+        found_responses=before.found_responses - (last.published - before.published),
+    )
+
+
+def settle() -> None:
+    """The workers are done."""
+    with _lock:
+        _update(settled=True)

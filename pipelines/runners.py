@@ -23,6 +23,7 @@ from pipelines import dataflow, manners
 from pipelines.config import RunConfig, RunnerConfig
 from pipelines.errors import ConfigError
 from pipelines.hardware import Asked
+from pipelines.machine import check_workers
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ def checked_options(config: RunConfig, flags: Sequence[str], *, scores: bool) ->
     Raises `ConfigError` with all that would fail after submission, or never end.
     """
     dataflow.refuse_hub_ids(config)
+    if scores and config.runner.name == "local":
+        check_workers(config.runner.workers)
     options = pipeline_options(config.runner, flags)
     if config.runner.name != dataflow.DATAFLOW:
         return options

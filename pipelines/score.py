@@ -19,7 +19,8 @@ from apache_beam.utils.shared import Shared
 from pipelines import originals, progress, throughput
 from pipelines.config import Limits
 from pipelines.errors import InputError, ModelLoadError
-from pipelines.inputs import Fragment, Row, Unit, UnreadableError, original_schema, probe, split_units
+from pipelines.inputs import Fragment, Row, Unit, UnreadableError, original_schema, probe
+from pipelines.pieces import Share, units_in, units_of_share
 from pipelines.plan import Plan
 from pipelines.scored import ScorePlaces, UnitScores
 from pipelines.skipped import skipped
@@ -80,16 +81,18 @@ class ScoreCorpus(beam.PTransform):  # type: ignore[misc]
     read_only: bool = False
     limits: Limits = _NO_LIMITS
     accelerator: str | None = None  # a hint for the workers of ScoreUnits, see `RunnerConfig`
+    share: Share | None = None  # of the corpus: no more than that is scored
 
     def expand(self, begin: Any) -> Any:
         wait = [] if self.after is None else [AsIter(self.after)]
         files = (
             begin
             | "ListFiles" >> beam.Create([self.plan_path])
-            | "ReadPlan" >> beam.FlatMap(file_numbers, *wait).with_output_types(int)
+            | "ReadPlan" >> beam.FlatMap(file_numbers, self.share, *wait).with_output_types(int)
         )
         spread = files | "SpreadFiles" >> beam.Reshuffle()
-        split = spread | "SplitUnits" >> beam.ParDo(SplitUnits(self.plan_path, self.limits)).with_output_types(
+        splitter = SplitUnits(self.plan_path, self.limits, self.share)
+        split = spread | "SplitUnits" >> beam.ParDo(splitter).with_output_types(
             tuple[int, tuple[int, int, int, int]], skipped=tuple[int, str]
         ).with_outputs("skipped", main="units")
         score = ScoreUnits(self.plan_path, self.places, self.scorer, read_only=self.read_only, limits=self.limits)
@@ -107,9 +110,9 @@ class ScoreCorpus(beam.PTransform):  # type: ignore[misc]
         return {"scores": scored.scores | "KeepScored" >> beam.Reshuffle(), "skipped": skipped}
 
 
-def file_numbers(plan_path: str, _after: Any = None) -> Iterator[int]:
+def file_numbers(plan_path: str, share: Share | None = None, _after: Any = None) -> Iterator[int]:
     with carrying_errors():
-        yield from range(len(plan_at(plan_path).files))
+        yield from range(len(plan_at(plan_path).files)) if share is None else units_of_share(plan_path, share)
 
 
 @dataclass(eq=False)
@@ -118,6 +121,7 @@ class SplitUnits(beam.DoFn):  # type: ignore[misc]
 
     plan_path: str
     limits: Limits
+    share: Share | None = None
 
     def process(self, file_number: int) -> Iterator[Any]:
         with carrying_errors():
@@ -125,7 +129,7 @@ class SplitUnits(beam.DoFn):  # type: ignore[misc]
             try:
                 if self.limits.skip_bad_files:
                     probe(file.path)  # one whose scores all exist is not opened before export, and there it is too late
-                for unit in split_units(file):
+                for unit in units_in(file_number, file, self.plan_path, self.share):
                     yield file_number, tuple(unit)
             except UnreadableError as error:
                 yield skipped(file_number, error, self.limits)
@@ -154,23 +158,28 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
         file_number, fields = element
         with carrying_errors():
             try:
-                for score_file in self._score_unit(file_number, Unit(*fields)):
+                for score_file in self.score_unit(file_number, Unit(*fields)):
                     yield score_file.to_bytes()
             except UnreadableError as error:
                 yield skipped(file_number, error, self._limits)
 
-    def _score_unit(self, file_number: int, unit: Unit) -> Iterator[ScoreFile]:
+    def score_unit(self, file_number: int, unit: Unit, *, stripe: int = 0, stripes: int = 1) -> Iterator[ScoreFile]:
+        """Its score files in order, each durable when it comes; of a stripe, those of fragments whose number is `stripe` modulo
+        `stripes` alone. Raises `BestkeptError`."""
         plan = plan_at(self._plan_path)
         file = plan.files[file_number]
         place = UnitScores(plan, self._places.of(plan.fingerprint), file_number, unit)
         found = place.found_in_order()
         if not self._limits.verify:
-            yield from _shown(found, unit)
+            yield from _shown(found[stripe::stripes], unit)
             if found and found[-1].footer.last:
                 return
         seen = 0
         for fragment in plan.fragments(file, unit):
             done = fragment.rows[-1].seen_bytes if fragment.rows and not fragment.last else unit.input_bytes
+            if fragment.index % stripes != stripe:
+                seen = done
+                continue
             if fragment.index < len(found):
                 seen = done
                 if self._limits.verify:

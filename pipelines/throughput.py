@@ -31,6 +31,7 @@ COUNTERS = (
     "peak_megaflops",
     "forward_microsecs",
 )
+_here = dict.fromkeys(COUNTERS, 0)
 
 
 def count(work: Work) -> None:
@@ -47,6 +48,12 @@ def count(work: Work) -> None:
     )
     for name, value in zip(COUNTERS, values, strict=True):
         Metrics.counter(NAMESPACE, name).inc(round(value))
+        _here[name] += round(value)
+
+
+def counted_here() -> dict[str, int]:
+    """What this process has counted, outside a Beam job too."""
+    return dict(_here)
 
 
 def fragment(*, input_bytes: int, responses: int, scored: int, found: bool) -> None:
@@ -75,6 +82,11 @@ def counted(metrics: Any, *, tentative: bool = False) -> dict[str, int]:
         value = first if first is not None else second
         totals[one.key.metric.name] = totals.get(one.key.metric.name, 0) + int(value or 0)
     return totals
+
+
+def together(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:
+    """Counters of two parts of a run."""
+    return {name: first.get(name, 0) + second.get(name, 0) for name in {**first, **second}}
 
 
 def rates(totals: Mapping[str, int]) -> dict[str, float | int | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipelines.config.base import Strict
 from pipelines.config.rules import refuse_unused
@@ -17,7 +17,11 @@ _ACCELERATOR = re.compile(
 
 class RunnerConfig(Strict):
     name: Literal["local", "DataflowRunner", "PortableRunner", "FlinkRunner", "SparkRunner"] = "local"
-    """Where the run takes place: `local` is this process, in memory, with one worker; the others are Beam's."""
+    """Where the run takes place: `local` is this machine; the others are Beam's."""
+    workers: int = Field(default=1, ge=1)
+    """Of a local run: so many processes score, each with a model of its own, on a GPU of its own where there are any, else with
+    its part of the cores. One that dies is replaced once. The same score files come out, but for the last bits that the number of
+    threads changes."""
     options: dict[str, Any] = {}
     """Beam pipeline options by name; null is as if it were not there."""
     accelerator: str | None = None
@@ -37,4 +41,10 @@ class RunnerConfig(Strict):
     def _accelerator_is_used(self) -> RunnerConfig:
         used = self.name == "DataflowRunner" or self.accelerator is None
         refuse_unused(self, {"accelerator"}, used=used, by="name: DataflowRunner")
+        return self
+
+    @model_validator(mode="after")
+    def _workers_are_used(self) -> RunnerConfig:
+        used = self.name == "local" or self.workers == 1  # that of the printed example changes nothing
+        refuse_unused(self, {"workers"}, used=used, by="name: local")
         return self
