@@ -42,6 +42,7 @@ from pipelines.steps import Selection
 from pipelines.storage import manifest, publish
 from pipelines.storage.files import absolute, join, read_bytes
 from pipelines.totals import check_limits, sum_totals, totals_of
+from pipelines.versions import Turn, is_latest, placed, point, take_turn
 from pipelines.workers import carrying_errors, plan_at
 
 log = logging.getLogger(__name__)
@@ -66,9 +67,22 @@ class Outcome:
     skipped: tuple[dict[str, str], ...] = ()  # files that could not be read: key and reason
     pushed: Pushed | None = None  # where `output.push_to_hub` has put it
     handed_over: bool = False  # the runner goes on alone; nothing is known of the end
+    turn: Turn | None = None  # of `run` and `select` with output.versions
+
+    def output(self, config: RunConfig) -> str:
+        """Where the data set is."""
+        return config.path if self.turn is None else self.turn.path
 
 
-def build(pipeline: Any, config: RunConfig, paths: PlanPaths, plan: Plan, scorer: ScorerFactory | None) -> None:
+def build(
+    pipeline: Any,
+    config: RunConfig,
+    paths: PlanPaths,
+    plan: Plan,
+    scorer: ScorerFactory | None,
+    *,
+    turn: Turn | None = None,
+) -> None:
     """The graph of `run` (with a scorer) and of `select` (without)."""
     selection = selection_of(config, plan)
     shape = Shape(config.output.shape, tuple(config.output.include_columns), tuple(config.output.add), plan.temperature)
@@ -84,7 +98,7 @@ def build(pipeline: Any, config: RunConfig, paths: PlanPaths, plan: Plan, scorer
         facts = facts_of(config, plan)
         observe = Observe(paths.whole, config.path, facts, selection.needs.kept, config.report.samples)
         parts = {**parts, "report": {"scores": scored, "kept": selected["kept"]} | "Observe" >> observe}
-    _ = {**selected, **parts, "shards": shards} | "Finish" >> Finish(paths.whole, config)
+    _ = {**selected, **parts, "shards": shards} | "Finish" >> Finish(paths.whole, config, turn)
 
 
 def facts_of(config: RunConfig, plan: Plan) -> Facts:
@@ -173,8 +187,13 @@ def curate(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactor
     outcome = curated(config, flags, scorer=scorer)
     if target is None or outcome.manifest is None:
         return outcome
+    if not is_latest(outcome.turn):
+        log.warning(
+            "a later run has ended before, so nothing is uploaded to %s: it would replace a newer version", target.repo
+        )
+        return outcome
     progress.stage("uploading")
-    return replace(outcome, pushed=hub.push(absolute(config.path), target, outcome.manifest))
+    return replace(outcome, pushed=hub.push(absolute(outcome.output(config)), target, outcome.manifest))
 
 
 def curated(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory | None) -> Outcome:
@@ -188,20 +207,23 @@ def curated(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFacto
     warn_of_offsets(config, plan)
     progress.planned(plan.input_bytes * len(plans.members))
     settings = manifest.digest(selection_settings(config, plan))
+    turn = take_turn(config, plans, settings)
+    config = placed(config, turn)
     same_plan = manifest.claim(config.path, inputs=plan.content_hash, selection=settings, plan=plan.hash)
     sweep(scores_path(config), plans, config.path)
     done = manifest.complete(config.path) if same_plan and not config.limits.verify else None
     if done is not None and not done.get("skipped_files"):  # what could not be read then may be mended now
         counts = {**done["counts"], "rejected": done["rejected"], "examples": done["first_rejected"]}
         check_limits(Totals.from_json(counts), config.limits)
-        return Outcome(plan, done, {}, time.monotonic() - started, already_complete=True)
+        point(turn)
+        return Outcome(plan, done, {}, time.monotonic() - started, already_complete=True, turn=turn)
     paths = plans.save(scores_path(config))
     log.info("curating %d files, fingerprint %s", len(plan.files), plan.fingerprint)
     ahead = score_with_workers(config, plans, paths, scorer)
-    counted = execute(config.runner, options, lambda pipeline: build(pipeline, config, paths, plan, scorer))
+    counted = execute(config.runner, options, lambda root: build(root, config, paths, plan, scorer, turn=turn))
     secs = time.monotonic() - started
     if counted is None:
-        return Outcome(plan, None, {}, secs, handed_over=True)
+        return Outcome(plan, None, {}, secs, handed_over=True, turn=turn)
     counted = throughput.together(ahead, counted)
     written = manifest.written(config.path)
     ran = record(join(config.path, "run.json"), "select" if scorer is None else "run", secs, counted)
@@ -210,7 +232,7 @@ def curated(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFacto
             log.warning("%s", warning)
     if config.report.write and counted.get("rows"):  # once more, with what the model did and how fast
         write_report(config.path, written, run=ran)
-    return Outcome(plan, written, {}, secs, skipped=tuple(written.get("skipped_files", ())))
+    return Outcome(plan, written, {}, secs, skipped=tuple(written.get("skipped_files", ())), turn=turn)
 
 
 def score(
