@@ -8,18 +8,18 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipelines import following, hub, progress, throughput
+from pipelines import hub, progress, throughput
 from pipelines.columnar import needs_of
-from pipelines.config import Limits, RunConfig, RunnerConfig
+from pipelines.config import Limits, RunConfig
 from pipelines.ensemble import CombineScores, LoadAlone
-from pipelines.errors import BestkeptError, ConfigError, RejectedError, failure
+from pipelines.errors import ConfigError, RejectedError
+from pipelines.execution import execute, publish_skipped, publish_totals, record
 from pipelines.export import Export
 from pipelines.finish import OFFSET_WARNING, Finish, selection_settings
 from pipelines.fleet import Job, score_ahead
@@ -31,19 +31,18 @@ from pipelines.plan import Plan, PlanPaths, Plans, make_plans
 from pipelines.records import Totals
 from pipelines.report.figures import Facts
 from pipelines.reporting import write_report
-from pipelines.runners import checked_options, hands_over, runner_of
+from pipelines.runners import checked_options
 from pipelines.score import LoadScorer, ScoreCorpus, ScorerFactory
 from pipelines.scored import ScorePlaces
 from pipelines.selection import Select
 from pipelines.shapes import Shape
-from pipelines.skipped import LeaveOut, names_of
+from pipelines.skipped import LeaveOut
 from pipelines.splits import Split
 from pipelines.steps import Selection
 from pipelines.storage import manifest, publish
 from pipelines.storage.files import absolute, join, read_bytes
 from pipelines.totals import check_limits, sum_totals, totals_of
 from pipelines.versions import Turn, is_latest, placed, point, take_turn
-from pipelines.workers import carrying_errors, plan_at
 
 log = logging.getLogger(__name__)
 
@@ -312,13 +311,6 @@ def score_with_workers(
     return score_ahead(Job(paths, score_places(config), scorer, limits), plans, config.runner.workers, share)
 
 
-def record(path: str, command: str, secs: float, counted: Mapping[str, int]) -> dict[str, Any]:
-    """Write `run.json` there, and return it: that of the last run that did something; of several models, their work together."""
-    content = throughput.run_record(command=command, secs=secs, totals=counted)
-    publish.replace(path, manifest.to_json(content))
-    return content
-
-
 def sweep(scores: str, plans: Plans, output: str | None = None) -> None:
     """Remove what runs that were killed have left unfinished where this run writes; see `storage.local`."""
     places = [
@@ -331,17 +323,6 @@ def sweep(scores: str, plans: Plans, output: str | None = None) -> None:
     removed = publish.sweep(dict.fromkeys(places))
     if removed:
         log.info("removed %d unfinished files of runs that were killed", removed)
-
-
-def publish_totals(totals: Totals, path: str, *, replace: bool = False) -> None:
-    """Write them; with `replace`, as skipped files make it necessary, over those of a run that could read other files."""
-    with carrying_errors():
-        (publish.replace if replace else publish.create_or_equal)(path, manifest.to_json(totals.to_json()))
-
-
-def publish_skipped(left_out: dict[int, str], path: str, plan_path: str) -> None:
-    with carrying_errors():
-        publish.replace(path, json.dumps(names_of(left_out, plan_at(plan_path))).encode())
 
 
 def score_places(config: RunConfig) -> ScorePlaces:
@@ -361,27 +342,3 @@ def located(config: RunConfig) -> RunConfig:
 def default_scorer(config: RunConfig) -> ScorerFactory | None:
     """Loads the model of a plan; None where rewards come with the corpus."""
     return LoadScorer() if config.models else None
-
-
-def execute(
-    runner: RunnerConfig, options: PipelineOptions, build_graph: Callable[[Any], None]
-) -> dict[str, int] | None:
-    """Build and run to the end, and return what the model's counters say, or None where the runner goes on alone; a
-    `BestkeptError` of a worker is raised here.
-
-    Raises `StorageError` for anything else, naming type and place but not the message, which may hold row text.
-    """
-    chosen = runner_of(runner)
-    progress.stage("scoring")
-    try:
-        pipeline = beam.Pipeline(runner=chosen, options=options)
-        build_graph(pipeline)
-        result = pipeline.run()
-        if hands_over(options):
-            log.info("%s goes on alone: what it has made is complete when manifest.json is there", runner.name)
-            return None
-        return following.wait(result, counts_here=runner.name == "local")
-    except BestkeptError:
-        raise
-    except Exception as error:
-        raise failure(error, "the pipeline") from error

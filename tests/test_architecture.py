@@ -81,7 +81,7 @@ def test_stages_do_not_import_each_other(stage):
 
 def test_the_pure_parts_know_no_beam():
     beam = {path.stem for path in modules("pipelines") if any(name.startswith("apache_beam") for name in imports(path))}
-    known = {"curate", "explain", "overlap", "partition", "passes", "runners", "skipped", "throughput"}
+    known = {"curate", "execution", "explain", "overlap", "partition", "passes", "runners", "skipped", "throughput"}
     assert beam == STAGES | known
 
 
