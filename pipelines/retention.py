@@ -80,7 +80,7 @@ def clean(root: str, *, keep: int, unfinished_days: float, scores: bool, dry_run
         if dry_run or remove_version(root, version):
             cleaned.versions.append(version.id)
     if not dry_run:
-        _remove_runs(root, before)
+        _remove_runs(root, before, [version for version in going if version.id in cleaned.versions])
     if scores:  # of what is there now: a run may have begun meanwhile
         left = [version for version in list_versions(root) if version.id not in cleaned.versions]
         cleaned.scores = unneeded_scores(join(root, "scores"), left, before=before)
@@ -145,15 +145,17 @@ def remove_version(root: str, version: Version) -> bool:
     return True
 
 
-def _remove_runs(root: str, before: datetime) -> None:
-    """Remove what runs have left that were not the last of a version, or whose version is gone since `before`. The largest number
-    stays: none is given twice."""
+def _remove_runs(root: str, before: datetime, removed: Iterable[Version]) -> None:
+    """Remove what runs have left that were not the last of a version, whose version was `removed`, or came to nothing `before`.
+    The largest number stays: none is given twice."""
+    gone = {version.id: version.number for version in removed}
     runs = read_runs(root)
     there = set(directories_in(join(root, VERSIONS)))
     last = {run.version: run.number for run in runs}
     needed = {number for version, number in last.items() if version in there} | {max(last.values(), default=0)}
     for run in runs:
-        young = run.number == last[run.version] and not _older(run, before)  # it may not have written anything yet
+        begun = run.number == last[run.version] > gone.get(run.version, 0)  # it may not have written anything yet
+        young = begun and not _older(run, before)
         if run.number not in needed and not young:
             remove(run_path(root, run.number))
 
