@@ -1,11 +1,11 @@
-"""An example for Airflow: every day what has come to a corpus is scored, and a version of the output is selected from all of it, by
+"""An example for Airflow: every day what is new in a corpus is scored, and a version of the output is selected from all of it, by
 the Flex template of deploy/build.sh; what follows takes the version that is the latest then.
 
-Deferrable: while a job runs, no worker slot of Airflow is taken. Each task may be tried again: what is scored stays, and a finished
-version is found finished. The job itself sets `latest.json`, and the template's launcher does not wait for it; the operator does.
-Old versions go with `bestkept clean`, wherever bestkept is installed. Variables of Airflow: `bestkept_project`, `bestkept_region`,
-`bestkept_bucket` and `bestkept_worker` (a service account). The bucket holds configs/dataflow_gpu.yaml, filled in. Needs
-apache-airflow-providers-google; `make airflow` parses it. Not run on the service.
+Deferrable: while a job runs, no worker slot of Airflow is taken. Each task may be tried again: what is scored stays, and a
+finished version is found finished. The job itself sets `latest.json`: the template's launcher does not wait, the operator does.
+Old versions go with `bestkept clean`, wherever bestkept is installed. Variables: `bestkept_project`, `bestkept_region`,
+`bestkept_bucket` and `bestkept_worker` (a service account). The bucket holds configs/dataflow_gpu.yaml, filled in. Needs the
+providers google, apache-beam (Dataflow's operators import it) and standard; `make airflow` parses it. Not run on the service.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Parse the DAG beside this file as Airflow does, and say what is in it: `make airflow`. Needs no network and no database of its own."""
+"""Parse the DAG beside this file as Airflow does, and say what is in it: `make airflow`."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ from stubs import StubFactory, scored_rows
 from pipelines import curate, following, progress
 from pipelines.config import RunConfig, load
 from pipelines.errors import Exit, InputError, StorageError
+from pipelines.versions import latest_path
 
 JOB_TYPE_BATCH = 1  # enumerations travel as numbers
 CONFIGS = TESTS.parent / "configs"
@@ -170,6 +171,18 @@ def test_the_service_runs_what_it_got_and_the_bytes_are_those_of_a_local_run(
     again = curate.curate(config, running_service.flags, scorer=StubFactory(log=str(log)))
     assert again.already_complete
     assert len(running_service.jobs) == 1, "what is complete is not submitted"
+
+
+@pytest.mark.slow
+def test_a_job_sets_the_pointer_though_no_launcher_waits(bucket, stub_model, running_service):
+    more = ("output.versions=true", "runner.options.no_wait_until_finish=true")
+    outcome = submit(bucket, stub_model, running_service, "cpu", *more)
+    assert outcome.handed_over
+    (job,) = running_service.jobs
+    until(lambda: job.state != "JOB_STATE_RUNNING")
+    assert job.state == "JOB_STATE_DONE", job.error
+    assert latest_path(f"{bucket.url}/out") == outcome.turn.path
+    assert "run.json" not in bucket.contents(f"out/versions/{outcome.turn.version}")
 
 
 @pytest.mark.slow
