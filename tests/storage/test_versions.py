@@ -278,6 +278,12 @@ def test_a_version_whose_manifest_is_gone_is_no_latest(disk):
     manifest.write_bytes(data + b" ")
     with pytest.raises(InputError, match="gone or another one"):
         latest_path(disk.root)
+    pointer, files_seen = Path(disk.root, "latest.json"), []
+    for _ in range(2):
+        assert run(disk).already_complete
+        assert latest_path(disk.root) == first.turn.path
+        files_seen.append(pointer.stat().st_mtime_ns)
+    assert files_seen[0] == files_seen[1], "what is right stays as it is"
 
 
 def test_commands_follow_the_pointer(disk, bestkept, monkeypatch, tmp_path):

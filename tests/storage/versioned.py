@@ -106,6 +106,7 @@ class Reader:
                 except Exception as error:
                     self.wrong.append(repr(error))
                 self.turns += 1
+                time.sleep(0.005)
 
         thread = threading.Thread(target=poll, daemon=True)
         thread.start()
