@@ -248,7 +248,7 @@ def score(
         )
     config = located(config)
     plans, scores = make_plans(config), scores_path(config)
-    progress.planned(plans.whole.input_bytes * len(plans.members))
+    progress.planned(plans.whole.input_bytes * len(plans.members) // (1 if share is None else share.count))
     sweep(scores, plans)
     paths = plans.save(scores)
     skipping = config.limits.skip_bad_files

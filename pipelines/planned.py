@@ -109,7 +109,9 @@ def _way(plan: Mapping[str, Any], way: Mapping[str, Any]) -> Iterator[tuple[str,
     if secs is None:
         yield "time", "not known", "no benchmark was made"
         return
-    where = way["where"] if way["workers"] == 1 else f"{way['workers']} x {way['where']}"
+    where = way["where"]
+    if way["workers"] > 1:
+        where = f"{where}, {way['workers']} workers" if way["basis"] == "measured" else f"{way['workers']} x {where}"
     time = f"{_duration(secs['low'])} to {_duration(secs['high'])}, about {_duration(secs['value'])}"
     yield "time", time, f"{way['basis']}: {where}"
     if way["gpu_hours"]:

@@ -82,6 +82,10 @@ def pipeline_options(config: RunnerConfig, flags: Sequence[str]) -> PipelineOpti
             continue
         if name[2:] in _REFUSED_FLAGS:
             raise ConfigError(f"flag {name} cannot be used here: {_REFUSED_FLAGS[name[2:]]}")
+        if name == "--shard":
+            raise ConfigError(
+                "--shard is an option of `bestkept score`; `bestkept run` goes on when all shards are scored"
+            )
         if name not in known:
             close = difflib.get_close_matches(name, [*manners.offered(), *known], n=1)
             hint = f"did you mean {close[0]}?" if close else "our own settings have the form key.sub=value"
@@ -110,7 +114,7 @@ def machines_asked(config: RunnerConfig, flags: Sequence[str]) -> Asked:
     `ConfigError` like `pipeline_options`."""
     own = pipeline_options(config, flags).view_as(WorkerOptions)
     workers = own.max_num_workers or own.num_workers
-    most = int(workers) if workers else None
+    most = config.workers if config.name == "local" else int(workers) if workers else None
     if config.accelerator is None:
         return Asked(own.machine_type, None, 0, most)
     gpu = dataflow.Accelerator.of(config.accelerator)

@@ -13,6 +13,8 @@ from pipelines.survey import Survey
 
 _LOCAL_SECS = (2.0, 8.0)  # of a local run beside loading and forwards: Beam's graph
 _ROW_SECS = (2e-5, 3e-4)  # and of each response: reading, selecting, exporting
+_CORES_GAIN = (1.0, 1.3, 1.7)  # by workers that share the cores of one process; benchmarks/scaling.py
+_UNEVEN = 1.15  # of workers with a GPU each, whose last pieces do not end together
 
 
 def local_way(
@@ -21,12 +23,14 @@ def local_way(
     """This machine, by a benchmark; without one its time is not known."""
     machine = prices.machine(asked.machine, asked.gpu) if asked.machine or asked.gpu else None
     way: dict[str, Any] = {"where": "this machine", "basis": "unknown", "speed": [], "secs": None, "gpu_hours": None}
-    way |= {"machine": machine[0] if machine else None, "workers": 1, "cost": None, "fits": None}
+    workers = asked.workers or 1
+    way |= {"machine": machine[0] if machine else None, "workers": workers, "cost": None, "fits": None}
     idle = all(not each.found.left_computed.high for each in models)
     if not speeds and not idle:
         return [way]
     known = [(each, speed) for each, speed in zip(models, speeds, strict=bool(speeds)) if speed is not None]
-    work = total_of([speed.time_for(each.found.left_computed) for each, speed in known])
+    gpu = any(speed.device != "cpu" for _, speed in known)
+    work = _shared(total_of([speed.time_for(each.found.left_computed) for each, speed in known]), workers, gpu=gpu)
     load = sum(speed.load_secs for _, speed in known)
     rows = surveyed.responses.value
     low, high = (start + rows * row for start, row in zip(_LOCAL_SECS, _ROW_SECS, strict=True))
@@ -34,13 +38,23 @@ def local_way(
     for each, speed in known:
         way["speed"].append({"model": each.name, "tokens_per_sec": speed.tokens_per_sec, "device": speed.device})
         way["speed"][-1] |= {"responses": speed.responses, "secs": speed.secs, "packed": speed.packed}
-    gpu = any(speed.device != "cpu" for _, speed in known)
     hours = secs.times(1 / 3600)
     return [
         way
-        | {"basis": "measured", "secs": secs, "gpu_hours": hours if gpu else None}
+        | {"basis": "measured", "secs": secs, "gpu_hours": hours.times(workers) if gpu else None}
         | {"cost": hours.times(machine[1].hour) if machine else None}
     ]
+
+
+def _shared(work: Quantity, workers: int, *, gpu: bool) -> Quantity:
+    """Seconds of so many workers, of what one process was measured at: each has a GPU of its own, or its part of the cores."""
+    if workers == 1:
+        return work
+    if gpu:
+        each = work.times(1 / workers)
+        return Quantity(each.value, each.low, each.high * _UNEVEN, each.basis)
+    least, usual, most = _CORES_GAIN
+    return Quantity(work.value / usual, work.low / most, work.high / least, work.basis)
 
 
 def gpu_ways(models: Sequence[ModelAhead], asked: Asked, prices: Prices, surveyed: Survey) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,13 +26,23 @@ def stub_reward(prompt: Conversation, response: str) -> np.float32:
 @dataclass
 class StubScorer:
     log: Path | None = None
-    die_after: int | None = None  # kill the process, as -9 does, after so many fragments
+    die_after: int | None = None  # send the process this signal after so many fragments
+    signal: int = 9
+    once: Path | None = None  # a file that says that it has happened, and is not to happen again
     calls: int = 0
+
+    def _first(self) -> bool:
+        try:
+            if self.once is not None:
+                self.once.touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
 
     def score(self, groups: Sequence[tuple[Conversation, Sequence[str]]]) -> list[GroupScores]:
         self.calls += 1
-        if self.die_after is not None and self.calls > self.die_after:
-            os.kill(os.getpid(), 9)
+        if self.die_after is not None and self.calls > self.die_after and self._first():
+            os.kill(os.getpid(), self.signal)
         if self.log is not None:
             with self.log.open("a") as file:
                 file.write(f"{sum(len(responses) for _, responses in groups)}\n")
@@ -55,15 +66,22 @@ class StubFactory:
     log: str | None = None
     die_after: int | None = None
     pids: str | None = None
+    signal: int = 9
+    once: str | None = None
+    meet: int = 0  # wait until so many processes have loaded
 
     def __call__(self, plan: Any) -> StubScorer:
         if self.pids is not None:
             Path(self.pids, str(os.getpid())).touch()
+            deadline = time.monotonic() + 120
+            while len(os.listdir(self.pids)) < self.meet:
+                assert time.monotonic() < deadline, "the others have not come"
+                time.sleep(0.01)
         path = None if self.log is None else Path(self.log)
         if path is not None:
             with path.open("a") as file:
                 file.write("load\n")
-        return StubScorer(path, self.die_after)
+        return StubScorer(path, self.die_after, self.signal, None if self.once is None else Path(self.once))
 
 
 def scored_rows(log: Path) -> int:

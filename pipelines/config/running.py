@@ -13,6 +13,10 @@ from pipelines.config.rules import refuse_unused
 _ACCELERATOR = re.compile(
     r"type:[a-z0-9-]+;count:[1-9][0-9]*(;machine_type:[a-z0-9-]+)?;install-nvidia-driver(:[a-z0-9.]+)?"
 )
+_REFUSED = {
+    "DaskRunner": "it loses data without an error: additional outputs of a step, and what is emitted at a bundle's end",
+    "DirectRunner": "it hands over to a binary that it downloads, and its parallel modes lose data",
+}
 
 
 class RunnerConfig(Strict):
@@ -27,6 +31,13 @@ class RunnerConfig(Strict):
     accelerator: str | None = None
     """The GPU of the workers that score, and of no others, on Dataflow: `type:nvidia-l4;count:1;install-nvidia-driver`, with
     `machine_type:g2-standard-8;` before the driver where the other workers have another machine type. `select` asks for none."""
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _does_not_lose_data(cls, value: Any) -> Any:
+        if isinstance(value, str) and value in _REFUSED:
+            raise ValueError(f"{_REFUSED[value]}; use local with runner.workers, or one of Beam's other runners")
+        return value
 
     @field_validator("accelerator")
     @classmethod

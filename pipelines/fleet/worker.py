@@ -95,7 +95,7 @@ def _score(job: Job, line: Line) -> None:
         ):  # found, and skipped, once more afterwards
             for unit in split_units(file) if piece.unit is None else [piece.unit]:
                 for _ in members[member].score_unit(piece.file, unit, stripe=piece.stripe, stripes=piece.stripes):
-                    pass
+                    line.send("lives", *_counted())  # should this worker die, it is known what it has published
 
 
 def _show_life(line: Line) -> None:

@@ -13,10 +13,11 @@ import yaml
 from corpora import SHARED, corpus_rows, write_jsonl
 from tiny_models import save_encoder
 
-from pipelines import curate, forecast, survey
+from pipelines import curate, forecast, survey, ways
 from pipelines.already import already_scored
 from pipelines.config import RunConfig
 from pipelines.errors import ConfigError, ModelLoadError
+from pipelines.estimate import Quantity
 from pipelines.hardware import PRICES
 from pipelines.plan import make_plans
 from pipelines.planned import plan_table
@@ -198,6 +199,16 @@ def test_a_benchmark_measures_this_machine(config, monkeypatch):
     assert speed["responses"] == len(ROWS) - 1, "a small corpus is scored whole, and only once"
     assert 0 < way["secs"]["low"] < way["secs"]["value"] < way["secs"]["high"]
     assert way["cost"]["high"] == pytest.approx(0.38 * way["secs"]["high"] / 3600)
+
+
+def test_workers_of_this_machine_share_the_work(config):
+    work = Quantity(120.0, 100.0, 140.0, "measured")
+    assert ways._shared(work, 1, gpu=True) == work
+    assert ways._shared(work, 4, gpu=True) == Quantity(30.0, 25.0, 35.0 * 1.15, "measured")
+    assert ways._shared(work, 2, gpu=False) == Quantity(120 / 1.3, 100 / 1.7, 140.0, "measured")
+    settings = RunConfig.model_validate(config().model_dump(exclude_unset=True) | {"runner": {"workers": 2}})
+    [way] = plan_run(settings, wishes=NO_BENCHMARK)["ways"]
+    assert way["workers"] == 2
 
 
 def remote(settings: RunConfig, accelerator: str | None = None, **options) -> RunConfig:

@@ -91,7 +91,8 @@ def test_external_workers_give_the_same_bytes(tmp_path, make_config, workers):
     assert tree(tmp_path / "there-scores") == tree(tmp_path / "here-scores")
 
 
-def test_a_killed_worker_ends_the_run_and_the_next_one_goes_on(tmp_path, make_config):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_worker_ends_the_run_and_the_next_one_goes_on(tmp_path, make_config, workers):
     """As an out-of-memory killer does it. What is scored stays, and nothing hangs."""
     for number in range(4):
         write_jsonl(tmp_path / "in" / f"{number}.jsonl", corpus_rows()[number::4])
@@ -99,7 +100,7 @@ def test_a_killed_worker_ends_the_run_and_the_next_one_goes_on(tmp_path, make_co
     log, ended = tmp_path / "scored.log", queue.SimpleQueue()
 
     def run(die_after: int | None) -> None:
-        with service(1, tmp_path / "service.log") as (jobs, pool):
+        with service(workers, tmp_path / "service.log") as (jobs, pool):
             options = {"job_endpoint": jobs, "environment_type": "EXTERNAL", "environment_config": pool}
             runner = {"name": "PortableRunner", "options": options}
             try:

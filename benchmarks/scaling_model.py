@@ -1,0 +1,93 @@
+"""How long a run takes on many workers, by simulation: units of work, slow machines, preemption, and the start of a worker.
+
+What is simulated is what the pipeline does: a worker takes one unit at a time and scores its fragments in order; each is durable
+when it is scored. A worker that is preempted loses the fragment it was at; its unit goes back to the queue with the rest, and
+another machine comes in its place.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """Of the machines."""
+
+    start_secs: float = 240.0  # until a worker scores: machine, image with CUDA, weights
+    slowness_sigma: float = (
+        0.1  # of the lognormal factor by which a worker is slower or faster, for as long as it lives
+    )
+    preemptions_per_hour: float = 0.0  # of each worker, as spot machines are
+    price_per_hour: float = 0.0  # of one worker
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Of one number of workers."""
+
+    workers: int
+    secs: float
+    efficiency: float  # work over what all workers were paid for, until the last is done
+    preempted: int
+    cost: float
+
+
+def units_of(
+    measured_secs: np.ndarray, *, fragments: int, per_unit: int, mean_secs: float, seed: int = 0
+) -> list[np.ndarray]:
+    """So many fragments in units, their times drawn from measured ones and scaled to a mean."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.choice(measured_secs, fragments) * (mean_secs / measured_secs.mean())
+    return [drawn[first : first + per_unit] for first in range(0, fragments, per_unit)]
+
+
+def simulate(units: list[np.ndarray], workers: int, machines: Circumstances, *, seed: int = 0) -> Forecast:
+    """Run all units on so many workers."""
+    rng = np.random.default_rng(seed)
+    waiting = deque(units)
+    free: list[tuple[float, int]] = []  # when a worker is free, and its number
+    slowness: list[float] = []
+    ends_at: list[float] = []
+
+    def start(at: float) -> None:
+        heapq.heappush(free, (at + machines.start_secs, len(slowness)))
+        slowness.append(float(rng.lognormal(0.0, machines.slowness_sigma)))
+        rate = machines.preemptions_per_hour / 3600
+        ends_at.append(at + machines.start_secs + (float(rng.exponential(1 / rate)) if rate else float("inf")))
+
+    for _ in range(workers):
+        start(0.0)
+    done_at, preempted = 0.0, 0
+    while waiting:
+        now, worker = heapq.heappop(free)
+        unit = waiting.popleft()
+        ends = now + np.cumsum(unit * slowness[worker])
+        scored = int(np.searchsorted(ends, ends_at[worker], side="right"))
+        if scored < len(unit):
+            preempted += 1
+            waiting.append(unit[scored:])
+            done_at = max(done_at, float(ends[scored - 1]) if scored else 0.0)
+            start(ends_at[worker])
+        else:
+            done_at = max(done_at, float(ends[-1]))
+            heapq.heappush(free, (float(ends[-1]), worker))
+    machine_secs = workers * done_at
+    work = float(sum(unit.sum() for unit in units))
+    return Forecast(workers, done_at, work / machine_secs, preempted, machines.price_per_hour * machine_secs / 3600)
+
+
+def mean(forecasts: list[Forecast]) -> Forecast:
+    """Of several draws."""
+    count = len(forecasts)
+    return Forecast(
+        forecasts[0].workers,
+        sum(one.secs for one in forecasts) / count,
+        sum(one.efficiency for one in forecasts) / count,
+        round(sum(one.preempted for one in forecasts) / count),
+        sum(one.cost for one in forecasts) / count,
+    )

@@ -1,0 +1,122 @@
+"""Pieces of work: every unit once whatever the number of shares, large ones first, and no share much larger than another."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines import pieces
+from pipelines.config import InputFiles
+from pipelines.errors import ConfigError
+from pipelines.inputs import InputFile, Unit, files, split_units
+from pipelines.pieces import Piece, Share, cut, deal, largest_first, share_of, stripe, whole_files
+from pipelines.plan import list_files
+
+sizes = st.lists(st.integers(0, 400), min_size=1, max_size=30)
+
+
+def jsonl_files(lengths: list[int]) -> list[InputFile]:
+    return [InputFile(f"/nowhere/{n}.jsonl", f"{n}.jsonl", "jsonl", None, size, "v") for n, size in enumerate(lengths)]
+
+
+@pytest.fixture(autouse=True)
+def _small_ranges(monkeypatch):
+    monkeypatch.setattr(files, "RANGE_BYTES", 50)
+    monkeypatch.setattr(files, "probe", lambda path: None)
+
+
+def all_units(corpus):
+    return sorted((number, unit) for number, file in enumerate(corpus) for unit in split_units(file))
+
+
+def units_of(corpus, dealt):
+    found = []
+    for piece in dealt:
+        found += [(piece.file, unit) for unit in ([piece.unit] if piece.unit else split_units(corpus[piece.file]))]
+    return sorted(found)
+
+
+@given(sizes, st.integers(1, 9))
+def test_the_shares_are_all_units_once(lengths, count):
+    corpus = jsonl_files(lengths)
+    shares = [share_of(corpus, Share(index, count)) for index in range(count)]
+    assert sorted(unit for share in shares for unit in units_of(corpus, share)) == all_units(corpus)
+
+
+@given(sizes, st.integers(1, 9))
+def test_no_share_holds_more_than_another_by_more_than_a_piece(lengths, count):
+    corpus = jsonl_files(lengths)
+    shares = [share_of(corpus, Share(index, count)) for index in range(count)]
+    held = [sum(max(1, piece.stored_bytes) for piece in share) for share in shares]
+    assert max(held) - min(held) <= max(1, max(piece.stored_bytes for share in shares for piece in share))
+
+
+@given(sizes, st.integers(1, 9))
+def test_a_piece_is_a_unit_where_the_file_is_large(lengths, most_bytes):
+    corpus = jsonl_files(lengths)
+    for piece in cut(corpus, whole_files(corpus), most_bytes):
+        assert (piece.unit is not None) == (corpus[piece.file].size > most_bytes)
+        assert piece.stored_bytes == (piece.unit.input_bytes if piece.unit else corpus[piece.file].size)
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=20), st.integers(1, 300), st.integers(1, 8))
+def test_stripes_are_the_same_work(lengths, most_bytes, most_stripes):
+    whole = [Piece(number, Unit(0, 0, size, size), size) for number, size in enumerate(lengths)]
+    striped = stripe(whole, most_bytes, most_stripes=most_stripes)
+    for piece in whole:
+        mine = [one for one in striped if one.file == piece.file]
+        assert [(one.stripe, one.stripes) for one in mine] == [(k, len(mine)) for k in range(len(mine))]
+        assert len(mine) == max(1, min(most_stripes, -(-piece.stored_bytes // most_bytes)))
+        assert sum(one.stored_bytes for one in mine) <= piece.stored_bytes
+
+
+def test_a_whole_file_is_not_striped():
+    assert stripe([Piece(0, None, 1000)], 10, most_stripes=8) == [Piece(0, None, 1000)]
+
+
+def test_the_largest_come_first_and_equal_ones_in_order():
+    dealt = [Piece(2, None, 5), Piece(0, None, 5), Piece(1, None, 9)]
+    assert [piece.file for piece in largest_first(dealt)] == [1, 0, 2]
+    assert [[piece.file for piece in hand] for hand in deal(dealt, 2)] == [[1], [0, 2]]
+
+
+def test_new_files_of_one_size_go_to_all_shares():
+    """A corpus grows at its end, and what is old is scored already."""
+    old, new = jsonl_files([100] * 8), jsonl_files([100] * 12)
+    for index in range(4):
+        assert sum(piece.stored_bytes for piece in share_of(new, Share(index, 4)) if piece.file >= len(old)) == 100
+
+
+def test_footers_of_large_files_alone_are_opened(tmp_path, monkeypatch):
+    for number, rows in enumerate([900, *[1] * 30]):
+        numbers = np.random.default_rng(number).integers(0, 2**60, rows)
+        pq.write_table(pa.table({"prompt": numbers.astype(str)}), tmp_path / f"{number:02}.parquet", row_group_size=100)
+    corpus = list_files(InputFiles(path=str(tmp_path / "*")))
+    opened = []
+    monkeypatch.setattr(pieces, "split_units", lambda file: opened.append(file.key) or split_units(file))
+    share = share_of(corpus, Share(0, 2))
+    assert opened == ["00.parquet"]
+    assert {piece.unit.number for piece in share if piece.unit} < set(range(9))
+
+
+def test_a_file_that_cannot_be_read_stays_whole(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"no Parquet" * 20)
+    (tmp_path / "b.parquet").write_bytes(b"no Parquet")
+    corpus = list_files(InputFiles(path=str(tmp_path / "*")))
+    assert cut(corpus, whole_files(corpus), 50) == [Piece(0, None, 200), Piece(1, None, 10)]
+
+
+@pytest.mark.parametrize(("text", "share"), [("0/1", Share(0, 1)), ("2/3", Share(2, 3)), ("0/400", Share(0, 400))])
+def test_shards_by_name(text, share):
+    assert Share.of(text) == share
+    assert str(share) == text
+
+
+@pytest.mark.parametrize("text", ["", "1", "/", "1/", "/2", "3/3", "-1/2", "0/0", "a/b", "1/2/3", "1 / 2", "²/3"])
+def test_other_names_of_shards_are_refused(text):
+    with pytest.raises(ConfigError, match=r"--shard is .*expected"):
+        Share.of(text)
