@@ -23,7 +23,7 @@ from stubs import StubFactory, scored_rows
 
 from pipelines import curate, following, progress
 from pipelines.config import RunConfig, load
-from pipelines.errors import Exit, InputError, StorageError
+from pipelines.errors import Exit, InputError, RejectedError, StorageError
 from pipelines.versions import latest_path
 
 JOB_TYPE_BATCH = 1  # enumerations travel as numbers
@@ -188,10 +188,9 @@ def test_a_job_sets_the_pointer_though_no_launcher_waits(bucket, stub_model, run
 @pytest.mark.slow
 def test_an_error_of_a_worker_is_ours_in_the_end(bucket, stub_model, running_service):
     bucket.put("in/9.jsonl", b'{"prompt": "p", "response": "SECRET"}\n' + b"\xff\xfe broken\n" * 3)
-    with pytest.raises(curate.BestkeptError) as raised:
+    with pytest.raises(RejectedError) as raised:
         submit(bucket, stub_model, running_service)
     assert running_service.jobs[0].state == "JOB_STATE_FAILED"
-    assert raised.value.exit_code is Exit.REJECTED
     assert "9.jsonl" in raised.value.message
     assert "SECRET" not in raised.value.message
 
