@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # Builds an image that is Dataflow's worker and Flex launcher, pushes it, and writes the Flex template that names it.
 #
-#   deploy/build.sh --repository us-central1-docker.pkg.dev/my-project/bestkept --model deploy/models/my-reward-model \
+#   deploy/build.sh --repository us-central1-docker.pkg.dev/my-project/bestkept [--model deploy/models/my-reward-model] \
 #       [--gpu] [--tag 0.1.0] [--template gs://my-bucket/templates/bestkept.json]
 #
+# Without --model the image holds no weights: model.path is then a place on gs:// (`bestkept model fetch`).
 # Needs docker, and gcloud for --template. Not run against the service by the project's tests.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 usage() {
-    sed -n '2,7s/^# \{0,1\}//p' "$0"
+    sed -n '2,8s/^# \{0,1\}//p' "$0"
     exit 2
 }
 
@@ -25,9 +26,14 @@ while [ $# -gt 0 ]; do
         *) usage ;;
     esac
 done
-[ -n "$repository" ] && [ -n "$model" ] || usage
+[ -n "$repository" ] || usage
 
-if [ ! -f "$model/config.json" ] || ! ls "$model"/*.safetensors > /dev/null 2>&1; then
+inside=/models/reward
+if [ -z "$model" ]; then
+    inside=''
+    model=$(mktemp -d deploy/models/none.XXXXXX)  # docker copies a folder, and this one is empty
+    trap 'rmdir "$model"' EXIT
+elif [ ! -f "$model/config.json" ] || ! ls "$model"/*.safetensors > /dev/null 2>&1; then
     echo "build.sh: $model holds no config.json and *.safetensors; expected a model directory below the repository" >&2
     exit 2
 fi
@@ -41,14 +47,16 @@ image="$repository/$name:$tag"
 
 docker build --file "$file" --build-arg MODEL="$model" --tag "$image" .
 # the image has the model, loads it, and knows the runner, or it is not pushed
-docker run --rm --interactive --entrypoint python "$image" - << 'PYTHON'
+docker run --rm --interactive --entrypoint python "$image" - $inside << 'PYTHON'
+import sys
 from pathlib import Path
 
 import apache_beam.runners.dataflow.internal.apiclient
 
 from rm.scorer import Scorer
 
-Scorer.load(Path("/models/reward"), dtype="float32", max_length=512, too_long="truncate", tokens_per_batch=None)
+for inside in sys.argv[1:]:
+    Scorer.load(Path(inside), dtype="float32", max_length=512, too_long="truncate", tokens_per_batch=None)
 PYTHON
 docker push "$image"
 

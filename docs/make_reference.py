@@ -45,7 +45,7 @@ def reference() -> str:
 
 def commands() -> Iterator[str]:
     group: Any = typer.main.get_command(cli.app)
-    for name, command in group.commands.items():
+    for name, command in every_command(group):
         arguments = [one for one in command.params if one.param_type_name == "argument"]
         words = " ".join(one.metavar or one.name.upper() for one in arguments)
         yield f"### `bestkept {name} {words}`\n"
@@ -57,6 +57,15 @@ def commands() -> Iterator[str]:
     rows = [option_row(one) for one in group.params if common(one)]
     yield table(("option", "does"), rows)
     yield "`bestkept --install-completion` makes the shell complete commands, options and settings.\n"
+
+
+def every_command(group: Any) -> Iterator[tuple[str, Any]]:
+    """Names and commands, those of groups inside it by both names."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from ((f"{name} {inner}", each) for inner, each in every_command(command))
+        else:
+            yield name, command
 
 
 def common(option: Any) -> bool:

@@ -22,6 +22,9 @@ app = invocation.App(
     rich_markup_mode=None,
 )
 
+models = invocation.App(cls=invocation.Group, no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(models, name="model", help="Put a model where workers find it.")
+
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 _ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML configuration file.")]
 _Extra = Annotated[
@@ -144,7 +147,7 @@ def train(config: _ConfigPath, extra: _Settings = None) -> None:
 
 @app.command(settings="evaluate", context_settings=_PASS_ON)
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model directory or hub id.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model directory, also on an object store, or hub id.")],
     data: Annotated[str, typer.Argument(metavar="DATA", help="Preference files: a path, a glob or a URL.")],
     extra: _Settings = None,
 ) -> None:
@@ -247,6 +250,21 @@ def clean(
 
     found = retention.clean(root, keep=keep, unfinished_days=unfinished_days, scores=scores, dry_run=dry_run)
     cleaned_shown(found, dry_run=dry_run)
+
+
+@models.command(name="fetch")
+def fetch(
+    source: Annotated[str, typer.Argument(metavar="ID_OR_DIR", help="A hub id, or a model directory.")],
+    destination: Annotated[
+        str, typer.Argument(metavar="DESTINATION", help="A directory: gs://..., s3://..., or a local one.")
+    ],
+    revision: Annotated[str | None, typer.Option(metavar="NAME", help="Commit or tag of a hub id.")] = None,
+) -> None:
+    """Copy a hub model (a gated one with your token) or a directory to a bucket or directory, for model.path to name."""
+    from pipelines.display import model_fetched
+    from pipelines.weights.sending import fetch_model
+
+    model_fetched(fetch_model(source, destination, revision=revision))
 
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:

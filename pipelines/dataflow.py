@@ -1,7 +1,7 @@
 """What a run needs to be on Dataflow, checked before anything is touched: all mistakes at once. Pure; no Beam.
 
 Workers are machines of the service: they see objects in gs:// and what their container image holds, and nothing of the
-launcher. Sources: Beam's options, and the service's pages on GPUs, right fitting and custom containers.
+launcher. Weights come from either. Sources: Beam's options, and the service's pages on GPUs, right fitting and custom containers.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def refuse_hub_ids(config: RunConfig) -> None:
         if _is_hub_id(path):
             raise ConfigError(
                 f"{setting} {path!r} is a hub id, and workers of {config.runner.name} do not see what the launcher fetches; "
-                "expected the path of a directory that launcher and workers have: put the model into the worker image"
+                f"expected a bucket, to which `bestkept model fetch {path} gs://BUCKET/models/NAME` copies it, or a directory "
+                "of the worker image"
             )
 
 
@@ -120,12 +121,15 @@ def _paths(config: RunConfig) -> Iterator[str]:
 
 def _models(config: RunConfig) -> Iterator[str]:
     for setting, path in _model_paths(config):
-        if not path.startswith("/"):
-            what = "a hub id" if _is_hub_id(path) else "an object store" if "://" in path else "a relative path"
-            yield (
-                f"{setting} is {path!r}, {what}, and workers load weights from a directory; expected the absolute path that "
-                f"they have in sdk_container_image, such as /models/reward: build it with deploy/build.sh, and launch from it"
-            )
+        if path.startswith("/") or _BUCKET.match(path):
+            continue
+        what = "a hub id" if _is_hub_id(path) else "another store" if "://" in path else "a relative path"
+        source = "ID_OR_DIR" if "://" in path else path
+        yield (
+            f"{setting} is {path!r}, {what}, and workers do not see it; expected gs://BUCKET/..., where `bestkept model fetch "
+            f"{source} gs://BUCKET/models/NAME` puts it, or the absolute path of a directory in sdk_container_image, such as "
+            "/models/reward, with the launcher started from that image"
+        )
 
 
 def _workers(options: Mapping[str, Any]) -> Iterator[str]:

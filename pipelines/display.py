@@ -22,6 +22,7 @@ from pipelines.config import RunConfig
 if TYPE_CHECKING:
     from pipelines.curate import Outcome
     from pipelines.retention import Cleaned
+    from pipelines.weights.sending import Sent
 
 log = logging.getLogger(__name__)
 
@@ -136,6 +137,21 @@ def cleaned_shown(cleaned: Cleaned, *, dry_run: bool) -> None:
         for path in found["removed"]:
             sys.stdout.write(f"{'would remove' if dry_run else 'removed'} {path}\n")
     sys.stdout.write(f"{cleaned.root}\n" if manners.current().quiet else f"kept {len(cleaned.kept)} versions\n")
+
+
+def model_fetched(sent: Sent) -> None:
+    """The end of `bestkept model fetch`: where the model is, and what to write for it."""
+    size_bytes = sum(file.bytes for file in sent.files.values())
+    facts = {"source": sent.source, "files": len(sent.files), "bytes": size_bytes, "files_sent": sent.sent}
+
+    def table() -> Iterator[Table]:
+        table = Table(show_header=False, title="fetched", title_justify="left")
+        table.add_row("model", Text(sent.source))
+        table.add_row("files", f"{len(sent.files):,}, {size_bytes:,} bytes; {sent.sent:,} sent, the others were there")
+        table.add_row("in the configuration", Text(f"model: {{path: {sent.destination}}}"))
+        yield table
+
+    said("fetched", facts, path=sent.destination, table=table)
 
 
 def said(message: str, fields: Mapping[str, Any], *, path: str, table: Callable[[], Iterable[Table]]) -> None:

@@ -22,6 +22,7 @@ from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageErr
 from pipelines.report import evaluation as page
 from pipelines.report import tables
 from pipelines.storage import files, publish
+from pipelines.weights import whole_directory
 
 if TYPE_CHECKING:
     from rm.preferences import Group
@@ -55,13 +56,13 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
     Raises `ConfigError`, `InputError`, `ModelLoadError` or `StorageError`.
     """
     from rm.evaluate import Bootstrap, evaluate
-    from rm.identity import ModelError, resolve_model
+    from rm.identity import ModelError
 
     _check_writable(config.output.path)
     keep_in = _temperature_directory(config)
     groups, rejected = _read(config)
+    directory = whole_directory(config.model.path, config.model.revision)
     try:
-        directory = resolve_model(config.model.path, config.model.revision)
         scored = _score(config, directory, groups)
     except ModelError as error:
         raise ModelLoadError(str(error)) from error

@@ -8,7 +8,6 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipelines.already import Already
@@ -17,6 +16,7 @@ from pipelines.estimate import Block, Quantity, product_of, sampled_total, total
 from pipelines.inputs import Row
 from pipelines.plan import Plan
 from pipelines.survey import BlockOfRows, Survey
+from pipelines.weights import small_directory
 from rm.conversations import Conversation
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def load_forecaster(plan: Plan, *, device: str | None) -> Forecaster:
 
     try:
         return Forecaster.of(
-            Path(plan.model["directory"]),
+            small_directory(plan.model),
             max_length=plan.model["max_length"],
             too_long=plan.model["too_long"],
             tokens_per_batch=plan.model["tokens_per_batch"],

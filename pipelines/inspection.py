@@ -20,6 +20,7 @@ from pipelines.kinds import Row
 from pipelines.plan import first_columns, list_files
 from pipelines.preference_view import preference_view
 from pipelines.schemas import RowMapping, Sample, read_row
+from pipelines.weights import reading_directory
 from rm.conversations import Conversation, UnusableError, to_messages
 
 if TYPE_CHECKING:
@@ -96,11 +97,11 @@ def _refuse_mixed(files: Sequence[InputFile], mapping: RowMapping, *, max_row_by
 def _preview(config: InspectConfig) -> Preview | None:
     if config.model is None:
         return None
-    from rm.identity import ModelError, resolve_reading
+    from rm.identity import ModelError
     from rm.preview import Preview
 
+    directory = reading_directory(config.model.path, config.model.revision)
     try:
-        directory = resolve_reading(config.model.path, config.model.revision)
         return Preview.load(directory, max_length=config.model.max_length)
     except ModelError as error:
         raise ModelLoadError(str(error)) from error

@@ -24,6 +24,7 @@ from pipelines.schemas import RowMapping
 from pipelines.storage import publish
 from pipelines.storage.files import absolute, expand, join, read_bytes, version_of
 from pipelines.storage.manifest import digest, to_json
+from pipelines.weights import library_versions, locate
 
 log = logging.getLogger(__name__)
 
@@ -206,33 +207,35 @@ def _ensemble(config: RunConfig, plans: Sequence[Plan]) -> Plans:
 
 
 def name_of(model: ModelConfig) -> str:
-    """A hub id, or a local model by the last part of its path: where it lies is nobody's business."""
+    """A hub id, or another model by the last part of its path: where it lies is nobody's business."""
     path = model.path.rstrip("/")
-    return path.rsplit("/", 1)[-1] if Path(path).expanduser().is_dir() else path
+    return path.rsplit("/", 1)[-1] if "://" in path or Path(path).expanduser().is_dir() else path
 
 
 def _rewards(config: RunConfig, model: ModelConfig | None, mapping: RowMapping) -> dict[str, Any]:
     """The fields of a plan that say where rewards come from."""
-    from rm.identity import ModelError, has_anchor, identify, load_temperature, resolve_dtype, resolve_model
+    from rm.identity import ModelError, has_anchor, identify, load_temperature, resolve_dtype
 
     context = {"mapping": mapping.to_json(), "max_row_bytes": config.limits.max_row_bytes}
     if model is None:
         fingerprint = digest({"column": config.scores.column, **context})[:24]
         return {"model": {}, "identity": {"column": config.scores.column}, "fingerprint": fingerprint}
+    located = locate(model.path, model.revision)
     try:
-        directory = resolve_model(model.path, model.revision)
         identity = identify(
-            directory,
+            located.directory,
             max_length=model.max_length,
             too_long=model.too_long,
             dtype=resolve_dtype(model.dtype),
+            hashes=located.hashes,
         )
-        temperature, comparable = load_temperature(directory), has_anchor(directory)
+        temperature, comparable = load_temperature(located.directory), has_anchor(located.directory)
     except ModelError as error:
         raise ModelLoadError(str(error)) from error
     return {
         "model": {
-            "directory": str(directory.resolve()),
+            **located.planned,
+            "versions": library_versions(),
             "dtype": identity.dtype,
             "max_length": identity.max_length,
             "too_long": identity.too_long,

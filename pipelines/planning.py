@@ -54,7 +54,7 @@ def plan_run(config: RunConfig, flags: Sequence[str] = (), wishes: Wishes | None
     if asked.machine is not None and wishes.machine and prices.machine(asked.machine, asked.gpu) is None:
         raise ConfigError(f"--machine {asked.machine!r} has no price; expected one of {', '.join(prices.machines)}")
     plans = make_plans(config)
-    seed = int(plans.whole.hash[:8], 16)
+    seed = seed_of(plans.whole)
     surveyed = survey(plans.whole, skip_bad_files=config.limits.skip_bad_files, seed=seed)
     local = config.runner.name == "local" and wishes.gpu is None
     scored = score_places(config)
@@ -78,6 +78,11 @@ def plan_run(config: RunConfig, flags: Sequence[str] = (), wishes: Wishes | None
         "warnings": _warnings(config, surveyed, models, prices, ways=ways),
     }
     return as_json(content)
+
+
+def seed_of(plan: Plan) -> int:
+    """What rows are drawn with: the same corpus gives the same plan."""
+    return int(plan.hash[:8], 16)
 
 
 def refuse_cost(plan: dict[str, Any], max_cost: float) -> None:

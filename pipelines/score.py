@@ -26,6 +26,7 @@ from pipelines.scored import ScorePlaces, UnitScores
 from pipelines.skipped import skipped
 from pipelines.storage import objects
 from pipelines.storage.objects import Footer, ScoreFile
+from pipelines.weights import loadable, refuse_other_versions
 from pipelines.workers import carrying_errors, plan_at
 from rm.conversations import Conversation, response_hash
 
@@ -47,14 +48,14 @@ class LoadScorer:
     """Loads the plan's model; a plain picklable value, so that tests can hand in their own."""
 
     def __call__(self, plan: Plan) -> Scorer:
-        from pathlib import Path
-
         from rm.scorer import ModelError
         from rm.scorer import Scorer as ModelScorer
 
+        refuse_other_versions(plan.model["versions"])
+        directory = loadable(plan.model, plan.identity)
         try:
             scorer = ModelScorer.load(
-                Path(plan.model["directory"]),
+                directory,
                 dtype=plan.model["dtype"],
                 max_length=plan.model["max_length"],
                 too_long=plan.model["too_long"],

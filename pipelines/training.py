@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -10,6 +11,7 @@ from pipelines.config import TrainConfig
 from pipelines.display import said
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
 from pipelines.report.tables import percent_interval
+from pipelines.weights import is_remote, whole_directory
 
 if TYPE_CHECKING:
     from rm.train import TrainResult, TrainSettings
@@ -20,8 +22,12 @@ def run_training(config: TrainConfig) -> TrainResult:
     from rm import train as training
 
     _check_writable(config.output.path)
+    settings = settings_of(config)
+    if is_remote(config.model.path):
+        directory = whole_directory(config.model.path, config.model.revision)
+        settings = replace(settings, model_path=str(directory), revision=None)
     try:
-        result = training.train(settings_of(config))
+        result = training.train(settings)
     except training.PreferenceError as error:
         raise InputError(str(error)) from error
     except (training.ModelError, training.TrainingError) as error:

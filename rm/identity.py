@@ -11,9 +11,10 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ _TOKENIZER = (
     "chat_template.jinja",
     "chat_template.json",
 )
+_HASHED_WEIGHTS = ("config.json", *_WEIGHTS)
+MODEL_FILES = (*_HASHED_WEIGHTS, *_TOKENIZER, "adapter_config.json")
+"""Patterns of all that is loaded of a model directory: what a copy of it needs."""
 _NO_LIMIT = 1_000_000  # tokenizers say 1e30 where they have no limit
 
 
@@ -66,15 +70,22 @@ def resolve_model(path: str, revision: str | None = None) -> Path:
     Raises `ModelError` where it is neither, or holds no safetensors weights.
     """
     directory = _directory_of(path, revision, (*_WEIGHTS, "*.json", *_TOKENIZER))
-    if not any(directory.glob("*.safetensors")):
-        pickled = sorted(file.name for file in directory.glob("pytorch_model*.bin"))
-        if pickled:
-            raise ModelError(
-                f"model.path {path!r} holds pickled weights ({pickled[0]}), which can run code when they are loaded; "
-                "convert them once with transformers: model.save_pretrained(DIR, safe_serialization=True)"
-            )
-        raise ModelError(f"model.path {path!r} has no weights: expected *.safetensors beside config.json")
+    require_weights(path, (file.name for file in directory.iterdir()))
     return directory
+
+
+def require_weights(path: str, names: Iterable[str]) -> None:
+    """Raise `ModelError` where the files of a model directory hold no weights that can be loaded safely."""
+    there = sorted(names)
+    if any(fnmatchcase(name, "*.safetensors") for name in there):
+        return
+    pickled = [name for name in there if fnmatchcase(name, "pytorch_model*.bin")]
+    if pickled:
+        raise ModelError(
+            f"model.path {path!r} holds pickled weights ({pickled[0]}), which can run code when they are loaded; "
+            "convert them once with transformers: model.save_pretrained(DIR, safe_serialization=True)"
+        )
+    raise ModelError(f"model.path {path!r} has no weights: expected *.safetensors beside config.json")
 
 
 def resolve_reading(path: str, revision: str | None = None) -> Path:
@@ -108,14 +119,19 @@ def _hub_snapshot(repo_id: str, revision: str | None, wanted: tuple[str, ...]) -
         ) from error
 
 
-def identify(directory: Path, *, max_length: int, too_long: str, dtype: str) -> ModelIdentity:
+def identify(
+    directory: Path, *, max_length: int, too_long: str, dtype: str, hashes: Mapping[str, str] | None = None
+) -> ModelIdentity:
     """The identity of a local model directory; hashes are cached by path, size and modification time.
 
-    `dtype` must be resolved (see `resolve_dtype`); `max_length` is what the user asked for.
+    `dtype` must be resolved (see `resolve_dtype`); `max_length` is what the user asked for. `hashes` are the sha256 of all of the
+    model's files where they are known: then the directory need not hold its weights.
     """
+    if hashes is None:
+        hashes = model_hashes(directory)
     return ModelIdentity(
-        weights=_hashes(directory, ("config.json", *_WEIGHTS)),
-        tokenizer=_hashes(directory, _TOKENIZER),
+        weights=matching(hashes, _HASHED_WEIGHTS),
+        tokenizer=matching(hashes, _TOKENIZER),
         max_length=effective_max_length(directory, max_length),
         too_long=too_long,
         dtype=dtype,
@@ -177,11 +193,21 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _hashes(directory: Path, patterns: tuple[str, ...]) -> dict[str, str]:
-    files = {file for pattern in patterns for file in directory.glob(pattern)}
+def matching(named: Mapping[str, Any], patterns: Iterable[str] = MODEL_FILES) -> dict[str, Any]:
+    """The entries whose names match one of the patterns, sorted."""
+    return {name: named[name] for name in sorted(named) if any(fnmatchcase(name, pattern) for pattern in patterns)}
+
+
+def model_hashes(directory: Path) -> dict[str, str]:
+    """Name → sha256 in hex of all that is loaded of a local model directory. Raises `ModelError`."""
+    return file_hashes(matching({file.name: file for file in directory.iterdir()}))
+
+
+def file_hashes(files: Mapping[str, Path]) -> dict[str, str]:
+    """The sha256 of local files in hex, under the same names; cached by path, size and modification time. Raises `ModelError`."""
     with _HashCache() as cache:
         try:
-            return {file.name: cache.sha256(file) for file in sorted(files)}
+            return {name: cache.sha256(file) for name, file in files.items()}
         except OSError as error:
             raise ModelError(
                 f"model file {error.filename} cannot be read: {error.strerror}; fetch the model again"

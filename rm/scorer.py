@@ -21,6 +21,7 @@ from rm.conversations import Conversation, UnusableError
 from rm.device import default_device, is_out_of_memory, native_bfloat16, peak_flops
 from rm.identity import ModelError, effective_max_length
 from rm.interchange import pooling_pad_id
+from rm.memory import refuse_too_large
 from rm.model import RewardModel, load_for_scoring, load_tokenizer
 from rm.onednn import fuse_linear_layers
 from rm.packed import enable_packing, first_position, packed_rewards
@@ -113,6 +114,7 @@ class Scorer:
             raise ModelError("model.dtype is bfloat16, which this GPU only emulates; use float16, float32 or auto")
         tokens_per_batch = tokens_per_batch or (4096 if device == "cpu" else 32768)
         tokenizer = load_tokenizer(directory)
+        refuse_too_large(directory, dtype=dtype, device=device)
         model = load_for_scoring(directory, dtype=dtype, device=device)
         template = Template.of(
             tokenizer,

@@ -1,4 +1,5 @@
-"""A stand-in for the Hugging Face Hub on the loopback: as much of its HTTP API as an upload of a data set needs.
+"""A stand-in for the Hugging Face Hub on the loopback: as much of its HTTP API as an upload of a data set and a download of a
+(gated) model need.
 
 Repositories live in memory. Files with a suffix in `lfs` go through the LFS batch API, others into the commit. Where the real API
 checks something, so does this one: the token, that a repository is there, that an LFS object is uploaded before it is committed.
@@ -38,10 +39,19 @@ class Fault:
 
 
 @dataclass
+class Model:
+    """What `main` and the tag `v1` of a model hold; the commit is the same number's digits."""
+
+    files: dict[str, bytes]
+    commit: str = "c0ffee" + "0" * 34
+
+
+@dataclass
 class Hub:
     token: str = "hf_secret"
     lfs: tuple[str, ...] = (".parquet",)
     repos: dict[str, Repo] = field(default_factory=dict)
+    models: dict[str, Model] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
@@ -95,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._route(path, body)
 
-    do_GET = do_POST = do_PUT = _handle
+    do_GET = do_POST = do_PUT = do_HEAD = _handle
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
@@ -112,6 +122,10 @@ class _Handler(BaseHTTPRequestHandler):
             digest = hashlib.sha256(body).hexdigest()
             self.hub.objects[digest] = body
             self._answer(200 if path == f"/lfs/{digest}" else 400)
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(tree|revision)/([^/]+))?", path):
+            self._model(match[1], tree=match[2] == "tree", revision=match[3])
+        elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            self._resolve(*match.groups())
         elif path == "/api/repos/create":
             self._create(json.loads(body))
         elif path == "/api/validate-yaml":
@@ -122,6 +136,30 @@ class _Handler(BaseHTTPRequestHandler):
             self._repo(*match.groups(), body=body)
         else:
             self._answer(404, {"error": "no such route"})
+
+    def _model(self, name: str, *, tree: bool, revision: str | None) -> None:
+        model = self.hub.models.get(name)
+        if model is None or revision not in (None, "main", "v1", model.commit):
+            self._answer(404, {"error": "Not found"})
+        elif tree:
+            self._answer(200, [*self._tree(Repo(False), model.files)][1:])
+        else:
+            siblings = [{"rfilename": file} for file in model.files]
+            self._answer(200, {"id": name, "sha": model.commit, "private": False, "siblings": siblings})
+
+    def _resolve(self, name: str, _revision: str, file: str) -> None:
+        model = self.hub.models[name]
+        data = model.files[file]
+        self.send_response(200)
+        for header, value in {
+            "Content-Length": str(len(data)),
+            "ETag": f'"{_blob(data)}"',
+            "X-Repo-Commit": model.commit,
+        }.items():
+            self.send_header(header, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
 
     def _create(self, asked: dict[str, Any]) -> None:
         name = f"{asked['organization']}/{asked['name']}"

@@ -114,17 +114,6 @@ def test_help_imports_neither_torch_nor_beam():
     loaded = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in result.stderr.splitlines() if "|" in line}
     assert "typer" in loaded
     assert not loaded & {"torch", "apache_beam", "transformers", "pyarrow", "pydantic", "numpy"}
-    for command_name in (
-        "run",
-        "score",
-        "select",
-        "train",
-        "evaluate",
-        "inspect",
-        "plan",
-        "report",
-        "config",
-        "latest",
-        "clean",
-    ):
+    commands = "run score select train evaluate inspect plan report config model latest clean"
+    for command_name in commands.split():
         assert command_name in result.stdout

@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -101,6 +102,27 @@ def test_build_refuses_what_is_no_model(tmp_path):
     assert refused.returncode == 2
     assert "lies outside the repository" in refused.stderr
     assert subprocess.run([str(DEPLOY / "build.sh")], capture_output=True, check=False).returncode == 2
+
+
+def test_an_image_without_weights_is_built_of_an_empty_folder(tmp_path):
+    """With a `docker` that notes what it is asked."""
+    docker = tmp_path / "bin" / "docker"
+    docker.parent.mkdir()
+    noting = 'for word; do case "$word" in MODEL=*) ls -A "${word#MODEL=}" | wc -l >> "$NOTED"; esac; done'
+    docker.write_text(f'#!/bin/sh\necho "$@" >> "$NOTED"\n{noting}\n')
+    docker.chmod(0o755)
+    env = {**os.environ, "PATH": f"{docker.parent}:{os.environ['PATH']}", "NOTED": str(tmp_path / "noted")}
+    command = [str(DEPLOY / "build.sh"), "--repository", "r", "--gpu", "--tag", "t"]
+    built = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert (built.returncode, built.stdout) == (0, "runner.options.sdk_container_image=r/bestkept-gpu:t\n"), (
+        built.stderr
+    )
+    build, files, run, push = (tmp_path / "noted").read_text().splitlines()
+    assert re.search(r"--build-arg MODEL=deploy/models/none\.\w+ --tag r/bestkept-gpu:t", build)
+    assert files.strip() == "0"
+    assert run.endswith("r/bestkept-gpu:t -"), "there is no model to load"
+    assert push == "push r/bestkept-gpu:t"
+    assert not list((DEPLOY / "models").glob("none.*"))
 
 
 def test_the_template_knows_every_field():

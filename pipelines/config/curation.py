@@ -71,7 +71,7 @@ class ReadingModel(Strict):
     """A model, as far as what it reads goes."""
 
     path: PathText = Field(examples=["reward-model"])
-    """A model directory or a hub id."""
+    """A model directory, a hub id, or a directory on an object store (s3://, gs://, ...), of which each machine makes a copy."""
     revision: str | None = None
     """Commit or tag of a hub id."""
     max_length: int = Field(default=4096, ge=8)

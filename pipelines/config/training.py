@@ -94,7 +94,7 @@ class PreferencesConfig(Strict):
 
 class BackboneConfig(Strict):
     path: PathText = Field(examples=["Qwen/Qwen3-0.6B"])
-    """A pretrained encoder or causal model: a directory or a hub id."""
+    """A pretrained encoder or causal model: a directory, also on an object store, or a hub id."""
     revision: str | None = None
     """Commit or tag of a hub id."""
     max_length: int = Field(default=2048, ge=8)

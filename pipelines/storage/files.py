@@ -258,6 +258,24 @@ def names_in(directory: str) -> list[str]:
     return sorted(path.rsplit("/", 1)[-1] for path in found)
 
 
+class Stored(NamedTuple):
+    """An object as a listing shows it."""
+
+    bytes: int | None
+    version: str  # see `version_of`
+
+
+def stored_in(directory: str) -> dict[str, Stored]:
+    """The objects right in a directory on an object store, by name; none where there is no such directory.
+
+    Raises `StorageError`, and with some drivers `FileNotFoundError` where there is no bucket.
+    """
+    fs, name = filesystem(directory.rstrip("/"))
+    found = patiently(lambda _: fs.find(name, maxdepth=1, detail=True), doing="list", place=directory)
+    files = {path: info for path, info in found.items() if info["type"] == "file" and not path.endswith("/")}
+    return {path.rsplit("/", 1)[-1]: Stored(info.get("size"), version_of(info)) for path, info in sorted(files.items())}
+
+
 @contextmanager
 def reading(path: str) -> Iterator[None]:
     """Turn what storage and decoders raise about `path` into an `InputError` that names it."""
@@ -284,6 +302,7 @@ def describe(error: OSError) -> str:
 
 __all__ = [
     "Listed",
+    "Stored",
     "absolute",
     "anything_below",
     "describe",
@@ -298,5 +317,6 @@ __all__ = [
     "reading",
     "remote",
     "size_of",
+    "stored_in",
     "version_of",
 ]

@@ -125,6 +125,9 @@ def check(words: tuple[str, ...]) -> None:
         validated(EvaluateConfig, values, overrides, where="docs")
         assert not flags
         return
+    if command == "model":
+        assert (given[0], len(given)) == ("fetch", 3)
+        return
     if "--explain" in given:
         at = given.index("--explain")
         del given[at : at + 2]

@@ -54,9 +54,13 @@ def refusal(config: RunConfig, *, scores: bool = True) -> str:
         ),
         ("scores.path=scores", r"scores\.path is 'scores', which workers do not see; .*"),
         ("scores.also=[gs://bucket/s, old]", r"scores\.also is 'old', which workers do not see; .*"),
-        ("model.path=Qwen/Qwen3-0.6B", r"model\.path is 'Qwen/Qwen3-0\.6B', a hub id, .*deploy/build\.sh.*"),
-        ("model.path=./reward", r"model\.path is '\./reward', a relative path, .*"),
-        ("model.path=gs://b/reward", r"model\.path is 'gs://b/reward', an object store, .*absolute path.*"),
+        (
+            "model.path=Qwen/Qwen3-0.6B",
+            r"model\.path is 'Qwen/Qwen3-0\.6B', a hub id, .*`bestkept model fetch Qwen/Qwen3-0\.6B gs://BUCKET/models/NAME`.*",
+        ),
+        ("model.path=./reward", r"model\.path is '\./reward', a relative path, .*model fetch \./reward gs://.*"),
+        ("model.path=s3://b/reward", r"model\.path is 's3://b/reward', another store, .*model fetch ID_OR_DIR gs://.*"),
+        ("model.path=gs://b", r"model\.path is 'gs://b', another store, .*"),
         (
             "model=[{path: /a, dtype: float32}, {path: b, dtype: float32}]",
             r"model\.1\.path is 'b', a relative path, .*",
@@ -106,6 +110,12 @@ def test_each_mistake_is_named_and_nothing_else_is(override, message):
     found = refusal(with_options(override))
     assert re.fullmatch(rf"not ready for Dataflow: (runner\.)?{message}.*", found), found
     assert found.count("; expected") + found.count("is missing") <= 2
+
+
+@pytest.mark.parametrize("path", ["/models/reward", "gs://bucket/models/reward"])
+def test_weights_are_in_the_image_or_on_a_bucket(path):
+    config = with_options(f"model.path={path}")
+    dataflow.check(config, pipeline_options(config.runner, []).get_all_options(), scores=True)
 
 
 def with_options(*overrides: str) -> RunConfig:
@@ -195,7 +205,10 @@ def test_without_the_client_nothing_is_begun(monkeypatch):
 def test_hub_ids_are_for_this_machine(make_config, tmp_path, name, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = make_config("in.jsonl", model={"path": "owner/name"}, runner={"name": name})
-    with pytest.raises(ConfigError, match=r"model\.path 'owner/name' is a hub id, and workers of .* do not see"):
+    with pytest.raises(
+        ConfigError,
+        match=r"model\.path 'owner/name' is a hub id, and workers of .* do not see.*`bestkept model fetch owner/name gs://BUCKET",
+    ):
         checked_options(config, [], scores=True)
     if name != "DataflowRunner":
         (tmp_path / "owner" / "name").mkdir(parents=True)

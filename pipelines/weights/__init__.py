@@ -1,0 +1,28 @@
+"""Where a model's files come from: a local directory, the hub, or a directory on an object store, of which a copy is made.
+
+`rm` knows local directories alone, so everything that has to do with stores is here. What launcher and workers agree on is the
+sha256 of every file (`Files`): the launcher finds them out once, the plan carries them, and a worker loads nothing else.
+"""
+
+from pipelines.weights.places import (
+    Located,
+    is_remote,
+    loadable,
+    locate,
+    reading_directory,
+    small_directory,
+    whole_directory,
+)
+from pipelines.weights.versions import library_versions, refuse_other_versions
+
+__all__ = [
+    "Located",
+    "is_remote",
+    "library_versions",
+    "loadable",
+    "locate",
+    "reading_directory",
+    "refuse_other_versions",
+    "small_directory",
+    "whole_directory",
+]

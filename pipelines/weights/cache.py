@@ -1,0 +1,304 @@
+"""Copies of models on this machine: each fetched once, whole or not at all, and checked whenever it is asked for.
+
+A copy lies in a directory that is named by what its files hold, so copies of other models, or of other weights of the same one,
+never meet, and nothing is ever removed: another run may hold it. Files come into a temporary dot-directory, which is renamed when
+all of them are there and right. One process of a machine fetches, the others wait at a lock (`flock`, which the kernel lets go
+when a process ends, however it ends); what a killed one has left is swept up by the next one that has the lock.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import uuid
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pipelines.errors import ModelLoadError, StorageError, remedy
+from pipelines.storage import files
+from pipelines.storage.files import describe, join
+from pipelines.storage.remote import PART_BYTES, RemoteObject, Seen
+from pipelines.weights.listing import CHECKSUMS_FILE, Files, FileSum, Listing, digest_of, disagreeing, list_model
+
+log = logging.getLogger(__name__)
+
+MODELS = "BESTKEPT_MODELS"
+_PARTS_AHEAD = 8  # requests at once
+_CHUNK = 1 << 20
+_NO_LOCKS = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK}
+
+
+def models_root() -> Path:
+    """Where copies lie: $BESTKEPT_MODELS; else below the user's cache directory; else, where that cannot be written to, in a
+    directory of the user's own below the temporary one. Raises `StorageError`."""
+    named = os.environ.get(MODELS)
+    if named:
+        return _usable(Path(named).expanduser(), owned=False)
+    with suppress(StorageError, RuntimeError):  # the latter: a container's user without a home
+        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        return _usable(Path(base) / "bestkept" / "models", owned=False)
+    place = Path(tempfile.gettempdir()) / f"bestkept-models-{os.getuid()}"
+    log.info("the cache directory cannot be written to; models go to %s", place)
+    return _usable(place, owned=True)
+
+
+def _usable(root: Path, *, owned: bool) -> Path:
+    """`root`, made if need be. One that holds copies already need not be writable; `owned`: nobody else may have made it."""
+    why = "it belongs to another user"
+    try:
+        root.mkdir(parents=True, exist_ok=True, mode=0o700 if owned else 0o777)
+        if not owned or root.lstat().st_uid == os.getuid():
+            if os.access(root, os.W_OK) or any(root.iterdir()):
+                return root
+            why = "it is not writable"
+    except OSError as error:
+        why = describe(error)
+    raise StorageError(
+        f"models cannot be kept in {root}: {why}; set {MODELS} to a directory on a disk with room for them"
+    )
+
+
+def copy_of(url: str, sums: Files, *, given: Mapping[str, bytes] | None = None) -> Path:
+    """The directory with just these files of a model at `url`; what is not here yet, or damaged, is fetched, or taken from what
+    is `given`.
+
+    Raises `StorageError` where that fails or there is no room, and `ModelLoadError` where the store holds something else by now.
+    """
+    root = models_root()
+    target = root / digest_of(sums)
+    if not _damaged(target, sums):
+        return target
+    with _locked(root, target.name):
+        missing = _damaged(target, sums)
+        if not missing:
+            return target
+        if target.is_dir():
+            log.warning("%s in %s is damaged or missing, and is fetched again", missing[0], target)
+        needed_bytes = sum(sums[name].bytes for name in missing)
+        _refuse_full(root, url, needed_bytes)
+        log.info("fetching %s, %d files of %s bytes, to %s", url, len(missing), f"{needed_bytes:,}", target)
+        with _temporary(root, target.name) as fresh:
+            for name in missing:
+                _fetch_right(url, name, sums[name], fresh / name, (given or {}).get(name))
+            if target.is_dir():  # file by file: who has one of the old ones open, keeps it
+                for name in missing:
+                    os.replace(fresh / name, target / name)
+            else:
+                _rename(fresh, target)
+    return target
+
+
+def copy_unknown(listing: Listing, expected: Files | None) -> dict[str, FileSum]:
+    """What the files of a listing hold, found out by fetching all of them; remembered as long as the store shows the same
+    versions.
+
+    Raises `StorageError` where that fails, there is no room, or they are not what is `expected`.
+    """
+    root = models_root()
+    memo = root / f"{listing.key}.json"
+    sums = _remembered(memo) if listing.key else None
+    if sums is None:
+        with _locked(root, listing.key or hashlib.sha256(listing.url.encode()).hexdigest()[:32]) as name:
+            sums = _remembered(memo) if listing.key else None
+            if sums is None:
+                sums = _fetch_all(root, name, listing)
+                if listing.key:
+                    _remember(memo, sums)
+    for name, each in (expected or {}).items():
+        if sums[name] != each:
+            raise disagreeing(listing.url, name, "has another sha256 than that")
+    return sums
+
+
+def _fetch_all(root: Path, lock: str, listing: Listing) -> dict[str, FileSum]:
+    _refuse_full(root, listing.url, sum(each.bytes or 0 for each in listing.model.values()))
+    log.info("%s has no %s that holds, so all of it is fetched to see what it is", listing.url, CHECKSUMS_FILE)
+    with _temporary(root, lock) as fresh:
+        sums = {name: _fetch(join(listing.url, name), fresh / name) for name in listing.model}
+        if list_model(listing.url).model != listing.model:
+            raise StorageError(f"{listing.url} changed while it was fetched; run the same command again")
+        target = root / digest_of(sums)
+        if not target.exists():
+            _rename(fresh, target)
+    return sums
+
+
+def _remembered(memo: Path) -> dict[str, FileSum] | None:
+    try:
+        content = json.loads(memo.read_text(encoding="utf-8"))
+        return {name: FileSum(int(size), str(sha256)) for name, (size, sha256) in content.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None  # a memo: unreadable means that it must be found out again
+
+
+def _remember(memo: Path, sums: Files) -> None:
+    temporary = memo.with_name(f".{memo.name}.{uuid.uuid4().hex[:12]}.tmp")
+    with suppress(OSError):  # it costs a fetch next time, nothing else
+        try:
+            temporary.write_text(json.dumps(sums), encoding="utf-8")
+            os.replace(temporary, memo)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _damaged(target: Path, sums: Files) -> list[str]:
+    """Names of files that are not there as they should be, in order."""
+    from rm.identity import ModelError, file_hashes
+
+    wrong = []
+    for name, expected in sums.items():
+        try:
+            whole = (target / name).stat().st_size == expected.bytes
+            right = whole and file_hashes({name: target / name})[name] == expected.sha256
+        except (OSError, ModelError):
+            right = False
+        if not right:
+            wrong.append(name)
+    return sorted(wrong)
+
+
+def _fetch_right(url: str, name: str, expected: FileSum, path: Path, data: bytes | None) -> None:
+    """Fetch a file that must hold what is expected; what does not is fetched once more."""
+    if data is not None:
+        path.write_bytes(data)
+        return
+    place = join(url, name)
+    first = _fetch(place, path)
+    if first == expected:
+        return
+    log.warning("%s is not what was expected, and is fetched again", place)
+    second = _fetch(place, path)
+    if second == expected:
+        return
+    if first != second:
+        raise StorageError(f"{place} comes damaged, and in another way each time; check the network, and run again")
+    raise ModelLoadError(
+        f"{place} is not the file that the run was planned with: {_told(second)}, not {_told(expected)}; it was replaced or "
+        "damaged since: run the same command again to use what is there now, or put the planned file back; best give each model "
+        "a path of its own"
+    )
+
+
+def _told(file: FileSum) -> str:
+    return f"{file.bytes:,} bytes of sha256 {file.sha256[:12]}..."
+
+
+def _fetch(place: str, path: Path) -> FileSum:
+    """Copy an object, as it is at this moment, to a new file; what was copied."""
+    there = files.remote(place)
+    seen = there.look() if there is not None else None
+    if there is None or seen is None:
+        raise StorageError(f"{place} is gone; put it back, or plan again with what is there")
+    digest, count = hashlib.sha256(), 0
+    with path.open("wb") as file:
+        for part in parts_of(there, seen):
+            file.write(part)
+            digest.update(part)
+            count += len(part)
+        file.flush()
+        os.fsync(file.fileno())
+    return FileSum(count, digest.hexdigest())
+
+
+def parts_of(there: RemoteObject, seen: Seen) -> Iterator[bytes]:
+    """The whole object in order, with some requests ahead: one at a time leaves most of the network idle."""
+    if seen.size is None:  # some web servers do not say
+        yield there.read() or b""
+        return
+    with ThreadPoolExecutor(_PARTS_AHEAD) as pool:
+        waiting: deque[Future[bytes]] = deque()
+        try:
+            for start in range(0, seen.size, PART_BYTES):
+                if len(waiting) == _PARTS_AHEAD:
+                    yield waiting.popleft().result()
+                waiting.append(pool.submit(there.read_range, start, min(seen.size, start + PART_BYTES), seen))
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _refuse_full(root: Path, url: str, needed_bytes: int) -> None:
+    """Raise `StorageError` where what is to be fetched has no room."""
+    free_bytes = shutil.disk_usage(root).free
+    if needed_bytes > free_bytes:
+        raise StorageError(
+            f"{url} needs {needed_bytes:,} bytes, and {root} has {free_bytes:,} free; remove models there that no run uses, set "
+            f"{MODELS} to a directory on a larger disk, or give workers a larger one (on Dataflow: runner.options.disk_size_gb)"
+        )
+
+
+@contextmanager
+def _locked(root: Path, name: str) -> Iterator[str]:
+    """Hold the lock of that name, and sweep up what killed holders have left. Raises `StorageError`."""
+    path = root / f".{name}.lock"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {path}: {describe(error)}; set {MODELS} to a directory that can be written to"
+        ) from error
+    try:
+        if _lock(descriptor, path):
+            _sweep(root, name)
+        yield name
+    finally:
+        os.close(descriptor)  # the file stays: with it removed, two could hold locks of the same name
+
+
+def _sweep(root: Path, own: str) -> None:
+    """Remove what killed processes have left: temporaries whose lock is ours, or nobody's."""
+    for left in root.glob(".*.tmp"):
+        name = left.name.split(".")[1]
+        if name == own:
+            shutil.rmtree(left, ignore_errors=True)
+            continue
+        with suppress(OSError), (root / f".{name}.lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _lock(descriptor: int, path: Path) -> bool:
+    """Wait for the lock; False where the file system has none: then two may fetch, and the first to end is taken."""
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("waiting for another process that fetches the same model (%s)", path)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return False
+        raise StorageError(f"cannot lock {path}: {describe(error)}; set {MODELS} to a local directory") from error
+    return True
+
+
+@contextmanager
+def _temporary(root: Path, name: str) -> Iterator[Path]:
+    """A new dot-directory; what is left in it goes when the body ends. An `OSError` in there becomes a `StorageError`."""
+    place = root / f".{name}.{uuid.uuid4().hex[:12]}.tmp"
+    try:
+        place.mkdir()
+        yield place
+    except OSError as error:
+        known = remedy(error) or "check the place and run the same command again"
+        raise StorageError(f"cannot write a model to {root}: {describe(error)}; {known}, or set {MODELS}") from error
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _rename(fresh: Path, target: Path) -> None:
+    try:
+        os.rename(fresh, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # without locks: another process was faster
+            raise

@@ -1,0 +1,160 @@
+"""`model.path` → a local directory: as much of it as whoever asks needs.
+
+Planning needs configuration and tokenizer, and what the weights are; scoring, evaluating and training need all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipelines.errors import ModelLoadError, StorageError
+from pipelines.storage import files
+from pipelines.storage.files import join
+from pipelines.weights import cache
+from pipelines.weights.listing import Files, FileSum, Listing, known_files, list_model
+
+_LOCAL_URLS = ("file://", "local://")
+_BIG = ".safetensors"  # of these files a launcher needs no more than their hashes
+
+
+class Located(NamedTuple):
+    """A model as a launcher sees it."""
+
+    directory: Path  # configuration, tokenizer and calibration, and of a local model the weights
+    hashes: dict[str, str] | None  # name → sha256 of all model files, where the directory does not hold them
+    planned: dict[str, Any]  # what workers are told of where it is
+
+
+def is_remote(path: str) -> bool:
+    """Whether a `model.path` names a directory on an object store."""
+    return "://" in path and not path.startswith(_LOCAL_URLS)
+
+
+def locate(path: str, revision: str | None) -> Located:
+    """What planning needs of a model; weights on an object store are fetched only where no checksums file says what they are.
+
+    Raises `ModelLoadError` or `StorageError`.
+    """
+    from rm.identity import ModelError, resolve_model
+
+    if not is_remote(path):
+        try:
+            directory = resolve_model(path, revision)
+        except ModelError as error:
+            raise ModelLoadError(str(error)) from error
+        return Located(directory, None, {"directory": str(directory.resolve())})
+    sums, listing = _sums_of(path, revision)
+    directory = _small_copy(listing, sums)
+    planned = {"directory": listing.url, "files": {name: list(each) for name, each in sums.items()}}
+    return Located(directory, {name: each.sha256 for name, each in sums.items()}, planned)
+
+
+def reading_directory(path: str, revision: str | None) -> Path:
+    """A local directory with configuration and tokenizer; weights are neither fetched nor missed. Raises `ModelLoadError` or
+    `StorageError`."""
+    from rm.identity import ModelError, resolve_reading
+
+    if not is_remote(path):
+        try:
+            return resolve_reading(path, revision)
+        except ModelError as error:
+            raise ModelLoadError(str(error)) from error
+    _refuse_revision(path, revision)
+    return _small_copy(list_model(path, with_weights=False), None)
+
+
+def whole_directory(path: str, revision: str | None) -> Path:
+    """A local directory with all of a model. Raises `ModelLoadError` or `StorageError`."""
+    from rm.identity import ModelError, resolve_model
+
+    if not is_remote(path):
+        try:
+            return resolve_model(path, revision)
+        except ModelError as error:
+            raise ModelLoadError(str(error)) from error
+    sums, listing = _sums_of(path, revision)
+    return cache.copy_of(listing.url, sums)
+
+
+def small_directory(model: Mapping[str, Any]) -> Path:
+    """On the launcher, of a plan's model: a local directory with configuration and tokenizer."""
+    if "files" not in model:
+        return Path(model["directory"])
+    return cache.copy_of(model["directory"], _small(_planned_files(model)))
+
+
+def loadable(model: Mapping[str, Any], identity: Mapping[str, Any]) -> Path:
+    """On a worker: the directory to load a plan's model from. It holds the very weights and tokenizer that the plan's fingerprint
+    is of; else `ModelLoadError` or `StorageError`."""
+    from rm.identity import ModelError, identify
+
+    if "files" in model:
+        return cache.copy_of(model["directory"], _planned_files(model))
+    directory = Path(model["directory"])
+    if not directory.is_dir():
+        raise ModelLoadError(
+            f"there is no model directory {directory} on this worker; put the model into the workers' image, or on an object "
+            "store: `bestkept model fetch`"
+        )
+    try:
+        found = identify(directory, max_length=model["max_length"], too_long=model["too_long"], dtype=model["dtype"])
+    except (ModelError, OSError) as error:
+        raise ModelLoadError(str(error)) from error
+    for kind, hashes in (("weights", found.weights), ("tokenizer", found.tokenizer)):
+        planned = identity[kind]
+        other = [name for name in sorted({*planned, *hashes}) if planned.get(name) != hashes.get(name)]
+        if other:
+            raise ModelLoadError(
+                f"{directory / other[0]} is not the file that the run was planned with: it changed since, or this worker's image "
+                "has another model; run the same command again, with the same model on launcher and workers"
+            )
+    return directory
+
+
+def _sums_of(path: str, revision: str | None) -> tuple[Files, Listing]:
+    _refuse_revision(path, revision)
+    listing = list_model(path)
+    sums, expected = known_files(listing)
+    if sums is None:
+        sums = cache.copy_unknown(listing, expected)
+    return sums, listing
+
+
+def _refuse_revision(path: str, revision: str | None) -> None:
+    if revision is not None:
+        raise ModelLoadError(
+            f"model.revision {revision!r} is only for hub ids, and {path!r} is a directory on an object store; remove it"
+        )
+
+
+def _small_copy(listing: Listing, sums: Files | None) -> Path:
+    """A copy of all but the weights. What is in no checksums file is read first: it is small."""
+    from rm.identity import CALIBRATION_FILE
+
+    known = dict(_small(sums or {}))
+    wanted = [name for name in (*listing.model, *listing.others) if not name.endswith(_BIG)]
+    unknown = listing.model.keys() - known.keys() | {CALIBRATION_FILE}
+    fresh = _read(listing.url, [name for name in wanted if name in unknown])
+    known |= {name: FileSum(len(data), sha256(data).hexdigest()) for name, data in fresh.items()}
+    return cache.copy_of(listing.url, known, given=fresh)
+
+
+def _read(url: str, names: Sequence[str]) -> dict[str, bytes]:
+    found = {}
+    for name in names:
+        data = files.read_bytes(join(url, name))
+        if data is None:
+            raise StorageError(f"{join(url, name)} is gone since it was listed; run the same command again")
+        found[name] = data
+    return found
+
+
+def _small(sums: Files) -> dict[str, FileSum]:
+    return {name: each for name, each in sums.items() if not name.endswith(_BIG)}
+
+
+def _planned_files(model: Mapping[str, Any]) -> dict[str, FileSum]:
+    return {name: FileSum(*each) for name, each in model["files"].items()}

@@ -1,0 +1,146 @@
+"""`bestkept model fetch`: a hub model or a local directory to a directory on an object store, or to a local one.
+
+Files go create-only, one after the other, the checksums file last: without it nobody takes the copy for complete, and the same
+command goes on where it broke off. What is there is never overwritten with another model: a run may be reading it.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from hashlib import file_digest, sha256
+from pathlib import Path
+from typing import NamedTuple
+
+from pipelines.config.base import hide_userinfo, holds_userinfo
+from pipelines.errors import ConfigError, ConflictError, ModelLoadError, StorageError
+from pipelines.storage import files, publish
+from pipelines.storage.files import Stored, absolute, join, stored_in
+from pipelines.weights.cache import parts_of
+from pipelines.weights.listing import CHECKSUMS_FILE, Checksums, Files, FileSum, read_checksums
+from pipelines.weights.places import is_remote
+
+log = logging.getLogger(__name__)
+
+_CHUNK = 1 << 20
+
+
+class Sent(NamedTuple):
+    """What came of it."""
+
+    destination: str
+    source: str  # a directory's name, or a hub id with its commit
+    files: dict[str, FileSum]
+    sent: int  # of the files; the others were there
+
+
+def fetch_model(source: str, destination: str, *, revision: str | None = None) -> Sent:
+    """Copy a model; what is there and equal is not sent again.
+
+    Raises `ConfigError` for arguments that do not go together, `ModelLoadError` for what is no model or has only pickled weights,
+    `ConflictError` where another model lies at the destination, and `StorageError`.
+    """
+    from rm.identity import CALIBRATION_FILE, ModelError, file_hashes, matching, resolve_model
+
+    _check(source, destination)
+    try:
+        directory = resolve_model(source, revision)
+        _refuse_same(directory, destination)
+        model: dict[str, Path] = matching({file.name: file for file in directory.iterdir()})
+        hashes = file_hashes(model)
+    except ModelError as error:
+        raise ModelLoadError(str(error)) from error
+    sums = {name: FileSum(file.stat().st_size, hashes[name]) for name, file in model.items()}
+    place = absolute(destination).rstrip("/")
+    complete = _complete_there(place, sums)
+    sent = 0 if complete else sum(_send(file, join(place, name), sums[name]) for name, file in model.items())
+    calibration = directory / CALIBRATION_FILE
+    if calibration.is_file():  # no reward depends on it, and a later evaluation may have found another one
+        publish.replace(join(place, CALIBRATION_FILE), calibration.read_bytes())
+    local = Path(source).expanduser().is_dir()
+    named = Path(directory).resolve().name if local else f"{source}@{directory.name}"  # of a hub model: its commit
+    if not complete:
+        stored = _stored(place)
+        noted = Checksums(sums, {name: stored[name].version for name in sums}, named)
+        publish.replace(join(place, CHECKSUMS_FILE), noted.to_bytes())
+    return Sent(place, named, sums, sent)
+
+
+def _check(source: str, destination: str) -> None:
+    for name, given in (("ID_OR_DIR", source), ("DESTINATION", destination)):
+        if holds_userinfo(given):
+            shown = hide_userinfo(given)
+            raise ConfigError(f"{name} {shown!r} holds credentials; give them through the environment instead")
+    if is_remote(source):
+        raise ConfigError(
+            f"ID_OR_DIR {source!r} is on an object store; expected a hub id or a local directory. Copy between stores with their "
+            "own tools (`gcloud storage cp -r`, `aws s3 cp --recursive`)"
+        )
+
+
+def _refuse_same(directory: Path, destination: str) -> None:
+    if not is_remote(destination) and Path(destination).expanduser().resolve() == directory.resolve():
+        raise ConfigError(f"DESTINATION {destination!r} is the model's own directory; give another one")
+
+
+def _complete_there(place: str, sums: Files) -> bool:
+    """Whether all of it is there, by a checksums file that holds. Raises `ConflictError` where another model lies there, before
+    anything is sent."""
+    from rm.identity import matching
+
+    there = _stored(place)
+    strange = sorted(matching(there).keys() - sums.keys())
+    if strange:
+        raise _conflict(place, strange[0], "which this model has not")
+    noted = read_checksums(place) if CHECKSUMS_FILE in there else None
+    for name, expected in sums.items():
+        if name in there and there[name].bytes not in (None, expected.bytes):
+            raise _conflict(place, name, f"of {there[name].bytes:,} bytes, not {expected.bytes:,}")
+    if noted is None or noted.files != sums or not sums.keys() <= there.keys():
+        return False
+    return all(noted.versions[name] and noted.versions[name] == there[name].version for name in sums)
+
+
+def _send(file: Path, place: str, expected: FileSum) -> bool:
+    """Whether it was sent; False where just this lies there already. Raises `ConflictError` where something else does."""
+    there, made = files.remote(place), False
+    if (there is None and not Path(place).exists()) or (there is not None and there.look() is None):
+        log.info("sending %s, %s bytes", place, f"{expected.bytes:,}")
+        with file.open("rb") as stream:
+            if there is None:
+                made = publish.create(place, lambda out: shutil.copyfileobj(stream, out, _CHUNK))
+            else:
+                made = there.create(stream, expected.bytes)
+    if not made and _content(place) != expected:
+        directory, _, name = place.rpartition("/")
+        raise _conflict(directory, name, "with other content")
+    return made
+
+
+def _content(place: str) -> FileSum:
+    """What an object holds, by reading it."""
+    there = files.remote(place)
+    if there is None:
+        with open(place, "rb") as file:
+            return FileSum(Path(place).stat().st_size, file_digest(file, "sha256").hexdigest())
+    seen, digest, size = there.look(), sha256(), 0
+    if seen is None:
+        raise StorageError(f"{place} is gone since it was looked at; run the same command again")
+    for part in parts_of(there, seen):
+        digest.update(part)
+        size += len(part)
+    return FileSum(size, digest.hexdigest())
+
+
+def _stored(place: str) -> dict[str, Stored]:
+    try:
+        return stored_in(place)
+    except FileNotFoundError:  # some drivers, where there is no bucket
+        raise StorageError(f"cannot write {place}: there is no such bucket; create it, or mend its name") from None
+
+
+def _conflict(place: str, name: str, what: str) -> ConflictError:
+    return ConflictError(
+        f"{place} holds {name}, {what}: another model lies there, or one that was cut; choose another DESTINATION, or remove "
+        "what is there if no run uses it"
+    )

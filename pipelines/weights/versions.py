@@ -1,0 +1,43 @@
+"""The versions that rewards depend on beside the model: launcher and workers must have the same ones.
+
+A fingerprint does not hold them: a new release of a library rarely changes a reward by more than rounding, and must not cost all
+scores. But one run must not mix them, nor workers differ from the launcher that checked the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import metadata
+
+from pipelines.errors import ModelLoadError
+
+_LIBRARIES = ("torch", "transformers", "tokenizers")
+_SCORING = "SCORING_VERSION"
+
+
+def library_versions() -> dict[str, str]:
+    """By name; what is not installed is left out. Imports none of them.
+
+    Without local parts: 2.9.0+cpu and 2.9.0+cu128 are the same source.
+    """
+    from rm.identity import SCORING_VERSION
+
+    found = {_SCORING: str(SCORING_VERSION)}
+    for name in _LIBRARIES:
+        try:
+            found[name] = metadata.version(name).partition("+")[0]
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def refuse_other_versions(planned: Mapping[str, str]) -> None:
+    """On a worker: raise `ModelLoadError` where it differs from the launcher, which has noted `planned`."""
+    own = library_versions()
+    others = [name for name, version in planned.items() if name in own and own[name] != version]
+    if others:
+        named = ", ".join(f"{name} {own[name]} (launcher: {planned[name]})" for name in others)
+        raise ModelLoadError(
+            f"this worker has other versions than the launcher, and rewards depend on them: {named}; build the workers' image "
+            "from the launcher's lock (constraints.txt), or launch from that image"
+        )

@@ -1,0 +1,95 @@
+"""Whether a model's weights fit into memory, asked before they are loaded: a process that runs out of it is just killed.
+
+What a machine has left is what the kernel calls available (page cache counts, swap does not), and no more than the limits of the
+control groups around the process leave: in a container, that is the number that counts. Other systems than Linux are not asked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from rm.identity import ModelError, tensor_shapes
+
+_PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+_BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def weights_bytes(directory: Path, dtype: str) -> int:
+    """Bytes of all weights of a model directory in the type to compute in, from the headers of its files. Raises `ModelError`."""
+    return _BYTES_OF[dtype] * sum(math.prod(shape) for _, shape in tensor_shapes(directory))
+
+
+def refuse_too_large(directory: Path, *, dtype: str, device: str) -> None:
+    """Raise `ModelError` with the numbers where the weights do not fit into memory, or, for a GPU, into what is free of its own:
+    they go through the former."""
+    needed = weights_bytes(directory, dtype)
+    weights = f"the weights of model.path {str(directory)!r} take {needed:,} bytes in {dtype}"
+    available = available_bytes()
+    if available is not None and needed > available:
+        raise ModelError(
+            f"{weights}, and this machine has {available:,} bytes of memory available; use a larger one, free some, or set a "
+            "16-bit model.dtype"
+        )
+    if device.startswith("cuda"):
+        free, _ = torch.cuda.mem_get_info(device)
+        if needed > free:
+            raise ModelError(
+                f"{weights}, and {torch.cuda.get_device_name(device)} has {free:,} bytes free; use a larger GPU, end what else "
+                "runs on it, or set a 16-bit model.dtype"
+            )
+
+
+def available_bytes(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int | None:
+    """What this process may still take; None where the system does not say."""
+    found = [*_machine(proc), *_groups(proc, cgroups)]
+    return max(0, min(found)) if found else None
+
+
+def _machine(proc: Path) -> Iterator[int]:
+    for name, value in _fields(proc / "meminfo"):
+        if name == "MemAvailable:":
+            yield value * 1024
+
+
+def _groups(proc: Path, cgroups: Path) -> Iterator[int]:
+    """What the limits of the process's control groups and of those above them leave, of both versions. In a container the paths
+    may be those of the machine, and only the root is there."""
+    for line in _lines(proc / "self" / "cgroup"):
+        number, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if number == "0" and not controllers:
+            names, root = ("memory.max", "memory.current", ""), cgroups
+        elif "memory" in controllers.split(","):
+            names, root = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"), cgroups / "memory"
+        else:
+            continue
+        group = root / path.lstrip("/")
+        for place in dict.fromkeys([group, *(parent for parent in group.parents if parent.is_relative_to(root)), root]):
+            yield from _left(place, *names)
+
+
+def _left(group: Path, limit: str, usage: str, prefix: str) -> Iterator[int]:
+    """The limit less what is used, page cache not counted: it is given back before the limit is met."""
+    most, used = ("".join(_lines(group / name)).strip() for name in (limit, usage))
+    if not most.isdecimal() or not used.isdecimal():  # `max`, or no such group
+        return
+    cached = {f"{prefix}inactive_file", f"{prefix}active_file"}
+    yield int(most) - int(used) + sum(value for name, value in _fields(group / "memory.stat") if name in cached)
+
+
+def _fields(path: Path) -> Iterator[tuple[str, int]]:
+    for line in _lines(path):
+        name, _, rest = line.partition(" ")
+        value = rest.split()[:1]
+        if value and value[0].isdecimal():
+            yield name, int(value[0])
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
