@@ -151,10 +151,8 @@ def point(turn: Turn | None) -> bool:
             there = _latest(found[0])
             if there == (turn.version, content["manifest"], turn.number):
                 return True
-            mine = there is not None and there[::2] == (
-                turn.version,
-                turn.number,
-            )  # of a manifest that is another by now
+            own = (turn.version, turn.number)
+            mine = there is not None and (there.version, there.number) == own  # of a manifest that is another by now
             if there is not None and not mine and there.number >= turn.number:
                 return there.version == turn.version
             if publish.replace(path, to_json(content), seen=found[1]):
