@@ -4,7 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo demo-seeds install test test-slow test-all chaos fuzz lint format clean
+AIRFLOW ?= .cache/airflow
+
+.PHONY: airflow demo demo-seeds install test test-slow test-all chaos fuzz lint format clean
 
 install: $(VENV)/.installed
 
@@ -37,6 +39,15 @@ FUZZ_SECS ?= 600
 
 fuzz: install  # led by coverage where `pip install atheris` works; else by Hypothesis
 	$(BIN)/python tests/bad_input/fuzz.py $(FUZZ_SECS)
+
+airflow: $(AIRFLOW)/.installed  # the DAG, parsed by Airflow in an environment of its own; some minutes and 2 GB the first time
+	AIRFLOW_HOME=$(abspath $(AIRFLOW))/home AIRFLOW__CORE__LOAD_EXAMPLES=False $(AIRFLOW)/bin/python deploy/airflow/parse.py
+
+$(AIRFLOW)/.installed:
+	$(PYTHON) -m venv $(AIRFLOW)
+	$(AIRFLOW)/bin/python -m pip install --quiet apache-airflow apache-airflow-providers-google \
+		apache-airflow-providers-apache-beam apache-airflow-providers-standard
+	touch $@
 
 lint: install
 	$(BIN)/ruff check .

@@ -221,6 +221,37 @@ def report(
     page_written(path)
 
 
+@app.command()
+def latest(
+    root: Annotated[str, typer.Argument(metavar="ROOT", help="The output.path of runs with output.versions.")],
+) -> None:
+    """Print the path of the latest complete version of an output."""
+    from pipelines.display import page_written
+    from pipelines.versions import latest_path
+
+    page_written(latest_path(root))
+
+
+@app.command()
+def clean(
+    root: Annotated[str, typer.Argument(metavar="ROOT", help="The output.path of runs with output.versions.")],
+    keep: Annotated[int, typer.Option(min=1, help="How many complete versions stay, the newest ones.")] = 3,
+    unfinished_days: Annotated[
+        float, typer.Option(metavar="DAYS", min=0.0, help="Age at which unfinished versions, and scores, may go.")
+    ] = 7.0,
+    scores: Annotated[
+        bool, typer.Option("--scores", help="Also remove what ROOT/scores holds for no version that stays.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")] = False,
+) -> None:
+    """Remove old versions of an output; never the latest, and no part of one that stays."""
+    from pipelines import retention
+    from pipelines.display import cleaned_shown
+
+    found = retention.clean(root, keep=keep, unfinished_days=unfinished_days, scores=scores, dry_run=dry_run)
+    cleaned_shown(found, dry_run=dry_run)
+
+
 @models.command(name="fetch")
 def fetch(
     source: Annotated[str, typer.Argument(metavar="ID_OR_DIR", help="A hub id, or a model directory.")],

@@ -8,19 +8,19 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines import hub, progress, throughput
 from pipelines.colocate import Colocate
 from pipelines.columnar import needs_of
-from pipelines.config import Limits, RunConfig, RunnerConfig
+from pipelines.config import Limits, RunConfig
 from pipelines.ensemble import CombineScores, LoadAlone
-from pipelines.errors import BestkeptError, ConfigError, failure
+from pipelines.errors import ConfigError
+from pipelines.execution import execute, publish_skipped, publish_totals
 from pipelines.export import Export
 from pipelines.finish import OFFSET_WARNING, Finish, selection_settings
 from pipelines.fleet import Job, score_ahead
@@ -32,19 +32,19 @@ from pipelines.plan import Plan, PlanPaths, Plans, make_plans, sweep
 from pipelines.records import Totals
 from pipelines.report.figures import Facts
 from pipelines.reporting import write_report
-from pipelines.runners import checked_options, hands_over, runner_of
+from pipelines.runners import checked_options
 from pipelines.score import LoadScorer, ScoreCorpus
 from pipelines.scored import ScorePlaces
 from pipelines.scoring import ScorerFactory
 from pipelines.selection import Select
 from pipelines.shapes import Shape
-from pipelines.skipped import LeaveOut, names_of
+from pipelines.skipped import LeaveOut
 from pipelines.splits import Split
 from pipelines.steps import Selection
-from pipelines.storage import manifest, publish
+from pipelines.storage import manifest
 from pipelines.storage.files import absolute, join, read_bytes
-from pipelines.totals import check_limits, check_share, sum_totals, totals_of
-from pipelines.workers import carrying_errors, plan_at
+from pipelines.totals import check_limits, check_share, sum_totals, totals_at, totals_of
+from pipelines.versions import Turn, is_latest, placed, point, take_turn
 
 log = logging.getLogger(__name__)
 
@@ -66,9 +66,22 @@ class Outcome:
     skipped: tuple[dict[str, str], ...] = ()  # files that could not be read: key and reason
     pushed: Pushed | None = None  # where `output.push_to_hub` has put it
     handed_over: bool = False  # the runner goes on alone; nothing is known of the end
+    turn: Turn | None = None  # of `run` and `select` with output.versions
+
+    def output(self, config: RunConfig) -> str:
+        """Where the data set is."""
+        return config.path if self.turn is None else self.turn.path
 
 
-def build(pipeline: Any, config: RunConfig, paths: PlanPaths, plan: Plan, scorer: ScorerFactory | None) -> None:
+def build(
+    pipeline: Any,
+    config: RunConfig,
+    paths: PlanPaths,
+    plan: Plan,
+    scorer: ScorerFactory | None,
+    *,
+    turn: Turn | None = None,
+) -> None:
     """The graph of `run` (with a scorer) and of `select` (without)."""
     selection = selection_of(config, plan)
     shape = Shape(config.output.shape, tuple(config.output.include_columns), tuple(config.output.add), plan.temperature)
@@ -82,7 +95,7 @@ def build(pipeline: Any, config: RunConfig, paths: PlanPaths, plan: Plan, scorer
         facts = facts_of(config, plan)
         observe = Observe(paths.whole, config.path, facts, selection.needs.kept, config.report.samples)
         parts = {**parts, "report": {"scores": scored, "kept": selected["kept"]} | "Observe" >> observe}
-    _ = {**selected, **parts, "shards": shards} | "Finish" >> Finish(paths.whole, config)
+    _ = {**selected, **parts, "shards": shards} | "Finish" >> Finish(paths.whole, config, turn)
 
 
 def facts_of(config: RunConfig, plan: Plan) -> Facts:
@@ -181,8 +194,13 @@ def curate(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactor
     outcome = curated(config, flags, scorer=scorer)
     if target is None or outcome.manifest is None:
         return outcome
+    if not is_latest(outcome.turn):
+        log.warning(
+            "a later run has ended before, so nothing is uploaded to %s: it would replace a newer version", target.repo
+        )
+        return outcome
     progress.stage("uploading")
-    return replace(outcome, pushed=hub.push(absolute(config.path), target, outcome.manifest))
+    return replace(outcome, pushed=hub.push(absolute(outcome.output(config)), target, outcome.manifest))
 
 
 def curated(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory | None) -> Outcome:
@@ -196,29 +214,32 @@ def curated(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFacto
     warn_of_offsets(config, plan)
     progress.planned(plan.input_bytes * len(plans.members))
     settings = manifest.digest(selection_settings(config, plan))
+    turn = take_turn(config, plans, settings)
+    config = placed(config, turn)
     same_plan = manifest.claim(config.path, inputs=plan.content_hash, selection=settings, plan=plan.hash)
     sweep(scores_path(config), plans, config.path)
     done = manifest.complete(config.path) if same_plan and not config.limits.verify else None
     if done is not None and not done.get("skipped_files"):  # what could not be read then may be mended now
         counts = {**done["counts"], "rejected": done["rejected"], "examples": done["first_rejected"]}
         check_limits(Totals.from_json(counts), config.limits)
-        return Outcome(plan, done, {}, time.monotonic() - started, already_complete=True)
+        point(turn)
+        return Outcome(plan, done, {}, time.monotonic() - started, already_complete=True, turn=turn)
     paths = plans.save(scores_path(config))
     log.info("curating %d files, fingerprint %s", len(plan.files), plan.fingerprint)
     ahead = score_with_workers(config, plans, paths, scorer)
-    counted = execute(config.runner, options, lambda pipeline: build(pipeline, config, paths, plan, scorer))
+    counted = execute(config.runner, options, lambda root: build(root, config, paths, plan, scorer, turn=turn))
     secs = time.monotonic() - started
     if counted is None:
-        return Outcome(plan, None, {}, secs, handed_over=True)
+        return Outcome(plan, None, {}, secs, handed_over=True, turn=turn)
     counted = throughput.together(ahead, counted)
+    written = manifest.written(config.path)
     ran = throughput.record(join(config.path, "run.json"), "select" if scorer is None else "run", secs, counted)
-    written = manifest.read_manifest(config.path)
-    for warning in (written or {}).get("warnings", ()):
+    for warning in written.get("warnings", ()):
         if OFFSET_WARNING not in warning:  # that came before the work
             log.warning("%s", warning)
-    if written and config.report.write and counted.get("rows"):  # once more, with what the model did and how fast
+    if config.report.write and counted.get("rows"):  # once more, with what the model did and how fast
         write_report(config.path, written, run=ran)
-    return Outcome(plan, written, {}, secs, skipped=tuple((written or {}).get("skipped_files", ())))
+    return Outcome(plan, written, {}, secs, skipped=tuple(written.get("skipped_files", ())), turn=turn)
 
 
 def score(
@@ -267,7 +288,7 @@ def score(
         return Outcome(plans.whole, None, {}, secs, handed_over=True)
     throughput.record(join(scores, f"run{part}.json"), "score", secs, throughput.together(ahead, counted))
     skipped = tuple(json.loads(read_bytes(listed) or b"[]")) if skipping else ()
-    totals = [Totals.from_json(json.loads(read_bytes(summary) or b"{}")) for summary in summaries]
+    totals = [totals_at(summary) for summary in summaries]
     if len(totals) == 1:
         check_share(totals[0], config.limits, share)
         return Outcome(plans.whole, None, totals[0].to_json(), secs, skipped=skipped)
@@ -286,17 +307,6 @@ def score_with_workers(
         return {}
     limits = config.limits.model_copy(update={"verify": False})  # by the graph, of all that is there then
     return score_ahead(Job(paths, score_places(config), scorer, limits), plans, config.runner.workers, share)
-
-
-def publish_totals(totals: Totals, path: str, *, replace: bool = False) -> None:
-    """Write them; with `replace`, as skipped files make it necessary, over those of a run that could read other files."""
-    with carrying_errors():
-        (publish.replace if replace else publish.create_or_equal)(path, manifest.to_json(totals.to_json()))
-
-
-def publish_skipped(left_out: dict[int, str], path: str, plan_path: str) -> None:
-    with carrying_errors():
-        publish.replace(path, json.dumps(names_of(left_out, plan_at(plan_path))).encode())
 
 
 def way_of(config: RunConfig) -> dict[str, Any]:
@@ -322,28 +332,3 @@ def located(config: RunConfig) -> RunConfig:
 def default_scorer(config: RunConfig) -> ScorerFactory | None:
     """Loads the model of a plan; None where rewards come with the corpus."""
     return LoadScorer() if config.models else None
-
-
-def execute(
-    runner: RunnerConfig, options: PipelineOptions, build_graph: Callable[[Any], None]
-) -> dict[str, int] | None:
-    """Build and run to the end, and return what the model's counters say, or None where the runner goes on alone; a
-    `BestkeptError` of a worker is raised here.
-
-    Raises `StorageError` for anything else, naming type and place but not the message, which may hold row text.
-    """
-    chosen = runner_of(runner)
-    progress.stage("scoring")
-    try:
-        pipeline = beam.Pipeline(runner=chosen, options=options)
-        build_graph(pipeline)
-        result = pipeline.run()
-        if hands_over(options):
-            log.info("%s goes on alone: what it has made is complete when manifest.json is there", runner.name)
-            return None
-        result.wait_until_finish()
-        return throughput.counters(result)
-    except BestkeptError:
-        raise
-    except Exception as error:
-        raise failure(error, "the pipeline") from error

@@ -21,6 +21,7 @@ from pipelines.config import RunConfig
 
 if TYPE_CHECKING:
     from pipelines.curate import Outcome
+    from pipelines.retention import Cleaned
     from pipelines.weights.sending import Sent
 
 log = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ def progress_fields(now: progress.Progress, secs: float) -> dict[str, Any]:
 def conclude(config: RunConfig, outcome: Outcome) -> None:
     """The end of a finished `run`, `score` or `select`."""
     message = "already complete" if outcome.already_complete else "done"
-    place = config.path if outcome.manifest else config.scores_path
+    place = outcome.output(config) if outcome.manifest else config.scores_path
     said(message, facts(config, outcome), path=place, table=lambda: [summary(config, outcome)])
 
 
@@ -120,6 +121,22 @@ def page_written(path: str) -> None:
         sys.stderr.write(manners.json_line("INFO", "written", output=path))
     else:
         sys.stdout.write(f"{path}\n")
+
+
+def cleaned_shown(cleaned: Cleaned, *, dry_run: bool) -> None:
+    """The end of `clean`: what was removed, one path a line, or as one JSON line."""
+    from pipelines.versions import path_of
+
+    found = {"removed": [path_of(cleaned.root, one) for one in cleaned.versions]}
+    found["removed"] += [f"{cleaned.root}/scores/{name}" for name in cleaned.scores]
+    if manners.current().json_logs:
+        fields = {**found, "kept": cleaned.kept, "dry_run": dry_run}
+        sys.stderr.write(manners.json_line("INFO", "done", **fields, output=cleaned.root))
+        return
+    if not manners.current().quiet:
+        for path in found["removed"]:
+            sys.stdout.write(f"{'would remove' if dry_run else 'removed'} {path}\n")
+    sys.stdout.write(f"{cleaned.root}\n" if manners.current().quiet else f"kept {len(cleaned.kept)} versions\n")
 
 
 def model_fetched(sent: Sent) -> None:
@@ -209,9 +226,9 @@ def summary(config: RunConfig, outcome: Outcome) -> Table:
         shown = [f"{name} {value:.4f}" for name, value in controls.items() if value is not None]
         if shown:
             table.add_row("for comparison", ", ".join(shown))
-        table.add_row("output", config.path)
+        table.add_row("output", outcome.output(config))
         if manifest["report"]:
-            table.add_row("report", f"{config.path}/report.html")
+            table.add_row("report", f"{outcome.output(config)}/report.html")
         if outcome.pushed is not None:
             table.add_row("pushed", outcome.pushed.url if outcome.pushed.fresh else f"before, to {outcome.pushed.url}")
     elif not outcome.members:

@@ -25,8 +25,9 @@ from apache_beam.typehints.decorators import no_annotations
 from pipelines.candidates import Candidates, Mask
 from pipelines.columnar import Needs, key_halves, pack, unpack
 from pipelines.config import RunConfig, RunnerConfig
-from pipelines.curate import execute, located, score_files, score_places, selection_of
+from pipelines.curate import located, score_files, score_places, selection_of
 from pipelines.errors import ConfigError, InputError
+from pipelines.execution import execute
 from pipelines.inputs import place_of
 from pipelines.overlap import Gather
 from pipelines.plan import Plan, PlanPaths, make_plans

@@ -28,6 +28,7 @@ from pipelines.storage.files import join, open_for_reading
 from pipelines.storage.manifest import digest, to_json
 from pipelines.storage.publish import create_or_equal
 from pipelines.summaries import SelectionSummary, StepSum, merge_summaries
+from pipelines.versions import Turn, point
 from pipelines.workers import carrying_errors, plan_at
 
 MANIFEST_FORMAT = 1
@@ -84,6 +85,7 @@ class Finish(beam.PTransform):  # type: ignore[misc]
 
     plan_path: str
     config: RunConfig
+    turn: Turn | None = None  # of a run that writes a version
 
     def expand(self, parts: dict[str, Any]) -> Any:
         rejected = (
@@ -97,7 +99,7 @@ class Finish(beam.PTransform):  # type: ignore[misc]
             more["report"] = AsIter(parts["report"])
         barrier = parts["shards"].pipeline | "Finish" >> beam.Create([self.plan_path])
         return barrier | "PublishManifest" >> beam.ParDo(
-            PublishManifest(self.config),
+            PublishManifest(self.config, self.turn),
             totals=AsSingleton(parts["totals"]),
             summary=AsSingleton(summary),
             curves=AsIter(parts["curve"]),
@@ -147,6 +149,7 @@ class WriteRejected(beam.DoFn):  # type: ignore[misc]
 @dataclass(eq=False)
 class PublishManifest(beam.DoFn):  # type: ignore[misc]
     config: RunConfig
+    turn: Turn | None = None
 
     def process(
         self,
@@ -183,6 +186,7 @@ class PublishManifest(beam.DoFn):  # type: ignore[misc]
             ]:  # of the manifest as it is read; the launcher, which may not be waiting, adds throughput
                 write_report(output, json.loads(content), run=None)
             create_or_equal(join(output, "manifest.json"), content)
+            point(self.turn)
             yield manifest
 
 

@@ -94,9 +94,14 @@ class Plan:
             "comparable": self.comparable,
         }
 
+    @property
+    def file_name(self) -> str:
+        """Of its plan file."""
+        return f"{digest(self.to_json())[:32]}.json"
+
     def save(self, scores: str) -> str:
         """Write the plan file under the scores directory; its path. Raises `StorageError` where that is not writable."""
-        path = join(scores, "plans", f"{digest(self.to_json())[:32]}.json")
+        path = join(scores, "plans", self.file_name)
         publish.create(path, json.dumps(self.to_json(), sort_keys=True).encode())  # indented, 100,000 files take 2 s
         return path
 

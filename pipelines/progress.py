@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 
@@ -29,6 +29,16 @@ class Progress:
     )
 
 
+_COUNTED = {  # the field, and the counter of `throughput` that holds it
+    "input_bytes": "input_bytes",
+    "fragments": "fragments",
+    "found": "found",
+    "found_bytes": "found_bytes",
+    "found_responses": "found_responses",
+    "published": "published",
+    "scored": "rows",
+    "tokens": "tokens_read",
+}
 _lock = threading.Lock()
 _now = Progress()
 _bytes_per_response = 0.0  # in the fragment in work
@@ -93,6 +103,16 @@ def fragment(*, input_bytes: int, responses: int, scored: int, found: bool) -> N
             found_bytes=_now.found_bytes + found * input_bytes,
             found_responses=_now.found_responses + found * responses,
         )
+
+
+def reported(counts: Mapping[str, int], *, since: float) -> None:
+    """What the workers of a job elsewhere have counted so far (`throughput.counters`); nothing becomes less. `since` is when
+    nothing was scored yet, in monotonic seconds."""
+    with _lock:
+        known = {name: max(getattr(_now, name), counts.get(counter, 0)) for name, counter in _COUNTED.items()}
+        _update(**known, scored_bytes=float(known["input_bytes"] - known["found_bytes"]))
+        if _now.since is None and _now.scored:
+            _update(since=since)
 
 
 COUNTS = (

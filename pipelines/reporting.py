@@ -15,6 +15,7 @@ from pipelines.report.figures import FORMAT
 from pipelines.storage import publish
 from pipelines.storage.files import absolute, join, read_bytes
 from pipelines.storage.manifest import read_manifest
+from pipelines.versions import followed
 
 NAME = "report.html"
 
@@ -32,12 +33,14 @@ def write_report(output: str, manifest: Mapping[str, Any], *, run: Mapping[str, 
 
 
 def rebuild(output: str) -> str:
-    """`bestkept report OUT`: write `report.html` again; its path."""
+    """`bestkept report OUT`: write `report.html` again; its path. Of a root of versions, that of the latest."""
+    output = followed(output)
     return write_report(output, _manifest(output), run=_run(output))
 
 
 def compare(one: str, other: str, *, write: str) -> str:
     """`bestkept report A B`: write a page that compares two outputs to the file `write`; its path."""
+    one, other = followed(one), followed(other)
     manifests = [_manifest(output) for output in (one, other)]
     page = comparison.render(apart(one, other), manifests, [read_numbers(output) for output in (one, other)])
     path = absolute(write)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from pipelines import originals, progress
+from pipelines import originals, progress, throughput
 from pipelines.config import Limits
 from pipelines.errors import InputError, ModelLoadError
 from pipelines.inputs import Fragment, Row, Unit, original_schema
@@ -124,7 +124,7 @@ def shown(found: Sequence[ScoreFile], unit: Unit) -> Iterator[ScoreFile]:
 
 
 def _show(footer: Footer, *, input_bytes: int, found: bool) -> None:
-    progress.fragment(input_bytes=input_bytes, responses=footer.responses, scored=footer.scored, found=found)
+    throughput.fragment(input_bytes=input_bytes, responses=footer.responses, scored=footer.scored, found=found)
 
 
 class _OneAtATime:

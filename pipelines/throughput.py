@@ -57,16 +57,30 @@ def counted_here() -> dict[str, int]:
     return dict(_here)
 
 
+def fragment(*, input_bytes: int, responses: int, scored: int, found: bool) -> None:
+    """One fragment is done: scored and published, or found valid; called on the thread of its bundle."""
+    progress.fragment(input_bytes=input_bytes, responses=responses, scored=scored, found=found)
+    counts = {"fragments": 1, "input_bytes": input_bytes}
+    counts |= {"found": 1, "found_bytes": input_bytes, "found_responses": responses} if found else {"published": scored}
+    for name, value in counts.items():
+        Metrics.counter(NAMESPACE, name).inc(value)
+
+
 def counters(result: Any) -> dict[str, int]:
     """The job's counters by name; zero for what was never counted, {} where the runner does not tell."""
     try:
-        found = result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))["counters"]
+        return counted(result.metrics())
     except Exception as error:  # a service may refuse, or keep none: what was made is whole all the same
         log.warning("the runner does not tell its counters (%s): run.json is without throughput", type(error).__name__)
         return {}
+
+
+def counted(metrics: Any, *, tentative: bool = False) -> dict[str, int]:
+    """`counters` of Beam's metrics; `tentative` ones are further on while a job runs, and count twice what is done twice."""
     totals = dict.fromkeys(COUNTERS, 0)
-    for one in found:
-        value = one.committed if one.committed is not None else one.attempted
+    for one in metrics.query(MetricsFilter().with_namespace(NAMESPACE))["counters"]:
+        first, second = (one.attempted, one.committed) if tentative else (one.committed, one.attempted)
+        value = first if first is not None else second
         totals[one.key.metric.name] = totals.get(one.key.metric.name, 0) + int(value or 0)
     return totals
 

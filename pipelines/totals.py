@@ -1,4 +1,4 @@
-"""What scoring came to, summed over score files, and whether it is within the limits. Pure."""
+"""What scoring came to, summed over score files, and whether it is within the limits. No Beam."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pipelines.inputs import place_of
 from pipelines.inputs.files import counted_in_file
 from pipelines.pieces import Share
 from pipelines.records import Totals
+from pipelines.storage.files import read_bytes
 from pipelines.storage.objects import ScoreFile
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,16 @@ def totals_of(data: bytes) -> Totals:
             for row, reason in footer.first_rejected
         ),
     )
+
+
+def totals_at(path: str) -> Totals:
+    """Those that a job has published. Raises `StorageError` where it has not."""
+    data = read_bytes(path)
+    if data is None:
+        raise StorageError(
+            f"scoring has ended, and {path} is not there; run the same command again: what is scored stays"
+        )
+    return Totals.from_json(json.loads(data))
 
 
 def sum_totals(totals: Iterable[Totals]) -> Totals:

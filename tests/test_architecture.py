@@ -81,7 +81,18 @@ def test_stages_do_not_import_each_other(stage):
 
 def test_the_pure_parts_know_no_beam():
     beam = {path.stem for path in modules("pipelines") if any(name.startswith("apache_beam") for name in imports(path))}
-    known = {"curate", "explain", "overlap", "partition", "passes", "rewrite", "runners", "skipped", "throughput"}
+    known = {
+        "curate",
+        "execution",
+        "explain",
+        "overlap",
+        "partition",
+        "passes",
+        "rewrite",
+        "runners",
+        "skipped",
+        "throughput",
+    }
     assert beam == STAGES | known
 
 
@@ -114,5 +125,6 @@ def test_help_imports_neither_torch_nor_beam():
     loaded = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in result.stderr.splitlines() if "|" in line}
     assert "typer" in loaded
     assert not loaded & {"torch", "apache_beam", "transformers", "pyarrow", "pydantic", "numpy"}
-    for command_name in ("run", "score", "select", "train", "evaluate", "inspect", "plan", "report", "config", "model"):
+    commands = "run score select train evaluate inspect plan report config model latest clean"
+    for command_name in commands.split():
         assert command_name in result.stdout

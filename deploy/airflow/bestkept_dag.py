@@ -1,25 +1,32 @@
-"""An example for Airflow: score on GPU workers, then select on machines without, from the Flex template of deploy/build.sh.
+"""An example for Airflow: every day what is new in a corpus is scored, and a version of the output is selected from all of it, by
+the Flex template of deploy/build.sh; what follows takes the version that is the latest then.
 
 Deferrable: while a job runs, no worker slot of Airflow is taken. Each task may be tried again: what is scored stays, and a
-finished output is found finished. Variables of Airflow: `bestkept_project`, `bestkept_region`, `bestkept_bucket` and
-`bestkept_worker` (a service account). The bucket holds configs/dataflow_gpu.yaml, filled in. Needs
-apache-airflow-providers-google. Not run on the service.
+finished version is found finished. The job itself sets `latest.json`: the template's launcher does not wait, the operator does.
+Old versions go with `bestkept clean`, wherever bestkept is installed. Variables: `bestkept_project`, `bestkept_region`,
+`bestkept_bucket` and `bestkept_worker` (a service account). The bucket holds configs/dataflow_gpu.yaml, filled in. Needs the
+providers google, apache-beam (Dataflow's operators import it) and standard; `make airflow` parses it. Not run on the service.
 """
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timedelta
 from typing import Any
 
 from airflow import DAG
+from airflow.models import Variable
+from airflow.providers.google.cloud.hooks.gcs import GCSHook
 from airflow.providers.google.cloud.operators.dataflow import DataflowStartFlexTemplateOperator
+from airflow.providers.standard.operators.python import PythonOperator
 
 PROJECT, REGION = "{{ var.value.bestkept_project }}", "{{ var.value.bestkept_region }}"
 BUCKET = "gs://{{ var.value.bestkept_bucket }}"
+ROOT = "curated"
 
 
 def job(command: str) -> dict[str, Any]:
-    """The request that starts one command; `select` asks for no GPU, though the configuration names one."""
+    """The request that starts one command. One job scores and selects: two would list the corpus twice, and see other files."""
     return {
         "launchParameter": {
             "jobName": f"bestkept-{command}-{{{{ ds_nodash }}}}-{{{{ ti.try_number }}}}",
@@ -27,8 +34,9 @@ def job(command: str) -> dict[str, Any]:
             "parameters": {
                 "command": command,
                 "config": f"{BUCKET}/configs/dataflow_gpu.yaml",
-                "input_path": f"{BUCKET}/corpus/{{{{ ds }}}}/*.parquet",
-                "output_path": f"{BUCKET}/curated/{{{{ ds }}}}",
+                "input_path": f"{BUCKET}/corpus/*.parquet",
+                "output_path": f"{BUCKET}/{ROOT}",
+                "output_versions": "true",
             },
             "environment": {
                 "tempLocation": f"{BUCKET}/tmp",
@@ -38,17 +46,11 @@ def job(command: str) -> dict[str, Any]:
     }
 
 
-def start(command: str) -> DataflowStartFlexTemplateOperator:
-    return DataflowStartFlexTemplateOperator(
-        task_id=command,
-        project_id=PROJECT,
-        location=REGION,
-        body=job(command),
-        append_job_name=False,
-        deferrable=True,
-        retries=2,
-        retry_delay=timedelta(minutes=10),
-    )
+def latest() -> str:
+    """The path of the latest version, for tasks that train on it or copy it: as `bestkept latest` says it."""
+    bucket = Variable.get("bestkept_bucket")
+    pointer = json.loads(GCSHook().download(bucket_name=bucket, object_name=f"{ROOT}/latest.json"))
+    return f"gs://{bucket}/{ROOT}/{pointer['path']}"
 
 
 with DAG(
@@ -59,4 +61,14 @@ with DAG(
     max_active_runs=1,
     tags=["bestkept"],
 ):
-    start("score") >> start("select")
+    run = DataflowStartFlexTemplateOperator(
+        task_id="run",
+        project_id=PROJECT,
+        location=REGION,
+        body=job("run"),
+        append_job_name=False,
+        deferrable=True,
+        retries=2,
+        retry_delay=timedelta(minutes=10),
+    )
+    run >> PythonOperator(task_id="latest", python_callable=latest)

@@ -6,7 +6,9 @@
 #       deploy/scheduler/create.sh
 #
 # The bucket holds configs/dataflow_gpu.yaml, filled in. Dataflow refuses a second job of a name that still runs, so a slow run is
-# not overtaken by the next; `{date}` gives every day an output of its own. Not run against the service by the project's tests.
+# not overtaken by the next. What is new in the corpus is scored, each change of it makes a version under curated/, and
+# curated/latest.json names the last complete one (`bestkept latest gs://$BUCKET/curated`). Not run against the service by the
+# project's tests.
 set -euo pipefail
 : "${PROJECT:?}" "${REGION:?}" "${BUCKET:?}" "${WORKER:?}" "${LAUNCHER:?}"
 
@@ -20,7 +22,8 @@ cat > "$body" << JSON
     "parameters": {
       "command": "run",
       "config": "gs://$BUCKET/configs/dataflow_gpu.yaml",
-      "output_path": "gs://$BUCKET/curated/{date}"
+      "output_path": "gs://$BUCKET/curated",
+      "output_versions": "true"
     },
     "environment": {
       "tempLocation": "gs://$BUCKET/tmp",

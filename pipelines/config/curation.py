@@ -157,6 +157,9 @@ def _bare_repo(value: Any) -> Any:
 class OutputConfig(Strict):
     path: PathText = Field(examples=["curated"])
     """Where the curated data set goes; one selection per path. `{date}` expands to today, UTC."""
+    versions: bool = False
+    """For runs again and again over a corpus that grows: `path` is a root, each run writes to `versions/ID` in it, where ID is
+    the same for the same files, model and settings, and `latest.json` names the last complete one (`bestkept latest`)."""
     shape: Literal["messages", "prompt_completion", "preference", "original"] = "messages"
     """`preference` is for the rule `pairs`."""
     include_columns: list[str] = []

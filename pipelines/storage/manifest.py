@@ -82,6 +82,16 @@ def read_manifest(output: str) -> dict[str, Any] | None:
     return value
 
 
+def written(output: str) -> dict[str, Any]:
+    """The manifest of a run that has ended well. Raises `StorageError` where there is none all the same."""
+    manifest = read_manifest(output)
+    if manifest is None:
+        raise StorageError(
+            f"the run has ended well, and {output} has no manifest.json; run the same command again, which goes on from there"
+        )
+    return manifest
+
+
 def complete(output: str) -> dict[str, Any] | None:
     """The manifest of an output whose every shard is there in full size, else None."""
     manifest = read_manifest(output)

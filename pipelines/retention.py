@@ -1,0 +1,227 @@
+"""`bestkept clean`: remove versions of an output that nobody needs any more, and with `scores` what only they needed. No Beam.
+
+Kept are the version that `latest.json` names, the newest complete ones, and what is not complete but may still be worked on. The
+newest is the one whose run began last (`versions`). Of a version that goes, the manifest goes first: what has a manifest has its
+shards, at every moment. That a version is going is noted before, in `removing/`: a run that begins to make it again then ends,
+and a removal that was interrupted is finished by the next.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pipelines.errors import InputError
+from pipelines.storage import objects, publish
+from pipelines.storage.files import absolute, join, names_in, read_bytes, size_of
+from pipelines.storage.manifest import read_manifest, to_json
+from pipelines.storage.removal import Found, directories_in, files_below, remove, remove_all
+from pipelines.versions import (
+    ID,
+    LATEST,
+    REMOVING,
+    RUNS,
+    VERSIONS,
+    Run,
+    numbers,
+    path_of,
+    read_latest,
+    read_runs,
+    run_path,
+)
+
+log = logging.getLogger(__name__)
+
+_FINGERPRINT = re.compile("[0-9a-f]{24}")
+_THREADS = 16
+
+
+@dataclass(frozen=True)
+class Version:
+    """One of the outputs under a root."""
+
+    id: str
+    run: Run | None  # the last that began to make it
+    manifest: dict[str, Any] | None  # None where it is not complete
+    going: bool = False  # whether a removal of it has begun
+
+    @property
+    def number(self) -> int:
+        return 0 if self.run is None else self.run.number
+
+
+@dataclass
+class Cleaned:
+    """What was removed, or would be."""
+
+    root: str
+    kept: list[str] = field(default_factory=list)  # version ids, the newest first
+    versions: list[str] = field(default_factory=list)  # version ids
+    scores: list[str] = field(default_factory=list)  # names below the root's scores
+
+
+def clean(root: str, *, keep: int, unfinished_days: float, scores: bool, dry_run: bool) -> Cleaned:
+    """Remove all but the `keep` newest complete versions and what else must stay; unfinished versions, and scores, when they are
+    `unfinished_days` old. Raises `InputError` for a directory that is no root of versions, `StorageError`."""
+    root = absolute(root).rstrip("/")
+    _refuse_others(root)
+    before = datetime.now(UTC) - timedelta(days=unfinished_days)
+    every = list_versions(root)
+    staying = kept_of(every, keep=keep, latest=_latest(root), before=before)
+    going = [version for version in every if version.id not in staying]
+    cleaned = Cleaned(root, kept=[version.id for version in every if version.id in staying])
+    for version in reversed(going):  # the oldest first
+        if dry_run or remove_version(root, version):
+            cleaned.versions.append(version.id)
+    if not dry_run:
+        _remove_runs(root, before, [version for version in going if version.id in cleaned.versions])
+    if scores:  # of what is there now: a run may have begun meanwhile
+        left = [version for version in list_versions(root) if version.id not in cleaned.versions]
+        cleaned.scores = unneeded_scores(join(root, "scores"), left, before=before)
+        if not dry_run:
+            remove_all(join(root, "scores"), cleaned.scores)
+    return cleaned
+
+
+def _refuse_others(root: str) -> None:
+    if size_of(join(root, LATEST)) is None and not numbers(root):
+        raise InputError(
+            f"{root} is no root of versions: it has neither {LATEST} nor {RUNS}/; give the output.path of runs with "
+            "output.versions=true"
+        )
+    if size_of(join(root, LATEST)) is not None and read_latest(root) is None:
+        raise InputError(
+            f"{join(root, LATEST)} does not name a version, so nothing can be told of what is needed; run the command of the "
+            "latest version again, which mends it"
+        )
+
+
+def _latest(root: str) -> str | None:
+    latest = read_latest(root)
+    return None if latest is None else latest.version
+
+
+def list_versions(root: str) -> list[Version]:
+    """All versions, the newest first: by the number of the last run that began to make each."""
+    runs = {run.version: run for run in read_runs(root)}  # ascending, so the last one stands
+    ids = [name for name in directories_in(join(root, VERSIONS)) if ID.fullmatch(name)]
+    going = {name.removesuffix(".json") for name in names_in(join(root, REMOVING))}
+    every = [Version(name, runs.get(name), read_manifest(path_of(root, name)), name in going) for name in ids]
+    return sorted(every, key=lambda version: (version.number, version.id), reverse=True)
+
+
+def kept_of(every: Iterable[Version], *, keep: int, latest: str | None, before: datetime) -> set[str]:
+    """Which versions stay: the latest, the newest `keep` complete ones, and unfinished ones begun at `before` or later, or nobody
+    knows when; but for the latest, none whose removal has begun. Pure."""
+    every = [version for version in every if not version.going]  # the newest first
+    complete = [version.id for version in every if version.manifest is not None]
+    young = [version.id for version in every if version.manifest is None and not _older(version.run, before)]
+    return {*complete[:keep], *young, *([] if latest is None else [latest])}
+
+
+def _older(run: Run | None, before: datetime) -> bool:
+    return run is not None and run.started < before
+
+
+def remove_version(root: str, version: Version) -> bool:
+    """Remove a version, unless a run has begun to make it, or it has become the latest, since it was listed."""
+    mark = join(root, REMOVING, f"{version.id}.json")
+    publish.create(mark, to_json({"version": version.id}))
+    begun = max((run.number for run in read_runs(root) if run.version == version.id), default=0)
+    if begun != version.number or _latest(root) == version.id:
+        remove(mark)
+        log.info("version %s is in use again, and stays", version.id)
+        return False
+    path = path_of(root, version.id)
+    remove(join(path, "manifest.json"))
+    remove_all(path, [found.name for found in files_below(path)])
+    remove(mark)
+    return True
+
+
+def _remove_runs(root: str, before: datetime, removed: Iterable[Version]) -> None:
+    """Remove what runs have left that were not the last of a version, whose version was `removed`, or came to nothing `before`.
+    The largest number stays: none is given twice."""
+    gone = {version.id: version.number for version in removed}
+    runs = read_runs(root)
+    there = set(directories_in(join(root, VERSIONS)))
+    last = {run.version: run.number for run in runs}
+    needed = {number for version, number in last.items() if version in there} | {max(last.values(), default=0)}
+    for run in runs:
+        begun = run.number == last[run.version] > gone.get(run.version, 0)  # it may not have written anything yet
+        young = begun and not _older(run, before)
+        if run.number not in needed and not young:
+            remove(run_path(root, run.number))
+
+
+def unneeded_scores(scores: str, versions: Iterable[Version], *, before: datetime) -> list[str]:
+    """Names below a directory of scores of what none of these versions needs and is older than `before`: score files of models or
+    input files that none has, plans, and rewritten copies of inputs (these two, where all versions say which are theirs). Raises
+    `InputError` where an unfinished version does not say what it needs."""
+    versions = list(versions)
+    needed, names = _needed(versions), list[str]()
+    if all(version.run is not None for version in versions):
+        plans = {name for version in versions if version.run is not None for name in version.run.plans}
+        copies = {copy for name in plans for copy in _copies(join(scores, "plans", name))}
+        names += [f"plans/{name}" for name in _old(files_below(join(scores, "plans")), before) if name not in plans]
+        rewritten = _old(files_below(join(scores, "rewritten")), before)
+        names += [f"rewritten/{name}" for name in rewritten if name.split("/", maxsplit=1)[0] not in copies]
+    for fingerprint in filter(_FINGERPRINT.fullmatch, directories_in(scores)):
+        directory = join(scores, fingerprint)
+        old = _old(files_below(directory), before)
+        keys = needed.get(fingerprint, frozenset())
+        if keys is not None:
+            names += [f"{fingerprint}/{name}" for name in (_of_others(directory, old, keys) if keys else old)]
+    return sorted(names)
+
+
+def _needed(versions: Iterable[Version]) -> dict[str, frozenset[str] | None]:
+    """Fingerprint → keys of the input files whose scores are needed, None for all."""
+    needed: dict[str, frozenset[str] | None] = {}
+    for version in versions:
+        if version.manifest is not None:
+            keys = frozenset(file["key"] for file in version.manifest["inputs"])
+            for fingerprint in _fingerprints(version.manifest):
+                known = needed.get(fingerprint, frozenset())
+                needed[fingerprint] = None if known is None else known | keys
+        elif version.run is not None:
+            needed.update(dict.fromkeys(version.run.fingerprints))
+        else:
+            raise InputError(
+                f"version {version.id} is unfinished, and {RUNS}/ does not say which scores it needs; remove it, or leave "
+                "--scores out"
+            )
+    return needed
+
+
+def _fingerprints(manifest: dict[str, Any]) -> Iterator[str]:
+    """Of the rewards that an output comes from, and of the models of an ensemble."""
+    yield manifest["fingerprint"]
+    for member in manifest["model"].get("members", ()):
+        yield member["fingerprint"]
+
+
+def _copies(plan: str) -> Iterator[str]:
+    """Folders of rewritten inputs that a plan file names."""
+    data = read_bytes(plan)
+    for file in json.loads(data)["files"] if data is not None else ():
+        if file.get("copy") is not None:
+            yield file["copy"].rstrip("/").rsplit("/", 1)[-1]
+
+
+def _old(found: Iterable[Found], before: datetime) -> list[str]:
+    return [one.name for one in found if one.modified is not None and one.modified < before]
+
+
+def _of_others(directory: str, names: Collection[str], keys: Collection[str]) -> list[str]:
+    """Those that are valid score files of input files other than these."""
+    own = [name for name in names if name.endswith(".parquet") and "/" not in name]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        read = pool.map(lambda name: objects.read(join(directory, name)), own)
+        return [name for name, there in zip(own, read, strict=True) if there and there[1].file_key not in keys]

@@ -1,0 +1,95 @@
+"""Listing with ages, and removing: for `bestkept clean` alone. What writes outputs never removes a published file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fsspec.implementations.local import LocalFileSystem
+
+from pipelines.errors import StorageError
+from pipelines.storage.files import describe, filesystem, join
+from pipelines.storage.retrying import patiently
+
+_THREADS = 16
+
+
+class Found(NamedTuple):
+    """A file below a directory."""
+
+    name: str  # relative to the directory
+    modified: datetime | None  # None where the store does not say
+
+
+def files_below(directory: str) -> list[Found]:
+    """All files below a directory, unpublished ones too, sorted by name; none where there is no such directory."""
+    fs, root = filesystem(directory)
+    if isinstance(fs, LocalFileSystem):
+        found = [Path(place, name) for place, _, names in os.walk(root) for name in names]
+        return sorted(Found(str(path.relative_to(root)), _local_time(path)) for path in found)
+    listed = patiently(lambda _: fs.find(root, detail=True), doing="list", place=directory)
+    prefix = root.rstrip("/") + "/"
+    return sorted(
+        Found(name.removeprefix(prefix), modified_of(info)) for name, info in listed.items() if name.startswith(prefix)
+    )
+
+
+def directories_in(directory: str) -> list[str]:
+    """Names of the directories right in a directory, sorted; none where there is no such directory."""
+    fs, root = filesystem(directory)
+    if isinstance(fs, LocalFileSystem):
+        return sorted(path.name for path in Path(root).iterdir() if path.is_dir()) if os.path.isdir(root) else []
+    try:
+        listed = patiently(lambda _: fs.ls(root, detail=True), doing="list", place=directory)
+    except FileNotFoundError:
+        return []
+    below = (one["name"].rstrip("/") for one in listed if one["type"] == "directory")
+    return sorted(name.rsplit("/", 1)[-1] for name in below if name != root.rstrip("/"))
+
+
+def remove(path: str) -> None:
+    """Remove a file; it may be gone already. Raises `StorageError`."""
+    fs, name = filesystem(path)
+    if not isinstance(fs, LocalFileSystem):
+        with suppress(FileNotFoundError):
+            patiently(lambda _: fs.rm_file(name), doing="remove", place=path)
+        return
+    try:
+        os.unlink(name)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StorageError(
+            f"cannot remove {path}: {describe(error)}; grant write access to its directory, and run the same command again"
+        ) from error
+
+
+def remove_all(directory: str, names: Iterable[str]) -> None:
+    """Remove files by their names below a directory, in any order, and the local directories that are empty then."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(lambda name: remove(join(directory, name)), names))
+    fs, root = filesystem(directory)
+    if isinstance(fs, LocalFileSystem):
+        for place, _, _ in os.walk(root, topdown=False):
+            with suppress(OSError):  # not empty
+                os.rmdir(place)
+
+
+def modified_of(info: dict[str, Any]) -> datetime | None:
+    """When an object was written, by what its store lists of it."""
+    for key in ("LastModified", "mtime", "updated", "created"):
+        value = info.get(key)
+        if isinstance(value, datetime):
+            return value if value.tzinfo else value.replace(tzinfo=UTC)
+    return None
+
+
+def _local_time(path: Path) -> datetime | None:
+    with suppress(OSError):
+        return datetime.fromtimestamp(path.lstat().st_mtime, UTC)
+    return None

@@ -1,0 +1,249 @@
+"""Versions of an output under one root, and `latest.json`, which names the last complete one. No Beam.
+
+    ROOT/versions/ID/...      an output each, as without versions; ID is a hash of inputs, model and selection
+    ROOT/runs/000042.json     the order in which runs have begun: each takes the next number, create-only
+    ROOT/latest.json          replaced atomically, after the manifest of what it names is there
+
+Clocks decide nothing: of two runs at once, the one that began last has the last word, and the other's end moves nothing back. The
+pointer is set by the step that publishes the manifest, so no launcher need be there; where that step was killed in between, the
+next run of the same version sets it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from pipelines.config import RunConfig
+from pipelines.errors import InputError, StorageError
+from pipelines.plan import Plans
+from pipelines.storage import publish
+from pipelines.storage.files import absolute, filesystem, is_local, join, names_in, read_bytes, read_seen, size_of
+from pipelines.storage.manifest import digest, to_json
+
+FORMAT = 1
+LATEST, VERSIONS, RUNS, REMOVING = "latest.json", "versions", "runs", "removing"
+_ID_LENGTH = 16
+ID = re.compile(f"[0-9a-f]{{{_ID_LENGTH}}}")
+
+
+class Turn(NamedTuple):
+    """A run's place in the order of the runs under one root, and the version that it makes."""
+
+    root: str
+    version: str
+    number: int  # from 1 on; 0 where nothing is known of a run
+
+    @property
+    def path(self) -> str:
+        """The version's output."""
+        return path_of(self.root, self.version)
+
+
+class Run(NamedTuple):
+    """What a run has left of itself in `runs/`."""
+
+    number: int
+    version: str
+    started: datetime
+    plans: tuple[str, ...]  # names of plan files
+    fingerprints: tuple[str, ...]
+
+
+class Latest(NamedTuple):
+    """What `latest.json` says."""
+
+    version: str
+    manifest: str  # SHA-256 of its manifest.json, in hex
+    number: int  # of the run that set it
+
+
+def path_of(root: str, version: str) -> str:
+    return join(root, VERSIONS, version)
+
+
+def version_of(plans: Plans, selection: str) -> str:
+    """The id of what comes of these plans and a selection (its hash): the same files, by name, size and version, the same model
+    and the same settings have the same one."""
+    files = [(file.key, file.version) for file in plans.whole.files]
+    return digest({"inputs": plans.whole.content_hash, "files": files, "selection": selection})[:_ID_LENGTH]
+
+
+def take_turn(config: RunConfig, plans: Plans, selection: str) -> Turn | None:
+    """The turn of a run that is about to begin; None where outputs have no versions.
+
+    That of the run that has set `latest.json` where it names this version: nothing moves then. Raises `StorageError` where the
+    version is being removed.
+    """
+    if not config.output.versions:
+        return None
+    root, version = absolute(config.path), version_of(plans, selection)
+    latest = read_latest(root)
+    if latest is not None and latest.version == version:
+        return Turn(root, version, latest.number)
+    every = (plans.whole, *plans.members)
+    return _next_turn(
+        root,
+        version,
+        latest,
+        plans=sorted({plan.file_name for plan in every}),
+        fingerprints=sorted({plan.fingerprint for plan in every}),
+    )
+
+
+def _next_turn(root: str, version: str, latest: Latest | None, **known: Sequence[str]) -> Turn:
+    content = {"format": FORMAT, "version": version, "started": datetime.now(UTC).isoformat(), **known}
+    publish.sweep((root, join(root, RUNS)))
+    number = 1 + max([latest.number if latest else 0, *numbers(root)])
+    while not publish.create(run_path(root, number), to_json(content)):
+        number += 1
+    # looked at last, since whoever removes looks at the runs after saying so: one of the two sees the other
+    if size_of(join(root, REMOVING, f"{version}.json")) is not None:
+        raise StorageError(
+            f"{path_of(root, version)} is being removed by `bestkept clean {root}`; wait for its end, or run that once more "
+            "where it was interrupted, and then the same command again"
+        )
+    return Turn(root, version, number)
+
+
+def placed(config: RunConfig, turn: Turn | None) -> RunConfig:
+    """The configuration of a run that writes its version, with scores where all versions have them."""
+    if turn is None:
+        return config
+    scores = config.scores.model_copy(update={"path": config.scores_path})
+    output = config.output.model_copy(update={"path": turn.path})
+    return config.model_copy(update={"scores": scores, "output": output})
+
+
+def point(turn: Turn | None) -> bool:
+    """Let `latest.json` name a version whose manifest is there, unless a later run has set it; whether it names this one then.
+
+    May be called again, and at once by several: the largest number stands.
+    """
+    if turn is None:
+        return False
+    data = read_bytes(join(turn.path, "manifest.json"))
+    if data is None:
+        raise StorageError(f"{turn.path} has no manifest.json any more; run the same command again")
+    content = {
+        "format": FORMAT,
+        "version": turn.version,
+        "path": f"{VERSIONS}/{turn.version}",
+        "manifest": hashlib.sha256(data).hexdigest(),
+        "run": turn.number,
+        "set": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    path = join(turn.root, LATEST)
+    with _alone(turn.root):
+        while True:
+            found = read_seen(path)
+            if found is None:
+                if publish.create(path, to_json(content)):
+                    return True
+                continue
+            there = _latest(found[0])
+            if there == (turn.version, content["manifest"], turn.number):
+                return True
+            own = (turn.version, turn.number)
+            mine = there is not None and (there.version, there.number) == own  # of a manifest that is another by now
+            if there is not None and not mine and there.number >= turn.number:
+                return there.version == turn.version
+            if publish.replace(path, to_json(content), seen=found[1]):
+                return True
+
+
+def is_latest(turn: Turn | None) -> bool:
+    """Whether a run's output is what `latest.json` names; without versions, it always is."""
+    latest = None if turn is None else read_latest(turn.root)
+    return turn is None or (latest is not None and latest.version == turn.version)
+
+
+def read_latest(root: str) -> Latest | None:
+    """What `latest.json` says; None where there is none, or one that says nothing (a run replaces it)."""
+    data = read_bytes(join(root, LATEST))
+    return None if data is None else _latest(data)
+
+
+def latest_path(root: str) -> str:
+    """The path of the latest complete version. Raises `InputError` where there is none."""
+    root = absolute(root).rstrip("/")
+    for _ in range(2):  # between two looks, it may have been replaced and what it named removed
+        latest = read_latest(root)
+        if latest is None:
+            raise InputError(
+                f"{root} has no {LATEST} that names a version; give the output.path of runs with output.versions=true, of which "
+                "one has ended"
+            )
+        path = path_of(root, latest.version)
+        data = read_bytes(join(path, "manifest.json"))
+        if data is not None and hashlib.sha256(data).hexdigest() == latest.manifest:
+            return path
+    raise InputError(
+        f"{join(root, LATEST)} names {path}, whose manifest.json is gone or another one; run the command that made it again"
+    )
+
+
+def followed(output: str) -> str:
+    """An output as it is, or the latest version under a root of versions."""
+    if size_of(join(output, "manifest.json")) is None and size_of(join(output, LATEST)) is not None:
+        return latest_path(output)
+    return output
+
+
+def numbers(root: str) -> list[int]:
+    """Of all runs that have left something."""
+    stems = [name.removesuffix(".json") for name in names_in(join(root, RUNS))]
+    return sorted(int(stem) for stem in stems if stem.isdecimal())
+
+
+def run_path(root: str, number: int) -> str:
+    return join(root, RUNS, f"{number:06d}.json")
+
+
+def read_runs(root: str) -> list[Run]:
+    """All runs by their number. Raises `StorageError` for one that says nothing."""
+    runs = []
+    for number in numbers(root):
+        data = read_bytes(run_path(root, number))
+        if data is None:  # removed meanwhile
+            continue
+        try:
+            own = json.loads(data)
+            started = datetime.fromisoformat(own["started"])
+            runs.append(Run(number, own["version"], started, tuple(own["plans"]), tuple(own["fingerprints"])))
+        except (ValueError, KeyError, TypeError) as error:
+            raise StorageError(
+                f"{run_path(root, number)} is damaged; remove it and run the same command again"
+            ) from error
+    return runs
+
+
+def _latest(data: bytes) -> Latest | None:
+    try:
+        own: Mapping[str, Any] = json.loads(data)
+        latest = Latest(str(own["version"]), str(own["manifest"]), int(own["run"]))
+    except (ValueError, KeyError, TypeError):
+        return None
+    return latest if ID.fullmatch(latest.version) else None
+
+
+@contextmanager
+def _alone(root: str) -> Iterator[None]:
+    """On a local disk, one process at a time: a rename cannot be told to replace one content only, as object stores can."""
+    if not is_local(root):
+        yield
+        return
+    descriptor = os.open(join(filesystem(root)[1], ".latest.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
