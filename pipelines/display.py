@@ -136,7 +136,7 @@ def cleaned_shown(cleaned: Cleaned, *, dry_run: bool) -> None:
     if not manners.current().quiet:
         for path in found["removed"]:
             sys.stdout.write(f"{'would remove' if dry_run else 'removed'} {path}\n")
-    sys.stdout.write(f"{cleaned.root}\n" if manners.current().quiet else f"kept {len(cleaned.kept)} versions\n")
+    sys.stdout.write(f"{cleaned.root}\n" if manners.current().quiet else f"versions kept: {len(cleaned.kept)}\n")
 
 
 def model_fetched(sent: Sent) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from pipelines.config import Limits
 from pipelines.errors import RejectedError, StorageError
 from pipelines.records import Totals
 from pipelines.storage.objects import Footer, ScoreFile
-from pipelines.totals import check_limits, sum_totals, totals_of
+from pipelines.totals import check_limits, sum_totals, totals_at, totals_of
 
 FOOTER = Footer(
     fingerprint="f", file_key="a.parquet", file_size=1, file_version="v", unit=0, unit_start=100, fragment=0, rows=3,
@@ -31,6 +32,13 @@ def test_of_one_file_and_of_several():
     assert (both.rows, both.read, both.scored, both.truncated, both.tokens) == (6, 20, 16, 8, 100)
     assert both.rejected == {"empty": 2, "bad_json": 2}
     assert sum_totals([]) == Totals()
+
+
+def test_totals_that_a_job_has_not_left_are_an_error_with_the_remedy(tmp_path):
+    with pytest.raises(StorageError, match=r"totals\.json is not there; run the same command again"):
+        totals_at(str(tmp_path / "totals.json"))
+    (tmp_path / "totals.json").write_text(json.dumps(TOTALS.to_json()))
+    assert totals_at(str(tmp_path / "totals.json")) == TOTALS
 
 
 @pytest.mark.parametrize(("limit", "fails"), [(0.2, False), (0.19, True), (1.0, False), (0.0, True)])

@@ -299,7 +299,7 @@ def test_the_command_says_what_it_does(disk, bestkept):
     old = run(disk).turn
     run(disk, **KEEP_2)
     code, out, _ = bestkept("clean", disk.root, "--keep", "1", "--dry-run")
-    assert (code, out) == (0, f"would remove {old.path}\nkept 1 versions\n")
+    assert (code, out) == (0, f"would remove {old.path}\nversions kept: 1\n")
     assert Path(old.path).exists()
     code, _, err = bestkept("clean", disk.root, "--keep", "0")
     assert (code, Path(old.path).exists()) == (2, True), err
