@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,7 @@ from stubs import StubFactory, scored_rows
 
 from pipelines import curate, retention
 from pipelines.errors import InputError, RejectedError, StorageError
+from pipelines.inputs import files
 from pipelines.retention import Version, kept_of
 from pipelines.storage import publish, removal
 from pipelines.versions import Run, latest_path, numbers
@@ -242,6 +244,23 @@ def test_scores_that_no_version_needs_go_when_asked(place, tmp_path):
     assert run(place, log, **changes).already_complete
     run(place, log, **changes, **KEEP_2)
     assert scored_rows(log) == done, "what stays has all its scores"
+
+
+def test_rewritten_copies_go_with_the_last_version_whose_plan_names_them(disk, monkeypatch):
+    monkeypatch.setattr(files, "LARGE_BYTES", 0)
+    corpus = {"path": f"{disk.url}/in/*.jsonl.gz", "rows_per_fragment": 4}
+    lines = b"".join(b'{"prompt": "p%d", "response": "answer %d"}\n' % (n % 3, n) for n in range(12))
+    disk.put("in/a.jsonl.gz", gzip.compress(lines))
+    run(disk, input=corpus)
+    (old,) = os.listdir(f"{disk.root}/scores/rewritten")
+    disk.put("in/a.jsonl.gz", gzip.compress(lines * 2))
+    kept = run(disk, input=corpus)
+    (new,) = set(os.listdir(f"{disk.root}/scores/rewritten")) - {old}
+    assert clean(disk, keep=2, scores=True, unfinished_days=0).scores == [], "both are needed"
+    removed = clean(disk, scores=True, unfinished_days=0).scores
+    assert {name.split("/")[1] for name in removed if name.startswith("rewritten/")} == {old}
+    assert os.listdir(f"{disk.root}/scores/rewritten/{new}")
+    assert run(disk, input=corpus).turn == kept.turn
 
 
 def test_scores_of_a_version_in_work_stay_and_so_does_its_plan(disk, tmp_path, monkeypatch):
