@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -83,6 +84,40 @@ def test_the_two_images_differ_in_cuda_alone():
         "RUN pip install --no-cache-dir -c constraints.txt torch --index-url https://download.pytorch.org/whl/cpu",
         "ENV HF_HUB_OFFLINE=1 \\",
     ]
+
+
+@pytest.mark.slow
+def test_the_steps_of_the_image_give_a_worker_that_has_all_it_needs(tmp_path):
+    """Those that copy and install, in order, in a new environment. The index of CPU builds is left out: the pinned torch comes
+    from wherever pip is told to look."""
+    work, venv = tmp_path / "opt", tmp_path / "venv"
+    work.mkdir()
+    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    for name, text in instructions(DEPLOY / "Dockerfile"):
+        words = shlex.split(text)
+        if name == "COPY" and not text.startswith("--from=") and "$" not in text:
+            for source in words[:-1]:
+                copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
+                copy(ROOT / source, work / (source if words[-1] == "./" else words[-1]))
+        elif name == "RUN":
+            pip = words[: words.index("--index-url")] if "--index-url" in words else words
+            assert pip[:2] == ["pip", "install"]
+            subprocess.run([venv / "bin" / "python", "-m", *pip, "--quiet"], cwd=work, check=True)
+    program = (
+        "import importlib.util as found, pipelines.cli, pipelines.curate, pipelines.fleet, pipelines.weights, rm.scorer\n"
+        "assert pipelines.cli.__file__.startswith(sys.prefix), 'the installed one'\n"
+        "assert found.find_spec('google.cloud.dataflow_v1beta3') and found.find_spec('gcsfs')\n"
+        "assert not found.find_spec('pytest'), 'nothing of the tests'\n"
+    )
+    python = [venv / "bin" / "python", "-c", f"import sys\n{program}"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run(python, cwd=tmp_path, check=True, env=environment)
+    shown = subprocess.run(
+        [venv / "bin" / "bestkept", "config"], cwd=tmp_path, capture_output=True, text=True, env=environment
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "colocate" in shown.stdout
+    assert (work / "deploy/flex/launch.py").exists()
 
 
 @pytest.mark.parametrize("path", sorted(DEPLOY.rglob("*.sh")), ids=lambda path: path.name)

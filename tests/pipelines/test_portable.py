@@ -91,6 +91,21 @@ def test_external_workers_give_the_same_bytes(tmp_path, make_config, workers):
     assert tree(tmp_path / "there-scores") == tree(tmp_path / "here-scores")
 
 
+def test_workers_that_the_launcher_starts_itself_give_the_same_bytes(tmp_path, make_config):
+    """LOOPBACK: the job service calls back, and the work is done in the launcher's own process."""
+    for number in range(4):
+        write_jsonl(tmp_path / "in" / f"{number}.jsonl", corpus_rows()[number::4])
+    curate.curate(config_of(tmp_path, make_config, "here"), scorer=StubFactory())
+    (tmp_path / "pids").mkdir()
+    with service(2, tmp_path / "service.log") as (jobs, _):
+        runner = {"name": "PortableRunner", "options": {"job_endpoint": jobs, "environment_type": "LOOPBACK"}}
+        config = config_of(tmp_path, make_config, "there", runner=runner)
+        curate.curate(config, scorer=StubFactory(pids=str(tmp_path / "pids")))
+    assert os.listdir(tmp_path / "pids") == [str(os.getpid())]
+    assert tree(tmp_path / "there") == tree(tmp_path / "here")
+    assert tree(tmp_path / "there-scores") == tree(tmp_path / "here-scores")
+
+
 def test_external_workers_colocate_texts(tmp_path, make_config):
     """Text crosses between processes; what they write is what one process writes without that."""
     rows, log = corpus_rows(), tmp_path / "scored.log"
