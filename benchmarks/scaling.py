@@ -59,7 +59,7 @@ def main() -> None:
     if given.child:
         print(json.dumps(score(int(given.child[0]), Path(given.child[1]), smollm2(given.cache))))
         return
-    rounds, rows = given.rounds or (3 if given.quick else 5), 192 if given.quick else 512
+    rounds, rows = given.rounds or (3 if given.quick else 5), 256 if given.quick else 768
     smollm2(given.cache)
     with tempfile.TemporaryDirectory() as folder:
         make_corpus(Path(folder) / "in", rows)

@@ -76,15 +76,21 @@ def _units(file: InputFile, whole: Piece) -> list[Piece]:
     return [Piece(whole.file, unit, unit.input_bytes) for unit in units]
 
 
-def stripe(pieces: Iterable[Piece], most_bytes: int, *, most_stripes: int) -> list[Piece]:
-    """Units larger than `most_bytes` as stripes of fragments: each of them reads the unit, and scores its own part."""
-    striped = []
-    for piece in pieces:
-        count = min(most_stripes, -(-piece.stored_bytes // max(1, most_bytes))) if piece.unit is not None else 1
+def stripe(pieces: Iterable[Piece], hands: int) -> list[Piece]:
+    """The same work, largest first, units cut into stripes of fragments where the other hands would wait for a whole one at the end.
+
+    No piece is more than half of a hand's part of what is left from it on (guided self-scheduling, Polychronopoulos and Kuck
+    1987). Each stripe reads the unit and scores its own fragments, so few units are striped, and the last ones finest.
+    """
+    ordered = largest_first(pieces)
+    left_bytes = sum(piece.stored_bytes for piece in ordered)
+    striped: list[Piece] = []
+    for piece in ordered:
+        most_bytes = max(1, left_bytes // (2 * hands))
+        left_bytes -= piece.stored_bytes
+        count = -(-piece.stored_bytes // most_bytes) if piece.unit is not None else 1
         each = piece.stored_bytes // max(1, count)
-        striped += (
-            [piece._replace(stripe=k, stripes=count, stored_bytes=each) for k in range(count)] if count > 1 else [piece]
-        )
+        striped += [piece._replace(stripe=k, stripes=count, stored_bytes=each) for k in range(count)] or [piece]
     return striped
 
 

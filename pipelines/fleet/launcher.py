@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection, wait
 from pipelines import machine, progress
 from pipelines.config import Limits
 from pipelines.errors import StorageError, from_text
-from pipelines.pieces import PIECES_PER_HAND, Piece, Share, cut, largest_first, share_of, stripe, whole_files
+from pipelines.pieces import PIECES_PER_HAND, Piece, Share, cut, share_of, stripe, whole_files
 from pipelines.plan import PlanPaths, Plans
 from pipelines.rewrite import rewrite_large
 from pipelines.scored import ScorePlaces
@@ -54,7 +54,7 @@ def score_ahead(job: Job, plans: Plans, count: int, share: Share | None = None) 
     files = plans.whole.files
     pieces = whole_files(files) if share is None else share_of(files, share)
     most_bytes = sum(piece.stored_bytes for piece in pieces) // (PIECES_PER_HAND * count)
-    ready = largest_first(stripe(cut(files, pieces, most_bytes), most_bytes, most_stripes=count * PIECES_PER_HAND))
+    ready = stripe(cut(files, pieces, most_bytes), count)
     work = deque((member, piece) for member in range(len(plans.members)) for piece in ready)
     log.info("scoring with %d workers, %d pieces of work", min(count, len(work)), len(work))
     return _Fleet(job, work, min(count, len(work))).run()

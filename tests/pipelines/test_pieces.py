@@ -63,19 +63,31 @@ def test_a_piece_is_a_unit_where_the_file_is_large(lengths, most_bytes):
         assert piece.stored_bytes == (piece.unit.input_bytes if piece.unit else corpus[piece.file].size)
 
 
-@given(st.lists(st.integers(0, 1000), min_size=1, max_size=20), st.integers(1, 300), st.integers(1, 8))
-def test_stripes_are_the_same_work(lengths, most_bytes, most_stripes):
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=20), st.integers(1, 8))
+def test_stripes_are_the_same_work_and_never_too_large(lengths, hands):
     whole = [Piece(number, Unit(0, 0, size, size), size) for number, size in enumerate(lengths)]
-    striped = stripe(whole, most_bytes, most_stripes=most_stripes)
-    for piece in whole:
-        mine = [one for one in striped if one.file == piece.file]
-        assert [(one.stripe, one.stripes) for one in mine] == [(k, len(mine)) for k in range(len(mine))]
-        assert len(mine) == max(1, min(most_stripes, -(-piece.stored_bytes // most_bytes)))
-        assert sum(one.stored_bytes for one in mine) <= piece.stored_bytes
+    striped = stripe(whole, hands)
+    left = sum(lengths)
+    for size in sorted(lengths, reverse=True):
+        first = striped[0]
+        mine, striped = striped[: first.stripes], striped[first.stripes :]
+        assert first.unit.input_bytes == size
+        assert [(one.file, one.stripe, one.stripes) for one in mine] == [
+            (first.file, k, len(mine)) for k in range(len(mine))
+        ]
+        assert all(one.stored_bytes <= max(1, left // (2 * hands)) for one in mine)
+        assert len(mine) == 1 or size > (len(mine) - 1) * max(1, left // (2 * hands)), "no more stripes than need be"
+        left -= size
+    assert striped == []
+
+
+def test_units_at_the_end_are_striped_and_those_before_are_not():
+    striped = stripe([Piece(number, Unit(0, 0, 100, 100), 100) for number in range(8)], 2)
+    assert [piece.stripes for piece in striped if piece.stripe == 0] == [1, 1, 1, 1, 1, 2, 2, 4]
 
 
 def test_a_whole_file_is_not_striped():
-    assert stripe([Piece(0, None, 1000)], 10, most_stripes=8) == [Piece(0, None, 1000)]
+    assert stripe([Piece(0, None, 1000)], 8) == [Piece(0, None, 1000)]
 
 
 def test_the_largest_come_first_and_equal_ones_in_order():
