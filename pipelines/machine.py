@@ -12,7 +12,19 @@ _DEVICES = Path("/dev")
 
 
 def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(numbered_cores()) or os.cpu_count() or 1
+
+
+def numbered_cores() -> list[int]:
+    """Those that this process may run on; empty where the system does not tell."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def parts_of_cores(parts: int) -> list[list[int]]:
+    """The cores in so many parts of one size, side by side, for processes that are to stay on theirs; some may be left over."""
+    there = numbered_cores()
+    size = len(there) // max(1, parts)
+    return [there[number * size : (number + 1) * size] for number in range(parts)]
 
 
 def visible_gpus() -> list[str]:

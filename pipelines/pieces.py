@@ -77,7 +77,7 @@ def _units(file: InputFile, whole: Piece) -> list[Piece]:
 
 
 def stripe(pieces: Iterable[Piece], hands: int) -> list[Piece]:
-    """The same work, largest first, units cut into stripes of fragments where the other hands would wait for a whole one at the end.
+    """The same work, largest first, units cut into stripes of fragments where other hands would wait for a whole one at the end.
 
     No piece is more than half of a hand's part of what is left from it on (guided self-scheduling, Polychronopoulos and Kuck
     1987). Each stripe reads the unit and scores its own fragments, so few units are striped, and the last ones finest.

@@ -83,6 +83,7 @@ class _Fleet:
         self._past_counts: list[Mapping[str, int]] = []
         self._devices = machine.visible_gpus()
         self._threads = max(1, machine.cores() // max(1, count))
+        self._cores = machine.parts_of_cores(count)
         self._workers: list[_Worker] = []
         self._count = count
 
@@ -123,6 +124,8 @@ class _Fleet:
         if self._devices:
             environment["CUDA_VISIBLE_DEVICES"] = self._devices[number]
         command = [sys.executable, "-m", "pipelines.fleet.worker", str(theirs.fileno())]
+        if not self._devices:  # a thread that moves to another core leaves its cache behind
+            command += map(str, self._cores[number])
         process = subprocess.Popen(
             command, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             start_new_session=True,

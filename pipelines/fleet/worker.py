@@ -1,4 +1,4 @@
-"""A worker: `python -m pipelines.fleet.worker CONNECTION`, started by the launcher; scores the pieces that it is given.
+"""A worker: `python -m pipelines.fleet.worker CONNECTION [CORE]...`, started by the launcher; scores the pieces that it is given.
 
 What it says goes through the connection: a sign of life every second, with what it has counted; lines for the log; that it wants
 more work; or what it failed of. It ends when the launcher does.
@@ -60,6 +60,8 @@ class _ToLauncher(logging.Handler):
 def main() -> None:
     faulthandler.enable()
     line = Line(Connection(int(sys.argv[1])))
+    if own := {int(core) for core in sys.argv[2:]}:
+        os.sched_setaffinity(0, own)
     threading.Thread(target=_show_life, args=(line,), daemon=True).start()  # before the imports, which take seconds
     from pipelines.errors import failure
     from pipelines.logs import discard, keep, set_up

@@ -244,6 +244,21 @@ def test_more_workers_than_cores_or_gpus_are_refused(monkeypatch, make):
 
 
 @pytest.mark.parametrize(
+    ("cores", "parts", "expected"),
+    [
+        ([0, 1, 2, 3], 2, [[0, 1], [2, 3]]),
+        ([4, 7, 9], 2, [[4], [7]]),
+        ([5], 1, [[5]]),
+        ([1], 2, [[], []]),
+        ([], 2, [[], []]),
+    ],
+)
+def test_each_worker_has_cores_of_its_own(monkeypatch, cores, parts, expected):
+    monkeypatch.setattr(machine, "numbered_cores", lambda: cores)
+    assert machine.parts_of_cores(parts) == expected
+
+
+@pytest.mark.parametrize(
     ("chosen", "devices", "names"),
     [
         (None, ["nvidia1", "nvidia0", "nvidia10", "nvidiactl", "nvidia-uvm"], ["0", "1", "10"]),
