@@ -13,7 +13,7 @@ from pipelines.survey import Survey
 
 _LOCAL_SECS = (2.0, 8.0)  # of a local run beside loading and forwards: Beam's graph
 _ROW_SECS = (2e-5, 3e-4)  # and of each response: reading, selecting, exporting
-_CORES_GAIN = (1.0, 1.3, 1.7)  # by workers that share the cores of one process; benchmarks/scaling.py
+_CORES_GAIN = (1.0, 1.1, 1.2)  # by workers that share the cores of one process; benchmarks/scaling.py
 _UNEVEN = 1.15  # of workers with a GPU each, whose last pieces do not end together
 
 

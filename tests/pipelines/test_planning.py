@@ -214,7 +214,7 @@ def test_workers_of_this_machine_share_the_work(config):
     work = Quantity(120.0, 100.0, 140.0, "measured")
     assert ways._shared(work, 1, gpu=True) == work
     assert ways._shared(work, 4, gpu=True) == Quantity(30.0, 25.0, 35.0 * 1.15, "measured")
-    assert ways._shared(work, 2, gpu=False) == Quantity(120 / 1.3, 100 / 1.7, 140.0, "measured")
+    assert ways._shared(work, 2, gpu=False) == Quantity(120 / 1.1, 100 / 1.2, 140.0, "measured")
     settings = RunConfig.model_validate(config().model_dump(exclude_unset=True) | {"runner": {"workers": 2}})
     [way] = plan_run(settings, wishes=NO_BENCHMARK)["ways"]
     assert way["workers"] == 2
