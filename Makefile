@@ -52,6 +52,7 @@ $(AIRFLOW)/.installed:
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/hadolint deploy/Dockerfile deploy/Dockerfile.gpu
 	$(BIN)/mypy
 
 format: install
