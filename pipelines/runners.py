@@ -42,6 +42,8 @@ def checked_options(config: RunConfig, flags: Sequence[str], *, scores: bool) ->
     dataflow.refuse_hub_ids(config)
     if scores and config.runner.name == "local":
         check_workers(config.runner.workers)
+    elif config.runner.workers > 1:
+        log.info("nothing is scored, so runner.workers start none")
     options = pipeline_options(config.runner, flags)
     if config.runner.name != dataflow.DATAFLOW:
         return options

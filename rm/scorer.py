@@ -159,9 +159,8 @@ class Scorer:
         encoded = Window([], [], [], [])
         for prompt, responses, places in window:
             whole: list[int] = []
-            cut: list[
-                int
-            ] = []  # of these the prompt begins elsewhere, and one of them would leave its group nothing to share
+            # of a cut one the prompt begins elsewhere: among the whole ones it would leave them nothing to share
+            cut: list[int] = []
             for row, who in zip(self.template.encode_group(prompt, responses), places, strict=True):
                 if isinstance(row, UnusableError):
                     encoded.unusable.append((row.reason, who))

@@ -281,6 +281,11 @@ class RunConfig(Strict):
                 f"score.colocate regroups the whole corpus in one process, and runner.workers is {self.runner.workers}; "
                 "remove one of them"
             )
+        if self.model is None and self.runner.workers > 1:
+            raise ValueError(
+                f"runner.workers is {self.runner.workers}, and workers are for scoring with a model, which scores.column "
+                "has not; remove it"
+            )
         if "ensemble" in self.model_fields_set and len(self.models) < 2:
             raise ValueError(
                 f"ensemble is given, and model names {len(self.models)} of the two or more models that it combines; remove "

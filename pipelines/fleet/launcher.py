@@ -95,9 +95,8 @@ class _Fleet:
                 for line in wait([worker.line for worker in waiting], timeout=_LOOK_SECS):
                     self._hear(next(worker for worker in waiting if worker.line is line))
                 now = time.monotonic()
-                if (
-                    now - looked > _LOOK_SECS + SILENT_SECS / 2
-                ):  # this process was stopped itself: nobody could be heard
+                # was this process stopped itself, nobody could be heard
+                if now - looked > _LOOK_SECS + SILENT_SECS / 2:
                     for worker in waiting:
                         worker.heard = now
                 looked = now

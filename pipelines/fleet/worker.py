@@ -61,7 +61,8 @@ def main() -> None:
     faulthandler.enable()
     line = Line(Connection(int(sys.argv[1])))
     if own := {int(core) for core in sys.argv[2:]}:
-        os.sched_setaffinity(0, own)
+        with suppress(OSError):  # they may have been taken from this process since: then it runs on those that are left
+            os.sched_setaffinity(0, own)
     threading.Thread(target=_show_life, args=(line,), daemon=True).start()  # before the imports, which take seconds
     from pipelines.errors import failure
     from pipelines.logs import discard, keep, set_up
@@ -94,9 +95,8 @@ def _score(job: Job, line: Line) -> None:
         member, piece = given
         plan = plan_at(job.paths.members[member])
         file = plan.files[piece.file]
-        with suppress(
-            *(UnreadableError,) if job.limits.skip_bad_files else ()
-        ):  # found, and skipped, once more afterwards
+        passed_over = (UnreadableError,) if job.limits.skip_bad_files else ()
+        with suppress(*passed_over):  # found, and skipped, once more afterwards
             if file.copy is not None and piece.unit is None:  # there already, unless the file cannot be read
                 rewrite(file, file.copy, max_row_bytes=plan.max_row_bytes)
             for unit in split_units(file) if piece.unit is None else [piece.unit]:

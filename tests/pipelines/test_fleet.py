@@ -15,7 +15,7 @@ from corpora import TIMED, corpus_rows, write_jsonl
 from stubs import StubFactory, scored_rows
 
 from pipelines import curate, machine, progress
-from pipelines.config import RunnerConfig
+from pipelines.config import RunConfig, RunnerConfig
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
 from pipelines.fleet import launcher
 from pipelines.pieces import Share
@@ -296,6 +296,17 @@ def test_shards_are_for_score_alone(make_config, tmp_path):
 def test_runners_that_lose_data_are_refused_with_the_reason(name):
     with pytest.raises(ValueError, match=r"loses? data.*; use local with runner\.workers"):
         RunnerConfig(name=name)
+
+
+def test_workers_are_for_scoring_with_a_model(make, caplog):
+    carried = {"input": {"path": "in"}, "output": {"path": "out"}, "scores": {"column": "judge"}}
+    with pytest.raises(ValueError, match=r"runner\.workers is 2, and workers are for scoring with a model.*remove it"):
+        RunConfig.model_validate({**carried, "runner": {"workers": 2}})
+    assert RunConfig.model_validate({**carried, "runner": {"workers": 1}}).runner.workers == 1
+    curate.score(make("out"), scorer=StubFactory())
+    caplog.set_level("INFO", "pipelines")
+    curate.curate(make("out", 2), scorer=None)
+    assert "nothing is scored, so runner.workers start none" in caplog.text
 
 
 def test_workers_are_of_a_local_run():
