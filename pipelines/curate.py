@@ -25,8 +25,8 @@ from pipelines.export import Export
 from pipelines.finish import OFFSET_WARNING, Finish, selection_settings
 from pipelines.fleet import Job, score_ahead
 from pipelines.hub import Pushed
+from pipelines.lean import Gather
 from pipelines.observe import Observe
-from pipelines.overlap import Gather
 from pipelines.pieces import Share
 from pipelines.plan import Plan, PlanPaths, Plans, make_plans, sweep
 from pipelines.records import Totals
@@ -85,9 +85,8 @@ def build(
     """The graph of `run` (with a scorer) and of `select` (without)."""
     selection = selection_of(config, plan)
     shape = Shape(config.output.shape, tuple(config.output.include_columns), tuple(config.output.add), plan.temperature)
-    with_schemas = shape.more_columns is None or bool(shape.more_columns)
     scored, parts = score_files(pipeline, paths, score_places(config), scorer, **way_of(config))
-    selected = scored | "Select" >> Select(selection, config.limits, with_schemas=with_schemas)
+    selected = scored | "Select" >> Select(selection, config.limits, with_schemas=shape.has_input_columns)
     split = Split(config.output.test_fraction, config.output.split_seed)
     bounds = (config.output.rows_per_shard, config.output.bytes_per_shard)
     shards = selected | "Export" >> Export(paths.whole, config.path, shape, selection.needs.kept, split, *bounds)

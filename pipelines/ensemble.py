@@ -20,7 +20,7 @@ from apache_beam.utils.shared import Shared
 from pipelines.combine import COMBINED, ROW, Moments, Standards, combine_tables, measure, merge_moments, standards_of
 from pipelines.config import EnsembleConfig
 from pipelines.errors import InputError, StorageError
-from pipelines.overlap import Gather
+from pipelines.lean import Gather, Spread
 from pipelines.plan import Plan
 from pipelines.storage import objects
 from pipelines.storage.files import join
@@ -72,7 +72,7 @@ class CombineScores(beam.PTransform):  # type: ignore[misc]
         combined = matched | "CombineRewards" >> beam.ParDo(
             CombineRewards(self.plan_path, self.combined_path), AsSingleton(standards)
         ).with_output_types(bytes)
-        return {"scores": combined | "KeepCombined" >> beam.Reshuffle(), "standards": standards}
+        return {"scores": combined | "KeepCombined" >> Spread(), "standards": standards}
 
 
 def by_place(data: bytes, member: int) -> tuple[_Place, tuple[int, bytes]]:

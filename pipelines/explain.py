@@ -29,7 +29,7 @@ from pipelines.curate import located, score_files, score_places, selection_of
 from pipelines.errors import ConfigError, InputError
 from pipelines.execution import execute
 from pipelines.inputs import place_of
-from pipelines.overlap import Gather
+from pipelines.lean import Gather
 from pipelines.plan import Plan, PlanPaths, make_plans
 from pipelines.records import KeptUnit
 from pipelines.runners import pipeline_options
@@ -110,8 +110,8 @@ class Explain(beam.PTransform):  # type: ignore[misc]
         sides += [AsSingleton(selected["curve"])] if self.selection.correction else []
         for number in sorted(selected["cuts"]):
             sides += map(AsSingleton, selected["cuts"][number])
-        write = WriteAnswer(self.selection, self.answer, sorted(selected["cuts"]))
-        barrier = begin.pipeline | "Answer" >> beam.Create([self.paths.whole])
+        write = WriteAnswer(self.paths.whole, self.selection, self.answer, sorted(selected["cuts"]))
+        barrier = begin.pipeline | "Answer" >> beam.Impulse()
         return barrier | "WriteAnswer" >> beam.ParDo(write, *sides)
 
 
@@ -183,15 +183,16 @@ def kept_places(unit: KeptUnit, prefix: str, needs: Needs) -> list[Place]:
 
 @dataclass(eq=False)
 class WriteAnswer(beam.DoFn):  # type: ignore[misc]
-    """Plan path, with all there is as side inputs → the answer, written."""
+    """All there is, as side inputs → the answer, written."""
 
+    plan_path: str
     selection: Selection
     answer: str
     cut_steps: Sequence[int]
 
     @no_annotations  # type: ignore[untyped-decorator]  # Beam cannot read those of *args
     def process(
-        self, plan_path: str, found: Iterable[Any], prompts: int, kept: Iterable[Place], *sides: Any
+        self, _impulse: bytes, found: Iterable[Any], prompts: int, kept: Iterable[Place], *sides: Any
     ) -> Iterator[None]:
         parts, waiting = sorted(found, key=lambda part: part[:4]), list(sides)
         matches = sorted({part[0] for part in parts})
@@ -201,7 +202,7 @@ class WriteAnswer(beam.DoFn):  # type: ignore[misc]
             rows = unpack([part[4] for part in parts], _needs(self.selection))
             decided = verdicts(rows, self.selection, curve=curve, cuts=cuts)
             with carrying_errors():
-                plan = plan_at(plan_path)
+                plan = plan_at(self.plan_path)
             content = explanation(plan, self.selection, parts, rows, decided=decided, kept=set(kept))
         else:
             content = {"matches": matches}

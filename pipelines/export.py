@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO
@@ -22,11 +22,12 @@ from pipelines.features import memory_bytes
 from pipelines.inputs import seekable, split_units
 from pipelines.kept import Texts, changed, read_kept, read_rejected
 from pipelines.kept_columns import is_plain, read_tables, text_bytes
-from pipelines.overlap import Gather, ahead
+from pipelines.lean import Gather
+from pipelines.overlap import ahead
 from pipelines.plan import Plan
 from pipelines.records import KeptUnit, Shard
 from pipelines.shapes import Shape, schema_of, to_table
-from pipelines.shards import SplitPlans, plan_shards, rows_within
+from pipelines.shards import SplitPlans, plan_shards, rows_at_once, rows_within
 from pipelines.splits import Split
 from pipelines.storage.files import join
 from pipelines.storage.publish import create_or_equal
@@ -39,7 +40,8 @@ _TEXTS = pa.schema([("key_high", pa.uint64()), ("key_low", pa.uint64()), ("text"
 
 
 Place = tuple[int, int, int]  # file, unit, fragment
-_Part = tuple[int, bytes]  # of a job
+_Part = tuple[int, bytes]  # of a job: rows or texts, as the first byte says
+_KEPT, _TEXT = b"k", b"t"
 
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
@@ -58,22 +60,24 @@ class Export(beam.PTransform):  # type: ignore[misc]
         kept = selected["kept"]
         counts = kept | "CountKept" >> beam.Map(count_kept, self.needs, self.split)
         bounds = (self.rows_per_shard, self.bytes_per_shard)
-        plan = kept.pipeline | "PlanPath" >> beam.Create([self.plan_path])
+        once = kept.pipeline | "Once" >> beam.Impulse()
         told = (AsIter(counts), AsIter(selected["files"]))
-        shards = plan | "PlanShards" >> beam.Map(make_shard_plans, self.split, bounds, *told)
-        schema = selected["schemas"] | "ListSchemas" >> Gather(first_places)
+        shards = once | "PlanShards" >> beam.Map(make_shard_plans, self.plan_path, self.split, bounds, *told)
+        schemas: Any = []
+        if self.shape.has_input_columns:
+            schemas = AsSingleton(selected["schemas"] | "ListSchemas" >> Gather(first_places))
         jobs = shards | "ListJobs" >> beam.FlatMap(list_jobs).with_output_types(_Part)
         deal_kept = beam.FlatMap(deal, self.needs, self.split, AsSingleton(shards)).with_output_types(_Part)
         pieces = kept | "DealKept" >> deal_kept
-        work = {"pieces": pieces, "jobs": jobs}
+        work = [pieces, jobs]
         if self.needs.other:
             fetch = FetchRejected(self.plan_path, self.needs)
             find = beam.FlatMap(rejected_elsewhere, self.needs).with_output_types(tuple[int, _Part])
             wanted = pieces | "FindRejected" >> find | "GroupRejects" >> beam.GroupByKey()
-            work["texts"] = wanted | "FetchRejected" >> beam.ParDo(fetch).with_output_types(_Part)
-        grouped = work | "GroupByJob" >> beam.CoGroupByKey()
+            work.append(wanted | "FetchRejected" >> beam.ParDo(fetch).with_output_types(_Part))
+        grouped = work | "AllParts" >> beam.Flatten() | "GroupByJob" >> beam.GroupByKey()
         write = WriteShards(self.plan_path, self.output, self.shape, self.needs)
-        return grouped | "WriteShards" >> beam.ParDo(write, AsSingleton(shards), AsSingleton(schema))
+        return grouped | "WriteShards" >> beam.ParDo(write, AsSingleton(shards), schemas)
 
 
 def count_kept(kept: KeptUnit, needs: Needs, split: Split) -> tuple[int, int, list[int]]:
@@ -82,6 +86,7 @@ def count_kept(kept: KeptUnit, needs: Needs, split: Split) -> tuple[int, int, li
 
 
 def make_shard_plans(
+    _impulse: bytes,
     plan_path: str,
     split: Split,
     bounds: tuple[int, int],
@@ -101,7 +106,8 @@ def make_shard_plans(
     rows = rows_within(bytes_per_shard, rows_per_shard, rows=sum(kept.values()), text_bytes=text_bytes)
     own = [[(file, unit, parts[at]) for file, unit, parts in counts] for at in range(len(split.names))]
     plans = [plan_shards(part, rows_per_shard=rows, streamed=streamed) for part in own]
-    return SplitPlans(dict(zip(split.names, plans, strict=True)))
+    at_once = {file: rows_at_once((at[0], at[1], at[3]) for at in fragments) for file, fragments in files}
+    return SplitPlans(dict(zip(split.names, plans, strict=True)), at_once)
 
 
 def first_places(schemas: Iterable[list[tuple[str, Place]]]) -> list[tuple[str, Place]]:
@@ -121,12 +127,12 @@ def deal(kept: KeptUnit, needs: Needs, split: Split, shards: SplitPlans) -> Iter
     """A unit's kept responses → (job, its piece of them, a `KeptUnit`)."""
     for name, rows in zip(split.names, split.parts(unpack([kept.kept], needs)), strict=True):
         for job, start, end in shards.pieces(name, kept.file, kept.unit, len(rows)):
-            yield job, kept._replace(kept=pack(rows.take(np.arange(start, end)), needs)).to_bytes()
+            yield job, _KEPT + kept._replace(kept=pack(rows.take(np.arange(start, end)), needs)).to_bytes()
 
 
 def rejected_elsewhere(piece: _Part, needs: Needs) -> Iterator[tuple[int, _Part]]:
     """(file, (job, pairs whose rejected response lies in it)), for other files than the chosen one's."""
-    job, kept = piece[0], KeptUnit.from_bytes(piece[1])
+    job, kept = piece[0], KeptUnit.from_bytes(piece[1][1:])
     rows = unpack([kept.kept], needs)
     for file in np.unique(rows.other_file):
         if file != kept.file:
@@ -147,7 +153,7 @@ class FetchRejected(beam.DoFn):  # type: ignore[misc]
                 found = list(
                     zip(*read_rejected(plan_at(self.plan_path), file, unpack([rows], self.needs)), strict=True)
                 )
-                yield job, to_ipc(pa.table(found, schema=_TEXTS))
+                yield job, _TEXT + to_ipc(pa.table(found, schema=_TEXTS))
 
 
 @dataclass(eq=False)
@@ -160,9 +166,9 @@ class WriteShards(beam.DoFn):  # type: ignore[misc]
     needs: Needs
 
     def process(
-        self, element: tuple[int, dict[str, Any]], shards: SplitPlans, schemas: list[tuple[str, Place]]
+        self, element: tuple[int, Iterable[bytes]], shards: SplitPlans, schemas: list[tuple[str, Place]]
     ) -> Iterator[Shard]:
-        job, grouped = element
+        job, parts = element[0], list(element[1])
         in_order = sorted(schemas, key=lambda entry: entry[1])  # columns in order of their first appearance
         original = originals.unify(originals.load(text) for text, _ in in_order)
         with carrying_errors():
@@ -173,13 +179,16 @@ class WriteShards(beam.DoFn):  # type: ignore[misc]
                     "name one of these"
                 )
             schema = schema_of(self.shape, original)
-            pieces = sorted(map(KeptUnit.from_bytes, grouped["pieces"]))
-            tables = self._read(pieces, _texts(grouped.get("texts", ())), schema)
+            pieces = sorted(KeptUnit.from_bytes(part[1:]) for part in parts if part[:1] == _KEPT)
+            texts = _texts(part[1:] for part in parts if part[:1] == _TEXT)
+            tables = self._read(pieces, texts, schema, shards.rows_at_once)
             kept = Rows(tables)
             for name, rows in shards.shards_of(job):
                 yield self._write(name, schema, kept, rows)
 
-    def _read(self, pieces: Sequence[KeptUnit], texts: Texts, schema: pa.Schema) -> Iterator[pa.Table]:
+    def _read(
+        self, pieces: Sequence[KeptUnit], texts: Texts, schema: pa.Schema, at_once: Mapping[int, int]
+    ) -> Iterator[pa.Table]:
         plan = plan_at(self.plan_path)
         plain = pa.schema([field.remove_metadata() for field in schema.remove_metadata()])
 
@@ -189,7 +198,8 @@ class WriteShards(beam.DoFn):  # type: ignore[misc]
             if unit is None:
                 raise changed(file)
             if is_plain(file, plan.mapping, self.shape):
-                yield from read_tables(file, unit, plan.mapping, wanted, self.shape, plain)
+                most = at_once[piece.file]
+                yield from read_tables(file, unit, plan.mapping, wanted, self.shape, plain, most_rows=most)
                 return
             here = {**texts, **self._rejected_here(plan, piece.file, wanted)} if self.needs.other else {}
             kept = read_kept(plan, file, unit, wanted, here, more_columns=self.shape.more_columns)

@@ -16,8 +16,8 @@ from pipelines.columnar import from_ipc
 from pipelines.combine import Standards
 from pipelines.config import RunConfig
 from pipelines.inputs import InputFile, place_of
+from pipelines.lean import Gather
 from pipelines.length import Curve
-from pipelines.overlap import Gather
 from pipelines.plan import Plan, name_of
 from pipelines.records import Shard, Totals
 from pipelines.report import card
@@ -43,6 +43,7 @@ _REJECTED = pa.schema(
 )
 
 
+_OPTIONAL = ("curve", "standards", "skipped")  # parts that only some runs have
 _MANY_CUT = 0.01  # of the scored responses
 CUT_WARNING = (
     "did not fit into model.max_length with their prompts, and were scored cut: what the model read is less than what is "
@@ -93,16 +94,15 @@ class Finish(beam.PTransform):  # type: ignore[misc]
             | "GroupRejected" >> beam.GroupByKey()
             | "WriteRejected" >> beam.ParDo(WriteRejected(self.plan_path, self.config.path))
         )
-        summary = parts["summary"] | "SumSelection" >> Gather(merge_summaries)
-        more: dict[str, Any] = {name: AsSingleton(parts[name]) for name in ("standards", "skipped") if name in parts}
+        summary = parts["summaries"] | "SumSelection" >> Gather(merge_summaries)
+        more: dict[str, Any] = {name: AsSingleton(parts[name]) for name in _OPTIONAL if name in parts}
         if "report" in parts:
             more["report"] = AsIter(parts["report"])
-        barrier = parts["shards"].pipeline | "Finish" >> beam.Create([self.plan_path])
+        barrier = parts["shards"].pipeline | "Finish" >> beam.Impulse()
         return barrier | "PublishManifest" >> beam.ParDo(
-            PublishManifest(self.config, self.turn),
+            PublishManifest(self.plan_path, self.config, self.turn),
             totals=AsSingleton(parts["totals"]),
             summary=AsSingleton(summary),
-            curves=AsIter(parts["curve"]),
             files=AsIter(parts["files"]),
             shards=AsIter(parts["shards"]),
             rejected=AsIter(rejected),
@@ -148,30 +148,31 @@ class WriteRejected(beam.DoFn):  # type: ignore[misc]
 
 @dataclass(eq=False)
 class PublishManifest(beam.DoFn):  # type: ignore[misc]
+    plan_path: str
     config: RunConfig
     turn: Turn | None = None
 
     def process(
         self,
-        plan_path: str,
+        _impulse: bytes,
         totals: Totals,
         summary: SelectionSummary,
-        curves: Iterable[Curve],
         files: Iterable[tuple[int, list[list[Any]]]],
         shards: Iterable[Shard],
         rejected: Iterable[str],
+        curve: Curve | None = None,
         standards: Standards | None = None,
         skipped: Mapping[int, str] | None = None,
         report: Iterable[str] = (),
     ) -> Iterator[dict[str, Any]]:
         with carrying_errors():
-            plan = plan_at(plan_path)
+            plan = plan_at(self.plan_path)
             names = (sorted(files), sorted(shards), sorted(rejected))
             manifest = make_manifest(self.config, plan, totals, summary, *names)
             manifest["model"] = model_of(self.config, plan, standards)
             manifest["skipped_files"] = names_of(skipped or {}, plan)
             manifest["controls"] = controls(summary, self.config)
-            for curve in curves:
+            if curve is not None:
                 manifest["length_correction"] = curve.to_json()
             if self.config.output.test_fraction is not None:
                 manifest["splits"] = rows_of_splits(names[1])

@@ -6,6 +6,7 @@ same rows, which is tested. No Beam.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -48,9 +49,17 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def read_tables(
-    file: InputFile, unit: Unit, mapping: RowMapping, wanted: Candidates, shape: Shape, schema: pa.Schema
+    file: InputFile,
+    unit: Unit,
+    mapping: RowMapping,
+    wanted: Candidates,
+    shape: Shape,
+    schema: pa.Schema,
+    *,
+    most_rows: int,
 ) -> Iterator[pa.Table]:
-    """The kept responses of one unit, in place order (`wanted` is sorted so), as tables of `schema`.
+    """The kept responses of one unit, in place order (`wanted` is sorted so), as tables of `schema`; at most `most_rows` rows of
+    the unit are decoded at a time.
 
     Raises `InputError` where a prompt or a response is not what was scored.
     """
@@ -58,7 +67,7 @@ def read_tables(
         name for name in (mapping.prompt, mapping.response, mapping.responses, mapping.source) if name is not None
     ]
     found = 0
-    for low, high, batch in taken_batches(file, unit, wanted.row, columns):
+    for low, high, batch in taken_batches(file, unit, wanted.row, columns, most_rows=most_rows):
         found += high - low
         own = wanted.slice(low, high)
         texts = batch[mapping.prompt].cast(pa.string()), _responses(batch, mapping, own, file)
@@ -88,17 +97,25 @@ def _checked(file: InputFile, own: Candidates, prompts: pa.Array, responses: pa.
     if prompts.null_count or responses.null_count:
         raise changed(file)
     try:
-        hashes = np.array([response_hash(text) for text in responses.to_pylist()], dtype=np.uint64)
         keys = b"".join([prompt_key((("user", text),)) for text in prompts.to_pylist()])
     except UnicodeDecodeError:
         raise changed(file) from None
     halves = np.frombuffer(keys, dtype=">u8").reshape(-1, 2)
+    hashes = np.fromiter(map(response_hash, _utf8(responses)), np.uint64, len(responses))
     same = (hashes == own.response_hash) & (halves[:, 0] == own.key_high) & (halves[:, 1] == own.key_low)
     if not same.all():
         raise changed(file)
     width = 2 * 16
     offsets = np.arange(0, width * (len(own) + 1), width, dtype=np.int32)
     return pa.StringArray.from_buffers(len(own), pa.py_buffer(offsets), pa.py_buffer(keys.hex().encode()))
+
+
+def _utf8(texts: pa.Array) -> Iterator[memoryview]:
+    """The bytes of each text, as they lie in the buffers; none is null."""
+    _, offsets, data = texts.buffers()
+    bounds = np.frombuffer(offsets, np.int32, len(texts) + 1, 4 * texts.offset).tolist() if len(texts) else [0]
+    whole = memoryview(data or b"")
+    return (whole[start:end] for start, end in itertools.pairwise(bounds))
 
 
 def _made(

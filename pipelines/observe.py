@@ -18,8 +18,9 @@ from apache_beam.pvalue import AsIter, AsSingleton
 
 from pipelines.columnar import Needs, from_ipc, key_halves, score_column, to_labels
 from pipelines.inputs import place_of, read_rows, split_units
+from pipelines.lean import Gather
 from pipelines.observed import ROWS, Observed, merge_observed
-from pipelines.overlap import Gather, Overlapped
+from pipelines.overlap import Overlapped
 from pipelines.records import KeptUnit
 from pipelines.report.figures import Facts, figures
 from pipelines.samples import Told, pick, samples_table, told
@@ -57,7 +58,7 @@ class Observe(beam.PTransform):  # type: ignore[misc]
         pick_samples = beam.FlatMap(list_samples, self.samples).with_output_types(tuple[int, bytes])
         wanted = observed | "PickSamples" >> pick_samples
         texts = wanted | "GroupSamples" >> beam.GroupByKey() | "ReadSamples" >> beam.ParDo(ReadSamples(self.plan_path))
-        barrier = parts["scores"].pipeline | "Report" >> beam.Create([self.plan_path])
+        barrier = parts["scores"].pipeline | "Report" >> beam.Impulse()
         publish = PublishReport(self.output, self.facts, self.samples)
         return barrier | "PublishReport" >> beam.ParDo(publish, AsSingleton(observed), AsIter(texts))
 
@@ -179,7 +180,7 @@ class PublishReport(beam.DoFn):  # type: ignore[misc]
     facts: Facts
     samples: int
 
-    def process(self, _plan_path: str, observed: Observed, texts: Iterable[Told]) -> Iterator[str]:
+    def process(self, _impulse: bytes, observed: Observed, texts: Iterable[Told]) -> Iterator[str]:
         with carrying_errors():
             samples = samples_table(pick(observed, self.samples), texts)
             numbers = json.dumps(figures(observed, self.facts), sort_keys=True).encode()

@@ -1,4 +1,4 @@
-"""DoFns that work on several elements at once, and many elements to one, at little cost. No files.
+"""DoFns that work on several elements at once, and reading ahead. No files.
 
 NumPy, Arrow and zstd leave the interpreter free while they work, so threads inside one DoFn use the cores of a worker that
 the runner itself gives one bundle at a time. Results keep the order of the elements.
@@ -12,21 +12,18 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 import apache_beam as beam
-from apache_beam.pvalue import AsIter, TaggedOutput
-from apache_beam.transforms.window import GlobalWindows
 from apache_beam.typehints.decorators import no_annotations
 
 from pipelines import machine
+from pipelines.lean import windowed
 from pipelines.workers import carrying_errors
 
 T = TypeVar("T")
 
-_MERGED = 16  # elements are merged when there are so many; of a cut they may be 1.6 MB a stratum each
 _MOST_THREADS = 4  # of one process; what they hold grows with them
 
 
@@ -137,47 +134,5 @@ class Overlapped(beam.DoFn):  # type: ignore[misc]
     def finish_bundle(self) -> Iterator[Any]:
         with carrying_errors():
             for result in self._overlap.drain():
-                yield from map(_windowed, self.collect(result))
-            yield from map(_windowed, self.close())
-
-
-def _windowed(output: Any) -> Any:
-    if isinstance(output, TaggedOutput):
-        return TaggedOutput(output.tag, GlobalWindows.windowed_value(output.value))
-    return GlobalWindows.windowed_value(output)
-
-
-@dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
-class Gather(beam.PTransform):  # type: ignore[misc]
-    """All elements → the one that `merge` makes of them, also where there are none; `merge` is associative.
-
-    Elements are merged by bundle first, and one worker merges these. A third of what CombineGlobally costs in the graph,
-    which is most of the time that a small selection takes.
-    """
-
-    merge: Callable[[Iterable[Any]], Any]
-
-    def expand(self, source: Any) -> Any:
-        parts = source | "MergeBundles" >> beam.ParDo(MergeBundles(self.merge))
-        one = source.pipeline | "One" >> beam.Impulse()
-        return one | "Merge" >> beam.Map(lambda _, parts, merge: merge(parts), AsIter(parts), self.merge)
-
-
-@dataclass(eq=False)
-class MergeBundles(beam.DoFn):  # type: ignore[misc]
-    """The elements of a bundle → one."""
-
-    merge: Callable[[Iterable[Any]], Any]
-
-    def start_bundle(self) -> None:
-        self._parts: list[Any] = []
-
-    def process(self, element: Any) -> Iterator[Any]:
-        self._parts.append(element)
-        if len(self._parts) >= _MERGED:
-            self._parts = [self.merge(self._parts)]
-        return iter(())
-
-    def finish_bundle(self) -> Iterator[Any]:
-        if self._parts:
-            yield _windowed(self.merge(self._parts))
+                yield from map(windowed, self.collect(result))
+            yield from map(windowed, self.close())

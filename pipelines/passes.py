@@ -28,7 +28,8 @@ from pipelines.cuts import (
     refine,
     settle,
 )
-from pipelines.overlap import Gather, MergeBundles, Overlapped
+from pipelines.lean import Gather, MergeBundles
+from pipelines.overlap import Overlapped
 from pipelines.workers import carrying_errors
 
 
@@ -49,13 +50,17 @@ class FindCut(beam.PTransform):  # type: ignore[misc]
 
     def expand(self, source: Any) -> Any:
         sides = [AsSingleton(side) for side in self.sides]
-        cut = source.pipeline | "Uncut" >> beam.Create([Cut(self.rule)])
+        cut = source.pipeline | "Once" >> beam.Impulse() | "Uncut" >> beam.Map(_uncut, self.rule)
         for number in range(PASSES):
             counted = source | f"Count{number}" >> beam.ParDo(CountBins(self.load), AsSingleton(cut), *sides)
             counted |= f"MergeCounts{number}" >> beam.ParDo(MergeBundles(merge_bins))
             cut = cut | f"Refine{number}" >> beam.Map(_refine, AsIter(counted))
         ties = source | "ListTies" >> beam.ParDo(ListTies(self.load), AsSingleton(cut), *sides)
         return cut | "Settle" >> beam.Map(_settle, AsIter(ties))
+
+
+def _uncut(_impulse: bytes, rule: Top) -> Cut:
+    return Cut(rule)
 
 
 def _refine(cut: Cut, counted: Iterable[Bins]) -> Cut:

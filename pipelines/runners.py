@@ -95,7 +95,7 @@ def pipeline_options(config: RunnerConfig, flags: Sequence[str]) -> PipelineOpti
     _, stray = parser.parse_known_args(given)
     if stray:
         raise ConfigError(f"argument {stray[0]!r} is neither key.sub=value nor a --flag of Beam with its value")
-    return PipelineOptions(given)
+    return _Options(given)
 
 
 def runner_of(config: RunnerConfig) -> Any:
@@ -121,6 +121,16 @@ def machines_asked(config: RunnerConfig, flags: Sequence[str]) -> Asked:
         return Asked(own.machine_type, None, 0, most)
     gpu = dataflow.Accelerator.of(config.accelerator)
     return Asked(gpu.machine_type or own.machine_type, gpu.type, gpu.gpus, most)
+
+
+class _Options(PipelineOptions):  # type: ignore[misc]
+    """Makes each view once: Beam asks for about nine a step, each with an argument parser of its own. All share their values."""
+
+    def view_as(self, cls: type[Any]) -> Any:
+        views: dict[type[Any], Any] = self.__dict__.setdefault("_views", {})
+        if cls not in views:
+            views[cls] = super().view_as(cls)
+        return views[cls]
 
 
 class _Parser(_BeamArgumentParser):  # type: ignore[misc]

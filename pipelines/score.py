@@ -18,6 +18,7 @@ from pipelines import throughput
 from pipelines.config import Limits
 from pipelines.errors import ModelLoadError
 from pipelines.inputs import Unit, UnreadableError, probe
+from pipelines.lean import Spread
 from pipelines.pieces import Share, units_in, units_of_share
 from pipelines.plan import Plan
 from pipelines.rewrite import RewriteLarge
@@ -55,7 +56,7 @@ class LoadScorer:
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
 class ScoreCorpus(beam.PTransform):  # type: ignore[misc]
-    """Plan → {scores: `ScoreFile` descriptors as bytes, skipped: (file, reason) of what `limits` let be skipped}.
+    """Plan → {scores: `ScoreFile` descriptors as bytes}; where `limits` let files be skipped, also {skipped: (file, reason)}.
 
     Without a `scorer`, every fragment must have been scored before; with `read_only`, rewards that the corpus carries must be
     in score files already, too, and nothing is written.
@@ -75,10 +76,10 @@ class ScoreCorpus(beam.PTransform):  # type: ignore[misc]
         wait = [] if self.after is None else [AsIter(self.after)]
         files = (
             begin
-            | "ListFiles" >> beam.Create([self.plan_path])
-            | "ReadPlan" >> beam.FlatMap(file_numbers, self.share, *wait).with_output_types(int)
+            | "ListFiles" >> beam.Impulse()
+            | "ReadPlan" >> beam.FlatMap(file_numbers, self.plan_path, self.share, *wait).with_output_types(int)
         )
-        spread = files | "SpreadFiles" >> beam.Reshuffle()
+        spread = files | "SpreadFiles" >> Spread()
         rewrite = beam.ParDo(RewriteLarge(self.plan_path, self.limits, self.read_only))
         rewritten = spread | "RewriteLarge" >> rewrite.with_output_types(int, skipped=tuple[int, str]).with_outputs(
             "skipped", main="files"
@@ -87,10 +88,13 @@ class ScoreCorpus(beam.PTransform):  # type: ignore[misc]
         split = rewritten.files | "SplitUnits" >> beam.ParDo(splitter).with_output_types(
             tuple[int, tuple[int, int, int, int]], skipped=tuple[int, str]
         ).with_outputs("skipped", main="units")
-        units = split.units | "SpreadUnits" >> beam.Reshuffle()
+        units = split.units | "SpreadUnits" >> Spread()
         scored = units | "Colocate" >> self.instead if self.instead is not None else self._score(units)
-        skipped = (rewritten.skipped, split.skipped, scored["skipped"]) | "EitherSkipped" >> beam.Flatten()
-        return {"scores": scored["scores"] | "KeepScored" >> beam.Reshuffle(), "skipped": skipped}
+        kept = {"scores": scored["scores"] | "KeepScored" >> Spread()}
+        if self.limits.skip_bad_files:
+            parts = (rewritten.skipped, split.skipped, scored["skipped"])
+            kept["skipped"] = parts | "EitherSkipped" >> beam.Flatten()
+        return kept
 
     def _score(self, units: Any) -> dict[str, Any]:
         score = ScoreUnits(self.plan_path, self.places, self.scorer, read_only=self.read_only, limits=self.limits)
@@ -101,7 +105,7 @@ class ScoreCorpus(beam.PTransform):  # type: ignore[misc]
         return {"scores": scored.scores, "skipped": scored.skipped}
 
 
-def file_numbers(plan_path: str, share: Share | None = None, _after: Any = None) -> Iterator[int]:
+def file_numbers(_impulse: bytes, plan_path: str, share: Share | None = None, _after: Any = None) -> Iterator[int]:
     with carrying_errors():
         yield from range(len(plan_at(plan_path).files)) if share is None else units_of_share(plan_path, share)
 

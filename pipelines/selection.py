@@ -25,15 +25,16 @@ from pipelines.candidates import Candidates, count_prompts, place_order
 from pipelines.columnar import Needs, pack, total_size, unpack
 from pipelines.config import Limits
 from pipelines.cuts import Cut
+from pipelines.lean import Gather
 from pipelines.length import Sample, fit, merge_samples
-from pipelines.overlap import Gather, MergeBundles, Overlapped
+from pipelines.overlap import Overlapped
 from pipelines.partition import ReadScores
 from pipelines.passes import FindCut, FindEdges, Loader
 from pipelines.records import KeptUnit, Totals
 from pipelines.rules import add_ranks, with_rivals
 from pipelines.steps import LoadPartition, LoadScores, Selection, read_candidates, take_step
 from pipelines.storage.objects import ScoreFile
-from pipelines.summaries import ExactSum, SelectionSummary, StepCounts, StepSum, merge_summaries
+from pipelines.summaries import ExactSum, SelectionSummary, StepCounts, StepSum
 from pipelines.totals import check_limits, sum_totals, totals_of
 from pipelines.workers import carrying_errors
 
@@ -42,9 +43,10 @@ _KEPT_ROWS = 1_000_000  # in one element
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
 class Select(beam.PTransform):  # type: ignore[misc]
-    """Descriptors → {kept: KeptUnit, summary, curve, totals, schemas, files, rejected}; fails on `limits` before it selects.
+    """Descriptors → {kept: KeptUnit, summaries, totals, schemas, files, rejected}; fails on `limits` before it selects.
 
-    With `with_cuts`, also {cuts: {step number: (its `Cut`, its `Edges`)}}, for those who explain a selection.
+    With a length correction, also {curve}; `with_cuts`, also {cuts: {step number: (its `Cut`, its `Edges`)}}, for those who
+    explain a selection. `summaries` are several collections.
     """
 
     selection: Selection
@@ -73,11 +75,6 @@ class Select(beam.PTransform):  # type: ignore[misc]
         ).with_outputs("fragments", "rejected", "schemas", "summary", main="candidates")
         grouped = read.candidates | "ShuffleCandidates" >> beam.GroupByKey()
         kept, summaries = self._late(grouped, cuts)
-        told = [
-            each | f"MergeSummaries{number}" >> beam.ParDo(MergeBundles(merge_summaries))
-            for number, each in enumerate([read.summary, *summaries])
-        ]
-        summary = told | "AllSummaries" >> beam.Flatten()
         placed = (
             kept | "GroupByUnit" >> beam.GroupByKey() | "SortKept" >> beam.ParDo(SortKept(self.selection.needs.kept))
         )
@@ -85,11 +82,11 @@ class Select(beam.PTransform):  # type: ignore[misc]
         return {
             "kept": placed,
             "files": files,
-            "summary": summary,
-            "curve": sides[0] if self.selection.correction else descriptors.pipeline | "NoCurve" >> beam.Create([]),
+            "summaries": (read.summary, *summaries),
             "totals": totals,
             "schemas": read.schemas,
             "rejected": read.rejected,
+            **({"curve": sides[0]} if self.selection.correction else {}),
             **({"cuts": cuts} if self.with_cuts else {}),
         }
 

@@ -47,6 +47,11 @@ class Shape(NamedTuple):
         """The input columns to read again beside those that scoring reads; None means all."""
         return None if self.name == "original" else self.include
 
+    @property
+    def has_input_columns(self) -> bool:
+        """Whether the output has columns of the input, whose types must be known then."""
+        return self.name == "original" or bool(self.include)
+
 
 _KINDS = {
     "messages": _MESSAGES,

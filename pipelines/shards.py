@@ -13,6 +13,8 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+_MOST_ROWS_AT_ONCE = 1024  # more are no faster
+
 
 @dataclass(frozen=True)
 class ShardPlan:
@@ -48,6 +50,7 @@ class SplitPlans:
     """The shard plan of each split, by its name; their jobs have numbers in one row."""
 
     plans: Mapping[str, ShardPlan]
+    rows_at_once: Mapping[int, int]  # by file number: rows that may be decoded at a time
 
     @property
     def jobs(self) -> int:
@@ -90,6 +93,15 @@ def plan_shards(counts: Iterable[tuple[int, int, int]], *, rows_per_shard: int, 
             joined[boundary] = True
     starts = [shard for shard in range(shards) if not joined[shard]]
     return ShardPlan(number, unit_starts, rows_per_shard, tuple(zip(starts, [*starts[1:], shards], strict=True)))
+
+
+def rows_at_once(fragments: Iterable[tuple[int, int, int]]) -> int:
+    """How many rows of a file may be decoded at a time, given (unit, fragment, rows): no more than lie in two fragments, so not
+    many more bytes than these may have. Row counts alone do not bound memory: a dictionary may hold one long text for many rows.
+    """
+    in_order = sorted(fragments)
+    inner = [rows for (unit, _, rows), (following, *_) in itertools.pairwise(in_order) if unit == following]
+    return min([_MOST_ROWS_AT_ONCE, *inner])
 
 
 def rows_within(bytes_per_shard: int, rows_per_shard: int, *, rows: int, text_bytes: int) -> int:

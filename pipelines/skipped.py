@@ -17,7 +17,7 @@ from apache_beam.pvalue import AsSingleton
 from pipelines.config import Limits
 from pipelines.errors import InputError
 from pipelines.inputs import UnreadableError
-from pipelines.overlap import Gather
+from pipelines.lean import Gather
 from pipelines.plan import Plan
 from pipelines.storage.objects import ScoreFile
 from pipelines.workers import carrying_errors, plan_at

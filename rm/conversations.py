@@ -169,6 +169,7 @@ def prompt_key(turns: Conversation) -> bytes:
     return xxhash.xxh3_128_digest(canonical_json(turns))
 
 
-def response_hash(response: str) -> int:
-    """64-bit content hash (xxh3) of a response's exact text; the second criterion between equal rewards."""
-    return xxhash.xxh3_64_intdigest(response.encode())
+def response_hash(response: str | memoryview) -> int:
+    """64-bit content hash (xxh3) of a response's exact text, given as such or in UTF-8; the second criterion between equal
+    rewards."""
+    return xxhash.xxh3_64_intdigest(response.encode() if isinstance(response, str) else response)

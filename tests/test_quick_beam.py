@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import pickle
+
 import apache_beam as beam
 import pytest
 import quick_beam
 from apache_beam.options import pipeline_options
-from apache_beam.options.pipeline_options import DebugOptions, PipelineOptions
+from apache_beam.options.pipeline_options import DebugOptions, PipelineOptions, StandardOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.transforms import core
 from apache_beam.typehints import decorators
 from corpora import corpus_rows, write_jsonl
 from stubs import StubFactory
 
-from pipelines import curate
+from pipelines import curate, runners
+from pipelines.config import RunnerConfig
 from pipelines.plan import make_plans
 
 
@@ -114,3 +117,27 @@ def test_slow_tests_run_beam_as_it_is():
     now = functions()
     with quick_beam.plain_beam():
         assert functions() == now
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", FLAGS)
+def test_views_that_are_made_once_are_those_of_beam(flags):
+    """What `pipeline_options` gives, against Beam's own."""
+    own, other, beams = (make(flags) for make in (options_of, options_of, PipelineOptions))
+    kinds = [kind for kind in PipelineOptions.__subclasses__() if kind.__module__ == pipeline_options.__name__]
+    for kind in kinds:
+        assert own.view_as(kind) is own.view_as(kind)
+        assert own.view_as(kind).get_all_options(current_only=True) == beams.view_as(kind).get_all_options(
+            current_only=True
+        )
+    assert own.get_all_options() == beams.get_all_options()
+    own.view_as(DebugOptions).experiments = ["d"]
+    own.view_as(DebugOptions).view_as(StandardOptions).streaming = True
+    assert own.view_as(DebugOptions).experiments == ["d"]
+    assert own.view_as(StandardOptions).streaming
+    assert other.view_as(DebugOptions).experiments == beams.view_as(DebugOptions).experiments
+    assert pickle.loads(pickle.dumps(own)).get_all_options() == own.get_all_options()
+
+
+def options_of(flags):
+    return runners.pipeline_options(RunnerConfig(), flags)

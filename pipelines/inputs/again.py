@@ -19,7 +19,7 @@ from pipelines.inputs.unreadable import reading_input
 from pipelines.schemas import RowMapping
 from pipelines.storage.files import open_for_reading
 
-_BATCH_ROWS = 64  # see parquet.py
+_BATCH_ROWS = 64  # where nothing is known of their sizes; see parquet.py
 _BATCH_BYTES = 32 * 2**20
 _JOINED_ROWS = 1024
 _JOINED_BYTES = 8 * 2**20
@@ -84,9 +84,11 @@ def taken_batches(
     columns: Sequence[str],
     *,
     more_columns: Sequence[str] | None = (),
+    most_rows: int = _BATCH_ROWS,
 ) -> Iterator[tuple[int, int, pa.RecordBatch]]:
     """(low, high, the rows `numbers[low:high]` of a row group), for ascending numbers, which may repeat, in batches of bounded
     size; fewer where it has fewer rows by now. `more_columns` come along where the file has them; None means all that it has.
+    At most `most_rows` rows are decoded at a time.
 
     Raises `InputError` for a file that is gone, cut, or lacks one of `columns` by now.
     """
@@ -101,7 +103,7 @@ def taken_batches(
         extra = [name for name in (there if more_columns is None else more_columns) if name in there]
         refuse_doubled(file, there, extra)
         group = parquet.metadata.row_group(unit.number)
-        size = max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
+        size = max(1, min(most_rows, _BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
         wanted = list(dict.fromkeys([*columns, *extra]))
         taken = _taken(parquet.iter_batches(size, row_groups=[unit.number], columns=wanted, use_threads=False), numbers)
         yield from _joined(taken)

@@ -74,15 +74,15 @@ def by_rows(file, unit, mapping, wanted, shape, schema):
 
 
 @settings(max_examples=60, deadline=None)
-@given(rows_of_lists, st.booleans(), st.booleans(), st.sampled_from(SHAPES))
-def test_columns_equal_rows(directory, rows, lists, large, shape):
+@given(rows_of_lists, st.booleans(), st.booleans(), st.sampled_from(SHAPES), st.sampled_from([1, 3, 1024]))
+def test_columns_equal_rows(directory, rows, lists, large, shape, most_rows):
     file, mapping = file_of(directory, rows, lists=lists, large=large), LIST_MAPPING if lists else ROW_MAPPING
     assert is_plain(file, mapping, shape)
     schema = schema_of(shape, pa.schema([]))
     for unit in split_units(file):
         wanted = wanted_of(rows, unit, lists=lists)
         if len(wanted):
-            tables = list(read_tables(file, unit, mapping, wanted, shape, schema))
+            tables = list(read_tables(file, unit, mapping, wanted, shape, schema, most_rows=most_rows))
             assert pa.concat_tables(tables).combine_chunks().equals(by_rows(file, unit, mapping, wanted, shape, schema))
 
 
@@ -120,10 +120,8 @@ def test_what_is_not_what_was_scored_is_noticed(directory, change):
         ]
     )
     shape, table = SHAPES[0], pq.read_table(file.path)
-    assert (
-        sum(t.num_rows for t in read_tables(file, unit, LIST_MAPPING, wanted, shape, schema_of(shape, pa.schema([]))))
-        == 3
-    )
+    schema = schema_of(shape, pa.schema([]))
+    assert sum(t.num_rows for t in read_tables(file, unit, LIST_MAPPING, wanted, shape, schema, most_rows=64)) == 3
     columns = {name: table[name] for name in table.column_names}
     for name, values in CHANGES[change].items():
         if values is None:
@@ -132,7 +130,7 @@ def test_what_is_not_what_was_scored_is_noticed(directory, change):
             columns[name] = pa.array(values, table.schema.field(name).type)
     pq.write_table(pa.table(columns), file.path)
     with pytest.raises(InputError, match=r"changed since it was scored|lost its column") as caught:
-        list(read_tables(file, unit, LIST_MAPPING, wanted, shape, schema_of(shape, pa.schema([]))))
+        list(read_tables(file, unit, LIST_MAPPING, wanted, shape, schema, most_rows=64))
     assert "two" not in str(caught.value)
 
 
@@ -194,6 +192,45 @@ def test_both_ways_publish_the_same_bytes(tmp_path, monkeypatch, shape):
     expected = [text for _, responses, _ in rows for text in responses]
     assert contents == expected, "in the order of the input, responses of a row in theirs"
     assert by_columns == run("rows")
+
+
+@pytest.mark.parametrize(("rows_per_fragment", "largest"), [(7, 7), (64, 64), (2000, 90)])
+def test_no_more_rows_are_decoded_at_once_than_a_fragment_has(tmp_path, monkeypatch, rows_per_fragment, largest):
+    """90 rows of a row group: a dictionary may hold one long text for all, and what bounds a fragment's bytes bounds these."""
+    rows = [(f"prompt {n // 2}", f"response {n}", None) for n in range(90)]
+    table = {"p": [row[0] for row in rows], "r": [row[1] for row in rows], "w": [float(n) for n in range(90)]}
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table(table), tmp_path / "in" / "a.parquet")
+    config = RunConfig.model_validate(
+        {
+            "input": {
+                "path": str(tmp_path / "in"),
+                "columns": {"prompt": "p", "response": "r"},
+                "rows_per_fragment": rows_per_fragment,
+            },
+            "scores": {"column": "w"},
+            "output": {"path": str(tmp_path / "out")},
+        }
+    )
+    curate.score(config, scorer=None)
+    decoded = []
+    batches = pq.ParquetFile.iter_batches
+
+    def spied(self, size, **options):
+        for batch in batches(self, size, **options):
+            decoded.append(batch.num_rows)
+            yield batch
+
+    read = export.read_tables
+
+    def export_only(*told, **options):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pq.ParquetFile, "iter_batches", spied)
+            yield from read(*told, **options)
+
+    monkeypatch.setattr(export, "read_tables", export_only)
+    curate.curate(config, scorer=None)
+    assert (sum(decoded), max(decoded)) == (90, largest)
 
 
 @settings(max_examples=100)

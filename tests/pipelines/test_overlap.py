@@ -1,20 +1,20 @@
-"""Threads inside a DoFn: order, errors, bounds, and one element of many."""
+"""Threads inside a DoFn: order, errors, bounds."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import apache_beam as beam
 import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from apache_beam.testing.util import assert_that, equal_to
+from apache_beam.testing.util import assert_that
 
 from pipelines import overlap
 from pipelines.errors import InputError, from_text
-from pipelines.overlap import Gather, MergeBundles, Overlap, Overlapped
+from pipelines.lean import Gather
+from pipelines.overlap import Overlap, Overlapped
 
 
 def test_results_keep_the_order_of_the_calls(monkeypatch):
@@ -74,27 +74,3 @@ def test_an_error_of_a_thread_reaches_the_launcher():
     with pytest.raises(Exception, match="13 is not a number") as caught:
         run([1, 13, 2])
     assert from_text(str(caught.value)).message == "13 is not a number here; leave it out"
-
-
-def test_nothing_gathers_to_what_merge_says_of_nothing():
-    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
-        assert_that(pipeline | beam.Create([]) | Gather(sum), equal_to([0]))
-
-
-@pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 40])
-def test_bundles_are_merged_before_one_worker_reads_them(monkeypatch, count):
-    """A few at a time, nothing twice, nothing lost; what travels on is one element a bundle."""
-    monkeypatch.setattr(overlap, "_MERGED", 3)
-
-    def merge(parts):
-        return Counter(sum(parts, Counter()))
-
-    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
-        ones = pipeline | beam.Create(range(count)) | beam.Map(lambda n: Counter({n: 1}))
-        parts = ones | beam.ParDo(MergeBundles(merge))
-        assert_that(ones | Gather(merge), equal_to([Counter(range(count))]))
-        assert_that(parts | beam.combiners.Count.Globally(), lambda found: check_few(found, count), label="few")
-
-
-def check_few(found, count):
-    assert found[0] <= min(count, 4), "bundles, not elements"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.shards import plan_shards, rows_within
+from pipelines.shards import plan_shards, rows_at_once, rows_within
 
 units = st.lists(st.integers(1, 9), min_size=1, max_size=4)
 corpora = st.lists(st.tuples(units, st.booleans()), max_size=5)
@@ -58,3 +58,27 @@ def test_a_shard_ends_at_rows_or_bytes_whichever_comes_first(bytes_per_shard, ro
 def test_nothing_kept_is_one_empty_shard():
     plan = plan_shards([], rows_per_shard=3, streamed=[False])
     assert (plan.total, plan.shards, plan.jobs) == (0, 1, ((0, 1),))
+
+
+inner = st.lists(st.integers(1, 9), max_size=5)
+fragments = st.dictionaries(
+    st.integers(0, 2), st.builds(lambda sizes, last: [*sizes, last], inner, st.integers(0, 9)), min_size=1
+)
+
+
+@given(fragments, st.randoms())
+def test_rows_that_are_decoded_at_once_lie_in_two_fragments_at_most(units, random):
+    listed = [(unit, at, rows) for unit, sizes in units.items() for at, rows in enumerate(sizes)]
+    random.shuffle(listed)
+    most = rows_at_once(listed)
+    assert most == 1024 or most in [rows for sizes in units.values() for rows in sizes[:-1]]
+    for sizes in units.values():
+        of_row = [at for at, rows in enumerate(sizes) for _ in range(rows)]
+        for start in range(len(of_row)):
+            assert len(set(of_row[start : start + most])) <= 2
+
+
+def test_rows_decoded_at_once_by_hand():
+    assert rows_at_once([(0, 0, 2048), (0, 1, 2048), (0, 2, 5)]) == 1024, "the last of a unit says nothing"
+    assert rows_at_once([(0, 0, 300), (0, 1, 100), (0, 2, 400), (1, 0, 7)]) == 100
+    assert rows_at_once([(0, 0, 7), (1, 0, 9)]) == 1024

@@ -92,7 +92,8 @@ def test_each_split_has_shards_and_jobs_of_its_own(units, rows_per_shard, is_str
                 streamed=[is_streamed],
             )
             for at, name in enumerate(["train", "test"])
-        }
+        },
+        rows_at_once={},
     )
     dealt = defaultdict(int)
     jobs_of = {"train": set(), "test": set()}
