@@ -38,6 +38,7 @@ from pipelines.columnar import from_ipc, to_ipc
 from pipelines.config import Limits
 from pipelines.errors import InputError, StorageError
 from pipelines.inputs import Fragment, Unit, UnreadableError
+from pipelines.overlap import doubling
 from pipelines.scored import ScorePlaces, UnitScores
 from pipelines.scoring import NO_LIMITS, Scorer, ScorerFactory, UnitScorer, acquire_scorer, shown, waiting_fragments
 from pipelines.skipped import skipped
@@ -107,7 +108,7 @@ class ShuffleTexts(beam.DoFn):  # type: ignore[misc]
         with carrying_errors():
             plan = plan_at(self.plan_path)
             place = UnitScores(plan, self.places.of(plan.fingerprint), file_number, unit)
-            found = place.found_in_order()
+            found = place.found_in_order(doubling if self.places.far else map)
             whole = bool(found) and found[-1].footer.last
             if whole and not self.limits.verify:
                 for score_file in shown(found, unit):
@@ -201,7 +202,8 @@ class WriteScores(beam.DoFn):  # type: ignore[misc]
             known = partial(_known, results, dict(fields["hashes"]), path)
             unit_scorer = UnitScorer(plan, self.places, known, limits=self.limits)
             try:
-                for score_file in unit_scorer.score_unit(file_number, Unit(*fields["unit"])):
+                unit = Unit(*fields["unit"])
+                for score_file in unit_scorer.score_unit(file_number, unit, unit_scorer.found(file_number, unit)):
                     yield score_file.to_bytes()
             except UnreadableError as error:
                 yield skipped(file_number, error, self.limits)

@@ -92,7 +92,7 @@ def build(
     shards = selected | "Export" >> Export(paths.whole, config.path, shape, selection.needs.kept, split, *bounds)
     if config.report.write:
         facts = facts_of(config, plan)
-        observe = Observe(paths.whole, config.path, facts, selection.needs.kept, config.report.samples)
+        observe = Observe(paths.whole, config.path, facts, selection.needs.kept, config.report.samples, selection.far)
         parts = {**parts, "report": {"scores": scored, "kept": selected["kept"]} | "Observe" >> observe}
     _ = {**selected, **parts, "shards": shards} | "Finish" >> Finish(paths.whole, config, turn)
 
@@ -176,7 +176,7 @@ def selection_of(config: RunConfig, plan: Plan) -> Selection:
             "`bestkept evaluate` on held-out preferences to write it, or give the step a temperature"
         )
     partitions = PARTITIONS or min(_MOST_PARTITIONS, max(16, plan.input_bytes // _BYTES_PER_PARTITION))
-    return Selection(tuple(config.select), needs_of(config), plan.temperature, partitions)
+    return Selection(tuple(config.select), needs_of(config), plan.temperature, partitions, score_places(config).far)
 
 
 def warn_of_offsets(config: RunConfig, plan: Plan) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import apache_beam as beam
@@ -20,7 +21,7 @@ from pipelines.columnar import Needs, from_ipc, key_halves, score_column, to_lab
 from pipelines.inputs import place_of, read_rows, split_units
 from pipelines.lean import Gather
 from pipelines.observed import ROWS, Observed, merge_observed
-from pipelines.overlap import Overlapped
+from pipelines.overlap import Overlapped, doubling
 from pipelines.records import KeptUnit
 from pipelines.report.figures import Facts, figures
 from pipelines.samples import Told, pick, samples_table, told
@@ -49,12 +50,17 @@ class Observe(beam.PTransform):  # type: ignore[misc]
     facts: Facts
     kept: Needs
     samples: int
+    far: bool = False  # see `Selection`
 
     def expand(self, parts: dict[str, Any]) -> Any:
         scores = parts["scores"] | "PlaceScores" >> beam.Map(placed_scores).with_output_types(tuple[int, bytes])
         kept = parts["kept"] | "PlaceKept" >> beam.Map(placed_kept, self.kept).with_output_types(tuple[int, bytes])
         joined = (scores, kept) | "ScoresAndKept" >> beam.Flatten() | "GroupByUnit" >> beam.GroupByKey()
-        observed = joined | "ObserveUnits" >> beam.ParDo(ObserveUnits(self.facts)) | "Merge" >> Gather(merge_observed)
+        observed = (
+            joined
+            | "ObserveUnits" >> beam.ParDo(ObserveUnits(self.facts, self.far))
+            | "Merge" >> Gather(merge_observed)
+        )
         pick_samples = beam.FlatMap(list_samples, self.samples).with_output_types(tuple[int, bytes])
         wanted = observed | "PickSamples" >> pick_samples
         texts = wanted | "GroupSamples" >> beam.GroupByKey() | "ReadSamples" >> beam.ParDo(ReadSamples(self.plan_path))
@@ -81,6 +87,11 @@ class ObserveUnits(Overlapped):
     """A unit's score files and kept places → what there is to see of it."""
 
     facts: Facts
+    is_far: bool
+
+    @property
+    def far(self) -> bool:
+        return self.is_far
 
     def hold(self, element: tuple[int, Iterable[bytes]]) -> list[bytes]:
         return list(element[1])
@@ -89,7 +100,8 @@ class ObserveUnits(Overlapped):
         kept = [np.frombuffer(part[1:], np.uint64) for part in parts if part[:1] == _KEPT]
         places = np.sort(np.concatenate(kept)) if kept else np.zeros(0, np.uint64)
         files = (ScoreFile.from_bytes(part[1:]) for part in parts if part[:1] == _SCORES)
-        return [merge_observed(Observed.of(rows_of(file, self.facts, places)) for file in files)]
+        read = partial(rows_of, facts=self.facts, kept=places)
+        return [merge_observed(map(Observed.of, (doubling if self.far else map)(read, files)))]
 
 
 def rows_of(file: ScoreFile, facts: Facts, kept: Any) -> pa.Table:

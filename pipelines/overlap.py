@@ -25,12 +25,19 @@ from pipelines.workers import carrying_errors
 T = TypeVar("T")
 
 _MOST_THREADS = 4  # of one process; what they hold grows with them
+_FAR_THREADS = 32  # that mostly wait: a small object of a bucket takes some 50 ms, and as many can be asked for at once
+
+
+@lru_cache(maxsize=2)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Shared by all DoFns of a process, whatever number of bundles it has at a time."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="bestkept")
 
 
 @lru_cache(maxsize=1)
-def _pool() -> ThreadPoolExecutor:
-    """Shared by all DoFns of a process, whatever number of bundles it has at a time."""
-    return ThreadPoolExecutor(_threads(), thread_name_prefix="bestkept")
+def _leaves() -> ThreadPoolExecutor:
+    """Of its own, since calls of the other may wait for these."""
+    return ThreadPoolExecutor(_FAR_THREADS, thread_name_prefix="bestkept-look")
 
 
 def _threads() -> int:
@@ -38,21 +45,35 @@ def _threads() -> int:
 
 
 class Overlap:
-    """Calls made in the pool; results in the order of the calls, with at most one call more than threads under way."""
+    """Calls made in the pool; results in the order of the calls, with at most one call more than threads under way.
 
-    def __init__(self) -> None:
+    Calls that mostly wait for a store that is `far` have a pool of more threads.
+    """
+
+    def __init__(self, *, far: bool = False) -> None:
+        self._far = far
         self._waiting: deque[Future[Any]] = deque()
 
     def put(self, call: Callable[..., Any], *arguments: Any) -> Iterator[Any]:
         """Start a call; gives what is due by now. What a call raises is raised here, in its turn."""
-        self._waiting.append(_pool().submit(call, *arguments))
-        while len(self._waiting) > _threads():
+        threads = _FAR_THREADS if self._far else _threads()
+        self._waiting.append(_pool(threads).submit(call, *arguments))
+        while len(self._waiting) > threads:
             yield self._waiting.popleft().result()
 
     def drain(self) -> Iterator[Any]:
         """All other results."""
         while self._waiting:
             yield self._waiting.popleft().result()
+
+
+def doubling(call: Callable[[Any], T], arguments: Iterable[Any]) -> Iterator[T]:
+    """`map`, for calls that mostly wait: as their results are taken, more of them are made at a time, twice as many as before.
+    They must not use this themselves."""
+    waiting, at_once = iter(arguments), 1
+    while some := list(itertools.islice(waiting, at_once)):
+        yield from _leaves().map(call, some)
+        at_once = min(2 * at_once, _FAR_THREADS)
 
 
 class _Done(NamedTuple):
@@ -106,6 +127,11 @@ def _put(items: queue.Queue[Any], item: Any, stopped: threading.Event) -> bool:
 class Overlapped(beam.DoFn):  # type: ignore[misc]
     """A DoFn of `work`, done in threads, and `collect`, done in the order of the elements; `close` ends a bundle."""
 
+    @property
+    def far(self) -> bool:
+        """Whether `work` mostly waits for a store that is far away."""
+        return False
+
     def work(self, element: Any, *sides: Any) -> Any:
         """What one element comes to; runs beside others, and changes nothing of the DoFn."""
         raise NotImplementedError
@@ -123,7 +149,8 @@ class Overlapped(beam.DoFn):  # type: ignore[misc]
         return iter(())
 
     def start_bundle(self) -> None:
-        self._overlap = Overlap()
+        with carrying_errors():
+            self._overlap = Overlap(far=self.far)
 
     @no_annotations  # type: ignore[untyped-decorator]  # Beam cannot read those of *args
     def process(self, element: Any, *sides: Any) -> Iterator[Any]:

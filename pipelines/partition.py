@@ -40,6 +40,10 @@ class ReadScores(Overlapped):
         self._selection = selection
         self._with_schemas = with_schemas
 
+    @property
+    def far(self) -> bool:
+        return self._selection.far
+
     def start_bundle(self) -> None:
         super().start_bundle()
         self._jobs = Overlap()

@@ -37,6 +37,11 @@ class Loader(Protocol):
     """Makes candidates of an element; `sides` are what was found before (a curve, earlier cuts). Hashes and places are needed
     where `ties` are to be told apart."""
 
+    @property
+    def far(self) -> bool:
+        """Whether it mostly waits for a store."""
+        ...
+
     def __call__(self, element: Any, sides: Sequence[Any], *, ties: bool) -> Candidates: ...
 
 
@@ -77,6 +82,10 @@ class CountBins(Overlapped):
 
     load: Loader
 
+    @property
+    def far(self) -> bool:
+        return self.load.far
+
     def work(self, element: Any, cut: Cut, *sides: Any) -> list[Bins]:
         ties = cut.digits >= REWARD_PASSES
         return [] if cut.decided else [count_bins(self.load(element, sides, ties=ties), cut)]
@@ -87,6 +96,10 @@ class ListTies(Overlapped):
     """Elements → the rows that no pass could tell apart."""
 
     load: Loader
+
+    @property
+    def far(self) -> bool:
+        return self.load.far
 
     def work(self, element: Any, cut: Cut, *sides: Any) -> list[Ties]:
         return [] if cut.decided else [list_ties(self.load(element, sides, ties=True), cut)]

@@ -6,7 +6,7 @@ caching in one mechanism.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,15 +19,20 @@ from pipelines.config import Limits
 from pipelines.errors import ModelLoadError
 from pipelines.inputs import Unit, UnreadableError, probe
 from pipelines.lean import Spread
+from pipelines.overlap import Overlapped, doubling
 from pipelines.pieces import Share, units_in, units_of_share
 from pipelines.plan import Plan
 from pipelines.rewrite import RewriteLarge
 from pipelines.scored import ScorePlaces
 from pipelines.scoring import NO_LIMITS, Scorer, ScorerFactory, UnitScorer, acquire_scorer
 from pipelines.skipped import skipped
+from pipelines.storage.files import is_local
 from pipelines.storage.objects import ScoreFile
 from pipelines.weights import loadable, refuse_other_versions
 from pipelines.workers import carrying_errors, plan_at
+
+_PlacedUnit = tuple[int, tuple[int, ...]]
+"""File number, and the fields of a unit."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,11 @@ class ScoreCorpus(beam.PTransform):  # type: ignore[misc]
         return kept
 
     def _score(self, units: Any) -> dict[str, Any]:
-        score = ScoreUnits(self.plan_path, self.places, self.scorer, read_only=self.read_only, limits=self.limits)
+        score: beam.DoFn = ScoreUnits(
+            self.plan_path, self.places, self.scorer, read_only=self.read_only, limits=self.limits
+        )
+        if self.scorer is None:
+            score = FindScores(score)
         hints = {} if self.accelerator is None or self.scorer is None else {"accelerator": self.accelerator}
         scored = units | "ScoreUnits" >> beam.ParDo(score).with_resource_hints(**hints).with_output_types(
             bytes, skipped=tuple[int, str]
@@ -111,23 +120,25 @@ def file_numbers(_impulse: bytes, plan_path: str, share: Share | None = None, _a
 
 
 @dataclass(eq=False)
-class SplitUnits(beam.DoFn):  # type: ignore[misc]
+class SplitUnits(Overlapped):
     """File number → (file number, unit fields); opens footers on the workers."""
 
     plan_path: str
     limits: Limits
     share: Share | None = None
 
-    def process(self, file_number: int) -> Iterator[Any]:
-        with carrying_errors():
-            file = plan_at(self.plan_path).files[file_number]
-            try:
-                if self.limits.skip_bad_files:
-                    probe(file.path)  # one whose scores all exist is not opened before export, and there it is too late
-                for unit in units_in(file_number, file, self.plan_path, self.share):
-                    yield file_number, tuple(unit)
-            except UnreadableError as error:
-                yield skipped(file_number, error, self.limits)
+    @property
+    def far(self) -> bool:
+        return not is_local(plan_at(self.plan_path).files[0].path)
+
+    def work(self, file_number: int) -> list[Any]:
+        file = plan_at(self.plan_path).files[file_number]
+        try:
+            if self.limits.skip_bad_files:
+                probe(file.path)  # one whose scores all exist is not opened before export, and there it is too late
+            return [(file_number, tuple(unit)) for unit in units_in(file_number, file, self.plan_path, self.share)]
+        except UnreadableError as error:
+            return [skipped(file_number, error, self.limits)]
 
 
 class ScoreUnits(beam.DoFn):  # type: ignore[misc]
@@ -144,23 +155,62 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
     ) -> None:
         self._read_only = read_only
         self._plan_path = plan_path
-        self._places = places
+        self.places = places
         self._make_scorer = scorer
         self._limits = limits
         self._shared = Shared()
 
-    def process(self, element: tuple[int, tuple[int, ...]]) -> Iterator[Any]:
+    def process(self, element: _PlacedUnit) -> Iterator[Any]:
+        yield from self.descriptors(element)
+
+    def descriptors(self, element: _PlacedUnit, found: Sequence[ScoreFile] | None = None) -> Iterator[Any]:
+        """One a fragment, or the file's number and why it is skipped."""
         file_number, fields = element
         with carrying_errors():
             try:
-                for score_file in self.score_unit(file_number, Unit(*fields)):
+                for score_file in self.score_unit(file_number, Unit(*fields), found):
                     yield score_file.to_bytes()
             except UnreadableError as error:
                 yield skipped(file_number, error, self._limits)
 
-    def score_unit(self, file_number: int, unit: Unit, *, stripe: int = 0, stripes: int = 1) -> Iterator[ScoreFile]:
-        """See `UnitScorer.score_unit`. Raises `BestkeptError`."""
+    def score_unit(
+        self,
+        file_number: int,
+        unit: Unit,
+        found: Sequence[ScoreFile] | None = None,
+        *,
+        stripe: int = 0,
+        stripes: int = 1,
+    ) -> Iterator[ScoreFile]:
+        """See `UnitScorer.score_unit`; looks for what is there unless it has been `found`. Raises `BestkeptError`."""
+        scorer = self._unit_scorer()
+        if found is None:
+            found = self.found(file_number, unit)
+        return scorer.score_unit(file_number, unit, found, stripe=stripe, stripes=stripes)
+
+    def found(self, file_number: int, unit: Unit) -> list[ScoreFile]:
+        """What is there of a unit's score files."""
+        return self._unit_scorer().found(file_number, unit, doubling if self.places.far else map)
+
+    def _unit_scorer(self) -> UnitScorer:
         plan, make = plan_at(self._plan_path), self._make_scorer
         scorer_of = None if make is None else lambda *_: acquire_scorer(self._shared, make, plan)
-        scorer = UnitScorer(plan, self._places, scorer_of, self._read_only, self._limits)
-        return scorer.score_unit(file_number, unit, stripe=stripe, stripes=stripes)
+        return UnitScorer(plan, self.places, scorer_of, self._read_only, self._limits)
+
+
+class FindScores(Overlapped):
+    """`ScoreUnits` where there is no model, and looking is most of the work: at several units at a time."""
+
+    def __init__(self, score: ScoreUnits) -> None:
+        self._score = score
+
+    @property
+    def far(self) -> bool:
+        return self._score.places.far
+
+    def work(self, element: _PlacedUnit) -> tuple[_PlacedUnit, list[ScoreFile]]:
+        file_number, fields = element
+        return element, self._score.found(file_number, Unit(*fields))
+
+    def collect(self, result: tuple[_PlacedUnit, list[ScoreFile]]) -> Iterator[Any]:
+        yield from self._score.descriptors(*result)

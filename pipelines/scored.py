@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,8 +14,10 @@ from pipelines.errors import InputError
 from pipelines.inputs import Fragment, InputFile, Unit
 from pipelines.plan import Plan
 from pipelines.storage import objects
-from pipelines.storage.files import join
+from pipelines.storage.files import is_local, join
 from pipelines.storage.objects import Footer, ScoreFile
+
+LookUp = Callable[[Callable[[str], "ScoreFile | None"], Iterable[str]], Iterable["ScoreFile | None"]]
 
 
 class ScorePlaces(NamedTuple):
@@ -21,6 +25,11 @@ class ScorePlaces(NamedTuple):
 
     path: str
     also: tuple[str, ...] = ()
+
+    @property
+    def far(self) -> bool:
+        """Whether any of them is on a store, where a look takes some 50 ms and a hundred take hardly longer."""
+        return not all(map(is_local, (self.path, *self.also)))
 
     def of(self, fingerprint: str) -> tuple[str, ...]:
         """Those of one model, the first one first."""
@@ -49,14 +58,16 @@ class UnitScores:
             rows_per_fragment=self.plan.rows_per_fragment,
         )
 
-    def found_in_order(self) -> list[ScoreFile]:
-        """Valid score files from the first fragment on, as far as they go, by the input's size and version alone."""
+    def found_in_order(self, look_up: LookUp = map) -> list[ScoreFile]:
+        """Valid score files from the first fragment on, as far as they go, by the input's size and version alone; `look_up` is a
+        `map` that may look ahead."""
         found: list[ScoreFile] = []
-        while not (found and found[-1].footer.last):
-            score_file = self._current(self._name(len(found)))
+        for score_file in look_up(self._current, map(self._name, itertools.count())):
             if score_file is None:
                 break
             found.append(score_file)
+            if score_file.footer.last:
+                break
         return found
 
     def _current(self, name: str) -> ScoreFile | None:

@@ -17,7 +17,7 @@ from pipelines.config import Limits
 from pipelines.errors import InputError, ModelLoadError
 from pipelines.inputs import Fragment, Row, Unit, original_schema
 from pipelines.plan import Plan
-from pipelines.scored import ScorePlaces, UnitScores
+from pipelines.scored import LookUp, ScorePlaces, UnitScores
 from pipelines.storage import objects
 from pipelines.storage.objects import Footer, ScoreFile
 from rm.conversations import Conversation, response_hash
@@ -57,11 +57,16 @@ class UnitScorer:
     read_only: bool = False
     limits: Limits = NO_LIMITS
 
-    def score_unit(self, file_number: int, unit: Unit, *, stripe: int = 0, stripes: int = 1) -> Iterator[ScoreFile]:
-        """Its score files in order, each durable when it comes; of a stripe, those of fragments whose number is `stripe` modulo
-        `stripes` alone. Raises `BestkeptError`."""
-        place = UnitScores(self.plan, self.places.of(self.plan.fingerprint), file_number, unit)
-        found = place.found_in_order()
+    def found(self, file_number: int, unit: Unit, look_up: LookUp = map) -> list[ScoreFile]:
+        """Those of its score files that are there, see `UnitScores.found_in_order`."""
+        return self._place(file_number, unit).found_in_order(look_up)
+
+    def score_unit(
+        self, file_number: int, unit: Unit, found: Sequence[ScoreFile], *, stripe: int = 0, stripes: int = 1
+    ) -> Iterator[ScoreFile]:
+        """Its score files in order, each durable when it comes, beginning with those `found` just now; of a stripe, those of
+        fragments whose number is `stripe` modulo `stripes` alone. Raises `BestkeptError`."""
+        place = self._place(file_number, unit)
         if not self.limits.verify:
             yield from shown(found[stripe::stripes], unit)
             if found and found[-1].footer.last:
@@ -82,6 +87,9 @@ class UnitScorer:
             _show(score_file.footer, input_bytes=done - seen, found=not is_new)
             seen = done
             yield score_file
+
+    def _place(self, file_number: int, unit: Unit) -> UnitScores:
+        return UnitScores(self.plan, self.places.of(self.plan.fingerprint), file_number, unit)
 
     def _score_fragment(self, place: UnitScores, fragment: Fragment, *, input_bytes: int) -> tuple[ScoreFile, bool]:
         """The fragment's score file, and whether this call made it."""

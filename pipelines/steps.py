@@ -26,6 +26,7 @@ class Selection:
     needs: Needs
     temperature: float | None
     partitions: int
+    far: bool = False  # score files are on a store, and reading them is mostly waiting
 
     @property
     def correction(self) -> Step | None:
@@ -69,6 +70,10 @@ class LoadScores:
     selection: Selection
     until: int
 
+    @property
+    def far(self) -> bool:
+        return self.selection.far
+
     def __call__(self, element: bytes, sides: Sequence[Any], *, ties: bool) -> Candidates:
         steps = self.selection.steps
         early_steps = [steps[number] for number in self.selection.early if number <= self.until]
@@ -90,6 +95,7 @@ class LoadPartition:
     """(partition, bytes) → candidates."""
 
     needs: Needs
+    far = False
 
     def __call__(self, element: tuple[int, bytes], sides: Sequence[Any], *, ties: bool) -> Candidates:
         return unpack([element[1]], self.needs)

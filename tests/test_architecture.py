@@ -85,6 +85,7 @@ def test_the_pure_parts_know_no_beam():
         "curate",
         "execution",
         "explain",
+        "lean",
         "overlap",
         "partition",
         "passes",

@@ -6,6 +6,7 @@ columns and of that description, so that a damaged file is noticed, not believed
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -21,7 +22,7 @@ import xxhash
 from pipelines.errors import StorageError
 from pipelines.records import EXAMPLES
 from pipelines.storage import publish
-from pipelines.storage.files import join, open_for_reading, read_bytes, read_seen
+from pipelines.storage.files import is_local, join, open_for_reading, read_bytes, read_seen
 
 FORMAT = 2
 _FOOTER = b"bestkept"
@@ -147,7 +148,7 @@ def read_columns(path: str, names: list[str], footer: Footer) -> pa.Table:
     Raises `StorageError` where it is gone, damaged, or no longer the file that `footer` describes.
     """
     try:
-        with open_for_reading(path) as file:
+        with _opened(path) as file:
             texts = [name for name in names if name in ("source", "reason") or name.startswith("carry.")]
             parquet = pq.ParquetFile(file, page_checksum_verification=True, read_dictionary=texts)
             table = parquet.read(names, use_threads=False)  # callers read several files at once
@@ -158,6 +159,16 @@ def read_columns(path: str, names: list[str], footer: Footer) -> pa.Table:
     if table.num_rows != footer.responses:
         raise StorageError(f"score file {path} changed while it was read; run the same command again")
     return table
+
+
+def _opened(path: str) -> Any:
+    """A score file, for reading some of it; of a store in one request, which costs less than the rest of its bytes."""
+    if is_local(path):
+        return open_for_reading(path)
+    data = read_bytes(path)
+    if data is None:
+        raise FileNotFoundError(errno.ENOENT, "there is no such object", path)
+    return pa.BufferReader(data)
 
 
 def original_schema(table: pa.Table) -> str:

@@ -271,10 +271,10 @@ def test_broken_off_and_run_again(tmp_path, configure, spread, watched, monkeypa
     watched.breaks_after = None
     written = colocate.UnitScorer.score_unit
 
-    def breaks(self, file_number, unit):
+    def breaks(self, file_number, unit, found):
         if len(score_files(out)) >= 3:
             raise StorageError("the disk is lost")
-        return written(self, file_number, unit)
+        return written(self, file_number, unit, found)
 
     monkeypatch.setattr(colocate.UnitScorer, "score_unit", breaks)
     with pytest.raises(StorageError, match="the disk is lost"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from apache_beam.testing.util import assert_that
 from pipelines import overlap
 from pipelines.errors import InputError, from_text
 from pipelines.lean import Gather
-from pipelines.overlap import Overlap, Overlapped
+from pipelines.overlap import Overlap, Overlapped, doubling
 
 
 def test_results_keep_the_order_of_the_calls(monkeypatch):
@@ -31,10 +32,57 @@ def test_results_keep_the_order_of_the_calls(monkeypatch):
 def test_two_calls_run_at_once(monkeypatch):
     monkeypatch.setattr(overlap, "_threads", lambda: 2)
     pool = ThreadPoolExecutor(2)
-    monkeypatch.setattr(overlap, "_pool", lambda: pool)
+    monkeypatch.setattr(overlap, "_pool", lambda _: pool)
     meet, calls = threading.Barrier(2, timeout=30), Overlap()
     assert [*calls.put(meet.wait), *calls.put(meet.wait)] == []
     assert sorted(calls.drain()) == [0, 1]
+
+
+@pytest.mark.parametrize("far", [True, False])
+def test_more_calls_run_at_once_where_they_mostly_wait(monkeypatch, far):
+    monkeypatch.setattr(overlap, "_threads", lambda: 2)
+    meet, calls = threading.Barrier(8, timeout=30 if far else 0.1), Overlap(far=far)
+    found = [outcome for _ in range(8) for outcome in calls.put(_met, meet)] + list(calls.drain())
+    assert found == [far] * 8
+
+
+def _met(barrier):
+    try:
+        barrier.wait()
+    except threading.BrokenBarrierError:
+        return False
+    return True
+
+
+def test_looking_ahead_doubles_and_keeps_the_order():
+    called = []
+    taken = doubling(lambda n: called.append(n) or -n, range(100))
+    assert called == []
+    most = {1: 1, 2: 3, 3: 3, 4: 7, 7: 7, 8: 15, 16: 31, 32: 63, 64: 95, 96: 100}
+    found = []
+    while len(found) < 100:
+        found.append(next(taken))
+        if len(found) in most:
+            assert len(called) <= most[len(found)]
+            assert set(range(len(found))) <= set(called)
+    assert found == [-n for n in range(100)]
+    assert (list(taken), sorted(called)) == ([], [*range(100)])
+
+
+def test_looking_ahead_calls_at_once_and_raises_in_turn():
+    meet = threading.Barrier(4, timeout=30)
+
+    def look(number):
+        if 3 <= number < 7:
+            meet.wait()
+        if number == 5:
+            raise InputError("5 is not there; restore it")
+        return number
+
+    looked = doubling(look, itertools.count())
+    assert list(itertools.islice(looked, 5)) == [0, 1, 2, 3, 4]
+    with pytest.raises(InputError, match="5 is not there"):
+        next(looked)
 
 
 class Doubled(Overlapped):

@@ -1,0 +1,45 @@
+"""What takes long on a store is the way to it, so many score files are asked for at once."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from corpora import write_jsonl
+from stubs import StubFactory
+
+from pipelines import curate
+
+AT_ONCE = 8
+SCORE_FILE = r"^GET .*scores.*parquet"
+
+
+@pytest.mark.parametrize(
+    ("files", "phases"),
+    [(40, (0, 40, 80)), (1, (7, 63, 110))],
+    ids=["many files", "one file of many fragments, of which one is looked for, then two, four and eight"],
+)
+def test_score_files_are_looked_for_and_read_at_once(make_store, make_config, tmp_path, files, phases):
+    """To find what is scored, to select, and to report: in each of these so many requests wait for one another."""
+    store = make_store("s3")
+    rows = [{"prompt": f"p{n // 2}", "response": f"r{n}"} for n in range(80)]
+    for number in range(files):
+        path = write_jsonl(tmp_path / f"{number}.jsonl", rows[number * 80 // files : (number + 1) * 80 // files])
+        store.put(f"in/{number:02d}.jsonl", path.read_bytes())
+
+    def config(name):
+        places = {"output": {"path": f"{store.url}/{name}"}, "scores": {"path": f"{store.url}/scores"}}
+        return make_config(store.url + "/in/*.jsonl", input={"rows_per_fragment": 2}, **places)
+
+    curate.score(config("quiet"), scorer=StubFactory())
+    assert len(store.contents("scores")) >= 40
+    curate.curate(config("quiet"), scorer=None)
+    store.proxy.requests.clear()
+    faults = [
+        store.proxy.add("call", SCORE_FILE, hook=threading.Barrier(AT_ONCE, timeout=20).wait, times=AT_ONCE, skip=skip)
+        for skip in (start - AT_ONCE * number for number, start in enumerate(phases))
+    ]
+    curate.curate(config("out"), scorer=None)
+    assert [fault.met for fault in faults] == [AT_ONCE] * 3
+    assert len(store.proxy.lines(SCORE_FILE)) == 120 + (0 if files > 1 else 23), "and those looked for in vain"
+    assert store.contents("out/data") == store.contents("quiet/data")
