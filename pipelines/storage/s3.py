@@ -19,11 +19,13 @@ from pipelines.storage.retrying import patiently
 log = logging.getLogger(__name__)
 
 _MOST_PARTS = 10_000
+_CONNECTIONS = 64  # the driver's own limit of 10 is less than what is asked for at once
 
 
 def options(given: dict[str, Any]) -> dict[str, Any]:
     """What s3fs is made with, over the user's own fsspec configuration: one place tries again, and that is not here."""
     config = {
+        "max_pool_connections": _CONNECTIONS,
         **given.get("config_kwargs", {}),
         "connect_timeout": retrying.PATIENCE.connect_secs,
         "read_timeout": retrying.PATIENCE.silence_secs,

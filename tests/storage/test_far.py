@@ -10,14 +10,14 @@ from stubs import StubFactory
 
 from pipelines import curate
 
-AT_ONCE = 8
+AT_ONCE = 16
 SCORE_FILE = r"^GET .*scores.*parquet"
 
 
 @pytest.mark.parametrize(
     ("files", "phases"),
-    [(40, (0, 40, 80)), (1, (7, 63, 110))],
-    ids=["many files", "one file of many fragments, of which one is looked for, then two, four and eight"],
+    [(40, (0, 40, 80)), (1, (15, 63, 118))],
+    ids=["many files", "one file of many fragments, of which one is looked for, then two, four, eight and sixteen"],
 )
 def test_score_files_are_looked_for_and_read_at_once(make_store, make_config, tmp_path, files, phases):
     """To find what is scored, to select, and to report: in each of these so many requests wait for one another."""
