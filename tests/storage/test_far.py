@@ -35,11 +35,11 @@ def test_score_files_are_looked_for_and_read_at_once(make_store, make_config, tm
     assert len(store.contents("scores")) >= 40
     curate.curate(config("quiet"), scorer=None)
     store.proxy.requests.clear()
-    faults = [
-        store.proxy.add("call", SCORE_FILE, hook=threading.Barrier(AT_ONCE, timeout=20).wait, times=AT_ONCE, skip=skip)
-        for skip in (start - AT_ONCE * number for number, start in enumerate(phases))
-    ]
+    barriers = [threading.Barrier(AT_ONCE, timeout=10) for _ in phases]
+    for number, (start, barrier) in enumerate(zip(phases, barriers, strict=True)):
+        store.proxy.add("call", SCORE_FILE, hook=barrier.wait, times=AT_ONCE, skip=start - AT_ONCE * number)
     curate.curate(config("out"), scorer=None)
-    assert [fault.met for fault in faults] == [AT_ONCE] * 3
+    assert [barrier.broken for barrier in barriers] == [False] * 3
+    assert all(fault.met == AT_ONCE for fault in store.proxy.plan)
     assert len(store.proxy.lines(SCORE_FILE)) == 120 + (0 if files > 1 else 23), "and those looked for in vain"
     assert store.contents("out/data") == store.contents("quiet/data")
