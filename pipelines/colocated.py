@@ -103,7 +103,13 @@ class Bundle:
         """Hold texts of one prompt; the bytes that they take, about."""
         count, new = len(responses), prompt not in self._prompts
         number = self._prompts.setdefault(prompt, len(self._prompts))
-        values = (keys, [number] * count, responses, [unit] * count, [input_bytes / max(1, count)] * count)
+        values: tuple[Sequence[Any], ...] = (
+            keys,
+            [number] * count,
+            responses,
+            [unit] * count,
+            [input_bytes / max(1, count)] * count,
+        )
         for column, more in zip(self._columns, values, strict=True):
             column.extend(more)
         return new * len(prompt) + sum(map(len, responses)) + 64 * count
