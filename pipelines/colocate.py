@@ -108,7 +108,7 @@ class ShuffleTexts(beam.DoFn):  # type: ignore[misc]
         with carrying_errors():
             plan = plan_at(self.plan_path)
             place = UnitScores(plan, self.places.of(plan.fingerprint), file_number, unit)
-            found = place.found_in_order(doubling if self.places.far else map)
+            found = place.found_in_order(doubling if self.places.far(plan) else map)
             whole = bool(found) and found[-1].footer.last
             if whole and not self.limits.verify:
                 for score_file in shown(found, unit):

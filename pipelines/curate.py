@@ -176,7 +176,8 @@ def selection_of(config: RunConfig, plan: Plan) -> Selection:
             "`bestkept evaluate` on held-out preferences to write it, or give the step a temperature"
         )
     partitions = PARTITIONS or min(_MOST_PARTITIONS, max(16, plan.input_bytes // _BYTES_PER_PARTITION))
-    return Selection(tuple(config.select), needs_of(config), plan.temperature, partitions, score_places(config).far)
+    far = score_places(config).far(plan)
+    return Selection(tuple(config.select), needs_of(config), plan.temperature, partitions, far)
 
 
 def warn_of_offsets(config: RunConfig, plan: Plan) -> None:

@@ -155,7 +155,7 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
     ) -> None:
         self._read_only = read_only
         self._plan_path = plan_path
-        self.places = places
+        self._places = places
         self._make_scorer = scorer
         self._limits = limits
         self._shared = Shared()
@@ -190,12 +190,17 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
 
     def found(self, file_number: int, unit: Unit) -> list[ScoreFile]:
         """What is there of a unit's score files."""
-        return self._unit_scorer().found(file_number, unit, doubling if self.places.far else map)
+        return self._unit_scorer().found(file_number, unit, doubling if self.far else map)
+
+    @property
+    def far(self) -> bool:
+        """See `ScorePlaces.far`."""
+        return self._places.far(plan_at(self._plan_path))
 
     def _unit_scorer(self) -> UnitScorer:
         plan, make = plan_at(self._plan_path), self._make_scorer
         scorer_of = None if make is None else lambda *_: acquire_scorer(self._shared, make, plan)
-        return UnitScorer(plan, self.places, scorer_of, self._read_only, self._limits)
+        return UnitScorer(plan, self._places, scorer_of, self._read_only, self._limits)
 
 
 class FindScores(Overlapped):
@@ -206,7 +211,7 @@ class FindScores(Overlapped):
 
     @property
     def far(self) -> bool:
-        return self._score.places.far
+        return self._score.far
 
     def work(self, element: _PlacedUnit) -> tuple[_PlacedUnit, list[ScoreFile]]:
         file_number, fields = element

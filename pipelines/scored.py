@@ -17,6 +17,7 @@ from pipelines.storage import objects
 from pipelines.storage.files import is_local, join
 from pipelines.storage.objects import Footer, ScoreFile
 
+_SMALL_ROWS = 2**16  # a few megabytes
 LookUp = Callable[[Callable[[str], "ScoreFile | None"], Iterable[str]], Iterable["ScoreFile | None"]]
 
 
@@ -26,10 +27,10 @@ class ScorePlaces(NamedTuple):
     path: str
     also: tuple[str, ...] = ()
 
-    @property
-    def far(self) -> bool:
-        """Whether any of them is on a store, where a look takes some 50 ms and a hundred take hardly longer."""
-        return not all(map(is_local, (self.path, *self.also)))
+    def far(self, plan: Plan) -> bool:
+        """Whether any of them is on a store, where one score file takes some 50 ms and many at a time hardly longer, and these are
+        so small that many fit into memory."""
+        return plan.rows_per_fragment <= _SMALL_ROWS and not all(map(is_local, (self.path, *self.also)))
 
     def of(self, fingerprint: str) -> tuple[str, ...]:
         """Those of one model, the first one first."""

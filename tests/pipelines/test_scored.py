@@ -140,3 +140,18 @@ def test_a_fragment_that_is_not_what_was_scored_is_an_input_error(scores, change
         InputError, match=r"input file /in/a\.jsonl is not what was scored, .*limits\.verify.*restore it"
     ):
         scores.check(fragment(0, **change), footer(scores, 0))
+
+
+@pytest.mark.parametrize(
+    ("path", "also", "rows", "far"),
+    [
+        ("/scores", (), 2048, False),
+        ("s3://bucket/scores", (), 2048, True),
+        ("s3://bucket/scores", (), 65536, True),
+        ("s3://bucket/scores", (), 65537, False),
+        ("/scores", ("memory://more",), 2048, True),
+    ],
+)
+def test_many_are_read_at_once_where_that_is_mostly_waiting(path, also, rows, far):
+    plan = SimpleNamespace(rows_per_fragment=rows)
+    assert ScorePlaces(path, also).far(plan) is far
