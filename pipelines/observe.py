@@ -87,11 +87,10 @@ class ObserveUnits(Overlapped):
     """A unit's score files and kept places → what there is to see of it."""
 
     facts: Facts
-    is_far: bool
+    far: bool
 
-    @property
-    def far(self) -> bool:
-        return self.is_far
+    def is_far(self) -> bool:
+        return self.far
 
     def hold(self, element: tuple[int, Iterable[bytes]]) -> list[bytes]:
         return list(element[1])

@@ -127,8 +127,7 @@ def _put(items: queue.Queue[Any], item: Any, stopped: threading.Event) -> bool:
 class Overlapped(beam.DoFn):  # type: ignore[misc]
     """A DoFn of `work`, done in threads, and `collect`, done in the order of the elements; `close` ends a bundle."""
 
-    @property
-    def far(self) -> bool:
+    def is_far(self) -> bool:  # no property: Beam reads all attributes of a DoFn wherever a graph is built
         """Whether `work` mostly waits for a store that is far away."""
         return False
 
@@ -150,7 +149,7 @@ class Overlapped(beam.DoFn):  # type: ignore[misc]
 
     def start_bundle(self) -> None:
         with carrying_errors():
-            self._overlap = Overlap(far=self.far)
+            self._overlap = Overlap(far=self.is_far())
 
     @no_annotations  # type: ignore[untyped-decorator]  # Beam cannot read those of *args
     def process(self, element: Any, *sides: Any) -> Iterator[Any]:

@@ -40,8 +40,7 @@ class ReadScores(Overlapped):
         self._selection = selection
         self._with_schemas = with_schemas
 
-    @property
-    def far(self) -> bool:
+    def is_far(self) -> bool:
         return self._selection.far
 
     def start_bundle(self) -> None:

@@ -82,8 +82,7 @@ class CountBins(Overlapped):
 
     load: Loader
 
-    @property
-    def far(self) -> bool:
+    def is_far(self) -> bool:
         return self.load.far
 
     def work(self, element: Any, cut: Cut, *sides: Any) -> list[Bins]:
@@ -97,8 +96,7 @@ class ListTies(Overlapped):
 
     load: Loader
 
-    @property
-    def far(self) -> bool:
+    def is_far(self) -> bool:
         return self.load.far
 
     def work(self, element: Any, cut: Cut, *sides: Any) -> list[Ties]:

@@ -127,8 +127,7 @@ class SplitUnits(Overlapped):
     limits: Limits
     share: Share | None = None
 
-    @property
-    def far(self) -> bool:
+    def is_far(self) -> bool:
         return not is_local(plan_at(self.plan_path).files[0].path)
 
     def work(self, file_number: int) -> list[Any]:
@@ -190,10 +189,9 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
 
     def found(self, file_number: int, unit: Unit) -> list[ScoreFile]:
         """What is there of a unit's score files."""
-        return self._unit_scorer().found(file_number, unit, doubling if self.far else map)
+        return self._unit_scorer().found(file_number, unit, doubling if self.is_far() else map)
 
-    @property
-    def far(self) -> bool:
+    def is_far(self) -> bool:
         """See `ScorePlaces.far`."""
         return self._places.far(plan_at(self._plan_path))
 
@@ -209,9 +207,8 @@ class FindScores(Overlapped):
     def __init__(self, score: ScoreUnits) -> None:
         self._score = score
 
-    @property
-    def far(self) -> bool:
-        return self._score.far
+    def is_far(self) -> bool:
+        return self._score.is_far()
 
     def work(self, element: _PlacedUnit) -> tuple[_PlacedUnit, list[ScoreFile]]:
         file_number, fields = element

@@ -28,8 +28,8 @@ class ScorePlaces(NamedTuple):
     also: tuple[str, ...] = ()
 
     def far(self, plan: Plan) -> bool:
-        """Whether any of them is on a store, where one score file takes some 50 ms and many at a time hardly longer, and these are
-        so small that many fit into memory."""
+        """Whether any of them is on a store, where one score file takes some 50 ms and many at a time hardly longer; not where
+        score files may be so large that many do not fit into memory."""
         return plan.rows_per_fragment <= _SMALL_ROWS and not all(map(is_local, (self.path, *self.also)))
 
     def of(self, fingerprint: str) -> tuple[str, ...]:
