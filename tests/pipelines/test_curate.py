@@ -10,16 +10,19 @@ import shutil
 from collections import defaultdict
 from pathlib import Path
 
+import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from corpora import TIMED, corpus_rows, write_jsonl
 from stubs import StubFactory, loads, scored_rows, stub_reward
 
 from pipelines import curate
 from pipelines.errors import ConfigError, ConflictError, InputError, ModelLoadError, RejectedError, StorageError
 from pipelines.inputs import Fragment, fragments
+from pipelines.plan import make_plans
 from pipelines.storage.objects import decode
 from rm.conversations import from_prompt, response_hash
 
@@ -569,3 +572,13 @@ def test_memory_filesystem_gives_the_same_bytes_as_local_disk(finished, configur
     memory = fsspec.filesystem("memory")
     for name in ("manifest.json", "README.md", "data/train-00000-of-00001.parquet", "claim.json"):
         assert memory.cat(f"/bucket/out/{name}") == (finished / "out" / name).read_bytes()
+
+
+@pytest.mark.parametrize("scorer", [StubFactory(), None], ids=["run", "select"])
+def test_a_graph_is_built_without_the_plan(tmp_path, make_config, scorer):
+    """Which lies where only workers may reach it. Beam looks at every attribute of a DoFn that it is given."""
+    config = make_config(write_jsonl(tmp_path / "a.jsonl", corpus_rows()), limits={"skip_bad_files": True})
+    plans = make_plans(config)
+    paths = plans.save(str(tmp_path / "scores"))
+    Path(paths.whole).unlink()
+    curate.build(beam.Pipeline(runner=FnApiRunner()), config, paths, plans.whole, scorer)
