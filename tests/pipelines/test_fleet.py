@@ -156,7 +156,8 @@ def test_where_that_does_not_help_the_run_ends_and_the_next_goes_on(tmp_path, ma
     assert not (tmp_path / "there" / "manifest.json").exists()
     assert 0 < scored_rows(log) < len(ROWS)
     curate.curate(make("there", 2), scorer=StubFactory(log=str(log)))
-    assert scored_rows(log) == len(ROWS)
+    again = scored_rows(log) - len(ROWS)
+    assert 0 <= again <= 3, "no more than the fragment that the other worker was at when the run ended"
     same(tmp_path, "here", "there")
 
 
