@@ -101,12 +101,14 @@ def make_shard_plans(
     counts = list(counts)
     for file, _, parts in counts:
         kept[file] += sum(parts)
-    sizes = {file: [sum(fragment[at] for fragment in fragments) for at in (6, 4)] for file, fragments in files}
+    sizes, at_once = {}, {}
+    for file, fragments in files:
+        sizes[file] = [sum(fragment[at] for fragment in fragments) for at in (6, 4)]
+        at_once[file] = rows_at_once((fragment[0], fragment[1], fragment[3]) for fragment in fragments)
     text_bytes = sum(kept[file] * text // max(1, responses) for file, (text, responses) in sizes.items())
     rows = rows_within(bytes_per_shard, rows_per_shard, rows=sum(kept.values()), text_bytes=text_bytes)
     own = [[(file, unit, parts[at]) for file, unit, parts in counts] for at in range(len(split.names))]
     plans = [plan_shards(part, rows_per_shard=rows, streamed=streamed) for part in own]
-    at_once = {file: rows_at_once((at[0], at[1], at[3]) for at in fragments) for file, fragments in files}
     return SplitPlans(dict(zip(split.names, plans, strict=True)), at_once)
 
 

@@ -581,4 +581,7 @@ def test_a_graph_is_built_without_the_plan(tmp_path, make_config, scorer):
     plans = make_plans(config)
     paths = plans.save(str(tmp_path / "scores"))
     Path(paths.whole).unlink()
-    curate.build(beam.Pipeline(runner=FnApiRunner()), config, paths, plans.whole, scorer)
+    pipeline = beam.Pipeline(runner=FnApiRunner())
+    curate.build(pipeline, config, paths, plans.whole, scorer)
+    steps = {step.unique_name for step in pipeline.to_runner_api().components.transforms.values()}
+    assert {"Score/SplitUnits", "Select/ReadScores", "Export/WriteShards", "Finish/PublishManifest"} <= steps
