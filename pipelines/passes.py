@@ -77,27 +77,23 @@ def _settle(cut: Cut, ties: Iterable[Ties]) -> Cut:
 
 
 @dataclass(eq=False)
-class CountBins(Overlapped):
-    """Elements → what `count_bins` says of each."""
-
+class _Loading(Overlapped):
     load: Loader
 
     def is_far(self) -> bool:
         return self.load.far
+
+
+class CountBins(_Loading):
+    """Elements → what `count_bins` says of each."""
 
     def work(self, element: Any, cut: Cut, *sides: Any) -> list[Bins]:
         ties = cut.digits >= REWARD_PASSES
         return [] if cut.decided else [count_bins(self.load(element, sides, ties=ties), cut)]
 
 
-@dataclass(eq=False)
-class ListTies(Overlapped):
+class ListTies(_Loading):
     """Elements → the rows that no pass could tell apart."""
-
-    load: Loader
-
-    def is_far(self) -> bool:
-        return self.load.far
 
     def work(self, element: Any, cut: Cut, *sides: Any) -> list[Ties]:
         return [] if cut.decided else [list_ties(self.load(element, sides, ties=True), cut)]
