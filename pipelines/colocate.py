@@ -36,14 +36,14 @@ from pipelines.colocated import (
 )
 from pipelines.columnar import from_ipc, to_ipc
 from pipelines.config import Limits
-from pipelines.errors import InputError, StorageError
+from pipelines.errors import InputError, StorageError, carrying_errors
 from pipelines.inputs import Fragment, Unit, UnreadableError
 from pipelines.overlap import doubling
+from pipelines.plan import plan_at
 from pipelines.scored import ScorePlaces, UnitScores
 from pipelines.scoring import NO_LIMITS, Scorer, ScorerFactory, UnitScorer, acquire_scorer, shown, waiting_fragments
 from pipelines.skipped import skipped
 from pipelines.storage import publish
-from pipelines.workers import carrying_errors, plan_at
 
 _HELD_BYTES = 32 * 2**20  # of text in a bundle, before it is shuffled
 _UNIT, _RESULTS = b"U", b"R"  # what an element of GroupByUnit begins with

@@ -21,7 +21,6 @@ from pipelines.config import EnsembleConfig
 from pipelines.errors import InputError, ModelLoadError
 from pipelines.summaries import ExactSum
 
-VERSION = 1
 """Raised by hand whenever the same rewards and settings give other combined rewards."""
 
 ROW = ("row", "response_index", "response_hash")

@@ -28,7 +28,7 @@ from pipelines.hub import Pushed
 from pipelines.lean import Gather
 from pipelines.observe import Observe
 from pipelines.pieces import Share
-from pipelines.plan import Plan, PlanPaths, Plans, make_plans, sweep
+from pipelines.plan import Plan, PlanPaths, Plans, located, make_plans, sweep
 from pipelines.records import Totals
 from pipelines.report.figures import Facts
 from pipelines.reporting import write_report
@@ -321,12 +321,6 @@ def score_places(config: RunConfig) -> ScorePlaces:
 
 def scores_path(config: RunConfig) -> str:
     return absolute(config.scores_path)
-
-
-def located(config: RunConfig) -> RunConfig:
-    """The configuration with local paths made absolute: workers need not share the launcher's directory."""
-    output = config.output.model_copy(update={"path": absolute(config.path)})
-    return config.model_copy(update={"output": output})
 
 
 def default_scorer(config: RunConfig) -> ScorerFactory | None:

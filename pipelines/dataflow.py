@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipelines.config import RunConfig, RunnerConfig
-from pipelines.config.base import hide_userinfo
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, hide_userinfo
 
 DATAFLOW = "DataflowRunner"
 ONE_PROCESS = "no_use_multiple_sdk_containers"

@@ -19,13 +19,12 @@ from apache_beam.utils.shared import Shared
 
 from pipelines.combine import COMBINED, ROW, Moments, Standards, combine_tables, measure, merge_moments, standards_of
 from pipelines.config import EnsembleConfig
-from pipelines.errors import InputError, StorageError
+from pipelines.errors import InputError, StorageError, carrying_errors
 from pipelines.lean import Gather, Spread
-from pipelines.plan import Plan
+from pipelines.plan import Plan, plan_at
 from pipelines.storage import objects
 from pipelines.storage.files import join
 from pipelines.storage.objects import Footer, ScoreFile
-from pipelines.workers import carrying_errors, plan_at
 
 _Place = tuple[int, int, int]  # file, unit, fragment
 

@@ -13,6 +13,11 @@ import json
 import os
 import re
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_URL = re.compile(r"([a-z0-9+.-]+)://([^/]*)(.*)", re.IGNORECASE | re.DOTALL)
+_USERINFO = re.compile(r"://[^/\s@]*(?::[^\s@]*)?@")
 
 
 class Exit(enum.IntEnum):
@@ -135,3 +140,27 @@ def failure(error: Exception, what: str) -> BestkeptError:
         return known
     report = "the same command again goes on from there; if it fails again at this place, please report it"
     return StorageError(f"{what} failed: {whereabouts(error)}; what is scored stays; {remedy(error) or report}")
+
+
+@contextmanager
+def carrying_errors() -> Iterator[None]:
+    """Inside a DoFn: pack a `BestkeptError` into text that reaches the launcher through any runner."""
+    try:
+        yield
+    except BestkeptError as error:
+        raise RuntimeError(f"{error.message} {error.pack()}") from error
+
+
+def holds_userinfo(path: str) -> bool:
+    """Whether a URL is of the form `scheme://user:password@host/...`; a password may hold slashes, as those of AWS do."""
+    match = _URL.search(path)
+    if match is None:
+        return False
+    scheme, first, rest = match.groups()
+    port = scheme.lower() not in ("s3", "s3a", "gs", "gcs") and re.fullmatch(r"[^:]*:\d+", first)
+    return "@" in first or (":" in first and "@" in rest and not port and not first.startswith("arn:"))
+
+
+def hide_userinfo(text: str) -> str:
+    """`text` with the credentials in its URLs starred out."""
+    return _USERINFO.sub("://***@", text)

@@ -12,12 +12,12 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines import following, progress
 from pipelines.config import RunnerConfig
-from pipelines.errors import BestkeptError, failure
+from pipelines.errors import BestkeptError, carrying_errors, failure
+from pipelines.plan import plan_at
 from pipelines.records import Totals
 from pipelines.runners import hands_over, runner_of
 from pipelines.skipped import names_of
 from pipelines.storage import manifest, publish
-from pipelines.workers import carrying_errors, plan_at
 
 log = logging.getLogger(__name__)
 

@@ -25,12 +25,12 @@ from apache_beam.typehints.decorators import no_annotations
 from pipelines.candidates import Candidates, Mask
 from pipelines.columnar import Needs, key_halves, pack, unpack
 from pipelines.config import RunConfig, RunnerConfig
-from pipelines.curate import located, score_files, score_places, selection_of
-from pipelines.errors import ConfigError, InputError
+from pipelines.curate import score_files, score_places, selection_of
+from pipelines.errors import ConfigError, InputError, carrying_errors
 from pipelines.execution import execute
 from pipelines.inputs import place_of
 from pipelines.lean import Gather
-from pipelines.plan import Plan, PlanPaths, make_plans
+from pipelines.plan import Plan, PlanPaths, located, make_plans, plan_at
 from pipelines.records import KeptUnit
 from pipelines.runners import pipeline_options
 from pipelines.selection import Select
@@ -38,7 +38,6 @@ from pipelines.steps import Selection, read_candidates
 from pipelines.storage import objects
 from pipelines.storage.objects import ScoreFile
 from pipelines.verdicts import DROPPED_BEFORE, Place, Verdict, places, verdicts
-from pipelines.workers import carrying_errors, plan_at
 
 log = logging.getLogger(__name__)
 

@@ -17,21 +17,20 @@ from apache_beam.pvalue import AsIter, AsSingleton
 from pipelines import originals
 from pipelines.candidates import Candidates
 from pipelines.columnar import Needs, from_ipc, pack, to_ipc, unpack
-from pipelines.errors import InputError
+from pipelines.errors import InputError, carrying_errors
 from pipelines.features import memory_bytes
 from pipelines.inputs import seekable, split_units
 from pipelines.kept import Texts, changed, read_kept, read_rejected
 from pipelines.kept_columns import is_plain, read_tables, text_bytes
 from pipelines.lean import Gather
 from pipelines.overlap import ahead
-from pipelines.plan import Plan
+from pipelines.plan import Plan, plan_at
 from pipelines.records import KeptUnit, Shard
 from pipelines.shapes import Shape, schema_of, to_table
 from pipelines.shards import SplitPlans, plan_shards, rows_at_once, rows_within
 from pipelines.splits import Split
 from pipelines.storage.files import join
 from pipelines.storage.publish import create_or_equal
-from pipelines.workers import carrying_errors, plan_at
 
 _ROWS_AT_ONCE = 2048
 _TABLES_AHEAD = 2  # of each unit that is read; up to 32 MB each

@@ -15,10 +15,11 @@ from apache_beam.pvalue import AsIter, AsSingleton
 from pipelines.columnar import from_ipc
 from pipelines.combine import Standards
 from pipelines.config import RunConfig
+from pipelines.errors import carrying_errors
 from pipelines.inputs import InputFile, place_of
 from pipelines.lean import Gather
 from pipelines.length import Curve
-from pipelines.plan import Plan, name_of
+from pipelines.plan import Plan, name_of, plan_at
 from pipelines.records import Shard, Totals
 from pipelines.report import card
 from pipelines.reporting import write_report
@@ -29,7 +30,6 @@ from pipelines.storage.manifest import digest, to_json
 from pipelines.storage.publish import create_or_equal
 from pipelines.summaries import SelectionSummary, StepSum, merge_summaries
 from pipelines.versions import Turn, point
-from pipelines.workers import carrying_errors, plan_at
 
 MANIFEST_FORMAT = 1
 

@@ -18,10 +18,12 @@ import pyarrow as pa
 from apache_beam.pvalue import AsIter, AsSingleton
 
 from pipelines.columnar import Needs, from_ipc, key_halves, score_column, to_labels
+from pipelines.errors import carrying_errors
 from pipelines.inputs import place_of, read_rows, split_units
 from pipelines.lean import Gather
 from pipelines.observed import ROWS, Observed, merge_observed
 from pipelines.overlap import Overlapped, doubling
+from pipelines.plan import plan_at
 from pipelines.records import KeptUnit
 from pipelines.report.figures import Facts, figures
 from pipelines.samples import Told, pick, samples_table, told
@@ -29,7 +31,6 @@ from pipelines.storage import objects
 from pipelines.storage.files import join
 from pipelines.storage.objects import ScoreFile
 from pipelines.storage.publish import create
-from pipelines.workers import carrying_errors, plan_at
 
 _SCORES, _KEPT = b"s", b"k"  # what an element is, in its first byte
 

@@ -19,8 +19,8 @@ import apache_beam as beam
 from apache_beam.typehints.decorators import no_annotations
 
 from pipelines import machine
+from pipelines.errors import carrying_errors
 from pipelines.lean import windowed
-from pipelines.workers import carrying_errors
 
 T = TypeVar("T")
 

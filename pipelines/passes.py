@@ -28,9 +28,9 @@ from pipelines.cuts import (
     refine,
     settle,
 )
+from pipelines.errors import carrying_errors
 from pipelines.lean import Gather, MergeBundles
 from pipelines.overlap import Overlapped
-from pipelines.workers import carrying_errors
 
 
 class Loader(Protocol):

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from pipelines.errors import ConfigError
 from pipelines.inputs import InputFile, Unit, UnreadableError, copies, split_units
+from pipelines.plan import plan_at
 from pipelines.rewrite import rewrite_large
-from pipelines.workers import plan_at
 
 PIECES_PER_HAND = 8  # so that the last piece of one does not keep the others waiting for long
 _FOOTERS_AT_ONCE = 16

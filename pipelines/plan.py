@@ -11,11 +11,10 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipelines.combine import VERSION
 from pipelines.config import InputFiles, ModelConfig, RunConfig
 from pipelines.detection import detect
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
@@ -26,6 +25,8 @@ from pipelines.storage import publish
 from pipelines.storage.files import absolute, expand, join, read_bytes, version_of
 from pipelines.storage.manifest import digest
 from pipelines.weights import library_versions, locate
+
+VERSION = 1
 
 log = logging.getLogger(__name__)
 
@@ -322,3 +323,15 @@ def list_files(config: InputFiles, *, skip_bad_files: bool = False) -> list[Inpu
     if Counter(file.kind for file in found.values()).keys() == {"parquet", "jsonl"}:
         raise InputError("input.path mixes Parquet and JSONL files; run once per kind with a shared model")
     return sorted(found.values(), key=lambda file: file.key)
+
+
+def located(config: RunConfig) -> RunConfig:
+    """The configuration with local paths made absolute: workers need not share the launcher's directory."""
+    output = config.output.model_copy(update={"path": absolute(config.path)})
+    return config.model_copy(update={"output": output})
+
+
+@lru_cache(maxsize=2)
+def plan_at(path: str) -> Plan:
+    """The frozen plan; plan files never change."""
+    return Plan.load(path)

@@ -42,7 +42,8 @@ class Wishes:
 def plan_run(config: RunConfig, flags: Sequence[str] = (), wishes: Wishes | None = None) -> dict[str, Any]:
     """The plan as plain JSON values; see `bestkept plan --json`. Raises `BestkeptError` like a run that cannot start, and
     `ConfigError` for a model larger than the GPU that is named, a bad price file, and flags of Beam."""
-    from pipelines.curate import located, score_places, scores_path
+    from pipelines.curate import score_places, scores_path
+    from pipelines.plan import located
     from pipelines.runners import machines_asked
 
     wishes = wishes or Wishes()

@@ -17,14 +17,13 @@ from typing import Any
 import apache_beam as beam
 
 from pipelines.config import Limits
-from pipelines.errors import InputError, StorageError
+from pipelines.errors import InputError, StorageError, carrying_errors
 from pipelines.inputs import InputFile, Unit, UnreadableError, copies
 from pipelines.inputs.jsonl import row_lines
 from pipelines.inputs.unreadable import reading_input
-from pipelines.plan import Plan
+from pipelines.plan import Plan, plan_at
 from pipelines.skipped import skipped
 from pipelines.storage.files import filesystem, is_local, names_in, size_of
-from pipelines.workers import carrying_errors, plan_at
 
 log = logging.getLogger(__name__)
 

@@ -16,12 +16,12 @@ from apache_beam.utils.shared import Shared
 
 from pipelines import throughput
 from pipelines.config import Limits
-from pipelines.errors import ModelLoadError
+from pipelines.errors import ModelLoadError, carrying_errors
 from pipelines.inputs import Unit, UnreadableError, probe
 from pipelines.lean import Spread
 from pipelines.overlap import Overlapped, doubling
 from pipelines.pieces import Share, units_in, units_of_share
-from pipelines.plan import Plan
+from pipelines.plan import Plan, plan_at
 from pipelines.rewrite import RewriteLarge
 from pipelines.scored import ScorePlaces
 from pipelines.scoring import NO_LIMITS, Scorer, ScorerFactory, UnitScorer, acquire_scorer
@@ -29,7 +29,6 @@ from pipelines.skipped import skipped
 from pipelines.storage.files import is_local
 from pipelines.storage.objects import ScoreFile
 from pipelines.weights import loadable, refuse_other_versions
-from pipelines.workers import carrying_errors, plan_at
 
 _PlacedUnit = tuple[int, tuple[int, ...]]
 """File number, and the fields of a unit."""

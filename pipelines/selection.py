@@ -25,6 +25,7 @@ from pipelines.candidates import Candidates, count_prompts, place_order
 from pipelines.columnar import Needs, pack, total_size, unpack
 from pipelines.config import Limits
 from pipelines.cuts import Cut
+from pipelines.errors import carrying_errors
 from pipelines.lean import Gather
 from pipelines.length import Sample, fit, merge_samples
 from pipelines.overlap import Overlapped
@@ -36,7 +37,6 @@ from pipelines.steps import LoadPartition, LoadScores, Selection, read_candidate
 from pipelines.storage.objects import ScoreFile
 from pipelines.summaries import ExactSum, SelectionSummary, StepCounts, StepSum
 from pipelines.totals import check_limits, sum_totals, totals_of
-from pipelines.workers import carrying_errors
 
 _KEPT_ROWS = 1_000_000  # in one element
 

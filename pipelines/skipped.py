@@ -15,12 +15,11 @@ import apache_beam as beam
 from apache_beam.pvalue import AsSingleton
 
 from pipelines.config import Limits
-from pipelines.errors import InputError
+from pipelines.errors import InputError, carrying_errors
 from pipelines.inputs import UnreadableError
 from pipelines.lean import Gather
-from pipelines.plan import Plan
+from pipelines.plan import Plan, plan_at
 from pipelines.storage.objects import ScoreFile
-from pipelines.workers import carrying_errors, plan_at
 
 log = logging.getLogger(__name__)
 

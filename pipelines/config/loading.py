@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipelines.config.base import hide_userinfo
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, hide_userinfo
 
 Config = TypeVar("Config", bound=BaseModel)
 

@@ -81,9 +81,9 @@ def _score(job: Job, line: Line) -> None:
     """Piece after piece, until there are no more."""
     from pipelines.ensemble import LoadAlone
     from pipelines.inputs import UnreadableError, split_units
+    from pipelines.plan import plan_at
     from pipelines.rewrite import rewrite
     from pipelines.score import ScoreUnits
-    from pipelines.workers import plan_at
 
     load = job.scorer if len(job.paths.members) == 1 else LoadAlone(job.scorer)
     members = [ScoreUnits(path, job.places, load, limits=job.limits) for path in job.paths.members]

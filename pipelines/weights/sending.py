@@ -12,8 +12,7 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import NamedTuple
 
-from pipelines.config.base import hide_userinfo, holds_userinfo
-from pipelines.errors import ConfigError, ConflictError, ModelLoadError, StorageError
+from pipelines.errors import ConfigError, ConflictError, ModelLoadError, StorageError, hide_userinfo, holds_userinfo
 from pipelines.storage import files, publish
 from pipelines.storage.files import Stored, absolute, join, stored_in
 from pipelines.weights.cache import parts_of

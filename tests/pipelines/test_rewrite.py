@@ -21,7 +21,7 @@ from pipelines.errors import BestkeptError, InputError, StorageError
 from pipelines.explain import explain
 from pipelines.inputs import copies, files
 from pipelines.pieces import Share
-from pipelines.plan import make_plans
+from pipelines.plan import located, make_plans
 
 LIMIT = 2_000  # of a row's bytes
 SETTINGS = {
@@ -85,7 +85,7 @@ def outputs(root: Path) -> dict[str, str]:
 
 
 def copy_of(config) -> Path:
-    (name,) = {file.copy for file in make_plans(curate.located(config)).whole.files}
+    (name,) = {file.copy for file in make_plans(located(config)).whole.files}
     return Path(name)
 
 
