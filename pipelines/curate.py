@@ -41,7 +41,7 @@ from pipelines.shapes import Shape
 from pipelines.skipped import LeaveOut
 from pipelines.splits import Split
 from pipelines.steps import Selection
-from pipelines.storage import manifest
+from pipelines.storage import canonical_json, manifest
 from pipelines.storage.files import absolute, join, read_bytes
 from pipelines.totals import check_limits, check_share, sum_totals, totals_at, totals_of
 from pipelines.versions import Turn, is_latest, placed, point, take_turn
@@ -213,7 +213,7 @@ def curated(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFacto
     selection_of(config, plan)
     warn_of_offsets(config, plan)
     progress.planned(plan.input_bytes * len(plans.members))
-    settings = manifest.digest(selection_settings(config, plan))
+    settings = canonical_json.digest(selection_settings(config, plan))
     turn = take_turn(config, plans, settings)
     config = placed(config, turn)
     same_plan = manifest.claim(config.path, inputs=plan.content_hash, selection=settings, plan=plan.hash)

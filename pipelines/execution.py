@@ -17,7 +17,7 @@ from pipelines.plan import plan_at
 from pipelines.records import Totals
 from pipelines.runners import hands_over, runner_of
 from pipelines.skipped import names_of
-from pipelines.storage import manifest, publish
+from pipelines.storage import canonical_json, publish
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def execute(
 def publish_totals(totals: Totals, path: str, *, replace: bool = False) -> None:
     """Write them; with `replace`, as skipped files make it necessary, over those of a run that could read other files."""
     with carrying_errors():
-        (publish.replace if replace else publish.create_or_equal)(path, manifest.to_json(totals.to_json()))
+        (publish.replace if replace else publish.create_or_equal)(path, canonical_json.to_json(totals.to_json()))
 
 
 def publish_skipped(left_out: dict[int, str], path: str, plan_path: str) -> None:

@@ -25,8 +25,8 @@ from pipelines.report import card
 from pipelines.reporting import write_report
 from pipelines.skipped import names_of
 from pipelines.splits import TRAIN
+from pipelines.storage.canonical_json import digest, to_json
 from pipelines.storage.files import join, open_for_reading
-from pipelines.storage.manifest import digest, to_json
 from pipelines.storage.publish import create_or_equal
 from pipelines.summaries import SelectionSummary, StepSum, merge_summaries
 from pipelines.versions import Turn, point

@@ -22,8 +22,9 @@ from pipelines.inputs import Fragment, InputFile, Unit, UnreadableError, first_r
 from pipelines.inputs.files import with_copy
 from pipelines.schemas import RowMapping
 from pipelines.storage import publish
-from pipelines.storage.files import absolute, expand, join, read_bytes, version_of
-from pipelines.storage.manifest import digest
+from pipelines.storage.canonical_json import digest
+from pipelines.storage.files import absolute, join, read_bytes, version_of
+from pipelines.storage.listing import expand
 from pipelines.weights import library_versions, locate
 
 VERSION = 1

@@ -19,8 +19,9 @@ from typing import Any
 
 from pipelines.errors import InputError
 from pipelines.storage import objects, publish
+from pipelines.storage.canonical_json import to_json
 from pipelines.storage.files import absolute, join, names_in, read_bytes, size_of
-from pipelines.storage.manifest import read_manifest, to_json
+from pipelines.storage.manifest import read_manifest
 from pipelines.storage.removal import Found, directories_in, files_below, remove, remove_all
 from pipelines.versions import (
     ID,

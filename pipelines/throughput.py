@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from apache_beam.metrics import Metrics, MetricsFilter
 
 from pipelines import progress
-from pipelines.storage import manifest, publish
+from pipelines.storage import canonical_json, publish
 
 if TYPE_CHECKING:
     from rm.scorer import Work
@@ -138,5 +138,5 @@ def run_record(*, command: str, secs: float, totals: Mapping[str, int]) -> dict[
 def record(path: str, command: str, secs: float, counted: Mapping[str, int]) -> dict[str, Any]:
     """Write `run.json` there, and return it: that of the last run that did something; of several models, their work together."""
     content = run_record(command=command, secs=secs, totals=counted)
-    publish.replace(path, manifest.to_json(content))
+    publish.replace(path, canonical_json.to_json(content))
     return content

@@ -25,8 +25,8 @@ from pipelines.config import RunConfig
 from pipelines.errors import InputError, StorageError
 from pipelines.plan import Plans
 from pipelines.storage import publish
+from pipelines.storage.canonical_json import digest, to_json
 from pipelines.storage.files import absolute, filesystem, is_local, join, names_in, read_bytes, read_seen, size_of
-from pipelines.storage.manifest import digest, to_json
 
 FORMAT = 1
 LATEST, VERSIONS, RUNS, REMOVING = "latest.json", "versions", "runs", "removing"

@@ -6,23 +6,13 @@ there, the output is not. Neither holds times, places or row text: equal inputs 
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from pipelines.errors import ConflictError, StorageError
 from pipelines.storage import publish
+from pipelines.storage.canonical_json import to_json
 from pipelines.storage.files import anything_below, join, read_bytes, read_seen, size_of
-
-
-def to_json(value: Mapping[str, Any]) -> bytes:
-    """Canonical, readable JSON."""
-    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
-
-
-def digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def claim(output: str, *, inputs: str, selection: str, plan: str) -> bool:

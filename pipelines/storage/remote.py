@@ -136,13 +136,3 @@ class OtherObject(RemoteObject):
                 f"cannot write {self.place}: bestkept publishes create-only, and knows how on local disks, s3:// and gs://, not "
                 f"on {scheme}://; give another output.path or scores.path"
             )
-
-
-def remote_object(fs: Any, name: str, place: str) -> RemoteObject:
-    """The object at `name` on a driver's file system."""
-    from pipelines.storage.gcs import GcsObject
-    from pipelines.storage.s3 import S3Object
-
-    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
-    kind = S3Object if "s3" in protocols else GcsObject if "gs" in protocols else OtherObject
-    return kind(fs, name, place)

@@ -21,7 +21,7 @@ from pipelines.config import RunConfig
 from pipelines.display import summary
 from pipelines.errors import ConflictError, Exit, InputError
 from pipelines.explain import explain
-from pipelines.storage import files
+from pipelines.storage import files, listing
 from rm.conversations import from_prompt
 
 ROWS = corpus_rows(6)  # 24 rows
@@ -294,7 +294,7 @@ def test_links_to_files_are_files(tmp_path, make_config):
     for number, pattern in enumerate(["in", "in/*.jsonl", "in/**"]):
         config = make_config(tmp_path / pattern, output={"path": str(tmp_path / f"out-{number}")})
         assert curate.curate(config, scorer=StubFactory()).manifest["counts"]["read"] == 24
-    entry = next(iter(files.expand(str(tmp_path / "in" / "1.jsonl"))))
+    entry = next(iter(listing.expand(str(tmp_path / "in" / "1.jsonl"))))
     assert entry.info["size"] == len(text(ROWS[:12]))
 
 
@@ -305,14 +305,14 @@ def test_directories_that_would_be_left_out_silently_are_named(tmp_path, make_co
         curate.curate(make_config(tmp_path / "in" / "*"), scorer=StubFactory())
     with pytest.raises(InputError, match=r"matches no file.*b\.parquet/\*"):
         curate.curate(make_config(tmp_path / "in" / "b.*"), scorer=StubFactory())
-    assert len(files.expand(str(tmp_path / "in"))) == 2
-    assert {Path(entry.path).name for entry in files.expand(str(tmp_path / "in" / "**"))} == {
+    assert len(listing.expand(str(tmp_path / "in"))) == 2
+    assert {Path(entry.path).name for entry in listing.expand(str(tmp_path / "in" / "**"))} == {
         "a.parquet",
         "part-0.parquet",
     }
     (tmp_path / "in" / "more").symlink_to(tmp_path / "in" / "b.parquet")
     with pytest.raises(InputError, match=r"more is a link to a directory"):
-        files.expand(str(tmp_path / "in"))
+        listing.expand(str(tmp_path / "in"))
 
 
 def test_a_directory_that_cannot_be_listed_is_not_left_out(tmp_path, make_config, monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.errors import ConflictError, InputError, StorageError
 from pipelines.inputs.unreadable import UnreadableError, probe, reading_input
-from pipelines.storage import files
+from pipelines.storage import files, listing
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def keys(pattern: object) -> list[str]:
-    return [entry.key for entry in files.expand(str(pattern))]
+    return [entry.key for entry in listing.expand(str(pattern))]
 
 
 def test_what_a_directory_a_pattern_and_a_file_name(tree):
@@ -42,7 +42,7 @@ def test_what_a_directory_a_pattern_and_a_file_name(tree):
     assert keys(f"{tree}/*.jsonl") == keys(f"{tree}/[ab].jsonl") == ["a.jsonl", "b.jsonl"]
     assert keys(f"{tree}/?.jsonl") == ["a.jsonl", "b.jsonl"]
     assert keys(f"{tree}/d*/c.jsonl") == ["deep/c.jsonl"]
-    (one,) = files.expand(str(tree / "a.jsonl"))
+    (one,) = listing.expand(str(tree / "a.jsonl"))
     assert (one.path, one.key, one.info["size"]) == (str(tree / "a.jsonl"), "a.jsonl", 7)
 
 
@@ -50,19 +50,19 @@ def test_directories_that_a_pattern_names_are_told_where_their_files_are_not(tre
     assert keys(f"{tree}/*") == ["a.jsonl", "b.jsonl", "deep"]
     assert keys(f"{tree}/**") == ["a.jsonl", "b.jsonl", "deep/c.jsonl"]
     with pytest.raises(InputError) as raised:
-        files.expand(f"{tree}/d*")
+        listing.expand(f"{tree}/d*")
     assert str(raised.value) == (
         f"input.path {f'{tree}/d*'!r} matches no file; check the path and the pattern; to read the files in the directory "
         f"{tree}/deep write {tree}/deep/*"
     )
     with pytest.raises(InputError, match=r"matches no file; check the path and the pattern$"):
-        files.expand(f"{tree}/none")
+        listing.expand(f"{tree}/none")
 
 
 def test_links(tree, tmp_path):
     (tree / "l.jsonl").symlink_to(tree / "b.jsonl")
     (tree / "n.jsonl").symlink_to(tree / "nowhere")
-    listed = {entry.key: entry.info for entry in files.expand(f"{tree}/[ln].jsonl")}
+    listed = {entry.key: entry.info for entry in listing.expand(f"{tree}/[ln].jsonl")}
     assert (listed["l.jsonl"]["type"], listed["l.jsonl"]["size"]) == ("file", 7)
     assert listed["l.jsonl"]["mtime"] == (tree / "b.jsonl").stat().st_mtime
     assert (listed["n.jsonl"]["type"], listed["n.jsonl"]["size"], listed["n.jsonl"]["mtime"]) == ("file", 0, 0.0)
@@ -79,7 +79,7 @@ def test_files_below_a_link_to_a_directory_are_not_left_out_silently(tree, tmp_p
     with pytest.raises(
         InputError, match=r"/link\[1\] is a link to a directory, and these are not followed below .*; list the dir"
     ):
-        files.expand(f"{tree}{pattern}")
+        listing.expand(f"{tree}{pattern}")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_link_to_a_directory_that_no_file_is_looked_for_below_is_no_matter(tre
     (tmp_path / "other" / "d.jsonl").write_text("d")
     (tree / "link").symlink_to(tmp_path / "other")
     (tree / "_link").symlink_to(tree / "deep")
-    assert len(files.expand(f"{tree}{pattern}")) == found
+    assert len(listing.expand(f"{tree}{pattern}")) == found
 
 
 @pytest.mark.parametrize(

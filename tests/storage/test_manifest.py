@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import ConflictError, StorageError
-from pipelines.storage import manifest, publish
+from pipelines.storage import canonical_json, manifest, publish
 
 OURS = {"inputs": "i", "selection": "s", "plan": "p"}
 
@@ -103,7 +103,7 @@ def test_complete_is_every_shard_in_full_size(output):
     shards = [{"name": "data/a.parquet", "bytes": 3}, {"name": "data/b.parquet", "bytes": 5}]
     put(output, "data/a.parquet", b"abc")
     put(output, "data/b.parquet", b"abcde")
-    put(output, "manifest.json", manifest.to_json({"shards": shards}))
+    put(output, "manifest.json", canonical_json.to_json({"shards": shards}))
     assert manifest.complete(output) == {"shards": shards} == manifest.read_manifest(output)
     for data in (b"abcd", b"abcdef"):
         put(output, "data/b.parquet", data)
@@ -120,7 +120,11 @@ def test_a_damaged_manifest_is_an_error(output):
 
 
 def test_json_is_canonical_and_readable():
-    assert manifest.to_json({"b": "ä", "a": [1]}) == '{\n  "a": [\n    1\n  ],\n  "b": "ä"\n}\n'.encode()
-    assert manifest.digest({"a": 1, "b": 2}) == manifest.digest({"b": 2, "a": 1}) != manifest.digest({"a": 2, "b": 1})
+    assert canonical_json.to_json({"b": "ä", "a": [1]}) == '{\n  "a": [\n    1\n  ],\n  "b": "ä"\n}\n'.encode()
+    assert (
+        canonical_json.digest({"a": 1, "b": 2})
+        == canonical_json.digest({"b": 2, "a": 1})
+        != canonical_json.digest({"a": 2, "b": 1})
+    )
     # printf '{"a": 1}' | sha256sum
-    assert manifest.digest({"a": 1}) == "f9d86028c6e0d64e225186f96acb69338b2c59764df79162107f5c4bb34d1310"
+    assert canonical_json.digest({"a": 1}) == "f9d86028c6e0d64e225186f96acb69338b2c59764df79162107f5c4bb34d1310"

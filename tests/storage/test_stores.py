@@ -16,7 +16,7 @@ from pipelines.config import Columns
 from pipelines.detection import resolve
 from pipelines.errors import ConflictError, StorageError
 from pipelines.inputs import InputFile, read_fragments, split_units
-from pipelines.storage import files, gcs, objects, publish, retrying, s3
+from pipelines.storage import files, gcs, listing, objects, publish, retrying, s3
 
 PART = 5 * 2**20  # the least that S3 takes
 INSERT = r"^(PUT /bucket|POST /upload)"  # of a small object
@@ -125,7 +125,7 @@ def test_a_burst_of_refusals_passes(store, status):
     store.proxy.add("refuse", "^(HEAD|GET)", times=3, status=status)
     assert files.size_of(store.url + "/x") == 4
     store.proxy.add("refuse", "^GET", times=3, status=status)
-    assert [file.key for file in files.expand(store.url + "/*")] == ["x"]
+    assert [file.key for file in listing.expand(store.url + "/*")] == ["x"]
 
 
 @pytest.mark.parametrize("kind", [pytest.param("stall", marks=pytest.mark.slow), "reset", "refuse", "lose"])
@@ -255,7 +255,7 @@ def test_a_bucket_that_is_not_there(store):
         publish.create(missing + "/x", b"data")
     for pattern in ("", "/in/*.jsonl", "/in"):
         with pytest.raises(StorageError, match=f"cannot list {missing}.*bucket.* mend"):
-            files.expand(missing + pattern)
+            listing.expand(missing + pattern)
 
 
 def test_no_credentials_at_all(make_store, monkeypatch, tmp_path):
@@ -276,15 +276,17 @@ def test_no_credentials_at_all(make_store, monkeypatch, tmp_path):
 def test_listing_a_directory_a_file_and_a_pattern(store):
     for name in ("in/a.jsonl", "in/deep/b.jsonl", "in/_hidden.jsonl", "in/.c.jsonl", "inner/d.jsonl", "in/empty/"):
         store.put(name, b"{}\n")
-    assert [file.key for file in files.expand(store.url + "/in")] == ["a.jsonl", "deep/b.jsonl"]
-    assert [file.key for file in files.expand(store.url + "/in/*.jsonl")] == ["a.jsonl"]
-    (one,) = files.expand(store.url + "/in/a.jsonl")
+    assert [file.key for file in listing.expand(store.url + "/in")] == ["a.jsonl", "deep/b.jsonl"]
+    assert [file.key for file in listing.expand(store.url + "/in/*.jsonl")] == ["a.jsonl"]
+    (one,) = listing.expand(store.url + "/in/a.jsonl")
     assert (one.path, one.key) == (store.url + "/in/a.jsonl", "a.jsonl")
     assert files.anything_below(store.url + "/in/deep")
     assert not files.anything_below(store.url + "/in/dee")
     another = type(store.fs)(skip_instance_cache=True)
     another.pipe_file(f"{store.bucket}/in/z.jsonl", b"{}\n")
-    assert [file.key for file in files.expand(store.url + "/in/*.jsonl")] == ["a.jsonl", "z.jsonl"], "no cached listing"
+    assert [file.key for file in listing.expand(store.url + "/in/*.jsonl")] == ["a.jsonl", "z.jsonl"], (
+        "no cached listing"
+    )
 
 
 def test_reading_here_and_there_gives_the_same_bytes(store):
@@ -335,7 +337,7 @@ def test_parquet_that_cannot_be_read_to_its_end_is_a_matter_of_storage(make_stor
     table = pa.table({"prompt": [f"prompt {n}" for n in range(20_000)], "response": responses})
     pq.write_table(table, tmp_path / "a.parquet", compression="none")
     store.put("a.parquet", (tmp_path / "a.parquet").read_bytes())
-    (found,) = files.expand(store.url + "/a.parquet")
+    (found,) = listing.expand(store.url + "/a.parquet")
     file = InputFile(found.path, found.key, "parquet", None, found.info["size"], files.version_of(found.info))
     (unit,) = split_units(file)
     mapping = resolve(["prompt", "response"], format="auto", columns=Columns(), carry=[], group_by=[], where="")

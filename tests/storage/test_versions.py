@@ -17,7 +17,7 @@ from stubs import StubFactory, loads, scored_rows
 from pipelines import curate, finish, hub, versions
 from pipelines.errors import InputError, StorageError
 from pipelines.storage import files
-from pipelines.storage.manifest import to_json
+from pipelines.storage.canonical_json import to_json
 from pipelines.versions import Turn, latest_path, numbers, point, read_latest
 
 KEEP_2 = {"select": [{"best_of_n": {"keep": 2}}]}
