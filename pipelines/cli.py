@@ -262,7 +262,7 @@ def fetch(
 ) -> None:
     """Copy a hub model (a gated one with your token) or a directory to a bucket or directory, for model.path to name."""
     from pipelines.display import model_fetched
-    from pipelines.weights.sending import fetch_model
+    from pipelines.storage.models.fetch import fetch_model
 
     model_fetched(fetch_model(source, destination, revision=revision))
 

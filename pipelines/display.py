@@ -22,7 +22,7 @@ from pipelines.config import RunConfig
 if TYPE_CHECKING:
     from pipelines.curate import Outcome
     from pipelines.retention import Cleaned
-    from pipelines.weights.sending import Sent
+    from pipelines.storage.models.fetch import Sent
 
 log = logging.getLogger(__name__)
 

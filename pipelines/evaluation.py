@@ -22,7 +22,7 @@ from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageErr
 from pipelines.report import evaluation as page
 from pipelines.report import tables
 from pipelines.storage import files, publish
-from pipelines.weights import whole_directory
+from pipelines.storage.models import whole_directory
 
 if TYPE_CHECKING:
     from rm.preferences import Group

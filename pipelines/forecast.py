@@ -15,8 +15,8 @@ from pipelines.errors import ModelLoadError
 from pipelines.estimate import Block, Quantity, product_of, sampled_total, total_of, whole_total
 from pipelines.inputs import Row
 from pipelines.plan import Plan
+from pipelines.storage.models import small_directory
 from pipelines.survey import BlockOfRows, Survey
-from pipelines.weights import small_directory
 from rm.conversations import Conversation
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from pipelines.kinds import Row
 from pipelines.plan import first_columns, list_files
 from pipelines.preference_view import preference_view
 from pipelines.schemas import RowMapping, Sample, read_row
-from pipelines.weights import reading_directory
+from pipelines.storage.models import reading_directory
 from rm.conversations import Conversation, UnusableError, to_messages
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from pipelines.storage import publish
 from pipelines.storage.canonical_json import digest
 from pipelines.storage.files import absolute, join, read_bytes, version_of
 from pipelines.storage.listing import expand
-from pipelines.weights import library_versions, locate
+from pipelines.storage.models import library_versions, locate
 
 VERSION = 1
 

@@ -27,8 +27,8 @@ from pipelines.scored import ScorePlaces
 from pipelines.scoring import NO_LIMITS, Scorer, ScorerFactory, UnitScorer, acquire_scorer
 from pipelines.skipped import skipped
 from pipelines.storage.files import is_local
+from pipelines.storage.models import loadable, refuse_other_versions
 from pipelines.storage.objects import ScoreFile
-from pipelines.weights import loadable, refuse_other_versions
 
 _PlacedUnit = tuple[int, tuple[int, ...]]
 """File number, and the fields of a unit."""

@@ -11,7 +11,7 @@ from pipelines.config import TrainConfig
 from pipelines.display import said
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
 from pipelines.report.tables import percent_interval
-from pipelines.weights import is_remote, whole_directory
+from pipelines.storage.models import is_remote, whole_directory
 
 if TYPE_CHECKING:
     from rm.train import TrainResult, TrainSettings

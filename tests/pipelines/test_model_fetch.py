@@ -13,9 +13,9 @@ import pytest
 from hub_server import Model, running_hub
 
 from pipelines.errors import ConfigError, ConflictError, ModelLoadError
-from pipelines.weights import locate
-from pipelines.weights.listing import CHECKSUMS_FILE
-from pipelines.weights.sending import fetch_model
+from pipelines.storage.models import locate
+from pipelines.storage.models.checksums import CHECKSUMS_FILE
+from pipelines.storage.models.fetch import fetch_model
 from rm.identity import identify, load_temperature
 
 ROOT = Path(__file__).parents[2]

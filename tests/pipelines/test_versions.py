@@ -7,7 +7,8 @@ from importlib import metadata
 import pytest
 
 from pipelines.errors import Exit, ModelLoadError
-from pipelines.weights import library_versions, refuse_other_versions, versions
+from pipelines.storage.models import library_versions, refuse_other_versions
+from pipelines.storage.models import library_versions as versions
 
 OWN = {"torch": "2.9.1+cu128", "transformers": "5.1.0", "tokenizers": "0.23.0"}
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.errors import StorageError
-from pipelines.weights.cache import MODELS, models_root
-from pipelines.weights.listing import FileSum, digest_of
+from pipelines.storage.models.cache import MODELS, models_root
+from pipelines.storage.models.checksums import FileSum, digest_of
 
 
 @pytest.fixture(autouse=True)

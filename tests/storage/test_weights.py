@@ -18,9 +18,9 @@ import pytest
 from storage.emulators import environment
 
 from pipelines.errors import ConflictError, ModelLoadError, StorageError
-from pipelines.weights import cache, loadable, locate, reading_directory, small_directory, whole_directory
-from pipelines.weights.listing import CHECKSUMS_FILE, list_model
-from pipelines.weights.sending import fetch_model
+from pipelines.storage.models import cache, loadable, locate, reading_directory, small_directory, whole_directory
+from pipelines.storage.models.checksums import CHECKSUMS_FILE, list_model
+from pipelines.storage.models.fetch import fetch_model
 from rm.identity import identify, load_temperature
 
 ROOT = Path(__file__).parents[2]

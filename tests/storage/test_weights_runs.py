@@ -18,8 +18,8 @@ from pipelines.config import RunConfig
 from pipelines.errors import ModelLoadError
 from pipelines.plan import make_plans
 from pipelines.planning import Wishes, plan_run
-from pipelines.weights import cache, loadable
-from pipelines.weights.sending import fetch_model
+from pipelines.storage.models import cache, loadable
+from pipelines.storage.models.fetch import fetch_model
 
 __all__ = ["model", "root"]  # fixtures
 

@@ -15,9 +15,9 @@ from typing import NamedTuple
 from pipelines.errors import ConfigError, ConflictError, ModelLoadError, StorageError, hide_userinfo, holds_userinfo
 from pipelines.storage import files, publish
 from pipelines.storage.files import Stored, absolute, join, stored_in
-from pipelines.weights.cache import parts_of
-from pipelines.weights.listing import CHECKSUMS_FILE, Checksums, Files, FileSum, read_checksums
-from pipelines.weights.places import is_remote
+from pipelines.storage.models.cache import parts_of
+from pipelines.storage.models.checksums import CHECKSUMS_FILE, Checksums, Files, FileSum, read_checksums
+from pipelines.storage.models.locate import is_remote
 
 log = logging.getLogger(__name__)
 

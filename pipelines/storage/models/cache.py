@@ -26,8 +26,16 @@ from pathlib import Path
 from pipelines.errors import ModelLoadError, StorageError, remedy
 from pipelines.storage import files
 from pipelines.storage.files import describe, join
+from pipelines.storage.models.checksums import (
+    CHECKSUMS_FILE,
+    Files,
+    FileSum,
+    Listing,
+    digest_of,
+    disagreeing,
+    list_model,
+)
 from pipelines.storage.remote import PART_BYTES, RemoteObject, Seen
-from pipelines.weights.listing import CHECKSUMS_FILE, Files, FileSum, Listing, digest_of, disagreeing, list_model
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,8 @@
 sha256 of every file (`Files`): the launcher finds them out once, the plan carries them, and a worker loads nothing else.
 """
 
-from pipelines.weights.places import (
+from pipelines.storage.models.library_versions import library_versions, refuse_other_versions
+from pipelines.storage.models.locate import (
     Located,
     is_remote,
     loadable,
@@ -13,7 +14,6 @@ from pipelines.weights.places import (
     small_directory,
     whole_directory,
 )
-from pipelines.weights.versions import library_versions, refuse_other_versions
 
 __all__ = [
     "Located",

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from pipelines.errors import ModelLoadError, StorageError
 from pipelines.storage import files
 from pipelines.storage.files import join
-from pipelines.weights import cache
-from pipelines.weights.listing import Files, FileSum, Listing, known_files, list_model
+from pipelines.storage.models import cache
+from pipelines.storage.models.checksums import Files, FileSum, Listing, known_files, list_model
 
 _LOCAL_URLS = ("file://", "local://")
 _BIG = ".safetensors"  # of these files a launcher needs no more than their hashes
