@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from pipelines.config.curation import HubConfig
 from pipelines.errors import ConfigError, ConflictError, StorageError
-from pipelines.storage.retrying import pause_after
+from pipelines.storage.stores.retry import pause_after
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")

@@ -14,10 +14,10 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from pipelines.errors import BestkeptError, InputError, StorageError
-from pipelines.storage import gcs, s3
-from pipelines.storage.remote import OtherObject, RemoteObject
-from pipelines.storage.retrying import patiently
-from pipelines.storage.windows import open_remote
+from pipelines.storage.stores import gcs, s3
+from pipelines.storage.stores.ranged_reader import open_remote
+from pipelines.storage.stores.remote_object import OtherObject, RemoteObject
+from pipelines.storage.stores.retry import patiently
 
 
 def filesystem(path: str) -> tuple[Any, str]:
@@ -209,8 +209,8 @@ __all__ = [
 
 def remote_object(fs: Any, name: str, place: str) -> RemoteObject:
     """The object at `name` on a driver's file system."""
-    from pipelines.storage.gcs import GcsObject
-    from pipelines.storage.s3 import S3Object
+    from pipelines.storage.stores.gcs import GcsObject
+    from pipelines.storage.stores.s3 import S3Object
 
     protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
     kind = S3Object if "s3" in protocols else GcsObject if "gs" in protocols else OtherObject

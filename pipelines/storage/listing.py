@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, cast
 from fsspec.implementations.local import LocalFileSystem
 
 from pipelines.errors import InputError, StorageError
-from pipelines.storage import s3
 from pipelines.storage.files import absolute, filesystem, reading
-from pipelines.storage.retrying import patiently
+from pipelines.storage.stores import s3
+from pipelines.storage.stores.retry import patiently
 
 
 class Listed(NamedTuple):

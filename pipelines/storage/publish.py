@@ -19,11 +19,11 @@ from typing import Any, BinaryIO
 import xxhash
 
 from pipelines.errors import ConflictError, StorageError, remedy
-from pipelines.storage import local
 from pipelines.storage.files import describe, filesystem, is_local, open_for_reading, remote
-from pipelines.storage.local import Writer
-from pipelines.storage.remote import RemoteObject
-from pipelines.storage.windows import open_remote
+from pipelines.storage.stores import local
+from pipelines.storage.stores.local import Writer
+from pipelines.storage.stores.ranged_reader import open_remote
+from pipelines.storage.stores.remote_object import RemoteObject
 
 _CHUNK = 1 << 20
 _SPOOL_BYTES = 64 * 2**20

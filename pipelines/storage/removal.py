@@ -14,7 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipelines.errors import StorageError
 from pipelines.storage.files import describe, filesystem, join
-from pipelines.storage.retrying import patiently
+from pipelines.storage.stores.retry import patiently
 
 _THREADS = 16
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import StorageError, remedy, whereabouts
-from pipelines.storage import local, publish
+from pipelines.storage import publish
+from pipelines.storage.stores import local
 
 LEFT = ".a.parquet.0123456789ab.tmp"
 

@@ -14,7 +14,7 @@ import pytest
 from storage.emulators import Store, environment
 from storage.fault_proxy import FaultProxy
 
-from pipelines.storage import retrying
+from pipelines.storage.stores import retry
 
 _numbers = itertools.count()
 
@@ -84,10 +84,10 @@ def store(request: pytest.FixtureRequest, make_store: Callable[[str], Store]) ->
 
 @pytest.fixture(autouse=True)
 def _little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    hurried = retrying.Patience(
+    hurried = retry.Patience(
         connect_secs=5, silence_secs=20, deadline_secs=60, first_pause_secs=0.01, longest_pause_secs=0.05
     )
-    monkeypatch.setattr(retrying, "PATIENCE", hurried)
+    monkeypatch.setattr(retry, "PATIENCE", hurried)
 
 
 class Clock:
@@ -107,7 +107,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """For `retrying`: a deadline of 60 seconds that lets about nine attempts be made, however slow the machine is."""
     clock = Clock()
-    monkeypatch.setattr(retrying, "time", clock)
-    patience = replace(retrying.PATIENCE, deadline_secs=60, first_pause_secs=1, longest_pause_secs=10)
-    monkeypatch.setattr(retrying, "PATIENCE", patience)
+    monkeypatch.setattr(retry, "time", clock)
+    patience = replace(retry.PATIENCE, deadline_secs=60, first_pause_secs=1, longest_pause_secs=10)
+    monkeypatch.setattr(retry, "PATIENCE", patience)
     return clock

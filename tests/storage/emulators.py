@@ -7,8 +7,8 @@ from typing import Any
 
 from storage.fault_proxy import FaultProxy
 
-from pipelines.storage import gcs
 from pipelines.storage.files import filesystem
+from pipelines.storage.stores import gcs
 
 CANARY = "canary0secret0of0nobody"
 

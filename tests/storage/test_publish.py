@@ -12,8 +12,9 @@ import pytest
 import xxhash
 
 from pipelines.errors import ConflictError, StorageError
-from pipelines.storage import files, publish, remote
-from pipelines.storage.remote import Changed, Seen
+from pipelines.storage import files, publish
+from pipelines.storage.stores import remote_object
+from pipelines.storage.stores.remote_object import Changed, Seen
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -108,18 +109,18 @@ def test_sweeping_is_for_local_directories(tmp_path):
 
 
 def test_more_or_fewer_bytes_than_announced_are_no_object():
-    assert remote.whole(b"abc", 3) == b"abc"
-    with pytest.raises(remote.ShortRead, match="2 of 3 bytes came"):
-        remote.whole(b"ab", 3)
+    assert remote_object.whole(b"abc", 3) == b"abc"
+    with pytest.raises(remote_object.ShortRead, match="2 of 3 bytes came"):
+        remote_object.whole(b"ab", 3)
     with pytest.raises(OSError, match="more bytes than asked for") as raised:
-        remote.whole(b"abcd", 3)
+        remote_object.whole(b"abcd", 3)
     assert raised.value.errno == errno.EIO
 
 
 def test_an_object_that_changes_while_it_is_read_is_read_again(monkeypatch):
     path = f"memory://{uuid.uuid4().hex}/a"
     publish.create(path, b"whole")
-    real, tries = remote.OtherObject.read_range, []
+    real, tries = remote_object.OtherObject.read_range, []
 
     def read_range(self, start, end, seen):
         tries.append((start, end, seen))
@@ -127,7 +128,7 @@ def test_an_object_that_changes_while_it_is_read_is_read_again(monkeypatch):
             raise self.changed()
         return real(self, start, end, seen)
 
-    monkeypatch.setattr(remote.OtherObject, "read_range", read_range)
+    monkeypatch.setattr(remote_object.OtherObject, "read_range", read_range)
     assert files.read_seen(path) == (b"whole", "")
     assert tries == [(0, 5, Seen(5, ""))] * 2
 
@@ -136,7 +137,7 @@ def test_reading_a_range_of_what_is_gone_is_a_change():
     path = f"memory://{uuid.uuid4().hex}/a"
     publish.create(path, b"whole")
     there = files.remote(path)
-    assert isinstance(there, remote.OtherObject)
+    assert isinstance(there, remote_object.OtherObject)
     seen = there.look()
     assert (seen, there.read_range(1, 4, seen), there.read_range(2, 2, seen)) == (Seen(5, ""), b"hol", b"")
     assert (there.create(io.BytesIO(b"x"), 1), there.replace(b"other", None), there.read()) == (False, True, b"other")

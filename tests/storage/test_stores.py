@@ -16,7 +16,8 @@ from pipelines.config import Columns
 from pipelines.detection import resolve
 from pipelines.errors import ConflictError, StorageError
 from pipelines.inputs import InputFile, read_fragments, split_units
-from pipelines.storage import files, gcs, listing, objects, publish, retrying, s3
+from pipelines.storage import files, listing, objects, publish
+from pipelines.storage.stores import gcs, retry, s3
 
 PART = 5 * 2**20  # the least that S3 takes
 INSERT = r"^(PUT /bucket|POST /upload)"  # of a small object
@@ -130,7 +131,7 @@ def test_a_burst_of_refusals_passes(store, status):
 
 @pytest.mark.parametrize("kind", [pytest.param("stall", marks=pytest.mark.slow), "reset", "refuse", "lose"])
 def test_only_the_part_that_was_lost_is_sent_again(store, parts, kind, monkeypatch):
-    monkeypatch.setattr(retrying, "PATIENCE", replace(retrying.PATIENCE, silence_secs=1))
+    monkeypatch.setattr(retry, "PATIENCE", replace(retry.PATIENCE, silence_secs=1))
     pattern = "^PUT .*partNumber=2" if store.is_s3 else "^POST /upload.*upload_id"
     store.proxy.add(kind, pattern, skip=0 if store.is_s3 else 1)
     assert publish.create(store.url + "/large", parts)
@@ -144,7 +145,7 @@ def test_only_the_part_that_was_lost_is_sent_again(store, parts, kind, monkeypat
 def test_a_read_that_breaks_is_made_again(store, kind, monkeypatch):
     data = random.Random(1).randbytes(3 * 2**20)
     store.put("x", data)
-    monkeypatch.setattr(retrying, "PATIENCE", replace(retrying.PATIENCE, silence_secs=1))
+    monkeypatch.setattr(retry, "PATIENCE", replace(retry.PATIENCE, silence_secs=1))
     fault = store.proxy.add(kind, READ, times=1)
     assert files.read_bytes(store.url + "/x") == data
     assert fault.met == 1

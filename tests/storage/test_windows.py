@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from pipelines.storage import windows
-from pipelines.storage.remote import Seen
+from pipelines.storage.stores import ranged_reader
+from pipelines.storage.stores.remote_object import Seen
 
 FIRST, MOST = 100, 800  # bytes of the first window, and of the largest, here
 
@@ -28,13 +28,13 @@ class Recorded:
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
-    monkeypatch.setattr(windows, "_FIRST_BYTES", FIRST)
-    monkeypatch.setattr(windows, "_MOST_BYTES", MOST)
+    monkeypatch.setattr(ranged_reader, "_FIRST_BYTES", FIRST)
+    monkeypatch.setattr(ranged_reader, "_MOST_BYTES", MOST)
 
 
-def opened(size: int) -> tuple[Recorded, windows.RemoteFile]:
+def opened(size: int) -> tuple[Recorded, ranged_reader.RemoteFile]:
     there = Recorded(random.Random(size).randbytes(size))
-    return there, windows.RemoteFile(there, Seen(size, "v"))  # type: ignore[arg-type]
+    return there, ranged_reader.RemoteFile(there, Seen(size, "v"))  # type: ignore[arg-type]
 
 
 def test_a_scan_takes_windows_that_double_up_to_the_bound():
@@ -75,7 +75,7 @@ def test_windows_of_128_kib_to_4_mib(monkeypatch):
     monkeypatch.undo()
     size = 20 * 2**20
     there = Recorded(bytes(size))
-    with windows.open_remote(there, Seen(size, "v")) as file:  # type: ignore[arg-type]
+    with ranged_reader.open_remote(there, Seen(size, "v")) as file:  # type: ignore[arg-type]
         assert sum(len(chunk) for chunk in iter(lambda: file.read(2**16), b"")) == size
     kib = [(end - start) // 2**10 for start, end in there.ranges]
     assert kib[:7] == [128, 256, 512, 1024, 2048, 4096, 4096]
@@ -84,7 +84,7 @@ def test_windows_of_128_kib_to_4_mib(monkeypatch):
 
 def test_streams_in_turns_keep_their_windows_and_the_one_not_used_longest_goes():
     there, file = opened(20_000)
-    starts = [1000 * number for number in range(windows._WINDOWS)]
+    starts = [1000 * number for number in range(ranged_reader._WINDOWS)]
     for offset in (0, 10, 20):
         for start in starts:
             file.seek(start + offset)

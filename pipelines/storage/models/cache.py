@@ -35,7 +35,7 @@ from pipelines.storage.models.checksums import (
     disagreeing,
     list_model,
 )
-from pipelines.storage.remote import PART_BYTES, RemoteObject, Seen
+from pipelines.storage.stores.remote_object import PART_BYTES, RemoteObject, Seen
 
 log = logging.getLogger(__name__)
 

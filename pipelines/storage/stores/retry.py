@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from pipelines.errors import BestkeptError, StorageError
-from pipelines.storage.failures import Failure, Kind, diagnose
+from pipelines.storage.stores.failures import Failure, Kind, diagnose
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from typing import BinaryIO, cast
 
-from pipelines.storage.remote import RemoteObject, Seen
+from pipelines.storage.stores.remote_object import RemoteObject, Seen
 
 _FIRST_BYTES = 128 * 2**10
 _MOST_BYTES = 4 * 2**20

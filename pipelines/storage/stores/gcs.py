@@ -14,8 +14,8 @@ from functools import cache
 from typing import Any, BinaryIO, cast
 
 from pipelines.errors import StorageError
-from pipelines.storage import retrying
-from pipelines.storage.remote import PART_BYTES, RemoteObject, Seen, whole
+from pipelines.storage.stores import retry
+from pipelines.storage.stores.remote_object import PART_BYTES, RemoteObject, Seen, whole
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def options() -> dict[str, Any]:
     import aiohttp
 
     timeout = aiohttp.ClientTimeout(
-        total=None, connect=retrying.PATIENCE.connect_secs, sock_read=retrying.PATIENCE.silence_secs
+        total=None, connect=retry.PATIENCE.connect_secs, sock_read=retry.PATIENCE.silence_secs
     )
     return {"use_listings_cache": False, "requests_timeout": timeout}
 
@@ -161,7 +161,7 @@ class GcsObject(RemoteObject):
     def _cancel(self, session: str) -> None:
         """Drop what has arrived, once and no more. Never touches an object; what is left expires within a week."""
         try:
-            self.fs.call("DELETE", session, timeout=retrying.PATIENCE.silence_secs)
+            self.fs.call("DELETE", session, timeout=retry.PATIENCE.silence_secs)
         except Exception:
             log.info("%s: a resumable upload was left unfinished", self.place)
 

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipelines.errors import StorageError
-from pipelines.storage.failures import ShortRead
-from pipelines.storage.retrying import patiently
+from pipelines.storage.stores.failures import ShortRead
+from pipelines.storage.stores.retry import patiently
 
 Result = TypeVar("Result")
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
 from pipelines.errors import StorageError
-from pipelines.storage import retrying
-from pipelines.storage.remote import PART_BYTES, RemoteObject, Seen, whole
-from pipelines.storage.retrying import patiently
+from pipelines.storage.stores import retry
+from pipelines.storage.stores.remote_object import PART_BYTES, RemoteObject, Seen, whole
+from pipelines.storage.stores.retry import patiently
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +27,8 @@ def options(given: dict[str, Any]) -> dict[str, Any]:
     config = {
         "max_pool_connections": _CONNECTIONS,
         **given.get("config_kwargs", {}),
-        "connect_timeout": retrying.PATIENCE.connect_secs,
-        "read_timeout": retrying.PATIENCE.silence_secs,
+        "connect_timeout": retry.PATIENCE.connect_secs,
+        "read_timeout": retry.PATIENCE.silence_secs,
         "retries": {"total_max_attempts": 1, "mode": "standard"},
     }
     return {"use_listings_cache": False, "config_kwargs": config}
@@ -129,7 +129,7 @@ class S3Object(RemoteObject):
     def _abort(self, upload: str) -> None:
         """Drop the parts, once and no more: the cause of this is worth more than the parts. Never touches an object."""
         try:
-            self._call("abort_multipart_upload", retrying.PATIENCE.silence_secs, UploadId=upload)
+            self._call("abort_multipart_upload", retry.PATIENCE.silence_secs, UploadId=upload)
         except FileNotFoundError:
             return
         except Exception:
