@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from pipelines.corpus import InputFile
 from pipelines.estimate import Quantity
-from pipelines.inputs import InputFile
 from pipelines.plan import Plan
 from pipelines.storage import objects
 from pipelines.storage.files import join, names_in

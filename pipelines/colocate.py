@@ -36,8 +36,8 @@ from pipelines.colocated import (
 )
 from pipelines.columnar import from_ipc, to_ipc
 from pipelines.config import Limits
+from pipelines.corpus import Fragment, Unit, UnreadableError
 from pipelines.errors import InputError, StorageError, carrying_errors
-from pipelines.inputs import Fragment, Unit, UnreadableError
 from pipelines.overlap import doubling
 from pipelines.plan import plan_at
 from pipelines.scored import ScorePlaces, UnitScores

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 import xxhash
 
 from pipelines.columnar import from_ipc
+from pipelines.corpus.fragments import FRAGMENT_BYTES
 from pipelines.errors import StorageError
-from pipelines.inputs.fragments import FRAGMENT_BYTES
 from pipelines.plan import Plan
 from pipelines.scoring import Scorer, refuse_broken_model
 from pipelines.storage import objects, publish

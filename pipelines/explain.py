@@ -25,10 +25,10 @@ from apache_beam.typehints.decorators import no_annotations
 from pipelines.candidates import Candidates, Mask
 from pipelines.columnar import Needs, key_halves, pack, unpack
 from pipelines.config import RunConfig, RunnerConfig
+from pipelines.corpus import place_of
 from pipelines.curate import score_files, score_places, selection_of
 from pipelines.errors import ConfigError, InputError, carrying_errors
 from pipelines.execution import execute
-from pipelines.inputs import place_of
 from pipelines.lean import Gather
 from pipelines.plan import Plan, PlanPaths, located, make_plans, plan_at
 from pipelines.records import KeptUnit

@@ -14,12 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.pvalue import AsIter, AsSingleton
 
-from pipelines import originals
 from pipelines.candidates import Candidates
 from pipelines.columnar import Needs, from_ipc, pack, to_ipc, unpack
+from pipelines.corpus import original_columns, seekable, split_units
 from pipelines.errors import InputError, carrying_errors
 from pipelines.features import memory_bytes
-from pipelines.inputs import seekable, split_units
 from pipelines.kept import Texts, changed, read_kept, read_rejected
 from pipelines.kept_columns import is_plain, read_tables, text_bytes
 from pipelines.lean import Gather
@@ -171,7 +170,7 @@ class WriteShards(beam.DoFn):  # type: ignore[misc]
     ) -> Iterator[Shard]:
         job, parts = element[0], list(element[1])
         in_order = sorted(schemas, key=lambda entry: entry[1])  # columns in order of their first appearance
-        original = originals.unify(originals.load(text) for text, _ in in_order)
+        original = original_columns.unify(original_columns.load(text) for text, _ in in_order)
         with carrying_errors():
             missing = [name for name in self.shape.include if name not in original.names]
             if missing:

@@ -15,8 +15,8 @@ from apache_beam.pvalue import AsIter, AsSingleton
 from pipelines.columnar import from_ipc
 from pipelines.combine import Standards
 from pipelines.config import RunConfig
+from pipelines.corpus import InputFile, place_of
 from pipelines.errors import carrying_errors
-from pipelines.inputs import InputFile, place_of
 from pipelines.lean import Gather
 from pipelines.length import Curve
 from pipelines.plan import Plan, name_of, plan_at

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipelines.already import Already
+from pipelines.corpus import Row
 from pipelines.errors import ModelLoadError
 from pipelines.estimate import Block, Quantity, product_of, sampled_total, total_of, whole_total
-from pipelines.inputs import Row
 from pipelines.plan import Plan
 from pipelines.storage.models import small_directory
 from pipelines.survey import BlockOfRows, Survey

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from pipelines.candidates import Candidates
+from pipelines.corpus import InputFile, Row, Unit, read_rows, split_units
 from pipelines.errors import InputError
-from pipelines.inputs import InputFile, Row, Unit, read_rows, split_units
 from pipelines.plan import Plan
 from pipelines.shapes import Kept
 from rm.conversations import response_hash

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.candidates import Candidates
-from pipelines.inputs import InputFile, Unit, taken_batches
-from pipelines.inputs.parquet import parquet_schema
+from pipelines.corpus import InputFile, Unit, taken_batches
+from pipelines.corpus.parquet import parquet_schema
 from pipelines.kept import changed
 from pipelines.schemas import RowMapping
 from pipelines.shapes import Shape, probability_of

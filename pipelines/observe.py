@@ -18,8 +18,8 @@ import pyarrow as pa
 from apache_beam.pvalue import AsIter, AsSingleton
 
 from pipelines.columnar import Needs, from_ipc, key_halves, score_column, to_labels
+from pipelines.corpus import place_of, read_rows, split_units
 from pipelines.errors import carrying_errors
-from pipelines.inputs import place_of, read_rows, split_units
 from pipelines.lean import Gather
 from pipelines.observed import ROWS, Observed, merge_observed
 from pipelines.overlap import Overlapped, doubling

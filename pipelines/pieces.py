@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
+from pipelines.corpus import InputFile, Unit, UnreadableError, rewritten_copy, split_units
+from pipelines.corpus.rewrite import rewrite_large
 from pipelines.errors import ConfigError
-from pipelines.inputs import InputFile, Unit, UnreadableError, copies, split_units
 from pipelines.plan import plan_at
-from pipelines.rewrite import rewrite_large
 
 PIECES_PER_HAND = 8  # so that the last piece of one does not keep the others waiting for long
 _FOOTERS_AT_ONCE = 16
@@ -67,7 +67,7 @@ def cut(files: Sequence[InputFile], pieces: Iterable[Piece], most_bytes: int) ->
 
 
 def _units(file: InputFile, whole: Piece) -> list[Piece]:
-    if file.copy is not None and copies.read_index(file.copy) is None:  # it could not be rewritten
+    if file.copy is not None and rewritten_copy.read_index(file.copy) is None:  # it could not be rewritten
         return [whole]
     try:
         units = split_units(file)

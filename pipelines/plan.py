@@ -8,31 +8,28 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipelines.config import InputFiles, ModelConfig, RunConfig
+from pipelines.config import ModelConfig, RunConfig
+from pipelines.corpus import Fragment, InputFile, Unit, read_fragments
+from pipelines.corpus.files import with_copy
+from pipelines.corpus.listing import first_columns, list_files
 from pipelines.detection import detect
-from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
-from pipelines.inputs import Fragment, InputFile, Unit, UnreadableError, first_rows, kind_of, no_lines, read_fragments
-from pipelines.inputs.files import with_copy
+from pipelines.errors import ConfigError, ModelLoadError, StorageError
 from pipelines.schemas import RowMapping
 from pipelines.storage import publish
 from pipelines.storage.canonical_json import digest
-from pipelines.storage.files import absolute, join, read_bytes, version_of
-from pipelines.storage.listing import expand
+from pipelines.storage.files import absolute, join, read_bytes
 from pipelines.storage.models import library_versions, locate
 
 VERSION = 1
 
 log = logging.getLogger(__name__)
 
-_TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".xlsx")
-_CONVERT = "convert a table once, as pandas does with read_csv(...).to_parquet(...), or "
 _BESIDE = ("temperature", "comparable")  # what rewards do not depend on; a selection that uses it says so itself
 
 
@@ -268,62 +265,6 @@ def _rewards(config: RunConfig, model: ModelConfig | None, mapping: RowMapping) 
         "temperature": temperature,
         "comparable": comparable,
     }
-
-
-def first_columns(
-    files: Sequence[InputFile], *, max_row_bytes: int, skip_bad_files: bool = False
-) -> tuple[list[str], list[dict[str, Any]], str]:
-    """Columns and first rows of the first file that has any, and its path: an empty part file tells nothing."""
-    unreadable = 0
-    for file in files:
-        try:
-            names, rows = first_rows(file, max_row_bytes=max_row_bytes)
-        except UnreadableError:
-            if not skip_bad_files:
-                raise
-            unreadable += 1
-            continue
-        if names:
-            return names, rows, file.path
-    of_these = f" ({unreadable} cannot be read)" if unreadable else ""
-    if not unreadable and (broken := no_lines(files[0])):
-        raise InputError(f"input file {files[0].path} cannot be read: {broken}")
-    raise InputError(
-        f"input.path names {len(files)} files, and none has a usable row{of_these}; the first is {files[0].path}"
-    )
-
-
-def list_files(config: InputFiles, *, skip_bad_files: bool = False) -> list[InputFile]:
-    """All input files, sorted by key. Raises `InputError` for an empty match, an unknown kind or a file named twice.
-
-    With one pattern, keys are relative to its fixed root, so that a copied corpus keeps its scores; with several, keys are
-    whole paths, since roots chosen from a list would move when the list grows. What can be seen to be unreadable raises,
-    too; with `skip_bad_files` it stays in the list, for whoever opens it to find.
-    """
-    found: dict[str, InputFile] = {}
-    for pattern in config.paths:
-        for path, relative, info in expand(pattern):
-            kind, is_directory = kind_of(path), info["type"] == "directory"
-            if is_directory and kind is None:
-                continue
-            if kind is None:
-                raise InputError(
-                    f"input file {path} is of no known kind; expected .parquet, or .jsonl plain or with .gz or .zst; "
-                    f"{_CONVERT if path.lower().endswith(_TABLES) else ''}leave it out with a pattern such as DIR/*.parquet"
-                )
-            if is_directory and not skip_bad_files:
-                raise InputError(
-                    f"input.path {pattern!r} names {path}, which is a directory; to read the files in it write {path}/*"
-                )
-            key = absolute(path) if len(config.paths) > 1 else relative
-            size = 0 if is_directory else int(info["size"])
-            found[path] = InputFile(path, key, kind[0], kind[1], size, version_of(info))
-    empty = [file for file in found.values() if file.size == 0 and file.kind == "parquet" and not skip_bad_files]
-    if empty:
-        raise InputError(f"input file {empty[0].path} is empty; expected a Parquet file, write it again")
-    if Counter(file.kind for file in found.values()).keys() == {"parquet", "jsonl"}:
-        raise InputError("input.path mixes Parquet and JSONL files; run once per kind with a shared model")
-    return sorted(found.values(), key=lambda file: file.key)
 
 
 def located(config: RunConfig) -> RunConfig:

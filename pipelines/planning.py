@@ -15,10 +15,10 @@ import zstandard
 
 from pipelines.ahead import ModelAhead, refuse_models
 from pipelines.config import RunConfig
+from pipelines.corpus import rewritten_copy
 from pipelines.errors import ConfigError
 from pipelines.estimate import SHUFFLE_BYTES, Candidates, Quantity, as_json, kept_responses, weakest
 from pipelines.hardware import OLD_DAYS, Prices, gpu_named, hardware, load_prices
-from pipelines.inputs import copies
 from pipelines.plan import Plan, make_plans
 from pipelines.survey import Survey, survey
 from pipelines.ways import gpu_ways, local_way
@@ -175,7 +175,7 @@ def _text(surveyed: Survey) -> tuple[float, float]:
 
 def rewriting(plan: Plan) -> list[str]:
     """What there is to say of large compressed files that have no copy yet."""
-    waiting = [file for file in plan.files if file.copy is not None and not copies.whole(file.copy)]
+    waiting = [file for file in plan.files if file.copy is not None and not rewritten_copy.whole(file.copy)]
     if not waiting:
         return []
     size, folder = sum(file.size for file in waiting), str(waiting[0].copy).rsplit("/", 1)[0]

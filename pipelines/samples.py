@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.inputs import Row
+from pipelines.corpus import Row
 from pipelines.observed import TIES, Observed, key_text
 from rm.conversations import response_hash, to_messages
 

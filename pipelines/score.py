@@ -16,13 +16,13 @@ from apache_beam.utils.shared import Shared
 
 from pipelines import throughput
 from pipelines.config import Limits
+from pipelines.corpus import Unit, UnreadableError, probe
+from pipelines.corpus.rewrite import RewriteLarge
 from pipelines.errors import ModelLoadError, carrying_errors
-from pipelines.inputs import Unit, UnreadableError, probe
 from pipelines.lean import Spread
 from pipelines.overlap import Overlapped, doubling
 from pipelines.pieces import Share, units_in, units_of_share
 from pipelines.plan import Plan, plan_at
-from pipelines.rewrite import RewriteLarge
 from pipelines.scored import ScorePlaces
 from pipelines.scoring import NO_LIMITS, Scorer, ScorerFactory, UnitScorer, acquire_scorer
 from pipelines.skipped import skipped

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import pyarrow as pa
 import xxhash
 
+from pipelines.corpus import Fragment, InputFile, Unit
 from pipelines.errors import InputError
-from pipelines.inputs import Fragment, InputFile, Unit
 from pipelines.plan import Plan
 from pipelines.storage import objects
 from pipelines.storage.files import is_local, join

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from pipelines import originals, progress, throughput
+from pipelines import progress, throughput
 from pipelines.config import Limits
+from pipelines.corpus import Fragment, Row, Unit, original_columns, original_schema
 from pipelines.errors import InputError, ModelLoadError
-from pipelines.inputs import Fragment, Row, Unit, original_schema
 from pipelines.plan import Plan
 from pipelines.scored import LookUp, ScorePlaces, UnitScores
 from pipelines.storage import objects
@@ -94,7 +94,7 @@ class UnitScorer:
     def _score_fragment(self, place: UnitScores, fragment: Fragment, *, input_bytes: int) -> tuple[ScoreFile, bool]:
         """The fragment's score file, and whether this call made it."""
         content_hash = fragment.content_hash()
-        original = originals.dump(original_schema(place.file, fragment))
+        original = original_columns.dump(original_schema(place.file, fragment))
         path, there = place.find(fragment.index, content_hash, original)
         if there is not None and objects.original_schema(there[0]) == original:
             return ScoreFile(path, place.file_number, there[1]), False
@@ -119,7 +119,7 @@ def waiting_fragments(place: UnitScores, found: Sequence[ScoreFile]) -> Iterator
     for fragment in place.plan.fragments(place.file, place.unit):
         if fragment.index >= len(found):
             content_hash = fragment.content_hash()
-            original = originals.dump(original_schema(place.file, fragment))
+            original = original_columns.dump(original_schema(place.file, fragment))
             if place.find(fragment.index, content_hash, original)[1] is None:
                 yield fragment, content_hash
 

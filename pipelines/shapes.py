@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from pipelines import originals
-from pipelines.inputs import Row
+from pipelines.corpus import Row, original_columns
 from rm.conversations import to_messages
 
 _MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())]))
@@ -104,7 +103,7 @@ def to_table(kept: Sequence[Kept], schema: pa.Schema, shape: Shape) -> pa.Table:
     for field in schema:
         own = ours.get(field.name)
         values = [_VALUES[own](item, shape) if own else item.row.original.get(field.name) for item in kept]
-        arrays.append(originals.to_array(values, field))
+        arrays.append(original_columns.to_array(values, field))
     return pa.table(arrays, schema=pa.schema([field.remove_metadata() for field in schema]))
 
 

@@ -15,8 +15,8 @@ import apache_beam as beam
 from apache_beam.pvalue import AsSingleton
 
 from pipelines.config import Limits
+from pipelines.corpus import UnreadableError
 from pipelines.errors import InputError, carrying_errors
-from pipelines.inputs import UnreadableError
 from pipelines.lean import Gather
 from pipelines.plan import Plan, plan_at
 from pipelines.storage.objects import ScoreFile

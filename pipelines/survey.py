@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 import pyarrow.parquet as pq
 
+from pipelines.corpus import InputFile, Row, Unit, UnreadableError, read_fragments, rewritten_copy, split_units
+from pipelines.corpus.files import row_groups
+from pipelines.corpus.jsonl import json_rows
+from pipelines.corpus.unreadable import reading_input
 from pipelines.estimate import Block, Quantity, sampled_total
-from pipelines.inputs import InputFile, Row, Unit, UnreadableError, copies, read_fragments, split_units
-from pipelines.inputs.files import row_groups
-from pipelines.inputs.jsonl import json_rows
-from pipelines.inputs.unreadable import reading_input
 from pipelines.plan import Plan
 from pipelines.storage.files import open_for_reading
 
@@ -78,7 +78,7 @@ def survey(plan: Plan, *, skip_bad_files: bool, seed: int) -> Survey:
 
 def as_it_is(file: InputFile) -> InputFile:
     """The file without its rewritten copy where that has not been made."""
-    return file if file.copy is None or copies.whole(file.copy) else file._replace(copy=None)
+    return file if file.copy is None or rewritten_copy.whole(file.copy) else file._replace(copy=None)
 
 
 def _whole(plan: Plan, *, skip_bad_files: bool) -> Survey:

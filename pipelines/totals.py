@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Iterable
 
 from pipelines.config import Limits
+from pipelines.corpus import place_of
+from pipelines.corpus.files import counted_in_file
 from pipelines.errors import RejectedError, StorageError
-from pipelines.inputs import place_of
-from pipelines.inputs.files import counted_in_file
 from pipelines.pieces import Share
 from pipelines.records import Totals
 from pipelines.storage.files import read_bytes

@@ -9,8 +9,8 @@ from apache_beam.options.pipeline_options import TestOptions
 
 from pipelines import curate
 from pipelines.config import Columns, RunConfig
+from pipelines.corpus import InputFile
 from pipelines.detection import resolve
-from pipelines.inputs import InputFile
 from pipelines.plan import Plan, PlanPaths
 from pipelines.runners import checked_options, runner_of
 

@@ -79,10 +79,10 @@ def main() -> None:
 
 def _score(job: Job, line: Line) -> None:
     """Piece after piece, until there are no more."""
+    from pipelines.corpus import UnreadableError, split_units
+    from pipelines.corpus.rewrite import rewrite
     from pipelines.ensemble import LoadAlone
-    from pipelines.inputs import UnreadableError, split_units
     from pipelines.plan import plan_at
-    from pipelines.rewrite import rewrite
     from pipelines.score import ScoreUnits
 
     load = job.scorer if len(job.paths.members) == 1 else LoadAlone(job.scorer)

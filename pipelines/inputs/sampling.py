@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
-from pipelines.inputs.files import InputFile, Unit, place_of, split_units
-from pipelines.inputs.first import readable_columns
-from pipelines.inputs.jsonl import json_lines, json_rows
-from pipelines.inputs.parquet import batch_rows, refuse_doubled, refuse_missing, size_of
-from pipelines.inputs.unreadable import reading_input
+from pipelines.corpus.files import InputFile, Unit, place_of, split_units
+from pipelines.corpus.first_rows import readable_columns
+from pipelines.corpus.jsonl import json_lines, json_rows
+from pipelines.corpus.parquet import batch_rows, refuse_doubled, refuse_missing, size_of
+from pipelines.corpus.unreadable import reading_input
 from pipelines.storage.decompress import decompressed
 from pipelines.storage.files import open_for_reading
 

@@ -32,23 +32,24 @@ import zstandard
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from pipelines import originals, schemas
+from pipelines import schemas
 from pipelines.config import Columns
-from pipelines.detection import resolve
-from pipelines.errors import InputError
-from pipelines.inputs import (
+from pipelines.corpus import (
     InputFile,
     column_names,
     files,
     fragments,
     jsonl,
     kind_of,
+    original_columns,
     parquet,
     read_fragments,
     read_rows,
     split_units,
 )
-from pipelines.inputs.fragments import Row, original_schema
+from pipelines.corpus.fragments import Row, original_schema
+from pipelines.detection import resolve
+from pipelines.errors import InputError
 from pipelines.schemas import RowMapping, read_row, rewards_of
 from pipelines.storage import decompress
 from rm import conversations
@@ -83,7 +84,7 @@ def rows_of(path: Path, mapping: RowMapping) -> list[Row] | None:
             assert [row.number for row in here] == list(range(len(here)))
             for fragment in found:
                 assert fragment.content_hash() == fragment.content_hash()
-                originals.load(originals.dump(original_schema(file, fragment)))
+                original_columns.load(original_columns.dump(original_schema(file, fragment)))
             check_export(file, unit, mapping, here)
             rows += here
     except InputError as error:
@@ -123,8 +124,8 @@ def check_export(file: InputFile, unit: Any, mapping: RowMapping, rows: list[Row
     ]
     if not again:
         return
-    schema = originals.unify([originals.infer([row.original for row in again])])
-    columns = [originals.to_array([row.original.get(field.name) for row in again], field) for field in schema]
+    schema = original_columns.unify([original_columns.infer([row.original for row in again])])
+    columns = [original_columns.to_array([row.original.get(field.name) for row in again], field) for field in schema]
     plain = pa.schema([field.remove_metadata() for field in schema])
     pq.write_table(pa.Table.from_arrays(columns, schema=plain), io.BytesIO())
 

@@ -109,7 +109,7 @@ def failing(name: str, config: Path, monkeypatch) -> list[str]:
         case "cut file":
             (tmp_path / "in" / "b.jsonl.gz").write_bytes(gzip.compress("\n".join(BAD * 9).encode())[:-9])
         case "changed input":
-            from pipelines.inputs import Fragment
+            from pipelines.corpus import Fragment
 
             original, path = Fragment.content_hash, tmp_path / "in" / "a.jsonl"
 
@@ -128,7 +128,7 @@ def failing(name: str, config: Path, monkeypatch) -> list[str]:
 
             monkeypatch.setattr(export, "to_table", lambda rows, *_: {}[str(rows)])
         case "bug in reading":
-            monkeypatch.setattr("pipelines.inputs.fragments.read_row", lambda row, _: {}[str(row)])
+            monkeypatch.setattr("pipelines.corpus.fragments.read_row", lambda row, _: {}[str(row)])
         case "model that fails on every row":
             from rm.scorer import Scorer
 

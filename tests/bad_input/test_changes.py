@@ -16,8 +16,8 @@ from corpora import corpus_rows, write_jsonl
 from stubs import StubFactory, scored_rows, stub_reward
 
 from pipelines import curate
+from pipelines.corpus import Fragment
 from pipelines.errors import InputError
-from pipelines.inputs import Fragment
 from rm.conversations import from_prompt
 
 ROWS = corpus_rows(6)

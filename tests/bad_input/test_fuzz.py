@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.inputs import UnreadableError, read_fragments
+from pipelines.corpus import UnreadableError, read_fragments
 
 spec = importlib.util.spec_from_file_location("bad_input_fuzz", Path(__file__).with_name("fuzz.py"))
 assert spec is not None

@@ -24,8 +24,8 @@ from stubs import NamedFactory, StubFactory, StubScorer, loads, scored_rows
 
 from pipelines import colocate, curate, progress
 from pipelines.config import RunConfig
+from pipelines.corpus import fragments
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
-from pipelines.inputs import fragments
 from pipelines.pieces import Share
 from pipelines.storage import objects
 

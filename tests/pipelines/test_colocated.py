@@ -31,8 +31,8 @@ from pipelines.colocated import (
     read_results,
     score_piece,
 )
+from pipelines.corpus import InputFile
 from pipelines.errors import ModelLoadError, StorageError
-from pipelines.inputs import InputFile
 from pipelines.plan import Plan
 from pipelines.schemas import RowMapping
 from rm.conversations import from_prompt, prompt_key

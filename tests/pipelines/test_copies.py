@@ -16,11 +16,10 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import rewrite
+from pipelines.corpus import InputFile, Unit, read_fragments, read_rows, rewrite, rewritten_copy, split_units
+from pipelines.corpus.files import counted_in_file, place_of
+from pipelines.corpus.jsonl import json_lines, row_lines
 from pipelines.errors import InputError, StorageError
-from pipelines.inputs import InputFile, Unit, copies, read_fragments, read_rows, split_units
-from pipelines.inputs.files import counted_in_file, place_of
-from pipelines.inputs.jsonl import json_lines, row_lines
 from pipelines.schemas import RowMapping
 from pipelines.storage import publish
 
@@ -36,8 +35,8 @@ def copied(data: bytes, *, rows: int, size: int, limit: int, compression: str = 
     """A compressed file that has been rewritten in parts of these bounds."""
     compress = {"gz": gzip.compress, "zst": zstandard.compress}[compression]
     with tempfile.TemporaryDirectory() as root, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(copies, "PART_ROWS", rows)
-        patch.setattr(copies, "PART_BYTES", size)
+        patch.setattr(rewritten_copy, "PART_ROWS", rows)
+        patch.setattr(rewritten_copy, "PART_BYTES", size)
         path = Path(root) / f"a.jsonl.{compression}"
         path.write_bytes(compress(data))
         status = path.stat()
@@ -107,8 +106,8 @@ def test_a_line_too_long_keeps_its_size_and_takes_no_space():
 
 def test_parts_differ_where_their_lines_do():
     def part(*lines):
-        table = next(copies.tables(iter([(line, 9 if line is None else len(line)) for line in lines])))
-        return copies.Part.of(table).hash
+        table = next(rewritten_copy.tables(iter([(line, 9 if line is None else len(line)) for line in lines])))
+        return rewritten_copy.Part.of(table).hash
 
     one = part(b"ab", b"c")
     assert part(b"ab", b"c") == one
@@ -119,25 +118,27 @@ def test_parts_differ_where_their_lines_do():
 
 
 def test_a_part_ends_with_the_line_that_reaches_its_bounds(monkeypatch):
-    monkeypatch.setattr(copies, "PART_ROWS", 3)
-    monkeypatch.setattr(copies, "PART_BYTES", 8)
+    monkeypatch.setattr(rewritten_copy, "PART_ROWS", 3)
+    monkeypatch.setattr(rewritten_copy, "PART_BYTES", 8)
     sizes = [4, 4, 4, 3, 2, 100, 7, 1, 1, 1, 1, 9]
     lines = iter([(None if size == 100 else b"x" * size, size) for size in sizes])
-    parts = [table["bytes"].to_pylist() for table in copies.tables(lines)]
+    parts = [table["bytes"].to_pylist() for table in rewritten_copy.tables(lines)]
     assert parts == [[4, 4], [4, 3, 2], [100, 7, 1], [1, 1, 1], [9]]
-    assert [table.num_rows for table in copies.tables(iter([]))] == [0]
+    assert [table.num_rows for table in rewritten_copy.tables(iter([]))] == [0]
 
 
 def test_a_slice_of_a_table_has_the_hash_of_its_own_lines():
     lines = [(b"a" * n if n % 3 else None, n) for n in range(9)]
-    table = next(copies.tables(iter(lines)))
-    assert copies.Part.of(table.slice(2, 5)) == copies.Part.of(next(copies.tables(iter(lines[2:7]))))
+    table = next(rewritten_copy.tables(iter(lines)))
+    assert rewritten_copy.Part.of(table.slice(2, 5)) == rewritten_copy.Part.of(
+        next(rewritten_copy.tables(iter(lines[2:7])))
+    )
 
 
 def test_the_bounds_of_parts_do_not_move():
     """Score files are named by units: other bounds would find the scores of other rows. Raise `FORMAT`, and give units other
     numbers, before you change them."""
-    assert (copies.PART_ROWS, copies.PART_BYTES, copies.FORMAT) == (8_192, 64 * 2**20, 1)
+    assert (rewritten_copy.PART_ROWS, rewritten_copy.PART_BYTES, rewritten_copy.FORMAT) == (8_192, 64 * 2**20, 1)
 
 
 def test_no_flipped_bit_gives_other_lines():
@@ -201,11 +202,11 @@ def test_two_at_once_make_one_copy(monkeypatch):
 
 def test_a_copy_of_other_lines_is_not_overwritten(tmp_path):
     copy = str(tmp_path / "copy")
-    copies.publish_index(copy, [copies.Part(1, 2, "a")], {})
-    copies.publish_index(copy, [copies.Part(1, 2, "a")], {})
+    rewritten_copy.publish_index(copy, [rewritten_copy.Part(1, 2, "a")], {})
+    rewritten_copy.publish_index(copy, [rewritten_copy.Part(1, 2, "a")], {})
     with pytest.raises(StorageError, match=f"^{copy} holds a copy of other lines; remove that folder"):
-        copies.publish_index(copy, [copies.Part(1, 2, "b")], {})
-    assert copies.read_index(copy) == (copies.Part(1, 2, "a"),)
+        rewritten_copy.publish_index(copy, [rewritten_copy.Part(1, 2, "b")], {})
+    assert rewritten_copy.read_index(copy) == (rewritten_copy.Part(1, 2, "a"),)
 
 
 def test_places_count_through_the_file():

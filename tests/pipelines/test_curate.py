@@ -20,8 +20,8 @@ from corpora import TIMED, corpus_rows, write_jsonl
 from stubs import StubFactory, loads, scored_rows, stub_reward
 
 from pipelines import curate
+from pipelines.corpus import Fragment, fragments
 from pipelines.errors import ConfigError, ConflictError, InputError, ModelLoadError, RejectedError, StorageError
-from pipelines.inputs import Fragment, fragments
 from pipelines.plan import make_plans
 from pipelines.storage.objects import decode
 from rm.conversations import from_prompt, response_hash

@@ -13,9 +13,9 @@ import yaml
 from corpora import write_jsonl
 
 from pipelines.config import Columns, InputConfig
+from pipelines.corpus.listing import first_columns, list_files
 from pipelines.detection import AmbiguousError, detect
 from pipelines.errors import InputError
-from pipelines.plan import first_columns, list_files
 from pipelines.schemas import RowMapping, read_row
 
 LIMIT = 2**24
@@ -622,7 +622,7 @@ def test_a_run_keeps_the_best_of_records_and_says_what_it_leaves_out(tmp_path, m
 
 def test_only_the_first_rows_are_read(tmp_path, monkeypatch):
     """A file of a million bytes a row group is opened, and a few of its pages decoded."""
-    from pipelines.inputs import first
+    from pipelines.corpus import first_rows
 
     path = tmp_path / "a.jsonl"
     path.write_text(lines(*[json.dumps(PAIR)] * 100, *["not json"] * 1000, json.dumps({"x": 1})))
@@ -632,4 +632,4 @@ def test_only_the_first_rows_are_read(tmp_path, monkeypatch):
     pq.write_table(table, tmp_path / "b.parquet")
     names, rows, _ = first_columns(list_files(InputConfig(path=str(tmp_path / "b.parquet"))), max_row_bytes=LIMIT)
     assert names == ["prompt", "image", "vector"]
-    assert rows == [{"prompt": "p"}] * first._PARQUET_ROWS
+    assert rows == [{"prompt": "p"}] * first_rows._PARQUET_ROWS

@@ -22,6 +22,7 @@ from tiny_models import save_causal, save_encoder
 
 from pipelines import curate
 from pipelines.config import Limits, RunConfig
+from pipelines.corpus import listing
 from pipelines.errors import ConfigError, ConflictError, InputError, ModelLoadError, RejectedError, StorageError
 from pipelines.plan import make_plans
 from pipelines.storage import objects
@@ -470,7 +471,7 @@ def test_the_inputs_are_listed_once(make, corpus, monkeypatch):
     from pipelines import plan
 
     calls = []
-    original = plan.list_files
+    original = listing.list_files
     monkeypatch.setattr(plan, "list_files", lambda *args, **more: calls.append(1) or original(*args, **more))
     plans = make_plans(make(corpus, ["anna", "bo", "carla"]))
     assert calls == [1]

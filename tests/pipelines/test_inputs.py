@@ -13,8 +13,8 @@ from corpora import corpus_rows, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.corpus import InputFile, column_names, files, fragments, jsonl, kind_of, read_fragments, split_units
 from pipelines.errors import InputError
-from pipelines.inputs import InputFile, column_names, files, fragments, jsonl, kind_of, read_fragments, split_units
 from pipelines.schemas import RowMapping
 from pipelines.storage.decompress import decompressed
 

@@ -18,10 +18,11 @@ from corpora import SHARED, corpus_rows, write_jsonl
 from transformers import AutoTokenizer
 
 from pipelines.config import InputConfig
+from pipelines.corpus import InputFile, Unit
+from pipelines.corpus.listing import list_files
 from pipelines.figures import Asked, figures, spread_of
-from pipelines.inputs import InputFile, Unit, sampling
+from pipelines.inputs import sampling
 from pipelines.inputs.sampling import all_units, count, look, spread
-from pipelines.plan import list_files
 from pipelines.report.inspection import shortened, size, visible
 
 LIMIT = 2**24

@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from pipelines.inputs import InputFile, Unit, jsonl
-from pipelines.inputs.jsonl import DEEPEST, held_bytes, json_lines, json_rows, parse_line
+from pipelines.corpus import InputFile, Unit, jsonl
+from pipelines.corpus.jsonl import DEEPEST, held_bytes, json_lines, json_rows, parse_line
 
 
 def nested(depth: int, opening: str = "[", closing: str = "]") -> bytes:

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from selection_tables import candidates
 
-from pipelines import curate, export, inputs
+from pipelines import corpus, curate, export
 from pipelines.config import RunConfig
+from pipelines.corpus import InputFile, split_units
 from pipelines.errors import InputError
 from pipelines.export import Rows, row_groups
-from pipelines.inputs import InputFile, split_units
 from pipelines.kept import read_kept
 from pipelines.kept_columns import is_plain, read_tables, text_bytes
 from pipelines.plan import Plan
@@ -48,7 +48,7 @@ def file_of(directory, rows, *, lists=True, large=False):
     }
     path = directory / "x.parquet"
     pq.write_table(pa.table(columns), path, row_group_size=4)
-    inputs.parquet.parquet_schema.cache_clear()
+    corpus.parquet.parquet_schema.cache_clear()
     return InputFile(str(path), "x.parquet", "parquet", None, path.stat().st_size, "1")
 
 

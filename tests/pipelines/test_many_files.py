@@ -69,13 +69,13 @@ def test_of_one_large_file_the_launcher_reads_the_beginning(tmp_path, make_confi
         pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=100)
     else:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    from pipelines.inputs import first
+    from pipelines.corpus import first_rows
 
     seen = []
     for name in ("json_rows", "batch_rows"):
-        read = getattr(first, name)
+        read = getattr(first_rows, name)
         monkeypatch.setattr(
-            first, name, lambda *args, read=read, **more: (seen.append(1) or row for row in read(*args, **more))
+            first_rows, name, lambda *args, read=read, **more: (seen.append(1) or row for row in read(*args, **more))
         )
     assert len(planned(make_config(path)).files) == 1
     assert set(opened) == {str(path)}

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from pipelines import pieces
 from pipelines.config import InputFiles
+from pipelines.corpus import InputFile, Unit, files, split_units
+from pipelines.corpus.listing import list_files
 from pipelines.errors import ConfigError
-from pipelines.inputs import InputFile, Unit, files, split_units
 from pipelines.pieces import Piece, Share, cut, deal, largest_first, share_of, stripe, whole_files
-from pipelines.plan import list_files
 
 sizes = st.lists(st.integers(0, 400), min_size=1, max_size=30)
 

@@ -17,11 +17,11 @@ from tiny_models import save_encoder
 from pipelines import curate, forecast, planning, survey, ways
 from pipelines.already import already_scored
 from pipelines.config import RunConfig
+from pipelines.corpus import files as input_files
+from pipelines.corpus import rewritten_copy
 from pipelines.errors import ConfigError, ModelLoadError
 from pipelines.estimate import Quantity
 from pipelines.hardware import PRICES
-from pipelines.inputs import copies
-from pipelines.inputs import files as input_files
 from pipelines.plan import make_plans
 from pipelines.planned import plan_table
 from pipelines.planning import Wishes, plan_run, refuse_cost
@@ -299,7 +299,7 @@ def test_a_plan_writes_nothing(config, tmp_path):
 
 def test_a_large_compressed_file_is_foreseen_before_and_after_it_is_rewritten(config, tmp_path, monkeypatch):
     monkeypatch.setattr(input_files, "LARGE_BYTES", 0)
-    monkeypatch.setattr(copies, "PART_ROWS", 10)
+    monkeypatch.setattr(rewritten_copy, "PART_ROWS", 10)
     settings = config(files=0)
     source = tmp_path / "in" / "a.jsonl.gz"
     source.parent.mkdir()

@@ -16,10 +16,10 @@ import zstandard
 from corpora import TIMED, corpus_rows
 from stubs import StubFactory, loads, scored_rows
 
-from pipelines import curate, rewrite
+from pipelines import curate
+from pipelines.corpus import files, rewrite, rewritten_copy
 from pipelines.errors import BestkeptError, InputError, StorageError
 from pipelines.explain import explain
-from pipelines.inputs import copies, files
 from pipelines.pieces import Share
 from pipelines.plan import located, make_plans
 
@@ -62,7 +62,7 @@ KINDS = {
 def large(monkeypatch):
     """Every compressed file is large, and its parts have 5 rows."""
     monkeypatch.setattr(files, "LARGE_BYTES", 0)
-    monkeypatch.setattr(copies, "PART_ROWS", 5)
+    monkeypatch.setattr(rewritten_copy, "PART_ROWS", 5)
 
 
 def run(config, **factory):
@@ -117,7 +117,7 @@ def test_the_output_is_that_of_the_file_itself(tmp_path, configure, monkeypatch,
     found = []
     for root, most in ((tmp_path / "whole", 2**30), (tmp_path / "copied", 0)):
         monkeypatch.setattr(files, "LARGE_BYTES", most)
-        monkeypatch.setattr(copies, "PART_ROWS", 5)
+        monkeypatch.setattr(rewritten_copy, "PART_ROWS", 5)
         outcome = run(configure(root, tmp_path / "in", **own))
         assert (root / "out" / "scores" / "rewritten").exists() == (most == 0)
         found.append(outputs(root / "out"))
@@ -245,8 +245,8 @@ def test_killed_in_the_middle_it_goes_on_and_gives_the_same(tmp_path, configure,
     assert parts_in(copy) == [f"{n:06d}.parquet" for n in range(there)]
     before = {path.name: path.stat().st_ino for path in copy.iterdir()}
     encoded = []
-    encode = copies._encode
-    monkeypatch.setattr(copies, "_encode", lambda table: encoded.append(1) or encode(table))
+    encode = rewritten_copy._encode
+    monkeypatch.setattr(rewritten_copy, "_encode", lambda table: encoded.append(1) or encode(table))
     run(config)
     assert len(encoded) == 10 - there
     assert {name: (copy / name).stat().st_ino for name in before} == before
@@ -259,8 +259,8 @@ def scored(tmp_path, make_config, large):
     source = put(tmp_path / "a.jsonl.gz", gzip.compress(awkward()))
     config = make_config(source, **SETTINGS, select=[])
     curate.score(config, scorer=StubFactory())
-    copies.parts_of.cache_clear()
-    copies.spans.cache_clear()
+    rewritten_copy.parts_of.cache_clear()
+    rewritten_copy.spans.cache_clear()
     files._copied_units.cache_clear()
     return config
 
@@ -318,7 +318,7 @@ def test_a_damaged_index_is_no_index(scored, damage):
     whole = index.read_bytes()
     index.write_bytes(damage(whole))
     assert index.read_bytes() != whole
-    assert copies.read_index(str(index.parent)) is None
+    assert rewritten_copy.read_index(str(index.parent)) is None
     curate.curate(scored, scorer=None)
     assert index.read_bytes() == whole
 
@@ -363,7 +363,7 @@ def test_a_bad_file_is_told_as_it_is_without_a_copy(tmp_path, configure, monkeyp
     told, skipped = [], []
     for root, most in ((tmp_path / "whole", 2**30), (tmp_path / "copied", 0)):
         monkeypatch.setattr(files, "LARGE_BYTES", most)
-        monkeypatch.setattr(copies, "PART_ROWS", 5)
+        monkeypatch.setattr(rewritten_copy, "PART_ROWS", 5)
         with pytest.raises(BestkeptError) as error:
             run(configure(root, tmp_path / "in", **SETTINGS))
         told.append((error.value.exit_code, error.value.message))
@@ -376,7 +376,7 @@ def test_a_bad_file_is_told_as_it_is_without_a_copy(tmp_path, configure, monkeyp
     assert skipped[0] == skipped[1]
     assert skipped[0][0][0]["key"] == bad.name
     for copy in (tmp_path / "copied" / "out" / "scores" / "rewritten").iterdir():
-        assert (copies.read_index(str(copy)) is None) == ("a." not in str(_told(copy)))
+        assert (rewritten_copy.read_index(str(copy)) is None) == ("a." not in str(_told(copy)))
 
 
 def _told(copy: Path) -> str:
@@ -399,13 +399,13 @@ def test_a_file_without_rows_has_one_empty_unit(tmp_path, configure, monkeypatch
 def test_a_file_that_changes_under_the_run_is_no_copy(tmp_path, make_config, large, monkeypatch):
     source = put(tmp_path / "a.jsonl.gz", gzip.compress(awkward()))
     config = make_config(source, **SETTINGS)
-    publish = copies.publish_part
+    publish = rewritten_copy.publish_part
 
     def change(*args, **keywords):
         os.utime(source, (5, 5))
         publish(*args, **keywords)
 
-    monkeypatch.setattr(copies, "publish_part", change)
+    monkeypatch.setattr(rewritten_copy, "publish_part", change)
     copy = copy_of(config)
     with pytest.raises(
         StorageError, match=f"^input file {source} has changed since it was listed; run the same command again"

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 
+from pipelines.corpus import InputFile, Unit
 from pipelines.errors import InputError
-from pipelines.inputs import InputFile, Unit
 from pipelines.scored import ScorePlaces, UnitScores
 from pipelines.storage import objects
 from pipelines.storage.objects import COLUMNS, Footer

@@ -16,8 +16,8 @@ from corpora import write_jsonl
 
 from pipelines import curate
 from pipelines.config import RunConfig
+from pipelines.corpus import fragments
 from pipelines.errors import RejectedError
-from pipelines.inputs import fragments
 from rm.conversations import canonical_json, prompt_key, response_hash
 
 

@@ -15,11 +15,10 @@ from corpora import corpus_rows, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import rewrite
 from pipelines import survey as module
 from pipelines.config import RunConfig
+from pipelines.corpus import files, rewrite, rewritten_copy
 from pipelines.errors import InputError
-from pipelines.inputs import copies, files
 from pipelines.plan import make_plans
 from pipelines.survey import spread_evenly, survey
 
@@ -173,7 +172,7 @@ def test_points_are_spread_in_proportion(sizes, count, seed):
 def large(monkeypatch, tmp_path):
     """A corpus of one compressed file of 600 rows, to be rewritten in parts of 50."""
     monkeypatch.setattr(files, "LARGE_BYTES", 0)
-    monkeypatch.setattr(copies, "PART_ROWS", 50)
+    monkeypatch.setattr(rewritten_copy, "PART_ROWS", 50)
     rows = corpus_rows(60, 10)
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(b"".join(json.dumps(row).encode() + b"\n" for row in rows)))
@@ -198,7 +197,7 @@ def test_a_file_to_be_rewritten_is_looked_at_before_and_after(looked, large, mon
     else:
         assert len({unit for unit, _ in drawn}) == 6
         assert {fragment for _, fragment in drawn} == {0}
-    copies.parts_of.cache_clear()
+    rewritten_copy.parts_of.cache_clear()
     shutil.rmtree(file.copy)
     assert survey(plan, skip_bad_files=False, seed=0) == before
     assert not Path(file.copy).exists()

@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from pipelines.corpus.unreadable import UnreadableError, probe, reading_input
 from pipelines.errors import ConflictError, InputError, StorageError
-from pipelines.inputs.unreadable import UnreadableError, probe, reading_input
 from pipelines.storage import files, listing
 
 

@@ -16,8 +16,8 @@ from storage.versioned import Place, Reader
 from stubs import StubFactory, scored_rows
 
 from pipelines import curate, retention
+from pipelines.corpus import files
 from pipelines.errors import InputError, RejectedError, StorageError
-from pipelines.inputs import files
 from pipelines.retention import Version, kept_of
 from pipelines.storage import publish, removal
 from pipelines.versions import Run, latest_path, numbers

@@ -11,8 +11,8 @@ from corpora import corpus_rows
 from stubs import StubFactory
 
 from pipelines import curate
+from pipelines.corpus import files, rewritten_copy
 from pipelines.errors import StorageError
-from pipelines.inputs import copies, files
 
 OURS = ("README.md", "data/", "rejected/")
 SETTINGS = {"limits": {"max_rejected_fraction": 0.5}, "input": {"rows_per_fragment": 4}}
@@ -23,7 +23,7 @@ WRITE = r"^(PUT /bucket|POST /upload).*rewritten"
 def source(monkeypatch) -> bytes:
     """48 rows and one that is rejected; large, in 7 parts."""
     monkeypatch.setattr(files, "LARGE_BYTES", 0)
-    monkeypatch.setattr(copies, "PART_ROWS", 8)
+    monkeypatch.setattr(rewritten_copy, "PART_ROWS", 8)
     rows = [*corpus_rows(), {"prompt": "p", "response": ""}]
     return gzip.compress(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
-from pipelines.inputs import copies
-from pipelines.inputs.unreadable import probe, reading_input
+from pipelines.corpus import rewritten_copy
+from pipelines.corpus.unreadable import probe, reading_input
 from pipelines.storage.files import open_for_reading
 
 RANGE_BYTES = 64 * 2**20  # of plain JSONL per unit
@@ -61,7 +61,9 @@ def with_copy(file: InputFile, directory: str, *, max_row_bytes: int) -> InputFi
     """The file, told where its copy belongs below a directory of scores if it is one to be rewritten. Nothing is looked up."""
     if file.kind != "jsonl" or file.compression is None or file.size <= LARGE_BYTES:
         return file
-    copy = copies.copy_path(directory, key=file.key, size=file.size, version=file.version, max_row_bytes=max_row_bytes)
+    copy = rewritten_copy.copy_path(
+        directory, key=file.key, size=file.size, version=file.version, max_row_bytes=max_row_bytes
+    )
     return file._replace(copy=copy)
 
 
@@ -86,7 +88,7 @@ def split_units(file: InputFile) -> list[Unit]:
 
 @lru_cache(maxsize=64)
 def _copied_units(copy: str, stored_bytes: int) -> tuple[Unit, ...]:
-    return tuple(Unit(*span) for span in copies.spans(copy, stored_bytes))
+    return tuple(Unit(*span) for span in rewritten_copy.spans(copy, stored_bytes))
 
 
 def row_groups(file: InputFile, metadata: pq.FileMetaData) -> list[Unit]:

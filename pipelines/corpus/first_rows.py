@@ -7,11 +7,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.corpus.files import InputFile, Unit
+from pipelines.corpus.jsonl import json_rows
+from pipelines.corpus.parquet import batch_rows, parquet_schema
+from pipelines.corpus.unreadable import reading_input
 from pipelines.errors import InputError
-from pipelines.inputs.files import InputFile, Unit
-from pipelines.inputs.jsonl import json_rows
-from pipelines.inputs.parquet import batch_rows, parquet_schema
-from pipelines.inputs.unreadable import reading_input
 from pipelines.storage.decompress import decompressed
 from pipelines.storage.files import open_for_reading
 

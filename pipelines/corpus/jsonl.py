@@ -8,9 +8,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, NoReturn
 
-from pipelines.inputs.copies import read_lines
-from pipelines.inputs.files import InputFile, RawRow, Unit
-from pipelines.inputs.unreadable import reading_input
+from pipelines.corpus.files import InputFile, RawRow, Unit
+from pipelines.corpus.rewritten_copy import read_lines
+from pipelines.corpus.unreadable import reading_input
 from pipelines.storage.decompress import decompressed
 from pipelines.storage.files import open_for_reading
 from rm.conversations import UnusableError

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import xxhash
 
-from pipelines import originals
-from pipelines.inputs.files import InputFile, Unit
-from pipelines.inputs.jsonl import json_rows
-from pipelines.inputs.parquet import parquet_rows, parquet_schema
+from pipelines.corpus import original_columns
+from pipelines.corpus.files import InputFile, Unit
+from pipelines.corpus.jsonl import json_rows
+from pipelines.corpus.parquet import parquet_rows, parquet_schema
 from pipelines.schemas import RowMapping, Sample, read_row, rewards_of
 from rm.conversations import canonical_json, prompt_key
 
@@ -90,7 +90,7 @@ def original_schema(file: InputFile, fragment: Fragment) -> pa.Schema:
     """The types of the input's own columns: a Parquet file's, or what the fragment's JSON rows show."""
     if file.kind == "parquet":
         return parquet_schema(file)
-    return originals.infer([row.original for row in fragment.rows])
+    return original_columns.infer([row.original for row in fragment.rows])
 
 
 def _rows(file: InputFile, unit: Unit, mapping: RowMapping, max_row_bytes: int) -> Iterator[Row]:

@@ -17,10 +17,10 @@ from typing import Any
 import apache_beam as beam
 
 from pipelines.config import Limits
+from pipelines.corpus import InputFile, Unit, UnreadableError, rewritten_copy
+from pipelines.corpus.jsonl import row_lines
+from pipelines.corpus.unreadable import reading_input
 from pipelines.errors import InputError, StorageError, carrying_errors
-from pipelines.inputs import InputFile, Unit, UnreadableError, copies
-from pipelines.inputs.jsonl import row_lines
-from pipelines.inputs.unreadable import reading_input
 from pipelines.plan import Plan, plan_at
 from pipelines.skipped import skipped
 from pipelines.storage.files import filesystem, is_local, names_in, size_of
@@ -50,7 +50,7 @@ class RewriteLarge(beam.DoFn):  # type: ignore[misc]
     def _ensure(self, file: InputFile, copy: str, max_row_bytes: int) -> None:
         if not self.read_only:
             rewrite(file, copy, max_row_bytes=max_row_bytes, verify=self.limits.verify)
-        elif copies.read_index(copy) is None:
+        elif rewritten_copy.read_index(copy) is None:
             raise InputError(
                 f"the copy of {file.path} in {copy}, whose units were scored, is gone; run `bestkept score` or `bestkept select` "
                 "with the same configuration first: it is written anew"
@@ -64,18 +64,18 @@ def rewrite(file: InputFile, copy: str, *, max_row_bytes: int, verify: bool = Fa
     takes memory is one part. Raises `UnreadableError` for a file that is cut or damaged, `InputError` for one that is not what
     a whole copy was made of, `StorageError` for one that has changed since it was listed, and where nothing can be written.
     """
-    known = copies.read_index(copy)
-    if known is not None and not verify and not copies.missing_parts(copy, known):
+    known = rewritten_copy.read_index(copy)
+    if known is not None and not verify and not rewritten_copy.missing_parts(copy, known):
         return
     log.info("rewriting %s, %.0f MB, as %s", file.path, file.size / 1e6, copy)
     started, there = time.monotonic(), set(names_in(copy))
     refuse_changed(file)
-    parts: list[copies.Part] = []
-    for table in copies.tables(_lines(file, max_row_bytes)):
-        number, part = len(parts), copies.Part.of(table)
+    parts: list[rewritten_copy.Part] = []
+    for table in rewritten_copy.tables(_lines(file, max_row_bytes)):
+        number, part = len(parts), rewritten_copy.Part.of(table)
         if known is not None and known[number : number + 1] != (part,):
             raise _other(file, copy)
-        copies.publish_part(copy, number, table, part, look=copies.part_name(number) in there)
+        rewritten_copy.publish_part(copy, number, table, part, look=rewritten_copy.part_name(number) in there)
         parts.append(part)
         del table  # before the next one is read
     refuse_changed(file)
@@ -83,7 +83,7 @@ def rewrite(file: InputFile, copy: str, *, max_row_bytes: int, verify: bool = Fa
         raise _other(file, copy)
     if known is None:
         about = {"file": file.key, "size": file.size, "version": file.version, "max_row_bytes": max_row_bytes}
-        copies.publish_index(copy, parts, about)
+        rewritten_copy.publish_index(copy, parts, about)
     rows, secs = sum(part.rows for part in parts), time.monotonic() - started
     log.info("rewrote %s: %d rows in %d parts, %.0f s", file.path, rows, len(parts), secs)
 
@@ -97,7 +97,7 @@ def rewrite_large(plan: Plan) -> None:
                 rewrite(file, file.copy, max_row_bytes=plan.max_row_bytes)
 
 
-def _lines(file: InputFile, max_row_bytes: int) -> Iterator[copies.Line]:
+def _lines(file: InputFile, max_row_bytes: int) -> Iterator[rewritten_copy.Line]:
     """Of the file itself."""
     whole = Unit(0, 0, file.size, file.size)
     for line, size, _ in row_lines(file._replace(copy=None), whole, max_row_bytes=max_row_bytes):

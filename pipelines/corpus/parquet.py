@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.corpus.files import InputFile, RawRow, Unit
+from pipelines.corpus.unreadable import UnreadableError, reading_input
 from pipelines.errors import InputError
-from pipelines.inputs.files import InputFile, RawRow, Unit
-from pipelines.inputs.unreadable import UnreadableError, reading_input
 from pipelines.schemas import RowMapping
 from pipelines.storage.files import open_for_reading
 

@@ -1,0 +1,28 @@
+"""Input files → units → fragments of rows."""
+
+from pipelines.corpus.files import InputFile, Unit, kind_of, place_of, seekable, split_units
+from pipelines.corpus.first_rows import column_names, first_rows, no_lines
+from pipelines.corpus.fragments import Fragment, Row, original_schema, read_fragments, row_of
+from pipelines.corpus.reread import read_rows, taken_batches
+from pipelines.corpus.unreadable import UnreadableError, probe
+
+__all__ = [
+    "Fragment",
+    "InputFile",
+    "Row",
+    "Unit",
+    "UnreadableError",
+    "column_names",
+    "first_rows",
+    "kind_of",
+    "no_lines",
+    "original_schema",
+    "place_of",
+    "probe",
+    "read_fragments",
+    "read_rows",
+    "row_of",
+    "seekable",
+    "split_units",
+    "taken_batches",
+]

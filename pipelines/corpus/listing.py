@@ -1,0 +1,72 @@
+"""The input files of a run, listed once, and the columns of the first that has rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from pipelines.config import InputFiles
+from pipelines.corpus import InputFile, UnreadableError, first_rows, kind_of, no_lines
+from pipelines.errors import InputError
+from pipelines.storage.files import absolute, version_of
+from pipelines.storage.listing import expand
+
+_TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".xlsx")
+_CONVERT = "convert a table once, as pandas does with read_csv(...).to_parquet(...), or "
+
+
+def first_columns(
+    files: Sequence[InputFile], *, max_row_bytes: int, skip_bad_files: bool = False
+) -> tuple[list[str], list[dict[str, Any]], str]:
+    """Columns and first rows of the first file that has any, and its path: an empty part file tells nothing."""
+    unreadable = 0
+    for file in files:
+        try:
+            names, rows = first_rows(file, max_row_bytes=max_row_bytes)
+        except UnreadableError:
+            if not skip_bad_files:
+                raise
+            unreadable += 1
+            continue
+        if names:
+            return names, rows, file.path
+    of_these = f" ({unreadable} cannot be read)" if unreadable else ""
+    if not unreadable and (broken := no_lines(files[0])):
+        raise InputError(f"input file {files[0].path} cannot be read: {broken}")
+    raise InputError(
+        f"input.path names {len(files)} files, and none has a usable row{of_these}; the first is {files[0].path}"
+    )
+
+
+def list_files(config: InputFiles, *, skip_bad_files: bool = False) -> list[InputFile]:
+    """All input files, sorted by key. Raises `InputError` for an empty match, an unknown kind or a file named twice.
+
+    With one pattern, keys are relative to its fixed root, so that a copied corpus keeps its scores; with several, keys are
+    whole paths, since roots chosen from a list would move when the list grows. What can be seen to be unreadable raises,
+    too; with `skip_bad_files` it stays in the list, for whoever opens it to find.
+    """
+    found: dict[str, InputFile] = {}
+    for pattern in config.paths:
+        for path, relative, info in expand(pattern):
+            kind, is_directory = kind_of(path), info["type"] == "directory"
+            if is_directory and kind is None:
+                continue
+            if kind is None:
+                raise InputError(
+                    f"input file {path} is of no known kind; expected .parquet, or .jsonl plain or with .gz or .zst; "
+                    f"{_CONVERT if path.lower().endswith(_TABLES) else ''}leave it out with a pattern such as DIR/*.parquet"
+                )
+            if is_directory and not skip_bad_files:
+                raise InputError(
+                    f"input.path {pattern!r} names {path}, which is a directory; to read the files in it write {path}/*"
+                )
+            key = absolute(path) if len(config.paths) > 1 else relative
+            size = 0 if is_directory else int(info["size"])
+            found[path] = InputFile(path, key, kind[0], kind[1], size, version_of(info))
+    empty = [file for file in found.values() if file.size == 0 and file.kind == "parquet" and not skip_bad_files]
+    if empty:
+        raise InputError(f"input file {empty[0].path} is empty; expected a Parquet file, write it again")
+    if Counter(file.kind for file in found.values()).keys() == {"parquet", "jsonl"}:
+        raise InputError("input.path mixes Parquet and JSONL files; run once per kind with a shared model")
+    return sorted(found.values(), key=lambda file: file.key)
