@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipelines.kinds import Row, Table
+from pipelines.corpus.columns.value_kinds import Row, Table
 from rm.conversations import Conversation, prompt_key
 
 Lengths = Callable[[Conversation, Sequence[str]], Sequence[tuple[int, int] | str]]

@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 
 from pipelines.candidates import Candidates
 from pipelines.corpus import InputFile, Unit, taken_batches
+from pipelines.corpus.columns.row_mapping import RowMapping
 from pipelines.corpus.parquet import parquet_schema
 from pipelines.kept import changed
-from pipelines.schemas import RowMapping
 from pipelines.shapes import Shape, probability_of
 from rm.conversations import prompt_key, response_hash
 

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 from pipelines.config import ModelConfig, RunConfig
 from pipelines.corpus import Fragment, InputFile, Unit, read_fragments
+from pipelines.corpus.columns.detection import detect
+from pipelines.corpus.columns.row_mapping import RowMapping
 from pipelines.corpus.files import with_copy
 from pipelines.corpus.listing import first_columns, list_files
-from pipelines.detection import detect
 from pipelines.errors import ConfigError, ModelLoadError, StorageError
-from pipelines.schemas import RowMapping
 from pipelines.storage import publish
 from pipelines.storage.canonical_json import digest
 from pipelines.storage.files import absolute, join, read_bytes

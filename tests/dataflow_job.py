@@ -10,7 +10,7 @@ from apache_beam.options.pipeline_options import TestOptions
 from pipelines import curate
 from pipelines.config import Columns, RunConfig
 from pipelines.corpus import InputFile
-from pipelines.detection import resolve
+from pipelines.corpus.columns.detection import resolve
 from pipelines.plan import Plan, PlanPaths
 from pipelines.runners import checked_options, runner_of
 

@@ -14,10 +14,10 @@ import pyarrow as pa
 import xxhash
 
 from pipelines.corpus import original_columns
+from pipelines.corpus.columns.row_mapping import RowMapping, Sample, read_row, rewards_of
 from pipelines.corpus.files import InputFile, Unit
 from pipelines.corpus.jsonl import json_rows
 from pipelines.corpus.parquet import parquet_rows, parquet_schema
-from pipelines.schemas import RowMapping, Sample, read_row, rewards_of
 from rm.conversations import canonical_json, prompt_key
 
 FRAGMENT_BYTES = 64 * 2**20  # of row text per fragment, beside rows_per_fragment

@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.corpus.columns.row_mapping import RowMapping
 from pipelines.corpus.files import InputFile, RawRow, Unit
 from pipelines.corpus.unreadable import UnreadableError, reading_input
 from pipelines.errors import InputError
-from pipelines.schemas import RowMapping
 from pipelines.storage.files import open_for_reading
 
 _READ_BYTES = 1 << 20

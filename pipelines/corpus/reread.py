@@ -10,13 +10,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.corpus.columns.row_mapping import RowMapping
 from pipelines.corpus.files import InputFile, Unit
 from pipelines.corpus.fragments import Row, row_of
 from pipelines.corpus.jsonl import json_lines, parse_line
 from pipelines.corpus.parquet import batch_rows, refuse_doubled
 from pipelines.corpus.unreadable import reading_input
 from pipelines.errors import InputError
-from pipelines.schemas import RowMapping
 from pipelines.storage.files import open_for_reading
 
 _BATCH_ROWS = 64  # where nothing is known of their sizes; see parquet.py

@@ -32,7 +32,6 @@ import zstandard
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from pipelines import schemas
 from pipelines.config import Columns
 from pipelines.corpus import (
     InputFile,
@@ -47,10 +46,11 @@ from pipelines.corpus import (
     read_rows,
     split_units,
 )
+from pipelines.corpus.columns import row_mapping
+from pipelines.corpus.columns.detection import resolve
+from pipelines.corpus.columns.row_mapping import RowMapping, read_row, rewards_of
 from pipelines.corpus.fragments import Row, original_schema
-from pipelines.detection import resolve
 from pipelines.errors import InputError
-from pipelines.schemas import RowMapping, read_row, rewards_of
 from pipelines.storage import decompress
 from rm import conversations
 
@@ -364,7 +364,7 @@ def by_atheris(secs: float) -> None:
         [b"\0" + text, b"\1" + gzip.compress(text), b"\2" + zstandard.compress(text), b"\3" + SAMPLE]
     ):
         (corpus / str(number)).write_bytes(seed)
-    for module in (jsonl, parquet, fragments, decompress, schemas, conversations):
+    for module in (jsonl, parquet, fragments, decompress, row_mapping, conversations):
         for each in vars(module).values():
             if isinstance(each, types.FunctionType) and each.__module__ == module.__name__:
                 atheris.instrument_func(each)

@@ -32,9 +32,9 @@ from pipelines.colocated import (
     score_piece,
 )
 from pipelines.corpus import InputFile
+from pipelines.corpus.columns.row_mapping import RowMapping
 from pipelines.errors import ModelLoadError, StorageError
 from pipelines.plan import Plan
-from pipelines.schemas import RowMapping
 from rm.conversations import from_prompt, prompt_key
 
 PLAN = Plan((), RowMapping("prompt_response", "p", "r"), 8, 2**20, {"dtype": "float32"}, {}, "f")

@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.corpus import InputFile, Unit, read_fragments, read_rows, rewrite, rewritten_copy, split_units
+from pipelines.corpus.columns.row_mapping import RowMapping
 from pipelines.corpus.files import counted_in_file, place_of
 from pipelines.corpus.jsonl import json_lines, row_lines
 from pipelines.errors import InputError, StorageError
-from pipelines.schemas import RowMapping
 from pipelines.storage import publish
 
 MAPPING = RowMapping("prompt_response", prompt="p", response="r")

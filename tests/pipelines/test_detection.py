@@ -13,10 +13,10 @@ import yaml
 from corpora import write_jsonl
 
 from pipelines.config import Columns, InputConfig
+from pipelines.corpus.columns.detection import AmbiguousError, detect
+from pipelines.corpus.columns.row_mapping import RowMapping, read_row
 from pipelines.corpus.listing import first_columns, list_files
-from pipelines.detection import AmbiguousError, detect
 from pipelines.errors import InputError
-from pipelines.schemas import RowMapping, read_row
 
 LIMIT = 2**24
 

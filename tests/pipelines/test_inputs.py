@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.corpus import InputFile, column_names, files, fragments, jsonl, kind_of, read_fragments, split_units
+from pipelines.corpus.columns.row_mapping import RowMapping
 from pipelines.errors import InputError
-from pipelines.schemas import RowMapping
 from pipelines.storage.decompress import decompressed
 
 MAPPING = RowMapping(format="prompt_response", prompt="prompt", response="response")

@@ -12,12 +12,12 @@ from selection_tables import candidates
 from pipelines import corpus, curate, export
 from pipelines.config import RunConfig
 from pipelines.corpus import InputFile, split_units
+from pipelines.corpus.columns.row_mapping import RowMapping
 from pipelines.errors import InputError
 from pipelines.export import Rows, row_groups
 from pipelines.kept import read_kept
 from pipelines.kept_columns import is_plain, read_tables, text_bytes
 from pipelines.plan import Plan
-from pipelines.schemas import RowMapping
 from pipelines.shapes import Shape, schema_of, to_table
 from rm.conversations import prompt_key, response_hash
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from pipelines.config import Columns
-from pipelines.detection import resolve
+from pipelines.corpus.columns.detection import resolve
+from pipelines.corpus.columns.row_mapping import RowMapping, read_row
 from pipelines.errors import InputError
-from pipelines.schemas import RowMapping, read_row
 
 
 def mapping(names, *, format="auto", carry=(), group_by=(), **columns):

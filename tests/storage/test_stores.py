@@ -14,7 +14,7 @@ from storage.emulators import forget_clients
 
 from pipelines.config import Columns
 from pipelines.corpus import InputFile, read_fragments, split_units
-from pipelines.detection import resolve
+from pipelines.corpus.columns.detection import resolve
 from pipelines.errors import ConflictError, StorageError
 from pipelines.storage import files, listing, objects, publish
 from pipelines.storage.stores import gcs, retry, s3

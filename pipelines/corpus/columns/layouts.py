@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from pipelines.kinds import Table
+from pipelines.corpus.columns.value_kinds import Table
 
 _PLAIN = re.compile(r"[\w ./-]*\w")
 LISTS = ("responses", "completions", "candidates", "outputs", "generations", "samples")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pipelines.kinds import Table
-from pipelines.readings import ROLES, Reading, candidates, either, readings
+from pipelines.corpus.columns.layouts import ROLES, Reading, candidates, either, readings
+from pipelines.corpus.columns.value_kinds import Table
 
 _EXAMPLE = "name them, for example input.columns={prompt: COLUMN, response: COLUMN}"
 _JUDGED = ("chosen", "rejected")

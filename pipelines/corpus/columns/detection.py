@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pipelines.config import Columns
+from pipelines.corpus.columns.layouts import LISTS, Reading, candidates, column_of, deciding, either, readings
+from pipelines.corpus.columns.row_mapping import RowMapping
+from pipelines.corpus.columns.undetected_hints import hint
+from pipelines.corpus.columns.value_kinds import Row, Table
 from pipelines.errors import InputError
-from pipelines.hints import hint
-from pipelines.kinds import Row, Table
-from pipelines.readings import LISTS, Reading, candidates, column_of, deciding, either, readings
-from pipelines.schemas import RowMapping
 
 _BESIDE = ("system", "system_prompt", "context", "input", "history")
 _WANTED = {
