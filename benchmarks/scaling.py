@@ -102,8 +102,9 @@ def measured(workers: int, root: Path, cache: Path) -> dict[str, Any]:
 
 def score(workers: int, root: Path, model: Path) -> dict[str, Any]:
     """Score the corpus; tokens, seconds from the first batch to the last score file, and those of each fragment."""
-    from pipelines import curate, progress
+    from pipelines import curate
     from pipelines.config import RunConfig
+    from pipelines.runtime import progress
 
     config = RunConfig.model_validate(
         {

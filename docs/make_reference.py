@@ -8,9 +8,10 @@ from typing import Any
 
 import typer
 
-from pipelines import cli, manners
+from pipelines import cli
 from pipelines.config.fields import Setting, block_meanings, sections
 from pipelines.errors import Exit
+from pipelines.runtime import logs
 
 PATH = Path(__file__).with_name("reference.md")
 TITLES = {"run": "run, score, select", "train": "train", "evaluate": "evaluate"}
@@ -69,7 +70,7 @@ def every_command(group: Any) -> Iterator[tuple[str, Any]]:
 
 
 def common(option: Any) -> bool:
-    return option.opts[0] in (manners.QUIET, manners.JSON_LOGS)
+    return option.opts[0] in (logs.QUIET, logs.JSON_LOGS)
 
 
 def option_row(option: Any) -> tuple[str, str]:

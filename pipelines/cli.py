@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from pipelines import completion, invocation, manners
+from pipelines import completion, invocation
+from pipelines.runtime import logs
 
 if TYPE_CHECKING:
     from pipelines.config import RunConfig
@@ -311,7 +312,7 @@ def main() -> None:
     from pipelines.errors import BestkeptError, ConfigError
     from pipelines.signals import heeded
 
-    manners.adopt(sys.argv[1:])
+    logs.adopt(sys.argv[1:])
     try:
         with heeded():
             code = invocation.invoke(app)
@@ -324,7 +325,7 @@ def main() -> None:
 
         todo = remedy(error) or "please report this, with the command"
         _end(f"unexpected {whereabouts(error)}; {todo}", int(Exit.STORAGE), cause=error)
-    from pipelines.logs import discard
+    from pipelines.runtime.logs import discard
 
     discard()
     sys.exit(code)
@@ -333,14 +334,14 @@ def main() -> None:
 def _end(message: str, exit_code: int, *, cause: Exception | None = None) -> NoReturn:
     """Say what ends the command; of what is not the configuration's fault, the log file says more."""
     from pipelines.errors import Exit
-    from pipelines.logs import discard, keep
+    from pipelines.runtime.logs import discard, keep
 
     log = keep(cause) if cause is not None and exit_code in (Exit.STORAGE, Exit.MODEL) else None
     if log is None:
         discard()
-    if log is not None and not manners.current().json_logs:
+    if log is not None and not logs.current().json_logs:
         sys.stderr.write(f"more in {log}\n")
-    sys.stderr.write(manners.error_line(message, exit_code, **({} if log is None else {"log": log})))
+    sys.stderr.write(logs.error_line(message, exit_code, **({} if log is None else {"log": log})))
     sys.exit(exit_code)
 
 

@@ -17,7 +17,6 @@ import apache_beam as beam
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.shared import Shared
 
-from pipelines import progress
 from pipelines.colocated import (
     RESULTS,
     Bucket,
@@ -34,12 +33,13 @@ from pipelines.colocated import (
     score_piece,
     unit_id,
 )
-from pipelines.columnar import from_ipc, to_ipc
 from pipelines.config import Limits
 from pipelines.corpus import Fragment, Unit, UnreadableError
 from pipelines.errors import InputError, StorageError, carrying_errors
-from pipelines.overlap import doubling
 from pipelines.plan import plan_at
+from pipelines.runtime import progress
+from pipelines.runtime.arrow_ipc import from_ipc, to_ipc
+from pipelines.runtime.threaded_dofn import doubling
 from pipelines.scored import ScorePlaces, UnitScores
 from pipelines.scoring import NO_LIMITS, Scorer, ScorerFactory, UnitScorer, acquire_scorer, shown, waiting_fragments
 from pipelines.skipped import skipped

@@ -20,10 +20,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
-from pipelines.columnar import from_ipc
 from pipelines.corpus.fragments import FRAGMENT_BYTES
 from pipelines.errors import StorageError
 from pipelines.plan import Plan
+from pipelines.runtime.arrow_ipc import from_ipc
 from pipelines.scoring import Scorer, refuse_broken_model
 from pipelines.storage import objects, publish
 from pipelines.storage.files import join, names_in, read_bytes, read_seen

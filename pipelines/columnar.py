@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from pipelines.candidates import COLUMN_NAMES, Candidates, Labels, empty
 from pipelines.config import RunConfig, Step
+from pipelines.runtime.arrow_ipc import from_ipc, to_ipc
 
 _PLACE = ("response_hash", "file", "unit", "row", "response")
 _KINDS = {
@@ -92,20 +93,6 @@ def needs_of(config: RunConfig) -> Needs:
         other=any(step.pairs is not None for step in steps),
         labels=tuple(dict.fromkeys(column for step in steps for _, column in step.columns())),
     )
-
-
-def to_ipc(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
-
-
-def from_ipc(parts: Iterable[bytes], schema: pa.Schema) -> pa.Table:
-    """The concatenation of all parts, in the order given; an empty table where there are none."""
-    tables = [pa.ipc.open_stream(part).read_all() for part in parts]
-    return pa.concat_tables(tables) if tables else schema.empty_table()
 
 
 def to_table(candidates: Candidates, needs: Needs) -> pa.Table:

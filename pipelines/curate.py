@@ -14,25 +14,26 @@ from typing import Any
 
 import apache_beam as beam
 
-from pipelines import hub, progress, throughput
+from pipelines import hub
 from pipelines.colocate import Colocate
 from pipelines.columnar import needs_of
 from pipelines.config import Limits, RunConfig
 from pipelines.ensemble import CombineScores, LoadAlone
 from pipelines.errors import ConfigError
-from pipelines.execution import execute, publish_skipped, publish_totals
 from pipelines.export import Export
 from pipelines.finish import OFFSET_WARNING, Finish, selection_settings
 from pipelines.fleet import Job, score_ahead
 from pipelines.hub import Pushed
-from pipelines.lean import Gather
 from pipelines.observe import Observe
 from pipelines.pieces import Share
 from pipelines.plan import Plan, PlanPaths, Plans, located, make_plans, sweep
 from pipelines.records import Totals
 from pipelines.report.figures import Facts
 from pipelines.reporting import write_report
-from pipelines.runners import checked_options
+from pipelines.runtime import counters, progress
+from pipelines.runtime.beam_options import checked_options
+from pipelines.runtime.execute import execute, publish_skipped, publish_totals
+from pipelines.runtime.transforms import Gather
 from pipelines.score import LoadScorer, ScoreCorpus
 from pipelines.scored import ScorePlaces
 from pipelines.scoring import ScorerFactory
@@ -231,9 +232,9 @@ def curated(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFacto
     secs = time.monotonic() - started
     if counted is None:
         return Outcome(plan, None, {}, secs, handed_over=True, turn=turn)
-    counted = throughput.together(ahead, counted)
+    counted = counters.together(ahead, counted)
     written = manifest.written(config.path)
-    ran = throughput.record(join(config.path, "run.json"), "select" if scorer is None else "run", secs, counted)
+    ran = counters.record(join(config.path, "run.json"), "select" if scorer is None else "run", secs, counted)
     for warning in written.get("warnings", ()):
         if OFFSET_WARNING not in warning:  # that came before the work
             log.warning("%s", warning)
@@ -286,7 +287,7 @@ def score(
     secs = time.monotonic() - started
     if counted is None:
         return Outcome(plans.whole, None, {}, secs, handed_over=True)
-    throughput.record(join(scores, f"run{part}.json"), "score", secs, throughput.together(ahead, counted))
+    counters.record(join(scores, f"run{part}.json"), "score", secs, counters.together(ahead, counted))
     skipped = tuple(json.loads(read_bytes(listed) or b"[]")) if skipping else ()
     totals = [totals_at(summary) for summary in summaries]
     if len(totals) == 1:

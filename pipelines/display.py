@@ -16,8 +16,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-from pipelines import manners, progress
 from pipelines.config import RunConfig
+from pipelines.runtime import logs, progress
 
 if TYPE_CHECKING:
     from pipelines.curate import Outcome
@@ -64,7 +64,7 @@ def describe(now: progress.Progress, secs: float) -> tuple[float, str]:
 
 def bar_wanted() -> bool:
     """Whether somebody watches: standard error is a terminal, and nothing else was asked for."""
-    now = manners.current()
+    now = logs.current()
     return Console(stderr=True).is_terminal and not now.quiet and not now.json_logs
 
 
@@ -117,8 +117,8 @@ def conclude(config: RunConfig, outcome: Outcome) -> None:
 
 def page_written(path: str) -> None:
     """The end of a command that writes one page."""
-    if manners.current().json_logs:
-        sys.stderr.write(manners.json_line("INFO", "written", output=path))
+    if logs.current().json_logs:
+        sys.stderr.write(logs.json_line("INFO", "written", output=path))
     else:
         sys.stdout.write(f"{path}\n")
 
@@ -129,14 +129,14 @@ def cleaned_shown(cleaned: Cleaned, *, dry_run: bool) -> None:
 
     found = {"removed": [path_of(cleaned.root, one) for one in cleaned.versions]}
     found["removed"] += [f"{cleaned.root}/scores/{name}" for name in cleaned.scores]
-    if manners.current().json_logs:
+    if logs.current().json_logs:
         fields = {**found, "kept": cleaned.kept, "dry_run": dry_run}
-        sys.stderr.write(manners.json_line("INFO", "done", **fields, output=cleaned.root))
+        sys.stderr.write(logs.json_line("INFO", "done", **fields, output=cleaned.root))
         return
-    if not manners.current().quiet:
+    if not logs.current().quiet:
         for path in found["removed"]:
             sys.stdout.write(f"{'would remove' if dry_run else 'removed'} {path}\n")
-    sys.stdout.write(f"{cleaned.root}\n" if manners.current().quiet else f"versions kept: {len(cleaned.kept)}\n")
+    sys.stdout.write(f"{cleaned.root}\n" if logs.current().quiet else f"versions kept: {len(cleaned.kept)}\n")
 
 
 def model_fetched(sent: Sent) -> None:
@@ -157,9 +157,9 @@ def model_fetched(sent: Sent) -> None:
 def said(message: str, fields: Mapping[str, Any], *, path: str, table: Callable[[], Iterable[Table]]) -> None:
     """The end of a finished command: tables on standard output; of `--quiet` the path of what was made, alone; of
     `--json-logs` one line with `fields` on standard error."""
-    now = manners.current()
+    now = logs.current()
     if now.json_logs:
-        sys.stderr.write(manners.json_line("INFO", message, **{**fields, "output": path}))
+        sys.stderr.write(logs.json_line("INFO", message, **{**fields, "output": path}))
     elif now.quiet:
         sys.stdout.write(f"{path}\n")
     else:

@@ -20,8 +20,8 @@ from apache_beam.utils.shared import Shared
 from pipelines.combine import COMBINED, ROW, Moments, Standards, combine_tables, measure, merge_moments, standards_of
 from pipelines.config import EnsembleConfig
 from pipelines.errors import InputError, StorageError, carrying_errors
-from pipelines.lean import Gather, Spread
 from pipelines.plan import Plan, plan_at
+from pipelines.runtime.transforms import Gather, Spread
 from pipelines.storage import objects
 from pipelines.storage.files import join
 from pipelines.storage.objects import Footer, ScoreFile

@@ -28,11 +28,11 @@ from pipelines.config import RunConfig, RunnerConfig
 from pipelines.corpus import place_of
 from pipelines.curate import score_files, score_places, selection_of
 from pipelines.errors import ConfigError, InputError, carrying_errors
-from pipelines.execution import execute
-from pipelines.lean import Gather
 from pipelines.plan import Plan, PlanPaths, located, make_plans, plan_at
 from pipelines.records import KeptUnit
-from pipelines.runners import pipeline_options
+from pipelines.runtime.beam_options import pipeline_options
+from pipelines.runtime.execute import execute
+from pipelines.runtime.transforms import Gather
 from pipelines.selection import Select
 from pipelines.steps import Selection, read_candidates
 from pipelines.storage import objects

@@ -14,16 +14,16 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from pipelines import manners
 from pipelines.errors import ConfigError
+from pipelines.runtime import logs
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _Quiet = Annotated[
-    bool, typer.Option(manners.QUIET, help="Print errors and, at the end, the path of the output; nothing else.")
+    bool, typer.Option(logs.QUIET, help="Print errors and, at the end, the path of the output; nothing else.")
 ]
 _JsonLogs = Annotated[
-    bool, typer.Option(manners.JSON_LOGS, help="Log lines, the summary and errors as JSON lines on standard error.")
+    bool, typer.Option(logs.JSON_LOGS, help="Log lines, the summary and errors as JSON lines on standard error.")
 ]
 
 
@@ -33,7 +33,7 @@ class Command(TyperCommand):
     settings: str | None = None  # run | train | evaluate
 
     def invoke(self, ctx: Any) -> Any:
-        manners.offer([flag for parameter in self.get_params(ctx) for flag in parameter.opts if flag.startswith("--")])
+        logs.offer([flag for parameter in self.get_params(ctx) for flag in parameter.opts if flag.startswith("--")])
         return super().invoke(ctx)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
@@ -84,12 +84,12 @@ class App(typer.Typer):
 
 
 def _with_manners(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` with log lines in their places, and with two more options, for parser and help: `manners.adopt` reads them
+    """`function` with log lines in their places, and with two more options, for parser and help: `logs.adopt` reads them
     wherever they stand."""
 
     @functools.wraps(function)
     def command(*, quiet: bool, json_logs: bool, **given: Any) -> Any:
-        from pipelines.logs import set_up
+        from pipelines.runtime.logs import set_up
 
         set_up()
         return function(**given)
@@ -139,7 +139,7 @@ def no_flags(command: str, flags: Sequence[str]) -> str:
     """What is wrong with `flags` of a command that hands none on to Beam."""
     name = flags[0].partition("=")[0]
     remedy = f"`bestkept {command}` takes key.sub=value settings only"
-    return f"unknown option {name}; {suggestion(name, manners.offered(), otherwise=remedy)}"
+    return f"unknown option {name}; {suggestion(name, logs.offered(), otherwise=remedy)}"
 
 
 def suggestion(given: str, known: Sequence[str], *, otherwise: str | None = None) -> str:

@@ -17,15 +17,16 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.pvalue import AsIter, AsSingleton
 
-from pipelines.columnar import Needs, from_ipc, key_halves, score_column, to_labels
+from pipelines.columnar import Needs, key_halves, score_column, to_labels
 from pipelines.corpus import place_of, read_rows, split_units
 from pipelines.errors import carrying_errors
-from pipelines.lean import Gather
 from pipelines.observed import ROWS, Observed, merge_observed
-from pipelines.overlap import Overlapped, doubling
 from pipelines.plan import plan_at
 from pipelines.records import KeptUnit
 from pipelines.report.figures import Facts, figures
+from pipelines.runtime.arrow_ipc import from_ipc
+from pipelines.runtime.threaded_dofn import Overlapped, doubling
+from pipelines.runtime.transforms import Gather
 from pipelines.samples import Told, pick, samples_table, told
 from pipelines.storage import objects
 from pipelines.storage.files import join

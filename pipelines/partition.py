@@ -11,10 +11,11 @@ import pyarrow as pa
 from apache_beam.pvalue import TaggedOutput
 
 from pipelines.candidates import Candidates
-from pipelines.columnar import concatenate, pack, score_columns, scored_candidates, sizes_of, to_ipc
+from pipelines.columnar import concatenate, pack, score_columns, scored_candidates, sizes_of
 from pipelines.length import Sample
-from pipelines.overlap import Overlap, Overlapped
 from pipelines.precombine import shrink
+from pipelines.runtime.arrow_ipc import to_ipc
+from pipelines.runtime.threaded_dofn import Overlap, Overlapped
 from pipelines.steps import Selection, early
 from pipelines.storage import objects
 from pipelines.storage.objects import ScoreFile

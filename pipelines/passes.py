@@ -29,8 +29,8 @@ from pipelines.cuts import (
     settle,
 )
 from pipelines.errors import carrying_errors
-from pipelines.lean import Gather, MergeBundles
-from pipelines.overlap import Overlapped
+from pipelines.runtime.threaded_dofn import Overlapped
+from pipelines.runtime.transforms import Gather, MergeBundles
 
 
 class Loader(Protocol):

@@ -44,7 +44,7 @@ def plan_run(config: RunConfig, flags: Sequence[str] = (), wishes: Wishes | None
     `ConfigError` for a model larger than the GPU that is named, a bad price file, and flags of Beam."""
     from pipelines.curate import score_places, scores_path
     from pipelines.plan import located
-    from pipelines.runners import machines_asked
+    from pipelines.runtime.beam_options import machines_asked
 
     wishes = wishes or Wishes()
     config = located(config)

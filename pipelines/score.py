@@ -14,15 +14,15 @@ import apache_beam as beam
 from apache_beam.pvalue import AsIter
 from apache_beam.utils.shared import Shared
 
-from pipelines import throughput
 from pipelines.config import Limits
 from pipelines.corpus import Unit, UnreadableError, probe
 from pipelines.corpus.rewrite import RewriteLarge
 from pipelines.errors import ModelLoadError, carrying_errors
-from pipelines.lean import Spread
-from pipelines.overlap import Overlapped, doubling
 from pipelines.pieces import Share, units_in, units_of_share
 from pipelines.plan import Plan, plan_at
+from pipelines.runtime import counters
+from pipelines.runtime.threaded_dofn import Overlapped, doubling
+from pipelines.runtime.transforms import Spread
 from pipelines.scored import ScorePlaces
 from pipelines.scoring import NO_LIMITS, Scorer, ScorerFactory, UnitScorer, acquire_scorer
 from pipelines.skipped import skipped
@@ -54,7 +54,7 @@ class LoadScorer:
             )
         except ModelError as error:
             raise ModelLoadError(str(error)) from error
-        scorer.on_batch = throughput.count
+        scorer.on_batch = counters.count
         return scorer
 
 

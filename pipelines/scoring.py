@@ -12,11 +12,11 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from pipelines import progress, throughput
 from pipelines.config import Limits
 from pipelines.corpus import Fragment, Row, Unit, original_columns, original_schema
 from pipelines.errors import InputError, ModelLoadError
 from pipelines.plan import Plan
+from pipelines.runtime import counters, progress
 from pipelines.scored import LookUp, ScorePlaces, UnitScores
 from pipelines.storage import objects
 from pipelines.storage.objects import Footer, ScoreFile
@@ -132,7 +132,7 @@ def shown(found: Sequence[ScoreFile], unit: Unit) -> Iterator[ScoreFile]:
 
 
 def _show(footer: Footer, *, input_bytes: int, found: bool) -> None:
-    throughput.fragment(input_bytes=input_bytes, responses=footer.responses, scored=footer.scored, found=found)
+    counters.fragment(input_bytes=input_bytes, responses=footer.responses, scored=footer.scored, found=found)
 
 
 class _OneAtATime:

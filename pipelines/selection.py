@@ -26,13 +26,13 @@ from pipelines.columnar import Needs, pack, total_size, unpack
 from pipelines.config import Limits
 from pipelines.cuts import Cut
 from pipelines.errors import carrying_errors
-from pipelines.lean import Gather
 from pipelines.length import Sample, fit, merge_samples
-from pipelines.overlap import Overlapped
 from pipelines.partition import ReadScores
 from pipelines.passes import FindCut, FindEdges, Loader
 from pipelines.records import KeptUnit, Totals
 from pipelines.rules import add_ranks, with_rivals
+from pipelines.runtime.threaded_dofn import Overlapped
+from pipelines.runtime.transforms import Gather
 from pipelines.steps import LoadPartition, LoadScores, Selection, read_candidates, take_step
 from pipelines.storage.objects import ScoreFile
 from pipelines.summaries import ExactSum, SelectionSummary, StepCounts, StepSum

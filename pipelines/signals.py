@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from pipelines import manners
+from pipelines.runtime import logs
 
 _ENDS = {
     signal.SIGTERM: "terminated; what is finished stays, and the same command again goes on from there",
@@ -27,7 +27,7 @@ def _end_now(number: int, _frame: object = None) -> None:
         return  # another thread is at it
     show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a progress bar hides it
     with suppress(OSError):  # past the buffer of `sys.stderr`, which the interrupted thread may be writing to
-        line = manners.error_line(_ENDS[signal.Signals(number)], 128 + number)
+        line = logs.error_line(_ENDS[signal.Signals(number)], 128 + number)
         os.write(2, f"{show_cursor}{line}".encode())
     os._exit(128 + number)
 

@@ -17,8 +17,8 @@ from apache_beam.pvalue import AsSingleton
 from pipelines.config import Limits
 from pipelines.corpus import UnreadableError
 from pipelines.errors import InputError, carrying_errors
-from pipelines.lean import Gather
 from pipelines.plan import Plan, plan_at
+from pipelines.runtime.transforms import Gather
 from pipelines.storage.objects import ScoreFile
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from pipelines.config import Columns, RunConfig
 from pipelines.corpus import InputFile
 from pipelines.corpus.columns.detection import resolve
 from pipelines.plan import Plan, PlanPaths
-from pipelines.runners import checked_options, runner_of
+from pipelines.runtime.beam_options import checked_options, runner_of
 
 
 def plan_of(config: RunConfig, *, temperature: float | None = 1.5) -> Plan:

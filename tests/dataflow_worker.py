@@ -16,7 +16,7 @@ from apache_beam.portability import python_urns
 from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-from pipelines import throughput
+from pipelines.runtime import counters
 from pipelines.storage.files import read_bytes
 
 
@@ -35,7 +35,7 @@ def main() -> None:
         del environment.dependencies[:]
     ran = FnApiRunner().run_via_runner_api(pipeline, PipelineOptions([]))
     ran.wait_until_finish()
-    Path(result).write_text(json.dumps(throughput.counters(ran)))
+    Path(result).write_text(json.dumps(counters.counters(ran)))
 
 
 if __name__ == "__main__":

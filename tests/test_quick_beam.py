@@ -15,9 +15,10 @@ from apache_beam.typehints import decorators
 from corpora import corpus_rows, write_jsonl
 from stubs import StubFactory
 
-from pipelines import curate, runners
+from pipelines import curate
 from pipelines.config import RunnerConfig
 from pipelines.plan import make_plans
+from pipelines.runtime import beam_options
 
 
 @pytest.fixture
@@ -140,4 +141,4 @@ def test_views_that_are_made_once_are_those_of_beam(flags):
 
 
 def options_of(flags):
-    return runners.pipeline_options(RunnerConfig(), flags)
+    return beam_options.pipeline_options(RunnerConfig(), flags)

@@ -51,7 +51,7 @@ class _ToLauncher(logging.Handler):
         self._line = line
 
     def emit(self, record: logging.LogRecord) -> None:
-        from pipelines.logs import is_ours
+        from pipelines.runtime.logs import is_ours
 
         if is_ours(record):
             self._line.send("log", record.name, record.levelno, record.getMessage())
@@ -65,7 +65,7 @@ def main() -> None:
             os.sched_setaffinity(0, own)
     threading.Thread(target=_show_life, args=(line,), daemon=True).start()  # before the imports, which take seconds
     from pipelines.errors import failure
-    from pipelines.logs import discard, keep, set_up
+    from pipelines.runtime.logs import discard, keep, set_up
 
     set_up(_ToLauncher(line))
     try:
@@ -107,14 +107,14 @@ def _score(job: Job, line: Line) -> None:
 def _show_life(line: Line) -> None:
     stop = threading.Event()
     while True:
-        line.send("lives", *(_counted() if "pipelines.throughput" in sys.modules else (None, {})))
+        line.send("lives", *(_counted() if "pipelines.runtime.counters" in sys.modules else (None, {})))
         stop.wait(SIGN_OF_LIFE_SECS)
 
 
 def _counted() -> tuple[Any, dict[str, int]]:
-    from pipelines import progress, throughput
+    from pipelines.runtime import counters, progress
 
-    return progress.current(), throughput.counted_here()
+    return progress.current(), counters.counted_here()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ import pytest
 import yaml
 from corpora import corpus_rows
 
-from pipelines import cli, logs
+from pipelines import cli
+from pipelines.runtime import logs
 
 CANARY = "CANARY-5f1d"
 MAY_HOLD = {"data", "samples.parquet", "report.html"}

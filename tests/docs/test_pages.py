@@ -115,7 +115,7 @@ def run(words: tuple[str, ...], monkeypatch) -> int:
 def check(words: tuple[str, ...]) -> None:
     """That a command which cannot run here would be understood."""
     from pipelines.config import EvaluateConfig, RunConfig, TrainConfig, load, validated
-    from pipelines.runners import pipeline_options
+    from pipelines.runtime.beam_options import pipeline_options
 
     assert words[0] == "bestkept"
     command, given = words[1], list(words[2:])

@@ -177,7 +177,7 @@ def test_a_bad_flag_value_is_not_repeated(bestkept, config):
 
 def test_runner_options_that_are_false_become_flags_or_errors(bestkept, config):
     from pipelines.config import RunnerConfig
-    from pipelines.runners import pipeline_options
+    from pipelines.runtime.beam_options import pipeline_options
 
     options = pipeline_options(RunnerConfig(options={"use_public_ips": False, "streaming": True}), [])
     assert options.get_all_options()["use_public_ips"] is False

@@ -22,11 +22,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stubs import NamedFactory, StubFactory, StubScorer, loads, scored_rows
 
-from pipelines import colocate, curate, progress
+from pipelines import colocate, curate
 from pipelines.config import RunConfig
 from pipelines.corpus import fragments
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
 from pipelines.pieces import Share
+from pipelines.runtime import progress
 from pipelines.storage import objects
 
 ON: dict[str, Any] = {"score": {"colocate": "prompt"}}

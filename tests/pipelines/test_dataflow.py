@@ -14,10 +14,11 @@ from corpora import corpus_rows, write_jsonl
 from dataflow_job import job_of
 from stubs import StubFactory
 
-from pipelines import curate, dataflow, runners
+from pipelines import curate
 from pipelines.config import RunConfig, RunnerConfig, load
 from pipelines.errors import ConfigError, Exit
-from pipelines.runners import checked_options, hands_over, pipeline_options
+from pipelines.runtime import beam_options, dataflow
+from pipelines.runtime.beam_options import checked_options, hands_over, pipeline_options
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 GPU, CPU = str(CONFIGS / "dataflow_gpu.yaml"), str(CONFIGS / "dataflow_cpu.yaml")
@@ -166,7 +167,7 @@ def test_credentials_in_a_path_stay_out_of_the_message():
 
 
 def test_selection_asks_for_no_gpu_and_for_no_more_than_a_cpu_job_does(caplog, monkeypatch):
-    monkeypatch.setattr(runners, "find_spec", lambda name: object())
+    monkeypatch.setattr(beam_options, "find_spec", lambda name: object())
     config = with_options("runner.options.max_num_workers=null", "model.dtype=auto")
     with caplog.at_level(logging.INFO):
         options = checked_options(config, [], scores=False).get_all_options()
@@ -176,7 +177,7 @@ def test_selection_asks_for_no_gpu_and_for_no_more_than_a_cpu_job_does(caplog, m
 
 
 def test_one_process_and_few_threads_where_there_is_a_gpu_and_it_is_said(caplog, monkeypatch):
-    monkeypatch.setattr(runners, "find_spec", lambda name: object())
+    monkeypatch.setattr(beam_options, "find_spec", lambda name: object())
     with caplog.at_level(logging.INFO):
         options = checked_options(with_options(), ["--experiments=own"], scores=True).get_all_options()
     assert sorted(options["experiments"]) == ["no_use_multiple_sdk_containers", "own"]
@@ -196,7 +197,7 @@ def test_one_process_and_few_threads_where_there_is_a_gpu_and_it_is_said(caplog,
 
 
 def test_without_the_client_nothing_is_begun(monkeypatch):
-    monkeypatch.setattr(runners, "find_spec", lambda name: None)
+    monkeypatch.setattr(beam_options, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'bestkept\[gcp\]'"):
         curate.curate(load(RunConfig, CPU), scorer=StubFactory())
 

@@ -4,9 +4,10 @@ import pytest
 from corpora import corpus_rows, write_jsonl
 from stubs import StubFactory
 
-from pipelines import curate, progress
+from pipelines import curate
 from pipelines.display import describe
-from pipelines.progress import Progress
+from pipelines.runtime import progress
+from pipelines.runtime.progress import Progress
 
 
 def test_rates_and_time_left_count_from_the_first_scored_fragment():

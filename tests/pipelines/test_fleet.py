@@ -14,12 +14,13 @@ import pytest
 from corpora import TIMED, corpus_rows, write_jsonl
 from stubs import StubFactory, scored_rows
 
-from pipelines import curate, machine, progress
+from pipelines import curate
 from pipelines.config import RunConfig, RunnerConfig
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
 from pipelines.fleet import launcher
 from pipelines.pieces import Share
-from pipelines.progress import Progress
+from pipelines.runtime import machine, progress
+from pipelines.runtime.progress import Progress
 
 ROWS = [
     {**row, "response": row["response"] + " and more" * (number % 5)} for number, row in enumerate(corpus_rows(40, 4))

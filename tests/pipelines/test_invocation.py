@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from pipelines import cli, completion, invocation, manners
+from pipelines import cli, completion, invocation
+from pipelines.runtime import logs
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,7 +33,7 @@ def bestkept(capsys, monkeypatch):
 @pytest.fixture(autouse=True)
 def _plain_manners():
     yield
-    manners.adopt([])
+    logs.adopt([])
 
 
 @pytest.mark.parametrize(
@@ -94,14 +95,14 @@ def test_errors_are_json_lines_too(bestkept, words):
 
 def test_options_count_wherever_they_stand_but_not_behind_a_double_dash():
     for words in (["--quiet", "run", "x"], ["run", "--quiet", "x"], ["run", "x", "--quiet"]):
-        manners.adopt(words)
-        assert manners.current() == manners.Manners(quiet=True)
-    manners.adopt(["run", "x", "--", "--quiet", "--json-logs"])
-    assert manners.current() == manners.Manners()
+        logs.adopt(words)
+        assert logs.current() == logs.Manners(quiet=True)
+    logs.adopt(["run", "x", "--", "--quiet", "--json-logs"])
+    assert logs.current() == logs.Manners()
 
 
 def test_a_field_does_not_hide_level_time_or_message():
-    line = json.loads(manners.json_line("INFO", "done", level="x", message="y", time="z", rows=3))
+    line = json.loads(logs.json_line("INFO", "done", level="x", message="y", time="z", rows=3))
     assert (line["level"], line["message"], line["rows"]) == ("INFO", "done", 3)
     assert line["time"].startswith("20")
 
@@ -113,7 +114,7 @@ def test_any_function_decorated_as_a_command_has_them(capsys, monkeypatch):
     @app.command()
     def one(name: str, count: int = 1) -> None:
         """Do one thing."""
-        seen.append((name, count, manners.current().quiet))
+        seen.append((name, count, logs.current().quiet))
 
     app.command(name="another")(one)
     monkeypatch.setattr(cli, "app", app)

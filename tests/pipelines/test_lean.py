@@ -9,8 +9,8 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 
-from pipelines import lean
-from pipelines.lean import Gather, MergeBundles, Spread
+from pipelines.runtime import transforms
+from pipelines.runtime.transforms import Gather, MergeBundles, Spread
 
 
 def test_nothing_gathers_to_what_merge_says_of_nothing():
@@ -21,7 +21,7 @@ def test_nothing_gathers_to_what_merge_says_of_nothing():
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 40])
 def test_bundles_are_merged_before_one_worker_reads_them(monkeypatch, count):
     """A few at a time, nothing twice, nothing lost; what travels on is one element a bundle."""
-    monkeypatch.setattr(lean, "_MERGED", 3)
+    monkeypatch.setattr(transforms, "_MERGED", 3)
 
     def merge(parts):
         return Counter(sum(parts, Counter()))

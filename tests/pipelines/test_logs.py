@@ -17,7 +17,9 @@ from rich.console import Console
 from rich.table import Table
 from stubs import StubFactory, StubScorer
 
-from pipelines import curate, display, logs, manners, progress
+from pipelines import curate, display
+from pipelines.runtime import logs, progress
+from pipelines.runtime.logs import adopt
 
 CANARY = "CANARY-77e2"
 
@@ -25,7 +27,7 @@ CANARY = "CANARY-77e2"
 @pytest.fixture(autouse=True)
 def _as_it_was():
     yield
-    manners.adopt([])
+    adopt([])
     logs.discard()
 
 
@@ -230,7 +232,7 @@ def test_a_long_path_stays_in_one_line_in_a_pipe_and_is_folded_not_cut_on_a_term
 )
 def test_a_bar_is_for_somebody_who_watches(monkeypatch, words, terminal, wanted):
     monkeypatch.setattr(display, "Console", lambda **_: Console(file=io.StringIO(), force_terminal=terminal))
-    manners.adopt(words)
+    adopt(words)
     assert display.bar_wanted() is wanted
 
 

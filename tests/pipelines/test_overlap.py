@@ -12,14 +12,14 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that
 
-from pipelines import overlap
 from pipelines.errors import InputError, from_text
-from pipelines.lean import Gather
-from pipelines.overlap import Overlap, Overlapped, doubling
+from pipelines.runtime import threaded_dofn
+from pipelines.runtime.threaded_dofn import Overlap, Overlapped, doubling
+from pipelines.runtime.transforms import Gather
 
 
 def test_results_keep_the_order_of_the_calls(monkeypatch):
-    monkeypatch.setattr(overlap, "_threads", lambda: 2)
+    monkeypatch.setattr(threaded_dofn, "_threads", lambda: 2)
     calls = Overlap()
     slow_first = [0.05, 0.0, 0.02, 0.0, 0.0]
     found = []
@@ -30,9 +30,9 @@ def test_results_keep_the_order_of_the_calls(monkeypatch):
 
 
 def test_two_calls_run_at_once(monkeypatch):
-    monkeypatch.setattr(overlap, "_threads", lambda: 2)
+    monkeypatch.setattr(threaded_dofn, "_threads", lambda: 2)
     pool = ThreadPoolExecutor(2)
-    monkeypatch.setattr(overlap, "_pool", lambda _: pool)
+    monkeypatch.setattr(threaded_dofn, "_pool", lambda _: pool)
     meet, calls = threading.Barrier(2, timeout=30), Overlap()
     assert [*calls.put(meet.wait), *calls.put(meet.wait)] == []
     assert sorted(calls.drain()) == [0, 1]
@@ -40,7 +40,7 @@ def test_two_calls_run_at_once(monkeypatch):
 
 @pytest.mark.parametrize("far", [True, False])
 def test_more_calls_run_at_once_where_they_mostly_wait(monkeypatch, far):
-    monkeypatch.setattr(overlap, "_threads", lambda: 2)
+    monkeypatch.setattr(threaded_dofn, "_threads", lambda: 2)
     meet, calls = threading.Barrier(8, timeout=30 if far else 0.1), Overlap(far=far)
     found = [outcome for _ in range(8) for outcome in calls.put(_met, meet)] + list(calls.drain())
     assert found == [far] * 8

@@ -465,7 +465,7 @@ def test_shares_have_parts_of_one_file(tmp_path, configure, large, bad):
 
 @pytest.mark.slow
 def test_workers_read_parts_of_one_file(tmp_path, configure, large, monkeypatch):
-    from pipelines import machine
+    from pipelines.runtime import machine
 
     monkeypatch.setattr(machine, "cores", lambda: 4)
     put(tmp_path / "in" / "a.jsonl.gz", gzip.compress(awkward()))

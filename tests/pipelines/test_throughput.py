@@ -10,7 +10,7 @@ from stubs import StubFactory
 
 from pipelines import curate
 from pipelines.errors import ModelLoadError
-from pipelines.throughput import COUNTERS, rates
+from pipelines.runtime.counters import COUNTERS, rates
 
 TOTALS = dict(zip(COUNTERS, (300, 4000, 2500, 500, 80_000, 400_000, 2_000_000), strict=True))
 

@@ -21,9 +21,10 @@ from corpora import TIMED, corpus_rows, write_jsonl
 from dataflow_service import TESTS, DataflowService
 from stubs import StubFactory, scored_rows
 
-from pipelines import curate, following, progress
+from pipelines import curate, following
 from pipelines.config import RunConfig, load
 from pipelines.errors import Exit, InputError, RejectedError, StorageError
+from pipelines.runtime import progress
 from pipelines.versions import latest_path
 
 JOB_TYPE_BATCH = 1  # enumerations travel as numbers

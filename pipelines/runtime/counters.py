@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from apache_beam.metrics import Metrics, MetricsFilter
 
-from pipelines import progress
+from pipelines.runtime import progress
 from pipelines.storage import canonical_json, publish
 
 if TYPE_CHECKING:

@@ -1,24 +1,68 @@
-"""Following a job that runs elsewhere: its counters go into the progress display, and how it ended is told. No Beam.
-
-A local run is over when it has been started, and counts in this process.
-"""
+"""Running a graph to its end, wherever it runs, and noting what it took."""
 
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
-from pipelines import progress, throughput
-from pipelines.errors import StorageError, from_text, remedy, whereabouts
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
 
-log = logging.getLogger(__name__)
+from pipelines.config import RunnerConfig
+from pipelines.errors import BestkeptError, StorageError, carrying_errors, failure, from_text, remedy, whereabouts
+from pipelines.plan import plan_at
+from pipelines.records import Totals
+from pipelines.runtime import counters, progress
+from pipelines.runtime.beam_options import hands_over, runner_of
+from pipelines.skipped import names_of
+from pipelines.storage import canonical_json, publish
 
 EVERY_SECS = 15.0  # between two looks at the counters of a job
 _ENDED_BY_SOMEBODY = {"CANCELLED": "was cancelled", "DRAINED": "was drained", "UPDATED": "was replaced by another"}
 _GOES_ON = "what is scored stays, and the same command again goes on from there"
+__all__ = ["EVERY_SECS", "wait"]
+
+log = logging.getLogger(__name__)
+
+
+def execute(
+    runner: RunnerConfig, options: PipelineOptions, build_graph: Callable[[Any], None]
+) -> dict[str, int] | None:
+    """Build and run to the end, and return what the model's counters say, or None where the runner goes on alone; a
+    `BestkeptError` of a worker is raised here.
+
+    Raises `StorageError` for anything else, naming type and place but not the message, which may hold row text.
+    """
+    chosen = runner_of(runner)
+    progress.stage("scoring")
+    try:
+        pipeline = beam.Pipeline(runner=chosen, options=options)
+        build_graph(pipeline)
+        result = pipeline.run()
+        if hands_over(options):
+            log.info("%s goes on alone: what it has made is complete when manifest.json is there", runner.name)
+            return None
+        return wait(result, counts_here=runner.name == "local")
+    except BestkeptError:
+        raise
+    except Exception as error:
+        raise failure(error, "the pipeline") from error
+
+
+def publish_totals(totals: Totals, path: str, *, replace: bool = False) -> None:
+    """Write them; with `replace`, as skipped files make it necessary, over those of a run that could read other files."""
+    with carrying_errors():
+        (publish.replace if replace else publish.create_or_equal)(path, canonical_json.to_json(totals.to_json()))
+
+
+def publish_skipped(left_out: dict[int, str], path: str, plan_path: str) -> None:
+    with carrying_errors():
+        publish.replace(path, json.dumps(names_of(left_out, plan_at(plan_path))).encode())
 
 
 def wait(result: Any, *, counts_here: bool) -> dict[str, int]:
@@ -39,7 +83,7 @@ def wait(result: Any, *, counts_here: bool) -> dict[str, int]:
         raise StorageError(ended) from error
     finally:
         stop.set()
-    counted = throughput.counters(result)
+    counted = counters.counters(result)
     if not counts_here:
         progress.reported(counted, since=started)
     return counted
@@ -69,13 +113,10 @@ def _follow(result: Any, stop: threading.Event) -> None:
     while not stop.wait(EVERY_SECS):
         now = time.monotonic()
         try:  # of a copy: Beam's keeps the first answer that comes after the end, and that may be older than the last one
-            counted = throughput.counted(copy.copy(result.metrics()), tentative=True)
+            counted = counters.counted(copy.copy(result.metrics()), tentative=True)
         except Exception as error:
             log.debug("the job's counters are not to be had (%s)", type(error).__name__)
             continue
         if not stop.is_set():
             progress.reported(counted, since=before)
         before = now
-
-
-__all__ = ["EVERY_SECS", "wait"]

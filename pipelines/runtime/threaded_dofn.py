@@ -18,9 +18,9 @@ from typing import Any, NamedTuple, TypeVar
 import apache_beam as beam
 from apache_beam.typehints.decorators import no_annotations
 
-from pipelines import machine
 from pipelines.errors import carrying_errors
-from pipelines.lean import windowed
+from pipelines.runtime import machine
+from pipelines.runtime.transforms import windowed
 
 T = TypeVar("T")
 

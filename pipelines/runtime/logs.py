@@ -8,6 +8,7 @@ place, the type of an exception, and its text only where that is a constant of t
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -16,14 +17,15 @@ import tempfile
 import threading
 import traceback
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
+from typing import Any, TextIO
 
-from pipelines import manners
-
+QUIET, JSON_LOGS = "--quiet", "--json-logs"
 _OURS = ("pipelines", "rm")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in ([\w<>]+)')
 
@@ -70,15 +72,13 @@ class _Terminal(logging.Handler):
     """Our lines on whatever is standard error at the time: a progress bar puts itself in its place, to stay below them."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        now = manners.current()
+        now = current()
         if not is_ours(record) or (now.quiet and record.levelno < logging.ERROR):
             return
         try:
             message = record.getMessage()
-            if now.json_logs:
-                line = manners.json_line(record.levelname, message, **getattr(record, "fields", {}))
-            else:
-                line = f"{message}\n"
+            fields = getattr(record, "fields", {})
+            line = json_line(record.levelname, message, **fields) if now.json_logs else f"{message}\n"
             stream: TextIO = sys.stderr
             stream.write(line)
             stream.flush()
@@ -138,3 +138,48 @@ def _safe_text(record: logging.LogRecord) -> str:
     if isinstance(record.msg, str) and any(record.msg == one for one in constants if isinstance(one, str)):
         return record.msg
     return "(text left out: it may hold data)"
+
+
+@dataclass(frozen=True)
+class Manners:
+    quiet: bool = False
+    json_logs: bool = False
+
+
+_now = Manners()
+_offered: tuple[str, ...] = (QUIET, JSON_LOGS)
+
+
+def adopt(words: Sequence[str]) -> None:
+    """Take the manners that a command line asks for, before its command or after; what follows `--` are no options."""
+    global _now
+    options = words[: words.index("--")] if "--" in words else words
+    _now = Manners(quiet=QUIET in options, json_logs=JSON_LOGS in options)
+
+
+def current() -> Manners:
+    return _now
+
+
+def offer(options: Sequence[str]) -> None:
+    """Note the options of the command that runs, so that a misspelt one is not taken for a flag of Beam's."""
+    global _offered
+    _offered = tuple(options)
+
+
+def offered() -> tuple[str, ...]:
+    return _offered
+
+
+def json_line(level: str, message: str, /, **fields: Any) -> str:
+    """One line of `--json-logs`, with its line end: level, time (UTC), message and fields; a field never hides one of these."""
+    time = datetime.now(UTC).isoformat(timespec="milliseconds")
+    content = {"time": time, "level": level, "message": message}
+    return json.dumps({**content, **fields, **content}, default=str) + "\n"
+
+
+def error_line(message: str, exit_code: int, /, **fields: Any) -> str:
+    """The last line of a command that fails, with its line end."""
+    if _now.json_logs:
+        return json_line("ERROR", message, exit_code=exit_code, **fields)
+    return f"bestkept: {message}\n"

@@ -19,11 +19,11 @@ from apache_beam.options.pipeline_options import (
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import create_runner
 
-from pipelines import dataflow, manners
 from pipelines.config import RunConfig, RunnerConfig
 from pipelines.errors import ConfigError
 from pipelines.hardware import Asked
-from pipelines.machine import check_workers
+from pipelines.runtime import dataflow, logs
+from pipelines.runtime.machine import check_workers
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def pipeline_options(config: RunnerConfig, flags: Sequence[str]) -> PipelineOpti
                 "--shard is an option of `bestkept score`; `bestkept run` goes on when all shards are scored"
             )
         if name not in known:
-            close = difflib.get_close_matches(name, [*manners.offered(), *known], n=1)
+            close = difflib.get_close_matches(name, [*logs.offered(), *known], n=1)
             hint = f"did you mean {close[0]}?" if close else "our own settings have the form key.sub=value"
             raise ConfigError(f"unknown option {name}, neither ours nor Beam's; {hint}")
     _, stray = parser.parse_known_args(given)
