@@ -58,8 +58,8 @@ def config_of(corpus: str, output: str) -> Any:
 
 
 def plan(corpus: str, output: str) -> dict[str, float]:
-    from pipelines.curate import scores_path
     from pipelines.plan import Plan, make_plans
+    from pipelines.score.unit_scores import scores_path
 
     config = config_of(corpus, output)
     before, started = resident_mb("VmHWM"), time.monotonic()

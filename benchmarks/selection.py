@@ -43,7 +43,7 @@ def make_scores(root: Path, rows: int) -> None:
     import numpy as np
     import pyarrow as pa
 
-    from pipelines.storage import objects
+    from pipelines.score import score_files
 
     rng = np.random.default_rng(0)
     prompts = max(1, rows // 10)
@@ -76,16 +76,16 @@ def make_scores(root: Path, rows: int) -> None:
             "truncated": pa.array(np.zeros(count, dtype=bool)),
             "source": pa.array([f"source-{n}" for n in range(SOURCES)]).take(pa.array(own % SOURCES)),
         }
-        table = pa.table([pa.array(columns[f.name]) for f in objects.COLUMNS], schema=objects.COLUMNS)
-        footer = objects.Footer(
+        table = pa.table([pa.array(columns[f.name]) for f in score_files.COLUMNS], schema=score_files.COLUMNS)
+        footer = score_files.Footer(
             fingerprint="benchmark", file_key=f"{number:02d}", file_size=1, file_version="1", unit=0, unit_start=0,
             fragment=0, rows=count, last=True, responses=count, scored=int((~null).sum()),
             rejected={"nan_reward": int(null.sum())}, first_rejected=[], truncated=0, tokens=0,
             text_bytes=int(chars.sum()) + 300 * count, content_hash="",
         )  # fmt: skip
         path = root / f"{number:02d}.parquet"
-        path.write_bytes(objects.encode(table, footer, ""))
-        descriptors.append(objects.ScoreFile(str(path), number, footer).to_bytes().decode())
+        path.write_bytes(score_files.encode(table, footer, ""))
+        descriptors.append(score_files.ScoreFile(str(path), number, footer).to_bytes().decode())
     (root / "descriptors.json").write_text(json.dumps(descriptors))
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pipelines.corpus import InputFile
 from pipelines.estimate import Quantity
 from pipelines.plan import Plan
-from pipelines.storage import objects
+from pipelines.score import score_files
+from pipelines.score.score_files import Footer
 from pipelines.storage.files import join, names_in
-from pipelines.storage.objects import Footer
 
 MOST_READ = 4_000  # score files, about 2 ms each
 _THREADS = 16
@@ -59,11 +59,11 @@ def already_scored(plan: Plan, directories: tuple[str, ...], *, seed: int) -> Al
 
 def _footer(path: str, files: Mapping[str, InputFile], plan: Plan) -> Footer | None:
     """Its footer, if it is a valid score file of one of these files as it is now, cut as the plan cuts."""
-    there = objects.read(path)
+    there = score_files.read(path)
     if there is None:
         return None
     own, file = there[1], files.get(there[1].file_key)
-    name = objects.name_of(
+    name = score_files.name_of(
         file_key=own.file_key,
         unit=own.unit,
         unit_start=own.unit_start,

@@ -100,7 +100,7 @@ def score(
     """Score a corpus and stop; what is scored already is not scored again."""
     settings, flags = _run_config(config, extra)
     from pipelines import curate
-    from pipelines.pieces import Share
+    from pipelines.score.work import Share
 
     share = None if shard is None else Share.of(shard)
     _show(settings, lambda: curate.score(settings, flags, scorer=curate.default_scorer(settings), share=share))

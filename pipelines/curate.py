@@ -15,36 +15,36 @@ from typing import Any
 import apache_beam as beam
 
 from pipelines import hub
-from pipelines.colocate import Colocate
 from pipelines.columnar import needs_of
 from pipelines.config import Limits, RunConfig
-from pipelines.ensemble import CombineScores, LoadAlone
 from pipelines.errors import ConfigError
 from pipelines.export import Export
 from pipelines.finish import OFFSET_WARNING, Finish, selection_settings
 from pipelines.fleet import Job, score_ahead
 from pipelines.hub import Pushed
 from pipelines.observe import Observe
-from pipelines.pieces import Share
 from pipelines.plan import Plan, PlanPaths, Plans, located, make_plans, sweep
-from pipelines.records import Totals
 from pipelines.report.figures import Facts
 from pipelines.reporting import write_report
 from pipelines.runtime import counters, progress
 from pipelines.runtime.beam_options import checked_options
-from pipelines.runtime.execute import execute, publish_skipped, publish_totals
+from pipelines.runtime.execute import execute
 from pipelines.runtime.transforms import Gather
-from pipelines.score import LoadScorer, ScoreCorpus
-from pipelines.scored import ScorePlaces
-from pipelines.scoring import ScorerFactory
+from pipelines.score.colocation_transform import Colocate
+from pipelines.score.ensemble_transform import CombineScores
+from pipelines.score.load_model import LoadAlone, LoadScorer
+from pipelines.score.skip_transform import LeaveOut, publish_skipped
+from pipelines.score.totals import Totals, check_limits, check_share, publish_totals, sum_totals, totals_at, totals_of
+from pipelines.score.transform import ScoreCorpus
+from pipelines.score.unit_scorer import ScorerFactory
+from pipelines.score.unit_scores import ScorePlaces, score_places, scores_path
+from pipelines.score.work import Share
 from pipelines.selection import Select
 from pipelines.shapes import Shape
-from pipelines.skipped import LeaveOut
 from pipelines.splits import Split
 from pipelines.steps import Selection
 from pipelines.storage import canonical_json, manifest
 from pipelines.storage.files import absolute, join, read_bytes
-from pipelines.totals import check_limits, check_share, sum_totals, totals_at, totals_of
 from pipelines.versions import Turn, is_latest, placed, point, take_turn
 
 log = logging.getLogger(__name__)
@@ -314,14 +314,6 @@ def way_of(config: RunConfig) -> dict[str, Any]:
     """How `score_models` goes about it."""
     colocate = config.score.colocate is not None
     return {"limits": config.limits, "accelerator": config.runner.accelerator, "colocate": colocate}
-
-
-def score_places(config: RunConfig) -> ScorePlaces:
-    return ScorePlaces(scores_path(config), tuple(map(absolute, config.scores.also)))
-
-
-def scores_path(config: RunConfig) -> str:
-    return absolute(config.scores_path)
 
 
 def default_scorer(config: RunConfig) -> ScorerFactory | None:

@@ -12,18 +12,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.pvalue import AsIter, AsSingleton
 
-from pipelines.combine import Standards
 from pipelines.config import RunConfig
 from pipelines.corpus import InputFile, place_of
 from pipelines.errors import carrying_errors
 from pipelines.length import Curve
 from pipelines.plan import Plan, name_of, plan_at
-from pipelines.records import Shard, Totals
+from pipelines.records import Shard
 from pipelines.report import card
 from pipelines.reporting import write_report
 from pipelines.runtime.arrow_ipc import from_ipc
 from pipelines.runtime.transforms import Gather
-from pipelines.skipped import names_of
+from pipelines.score.ensemble import Standards
+from pipelines.score.skip_transform import names_of
+from pipelines.score.totals import Totals
 from pipelines.splits import TRAIN
 from pipelines.storage.canonical_json import digest, to_json
 from pipelines.storage.files import join, open_for_reading

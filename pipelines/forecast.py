@@ -190,7 +190,7 @@ def benchmark(plan: Plan, waiting: Sequence[BlockOfRows], *, seed: int, secs: fl
 
     Calls grow until one takes a second or two; those of that size count. Raises `ModelLoadError`.
     """
-    from pipelines.score import LoadScorer
+    from pipelines.score.load_model import LoadScorer
 
     started = time.perf_counter()
     scorer: Any = LoadScorer()(plan)

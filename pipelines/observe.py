@@ -28,9 +28,9 @@ from pipelines.runtime.arrow_ipc import from_ipc
 from pipelines.runtime.threaded_dofn import Overlapped, doubling
 from pipelines.runtime.transforms import Gather
 from pipelines.samples import Told, pick, samples_table, told
-from pipelines.storage import objects
+from pipelines.score import score_files
+from pipelines.score.score_files import ScoreFile
 from pipelines.storage.files import join
-from pipelines.storage.objects import ScoreFile
 from pipelines.storage.publish import create
 
 _SCORES, _KEPT = b"s", b"k"  # what an element is, in its first byte
@@ -107,7 +107,7 @@ class ObserveUnits(Overlapped):
 
 def rows_of(file: ScoreFile, facts: Facts, kept: Any) -> pa.Table:
     """The scored responses of a score file in the columns of `ROWS`; `kept` are ascending places of those that were kept."""
-    scores = objects.read_columns(file.path, columns_of(facts), file.footer)
+    scores = score_files.read_columns(file.path, columns_of(facts), file.footer)
     if scores["reward"].null_count:
         scores = scores.filter(scores["reward"].is_valid())
     count = scores.num_rows

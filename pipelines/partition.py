@@ -16,10 +16,11 @@ from pipelines.length import Sample
 from pipelines.precombine import shrink
 from pipelines.runtime.arrow_ipc import to_ipc
 from pipelines.runtime.threaded_dofn import Overlap, Overlapped
+from pipelines.score import score_files
+from pipelines.score.exact_sum import ExactSum
+from pipelines.score.score_files import ScoreFile
 from pipelines.steps import Selection, early
-from pipelines.storage import objects
-from pipelines.storage.objects import ScoreFile
-from pipelines.summaries import ExactSum, SelectionSummary, StepCounts
+from pipelines.summaries import SelectionSummary, StepCounts
 
 _BLOCK_ROWS = 200_000  # that are partitioned at a time, at least; 10 MB
 _HELD_ROWS = 5_000_000  # of a bundle, before they are shuffled: 250 MB
@@ -55,7 +56,7 @@ class ReadScores(Overlapped):
         footer = descriptor.footer
         columns = score_columns(needs)
         extra = ["row", "response_index", "reason"] if footer.rejected else ["row"] if self._with_schemas else []
-        scores = objects.read_columns(descriptor.path, list(dict.fromkeys([*columns, *extra])), footer)
+        scores = score_files.read_columns(descriptor.path, list(dict.fromkeys([*columns, *extra])), footer)
         everything = scored_candidates(scores, file=descriptor.file, unit=footer.unit, needs=needs)
         candidates, counts = early(everything, self._selection, sides, until=len(self._selection.steps))
         fragment = [footer.unit, footer.fragment, footer.content_hash, footer.rows, footer.responses, footer.scored]
@@ -66,7 +67,7 @@ class ReadScores(Overlapped):
             outputs.append(TaggedOutput("rejected", (descriptor.file, rejected)))
         if self._with_schemas:
             place = (descriptor.file, footer.unit, footer.fragment)
-            outputs.append(TaggedOutput("schemas", [(objects.original_schema(scores), place)]))
+            outputs.append(TaggedOutput("schemas", [(score_files.original_schema(scores), place)]))
         outputs.append(TaggedOutput("summary", _summary(everything, counts, self._selection)))
         return _Read(candidates, outputs)
 

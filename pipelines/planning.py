@@ -42,9 +42,9 @@ class Wishes:
 def plan_run(config: RunConfig, flags: Sequence[str] = (), wishes: Wishes | None = None) -> dict[str, Any]:
     """The plan as plain JSON values; see `bestkept plan --json`. Raises `BestkeptError` like a run that cannot start, and
     `ConfigError` for a model larger than the GPU that is named, a bad price file, and flags of Beam."""
-    from pipelines.curate import score_places, scores_path
     from pipelines.plan import located
     from pipelines.runtime.beam_options import machines_asked
+    from pipelines.score.unit_scores import score_places, scores_path
 
     wishes = wishes or Wishes()
     config = located(config)

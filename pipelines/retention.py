@@ -18,7 +18,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pipelines.errors import InputError
-from pipelines.storage import objects, publish
+from pipelines.score import score_files
+from pipelines.storage import publish
 from pipelines.storage.canonical_json import to_json
 from pipelines.storage.files import absolute, join, names_in, read_bytes, size_of
 from pipelines.storage.manifest import read_manifest
@@ -224,5 +225,5 @@ def _of_others(directory: str, names: Collection[str], keys: Collection[str]) ->
     """Those that are valid score files of input files other than these."""
     own = [name for name in names if name.endswith(".parquet") and "/" not in name]
     with ThreadPoolExecutor(_THREADS) as pool:
-        read = pool.map(lambda name: objects.read(join(directory, name)), own)
+        read = pool.map(lambda name: score_files.read(join(directory, name)), own)
         return [name for name, there in zip(own, read, strict=True) if there and there[1].file_key not in keys]

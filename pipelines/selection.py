@@ -29,14 +29,15 @@ from pipelines.errors import carrying_errors
 from pipelines.length import Sample, fit, merge_samples
 from pipelines.partition import ReadScores
 from pipelines.passes import FindCut, FindEdges, Loader
-from pipelines.records import KeptUnit, Totals
+from pipelines.records import KeptUnit
 from pipelines.rules import add_ranks, with_rivals
 from pipelines.runtime.threaded_dofn import Overlapped
 from pipelines.runtime.transforms import Gather
+from pipelines.score.exact_sum import ExactSum
+from pipelines.score.score_files import ScoreFile
+from pipelines.score.totals import Totals, check_limits, sum_totals, totals_of
 from pipelines.steps import LoadPartition, LoadScores, Selection, read_candidates, take_step
-from pipelines.storage.objects import ScoreFile
-from pipelines.summaries import ExactSum, SelectionSummary, StepCounts, StepSum
-from pipelines.totals import check_limits, sum_totals, totals_of
+from pipelines.summaries import SelectionSummary, StepCounts, StepSum
 
 _KEPT_ROWS = 1_000_000  # in one element
 

@@ -13,8 +13,8 @@ from pipelines.config import BestOfN, Step
 from pipelines.cuts import Cut, keep
 from pipelines.length import Curve
 from pipelines.rules import apply_step
-from pipelines.storage import objects
-from pipelines.storage.objects import ScoreFile
+from pipelines.score import score_files
+from pipelines.score.score_files import ScoreFile
 from pipelines.summaries import StepCounts, StepSum
 
 
@@ -129,5 +129,5 @@ def take_step(candidates: Candidates, step: Step, *, cut: Cut | None, temperatur
 
 
 def read_candidates(descriptor: ScoreFile, needs: Needs) -> Candidates:
-    scores = objects.read_columns(descriptor.path, score_columns(needs), descriptor.footer)
+    scores = score_files.read_columns(descriptor.path, score_columns(needs), descriptor.footer)
     return scored_candidates(scores, file=descriptor.file, unit=descriptor.footer.unit, needs=needs)

@@ -11,9 +11,9 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipelines.colocated import keys_of, prompt_text
 from pipelines.estimate import Block, Quantity, product_of, sampled_total
 from pipelines.forecast import Forecast, Group, groups_of
+from pipelines.score.colocation import keys_of, prompt_text
 from pipelines.survey import BlockOfRows
 from rm.conversations import Conversation
 

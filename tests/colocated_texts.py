@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.colocated import Bundle, keys_of, prompt_text
+from pipelines.score.colocation import Bundle, keys_of, prompt_text
 from rm.conversations import from_prompt
 
 Texts = list[tuple[str, str, int]]

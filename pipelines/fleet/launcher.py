@@ -21,13 +21,13 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 
 from pipelines.config import Limits
-from pipelines.corpus.rewrite import rewrite_large
 from pipelines.errors import StorageError, from_text
-from pipelines.pieces import PIECES_PER_HAND, Piece, Share, cut, share_of, stripe, whole_files
 from pipelines.plan import PlanPaths, Plans
 from pipelines.runtime import machine, progress
-from pipelines.scored import ScorePlaces
-from pipelines.scoring import ScorerFactory
+from pipelines.score.rewrite_transform import rewrite_large
+from pipelines.score.unit_scorer import ScorerFactory
+from pipelines.score.unit_scores import ScorePlaces
+from pipelines.score.work import PIECES_PER_HAND, Piece, Share, cut, share_of, stripe, whole_files
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipelines.fleet.launcher import Job
-    from pipelines.pieces import Piece
+    from pipelines.score.work import Piece
 
 SIGN_OF_LIFE_SECS = 1.0
 
@@ -81,9 +81,9 @@ def _score(job: Job, line: Line) -> None:
     """Piece after piece, until there are no more."""
     from pipelines.corpus import UnreadableError, split_units
     from pipelines.corpus.rewrite import rewrite
-    from pipelines.ensemble import LoadAlone
     from pipelines.plan import plan_at
-    from pipelines.score import ScoreUnits
+    from pipelines.score.load_model import LoadAlone
+    from pipelines.score.transform import ScoreUnits
 
     load = job.scorer if len(job.paths.members) == 1 else LoadAlone(job.scorer)
     members = [ScoreUnits(path, job.places, load, limits=job.limits) for path in job.paths.members]

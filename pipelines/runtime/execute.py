@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import threading
 import time
@@ -14,13 +13,9 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines.config import RunnerConfig
-from pipelines.errors import BestkeptError, StorageError, carrying_errors, failure, from_text, remedy, whereabouts
-from pipelines.plan import plan_at
-from pipelines.records import Totals
+from pipelines.errors import BestkeptError, StorageError, failure, from_text, remedy, whereabouts
 from pipelines.runtime import counters, progress
 from pipelines.runtime.beam_options import hands_over, runner_of
-from pipelines.skipped import names_of
-from pipelines.storage import canonical_json, publish
 
 EVERY_SECS = 15.0  # between two looks at the counters of a job
 _ENDED_BY_SOMEBODY = {"CANCELLED": "was cancelled", "DRAINED": "was drained", "UPDATED": "was replaced by another"}
@@ -52,17 +47,6 @@ def execute(
         raise
     except Exception as error:
         raise failure(error, "the pipeline") from error
-
-
-def publish_totals(totals: Totals, path: str, *, replace: bool = False) -> None:
-    """Write them; with `replace`, as skipped files make it necessary, over those of a run that could read other files."""
-    with carrying_errors():
-        (publish.replace if replace else publish.create_or_equal)(path, canonical_json.to_json(totals.to_json()))
-
-
-def publish_skipped(left_out: dict[int, str], path: str, plan_path: str) -> None:
-    with carrying_errors():
-        publish.replace(path, json.dumps(names_of(left_out, plan_at(plan_path))).encode())
 
 
 def wait(result: Any, *, counts_here: bool) -> dict[str, int]:

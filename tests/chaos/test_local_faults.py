@@ -14,7 +14,8 @@ from chaos.harness import Ended, Place
 from corpora import TIMED
 
 from pipelines.errors import StorageError
-from pipelines.storage import objects, publish
+from pipelines.score import score_files
+from pipelines.storage import publish
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +57,7 @@ def whole(output: Path, *, temporaries: int = 0) -> int:
     assert not (output / "manifest.json").exists()
     assert len(list(output.rglob(".*"))) == temporaries
     files = list((output / "scores").rglob("*.parquet"))
-    assert all(objects.read(str(file)) for file in files)
+    assert all(score_files.read(str(file)) for file in files)
     return len(files)
 
 

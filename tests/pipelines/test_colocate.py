@@ -22,13 +22,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stubs import NamedFactory, StubFactory, StubScorer, loads, scored_rows
 
-from pipelines import colocate, curate
+from pipelines import curate
 from pipelines.config import RunConfig
 from pipelines.corpus import fragments
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
-from pipelines.pieces import Share
 from pipelines.runtime import progress
-from pipelines.storage import objects
+from pipelines.score import colocation_transform
+from pipelines.score import score_files as objects
+from pipelines.score.work import Share
 
 ON: dict[str, Any] = {"score": {"colocate": "prompt"}}
 
@@ -130,8 +131,8 @@ def test_whatever_file_a_row_lies_in(configure, rows, rows_per_fragment, bits):
             (root / "in").mkdir(exist_ok=True)
             with (root / "in" / f"{file}.jsonl").open("a") as stream:
                 stream.write(json.dumps({"prompt": prompt, "response": f"reply {response}"}) + "\n")
-        patch.setattr(colocate, "bits_of", lambda plan: bits)
-        patch.setattr(colocate, "_HELD_BYTES", 300)
+        patch.setattr(colocation_transform, "bits_of", lambda plan: bits)
+        patch.setattr(colocation_transform, "_HELD_BYTES", 300)
         changes = {"input": {"rows_per_fragment": rows_per_fragment}, **LIMITS}
         for name, more in (("plain", {}), ("on", ON)):
             (root / name).mkdir()
@@ -176,7 +177,7 @@ def spread(tmp_path):
 
 
 def test_the_model_sees_a_prompt_with_all_its_responses_at_once(tmp_path, configure, spread, watched, monkeypatch):
-    monkeypatch.setattr(colocate, "bits_of", lambda plan: 2)
+    monkeypatch.setattr(colocation_transform, "bits_of", lambda plan: 2)
     made(configure, tmp_path / "on", spread, scorer=factory, input={"rows_per_fragment": 9}, **ON)
     seen = [group for call in watched.calls_seen for group in call]
     assert sorted(seen) == sorted((f"prompt number {number}", 4) for number in range(12))
@@ -260,7 +261,7 @@ def test_half_a_unit_is_scored_already(tmp_path, configure, spread):
 
 def test_broken_off_and_run_again(tmp_path, configure, spread, watched, monkeypatch):
     """Nothing is scored twice, whether it broke off while scoring or while score files were written."""
-    monkeypatch.setattr(colocate, "bits_of", lambda plan: 1)
+    monkeypatch.setattr(colocation_transform, "bits_of", lambda plan: 1)
     plain = made(configure, tmp_path / "plain", spread, input={"rows_per_fragment": 8})
     root, changes = tmp_path / "on", {"input": {"rows_per_fragment": 8}, **ON}
     watched.breaks_after = 3
@@ -270,18 +271,18 @@ def test_broken_off_and_run_again(tmp_path, configure, spread, watched, monkeypa
     assert len(list(out.glob("scores/*/colocated/*/*.parquet"))) == 3
     assert not score_files(out)
     watched.breaks_after = None
-    written = colocate.UnitScorer.score_unit
+    written = colocation_transform.UnitScorer.score_unit
 
     def breaks(self, file_number, unit, found):
         if len(score_files(out)) >= 3:
             raise StorageError("the disk is lost")
         return written(self, file_number, unit, found)
 
-    monkeypatch.setattr(colocate.UnitScorer, "score_unit", breaks)
+    monkeypatch.setattr(colocation_transform.UnitScorer, "score_unit", breaks)
     with pytest.raises(StorageError, match="the disk is lost"):
         made(configure, root, spread, scorer=factory, **changes)
     assert 0 < len(score_files(out)) < len(score_files(plain))
-    monkeypatch.setattr(colocate.UnitScorer, "score_unit", written)
+    monkeypatch.setattr(colocation_transform.UnitScorer, "score_unit", written)
 
     def no_model(plan):
         raise AssertionError("a model is loaded though all results are there")

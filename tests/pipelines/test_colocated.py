@@ -14,8 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stubs import StubScorer, stub_reward
 
-from pipelines import colocated
-from pipelines.colocated import (
+from pipelines.corpus import InputFile
+from pipelines.corpus.columns.row_mapping import RowMapping
+from pipelines.errors import ModelLoadError, StorageError
+from pipelines.plan import Plan
+from pipelines.score import colocation
+from pipelines.score.colocation import (
     RESULTS,
     Bucket,
     Results,
@@ -31,10 +35,6 @@ from pipelines.colocated import (
     read_results,
     score_piece,
 )
-from pipelines.corpus import InputFile
-from pipelines.corpus.columns.row_mapping import RowMapping
-from pipelines.errors import ModelLoadError, StorageError
-from pipelines.plan import Plan
 from rm.conversations import from_prompt, prompt_key
 
 PLAN = Plan((), RowMapping("prompt_response", "p", "r"), 8, 2**20, {"dtype": "float32"}, {}, "f")
@@ -106,7 +106,7 @@ def test_pieces_are_bounded_and_cut_a_prompt_only_where_it_alone_is_too_large(si
 def test_pieces_are_bounded_in_bytes(sizes):
     texts = [("p", chr(97 + number) * size, 0) for number, size in enumerate(sizes)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(colocated, "FRAGMENT_BYTES", 8)
+        patch.setattr(colocation, "FRAGMENT_BYTES", 8)
         whole = Bucket.of(bundled(texts)).texts
         cut = list(pieces(whole, responses=5))
     assert pa.concat_tables(cut).equals(whole)
@@ -127,7 +127,7 @@ def test_buckets_grow_with_the_text_and_keep_a_prompt_together():
     def bits(*files: InputFile) -> int:
         return bits_of(replace(PLAN, files=files))
 
-    size = colocated._BUCKET_BYTES
+    size = colocation._BUCKET_BYTES
     assert [bits(file(n)) for n in (0, 1, size, size + 1, 2 * size, 2 * size + 1)] == [0, 0, 0, 1, 1, 2]
     assert bits(file(size, "parquet")) == bits(file(size, compression="gz")) == bits(file(4 * size)) == 2
     assert bits(file(size // 2), file(size)) == 1

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pipelines.combine import Standard, combine, combine_tables, measure, merge_moments, standards_of
 from pipelines.config import EnsembleConfig
 from pipelines.errors import InputError, ModelLoadError
-from pipelines.storage.objects import COLUMNS
+from pipelines.score.ensemble import Standard, combine, combine_tables, measure, merge_moments, standards_of
+from pipelines.score.score_files import COLUMNS
 
 ONE = [2, 4, 4, 4, 5, 5, 7, 9]  # mean 5, population standard deviation 2
 OTHER = [-1, -5, -1, -5, -1, -5, -1, -5]  # mean -3, population standard deviation 2

@@ -23,7 +23,7 @@ from pipelines import curate
 from pipelines.corpus import Fragment, fragments
 from pipelines.errors import ConfigError, ConflictError, InputError, ModelLoadError, RejectedError, StorageError
 from pipelines.plan import make_plans
-from pipelines.storage.objects import decode
+from pipelines.score.score_files import decode
 from rm.conversations import from_prompt, response_hash
 
 

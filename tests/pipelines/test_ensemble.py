@@ -25,7 +25,7 @@ from pipelines.config import Limits, RunConfig
 from pipelines.corpus import listing
 from pipelines.errors import ConfigError, ConflictError, InputError, ModelLoadError, RejectedError, StorageError
 from pipelines.plan import make_plans
-from pipelines.storage import objects
+from pipelines.score import score_files as objects
 from rm.conversations import from_prompt
 
 NAMES = ["anna", "bo"]

@@ -18,9 +18,9 @@ from pipelines import curate
 from pipelines.config import RunConfig, RunnerConfig
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
 from pipelines.fleet import launcher
-from pipelines.pieces import Share
 from pipelines.runtime import machine, progress
 from pipelines.runtime.progress import Progress
+from pipelines.score.work import Share
 
 ROWS = [
     {**row, "response": row["response"] + " and more" * (number % 5)} for number, row in enumerate(corpus_rows(40, 4))

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.curate import scores_path
 from pipelines.plan import Plan, make_plans
+from pipelines.score.unit_scores import scores_path
 
 FILES = 20_000
 _watched: list[str] = []  # what audit hooks have seen; they cannot be taken away again

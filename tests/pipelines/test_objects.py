@@ -8,8 +8,8 @@ import pyarrow.parquet
 import pytest
 
 from pipelines.errors import StorageError
-from pipelines.storage import objects
-from pipelines.storage.objects import COLUMNS, Footer, ScoreFile, decode, encode
+from pipelines.score import score_files
+from pipelines.score.score_files import COLUMNS, Footer, ScoreFile, decode, encode
 
 
 def footer(**changes) -> Footer:
@@ -59,7 +59,7 @@ def test_round_trip():
     table, got = decode(encode(columns(), footer(), "schema"))
     assert table.replace_schema_metadata() == columns()
     assert got == footer()
-    assert objects.original_schema(table) == "schema"
+    assert score_files.original_schema(table) == "schema"
 
 
 def test_no_flipped_bit_and_no_cut_gives_other_values():
@@ -110,34 +110,34 @@ def test_nan_rewards_and_negative_zero_survive():
 
 def test_the_first_valid_file_stands(tmp_path):
     path = str(tmp_path / "a.parquet")
-    assert objects.write(path, columns(), footer(tokens=1), "") == footer(tokens=1)
-    assert objects.write(path, columns(), footer(tokens=2), "") == footer(tokens=1)
-    assert objects.read(path)[1] == footer(tokens=1)
+    assert score_files.write(path, columns(), footer(tokens=1), "") == footer(tokens=1)
+    assert score_files.write(path, columns(), footer(tokens=2), "") == footer(tokens=1)
+    assert score_files.read(path)[1] == footer(tokens=1)
 
 
 def test_a_damaged_file_is_replaced(tmp_path):
     path = tmp_path / "a.parquet"
     path.write_bytes(b"PAR1 not really")
-    assert objects.read(str(path)) is None
-    objects.write(str(path), columns(), footer(), "")
-    assert objects.read(str(path))[1] == footer()
+    assert score_files.read(str(path)) is None
+    score_files.write(str(path), columns(), footer(), "")
+    assert score_files.read(str(path))[1] == footer()
 
 
 def test_scores_of_other_content_are_not_passed_off(tmp_path):
     path = str(tmp_path / "a.parquet")
-    objects.write(path, columns(), footer(content_hash="other"), "")
+    score_files.write(path, columns(), footer(content_hash="other"), "")
     with pytest.raises(StorageError, match="other content"):
-        objects.write(path, columns(), footer(), "")
+        score_files.write(path, columns(), footer(), "")
 
 
 def test_another_format_is_not_valid():
-    assert decode(encode(columns(), footer(format=objects.FORMAT + 1), "")) is None
+    assert decode(encode(columns(), footer(format=score_files.FORMAT + 1), "")) is None
 
 
 def test_names_differ_in_every_part_of_the_place():
     place = {"file_key": "a", "unit": 0, "unit_start": 0, "fragment": 0, "rows_per_fragment": 1}
     others = [{**place, key: value} for key, value in [("file_key", "b"), *((k, 9) for k in list(place)[1:])]]
-    assert len({objects.name_of(**fields) for fields in [place, *others]}) == 6
+    assert len({score_files.name_of(**fields) for fields in [place, *others]}) == 6
 
 
 def test_descriptor_round_trip():
@@ -147,17 +147,17 @@ def test_descriptor_round_trip():
 
 def test_names_are_those_of_every_run_before():
     """`echo -n '["a.jsonl", 1, 2, 3, 4]' | sha256sum`: under other names nothing that was scored would be found again."""
-    name = objects.name_of(file_key="a.jsonl", unit=1, unit_start=2, fragment=3, rows_per_fragment=4)
+    name = score_files.name_of(file_key="a.jsonl", unit=1, unit_start=2, fragment=3, rows_per_fragment=4)
     assert name == "66c9fbc9f9b3c2548ebc604111e4252f"
-    assert objects.path_of("d/", name) == f"d/{name}.parquet"
-    assert objects.path_of("d", name, "v") == f"d/{name}-v.parquet"
+    assert score_files.path_of("d/", name) == f"d/{name}.parquet"
+    assert score_files.path_of("d", name, "v") == f"d/{name}-v.parquet"
 
 
 def test_scores_under_columns_of_other_types_are_other_content(tmp_path):
     path = str(tmp_path / "s.parquet")
-    objects.write(path, columns(), footer(), "types")
+    score_files.write(path, columns(), footer(), "types")
     with pytest.raises(StorageError, match="holds the scores of other content"):
-        objects.write(path, columns(), footer(), "others")
+        score_files.write(path, columns(), footer(), "others")
 
 
 def test_a_file_that_is_gone_when_it_is_read_is_written(tmp_path, monkeypatch):
@@ -168,9 +168,9 @@ def test_a_file_that_is_gone_when_it_is_read_is_written(tmp_path, monkeypatch):
         monkeypatch.undo()
         path.unlink()
 
-    monkeypatch.setattr(objects, "read_seen", gone)
-    assert objects.write(str(path), columns(), footer(), "types") == footer()
-    assert objects.read(str(path))[1] == footer()
+    monkeypatch.setattr(score_files, "read_seen", gone)
+    assert score_files.write(str(path), columns(), footer(), "types") == footer()
+    assert score_files.read(str(path))[1] == footer()
 
 
 def test_a_damaged_file_that_another_run_replaces_first_stands(tmp_path, monkeypatch):
@@ -181,35 +181,35 @@ def test_a_damaged_file_that_another_run_replaces_first_stands(tmp_path, monkeyp
         path.write_bytes(encode(columns(), footer(tokens=34), "types"))
         return False
 
-    monkeypatch.setattr(objects.publish, "replace", late)
-    assert objects.write(str(path), columns(), footer(), "types") == footer(tokens=34)
+    monkeypatch.setattr(score_files.publish, "replace", late)
+    assert score_files.write(str(path), columns(), footer(), "types") == footer(tokens=34)
 
 
 def test_some_columns_of_a_file(tmp_path):
     path = str(tmp_path / "s.parquet")
-    objects.write(path, columns(), footer(), "types")
-    table = objects.read_columns(path, ["reward", "reason", "row"], footer())
+    score_files.write(path, columns(), footer(), "types")
+    table = score_files.read_columns(path, ["reward", "reason", "row"], footer())
     assert table.column_names == ["reward", "reason", "row"]
     assert table.to_pylist() == columns().select(["reward", "reason", "row"]).to_pylist()
     assert pa.types.is_dictionary(table["reason"].type)
     with pytest.raises(StorageError, match=r"s\.parquet changed while it was read; run the same command again"):
-        objects.read_columns(path, ["row"], footer(responses=4))
+        score_files.read_columns(path, ["row"], footer(responses=4))
     with pytest.raises(
         StorageError, match=r"none\.parquet is gone or damaged \(FileNotFoundError\); run the same command"
     ):
-        objects.read_columns(str(tmp_path / "none.parquet"), ["row"], footer())
+        score_files.read_columns(str(tmp_path / "none.parquet"), ["row"], footer())
 
 
 @pytest.mark.parametrize(("start", "count"), [(0, 2), (1, 2), (1, 1), (2, 0)])
 def test_the_hash_is_of_the_rows_not_of_the_buffers(start, count):
     part = columns(4).slice(start, count)
     anew = pa.Table.from_pylist(part.to_pylist(), schema=COLUMNS)
-    assert objects.columns_hash(part, "d") == objects.columns_hash(anew, "d")
-    assert objects.columns_hash(part, "d") != objects.columns_hash(part, "e")
+    assert score_files.columns_hash(part, "d") == score_files.columns_hash(anew, "d")
+    assert score_files.columns_hash(part, "d") != score_files.columns_hash(part, "e")
 
 
 def test_what_came_of_the_responses():
-    assert objects.outcome_of(columns()) == {
+    assert score_files.outcome_of(columns()) == {
         "scored": 2,
         "rejected": {"empty_response": 1},
         "first_rejected": [[1, "empty_response"]],
@@ -219,7 +219,7 @@ def test_what_came_of_the_responses():
 
 def test_columns_are_those_of_the_format():
     """Files of earlier runs have these; other ones are another `FORMAT`."""
-    assert (objects.FORMAT, " ".join(f"{field.name}:{field.type}" for field in COLUMNS)) == (
+    assert (score_files.FORMAT, " ".join(f"{field.name}:{field.type}" for field in COLUMNS)) == (
         2,
         "row:int32 response_index:int32 prompt_key:fixed_size_binary[16] response_hash:uint64 reward:float reason:string "
         "prompt_tokens:int32 response_tokens:int32 response_chars:int32 row_bytes:int64 truncated:bool source:string",

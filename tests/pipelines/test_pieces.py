@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines import pieces
 from pipelines.config import InputFiles
 from pipelines.corpus import InputFile, Unit, files, split_units
 from pipelines.corpus.listing import list_files
 from pipelines.errors import ConfigError
-from pipelines.pieces import Piece, Share, cut, deal, largest_first, share_of, stripe, whole_files
+from pipelines.score import work
+from pipelines.score.work import Piece, Share, cut, deal, largest_first, share_of, stripe, whole_files
 
 sizes = st.lists(st.integers(0, 400), min_size=1, max_size=30)
 
@@ -109,7 +109,7 @@ def test_footers_of_large_files_alone_are_opened(tmp_path, monkeypatch):
         pq.write_table(pa.table({"prompt": numbers.astype(str)}), tmp_path / f"{number:02}.parquet", row_group_size=100)
     corpus = list_files(InputFiles(path=str(tmp_path / "*")))
     opened = []
-    monkeypatch.setattr(pieces, "split_units", lambda file: opened.append(file.key) or split_units(file))
+    monkeypatch.setattr(work, "split_units", lambda file: opened.append(file.key) or split_units(file))
     share = share_of(corpus, Share(0, 2))
     assert opened == ["00.parquet"]
     assert {piece.unit.number for piece in share if piece.unit} < set(range(9))

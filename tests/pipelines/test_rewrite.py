@@ -20,8 +20,8 @@ from pipelines import curate
 from pipelines.corpus import files, rewrite, rewritten_copy
 from pipelines.errors import BestkeptError, InputError, StorageError
 from pipelines.explain import explain
-from pipelines.pieces import Share
 from pipelines.plan import located, make_plans
+from pipelines.score.work import Share
 
 LIMIT = 2_000  # of a row's bytes
 SETTINGS = {

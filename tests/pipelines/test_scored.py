@@ -10,9 +10,9 @@ import pytest
 
 from pipelines.corpus import InputFile, Unit
 from pipelines.errors import InputError
-from pipelines.scored import ScorePlaces, UnitScores
-from pipelines.storage import objects
-from pipelines.storage.objects import COLUMNS, Footer
+from pipelines.score import score_files
+from pipelines.score.score_files import COLUMNS, Footer
+from pipelines.score.unit_scores import ScorePlaces, UnitScores
 
 FILE = InputFile(path="/in/a.jsonl", key="a.jsonl", kind="jsonl", compression=None, size=10, version="1")
 COLUMNS_OF_TWO = pa.Table.from_pylist(
@@ -39,12 +39,12 @@ def footer(scores: UnitScores, index: int, **how) -> Footer:
 
 
 def put(path: str, known: Footer, original: str = "types") -> str:
-    objects.write(path, COLUMNS_OF_TWO, known, original)
+    score_files.write(path, COLUMNS_OF_TWO, known, original)
     return path
 
 
 def plain(scores: UnitScores, directory: int, index: int) -> str:
-    return objects.path_of(scores.directories[directory], scores._name(index))
+    return score_files.path_of(scores.directories[directory], scores._name(index))
 
 
 def test_a_footer_says_what_the_fragment_was(scores):
@@ -113,19 +113,19 @@ def test_changed_text_has_its_own_name_in_the_own_directory(scores):
 def test_the_same_text_of_other_types_lends_its_scores(scores):
     first = put(plain(scores, 0, 0), footer(scores, 0))
     where, there = scores.find(0, "text", "others")
-    assert (where != first, there[1].content_hash, objects.original_schema(there[0])) == (True, "text", "types")
+    assert (where != first, there[1].content_hash, score_files.original_schema(there[0])) == (True, "text", "types")
     put(where, footer(scores, 0), "others")
     again, there = scores.find(0, "text", "others")
-    assert (again, objects.original_schema(there[0])) == (where, "others")
+    assert (again, score_files.original_schema(there[0])) == (where, "others")
 
 
 def test_another_directory_lends_scores_of_other_types_and_gives_those_of_the_same(scores):
     put(plain(scores, 1, 0), footer(scores, 0), "old types")
     where, there = scores.find(0, "text", "types")
-    assert (where, objects.original_schema(there[0])) == (plain(scores, 0, 0), "old types")
+    assert (where, score_files.original_schema(there[0])) == (plain(scores, 0, 0), "old types")
     path = put(plain(scores, 2, 0), footer(scores, 0))
     where, there = scores.find(0, "text", "types")
-    assert (where, objects.original_schema(there[0])) == (path, "types")
+    assert (where, score_files.original_schema(there[0])) == (path, "types")
 
 
 def test_another_text_in_another_directory_is_none(scores):

@@ -16,7 +16,7 @@ from corpora import TIMED, write_jsonl
 from pipelines import curate, partition, precombine
 from pipelines.config import RunConfig
 from pipelines.errors import ConfigError, InputError, RejectedError
-from pipelines.storage import objects
+from pipelines.score import score_files
 
 
 def corpus(prompts=9, responses=5):
@@ -270,12 +270,12 @@ def test_one_giant_group_of_equal_rewards(tmp_path, select):
 def test_a_damaged_score_file_ends_the_selection(tmp_path, select):
     select(corpus(), [])
     path = next((tmp_path / "scores").rglob("*.parquet"))
-    footer = objects.read(str(path))[1]
+    footer = score_files.read(str(path))[1]
     path.write_bytes(path.read_bytes()[:200])
     from pipelines.errors import StorageError
 
     with pytest.raises(StorageError, match="gone or damaged"):
-        objects.read_columns(str(path), ["reward"], footer)
+        score_files.read_columns(str(path), ["reward"], footer)
 
 
 @pytest.mark.parametrize(

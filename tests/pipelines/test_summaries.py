@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.summaries import ExactSum, SelectionSummary, StepSum, merge_summaries
+from pipelines.score.exact_sum import ExactSum
+from pipelines.summaries import SelectionSummary, StepSum, merge_summaries
 
 floats = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=30)
 

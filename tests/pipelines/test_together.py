@@ -13,11 +13,12 @@ from corpora import write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines import colocated, curate, forecast, survey, together
+from pipelines import curate, forecast, survey, together
 from pipelines.config import RunConfig
 from pipelines.estimate import Quantity
 from pipelines.planned import plan_table
 from pipelines.planning import Wishes, plan_run
+from pipelines.score import colocation
 from pipelines.survey import BlockOfRows
 from pipelines.together import computed_together, in_pieces
 from rm.conversations import from_prompt
@@ -180,8 +181,8 @@ def test_the_share_by_hand():
 def test_pieces_are_those_of_a_run(prompts, most):
     texts = [(f"p{number}", f"r{text}", 0) for number, own in enumerate(prompts) for text in own]
     run = [
-        [(prompt, sorted(responses)) for prompt, responses in colocated.groups_of(piece)]
-        for piece in colocated.pieces(colocated.Bucket.of(bundled(texts)).texts, responses=most)
+        [(prompt, sorted(responses)) for prompt, responses in colocation.groups_of(piece)]
+        for piece in colocation.pieces(colocation.Bucket.of(bundled(texts)).texts, responses=most)
     ]
     order = {prompt: number for number, (prompt, _) in enumerate(group for piece in run for group in piece)}
     groups = [(from_prompt(f"p{number}"), [f"r{text}" for text in own]) for number, own in enumerate(prompts)]

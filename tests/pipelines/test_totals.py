@@ -10,9 +10,8 @@ import pytest
 
 from pipelines.config import Limits
 from pipelines.errors import RejectedError, StorageError
-from pipelines.records import Totals
-from pipelines.storage.objects import Footer, ScoreFile
-from pipelines.totals import check_limits, sum_totals, totals_at, totals_of
+from pipelines.score.score_files import Footer, ScoreFile
+from pipelines.score.totals import Totals, check_limits, sum_totals, totals_at, totals_of
 
 FOOTER = Footer(
     fingerprint="f", file_key="a.parquet", file_size=1, file_version="v", unit=0, unit_start=100, fragment=0, rows=3,

@@ -11,7 +11,8 @@ from stubs import StubFactory, loads, scored_rows
 
 from pipelines import curate
 from pipelines.errors import ConflictError, StorageError
-from pipelines.storage import files, objects
+from pipelines.score import score_files
+from pipelines.storage import files
 
 OURS = ("manifest.json", "README.md", "data/", "rejected/")  # claim.json names the plan, and that where the corpus is
 
@@ -126,7 +127,7 @@ def fragment_rows(store) -> list[int]:
         if line.startswith("200") and name not in order:
             order.append(name)
     at = {name.rsplit("/", 1)[-1]: data for name, data in store.contents("out").items()}
-    return [objects.decode(at[name])[1].scored for name in order]
+    return [score_files.decode(at[name])[1].scored for name in order]
 
 
 @pytest.mark.slow

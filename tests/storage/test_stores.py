@@ -16,7 +16,8 @@ from pipelines.config import Columns
 from pipelines.corpus import InputFile, read_fragments, split_units
 from pipelines.corpus.columns.detection import resolve
 from pipelines.errors import ConflictError, StorageError
-from pipelines.storage import files, listing, objects, publish
+from pipelines.score import score_files
+from pipelines.storage import files, listing, publish
 from pipelines.storage.stores import gcs, retry, s3
 
 PART = 5 * 2**20  # the least that S3 takes
@@ -363,23 +364,23 @@ def test_an_object_that_changes_while_it_is_read_is_noticed(make_store):
 
 
 def test_a_damaged_score_file_is_replaced_once_and_by_one(store):
-    columns = pa.Table.from_pylist([{"row": 0, "reward": 0.5, "truncated": False}], schema=objects.COLUMNS)
+    columns = pa.Table.from_pylist([{"row": 0, "reward": 0.5, "truncated": False}], schema=score_files.COLUMNS)
     path = store.url + "/a.parquet"
     store.put("a.parquet", b"PAR1 not really")
-    theirs = objects.encode(columns, footer(tokens=2), "")
+    theirs = score_files.encode(columns, footer(tokens=2), "")
     store.proxy.add("call", INSERT, skip=1, hook=lambda: store.put("a.parquet", theirs))
-    assert objects.write(path, columns, footer(tokens=1), "") == footer(tokens=2), "mended by another while we read"
+    assert score_files.write(path, columns, footer(tokens=1), "") == footer(tokens=2), "mended by another while we read"
     assert store.contents() == {"a.parquet": theirs}
     store.put("a.parquet", theirs[:-1])
-    assert objects.write(path, columns, footer(tokens=1), "") == footer(tokens=1)
-    assert objects.read(path)[1] == footer(tokens=1)
+    assert score_files.write(path, columns, footer(tokens=1), "") == footer(tokens=1)
+    assert score_files.read(path)[1] == footer(tokens=1)
 
 
 def footer(*, tokens):
     texts = dict.fromkeys(("fingerprint", "file_key", "file_version", "content_hash"), "x")
     counts = dict.fromkeys(("file_size", "unit", "unit_start", "fragment", "truncated", "text_bytes"), 0)
     ones = dict.fromkeys(("rows", "responses", "scored"), 1)
-    return objects.Footer(**texts, **counts, **ones, last=True, rejected={}, first_rejected=[], tokens=tokens)
+    return score_files.Footer(**texts, **counts, **ones, last=True, rejected={}, first_rejected=[], tokens=tokens)
 
 
 def test_stores_without_create_only_are_read_but_not_written(store):

@@ -13,11 +13,12 @@ from corpora import corpus_rows, write_jsonl
 from storage.test_weights import GET_WEIGHTS, WEIGHTS, flip, model, root, sent, upload, url_of
 from tiny_models import save_causal
 
-from pipelines import curate, plan, score
+from pipelines import curate, plan
 from pipelines.config import RunConfig
 from pipelines.errors import ModelLoadError
 from pipelines.plan import make_plans
 from pipelines.planning import Wishes, plan_run
+from pipelines.score import transform
 from pipelines.storage.models import cache, loadable
 from pipelines.storage.models.fetch import fetch_model
 
@@ -53,7 +54,7 @@ def loads(monkeypatch) -> list[str]:
         noted.append(identity["weights"][WEIGHTS])
         return loadable(model, identity)
 
-    monkeypatch.setattr(score, "loadable", noting)
+    monkeypatch.setattr(transform, "loadable", noting)
     return noted
 
 
@@ -132,7 +133,7 @@ def test_weights_replaced_between_plan_and_work_end_the_run(store, model, root, 
         store.put(f"models/reward/{WEIGHTS}", new)
         return loadable(planned, identity)
 
-    monkeypatch.setattr(score, "loadable", too_late)
+    monkeypatch.setattr(transform, "loadable", too_late)
     with pytest.raises(ModelLoadError, match=f"{WEIGHTS} is not the file that the run was planned with"):
         run(settings)
     assert not list((tmp_path / "scores").rglob("*.parquet"))

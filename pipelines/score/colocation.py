@@ -24,8 +24,9 @@ from pipelines.corpus.fragments import FRAGMENT_BYTES
 from pipelines.errors import StorageError
 from pipelines.plan import Plan
 from pipelines.runtime.arrow_ipc import from_ipc
-from pipelines.scoring import Scorer, refuse_broken_model
-from pipelines.storage import objects, publish
+from pipelines.score import score_files
+from pipelines.score.unit_scorer import Scorer, refuse_broken_model
+from pipelines.storage import publish
 from pipelines.storage.files import join, names_in, read_bytes, read_seen
 from rm.conversations import Conversation
 
@@ -273,7 +274,7 @@ def directory_of(scores: str, bucket: int, bits: int) -> str:
 
 def encode(results: pa.Table, fingerprint: str) -> bytes:
     described = json.dumps({"fingerprint": fingerprint, "format": _FORMAT})
-    metadata = {_DESCRIBED: described.encode(), _HASH: objects.columns_hash(results, described).encode()}
+    metadata = {_DESCRIBED: described.encode(), _HASH: score_files.columns_hash(results, described).encode()}
     sink = io.BytesIO()
     pq.write_table(results.replace_schema_metadata(metadata), sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
@@ -284,7 +285,7 @@ def decode(data: bytes, fingerprint: str) -> pa.Table | None:
     try:
         table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
         described = (table.schema.metadata or {})[_DESCRIBED].decode()
-        whole = table.schema.metadata[_HASH].decode() == objects.columns_hash(table, described)
+        whole = table.schema.metadata[_HASH].decode() == score_files.columns_hash(table, described)
         own = json.loads(described) == {"fingerprint": fingerprint, "format": _FORMAT}
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError):
         return None

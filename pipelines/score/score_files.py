@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 import xxhash
 
 from pipelines.errors import StorageError
-from pipelines.records import EXAMPLES
 from pipelines.storage import publish
 from pipelines.storage.files import is_local, join, open_for_reading, read_bytes, read_seen
+
+EXAMPLES = 3
 
 FORMAT = 2
 _FOOTER = b"bestkept"

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 from pipelines.config import Limits
 from pipelines.corpus import place_of
 from pipelines.corpus.files import counted_in_file
-from pipelines.errors import RejectedError, StorageError
-from pipelines.pieces import Share
-from pipelines.records import Totals
+from pipelines.errors import RejectedError, StorageError, carrying_errors
+from pipelines.score.score_files import EXAMPLES, ScoreFile
+from pipelines.score.work import Share
+from pipelines.storage import canonical_json, publish
 from pipelines.storage.files import read_bytes
-from pipelines.storage.objects import ScoreFile
 
 log = logging.getLogger(__name__)
 
@@ -78,3 +80,47 @@ def check_share(totals: Totals, limits: Limits, share: Share | None, *, model: s
         if share is None:
             raise
         log.warning("in shard %s alone, %s", share, error.message)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What scoring came to: read = scored + rejected."""
+
+    rows: int = 0
+    read: int = 0
+    scored: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    truncated: int = 0
+    tokens: int = 0
+    examples: tuple[
+        tuple[str, int, int, str], ...
+    ] = ()  # the first rejected: file, start of the unit, row in it, reason
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **asdict(self),
+            "rejected": dict(sorted(self.rejected.items())),
+            "examples": [*map(list, self.examples)],
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Totals:
+        own = {entry.name: values[entry.name] for entry in fields(cls)}
+        return cls(**{**own, "rejected": Counter(own["rejected"]), "examples": tuple(map(tuple, own["examples"]))})
+
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(
+            self.rows + other.rows,
+            self.read + other.read,
+            self.scored + other.scored,
+            self.rejected + other.rejected,
+            self.truncated + other.truncated,
+            self.tokens + other.tokens,
+            tuple(sorted(self.examples + other.examples)[:EXAMPLES]),
+        )
+
+
+def publish_totals(totals: Totals, path: str, *, replace: bool = False) -> None:
+    """Write them; with `replace`, as skipped files make it necessary, over those of a run that could read other files."""
+    with carrying_errors():
+        (publish.replace if replace else publish.create_or_equal)(path, canonical_json.to_json(totals.to_json()))

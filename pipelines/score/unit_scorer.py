@@ -5,7 +5,6 @@ Looking before scoring is resume, incremental scoring and caching in one mechani
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -17,9 +16,9 @@ from pipelines.corpus import Fragment, Row, Unit, original_columns, original_sch
 from pipelines.errors import InputError, ModelLoadError
 from pipelines.plan import Plan
 from pipelines.runtime import counters, progress
-from pipelines.scored import LookUp, ScorePlaces, UnitScores
-from pipelines.storage import objects
-from pipelines.storage.objects import Footer, ScoreFile
+from pipelines.score import score_files
+from pipelines.score.score_files import Footer, ScoreFile
+from pipelines.score.unit_scores import LookUp, ScorePlaces, UnitScores
 from rm.conversations import Conversation, response_hash
 
 
@@ -35,12 +34,6 @@ ScorerOf = Callable[[Fragment, str], Scorer]
 
 NO_LIMITS = Limits()
 _ALL_FAIL = 16  # so many responses, all of which the model fails on: not an accident of the data
-
-
-def acquire_scorer(shared: Any, make: ScorerFactory, plan: Plan) -> Scorer:
-    """One model per process, however many DoFns and threads there are; `shared` is Beam's `Shared` of a DoFn."""
-    handle: _OneAtATime = shared.acquire(lambda: _OneAtATime(make(plan)), tag=plan.fingerprint)
-    return handle
 
 
 @dataclass(frozen=True)
@@ -96,11 +89,11 @@ class UnitScorer:
         content_hash = fragment.content_hash()
         original = original_columns.dump(original_schema(place.file, fragment))
         path, there = place.find(fragment.index, content_hash, original)
-        if there is not None and objects.original_schema(there[0]) == original:
+        if there is not None and score_files.original_schema(there[0]) == original:
             return ScoreFile(path, place.file_number, there[1]), False
         if there is not None and not self.read_only:  # the same text under columns of other types: nothing to score
             footer = replace(there[1], file_size=place.file.size, file_version=place.file.version)
-            return ScoreFile(path, place.file_number, objects.write(path, there[0], footer, original)), False
+            return ScoreFile(path, place.file_number, score_files.write(path, there[0], footer, original)), False
         carried = place.plan.mapping.reward is not None
         if self.read_only or (self.scorer_of is None and not carried):
             raise InputError(
@@ -111,7 +104,7 @@ class UnitScorer:
         progress.begin(input_bytes=input_bytes, responses=sum(len(row.sample.responses) for row in fragment.rows))
         columns, tokens = score_fragment(scorer, fragment, place.plan)
         footer = place.footer(fragment, columns, content_hash, tokens)
-        return ScoreFile(path, place.file_number, objects.write(path, columns, footer, original)), True
+        return ScoreFile(path, place.file_number, score_files.write(path, columns, footer, original)), True
 
 
 def waiting_fragments(place: UnitScores, found: Sequence[ScoreFile]) -> Iterator[tuple[Fragment, str]]:
@@ -133,18 +126,6 @@ def shown(found: Sequence[ScoreFile], unit: Unit) -> Iterator[ScoreFile]:
 
 def _show(footer: Footer, *, input_bytes: int, found: bool) -> None:
     counters.fragment(input_bytes=input_bytes, responses=footer.responses, scored=footer.scored, found=found)
-
-
-class _OneAtATime:
-    """A scorer behind a lock: one forward at a time, whatever the number of harness threads."""
-
-    def __init__(self, scorer: Scorer) -> None:
-        self._scorer = scorer
-        self._lock = threading.Lock()
-
-    def score(self, groups: Sequence[tuple[Conversation, Sequence[str]]]) -> Sequence[Any]:
-        with self._lock:
-            return self._scorer.score(groups)
 
 
 @dataclass(frozen=True)
@@ -185,7 +166,7 @@ def score_fragment(scorer: Scorer | None, fragment: Fragment, plan: Plan) -> tup
     scored = [_carried(row) for row in usable] if scorer is None else scorer.score(groups)
     results = dict(zip((row.number for row in usable), scored, strict=True))
     carried = [f"carry.{name}" for name in plan.mapping.carry]
-    schema = pa.schema([*objects.COLUMNS, *(pa.field(name, pa.string()) for name in carried)])
+    schema = pa.schema([*score_files.COLUMNS, *(pa.field(name, pa.string()) for name in carried)])
     columns: dict[str, list[Any]] = {name: [] for name in schema.names}
     for row in fragment.rows:
         position = 0

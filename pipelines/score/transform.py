@@ -16,46 +16,21 @@ from apache_beam.utils.shared import Shared
 
 from pipelines.config import Limits
 from pipelines.corpus import Unit, UnreadableError, probe
-from pipelines.corpus.rewrite import RewriteLarge
-from pipelines.errors import ModelLoadError, carrying_errors
-from pipelines.pieces import Share, units_in, units_of_share
-from pipelines.plan import Plan, plan_at
-from pipelines.runtime import counters
+from pipelines.errors import carrying_errors
+from pipelines.plan import plan_at
 from pipelines.runtime.threaded_dofn import Overlapped, doubling
 from pipelines.runtime.transforms import Spread
-from pipelines.scored import ScorePlaces
-from pipelines.scoring import NO_LIMITS, Scorer, ScorerFactory, UnitScorer, acquire_scorer
-from pipelines.skipped import skipped
+from pipelines.score.load_model import acquire_scorer
+from pipelines.score.rewrite_transform import RewriteLarge
+from pipelines.score.score_files import ScoreFile
+from pipelines.score.skip_transform import skipped
+from pipelines.score.unit_scorer import NO_LIMITS, ScorerFactory, UnitScorer
+from pipelines.score.unit_scores import ScorePlaces
+from pipelines.score.work import Share, units_in, units_of_share
 from pipelines.storage.files import is_local
-from pipelines.storage.models import loadable, refuse_other_versions
-from pipelines.storage.objects import ScoreFile
 
 _PlacedUnit = tuple[int, tuple[int, ...]]
 """File number, and the fields of a unit."""
-
-
-@dataclass(frozen=True)
-class LoadScorer:
-    """Loads the plan's model; a plain picklable value, so that tests can hand in their own."""
-
-    def __call__(self, plan: Plan) -> Scorer:
-        from rm.scorer import ModelError
-        from rm.scorer import Scorer as ModelScorer
-
-        refuse_other_versions(plan.model["versions"])
-        directory = loadable(plan.model, plan.identity)
-        try:
-            scorer = ModelScorer.load(
-                directory,
-                dtype=plan.model["dtype"],
-                max_length=plan.model["max_length"],
-                too_long=plan.model["too_long"],
-                tokens_per_batch=plan.model["tokens_per_batch"],
-            )
-        except ModelError as error:
-            raise ModelLoadError(str(error)) from error
-        scorer.on_batch = counters.count
-        return scorer
 
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict

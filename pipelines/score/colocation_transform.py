@@ -17,7 +17,14 @@ import apache_beam as beam
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.shared import Shared
 
-from pipelines.colocated import (
+from pipelines.config import Limits
+from pipelines.corpus import Fragment, Unit, UnreadableError
+from pipelines.errors import InputError, StorageError, carrying_errors
+from pipelines.plan import plan_at
+from pipelines.runtime import progress
+from pipelines.runtime.arrow_ipc import from_ipc, to_ipc
+from pipelines.runtime.threaded_dofn import doubling
+from pipelines.score.colocation import (
     RESULTS,
     Bucket,
     Bundle,
@@ -33,16 +40,10 @@ from pipelines.colocated import (
     score_piece,
     unit_id,
 )
-from pipelines.config import Limits
-from pipelines.corpus import Fragment, Unit, UnreadableError
-from pipelines.errors import InputError, StorageError, carrying_errors
-from pipelines.plan import plan_at
-from pipelines.runtime import progress
-from pipelines.runtime.arrow_ipc import from_ipc, to_ipc
-from pipelines.runtime.threaded_dofn import doubling
-from pipelines.scored import ScorePlaces, UnitScores
-from pipelines.scoring import NO_LIMITS, Scorer, ScorerFactory, UnitScorer, acquire_scorer, shown, waiting_fragments
-from pipelines.skipped import skipped
+from pipelines.score.load_model import acquire_scorer
+from pipelines.score.skip_transform import skipped
+from pipelines.score.unit_scorer import NO_LIMITS, Scorer, ScorerFactory, UnitScorer, shown, waiting_fragments
+from pipelines.score.unit_scores import ScorePlaces, UnitScores
 from pipelines.storage import publish
 
 _HELD_BYTES = 32 * 2**20  # of text in a bundle, before it is shuffled

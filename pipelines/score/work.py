@@ -14,9 +14,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from pipelines.corpus import InputFile, Unit, UnreadableError, rewritten_copy, split_units
-from pipelines.corpus.rewrite import rewrite_large
 from pipelines.errors import ConfigError
 from pipelines.plan import plan_at
+from pipelines.score.rewrite_transform import rewrite_large
 
 PIECES_PER_HAND = 8  # so that the last piece of one does not keep the others waiting for long
 _FOOTERS_AT_ONCE = 16

@@ -6,6 +6,7 @@ scores of a file that another can no longer read.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from pipelines.corpus import UnreadableError
 from pipelines.errors import InputError, carrying_errors
 from pipelines.plan import Plan, plan_at
 from pipelines.runtime.transforms import Gather
-from pipelines.storage.objects import ScoreFile
+from pipelines.score.score_files import ScoreFile
+from pipelines.storage import publish
 
 log = logging.getLogger(__name__)
 
@@ -84,3 +86,8 @@ def is_readable(descriptor: bytes, left_out: Mapping[int, str]) -> bool:
 def names_of(left_out: Mapping[int, str], plan: Plan) -> list[dict[str, str]]:
     """The skipped files as the manifest lists them."""
     return [{"key": plan.files[number].key, "reason": reason} for number, reason in sorted(left_out.items())]
+
+
+def publish_skipped(left_out: dict[int, str], path: str, plan_path: str) -> None:
+    with carrying_errors():
+        publish.replace(path, json.dumps(names_of(left_out, plan_at(plan_path))).encode())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -18,10 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.config import EnsembleConfig
-from pipelines.errors import InputError, ModelLoadError
-from pipelines.summaries import ExactSum
-
-"""Raised by hand whenever the same rewards and settings give other combined rewards."""
+from pipelines.errors import InputError, ModelLoadError, StorageError
+from pipelines.plan import Plan
+from pipelines.score import score_files
+from pipelines.score.exact_sum import ExactSum
+from pipelines.score.score_files import Footer, ScoreFile
 
 ROW = ("row", "response_index", "response_hash")
 COMBINED = ("reward", "reason", "truncated")
@@ -151,3 +152,23 @@ def combine_tables(
     for name, column in columns.items():
         combined = combined.set_column(first.schema.get_field_index(name), first.schema.field(name), column)
     return combined.append_column(pa.field("spread", pa.float32()), pa.array(spread, mask=~at))
+
+
+def read_tables(files: Sequence[ScoreFile]) -> list[pa.Table]:
+    """The first score file whole, of the others what `combine_tables` needs. Raises `StorageError`."""
+    whole = score_files.read(files[0].path)
+    if whole is None:
+        raise StorageError(f"score file {files[0].path} is gone or damaged; run the same command again")
+    return [whole[0], *(score_files.read_columns(file.path, [*ROW, *COMBINED], file.footer) for file in files[1:])]
+
+
+def footer_of(plan: Plan, first: ScoreFile, columns: pa.Table) -> Footer:
+    """What the first model's footer says of the text, and what the combined columns say of the scores."""
+    file = plan.files[first.file]
+    return replace(
+        first.footer,
+        fingerprint=plan.fingerprint,
+        file_size=file.size,
+        file_version=file.version,
+        **score_files.outcome_of(columns),
+    )

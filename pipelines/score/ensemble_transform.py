@@ -7,46 +7,32 @@ rewards alone to standardise them, then whole to combine them.
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import apache_beam as beam
-import pyarrow as pa
 from apache_beam.pvalue import AsSingleton
-from apache_beam.utils.shared import Shared
 
-from pipelines.combine import COMBINED, ROW, Moments, Standards, combine_tables, measure, merge_moments, standards_of
 from pipelines.config import EnsembleConfig
 from pipelines.errors import InputError, StorageError, carrying_errors
-from pipelines.plan import Plan, plan_at
+from pipelines.plan import plan_at
 from pipelines.runtime.transforms import Gather, Spread
-from pipelines.storage import objects
+from pipelines.score import score_files
+from pipelines.score.ensemble import (
+    Moments,
+    Standards,
+    combine_tables,
+    footer_of,
+    measure,
+    merge_moments,
+    read_tables,
+    standards_of,
+)
+from pipelines.score.score_files import ScoreFile
 from pipelines.storage.files import join
-from pipelines.storage.objects import Footer, ScoreFile
 
 _Place = tuple[int, int, int]  # file, unit, fragment
-
-
-_PLACEHOLDER = Shared()
-
-
-class _Nothing:
-    """Takes the place of a model."""
-
-
-@dataclass(frozen=True)
-class LoadAlone:
-    """Loads a model when the one before it is out of memory. Beam keeps what was acquired last, and would let go of it only
-    when the next one is there."""
-
-    load: Callable[[Plan], Any]
-
-    def __call__(self, plan: Plan) -> Any:
-        _PLACEHOLDER.acquire(_Nothing)
-        gc.collect()  # a model may be part of a cycle
-        return self.load(plan)
 
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
@@ -115,7 +101,7 @@ class MeasureRewards(beam.DoFn):  # type: ignore[misc]
     def process(self, descriptors: list[bytes]) -> Iterator[tuple[Moments, ...]]:
         with carrying_errors():
             files = map(ScoreFile.from_bytes, descriptors)
-            yield measure([objects.read_columns(file.path, ["reward"], file.footer) for file in files])
+            yield measure([score_files.read_columns(file.path, ["reward"], file.footer) for file in files])
 
 
 @dataclass(eq=False)
@@ -145,42 +131,22 @@ class CombineRewards(beam.DoFn):  # type: ignore[misc]
             plan = plan_at(self.plan_path)
             files = [ScoreFile.from_bytes(data) for data in descriptors]
             tables = read_tables(files)
-            original = objects.original_schema(tables[0])
+            original = score_files.original_schema(tables[0])
             ensemble = EnsembleConfig.model_validate(plan.identity["ensemble"])
             columns = combine_tables(tables, standards.models, ensemble=ensemble)
             if columns is None:
                 paths = ", ".join(file.path for file in files)
                 raise StorageError(f"the score files {paths} are not of the same rows; remove them and score again")
             footer = footer_of(plan, files[0], columns)
-            path = objects.path_of(
+            path = score_files.path_of(
                 join(self.scores_path, plan.fingerprint),
-                objects.name_of(
+                score_files.name_of(
                     file_key=footer.file_key,
                     unit=footer.unit,
                     unit_start=footer.unit_start,
                     fragment=footer.fragment,
                     rows_per_fragment=plan.rows_per_fragment,
                 ),
-                objects.columns_hash(columns, footer.content_hash + original),
+                score_files.columns_hash(columns, footer.content_hash + original),
             )
-            yield ScoreFile(path, files[0].file, objects.write(path, columns, footer, original)).to_bytes()
-
-
-def read_tables(files: Sequence[ScoreFile]) -> list[pa.Table]:
-    """The first score file whole, of the others what `combine_tables` needs. Raises `StorageError`."""
-    whole = objects.read(files[0].path)
-    if whole is None:
-        raise StorageError(f"score file {files[0].path} is gone or damaged; run the same command again")
-    return [whole[0], *(objects.read_columns(file.path, [*ROW, *COMBINED], file.footer) for file in files[1:])]
-
-
-def footer_of(plan: Plan, first: ScoreFile, columns: pa.Table) -> Footer:
-    """What the first model's footer says of the text, and what the combined columns say of the scores."""
-    file = plan.files[first.file]
-    return replace(
-        first.footer,
-        fingerprint=plan.fingerprint,
-        file_size=file.size,
-        file_version=file.version,
-        **objects.outcome_of(columns),
-    )
+            yield ScoreFile(path, files[0].file, score_files.write(path, columns, footer, original)).to_bytes()

@@ -10,12 +10,13 @@ from typing import NamedTuple
 import pyarrow as pa
 import xxhash
 
+from pipelines.config import RunConfig
 from pipelines.corpus import Fragment, InputFile, Unit
 from pipelines.errors import InputError
 from pipelines.plan import Plan
-from pipelines.storage import objects
-from pipelines.storage.files import is_local, join
-from pipelines.storage.objects import Footer, ScoreFile
+from pipelines.score import score_files
+from pipelines.score.score_files import Footer, ScoreFile
+from pipelines.storage.files import absolute, is_local, join
 
 _SMALL_ROWS = 2**16  # a few megabytes
 LookUp = Callable[[Callable[[str], "ScoreFile | None"], Iterable[str]], Iterable["ScoreFile | None"]]
@@ -51,7 +52,7 @@ class UnitScores:
         return self.plan.files[self.file_number]
 
     def _name(self, index: int) -> str:
-        return objects.name_of(
+        return score_files.name_of(
             file_key=self.file.key,
             unit=self.unit.number,
             unit_start=self.unit.start,
@@ -75,8 +76,8 @@ class UnitScores:
         """The first valid score file of this name that was made of the input as it is; where the input has changed, or only its
         version, its content decides."""
         for directory in self.directories:
-            path = objects.path_of(directory, name)
-            there = objects.read(path)
+            path = score_files.path_of(directory, name)
+            there = score_files.read(path)
             if there is not None and (there[1].file_size, there[1].file_version) == (self.file.size, self.file.version):
                 return ScoreFile(path, self.file_number, there[1])
         return None
@@ -89,10 +90,10 @@ class UnitScores:
         """
         name, (own, *others) = self._name(index), self.directories
         path, there = self._find_in(own, name, content_hash, original)
-        for directory in others if there is None or objects.original_schema(there[0]) != original else ():
+        for directory in others if there is None or score_files.original_schema(there[0]) != original else ():
             elsewhere, other = self._find_in(directory, name, content_hash, original)
             if other is not None and other[1].content_hash == content_hash:
-                if objects.original_schema(other[0]) == original:
+                if score_files.original_schema(other[0]) == original:
                     return elsewhere, other
                 there = there or other
         return path, there
@@ -101,14 +102,14 @@ class UnitScores:
     def _find_in(
         directory: str, name: str, content_hash: str, original: str
     ) -> tuple[str, tuple[pa.Table, Footer] | None]:
-        plain = objects.path_of(directory, name)
-        there = objects.read(plain)
+        plain = score_files.path_of(directory, name)
+        there = score_files.read(plain)
         same_text = there is not None and there[1].content_hash == content_hash
-        if there is None or (same_text and objects.original_schema(there[0]) == original):
+        if there is None or (same_text and score_files.original_schema(there[0]) == original):
             return plain, there
         variant = xxhash.xxh3_128_hexdigest(f"{content_hash} {original}".encode())
-        changed = objects.path_of(directory, name, variant)
-        return changed, objects.read(changed) or (there if same_text else None)
+        changed = score_files.path_of(directory, name, variant)
+        return changed, score_files.read(changed) or (there if same_text else None)
 
     def footer(self, fragment: Fragment, columns: pa.Table, content_hash: str, tokens: int) -> Footer:
         return Footer(
@@ -122,7 +123,7 @@ class UnitScores:
             rows=len(fragment.rows),
             last=fragment.last,
             responses=columns.num_rows,
-            **objects.outcome_of(columns),
+            **score_files.outcome_of(columns),
             tokens=tokens,
             text_bytes=sum(row.row_bytes for row in fragment.rows),
             content_hash=content_hash,
@@ -135,3 +136,11 @@ class UnitScores:
                 f"input file {self.file.path} is not what was scored, although its size and version are the same "
                 "(limits.verify); restore it, or give it another modification time: then it is scored as changed"
             )
+
+
+def score_places(config: RunConfig) -> ScorePlaces:
+    return ScorePlaces(scores_path(config), tuple(map(absolute, config.scores.also)))
+
+
+def scores_path(config: RunConfig) -> str:
+    return absolute(config.scores_path)

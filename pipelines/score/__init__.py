@@ -1,0 +1,1 @@
+"""Units → score files, the durable boundary of a run."""

@@ -1,0 +1,79 @@
+"""One model per process, loaded once and used by one forward at a time."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from apache_beam.utils.shared import Shared
+
+from pipelines.errors import ModelLoadError
+from pipelines.plan import Plan
+from pipelines.runtime import counters
+from pipelines.score.unit_scorer import Scorer, ScorerFactory
+from pipelines.storage.models import loadable, refuse_other_versions
+from rm.conversations import Conversation
+
+_PLACEHOLDER = Shared()
+
+
+@dataclass(frozen=True)
+class LoadScorer:
+    """Loads the plan's model; a plain picklable value, so that tests can hand in their own."""
+
+    def __call__(self, plan: Plan) -> Scorer:
+        from rm.scorer import ModelError
+        from rm.scorer import Scorer as ModelScorer
+
+        refuse_other_versions(plan.model["versions"])
+        directory = loadable(plan.model, plan.identity)
+        try:
+            scorer = ModelScorer.load(
+                directory,
+                dtype=plan.model["dtype"],
+                max_length=plan.model["max_length"],
+                too_long=plan.model["too_long"],
+                tokens_per_batch=plan.model["tokens_per_batch"],
+            )
+        except ModelError as error:
+            raise ModelLoadError(str(error)) from error
+        scorer.on_batch = counters.count
+        return scorer
+
+
+def acquire_scorer(shared: Any, make: ScorerFactory, plan: Plan) -> Scorer:
+    """One model per process, however many DoFns and threads there are; `shared` is Beam's `Shared` of a DoFn."""
+    handle: _OneAtATime = shared.acquire(lambda: _OneAtATime(make(plan)), tag=plan.fingerprint)
+    return handle
+
+
+class _OneAtATime:
+    """A scorer behind a lock: one forward at a time, whatever the number of harness threads."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+        self._lock = threading.Lock()
+
+    def score(self, groups: Sequence[tuple[Conversation, Sequence[str]]]) -> Sequence[Any]:
+        with self._lock:
+            return self._scorer.score(groups)
+
+
+class _Nothing:
+    """Takes the place of a model."""
+
+
+@dataclass(frozen=True)
+class LoadAlone:
+    """Loads a model when the one before it is out of memory. Beam keeps what was acquired last, and would let go of it only
+    when the next one is there."""
+
+    load: Callable[[Plan], Any]
+
+    def __call__(self, plan: Plan) -> Any:
+        _PLACEHOLDER.acquire(_Nothing)
+        gc.collect()  # a model may be part of a cycle
+        return self.load(plan)
