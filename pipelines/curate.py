@@ -20,7 +20,6 @@ from pipelines.config import Limits, RunConfig
 from pipelines.errors import ConfigError
 from pipelines.export import Export
 from pipelines.finish import OFFSET_WARNING, Finish, selection_settings
-from pipelines.fleet import Job, score_ahead
 from pipelines.hub import Pushed
 from pipelines.observe import Observe
 from pipelines.plan import Plan, PlanPaths, Plans, located, make_plans, sweep
@@ -39,6 +38,7 @@ from pipelines.score.transform import ScoreCorpus
 from pipelines.score.unit_scorer import ScorerFactory
 from pipelines.score.unit_scores import ScorePlaces, score_places, scores_path
 from pipelines.score.work import Share
+from pipelines.score.workers import Job, score_ahead
 from pipelines.selection import Select
 from pipelines.shapes import Shape
 from pipelines.splits import Split

@@ -17,10 +17,10 @@ from stubs import StubFactory, scored_rows
 from pipelines import curate
 from pipelines.config import RunConfig, RunnerConfig
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
-from pipelines.fleet import launcher
 from pipelines.runtime import machine, progress
 from pipelines.runtime.progress import Progress
 from pipelines.score.work import Share
+from pipelines.score.workers import launcher
 
 ROWS = [
     {**row, "response": row["response"] + " and more" * (number % 5)} for number, row in enumerate(corpus_rows(40, 4))

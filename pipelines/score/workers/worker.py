@@ -16,8 +16,8 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipelines.fleet.launcher import Job
     from pipelines.score.work import Piece
+    from pipelines.score.workers.launcher import Job
 
 SIGN_OF_LIFE_SECS = 1.0
 

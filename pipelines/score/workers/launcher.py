@@ -122,7 +122,7 @@ class _Fleet:
         environment |= {name: str(self._threads) for name in _THREADS if name not in os.environ}
         if self._devices:
             environment["CUDA_VISIBLE_DEVICES"] = self._devices[number]
-        command = [sys.executable, "-m", "pipelines.fleet.worker", str(theirs.fileno())]
+        command = [sys.executable, "-m", "pipelines.score.workers.worker", str(theirs.fileno())]
         if not self._devices:  # a thread that moves to another core leaves its cache behind
             command += map(str, self._cores[number])
         process = subprocess.Popen(
