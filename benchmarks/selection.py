@@ -131,10 +131,10 @@ def _select(root: Path, steps: list[Any]) -> tuple[float, Any]:
     from apache_beam.options.pipeline_options import PipelineOptions
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-    from pipelines.columnar import needs_of, unpack
     from pipelines.config import Limits, RunConfig
-    from pipelines.selection import Select
-    from pipelines.steps import Selection
+    from pipelines.select.columns import needs_of, unpack
+    from pipelines.select.selection import Selection
+    from pipelines.select.transform import Select
 
     config = RunConfig.model_validate(
         {"input": {"path": "x"}, "model": {"path": "x"}, "output": {"path": "x"}, "select": steps}

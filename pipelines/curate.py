@@ -15,7 +15,6 @@ from typing import Any
 import apache_beam as beam
 
 from pipelines import hub
-from pipelines.columnar import needs_of
 from pipelines.config import Limits, RunConfig
 from pipelines.errors import ConfigError
 from pipelines.export import Export
@@ -39,19 +38,15 @@ from pipelines.score.unit_scorer import ScorerFactory
 from pipelines.score.unit_scores import ScorePlaces, score_places, scores_path
 from pipelines.score.work import Share
 from pipelines.score.workers import Job, score_ahead
-from pipelines.selection import Select
+from pipelines.select.selection import selection_of
+from pipelines.select.transform import Select
 from pipelines.shapes import Shape
 from pipelines.splits import Split
-from pipelines.steps import Selection
 from pipelines.storage import canonical_json, manifest
 from pipelines.storage.files import absolute, join, read_bytes
 from pipelines.versions import Turn, is_latest, placed, point, take_turn
 
 log = logging.getLogger(__name__)
-
-PARTITIONS: int | None = None  # of the key space, instead of as many as the input's size calls for
-_BYTES_PER_PARTITION = 2**30  # of stored input: about a million responses, 50 MB in the shuffle
-_MOST_PARTITIONS = 4096
 
 
 @dataclass(frozen=True)
@@ -165,20 +160,6 @@ def score_models(
 def no_more(_scored: Iterable[Any]) -> bool:
     """What comes of a collection when it is complete."""
     return True
-
-
-def selection_of(config: RunConfig, plan: Plan) -> Selection:
-    """What Select is told. Raises `ConfigError` where a step needs a temperature and the model has none."""
-    wants = [f"select.{number}.{step.name}" for number, step in enumerate(config.select) if step.needs_temperature]
-    wants += ["output.add"] if "probability" in config.output.add else []
-    if wants and plan.temperature is None:
-        raise ConfigError(
-            f"{wants[0]} needs the temperature of the model's rewards, and model.path has no calibration.json; run "
-            "`bestkept evaluate` on held-out preferences to write it, or give the step a temperature"
-        )
-    partitions = PARTITIONS or min(_MOST_PARTITIONS, max(16, plan.input_bytes // _BYTES_PER_PARTITION))
-    far = score_places(config).far(plan)
-    return Selection(tuple(config.select), needs_of(config), plan.temperature, partitions, far)
 
 
 def warn_of_offsets(config: RunConfig, plan: Plan) -> None:

@@ -22,22 +22,21 @@ import pyarrow as pa
 from apache_beam.pvalue import AsIter, AsSingleton
 from apache_beam.typehints.decorators import no_annotations
 
-from pipelines.candidates import Candidates, Mask
-from pipelines.columnar import Needs, key_halves, pack, unpack
 from pipelines.config import RunConfig, RunnerConfig
 from pipelines.corpus import place_of
-from pipelines.curate import score_files, selection_of
+from pipelines.curate import score_files
 from pipelines.errors import ConfigError, InputError, carrying_errors
 from pipelines.plan import Plan, PlanPaths, located, make_plans, plan_at
-from pipelines.records import KeptUnit
 from pipelines.runtime.beam_options import pipeline_options
 from pipelines.runtime.execute import execute
 from pipelines.runtime.transforms import Gather
 from pipelines.score import score_files as objects
 from pipelines.score.score_files import ScoreFile
 from pipelines.score.unit_scores import score_places
-from pipelines.selection import Select
-from pipelines.steps import Selection, read_candidates
+from pipelines.select.candidates import Candidates, Mask
+from pipelines.select.columns import KeptUnit, Needs, key_halves, pack, unpack
+from pipelines.select.selection import Selection, read_candidates, selection_of
+from pipelines.select.transform import Select
 from pipelines.verdicts import DROPPED_BEFORE, Place, Verdict, places, verdicts
 
 log = logging.getLogger(__name__)

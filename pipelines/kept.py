@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from pipelines.candidates import Candidates
 from pipelines.corpus import InputFile, Row, Unit, read_rows, split_units
 from pipelines.errors import InputError
 from pipelines.plan import Plan
+from pipelines.select.candidates import Candidates
 from pipelines.shapes import Kept
 from rm.conversations import response_hash
 

@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.candidates import Candidates
 from pipelines.corpus import InputFile, Unit, taken_batches
 from pipelines.corpus.columns.row_mapping import RowMapping
 from pipelines.corpus.parquet import parquet_schema
 from pipelines.kept import changed
+from pipelines.select.candidates import Candidates
 from pipelines.shapes import Shape, probability_of
 from rm.conversations import prompt_key, response_hash
 

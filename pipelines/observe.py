@@ -17,12 +17,10 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.pvalue import AsIter, AsSingleton
 
-from pipelines.columnar import Needs, key_halves, score_column, to_labels
 from pipelines.corpus import place_of, read_rows, split_units
 from pipelines.errors import carrying_errors
 from pipelines.observed import ROWS, Observed, merge_observed
 from pipelines.plan import plan_at
-from pipelines.records import KeptUnit
 from pipelines.report.figures import Facts, figures
 from pipelines.runtime.arrow_ipc import from_ipc
 from pipelines.runtime.threaded_dofn import Overlapped, doubling
@@ -30,6 +28,7 @@ from pipelines.runtime.transforms import Gather
 from pipelines.samples import Told, pick, samples_table, told
 from pipelines.score import score_files
 from pipelines.score.score_files import ScoreFile
+from pipelines.select.columns import KeptUnit, Needs, key_halves, score_column, to_labels
 from pipelines.storage.files import join
 from pipelines.storage.publish import create
 

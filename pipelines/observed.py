@@ -14,8 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from pipelines.columnar import to_labels
 from pipelines.histogram import Histogram, merge_histograms
+from pipelines.select.columns import to_labels
 
 SAMPLE_ROWS = 8_192  # of the prompts that are looked at whole
 _PER_PROMPT = 256  # responses of one prompt in the sample

@@ -2,26 +2,7 @@
 
 from __future__ import annotations
 
-import struct
 from typing import Any, NamedTuple
-
-_UNIT = struct.Struct("<qq")
-
-
-class KeptUnit(NamedTuple):
-    """One unit's kept responses in place order."""
-
-    file: int
-    unit: int
-    kept: bytes  # Arrow IPC, see `columnar.Needs`
-
-    def to_bytes(self) -> bytes:
-        return _UNIT.pack(self.file, self.unit) + self.kept
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> KeptUnit:
-        file, unit = _UNIT.unpack_from(data)
-        return cls(file, unit, data[_UNIT.size :])
 
 
 class Shard(NamedTuple):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipelines.candidates import Candidates, Mask, splitmix
+from pipelines.select.candidates import Candidates, Mask, splitmix
 
 TRAIN, TEST = "train", "test"
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.candidates import Candidates, worst_bits
 from pipelines.config import BestOfN, DropPrompts, Pairs, Step, Threshold, Top
-from pipelines.cuts import Cut, Edge, Edges, Strata
-from pipelines.length import Curve
-from pipelines.rules import draws, ranks_by, references, shortness, sigmoid, win_probabilities, z_scores
-from pipelines.steps import Selection, take_step
+from pipelines.select.candidates import Candidates, worst_bits
+from pipelines.select.length_correction import Curve
+from pipelines.select.rules import draws, ranks_by, references, shortness, sigmoid, win_probabilities, z_scores
+from pipelines.select.selection import Selection, take_step
+from pipelines.select.top import Cut, Edge, Edges, Strata
 
 Place = tuple[int, int, int, int]
 """File, unit, row, response."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from pipelines.candidates import Candidates, Labels, empty
+from pipelines.select.candidates import Candidates, Labels, empty
 
 _ROW = ("key_high", "key_low", "reward", "response_hash", "file", "unit", "row", "response")
 _KINDS = (np.uint64, np.uint64, np.float32, np.uint64, np.int32, np.int32, np.int32, np.int32)

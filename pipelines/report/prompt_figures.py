@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.length import Sample, fit
 from pipelines.observed import key_text
 from pipelines.samples import prompts_of
+from pipelines.select.length_correction import Sample, fit
 
 _LENGTH_BINS = 12  # at the most
 _RESPONSES_PER_BIN = 50  # about, at the least

@@ -24,6 +24,7 @@ from pipelines.corpus import Fragment, fragments
 from pipelines.errors import ConfigError, ConflictError, InputError, ModelLoadError, RejectedError, StorageError
 from pipelines.plan import make_plans
 from pipelines.score.score_files import decode
+from pipelines.select import selection as selection_module
 from rm.conversations import from_prompt, response_hash
 
 
@@ -304,7 +305,7 @@ def test_names_of_files_decide_the_order_of_the_rows_and_not_which_are_kept(tmp_
 
 @pytest.mark.parametrize("partitions", [1, 5, 64])
 def test_partitions_do_not_change_a_byte(finished, again, monkeypatch, partitions):
-    monkeypatch.setattr(curate, "PARTITIONS", partitions)
+    monkeypatch.setattr(selection_module, "PARTITIONS", partitions)
     again(out="o2")
     assert tree(finished / "o2") == tree(finished / "out")
 

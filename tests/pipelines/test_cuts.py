@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from selection_tables import best_order, candidates, chosen, tables
 
-from pipelines import cuts
-from pipelines.candidates import ascending_bits
 from pipelines.config import Top
-from pipelines.cuts import (
+from pipelines.select import top as cuts
+from pipelines.select.candidates import ascending_bits
+from pipelines.select.top import (
     PASSES,
     Cut,
     Strata,

@@ -26,6 +26,7 @@ from pipelines.corpus import listing
 from pipelines.errors import ConfigError, ConflictError, InputError, ModelLoadError, RejectedError, StorageError
 from pipelines.plan import make_plans
 from pipelines.score import score_files as objects
+from pipelines.select import selection as selection_module
 from rm.conversations import from_prompt
 
 NAMES = ["anna", "bo"]
@@ -179,7 +180,7 @@ def test_the_order_of_the_list_changes_nothing(make, corpus, log, tmp_path):
 def test_partitions_change_nothing(make, corpus, log, tmp_path, monkeypatch):
     run(make(corpus, select=[{"best_of_n": {}}]), log)
     for partitions in (1, 7):
-        monkeypatch.setattr(curate, "PARTITIONS", partitions)
+        monkeypatch.setattr(selection_module, "PARTITIONS", partitions)
         run(make(corpus, select=[{"best_of_n": {}}], out=f"by-{partitions}"), log)
         assert contents(tmp_path / f"by-{partitions}") == contents(tmp_path / "out")
 

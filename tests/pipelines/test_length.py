@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from selection_tables import candidates
 
-from pipelines import length
 from pipelines.config.rules import LengthCorrection
-from pipelines.length import Curve, Sample, fit, merge_samples
+from pipelines.select import length_correction
+from pipelines.select.length_correction import Curve, Sample, fit, merge_samples
 
 LARGEST = 2**31 - 1
 
@@ -170,9 +170,9 @@ def test_correcting_takes_the_curve_off_and_leaves_the_raw_reward():
 @pytest.mark.parametrize("edges", [[0, 300], [0, 1, 2, 150, 300], [0, 0, 40, 299, 300]])
 def test_a_sample_merges_from_any_parts(monkeypatch, edges):
     """The rows of the smallest chance, as one sort of all of them gives them."""
-    monkeypatch.setattr(length, "SAMPLE", 64)
+    monkeypatch.setattr(length_correction, "SAMPLE", 64)
     rows = table(300)
-    chance = length.mixed(rows)
+    chance = length_correction.mixed(rows)
     wanted = np.argsort(chance)[:64]
     parts = [Sample.of(rows.take(np.arange(*edge))) for edge in pairwise(edges)][::-1]
     merged = merge_samples(parts)

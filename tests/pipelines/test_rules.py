@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from selection_tables import candidates, chosen, tables
 
-from pipelines.candidates import count_prompts
 from pipelines.config import BestOfN, Step, Threshold
-from pipelines.rules import apply_steps, best_of_n, threshold
+from pipelines.select.candidates import count_prompts
+from pipelines.select.rules import apply_steps, best_of_n, threshold
 
 
 def brute_force(rows, *, keep, min_candidates, min_margin):

@@ -12,21 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from selection_tables import best_order, candidates, chosen, kept_places, tables
 
-from pipelines import precombine
-from pipelines.candidates import mixed
-from pipelines.columnar import Needs
 from pipelines.config import BestOfN, DropPrompts, Longest, Pairs, Random, Threshold
-from pipelines.precombine import shrink
-from pipelines.rules import (
-    add_ranks,
-    best_of_n,
-    drop_prompts,
-    longest,
-    pairs,
-    random,
-    threshold,
-    with_rivals,
-)
+from pipelines.select import prefilter
+from pipelines.select.candidates import mixed
+from pipelines.select.columns import Needs
+from pipelines.select.prefilter import shrink
+from pipelines.select.rules import add_ranks, best_of_n, drop_prompts, longest, pairs, random, threshold, with_rivals
 
 
 def groups(rows):
@@ -250,7 +241,7 @@ def test_what_a_bundle_rules_out_does_not_change_the_end(rows, keep, least, marg
 
 def shrunk(table, rule, needs):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(precombine, "_WORTH", np.inf)
+        patch.setattr(prefilter, "_WORTH", np.inf)
         return shrink(table, rule, needs=needs)
 
 
@@ -266,5 +257,5 @@ def test_the_sample_of_keys_tells_how_much_would_be_left():
     high = rng.integers(0, 2**64, 4000, dtype=np.uint64)
     rows = [(int(high[n % 4000]), 0, float(n), 0, 0, 0, n, 0) for n in range(40_000)]
     table = candidates(rows, length=[1] * len(rows))
-    assert precombine._left(table, 2) == pytest.approx(8000, rel=0.02)  # every prompt has ten, as in the sample
-    assert precombine._left(table.take(np.arange(4000)), 2) == 4000
+    assert prefilter._left(table, 2) == pytest.approx(8000, rel=0.02)  # every prompt has ten, as in the sample
+    assert prefilter._left(table.take(np.arange(4000)), 2) == 4000

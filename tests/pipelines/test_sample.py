@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from selection_tables import candidates
 
-from pipelines import length
-from pipelines.length import Sample, merge_samples
+from pipelines.select import length_correction
+from pipelines.select.length_correction import Sample, merge_samples
 
 rows = st.lists(
     st.tuples(
@@ -37,8 +37,8 @@ def columns(sample):
 @given(rows, st.integers(1, 8), st.lists(st.integers(0, 20), max_size=2))
 def test_the_smallest_hashes_in_any_split(values, most, cuts):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(length, "SAMPLE", most)
-        patch.setattr(length, "mixed", lambda c: c.response_hash)
+        patch.setattr(length_correction, "SAMPLE", most)
+        patch.setattr(length_correction, "mixed", lambda c: c.response_hash)
 
         def sample(part):
             table = candidates([(0, 0, reward, chance, 0, 0, n, 0) for n, (chance, _, _, reward) in enumerate(part)])
@@ -56,6 +56,6 @@ def test_the_smallest_hashes_in_any_split(values, most, cuts):
 def test_hashes_need_not_be_spread_evenly(monkeypatch, first):
     """All of them, or none, below the bound that chance suggests."""
     chance = np.random.default_rng(0).permutation(np.arange(10_000, dtype=np.uint64)) + np.uint64(first)
-    monkeypatch.setattr(length, "mixed", lambda _: chance)
+    monkeypatch.setattr(length_correction, "mixed", lambda _: chance)
     found = Sample.of(candidates([(0, 0, 0.5, 0, 0, 0, 0, 0)] * len(chance)))
-    assert found.chance.tolist() == np.sort(chance)[: length.SAMPLE].tolist()
+    assert found.chance.tolist() == np.sort(chance)[: length_correction.SAMPLE].tolist()

@@ -13,10 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from corpora import TIMED, write_jsonl
 
-from pipelines import curate, partition, precombine
+from pipelines import curate
 from pipelines.config import RunConfig
 from pipelines.errors import ConfigError, InputError, RejectedError
 from pipelines.score import score_files
+from pipelines.select import prefilter, read_transform
+from pipelines.select import selection as selection_module
 
 
 def corpus(prompts=9, responses=5):
@@ -231,7 +233,7 @@ def test_neither_partitions_nor_the_order_in_which_files_are_listed_change_a_byt
     paths = [str(tmp_path / "in" / f"{number}.jsonl") for number in range(3)]
     select(rows, steps, output=output, input={"path": paths})
     for partitions, order in ((1, (2, 0, 1)), (64, (2, 1, 0))):
-        monkeypatch.setattr(curate, "PARTITIONS", partitions)
+        monkeypatch.setattr(selection_module, "PARTITIONS", partitions)
         select(rows, steps, name=f"by-{partitions}", output=output, input={"path": [paths[at] for at in order]})
         assert tree(tmp_path / f"by-{partitions}") == tree(tmp_path / "out")
 
@@ -338,12 +340,12 @@ def test_probabilities_come_from_the_models_calibration(tmp_path, make_config, s
 def test_what_a_bundle_may_hold_changes_no_byte(tmp_path, select, monkeypatch, held, rule):
     rows = corpus(prompts=12)
     select(rows, [rule], name="plain")
-    monkeypatch.setattr(partition, "_BLOCK_ROWS", 3)
-    monkeypatch.setattr(partition, "_HELD_ROWS", held)
-    monkeypatch.setattr(precombine, "_WORTH", np.inf)
+    monkeypatch.setattr(read_transform, "_BLOCK_ROWS", 3)
+    monkeypatch.setattr(read_transform, "_HELD_ROWS", held)
+    monkeypatch.setattr(prefilter, "_WORTH", np.inf)
     released = []
-    packed = partition._packed
-    monkeypatch.setattr(partition, "_packed", lambda *args: released.append(args[0]) or packed(*args))
+    packed = read_transform._packed
+    monkeypatch.setattr(read_transform, "_packed", lambda *args: released.append(args[0]) or packed(*args))
     select(rows, [rule], name="crowded")
     assert len(released) > len(set(released)), "nothing had to go before the end"
     assert tree(tmp_path / "plain" / "data") == tree(tmp_path / "crowded" / "data")

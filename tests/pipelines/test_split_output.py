@@ -13,6 +13,7 @@ from corpora import corpus_rows, write_jsonl
 from stubs import StubFactory
 
 from pipelines import curate
+from pipelines.select import selection as selection_module
 
 SPLIT = {"test_fraction": 0.3, "rows_per_shard": 7}
 KEEP_TWO = [{"best_of_n": {"keep": 2}}]
@@ -81,7 +82,7 @@ def test_the_bytes_depend_neither_on_partitions_nor_on_the_order_of_the_scores(
     both, tmp_path, corpus, make_config, monkeypatch
 ):
     _, out, _ = both
-    monkeypatch.setattr(curate, "PARTITIONS", 3)
+    monkeypatch.setattr(selection_module, "PARTITIONS", 3)
     output = {**SPLIT, "path": str(tmp_path / "again")}
     run(make_config(corpus, select=KEEP_TWO, output=output, input={"rows_per_fragment": 9}))
     assert data(tmp_path / "again") == data(out)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.candidates import Candidates, empty
+from pipelines.select.candidates import Candidates, empty
 from pipelines.shards import SplitPlans, plan_shards
 from pipelines.splits import Split, is_test
 

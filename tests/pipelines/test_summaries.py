@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.score.exact_sum import ExactSum
-from pipelines.summaries import SelectionSummary, StepSum, merge_summaries
+from pipelines.select.summary import SelectionSummary, StepSum, merge_summaries
 
 floats = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=30)
 

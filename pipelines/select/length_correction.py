@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.candidates import Candidates, mixed
+from pipelines.select.candidates import Candidates, mixed
 
 SAMPLE = 4096
 _KNOTS = 129  # the curve is evaluated here, and is linear between

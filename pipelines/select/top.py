@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.candidates import Candidates, Mask, worst_bits
 from pipelines.config import Top
+from pipelines.select.candidates import Candidates, Mask, worst_bits
 
 PASSES = 3
 REWARD_PASSES = 2  # the first, which look at rewards alone

@@ -6,18 +6,21 @@ safe under the runner's threads. A column that no rule needs does not travel, an
 
 from __future__ import annotations
 
+import struct
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from pipelines.candidates import COLUMN_NAMES, Candidates, Labels, empty
 from pipelines.config import RunConfig, Step
 from pipelines.runtime.arrow_ipc import from_ipc, to_ipc
+from pipelines.select.candidates import COLUMN_NAMES, Candidates, Labels, empty
+
+_UNIT = struct.Struct("<qq")
 
 _PLACE = ("response_hash", "file", "unit", "row", "response")
 _KINDS = {
@@ -205,3 +208,19 @@ def score_columns(needs: Needs) -> list[str]:
     plain = ["reward"] + ["prompt_key"] * needs.key + ["response_hash", "row", "response_index"] * needs.place
     plain += ["response_chars"] * needs.length + ["prompt_tokens", "response_tokens"] * needs.tokens
     return [*plain, *(score_column(name) for name in needs.labels)]
+
+
+class KeptUnit(NamedTuple):
+    """One unit's kept responses in place order."""
+
+    file: int
+    unit: int
+    kept: bytes  # Arrow IPC, see `columnar.Needs`
+
+    def to_bytes(self) -> bytes:
+        return _UNIT.pack(self.file, self.unit) + self.kept
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> KeptUnit:
+        file, unit = _UNIT.unpack_from(data)
+        return cls(file, unit, data[_UNIT.size :])

@@ -10,17 +10,17 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.pvalue import TaggedOutput
 
-from pipelines.candidates import Candidates
-from pipelines.columnar import concatenate, pack, score_columns, scored_candidates, sizes_of
-from pipelines.length import Sample
-from pipelines.precombine import shrink
 from pipelines.runtime.arrow_ipc import to_ipc
 from pipelines.runtime.threaded_dofn import Overlap, Overlapped
 from pipelines.score import score_files
 from pipelines.score.exact_sum import ExactSum
 from pipelines.score.score_files import ScoreFile
-from pipelines.steps import Selection, early
-from pipelines.summaries import SelectionSummary, StepCounts
+from pipelines.select.candidates import Candidates
+from pipelines.select.columns import concatenate, pack, score_columns, scored_candidates, sizes_of
+from pipelines.select.length_correction import Sample
+from pipelines.select.prefilter import shrink
+from pipelines.select.selection import Selection, early
+from pipelines.select.summary import SelectionSummary, StepCounts
 
 _BLOCK_ROWS = 200_000  # that are partitioned at a time, at least; 10 MB
 _HELD_ROWS = 5_000_000  # of a bundle, before they are shuffled: 250 MB

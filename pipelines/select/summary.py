@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipelines.length import Sample, merge_samples
 from pipelines.score.exact_sum import ExactSum
+from pipelines.select.length_correction import Sample, merge_samples
 
 
 class StepSum(NamedTuple):

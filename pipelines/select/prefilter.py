@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.candidates import Candidates, Mask, first_within, ranked_within, worst_bits
-from pipelines.columnar import Needs
 from pipelines.config import BestOfN
+from pipelines.select.candidates import Candidates, Mask, first_within, ranked_within, worst_bits
+from pipelines.select.columns import Needs
 
 _WORTH = 0.7  # where more than this share would be left, the shuffle is cheaper than the sort
 _SAMPLED = np.uint64(1 << 60)  # keys below, a sixteenth of all prompts, tell how much would be left

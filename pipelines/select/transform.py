@@ -21,23 +21,22 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.pvalue import AsSingleton, TaggedOutput
 
-from pipelines.candidates import Candidates, count_prompts, place_order
-from pipelines.columnar import Needs, pack, total_size, unpack
 from pipelines.config import Limits
-from pipelines.cuts import Cut
 from pipelines.errors import carrying_errors
-from pipelines.length import Sample, fit, merge_samples
-from pipelines.partition import ReadScores
-from pipelines.passes import FindCut, FindEdges, Loader
-from pipelines.records import KeptUnit
-from pipelines.rules import add_ranks, with_rivals
 from pipelines.runtime.threaded_dofn import Overlapped
 from pipelines.runtime.transforms import Gather
 from pipelines.score.exact_sum import ExactSum
 from pipelines.score.score_files import ScoreFile
 from pipelines.score.totals import Totals, check_limits, sum_totals, totals_of
-from pipelines.steps import LoadPartition, LoadScores, Selection, read_candidates, take_step
-from pipelines.summaries import SelectionSummary, StepCounts, StepSum
+from pipelines.select.candidates import Candidates, count_prompts, place_order
+from pipelines.select.columns import KeptUnit, Needs, pack, total_size, unpack
+from pipelines.select.length_correction import Sample, fit, merge_samples
+from pipelines.select.read_transform import ReadScores
+from pipelines.select.rules import add_ranks, with_rivals
+from pipelines.select.selection import LoadPartition, LoadScores, Selection, read_candidates, take_step
+from pipelines.select.summary import SelectionSummary, StepCounts, StepSum
+from pipelines.select.top import Cut
+from pipelines.select.top_transform import FindCut, FindEdges, Loader
 
 _KEPT_ROWS = 1_000_000  # in one element
 

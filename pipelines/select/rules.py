@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.candidates import (
+from pipelines.config import BestOfN, DropPrompts, Longest, Pairs, Random, Step, Threshold
+from pipelines.select.candidates import (
     Candidates,
     Mask,
     Positions,
@@ -23,7 +24,6 @@ from pipelines.candidates import (
     ranked_within,
     worst_bits,
 )
-from pipelines.config import BestOfN, DropPrompts, Longest, Pairs, Random, Step, Threshold
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipelines.candidates import Candidates
-from pipelines.columnar import Needs, score_columns, scored_candidates, total_size, unpack
-from pipelines.config import BestOfN, Step
-from pipelines.cuts import Cut, keep
-from pipelines.length import Curve
-from pipelines.rules import apply_step
+from pipelines.config import BestOfN, RunConfig, Step
+from pipelines.errors import ConfigError
+from pipelines.plan import Plan
 from pipelines.score import score_files
 from pipelines.score.score_files import ScoreFile
-from pipelines.summaries import StepCounts, StepSum
+from pipelines.score.unit_scores import score_places
+from pipelines.select.candidates import Candidates
+from pipelines.select.columns import Needs, needs_of, score_columns, scored_candidates, total_size, unpack
+from pipelines.select.length_correction import Curve
+from pipelines.select.rules import apply_step
+from pipelines.select.summary import StepCounts, StepSum
+from pipelines.select.top import Cut, keep
+
+PARTITIONS: int | None = None  # of the key space, instead of as many as the input's size calls for
+
+_BYTES_PER_PARTITION = 2**30  # of stored input: about a million responses, 50 MB in the shuffle
+_MOST_PARTITIONS = 4096
 
 
 @dataclass(frozen=True)
@@ -131,3 +139,17 @@ def take_step(candidates: Candidates, step: Step, *, cut: Cut | None, temperatur
 def read_candidates(descriptor: ScoreFile, needs: Needs) -> Candidates:
     scores = score_files.read_columns(descriptor.path, score_columns(needs), descriptor.footer)
     return scored_candidates(scores, file=descriptor.file, unit=descriptor.footer.unit, needs=needs)
+
+
+def selection_of(config: RunConfig, plan: Plan) -> Selection:
+    """What Select is told. Raises `ConfigError` where a step needs a temperature and the model has none."""
+    wants = [f"select.{number}.{step.name}" for number, step in enumerate(config.select) if step.needs_temperature]
+    wants += ["output.add"] if "probability" in config.output.add else []
+    if wants and plan.temperature is None:
+        raise ConfigError(
+            f"{wants[0]} needs the temperature of the model's rewards, and model.path has no calibration.json; run "
+            "`bestkept evaluate` on held-out preferences to write it, or give the step a temperature"
+        )
+    partitions = PARTITIONS or min(_MOST_PARTITIONS, max(16, plan.input_bytes // _BYTES_PER_PARTITION))
+    far = score_places(config).far(plan)
+    return Selection(tuple(config.select), needs_of(config), plan.temperature, partitions, far)

@@ -10,9 +10,12 @@ import apache_beam as beam
 from apache_beam.pvalue import AsIter, AsSingleton
 from apache_beam.typehints.decorators import no_annotations
 
-from pipelines.candidates import Candidates
 from pipelines.config import Top
-from pipelines.cuts import (
+from pipelines.errors import carrying_errors
+from pipelines.runtime.threaded_dofn import Overlapped
+from pipelines.runtime.transforms import Gather, MergeBundles
+from pipelines.select.candidates import Candidates
+from pipelines.select.top import (
     PASSES,
     REWARD_PASSES,
     Bins,
@@ -28,9 +31,6 @@ from pipelines.cuts import (
     refine,
     settle,
 )
-from pipelines.errors import carrying_errors
-from pipelines.runtime.threaded_dofn import Overlapped
-from pipelines.runtime.transforms import Gather, MergeBundles
 
 
 class Loader(Protocol):

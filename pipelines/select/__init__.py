@@ -1,0 +1,1 @@
+"""Score files → the places of what is kept. Text is never here."""
