@@ -17,7 +17,9 @@ import apache_beam as beam
 from pipelines import hub
 from pipelines.config import Limits, RunConfig
 from pipelines.errors import ConfigError
-from pipelines.export import Export
+from pipelines.export.output_columns import Shape
+from pipelines.export.train_test_split import Split
+from pipelines.export.transform import Export
 from pipelines.finish import OFFSET_WARNING, Finish, selection_settings
 from pipelines.hub import Pushed
 from pipelines.observe import Observe
@@ -40,8 +42,6 @@ from pipelines.score.work import Share
 from pipelines.score.workers import Job, score_ahead
 from pipelines.select.selection import selection_of
 from pipelines.select.transform import Select
-from pipelines.shapes import Shape
-from pipelines.splits import Split
 from pipelines.storage import canonical_json, manifest
 from pipelines.storage.files import absolute, join, read_bytes
 from pipelines.versions import Turn, is_latest, placed, point, take_turn

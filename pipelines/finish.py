@@ -15,8 +15,9 @@ from apache_beam.pvalue import AsIter, AsSingleton
 from pipelines.config import RunConfig
 from pipelines.corpus import InputFile, place_of
 from pipelines.errors import carrying_errors
+from pipelines.export.shards import Shard
+from pipelines.export.train_test_split import TRAIN
 from pipelines.plan import Plan, name_of, plan_at
-from pipelines.records import Shard
 from pipelines.report import card
 from pipelines.reporting import write_report
 from pipelines.runtime.arrow_ipc import from_ipc
@@ -26,7 +27,6 @@ from pipelines.score.skip_transform import names_of
 from pipelines.score.totals import Totals
 from pipelines.select.length_correction import Curve
 from pipelines.select.summary import SelectionSummary, StepSum, merge_summaries
-from pipelines.splits import TRAIN
 from pipelines.storage.canonical_json import digest, to_json
 from pipelines.storage.files import join, open_for_reading
 from pipelines.storage.publish import create_or_equal

@@ -10,10 +10,10 @@ import jinja2
 import pyarrow as pa
 import yaml
 
-from pipelines.features import features_of
-from pipelines.records import Shard
-from pipelines.shapes import COLUMNS as _SHAPES
-from pipelines.splits import TRAIN
+from pipelines.export.hf_features import features_of
+from pipelines.export.output_columns import COLUMNS as _SHAPES
+from pipelines.export.shards import Shard
+from pipelines.export.train_test_split import TRAIN
 
 _CARD = """\
 ---

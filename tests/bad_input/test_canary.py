@@ -125,9 +125,9 @@ def failing(name: str, config: Path, monkeypatch) -> list[str]:
 
             monkeypatch.setattr(Scorer, "score", lambda self, groups: {}[str(groups)])
         case "bug in export":
-            from pipelines import export
+            from pipelines.export import transform
 
-            monkeypatch.setattr(export, "to_table", lambda rows, *_: {}[str(rows)])
+            monkeypatch.setattr(transform, "to_table", lambda rows, *_: {}[str(rows)])
         case "bug in reading":
             monkeypatch.setattr("pipelines.corpus.fragments.read_row", lambda row, _: {}[str(row)])
         case "model that fails on every row":

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from stubs import StubFactory
 
 from pipelines import curate
-from pipelines.features import features_of, memory_bytes
-from pipelines.records import Shard
+from pipelines.export.hf_features import features_of, memory_bytes
+from pipelines.export.shards import Shard
 from pipelines.report import card
 
 KINDS = [

@@ -9,16 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from selection_tables import candidates
 
-from pipelines import corpus, curate, export
+from pipelines import corpus, curate
 from pipelines.config import RunConfig
 from pipelines.corpus import InputFile, split_units
 from pipelines.corpus.columns.row_mapping import RowMapping
 from pipelines.errors import InputError
-from pipelines.export import Rows, row_groups
-from pipelines.kept import read_kept
-from pipelines.kept_columns import is_plain, read_tables, text_bytes
+from pipelines.export import transform
+from pipelines.export.kept_columns import is_plain, read_tables, text_bytes
+from pipelines.export.kept_rows import read_kept
+from pipelines.export.output_columns import Shape, schema_of, to_table
+from pipelines.export.transform import Rows, row_groups
 from pipelines.plan import Plan
-from pipelines.shapes import Shape, schema_of, to_table
 from rm.conversations import prompt_key, response_hash
 
 ROW_MAPPING = RowMapping("prompt_response", prompt="p", response="r", source="s")
@@ -180,10 +181,10 @@ def test_both_ways_publish_the_same_bytes(tmp_path, monkeypatch, shape):
         return {path.name: path.read_bytes() for path in (tmp_path / name / "data").iterdir()}
 
     with monkeypatch.context() as patch:
-        patch.setattr(export, "read_kept", None)
+        patch.setattr(transform, "read_kept", None)
         by_columns = run("columns")
-    monkeypatch.setattr(export, "read_tables", None)
-    monkeypatch.setattr(export, "is_plain", lambda *_: False)
+    monkeypatch.setattr(transform, "read_tables", None)
+    monkeypatch.setattr(transform, "is_plain", lambda *_: False)
     assert len(by_columns) == 8
     found = [
         row for name in sorted(by_columns) for row in pq.read_table(tmp_path / "columns" / "data" / name).to_pylist()
@@ -221,14 +222,14 @@ def test_no_more_rows_are_decoded_at_once_than_a_fragment_has(tmp_path, monkeypa
             decoded.append(batch.num_rows)
             yield batch
 
-    read = export.read_tables
+    read = transform.read_tables
 
     def export_only(*told, **options):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(pq.ParquetFile, "iter_batches", spied)
             yield from read(*told, **options)
 
-    monkeypatch.setattr(export, "read_tables", export_only)
+    monkeypatch.setattr(transform, "read_tables", export_only)
     curate.curate(config, scorer=None)
     assert (sum(decoded), max(decoded)) == (90, largest)
 
@@ -245,8 +246,8 @@ def test_row_groups_do_not_depend_on_how_rows_arrive(sizes, at_once, group_bytes
 
     def groups(tables):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(export, "_ROWS_AT_ONCE", at_once)
-            patch.setattr(export, "_ROW_GROUP_BYTES", group_bytes)
+            patch.setattr(transform, "_ROWS_AT_ONCE", at_once)
+            patch.setattr(transform, "_ROW_GROUP_BYTES", group_bytes)
             rows, found = Rows(iter(tables)), []
             for first in range(0, total, shard):
                 found.append([group.to_pydict() for group in row_groups(rows, min(shard, total - first))])

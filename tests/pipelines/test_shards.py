@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.shards import plan_shards, rows_at_once, rows_within
+from pipelines.export.shards import plan_shards, rows_at_once, rows_within
 
 units = st.lists(st.integers(1, 9), min_size=1, max_size=4)
 corpora = st.lists(st.tuples(units, st.booleans()), max_size=5)

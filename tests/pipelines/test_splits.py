@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.export.shards import SplitPlans, plan_shards
+from pipelines.export.train_test_split import Split, is_test
 from pipelines.select.candidates import Candidates, empty
-from pipelines.shards import SplitPlans, plan_shards
-from pipelines.splits import Split, is_test
 
 _64 = 2**64
 

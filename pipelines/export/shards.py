@@ -12,6 +12,7 @@ import itertools
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 _MOST_ROWS_AT_ONCE = 1024  # more are no faster
 
@@ -109,3 +110,20 @@ def rows_within(bytes_per_shard: int, rows_per_shard: int, *, rows: int, text_by
     if not rows or not text_bytes:
         return rows_per_shard
     return max(1, min(rows_per_shard, bytes_per_shard * rows // text_bytes))
+
+
+class Shard(NamedTuple):
+    """A published shard; the manifest lists all but `memory_bytes`."""
+
+    name: str
+    rows: int
+    bytes: int
+    xxh3_128: str
+    memory_bytes: int  # of its rows as Arrow tables
+
+    @property
+    def split(self) -> str:
+        return self.name.rpartition("/")[2].partition("-")[0]
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: value for name, value in self._asdict().items() if name != "memory_bytes"}

@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 from pipelines.corpus import InputFile, Unit, taken_batches
 from pipelines.corpus.columns.row_mapping import RowMapping
 from pipelines.corpus.parquet import parquet_schema
-from pipelines.kept import changed
+from pipelines.export.kept_rows import changed
+from pipelines.export.output_columns import Shape, probability_of
 from pipelines.select.candidates import Candidates
-from pipelines.shapes import Shape, probability_of
 from rm.conversations import prompt_key, response_hash
 
 _SHAPES = ("messages", "prompt_completion")

@@ -8,9 +8,9 @@ import numpy as np
 
 from pipelines.corpus import InputFile, Row, Unit, read_rows, split_units
 from pipelines.errors import InputError
+from pipelines.export.output_columns import Kept
 from pipelines.plan import Plan
 from pipelines.select.candidates import Candidates
-from pipelines.shapes import Kept
 from rm.conversations import response_hash
 
 Texts = Mapping[tuple[int, int], str]

@@ -16,19 +16,18 @@ from apache_beam.pvalue import AsIter, AsSingleton
 
 from pipelines.corpus import original_columns, seekable, split_units
 from pipelines.errors import InputError, carrying_errors
-from pipelines.features import memory_bytes
-from pipelines.kept import Texts, changed, read_kept, read_rejected
-from pipelines.kept_columns import is_plain, read_tables, text_bytes
+from pipelines.export.hf_features import memory_bytes
+from pipelines.export.kept_columns import is_plain, read_tables, text_bytes
+from pipelines.export.kept_rows import Texts, changed, read_kept, read_rejected
+from pipelines.export.output_columns import Shape, schema_of, to_table
+from pipelines.export.shards import Shard, SplitPlans, plan_shards, rows_at_once, rows_within
+from pipelines.export.train_test_split import Split
 from pipelines.plan import Plan, plan_at
-from pipelines.records import Shard
 from pipelines.runtime.arrow_ipc import from_ipc, to_ipc
 from pipelines.runtime.threaded_dofn import ahead
 from pipelines.runtime.transforms import Gather
 from pipelines.select.candidates import Candidates
 from pipelines.select.columns import KeptUnit, Needs, pack, unpack
-from pipelines.shapes import Shape, schema_of, to_table
-from pipelines.shards import SplitPlans, plan_shards, rows_at_once, rows_within
-from pipelines.splits import Split
 from pipelines.storage.files import join
 from pipelines.storage.publish import create_or_equal
 
