@@ -228,7 +228,7 @@ def latest(
 ) -> None:
     """Print the path of the latest complete version of an output."""
     from pipelines.display import page_written
-    from pipelines.versions import latest_path
+    from pipelines.finish.versions import latest_path
 
     page_written(latest_path(root))
 
@@ -246,8 +246,8 @@ def clean(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")] = False,
 ) -> None:
     """Remove old versions of an output; never the latest, and no part of one that stays."""
-    from pipelines import retention
     from pipelines.display import cleaned_shown
+    from pipelines.finish import retention
 
     found = retention.clean(root, keep=keep, unfinished_days=unfinished_days, scores=scores, dry_run=dry_run)
     cleaned_shown(found, dry_run=dry_run)

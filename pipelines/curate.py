@@ -14,14 +14,16 @@ from typing import Any
 
 import apache_beam as beam
 
-from pipelines import hub
 from pipelines.config import Limits, RunConfig
 from pipelines.errors import ConfigError
 from pipelines.export.output_columns import Shape
 from pipelines.export.train_test_split import Split
 from pipelines.export.transform import Export
-from pipelines.finish import OFFSET_WARNING, Finish, selection_settings
-from pipelines.hub import Pushed
+from pipelines.finish import claim, hub
+from pipelines.finish.hub import Pushed
+from pipelines.finish.manifest import OFFSET_WARNING, selection_settings
+from pipelines.finish.transform import Finish
+from pipelines.finish.versions import Turn, is_latest, placed, point, take_turn
 from pipelines.observe import Observe
 from pipelines.plan import Plan, PlanPaths, Plans, located, make_plans, sweep
 from pipelines.report.figures import Facts
@@ -42,9 +44,8 @@ from pipelines.score.work import Share
 from pipelines.score.workers import Job, score_ahead
 from pipelines.select.selection import selection_of
 from pipelines.select.transform import Select
-from pipelines.storage import canonical_json, manifest
+from pipelines.storage import canonical_json
 from pipelines.storage.files import absolute, join, read_bytes
-from pipelines.versions import Turn, is_latest, placed, point, take_turn
 
 log = logging.getLogger(__name__)
 
@@ -198,9 +199,9 @@ def curated(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFacto
     settings = canonical_json.digest(selection_settings(config, plan))
     turn = take_turn(config, plans, settings)
     config = placed(config, turn)
-    same_plan = manifest.claim(config.path, inputs=plan.content_hash, selection=settings, plan=plan.hash)
+    same_plan = claim.claim(config.path, inputs=plan.content_hash, selection=settings, plan=plan.hash)
     sweep(scores_path(config), plans, config.path)
-    done = manifest.complete(config.path) if same_plan and not config.limits.verify else None
+    done = claim.complete(config.path) if same_plan and not config.limits.verify else None
     if done is not None and not done.get("skipped_files"):  # what could not be read then may be mended now
         counts = {**done["counts"], "rejected": done["rejected"], "examples": done["first_rejected"]}
         check_limits(Totals.from_json(counts), config.limits)
@@ -214,7 +215,7 @@ def curated(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFacto
     if counted is None:
         return Outcome(plan, None, {}, secs, handed_over=True, turn=turn)
     counted = counters.together(ahead, counted)
-    written = manifest.written(config.path)
+    written = claim.written(config.path)
     ran = counters.record(join(config.path, "run.json"), "select" if scorer is None else "run", secs, counted)
     for warning in written.get("warnings", ()):
         if OFFSET_WARNING not in warning:  # that came before the work

@@ -21,7 +21,7 @@ from pipelines.runtime import logs, progress
 
 if TYPE_CHECKING:
     from pipelines.curate import Outcome
-    from pipelines.retention import Cleaned
+    from pipelines.finish.retention import Cleaned
     from pipelines.storage.models.fetch import Sent
 
 log = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ def page_written(path: str) -> None:
 
 def cleaned_shown(cleaned: Cleaned, *, dry_run: bool) -> None:
     """The end of `clean`: what was removed, one path a line, or as one JSON line."""
-    from pipelines.versions import path_of
+    from pipelines.finish.versions import path_of
 
     found = {"removed": [path_of(cleaned.root, one) for one in cleaned.versions]}
     found["removed"] += [f"{cleaned.root}/scores/{name}" for name in cleaned.scores]

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import InputError
+from pipelines.finish.claim import read_manifest
+from pipelines.finish.versions import followed
 from pipelines.report import comparison, selection
 from pipelines.report.figures import FORMAT
 from pipelines.storage import publish
 from pipelines.storage.files import absolute, join, read_bytes
-from pipelines.storage.manifest import read_manifest
-from pipelines.versions import followed
 
 NAME = "report.html"
 

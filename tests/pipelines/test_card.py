@@ -16,7 +16,7 @@ from stubs import StubFactory
 from pipelines import curate
 from pipelines.export.hf_features import features_of, memory_bytes
 from pipelines.export.shards import Shard
-from pipelines.report import card
+from pipelines.finish import dataset_card
 
 KINDS = [
     *(
@@ -70,7 +70,7 @@ def test_a_type_without_a_name_leaves_the_features_out():
     schema = pa.schema([("plain", pa.string()), ("map", pa.map_(pa.string(), pa.int32()))])
     assert features_of(schema) is None
     shards = [Shard("data/train-00000-of-00001.parquet", 1, 2, "", 3)]
-    assert "features" not in card._dataset_info(shards, schema)
+    assert "features" not in dataset_card._dataset_info(shards, schema)
 
 
 VALUES = pa.table(
@@ -100,7 +100,7 @@ def test_memory_bytes_are_those_of_arrow_however_the_rows_lie():
     [(0, "n<1K"), (999, "n<1K"), (1000, "1K<n<10K"), (10**6 - 1, "100K<n<1M"), (10**6, "1M<n<10M"), (10**12, "n>1T")],
 )
 def test_size_categories_are_those_of_the_hub(rows, category):
-    assert card._size_category(rows) == category
+    assert dataset_card._size_category(rows) == category
 
 
 @pytest.fixture

@@ -16,10 +16,11 @@ from hub_server import Fault, Repo, running_hub
 from huggingface_hub import constants
 from stubs import StubFactory
 
-from pipelines import curate, hub
+from pipelines import curate
 from pipelines.config import RunConfig
 from pipelines.config.loading import validated
 from pipelines.errors import ConfigError, ConflictError, StorageError
+from pipelines.finish import hub
 
 REPO = "someone/curated"
 OUTPUT = {"rows_per_shard": 5, "test_fraction": 0.3}

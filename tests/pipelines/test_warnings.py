@@ -9,7 +9,7 @@ import pytest
 from corpora import corpus_rows, write_jsonl
 
 from pipelines import curate
-from pipelines.finish import warnings_of
+from pipelines.finish.manifest import warnings_of
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ from stubs import StubFactory, scored_rows
 from pipelines import curate, following
 from pipelines.config import RunConfig, load
 from pipelines.errors import Exit, InputError, RejectedError, StorageError
+from pipelines.finish.versions import latest_path
 from pipelines.runtime import progress
-from pipelines.versions import latest_path
 
 JOB_TYPE_BATCH = 1  # enumerations travel as numbers
 CONFIGS = TESTS.parent / "configs"

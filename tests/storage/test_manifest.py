@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import ConflictError, StorageError
-from pipelines.storage import canonical_json, manifest, publish
+from pipelines.finish import claim
+from pipelines.storage import canonical_json, publish
 
 OURS = {"inputs": "i", "selection": "s", "plan": "p"}
 
@@ -29,20 +30,20 @@ def held(output: str) -> dict[str, str]:
 
 
 def test_a_first_claim_is_written_and_an_equal_one_joins(output):
-    assert manifest.claim(output, **OURS) is True
+    assert claim.claim(output, **OURS) is True
     assert held(output) == OURS
-    assert manifest.claim(output, **OURS) is True
-    assert manifest.claim(output, **{**OURS, "plan": "touched"}) is False
+    assert claim.claim(output, **OURS) is True
+    assert claim.claim(output, **{**OURS, "plan": "touched"}) is False
     assert held(output) == OURS
 
 
 @pytest.mark.parametrize("published", [None, "shards", "data.parquet"])
 def test_another_claim_takes_over_where_nothing_is_published(output, published):
-    manifest.claim(output, **OURS)
+    claim.claim(output, **OURS)
     if published:
         put(output, f"{published}/x")
     other = {**OURS, "inputs": "others"}
-    assert manifest.claim(output, **other) is True
+    assert claim.claim(output, **other) is True
     assert held(output) == other
 
 
@@ -56,67 +57,67 @@ def test_another_claim_takes_over_where_nothing_is_published(output, published):
     ],
 )
 def test_another_claim_on_what_is_published_is_a_conflict(output, published, changes, words):
-    manifest.claim(output, **OURS)
+    claim.claim(output, **OURS)
     put(output, published)
     with pytest.raises(ConflictError) as raised:
-        manifest.claim(output, **{**OURS, **changes})
+        claim.claim(output, **{**OURS, **changes})
     assert str(raised.value) == (
         f"output.path {output} belongs to a run with other {words}; choose another output.path "
         f"(scores.path={output}/scores re-uses what is scored there)"
     )
     assert held(output) == OURS
-    assert manifest.claim(output, **OURS) is True
+    assert claim.claim(output, **OURS) is True
 
 
 @pytest.mark.parametrize("damage", [b"", b'{"inputs": "i', b"\xff"])
 def test_a_damaged_claim_is_taken_over(output, damage):
     put(output, "claim.json", damage)
-    assert manifest.claim(output, **OURS) is True
+    assert claim.claim(output, **OURS) is True
     assert held(output) == OURS
 
 
 def test_a_claim_that_is_gone_when_it_is_read_is_none(output, monkeypatch):
-    manifest.claim(output, **{**OURS, "plan": "old"})
-    real = manifest.read_seen
+    claim.claim(output, **{**OURS, "plan": "old"})
+    real = claim.read_seen
 
     def gone(path):
-        monkeypatch.setattr(manifest, "read_seen", real)
+        monkeypatch.setattr(claim, "read_seen", real)
         Path(path).unlink()
         return real(path)
 
-    monkeypatch.setattr(manifest, "read_seen", gone)
-    assert manifest.claim(output, **OURS) is True
+    monkeypatch.setattr(claim, "read_seen", gone)
+    assert claim.claim(output, **OURS) is True
     assert held(output) == OURS
 
 
 def test_a_claim_that_another_run_takes_first_is_a_conflict(output, monkeypatch):
-    manifest.claim(output, **OURS)
+    claim.claim(output, **OURS)
     monkeypatch.setattr(publish, "replace", lambda path, data, *, seen: False)
     with pytest.raises(
         ConflictError, match=r"out has been claimed by another run at this moment; choose another output"
     ):
-        manifest.claim(output, **{**OURS, "inputs": "others"})
+        claim.claim(output, **{**OURS, "inputs": "others"})
 
 
 def test_complete_is_every_shard_in_full_size(output):
-    assert manifest.complete(output) is None
+    assert claim.complete(output) is None
     shards = [{"name": "data/a.parquet", "bytes": 3}, {"name": "data/b.parquet", "bytes": 5}]
     put(output, "data/a.parquet", b"abc")
     put(output, "data/b.parquet", b"abcde")
     put(output, "manifest.json", canonical_json.to_json({"shards": shards}))
-    assert manifest.complete(output) == {"shards": shards} == manifest.read_manifest(output)
+    assert claim.complete(output) == {"shards": shards} == claim.read_manifest(output)
     for data in (b"abcd", b"abcdef"):
         put(output, "data/b.parquet", data)
-        assert manifest.complete(output) is None
+        assert claim.complete(output) is None
     (Path(output) / "data/b.parquet").unlink()
-    assert manifest.complete(output) is None
-    assert manifest.read_manifest(output) == {"shards": shards}
+    assert claim.complete(output) is None
+    assert claim.read_manifest(output) == {"shards": shards}
 
 
 def test_a_damaged_manifest_is_an_error(output):
     put(output, "manifest.json", b'{"shards": [')
     with pytest.raises(StorageError, match=r"out/manifest\.json is damaged; remove it and run the same command again"):
-        manifest.complete(output)
+        claim.complete(output)
 
 
 def test_json_is_canonical_and_readable():

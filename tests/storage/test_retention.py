@@ -15,12 +15,13 @@ from storage.test_versions import KEEP_2, disk, fill, place, run
 from storage.versioned import Place, Reader
 from stubs import StubFactory, scored_rows
 
-from pipelines import curate, retention
+from pipelines import curate
 from pipelines.corpus import files
 from pipelines.errors import InputError, RejectedError, StorageError
-from pipelines.retention import Version, kept_of
+from pipelines.finish import retention
+from pipelines.finish.retention import Version, kept_of
+from pipelines.finish.versions import Run, latest_path, numbers
 from pipelines.storage import publish, removal
-from pipelines.versions import Run, latest_path, numbers
 
 __all__ = ["disk", "place"]  # fixtures
 

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from storage.versioned import Place, Reader, on_disk
 from stubs import StubFactory, loads, scored_rows
 
-from pipelines import curate, finish, hub, versions
+from pipelines import curate
 from pipelines.errors import InputError, StorageError
+from pipelines.finish import hub, transform, versions
+from pipelines.finish.versions import Turn, latest_path, numbers, point, read_latest
 from pipelines.storage import files
 from pipelines.storage.canonical_json import to_json
-from pipelines.versions import Turn, latest_path, numbers, point, read_latest
 
 KEEP_2 = {"select": [{"best_of_n": {"keep": 2}}]}
 
@@ -125,7 +126,7 @@ def test_a_run_that_ends_between_manifest_and_pointer_is_mended_by_the_next(plac
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(finish, "point", killed)
+        patch.setattr(transform, "point", killed)
         with pytest.raises(StorageError, match="Killed"):
             run(place, log)
     assert latest_path(place.root) == first.turn.path, "readers have what they had"

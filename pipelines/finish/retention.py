@@ -18,13 +18,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pipelines.errors import InputError
-from pipelines.score import score_files
-from pipelines.storage import publish
-from pipelines.storage.canonical_json import to_json
-from pipelines.storage.files import absolute, join, names_in, read_bytes, size_of
-from pipelines.storage.manifest import read_manifest
-from pipelines.storage.removal import Found, directories_in, files_below, remove, remove_all
-from pipelines.versions import (
+from pipelines.finish.claim import read_manifest
+from pipelines.finish.versions import (
     ID,
     LATEST,
     REMOVING,
@@ -37,6 +32,11 @@ from pipelines.versions import (
     read_runs,
     run_path,
 )
+from pipelines.score import score_files
+from pipelines.storage import publish
+from pipelines.storage.canonical_json import to_json
+from pipelines.storage.files import absolute, join, names_in, read_bytes, size_of
+from pipelines.storage.removal import Found, directories_in, files_below, remove, remove_all
 
 log = logging.getLogger(__name__)
 

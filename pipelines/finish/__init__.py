@@ -1,0 +1,1 @@
+"""What makes an output complete, and what is done with complete ones."""

@@ -1,0 +1,150 @@
+"""The content of the manifest: settings, counts, warnings and shards of a selection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from pipelines.config import RunConfig
+from pipelines.corpus import InputFile
+from pipelines.export.shards import Shard
+from pipelines.export.train_test_split import TRAIN
+from pipelines.plan import Plan, name_of
+from pipelines.score.ensemble import Standards
+from pipelines.score.totals import Totals
+from pipelines.select.summary import SelectionSummary, StepSum
+from pipelines.storage.canonical_json import digest
+
+MANIFEST_FORMAT = 1
+_MANY_CUT = 0.01  # of the scored responses
+CUT_WARNING = (
+    "did not fit into model.max_length with their prompts, and were scored cut: what the model read is less than what is "
+    "exported; raise it, or leave them out with model.too_long=reject"
+)
+OFFSET_WARNING = (
+    "compares rewards of different prompts, and a model trained on pairs alone leaves a free offset per prompt: prefer rules "
+    "within a prompt (best_of_n, min_z, a reference), or train with train.centring or accept/reject labels"
+)
+EMPTY_SPLIT = (
+    "the split {} has no rows, and the card leaves it out: no kept prompt is on its side; choose another output.test_fraction "
+    "or split_seed"
+)
+
+
+def selection_settings(config: RunConfig, plan: Plan) -> dict[str, Any]:
+    """What decides the output, given the score files."""
+    output = config.output
+    settings: dict[str, Any] = {
+        "select": [step.model_dump(exclude_none=True) for step in config.select],
+        "shape": output.shape,
+        "rows_per_shard": output.rows_per_shard,
+        "bytes_per_shard": output.bytes_per_shard,
+        "include_columns": output.include_columns,
+        "add": output.add,
+        "license": output.license,
+    }
+    if any(step.needs_temperature for step in config.select) or "probability" in output.add:
+        settings["temperature"] = plan.temperature
+    if output.test_fraction is not None:
+        settings |= {"test_fraction": output.test_fraction, "split_seed": output.split_seed}
+    return settings
+
+
+def warnings_of(config: RunConfig, plan: Plan, manifest: Mapping[str, Any]) -> Iterator[str]:
+    """What whoever uses the output must know of it."""
+    crossing = [step.name for step in config.select if step.crosses_prompts]
+    if crossing and not plan.comparable:
+        yield f"{crossing[0]} {OFFSET_WARNING}"
+    cut, scored = manifest["counts"]["truncated"], manifest["counts"]["scored"]
+    if cut > _MANY_CUT * scored:
+        yield f"{cut:,} of {scored:,} scored responses ({cut / scored:.1%}) {CUT_WARNING}"
+    for name, rows in manifest.get("splits", {}).items():
+        if not rows:
+            yield EMPTY_SPLIT.format(name)
+
+
+def make_manifest(
+    config: RunConfig,
+    plan: Plan,
+    totals: Totals,
+    summary: SelectionSummary,
+    files: Sequence[tuple[int, list[list[Any]]]],
+    shards: Sequence[Shard],
+    rejected: Sequence[str],
+) -> dict[str, Any]:
+    """The manifest: inputs by content, model by fingerprint, settings, counts and shards; no times, no places."""
+    counts = totals.to_json()
+    rejected_counts = counts.pop("rejected")
+    examples = counts.pop("examples")
+    return {
+        "format": MANIFEST_FORMAT,
+        "fingerprint": plan.fingerprint,
+        "mapping": plan.mapping.to_json(),
+        "selection": selection_settings(config, plan),
+        "inputs": [_input(plan.files[number], fragments) for number, fragments in files],
+        "counts": {
+            **counts,
+            "rejected_total": totals.rejected.total(),
+            "prompts": summary.prompts,
+            "kept": summary.kept.count,
+            "kept_prompts": summary.kept_prompts,
+            "size": summary.size,
+            "kept_size": summary.kept_size,
+        },
+        "rejected": rejected_counts,
+        "first_rejected": examples,
+        "rejected_files": list(rejected),
+        "steps": [_step(summary, number, step.name) for number, step in enumerate(config.select)],
+        "mean_reward": {"kept": summary.kept.mean(), "dropped": summary.dropped.mean()},
+        "shards": [shard.to_json() for shard in shards],
+    }
+
+
+def rows_of_splits(shards: Iterable[Shard]) -> dict[str, int]:
+    """The rows of each split by its name; `train` comes first."""
+    rows = {TRAIN: 0}
+    for shard in shards:
+        rows[shard.split] = rows.get(shard.split, 0) + shard.rows
+    return rows
+
+
+def controls(summary: SelectionSummary, config: RunConfig) -> dict[str, Any]:
+    """Mean rewards of what else could have been kept: by chance at equal size, and the longest of each prompt (None where an
+    earlier cut, or pairs, leave nothing to compare with)."""
+    return {
+        "random": summary.random_mean(),
+        "longest": summary.longest.mean(),
+        "equal": "tokens" if config.model is not None else "characters",
+        "sample": len(summary.sample),
+    }
+
+
+def model_of(config: RunConfig, plan: Plan, standards: Standards | None) -> dict[str, Any]:
+    """Where the rewards come from; of an ensemble all that it takes to compute them from those of its members."""
+    if standards is not None:
+        columns = (plan.model["members"], plan.identity["members"], standards.models)
+        members = [{**named, **own, **standard._asdict()} for named, own, standard in zip(*columns, strict=True)]
+        name = ", ".join(member["name"] for member in members)
+        return {"name": name, "revision": None, **plan.identity, "members": members, "responses": standards.responses}
+    if config.model is None:
+        return {"name": f"column {config.scores.column}", "revision": None, **plan.identity}
+    (model,) = config.models
+    return {"name": name_of(model), "revision": model.revision, **plan.identity}
+
+
+def _step(summary: SelectionSummary, number: int, name: str) -> dict[str, Any]:
+    """What a step kept: nothing, where nothing was left for any worker to see."""
+    return summary.steps.get(number, StepSum(name, 0, 0, 0))._asdict()
+
+
+def _input(file: InputFile, fragments: list[list[Any]]) -> dict[str, Any]:
+    content = digest([value for _, _, value, *_ in fragments])
+    rows, responses, scored = (sum(fragment[position] for fragment in fragments) for position in (3, 4, 5))
+    return {
+        "key": file.key,
+        "size": file.size,
+        "rows": rows,
+        "responses": responses,
+        "scored": scored,
+        "content": content,
+    }

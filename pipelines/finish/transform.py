@@ -1,0 +1,164 @@
+"""Finish: rejected rows, dataset card, and last of all the manifest, on one barrier element."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.parquet as pq
+from apache_beam.pvalue import AsIter, AsSingleton
+
+from pipelines.config import RunConfig
+from pipelines.corpus import place_of
+from pipelines.errors import carrying_errors
+from pipelines.export.shards import Shard
+from pipelines.finish import dataset_card
+from pipelines.finish.manifest import controls, make_manifest, model_of, rows_of_splits, warnings_of
+from pipelines.finish.versions import Turn, point
+from pipelines.plan import plan_at
+from pipelines.reporting import write_report
+from pipelines.runtime.arrow_ipc import from_ipc
+from pipelines.runtime.transforms import Gather
+from pipelines.score.ensemble import Standards
+from pipelines.score.skip_transform import names_of
+from pipelines.score.totals import Totals
+from pipelines.select.length_correction import Curve
+from pipelines.select.summary import SelectionSummary, merge_summaries
+from pipelines.storage.canonical_json import to_json
+from pipelines.storage.files import join, open_for_reading
+from pipelines.storage.publish import create_or_equal
+
+_REJECTED = pa.schema(
+    [
+        pa.field("row", pa.int32()),
+        pa.field("response_index", pa.int32()),
+        pa.field("reason", pa.string()),
+        pa.field("unit_start", pa.int64()),
+    ]
+)
+
+
+_OPTIONAL = ("curve", "standards", "skipped")  # parts that only some runs have
+
+
+@dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
+class Finish(beam.PTransform):  # type: ignore[misc]
+    """{selected..., shards, standards of an ensemble, skipped files} → the manifest, published after everything it names."""
+
+    plan_path: str
+    config: RunConfig
+    turn: Turn | None = None  # of a run that writes a version
+
+    def expand(self, parts: dict[str, Any]) -> Any:
+        rejected = (
+            parts["rejected"]
+            | "GroupRejected" >> beam.GroupByKey()
+            | "WriteRejected" >> beam.ParDo(WriteRejected(self.plan_path, self.config.path))
+        )
+        summary = parts["summaries"] | "SumSelection" >> Gather(merge_summaries)
+        more: dict[str, Any] = {name: AsSingleton(parts[name]) for name in _OPTIONAL if name in parts}
+        if "report" in parts:
+            more["report"] = AsIter(parts["report"])
+        barrier = parts["shards"].pipeline | "Finish" >> beam.Impulse()
+        return barrier | "PublishManifest" >> beam.ParDo(
+            PublishManifest(self.plan_path, self.config, self.turn),
+            totals=AsSingleton(parts["totals"]),
+            summary=AsSingleton(summary),
+            files=AsIter(parts["files"]),
+            shards=AsIter(parts["shards"]),
+            rejected=AsIter(rejected),
+            **more,
+        )
+
+
+@dataclass(eq=False)
+class WriteRejected(beam.DoFn):  # type: ignore[misc]
+    """(file, its rejected rows) → `rejected/<file number>.parquet`: where and why, never what."""
+
+    plan_path: str
+    output: str
+
+    def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[str]:
+        number, parts = element
+        with carrying_errors():
+            file = plan_at(self.plan_path).files[number]
+        rows = from_ipc(parts, _REJECTED).sort_by(
+            [(name, "ascending") for name in ("unit_start", "row", "response_index")]
+        )
+        places = [
+            place_of(file.key, start, row)
+            for start, row in zip(*(rows[c].to_pylist() for c in ("unit_start", "row")), strict=True)
+        ]
+        table = pa.table(
+            {
+                "file": pa.array([file.key] * rows.num_rows),
+                "place": pa.array(places),
+                "response_index": rows["response_index"],
+                "reason": rows["reason"],
+            }
+        )
+
+        def write(stream: BinaryIO) -> None:
+            pq.write_table(table, stream, compression="zstd")
+
+        with carrying_errors():
+            name = f"rejected/{number:05d}.parquet"
+            create_or_equal(join(self.output, name), write)
+            yield name
+
+
+@dataclass(eq=False)
+class PublishManifest(beam.DoFn):  # type: ignore[misc]
+    plan_path: str
+    config: RunConfig
+    turn: Turn | None = None
+
+    def process(
+        self,
+        _impulse: bytes,
+        totals: Totals,
+        summary: SelectionSummary,
+        files: Iterable[tuple[int, list[list[Any]]]],
+        shards: Iterable[Shard],
+        rejected: Iterable[str],
+        curve: Curve | None = None,
+        standards: Standards | None = None,
+        skipped: Mapping[int, str] | None = None,
+        report: Iterable[str] = (),
+    ) -> Iterator[dict[str, Any]]:
+        with carrying_errors():
+            plan = plan_at(self.plan_path)
+            names = (sorted(files), sorted(shards), sorted(rejected))
+            manifest = make_manifest(self.config, plan, totals, summary, *names)
+            manifest["model"] = model_of(self.config, plan, standards)
+            manifest["skipped_files"] = names_of(skipped or {}, plan)
+            manifest["controls"] = controls(summary, self.config)
+            if curve is not None:
+                manifest["length_correction"] = curve.to_json()
+            if self.config.output.test_fraction is not None:
+                manifest["splits"] = rows_of_splits(names[1])
+            manifest["warnings"] = list(warnings_of(self.config, plan, manifest))
+            manifest["report"] = sorted(report)
+            output = self.config.path
+            text = dataset_card.render(
+                manifest, names[1], first_schema(output, names[1]), license=self.config.output.license
+            )
+            create_or_equal(join(output, "README.md"), text.encode())
+            content = to_json(manifest)
+            if manifest[
+                "report"
+            ]:  # of the manifest as it is read; the launcher, which may not be waiting, adds throughput
+                write_report(output, json.loads(content), run=None)
+            create_or_equal(join(output, "manifest.json"), content)
+            point(self.turn)
+            yield manifest
+
+
+def first_schema(output: str, shards: Sequence[Shard]) -> pa.Schema:
+    """The columns of the data set, as its first shard has them."""
+    with open_for_reading(join(output, shards[0].name)) as file:
+        return pq.read_schema(file)
