@@ -215,8 +215,8 @@ def report(
     write: Annotated[str, typer.Option(metavar="FILE", help="Where the comparison of two goes.")] = "comparison.html",
 ) -> None:
     """Write report.html of an output again, or compare two selections, or two models, in one page."""
-    from pipelines import reporting
     from pipelines.display import page_written
+    from pipelines.report import write as reporting
 
     path = reporting.rebuild(output) if other is None else reporting.compare(output, other, write=write)
     page_written(path)

@@ -24,10 +24,10 @@ from pipelines.finish.hub import Pushed
 from pipelines.finish.manifest import OFFSET_WARNING, selection_settings
 from pipelines.finish.transform import Finish
 from pipelines.finish.versions import Turn, is_latest, placed, point, take_turn
-from pipelines.observe import Observe
 from pipelines.plan import Plan, PlanPaths, Plans, located, make_plans, sweep
-from pipelines.report.figures import Facts
-from pipelines.reporting import write_report
+from pipelines.report.numbers import Facts
+from pipelines.report.transform import Observe
+from pipelines.report.write import write_report
 from pipelines.runtime import counters, progress
 from pipelines.runtime.beam_options import checked_options
 from pipelines.runtime.execute import execute

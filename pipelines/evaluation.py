@@ -20,7 +20,7 @@ from pipelines.config import EvaluateConfig
 from pipelines.display import bar_wanted, said
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
 from pipelines.report import evaluation as page
-from pipelines.report import tables
+from pipelines.report import evaluation_tables
 from pipelines.storage import files, publish
 from pipelines.storage.models import whole_directory
 
@@ -85,7 +85,7 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
     _write(config.output.path, document)
     facts = {"accuracy": document["evaluation"]["accuracy"]["overall"], "temperature_stored": stored}
     place = config.output.path
-    said("evaluated", facts, path=place, table=lambda: tables.evaluation_tables(document, written_to=place))
+    said("evaluated", facts, path=place, table=lambda: evaluation_tables.evaluation_tables(document, written_to=place))
     return document
 
 

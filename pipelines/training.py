@@ -10,7 +10,7 @@ from rich.table import Table
 from pipelines.config import TrainConfig
 from pipelines.display import said
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
-from pipelines.report.tables import percent_interval
+from pipelines.report.evaluation_tables import percent_interval
 from pipelines.storage.models import is_remote, whole_directory
 
 if TYPE_CHECKING:

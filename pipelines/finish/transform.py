@@ -20,7 +20,7 @@ from pipelines.finish import dataset_card
 from pipelines.finish.manifest import controls, make_manifest, model_of, rows_of_splits, warnings_of
 from pipelines.finish.versions import Turn, point
 from pipelines.plan import plan_at
-from pipelines.reporting import write_report
+from pipelines.report.write import write_report
 from pipelines.runtime.arrow_ipc import from_ipc
 from pipelines.runtime.transforms import Gather
 from pipelines.score.ensemble import Standards

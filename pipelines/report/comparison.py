@@ -9,7 +9,7 @@ from typing import Any
 from pipelines.report import page
 from pipelines.report.charts import Bar, bar_rows, dot_pairs
 from pipelines.report.selection_charts import kept_and_dropped, source_name
-from pipelines.report.words import shown
+from pipelines.report.text import shown
 
 Json = Mapping[str, Any]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 
-from pipelines.report.words import shown, tamed
+from pipelines.report.text import shown, tamed
 
 Json = Mapping[str, Any]
 

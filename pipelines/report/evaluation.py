@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipelines.report import page, tables
+from pipelines.report import evaluation_tables, page
 from pipelines.report.charts import Mark, Series, calibration_chart, interval_chart, line_chart
-from pipelines.report.words import shown
+from pipelines.report.text import shown
 
 Json = Mapping[str, Any]
 
@@ -62,13 +62,13 @@ def _verdict(overall: Json) -> str:
     """What the figures say, in words that claim no more than the intervals do."""
     if not overall["comparisons"]:
         return "No comparison could be scored."
-    share = f"Orders {tables.percent_interval(overall['model'])} % of {overall['comparisons']:,} comparisons as judged"
+    share = f"Orders {evaluation_tables.percent_interval(overall['model'])} % of {overall['comparisons']:,} comparisons as judged"
     low, high = overall["difference"]["low"], overall["difference"]["high"]
     if low is None:
         return f"{share}; one prompt alone says nothing about others."
     if overall["model"]["low"] <= 0.5 <= overall["model"]["high"]:
         share += ", which a coin could do as well"
-    by = f"the longer response ({tables.percent_interval(overall['length'])} %)"
+    by = f"the longer response ({evaluation_tables.percent_interval(overall['length'])} %)"
     if low > 0:
         return f"{share}: better than taking {by}."
     if high < 0:
@@ -94,7 +94,7 @@ def _charts(evaluation: Json) -> Iterator[dict[str, Any]]:
 def _accuracy(accuracy: Json) -> dict[str, Any]:
     rows = [
         (label, [_mark(row["model"]), _mark(row["length"])])
-        for label, row in tables.accuracy_rows(accuracy)
+        for label, row in evaluation_tables.accuracy_rows(accuracy)
         if row["comparisons"]
     ]
     left_out = len(rows) - _MOST_ROWS
@@ -112,7 +112,7 @@ def best_of_n(curve: Json) -> dict[str, Any]:
     points = curve["points"]
     gold = curve["measured_by"] == "gold"
     series = []
-    for name in ("model", *tables.best_of_n_rivals(curve)):
+    for name in ("model", *evaluation_tables.best_of_n_rivals(curve)):
         marks = [(math.log2(point["n"]), _mark(point[name])) for point in points]
         known = [(x, mark) for x, mark in marks if mark is not None]
         series.append(Series(name, "length" if name == "longest" else name, known))
@@ -183,7 +183,7 @@ def _margins(margins: list[Json]) -> dict[str, Any]:
 
 def _data_tables(document: Json) -> Iterator[dict[str, Any]]:
     evaluation = document["evaluation"]
-    yield _table("Figures", ("", ""), tables.summary_rows(document))
+    yield _table("Figures", ("", ""), evaluation_tables.summary_rows(document))
     yield _table(
         "Accuracy in %",
         (
@@ -202,21 +202,25 @@ def _data_tables(document: Json) -> Iterator[dict[str, Any]]:
             (
                 label,
                 *(f"{row[name]:,}" for name in ("prompts", "comparisons", "ties", "unscored")),
-                tables.percent_interval(row["model"]),
-                tables.percent_interval(row["length"]),
-                tables.percent_interval(row["difference"], sign=True),
-                tables.percent_interval(row["matched"]),
+                evaluation_tables.percent_interval(row["model"]),
+                evaluation_tables.percent_interval(row["length"]),
+                evaluation_tables.percent_interval(row["difference"], sign=True),
+                evaluation_tables.percent_interval(row["matched"]),
                 f"{row['matched_comparisons']:,}",
             )
-            for label, row in tables.accuracy_rows(evaluation["accuracy"])
+            for label, row in evaluation_tables.accuracy_rows(evaluation["accuracy"])
         ),
     )
     if calibration := evaluation["calibration"]:
         fits = ((label, calibration[key]) for label, key in (("as it is", "before"), ("with temperature", "after")))
-        cells = ((label, *(tables.number(fit[k], 4) for k in ("nll", "brier", "ece"))) for label, fit in fits if fit)
+        cells = (
+            (label, *(evaluation_tables.number(fit[k], 4) for k in ("nll", "brier", "ece")))
+            for label, fit in fits
+            if fit
+        )
         yield _table("Calibration", ("probabilities", "NLL (coin 0.6931)", "Brier (coin 0.25)", "ECE"), cells)
     if curve := evaluation["best_of_n"]:
-        rivals = tables.best_of_n_rivals(curve)
+        rivals = evaluation_tables.best_of_n_rivals(curve)
         names = ("model", *rivals, "over_random", "over_longest")
         yield _table(
             "Best of n",
@@ -226,16 +230,19 @@ def _data_tables(document: Json) -> Iterator[dict[str, Any]]:
                     str(p["n"]),
                     f"{p['kl']:.3f}",
                     f"{p['prompts']:,}",
-                    *(tables.number_interval(p[name]) for name in names),
+                    *(evaluation_tables.number_interval(p[name]) for name in names),
                 )
                 for p in curve["points"]
             ),
         )
     if scores := evaluation["reward_bench_2"]:
         rows = [
-            (s["name"], f"{s['items']:,}", f"{s['unscored']:,}", tables.percent(s["score"])) for s in scores["subsets"]
+            (s["name"], f"{s['items']:,}", f"{s['unscored']:,}", evaluation_tables.percent(s["score"]))
+            for s in scores["subsets"]
         ]
-        rows.append(("mean" if scores["complete"] else "mean of these", "", "", tables.percent(scores["overall"])))
+        rows.append(
+            ("mean" if scores["complete"] else "mean of these", "", "", evaluation_tables.percent(scores["overall"]))
+        )
         yield _table("RewardBench 2", ("subset", "items", "unscored", "score in %"), rows)
 
 

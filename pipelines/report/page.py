@@ -8,7 +8,7 @@ import jinja2
 from markupsafe import Markup
 
 from pipelines.report.style import STYLE
-from pipelines.report.words import shown
+from pipelines.report.text import shown
 
 _BASE = """\
 <!doctype html>

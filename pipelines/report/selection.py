@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from pipelines.report import conversations, page
 from pipelines.report.selection_charts import charts
-from pipelines.report.words import shown
+from pipelines.report.text import shown
 
 Json = Mapping[str, Any]
 

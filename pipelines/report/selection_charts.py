@@ -23,7 +23,7 @@ from pipelines.report.charts import (
     round_ticks,
 )
 from pipelines.report.evaluation import best_of_n
-from pipelines.report.tables import number, number_interval
+from pipelines.report.evaluation_tables import number, number_interval
 
 Json = Mapping[str, Any]
 

@@ -12,8 +12,9 @@ from browser.examine import findings, main
 from browser.pages import HOSTILE, PAGES
 from corpora import write_jsonl
 
-from pipelines import curate, reporting
+from pipelines import curate
 from pipelines.config import RunConfig
+from pipelines.report import write
 
 pytestmark = [
     pytest.mark.slow,
@@ -47,7 +48,7 @@ def test_the_report_on_a_run_and_a_comparison_have_no_fault(browser, tmp_path):
         values["output"] = {"path": str(tmp_path / name)}
         curate.curate(RunConfig.model_validate(values), scorer=None)
     page = tmp_path / "comparison.html"
-    reporting.compare(str(tmp_path / "one"), str(tmp_path / "other"), write=str(page))
+    write.compare(str(tmp_path / "one"), str(tmp_path / "other"), write=str(page))
     for path in (tmp_path / "one" / "report.html", tmp_path / "other" / "report.html", page):
         assert findings(browser, path) == [], path
 

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.report import charts
 from pipelines.report.charts import Bar, Counts, Mark, Reference, Series
-from pipelines.report.words import fitted, shown, width
+from pipelines.report.text import fitted, shown, width
 
 KEPT_DROPPED = (("kept", "kept"), ("dropped", "dropped"))
 BEFORE_AFTER = (("before", "before"), ("after", "after"))

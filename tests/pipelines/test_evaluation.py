@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from corpora import write_jsonl
 
-from pipelines.report import tables
+from pipelines.report import evaluation_tables
 from pipelines.report.charts import Mark, Series, interval_chart, line_chart
 from pipelines.report.evaluation import render
 from rm.evaluate import load_temperature
@@ -292,7 +292,7 @@ def test_an_evaluation_with_one_comparison_still_renders():
     assert "one prompt alone says nothing" in render(shown)
     empty = {**document(), "evaluation": evaluate([group("a", [(0, 1)])], [[float("nan"), 0.0]]).to_json()}
     assert "No comparison could be scored" in render(empty)
-    assert len(list(tables.evaluation_tables(empty, written_to="x"))) == 2
+    assert len(list(evaluation_tables.evaluation_tables(empty, written_to="x"))) == 2
 
 
 def circles(svg):
@@ -333,7 +333,7 @@ def test_charts_put_larger_values_higher_and_further_right():
     ],
 )
 def test_estimates_in_words(estimate, words):
-    assert tables.percent_interval(estimate) == words
+    assert evaluation_tables.percent_interval(estimate) == words
 
 
 def test_labels_that_have_no_room_are_left_out():

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.histogram import BINS, Histogram, merge_histograms, scale_of
+from pipelines.report.histogram import BINS, Histogram, merge_histograms, scale_of
 
 values = st.one_of(
     st.floats(width=32, allow_nan=False, allow_infinity=False),

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines import observed
-from pipelines.observed import EXTREMES, OTHERS, ROWS, Observed, merge_observed
+from pipelines.report import observations
+from pipelines.report.observations import EXTREMES, OTHERS, ROWS, Observed, merge_observed
 
 rewards = st.sampled_from([-2.0, -0.5, 0.0, 0.5, 0.75, 3.0])
 keys = st.sampled_from([1, 2, 2**64 - 1])
@@ -80,10 +80,10 @@ def test_parts_in_any_order_are_the_whole(rows, random):
 @given(corpora(least=8), st.randoms(use_true_random=False))
 def test_parts_are_the_whole_where_samples_and_sources_are_cut(rows, random):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(observed, "SAMPLE_ROWS", 5)
-        patch.setattr(observed, "_PER_PROMPT", 2)
-        patch.setattr(observed, "EXTREMES", 2)
-        patch.setattr(observed, "SOURCES", 2)
+        patch.setattr(observations, "SAMPLE_ROWS", 5)
+        patch.setattr(observations, "_PER_PROMPT", 2)
+        patch.setattr(observations, "EXTREMES", 2)
+        patch.setattr(observations, "SOURCES", 2)
         merged, whole = in_pieces(rows, random), Observed.of(table(rows))
         assert same(merged, whole)
         named = {source for source, _ in whole.sides} - {None, OTHERS}
@@ -114,7 +114,7 @@ def test_counts_are_those_of_the_rows(rows):
 @given(corpora())
 def test_extremes_are_the_highest_and_lowest_of_each_side(rows):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(observed, "EXTREMES", 3)
+        patch.setattr(observations, "EXTREMES", 3)
         found = Observed.of(table(rows)).extremes.to_pylist()
 
     def order(row):
@@ -129,7 +129,7 @@ def test_extremes_are_the_highest_and_lowest_of_each_side(rows):
 
 
 def test_a_large_part_is_sampled_like_small_ones():
-    count = 8 * observed.SAMPLE_ROWS
+    count = 8 * observations.SAMPLE_ROWS
     random = np.random.default_rng(0)
     rows = pa.table(
         {
@@ -150,5 +150,5 @@ def test_a_large_part_is_sampled_like_small_ones():
     whole = Observed.of(rows)
     parts = merge_observed(Observed.of(rows.slice(start, 2048)) for start in range(0, count, 2048))
     assert same(whole, parts)
-    assert observed.SAMPLE_ROWS <= whole.sample.num_rows < observed.SAMPLE_ROWS + 64
+    assert observations.SAMPLE_ROWS <= whole.sample.num_rows < observations.SAMPLE_ROWS + 64
     assert whole.extremes.num_rows == 4 * EXTREMES

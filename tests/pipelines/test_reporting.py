@@ -7,10 +7,10 @@ import json
 import pytest
 from corpora import write_jsonl
 
-from pipelines import cli, curate, reporting
+from pipelines import cli, curate
 from pipelines.config import RunConfig
 from pipelines.errors import InputError
-from pipelines.report import selection
+from pipelines.report import selection, write
 from pipelines.report.comparison import agreement
 
 HOSTILE = (
@@ -127,7 +127,7 @@ def test_agreement_counts_what_both_have():
     ],
 )
 def test_outputs_are_called_by_what_tells_them_apart(one, other, names):
-    assert reporting.apart(one, other) == names
+    assert write.apart(one, other) == names
 
 
 def test_ties_are_in_no_order():
@@ -138,7 +138,7 @@ def test_ties_are_in_no_order():
 
 def test_outputs_of_other_corpora_have_nothing_in_common(output):
     one, two = output("one"), output("two", seed=2)
-    reporting.compare(str(one), str(two), write=str(one / "c.html"))
+    write.compare(str(one), str(two), write=str(one / "c.html"))
     assert "no prompt in common among those sampled: they are of different corpora" in (one / "c.html").read_text()
 
 
@@ -162,21 +162,21 @@ def test_what_is_missing_or_damaged_is_named(output, break_it, words):
     out = output()
     break_it(out)
     with pytest.raises(InputError, match=words):
-        reporting.rebuild(str(out))
+        write.rebuild(str(out))
 
 
 def test_without_run_json_the_page_is_without_throughput(output):
     out = output()
     page = (out / "report.html").read_text()
     (out / "run.json").unlink()
-    reporting.rebuild(str(out))
+    write.rebuild(str(out))
     assert (out / "report.html").read_text() == page
     assert "Throughput" not in page
 
 
 def test_throughput_of_a_model(output):
     out = output()
-    manifest, report = json.loads((out / "manifest.json").read_text()), reporting.read_numbers(str(out))
+    manifest, report = json.loads((out / "manifest.json").read_text()), write.read_numbers(str(out))
     rates = {"rows": 10, "tokens_read": 2000, "forward_secs": 4.0, "rows_per_sec": 2.5, "tokens_read_per_sec": 500.0}
     rates |= {"sharing_ratio": 1.5, "padding_ratio": 0.0, "model_flops_utilisation": 0.25}
     page = selection.render(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from pipelines.report.words import fitted, shown, width
+from pipelines.report.text import fitted, shown, width
 
 WIDTH = 440
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 42

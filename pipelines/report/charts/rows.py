@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from pipelines.report.charts import drawing
 from pipelines.report.charts.drawing import GAP, RIGHT, TOP, WIDTH, Axis, Mark
-from pipelines.report.words import width
+from pipelines.report.text import width
 
 _LABELS = 184
 _ROW = 36

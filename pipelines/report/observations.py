@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from pipelines.histogram import Histogram, merge_histograms
+from pipelines.report.histogram import Histogram, merge_histograms
 from pipelines.select.columns import to_labels
 
 SAMPLE_ROWS = 8_192  # of the prompts that are looked at whole

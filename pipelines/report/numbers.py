@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.histogram import Histogram
-from pipelines.observed import OTHERS, Observed
-from pipelines.report.prompt_figures import by_length, by_prompt, disagreement, gold_means, named
+from pipelines.report.histogram import Histogram
+from pipelines.report.observations import OTHERS, Observed
+from pipelines.report.prompt_numbers import by_length, by_prompt, disagreement, gold_means, named
 
 FORMAT = 1
 _SHOWN_BINS = 48

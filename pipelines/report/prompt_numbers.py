@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.observed import key_text
-from pipelines.samples import prompts_of
+from pipelines.report.observations import key_text
+from pipelines.report.samples import prompts_of
 from pipelines.select.length_correction import Sample, fit
 
 _LENGTH_BINS = 12  # at the most

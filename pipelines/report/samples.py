@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.corpus import Row
-from pipelines.observed import TIES, Observed, key_text
+from pipelines.report.observations import TIES, Observed, key_text
 from rm.conversations import response_hash, to_messages
 
 KINDS = ("top", "bottom", "border", "close")

@@ -13,7 +13,7 @@ from pipelines.errors import InputError
 from pipelines.finish.claim import read_manifest
 from pipelines.finish.versions import followed
 from pipelines.report import comparison, selection
-from pipelines.report.figures import FORMAT
+from pipelines.report.numbers import FORMAT
 from pipelines.storage import publish
 from pipelines.storage.files import absolute, join, read_bytes
 

@@ -19,13 +19,13 @@ from apache_beam.pvalue import AsIter, AsSingleton
 
 from pipelines.corpus import place_of, read_rows, split_units
 from pipelines.errors import carrying_errors
-from pipelines.observed import ROWS, Observed, merge_observed
 from pipelines.plan import plan_at
-from pipelines.report.figures import Facts, figures
+from pipelines.report.numbers import Facts, figures
+from pipelines.report.observations import ROWS, Observed, merge_observed
+from pipelines.report.samples import Told, pick, samples_table, told
 from pipelines.runtime.arrow_ipc import from_ipc
 from pipelines.runtime.threaded_dofn import Overlapped, doubling
 from pipelines.runtime.transforms import Gather
-from pipelines.samples import Told, pick, samples_table, told
 from pipelines.score import score_files
 from pipelines.score.score_files import ScoreFile
 from pipelines.select.columns import KeptUnit, Needs, key_halves, score_column, to_labels
