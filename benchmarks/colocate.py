@@ -161,7 +161,7 @@ def score(corpus: Path, model: dict[str, Any], out: Path, colocate: str | None) 
         "score": {"colocate": colocate},
     }
     config = RunConfig.model_validate(values)
-    curate.score(config, scorer=curate.default_scorer(config))
+    curate.run_scoring(config, scorer=curate.default_scorer(config))
     found: dict[str, Any] = json.loads((out / "scores" / "run.json").read_text())
     return found
 

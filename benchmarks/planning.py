@@ -77,7 +77,7 @@ def score(corpus: str, output: str) -> dict[str, float]:
 
     config = config_of(corpus, output)
     before, started = resident_mb("VmHWM"), time.monotonic()
-    done = curate.score(config, scorer=None).totals
+    done = curate.run_scoring(config, scorer=None).totals
     return {"rows": done["rows"], "secs": time.monotonic() - started, "mb": resident_mb("VmHWM") - before}
 
 

@@ -121,7 +121,7 @@ def score(workers: int, root: Path, model: Path) -> dict[str, Any]:
     progress.fragment = lambda **given: (ended.append(time.monotonic()), fragment(**given))[1]  # type: ignore[misc,func-returns-value]
     settle, settled = progress.settle, []
     progress.settle = lambda: (settled.append(time.monotonic()), settle())[1]  # type: ignore[misc,func-returns-value]
-    outcome = curate.score(config, scorer=curate.default_scorer(config))
+    outcome = curate.run_scoring(config, scorer=curate.default_scorer(config))
     since = progress.current().since
     assert since is not None
     end = settled[0] if settled else ended[-1]

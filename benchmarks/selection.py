@@ -106,7 +106,7 @@ def make_corpus(root: Path, rows: int) -> None:
         text = [" ".join(words[rng.integers(0, len(words), 210)]) for _ in range(per_file)]
         table = pa.table({"prompt": prompt, "response": text, "reward": rng.normal(size=per_file).astype(np.float32)})
         pq.write_table(table, root / "in" / f"{number}.parquet", row_group_size=25_000, compression="zstd")
-    curate.score(export_config(root), scorer=None)
+    curate.run_scoring(export_config(root), scorer=None)
 
 
 def export_config(root: Path, out: str = "out", *, report: bool = False) -> Any:
@@ -184,7 +184,7 @@ def _export(root: Path, *, report: bool) -> Any:
     out = f"out-{time.time_ns()}"
     config = export_config(root, out, report=report)
     began = time.perf_counter()
-    outcome = curate.curate(config, scorer=None)
+    outcome = curate.run_curation(config, scorer=None)
     return time.perf_counter() - began, outcome.manifest["counts"]["kept"]  # type: ignore[index]
 
 

@@ -50,7 +50,7 @@ def run(config: _ConfigPath, extra: _Extra = None) -> None:
     settings, flags = _run_config(config, extra)
     from pipelines import curate
 
-    _show(settings, lambda: curate.curate(settings, flags, scorer=curate.default_scorer(settings)))
+    _show(settings, lambda: curate.run_curation(settings, flags, scorer=curate.default_scorer(settings)))
 
 
 @app.command(settings="run", context_settings=_PASS_ON)
@@ -103,7 +103,7 @@ def score(
     from pipelines.score.work import Share
 
     share = None if shard is None else Share.of(shard)
-    _show(settings, lambda: curate.score(settings, flags, scorer=curate.default_scorer(settings), share=share))
+    _show(settings, lambda: curate.run_scoring(settings, flags, scorer=curate.default_scorer(settings), share=share))
 
 
 @app.command(settings="run", context_settings=_PASS_ON)
@@ -130,7 +130,7 @@ def select(
 
     if as_json:
         raise ConfigError("--json is the form of an explanation, and none is asked for; give --explain PROMPT_ID, too")
-    _show(settings, lambda: curate.curate(settings, flags, scorer=None))
+    _show(settings, lambda: curate.run_curation(settings, flags, scorer=None))
 
 
 @app.command(settings="train", context_settings=_PASS_ON)

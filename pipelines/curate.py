@@ -170,11 +170,11 @@ def warn_of_offsets(config: RunConfig, plan: Plan) -> None:
         log.warning("%s %s", crossing[0], OFFSET_WARNING)
 
 
-def curate(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory | None) -> Outcome:
+def run_curation(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory | None) -> Outcome:
     """Run the whole graph, and upload the output where that is asked for. Raises `BestkeptError`."""
     target = config.output.push_to_hub
     hub.check(target)
-    outcome = curated(config, flags, scorer=scorer)
+    outcome = run_graph(config, flags, scorer=scorer)
     if target is None or outcome.manifest is None:
         return outcome
     if not is_latest(outcome.turn):
@@ -186,7 +186,7 @@ def curate(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactor
     return replace(outcome, pushed=hub.push(absolute(outcome.output(config)), target, outcome.manifest))
 
 
-def curated(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory | None) -> Outcome:
+def run_graph(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory | None) -> Outcome:
     """Run the whole graph; without a `scorer`, select from scores that are there. Raises `BestkeptError`."""
     started = time.monotonic()
     options = checked_options(config, flags, scores=scorer is not None)  # before anything is touched
@@ -225,7 +225,7 @@ def curated(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFacto
     return Outcome(plan, written, {}, secs, skipped=tuple(written.get("skipped_files", ())), turn=turn)
 
 
-def score(
+def run_scoring(
     config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory | None, share: Share | None = None
 ) -> Outcome:
     """Score the corpus with every model, or a share of it, and stop. Raises `BestkeptError`, for too many rejected rows too; of a

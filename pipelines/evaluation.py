@@ -19,8 +19,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from pipelines.config import EvaluateConfig
 from pipelines.display import bar_wanted, said
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
-from pipelines.report import evaluation as page
 from pipelines.report import evaluation_tables
+from pipelines.report.pages import evaluation as page
 from pipelines.storage import files, publish
 from pipelines.storage.models import whole_directory
 

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 from pipelines.errors import InputError
 from pipelines.finish.claim import read_manifest
 from pipelines.finish.versions import followed
-from pipelines.report import comparison, selection
 from pipelines.report.numbers import FORMAT
+from pipelines.report.pages import comparison
+from pipelines.report.pages import run as selection
 from pipelines.storage import publish
 from pipelines.storage.files import absolute, join, read_bytes
 

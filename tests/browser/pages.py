@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from evaluation_groups import group
 
-from pipelines.report import charts, evaluation
+from pipelines.report import charts
 from pipelines.report.charts import Bar, Counts, Mark, Reference, Series
-from pipelines.report.style import STYLE
+from pipelines.report.pages import evaluation
+from pipelines.report.pages.style import STYLE
 from rm.evaluate import Bootstrap, evaluate
 
 PLAIN = ("helpful_base", "helpful_online", "harmless", "code", "summaries", "mathematics", "dialogue")

@@ -46,7 +46,7 @@ def test_the_report_on_a_run_and_a_comparison_have_no_fault(browser, tmp_path):
     for name, step in (("one", {"best_of_n": {}}), ("other", {"threshold": {"min_reward": 4.0}})):
         values = {"input": {"path": str(tmp_path / "in")}, "scores": {"column": "reward"}, "select": [step]}
         values["output"] = {"path": str(tmp_path / name)}
-        curate.curate(RunConfig.model_validate(values), scorer=None)
+        curate.run_curation(RunConfig.model_validate(values), scorer=None)
     page = tmp_path / "comparison.html"
     write.compare(str(tmp_path / "one"), str(tmp_path / "other"), write=str(page))
     for path in (tmp_path / "one" / "report.html", tmp_path / "other" / "report.html", page):

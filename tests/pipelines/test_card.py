@@ -107,7 +107,7 @@ def test_size_categories_are_those_of_the_hub(rows, category):
 def out(tmp_path, make_config):
     rows = [{**row, "source": "web", "nested": {"a": [1, 2], "b": None}} for row in corpus_rows()]
     more = {"shape": "original", "license": "apache-2.0", "test_fraction": 0.4, "rows_per_shard": 4}
-    curate.curate(make_config(write_jsonl(tmp_path / "a.jsonl", rows), output=more), scorer=StubFactory())
+    curate.run_curation(make_config(write_jsonl(tmp_path / "a.jsonl", rows), output=more), scorer=StubFactory())
     return tmp_path / "out"
 
 

@@ -12,7 +12,7 @@ from corpora import write_jsonl
 
 from pipelines.report import evaluation_tables
 from pipelines.report.charts import Mark, Series, interval_chart, line_chart
-from pipelines.report.evaluation import render
+from pipelines.report.pages.evaluation import render
 from rm.evaluate import load_temperature
 from rm.windows import windows
 

@@ -177,7 +177,7 @@ def test_both_ways_publish_the_same_bytes(tmp_path, monkeypatch, shape):
                 },
             }
         )
-        curate.curate(config, scorer=None)
+        curate.run_curation(config, scorer=None)
         return {path.name: path.read_bytes() for path in (tmp_path / name / "data").iterdir()}
 
     with monkeypatch.context() as patch:
@@ -213,7 +213,7 @@ def test_no_more_rows_are_decoded_at_once_than_a_fragment_has(tmp_path, monkeypa
             "output": {"path": str(tmp_path / "out")},
         }
     )
-    curate.score(config, scorer=None)
+    curate.run_scoring(config, scorer=None)
     decoded = []
     batches = pq.ParquetFile.iter_batches
 
@@ -230,7 +230,7 @@ def test_no_more_rows_are_decoded_at_once_than_a_fragment_has(tmp_path, monkeypa
             yield from read(*told, **options)
 
     monkeypatch.setattr(transform, "read_tables", export_only)
-    curate.curate(config, scorer=None)
+    curate.run_curation(config, scorer=None)
     assert (sum(decoded), max(decoded)) == (90, largest)
 
 

@@ -16,7 +16,7 @@ from corpora import write_jsonl
 
 from pipelines import curate
 from pipelines.config import RunConfig
-from pipelines.report import selection
+from pipelines.report.pages import run as selection
 
 PROMPTS, RESPONSES = 9, 6
 
@@ -54,7 +54,7 @@ def ran(tmp_path):
                 "report": report,
             }
         )
-        manifest = curate.curate(config, scorer=None).manifest
+        manifest = curate.run_curation(config, scorer=None).manifest
         out = tmp_path / "out"
         kept = {text[-1]["content"] for text in pq.read_table(out / "data")["messages"].to_pylist()}
         for row in rows:

@@ -10,8 +10,9 @@ from corpora import write_jsonl
 from pipelines import cli, curate
 from pipelines.config import RunConfig
 from pipelines.errors import InputError
-from pipelines.report import selection, write
-from pipelines.report.comparison import agreement
+from pipelines.report import write
+from pipelines.report.pages import run
+from pipelines.report.pages.comparison import agreement
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -46,7 +47,7 @@ def output(tmp_path):
             "output": {"path": str(tmp_path / name)},
             **changes,
         }
-        curate.curate(RunConfig.model_validate(values), scorer=None)
+        curate.run_curation(RunConfig.model_validate(values), scorer=None)
         return tmp_path / name
 
     return make
@@ -179,9 +180,7 @@ def test_throughput_of_a_model(output):
     manifest, report = json.loads((out / "manifest.json").read_text()), write.read_numbers(str(out))
     rates = {"rows": 10, "tokens_read": 2000, "forward_secs": 4.0, "rows_per_sec": 2.5, "tokens_read_per_sec": 500.0}
     rates |= {"sharing_ratio": 1.5, "padding_ratio": 0.0, "model_flops_utilisation": 0.25}
-    page = selection.render(
-        manifest, report, [], {"command": "run", "secs": 9.0, "finished": "then", "throughput": rates}
-    )
+    page = run.render(manifest, report, [], {"command": "run", "secs": 9.0, "finished": "then", "throughput": rates})
     for words in (
         "10 responses, 2,000 tokens, in 4 s",
         "2.5 responses, 500 tokens",

@@ -47,7 +47,7 @@ def select(tmp_path):
                 **changes,
             }
         )
-        manifest = curate.curate(config, scorer=None).manifest
+        manifest = curate.run_curation(config, scorer=None).manifest
         return manifest, pq.read_table(tmp_path / name / "data").to_pylist()
 
     return run

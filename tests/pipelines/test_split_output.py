@@ -20,7 +20,7 @@ KEEP_TWO = [{"best_of_n": {"keep": 2}}]
 
 
 def run(config):
-    return curate.curate(config, scorer=StubFactory())
+    return curate.run_curation(config, scorer=StubFactory())
 
 
 def rows_of(out, split="*") -> list[dict]:

@@ -52,7 +52,7 @@ def config(tmp_path, causal):
 
 
 def computed(settings: RunConfig) -> int:
-    curate.score(settings, scorer=curate.default_scorer(settings))
+    curate.run_scoring(settings, scorer=curate.default_scorer(settings))
     run = json.loads(Path(settings.scores_path, "run.json").read_text())
     return run["throughput"]["tokens_computed"]
 

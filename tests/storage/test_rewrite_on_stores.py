@@ -45,7 +45,7 @@ def on_disk(source, make_config, tmp_path, monkeypatch):
 
 
 def run(config):
-    return curate.curate(config, scorer=StubFactory())
+    return curate.run_curation(config, scorer=StubFactory())
 
 
 def config_on(store, make_config):

@@ -18,7 +18,7 @@ OURS = ("manifest.json", "README.md", "data/", "rejected/")  # claim.json names 
 
 
 def run(config, log):
-    return curate.curate(config, scorer=StubFactory(log=str(log)))
+    return curate.run_curation(config, scorer=StubFactory(log=str(log)))
 
 
 def hashes(contents: dict[str, bytes]) -> dict[str, str]:

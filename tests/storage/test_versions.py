@@ -48,7 +48,7 @@ def grow(place: Place) -> None:
 
 
 def run(place: Place, log: Path | None = None, **changes):
-    return curate.curate(place.config(**changes), scorer=StubFactory(log=None if log is None else str(log)))
+    return curate.run_curation(place.config(**changes), scorer=StubFactory(log=None if log is None else str(log)))
 
 
 def test_two_scheduled_runs_on_a_growing_corpus(place, tmp_path):
@@ -75,7 +75,7 @@ def test_a_version_has_the_bytes_of_an_output_without_versions(disk):
     fill(disk)
     outcome = run(disk)
     plain = disk.config(output={"path": f"{disk.url}/plain", "versions": False})
-    assert curate.curate(plain, scorer=StubFactory()).turn is None
+    assert curate.run_curation(plain, scorer=StubFactory()).turn is None
     timed = ("scores/", *TIMED)
     here, there = (disk.contents(below) for below in ("plain", f"out/versions/{outcome.turn.version}"))
     assert there.keys() - {*TIMED} == {name for name in here if not name.startswith(timed)}
@@ -139,7 +139,7 @@ def test_a_run_that_ends_between_manifest_and_pointer_is_mended_by_the_next(plac
 
 def test_the_pointer_is_set_without_a_launcher(disk):
     fill(disk)
-    outcome = curate.curate(disk.config(), ["--no_wait_until_finish"], scorer=StubFactory())
+    outcome = curate.run_curation(disk.config(), ["--no_wait_until_finish"], scorer=StubFactory())
     assert outcome.handed_over
     assert latest_path(disk.root) == outcome.turn.path
 

@@ -59,7 +59,7 @@ def loads(monkeypatch) -> list[str]:
 
 
 def run(settings: RunConfig):
-    return curate.curated(settings, scorer=curate.default_scorer(settings))
+    return curate.run_graph(settings, scorer=curate.default_scorer(settings))
 
 
 def test_a_model_on_a_bucket_gives_and_takes_the_scores_of_the_same_model_on_disk(store, model, root, config, loads):

@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipelines.report import evaluation_tables, page
+from pipelines.report import evaluation_tables
 from pipelines.report.charts import Mark, Series, calibration_chart, interval_chart, line_chart
+from pipelines.report.pages import base
 from pipelines.report.text import shown
 
 Json = Mapping[str, Any]
@@ -46,7 +47,7 @@ _MOST_ROWS = 24
 def render(document: Json) -> str:
     """The page for an evaluation (what evaluation.json holds). It has no script and refers to nothing outside itself."""
     evaluation = document["evaluation"]
-    return page.render(
+    return base.render(
         _PAGE,
         title=f"Evaluation of {shown(document['model']['path'])}",
         model=document["model"],

@@ -22,8 +22,8 @@ from pipelines.report.charts import (
     line_chart,
     round_ticks,
 )
-from pipelines.report.evaluation import best_of_n
 from pipelines.report.evaluation_tables import number, number_interval
+from pipelines.report.pages.evaluation import best_of_n
 
 Json = Mapping[str, Any]
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from pipelines.report import page
 from pipelines.report.charts import Bar, bar_rows, dot_pairs
-from pipelines.report.selection_charts import kept_and_dropped, source_name
+from pipelines.report.pages import base
+from pipelines.report.pages.run_charts import kept_and_dropped, source_name
 from pipelines.report.text import shown
 
 Json = Mapping[str, Any]
@@ -68,7 +68,7 @@ def render(names: tuple[str, str], manifests: Sequence[Json], reports: Sequence[
     found = agreement(*reports)
     same_scores = manifests[0]["fingerprint"] == manifests[1]["fingerprint"]
     shown_names = (shown(names[0], 60), shown(names[1], 60))
-    return page.render(
+    return base.render(
         _PAGE,
         title=" and ".join(shown_names),
         names=shown_names,

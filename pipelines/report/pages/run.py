@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from pipelines.report import conversations, page
-from pipelines.report.selection_charts import charts
+from pipelines.report.pages import base, conversations
+from pipelines.report.pages.run_charts import charts
 from pipelines.report.text import shown
 
 Json = Mapping[str, Any]
@@ -46,7 +46,7 @@ _FILES_NAMED = 20
 def render(manifest: Json, report: Json, samples: Sequence[Json], run: Json | None) -> str:
     """The page. It has no script and refers to nothing outside itself; texts of `samples` are escaped and cut."""
     counts = manifest["counts"]
-    return page.render(
+    return base.render(
         _PAGE,
         title=f"Kept {counts['kept']:,} of {counts['scored']:,} responses",
         verdict=_verdict(manifest),

@@ -7,7 +7,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from pipelines.report.style import STYLE
+from pipelines.report.pages.style import STYLE
 from pipelines.report.text import shown
 
 _BASE = """\

@@ -1,0 +1,1 @@
+"""The pages as HTML: one module a kind of page."""
