@@ -151,7 +151,7 @@ def contest(name: str, corpus: Path, model: dict[str, Any], out: Path, *, rounds
 
 def score(corpus: Path, model: dict[str, Any], out: Path, colocate: str | None) -> dict[str, Any]:
     """Score the corpus; what `run.json` says of it."""
-    from pipelines import curate
+    from pipelines.commands.run import default_scorer, run_scoring
     from pipelines.config import RunConfig
 
     values = {
@@ -161,7 +161,7 @@ def score(corpus: Path, model: dict[str, Any], out: Path, colocate: str | None) 
         "score": {"colocate": colocate},
     }
     config = RunConfig.model_validate(values)
-    curate.run_scoring(config, scorer=curate.default_scorer(config))
+    run_scoring(config, scorer=default_scorer(config))
     found: dict[str, Any] = json.loads((out / "scores" / "run.json").read_text())
     return found
 

@@ -118,8 +118,8 @@ def thinned(path: Path, share: float) -> Iterator[str]:
 
 
 def measure(kind: Kind, *, quick: bool) -> dict[str, float]:
+    from pipelines.commands.train import settings_of
     from pipelines.config import TrainConfig, load
-    from pipelines.training import settings_of
     from rm.train import train
 
     path = DATA / kind.data

@@ -73,11 +73,11 @@ def plan(corpus: str, output: str) -> dict[str, float]:
 
 
 def score(corpus: str, output: str) -> dict[str, float]:
-    from pipelines import curate
+    from pipelines.commands.run import run_scoring
 
     config = config_of(corpus, output)
     before, started = resident_mb("VmHWM"), time.monotonic()
-    done = curate.run_scoring(config, scorer=None).totals
+    done = run_scoring(config, scorer=None).totals
     return {"rows": done["rows"], "secs": time.monotonic() - started, "mb": resident_mb("VmHWM") - before}
 
 

@@ -102,7 +102,7 @@ def measured(workers: int, root: Path, cache: Path) -> dict[str, Any]:
 
 def score(workers: int, root: Path, model: Path) -> dict[str, Any]:
     """Score the corpus; tokens, seconds from the first batch to the last score file, and those of each fragment."""
-    from pipelines import curate
+    from pipelines.commands.run import default_scorer, run_scoring
     from pipelines.config import RunConfig
     from pipelines.runtime import progress
 
@@ -121,7 +121,7 @@ def score(workers: int, root: Path, model: Path) -> dict[str, Any]:
     progress.fragment = lambda **given: (ended.append(time.monotonic()), fragment(**given))[1]  # type: ignore[misc,func-returns-value]
     settle, settled = progress.settle, []
     progress.settle = lambda: (settled.append(time.monotonic()), settle())[1]  # type: ignore[misc,func-returns-value]
-    outcome = curate.run_scoring(config, scorer=curate.default_scorer(config))
+    outcome = run_scoring(config, scorer=default_scorer(config))
     since = progress.current().since
     assert since is not None
     end = settled[0] if settled else ended[-1]

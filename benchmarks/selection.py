@@ -95,7 +95,7 @@ def make_corpus(root: Path, rows: int) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from pipelines import curate
+    from pipelines.commands.run import run_scoring
 
     rng = np.random.default_rng(1)
     words = np.array(["".join(chr(97 + c) for c in rng.integers(0, 26, n)) for n in rng.integers(2, 11, 20_000)])
@@ -106,7 +106,7 @@ def make_corpus(root: Path, rows: int) -> None:
         text = [" ".join(words[rng.integers(0, len(words), 210)]) for _ in range(per_file)]
         table = pa.table({"prompt": prompt, "response": text, "reward": rng.normal(size=per_file).astype(np.float32)})
         pq.write_table(table, root / "in" / f"{number}.parquet", row_group_size=25_000, compression="zstd")
-    curate.run_scoring(export_config(root), scorer=None)
+    run_scoring(export_config(root), scorer=None)
 
 
 def export_config(root: Path, out: str = "out", *, report: bool = False) -> Any:
@@ -179,12 +179,12 @@ def ours_export_and_report(root: Path) -> Any:
 
 
 def _export(root: Path, *, report: bool) -> Any:
-    from pipelines import curate
+    from pipelines.commands.run import run_curation
 
     out = f"out-{time.time_ns()}"
     config = export_config(root, out, report=report)
     began = time.perf_counter()
-    outcome = curate.run_curation(config, scorer=None)
+    outcome = run_curation(config, scorer=None)
     return time.perf_counter() - began, outcome.manifest["counts"]["kept"]  # type: ignore[index]
 
 

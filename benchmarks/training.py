@@ -196,8 +196,8 @@ def side_reward(model: Any, tokenizer: Any, text: str) -> float:
 
 
 def train_ours(rows: list[Row], heldout: list[Row], *, seed: int, groups_per_batch: int = BATCH) -> Run:
+    from pipelines.commands.train import settings_of
     from pipelines.config import TrainConfig
-    from pipelines.training import settings_of
     from rm.identity import resolve_dtype
     from rm.preferences import read_rows
     from rm.scorer import Scorer

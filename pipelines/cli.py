@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from pipelines import completion, invocation
+from pipelines.commands import app as invocation
+from pipelines.commands.app import settings
 from pipelines.runtime import logs
 
 if TYPE_CHECKING:
+    from pipelines.commands.run import Outcome
     from pipelines.config import RunConfig
-    from pipelines.curate import Outcome
 
 app = invocation.App(
     name="bestkept",
@@ -33,14 +34,12 @@ _Extra = Annotated[
     typer.Argument(
         metavar="[KEY.SUB=VALUE]... [--BEAM-FLAG]...",
         help="Overrides of the file, and options for Beam.",
-        autocompletion=completion.settings,
+        autocompletion=settings,
     ),
 ]
 _Settings = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="[KEY.SUB=VALUE]...", help="Settings, over those of the file.", autocompletion=completion.settings
-    ),
+    typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Settings, over those of the file.", autocompletion=settings),
 ]
 
 
@@ -48,9 +47,9 @@ _Settings = Annotated[
 def run(config: _ConfigPath, extra: _Extra = None) -> None:
     """Score a corpus and keep the best: everything from input files to the finished data set."""
     settings, flags = _run_config(config, extra)
-    from pipelines import curate
+    from pipelines.commands.run import default_scorer, run_curation
 
-    _show(settings, lambda: curate.run_curation(settings, flags, scorer=curate.default_scorer(settings)))
+    _show(settings, lambda: run_curation(settings, flags, scorer=default_scorer(settings)))
 
 
 @app.command(settings="run", context_settings=_PASS_ON)
@@ -99,11 +98,11 @@ def score(
 ) -> None:
     """Score a corpus and stop; what is scored already is not scored again."""
     settings, flags = _run_config(config, extra)
-    from pipelines import curate
+    from pipelines.commands.run import default_scorer, run_scoring
     from pipelines.score.work import Share
 
     share = None if shard is None else Share.of(shard)
-    _show(settings, lambda: curate.run_scoring(settings, flags, scorer=curate.default_scorer(settings), share=share))
+    _show(settings, lambda: run_scoring(settings, flags, scorer=default_scorer(settings), share=share))
 
 
 @app.command(settings="run", context_settings=_PASS_ON)
@@ -125,20 +124,20 @@ def select(
     if explain is not None:
         _explain(settings, explain, flags, as_json=as_json)
         return
-    from pipelines import curate
+    from pipelines.commands.run import run_curation
     from pipelines.errors import ConfigError
 
     if as_json:
         raise ConfigError("--json is the form of an explanation, and none is asked for; give --explain PROMPT_ID, too")
-    _show(settings, lambda: curate.run_curation(settings, flags, scorer=None))
+    _show(settings, lambda: run_curation(settings, flags, scorer=None))
 
 
 @app.command(settings="train", context_settings=_PASS_ON)
 def train(config: _ConfigPath, extra: _Settings = None) -> None:
     """Train a Bradley-Terry reward model on preferences."""
+    from pipelines.commands.train import run_training
     from pipelines.config import TrainConfig, load
     from pipelines.errors import ConfigError
-    from pipelines.training import run_training
 
     overrides, flags = split_arguments(extra or [])
     if flags:
@@ -153,9 +152,9 @@ def evaluate(
     extra: _Settings = None,
 ) -> None:
     """Say how far a reward model agrees with preferences: a table, evaluation.json and evaluation.html."""
+    from pipelines.commands.evaluate import run_evaluation
     from pipelines.config import EvaluateConfig, validated
     from pipelines.errors import ConfigError
-    from pipelines.evaluation import run_evaluation
 
     overrides, flags = split_arguments(extra or [])
     if flags:
@@ -192,8 +191,8 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
 ) -> None:
     """Say what files are taken for and why, with their first conversations, as a model reads them too; writes nothing."""
+    from pipelines.commands.summary import inspection_shown
     from pipelines.config import InspectConfig, validated
-    from pipelines.display import inspection_shown
     from pipelines.errors import InputError
     from pipelines.inspection import inspect as inspected
     from pipelines.inspection import question
@@ -215,10 +214,10 @@ def report(
     write: Annotated[str, typer.Option(metavar="FILE", help="Where the comparison of two goes.")] = "comparison.html",
 ) -> None:
     """Write report.html of an output again, or compare two selections, or two models, in one page."""
-    from pipelines.display import page_written
-    from pipelines.report import write as reporting
+    from pipelines.commands.report import compare, rebuild
+    from pipelines.commands.summary import page_written
 
-    path = reporting.rebuild(output) if other is None else reporting.compare(output, other, write=write)
+    path = rebuild(output) if other is None else compare(output, other, write=write)
     page_written(path)
 
 
@@ -227,7 +226,7 @@ def latest(
     root: Annotated[str, typer.Argument(metavar="ROOT", help="The output.path of runs with output.versions.")],
 ) -> None:
     """Print the path of the latest complete version of an output."""
-    from pipelines.display import page_written
+    from pipelines.commands.summary import page_written
     from pipelines.finish.versions import latest_path
 
     page_written(latest_path(root))
@@ -246,7 +245,7 @@ def clean(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")] = False,
 ) -> None:
     """Remove old versions of an output; never the latest, and no part of one that stays."""
-    from pipelines.display import cleaned_shown
+    from pipelines.commands.summary import cleaned_shown
     from pipelines.finish import retention
 
     found = retention.clean(root, keep=keep, unfinished_days=unfinished_days, scores=scores, dry_run=dry_run)
@@ -262,7 +261,7 @@ def fetch(
     revision: Annotated[str | None, typer.Option(metavar="NAME", help="Commit or tag of a hub id.")] = None,
 ) -> None:
     """Copy a hub model (a gated one with your token) or a directory to a bucket or directory, for model.path to name."""
-    from pipelines.display import model_fetched
+    from pipelines.commands.summary import model_fetched
     from pipelines.storage.models.fetch import fetch_model
 
     model_fetched(fetch_model(source, destination, revision=revision))
@@ -290,7 +289,8 @@ def _run_config(path: str, extra: list[str] | None) -> tuple[RunConfig, list[str
 
 
 def _show(settings: RunConfig, work: Any) -> None:
-    from pipelines.display import conclude, progress_shown
+    from pipelines.commands.progress_bar import progress_shown
+    from pipelines.commands.summary import conclude
 
     with progress_shown():
         outcome: Outcome = work()
@@ -299,7 +299,8 @@ def _show(settings: RunConfig, work: Any) -> None:
 
 
 def _explain(settings: RunConfig, prompt: str, flags: list[str], *, as_json: bool) -> None:
-    from pipelines.display import explanation_shown, progress_shown
+    from pipelines.commands.progress_bar import progress_shown
+    from pipelines.commands.summary import explanation_shown
     from pipelines.explain import explain
 
     with progress_shown():
@@ -309,8 +310,8 @@ def _explain(settings: RunConfig, prompt: str, flags: list[str], *, as_json: boo
 
 def main() -> None:
     """Entry point: run the command, and end with a documented exit code and a one-line error."""
+    from pipelines.commands.signals import heeded
     from pipelines.errors import BestkeptError, ConfigError
-    from pipelines.signals import heeded
 
     logs.adopt(sys.argv[1:])
     try:

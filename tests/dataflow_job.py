@@ -8,6 +8,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import TestOptions
 
 from pipelines import curate
+from pipelines.commands.run import default_scorer
 from pipelines.config import Columns, RunConfig
 from pipelines.corpus import InputFile
 from pipelines.corpus.columns.detection import resolve
@@ -39,5 +40,5 @@ def job_of(config: RunConfig, *, scores: bool = True) -> Any:
     count = max(1, len(config.models))
     paths = PlanPaths("gs://bucket/whole.json", tuple(f"gs://bucket/{number}.json" for number in range(count)))
     pipeline = beam.Pipeline(runner=runner_of(config.runner), options=options)
-    curate.build(pipeline, config, paths, plan, curate.default_scorer(config) if scores else None)
+    curate.build(pipeline, config, paths, plan, default_scorer(config) if scores else None)
     return pipeline.run().job

@@ -16,9 +16,9 @@ from corpora import SHARED, write_jsonl
 from slow_helpers import minilm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from pipelines import curate
+from pipelines.commands.run import default_scorer, run_curation
+from pipelines.commands.train import settings_of
 from pipelines.config import RunConfig, TrainConfig
-from pipelines.training import settings_of
 from rm.conversations import from_prompt, prompt_key, response_hash
 
 pytestmark = [
@@ -76,7 +76,7 @@ def check(directory: Path, rows: list[dict[str, str]], corpus: Path, out: Path) 
             "output": {"path": str(out)},
         }
     )
-    curate.run_curation(config, scorer=curate.default_scorer(config))
+    run_curation(config, scorer=default_scorer(config))
     best: dict[str, tuple[float, str]] = defaultdict(lambda: (-np.inf, ""))
     for row, reward in zip(rows, rewards_by_hand(directory, rows), strict=True):
         best[row["prompt"]] = max(best[row["prompt"]], (reward, row["response"]))
@@ -142,7 +142,7 @@ def test_best_of_56_with_the_judges_own_scores(tmp_path):
                 "output": {"path": str(tmp_path / "-".join([rule, *map(str, settings.values())]))},
             }
         )
-        curate.run_curation(config, scorer=None)
+        run_curation(config, scorer=None)
         found = pq.read_table(Path(config.output.path) / "data", columns=["prompt_id", "reward"]).to_pylist()
         assert len(found) == len(groups)
         return {row["prompt_id"]: row["reward"] for row in found}

@@ -10,13 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import InputError
-from pipelines.finish.claim import read_manifest
-from pipelines.finish.versions import followed
 from pipelines.report.numbers import FORMAT
-from pipelines.report.pages import comparison
 from pipelines.report.pages import run as selection
 from pipelines.storage import publish
-from pipelines.storage.files import absolute, join, read_bytes
+from pipelines.storage.files import join, read_bytes
 
 NAME = "report.html"
 
@@ -31,32 +28,6 @@ def write_report(output: str, manifest: Mapping[str, Any], *, run: Mapping[str, 
     path = join(output, NAME)
     publish.replace(path, page.encode())
     return path
-
-
-def rebuild(output: str) -> str:
-    """`bestkept report OUT`: write `report.html` again; its path. Of a root of versions, that of the latest."""
-    output = followed(output)
-    return write_report(output, _manifest(output), run=_run(output))
-
-
-def compare(one: str, other: str, *, write: str) -> str:
-    """`bestkept report A B`: write a page that compares two outputs to the file `write`; its path."""
-    one, other = followed(one), followed(other)
-    manifests = [_manifest(output) for output in (one, other)]
-    page = comparison.render(apart(one, other), manifests, [read_numbers(output) for output in (one, other)])
-    path = absolute(write)
-    publish.replace(path, page.encode())
-    return path
-
-
-def apart(one: str, other: str) -> tuple[str, str]:
-    """Two paths without the parts that they have in common at either end."""
-    parts = [path.rstrip("/").split("/") for path in (one, other)]
-    for end in (0, -1):
-        while min(map(len, parts)) > 1 and parts[0][end] == parts[1][end]:
-            for own in parts:
-                own.pop(end)
-    return "/".join(parts[0]), "/".join(parts[1])
 
 
 def read_numbers(output: str) -> dict[str, Any]:
@@ -88,19 +59,3 @@ def read_samples(output: str) -> list[dict[str, Any]]:
             f"{path} is damaged ({type(error).__name__}); select again into another output.path"
         ) from error
     return rows
-
-
-def _manifest(output: str) -> dict[str, Any]:
-    manifest = read_manifest(output)
-    if manifest is None:
-        raise InputError(f"{output} has no manifest.json; give the output.path of a run that has ended")
-    return manifest
-
-
-def _run(output: str) -> dict[str, Any] | None:
-    data = read_bytes(join(output, "run.json"))
-    try:
-        run: dict[str, Any] | None = None if data is None else json.loads(data)
-    except ValueError:
-        return None
-    return run

@@ -15,7 +15,7 @@ import pytest
 from corpora import corpus_rows, write_jsonl
 from stubs import StubFactory, scored_rows, stub_reward
 
-from pipelines import curate
+from pipelines.commands.run import run_curation, run_scoring
 from pipelines.corpus import Fragment
 from pipelines.errors import InputError
 from rm.conversations import from_prompt
@@ -81,14 +81,14 @@ def test_verify_finds_what_size_and_time_do_not_show(tmp_path, make_config, chan
     path = write_jsonl(tmp_path / "in" / "a.jsonl", ROWS)
     write_jsonl(tmp_path / "in" / "b.jsonl", corpus_rows(3))
     read, log = {"rows_per_fragment": rows_per_fragment}, tmp_path / "log"
-    curate.run_scoring(make_config(tmp_path / "in", input=read, limits=LOOSE), scorer=StubFactory(log=str(log)))
+    run_scoring(make_config(tmp_path / "in", input=read, limits=LOOSE), scorer=StubFactory(log=str(log)))
     before = scored_rows(log)
     in_place(path, change(path.read_bytes()))
     verifying = make_config(tmp_path / "in", input=read, limits=VERIFY)
     commands = (
-        lambda: curate.run_scoring(verifying, scorer=StubFactory(log=str(log))),
-        lambda: curate.run_curation(verifying, scorer=StubFactory(log=str(log))),
-        lambda: curate.run_curation(verifying, scorer=None),
+        lambda: run_scoring(verifying, scorer=StubFactory(log=str(log))),
+        lambda: run_curation(verifying, scorer=StubFactory(log=str(log))),
+        lambda: run_curation(verifying, scorer=None),
     )
     for command in commands:
         with pytest.raises(
@@ -99,7 +99,7 @@ def test_verify_finds_what_size_and_time_do_not_show(tmp_path, make_config, chan
     assert not (tmp_path / "out" / "data").exists()
     assert scored_rows(log) == before
     os.utime(path, (1, 1))
-    done = curate.run_curation(verifying, scorer=StubFactory(log=str(log)))  # the way out that the message names
+    done = run_curation(verifying, scorer=StubFactory(log=str(log)))  # the way out that the message names
     rows = sum(bool(line.strip()) for line in path.read_bytes().split(b"\n"))
     assert done.manifest["counts"]["read"] == rows + 12
     only_shorter = change is without_its_last_fragment and rows_per_fragment == 5
@@ -109,19 +109,19 @@ def test_verify_finds_what_size_and_time_do_not_show(tmp_path, make_config, chan
 def test_verify_leaves_an_unchanged_corpus_alone(tmp_path, make_config, monkeypatch):
     """All content is hashed, nothing is scored, the same bytes come out, and a finished output is checked as well."""
     path, log = write_jsonl(tmp_path / "a.jsonl", ROWS), tmp_path / "log"
-    curate.run_curation(make_config(path, input=SMALL), scorer=StubFactory(log=str(log)))
+    run_curation(make_config(path, input=SMALL), scorer=StubFactory(log=str(log)))
     manifest = (tmp_path / "out" / "manifest.json").read_bytes()
     hashed, original = [], Fragment.content_hash
     monkeypatch.setattr(Fragment, "content_hash", lambda self: hashed.append(self.index) or original(self))
-    done = curate.run_curation(make_config(path, input=SMALL, limits=VERIFY), scorer=StubFactory(log=str(log)))
+    done = run_curation(make_config(path, input=SMALL, limits=VERIFY), scorer=StubFactory(log=str(log)))
     assert sorted(hashed) == [0, 1, 2, 3, 4]
     assert not done.already_complete
     assert scored_rows(log) == 24
     assert (tmp_path / "out" / "manifest.json").read_bytes() == manifest
     in_place(path, changed_word(path.read_bytes()))
     with pytest.raises(InputError, match="is not what was scored"):
-        curate.run_curation(make_config(path, input=SMALL, limits=VERIFY), scorer=StubFactory(log=str(log)))
-    plain = curate.run_curation(make_config(path, input=SMALL), scorer=StubFactory(log=str(log)))
+        run_curation(make_config(path, input=SMALL, limits=VERIFY), scorer=StubFactory(log=str(log)))
+    plain = run_curation(make_config(path, input=SMALL), scorer=StubFactory(log=str(log)))
     assert plain.already_complete, "without it, size and version decide"
 
 
@@ -131,10 +131,10 @@ def test_verify_and_skip_bad_files_together(tmp_path, make_config):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.jsonl.gz").write_bytes(data)
     (tmp_path / "in" / "b.jsonl.gz").write_bytes(gzip.compress(lines(ROWS)))
-    curate.run_scoring(make_config(tmp_path / "in"), scorer=StubFactory())
+    run_scoring(make_config(tmp_path / "in"), scorer=StubFactory())
     in_place(tmp_path / "in" / "a.jsonl.gz", b"no" + data[2:])
     both = {"skip_bad_files": True, **VERIFY}
-    done = curate.run_curation(make_config(tmp_path / "in", limits=both), scorer=None)
+    done = run_curation(make_config(tmp_path / "in", limits=both), scorer=None)
     assert done.skipped == ({"key": "a.jsonl.gz", "reason": "damaged"},)
     assert done.manifest["counts"]["read"] == 24
 
@@ -154,12 +154,12 @@ def test_export_notices_a_kept_row_that_changed(tmp_path, make_config, kind, wha
     (tmp_path / "in").mkdir()
     path = tmp_path / "in" / f"a.{kind}"
     path.write_bytes(write(ROWS))
-    curate.run_scoring(make_config(path), scorer=StubFactory())
+    run_scoring(make_config(path), scorer=StubFactory())
     own = [row for row in ROWS if row["prompt"] == ROWS[0]["prompt"]]
     best = max(own, key=lambda row: stub_reward(from_prompt(row["prompt"]), row["response"]))
     in_place(path, write([{**row, what: row[what].upper()} if row == best else row for row in ROWS]))
     with pytest.raises(InputError, match=rf"a\.{kind} has changed since it was scored"):
-        curate.run_curation(make_config(path), scorer=None)
+        run_curation(make_config(path), scorer=None)
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
@@ -169,18 +169,18 @@ def test_a_copied_tree_is_read_again_and_not_scored_again(tmp_path, make_config,
     for number in range(3):
         write_jsonl(tmp_path / "in" / f"part-{number}" / "a.jsonl", ROWS[number::3])
     first = make_config(tmp_path / "in" / "*" / "*.jsonl", scores=scores, output={"path": str(tmp_path / "o1")})
-    one = curate.run_curation(first, scorer=StubFactory(log=str(log))).manifest
+    one = run_curation(first, scorer=StubFactory(log=str(log))).manifest
     memory = fsspec.filesystem("memory")
     for path in (tmp_path / "in").rglob("*.jsonl"):
         memory.pipe_file(f"/copied/{path.relative_to(tmp_path / 'in')}", path.read_bytes())
     hashed, original = [], Fragment.content_hash
     monkeypatch.setattr(Fragment, "content_hash", lambda self: hashed.append(1) or original(self))
     second = make_config("memory://copied/*/*.jsonl", scores=scores, output={"path": str(tmp_path / "o2")})
-    two = curate.run_curation(second, scorer=StubFactory(log=str(log))).manifest
+    two = run_curation(second, scorer=StubFactory(log=str(log))).manifest
     assert len(hashed) == 3
     assert scored_rows(log) == 24
     assert one == two
     memory.pipe_file("/copied/part-1/a.jsonl", lines([{**ROWS[1], "response": "other"}, *ROWS[4::3]]))
     third = make_config("memory://copied/*/*.jsonl", scores=scores, output={"path": str(tmp_path / "o3")})
-    curate.run_curation(third, scorer=StubFactory(log=str(log)))
+    run_curation(third, scorer=StubFactory(log=str(log)))
     assert scored_rows(log) == 24 + 8, "the changed fragment alone"

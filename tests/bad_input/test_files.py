@@ -16,9 +16,9 @@ import zstandard
 from corpora import corpus_rows
 from stubs import NamedFactory, StubFactory, scored_rows, stub_reward
 
-from pipelines import curate
+from pipelines.commands.run import run_curation, run_scoring
+from pipelines.commands.summary import summary
 from pipelines.config import RunConfig
-from pipelines.display import summary
 from pipelines.errors import ConflictError, Exit, InputError
 from pipelines.explain import explain
 from pipelines.storage import files, listing
@@ -130,7 +130,7 @@ def test_a_bad_file_ends_the_run_with_3_and_is_named(tmp_path, make_config, lock
         make(tmp_path / place / neighbour, good)
         config = make_config(tmp_path / place / "*", output={"path": str(tmp_path / f"out-{place}")})
         with pytest.raises(InputError, match=name.replace(".", r"\.")) as caught:
-            curate.run_curation(config, scorer=StubFactory())
+            run_curation(config, scorer=StubFactory())
         assert caught.value.exit_code == Exit.INPUT == 3
         assert not (tmp_path / f"out-{place}" / "data").exists()
 
@@ -144,7 +144,7 @@ def test_bad_files_are_left_out_named_and_scored_alone_when_mended(tmp_path, mak
         make(tmp_path / "in" / name, content)
     log, scores = tmp_path / "log", {"path": str(tmp_path / "scores")}
     config = make_config(tmp_path / "in" / "*", limits=SKIP, scores=scores, input={"rows_per_fragment": 10})
-    done = curate.run_curation(config, scorer=StubFactory(log=str(log)))
+    done = run_curation(config, scorer=StubFactory(log=str(log)))
     expected = [{"key": name, "reason": reason} for name, (_, reason) in sorted(bad.items())]
     assert done.manifest["skipped_files"] == list(done.skipped) == expected
     assert [entry["key"] for entry in done.manifest["inputs"]] == [f"0.{kind}", f"zz.{kind}"]
@@ -166,7 +166,7 @@ def test_bad_files_are_left_out_named_and_scored_alone_when_mended(tmp_path, mak
         input={"rows_per_fragment": 10},
         output={"path": str(tmp_path / "again")},
     )
-    done = curate.run_curation(again, scorer=StubFactory(log=str(log)))
+    done = run_curation(again, scorer=StubFactory(log=str(log)))
     assert done.manifest["skipped_files"] == [entry for entry in expected if entry["key"] != mended.name]
     assert scored_rows(log) - before == len(BAD_ROWS) == 160
     assert kept(tmp_path / "again") == best([*ROWS, *BAD_ROWS])
@@ -181,18 +181,18 @@ def half_bad(tmp_path) -> Path:
 
 def test_score_select_and_explain_skip_the_same_files(tmp_path, make_config, half_bad):
     config = make_config(tmp_path / "in", limits=SKIP, input={"rows_per_fragment": 10})
-    scored = curate.run_scoring(config, scorer=StubFactory())
+    scored = run_scoring(config, scorer=StubFactory())
     assert scored.skipped == ({"key": "half.jsonl.gz", "reason": "truncated"},)
     assert (scored.totals["read"], scored.totals["rows"]) == (24, 24)
-    selected = curate.run_curation(config, scorer=None)
+    selected = run_curation(config, scorer=None)
     assert selected.skipped == scored.skipped
     assert kept(tmp_path / "out") == best(ROWS)
     key = pq.read_table(tmp_path / "out" / "data")["prompt_id"][0].as_py()
     assert {row["file"] for row in explain(config, key)["rows"]} == {"good.jsonl"}
     strict = make_config(tmp_path / "in", input={"rows_per_fragment": 10})
     for command in (
-        lambda: curate.run_scoring(strict, scorer=StubFactory()),
-        lambda: curate.run_curation(strict, scorer=None),
+        lambda: run_scoring(strict, scorer=StubFactory()),
+        lambda: run_curation(strict, scorer=None),
     ):
         with pytest.raises(InputError, match=r"half\.jsonl\.gz is cut"):
             command()
@@ -203,10 +203,10 @@ def test_scores_are_summed_anew_when_the_file_is_mended(tmp_path, make_config, l
     make(tmp_path / "in" / "a.jsonl", text(ROWS))
     make(tmp_path / "in" / "locked.jsonl", text(BAD_ROWS))
     config, log = make_config(tmp_path / "in", limits=SKIP), tmp_path / "log"
-    first = curate.run_scoring(config, scorer=StubFactory(log=str(log)))
+    first = run_scoring(config, scorer=StubFactory(log=str(log)))
     assert (first.totals["read"], first.skipped) == (24, ({"key": "locked.jsonl", "reason": "no_permission"},))
     locked.clear()
-    second = curate.run_scoring(config, scorer=StubFactory(log=str(log)))
+    second = run_scoring(config, scorer=StubFactory(log=str(log)))
     assert (second.totals["read"], second.skipped) == (24 + 160, ())
     assert scored_rows(log) == 24 + 160
 
@@ -215,15 +215,15 @@ def test_a_finished_output_is_not_taken_for_complete_when_files_were_skipped(tmp
     make(tmp_path / "in" / "a.jsonl", text(ROWS))
     make(tmp_path / "in" / "locked.jsonl", text(BAD_ROWS))
     config = make_config(tmp_path / "in", limits=SKIP)
-    curate.run_curation(config, scorer=StubFactory())
+    run_curation(config, scorer=StubFactory())
     manifest = (tmp_path / "out" / "manifest.json").read_bytes()
-    again = curate.run_curation(config, scorer=StubFactory())
+    again = run_curation(config, scorer=StubFactory())
     assert (again.already_complete, len(again.skipped)) == (False, 1)
     with pytest.raises(InputError, match=r"locked\.jsonl cannot be read: Permission denied"):
-        curate.run_curation(make_config(tmp_path / "in"), scorer=StubFactory())
+        run_curation(make_config(tmp_path / "in"), scorer=StubFactory())
     locked.clear()
     with pytest.raises(ConflictError):
-        curate.run_curation(config, scorer=StubFactory())
+        run_curation(config, scorer=StubFactory())
     assert (tmp_path / "out" / "manifest.json").read_bytes() == manifest
 
 
@@ -233,9 +233,9 @@ def test_a_file_that_breaks_when_its_scores_are_there_is_skipped_by_select(tmp_p
     names = list(locked)
     locked.clear()
     config = make_config(tmp_path / "in", limits=SKIP)
-    curate.run_scoring(config, scorer=StubFactory())
+    run_scoring(config, scorer=StubFactory())
     locked.extend(names)
-    assert curate.run_curation(config, scorer=None).skipped == ({"key": "locked.jsonl", "reason": "no_permission"},)
+    assert run_curation(config, scorer=None).skipped == ({"key": "locked.jsonl", "reason": "no_permission"},)
     assert kept(tmp_path / "out") == best(ROWS)
 
 
@@ -256,9 +256,9 @@ def test_an_ensemble_leaves_out_what_one_of_its_models_could_not_read(tmp_path, 
         return RunConfig.model_validate({**values, "model": model, "scores": scores, "limits": SKIP})
 
     (tmp_path / "bo" / "config.json").write_text('{"model_type": "llama", "x": 1}')
-    curate.run_scoring(config(["anna"], "alone"), scorer=log)
+    run_scoring(config(["anna"], "alone"), scorer=log)
     locked.extend(names)
-    done = curate.run_curation(config(["anna", "bo"], "both"), scorer=log)
+    done = run_curation(config(["anna", "bo"], "both"), scorer=log)
     assert done.skipped == ({"key": "locked.jsonl", "reason": "no_permission"},)
     assert done.manifest["counts"]["read"] == 24
     assert len(kept(tmp_path / "both")) == 6
@@ -269,7 +269,7 @@ def test_a_corpus_of_bad_files_alone_is_an_input_error(tmp_path, make_config, li
     make(tmp_path / "in" / "a.jsonl.gz", cut(gzip.compress(text(BAD_ROWS)), 0.95))
     make(tmp_path / "in" / "b.jsonl.gz", cut(gzip.compress(text(BAD_ROWS)), 0.95))
     with pytest.raises(InputError, match=r"none of the 2 files .* can be read.*a\.jsonl\.gz" if limits else "is cut"):
-        curate.run_curation(make_config(tmp_path / "in", limits=limits), scorer=StubFactory())
+        run_curation(make_config(tmp_path / "in", limits=limits), scorer=StubFactory())
     assert not (tmp_path / "out" / "data").exists()
 
 
@@ -284,7 +284,7 @@ def test_trouble_of_the_network_is_not_skipped(tmp_path, make_config, monkeypatc
 
     monkeypatch.setattr(files, "open", fail, raising=False)
     with pytest.raises(InputError, match=r"b\.jsonl cannot be read: Connection reset"):
-        curate.run_curation(make_config(tmp_path / "in", limits=SKIP), scorer=StubFactory())
+        run_curation(make_config(tmp_path / "in", limits=SKIP), scorer=StubFactory())
 
 
 def test_links_to_files_are_files(tmp_path, make_config):
@@ -296,7 +296,7 @@ def test_links_to_files_are_files(tmp_path, make_config):
     (tmp_path / "in" / "2.jsonl").symlink_to(tmp_path / "store" / "blob-2")
     for number, pattern in enumerate(["in", "in/*.jsonl", "in/**"]):
         config = make_config(tmp_path / pattern, output={"path": str(tmp_path / f"out-{number}")})
-        assert curate.run_curation(config, scorer=StubFactory()).manifest["counts"]["read"] == 24
+        assert run_curation(config, scorer=StubFactory()).manifest["counts"]["read"] == 24
     entry = next(iter(listing.expand(str(tmp_path / "in" / "1.jsonl"))))
     assert entry.info["size"] == len(text(ROWS[:12]))
 
@@ -305,9 +305,9 @@ def test_directories_that_would_be_left_out_silently_are_named(tmp_path, make_co
     make(tmp_path / "in" / "a.parquet", parquet(ROWS))
     make(tmp_path / "in" / "b.parquet" / "part-0.parquet", parquet(BAD_ROWS))
     with pytest.raises(InputError, match=r"b\.parquet, which is a directory; .* write .*b\.parquet/\*"):
-        curate.run_curation(make_config(tmp_path / "in" / "*"), scorer=StubFactory())
+        run_curation(make_config(tmp_path / "in" / "*"), scorer=StubFactory())
     with pytest.raises(InputError, match=r"matches no file.*b\.parquet/\*"):
-        curate.run_curation(make_config(tmp_path / "in" / "b.*"), scorer=StubFactory())
+        run_curation(make_config(tmp_path / "in" / "b.*"), scorer=StubFactory())
     assert len(listing.expand(str(tmp_path / "in"))) == 2
     assert {Path(entry.path).name for entry in listing.expand(str(tmp_path / "in" / "**"))} == {
         "a.parquet",
@@ -330,4 +330,4 @@ def test_a_directory_that_cannot_be_listed_is_not_left_out(tmp_path, make_config
 
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(InputError, match=r"cannot be read: Permission denied"):
-        curate.run_curation(make_config(tmp_path / "in"), scorer=StubFactory())
+        run_curation(make_config(tmp_path / "in"), scorer=StubFactory())

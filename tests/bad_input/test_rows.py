@@ -17,7 +17,7 @@ import torch
 from corpora import corpus_rows, write_jsonl
 from stubs import StubFactory, loads, scored_rows, stub_reward
 
-from pipelines import curate
+from pipelines.commands.run import default_scorer, run_curation
 from pipelines.config import RunConfig
 from pipelines.errors import Exit, RejectedError
 from rm.conversations import Conversation, from_prompt, prompt_key, response_hash
@@ -150,12 +150,12 @@ class Rejection:
         values |= {"output": {"path": str(self.out)}, "limits": limits}
         log = self.out.parent / "log"
         with pytest.raises(RejectedError) as caught:
-            curate.run_curation(RunConfig.model_validate(values), scorer=StubFactory(log=str(log)))
+            run_curation(RunConfig.model_validate(values), scorer=StubFactory(log=str(log)))
         self.error = caught.value
         assert not (self.out / "data").exists()
         assert not (self.out / "manifest.json").exists()
         raised = RunConfig.model_validate({**values, "limits": {**limits, "max_rejected_fraction": 0.9}})
-        self.manifest = curate.run_curation(raised, scorer=StubFactory(log=str(log))).manifest
+        self.manifest = run_curation(raised, scorer=StubFactory(log=str(log))).manifest
         self.work = loads(log), scored_rows(log)
         self.rejected = pq.read_table(self.out / "rejected").to_pylist()
         return self
@@ -221,7 +221,7 @@ def test_a_bad_line(lines, name):
 def test_lines_that_are_odd_but_fine(tmp_path, make_config):
     """The other side of each boundary."""
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(FINE_LINES.values()))
-    done = curate.run_curation(
+    done = run_curation(
         make_config(tmp_path / "a.jsonl", output={"shape": "original"}, select=[]), scorer=StubFactory()
     )
     assert done.manifest["rejected"] == {}
@@ -346,7 +346,7 @@ def test_values_that_scoring_does_not_read_are_exported_as_far_as_they_can_be(tm
     path = tmp_path / "a.parquet"
     more = {"nested": nested, "structs": structs, "dictionary": dictionary, "when": when}
     pq.write_table(pa.table({name: [row[name] for row in GOOD] for name in ("prompt", "response")} | more), path)
-    done = curate.run_curation(make_config(path, select=[], output={"shape": "original"}), scorer=StubFactory())
+    done = run_curation(make_config(path, select=[], output={"shape": "original"}), scorer=StubFactory())
     assert done.manifest["rejected"] == {}
     table = pq.read_table(tmp_path / "out" / "data")
     assert table["nested"].to_pylist() == [["fine"], ["\ufffd"]] * 8
@@ -383,15 +383,15 @@ def test_a_row_that_the_model_fails_on(tmp_path, make_config, encoder, monkeypat
     alone = make_config(
         write_jsonl(tmp_path / "alone.jsonl", GOOD), model=model, output={"path": str(tmp_path / "alone")}
     )
-    curate.run_curation(alone, scorer=curate.default_scorer(alone))
+    run_curation(alone, scorer=default_scorer(alone))
     path = jsonl(tmp_path / "a.jsonl", bad_line(response=response, prompt="the word"))
     config = make_config(path, model=model, limits={"max_rejected_fraction": 0.05})
     with pytest.raises(RejectedError, match=rf"1 of 17 .*: {reason} 1; first: a\.jsonl line 8 {reason}\)") as caught:
-        curate.run_curation(config, scorer=curate.default_scorer(config))
+        run_curation(config, scorer=default_scorer(config))
     assert SECRET not in caught.value.message
     monkeypatch.setattr(Scorer, "load", lambda *_, **__: pytest.fail("nothing is scored again"))
     raised = config.model_copy(update={"limits": config.limits.model_copy(update={"max_rejected_fraction": 0.1})})
-    done = curate.run_curation(raised, scorer=curate.default_scorer(raised))
+    done = run_curation(raised, scorer=default_scorer(raised))
     assert done.manifest["rejected"] == {reason: 1}
     assert rewards(tmp_path / "out") == pytest.approx(rewards(tmp_path / "alone"), abs=1e-5)
     assert kept(tmp_path / "out") == kept(tmp_path / "alone")

@@ -12,9 +12,9 @@ from browser.examine import findings, main
 from browser.pages import HOSTILE, PAGES
 from corpora import write_jsonl
 
-from pipelines import curate
+from pipelines.commands.report import compare
+from pipelines.commands.run import run_curation
 from pipelines.config import RunConfig
-from pipelines.report import write
 
 pytestmark = [
     pytest.mark.slow,
@@ -46,9 +46,9 @@ def test_the_report_on_a_run_and_a_comparison_have_no_fault(browser, tmp_path):
     for name, step in (("one", {"best_of_n": {}}), ("other", {"threshold": {"min_reward": 4.0}})):
         values = {"input": {"path": str(tmp_path / "in")}, "scores": {"column": "reward"}, "select": [step]}
         values["output"] = {"path": str(tmp_path / name)}
-        curate.run_curation(RunConfig.model_validate(values), scorer=None)
+        run_curation(RunConfig.model_validate(values), scorer=None)
     page = tmp_path / "comparison.html"
-    write.compare(str(tmp_path / "one"), str(tmp_path / "other"), write=str(page))
+    compare(str(tmp_path / "one"), str(tmp_path / "other"), write=str(page))
     for path in (tmp_path / "one" / "report.html", tmp_path / "other" / "report.html", page):
         assert findings(browser, path) == [], path
 

@@ -30,7 +30,7 @@ _PRELOADED = (
     "chaos.scorer",
     "pipelines.cli",
     "pipelines.curate",
-    "pipelines.display",
+    "pipelines.commands.summary",
     "rm.identity",
 )
 _SOON_DEAD_SECS = 60.0
@@ -163,13 +163,13 @@ def _become(run: Run, number: int, channel: socket.socket) -> None:
             watch_me(channel)
         channel.close()
         sys.argv = ["bestkept", *run.words]
-        from pipelines import cli, curate
+        from pipelines import cli
 
         if run.log is not None:
             from chaos.scorer import LoggingFactory
 
             factory = LoggingFactory(run.log, run.signal_in_score)
-            curate.default_scorer = lambda config: factory
+            run_command.default_scorer = lambda config: factory
         cli.main()
         code = 0
     except SystemExit as stop:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stubs import StubFactory
 
-from pipelines import curate
+from pipelines.commands.run import run_curation
 from pipelines.export.hf_features import features_of, memory_bytes
 from pipelines.export.shards import Shard
 from pipelines.finish import dataset_card
@@ -107,7 +107,7 @@ def test_size_categories_are_those_of_the_hub(rows, category):
 def out(tmp_path, make_config):
     rows = [{**row, "source": "web", "nested": {"a": [1, 2], "b": None}} for row in corpus_rows()]
     more = {"shape": "original", "license": "apache-2.0", "test_fraction": 0.4, "rows_per_shard": 4}
-    curate.run_curation(make_config(write_jsonl(tmp_path / "a.jsonl", rows), output=more), scorer=StubFactory())
+    run_curation(make_config(write_jsonl(tmp_path / "a.jsonl", rows), output=more), scorer=StubFactory())
     return tmp_path / "out"
 
 

@@ -297,7 +297,7 @@ def test_kill_9_while_scoring_then_the_same_command(tmp_path, stub_model):
     """Finished fragments are not scored again, and the bytes are those of an undisturbed run."""
     from stubs import StubFactory, scored_rows
 
-    from pipelines import curate
+    from pipelines.commands.run import run_curation
     from pipelines.config import RunConfig, load
 
     log, rows = tmp_path / "log", corpus_rows()
@@ -318,7 +318,7 @@ def test_kill_9_while_scoring_then_the_same_command(tmp_path, stub_model):
             assert killed.returncode == -9
             assert scored_rows(log) == 3 * 8
             assert not (tmp_path / name / "manifest.json").exists()
-        curate.run_curation(load(RunConfig, str(path)), scorer=StubFactory(log=str(log) if die_after else None))
+        run_curation(load(RunConfig, str(path)), scorer=StubFactory(log=str(log) if die_after else None))
         files = sorted(
             file
             for file in (tmp_path / name).rglob("*")

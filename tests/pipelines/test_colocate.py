@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stubs import NamedFactory, StubFactory, StubScorer, loads, scored_rows
 
-from pipelines import curate
+from pipelines.commands.run import default_scorer, run_curation, run_scoring
 from pipelines.config import RunConfig
 from pipelines.corpus import fragments
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
@@ -47,7 +47,7 @@ def score_files(out: Path) -> dict[str, Path]:
 def made(configure, root: Path, path: Path | str, *, scorer: Any = None, **changes: Any) -> Path:
     """The output of a run."""
     root.mkdir(exist_ok=True)
-    curate.run_curation(configure(root, path, **changes), scorer=scorer or StubFactory(log=str(root / "log")))
+    run_curation(configure(root, path, **changes), scorer=scorer or StubFactory(log=str(root / "log")))
     return root / "out"
 
 
@@ -137,7 +137,7 @@ def test_whatever_file_a_row_lies_in(configure, rows, rows_per_fragment, bits):
         for name, more in (("plain", {}), ("on", ON)):
             (root / name).mkdir()
             scorer = StubFactory(log=str(root / name / "log"))
-            curate.run_scoring(configure(root / name, root / "in", **changes, **more), scorer=scorer)
+            run_scoring(configure(root / name, root / "in", **changes, **more), scorer=scorer)
         assert_same(root / "plain" / "out", root / "on" / "out")
         texts = {(prompt, response) for prompt, response, _ in rows if prompt is not None}
         assert scored_rows(root / "on" / "log") == len(texts), "each text once"
@@ -248,7 +248,7 @@ def test_half_a_unit_is_scored_already(tmp_path, configure, spread):
     gone = [name for name, footer in footers.items() if footer.fragment == 1 or footer.file_key == "2.jsonl"]
     for name in gone:
         score_files(out)[name].unlink()
-    curate.run_scoring(
+    run_scoring(
         configure(tmp_path / "on", spread, input={"rows_per_fragment": 5}, **ON),
         scorer=StubFactory(log=str(tmp_path / "log")),
     )
@@ -303,7 +303,7 @@ def test_a_damaged_piece_is_scored_again(tmp_path, configure, spread, watched):
     data[60] ^= 4
     damaged.write_bytes(data)
     watched.calls_seen.clear()
-    curate.run_scoring(configure(tmp_path / "on", spread, **changes), scorer=factory)
+    run_scoring(configure(tmp_path / "on", spread, **changes), scorer=factory)
     assert [sum(count for _, count in call) for call in watched.calls_seen] == [16]
     assert {name: path.read_bytes() for name, path in score_files(out).items()} == before
 
@@ -329,7 +329,7 @@ def test_kill_9_then_the_same_command(tmp_path, configure, spread):
     killed = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
     assert killed.returncode == -9
     assert scored_rows(log) == 3 * 8
-    curate.run_curation(config, scorer=StubFactory(log=str(log)))
+    run_curation(config, scorer=StubFactory(log=str(log)))
     assert scored_rows(log) == 48
     assert_same(plain, tmp_path / "out")
 
@@ -424,9 +424,9 @@ def test_select_and_ensembles(tmp_path, configure, spread, stub_model):
         }
         config = RunConfig.model_validate({**values, **changes})
         with pytest.raises(InputError, match="not scored yet"):
-            curate.run_curation(config, scorer=None)
-        curate.run_scoring(config, scorer=NamedFactory(str(logs[name])))
-        curate.run_curation(config, scorer=None)
+            run_curation(config, scorer=None)
+        run_scoring(config, scorer=NamedFactory(str(logs[name])))
+        run_curation(config, scorer=None)
     assert_same(tmp_path / "plain" / "out", tmp_path / "on" / "out")
     lines = [line.split() for line in logs["on"].read_text().splitlines()]
     assert {name: sum(int(count) for each, count in lines if each == name) for name in ("anna", "bo")} == {
@@ -458,7 +458,7 @@ def test_workers_and_shards_see_parts_and_are_refused(configure, tmp_path, sprea
     with pytest.raises(
         ConfigError, match=r"--shard scores files by themselves, and score\.colocate regroups the whole"
     ):
-        curate.run_scoring(configure(tmp_path, spread, **ON), scorer=StubFactory(), share=Share(0, 3))
+        run_scoring(configure(tmp_path, spread, **ON), scorer=StubFactory(), share=Share(0, 3))
     assert not (tmp_path / "out").exists()
 
 
@@ -499,7 +499,7 @@ def test_a_real_model_gives_the_same_rewards_and_computes_less(tmp_path, request
     for name, changes in (("plain", {}), ("on", ON)):
         (tmp_path / name).mkdir()
         config = configure(tmp_path / name, tmp_path / "in", model=model, **LIMITS, **changes)
-        curate.run_curation(config, scorer=curate.default_scorer(config))
+        run_curation(config, scorer=default_scorer(config))
         work[name] = json.loads((tmp_path / name / "out" / "run.json").read_text())["throughput"]
     assert_equal_but_for_rounding(tmp_path / "plain" / "out", tmp_path / "on" / "out")
     assert work["on"]["rows"] > 0
@@ -526,7 +526,7 @@ def test_eight_files_by_model(tmp_path, causal, configure):
     for name, changes in (("plain", {}), ("on", ON)):
         (tmp_path / name).mkdir()
         config = configure(tmp_path / name, tmp_path / "in", model={"path": str(causal), "dtype": "float32"}, **changes)
-        curate.run_curation(config, scorer=curate.default_scorer(config))
+        run_curation(config, scorer=default_scorer(config))
         run = json.loads((tmp_path / name / "out" / "run.json").read_text())
         computed[name] = run["throughput"]["tokens_computed"]
     assert_equal_but_for_rounding(tmp_path / "plain" / "out", tmp_path / "on" / "out")

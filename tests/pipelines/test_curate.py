@@ -20,6 +20,7 @@ from corpora import TIMED, corpus_rows, write_jsonl
 from stubs import StubFactory, loads, scored_rows, stub_reward
 
 from pipelines import curate
+from pipelines.commands.run import run_curation, run_scoring
 from pipelines.corpus import Fragment, fragments
 from pipelines.errors import ConfigError, ConflictError, InputError, ModelLoadError, RejectedError, StorageError
 from pipelines.plan import make_plans
@@ -29,7 +30,7 @@ from rm.conversations import from_prompt, response_hash
 
 
 def run(config, **factory):
-    return curate.run_curation(config, scorer=StubFactory(**factory))
+    return run_curation(config, scorer=StubFactory(**factory))
 
 
 def tree(root: Path) -> dict[str, str]:
@@ -348,10 +349,10 @@ def test_score_then_select(tmp_path, make_config):
     path, log = write_jsonl(tmp_path / "a.jsonl", corpus_rows()), tmp_path / "log"
     config = make_config(path)
     with pytest.raises(InputError, match=r"not scored yet.*bestkept score"):
-        curate.run_curation(config, scorer=None)
-    outcome = curate.run_scoring(config, scorer=StubFactory(log=str(log)))
+        run_curation(config, scorer=None)
+    outcome = run_scoring(config, scorer=StubFactory(log=str(log)))
     assert (outcome.totals["read"], outcome.totals["scored"]) == (48, 48)
-    assert curate.run_curation(config, scorer=None).manifest["counts"]["kept"] == 12
+    assert run_curation(config, scorer=None).manifest["counts"]["kept"] == 12
     assert set(kept(tmp_path / "out")) == expected_best(corpus_rows())
     assert loads(log) == 1
 
@@ -364,7 +365,7 @@ def flipped(data, position):
 def test_a_damaged_score_file_is_noticed_and_scored_again(tmp_path, make_config, damage):
     path, log = write_jsonl(tmp_path / "a.jsonl", corpus_rows()), tmp_path / "log"
     config = make_config(path, input={"rows_per_fragment": 16})
-    curate.run_scoring(config, scorer=StubFactory(log=str(log)))
+    run_scoring(config, scorer=StubFactory(log=str(log)))
     score_file = sorted((tmp_path / "out" / "scores").rglob("*.parquet"))[1]
     data = score_file.read_bytes()
     if damage == "flip":
@@ -416,7 +417,7 @@ def test_a_foreign_shard_is_a_conflict_not_overwritten(tmp_path, make_config):
 def test_an_unexpected_failure_is_a_storage_error_with_the_remedy(tmp_path, make_config):
     config = make_config(write_jsonl(tmp_path / "a.jsonl", corpus_rows(2)))
     with pytest.raises(StorageError, match=r"ZeroDivisionError at pipelines/\w+\.py:\d+; .*same command again"):
-        curate.run_curation(config, scorer=lambda plan: 1 / 0)
+        run_curation(config, scorer=lambda plan: 1 / 0)
 
 
 def test_original_columns_of_unlike_json_rows_get_one_schema(tmp_path, make_config):
@@ -521,7 +522,7 @@ def test_one_nan_is_a_rejected_row_and_all_nan_is_the_models_fault(tmp_path, mak
 def test_carried_columns_and_sources_are_in_the_score_files(tmp_path, make_config):
     rows = [{**row, "source": f"s{n % 2}", "n": n} for n, row in enumerate(corpus_rows(3))]
     config = make_config(write_jsonl(tmp_path / "a.jsonl", rows), input={"carry": ["generator", "n"]})
-    curate.run_scoring(config, scorer=StubFactory())
+    run_scoring(config, scorer=StubFactory())
     (score_file,) = (tmp_path / "out" / "scores").rglob("*.parquet")
     table = pq.read_table(score_file)
     assert table["carry.generator"].to_pylist() == [row["generator"] for row in rows]

@@ -14,7 +14,7 @@ from corpora import corpus_rows, write_jsonl
 from dataflow_job import job_of
 from stubs import StubFactory
 
-from pipelines import curate
+from pipelines.commands.run import run_curation, run_scoring
 from pipelines.config import RunConfig, RunnerConfig, load
 from pipelines.errors import ConfigError, Exit
 from pipelines.runtime import beam_options, dataflow
@@ -199,7 +199,7 @@ def test_one_process_and_few_threads_where_there_is_a_gpu_and_it_is_said(caplog,
 def test_without_the_client_nothing_is_begun(monkeypatch):
     monkeypatch.setattr(beam_options, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'bestkept\[gcp\]'"):
-        curate.run_curation(load(RunConfig, CPU), scorer=StubFactory())
+        run_curation(load(RunConfig, CPU), scorer=StubFactory())
 
 
 @pytest.mark.parametrize("name", ["FlinkRunner", "SparkRunner", "PortableRunner", "DataflowRunner"])
@@ -240,14 +240,14 @@ def test_what_is_handed_over_is_not_called_done(make_config, tmp_path, caplog):
     write_jsonl(tmp_path / "in.jsonl", corpus_rows())
     config = make_config(tmp_path / "in.jsonl")
     with caplog.at_level(logging.INFO):
-        outcome = curate.run_curation(config, ["--no_wait_until_finish"], scorer=StubFactory())
-        scored = curate.run_scoring(config, ["--no_wait_until_finish"], scorer=StubFactory())
+        outcome = run_curation(config, ["--no_wait_until_finish"], scorer=StubFactory())
+        scored = run_scoring(config, ["--no_wait_until_finish"], scorer=StubFactory())
     assert outcome.handed_over
     assert outcome.manifest is None
     assert scored.handed_over
     assert "goes on alone" in caplog.text
     assert not (tmp_path / "out" / "run.json").exists()
-    assert not curate.run_curation(config, scorer=StubFactory()).handed_over
+    assert not run_curation(config, scorer=StubFactory()).handed_over
 
 
 @lru_cache

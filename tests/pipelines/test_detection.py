@@ -597,14 +597,14 @@ def test_a_place_that_a_format_has_not_is_refused(tmp_path):
 def test_a_run_keeps_the_best_of_records_and_says_what_it_leaves_out(tmp_path, make_config, caplog):
     from stubs import StubFactory, stub_reward
 
-    from pipelines import curate
+    from pipelines.commands.run import run_curation, run_scoring
 
     rows = [
         {"prompt": f"p{n}", "system": "Be brief.", "outputs": [{"text": f"answer {n} {k}"} for k in range(4)]}
         for n in range(5)
     ]
     config = make_config(write_jsonl(tmp_path / "in" / "a.jsonl", rows))
-    curate.run_curation(config, scorer=StubFactory())
+    run_curation(config, scorer=StubFactory())
     assert "the column system holds text and is not read; to put it into the prompt: 'input.columns=" in caplog.text
     kept = pq.read_table(tmp_path / "out" / "data").to_pylist()
     best = {
@@ -617,7 +617,7 @@ def test_a_run_keeps_the_best_of_records_and_says_what_it_leaves_out(tmp_path, m
     assert {row["messages"][0]["content"]: (row["reward"], row["messages"][1]["content"]) for row in kept} == best
     write_jsonl(tmp_path / "in" / "a.jsonl", [{**PAIR, "output": "four"}])
     with pytest.raises(AmbiguousError, match="response: output"):
-        curate.run_scoring(make_config(tmp_path / "in", output={"path": str(tmp_path / "other")}), scorer=StubFactory())
+        run_scoring(make_config(tmp_path / "in", output={"path": str(tmp_path / "other")}), scorer=StubFactory())
 
 
 def test_only_the_first_rows_are_read(tmp_path, monkeypatch):

@@ -4,8 +4,8 @@ import pytest
 from corpora import corpus_rows, write_jsonl
 from stubs import StubFactory
 
-from pipelines import curate
-from pipelines.display import describe
+from pipelines.commands.progress_bar import describe
+from pipelines.commands.run import run_scoring
 from pipelines.runtime import progress
 from pipelines.runtime.progress import Progress
 
@@ -31,12 +31,12 @@ def test_a_run_counts_what_it_scored_and_what_it_found(tmp_path, make_config):
     path = write_jsonl(tmp_path / "a.jsonl", rows)
     config = make_config(path, input={"rows_per_fragment": 16})
     progress.reset()
-    curate.run_scoring(config, scorer=StubFactory())
+    run_scoring(config, scorer=StubFactory())
     done = progress.current()
     assert (done.fragments, done.found, done.published) == (3, 0, 48)
     assert done.input_bytes == done.total_bytes == path.stat().st_size
     sorted((tmp_path / "out" / "scores").rglob("*.parquet"))[0].unlink()
     progress.reset()
-    curate.run_scoring(config, scorer=StubFactory())
+    run_scoring(config, scorer=StubFactory())
     again = progress.current()
     assert (again.fragments, again.found, again.published) == (3, 2, 16)

@@ -21,6 +21,7 @@ from stubs import NamedFactory, named_reward
 from tiny_models import save_causal, save_encoder
 
 from pipelines import curate
+from pipelines.commands.run import default_scorer, run_curation, run_scoring
 from pipelines.config import Limits, RunConfig
 from pipelines.corpus import listing
 from pipelines.errors import ConfigError, ConflictError, InputError, ModelLoadError, RejectedError, StorageError
@@ -78,7 +79,7 @@ def corpus(tmp_path) -> Path:
 
 
 def run(config, log):
-    return curate.run_curation(config, scorer=NamedFactory(str(log)))
+    return run_curation(config, scorer=NamedFactory(str(log)))
 
 
 def scored_by(log: Path) -> dict[str, int]:
@@ -155,11 +156,11 @@ def test_two_real_models_against_each_of_them_alone(tmp_path):
     alone = []
     for number, model in enumerate(models):
         own = config(model, f"alone-{number}", f"scores-{number}")
-        curate.run_curation(own, scorer=curate.default_scorer(own))
+        run_curation(own, scorer=default_scorer(own))
         alone.append(data(tmp_path / f"alone-{number}"))
     both = config(models, "both", ensemble={"combine": "lower_bound"})
     assert sorted(plan.model["tokens_per_batch"] or 0 for plan in make_plans(both).members) == [0, 64]
-    curate.run_curation(both, scorer=curate.default_scorer(both))
+    run_curation(both, scorer=default_scorer(both))
     combined = by_hand([list(rewards.values()) for rewards in alone], "lower_bound").tolist()
     assert list(alone[0]) == list(alone[1])
     assert data(tmp_path / "both") == pytest.approx(dict(zip(alone[0], combined, strict=True)), abs=1e-5)
@@ -206,7 +207,7 @@ def test_how_the_corpus_is_cut_changes_no_reward(make, log, tmp_path):
 
 
 def test_nothing_is_scored_or_loaded_twice(make, corpus, log, tmp_path):
-    curate.run_scoring(make(corpus, ["anna"]), scorer=NamedFactory(str(log)))
+    run_scoring(make(corpus, ["anna"]), scorer=NamedFactory(str(log)))
     run(make(corpus), log)
     assert scored_by(log) == {"anna": 18, "bo": 18}
     stubs.loaded.clear()
@@ -242,7 +243,7 @@ def test_a_grown_corpus_is_standardised_anew_beside_the_old_scores(make, log, tm
 
 def test_the_models_of_a_touched_file_are_not_run_again(make, corpus, log, tmp_path):
     config = make(corpus)
-    curate.run_scoring(config, scorer=NamedFactory(str(log)))
+    run_scoring(config, scorer=NamedFactory(str(log)))
     os.utime(corpus, (1, 1))
     run(config, log)
     (file,) = make_plans(config).whole.files
@@ -300,32 +301,30 @@ def test_tokens_are_the_first_models_and_any_may_truncate(make, log, tmp_path):
 def test_score_says_what_each_model_came_to(make, log, tmp_path):
     rows = [*corpus_rows(6, 3), {"prompt": "p", "response": "anna-REJECTS"}]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
-    outcome = curate.run_scoring(make(path, limits={"max_rejected_fraction": 0.1}), scorer=NamedFactory(str(log)))
+    outcome = run_scoring(make(path, limits={"max_rejected_fraction": 0.1}), scorer=NamedFactory(str(log)))
     members = {member["name"]: member for member in outcome.members}
     assert {name: (one["read"], one["scored"]) for name, one in members.items()} == {"anna": (19, 18), "bo": (19, 19)}
     assert members["anna"]["rejected"] == {"by_anna": 1}
     assert not (tmp_path / "out").exists()
     with pytest.raises(RejectedError, match="1 of 19 responses were rejected by model anna"):
-        curate.run_scoring(make(path), scorer=NamedFactory(str(log)))
+        run_scoring(make(path), scorer=NamedFactory(str(log)))
 
 
 def test_select_takes_what_is_there_and_names_what_is_missing(make, corpus, log, tmp_path):
     for name in NAMES:
         with pytest.raises(InputError, match=r"not scored yet.*bestkept score"):
-            curate.run_curation(make(corpus), scorer=None)
-        curate.run_scoring(make(corpus, [name]), scorer=NamedFactory(str(log)))
-    curate.run_curation(make(corpus), scorer=None)
+            run_curation(make(corpus), scorer=None)
+        run_scoring(make(corpus, [name]), scorer=NamedFactory(str(log)))
+    run_curation(make(corpus), scorer=None)
     assert data(tmp_path / "out") == pytest.approx(expected(corpus_rows(6, 3)), abs=1e-6)
     missing = make_plans(make(corpus, ["carla"])).whole.fingerprint
     with pytest.raises(InputError, match=rf"not scored yet \(looked in {tmp_path}/scores/{missing}\)"):
-        curate.run_curation(make(corpus, [*NAMES, "carla"], out="other"), scorer=None)
+        run_curation(make(corpus, [*NAMES, "carla"], out="other"), scorer=None)
 
 
 def test_one_model_is_in_memory_at_a_time(make, corpus, log):
     stubs.loaded.clear()
-    curate.run_scoring(
-        make(corpus, ["anna", "bo", "carla"], input={"rows_per_fragment": 4}), scorer=NamedFactory(str(log))
-    )
+    run_scoring(make(corpus, ["anna", "bo", "carla"], input={"rows_per_fragment": 4}), scorer=NamedFactory(str(log)))
     assert sorted(name for name, _ in stubs.loaded) == ["anna", "bo", "carla"]
     assert [others for _, others in stubs.loaded][1:] == [0, 0]
 
@@ -365,7 +364,7 @@ def test_one_model_under_two_names_is_refused(make, models, corpus, log):
 
 
 def test_text_that_changed_between_two_scorings_is_noticed(make, corpus, log):
-    curate.run_scoring(make(corpus, ["anna"]), scorer=NamedFactory(str(log)))
+    run_scoring(make(corpus, ["anna"]), scorer=NamedFactory(str(log)))
     status = corpus.stat()
     corpus.write_text(corpus.read_text().replace("answer 7 ", "answer 8 "))  # equal size, equal time
     os.utime(corpus, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -391,10 +390,10 @@ def column_reversed(name: str):
 
 def test_score_files_of_other_rows_do_not_combine(make, corpus, log, tmp_path):
     config = make(corpus)
-    curate.run_scoring(config, scorer=NamedFactory(str(log)))
+    run_scoring(config, scorer=NamedFactory(str(log)))
     rewritten(score_files(tmp_path, config, 1)[0], column_reversed("response_hash"))
     with pytest.raises(StorageError, match="not of the same rows; remove them and score again"):
-        curate.run_curation(config, scorer=None)
+        run_curation(config, scorer=None)
 
 
 def test_other_rewards_of_equal_mean_and_spread_make_other_score_files(make, corpus, log, tmp_path):

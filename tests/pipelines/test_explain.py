@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from stubs import NamedFactory, StubFactory, stub_reward
 
-from pipelines import curate
+from pipelines.commands.run import run_curation, run_scoring
+from pipelines.commands.summary import explanation_table
 from pipelines.config import RunConfig
-from pipelines.display import explanation_table
 from pipelines.errors import ConfigError, InputError, RejectedError
 from pipelines.explain import explain, matching
 from rm.conversations import from_prompt, prompt_key, response_hash
@@ -72,7 +72,7 @@ def make(tmp_path):
 
 
 def explained(config, prompt: str):
-    curate.run_curation(config, scorer=None)
+    run_curation(config, scorer=None)
     return explain(config, key_of(prompt))
 
 
@@ -81,7 +81,7 @@ def small(tmp_path_factory):
     """Explains prompt p of the corpus SMALL under any steps: it is scored once."""
     root, carry = tmp_path_factory.mktemp("small"), {"carry": ["generator"]}
     write(root, rows_of(SMALL))
-    curate.run_curation(configured(root, [], input=carry), scorer=None)
+    run_curation(configured(root, [], input=carry), scorer=None)
     return lambda steps: explain(configured(root, steps, out="none", input=carry), key_of("p"))
 
 
@@ -299,7 +299,7 @@ LONE, ODD, MOST = "p0", "p3", "p4"  # of one response, five, and seven with equa
 def test_what_is_explained_as_kept_is_what_the_shards_hold(make, tmp_path, name, prompts):
     rows, steps = mixed_corpus(), SELECTIONS[name]
     config = make(rows, steps, files=3, input={"carry": ["generator"]})
-    curate.run_curation(config, scorer=None)
+    run_curation(config, scorer=None)
     shards = pq.read_table(tmp_path / "out" / "data").to_pylist()
     lines = [(f"{at % 3}.jsonl", f"line {at // 3 + 1}") for at in range(len(rows))]
     for prompt in prompts:
@@ -328,7 +328,7 @@ def test_what_is_explained_as_kept_is_what_the_shards_hold(make, tmp_path, name,
 def test_tokens_are_counted_where_a_model_has_scored(tmp_path, make_config):
     rows = [{"prompt": f"p{n % 2}", "response": "word " * (n + 1)} for n in range(6)]
     config = make_config(write_jsonl(tmp_path / "a.jsonl", rows), select=[{"top": {"tokens": 12}}])
-    curate.run_curation(config, scorer=StubFactory())
+    run_curation(config, scorer=StubFactory())
     rewards = [float(stub_reward(from_prompt(row["prompt"]), row["response"])) for row in rows]
     budget, kept = 12, []
     for at in sorted(range(6), key=lambda at: -rewards[at]):  # a stub's prompt has one token
@@ -357,11 +357,11 @@ def test_an_ensemble(tmp_path, make):
     with pytest.raises(InputError, match="not scored yet"):
         explain(config, key_of("p1"))
     (tmp_path / "log").touch()
-    curate.run_scoring(config, scorer=NamedFactory(str(tmp_path / "log")))
+    run_scoring(config, scorer=NamedFactory(str(tmp_path / "log")))
     before = contents(tmp_path)
     first = explain(config, key_of("p0"))
     assert contents(tmp_path) == before, "the combined scores are not left behind"
-    curate.run_curation(config, scorer=None)
+    run_curation(config, scorer=None)
     assert explain(config, key_of("p0")) == first
     before = contents(tmp_path)
     held = pq.read_table(tmp_path / "out" / "data").to_pylist()
@@ -377,7 +377,7 @@ def test_nothing_is_written_and_the_answer_is_always_the_same(make, tmp_path):
     with pytest.raises(InputError, match=r"not scored yet.*bestkept select"):
         explain(config, key_of("p3"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
-    curate.run_curation(config, scorer=None)
+    run_curation(config, scorer=None)
     before = contents(tmp_path)
     first = explain(config, key_of("p3"))
     assert explain(config, key_of("p3")) == first
@@ -398,7 +398,7 @@ def test_nothing_is_written_and_the_answer_is_always_the_same(make, tmp_path):
 
 def test_another_selection_is_explained_from_the_same_scores(make, tmp_path):
     config = make(rows_of(SMALL), [])
-    curate.run_curation(config, scorer=None)
+    run_curation(config, scorer=None)
     other = make(rows_of(SMALL), [{"best_of_n": {}}], out="other")
     assert [row["kept"] for row in explain(other, key_of("p"))["rows"]] == [False, True, False, False]
     assert not (tmp_path / "other").exists()
@@ -408,7 +408,7 @@ def test_unknown_ambiguous_and_malformed_ids(make):
     prompts = ["question 40414", "question 59192", "question 3"]
     rows = [{"prompt": p, "response": f"{p} {n}", "reward": n} for p in prompts for n in range(2)]
     config = make(rows, [{"best_of_n": {}}])
-    curate.run_curation(config, scorer=None)
+    run_curation(config, scorer=None)
     shared = key_of(prompts[0])[:8]
     assert key_of(prompts[1]).startswith(shared), "two prompts whose ids begin alike, found by search"
     with pytest.raises(InputError, match=f"'{shared}' fits 2 of 3 prompts") as ambiguous:

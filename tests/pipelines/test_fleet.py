@@ -14,7 +14,7 @@ import pytest
 from corpora import TIMED, corpus_rows, write_jsonl
 from stubs import StubFactory, scored_rows
 
-from pipelines import curate
+from pipelines.commands.run import run_curation, run_scoring
 from pipelines.config import RunConfig, RunnerConfig
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
 from pipelines.runtime import machine, progress
@@ -66,11 +66,11 @@ def same(tmp_path, one, other):
 
 @pytest.mark.slow
 def test_two_workers_make_what_one_process_makes(tmp_path, make):
-    curate.run_curation(make("here"), scorer=StubFactory())
+    run_curation(make("here"), scorer=StubFactory())
     (tmp_path / "pids").mkdir()
     progress.reset()
     factory = StubFactory(log=str(tmp_path / "log"), pids=str(tmp_path / "pids"), meet=2)
-    outcome = curate.run_curation(make("there", 2), scorer=factory)
+    outcome = run_curation(make("there", 2), scorer=factory)
     pids = {int(path.name) for path in (tmp_path / "pids").iterdir()}
     assert len(pids) == 2, "both have loaded a model"
     assert os.getpid() not in pids
@@ -78,31 +78,31 @@ def test_two_workers_make_what_one_process_makes(tmp_path, make):
     assert progress.current().published == outcome.manifest["counts"]["scored"] == len(ROWS)
     assert progress.current().found == 0
     same(tmp_path, "here", "there")
-    curate.run_curation(make("there", 2, limits={"verify": True}), scorer=StubFactory(log=str(tmp_path / "log")))
+    run_curation(make("there", 2, limits={"verify": True}), scorer=StubFactory(log=str(tmp_path / "log")))
     assert scored_rows(tmp_path / "log") == len(ROWS), "nothing is scored again"
 
 
 def test_shards_in_any_order_are_the_whole(tmp_path, make):
-    curate.run_curation(make("here"), scorer=StubFactory())
+    run_curation(make("here"), scorer=StubFactory())
     log = tmp_path / "log"
     totals = []
     for index in (2, 0, 1):
-        outcome = curate.run_scoring(make("there"), scorer=StubFactory(log=str(log)), share=Share(index, 3))
+        outcome = run_scoring(make("there"), scorer=StubFactory(log=str(log)), share=Share(index, 3))
         totals.append(outcome.totals["read"])
     assert sum(totals) == scored_rows(log) == len(ROWS)
     assert min(totals) > 0
-    curate.run_curation(make("there"), scorer=StubFactory(log=str(log)))
+    run_curation(make("there"), scorer=StubFactory(log=str(log)))
     assert scored_rows(log) == len(ROWS)
     same(tmp_path, "here", "there")
 
 
 @pytest.mark.slow
 def test_shards_have_workers_too(tmp_path, make):
-    curate.run_curation(make("here"), scorer=StubFactory())
+    run_curation(make("here"), scorer=StubFactory())
     for index in (1, 0):
-        curate.run_scoring(make("there", 2), scorer=StubFactory(log=str(tmp_path / "log")), share=Share(index, 2))
+        run_scoring(make("there", 2), scorer=StubFactory(log=str(tmp_path / "log")), share=Share(index, 2))
     assert scored_rows(tmp_path / "log") == len(ROWS)
-    curate.run_curation(make("there"), scorer=None)
+    run_curation(make("there"), scorer=None)
     same(tmp_path, "here", "there")
 
 
@@ -121,7 +121,7 @@ def test_one_large_unit_is_shared_by_its_fragments(tmp_path, make_config):
         config = make_config(tmp_path / "in", **settings)
         pids = {"pids": str(tmp_path / "pids"), "meet": 2} if workers > 1 else {}
         factory = StubFactory(log=f"{tmp_path / name}.log", **pids)
-        curate.run_curation(config, scorer=factory)
+        run_curation(config, scorer=factory)
     assert len(list((tmp_path / "pids").iterdir())) == 2
     assert scored_rows(tmp_path / "there.log") == len(ROWS)
     same(tmp_path, "here", "there")
@@ -131,12 +131,12 @@ def test_one_large_unit_is_shared_by_its_fragments(tmp_path, make_config):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_worker_that_dies_or_stalls_is_replaced(tmp_path, make, monkeypatch, caplog, number):
     monkeypatch.setattr(launcher, "SILENT_SECS", 4.0)
-    curate.run_curation(make("here"), scorer=StubFactory())
+    run_curation(make("here"), scorer=StubFactory())
     progress.reset()
     log, once = tmp_path / "log", tmp_path / "once"
     (tmp_path / "pids").mkdir()
     factory = StubFactory(log=str(log), die_after=2, signal=int(number), once=str(once), pids=str(tmp_path / "pids"))
-    curate.run_curation(make("there", 2), scorer=factory)
+    run_curation(make("there", 2), scorer=factory)
     assert str(os.getpid()) not in os.listdir(tmp_path / "pids"), "workers have done what the dead one held, too"
     assert once.exists(), "one has died"
     assert "another takes its place" in caplog.text
@@ -148,15 +148,15 @@ def test_a_worker_that_dies_or_stalls_is_replaced(tmp_path, make, monkeypatch, c
 
 @pytest.mark.slow
 def test_where_that_does_not_help_the_run_ends_and_the_next_goes_on(tmp_path, make):
-    curate.run_curation(make("here"), scorer=StubFactory())
+    run_curation(make("here"), scorer=StubFactory())
     log = tmp_path / "log"
     with pytest.raises(
         StorageError, match=r"was killed by SIGKILL.*as the one before it did.*same command again.*runner\.workers"
     ):
-        curate.run_curation(make("there", 2), scorer=StubFactory(log=str(log), die_after=2))
+        run_curation(make("there", 2), scorer=StubFactory(log=str(log), die_after=2))
     assert not (tmp_path / "there" / "manifest.json").exists()
     assert 0 < scored_rows(log) < len(ROWS)
-    curate.run_curation(make("there", 2), scorer=StubFactory(log=str(log)))
+    run_curation(make("there", 2), scorer=StubFactory(log=str(log)))
     again = scored_rows(log) - len(ROWS)
     assert 0 <= again <= 3, "no more than the fragment that the other worker was at when the run ended"
     same(tmp_path, "here", "there")
@@ -166,16 +166,16 @@ def test_where_that_does_not_help_the_run_ends_and_the_next_goes_on(tmp_path, ma
 def test_what_a_worker_fails_of_is_what_the_run_fails_of(tmp_path, make):
     write_jsonl(tmp_path / "in" / "0.jsonl", [{"prompt": str(n), "response": "UNSCORABLE"} for n in range(40)])
     with pytest.raises(ModelLoadError, match="gives NaN for every response"):
-        curate.run_curation(make("out", 2, rows_per_fragment=20), scorer=StubFactory())
+        run_curation(make("out", 2, rows_per_fragment=20), scorer=StubFactory())
 
 
 @pytest.mark.slow
 def test_a_file_that_cannot_be_read_ends_the_run_or_is_skipped(tmp_path, make):
     (tmp_path / "in" / "9.jsonl").symlink_to(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"9\.jsonl"):
-        curate.run_curation(make("out", 2), scorer=StubFactory())
+        run_curation(make("out", 2), scorer=StubFactory())
     for name, workers in (("here", 1), ("there", 2)):
-        outcome = curate.run_curation(make(name, workers, limits={"skip_bad_files": True}), scorer=StubFactory())
+        outcome = run_curation(make(name, workers, limits={"skip_bad_files": True}), scorer=StubFactory())
         assert [file["key"] for file in outcome.skipped] == ["9.jsonl"]
     same(tmp_path, "here", "there")
 
@@ -239,10 +239,10 @@ def test_more_workers_than_cores_or_gpus_are_refused(monkeypatch, make):
     with pytest.raises(
         ConfigError, match=r"runner\.workers is 3, and this machine gives 2 cores and no GPU; expected 2 or fewer"
     ):
-        curate.run_curation(make("out", 3), scorer=StubFactory())
+        run_curation(make("out", 3), scorer=StubFactory())
     monkeypatch.setattr(machine, "visible_gpus", lambda: ["0"])
     with pytest.raises(ConfigError, match=r"runner\.workers is 2, .*a GPU of its own, .*shows 1; expected 1 or fewer"):
-        curate.run_scoring(make("out", 2), scorer=StubFactory())
+        run_scoring(make("out", 2), scorer=StubFactory())
 
 
 @pytest.mark.parametrize(
@@ -286,12 +286,12 @@ def test_a_shard_of_a_remote_run_is_refused(make_config, tmp_path):
     write_jsonl(tmp_path / "in.jsonl", ROWS)
     runner = {"name": "FlinkRunner", "options": {"flink_master": "localhost:1"}}
     with pytest.raises(ConfigError, match=r"--shard .*FlinkRunner, which spreads the work itself; remove one"):
-        curate.run_scoring(make_config(tmp_path / "in.jsonl", runner=runner), scorer=StubFactory(), share=Share(0, 2))
+        run_scoring(make_config(tmp_path / "in.jsonl", runner=runner), scorer=StubFactory(), share=Share(0, 2))
 
 
 def test_shards_are_for_score_alone(make_config, tmp_path):
     with pytest.raises(ConfigError, match=r"--shard is an option of `bestkept score`"):
-        curate.run_curation(make_config(tmp_path / "in.jsonl"), ["--shard=0/2"], scorer=StubFactory())
+        run_curation(make_config(tmp_path / "in.jsonl"), ["--shard=0/2"], scorer=StubFactory())
 
 
 @pytest.mark.parametrize("name", ["DaskRunner", "DirectRunner"])
@@ -305,9 +305,9 @@ def test_workers_are_for_scoring_with_a_model(make, caplog):
     with pytest.raises(ValueError, match=r"runner\.workers is 2, and workers are for scoring with a model.*remove it"):
         RunConfig.model_validate({**carried, "runner": {"workers": 2}})
     assert RunConfig.model_validate({**carried, "runner": {"workers": 1}}).runner.workers == 1
-    curate.run_scoring(make("out"), scorer=StubFactory())
+    run_scoring(make("out"), scorer=StubFactory())
     caplog.set_level("INFO", "pipelines")
-    curate.run_curation(make("out", 2), scorer=None)
+    run_curation(make("out", 2), scorer=None)
     assert "nothing is scored, so runner.workers start none" in caplog.text
 
 
@@ -319,6 +319,6 @@ def test_workers_are_of_a_local_run():
 
 def test_too_many_rejected_rows_of_a_shard_are_a_warning(tmp_path, make, caplog):
     write_jsonl(tmp_path / "in" / "0.jsonl", [{"prompt": "p", "response": ""}] * 20)
-    shares = [curate.run_scoring(make("out"), scorer=StubFactory(), share=Share(index, 2)) for index in range(2)]
+    shares = [run_scoring(make("out"), scorer=StubFactory(), share=Share(index, 2)) for index in range(2)]
     assert sum(outcome.totals["rejected"].get("empty_response", 0) for outcome in shares) == 20
     assert "in shard" in caplog.text

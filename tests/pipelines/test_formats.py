@@ -16,7 +16,7 @@ import yaml
 from corpora import corpus_rows, write_jsonl
 from stubs import StubFactory
 
-from pipelines import curate
+from pipelines.commands.run import run_curation
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "formats.md"
 
@@ -39,9 +39,9 @@ def outputs(tmp_path_factory, configure):
     root = tmp_path_factory.mktemp("formats")
     path = write_jsonl(root / "in" / "a.jsonl", corpus_rows(40))
     curated = {"path": str(root / "curated"), "test_fraction": 0.2, "rows_per_shard": 9}
-    curate.run_curation(configure(root, path, output=curated), scorer=StubFactory())
+    run_curation(configure(root, path, output=curated), scorer=StubFactory())
     pairs = {"path": str(root / "pairs"), "shape": "preference"}
-    curate.run_curation(configure(root, path, select=[{"pairs": {}}], output=pairs), scorer=StubFactory())
+    run_curation(configure(root, path, select=[{"pairs": {}}], output=pairs), scorer=StubFactory())
     return root
 
 

@@ -16,7 +16,7 @@ from hub_server import Fault, Repo, running_hub
 from huggingface_hub import constants
 from stubs import StubFactory
 
-from pipelines import curate
+from pipelines.commands.run import run_curation
 from pipelines.config import RunConfig
 from pipelines.config.loading import validated
 from pipelines.errors import ConfigError, ConflictError, StorageError
@@ -45,7 +45,7 @@ def once(tmp_path_factory, configure):
     config = configure(
         root, write_jsonl(root / "a.jsonl", [*corpus_rows(), {"prompt": "p", "response": ""}]), **SETTINGS
     )
-    return root / "out", curate.run_curation(config, scorer=StubFactory()).manifest
+    return root / "out", run_curation(config, scorer=StubFactory()).manifest
 
 
 SETTINGS = {"output": OUTPUT, "limits": {"max_rejected_fraction": 0.5}}
@@ -237,23 +237,23 @@ def test_what_cannot_begin_is_said_before_the_work(served, tmp_path, make_config
     config = make_config(write_jsonl(tmp_path / "a.jsonl", corpus_rows()), output={"push_to_hub": REPO})
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(ConfigError, match="no token to write there with; set HF_TOKEN"):
-        curate.run_curation(config, scorer=StubFactory())
+        run_curation(config, scorer=StubFactory())
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError, match="HF_HUB_OFFLINE is set"):
-        curate.run_curation(config, scorer=StubFactory())
+        run_curation(config, scorer=StubFactory())
     assert not (tmp_path / "out").exists()
     assert not served.requests
 
 
 def test_a_finished_run_uploads_and_again_only_finds_it(served, tmp_path, make_config):
     path = write_jsonl(tmp_path / "a.jsonl", corpus_rows())
-    plain = curate.run_curation(make_config(path), scorer=StubFactory())
+    plain = run_curation(make_config(path), scorer=StubFactory())
     assert plain.pushed is None
     config = make_config(path, output={"push_to_hub": REPO})
-    later = curate.run_curation(config, scorer=StubFactory())
+    later = run_curation(config, scorer=StubFactory())
     assert (later.already_complete, later.pushed.fresh) == (True, True)
     assert later.manifest == plain.manifest
-    again = curate.run_curation(config, scorer=StubFactory())
+    again = run_curation(config, scorer=StubFactory())
     assert (again.already_complete, again.pushed.fresh) == (True, False)
 
 

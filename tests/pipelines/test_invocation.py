@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from pipelines import cli, completion, invocation
+from pipelines import cli
+from pipelines.commands import app as invocation
+from pipelines.commands.app import settings
 from pipelines.runtime import logs
 
 ROOT = Path(__file__).parents[2]
@@ -184,7 +186,7 @@ class FakeContext:
     ],
 )
 def test_settings_are_completed(kind, typed, offered):
-    found = completion.settings(FakeContext(kind), typed)  # type: ignore[arg-type]
+    found = settings(FakeContext(kind), typed)  # type: ignore[arg-type]
     assert [name for name, _ in found] == offered
     assert all(meaning for _, meaning in found)
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from selection_tables import candidates
 
-from pipelines import corpus, curate
+from pipelines import corpus
+from pipelines.commands.run import run_curation, run_scoring
 from pipelines.config import RunConfig
 from pipelines.corpus import InputFile, split_units
 from pipelines.corpus.columns.row_mapping import RowMapping
@@ -177,7 +178,7 @@ def test_both_ways_publish_the_same_bytes(tmp_path, monkeypatch, shape):
                 },
             }
         )
-        curate.run_curation(config, scorer=None)
+        run_curation(config, scorer=None)
         return {path.name: path.read_bytes() for path in (tmp_path / name / "data").iterdir()}
 
     with monkeypatch.context() as patch:
@@ -213,7 +214,7 @@ def test_no_more_rows_are_decoded_at_once_than_a_fragment_has(tmp_path, monkeypa
             "output": {"path": str(tmp_path / "out")},
         }
     )
-    curate.run_scoring(config, scorer=None)
+    run_scoring(config, scorer=None)
     decoded = []
     batches = pq.ParquetFile.iter_batches
 
@@ -230,7 +231,7 @@ def test_no_more_rows_are_decoded_at_once_than_a_fragment_has(tmp_path, monkeypa
             yield from read(*told, **options)
 
     monkeypatch.setattr(transform, "read_tables", export_only)
-    curate.run_curation(config, scorer=None)
+    run_curation(config, scorer=None)
     assert (sum(decoded), max(decoded)) == (90, largest)
 
 

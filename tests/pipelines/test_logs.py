@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from stubs import StubFactory, StubScorer
 
-from pipelines import curate, display
+from pipelines.commands import run, summary
+from pipelines.commands.progress_bar import bar_wanted, progress_fields
 from pipelines.runtime import logs, progress
 from pipelines.runtime.logs import adopt
 
@@ -42,7 +43,7 @@ def temporary(tmp_path, monkeypatch):
 @pytest.fixture
 def config(tmp_path, stub_model, monkeypatch):
     """12 prompts of 4 responses; rewards from a stub."""
-    monkeypatch.setattr(curate, "default_scorer", lambda _: StubFactory())
+    monkeypatch.setattr(run, "default_scorer", lambda _: StubFactory())
     rows = [{**row, "prompt": f"{CANARY} {row['prompt']}"} for row in corpus_rows()]
     values = {
         "input": {"path": str(write_jsonl(tmp_path / "in.jsonl", rows)), "rows_per_fragment": 8},
@@ -200,7 +201,7 @@ def test_progress_has_its_numbers_as_fields():
         scored_bytes=300.0,
         since=5.0,
     )
-    assert display.progress_fields(now, 15.0) == {
+    assert progress_fields(now, 15.0) == {
         "stage": "scoring",
         "share": 0.4,
         "responses": 40,
@@ -209,17 +210,17 @@ def test_progress_has_its_numbers_as_fields():
         "fragments": 2,
         "fragments_found": 1,
     }
-    assert display.progress_fields(progress.Progress(), 15.0)["rows_per_sec"] is None
+    assert progress_fields(progress.Progress(), 15.0)["rows_per_sec"] is None
 
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_long_path_stays_in_one_line_in_a_pipe_and_is_folded_not_cut_on_a_terminal(monkeypatch, terminal):
     stream = io.StringIO()
     console = Console(file=stream, width=80, force_terminal=terminal, color_system=None)
-    monkeypatch.setattr(display, "Console", lambda **_: console)
+    monkeypatch.setattr(summary, "Console", lambda **_: console)
     table = Table(show_header=False)
     table.add_row("output", "/srv/" + "x" * 150)
-    display.shown(table)
+    summary.shown(table)
     written = stream.getvalue()
     assert written.count("x") == 150
     assert (max(map(len, written.splitlines())) <= 80) is terminal
@@ -231,9 +232,9 @@ def test_a_long_path_stays_in_one_line_in_a_pipe_and_is_folded_not_cut_on_a_term
     [([], True, True), ([], False, False), (["--quiet"], True, False), (["--json-logs"], True, False)],
 )
 def test_a_bar_is_for_somebody_who_watches(monkeypatch, words, terminal, wanted):
-    monkeypatch.setattr(display, "Console", lambda **_: Console(file=io.StringIO(), force_terminal=terminal))
+    monkeypatch.setattr(summary, "Console", lambda **_: Console(file=io.StringIO(), force_terminal=terminal))
     adopt(words)
-    assert display.bar_wanted() is wanted
+    assert bar_wanted() is wanted
 
 
 def test_training_and_evaluation_speak_alike(bestkept, tmp_path, encoder):

@@ -14,8 +14,9 @@ import yaml
 from corpora import SHARED, corpus_rows, write_jsonl
 from tiny_models import save_encoder
 
-from pipelines import curate, forecast, planning, survey, ways
+from pipelines import forecast, planning, survey, ways
 from pipelines.already import already_scored
+from pipelines.commands.run import default_scorer, run_curation, run_scoring
 from pipelines.config import RunConfig
 from pipelines.corpus import files as input_files
 from pipelines.corpus import rewritten_copy
@@ -54,7 +55,7 @@ def config(tmp_path, causal):
 
 
 def run(settings: RunConfig):
-    return curate.run_curation(settings, scorer=curate.default_scorer(settings)).manifest
+    return run_curation(settings, scorer=default_scorer(settings)).manifest
 
 
 def value(quantity) -> float:
@@ -127,7 +128,7 @@ def test_what_is_scored_is_counted_and_the_rest_is_left(config, tmp_path):
     settings = config()
     before = plan_run(settings, wishes=NO_BENCHMARK)["models"][0]
     assert value(before["scored"]["fragments"]) == 0
-    curate.run_scoring(settings, scorer=curate.default_scorer(settings))
+    run_scoring(settings, scorer=default_scorer(settings))
     names = sorted((tmp_path / "out" / "scores").glob("*/*.parquet"))
     assert len(names) == 7  # three files of 17, 16 and 16 rows
     kept = {path: pq.read_table(path) for path in names[:3]}
@@ -162,7 +163,7 @@ def test_a_finished_run_has_nothing_left(config):
 
 def test_of_very_many_score_files_a_sample_is_read(config, monkeypatch):
     settings = config(rows=[{"prompt": f"prompt {n}", "response": "good"} for n in range(480)])
-    curate.run_scoring(settings, scorer=curate.default_scorer(settings))
+    run_scoring(settings, scorer=default_scorer(settings))
     plan = make_plans(settings).whole
     monkeypatch.setattr("pipelines.already.MOST_READ", 20)
     found = already_scored(plan, (f"{settings.path}/scores/{plan.fingerprint}",), seed=1)
@@ -174,7 +175,7 @@ def test_of_very_many_score_files_a_sample_is_read(config, monkeypatch):
 
 def test_scores_in_other_directories_count_once(config, tmp_path):
     settings = config()
-    curate.run_scoring(settings, scorer=curate.default_scorer(settings))
+    run_scoring(settings, scorer=default_scorer(settings))
     plan = make_plans(settings).whole
     directory = f"{settings.path}/scores/{plan.fingerprint}"
     assert already_scored(plan, (str(tmp_path / "none"), directory, directory), seed=0).responses.value == len(ROWS)

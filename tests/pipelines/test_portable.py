@@ -16,7 +16,7 @@ import pytest
 from corpora import TIMED, corpus_rows, write_jsonl
 from stubs import StubFactory, scored_rows
 
-from pipelines import curate
+from pipelines.commands.run import run_curation
 from pipelines.errors import StorageError
 
 pytestmark = pytest.mark.slow
@@ -75,13 +75,13 @@ def test_external_workers_give_the_same_bytes(tmp_path, make_config, workers):
     rows += [{**row, "response": "tied"} for row in rows[:12]] * 2
     for number in range(8):
         write_jsonl(tmp_path / "in" / f"{number}.jsonl", rows[number::8])
-    curate.run_curation(config_of(tmp_path, make_config, "here"), scorer=StubFactory())
+    run_curation(config_of(tmp_path, make_config, "here"), scorer=StubFactory())
     (tmp_path / "pids").mkdir()
     with service(workers, tmp_path / "service.log") as (jobs, pool):
         options = {"job_endpoint": jobs, "environment_type": "EXTERNAL", "environment_config": pool}
         runner = {"name": "PortableRunner", "options": options}
         config = config_of(tmp_path, make_config, "there", runner=runner)
-        outcome = curate.run_curation(config, scorer=StubFactory(pids=str(tmp_path / "pids")))
+        outcome = run_curation(config, scorer=StubFactory(pids=str(tmp_path / "pids")))
     pids = {int(path.name) for path in (tmp_path / "pids").iterdir()}
     assert len(pids) == workers, "every worker has scored"
     assert os.getpid() not in pids
@@ -95,12 +95,12 @@ def test_workers_that_the_launcher_starts_itself_give_the_same_bytes(tmp_path, m
     """LOOPBACK: the job service calls back, and the work is done in the launcher's own process."""
     for number in range(4):
         write_jsonl(tmp_path / "in" / f"{number}.jsonl", corpus_rows()[number::4])
-    curate.run_curation(config_of(tmp_path, make_config, "here"), scorer=StubFactory())
+    run_curation(config_of(tmp_path, make_config, "here"), scorer=StubFactory())
     (tmp_path / "pids").mkdir()
     with service(2, tmp_path / "service.log") as (jobs, _):
         runner = {"name": "PortableRunner", "options": {"job_endpoint": jobs, "environment_type": "LOOPBACK"}}
         config = config_of(tmp_path, make_config, "there", runner=runner)
-        curate.run_curation(config, scorer=StubFactory(pids=str(tmp_path / "pids")))
+        run_curation(config, scorer=StubFactory(pids=str(tmp_path / "pids")))
     assert os.listdir(tmp_path / "pids") == [str(os.getpid())]
     assert tree(tmp_path / "there") == tree(tmp_path / "here")
     assert tree(tmp_path / "there-scores") == tree(tmp_path / "here-scores")
@@ -111,12 +111,12 @@ def test_external_workers_colocate_texts(tmp_path, make_config):
     rows, log = corpus_rows(), tmp_path / "scored.log"
     for number in range(4):
         write_jsonl(tmp_path / "in" / f"{number}.jsonl", rows[12 * number : 12 * number + 12])
-    curate.run_curation(config_of(tmp_path, make_config, "here"), scorer=StubFactory())
+    run_curation(config_of(tmp_path, make_config, "here"), scorer=StubFactory())
     with service(2, tmp_path / "service.log") as (jobs, pool):
         options = {"job_endpoint": jobs, "environment_type": "EXTERNAL", "environment_config": pool}
         runner = {"name": "PortableRunner", "options": options}
         config = config_of(tmp_path, make_config, "there", runner=runner, score={"colocate": "prompt"})
-        curate.run_curation(config, scorer=StubFactory(log=str(log)))
+        run_curation(config, scorer=StubFactory(log=str(log)))
     assert scored_rows(log) == len(rows)
     assert tree(tmp_path / "there") == tree(tmp_path / "here")
     scores = {name: digest for name, digest in tree(tmp_path / "there-scores").items() if "colocated" not in name}
@@ -128,7 +128,7 @@ def test_a_killed_worker_ends_the_run_and_the_next_one_goes_on(tmp_path, make_co
     """As an out-of-memory killer does it. What is scored stays, and nothing hangs."""
     for number in range(4):
         write_jsonl(tmp_path / "in" / f"{number}.jsonl", corpus_rows()[number::4])
-    curate.run_curation(config_of(tmp_path, make_config, "here"), scorer=StubFactory())
+    run_curation(config_of(tmp_path, make_config, "here"), scorer=StubFactory())
     log, ended = tmp_path / "scored.log", queue.SimpleQueue()
 
     def run(die_after: int | None) -> None:
@@ -137,7 +137,7 @@ def test_a_killed_worker_ends_the_run_and_the_next_one_goes_on(tmp_path, make_co
             runner = {"name": "PortableRunner", "options": options}
             try:
                 scorer = StubFactory(log=str(log), die_after=die_after)
-                curate.run_curation(config_of(tmp_path, make_config, "there", runner=runner), scorer=scorer)
+                run_curation(config_of(tmp_path, make_config, "there", runner=runner), scorer=scorer)
                 ended.put(None)
             except StorageError as error:
                 ended.put(error.message)

@@ -9,14 +9,14 @@ import pytest
 from corpora import corpus_rows, write_jsonl
 from stubs import StubFactory
 
-from pipelines import curate
+from pipelines.commands.run import run_curation
 
 
 @pytest.fixture
 def out(tmp_path, make_config) -> Path:
     path = write_jsonl(tmp_path / "in" / "a.jsonl", [{**row, "source": "web"} for row in corpus_rows()])
     config = make_config(path, output={"rows_per_shard": 5, "license": "apache-2.0"})
-    curate.run_curation(config, scorer=StubFactory())
+    run_curation(config, scorer=StubFactory())
     return tmp_path / "out"
 
 
@@ -91,7 +91,7 @@ def test_one_step_of_trl_sft(tmp_path, make_config, shape):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = make_config(write_jsonl(tmp_path / "a.jsonl", corpus_rows()), output={"shape": shape})
-    curate.run_curation(config, scorer=StubFactory())
+    run_curation(config, scorer=StubFactory())
     tokenizer = word_tokenizer(pair=False)
     tokenizer.chat_template = CHAT_TEMPLATE
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from corpora import write_jsonl
 
-from pipelines import curate
+from pipelines.commands.run import run_curation
 from pipelines.config import RunConfig
 from pipelines.report.pages import run as selection
 
@@ -54,7 +54,7 @@ def ran(tmp_path):
                 "report": report,
             }
         )
-        manifest = curate.run_curation(config, scorer=None).manifest
+        manifest = run_curation(config, scorer=None).manifest
         out = tmp_path / "out"
         kept = {text[-1]["content"] for text in pq.read_table(out / "data")["messages"].to_pylist()}
         for row in rows:

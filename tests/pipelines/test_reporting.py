@@ -7,7 +7,9 @@ import json
 import pytest
 from corpora import write_jsonl
 
-from pipelines import cli, curate
+from pipelines import cli
+from pipelines.commands.report import apart, compare, rebuild
+from pipelines.commands.run import run_curation
 from pipelines.config import RunConfig
 from pipelines.errors import InputError
 from pipelines.report import write
@@ -47,7 +49,7 @@ def output(tmp_path):
             "output": {"path": str(tmp_path / name)},
             **changes,
         }
-        curate.run_curation(RunConfig.model_validate(values), scorer=None)
+        run_curation(RunConfig.model_validate(values), scorer=None)
         return tmp_path / name
 
     return make
@@ -128,7 +130,7 @@ def test_agreement_counts_what_both_have():
     ],
 )
 def test_outputs_are_called_by_what_tells_them_apart(one, other, names):
-    assert write.apart(one, other) == names
+    assert apart(one, other) == names
 
 
 def test_ties_are_in_no_order():
@@ -139,7 +141,7 @@ def test_ties_are_in_no_order():
 
 def test_outputs_of_other_corpora_have_nothing_in_common(output):
     one, two = output("one"), output("two", seed=2)
-    write.compare(str(one), str(two), write=str(one / "c.html"))
+    compare(str(one), str(two), write=str(one / "c.html"))
     assert "no prompt in common among those sampled: they are of different corpora" in (one / "c.html").read_text()
 
 
@@ -163,14 +165,14 @@ def test_what_is_missing_or_damaged_is_named(output, break_it, words):
     out = output()
     break_it(out)
     with pytest.raises(InputError, match=words):
-        write.rebuild(str(out))
+        rebuild(str(out))
 
 
 def test_without_run_json_the_page_is_without_throughput(output):
     out = output()
     page = (out / "report.html").read_text()
     (out / "run.json").unlink()
-    write.rebuild(str(out))
+    rebuild(str(out))
     assert (out / "report.html").read_text() == page
     assert "Throughput" not in page
 

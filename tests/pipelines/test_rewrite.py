@@ -16,7 +16,7 @@ import zstandard
 from corpora import TIMED, corpus_rows
 from stubs import StubFactory, loads, scored_rows
 
-from pipelines import curate
+from pipelines.commands.run import run_curation, run_scoring
 from pipelines.corpus import files, rewrite, rewritten_copy
 from pipelines.errors import BestkeptError, InputError, StorageError
 from pipelines.explain import explain
@@ -66,7 +66,7 @@ def large(monkeypatch):
 
 
 def run(config, **factory):
-    return curate.run_curation(config, scorer=StubFactory(**factory))
+    return run_curation(config, scorer=StubFactory(**factory))
 
 
 def outputs(root: Path) -> dict[str, str]:
@@ -167,12 +167,12 @@ def test_a_second_run_and_other_selections_use_the_copy(tmp_path, make_config, l
     source, log = put(tmp_path / "a.jsonl.gz", gzip.compress(awkward())), tmp_path / "log"
     settings = {**SETTINGS, "scores": {"path": str(tmp_path / "scores")}}
     config = make_config(source, **settings)
-    curate.run_scoring(config, scorer=StubFactory(log=str(log)))
+    run_scoring(config, scorer=StubFactory(log=str(log)))
     scored = scored_rows(log)
     monkeypatch.setattr(rewrite, "_lines", None)  # whoever streams the file fails
     run(config, log=str(log))
     other = make_config(source, **{**settings, "select": [], "output": {"path": str(tmp_path / "other")}})
-    assert curate.run_curation(other, scorer=None).manifest["counts"]["kept"] == scored_rows(log) == scored
+    assert run_curation(other, scorer=None).manifest["counts"]["kept"] == scored_rows(log) == scored
     prompt = json.loads((tmp_path / "other" / "report.json").read_text()) and _a_prompt(tmp_path / "other")
     assert explain(other, prompt)["prompt_id"] == prompt
 
@@ -258,7 +258,7 @@ def scored(tmp_path, make_config, large):
     """A configuration whose corpus is scored, with its copy."""
     source = put(tmp_path / "a.jsonl.gz", gzip.compress(awkward()))
     config = make_config(source, **SETTINGS, select=[])
-    curate.run_scoring(config, scorer=StubFactory())
+    run_scoring(config, scorer=StubFactory())
     rewritten_copy.parts_of.cache_clear()
     rewritten_copy.spans.cache_clear()
     files._copied_units.cache_clear()
@@ -273,7 +273,7 @@ def test_what_is_removed_is_written_anew(tmp_path, scored, lost):
         (copy / lost).unlink()
     else:
         shutil.rmtree(copy)
-    curate.run_curation(scored, scorer=None)
+    run_curation(scored, scorer=None)
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == contents
     assert (tmp_path / "out" / "manifest.json").exists()
 
@@ -287,10 +287,10 @@ def test_a_damaged_part_is_not_believed(tmp_path, scored):
         rf"^{path}, part of the copy of a compressed input, is gone or damaged; remove it .* run the same command again"
     )
     with pytest.raises(StorageError, match=told):
-        curate.run_curation(scored, scorer=None)
+        run_curation(scored, scorer=None)
     assert not (tmp_path / "out" / "manifest.json").exists()
     path.unlink()
-    curate.run_curation(scored, scorer=None)
+    run_curation(scored, scorer=None)
     assert path.read_bytes() == whole
 
 
@@ -299,7 +299,7 @@ def test_a_damaged_part_is_mended_where_all_is_verified(tmp_path, scored):
     whole = path.read_bytes()
     path.write_bytes(whole[:-9])
     config = scored.model_copy(update={"limits": scored.limits.model_copy(update={"verify": True})})
-    curate.run_curation(config, scorer=None)
+    run_curation(config, scorer=None)
     assert path.read_bytes() == whole
 
 
@@ -307,7 +307,7 @@ def test_a_part_with_the_lines_of_another_is_not_believed(scored):
     copy = copy_of(scored)
     shutil.copy(copy / "000002.parquet", copy / "000003.parquet")
     with pytest.raises(StorageError, match="is gone or damaged"):
-        curate.run_curation(scored, scorer=None)
+        run_curation(scored, scorer=None)
 
 
 @pytest.mark.parametrize(
@@ -319,7 +319,7 @@ def test_a_damaged_index_is_no_index(scored, damage):
     index.write_bytes(damage(whole))
     assert index.read_bytes() != whole
     assert rewritten_copy.read_index(str(index.parent)) is None
-    curate.run_curation(scored, scorer=None)
+    run_curation(scored, scorer=None)
     assert index.read_bytes() == whole
 
 
@@ -335,7 +335,7 @@ def test_verify_sees_that_the_file_is_not_what_was_rewritten(tmp_path, scored):
     with pytest.raises(
         InputError, match=r"is not what its copy in .* was made of, although its size and version are the same"
     ):
-        curate.run_curation(config, scorer=None)
+        run_curation(config, scorer=None)
     assert {path.name: path.read_bytes() for path in copy_of(scored).iterdir()} == before
 
 
@@ -428,7 +428,7 @@ def test_an_ensemble_rewrites_once(tmp_path, configure, large, monkeypatch):
     streamed = []
     lines = rewrite._lines
     monkeypatch.setattr(rewrite, "_lines", lambda *args: streamed.append(1) or lines(*args))
-    outcome = curate.run_curation(config, scorer=NamedFactory(str(tmp_path / "log")))
+    outcome = run_curation(config, scorer=NamedFactory(str(tmp_path / "log")))
     assert len(streamed) == 1
     assert outcome.manifest["counts"]["rows"] == 49
 
@@ -455,11 +455,11 @@ def test_shares_have_parts_of_one_file(tmp_path, configure, large, bad):
     config = configure(tmp_path / "shares", tmp_path / "in", **settings)
     logs = [tmp_path / f"log-{index}" for index in range(3)]
     for index in (2, 0, 1):
-        curate.run_scoring(config, scorer=StubFactory(log=str(logs[index])), share=Share(index, 3))
+        run_scoring(config, scorer=StubFactory(log=str(logs[index])), share=Share(index, 3))
     counts = [scored_rows(log) for log in logs]
     assert sum(counts) == whole.manifest["counts"]["scored"]
     assert sum(count > 0 for count in counts) == (2 if bad else 3)  # the bad file is the whole work of one
-    curate.run_curation(config, scorer=None)
+    run_curation(config, scorer=None)
     assert outputs(tmp_path / "shares" / "out") == outputs(tmp_path / "whole" / "out")
 
 
@@ -474,7 +474,7 @@ def test_workers_read_parts_of_one_file(tmp_path, configure, large, monkeypatch)
     run(configure(tmp_path / "alone", tmp_path / "in", **settings))
     (tmp_path / "pids").mkdir()
     config = configure(tmp_path / "both", tmp_path / "in", **settings, runner={"workers": 2})
-    curate.run_curation(config, scorer=StubFactory(log=str(tmp_path / "log"), pids=str(tmp_path / "pids"), meet=2))
+    run_curation(config, scorer=StubFactory(log=str(tmp_path / "log"), pids=str(tmp_path / "pids"), meet=2))
     assert len(list((tmp_path / "pids").iterdir())) == 2
     assert outputs(tmp_path / "both" / "out") == outputs(tmp_path / "alone" / "out")
 

@@ -14,7 +14,7 @@ import pytest
 import xxhash
 from corpora import write_jsonl
 
-from pipelines import curate
+from pipelines.commands.run import run_curation
 from pipelines.config import RunConfig
 from pipelines.corpus import fragments
 from pipelines.errors import RejectedError
@@ -47,7 +47,7 @@ def select(tmp_path):
                 **changes,
             }
         )
-        manifest = curate.run_curation(config, scorer=None).manifest
+        manifest = run_curation(config, scorer=None).manifest
         return manifest, pq.read_table(tmp_path / name / "data").to_pylist()
 
     return run

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from corpora import TIMED, write_jsonl
 
-from pipelines import curate
+from pipelines.commands.run import run_curation
 from pipelines.config import RunConfig
 from pipelines.errors import ConfigError, InputError, RejectedError
 from pipelines.score import score_files
@@ -50,7 +50,7 @@ def select(tmp_path):
                 **changes,
             }
         )
-        return curate.run_curation(config, scorer=None).manifest
+        return run_curation(config, scorer=None).manifest
 
     return run
 
@@ -315,12 +315,12 @@ def test_probabilities_come_from_the_models_calibration(tmp_path, make_config, s
     path = write_jsonl(tmp_path / "a.jsonl", rows)
     steps = [{"best_of_n": {"min_probability": 0.7}}]
     with pytest.raises(ConfigError, match=r"select\.0\.best_of_n needs the temperature.*bestkept evaluate"):
-        curate.run_curation(make_config(path, select=steps), scorer=StubFactory())
+        run_curation(make_config(path, select=steps), scorer=StubFactory())
     calibration = stub_model / "calibration.json"
     calibration.write_text(json.dumps({"temperature": 0.25}))
     try:
         config = make_config(path, select=steps, output={"add": ["probability"]})
-        manifest = curate.run_curation(config, scorer=StubFactory()).manifest
+        manifest = run_curation(config, scorer=StubFactory()).manifest
     finally:
         calibration.unlink()
     assert manifest["selection"]["temperature"] == 0.25

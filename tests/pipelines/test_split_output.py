@@ -12,7 +12,7 @@ import pytest
 from corpora import corpus_rows, write_jsonl
 from stubs import StubFactory
 
-from pipelines import curate
+from pipelines.commands.run import run_curation
 from pipelines.select import selection as selection_module
 
 SPLIT = {"test_fraction": 0.3, "rows_per_shard": 7}
@@ -20,7 +20,7 @@ KEEP_TWO = [{"best_of_n": {"keep": 2}}]
 
 
 def run(config):
-    return curate.run_curation(config, scorer=StubFactory())
+    return run_curation(config, scorer=StubFactory())
 
 
 def rows_of(out, split="*") -> list[dict]:

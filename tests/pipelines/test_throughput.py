@@ -8,7 +8,7 @@ import pytest
 from corpora import corpus_rows, write_jsonl
 from stubs import StubFactory
 
-from pipelines import curate
+from pipelines.commands.run import default_scorer, run_curation, run_scoring
 from pipelines.errors import ModelLoadError
 from pipelines.runtime.counters import COUNTERS, rates
 
@@ -43,7 +43,7 @@ def test_a_runner_that_does_not_tell_its_counters_fails_no_run(error, tmp_path, 
 
     monkeypatch.setattr("apache_beam.runners.portability.fn_api_runner.fn_runner.RunnerResult.metrics", refuse)
     config = make_config(write_jsonl(tmp_path / "a.jsonl", corpus_rows()))
-    assert curate.run_curation(config, scorer=StubFactory()).manifest["counts"]["kept"] == 12
+    assert run_curation(config, scorer=StubFactory()).manifest["counts"]["kept"] == 12
     assert json.loads((tmp_path / "out" / "run.json").read_text())["throughput"] == {}
     assert f"({type(error).__name__}): run.json is without throughput" in caplog.text
     assert "secret" not in caplog.text
@@ -60,7 +60,7 @@ def test_run_json_says_what_the_model_did(tmp_path, make_config, causal):
     rows = [{**row, "prompt": f"{row['prompt']} " + "how long " * 8} for row in corpus_rows(6, 4)]
     path = write_jsonl(tmp_path / "in" / "a.jsonl", rows)
     config = make_config(path, input={"rows_per_fragment": 9}, model={"path": str(causal), "tokens_per_batch": 100})
-    curate.run_scoring(config, scorer=curate.default_scorer(config))
+    run_scoring(config, scorer=default_scorer(config))
     record = tmp_path / "out" / "scores" / "run.json"
     scored = json.loads(record.read_text())
     assert scored["command"] == "score"
@@ -73,7 +73,7 @@ def test_run_json_says_what_the_model_did(tmp_path, make_config, causal):
     assert 0 < done["forward_secs"] < scored["secs"]
     assert done["model_flops_utilisation"] is None  # what a CPU could do is not known
 
-    curate.run_curation(config, scorer=curate.default_scorer(config))  # all of it was scored before
+    run_curation(config, scorer=default_scorer(config))  # all of it was scored before
     again = json.loads((tmp_path / "out" / "run.json").read_text())
     assert again["command"] == "run"
     assert again["throughput"]["rows"] == again["throughput"]["tokens_computed"] == 0
@@ -85,7 +85,7 @@ def test_run_json_says_what_the_model_did(tmp_path, make_config, causal):
             "scores": config.scores.model_copy(update={"path": str(tmp_path / "out" / "scores")}),
         }
     )
-    curate.run_curation(config, scorer=None)
+    run_curation(config, scorer=None)
     assert json.loads((tmp_path / "all" / "run.json").read_text())["command"] == "select"
 
 
@@ -93,7 +93,7 @@ def test_padding_is_counted_where_rows_are_padded(tmp_path, make_config, encoder
     monkeypatch.setattr("rm.scorer.enable_packing", lambda *_, **__: False)
     rows = [{"prompt": "p", "response": "good " * (1 + number % 7)} for number in range(14)]
     config = make_config(write_jsonl(tmp_path / "a.jsonl", rows), model={"path": str(encoder)})
-    curate.run_curation(config, scorer=curate.default_scorer(config))
+    run_curation(config, scorer=default_scorer(config))
     done = json.loads((tmp_path / "out" / "run.json").read_text())["throughput"]
     assert done["sharing_ratio"] == 1
     assert done["padding_ratio"] == (done["tokens_computed"] - done["tokens_read"]) / done["tokens_computed"] > 0.1
@@ -114,20 +114,20 @@ def test_a_model_that_fails_on_everything_ends_the_run(count, fails, tmp_path, m
     )
     if fails:
         with pytest.raises(ModelLoadError, match=r"fails on every response of a fragment \(16 responses\)") as error:
-            curate.run_curation(config, scorer=curate.default_scorer(config))
+            run_curation(config, scorer=default_scorer(config))
         assert "row text" not in str(error.value)
     else:
-        outcome = curate.run_curation(config, scorer=curate.default_scorer(config))
+        outcome = run_curation(config, scorer=default_scorer(config))
         assert outcome.manifest["rejected"] == {"model_error": count}
 
 
 def test_the_report_shows_the_throughput_of_the_run_that_scored(tmp_path, make_config, causal):
     write_jsonl(tmp_path / "in" / "a.jsonl", corpus_rows(3, 2))
     config = make_config(tmp_path / "in", model={"path": str(causal)})
-    curate.run_curation(config, scorer=curate.default_scorer(config))
+    run_curation(config, scorer=default_scorer(config))
     rates = json.loads((tmp_path / "out" / "run.json").read_text())["throughput"]
     assert f"6 responses, {rates['tokens_read']:,} tokens, in " in (tmp_path / "out" / "report.html").read_text()
     again = make_config(tmp_path / "in", model={"path": str(causal)}, output={"path": str(tmp_path / "again")})
     again = again.model_copy(update={"scores": config.scores.model_copy(update={"path": config.scores_path})})
-    curate.run_curation(again, scorer=None)
+    run_curation(again, scorer=None)
     assert "Throughput" not in (tmp_path / "again" / "report.html").read_text(), "nothing was scored"

@@ -13,7 +13,8 @@ from corpora import write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines import curate, forecast, survey, together
+from pipelines import forecast, survey, together
+from pipelines.commands.run import default_scorer, run_scoring
 from pipelines.config import RunConfig
 from pipelines.estimate import Quantity
 from pipelines.planned import plan_table
@@ -52,7 +53,7 @@ def config(tmp_path, causal):
 
 
 def computed(settings: RunConfig) -> int:
-    curate.run_scoring(settings, scorer=curate.default_scorer(settings))
+    run_scoring(settings, scorer=default_scorer(settings))
     run = json.loads(Path(settings.scores_path, "run.json").read_text())
     return run["throughput"]["tokens_computed"]
 

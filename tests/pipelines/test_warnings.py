@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from corpora import corpus_rows, write_jsonl
 
-from pipelines import curate
+from pipelines.commands.run import default_scorer, run_curation
 from pipelines.finish.manifest import warnings_of
 
 
@@ -41,7 +41,7 @@ def test_cut_responses_are_said_once_and_written_down(tmp_path, encoder, make_co
     write_jsonl(tmp_path / "in" / "a.jsonl", rows)
     config = make_config(tmp_path / "in", model={"path": str(encoder), "max_length": 32})
     with caplog.at_level("WARNING", logger="pipelines"):
-        curate.run_curation(config, scorer=curate.default_scorer(config))
+        run_curation(config, scorer=default_scorer(config))
     words = "6 of 6 scored responses (100.0%) did not fit into model.max_length"
     assert caplog.text.count(words) == 1
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())

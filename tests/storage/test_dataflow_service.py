@@ -21,7 +21,9 @@ from corpora import TIMED, corpus_rows, write_jsonl
 from dataflow_service import TESTS, DataflowService
 from stubs import StubFactory, scored_rows
 
-from pipelines import curate, following
+from pipelines import following
+from pipelines.commands import run
+from pipelines.commands.run import run_curation, run_scoring
 from pipelines.config import RunConfig, load
 from pipelines.errors import Exit, InputError, RejectedError, StorageError
 from pipelines.finish.versions import latest_path
@@ -88,7 +90,7 @@ def when_submitted(service, act) -> None:
     threading.Thread(target=later, daemon=True).start()
 
 
-def submit(store, stub_model, service, name: str = "cpu", *more: str, command=curate.run_curation):
+def submit(store, stub_model, service, name: str = "cpu", *more: str, command=run_curation):
     return command(config_of(store, stub_model, name, *more), service.flags, scorer=StubFactory())
 
 
@@ -133,8 +135,8 @@ def test_what_the_service_gets_of_a_gpu_run(bucket, stub_model, service):
 def test_what_the_service_gets_of_a_cpu_run_and_of_two_jobs(bucket, stub_model, service):
     alone = "runner.options.no_wait_until_finish=true"
     submit(bucket, stub_model, service, "cpu", alone)
-    submit(bucket, stub_model, service, "gpu", alone, command=curate.run_scoring)
-    curate.run_curation(config_of(bucket, stub_model, "gpu", alone), service.flags, scorer=None)
+    submit(bucket, stub_model, service, "gpu", alone, command=run_scoring)
+    run_curation(config_of(bucket, stub_model, "gpu", alone), service.flags, scorer=None)
     cpu, score, select = service.jobs
     assert len({job.request["name"] for job in service.jobs}) == 3, "one name would be refused while the other runs"
     assert [hinted(staged(job)) for job in service.jobs] == [set(), {"Score/ScoreUnits/ParDo(ScoreUnits)"}, set()]
@@ -156,20 +158,20 @@ def test_the_service_runs_what_it_got_and_the_bytes_are_those_of_a_local_run(
     log = tmp_path / "log"
     config = config_of(bucket, stub_model)
     progress.reset()
-    outcome = curate.run_curation(config, running_service.flags, scorer=StubFactory(log=str(log)))
+    outcome = run_curation(config, running_service.flags, scorer=StubFactory(log=str(log)))
     assert scored_rows(log) == outcome.manifest["counts"]["scored"] == 48
     now = progress.current()
     assert (now.published, now.fragments, now.found) == (48, 12, 0), "counted by the job, told by the service"
     assert now.input_bytes == now.total_bytes
     local = make_config(tmp_path / "in" / "*.jsonl", input={"rows_per_fragment": 4}, model={"dtype": "float32"})
-    curate.run_curation(local, scorer=StubFactory())
+    run_curation(local, scorer=StubFactory())
     root = tmp_path / "out"
     here = {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
     ours = lambda name: not name.startswith("scores/") and name not in (*TIMED, "claim.json")  # noqa: E731
     there = {name: data for name, data in bucket.contents("out").items() if ours(name)}
     assert there == {name: data for name, data in here.items() if ours(name)}
     assert "run.json" in bucket.contents("out")
-    again = curate.run_curation(config, running_service.flags, scorer=StubFactory(log=str(log)))
+    again = run_curation(config, running_service.flags, scorer=StubFactory(log=str(log)))
     assert again.already_complete
     assert len(running_service.jobs) == 1, "what is complete is not submitted"
 
@@ -225,7 +227,7 @@ def test_a_job_that_ends_well_without_a_manifest_is_not_called_done(bucket, stub
 def test_a_job_that_does_not_end_well_ends_the_launcher_with_the_remedy(
     bucket, stub_model, service, monkeypatch, bestkept, state, error, message
 ):
-    monkeypatch.setattr(curate, "default_scorer", lambda config: StubFactory())
+    monkeypatch.setattr(run, "default_scorer", lambda config: StubFactory())
     when_submitted(service, lambda job: job.end(f"JOB_STATE_{state}", error))
     words = [*overrides(bucket, stub_model), *service.flags]
     code, _, err = bestkept("run", CONFIGS / "dataflow_cpu.yaml", *words)
@@ -243,8 +245,8 @@ def test_an_error_that_the_service_tells_keeps_its_exit_code(bucket, stub_model,
 
 def test_a_job_that_is_done_by_others_work_is_done(bucket, stub_model, service):
     """What the launcher reports is what lies in the bucket, whoever has put it there."""
-    curate.run_curation(config_of(bucket, stub_model, "cpu", "runner={name: local}"), scorer=StubFactory())
-    assert curate.run_curation(config_of(bucket, stub_model), service.flags, scorer=StubFactory()).already_complete
+    run_curation(config_of(bucket, stub_model, "cpu", "runner={name: local}"), scorer=StubFactory())
+    assert run_curation(config_of(bucket, stub_model), service.flags, scorer=StubFactory()).already_complete
     assert service.jobs == []
 
 
@@ -303,5 +305,5 @@ def test_a_launcher_that_dies_while_it_waits_loses_nothing(bucket, stub_model, r
     assert job.state == "JOB_STATE_DONE", job.error
     assert "run.json" not in bucket.contents("out"), "no launcher was there to write it"
     config = load(RunConfig, words[0], words[1])
-    assert curate.run_curation(config, running_service.flags, scorer=StubFactory()).already_complete
+    assert run_curation(config, running_service.flags, scorer=StubFactory()).already_complete
     assert len(running_service.jobs) == 1

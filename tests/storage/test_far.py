@@ -8,7 +8,7 @@ import pytest
 from corpora import write_jsonl
 from stubs import StubFactory
 
-from pipelines import curate
+from pipelines.commands.run import run_curation, run_scoring
 
 AT_ONCE = 16
 SCORE_FILE = r"^GET .*scores.*parquet"
@@ -31,14 +31,14 @@ def test_score_files_are_looked_for_and_read_at_once(make_store, make_config, tm
         places = {"output": {"path": f"{store.url}/{name}"}, "scores": {"path": f"{store.url}/scores"}}
         return make_config(store.url + "/in/*.jsonl", input={"rows_per_fragment": 2}, **places)
 
-    curate.run_scoring(config("quiet"), scorer=StubFactory())
+    run_scoring(config("quiet"), scorer=StubFactory())
     assert len(store.contents("scores")) >= 40
-    curate.run_curation(config("quiet"), scorer=None)
+    run_curation(config("quiet"), scorer=None)
     store.proxy.requests.clear()
     barriers = [threading.Barrier(AT_ONCE, timeout=10) for _ in phases]
     for number, (start, barrier) in enumerate(zip(phases, barriers, strict=True)):
         store.proxy.add("call", SCORE_FILE, hook=barrier.wait, times=AT_ONCE, skip=start - AT_ONCE * number)
-    curate.run_curation(config("out"), scorer=None)
+    run_curation(config("out"), scorer=None)
     assert [barrier.broken for barrier in barriers] == [False] * 3
     assert all(fault.met == AT_ONCE for fault in store.proxy.plan)
     assert len(store.proxy.lines(SCORE_FILE)) == 120 + (0 if files > 1 else 23), "and those looked for in vain"

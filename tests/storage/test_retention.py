@@ -16,6 +16,7 @@ from storage.versioned import Place, Reader
 from stubs import StubFactory, scored_rows
 
 from pipelines import curate
+from pipelines.commands.run import run_curation, run_scoring
 from pipelines.corpus import files
 from pipelines.errors import InputError, RejectedError, StorageError
 from pipelines.finish import retention
@@ -269,7 +270,7 @@ def test_scores_of_a_version_in_work_stay_and_so_does_its_plan(disk, tmp_path, m
     log, execute, other = tmp_path / "log", curate.execute, {"model": {"max_length": 99}}
     run(disk)
     score = disk.config(**other)
-    curate.run_scoring(score, scorer=StubFactory(log=str(log)))  # long ago, and for no version
+    run_scoring(score, scorer=StubFactory(log=str(log)))  # long ago, and for no version
     assert scored_rows(log) == 48
     removed = []
 
@@ -288,7 +289,7 @@ def test_scores_of_a_version_in_work_stay_and_so_does_its_plan(disk, tmp_path, m
 def test_other_directories_are_refused(disk, tmp_path):
     fill(disk)
     plain = disk.config(output={"path": f"{disk.url}/plain", "versions": False})
-    curate.run_curation(plain, scorer=StubFactory())
+    run_curation(plain, scorer=StubFactory())
     for path in (f"{disk.url}/plain", str(tmp_path), f"{disk.url}/nowhere"):
         with pytest.raises(
             InputError, match=rf"{path} is no root of versions: it has neither latest\.json nor runs/; give the"

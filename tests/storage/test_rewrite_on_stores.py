@@ -10,7 +10,7 @@ import pytest
 from corpora import corpus_rows
 from stubs import StubFactory
 
-from pipelines import curate
+from pipelines.commands.run import run_curation
 from pipelines.corpus import files, rewritten_copy
 from pipelines.errors import StorageError
 
@@ -45,7 +45,7 @@ def on_disk(source, make_config, tmp_path, monkeypatch):
 
 
 def run(config):
-    return curate.run_curation(config, scorer=StubFactory())
+    return run_curation(config, scorer=StubFactory())
 
 
 def config_on(store, make_config):

@@ -9,7 +9,7 @@ import pytest
 from corpora import corpus_rows, write_jsonl
 from stubs import StubFactory, loads, scored_rows
 
-from pipelines import curate
+from pipelines.commands.run import run_curation
 from pipelines.errors import ConflictError, StorageError
 from pipelines.score import score_files
 from pipelines.storage import files
@@ -18,7 +18,7 @@ OURS = ("manifest.json", "README.md", "data/", "rejected/")  # claim.json names 
 
 
 def run(config, log):
-    return curate.run_curation(config, scorer=StubFactory(log=str(log)))
+    return run_curation(config, scorer=StubFactory(log=str(log)))
 
 
 def hashes(contents: dict[str, bytes]) -> dict[str, str]:

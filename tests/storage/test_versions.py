@@ -15,6 +15,8 @@ from storage.versioned import Place, Reader, on_disk
 from stubs import StubFactory, loads, scored_rows
 
 from pipelines import curate
+from pipelines.commands import run as run_module
+from pipelines.commands.run import run_curation
 from pipelines.errors import InputError, StorageError
 from pipelines.finish import hub, transform, versions
 from pipelines.finish.versions import Turn, latest_path, numbers, point, read_latest
@@ -48,7 +50,7 @@ def grow(place: Place) -> None:
 
 
 def run(place: Place, log: Path | None = None, **changes):
-    return curate.run_curation(place.config(**changes), scorer=StubFactory(log=None if log is None else str(log)))
+    return run_curation(place.config(**changes), scorer=StubFactory(log=None if log is None else str(log)))
 
 
 def test_two_scheduled_runs_on_a_growing_corpus(place, tmp_path):
@@ -75,7 +77,7 @@ def test_a_version_has_the_bytes_of_an_output_without_versions(disk):
     fill(disk)
     outcome = run(disk)
     plain = disk.config(output={"path": f"{disk.url}/plain", "versions": False})
-    assert curate.run_curation(plain, scorer=StubFactory()).turn is None
+    assert run_curation(plain, scorer=StubFactory()).turn is None
     timed = ("scores/", *TIMED)
     here, there = (disk.contents(below) for below in ("plain", f"out/versions/{outcome.turn.version}"))
     assert there.keys() - {*TIMED} == {name for name in here if not name.startswith(timed)}
@@ -139,7 +141,7 @@ def test_a_run_that_ends_between_manifest_and_pointer_is_mended_by_the_next(plac
 
 def test_the_pointer_is_set_without_a_launcher(disk):
     fill(disk)
-    outcome = curate.run_curation(disk.config(), ["--no_wait_until_finish"], scorer=StubFactory())
+    outcome = run_curation(disk.config(), ["--no_wait_until_finish"], scorer=StubFactory())
     assert outcome.handed_over
     assert latest_path(disk.root) == outcome.turn.path
 
@@ -289,7 +291,7 @@ def test_a_version_whose_manifest_is_gone_is_no_latest(disk):
 
 def test_commands_follow_the_pointer(disk, bestkept, monkeypatch, tmp_path):
     fill(disk)
-    monkeypatch.setattr(curate, "default_scorer", lambda config: StubFactory())
+    monkeypatch.setattr(run_module, "default_scorer", lambda config: StubFactory())
     code, out, err = bestkept("latest", disk.root)
     assert (code, out) == (3, "")
     assert "has no latest.json that names a version" in err.splitlines()[-1]

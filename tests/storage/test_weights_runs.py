@@ -13,7 +13,8 @@ from corpora import corpus_rows, write_jsonl
 from storage.test_weights import GET_WEIGHTS, WEIGHTS, flip, model, root, sent, upload, url_of
 from tiny_models import save_causal
 
-from pipelines import curate, plan
+from pipelines import plan
+from pipelines.commands.run import default_scorer, run_graph
 from pipelines.config import RunConfig
 from pipelines.errors import ModelLoadError
 from pipelines.plan import make_plans
@@ -59,7 +60,7 @@ def loads(monkeypatch) -> list[str]:
 
 
 def run(settings: RunConfig):
-    return curate.run_graph(settings, scorer=curate.default_scorer(settings))
+    return run_graph(settings, scorer=default_scorer(settings))
 
 
 def test_a_model_on_a_bucket_gives_and_takes_the_scores_of_the_same_model_on_disk(store, model, root, config, loads):

@@ -5,107 +5,26 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
+from pipelines.commands.format import format_duration
 from pipelines.config import RunConfig
 from pipelines.runtime import logs, progress
 
 if TYPE_CHECKING:
-    from pipelines.curate import Outcome
+    from pipelines.commands.run import Outcome
     from pipelines.finish.retention import Cleaned
     from pipelines.storage.models.fetch import Sent
 
 log = logging.getLogger(__name__)
 
-_LINE_EVERY_SECS = 15.0
-_REFRESH_SECS = 0.25
 _SKIPPED_SHOWN = 10
 _WIDEST = 10_000  # characters
-
-
-@contextmanager
-def progress_shown() -> Iterator[None]:
-    """Show progress while the body runs: a bar with rows/s, tokens/s and time left, or a log line now and then."""
-    progress.reset()
-    stop = threading.Event()
-    thread = threading.Thread(target=_follow_bar if bar_wanted() else _follow_lines, args=(stop,), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(timeout=2)
-
-
-def describe(now: progress.Progress, secs: float) -> tuple[float, str]:
-    """(share done, words) at the monotonic time `secs`; rates count from the first fragment this run has scored."""
-    known = now.input_bytes - now.found_bytes
-    done = now.found_bytes + max(known, now.scored_bytes)
-    share = min(1.0, done / now.total_bytes) if now.total_bytes else 0.0
-    words = f"{now.found_responses + now.scored:,} responses"
-    if now.since is not None and now.scored:
-        elapsed = max(1e-9, secs - now.since)
-        words += f", {now.scored / elapsed:,.0f} rows/s, {now.tokens / elapsed:,.0f} tokens/s"
-        if now.scored_bytes and done < now.total_bytes:
-            words += f", {_duration((now.total_bytes - done) * elapsed / now.scored_bytes)} left"
-    if now.found:
-        words += f", {now.found:,} of {now.fragments:,} fragments were scored before"
-    return share, words
-
-
-def bar_wanted() -> bool:
-    """Whether somebody watches: standard error is a terminal, and nothing else was asked for."""
-    now = logs.current()
-    return Console(stderr=True).is_terminal and not now.quiet and not now.json_logs
-
-
-def _follow_bar(stop: threading.Event) -> None:
-    columns = (
-        TextColumn("{task.fields[stage]}", table_column=Column(no_wrap=True, min_width=9)),
-        BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8)),  # what the words leave of the line
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True, expand=True) as bar:
-        task = bar.add_task("", total=1.0, stage="planning")
-        while not stop.wait(_REFRESH_SECS):
-            now = progress.current()
-            share, words = describe(now, time.monotonic())
-            bar.update(task, completed=share, description=words, stage=now.stage)
-
-
-def _follow_lines(stop: threading.Event) -> None:
-    last, shown = time.monotonic(), progress.current()
-    while not stop.wait(_REFRESH_SECS):
-        now = progress.current()
-        if now != shown and time.monotonic() - last >= _LINE_EVERY_SECS:
-            share, words = describe(now, time.monotonic())
-            fields = progress_fields(now, time.monotonic())
-            log.info("%s: %s, %s", now.stage, f"{share:.0%}", words, extra={"fields": fields})
-            last, shown = time.monotonic(), now
-
-
-def progress_fields(now: progress.Progress, secs: float) -> dict[str, Any]:
-    """What `describe` says, as fields of a JSON line; rates are null until there are some."""
-    elapsed = max(1e-9, secs - now.since) if now.since is not None and now.scored else None
-    return {
-        "stage": now.stage,
-        "share": round(describe(now, secs)[0], 4),
-        "responses": now.found_responses + now.scored,
-        "rows_per_sec": None if elapsed is None else round(now.scored / elapsed, 3),
-        "tokens_per_sec": None if elapsed is None else round(now.tokens / elapsed, 3),
-        "fragments": now.fragments,
-        "fragments_found": now.found,
-    }
 
 
 def conclude(config: RunConfig, outcome: Outcome) -> None:
@@ -233,7 +152,7 @@ def summary(config: RunConfig, outcome: Outcome) -> Table:
             table.add_row("pushed", outcome.pushed.url if outcome.pushed.fresh else f"before, to {outcome.pushed.url}")
     elif not outcome.members:
         table.add_row("scores", f"{config.scores_path}/{outcome.plan.fingerprint}")
-    table.add_row("time", _duration(outcome.secs))
+    table.add_row("time", format_duration(outcome.secs))
     return table
 
 
@@ -306,9 +225,3 @@ def _add_skipped(table: Table, skipped: Sequence[Mapping[str, str]]) -> None:
         table.add_row(Text(f"  {file['key']}"), file["reason"])
     if len(skipped) > _SKIPPED_SHOWN:
         table.add_row("  ...", f"{len(skipped) - _SKIPPED_SHOWN:,} more")
-
-
-def _duration(secs: float) -> str:
-    minutes, seconds = divmod(round(secs), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pipelines.commands.progress_bar import bar_wanted
+from pipelines.commands.summary import said
 from pipelines.config import EvaluateConfig
-from pipelines.display import bar_wanted, said
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
 from pipelines.report import evaluation_tables
 from pipelines.report.pages import evaluation as page

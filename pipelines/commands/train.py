@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from pipelines.commands.summary import said
 from pipelines.config import TrainConfig
-from pipelines.display import said
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
 from pipelines.report.evaluation_tables import percent_interval
 from pipelines.storage.models import is_remote, whole_directory

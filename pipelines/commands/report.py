@@ -1,0 +1,56 @@
+"""Draws the report of an output again, and compares two outputs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pipelines.errors import InputError
+from pipelines.finish.claim import read_manifest
+from pipelines.finish.versions import followed
+from pipelines.report.pages import comparison
+from pipelines.report.write import read_numbers, write_report
+from pipelines.storage import publish
+from pipelines.storage.files import absolute, join, read_bytes
+
+
+def rebuild(output: str) -> str:
+    """`bestkept report OUT`: write `report.html` again; its path. Of a root of versions, that of the latest."""
+    output = followed(output)
+    return write_report(output, _manifest(output), run=_run(output))
+
+
+def compare(one: str, other: str, *, write: str) -> str:
+    """`bestkept report A B`: write a page that compares two outputs to the file `write`; its path."""
+    one, other = followed(one), followed(other)
+    manifests = [_manifest(output) for output in (one, other)]
+    page = comparison.render(apart(one, other), manifests, [read_numbers(output) for output in (one, other)])
+    path = absolute(write)
+    publish.replace(path, page.encode())
+    return path
+
+
+def apart(one: str, other: str) -> tuple[str, str]:
+    """Two paths without the parts that they have in common at either end."""
+    parts = [path.rstrip("/").split("/") for path in (one, other)]
+    for end in (0, -1):
+        while min(map(len, parts)) > 1 and parts[0][end] == parts[1][end]:
+            for own in parts:
+                own.pop(end)
+    return "/".join(parts[0]), "/".join(parts[1])
+
+
+def _manifest(output: str) -> dict[str, Any]:
+    manifest = read_manifest(output)
+    if manifest is None:
+        raise InputError(f"{output} has no manifest.json; give the output.path of a run that has ended")
+    return manifest
+
+
+def _run(output: str) -> dict[str, Any] | None:
+    data = read_bytes(join(output, "run.json"))
+    try:
+        run: dict[str, Any] | None = None if data is None else json.loads(data)
+    except ValueError:
+        return None
+    return run
