@@ -74,8 +74,8 @@ def plan(
 ) -> None:
     """Say what a run would read, compute, take and cost, before it starts; writes nothing."""
     settings, flags = _run_config(config, extra)
-    from pipelines.planned import plan_shown
-    from pipelines.planning import Wishes, plan_run, refuse_cost
+    from pipelines.commands.estimate.estimate import Wishes, plan_run, refuse_cost
+    from pipelines.commands.estimate.table import plan_shown
 
     found = plan_run(settings, flags, Wishes(benchmark, gpu, machine, prices))
     plan_shown(found, as_json=as_json)

@@ -13,7 +13,6 @@ from apache_beam.options.pipeline_options import (
     PipelineOptions,
     StandardOptions,
     TestOptions,
-    WorkerOptions,
     _BeamArgumentParser,
 )
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
@@ -21,7 +20,6 @@ from apache_beam.runners.runner import create_runner
 
 from pipelines.config import RunConfig, RunnerConfig
 from pipelines.errors import ConfigError
-from pipelines.hardware import Asked
 from pipelines.runtime import dataflow, logs
 from pipelines.runtime.machine import check_workers
 
@@ -109,18 +107,6 @@ def runner_of(config: RunnerConfig) -> Any:
         raise ConfigError(
             f"runner.name {config.name} cannot be used here ({type(error).__name__}); {remedy}"
         ) from error
-
-
-def machines_asked(config: RunnerConfig, flags: Sequence[str]) -> Asked:
-    """What a run asks for: the machine type of the workers that score, their accelerator, and the most workers. Raises
-    `ConfigError` like `pipeline_options`."""
-    own = pipeline_options(config, flags).view_as(WorkerOptions)
-    workers = own.max_num_workers or own.num_workers
-    most = config.workers if config.name == "local" else int(workers) if workers else None
-    if config.accelerator is None:
-        return Asked(own.machine_type, None, 0, most)
-    gpu = dataflow.Accelerator.of(config.accelerator)
-    return Asked(gpu.machine_type or own.machine_type, gpu.type, gpu.gpus, most)
 
 
 class _Options(PipelineOptions):  # type: ignore[misc]

@@ -24,6 +24,8 @@ from typing import Any
 
 from chaos.gate import Call, Gate, watch_me
 
+from pipelines.commands import run as run_command
+
 _PRELOADED = (
     "apache_beam.runners.portability.fn_api_runner",
     "apache_beam.typehints.intrinsic_one_ops",

@@ -9,22 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.commands.estimate.cost import billed_hours, forward_secs, wall_secs
+from pipelines.commands.estimate.model_estimate import memory_bytes
+from pipelines.commands.estimate.quantity import Quantity, product_of, total_of
+from pipelines.commands.estimate.sampling_error import Block, sampled_total, t_quantile, whole_total
+from pipelines.commands.estimate.selection_size import Candidates, kept_responses
 from pipelines.config import Step
-from pipelines.estimate import (
-    Block,
-    Candidates,
-    Quantity,
-    billed_hours,
-    forward_secs,
-    kept_responses,
-    memory_bytes,
-    product_of,
-    sampled_total,
-    t_quantile,
-    total_of,
-    wall_secs,
-    whole_total,
-)
 
 ROWS = st.lists(st.tuples(st.integers(1, 500), st.integers(1, 200)), min_size=1, max_size=12)
 

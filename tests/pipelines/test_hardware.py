@@ -7,8 +7,8 @@ from datetime import date
 import pytest
 import yaml
 
+from pipelines.commands.estimate.hardware import PRICES, Gpu, hardware, load_prices, refuse_large
 from pipelines.errors import ConfigError
-from pipelines.hardware import PRICES, Gpu, hardware, load_prices, refuse_large
 from rm.device import _PEAK_FLOPS
 
 

@@ -14,18 +14,18 @@ import yaml
 from corpora import SHARED, corpus_rows, write_jsonl
 from tiny_models import save_encoder
 
-from pipelines import forecast, planning, survey, ways
-from pipelines.already import already_scored
+from pipelines.commands.estimate import benchmark, cost, estimate, survey, token_forecast
+from pipelines.commands.estimate.estimate import Wishes, plan_run, refuse_cost
+from pipelines.commands.estimate.hardware import PRICES
+from pipelines.commands.estimate.quantity import Quantity
+from pipelines.commands.estimate.scored_so_far import already_scored
+from pipelines.commands.estimate.table import plan_table
 from pipelines.commands.run import default_scorer, run_curation, run_scoring
 from pipelines.config import RunConfig
 from pipelines.corpus import files as input_files
 from pipelines.corpus import rewritten_copy
 from pipelines.errors import ConfigError, ModelLoadError
-from pipelines.estimate import Quantity
-from pipelines.hardware import PRICES
 from pipelines.plan import make_plans
-from pipelines.planned import plan_table
-from pipelines.planning import Wishes, plan_run, refuse_cost
 
 NO_BENCHMARK = Wishes(benchmark=False)
 AGAIN = {"prompt": "prompt number 3", "response": "answer 21 of generator 0", "generator": "again"}
@@ -35,7 +35,7 @@ ROWS = [*corpus_rows(12)[:6], AGAIN, *corpus_rows(12)[6:]]  # in the same fragme
 @pytest.fixture(autouse=True)
 def _one_draw(monkeypatch):
     """A 95 % interval misses once in twenty draws, and these would change with the time stamps of the files."""
-    monkeypatch.setattr(planning, "seed_of", lambda plan: 1)
+    monkeypatch.setattr(estimate, "seed_of", lambda plan: 1)
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_a_small_corpus_is_foreseen_to_the_token(config, request, kind):
 
 
 def test_the_share_of_computed_tokens_is_that_of_the_run_where_all_fragments_are_counted(config, monkeypatch):
-    monkeypatch.setattr(forecast, "SHARING_BLOCKS", 100)
+    monkeypatch.setattr(token_forecast, "SHARING_BLOCKS", 100)
     settings = config()
     [model] = plan_run(settings, wishes=NO_BENCHMARK)["models"]
     run(settings)
@@ -92,7 +92,7 @@ def test_the_share_of_computed_tokens_is_that_of_the_run_where_all_fragments_are
 
 
 def test_a_sample_finds_the_tokens_within_its_interval(config, monkeypatch):
-    monkeypatch.setattr(forecast, "SAMPLE_RESPONSES", 60)
+    monkeypatch.setattr(token_forecast, "SAMPLE_RESPONSES", 60)
     rows = [
         {"prompt": f"prompt {n % 40}", "response": "good answer " * (1 + n * 7919 % 23) + "bad " * (n % 3)}
         for n in range(400)
@@ -165,7 +165,7 @@ def test_of_very_many_score_files_a_sample_is_read(config, monkeypatch):
     settings = config(rows=[{"prompt": f"prompt {n}", "response": "good"} for n in range(480)])
     run_scoring(settings, scorer=default_scorer(settings))
     plan = make_plans(settings).whole
-    monkeypatch.setattr("pipelines.already.MOST_READ", 20)
+    monkeypatch.setattr("pipelines.commands.estimate.scored_so_far.MOST_READ", 20)
     found = already_scored(plan, (f"{settings.path}/scores/{plan.fingerprint}",), seed=1)
     assert not found.whole
     assert found.fragments.low <= 60 <= found.fragments.high
@@ -201,7 +201,7 @@ def test_without_a_benchmark_no_weight_is_read_and_the_time_is_not_known(config,
 
 
 def test_a_benchmark_measures_this_machine(config, monkeypatch):
-    monkeypatch.setattr(forecast, "BENCHMARK_SECS", 2.0)
+    monkeypatch.setattr(benchmark, "BENCHMARK_SECS", 2.0)
     [way] = plan_run(config(), wishes=Wishes(machine="n1-standard-8"))["ways"]
     [speed] = way["speed"]
     assert speed["tokens_per_sec"]["low"] < speed["tokens_per_sec"]["value"] < speed["tokens_per_sec"]["high"]
@@ -213,9 +213,9 @@ def test_a_benchmark_measures_this_machine(config, monkeypatch):
 
 def test_workers_of_this_machine_share_the_work(config):
     work = Quantity(120.0, 100.0, 140.0, "measured")
-    assert ways._shared(work, 1, gpu=True) == work
-    assert ways._shared(work, 4, gpu=True) == Quantity(30.0, 25.0, 35.0 * 1.15, "measured")
-    assert ways._shared(work, 2, gpu=False) == Quantity(120 / 1.1, 100 / 1.2, 140.0, "measured")
+    assert cost._shared(work, 1, gpu=True) == work
+    assert cost._shared(work, 4, gpu=True) == Quantity(30.0, 25.0, 35.0 * 1.15, "measured")
+    assert cost._shared(work, 2, gpu=False) == Quantity(120 / 1.1, 100 / 1.2, 140.0, "measured")
     settings = RunConfig.model_validate(config().model_dump(exclude_unset=True) | {"runner": {"workers": 2}})
     [way] = plan_run(settings, wishes=NO_BENCHMARK)["ways"]
     assert way["workers"] == 2
@@ -366,7 +366,7 @@ def test_the_command_ends_with_2_where_it_costs_too_much(bestkept):
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data")
 def test_real_prompts_and_responses(encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(forecast, "SAMPLE_RESPONSES", 1_000)
+    monkeypatch.setattr(token_forecast, "SAMPLE_RESPONSES", 1_000)
     values = {
         "input": {"path": str(SHARED / "best_of_56" / "*.parquet")},
         "model": {"path": str(encoder)},
@@ -376,7 +376,7 @@ def test_real_prompts_and_responses(encoder, tmp_path, monkeypatch):
     plan = plan_run(settings, wishes=NO_BENCHMARK)
     assert value(plan["corpus"]["rows"]) == value(plan["corpus"]["responses"]) == 22_451
     assert value(plan["selection"]["prompts"]) == 401
-    monkeypatch.setattr(forecast, "SAMPLE_RESPONSES", 10**9)
+    monkeypatch.setattr(token_forecast, "SAMPLE_RESPONSES", 10**9)
     truth = plan_run(settings, wishes=NO_BENCHMARK)["models"][0]["tokens"]["value"]
     assert plan["models"][0]["tokens"]["value"] == pytest.approx(truth, rel=0.03)
     assert plan["models"][0]["tokens"]["low"] <= truth <= plan["models"][0]["tokens"]["high"]

@@ -15,12 +15,12 @@ from corpora import corpus_rows, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import survey as module
+from pipelines.commands.estimate import survey as module
+from pipelines.commands.estimate.survey import spread_evenly, survey
 from pipelines.config import RunConfig
 from pipelines.corpus import files, rewrite, rewritten_copy
 from pipelines.errors import InputError
 from pipelines.plan import make_plans
-from pipelines.survey import spread_evenly, survey
 
 LISTS = st.lists(
     st.one_of(st.none(), st.lists(st.one_of(st.none(), st.text(max_size=3)), max_size=4)), min_size=1, max_size=9

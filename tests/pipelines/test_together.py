@@ -13,15 +13,15 @@ from corpora import write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines import forecast, survey, together
+from pipelines.commands.estimate import colocation_estimate, survey, token_forecast
+from pipelines.commands.estimate.colocation_estimate import computed_together, in_pieces
+from pipelines.commands.estimate.estimate import Wishes, plan_run
+from pipelines.commands.estimate.quantity import Quantity
+from pipelines.commands.estimate.survey import BlockOfRows
+from pipelines.commands.estimate.table import plan_table
 from pipelines.commands.run import default_scorer, run_scoring
 from pipelines.config import RunConfig
-from pipelines.estimate import Quantity
-from pipelines.planned import plan_table
-from pipelines.planning import Wishes, plan_run
 from pipelines.score import colocation
-from pipelines.survey import BlockOfRows
-from pipelines.together import computed_together, in_pieces
 from rm.conversations import from_prompt
 
 NO_BENCHMARK = Wishes(benchmark=False)
@@ -109,10 +109,10 @@ def test_a_model_that_shares_no_prompts_gains_nothing_and_nor_does_what_is_done(
 
 
 def test_a_sample_of_prompts_tells_of_all(config, monkeypatch):
-    monkeypatch.setattr(forecast, "SHARING_BLOCKS", 10**6)  # those would be drawn at random
+    monkeypatch.setattr(token_forecast, "SHARING_BLOCKS", 10**6)  # those would be drawn at random
     settings = config(prompts=60)
     [whole] = plan_run(settings, wishes=NO_BENCHMARK)["models"]
-    monkeypatch.setattr(together, "_PIECES", 10**6)
+    monkeypatch.setattr(colocation_estimate, "_PIECES", 10**6)
     [every] = plan_run(settings, wishes=NO_BENCHMARK)["models"]
     truth = exact(every["colocate"]["prompt_computed_tokens"])
     estimate = whole["colocate"]["prompt_computed_tokens"]
@@ -123,7 +123,7 @@ def test_a_sample_of_prompts_tells_of_all(config, monkeypatch):
 
 def test_of_a_corpus_that_is_not_read_whole_it_is_a_bound(config, monkeypatch):
     settings = config(prompts=200)
-    monkeypatch.setattr(together, "_PIECES", 10**6)
+    monkeypatch.setattr(colocation_estimate, "_PIECES", 10**6)
     [whole] = plan_run(settings, wishes=NO_BENCHMARK)["models"]
     truth = whole["colocate"]["gain"]
     monkeypatch.setattr(survey, "WHOLE_BYTES", 1000)
@@ -165,7 +165,7 @@ def test_the_share_by_hand():
     share = computed_together(blocks, Counter(), whole=True, responses=9, apart=apart)
     assert share == Quantity.exact((4 + 1 + 2 + 2 + 2) / (5 + 4 + 6 + 5))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(together, "_PIECES", 1)
+        patch.setattr(colocation_estimate, "_PIECES", 1)
         first = computed_together(blocks, Counter(), whole=True, responses=2, apart=Quantity.exact(0.5))
         ratio = {"pppp": (4 + 1 + 2) / (5 + 4 + 2 + 1), "qq": 1.0}
         assert first.value in [pytest.approx(0.5 * each) for each in ratio.values()], "both ways of the first prompt"

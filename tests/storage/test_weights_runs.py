@@ -14,11 +14,11 @@ from storage.test_weights import GET_WEIGHTS, WEIGHTS, flip, model, root, sent, 
 from tiny_models import save_causal
 
 from pipelines import plan
+from pipelines.commands.estimate.estimate import Wishes, plan_run
 from pipelines.commands.run import default_scorer, run_graph
 from pipelines.config import RunConfig
 from pipelines.errors import ModelLoadError
 from pipelines.plan import make_plans
-from pipelines.planning import Wishes, plan_run
 from pipelines.score import transform
 from pipelines.storage.models import cache, loadable
 from pipelines.storage.models.fetch import fetch_model

@@ -5,28 +5,24 @@ Reading (`survey`, `already`, `forecast`) and arithmetic (`estimate`, `hardware`
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import zstandard
-
-from pipelines.ahead import ModelAhead, refuse_models
+from pipelines.commands.estimate.cost import gpu_ways, local_way
+from pipelines.commands.estimate.hardware import OLD_DAYS, Prices, gpu_named, hardware, load_prices
+from pipelines.commands.estimate.model_estimate import ModelAhead, refuse_models
+from pipelines.commands.estimate.quantity import Quantity, as_json
+from pipelines.commands.estimate.selection_size import _selection
+from pipelines.commands.estimate.survey import Survey, survey
 from pipelines.config import RunConfig
 from pipelines.corpus import rewritten_copy
 from pipelines.errors import ConfigError
-from pipelines.estimate import SHUFFLE_BYTES, Candidates, Quantity, as_json, kept_responses, weakest
-from pipelines.hardware import OLD_DAYS, Prices, gpu_named, hardware, load_prices
 from pipelines.plan import Plan, make_plans
-from pipelines.survey import Survey, survey
-from pipelines.ways import gpu_ways, local_way
 
 _SCORE_FILE_BYTES = 5_600  # of a score file without rows, and of each row, as measured
 _SCORE_ROW_BYTES = 21
-_KEPT_ROW_BYTES = 64  # of a row of the output beside its text: its prompt's id, above all
-_TEXT_ROWS = 1_000  # compressed, to see how small text gets
 
 
 @dataclass(frozen=True)
@@ -42,8 +38,8 @@ class Wishes:
 def plan_run(config: RunConfig, flags: Sequence[str] = (), wishes: Wishes | None = None) -> dict[str, Any]:
     """The plan as plain JSON values; see `bestkept plan --json`. Raises `BestkeptError` like a run that cannot start, and
     `ConfigError` for a model larger than the GPU that is named, a bad price file, and flags of Beam."""
+    from pipelines.commands.estimate.hardware import machines_asked
     from pipelines.plan import located
-    from pipelines.runtime.beam_options import machines_asked
     from pipelines.score.unit_scores import score_places, scores_path
 
     wishes = wishes or Wishes()
@@ -124,53 +120,6 @@ def _score_bytes(config: RunConfig, surveyed: Survey, models: Sequence[ModelAhea
     sizes = [fragments * _SCORE_FILE_BYTES + count * _SCORE_ROW_BYTES for count in (rows.value, rows.low, rows.high)]
     value, low, high = (each * max(1, len(models)) for each in sizes)
     return Quantity(value, low, high, "assumed")
-
-
-def _selection(config: RunConfig, surveyed: Survey) -> dict[str, Any]:
-    """What the selection shuffles and keeps, if the model rejects nothing."""
-    given, responses = _candidates(surveyed), surveyed.responses
-    kept, known = kept_responses(config.select, given)
-    basis = weakest("exact" if known else "at_most", responses.basis)
-    text, compression = _text(surveyed)
-    sides = 2 if config.output.shape == "preference" else 1
-    size = kept * (text * sides * compression + _KEPT_ROW_BYTES)
-    return {
-        "shuffle_bytes": Quantity(SHUFFLE_BYTES * responses.value, 0.0, SHUFFLE_BYTES * responses.high, "at_most"),
-        "prompts": Quantity(given.prompts, given.prompts, given.prompts, "exact" if given.sizes else "at_most"),
-        "kept": Quantity(kept, kept if basis == "exact" else 0.0, kept, basis),
-        "output_bytes": Quantity(size, 0.0, size, weakest("sampled", basis)),
-    }
-
-
-def _candidates(surveyed: Survey) -> Candidates:
-    """Usable responses and their prompts; of a corpus that was not read whole, at most as many prompts as rows, less what
-    repeats inside the blocks."""
-    usable: Counter[bytes] = Counter()
-    rows = distinct = 0
-    for block in surveyed.blocks:
-        rows, distinct = rows + len(block.rows), distinct + len({row.group_key for row in block.rows})
-        for row in block.rows if surveyed.whole else ():
-            if row.group_key is not None:
-                usable[row.group_key] += sum(text is not None for text in row.sample.responses)
-    if surveyed.whole:
-        sizes = Counter(count for count in usable.values() if count)
-        return Candidates(float(usable.total()), float(sizes.total()), {size: float(n) for size, n in sizes.items()})
-    return Candidates(surveyed.responses.value, surveyed.rows.value * distinct / max(1, rows), None)
-
-
-def _text(surveyed: Survey) -> tuple[float, float]:
-    """(bytes of a response with its prompt, what of that zstandard leaves), of rows spread over the blocks."""
-    texts: list[bytes] = []
-    each = max(1, _TEXT_ROWS // max(1, len(surveyed.blocks)))
-    for block in surveyed.blocks:
-        for row in block.rows[:: max(1, len(block.rows) // each)]:
-            if row.sample.prompt is not None:
-                prompt = "".join(content for _, content in row.sample.prompt)
-                texts += [(prompt + text).encode() for text in row.sample.responses if text is not None]
-    size = sum(map(len, texts))
-    if not size:
-        return 0.0, 1.0
-    return size / len(texts), len(zstandard.compress(b"\n".join(texts), 3)) / size
 
 
 def rewriting(plan: Plan) -> list[str]:

@@ -6,16 +6,19 @@ Which machine a run gets is what the runner's options name; a GPU without a mach
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
+from apache_beam.options.pipeline_options import WorkerOptions
 from pydantic import Field, model_validator
 
-from pipelines.config import load
+from pipelines.config import RunnerConfig, load
 from pipelines.config.base import Strict
 from pipelines.errors import ConfigError
+from pipelines.runtime import dataflow
+from pipelines.runtime.beam_options import pipeline_options
 
 OLD_DAYS = 180
 _HERE = Path(__file__).parent
@@ -152,3 +155,15 @@ def gpu_named(name: str, table: Mapping[str, Gpu]) -> Gpu:
             f"the GPU {name!r} is not in the table of `bestkept plan`; expected one of {', '.join(table)}"
         )
     return table[name]
+
+
+def machines_asked(config: RunnerConfig, flags: Sequence[str]) -> Asked:
+    """What a run asks for: the machine type of the workers that score, their accelerator, and the most workers. Raises
+    `ConfigError` like `pipeline_options`."""
+    own = pipeline_options(config, flags).view_as(WorkerOptions)
+    workers = own.max_num_workers or own.num_workers
+    most = config.workers if config.name == "local" else int(workers) if workers else None
+    if config.accelerator is None:
+        return Asked(own.machine_type, None, 0, most)
+    gpu = dataflow.Accelerator.of(config.accelerator)
+    return Asked(gpu.machine_type or own.machine_type, gpu.type, gpu.gpus, most)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from pipelines.commands.estimate.quantity import Quantity
 from pipelines.corpus import InputFile
-from pipelines.estimate import Quantity
 from pipelines.plan import Plan
 from pipelines.score import score_files
 from pipelines.score.score_files import Footer

@@ -17,11 +17,12 @@ from typing import NamedTuple
 
 import pyarrow.parquet as pq
 
+from pipelines.commands.estimate.quantity import Quantity
+from pipelines.commands.estimate.sampling_error import Block, sampled_total
 from pipelines.corpus import InputFile, Row, Unit, UnreadableError, read_fragments, rewritten_copy, split_units
 from pipelines.corpus.files import row_groups
 from pipelines.corpus.jsonl import json_rows
 from pipelines.corpus.unreadable import reading_input
-from pipelines.estimate import Block, Quantity, sampled_total
 from pipelines.plan import Plan
 from pipelines.storage.files import open_for_reading
 

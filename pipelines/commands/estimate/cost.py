@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.ahead import ModelAhead
-from pipelines.estimate import SHUFFLE_BYTES, Quantity, billed_hours, forward_secs, total_of, wall_secs
-from pipelines.forecast import Speed
-from pipelines.hardware import Asked, Machine, Prices, hardware, refuse_large
-from pipelines.survey import Survey
+from pipelines.commands.estimate.benchmark import Speed
+from pipelines.commands.estimate.hardware import Asked, Machine, Prices, hardware, refuse_large
+from pipelines.commands.estimate.model_estimate import ModelAhead
+from pipelines.commands.estimate.quantity import Quantity, total_of
+from pipelines.commands.estimate.selection_size import SHUFFLE_BYTES
+from pipelines.commands.estimate.survey import Survey
 
 _LOCAL_SECS = (2.0, 8.0)  # of a local run beside loading and forwards: Beam's graph
 _ROW_SECS = (2e-5, 3e-4)  # and of each response: reading, selecting, exporting
@@ -104,3 +106,33 @@ def _cost(hours: Quantity, machine: Machine, asked: Asked, shuffled: float) -> Q
     each = machine.hour * max(1, asked.gpus) / max(1, machine.gpus) if machine.gpu else machine.hour
     billed = hours.times(each)
     return Quantity(billed.value + shuffled / 2, billed.low, billed.high + shuffled, "assumed")
+
+
+def forward_secs(
+    computed_tokens: Quantity, *, parameters: int, peak_flops: float, utilisation: tuple[float, float]
+) -> Quantity:
+    """Seconds of one GPU: 2 x parameters x tokens / (peak x utilisation), parameters without embeddings, attention not counted.
+
+    The range is that of the utilisation, from low to high, times that of the tokens; the value is at their geometric mean.
+    """
+    low, high = utilisation
+    flops = 2.0 * parameters / peak_flops
+    return Quantity(
+        computed_tokens.value * flops / math.sqrt(low * high),
+        computed_tokens.low * flops / high,
+        computed_tokens.high * flops / low,
+        "assumed",
+    )
+
+
+def wall_secs(work: Quantity, *, workers: int, start: tuple[float, float]) -> Quantity:
+    """Time of `work` seconds spread evenly over workers that take between `start` seconds to be there."""
+    low, high = start
+    return Quantity(
+        work.value / workers + math.sqrt(low * high), work.low / workers + low, work.high / workers + high, work.basis
+    )
+
+
+def billed_hours(work: Quantity, *, workers: int, start: tuple[float, float]) -> Quantity:
+    """Worker hours that are paid for: the work, and each worker's start."""
+    return wall_secs(work, workers=workers, start=start).times(workers / 3600)

@@ -5,18 +5,17 @@ from __future__ import annotations
 
 import math
 import random
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from pipelines.already import Already
+from pipelines.commands.estimate.quantity import Quantity, product_of, total_of
+from pipelines.commands.estimate.sampling_error import Block, sampled_total, whole_total
+from pipelines.commands.estimate.scored_so_far import Already
+from pipelines.commands.estimate.survey import BlockOfRows, Survey
 from pipelines.corpus import Row
 from pipelines.errors import ModelLoadError
-from pipelines.estimate import Block, Quantity, product_of, sampled_total, total_of, whole_total
 from pipelines.plan import Plan
 from pipelines.storage.models import small_directory
-from pipelines.survey import BlockOfRows, Survey
 from rm.conversations import Conversation
 
 if TYPE_CHECKING:
@@ -28,9 +27,6 @@ SAMPLE_RESPONSES = 4_096
 SHARING_BLOCKS = 4
 _SHARING_RESPONSES = 4_096  # of one block
 _CHARACTERS_PER_TOKEN = 4
-BENCHMARK_SECS = 15.0
-_CHUNK_SECS = 1.5  # a call of the benchmark grows until it takes that long
-_SPEED_VARIES = 0.1  # from one minute to the next, beyond what the calls of a benchmark show
 
 
 class Forecast(NamedTuple):
@@ -167,81 +163,3 @@ def _bounded(groups: Sequence[Group], responses: int) -> list[Group]:
         kept.append((prompt, texts[:responses]))
         responses -= len(texts)
     return kept
-
-
-@dataclass(frozen=True)
-class Speed:
-    """What a benchmark found."""
-
-    tokens_per_sec: Quantity  # computed ones
-    load_secs: float
-    secs: float  # that it took, loading left out
-    responses: int
-    device: str
-    packed: bool
-
-    def time_for(self, computed: Quantity) -> Quantity:
-        rate = self.tokens_per_sec
-        return Quantity(computed.value / rate.value, computed.low / rate.high, computed.high / rate.low, "measured")
-
-
-def benchmark(plan: Plan, waiting: Sequence[BlockOfRows], *, seed: int, secs: float = BENCHMARK_SECS) -> Speed:
-    """Load the model and score prompts drawn at random, each with all its responses in a block, for about so many seconds.
-
-    Calls grow until one takes a second or two; those of that size count. Raises `ModelLoadError`.
-    """
-    from pipelines.score.load_model import LoadScorer
-
-    started = time.perf_counter()
-    scorer: Any = LoadScorer()(plan)
-    load_secs = time.perf_counter() - started
-    done: list[Any] = []
-    scorer.on_batch = done.append
-    queue = _shuffled(waiting, seed)
-    size, timed, responses = 1, [], 0
-    begun = time.perf_counter()
-    while queue and time.perf_counter() - begun < secs:
-        call = _next_call(queue, size)
-        done.clear()
-        before = time.perf_counter()
-        scorer.score(call)
-        took = time.perf_counter() - before
-        computed = sum(work.computed_tokens for work in done)
-        responses += sum(len(texts) for _, texts in call)
-        if computed:
-            timed.append((size, took, computed))
-        if took < _CHUNK_SECS:
-            size *= 4
-    took, largest = time.perf_counter() - begun, max((each for each, _, _ in timed), default=1)
-    counted = [(each_secs, tokens) for each, each_secs, tokens in timed if each == largest]
-    if not counted:
-        raise ModelLoadError("the model gave no reward to any row of the benchmark; leave it out with --no-benchmark")
-    rates = [tokens / each for each, tokens in counted]
-    pooled = sum(tokens for _, tokens in counted) / sum(each for each, _ in counted)
-    rate = Quantity(pooled, min(rates) * (1 - _SPEED_VARIES), max(rates) * (1 + _SPEED_VARIES), "measured")
-    return Speed(rate, load_secs, took, responses, scorer.device, scorer.packed)
-
-
-def _shuffled(waiting: Sequence[BlockOfRows], seed: int) -> list[Group]:
-    """Prompts of all blocks, each with its responses in one block, in random order."""
-    groups: list[Group] = []
-    for block in waiting:
-        own: dict[Conversation, list[str]] = {}
-        for prompt, texts in groups_of(block.rows):
-            own.setdefault(prompt, []).extend(texts)
-        groups += [(prompt, list(dict.fromkeys(texts))) for prompt, texts in own.items() if texts]
-    random.Random(seed).shuffle(groups)
-    return groups
-
-
-def _next_call(queue: list[Group], responses: int) -> list[Group]:
-    """Groups off the end of the queue, of about so many responses; the rest of a cut one stays in it."""
-    call: list[Group] = []
-    while queue and responses > 0:
-        prompt, texts = queue.pop()
-        taken = texts[:responses]
-        if len(texts) > len(taken):
-            queue.append((prompt, texts[len(taken) :]))
-        call.append((prompt, taken))
-        responses -= len(taken)
-    return call

@@ -11,10 +11,11 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipelines.estimate import Block, Quantity, product_of, sampled_total
-from pipelines.forecast import Forecast, Group, groups_of
+from pipelines.commands.estimate.quantity import Quantity, product_of
+from pipelines.commands.estimate.sampling_error import Block, sampled_total
+from pipelines.commands.estimate.survey import BlockOfRows
+from pipelines.commands.estimate.token_forecast import Forecast, Group, groups_of
 from pipelines.score.colocation import keys_of, prompt_text
-from pipelines.survey import BlockOfRows
 from rm.conversations import Conversation
 
 if TYPE_CHECKING:

@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.already import already_scored
+from pipelines.commands.estimate.benchmark import Speed, benchmark
+from pipelines.commands.estimate.colocation_estimate import Together, told_together
+from pipelines.commands.estimate.hardware import hardware, refuse_large
+from pipelines.commands.estimate.scored_so_far import already_scored
+from pipelines.commands.estimate.survey import Survey
+from pipelines.commands.estimate.token_forecast import Forecast, forecast, load_forecaster, unscored
 from pipelines.errors import ConfigError
-from pipelines.estimate import memory_bytes
-from pipelines.forecast import Forecast, Speed, benchmark, forecast, load_forecaster, unscored
-from pipelines.hardware import hardware, refuse_large
 from pipelines.plan import Plan
-from pipelines.survey import Survey
-from pipelines.together import Together, told_together
+
+_CONTEXT_BYTES = 2**30  # of the driver and its libraries
+_BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -103,3 +106,10 @@ def refuse_models(models: Sequence[ModelAhead], gpu: str) -> None:
                 f"model.path {each.name!r}, {each.shape['parameters']:,} parameters in {each.plan.model['dtype']}: {why}; "
                 "choose a larger GPU, a 16-bit model.dtype, or a smaller model.tokens_per_batch"
             )
+
+
+def memory_bytes(*, parameters: int, dtype: str, tokens: int, hidden: int, intermediate: int) -> tuple[int, int]:
+    """(weights, room beside them) of a forward without gradients: parameters x bytes of the type; and one layer's hidden states
+    (10 x hidden) and feed-forward (3 x intermediate) of every token at once, with 1 GiB for the driver."""
+    each = _BYTES_OF[dtype]
+    return parameters * each, tokens * (10 * hidden + 3 * intermediate) * each + _CONTEXT_BYTES

@@ -1,0 +1,98 @@
+"""The speed of a model on this machine, measured on sampled rows."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.commands.estimate.quantity import Quantity
+from pipelines.commands.estimate.survey import BlockOfRows
+from pipelines.commands.estimate.token_forecast import Group, groups_of
+from pipelines.errors import ModelLoadError
+from pipelines.plan import Plan
+from rm.conversations import Conversation
+
+BENCHMARK_SECS = 15.0
+_CHUNK_SECS = 1.5  # a call of the benchmark grows until it takes that long
+_SPEED_VARIES = 0.1  # from one minute to the next, beyond what the calls of a benchmark show
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a benchmark found."""
+
+    tokens_per_sec: Quantity  # computed ones
+    load_secs: float
+    secs: float  # that it took, loading left out
+    responses: int
+    device: str
+    packed: bool
+
+    def time_for(self, computed: Quantity) -> Quantity:
+        rate = self.tokens_per_sec
+        return Quantity(computed.value / rate.value, computed.low / rate.high, computed.high / rate.low, "measured")
+
+
+def benchmark(plan: Plan, waiting: Sequence[BlockOfRows], *, seed: int, secs: float = BENCHMARK_SECS) -> Speed:
+    """Load the model and score prompts drawn at random, each with all its responses in a block, for about so many seconds.
+
+    Calls grow until one takes a second or two; those of that size count. Raises `ModelLoadError`.
+    """
+    from pipelines.score.load_model import LoadScorer
+
+    started = time.perf_counter()
+    scorer: Any = LoadScorer()(plan)
+    load_secs = time.perf_counter() - started
+    done: list[Any] = []
+    scorer.on_batch = done.append
+    queue = _shuffled(waiting, seed)
+    size, timed, responses = 1, [], 0
+    begun = time.perf_counter()
+    while queue and time.perf_counter() - begun < secs:
+        call = _next_call(queue, size)
+        done.clear()
+        before = time.perf_counter()
+        scorer.score(call)
+        took = time.perf_counter() - before
+        computed = sum(work.computed_tokens for work in done)
+        responses += sum(len(texts) for _, texts in call)
+        if computed:
+            timed.append((size, took, computed))
+        if took < _CHUNK_SECS:
+            size *= 4
+    took, largest = time.perf_counter() - begun, max((each for each, _, _ in timed), default=1)
+    counted = [(each_secs, tokens) for each, each_secs, tokens in timed if each == largest]
+    if not counted:
+        raise ModelLoadError("the model gave no reward to any row of the benchmark; leave it out with --no-benchmark")
+    rates = [tokens / each for each, tokens in counted]
+    pooled = sum(tokens for _, tokens in counted) / sum(each for each, _ in counted)
+    rate = Quantity(pooled, min(rates) * (1 - _SPEED_VARIES), max(rates) * (1 + _SPEED_VARIES), "measured")
+    return Speed(rate, load_secs, took, responses, scorer.device, scorer.packed)
+
+
+def _shuffled(waiting: Sequence[BlockOfRows], seed: int) -> list[Group]:
+    """Prompts of all blocks, each with its responses in one block, in random order."""
+    groups: list[Group] = []
+    for block in waiting:
+        own: dict[Conversation, list[str]] = {}
+        for prompt, texts in groups_of(block.rows):
+            own.setdefault(prompt, []).extend(texts)
+        groups += [(prompt, list(dict.fromkeys(texts))) for prompt, texts in own.items() if texts]
+    random.Random(seed).shuffle(groups)
+    return groups
+
+
+def _next_call(queue: list[Group], responses: int) -> list[Group]:
+    """Groups off the end of the queue, of about so many responses; the rest of a cut one stays in it."""
+    call: list[Group] = []
+    while queue and responses > 0:
+        prompt, texts = queue.pop()
+        taken = texts[:responses]
+        if len(texts) > len(taken):
+            queue.append((prompt, texts[len(taken) :]))
+        call.append((prompt, taken))
+        responses -= len(taken)
+    return call
