@@ -299,9 +299,9 @@ def _show(settings: RunConfig, work: Any) -> None:
 
 
 def _explain(settings: RunConfig, prompt: str, flags: list[str], *, as_json: bool) -> None:
+    from pipelines.commands.explain.explain_transform import explain
+    from pipelines.commands.explain.table import explanation_shown
     from pipelines.commands.progress_bar import progress_shown
-    from pipelines.commands.summary import explanation_shown
-    from pipelines.explain import explain
 
     with progress_shown():
         found = explain(settings, prompt, flags)

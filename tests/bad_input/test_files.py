@@ -16,11 +16,11 @@ import zstandard
 from corpora import corpus_rows
 from stubs import NamedFactory, StubFactory, scored_rows, stub_reward
 
+from pipelines.commands.explain.explain_transform import explain
 from pipelines.commands.run import run_curation, run_scoring
 from pipelines.commands.summary import summary
 from pipelines.config import RunConfig
 from pipelines.errors import ConflictError, Exit, InputError
-from pipelines.explain import explain
 from pipelines.storage import files, listing
 from rm.conversations import from_prompt
 

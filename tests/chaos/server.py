@@ -24,14 +24,12 @@ from typing import Any
 
 from chaos.gate import Call, Gate, watch_me
 
-from pipelines.commands import run as run_command
-
 _PRELOADED = (
     "apache_beam.runners.portability.fn_api_runner",
     "apache_beam.typehints.intrinsic_one_ops",
     "chaos.scorer",
     "pipelines.cli",
-    "pipelines.curate",
+    "pipelines.commands.run",
     "pipelines.commands.summary",
     "rm.identity",
 )
@@ -166,6 +164,7 @@ def _become(run: Run, number: int, channel: socket.socket) -> None:
         channel.close()
         sys.argv = ["bestkept", *run.words]
         from pipelines import cli
+        from pipelines.commands import run as run_command
 
         if run.log is not None:
             from chaos.scorer import LoggingFactory

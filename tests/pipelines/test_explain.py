@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from stubs import NamedFactory, StubFactory, stub_reward
 
+from pipelines.commands.explain.explain_transform import explain, matching
+from pipelines.commands.explain.table import explanation_table
 from pipelines.commands.run import run_curation, run_scoring
-from pipelines.commands.summary import explanation_table
 from pipelines.config import RunConfig
 from pipelines.errors import ConfigError, InputError, RejectedError
-from pipelines.explain import explain, matching
 from rm.conversations import from_prompt, prompt_key, response_hash
 
 SMALL = [  # (prompt, response, reward, source): every reward is exact in float32

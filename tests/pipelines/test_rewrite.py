@@ -16,10 +16,10 @@ import zstandard
 from corpora import TIMED, corpus_rows
 from stubs import StubFactory, loads, scored_rows
 
+from pipelines.commands.explain.explain_transform import explain
 from pipelines.commands.run import run_curation, run_scoring
 from pipelines.corpus import files, rewrite, rewritten_copy
 from pipelines.errors import BestkeptError, InputError, StorageError
-from pipelines.explain import explain
 from pipelines.plan import located, make_plans
 from pipelines.score.work import Share
 

@@ -22,6 +22,7 @@ import pyarrow as pa
 from apache_beam.pvalue import AsIter, AsSingleton
 from apache_beam.typehints.decorators import no_annotations
 
+from pipelines.commands.explain.verdicts import DROPPED_BEFORE, Place, Verdict, places, verdicts
 from pipelines.config import RunConfig, RunnerConfig
 from pipelines.corpus import place_of
 from pipelines.curate import score_files
@@ -37,7 +38,6 @@ from pipelines.select.candidates import Candidates, Mask
 from pipelines.select.columns import KeptUnit, Needs, key_halves, pack, unpack
 from pipelines.select.selection import Selection, read_candidates, selection_of
 from pipelines.select.transform import Select
-from pipelines.verdicts import DROPPED_BEFORE, Place, Verdict, places, verdicts
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""`bestkept select --explain`: each step's verdict on the responses to a prompt."""
