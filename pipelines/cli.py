@@ -191,11 +191,11 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
 ) -> None:
     """Say what files are taken for and why, with their first conversations, as a model reads them too; writes nothing."""
+    from pipelines.commands.inspect.inspect import inspect as inspected
+    from pipelines.commands.inspect.inspect import question
     from pipelines.commands.summary import inspection_shown
     from pipelines.config import InspectConfig, validated
     from pipelines.errors import InputError
-    from pipelines.inspection import inspect as inspected
-    from pipelines.inspection import question
 
     values = {"input": {"path": path}, "data": {"path": path}}
     config = validated(InspectConfig, values, extra or [], where="bestkept inspect")

@@ -161,7 +161,7 @@ def inspection_shown(document: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(document) + "\n")
         return
-    from pipelines.report.inspection import rendered
+    from pipelines.commands.inspect.tables import rendered
 
     console = Console()
     for part in rendered(document):

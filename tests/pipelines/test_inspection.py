@@ -17,13 +17,13 @@ import pytest
 from corpora import SHARED, corpus_rows, write_jsonl
 from transformers import AutoTokenizer
 
+from pipelines.commands.inspect import sample
+from pipelines.commands.inspect.sample import all_units, count, look, spread
+from pipelines.commands.inspect.statistics import Asked, figures, spread_of
+from pipelines.commands.inspect.tables import shortened, size, visible
 from pipelines.config import InputConfig
 from pipelines.corpus import InputFile, Unit
 from pipelines.corpus.listing import list_files
-from pipelines.figures import Asked, figures, spread_of
-from pipelines.inputs import sampling
-from pipelines.inputs.sampling import all_units, count, look, spread
-from pipelines.report.inspection import shortened, size, visible
 
 LIMIT = 2**24
 
@@ -349,28 +349,28 @@ def test_a_million_rows_are_inspected_by_reading_a_bounded_part(tmp_path, monkey
             "response": ["answer " * (n % 5) for n in range(rows)],
         }
         pq.write_table(pa.table(columns), path, row_group_size=rows // 50)
-    monkeypatch.setattr(sampling, "COUNTED_BYTES", 2**20)
+    monkeypatch.setattr(sample, "COUNTED_BYTES", 2**20)
     read = {"rows": 0}
-    real = sampling.LookedAt
+    real = sample.LookedAt
 
     def counting(*fields):
         read["rows"] += 1
         return real(*fields)
 
-    monkeypatch.setattr(sampling, "LookedAt", counting)
+    monkeypatch.setattr(sample, "LookedAt", counting)
     units = units_of(path)
     looked = look(units, ["prompt", "response"], max_row_bytes=LIMIT)
-    assert read["rows"] <= sampling.FIRST_ROWS + sampling.SPREAD * sampling.ROWS_A_PLACE + 1
+    assert read["rows"] <= sample.FIRST_ROWS + sample.SPREAD * sample.ROWS_A_PLACE + 1
     numbers = [int(row.value["prompt"].split()[1]) for row in looked.rows]
-    assert numbers[: sampling.FIRST_ROWS] == list(range(sampling.FIRST_ROWS))
+    assert numbers[: sample.FIRST_ROWS] == list(range(sample.FIRST_ROWS))
     assert numbers == sorted(set(numbers)), "no row twice"
     counted = count(units, max_row_bytes=LIMIT)
     if suffix == "jsonl.gz":
         assert (looked.places, looked.whole) == (0, False)
     else:
-        assert looked.places == sampling.SPREAD
-        assert len(numbers) == sampling.FIRST_ROWS + sampling.SPREAD * sampling.ROWS_A_PLACE
-        starts = numbers[sampling.FIRST_ROWS :: sampling.ROWS_A_PLACE]
+        assert looked.places == sample.SPREAD
+        assert len(numbers) == sample.FIRST_ROWS + sample.SPREAD * sample.ROWS_A_PLACE
+        starts = numbers[sample.FIRST_ROWS :: sample.ROWS_A_PLACE]
         wanted = [rows * (2 * n + 1) / 16 for n in range(8)]
         assert all(abs(start - there) < rows / 40 for start, there in zip(starts, wanted, strict=True))
     assert counted.exact == (suffix == "parquet")
@@ -395,7 +395,7 @@ def test_places_lie_behind_the_first_rows(tmp_path):
     rows = [{"prompt": f"{n}", "response": "r" * 1000} for n in range(4000)]
     looked = look(units_of(write_jsonl(tmp_path / "a.jsonl", rows)), ["prompt"], max_row_bytes=LIMIT)
     numbers = [int(row.value["prompt"]) for row in looked.rows]
-    assert len(numbers) > sampling.FIRST_ROWS
+    assert len(numbers) > sample.FIRST_ROWS
     assert numbers == sorted(set(numbers))
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipelines.commands.inspect.statistics import Asked, figures, token_figures
 from pipelines.config.training import PreferencesConfig
 from pipelines.corpus.columns.value_kinds import Row
 from pipelines.errors import InputError
-from pipelines.figures import Asked, figures, token_figures
 from rm.conversations import UnusableError, to_messages
 
 if TYPE_CHECKING:

@@ -10,6 +10,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipelines.commands.inspect.preferences import preference_view
+from pipelines.commands.inspect.sample import FIRST_ROWS, ROWS_A_PLACE, Looked, all_units, count, look
+from pipelines.commands.inspect.statistics import Asked, column_figures, figures, token_figures
 from pipelines.config import InspectConfig
 from pipelines.corpus import InputFile, column_names
 from pipelines.corpus.columns.detection import AmbiguousError, Detected, UndetectedError, detect
@@ -17,9 +20,6 @@ from pipelines.corpus.columns.row_mapping import RowMapping, Sample, read_row
 from pipelines.corpus.columns.value_kinds import Row
 from pipelines.corpus.listing import first_columns, list_files
 from pipelines.errors import InputError, ModelLoadError
-from pipelines.figures import Asked, column_figures, figures, token_figures
-from pipelines.inputs.sampling import FIRST_ROWS, ROWS_A_PLACE, Looked, all_units, count, look
-from pipelines.preference_view import preference_view
 from pipelines.storage.models import reading_directory
 from rm.conversations import Conversation, UnusableError, to_messages
 
