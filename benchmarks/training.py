@@ -141,7 +141,7 @@ def load_tokenizer() -> Any:
 
 
 def hh_settings() -> Any:
-    from pipelines.config.training import PreferencesConfig
+    from pipelines.config.train import PreferencesConfig
     from rm.preferences import ReadSettings
 
     return ReadSettings(**PreferencesConfig(path="rows", format="hh").reading_options())

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from pipelines import cli
-from pipelines.config.fields import Setting, block_meanings, sections
+from pipelines.config.settings_list import Setting, block_meanings, sections
 from pipelines.errors import Exit
 from pipelines.runtime import logs
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 
 from pipelines.config import RunConfig, load
 from pipelines.config.example import example, json_schema
-from pipelines.config.fields import KINDS, sections, settings_of, undocumented
+from pipelines.config.settings_list import KINDS, sections, settings_of, undocumented
 from pipelines.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]

@@ -40,7 +40,7 @@ class Command(TyperCommand):
         super().format_epilog(ctx, formatter)
         if self.settings is None:
             return
-        from pipelines.config.fields import sections
+        from pipelines.config.settings_list import sections
 
         with formatter.section("Settings, in the file or as KEY.SUB=VALUE"):
             formatter.write_text(f"`bestkept config {self.settings}` prints a file with all of them.")
@@ -155,7 +155,7 @@ def settings(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     kind: Any = getattr(ctx.command, "settings", None)
     if kind is None or "=" in incomplete:
         return []
-    from pipelines.config.fields import settings_of
+    from pipelines.config.settings_list import settings_of
 
     names = [(f"{row.name}=", row.first_sentence) for row in settings_of(kind) if "[]" not in row.name]
     return [(name, meaning) for name, meaning in names if name.startswith(incomplete)]

@@ -1,19 +1,12 @@
 """The YAML configuration as pydantic models: every field, its meaning, and the only place with defaults."""
 
 from pipelines.config.base import refuse_userinfo
-from pipelines.config.curation import (
-    Columns,
-    EnsembleConfig,
-    HubConfig,
-    InputConfig,
-    InputFiles,
-    Limits,
-    ModelConfig,
-    RunConfig,
-)
-from pipelines.config.evaluation import EvaluateConfig
-from pipelines.config.inspection import InspectConfig
+from pipelines.config.corpus import Columns, InputConfig, InputFiles
+from pipelines.config.evaluate import EvaluateConfig
+from pipelines.config.inspect import InspectConfig
 from pipelines.config.loading import load, validated
+from pipelines.config.model import EnsembleConfig, ModelConfig
+from pipelines.config.output import HubConfig
 from pipelines.config.rules import (
     BestOfN,
     DropPrompts,
@@ -25,8 +18,9 @@ from pipelines.config.rules import (
     Threshold,
     Top,
 )
-from pipelines.config.running import RunnerConfig
-from pipelines.config.training import TrainConfig
+from pipelines.config.run import Limits, RunConfig
+from pipelines.config.runner import RunnerConfig
+from pipelines.config.train import TrainConfig
 
 __all__ = [
     "BestOfN",

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from pipelines.config.curation import EnsembleConfig
-from pipelines.config.fields import KINDS, as_yaml, meaning_of, model_in, type_of
+from pipelines.config.model import EnsembleConfig
 from pipelines.config.rules import BestOfN, Step
+from pipelines.config.settings_list import KINDS, as_yaml, meaning_of, model_in, type_of
 from pipelines.errors import ConfigError
 
 _WIDTH = 100

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatch
 from typing import Any, NamedTuple, TypeVar
 
-from pipelines.config.curation import HubConfig
+from pipelines.config.output import HubConfig
 from pipelines.errors import ConfigError, ConflictError, StorageError
 from pipelines.storage.stores.retry import pause_after
 

@@ -136,7 +136,7 @@ def test_any_function_decorated_as_a_command_has_them(capsys, monkeypatch):
 
 @pytest.mark.parametrize("command", ["run", "score", "select", "train", "evaluate"])
 def test_help_lists_every_setting_within_80_columns(bestkept, command):
-    from pipelines.config.fields import settings_of
+    from pipelines.config.settings_list import settings_of
 
     code, out, _ = bestkept(command, "--help")
     assert code == 0

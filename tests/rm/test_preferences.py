@@ -16,7 +16,7 @@ from corpora import write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.config.training import PreferenceColumns, PreferencesConfig
+from pipelines.config.train import PreferenceColumns, PreferencesConfig
 from rm.preferences import (
     FORMATS,
     Edge,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipelines.commands.inspect.statistics import Asked, figures, token_figures
-from pipelines.config.training import PreferencesConfig
+from pipelines.config.train import PreferencesConfig
 from pipelines.corpus.columns.value_kinds import Row
 from pipelines.errors import InputError
 from rm.conversations import UnusableError, to_messages

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pydantic import model_validator
 
 from pipelines.config.base import Strict
-from pipelines.config.curation import InputFiles, ReadingModel, RowLimits
-from pipelines.config.training import PreferencesConfig
+from pipelines.config.corpus import InputFiles
+from pipelines.config.model import ReadingModel
+from pipelines.config.run import RowLimits
+from pipelines.config.train import PreferencesConfig
 
 
 class InspectConfig(Strict):

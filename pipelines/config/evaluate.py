@@ -5,8 +5,8 @@ from __future__ import annotations
 from pydantic import Field
 
 from pipelines.config.base import PathText, Strict
-from pipelines.config.curation import ModelConfig
-from pipelines.config.training import PreferencesConfig
+from pipelines.config.model import ModelConfig
+from pipelines.config.train import PreferencesConfig
 
 
 class EvaluatedModel(ModelConfig):

@@ -1,0 +1,63 @@
+"""The input files and their columns."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipelines.config.base import PathText, Strict
+
+
+class Columns(Strict):
+    """Which input columns hold what; only where detection needs help."""
+
+    messages: str | None = None
+    """Whole conversations; the last assistant turn is the response."""
+    prompt: str | None = None
+    """Text, or a list of messages."""
+    response: str | None = None
+    """One response a row: text, an assistant message, or a list with one."""
+    responses: str | None = None
+    """A list of responses a row: texts, messages, or records, whose field may be named: `outputs.text`."""
+    input: str | None = None
+    """Further input that is appended to the prompt after an empty line (Alpaca)."""
+    system: str | None = None
+    """A system prompt put before the conversation."""
+    source: str | None = None
+    """Where a row comes from; carried into score files and output."""
+
+    @model_validator(mode="after")
+    def _one_role_each(self) -> Columns:
+        named = [name for name in self.model_dump().values() if name is not None]
+        twice = sorted({name for name in named if named.count(name) > 1})
+        if twice:
+            raise ValueError(f"column {twice[0]!r} is named for two roles; give each role a column of its own")
+        if self.response is not None and self.responses is not None:
+            raise ValueError("response and responses exclude each other; name the one that the rows have")
+        return self
+
+
+class InputFiles(Strict):
+    """Which files are read, and which of their columns hold what."""
+
+    path: PathText | Annotated[list[PathText], Field(min_length=1)] = Field(examples=["corpus/*.parquet"])
+    """Files, globs, or directories; local or any fsspec URL (s3://, gs://, ...)."""
+    format: Literal["auto", "messages", "sharegpt", "prompt_response", "responses_list", "alpaca", "hh"] = "auto"
+    """How the rows are shaped; `auto` tells it from their columns and values. `hh`: `columns.messages` holds transcripts,
+    "Human: ... Assistant: ..."."""
+    columns: Columns = Columns()
+    """Which columns hold what; only where detection needs help."""
+
+    @property
+    def paths(self) -> list[str]:
+        return [self.path] if isinstance(self.path, str) else list(self.path)
+
+
+class InputConfig(InputFiles):
+    carry: list[str] = []
+    """Further columns kept in the score files, as text."""
+    group_by: Literal["prompt"] | list[str] = "prompt"
+    """What makes responses compete: the same prompt, or equal values in these columns."""
+    rows_per_fragment: int = Field(default=2048, ge=1)
+    """Rows per score file: the most that an interruption costs. Changing it rescores."""

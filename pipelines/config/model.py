@@ -1,0 +1,72 @@
+"""The reward model, or several of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, model_validator
+
+from pipelines.config.base import PathText, Strict
+from pipelines.config.rules import refuse_unused
+
+
+class ReadingModel(Strict):
+    """A model, as far as what it reads goes."""
+
+    path: PathText = Field(examples=["reward-model"])
+    """A model directory, a hub id, or a directory on an object store (s3://, gs://, ...), of which each machine makes a copy."""
+    revision: str | None = None
+    """Commit or tag of a hub id."""
+    max_length: int = Field(default=4096, ge=8)
+    """In tokens; the least of this, the model's positions and the tokenizer's limit holds."""
+
+
+class ModelConfig(ReadingModel):
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """`auto`: bfloat16 on GPUs that have it natively, else float32."""
+    too_long: Literal["truncate", "reject"] = "truncate"
+    """A response that does not fit into `max_length` by itself: cut at its end, or rejected. Both are counted. Prompts lose their
+    oldest turns, then their left."""
+    tokens_per_batch: int | None = Field(default=None, ge=1)
+    """Tokens per forward, shared prompts counted once and padding too; bounds memory, does not change rewards beyond rounding.
+    Default: 32768 on a GPU; 4096 on a CPU, where a batch is full earlier unless that would repeat long prompts."""
+
+
+_Several = TypeAdapter(Annotated[list[ModelConfig], Field(min_length=1)])
+
+
+def _one_or_several(value: Any, _union: Any) -> ModelConfig | list[ModelConfig]:
+    """Validated one way or the other, not as a union: an error then names `model.dtype`, and nothing of the union's members."""
+    if not isinstance(value, list):
+        return ModelConfig.model_validate(value)
+    models = _Several.validate_python(value)
+    described = [model.model_dump(exclude={"tokens_per_batch"}) for model in models]
+    for number, model in enumerate(described):
+        if model in described[:number]:
+            raise ValueError(
+                f"model.{described.index(model)} and model.{number} are the same, {model['path']!r}, and would count twice; "
+                "name each model once"
+            )
+    return models[0] if len(models) == 1 else models
+
+
+class EnsembleConfig(Strict):
+    """How the rewards of several models become one. Each model's rewards are standardised first: less their mean, divided by
+    their standard deviation, over all responses that every model has scored. So `min_reward` and gaps count in standard
+    deviations, and a grown corpus shifts them."""
+
+    combine: Literal["mean", "min", "lower_bound"] = "mean"
+    """`mean`; `min`, what the most sceptical model gives; `lower_bound`, the mean less `penalty` times the (population) standard
+    deviation over the models: less where they disagree. After Coste et al. 2024, who take the variance."""
+    penalty: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
+    """Of `lower_bound`."""
+
+    @model_validator(mode="after")
+    def _penalty_is_used(self) -> EnsembleConfig:
+        refuse_unused(self, {"penalty"}, used=self.combine == "lower_bound", by="combine: lower_bound")
+        return self
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides a combined reward."""
+        return self.model_dump(exclude=set() if self.combine == "lower_bound" else {"penalty"})

@@ -1,0 +1,99 @@
+"""The data set that is written, its report, and where it is uploaded."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from pipelines.config.base import PathText, Strict
+from pipelines.config.rules import refuse_unused
+
+
+class HubConfig(Strict):
+    """A data set repository on the Hugging Face Hub. The token comes from HF_TOKEN, or from `hf auth login`."""
+
+    repo: str
+    """`organisation/name`, or `user/name`; made if it is not there."""
+    private: bool | None = None
+    """Of a repository that is made: whether only its owners may see it; default: yes. One that is there stays as it is."""
+    revision: str | None = Field(default=None, min_length=1)
+    """A branch instead of the default one; made if it is not there."""
+
+    @field_validator("repo")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        parts = value.split("/")
+        named = all(re.fullmatch(r"[A-Za-z0-9_](?:[\w.-]*[A-Za-z0-9_])?", part, re.ASCII) for part in parts)
+        if len(parts) != 2 or not named or "--" in value or ".." in value or value.endswith(".git") or len(value) > 96:
+            raise ValueError("expected organisation/name, of letters, digits, '-', '_' and '.', at most 96 of them")
+        return value
+
+
+def _bare_repo(value: Any) -> Any:
+    return {"repo": value} if isinstance(value, str) else value
+
+
+class OutputConfig(Strict):
+    path: PathText = Field(examples=["curated"])
+    """Where the curated data set goes; one selection per path. `{date}` expands to today, UTC."""
+    versions: bool = False
+    """For runs again and again over a corpus that grows: `path` is a root, each run writes to `versions/ID` in it, where ID is
+    the same for the same files, model and settings, and `latest.json` names the last complete one (`bestkept latest`)."""
+    shape: Literal["messages", "prompt_completion", "preference", "original"] = "messages"
+    """`preference` is for the rule `pairs`."""
+    include_columns: list[str] = []
+    """Further columns of the input, beside those of the shape."""
+    add: list[Literal["rank", "margin", "probability"]] = []
+    """Further columns from the rewards: rank within the prompt (1 is best), margin (gap to the next worse response, null for the
+    worst) and probability, sigma(margin / T) with T of the model's `calibration.json`."""
+    rows_per_shard: int = Field(default=100_000, ge=1)
+    """Most rows of a shard."""
+    bytes_per_shard: int = Field(default=512 * 2**20, ge=1)
+    """Text after which a shard ends, before compression; a shard has at least one row."""
+    test_fraction: float | None = Field(default=None, gt=0.0, lt=1.0)
+    """Share of the prompts that go to `data/test-*.parquet` instead of `data/train-*.parquet`, each with all its kept responses;
+    in expectation: which side a prompt is on is a hash of it alone (of the group, with `input.group_by`), and does not change as
+    the corpus grows. Default: no split."""
+    split_seed: int = Field(default=0, ge=0, lt=2**32)
+    """Other seeds give other test prompts."""
+    license: str | None = None
+    """Named in the dataset card."""
+    push_to_hub: Annotated[HubConfig | None, BeforeValidator(_bare_repo)] = None
+    """Upload the finished data set to this repository: `organisation/name`, or a mapping of `repo`, `private` and `revision`. Not
+    what it is made of (`scores/`, `rejected/`)."""
+
+    @field_validator("path")
+    @classmethod
+    def _expand(cls, value: str) -> str:
+        return value.replace("{date}", datetime.now(UTC).strftime("%Y-%m-%d"))
+
+    @model_validator(mode="after")
+    def _seed_is_used(self) -> OutputConfig:
+        used = self.test_fraction is not None or not self.split_seed  # that of the printed example changes nothing
+        refuse_unused(self, {"split_seed"}, used=used, by="test_fraction")
+        return self
+
+    @model_validator(mode="after")
+    def _uploads_from_here(self) -> OutputConfig:
+        if self.push_to_hub is not None and "://" in self.path:
+            raise ValueError(
+                f"push_to_hub uploads from a directory of this machine, and path is {self.path}; give a local path, or leave "
+                "push_to_hub out and upload a copy of the finished output"
+            )
+        return self
+
+
+class ReportConfig(Strict):
+    """`report.html`, with its numbers in `report.json` and its conversations in `samples.parquet`."""
+
+    write: bool = True
+    """Whether there is one. It takes a second reading of the score files after selection."""
+    samples: int = Field(default=10, ge=0, le=100)
+    """Conversations of each kind that it shows: the best, the worst, those at the border, and the closest calls. None at 0: then
+    it holds no text of the corpus."""
+    gold: str | None = None
+    """A column under `input.carry` with numbers (or true and false) that say what a response is really worth: best-of-n is
+    measured by it. Rules never see it."""

@@ -1,0 +1,154 @@
+"""`bestkept run`, `score` and `select`: every field, its meaning and its default."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, WrapValidator, model_validator
+
+from pipelines.config.base import PathText, Strict
+from pipelines.config.corpus import InputConfig
+from pipelines.config.model import EnsembleConfig, ModelConfig, _one_or_several
+from pipelines.config.output import OutputConfig, ReportConfig
+from pipelines.config.rules import BestOfN, Step, check_order
+from pipelines.config.runner import RunnerConfig
+
+
+class ScoresConfig(Strict):
+    path: PathText | None = None
+    """Where score files live; default `<output.path>/scores`. Share it, and many selections score once."""
+    also: list[PathText] = []
+    """More directories of score files, of other runs of the same model on the same files: read where `path` has none, never
+    written to."""
+    column: str | None = None
+    """An input column that holds the rewards already (of a judge, or of another model), instead of `model`."""
+
+
+class RowLimits(Strict):
+    max_row_bytes: int = Field(default=16 * 2**20, ge=1024)
+    """Larger rows are rejected."""
+
+
+class Limits(RowLimits):
+    max_rejected_fraction: float = Field(default=0.001, ge=0.0, le=1.0)
+    """More rejected responses than this share of all that were read end the run with exit code 4."""
+    skip_bad_files: bool = False
+    """Leave out files that cannot be read (cut, damaged, gone, no permission, a directory), each as a whole, and name them in the
+    manifest, instead of ending with exit code 3. A run with the mended file scores that one alone. A file that breaks when
+    its rows are scored already ends the run all the same; with `verify`, it is found before selection."""
+    verify: bool = False
+    """Read all inputs again, and end with exit code 3 where one is not what was scored, though its size and version are the same.
+    Else only files of other size or version are read again, and rows that are exported."""
+
+
+class ScoreConfig(Strict):
+    colocate: Literal["prompt"] | None = None
+    """`prompt`: regroup the corpus by prompt before it is scored, where the responses to one prompt lie in different files or far
+    apart in one; a causal model then reads each prompt once. The rewards are the same but for rounding. The text is shuffled and
+    the input read twice, so it pays where prompts are long and the model large: `bestkept plan` tells by how much. Score files
+    that are there are used either way."""
+
+
+class RunConfig(Strict):
+    """`bestkept run`, `score` and `select`."""
+
+    input: InputConfig
+    """The corpus."""
+    model: Annotated[ModelConfig | list[ModelConfig], WrapValidator(_one_or_several)] | None = None
+    """One model, or a list: an ensemble, whose rewards are combined. Each model scores by itself, and its score files serve it
+    alone, too; the order of the list means nothing."""
+    ensemble: EnsembleConfig = EnsembleConfig()
+    """Of two models or more."""
+    score: ScoreConfig = ScoreConfig()
+    """How the corpus goes through the model."""
+    select: list[Step] = [Step(best_of_n=BestOfN())]
+    """Steps apply in order, each to what the one before kept; an empty list keeps every scored row."""
+    output: OutputConfig
+    """The curated data set."""
+    scores: ScoresConfig = ScoresConfig()
+    """Where rewards are kept, or come from."""
+    report: ReportConfig = ReportConfig()
+    """What `report.html` and `samples.parquet` show."""
+    limits: Limits = Limits()
+    """What a run puts up with."""
+    runner: RunnerConfig = RunnerConfig()
+    """Where Beam runs."""
+
+    @model_validator(mode="after")
+    def _one_source_of_rewards(self) -> RunConfig:
+        if (self.model is None) == (self.scores.column is None):
+            given = "both are given" if self.model is not None else "neither is"
+            raise ValueError(f"rewards come from model.path or from scores.column, and {given}; give one of them")
+        if self.score.colocate is not None and self.model is None:
+            raise ValueError("score.colocate is for scoring with a model, and scores.column has none; remove it")
+        if self.score.colocate is not None and self.runner.workers > 1:
+            raise ValueError(
+                f"score.colocate regroups the whole corpus in one process, and runner.workers is {self.runner.workers}; "
+                "remove one of them"
+            )
+        if self.model is None and self.runner.workers > 1:
+            raise ValueError(
+                f"runner.workers is {self.runner.workers}, and workers are for scoring with a model, which scores.column "
+                "has not; remove it"
+            )
+        if "ensemble" in self.model_fields_set and len(self.models) < 2:
+            raise ValueError(
+                f"ensemble is given, and model names {len(self.models)} of the two or more models that it combines; remove "
+                "it, or give a list: model=[{path: ...}, {path: ...}]"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _steps_fit(self) -> RunConfig:
+        check_order(self.select)
+        known = ["source", *self.input.carry]
+        for number, step in enumerate(self.select):
+            for setting, column in step.columns():
+                if column not in known:
+                    raise ValueError(
+                        f"select.{number}.{setting} names the column {column!r}, and score files have {', '.join(known)}; "
+                        f"add it: input.carry=[{', '.join([*self.input.carry, column])}]"
+                    )
+            if step.top is not None and step.top.tokens is not None and self.model is None:
+                raise ValueError(
+                    f"select.{number}.top.tokens is counted by a reward model's tokenizer, and scores.column has none; "
+                    "use rows or fraction"
+                )
+            if step.needs_temperature and len(self.models) != 1:
+                lacking = "an ensemble has no calibration" if self.models else "scores.column has none"
+                raise ValueError(f"select.{number}.{step.name} needs a temperature, and {lacking}; give it")
+        if "probability" in self.output.add and len(self.models) != 1:
+            lacking = ", and an ensemble has no calibration" if self.models else ""
+            raise ValueError(f"output.add names probability, which needs a model's calibration{lacking}; remove it")
+        has_pairs = any(step.pairs is not None for step in self.select)
+        if has_pairs != (self.output.shape == "preference"):
+            raise ValueError(
+                f"output.shape is {self.output.shape!r}, and select {'ends with' if has_pairs else 'has no'} pairs; "
+                "pairs and the shape preference go together"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gold_is_carried(self) -> RunConfig:
+        if self.report.gold is not None and self.report.gold not in self.input.carry:
+            known = ", ".join(["source", *self.input.carry])
+            raise ValueError(
+                f"report.gold names the column {self.report.gold!r}, and score files have {known}; "
+                f"add it: input.carry=[{', '.join([*self.input.carry, self.report.gold])}]"
+            )
+        return self
+
+    @property
+    def models(self) -> list[ModelConfig]:
+        """None where rewards come with the corpus, two or more of an ensemble."""
+        if self.model is None:
+            return []
+        return self.model if isinstance(self.model, list) else [self.model]
+
+    @property
+    def scores_path(self) -> str:
+        return self.scores.path or self.output.path.rstrip("/") + "/scores"
+
+    @property
+    def path(self) -> str:
+        return self.output.path.rstrip("/")
