@@ -85,7 +85,7 @@ def _make_smollm2(directory: Path) -> None:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    from rm.model import quiet_transformers
+    from rm.checkpoint.load import quiet_transformers
 
     print("unpacking SmolLM2-135M-Instruct, once", flush=True)
     with quiet_transformers():
@@ -100,7 +100,7 @@ def _make_minilm_reward(directory: Path) -> None:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    from rm.model import quiet_transformers
+    from rm.checkpoint.load import quiet_transformers
 
     with quiet_transformers():
         backbone = AutoModel.from_pretrained(minilm(), dtype=torch.float32)
@@ -112,8 +112,8 @@ def _save_reward_model(backbone: Any, tokenizer: Any, directory: Path) -> None:
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from rm.interchange import describe_as_reward_model
-    from rm.model import ensure_distinct_pad, quiet_transformers
+    from rm.checkpoint.interchange import describe_as_reward_model
+    from rm.checkpoint.load import ensure_distinct_pad, quiet_transformers
 
     torch.manual_seed(0)
     describe_as_reward_model(backbone.config)

@@ -182,7 +182,7 @@ def texts_of(bench: Bench, name: str, template: Any) -> Texts:
 
 def model_figures(bench: Bench, setup: Setup, names: list[str]) -> None:
     """Each workload of one model: ours against its peers, and ours against transformers row by row."""
-    from rm.device import native_bfloat16
+    from rm.engine.device import native_bfloat16
 
     scorer, pipe = load_scorer(setup), load_pipeline(setup)
     encoder = load_cross_encoder(setup) if any(name not in PREFIXES for name in names) else None

@@ -65,8 +65,8 @@ def shaped(cache: Path, shape: str, *, tokenizer: Path, device: str) -> Path:
         import torch
         from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-        from rm.interchange import describe_as_reward_model
-        from rm.model import quiet_transformers
+        from rm.checkpoint.interchange import describe_as_reward_model
+        from rm.checkpoint.load import quiet_transformers
 
         words = AutoTokenizer.from_pretrained(tokenizer)
         config = AutoConfig.for_model(max_position_embeddings=8192, pad_token_id=words.pad_token_id, **SHAPES[shape])
@@ -130,7 +130,7 @@ def load_cross_encoder(setup: Setup) -> Any:
     import torch
     from sentence_transformers import CrossEncoder
 
-    from rm.model import quiet_transformers
+    from rm.checkpoint.load import quiet_transformers
 
     with quiet_transformers():
         return CrossEncoder(
@@ -157,7 +157,7 @@ def load_pipeline(setup: Setup) -> Any:
     import transformers
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-    from rm.model import quiet_transformers
+    from rm.checkpoint.load import quiet_transformers
 
     with quiet_transformers():
         model = AutoModelForSequenceClassification.from_pretrained(

@@ -154,7 +154,7 @@ def train_trl(rows: list[Row], heldout: list[Row], *, seed: int) -> Run:
     from transformers import AutoModelForSequenceClassification, set_seed
     from trl import RewardConfig, RewardTrainer
 
-    from rm.device import default_device, native_bfloat16
+    from rm.engine.device import default_device, native_bfloat16
 
     disable_progress_bars()
     transformers.logging.set_verbosity_error()

@@ -13,10 +13,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rm.checkpoint.load import load_tokenizer, reads_last_token
 from rm.conversations import Conversation, UnusableError
 from rm.identity import effective_max_length
-from rm.model import load_tokenizer, reads_last_token
-from rm.templates import Template
+from rm.text.templates import Template
 
 log = logging.getLogger(__name__)
 

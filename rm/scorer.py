@@ -1,7 +1,7 @@
 """Scorer: groups of responses to prompts → float32 rewards, in the order they came.
 
 Two forwards, of which a model takes one for good when it is loaded: packed rows in which a group's common prompt stands
-once (`rm.packed`), or, for architectures that cannot take those, rows sorted by length and padded. Batches keep to a
+once (`rm.engine.packed_forward`), or, for architectures that cannot take those, rows sorted by length and padded. Batches keep to a
 token budget. Nothing here knows of files, or of which responses are worth keeping.
 """
 
@@ -17,17 +17,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from rm.checkpoint.interchange import pooling_pad_id
+from rm.checkpoint.load import RewardModel, load_for_scoring, load_tokenizer
+from rm.checkpoint.memory_check import refuse_too_large
 from rm.conversations import Conversation, UnusableError
-from rm.device import default_device, is_out_of_memory, native_bfloat16, peak_flops
+from rm.engine.device import default_device, is_out_of_memory, native_bfloat16, peak_flops
+from rm.engine.layout import common_prefix, cut_rows, lay_out, plan_batches, plan_even
+from rm.engine.onednn import fuse_linear_layers
+from rm.engine.packed_forward import enable_packing, first_position, packed_rewards
 from rm.identity import ModelError, effective_max_length
-from rm.interchange import pooling_pad_id
-from rm.memory import refuse_too_large
-from rm.model import RewardModel, load_for_scoring, load_tokenizer
-from rm.onednn import fuse_linear_layers
-from rm.packed import enable_packing, first_position, packed_rewards
-from rm.packing import common_prefix, cut_rows, lay_out, plan_batches, plan_even
-from rm.templates import Encoded, Template
-from rm.windows import Asked, ahead, distinct, windows
+from rm.text.templates import Encoded, Template
+from rm.text.windows import Asked, ahead, distinct, windows
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ MORE_DOORS = {
     "hints.py": {"rm.preferences"},
     "inspection.py": {"rm.preview"},
     "preference_view.py": {"rm.preferences"},
-    "forecast.py": {"rm.forecast"},
+    "forecast.py": {"rm.dry_run"},
 }
 
 

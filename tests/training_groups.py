@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from corpora import READING
 
-from rm.templates import Encoded
+from rm.text.templates import Encoded
 from rm.train import TrainSettings
 from rm.train.data import Collator, EncodedGroup
 

@@ -13,12 +13,12 @@ from numpy.typing import ArrayLike
 
 from rm.evaluate.accuracy import Accuracy, AccuracyRow, Separation, accuracy, separation
 from rm.evaluate.best_of_n import BestOfN, BestOfNPoint, best_of_n, expected_best, kl_best_of_n
+from rm.evaluate.bootstrap import Bootstrap, Estimate, Figures, clustered_means, paired_difference
 from rm.evaluate.calibration import Bin, Calibration, Fit, Temperature, calibration, fit_temperature
+from rm.evaluate.calibration_file import load_temperature, store_centring, store_offset, store_temperature
 from rm.evaluate.comparisons import Comparisons, clusters, correct, tabulate
 from rm.evaluate.diagnostics import LengthCorrelation, MarginBin, length_correlation, margins
-from rm.evaluate.figures import Bootstrap, Estimate, Figures, clustered_means, paired_difference
 from rm.evaluate.reward_bench import RewardBench2, reward_bench_2
-from rm.evaluate.temperature_file import load_temperature, store_centring, store_offset, store_temperature
 from rm.preferences import Group
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rm.evaluate.bootstrap import Bootstrap, Estimate, Figures, average_ranks, clustered_means
 from rm.evaluate.comparisons import Comparisons, accepted_shares, correct
-from rm.evaluate.figures import Bootstrap, Estimate, Figures, average_ranks, clustered_means
 from rm.preferences import Group
 
 MATCHED = 0.8

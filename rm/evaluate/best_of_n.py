@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from rm.evaluate.bootstrap import Bootstrap, Estimate, Figures, Floats, clustered_means
 from rm.evaluate.comparisons import accepted_shares, clusters
-from rm.evaluate.figures import Bootstrap, Estimate, Figures, Floats, clustered_means
 from rm.preferences import Group
 
 _SHARE = 0.5

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rm.evaluate.bootstrap import Figures, Floats, equal_mass_bins
 from rm.evaluate.comparisons import Comparisons
-from rm.evaluate.figures import Figures, Floats, equal_mass_bins
 
 BINS = 15
 _WIDEST = 100.0

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rm.conversations import prompt_key, response_hash
-from rm.evaluate.figures import Floats, Ints
+from rm.evaluate.bootstrap import Floats, Ints
 from rm.preferences import Group
 
 

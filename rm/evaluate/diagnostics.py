@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from rm.evaluate.bootstrap import Bootstrap, Estimate, Figures, Floats, average_ranks, clustered_means, equal_mass_bins
 from rm.evaluate.calibration import cross_fitted_gaps, sigmoid
 from rm.evaluate.comparisons import Comparisons, clusters, correct
-from rm.evaluate.figures import Bootstrap, Estimate, Figures, Floats, average_ranks, clustered_means, equal_mass_bins
 from rm.preferences import Group
 
 MARGIN_BINS = 10

@@ -4,7 +4,7 @@ from rm.preferences.detection import detect, fitting, resolve, with_roles
 from rm.preferences.formats import FORMATS
 from rm.preferences.groups import EQUAL_RESPONSES, Edge, Group, Label, Rejections, heldout_split, merge
 from rm.preferences.reading import load_rows, read_each, read_preferences, read_rows
-from rm.preferences.rows import PreferenceError, ReadSettings
+from rm.preferences.row_values import PreferenceError, ReadSettings
 
 __all__ = [
     "EQUAL_RESPONSES",

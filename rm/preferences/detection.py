@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from rm.preferences.formats import BY_ROLES, EVERYWHERE, FORMATS, PUBLISHED, Format
-from rm.preferences.rows import PROMPTS, RESPONSES, PreferenceError, ReadSettings, Row
+from rm.preferences.row_values import PROMPTS, RESPONSES, PreferenceError, ReadSettings, Row
 
 _IS_ID = re.compile(r"(^|_)(id|index|idx|seed|tokens?|length)$", re.IGNORECASE)
 _SEPARATE = ("prompt", "instruction", "question", "query", "context_messages")

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from rm.preferences import lists, pairs, votes
 from rm.preferences.groups import Group
-from rm.preferences.rows import PROMPTS, RESPONSES, ReadSettings, Row
+from rm.preferences.readers import lists, pairs, votes
+from rm.preferences.row_values import PROMPTS, RESPONSES, ReadSettings, Row
 
 Needs = tuple[str | tuple[str, ...], ...]
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from rm.conversations import UnusableError
 from rm.preferences.detection import resolve, with_roles
+from rm.preferences.edges import scored
 from rm.preferences.formats import Format
 from rm.preferences.groups import EQUAL_RESPONSES, Group, Rejections, collapse, merge
-from rm.preferences.judgements import scored
-from rm.preferences.rows import PreferenceError, ReadSettings, Row, tag
+from rm.preferences.row_values import PreferenceError, ReadSettings, Row, tag
 
 _LOOKED_AT = 100  # rows from which the format is told
 

@@ -5,7 +5,7 @@ A `transformers.Trainer` with another loss; schedules, devices, logging and chec
 
 from rm.identity import ModelError
 from rm.preferences import PreferenceError
-from rm.train.run import train
 from rm.train.settings import TrainingError, TrainResult, TrainSettings
+from rm.train.train import train
 
 __all__ = ["ModelError", "PreferenceError", "TrainResult", "TrainSettings", "TrainingError", "train"]

@@ -11,10 +11,10 @@ import torch
 from torch.utils.data import Dataset
 
 from rm.conversations import UnusableError
-from rm.packing import Layout, lay_out, plan_groups
+from rm.engine.layout import Layout, lay_out, plan_groups
 from rm.preferences import Group, Rejections
 from rm.preferences.groups import ALONE
-from rm.templates import Encoded, Template
+from rm.text.templates import Encoded, Template
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from transformers import Trainer, TrainerCallback
 
-from rm.packing import cut_rows, plan_groups
+from rm.engine.layout import cut_rows, plan_groups
 from rm.train.data import Collator, Draws, EncodedGroup, MicroBatch
-from rm.train.network import GroupLoss
+from rm.train.loss_network import GroupLoss
 from rm.train.settings import TrainingError
 
 log = logging.getLogger(__name__)

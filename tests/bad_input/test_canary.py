@@ -138,7 +138,7 @@ def failing(name: str, config: Path, monkeypatch) -> list[str]:
 
             monkeypatch.setattr(Scorer, "_forward", fail)
         case "template that fails":
-            from rm.templates import Template
+            from rm.text.templates import Template
 
             def refuse(self, prompt, response):
                 raise ValueError(f"{prompt} {response}")

@@ -14,11 +14,11 @@ from tiny_models import CHAT_TEMPLATE, WORDS, save_causal, word_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
+from rm.checkpoint.load import load_tokenizer
 from rm.conversations import to_messages
 from rm.identity import ModelError
-from rm.model import load_tokenizer
 from rm.scorer import Scorer
-from rm.templates import Template
+from rm.text.templates import Template
 
 IM_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n{% endfor %}"
@@ -195,6 +195,6 @@ def test_tokenizers_in_python_are_refused(tmp_path, monkeypatch):
     """They cannot tell where a token came from; the way out is named."""
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n")
     slow = type("Slow", (), {"is_fast": False})
-    monkeypatch.setattr("rm.model.AutoTokenizer.from_pretrained", lambda *_, **__: slow())
+    monkeypatch.setattr("rm.checkpoint.load.AutoTokenizer.from_pretrained", lambda *_, **__: slow())
     with pytest.raises(ModelError, match="only a slow tokenizer"):
         load_tokenizer(tmp_path)

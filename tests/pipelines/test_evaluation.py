@@ -14,7 +14,7 @@ from pipelines.report import evaluation_tables
 from pipelines.report.charts import Mark, Series, interval_chart, line_chart
 from pipelines.report.pages.evaluation import render
 from rm.evaluate import load_temperature
-from rm.windows import windows
+from rm.text.windows import windows
 
 SECRET = "xyzzy"
 

@@ -9,7 +9,7 @@ import yaml
 
 from pipelines.commands.estimate.hardware import PRICES, Gpu, hardware, load_prices, refuse_large
 from pipelines.errors import ConfigError
-from rm.device import _PEAK_FLOPS
+from rm.engine.device import _PEAK_FLOPS
 
 
 def test_the_shipped_tables_fit_together():

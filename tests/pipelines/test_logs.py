@@ -177,7 +177,7 @@ def test_the_terminal_has_our_lines_only_and_follows_standard_error(temporary, m
 
 
 def test_what_transformers_says_goes_to_the_file_too(temporary, capfd):
-    import rm.model  # noqa: F401
+    import rm.checkpoint.load  # noqa: F401
 
     logs.set_up()
     capfd.readouterr()

@@ -193,7 +193,7 @@ def test_an_ensemble_counts_every_model(config, encoder, tmp_path):
 
 
 def test_without_a_benchmark_no_weight_is_read_and_the_time_is_not_known(config, monkeypatch):
-    monkeypatch.setattr("rm.model.load_for_scoring", None)
+    monkeypatch.setattr("rm.checkpoint.load.load_for_scoring", None)
     monkeypatch.setattr("rm.scorer.load_for_scoring", None)
     monkeypatch.setattr("safetensors.torch.load_file", None)
     [way] = plan_run(config(), wishes=NO_BENCHMARK)["ways"]
@@ -246,7 +246,7 @@ def test_a_job_elsewhere_without_a_named_gpu_is_estimated_for_all(config):
 
 
 def test_a_model_larger_than_the_gpu_is_refused_with_the_numbers(config, monkeypatch):
-    monkeypatch.setattr("rm.forecast.Forecaster.shape", property(lambda _: SHAPE_OF_70B))
+    monkeypatch.setattr("rm.dry_run.Forecaster.shape", property(lambda _: SHAPE_OF_70B))
     with pytest.raises(ConfigError, match=r"70,000,000,000 parameters.*260\.8 GiB of weights.*24 GiB of nvidia-l4"):
         plan_run(config(), wishes=Wishes(gpu="nvidia-l4"))
     assert not any(way["fits"] for way in plan_run(remote(config()))["ways"])

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rm import attention
-from rm.attention import Plan, packed_attention, pooled_attention
-from rm.packing import Segment
+from rm.engine import packed_attention as attention
+from rm.engine.layout import Segment
+from rm.engine.packed_attention import Plan, packed_attention, pooled_attention
 
 CPU = torch.device("cpu")
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rm import device
-from rm.device import is_out_of_memory, native_bfloat16, peak_flops, to_device
+from rm.engine import device
+from rm.engine.device import is_out_of_memory, native_bfloat16, peak_flops, to_device
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from checkpoints import rename_tensors
 from tiny_models import save_encoder
 
 from rm.conversations import from_prompt
-from rm.forecast import Forecaster
+from rm.dry_run import Forecaster
 from rm.identity import ModelError, tensor_shapes
 from rm.scorer import Scorer
 
@@ -52,7 +52,7 @@ def test_tokens_and_forwards_are_those_of_the_scorer(kind, request):
 
 
 def test_padding_counts_where_rows_are_padded(encoder, monkeypatch):
-    for module in ("rm.packed", "rm.forecast"):
+    for module in ("rm.engine.packed_forward", "rm.dry_run"):
         monkeypatch.setattr(f"{module}.unsupported", lambda *_: "this test says so")
     _, _, done = real(encoder, GROUPS)
     forecaster = Forecaster.of(encoder, device="cpu", **SETTINGS)

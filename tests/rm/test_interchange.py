@@ -20,8 +20,8 @@ from transformers import (
     LlamaPreTrainedModel,
 )
 
+from rm.checkpoint.load import ensure_distinct_pad, load_backbone_for_training, load_for_scoring, load_tokenizer
 from rm.identity import ModelError
-from rm.model import ensure_distinct_pad, load_backbone_for_training, load_for_scoring, load_tokenizer
 from rm.scorer import Scorer
 
 PROMPT = "what is the answer"

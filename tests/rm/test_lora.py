@@ -11,9 +11,15 @@ from safetensors.torch import load_file
 from tiny_models import save_encoder, save_language_model
 from transformers import DebertaV2Config, DebertaV2Model, GPT2Config, GPT2Model, RobertaConfig, RobertaModel
 
+from rm.checkpoint.load import (
+    RewardModel,
+    ensure_distinct_pad,
+    load_backbone_for_training,
+    load_for_scoring,
+    load_tokenizer,
+)
+from rm.checkpoint.lora import add_lora, merge_lora
 from rm.identity import ModelError
-from rm.lora import add_lora, merge_lora
-from rm.model import RewardModel, ensure_distinct_pad, load_backbone_for_training, load_for_scoring, load_tokenizer
 
 IDS = torch.tensor([[4, 20, 31, 40, 5], [4, 21, 33, 5, 0], [4, 50, 51, 52, 5], [4, 60, 5, 0, 0]])
 LENGTHS = torch.tensor([5, 4, 5, 3])

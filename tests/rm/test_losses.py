@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rm.losses import accept_reject, bradley_terry, centring, plackett_luce, smoothed
+from rm.train.losses import accept_reject, bradley_terry, centring, plackett_luce, smoothed
 
 LN3 = math.log(3)
 

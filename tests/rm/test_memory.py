@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from rm import memory
+from rm.checkpoint import memory_check
+from rm.checkpoint.memory_check import available_bytes, refuse_too_large, weights_bytes
 from rm.identity import ModelError
-from rm.memory import available_bytes, refuse_too_large, weights_bytes
 from rm.scorer import Scorer
 
 MIB = 2**20
@@ -92,15 +92,15 @@ def load(directory: Path, dtype: str = "float32") -> Scorer:
 
 def test_a_model_that_does_not_fit_is_not_loaded(causal, monkeypatch):
     needed = weights_bytes(causal, "float32")
-    monkeypatch.setattr(memory, "available_bytes", lambda: needed - 1)
+    monkeypatch.setattr(memory_check, "available_bytes", lambda: needed - 1)
     with pytest.raises(
         ModelError, match=rf"take {needed:,} bytes in float32, and this machine has {needed - 1:,} bytes of mem"
     ):
         load(causal)
     load(causal, dtype="float16")
-    monkeypatch.setattr(memory, "available_bytes", lambda: needed)
+    monkeypatch.setattr(memory_check, "available_bytes", lambda: needed)
     load(causal)
-    monkeypatch.setattr(memory, "available_bytes", lambda: None)
+    monkeypatch.setattr(memory_check, "available_bytes", lambda: None)
     load(causal)
 
 

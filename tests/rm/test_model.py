@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from tiny_models import save_causal, save_encoder, save_language_model, word_tokenizer
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
+from rm.checkpoint.load import ensure_distinct_pad, load_backbone_for_training, load_for_scoring, load_tokenizer
 from rm.identity import ModelError, effective_max_length, identify, resolve_model
-from rm.model import ensure_distinct_pad, load_backbone_for_training, load_for_scoring, load_tokenizer
 
 
 def score_weight(directory):

@@ -5,8 +5,8 @@ import torch
 from classifiers import build
 from torch import nn
 
-from rm import onednn
-from rm.onednn import fuse_linear_layers
+from rm.engine import onednn
+from rm.engine.onednn import fuse_linear_layers
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 15, 16]])
 
@@ -53,7 +53,7 @@ def test_a_layer_whose_replacement_differs_stays(activation, monkeypatch, caplog
     monkeypatch.setattr(onednn._Linear, "forward", wrong)
     model = build("Bert").eval()
     expected = rewards(model)
-    with caplog.at_level("INFO", logger="rm.onednn"):
+    with caplog.at_level("INFO", logger="rm.engine.onednn"):
         assert fuse_linear_layers(model) == (2 if activation == "none" else 10)
     assert torch.allclose(rewards(model), expected, atol=1e-5)
     assert caplog.messages[-1].endswith("of 12 linear layers go through oneDNN")

@@ -10,11 +10,11 @@ import torch
 from classifiers import ALL, CAUSAL, ENCODERS, LENGTH, REFUSED, VOCABULARY, build
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from rm import attention, packed
-from rm.attention import NAME
-from rm.losses import bradley_terry
-from rm.packed import enable_packing, first_position, packed_rewards
-from rm.packing import lay_out
+from rm.engine import packed_attention, packed_forward
+from rm.engine.layout import lay_out
+from rm.engine.packed_attention import NAME
+from rm.engine.packed_forward import enable_packing, first_position, packed_rewards
+from rm.train.losses import bradley_terry
 
 
 def rows_of(name):
@@ -128,7 +128,7 @@ WHY = {
 def test_what_packing_cannot_do_is_refused_with_a_reason(name, caplog):
     model = build(name, **REFUSED[name])
     before = model.config._attn_implementation
-    with caplog.at_level(logging.INFO, logger="rm.packed"):
+    with caplog.at_level(logging.INFO, logger="rm.engine.packed_forward"):
         assert not enable_packing(model, causal=hasattr(model, "score"), max_length=LENGTH)
     assert caplog.messages[-1].startswith("padded rows, since ")
     assert WHY.get(name, "") in caplog.messages[-1]
@@ -146,7 +146,7 @@ def test_a_window_that_is_switched_off_is_no_hindrance():
 def refused_by_the_check(name, caplog):
     model = build(name)
     before = model.config._attn_implementation
-    with caplog.at_level(logging.INFO, logger="rm.packed"):
+    with caplog.at_level(logging.INFO, logger="rm.engine.packed_forward"):
         assert not enable_packing(model, causal=name in CAUSAL, max_length=LENGTH)
     assert model.config._attn_implementation == before
     return "of their spread" in caplog.messages[-1]
@@ -158,7 +158,7 @@ def test_a_wrong_position_is_caught_by_the_check(name, caplog, monkeypatch):
         got = lay_out(*arguments, **rest)
         return got._replace(positions=[position * 2 for position in got.positions])
 
-    monkeypatch.setattr(packed, "lay_out", shifted)
+    monkeypatch.setattr(packed_forward, "lay_out", shifted)
     assert refused_by_the_check(name, caplog)
 
 
@@ -168,18 +168,18 @@ def test_a_wrong_pooling_place_is_caught_by_the_check(name, caplog, monkeypatch)
         got = lay_out(*arguments, **rest)
         return got._replace(pooled=[*got.pooled[1:], got.pooled[0]])
 
-    monkeypatch.setattr(packed, "lay_out", shifted)
+    monkeypatch.setattr(packed_forward, "lay_out", shifted)
     assert refused_by_the_check(name, caplog)
 
 
 def flash(monkeypatch, changed):
     """Let the CPU's kernel do something else: `changed(original, query, key, value, causal, scale)`."""
-    original = attention._flash_cpu
+    original = packed_attention._flash_cpu
 
     def call(query, key, value, dropout, causal, *, scale=None):
         return changed(original, query, key, value, causal, scale)
 
-    monkeypatch.setattr(attention, "_flash_cpu", call)
+    monkeypatch.setattr(packed_attention, "_flash_cpu", call)
 
 
 @pytest.mark.parametrize("name", ["Llama", "GPT2"])
@@ -199,23 +199,23 @@ def test_a_lost_scale_is_caught_by_the_check(caplog, monkeypatch):
 
 
 def test_a_lost_prefix_is_caught_by_the_check(caplog, monkeypatch):
-    monkeypatch.setattr(attention, "_merge", lambda own, *_: own)
+    monkeypatch.setattr(packed_attention, "_merge", lambda own, *_: own)
     assert refused_by_the_check("Llama", caplog)
 
 
 def test_swapped_weights_of_the_merge_are_caught_by_the_check(caplog, monkeypatch):
-    original = attention._merge
-    monkeypatch.setattr(attention, "_merge", lambda own, a, other, b: original(own, b, other, a))
+    original = packed_attention._merge
+    monkeypatch.setattr(packed_attention, "_merge", lambda own, a, other, b: original(own, b, other, a))
     assert refused_by_the_check("Llama", caplog)
 
 
 def test_training_checks_the_way_with_gradients_too(caplog, monkeypatch):
-    original = attention.scaled_dot_product_attention
+    original = packed_attention.scaled_dot_product_attention
 
     def unmasked(query, key, value, *, attn_mask=None, **rest):
         return original(query, key, value, **rest)
 
-    monkeypatch.setattr(attention, "scaled_dot_product_attention", unmasked)
+    monkeypatch.setattr(packed_attention, "scaled_dot_product_attention", unmasked)
     assert refused_by_the_check("Llama", caplog)
     scored = build("Llama").eval()  # scoring never goes that way
     assert enable_packing(scored, causal=True, max_length=LENGTH)
@@ -235,10 +235,12 @@ def test_a_model_of_16_bits_is_as_it_was_after_the_check(name):
 
 
 def test_an_error_that_16_bits_would_hide_is_caught_by_the_check(caplog, monkeypatch):
-    original = attention._merge
-    monkeypatch.setattr(attention, "_merge", lambda own, lse, other, rest: original(own, lse + 0.02, other, rest))
+    original = packed_attention._merge
+    monkeypatch.setattr(
+        packed_attention, "_merge", lambda own, lse, other, rest: original(own, lse + 0.02, other, rest)
+    )
     model = build("Llama").eval().bfloat16()
-    with caplog.at_level(logging.INFO, logger="rm.packed"):
+    with caplog.at_level(logging.INFO, logger="rm.engine.packed_forward"):
         assert not enable_packing(model, causal=True, max_length=LENGTH)
     assert "packed rewards differ by" in caplog.messages[-1]
     assert next(model.parameters()).dtype == torch.bfloat16
@@ -252,7 +254,7 @@ def test_a_kernel_that_is_wrong_in_16_bits_alone_is_caught_by_the_check(caplog, 
         ),
     )
     assert enable_packing(build("Llama").eval(), causal=True, max_length=LENGTH)
-    with caplog.at_level(logging.INFO, logger="rm.packed"):
+    with caplog.at_level(logging.INFO, logger="rm.engine.packed_forward"):
         assert not enable_packing(build("Llama").eval().bfloat16(), causal=True, max_length=LENGTH)
     assert "packed rewards in torch.bfloat16 are off by" in caplog.messages[-1]
 

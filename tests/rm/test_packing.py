@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm.packing import Layout, Segment, common_prefix, cut_rows, lay_out, plan_batches, plan_even, plan_groups
+from rm.engine.layout import Layout, Segment, common_prefix, cut_rows, lay_out, plan_batches, plan_even, plan_groups
 
 lengths = st.lists(st.integers(1, 50), max_size=60)
 grouped = st.lists(st.lists(st.integers(1, 50), min_size=1, max_size=6), max_size=20)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rm.preferences.edges import choice, from_verdicts, graded, ranking, scored, tiers_of, votes
 from rm.preferences.groups import ALONE, Edge
-from rm.preferences.judgements import choice, from_verdicts, graded, ranking, scored, tiers_of, votes
 
 ranks = st.lists(st.integers(1, 4), min_size=1, max_size=7)
 

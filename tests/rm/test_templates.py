@@ -4,7 +4,7 @@ import pytest
 from tiny_models import CHAT_TEMPLATE, word_tokenizer
 
 from rm.conversations import UnusableError
-from rm.templates import Template
+from rm.text.templates import Template
 
 ONE = (("user", "the prompt"),)
 MANY = (("system", "be short"), ("user", "one two three"), ("assistant", "so"), ("user", "the prompt was this"))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm.windows import Asked, ahead, distinct, windows
+from rm.text.windows import Asked, ahead, distinct, windows
 
 prompt = st.sampled_from(["", "a", "bb", "cccc"]).map(lambda text: (("user", text),))
 groups = st.lists(st.tuples(prompt, st.lists(st.text("xy", max_size=4), max_size=5)), max_size=8)

@@ -19,7 +19,7 @@ from pipelines.score.colocation import keys_of, prompt_text
 from rm.conversations import Conversation
 
 if TYPE_CHECKING:
-    from rm.forecast import Forecaster
+    from rm.dry_run import Forecaster
 
 _PIECES = 4  # that are counted
 

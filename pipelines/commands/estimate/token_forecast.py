@@ -19,7 +19,7 @@ from pipelines.storage.models import small_directory
 from rm.conversations import Conversation
 
 if TYPE_CHECKING:
-    from rm.forecast import Forecaster
+    from rm.dry_run import Forecaster
 
 Group = tuple[Conversation, list[str]]
 
@@ -43,7 +43,7 @@ class Forecast(NamedTuple):
 
 def load_forecaster(plan: Plan, *, device: str | None) -> Forecaster:
     """The plan's model without its weights, for `device` (cpu or cuda; None: that of this machine). Raises `ModelLoadError`."""
-    from rm.forecast import Forecaster, ModelError
+    from rm.dry_run import Forecaster, ModelError
 
     try:
         return Forecaster.of(

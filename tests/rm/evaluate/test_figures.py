@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm.evaluate.figures import (
+from rm.evaluate.bootstrap import (
     Bootstrap,
     Estimate,
     average_ranks,

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from tiny_models import word_tokenizer
 from training_groups import collator, encoded_group, row
 
-from rm.packing import Segment
+from rm.engine.layout import Segment
 from rm.preferences import Edge, Group, Label, Rejections
-from rm.templates import Template
+from rm.text.templates import Template
 from rm.train.data import Draws, encode_groups, spread, term_shares
 
 PROMPT = (("user", "what is it"),)

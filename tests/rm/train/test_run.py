@@ -18,7 +18,7 @@ from rm.identity import has_anchor
 from rm.preferences import PreferenceError, ReadSettings, heldout_split, read_preferences
 from rm.scorer import Scorer
 from rm.train import TrainingError, train
-from rm.train import run as training
+from rm.train import train as training
 
 SCORER = {"dtype": "float32", "max_length": 48, "too_long": "truncate", "tokens_per_batch": 999, "device": "cpu"}
 GRADES = ("good", "hot", "short", "bad")  # from best to worst, in every corpus below

@@ -15,7 +15,7 @@ from training_groups import run_settings
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rm.train import TrainingError, train
-from rm.train import run as training
+from rm.train import train as training
 from rm.train import trainer as trainers
 from rm.train.trainer import GroupTrainer
 

@@ -11,11 +11,11 @@ from tiny_models import save_causal, save_encoder
 from training_groups import collator, encoded_group, row
 from transformers import TrainingArguments
 
-from rm.losses import accept_reject, bradley_terry, centring, plackett_luce
-from rm.model import load_backbone_for_training
-from rm.packed import enable_packing, first_position
+from rm.checkpoint.load import load_backbone_for_training
+from rm.engine.packed_forward import enable_packing, first_position
 from rm.train import TrainingError
-from rm.train.network import GroupLoss, GroupNetwork
+from rm.train.loss_network import GroupLoss, GroupNetwork
+from rm.train.losses import accept_reject, bradley_terry, centring, plackett_luce
 from rm.train.trainer import GroupTrainer, accuracy, is_flat, predict, refuse_collapse
 
 PAIRS = GroupLoss("bradley_terry", 0.0, 0.0)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from rm.losses import accept_reject, bradley_terry, centring, plackett_luce, smoothed
-from rm.packed import packed_rewards
+from rm.engine.packed_forward import packed_rewards
 from rm.train.data import MicroBatch
+from rm.train.losses import accept_reject, bradley_terry, centring, plackett_luce, smoothed
 
 
 class GroupNetwork(nn.Module):

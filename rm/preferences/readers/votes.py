@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 
 from rm.conversations import Conversation, UnusableError, from_prompt, from_response
+from rm.preferences.edges import votes
 from rm.preferences.groups import Edge, Group
-from rm.preferences.judgements import votes
-from rm.preferences.rows import ReadSettings, Row, listed, prompt, records, whole
+from rm.preferences.row_values import ReadSettings, Row, listed, prompt, records, whole
 
 _ANNOTATOR = re.compile(r"annotator\d+")
 _STRENGTHS = range(-3, 4)

@@ -18,8 +18,7 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from rm.identity import ModelError, tensor_shapes
-from rm.interchange import (
+from rm.checkpoint.interchange import (
     OPENRLHF_BUFFERS,
     describe_as_reward_model,
     is_openrlhf,
@@ -27,6 +26,7 @@ from rm.interchange import (
     refuse_normalised,
     warn_of_pad_as_eos,
 )
+from rm.identity import ModelError, tensor_shapes
 
 transformers.utils.logging.disable_default_handler()  # its records go where the program's go, not to standard error
 transformers.utils.logging.enable_propagation()

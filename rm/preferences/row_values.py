@@ -12,8 +12,8 @@ from numbers import Real
 from typing import Any
 
 from rm.conversations import Conversation, UnusableError, from_prompt, from_response
+from rm.preferences.edges import GapUse, graded
 from rm.preferences.groups import Edge
-from rm.preferences.judgements import GapUse, graded
 
 Row = Mapping[str, Any]
 

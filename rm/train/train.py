@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments, set_seed
 
+from rm.checkpoint.load import ensure_distinct_pad, load_backbone_for_training, load_tokenizer, quiet_transformers
 from rm.conversations import prompt_key
-from rm.device import default_device, native_bfloat16
+from rm.engine.device import default_device, native_bfloat16
+from rm.engine.packed_forward import enable_packing, first_position
 from rm.evaluate import Evaluation, evaluate, store_centring, store_offset, store_temperature
-from rm.evaluate.temperature_file import FILE_NAME
+from rm.evaluate.calibration_file import FILE_NAME
 from rm.identity import effective_max_length, resolve_model
-from rm.model import ensure_distinct_pad, load_backbone_for_training, load_tokenizer, quiet_transformers
-from rm.packed import enable_packing, first_position
 from rm.preferences import Group, PreferenceError, ReadSettings, Rejections, heldout_split, read_preferences
-from rm.templates import Template
+from rm.text.templates import Template
 from rm.train.data import Collator, Draws, EncodedGroup, encode_groups, spread
-from rm.train.network import GroupLoss, GroupNetwork
+from rm.train.loss_network import GroupLoss, GroupNetwork
 from rm.train.settings import TrainingError, TrainResult, TrainSettings
 from rm.train.trainer import DrawAnew, GroupTrainer, LogLines, accuracy, predict, refuse_collapse
 
@@ -119,7 +119,7 @@ class _Trained:
         packed = enable_packing(model, causal=causal, max_length=length)
         adapted = None
         if settings.lora is not None:
-            from rm.lora import add_lora
+            from rm.checkpoint.lora import add_lora
 
             adapted = add_lora(model, **settings.lora)
         if settings.gradient_checkpointing:
@@ -140,7 +140,7 @@ class _Trained:
         """The ordinary checkpoint; the Trainer's own ones are gone afterwards."""
         model = self.inner
         if self.adapted is not None:
-            from rm.lora import merge_lora
+            from rm.checkpoint.lora import merge_lora
 
             model = merge_lora(self.adapted)
         (Path(settings.output_path) / FILE_NAME).unlink(missing_ok=True)  # that of a model that was here before

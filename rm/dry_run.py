@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from rm.device import default_device
+from rm.checkpoint.interchange import pooling_pad_id
+from rm.checkpoint.load import load_tokenizer, without_weights
+from rm.engine.device import default_device
+from rm.engine.layout import lay_out
+from rm.engine.packed_forward import unsupported
 from rm.identity import ModelError, effective_max_length
-from rm.interchange import pooling_pad_id
-from rm.model import load_tokenizer, without_weights
-from rm.packed import unsupported
-from rm.packing import lay_out
 from rm.scorer import Batch, Group, GroupScores, Scorer, Work
-from rm.templates import Encoded, Template
+from rm.text.templates import Encoded, Template
 
 _TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 32768}
 

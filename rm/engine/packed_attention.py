@@ -22,8 +22,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from rm.device import to_device
-from rm.packing import Segment
+from rm.engine.device import to_device
+from rm.engine.layout import Segment
 
 NAME = "bestkept_packed"
 

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from rm.attention import NAME, Plan, pooled_attention
-from rm.device import to_device
-from rm.packing import Layout, lay_out
+from rm.engine.device import to_device
+from rm.engine.layout import Layout, lay_out
+from rm.engine.packed_attention import NAME, Plan, pooled_attention
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rm.conversations import Conversation, UnusableError, from_hh, from_messages, from_prompt, from_response, split_last
 from rm.preferences.groups import Edge, Group
-from rm.preferences.rows import ReadSettings, Row, number, prompt, whole
+from rm.preferences.row_values import ReadSettings, Row, number, prompt, whole
 
 Sample = tuple[Conversation, str]
 

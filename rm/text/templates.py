@@ -8,7 +8,7 @@ One of three ways, decided by the tokenizer and model alone:
 
 In the last two, a prompt of several turns is written as `System:` / `Human:` / `Assistant:` paragraphs.
 Prompt and response are always tokenised jointly: tokenising them apart gives other tokens at some joins.
-Special tokens that a prompt or response spells are read as text (`rm.specials`).
+Special tokens that a prompt or response spells are read as text (`rm.text.special_tokens`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 from rm.conversations import Conversation, UnusableError, to_messages
-from rm.specials import Specials
+from rm.text.special_tokens import Specials
 
 log = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ import re
 from itertools import count, takewhile
 
 from rm.conversations import Conversation, UnusableError, from_hh, from_prompt, from_response
+from rm.preferences.edges import choice, from_verdicts, ranking, tiers_of
 from rm.preferences.groups import Edge, Group, Label
-from rm.preferences.judgements import choice, from_verdicts, ranking, tiers_of
-from rm.preferences.pairs import is_hh
-from rm.preferences.rows import RESPONSES, ReadSettings, Row, listed, number, prompt, records, responses, whole
+from rm.preferences.readers.pairs import is_hh
+from rm.preferences.row_values import RESPONSES, ReadSettings, Row, listed, number, prompt, records, responses, whole
 
 _OPEN_TURN = re.compile(r"\n\nAssistant:\s*$")
 

@@ -1,0 +1,1 @@
+"""Weights in and out: loading, other libraries' formats, adapters, and the memory they take."""

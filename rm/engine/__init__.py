@@ -1,0 +1,1 @@
+"""Fast forwards: layout of packed rows, attention over them, devices and kernels."""

@@ -1,0 +1,1 @@
+"""Readers of preference rows: pairs, lists and votes."""

@@ -1,0 +1,1 @@
+"""The text that a model reads: templates, special tokens, and windows of tokenised rows."""
