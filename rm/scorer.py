@@ -1,8 +1,8 @@
 """Scorer: groups of responses to prompts → float32 rewards, in the order they came.
 
 Two forwards, of which a model takes one for good when it is loaded: packed rows in which a group's common prompt stands
-once (`rm.engine.packed_forward`), or, for architectures that cannot take those, rows sorted by length and padded. Batches keep to a
-token budget. Nothing here knows of files, or of which responses are worth keeping.
+once (`rm.engine.packed_forward`), or, for architectures that cannot take those, rows sorted by length and padded. Batches keep
+to a token budget. Nothing here knows of files, or of which responses are worth keeping.
 """
 
 from __future__ import annotations

@@ -21,13 +21,12 @@ from corpora import TIMED, corpus_rows, write_jsonl
 from dataflow_service import TESTS, DataflowService
 from stubs import StubFactory, scored_rows
 
-from pipelines import following
 from pipelines.commands import run
 from pipelines.commands.run import run_curation, run_scoring
 from pipelines.config import RunConfig, load
 from pipelines.errors import Exit, InputError, RejectedError, StorageError
 from pipelines.finish.versions import latest_path
-from pipelines.runtime import progress
+from pipelines.runtime import execute, progress
 
 JOB_TYPE_BATCH = 1  # enumerations travel as numbers
 CONFIGS = TESTS.parent / "configs"
@@ -251,7 +250,7 @@ def test_a_job_that_is_done_by_others_work_is_done(bucket, stub_model, service):
 
 
 def test_counters_of_a_running_job_are_shown(bucket, stub_model, service, monkeypatch, tmp_path):
-    monkeypatch.setattr(following, "EVERY_SECS", 0.05)
+    monkeypatch.setattr(execute, "EVERY_SECS", 0.05)
     seen = []
 
     def act(job) -> None:

@@ -16,6 +16,7 @@ from storage.versioned import Place, Reader
 from stubs import StubFactory, scored_rows
 
 from pipelines import curate
+from pipelines.commands import run as run_command
 from pipelines.commands.run import run_curation, run_scoring
 from pipelines.corpus import files
 from pipelines.errors import InputError, RejectedError, StorageError
@@ -280,7 +281,7 @@ def test_scores_of_a_version_in_work_stay_and_so_does_its_plan(disk, tmp_path, m
         removed.extend(clean(disk, scores=True).scores)
         return execute(*given)
 
-    monkeypatch.setattr(curate, "execute", halfway)
+    monkeypatch.setattr(run_command, "execute", halfway)
     run(disk, log, **other)
     assert scored_rows(log) == 48, "nothing had to be scored again"
     assert removed == [], "each plan and each score file is of a version"

@@ -15,6 +15,7 @@ from storage.versioned import Place, Reader, on_disk
 from stubs import StubFactory, loads, scored_rows
 
 from pipelines import curate
+from pipelines.commands import run as run_command
 from pipelines.commands import run as run_module
 from pipelines.commands.run import run_curation
 from pipelines.errors import InputError, StorageError
@@ -151,12 +152,12 @@ def test_an_older_run_that_ends_last_moves_nothing_back(place, monkeypatch):
     execute, newer = curate.execute, []
 
     def overtaken(*given):
-        monkeypatch.setattr(curate, "execute", execute)
+        monkeypatch.setattr(run_command, "execute", execute)
         grow(place)
         newer.append(run(place))
         return execute(*given)
 
-    monkeypatch.setattr(curate, "execute", overtaken)
+    monkeypatch.setattr(run_command, "execute", overtaken)
     older = run(place)
     assert (older.turn.number, newer[0].turn.number) == (1, 2)
     assert older.manifest["counts"]["kept"] == 12
@@ -319,7 +320,7 @@ def test_only_the_latest_is_uploaded(disk, monkeypatch):
     target = {"output": {"push_to_hub": "a/b"}}
     outcome = run(disk, **target)
     assert pushed == [outcome.turn.path]
-    monkeypatch.setattr(curate, "is_latest", lambda turn: False)
+    monkeypatch.setattr(run_command, "is_latest", lambda turn: False)
     assert run(disk, **target).pushed is None
     assert len(pushed) == 1
 

@@ -19,7 +19,7 @@ from pipelines.commands.run import default_scorer, run_graph
 from pipelines.config import RunConfig
 from pipelines.errors import ModelLoadError
 from pipelines.plan import make_plans
-from pipelines.score import transform
+from pipelines.score import load_model
 from pipelines.storage.models import cache, loadable
 from pipelines.storage.models.fetch import fetch_model
 
@@ -55,7 +55,7 @@ def loads(monkeypatch) -> list[str]:
         noted.append(identity["weights"][WEIGHTS])
         return loadable(model, identity)
 
-    monkeypatch.setattr(transform, "loadable", noting)
+    monkeypatch.setattr(load_model, "loadable", noting)
     return noted
 
 
@@ -134,7 +134,7 @@ def test_weights_replaced_between_plan_and_work_end_the_run(store, model, root, 
         store.put(f"models/reward/{WEIGHTS}", new)
         return loadable(planned, identity)
 
-    monkeypatch.setattr(transform, "loadable", too_late)
+    monkeypatch.setattr(load_model, "loadable", too_late)
     with pytest.raises(ModelLoadError, match=f"{WEIGHTS} is not the file that the run was planned with"):
         run(settings)
     assert not list((tmp_path / "scores").rglob("*.parquet"))
