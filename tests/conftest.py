@@ -13,7 +13,9 @@ from typing import Any
 import hypothesis
 import numpy as np
 import pytest
-from tiny_models import save_causal, save_encoder
+from support.tiny_models import save_causal, save_encoder
+
+pytest_plugins = ["services.stores"]
 
 hypothesis.settings.register_profile("bestkept", deadline=None)  # no test asserts a time
 hypothesis.settings.load_profile("bestkept")
@@ -26,7 +28,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool | None, b
     """See `quick_beam`; tests marked slow run Beam as it is."""
     if item.get_closest_marker("slow") or "apache_beam" not in sys.modules:
         return (yield)
-    from quick_beam import quick_beam
+    from support.quick_beam import quick_beam
 
     with quick_beam():
         return (yield)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from corpora import corpus_rows
+from support.corpora import corpus_rows
 
 from pipelines import cli
 from pipelines.runtime import logs

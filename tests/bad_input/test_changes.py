@@ -12,8 +12,8 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from corpora import corpus_rows, write_jsonl
-from stubs import StubFactory, scored_rows, stub_reward
+from support.corpora import corpus_rows, write_jsonl
+from support.stubs import StubFactory, scored_rows, stub_reward
 
 from pipelines.commands.run import run_curation, run_scoring
 from pipelines.corpus import Fragment

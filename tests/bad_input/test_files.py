@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from corpora import corpus_rows
-from stubs import NamedFactory, StubFactory, scored_rows, stub_reward
+from support.corpora import corpus_rows
+from support.stubs import NamedFactory, StubFactory, scored_rows, stub_reward
 
 from pipelines.commands.explain.explain_transform import explain
 from pipelines.commands.run import run_curation, run_scoring

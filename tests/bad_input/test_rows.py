@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from corpora import corpus_rows, write_jsonl
-from stubs import StubFactory, loads, scored_rows, stub_reward
+from support.corpora import corpus_rows, write_jsonl
+from support.stubs import StubFactory, loads, scored_rows, stub_reward
 
 from pipelines.commands.run import default_scorer, run_curation
 from pipelines.config import RunConfig

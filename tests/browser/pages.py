@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from evaluation_groups import group
+from support.evaluation_groups import group
 
 from pipelines.report import charts
 from pipelines.report.charts import Bar, Counts, Mark, Reference, Series

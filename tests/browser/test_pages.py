@@ -10,7 +10,7 @@ from browser import chromium
 from browser.chromium import Browser, BrowserError, Page
 from browser.examine import findings, main
 from browser.pages import HOSTILE, PAGES
-from corpora import write_jsonl
+from support.corpora import write_jsonl
 
 from pipelines.commands.report import compare
 from pipelines.commands.run import run_curation

@@ -202,7 +202,7 @@ def _say(what: str, campaign: Campaign) -> None:
 
 
 def _real_kills(folder: Path, options: argparse.Namespace) -> Figures:
-    from tiny_models import save_encoder
+    from support.tiny_models import save_encoder
 
     folder.mkdir()
     with Servers(options.workers, cache=folder / "cache", torch=True) as servers:

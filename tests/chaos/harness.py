@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import yaml
-from corpora import TIMED, corpus_rows, write_jsonl
 from safetensors.numpy import save_file
+from support.corpora import TIMED, corpus_rows, write_jsonl
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import pytest
 from chaos.harness import Ended, Place
-from corpora import TIMED
+from support.corpora import TIMED
 
 from pipelines.errors import StorageError
 from pipelines.score import score_files

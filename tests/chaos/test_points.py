@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from chaos.campaign import FAULTS, Campaign
 from chaos.harness import Servers, Subject
-from tiny_models import save_encoder
+from support.tiny_models import save_encoder
 
 pytestmark = pytest.mark.slow
 

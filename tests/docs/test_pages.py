@@ -21,8 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from corpora import corpus_rows, write_jsonl
-from tiny_models import save_encoder
+from support.corpora import corpus_rows, write_jsonl
+from support.tiny_models import save_encoder
 
 from pipelines import cli
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import save_causal, save_encoder
+from support.tiny_models import save_causal, save_encoder
 
 from rm.identity import SCORING_VERSION
 from rm.scorer import Scorer

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from tiny_models import WORDS, save_causal
+from support.tiny_models import WORDS, save_causal
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rm.scorer import ModelError, Scorer

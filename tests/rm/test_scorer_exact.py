@@ -7,8 +7,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from classifiers import CAUSAL, ENCODERS, LENGTH, REFUSED, save
-from tiny_models import WORDS
+from support.classifiers import CAUSAL, ENCODERS, LENGTH, REFUSED, save
+from support.tiny_models import WORDS
 from transformers import AutoModelForSequenceClassification
 
 from rm.scorer import Scorer

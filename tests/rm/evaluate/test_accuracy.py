@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from evaluation_groups import group
 from hypothesis import given
 from hypothesis import strategies as st
+from support.evaluation_groups import group
 
 from rm.evaluate import Bootstrap, evaluate, tabulate
 from rm.evaluate.accuracy import accuracy_row, separation

@@ -6,9 +6,9 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from evaluation_groups import group
 from hypothesis import given
 from hypothesis import strategies as st
+from support.evaluation_groups import group
 
 from rm.evaluate import Bootstrap, expected_best, kl_best_of_n
 from rm.evaluate.best_of_n import _weights, best_of_n

@@ -7,9 +7,9 @@ import os
 
 import numpy as np
 import pytest
-from evaluation_groups import group
 from hypothesis import given
 from hypothesis import strategies as st
+from support.evaluation_groups import group
 
 from rm.evaluate import calibrate, fit_temperature, load_temperature, store_temperature, tabulate
 from rm.evaluate.calibration import calibration, cross_fitted_gaps, measure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from evaluation_groups import group
+from support.evaluation_groups import group
 
 from rm.evaluate import Bootstrap, evaluate
 from rm.evaluate.reward_bench import SUBSETS, reward_bench_2

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_models import word_tokenizer
-from training_groups import collator, encoded_group, row
+from support.tiny_models import word_tokenizer
+from support.training_groups import collator, encoded_group, row
 
 from rm.engine.layout import Segment
 from rm.preferences import Edge, Group, Label, Rejections

@@ -8,10 +8,10 @@ import math
 
 import pytest
 import torch
-from corpora import write_jsonl
 from safetensors.torch import load_file
-from tiny_models import WORDS
-from training_groups import run_settings
+from support.corpora import write_jsonl
+from support.tiny_models import WORDS
+from support.training_groups import run_settings
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rm.train import TrainingError, train

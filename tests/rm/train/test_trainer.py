@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny_models import save_causal, save_encoder
-from training_groups import collator, encoded_group, row
+from support.tiny_models import save_causal, save_encoder
+from support.training_groups import collator, encoded_group, row
 from transformers import TrainingArguments
 
 from rm.checkpoint.load import load_backbone_for_training

@@ -1,0 +1,259 @@
+"""What lies in deploy/: syntax, and that files, fields and versions named there exist. None of it can be run here."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import itertools
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines.config import RunConfig, load
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+DOCKERFILES = [DEPLOY / "Dockerfile", DEPLOY / "Dockerfile.gpu"]
+INSTRUCTIONS = {"ARG", "FROM", "WORKDIR", "COPY", "RUN", "ENV", "ENTRYPOINT"}
+
+
+def module(name: str) -> Any:
+    sys.path.insert(0, str(DEPLOY / "flex"))
+    try:
+        spec = importlib.util.spec_from_file_location(f"deploy_{name}", DEPLOY / "flex" / f"{name}.py")
+        loaded = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(loaded)
+        return loaded
+    finally:
+        sys.path.remove(str(DEPLOY / "flex"))
+
+
+def instructions(path: Path) -> list[tuple[str, str]]:
+    """(instruction, its arguments) with continued lines joined."""
+    lines = [line for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
+    joined = re.sub(r"\\\n\s*", "", "\n".join(lines)).splitlines()
+    return [tuple(line.split(maxsplit=1)) for line in joined]
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_dockerfiles_parse_and_copy_what_there_is(path):
+    found = instructions(path)
+    assert {name for name, _ in found} <= INSTRUCTIONS
+    assert found[-1] == ("ENTRYPOINT", '["/opt/apache/beam/boot"]'), (
+        "a worker is started by it; a launcher overrides it"
+    )
+    defaults = dict(text.split("=", 1) for name, text in found if name == "ARG")
+    stages = {text.split()[-1] for name, text in found if name == "FROM" and " AS " in text}
+    for name, text in found:
+        if name == "COPY" and text.startswith("--from="):
+            assert text.split()[0].removeprefix("--from=") in stages
+        elif name == "COPY":
+            for source in text.split()[:-1]:
+                source = re.sub(r"\$\{(\w+)\}", lambda match: defaults[match[1]], source)
+                assert (ROOT / source).exists(), source
+                tracked = subprocess.run(
+                    ["git", "ls-files", source], cwd=ROOT, capture_output=True, text=True, check=False
+                )
+                assert tracked.returncode or tracked.stdout, f"{source} is not in the repository"
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_launcher_and_workers_have_one_python_and_the_beam_that_was_tested(path):
+    text = path.read_text()
+    pinned = re.search(r"^apache-beam==(.+)$", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE)[1]
+    assert f"ARG BEAM={pinned}\n" in text
+    minors = {minor.replace(".", "") for minor in re.findall(r"(?:beam_python|python:|/python)(3\.?\d+)[_-]", text)}
+    assert len(re.findall(r"^FROM", text, flags=re.MULTILINE)) == 3
+    assert minors == {"311"}
+    assert 'requires-python = ">=3.11' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_the_two_images_differ_in_cuda_alone():
+    cpu, gpu = ([line for line in path.read_text().splitlines() if line[:1] not in ("#", "")] for path in DOCKERFILES)
+    only_cpu = [line for line in cpu if line not in gpu]
+    assert only_cpu == [
+        "RUN pip install --no-cache-dir -c constraints.txt torch --index-url https://download.pytorch.org/whl/cpu",
+        "ENV HF_HUB_OFFLINE=1 \\",
+    ]
+
+
+@pytest.mark.slow
+def test_the_steps_of_the_image_give_a_worker_that_has_all_it_needs(tmp_path):
+    """Those that copy and install, in order, in a new environment. The index of CPU builds is left out: the pinned torch comes
+    from wherever pip is told to look."""
+    work, venv = tmp_path / "opt", tmp_path / "venv"
+    work.mkdir()
+    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    for name, text in instructions(DEPLOY / "Dockerfile"):
+        words = shlex.split(text)
+        if name == "COPY" and not text.startswith("--from=") and "$" not in text:
+            for source in words[:-1]:
+                copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
+                copy(ROOT / source, work / (source if words[-1] == "./" else words[-1]))
+        elif name == "RUN":
+            pip = words[: words.index("--index-url")] if "--index-url" in words else words
+            assert pip[:2] == ["pip", "install"]
+            subprocess.run([venv / "bin" / "python", "-m", *pip, "--quiet"], cwd=work, check=True)
+    program = (
+        "import importlib.util as found, pipelines.cli, pipelines.curate, pipelines.fleet, pipelines.weights, rm.scorer\n"
+        "assert pipelines.cli.__file__.startswith(sys.prefix), 'the installed one'\n"
+        "assert found.find_spec('google.cloud.dataflow_v1beta3') and found.find_spec('gcsfs')\n"
+        "assert not found.find_spec('pytest'), 'nothing of the tests'\n"
+    )
+    python = [venv / "bin" / "python", "-c", f"import sys\n{program}"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run(python, cwd=tmp_path, check=True, env=environment)
+    shown = subprocess.run(
+        [venv / "bin" / "bestkept", "config"], cwd=tmp_path, capture_output=True, text=True, env=environment
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "colocate" in shown.stdout
+    assert (work / "deploy/flex/launch.py").exists()
+
+
+@pytest.mark.parametrize("path", sorted(DEPLOY.rglob("*.sh")), ids=lambda path: path.name)
+def test_scripts_parse(path):
+    assert path.stat().st_mode & 0o111
+    assert subprocess.run([shutil.which("bash"), "-n", str(path)], check=False).returncode == 0
+
+
+def test_build_refuses_what_is_no_model(tmp_path):
+    command = [str(DEPLOY / "build.sh"), "--repository", "r", "--model", str(tmp_path)]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "holds no config.json and *.safetensors" in refused.stderr
+    (tmp_path / "config.json").touch()
+    (tmp_path / "model.safetensors").touch()
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "lies outside the repository" in refused.stderr
+    assert subprocess.run([str(DEPLOY / "build.sh")], capture_output=True, check=False).returncode == 2
+
+
+def test_an_image_without_weights_is_built_of_an_empty_folder(tmp_path):
+    """With a `docker` that notes what it is asked."""
+    docker = tmp_path / "bin" / "docker"
+    docker.parent.mkdir()
+    noting = 'for word; do case "$word" in MODEL=*) ls -A "${word#MODEL=}" | wc -l >> "$NOTED"; esac; done'
+    docker.write_text(f'#!/bin/sh\necho "$@" >> "$NOTED"\n{noting}\n')
+    docker.chmod(0o755)
+    env = {**os.environ, "PATH": f"{docker.parent}:{os.environ['PATH']}", "NOTED": str(tmp_path / "noted")}
+    command = [str(DEPLOY / "build.sh"), "--repository", "r", "--gpu", "--tag", "t"]
+    built = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert (built.returncode, built.stdout) == (0, "runner.options.sdk_container_image=r/bestkept-gpu:t\n"), (
+        built.stderr
+    )
+    build, files, run, push = (tmp_path / "noted").read_text().splitlines()
+    assert re.search(r"--build-arg MODEL=deploy/models/none\.\w+ --tag r/bestkept-gpu:t", build)
+    assert files.strip() == "0"
+    assert run.endswith("r/bestkept-gpu:t -"), "there is no model to load"
+    assert push == "push r/bestkept-gpu:t"
+    assert not list((DEPLOY / "models").glob("none.*"))
+
+
+def test_the_template_knows_every_field():
+    metadata = module("metadata")
+    assert metadata.PATH.read_text(encoding="utf-8") == metadata.text(), "run python deploy/flex/metadata.py"
+    names = [parameter["name"] for parameter in json.loads(metadata.text())["parameters"]]
+    assert len(names) == len(set(names))
+    assert {"command", "config", "input_path", "model_path", "select", "output_path", "runner_accelerator"} <= set(
+        names
+    )
+    assert all(parameter["helpText"].strip() for parameter in metadata.metadata()["parameters"])
+
+
+def test_parameters_become_a_command(tmp_path):
+    launch = module("launch")
+    arguments = [
+        "--command=score",
+        "--input_path=gs://b/a*.jsonl",
+        "--model_path",
+        "/models/reward",
+        "--select=[{random: {}}]",
+    ]
+    arguments += ["--output_path=gs://b/out", "--runner=DataflowRunner", "--project=p", "--region", "r", "--streaming"]
+    command, path, *rest = launch.command_of(arguments, tmp_path)
+    assert command == "score"
+    assert rest == [
+        "input.path=gs://b/a*.jsonl",
+        "model.path=/models/reward",
+        "select=[{random: {}}]",
+        "output.path=gs://b/out",
+        "runner.name=DataflowRunner",
+        "--project=p",
+        "--region=r",
+        "--streaming",
+    ]
+    config = load(RunConfig, path, rest[:5])
+    assert config.select[0].random is not None
+    assert (config.model.path, config.runner.name) == ("/models/reward", "DataflowRunner")
+
+
+def test_a_template_begins_with_a_configuration(tmp_path):
+    launch = module("launch")
+    path = tmp_path / "given.yaml"
+    path.write_text("input: {path: gs://b/x.jsonl}\nmodel: {path: /m}\noutput: {path: gs://b/out}\n")
+    assert launch.command_of([f"--config={path}", "--output_path=gs://b/new"], tmp_path)[:3] == [
+        "run",
+        str(path),
+        "output.path=gs://b/new",
+    ]
+    (tmp_path / "to").mkdir()
+    fetched = launch.command_of([f"--config=file://{path}"], tmp_path / "to")[1]
+    assert load(RunConfig, fetched).output.path == "gs://b/out"
+    with pytest.raises(SystemExit, match="is not there"):
+        launch.command_of([f"--config=file://{path}.gone"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"), [("--command=train", "expected one of run, score, select"), ("x", "'x'")]
+)
+def test_a_template_refuses(tmp_path, argument, message):
+    with pytest.raises(SystemExit, match=message):
+        module("launch").command_of([argument], tmp_path)
+
+
+def test_examples_name_parameters_that_the_template_has():
+    known = {parameter["name"] for parameter in module("metadata").metadata()["parameters"]}
+    tree = ast.parse((DEPLOY / "airflow" / "bestkept_dag.py").read_text())
+    dag = [
+        {key.value for key in value.keys}
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Dict)
+        for key, value in zip(node.keys, node.values, strict=True)
+        if isinstance(key, ast.Constant) and key.value == "parameters"
+    ]
+    body = re.search(r"<< JSON\n(.*?)\nJSON\n", (DEPLOY / "scheduler" / "create.sh").read_text(), flags=re.DOTALL)[1]
+    workflow = yaml.safe_load((DEPLOY / "github" / "bestkept.yaml").read_text())
+    start = workflow["jobs"]["curate"]["steps"][-1]["run"]
+    flags = yaml.safe_load(re.search(r"<< YAML\n(.*?)\nYAML\n", start, flags=re.DOTALL)[1])
+    assert len(dag) == 1
+    for parameters in (dag[0], set(json.loads(body)["launchParameter"]["parameters"]), set(flags["--parameters"])):
+        assert {"command", "config", "output_path"} <= parameters <= known
+
+
+def test_the_dag_compiles_and_does_not_wait_on_a_slot():
+    text = (DEPLOY / "airflow" / "bestkept_dag.py").read_text()
+    compile(text, "bestkept_dag.py", "exec")
+    assert "deferrable=True" in text
+
+
+def test_commands_that_are_not_run_say_why():
+    text = (ROOT / "docs" / "dataflow.md").read_text(encoding="utf-8")
+    parts = text.split("```")  # prose and blocks by turns
+    commands = [
+        before for before, block in itertools.pairwise(parts) if re.match(r"(sh)?\n(bestkept|cp|gcloud) ", block)
+    ]
+    assert len(commands) == len(parts) // 2 - 1 == 4, "all but the drawing"
+    assert all(re.search(r"<!-- not run: .+ -->\n$", before) for before in commands)
+    for _, name in re.findall(r"\[(`[^`]+`)\]\(\.\./([^)]+)\)", text):
+        assert (ROOT / name).exists(), name

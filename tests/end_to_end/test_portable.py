@@ -1,0 +1,157 @@
+"""The same bytes through a portable job service, with one external worker and with two."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from support.corpora import TIMED, corpus_rows, write_jsonl
+from support.stubs import StubFactory, scored_rows
+
+from pipelines.commands.run import run_curation
+from pipelines.errors import StorageError
+
+pytestmark = pytest.mark.slow
+TESTS = Path(__file__).parents[1]
+STEPS = [{"top": {"fraction": 0.8}}, {"best_of_n": {"keep": 2}}, {"top": {"rows": 15}}]
+
+
+@contextlib.contextmanager
+def service(workers: int, log: Path):
+    """(job endpoint, worker endpoint) of a service with so many workers; all its processes are gone afterwards."""
+    paths = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    environment["PATH"] = os.pathsep.join(
+        [str(Path(sys.executable).parent), environment["PATH"]]
+    )  # the pool calls `python`
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, str(TESTS / "services" / "portable_service.py"), str(workers)],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=environment,
+            text=True,
+            start_new_session=True,
+        )
+    try:
+        assert process.stdout is not None
+        jobs, pool = process.stdout.readline().split()
+        yield f"localhost:{jobs}", f"localhost:{pool}"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def tree(root: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and path.name not in TIMED
+    }
+
+
+def config_of(tmp_path, make_config, name, **changes):
+    return make_config(
+        tmp_path / "in",
+        input={"rows_per_fragment": 3},
+        select=STEPS,
+        scores={"path": str(tmp_path / f"{name}-scores")},
+        output={"path": str(tmp_path / name), "rows_per_shard": 4},
+        **changes,
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_external_workers_give_the_same_bytes(tmp_path, make_config, workers):
+    rows = corpus_rows()
+    rows += [{**row, "response": "tied"} for row in rows[:12]] * 2
+    for number in range(8):
+        write_jsonl(tmp_path / "in" / f"{number}.jsonl", rows[number::8])
+    run_curation(config_of(tmp_path, make_config, "here"), scorer=StubFactory())
+    (tmp_path / "pids").mkdir()
+    with service(workers, tmp_path / "service.log") as (jobs, pool):
+        options = {"job_endpoint": jobs, "environment_type": "EXTERNAL", "environment_config": pool}
+        runner = {"name": "PortableRunner", "options": options}
+        config = config_of(tmp_path, make_config, "there", runner=runner)
+        outcome = run_curation(config, scorer=StubFactory(pids=str(tmp_path / "pids")))
+    pids = {int(path.name) for path in (tmp_path / "pids").iterdir()}
+    assert len(pids) == workers, "every worker has scored"
+    assert os.getpid() not in pids
+    assert outcome.manifest["counts"]["kept"] == 15
+    assert len(outcome.manifest["shards"]) == 4
+    assert tree(tmp_path / "there") == tree(tmp_path / "here")
+    assert tree(tmp_path / "there-scores") == tree(tmp_path / "here-scores")
+
+
+def test_workers_that_the_launcher_starts_itself_give_the_same_bytes(tmp_path, make_config):
+    """LOOPBACK: the job service calls back, and the work is done in the launcher's own process."""
+    for number in range(4):
+        write_jsonl(tmp_path / "in" / f"{number}.jsonl", corpus_rows()[number::4])
+    run_curation(config_of(tmp_path, make_config, "here"), scorer=StubFactory())
+    (tmp_path / "pids").mkdir()
+    with service(2, tmp_path / "service.log") as (jobs, _):
+        runner = {"name": "PortableRunner", "options": {"job_endpoint": jobs, "environment_type": "LOOPBACK"}}
+        config = config_of(tmp_path, make_config, "there", runner=runner)
+        run_curation(config, scorer=StubFactory(pids=str(tmp_path / "pids")))
+    assert os.listdir(tmp_path / "pids") == [str(os.getpid())]
+    assert tree(tmp_path / "there") == tree(tmp_path / "here")
+    assert tree(tmp_path / "there-scores") == tree(tmp_path / "here-scores")
+
+
+def test_external_workers_colocate_texts(tmp_path, make_config):
+    """Text crosses between processes; what they write is what one process writes without that."""
+    rows, log = corpus_rows(), tmp_path / "scored.log"
+    for number in range(4):
+        write_jsonl(tmp_path / "in" / f"{number}.jsonl", rows[12 * number : 12 * number + 12])
+    run_curation(config_of(tmp_path, make_config, "here"), scorer=StubFactory())
+    with service(2, tmp_path / "service.log") as (jobs, pool):
+        options = {"job_endpoint": jobs, "environment_type": "EXTERNAL", "environment_config": pool}
+        runner = {"name": "PortableRunner", "options": options}
+        config = config_of(tmp_path, make_config, "there", runner=runner, score={"colocate": "prompt"})
+        run_curation(config, scorer=StubFactory(log=str(log)))
+    assert scored_rows(log) == len(rows)
+    assert tree(tmp_path / "there") == tree(tmp_path / "here")
+    scores = {name: digest for name, digest in tree(tmp_path / "there-scores").items() if "colocated" not in name}
+    assert scores == tree(tmp_path / "here-scores")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_worker_ends_the_run_and_the_next_one_goes_on(tmp_path, make_config, workers):
+    """As an out-of-memory killer does it. What is scored stays, and nothing hangs."""
+    for number in range(4):
+        write_jsonl(tmp_path / "in" / f"{number}.jsonl", corpus_rows()[number::4])
+    run_curation(config_of(tmp_path, make_config, "here"), scorer=StubFactory())
+    log, ended = tmp_path / "scored.log", queue.SimpleQueue()
+
+    def run(die_after: int | None) -> None:
+        with service(workers, tmp_path / "service.log") as (jobs, pool):
+            options = {"job_endpoint": jobs, "environment_type": "EXTERNAL", "environment_config": pool}
+            runner = {"name": "PortableRunner", "options": options}
+            try:
+                scorer = StubFactory(log=str(log), die_after=die_after)
+                run_curation(config_of(tmp_path, make_config, "there", runner=runner), scorer=scorer)
+                ended.put(None)
+            except StorageError as error:
+                ended.put(error.message)
+
+    threading.Thread(target=run, args=(3,), daemon=True).start()
+    message = ended.get(timeout=300)  # a hang is a failure
+    assert message is not None
+    assert "what is scored stays" in message
+    assert "same command again" in message
+    assert not (tmp_path / "there" / "manifest.json").exists()
+    scored = scored_rows(log)
+    assert 0 < scored < len(corpus_rows())
+    run(None)
+    assert ended.get() is None
+    assert scored_rows(log) == len(corpus_rows())
+    assert tree(tmp_path / "there") == tree(tmp_path / "here")
+    assert tree(tmp_path / "there-scores") == tree(tmp_path / "here-scores")

@@ -1,0 +1,349 @@
+"""`bestkept evaluate` as a user meets it: tables, files, exit codes; and the page by itself."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from support.corpora import write_jsonl
+
+from pipelines.report import evaluation_tables
+from pipelines.report.charts import Mark, Series, interval_chart, line_chart
+from pipelines.report.pages.evaluation import render
+from rm.evaluate import load_temperature
+from rm.text.windows import windows
+
+SECRET = "xyzzy"
+
+
+@pytest.fixture
+def bestkept(bestkept, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    return bestkept
+
+
+@pytest.fixture
+def model(encoder, tmp_path):
+    import shutil
+
+    return shutil.copytree(encoder, tmp_path / "model")
+
+
+def pairs(count=30):
+    rng = np.random.default_rng(0)
+    words = "good bad hot long number time people day two way".split()
+    text = [" ".join(rng.choice(words, size=rng.integers(2, 9))) for _ in range(2 * count)]
+    return [
+        {"prompt": f"{SECRET} {k}", "chosen": f"{text[2 * k]} yes {k}", "rejected": f"{text[2 * k + 1]} no {k}"}
+        for k in range(count)
+    ]
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write_jsonl(tmp_path / "pairs.jsonl", [*pairs(), {"prompt": SECRET, "chosen": "same", "rejected": "same"}])
+
+
+def read(tmp_path):
+    return json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+
+
+def test_figures_are_those_of_a_plain_loop(bestkept, model, data, tmp_path):
+    from rm.scorer import Scorer
+
+    code, out, _ = bestkept("evaluate", model, data)
+    assert code == 0
+    scorer = Scorer.load(model, dtype="float32", max_length=64, too_long="truncate", tokens_per_batch=4096)
+    right, longer = [], []
+    for row in pairs():
+        sides = (row["chosen"], row["rejected"])
+        chosen, rejected = scorer.score([((("user", row["prompt"]),), sides)])[0].rewards
+        right.append(0.5 + 0.5 * np.sign(float(chosen) - float(rejected)))
+        longer.append(0.5 + 0.5 * np.sign(len(sides[0]) - len(sides[1])))
+    document = read(tmp_path)
+    overall = document["evaluation"]["accuracy"]["overall"]
+    assert (overall["comparisons"], overall["prompts"]) == (30, 30)
+    assert overall["model"]["value"] == pytest.approx(np.mean(right))
+    assert overall["length"]["value"] == pytest.approx(np.mean(longer))
+    assert document["data"]["rejected"] == {"equal_sides": 1}
+    assert document["model"]["max_length"] == 64
+    for words in ("longer is better", "origin human", "rejected: equal_sides", "with temperature", "evaluation.json"):
+        assert words in out
+
+
+def test_scoring_in_windows_loses_and_repeats_nothing(bestkept, model, data, tmp_path, monkeypatch):
+    bestkept("evaluate", model, data)
+    whole = read(tmp_path)
+    seen = []
+
+    def small_windows(asked, *, characters):
+        for window in windows(asked, characters=60):
+            seen.append(window)
+            yield window
+
+    monkeypatch.setattr("rm.scorer.windows", small_windows)
+    code, _, err = bestkept("evaluate", model, data)
+    assert code == 0, err
+    assert len(seen) > 5
+    assert read(tmp_path)["evaluation"]["accuracy"] == whole["evaluation"]["accuracy"]
+
+
+def test_no_row_text_is_printed_or_written(bestkept, model, data, tmp_path):
+    _, out, err = bestkept("evaluate", model, data)
+    for text in (out, err, *(file.read_text() for file in (tmp_path / "evaluation").iterdir())):
+        assert SECRET not in text
+
+
+def test_the_same_again_gives_the_same_bytes(bestkept, model, data, tmp_path):
+    bestkept("evaluate", model, data)
+    first = [file.read_bytes() for file in sorted((tmp_path / "evaluation").iterdir())]
+    assert len(first) == 2
+    bestkept("evaluate", model, data)
+    assert [file.read_bytes() for file in sorted((tmp_path / "evaluation").iterdir())] == first
+
+
+def test_the_temperature_is_stored_with_a_local_model(bestkept, model, data, tmp_path):
+    assert load_temperature(model) is None
+    bestkept("evaluate", model, data)
+    document = read(tmp_path)
+    stored = json.loads((model / "calibration.json").read_text())
+    assert stored["temperature"] == document["evaluation"]["calibration"]["temperature"]["value"]
+    assert (stored["data"], stored["fitted_on"], stored["comparisons"]) == ("pairs.jsonl", "all rows", 30)
+    assert load_temperature(model) == stored["temperature"]
+
+
+def test_the_temperature_is_left_alone_where_that_is_asked(bestkept, model, data, tmp_path):
+    code, _, _ = bestkept("evaluate", model, data, "store_temperature=false", "output.path=here")
+    assert (code, (model / "calibration.json").exists()) == (0, False)
+    assert json.loads((tmp_path / "here" / "evaluation.json").read_text())["temperature_stored"] is None
+    code, _, err = bestkept("evaluate", "owner/name", data, "store_temperature=true")
+    assert (code, "no local directory" in err) == (2, True)
+
+
+def test_held_out_means_what_training_holds_out(bestkept, model, data, tmp_path):
+    from rm.conversations import prompt_key
+
+    bestkept("evaluate", model, data, "data.heldout_fraction=0.4")
+    keys = [prompt_key((("user", row["prompt"]),)) for row in pairs()]
+    expected = sum(int.from_bytes(key[:8], "big") / 2**64 < 0.4 for key in keys)
+    document = read(tmp_path)
+    assert 0 < expected < 30
+    assert document["evaluation"]["accuracy"]["overall"]["comparisons"] == expected
+    assert "held-out part" in json.loads((model / "calibration.json").read_text())["fitted_on"]
+
+
+def test_gold_scores_give_a_curve_and_labels_a_separation(bestkept, model, tmp_path):
+    scored = [
+        {"prompt": f"{SECRET} {k}", "response": f"good {n} {k}", "score": float(n)} for k in range(6) for n in range(4)
+    ]
+    path = write_jsonl(tmp_path / "scores.jsonl", scored)
+    code, out, err = bestkept("evaluate", model, path, "data.format=scores")
+    assert code == 0, err
+    curve = read(tmp_path)["evaluation"]["best_of_n"]
+    assert (curve["measured_by"], [point["n"] for point in curve["points"]]) == ("gold", [1, 2, 4])
+    assert curve["points"][-1]["oracle"]["value"] == 3.0
+    assert curve["points"][0]["random"]["value"] == 1.5
+    assert "best of n (gold score)" in out
+    labelled = [
+        {"prompt": f"{SECRET} {k}", "completion": f"good {n} {k}", "label": n % 2 == 0}
+        for k in range(6)
+        for n in range(4)
+    ]
+    code, out, err = bestkept("evaluate", model, write_jsonl(tmp_path / "labels.jsonl", labelled))
+    assert code == 0, err
+    assert read(tmp_path)["evaluation"]["separation"]["accepted"] == 12
+    assert "AUC" in out
+
+
+def test_reward_bench_2_rows(bestkept, model, tmp_path):
+    rows = [
+        {
+            "id": str(k),
+            "prompt": f"{SECRET} {k}",
+            "chosen": ["good"],
+            "rejected": ["bad", "hot", "long"],
+            "subset": "Math",
+        }
+        for k in range(4)
+    ]
+    rows = [{**row, "num_correct": 1, "total_completions": 4} for row in rows]
+    code, out, err = bestkept("evaluate", model, write_jsonl(tmp_path / "rb2.jsonl", rows), "data.format=rewardbench2")
+    assert code == 0, err
+    scores = read(tmp_path)["evaluation"]["reward_bench_2"]
+    assert (scores["subsets"][0]["name"], scores["subsets"][0]["items"]) == ("Math", 4)
+    assert "RewardBench 2" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["MODEL", "none.jsonl"], 3, "matches no file"),
+        (["nowhere/at/all", "DATA"], 7, "nowhere/at/all"),
+        (["MODEL", "DATA", "data.orgin=model"], 2, "did you mean 'origin'"),
+        (["MODEL", "DATA", "data.heldout_path=x.jsonl"], 2, "unknown key 'data.heldout_path'"),
+        (["MODEL", "DATA", "--fast"], 2, "unknown option --fast"),
+        (["MODEL", "DATA", "output.path=pairs.jsonl/x"], 5, "choose another output.path"),
+        (["MODEL", "DATA", "bootstrap.resamples=1"], 2, "bootstrap.resamples"),
+    ],
+)
+def test_mistakes_end_with_one_line_and_their_exit_code(bestkept, model, data, words, code, message):
+    named = {"MODEL": model, "DATA": data}
+    got, _, err = bestkept("evaluate", *(named.get(word, word) for word in words))
+    assert "Traceback" not in err
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("bestkept: ")
+    assert (got, message in last) == (code, True), last
+
+
+def test_nothing_left_to_evaluate_on(bestkept, model, tmp_path):
+    path = write_jsonl(tmp_path / "same.jsonl", [{"prompt": SECRET, "chosen": "same", "rejected": "same"}])
+    code, _, err = bestkept("evaluate", model, path)
+    assert (code, "leaves nothing to evaluate on" in err, SECRET in err) == (3, True, False)
+
+
+class Page(HTMLParser):
+    """Start tags with their attributes, and whether every tag is closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def document(*, name="s<script>alert(1)</script>"):
+    from support.evaluation_groups import group
+
+    from rm.evaluate import Bootstrap, evaluate
+
+    rng = np.random.default_rng(0)
+    groups = [
+        group(k, [(0, 1)], responses=4, scores=[3.0, 2.0, 1.0, 0.0], source=f"{name}{k % 2}", lengths=[40, 30, 20, 10])
+        for k in range(40)
+    ]
+    evaluation = evaluate(groups, list(rng.normal(size=(40, 4)) + np.array([1, 0, 0, 0])), bootstrap=Bootstrap(100))
+    return {
+        "model": {"path": "m<b>"},
+        "data": {"path": "d<i>", "part": "all rows", "rejected": {}},
+        "truncated": 0,
+        "unscored": {},
+        "temperature_stored": None,
+        "evaluation": evaluation.to_json(),
+    }
+
+
+def test_the_page_is_whole_self_contained_and_escapes_names():
+    text = render(document())
+    page = Page(text)
+    assert page.open == []
+    names = [tag for tag, _ in page.tags]
+    assert names.count("svg") == 4
+    assert not {"script", "link", "img", "b", "i", "iframe"} & (set(names) - {"i"})
+    assert all(attrs.get("class", "").startswith("key") for tag, attrs in page.tags if tag == "i")
+    assert not re.search(r"(src|href)=|url\(|@import|https?://", text)
+    assert "s&lt;script&gt;" in text
+    for tag, attrs in page.tags:
+        if tag in ("circle", "line"):
+            numbers = [float(attrs[key]) for key in ("cx", "x1", "x2") if key in attrs]
+            assert all(0 <= number <= 440 for number in numbers)
+
+
+def test_every_chart_says_which_decision_it_serves():
+    text = render(document())
+    assert text.count('<p class="serves">Decides ') == text.count("<svg") == 4
+
+
+def test_the_verdict_claims_no_more_than_the_intervals():
+    def verdict(model, difference):
+        shown = document()
+        overall = shown["evaluation"]["accuracy"]["overall"]
+        for key, values in (("model", model), ("difference", difference)):
+            overall[key] = dict(zip(("low", "value", "high"), values, strict=True))
+        return render(shown)
+
+    assert "better than taking the longer" in verdict((0.6, 0.7, 0.8), (0.01, 0.1, 0.2))
+    assert "worse than taking the longer" in verdict((0.6, 0.7, 0.8), (-0.2, -0.1, -0.01))
+    assert "not distinguishable" in verdict((0.6, 0.7, 0.8), (-0.1, 0.1, 0.2))
+    assert "a coin could do as well" in verdict((0.45, 0.55, 0.65), (-0.1, 0.1, 0.2))
+    assert "a coin could do as well" not in verdict((0.6, 0.7, 0.8), (-0.1, 0.1, 0.2))
+
+
+def test_an_evaluation_with_one_comparison_still_renders():
+    from support.evaluation_groups import group
+
+    from rm.evaluate import evaluate
+
+    shown = {**document(), "evaluation": evaluate([group("a", [(0, 1)])], [[1.0, 0.0]]).to_json()}
+    assert "one prompt alone says nothing" in render(shown)
+    empty = {**document(), "evaluation": evaluate([group("a", [(0, 1)])], [[float("nan"), 0.0]]).to_json()}
+    assert "No comparison could be scored" in render(empty)
+    assert len(list(evaluation_tables.evaluation_tables(empty, written_to="x"))) == 2
+
+
+def circles(svg):
+    return [float(x) for x in re.findall(r'<circle[^>]* cx="([\d.]+)"', svg)], [
+        float(y) for y in re.findall(r'<circle[^>]* cy="([\d.]+)"', svg)
+    ]
+
+
+def test_charts_put_larger_values_higher_and_further_right():
+    points = [(0.0, Mark(0.1)), (1.0, Mark(0.5)), (2.0, Mark(0.3))]
+    svg = line_chart(
+        [Series("model", "model", points)], x_ticks=[(0, "a"), (1, "b"), (2, "c")], x_title="n", y_format=str
+    )
+    xs, ys = circles(svg)
+    assert xs == sorted(xs)
+    assert ys[1] < ys[2] < ys[0]
+    svg = interval_chart(
+        [("a", [Mark(0.2, 0.1, 0.3)]), ("b", [Mark(0.6, 0.5, 0.7)])],
+        names=[("model", "model")],
+        reference=0.5,
+        x_format=str,
+    )
+    xs, ys = circles(svg)
+    assert xs[0] < xs[1]
+    assert ys[0] < ys[1]
+    whiskers = re.findall(r'class="whisker model" x1="([\d.]+)" y1="[\d.]+" x2="([\d.]+)"', svg)
+    for (low, high), x in zip(whiskers, xs, strict=True):
+        assert float(low) < x < float(high)
+        assert x - float(low) == pytest.approx(float(high) - x, abs=0.11)
+
+
+@pytest.mark.parametrize(
+    ("estimate", "words"),
+    [
+        ({"value": 0.612, "low": 0.584, "high": 0.64}, "61.2 [58.4, 64.0]"),
+        ({"value": 1.0, "low": None, "high": None}, "100.0"),
+        ({"value": None, "low": None, "high": None}, "-"),
+    ],
+)
+def test_estimates_in_words(estimate, words):
+    assert evaluation_tables.percent_interval(estimate) == words
+
+
+def test_labels_that_have_no_room_are_left_out():
+    ticks = [(float(k), f"0.00{k}9") for k in range(10)]
+    svg = line_chart([Series("a", "model", [(0.0, Mark(0.0))])], x_ticks=ticks, x_title="gap", y_format=str)
+    shown = [float(x) for x in re.findall(r'<text x="([\d.]+)" y="243" text-anchor="middle">0\.00', svg)]
+    assert len(shown) == 5
+    assert min(np.diff(shown)) > 8.5 * 6
+
+
+def test_long_names_are_cut_and_kept_as_titles():
+    svg = interval_chart([("n" * 30, [Mark(0.5)])], names=[("a", "model")], reference=0.5, x_format=str)
+    assert f"{'n' * 17}…<title>{'n' * 30}</title>" in svg

@@ -1,0 +1,102 @@
+"""Tiny random sequence classifiers of many architectures: those that take packed rows, and those that cannot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from support.tiny_models import word_tokenizer
+
+VOCABULARY, LENGTH = 40, 32
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 2 * LENGTH,
+    "num_labels": 1,
+    "pad_token_id": 1,
+    "initializer_range": 0.4,
+}
+SHARED = {**SIZES, "num_key_value_heads": 2, "bos_token_id": 2, "eos_token_id": 3}
+STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
+CAUSAL = {
+    "Llama": SHARED,
+    "Qwen2": SHARED,
+    "Qwen3": {**SHARED, "head_dim": 8},
+    "Mistral": {**SHARED, "sliding_window": None},
+    "Mistral-wide": {**SHARED, "sliding_window": LENGTH},
+    "Gemma": {**SHARED, "head_dim": 8},
+    "GPT2": {
+        "vocab_size": VOCABULARY,
+        "n_embd": 16,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 2 * LENGTH,
+        "num_labels": 1,
+        "pad_token_id": 1,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+        "initializer_range": 0.4,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+    },
+    "GPTNeoX": {**SIZES, "hidden_dropout": 0.0, "attention_dropout": 0.0, "bos_token_id": 2, "eos_token_id": 3},
+}
+ENCODERS = {
+    "Bert": {**SIZES, **STILL},
+    "Roberta": {**SIZES, **STILL, "bos_token_id": 0, "eos_token_id": 2},
+    "Electra": {**SIZES, **STILL, "embedding_size": 12, "summary_last_dropout": 0.0},
+}
+ALL = {**CAUSAL, **ENCODERS}
+
+
+def build(name: str, **changes: Any) -> Any:
+    """A tiny random sequence classifier in train mode, with the attention that transformers chooses."""
+    kind = name.partition("-")[0]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**{**ALL.get(name, SIZES), **changes})
+    model = getattr(transformers, f"{kind}ForSequenceClassification")(config)
+    for parameter in model.parameters():  # no zero bias, no layer norm of ones: a lost one must show
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+REFUSED = {
+    "Mistral": {**SHARED, "sliding_window": LENGTH - 1},
+    "Qwen2": {**SHARED, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0},
+    "Gemma2": {**SHARED, "head_dim": 8, "attn_logit_softcapping": 20.0},
+    "DebertaV2": {**SIZES, **STILL, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
+    "DistilBert": {
+        "vocab_size": VOCABULARY,
+        "dim": 16,
+        "hidden_dim": 24,
+        "n_layers": 2,
+        "n_heads": 4,
+        "num_labels": 1,
+        "pad_token_id": 1,
+        "max_position_embeddings": 2 * LENGTH,
+        "initializer_range": 0.4,
+        "seq_classif_dropout": 0.0,
+    },
+    "MPNet": {**SIZES, **STILL},
+    "ModernBert": {**SIZES, "local_attention": 16, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2},
+}
+
+
+def save(directory: Path, name: str, **changes: Any) -> Path:
+    """Such a model with a tokenizer, as a checkpoint directory; `changes` to its configuration."""
+    causal = name in CAUSAL or name in ("Gemma2",)
+    tokenizer = word_tokenizer(pair=not causal)
+    if name.partition("-")[0] != "Bert":
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    changes |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    if causal:
+        changes |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    build(name, **changes).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory

@@ -1,0 +1,38 @@
+"""Small corpora, and where the larger real ones are, for those who have them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+TIMED = ("run.json", "report.html")
+"""Files of an output that tell times, and so are never the same twice."""
+
+READING: dict[str, Any] = {
+    "format": "auto",
+    "origin": None,
+    "columns": {},
+    "vote_smoothing": 0.5,
+    "min_gap": 0.0,
+    "gap_use": "none",
+    "gap_scale": 1.0,
+}
+"""Fields of `rm.preferences.ReadSettings`, as a configuration without settings gives them."""
+
+
+def write_jsonl(path: Path, rows: list[Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def corpus_rows(prompts: int = 12, responses: int = 4) -> list[dict[str, str]]:
+    """One response a row; the prompts are interleaved, as they are when every generator writes its own file."""
+    return [
+        {"prompt": f"prompt number {p}", "response": f"answer {p * 7 + r * 13} of generator {r}", "generator": f"g{r}"}
+        for r in range(responses)
+        for p in range(prompts)
+    ]
