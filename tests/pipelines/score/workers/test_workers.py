@@ -187,7 +187,8 @@ def test_workers_end_with_their_launcher(tmp_path, make):
     config, pids = tmp_path / "config.json", tmp_path / "pids"
     config.write_text(make("out", 2).model_dump_json(exclude_unset=True))
     program = (
-        "from support.stubs import StubFactory\nfrom pipelines.commands.run import run_curation\nfrom pipelines.runtime import machine\nfrom pipelines.config import RunConfig\n"
+        "from support.stubs import StubFactory\nfrom pipelines.config import RunConfig\n"
+        "from pipelines.commands.run import run_curation\nfrom pipelines.runtime import machine\n"
         "machine.cores = lambda: 2\n"
         f"factory = StubFactory(pids={str(pids)!r}, meet=3)\n"
         f"run_curation(RunConfig.model_validate_json(open({str(config)!r}).read()), scorer=factory)\n"
