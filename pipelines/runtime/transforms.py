@@ -11,6 +11,9 @@ from typing import Any
 
 import apache_beam as beam
 from apache_beam.pvalue import AsIter, TaggedOutput
+
+# for all: `PCollection[T]` says what flows in and out of an `expand` (to mypy it is Any)
+from apache_beam.pvalue import PCollection as PCollection
 from apache_beam.transforms.window import GlobalWindows
 
 _MERGED = 16  # elements are merged when there are so many; of a cut they may be 1.6 MB a stratum each
@@ -20,7 +23,7 @@ class Spread(beam.Reshuffle):  # type: ignore[misc]
     """The same elements, dealt out anew, and kept by the runner from here on. A Reshuffle to the runners that know one, without
     what carries windows and timestamps over it, which a batch has none of."""
 
-    def expand(self, elements: Any) -> Any:
+    def expand(self, elements: PCollection[Any]) -> PCollection[Any]:
         kind = elements.element_type
         keyed = elements | "AddKeys" >> beam.Map(_keyed).with_output_types(beam.typehints.Tuple[int, kind])
         return keyed | "Deal" >> beam.GroupByKey() | "DropKeys" >> beam.FlatMap(_unkeyed).with_output_types(kind)
@@ -44,7 +47,7 @@ class Gather(beam.PTransform):  # type: ignore[misc]
 
     merge: Callable[[Iterable[Any]], Any]
 
-    def expand(self, sources: Any) -> Any:
+    def expand(self, sources: PCollection[Any] | tuple[PCollection[Any], ...]) -> PCollection[Any]:
         several = sources if isinstance(sources, tuple) else (sources,)
         merged = [
             source | f"MergeBundles{number or ''}" >> beam.ParDo(MergeBundles(self.merge))

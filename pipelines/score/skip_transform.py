@@ -19,7 +19,7 @@ from pipelines.config import Limits
 from pipelines.corpus import UnreadableError
 from pipelines.errors import InputError, carrying_errors
 from pipelines.plan import Plan, plan_at
-from pipelines.runtime.transforms import Gather
+from pipelines.runtime.transforms import Gather, PCollection
 from pipelines.score.score_files import ScoreFile
 from pipelines.storage import publish
 
@@ -42,7 +42,7 @@ class LeaveOut(beam.PTransform):  # type: ignore[misc]
 
     plan_path: str
 
-    def expand(self, scored: dict[str, Any]) -> dict[str, Any]:
+    def expand(self, scored: dict[str, PCollection[Any]]) -> dict[str, Any]:
         models = range(len(scored) // 2)
         listed = tuple(scored[f"skipped{number}"] for number in models) | "AllSkipped" >> beam.Flatten()
         merged = listed | "MergeSkipped" >> Gather(merge_skipped)
