@@ -1,6 +1,6 @@
 """Input files → units → fragments of rows."""
 
-from pipelines.corpus.files import InputFile, Unit, kind_of, place_of, seekable, split_units
+from pipelines.corpus.files import InputFile, Unit, UnitKey, kind_of, place_of, seekable, split_units, unit_of
 from pipelines.corpus.first_rows import column_names, first_rows, no_lines
 from pipelines.corpus.fragments import Fragment, Row, original_schema, read_fragments, row_of
 from pipelines.corpus.reread import read_rows, taken_batches
@@ -11,6 +11,7 @@ __all__ = [
     "InputFile",
     "Row",
     "Unit",
+    "UnitKey",
     "UnreadableError",
     "column_names",
     "first_rows",
@@ -25,4 +26,5 @@ __all__ = [
     "seekable",
     "split_units",
     "taken_batches",
+    "unit_of",
 ]

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from pipelines.corpus import rewritten_copy
@@ -42,6 +44,25 @@ class Unit(NamedTuple):
     start: int  # Parquet and rewritten copies: its first row in the file; JSONL: first byte of the range
     end: int  # one past the last
     input_bytes: int  # of the stored file; for progress
+
+
+class UnitKey(NamedTuple):
+    """A unit of the corpus by its numbers; packed into one integer, the key under which a shuffle gathers what belongs to it."""
+
+    file: int  # index in the plan
+    unit: int  # number within the file
+
+    def pack(self) -> int:
+        return self.file << 32 | self.unit
+
+    @classmethod
+    def unpack(cls, packed: int) -> UnitKey:
+        return cls(packed >> 32, packed & 0xFFFFFFFF)
+
+    @staticmethod
+    def pack_columns(files: npt.NDArray[np.int32], units: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+        """The packed keys of many units, from aligned columns of their numbers."""
+        return files.astype(np.int64) << 32 | units
 
 
 def kind_of(path: str) -> tuple[str, str | None] | None:
@@ -84,6 +105,11 @@ def split_units(file: InputFile) -> list[Unit]:
         Unit(number, start, min(start + RANGE_BYTES, file.size), min(RANGE_BYTES, file.size - start))
         for number, start in enumerate(starts)
     ]
+
+
+def unit_of(file: InputFile, number: int) -> Unit | None:
+    """The unit of a file with this number; None where the file has no such unit now. Opens what `split_units` opens."""
+    return next((unit for unit in split_units(file) if unit.number == number), None)
 
 
 @lru_cache(maxsize=64)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.pvalue import AsIter, AsSingleton
 
-from pipelines.corpus import original_columns, seekable, split_units
+from pipelines.corpus import original_columns, seekable, unit_of
 from pipelines.errors import InputError, carrying_errors
 from pipelines.export.hf_features import memory_bytes
 from pipelines.export.kept_columns import is_plain, read_tables, text_bytes
@@ -23,7 +23,7 @@ from pipelines.export.output_columns import Shape, schema_of, to_table
 from pipelines.export.shards import Shard, SplitPlans, plan_shards, rows_at_once, rows_within
 from pipelines.export.train_test_split import Split
 from pipelines.plan import Plan, plan_at
-from pipelines.runtime.arrow_ipc import from_ipc, to_ipc
+from pipelines.runtime.arrow_ipc import Tag, from_ipc, to_ipc
 from pipelines.runtime.threaded_dofn import ahead
 from pipelines.runtime.transforms import Gather
 from pipelines.select.candidates import Candidates
@@ -38,8 +38,8 @@ _TEXTS = pa.schema([("key_high", pa.uint64()), ("key_low", pa.uint64()), ("text"
 
 
 Place = tuple[int, int, int]  # file, unit, fragment
-_Part = tuple[int, bytes]  # of a job: rows or texts, as the first byte says
-_KEPT, _TEXT = b"k", b"t"
+_Part = tuple[int, bytes]  # of a job: rows or texts, as the tag says
+_KEPT, _TEXT = Tag(b"k"), Tag(b"t")
 
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
@@ -127,12 +127,12 @@ def deal(kept: KeptUnit, needs: Needs, split: Split, shards: SplitPlans) -> Iter
     """A unit's kept responses → (job, its piece of them, a `KeptUnit`)."""
     for name, rows in zip(split.names, split.parts(unpack([kept.kept], needs)), strict=True):
         for job, start, end in shards.pieces(name, kept.file, kept.unit, len(rows)):
-            yield job, _KEPT + kept._replace(kept=pack(rows.take(np.arange(start, end)), needs)).to_bytes()
+            yield job, _KEPT.add(kept._replace(kept=pack(rows.take(np.arange(start, end)), needs)).to_bytes())
 
 
 def rejected_elsewhere(piece: _Part, needs: Needs) -> Iterator[tuple[int, _Part]]:
     """(file, (job, pairs whose rejected response lies in it)), for other files than the chosen one's."""
-    job, kept = piece[0], KeptUnit.from_bytes(piece[1][1:])
+    job, kept = piece[0], KeptUnit.from_bytes(_KEPT.remove(piece[1]))
     rows = unpack([kept.kept], needs)
     for file in np.unique(rows.other_file):
         if file != kept.file:
@@ -153,7 +153,7 @@ class FetchRejected(beam.DoFn):  # type: ignore[misc]
                 found = list(
                     zip(*read_rejected(plan_at(self.plan_path), file, unpack([rows], self.needs)), strict=True)
                 )
-                yield job, _TEXT + to_ipc(pa.table(found, schema=_TEXTS))
+                yield job, _TEXT.add(to_ipc(pa.table(found, schema=_TEXTS)))
 
 
 @dataclass(eq=False)
@@ -179,8 +179,8 @@ class WriteShards(beam.DoFn):  # type: ignore[misc]
                     "name one of these"
                 )
             schema = schema_of(self.shape, original)
-            pieces = sorted(KeptUnit.from_bytes(part[1:]) for part in parts if part[:1] == _KEPT)
-            texts = _texts(part[1:] for part in parts if part[:1] == _TEXT)
+            pieces = sorted(map(KeptUnit.from_bytes, _KEPT.select(parts)))
+            texts = _texts(_TEXT.select(parts))
             tables = self._read(pieces, texts, schema, shards.rows_at_once)
             kept = Rows(tables)
             for name, rows in shards.shards_of(job):
@@ -194,7 +194,7 @@ class WriteShards(beam.DoFn):  # type: ignore[misc]
 
         def read(piece: KeptUnit) -> Iterator[pa.Table]:
             wanted, file = unpack([piece.kept], self.needs), plan.files[piece.file]
-            unit = next((unit for unit in split_units(file) if unit.number == piece.unit), None)
+            unit = unit_of(file, piece.unit)
             if unit is None:
                 raise changed(file)
             if is_plain(file, plan.mapping, self.shape):

@@ -17,13 +17,13 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.pvalue import AsIter, AsSingleton
 
-from pipelines.corpus import place_of, read_rows, split_units
+from pipelines.corpus import UnitKey, place_of, read_rows, unit_of
 from pipelines.errors import carrying_errors
 from pipelines.plan import plan_at
 from pipelines.report.numbers import Facts, figures
 from pipelines.report.observations import ROWS, Observed, merge_observed
 from pipelines.report.samples import Told, pick, samples_table, told
-from pipelines.runtime.arrow_ipc import from_ipc
+from pipelines.runtime.arrow_ipc import Tag, from_ipc
 from pipelines.runtime.threaded_dofn import Overlapped, doubling
 from pipelines.runtime.transforms import Gather
 from pipelines.score import score_files
@@ -32,7 +32,7 @@ from pipelines.select.columns import KeptUnit, Needs, key_halves, score_column, 
 from pipelines.storage.files import join
 from pipelines.storage.publish import create
 
-_SCORES, _KEPT = b"s", b"k"  # what an element is, in its first byte
+_SCORES, _KEPT = Tag(b"s"), Tag(b"k")
 
 
 def columns_of(facts: Facts) -> list[str]:
@@ -71,16 +71,16 @@ class Observe(beam.PTransform):  # type: ignore[misc]
 
 
 def placed_scores(data: bytes) -> tuple[int, bytes]:
-    """(file << 32 | unit, a descriptor)"""
+    """(packed `UnitKey`, a descriptor)"""
     descriptor = ScoreFile.from_bytes(data)
-    return descriptor.file << 32 | descriptor.footer.unit, _SCORES + data
+    return UnitKey(descriptor.file, descriptor.footer.unit).pack(), _SCORES.add(data)
 
 
 def placed_kept(kept: KeptUnit, needs: Needs) -> tuple[int, bytes]:
-    """(file << 32 | unit, the places of its kept responses as `row << 32 | response`)"""
+    """(packed `UnitKey`, the places of its kept responses as `row << 32 | response`)"""
     rows = from_ipc([kept.kept], needs.schema)
     places = rows["row"].to_numpy().astype(np.uint64) << np.uint64(32) | rows["response"].to_numpy().astype(np.uint64)
-    return kept.file << 32 | kept.unit, _KEPT + places.tobytes()
+    return UnitKey(kept.file, kept.unit).pack(), _KEPT.add(places.tobytes())
 
 
 @dataclass(eq=False)
@@ -97,9 +97,9 @@ class ObserveUnits(Overlapped):
         return list(element[1])
 
     def work(self, parts: list[bytes]) -> list[Observed]:
-        kept = [np.frombuffer(part[1:], np.uint64) for part in parts if part[:1] == _KEPT]
+        kept = [np.frombuffer(part, np.uint64) for part in _KEPT.select(parts)]
         places = np.sort(np.concatenate(kept)) if kept else np.zeros(0, np.uint64)
-        files = (ScoreFile.from_bytes(part[1:]) for part in parts if part[:1] == _SCORES)
+        files = map(ScoreFile.from_bytes, _SCORES.select(parts))
         read = partial(rows_of, facts=self.facts, kept=places)
         return [merge_observed(map(Observed.of, (doubling if self.far else map)(read, files)))]
 
@@ -156,24 +156,28 @@ def _number(text: str) -> float:
 
 
 def list_samples(observed: Observed, count: int) -> Iterator[tuple[int, bytes]]:
-    """(file << 32 | unit, a place whose text is wanted)"""
+    """(packed `UnitKey`, a place whose text is wanted)"""
     for place in sorted({one.place for one in pick(observed, count)}):
         file, unit, row, response, expected = place
-        yield file << 32 | unit, json.dumps([row, response, expected]).encode()
+        yield UnitKey(file, unit).pack(), json.dumps([row, response, expected]).encode()
 
 
 @dataclass(eq=False)
 class ReadSamples(beam.DoFn):  # type: ignore[misc]
-    """(unit, places) → the conversations there, as they are now: one that has changed since it was scored is left out."""
+    """(packed `UnitKey`, places) → the conversations there, as they are now; one that has changed since it was scored is left
+    out."""
 
     plan_path: str
 
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[Told]:
-        number, places = element[0], [tuple(json.loads(place)) for place in element[1]]
+        (file_number, unit_number), places = (
+            UnitKey.unpack(element[0]),
+            [tuple(json.loads(place)) for place in element[1]],
+        )
         with carrying_errors():
             plan = plan_at(self.plan_path)
-            file = plan.files[number >> 32]
-            unit = next((unit for unit in split_units(file) if unit.number == number & 0xFFFFFFFF), None)
+            file = plan.files[file_number]
+            unit = unit_of(file, unit_number)
             if unit is None:
                 return
             numbers = np.unique([row for row, *_ in places])
@@ -181,7 +185,7 @@ class ReadSamples(beam.DoFn):  # type: ignore[misc]
                 where = place_of(file.key, unit.start, row.number)
                 for at, response, expected in places:
                     if at == row.number:
-                        yield from told((number >> 32, unit.number, at, response, expected), row, file.key, where)
+                        yield from told((file_number, unit_number, at, response, expected), row, file.key, where)
 
 
 @dataclass(eq=False)

@@ -1,8 +1,9 @@
-"""Arrow tables as bytes, for the shuffle and for side inputs."""
+"""Bytes for the shuffle and for side inputs: Arrow tables, and elements of several kinds told apart by a tag."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -19,3 +20,24 @@ def from_ipc(parts: Iterable[bytes], schema: pa.Schema) -> pa.Table:
     """The concatenation of all parts, in the order given; an empty table where there are none."""
     tables = [pa.ipc.open_stream(part).read_all() for part in parts]
     return pa.concat_tables(tables) if tables else schema.empty_table()
+
+
+class Tag(NamedTuple):
+    """The first byte of the elements of one kind, where elements of several kinds are flattened and grouped together.
+
+    >>> score, text = Tag(b"s"), Tag(b"t")
+    >>> list(score.select([score.add(b"1"), text.add(b"x"), score.add(b"2")]))
+    [b'1', b'2']
+    """
+
+    code: bytes
+
+    def add(self, data: bytes) -> bytes:
+        return self.code + data
+
+    def remove(self, element: bytes) -> bytes:
+        return element[len(self.code) :]
+
+    def select(self, elements: Iterable[bytes]) -> Iterator[bytes]:
+        """The elements with this tag, in the order given and without it."""
+        return (self.remove(element) for element in elements if element.startswith(self.code))

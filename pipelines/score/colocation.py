@@ -43,7 +43,7 @@ TEXTS = pa.schema(
         pa.field("key", _KEY),
         pa.field("prompt", pa.dictionary(pa.int32(), pa.large_string())),  # as `prompt_text` writes it
         pa.field("response", pa.large_string()),
-        pa.field("unit", pa.int64()),  # that waits for it; see `unit_id`
+        pa.field("unit", pa.int64()),  # that waits for it, as a packed `UnitKey`
         pa.field("input_bytes", pa.float32()),  # of the stored file; for progress
     ]
 )
@@ -57,10 +57,6 @@ RESULTS = pa.schema(
         pa.field("truncated", pa.bool_()),
     ]
 )
-
-
-def unit_id(file_number: int, unit_number: int) -> int:
-    return file_number << 32 | unit_number
 
 
 def prompt_text(prompt: Conversation) -> str:

@@ -18,11 +18,11 @@ from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.shared import Shared
 
 from pipelines.config import Limits
-from pipelines.corpus import Fragment, Unit, UnreadableError
+from pipelines.corpus import Fragment, Unit, UnitKey, UnreadableError
 from pipelines.errors import InputError, StorageError, carrying_errors
 from pipelines.plan import plan_at
 from pipelines.runtime import progress
-from pipelines.runtime.arrow_ipc import from_ipc, to_ipc
+from pipelines.runtime.arrow_ipc import Tag, from_ipc, to_ipc
 from pipelines.runtime.threaded_dofn import doubling
 from pipelines.score.colocation import (
     RESULTS,
@@ -38,7 +38,6 @@ from pipelines.score.colocation import (
     publish_results,
     read_results,
     score_piece,
-    unit_id,
 )
 from pipelines.score.load_model import acquire_scorer
 from pipelines.score.skip_transform import skipped
@@ -47,7 +46,7 @@ from pipelines.score.unit_scores import ScorePlaces, UnitScores
 from pipelines.storage import publish
 
 _HELD_BYTES = 32 * 2**20  # of text in a bundle, before it is shuffled
-_UNIT, _RESULTS = b"U", b"R"  # what an element of GroupByUnit begins with
+_UNIT, _RESULTS = Tag(b"U"), Tag(b"R")  # of the elements that GroupResults gathers by unit
 
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
@@ -126,14 +125,14 @@ class ShuffleTexts(beam.DoFn):  # type: ignore[misc]
                 yield skipped(file_number, error, self.limits)
                 return
         described = json.dumps({"unit": unit, "hashes": sorted(hashes.items())}).encode()
-        yield beam.pvalue.TaggedOutput("units", (unit_id(file_number, unit.number), _UNIT + described))
+        yield beam.pvalue.TaggedOutput("units", (UnitKey(file_number, unit.number).pack(), _UNIT.add(described)))
 
     def finish_bundle(self) -> Iterator[Any]:
         for output in self._released():
             yield GlobalWindows.windowed_value(output)
 
     def _hold(self, fragment: Fragment, place: UnitScores, *, bits: int) -> None:
-        unit = unit_id(place.file_number, place.unit.number)
+        unit = UnitKey(place.file_number, place.unit.number).pack()
         seen = fragment.rows[-1].seen_bytes - fragment.rows[0].seen_bytes if fragment.rows else 0
         share = seen / max(1, len(fragment.rows) - 1)  # of the stored bytes, a row
         for row in fragment.rows:
@@ -176,7 +175,7 @@ class ScorePrompts(beam.DoFn):  # type: ignore[misc]
                 results = score_piece(scorer, piece, plan)
                 tables.append(publish_results(directory, results, plan.fingerprint))
             for unit, own in Results.of(tables).of_units(bucket.waiting):
-                yield unit, _RESULTS + to_ipc(own)
+                yield unit, _RESULTS.add(to_ipc(own))
 
 
 @dataclass(eq=False)
@@ -188,17 +187,17 @@ class WriteScores(beam.DoFn):  # type: ignore[misc]
     limits: Limits
 
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[Any]:
-        file_number, parts = element[0] >> 32, list(element[1])
+        file_number, parts = UnitKey.unpack(element[0]).file, list(element[1])
         with carrying_errors():
             plan = plan_at(self.plan_path)
             path = plan.files[file_number].path
-            described = next((part[1:] for part in parts if part.startswith(_UNIT)), None)
+            described = next(_UNIT.select(parts), None)
             if described is None and self.limits.skip_bad_files:  # it broke after some of its texts were shuffled
                 return
             if described is None:
                 raise StorageError(f"the texts of {path} were shuffled without their unit; run the same command again")
             fields = json.loads(described)
-            results = Results.of([from_ipc([part[1:]], RESULTS) for part in parts if part.startswith(_RESULTS)])
+            results = Results.of([from_ipc([part], RESULTS) for part in _RESULTS.select(parts)])
 
             known = partial(_known, results, dict(fields["hashes"]), path)
             unit_scorer = UnitScorer(plan, self.places, known, limits=self.limits)

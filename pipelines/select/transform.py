@@ -22,6 +22,7 @@ import numpy as np
 from apache_beam.pvalue import AsSingleton, TaggedOutput
 
 from pipelines.config import Limits
+from pipelines.corpus import UnitKey
 from pipelines.errors import carrying_errors
 from pipelines.runtime.threaded_dofn import Overlapped
 from pipelines.runtime.transforms import Gather
@@ -184,8 +185,8 @@ class ApplyRules(Overlapped):
 
 
 def by_unit(rows: Candidates, needs: Needs) -> Iterator[tuple[int, bytes]]:
-    """(file << 32 | unit, its rows): no element holds more than a unit has."""
-    unit = (rows.file.astype(np.int64) << 32) | rows.unit
+    """(packed `UnitKey`, its rows): no element holds more than a unit has."""
+    unit = UnitKey.pack_columns(rows.file, rows.unit)
     if not len(unit):
         return
     order = np.argsort(unit)
@@ -203,9 +204,9 @@ class SortKept(beam.DoFn):  # type: ignore[misc]
     needs: Needs
 
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[KeptUnit]:
-        number, parts = element
+        packed, parts = element
         kept = unpack(parts, self.needs)
-        yield KeptUnit(number >> 32, number & 0xFFFFFFFF, pack(kept.take(place_order(kept)), self.needs))
+        yield KeptUnit(*UnitKey.unpack(packed), pack(kept.take(place_order(kept)), self.needs))
 
 
 def sort_fragments(element: tuple[int, Iterable[bytes]]) -> tuple[int, list[list[Any]]]:
