@@ -28,6 +28,7 @@ from pipelines.runtime.threaded_dofn import ahead
 from pipelines.runtime.transforms import Gather
 from pipelines.select.candidates import Candidates
 from pipelines.select.columns import KeptUnit, Needs, pack, unpack
+from pipelines.select.summary import FragmentFacts
 from pipelines.storage.files import join
 from pipelines.storage.publish import create_or_equal
 
@@ -89,7 +90,7 @@ def make_shard_plans(
     split: Split,
     bounds: tuple[int, int],
     counts: Iterable[tuple[int, int, list[int]]],
-    files: Iterable[tuple[int, list[list[Any]]]],
+    files: Iterable[tuple[int, list[FragmentFacts]]],
 ) -> SplitPlans:
     """Shards of at most `bounds` rows and bytes of text; the bytes are those of the mean row of its file."""
     rows_per_shard, bytes_per_shard = bounds
@@ -99,12 +100,13 @@ def make_shard_plans(
     counts = list(counts)
     for file, _, parts in counts:
         kept[file] += sum(parts)
-    sizes, at_once = {}, {}
+    kept_bytes, at_once = 0, {}
     for file, fragments in files:
-        sizes[file] = [sum(fragment[at] for fragment in fragments) for at in (6, 4)]
-        at_once[file] = rows_at_once((fragment[0], fragment[1], fragment[3]) for fragment in fragments)
-    text_bytes = sum(kept[file] * text // max(1, responses) for file, (text, responses) in sizes.items())
-    rows = rows_within(bytes_per_shard, rows_per_shard, rows=sum(kept.values()), text_bytes=text_bytes)
+        text = sum(fragment.text_bytes for fragment in fragments)
+        responses = sum(fragment.responses for fragment in fragments)
+        kept_bytes += kept[file] * text // max(1, responses)
+        at_once[file] = rows_at_once((fragment.unit, fragment.fragment, fragment.rows) for fragment in fragments)
+    rows = rows_within(bytes_per_shard, rows_per_shard, rows=sum(kept.values()), text_bytes=kept_bytes)
     own = [[(file, unit, parts[at]) for file, unit, parts in counts] for at in range(len(split.names))]
     plans = [plan_shards(part, rows_per_shard=rows, streamed=streamed) for part in own]
     return SplitPlans(dict(zip(split.names, plans, strict=True)), at_once)

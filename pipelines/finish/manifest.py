@@ -12,7 +12,7 @@ from pipelines.export.train_test_split import TRAIN
 from pipelines.plan import Plan, name_of
 from pipelines.score.ensemble import Standards
 from pipelines.score.totals import Totals
-from pipelines.select.summary import SelectionSummary, StepSum
+from pipelines.select.summary import FragmentFacts, SelectionSummary, StepSum
 from pipelines.storage.canonical_json import digest
 
 MANIFEST_FORMAT = 1
@@ -68,7 +68,7 @@ def make_manifest(
     plan: Plan,
     totals: Totals,
     summary: SelectionSummary,
-    files: Sequence[tuple[int, list[list[Any]]]],
+    files: Sequence[tuple[int, list[FragmentFacts]]],
     shards: Sequence[Shard],
     rejected: Sequence[str],
 ) -> dict[str, Any]:
@@ -137,14 +137,12 @@ def _step(summary: SelectionSummary, number: int, name: str) -> dict[str, Any]:
     return summary.steps.get(number, StepSum(name, 0, 0, 0))._asdict()
 
 
-def _input(file: InputFile, fragments: list[list[Any]]) -> dict[str, Any]:
-    content = digest([value for _, _, value, *_ in fragments])
-    rows, responses, scored = (sum(fragment[position] for fragment in fragments) for position in (3, 4, 5))
+def _input(file: InputFile, fragments: Sequence[FragmentFacts]) -> dict[str, Any]:
     return {
         "key": file.key,
         "size": file.size,
-        "rows": rows,
-        "responses": responses,
-        "scored": scored,
-        "content": content,
+        "rows": sum(fragment.rows for fragment in fragments),
+        "responses": sum(fragment.responses for fragment in fragments),
+        "scored": sum(fragment.scored for fragment in fragments),
+        "content": digest([fragment.content_hash for fragment in fragments]),
     }

@@ -27,7 +27,7 @@ from pipelines.score.ensemble import Standards
 from pipelines.score.skip_transform import names_of
 from pipelines.score.totals import Totals
 from pipelines.select.length_correction import Curve
-from pipelines.select.summary import SelectionSummary, merge_summaries
+from pipelines.select.summary import FragmentFacts, SelectionSummary, merge_summaries
 from pipelines.storage.canonical_json import to_json
 from pipelines.storage.files import join, open_for_reading
 from pipelines.storage.publish import create_or_equal
@@ -122,7 +122,7 @@ class PublishManifest(beam.DoFn):  # type: ignore[misc]
         _impulse: bytes,
         totals: Totals,
         summary: SelectionSummary,
-        files: Iterable[tuple[int, list[list[Any]]]],
+        files: Iterable[tuple[int, list[FragmentFacts]]],
         shards: Iterable[Shard],
         rejected: Iterable[str],
         curve: Curve | None = None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from pipelines.select.columns import concatenate, pack, score_columns, scored_ca
 from pipelines.select.length_correction import Sample
 from pipelines.select.prefilter import shrink
 from pipelines.select.selection import Selection, early
-from pipelines.select.summary import SelectionSummary, StepCounts
+from pipelines.select.summary import FragmentFacts, SelectionSummary, StepCounts
 
 _BLOCK_ROWS = 200_000  # that are partitioned at a time, at least; 10 MB
 _HELD_ROWS = 5_000_000  # of a bundle, before they are shuffled: 250 MB
@@ -59,9 +58,7 @@ class ReadScores(Overlapped):
         scores = score_files.read_columns(descriptor.path, list(dict.fromkeys([*columns, *extra])), footer)
         everything = scored_candidates(scores, file=descriptor.file, unit=footer.unit, needs=needs)
         candidates, counts = early(everything, self._selection, sides, until=len(self._selection.steps))
-        fragment = [footer.unit, footer.fragment, footer.content_hash, footer.rows, footer.responses, footer.scored]
-        fragment.append(footer.text_bytes)
-        outputs = [TaggedOutput("fragments", (descriptor.file, json.dumps(fragment).encode()))]
+        outputs = [TaggedOutput("fragments", (descriptor.file, FragmentFacts.of(descriptor).to_bytes()))]
         if footer.rejected:
             rejected = to_ipc(rejected_rows(scores, footer.unit_start))
             outputs.append(TaggedOutput("rejected", (descriptor.file, rejected)))

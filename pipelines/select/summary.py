@@ -1,7 +1,8 @@
-"""Mergeable summaries: counts and exact sums, the same whatever the order they are merged in."""
+"""Mergeable summaries: counts and exact sums, the same whatever the order they are merged in; and the facts of a fragment."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -9,7 +10,32 @@ from typing import NamedTuple
 import numpy as np
 
 from pipelines.score.exact_sum import ExactSum
+from pipelines.score.score_files import ScoreFile
 from pipelines.select.length_correction import Sample, merge_samples
+
+
+class FragmentFacts(NamedTuple):
+    """What the manifest and the planning of shards need to know of one fragment; in order of its place within a file."""
+
+    unit: int
+    fragment: int
+    content_hash: str
+    rows: int
+    responses: int
+    scored: int
+    text_bytes: int
+
+    @classmethod
+    def of(cls, descriptor: ScoreFile) -> FragmentFacts:
+        """The facts in the footer of a score file."""
+        return cls(*(getattr(descriptor.footer, name) for name in cls._fields))
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(self).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> FragmentFacts:
+        return cls(*json.loads(data))
 
 
 class StepSum(NamedTuple):

@@ -12,7 +12,6 @@ bundle, three times.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +34,7 @@ from pipelines.select.length_correction import Sample, fit, merge_samples
 from pipelines.select.read_transform import ReadScores
 from pipelines.select.rules import add_ranks, with_rivals
 from pipelines.select.selection import LoadPartition, LoadScores, Selection, read_candidates, take_step
-from pipelines.select.summary import SelectionSummary, StepCounts, StepSum
+from pipelines.select.summary import FragmentFacts, SelectionSummary, StepCounts, StepSum
 from pipelines.select.top import Cut
 from pipelines.select.top_transform import FindCut, FindEdges, Loader
 
@@ -209,6 +208,6 @@ class SortKept(beam.DoFn):  # type: ignore[misc]
         yield KeptUnit(*UnitKey.unpack(packed), pack(kept.take(place_order(kept)), self.needs))
 
 
-def sort_fragments(element: tuple[int, Iterable[bytes]]) -> tuple[int, list[list[Any]]]:
-    """(file, what the manifest says of its fragments)"""
-    return element[0], sorted(json.loads(data) for data in element[1])
+def sort_fragments(element: tuple[int, Iterable[bytes]]) -> tuple[int, list[FragmentFacts]]:
+    """(file, the facts of its fragments in place order)"""
+    return element[0], sorted(map(FragmentFacts.from_bytes, element[1]))

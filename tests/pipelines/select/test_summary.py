@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.score.exact_sum import ExactSum
-from pipelines.select.summary import SelectionSummary, StepSum, merge_summaries
+from pipelines.select.summary import FragmentFacts, SelectionSummary, StepSum, merge_summaries
 
 floats = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=30)
 
@@ -57,3 +57,10 @@ def test_summaries_merge_step_by_step():
     merged = merge_summaries([one, SelectionSummary(steps={1: StepSum("top", 1, None, 3)}), two])
     assert (merged.candidates, merged.prompts, merged.kept_prompts) == (8, 3, 2 + 1)
     assert merged.steps == {0: ("best_of_n", 3, 3, 12), 1: ("top", 1, None, 3)}
+
+
+def test_facts_of_a_fragment_travel_as_a_list_and_sort_by_place():
+    facts = FragmentFacts(1, 0, "hash", rows=3, responses=5, scored=4, text_bytes=70)
+    assert facts.to_bytes() == b'[1, 0, "hash", 3, 5, 4, 70]'
+    assert FragmentFacts.from_bytes(facts.to_bytes()) == facts
+    assert sorted([facts, facts._replace(unit=0, fragment=2)])[0].unit == 0
