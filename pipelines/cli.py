@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from pipelines.commands import app as invocation
-from pipelines.commands.app import settings
+from pipelines.commands.app import complete_settings
 from pipelines.runtime import logs
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 app = invocation.App(
     name="bestkept",
     cls=invocation.Group,
-    callback=invocation.set_manners,
+    callback=invocation.describe_program,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -34,12 +34,14 @@ _Extra = Annotated[
     typer.Argument(
         metavar="[KEY.SUB=VALUE]... [--BEAM-FLAG]...",
         help="Overrides of the file, and options for Beam.",
-        autocompletion=settings,
+        autocompletion=complete_settings,
     ),
 ]
 _Settings = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Settings, over those of the file.", autocompletion=settings),
+    typer.Argument(
+        metavar="[KEY.SUB=VALUE]...", help="Settings, over those of the file.", autocompletion=complete_settings
+    ),
 ]
 
 
@@ -74,13 +76,13 @@ def plan(
 ) -> None:
     """Say what a run would read, compute, take and cost, before it starts; writes nothing."""
     settings, flags = _run_config(config, extra)
-    from pipelines.commands.estimate.estimate import Wishes, plan_run, refuse_cost
-    from pipelines.commands.estimate.table import plan_shown
+    from pipelines.commands.estimate.estimate import PlanOptions, check_cost, plan_run
+    from pipelines.commands.estimate.table import print_plan
 
-    found = plan_run(settings, flags, Wishes(benchmark, gpu, machine, prices))
-    plan_shown(found, as_json=as_json)
+    found = plan_run(settings, flags, PlanOptions(benchmark, gpu, machine, prices))
+    print_plan(found, as_json=as_json)
     if max_cost is not None:
-        refuse_cost(found, max_cost)
+        check_cost(found, max_cost)
 
 
 @app.command(settings="run", context_settings=_PASS_ON)
@@ -141,7 +143,7 @@ def train(config: _ConfigPath, extra: _Settings = None) -> None:
 
     overrides, flags = split_arguments(extra or [])
     if flags:
-        raise ConfigError(invocation.no_flags("train", flags))
+        raise ConfigError(invocation.unknown_flag_message("train", flags))
     run_training(load(TrainConfig, config, overrides))
 
 
@@ -158,7 +160,7 @@ def evaluate(
 
     overrides, flags = split_arguments(extra or [])
     if flags:
-        raise ConfigError(invocation.no_flags("evaluate", flags))
+        raise ConfigError(invocation.unknown_flag_message("evaluate", flags))
     values = {"model": {"path": model}, "data": {"path": data}}
     run_evaluation(validated(EvaluateConfig, values, overrides, where="bestkept evaluate"))
 
@@ -193,14 +195,14 @@ def inspect(
     """Say what files are taken for and why, with their first conversations, as a model reads them too; writes nothing."""
     from pipelines.commands.inspect.inspect import inspect as inspected
     from pipelines.commands.inspect.inspect import question
-    from pipelines.commands.summary import inspection_shown
+    from pipelines.commands.summary import print_inspection
     from pipelines.config import InspectConfig, validated
     from pipelines.errors import InputError
 
     values = {"input": {"path": path}, "data": {"path": path}}
     config = validated(InspectConfig, values, extra or [], where="bestkept inspect")
     document = inspected(config, shown=rows)
-    inspection_shown(document, as_json=as_json)
+    print_inspection(document, as_json=as_json)
     if (asked := question(document)) is not None:
         raise InputError(asked)
 
@@ -215,10 +217,10 @@ def report(
 ) -> None:
     """Write report.html of an output again, or compare two selections, or two models, in one page."""
     from pipelines.commands.report import compare, rebuild
-    from pipelines.commands.summary import page_written
+    from pipelines.commands.summary import print_path
 
     path = rebuild(output) if other is None else compare(output, other, write=write)
-    page_written(path)
+    print_path(path)
 
 
 @app.command()
@@ -226,10 +228,10 @@ def latest(
     root: Annotated[str, typer.Argument(metavar="ROOT", help="The output.path of runs with output.versions.")],
 ) -> None:
     """Print the path of the latest complete version of an output."""
-    from pipelines.commands.summary import page_written
+    from pipelines.commands.summary import print_path
     from pipelines.finish.versions import latest_path
 
-    page_written(latest_path(root))
+    print_path(latest_path(root))
 
 
 @app.command()
@@ -245,11 +247,11 @@ def clean(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")] = False,
 ) -> None:
     """Remove old versions of an output; never the latest, and no part of one that stays."""
-    from pipelines.commands.summary import cleaned_shown
+    from pipelines.commands.summary import print_cleaned
     from pipelines.finish import retention
 
     found = retention.clean(root, keep=keep, unfinished_days=unfinished_days, scores=scores, dry_run=dry_run)
-    cleaned_shown(found, dry_run=dry_run)
+    print_cleaned(found, dry_run=dry_run)
 
 
 @models.command(name="fetch")
@@ -261,10 +263,10 @@ def fetch(
     revision: Annotated[str | None, typer.Option(metavar="NAME", help="Commit or tag of a hub id.")] = None,
 ) -> None:
     """Copy a hub model (a gated one with your token) or a directory to a bucket or directory, for model.path to name."""
-    from pipelines.commands.summary import model_fetched
+    from pipelines.commands.summary import print_fetched
     from pipelines.storage.models.fetch import fetch_model
 
-    model_fetched(fetch_model(source, destination, revision=revision))
+    print_fetched(fetch_model(source, destination, revision=revision))
 
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -289,33 +291,33 @@ def _run_config(path: str, extra: list[str] | None) -> tuple[RunConfig, list[str
 
 
 def _show(settings: RunConfig, work: Any) -> None:
-    from pipelines.commands.progress_bar import progress_shown
-    from pipelines.commands.summary import conclude
+    from pipelines.commands.progress_bar import showing_progress
+    from pipelines.commands.summary import print_summary
 
-    with progress_shown():
+    with showing_progress():
         outcome: Outcome = work()
     if not outcome.handed_over:
-        conclude(settings, outcome)
+        print_summary(settings, outcome)
 
 
 def _explain(settings: RunConfig, prompt: str, flags: list[str], *, as_json: bool) -> None:
     from pipelines.commands.explain.explain_transform import explain
-    from pipelines.commands.explain.table import explanation_shown
-    from pipelines.commands.progress_bar import progress_shown
+    from pipelines.commands.explain.table import print_explanation
+    from pipelines.commands.progress_bar import showing_progress
 
-    with progress_shown():
+    with showing_progress():
         found = explain(settings, prompt, flags)
-    explanation_shown(found, as_json=as_json)
+    print_explanation(found, as_json=as_json)
 
 
 def main() -> None:
     """Entry point: run the command, and end with a documented exit code and a one-line error."""
-    from pipelines.commands.signals import heeded
+    from pipelines.commands.signals import ending_on_signals
     from pipelines.errors import BestkeptError, ConfigError
 
     logs.adopt(sys.argv[1:])
     try:
-        with heeded():
+        with ending_on_signals():
             code = invocation.invoke(app)
     except ConfigError as error:
         _end(error.message, int(error.exit_code))

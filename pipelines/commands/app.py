@@ -77,13 +77,13 @@ class App(typer.Typer):
         register = super().command(name, **{"cls": kind, **given})
 
         def decorate(function: Function) -> Function:
-            register(_with_manners(function))
+            register(_with_output_options(function))
             return function
 
         return decorate
 
 
-def _with_manners(function: Callable[..., Any]) -> Callable[..., Any]:
+def _with_output_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` with log lines in their places, and with two more options, for parser and help: `logs.adopt` reads them
     wherever they stand."""
 
@@ -105,7 +105,7 @@ def _with_manners(function: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def set_manners(quiet: _Quiet = False, json_logs: _JsonLogs = False) -> None:
+def describe_program(quiet: _Quiet = False, json_logs: _JsonLogs = False) -> None:
     """Train a Bradley-Terry reward model, score a corpus with it, keep the best responses."""
 
 
@@ -135,7 +135,7 @@ def _usage(error: Any) -> str:
     return f"{message[:1].lower()}{message[1:]}; {remedy}"
 
 
-def no_flags(command: str, flags: Sequence[str]) -> str:
+def unknown_flag_message(command: str, flags: Sequence[str]) -> str:
     """What is wrong with `flags` of a command that hands none on to Beam."""
     name = flags[0].partition("=")[0]
     remedy = f"`bestkept {command}` takes key.sub=value settings only"
@@ -150,7 +150,7 @@ def suggestion(given: str, known: Sequence[str], *, otherwise: str | None = None
     return otherwise or f"expected one of {', '.join(known)}"
 
 
-def settings(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+def complete_settings(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """(`key.sub=`, its meaning) for the settings of the command that is being typed."""
     kind: Any = getattr(ctx.command, "settings", None)
     if kind is None or "=" in incomplete:

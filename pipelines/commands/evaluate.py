@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pipelines.commands.progress_bar import bar_wanted
-from pipelines.commands.summary import said
+from pipelines.commands.progress_bar import shows_bar
+from pipelines.commands.summary import print_result
 from pipelines.config import EvaluateConfig
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
 from pipelines.report import evaluation_tables
@@ -86,7 +86,9 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
     _write(config.output.path, document)
     facts = {"accuracy": document["evaluation"]["accuracy"]["overall"], "temperature_stored": stored}
     place = config.output.path
-    said("evaluated", facts, path=place, table=lambda: evaluation_tables.evaluation_tables(document, written_to=place))
+    print_result(
+        "evaluated", facts, path=place, table=lambda: evaluation_tables.evaluation_tables(document, written_to=place)
+    )
     return document
 
 
@@ -132,7 +134,7 @@ def _score(config: EvaluateConfig, directory: Path, groups: Sequence[Group]) -> 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[Work], None]]:
     """What the scorer tells of each batch, as a bar on a terminal and as a line now and then elsewhere."""
-    console, watched = Console(stderr=True), bar_wanted()
+    console, watched = Console(stderr=True), shows_bar()
     done, shown = 0, time.monotonic()
     columns = (TextColumn("scoring"), BarColumn(), TextColumn("{task.completed:,} responses"), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not watched) as bar:

@@ -24,11 +24,11 @@ _REFRESH_SECS = 0.25
 
 
 @contextmanager
-def progress_shown() -> Iterator[None]:
+def showing_progress() -> Iterator[None]:
     """Show progress while the body runs: a bar with rows/s, tokens/s and time left, or a log line now and then."""
     progress.reset()
     stop = threading.Event()
-    thread = threading.Thread(target=_follow_bar if bar_wanted() else _follow_lines, args=(stop,), daemon=True)
+    thread = threading.Thread(target=_follow_bar if shows_bar() else _follow_lines, args=(stop,), daemon=True)
     thread.start()
     try:
         yield
@@ -53,7 +53,7 @@ def describe(now: progress.Progress, secs: float) -> tuple[float, str]:
     return share, words
 
 
-def bar_wanted() -> bool:
+def shows_bar() -> bool:
     """Whether somebody watches: standard error is a terminal, and nothing else was asked for."""
     now = logs.current()
     return Console(stderr=True).is_terminal and not now.quiet and not now.json_logs

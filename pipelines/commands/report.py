@@ -24,13 +24,13 @@ def compare(one: str, other: str, *, write: str) -> str:
     """`bestkept report A B`: write a page that compares two outputs to the file `write`; its path."""
     one, other = followed(one), followed(other)
     manifests = [_manifest(output) for output in (one, other)]
-    page = comparison.render(apart(one, other), manifests, [read_numbers(output) for output in (one, other)])
+    page = comparison.render(distinct_parts(one, other), manifests, [read_numbers(output) for output in (one, other)])
     path = absolute(write)
     publish.replace(path, page.encode())
     return path
 
 
-def apart(one: str, other: str) -> tuple[str, str]:
+def distinct_parts(one: str, other: str) -> tuple[str, str]:
     """Two paths without the parts that they have in common at either end."""
     parts = [path.rstrip("/").split("/") for path in (one, other)]
     for end in (0, -1):

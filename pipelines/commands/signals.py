@@ -33,7 +33,7 @@ def _end_now(number: int, _frame: object = None) -> None:
 
 
 @contextmanager
-def heeded() -> Iterator[None]:
+def ending_on_signals() -> Iterator[None]:
     """Inside, SIGTERM and Ctrl-C end the process whatever its main thread does.
 
     Python runs handlers on the main thread, between two of its own instructions, and a forward of a large model on a CPU takes

@@ -27,14 +27,14 @@ _SKIPPED_SHOWN = 10
 _WIDEST = 10_000  # characters
 
 
-def conclude(config: RunConfig, outcome: Outcome) -> None:
+def print_summary(config: RunConfig, outcome: Outcome) -> None:
     """The end of a finished `run`, `score` or `select`."""
     message = "already complete" if outcome.already_complete else "done"
     place = outcome.output(config) if outcome.manifest else config.scores_path
-    said(message, facts(config, outcome), path=place, table=lambda: [summary(config, outcome)])
+    print_result(message, summary_fields(config, outcome), path=place, table=lambda: [summary_table(config, outcome)])
 
 
-def page_written(path: str) -> None:
+def print_path(path: str) -> None:
     """The end of a command that writes one page."""
     if logs.current().json_logs:
         sys.stderr.write(logs.json_line("INFO", "written", output=path))
@@ -42,7 +42,7 @@ def page_written(path: str) -> None:
         sys.stdout.write(f"{path}\n")
 
 
-def cleaned_shown(cleaned: Cleaned, *, dry_run: bool) -> None:
+def print_cleaned(cleaned: Cleaned, *, dry_run: bool) -> None:
     """The end of `clean`: what was removed, one path a line, or as one JSON line."""
     from pipelines.finish.versions import path_of
 
@@ -58,7 +58,7 @@ def cleaned_shown(cleaned: Cleaned, *, dry_run: bool) -> None:
     sys.stdout.write(f"{cleaned.root}\n" if logs.current().quiet else f"versions kept: {len(cleaned.kept)}\n")
 
 
-def model_fetched(sent: Sent) -> None:
+def print_fetched(sent: Sent) -> None:
     """The end of `bestkept model fetch`: where the model is, and what to write for it."""
     size_bytes = sum(file.bytes for file in sent.files.values())
     facts = {"source": sent.source, "files": len(sent.files), "bytes": size_bytes, "files_sent": sent.sent}
@@ -70,10 +70,10 @@ def model_fetched(sent: Sent) -> None:
         table.add_row("in the configuration", Text(f"model: {{path: {sent.destination}}}"))
         yield table
 
-    said("fetched", facts, path=sent.destination, table=table)
+    print_result("fetched", facts, path=sent.destination, table=table)
 
 
-def said(message: str, fields: Mapping[str, Any], *, path: str, table: Callable[[], Iterable[Table]]) -> None:
+def print_result(message: str, fields: Mapping[str, Any], *, path: str, table: Callable[[], Iterable[Table]]) -> None:
     """The end of a finished command: tables on standard output; of `--quiet` the path of what was made, alone; of
     `--json-logs` one line with `fields` on standard error."""
     now = logs.current()
@@ -82,10 +82,10 @@ def said(message: str, fields: Mapping[str, Any], *, path: str, table: Callable[
     elif now.quiet:
         sys.stdout.write(f"{path}\n")
     else:
-        shown(*table())
+        print_tables(*table())
 
 
-def shown(*tables: Table) -> None:
+def print_tables(*tables: Table) -> None:
     """Tables on standard output: as wide as the terminal, and as wide as they are where nobody has one."""
     console = Console()
     for table in tables:
@@ -97,7 +97,7 @@ def shown(*tables: Table) -> None:
         console.print(table)
 
 
-def facts(config: RunConfig, outcome: Outcome) -> dict[str, Any]:
+def summary_fields(config: RunConfig, outcome: Outcome) -> dict[str, Any]:
     """What the closing table says, as fields of a JSON line."""
     manifest: dict[str, Any] = outcome.manifest or {}
     found: dict[str, Any] = {
@@ -116,7 +116,7 @@ def facts(config: RunConfig, outcome: Outcome) -> dict[str, Any]:
     return found
 
 
-def summary(config: RunConfig, outcome: Outcome) -> Table:
+def summary_table(config: RunConfig, outcome: Outcome) -> Table:
     now = progress.current()
     table = Table(
         show_header=False, title="already complete" if outcome.already_complete else "done", title_justify="left"
@@ -156,15 +156,15 @@ def summary(config: RunConfig, outcome: Outcome) -> Table:
     return table
 
 
-def inspection_shown(document: Mapping[str, Any], *, as_json: bool) -> None:
+def print_inspection(document: Mapping[str, Any], *, as_json: bool) -> None:
     """What `inspect` found, on standard output: tables and conversations, or one JSON object."""
     if as_json:
         sys.stdout.write(json.dumps(document) + "\n")
         return
-    from pipelines.commands.inspect.tables import rendered
+    from pipelines.commands.inspect.tables import render
 
     console = Console()
-    for part in rendered(document):
+    for part in render(document):
         console.print(part, soft_wrap=not isinstance(part, Table))
 
 

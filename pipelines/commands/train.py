@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from pipelines.commands.summary import said
+from pipelines.commands.summary import print_result
 from pipelines.config import TrainConfig
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
 from pipelines.report.evaluation_tables import percent_interval
@@ -32,7 +32,7 @@ def run_training(config: TrainConfig) -> TrainResult:
         raise InputError(str(error)) from error
     except (training.ModelError, training.TrainingError) as error:
         raise ModelLoadError(str(error)) from error
-    said("trained", _facts(result), path=result.output_path, table=lambda: [_table(result)])
+    print_result("trained", _facts(result), path=result.output_path, table=lambda: [_table(result)])
     return result
 
 

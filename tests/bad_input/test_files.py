@@ -18,7 +18,7 @@ from support.stubs import NamedFactory, StubFactory, scored_rows, stub_reward
 
 from pipelines.commands.explain.explain_transform import explain
 from pipelines.commands.run import run_curation, run_scoring
-from pipelines.commands.summary import summary
+from pipelines.commands.summary import summary_table
 from pipelines.config import RunConfig
 from pipelines.errors import ConflictError, Exit, InputError
 from pipelines.storage import files, listing
@@ -151,7 +151,7 @@ def test_bad_files_are_left_out_named_and_scored_alone_when_mended(tmp_path, mak
     assert (done.manifest["counts"]["read"], done.manifest["counts"]["scored"]) == (24, 24)
     assert kept(tmp_path / "out") == best(ROWS), "of a file that breaks at its end no row is taken"
     assert f"{len(bad)} files that could not be read" in (tmp_path / "out" / "README.md").read_text()
-    table = summary(config, done)
+    table = summary_table(config, done)
     shown = dict(zip(*([str(cell) for cell in column._cells] for column in table.columns), strict=True))
     assert shown["skipped files"] == str(len(bad))
     first = min(bad)

@@ -14,7 +14,7 @@ from support.tiny_models import save_causal
 from support.weights_on_stores import GET_WEIGHTS, WEIGHTS, flip, model, root, sent, upload, url_of
 
 from pipelines import plan
-from pipelines.commands.estimate.estimate import Wishes, plan_run
+from pipelines.commands.estimate.estimate import PlanOptions, plan_run
 from pipelines.commands.run import default_scorer, run_graph
 from pipelines.config import RunConfig
 from pipelines.errors import ModelLoadError
@@ -181,9 +181,9 @@ def test_a_local_directory_that_changed_since_is_noticed_by_the_worker(model, ro
 
 def test_plan_needs_no_weights(store, model, root, config):
     url = sent(store, model)
-    ours = plan_run(config(url, "out"), (), Wishes(benchmark=False))
+    ours = plan_run(config(url, "out"), (), PlanOptions(benchmark=False))
     assert not store.proxy.lines(GET_WEIGHTS)
-    theirs = plan_run(config(model, "out"), (), Wishes(benchmark=False))
+    theirs = plan_run(config(model, "out"), (), PlanOptions(benchmark=False))
     assert ours["models"] == theirs["models"]
     assert ours["models"][0]["name"] == "reward"
 

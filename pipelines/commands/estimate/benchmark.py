@@ -48,7 +48,7 @@ def benchmark(plan: Plan, waiting: Sequence[BlockOfRows], *, seed: int, secs: fl
     load_secs = time.perf_counter() - started
     done: list[Any] = []
     scorer.on_batch = done.append
-    queue = _shuffled(waiting, seed)
+    queue = _shuffle_groups(waiting, seed)
     size, timed, responses = 1, [], 0
     begun = time.perf_counter()
     while queue and time.perf_counter() - begun < secs:
@@ -73,7 +73,7 @@ def benchmark(plan: Plan, waiting: Sequence[BlockOfRows], *, seed: int, secs: fl
     return Speed(rate, load_secs, took, responses, scorer.device, scorer.packed)
 
 
-def _shuffled(waiting: Sequence[BlockOfRows], seed: int) -> list[Group]:
+def _shuffle_groups(waiting: Sequence[BlockOfRows], seed: int) -> list[Group]:
     """Prompts of all blocks, each with its responses in one block, in random order."""
     groups: list[Group] = []
     for block in waiting:

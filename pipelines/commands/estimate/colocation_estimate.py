@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _PIECES = 4  # that are counted
 
 
-class Together(NamedTuple):
+class ColocationGain(NamedTuple):
     """Tokens that the model would compute of what is left, and which of the two ways is configured."""
 
     apart: Quantity
@@ -37,7 +37,7 @@ class Together(NamedTuple):
         return {"configured": "prompt" if self.colocated else None, **ways, "gain": gain}
 
 
-def told_together(
+def with_colocation(
     found: Forecast,
     waiting: Sequence[BlockOfRows],
     forecaster: Forecaster,
@@ -45,21 +45,21 @@ def told_together(
     whole: bool,
     responses: int,
     colocated: bool,
-) -> tuple[Forecast, Together | None]:
+) -> tuple[Forecast, ColocationGain | None]:
     """The forecast of the way that is configured, and both ways; None where nothing is left, or the model shares no prompts.
 
     `responses` is the most of a piece, `whole` whether `waiting` is all that is left.
     """
     if not (forecaster.packed and forecaster.model.causal and found.left_tokens.high):
         return found, None
-    share = computed_together(waiting, forecaster, whole=whole, responses=responses, apart=found.computed_share)
-    both = Together(found.left_computed, product_of(found.left_tokens, share), colocated)
+    share = colocated_share(waiting, forecaster, whole=whole, responses=responses, apart=found.computed_share)
+    both = ColocationGain(found.left_computed, product_of(found.left_tokens, share), colocated)
     if colocated:
         found = found._replace(left_computed=both.together, computed_share=share)
     return found, both
 
 
-def computed_together(
+def colocated_share(
     waiting: Sequence[BlockOfRows], forecaster: Forecaster, *, whole: bool, responses: int, apart: Quantity
 ) -> Quantity:
     """Tokens that go through the model by token that its responses have with their prompts, were all responses to a prompt scored
@@ -75,7 +75,7 @@ def computed_together(
         return apart if whole else Quantity(apart.value, 0.0, apart.high, "at_most")
     prompts = sorted((keys_of(prompt_text(prompt), [""])[0], prompt) for prompt in places)
     ordered = [(prompt, list(itertools.chain.from_iterable(places[prompt].values()))) for _, prompt in prompts]
-    pieces = list(in_pieces(ordered, responses=responses))
+    pieces = list(cut_pieces(ordered, responses=responses))
     chosen = pieces[:_PIECES]
     counts = [forecaster.count(piece) for piece in chosen]
     joined = [float(work.computed_tokens) for _, work in counts]
@@ -84,7 +84,7 @@ def computed_together(
         return apart
     if whole and len(chosen) == len(pieces):
         return Quantity.exact(sum(joined) / asked)
-    lying = [_computed_apart(piece, places, forecaster) for piece in chosen]
+    lying = [_count_apart(piece, places, forecaster) for piece in chosen]
     blocks = [Block(alone, 1, 0.0, [(0.0, once)]) for alone, once in zip(lying, joined, strict=True) if alone]
     if not whole:
         ratio = sum(joined) / max(1.0, sum(lying))
@@ -93,7 +93,7 @@ def computed_together(
     return product_of(apart, sampled_total(blocks, Quantity.exact(measure)).times(1 / measure))
 
 
-def _computed_apart(
+def _count_apart(
     piece: Sequence[Group], places: Mapping[Conversation, Mapping[int, list[str]]], forecaster: Forecaster
 ) -> float:
     """Tokens computed for a piece's texts where each block is scored by itself."""
@@ -105,7 +105,7 @@ def _computed_apart(
     return sum(float(forecaster.count(groups)[1].computed_tokens) for groups in blocks.values())
 
 
-def in_pieces(groups: Sequence[Group], *, responses: int) -> Iterator[list[Group]]:
+def cut_pieces(groups: Sequence[Group], *, responses: int) -> Iterator[list[Group]]:
     """Prompts with all their responses, cut as `colocated.pieces` cuts them: by how many different responses there are. Equal
     ones stay together."""
     piece: list[Group] = []

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipelines.commands.estimate.benchmark import Speed
-from pipelines.commands.estimate.hardware import Asked, Machine, Prices, hardware, refuse_large
-from pipelines.commands.estimate.model_estimate import ModelAhead
+from pipelines.commands.estimate.hardware import Machine, Prices, RequestedMachine, hardware, why_too_large
+from pipelines.commands.estimate.model_estimate import ModelEstimate
 from pipelines.commands.estimate.quantity import Quantity, total_of
 from pipelines.commands.estimate.selection_size import SHUFFLE_BYTES
 from pipelines.commands.estimate.survey import Survey
@@ -19,8 +19,12 @@ _CORES_GAIN = (1.0, 1.1, 1.2)  # by workers that share the cores of one process;
 _UNEVEN = 1.15  # of workers with a GPU each, whose last pieces do not end together
 
 
-def local_way(
-    models: Sequence[ModelAhead], speeds: Sequence[Speed | None], surveyed: Survey, asked: Asked, prices: Prices
+def estimate_local(
+    models: Sequence[ModelEstimate],
+    speeds: Sequence[Speed | None],
+    surveyed: Survey,
+    asked: RequestedMachine,
+    prices: Prices,
 ) -> list[dict[str, Any]]:
     """This machine, by a benchmark; without one its time is not known."""
     machine = prices.machine(asked.machine, asked.gpu) if asked.machine or asked.gpu else None
@@ -32,7 +36,9 @@ def local_way(
         return [way]
     known = [(each, speed) for each, speed in zip(models, speeds, strict=bool(speeds)) if speed is not None]
     gpu = any(speed.device != "cpu" for _, speed in known)
-    work = _shared(total_of([speed.time_for(each.found.left_computed) for each, speed in known]), workers, gpu=gpu)
+    work = _over_workers(
+        total_of([speed.time_for(each.found.left_computed) for each, speed in known]), workers, gpu=gpu
+    )
     load = sum(speed.load_secs for _, speed in known)
     rows = surveyed.responses.value
     low, high = (start + rows * row for start, row in zip(_LOCAL_SECS, _ROW_SECS, strict=True))
@@ -48,7 +54,7 @@ def local_way(
     ]
 
 
-def _shared(work: Quantity, workers: int, *, gpu: bool) -> Quantity:
+def _over_workers(work: Quantity, workers: int, *, gpu: bool) -> Quantity:
     """Seconds of so many workers, of what one process was measured at: each has a GPU of its own, or its part of the cores."""
     if workers == 1:
         return work
@@ -59,7 +65,9 @@ def _shared(work: Quantity, workers: int, *, gpu: bool) -> Quantity:
     return Quantity(work.value / usual, work.low / most, work.high / least, work.basis)
 
 
-def gpu_ways(models: Sequence[ModelAhead], asked: Asked, prices: Prices, surveyed: Survey) -> list[dict[str, Any]]:
+def estimate_gpus(
+    models: Sequence[ModelEstimate], asked: RequestedMachine, prices: Prices, surveyed: Survey
+) -> list[dict[str, Any]]:
     """The GPU that is named, or every one of the table: estimates, from its peak and an assumed share of it."""
     table = hardware()
     names = [asked.gpu] if asked.gpu is not None else list(table.gpus)
@@ -69,8 +77,8 @@ def gpu_ways(models: Sequence[ModelAhead], asked: Asked, prices: Prices, surveye
     ways = []
     for name in names:
         gpu = table.gpus[name]
-        why = next((why for each in models if (why := refuse_large(name, gpu, each.memory)) is not None), None)
-        why = why or _no_type(models, name)
+        why = next((why for each in models if (why := why_too_large(name, gpu, each.memory)) is not None), None)
+        why = why or _why_no_dtype(models, name)
         machine = prices.machine(asked.machine, name) if asked.machine or asked.gpu else prices.machine(None, name)
         way: dict[str, Any] = {"where": name, "basis": "assumed", "workers": workers, "speed": []}
         way |= {"secs": None, "gpu_hours": None}
@@ -84,14 +92,14 @@ def gpu_ways(models: Sequence[ModelAhead], asked: Asked, prices: Prices, surveye
     return ways
 
 
-def _no_type(models: Sequence[ModelAhead], gpu: str) -> str | None:
+def _why_no_dtype(models: Sequence[ModelEstimate], gpu: str) -> str | None:
     """Why a GPU cannot run a model in its type; None where it can."""
     if hardware().gpus[gpu].bfloat16:
         return None
     return next((f"{gpu} only emulates bfloat16" for each in models if each.plan.model["dtype"] == "bfloat16"), None)
 
 
-def _gpu_secs(model: ModelAhead, gpu: str) -> Quantity:
+def _gpu_secs(model: ModelEstimate, gpu: str) -> Quantity:
     parameters = model.shape["computing_parameters"]
     return forward_secs(
         model.found.left_computed,
@@ -101,7 +109,7 @@ def _gpu_secs(model: ModelAhead, gpu: str) -> Quantity:
     )
 
 
-def _cost(hours: Quantity, machine: Machine, asked: Asked, shuffled: float) -> Quantity:
+def _cost(hours: Quantity, machine: Machine, asked: RequestedMachine, shuffled: float) -> Quantity:
     """Money for worker hours and shuffled bytes. All GPUs that a worker asks for are billed, though only one of them computes."""
     each = machine.hour * max(1, asked.gpus) / max(1, machine.gpus) if machine.gpu else machine.hour
     billed = hours.times(each)

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from pipelines.commands.estimate.cost import gpu_ways, local_way
-from pipelines.commands.estimate.hardware import OLD_DAYS, Prices, gpu_named, hardware, load_prices
-from pipelines.commands.estimate.model_estimate import ModelAhead, refuse_models
-from pipelines.commands.estimate.quantity import Quantity, as_json
-from pipelines.commands.estimate.selection_size import _selection
+from pipelines.commands.estimate.cost import estimate_gpus, estimate_local
+from pipelines.commands.estimate.hardware import OLD_DAYS, Prices, gpu_of, hardware, load_prices
+from pipelines.commands.estimate.model_estimate import ModelEstimate, check_memory
+from pipelines.commands.estimate.quantity import Quantity, to_json
+from pipelines.commands.estimate.selection_size import selection_size
 from pipelines.commands.estimate.survey import Survey, survey
 from pipelines.config import RunConfig
 from pipelines.corpus import rewritten_copy
@@ -26,7 +26,7 @@ _SCORE_ROW_BYTES = 21
 
 
 @dataclass(frozen=True)
-class Wishes:
+class PlanOptions:
     """What the command line asks of a plan."""
 
     benchmark: bool = True
@@ -35,20 +35,20 @@ class Wishes:
     prices: str | None = None
 
 
-def plan_run(config: RunConfig, flags: Sequence[str] = (), wishes: Wishes | None = None) -> dict[str, Any]:
+def plan_run(config: RunConfig, flags: Sequence[str] = (), wishes: PlanOptions | None = None) -> dict[str, Any]:
     """The plan as plain JSON values; see `bestkept plan --json`. Raises `BestkeptError` like a run that cannot start, and
     `ConfigError` for a model larger than the GPU that is named, a bad price file, and flags of Beam."""
-    from pipelines.commands.estimate.hardware import machines_asked
+    from pipelines.commands.estimate.hardware import requested_machine
     from pipelines.plan import located
     from pipelines.score.unit_scores import score_places, scores_path
 
-    wishes = wishes or Wishes()
+    wishes = wishes or PlanOptions()
     config = located(config)
-    asked = machines_asked(config.runner, flags)
+    asked = requested_machine(config.runner, flags)
     asked = asked._replace(gpu=wishes.gpu or asked.gpu, machine=wishes.machine or asked.machine)
     prices = load_prices(wishes.prices)
     if asked.gpu is not None:
-        gpu_named(asked.gpu, hardware().gpus)
+        gpu_of(asked.gpu, hardware().gpus)
     if asked.machine is not None and wishes.machine and prices.machine(asked.machine, asked.gpu) is None:
         raise ConfigError(f"--machine {asked.machine!r} has no price; expected one of {', '.join(prices.machines)}")
     plans = make_plans(config)
@@ -58,25 +58,29 @@ def plan_run(config: RunConfig, flags: Sequence[str] = (), wishes: Wishes | None
     scored = score_places(config)
     colocated = config.score.colocate is not None
     models = [
-        ModelAhead.of(member, scored.of(member.fingerprint), surveyed, seed=seed, local=local, colocated=colocated)
+        ModelEstimate.of(member, scored.of(member.fingerprint), surveyed, seed=seed, local=local, colocated=colocated)
         for member in (plans.members if config.models else ())
     ]
     if asked.gpu is not None:
-        refuse_models(models, asked.gpu)
+        check_memory(models, asked.gpu)
     speeds = [each.benchmark(surveyed, seed) for each in models] if local and wishes.benchmark else []
-    ways = local_way(models, speeds, surveyed, asked, prices) if local else gpu_ways(models, asked, prices, surveyed)
+    ways = (
+        estimate_local(models, speeds, surveyed, asked, prices)
+        if local
+        else estimate_gpus(models, asked, prices, surveyed)
+    )
     content = {
         "runner": config.runner.name,
-        "corpus": _corpus(surveyed, plans.whole),
+        "corpus": _corpus_json(surveyed, plans.whole),
         "models": [each.to_json() for each in models],
         "scores": {"path": scores_path(config), "bytes": _score_bytes(config, surveyed, models)},
-        "selection": _selection(config, surveyed),
+        "selection": selection_size(config, surveyed),
         "ways": ways,
         "prices": {"date": prices.date.isoformat(), "region": prices.region, "currency": prices.currency}
         | {"source": prices.source, "age_days": prices.age_days(datetime.now(UTC).date())},
-        "warnings": [*rewriting(plans.whole), *_warnings(config, surveyed, models, prices, ways=ways)],
+        "warnings": [*warn_of_rewriting(plans.whole), *_list_warnings(config, surveyed, models, prices, ways=ways)],
     }
-    return as_json(content)
+    return to_json(content)
 
 
 def seed_of(plan: Plan) -> int:
@@ -84,7 +88,7 @@ def seed_of(plan: Plan) -> int:
     return int(plan.hash[:8], 16)
 
 
-def refuse_cost(plan: dict[str, Any], max_cost: float) -> None:
+def check_cost(plan: dict[str, Any], max_cost: float) -> None:
     """Raise `ConfigError` (exit 2) where the upper end of the cost exceeds `max_cost`, or where no cost is known."""
     ways = plan["ways"]
     if len(ways) != 1 or ways[0]["cost"] is None:
@@ -98,7 +102,7 @@ def refuse_cost(plan: dict[str, Any], max_cost: float) -> None:
         )
 
 
-def _corpus(surveyed: Survey, plan: Plan) -> dict[str, Any]:
+def _corpus_json(surveyed: Survey, plan: Plan) -> dict[str, Any]:
     return {
         "files": len(plan.files),
         "bytes": plan.input_bytes,
@@ -111,7 +115,7 @@ def _corpus(surveyed: Survey, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _score_bytes(config: RunConfig, surveyed: Survey, models: Sequence[ModelAhead]) -> Quantity:
+def _score_bytes(config: RunConfig, surveyed: Survey, models: Sequence[ModelEstimate]) -> Quantity:
     """Of all score files that the run leaves; sources and carried columns not counted."""
     fragments = max(surveyed.files, surveyed.rows.value / config.input.rows_per_fragment)
     if surveyed.whole:
@@ -122,7 +126,7 @@ def _score_bytes(config: RunConfig, surveyed: Survey, models: Sequence[ModelAhea
     return Quantity(value, low, high, "assumed")
 
 
-def rewriting(plan: Plan) -> list[str]:
+def warn_of_rewriting(plan: Plan) -> list[str]:
     """What there is to say of large compressed files that have no copy yet."""
     waiting = [file for file in plan.files if file.copy is not None and not rewritten_copy.whole(file.copy)]
     if not waiting:
@@ -132,8 +136,13 @@ def rewriting(plan: Plan) -> list[str]:
     return [f"{what} large, and first rewritten in {folder}, which takes about {size / 1e9:,.1f} GB there"]
 
 
-def _warnings(
-    config: RunConfig, surveyed: Survey, models: Sequence[ModelAhead], prices: Prices, *, ways: Sequence[dict[str, Any]]
+def _list_warnings(
+    config: RunConfig,
+    surveyed: Survey,
+    models: Sequence[ModelEstimate],
+    prices: Prices,
+    *,
+    ways: Sequence[dict[str, Any]],
 ) -> list[str]:
     found = []
     age = prices.age_days(datetime.now(UTC).date())

@@ -21,8 +21,8 @@ from pipelines.runtime import dataflow
 from pipelines.runtime.beam_options import pipeline_options
 
 OLD_DAYS = 180
-_HERE = Path(__file__).parent
-PRICES = _HERE / "prices.yaml"
+_FOLDER = Path(__file__).parent
+PRICES = _FOLDER / "prices.yaml"
 
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Price = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
@@ -112,7 +112,7 @@ class Prices(Strict):
         return (fitting[0], self.machines[fitting[0]]) if fitting else None
 
 
-class Asked(NamedTuple):
+class RequestedMachine(NamedTuple):
     """What a runner's options ask for."""
 
     machine: str | None
@@ -124,7 +124,7 @@ class Asked(NamedTuple):
 @lru_cache(maxsize=1)
 def hardware() -> Hardware:
     """The table of GPUs that is shipped."""
-    return load(Hardware, str(_HERE / "hardware.yaml"))
+    return load(Hardware, str(_FOLDER / "hardware.yaml"))
 
 
 def load_prices(path: str | None) -> Prices:
@@ -137,7 +137,7 @@ def load_prices(path: str | None) -> Prices:
     return prices
 
 
-def refuse_large(name: str, gpu: Gpu, memory: tuple[int, int]) -> str | None:
+def why_too_large(name: str, gpu: Gpu, memory: tuple[int, int]) -> str | None:
     """Why a model of (weights, room beside them) in bytes cannot run on this GPU; None where it can."""
     weights, room = (each / 2**30 for each in memory)
     if weights + room <= gpu.memory_gib:
@@ -148,7 +148,7 @@ def refuse_large(name: str, gpu: Gpu, memory: tuple[int, int]) -> str | None:
     )
 
 
-def gpu_named(name: str, table: Mapping[str, Gpu]) -> Gpu:
+def gpu_of(name: str, table: Mapping[str, Gpu]) -> Gpu:
     """Raises `ConfigError` for a name that the table has not."""
     if name not in table:
         raise ConfigError(
@@ -157,13 +157,13 @@ def gpu_named(name: str, table: Mapping[str, Gpu]) -> Gpu:
     return table[name]
 
 
-def machines_asked(config: RunnerConfig, flags: Sequence[str]) -> Asked:
+def requested_machine(config: RunnerConfig, flags: Sequence[str]) -> RequestedMachine:
     """What a run asks for: the machine type of the workers that score, their accelerator, and the most workers. Raises
     `ConfigError` like `pipeline_options`."""
     own = pipeline_options(config, flags).view_as(WorkerOptions)
     workers = own.max_num_workers or own.num_workers
     most = config.workers if config.name == "local" else int(workers) if workers else None
     if config.accelerator is None:
-        return Asked(own.machine_type, None, 0, most)
+        return RequestedMachine(own.machine_type, None, 0, most)
     gpu = dataflow.Accelerator.of(config.accelerator)
-    return Asked(gpu.machine_type or own.machine_type, gpu.type, gpu.gpus, most)
+    return RequestedMachine(gpu.machine_type or own.machine_type, gpu.type, gpu.gpus, most)

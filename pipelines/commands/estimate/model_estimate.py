@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.commands.estimate.benchmark import Speed, benchmark
-from pipelines.commands.estimate.colocation_estimate import Together, told_together
-from pipelines.commands.estimate.hardware import hardware, refuse_large
-from pipelines.commands.estimate.scored_so_far import already_scored
+from pipelines.commands.estimate.colocation_estimate import ColocationGain, with_colocation
+from pipelines.commands.estimate.hardware import hardware, why_too_large
+from pipelines.commands.estimate.scored_so_far import count_scored
 from pipelines.commands.estimate.survey import Survey
-from pipelines.commands.estimate.token_forecast import Forecast, forecast, load_forecaster, unscored
+from pipelines.commands.estimate.token_forecast import Forecast, forecast, load_forecaster, unscored_blocks
 from pipelines.errors import ConfigError
 from pipelines.plan import Plan
 
@@ -20,7 +20,7 @@ _BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
-class ModelAhead:
+class ModelEstimate:
     """One model of a plan, looked at without its weights."""
 
     plan: Plan
@@ -30,7 +30,7 @@ class ModelAhead:
     shape: dict[str, int]
     tokens_per_batch: int
     found: Forecast
-    together: Together | None  # both ways of `score.colocate`, where they differ
+    together: ColocationGain | None  # both ways of `score.colocate`, where they differ
 
     @classmethod
     def of(
@@ -42,14 +42,14 @@ class ModelAhead:
         seed: int,
         local: bool,
         colocated: bool = False,
-    ) -> ModelAhead:
+    ) -> ModelEstimate:
         """The model of a plan, with what these directories hold of its scores. Raises `ModelLoadError`."""
         forecaster = load_forecaster(plan, device=None if local else "cuda")
-        already = already_scored(plan, directories, seed=seed)
+        already = count_scored(plan, directories, seed=seed)
         found = forecast(plan, surveyed, forecaster, already, seed=seed)
-        found, both = told_together(
+        found, both = with_colocation(
             found,
-            unscored(plan, surveyed, already),
+            unscored_blocks(plan, surveyed, already),
             forecaster,
             whole=surveyed.whole and already.whole,
             responses=plan.rows_per_fragment,
@@ -61,7 +61,7 @@ class ModelAhead:
 
     def benchmark(self, surveyed: Survey, seed: int) -> Speed | None:
         """None where nothing is left to score."""
-        waiting = unscored(self.plan, surveyed, self.found.already)
+        waiting = unscored_blocks(self.plan, surveyed, self.found.already)
         return benchmark(self.plan, waiting, seed=seed) if waiting and self.found.left_computed.high else None
 
     @property
@@ -98,9 +98,9 @@ class ModelAhead:
         }
 
 
-def refuse_models(models: Sequence[ModelAhead], gpu: str) -> None:
+def check_memory(models: Sequence[ModelEstimate], gpu: str) -> None:
     for each in models:
-        why = refuse_large(gpu, hardware().gpus[gpu], each.memory)
+        why = why_too_large(gpu, hardware().gpus[gpu], each.memory)
         if why is not None:
             raise ConfigError(
                 f"model.path {each.name!r}, {each.shape['parameters']:,} parameters in {each.plan.model['dtype']}: {why}; "

@@ -55,14 +55,14 @@ def product_of(left: Quantity, right: Quantity) -> Quantity:
     )
 
 
-def as_json(values: Mapping[str, Any]) -> dict[str, Any]:
+def to_json(values: Mapping[str, Any]) -> dict[str, Any]:
     """The mapping with its quantities as plain values, at any depth."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Quantity):
             return value.to_json()
         if isinstance(value, Mapping):
-            return as_json(value)
+            return to_json(value)
         return [plain(each) for each in value] if isinstance(value, list | tuple) else value
 
     return {key: plain(value) for key, value in values.items()}

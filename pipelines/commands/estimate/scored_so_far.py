@@ -17,21 +17,21 @@ from pipelines.storage.files import join, names_in
 MOST_READ = 4_000  # score files, about 2 ms each
 _THREADS = 16
 
-Place = tuple[str, int, int]  # file key, unit, fragment
+FragmentPlace = tuple[str, int, int]  # file key, unit, fragment
 
 
 @dataclass(frozen=True)
-class Already:
+class ScoredSoFar:
     """Valid score files of the files as they are now, each fragment once; `tokens` as the manifest counts them."""
 
     fragments: Quantity
     responses: Quantity
     tokens: Quantity
-    places: frozenset[Place]  # of those that were read
+    places: frozenset[FragmentPlace]  # of those that were read
     whole: bool  # all were read
 
 
-def already_scored(plan: Plan, directories: tuple[str, ...], *, seed: int) -> Already:
+def count_scored(plan: Plan, directories: tuple[str, ...], *, seed: int) -> ScoredSoFar:
     """What these directories (of one fingerprint) hold of the plan's fragments.
 
     A file that has changed since it was scored counts as not scored, though a run may find its text to be the same.
@@ -45,19 +45,19 @@ def already_scored(plan: Plan, directories: tuple[str, ...], *, seed: int) -> Al
     read = paths if len(paths) <= MOST_READ else random.Random(seed).sample(paths, MOST_READ)
     files = {file.key: file for file in plan.files}
     with ThreadPoolExecutor(_THREADS) as pool:
-        footers = list(pool.map(lambda path: _footer(path, files, plan), read))
+        footers = list(pool.map(lambda path: _read_footer(path, files, plan), read))
     there = {(own.file_key, own.unit, own.fragment): own for own in footers if own is not None}
     factor = len(paths) / len(read) if read else 1.0
-    return Already(
-        _expanded([1.0] * len(there), factor, len(read)),
-        _expanded([float(own.responses) for own in there.values()], factor, len(read)),
-        _expanded([float(own.tokens) for own in there.values()], factor, len(read)),
+    return ScoredSoFar(
+        _extrapolate([1.0] * len(there), factor, len(read)),
+        _extrapolate([float(own.responses) for own in there.values()], factor, len(read)),
+        _extrapolate([float(own.tokens) for own in there.values()], factor, len(read)),
         frozenset(there),
         factor == 1.0,
     )
 
 
-def _footer(path: str, files: Mapping[str, InputFile], plan: Plan) -> Footer | None:
+def _read_footer(path: str, files: Mapping[str, InputFile], plan: Plan) -> Footer | None:
     """Its footer, if it is a valid score file of one of these files as it is now, cut as the plan cuts."""
     there = score_files.read(path)
     if there is None:
@@ -75,7 +75,7 @@ def _footer(path: str, files: Mapping[str, InputFile], plan: Plan) -> Footer | N
     return own if current and mine else None
 
 
-def _expanded(values: list[float], factor: float, drawn: int) -> Quantity:
+def _extrapolate(values: list[float], factor: float, drawn: int) -> Quantity:
     """The sum over all score files, of which the `drawn` ones have these values, the others none; a simple random sample."""
     total = sum(values)
     if factor == 1.0:

@@ -18,7 +18,7 @@ _TEXT_ROWS = 1_000  # compressed, to see how small text gets
 SHUFFLE_BYTES = 48  # a row, in a selection that needs whole prompts; see `pipelines.selection`
 
 
-class Candidates(NamedTuple):
+class CandidateCounts(NamedTuple):
     """What a step of the selection is given."""
 
     responses: float
@@ -28,7 +28,7 @@ class Candidates(NamedTuple):
     )
 
 
-def kept_responses(steps: Sequence[Step], given: Candidates) -> tuple[float, bool]:
+def kept_responses(steps: Sequence[Step], given: CandidateCounts) -> tuple[float, bool]:
     """(responses that the steps keep, whether that is exact rather than at most), if nothing is rejected.
 
     What depends on rewards beyond their order is taken to drop nothing: a bound.
@@ -38,38 +38,38 @@ def kept_responses(steps: Sequence[Step], given: Candidates) -> tuple[float, boo
         best, top = step.best_of_n, step.top
         rule = best or step.random or step.longest
         if rule is not None:
-            given = _best(given, rule.keep, least=1 if best is None else best.min_candidates)
+            given = _best_of_each(given, rule.keep, least=1 if best is None else best.min_candidates)
             known = known and (best is None or not (best.min_margin or best.min_probability))
         elif top is not None:
             plain = top.per is None and top.tokens is None
             amount = float(top.target_rows(None, int(given.responses))) if plain else given.responses
-            given, known = Candidates(amount, min(given.prompts, amount)), known and plain
+            given, known = CandidateCounts(amount, min(given.prompts, amount)), known and plain
         elif step.pairs is not None:
-            given, known = _best(given, 1, least=2), False
+            given, known = _best_of_each(given, 1, least=2), False
         elif step.length_correction is None:
             known = False
         known = known and (given.sizes is not None or step is steps[-1])
     return given.responses, known
 
 
-def _best(given: Candidates, keep: int, *, least: int) -> Candidates:
+def _best_of_each(given: CandidateCounts, keep: int, *, least: int) -> CandidateCounts:
     """At most `keep` of each prompt that has at least `least` responses."""
     if given.sizes is None:
         kept = min(given.responses, given.prompts * keep)
-        return Candidates(kept, min(given.prompts, kept))
+        return CandidateCounts(kept, min(given.prompts, kept))
     sizes: dict[int, float] = {}
     for size, prompts in given.sizes.items():
         if size >= least:
             sizes[min(size, keep)] = sizes.get(min(size, keep), 0.0) + prompts
-    return Candidates(sum(size * prompts for size, prompts in sizes.items()), sum(sizes.values()), sizes)
+    return CandidateCounts(sum(size * prompts for size, prompts in sizes.items()), sum(sizes.values()), sizes)
 
 
-def _selection(config: RunConfig, surveyed: Survey) -> dict[str, Any]:
+def selection_size(config: RunConfig, surveyed: Survey) -> dict[str, Any]:
     """What the selection shuffles and keeps, if the model rejects nothing."""
-    given, responses = _candidates(surveyed), surveyed.responses
+    given, responses = _count_candidates(surveyed), surveyed.responses
     kept, known = kept_responses(config.select, given)
     basis = weakest("exact" if known else "at_most", responses.basis)
-    text, compression = _text(surveyed)
+    text, compression = _response_bytes(surveyed)
     sides = 2 if config.output.shape == "preference" else 1
     size = kept * (text * sides * compression + _KEPT_ROW_BYTES)
     return {
@@ -80,7 +80,7 @@ def _selection(config: RunConfig, surveyed: Survey) -> dict[str, Any]:
     }
 
 
-def _candidates(surveyed: Survey) -> Candidates:
+def _count_candidates(surveyed: Survey) -> CandidateCounts:
     """Usable responses and their prompts; of a corpus that was not read whole, at most as many prompts as rows, less what
     repeats inside the blocks."""
     usable: Counter[bytes] = Counter()
@@ -92,11 +92,13 @@ def _candidates(surveyed: Survey) -> Candidates:
                 usable[row.group_key] += sum(text is not None for text in row.sample.responses)
     if surveyed.whole:
         sizes = Counter(count for count in usable.values() if count)
-        return Candidates(float(usable.total()), float(sizes.total()), {size: float(n) for size, n in sizes.items()})
-    return Candidates(surveyed.responses.value, surveyed.rows.value * distinct / max(1, rows), None)
+        return CandidateCounts(
+            float(usable.total()), float(sizes.total()), {size: float(n) for size, n in sizes.items()}
+        )
+    return CandidateCounts(surveyed.responses.value, surveyed.rows.value * distinct / max(1, rows), None)
 
 
-def _text(surveyed: Survey) -> tuple[float, float]:
+def _response_bytes(surveyed: Survey) -> tuple[float, float]:
     """(bytes of a response with its prompt, what of that zstandard leaves), of rows spread over the blocks."""
     texts: list[bytes] = []
     each = max(1, _TEXT_ROWS // max(1, len(surveyed.blocks)))

@@ -67,22 +67,22 @@ class Survey:
 
 def survey(plan: Plan, *, skip_bad_files: bool, seed: int) -> Survey:
     """Read the whole corpus, or a sample of it. Raises `InputError` for a file that cannot be read, unless these are skipped."""
-    plan = replace(plan, files=tuple(map(as_it_is, plan.files)))
+    plan = replace(plan, files=tuple(map(without_missing_copy, plan.files)))
     stored = sum(file.size * (_COMPRESSED if file.compression else 1) for file in plan.files)
     if stored <= WHOLE_BYTES and len(plan.files) <= WHOLE_FILES:
-        return _whole(plan, skip_bad_files=skip_bad_files)
+        return _read_whole(plan, skip_bad_files=skip_bad_files)
     draw = random.Random(seed)
     if plan.files[0].kind == "parquet":
-        return _sampled_parquet(plan, draw, skip_bad_files=skip_bad_files)
-    return _sampled_json(plan, draw, skip_bad_files=skip_bad_files)
+        return _sample_parquet(plan, draw, skip_bad_files=skip_bad_files)
+    return _sample_json(plan, draw, skip_bad_files=skip_bad_files)
 
 
-def as_it_is(file: InputFile) -> InputFile:
+def without_missing_copy(file: InputFile) -> InputFile:
     """The file without its rewritten copy where that has not been made."""
     return file if file.copy is None or rewritten_copy.whole(file.copy) else file._replace(copy=None)
 
 
-def _whole(plan: Plan, *, skip_bad_files: bool) -> Survey:
+def _read_whole(plan: Plan, *, skip_bad_files: bool) -> Survey:
     blocks: list[BlockOfRows] = []
     unreadable = 0
     for number, file in enumerate(plan.files):
@@ -112,7 +112,7 @@ class _Footer(NamedTuple):
     units: list[Unit]
 
 
-def _footer(plan: Plan, number: int) -> _Footer:
+def _read_footer(plan: Plan, number: int) -> _Footer:
     """Rows and responses of a file. A list of responses has as many values as its column chunks count, empty lists one, as they
     have when they are read; lists inside lists cannot be told so."""
     file = plan.files[number]
@@ -131,10 +131,10 @@ def _footer(plan: Plan, number: int) -> _Footer:
         return _Footer(number, meta.num_rows, values, units)
 
 
-def _footers(plan: Plan, numbers: Sequence[int], *, skip_bad_files: bool) -> list[_Footer]:
+def _read_footers(plan: Plan, numbers: Sequence[int], *, skip_bad_files: bool) -> list[_Footer]:
     def read(number: int) -> _Footer | None:
         try:
-            return _footer(plan, number)
+            return _read_footer(plan, number)
         except UnreadableError:
             if not skip_bad_files:
                 raise
@@ -144,32 +144,32 @@ def _footers(plan: Plan, numbers: Sequence[int], *, skip_bad_files: bool) -> lis
         return [found for found in pool.map(read, numbers) if found is not None]
 
 
-def _sampled_parquet(plan: Plan, draw: random.Random, *, skip_bad_files: bool) -> Survey:
+def _sample_parquet(plan: Plan, draw: random.Random, *, skip_bad_files: bool) -> Survey:
     numbers = list(range(len(plan.files)))
     some = len(numbers) > MOST_FOOTERS
     opened = sorted(draw.sample(numbers, MOST_FOOTERS)) if some else numbers
-    found = _footers(plan, opened, skip_bad_files=skip_bad_files)
+    found = _read_footers(plan, opened, skip_bad_files=skip_bad_files)
     sizes = Quantity.exact(sum(file.size for file in plan.files))
     if some:
-        rows = sampled_total([_by_bytes(plan, one, one.rows) for one in found], sizes)
+        rows = sampled_total([_file_block(plan, one, one.rows) for one in found], sizes)
     else:
         rows = Quantity.exact(sum(one.rows for one in found))
     units = [(one.file, unit) for one in found for unit in one.units if unit.end > unit.start]
     places = spread_evenly([unit.end - unit.start for _, unit in units], BLOCKS, draw)
-    blocks, lost = _read(plan, [(*units[at], hits) for at, hits in places], skip_bad_files=skip_bad_files)
+    blocks, lost = _read_blocks(plan, [(*units[at], hits) for at, hits in places], skip_bad_files=skip_bad_files)
     counts = [one.responses for one in found]
     if None in counts:
-        responses = sampled_total([_counted(block, block.responses) for block in blocks], rows)
+        responses = sampled_total([_known_block(block, block.responses) for block in blocks], rows)
     elif some:
-        responses = sampled_total([_by_bytes(plan, one, one.responses or 0) for one in found], sizes)
+        responses = sampled_total([_file_block(plan, one, one.responses or 0) for one in found], sizes)
     else:
         responses = Quantity.exact(sum(count or 0 for count in counts))
     files = len(plan.files)
     return Survey(files, rows, responses, rows, blocks, False, len(found), len(opened) - len(found) + lost)
 
 
-def _sampled_json(plan: Plan, draw: random.Random, *, skip_bad_files: bool) -> Survey:
-    pieces = [(number, unit) for number, file in enumerate(plan.files) for unit in _pieces(file)]
+def _sample_json(plan: Plan, draw: random.Random, *, skip_bad_files: bool) -> Survey:
+    pieces = [(number, unit) for number, file in enumerate(plan.files) for unit in _readable_units(file)]
     sizes = [unit.input_bytes for _, unit in pieces]
     wanted: list[tuple[int, Unit, int]] = []
     for at, hits in spread_evenly(sizes, BLOCKS, draw):
@@ -180,19 +180,19 @@ def _sampled_json(plan: Plan, draw: random.Random, *, skip_bad_files: bool) -> S
             continue
         starts = [draw.randrange(file.size) for _ in range(hits)]
         wanted += [(number, Unit(0, start, file.size, file.size - start), 1) for start in starts]
-    blocks, unreadable = _read(plan, wanted, skip_bad_files=skip_bad_files)
+    blocks, unreadable = _read_blocks(plan, wanted, skip_bad_files=skip_bad_files)
     measure = Quantity.exact(sum(sizes))
-    rows = sampled_total([_counted(block, len(block.rows)) for block in blocks], measure)
-    responses = sampled_total([_counted(block, block.responses) for block in blocks], measure)
+    rows = sampled_total([_known_block(block, len(block.rows)) for block in blocks], measure)
+    responses = sampled_total([_known_block(block, block.responses) for block in blocks], measure)
     return Survey(len(plan.files), rows, responses, measure, blocks, False, 0, unreadable)
 
 
-def _pieces(file: InputFile) -> list[Unit]:
+def _readable_units(file: InputFile) -> list[Unit]:
     """What can be read from its beginning: the file, or the parts of its rewritten copy."""
     return [Unit(0, 0, file.size, file.size)] if file.copy is None else split_units(file)
 
 
-def _read(
+def _read_blocks(
     plan: Plan, wanted: Sequence[tuple[int, Unit, int]], *, skip_bad_files: bool
 ) -> tuple[list[BlockOfRows], int]:
     """The first blocks of these (file, unit, how many), and in how many places there was nothing to be read."""
@@ -257,10 +257,10 @@ def spread_evenly(sizes: Sequence[int], count: int, draw: random.Random) -> Iter
             yield index, hits
 
 
-def _by_bytes(plan: Plan, one: _Footer, value: int) -> Block:
+def _file_block(plan: Plan, one: _Footer, value: int) -> Block:
     return Block(float(plan.files[one.file].size), 1, 0.0, [(0.0, float(value))])
 
 
-def _counted(block: BlockOfRows, value: int) -> Block:
+def _known_block(block: BlockOfRows, value: int) -> Block:
     """A block whose value is known, not drawn."""
     return Block(block.measure, 1, 0.0, [(0.0, float(value))])

@@ -14,7 +14,7 @@ from rich.text import Text
 _BASIS = {"at_most": "at most"}
 
 
-def plan_shown(plan: Mapping[str, Any], *, as_json: bool) -> None:
+def print_plan(plan: Mapping[str, Any], *, as_json: bool) -> None:
     """On standard output."""
     if as_json:
         sys.stdout.write(json.dumps(plan, allow_nan=False) + "\n")

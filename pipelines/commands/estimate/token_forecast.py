@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pipelines.commands.estimate.quantity import Quantity, product_of, total_of
 from pipelines.commands.estimate.sampling_error import Block, sampled_total, whole_total
-from pipelines.commands.estimate.scored_so_far import Already
+from pipelines.commands.estimate.scored_so_far import ScoredSoFar
 from pipelines.commands.estimate.survey import BlockOfRows, Survey
 from pipelines.corpus import Row
 from pipelines.errors import ModelLoadError
@@ -32,7 +32,7 @@ _CHARACTERS_PER_TOKEN = 4
 class Forecast(NamedTuple):
     """What one model reads and computes; `left` of it is not scored yet."""
 
-    already: Already
+    already: ScoredSoFar
     left_responses: Quantity
     tokens: Quantity  # of the corpus, every response with its prompt, as the manifest counts them
     left_tokens: Quantity
@@ -57,10 +57,10 @@ def load_forecaster(plan: Plan, *, device: str | None) -> Forecaster:
         raise ModelLoadError(str(error)) from error
 
 
-def forecast(plan: Plan, surveyed: Survey, forecaster: Forecaster, already: Already, *, seed: int) -> Forecast:
+def forecast(plan: Plan, surveyed: Survey, forecaster: Forecaster, already: ScoredSoFar, *, seed: int) -> Forecast:
     """Tokens of the corpus and of what is left. What is scored already is known; of the rest, rows are drawn."""
     draw = random.Random(seed)
-    waiting = unscored(plan, surveyed, already)
+    waiting = unscored_blocks(plan, surveyed, already)
     left = surveyed.responses
     if already.responses.value:
         below, above = surveyed.responses.low - already.responses.high, surveyed.responses.high - already.responses.low
@@ -82,7 +82,7 @@ def forecast(plan: Plan, surveyed: Survey, forecaster: Forecaster, already: Alre
     return Forecast(already, left, tokens, left_tokens, computed, share, sampled)
 
 
-def unscored(plan: Plan, surveyed: Survey, already: Already) -> list[BlockOfRows]:
+def unscored_blocks(plan: Plan, surveyed: Survey, already: ScoredSoFar) -> list[BlockOfRows]:
     """The blocks that have no valid score file, as far as that is known."""
     return [
         block
@@ -139,7 +139,7 @@ def computed_share(waiting: Sequence[BlockOfRows], forecaster: Forecaster, draw:
     chosen = draw.sample(of_runs, min(SHARING_BLOCKS, len(of_runs)))
     counts: list[Block] = []
     for block in chosen:
-        counted, work = forecaster.count(_bounded(groups_of(block.rows), _SHARING_RESPONSES))
+        counted, work = forecaster.count(_first_groups(groups_of(block.rows), _SHARING_RESPONSES))
         asked = sum(float(tokens.sum()) for tokens in counted)
         if asked:
             counts.append(Block(asked, 1, 0.0, [(0.0, float(work.computed_tokens))]))
@@ -154,7 +154,7 @@ def computed_share(waiting: Sequence[BlockOfRows], forecaster: Forecaster, draw:
     return Quantity(share.value, max(share.low, share.value / 2), min(share.high, most), "sampled")
 
 
-def _bounded(groups: Sequence[Group], responses: int) -> list[Group]:
+def _first_groups(groups: Sequence[Group], responses: int) -> list[Group]:
     """The first groups, up to so many responses."""
     kept: list[Group] = []
     for prompt, texts in groups:

@@ -22,7 +22,7 @@ import pyarrow as pa
 from apache_beam.pvalue import AsIter, AsSingleton
 from apache_beam.typehints.decorators import no_annotations
 
-from pipelines.commands.explain.verdicts import DROPPED_BEFORE, Place, Verdict, places, verdicts
+from pipelines.commands.explain.verdicts import DROPPED_BEFORE, ResponsePlace, Verdict, response_places, verdicts
 from pipelines.config import RunConfig, RunnerConfig
 from pipelines.corpus import place_of
 from pipelines.curate import score_files
@@ -174,10 +174,10 @@ def count_keys(element: tuple[int, Iterable[bytes]]) -> int:
     return len(np.unique(keys, axis=0))
 
 
-def kept_places(unit: KeptUnit, prefix: str, needs: Needs) -> list[Place]:
+def kept_places(unit: KeptUnit, prefix: str, needs: Needs) -> list[ResponsePlace]:
     """Places of the kept responses whose prompt fits."""
     rows = unpack([unit.kept], needs)
-    return places(rows.take(matching(rows.key_high, rows.key_low, prefix)))
+    return response_places(rows.take(matching(rows.key_high, rows.key_low, prefix)))
 
 
 @dataclass(eq=False)
@@ -191,7 +191,7 @@ class WriteAnswer(beam.DoFn):  # type: ignore[misc]
 
     @no_annotations  # type: ignore[untyped-decorator]  # Beam cannot read those of *args
     def process(
-        self, _impulse: bytes, found: Iterable[Any], prompts: int, kept: Iterable[Place], *sides: Any
+        self, _impulse: bytes, found: Iterable[Any], prompts: int, kept: Iterable[ResponsePlace], *sides: Any
     ) -> Iterator[None]:
         parts, waiting = sorted(found, key=lambda part: part[:4]), list(sides)
         matches = sorted({part[0] for part in parts})
@@ -216,15 +216,15 @@ def explanation(
     parts: Sequence[Any],
     rows: Candidates,
     *,
-    decided: dict[Place, list[Verdict]],
-    kept: set[Place],
+    decided: dict[ResponsePlace, list[Verdict]],
+    kept: set[ResponsePlace],
 ) -> dict[str, Any]:
     """The prompt's id, the steps with their settings, and its rows in the order of the input: file, place, response index,
     reward, tokens (None where there is no tokenizer), reason of rejection, whether the selection keeps it, verdict by step."""
     starts = {(file, unit): start for _, file, unit, start, _, _ in parts}
     tokens = rows.tokens.tolist() if plan.mapping.reward is None else [None] * len(rows)
-    values = zip(places(rows), rows.raw.tolist(), tokens, strict=True)
-    scored: dict[Place, Any] = {place: (reward, count, None) for place, reward, count in values}
+    values = zip(response_places(rows), rows.raw.tolist(), tokens, strict=True)
+    scored: dict[ResponsePlace, Any] = {place: (reward, count, None) for place, reward, count in values}
     unusable = {
         (file, unit, row, response): (None, None, reason)
         for _, file, unit, _, _, rejected in parts

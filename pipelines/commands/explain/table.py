@@ -10,15 +10,15 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.commands.summary import shown
+from pipelines.commands.summary import print_tables
 
 
-def explanation_shown(found: Mapping[str, Any], *, as_json: bool) -> None:
+def print_explanation(found: Mapping[str, Any], *, as_json: bool) -> None:
     """What `explain` found, on standard output: a table, or one JSON object."""
     if as_json:
         sys.stdout.write(json.dumps(found) + "\n")
     else:
-        shown(explanation_table(found))
+        print_tables(explanation_table(found))
 
 
 def explanation_table(found: Mapping[str, Any]) -> Table:

@@ -19,7 +19,7 @@ from pipelines.select.rules import draws, ranks_by, references, shortness, sigmo
 from pipelines.select.selection import Selection, take_step
 from pipelines.select.top import Cut, Edge, Edges, Strata
 
-Place = tuple[int, int, int, int]
+ResponsePlace = tuple[int, int, int, int]
 """File, unit, row, response."""
 Cuts = Mapping[int, tuple[Cut, Edges]]
 """Step number → the settled cut of a `top`, and what it came to over all prompts."""
@@ -29,17 +29,19 @@ Verdict = dict[str, Any]
 DROPPED_BEFORE = "dropped before"
 
 
-def verdicts(rows: Candidates, selection: Selection, *, curve: Curve | None, cuts: Cuts) -> dict[Place, list[Verdict]]:
+def verdicts(
+    rows: Candidates, selection: Selection, *, curve: Curve | None, cuts: Cuts
+) -> dict[ResponsePlace, list[Verdict]]:
     """Of all scored responses to one prompt, by place: one verdict a step, in order.
 
     Raises `ValueError` where a step needs a curve, a cut or a temperature that is not given.
     """
-    found: dict[Place, list[Verdict]] = {place: [] for place in places(rows)}
+    found: dict[ResponsePlace, list[Verdict]] = {place: [] for place in response_places(rows)}
     for number, step, before, after in follow(rows, selection, curve=curve, cuts=cuts):
-        kept, paired = set(places(after)), set(_other_places(after)) if step.pairs is not None else set()
+        kept, paired = set(response_places(after)), set(_rejected_places(after)) if step.pairs is not None else set()
         edges = cuts[number][1] if number in cuts else {}
         named = _numbers(step, before, after, temperature=selection.temperature, edges=edges)
-        numbers = dict(zip(places(before), named, strict=True))
+        numbers = dict(zip(response_places(before), named, strict=True))
         for place, given in found.items():
             if place in numbers:
                 verdict = "kept" if place in kept else "paired" if place in paired else "dropped"
@@ -65,12 +67,12 @@ def follow(
         rows = after
 
 
-def places(rows: Candidates) -> list[Place]:
+def response_places(rows: Candidates) -> list[ResponsePlace]:
     columns = (rows.file, rows.unit, rows.row, rows.response)
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
-def _other_places(rows: Candidates) -> list[Place]:
+def _rejected_places(rows: Candidates) -> list[ResponsePlace]:
     columns = (rows.other_file, rows.other_unit, rows.other_row, rows.other_response)
     return list(zip(*(column.tolist() for column in columns), strict=True))
 

@@ -10,9 +10,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipelines.commands.inspect.preferences import preference_view
-from pipelines.commands.inspect.sample import FIRST_ROWS, ROWS_A_PLACE, Looked, all_units, count, look
-from pipelines.commands.inspect.statistics import Asked, column_figures, figures, token_figures
+from pipelines.commands.inspect.preferences import describe_preferences
+from pipelines.commands.inspect.sample import FIRST_ROWS, ROWS_A_PLACE, SampledRows, all_units, count_rows, sample_rows
+from pipelines.commands.inspect.statistics import (
+    PromptResponses,
+    column_statistics,
+    response_statistics,
+    token_statistics,
+)
 from pipelines.config import InspectConfig
 from pipelines.corpus import InputFile, column_names
 from pipelines.corpus.columns.detection import AmbiguousError, Detected, UndetectedError, detect
@@ -36,28 +41,28 @@ def inspect(config: InspectConfig, *, shown: int) -> dict[str, Any]:
     limit = config.limits.max_row_bytes
     files = list_files(config.input)
     names, first, where = first_columns(files, max_row_bytes=limit)
-    detected = _detected(config, names, first, where)
+    detected = _detect(config, names, first, where)
     mapping = detected.mapping if isinstance(detected, Detected) else None
     if mapping is not None:
         _refuse_mixed(files, mapping, max_row_bytes=limit)
     preview = _preview(config)
     units = all_units(files)
-    looked = look(units, mapping.columns() if mapping else [], max_row_bytes=limit)
-    counted = count(units, max_row_bytes=limit)
+    looked = sample_rows(units, mapping.columns() if mapping else [], max_row_bytes=limit)
+    counted = count_rows(units, max_row_bytes=limit)
     rows = [row.value for row in looked.rows if not isinstance(row.value, str)]
     names = list(dict.fromkeys([*names, *(name for row in rows for name in row)]))
     roles = {name: role for role, name in mapping.to_json().items() if isinstance(name, str)} if mapping else {}
     return {
         "path": config.input.path,
-        "files": _files(files),
+        "files": _describe_files(files),
         "rows": {"count": counted.rows, "exact": counted.exact},
-        "looked_at": _looked_at(looked),
-        "columns": column_figures(names, rows, roles),
-        "corpus": _corpus(detected, looked, preview, shown=shown),
-        "preferences": preference_view(
+        "looked_at": _describe_sample(looked),
+        "columns": column_statistics(names, rows, roles),
+        "corpus": _describe_corpus(detected, looked, preview, shown=shown),
+        "preferences": describe_preferences(
             config.data, names, rows, unreadable=len(looked.rows) - len(rows), preview=preview, shown=shown
         ),
-        "model": _model(config, preview),
+        "model": _describe_model(config, preview),
     }
 
 
@@ -70,7 +75,7 @@ def question(document: Mapping[str, Any]) -> str | None:
     return "; or, for `bestkept train`: ".join(view["question"] for view in asked)
 
 
-def _detected(config: InspectConfig, names: Sequence[str], rows: Sequence[Row], where: str) -> Detected | InputError:
+def _detect(config: InspectConfig, names: Sequence[str], rows: Sequence[Row], where: str) -> Detected | InputError:
     """A refusal is an answer, too, unless the user has said how to read the files."""
     try:
         return detect(names, rows=rows, format=config.input.format, columns=config.input.columns, where=where)
@@ -107,7 +112,7 @@ def _preview(config: InspectConfig) -> Preview | None:
         raise ModelLoadError(str(error)) from error
 
 
-def _model(config: InspectConfig, preview: Preview | None) -> dict[str, Any] | None:
+def _describe_model(config: InspectConfig, preview: Preview | None) -> dict[str, Any] | None:
     if config.model is None or preview is None:
         return None
     return {
@@ -118,7 +123,7 @@ def _model(config: InspectConfig, preview: Preview | None) -> dict[str, Any] | N
     }
 
 
-def _files(files: Sequence[InputFile]) -> dict[str, Any]:
+def _describe_files(files: Sequence[InputFile]) -> dict[str, Any]:
     kinds = Counter(f"{file.kind}.{file.compression}" if file.compression else file.kind for file in files)
     return {
         "count": len(files),
@@ -128,7 +133,7 @@ def _files(files: Sequence[InputFile]) -> dict[str, Any]:
     }
 
 
-def _looked_at(looked: Looked) -> dict[str, Any]:
+def _describe_sample(looked: SampledRows) -> dict[str, Any]:
     described = "all rows"
     if not looked.whole:
         described = f"the first {FIRST_ROWS:,} rows"
@@ -137,7 +142,9 @@ def _looked_at(looked: Looked) -> dict[str, Any]:
     return {"rows": len(looked.rows), "all": looked.whole, "places": looked.places, "described": described}
 
 
-def _corpus(detected: Detected | InputError, looked: Looked, preview: Preview | None, *, shown: int) -> dict[str, Any]:
+def _describe_corpus(
+    detected: Detected | InputError, looked: SampledRows, preview: Preview | None, *, shown: int
+) -> dict[str, Any]:
     if isinstance(detected, InputError):
         ambiguous = isinstance(detected, AmbiguousError)
         ways = [way.say for way in detected.readings] if isinstance(detected, AmbiguousError) else []
@@ -146,7 +153,7 @@ def _corpus(detected: Detected | InputError, looked: Looked, preview: Preview | 
     samples = [_sample(row.value, detected.mapping) for row in looked.rows]
     rejected: Counter[str] = Counter()
     first: dict[str, str] = {}
-    asked: list[Asked] = []
+    asked: list[PromptResponses] = []
     examples: list[dict[str, Any]] = []
     for row, sample in zip(looked.rows, samples, strict=True):
         reasons = [reason for reason in sample.reasons if reason is not None]
@@ -155,7 +162,7 @@ def _corpus(detected: Detected | InputError, looked: Looked, preview: Preview | 
             first.setdefault(reason, f"{row.file.key}, {row.place}")
         usable = [response for response in sample.responses if response is not None]
         if sample.prompt is not None and usable:
-            asked.append(Asked(sample.prompt, usable))
+            asked.append(PromptResponses(sample.prompt, usable))
             if len(examples) < shown:
                 examples.append(_example(sample.prompt, usable, preview, place=f"{row.file.key}, {row.place}"))
     read = sum(len(sample.responses) for sample in samples)
@@ -171,8 +178,8 @@ def _corpus(detected: Detected | InputError, looked: Looked, preview: Preview | 
         "responses_read": read,
         "rejected": {reason: {"responses": rejected[reason], "first": first[reason]} for reason in sorted(rejected)},
         "rejected_fraction": rejected.total() / read if read else None,
-        "figures": figures(asked),
-        "tokens": preview and token_figures(asked, preview.lengths, max_length=preview.template.max_length),
+        "figures": response_statistics(asked),
+        "tokens": preview and token_statistics(asked, preview.lengths, max_length=preview.template.max_length),
         "first": examples,
     }
 

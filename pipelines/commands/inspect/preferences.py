@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipelines.commands.inspect.statistics import Asked, figures, token_figures
+from pipelines.commands.inspect.statistics import PromptResponses, response_statistics, token_statistics
 from pipelines.config.train import PreferencesConfig
 from pipelines.corpus.columns.value_kinds import Row
 from pipelines.errors import InputError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _FIRST_ROWS = 100  # from which the format is told, as in training
 
 
-def preference_view(
+def describe_preferences(
     data: PreferencesConfig,
     names: Sequence[str],
     rows: Sequence[Row],
@@ -45,7 +45,7 @@ def preference_view(
         return {"detected": False, "ambiguous": bool(error.settings), **told}
     single, rejected = read_each(whole, format, settings)
     groups, _ = read_rows(whole, settings)
-    asked = [Asked(group.prompt, group.responses) for group in single]
+    asked = [PromptResponses(group.prompt, group.responses) for group in single]
     has = with_roles(whole[0], settings.columns)
     named = [next(name for name in ([need] if isinstance(need, str) else need) if name in has) for need in format.needs]
     notes = (
@@ -63,9 +63,9 @@ def preference_view(
         "judgements": _judgements(groups),
         "rows_used": len(single),
         "rejected": dict(sorted(rejected.items())),
-        "figures": figures(asked),
-        "tokens": preview and token_figures(asked, preview.lengths, max_length=preview.template.max_length),
-        "first": [_shown(group, preview) for group in groups[:shown]],
+        "figures": response_statistics(asked),
+        "tokens": preview and token_statistics(asked, preview.lengths, max_length=preview.template.max_length),
+        "first": [_example_of(group, preview) for group in groups[:shown]],
     }
 
 
@@ -79,7 +79,7 @@ def _judgements(groups: Sequence[Group]) -> dict[str, int]:
     }
 
 
-def _shown(group: Group, preview: Preview | None) -> dict[str, Any]:
+def _example_of(group: Group, preview: Preview | None) -> dict[str, Any]:
     example: dict[str, Any] = {"prompt": to_messages(group.prompt), "responses": list(group.responses)}
     example["comparisons"] = [
         {"preferred": edge.preferred, "other": edge.other, "probability": edge.probability} for edge in group.edges

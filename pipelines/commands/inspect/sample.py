@@ -26,10 +26,10 @@ _PART_BYTES = 2**20
 _OPENED_AT_ONCE = 8
 _BATCH_ROWS = 16
 
-Piece = tuple[InputFile, Unit]
+FileUnit = tuple[InputFile, Unit]
 
 
-class LookedAt(NamedTuple):
+class SampledRow(NamedTuple):
     """One row, or the reason why there is none."""
 
     file: InputFile
@@ -37,58 +37,58 @@ class LookedAt(NamedTuple):
     value: Mapping[str, Any] | str
 
 
-class Looked(NamedTuple):
+class SampledRows(NamedTuple):
     """What was looked at."""
 
-    rows: list[LookedAt]
+    rows: list[SampledRow]
     whole: bool  # these are all rows that there are
     places: int  # beyond the first rows
 
 
-class Counted(NamedTuple):
+class RowCount(NamedTuple):
     rows: int
     exact: bool
 
 
-def all_units(files: Sequence[InputFile]) -> list[Piece]:
+def all_units(files: Sequence[InputFile]) -> list[FileUnit]:
     """The units of all files, in order; opens the footers of Parquet files. Raises `InputError`."""
     with ThreadPoolExecutor(_OPENED_AT_ONCE) as pool:
         return [(file, unit) for file, own in zip(files, pool.map(split_units, files), strict=True) for unit in own]
 
 
-def look(units: Sequence[Piece], mapped: Sequence[str], *, max_row_bytes: int) -> Looked:
+def sample_rows(units: Sequence[FileUnit], mapped: Sequence[str], *, max_row_bytes: int) -> SampledRows:
     """The first rows in order, and some from places spread evenly over the bytes that follow.
 
     A value that cannot be read makes its row a reason only in the columns `mapped`. Raises `InputError`, for a Parquet file
     that lacks one of them, too.
     """
-    rows: list[LookedAt] = []
+    rows: list[SampledRow] = []
     for at, (file, unit) in enumerate(units):
         for row, seen in _rows(file, unit, mapped, max_row_bytes):
             if len(rows) == FIRST_ROWS:
                 begun = unit._replace(start=unit.start + seen, input_bytes=unit.input_bytes - seen)
-                rest = [(file, begun)] if _divisible(file) and begun.input_bytes > 0 else []
+                rest = [(file, begun)] if _is_divisible(file) and begun.input_bytes > 0 else []
                 places = spread([*rest, *units[at + 1 :]])
                 for piece in places:
                     rows += [row for row, _ in islice(_rows(*piece, mapped, max_row_bytes), ROWS_A_PLACE)]
-                return Looked(rows, False, len(places))
+                return SampledRows(rows, False, len(places))
             rows.append(row)
-    return Looked(rows, True, 0)
+    return SampledRows(rows, True, 0)
 
 
-def spread(units: Sequence[Piece]) -> list[Piece]:
+def spread(units: Sequence[FileUnit]) -> list[FileUnit]:
     """Parts of `units` that begin at the middles of `SPREAD` equal shares of their bytes; none overlaps another.
 
     A row group or a compressed file can only be read from its beginning, and is taken once.
     """
     total = sum(unit.input_bytes for _, unit in units)
     targets = [total * (2 * n + 1) // (2 * SPREAD) for n in range(SPREAD)]
-    found: list[Piece] = []
+    found: list[FileUnit] = []
     first = 0
     for file, unit in units:
         inside = [target - first for target in targets if first <= target < first + unit.input_bytes]
         first += unit.input_bytes
-        if not _divisible(file):
+        if not _is_divisible(file):
             found += [(file, unit)] if inside else []
             continue
         ends = [*(unit.start + offset for offset in inside[1:]), unit.end]
@@ -98,17 +98,17 @@ def spread(units: Sequence[Piece]) -> list[Piece]:
     return found
 
 
-def count(units: Sequence[Piece], *, max_row_bytes: int) -> Counted:
+def count_rows(units: Sequence[FileUnit], *, max_row_bytes: int) -> RowCount:
     """Rows of all units: of Parquet from the footers; of JSON lines exactly up to `COUNTED_BYTES`, else from some parts."""
     if all(file.kind == "parquet" for file, _ in units):
-        return Counted(sum(unit.end - unit.start for _, unit in units), exact=True)
+        return RowCount(sum(unit.end - unit.start for _, unit in units), exact=True)
     total = sum(unit.input_bytes for _, unit in units)
     if total <= COUNTED_BYTES:
         lines = (1 for file, unit in units for _ in json_lines(file, unit, max_row_bytes=max_row_bytes))
-        return Counted(sum(lines), exact=True)
+        return RowCount(sum(lines), exact=True)
     parts = [_lines_in_part(file, unit) for file, unit in spread(units)]
     lines_seen, seen = (sum(part[n] for part in parts) for n in range(2))
-    return Counted(round(total * lines_seen / max(1, seen)), exact=False)
+    return RowCount(round(total * lines_seen / max(1, seen)), exact=False)
 
 
 def _lines_in_part(file: InputFile, unit: Unit) -> tuple[int, int]:
@@ -126,11 +126,11 @@ def _lines_in_part(file: InputFile, unit: Unit) -> tuple[int, int]:
         return ends, stream.tell()
 
 
-def _divisible(file: InputFile) -> bool:
+def _is_divisible(file: InputFile) -> bool:
     return file.kind == "jsonl" and file.compression is None
 
 
-def _rows(file: InputFile, unit: Unit, mapped: Sequence[str], max_row_bytes: int) -> Iterator[tuple[LookedAt, int]]:
+def _rows(file: InputFile, unit: Unit, mapped: Sequence[str], max_row_bytes: int) -> Iterator[tuple[SampledRow, int]]:
     """Rows of a unit, and the bytes of it that have been read by then."""
     if file.kind == "parquet":
         values = ((value, 0) for value in _parquet_rows(file, unit, mapped, max_row_bytes))
@@ -138,7 +138,7 @@ def _rows(file: InputFile, unit: Unit, mapped: Sequence[str], max_row_bytes: int
         raw = json_rows(file, unit, max_row_bytes=max_row_bytes)
         values = ((value, seen) for value, _, _, seen in raw)
     for number, (value, seen) in enumerate(values):
-        yield LookedAt(file, place_of(file.path, unit.start, number), value), seen
+        yield SampledRow(file, place_of(file.path, unit.start, number), value), seen
 
 
 def _parquet_rows(

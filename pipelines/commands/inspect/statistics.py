@@ -15,14 +15,14 @@ Lengths = Callable[[Conversation, Sequence[str]], Sequence[tuple[int, int] | str
 """(prompt, responses) → (prompt's, response's) tokens of each, or why it has none."""
 
 
-class Asked(NamedTuple):
+class PromptResponses(NamedTuple):
     """A prompt with the usable responses of one row."""
 
     prompt: Conversation
     responses: Sequence[str]
 
 
-def spread_of(values: Iterable[int]) -> dict[str, int] | None:
+def distribution(values: Iterable[int]) -> dict[str, int] | None:
     """`median`, `p95` and `max`: the least value that half, and 95 %, of all do not exceed. None of nothing."""
     array = np.fromiter(values, dtype=np.int64)
     if not len(array):
@@ -31,7 +31,7 @@ def spread_of(values: Iterable[int]) -> dict[str, int] | None:
     return {"median": median, "p95": p95, "max": int(array.max())}
 
 
-def figures(rows: Sequence[Asked]) -> dict[str, Any]:
+def response_statistics(rows: Sequence[PromptResponses]) -> dict[str, Any]:
     """Numbers of usable rows; lengths in characters, those of prompts over distinct ones.
 
     `repeated_prompts` are rows whose prompt an earlier row has, `repeated_responses` responses that an earlier one to the same
@@ -53,31 +53,31 @@ def figures(rows: Sequence[Asked]) -> dict[str, Any]:
         "responses": total,
         "prompts_with_system": sum(prompt[0][0] == "system" for prompt in prompts.values()),
         "prompts_of_several_turns": sum(sum(role != "system" for role, _ in one) > 1 for one in prompts.values()),
-        "prompt_characters": spread_of(sum(len(content) for _, content in prompt) for prompt in prompts.values()),
-        "response_characters": spread_of(len(response) for _, responses in rows for response in responses),
-        "responses_per_prompt": spread_of(counts.values()),
+        "prompt_characters": distribution(sum(len(content) for _, content in prompt) for prompt in prompts.values()),
+        "response_characters": distribution(len(response) for _, responses in rows for response in responses),
+        "responses_per_prompt": distribution(counts.values()),
         "repeated_prompts": repeated_prompts,
         "repeated_responses": total - len(seen),
     }
 
 
-def token_figures(rows: Sequence[Asked], lengths: Lengths, *, max_length: int) -> dict[str, Any]:
+def token_statistics(rows: Sequence[PromptResponses], lengths: Lengths, *, max_length: int) -> dict[str, Any]:
     """Lengths in tokens, of every response with its prompt; and how many are longer than `max_length` together."""
     found = [length for prompt, responses in rows for length in lengths(prompt, responses)]
     pairs = [length for length in found if not isinstance(length, str)]
     over = sum(sum(pair) > max_length for pair in pairs)
     return {
         "max_length": max_length,
-        "prompt": spread_of(prompt for prompt, _ in pairs),
-        "response": spread_of(response for _, response in pairs),
-        "together": spread_of(map(sum, pairs)),
+        "prompt": distribution(prompt for prompt, _ in pairs),
+        "response": distribution(response for _, response in pairs),
+        "together": distribution(map(sum, pairs)),
         "over_max_length": over,
         "over_max_length_fraction": over / len(pairs) if pairs else None,
         "rejected": dict(sorted(Counter(length for length in found if isinstance(length, str)).items())),
     }
 
 
-def column_figures(names: Sequence[str], rows: Sequence[Row], roles: Mapping[str, str]) -> list[dict[str, Any]]:
+def column_statistics(names: Sequence[str], rows: Sequence[Row], roles: Mapping[str, str]) -> list[dict[str, Any]]:
     """Of every column: the kind of most of its values, nulls (absent ones too), blank texts, and its role, if it has one."""
     kinds = Table(names, rows).kinds
     described = []

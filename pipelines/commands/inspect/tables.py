@@ -23,7 +23,7 @@ _PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t
 _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
-def rendered(document: Json) -> Iterator[RenderableType]:
+def render(document: Json) -> Iterator[RenderableType]:
     """Everything in order: files, columns, then each view with its first conversations."""
     yield _files(document)
     yield _columns(document["columns"])
@@ -143,10 +143,10 @@ def _add_figures(table: Table, view: Json) -> None:
 def _example(example: Json, number: int, model: Json | None) -> Group:
     parts = [Text(f"\n── {number}" + (f": {example['place']}" if "place" in example else ""), style="bold")]
     for message in example["prompt"]:
-        parts.append(_said(message["role"], message["content"]))
+        parts.append(_message(message["role"], message["content"]))
     responses = example["responses"]
     for at, response in enumerate(responses[:_RESPONSES_SHOWN], start=1):
-        parts.append(_said("response" if len(responses) == 1 else f"response {at} of {len(responses):,}", response))
+        parts.append(_message("response" if len(responses) == 1 else f"response {at} of {len(responses):,}", response))
     if len(responses) > _RESPONSES_SHOWN:
         parts.append(Text(f"   ... {len(responses) - _RESPONSES_SHOWN:,} more responses"))
     parts += _verdicts(example)
@@ -155,7 +155,7 @@ def _example(example: Json, number: int, model: Json | None) -> Group:
     return Group(*parts)
 
 
-def _said(who: str, content: str) -> Text:
+def _message(who: str, content: str) -> Text:
     return Text.assemble((f"{who}: ", "bold cyan"), visible(shortened(content)))
 
 

@@ -12,7 +12,7 @@ import typer
 
 from pipelines import cli
 from pipelines.commands import app as invocation
-from pipelines.commands.app import settings
+from pipelines.commands.app import complete_settings
 from pipelines.runtime import logs
 
 ROOT = Path(__file__).parents[3]
@@ -110,7 +110,7 @@ def test_a_field_does_not_hide_level_time_or_message():
 
 
 def test_any_function_decorated_as_a_command_has_them(capsys, monkeypatch):
-    app = invocation.App(cls=invocation.Group, callback=invocation.set_manners, rich_markup_mode=None)
+    app = invocation.App(cls=invocation.Group, callback=invocation.describe_program, rich_markup_mode=None)
     seen = []
 
     @app.command()
@@ -186,7 +186,7 @@ class FakeContext:
     ],
 )
 def test_settings_are_completed(kind, typed, offered):
-    found = settings(FakeContext(kind), typed)  # type: ignore[arg-type]
+    found = complete_settings(FakeContext(kind), typed)  # type: ignore[arg-type]
     assert [name for name, _ in found] == offered
     assert all(meaning for _, meaning in found)
 

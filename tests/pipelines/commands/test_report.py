@@ -8,7 +8,7 @@ import pytest
 from support.corpora import write_jsonl
 
 from pipelines import cli
-from pipelines.commands.report import apart, compare, rebuild
+from pipelines.commands.report import compare, distinct_parts, rebuild
 from pipelines.commands.run import run_curation
 from pipelines.config import RunConfig
 from pipelines.errors import InputError
@@ -130,7 +130,7 @@ def test_agreement_counts_what_both_have():
     ],
 )
 def test_outputs_are_called_by_what_tells_them_apart(one, other, names):
-    assert apart(one, other) == names
+    assert distinct_parts(one, other) == names
 
 
 def test_ties_are_in_no_order():

@@ -18,7 +18,7 @@ from support.corpora import corpus_rows, write_jsonl
 from support.stubs import StubFactory, StubScorer
 
 from pipelines.commands import run, summary
-from pipelines.commands.progress_bar import bar_wanted, progress_fields
+from pipelines.commands.progress_bar import progress_fields, shows_bar
 from pipelines.runtime import logs, progress
 from pipelines.runtime.logs import adopt
 
@@ -220,7 +220,7 @@ def test_a_long_path_stays_in_one_line_in_a_pipe_and_is_folded_not_cut_on_a_term
     monkeypatch.setattr(summary, "Console", lambda **_: console)
     table = Table(show_header=False)
     table.add_row("output", "/srv/" + "x" * 150)
-    summary.shown(table)
+    summary.print_tables(table)
     written = stream.getvalue()
     assert written.count("x") == 150
     assert (max(map(len, written.splitlines())) <= 80) is terminal
@@ -234,7 +234,7 @@ def test_a_long_path_stays_in_one_line_in_a_pipe_and_is_folded_not_cut_on_a_term
 def test_a_bar_is_for_somebody_who_watches(monkeypatch, words, terminal, wanted):
     monkeypatch.setattr(summary, "Console", lambda **_: Console(file=io.StringIO(), force_terminal=terminal))
     adopt(words)
-    assert bar_wanted() is wanted
+    assert shows_bar() is wanted
 
 
 def test_training_and_evaluation_speak_alike(bestkept, tmp_path, encoder):

@@ -14,8 +14,8 @@ from support.colocated_texts import bundled
 from support.corpora import write_jsonl
 
 from pipelines.commands.estimate import colocation_estimate, survey, token_forecast
-from pipelines.commands.estimate.colocation_estimate import computed_together, in_pieces
-from pipelines.commands.estimate.estimate import Wishes, plan_run
+from pipelines.commands.estimate.colocation_estimate import colocated_share, cut_pieces
+from pipelines.commands.estimate.estimate import PlanOptions, plan_run
 from pipelines.commands.estimate.quantity import Quantity
 from pipelines.commands.estimate.survey import BlockOfRows
 from pipelines.commands.estimate.table import plan_table
@@ -24,7 +24,7 @@ from pipelines.config import RunConfig
 from pipelines.score import colocation
 from rm.conversations import from_prompt
 
-NO_BENCHMARK = Wishes(benchmark=False)
+NO_BENCHMARK = PlanOptions(benchmark=False)
 
 
 def spread_rows(prompts: int, files: int) -> list[list[dict[str, str]]]:
@@ -162,19 +162,19 @@ def block(file: int, pairs: list[tuple[str, str]]) -> BlockOfRows:
 def test_the_share_by_hand():
     apart = Quantity.exact(1.0)
     blocks = [block(0, [("pppp", "a"), ("qq", "bb")]), block(1, [("pppp", "cc"), ("pppp", "a")])]
-    share = computed_together(blocks, Counter(), whole=True, responses=9, apart=apart)
+    share = colocated_share(blocks, Counter(), whole=True, responses=9, apart=apart)
     assert share == Quantity.exact((4 + 1 + 2 + 2 + 2) / (5 + 4 + 6 + 5))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(colocation_estimate, "_PIECES", 1)
-        first = computed_together(blocks, Counter(), whole=True, responses=2, apart=Quantity.exact(0.5))
+        first = colocated_share(blocks, Counter(), whole=True, responses=2, apart=Quantity.exact(0.5))
         ratio = {"pppp": (4 + 1 + 2) / (5 + 4 + 2 + 1), "qq": 1.0}
         assert first.value in [pytest.approx(0.5 * each) for each in ratio.values()], "both ways of the first prompt"
         assert first.basis == "sampled"
-    unread = computed_together(blocks, Counter(), whole=False, responses=9, apart=Quantity.exact(0.5))
+    unread = colocated_share(blocks, Counter(), whole=False, responses=9, apart=Quantity.exact(0.5))
     assert unread == Quantity(0.5 * 11 / (5 + 4 + 2 + 1 + 4), 0.0, 0.5, "at_most")
     alone = [block(0, [("pppp", "a"), ("pppp", "b")]), block(1, [("qq", "cc")])]
-    assert computed_together(alone, Counter(), whole=True, responses=9, apart=apart) is apart
-    unread = computed_together(alone, Counter(), whole=False, responses=9, apart=apart)
+    assert colocated_share(alone, Counter(), whole=True, responses=9, apart=apart) is apart
+    unread = colocated_share(alone, Counter(), whole=False, responses=9, apart=apart)
     assert unread == Quantity(1.0, 0.0, 1.0, "at_most")
 
 
@@ -188,7 +188,7 @@ def test_pieces_are_those_of_a_run(prompts, most):
     order = {prompt: number for number, (prompt, _) in enumerate(group for piece in run for group in piece)}
     groups = [(from_prompt(f"p{number}"), [f"r{text}" for text in own]) for number, own in enumerate(prompts)]
     groups.sort(key=lambda group: order[group[0]])
-    told = list(in_pieces(groups, responses=most))
+    told = list(cut_pieces(groups, responses=most))
     assert [[(prompt, len(set(own))) for prompt, own in piece] for piece in told] == [
         [(prompt, len(own)) for prompt, own in piece] for piece in run
     ]

@@ -15,10 +15,10 @@ from support.corpora import SHARED, corpus_rows, write_jsonl
 from support.tiny_models import save_encoder
 
 from pipelines.commands.estimate import benchmark, cost, estimate, survey, token_forecast
-from pipelines.commands.estimate.estimate import Wishes, plan_run, refuse_cost
+from pipelines.commands.estimate.estimate import PlanOptions, check_cost, plan_run
 from pipelines.commands.estimate.hardware import PRICES
 from pipelines.commands.estimate.quantity import Quantity
-from pipelines.commands.estimate.scored_so_far import already_scored
+from pipelines.commands.estimate.scored_so_far import count_scored
 from pipelines.commands.estimate.table import plan_table
 from pipelines.commands.run import default_scorer, run_curation, run_scoring
 from pipelines.config import RunConfig
@@ -27,7 +27,7 @@ from pipelines.corpus import rewritten_copy
 from pipelines.errors import ConfigError, ModelLoadError
 from pipelines.plan import make_plans
 
-NO_BENCHMARK = Wishes(benchmark=False)
+NO_BENCHMARK = PlanOptions(benchmark=False)
 AGAIN = {"prompt": "prompt number 3", "response": "answer 21 of generator 0", "generator": "again"}
 ROWS = [*corpus_rows(12)[:6], AGAIN, *corpus_rows(12)[6:]]  # in the same fragment as the one that it repeats
 
@@ -166,7 +166,7 @@ def test_of_very_many_score_files_a_sample_is_read(config, monkeypatch):
     run_scoring(settings, scorer=default_scorer(settings))
     plan = make_plans(settings).whole
     monkeypatch.setattr("pipelines.commands.estimate.scored_so_far.MOST_READ", 20)
-    found = already_scored(plan, (f"{settings.path}/scores/{plan.fingerprint}",), seed=1)
+    found = count_scored(plan, (f"{settings.path}/scores/{plan.fingerprint}",), seed=1)
     assert not found.whole
     assert found.fragments.low <= 60 <= found.fragments.high
     assert found.responses.low <= 480 <= found.responses.high
@@ -178,14 +178,14 @@ def test_scores_in_other_directories_count_once(config, tmp_path):
     run_scoring(settings, scorer=default_scorer(settings))
     plan = make_plans(settings).whole
     directory = f"{settings.path}/scores/{plan.fingerprint}"
-    assert already_scored(plan, (str(tmp_path / "none"), directory, directory), seed=0).responses.value == len(ROWS)
+    assert count_scored(plan, (str(tmp_path / "none"), directory, directory), seed=0).responses.value == len(ROWS)
 
 
 def test_an_ensemble_counts_every_model(config, encoder, tmp_path):
     other = save_encoder(tmp_path / "other", seed=1)
-    one = plan_run(config(encoder), wishes=Wishes(gpu="nvidia-l4"))
+    one = plan_run(config(encoder), wishes=PlanOptions(gpu="nvidia-l4"))
     values = config(encoder).model_dump(exclude_unset=True) | {"model": [{"path": str(encoder)}, {"path": str(other)}]}
-    both = plan_run(RunConfig.model_validate(values), wishes=Wishes(gpu="nvidia-l4"))
+    both = plan_run(RunConfig.model_validate(values), wishes=PlanOptions(gpu="nvidia-l4"))
     assert {model["name"] for model in both["models"]} == {encoder.name, "other"}
     tokens = [model["tokens"]["value"] for model in both["models"]]
     assert tokens == [one["models"][0]["tokens"]["value"]] * 2
@@ -202,7 +202,7 @@ def test_without_a_benchmark_no_weight_is_read_and_the_time_is_not_known(config,
 
 def test_a_benchmark_measures_this_machine(config, monkeypatch):
     monkeypatch.setattr(benchmark, "BENCHMARK_SECS", 2.0)
-    [way] = plan_run(config(), wishes=Wishes(machine="n1-standard-8"))["ways"]
+    [way] = plan_run(config(), wishes=PlanOptions(machine="n1-standard-8"))["ways"]
     [speed] = way["speed"]
     assert speed["tokens_per_sec"]["low"] < speed["tokens_per_sec"]["value"] < speed["tokens_per_sec"]["high"]
     assert (speed["device"], speed["packed"], way["basis"]) == ("cpu", True, "measured")
@@ -213,9 +213,9 @@ def test_a_benchmark_measures_this_machine(config, monkeypatch):
 
 def test_workers_of_this_machine_share_the_work(config):
     work = Quantity(120.0, 100.0, 140.0, "measured")
-    assert cost._shared(work, 1, gpu=True) == work
-    assert cost._shared(work, 4, gpu=True) == Quantity(30.0, 25.0, 35.0 * 1.15, "measured")
-    assert cost._shared(work, 2, gpu=False) == Quantity(120 / 1.1, 100 / 1.2, 140.0, "measured")
+    assert cost._over_workers(work, 1, gpu=True) == work
+    assert cost._over_workers(work, 4, gpu=True) == Quantity(30.0, 25.0, 35.0 * 1.15, "measured")
+    assert cost._over_workers(work, 2, gpu=False) == Quantity(120 / 1.1, 100 / 1.2, 140.0, "measured")
     settings = RunConfig.model_validate(config().model_dump(exclude_unset=True) | {"runner": {"workers": 2}})
     [way] = plan_run(settings, wishes=NO_BENCHMARK)["ways"]
     assert way["workers"] == 2
@@ -242,13 +242,13 @@ def test_a_job_elsewhere_without_a_named_gpu_is_estimated_for_all(config):
     assert len(plan["ways"]) == 10
     assert {way["where"] for way in plan["ways"] if way["cost"] is None} >= {"nvidia-b200"}, "no price, no cost"
     with pytest.raises(ConfigError, match="--gpu"):
-        refuse_cost(plan, 1000.0)
+        check_cost(plan, 1000.0)
 
 
 def test_a_model_larger_than_the_gpu_is_refused_with_the_numbers(config, monkeypatch):
     monkeypatch.setattr("rm.dry_run.Forecaster.shape", property(lambda _: SHAPE_OF_70B))
     with pytest.raises(ConfigError, match=r"70,000,000,000 parameters.*260\.8 GiB of weights.*24 GiB of nvidia-l4"):
-        plan_run(config(), wishes=Wishes(gpu="nvidia-l4"))
+        plan_run(config(), wishes=PlanOptions(gpu="nvidia-l4"))
     assert not any(way["fits"] for way in plan_run(remote(config()))["ways"])
 
 
@@ -256,20 +256,20 @@ SHAPE_OF_70B = {"parameters": 70 * 10**9, "computing_parameters": 69 * 10**9, "h
 
 
 def test_max_cost_on_both_sides_of_the_upper_end(config):
-    plan = plan_run(config(), wishes=Wishes(gpu="nvidia-l4"))
+    plan = plan_run(config(), wishes=PlanOptions(gpu="nvidia-l4"))
     high = plan["ways"][0]["cost"]["high"]
-    refuse_cost(plan, high)
+    check_cost(plan, high)
     with pytest.raises(ConfigError, match=f"up to {high:,.2f} USD, more than --max-cost"):
-        refuse_cost(plan, high * 0.999)
+        check_cost(plan, high * 0.999)
     with pytest.raises(ConfigError, match="--machine"):
-        refuse_cost(plan_run(config(), wishes=NO_BENCHMARK), 1000.0)
+        check_cost(plan_run(config(), wishes=NO_BENCHMARK), 1000.0)
 
 
 def test_unknown_gpus_and_machines(config):
     with pytest.raises(ConfigError, match="'abacus' is not in the table"):
-        plan_run(config(), wishes=Wishes(gpu="abacus"))
+        plan_run(config(), wishes=PlanOptions(gpu="abacus"))
     with pytest.raises(ConfigError, match="'mainframe' has no price"):
-        plan_run(config(), wishes=Wishes(machine="mainframe", benchmark=False))
+        plan_run(config(), wishes=PlanOptions(machine="mainframe", benchmark=False))
 
 
 def test_prices_of_ones_own_and_old_ones(config, tmp_path):
@@ -278,7 +278,7 @@ def test_prices_of_ones_own_and_old_ones(config, tmp_path):
     path = tmp_path / "mine.yaml"
     for date, warned in (("2001-01-01", True), ("2999-01-01", False)):
         path.write_text(yaml.safe_dump(values | {"date": date}))
-        plan = plan_run(config(), wishes=Wishes(gpu="nvidia-l4", prices=str(path)))
+        plan = plan_run(config(), wishes=PlanOptions(gpu="nvidia-l4", prices=str(path)))
         assert plan["ways"][0]["cost"]["high"] == pytest.approx(100 * plan["ways"][0]["gpu_hours"]["high"])
         assert any("days old" in line for line in plan["warnings"]) == warned
 

@@ -7,7 +7,7 @@ from datetime import date
 import pytest
 import yaml
 
-from pipelines.commands.estimate.hardware import PRICES, Gpu, hardware, load_prices, refuse_large
+from pipelines.commands.estimate.hardware import PRICES, Gpu, hardware, load_prices, why_too_large
 from pipelines.errors import ConfigError
 from rm.engine.device import _PEAK_FLOPS
 
@@ -100,7 +100,7 @@ def test_a_price_file_that_is_not_there():
 
 def test_what_does_not_fit():
     gpu = Gpu(peak_tflops=1, float32_tflops=1, memory_gib=16)
-    assert refuse_large("g", gpu, (15 * 2**30, 2**30)) is None
-    why = refuse_large("g", gpu, (15 * 2**30, 2**30 + 1))
+    assert why_too_large("g", gpu, (15 * 2**30, 2**30)) is None
+    why = why_too_large("g", gpu, (15 * 2**30, 2**30 + 1))
     assert why is not None
     assert "15.0 GiB of weights and 1.0 GiB for activations do not fit into the 16 GiB of g" in why

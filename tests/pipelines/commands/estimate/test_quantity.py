@@ -13,7 +13,7 @@ from pipelines.commands.estimate.cost import billed_hours, forward_secs, wall_se
 from pipelines.commands.estimate.model_estimate import memory_bytes
 from pipelines.commands.estimate.quantity import Quantity, product_of, total_of
 from pipelines.commands.estimate.sampling_error import Block, sampled_total, t_quantile, whole_total
-from pipelines.commands.estimate.selection_size import Candidates, kept_responses
+from pipelines.commands.estimate.selection_size import CandidateCounts, kept_responses
 from pipelines.config import Step
 
 ROWS = st.lists(st.tuples(st.integers(1, 500), st.integers(1, 200)), min_size=1, max_size=12)
@@ -116,7 +116,7 @@ def steps(*rules):
 
 
 SIZES = {1: 5.0, 3: 10.0, 8: 2.0}  # prompts by responses: 17 prompts, 51 responses
-GIVEN = Candidates(51.0, 17.0, SIZES)
+GIVEN = CandidateCounts(51.0, 17.0, SIZES)
 KEPT = [
     ([], 51, True),
     ([{"best_of_n": {"keep": 1}}], 12, True),
@@ -145,7 +145,7 @@ def test_kept_by_hand(rules, kept, known):
 
 @pytest.mark.parametrize(("rules", "kept"), [(rules, kept) for rules, kept, _ in KEPT])
 def test_what_is_kept_of_prompts_of_unknown_sizes_is_a_bound(rules, kept):
-    bound, known = kept_responses(steps(*rules), Candidates(51.0, 17.0))
+    bound, known = kept_responses(steps(*rules), CandidateCounts(51.0, 17.0))
     assert not known
     assert 51 >= bound >= kept
 

@@ -18,8 +18,8 @@ from support.corpora import SHARED, corpus_rows, write_jsonl
 from transformers import AutoTokenizer
 
 from pipelines.commands.inspect import sample
-from pipelines.commands.inspect.sample import all_units, count, look, spread
-from pipelines.commands.inspect.statistics import Asked, figures, spread_of
+from pipelines.commands.inspect.sample import all_units, count_rows, sample_rows, spread
+from pipelines.commands.inspect.statistics import PromptResponses, distribution, response_statistics
 from pipelines.commands.inspect.tables import shortened, size, visible
 from pipelines.config import InputConfig
 from pipelines.corpus import InputFile, Unit
@@ -125,10 +125,10 @@ def test_the_numbers_of_a_small_corpus(tmp_path, inspected):
 
 def test_figures_against_brute_force():
     rows = [
-        Asked((("user", "q" * (7 * n % 11 + 1)),), [f"{'r' * (n * k % 13)}." for k in range(n % 4 + 1)])
+        PromptResponses((("user", "q" * (7 * n % 11 + 1)),), [f"{'r' * (n * k % 13)}." for k in range(n % 4 + 1)])
         for n in range(200)
     ]
-    found = figures(rows)
+    found = response_statistics(rows)
     prompts = {prompt for prompt, _ in rows}
     pairs = [(prompt, response) for prompt, responses in rows for response in responses]
     assert found["prompts"] == len(prompts) == 11
@@ -138,8 +138,8 @@ def test_figures_against_brute_force():
     assert found["prompt_characters"] == by_hand([len(prompt[0][1]) for prompt in prompts])
     assert found["response_characters"] == by_hand([len(response) for _, response in pairs])
     assert found["responses_per_prompt"] == by_hand(list(Counter(prompt for prompt, _ in pairs).values()))
-    assert spread_of([]) is None
-    assert spread_of(range(1, 101)) == {"median": 50, "p95": 95, "max": 100}
+    assert distribution([]) is None
+    assert distribution(range(1, 101)) == {"median": 50, "p95": 95, "max": 100}
 
 
 def test_tokens_against_transformers(tmp_path, inspected, chat):
@@ -351,20 +351,20 @@ def test_a_million_rows_are_inspected_by_reading_a_bounded_part(tmp_path, monkey
         pq.write_table(pa.table(columns), path, row_group_size=rows // 50)
     monkeypatch.setattr(sample, "COUNTED_BYTES", 2**20)
     read = {"rows": 0}
-    real = sample.LookedAt
+    real = sample.SampledRow
 
     def counting(*fields):
         read["rows"] += 1
         return real(*fields)
 
-    monkeypatch.setattr(sample, "LookedAt", counting)
+    monkeypatch.setattr(sample, "SampledRow", counting)
     units = units_of(path)
-    looked = look(units, ["prompt", "response"], max_row_bytes=LIMIT)
+    looked = sample_rows(units, ["prompt", "response"], max_row_bytes=LIMIT)
     assert read["rows"] <= sample.FIRST_ROWS + sample.SPREAD * sample.ROWS_A_PLACE + 1
     numbers = [int(row.value["prompt"].split()[1]) for row in looked.rows]
     assert numbers[: sample.FIRST_ROWS] == list(range(sample.FIRST_ROWS))
     assert numbers == sorted(set(numbers)), "no row twice"
-    counted = count(units, max_row_bytes=LIMIT)
+    counted = count_rows(units, max_row_bytes=LIMIT)
     if suffix == "jsonl.gz":
         assert (looked.places, looked.whole) == (0, False)
     else:
@@ -381,19 +381,19 @@ def test_the_first_rows_of_several_files_go_on_where_one_ends(tmp_path):
     for name in "abc":
         rows = [{"prompt": f"{name}{n}", "response": "r"} for n in range(900)]
         write_jsonl(tmp_path / f"{name}.jsonl", rows)
-    looked = look(units_of(tmp_path), ["prompt"], max_row_bytes=LIMIT)
+    looked = sample_rows(units_of(tmp_path), ["prompt"], max_row_bytes=LIMIT)
     prompts = [row.value["prompt"] for row in looked.rows]
     everything = [f"{name}{n}" for name in "abc" for n in range(900)]
     assert prompts[:2000] == everything[:2000]
     assert len(set(prompts)) == len(prompts)
     assert looked.rows[950].place == "line 51"
-    whole = look(units_of(tmp_path / "[ab].jsonl"), ["prompt"], max_row_bytes=LIMIT)
+    whole = sample_rows(units_of(tmp_path / "[ab].jsonl"), ["prompt"], max_row_bytes=LIMIT)
     assert (len(whole.rows), whole.whole) == (1800, True)
 
 
 def test_places_lie_behind_the_first_rows(tmp_path):
     rows = [{"prompt": f"{n}", "response": "r" * 1000} for n in range(4000)]
-    looked = look(units_of(write_jsonl(tmp_path / "a.jsonl", rows)), ["prompt"], max_row_bytes=LIMIT)
+    looked = sample_rows(units_of(write_jsonl(tmp_path / "a.jsonl", rows)), ["prompt"], max_row_bytes=LIMIT)
     numbers = [int(row.value["prompt"]) for row in looked.rows]
     assert len(numbers) > sample.FIRST_ROWS
     assert numbers == sorted(set(numbers))
@@ -417,7 +417,7 @@ def test_a_row_that_is_too_large_is_a_reason_in_both_kinds(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", rows)
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     for name in ("a.jsonl", "a.parquet"):
-        looked = look(units_of(tmp_path / name), ["prompt", "response"], max_row_bytes=2000)
+        looked = sample_rows(units_of(tmp_path / name), ["prompt", "response"], max_row_bytes=2000)
         assert [row.value for row in looked.rows] == ["row_too_large", rows[1]]
 
 
