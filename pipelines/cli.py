@@ -101,10 +101,10 @@ def score(
     """Score a corpus and stop; what is scored already is not scored again."""
     settings, flags = _run_config(config, extra)
     from pipelines.commands.run import default_scorer, run_scoring
-    from pipelines.score.work import Share
+    from pipelines.score.work import CorpusShard
 
-    share = None if shard is None else Share.of(shard)
-    _show(settings, lambda: run_scoring(settings, flags, scorer=default_scorer(settings), share=share))
+    part = None if shard is None else CorpusShard.of(shard)
+    _show(settings, lambda: run_scoring(settings, flags, scorer=default_scorer(settings), shard=part))
 
 
 @app.command(settings="run", context_settings=_PASS_ON)

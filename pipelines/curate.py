@@ -25,8 +25,8 @@ from pipelines.score.load_model import LoadAlone
 from pipelines.score.skip_transform import LeaveOut
 from pipelines.score.transform import ScoreCorpus
 from pipelines.score.unit_scorer import ScorerFactory
-from pipelines.score.unit_scores import ScorePlaces, score_places
-from pipelines.score.work import Share
+from pipelines.score.unit_scores import ScoreDirectories, score_directories
+from pipelines.score.work import CorpusShard
 from pipelines.select.selection import selection_of
 from pipelines.select.transform import Select
 
@@ -45,7 +45,7 @@ def build(
     """The graph of `run` (with a scorer) and of `select` (without)."""
     selection = selection_of(config, plan)
     shape = Shape(config.output.shape, tuple(config.output.include_columns), tuple(config.output.add), plan.temperature)
-    scored, parts = score_files(pipeline, paths, score_places(config), scorer, **way_of(config))
+    scored, parts = score_files(pipeline, paths, score_directories(config), scorer, **way_of(config))
     selected = scored | "Select" >> Select(selection, config.limits, with_schemas=shape.has_input_columns)
     split = Split(config.output.test_fraction, config.output.split_seed)
     bounds = (config.output.rows_per_shard, config.output.bytes_per_shard)
@@ -66,7 +66,7 @@ def facts_of(config: RunConfig, plan: Plan) -> Facts:
 def score_files(
     pipeline: Any,
     paths: PlanPaths,
-    places: ScorePlaces,
+    directories: ScoreDirectories,
     scorer: ScorerFactory | None,
     *,
     limits: Limits,
@@ -79,7 +79,7 @@ def score_files(
     scored, parts = score_models(
         pipeline,
         paths,
-        places,
+        directories,
         scorer,
         limits=limits,
         read_only=scratch is not None,
@@ -88,21 +88,21 @@ def score_files(
     )
     if len(scored) == 1:
         return scored[0], parts
-    combined = scored | "Combine" >> CombineScores(paths.whole, places.path, scratch or places.path)
+    combined = scored | "Combine" >> CombineScores(paths.whole, directories.path, scratch or directories.path)
     return combined["scores"], {**parts, "standards": combined["standards"]}
 
 
 def score_models(
     pipeline: Any,
     paths: PlanPaths,
-    places: ScorePlaces,
+    directories: ScoreDirectories,
     scorer: ScorerFactory | None,
     *,
     limits: Limits,
     read_only: bool = False,
     accelerator: str | None = None,
     colocate: bool = False,
-    share: Share | None = None,
+    shard: CorpusShard | None = None,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The descriptors of each model's score files, and `skipped` files where they may be. Models score one after the other: none
     finds another in its memory."""
@@ -111,8 +111,8 @@ def score_models(
         own, load = ("", scorer) if len(paths.members) == 1 else (str(number), LoadAlone(scorer) if scorer else None)
         last = scored[-1]["scores"] if scored and scorer else None
         after = last | f"AwaitModel{number - 1}" >> Gather(no_more) if last else None
-        regroup = Colocate(path, places, load, limits, accelerator) if colocate and load is not None else None
-        corpus = ScoreCorpus(path, places, load, after, read_only, limits, accelerator, share, regroup)
+        regroup = Colocate(path, directories, load, limits, accelerator) if colocate and load is not None else None
+        corpus = ScoreCorpus(path, directories, load, after, read_only, limits, accelerator, shard, regroup)
         scored.append(pipeline | f"Score{own}" >> corpus)
     if not limits.skip_bad_files:
         return tuple(each["scores"] for each in scored), {}

@@ -26,10 +26,10 @@ from pipelines.runtime.execute import execute
 from pipelines.runtime.transforms import Gather
 from pipelines.score.load_model import LoadScorer
 from pipelines.score.skip_transform import publish_skipped
-from pipelines.score.totals import Totals, check_limits, check_share, publish_totals, sum_totals, totals_at, totals_of
+from pipelines.score.totals import Totals, check_limits, check_shard, publish_totals, read_totals, sum_totals, totals_of
 from pipelines.score.unit_scorer import ScorerFactory
-from pipelines.score.unit_scores import score_places, scores_path
-from pipelines.score.work import Share
+from pipelines.score.unit_scores import score_directories, scores_path
+from pipelines.score.work import CorpusShard
 from pipelines.score.workers import Job, score_ahead
 from pipelines.select.selection import selection_of
 from pipelines.storage import canonical_json
@@ -121,34 +121,34 @@ def run_graph(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFac
 
 
 def run_scoring(
-    config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory | None, share: Share | None = None
+    config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory | None, shard: CorpusShard | None = None
 ) -> Outcome:
-    """Score the corpus with every model, or a share of it, and stop. Raises `BestkeptError`, for too many rejected rows too; of a
-    share these are only warned of, since the limit is one of the whole."""
+    """Score the corpus with every model, or a shard of it, and stop. Raises `BestkeptError`, for too many rejected rows too; of a
+    shard these are only warned of, since the limit is one of the whole."""
     started = time.monotonic()
     options = checked_options(config, flags, scores=scorer is not None)
-    if share is not None and config.runner.name != "local":
+    if shard is not None and config.runner.name != "local":
         raise ConfigError(
             f"--shard is for machines without an engine, and runner.name is {config.runner.name}, which spreads the work itself; "
             "remove one of them"
         )
-    if share is not None and config.score.colocate is not None:
+    if shard is not None and config.score.colocate is not None:
         raise ConfigError(
             "--shard scores files by themselves, and score.colocate regroups the whole; remove one of them"
         )
     config = located(config)
     plans, scores = make_plans(config), scores_path(config)
-    progress.planned(plans.whole.input_bytes * len(plans.members) // (1 if share is None else share.count))
+    progress.planned(plans.whole.input_bytes * len(plans.members) // (1 if shard is None else shard.count))
     sweep(scores, plans)
     paths = plans.save(scores)
     skipping = config.limits.skip_bad_files
-    part = "" if share is None else f"-{share.index}-of-{share.count}"
+    part = "" if shard is None else f"-{shard.index}-of-{shard.count}"
     summaries = [join(scores, plan.fingerprint, f"totals-{plan.hash[:32]}{part}.json") for plan in plans.members]
     listed = join(scores, plans.whole.fingerprint, f"skipped-{plans.whole.hash[:32]}{part}.json")
-    ahead = score_with_workers(config, plans, paths, scorer, share=share)
+    ahead = score_with_workers(config, plans, paths, scorer, shard=shard)
 
     def build_scoring(pipeline: Any) -> None:
-        scored, parts = score_models(pipeline, paths, score_places(config), scorer, share=share, **way_of(config))
+        scored, parts = score_models(pipeline, paths, score_directories(config), scorer, shard=shard, **way_of(config))
         for number, (descriptors, summary) in enumerate(zip(scored, summaries, strict=True)):
             own = str(number) if len(scored) > 1 else ""
             _ = (
@@ -166,25 +166,25 @@ def run_scoring(
         return Outcome(plans.whole, None, {}, secs, handed_over=True)
     counters.record(join(scores, f"run{part}.json"), "score", secs, counters.together(ahead, counted))
     skipped = tuple(json.loads(read_bytes(listed) or b"[]")) if skipping else ()
-    totals = [totals_at(summary) for summary in summaries]
+    totals = [read_totals(summary) for summary in summaries]
     if len(totals) == 1:
-        check_share(totals[0], config.limits, share)
+        check_shard(totals[0], config.limits, shard)
         return Outcome(plans.whole, None, totals[0].to_json(), secs, skipped=skipped)
     members = []
     for named, one in zip(plans.whole.model["members"], totals, strict=True):
-        check_share(one, config.limits, share, model=named["name"])
+        check_shard(one, config.limits, shard, model=named["name"])
         members.append({"name": named["name"], "fingerprint": named["fingerprint"], **one.to_json()})
     return Outcome(plans.whole, None, {}, secs, members=tuple(members), skipped=skipped)
 
 
 def score_with_workers(
-    config: RunConfig, plans: Plans, paths: PlanPaths, scorer: ScorerFactory | None, *, share: Share | None = None
+    config: RunConfig, plans: Plans, paths: PlanPaths, scorer: ScorerFactory | None, *, shard: CorpusShard | None = None
 ) -> dict[str, int]:
     """Where `runner.workers` asks for them, let them score all that is not scored yet; what their models' counters say."""
     if config.runner.workers == 1 or scorer is None:
         return {}
     limits = config.limits.model_copy(update={"verify": False})  # by the graph, of all that is there then
-    return score_ahead(Job(paths, score_places(config), scorer, limits), plans, config.runner.workers, share)
+    return score_ahead(Job(paths, score_directories(config), scorer, limits), plans, config.runner.workers, shard)
 
 
 def default_scorer(config: RunConfig) -> ScorerFactory | None:

@@ -218,21 +218,21 @@ class Results:
     """What the model says of some texts; a scorer of these alone."""
 
     table: pa.Table
-    places: Mapping[bytes, int]  # row of each key; of equal ones the first
+    rows: Mapping[bytes, int]  # of each key; of equal ones the first
 
     @classmethod
     def of(cls, tables: Sequence[pa.Table]) -> Results:
         table = pa.concat_tables([RESULTS.empty_table(), *tables]).combine_chunks()
-        places: dict[bytes, int] = {}
-        for place, key in enumerate(table["key"].to_pylist()):
-            places.setdefault(key, place)
-        return cls(table, places)
+        rows: dict[bytes, int] = {}
+        for row, key in enumerate(table["key"].to_pylist()):
+            rows.setdefault(key, row)
+        return cls(table, rows)
 
     def of_units(self, waiting: pa.Table) -> Iterator[tuple[int, pa.Table]]:
         """(unit, the results that it waits for, each once), by unit."""
         wanted: dict[int, dict[int, None]] = {}
         for key, unit in zip(waiting["key"].to_pylist(), waiting["unit"].to_pylist(), strict=True):
-            wanted.setdefault(unit, {})[self.places[key]] = None
+            wanted.setdefault(unit, {})[self.rows[key]] = None
         for unit in sorted(wanted):
             yield unit, self.table.take(pa.array(sorted(wanted[unit])))
 
@@ -240,7 +240,7 @@ class Results:
         """Raises `StorageError` for a text that is not among these."""
         keys = [keys_of(prompt_text(prompt), responses) for prompt, responses in groups]
         try:
-            rows = pa.array([self.places[key] for group in keys for key in group], pa.int64())
+            rows = pa.array([self.rows[key] for group in keys for key in group], pa.int64())
         except KeyError:
             raise StorageError("a text was shuffled and has no result; run the same command again") from None
         columns = [self.table[name].take(rows).to_pylist() for name in RESULTS.names[1:]]

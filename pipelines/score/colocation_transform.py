@@ -42,7 +42,7 @@ from pipelines.score.colocation import (
 from pipelines.score.load_model import acquire_scorer
 from pipelines.score.skip_transform import skipped
 from pipelines.score.unit_scorer import NO_LIMITS, Scorer, ScorerFactory, UnitScorer, shown, waiting_fragments
-from pipelines.score.unit_scores import ScorePlaces, UnitScores
+from pipelines.score.unit_scores import ScoreDirectories, UnitScores
 from pipelines.storage import publish
 
 _HELD_BYTES = 32 * 2**20  # of text in a bundle, before it is shuffled
@@ -54,7 +54,7 @@ class Colocate(beam.PTransform):  # type: ignore[misc]
     """(file number, unit) → {scores: `ScoreFile` descriptors as bytes, skipped: (file, reason)}, as `ScoreUnits` gives them."""
 
     plan_path: str
-    places: ScorePlaces
+    directories: ScoreDirectories
     scorer: ScorerFactory
     limits: Limits = NO_LIMITS
     accelerator: str | None = None  # a hint for the workers of ScorePrompts, see `RunnerConfig`
@@ -62,7 +62,7 @@ class Colocate(beam.PTransform):  # type: ignore[misc]
     def expand(self, units: Any) -> dict[str, Any]:
         keyed, bad = tuple[int, bytes], tuple[int, str]
         shuffled = units | "ShuffleTexts" >> beam.ParDo(
-            ShuffleTexts(self.plan_path, self.places, self.limits)
+            ShuffleTexts(self.plan_path, self.directories, self.limits)
         ).with_output_types(keyed, units=keyed, scores=bytes, skipped=bad).with_outputs(
             "units", "scores", "skipped", main="texts"
         )
@@ -71,7 +71,7 @@ class Colocate(beam.PTransform):  # type: ignore[misc]
             shuffled.texts
             | "GroupByPrompt" >> beam.GroupByKey()
             | "ScorePrompts"
-            >> beam.ParDo(ScorePrompts(self.plan_path, self.places, self.scorer))
+            >> beam.ParDo(ScorePrompts(self.plan_path, self.directories, self.scorer))
             .with_resource_hints(**hints)
             .with_output_types(keyed)
         )
@@ -80,7 +80,7 @@ class Colocate(beam.PTransform):  # type: ignore[misc]
             | "UnitsAndResults" >> beam.Flatten()
             | "GroupResults" >> beam.GroupByKey()
             | "WriteScores"
-            >> beam.ParDo(WriteScores(self.plan_path, self.places, self.limits))
+            >> beam.ParDo(WriteScores(self.plan_path, self.directories, self.limits))
             .with_output_types(bytes, skipped=bad)
             .with_outputs("skipped", main="scores")
         )
@@ -96,7 +96,7 @@ class ShuffleTexts(beam.DoFn):  # type: ignore[misc]
     content hashes); and the descriptors of a unit whose score files are all there."""
 
     plan_path: str
-    places: ScorePlaces
+    directories: ScoreDirectories
     limits: Limits
 
     def start_bundle(self) -> None:
@@ -107,8 +107,8 @@ class ShuffleTexts(beam.DoFn):  # type: ignore[misc]
         file_number, unit = element[0], Unit(*element[1])
         with carrying_errors():
             plan = plan_at(self.plan_path)
-            place = UnitScores(plan, self.places.of(plan.fingerprint), file_number, unit)
-            found = place.found_in_order(doubling if self.places.far(plan) else map)
+            place = UnitScores(plan, self.directories.of(plan.fingerprint), file_number, unit)
+            found = place.found_in_order(doubling if self.directories.on_object_store(plan) else map)
             whole = bool(found) and found[-1].footer.last
             if whole and not self.limits.verify:
                 for score_file in shown(found, unit):
@@ -153,9 +153,9 @@ class ShuffleTexts(beam.DoFn):  # type: ignore[misc]
 class ScorePrompts(beam.DoFn):  # type: ignore[misc]
     """(bucket, its texts) → (unit, the results of its texts), durable by then. Only what no earlier run has left is scored."""
 
-    def __init__(self, plan_path: str, places: ScorePlaces, scorer: ScorerFactory) -> None:
+    def __init__(self, plan_path: str, directories: ScoreDirectories, scorer: ScorerFactory) -> None:
         self._plan_path = plan_path
-        self._places = places
+        self._directories = directories
         self._make_scorer = scorer
         self._shared = Shared()
 
@@ -164,10 +164,10 @@ class ScorePrompts(beam.DoFn):  # type: ignore[misc]
         with carrying_errors():
             plan = plan_at(self._plan_path)
             bucket = Bucket.of(parts)
-            directory = directory_of(self._places.of(plan.fingerprint)[0], number, bits_of(plan))
+            directory = directory_of(self._directories.of(plan.fingerprint)[0], number, bits_of(plan))
             publish.sweep([directory])
             tables = read_results(directory, plan.fingerprint)
-            known = Results.of(tables).places
+            known = Results.of(tables).rows
             each = bucket.input_bytes / bucket.texts.num_rows
             for piece in pieces(bucket.without(known), responses=plan.rows_per_fragment):
                 scorer = acquire_scorer(self._shared, self._make_scorer, plan)
@@ -183,7 +183,7 @@ class WriteScores(beam.DoFn):  # type: ignore[misc]
     """(unit, what it is and the results of its texts) → one descriptor per fragment, each of them durable by then."""
 
     plan_path: str
-    places: ScorePlaces
+    directories: ScoreDirectories
     limits: Limits
 
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[Any]:
@@ -200,7 +200,7 @@ class WriteScores(beam.DoFn):  # type: ignore[misc]
             results = Results.of([from_ipc([part], RESULTS) for part in _RESULTS.select(parts)])
 
             known = partial(_known, results, dict(fields["hashes"]), path)
-            unit_scorer = UnitScorer(plan, self.places, known, limits=self.limits)
+            unit_scorer = UnitScorer(plan, self.directories, known, limits=self.limits)
             try:
                 unit = Unit(*fields["unit"])
                 for score_file in unit_scorer.score_unit(file_number, unit, unit_scorer.found(file_number, unit)):

@@ -14,7 +14,7 @@ from pipelines.corpus import place_of
 from pipelines.corpus.files import counted_in_file
 from pipelines.errors import RejectedError, StorageError, carrying_errors
 from pipelines.score.score_files import EXAMPLES, ScoreFile
-from pipelines.score.work import Share
+from pipelines.score.work import CorpusShard
 from pipelines.storage import canonical_json, publish
 from pipelines.storage.files import read_bytes
 
@@ -37,7 +37,7 @@ def totals_of(data: bytes) -> Totals:
     )
 
 
-def totals_at(path: str) -> Totals:
+def read_totals(path: str) -> Totals:
     """Those that a job has published. Raises `StorageError` where it has not."""
     data = read_bytes(path)
     if data is None:
@@ -72,14 +72,14 @@ def check_limits(totals: Totals, limits: Limits, *, model: str | None = None) ->
     return totals
 
 
-def check_share(totals: Totals, limits: Limits, share: Share | None, *, model: str | None = None) -> None:
-    """`check_limits` of the whole; of a share, a warning."""
+def check_shard(totals: Totals, limits: Limits, shard: CorpusShard | None, *, model: str | None = None) -> None:
+    """`check_limits` of the whole; of a shard, a warning."""
     try:
         check_limits(totals, limits, model=model)
     except RejectedError as error:
-        if share is None:
+        if shard is None:
             raise
-        log.warning("in shard %s alone, %s", share, error.message)
+        log.warning("in shard %s alone, %s", shard, error.message)
 
 
 @dataclass(frozen=True)

@@ -15,18 +15,18 @@ from apache_beam.pvalue import AsIter
 from apache_beam.utils.shared import Shared
 
 from pipelines.config import Limits
-from pipelines.corpus import Unit, UnreadableError, probe
-from pipelines.errors import carrying_errors
+from pipelines.corpus import InputFile, Unit, UnreadableError, probe, rewritten_copy
+from pipelines.corpus.rewrite import rewrite
+from pipelines.errors import InputError, carrying_errors
 from pipelines.plan import plan_at
 from pipelines.runtime.threaded_dofn import Overlapped, doubling
 from pipelines.runtime.transforms import Spread
 from pipelines.score.load_model import acquire_scorer
-from pipelines.score.rewrite_transform import RewriteLarge
 from pipelines.score.score_files import ScoreFile
 from pipelines.score.skip_transform import skipped
 from pipelines.score.unit_scorer import NO_LIMITS, ScorerFactory, UnitScorer
-from pipelines.score.unit_scores import ScorePlaces
-from pipelines.score.work import Share, units_in, units_of_share
+from pipelines.score.unit_scores import ScoreDirectories
+from pipelines.score.work import CorpusShard, units_in, units_of_shard
 from pipelines.storage.files import is_local
 
 _PlacedUnit = tuple[int, tuple[int, ...]]
@@ -42,13 +42,13 @@ class ScoreCorpus(beam.PTransform):  # type: ignore[misc]
     """
 
     plan_path: str
-    places: ScorePlaces
+    directories: ScoreDirectories
     scorer: ScorerFactory | None
     after: Any = None  # a collection that must be complete before scoring begins
     read_only: bool = False
     limits: Limits = NO_LIMITS
     accelerator: str | None = None  # a hint for the workers of ScoreUnits, see `RunnerConfig`
-    share: Share | None = None  # of the corpus: no more than that is scored
+    shard: CorpusShard | None = None  # of the corpus: no more than that is scored
     instead: beam.PTransform | None = None  # of ScoreUnits, see `pipelines.colocate`
 
     def expand(self, begin: Any) -> Any:
@@ -56,14 +56,14 @@ class ScoreCorpus(beam.PTransform):  # type: ignore[misc]
         files = (
             begin
             | "ListFiles" >> beam.Impulse()
-            | "ReadPlan" >> beam.FlatMap(file_numbers, self.plan_path, self.share, *wait).with_output_types(int)
+            | "ReadPlan" >> beam.FlatMap(file_numbers, self.plan_path, self.shard, *wait).with_output_types(int)
         )
         spread = files | "SpreadFiles" >> Spread()
-        rewrite = beam.ParDo(RewriteLarge(self.plan_path, self.limits, self.read_only))
-        rewritten = spread | "RewriteLarge" >> rewrite.with_output_types(int, skipped=tuple[int, str]).with_outputs(
+        rewriter = beam.ParDo(RewriteLarge(self.plan_path, self.limits, self.read_only))
+        rewritten = spread | "RewriteLarge" >> rewriter.with_output_types(int, skipped=tuple[int, str]).with_outputs(
             "skipped", main="files"
         )
-        splitter = SplitUnits(self.plan_path, self.limits, self.share)
+        splitter = SplitUnits(self.plan_path, self.limits, self.shard)
         split = rewritten.files | "SplitUnits" >> beam.ParDo(splitter).with_output_types(
             tuple[int, tuple[int, int, int, int]], skipped=tuple[int, str]
         ).with_outputs("skipped", main="units")
@@ -77,7 +77,7 @@ class ScoreCorpus(beam.PTransform):  # type: ignore[misc]
 
     def _score(self, units: Any) -> dict[str, Any]:
         score: beam.DoFn = ScoreUnits(
-            self.plan_path, self.places, self.scorer, read_only=self.read_only, limits=self.limits
+            self.plan_path, self.directories, self.scorer, read_only=self.read_only, limits=self.limits
         )
         if self.scorer is None:
             score = FindScores(score)
@@ -88,9 +88,40 @@ class ScoreCorpus(beam.PTransform):  # type: ignore[misc]
         return {"scores": scored.scores, "skipped": scored.skipped}
 
 
-def file_numbers(_impulse: bytes, plan_path: str, share: Share | None = None, _after: Any = None) -> Iterator[int]:
+def file_numbers(
+    _impulse: bytes, plan_path: str, shard: CorpusShard | None = None, _after: Any = None
+) -> Iterator[int]:
     with carrying_errors():
-        yield from range(len(plan_at(plan_path).files)) if share is None else units_of_share(plan_path, share)
+        yield from range(len(plan_at(plan_path).files)) if shard is None else units_of_shard(plan_path, shard)
+
+
+@dataclass(eq=False)
+class RewriteLarge(beam.DoFn):  # type: ignore[misc]
+    """File number → the same, with its copy there if it is to have one; in `skipped`, those that cannot be read."""
+
+    plan_path: str
+    limits: Limits
+    read_only: bool = False
+
+    def process(self, file_number: int) -> Iterator[Any]:
+        with carrying_errors():
+            plan = plan_at(self.plan_path)
+            file = plan.files[file_number]
+            try:
+                if file.copy is not None:
+                    self._ensure(file, file.copy, plan.max_row_bytes)
+                yield file_number
+            except UnreadableError as error:
+                yield skipped(file_number, error, self.limits)
+
+    def _ensure(self, file: InputFile, copy: str, max_row_bytes: int) -> None:
+        if not self.read_only:
+            rewrite(file, copy, max_row_bytes=max_row_bytes, verify=self.limits.verify)
+        elif rewritten_copy.read_index(copy) is None:
+            raise InputError(
+                f"the copy of {file.path} in {copy}, whose units were scored, is gone; run `bestkept score` or `bestkept select` "
+                "with the same configuration first: it is written anew"
+            )
 
 
 @dataclass(eq=False)
@@ -99,7 +130,7 @@ class SplitUnits(Overlapped):
 
     plan_path: str
     limits: Limits
-    share: Share | None = None
+    shard: CorpusShard | None = None
 
     def is_far(self) -> bool:
         return not is_local(plan_at(self.plan_path).files[0].path)
@@ -109,7 +140,7 @@ class SplitUnits(Overlapped):
         try:
             if self.limits.skip_bad_files:
                 probe(file.path)  # one whose scores all exist is not opened before export, and there it is too late
-            return [(file_number, tuple(unit)) for unit in units_in(file_number, file, self.plan_path, self.share)]
+            return [(file_number, tuple(unit)) for unit in units_in(file_number, file, self.plan_path, self.shard)]
         except UnreadableError as error:
             return [skipped(file_number, error, self.limits)]
 
@@ -120,7 +151,7 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
     def __init__(
         self,
         plan_path: str,
-        places: ScorePlaces,
+        directories: ScoreDirectories,
         scorer: ScorerFactory | None,
         *,
         read_only: bool = False,
@@ -128,7 +159,7 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
     ) -> None:
         self._read_only = read_only
         self._plan_path = plan_path
-        self._places = places
+        self._directories = directories
         self._make_scorer = scorer
         self._limits = limits
         self._shared = Shared()
@@ -166,13 +197,13 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
         return self._unit_scorer().found(file_number, unit, doubling if self.is_far() else map)
 
     def is_far(self) -> bool:
-        """See `ScorePlaces.far`."""
-        return self._places.far(plan_at(self._plan_path))
+        """See `ScoreDirectories.on_object_store`."""
+        return self._directories.on_object_store(plan_at(self._plan_path))
 
     def _unit_scorer(self) -> UnitScorer:
         plan, make = plan_at(self._plan_path), self._make_scorer
         scorer_of = None if make is None else lambda *_: acquire_scorer(self._shared, make, plan)
-        return UnitScorer(plan, self._places, scorer_of, self._read_only, self._limits)
+        return UnitScorer(plan, self._directories, scorer_of, self._read_only, self._limits)
 
 
 class FindScores(Overlapped):

@@ -18,7 +18,7 @@ from pipelines.plan import Plan
 from pipelines.runtime import counters, progress
 from pipelines.score import score_files
 from pipelines.score.score_files import Footer, ScoreFile
-from pipelines.score.unit_scores import LookUp, ScorePlaces, UnitScores
+from pipelines.score.unit_scores import LookUp, ScoreDirectories, UnitScores
 from rm.conversations import Conversation, response_hash
 
 
@@ -45,7 +45,7 @@ class UnitScorer:
     """
 
     plan: Plan
-    places: ScorePlaces
+    directories: ScoreDirectories
     scorer_of: ScorerOf | None
     read_only: bool = False
     limits: Limits = NO_LIMITS
@@ -82,7 +82,7 @@ class UnitScorer:
             yield score_file
 
     def _place(self, file_number: int, unit: Unit) -> UnitScores:
-        return UnitScores(self.plan, self.places.of(self.plan.fingerprint), file_number, unit)
+        return UnitScores(self.plan, self.directories.of(self.plan.fingerprint), file_number, unit)
 
     def _score_fragment(self, place: UnitScores, fragment: Fragment, *, input_bytes: int) -> tuple[ScoreFile, bool]:
         """The fragment's score file, and whether this call made it."""

@@ -22,13 +22,13 @@ _SMALL_ROWS = 2**16  # a few megabytes
 LookUp = Callable[[Callable[[str], "ScoreFile | None"], Iterable[str]], Iterable["ScoreFile | None"]]
 
 
-class ScorePlaces(NamedTuple):
+class ScoreDirectories(NamedTuple):
     """Directories of score files: one that is written to, and others that are read where it has none."""
 
     path: str
     also: tuple[str, ...] = ()
 
-    def far(self, plan: Plan) -> bool:
+    def on_object_store(self, plan: Plan) -> bool:
         """Whether any of them is on a store, where one score file takes some 50 ms and many at a time hardly longer; not where
         score files may be so large that many do not fit into memory."""
         return plan.rows_per_fragment <= _SMALL_ROWS and not all(map(is_local, (self.path, *self.also)))
@@ -138,8 +138,8 @@ class UnitScores:
             )
 
 
-def score_places(config: RunConfig) -> ScorePlaces:
-    return ScorePlaces(scores_path(config), tuple(map(absolute, config.scores.also)))
+def score_directories(config: RunConfig) -> ScoreDirectories:
+    return ScoreDirectories(scores_path(config), tuple(map(absolute, config.scores.also)))
 
 
 def scores_path(config: RunConfig) -> str:

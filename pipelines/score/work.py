@@ -1,7 +1,8 @@
-"""What there is to score, cut into pieces and dealt out: the same pieces for every process that asks, by the plan alone.
+"""Divides the scoring work into pieces and assigns them to shards of a corpus and to workers. No Beam.
 
-A piece is a file; a file larger than the pieces wanted is cut into its units, for which its footer is opened: of fewer files
-than there are pieces. What is scored already does not count: every process must come to the same answer.
+A piece is a file. A file larger than the wanted size is split into its units; only such a file has its footer opened, and there
+are fewer of them than pieces. The pieces follow from the plan alone, whatever is scored already: every process must come to the
+same ones.
 """
 
 from __future__ import annotations
@@ -9,45 +10,46 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
 from pipelines.corpus import InputFile, Unit, UnreadableError, rewritten_copy, split_units
+from pipelines.corpus.rewrite import rewrite
 from pipelines.errors import ConfigError
-from pipelines.plan import plan_at
-from pipelines.score.rewrite_transform import rewrite_large
+from pipelines.plan import Plan, plan_at
 
-PIECES_PER_HAND = 8  # so that the last piece of one does not keep the others waiting for long
+PIECES_PER_WORKER = 8  # or shard: so that the others do not wait long for the last piece
 _FOOTERS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
-class Share:
-    """The part `index` of `count` (from 0) of a corpus, balanced by stored bytes."""
+class CorpusShard:
+    """Part `index` (from 0) of a corpus divided into `count`, balanced by stored bytes: `--shard INDEX/COUNT`."""
 
     index: int
     count: int
 
     @classmethod
-    def of(cls, text: str) -> Share:
-        """`0/4` to `3/4`. Raises `ConfigError` for anything else."""
+    def of(cls, text: str) -> CorpusShard:
+        """Parse `0/4` to `3/4`. Raises `ConfigError` for anything else."""
         index, slash, count = text.partition("/")
         if not (slash and index.isascii() and index.isdigit() and count.isascii() and count.isdigit()):
             raise ConfigError(f"--shard is {text!r}; expected I/N, from 0/N to (N-1)/N: --shard 0/4")
-        share = cls(int(index), int(count))
-        if share.index >= share.count:
+        shard = cls(int(index), int(count))
+        if shard.index >= shard.count:
             raise ConfigError(
                 f"--shard is {text!r}; of N shards the first is 0 and the last is N-1: expected --shard 0/4 to 3/4"
             )
-        return share
+        return shard
 
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
 
 
-class Piece(NamedTuple):
-    """Something to score: a file, one unit of it, or every so manieth fragment of a unit."""
+class WorkPiece(NamedTuple):
+    """A file, one unit of it, or every n-th fragment of a unit."""
 
     file: int  # index in the plan
     unit: Unit | None  # None: all units of the file
@@ -56,87 +58,99 @@ class Piece(NamedTuple):
     stripes: int = 1
 
 
-def cut(files: Sequence[InputFile], pieces: Iterable[Piece], most_bytes: int) -> list[Piece]:
-    """The same work in pieces of at most `most_bytes`, as far as units go; a file that cannot be read stays one piece, for
-    whoever opens it to find."""
+def split_large(files: Sequence[InputFile], pieces: Iterable[WorkPiece], most_bytes: int) -> list[WorkPiece]:
+    """Split whole files of more than `most_bytes` into their units. A file that cannot be read stays one piece; the error is
+    raised where its rows are read."""
     pieces = list(pieces)
     large = [piece for piece in pieces if piece.unit is None and piece.stored_bytes > most_bytes]
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
-        opened = dict(zip(large, pool.map(lambda piece: _units(files[piece.file], piece), large), strict=True))
-    return [part for piece in pieces for part in opened.get(piece, [piece])]
+        split = dict(zip(large, pool.map(lambda piece: _units(files[piece.file], piece), large), strict=True))
+    return [part for piece in pieces for part in split.get(piece, [piece])]
 
 
-def _units(file: InputFile, whole: Piece) -> list[Piece]:
+def _units(file: InputFile, whole: WorkPiece) -> list[WorkPiece]:
     if file.copy is not None and rewritten_copy.read_index(file.copy) is None:  # it could not be rewritten
         return [whole]
     try:
         units = split_units(file)
     except UnreadableError:
         return [whole]
-    return [Piece(whole.file, unit, unit.input_bytes) for unit in units]
+    return [WorkPiece(whole.file, unit, unit.input_bytes) for unit in units]
 
 
-def stripe(pieces: Iterable[Piece], hands: int) -> list[Piece]:
-    """The same work, largest first, units cut into stripes of fragments where other hands would wait for a whole one at the end.
+def stripe(pieces: Iterable[WorkPiece], workers: int) -> list[WorkPiece]:
+    """Order pieces by size, the largest first, and split units into stripes of fragments where workers would otherwise wait for
+    a whole unit at the end.
 
-    No piece is more than half of a hand's part of what is left from it on (guided self-scheduling, Polychronopoulos and Kuck
-    1987). Each stripe reads the unit and scores its own fragments, so few units are striped, and the last ones finest.
+    No stripe is more than half of a worker's part of the work from it on (guided self-scheduling, Polychronopoulos and Kuck
+    1987). Each stripe reads the whole unit and scores its own fragments, so few units are striped, and the last ones finest.
     """
     ordered = largest_first(pieces)
     left_bytes = sum(piece.stored_bytes for piece in ordered)
-    striped: list[Piece] = []
+    striped: list[WorkPiece] = []
     for piece in ordered:
-        most_bytes = max(1, left_bytes // (2 * hands))
+        most_bytes = max(1, left_bytes // (2 * workers))
         left_bytes -= piece.stored_bytes
-        count = -(-piece.stored_bytes // most_bytes) if piece.unit is not None else 1
-        each = piece.stored_bytes // max(1, count)
-        striped += [piece._replace(stripe=k, stripes=count, stored_bytes=each) for k in range(count)] or [piece]
+        count = max(1, -(-piece.stored_bytes // most_bytes)) if piece.unit is not None else 1
+        stripe_bytes = piece.stored_bytes // count
+        striped += [piece._replace(stripe=k, stripes=count, stored_bytes=stripe_bytes) for k in range(count)]
     return striped
 
 
-def whole_files(files: Sequence[InputFile]) -> list[Piece]:
-    return [Piece(number, None, file.size) for number, file in enumerate(files)]
+def whole_files(files: Sequence[InputFile]) -> list[WorkPiece]:
+    """Each file as one piece."""
+    return [WorkPiece(number, None, file.size) for number, file in enumerate(files)]
 
 
-def deal(pieces: Iterable[Piece], hands: int) -> list[list[Piece]]:
-    """The pieces in so many hands, the largest first, each to the hand that holds least (longest processing time first, Graham
-    1969): no hand holds more than another by more than its own last piece."""
-    dealt: list[list[Piece]] = [[] for _ in range(hands)]
-    held = [(0, hand) for hand in range(hands)]
+def deal(pieces: Iterable[WorkPiece], shards: int) -> list[list[WorkPiece]]:
+    """Assign pieces to shards: the largest first, each to the shard that holds least (longest processing time first, Graham
+    1969). No shard holds more than another by more than its own last piece."""
+    dealt: list[list[WorkPiece]] = [[] for _ in range(shards)]
+    held = [(0, shard) for shard in range(shards)]
     for piece in largest_first(pieces):
-        stored_bytes, hand = heapq.heappop(held)
-        dealt[hand].append(piece)
-        heapq.heappush(held, (stored_bytes + max(1, piece.stored_bytes), hand))
+        held_bytes, shard = heapq.heappop(held)
+        dealt[shard].append(piece)
+        heapq.heappush(held, (held_bytes + max(1, piece.stored_bytes), shard))
     return dealt
 
 
-def largest_first(pieces: Iterable[Piece]) -> list[Piece]:
+def largest_first(pieces: Iterable[WorkPiece]) -> list[WorkPiece]:
+    """Pieces by size, those of one size by file, unit and stripe."""
     return sorted(pieces, key=lambda piece: (-piece.stored_bytes, piece.file, piece.unit or (), piece.stripe))
 
 
-def share_of(files: Sequence[InputFile], share: Share) -> list[Piece]:
-    """The pieces of one share; those of all shares together are all there is, each once."""
-    most_bytes = sum(file.size for file in files) // (PIECES_PER_HAND * share.count)
-    return deal(cut(files, whole_files(files), most_bytes), share.count)[share.index]
+def pieces_of_shard(files: Sequence[InputFile], shard: CorpusShard) -> list[WorkPiece]:
+    """The pieces of one shard; every piece of the corpus is in exactly one."""
+    most_bytes = sum(file.size for file in files) // (PIECES_PER_WORKER * shard.count)
+    return deal(split_large(files, whole_files(files), most_bytes), shard.count)[shard.index]
 
 
 @lru_cache(maxsize=4)
-def units_of_share(plan_path: str, share: Share) -> dict[int, frozenset[int] | None]:
-    """File number → the numbers of its units that are in the share; None: all."""
-    found: dict[int, set[int] | None] = {}
+def units_of_shard(plan_path: str, shard: CorpusShard) -> dict[int, frozenset[int] | None]:
+    """File number → the numbers of its units that are in the shard; None: all."""
     plan = plan_at(plan_path)
-    rewrite_large(plan)  # not each share its own files: units are dealt out, and of all
-    for piece in share_of(plan.files, share):
+    make_copies(plan)  # of all files, not only the shard's own: units are dealt out, and only a copy has them
+    units: dict[int, set[int] | None] = {}
+    for piece in pieces_of_shard(plan.files, shard):
         if piece.unit is None:
-            found[piece.file] = None
+            units[piece.file] = None
         else:
-            units = found.setdefault(piece.file, set())
-            assert units is not None, "a file is one piece, or its units are"
-            units.add(piece.unit.number)
-    return {file: None if units is None else frozenset(units) for file, units in sorted(found.items())}
+            numbers = units.setdefault(piece.file, set())
+            assert numbers is not None, "a file is one piece, or its units are"
+            numbers.add(piece.unit.number)
+    return {file: None if numbers is None else frozenset(numbers) for file, numbers in sorted(units.items())}
 
 
-def units_in(file_number: int, file: InputFile, plan_path: str, share: Share | None) -> Iterator[Unit]:
-    """The units of a file, those of the share alone where there is one. Raises `InputError`."""
-    wanted = None if share is None else units_of_share(plan_path, share)[file_number]
+def make_copies(plan: Plan) -> None:
+    """Rewrite the plan's large compressed files, before its work is divided by units. A file that cannot be read is left out
+    here; the error is raised where its rows are read."""
+    for file in plan.files:
+        if file.copy is not None:
+            with suppress(UnreadableError):
+                rewrite(file, file.copy, max_row_bytes=plan.max_row_bytes)
+
+
+def units_in(file_number: int, file: InputFile, plan_path: str, shard: CorpusShard | None) -> Iterator[Unit]:
+    """The units of a file; with a `shard`, only those in it. Raises `InputError`."""
+    wanted = None if shard is None else units_of_shard(plan_path, shard)[file_number]
     yield from (unit for unit in split_units(file) if wanted is None or unit.number in wanted)

@@ -12,7 +12,7 @@ from pipelines.errors import ConfigError
 from pipelines.plan import Plan
 from pipelines.score import score_files
 from pipelines.score.score_files import ScoreFile
-from pipelines.score.unit_scores import score_places
+from pipelines.score.unit_scores import score_directories
 from pipelines.select.candidates import Candidates
 from pipelines.select.columns import Needs, needs_of, score_columns, scored_candidates, total_size, unpack
 from pipelines.select.length_correction import Curve
@@ -151,5 +151,5 @@ def selection_of(config: RunConfig, plan: Plan) -> Selection:
             "`bestkept evaluate` on held-out preferences to write it, or give the step a temperature"
         )
     partitions = PARTITIONS or min(_MOST_PARTITIONS, max(16, plan.input_bytes // _BYTES_PER_PARTITION))
-    far = score_places(config).far(plan)
+    far = score_directories(config).on_object_store(plan)
     return Selection(tuple(config.select), needs_of(config), plan.temperature, partitions, far)

@@ -29,7 +29,7 @@ from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageErr
 from pipelines.runtime import progress
 from pipelines.score import colocation_transform
 from pipelines.score import score_files as objects
-from pipelines.score.work import Share
+from pipelines.score.work import CorpusShard
 
 ON: dict[str, Any] = {"score": {"colocate": "prompt"}}
 
@@ -458,7 +458,7 @@ def test_workers_and_shards_see_parts_and_are_refused(configure, tmp_path, sprea
     with pytest.raises(
         ConfigError, match=r"--shard scores files by themselves, and score\.colocate regroups the whole"
     ):
-        run_scoring(configure(tmp_path, spread, **ON), scorer=StubFactory(), share=Share(0, 3))
+        run_scoring(configure(tmp_path, spread, **ON), scorer=StubFactory(), shard=CorpusShard(0, 3))
     assert not (tmp_path / "out").exists()
 
 

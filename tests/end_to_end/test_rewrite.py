@@ -21,7 +21,7 @@ from pipelines.commands.run import run_curation, run_scoring
 from pipelines.corpus import files, rewrite, rewritten_copy
 from pipelines.errors import BestkeptError, InputError, StorageError
 from pipelines.plan import located, make_plans
-from pipelines.score.work import Share
+from pipelines.score.work import CorpusShard
 
 LIMIT = 2_000  # of a row's bytes
 SETTINGS = {
@@ -455,7 +455,7 @@ def test_shares_have_parts_of_one_file(tmp_path, configure, large, bad):
     config = configure(tmp_path / "shares", tmp_path / "in", **settings)
     logs = [tmp_path / f"log-{index}" for index in range(3)]
     for index in (2, 0, 1):
-        run_scoring(config, scorer=StubFactory(log=str(logs[index])), share=Share(index, 3))
+        run_scoring(config, scorer=StubFactory(log=str(logs[index])), shard=CorpusShard(index, 3))
     counts = [scored_rows(log) for log in logs]
     assert sum(counts) == whole.manifest["counts"]["scored"]
     assert sum(count > 0 for count in counts) == (2 if bad else 3)  # the bad file is the whole work of one

@@ -40,7 +40,7 @@ def plan_run(config: RunConfig, flags: Sequence[str] = (), wishes: PlanOptions |
     `ConfigError` for a model larger than the GPU that is named, a bad price file, and flags of Beam."""
     from pipelines.commands.estimate.hardware import requested_machine
     from pipelines.plan import located
-    from pipelines.score.unit_scores import score_places, scores_path
+    from pipelines.score.unit_scores import score_directories, scores_path
 
     wishes = wishes or PlanOptions()
     config = located(config)
@@ -55,7 +55,7 @@ def plan_run(config: RunConfig, flags: Sequence[str] = (), wishes: PlanOptions |
     seed = seed_of(plans.whole)
     surveyed = survey(plans.whole, skip_bad_files=config.limits.skip_bad_files, seed=seed)
     local = config.runner.name == "local" and wishes.gpu is None
-    scored = score_places(config)
+    scored = score_directories(config)
     colocated = config.score.colocate is not None
     models = [
         ModelEstimate.of(member, scored.of(member.fingerprint), surveyed, seed=seed, local=local, colocated=colocated)

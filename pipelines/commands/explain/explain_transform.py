@@ -33,7 +33,7 @@ from pipelines.runtime.execute import execute
 from pipelines.runtime.transforms import Gather
 from pipelines.score import score_files as objects
 from pipelines.score.score_files import ScoreFile
-from pipelines.score.unit_scores import score_places
+from pipelines.score.unit_scores import score_directories
 from pipelines.select.candidates import Candidates, Mask
 from pipelines.select.columns import KeptUnit, Needs, key_halves, pack, unpack
 from pipelines.select.selection import Selection, read_candidates, selection_of
@@ -96,7 +96,7 @@ class Explain(beam.PTransform):  # type: ignore[misc]
     answer: str
 
     def expand(self, begin: Any) -> Any:
-        places, limits = score_places(self.config), self.config.limits
+        places, limits = score_directories(self.config), self.config.limits
         scored, _ = score_files(begin.pipeline, self.paths, places, None, limits=limits, scratch=self.scratch)
         selected = scored | "Select" >> Select(self.selection, self.config.limits, with_schemas=False, with_cuts=True)
         found = scored | "FindPrompt" >> beam.ParDo(FindPrompt(self.key, _needs(self.selection))).with_outputs(

@@ -24,10 +24,18 @@ from pipelines.config import Limits
 from pipelines.errors import StorageError, from_text
 from pipelines.plan import PlanPaths, Plans
 from pipelines.runtime import machine, progress
-from pipelines.score.rewrite_transform import rewrite_large
 from pipelines.score.unit_scorer import ScorerFactory
-from pipelines.score.unit_scores import ScorePlaces
-from pipelines.score.work import PIECES_PER_HAND, Piece, Share, cut, share_of, stripe, whole_files
+from pipelines.score.unit_scores import ScoreDirectories
+from pipelines.score.work import (
+    PIECES_PER_WORKER,
+    CorpusShard,
+    WorkPiece,
+    make_copies,
+    pieces_of_shard,
+    split_large,
+    stripe,
+    whole_files,
+)
 
 log = logging.getLogger(__name__)
 
@@ -42,19 +50,19 @@ class Job:
     """What every worker of a run is told."""
 
     paths: PlanPaths
-    places: ScorePlaces
+    directories: ScoreDirectories
     scorer: ScorerFactory
     limits: Limits
 
 
-def score_ahead(job: Job, plans: Plans, count: int, share: Share | None = None) -> dict[str, int]:
-    """Score all there is, or a share of it, with so many workers; what the model's counters say. Raises `BestkeptError`."""
+def score_ahead(job: Job, plans: Plans, count: int, shard: CorpusShard | None = None) -> dict[str, int]:
+    """Score all there is, or a shard of it, with so many workers; what the model's counters say. Raises `BestkeptError`."""
     progress.stage("scoring")
-    rewrite_large(plans.whole)
+    make_copies(plans.whole)
     files = plans.whole.files
-    pieces = whole_files(files) if share is None else share_of(files, share)
-    most_bytes = sum(piece.stored_bytes for piece in pieces) // (PIECES_PER_HAND * count)
-    ready = stripe(cut(files, pieces, most_bytes), count)
+    pieces = whole_files(files) if shard is None else pieces_of_shard(files, shard)
+    most_bytes = sum(piece.stored_bytes for piece in pieces) // (PIECES_PER_WORKER * count)
+    ready = stripe(split_large(files, pieces, most_bytes), count)
     work = deque((member, piece) for member in range(len(plans.members)) for piece in ready)
     log.info("scoring with %d workers, %d pieces of work", min(count, len(work)), len(work))
     return _Fleet(job, work, min(count, len(work))).run()
@@ -68,7 +76,7 @@ class _Worker:
     process: subprocess.Popen[bytes]
     line: Connection
     heard: float  # monotonic seconds
-    held: tuple[int, Piece] | None = None  # in work: model, piece
+    held: tuple[int, WorkPiece] | None = None  # in work: model, piece
     deaths: int = 0
     ended: bool = False
     now: progress.Progress = field(default_factory=progress.Progress)
@@ -77,7 +85,7 @@ class _Worker:
 
 
 class _Fleet:
-    def __init__(self, job: Job, work: deque[tuple[int, Piece]], count: int) -> None:
+    def __init__(self, job: Job, work: deque[tuple[int, WorkPiece]], count: int) -> None:
         self._job, self._work = job, work
         self._past: list[progress.Progress] = []  # of workers that died
         self._past_counts: list[Mapping[str, int]] = []

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipelines.score.work import Piece
+    from pipelines.score.work import WorkPiece
     from pipelines.score.workers.launcher import Job
 
 SIGN_OF_LIFE_SECS = 1.0
@@ -86,10 +86,10 @@ def _score(job: Job, line: Line) -> None:
     from pipelines.score.transform import ScoreUnits
 
     load = job.scorer if len(job.paths.members) == 1 else LoadAlone(job.scorer)
-    members = [ScoreUnits(path, job.places, load, limits=job.limits) for path in job.paths.members]
+    members = [ScoreUnits(path, job.directories, load, limits=job.limits) for path in job.paths.members]
     while True:
         line.send("wants", *_counted())
-        given: tuple[int, Piece] | None = line.receive()
+        given: tuple[int, WorkPiece] | None = line.receive()
         if given is None:
             return
         member, piece = given

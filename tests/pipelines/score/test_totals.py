@@ -11,7 +11,7 @@ import pytest
 from pipelines.config import Limits
 from pipelines.errors import RejectedError, StorageError
 from pipelines.score.score_files import Footer, ScoreFile
-from pipelines.score.totals import Totals, check_limits, sum_totals, totals_at, totals_of
+from pipelines.score.totals import Totals, check_limits, read_totals, sum_totals, totals_of
 
 FOOTER = Footer(
     fingerprint="f", file_key="a.parquet", file_size=1, file_version="v", unit=0, unit_start=100, fragment=0, rows=3,
@@ -35,9 +35,9 @@ def test_of_one_file_and_of_several():
 
 def test_totals_that_a_job_has_not_left_are_an_error_with_the_remedy(tmp_path):
     with pytest.raises(StorageError, match=r"totals\.json is not there; run the same command again"):
-        totals_at(str(tmp_path / "totals.json"))
+        read_totals(str(tmp_path / "totals.json"))
     (tmp_path / "totals.json").write_text(json.dumps(TOTALS.to_json()))
-    assert totals_at(str(tmp_path / "totals.json")) == TOTALS
+    assert read_totals(str(tmp_path / "totals.json")) == TOTALS
 
 
 @pytest.mark.parametrize(("limit", "fails"), [(0.2, False), (0.19, True), (1.0, False), (0.0, True)])

@@ -12,7 +12,7 @@ from pipelines.corpus import InputFile, Unit
 from pipelines.errors import InputError
 from pipelines.score import score_files
 from pipelines.score.score_files import COLUMNS, Footer
-from pipelines.score.unit_scores import ScorePlaces, UnitScores
+from pipelines.score.unit_scores import ScoreDirectories, UnitScores
 
 FILE = InputFile(path="/in/a.jsonl", key="a.jsonl", kind="jsonl", compression=None, size=10, version="1")
 COLUMNS_OF_TWO = pa.Table.from_pylist(
@@ -23,7 +23,7 @@ COLUMNS_OF_TWO = pa.Table.from_pylist(
 @pytest.fixture
 def scores(tmp_path) -> UnitScores:
     plan = SimpleNamespace(files=(None, FILE), rows_per_fragment=2, fingerprint="f")
-    directories = ScorePlaces(str(tmp_path / "own"), (str(tmp_path / "b"), str(tmp_path / "c"))).of("f")
+    directories = ScoreDirectories(str(tmp_path / "own"), (str(tmp_path / "b"), str(tmp_path / "c"))).of("f")
     assert directories == tuple(str(tmp_path / name / "f") for name in ("own", "b", "c"))
     return UnitScores(plan, directories, 1, Unit(number=3, start=100, end=200, input_bytes=100))  # type: ignore[arg-type]
 
@@ -143,7 +143,7 @@ def test_a_fragment_that_is_not_what_was_scored_is_an_input_error(scores, change
 
 
 @pytest.mark.parametrize(
-    ("path", "also", "rows", "far"),
+    ("path", "also", "rows", "waiting"),
     [
         ("/scores", (), 2048, False),
         ("s3://bucket/scores", (), 2048, True),
@@ -152,6 +152,6 @@ def test_a_fragment_that_is_not_what_was_scored_is_an_input_error(scores, change
         ("/scores", ("memory://more",), 2048, True),
     ],
 )
-def test_many_are_read_at_once_where_that_is_mostly_waiting(path, also, rows, far):
+def test_many_are_read_at_once_where_that_is_mostly_waiting(path, also, rows, waiting):
     plan = SimpleNamespace(rows_per_fragment=rows)
-    assert ScorePlaces(path, also).far(plan) is far
+    assert ScoreDirectories(path, also).on_object_store(plan) is waiting

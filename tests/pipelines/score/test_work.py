@@ -1,4 +1,4 @@
-"""Pieces of work: every unit once whatever the number of shares, large ones first, and no share much larger than another."""
+"""Pieces of work: every unit once whatever the number of shards, large ones first, and no shard much larger than another."""
 
 from __future__ import annotations
 
@@ -14,7 +14,16 @@ from pipelines.corpus import InputFile, Unit, files, split_units
 from pipelines.corpus.listing import list_files
 from pipelines.errors import ConfigError
 from pipelines.score import work
-from pipelines.score.work import Piece, Share, cut, deal, largest_first, share_of, stripe, whole_files
+from pipelines.score.work import (
+    CorpusShard,
+    WorkPiece,
+    deal,
+    largest_first,
+    pieces_of_shard,
+    split_large,
+    stripe,
+    whole_files,
+)
 
 sizes = st.lists(st.integers(0, 400), min_size=1, max_size=30)
 
@@ -41,32 +50,32 @@ def units_of(corpus, dealt):
 
 
 @given(sizes, st.integers(1, 9))
-def test_the_shares_are_all_units_once(lengths, count):
+def test_the_shards_are_all_units_once(lengths, count):
     corpus = jsonl_files(lengths)
-    shares = [share_of(corpus, Share(index, count)) for index in range(count)]
-    assert sorted(unit for share in shares for unit in units_of(corpus, share)) == all_units(corpus)
+    shards = [pieces_of_shard(corpus, CorpusShard(index, count)) for index in range(count)]
+    assert sorted(unit for shard in shards for unit in units_of(corpus, shard)) == all_units(corpus)
 
 
 @given(sizes, st.integers(1, 9))
-def test_no_share_holds_more_than_another_by_more_than_a_piece(lengths, count):
+def test_no_shard_holds_more_than_another_by_more_than_a_piece(lengths, count):
     corpus = jsonl_files(lengths)
-    shares = [share_of(corpus, Share(index, count)) for index in range(count)]
-    held = [sum(max(1, piece.stored_bytes) for piece in share) for share in shares]
-    assert max(held) - min(held) <= max(1, max(piece.stored_bytes for share in shares for piece in share))
+    shards = [pieces_of_shard(corpus, CorpusShard(index, count)) for index in range(count)]
+    held = [sum(max(1, piece.stored_bytes) for piece in shard) for shard in shards]
+    assert max(held) - min(held) <= max(1, max(piece.stored_bytes for shard in shards for piece in shard))
 
 
 @given(sizes, st.integers(1, 9))
 def test_a_piece_is_a_unit_where_the_file_is_large(lengths, most_bytes):
     corpus = jsonl_files(lengths)
-    for piece in cut(corpus, whole_files(corpus), most_bytes):
+    for piece in split_large(corpus, whole_files(corpus), most_bytes):
         assert (piece.unit is not None) == (corpus[piece.file].size > most_bytes)
         assert piece.stored_bytes == (piece.unit.input_bytes if piece.unit else corpus[piece.file].size)
 
 
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=20), st.integers(1, 8))
-def test_stripes_are_the_same_work_and_never_too_large(lengths, hands):
-    whole = [Piece(number, Unit(0, 0, size, size), size) for number, size in enumerate(lengths)]
-    striped = stripe(whole, hands)
+def test_stripes_are_the_same_work_and_never_too_large(lengths, workers):
+    whole = [WorkPiece(number, Unit(0, 0, size, size), size) for number, size in enumerate(lengths)]
+    striped = stripe(whole, workers)
     left = sum(lengths)
     for size in sorted(lengths, reverse=True):
         first = striped[0]
@@ -75,32 +84,35 @@ def test_stripes_are_the_same_work_and_never_too_large(lengths, hands):
         assert [(one.file, one.stripe, one.stripes) for one in mine] == [
             (first.file, k, len(mine)) for k in range(len(mine))
         ]
-        assert all(one.stored_bytes <= max(1, left // (2 * hands)) for one in mine)
-        assert len(mine) == 1 or size > (len(mine) - 1) * max(1, left // (2 * hands)), "no more stripes than need be"
+        assert all(one.stored_bytes <= max(1, left // (2 * workers)) for one in mine)
+        assert len(mine) == 1 or size > (len(mine) - 1) * max(1, left // (2 * workers)), "no more stripes than need be"
         left -= size
     assert striped == []
 
 
 def test_units_at_the_end_are_striped_and_those_before_are_not():
-    striped = stripe([Piece(number, Unit(0, 0, 100, 100), 100) for number in range(8)], 2)
+    striped = stripe([WorkPiece(number, Unit(0, 0, 100, 100), 100) for number in range(8)], 2)
     assert [piece.stripes for piece in striped if piece.stripe == 0] == [1, 1, 1, 1, 1, 2, 2, 4]
 
 
 def test_a_whole_file_is_not_striped():
-    assert stripe([Piece(0, None, 1000)], 8) == [Piece(0, None, 1000)]
+    assert stripe([WorkPiece(0, None, 1000)], 8) == [WorkPiece(0, None, 1000)]
 
 
 def test_the_largest_come_first_and_equal_ones_in_order():
-    dealt = [Piece(2, None, 5), Piece(0, None, 5), Piece(1, None, 9)]
+    dealt = [WorkPiece(2, None, 5), WorkPiece(0, None, 5), WorkPiece(1, None, 9)]
     assert [piece.file for piece in largest_first(dealt)] == [1, 0, 2]
-    assert [[piece.file for piece in hand] for hand in deal(dealt, 2)] == [[1], [0, 2]]
+    assert [[piece.file for piece in worker] for worker in deal(dealt, 2)] == [[1], [0, 2]]
 
 
-def test_new_files_of_one_size_go_to_all_shares():
+def test_new_files_of_one_size_go_to_all_shards():
     """A corpus grows at its end, and what is old is scored already."""
     old, new = jsonl_files([100] * 8), jsonl_files([100] * 12)
     for index in range(4):
-        assert sum(piece.stored_bytes for piece in share_of(new, Share(index, 4)) if piece.file >= len(old)) == 100
+        assert (
+            sum(piece.stored_bytes for piece in pieces_of_shard(new, CorpusShard(index, 4)) if piece.file >= len(old))
+            == 100
+        )
 
 
 def test_footers_of_large_files_alone_are_opened(tmp_path, monkeypatch):
@@ -110,25 +122,27 @@ def test_footers_of_large_files_alone_are_opened(tmp_path, monkeypatch):
     corpus = list_files(InputFiles(path=str(tmp_path / "*")))
     opened = []
     monkeypatch.setattr(work, "split_units", lambda file: opened.append(file.key) or split_units(file))
-    share = share_of(corpus, Share(0, 2))
+    shard = pieces_of_shard(corpus, CorpusShard(0, 2))
     assert opened == ["00.parquet"]
-    assert {piece.unit.number for piece in share if piece.unit} < set(range(9))
+    assert {piece.unit.number for piece in shard if piece.unit} < set(range(9))
 
 
 def test_a_file_that_cannot_be_read_stays_whole(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"no Parquet" * 20)
     (tmp_path / "b.parquet").write_bytes(b"no Parquet")
     corpus = list_files(InputFiles(path=str(tmp_path / "*")))
-    assert cut(corpus, whole_files(corpus), 50) == [Piece(0, None, 200), Piece(1, None, 10)]
+    assert split_large(corpus, whole_files(corpus), 50) == [WorkPiece(0, None, 200), WorkPiece(1, None, 10)]
 
 
-@pytest.mark.parametrize(("text", "share"), [("0/1", Share(0, 1)), ("2/3", Share(2, 3)), ("0/400", Share(0, 400))])
-def test_shards_by_name(text, share):
-    assert Share.of(text) == share
-    assert str(share) == text
+@pytest.mark.parametrize(
+    ("text", "shard"), [("0/1", CorpusShard(0, 1)), ("2/3", CorpusShard(2, 3)), ("0/400", CorpusShard(0, 400))]
+)
+def test_shards_by_name(text, shard):
+    assert CorpusShard.of(text) == shard
+    assert str(shard) == text
 
 
 @pytest.mark.parametrize("text", ["", "1", "/", "1/", "/2", "3/3", "-1/2", "0/0", "a/b", "1/2/3", "1 / 2", "²/3"])
 def test_other_names_of_shards_are_refused(text):
     with pytest.raises(ConfigError, match=r"--shard is .*expected"):
-        Share.of(text)
+        CorpusShard.of(text)

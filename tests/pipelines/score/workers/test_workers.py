@@ -19,7 +19,7 @@ from pipelines.config import RunConfig, RunnerConfig
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
 from pipelines.runtime import machine, progress
 from pipelines.runtime.progress import Progress
-from pipelines.score.work import Share
+from pipelines.score.work import CorpusShard
 from pipelines.score.workers import launcher
 
 ROWS = [
@@ -87,7 +87,7 @@ def test_shards_in_any_order_are_the_whole(tmp_path, make):
     log = tmp_path / "log"
     totals = []
     for index in (2, 0, 1):
-        outcome = run_scoring(make("there"), scorer=StubFactory(log=str(log)), share=Share(index, 3))
+        outcome = run_scoring(make("there"), scorer=StubFactory(log=str(log)), shard=CorpusShard(index, 3))
         totals.append(outcome.totals["read"])
     assert sum(totals) == scored_rows(log) == len(ROWS)
     assert min(totals) > 0
@@ -100,7 +100,7 @@ def test_shards_in_any_order_are_the_whole(tmp_path, make):
 def test_shards_have_workers_too(tmp_path, make):
     run_curation(make("here"), scorer=StubFactory())
     for index in (1, 0):
-        run_scoring(make("there", 2), scorer=StubFactory(log=str(tmp_path / "log")), share=Share(index, 2))
+        run_scoring(make("there", 2), scorer=StubFactory(log=str(tmp_path / "log")), shard=CorpusShard(index, 2))
     assert scored_rows(tmp_path / "log") == len(ROWS)
     run_curation(make("there"), scorer=None)
     same(tmp_path, "here", "there")
@@ -287,7 +287,7 @@ def test_a_shard_of_a_remote_run_is_refused(make_config, tmp_path):
     write_jsonl(tmp_path / "in.jsonl", ROWS)
     runner = {"name": "FlinkRunner", "options": {"flink_master": "localhost:1"}}
     with pytest.raises(ConfigError, match=r"--shard .*FlinkRunner, which spreads the work itself; remove one"):
-        run_scoring(make_config(tmp_path / "in.jsonl", runner=runner), scorer=StubFactory(), share=Share(0, 2))
+        run_scoring(make_config(tmp_path / "in.jsonl", runner=runner), scorer=StubFactory(), shard=CorpusShard(0, 2))
 
 
 def test_shards_are_for_score_alone(make_config, tmp_path):
@@ -320,6 +320,6 @@ def test_workers_are_of_a_local_run():
 
 def test_too_many_rejected_rows_of_a_shard_are_a_warning(tmp_path, make, caplog):
     write_jsonl(tmp_path / "in" / "0.jsonl", [{"prompt": "p", "response": ""}] * 20)
-    shares = [run_scoring(make("out"), scorer=StubFactory(), share=Share(index, 2)) for index in range(2)]
-    assert sum(outcome.totals["rejected"].get("empty_response", 0) for outcome in shares) == 20
+    shards = [run_scoring(make("out"), scorer=StubFactory(), shard=CorpusShard(index, 2)) for index in range(2)]
+    assert sum(outcome.totals["rejected"].get("empty_response", 0) for outcome in shards) == 20
     assert "in shard" in caplog.text
