@@ -25,8 +25,16 @@ from pipelines.runtime.beam_options import checked_options
 from pipelines.runtime.execute import execute
 from pipelines.runtime.transforms import Gather
 from pipelines.score.load_model import LoadScorer
-from pipelines.score.skip_transform import publish_skipped
-from pipelines.score.totals import Totals, check_limits, check_shard, publish_totals, read_totals, sum_totals, totals_of
+from pipelines.score.totals import (
+    Totals,
+    check_limits,
+    check_shard,
+    publish_skipped,
+    publish_totals,
+    read_totals,
+    sum_totals,
+    totals_of,
+)
 from pipelines.score.unit_scorer import ScorerFactory
 from pipelines.score.unit_scores import score_directories, scores_path
 from pipelines.score.work import CorpusShard

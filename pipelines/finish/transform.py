@@ -24,8 +24,7 @@ from pipelines.report.write import write_report
 from pipelines.runtime.arrow_ipc import from_ipc
 from pipelines.runtime.transforms import Gather
 from pipelines.score.ensemble import Standards
-from pipelines.score.skip_transform import names_of
-from pipelines.score.totals import Totals
+from pipelines.score.totals import Totals, skipped_files
 from pipelines.select.length_correction import Curve
 from pipelines.select.summary import FragmentFacts, SelectionSummary, merge_summaries
 from pipelines.storage.canonical_json import to_json
@@ -135,7 +134,7 @@ class PublishManifest(beam.DoFn):  # type: ignore[misc]
             names = (sorted(files), sorted(shards), sorted(rejected))
             manifest = make_manifest(self.config, plan, totals, summary, *names)
             manifest["model"] = model_of(self.config, plan, standards)
-            manifest["skipped_files"] = names_of(skipped or {}, plan)
+            manifest["skipped_files"] = skipped_files(skipped or {}, plan)
             manifest["controls"] = controls(summary, self.config)
             if curve is not None:
                 manifest["length_correction"] = curve.to_json()

@@ -6,7 +6,6 @@ scores of a file that another can no longer read.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,10 +17,9 @@ from apache_beam.pvalue import AsSingleton
 from pipelines.config import Limits
 from pipelines.corpus import UnreadableError
 from pipelines.errors import InputError, carrying_errors
-from pipelines.plan import Plan, plan_at
+from pipelines.plan import plan_at
 from pipelines.runtime.transforms import Gather, PCollection
 from pipelines.score.score_files import ScoreFile
-from pipelines.storage import publish
 
 log = logging.getLogger(__name__)
 
@@ -81,13 +79,3 @@ class CheckSkipped(beam.DoFn):  # type: ignore[misc]
 
 def is_readable(descriptor: bytes, left_out: Mapping[int, str]) -> bool:
     return ScoreFile.from_bytes(descriptor).file not in left_out
-
-
-def names_of(left_out: Mapping[int, str], plan: Plan) -> list[dict[str, str]]:
-    """The skipped files as the manifest lists them."""
-    return [{"key": plan.files[number].key, "reason": reason} for number, reason in sorted(left_out.items())]
-
-
-def publish_skipped(left_out: dict[int, str], path: str, plan_path: str) -> None:
-    with carrying_errors():
-        publish.replace(path, json.dumps(names_of(left_out, plan_at(plan_path))).encode())

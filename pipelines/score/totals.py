@@ -13,6 +13,7 @@ from pipelines.config import Limits
 from pipelines.corpus import place_of
 from pipelines.corpus.files import counted_in_file
 from pipelines.errors import RejectedError, StorageError, carrying_errors
+from pipelines.plan import Plan, plan_at
 from pipelines.score.score_files import EXAMPLES, ScoreFile
 from pipelines.score.work import CorpusShard
 from pipelines.storage import canonical_json, publish
@@ -124,3 +125,14 @@ def publish_totals(totals: Totals, path: str, *, replace: bool = False) -> None:
     """Write them; with `replace`, as skipped files make it necessary, over those of a run that could read other files."""
     with carrying_errors():
         (publish.replace if replace else publish.create_or_equal)(path, canonical_json.to_json(totals.to_json()))
+
+
+def skipped_files(skipped: Mapping[int, str], plan: Plan) -> list[dict[str, str]]:
+    """Files that could not be read (file number → reason) as the manifest lists them."""
+    return [{"key": plan.files[number].key, "reason": reason} for number, reason in sorted(skipped.items())]
+
+
+def publish_skipped(skipped: Mapping[int, str], path: str, plan_path: str) -> None:
+    """Write the list of skipped files, over that of a run that could read other files."""
+    with carrying_errors():
+        publish.replace(path, json.dumps(skipped_files(skipped, plan_at(plan_path))).encode())
