@@ -11,19 +11,21 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import xxhash
 
 from pipelines.errors import ConflictError, StorageError, remedy
-from pipelines.storage.files import describe, filesystem, is_local, open_for_reading, remote
+from pipelines.storage.files import describe, filesystem, is_local, open_for_reading, read_seen, remote
 from pipelines.storage.stores import local
 from pipelines.storage.stores.local import Writer
 from pipelines.storage.stores.ranged_reader import open_remote
 from pipelines.storage.stores.remote_object import RemoteObject
+
+T = TypeVar("T")
 
 _CHUNK = 1 << 20
 _SPOOL_BYTES = 64 * 2**20
@@ -83,6 +85,28 @@ def replace(path: str, data: bytes, *, seen: str | None = None) -> bool:
     except OSError as error:
         raise _storage_error(name, error) from error
     return True
+
+
+def settle(path: str, data: bytes, *, accepts: Callable[[bytes], T | None], ours: T) -> T:
+    """Publish `data` at `path`, unless an object stands there that `accepts` reads; return the value of the object that stands.
+
+    `accepts` returns the value of an object, or None for a damaged one, which is replaced; it may raise for one that must not be
+    there. `ours` is the value of `data`. Several processes may settle the same path at once: an accepted object is never
+    replaced, and every process returns the value of an object that stood there. Raises `StorageError`.
+
+        footer = settle(path, encode(table, footer), accepts=footer_of, ours=footer)
+    """
+    while not create(path, data):
+        existing = read_seen(path)
+        if existing is None:  # removed since
+            continue
+        content, version = existing
+        value = accepts(content)
+        if value is not None:
+            return value
+        if replace(path, data, seen=version):
+            break
+    return ours
 
 
 def _holds(path: str, digest: str) -> bool:
