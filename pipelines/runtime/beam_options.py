@@ -6,13 +6,14 @@ import difflib
 import logging
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from apache_beam.options.pipeline_options import (
     GoogleCloudOptions,
     PipelineOptions,
     StandardOptions,
     TestOptions,
+    WorkerOptions,
     _BeamArgumentParser,
 )
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
@@ -94,6 +95,29 @@ def pipeline_options(config: RunnerConfig, flags: Sequence[str]) -> PipelineOpti
     if stray:
         raise ConfigError(f"argument {stray[0]!r} is neither key.sub=value nor a --flag of Beam with its value")
     return _Options(given)
+
+
+class RequestedMachine(NamedTuple):
+    """The machines that a runner's options request; None for what they leave open."""
+
+    machine: str | None
+    gpu: str | None
+    gpus: int  # on each machine; a worker process computes on one of them
+    workers: int | None  # at most
+
+
+def requested_machine(config: RunnerConfig, flags: Sequence[str]) -> RequestedMachine:
+    """Return the machine type of the workers that score, their accelerator, and their largest number.
+
+    Raises `ConfigError` as `pipeline_options` does.
+    """
+    options = pipeline_options(config, flags).view_as(WorkerOptions)
+    workers = options.max_num_workers or options.num_workers
+    most = config.workers if config.name == "local" else int(workers) if workers else None
+    if config.accelerator is None:
+        return RequestedMachine(options.machine_type, None, 0, most)
+    gpu = dataflow.Accelerator.of(config.accelerator)
+    return RequestedMachine(gpu.machine_type or options.machine_type, gpu.type, gpu.gpus, most)
 
 
 def runner_of(config: RunnerConfig) -> Any:

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipelines.commands.estimate.benchmark import Speed
-from pipelines.commands.estimate.hardware import Machine, Prices, RequestedMachine, hardware, why_too_large
+from pipelines.commands.estimate.hardware import Machine, Prices, hardware, why_too_large
 from pipelines.commands.estimate.model_estimate import ModelEstimate
 from pipelines.commands.estimate.quantity import Quantity, total_of
 from pipelines.commands.estimate.selection_size import SHUFFLE_BYTES
 from pipelines.commands.estimate.survey import Survey
+from pipelines.runtime.beam_options import RequestedMachine
 
 _LOCAL_SECS = (2.0, 8.0)  # of a local run beside loading and forwards: Beam's graph
 _ROW_SECS = (2e-5, 3e-4)  # and of each response: reading, selecting, exporting

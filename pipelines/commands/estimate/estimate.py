@@ -19,7 +19,9 @@ from pipelines.commands.estimate.survey import Survey, survey
 from pipelines.config import RunConfig
 from pipelines.corpus import rewritten_copy
 from pipelines.errors import ConfigError
-from pipelines.plan import Plan, make_plans
+from pipelines.plan import Plan, located, make_plans
+from pipelines.runtime.beam_options import requested_machine
+from pipelines.score.unit_scores import score_directories, scores_path
 
 _SCORE_FILE_BYTES = 5_600  # of a score file without rows, and of each row, as measured
 _SCORE_ROW_BYTES = 21
@@ -38,10 +40,6 @@ class PlanOptions:
 def plan_run(config: RunConfig, flags: Sequence[str] = (), wishes: PlanOptions | None = None) -> dict[str, Any]:
     """The plan as plain JSON values; see `bestkept plan --json`. Raises `BestkeptError` like a run that cannot start, and
     `ConfigError` for a model larger than the GPU that is named, a bad price file, and flags of Beam."""
-    from pipelines.commands.estimate.hardware import requested_machine
-    from pipelines.plan import located
-    from pipelines.score.unit_scores import score_directories, scores_path
-
     wishes = wishes or PlanOptions()
     config = located(config)
     asked = requested_machine(config.runner, flags)

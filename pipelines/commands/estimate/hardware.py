@@ -6,19 +6,16 @@ Which machine a run gets is what the runner's options name; a GPU without a mach
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
-from apache_beam.options.pipeline_options import WorkerOptions
 from pydantic import Field, model_validator
 
-from pipelines.config import RunnerConfig, load
+from pipelines.config import load
 from pipelines.config.base import Strict
 from pipelines.errors import ConfigError
-from pipelines.runtime import dataflow
-from pipelines.runtime.beam_options import pipeline_options
 
 OLD_DAYS = 180
 _FOLDER = Path(__file__).parent
@@ -112,15 +109,6 @@ class Prices(Strict):
         return (fitting[0], self.machines[fitting[0]]) if fitting else None
 
 
-class RequestedMachine(NamedTuple):
-    """What a runner's options ask for."""
-
-    machine: str | None
-    gpu: str | None
-    gpus: int  # on each machine; a worker process computes on one
-    workers: int | None
-
-
 @lru_cache(maxsize=1)
 def hardware() -> Hardware:
     """The table of GPUs that is shipped."""
@@ -155,15 +143,3 @@ def gpu_of(name: str, table: Mapping[str, Gpu]) -> Gpu:
             f"the GPU {name!r} is not in the table of `bestkept plan`; expected one of {', '.join(table)}"
         )
     return table[name]
-
-
-def requested_machine(config: RunnerConfig, flags: Sequence[str]) -> RequestedMachine:
-    """What a run asks for: the machine type of the workers that score, their accelerator, and the most workers. Raises
-    `ConfigError` like `pipeline_options`."""
-    own = pipeline_options(config, flags).view_as(WorkerOptions)
-    workers = own.max_num_workers or own.num_workers
-    most = config.workers if config.name == "local" else int(workers) if workers else None
-    if config.accelerator is None:
-        return RequestedMachine(own.machine_type, None, 0, most)
-    gpu = dataflow.Accelerator.of(config.accelerator)
-    return RequestedMachine(gpu.machine_type or own.machine_type, gpu.type, gpu.gpus, most)
