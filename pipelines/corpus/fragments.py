@@ -6,7 +6,7 @@ A fragment is the checkpoint inside a unit. Its bounds depend on the file and th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,9 +18,12 @@ from pipelines.corpus.columns.row_mapping import RowMapping, Sample, read_row, r
 from pipelines.corpus.files import InputFile, Unit
 from pipelines.corpus.jsonl import json_rows
 from pipelines.corpus.parquet import parquet_rows, parquet_schema
-from rm.conversations import canonical_json, prompt_key
+from rm.conversations import Conversation, canonical_json, prompt_key
 
 FRAGMENT_BYTES = 64 * 2**20  # of row text per fragment, beside rows_per_fragment
+
+PromptGroup = tuple[Conversation, list[str]]
+"""A prompt and some of its responses, as the model is given them."""
 
 
 class Row(NamedTuple):
@@ -139,3 +142,12 @@ def _text(value: Any) -> str | None:
     if value is None:
         return None
     return json.dumps(value, sort_keys=True, default=str)
+
+
+def groups_of(rows: Sequence[Row]) -> list[PromptGroup]:
+    """The prompts of the rows that have a usable one, each with the row's usable responses."""
+    return [
+        (row.sample.prompt, [text for text in row.sample.responses if text is not None])
+        for row in rows
+        if row.sample.prompt is not None
+    ]

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipelines.commands.estimate.quantity import Quantity
 from pipelines.commands.estimate.survey import BlockOfRows
-from pipelines.commands.estimate.token_forecast import Group, groups_of
+from pipelines.corpus.fragments import PromptGroup, groups_of
 from pipelines.errors import ModelLoadError
 from pipelines.plan import Plan
 from rm.conversations import Conversation
@@ -73,9 +73,9 @@ def benchmark(plan: Plan, waiting: Sequence[BlockOfRows], *, seed: int, secs: fl
     return Speed(rate, load_secs, took, responses, scorer.device, scorer.packed)
 
 
-def _shuffle_groups(waiting: Sequence[BlockOfRows], seed: int) -> list[Group]:
+def _shuffle_groups(waiting: Sequence[BlockOfRows], seed: int) -> list[PromptGroup]:
     """Prompts of all blocks, each with its responses in one block, in random order."""
-    groups: list[Group] = []
+    groups: list[PromptGroup] = []
     for block in waiting:
         own: dict[Conversation, list[str]] = {}
         for prompt, texts in groups_of(block.rows):
@@ -85,9 +85,9 @@ def _shuffle_groups(waiting: Sequence[BlockOfRows], seed: int) -> list[Group]:
     return groups
 
 
-def _next_call(queue: list[Group], responses: int) -> list[Group]:
+def _next_call(queue: list[PromptGroup], responses: int) -> list[PromptGroup]:
     """Groups off the end of the queue, of about so many responses; the rest of a cut one stays in it."""
-    call: list[Group] = []
+    call: list[PromptGroup] = []
     while queue and responses > 0:
         prompt, texts = queue.pop()
         taken = texts[:responses]

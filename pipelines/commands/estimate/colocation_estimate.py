@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pipelines.commands.estimate.quantity import Quantity, product_of
 from pipelines.commands.estimate.sampling_error import Block, sampled_total
 from pipelines.commands.estimate.survey import BlockOfRows
-from pipelines.commands.estimate.token_forecast import Forecast, Group, groups_of
+from pipelines.commands.estimate.token_forecast import Forecast
+from pipelines.corpus.fragments import PromptGroup, groups_of
 from pipelines.score.colocation import keys_of, prompt_text
 from rm.conversations import Conversation
 
@@ -94,10 +95,10 @@ def colocated_share(
 
 
 def _count_apart(
-    piece: Sequence[Group], places: Mapping[Conversation, Mapping[int, list[str]]], forecaster: Forecaster
+    piece: Sequence[PromptGroup], places: Mapping[Conversation, Mapping[int, list[str]]], forecaster: Forecaster
 ) -> float:
     """Tokens computed for a piece's texts where each block is scored by itself."""
-    blocks: dict[int, list[Group]] = {}
+    blocks: dict[int, list[PromptGroup]] = {}
     for prompt, texts in piece:
         there = set(texts)
         for number, own in places[prompt].items():
@@ -105,10 +106,10 @@ def _count_apart(
     return sum(float(forecaster.count(groups)[1].computed_tokens) for groups in blocks.values())
 
 
-def cut_pieces(groups: Sequence[Group], *, responses: int) -> Iterator[list[Group]]:
-    """Prompts with all their responses, cut as `colocated.pieces` cuts them: by how many different responses there are. Equal
-    ones stay together."""
-    piece: list[Group] = []
+def cut_pieces(groups: Sequence[PromptGroup], *, responses: int) -> Iterator[list[PromptGroup]]:
+    """Prompts with all their responses, cut as `score.colocation.split_texts` cuts them: by how many different responses there
+    are. Equal ones stay together."""
+    piece: list[PromptGroup] = []
     size = 0
     for prompt, texts in groups:
         different = list(dict.fromkeys(texts))

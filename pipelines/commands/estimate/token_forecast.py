@@ -13,15 +13,14 @@ from pipelines.commands.estimate.sampling_error import Block, sampled_total, who
 from pipelines.commands.estimate.scored_so_far import ScoredSoFar
 from pipelines.commands.estimate.survey import BlockOfRows, Survey
 from pipelines.corpus import Row
+from pipelines.corpus.fragments import PromptGroup, groups_of
 from pipelines.errors import ModelLoadError
 from pipelines.plan import Plan
 from pipelines.storage.models import small_directory
-from rm.conversations import Conversation
 
 if TYPE_CHECKING:
     from rm.dry_run import Forecaster
 
-Group = tuple[Conversation, list[str]]
 
 SAMPLE_RESPONSES = 4_096
 SHARING_BLOCKS = 4
@@ -91,15 +90,6 @@ def unscored_blocks(plan: Plan, surveyed: Survey, already: ScoredSoFar) -> list[
     ]
 
 
-def groups_of(rows: Sequence[Row]) -> list[Group]:
-    """Prompts and usable responses of rows, as scoring gets them."""
-    return [
-        (row.sample.prompt, [text for text in row.sample.responses if text is not None])
-        for row in rows
-        if row.sample.prompt is not None
-    ]
-
-
 def sample_tokens(
     waiting: Sequence[BlockOfRows], forecaster: Forecaster, draw: random.Random
 ) -> tuple[list[Block], int]:
@@ -154,9 +144,9 @@ def computed_share(waiting: Sequence[BlockOfRows], forecaster: Forecaster, draw:
     return Quantity(share.value, max(share.low, share.value / 2), min(share.high, most), "sampled")
 
 
-def _first_groups(groups: Sequence[Group], responses: int) -> list[Group]:
+def _first_groups(groups: Sequence[PromptGroup], responses: int) -> list[PromptGroup]:
     """The first groups, up to so many responses."""
-    kept: list[Group] = []
+    kept: list[PromptGroup] = []
     for prompt, texts in groups:
         if responses <= 0:
             break
