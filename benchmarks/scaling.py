@@ -116,9 +116,9 @@ def score(workers: int, root: Path, model: Path) -> dict[str, Any]:
     )
     begun: list[float] = []
     ended: list[float] = []
-    begin, fragment = progress.begin, progress.fragment
-    progress.begin = lambda **given: (begun.append(time.monotonic()), begin(**given))[1]  # type: ignore[misc,func-returns-value]
-    progress.fragment = lambda **given: (ended.append(time.monotonic()), fragment(**given))[1]  # type: ignore[misc,func-returns-value]
+    begin, fragment = progress.begin_fragment, progress.add_fragment
+    progress.begin_fragment = lambda **given: (begun.append(time.monotonic()), begin(**given))[1]  # type: ignore[misc,func-returns-value]
+    progress.add_fragment = lambda **given: (ended.append(time.monotonic()), fragment(**given))[1]  # type: ignore[misc,func-returns-value]
     settle, settled = progress.settle, []
     progress.settle = lambda: (settled.append(time.monotonic()), settle())[1]  # type: ignore[misc,func-returns-value]
     outcome = run_scoring(config, scorer=default_scorer(config))

@@ -315,7 +315,7 @@ def main() -> None:
     from pipelines.commands.signals import ending_on_signals
     from pipelines.errors import BestkeptError, ConfigError
 
-    logs.adopt(sys.argv[1:])
+    logs.set_output_mode(sys.argv[1:])
     try:
         with ending_on_signals():
             code = invocation.invoke(app)
@@ -342,7 +342,7 @@ def _end(message: str, exit_code: int, *, cause: Exception | None = None) -> NoR
     log = keep(cause) if cause is not None and exit_code in (Exit.STORAGE, Exit.MODEL) else None
     if log is None:
         discard()
-    if log is not None and not logs.current().json_logs:
+    if log is not None and not logs.output_mode().json_logs:
         sys.stderr.write(f"more in {log}\n")
     sys.stderr.write(logs.error_line(message, exit_code, **({} if log is None else {"log": log})))
     sys.exit(exit_code)

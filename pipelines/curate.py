@@ -52,7 +52,9 @@ def build(
     shards = selected | "Export" >> Export(paths.whole, config.path, shape, selection.needs.kept, split, *bounds)
     if config.report.write:
         facts = facts_of(config, plan)
-        observe = Observe(paths.whole, config.path, facts, selection.needs.kept, config.report.samples, selection.far)
+        observe = Observe(
+            paths.whole, config.path, facts, selection.needs.kept, config.report.samples, selection.on_object_store
+        )
         parts = {**parts, "report": {"scores": scored, "kept": selected["kept"]} | "Observe" >> observe}
     _ = {**selected, **parts, "shards": shards} | "Finish" >> Finish(paths.whole, config, turn)
 

@@ -55,7 +55,7 @@ def describe(now: progress.Progress, secs: float) -> tuple[float, str]:
 
 def shows_bar() -> bool:
     """Whether somebody watches: standard error is a terminal, and nothing else was asked for."""
-    now = logs.current()
+    now = logs.output_mode()
     return Console(stderr=True).is_terminal and not now.quiet and not now.json_logs
 
 

@@ -21,7 +21,7 @@ from pipelines.finish.versions import Turn, is_latest, placed, point, take_turn
 from pipelines.plan import Plan, PlanPaths, Plans, located, make_plans, sweep
 from pipelines.report.write import write_report
 from pipelines.runtime import counters, progress
-from pipelines.runtime.beam_options import checked_options
+from pipelines.runtime.beam_options import prepare_options
 from pipelines.runtime.execute import execute
 from pipelines.runtime.transforms import Gather
 from pipelines.score.load_model import LoadScorer
@@ -85,20 +85,20 @@ def run_curation(config: RunConfig, flags: Sequence[str] = (), *, scorer: Scorer
             "a later run has ended before, so nothing is uploaded to %s: it would replace a newer version", target.repo
         )
         return outcome
-    progress.stage("uploading")
+    progress.set_stage("uploading")
     return replace(outcome, pushed=hub.push(absolute(outcome.output(config)), target, outcome.manifest))
 
 
 def run_graph(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory | None) -> Outcome:
     """Run the whole graph; without a `scorer`, select from scores that are there. Raises `BestkeptError`."""
     started = time.monotonic()
-    options = checked_options(config, flags, scores=scorer is not None)  # before anything is touched
+    options = prepare_options(config, flags, scores=scorer is not None)  # before anything is touched
     config = located(config)
     plans = make_plans(config)
     plan = plans.whole
     selection_of(config, plan)
     warn_of_offsets(config, plan)
-    progress.planned(plan.input_bytes * len(plans.members))
+    progress.set_total_bytes(plan.input_bytes * len(plans.members))
     settings = canonical_json.digest(selection_settings(config, plan))
     turn = take_turn(config, plans, settings)
     config = placed(config, turn)
@@ -117,9 +117,9 @@ def run_graph(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFac
     secs = time.monotonic() - started
     if counted is None:
         return Outcome(plan, None, {}, secs, handed_over=True, turn=turn)
-    counted = counters.together(ahead, counted)
+    counted = counters.add_counters(ahead, counted)
     written = claim.written(config.path)
-    ran = counters.record(join(config.path, "run.json"), "select" if scorer is None else "run", secs, counted)
+    ran = counters.write_run_record(join(config.path, "run.json"), "select" if scorer is None else "run", secs, counted)
     for warning in written.get("warnings", ()):
         if OFFSET_WARNING not in warning:  # that came before the work
             log.warning("%s", warning)
@@ -134,7 +134,7 @@ def run_scoring(
     """Score the corpus with every model, or a shard of it, and stop. Raises `BestkeptError`, for too many rejected rows too; of a
     shard these are only warned of, since the limit is one of the whole."""
     started = time.monotonic()
-    options = checked_options(config, flags, scores=scorer is not None)
+    options = prepare_options(config, flags, scores=scorer is not None)
     if shard is not None and config.runner.name != "local":
         raise ConfigError(
             f"--shard is for machines without an engine, and runner.name is {config.runner.name}, which spreads the work itself; "
@@ -146,7 +146,7 @@ def run_scoring(
         )
     config = located(config)
     plans, scores = make_plans(config), scores_path(config)
-    progress.planned(plans.whole.input_bytes * len(plans.members) // (1 if shard is None else shard.count))
+    progress.set_total_bytes(plans.whole.input_bytes * len(plans.members) // (1 if shard is None else shard.count))
     sweep(scores, plans)
     paths = plans.save(scores)
     skipping = config.limits.skip_bad_files
@@ -172,7 +172,7 @@ def run_scoring(
     secs = time.monotonic() - started
     if counted is None:
         return Outcome(plans.whole, None, {}, secs, handed_over=True)
-    counters.record(join(scores, f"run{part}.json"), "score", secs, counters.together(ahead, counted))
+    counters.write_run_record(join(scores, f"run{part}.json"), "score", secs, counters.add_counters(ahead, counted))
     skipped = tuple(json.loads(read_bytes(listed) or b"[]")) if skipping else ()
     totals = [read_totals(summary) for summary in summaries]
     if len(totals) == 1:

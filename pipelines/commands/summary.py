@@ -36,7 +36,7 @@ def print_summary(config: RunConfig, outcome: Outcome) -> None:
 
 def print_path(path: str) -> None:
     """The end of a command that writes one page."""
-    if logs.current().json_logs:
+    if logs.output_mode().json_logs:
         sys.stderr.write(logs.json_line("INFO", "written", output=path))
     else:
         sys.stdout.write(f"{path}\n")
@@ -48,14 +48,14 @@ def print_cleaned(cleaned: Cleaned, *, dry_run: bool) -> None:
 
     found = {"removed": [path_of(cleaned.root, one) for one in cleaned.versions]}
     found["removed"] += [f"{cleaned.root}/scores/{name}" for name in cleaned.scores]
-    if logs.current().json_logs:
+    if logs.output_mode().json_logs:
         fields = {**found, "kept": cleaned.kept, "dry_run": dry_run}
         sys.stderr.write(logs.json_line("INFO", "done", **fields, output=cleaned.root))
         return
-    if not logs.current().quiet:
+    if not logs.output_mode().quiet:
         for path in found["removed"]:
             sys.stdout.write(f"{'would remove' if dry_run else 'removed'} {path}\n")
-    sys.stdout.write(f"{cleaned.root}\n" if logs.current().quiet else f"versions kept: {len(cleaned.kept)}\n")
+    sys.stdout.write(f"{cleaned.root}\n" if logs.output_mode().quiet else f"versions kept: {len(cleaned.kept)}\n")
 
 
 def print_fetched(sent: Sent) -> None:
@@ -76,7 +76,7 @@ def print_fetched(sent: Sent) -> None:
 def print_result(message: str, fields: Mapping[str, Any], *, path: str, table: Callable[[], Iterable[Table]]) -> None:
     """The end of a finished command: tables on standard output; of `--quiet` the path of what was made, alone; of
     `--json-logs` one line with `fields` on standard error."""
-    now = logs.current()
+    now = logs.output_mode()
     if now.json_logs:
         sys.stderr.write(logs.json_line("INFO", message, **{**fields, "output": path}))
     elif now.quiet:

@@ -24,7 +24,7 @@ from pipelines.export.shards import Shard, SplitPlans, plan_shards, rows_at_once
 from pipelines.export.train_test_split import Split
 from pipelines.plan import Plan, plan_at
 from pipelines.runtime.arrow_ipc import Tag, from_ipc, to_ipc
-from pipelines.runtime.threaded_dofn import ahead
+from pipelines.runtime.threaded_dofn import read_ahead
 from pipelines.runtime.transforms import Gather
 from pipelines.select.candidates import Candidates
 from pipelines.select.columns import KeptUnit, Needs, pack, unpack
@@ -208,7 +208,7 @@ class WriteShards(beam.DoFn):  # type: ignore[misc]
             while rows := list(itertools.islice(kept, _ROWS_AT_ONCE)):
                 yield to_table(rows, schema, self.shape)
 
-        return ahead([partial(read, piece) for piece in pieces], most=_TABLES_AHEAD)
+        return read_ahead([partial(read, piece) for piece in pieces], most=_TABLES_AHEAD)
 
     def _rejected_here(self, plan: Plan, file: int, wanted: Candidates) -> Texts:
         here = wanted.take(wanted.other_file == file)
@@ -227,7 +227,7 @@ class WriteShards(beam.DoFn):  # type: ignore[misc]
                 write_page_index=True,
                 use_content_defined_chunking=True,
             ) as writer:
-                for group in ahead(
+                for group in read_ahead(
                     [lambda: row_groups(kept, rows)], most=1
                 ):  # the next is read while this one is written
                     writer.write_table(group, row_group_size=group.num_rows)

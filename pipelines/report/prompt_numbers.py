@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipelines.report.observations import key_text
 from pipelines.report.samples import prompts_of
-from pipelines.select.length_correction import Sample, fit
+from pipelines.select.length_correction import HashSample, fit
 
 _LENGTH_BINS = 12  # at the most
 _RESPONSES_PER_BIN = 50  # about, at the least
@@ -120,7 +120,7 @@ def by_length(sample: pa.Table) -> dict[str, Any] | None:
     length, reward = sample["length"].to_numpy(), sample["reward"].to_numpy()
     kept, tokens = sample["kept"].to_numpy().astype(bool), sample["size"].to_numpy()
     wanted = min(_LENGTH_BINS, max(2, len(length) // _RESPONSES_PER_BIN))
-    curve = fit(Sample(np.zeros(len(length), np.uint64), length, tokens, reward), span=_SPAN)
+    curve = fit(HashSample(np.zeros(len(length), np.uint64), length, tokens, reward), span=_SPAN)
     corrected = reward.astype(np.float64) - curve(length) + float(reward.astype(np.float64).mean())
     edges = np.unique(np.quantile(length, np.linspace(0, 1, wanted + 1)))
     at = np.clip(np.searchsorted(edges, length, side="right") - 1, 0, max(0, len(edges) - 2))

@@ -24,7 +24,7 @@ from pipelines.report.numbers import Facts, figures
 from pipelines.report.observations import ROWS, Observed, merge_observed
 from pipelines.report.samples import Told, pick, samples_table, told
 from pipelines.runtime.arrow_ipc import Tag, from_ipc
-from pipelines.runtime.threaded_dofn import Overlapped, doubling
+from pipelines.runtime.threaded_dofn import ThreadedDoFn, map_ahead
 from pipelines.runtime.transforms import Gather
 from pipelines.score import score_files
 from pipelines.score.score_files import ScoreFile
@@ -51,7 +51,7 @@ class Observe(beam.PTransform):  # type: ignore[misc]
     facts: Facts
     kept: Needs
     samples: int
-    far: bool = False  # see `Selection`
+    on_object_store: bool = False  # see `Selection`
 
     def expand(self, parts: dict[str, Any]) -> Any:
         scores = parts["scores"] | "PlaceScores" >> beam.Map(placed_scores).with_output_types(tuple[int, bytes])
@@ -59,7 +59,7 @@ class Observe(beam.PTransform):  # type: ignore[misc]
         joined = (scores, kept) | "ScoresAndKept" >> beam.Flatten() | "GroupByUnit" >> beam.GroupByKey()
         observed = (
             joined
-            | "ObserveUnits" >> beam.ParDo(ObserveUnits(self.facts, self.far))
+            | "ObserveUnits" >> beam.ParDo(ObserveUnits(self.facts, self.on_object_store))
             | "Merge" >> Gather(merge_observed)
         )
         pick_samples = beam.FlatMap(list_samples, self.samples).with_output_types(tuple[int, bytes])
@@ -84,14 +84,14 @@ def placed_kept(kept: KeptUnit, needs: Needs) -> tuple[int, bytes]:
 
 
 @dataclass(eq=False)
-class ObserveUnits(Overlapped):
+class ObserveUnits(ThreadedDoFn):
     """A unit's score files and kept places → what there is to see of it."""
 
     facts: Facts
-    far: bool
+    on_object_store: bool
 
-    def is_far(self) -> bool:
-        return self.far
+    def waits_for_store(self) -> bool:
+        return self.on_object_store
 
     def hold(self, element: tuple[int, Iterable[bytes]]) -> list[bytes]:
         return list(element[1])
@@ -101,7 +101,7 @@ class ObserveUnits(Overlapped):
         places = np.sort(np.concatenate(kept)) if kept else np.zeros(0, np.uint64)
         files = map(ScoreFile.from_bytes, _SCORES.select(parts))
         read = partial(rows_of, facts=self.facts, kept=places)
-        return [merge_observed(map(Observed.of, (doubling if self.far else map)(read, files)))]
+        return [merge_observed(map(Observed.of, (map_ahead if self.on_object_store else map)(read, files)))]
 
 
 def rows_of(file: ScoreFile, facts: Facts, kept: Any) -> pa.Table:

@@ -33,7 +33,7 @@ _REFUSED_FLAGS = {
 }
 
 
-def checked_options(config: RunConfig, flags: Sequence[str], *, scores: bool) -> PipelineOptions:
+def prepare_options(config: RunConfig, flags: Sequence[str], *, scores: bool) -> PipelineOptions:
     """`pipeline_options` of a run that the runner can do, with what it needs besides; `scores` says whether a model is loaded.
 
     Raises `ConfigError` with all that would fail after submission, or never end.
@@ -50,7 +50,7 @@ def checked_options(config: RunConfig, flags: Sequence[str], *, scores: bool) ->
     dataflow.check(config, given, scores=scores)
     if find_spec("google.cloud.dataflow_v1beta3") is None:  # Beam finds out at the end, when all is planned
         raise ConfigError("runner.name DataflowRunner needs the service's client; pip install 'bestkept[gcp]'")
-    more = dataflow.more_flags(config.runner, given, scores=scores)
+    more = dataflow.default_flags(config.runner, given, scores=scores)
     if more:
         log.info("for Dataflow: %s", " ".join(more))
     if config.runner.accelerator is not None and not scores:
@@ -120,7 +120,7 @@ def requested_machine(config: RunnerConfig, flags: Sequence[str]) -> RequestedMa
     return RequestedMachine(gpu.machine_type or options.machine_type, gpu.type, gpu.gpus, most)
 
 
-def runner_of(config: RunnerConfig) -> Any:
+def make_runner(config: RunnerConfig) -> Any:
     """The runner; local means `FnApiRunner`, in memory."""
     if config.name == "local":
         return FnApiRunner()

@@ -35,9 +35,9 @@ COUNTERS = (
 _here = dict.fromkeys(COUNTERS, 0)
 
 
-def count(work: Work) -> None:
+def count_forward(work: Work) -> None:
     """One forward; called on the thread of the bundle that asked for it, whose counters these are."""
-    progress.batch(work.rows, work.read_tokens)
+    progress.add_batch(work.rows, work.read_tokens)
     values = (
         work.rows,
         work.read_tokens,
@@ -52,30 +52,30 @@ def count(work: Work) -> None:
         _here[name] += round(value)
 
 
-def counted_here() -> dict[str, int]:
+def local_counters() -> dict[str, int]:
     """What this process has counted, outside a Beam job too."""
     return dict(_here)
 
 
-def fragment(*, input_bytes: int, responses: int, scored: int, found: bool) -> None:
+def count_fragment(*, input_bytes: int, responses: int, scored: int, found: bool) -> None:
     """One fragment is done: scored and published, or found valid; called on the thread of its bundle."""
-    progress.fragment(input_bytes=input_bytes, responses=responses, scored=scored, found=found)
+    progress.add_fragment(input_bytes=input_bytes, responses=responses, scored=scored, found=found)
     counts = {"fragments": 1, "input_bytes": input_bytes}
     counts |= {"found": 1, "found_bytes": input_bytes, "found_responses": responses} if found else {"published": scored}
     for name, value in counts.items():
         Metrics.counter(NAMESPACE, name).inc(value)
 
 
-def counters(result: Any) -> dict[str, int]:
+def read_counters(result: Any) -> dict[str, int]:
     """The job's counters by name; zero for what was never counted, {} where the runner does not tell."""
     try:
-        return counted(result.metrics())
+        return sum_metrics(result.metrics())
     except Exception as error:  # a service may refuse, or keep none: what was made is whole all the same
         log.warning("the runner does not tell its counters (%s): run.json is without throughput", type(error).__name__)
         return {}
 
 
-def counted(metrics: Any, *, tentative: bool = False) -> dict[str, int]:
+def sum_metrics(metrics: Any, *, tentative: bool = False) -> dict[str, int]:
     """`counters` of Beam's metrics; `tentative` ones are further on while a job runs, and count twice what is done twice."""
     totals = dict.fromkeys(COUNTERS, 0)
     for one in metrics.query(MetricsFilter().with_namespace(NAMESPACE))["counters"]:
@@ -85,7 +85,7 @@ def counted(metrics: Any, *, tentative: bool = False) -> dict[str, int]:
     return totals
 
 
-def together(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:
+def add_counters(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:
     """Counters of two parts of a run."""
     return {name: first.get(name, 0) + second.get(name, 0) for name in {**first, **second}}
 
@@ -135,7 +135,7 @@ def run_record(*, command: str, secs: float, totals: Mapping[str, int]) -> dict[
     }
 
 
-def record(path: str, command: str, secs: float, counted: Mapping[str, int]) -> dict[str, Any]:
+def write_run_record(path: str, command: str, secs: float, counted: Mapping[str, int]) -> dict[str, Any]:
     """Write `run.json` there, and return it: that of the last run that did something; of several models, their work together."""
     content = run_record(command=command, secs=secs, totals=counted)
     publish.replace(path, canonical_json.to_json(content))

@@ -75,7 +75,7 @@ def check(config: RunConfig, options: Mapping[str, Any], *, scores: bool) -> Non
         raise ConfigError(hide_userinfo(f"not ready for Dataflow: {'; '.join(mistakes)}"))
 
 
-def more_flags(runner: RunnerConfig, options: Mapping[str, Any], *, scores: bool) -> list[str]:
+def default_flags(runner: RunnerConfig, options: Mapping[str, Any], *, scores: bool) -> list[str]:
     """Flags of Beam for what the user has left open.
 
     With a GPU, one process a worker and few threads: each process would load the model and make a CUDA context of its own.

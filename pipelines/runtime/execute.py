@@ -15,7 +15,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipelines.config import RunnerConfig
 from pipelines.errors import BestkeptError, StorageError, failure, from_text, remedy, whereabouts
 from pipelines.runtime import counters, progress
-from pipelines.runtime.beam_options import hands_over, runner_of
+from pipelines.runtime.beam_options import hands_over, make_runner
 
 EVERY_SECS = 15.0  # between two looks at the counters of a job
 _ENDED_BY_SOMEBODY = {"CANCELLED": "was cancelled", "DRAINED": "was drained", "UPDATED": "was replaced by another"}
@@ -33,8 +33,8 @@ def execute(
 
     Raises `StorageError` for anything else, naming type and place but not the message, which may hold row text.
     """
-    chosen = runner_of(runner)
-    progress.stage("scoring")
+    chosen = make_runner(runner)
+    progress.set_stage("scoring")
     try:
         pipeline = beam.Pipeline(runner=chosen, options=options)
         build_graph(pipeline)
@@ -67,9 +67,9 @@ def wait(result: Any, *, counts_here: bool) -> dict[str, int]:
         raise StorageError(ended) from error
     finally:
         stop.set()
-    counted = counters.counters(result)
+    counted = counters.read_counters(result)
     if not counts_here:
-        progress.reported(counted, since=started)
+        progress.raise_to_counters(counted, since=started)
     return counted
 
 
@@ -97,10 +97,10 @@ def _follow(result: Any, stop: threading.Event) -> None:
     while not stop.wait(EVERY_SECS):
         now = time.monotonic()
         try:  # of a copy: Beam's keeps the first answer that comes after the end, and that may be older than the last one
-            counted = counters.counted(copy.copy(result.metrics()), tentative=True)
+            counted = counters.sum_metrics(copy.copy(result.metrics()), tentative=True)
         except Exception as error:
             log.debug("the job's counters are not to be had (%s)", type(error).__name__)
             continue
         if not stop.is_set():
-            progress.reported(counted, since=before)
+            progress.raise_to_counters(counted, since=before)
         before = now

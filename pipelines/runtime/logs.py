@@ -72,7 +72,7 @@ class _Terminal(logging.Handler):
     """Our lines on whatever is standard error at the time: a progress bar puts itself in its place, to stay below them."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        now = current()
+        now = output_mode()
         if not is_ours(record) or (now.quiet and record.levelno < logging.ERROR):
             return
         try:
@@ -141,23 +141,23 @@ def _safe_text(record: logging.LogRecord) -> str:
 
 
 @dataclass(frozen=True)
-class Manners:
+class OutputMode:
     quiet: bool = False
     json_logs: bool = False
 
 
-_now = Manners()
+_now = OutputMode()
 _offered: tuple[str, ...] = (QUIET, JSON_LOGS)
 
 
-def adopt(words: Sequence[str]) -> None:
+def set_output_mode(words: Sequence[str]) -> None:
     """Take the manners that a command line asks for, before its command or after; what follows `--` are no options."""
     global _now
     options = words[: words.index("--")] if "--" in words else words
-    _now = Manners(quiet=QUIET in options, json_logs=JSON_LOGS in options)
+    _now = OutputMode(quiet=QUIET in options, json_logs=JSON_LOGS in options)
 
 
-def current() -> Manners:
+def output_mode() -> OutputMode:
     return _now
 
 

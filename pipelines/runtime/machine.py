@@ -11,23 +11,23 @@ from pipelines.errors import ConfigError
 _DEVICES = Path("/dev")
 
 
-def cores() -> int:
-    return len(numbered_cores()) or os.cpu_count() or 1
+def count_cores() -> int:
+    return len(list_cores()) or os.cpu_count() or 1
 
 
-def numbered_cores() -> list[int]:
+def list_cores() -> list[int]:
     """Those that this process may run on; empty where the system does not tell."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
-def parts_of_cores(parts: int) -> list[list[int]]:
+def split_cores(parts: int) -> list[list[int]]:
     """The cores in so many parts of one size, side by side, for processes that are to stay on theirs; some may be left over."""
-    there = numbered_cores()
+    there = list_cores()
     size = len(there) // max(1, parts)
     return [there[number * size : (number + 1) * size] for number in range(parts)]
 
 
-def visible_gpus() -> list[str]:
+def list_gpus() -> list[str]:
     """Their names for `CUDA_VISIBLE_DEVICES`, one each; empty where there is none, or none may be used."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
@@ -40,13 +40,14 @@ def visible_gpus() -> list[str]:
 
 def check_workers(count: int) -> None:
     """Raise `ConfigError` where this machine has not as many GPUs, or without any, cores."""
-    gpus = len(visible_gpus())
+    gpus = len(list_gpus())
     if gpus and count > gpus:
         raise ConfigError(
             f"runner.workers is {count}, and each worker has a GPU of its own, of which this machine shows {gpus}; expected "
             f"{gpus} or fewer"
         )
-    if not gpus and count > cores():
+    cores = count_cores()
+    if not gpus and count > cores:
         raise ConfigError(
-            f"runner.workers is {count}, and this machine gives {cores()} cores and no GPU; expected {cores()} or fewer"
+            f"runner.workers is {count}, and this machine gives {cores} cores and no GPU; expected {cores} or fewer"
         )

@@ -60,18 +60,18 @@ def current() -> Progress:
         return _now
 
 
-def stage(name: str) -> None:
+def set_stage(name: str) -> None:
     with _lock:
         _update(stage=name)
 
 
-def planned(total_bytes: int) -> None:
+def set_total_bytes(total_bytes: int) -> None:
     """The corpus is listed."""
     with _lock:
         _update(total_bytes=total_bytes)
 
 
-def begin(*, input_bytes: int, responses: int) -> None:
+def begin_fragment(*, input_bytes: int, responses: int) -> None:
     """A fragment goes to the model."""
     global _bytes_per_response
     with _lock:
@@ -80,7 +80,7 @@ def begin(*, input_bytes: int, responses: int) -> None:
             _update(since=time.monotonic())
 
 
-def batch(rows: int, tokens: int) -> None:
+def add_batch(rows: int, tokens: int) -> None:
     """The model has scored one batch."""
     with _lock:
         _update(
@@ -90,7 +90,7 @@ def batch(rows: int, tokens: int) -> None:
         )
 
 
-def fragment(*, input_bytes: int, responses: int, scored: int, found: bool) -> None:
+def add_fragment(*, input_bytes: int, responses: int, scored: int, found: bool) -> None:
     """One fragment is done: scored and published by this process, or found valid."""
     with _lock:
         if found and _now.settled:
@@ -105,7 +105,7 @@ def fragment(*, input_bytes: int, responses: int, scored: int, found: bool) -> N
         )
 
 
-def reported(counts: Mapping[str, int], *, since: float) -> None:
+def raise_to_counters(counts: Mapping[str, int], *, since: float) -> None:
     """What the workers of a job elsewhere have counted so far (`throughput.counters`); nothing becomes less. `since` is when
     nothing was scored yet, in monotonic seconds."""
     with _lock:
@@ -128,7 +128,7 @@ COUNTS = (
 )
 
 
-def of_workers(parts: Iterable[Progress]) -> None:
+def set_from_workers(parts: Iterable[Progress]) -> None:
     """What workers of this machine have done, together, instead of what this process has."""
     parts = list(parts)
     sums = {name: sum(getattr(part, name) for part in parts) for name in COUNTS}
@@ -136,7 +136,7 @@ def of_workers(parts: Iterable[Progress]) -> None:
         _update(**sums, since=min((part.since for part in parts if part.since is not None), default=None))
 
 
-def of_a_dead_worker(last: Progress, before: Progress) -> Progress:
+def count_dead_worker(last: Progress, before: Progress) -> Progress:
     """What counts of a worker that died in the middle of a piece of work, `before` which it had done so much: all that it has
     scored; whoever does the piece again finds what is published of it, and counts that as found."""
     again = (last.fragments - last.found) - (before.fragments - before.found)

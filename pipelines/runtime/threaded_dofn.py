@@ -20,12 +20,14 @@ from apache_beam.typehints.decorators import no_annotations
 
 from pipelines.errors import carrying_errors
 from pipelines.runtime import machine
-from pipelines.runtime.transforms import windowed
+from pipelines.runtime.transforms import in_global_window
 
 T = TypeVar("T")
 
 _MOST_THREADS = 4  # of one process; what they hold grows with them
-_FAR_THREADS = 32  # that mostly wait: a small object of a bucket takes some 50 ms, and as many can be asked for at once
+_STORE_THREADS = (
+    32  # that mostly wait: a small object of a bucket takes some 50 ms, and as many can be asked for at once
+)
 
 
 @lru_cache(maxsize=2)
@@ -37,26 +39,26 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 @lru_cache(maxsize=1)
 def _leaves() -> ThreadPoolExecutor:
     """Of its own, since calls of the other may wait for these."""
-    return ThreadPoolExecutor(_FAR_THREADS, thread_name_prefix="bestkept-look")
+    return ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="bestkept-look")
 
 
 def _threads() -> int:
-    return min(_MOST_THREADS, machine.cores())
+    return min(_MOST_THREADS, machine.count_cores())
 
 
-class Overlap:
+class ThreadedCalls:
     """Calls made in the pool; results in the order of the calls, with at most one call more than threads under way.
 
-    Calls that mostly wait for a store that is `far` have a pool of more threads.
+    Calls that mostly wait for an object store have a pool of more threads.
     """
 
-    def __init__(self, *, far: bool = False) -> None:
-        self._far = far
+    def __init__(self, *, on_object_store: bool = False) -> None:
+        self._on_object_store = on_object_store
         self._waiting: deque[Future[Any]] = deque()
 
     def put(self, call: Callable[..., Any], *arguments: Any) -> Iterator[Any]:
         """Start a call; gives what is due by now. What a call raises is raised here, in its turn."""
-        threads = _FAR_THREADS if self._far else _threads()
+        threads = _STORE_THREADS if self._on_object_store else _threads()
         self._waiting.append(_pool(threads).submit(call, *arguments))
         while len(self._waiting) > threads:
             yield self._waiting.popleft().result()
@@ -67,20 +69,20 @@ class Overlap:
             yield self._waiting.popleft().result()
 
 
-def doubling(call: Callable[[Any], T], arguments: Iterable[Any]) -> Iterator[T]:
+def map_ahead(call: Callable[[Any], T], arguments: Iterable[Any]) -> Iterator[T]:
     """`map`, for calls that mostly wait: as their results are taken, more of them are made at a time, twice as many as before.
     They must not use this themselves."""
     waiting, at_once = iter(arguments), 1
     while some := list(itertools.islice(waiting, at_once)):
         yield from _leaves().map(call, some)
-        at_once = min(2 * at_once, _FAR_THREADS)
+        at_once = min(2 * at_once, _STORE_THREADS)
 
 
 class _Done(NamedTuple):
     error: BaseException | None
 
 
-def ahead(sources: Sequence[Callable[[], Iterable[T]]], *, most: int) -> Iterator[T]:
+def read_ahead(sources: Sequence[Callable[[], Iterable[T]]], *, most: int) -> Iterator[T]:
     """The items of all sources, in order; the next source is read while this one is used, in threads of their own, each at most
     `most` items ahead. What a source raises is raised here, in its turn."""
     stopped = threading.Event()
@@ -124,11 +126,11 @@ def _put(items: queue.Queue[Any], item: Any, stopped: threading.Event) -> bool:
     return False
 
 
-class Overlapped(beam.DoFn):  # type: ignore[misc]
+class ThreadedDoFn(beam.DoFn):  # type: ignore[misc]
     """A DoFn of `work`, done in threads, and `collect`, done in the order of the elements; `close` ends a bundle."""
 
-    def is_far(self) -> bool:  # no property: Beam reads all attributes of a DoFn wherever a graph is built
-        """Whether `work` mostly waits for a store that is far away."""
+    def waits_for_store(self) -> bool:  # no property: Beam reads all attributes of a DoFn wherever a graph is built
+        """Whether `work` mostly waits for an object store."""
         return False
 
     def work(self, element: Any, *sides: Any) -> Any:
@@ -149,7 +151,7 @@ class Overlapped(beam.DoFn):  # type: ignore[misc]
 
     def start_bundle(self) -> None:
         with carrying_errors():
-            self._overlap = Overlap(far=self.is_far())
+            self._overlap = ThreadedCalls(on_object_store=self.waits_for_store())
 
     @no_annotations  # type: ignore[untyped-decorator]  # Beam cannot read those of *args
     def process(self, element: Any, *sides: Any) -> Iterator[Any]:
@@ -160,5 +162,5 @@ class Overlapped(beam.DoFn):  # type: ignore[misc]
     def finish_bundle(self) -> Iterator[Any]:
         with carrying_errors():
             for result in self._overlap.drain():
-                yield from map(windowed, self.collect(result))
-            yield from map(windowed, self.close())
+                yield from map(in_global_window, self.collect(result))
+            yield from map(in_global_window, self.close())

@@ -25,15 +25,15 @@ class Spread(beam.Reshuffle):  # type: ignore[misc]
 
     def expand(self, elements: PCollection[Any]) -> PCollection[Any]:
         kind = elements.element_type
-        keyed = elements | "AddKeys" >> beam.Map(_keyed).with_output_types(beam.typehints.Tuple[int, kind])
-        return keyed | "Deal" >> beam.GroupByKey() | "DropKeys" >> beam.FlatMap(_unkeyed).with_output_types(kind)
+        keyed = elements | "AddKeys" >> beam.Map(_add_key).with_output_types(beam.typehints.Tuple[int, kind])
+        return keyed | "Deal" >> beam.GroupByKey() | "DropKeys" >> beam.FlatMap(_drop_key).with_output_types(kind)
 
 
-def _keyed(element: Any) -> tuple[int, Any]:
+def _add_key(element: Any) -> tuple[int, Any]:
     return random.getrandbits(32), element
 
 
-def _unkeyed(dealt: tuple[int, Iterable[Any]]) -> Iterable[Any]:
+def _drop_key(dealt: tuple[int, Iterable[Any]]) -> Iterable[Any]:
     return dealt[1]
 
 
@@ -55,10 +55,10 @@ class Gather(beam.PTransform):  # type: ignore[misc]
         ]
         parts = tuple(merged) | "AllBundles" >> beam.Flatten() if len(merged) > 1 else merged[0]
         one = several[0].pipeline | "One" >> beam.Impulse()
-        return one | "Merge" >> beam.Map(_merged, AsIter(parts), self.merge)
+        return one | "Merge" >> beam.Map(_merge, AsIter(parts), self.merge)
 
 
-def _merged(_impulse: bytes, parts: Iterable[Any], merge: Callable[[Iterable[Any]], Any]) -> Any:
+def _merge(_impulse: bytes, parts: Iterable[Any], merge: Callable[[Iterable[Any]], Any]) -> Any:
     return merge(parts)
 
 
@@ -79,10 +79,10 @@ class MergeBundles(beam.DoFn):  # type: ignore[misc]
 
     def finish_bundle(self) -> Iterator[Any]:
         if self._parts:
-            yield windowed(self.merge(self._parts))
+            yield in_global_window(self.merge(self._parts))
 
 
-def windowed(output: Any) -> Any:
+def in_global_window(output: Any) -> Any:
     """An output as it must be at the end of a bundle."""
     if isinstance(output, TaggedOutput):
         return TaggedOutput(output.tag, GlobalWindows.windowed_value(output.value))

@@ -23,7 +23,7 @@ from pipelines.errors import InputError, StorageError, carrying_errors
 from pipelines.plan import plan_at
 from pipelines.runtime import progress
 from pipelines.runtime.arrow_ipc import Tag, from_ipc, to_ipc
-from pipelines.runtime.threaded_dofn import doubling
+from pipelines.runtime.threaded_dofn import map_ahead
 from pipelines.score.colocation import (
     RESULTS,
     Bucket,
@@ -108,7 +108,7 @@ class ShuffleTexts(beam.DoFn):  # type: ignore[misc]
         with carrying_errors():
             plan = plan_at(self.plan_path)
             place = UnitScores(plan, self.directories.of(plan.fingerprint), file_number, unit)
-            found = place.found_in_order(doubling if self.directories.on_object_store(plan) else map)
+            found = place.found_in_order(map_ahead if self.directories.on_object_store(plan) else map)
             whole = bool(found) and found[-1].footer.last
             if whole and not self.limits.verify:
                 for score_file in shown(found, unit):
@@ -171,7 +171,7 @@ class ScorePrompts(beam.DoFn):  # type: ignore[misc]
             each = bucket.input_bytes / bucket.texts.num_rows
             for piece in pieces(bucket.without(known), responses=plan.rows_per_fragment):
                 scorer = acquire_scorer(self._shared, self._make_scorer, plan)
-                progress.begin(input_bytes=round(each * piece.num_rows), responses=piece.num_rows)
+                progress.begin_fragment(input_bytes=round(each * piece.num_rows), responses=piece.num_rows)
                 results = score_piece(scorer, piece, plan)
                 tables.append(publish_results(directory, results, plan.fingerprint))
             for unit, own in Results.of(tables).of_units(bucket.waiting):

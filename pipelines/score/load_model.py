@@ -40,7 +40,7 @@ class LoadScorer:
             )
         except ModelError as error:
             raise ModelLoadError(str(error)) from error
-        scorer.on_batch = counters.count
+        scorer.on_batch = counters.count_forward
         return scorer
 
 

@@ -19,7 +19,7 @@ from pipelines.corpus import InputFile, Unit, UnreadableError, probe, rewritten_
 from pipelines.corpus.rewrite import rewrite
 from pipelines.errors import InputError, carrying_errors
 from pipelines.plan import plan_at
-from pipelines.runtime.threaded_dofn import Overlapped, doubling
+from pipelines.runtime.threaded_dofn import ThreadedDoFn, map_ahead
 from pipelines.runtime.transforms import Spread
 from pipelines.score.load_model import acquire_scorer
 from pipelines.score.score_files import ScoreFile
@@ -125,14 +125,14 @@ class RewriteLarge(beam.DoFn):  # type: ignore[misc]
 
 
 @dataclass(eq=False)
-class SplitUnits(Overlapped):
+class SplitUnits(ThreadedDoFn):
     """File number → (file number, unit fields); opens footers on the workers."""
 
     plan_path: str
     limits: Limits
     shard: CorpusShard | None = None
 
-    def is_far(self) -> bool:
+    def waits_for_store(self) -> bool:
         return not is_local(plan_at(self.plan_path).files[0].path)
 
     def work(self, file_number: int) -> list[Any]:
@@ -194,9 +194,9 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
 
     def found(self, file_number: int, unit: Unit) -> list[ScoreFile]:
         """What is there of a unit's score files."""
-        return self._unit_scorer().found(file_number, unit, doubling if self.is_far() else map)
+        return self._unit_scorer().found(file_number, unit, map_ahead if self.waits_for_store() else map)
 
-    def is_far(self) -> bool:
+    def waits_for_store(self) -> bool:
         """See `ScoreDirectories.on_object_store`."""
         return self._directories.on_object_store(plan_at(self._plan_path))
 
@@ -206,14 +206,14 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
         return UnitScorer(plan, self._directories, scorer_of, self._read_only, self._limits)
 
 
-class FindScores(Overlapped):
+class FindScores(ThreadedDoFn):
     """`ScoreUnits` where there is no model, and looking is most of the work: at several units at a time."""
 
     def __init__(self, score: ScoreUnits) -> None:
         self._score = score
 
-    def is_far(self) -> bool:
-        return self._score.is_far()
+    def waits_for_store(self) -> bool:
+        return self._score.waits_for_store()
 
     def work(self, element: _PlacedUnit) -> tuple[_PlacedUnit, list[ScoreFile]]:
         file_number, fields = element

@@ -101,7 +101,9 @@ class UnitScorer:
                 f"`bestkept {'select' if carried else 'score'}` with the same configuration first"
             )
         scorer = None if carried or self.scorer_of is None else self.scorer_of(fragment, content_hash)
-        progress.begin(input_bytes=input_bytes, responses=sum(len(row.sample.responses) for row in fragment.rows))
+        progress.begin_fragment(
+            input_bytes=input_bytes, responses=sum(len(row.sample.responses) for row in fragment.rows)
+        )
         columns, tokens = score_fragment(scorer, fragment, place.plan)
         footer = place.footer(fragment, columns, content_hash, tokens)
         return ScoreFile(path, place.file_number, score_files.write(path, columns, footer, original)), True
@@ -125,7 +127,7 @@ def shown(found: Sequence[ScoreFile], unit: Unit) -> Iterator[ScoreFile]:
 
 
 def _show(footer: Footer, *, input_bytes: int, found: bool) -> None:
-    counters.fragment(input_bytes=input_bytes, responses=footer.responses, scored=footer.scored, found=found)
+    counters.count_fragment(input_bytes=input_bytes, responses=footer.responses, scored=footer.scored, found=found)
 
 
 @dataclass(frozen=True)

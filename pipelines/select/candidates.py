@@ -129,7 +129,7 @@ def best_first(candidates: Candidates) -> tuple[Positions, Positions]:
 
     Two sorts of 64-bit integers instead of one by eight columns; what they leave equal is sorted by all of them.
     """
-    return ranked_within(candidates, worst_bits(candidates.reward))
+    return order_within(candidates, worst_bits(candidates.reward))
 
 
 def worst_bits(rewards: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
@@ -137,7 +137,7 @@ def worst_bits(rewards: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
     return ~ascending_bits(rewards)
 
 
-def ranked_within(candidates: Candidates, values: npt.NDArray[np.uint32]) -> tuple[Positions, Positions]:
+def order_within(candidates: Candidates, values: npt.NDArray[np.uint32]) -> tuple[Positions, Positions]:
     """Like `best_first`, the smallest of `values` first instead of the highest reward."""
     order, starts = candidates.prompts
     if not len(order):
@@ -201,7 +201,7 @@ def tie_break(candidates: Candidates) -> Sequence[npt.NDArray[np.generic]]:
     return c.response, c.row, c.unit, c.file, c.response_hash
 
 
-def mixed(candidates: Candidates, seed: int = 0) -> npt.NDArray[np.uint64]:
+def hash_rows(candidates: Candidates, seed: int = 0) -> npt.NDArray[np.uint64]:
     """A well-mixed hash of prompt and response, the same wherever the row lies: chance that can be repeated."""
     with np.errstate(over="ignore"):
         own = candidates.key_low + np.uint64(0x9E3779B97F4A7C15) * np.uint64(seed + 1)
@@ -228,7 +228,7 @@ def _sort_with_ties(candidates: Candidates, order: Positions, keys: npt.NDArray[
     return by_key
 
 
-def empty(count: int = 0) -> dict[str, npt.NDArray[np.generic]]:
+def zero_columns(count: int = 0) -> dict[str, npt.NDArray[np.generic]]:
     """Zeros for every column: for those that nobody needs. They take no memory of their own."""
     kinds = {
         "key_high": np.uint64, "key_low": np.uint64, "response_hash": np.uint64,

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from pipelines.config import RunConfig, Step
 from pipelines.runtime.arrow_ipc import from_ipc, to_ipc
-from pipelines.select.candidates import COLUMN_NAMES, Candidates, Labels, empty
+from pipelines.select.candidates import COLUMN_NAMES, Candidates, Labels, zero_columns
 
 _UNIT = struct.Struct("<qq")
 
@@ -105,7 +105,10 @@ def to_table(candidates: Candidates, needs: Needs) -> pa.Table:
 
 
 def to_candidates(table: pa.Table, needs: Needs) -> Candidates:
-    columns: dict[str, Any] = {**empty(table.num_rows), **{name: table[name].to_numpy() for name in needs.columns}}
+    columns: dict[str, Any] = {
+        **zero_columns(table.num_rows),
+        **{name: table[name].to_numpy() for name in needs.columns},
+    }
     if not needs.raw:
         columns["raw"] = columns["reward"]
     return Candidates(**columns, labels={name: to_labels(table[f"label.{name}"]) for name in needs.labels})
@@ -132,7 +135,7 @@ def concatenate(parts: Sequence[Candidates], needs: Needs) -> Candidates:
     """All parts one after the other."""
     if len(parts) == 1:
         return parts[0]
-    columns: dict[str, Any] = {**empty(sum(map(len, parts)))}
+    columns: dict[str, Any] = {**zero_columns(sum(map(len, parts)))}
     for name in needs.columns:
         columns[name] = np.concatenate([getattr(part, name) for part in parts])
     if not needs.raw:
@@ -161,10 +164,10 @@ def _to_dictionary(labels: Labels) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(codes, pa.array(labels.values, pa.string()))
 
 
-def scored_candidates(scores: pa.Table, *, file: int, unit: int, needs: Needs) -> Candidates:
+def scores_to_candidates(scores: pa.Table, *, file: int, unit: int, needs: Needs) -> Candidates:
     """The scored rows of a score file (`objects.COLUMNS` and carried ones) as candidates."""
     count, reward = scores.num_rows, _values(scores["reward"])
-    columns: dict[str, Any] = {**empty(count), "reward": reward, "raw": reward}
+    columns: dict[str, Any] = {**zero_columns(count), "reward": reward, "raw": reward}
     if needs.place:
         columns["response_hash"] = _values(scores["response_hash"])
         columns["file"] = np.broadcast_to(np.int32(file), (count,))

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.select.candidates import Candidates, mixed
+from pipelines.select.candidates import Candidates, hash_rows
 
 SAMPLE = 4096
 _KNOTS = 129  # the curve is evaluated here, and is linear between
 
 
 @dataclass(frozen=True)
-class Sample:
+class HashSample:
     """Responses by chance, smallest hash first; at most `SAMPLE`."""
 
     chance: npt.NDArray[np.uint64]
@@ -29,8 +29,8 @@ class Sample:
     reward: npt.NDArray[np.float32]
 
     @classmethod
-    def of(cls, candidates: Candidates) -> Sample:
-        chance = mixed(candidates)
+    def of(cls, candidates: Candidates) -> HashSample:
+        chance = hash_rows(candidates)
         chosen = np.arange(len(chance))
         if len(chance) > SAMPLE:
             bound = min(2**64 - 1, 2**65 * SAMPLE // len(chance))  # about twice as many are below
@@ -43,18 +43,18 @@ class Sample:
         return len(self.chance)
 
 
-def merge_samples(parts: Iterable[Sample]) -> Sample:
+def merge_samples(parts: Iterable[HashSample]) -> HashSample:
     """The sample of all rows that the parts are samples of."""
     whole = [*parts]
     if not whole:
-        return Sample(np.zeros(0, np.uint64), np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))
+        return HashSample(np.zeros(0, np.uint64), np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))
     names = ("chance", "length", "tokens", "reward")
     columns = {name: np.concatenate([getattr(part, name) for part in whole]) for name in names}
     chance = columns["chance"]
     order = np.argsort(chance)[: SAMPLE + 1]
     if np.any(np.diff(chance[order]) == 0):  # the same response to the same prompt
         order = np.lexsort((columns["reward"], columns["tokens"], columns["length"], chance))
-    return Sample(**{name: column[order[:SAMPLE]] for name, column in columns.items()})
+    return HashSample(**{name: column[order[:SAMPLE]] for name, column in columns.items()})
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Curve:
         return {"length": [self.lengths[at] for at in chosen], "reward": [self.rewards[at] for at in chosen]}
 
 
-def fit(sample: Sample, *, span: float) -> Curve:
+def fit(sample: HashSample, *, span: float) -> Curve:
     """LOWESS without robustness steps: at each knot a line, weighted by the tricube of the distance, through the nearest
     `span` of the sample. Without spread in length a constant: the mean."""
     if not len(sample):

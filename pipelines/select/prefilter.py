@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.config import BestOfN
-from pipelines.select.candidates import Candidates, Mask, first_within, ranked_within, worst_bits
+from pipelines.select.candidates import Candidates, Mask, first_within, order_within, worst_bits
 from pipelines.select.columns import Needs
 
 _WORTH = 0.7  # where more than this share would be left, the shuffle is cheaper than the sort
@@ -55,6 +55,6 @@ def _mark_first(chosen: Mask, candidates: Candidates, values: npt.NDArray[np.uin
     if count == 1:
         chosen[first_within(candidates, values)[0]] = True
         return
-    order, starts = ranked_within(candidates, values)
+    order, starts = order_within(candidates, values)
     rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
     chosen[order[rank < count]] = True

@@ -10,15 +10,15 @@ import pyarrow as pa
 from apache_beam.pvalue import TaggedOutput
 
 from pipelines.runtime.arrow_ipc import to_ipc
-from pipelines.runtime.threaded_dofn import Overlap, Overlapped
+from pipelines.runtime.threaded_dofn import ThreadedCalls, ThreadedDoFn
 from pipelines.score import score_files
 from pipelines.score.exact_sum import ExactSum
 from pipelines.score.score_files import ScoreFile
 from pipelines.select.candidates import Candidates
-from pipelines.select.columns import concatenate, pack, score_columns, scored_candidates, sizes_of
-from pipelines.select.length_correction import Sample
+from pipelines.select.columns import concatenate, pack, score_columns, scores_to_candidates, sizes_of
+from pipelines.select.length_correction import HashSample
 from pipelines.select.prefilter import shrink
-from pipelines.select.selection import Selection, early
+from pipelines.select.selection import Selection, apply_early_steps
 from pipelines.select.summary import FragmentFacts, SelectionSummary, StepCounts
 
 _BLOCK_ROWS = 200_000  # that are partitioned at a time, at least; 10 MB
@@ -33,7 +33,7 @@ class _Read(NamedTuple):
     outputs: list[TaggedOutput]
 
 
-class ReadScores(Overlapped):
+class ReadScores(ThreadedDoFn):
     """Descriptor → (partition, candidates); and what else a score file tells: fragments and rejected rows by input file, a
     summary, the input's schema."""
 
@@ -41,12 +41,12 @@ class ReadScores(Overlapped):
         self._selection = selection
         self._with_schemas = with_schemas
 
-    def is_far(self) -> bool:
-        return self._selection.far
+    def waits_for_store(self) -> bool:
+        return self._selection.on_object_store
 
     def start_bundle(self) -> None:
         super().start_bundle()
-        self._jobs = Overlap()
+        self._jobs = ThreadedCalls()
         self._block: list[Candidates] = []
         self._held: dict[int, list[Candidates]] = {}  # by partition
 
@@ -56,8 +56,8 @@ class ReadScores(Overlapped):
         columns = score_columns(needs)
         extra = ["row", "response_index", "reason"] if footer.rejected else ["row"] if self._with_schemas else []
         scores = score_files.read_columns(descriptor.path, list(dict.fromkeys([*columns, *extra])), footer)
-        everything = scored_candidates(scores, file=descriptor.file, unit=footer.unit, needs=needs)
-        candidates, counts = early(everything, self._selection, sides, until=len(self._selection.steps))
+        everything = scores_to_candidates(scores, file=descriptor.file, unit=footer.unit, needs=needs)
+        candidates, counts = apply_early_steps(everything, self._selection, sides, until=len(self._selection.steps))
         outputs = [TaggedOutput("fragments", (descriptor.file, FragmentFacts.of(descriptor).to_bytes()))]
         if footer.rejected:
             rejected = to_ipc(rejected_rows(scores, footer.unit_start))
@@ -126,15 +126,15 @@ def _summary(everything: Candidates, counts: StepCounts, selection: Selection) -
         steps=counts,
         everything=ExactSum.of(everything.raw),
         size=int(sizes.sum(dtype=np.int64)),
-        sample=Sample.of(everything.with_columns(tokens=sizes, reward=everything.raw)),
+        sample=HashSample.of(everything.with_columns(tokens=sizes, reward=everything.raw)),
     )
 
 
 def _partitioned_block(parts: list[Candidates], selection: Selection) -> list[tuple[int, Candidates]]:
-    return list(partitioned(concatenate(parts, selection.needs), selection))
+    return list(split_by_partition(concatenate(parts, selection.needs), selection))
 
 
-def partitioned(candidates: Candidates, selection: Selection) -> Iterator[tuple[int, Candidates]]:
+def split_by_partition(candidates: Candidates, selection: Selection) -> Iterator[tuple[int, Candidates]]:
     """Candidates by range of the key's high half: all responses to a prompt in one partition."""
     high = candidates.key_high >> np.uint64(32)
     part = ((high * np.uint64(selection.partitions)) >> np.uint64(32)).astype(np.uint16)

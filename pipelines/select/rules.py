@@ -20,8 +20,8 @@ from pipelines.select.candidates import (
     best_first,
     count_prompts,
     first_within,
-    mixed,
-    ranked_within,
+    hash_rows,
+    order_within,
     worst_bits,
 )
 
@@ -41,12 +41,12 @@ def apply_steps(
     """Apply per-prompt steps in order, each to what the one before kept; whole prompts must be in `candidates`."""
     counts = []
     for step in steps:
-        candidates = apply_step(candidates, step, temperature=temperature)
+        candidates = apply_rule(candidates, step, temperature=temperature)
         counts.append(StepCount(step.name, len(candidates), count_prompts(candidates)))
     return candidates, counts
 
 
-def apply_step(candidates: Candidates, step: Step, *, temperature: float | None = None) -> Candidates:
+def apply_rule(candidates: Candidates, step: Step, *, temperature: float | None = None) -> Candidates:
     """What a per-prompt step keeps. Raises `ValueError` for a step that is none, or lacks its temperature."""
     if step.pairs is not None:
         return pairs(candidates, step.pairs)
@@ -150,7 +150,7 @@ def pairs(candidates: Candidates, rule: Pairs) -> Candidates:
     fits = (gap > 0) & (gap >= rule.min_gap) & (gap <= (np.inf if rule.max_gap is None else rule.max_gap))
     preference = np.arange(len(order))
     if rule.rejected == "random":
-        by_chance = np.lexsort((preference, mixed(candidates, rule.seed)[order]))
+        by_chance = np.lexsort((preference, hash_rows(candidates, rule.seed)[order]))
         preference[by_chance] = np.arange(len(order))
     elif rule.rejected == "worst":
         preference = -preference
@@ -195,7 +195,7 @@ def random(candidates: Candidates, rule: Random) -> Mask:
 
 def draws(candidates: Candidates, rule: Random) -> npt.NDArray[np.uint32]:
     """What `random` orders by, smallest first."""
-    return (mixed(candidates, rule.seed) >> np.uint64(32)).astype(np.uint32)
+    return (hash_rows(candidates, rule.seed) >> np.uint64(32)).astype(np.uint32)
 
 
 def longest(candidates: Candidates, rule: Longest) -> Mask:
@@ -210,7 +210,7 @@ def shortness(candidates: Candidates) -> npt.NDArray[np.uint32]:
 
 def ranks_by(candidates: Candidates, values: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
     """Each response's rank within its prompt, from 1: the smallest of `values` first, then the fixed order."""
-    order, starts = ranked_within(candidates, values)
+    order, starts = order_within(candidates, values)
     ranks = np.empty(len(order), dtype=np.int64)
     ranks[order] = _ranks(starts, len(order)) + 1
     return ranks
@@ -229,7 +229,7 @@ def add_ranks(candidates: Candidates) -> Candidates:
     return candidates.with_columns(rank=rank, margin=margin)
 
 
-def with_rivals(kept: Candidates, whole: Candidates) -> Candidates:
+def add_rivals(kept: Candidates, whole: Candidates) -> Candidates:
     """`rival` of the n-th best kept response of a prompt: the reward of the n-th longest of all its responses."""
     if not len(kept):
         return kept
@@ -239,7 +239,7 @@ def with_rivals(kept: Candidates, whole: Candidates) -> Candidates:
         groups = np.arange(len(longest))
     else:
         order, starts = best_first(kept)
-        longest, groups = ranked_within(whole, ~whole.length.astype(np.uint32))
+        longest, groups = order_within(whole, ~whole.length.astype(np.uint32))
     heads, own = longest[groups], order[starts]  # both sorted by key
     at = np.searchsorted(whole.key_high[heads], kept.key_high[own])
     while (wrong := whole.key_low[heads[at]] != kept.key_low[own]).any():  # keys that share 64 bits
@@ -260,7 +260,7 @@ def _first_of(candidates: Candidates, values: npt.NDArray[np.uint32], *, keep: i
     if keep == 1:
         kept[first_within(candidates, values)[0]] = True
         return kept
-    order, starts = ranked_within(candidates, values)
+    order, starts = order_within(candidates, values)
     kept[order[_ranks(starts, len(order)) < keep]] = True
     return kept
 

@@ -14,9 +14,9 @@ from pipelines.score import score_files
 from pipelines.score.score_files import ScoreFile
 from pipelines.score.unit_scores import score_directories
 from pipelines.select.candidates import Candidates
-from pipelines.select.columns import Needs, needs_of, score_columns, scored_candidates, total_size, unpack
+from pipelines.select.columns import Needs, needs_of, score_columns, scores_to_candidates, total_size, unpack
 from pipelines.select.length_correction import Curve
-from pipelines.select.rules import apply_step
+from pipelines.select.rules import apply_rule
 from pipelines.select.summary import StepCounts, StepSum
 from pipelines.select.top import Cut, keep
 
@@ -34,7 +34,7 @@ class Selection:
     needs: Needs
     temperature: float | None
     partitions: int
-    far: bool = False  # score files are on a store, and reading them is mostly waiting
+    on_object_store: bool = False  # score files are on one, and reading them is mostly waiting
 
     @property
     def correction(self) -> Step | None:
@@ -79,8 +79,8 @@ class LoadScores:
     until: int
 
     @property
-    def far(self) -> bool:
-        return self.selection.far
+    def on_object_store(self) -> bool:
+        return self.selection.on_object_store
 
     def __call__(self, element: bytes, sides: Sequence[Any], *, ties: bool) -> Candidates:
         steps = self.selection.steps
@@ -95,7 +95,7 @@ class LoadScores:
         )
         descriptor = ScoreFile.from_bytes(element)
         candidates = read_candidates(descriptor, needs)
-        return early(candidates, self.selection, sides, until=self.until)[0]
+        return apply_early_steps(candidates, self.selection, sides, until=self.until)[0]
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,13 @@ class LoadPartition:
     """(partition, bytes) → candidates."""
 
     needs: Needs
-    far = False
+    on_object_store = False
 
     def __call__(self, element: tuple[int, bytes], sides: Sequence[Any], *, ties: bool) -> Candidates:
         return unpack([element[1]], self.needs)
 
 
-def early(
+def apply_early_steps(
     candidates: Candidates, selection: Selection, sides: Sequence[Any], *, until: int
 ) -> tuple[Candidates, StepCounts]:
     """The steps before `until` that work row by row; `sides` are the curve, if there is one, and the cuts so far."""
@@ -122,15 +122,15 @@ def early(
         if number < until:
             step = selection.steps[number]
             cut: Cut | None = waiting.pop(0) if step.top is not None else None
-            candidates = take_step(candidates, step, cut=cut, temperature=selection.temperature)
+            candidates = apply_step(candidates, step, cut=cut, temperature=selection.temperature)
             counts[number] = StepSum(step.name, len(candidates), None, total_size(candidates, selection.needs))
     return candidates, counts
 
 
-def take_step(candidates: Candidates, step: Step, *, cut: Cut | None, temperature: float | None) -> Candidates:
+def apply_step(candidates: Candidates, step: Step, *, cut: Cut | None, temperature: float | None) -> Candidates:
     """What one step keeps: `top` by its settled cut, any other by its rule. Raises `ValueError` for a `top` without a cut."""
     if step.top is None:
-        return apply_step(candidates, step, temperature=temperature)
+        return apply_rule(candidates, step, temperature=temperature)
     if cut is None:
         raise ValueError(f"step {step!r} cuts across all prompts, and its cut is not given")
     return candidates.take(keep(candidates, cut))
@@ -138,7 +138,7 @@ def take_step(candidates: Candidates, step: Step, *, cut: Cut | None, temperatur
 
 def read_candidates(descriptor: ScoreFile, needs: Needs) -> Candidates:
     scores = score_files.read_columns(descriptor.path, score_columns(needs), descriptor.footer)
-    return scored_candidates(scores, file=descriptor.file, unit=descriptor.footer.unit, needs=needs)
+    return scores_to_candidates(scores, file=descriptor.file, unit=descriptor.footer.unit, needs=needs)
 
 
 def selection_of(config: RunConfig, plan: Plan) -> Selection:
@@ -151,5 +151,5 @@ def selection_of(config: RunConfig, plan: Plan) -> Selection:
             "`bestkept evaluate` on held-out preferences to write it, or give the step a temperature"
         )
     partitions = PARTITIONS or min(_MOST_PARTITIONS, max(16, plan.input_bytes // _BYTES_PER_PARTITION))
-    far = score_directories(config).on_object_store(plan)
-    return Selection(tuple(config.select), needs_of(config), plan.temperature, partitions, far)
+    on_object_store = score_directories(config).on_object_store(plan)
+    return Selection(tuple(config.select), needs_of(config), plan.temperature, partitions, on_object_store)

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipelines.score.exact_sum import ExactSum
 from pipelines.score.score_files import ScoreFile
-from pipelines.select.length_correction import Sample, merge_samples
+from pipelines.select.length_correction import HashSample, merge_samples
 
 
 class FragmentFacts(NamedTuple):
@@ -66,7 +66,7 @@ class SelectionSummary:
     longest: ExactSum = field(
         default_factory=ExactSum
     )  # of as many responses a prompt as were kept, the longest instead
-    sample: Sample = field(default_factory=lambda: merge_samples([]))
+    sample: HashSample = field(default_factory=lambda: merge_samples([]))
 
     @property
     def dropped(self) -> ExactSum:

@@ -233,7 +233,7 @@ def keep(candidates: Candidates, cut: Cut) -> Mask:
 
 
 @dataclass(frozen=True)
-class Edge:
+class CutEdge:
     """What a settled cut came to in one stratum: where it runs, and between how many."""
 
     rows: int = 0
@@ -241,8 +241,8 @@ class Edge:
     lowest_kept: float = np.inf  # rewards; infinite where there is none
     highest_dropped: float = -np.inf
 
-    def __add__(self, other: Edge) -> Edge:
-        return Edge(
+    def __add__(self, other: CutEdge) -> CutEdge:
+        return CutEdge(
             self.rows + other.rows,
             self.kept + other.kept,
             min(self.lowest_kept, other.lowest_kept),
@@ -250,12 +250,12 @@ class Edge:
         )
 
 
-Edges = dict[Stratum, Edge]
+CutEdges = dict[Stratum, CutEdge]
 
 
-def measure_edges(candidates: Candidates, cut: Cut) -> Edges:
+def measure_edges(candidates: Candidates, cut: Cut) -> CutEdges:
     """Of the rows that a settled cut was made for."""
-    kept, found = keep(candidates, cut), Edges()
+    kept, found = keep(candidates, cut), CutEdges()
     if not len(candidates):
         return found
     reward, strata = candidates.reward.astype(np.float64), Strata.of(candidates, cut.rule)
@@ -263,15 +263,15 @@ def measure_edges(candidates: Candidates, cut: Cut) -> Edges:
         own = np.ones(len(kept), dtype=bool) if strata.codes is None else strata.codes == code
         lowest = np.min(reward, where=own & kept, initial=np.inf)
         highest = np.max(reward, where=own & ~kept, initial=-np.inf)
-        found[strata.names[code]] = Edge(int(own.sum()), int((own & kept).sum()), float(lowest), float(highest))
+        found[strata.names[code]] = CutEdge(int(own.sum()), int((own & kept).sum()), float(lowest), float(highest))
     return found
 
 
-def merge_edges(parts: Iterable[Edges]) -> Edges:
-    merged: Edges = {}
+def merge_edges(parts: Iterable[CutEdges]) -> CutEdges:
+    merged: CutEdges = {}
     for part in parts:
         for stratum, edge in part.items():
-            merged[stratum] = merged.get(stratum, Edge()) + edge
+            merged[stratum] = merged.get(stratum, CutEdge()) + edge
     return merged
 
 

@@ -12,7 +12,7 @@ from apache_beam.typehints.decorators import no_annotations
 
 from pipelines.config import Top
 from pipelines.errors import carrying_errors
-from pipelines.runtime.threaded_dofn import Overlapped
+from pipelines.runtime.threaded_dofn import ThreadedDoFn
 from pipelines.runtime.transforms import Gather, MergeBundles
 from pipelines.select.candidates import Candidates
 from pipelines.select.top import (
@@ -20,7 +20,7 @@ from pipelines.select.top import (
     REWARD_PASSES,
     Bins,
     Cut,
-    Edges,
+    CutEdges,
     Ties,
     count_bins,
     list_ties,
@@ -38,8 +38,8 @@ class Loader(Protocol):
     where `ties` are to be told apart."""
 
     @property
-    def far(self) -> bool:
-        """Whether it mostly waits for a store."""
+    def on_object_store(self) -> bool:
+        """Whether it mostly waits for one."""
         ...
 
     def __call__(self, element: Any, sides: Sequence[Any], *, ties: bool) -> Candidates: ...
@@ -77,11 +77,11 @@ def _settle(cut: Cut, ties: Iterable[Ties]) -> Cut:
 
 
 @dataclass(eq=False)
-class _Loading(Overlapped):
+class _Loading(ThreadedDoFn):
     load: Loader
 
-    def is_far(self) -> bool:
-        return self.load.far
+    def waits_for_store(self) -> bool:
+        return self.load.on_object_store
 
 
 class CountBins(_Loading):
@@ -118,6 +118,6 @@ class MeasureEdges(beam.DoFn):  # type: ignore[misc]
     load: Loader
 
     @no_annotations  # type: ignore[untyped-decorator]  # Beam cannot read those of *args
-    def process(self, element: Any, cut: Cut, *sides: Any) -> Iterator[Edges]:
+    def process(self, element: Any, cut: Cut, *sides: Any) -> Iterator[CutEdges]:
         with carrying_errors():
             yield measure_edges(self.load(element, sides, ties=True), cut)

@@ -23,17 +23,17 @@ from apache_beam.pvalue import AsSingleton, TaggedOutput
 from pipelines.config import Limits
 from pipelines.corpus import UnitKey
 from pipelines.errors import carrying_errors
-from pipelines.runtime.threaded_dofn import Overlapped
+from pipelines.runtime.threaded_dofn import ThreadedDoFn
 from pipelines.runtime.transforms import Gather
 from pipelines.score.exact_sum import ExactSum
 from pipelines.score.score_files import ScoreFile
 from pipelines.score.totals import Totals, check_limits, sum_totals, totals_of
 from pipelines.select.candidates import Candidates, count_prompts, place_order
 from pipelines.select.columns import KeptUnit, Needs, pack, total_size, unpack
-from pipelines.select.length_correction import Sample, fit, merge_samples
+from pipelines.select.length_correction import HashSample, fit, merge_samples
 from pipelines.select.read_transform import ReadScores
-from pipelines.select.rules import add_ranks, with_rivals
-from pipelines.select.selection import LoadPartition, LoadScores, Selection, read_candidates, take_step
+from pipelines.select.rules import add_ranks, add_rivals
+from pipelines.select.selection import LoadPartition, LoadScores, Selection, apply_step, read_candidates
 from pipelines.select.summary import FragmentFacts, SelectionSummary, StepCounts, StepSum
 from pipelines.select.top import Cut
 from pipelines.select.top_transform import FindCut, FindEdges, Loader
@@ -139,13 +139,13 @@ class CheckLimits(beam.DoFn):  # type: ignore[misc]
 
 
 class SampleLengths(beam.DoFn):  # type: ignore[misc]
-    def process(self, data: bytes) -> Iterator[Sample]:
+    def process(self, data: bytes) -> Iterator[HashSample]:
         with carrying_errors():
-            yield Sample.of(read_candidates(ScoreFile.from_bytes(data), Needs(length=True)))
+            yield HashSample.of(read_candidates(ScoreFile.from_bytes(data), Needs(length=True)))
 
 
 @dataclass(eq=False)
-class ApplyRules(Overlapped):
+class ApplyRules(ThreadedDoFn):
     """Partitions → what a run of steps keeps of them, by partition, or after the last run by unit; and a summary."""
 
     selection: Selection
@@ -167,10 +167,10 @@ class ApplyRules(Overlapped):
         for number in self.run:
             step = self.selection.steps[number]
             cut = cuts[0] if step.top is not None else None
-            rows = take_step(rows, step, cut=cut, temperature=self.selection.temperature)
+            rows = apply_step(rows, step, cut=cut, temperature=self.selection.temperature)
             counts[number] = StepSum(step.name, len(rows), count_prompts(rows), total_size(rows, needs))
         if self.first and needs.rival:
-            rows = with_rivals(rows, whole)
+            rows = add_rivals(rows, whole)
         summary = SelectionSummary(prompts=prompts, steps=counts)
         told = TaggedOutput("summary", summary)
         if not self.last:
@@ -180,10 +180,10 @@ class ApplyRules(Overlapped):
         summary.kept_size = total_size(rows, needs)
         if needs.rival:
             summary.longest = ExactSum.of(rows.rival)
-        return [told, *by_unit(rows, needs.kept)]
+        return [told, *split_by_unit(rows, needs.kept)]
 
 
-def by_unit(rows: Candidates, needs: Needs) -> Iterator[tuple[int, bytes]]:
+def split_by_unit(rows: Candidates, needs: Needs) -> Iterator[tuple[int, bytes]]:
     """(packed `UnitKey`, its rows): no element holds more than a unit has."""
     unit = UnitKey.pack_columns(rows.file, rows.unit)
     if not len(unit):

@@ -467,7 +467,7 @@ def test_shares_have_parts_of_one_file(tmp_path, configure, large, bad):
 def test_workers_read_parts_of_one_file(tmp_path, configure, large, monkeypatch):
     from pipelines.runtime import machine
 
-    monkeypatch.setattr(machine, "cores", lambda: 4)
+    monkeypatch.setattr(machine, "count_cores", lambda: 4)
     put(tmp_path / "in" / "a.jsonl.gz", gzip.compress(awkward()))
     put(tmp_path / "in" / "b.jsonl.gz", gzip.compress(awkward())[:-9])
     settings = {**SETTINGS, "limits": {**SETTINGS["limits"], "skip_bad_files": True}}

@@ -35,7 +35,7 @@ def main() -> None:
         del environment.dependencies[:]
     ran = FnApiRunner().run_via_runner_api(pipeline, PipelineOptions([]))
     ran.wait_until_finish()
-    Path(result).write_text(json.dumps(counters.counters(ran)))
+    Path(result).write_text(json.dumps(counters.read_counters(ran)))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pipelines.config import Columns, RunConfig
 from pipelines.corpus import InputFile
 from pipelines.corpus.columns.detection import resolve
 from pipelines.plan import Plan, PlanPaths
-from pipelines.runtime.beam_options import checked_options, runner_of
+from pipelines.runtime.beam_options import make_runner, prepare_options
 
 
 def plan_of(config: RunConfig, *, temperature: float | None = 1.5) -> Plan:
@@ -34,11 +34,11 @@ def plan_of(config: RunConfig, *, temperature: float | None = 1.5) -> Plan:
 
 def job_of(config: RunConfig, *, scores: bool = True) -> Any:
     """The `Job` of the graph of `run`, or of `select`."""
-    options = checked_options(config, ["--no_auth"], scores=scores)
+    options = prepare_options(config, ["--no_auth"], scores=scores)
     options.view_as(TestOptions).dry_run = True
     plan = plan_of(config)
     count = max(1, len(config.models))
     paths = PlanPaths("gs://bucket/whole.json", tuple(f"gs://bucket/{number}.json" for number in range(count)))
-    pipeline = beam.Pipeline(runner=runner_of(config.runner), options=options)
+    pipeline = beam.Pipeline(runner=make_runner(config.runner), options=options)
     curate.build(pipeline, config, paths, plan, default_scorer(config) if scores else None)
     return pipeline.run().job

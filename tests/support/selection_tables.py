@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from pipelines.select.candidates import Candidates, Labels, empty
+from pipelines.select.candidates import Candidates, Labels, zero_columns
 
 _ROW = ("key_high", "key_low", "reward", "response_hash", "file", "unit", "row", "response")
 _KINDS = (np.uint64, np.uint64, np.float32, np.uint64, np.int32, np.int32, np.int32, np.int32)
@@ -19,7 +19,7 @@ def candidates(rows: Any, *, labels: dict[str, list[str | None]] | None = None, 
     known = {name: np.array(column, dtype=kind) for name, kind, column in zip(_ROW, _KINDS, values, strict=True)}
     more = {name: np.array(column, dtype=np.int32) for name, column in columns.items()}
     return Candidates(
-        **{**empty(len(rows)), **known, "raw": known["reward"], **more},
+        **{**zero_columns(len(rows)), **known, "raw": known["reward"], **more},
         labels={name: coded(column) for name, column in (labels or {}).items()},
     )
 

@@ -16,12 +16,12 @@ from pipelines.config import BestOfN, DropPrompts, Pairs, Step, Threshold, Top
 from pipelines.select.candidates import Candidates, worst_bits
 from pipelines.select.length_correction import Curve
 from pipelines.select.rules import draws, ranks_by, references, shortness, sigmoid, win_probabilities, z_scores
-from pipelines.select.selection import Selection, take_step
-from pipelines.select.top import Cut, Edge, Edges, Strata
+from pipelines.select.selection import Selection, apply_step
+from pipelines.select.top import Cut, CutEdge, CutEdges, Strata
 
 ResponsePlace = tuple[int, int, int, int]
 """File, unit, row, response."""
-Cuts = Mapping[int, tuple[Cut, Edges]]
+Cuts = Mapping[int, tuple[Cut, CutEdges]]
 """Step number → the settled cut of a `top`, and what it came to over all prompts."""
 Verdict = dict[str, Any]
 """`rule`, `verdict` (kept, dropped, paired: the rejected side of a pair; or dropped before), and the numbers by name."""
@@ -62,7 +62,7 @@ def follow(
             after = curve.correct(rows)
         else:
             cut = cuts[number][0] if number in cuts else None
-            after = take_step(rows, step, cut=cut, temperature=selection.temperature)
+            after = apply_step(rows, step, cut=cut, temperature=selection.temperature)
         yield number, step, rows, after
         rows = after
 
@@ -78,7 +78,7 @@ def _rejected_places(rows: Candidates) -> list[ResponsePlace]:
 
 
 def _numbers(
-    step: Step, rows: Candidates, after: Candidates, *, temperature: float | None, edges: Edges
+    step: Step, rows: Candidates, after: Candidates, *, temperature: float | None, edges: CutEdges
 ) -> list[dict[str, Any]]:
     """What the step compares, for each of `rows`: one prompt, or what is left of it."""
     if step.best_of_n is not None:
@@ -127,9 +127,9 @@ def _threshold(rows: Candidates, rule: Threshold, temperature: float | None) -> 
     }
 
 
-def _top(rows: Candidates, rule: Top, edges: Edges) -> dict[str, Any]:
+def _top(rows: Candidates, rule: Top, edges: CutEdges) -> dict[str, Any]:
     strata = Strata.of(rows, rule).at(np.arange(len(rows)))
-    own = [edges.get(stratum, Edge()) for stratum in strata]
+    own = [edges.get(stratum, CutEdge()) for stratum in strata]
     columns: dict[str, Any] = {} if rule.per is None else {"stratum": strata}
     return columns | {
         "reward": rows.reward,

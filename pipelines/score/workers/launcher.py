@@ -57,7 +57,7 @@ class Job:
 
 def score_ahead(job: Job, plans: Plans, count: int, shard: CorpusShard | None = None) -> dict[str, int]:
     """Score all there is, or a shard of it, with so many workers; what the model's counters say. Raises `BestkeptError`."""
-    progress.stage("scoring")
+    progress.set_stage("scoring")
     make_copies(plans.whole)
     files = plans.whole.files
     pieces = whole_files(files) if shard is None else pieces_of_shard(files, shard)
@@ -89,9 +89,9 @@ class _Fleet:
         self._job, self._work = job, work
         self._past: list[progress.Progress] = []  # of workers that died
         self._past_counts: list[Mapping[str, int]] = []
-        self._devices = machine.visible_gpus()
-        self._threads = max(1, machine.cores() // max(1, count))
-        self._cores = machine.parts_of_cores(count)
+        self._devices = machine.list_gpus()
+        self._threads = max(1, machine.count_cores() // max(1, count))
+        self._cores = machine.split_cores(count)
         self._workers: list[_Worker] = []
         self._count = count
 
@@ -111,7 +111,7 @@ class _Fleet:
                 for worker in waiting:
                     if not worker.ended and now - worker.heard > SILENT_SECS:
                         self._bury(worker, f"has given no sign of life for {SILENT_SECS:.0f} s")
-                progress.of_workers([*self._past, *(worker.now for worker in self._workers)])
+                progress.set_from_workers([*self._past, *(worker.now for worker in self._workers)])
         finally:
             for worker in self._workers:
                 with suppress(subprocess.TimeoutExpired):
@@ -181,7 +181,7 @@ class _Fleet:
                 "command again goes on from there; if memory is short, with a smaller runner.workers or model.tokens_per_batch"
             )
         log.warning("worker %d %s; another takes its place", worker.number, what)
-        self._past.append(progress.of_a_dead_worker(worker.now, worker.before))
+        self._past.append(progress.count_dead_worker(worker.now, worker.before))
         self._past_counts.append(worker.counted)
         if worker.held is not None:
             self._work.appendleft(worker.held)

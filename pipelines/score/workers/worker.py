@@ -114,7 +114,7 @@ def _show_life(line: Line) -> None:
 def _counted() -> tuple[Any, dict[str, int]]:
     from pipelines.runtime import counters, progress
 
-    return progress.current(), counters.counted_here()
+    return progress.current(), counters.local_counters()
 
 
 if __name__ == "__main__":

@@ -33,9 +33,9 @@ def bestkept(capsys, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def _plain_manners():
+def _plain_output_mode():
     yield
-    logs.adopt([])
+    logs.set_output_mode([])
 
 
 @pytest.mark.parametrize(
@@ -97,10 +97,10 @@ def test_errors_are_json_lines_too(bestkept, words):
 
 def test_options_count_wherever_they_stand_but_not_behind_a_double_dash():
     for words in (["--quiet", "run", "x"], ["run", "--quiet", "x"], ["run", "x", "--quiet"]):
-        logs.adopt(words)
-        assert logs.current() == logs.Manners(quiet=True)
-    logs.adopt(["run", "x", "--", "--quiet", "--json-logs"])
-    assert logs.current() == logs.Manners()
+        logs.set_output_mode(words)
+        assert logs.output_mode() == logs.OutputMode(quiet=True)
+    logs.set_output_mode(["run", "x", "--", "--quiet", "--json-logs"])
+    assert logs.output_mode() == logs.OutputMode()
 
 
 def test_a_field_does_not_hide_level_time_or_message():
@@ -116,7 +116,7 @@ def test_any_function_decorated_as_a_command_has_them(capsys, monkeypatch):
     @app.command()
     def one(name: str, count: int = 1) -> None:
         """Do one thing."""
-        seen.append((name, count, logs.current().quiet))
+        seen.append((name, count, logs.output_mode().quiet))
 
     app.command(name="another")(one)
     monkeypatch.setattr(cli, "app", app)

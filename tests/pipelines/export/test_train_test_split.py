@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from pipelines.export.shards import SplitPlans, plan_shards
 from pipelines.export.train_test_split import Split, is_test
-from pipelines.select.candidates import Candidates, empty
+from pipelines.select.candidates import Candidates, zero_columns
 
 _64 = 2**64
 
 
 def rows_with_keys(high, low) -> Candidates:
-    columns = {**empty(len(high)), "key_high": np.array(high, np.uint64), "key_low": np.array(low, np.uint64)}
+    columns = {**zero_columns(len(high)), "key_high": np.array(high, np.uint64), "key_low": np.array(low, np.uint64)}
     return Candidates(**columns | {"row": np.arange(len(high), dtype=np.int32)})
 
 

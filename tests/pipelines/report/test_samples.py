@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.selection_tables import candidates
 
 from pipelines.select import length_correction
-from pipelines.select.length_correction import Sample, merge_samples
+from pipelines.select.length_correction import HashSample, merge_samples
 
 rows = st.lists(
     st.tuples(
@@ -38,12 +38,12 @@ def columns(sample):
 def test_the_smallest_hashes_in_any_split(values, most, cuts):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(length_correction, "SAMPLE", most)
-        patch.setattr(length_correction, "mixed", lambda c: c.response_hash)
+        patch.setattr(length_correction, "hash_rows", lambda c: c.response_hash)
 
         def sample(part):
             table = candidates([(0, 0, reward, chance, 0, 0, n, 0) for n, (chance, _, _, reward) in enumerate(part)])
             sizes = {name: np.array([row[at] for row in part], np.int32) for at, name in ((1, "length"), (2, "tokens"))}
-            return Sample.of(table.with_columns(**sizes))
+            return HashSample.of(table.with_columns(**sizes))
 
         expected = plain(values, most)
         assert columns(sample(values)) == expected
@@ -56,6 +56,6 @@ def test_the_smallest_hashes_in_any_split(values, most, cuts):
 def test_hashes_need_not_be_spread_evenly(monkeypatch, first):
     """All of them, or none, below the bound that chance suggests."""
     chance = np.random.default_rng(0).permutation(np.arange(10_000, dtype=np.uint64)) + np.uint64(first)
-    monkeypatch.setattr(length_correction, "mixed", lambda _: chance)
-    found = Sample.of(candidates([(0, 0, 0.5, 0, 0, 0, 0, 0)] * len(chance)))
+    monkeypatch.setattr(length_correction, "hash_rows", lambda _: chance)
+    found = HashSample.of(candidates([(0, 0, 0.5, 0, 0, 0, 0, 0)] * len(chance)))
     assert found.chance.tolist() == np.sort(chance)[: length_correction.SAMPLE].tolist()

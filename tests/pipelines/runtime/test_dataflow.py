@@ -18,7 +18,7 @@ from pipelines.commands.run import run_curation, run_scoring
 from pipelines.config import RunConfig, RunnerConfig, load
 from pipelines.errors import ConfigError, Exit
 from pipelines.runtime import beam_options, dataflow
-from pipelines.runtime.beam_options import checked_options, hands_over, pipeline_options
+from pipelines.runtime.beam_options import hands_over, pipeline_options, prepare_options
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 GPU, CPU = str(CONFIGS / "dataflow_gpu.yaml"), str(CONFIGS / "dataflow_cpu.yaml")
@@ -170,7 +170,7 @@ def test_selection_asks_for_no_gpu_and_for_no_more_than_a_cpu_job_does(caplog, m
     monkeypatch.setattr(beam_options, "find_spec", lambda name: object())
     config = with_options("runner.options.max_num_workers=null", "model.dtype=auto")
     with caplog.at_level(logging.INFO):
-        options = checked_options(config, [], scores=False).get_all_options()
+        options = prepare_options(config, [], scores=False).get_all_options()
     assert "nothing is scored, so runner.accelerator is not asked for" in caplog.text
     assert options["experiments"] is None
     assert options["number_of_worker_harness_threads"] is None
@@ -179,7 +179,7 @@ def test_selection_asks_for_no_gpu_and_for_no_more_than_a_cpu_job_does(caplog, m
 def test_one_process_and_few_threads_where_there_is_a_gpu_and_it_is_said(caplog, monkeypatch):
     monkeypatch.setattr(beam_options, "find_spec", lambda name: object())
     with caplog.at_level(logging.INFO):
-        options = checked_options(with_options(), ["--experiments=own"], scores=True).get_all_options()
+        options = prepare_options(with_options(), ["--experiments=own"], scores=True).get_all_options()
     assert sorted(options["experiments"]) == ["no_use_multiple_sdk_containers", "own"]
     assert options["number_of_worker_harness_threads"] == 2
     assert options["sdk_location"] == "container"
@@ -188,11 +188,11 @@ def test_one_process_and_few_threads_where_there_is_a_gpu_and_it_is_said(caplog,
         in caplog.text
     )
     own = ["--number_of_worker_harness_threads=7", "--experiments=no_use_multiple_sdk_containers", "--sdk_location=x"]
-    options = checked_options(with_options(), own, scores=True).get_all_options()
+    options = prepare_options(with_options(), own, scores=True).get_all_options()
     assert options["number_of_worker_harness_threads"] == 7
     assert options["experiments"] == ["no_use_multiple_sdk_containers"]
     assert options["sdk_location"] == "x"
-    cpu = checked_options(load(RunConfig, CPU), [], scores=True).get_all_options()
+    cpu = prepare_options(load(RunConfig, CPU), [], scores=True).get_all_options()
     assert (cpu["experiments"], cpu["number_of_worker_harness_threads"]) == (None, None)
 
 
@@ -210,11 +210,11 @@ def test_hub_ids_are_for_this_machine(make_config, tmp_path, name, monkeypatch):
         ConfigError,
         match=r"model\.path 'owner/name' is a hub id, and workers of .* do not see.*`bestkept model fetch owner/name gs://BUCKET",
     ):
-        checked_options(config, [], scores=True)
+        prepare_options(config, [], scores=True)
     if name != "DataflowRunner":
         (tmp_path / "owner" / "name").mkdir(parents=True)
-        checked_options(config, [], scores=True)
-    checked_options(make_config("in.jsonl", model={"path": "owner/name"}), [], scores=True)
+        prepare_options(config, [], scores=True)
+    prepare_options(make_config("in.jsonl", model={"path": "owner/name"}), [], scores=True)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from support.stubs import StubFactory, StubScorer
 from pipelines.commands import run, summary
 from pipelines.commands.progress_bar import progress_fields, shows_bar
 from pipelines.runtime import logs, progress
-from pipelines.runtime.logs import adopt
+from pipelines.runtime.logs import set_output_mode
 
 CANARY = "CANARY-77e2"
 
@@ -28,7 +28,7 @@ CANARY = "CANARY-77e2"
 @pytest.fixture(autouse=True)
 def _as_it_was():
     yield
-    adopt([])
+    set_output_mode([])
     logs.discard()
 
 
@@ -233,7 +233,7 @@ def test_a_long_path_stays_in_one_line_in_a_pipe_and_is_folded_not_cut_on_a_term
 )
 def test_a_bar_is_for_somebody_who_watches(monkeypatch, words, terminal, wanted):
     monkeypatch.setattr(summary, "Console", lambda **_: Console(file=io.StringIO(), force_terminal=terminal))
-    adopt(words)
+    set_output_mode(words)
     assert shows_bar() is wanted
 
 

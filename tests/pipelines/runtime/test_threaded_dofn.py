@@ -14,13 +14,13 @@ from apache_beam.testing.util import assert_that
 
 from pipelines.errors import InputError, from_text
 from pipelines.runtime import threaded_dofn
-from pipelines.runtime.threaded_dofn import Overlap, Overlapped, doubling
+from pipelines.runtime.threaded_dofn import ThreadedCalls, ThreadedDoFn, map_ahead
 from pipelines.runtime.transforms import Gather
 
 
 def test_results_keep_the_order_of_the_calls(monkeypatch):
     monkeypatch.setattr(threaded_dofn, "_threads", lambda: 2)
-    calls = Overlap()
+    calls = ThreadedCalls()
     slow_first = [0.05, 0.0, 0.02, 0.0, 0.0]
     found = []
     for number, secs in enumerate(slow_first):
@@ -33,17 +33,18 @@ def test_two_calls_run_at_once(monkeypatch):
     monkeypatch.setattr(threaded_dofn, "_threads", lambda: 2)
     pool = ThreadPoolExecutor(2)
     monkeypatch.setattr(threaded_dofn, "_pool", lambda _: pool)
-    meet, calls = threading.Barrier(2, timeout=30), Overlap()
+    meet, calls = threading.Barrier(2, timeout=30), ThreadedCalls()
     assert [*calls.put(meet.wait), *calls.put(meet.wait)] == []
     assert sorted(calls.drain()) == [0, 1]
 
 
-@pytest.mark.parametrize("far", [True, False])
-def test_more_calls_run_at_once_where_they_mostly_wait(monkeypatch, far):
+@pytest.mark.parametrize("on_object_store", [True, False])
+def test_more_calls_run_at_once_where_they_wait_for_an_object_store(monkeypatch, on_object_store):
     monkeypatch.setattr(threaded_dofn, "_threads", lambda: 2)
-    meet, calls = threading.Barrier(8, timeout=30 if far else 0.1), Overlap(far=far)
+    meet = threading.Barrier(8, timeout=30 if on_object_store else 0.1)
+    calls = ThreadedCalls(on_object_store=on_object_store)
     found = [outcome for _ in range(8) for outcome in calls.put(_met, meet)] + list(calls.drain())
-    assert found == [far] * 8
+    assert found == [on_object_store] * 8
 
 
 def _met(barrier):
@@ -56,7 +57,7 @@ def _met(barrier):
 
 def test_looking_ahead_doubles_and_keeps_the_order():
     called = []
-    taken = doubling(lambda n: called.append(n) or -n, range(100))
+    taken = map_ahead(lambda n: called.append(n) or -n, range(100))
     assert called == []
     most = {1: 1, 2: 3, 3: 3, 4: 7, 7: 7, 8: 15, 16: 31, 32: 63, 64: 95, 96: 100}
     found = []
@@ -79,13 +80,13 @@ def test_looking_ahead_calls_at_once_and_raises_in_turn():
             raise InputError("5 is not there; restore it")
         return number
 
-    looked = doubling(look, itertools.count())
+    looked = map_ahead(look, itertools.count())
     assert list(itertools.islice(looked, 5)) == [0, 1, 2, 3, 4]
     with pytest.raises(InputError, match="5 is not there"):
         next(looked)
 
 
-class Doubled(Overlapped):
+class Doubled(ThreadedDoFn):
     def work(self, element, *sides):
         if element == 13:
             raise InputError("13 is not a number here; leave it out")

@@ -15,15 +15,15 @@ from support.selection_tables import candidates
 
 from pipelines.config.rules import LengthCorrection
 from pipelines.select import length_correction
-from pipelines.select.length_correction import Curve, Sample, fit, merge_samples
+from pipelines.select.length_correction import Curve, HashSample, fit, merge_samples
 
 LARGEST = 2**31 - 1
 
 
-def sample(lengths, rewards) -> Sample:
+def sample(lengths, rewards) -> HashSample:
     count = len(lengths)
     chance, tokens = np.arange(count, dtype=np.uint64), np.ones(count, np.int32)
-    return Sample(chance, np.array(lengths, np.int32), tokens, np.array(rewards, np.float32))
+    return HashSample(chance, np.array(lengths, np.int32), tokens, np.array(rewards, np.float32))
 
 
 def at(curve: Curve, *lengths: float) -> list[float]:
@@ -172,9 +172,9 @@ def test_a_sample_merges_from_any_parts(monkeypatch, edges):
     """The rows of the smallest chance, as one sort of all of them gives them."""
     monkeypatch.setattr(length_correction, "SAMPLE", 64)
     rows = table(300)
-    chance = length_correction.mixed(rows)
+    chance = length_correction.hash_rows(rows)
     wanted = np.argsort(chance)[:64]
-    parts = [Sample.of(rows.take(np.arange(*edge))) for edge in pairwise(edges)][::-1]
+    parts = [HashSample.of(rows.take(np.arange(*edge))) for edge in pairwise(edges)][::-1]
     merged = merge_samples(parts)
     assert len(set(chance.tolist())) == 300
     assert merged.chance.tolist() == chance[wanted].tolist()

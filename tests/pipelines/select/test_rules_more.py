@@ -14,10 +14,10 @@ from support.selection_tables import best_order, candidates, chosen, kept_places
 
 from pipelines.config import BestOfN, DropPrompts, Longest, Pairs, Random, Threshold
 from pipelines.select import prefilter
-from pipelines.select.candidates import mixed
+from pipelines.select.candidates import hash_rows
 from pipelines.select.columns import Needs
 from pipelines.select.prefilter import shrink
-from pipelines.select.rules import add_ranks, best_of_n, drop_prompts, longest, pairs, random, threshold, with_rivals
+from pipelines.select.rules import add_ranks, add_rivals, best_of_n, drop_prompts, longest, pairs, random, threshold
 
 
 def groups(rows):
@@ -118,7 +118,7 @@ def test_pairs(rows, rejected, bounds, seed):
     least, most = bounds
     more = {"seed": seed} if rejected == "random" else {}
     table = candidates(rows)
-    by_chance = {row[4:]: chance for row, chance in zip(rows, mixed(table, seed).tolist(), strict=True)}
+    by_chance = {row[4:]: chance for row, chance in zip(rows, hash_rows(table, seed).tolist(), strict=True)}
     expected = {}
     for group in groups(rows):
         fits = [row for row in group[1:] if (gap := r(group[0]) - r(row)) > 0 and gap >= least]
@@ -193,7 +193,7 @@ def test_ranks_margins_and_the_longest_instead(rows):
     lengths = dict(zip([row[4:] for row in rows], some_lengths(rows), strict=True))
     table = add_ranks(candidates(rows, length=some_lengths(rows)))
     by_place = {row[4:]: (int(n), float(m)) for row, n, m in zip(rows, table.rank, table.margin, strict=True)}
-    kept = with_rivals(table.take(best_of_n(table, BestOfN(keep=2, min_candidates=2))), table)
+    kept = add_rivals(table.take(best_of_n(table, BestOfN(keep=2, min_candidates=2))), table)
     rivals = {place: float(v) for place, v in zip(_places(kept), kept.rival, strict=True)}
     for group in groups(rows):
         by_length = sorted(group, key=lambda row: (-lengths[row[4:]], *row[3:]))

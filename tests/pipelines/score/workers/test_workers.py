@@ -30,7 +30,7 @@ STEPS = [{"top": {"fraction": 0.8}}, {"best_of_n": {"keep": 2}}]
 
 @pytest.fixture(autouse=True)
 def _two_cores(monkeypatch):
-    monkeypatch.setattr(machine, "cores", lambda: 4)
+    monkeypatch.setattr(machine, "count_cores", lambda: 4)
     progress.reset()
 
 
@@ -213,7 +213,7 @@ def test_what_a_dead_worker_did_is_counted_once():
     after = Progress(
         input_bytes=75, fragments=3, found=2, found_bytes=50, found_responses=20, published=10, scored=10, since=9.0
     )
-    progress.of_workers([progress.of_a_dead_worker(last, before), after])
+    progress.set_from_workers([progress.count_dead_worker(last, before), after])
     now = progress.current()
     assert (now.fragments, now.found, now.input_bytes, now.found_bytes) == (7, 1, 175, 75)
     assert (now.published, now.scored, now.tokens, now.since) == (60, 67, 570, 3.0)
@@ -235,13 +235,13 @@ def _is_worker(pid: int) -> bool:
 
 
 def test_more_workers_than_cores_or_gpus_are_refused(monkeypatch, make):
-    monkeypatch.setattr(machine, "cores", lambda: 2)
-    monkeypatch.setattr(machine, "visible_gpus", list)
+    monkeypatch.setattr(machine, "count_cores", lambda: 2)
+    monkeypatch.setattr(machine, "list_gpus", list)
     with pytest.raises(
         ConfigError, match=r"runner\.workers is 3, and this machine gives 2 cores and no GPU; expected 2 or fewer"
     ):
         run_curation(make("out", 3), scorer=StubFactory())
-    monkeypatch.setattr(machine, "visible_gpus", lambda: ["0"])
+    monkeypatch.setattr(machine, "list_gpus", lambda: ["0"])
     with pytest.raises(ConfigError, match=r"runner\.workers is 2, .*a GPU of its own, .*shows 1; expected 1 or fewer"):
         run_scoring(make("out", 2), scorer=StubFactory())
 
@@ -257,8 +257,8 @@ def test_more_workers_than_cores_or_gpus_are_refused(monkeypatch, make):
     ],
 )
 def test_each_worker_has_cores_of_its_own(monkeypatch, cores, parts, expected):
-    monkeypatch.setattr(machine, "numbered_cores", lambda: cores)
-    assert machine.parts_of_cores(parts) == expected
+    monkeypatch.setattr(machine, "list_cores", lambda: cores)
+    assert machine.split_cores(parts) == expected
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_gpus_that_can_be_seen(tmp_path, monkeypatch, chosen, devices, names):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if chosen is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
-    assert machine.visible_gpus() == names
+    assert machine.list_gpus() == names
 
 
 def test_a_shard_of_a_remote_run_is_refused(make_config, tmp_path):
