@@ -104,14 +104,14 @@ def read(path: Path) -> list[Row]:
 
 def usable_pairs(rows: list[Row]) -> list[Row]:
     """Pairs whose sides differ, share their prompt, and fit both: TRL drops longer ones, so both go without them."""
-    from rm.preferences import read_rows
+    from rm.preferences import read_preference_rows
 
     tokenizer = load_tokenizer()
     settings = hh_settings()
     kept = []
     for row in rows:
         lengths = [len(tokenizer(row[side] + tokenizer.eos_token)["input_ids"]) for side in ("chosen", "rejected")]
-        if max(lengths) <= MAX_LENGTH and read_rows([row], settings)[0]:
+        if max(lengths) <= MAX_LENGTH and read_preference_rows([row], settings)[0]:
             kept.append(row)
     return kept
 
@@ -199,7 +199,7 @@ def train_ours(rows: list[Row], heldout: list[Row], *, seed: int, groups_per_bat
     from pipelines.commands.train import settings_of
     from pipelines.config import TrainConfig
     from rm.identity import resolve_dtype
-    from rm.preferences import read_rows
+    from rm.preferences import read_preference_rows
     from rm.scorer import Scorer
     from rm.train import train
 
@@ -226,7 +226,7 @@ def train_ours(rows: list[Row], heldout: list[Row], *, seed: int, groups_per_bat
                 tokens_per_batch=None,
             )
             reading = hh_settings()
-            groups = [read_rows([row], reading)[0][0] for row in heldout]
+            groups = [read_preference_rows([row], reading)[0][0] for row in heldout]
             rewards = [scores.rewards for scores in scorer.score([(g.prompt, g.responses) for g in groups])]
             edges = [group.edges[0] for group in groups]
             chosen, rejected = (np.array([r[e[side]] for r, e in zip(rewards, edges, strict=True)]) for side in (0, 1))

@@ -28,7 +28,9 @@ _ROLES = {
     "chatgpt": "assistant",
     "bot": "assistant",
 }
-_quoted = json.encoder.encode_basestring  # what json.dumps(text, ensure_ascii=False) gives, without making an encoder
+_quote_json = (
+    json.encoder.encode_basestring
+)  # what json.dumps(text, ensure_ascii=False) gives, without making an encoder
 _HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \t]?")
 
 
@@ -58,7 +60,7 @@ def text_of(value: object, *, field: str) -> str:
     return value
 
 
-def _content(message: Mapping[str, object], *, field: str) -> str:
+def _message_text(message: Mapping[str, object], *, field: str) -> str:
     """A message's text; content parts are joined where all of them are text."""
     if message.get("tool_calls") or message.get("function_call"):
         raise UnusableError("tool_calls")
@@ -92,7 +94,7 @@ def from_messages(value: object) -> Conversation:
         if role is None or (role == "system" and position > 0):
             raise UnusableError("bad_role")
         last = position == len(value) - 1 and role == "assistant"
-        turns.append((role, _content(message, field="response" if last else "prompt")))
+        turns.append((role, _message_text(message, field="response" if last else "prompt")))
     return tuple(turns)
 
 
@@ -160,7 +162,7 @@ def to_messages(turns: Conversation, response: str | None = None) -> list[dict[s
 
 def canonical_json(turns: Conversation) -> bytes:
     """The conversation as NFC-normalised compact JSON; equal prompts have equal bytes, however they were written."""
-    text = ",".join([f"[{_quoted(role)},{_quoted(content)}]" for role, content in turns])
+    text = ",".join([f"[{_quote_json(role)},{_quote_json(content)}]" for role, content in turns])
     return (f"[{text}]" if text.isascii() else unicodedata.normalize("NFC", f"[{text}]")).encode()
 
 

@@ -12,19 +12,19 @@ from pathlib import Path
 import numpy as np
 
 from rm.checkpoint.interchange import pooling_pad_id
-from rm.checkpoint.load import load_tokenizer, without_weights
+from rm.checkpoint.load import build_without_weights, load_tokenizer
 from rm.engine.device import default_device
 from rm.engine.layout import lay_out
-from rm.engine.packed_forward import unsupported
+from rm.engine.packed_forward import packing_obstacle
 from rm.identity import ModelError, effective_max_length
-from rm.scorer import Batch, Group, GroupScores, Scorer, Work
+from rm.scorer import Batch, GroupScores, ResponseGroup, Scorer, Work
 from rm.text.templates import Encoded, Template
 
 _TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 32768}
 
 
 @dataclass
-class Forecaster(Scorer):
+class DryRun(Scorer):
     """A `Scorer` without weights: `score` gives tokens, and NaN for rewards; `on_batch` is told of forwards that take no time.
 
     Whether the model takes packed rows is told by its configuration alone; only the loaded model can prove it.
@@ -33,17 +33,17 @@ class Forecaster(Scorer):
     @classmethod
     def of(
         cls, directory: Path, *, max_length: int, too_long: str, tokens_per_batch: int | None, device: str | None
-    ) -> Forecaster:
+    ) -> DryRun:
         """That of a model directory, as it would run on `device`: cpu, cuda, or None for this machine's. Raises `ModelError`."""
         device = device or default_device()
-        model = without_weights(directory)
+        model = build_without_weights(directory)
         template = Template.of(
             load_tokenizer(directory),
             causal=model.causal,
             max_length=effective_max_length(directory, max_length),
             too_long=too_long,
         )
-        packed = unsupported(model.model.config, template.max_length) is None
+        packed = packing_obstacle(model.model.config, template.max_length) is None
         return cls(model, template, tokens_per_batch or _TOKENS_PER_BATCH[device], device, packed)
 
     @property
@@ -58,7 +58,7 @@ class Forecaster(Scorer):
             "intermediate": int(getattr(config, "intermediate_size", 0) or 4 * hidden),
         }
 
-    def count(self, groups: Sequence[Group]) -> tuple[list[np.ndarray], Work]:
+    def count(self, groups: Sequence[ResponseGroup]) -> tuple[list[np.ndarray], Work]:
         """Tokens of every response [K] of every group, 0 for one that cannot be read; and what scoring them in one call takes:
         equal texts once, padding included."""
         done: list[Work] = []
@@ -86,4 +86,4 @@ def _tokens(scores: GroupScores) -> np.ndarray:
     return tokens
 
 
-__all__ = ["Forecaster", "ModelError"]
+__all__ = ["DryRun", "ModelError"]

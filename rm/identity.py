@@ -88,7 +88,7 @@ def require_weights(path: str, names: Iterable[str]) -> None:
     raise ModelError(f"model.path {path!r} has no weights: expected *.safetensors beside config.json")
 
 
-def resolve_reading(path: str, revision: str | None = None) -> Path:
+def resolve_without_weights(path: str, revision: str | None = None) -> Path:
     """Like `resolve_model`, for config and tokenizer alone: weights are neither fetched nor missed. Raises `ModelError`."""
     return _directory_of(path, revision, ("*.json", *_TOKENIZER))
 
@@ -130,8 +130,8 @@ def identify(
     if hashes is None:
         hashes = model_hashes(directory)
     return ModelIdentity(
-        weights=matching(hashes, _HASHED_WEIGHTS),
-        tokenizer=matching(hashes, _TOKENIZER),
+        weights=select_files(hashes, _HASHED_WEIGHTS),
+        tokenizer=select_files(hashes, _TOKENIZER),
         max_length=effective_max_length(directory, max_length),
         too_long=too_long,
         dtype=dtype,
@@ -193,14 +193,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def matching(named: Mapping[str, Any], patterns: Iterable[str] = MODEL_FILES) -> dict[str, Any]:
+def select_files(named: Mapping[str, Any], patterns: Iterable[str] = MODEL_FILES) -> dict[str, Any]:
     """The entries whose names match one of the patterns, sorted."""
     return {name: named[name] for name in sorted(named) if any(fnmatchcase(name, pattern) for pattern in patterns)}
 
 
 def model_hashes(directory: Path) -> dict[str, str]:
     """Name → sha256 in hex of all that is loaded of a local model directory. Raises `ModelError`."""
-    return file_hashes(matching({file.name: file for file in directory.iterdir()}))
+    return file_hashes(select_files({file.name: file for file in directory.iterdir()}))
 
 
 def file_hashes(files: Mapping[str, Path]) -> dict[str, str]:

@@ -23,14 +23,14 @@ log = logging.getLogger(__name__)
 _NO_LIMIT = 2**62
 
 
-class Piece(NamedTuple):
+class TextPiece(NamedTuple):
     """Consecutive tokens as text; `special` ones one by one, as the template or the tokenizer has put them there."""
 
     text: str
     special: bool
 
 
-class Length(NamedTuple):
+class SampleLength(NamedTuple):
     """Tokens of one prompt and response, whole; template and special tokens count to the prompt, as in scoring."""
 
     prompt: int
@@ -51,11 +51,13 @@ class Preview:
         limit = effective_max_length(directory, max_length)
         return cls(Template.of(tokenizer, causal=causal, max_length=limit, too_long="truncate"))
 
-    def lengths(self, prompt: Conversation, responses: Sequence[str]) -> list[Length | str]:
+    def lengths(self, prompt: Conversation, responses: Sequence[str]) -> list[SampleLength | str]:
         """Of every response its length before anything is cut, or the reason why the template does not render it."""
         whole = replace(self.template, max_length=_NO_LIMIT)
         return [
-            sample.reason if isinstance(sample, UnusableError) else Length(sample.prompt_tokens, sample.response_tokens)
+            sample.reason
+            if isinstance(sample, UnusableError)
+            else SampleLength(sample.prompt_tokens, sample.response_tokens)
             for sample in whole.encode_group(prompt, responses)
         ]
 
@@ -70,7 +72,7 @@ class Preview:
         """What the model reads, cut to its limit: `tokens`, whether it is `truncated`, and its `pieces` in order. Raises
         `UnusableError`."""
         encoded = self.template.encode(prompt, response)
-        pieces = _pieces(self.template.tokenizer, encoded.ids)
+        pieces = _text_pieces(self.template.tokenizer, encoded.ids)
         return {
             "tokens": len(encoded.ids),
             "truncated": encoded.truncated,
@@ -78,13 +80,13 @@ class Preview:
         }
 
 
-def _pieces(tokenizer: Any, ids: Sequence[int]) -> list[Piece]:
+def _text_pieces(tokenizer: Any, ids: Sequence[int]) -> list[TextPiece]:
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     special -= {tokenizer.unk_token_id}  # a word that the model does not know is content
-    pieces: list[Piece] = []
+    pieces: list[TextPiece] = []
     for is_special, run in groupby(ids, key=special.__contains__):
         if is_special:
-            pieces += [Piece(tokenizer.convert_ids_to_tokens(number), special=True) for number in run]
+            pieces += [TextPiece(tokenizer.convert_ids_to_tokens(number), special=True) for number in run]
         else:
-            pieces.append(Piece(tokenizer.decode(list(run), clean_up_tokenization_spaces=False), special=False))
+            pieces.append(TextPiece(tokenizer.decode(list(run), clean_up_tokenization_spaces=False), special=False))
     return pieces

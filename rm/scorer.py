@@ -27,11 +27,11 @@ from rm.engine.onednn import fuse_linear_layers
 from rm.engine.packed_forward import enable_packing, first_position, packed_rewards
 from rm.identity import ModelError, effective_max_length
 from rm.text.templates import Encoded, Template
-from rm.text.windows import Asked, ahead, distinct, windows
+from rm.text.windows import PendingText, deduplicate, map_ahead, split_into_windows
 
 log = logging.getLogger(__name__)
 
-Group = tuple[Conversation, Sequence[str]]
+ResponseGroup = tuple[Conversation, Sequence[str]]
 Batch = list[list[int]]
 """Runs of rows, by their numbers in a window; what the rows of a run have in common at the front runs once."""
 
@@ -135,11 +135,11 @@ class Scorer:
             fuse_linear_layers(model.model)
         return cls(model, template, tokens_per_batch, device, packed)
 
-    def score(self, groups: Sequence[Group]) -> list[GroupScores]:
+    def score(self, groups: Sequence[ResponseGroup]) -> list[GroupScores]:
         """Rewards of every response of every group, in order. Exact duplicates in one call are scored once."""
         results = [GroupScores.empty(len(responses)) for _, responses in groups]
         size = _CHARACTERS_PER_TOKEN * _WINDOW_BATCHES * self.tokens_per_batch
-        for window in ahead(self._encode, windows(distinct(groups), characters=size)):
+        for window in map_ahead(self._encode, split_into_windows(deduplicate(groups), characters=size)):
             rewards, failures = self._forward_all(window)
             for reason, places in window.unusable:
                 for group, index in places:
@@ -155,7 +155,7 @@ class Scorer:
                         result.rewards[index] = rewards[number]
         return results
 
-    def _encode(self, window: Sequence[Asked]) -> Window:
+    def _encode(self, window: Sequence[PendingText]) -> Window:
         encoded = Window([], [], [], [])
         for prompt, responses, places in window:
             whole: list[int] = []
@@ -290,4 +290,4 @@ class Scorer:
         return rewards, ids.numel()
 
 
-__all__ = ["Group", "GroupScores", "ModelError", "Scorer", "Work"]
+__all__ = ["GroupScores", "ModelError", "ResponseGroup", "Scorer", "Work"]

@@ -84,7 +84,7 @@ def is_causal(model: Any) -> bool:
 
 def reads_last_token(directory: Path) -> bool:
     """What `is_causal` says of the directory's model, from its config alone. Raises `ModelError`."""
-    return is_causal(_empty(directory, _config(directory)))
+    return is_causal(_build_on_meta(directory, _load_config(directory)))
 
 
 def load_tokenizer(directory: Path) -> Any:
@@ -109,8 +109,8 @@ def load_for_scoring(directory: Path, *, dtype: str, device: str) -> RewardModel
     Raises `ModelError` for a missing or unexpected weight, a head of unknown name, or more than one output:
     transformers itself would draw a missing head at random and go on.
     """
-    config = _config(directory)
-    mapping = _one_output(directory, config)
+    config = _load_config(directory)
+    mapping = _require_one_output(directory, config)
     model, info = _from_pretrained(directory, num_labels=1, dtype=_DTYPES[dtype], key_mapping=mapping)
     _check_complete(directory, model, info)
     reward_model = RewardModel(_Float32Head.wrap(model)).to(device).eval()
@@ -119,17 +119,17 @@ def load_for_scoring(directory: Path, *, dtype: str, device: str) -> RewardModel
     return reward_model
 
 
-def without_weights(directory: Path) -> RewardModel:
+def build_without_weights(directory: Path) -> RewardModel:
     """The model of a directory as shapes alone, on the device `meta`: what there is to know before it is loaded. Raises
     `ModelError`, but not for weights that are missing."""
-    config = _config(directory)
-    _one_output(directory, config)
+    config = _load_config(directory)
+    _require_one_output(directory, config)
     config.num_labels = 1
     with torch.device("meta"):
         return RewardModel(AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)).eval()
 
 
-def _one_output(directory: Path, config: Any) -> dict[str, str] | None:
+def _require_one_output(directory: Path, config: Any) -> dict[str, str] | None:
     """The renaming (expression → name) that the stored head needs. Raises `ModelError` where it is not a reward model's."""
     refuse_normalised(directory, config)
     outputs, mapping = _stored_head(directory, config)
@@ -150,7 +150,7 @@ def load_backbone_for_training(directory: Path, *, dtype: str = "float32") -> Re
     every tool that reads it (`rm.interchange.describe_as_reward_model`).
     Raises `ModelError` where any weight of the backbone is missing.
     """
-    config = _config(directory)
+    config = _load_config(directory)
     outputs, mapping = _stored_head(directory, config)
     describe_as_reward_model(config)
     for key, value in config.to_dict().items():
@@ -168,7 +168,7 @@ def load_backbone_for_training(directory: Path, *, dtype: str = "float32") -> Re
     lost = sorted(key for key in absent - new if key.startswith(backbone) and "pooler" not in key)
     if lost:
         raise ModelError(
-            f"model.path {str(directory)!r} lacks {len(lost)} backbone weights ({_names(lost)}); fetch it again"
+            f"model.path {str(directory)!r} lacks {len(lost)} backbone weights ({_join_names(lost)}); fetch it again"
         )
     if _head_name(model) in absent:
         nn.init.normal_(head.weight, std=1 / math.sqrt(head.in_features + 1))
@@ -228,7 +228,7 @@ class _Float32Head(nn.Linear):
         return super().forward(input.float())
 
 
-def _config(directory: Path) -> Any:
+def _load_config(directory: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(str(directory), trust_remote_code=False)
     except Exception as error:  # whatever the library of the day raises, the model cannot be used
@@ -251,11 +251,11 @@ def _from_pretrained(directory: Path, **settings: Any) -> tuple[Any, dict[str, A
                 **settings,
             )
         except Exception as error:  # whatever the library of the day raises, the model cannot be used
-            raise _unloadable(directory, error) from error
+            raise _load_error(directory, error) from error
     return model, info
 
 
-def _unloadable(directory: Path, error: Exception) -> ModelError:
+def _load_error(directory: Path, error: Exception) -> ModelError:
     cause = str(error).strip().splitlines()[0][:200] if str(error).strip() else "no message"
     return ModelError(
         f"model.path {str(directory)!r} cannot be loaded as a sequence classifier ({type(error).__name__}: {cause}); "
@@ -284,19 +284,19 @@ def _head(model: Any) -> Any:
     return model.get_submodule(_head_name(model).removesuffix(".weight"))
 
 
-def _empty(directory: Path, config: Any) -> Any:
+def _build_on_meta(directory: Path, config: Any) -> Any:
     """The model without weights: no memory, but names and shapes. Raises `ModelError`."""
     try:
         with torch.device("meta"):
             return AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
     except Exception as error:  # no such class for this architecture, or settings it cannot be built from
-        raise _unloadable(directory, error) from error
+        raise _load_error(directory, error) from error
 
 
 def _stored_head(directory: Path, config: Any) -> tuple[int | None, dict[str, str] | None]:
     """How many outputs the head in the files has (None: no head), and the renaming (expression → name) it needs."""
     shapes = dict(tensor_shapes(directory))
-    head = _head_name(_empty(directory, config))
+    head = _head_name(_build_on_meta(directory, config))
     if head in shapes:
         return shapes[head][0], None
     stem = head.removesuffix(".weight")
@@ -316,9 +316,9 @@ def _check_complete(directory: Path, model: Any, info: dict[str, Any]) -> None:
     if not (missing or unexpected or mismatched):
         return
     head = _head_name(model)
-    problems = [f"missing {_names(missing)}"] if missing else []
-    problems += [f"unexpected {_names(unexpected)}"] if unexpected else []
-    problems += [f"wrong shape {_names(mismatched)}"] if mismatched else []
+    problems = [f"missing {_join_names(missing)}"] if missing else []
+    problems += [f"unexpected {_join_names(unexpected)}"] if unexpected else []
+    problems += [f"wrong shape {_join_names(mismatched)}"] if mismatched else []
     remedy = (
         f"its scalar head must be stored as {head!r} (known other names: {', '.join(_HEAD_ALIASES)}); "
         "a base model becomes a reward model with `bestkept train`"
@@ -330,5 +330,5 @@ def _check_complete(directory: Path, model: Any, info: dict[str, Any]) -> None:
     )
 
 
-def _names(names: list[str]) -> str:
+def _join_names(names: list[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -45,20 +45,20 @@ def refuse_too_large(directory: Path, *, dtype: str, device: str) -> None:
 
 def available_bytes(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int | None:
     """What this process may still take; None where the system does not say."""
-    found = [*_machine(proc), *_groups(proc, cgroups)]
+    found = [*_free_on_machine(proc), *_free_in_control_groups(proc, cgroups)]
     return max(0, min(found)) if found else None
 
 
-def _machine(proc: Path) -> Iterator[int]:
-    for name, value in _fields(proc / "meminfo"):
+def _free_on_machine(proc: Path) -> Iterator[int]:
+    for name, value in _read_fields(proc / "meminfo"):
         if name == "MemAvailable:":
             yield value * 1024
 
 
-def _groups(proc: Path, cgroups: Path) -> Iterator[int]:
+def _free_in_control_groups(proc: Path, cgroups: Path) -> Iterator[int]:
     """What the limits of the process's control groups and of those above them leave, of both versions. In a container the paths
     may be those of the machine, and only the root is there."""
-    for line in _lines(proc / "self" / "cgroup"):
+    for line in _read_lines(proc / "self" / "cgroup"):
         number, controllers, path = [*line.split(":", 2), "", ""][:3]
         if number == "0" and not controllers:
             names, root = ("memory.max", "memory.current", ""), cgroups
@@ -68,27 +68,27 @@ def _groups(proc: Path, cgroups: Path) -> Iterator[int]:
             continue
         group = root / path.lstrip("/")
         for place in dict.fromkeys([group, *(parent for parent in group.parents if parent.is_relative_to(root)), root]):
-            yield from _left(place, *names)
+            yield from _free_in_group(place, *names)
 
 
-def _left(group: Path, limit: str, usage: str, prefix: str) -> Iterator[int]:
+def _free_in_group(group: Path, limit: str, usage: str, prefix: str) -> Iterator[int]:
     """The limit less what is used, page cache not counted: it is given back before the limit is met."""
-    most, used = ("".join(_lines(group / name)).strip() for name in (limit, usage))
+    most, used = ("".join(_read_lines(group / name)).strip() for name in (limit, usage))
     if not most.isdecimal() or not used.isdecimal():  # `max`, or no such group
         return
     cached = {f"{prefix}inactive_file", f"{prefix}active_file"}
-    yield int(most) - int(used) + sum(value for name, value in _fields(group / "memory.stat") if name in cached)
+    yield int(most) - int(used) + sum(value for name, value in _read_fields(group / "memory.stat") if name in cached)
 
 
-def _fields(path: Path) -> Iterator[tuple[str, int]]:
-    for line in _lines(path):
+def _read_fields(path: Path) -> Iterator[tuple[str, int]]:
+    for line in _read_lines(path):
         name, _, rest = line.partition(" ")
         value = rest.split()[:1]
         if value and value[0].isdecimal():
             yield name, int(value[0])
 
 
-def _lines(path: Path) -> list[str]:
+def _read_lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -123,7 +123,7 @@ def lay_out(
     segments: list[Segment] = []
     pooled: list[int] = []
     for rows in groups:
-        reads = [_last_not(row, pad) if share else 0 for row, _ in rows]
+        reads = [_last_index_without(row, pad) if share else 0 for row, _ in rows]
         prefix = min(common_prefix([row for row, _ in rows]), *reads) if share and len(rows) > 1 else 0
         ids += rows[0][0][:prefix]
         positions += range(first_position, first_position + prefix)
@@ -146,7 +146,7 @@ def common_prefix(rows: Sequence[Sequence[int]]) -> int:
     return min(len(first), len(last))
 
 
-def _last_not(row: Sequence[int], pad: int | None) -> int:
+def _last_index_without(row: Sequence[int], pad: int | None) -> int:
     """The last index whose token is not `pad`; the first where all are."""
     return next((place for place in range(len(row) - 1, 0, -1) if row[place] != pad), 0)
 

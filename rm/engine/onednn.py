@@ -53,7 +53,7 @@ def fuse_linear_layers(model: Any) -> int:
                 continue
             count += 1
             with_gelu = gelu and hasattr(parent, "intermediate_act_fn")
-            replacement = _checked(child, "gelu" if with_gelu else "none")
+            replacement = _equivalent_linear(child, "gelu" if with_gelu else "none")
             if replacement is None:
                 continue
             setattr(parent, name, replacement)
@@ -64,7 +64,7 @@ def fuse_linear_layers(model: Any) -> int:
     return fused
 
 
-def _checked(layer: nn.Linear, activation: str) -> _Linear | None:
+def _equivalent_linear(layer: nn.Linear, activation: str) -> _Linear | None:
     """The replacement, if it gives what the layer and the activation give."""
     after: Callable[[torch.Tensor], torch.Tensor] = nn.functional.gelu if activation == "gelu" else nn.Identity()
     rows = torch.randn(1, 5, layer.in_features, generator=torch.Generator().manual_seed(0))

@@ -25,7 +25,7 @@ from transformers import AttentionInterface
 from rm.engine.device import to_device
 from rm.engine.layout import Segment
 
-NAME = "bestkept_packed"
+ATTENTION_NAME = "bestkept_packed"
 
 Kernel = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 """Called as `_varlen_attn` is."""
@@ -48,7 +48,7 @@ class Spans(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class AttentionPlan:
     """What every layer needs to know of a packed row; one for all layers of a forward."""
 
     segments: tuple[Segment, ...]
@@ -97,7 +97,7 @@ def packed_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    plan: Plan,
+    plan: AttentionPlan,
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
@@ -110,19 +110,19 @@ def packed_attention(
         raise ValueError("packed attention was given a mask; this architecture builds its own")
     causal = bool(getattr(module, "is_causal", False))
     if torch.is_grad_enabled():
-        return _concatenated(query, key, value, plan, causal=causal, scaling=scaling), None
+        return _attend_concatenated(query, key, value, plan, causal=causal, scaling=scaling), None
     query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, rotated ones are wider
     if query.device.type == "cpu":
-        return _merged(query, key, value, plan, causal=causal, scaling=scaling), None
+        return _attend_on_cpu(query, key, value, plan, causal=causal, scaling=scaling), None
     if variable_length is not None and query.dtype in (torch.bfloat16, torch.float16):
-        return _merged_in_two_calls(variable_length, query, key, value, plan, causal=causal, scaling=scaling), None
-    return _concatenated(query, key, value, plan, causal=causal, scaling=scaling), None
+        return _attend_by_kernel(variable_length, query, key, value, plan, causal=causal, scaling=scaling), None
+    return _attend_concatenated(query, key, value, plan, causal=causal, scaling=scaling), None
 
 
-AttentionInterface.register(NAME, packed_attention)
+AttentionInterface.register(ATTENTION_NAME, packed_attention)
 
 
-def pooled_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: Plan) -> torch.Tensor:
+def pooled_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
     """Attention of one token of each row to all of its row: `query` [1, heads, R, D], the others [1, heads, T, D] →
     [1, R, heads, D]. For rows without prefixes, and without gradients."""
     if query.device.type != "cpu" and variable_length is not None and query.dtype in (torch.bfloat16, torch.float16):
@@ -134,11 +134,11 @@ def pooled_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     return torch.cat(parts, 2).transpose(1, 2)
 
 
-def _merged(
+def _attend_on_cpu(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    plan: Plan,
+    plan: AttentionPlan,
     *,
     causal: bool,
     scaling: float | None,
@@ -156,19 +156,21 @@ def _merged(
         before: list[torch.Tensor] = []
         if segment.prefix:
             queries, *before = next(parts)
-            outputs.append(_flash(queries, *before, causal=causal, scaling=scaling)[0])
+            outputs.append(_flash_attention(queries, *before, causal=causal, scaling=scaling)[0])
         queries, *keys = next(parts)
         rows = zip(*(torch.split(tensor, list(segment.responses), 2) for tensor in (queries, *keys)), strict=True)
-        results = [_flash(*row, causal=causal, scaling=scaling) for row in rows]
+        results = [_flash_attention(*row, causal=causal, scaling=scaling) for row in rows]
         if before:
             own, lse = (torch.cat(parts) for parts in zip(*results, strict=True))
-            outputs.append(_merge(own, lse, *_flash(queries, *before, causal=False, scaling=scaling)))
+            outputs.append(
+                _merge_attentions(own, lse, *_flash_attention(queries, *before, causal=False, scaling=scaling))
+            )
         else:
             outputs += [output for output, _ in results]
     return torch.cat(outputs).view(1, tokens, heads, width)
 
 
-def _flash(
+def _flash_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, causal: bool, scaling: float | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention [T, batch, heads, D] and its log-sum-exps [T, batch, heads], of [batch, heads, T, D]."""
@@ -179,7 +181,9 @@ def _flash(
 _flash_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # (output, log-sum-exp [batch, heads, T])
 
 
-def _merge(own: torch.Tensor, lse_own: torch.Tensor, other: torch.Tensor, lse_other: torch.Tensor) -> torch.Tensor:
+def _merge_attentions(
+    own: torch.Tensor, lse_own: torch.Tensor, other: torch.Tensor, lse_other: torch.Tensor
+) -> torch.Tensor:
     """Attention over two sets of keys from the attentions over each, [..., D], and their log-sum-exps [...].
 
     In float32, and rounded once.
@@ -219,12 +223,12 @@ with contextlib.suppress(ImportError):  # torch before 2.10 has none; concatenat
     variable_length = _varlen_attn
 
 
-def _merged_in_two_calls(
+def _attend_by_kernel(
     kernel: Kernel,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    plan: Plan,
+    plan: AttentionPlan,
     *,
     causal: bool,
     scaling: float | None,
@@ -236,15 +240,15 @@ def _merged_in_two_calls(
         places, prefixes, spans = plan.to_prefix
         keys, values = key[prefixes], value[prefixes]
         from_prefix, lse_prefix = kernel(query[places], keys, values, spans, causal=False, scaling=scaling)
-        own[places] = _merge(own[places], lse.T[places], from_prefix, lse_prefix.T)
+        own[places] = _merge_attentions(own[places], lse.T[places], from_prefix, lse_prefix.T)
     return own[None]
 
 
-def _concatenated(
+def _attend_concatenated(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    plan: Plan,
+    plan: AttentionPlan,
     *,
     causal: bool,
     scaling: float | None,

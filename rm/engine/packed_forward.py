@@ -17,7 +17,7 @@ from torch import nn
 
 from rm.engine.device import to_device
 from rm.engine.layout import Layout, lay_out
-from rm.engine.packed_attention import NAME, Plan, pooled_attention
+from rm.engine.packed_attention import ATTENTION_NAME, AttentionPlan, pooled_attention
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +33,8 @@ def packed_rewards(model: Any, layout: Layout, *, causal: bool) -> torch.Tensor:
         inputs["token_type_ids"] = to_device([layout.types], device)
     if causal:
         inputs["use_cache"] = False
-    places, plan = to_device(layout.pooled, device), Plan(layout.segments, device)
-    with _last_layer_pooled(model, places, plan) as reduced:
+    places, plan = to_device(layout.pooled, device), AttentionPlan(layout.segments, device)
+    with _pool_last_layer(model, places, plan) as reduced:
         hidden = model.base_model(**inputs, plan=plan)[0]  # [1, T, H], or [1, R, H]
     pooled = hidden[0] if reduced else hidden[0, places]  # [R, H]
     if causal:
@@ -46,7 +46,7 @@ def packed_rewards(model: Any, layout: Layout, *, causal: bool) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def _last_layer_pooled(model: Any, places: torch.Tensor, plan: Plan) -> Iterator[bool]:
+def _pool_last_layer(model: Any, places: torch.Tensor, plan: AttentionPlan) -> Iterator[bool]:
     """Without gradients, let the last layer compute what the head reads, and little else.
 
     In the layers of BERT and its kin only keys and values are of all tokens; the hidden states that come out are those of
@@ -58,7 +58,7 @@ def _last_layer_pooled(model: Any, places: torch.Tensor, plan: Plan) -> Iterator
     hooks = []
     bert = hasattr(last, "feed_forward_chunk") and hasattr(last.attention, "self")
     if bert:
-        last.forward = functools.partial(_bert_layer_pooled, last, places, plan)
+        last.forward = functools.partial(_pooled_bert_layer, last, places, plan)
     elif isinstance(getattr(last, "mlp", None), nn.Module):
         size: list[int] = []
 
@@ -79,8 +79,8 @@ def _last_layer_pooled(model: Any, places: torch.Tensor, plan: Plan) -> Iterator
             del last.forward
 
 
-def _bert_layer_pooled(
-    layer: Any, places: torch.Tensor, plan: Plan, hidden: torch.Tensor, /, *_: Any, **__: Any
+def _pooled_bert_layer(
+    layer: Any, places: torch.Tensor, plan: AttentionPlan, hidden: torch.Tensor, /, *_: Any, **__: Any
 ) -> torch.Tensor:
     """`BertLayer.forward` (and RoBERTa's and ELECTRA's) for some tokens: [1, T, H] → [1, R, H]."""
     attention, read = layer.attention, hidden[:, places]
@@ -106,14 +106,14 @@ def enable_packing(model: Any, *, causal: bool, max_length: int) -> bool:
     Tried on a few rows of made-up tokens, shared prefix and different lengths included; the outcome is logged. A model
     with sliding windows, its own masks or another kind of head keeps the attention it has.
     """
-    why = unsupported(model.config, max_length)
+    why = packing_obstacle(model.config, max_length)
     if why is None:
         try:
-            why = _disagreement(model, causal=causal)
+            why = _packing_error(model, causal=causal)
         except (TypeError, ValueError, AttributeError, RuntimeError) as problem:
             why = f"its forward does not take packed rows ({type(problem).__name__})"
     if why is None:
-        model.set_attn_implementation(NAME)
+        model.set_attn_implementation(ATTENTION_NAME)
         log.info("packed rows: no padding%s", ", a group's prompt runs once" if causal else "")
         return True
     log.info("padded rows, since %s", why)
@@ -124,7 +124,7 @@ _TOLERANCE = 1e-3  # of the rewards' spread: float32 gives 1e-6; a wrong mask or
 _HALF_TOLERANCE = 0.02  # beside three times the error that rows by themselves have
 
 
-def unsupported(config: Any, max_length: int) -> str | None:
+def packing_obstacle(config: Any, max_length: int) -> str | None:
     """Why this configuration rules packing out, whatever a short self-check says; None where it does not."""
     text = config.get_text_config()
     if getattr(text, "attn_logit_softcapping", None):
@@ -137,14 +137,14 @@ def unsupported(config: Any, max_length: int) -> str | None:
 
 
 @torch.no_grad()
-def _disagreement(model: Any, *, causal: bool) -> str | None:
+def _packing_error(model: Any, *, causal: bool) -> str | None:
     """How packed rewards differ from those of the rows one by one, if by more than rounding explains; else None.
 
     In float32, where nothing hides behind rounding; where the model is to be trained, also with gradients, which goes
     another way. A model of 16 bits must in its own type be as near to that, packed, as its rows are one by one.
     """
     training, implementation = model.training, model.config._attn_implementation
-    groups = _made_up_groups(model.config.get_text_config())
+    groups = _random_groups(model.config.get_text_config())
     rows = [torch.tensor([row], device=model.device) for group in groups for row, _ in group]
     pad = model.config.get_text_config().pad_token_id
     layout = lay_out(groups, share=causal, pad=pad, first_position=first_position(model.config))
@@ -161,7 +161,7 @@ def _disagreement(model: Any, *, causal: bool) -> str | None:
         own = alone() if half else None
         with _in_float32(model):
             exact = alone()
-            model.set_attn_implementation(NAME)
+            model.set_attn_implementation(ATTENTION_NAME)
             error = _distance(packed(), exact)
             if training:
                 with torch.enable_grad():
@@ -183,7 +183,7 @@ def _distance(rewards: torch.Tensor, exact: torch.Tensor) -> float:
     return float((rewards - exact).abs().max() / exact.std().clamp_min(1e-12))
 
 
-def _made_up_groups(config: Any) -> list[list[tuple[list[int], None]]]:
+def _random_groups(config: Any) -> list[list[tuple[list[int], None]]]:
     """Groups of token ids without the pad token: a shared prefix, equal rows, a short row, a row by itself."""
     generator = torch.Generator().manual_seed(0)
     draw = torch.randint(0, config.vocab_size, (64,), generator=generator).tolist()

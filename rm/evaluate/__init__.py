@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rm.evaluate.accuracy import Accuracy, AccuracyRow, Separation, accuracy, separation
-from rm.evaluate.best_of_n import BestOfN, BestOfNPoint, best_of_n, expected_best, kl_best_of_n
+from rm.evaluate.best_of_n import BestOfNCurve, BestOfNPoint, best_of_n, expected_best, kl_best_of_n
 from rm.evaluate.bootstrap import Bootstrap, Estimate, Figures, clustered_means, paired_difference
-from rm.evaluate.calibration import Bin, Calibration, Fit, Temperature, calibration, fit_temperature
+from rm.evaluate.calibration import Bin, Calibration, Fit, FittedTemperature, calibration, fit_temperature
 from rm.evaluate.calibration_file import load_temperature, store_centring, store_offset, store_temperature
-from rm.evaluate.comparisons import Comparisons, clusters, correct, tabulate
-from rm.evaluate.diagnostics import LengthCorrelation, MarginBin, length_correlation, margins
+from rm.evaluate.comparisons import Comparisons, clusters, correctness, tabulate
+from rm.evaluate.diagnostics import LengthCorrelation, MarginBin, length_correlation, margin_bins
 from rm.evaluate.reward_bench import RewardBench2, reward_bench_2
 from rm.preferences import Group
 
@@ -37,7 +37,7 @@ class Evaluation(Figures):
     calibration: Calibration | None
     length_correlation: LengthCorrelation
     margins: tuple[MarginBin, ...]
-    best_of_n: BestOfN | None
+    best_of_n: BestOfNCurve | None
     reward_bench_2: RewardBench2 | None
 
 
@@ -70,7 +70,7 @@ def evaluate(
         separation=separation(groups, rewards),
         calibration=calibration(table),
         length_correlation=length_correlation(groups, rewards, sizes, bootstrap=bootstrap),
-        margins=margins(table),
+        margins=margin_bins(table),
         best_of_n=best_of_n(groups, rewards, sizes, bootstrap=bootstrap),
         reward_bench_2=reward_bench_2(groups, rewards),
     )
@@ -84,7 +84,7 @@ def calibrate(groups: Sequence[Group], rewards: Sequence[ArrayLike]) -> Calibrat
 __all__ = [
     "Accuracy",
     "AccuracyRow",
-    "BestOfN",
+    "BestOfNCurve",
     "BestOfNPoint",
     "Bin",
     "Bootstrap",
@@ -93,15 +93,15 @@ __all__ = [
     "Estimate",
     "Evaluation",
     "Fit",
+    "FittedTemperature",
     "LengthCorrelation",
     "MarginBin",
     "RewardBench2",
     "Separation",
-    "Temperature",
     "best_of_n",
     "calibrate",
     "clustered_means",
-    "correct",
+    "correctness",
     "evaluate",
     "expected_best",
     "fit_temperature",

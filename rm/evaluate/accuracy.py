@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rm.evaluate.bootstrap import Bootstrap, Estimate, Figures, average_ranks, clustered_means
-from rm.evaluate.comparisons import Comparisons, accepted_shares, correct
+from rm.evaluate.comparisons import Comparisons, accepted_shares, correctness
 from rm.preferences import Group
 
 MATCHED = 0.8
@@ -63,13 +63,13 @@ def accuracy(table: Comparisons, *, bootstrap: Bootstrap) -> Accuracy:
     """The accuracy table of all comparisons and of each kind."""
     return Accuracy(
         accuracy_row("all", table, bootstrap=bootstrap),
-        _by(table.origin, table, bootstrap),
-        _by(table.source, table, bootstrap),
-        _by(table.subset, table, bootstrap),
+        _rows_by_kind(table.origin, table, bootstrap),
+        _rows_by_kind(table.source, table, bootstrap),
+        _rows_by_kind(table.subset, table, bootstrap),
     )
 
 
-def _by(kinds: NDArray[np.object_], table: Comparisons, bootstrap: Bootstrap) -> tuple[AccuracyRow, ...]:
+def _rows_by_kind(kinds: NDArray[np.object_], table: Comparisons, bootstrap: Bootstrap) -> tuple[AccuracyRow, ...]:
     names = sorted({kind for kind in kinds if kind is not None})
     rows = [accuracy_row(name, table[kinds == name], bootstrap=bootstrap) for name in names]
     rest = np.array([kind is None for kind in kinds], dtype=bool)
@@ -81,8 +81,8 @@ def _by(kinds: NDArray[np.object_], table: Comparisons, bootstrap: Bootstrap) ->
 def accuracy_row(name: str, table: Comparisons, *, bootstrap: Bootstrap) -> AccuracyRow:
     """Accuracy on the comparisons of `table`, the length baseline on the same ones, and their paired difference."""
     used = table[table.scored & ~table.tied]
-    model = correct(used.gap, used.probability)
-    length = correct(used.length[:, 0] - used.length[:, 1], used.probability)
+    model = correctness(used.gap, used.probability)
+    length = correctness(used.length[:, 0] - used.length[:, 1], used.probability)
     estimates = clustered_means(np.column_stack([model, length, model - length]), used.cluster, bootstrap=bootstrap)
     near = used.length.min(axis=1) >= MATCHED * used.length.max(axis=1)
     return AccuracyRow(

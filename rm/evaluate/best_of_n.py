@@ -35,7 +35,7 @@ class BestOfNPoint(Figures):
 
 
 @dataclass(frozen=True)
-class BestOfN(Figures):
+class BestOfNCurve(Figures):
     """The curve, measured by gold scores, or, where the data hold none, by the reward itself.
 
     The latter only says how far selection can raise the reward, not whether that is worth anything (Gao et al. 2023).
@@ -47,7 +47,7 @@ class BestOfN(Figures):
 
 def best_of_n(
     groups: Sequence[Group], rewards: Sequence[ArrayLike], lengths: Sequence[ArrayLike], *, bootstrap: Bootstrap
-) -> BestOfN | None:
+) -> BestOfNCurve | None:
     """Curves of the model, of a random pick, of the longest response and of an oracle; None without a choice to make.
 
     The gold of a response is its score, or, in groups without scores, the share of its labels that accept it. A response
@@ -55,7 +55,7 @@ def best_of_n(
     number of responses that any prompt has, as long as half of the prompts have n; `prompts` says how many do. All
     curves of a point are over the same prompts.
     """
-    graded = [_gold(group) for group in groups]
+    graded = [_gold_scores(group) for group in groups]
     gold = any(np.isfinite(value).any() for value in graded)
     pools: list[Floats] = []  # [4, N]: value, then reward, length and value to choose by
     where: list[int] = []
@@ -71,12 +71,12 @@ def best_of_n(
     sizes = np.array([pool.shape[1] for pool in pools])
     points = tuple(
         _point(n, [pool for pool in pools if pool.shape[1] >= n], np.array(where)[sizes >= n], bootstrap)
-        for n in _steps(sizes.tolist())
+        for n in _curve_sizes(sizes.tolist())
     )
-    return BestOfN("gold" if gold else "reward", points)
+    return BestOfNCurve("gold" if gold else "reward", points)
 
 
-def _gold(group: Group) -> Floats:
+def _gold_scores(group: Group) -> Floats:
     """[K]; NaN where a response has none."""
     if group.scores:
         return np.array([math.nan if score is None else score for score in group.scores], dtype=np.float64)
@@ -84,7 +84,7 @@ def _gold(group: Group) -> Floats:
     return np.array([accepted.get(place, math.nan) for place in range(len(group.responses))], dtype=np.float64)
 
 
-def _steps(sizes: list[int]) -> list[int]:
+def _curve_sizes(sizes: list[int]) -> list[int]:
     enough = sorted(sizes)[math.floor(_SHARE * (len(sizes) - 1))]  # at least half of the prompts have as many
     powers = {2**k for k in range(enough.bit_length())}
     return sorted(n for n in powers | {min(sizes)} if n <= enough)

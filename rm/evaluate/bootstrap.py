@@ -30,7 +30,7 @@ class Estimate(NamedTuple):
     high: float
 
 
-NOTHING = Estimate(math.nan, math.nan, math.nan)
+NO_ESTIMATE = Estimate(math.nan, math.nan, math.nan)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def clustered_means(values: ArrayLike, clusters: ArrayLike, *, bootstrap: Bootst
         raise ValueError("values hold NaN or infinities; leave such rows out first")
     rows, columns = table.shape
     if rows == 0:
-        return [NOTHING] * columns
+        return [NO_ESTIMATE] * columns
     _, codes = np.unique(np.asarray(clusters), return_inverse=True)
     count = int(codes.max()) + 1
     totals = np.zeros((count, columns + 1))

@@ -13,14 +13,14 @@ import numpy as np
 from rm.evaluate.bootstrap import Figures, Floats, equal_mass_bins
 from rm.evaluate.comparisons import Comparisons
 
-BINS = 15
+CALIBRATION_BINS = 15
 _WIDEST = 100.0
 """The temperature is looked for between 1/100 and 100 times the root mean square of the reward gaps."""
 _STEPS = 60
 
 
 @dataclass(frozen=True)
-class Temperature(Figures):
+class FittedTemperature(Figures):
     """The fitted temperature, and whether it lies at a bound, so that only the bound keeps it finite.
 
     It does at the lower bound where rewards order all comparisons right, and certainty pays; at the upper one where
@@ -60,7 +60,7 @@ class Calibration(Figures):
 
     comparisons: int
     prompts: int
-    temperature: Temperature
+    temperature: FittedTemperature
     before: Fit
     after: Fit | None
 
@@ -75,8 +75,8 @@ def calibration(table: Comparisons) -> Calibration | None:
         comparisons=len(used),
         prompts=len(np.unique(used.cluster)),
         temperature=fit_temperature(used.gap, used.probability),
-        before=measure(used.gap, used.probability),
-        after=None if scaled is None else measure(scaled, used.probability),
+        before=measure_fit(used.gap, used.probability),
+        after=None if scaled is None else measure_fit(scaled, used.probability),
     )
 
 
@@ -91,20 +91,20 @@ def cross_fitted_gaps(table: Comparisons) -> Floats | None:
     return scaled
 
 
-def measure(gap: Floats, probability: Floats) -> Fit:
+def measure_fit(gap: Floats, probability: Floats) -> Fit:
     """NLL, Brier score and ECE of `σ(gap)` against the stated `probability` that i is preferred."""
     predicted = sigmoid(gap)
     # log σ(g) = -log(1 + e^-g), so that -[y log p + (1-y) log(1-p)] = log(1 + e^-g) + (1-y) g
     nll = np.mean(np.logaddexp(0.0, -gap) + (1.0 - probability) * gap)
     bins = tuple(
         Bin(len(index), float(predicted[index].mean()), float(probability[index].mean()))
-        for index in equal_mass_bins(predicted, BINS)
+        for index in equal_mass_bins(predicted, CALIBRATION_BINS)
     )
     ece = sum(bin.comparisons * abs(bin.predicted - bin.observed) for bin in bins) / len(gap)
     return Fit(float(nll), float(np.mean((predicted - probability) ** 2)), float(ece), bins)
 
 
-def fit_temperature(gap: Floats, probability: Floats) -> Temperature:
+def fit_temperature(gap: Floats, probability: Floats) -> FittedTemperature:
     """The T that minimises the mean NLL of `σ(gap / T)`. Raises `ValueError` without comparisons.
 
     The NLL is convex in β = 1/T; its slope `mean(gap (σ(β gap) - y))` rises with β, and its root is found by bisection
@@ -114,7 +114,7 @@ def fit_temperature(gap: Floats, probability: Floats) -> Temperature:
         raise ValueError("no comparison to fit a temperature on")
     scale = float(np.sqrt(np.mean(gap**2)))
     if scale == 0.0:
-        return Temperature(1.0, at_bound=False)
+        return FittedTemperature(1.0, at_bound=False)
     unit = gap / scale
 
     def slope(log_beta: float) -> float:
@@ -122,13 +122,13 @@ def fit_temperature(gap: Floats, probability: Floats) -> Temperature:
 
     low, high = -np.log(_WIDEST), np.log(_WIDEST)
     if slope(low) >= 0.0:
-        return Temperature(scale * _WIDEST, at_bound=True)
+        return FittedTemperature(scale * _WIDEST, at_bound=True)
     if slope(high) <= 0.0:
-        return Temperature(scale / _WIDEST, at_bound=True)
+        return FittedTemperature(scale / _WIDEST, at_bound=True)
     for _ in range(_STEPS):
         middle = (low + high) / 2
         low, high = (middle, high) if slope(middle) < 0.0 else (low, middle)
-    return Temperature(float(scale / np.exp((low + high) / 2)), at_bound=False)
+    return FittedTemperature(float(scale / np.exp((low + high) / 2)), at_bound=False)
 
 
 def sigmoid(values: Floats) -> Floats:

@@ -47,7 +47,7 @@ class Comparisons:
         return np.equal(self.probability, 0.5)
 
 
-def correct(signal: Floats, probability: Floats) -> Floats:
+def correctness(signal: Floats, probability: Floats) -> Floats:
     """1 where `signal` (positive: i) points to the side that `probability` favours, 1/2 where it is 0, else 0."""
     return 0.5 + 0.5 * np.sign(signal) * np.sign(probability - 0.5)
 

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from rm.evaluate.bootstrap import Bootstrap, Estimate, Figures, Floats, average_ranks, clustered_means, equal_mass_bins
 from rm.evaluate.calibration import cross_fitted_gaps, sigmoid
-from rm.evaluate.comparisons import Comparisons, clusters, correct
+from rm.evaluate.comparisons import Comparisons, clusters, correctness
 from rm.preferences import Group
 
 MARGIN_BINS = 10
@@ -68,13 +68,13 @@ def _pearson(left: Floats, right: Floats) -> float:
     return float((a @ b) / math.sqrt((a @ a) * (b @ b)))
 
 
-def margins(table: Comparisons) -> tuple[MarginBin, ...]:
+def margin_bins(table: Comparisons) -> tuple[MarginBin, ...]:
     """Accuracy by the size of the reward gap, in bins of equal mass, ascending; ties are left out."""
     scored = table[table.scored]
     scaled = cross_fitted_gaps(scored)
     kept = ~scored.tied
     used = scored[kept]
-    right, size = correct(used.gap, used.probability), np.abs(used.gap)
+    right, size = correctness(used.gap, used.probability), np.abs(used.gap)
     after = None if scaled is None else sigmoid(np.abs(scaled[kept]))
     return tuple(
         MarginBin(

@@ -1,9 +1,9 @@
 """Preferences: what annotators said about groups of responses, from files to groups with comparisons."""
 
-from rm.preferences.detection import detect, fitting, resolve, with_roles
+from rm.preferences.detection import add_roles, detect_format, fitting_formats, resolve_format
 from rm.preferences.formats import FORMATS
 from rm.preferences.groups import EQUAL_RESPONSES, Edge, Group, Label, Rejections, heldout_split, merge
-from rm.preferences.reading import load_rows, read_each, read_preferences, read_rows
+from rm.preferences.reading import load_rows, read_preference_rows, read_preferences, read_unmerged
 from rm.preferences.row_values import PreferenceError, ReadSettings
 
 __all__ = [
@@ -15,14 +15,14 @@ __all__ = [
     "PreferenceError",
     "ReadSettings",
     "Rejections",
-    "detect",
-    "fitting",
+    "add_roles",
+    "detect_format",
+    "fitting_formats",
     "heldout_split",
     "load_rows",
     "merge",
-    "read_each",
+    "read_preference_rows",
     "read_preferences",
-    "read_rows",
-    "resolve",
-    "with_roles",
+    "read_unmerged",
+    "resolve_format",
 ]

@@ -6,26 +6,26 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from rm.preferences.formats import BY_ROLES, EVERYWHERE, FORMATS, PUBLISHED, Format
-from rm.preferences.row_values import PROMPTS, RESPONSES, PreferenceError, ReadSettings, Row
+from rm.preferences.row_values import PROMPTS, RESPONSES, PreferenceError, PreferenceRow, ReadSettings
 
 _IS_ID = re.compile(r"(^|_)(id|index|idx|seed|tokens?|length)$", re.IGNORECASE)
 _SEPARATE = ("prompt", "instruction", "question", "query", "context_messages")
 """Prompts of which a row needs one; `input` is left out, as it may belong to an instruction."""
 
 
-def with_roles(row: Row, columns: Mapping[str, str]) -> Row:
+def add_roles(row: PreferenceRow, columns: Mapping[str, str]) -> PreferenceRow:
     """`row` with the columns that `columns` (role → column) names under their roles too."""
     named = {role: row[column] for role, column in columns.items() if column in row}
     return {**row, **named} if named else row
 
 
-def detect(row: Row, columns: Mapping[str, str] | None = None) -> str:
+def detect_format(row: PreferenceRow, columns: Mapping[str, str] | None = None) -> str:
     """The name of the format that a row is in, by its columns and their types.
 
     Raises `PreferenceError` where none fits, or several do and `columns` does not decide.
     """
     columns = columns or {}
-    view = with_roles(row, columns)
+    view = add_roles(row, columns)
     fitting = [format for format in FORMATS.values() if format.fits(view)]
     taking = [format for format in fitting if format.takes(columns)]
     by_roles = [format.name for format in taking if format in BY_ROLES]
@@ -36,44 +36,44 @@ def detect(row: Row, columns: Mapping[str, str] | None = None) -> str:
     if by_roles:
         ways = [f"data.format={name}" for name in by_roles]
         raise PreferenceError(
-            f"data has columns {_listed(row)}, which fit the formats {_listed(by_roles)}; say which is meant: "
+            f"data has columns {_join_names(row)}, which fit the formats {_join_names(by_roles)}; say which is meant: "
             f"{' or '.join(ways)}, or name the column to use in data.columns",
             ways,
         )
     if fitting:
         raise PreferenceError(
-            f"data.columns names {_listed(columns)}, and the format {fitting[0].name} of the rows takes only "
-            f"{_listed({*fitting[0].roles, *fitting[0].inner, *EVERYWHERE})}; remove the others, or set data.format"
+            f"data.columns names {_join_names(columns)}, and the format {fitting[0].name} of the rows takes only "
+            f"{_join_names({*fitting[0].roles, *fitting[0].inner, *EVERYWHERE})}; remove the others, or set data.format"
         )
     for role, column in columns.items():
         if column not in row:
-            raise PreferenceError(_no_such_column(role, column, row))
-    ways = _judging(view)
+            raise PreferenceError(_unknown_column_message(role, column, row))
+    ways = _suggest_judgements(view)
     if ways:
         raise PreferenceError(
-            f"data has columns {_listed(row)}: responses to prompts, as `bestkept run` scores them, and no known judgement of "
-            f"them; to train on them say what judges: {' or '.join(ways)}",
+            f"data has columns {_join_names(row)}: responses to prompts, as `bestkept run` scores them, and no known judgement "
+            f"of them; to train on them say what judges: {' or '.join(ways)}",
             ways,
         )
-    if (meant := _in_another_case(row)) is not None:
+    if (meant := _suggest_case(row)) is not None:
         raise PreferenceError(
-            f"data has columns {_listed(row)}, and names are told apart by case; did you mean {meant}?", [meant]
+            f"data has columns {_join_names(row)}, and names are told apart by case; did you mean {meant}?", [meant]
         )
     corpus = "messages" in row or "conversations" in row or _has_any(row, RESPONSES)
     raise PreferenceError(
-        f"data has columns {_listed(row)}, which fit no known format ({', '.join(FORMATS)}); "
+        f"data has columns {_join_names(row)}, which fit no known format ({', '.join(FORMATS)}); "
         + ("a corpus without judgements is what `bestkept run` scores; to train, " if corpus else "")
         + "set data.format, or name the columns, for example data.columns={prompt: COLUMN, response: COLUMN, score: COLUMN}"
     )
 
 
-def fitting(rows: Sequence[Row], settings: ReadSettings) -> list[str]:
+def fitting_formats(rows: Sequence[PreferenceRow], settings: ReadSettings) -> list[str]:
     """The names of all formats that the first of `rows` fits, by its columns as `settings` name them, first ones first."""
-    view = with_roles(rows[0], settings.columns)
+    view = add_roles(rows[0], settings.columns)
     return [format.name for format in FORMATS.values() if format.fits(view) and format.takes(settings.columns)]
 
 
-def _judging(row: Row) -> list[str]:
+def _suggest_judgements(row: PreferenceRow) -> list[str]:
     """`data.columns` for each column that may hold a judgement of the row's one response: true or false, or a number."""
     if not (_has_any(row, PROMPTS) and _has_any(row, RESPONSES)):
         return []
@@ -87,22 +87,22 @@ def _judging(row: Row) -> list[str]:
     return labels + scores
 
 
-def _in_another_case(row: Row) -> str | None:
+def _suggest_case(row: PreferenceRow) -> str | None:
     """`data.columns` for columns that would be known in small letters."""
     own = {name.lower(): name for name in row}
     small = {name: row[own[name]] for name in own}
     for format in FORMATS.values() if list(own) != list(row) else ():
         named = {role: own[role] for role in format.roles if role in own and own[role] != role}
-        if named and format.fits(small) and format.fits(with_roles(row, named)):
+        if named and format.fits(small) and format.fits(add_roles(row, named)):
             return f"'data.columns={{{', '.join(f'{role}: {name}' for role, name in named.items())}}}'"
     return None
 
 
-def _has_any(row: Row, names: Sequence[str]) -> bool:
+def _has_any(row: PreferenceRow, names: Sequence[str]) -> bool:
     return any(row.get(name) is not None for name in names)
 
 
-def resolve(rows: Sequence[Row], settings: ReadSettings) -> Format:
+def resolve_format(rows: Sequence[PreferenceRow], settings: ReadSettings) -> Format:
     """The format of rows, by name or from the first of `rows` that fits one, with the settings checked against it.
 
     Raises `PreferenceError`.
@@ -115,16 +115,18 @@ def resolve(rows: Sequence[Row], settings: ReadSettings) -> Format:
     format = FORMATS[name]
     if not format.takes(settings.columns):
         extra = sorted(settings.columns.keys() - {*format.roles, *format.inner, *EVERYWHERE})
-        raise PreferenceError(f"data.columns names {_listed(extra)}, for which the format {format.name} has no place")
+        raise PreferenceError(
+            f"data.columns names {_join_names(extra)}, for which the format {format.name} has no place"
+        )
     known = {name for row in rows for name in row}
     for role, column in settings.columns.items():
         if role not in format.inner and column not in known:
-            raise PreferenceError(_no_such_column(role, column, known))
-    missing = [format.missing(with_roles(row, settings.columns)) for row in rows]
+            raise PreferenceError(_unknown_column_message(role, column, known))
+    missing = [format.missing(add_roles(row, settings.columns)) for row in rows]
     if all(missing):
         raise PreferenceError(
-            f"data.format is {format.name}, and the rows have no column {_listed(missing[0])}; they have "
-            f"{_listed(known)}; set another data.format, or name the columns in data.columns"
+            f"data.format is {format.name}, and the rows have no column {_join_names(missing[0])}; they have "
+            f"{_join_names(known)}; set another data.format, or name the columns in data.columns"
         )
     _refuse_two_prompts(rows, format, settings)
     if not format.graded and (settings.min_gap > 0 or settings.gap_use != "none"):
@@ -134,7 +136,7 @@ def resolve(rows: Sequence[Row], settings: ReadSettings) -> Format:
     return format
 
 
-def _refuse_two_prompts(rows: Sequence[Row], format: Format, settings: ReadSettings) -> None:
+def _refuse_two_prompts(rows: Sequence[PreferenceRow], format: Format, settings: ReadSettings) -> None:
     """Raise `PreferenceError` where two columns may hold the prompt, and differ: to take one would be to guess."""
     if "prompt" not in format.roles or "prompt" in settings.columns:
         return
@@ -142,26 +144,26 @@ def _refuse_two_prompts(rows: Sequence[Row], format: Format, settings: ReadSetti
     if any(row.get(name) != row.get(names[0]) for row in rows for name in names[1:]):
         ways = [f"'data.columns={{prompt: {name}}}'" for name in names]
         raise PreferenceError(
-            f"data has columns {_listed(names)}, each of which may hold the prompt, and they differ; say which is meant: "
+            f"data has columns {_join_names(names)}, each of which may hold the prompt, and they differ; say which is meant: "
             f"{' or '.join(ways)}",
             ways,
         )
 
 
-def _first_detected(rows: Sequence[Row], columns: Mapping[str, str]) -> str:
+def _first_detected(rows: Sequence[PreferenceRow], columns: Mapping[str, str]) -> str:
     """The format of the first row that has one: a file may begin with rows that are not whole."""
     first: PreferenceError | None = None
     for row in rows:
         try:
-            return detect(row, columns)
+            return detect_format(row, columns)
         except PreferenceError as error:
             first = first or error
     raise first or PreferenceError("data has no rows; expected at least one comparison")
 
 
-def _no_such_column(role: str, column: str, known: Iterable[str]) -> str:
-    return f"data.columns.{role} is {column!r}, and the rows have no such column; name one of {_listed(known)}"
+def _unknown_column_message(role: str, column: str, known: Iterable[str]) -> str:
+    return f"data.columns.{role} is {column!r}, and the rows have no such column; name one of {_join_names(known)}"
 
 
-def _listed(names: Iterable[str]) -> str:
+def _join_names(names: Iterable[str]) -> str:
     return ", ".join(sorted(map(str, names)))

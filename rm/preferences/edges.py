@@ -11,7 +11,7 @@ from rm.preferences.groups import ALONE, Edge
 GapUse = Literal["none", "weight", "margin"]
 
 
-def ranking(tiers: Sequence[Sequence[int]]) -> tuple[Edge, ...]:
+def ranking_edges(tiers: Sequence[Sequence[int]]) -> tuple[Edge, ...]:
     """A ranking of responses, best tier first; responses of one tier are tied.
 
     N(N-1)/2 edges. Each response that beats others is one stage (Plackett 1975; Luce 1959); ties are edges of
@@ -28,12 +28,12 @@ def ranking(tiers: Sequence[Sequence[int]]) -> tuple[Edge, ...]:
     return tuple(edges)
 
 
-def choice(best: int, among: int) -> tuple[Edge, ...]:
+def choice_edges(best: int, among: int) -> tuple[Edge, ...]:
     """`best` was chosen among `among` responses: among - 1 edges, one stage; nothing is said of the others."""
     return tuple(Edge(best, other, stage=0) for other in range(among) if other != best)
 
 
-def votes(first: float, second: float, ties: float = 0.0, *, smoothing: float) -> float:
+def vote_probability(first: float, second: float, ties: float = 0.0, *, smoothing: float) -> float:
     """P(first > second) from several annotators: `(first + ties/2 + s) / (first + second + ties + 2 s)`.
 
     A tie is half a vote for each side. `smoothing` s is the pseudo-count per side (1/2: Jeffreys' prior), so that three
@@ -45,7 +45,7 @@ def votes(first: float, second: float, ties: float = 0.0, *, smoothing: float) -
     return (first + ties / 2 + smoothing) / (total + 2 * smoothing)
 
 
-def graded(edge: Edge, gap: float, *, min_gap: float, gap_use: GapUse, gap_scale: float) -> Edge | None:
+def apply_gap(edge: Edge, gap: float, *, min_gap: float, gap_use: GapUse, gap_scale: float) -> Edge | None:
     """`edge` with the gap between its two grades put to use, or None where the gap says nothing.
 
     A gap that is not positive or under `min_gap` says nothing (it is not a tie: noise of the grader). With `gap_use`,
@@ -60,7 +60,7 @@ def graded(edge: Edge, gap: float, *, min_gap: float, gap_use: GapUse, gap_scale
     return edge
 
 
-def scored(
+def score_edges(
     scores: Sequence[float | None], *, min_gap: float, gap_use: GapUse = "none", gap_scale: float = 1.0
 ) -> tuple[Edge, ...]:
     """Grades, votes or ratings per response: an edge for every two whose gap says something, see `graded`."""
@@ -70,7 +70,7 @@ def scored(
         if left is None or right is None:
             continue
         edge = Edge(i, j) if left > right else Edge(j, i)
-        used = graded(edge, abs(left - right), min_gap=min_gap, gap_use=gap_use, gap_scale=gap_scale)
+        used = apply_gap(edge, abs(left - right), min_gap=min_gap, gap_use=gap_use, gap_scale=gap_scale)
         if used is not None:
             edges.append(used)
     return tuple(edges)
@@ -84,7 +84,7 @@ def tiers_of(ranks: Sequence[float]) -> list[list[int]]:
     return [places[rank] for rank in sorted(places)]
 
 
-def from_verdicts(verdicts: Sequence[int], among: int) -> tuple[Edge, ...]:
+def verdict_edges(verdicts: Sequence[int], among: int) -> tuple[Edge, ...]:
     """Verdicts on all pairs (0, 1), (0, 2), ... (n-2, n-1): 1 the first is better, 2 the second, 0 a tie.
 
     Verdicts that agree with one ranking (with ties) are that `ranking`, stages and all; verdicts that go in circles
@@ -101,7 +101,7 @@ def from_verdicts(verdicts: Sequence[int], among: int) -> tuple[Edge, ...]:
         for (i, j), verdict in zip(pairs, verdicts, strict=True)
     )
     if agree:  # wins minus losses: equal exactly within a tier, falling from tier to tier
-        return ranking(tiers_of([-count for count in wins]))
+        return ranking_edges(tiers_of([-count for count in wins]))
     return tuple(
         Edge(j, i) if verdict == 2 else Edge(i, j, 0.5 if verdict == 0 else 1.0)
         for (i, j), verdict in zip(pairs, verdicts, strict=True)

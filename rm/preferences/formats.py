@@ -11,16 +11,16 @@ from dataclasses import dataclass
 
 from rm.preferences.groups import Group
 from rm.preferences.readers import lists, pairs, votes
-from rm.preferences.row_values import PROMPTS, RESPONSES, ReadSettings, Row
+from rm.preferences.row_values import PROMPTS, RESPONSES, PreferenceRow, ReadSettings
 
-Needs = tuple[str | tuple[str, ...], ...]
+RequiredColumns = tuple[str | tuple[str, ...], ...]
 
 
 EVERYWHERE = ("source", "subset")
 """Roles that every format takes."""
 
 
-def _any(row: Row) -> bool:
+def _accept_any(row: PreferenceRow) -> bool:
     return True
 
 
@@ -35,9 +35,9 @@ class Format:
     """
 
     name: str
-    needs: Needs
-    read: Callable[[Row, ReadSettings], Group]
-    when: Callable[[Row], bool] = _any
+    needs: RequiredColumns
+    read: Callable[[PreferenceRow, ReadSettings], Group]
+    when: Callable[[PreferenceRow], bool] = _accept_any
     origin: str = "human"
     roles: tuple[str, ...] = ()
     inner: tuple[str, ...] = ()
@@ -46,7 +46,7 @@ class Format:
     graded: bool = False
     scored: bool = False
 
-    def missing(self, row: Row) -> list[str]:
+    def missing(self, row: PreferenceRow) -> list[str]:
         """The needed columns that `row` does not have."""
         wanted = [need if isinstance(need, tuple) else (need,) for need in self.needs]
         return [" or ".join(names) for names in wanted if not any(name in row for name in names)]
@@ -55,18 +55,18 @@ class Format:
         """Whether every role in `columns` has a place here."""
         return columns.keys() <= {*self.roles, *self.inner, *EVERYWHERE}
 
-    def fits(self, row: Row) -> bool:
+    def fits(self, row: PreferenceRow) -> bool:
         return not self.missing(row) and self.when(row)
 
 
-def _texts(row: Row) -> bool:
+def _holds_texts(row: PreferenceRow) -> bool:
     """Lists of texts; TRL's and OpenRLHF's lists hold messages."""
     sides = [row.get("chosen"), row.get("rejected")]
     return all(isinstance(side, list) and side and isinstance(side[0], str) for side in sides)
 
 
-def _records(name: str, key: str) -> Callable[[Row], bool]:
-    def look(row: Row) -> bool:
+def _holds_records(name: str, key: str) -> Callable[[PreferenceRow], bool]:
+    def look(row: PreferenceRow) -> bool:
         value = row.get(name)
         return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping) and key in value[0]
 
@@ -81,7 +81,7 @@ PUBLISHED = (
         name="rewardbench2",
         needs=(*_ANY_PROMPT, *_PAIR),
         read=lists.rewardbench2,
-        when=_texts,
+        when=_holds_texts,
         roles=("prompt", *_PAIR, "item"),
         item="id",
     ),
@@ -128,7 +128,7 @@ PUBLISHED = (
         name="ultrafeedback",
         needs=("instruction", "completions"),
         read=lists.ultrafeedback,
-        when=_records("completions", "response"),
+        when=_holds_records("completions", "response"),
         origin="model",
         roles=("prompt",),
         inner=("score",),
@@ -139,7 +139,7 @@ PUBLISHED = (
         name="nectar",
         needs=("prompt", "answers"),
         read=lists.nectar,
-        when=_records("answers", "rank"),
+        when=_holds_records("answers", "rank"),
         origin="model",
     ),
     Format(
@@ -187,13 +187,13 @@ BY_ROLES = (
     Format(
         name="ranking",
         needs=(*_ANY_PROMPT, "responses", "ranking"),
-        read=lists.ranked,
+        read=lists.ranking,
         roles=("prompt", "responses", "ranking"),
     ),
     Format(
         name="choice",
         needs=(*_ANY_PROMPT, "responses", "best"),
-        read=lists.chosen_best,
+        read=lists.choice,
         roles=("prompt", "responses", "best"),
     ),
     Format(
@@ -207,7 +207,7 @@ BY_ROLES = (
     Format(
         name="labels",
         needs=(*_ANY_PROMPT, RESPONSES, "label"),
-        read=lists.labelled,
+        read=lists.labelled_response,
         roles=("prompt", "response", "label"),
     ),
     Format(

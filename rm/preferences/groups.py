@@ -64,7 +64,7 @@ class Group:
 
 
 @dataclass
-class _Pool:
+class _GroupBuilder:
     """A group under construction."""
 
     first: Group
@@ -142,10 +142,10 @@ def merge(groups: Iterable[Group]) -> list[Group]:
     The order is that of each prompt's first appearance. Pooling is what makes N comparisons cost K forwards. A response
     graded several times has the mean of its scores.
     """
-    pools: dict[tuple[bytes, str, str | None, str | None, str | None], _Pool] = {}
+    pools: dict[tuple[bytes, str, str | None, str | None, str | None], _GroupBuilder] = {}
     for group in groups:
         key = (prompt_key(group.prompt), group.origin, group.source, group.subset, group.item)
-        pools.setdefault(key, _Pool(group)).add(group)
+        pools.setdefault(key, _GroupBuilder(group)).add(group)
     return [pool.group() for pool in pools.values()]
 
 

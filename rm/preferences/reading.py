@@ -9,13 +9,13 @@ from itertools import chain, islice
 from typing import Any
 
 from rm.conversations import UnusableError
-from rm.preferences.detection import resolve, with_roles
-from rm.preferences.edges import scored
+from rm.preferences.detection import add_roles, resolve_format
+from rm.preferences.edges import score_edges
 from rm.preferences.formats import Format
 from rm.preferences.groups import EQUAL_RESPONSES, Group, Rejections, collapse, merge
-from rm.preferences.row_values import PreferenceError, ReadSettings, Row, tag
+from rm.preferences.row_values import PreferenceError, PreferenceRow, ReadSettings, read_tag
 
-_LOOKED_AT = 100  # rows from which the format is told
+_DETECTION_ROWS = 100  # rows from which the format is told
 
 
 def read_preferences(path: str, settings: ReadSettings) -> tuple[list[Group], Rejections]:
@@ -25,14 +25,14 @@ def read_preferences(path: str, settings: ReadSettings) -> tuple[list[Group], Re
     if first is None:
         raise PreferenceError(f"data.path {path!r} has no rows; expected at least one comparison")
     try:
-        return read_rows(chain([first], rows), settings)
+        return read_preference_rows(chain([first], rows), settings)
     except PreferenceError as error:
         if "data.path" in str(error):  # from loading the rows
             raise
         raise PreferenceError(f"data.path {path!r}: {error}") from error
 
 
-def read_rows(rows: Iterable[Row], settings: ReadSettings) -> tuple[list[Group], Rejections]:
+def read_preference_rows(rows: Iterable[PreferenceRow], settings: ReadSettings) -> tuple[list[Group], Rejections]:
     """Groups (merged by prompt, origin, source, subset and item) and what was not used, by reason.
 
     Rows read = rows used + rows rejected; `EQUAL_RESPONSES` counts comparisons inside rows that were used. Scores
@@ -40,23 +40,25 @@ def read_rows(rows: Iterable[Row], settings: ReadSettings) -> tuple[list[Group],
     `PreferenceError` where the format cannot be told or does not go with the settings.
     """
     rows = iter(rows)
-    looked_at = list(islice(rows, _LOOKED_AT))
-    format = resolve(looked_at, settings)
-    groups, rejections = read_each(chain(looked_at, rows), format, settings)
+    looked_at = list(islice(rows, _DETECTION_ROWS))
+    format = resolve_format(looked_at, settings)
+    groups, rejections = read_unmerged(chain(looked_at, rows), format, settings)
     merged = merge(groups)
     if format.scored:
         options: dict[str, Any] = {name: getattr(settings, name) for name in ("min_gap", "gap_use", "gap_scale")}
-        merged = [replace(group, edges=scored(group.scores, **options)) for group in merged]
+        merged = [replace(group, edges=score_edges(group.scores, **options)) for group in merged]
     return merged, rejections
 
 
-def read_each(rows: Iterable[Row], format: Format, settings: ReadSettings) -> tuple[list[Group], Rejections]:
+def read_unmerged(
+    rows: Iterable[PreferenceRow], format: Format, settings: ReadSettings
+) -> tuple[list[Group], Rejections]:
     """One group for every row that can be used, before merging."""
     groups: list[Group] = []
     rejections = Rejections()
     for row in rows:
         try:
-            group, dropped = _read_row(with_roles(row, settings.columns), format, settings)
+            group, dropped = _read_row(add_roles(row, settings.columns), format, settings)
         except UnusableError as error:
             rejections[error.reason] += 1
             continue
@@ -66,15 +68,15 @@ def read_each(rows: Iterable[Row], format: Format, settings: ReadSettings) -> tu
     return groups, rejections
 
 
-def _read_row(row: Row, format: Format, settings: ReadSettings) -> tuple[Group, int]:
+def _read_row(row: PreferenceRow, format: Format, settings: ReadSettings) -> tuple[Group, int]:
     read = format.read(row, settings)
     group, dropped = collapse(read)
     if read.edges and not group.edges:
         raise UnusableError("equal_sides")
-    item = tag(row.get("item", row.get(format.item))) if format.item else None
-    subset = tag(row.get("subset", row.get(format.subset)))
+    item = read_tag(row.get("item", row.get(format.item))) if format.item else None
+    subset = read_tag(row.get("subset", row.get(format.subset)))
     origin = settings.origin or format.origin
-    return replace(group, origin=origin, source=tag(row.get("source")), subset=subset, item=item), dropped
+    return replace(group, origin=origin, source=read_tag(row.get("source")), subset=subset, item=item), dropped
 
 
 def load_rows(path: str) -> Iterator[Mapping[str, Any]]:

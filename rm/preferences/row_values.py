@@ -12,10 +12,10 @@ from numbers import Real
 from typing import Any
 
 from rm.conversations import Conversation, UnusableError, from_prompt, from_response
-from rm.preferences.edges import GapUse, graded
+from rm.preferences.edges import GapUse, apply_gap
 from rm.preferences.groups import Edge
 
-Row = Mapping[str, Any]
+PreferenceRow = Mapping[str, Any]
 
 PROMPTS = ("prompt", "instruction", "question", "query", "input", "context_messages")
 """Columns that may hold the prompt, the first that is there; beside `instruction`, `input` belongs to it (Alpaca)."""
@@ -47,48 +47,48 @@ class ReadSettings:
 
     def graded(self, edge: Edge, gap: float) -> Edge:
         """`edge` with its gap put to use. Raises `UnusableError("below_min_gap")` where the gap says nothing."""
-        used = graded(edge, gap, min_gap=self.min_gap, gap_use=self.gap_use, gap_scale=self.gap_scale)
+        used = apply_gap(edge, gap, min_gap=self.min_gap, gap_use=self.gap_use, gap_scale=self.gap_scale)
         if used is None:
             raise UnusableError("below_min_gap")
         return used
 
 
-def number(value: object, *, reason: str) -> float:
+def read_number(value: object, *, reason: str) -> float:
     """`value` as a finite float. Raises `UnusableError(reason)` for null, NaN, text and everything else."""
     if not isinstance(value, Real) or not math.isfinite(value):
         raise UnusableError(reason)
     return float(value)
 
 
-def whole(value: object, among: Sequence[int], *, reason: str) -> int:
+def read_integer(value: object, among: Sequence[int], *, reason: str) -> int:
     """`value` as one of the integers `among` (2.0 is 2). Raises `UnusableError(reason)`."""
-    found = number(value, reason=reason)
+    found = read_number(value, reason=reason)
     if found not in among:
         raise UnusableError(reason)
     return int(found)
 
 
-def listed(value: object, *, reason: str = "wrong_type") -> Sequence[Any]:
+def read_list(value: object, *, reason: str = "wrong_type") -> Sequence[Any]:
     """`value` as a list that is not empty. Raises `UnusableError(reason)`."""
     if isinstance(value, str | bytes) or not isinstance(value, Sequence) or not value:
         raise UnusableError(reason)
     return value
 
 
-def records(value: object) -> list[Mapping[str, Any]]:
+def read_records(value: object) -> list[Mapping[str, Any]]:
     """`value` as a list of mappings that is not empty. Raises `UnusableError("wrong_type")`."""
-    found = [item for item in listed(value) if isinstance(item, Mapping)]
-    if len(found) != len(listed(value)):
+    found = [item for item in read_list(value) if isinstance(item, Mapping)]
+    if len(found) != len(read_list(value)):
         raise UnusableError("wrong_type")
     return found
 
 
-def responses(value: object) -> tuple[str, ...]:
+def read_responses(value: object) -> tuple[str, ...]:
     """A list of responses, each text or one assistant message. Raises `UnusableError` for the first unusable one."""
-    return tuple(from_response(item) for item in listed(value))
+    return tuple(from_response(item) for item in read_list(value))
 
 
-def prompt(row: Row) -> Conversation:
+def read_prompt(row: PreferenceRow) -> Conversation:
     """The prompt of a row, from the first of `PROMPTS` that it has. Raises `UnusableError`."""
     name = next((name for name in PROMPTS if name in row), "prompt")
     value, extra = row.get(name), row.get("input")
@@ -97,7 +97,7 @@ def prompt(row: Row) -> Conversation:
     return from_prompt(value)
 
 
-def tag(value: object) -> str | None:
+def read_tag(value: object) -> str | None:
     """A source, subset or id as text; a list of them (Nectar's sources) joined with `+`; None where there is none."""
     if isinstance(value, str):
         return value or None

@@ -17,7 +17,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Specials:
+class SpecialTokens:
     """The special tokens of one (fast) tokenizer, and an encoder that knows them by other names.
 
     In that encoder each special token is called by a name that nobody can guess, in its vocabulary too, since a Unigram model
@@ -29,7 +29,7 @@ class Specials:
     nonce: str
 
     @classmethod
-    def of(cls, tokenizer: Any) -> Specials:
+    def of(cls, tokenizer: Any) -> SpecialTokens:
         return cls(tokenizer, secrets.token_hex(8))
 
     @cached_property

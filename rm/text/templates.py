@@ -20,7 +20,7 @@ from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 from rm.conversations import Conversation, UnusableError, to_messages
-from rm.text.special_tokens import Specials
+from rm.text.special_tokens import SpecialTokens
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +67,8 @@ class Template:
                 raise UnusableError("template_error") from error
             return text, None
         if self.kind == "pair":
-            return prompt_text(prompt), response
-        return f"{prompt_text(prompt)}\n\n{response}{self.tokenizer.eos_token or ''}", None
+            return render_plain(prompt), response
+        return f"{render_plain(prompt)}\n\n{response}{self.tokenizer.eos_token or ''}", None
 
     def encode(self, prompt: Conversation, response: str) -> Encoded:
         """Token ids of one sample, at most `max_length` of them. Raises `UnusableError`."""
@@ -82,7 +82,9 @@ class Template:
         samples = self._tokenize(prompt, responses)
         return [self._fit(prompt, *pair) for pair in zip(responses, samples, strict=True)]
 
-    def _fit(self, prompt: Conversation, response: str, sample: _Sample | UnusableError) -> Encoded | UnusableError:
+    def _fit(
+        self, prompt: Conversation, response: str, sample: _TokenizedSample | UnusableError
+    ) -> Encoded | UnusableError:
         """The sample if it is short enough, else with less of its prompt or response."""
         if isinstance(sample, UnusableError) or len(sample.encoded.ids) <= self.max_length:
             return sample if isinstance(sample, UnusableError) else sample.encoded
@@ -118,9 +120,9 @@ class Template:
             ids, types, encoded.prompt_tokens - from_prompt, encoded.response_tokens - from_response, truncated=True
         )
 
-    def _tokenize(self, prompt: Conversation, responses: Sequence[str]) -> list[_Sample | UnusableError]:
+    def _tokenize(self, prompt: Conversation, responses: Sequence[str]) -> list[_TokenizedSample | UnusableError]:
         """Whole samples, however long; `UnusableError` for those that the template does not render."""
-        rendered: list[_Rendered | UnusableError] = []
+        rendered: list[_RenderedText | UnusableError] = []
         in_prompt = any(self._specials.inside(content) for _, content in prompt)
         for response in responses:
             try:
@@ -135,20 +137,20 @@ class Template:
         ]
 
     @cached_property
-    def _specials(self) -> Specials:
-        return Specials.of(self.tokenizer)
+    def _specials(self) -> SpecialTokens:
+        return SpecialTokens.of(self.tokenizer)
 
-    def _rendered(self, prompt: Conversation, response: str, *, guarded: bool) -> _Rendered:
+    def _rendered(self, prompt: Conversation, response: str, *, guarded: bool) -> _RenderedText:
         """The sample's text; a guarded one, in which users spell special tokens, is for the encoder that reads these as text."""
         if not guarded:
-            return _Rendered(*self.render(prompt, response), guarded=False)
+            return _RenderedText(*self.render(prompt, response), guarded=False)
         hidden = tuple((role, self._specials.hide(content)) for role, content in prompt)
         first, second = self.render(hidden, self._specials.hide(response))
-        return _Rendered(
+        return _RenderedText(
             self._specials.reveal(first), None if second is None else self._specials.reveal(second), guarded=True
         )
 
-    def _encodings(self, texts: Sequence[_Rendered]) -> list[Any]:
+    def _encodings(self, texts: Sequence[_RenderedText]) -> list[Any]:
         """Encodings in order, by at most two calls."""
         own_specials = self.kind == "chat"  # the rendered template already holds them: no doubled BOS
         plain = [text for text in texts if not text.guarded]
@@ -166,7 +168,7 @@ class Template:
             found[True] = iter(self._specials.encode(guarded, add_special_tokens=not own_specials))
         return [next(found[text.guarded]) for text in texts]
 
-    def _sample(self, encoding: Any, text: str, last_turn: str, response: str) -> _Sample:
+    def _sample(self, encoding: Any, text: str, last_turn: str, response: str) -> _TokenizedSample:
         ids = list(encoding.ids)
         types = list(encoding.type_ids) if "token_type_ids" in self.tokenizer.model_input_names else None
         if self.kind == "pair":
@@ -174,10 +176,12 @@ class Template:
         else:
             spans = _text_spans(encoding, text, last_turn, response.strip(), len(ids))
         response_tokens = spans.response_end - spans.response_start
-        return _Sample(Encoded(ids, types, len(ids) - response_tokens, response_tokens, truncated=False), spans)
+        return _TokenizedSample(
+            Encoded(ids, types, len(ids) - response_tokens, response_tokens, truncated=False), spans
+        )
 
 
-class _Rendered(NamedTuple):
+class _RenderedText(NamedTuple):
     """What a tokenizer reads, of a pair encoding in two texts."""
 
     first: str
@@ -194,7 +198,7 @@ class _Spans(NamedTuple):
     response_end: int
 
 
-class _Sample(NamedTuple):
+class _TokenizedSample(NamedTuple):
     encoded: Encoded
     spans: _Spans
 
@@ -215,7 +219,7 @@ def _warn_rewritten() -> None:
     log.warning("the chat template drops or rewrites part of some responses: what is scored is not what is exported")
 
 
-def prompt_text(prompt: Conversation) -> str:
+def render_plain(prompt: Conversation) -> str:
     """A prompt as plain text: a lone user turn as it is, several turns as speaker-marked paragraphs."""
     if len(prompt) == 1 and prompt[0][0] == "user":
         return prompt[0][1]

@@ -6,6 +6,6 @@ A `transformers.Trainer` with another loss; schedules, devices, logging and chec
 from rm.identity import ModelError
 from rm.preferences import PreferenceError
 from rm.train.settings import TrainingError, TrainResult, TrainSettings
-from rm.train.train import train
+from rm.train.training_run import train
 
 __all__ = ["ModelError", "PreferenceError", "TrainResult", "TrainSettings", "TrainingError", "train"]

@@ -68,7 +68,7 @@ def _encode_group(group: Group, template: Template, rejected: Rejections) -> Enc
         return None
     used = {index for edge in edges for index in edge[:2]} | {label.response for label in labels}
     whole = EncodedGroup(
-        [rows.get(index, _NOTHING) for index in range(len(group.responses))],
+        [rows.get(index, _EMPTY) for index in range(len(group.responses))],
         np.array(edges, dtype=np.float64).reshape(-1, 6),
         np.array(labels, dtype=np.float64).reshape(-1, 3),
         tuple(range(len(group.responses))),
@@ -76,14 +76,14 @@ def _encode_group(group: Group, template: Template, rejected: Rejections) -> Enc
     return whole.part(sorted(used))
 
 
-def spread(rewards: np.ndarray, members: Sequence[int], count: int) -> np.ndarray:
+def spread_rewards(rewards: np.ndarray, members: Sequence[int], count: int) -> np.ndarray:
     """Rewards of a group's `members` as an array over all of its `count` responses, NaN for the others."""
     whole = np.full(count, np.nan, dtype=np.float32)
     whole[list(members)] = rewards
     return whole
 
 
-_NOTHING = Encoded([], None, 0, 0, False)
+_EMPTY = Encoded([], None, 0, 0, False)
 
 
 class Draws(Dataset[EncodedGroup]):
@@ -174,8 +174,8 @@ class Collator:
                 first_position=self.first_position,
             )
         else:
-            ids = _padded([row.ids for row in rows], self.pad)
-            types = None if rows[0].types is None else _padded([row.types or [] for row in rows], 0)
+            ids = _pad_rows([row.ids for row in rows], self.pad)
+            types = None if rows[0].types is None else _pad_rows([row.types or [] for row in rows], 0)
         edges, labels = self._judgements(groups)
         whole = {
             name: torch.from_numpy(values.astype(np.int64))
@@ -220,7 +220,7 @@ def term_shares(stages: np.ndarray) -> np.ndarray:
     return shares
 
 
-def _padded(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
+def _pad_rows(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
     out = torch.full((len(rows), max(map(len, rows))), fill)
     for position, row in enumerate(rows):
         out[position, : len(row)] = torch.tensor(row)

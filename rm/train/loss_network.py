@@ -10,7 +10,7 @@ from torch import nn
 
 from rm.engine.packed_forward import packed_rewards
 from rm.train.data import MicroBatch
-from rm.train.losses import accept_reject, bradley_terry, centring, plackett_luce, smoothed
+from rm.train.losses import accept_reject, bradley_terry, centring_penalty, plackett_luce, smooth
 
 
 class GroupNetwork(nn.Module):
@@ -54,13 +54,13 @@ class GroupLoss:
         parts: list[tuple[torch.Tensor, torch.Tensor]] = []  # (mean loss, its weight)
         if len(batch.edges):
             edges, weights, margins = (t.to(device) for t in (batch.edges, batch.weights, batch.margins))
-            probabilities = smoothed(batch.probabilities.to(device), self.label_smoothing)
+            probabilities = smooth(batch.probabilities.to(device), self.label_smoothing)
             if self.name == "plackett_luce":
                 loss = plackett_luce(rewards, edges, probabilities, weights, margins, batch.stages.to(device))
             else:
                 loss = bradley_terry(rewards, edges, probabilities, weights, margins)
             if self.centring:
-                loss = loss + self.centring * centring(rewards, edges, weights)
+                loss = loss + self.centring * centring_penalty(rewards, edges, weights)
             parts.append((loss, weights.sum()))
         if len(batch.labelled):
             labelled, accepted, weights = (t.to(device) for t in (batch.labelled, batch.accepted, batch.label_weights))

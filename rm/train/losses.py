@@ -77,7 +77,7 @@ def accept_reject(
     return _mean(losses, weights)
 
 
-def centring(rewards: torch.Tensor, edges: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def centring_penalty(rewards: torch.Tensor, edges: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """`(r_i + r_j)^2` over comparisons, as a weighted mean (Eisenstein et al. 2023, eq. 2, before its coefficient).
 
     Comparisons fix rewards only up to an offset per prompt; this term pulls the offsets to zero. Shapes as in
@@ -86,7 +86,7 @@ def centring(rewards: torch.Tensor, edges: torch.Tensor, weights: torch.Tensor) 
     return _mean((rewards[edges[:, 0]] + rewards[edges[:, 1]]) ** 2, weights)
 
 
-def smoothed(probabilities: torch.Tensor, amount: float) -> torch.Tensor:
+def smooth(probabilities: torch.Tensor, amount: float) -> torch.Tensor:
     """Probabilities pulled towards 1/2: `(1 - amount) p + amount (1 - p)`; p = 1 becomes 1 - amount."""
     return (1 - amount) * probabilities + amount * (1 - probabilities)
 

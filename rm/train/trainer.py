@@ -24,7 +24,7 @@ _OFFSET_RATE = 100.0  # the lone offset must travel units while weights travel t
 _COLLAPSED_STEPS = 20
 
 
-class LogLines(TrainerCallback):  # type: ignore[misc]
+class LogProgress(TrainerCallback):  # type: ignore[misc]
     """One log line for what the Trainer would print as a dictionary."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
@@ -43,7 +43,7 @@ class LogLines(TrainerCallback):  # type: ignore[misc]
             log.info("%s  held-out accuracy %.3f  loss %.4f", step, logs["eval_accuracy"], logs["eval_loss"])
 
 
-class DrawAnew(TrainerCallback):  # type: ignore[misc]
+class SetDrawEpoch(TrainerCallback):  # type: ignore[misc]
     """Tells the draws which epoch it is, also after a resume."""
 
     def __init__(self, draws: Draws, steps_per_epoch: int) -> None:
@@ -135,7 +135,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         rewards = predict(self, self._heldout)
         self._measured = (self.state.global_step, rewards)
         metrics = {
-            "eval_accuracy": accuracy(rewards, self._heldout),
+            "eval_accuracy": judgement_accuracy(rewards, self._heldout),
             "eval_loss": self._heldout_loss(rewards),
         }
         self.evaluation_secs += time.monotonic() - started
@@ -185,7 +185,7 @@ def predict(trainer: Trainer, groups: Sequence[EncodedGroup]) -> list[np.ndarray
     return rewards
 
 
-def accuracy(rewards: Sequence[np.ndarray], groups: Sequence[EncodedGroup]) -> float:
+def judgement_accuracy(rewards: Sequence[np.ndarray], groups: Sequence[EncodedGroup]) -> float:
     """Share of judgements that the rewards agree with: comparisons, and accepted against rejected inside a group.
 
     Equal rewards count half; ties are left out. NaN where nothing can be counted.

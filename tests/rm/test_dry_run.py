@@ -11,7 +11,7 @@ from support.checkpoints import rename_tensors
 from support.tiny_models import save_encoder
 
 from rm.conversations import from_prompt
-from rm.dry_run import Forecaster
+from rm.dry_run import DryRun
 from rm.identity import ModelError, tensor_shapes
 from rm.scorer import Scorer
 
@@ -38,7 +38,7 @@ def real(directory, groups):
 def test_tokens_and_forwards_are_those_of_the_scorer(kind, request):
     directory = request.getfixturevalue(kind)
     scorer, scores, done = real(directory, GROUPS)
-    forecaster = Forecaster.of(directory, device="cpu", **SETTINGS)
+    forecaster = DryRun.of(directory, device="cpu", **SETTINGS)
     assert forecaster.packed == scorer.packed
     tokens, work = forecaster.count(GROUPS)
     for counted, scored in zip(tokens, scores, strict=True):
@@ -53,9 +53,9 @@ def test_tokens_and_forwards_are_those_of_the_scorer(kind, request):
 
 def test_padding_counts_where_rows_are_padded(encoder, monkeypatch):
     for module in ("rm.engine.packed_forward", "rm.dry_run"):
-        monkeypatch.setattr(f"{module}.unsupported", lambda *_: "this test says so")
+        monkeypatch.setattr(f"{module}.packing_obstacle", lambda *_: "this test says so")
     _, _, done = real(encoder, GROUPS)
-    forecaster = Forecaster.of(encoder, device="cpu", **SETTINGS)
+    forecaster = DryRun.of(encoder, device="cpu", **SETTINGS)
     assert not forecaster.packed
     _, work = forecaster.count(GROUPS)
     assert work.computed_tokens == sum(each.computed_tokens for each in done) > work.read_tokens
@@ -63,7 +63,7 @@ def test_padding_counts_where_rows_are_padded(encoder, monkeypatch):
 
 
 def test_rejected_responses_have_no_tokens(encoder):
-    forecaster = Forecaster.of(encoder, device="cpu", max_length=12, too_long="reject", tokens_per_batch=None)
+    forecaster = DryRun.of(encoder, device="cpu", max_length=12, too_long="reject", tokens_per_batch=None)
     tokens, work = forecaster.count([(from_prompt("short"), ["good", "bad " * 40])])
     assert tokens[0].tolist()[1] == 0
     assert work.rows == 1
@@ -72,9 +72,9 @@ def test_rejected_responses_have_no_tokens(encoder):
 def test_no_weight_is_read(encoder, tmp_path):
     directory = shutil.copytree(encoder, tmp_path / "model")
     rename_tensors(directory, {"bert.encoder.layer.0.attention.self.query.weight": None})
-    assert Forecaster.of(directory, device="cpu", **SETTINGS).count(GROUPS)[1].rows == 25
+    assert DryRun.of(directory, device="cpu", **SETTINGS).count(GROUPS)[1].rows == 25
 
 
 def test_a_head_of_two_outputs_is_refused_as_it_is_by_a_run(tmp_path):
     with pytest.raises(ModelError, match="has 2 outputs"):
-        Forecaster.of(save_encoder(tmp_path, labels=2), device="cpu", **SETTINGS)
+        DryRun.of(save_encoder(tmp_path, labels=2), device="cpu", **SETTINGS)

@@ -20,7 +20,7 @@ from pipelines.score.colocation import keys_of, prompt_text
 from rm.conversations import Conversation
 
 if TYPE_CHECKING:
-    from rm.dry_run import Forecaster
+    from rm.dry_run import DryRun
 
 _PIECES = 4  # that are counted
 
@@ -41,7 +41,7 @@ class ColocationGain(NamedTuple):
 def with_colocation(
     found: Forecast,
     waiting: Sequence[BlockOfRows],
-    forecaster: Forecaster,
+    forecaster: DryRun,
     *,
     whole: bool,
     responses: int,
@@ -61,7 +61,7 @@ def with_colocation(
 
 
 def colocated_share(
-    waiting: Sequence[BlockOfRows], forecaster: Forecaster, *, whole: bool, responses: int, apart: Quantity
+    waiting: Sequence[BlockOfRows], forecaster: DryRun, *, whole: bool, responses: int, apart: Quantity
 ) -> Quantity:
     """Tokens that go through the model by token that its responses have with their prompts, were all responses to a prompt scored
     together. `apart` is the same as they lie, and holds where no prompt is in two places.
@@ -95,7 +95,7 @@ def colocated_share(
 
 
 def _count_apart(
-    piece: Sequence[PromptGroup], places: Mapping[Conversation, Mapping[int, list[str]]], forecaster: Forecaster
+    piece: Sequence[PromptGroup], places: Mapping[Conversation, Mapping[int, list[str]]], forecaster: DryRun
 ) -> float:
     """Tokens computed for a piece's texts where each block is scored by itself."""
     blocks: dict[int, list[PromptGroup]] = {}

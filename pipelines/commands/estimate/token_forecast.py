@@ -19,7 +19,7 @@ from pipelines.plan import Plan
 from pipelines.storage.models import small_directory
 
 if TYPE_CHECKING:
-    from rm.dry_run import Forecaster
+    from rm.dry_run import DryRun
 
 
 SAMPLE_RESPONSES = 4_096
@@ -40,12 +40,12 @@ class Forecast(NamedTuple):
     sampled_responses: int  # whose tokens were counted
 
 
-def load_forecaster(plan: Plan, *, device: str | None) -> Forecaster:
+def load_forecaster(plan: Plan, *, device: str | None) -> DryRun:
     """The plan's model without its weights, for `device` (cpu or cuda; None: that of this machine). Raises `ModelLoadError`."""
-    from rm.dry_run import Forecaster, ModelError
+    from rm.dry_run import DryRun, ModelError
 
     try:
-        return Forecaster.of(
+        return DryRun.of(
             small_directory(plan.model),
             max_length=plan.model["max_length"],
             too_long=plan.model["too_long"],
@@ -56,7 +56,7 @@ def load_forecaster(plan: Plan, *, device: str | None) -> Forecaster:
         raise ModelLoadError(str(error)) from error
 
 
-def forecast(plan: Plan, surveyed: Survey, forecaster: Forecaster, already: ScoredSoFar, *, seed: int) -> Forecast:
+def forecast(plan: Plan, surveyed: Survey, forecaster: DryRun, already: ScoredSoFar, *, seed: int) -> Forecast:
     """Tokens of the corpus and of what is left. What is scored already is known; of the rest, rows are drawn."""
     draw = random.Random(seed)
     waiting = unscored_blocks(plan, surveyed, already)
@@ -90,9 +90,7 @@ def unscored_blocks(plan: Plan, surveyed: Survey, already: ScoredSoFar) -> list[
     ]
 
 
-def sample_tokens(
-    waiting: Sequence[BlockOfRows], forecaster: Forecaster, draw: random.Random
-) -> tuple[list[Block], int]:
+def sample_tokens(waiting: Sequence[BlockOfRows], forecaster: DryRun, draw: random.Random) -> tuple[list[Block], int]:
     """The blocks with the tokens of rows drawn from each in proportion, and of how many responses that are."""
     rows = sum(len(block.rows) for block in waiting)
     responses = sum(block.responses for block in waiting)
@@ -122,7 +120,7 @@ def text_size(row: Row, limit: int) -> int:
     return sum(min(limit, prompt + len(text)) for text in row.sample.responses if text is not None)
 
 
-def computed_share(waiting: Sequence[BlockOfRows], forecaster: Forecaster, draw: random.Random) -> Quantity:
+def computed_share(waiting: Sequence[BlockOfRows], forecaster: DryRun, draw: random.Random) -> Quantity:
     """Tokens that go through the model by token that its responses have with their prompts: what is left after shared prompts and
     equal texts ran once, padding included. From a few whole fragments, with an interval by what these differ."""
     of_runs = [block for block in waiting if block.fragment is not None] or list(waiting)

@@ -32,26 +32,34 @@ def describe_preferences(
 
     Raises `InputError` where `data` says how they are to be read, and they cannot be.
     """
-    from rm.preferences import PreferenceError, ReadSettings, fitting, read_each, read_rows, resolve, with_roles
+    from rm.preferences import (
+        PreferenceError,
+        ReadSettings,
+        add_roles,
+        fitting_formats,
+        read_preference_rows,
+        read_unmerged,
+        resolve_format,
+    )
 
     settings = ReadSettings(**data.reading_options())
     whole = [{**dict.fromkeys(names), **row} for row in rows]  # as `datasets` gives them to `train`
     try:
-        format = resolve(whole[:_FIRST_ROWS], settings)
+        format = resolve_format(whole[:_FIRST_ROWS], settings)
     except PreferenceError as error:
         if {"format", "columns"} & data.model_fields_set:
             raise InputError(str(error)) from error
         told = {"why": "no format of preferences fits its columns", "question": str(error), "settings": error.settings}
         return {"detected": False, "ambiguous": bool(error.settings), **told}
-    single, rejected = read_each(whole, format, settings)
-    groups, _ = read_rows(whole, settings)
+    single, rejected = read_unmerged(whole, format, settings)
+    groups, _ = read_preference_rows(whole, settings)
     asked = [PromptResponses(group.prompt, group.responses) for group in single]
-    has = with_roles(whole[0], settings.columns)
+    has = add_roles(whole[0], settings.columns)
     named = [next(name for name in ([need] if isinstance(need, str) else need) if name in has) for need in format.needs]
     notes = (
         [f"{unreadable:,} rows cannot be read, and training ends at such a row; mend the file"] if unreadable else []
     )
-    others = [name for name in fitting(whole, settings) if name != format.name]
+    others = [name for name in fitting_formats(whole, settings) if name != format.name]
     return {
         "detected": True,
         "ambiguous": False,

@@ -21,7 +21,7 @@ def hint(table: Table, wanted: str, given: Mapping[str, str]) -> str:
 
 def _preferences(table: Table, given: Mapping[str, str]) -> str | None:
     from rm.preferences import PreferenceError
-    from rm.preferences import detect as preference_format
+    from rm.preferences import detect_format as preference_format
 
     row = dict.fromkeys(table.names) | {name: value for row in table.rows[:1] for name, value in row.items()}
     try:

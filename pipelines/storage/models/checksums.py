@@ -56,7 +56,7 @@ class Listing:
 
 def list_model(url: str, *, with_weights: bool = True) -> Listing:
     """What lies at `url` now. Raises `ModelLoadError` where that is no model, `StorageError` where it cannot be listed."""
-    from rm.identity import ModelError, matching, require_weights
+    from rm.identity import ModelError, require_weights, select_files
 
     if url.startswith("hf://"):
         raise ModelLoadError(f"model.path {url!r} is on the hub; write its id instead, 'owner/name'")
@@ -74,7 +74,7 @@ def list_model(url: str, *, with_weights: bool = True) -> Listing:
             require_weights(url, there)
         except ModelError as error:
             raise ModelLoadError(str(error)) from error
-    model = matching(there)
+    model = select_files(there)
     return Listing(url.rstrip("/"), model, {name: each for name, each in there.items() if name not in model})
 
 

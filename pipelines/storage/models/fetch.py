@@ -39,13 +39,13 @@ def fetch_model(source: str, destination: str, *, revision: str | None = None) -
     Raises `ConfigError` for arguments that do not go together, `ModelLoadError` for what is no model or has only pickled weights,
     `ConflictError` where another model lies at the destination, and `StorageError`.
     """
-    from rm.identity import CALIBRATION_FILE, ModelError, file_hashes, matching, resolve_model
+    from rm.identity import CALIBRATION_FILE, ModelError, file_hashes, resolve_model, select_files
 
     _check(source, destination)
     try:
         directory = resolve_model(source, revision)
         _refuse_same(directory, destination)
-        model: dict[str, Path] = matching({file.name: file for file in directory.iterdir()})
+        model: dict[str, Path] = select_files({file.name: file for file in directory.iterdir()})
         hashes = file_hashes(model)
     except ModelError as error:
         raise ModelLoadError(str(error)) from error
@@ -85,10 +85,10 @@ def _refuse_same(directory: Path, destination: str) -> None:
 def _complete_there(place: str, sums: Files) -> bool:
     """Whether all of it is there, by a checksums file that holds. Raises `ConflictError` where another model lies there, before
     anything is sent."""
-    from rm.identity import matching
+    from rm.identity import select_files
 
     there = _stored(place)
-    strange = sorted(matching(there).keys() - sums.keys())
+    strange = sorted(select_files(there).keys() - sums.keys())
     if strange:
         raise _conflict(place, strange[0], "which this model has not")
     noted = read_checksums(place) if CHECKSUMS_FILE in there else None

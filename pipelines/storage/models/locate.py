@@ -55,11 +55,11 @@ def locate(path: str, revision: str | None) -> Located:
 def reading_directory(path: str, revision: str | None) -> Path:
     """A local directory with configuration and tokenizer; weights are neither fetched nor missed. Raises `ModelLoadError` or
     `StorageError`."""
-    from rm.identity import ModelError, resolve_reading
+    from rm.identity import ModelError, resolve_without_weights
 
     if not is_remote(path):
         try:
-            return resolve_reading(path, revision)
+            return resolve_without_weights(path, revision)
         except ModelError as error:
             raise ModelLoadError(str(error)) from error
     _refuse_revision(path, revision)

@@ -6,120 +6,132 @@ import re
 from itertools import count, takewhile
 
 from rm.conversations import Conversation, UnusableError, from_hh, from_prompt, from_response
-from rm.preferences.edges import choice, from_verdicts, ranking, tiers_of
+from rm.preferences.edges import choice_edges, ranking_edges, tiers_of, verdict_edges
 from rm.preferences.groups import Edge, Group, Label
 from rm.preferences.readers.pairs import is_hh
-from rm.preferences.row_values import RESPONSES, ReadSettings, Row, listed, number, prompt, records, responses, whole
+from rm.preferences.row_values import (
+    RESPONSES,
+    PreferenceRow,
+    ReadSettings,
+    read_integer,
+    read_list,
+    read_number,
+    read_prompt,
+    read_records,
+    read_responses,
+)
 
 _OPEN_TURN = re.compile(r"\n\nAssistant:\s*$")
 
 
-def ranked(row: Row, settings: ReadSettings) -> Group:
+def ranking(row: PreferenceRow, settings: ReadSettings) -> Group:
     """`responses` and `ranking`, a list of ranks: 1 is best, equal ranks are ties."""
-    found = responses(row.get("responses"))
-    ranks = [number(rank, reason="bad_ranking") for rank in listed(row.get("ranking"), reason="bad_ranking")]
+    found = read_responses(row.get("responses"))
+    ranks = [read_number(rank, reason="bad_ranking") for rank in read_list(row.get("ranking"), reason="bad_ranking")]
     if len(ranks) != len(found):
         raise UnusableError("bad_ranking")
-    return Group(prompt(row), _several(found), ranking(tiers_of(ranks)))
+    return Group(read_prompt(row), _require_two(found), ranking_edges(tiers_of(ranks)))
 
 
-def chosen_best(row: Row, settings: ReadSettings) -> Group:
+def choice(row: PreferenceRow, settings: ReadSettings) -> Group:
     """`responses` and `best`, the index (from 0) of the one that was chosen among them."""
-    found = _several(responses(row.get("responses")))
-    best = whole(row.get("best"), range(len(found)), reason="bad_choice")
-    return Group(prompt(row), found, choice(best, len(found)))
+    found = _require_two(read_responses(row.get("responses")))
+    best = read_integer(row.get("best"), range(len(found)), reason="bad_choice")
+    return Group(read_prompt(row), found, choice_edges(best, len(found)))
 
 
-def scored_list(row: Row, settings: ReadSettings) -> Group:
+def scored_list(row: PreferenceRow, settings: ReadSettings) -> Group:
     """`responses` and `scores`, higher is better; null where a response has none."""
-    found = responses(row.get("responses"))
-    scores = _scores(listed(row.get("scores"), reason="bad_score"))
+    found = read_responses(row.get("responses"))
+    scores = _read_scores(read_list(row.get("scores"), reason="bad_score"))
     if len(scores) != len(found):
         raise UnusableError("bad_score")
-    return Group(prompt(row), found, scores=scores)
+    return Group(read_prompt(row), found, scores=scores)
 
 
-def ultrafeedback(row: Row, settings: ReadSettings) -> Group:
+def ultrafeedback(row: PreferenceRow, settings: ReadSettings) -> Group:
     """UltraFeedback (Cui et al. 2024): `completions` graded by a model.
 
     The score is `overall_score`; `columns.score: fine-grained_score` takes the mean of the four aspects instead.
     """
     name = settings.columns.get("score", "overall_score")
-    completions = records(row.get("completions"))
-    scores = _scores([completion.get(name) for completion in completions])
-    return Group(prompt(row), responses([completion.get("response") for completion in completions]), scores=scores)
+    completions = read_records(row.get("completions"))
+    scores = _read_scores([completion.get(name) for completion in completions])
+    return Group(
+        read_prompt(row), read_responses([completion.get("response") for completion in completions]), scores=scores
+    )
 
 
-def nectar(row: Row, settings: ReadSettings) -> Group:
+def nectar(row: PreferenceRow, settings: ReadSettings) -> Group:
     """Nectar (Zhu et al. 2023): seven `answers` ranked by a model, the prompt an HH transcript left open."""
-    answers = records(row.get("answers"))
-    ranks = [number(answer.get("rank"), reason="bad_ranking") for answer in answers]
-    found = _several(responses([answer.get("answer") for answer in answers]))
-    return Group(_open_transcript(row.get("prompt")), found, ranking(tiers_of(ranks)))
+    answers = read_records(row.get("answers"))
+    ranks = [read_number(answer.get("rank"), reason="bad_ranking") for answer in answers]
+    found = _require_two(read_responses([answer.get("answer") for answer in answers]))
+    return Group(_read_transcript(row.get("prompt")), found, ranking_edges(tiers_of(ranks)))
 
 
-def qa_feedback(row: Row, settings: ReadSettings) -> Group:
+def qa_feedback(row: PreferenceRow, settings: ReadSettings) -> Group:
     """QA-Feedback (Wu et al. 2023, FineGrainedRLHF): `prediction 1..n` and a verdict on each pair of them, in order.
 
     A verdict is 1 (the first of the pair), 2 (the second) or 0 (a tie).
     """
     names = takewhile(lambda name: name in row, (f"prediction {n}" for n in count(1)))
-    found = _several(responses([row[name] for name in names]))
-    given = listed(row.get("preference"), reason="bad_preference")
-    verdicts = [whole(verdict, (0, 1, 2), reason="bad_preference") for verdict in given]
+    found = _require_two(read_responses([row[name] for name in names]))
+    given = read_list(row.get("preference"), reason="bad_preference")
+    verdicts = [read_integer(verdict, (0, 1, 2), reason="bad_preference") for verdict in given]
     if len(verdicts) != len(found) * (len(found) - 1) // 2:
         raise UnusableError("bad_preference")
-    return Group(prompt(row), found, from_verdicts(verdicts, len(found)))
+    return Group(read_prompt(row), found, verdict_edges(verdicts, len(found)))
 
 
-def rewardbench2(row: Row, settings: ReadSettings) -> Group:
+def rewardbench2(row: PreferenceRow, settings: ReadSettings) -> Group:
     """RewardBench 2 (Malik et al. 2025): every `chosen` beats every `rejected`; gold scores 1 and 0.
 
     Each chosen response is one pick from itself and all rejected ones. Nothing is said among the chosen: in the subset
     Ties they are equally right, and its scoring pairs the items `ref:N` and `tied:N`, which stay apart as `Group.item`.
     """
-    chosen, rejected = responses(row.get("chosen")), responses(row.get("rejected"))
+    chosen, rejected = read_responses(row.get("chosen")), read_responses(row.get("rejected"))
     if set(chosen) & set(rejected):
         raise UnusableError("equal_sides")
     edges = [Edge(good, len(chosen) + bad, stage=good) for good in range(len(chosen)) for bad in range(len(rejected))]
     scores = (1.0,) * len(chosen) + (0.0,) * len(rejected)
-    return Group(prompt(row), chosen + rejected, tuple(edges), scores=scores)
+    return Group(read_prompt(row), chosen + rejected, tuple(edges), scores=scores)
 
 
-def labelled(row: Row, settings: ReadSettings) -> Group:
+def labelled_response(row: PreferenceRow, settings: ReadSettings) -> Group:
     """One response with `label`: accepted or not (TRL's unpaired preference), or the probability of it.
 
     The label is the response's gold score as well.
     """
-    accepted = number(row.get("label"), reason="bad_label")
+    accepted = read_number(row.get("label"), reason="bad_label")
     if not 0.0 <= accepted <= 1.0:
         raise UnusableError("bad_label")
-    return Group(prompt(row), (_response(row),), labels=(Label(0, accepted),), scores=(accepted,))
+    return Group(read_prompt(row), (_read_response(row),), labels=(Label(0, accepted),), scores=(accepted,))
 
 
-def scored_response(row: Row, settings: ReadSettings) -> Group:
+def scored_response(row: PreferenceRow, settings: ReadSettings) -> Group:
     """One response with `score`, higher is better; rows of one prompt are compared once they are together."""
-    return Group(prompt(row), (_response(row),), scores=(number(row.get("score"), reason="bad_score"),))
+    return Group(read_prompt(row), (_read_response(row),), scores=(read_number(row.get("score"), reason="bad_score"),))
 
 
-def _response(row: Row) -> str:
+def _read_response(row: PreferenceRow) -> str:
     return from_response(next((row[name] for name in RESPONSES if name in row), None))
 
 
-def _several(found: tuple[str, ...]) -> tuple[str, ...]:
+def _require_two(found: tuple[str, ...]) -> tuple[str, ...]:
     if len(found) < 2:
         raise UnusableError("too_few_responses")
     return found
 
 
-def _scores(values: object) -> tuple[float | None, ...]:
-    scores = tuple(None if value is None else number(value, reason="bad_score") for value in listed(values))
+def _read_scores(values: object) -> tuple[float | None, ...]:
+    scores = tuple(None if value is None else read_number(value, reason="bad_score") for value in read_list(values))
     if all(score is None for score in scores):
         raise UnusableError("bad_score")
     return scores
 
 
-def _open_transcript(value: object) -> Conversation:
+def _read_transcript(value: object) -> Conversation:
     """A prompt written as `"\\n\\nHuman: ...\\n\\nAssistant:"`, the last turn not yet there; or plain text."""
     if not isinstance(value, str) or not is_hh(value):
         return from_prompt(value)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from rm.conversations import Conversation, UnusableError, from_hh, from_messages, from_prompt, from_response, split_last
 from rm.preferences.groups import Edge, Group
-from rm.preferences.row_values import ReadSettings, Row, number, prompt, whole
+from rm.preferences.row_values import PreferenceRow, ReadSettings, read_integer, read_number, read_prompt
 
-Sample = tuple[Conversation, str]
+Side = tuple[Conversation, str]
 
 _HH_START = re.compile(r"\s*(Human|Assistant):")
 
@@ -19,17 +19,19 @@ def is_hh(value: object) -> bool:
     return isinstance(value, str) and _HH_START.match(value) is not None
 
 
-def hh(row: Row, settings: ReadSettings) -> Group:
+def hh(row: PreferenceRow, settings: ReadSettings) -> Group:
     """HH-RLHF (Bai et al. 2022): whole transcripts in `chosen` and `rejected`."""
-    return _pair(row, split_last(from_hh(row.get("chosen"))), split_last(from_hh(row.get("rejected"))))
+    return _pair_group(row, split_last(from_hh(row.get("chosen"))), split_last(from_hh(row.get("rejected"))))
 
 
-def implicit_messages(row: Row, settings: ReadSettings) -> Group:
+def implicit_messages(row: PreferenceRow, settings: ReadSettings) -> Group:
     """Whole conversations in `chosen` and `rejected` (TRL's implicit prompt; OpenRLHF with a chat template)."""
-    return _pair(row, split_last(from_messages(row.get("chosen"))), split_last(from_messages(row.get("rejected"))))
+    return _pair_group(
+        row, split_last(from_messages(row.get("chosen"))), split_last(from_messages(row.get("rejected")))
+    )
 
 
-def implicit_text(row: Row, settings: ReadSettings) -> Group:
+def implicit_text(row: PreferenceRow, settings: ReadSettings) -> Group:
     """Whole texts in `chosen` and `rejected` (TRL's implicit prompt): the prompt is what they share at the front.
 
     The cut is at white space, so that no word is torn (TRL cuts at the first character that differs).
@@ -44,33 +46,33 @@ def implicit_text(row: Row, settings: ReadSettings) -> Group:
     while shared and not chosen[shared - 1].isspace():
         shared -= 1
     context = from_prompt(chosen[:shared].rstrip())
-    return _pair(row, (context, from_response(chosen[shared:])), (context, from_response(rejected[shared:])))
+    return _pair_group(row, (context, from_response(chosen[shared:])), (context, from_response(rejected[shared:])))
 
 
-def explicit(row: Row, settings: ReadSettings) -> Group:
+def explicit(row: PreferenceRow, settings: ReadSettings) -> Group:
     """`prompt`, `chosen`, `rejected`, each text or messages (TRL's explicit prompt; OpenRLHF jsonl with its `margin`).
 
     RewardBench (Lambert et al. 2024) is of this shape too. Lists of messages may repeat the prompt at the front.
     """
-    context = prompt(row)
-    return _pair(row, _side(context, row.get("chosen")), _side(context, row.get("rejected")))
+    context = read_prompt(row)
+    return _pair_group(row, _read_side(context, row.get("chosen")), _read_side(context, row.get("rejected")))
 
 
-def explicit_scored(row: Row, settings: ReadSettings) -> Group:
+def explicit_scored(row: PreferenceRow, settings: ReadSettings) -> Group:
     """`explicit` with `score_chosen` and `score_rejected` (UltraFeedback binarized, Tunstall et al. 2023).
 
     A pair whose chosen side has no higher score was ordered by a coin: `below_min_gap`.
     """
     group = explicit(row, settings)
-    high, low = (number(row.get(name), reason="bad_score") for name in ("score_chosen", "score_rejected"))
+    high, low = (read_number(row.get(name), reason="bad_score") for name in ("score_chosen", "score_rejected"))
     return Group(group.prompt, group.responses, (settings.graded(group.edges[0], high - low),), scores=(high, low))
 
 
-def shp(row: Row, settings: ReadSettings) -> Group:
+def shp(row: PreferenceRow, settings: ReadSettings) -> Group:
     """SHP (Ethayarajh et al. 2022): two comments on a post, `labels` 1 where A is preferred; scores are net upvotes."""
     sides = from_response(row.get("human_ref_A")), from_response(row.get("human_ref_B"))
-    scores = number(row.get("score_A"), reason="bad_score"), number(row.get("score_B"), reason="bad_score")
-    first = whole(row.get("labels"), (0, 1), reason="bad_label") == 1
+    scores = read_number(row.get("score_A"), reason="bad_score"), read_number(row.get("score_B"), reason="bad_score")
+    first = read_integer(row.get("labels"), (0, 1), reason="bad_label") == 1
     context = from_prompt(row.get("history"))
     if sides[0] == sides[1]:
         raise UnusableError("equal_sides")
@@ -79,16 +81,16 @@ def shp(row: Row, settings: ReadSettings) -> Group:
     return Group(context, sides, (settings.graded(edge, gap),), scores=scores)
 
 
-def _pair(row: Row, chosen: Sample, rejected: Sample) -> Group:
+def _pair_group(row: PreferenceRow, chosen: Side, rejected: Side) -> Group:
     if chosen[0] != rejected[0]:
         raise UnusableError("prompts_differ")
     if chosen[1] == rejected[1]:
         raise UnusableError("equal_sides")
-    margin = number(row["margin"], reason="bad_margin") if row.get("margin") is not None else 0.0
+    margin = read_number(row["margin"], reason="bad_margin") if row.get("margin") is not None else 0.0
     return Group(chosen[0], (chosen[1], rejected[1]), (Edge(0, 1, margin=margin),))
 
 
-def _side(context: Conversation, value: object) -> Sample:
+def _read_side(context: Conversation, value: object) -> Side:
     """One side beside an explicit prompt: a response, a whole conversation, or the turns that follow the prompt."""
     if isinstance(value, str) or not isinstance(value, Sequence):
         return context, from_response(value)

@@ -6,69 +6,69 @@ import re
 from collections.abc import Sequence
 
 from rm.conversations import Conversation, UnusableError, from_prompt, from_response
-from rm.preferences.edges import votes
+from rm.preferences.edges import vote_probability
 from rm.preferences.groups import Edge, Group
-from rm.preferences.row_values import ReadSettings, Row, listed, prompt, records, whole
+from rm.preferences.row_values import PreferenceRow, ReadSettings, read_integer, read_list, read_prompt, read_records
 
 _ANNOTATOR = re.compile(r"annotator\d+")
 _STRENGTHS = range(-3, 4)
 _HELPSTEER_TURN = re.compile(r"\s*<extra_id_1>(User|Assistant)\n")
 
 
-def annotators(row: Row, settings: ReadSettings) -> Group:
+def annotators(row: PreferenceRow, settings: ReadSettings) -> Group:
     """PandaLM (Wang et al. 2023): `annotator1..N` say 1 (first response), 2 (second) or 0 (tie); null did not vote."""
     names = [name for name in row if _ANNOTATOR.fullmatch(name) and row[name] is not None]
-    verdicts = [whole(row[name], (0, 1, 2), reason="bad_vote") for name in names]
-    sides = _sides(row, "response1", "response2")
+    verdicts = [read_integer(row[name], (0, 1, 2), reason="bad_vote") for name in names]
+    sides = _read_sides(row, "response1", "response2")
     counts = [verdicts.count(verdict) for verdict in (1, 2, 0)]
-    return Group(prompt(row), sides, (_voted(counts, settings),))
+    return Group(read_prompt(row), sides, (_vote_edge(counts, settings),))
 
 
-def helpsteer2(row: Row, settings: ReadSettings) -> Group:
+def helpsteer2(row: PreferenceRow, settings: ReadSettings) -> Group:
     """HelpSteer2-Preference (Wang et al. 2024): `preference_strength` from -3 (response 1 much better) to 3; 0 a tie."""
-    strength = whole(row.get("preference_strength"), _STRENGTHS, reason="bad_preference")
+    strength = read_integer(row.get("preference_strength"), _STRENGTHS, reason="bad_preference")
     edge = Edge(0, 1) if strength < 0 else Edge(1, 0)
     edge = Edge(0, 1, 0.5) if strength == 0 else settings.graded(edge, abs(strength))
-    return Group(_helpsteer_prompt(row.get("prompt")), _sides(row, "response_1", "response_2"), (edge,))
+    return Group(_read_helpsteer_prompt(row.get("prompt")), _read_sides(row, "response_1", "response_2"), (edge,))
 
 
-def helpsteer3(row: Row, settings: ReadSettings) -> Group:
+def helpsteer3(row: PreferenceRow, settings: ReadSettings) -> Group:
     """HelpSteer3-Preference (Wang et al. 2025): up to three annotators' scores from -3 to 3, and their overall.
 
     The scores' signs are votes; without individual scores the overall one is the only vote. Its size is the gap.
     """
-    overall = whole(row.get("overall_preference"), _STRENGTHS, reason="bad_preference")
+    overall = read_integer(row.get("overall_preference"), _STRENGTHS, reason="bad_preference")
     if row.get("individual_preference"):
-        given = [record.get("score") for record in records(row["individual_preference"])]
-        scores = [whole(score, _STRENGTHS, reason="bad_preference") for score in given]
+        given = [record.get("score") for record in read_records(row["individual_preference"])]
+        scores = [read_integer(score, _STRENGTHS, reason="bad_preference") for score in given]
     else:
         scores = [overall]
     counts = [sum(score < 0 for score in scores), sum(score > 0 for score in scores), scores.count(0)]
-    edge = _voted(counts, settings)
+    edge = _vote_edge(counts, settings)
     if edge.probability != 0.5 and overall != 0:  # a tie has no gap to keep
         edge = settings.graded(edge, abs(overall))
-    context = from_prompt(listed(row.get("context")))
-    return Group(context, _sides(row, "response1", "response2"), (edge,))
+    context = from_prompt(read_list(row.get("context")))
+    return Group(context, _read_sides(row, "response1", "response2"), (edge,))
 
 
-def _voted(counts: Sequence[int], settings: ReadSettings) -> Edge:
+def _vote_edge(counts: Sequence[int], settings: ReadSettings) -> Edge:
     """Votes for the first, the second and neither, as an edge from the side with more of them."""
     first, second, ties = counts
     if not sum(counts):
         raise UnusableError("no_votes")
     if second > first:
-        return Edge(1, 0, votes(second, first, ties, smoothing=settings.vote_smoothing))
-    return Edge(0, 1, votes(first, second, ties, smoothing=settings.vote_smoothing))
+        return Edge(1, 0, vote_probability(second, first, ties, smoothing=settings.vote_smoothing))
+    return Edge(0, 1, vote_probability(first, second, ties, smoothing=settings.vote_smoothing))
 
 
-def _sides(row: Row, first: str, second: str) -> tuple[str, str]:
+def _read_sides(row: PreferenceRow, first: str, second: str) -> tuple[str, str]:
     sides = from_response(row.get(first)), from_response(row.get(second))
     if sides[0] == sides[1]:
         raise UnusableError("equal_sides")
     return sides
 
 
-def _helpsteer_prompt(value: object) -> Conversation:
+def _read_helpsteer_prompt(value: object) -> Conversation:
     """HelpSteer2 writes later turns into the prompt's text, behind `<extra_id_1>User` and `<extra_id_1>Assistant`."""
     if not isinstance(value, str) or not _HELPSTEER_TURN.search(value):
         return from_prompt(value)

@@ -14,7 +14,7 @@ from pipelines.report import evaluation_tables
 from pipelines.report.charts import Mark, Series, interval_chart, line_chart
 from pipelines.report.pages.evaluation import render
 from rm.evaluate import load_temperature
-from rm.text.windows import windows
+from rm.text.windows import split_into_windows
 
 SECRET = "xyzzy"
 
@@ -81,7 +81,7 @@ def test_scoring_in_windows_loses_and_repeats_nothing(bestkept, model, data, tmp
     seen = []
 
     def small_windows(asked, *, characters):
-        for window in windows(asked, characters=60):
+        for window in split_into_windows(asked, characters=60):
             seen.append(window)
             yield window
 

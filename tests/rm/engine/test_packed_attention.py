@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rm.engine import packed_attention as attention
 from rm.engine.layout import Segment
-from rm.engine.packed_attention import Plan, packed_attention, pooled_attention
+from rm.engine.packed_attention import AttentionPlan, packed_attention, pooled_attention
 
 CPU = torch.device("cpu")
 
@@ -43,7 +43,7 @@ def spans_kernel(query, key, value, spans, *, causal, scaling):
 
 
 def on_gpu(*arguments, **rest):
-    return attention._merged_in_two_calls(spans_kernel, *arguments, **rest)
+    return attention._attend_by_kernel(spans_kernel, *arguments, **rest)
 
 
 class OnGpu(torch.Tensor):
@@ -52,7 +52,7 @@ class OnGpu(torch.Tensor):
     device = torch.device("cuda")
 
 
-WAYS = {"merged": attention._merged, "two calls": on_gpu, "concatenated": attention._concatenated}
+WAYS = {"merged": attention._attend_on_cpu, "two calls": on_gpu, "concatenated": attention._attend_concatenated}
 
 
 def dense(query, key, value, segments, *, causal, scaling):
@@ -92,7 +92,7 @@ def test_every_way_equals_dense_attention(way, segments, heads, causal, scaling)
         2 * torch.randn(1, tokens, count, 8, generator=generator).transpose(1, 2)
         for count in (heads[0], heads[1], heads[1])
     )
-    plan = Plan(tuple(segments), CPU)
+    plan = AttentionPlan(tuple(segments), CPU)
     got = WAYS[way](query, key, value, plan, causal=causal, scaling=scaling)
     expected = dense(query, key, value, segments, causal=causal, scaling=scaling)
     assert got.shape == expected.shape
@@ -111,7 +111,7 @@ def test_pooled_attention_is_that_of_the_pooled_tokens(kernel, monkeypatch):
         monkeypatch.setattr(attention, "variable_length", kernel)
         query, key, value = (tensor.bfloat16().as_subclass(OnGpu) for tensor in (query, key, value))
         tolerance = 0.05
-    got = pooled_attention(query[:, :, places], key, value, Plan(segments, CPU))
+    got = pooled_attention(query[:, :, places], key, value, AttentionPlan(segments, CPU))
     assert got.shape == (1, 3, 4, 8)
     assert torch.allclose(got.float(), expected, atol=tolerance)
 
@@ -122,7 +122,7 @@ def test_bfloat16_rounds_the_merge_once(way):
     tokens = sum(sum(part.sizes) for part in segments)
     generator = torch.Generator().manual_seed(1)
     wide = [torch.randn(1, tokens, 4, 16, generator=generator).transpose(1, 2).bfloat16() for _ in range(3)]
-    got = WAYS[way](*wide, Plan(segments, CPU), causal=True, scaling=None).float()
+    got = WAYS[way](*wide, AttentionPlan(segments, CPU), causal=True, scaling=None).float()
     exact = dense(*(tensor.float() for tensor in wide), segments, causal=True, scaling=None)
     assert got.dtype == torch.float32
     assert float((got - exact).abs().max()) < 0.03
@@ -131,19 +131,31 @@ def test_bfloat16_rounds_the_merge_once(way):
 
 def test_who_calls_what(monkeypatch):
     called = []
-    for name in ("_merged", "_concatenated", "_merged_in_two_calls"):
+    for name in ("_attend_on_cpu", "_attend_concatenated", "_attend_by_kernel"):
         monkeypatch.setattr(attention, name, lambda *_, _name=name, **__: called.append(_name))
 
     tensor = torch.zeros(1, 1, 2, 4)
     half, full = tensor.bfloat16().as_subclass(OnGpu), tensor.as_subclass(OnGpu)
-    plan = Plan((Segment(0, (2,)),), CPU)
+    plan = AttentionPlan((Segment(0, (2,)),), CPU)
     for kernel in (spans_kernel, None):
         monkeypatch.setattr(attention, "variable_length", kernel)
         for grad, query in ((True, tensor), (False, tensor), (False, half), (False, full), (True, half)):
             with contextlib.nullcontext() if grad else torch.no_grad():
                 packed_attention(module(causal=True), query, query, query, None, plan=plan)
-    with_kernel = ["_concatenated", "_merged", "_merged_in_two_calls", "_concatenated", "_concatenated"]
-    without = ["_concatenated", "_merged", "_concatenated", "_concatenated", "_concatenated"]
+    with_kernel = [
+        "_attend_concatenated",
+        "_attend_on_cpu",
+        "_attend_by_kernel",
+        "_attend_concatenated",
+        "_attend_concatenated",
+    ]
+    without = [
+        "_attend_concatenated",
+        "_attend_on_cpu",
+        "_attend_concatenated",
+        "_attend_concatenated",
+        "_attend_concatenated",
+    ]
     assert called == with_kernel + without
 
 
@@ -152,10 +164,10 @@ def test_attention_by_hand(way):
     """Prefix [a], responses [b, c] and [d]: who attends to whom, from values that are powers of ten."""
     query = key = torch.zeros(1, 1, 4, 4)
     value = torch.tensor([1.0, 10.0, 100.0, 1000.0]).reshape(1, 1, 4, 1).expand(1, 1, 4, 4)
-    got = WAYS[way](query, key, value, Plan((Segment(1, (2, 1)),), CPU), causal=True, scaling=None)
+    got = WAYS[way](query, key, value, AttentionPlan((Segment(1, (2, 1)),), CPU), causal=True, scaling=None)
     assert got.shape == (1, 4, 1, 4)
     assert got[0, :, 0, 0].tolist() == pytest.approx([1, 11 / 2, 111 / 3, 1001 / 2])
-    plan = Plan((Segment(0, (3,)), Segment(0, (1,))), CPU)
+    plan = AttentionPlan((Segment(0, (3,)), Segment(0, (1,))), CPU)
     got = WAYS[way](query, key, value, plan, causal=False, scaling=None)
     assert got[0, :, 0, 0].tolist() == pytest.approx([37, 37, 37, 1000])
 
@@ -166,7 +178,7 @@ def test_grouped_queries_and_scaling_by_hand(way):
     query = torch.ones(1, 4, 2, 1)
     key = torch.tensor([[0.0, 2.0], [0.0, 0.0]]).reshape(1, 2, 2, 1)
     value = torch.tensor([[1.0, 3.0], [10.0, 30.0]]).reshape(1, 2, 2, 1)
-    got = WAYS[way](query, key, value, Plan((Segment(0, (2,)),), CPU), causal=False, scaling=0.5)
+    got = WAYS[way](query, key, value, AttentionPlan((Segment(0, (2,)),), CPU), causal=False, scaling=0.5)
     leaning = 1 + 2 * torch.sigmoid(torch.tensor(1.0)).item()
     assert got[0, 0, :, 0].tolist() == pytest.approx([leaning, leaning, 20, 20])
 
@@ -175,5 +187,5 @@ def test_a_mask_from_the_architecture_is_refused():
     tensor = torch.zeros(1, 1, 2, 4)
     with pytest.raises(ValueError, match="given a mask"):
         packed_attention(
-            module(causal=True), tensor, tensor, tensor, torch.ones(1), plan=Plan((Segment(0, (2,)),), CPU)
+            module(causal=True), tensor, tensor, tensor, torch.ones(1), plan=AttentionPlan((Segment(0, (2,)),), CPU)
         )

@@ -12,7 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rm.engine import packed_attention, packed_forward
 from rm.engine.layout import lay_out
-from rm.engine.packed_attention import NAME
+from rm.engine.packed_attention import ATTENTION_NAME
 from rm.engine.packed_forward import enable_packing, first_position, packed_rewards
 from rm.train.losses import bradley_terry
 
@@ -80,7 +80,7 @@ def test_packed_equals_row_by_row_with_gradients(name):
     assert float(expected.detach().std()) > 0.05  # else agreeing says nothing
     assert enable_packing(model, causal=name in CAUSAL, max_length=LENGTH)
     assert model.training
-    assert model.config._attn_implementation == NAME
+    assert model.config._attn_implementation == ATTENTION_NAME
     got = packed_rewards(model, layout_of(name, model, groups), causal=name in CAUSAL)
     with torch.inference_mode():
         scored = packed_rewards(model, layout_of(name, model, groups), causal=name in CAUSAL)
@@ -132,7 +132,7 @@ def test_what_packing_cannot_do_is_refused_with_a_reason(name, caplog):
         assert not enable_packing(model, causal=hasattr(model, "score"), max_length=LENGTH)
     assert caplog.messages[-1].startswith("padded rows, since ")
     assert WHY.get(name, "") in caplog.messages[-1]
-    assert model.config._attn_implementation == before != NAME
+    assert model.config._attn_implementation == before != ATTENTION_NAME
     assert model.training
     rewards = model(input_ids=torch.tensor([[5, 6, 7], [5, 6, 8]])).logits  # it still works
     assert torch.isfinite(rewards).all()
@@ -199,13 +199,13 @@ def test_a_lost_scale_is_caught_by_the_check(caplog, monkeypatch):
 
 
 def test_a_lost_prefix_is_caught_by_the_check(caplog, monkeypatch):
-    monkeypatch.setattr(packed_attention, "_merge", lambda own, *_: own)
+    monkeypatch.setattr(packed_attention, "_merge_attentions", lambda own, *_: own)
     assert refused_by_the_check("Llama", caplog)
 
 
 def test_swapped_weights_of_the_merge_are_caught_by_the_check(caplog, monkeypatch):
-    original = packed_attention._merge
-    monkeypatch.setattr(packed_attention, "_merge", lambda own, a, other, b: original(own, b, other, a))
+    original = packed_attention._merge_attentions
+    monkeypatch.setattr(packed_attention, "_merge_attentions", lambda own, a, other, b: original(own, b, other, a))
     assert refused_by_the_check("Llama", caplog)
 
 
@@ -235,9 +235,9 @@ def test_a_model_of_16_bits_is_as_it_was_after_the_check(name):
 
 
 def test_an_error_that_16_bits_would_hide_is_caught_by_the_check(caplog, monkeypatch):
-    original = packed_attention._merge
+    original = packed_attention._merge_attentions
     monkeypatch.setattr(
-        packed_attention, "_merge", lambda own, lse, other, rest: original(own, lse + 0.02, other, rest)
+        packed_attention, "_merge_attentions", lambda own, lse, other, rest: original(own, lse + 0.02, other, rest)
     )
     model = build("Llama").eval().bfloat16()
     with caplog.at_level(logging.INFO, logger="rm.engine.packed_forward"):

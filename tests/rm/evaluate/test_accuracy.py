@@ -10,7 +10,7 @@ from support.evaluation_groups import group
 
 from rm.evaluate import Bootstrap, evaluate, tabulate
 from rm.evaluate.accuracy import accuracy_row, separation
-from rm.evaluate.diagnostics import length_correlation, margins
+from rm.evaluate.diagnostics import length_correlation, margin_bins
 
 FAST = Bootstrap(resamples=200)
 
@@ -185,13 +185,13 @@ def test_length_correlation_by_hand():
 def test_margins_by_hand():
     """Twenty comparisons with gaps 1..20, right where the gap exceeds 10: ten bins of two."""
     groups = [group(k, [(0, 1) if k > 10 else (1, 0)]) for k in range(1, 21)]
-    got = margins(tabulate(groups, [[float(k), 0.0] for k in range(1, 21)], sizes(groups)))
+    got = margin_bins(tabulate(groups, [[float(k), 0.0] for k in range(1, 21)], sizes(groups)))
     assert [bin.comparisons for bin in got] == [2] * 10
     assert [bin.gap for bin in got] == [1.5 + 2 * k for k in range(10)]
     assert [bin.accuracy for bin in got] == [0.0] * 5 + [1.0] * 5
     assert got[0].predicted == pytest.approx((1 / (1 + math.exp(-1)) + 1 / (1 + math.exp(-2))) / 2)
     assert all(0.5 <= bin.predicted_after <= 1 for bin in got)
-    assert margins(tabulate([group("a", [(0, 1, 0.5)])], [[1.0, 0.0]], [[1, 1]])) == ()
+    assert margin_bins(tabulate([group("a", [(0, 1, 0.5)])], [[1.0, 0.0]], [[1, 1]])) == ()
 
 
 def test_nothing_to_say_is_said_without_an_error():

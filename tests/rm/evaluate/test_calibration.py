@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.evaluation_groups import group
 
 from rm.evaluate import calibrate, fit_temperature, load_temperature, store_temperature, tabulate
-from rm.evaluate.calibration import calibration, cross_fitted_gaps, measure
+from rm.evaluate.calibration import calibration, cross_fitted_gaps, measure_fit
 from rm.identity import ModelError, identify
 from rm.preferences import heldout_split
 
@@ -30,7 +30,7 @@ def nll_at(temperature, gap, probability):
 
 def test_nll_and_brier_by_hand():
     # predictions 3/4, 3/4, 1/4 against 1, 0, 1/2
-    got = measure(np.array([LN3, LN3, -LN3]), np.array([1.0, 0.0, 0.5]))
+    got = measure_fit(np.array([LN3, LN3, -LN3]), np.array([1.0, 0.0, 0.5]))
     assert got.nll == pytest.approx(-(math.log(3 / 4) + math.log(1 / 4) + (math.log(1 / 4) + math.log(3 / 4)) / 2) / 3)
     assert got.brier == pytest.approx(((1 / 4) ** 2 + (3 / 4) ** 2 + (1 / 4) ** 2) / 3)
 
@@ -39,7 +39,7 @@ def test_ece_by_hand():
     """60 predictions of 3/4 and 30 of 1/4, each block in a bin of its own because equal predictions stay together."""
     gap = np.array([LN3] * 60 + [-LN3] * 30)
     probability = np.array([1.0] * 30 + [0.0] * 30 + [1.0] * 6 + [0.0] * 24)
-    got = measure(gap, probability)
+    got = measure_fit(gap, probability)
     assert [(bin.comparisons, bin.predicted, bin.observed) for bin in got.bins] == [
         (30, pytest.approx(0.25), pytest.approx(0.2)),
         (60, pytest.approx(0.75), pytest.approx(0.5)),
@@ -49,7 +49,7 @@ def test_ece_by_hand():
 
 def test_fifteen_bins_of_equal_mass():
     gap = np.linspace(-3, 3, 150)
-    got = measure(gap, (gap > 0).astype(float))
+    got = measure_fit(gap, (gap > 0).astype(float))
     assert [bin.comparisons for bin in got.bins] == [10] * 15
     edges = np.array_split(np.arange(150), 15)
     p, y = logistic(gap), gap > 0
@@ -57,7 +57,7 @@ def test_fifteen_bins_of_equal_mass():
 
 
 def test_extreme_gaps_stay_finite():
-    got = measure(np.array([5000.0, -5000.0]), np.array([0.0, 0.0]))
+    got = measure_fit(np.array([5000.0, -5000.0]), np.array([0.0, 0.0]))
     assert got.nll == pytest.approx(2500.0)
 
 
@@ -69,8 +69,8 @@ def test_temperature_is_no_worse_than_a_fine_grid(rows):
     if scale < 1e-6:
         return
     with np.errstate(divide="ignore", invalid="ignore"):
-        grid = [measure(gap / t, probability).nll for t in scale * np.geomspace(1 / 100, 100, 400)]
-    assert measure(gap / got.value, probability).nll <= min(grid) + 1e-9
+        grid = [measure_fit(gap / t, probability).nll for t in scale * np.geomspace(1 / 100, 100, 400)]
+    assert measure_fit(gap / got.value, probability).nll <= min(grid) + 1e-9
 
 
 def test_temperature_recovers_the_scale_that_the_labels_were_drawn_with():
@@ -123,8 +123,8 @@ def test_after_is_measured_on_the_half_that_the_temperature_was_not_fitted_on():
     np.testing.assert_allclose(scaled[table.half] * b, table.gap[table.half])
     np.testing.assert_allclose(scaled[~table.half] * a, table.gap[~table.half])
     got = calibration(table)
-    assert got.after == measure(scaled, table.probability)
-    assert got.before == measure(table.gap, table.probability)
+    assert got.after == measure_fit(scaled, table.probability)
+    assert got.before == measure_fit(table.gap, table.probability)
     assert got.temperature == fit_temperature(table.gap, table.probability)
 
 

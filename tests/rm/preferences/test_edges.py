@@ -8,23 +8,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm.preferences.edges import choice, from_verdicts, graded, ranking, scored, tiers_of, votes
+from rm.preferences.edges import (
+    apply_gap,
+    choice_edges,
+    ranking_edges,
+    score_edges,
+    tiers_of,
+    verdict_edges,
+    vote_probability,
+)
 from rm.preferences.groups import ALONE, Edge
 
 ranks = st.lists(st.integers(1, 4), min_size=1, max_size=7)
 
 
 def test_a_strict_ranking_by_hand():
-    assert ranking([[2], [0], [1]]) == (Edge(2, 0, stage=0), Edge(2, 1, stage=0), Edge(0, 1, stage=1))
+    assert ranking_edges([[2], [0], [1]]) == (Edge(2, 0, stage=0), Edge(2, 1, stage=0), Edge(0, 1, stage=1))
 
 
 def test_a_ranking_with_ties_by_hand():
-    assert ranking([[1, 3], [0]]) == (Edge(1, 0, stage=0), Edge(3, 0, stage=1), Edge(1, 3, 0.5))
+    assert ranking_edges([[1, 3], [0]]) == (Edge(1, 0, stage=0), Edge(3, 0, stage=1), Edge(1, 3, 0.5))
 
 
 @given(ranks)
 def test_a_ranking_of_n_is_all_pairs_once_in_the_order_of_the_ranks(given_ranks):
-    edges = ranking(tiers_of(given_ranks))
+    edges = ranking_edges(tiers_of(given_ranks))
     n = len(given_ranks)
     assert len(edges) == n * (n - 1) // 2
     assert {frozenset(edge[:2]) for edge in edges} == {frozenset(pair) for pair in combinations(range(n), 2)}
@@ -38,7 +46,7 @@ def test_a_ranking_of_n_is_all_pairs_once_in_the_order_of_the_ranks(given_ranks)
 
 @given(ranks)
 def test_the_stages_of_a_ranking_give_its_tiers_back(given_ranks):
-    edges = ranking(tiers_of(given_ranks))
+    edges = ranking_edges(tiers_of(given_ranks))
     stages: dict[int, set[int]] = {}
     preferred: dict[int, set[int]] = {}
     for edge in edges:
@@ -57,8 +65,8 @@ def test_the_stages_of_a_ranking_give_its_tiers_back(given_ranks):
 
 
 def test_a_choice_is_one_pick():
-    assert choice(1, 3) == (Edge(1, 0, stage=0), Edge(1, 2, stage=0))
-    assert choice(0, 1) == ()
+    assert choice_edges(1, 3) == (Edge(1, 0, stage=0), Edge(1, 2, stage=0))
+    assert choice_edges(0, 1) == ()
 
 
 @pytest.mark.parametrize(
@@ -74,17 +82,17 @@ def test_a_choice_is_one_pick():
     ],
 )
 def test_votes_by_hand(first, second, ties, smoothing, expected):
-    assert votes(first, second, ties, smoothing=smoothing) == pytest.approx(expected)
+    assert vote_probability(first, second, ties, smoothing=smoothing) == pytest.approx(expected)
 
 
 @given(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9), st.floats(0, 5))
 def test_votes_are_symmetric_and_follow_the_majority(first, second, ties, smoothing):
     if first + second + ties == 0:
         with pytest.raises(ValueError, match="no annotator voted"):
-            votes(first, second, ties, smoothing=smoothing)
+            vote_probability(first, second, ties, smoothing=smoothing)
         return
-    share = votes(first, second, ties, smoothing=smoothing)
-    assert share + votes(second, first, ties, smoothing=smoothing) == pytest.approx(1.0)
+    share = vote_probability(first, second, ties, smoothing=smoothing)
+    assert share + vote_probability(second, first, ties, smoothing=smoothing) == pytest.approx(1.0)
     assert (share > 0.5) == (first > second)
     assert 0.0 <= share <= 1.0
 
@@ -106,7 +114,7 @@ def test_scores_equal_brute_force(scores, min_gap, gap_use, scale):
         ):
             gap = scale * (scores[i] - scores[j])
             expected.add((i, j, 1.0, gap if gap_use == "weight" else 1.0, gap if gap_use == "margin" else 0.0, ALONE))
-    edges = scored(scores, min_gap=float(min_gap), gap_use=gap_use, gap_scale=scale)
+    edges = score_edges(scores, min_gap=float(min_gap), gap_use=gap_use, gap_scale=scale)
     assert set(map(tuple, edges)) == expected
     assert len(edges) == len(expected)
 
@@ -114,24 +122,24 @@ def test_scores_equal_brute_force(scores, min_gap, gap_use, scale):
 def test_a_gap_by_hand():
     options = {"min_gap": 2.0, "gap_scale": 0.5}
     edge = Edge(1, 0, 0.75)
-    assert graded(edge, 2.0, gap_use="none", **options) == edge
-    assert graded(edge, 3.0, gap_use="weight", **options) == Edge(1, 0, 0.75, weight=1.5)
-    assert graded(edge, 3.0, gap_use="margin", **options) == Edge(1, 0, 0.75, margin=1.5)
-    assert graded(edge, 1.9, gap_use="none", **options) is None
-    assert graded(edge, 0.0, gap_use="none", min_gap=0.0, gap_scale=1.0) is None
-    assert graded(edge, -3.0, gap_use="none", min_gap=0.0, gap_scale=1.0) is None
+    assert apply_gap(edge, 2.0, gap_use="none", **options) == edge
+    assert apply_gap(edge, 3.0, gap_use="weight", **options) == Edge(1, 0, 0.75, weight=1.5)
+    assert apply_gap(edge, 3.0, gap_use="margin", **options) == Edge(1, 0, 0.75, margin=1.5)
+    assert apply_gap(edge, 1.9, gap_use="none", **options) is None
+    assert apply_gap(edge, 0.0, gap_use="none", min_gap=0.0, gap_scale=1.0) is None
+    assert apply_gap(edge, -3.0, gap_use="none", min_gap=0.0, gap_scale=1.0) is None
 
 
 @given(ranks)
 def test_verdicts_that_agree_with_a_ranking_are_that_ranking(given_ranks):
     pairs = combinations(given_ranks, 2)
     verdicts = [0 if a == b else 1 if a < b else 2 for a, b in pairs]
-    assert from_verdicts(verdicts, len(given_ranks)) == ranking(tiers_of(given_ranks))
+    assert verdict_edges(verdicts, len(given_ranks)) == ranking_edges(tiers_of(given_ranks))
 
 
 @given(st.lists(st.integers(0, 2), min_size=6, max_size=6))
 def test_verdicts_say_what_they_say_whether_a_ranking_or_not(verdicts):
-    edges = {frozenset(edge[:2]): edge for edge in from_verdicts(verdicts, 4)}
+    edges = {frozenset(edge[:2]): edge for edge in verdict_edges(verdicts, 4)}
     assert len(edges) == 6
     for pair, verdict in zip(combinations(range(4), 2), verdicts, strict=True):
         edge = edges[frozenset(pair)]
@@ -145,4 +153,4 @@ def test_verdicts_say_what_they_say_whether_a_ranking_or_not(verdicts):
 
 
 def test_a_circle_is_three_comparisons():
-    assert from_verdicts([1, 2, 1], 3) == (Edge(0, 1), Edge(2, 0), Edge(1, 2))
+    assert verdict_edges([1, 2, 1], 3) == (Edge(0, 1), Edge(2, 0), Edge(1, 2))

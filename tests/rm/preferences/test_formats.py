@@ -18,11 +18,11 @@ from rm.preferences import (
     Label,
     PreferenceError,
     ReadSettings,
-    detect,
+    detect_format,
+    read_preference_rows,
     read_preferences,
-    read_rows,
 )
-from rm.preferences.reading import read_each
+from rm.preferences.reading import read_unmerged
 
 
 def settings(**changes):
@@ -557,7 +557,7 @@ NAMES = {
 @pytest.mark.parametrize("case", CASES)
 def test_a_published_schema_gives_the_groups_written_by_hand(case):
     rows, changes, expected = CASES[case]
-    groups, rejections = read_rows(rows, settings(**changes))
+    groups, rejections = read_preference_rows(rows, settings(**changes))
     assert groups == expected
     tied = {"ultrafeedback-binarized", "shp-min-gap"}
     assert rejections == ({"below_min_gap": 1} if case in tied else {})
@@ -567,8 +567,8 @@ def test_a_published_schema_gives_the_groups_written_by_hand(case):
 def test_the_format_is_told_from_the_row_and_can_be_named(case):
     rows, changes, expected = CASES[case]
     columns = changes.get("columns", {})
-    assert {detect(row, columns) for row in rows} == {NAMES[case]}
-    assert read_rows(rows, settings(**{**changes, "format": NAMES[case]}))[0] == expected
+    assert {detect_format(row, columns) for row in rows} == {NAMES[case]}
+    assert read_preference_rows(rows, settings(**{**changes, "format": NAMES[case]}))[0] == expected
 
 
 def test_every_format_has_a_case():
@@ -590,7 +590,7 @@ def test_a_file_gives_the_same_groups_as_its_rows(tmp_path, case, kind):
 
 def test_who_judged_is_the_users_word_where_it_is_given():
     for case, (rows, changes, expected) in CASES.items():
-        groups, _ = read_rows(rows, settings(**{**changes, "origin": "human"}))
+        groups, _ = read_preference_rows(rows, settings(**{**changes, "origin": "human"}))
         assert {group.origin for group in groups} == {"human"}, case
         assert len(groups) == len(expected)
 
@@ -611,15 +611,15 @@ def test_who_judged_is_the_users_word_where_it_is_given():
     ],
 )
 def test_columns_of_any_name(columns, rows, name):
-    assert detect(rows[0], columns) == name
-    (group,), rejections = read_rows(rows, settings(columns=columns))
+    assert detect_format(rows[0], columns) == name
+    (group,), rejections = read_preference_rows(rows, settings(columns=columns))
     assert (group.prompt, group.responses[0], not rejections) == (user("q"), "a", True)
     assert (group.source, group.subset) == (("x", "y") if "source" in columns else (None, None))
 
 
 def test_rows_that_cannot_be_used_are_counted_by_reason():
     def reasons(rows):
-        return read_rows(rows, settings())[1]
+        return read_preference_rows(rows, settings())[1]
 
     pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
     assert reasons([{**pair, "rejected": "a"}]) == {"equal_sides": 1}
@@ -652,21 +652,21 @@ def test_rows_that_cannot_be_used_are_counted_by_reason():
 
 def test_equal_responses_in_a_list_are_one_and_what_was_between_them_is_counted():
     rows = [{"prompt": "q", "responses": ["a", "b", "a", "c"], "ranking": [1, 2, 1, 3]}]
-    groups, rejections = read_rows(rows, settings())
+    groups, rejections = read_preference_rows(rows, settings())
     edges = (Edge(0, 1), Edge(0, 2), Edge(0, 1), Edge(0, 2), Edge(1, 2))
     assert groups == [Group(user("q"), ("a", "b", "c"), edges)]
     assert rejections == {"equal_responses": 1}
     rows = [{"prompt": "q", "responses": ["a", "b", "a"], "scores": [1.0, 4.0, 2.0]}]
-    groups, rejections = read_rows(rows, settings())
+    groups, rejections = read_preference_rows(rows, settings())
     assert groups == [Group(user("q"), ("a", "b"), (Edge(1, 0),), scores=(1.5, 4.0))]
     assert rejections == {"equal_responses": 1}
     rows = [{"prompt": "q", "responses": ["a", "a"], "best": 0}]
-    assert read_rows(rows, settings()) == ([], {"equal_sides": 1})
+    assert read_preference_rows(rows, settings()) == ([], {"equal_sides": 1})
 
 
 def test_without_individual_scores_the_overall_one_is_the_only_vote():
     row = {**helpsteer3_row("q", -3), "individual_preference": None}
-    (group,), _ = read_rows([row], settings())
+    (group,), _ = read_preference_rows([row], settings())
     assert group.edges == (Edge(0, 1, 0.75),)  # (1 + 1/2) / (1 + 1)
 
 
@@ -676,10 +676,10 @@ def test_a_conversation_that_goes_on_after_the_prompt_keeps_its_turns():
         "chosen": messages("Hi", "Hello", "Why?", "Because."),
         "rejected": messages("Hi", "Hello", "Why?", "No."),
     }
-    (group,), _ = read_rows([row], settings())
+    (group,), _ = read_preference_rows([row], settings())
     assert (group.prompt, group.responses) == (CHAT, ("Because.", "No."))
     cut = {**row, "chosen": row["chosen"][1:], "rejected": row["rejected"][1:]}
-    assert read_rows([cut], settings())[0] == [group]
+    assert read_preference_rows([cut], settings())[0] == [group]
 
 
 @pytest.mark.parametrize(
@@ -703,13 +703,13 @@ def test_a_conversation_that_goes_on_after_the_prompt_keeps_its_turns():
 )
 def test_what_cannot_be_told_is_an_error_with_the_remedy_and_without_row_text(rows, changes, message):
     with pytest.raises(PreferenceError, match=message) as caught:
-        read_rows(rows, settings(**changes))
+        read_preference_rows(rows, settings(**changes))
     assert "Because" not in str(caught.value)
 
 
 def test_the_first_row_that_is_whole_tells_the_format():
     rows = [{"chosen": None, "rejected": None}, HH[0]]
-    groups, rejections = read_rows(rows, settings())
+    groups, rejections = read_preference_rows(rows, settings())
     assert (len(groups), rejections) == (1, {"null_prompt": 1})
 
 
@@ -730,26 +730,26 @@ def test_a_row_of_another_shape_never_stops_the_reading(data):
     broken = {**rows[0], name: data.draw(odd)}
     missing = {key: value for key, value in rows[0].items() if key != name}
     named = settings(**{**changes, "format": NAMES[case]})
-    used, rejections = read_each([rows[0], broken, missing], FORMATS[NAMES[case]], named)
+    used, rejections = read_unmerged([rows[0], broken, missing], FORMATS[NAMES[case]], named)
     assert len(used) + rejections.total() - rejections["equal_responses"] == 3
-    read_rows([rows[0], broken, missing], named)
+    read_preference_rows([rows[0], broken, missing], named)
 
 
 def test_a_column_that_is_not_there_is_named():
     with pytest.raises(
         PreferenceError, match=r"data\.columns\.score is 'win', and the rows have no such column.*win_rate"
     ):
-        detect({"prompt": "p", "response": "r", "win_rate": 0.5}, {"score": "win"})
+        detect_format({"prompt": "p", "response": "r", "win_rate": 0.5}, {"score": "win"})
 
 
 def test_two_prompts_that_differ_are_a_question_and_each_answer_decides():
     rows = [{"prompt": "a", "question": "a", "chosen": "c", "rejected": "d"}] * 2
-    assert read_rows(rows, settings())[0][0].prompt == (("user", "a"),)
+    assert read_preference_rows(rows, settings())[0][0].prompt == (("user", "a"),)
     rows = [rows[0], {**rows[0], "question": "b"}]
     with pytest.raises(PreferenceError, match="each of which may hold the prompt") as asked:
-        read_rows(rows, settings())
+        read_preference_rows(rows, settings())
     assert asked.value.settings == ["'data.columns={prompt: prompt}'", "'data.columns={prompt: question}'"]
-    prompts = [group.prompt for group in read_rows(rows, settings(columns={"prompt": "question"}))[0]]
+    prompts = [group.prompt for group in read_preference_rows(rows, settings(columns={"prompt": "question"}))[0]]
     assert prompts == [(("user", "a"),), (("user", "b"),)]
 
 
@@ -773,5 +773,5 @@ def test_two_prompts_that_differ_are_a_question_and_each_answer_decides():
 )
 def test_what_is_no_preference_is_told_what_to_say(row, message, ways):
     with pytest.raises(PreferenceError, match=message) as refused:
-        read_rows([row], settings())
+        read_preference_rows([row], settings())
     assert refused.value.settings == ways

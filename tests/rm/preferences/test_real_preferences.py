@@ -8,8 +8,8 @@ import pytest
 from support.corpora import READING, SHARED
 
 from rm.preferences import Edge, Label, ReadSettings, load_rows, read_preferences
-from rm.preferences.detection import resolve
-from rm.preferences.reading import read_each
+from rm.preferences.detection import resolve_format
+from rm.preferences.reading import read_unmerged
 
 pytestmark = pytest.mark.skipif(not SHARED.exists(), reason="the real corpora are not part of the project")
 
@@ -22,7 +22,7 @@ def read(name, **changes):
     """(groups, rejections, rows), having checked that rows read are rows used and rows rejected."""
     rows = list(load_rows(str(SHARED / name)))
     options = settings(**changes)
-    used, rejections = read_each(rows, resolve(rows[:100], options), options)
+    used, rejections = read_unmerged(rows, resolve_format(rows[:100], options), options)
     assert len(used) + rejections.total() - rejections["equal_responses"] == len(rows)
     groups, again = read_preferences(str(SHARED / name), options)
     assert again == rejections

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm.text.windows import Asked, ahead, distinct, windows
+from rm.text.windows import PendingText, deduplicate, map_ahead, split_into_windows
 
 prompt = st.sampled_from(["", "a", "bb", "cccc"]).map(lambda text: (("user", text),))
 groups = st.lists(st.tuples(prompt, st.lists(st.text("xy", max_size=4), max_size=5)), max_size=8)
@@ -24,7 +24,7 @@ def everyone(asked):
 
 @given(groups)
 def test_each_text_once_and_nobody_forgotten(given_groups):
-    asked = distinct(given_groups)
+    asked = deduplicate(given_groups)
     texts = [(one.prompt, response) for one in asked for response in one.responses]
     assert len(texts) == len(set(texts))
     assert len({one.prompt for one in asked}) == len(asked)
@@ -37,8 +37,8 @@ def test_each_text_once_and_nobody_forgotten(given_groups):
 
 @given(groups, st.integers(1, 30))
 def test_windows_hold_everything_and_keep_to_their_size(given_groups, characters):
-    asked = distinct(given_groups)
-    cut = list(windows(asked, characters=characters))
+    asked = deduplicate(given_groups)
+    cut = list(split_into_windows(asked, characters=characters))
     assert everyone(one for window in cut for one in window) == everyone(asked)
     order = [(one.prompt, response) for window in cut for one in window for response in one.responses]
     assert order == [(one.prompt, response) for one in asked for response in one.responses]
@@ -52,7 +52,7 @@ def test_windows_hold_everything_and_keep_to_their_size(given_groups, characters
         assert all(one.responses for one in window)
         assert texts == 1 or size(window) <= characters
     for window, following in itertools.pairwise(cut):
-        first = Asked(following[0].prompt, following[0].responses[:1], following[0].places[:1])
+        first = PendingText(following[0].prompt, following[0].responses[:1], following[0].places[:1])
         assert size([*window, first]) > characters  # as full as the order allows
 
 
@@ -64,18 +64,18 @@ def test_the_next_is_made_while_the_last_is_worked_on():
         return number * 10
 
     results = []
-    for result in ahead(make, range(3)):
+    for result in map_ahead(make, range(3)):
         following = result // 10 + 1
         if following < 3:
             assert begun[following].wait(10)
         results.append(result)
     assert results == [0, 10, 20]
-    assert list(ahead(make, [])) == []
+    assert list(map_ahead(make, [])) == []
 
 
 def test_no_more_than_one_is_made_ahead():
     made = []
-    stream = ahead(lambda number: made.append(number) or number, iter(range(10)))
+    stream = map_ahead(lambda number: made.append(number) or number, iter(range(10)))
     assert next(stream) == 0
     assert len(made) <= 2
     stream.close()
@@ -87,7 +87,7 @@ def test_an_error_ahead_is_raised_in_its_turn():
             raise ValueError("second")
         return number
 
-    stream = ahead(make, range(3))
+    stream = map_ahead(make, range(3))
     assert next(stream) == 0
     with pytest.raises(ValueError, match="second"):
         next(stream)

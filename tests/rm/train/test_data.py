@@ -12,7 +12,7 @@ from support.training_groups import collator, encoded_group, row
 from rm.engine.layout import Segment
 from rm.preferences import Edge, Group, Label, Rejections
 from rm.text.templates import Template
-from rm.train.data import Draws, encode_groups, spread, term_shares
+from rm.train.data import Draws, encode_groups, spread_rewards, term_shares
 
 PROMPT = (("user", "what is it"),)
 
@@ -65,7 +65,7 @@ class TestEncoding:
         assert not rejected
 
     def test_spread_puts_rewards_back_in_their_places(self):
-        got = spread(np.array([1.5, -2.0], dtype=np.float32), (3, 1), 5)
+        got = spread_rewards(np.array([1.5, -2.0], dtype=np.float32), (3, 1), 5)
         np.testing.assert_array_equal(got, np.array([np.nan, -2.0, np.nan, 1.5, np.nan], dtype=np.float32))
         assert got.dtype == np.float32
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rm.train.losses import accept_reject, bradley_terry, centring, plackett_luce, smoothed
+from rm.train.losses import accept_reject, bradley_terry, centring_penalty, plackett_luce, smooth
 
 LN3 = math.log(3)
 
@@ -179,14 +179,14 @@ class TestAcceptReject:
 def test_centring_by_hand():
     # sums 3 and -3 at weights 1 and 3, then 1: the loss is of sums, not of differences
     rewards, edges, _, weights, _ = tensors([2.0, 1.0, -4.0], [[0, 1], [1, 2]], [1.0, 1.0], [1.0, 3.0])
-    value, gradient = value_and_gradient(lambda r: centring(r, edges, weights), (rewards,))
+    value, gradient = value_and_gradient(lambda r: centring_penalty(r, edges, weights), (rewards,))
     assert value == pytest.approx((9 + 3 * 9) / 4)
     assert gradient == pytest.approx([2 * 3 / 4, 2 * 3 / 4 - 3 * 2 * 3 / 4, -3 * 2 * 3 / 4])
 
 
 def test_smoothing_by_hand():
-    assert smoothed(real(1.0, 0.0, 0.5, 0.75), 0.1).tolist() == pytest.approx([0.9, 0.1, 0.5, 0.7])
-    assert smoothed(real(1.0, 0.3), 0.0).tolist() == [1.0, 0.3]
+    assert smooth(real(1.0, 0.0, 0.5, 0.75), 0.1).tolist() == pytest.approx([0.9, 0.1, 0.5, 0.7])
+    assert smooth(real(1.0, 0.3), 0.0).tolist() == [1.0, 0.3]
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_smoothing_by_hand():
         lambda none, indices: bradley_terry(none, indices, none, none),
         lambda none, indices: plackett_luce(none, indices, none, none, None, indices[:, 0]),
         lambda none, indices: accept_reject(none, torch.tensor(0.0), indices[:, 0], none, none),
-        lambda none, indices: centring(none, indices, none),
+        lambda none, indices: centring_penalty(none, indices, none),
     ],
 )
 def test_no_judgement_is_an_error(loss):

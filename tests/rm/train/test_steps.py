@@ -15,8 +15,8 @@ from support.training_groups import run_settings
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rm.train import TrainingError, train
-from rm.train import train as training
 from rm.train import trainer as trainers
+from rm.train import training_run as training
 from rm.train.trainer import GroupTrainer
 
 
@@ -162,7 +162,7 @@ def test_patience_is_kept_over_an_interruption(runs, tmp_path, monkeypatch):
 
     def evaluate(self, *arguments, **rest):
         number = sum("eval_accuracy" in entry for entry in self.state.log_history) + 1
-        monkeypatch.setattr(trainers, "accuracy", lambda *_: falling[number])
+        monkeypatch.setattr(trainers, "judgement_accuracy", lambda *_: falling[number])
         return original(self, *arguments, **rest)
 
     monkeypatch.setattr(GroupTrainer, "evaluate", evaluate)
@@ -237,7 +237,7 @@ def test_early_stopping_keeps_the_best(tmp_path, rankings, encoder, monkeypatch)
         return original(self, *arguments, **rest)
 
     monkeypatch.setattr(GroupTrainer, "evaluate", evaluate)
-    monkeypatch.setattr(trainers, "accuracy", lambda *_: next(told))
+    monkeypatch.setattr(trainers, "judgement_accuracy", lambda *_: next(told))
     values = {"epochs": 8, "evaluations_per_epoch": 2, "early_stopping": 2, "learning_rate": 1e-3}
     result = train(run_settings(rankings, encoder, tmp_path / "out", **values))
     assert len(kept) == 4

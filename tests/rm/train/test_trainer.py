@@ -15,8 +15,8 @@ from rm.checkpoint.load import load_backbone_for_training
 from rm.engine.packed_forward import enable_packing, first_position
 from rm.train import TrainingError
 from rm.train.loss_network import GroupLoss, GroupNetwork
-from rm.train.losses import accept_reject, bradley_terry, centring, plackett_luce
-from rm.train.trainer import GroupTrainer, accuracy, is_flat, predict, refuse_collapse
+from rm.train.losses import accept_reject, bradley_terry, centring_penalty, plackett_luce
+from rm.train.trainer import GroupTrainer, is_flat, judgement_accuracy, predict, refuse_collapse
 
 PAIRS = GroupLoss("bradley_terry", 0.0, 0.0)
 
@@ -136,7 +136,7 @@ class TestGroupLoss:
         got = GroupLoss("bradley_terry", 0.2, 0.0)(self.rewards, self.offset, batch)
         assert got.item() == pytest.approx(whole(smooth), rel=1e-6)
         centred = bradley_terry(*edges, batch.probabilities, batch.weights, batch.margins)
-        centred = centred + 0.1 * centring(*edges, batch.weights)
+        centred = centred + 0.1 * centring_penalty(*edges, batch.weights)
         got = GroupLoss("bradley_terry", 0.0, 0.1)(self.rewards, self.offset, batch)
         assert got.item() == pytest.approx(whole(centred), rel=1e-6)
         batch = self.batch(picks=True)
@@ -166,7 +166,7 @@ def test_heldout_loss_is_the_loss_of_one_batch(tmp_path):
     rewards = torch.from_numpy(np.concatenate(predict(trainer, groups)))
     whole = trainer._loss(rewards, torch.tensor(0.3), trainer.data_collator.micro_batch(groups))
     assert metrics["eval_loss"] == pytest.approx(whole.item(), rel=1e-5)
-    assert metrics["eval_accuracy"] == accuracy(predict(trainer, groups), groups)
+    assert metrics["eval_accuracy"] == judgement_accuracy(predict(trainer, groups), groups)
     assert trainer.state.log_history[-1]["eval_accuracy"] == metrics["eval_accuracy"]
 
 
@@ -189,14 +189,14 @@ def test_heldout_rewards_are_those_of_the_model_as_it_stands(tmp_path):
 def test_accuracy_by_hand():
     group = encoded_group([row(1)] * 3, [(0, 1), (1, 2), (0, 2, 0.2), (1, 0, 0.5), (2, 1, 0.4)])
     # right; equal (half); said the other way round (wrong); a tie (left out); equal, said the other way round (half)
-    assert accuracy([np.array([2.0, 1.0, 1.0])], [group]) == pytest.approx((1 + 0.5 + 0 + 0.5) / 4)
+    assert judgement_accuracy([np.array([2.0, 1.0, 1.0])], [group]) == pytest.approx((1 + 0.5 + 0 + 0.5) / 4)
     # accepted against rejected of one group: 0 over 2 right, 1 over 2 equal; 0 and 1 say nothing to each other
     labels = encoded_group([row(1)] * 3, [], [(0, 1.0), (1, 1.0), (2, 0.0)])
-    assert accuracy([np.array([3.0, 1.0, 1.0])], [labels]) == pytest.approx(0.75)
-    assert accuracy([np.array([0.0, 5.0, 1.0])], [labels]) == pytest.approx(0.5)
+    assert judgement_accuracy([np.array([3.0, 1.0, 1.0])], [labels]) == pytest.approx(0.75)
+    assert judgement_accuracy([np.array([0.0, 5.0, 1.0])], [labels]) == pytest.approx(0.5)
     both = [np.array([2.0, 1.0, 1.0]), np.array([3.0, 1.0, 1.0])]
-    assert accuracy(both, [group, labels]) == pytest.approx((2 + 1.5) / 6)
-    assert math.isnan(accuracy([np.array([1.0])], [encoded_group([row(1)], [], [(0, 1.0)])]))
+    assert judgement_accuracy(both, [group, labels]) == pytest.approx((2 + 1.5) / 6)
+    assert math.isnan(judgement_accuracy([np.array([1.0])], [encoded_group([row(1)], [], [(0, 1.0)])]))
 
 
 def test_flat_rewards():

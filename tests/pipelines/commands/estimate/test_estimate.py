@@ -246,7 +246,7 @@ def test_a_job_elsewhere_without_a_named_gpu_is_estimated_for_all(config):
 
 
 def test_a_model_larger_than_the_gpu_is_refused_with_the_numbers(config, monkeypatch):
-    monkeypatch.setattr("rm.dry_run.Forecaster.shape", property(lambda _: SHAPE_OF_70B))
+    monkeypatch.setattr("rm.dry_run.DryRun.shape", property(lambda _: SHAPE_OF_70B))
     with pytest.raises(ConfigError, match=r"70,000,000,000 parameters.*260\.8 GiB of weights.*24 GiB of nvidia-l4"):
         plan_run(config(), wishes=PlanOptions(gpu="nvidia-l4"))
     assert not any(way["fits"] for way in plan_run(remote(config()))["ways"])

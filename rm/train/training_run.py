@@ -25,28 +25,28 @@ from rm.evaluate.calibration_file import FILE_NAME
 from rm.identity import effective_max_length, resolve_model
 from rm.preferences import Group, PreferenceError, ReadSettings, Rejections, heldout_split, read_preferences
 from rm.text.templates import Template
-from rm.train.data import Collator, Draws, EncodedGroup, encode_groups, spread
+from rm.train.data import Collator, Draws, EncodedGroup, encode_groups, spread_rewards
 from rm.train.loss_network import GroupLoss, GroupNetwork
 from rm.train.settings import TrainingError, TrainResult, TrainSettings
-from rm.train.trainer import DrawAnew, GroupTrainer, LogLines, accuracy, predict, refuse_collapse
+from rm.train.trainer import GroupTrainer, LogProgress, SetDrawEpoch, judgement_accuracy, predict, refuse_collapse
 
 log = logging.getLogger(__name__)
 
 _SMALL, _LARGE = 100_000_000, 1_000_000_000  # parameters
-_LOOKED_AT = 32  # groups whose rewards tell a collapse
+_COLLAPSE_CHECK_GROUPS = 32  # groups whose rewards tell a collapse
 _CHECKPOINTS = "checkpoints"
 _SETTINGS_FILE = "settings.json"
 
 
 @dataclass
-class _Data:
+class _EncodedData:
     """Groups beside their encoded forms, in the same order."""
 
     groups: list[Group]
     encoded: list[EncodedGroup]
 
     @classmethod
-    def of(cls, groups: Sequence[Group], template: Template, rejected: Rejections) -> _Data:
+    def of(cls, groups: Sequence[Group], template: Template, rejected: Rejections) -> _EncodedData:
         pairs = zip(groups, encode_groups(groups, template, rejected), strict=True)
         kept = [(group, encoded) for group, encoded in pairs if encoded is not None]
         return cls([group for group, _ in kept], [encoded for _, encoded in kept])
@@ -59,17 +59,18 @@ def train(settings: TrainSettings) -> TrainResult:
     (data), `ModelError` (backbone) or `TrainingError` (not finite, collapsed, or another run's checkpoints).
     """
     set_seed(settings.seed)
-    resume_from = _checkpoint(settings)
-    fit_groups, heldout_groups, rejected = _read(settings)
-    model = _Trained.load(settings)
-    fit, heldout = _Data.of(fit_groups, model.template, rejected), _Data.of(heldout_groups, model.template, rejected)
+    resume_from = _find_checkpoint(settings)
+    fit_groups, heldout_groups, rejected = _read_groups(settings)
+    model = _TrainedModel.load(settings)
+    fit = _EncodedData.of(fit_groups, model.template, rejected)
+    heldout = _EncodedData.of(heldout_groups, model.template, rejected)
     _require_data(settings, fit, heldout, rejected)
     network = GroupNetwork(model.inner, causal=model.causal, offset=_logit_of_base_rate(fit.encoded))
     network.offset.requires_grad_(any(len(group.labels) for group in fit.encoded))
-    trainer = _trainer(settings, network, model.collator(settings), fit.encoded, heldout.encoded)
+    trainer = _make_trainer(settings, network, model.collator(settings), fit.encoded, heldout.encoded)
     with quiet_transformers():
         outcome = trainer.train(resume_from_checkpoint=resume_from)
-    refuse_collapse(predict(trainer, fit.encoded[:_LOOKED_AT]), outcome.training_loss)
+    refuse_collapse(predict(trainer, fit.encoded[:_COLLAPSE_CHECK_GROUPS]), outcome.training_loss)
     model.save(settings)  # before what is held out is measured: that can take a while
     offset = network.offset.item() if network.offset.requires_grad else None
     if offset is not None:
@@ -80,8 +81,8 @@ def train(settings: TrainSettings) -> TrainResult:
     return TrainResult(
         output_path=settings.output_path,
         groups=len(fit.encoded),
-        judgements=_kinds(fit.encoded),
-        origins=_origins(fit),
+        judgements=_count_kinds(fit.encoded),
+        origins=_count_origins(fit),
         rejected=dict(rejected),
         steps=outcome.global_step,
         train_loss=float(outcome.training_loss),
@@ -90,13 +91,13 @@ def train(settings: TrainSettings) -> TrainResult:
         packed=model.packed,
         judgements_per_sec=trainer.judgements / training_secs,
         tokens_per_sec=trainer.tokens / training_secs,
-        heldout=_measure(settings, heldout, trainer.heldout_rewards()) if heldout.groups else None,
+        heldout=_evaluate_heldout(settings, heldout, trainer.heldout_rewards()) if heldout.groups else None,
         offset=offset,
     )
 
 
 @dataclass
-class _Trained:
+class _TrainedModel:
     """The model being trained and what belongs to it."""
 
     inner: Any  # the sequence classifier, perhaps with adapters inside
@@ -107,7 +108,7 @@ class _Trained:
     template: Template
 
     @classmethod
-    def load(cls, settings: TrainSettings) -> _Trained:
+    def load(cls, settings: TrainSettings) -> _TrainedModel:
         directory = resolve_model(settings.model_path, settings.revision)
         tokenizer = load_tokenizer(directory)
         loaded = load_backbone_for_training(directory)
@@ -150,10 +151,10 @@ class _Trained:
         shutil.rmtree(Path(settings.output_path) / _CHECKPOINTS)
 
 
-def _measure(settings: TrainSettings, heldout: _Data, rewards: Sequence[np.ndarray]) -> Evaluation:
+def _evaluate_heldout(settings: TrainSettings, heldout: _EncodedData, rewards: Sequence[np.ndarray]) -> Evaluation:
     """Held-out figures; the temperature fitted on them, and the labels' offset, are kept beside the weights."""
     whole = [
-        spread(values, encoded.members, len(group.responses))
+        spread_rewards(values, encoded.members, len(group.responses))
         for values, group, encoded in zip(rewards, heldout.groups, heldout.encoded, strict=True)
     ]
     measured = evaluate(heldout.groups, whole)
@@ -165,7 +166,7 @@ def _measure(settings: TrainSettings, heldout: _Data, rewards: Sequence[np.ndarr
     return measured
 
 
-def _read(settings: TrainSettings) -> tuple[list[Group], list[Group], Rejections]:
+def _read_groups(settings: TrainSettings) -> tuple[list[Group], list[Group], Rejections]:
     """(to fit, held out, rejections) over all sources; a prompt is on one side only, whatever source it is in.
 
     Groups of prompts that a held-out file asks too are not trained on: rejected as `heldout_prompt`.
@@ -186,7 +187,7 @@ def _read(settings: TrainSettings) -> tuple[list[Group], list[Group], Rejections
     return fit, heldout, rejected + lost
 
 
-def _require_data(settings: TrainSettings, fit: _Data, heldout: _Data, rejected: Rejections) -> None:
+def _require_data(settings: TrainSettings, fit: _EncodedData, heldout: _EncodedData, rejected: Rejections) -> None:
     if not fit.encoded:
         paths = ", ".join(repr(path) for path, _ in settings.sources)
         raise PreferenceError(
@@ -194,7 +195,9 @@ def _require_data(settings: TrainSettings, fit: _Data, heldout: _Data, rejected:
             "of one prompt that differ by at least data.min_gap"
         )
     even = [np.zeros(len(group.responses)) for group in heldout.encoded]
-    if settings.early_stopping is not None and math.isnan(accuracy(even, heldout.encoded)):  # nothing could be counted
+    if settings.early_stopping is not None and math.isnan(
+        judgement_accuracy(even, heldout.encoded)
+    ):  # nothing could be counted
         raise PreferenceError(
             f"train.early_stopping is {settings.early_stopping}, and nothing is held out to measure accuracy on; "
             "raise heldout.fraction, give heldout.path, or remove it"
@@ -208,7 +211,7 @@ def _logit_of_base_rate(groups: Sequence[EncodedGroup]) -> float:
     return float(np.log(rate / (1 - rate)))
 
 
-def _trainer(
+def _make_trainer(
     settings: TrainSettings,
     network: GroupNetwork,
     collator: Collator,
@@ -224,14 +227,14 @@ def _trainer(
         loss=GroupLoss(settings.loss, settings.label_smoothing, settings.centring),
         heldout=heldout,
         model=network,
-        args=_arguments(settings, learning_rate, steps_per_epoch=steps_per_epoch, evaluates=bool(heldout)),
+        args=_training_arguments(settings, learning_rate, steps_per_epoch=steps_per_epoch, evaluates=bool(heldout)),
         train_dataset=draws,
         eval_dataset=Draws(heldout, responses_per_group=None, seed=0) if heldout else None,
         data_collator=collator,
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(LogLines())
-    trainer.add_callback(DrawAnew(draws, steps_per_epoch))
+    trainer.add_callback(LogProgress())
+    trainer.add_callback(SetDrawEpoch(draws, steps_per_epoch))
     if settings.early_stopping is not None:
         trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=settings.early_stopping))
     log.info(
@@ -252,7 +255,7 @@ def _default_learning_rate(parameters: int, *, lora: bool) -> float:
     return 9e-6 if parameters >= _LARGE else 3e-5
 
 
-def _arguments(
+def _training_arguments(
     settings: TrainSettings, learning_rate: float, *, steps_per_epoch: int, evaluates: bool
 ) -> TrainingArguments:
     steps = max(1, round(steps_per_epoch * settings.epochs))
@@ -269,7 +272,7 @@ def _arguments(
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         use_cpu=not torch.cuda.is_available(),
-        bf16=_bfloat16(settings.precision),
+        bf16=_computes_in_bfloat16(settings.precision),
         seed=settings.seed,
         data_seed=settings.seed,
         eval_strategy="steps" if evaluates else "no",
@@ -290,14 +293,14 @@ def _arguments(
     )
 
 
-def _bfloat16(precision: str) -> bool:
+def _computes_in_bfloat16(precision: str) -> bool:
     """Whether to compute in bfloat16 under float32 weights. Raises `TrainingError` where a GPU would only emulate it."""
     if precision == "bfloat16" and torch.cuda.is_available() and not native_bfloat16(default_device()):
         raise TrainingError("train.precision is bfloat16, which this GPU only emulates; use float32 or auto")
     return precision == "bfloat16" or (precision == "auto" and native_bfloat16(default_device()))
 
 
-def _checkpoint(settings: TrainSettings) -> str | None:
+def _find_checkpoint(settings: TrainSettings) -> str | None:
     """The last checkpoint of an interrupted run with these settings; None for a fresh start.
 
     Raises `TrainingError` where the checkpoints there are those of other settings.
@@ -319,14 +322,14 @@ def _checkpoint(settings: TrainSettings) -> str | None:
     return None
 
 
-def _kinds(groups: Sequence[EncodedGroup]) -> dict[str, int]:
+def _count_kinds(groups: Sequence[EncodedGroup]) -> dict[str, int]:
     return {
         "comparisons": sum(len(group.edges) for group in groups),
         "labels": sum(len(group.labels) for group in groups),
     }
 
 
-def _origins(data: _Data) -> dict[str, int]:
+def _count_origins(data: _EncodedData) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for group, encoded in zip(data.groups, data.encoded, strict=True):
         counts[group.origin] += len(encoded.edges) + len(encoded.labels)
