@@ -416,7 +416,7 @@ def test_a_foreign_shard_is_a_conflict_not_overwritten(tmp_path, make_config):
 
 def test_an_unexpected_failure_is_a_storage_error_with_the_remedy(tmp_path, make_config):
     config = make_config(write_jsonl(tmp_path / "a.jsonl", corpus_rows(2)))
-    with pytest.raises(StorageError, match=r"ZeroDivisionError at pipelines/\w+\.py:\d+; .*same command again"):
+    with pytest.raises(StorageError, match=r"ZeroDivisionError at pipelines/[\w/]+\.py:\d+; .*same command again"):
         run_curation(config, scorer=lambda plan: 1 / 0)
 
 
