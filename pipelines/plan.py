@@ -26,7 +26,7 @@ from pipelines.storage.canonical_json import digest
 from pipelines.storage.files import absolute, join, read_bytes
 from pipelines.storage.models import library_versions, locate
 
-VERSION = 1
+COMBINE_VERSION = 1
 """Raised by hand whenever the same rewards and settings give other combined rewards."""
 
 log = logging.getLogger(__name__)
@@ -176,7 +176,7 @@ def make_plans(config: RunConfig) -> Plans:
             mapping=mapping,
             rows_per_fragment=config.input.rows_per_fragment,
             max_row_bytes=config.limits.max_row_bytes,
-            **_rewards(config, model, mapping),
+            **_reward_fields(config, model, mapping),
         )
         for model in models
     ]
@@ -195,7 +195,7 @@ def _ensemble(config: RunConfig, plans: Sequence[Plan]) -> Plans:
             )
     order = sorted(range(len(plans)), key=lambda number: fingerprints[number])
     members, models = [plans[number] for number in order], [config.models[number] for number in order]
-    settings = {"ensemble": config.ensemble.settings, "combine_version": VERSION}
+    settings = {"ensemble": config.ensemble.settings, "combine_version": COMBINE_VERSION}
     named = [
         {"name": name_of(model), "revision": model.revision, "fingerprint": plan.fingerprint}
         for model, plan in zip(models, members, strict=True)
@@ -232,7 +232,7 @@ def name_of(model: ModelConfig) -> str:
     return path.rsplit("/", 1)[-1] if "://" in path or Path(path).expanduser().is_dir() else path
 
 
-def _rewards(config: RunConfig, model: ModelConfig | None, mapping: RowMapping) -> dict[str, Any]:
+def _reward_fields(config: RunConfig, model: ModelConfig | None, mapping: RowMapping) -> dict[str, Any]:
     """The fields of a plan that say where rewards come from."""
     from rm.identity import ModelError, has_anchor, identify, load_temperature, resolve_dtype
 
@@ -268,7 +268,7 @@ def _rewards(config: RunConfig, model: ModelConfig | None, mapping: RowMapping) 
     }
 
 
-def located(config: RunConfig) -> RunConfig:
+def with_absolute_paths(config: RunConfig) -> RunConfig:
     """The configuration with local paths made absolute: workers need not share the launcher's directory."""
     output = config.output.model_copy(update={"path": absolute(config.path)})
     return config.model_copy(update={"output": output})

@@ -18,7 +18,7 @@ from pipelines.finish import claim, hub
 from pipelines.finish.hub import Pushed
 from pipelines.finish.manifest import OFFSET_WARNING, selection_settings
 from pipelines.finish.versions import Turn, is_latest, placed, point, take_turn
-from pipelines.plan import Plan, PlanPaths, Plans, located, make_plans, sweep
+from pipelines.plan import Plan, PlanPaths, Plans, make_plans, sweep, with_absolute_paths
 from pipelines.report.write import write_report
 from pipelines.runtime import counters, progress
 from pipelines.runtime.beam_options import prepare_options
@@ -93,7 +93,7 @@ def run_graph(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFac
     """Run the whole graph; without a `scorer`, select from scores that are there. Raises `BestkeptError`."""
     started = time.monotonic()
     options = prepare_options(config, flags, scores=scorer is not None)  # before anything is touched
-    config = located(config)
+    config = with_absolute_paths(config)
     plans = make_plans(config)
     plan = plans.whole
     selection_of(config, plan)
@@ -144,7 +144,7 @@ def run_scoring(
         raise ConfigError(
             "--shard scores files by themselves, and score.colocate regroups the whole; remove one of them"
         )
-    config = located(config)
+    config = with_absolute_paths(config)
     plans, scores = make_plans(config), scores_path(config)
     progress.set_total_bytes(plans.whole.input_bytes * len(plans.members) // (1 if shard is None else shard.count))
     sweep(scores, plans)

@@ -1,9 +1,9 @@
 """Input files → units → fragments of rows."""
 
-from pipelines.corpus.files import InputFile, Unit, UnitKey, kind_of, place_of, seekable, split_units, unit_of
+from pipelines.corpus.files import InputFile, Unit, UnitKey, is_seekable, kind_of, place_of, split_units, unit_of
 from pipelines.corpus.first_rows import column_names, first_rows, no_lines
 from pipelines.corpus.fragments import Fragment, Row, original_schema, read_fragments, row_of
-from pipelines.corpus.reread import read_rows, taken_batches
+from pipelines.corpus.reread import read_rows, take_batches
 from pipelines.corpus.unreadable import UnreadableError, probe
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "UnreadableError",
     "column_names",
     "first_rows",
+    "is_seekable",
     "kind_of",
     "no_lines",
     "original_schema",
@@ -23,8 +24,7 @@ __all__ = [
     "read_fragments",
     "read_rows",
     "row_of",
-    "seekable",
     "split_units",
-    "taken_batches",
+    "take_batches",
     "unit_of",
 ]

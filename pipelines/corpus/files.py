@@ -129,18 +129,18 @@ def row_groups(file: InputFile, metadata: pq.FileMetaData) -> list[Unit]:
 
 def place_of(file_name: str, unit_start: int, row: int) -> str:
     """Where a row is, for people: counted from 1, blank lines left out."""
-    unit_start, row = counted_in_file(file_name, unit_start, row)
+    unit_start, row = place_in_file(file_name, unit_start, row)
     if kind_of(file_name) == ("parquet", None):
         return f"row {unit_start + row + 1}"
     return f"line {row + 1}" if unit_start == 0 else f"line {row + 1} after byte {unit_start}"
 
 
-def counted_in_file(file_name: str, unit_start: int, row: int) -> tuple[int, int]:
+def place_in_file(file_name: str, unit_start: int, row: int) -> tuple[int, int]:
     """(start, row) of a unit; of a compressed file's, as they are without its rewritten copy."""
     _, compression = kind_of(file_name) or (None, None)
     return (unit_start, row) if compression is None else (0, unit_start + row)
 
 
-def seekable(file: InputFile) -> bool:
+def is_seekable(file: InputFile) -> bool:
     """Whether a unit of this file can be reached without streaming what lies before it."""
     return file.compression is None or file.copy is not None

@@ -14,7 +14,7 @@ import pyarrow as pa
 import xxhash
 
 from pipelines.corpus import original_columns
-from pipelines.corpus.columns.row_mapping import RowMapping, Sample, read_row, rewards_of
+from pipelines.corpus.columns.row_mapping import ParsedRow, RowMapping, read_row, rewards_of
 from pipelines.corpus.files import InputFile, Unit
 from pipelines.corpus.jsonl import json_rows
 from pipelines.corpus.parquet import parquet_rows, parquet_schema
@@ -30,7 +30,7 @@ class Row(NamedTuple):
     """One input row."""
 
     number: int  # within its unit, from 0
-    sample: Sample
+    parsed: ParsedRow
     group_key: bytes | None  # 16 bytes; None where the prompt is unusable
     row_bytes: int
     held_bytes: int  # what it counts in a fragment
@@ -56,9 +56,9 @@ class Fragment:
         """
         digest = xxhash.xxh3_128()
         for row in self.rows:
-            sample = row.sample
-            digest.update(b"" if sample.prompt is None else canonical_json(sample.prompt))
-            for response, reason in zip(sample.responses, sample.reasons, strict=True):
+            parsed = row.parsed
+            digest.update(b"" if parsed.prompt is None else canonical_json(parsed.prompt))
+            for response, reason in zip(parsed.responses, parsed.reasons, strict=True):
                 digest.update(b"\0" + (response.encode() if response is not None else b"\1" + (reason or "").encode()))
             digest.update(b"\2" + (row.group_key or b"") + json.dumps([row.source, *row.carry]).encode() + b"\n")
             if row.rewards is not None:
@@ -112,26 +112,26 @@ def row_of(
 ) -> Row:
     """The row in `value`, or one that is unusable for the reason that `value` names."""
     usable: Mapping[str, Any] = {} if isinstance(value, str) else value
-    sample = Sample(None, [None], [value]) if isinstance(value, str) else read_row(value, mapping)
+    parsed = ParsedRow(None, [None], [value]) if isinstance(value, str) else read_row(value, mapping)
     return Row(
         number,
-        sample,
-        _group_key(sample, usable, mapping),
+        parsed,
+        _group_key(parsed, usable, mapping),
         size,
         held,
         seen,
         _text(usable.get(mapping.source)) if mapping.source else None,
         tuple(_text(usable.get(name)) for name in mapping.carry),
         usable,
-        tuple(rewards_of(usable, mapping, len(sample.responses))) if mapping.reward else None,
+        tuple(rewards_of(usable, mapping, len(parsed.responses))) if mapping.reward else None,
     )
 
 
-def _group_key(sample: Sample, row: Mapping[str, Any], mapping: RowMapping) -> bytes | None:
-    if sample.prompt is None:
+def _group_key(parsed: ParsedRow, row: Mapping[str, Any], mapping: RowMapping) -> bytes | None:
+    if parsed.prompt is None:
         return None
     if not mapping.group_by:
-        return prompt_key(sample.prompt)
+        return prompt_key(parsed.prompt)
     values = [row.get(name) for name in mapping.group_by]
     return xxhash.xxh3_128_digest(json.dumps(values, sort_keys=True, default=str).encode())
 
@@ -147,7 +147,7 @@ def _text(value: Any) -> str | None:
 def groups_of(rows: Sequence[Row]) -> list[PromptGroup]:
     """The prompts of the rows that have a usable one, each with the row's usable responses."""
     return [
-        (row.sample.prompt, [text for text in row.sample.responses if text is not None])
+        (row.parsed.prompt, [text for text in row.parsed.responses if text is not None])
         for row in rows
-        if row.sample.prompt is not None
+        if row.parsed.prompt is not None
     ]

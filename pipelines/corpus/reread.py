@@ -73,11 +73,11 @@ def _parquet(
 ) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
     mapped = mapping.columns()
     names = numbers.tolist()
-    for low, high, batch in taken_batches(file, unit, numbers, mapped, more_columns=more_columns):
+    for low, high, batch in take_batches(file, unit, numbers, mapped, more_columns=more_columns):
         yield from zip(names[low:high], batch_rows(batch, mapped), strict=True)
 
 
-def taken_batches(
+def take_batches(
     file: InputFile,
     unit: Unit,
     numbers: npt.NDArray[np.integer[Any]],
@@ -138,4 +138,4 @@ def _joined(
         yield start, end, pa.concat_batches(held)
 
 
-__all__ = ["read_rows", "taken_batches"]
+__all__ = ["read_rows", "take_batches"]

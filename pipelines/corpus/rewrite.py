@@ -34,7 +34,7 @@ def rewrite(file: InputFile, copy: str, *, max_row_bytes: int, verify: bool = Fa
     started, there = time.monotonic(), set(names_in(copy))
     refuse_changed(file)
     parts: list[rewritten_copy.Part] = []
-    for table in rewritten_copy.tables(_lines(file, max_row_bytes)):
+    for table in rewritten_copy.cut_into_parts(_lines(file, max_row_bytes)):
         number, part = len(parts), rewritten_copy.Part.of(table)
         if known is not None and known[number : number + 1] != (part,):
             raise _other(file, copy)

@@ -86,7 +86,7 @@ def part_name(number: int) -> str:
     return f"{number:06d}.parquet"
 
 
-def tables(lines: Iterator[Line]) -> Iterator[pa.Table]:
+def cut_into_parts(lines: Iterator[Line]) -> Iterator[pa.Table]:
     """The lines in tables of one part each, at least one."""
     held: list[bytes | None] = []
     sizes: list[int] = []
@@ -197,7 +197,7 @@ def read_index(copy: str) -> tuple[Part, ...] | None:
     return None if data is None else _index(data)
 
 
-def whole(copy: str) -> bool:
+def is_whole(copy: str) -> bool:
     """Whether a copy has its index and every part; their content is looked at when they are read."""
     parts = read_index(copy)
     return parts is not None and not missing_parts(copy, parts)

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.corpus import InputFile, Unit, taken_batches
+from pipelines.corpus import InputFile, Unit, take_batches
 from pipelines.corpus.columns.row_mapping import RowMapping
 from pipelines.corpus.parquet import parquet_schema
 from pipelines.export.kept_rows import changed
@@ -67,7 +67,7 @@ def read_tables(
         name for name in (mapping.prompt, mapping.response, mapping.responses, mapping.source) if name is not None
     ]
     found = 0
-    for low, high, batch in taken_batches(file, unit, wanted.row, columns, most_rows=most_rows):
+    for low, high, batch in take_batches(file, unit, wanted.row, columns, most_rows=most_rows):
         found += high - low
         own = wanted.slice(low, high)
         texts = batch[mapping.prompt].cast(pa.string()), _responses(batch, mapping, own, file)

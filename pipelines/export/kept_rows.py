@@ -51,7 +51,7 @@ def read_rejected(plan: Plan, file_number: int, wanted: Candidates) -> Iterator[
             index = int(part.response[at])
             if not _is(row, index, int(part.response_hash[at])):
                 raise changed(file)
-            yield int(part.key_high[at]), int(part.key_low[at]), row.sample.responses[index] or ""
+            yield int(part.key_high[at]), int(part.key_low[at]), row.parsed.responses[index] or ""
 
 
 def changed(file: InputFile) -> InputError:
@@ -78,6 +78,6 @@ def _rows(
 
 
 def _is(row: Row, index: int, expected: int) -> bool:
-    texts = row.sample.responses
+    texts = row.parsed.responses
     text = texts[index] if index < len(texts) else None
     return text is not None and response_hash(text) == expected

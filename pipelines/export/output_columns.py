@@ -28,7 +28,7 @@ class Kept(NamedTuple):
 
     @property
     def text(self) -> str:
-        text = self.row.sample.responses[self.response_index]
+        text = self.row.parsed.responses[self.response_index]
         assert text is not None
         return text
 
@@ -115,8 +115,8 @@ def probability_of(margin: float | None, temperature: float | None) -> float | N
 
 
 _VALUES: dict[str, Callable[[Kept, Shape], Any]] = {
-    "messages": lambda item, _: to_messages(item.row.sample.prompt or (), item.text),
-    "prompt": lambda item, _: to_messages(item.row.sample.prompt or ()),
+    "messages": lambda item, _: to_messages(item.row.parsed.prompt or (), item.text),
+    "prompt": lambda item, _: to_messages(item.row.parsed.prompt or ()),
     "completion": lambda item, _: to_messages((), item.text),
     "chosen": lambda item, _: to_messages((), item.text),
     "rejected": lambda item, _: to_messages((), item.rejected),

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.pvalue import AsIter, AsSingleton
 
-from pipelines.corpus import original_columns, seekable, unit_of
+from pipelines.corpus import is_seekable, original_columns, unit_of
 from pipelines.errors import InputError, carrying_errors
 from pipelines.export.hf_features import memory_bytes
 from pipelines.export.kept_columns import is_plain, read_tables, text_bytes
@@ -95,7 +95,7 @@ def make_shard_plans(
     """Shards of at most `bounds` rows and bytes of text; the bytes are those of the mean row of its file."""
     rows_per_shard, bytes_per_shard = bounds
     with carrying_errors():
-        streamed = [not seekable(file) for file in plan_at(plan_path).files]
+        streamed = [not is_seekable(file) for file in plan_at(plan_path).files]
     kept = dict.fromkeys(range(len(streamed)), 0)
     counts = list(counts)
     for file, _, parts in counts:

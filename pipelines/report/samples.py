@@ -114,14 +114,14 @@ def prompts_of(sample: pa.Table) -> list[tuple[int, int]]:
 def told(place: Place, row: Row, file: str, where: str) -> Iterator[Told]:
     """The conversation at a place; nothing where it is not the one that was scored."""
     *_, response, expected = place
-    texts = row.sample.responses
+    texts = row.parsed.responses
     text = texts[response] if response < len(texts) else None
-    if row.sample.prompt is None or text is None or response_hash(text) != expected:
+    if row.parsed.prompt is None or text is None or response_hash(text) != expected:
         return
-    turns = row.sample.prompt[-_MOST_TURNS:]
+    turns = row.parsed.prompt[-_MOST_TURNS:]
     whole = to_messages(turns, text)
     messages = [{**message, "content": message["content"][:_MOST_CHARACTERS]} for message in whole]
-    yield Told(place, messages, messages != whole or len(turns) < len(row.sample.prompt), file, where)
+    yield Told(place, messages, messages != whole or len(turns) < len(row.parsed.prompt), file, where)
 
 
 def samples_table(picks: Sequence[Pick], texts: Iterable[Told]) -> bytes:

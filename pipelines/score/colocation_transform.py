@@ -136,10 +136,10 @@ class ShuffleTexts(beam.DoFn):  # type: ignore[misc]
         seen = fragment.rows[-1].seen_bytes - fragment.rows[0].seen_bytes if fragment.rows else 0
         share = seen / max(1, len(fragment.rows) - 1)  # of the stored bytes, a row
         for row in fragment.rows:
-            responses = [response for response in row.sample.responses if response is not None]
-            if row.sample.prompt is None or not responses:
+            responses = [response for response in row.parsed.responses if response is not None]
+            if row.parsed.prompt is None or not responses:
                 continue
-            prompt = prompt_text(row.sample.prompt)
+            prompt = prompt_text(row.parsed.prompt)
             keys = keys_of(prompt, responses)
             bundle = self._held.setdefault(bucket_of(keys[0], bits), Bundle())
             self._held_bytes += bundle.add(prompt, responses, keys, unit=unit, input_bytes=share)

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipelines.config import Limits
 from pipelines.corpus import place_of
-from pipelines.corpus.files import counted_in_file
+from pipelines.corpus.files import place_in_file
 from pipelines.errors import RejectedError, StorageError, carrying_errors
 from pipelines.plan import Plan, plan_at
 from pipelines.score.score_files import EXAMPLES, ScoreFile
@@ -32,7 +32,7 @@ def totals_of(data: bytes) -> Totals:
         truncated=footer.truncated,
         tokens=footer.tokens,
         examples=tuple(
-            (footer.file_key, *counted_in_file(footer.file_key, footer.unit_start, row), reason)
+            (footer.file_key, *place_in_file(footer.file_key, footer.unit_start, row), reason)
             for row, reason in footer.first_rejected
         ),
     )

@@ -102,7 +102,7 @@ class UnitScorer:
             )
         scorer = None if carried or self.scorer_of is None else self.scorer_of(fragment, content_hash)
         progress.begin_fragment(
-            input_bytes=input_bytes, responses=sum(len(row.sample.responses) for row in fragment.rows)
+            input_bytes=input_bytes, responses=sum(len(row.parsed.responses) for row in fragment.rows)
         )
         columns, tokens = score_fragment(scorer, fragment, place.plan)
         footer = place.footer(fragment, columns, content_hash, tokens)
@@ -148,7 +148,7 @@ class _Carried:
 
 
 def _carried(row: Row) -> _Carried:
-    pairs = zip(row.sample.responses, row.rewards or (), strict=True)
+    pairs = zip(row.parsed.responses, row.rewards or (), strict=True)
     return _Carried([reward for response, reward in pairs if response is not None])
 
 
@@ -159,11 +159,11 @@ def score_fragment(scorer: Scorer | None, fragment: Fragment, plan: Plan) -> tup
 
     Raises `ModelLoadError` where no response of the fragment has a reward, and the model is to blame for each.
     """
-    usable = [row for row in fragment.rows if row.sample.prompt is not None]
+    usable = [row for row in fragment.rows if row.parsed.prompt is not None]
     groups = [
-        (row.sample.prompt, [response for response in row.sample.responses if response is not None])
+        (row.parsed.prompt, [response for response in row.parsed.responses if response is not None])
         for row in usable
-        if row.sample.prompt is not None
+        if row.parsed.prompt is not None
     ]
     scored = [_carried(row) for row in usable] if scorer is None else scorer.score(groups)
     results = dict(zip((row.number for row in usable), scored, strict=True))
@@ -172,7 +172,7 @@ def score_fragment(scorer: Scorer | None, fragment: Fragment, plan: Plan) -> tup
     columns: dict[str, list[Any]] = {name: [] for name in schema.names}
     for row in fragment.rows:
         position = 0
-        for index, (response, reason) in enumerate(zip(row.sample.responses, row.sample.reasons, strict=True)):
+        for index, (response, reason) in enumerate(zip(row.parsed.responses, row.parsed.reasons, strict=True)):
             values: dict[str, Any] = {"reason": reason, "prompt_tokens": 0, "response_tokens": 0, "truncated": False}
             values["response_chars"] = 0
             if response is not None:

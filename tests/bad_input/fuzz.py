@@ -47,7 +47,7 @@ from pipelines.corpus import (
     split_units,
 )
 from pipelines.corpus.columns import row_mapping
-from pipelines.corpus.columns.detection import resolve
+from pipelines.corpus.columns.detection import detect
 from pipelines.corpus.columns.row_mapping import RowMapping, read_row, rewards_of
 from pipelines.corpus.fragments import Row, original_schema
 from pipelines.errors import InputError
@@ -98,7 +98,7 @@ def rows_of(path: Path, mapping: RowMapping) -> list[Row] | None:
 
 def check_row(row: Row) -> None:
     """Usable or rejected, each response one or the other, and all of it text that can be stored."""
-    prompt, responses, reasons = row.sample
+    prompt, responses, reasons = row.parsed
     assert len(responses) == len(reasons) >= 1
     for response, reason in zip(responses, reasons, strict=True):
         assert (response is None) != (reason is None)
@@ -115,12 +115,12 @@ def check_export(file: InputFile, unit: Any, mapping: RowMapping, rows: list[Row
     """Read again, alone and with all columns, a row is the same; and its columns can be written."""
     import numpy as np
 
-    numbers = np.array([row.number for row in rows if row.sample.prompt is not None][::2], dtype=np.int64)
+    numbers = np.array([row.number for row in rows if row.parsed.prompt is not None][::2], dtype=np.int64)
     again = list(read_rows(file, unit, mapping, numbers, more_columns=None, max_row_bytes=MAX_ROW_BYTES))
     if file.kind == "parquet" and len(again) < len(numbers):
         return  # columns that scoring did not read are damaged; `pipelines.kept` says that the file has changed
-    assert [(row.number, row.sample, row.group_key) for row in again] == [
-        (row.number, row.sample, row.group_key) for row in rows if row.number in set(numbers.tolist())
+    assert [(row.number, row.parsed, row.group_key) for row in again] == [
+        (row.number, row.parsed, row.group_key) for row in rows if row.number in set(numbers.tolist())
     ]
     if not again:
         return
@@ -142,14 +142,14 @@ def jsonl_bytes(data: bytes, directory: Path, mapping: RowMapping = MAPPINGS[0])
     for _ in range(2):
         range_bytes, chunk = dice.randint(1, len(data) + 2), dice.randint(1, 70)
         with mock.patch.object(files, "RANGE_BYTES", range_bytes), mock.patch.object(jsonl, "_READ_BYTES", chunk):
-            assert [row.sample for row in rows_of(path, mapping) or []] == [row.sample for row in whole]
+            assert [row.parsed for row in rows_of(path, mapping) or []] == [row.parsed for row in whole]
     for suffix, compress in ((".gz", gzip.compress), (".zst", zstandard.compress)):
         packed = directory / f"a.jsonl{suffix}"
         packed.write_bytes(compress(data))
-        assert [row.sample for row in rows_of(packed, mapping) or []] == [row.sample for row in whole]
+        assert [row.parsed for row in rows_of(packed, mapping) or []] == [row.parsed for row in whole]
     with contextlib.suppress(InputError):
         names = column_names(described(path), max_row_bytes=MAX_ROW_BYTES)
-        resolve(names, format="auto", columns=Columns(), carry=[], group_by=[], where="a.jsonl")
+        detect(names, format="auto", columns=Columns(), carry=[], group_by=[], where="a.jsonl")
 
 
 def compressed_bytes(data: bytes, directory: Path, suffix: str) -> None:

@@ -37,7 +37,7 @@ try:
     for unit in split_units(file):
         for fragment in read_fragments(file, unit, mapping, rows_per_fragment=2048, max_row_bytes=limit):
             fragment.content_hash(), original_schema(file, fragment)
-            reasons.update(str(row.sample.reasons[0]) for row in fragment.rows)
+            reasons.update(str(row.parsed.reasons[0]) for row in fragment.rows)
 except InputError as caught:
     error = caught.message
 print(json.dumps({"grown": int(peak() - before), "reasons": reasons, "error": error}))

@@ -20,7 +20,7 @@ from pipelines.commands.explain.explain_transform import explain
 from pipelines.commands.run import run_curation, run_scoring
 from pipelines.corpus import files, rewrite, rewritten_copy
 from pipelines.errors import BestkeptError, InputError, StorageError
-from pipelines.plan import located, make_plans
+from pipelines.plan import make_plans, with_absolute_paths
 from pipelines.score.work import CorpusShard
 
 LIMIT = 2_000  # of a row's bytes
@@ -85,7 +85,7 @@ def outputs(root: Path) -> dict[str, str]:
 
 
 def copy_of(config) -> Path:
-    (name,) = {file.copy for file in make_plans(located(config)).whole.files}
+    (name,) = {file.copy for file in make_plans(with_absolute_paths(config)).whole.files}
     return Path(name)
 
 
@@ -135,7 +135,7 @@ def test_every_part_is_a_unit_of_a_few_fragments_with_score_files_of_its_own(tmp
     assert [unit.number for unit in units] == list(range(1, 11))
     assert [(unit.start, unit.end) for unit in units] == [(n, min(n + 5, 49)) for n in range(0, 49, 5)]
     assert sum(unit.input_bytes for unit in units) == file.size
-    assert files.seekable(file)
+    assert files.is_seekable(file)
     score_files = list((tmp_path / "out" / "scores" / make_plans(config).whole.fingerprint).glob("*.parquet"))
     assert len(score_files) == 10 * 2  # fragments of 3 and 2 rows, and of 3 and 1
     assert parts_in(copy_of(config)) == [*(f"{n:06d}.parquet" for n in range(10)), "index.json"]

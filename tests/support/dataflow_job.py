@@ -11,14 +11,14 @@ from pipelines import curate
 from pipelines.commands.run import default_scorer
 from pipelines.config import Columns, RunConfig
 from pipelines.corpus import InputFile
-from pipelines.corpus.columns.detection import resolve
+from pipelines.corpus.columns.detection import detect
 from pipelines.plan import Plan, PlanPaths
 from pipelines.runtime.beam_options import make_runner, prepare_options
 
 
 def plan_of(config: RunConfig, *, temperature: float | None = 1.5) -> Plan:
     """A plan of one file that nobody opens."""
-    mapping = resolve(
+    mapping = detect(
         ["prompt", "response", *config.input.carry, *([config.scores.column] if config.scores.column else [])],
         format="auto",
         columns=Columns(),
@@ -26,7 +26,7 @@ def plan_of(config: RunConfig, *, temperature: float | None = 1.5) -> Plan:
         group_by=[],
         where="test",
         reward=config.scores.column,
-    )
+    ).mapping
     files = (InputFile("gs://bucket/corpus/a.parquet", "a.parquet", "parquet", None, 2**20, "1"),)
     members = [{"name": model.path, "fingerprint": "f"} for model in config.models]
     return Plan(files, mapping, 2048, 2**24, {"members": members}, {}, "f", temperature)

@@ -19,7 +19,7 @@ from pipelines.commands.estimate.survey import Survey, survey
 from pipelines.config import RunConfig
 from pipelines.corpus import rewritten_copy
 from pipelines.errors import ConfigError
-from pipelines.plan import Plan, located, make_plans
+from pipelines.plan import Plan, make_plans, with_absolute_paths
 from pipelines.runtime.beam_options import requested_machine
 from pipelines.score.unit_scores import score_directories, scores_path
 
@@ -41,7 +41,7 @@ def plan_run(config: RunConfig, flags: Sequence[str] = (), wishes: PlanOptions |
     """The plan as plain JSON values; see `bestkept plan --json`. Raises `BestkeptError` like a run that cannot start, and
     `ConfigError` for a model larger than the GPU that is named, a bad price file, and flags of Beam."""
     wishes = wishes or PlanOptions()
-    config = located(config)
+    config = with_absolute_paths(config)
     asked = requested_machine(config.runner, flags)
     asked = asked._replace(gpu=wishes.gpu or asked.gpu, machine=wishes.machine or asked.machine)
     prices = load_prices(wishes.prices)
@@ -126,7 +126,7 @@ def _score_bytes(config: RunConfig, surveyed: Survey, models: Sequence[ModelEsti
 
 def warn_of_rewriting(plan: Plan) -> list[str]:
     """What there is to say of large compressed files that have no copy yet."""
-    waiting = [file for file in plan.files if file.copy is not None and not rewritten_copy.whole(file.copy)]
+    waiting = [file for file in plan.files if file.copy is not None and not rewritten_copy.is_whole(file.copy)]
     if not waiting:
         return []
     size, folder = sum(file.size for file in waiting), str(waiting[0].copy).rsplit("/", 1)[0]

@@ -89,7 +89,7 @@ def _count_candidates(surveyed: Survey) -> CandidateCounts:
         rows, distinct = rows + len(block.rows), distinct + len({row.group_key for row in block.rows})
         for row in block.rows if surveyed.whole else ():
             if row.group_key is not None:
-                usable[row.group_key] += sum(text is not None for text in row.sample.responses)
+                usable[row.group_key] += sum(text is not None for text in row.parsed.responses)
     if surveyed.whole:
         sizes = Counter(count for count in usable.values() if count)
         return CandidateCounts(
@@ -104,9 +104,9 @@ def _response_bytes(surveyed: Survey) -> tuple[float, float]:
     each = max(1, _TEXT_ROWS // max(1, len(surveyed.blocks)))
     for block in surveyed.blocks:
         for row in block.rows[:: max(1, len(block.rows) // each)]:
-            if row.sample.prompt is not None:
-                prompt = "".join(content for _, content in row.sample.prompt)
-                texts += [(prompt + text).encode() for text in row.sample.responses if text is not None]
+            if row.parsed.prompt is not None:
+                prompt = "".join(content for _, content in row.parsed.prompt)
+                texts += [(prompt + text).encode() for text in row.parsed.responses if text is not None]
     size = sum(map(len, texts))
     if not size:
         return 0.0, 1.0

@@ -48,7 +48,7 @@ class BlockOfRows(NamedTuple):
 
     @property
     def responses(self) -> int:
-        return sum(len(row.sample.responses) for row in self.rows)
+        return sum(len(row.parsed.responses) for row in self.rows)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def survey(plan: Plan, *, skip_bad_files: bool, seed: int) -> Survey:
 
 def without_missing_copy(file: InputFile) -> InputFile:
     """The file without its rewritten copy where that has not been made."""
-    return file if file.copy is None or rewritten_copy.whole(file.copy) else file._replace(copy=None)
+    return file if file.copy is None or rewritten_copy.is_whole(file.copy) else file._replace(copy=None)
 
 
 def _read_whole(plan: Plan, *, skip_bad_files: bool) -> Survey:

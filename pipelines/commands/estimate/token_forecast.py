@@ -102,7 +102,7 @@ def sample_tokens(waiting: Sequence[BlockOfRows], forecaster: DryRun, draw: rand
         drawn.append(draw.sample(block.rows, count) if rows > count or share < 1 else block.rows)
     for block, own in zip(waiting, drawn, strict=True):
         pairs = [(float(text_size(row, limit)), 0.0) for row in own]
-        usable = [at for at, row in enumerate(own) if row.sample.prompt is not None]
+        usable = [at for at, row in enumerate(own) if row.parsed.prompt is not None]
         counted, _ = forecaster.count(groups_of(own))
         for at, tokens in zip(usable, counted, strict=True):
             pairs[at] = (pairs[at][0], float(tokens.sum()))
@@ -114,10 +114,10 @@ def sample_tokens(waiting: Sequence[BlockOfRows], forecaster: DryRun, draw: rand
 
 def text_size(row: Row, limit: int) -> int:
     """Characters of a row's responses, each with its prompt and none counted beyond `limit`, where the model stops reading."""
-    if row.sample.prompt is None:
+    if row.parsed.prompt is None:
         return 0
-    prompt = sum(len(content) for _, content in row.sample.prompt)
-    return sum(min(limit, prompt + len(text)) for text in row.sample.responses if text is not None)
+    prompt = sum(len(content) for _, content in row.parsed.prompt)
+    return sum(min(limit, prompt + len(text)) for text in row.parsed.responses if text is not None)
 
 
 def computed_share(waiting: Sequence[BlockOfRows], forecaster: DryRun, draw: random.Random) -> Quantity:

@@ -27,7 +27,7 @@ from pipelines.config import RunConfig, RunnerConfig
 from pipelines.corpus import place_of
 from pipelines.curate import score_files
 from pipelines.errors import ConfigError, InputError, carrying_errors
-from pipelines.plan import Plan, PlanPaths, located, make_plans, plan_at
+from pipelines.plan import Plan, PlanPaths, make_plans, plan_at, with_absolute_paths
 from pipelines.runtime.beam_options import pipeline_options
 from pipelines.runtime.execute import execute
 from pipelines.runtime.transforms import Gather
@@ -61,7 +61,7 @@ def explain(config: RunConfig, key: str, flags: Sequence[str] = ()) -> dict[str,
         raise ConfigError(f"flag {flags[0]} is for a runner of Beam, and --explain runs on this machine; leave it out")
     if config.runner.name != "local":
         log.info("explaining on this machine, not on %s", config.runner.name)
-    config = located(config)
+    config = with_absolute_paths(config)
     plans = make_plans(config)
     selection = selection_of(config, plans.whole)
     with tempfile.TemporaryDirectory(prefix="bestkept-explain-") as scratch:

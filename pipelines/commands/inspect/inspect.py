@@ -20,9 +20,9 @@ from pipelines.commands.inspect.statistics import (
 )
 from pipelines.config import InspectConfig
 from pipelines.corpus import InputFile, column_names
-from pipelines.corpus.columns.detection import AmbiguousError, Detected, UndetectedError, detect
-from pipelines.corpus.columns.row_mapping import RowMapping, Sample, read_row
-from pipelines.corpus.columns.value_kinds import Row
+from pipelines.corpus.columns.detection import AmbiguousError, Detection, UndetectedError, detect
+from pipelines.corpus.columns.row_mapping import ParsedRow, RowMapping, read_row
+from pipelines.corpus.columns.value_kinds import RowValues
 from pipelines.corpus.listing import first_columns, list_files
 from pipelines.errors import InputError, ModelLoadError
 from pipelines.storage.models import reading_directory
@@ -42,7 +42,7 @@ def inspect(config: InspectConfig, *, shown: int) -> dict[str, Any]:
     files = list_files(config.input)
     names, first, where = first_columns(files, max_row_bytes=limit)
     detected = _detect(config, names, first, where)
-    mapping = detected.mapping if isinstance(detected, Detected) else None
+    mapping = detected.mapping if isinstance(detected, Detection) else None
     if mapping is not None:
         _refuse_mixed(files, mapping, max_row_bytes=limit)
     preview = _preview(config)
@@ -75,7 +75,9 @@ def question(document: Mapping[str, Any]) -> str | None:
     return "; or, for `bestkept train`: ".join(view["question"] for view in asked)
 
 
-def _detect(config: InspectConfig, names: Sequence[str], rows: Sequence[Row], where: str) -> Detected | InputError:
+def _detect(
+    config: InspectConfig, names: Sequence[str], rows: Sequence[RowValues], where: str
+) -> Detection | InputError:
     """A refusal is an answer, too, unless the user has said how to read the files."""
     try:
         return detect(names, rows=rows, format=config.input.format, columns=config.input.columns, where=where)
@@ -143,11 +145,11 @@ def _describe_sample(looked: SampledRows) -> dict[str, Any]:
 
 
 def _describe_corpus(
-    detected: Detected | InputError, looked: SampledRows, preview: Preview | None, *, shown: int
+    detected: Detection | InputError, looked: SampledRows, preview: Preview | None, *, shown: int
 ) -> dict[str, Any]:
     if isinstance(detected, InputError):
         ambiguous = isinstance(detected, AmbiguousError)
-        ways = [way.say for way in detected.readings] if isinstance(detected, AmbiguousError) else []
+        ways = [way.setting for way in detected.readings] if isinstance(detected, AmbiguousError) else []
         why = detected.why if isinstance(detected, UndetectedError) else detected.message
         return {"detected": False, "ambiguous": ambiguous, "why": why, "question": detected.message, "settings": ways}
     samples = [_sample(row.value, detected.mapping) for row in looked.rows]
@@ -171,9 +173,9 @@ def _describe_corpus(
         "ambiguous": False,
         "format": detected.mapping.format,
         "mapping": {name: value for name, value in detected.mapping.to_json().items() if value},
-        "setting": detected.reading.say,
+        "setting": detected.reading.setting,
         "why": detected.reading.why,
-        "others": [{"why": other.why, "setting": other.say} for other in detected.others],
+        "others": [{"why": other.why, "setting": other.setting} for other in detected.alternatives],
         "notes": detected.notes,
         "responses_read": read,
         "rejected": {reason: {"responses": rejected[reason], "first": first[reason]} for reason in sorted(rejected)},
@@ -184,8 +186,8 @@ def _describe_corpus(
     }
 
 
-def _sample(value: Mapping[str, Any] | str, mapping: RowMapping) -> Sample:
-    return Sample(None, [None], [value]) if isinstance(value, str) else read_row(value, mapping)
+def _sample(value: Mapping[str, Any] | str, mapping: RowMapping) -> ParsedRow:
+    return ParsedRow(None, [None], [value]) if isinstance(value, str) else read_row(value, mapping)
 
 
 def _example(prompt: Conversation, responses: Sequence[str], preview: Preview | None, *, place: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.commands.inspect.statistics import PromptResponses, response_statistics, token_statistics
 from pipelines.config.train import PreferencesConfig
-from pipelines.corpus.columns.value_kinds import Row
+from pipelines.corpus.columns.value_kinds import RowValues
 from pipelines.errors import InputError
 from rm.conversations import UnusableError, to_messages
 
@@ -21,7 +21,7 @@ _FIRST_ROWS = 100  # from which the format is told, as in training
 def describe_preferences(
     data: PreferencesConfig,
     names: Sequence[str],
-    rows: Sequence[Row],
+    rows: Sequence[RowValues],
     *,
     unreadable: int,
     preview: Preview | None,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipelines.corpus.columns.value_kinds import Row, Table
+from pipelines.corpus.columns.value_kinds import FirstRows, RowValues
 from rm.conversations import Conversation, prompt_key
 
 Lengths = Callable[[Conversation, Sequence[str]], Sequence[tuple[int, int] | str]]
@@ -77,9 +77,11 @@ def token_statistics(rows: Sequence[PromptResponses], lengths: Lengths, *, max_l
     }
 
 
-def column_statistics(names: Sequence[str], rows: Sequence[Row], roles: Mapping[str, str]) -> list[dict[str, Any]]:
+def column_statistics(
+    names: Sequence[str], rows: Sequence[RowValues], roles: Mapping[str, str]
+) -> list[dict[str, Any]]:
     """Of every column: the kind of most of its values, nulls (absent ones too), blank texts, and its role, if it has one."""
-    kinds = Table(names, rows).kinds
+    kinds = FirstRows(names, rows).kinds
     described = []
     for name in names:
         values = [row.get(name) for row in rows]

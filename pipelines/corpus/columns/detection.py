@@ -10,7 +10,7 @@ Pure. Where several readings fit, the first of these wins, as it always did, so 
 5. `responses_list` from columns whose names say "one" and whose values are lists: `output: [...]`, an API's `choices`.
 6. `hh`: transcripts, "Human: ... Assistant: ...".
 
-For each role the usual names come before rarer ones (`readings.ROLES`). Two columns that could have one role, and differ in
+For each role the usual names come before rarer ones (`layouts.ROLES`). Two columns that could have one role, and differ in
 any of the first rows, are no tie to break: to pick one would be to guess, so `AmbiguousError` asks. So does a list of
 responses beside a response that is not in it, or beside whole conversations and a prompt.
 """
@@ -19,13 +19,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pipelines.config import Columns
-from pipelines.corpus.columns.layouts import LISTS, Reading, candidates, column_of, deciding, either, readings
+from pipelines.corpus.columns.layouts import (
+    LISTS,
+    Reading,
+    column_of,
+    columns_for_role,
+    find_readings,
+    join_settings,
+    roles_of_layout,
+)
 from pipelines.corpus.columns.row_mapping import RowMapping
 from pipelines.corpus.columns.undetected_hints import hint
-from pipelines.corpus.columns.value_kinds import Row, Table
+from pipelines.corpus.columns.value_kinds import FirstRows, RowValues
 from pipelines.errors import InputError
 
 _BESIDE = ("system", "system_prompt", "context", "input", "history")
@@ -39,21 +47,21 @@ _WANTED = {
 }
 
 
-class LeftOut(NamedTuple):
+class UnreadColumn(NamedTuple):
     """A column with text that may belong to the prompt and is not read."""
 
     column: str
-    say: str | None  # the setting that would read it; None where there is no place for it
+    setting: str | None  # the setting that would read it; None where there is no place for it
 
 
 @dataclass(frozen=True)
-class Detected:
+class Detection:
     """What a corpus is taken for."""
 
     mapping: RowMapping
     reading: Reading
-    others: tuple[Reading, ...]  # readings that fit as well, and come later
-    left_out: tuple[LeftOut, ...]
+    alternatives: tuple[Reading, ...]  # readings that fit as well, and come later
+    unread: tuple[UnreadColumn, ...]
     appended: str | None = (
         None  # a column that is read as part of the prompt, though nobody has said so and its name does not
     )
@@ -62,12 +70,13 @@ class Detected:
     def notes(self) -> list[str]:
         """What a user should know of it: columns that may have been meant, and are not read."""
         found = [
-            f"the column {name} holds text and is not read" + (f"; to put it into the prompt: {say}" if say else "")
-            for name, say in self.left_out
+            f"the column {name} holds text and is not read"
+            + (f"; to put it into the prompt: {setting}" if setting else "")
+            for name, setting in self.unread
         ]
         if self.appended is not None:
             rest = {role: name for role, name in self.reading.columns.items() if role != "input"}
-            alone = self.reading._replace(columns=rest).say
+            alone = self.reading._replace(columns=rest).setting
             found.append(f"the column {self.appended} is read as part of the prompt; without it: {alone}")
         return found
 
@@ -94,17 +103,17 @@ def detect(
     format: str,
     columns: Columns,
     where: str,
-    rows: Sequence[Row] = (),
+    rows: Sequence[RowValues] = (),
     carry: Sequence[str] = (),
     group_by: Sequence[str] = (),
     reward: str | None = None,
-) -> Detected:
+) -> Detection:
     """What a file with columns `names` and the first rows `rows` is taken for; explicit `columns` win over detection.
 
     Raises `InputError` where a named column is missing, or nothing fits, and `AmbiguousError` where too much does, with the
     `input.columns` to write.
     """
-    table = Table(names, rows)
+    table = FirstRows(names, rows)
     given = {key: value for key, value in columns.model_dump().items() if value is not None}
     named = [(f"input.columns.{key}", column_of(name, names)) for key, name in given.items()]
     named += [("input.carry", name) for name in carry] + [("input.group_by", name) for name in group_by]
@@ -112,7 +121,7 @@ def detect(
     for key, name in named:
         if name not in names:
             raise InputError(f"{key} is {name!r}, and {where} has no such column; name one of {', '.join(names)}")
-    found = readings(table, format, given)
+    found = find_readings(table, format, given)
     if not found:
         wanted = _WANTED.get(format, "prompt and response (or responses, or messages)")
         told = hint(table, wanted, given)
@@ -133,16 +142,11 @@ def detect(
         column = mapping.responses or mapping.response
         chosen = chosen._replace(columns={**chosen.columns, role: f"{column}.{mapping.field}"})
     appended = mapping.input if mapping.input != "input" and "input" not in given else None
-    return Detected(mapping, chosen, tuple(found[1:]), _left_out(table, chosen, mapping), appended)
-
-
-def resolve(names: Sequence[str], **options: Any) -> RowMapping:
-    """The mapping that `detect` finds; the same arguments, and the same errors."""
-    return detect(names, **options).mapping
+    return Detection(mapping, chosen, tuple(found[1:]), _unread_columns(table, chosen, mapping), appended)
 
 
 def _mapping(
-    table: Table,
+    table: FirstRows,
     reading: Reading,
     given: Mapping[str, str],
     *,
@@ -162,7 +166,7 @@ def _mapping(
     return RowMapping(reading.format, **found, carry=tuple(carry), group_by=tuple(group_by), reward=reward)
 
 
-def _field(table: Table, reading: Reading, role: str, where: str) -> str | None:
+def _field(table: FirstRows, reading: Reading, role: str, where: str) -> str | None:
     """Where responses are records: their field with text. Raises where there is none, or several."""
     name = reading.columns[role]
     if table.kinds[name] not in (("records", "messages") if role == "responses" else ("record",)):
@@ -173,32 +177,32 @@ def _field(table: Table, reading: Reading, role: str, where: str) -> str | None:
     ways = [Reading(reading.format, {**reading.columns, role: f"{name}.{field}"}, "") for field in fields or ["FIELD"]]
     problem = f"several of its fields hold text ({', '.join(fields)})" if fields else "none of its fields is known"
     raise AmbiguousError(
-        f"{where} has {role} in {name}, which holds records, and {problem}; name the field: {either(ways)}", ways
+        f"{where} has {role} in {name}, which holds records, and {problem}; name the field: {join_settings(ways)}", ways
     )
 
 
 def _refuse_rivals(
-    table: Table, chosen: Reading, found: Sequence[Reading], given: Mapping[str, str], *, where: str
+    table: FirstRows, chosen: Reading, found: Sequence[Reading], given: Mapping[str, str], *, where: str
 ) -> None:
     """Raise `AmbiguousError` where another reading fits as well and nothing but the order of names speaks against it."""
     rivals: list[Reading] = []
     for role, name in chosen.columns.items():
         fixed = role in given or role == "input" or (chosen.format == "alpaca" and role == "prompt")
-        for other in [] if fixed or chosen.format == "hh" else candidates(role, table, {}):
+        for other in [] if fixed or chosen.format == "hh" else columns_for_role(role, table, {}):
             if other not in chosen.columns.values() and not table.same(name, other):
                 rivals.append(chosen._replace(columns={**chosen.columns, role: other}))
-    if not deciding(given):
+    if not roles_of_layout(given):
         rivals += [other for other in found[1:] if _contradicts(table, chosen, other)]
     if rivals:
         ways = [chosen, *rivals]
         raise AmbiguousError(
             f"{where} has columns {', '.join(table.names)}, which can be read in {len(ways)} ways that differ; say which is "
-            f"meant: {either(ways)}",
+            f"meant: {join_settings(ways)}",
             ways,
         )
 
 
-def _contradicts(table: Table, chosen: Reading, other: Reading) -> bool:
+def _contradicts(table: FirstRows, chosen: Reading, other: Reading) -> bool:
     """Whether a list of responses stands against one response that is not among them, or against whole conversations."""
     if chosen.format == "messages":
         return other.format == "responses_list" and other.columns["responses"] in LISTS
@@ -208,13 +212,13 @@ def _contradicts(table: Table, chosen: Reading, other: Reading) -> bool:
     return not table.rows or not all(row.get(single) in (row.get(lists) or [None]) for row in table.rows)
 
 
-def _left_out(table: Table, chosen: Reading, mapping: RowMapping) -> tuple[LeftOut, ...]:
+def _unread_columns(table: FirstRows, chosen: Reading, mapping: RowMapping) -> tuple[UnreadColumn, ...]:
     """Columns that hold text in the first rows, may belong to the prompt, and are not read."""
     found = []
     for name in _BESIDE:
         if name in table.names and name not in mapping.columns() and table.texts_in(name):
             role = "system" if name.startswith("system") else "input"
             place = name != "history" and (role == "system" or mapping.messages is None) and role not in chosen.columns
-            say = chosen._replace(columns={**chosen.columns, role: name}).say if place else None
-            found.append(LeftOut(name, say))
+            setting = chosen._replace(columns={**chosen.columns, role: name}).setting if place else None
+            found.append(UnreadColumn(name, setting))
     return tuple(found)

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from pipelines.corpus.columns.value_kinds import Table
+from pipelines.corpus.columns.value_kinds import FirstRows
 
 _PLAIN = re.compile(r"[\w ./-]*\w")
 LISTS = ("responses", "completions", "candidates", "outputs", "generations", "samples")
@@ -54,7 +54,7 @@ class Reading(NamedTuple):
     why: str
 
     @property
-    def say(self) -> str:
+    def setting(self) -> str:
         """The setting that asks for this reading, ready to be pasted into a shell."""
         setting = shlex.quote(f"input.columns={_flow(self.columns)}")
         return f"input.format=hh {setting}" if self.format == "hh" else setting
@@ -66,17 +66,17 @@ def column_of(name: str, names: Sequence[str]) -> str:
     return head if name not in names and dot and field and head in names else name
 
 
-def either(ways: Sequence[Reading]) -> str:
+def join_settings(ways: Sequence[Reading]) -> str:
     """The settings to choose from, for an error."""
-    return " or ".join(dict.fromkeys(way.say for way in ways))
+    return " or ".join(dict.fromkeys(way.setting for way in ways))
 
 
-def deciding(given: Mapping[str, str]) -> set[str]:
+def roles_of_layout(given: Mapping[str, str]) -> set[str]:
     """The roles that a user has given to columns and that say how rows are read; a system prompt or a source goes with any."""
     return given.keys() - {"system", "source"}
 
 
-def candidates(role: str, table: Table, given: Mapping[str, str]) -> list[str]:
+def columns_for_role(role: str, table: FirstRows, given: Mapping[str, str]) -> list[str]:
     """The columns that could have a role, best first: of the first group of names that has any."""
     if role in given:
         return [given[role]]
@@ -92,12 +92,12 @@ def candidates(role: str, table: Table, given: Mapping[str, str]) -> list[str]:
     return []
 
 
-def _messages(table: Table, format: str, given: Mapping[str, str]) -> Reading | None:
+def _messages(table: FirstRows, format: str, given: Mapping[str, str]) -> Reading | None:
     if format not in ("auto", "messages", "sharegpt") or (
         format == "auto" and given.keys() & {"prompt", "response", "responses"}
     ):
         return None
-    found = candidates("messages", table, given)
+    found = columns_for_role("messages", table, given)
     if not found:
         return None
     if format == "auto" and "messages" not in given and not table.ends_with_assistant(found[0]):
@@ -111,33 +111,37 @@ def _messages(table: Table, format: str, given: Mapping[str, str]) -> Reading | 
     )
 
 
-def _answered(table: Table, messages: str, given: Mapping[str, str]) -> Reading | None:
+def _answered(table: FirstRows, messages: str, given: Mapping[str, str]) -> Reading | None:
     """Conversations that end with the user, and a column with what comes next."""
     for format, role, key in (
         ("responses_list", "responses", "responses"),
         ("prompt_response", "response", "response"),
         ("responses_list", "listed", "responses"),
     ):
-        if found := candidates(role, table, given):
+        if found := columns_for_role(role, table, given):
             why = f"{messages} ends with the user's turn in all of the first rows, and {found[0]} holds what follows"
             return Reading(format, {"prompt": messages, key: found[0]}, why)
     return None
 
 
-def _responses_list(table: Table, format: str, given: Mapping[str, str]) -> Reading | None:
+def _responses_list(table: FirstRows, format: str, given: Mapping[str, str]) -> Reading | None:
     if format not in ("auto", "responses_list") or (format == "auto" and given.keys() & {"messages", "response"}):
         return None
     return _prompt_and(table, given, "responses_list", "responses", "responses", "a list of responses")
 
 
-def _alpaca(table: Table, format: str, given: Mapping[str, str]) -> Reading | None:
+def _alpaca(table: FirstRows, format: str, given: Mapping[str, str]) -> Reading | None:
     roles = given.keys() & {"prompt", "response"}
     if format not in ("auto", "alpaca") or (
         format == "auto" and ("messages" in given or (roles and "input" not in given))
     ):
         return None
     there = set(table.names)
-    dolly = there >= {"instruction", "context", "response", "category"} and "input" not in there and not deciding(given)
+    dolly = (
+        there >= {"instruction", "context", "response", "category"}
+        and "input" not in there
+        and not roles_of_layout(given)
+    )
     prompt = given.get("prompt") or ("instruction" if "instruction" in there else None)
     extra = given.get("input") or ("input" if "input" in there else "context" if dolly else None)
     response = given.get("response") or next((name for name in ("output", "response") if name in there), None)
@@ -147,24 +151,24 @@ def _alpaca(table: Table, format: str, given: Mapping[str, str]) -> Reading | No
     return Reading("alpaca", {"prompt": prompt, "input": extra, "response": response}, why)
 
 
-def _prompt_response(table: Table, format: str, given: Mapping[str, str]) -> Reading | None:
+def _prompt_response(table: FirstRows, format: str, given: Mapping[str, str]) -> Reading | None:
     if format not in ("auto", "prompt_response") or (format == "auto" and "messages" in given):
         return None
     return _prompt_and(table, given, "prompt_response", "response", "response", "one response a row")
 
 
-def _listed(table: Table, format: str, given: Mapping[str, str]) -> Reading | None:
+def _listed(table: FirstRows, format: str, given: Mapping[str, str]) -> Reading | None:
     if format not in ("auto", "responses_list") or given.keys() & {"messages", "response", "responses"}:
         return None
     return _prompt_and(table, given, "responses_list", "listed", "responses", "a list of responses")
 
 
-def _transcripts(table: Table, format: str, given: Mapping[str, str]) -> Reading | None:
+def _transcripts(table: FirstRows, format: str, given: Mapping[str, str]) -> Reading | None:
     if format == "hh" and "messages" in given:
         return Reading("hh", {"messages": given["messages"]}, f"{given['messages']} is named to hold transcripts")
     if format not in ("auto", "hh") or given.keys() & {"messages", "prompt", "response", "responses"}:
         return None
-    found = [name for name in candidates("transcript", table, {}) if table.is_transcript(name)]
+    found = [name for name in columns_for_role("transcript", table, {}) if table.is_transcript(name)]
     if not found:
         return None
     why = f'every text of the first rows in {found[0]} is a transcript, "Human: ... Assistant: ..."'
@@ -172,17 +176,17 @@ def _transcripts(table: Table, format: str, given: Mapping[str, str]) -> Reading
 
 
 def _prompt_and(
-    table: Table, given: Mapping[str, str], format: str, role: str, key: str, holding: str
+    table: FirstRows, given: Mapping[str, str], format: str, role: str, key: str, holding: str
 ) -> Reading | None:
-    answers = candidates(role, table, given)
-    prompts = [name for name in candidates("prompt", table, given) if name not in answers]
+    answers = columns_for_role(role, table, given)
+    prompts = [name for name in columns_for_role("prompt", table, given) if name not in answers]
     if not prompts or not answers:
         return None
     why = f"the column {prompts[0]} holds the prompt, {answers[0]} {holding}"
     return Reading(format, {"prompt": prompts[0], key: answers[0]}, why)
 
 
-def readings(table: Table, format: str, given: Mapping[str, str]) -> list[Reading]:
+def find_readings(table: FirstRows, format: str, given: Mapping[str, str]) -> list[Reading]:
     """All readings that fit, the one to take first. `format` and `given` (role → column) are what the user has said."""
     builders = (_messages, _responses_list, _alpaca, _prompt_response, _listed, _transcripts)
     return [reading for build in builders if (reading := build(table, format, given)) is not None]

@@ -58,7 +58,7 @@ class RowMapping:
         return cls(**{**fields, **listed})
 
 
-class Sample(NamedTuple):
+class ParsedRow(NamedTuple):
     """One row as the rest of the pipeline sees it: a prompt and its responses, or reasons why not.
 
     `responses[k]` is None exactly where `reasons[k]` is set. A row without a usable prompt has `prompt` None and one
@@ -70,13 +70,13 @@ class Sample(NamedTuple):
     reasons: list[str | None]
 
 
-def read_row(row: Mapping[str, Any], mapping: RowMapping) -> Sample:
+def read_row(row: Mapping[str, Any], mapping: RowMapping) -> ParsedRow:
     """The sample in a row (column → value). Never raises for what a row may hold."""
     values = list(_responses(row, mapping))
     try:
         prompt, values = _prompt(row, mapping, values)
     except UnusableError as error:
-        return Sample(None, [None] * len(values), [error.reason] * len(values))
+        return ParsedRow(None, [None] * len(values), [error.reason] * len(values))
     responses: list[str | None] = []
     reasons: list[str | None] = []
     for value in values:
@@ -86,7 +86,7 @@ def read_row(row: Mapping[str, Any], mapping: RowMapping) -> Sample:
         except UnusableError as error:
             responses.append(None)
             reasons.append(error.reason)
-    return Sample(prompt, responses, reasons)
+    return ParsedRow(prompt, responses, reasons)
 
 
 def rewards_of(row: Mapping[str, Any], mapping: RowMapping, count: int) -> list[float | None]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rm.conversations import Conversation, UnusableError, from_hh, from_messages, text_of
 
-Row = Mapping[str, Any]
+RowValues = Mapping[str, Any]
 
 FIELDS = ("text", "response", "content", "completion", "output", "generation", "generated_text", "answer", "message")
 """Fields of a record that may hold a response; `message` holds an object with role and content (APIs' `choices`)."""
@@ -44,10 +44,10 @@ def _is_message(value: Mapping[str, Any]) -> bool:
     return ("role" in value and ("content" in value or "tool_calls" in value)) or ("from" in value and "value" in value)
 
 
-class Table:
+class FirstRows:
     """The columns of a file and its first rows, as detection looks at them."""
 
-    def __init__(self, names: Sequence[str], rows: Sequence[Row] = ()) -> None:
+    def __init__(self, names: Sequence[str], rows: Sequence[RowValues] = ()) -> None:
         self.names = list(names)
         self.rows = list(rows)
 

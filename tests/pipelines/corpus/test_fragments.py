@@ -34,7 +34,7 @@ def read(path, *, rows_per_fragment=5, max_row_bytes=LIMIT, mapping=MAPPING):
 
 
 def samples(units):
-    return [row.sample for unit in units for fragment in unit for row in fragment.rows]
+    return [row.parsed for unit in units for fragment in unit for row in fragment.rows]
 
 
 def write(path, rows):

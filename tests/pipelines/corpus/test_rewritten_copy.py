@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from pipelines.corpus import InputFile, Unit, read_fragments, read_rows, rewrite, rewritten_copy, split_units
 from pipelines.corpus.columns.row_mapping import RowMapping
-from pipelines.corpus.files import counted_in_file, place_of
+from pipelines.corpus.files import place_in_file, place_of
 from pipelines.corpus.jsonl import json_lines, row_lines
 from pipelines.errors import InputError, StorageError
 from pipelines.storage import publish
@@ -86,7 +86,7 @@ def test_fragments_have_the_rows_of_the_file_itself(data, rows, per_fragment, li
             own = [row for fragment in fragments for row in fragment.rows]
             assert [row.number for row in own] == list(range(len(own)))
             again = read_rows(file, unit, MAPPING, np.arange(len(own)), more_columns=None, max_row_bytes=limit)
-            assert [row.sample for row in again] == [row.sample for row in own]
+            assert [row.parsed for row in again] == [row.parsed for row in own]
             found += [row._replace(number=unit.start + row.number, seen_bytes=0) for row in own]
         expected = [row for fragment in read_fragments(*itself(file), MAPPING, **sizes) for row in fragment.rows]
         assert found == [row._replace(seen_bytes=0) for row in expected]
@@ -106,7 +106,7 @@ def test_a_line_too_long_keeps_its_size_and_takes_no_space():
 
 def test_parts_differ_where_their_lines_do():
     def part(*lines):
-        table = next(rewritten_copy.tables(iter([(line, 9 if line is None else len(line)) for line in lines])))
+        table = next(rewritten_copy.cut_into_parts(iter([(line, 9 if line is None else len(line)) for line in lines])))
         return rewritten_copy.Part.of(table).hash
 
     one = part(b"ab", b"c")
@@ -122,16 +122,16 @@ def test_a_part_ends_with_the_line_that_reaches_its_bounds(monkeypatch):
     monkeypatch.setattr(rewritten_copy, "PART_BYTES", 8)
     sizes = [4, 4, 4, 3, 2, 100, 7, 1, 1, 1, 1, 9]
     lines = iter([(None if size == 100 else b"x" * size, size) for size in sizes])
-    parts = [table["bytes"].to_pylist() for table in rewritten_copy.tables(lines)]
+    parts = [table["bytes"].to_pylist() for table in rewritten_copy.cut_into_parts(lines)]
     assert parts == [[4, 4], [4, 3, 2], [100, 7, 1], [1, 1, 1], [9]]
-    assert [table.num_rows for table in rewritten_copy.tables(iter([]))] == [0]
+    assert [table.num_rows for table in rewritten_copy.cut_into_parts(iter([]))] == [0]
 
 
 def test_a_slice_of_a_table_has_the_hash_of_its_own_lines():
     lines = [(b"a" * n if n % 3 else None, n) for n in range(9)]
-    table = next(rewritten_copy.tables(iter(lines)))
+    table = next(rewritten_copy.cut_into_parts(iter(lines)))
     assert rewritten_copy.Part.of(table.slice(2, 5)) == rewritten_copy.Part.of(
-        next(rewritten_copy.tables(iter(lines[2:7])))
+        next(rewritten_copy.cut_into_parts(iter(lines[2:7])))
     )
 
 
@@ -216,5 +216,5 @@ def test_places_count_through_the_file():
         "row 8197",
         "line 5 after byte 8192",
     ]
-    assert counted_in_file("a.jsonl.gz", 8192, 4) == (0, 8196)
-    assert counted_in_file("a.parquet", 8192, 4) == (8192, 4)
+    assert place_in_file("a.jsonl.gz", 8192, 4) == (0, 8196)
+    assert place_in_file("a.parquet", 8192, 4) == (8192, 4)

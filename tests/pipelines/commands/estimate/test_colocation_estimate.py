@@ -154,7 +154,7 @@ class Counter:
 
 def block(file: int, pairs: list[tuple[str, str]]) -> BlockOfRows:
     rows = [
-        SimpleNamespace(sample=SimpleNamespace(prompt=from_prompt(prompt), responses=[text])) for prompt, text in pairs
+        SimpleNamespace(parsed=SimpleNamespace(prompt=from_prompt(prompt), responses=[text])) for prompt, text in pairs
     ]
     return BlockOfRows(file, 0, 0, len(rows), rows)
 

@@ -316,7 +316,7 @@ def test_what_is_said_of_a_reading_asks_for_it(tmp_path, name):
     row = FORMATS[name][0]
     path = write_jsonl(tmp_path / "a.jsonl", [row])
     found = detected(path)
-    settings = dict(word.split("=", 1) for word in shlex.split(found.reading.say))
+    settings = dict(word.split("=", 1) for word in shlex.split(found.reading.setting))
     columns = yaml.safe_load(settings["input.columns"])
     again = detected(path, format=settings.get("input.format", "auto"), **columns)
     assert again.mapping == found.mapping
@@ -412,7 +412,7 @@ def test_ambiguous_columns_are_a_question_and_each_answer_decides(tmp_path, name
     path = write_jsonl(tmp_path / "a.jsonl", [row, row])
     with pytest.raises(AmbiguousError) as refused:
         detected(path)
-    assert [way.say for way in refused.value.readings] == ways
+    assert [way.setting for way in refused.value.readings] == ways
     assert " or ".join(ways) in refused.value.message
     mappings = [detected(path, **yaml.safe_load(shlex.split(way)[0].split("=", 1)[1])).mapping for way in ways]
     assert len(set(mappings)) == len(ways)
@@ -449,12 +449,12 @@ def test_a_column_of_another_kind_is_no_candidate(tmp_path):
 def test_columns_that_are_left_out_are_told(tmp_path):
     row = {"question": "2+2?", "answer": "4", "system_prompt": "Be brief.", "context": "of integers", "input": ""}
     found = detected(write_jsonl(tmp_path / "a.jsonl", [row]))
-    assert [tuple(left) for left in found.left_out] == [
+    assert [tuple(left) for left in found.unread] == [
         ("system_prompt", "'input.columns={prompt: question, response: answer, system: system_prompt}'"),
         ("context", "'input.columns={prompt: question, response: answer, input: context}'"),
     ]
     read = detected(tmp_path / "a.jsonl", prompt="question", response="answer", system="system_prompt", input="context")
-    assert read.left_out == ()
+    assert read.unread == ()
     assert read_row(row, read.mapping).prompt == (("system", "Be brief."), ("user", "2+2?\n\nof integers"))
     dolly = detected(write_jsonl(tmp_path / "b.jsonl", [FORMATS["Dolly"][0]]))
     assert dolly.notes == [

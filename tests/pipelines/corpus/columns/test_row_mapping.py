@@ -3,13 +3,15 @@ from __future__ import annotations
 import pytest
 
 from pipelines.config import Columns
-from pipelines.corpus.columns.detection import resolve
+from pipelines.corpus.columns.detection import detect
 from pipelines.corpus.columns.row_mapping import RowMapping, read_row
 from pipelines.errors import InputError
 
 
 def mapping(names, *, format="auto", carry=(), group_by=(), **columns):
-    return resolve(names, format=format, columns=Columns(**columns), carry=carry, group_by=group_by, where="a.jsonl")
+    return detect(
+        names, format=format, columns=Columns(**columns), carry=carry, group_by=group_by, where="a.jsonl"
+    ).mapping
 
 
 @pytest.mark.parametrize(

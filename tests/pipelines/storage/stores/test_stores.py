@@ -14,7 +14,7 @@ from services.emulators import forget_clients
 
 from pipelines.config import Columns
 from pipelines.corpus import InputFile, read_fragments, split_units
-from pipelines.corpus.columns.detection import resolve
+from pipelines.corpus.columns.detection import detect
 from pipelines.errors import ConflictError, StorageError
 from pipelines.score import score_files
 from pipelines.storage import files, listing, publish
@@ -342,9 +342,9 @@ def test_parquet_that_cannot_be_read_to_its_end_is_a_matter_of_storage(make_stor
     (found,) = listing.expand(store.url + "/a.parquet")
     file = InputFile(found.path, found.key, "parquet", None, found.info["size"], files.version_of(found.info))
     (unit,) = split_units(file)
-    mapping = resolve(["prompt", "response"], format="auto", columns=Columns(), carry=[], group_by=[], where="")
+    mapping = detect(["prompt", "response"], format="auto", columns=Columns(), carry=[], group_by=[], where="").mapping
     bounds = {"rows_per_fragment": 500, "max_row_bytes": 1000}
-    read = [row.sample.responses for part in read_fragments(file, unit, mapping, **bounds) for row in part.rows]
+    read = [row.parsed.responses for part in read_fragments(file, unit, mapping, **bounds) for row in part.rows]
     assert read == [[text] for text in responses]
     store.proxy.add(kind, READ, times=-1, skip=2, status=403)
     with pytest.raises(StorageError, match=f"^cannot read {store.url}/a.parquet: {cause}"):
