@@ -1,7 +1,7 @@
 """Input files → units → fragments of rows."""
 
 from pipelines.corpus.files import InputFile, Unit, UnitKey, is_seekable, kind_of, place_of, split_units, unit_of
-from pipelines.corpus.first_rows import column_names, first_rows, no_lines
+from pipelines.corpus.first_rows import column_names, no_lines, read_first_rows
 from pipelines.corpus.fragments import Fragment, Row, original_schema, read_fragments, row_of
 from pipelines.corpus.reread import read_rows, take_batches
 from pipelines.corpus.unreadable import UnreadableError, probe
@@ -14,13 +14,13 @@ __all__ = [
     "UnitKey",
     "UnreadableError",
     "column_names",
-    "first_rows",
     "is_seekable",
     "kind_of",
     "no_lines",
     "original_schema",
     "place_of",
     "probe",
+    "read_first_rows",
     "read_fragments",
     "read_rows",
     "row_of",

@@ -25,10 +25,10 @@ def column_names(file: InputFile, *, max_row_bytes: int) -> list[str]:
     """The columns of a file: from its Parquet footer, or the keys of its first usable JSON lines."""
     if file.kind == "parquet":
         return list(parquet_schema(file).names)
-    return first_rows(file, max_row_bytes=max_row_bytes)[0]
+    return read_first_rows(file, max_row_bytes=max_row_bytes)[0]
 
 
-def first_rows(file: InputFile, *, max_row_bytes: int) -> tuple[list[str], list[dict[str, Any]]]:
+def read_first_rows(file: InputFile, *, max_row_bytes: int) -> tuple[list[str], list[dict[str, Any]]]:
     """(columns, the first usable rows). Raises `UnreadableError`.
 
     Of a Parquet file, rows hold the columns with text, numbers, and lists or records of them; no binary ones.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipelines.config import InputFiles
-from pipelines.corpus import InputFile, UnreadableError, first_rows, kind_of, no_lines
+from pipelines.corpus import InputFile, UnreadableError, kind_of, no_lines, read_first_rows
 from pipelines.errors import InputError
 from pipelines.storage.files import absolute, version_of
 from pipelines.storage.listing import expand
@@ -23,7 +23,7 @@ def first_columns(
     unreadable = 0
     for file in files:
         try:
-            names, rows = first_rows(file, max_row_bytes=max_row_bytes)
+            names, rows = read_first_rows(file, max_row_bytes=max_row_bytes)
         except UnreadableError:
             if not skip_bad_files:
                 raise
