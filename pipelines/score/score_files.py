@@ -21,7 +21,7 @@ import xxhash
 
 from pipelines.errors import StorageError
 from pipelines.storage import publish
-from pipelines.storage.files import is_local, join, open_for_reading, read_bytes, read_seen
+from pipelines.storage.files import is_local, join, open_for_reading, read_bytes
 
 EXAMPLES = 3
 
@@ -183,19 +183,17 @@ def write(path: str, columns: pa.Table, footer: Footer, original: str) -> Footer
 
     Returns the footer of the file that stands. Raises `StorageError`.
     """
-    data = encode(columns, footer, original)
-    while not publish.create(path, data):
-        found = read_seen(path)
-        if found is None:
-            continue
-        there = decode(found[0])
-        if there is not None and there[1].content_hash == footer.content_hash and original_schema(there[0]) == original:
-            return there[1]
-        if there is not None:
+
+    def accept(data: bytes) -> Footer | None:
+        existing = decode(data)
+        if existing is None:  # a flipped bit, or cut by another program
+            return None
+        table, described = existing
+        if described.content_hash != footer.content_hash or original_schema(table) != original:
             raise StorageError(f"{path} holds the scores of other content; remove the scores directory and score again")
-        if publish.replace(path, data, seen=found[1]):  # damaged: a flipped bit, or cut by something that is not us
-            break
-    return footer
+        return described
+
+    return publish.settle(path, encode(columns, footer, original), accepts=accept, ours=footer)
 
 
 def reasons_of(columns: pa.Table) -> dict[str, int]:
