@@ -27,7 +27,7 @@ from pipelines.runtime.arrow_ipc import from_ipc
 from pipelines.score import score_files
 from pipelines.score.unit_scorer import Scorer, refuse_broken_model
 from pipelines.storage import publish
-from pipelines.storage.files import join, names_in, read_bytes, read_seen
+from pipelines.storage.files import join, names_in, read_bytes
 from rm.conversations import Conversation
 
 _KEY = pa.binary(24)
@@ -298,14 +298,10 @@ def read_results(directory: str, fingerprint: str) -> list[pa.Table]:
 def publish_results(directory: str, results: pa.Table, fingerprint: str) -> pa.Table:
     """Publish the results of a piece, under a hash of its texts; those that stand, which may be another worker's."""
     keys = b"".join(results["key"].to_pylist())
-    path, data = join(directory, f"{xxhash.xxh3_128_hexdigest(keys)}.parquet"), encode(results, fingerprint)
-    while not publish.create(path, data):
-        found = read_seen(path)
-        if found is None:
-            continue
-        there = decode(found[0], fingerprint)
-        if there is not None and there["key"].equals(results["key"]):
-            return there
-        if publish.replace(path, data, seen=found[1]):  # damaged
-            break
-    return results
+    path = join(directory, f"{xxhash.xxh3_128_hexdigest(keys)}.parquet")
+
+    def accept(data: bytes) -> pa.Table | None:
+        existing = decode(data, fingerprint)
+        return existing if existing is not None and existing["key"].equals(results["key"]) else None
+
+    return publish.settle(path, encode(results, fingerprint), accepts=accept, ours=results)
