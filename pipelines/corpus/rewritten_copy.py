@@ -22,7 +22,7 @@ import xxhash
 
 from pipelines.errors import StorageError
 from pipelines.storage import publish
-from pipelines.storage.files import join, names_in, read_bytes, read_seen
+from pipelines.storage.files import join, names_in, read_bytes
 
 PART_ROWS = 8_192
 PART_BYTES = (
@@ -120,13 +120,7 @@ def publish_part(copy: str, number: int, table: pa.Table, wanted: Part, *, look:
     path = join(copy, part_name(number))
     if look and _decoded(read_bytes(path), wanted) is not None:
         return
-    data = _encode(table)
-    while not publish.create(path, data):
-        found = read_seen(path)
-        if found is None:
-            continue
-        if _decoded(found[0], wanted) is not None or publish.replace(path, data, seen=found[1]):
-            return
+    publish.settle(path, _encode(table), accepts=lambda data: _decoded(data, wanted), ours=table)
 
 
 def _encode(table: pa.Table) -> bytes:
@@ -163,17 +157,8 @@ def publish_index(copy: str, parts: Sequence[Part], about: dict[str, Any]) -> No
     path = join(copy, INDEX)
     content = {"format": FORMAT, **about, "parts": [list(part) for part in parts]}
     data = json.dumps({**content, "hash": _hash_of(content)}, sort_keys=True).encode()
-    while not publish.create(path, data):
-        found = read_seen(path)
-        if found is None:
-            continue
-        there = _index(found[0])
-        if there == tuple(parts):
-            return
-        if there is not None:
-            raise StorageError(f"{copy} holds a copy of other lines; remove that folder and run the same command again")
-        if publish.replace(path, data, seen=found[1]):
-            return
+    if publish.settle(path, data, accepts=_index, ours=tuple(parts)) != tuple(parts):
+        raise StorageError(f"{copy} holds a copy of other lines; remove that folder and run the same command again")
 
 
 def _hash_of(content: dict[str, Any]) -> str:
