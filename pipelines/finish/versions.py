@@ -26,7 +26,7 @@ from pipelines.errors import InputError, StorageError
 from pipelines.plan import Plans
 from pipelines.storage import publish
 from pipelines.storage.canonical_json import digest, to_json
-from pipelines.storage.files import absolute, filesystem, is_local, join, names_in, read_bytes, read_seen, size_of
+from pipelines.storage.files import absolute, filesystem, is_local, join, names_in, read_bytes, size_of
 
 FORMAT = 1
 LATEST, VERSIONS, RUNS, REMOVING = "latest.json", "versions", "runs", "removing"
@@ -141,22 +141,19 @@ def point(turn: Turn | None) -> bool:
         "set": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     path = join(turn.root, LATEST)
+
+    def accept(data: bytes) -> bool | None:
+        latest = _latest(data)
+        if latest is None or latest.number < turn.number:
+            return None
+        if (latest.version, latest.number) == (turn.version, turn.number) and latest.manifest != content["manifest"]:
+            return None  # set by this run, to a manifest that has been replaced
+        return latest.version == turn.version
+
     with _alone(turn.root):
-        while True:
-            found = read_seen(path)
-            if found is None:
-                if publish.create(path, to_json(content)):
-                    return True
-                continue
-            there = _latest(found[0])
-            if there == (turn.version, content["manifest"], turn.number):
-                return True
-            own = (turn.version, turn.number)
-            mine = there is not None and (there.version, there.number) == own  # of a manifest that is another by now
-            if there is not None and not mine and there.number >= turn.number:
-                return there.version == turn.version
-            if publish.replace(path, to_json(content), seen=found[1]):
-                return True
+        existing = read_bytes(path)  # first: a pointer that stands is not written to
+        standing = None if existing is None else accept(existing)
+        return publish.settle(path, to_json(content), accepts=accept, ours=True) if standing is None else standing
 
 
 def is_latest(turn: Turn | None) -> bool:
