@@ -22,10 +22,11 @@ READ = """
 import json, resource, sys
 from collections import Counter
 from pathlib import Path
-import pipelines.score
+import pipelines.score.transform
 from pipelines.errors import InputError
-from pipelines.inputs import InputFile, kind_of, original_schema, read_fragments, split_units
-from pipelines.schemas import RowMapping
+from pipelines.corpus.columns.row_mapping import RowMapping
+from pipelines.corpus.files import InputFile, kind_of, split_units
+from pipelines.corpus.fragments import original_schema, read_fragments
 
 resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1 if sys.platform == "darwin" else 1 / 1024)

@@ -104,7 +104,7 @@ def test_the_steps_of_the_image_give_a_worker_that_has_all_it_needs(tmp_path):
             assert pip[:2] == ["pip", "install"]
             subprocess.run([venv / "bin" / "python", "-m", *pip, "--quiet"], cwd=work, check=True)
     program = (
-        "import importlib.util as found, pipelines.cli, pipelines.curate, pipelines.fleet, pipelines.weights, rm.scorer\n"
+        "import importlib.util as found, pipelines.cli, pipelines.curate, pipelines.score.workers.worker, rm.scorer\n"
         "assert pipelines.cli.__file__.startswith(sys.prefix), 'the installed one'\n"
         "assert found.find_spec('google.cloud.dataflow_v1beta3') and found.find_spec('gcsfs')\n"
         "assert not found.find_spec('pytest'), 'nothing of the tests'\n"

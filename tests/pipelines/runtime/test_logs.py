@@ -128,7 +128,7 @@ def test_a_failing_scorer_leaves_a_log_without_the_row(bestkept, config, tempora
     assert "apache_beam.made_up" in text
     assert "text left out" in text
     assert "RuntimeError" in err
-    assert "pipelines/score.py" in text
+    assert "pipelines/score/transform.py" in text
     assert CANARY not in text + out + err
     assert stat.S_IMODE(log.stat().st_mode) == 0o600
     logs.discard()

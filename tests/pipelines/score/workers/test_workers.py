@@ -229,7 +229,7 @@ def _until(happens):
 
 def _is_worker(pid: int) -> bool:
     try:
-        return b"fleet.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return b"score.workers.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return False
 

@@ -16,13 +16,15 @@ from pathlib import Path
 
 import pytest
 from services.emulators import environment
-from support.weights_on_stores import GET_WEIGHTS, WEIGHTS, flip, sent, upload, url_of
+from support.weights_on_stores import GET_WEIGHTS, WEIGHTS, flip, model, root, sent, upload, url_of
 
 from pipelines.errors import ConflictError, ModelLoadError, StorageError
 from pipelines.storage.models import cache, loadable, locate, reading_directory, small_directory, whole_directory
 from pipelines.storage.models.checksums import CHECKSUMS_FILE, list_model
 from pipelines.storage.models.fetch import fetch_model
 from rm.identity import identify, load_temperature
+
+__all__ = ["model", "root"]  # fixtures
 
 ROOT = Path(__file__).parents[4]
 SETTINGS = {"max_length": 64, "too_long": "truncate", "dtype": "float32"}
@@ -122,7 +124,7 @@ def test_neighbours_are_no_part_of_a_model(store, model, root):
 
 WORKER = """
 import json, sys
-from pipelines.weights import loadable
+from pipelines.storage.models.locate import loadable
 print(loadable(*json.loads(sys.stdin.read())))
 """
 
