@@ -1,4 +1,4 @@
-"""NEW MODULE."""
+"""A small model, and ways to put it on an emulated store."""
 
 from __future__ import annotations
 

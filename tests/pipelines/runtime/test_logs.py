@@ -17,7 +17,7 @@ from rich.table import Table
 from support.corpora import corpus_rows, write_jsonl
 from support.stubs import StubFactory, StubScorer
 
-from pipelines.commands import run, summary
+from pipelines.commands import progress_bar, run, summary
 from pipelines.commands.progress_bar import progress_fields, shows_bar
 from pipelines.runtime import logs, progress
 from pipelines.runtime.logs import set_output_mode
@@ -232,7 +232,7 @@ def test_a_long_path_stays_in_one_line_in_a_pipe_and_is_folded_not_cut_on_a_term
     [([], True, True), ([], False, False), (["--quiet"], True, False), (["--json-logs"], True, False)],
 )
 def test_a_bar_is_for_somebody_who_watches(monkeypatch, words, terminal, wanted):
-    monkeypatch.setattr(summary, "Console", lambda **_: Console(file=io.StringIO(), force_terminal=terminal))
+    monkeypatch.setattr(progress_bar, "Console", lambda **_: Console(file=io.StringIO(), force_terminal=terminal))
     set_output_mode(words)
     assert shows_bar() is wanted
 
