@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,9 @@ Mask = npt.NDArray[np.bool_]
 Positions = npt.NDArray[np.intp]
 Prompts = tuple[Positions, Positions]
 """Positions sorted by prompt, and where each prompt starts among them."""
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+"""The increment of splitmix64: 2**64 over the golden ratio, made odd."""
 
 _SIGN = np.uint32(0x80000000)
 
@@ -39,6 +41,13 @@ class Labels:
 
     def name_of(self, code: int) -> str | None:
         return None if code < 0 else self.values[code]
+
+
+@dataclass
+class _PromptCache:
+    """The prompts of some rows once they are computed; tables of the same rows share one."""
+
+    prompts: Prompts | None = None
 
 
 @dataclass(frozen=True)
@@ -68,21 +77,22 @@ class Candidates:
     other_hash: npt.NDArray[np.uint64]
     other_raw: npt.NDArray[np.float32]
     labels: Mapping[str, Labels] = field(default_factory=dict)
+    _cache: _PromptCache = field(default_factory=_PromptCache, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.reward)
 
-    @cached_property
+    @property
     def prompts(self) -> Prompts:
-        """Positions sorted by prompt, and where each prompt starts among them; found once."""
-        return _by_prompt(self.key_high, self.key_low)
+        """Positions sorted by prompt, and where each prompt starts among them; computed once."""
+        if self._cache.prompts is None:
+            self._cache.prompts = _sort_by_prompt(self.key_high, self.key_low)
+        return self._cache.prompts
 
     def sorted_by_prompt(self) -> Candidates:
         """The same rows, those of a prompt together."""
         order, starts = self.prompts
-        ordered = self.take(order)
-        ordered.__dict__["prompts"] = np.arange(len(order)), starts
-        return ordered
+        return replace(self.take(order), _cache=_PromptCache((np.arange(len(order)), starts)))
 
     def slice(self, start: int, end: int) -> Candidates:
         """The entries of a range; nothing is copied."""
@@ -108,14 +118,11 @@ class Candidates:
         return Candidates(**columns, labels={name: labels.take(chosen) for name, labels in self.labels.items()})
 
     def with_columns(self, **columns: npt.NDArray[np.generic]) -> Candidates:
-        """The same rows with other columns; not with other keys."""
-        changed = replace(self, **columns)  # type: ignore[arg-type]
-        if "prompts" in self.__dict__:
-            changed.__dict__["prompts"] = self.prompts
-        return changed
+        """The same rows with other columns, but with the same keys."""
+        return replace(self, **columns)  # type: ignore[arg-type]
 
 
-COLUMN_NAMES = tuple(entry.name for entry in fields(Candidates) if entry.name != "labels")
+COLUMN_NAMES = tuple(entry.name for entry in fields(Candidates) if entry.name not in ("labels", "_cache"))
 
 
 def ascending_bits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
@@ -169,7 +176,7 @@ def first_within(candidates: Candidates, values: npt.NDArray[np.uint32]) -> tupl
     return firsts, sizes
 
 
-def _by_prompt(high: npt.NDArray[np.uint64], low: npt.NDArray[np.uint64]) -> Prompts:
+def _sort_by_prompt(high: npt.NDArray[np.uint64], low: npt.NDArray[np.uint64]) -> Prompts:
     """`Candidates.prompts`; rows that are sorted are not sorted again."""
     same = high[1:] == high[:-1]
     if len(high) and np.all((high[1:] > high[:-1]) | (same & (low[1:] >= low[:-1]))):
