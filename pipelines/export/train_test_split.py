@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipelines.select.candidates import Candidates, Mask, splitmix
+from pipelines.select.candidates import GOLDEN, Candidates, Mask, splitmix
 
 TRAIN, TEST = "train", "test"
 
@@ -37,7 +37,7 @@ class Split(NamedTuple):
 def is_test(rows: Candidates, fraction: float, *, seed: int) -> Mask:
     """Where the prompt is a test prompt; `fraction`, between 0 and 1, counts as the decimal it is written as."""
     with np.errstate(over="ignore"):
-        low = splitmix(rows.key_low + np.uint64(0x9E3779B97F4A7C15) * np.uint64(seed + 1))
+        low = splitmix(rows.key_low + GOLDEN * np.uint64(seed + 1))
     below = np.uint64(int(Fraction(str(fraction)) * 2**64))
     mask: Mask = splitmix(rows.key_high ^ low) < below
     return mask

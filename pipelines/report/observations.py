@@ -15,6 +15,7 @@ import pyarrow as pa
 import xxhash
 
 from pipelines.report.histogram import Histogram, merge_histograms
+from pipelines.select.candidates import GOLDEN, group_ranks, splitmix
 from pipelines.select.columns import to_labels
 
 SAMPLE_ROWS = 8_192  # of the prompts that are looked at whole
@@ -137,7 +138,8 @@ def sample_of(rows: pa.Table) -> pa.Table:
     if not rows.num_rows:
         return ROWS.empty_table()
     high, low = _numbers(rows, "key_high"), _numbers(rows, "key_low")
-    chance = _mixed(high ^ low)
+    with np.errstate(over="ignore"):  # another order than that of the keys, by which rows are partitioned
+        chance = splitmix((high ^ low) + GOLDEN)
     chosen = np.arange(rows.num_rows)
     if len(chance) > 4 * SAMPLE_ROWS:  # most rows need not be sorted
         likely = np.flatnonzero(chance <= np.uint64(2**64 - 1) // np.uint64(len(chance) // (2 * SAMPLE_ROWS)))
@@ -147,8 +149,7 @@ def sample_of(rows: pa.Table) -> pa.Table:
     chosen = chosen[order]
     first = np.append(True, (high[chosen][1:] != high[chosen][:-1]) | (low[chosen][1:] != low[chosen][:-1]))
     starts = np.flatnonzero(first)
-    within = np.arange(len(chosen)) - np.repeat(starts, np.diff(np.append(starts, len(chosen))))
-    few = within < _PER_PROMPT
+    few = group_ranks(starts, len(chosen)) < _PER_PROMPT
     chosen, first = chosen[few], first[few]
     begun = np.cumsum(few)[few] - 1  # rows before this one
     prompt = np.cumsum(first) - 1
@@ -160,16 +161,6 @@ def _prompts_fill(chance: npt.NDArray[np.uint64]) -> bool:
     """Whether prompts with these hashes, one a row, fill a sample."""
     _, counts = np.unique(chance, return_counts=True)
     return int(np.minimum(counts, _PER_PROMPT).sum()) >= SAMPLE_ROWS
-
-
-def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Another order than that of the keys, by which rows are partitioned (splitmix64)."""
-    with np.errstate(over="ignore"):
-        z = values + np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        result: npt.NDArray[np.uint64] = z ^ (z >> np.uint64(31))
-    return result
 
 
 def _sides(rows: pa.Table) -> tuple[tuple[Side, ...], npt.NDArray[np.int64]]:

@@ -149,19 +149,18 @@ def order_within(candidates: Candidates, values: npt.NDArray[np.uint32]) -> tupl
     order, starts = candidates.prompts
     if not len(order):
         return order, starts
-    group = np.repeat(np.arange(len(starts), dtype=np.uint64), np.diff(np.append(starts, len(order))))
+    group = np.repeat(np.arange(len(starts), dtype=np.uint64), group_sizes(starts, len(order)))
     return order[_sort_with_ties(candidates, order, (group << np.uint64(32)) | values[order])], starts
 
 
 def first_within(candidates: Candidates, values: npt.NDArray[np.uint32]) -> tuple[Positions, Positions]:
     """(the position of each prompt's first under `ranked_within`, its number of responses), without sorting within prompts."""
     order, starts = candidates.prompts
-    sizes = np.diff(np.append(starts, len(order)))
+    sizes = group_sizes(starts, len(order))
     if not len(order):
         return order, sizes
-    own = values[order]
-    is_least = own == np.repeat(np.minimum.reduceat(own, starts), sizes)
-    at = np.flatnonzero(is_least)
+    ordered = values[order]
+    at = np.flatnonzero(ordered == np.repeat(np.minimum.reduceat(ordered, starts), sizes))
     least = order[at]
     if len(least) == len(starts):  # no ties
         return least, sizes
@@ -192,6 +191,16 @@ def _sort_by_prompt(high: npt.NDArray[np.uint64], low: npt.NDArray[np.uint64]) -
     return order, np.flatnonzero(np.append(first, ~same | other))
 
 
+def group_sizes(starts: Positions, count: int) -> Positions:
+    """The number of rows of each group, for `count` rows whose groups begin at `starts`."""
+    return np.diff(np.append(starts, count))
+
+
+def group_ranks(starts: Positions, count: int) -> Positions:
+    """The position of each of `count` rows within its group, from 0."""
+    return np.arange(count) - np.repeat(starts, group_sizes(starts, count))
+
+
 def count_prompts(candidates: Candidates) -> int:
     """Distinct prompts."""
     return len(candidates.prompts[1])
@@ -211,8 +220,8 @@ def tie_break(candidates: Candidates) -> Sequence[npt.NDArray[np.generic]]:
 def hash_rows(candidates: Candidates, seed: int = 0) -> npt.NDArray[np.uint64]:
     """A well-mixed hash of prompt and response, the same wherever the row lies: chance that can be repeated."""
     with np.errstate(over="ignore"):
-        own = candidates.key_low + np.uint64(0x9E3779B97F4A7C15) * np.uint64(seed + 1)
-    return splitmix(candidates.response_hash ^ own)
+        prompt = candidates.key_low + GOLDEN * np.uint64(seed + 1)
+    return splitmix(candidates.response_hash ^ prompt)
 
 
 def splitmix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -11,7 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.config import BestOfN
-from pipelines.select.candidates import Candidates, Mask, first_within, order_within, worst_bits
+from pipelines.select.candidates import (
+    Candidates,
+    Mask,
+    first_within,
+    group_ranks,
+    group_sizes,
+    order_within,
+    worst_bits,
+)
 from pipelines.select.columns import Needs
 
 _WORTH = 0.7  # where more than this share would be left, the shuffle is cheaper than the sort
@@ -26,7 +34,7 @@ def shrink(candidates: Candidates, rule: BestOfN, *, needs: Needs) -> Candidates
     if not len(candidates) or _left(candidates, wanted) > _WORTH * len(candidates):
         return candidates
     order, starts = candidates.prompts
-    sizes = np.diff(np.append(starts, len(order)))
+    sizes = group_sizes(starts, len(order))
     chosen = np.zeros(len(candidates), dtype=bool)
     _mark_first(chosen, candidates, worst_bits(candidates.reward), rule.keep + gap)
     if needs.length:
@@ -56,5 +64,4 @@ def _mark_first(chosen: Mask, candidates: Candidates, values: npt.NDArray[np.uin
         chosen[first_within(candidates, values)[0]] = True
         return
     order, starts = order_within(candidates, values)
-    rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
-    chosen[order[rank < count]] = True
+    chosen[order[group_ranks(starts, len(order)) < count]] = True

@@ -16,10 +16,11 @@ from pipelines.config import BestOfN, DropPrompts, Longest, Pairs, Random, Step,
 from pipelines.select.candidates import (
     Candidates,
     Mask,
-    Positions,
     best_first,
     count_prompts,
     first_within,
+    group_ranks,
+    group_sizes,
     hash_rows,
     order_within,
     worst_bits,
@@ -86,7 +87,7 @@ def references(candidates: Candidates, rule: Threshold) -> npt.NDArray[np.float6
         marked = candidates.labels[column].equal(value or "true")[order]
         reward = candidates.reward[order].astype(np.float64)
         best = np.maximum.reduceat(np.where(marked, reward, -np.inf), starts)
-        found[order] = np.repeat(best, _sizes(starts, len(order)))
+        found[order] = np.repeat(best, group_sizes(starts, len(order)))
     return found
 
 
@@ -103,7 +104,7 @@ def z_scores(candidates: Candidates) -> npt.NDArray[np.float64]:
     scores = np.zeros(len(order))
     if not len(order):
         return scores
-    sizes = _sizes(starts, len(order))
+    sizes = group_sizes(starts, len(order))
     reward = candidates.reward[order].astype(np.float64)
     centred = reward - np.repeat(np.add.reduceat(reward, starts) / sizes, sizes)
     scale = np.repeat(np.sqrt(np.add.reduceat(centred**2, starts) / sizes), sizes)
@@ -127,7 +128,7 @@ def best_of_n(candidates: Candidates, rule: BestOfN, *, temperature: float | Non
         kept[first[sizes >= rule.min_candidates]] = True
         return kept
     order, starts = best_first(candidates)
-    sizes = _sizes(starts, len(order))
+    sizes = group_sizes(starts, len(order))
     usable = sizes >= rule.min_candidates
     contested = usable & (sizes > rule.keep)
     last_kept = order[starts[contested] + rule.keep - 1]
@@ -137,7 +138,7 @@ def best_of_n(candidates: Candidates, rule: BestOfN, *, temperature: float | Non
     if rule.min_probability is not None:
         unclear |= sigmoid(margin / _known(temperature)) < rule.min_probability
     usable[np.flatnonzero(contested)[unclear]] = False
-    kept[order[np.repeat(usable, sizes) & (_ranks(starts, len(order)) < rule.keep)]] = True
+    kept[order[np.repeat(usable, sizes) & (group_ranks(starts, len(order)) < rule.keep)]] = True
     return kept
 
 
@@ -145,7 +146,7 @@ def pairs(candidates: Candidates, rule: Pairs) -> Candidates:
     """The best response of each prompt as chosen, with one of a lower reward as its `other_...`; prompts without are dropped."""
     order, starts = best_first(candidates)
     reward = candidates.reward[order].astype(np.float64)
-    best = np.repeat(starts, _sizes(starts, len(order)))
+    best = np.repeat(starts, group_sizes(starts, len(order)))
     gap = reward[best] - reward
     fits = (gap > 0) & (gap >= rule.min_gap) & (gap <= (np.inf if rule.max_gap is None else rule.max_gap))
     preference = np.arange(len(order))
@@ -174,7 +175,7 @@ def drop_prompts(candidates: Candidates, rule: DropPrompts) -> Mask:
     if not len(candidates):
         return kept
     order, starts = candidates.prompts
-    sizes = _sizes(starts, len(order))
+    sizes = group_sizes(starts, len(order))
     reward = candidates.reward[order].astype(np.float64)
     best, worst = np.maximum.reduceat(reward, starts), np.minimum.reduceat(reward, starts)
     usable = sizes >= rule.min_candidates
@@ -212,7 +213,7 @@ def ranks_by(candidates: Candidates, values: npt.NDArray[np.uint32]) -> npt.NDAr
     """Each response's rank within its prompt, from 1: the smallest of `values` first, then the fixed order."""
     order, starts = order_within(candidates, values)
     ranks = np.empty(len(order), dtype=np.int64)
-    ranks[order] = _ranks(starts, len(order)) + 1
+    ranks[order] = group_ranks(starts, len(order)) + 1
     return ranks
 
 
@@ -220,7 +221,7 @@ def add_ranks(candidates: Candidates) -> Candidates:
     """`rank` and `margin` of every response within its prompt."""
     order, starts = best_first(candidates)
     rank, margin = np.empty(len(order), dtype=np.int32), np.full(len(order), np.nan, dtype=np.float32)
-    rank[order] = _ranks(starts, len(order)) + 1
+    rank[order] = group_ranks(starts, len(order)) + 1
     inner = np.ones(len(order), dtype=bool)
     inner[np.append(starts[1:], len(order))[: len(starts)] - 1] = False
     ahead = np.flatnonzero(inner)
@@ -244,9 +245,9 @@ def add_rivals(kept: Candidates, whole: Candidates) -> Candidates:
     at = np.searchsorted(whole.key_high[heads], kept.key_high[own])
     while (wrong := whole.key_low[heads[at]] != kept.key_low[own]).any():  # keys that share 64 bits
         at = at + wrong
-    rank = _ranks(starts, len(order))
+    rank = group_ranks(starts, len(order))
     rival = np.empty(len(order), dtype=np.float32)
-    rival[order] = whole.raw[longest[np.repeat(groups[at], _sizes(starts, len(order))) + rank]]
+    rival[order] = whole.raw[longest[np.repeat(groups[at], group_sizes(starts, len(order))) + rank]]
     return kept.with_columns(rival=rival)
 
 
@@ -261,17 +262,8 @@ def _first_of(candidates: Candidates, values: npt.NDArray[np.uint32], *, keep: i
         kept[first_within(candidates, values)[0]] = True
         return kept
     order, starts = order_within(candidates, values)
-    kept[order[_ranks(starts, len(order)) < keep]] = True
+    kept[order[group_ranks(starts, len(order)) < keep]] = True
     return kept
-
-
-def _sizes(starts: Positions, count: int) -> Positions:
-    return np.diff(np.append(starts, count))
-
-
-def _ranks(starts: Positions, count: int) -> Positions:
-    """Position within the prompt, from 0, for rows that are sorted by prompt."""
-    return np.arange(count) - np.repeat(starts, _sizes(starts, count))
 
 
 def _known(temperature: float | None) -> float:
