@@ -6,9 +6,6 @@ here look at one prompt at a time, so all responses to a prompt must be there; `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
@@ -17,7 +14,6 @@ from pipelines.select.candidates import (
     Candidates,
     Mask,
     best_first,
-    count_prompts,
     first_within,
     group_ranks,
     group_sizes,
@@ -25,26 +21,6 @@ from pipelines.select.candidates import (
     order_within,
     worst_bits,
 )
-
-
-@dataclass(frozen=True)
-class StepCount:
-    """What one step kept."""
-
-    rule: str
-    rows: int
-    prompts: int
-
-
-def apply_steps(
-    candidates: Candidates, steps: Sequence[Step], *, temperature: float | None = None
-) -> tuple[Candidates, list[StepCount]]:
-    """Apply per-prompt steps in order, each to what the one before kept; whole prompts must be in `candidates`."""
-    counts = []
-    for step in steps:
-        candidates = apply_rule(candidates, step, temperature=temperature)
-        counts.append(StepCount(step.name, len(candidates), count_prompts(candidates)))
-    return candidates, counts
 
 
 def apply_rule(candidates: Candidates, step: Step, *, temperature: float | None = None) -> Candidates:

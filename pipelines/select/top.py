@@ -275,15 +275,6 @@ def merge_edges(parts: Iterable[CutEdges]) -> CutEdges:
     return merged
 
 
-def top(candidates: Candidates, rule: Top) -> Mask:
-    """The cut over columns that are all here: what the passes of the graph come to."""
-    cut = Cut(rule)
-    for _ in range(PASSES):
-        if not cut.decided:
-            cut = refine(cut, merge_bins([count_bins(candidates, cut)]))
-    return keep(candidates, settle(cut, list_ties(candidates, cut)))
-
-
 def _ties(candidates: Candidates) -> Iterator[Tie]:
     c = candidates
     columns = (c.response_hash, c.file, c.unit, c.row, c.response)

@@ -1,13 +1,19 @@
-"""Small tables of candidates, with ties and shared keys all the time."""
+"""Small tables of candidates, with ties and shared keys all the time; steps and cuts over tables that are all here."""
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
-from pipelines.select.candidates import Candidates, Labels, zero_columns
+from pipelines.config import Step, Top
+from pipelines.select.candidates import Candidates, Labels, Mask, count_prompts, zero_columns
+from pipelines.select.rules import apply_rule
+from pipelines.select.top import PASSES, Cut, count_bins, keep, list_ties, merge_bins, refine, settle
 
 _ROW = ("key_high", "key_low", "reward", "response_hash", "file", "unit", "row", "response")
 _KINDS = (np.uint64, np.uint64, np.float32, np.uint64, np.int32, np.int32, np.int32, np.int32)
@@ -52,3 +58,42 @@ def kept_places(kept: Candidates) -> set[tuple[int, ...]]:
 def best_order(row: Any) -> Any:
     """The fixed order, as a sort key of one row."""
     return (-float(np.float32(row[2])) + 0.0, *row[3:])
+
+
+def prompt_groups(rows: Any) -> list[list[Any]]:
+    """The rows of each prompt, best first."""
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row[:2]].append(row)
+    return [sorted(group, key=best_order) for group in groups.values()]
+
+
+def reward_of(row: Any) -> float:
+    return float(np.float32(row[2]))
+
+
+def sigmoid(gap: float) -> float:
+    return 1 / (1 + math.exp(-gap)) if gap > -700 else 0.0
+
+
+def small_lengths(rows: Any) -> list[int]:
+    """A length of 0, 1 or 2 for each row."""
+    return [(row[3] * 7 + row[6]) % 3 for row in rows]
+
+
+def apply_steps(table: Candidates, steps: Sequence[Step]) -> tuple[Candidates, list[tuple[str, int, int]]]:
+    """What per-prompt steps keep, each of what the one before kept; and (rule, rows, prompts) after each."""
+    counts = []
+    for step in steps:
+        table = apply_rule(table, step)
+        counts.append((step.name, len(table), count_prompts(table)))
+    return table, counts
+
+
+def top(table: Candidates, rule: Top) -> Mask:
+    """The cut over columns that are all here: what the passes of the graph come to."""
+    cut = Cut(rule)
+    for _ in range(PASSES):
+        if not cut.decided:
+            cut = refine(cut, merge_bins([count_bins(table, cut)]))
+    return keep(table, settle(cut, list_ties(table, cut)))

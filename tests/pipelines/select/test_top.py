@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.selection_tables import best_order, candidates, chosen, tables
+from support.selection_tables import best_order, candidates, chosen, tables, top
 
 from pipelines.config import Top
 from pipelines.select import top as cuts
@@ -27,7 +27,6 @@ from pipelines.select.top import (
     merge_ties,
     refine,
     settle,
-    top,
 )
 
 amounts = st.one_of(

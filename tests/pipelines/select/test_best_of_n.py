@@ -1,14 +1,25 @@
+"""`best_of_n` against brute force over rows; ties and keys that share 64 bits."""
+
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.selection_tables import candidates, chosen, tables
+from support.selection_tables import (
+    candidates,
+    chosen,
+    prompt_groups,
+    reward_of,
+    sigmoid,
+    tables,
+)
 
-from pipelines.config import BestOfN, Step, Threshold
+from pipelines.config import BestOfN
 from pipelines.select.candidates import count_prompts
-from pipelines.select.rules import apply_steps, best_of_n, threshold
+from pipelines.select.rules import best_of_n
 
 
 def brute_force(rows, *, keep, min_candidates, min_margin):
@@ -39,13 +50,6 @@ def test_the_order_of_the_rows_does_not_matter(pair):
     assert first == second
 
 
-@given(tables(), st.sampled_from([-1.0, 0.0, 0.5, 0.75]))
-def test_threshold_equals_brute_force(rows, least):
-    assert chosen(rows, threshold(candidates(rows), Threshold(min_reward=least))) == {
-        row[4:] for row in rows if row[2] >= least
-    }
-
-
 def test_keys_that_share_64_bits_are_different_prompts():
     rows = [(5, 1, 0.1, 0, 0, 0, 0, 0), (5, 2, 0.2, 0, 0, 0, 1, 0), (6, 1, 0.3, 0, 0, 0, 2, 0)]
     assert count_prompts(candidates(rows)) == 3
@@ -69,23 +73,19 @@ def test_ties_go_to_the_smaller_hash_then_file_unit_row_response():
     assert order == [(1, 0, 8, 0), (1, 0, 8, 1), (1, 0, 9, 9), (1, 1, 3, 1), (2, 1, 3, 1), (0, 0, 0, 0)]
 
 
-def test_steps_apply_in_order_each_to_what_is_left():
-    rows = [(1, 1, reward, 0, 0, 0, index, 0) for index, reward in enumerate([0.9, 0.8, 0.1])]
-    rows += [(2, 2, reward, 0, 0, 0, 10 + index, 0) for index, reward in enumerate([0.7, 0.1])]
-    cut, best = Step(threshold=Threshold(min_reward=0.5)), Step(best_of_n=BestOfN(min_candidates=2))
-    kept, counts = apply_steps(candidates(rows), [cut, best])
-    assert kept.row.tolist() == [0]  # the second prompt has one candidate left, fewer than two
-    assert [(count.rule, count.rows, count.prompts) for count in counts] == [("threshold", 3, 2), ("best_of_n", 1, 1)]
-    kept, _ = apply_steps(candidates(rows), [best, cut])
-    assert sorted(kept.row.tolist()) == [0, 10]
+@settings(max_examples=200)
+@given(tables(), st.integers(1, 2), st.sampled_from([0.5, 0.6, 0.9]), st.sampled_from([0.5, 1.0, 4.0]))
+def test_min_probability(rows, keep, least, temperature):
+    rule = BestOfN(keep=keep, min_candidates=1, min_probability=least)
+    expected = set()
+    for group in prompt_groups(rows):
+        gap = reward_of(group[keep - 1]) - reward_of(group[keep]) if len(group) > keep else math.inf
+        if sigmoid(gap / temperature) >= least:
+            expected |= {row[4:] for row in group[:keep]}
+    assert chosen(rows, best_of_n(candidates(rows), rule, temperature=temperature)) == expected
 
 
-def test_no_steps_keep_everything():
-    rows = [(1, 1, 0.1, 0, 0, 0, 0, 0), (1, 1, 0.2, 0, 0, 0, 1, 0)]
-    kept, counts = apply_steps(candidates(rows), [])
-    assert (len(kept), counts) == (2, [])
-
-
-def test_a_step_without_a_rule_is_an_error():
-    with pytest.raises(ValueError, match="names no rule"):
-        apply_steps(candidates([]), [Step.model_construct()])
+def test_a_probability_without_a_temperature_is_an_error():
+    rows = [(1, 1, 0.5, 0, 0, 0, n, 0) for n in range(2)]
+    with pytest.raises(ValueError, match="temperature"):
+        best_of_n(candidates(rows), BestOfN(min_probability=0.7))
