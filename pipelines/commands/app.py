@@ -1,4 +1,4 @@
-"""What all commands have in common: `--quiet` and `--json-logs`, the settings in `--help`, one form for every usage error.
+"""Common parts of all commands: `--quiet` and `--json-logs`, settings in `--help`, one form for every error and its exit code.
 
 A function decorated with `App.command` gets all of it. Only typer is imported: which click it stands on differs by version.
 """
@@ -8,14 +8,19 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from pipelines.errors import ConfigError
+from pipelines.commands.signals import ending_on_signals
+from pipelines.errors import BestkeptError, ConfigError, Exit, remedy, whereabouts
 from pipelines.runtime import logs
+
+if TYPE_CHECKING:
+    from pipelines.config import RunConfig
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -50,7 +55,7 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """The commands; an unknown one is an error of ours."""
+    """The commands of one level; an unknown one is a `ConfigError`."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name = args[0]
@@ -59,7 +64,7 @@ class Group(TyperGroup):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """With the whole first line of each docstring: click cuts it to fit beside the longest name."""
+        """List commands with the whole first line of each docstring: click cuts it to fit beside the longest name."""
         commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
         rows = [(name, (one.help or "").partition("\n")[0]) for name, one in commands if one and not one.hidden]
         with formatter.section("Commands"):
@@ -70,11 +75,11 @@ class App(typer.Typer):
     """`typer.Typer` whose commands know `--quiet` and `--json-logs`."""
 
     def command(
-        self, name: str | None = None, *, settings: str | None = None, **given: Any
+        self, name: str | None = None, *, settings: str | None = None, **options: Any
     ) -> Callable[[Function], Function]:
-        """As `typer.Typer.command`; `settings` names the configuration that `--help` lists: run, train or evaluate."""
+        """Act as `typer.Typer.command`; `settings` names the configuration that `--help` lists: run, train or evaluate."""
         kind = type("Command", (Command,), {"settings": settings})
-        register = super().command(name, **{"cls": kind, **given})
+        register = super().command(name, **{"cls": kind, **options})
 
         def decorate(function: Function) -> Function:
             register(_with_output_options(function))
@@ -84,23 +89,25 @@ class App(typer.Typer):
 
 
 def _with_output_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` with log lines in their places, and with two more options, for parser and help: `logs.adopt` reads them
-    wherever they stand."""
+    """Return `function` as a command that first sets up log lines, and has the two options in its parser and its help.
+
+    The signature is rebuilt at run time because typer takes options from nowhere else: without this, every command would have
+    to name two parameters that it does not use. Their values are dropped here, since `logs.set_output_mode` reads both options
+    from the whole command line, wherever they stand, before typer parses it.
+    """
 
     @functools.wraps(function)
-    def command(*, quiet: bool, json_logs: bool, **given: Any) -> Any:
-        from pipelines.runtime.logs import set_up
-
-        set_up()
-        return function(**given)
+    def command(*, quiet: bool, json_logs: bool, **arguments: Any) -> Any:
+        logs.set_up()
+        return function(**arguments)
 
     more = {"quiet": _Quiet, "json_logs": _JsonLogs}
     hints = {**get_type_hints(function, include_extras=True), **more}
-    own = inspect.signature(function)
+    signature = inspect.signature(function)
     kind = inspect.Parameter.KEYWORD_ONLY
     added = [inspect.Parameter(name, kind, default=False, annotation=hint) for name, hint in more.items()]
-    known = [parameter.replace(annotation=hints[name]) for name, parameter in own.parameters.items()]
-    command.__signature__ = own.replace(parameters=[*known, *added])  # type: ignore[attr-defined]
+    known = [parameter.replace(annotation=hints[name]) for name, parameter in signature.parameters.items()]
+    command.__signature__ = signature.replace(parameters=[*known, *added])  # type: ignore[attr-defined]
     command.__annotations__ = hints
     return command
 
@@ -109,19 +116,47 @@ def describe_program(quiet: _Quiet = False, json_logs: _JsonLogs = False) -> Non
     """Train a Bradley-Terry reward model, score a corpus with it, keep the best responses."""
 
 
+def main(app: Callable[..., Any]) -> NoReturn:
+    """Run the command line, and end the process with a documented exit code and, after a failure, a one-line error."""
+    logs.set_output_mode(sys.argv[1:])
+    try:
+        with ending_on_signals():
+            code = invoke(app)
+    except ConfigError as error:
+        _end(error.message, int(error.exit_code))
+    except BestkeptError as error:
+        _end(error.message, int(error.exit_code), cause=error)
+    except Exception as error:
+        advice = remedy(error) or "please report this, with the command"
+        _end(f"unexpected {whereabouts(error)}; {advice}", int(Exit.STORAGE), cause=error)
+    logs.discard()
+    sys.exit(code)
+
+
+def _end(message: str, exit_code: int, *, cause: Exception | None = None) -> NoReturn:
+    """Print the error that ends the command, and the log file's path where that says more than a wrong configuration needs."""
+    log = logs.keep(cause) if cause is not None and exit_code in (Exit.STORAGE, Exit.MODEL) else None
+    if log is None:
+        logs.discard()
+    if log is not None and not logs.output_mode().json_logs:
+        sys.stderr.write(f"more in {log}\n")
+    sys.stderr.write(logs.error_line(message, exit_code, **({} if log is None else {"log": log})))
+    sys.exit(exit_code)
+
+
 def invoke(app: Callable[..., Any]) -> int:
-    """Run the command line; the exit code. Raises `ConfigError` for what does not fit the command."""
+    """Run the command line and return its exit code. Raises `ConfigError` for words that do not fit the command."""
     try:
         code = app(prog_name="bestkept", standalone_mode=False)
     except Exception as error:
         if not hasattr(error, "format_message"):  # click's, or the copy of it inside typer
             raise
-        raise ConfigError(_usage(error)) from error
+        raise ConfigError(_usage_message(error)) from error
     return code if isinstance(code, int) else 0
 
 
-def _usage(error: Any) -> str:
-    """What click says of a command line, as a sentence of ours with the remedy."""
+def _usage_message(error: Any) -> str:
+    """Return click's message on a command line as a sentence of ours, with the remedy."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "bestkept"
     remedy = f"`{command} --help` says what it takes"
@@ -135,23 +170,48 @@ def _usage(error: Any) -> str:
     return f"{message[:1].lower()}{message[1:]}; {remedy}"
 
 
-def unknown_flag_message(command: str, flags: Sequence[str]) -> str:
-    """What is wrong with `flags` of a command that hands none on to Beam."""
-    name = flags[0].partition("=")[0]
-    remedy = f"`bestkept {command}` takes key.sub=value settings only"
-    return f"unknown option {name}; {suggestion(name, logs.offered(), otherwise=remedy)}"
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return (our overrides, Beam's flags): a word after `--flag` without `=` is that flag's value."""
+    overrides: list[str] = []
+    flags: list[str] = []
+    for word in arguments:
+        if word.startswith("--"):
+            flags.append(word)
+        elif flags and "=" not in word and "=" not in flags[-1]:
+            flags[-1] = f"{flags[-1]}={word}"
+        else:
+            overrides.append(word)
+    return overrides, flags
 
 
-def suggestion(given: str, known: Sequence[str], *, otherwise: str | None = None) -> str:
-    """`did you mean 'run'?`, or what else helps: by default, all that is known."""
-    close = difflib.get_close_matches(given, known, n=1)
+def load_run_config(path: str, extra: Sequence[str] | None) -> tuple[RunConfig, list[str]]:
+    """Return the configuration in a file under the overrides in `extra`, and the flags of Beam in it. Raises `ConfigError`."""
+    from pipelines.config import RunConfig, load
+
+    overrides, flags = split_arguments(extra or [])
+    return load(RunConfig, path, overrides), flags
+
+
+def require_settings(command: str, extra: Sequence[str] | None) -> list[str]:
+    """Return the overrides in `extra`. Raises `ConfigError` for a flag: this command hands none on to Beam."""
+    overrides, flags = split_arguments(extra or [])
+    if flags:
+        name = flags[0].partition("=")[0]
+        remedy = f"`bestkept {command}` takes key.sub=value settings only"
+        raise ConfigError(f"unknown option {name}; {suggestion(name, logs.offered(), otherwise=remedy)}")
+    return overrides
+
+
+def suggestion(word: str, known: Sequence[str], *, otherwise: str | None = None) -> str:
+    """Return `did you mean 'run'?`, or `otherwise`, which by default lists all known words."""
+    close = difflib.get_close_matches(word, known, n=1)
     if close:
         return f"did you mean {close[0] if close[0].startswith('-') else repr(close[0])}?"
     return otherwise or f"expected one of {', '.join(known)}"
 
 
 def complete_settings(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """(`key.sub=`, its meaning) for the settings of the command that is being typed."""
+    """Return (`key.sub=`, its meaning) for the settings of the command that is being typed."""
     kind: Any = getattr(ctx.command, "settings", None)
     if kind is None or "=" in incomplete:
         return []

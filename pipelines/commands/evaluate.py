@@ -1,42 +1,33 @@
-"""`bestkept evaluate`: read preferences, score them, hand the rewards to `rm.evaluate`, show and write what it says."""
+"""`bestkept evaluate`: reads preferences, scores them, hands the rewards to `rm.evaluate`, prints and writes its evaluation."""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-from pipelines.commands.progress_bar import shows_bar
-from pipelines.commands.summary import print_result
+from pipelines.commands.printing import print_result
+from pipelines.commands.progress_bar import showing_batches
 from pipelines.config import EvaluateConfig
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
 from pipelines.report import evaluation_tables
 from pipelines.report.pages import evaluation as page
 from pipelines.storage import files, publish
+from pipelines.storage.files import check_writable
 from pipelines.storage.models import whole_directory
 
 if TYPE_CHECKING:
     from rm.preferences import Group
-    from rm.scorer import GroupScores, Work
-
-log = logging.getLogger(__name__)
-
-_LINE_EVERY_SECS = 15.0
+    from rm.scorer import GroupScores
 
 
 @dataclass(frozen=True)
-class _Scored:
-    """What the scorer said of all groups, and what it could not say."""
+class _ScoredGroups:
+    """The scores of all groups, and the settings of the scorer that gave them."""
 
     scores: list[GroupScores]
     max_length: int
@@ -52,15 +43,16 @@ class _Scored:
 
 
 def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
-    """Evaluate, print the tables, write evaluation.json and evaluation.html; returns what the former holds.
+    """Evaluate, print the tables, write evaluation.json and evaluation.html; return the content of evaluation.json.
 
     Raises `ConfigError`, `InputError`, `ModelLoadError` or `StorageError`.
     """
     from rm.evaluate import Bootstrap, evaluate
     from rm.identity import ModelError
 
-    _check_writable(config.output.path)
-    keep_in = _temperature_directory(config)
+    if files.is_local(config.output.path):
+        check_writable(files.absolute(config.output.path), named=config.output.path)
+    temperature_directory = _temperature_directory(config)
     groups, rejected = _read(config)
     directory = whole_directory(config.model.path, config.model.revision)
     try:
@@ -73,8 +65,8 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
         bootstrap=Bootstrap(config.bootstrap.resamples, config.bootstrap.seed),
     )
     stored = None
-    if keep_in is not None and evaluation.calibration is not None:
-        stored = _store(keep_in, evaluation.calibration, config)
+    if temperature_directory is not None and evaluation.calibration is not None:
+        stored = _store_temperature(temperature_directory, evaluation.calibration, config)
     document: dict[str, Any] = {
         "model": {**config.model.model_dump(), "dtype": scored.dtype, "max_length": scored.max_length},
         "data": {"path": config.data.path, "part": _part(config), "rejected": dict(sorted(rejected.items()))},
@@ -113,7 +105,7 @@ def _read(config: EvaluateConfig) -> tuple[list[Group], Counter[str]]:
     return groups, rejected
 
 
-def _score(config: EvaluateConfig, directory: Path, groups: Sequence[Group]) -> _Scored:
+def _score(config: EvaluateConfig, directory: Path, groups: Sequence[Group]) -> _ScoredGroups:
     from rm.identity import resolve_dtype
     from rm.scorer import Scorer
 
@@ -125,35 +117,14 @@ def _score(config: EvaluateConfig, directory: Path, groups: Sequence[Group]) -> 
         too_long=config.model.too_long,
         tokens_per_batch=config.model.tokens_per_batch,
     )
-    with _progress(sum(len(group.responses) for group in groups)) as told:
-        scorer.on_batch = told
+    with showing_batches(sum(len(group.responses) for group in groups)) as report:
+        scorer.on_batch = report
         scores = scorer.score([(group.prompt, group.responses) for group in groups])
-    return _Scored(scores, scorer.template.max_length, dtype)
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[Work], None]]:
-    """What the scorer tells of each batch, as a bar on a terminal and as a line now and then elsewhere."""
-    console, watched = Console(stderr=True), shows_bar()
-    done, shown = 0, time.monotonic()
-    columns = (TextColumn("scoring"), BarColumn(), TextColumn("{task.completed:,} responses"), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not watched) as bar:
-        task = bar.add_task("", total=total)
-
-        def told(work: Work) -> None:
-            nonlocal done, shown
-            done += work.rows
-            bar.update(task, completed=done)
-            if not watched and time.monotonic() - shown >= _LINE_EVERY_SECS:
-                shown = time.monotonic()
-                fields = {"stage": "scoring", "responses": done, "share": round(done / max(1, total), 4)}
-                log.info("scoring: %s of %s responses", f"{done:,}", f"{total:,}", extra={"fields": fields})
-
-        yield told
+    return _ScoredGroups(scores, scorer.template.max_length, dtype)
 
 
 def _temperature_directory(config: EvaluateConfig) -> Path | None:
-    """Where the temperature is to be stored; None where it is not. Asked before anything is scored."""
+    """Return the directory for the temperature, or None where it is not stored; called before anything is scored."""
     directory = Path(config.model.path).expanduser()
     if config.store_temperature is False:
         return None
@@ -173,7 +144,7 @@ def _temperature_directory(config: EvaluateConfig) -> Path | None:
     return None
 
 
-def _store(directory: Path, calibration: Any, config: EvaluateConfig) -> str:
+def _store_temperature(directory: Path, calibration: Any, config: EvaluateConfig) -> str:
     from rm.evaluate import store_temperature
 
     try:
@@ -182,20 +153,6 @@ def _store(directory: Path, calibration: Any, config: EvaluateConfig) -> str:
         raise StorageError(
             f"cannot write {directory}/calibration.json: {files.describe(error)}; set store_temperature=false"
         ) from error
-
-
-def _check_writable(path: str) -> None:
-    """Find out before an hour of scoring, not after it."""
-    import tempfile
-
-    if not files.is_local(path):
-        return
-    try:
-        Path(files.absolute(path)).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=files.absolute(path)):
-            pass
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {files.describe(error)}; choose another output.path") from error
 
 
 def _write(path: str, document: dict[str, Any]) -> None:

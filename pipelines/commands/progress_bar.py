@@ -1,23 +1,25 @@
-"""A progress bar on a terminal, and a log line every 15 seconds elsewhere."""
+"""Progress of a command: a bar on a terminal, and a log line every 15 seconds elsewhere."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
-from pipelines.commands.format import format_duration
+from pipelines.commands.printing import format_duration
 from pipelines.runtime import logs, progress
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from rm.scorer import Work
 
+log = logging.getLogger(__name__)
 
 _LINE_EVERY_SECS = 15.0
 _REFRESH_SECS = 0.25
@@ -37,8 +39,28 @@ def showing_progress() -> Iterator[None]:
         thread.join(timeout=2)
 
 
+@contextmanager
+def showing_batches(total: int) -> Iterator[Callable[[Work], None]]:
+    """Show how many of `total` responses have been scored, of which the body reports each batch by calling the function."""
+    console, with_bar, pace = Console(stderr=True), shows_bar(), _LinePace()
+    done = 0
+    columns = (TextColumn("scoring"), BarColumn(), TextColumn("{task.completed:,} responses"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not with_bar) as bar:
+        task = bar.add_task("", total=total)
+
+        def report(work: Work) -> None:
+            nonlocal done
+            done += work.rows
+            bar.update(task, completed=done)
+            if not with_bar and pace.is_due():
+                fields = {"stage": "scoring", "responses": done, "share": round(done / max(1, total), 4)}
+                log.info("scoring: %s of %s responses", f"{done:,}", f"{total:,}", extra={"fields": fields})
+
+        yield report
+
+
 def describe(now: progress.Progress, secs: float) -> tuple[float, str]:
-    """(share done, words) at the monotonic time `secs`; rates count from the first fragment this run has scored."""
+    """Return (share done, words) at the monotonic time `secs`; rates count from the first fragment this run has scored."""
     known = now.input_bytes - now.found_bytes
     done = now.found_bytes + max(known, now.scored_bytes)
     share = min(1.0, done / now.total_bytes) if now.total_bytes else 0.0
@@ -54,15 +76,29 @@ def describe(now: progress.Progress, secs: float) -> tuple[float, str]:
 
 
 def shows_bar() -> bool:
-    """Whether somebody watches: standard error is a terminal, and nothing else was asked for."""
-    now = logs.output_mode()
-    return Console(stderr=True).is_terminal and not now.quiet and not now.json_logs
+    """Return whether a bar is wanted: standard error is a terminal, and neither `--quiet` nor `--json-logs` is given."""
+    mode = logs.output_mode()
+    return Console(stderr=True).is_terminal and not mode.quiet and not mode.json_logs
+
+
+class _LinePace:
+    """The pace of log lines: one every 15 seconds, counted from its making and then from the line before."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Return whether a line is due, and count from now on if it is."""
+        due = time.monotonic() - self._last >= _LINE_EVERY_SECS
+        if due:
+            self._last = time.monotonic()
+        return due
 
 
 def _follow_bar(stop: threading.Event) -> None:
     columns = (
         TextColumn("{task.fields[stage]}", table_column=Column(no_wrap=True, min_width=9)),
-        BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8)),  # what the words leave of the line
+        BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8)),  # takes what the words leave of the line
         TextColumn("{task.description}"),
         TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
     )
@@ -75,18 +111,18 @@ def _follow_bar(stop: threading.Event) -> None:
 
 
 def _follow_lines(stop: threading.Event) -> None:
-    last, shown = time.monotonic(), progress.current()
+    pace, logged = _LinePace(), progress.current()
     while not stop.wait(_REFRESH_SECS):
         now = progress.current()
-        if now != shown and time.monotonic() - last >= _LINE_EVERY_SECS:
+        if now != logged and pace.is_due():
             share, words = describe(now, time.monotonic())
             fields = progress_fields(now, time.monotonic())
             log.info("%s: %s, %s", now.stage, f"{share:.0%}", words, extra={"fields": fields})
-            last, shown = time.monotonic(), now
+            logged = now
 
 
 def progress_fields(now: progress.Progress, secs: float) -> dict[str, Any]:
-    """What `describe` says, as fields of a JSON line; rates are null until there are some."""
+    """Return what `describe` says as fields of a JSON line; rates are null until there are some."""
     elapsed = max(1e-9, secs - now.since) if now.since is not None and now.scored else None
     return {
         "stage": now.stage,

@@ -1,4 +1,4 @@
-"""`bestkept train`: settings to `rm.train`, its errors to exit codes, its result to a table."""
+"""`bestkept train`: passes settings to `rm.train`, turns its errors into exit codes and its result into a table."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from pipelines.commands.summary import print_result
+from pipelines.commands.printing import print_result
 from pipelines.config import TrainConfig
-from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
+from pipelines.errors import ConfigError, InputError, ModelLoadError
 from pipelines.report.evaluation_tables import percent_interval
+from pipelines.storage.files import check_writable
 from pipelines.storage.models import is_remote, whole_directory
 
 if TYPE_CHECKING:
@@ -18,10 +19,13 @@ if TYPE_CHECKING:
 
 
 def run_training(config: TrainConfig) -> TrainResult:
-    """Train, print the result. Raises `InputError`, `ModelLoadError` or `StorageError`."""
+    """Train and print the result. Raises `ConfigError`, `InputError`, `ModelLoadError` or `StorageError`."""
     from rm import train as training
 
-    _check_writable(config.output.path)
+    path = config.output.path
+    if "://" in path:
+        raise ConfigError(f"output.path {path!r} is a URL; train into a local directory and copy it")
+    check_writable(path, named=path)
     settings = settings_of(config)
     if is_remote(config.model.path):
         directory = whole_directory(config.model.path, config.model.revision)
@@ -32,11 +36,12 @@ def run_training(config: TrainConfig) -> TrainResult:
         raise InputError(str(error)) from error
     except (training.ModelError, training.TrainingError) as error:
         raise ModelLoadError(str(error)) from error
-    print_result("trained", _facts(result), path=result.output_path, table=lambda: [_table(result)])
+    print_result("trained", _summary_fields(result), path=result.output_path, table=lambda: [_summary_table(result)])
     return result
 
 
 def settings_of(config: TrainConfig) -> TrainSettings:
+    """Return the configuration as `rm.train` takes it."""
     from rm.train import TrainSettings
 
     options = config.train.model_dump()
@@ -52,24 +57,9 @@ def settings_of(config: TrainConfig) -> TrainSettings:
     )
 
 
-def _check_writable(path: str) -> None:
-    """Find out before an hour of training, not after it."""
-    import tempfile
-    from pathlib import Path
-
-    if "://" in path:
-        raise ConfigError(f"output.path {path!r} is a URL; train into a local directory and copy it")
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}; choose another output.path") from error
-
-
-def _facts(result: TrainResult) -> dict[str, Any]:
-    """What the closing table says, as fields of a JSON line."""
-    measured = None if result.heldout is None else result.heldout.to_json()
+def _summary_fields(result: TrainResult) -> dict[str, Any]:
+    """Return the content of the closing table as fields of a JSON line."""
+    evaluation = None if result.heldout is None else result.heldout.to_json()
     return {
         "prompts": result.groups,
         "judgements": dict(result.judgements),
@@ -79,11 +69,11 @@ def _facts(result: TrainResult) -> dict[str, Any]:
         "loss": result.train_loss,
         "judgements_per_sec": result.judgements_per_sec,
         "tokens_per_sec": result.tokens_per_sec,
-        "heldout_accuracy": None if measured is None else measured["accuracy"]["overall"],
+        "heldout_accuracy": None if evaluation is None else evaluation["accuracy"]["overall"],
     }
 
 
-def _table(result: TrainResult) -> Table:
+def _summary_table(result: TrainResult) -> Table:
     table = Table(show_header=False, title="trained", title_justify="left")
     table.add_row("prompts", f"{result.groups:,}")
     for kind, count in result.judgements.items():
@@ -98,12 +88,12 @@ def _table(result: TrainResult) -> Table:
     if result.heldout is None:
         table.add_row("held-out accuracy, %", "-")
     else:
-        measured = result.heldout.to_json()
-        row = measured["accuracy"]["overall"]
+        evaluation = result.heldout.to_json()
+        row = evaluation["accuracy"]["overall"]
         counts = f"{row['comparisons']:,} comparisons, {row['prompts']:,} prompts"
         table.add_row("held-out accuracy, %", f"{percent_interval(row['model'])} on {counts}")
         table.add_row("  the longer response", percent_interval(row["length"]))
-        if measured["calibration"] is not None:
-            table.add_row("temperature", f"{measured['calibration']['temperature']['value']:.3g}")
+        if evaluation["calibration"] is not None:
+            table.add_row("temperature", f"{evaluation['calibration']['temperature']['value']:.3g}")
     table.add_row("saved", result.output_path)
     return table

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -163,6 +164,19 @@ def stored_in(directory: str) -> dict[str, Stored]:
     return {path.rsplit("/", 1)[-1]: Stored(info.get("size"), version_of(info)) for path, info in sorted(files.items())}
 
 
+def check_writable(directory: str, *, named: str) -> None:
+    """Make a local directory and write into it, before hours of work for it; the error names it as `named`.
+
+    Raises `StorageError`.
+    """
+    try:
+        os.makedirs(directory, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise StorageError(f"cannot write {named}: {describe(error)}; choose another output.path") from error
+
+
 @contextmanager
 def reading(path: str) -> Iterator[None]:
     """Turn what storage and decoders raise about `path` into an `InputError` that names it."""
@@ -191,6 +205,7 @@ __all__ = [
     "Stored",
     "absolute",
     "anything_below",
+    "check_writable",
     "describe",
     "filesystem",
     "is_local",

@@ -1,4 +1,4 @@
-"""How `bestkept plan` shows what it found: a table of one screen, or one JSON object."""
+"""The printed form of `bestkept plan`: a table of one screen, or one JSON object."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.commands.printing import format_duration
+
 _BASIS = {"at_most": "at most"}
 
 
 def print_plan(plan: Mapping[str, Any], *, as_json: bool) -> None:
-    """On standard output."""
+    """Print the plan on standard output."""
     if as_json:
         sys.stdout.write(json.dumps(plan, allow_nan=False) + "\n")
         return
@@ -26,7 +28,7 @@ def print_plan(plan: Mapping[str, Any], *, as_json: bool) -> None:
 
 
 def plan_table(plan: Mapping[str, Any]) -> Table:
-    """Rows of (what, how much, what that rests on)."""
+    """Return the plan as rows of (quantity, estimate, basis)."""
     table = Table(title="plan", title_justify="left")
     for name in ("", "estimate", "from"):
         table.add_column(name, overflow="fold")
@@ -76,7 +78,7 @@ def _models(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def _colocate(both: Mapping[str, Any]) -> tuple[str, str, str]:
-    """The way that is not configured, against the one that is."""
+    """Return the row that compares the setting of `score.colocate` that is not configured with the one that is."""
     gain, on = both["gain"], both["configured"] == "prompt"
     other = both["off_computed_tokens" if on else "prompt_computed_tokens"]
     times = f"{gain:.2f} times {'as many' if on else 'fewer'}"
@@ -96,7 +98,7 @@ def _sizes(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def _ways(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """One way in full, or a line for each that has a price."""
+    """Yield the only way to run in full, or a line for each that has a price."""
     ways = plan["ways"]
     if len(ways) == 1:
         yield from _way(plan, ways[0])
@@ -124,7 +126,7 @@ def _way(plan: Mapping[str, Any], way: Mapping[str, Any]) -> Iterator[tuple[str,
     where = way["where"]
     if way["workers"] > 1:
         where = f"{where}, {way['workers']} workers" if way["basis"] == "measured" else f"{way['workers']} x {where}"
-    time = f"{_duration(secs['low'])} to {_duration(secs['high'])}, about {_duration(secs['value'])}"
+    time = f"{format_duration(secs['low'])} to {format_duration(secs['high'])}, about {format_duration(secs['value'])}"
     yield "time", time, f"{way['basis']}: {where}"
     if way["gpu_hours"]:
         yield "GPU-hours", _range(way["gpu_hours"]), way["basis"]
@@ -136,7 +138,7 @@ def _way(plan: Mapping[str, Any], way: Mapping[str, Any]) -> Iterator[tuple[str,
 
 
 def _number(quantity: Mapping[str, Any]) -> str:
-    """`1,234` or `1,234 ± 56`, of the larger side."""
+    """Return `1,234` or `1,234 ± 56 (4.5%)`, of the larger side."""
     value = f"{quantity['value']:,.0f}"
     half = max(quantity["high"] - quantity["value"], quantity["value"] - quantity["low"])
     return value if half < 0.5 else f"{value} ± {half:,.0f} ({half / max(1.0, quantity['value']):.1%})"
@@ -157,9 +159,3 @@ def _size(count: float) -> str:
 
 def _range(quantity: Mapping[str, Any]) -> str:
     return f"{quantity['low']:,.2f} to {quantity['high']:,.2f}"
-
-
-def _duration(secs: float) -> str:
-    minutes, seconds = divmod(round(secs), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

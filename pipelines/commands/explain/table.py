@@ -1,35 +1,41 @@
-"""The verdicts on a prompt's responses, as a table."""
+"""The printed form of `bestkept select --explain`: a table, or one JSON object."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.commands.summary import print_tables
+from pipelines.commands.explain.explain_transform import explain
+from pipelines.commands.printing import print_tables
+from pipelines.commands.progress_bar import showing_progress
+from pipelines.config import RunConfig
 
 
-def print_explanation(found: Mapping[str, Any], *, as_json: bool) -> None:
-    """What `explain` found, on standard output: a table, or one JSON object."""
+def explain_and_print(config: RunConfig, prompt: str, flags: Sequence[str], *, as_json: bool) -> None:
+    """Explain the selection for one prompt with progress shown, and print the explanation. Raises as `explain` does."""
+    with showing_progress():
+        explanation = explain(config, prompt, flags)
     if as_json:
-        sys.stdout.write(json.dumps(found) + "\n")
+        sys.stdout.write(json.dumps(explanation) + "\n")
     else:
-        print_tables(explanation_table(found))
+        print_tables(explanation_table(explanation))
 
 
-def explanation_table(found: Mapping[str, Any]) -> Table:
-    """One row a response in the order of the input, one column a step."""
-    kept = sum(row["kept"] for row in found["rows"])
-    title = f"prompt {found['prompt_id']}: {kept:,} of {len(found['rows']):,} responses kept"
+def explanation_table(explanation: Mapping[str, Any]) -> Table:
+    """Return one row for each response in the order of the input, with one column for each step."""
+    rows = explanation["rows"]
+    kept = sum(row["kept"] for row in rows)
+    title = f"prompt {explanation['prompt_id']}: {kept:,} of {len(rows):,} responses kept"
     table = Table(title=title, title_justify="left")
-    rules = [next(iter(step)) for step in found["steps"]]
+    rules = [next(iter(step)) for step in explanation["steps"]]
     for name in ("file", "place", "response", "reward", "tokens", *rules, "kept"):
         table.add_column(name, overflow="fold")
-    for row in found["rows"]:
+    for row in rows:
         reward = row["rejected"] if row["reward"] is None else f"{row['reward']:.6g}"
         tokens = "-" if row["tokens"] is None else f"{row['tokens']:,}"
         cells = [row["file"], row["place"], str(row["response_index"]), reward, tokens]
@@ -39,7 +45,7 @@ def explanation_table(found: Mapping[str, Any]) -> Table:
 
 
 def _verdict(step: Mapping[str, Any]) -> str:
-    """`dropped: rank 2, of 4, keep 1`"""
+    """Return a verdict with its numbers, such as `dropped: rank 2, of 4, keep 1`."""
     numbers = [f"{name} {_short(value)}" for name, value in step.items() if name not in ("rule", "verdict")]
     return f"{step['verdict']}: {', '.join(numbers)}" if numbers else str(step["verdict"])
 

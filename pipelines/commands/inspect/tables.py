@@ -1,12 +1,16 @@
-"""What `bestkept inspect` shows to people, from the mapping that `--json` prints. Text of rows is shown as it is, but for
-control characters, and shortened in the middle."""
+"""The printed form of `bestkept inspect`: the mapping that `--json` prints, as tables and conversations.
+
+Text of rows is shown as it is, except that control characters become pictures and long texts lose their middle.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -23,8 +27,18 @@ _PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t
 _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
+def print_inspection(document: Json, *, as_json: bool) -> None:
+    """Print an inspection on standard output: tables and conversations, or one JSON object."""
+    if as_json:
+        sys.stdout.write(json.dumps(document) + "\n")
+        return
+    console = Console()
+    for part in render(document):
+        console.print(part, soft_wrap=not isinstance(part, Table))
+
+
 def render(document: Json) -> Iterator[RenderableType]:
-    """Everything in order: files, columns, then each view with its first conversations."""
+    """Yield everything in order: files, columns, then each view with its first conversations."""
     yield _files(document)
     yield _columns(document["columns"])
     views = {"corpus": document["corpus"], "preferences": document["preferences"]}
@@ -41,18 +55,18 @@ def render(document: Json) -> Iterator[RenderableType]:
 
 
 def _files(document: Json) -> Table:
-    files, rows, looked = document["files"], document["rows"], document["looked_at"]
+    files, rows, sample = document["files"], document["rows"], document["looked_at"]
     table = _table("inspected")
     paths = [document["path"]] if isinstance(document["path"], str) else document["path"]
     _add(table, "path", ", ".join(paths))
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in files["kinds"].items())
-    _add(table, "files", f"{files['count']:,}, {size(files['bytes'])}: {kinds}")
+    _add(table, "files", f"{files['count']:,}, {format_size(files['bytes'])}: {kinds}")
     for file in files["first"][:_FILES_SHOWN]:
-        _add(table, f"  {file['key']}", size(file["bytes"]))
+        _add(table, f"  {file['key']}", format_size(file["bytes"]))
     if files["count"] > _FILES_SHOWN:
         _add(table, "  ...", f"{files['count'] - _FILES_SHOWN:,} more")
     _add(table, "rows", f"{rows['count']:,}" if rows["exact"] else f"about {rows['count']:,}")
-    _add(table, "looked at", looked["described"] + (f": {looked['rows']:,} rows" if looked["places"] else ""))
+    _add(table, "looked at", sample["described"] + (f": {sample['rows']:,} rows" if sample["places"] else ""))
     return table
 
 
@@ -78,8 +92,8 @@ def _corpus(view: Json) -> Table:
     total = sum(reason["responses"] for reason in view["rejected"].values())
     _add(table, "responses read", f"{view['responses_read']:,}")
     _add(table, "would be rejected", f"{total:,}" + (f" ({share:.2%})" if total else ""))
-    for reason, found in view["rejected"].items():
-        _add(table, f"  {reason}", f"{found['responses']:,}, first at {found['first']}")
+    for reason, rejected in view["rejected"].items():
+        _add(table, f"  {reason}", f"{rejected['responses']:,}, first at {rejected['first']}")
     _add_figures(table, view)
     return table
 
@@ -112,22 +126,22 @@ def _refused(name: str, view: Json) -> Text:
 
 
 def _add_figures(table: Table, view: Json) -> None:
-    found, tokens = view["figures"], view["tokens"]
-    rows = f"{found['prompts']:,} prompts, {found['responses']:,} responses"
+    figures, tokens = view["figures"], view["tokens"]
+    rows = f"{figures['prompts']:,} prompts, {figures['responses']:,} responses"
     _add(table, "usable", rows)
     shares = [("with a system turn", "prompts_with_system"), ("of several turns", "prompts_of_several_turns")]
     for label, name in shares:
-        if found[name]:
-            _add(table, f"  {label}", f"{found[name]:,} prompts")
+        if figures[name]:
+            _add(table, f"  {label}", f"{figures[name]:,} prompts")
     for label, name in (
         ("responses per prompt", "responses_per_prompt"),
         ("prompt, characters", "prompt_characters"),
         ("response, characters", "response_characters"),
     ):
-        _add(table, label, spread(found[name]))
+        _add(table, label, format_distribution(figures[name]))
     if tokens:
         for name in ("prompt", "response", "together"):
-            _add(table, f"{name}, tokens", spread(tokens[name]))
+            _add(table, f"{name}, tokens", format_distribution(tokens[name]))
         share = tokens["over_max_length_fraction"]
         _add(
             table,
@@ -136,8 +150,8 @@ def _add_figures(table: Table, view: Json) -> None:
         )
         for reason, count in tokens["rejected"].items():
             _add(table, f"  rejected by the model: {reason}", f"{count:,}")
-    _add(table, "rows with an earlier prompt", f"{found['repeated_prompts']:,}")
-    _add(table, "equal responses to one prompt", f"{found['repeated_responses']:,}")
+    _add(table, "rows with an earlier prompt", f"{figures['repeated_prompts']:,}")
+    _add(table, "equal responses to one prompt", f"{figures['repeated_responses']:,}")
 
 
 def _example(example: Json, number: int, model: Json | None) -> Group:
@@ -149,7 +163,7 @@ def _example(example: Json, number: int, model: Json | None) -> Group:
         parts.append(_message("response" if len(responses) == 1 else f"response {at} of {len(responses):,}", response))
     if len(responses) > _RESPONSES_SHOWN:
         parts.append(Text(f"   ... {len(responses) - _RESPONSES_SHOWN:,} more responses"))
-    parts += _verdicts(example)
+    parts += _judgements(example)
     if "as_read" in example and model is not None:
         parts.append(_as_read(example["as_read"], model, one_of_several=len(responses) > 1))
     return Group(*parts)
@@ -159,20 +173,20 @@ def _message(who: str, content: str) -> Text:
     return Text.assemble((f"{who}: ", "bold cyan"), visible(shortened(content)))
 
 
-def _verdicts(example: Json) -> list[Text]:
-    found = [
+def _judgements(example: Json) -> list[Text]:
+    verdicts = [
         f"{edge['preferred'] + 1} {'ties with' if edge['probability'] == 0.5 else 'beats'} {edge['other'] + 1}"
         + (f" (p {edge['probability']:.2f})" if edge["probability"] not in (0.5, 1.0) else "")
         for edge in example.get("comparisons", [])[:_COMPARISONS_SHOWN]
     ]
-    found += [f"{label['response'] + 1} accepted: {label['accepted']:g}" for label in example.get("labels", [])]
+    verdicts += [f"{label['response'] + 1} accepted: {label['accepted']:g}" for label in example.get("labels", [])]
     more = len(example.get("comparisons", [])) - _COMPARISONS_SHOWN
-    found += [f"{more:,} more"] if more > 0 else []
-    return [Text.assemble(("judged: ", "bold cyan"), ", ".join(found))] if found else []
+    verdicts += [f"{more:,} more"] if more > 0 else []
+    return [Text.assemble(("judged: ", "bold cyan"), ", ".join(verdicts))] if verdicts else []
 
 
 def _as_read(read: Json, model: Json, *, one_of_several: bool) -> Text:
-    """What the model reads; special tokens coloured, and in brackets for those who see no colour."""
+    """Return what the model reads; special tokens are coloured, and in brackets where no colour is seen."""
     if "rejected" in read:
         return Text(f"the model's template rejects it: {read['rejected']}", style="bold red")
     cut = f", cut to {model['max_length']:,}" if read["truncated"] else ""
@@ -187,7 +201,7 @@ def _as_read(read: Json, model: Json, *, one_of_several: bool) -> Text:
 
 
 def shortened(content: str) -> str:
-    """The content with its middle left out where it is long."""
+    """Return the content, without its middle where it is long."""
     if len(content) <= _SHOWN_CHARACTERS:
         return content
     head, tail = _SHOWN_CHARACTERS * 3 // 4, _SHOWN_CHARACTERS // 4
@@ -195,19 +209,19 @@ def shortened(content: str) -> str:
 
 
 def visible(content: str) -> Text:
-    """As text, not markup, with control characters as pictures: a row must not steer the terminal."""
+    """Return the content as text, not markup, with control characters as pictures: a row must not steer the terminal."""
     return Text(content.encode(errors="replace").decode().translate(_PICTURES))
 
 
-def spread(values: Json | None) -> str:
-    """`median 12, 95 % up to 80, at most 314`."""
+def format_distribution(values: Json | None) -> str:
+    """Return a distribution as `median 12, 95 % up to 80, at most 314`."""
     if values is None:
         return "-"
     return f"median {values['median']:,}, 95 % up to {values['p95']:,}, at most {values['max']:,}"
 
 
-def size(count: int) -> str:
-    """`1.2 MB`, in powers of 1000."""
+def format_size(count: int) -> str:
+    """Return a number of bytes as `1.2 MB`, in powers of 1000."""
     value, unit = float(count), 0
     while value >= 1000 and unit < len(_UNITS) - 1:
         value, unit = value / 1000, unit + 1

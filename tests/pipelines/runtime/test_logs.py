@@ -18,6 +18,7 @@ from support.corpora import corpus_rows, write_jsonl
 from support.stubs import StubFactory, StubScorer
 
 from pipelines.commands import progress_bar, run, summary
+from pipelines.commands.printing import print_tables
 from pipelines.commands.progress_bar import progress_fields, shows_bar
 from pipelines.runtime import logs, progress
 from pipelines.runtime.logs import set_output_mode
@@ -220,7 +221,7 @@ def test_a_long_path_stays_in_one_line_in_a_pipe_and_is_folded_not_cut_on_a_term
     monkeypatch.setattr(summary, "Console", lambda **_: console)
     table = Table(show_header=False)
     table.add_row("output", "/srv/" + "x" * 150)
-    summary.print_tables(table)
+    print_tables(table)
     written = stream.getvalue()
     assert written.count("x") == 150
     assert (max(map(len, written.splitlines())) <= 80) is terminal

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 from pipelines.commands.inspect import sample
 from pipelines.commands.inspect.sample import all_units, count_rows, sample_rows, spread
 from pipelines.commands.inspect.statistics import PromptResponses, distribution, response_statistics
-from pipelines.commands.inspect.tables import shortened, size, visible
+from pipelines.commands.inspect.tables import format_size, shortened, visible
 from pipelines.config import InputConfig
 from pipelines.corpus import InputFile, Unit
 from pipelines.corpus.listing import list_files
@@ -430,7 +430,7 @@ def test_text_does_not_steer_the_terminal_and_is_not_markup(tmp_path, bestkept):
     assert shortened("x" * 700) == "x" * 700
     assert len(shortened("x" * 701).replace(" [... 1 characters ...] ", "")) == 700
     assert visible("a\tb\nc\ud800").plain == "a\tb\nc?"
-    assert [size(n) for n in (999, 1000, 1_234_567)] == ["999 bytes", "1.0 kB", "1.2 MB"]
+    assert [format_size(n) for n in (999, 1000, 1_234_567)] == ["999 bytes", "1.0 kB", "1.2 MB"]
 
 
 def test_without_a_model_nothing_heavy_is_imported(tmp_path):

@@ -1,0 +1,93 @@
+"""Arguments and options of the commands, as `typer` reads them from annotations."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pipelines.commands.app import complete_settings
+
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""Context settings of a command whose unknown options are Beam's."""
+
+ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML configuration file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY.SUB=VALUE]... [--BEAM-FLAG]...",
+        help="Overrides of the file, and options for Beam.",
+        autocompletion=complete_settings,
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY.SUB=VALUE]...", help="Settings, over those of the file.", autocompletion=complete_settings
+    ),
+]
+InspectSettings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Settings: input.columns=..., data.columns=..., model.path=..."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="As one JSON object.")]
+ExplanationAsJson = Annotated[bool, typer.Option("--json", help="With --explain: as one JSON object.")]
+
+Benchmark = Annotated[
+    bool, typer.Option("--benchmark/--no-benchmark", help="Load the model and measure this machine, for a local run.")
+]
+MaxCost = Annotated[
+    float | None, typer.Option(metavar="MONEY", min=0.0, help="End with exit code 2 where the run may cost more.")
+]
+Gpu = Annotated[str | None, typer.Option(metavar="NAME", help="Estimate for this GPU, such as nvidia-l4.")]
+Machine = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Price the time as that of this machine, such as g2-standard-8.")
+]
+PriceFile = Annotated[str | None, typer.Option(metavar="FILE", help="Prices, instead of those that are shipped.")]
+
+Shard = Annotated[
+    str | None,
+    typer.Option(
+        metavar="I/N",
+        help="Score one of N shards alone, 0/N to (N-1)/N, in any order or at once, as in a Slurm array; `run` goes on from "
+        "there.",
+    ),
+]
+ExplainedPrompt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PROMPT_ID",
+        help="Write nothing, and say for one prompt why each of its responses is kept or dropped; an id of the output's "
+        "prompt_id, or its first 8 characters or more.",
+    ),
+]
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model directory, also on an object store, or hub id.")]
+Data = Annotated[str, typer.Argument(metavar="DATA", help="Preference files: a path, a glob or a URL.")]
+ConfiguredCommand = Annotated[
+    str, typer.Argument(metavar="[run|train|evaluate]", help="The command that is configured; run by default.")
+]
+Schema = Annotated[bool, typer.Option("--schema", help="The JSON schema, for editors, instead.")]
+InputPath = Annotated[
+    str, typer.Argument(metavar="PATH", help="Files, as input.path names them: a path, a glob or a URL.")
+]
+Rows = Annotated[int, typer.Option(min=0, help="How many conversations to show.")]
+
+Output = Annotated[str, typer.Argument(metavar="OUT", help="The output.path of a run that has ended.")]
+OtherOutput = Annotated[str | None, typer.Argument(metavar="[OTHER]", help="A second one: then the two are compared.")]
+ComparisonFile = Annotated[str, typer.Option(metavar="FILE", help="Where the comparison of two goes.")]
+Root = Annotated[str, typer.Argument(metavar="ROOT", help="The output.path of runs with output.versions.")]
+Keep = Annotated[int, typer.Option(min=1, help="How many complete versions stay, the newest ones.")]
+UnfinishedDays = Annotated[
+    float, typer.Option(metavar="DAYS", min=0.0, help="Age at which unfinished versions, and scores, may go.")
+]
+UnusedScores = Annotated[
+    bool, typer.Option("--scores", help="Also remove what ROOT/scores holds for no version that stays.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")]
+
+ModelSource = Annotated[str, typer.Argument(metavar="ID_OR_DIR", help="A hub id, or a model directory.")]
+Destination = Annotated[
+    str, typer.Argument(metavar="DESTINATION", help="A directory: gs://..., s3://..., or a local one.")
+]
+Revision = Annotated[str | None, typer.Option(metavar="NAME", help="Commit or tag of a hub id.")]

@@ -1,0 +1,90 @@
+"""Output of commands that have ended: tables for people, a path alone with `--quiet`, one JSON line with `--json-logs`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.runtime import logs
+
+if TYPE_CHECKING:
+    from pipelines.finish.retention import Cleaned
+    from pipelines.storage.models.fetch import Sent
+
+_WIDEST = 10_000  # characters
+
+
+def print_result(message: str, fields: Mapping[str, Any], *, path: str, table: Callable[[], Iterable[Table]]) -> None:
+    """Print the tables on standard output; with `--quiet` only `path`, which the command has made; with `--json-logs` one line
+    of `fields` on standard error."""
+    mode = logs.output_mode()
+    if mode.json_logs:
+        sys.stderr.write(logs.json_line("INFO", message, **{**fields, "output": path}))
+    elif mode.quiet:
+        sys.stdout.write(f"{path}\n")
+    else:
+        print_tables(*table())
+
+
+def print_tables(*tables: Table) -> None:
+    """Print tables on standard output: as wide as the terminal, or as wide as they are where there is none."""
+    console = Console()
+    for table in tables:
+        if not console.is_terminal:
+            unlimited = console.options.update(width=_WIDEST)
+            console.width = max(console.width, console.measure(table, options=unlimited).maximum)
+        for column in table.columns:
+            column.overflow = "fold"  # a path that is cut is none
+        console.print(table)
+
+
+def print_path(path: str) -> None:
+    """Print the path that a command has written or looked up."""
+    if logs.output_mode().json_logs:
+        sys.stderr.write(logs.json_line("INFO", "written", output=path))
+    else:
+        sys.stdout.write(f"{path}\n")
+
+
+def print_cleaned(cleaned: Cleaned, *, dry_run: bool) -> None:
+    """Print what `bestkept clean` has removed, one path a line."""
+    from pipelines.finish.versions import path_of
+
+    removed = [path_of(cleaned.root, version) for version in cleaned.versions]
+    removed += [f"{cleaned.root}/scores/{name}" for name in cleaned.scores]
+    mode = logs.output_mode()
+    if mode.json_logs:
+        fields = {"removed": removed, "kept": cleaned.kept, "dry_run": dry_run}
+        sys.stderr.write(logs.json_line("INFO", "done", **fields, output=cleaned.root))
+        return
+    if not mode.quiet:
+        for path in removed:
+            sys.stdout.write(f"{'would remove' if dry_run else 'removed'} {path}\n")
+    sys.stdout.write(f"{cleaned.root}\n" if mode.quiet else f"versions kept: {len(cleaned.kept)}\n")
+
+
+def print_fetched(sent: Sent) -> None:
+    """Print where `bestkept model fetch` has put the model, and the setting that names it."""
+    size_bytes = sum(file.bytes for file in sent.files.values())
+    fields = {"source": sent.source, "files": len(sent.files), "bytes": size_bytes, "files_sent": sent.sent}
+
+    def tables() -> Iterable[Table]:
+        table = Table(show_header=False, title="fetched", title_justify="left")
+        table.add_row("model", Text(sent.source))
+        table.add_row("files", f"{len(sent.files):,}, {size_bytes:,} bytes; {sent.sent:,} sent, the others were there")
+        table.add_row("in the configuration", Text(f"model: {{path: {sent.destination}}}"))
+        return [table]
+
+    print_result("fetched", fields, path=sent.destination, table=tables)
+
+
+def format_duration(secs: float) -> str:
+    """Return hours, minutes and seconds, as in `1:02:03`, or minutes and seconds."""
+    minutes, seconds = divmod(round(secs), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
