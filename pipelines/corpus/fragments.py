@@ -14,7 +14,7 @@ import pyarrow as pa
 import xxhash
 
 from pipelines.corpus import original_columns
-from pipelines.corpus.columns.row_mapping import ParsedRow, RowMapping, read_row, rewards_of
+from pipelines.corpus.columns.row_mapping import ParsedRow, RowMapping, parse_row, rewards_of
 from pipelines.corpus.files import InputFile, Unit
 from pipelines.corpus.jsonl import json_rows
 from pipelines.corpus.parquet import parquet_rows, parquet_schema
@@ -112,7 +112,7 @@ def row_of(
 ) -> Row:
     """The row in `value`, or one that is unusable for the reason that `value` names."""
     usable: Mapping[str, Any] = {} if isinstance(value, str) else value
-    parsed = ParsedRow(None, [None], [value]) if isinstance(value, str) else read_row(value, mapping)
+    parsed = parse_row(value, mapping)
     return Row(
         number,
         parsed,

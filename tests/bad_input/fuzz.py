@@ -48,7 +48,7 @@ from pipelines.corpus import (
 )
 from pipelines.corpus.columns import row_mapping
 from pipelines.corpus.columns.detection import detect
-from pipelines.corpus.columns.row_mapping import RowMapping, read_row, rewards_of
+from pipelines.corpus.columns.row_mapping import RowMapping, parse_row, rewards_of
 from pipelines.corpus.fragments import Row, original_schema
 from pipelines.errors import InputError
 from pipelines.storage import decompress
@@ -174,7 +174,7 @@ def parquet_bytes(data: bytes, directory: Path) -> None:
 def json_row(row: dict[str, Any]) -> None:
     """Any values in any columns, under every mapping."""
     for mapping in MAPPINGS:
-        sample = read_row(row, mapping)
+        sample = parse_row(row, mapping)
         assert len(sample.responses) == len(sample.reasons) >= 1
         assert all((response is None) != (reason is None) for response, reason in zip(*sample[1:], strict=True))
         if mapping.reward:

@@ -21,7 +21,7 @@ from pipelines.commands.inspect.statistics import (
 from pipelines.config import InspectConfig
 from pipelines.corpus import InputFile, column_names
 from pipelines.corpus.columns.detection import AmbiguousError, Detection, UndetectedError, detect
-from pipelines.corpus.columns.row_mapping import ParsedRow, RowMapping, read_row
+from pipelines.corpus.columns.row_mapping import RowMapping, parse_row
 from pipelines.corpus.columns.value_kinds import RowValues
 from pipelines.corpus.listing import first_columns, list_files
 from pipelines.errors import InputError, ModelLoadError
@@ -152,7 +152,7 @@ def _describe_corpus(
         ways = [way.setting for way in detected.readings] if isinstance(detected, AmbiguousError) else []
         why = detected.why if isinstance(detected, UndetectedError) else detected.message
         return {"detected": False, "ambiguous": ambiguous, "why": why, "question": detected.message, "settings": ways}
-    samples = [_sample(row.value, detected.mapping) for row in looked.rows]
+    samples = [parse_row(row.value, detected.mapping) for row in looked.rows]
     rejected: Counter[str] = Counter()
     first: dict[str, str] = {}
     asked: list[PromptResponses] = []
@@ -184,10 +184,6 @@ def _describe_corpus(
         "tokens": preview and token_statistics(asked, preview.lengths, max_length=preview.template.max_length),
         "first": examples,
     }
-
-
-def _sample(value: Mapping[str, Any] | str, mapping: RowMapping) -> ParsedRow:
-    return ParsedRow(None, [None], [value]) if isinstance(value, str) else read_row(value, mapping)
 
 
 def _example(prompt: Conversation, responses: Sequence[str], preview: Preview | None, *, place: str) -> dict[str, Any]:

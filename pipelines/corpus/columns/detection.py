@@ -1,6 +1,6 @@
-"""Which columns of a corpus hold prompt and responses: told from names, and from the kinds of the first rows' values.
+"""Detection of the columns that hold prompt and responses, from their names and the kinds of the first rows' values.
 
-Pure. Where several readings fit, the first of these wins, as it always did, so that a corpus keeps its scores:
+Pure. Where several readings fit, the first in this order wins; the order never changes, so that a corpus keeps its scores:
 
 1. `messages`: a column of whole conversations. Columns beside it that hold parts of them (Magpie's `instruction` and
    `response`) are not needed. Conversations that never end with the assistant are prompts instead.
@@ -10,9 +10,12 @@ Pure. Where several readings fit, the first of these wins, as it always did, so 
 5. `responses_list` from columns whose names say "one" and whose values are lists: `output: [...]`, an API's `choices`.
 6. `hh`: transcripts, "Human: ... Assistant: ...".
 
-For each role the usual names come before rarer ones (`layouts.ROLES`). Two columns that could have one role, and differ in
-any of the first rows, are no tie to break: to pick one would be to guess, so `AmbiguousError` asks. So does a list of
-responses beside a response that is not in it, or beside whole conversations and a prompt.
+For each role the usual names come before rarer ones (`layouts.ROLES`). Two columns that could have the same role and differ in
+any of the first rows raise `AmbiguousError`, since picking one would be a guess. So does a list of responses beside a response
+that is not in it, or beside whole conversations and a prompt.
+
+>>> detect(["prompt", "answer"], format="auto", columns=Columns(), where="a.jsonl").mapping.response
+'answer'
 """
 
 from __future__ import annotations
@@ -48,28 +51,27 @@ _WANTED = {
 
 
 class UnreadColumn(NamedTuple):
-    """A column with text that may belong to the prompt and is not read."""
+    """A column with text that may belong to the prompt but is not read."""
 
     column: str
-    setting: str | None  # the setting that would read it; None where there is no place for it
+    setting: str | None  # that would append it to the prompt; None where the layout has no place for it
 
 
 @dataclass(frozen=True)
 class Detection:
-    """What a corpus is taken for."""
+    """The reading chosen for a corpus, and the mapping that follows from it."""
 
     mapping: RowMapping
     reading: Reading
-    alternatives: tuple[Reading, ...]  # readings that fit as well, and come later
+    alternatives: tuple[Reading, ...]  # other readings that fit, later in the order
     unread: tuple[UnreadColumn, ...]
-    appended: str | None = (
-        None  # a column that is read as part of the prompt, though nobody has said so and its name does not
-    )
+    # column appended to the prompt although neither the configuration nor the name `input` asks for it
+    appended: str | None = None
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know of it: columns that may have been meant, and are not read."""
-        found = [
+        """Notes for the user: columns that hold text and are not read, and a column that is appended to the prompt."""
+        notes = [
             f"the column {name} holds text and is not read"
             + (f"; to put it into the prompt: {setting}" if setting else "")
             for name, setting in self.unread
@@ -77,12 +79,12 @@ class Detection:
         if self.appended is not None:
             rest = {role: name for role, name in self.reading.columns.items() if role != "input"}
             alone = self.reading._replace(columns=rest).setting
-            found.append(f"the column {self.appended} is read as part of the prompt; without it: {alone}")
-        return found
+            notes.append(f"the column {self.appended} is read as part of the prompt; without it: {alone}")
+        return notes
 
 
 class UndetectedError(InputError):
-    """No reading fits; `why` is the cause and the remedy without the columns."""
+    """No reading fits; `why` is the message without the list of columns: cause and remedy."""
 
     def __init__(self, message: str, why: str) -> None:
         super().__init__(message)
@@ -90,7 +92,7 @@ class UndetectedError(InputError):
 
 
 class AmbiguousError(InputError):
-    """Several readings fit equally well; `readings` are those, with the settings that choose one."""
+    """Several readings fit equally well; `readings` are these, each with the setting that selects it."""
 
     def __init__(self, message: str, readings: Sequence[Reading]) -> None:
         super().__init__(message)
@@ -108,102 +110,105 @@ def detect(
     group_by: Sequence[str] = (),
     reward: str | None = None,
 ) -> Detection:
-    """What a file with columns `names` and the first rows `rows` is taken for; explicit `columns` win over detection.
+    """Detect the layout of a file with columns `names` that begins with `rows`; explicit `columns` win over detection.
 
-    Raises `InputError` where a named column is missing, or nothing fits, and `AmbiguousError` where too much does, with the
-    `input.columns` to write.
+    `where` names the file in errors. Raises `InputError` where a named column is missing, `UndetectedError` where no reading
+    fits, and `AmbiguousError` where several do, with the `input.columns` to write.
     """
     table = FirstRows(names, rows)
-    given = {key: value for key, value in columns.model_dump().items() if value is not None}
-    named = [(f"input.columns.{key}", column_of(name, names)) for key, name in given.items()]
+    user_columns = {key: value for key, value in columns.model_dump().items() if value is not None}
+    named = [(f"input.columns.{key}", column_of(name, names)) for key, name in user_columns.items()]
     named += [("input.carry", name) for name in carry] + [("input.group_by", name) for name in group_by]
     named += [("scores.column", reward)] if reward is not None else []
     for key, name in named:
         if name not in names:
             raise InputError(f"{key} is {name!r}, and {where} has no such column; name one of {', '.join(names)}")
-    found = find_readings(table, format, given)
-    if not found:
+    readings = find_readings(table, format, user_columns)
+    if not readings:
         wanted = _WANTED.get(format, "prompt and response (or responses, or messages)")
-        told = hint(table, wanted, given)
-        message = f"{where} has columns {', '.join(names)}; cannot tell which hold {wanted}{told}"
-        raise UndetectedError(message, told.lstrip(":,; "))
-    chosen = found[0]
-    _refuse_rivals(table, chosen, found, given, where=where)
+        reason = hint(table, wanted, user_columns)
+        message = f"{where} has columns {', '.join(names)}; cannot tell which hold {wanted}{reason}"
+        raise UndetectedError(message, reason.lstrip(":,; "))
+    chosen = readings[0]
+    _refuse_rivals(table, chosen, readings, user_columns, where=where)
     places = {*chosen.columns, "system", "source", *(["input"] if "prompt" in chosen.columns else [])}
-    unused = sorted(given.keys() - places)
+    unused = sorted(user_columns.keys() - places)
     if unused:
         raise InputError(
-            f"input.columns.{unused[0]} is {given[unused[0]]!r}, and the format {chosen.format} has no place for it; "
+            f"input.columns.{unused[0]} is {user_columns[unused[0]]!r}, and the format {chosen.format} has no place for it; "
             "remove it, or set input.format"
         )
-    mapping = _mapping(table, chosen, given, where=where, carry=carry, group_by=group_by, reward=reward)
+    mapping = _mapping(table, chosen, user_columns, where=where, carry=carry, group_by=group_by, reward=reward)
     if mapping.field is not None:
         role = "responses" if mapping.responses else "response"
         column = mapping.responses or mapping.response
         chosen = chosen._replace(columns={**chosen.columns, role: f"{column}.{mapping.field}"})
-    appended = mapping.input if mapping.input != "input" and "input" not in given else None
-    return Detection(mapping, chosen, tuple(found[1:]), _unread_columns(table, chosen, mapping), appended)
+    appended = mapping.input if mapping.input != "input" and "input" not in user_columns else None
+    return Detection(mapping, chosen, tuple(readings[1:]), _unread_columns(table, chosen, mapping), appended)
 
 
 def _mapping(
     table: FirstRows,
     reading: Reading,
-    given: Mapping[str, str],
+    user_columns: Mapping[str, str],
     *,
     where: str,
     carry: Sequence[str],
     group_by: Sequence[str],
     reward: str | None,
 ) -> RowMapping:
-    found: dict[str, str | None] = dict(reading.columns)
-    found.update({key: given[key] for key in ("input", "system", "source") if key in given})
-    if "source" not in found and "source" in table.names:
-        found["source"] = "source"
-    role = "responses" if "responses" in found else "response"
-    if name := found.get(role):
-        found[role] = column = column_of(name, table.names)
-        found["field"] = name.removeprefix(f"{column}.") if name != column else _field(table, reading, role, where)
-    return RowMapping(reading.format, **found, carry=tuple(carry), group_by=tuple(group_by), reward=reward)
+    columns: dict[str, str | None] = dict(reading.columns)
+    columns.update({key: user_columns[key] for key in ("input", "system", "source") if key in user_columns})
+    if "source" not in columns and "source" in table.names:
+        columns["source"] = "source"
+    role = "responses" if "responses" in columns else "response"
+    if name := columns.get(role):
+        columns[role] = column = column_of(name, table.names)
+        columns["field"] = name.removeprefix(f"{column}.") if name != column else _field(table, reading, role, where)
+    return RowMapping(reading.format, **columns, carry=tuple(carry), group_by=tuple(group_by), reward=reward)
 
 
 def _field(table: FirstRows, reading: Reading, role: str, where: str) -> str | None:
-    """Where responses are records: their field with text. Raises where there is none, or several."""
+    """The field with text, where responses are records. Raises `AmbiguousError` where none or several have text."""
     name = reading.columns[role]
     if table.kinds[name] not in (("records", "messages") if role == "responses" else ("record",)):
         return None
     fields = table.fields(name)
     if len(fields) == 1:
         return fields[0]
-    ways = [Reading(reading.format, {**reading.columns, role: f"{name}.{field}"}, "") for field in fields or ["FIELD"]]
+    choices = [
+        Reading(reading.format, {**reading.columns, role: f"{name}.{field}"}, "") for field in fields or ["FIELD"]
+    ]
     problem = f"several of its fields hold text ({', '.join(fields)})" if fields else "none of its fields is known"
     raise AmbiguousError(
-        f"{where} has {role} in {name}, which holds records, and {problem}; name the field: {join_settings(ways)}", ways
+        f"{where} has {role} in {name}, which holds records, and {problem}; name the field: {join_settings(choices)}",
+        choices,
     )
 
 
 def _refuse_rivals(
-    table: FirstRows, chosen: Reading, found: Sequence[Reading], given: Mapping[str, str], *, where: str
+    table: FirstRows, chosen: Reading, readings: Sequence[Reading], user_columns: Mapping[str, str], *, where: str
 ) -> None:
-    """Raise `AmbiguousError` where another reading fits as well and nothing but the order of names speaks against it."""
+    """Raise `AmbiguousError` where only the order of names decides between the chosen reading and another one."""
     rivals: list[Reading] = []
     for role, name in chosen.columns.items():
-        fixed = role in given or role == "input" or (chosen.format == "alpaca" and role == "prompt")
+        fixed = role in user_columns or role == "input" or (chosen.format == "alpaca" and role == "prompt")
         for other in [] if fixed or chosen.format == "hh" else columns_for_role(role, table, {}):
             if other not in chosen.columns.values() and not table.same(name, other):
                 rivals.append(chosen._replace(columns={**chosen.columns, role: other}))
-    if not roles_of_layout(given):
-        rivals += [other for other in found[1:] if _contradicts(table, chosen, other)]
+    if not roles_of_layout(user_columns):
+        rivals += [other for other in readings[1:] if _contradicts(table, chosen, other)]
     if rivals:
-        ways = [chosen, *rivals]
+        choices = [chosen, *rivals]
         raise AmbiguousError(
-            f"{where} has columns {', '.join(table.names)}, which can be read in {len(ways)} ways that differ; say which is "
-            f"meant: {join_settings(ways)}",
-            ways,
+            f"{where} has columns {', '.join(table.names)}, which can be read in {len(choices)} ways that differ; say which is "
+            f"meant: {join_settings(choices)}",
+            choices,
         )
 
 
 def _contradicts(table: FirstRows, chosen: Reading, other: Reading) -> bool:
-    """Whether a list of responses stands against one response that is not among them, or against whole conversations."""
+    """Whether a list of responses contradicts a single response that is not in it, or whole conversations."""
     if chosen.format == "messages":
         return other.format == "responses_list" and other.columns["responses"] in LISTS
     if chosen.format != "responses_list" or other.format not in ("prompt_response", "alpaca"):
@@ -213,12 +218,14 @@ def _contradicts(table: FirstRows, chosen: Reading, other: Reading) -> bool:
 
 
 def _unread_columns(table: FirstRows, chosen: Reading, mapping: RowMapping) -> tuple[UnreadColumn, ...]:
-    """Columns that hold text in the first rows, may belong to the prompt, and are not read."""
-    found = []
+    """Columns that hold text in the first rows and may belong to the prompt, but are not read."""
+    unread = []
     for name in _BESIDE:
         if name in table.names and name not in mapping.columns() and table.texts_in(name):
             role = "system" if name.startswith("system") else "input"
-            place = name != "history" and (role == "system" or mapping.messages is None) and role not in chosen.columns
-            setting = chosen._replace(columns={**chosen.columns, role: name}).setting if place else None
-            found.append(UnreadColumn(name, setting))
-    return tuple(found)
+            has_place = (
+                name != "history" and (role == "system" or mapping.messages is None) and role not in chosen.columns
+            )
+            setting = chosen._replace(columns={**chosen.columns, role: name}).setting if has_place else None
+            unread.append(UnreadColumn(name, setting))
+    return tuple(unread)

@@ -1,4 +1,4 @@
-"""The ways to read a corpus that its columns allow, in the order of `detection`. Pure."""
+"""The readings of a corpus that its columns allow, in the order of `detection`. Pure."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _ONE = ("text", "messages", "message", "record")
 
 
 class _Names(NamedTuple):
-    """Names that may have a role, where their values are of these kinds, or of none that is known."""
+    """Names of columns that may have a role, and the kinds of values that a column of that role has."""
 
     names: tuple[str, ...]
     kinds: tuple[str, ...]
-    certain: bool = False  # the kind must be known
+    certain: bool = False  # the kind must be known; otherwise a column without values may have the role
 
 
 ROLES: Mapping[str, tuple[_Names, ...]] = {
@@ -42,12 +42,12 @@ ROLES: Mapping[str, tuple[_Names, ...]] = {
         _Names(("choices", "generated_text", "generation"), ("texts", "records"), certain=True),
     ),
 }
-"""The columns that may have a role: the usual names, and the rarer ones, which count where none of the usual is there.
-`listed` are responses whose column's name says that there is one."""
+"""The columns that may have a role: usual names, then rarer ones, which count where no usual one is present. `listed` are lists
+of responses in a column whose name is in the singular."""
 
 
 class Reading(NamedTuple):
-    """One way to read a corpus: what `input.columns` would name, and what speaks for it."""
+    """One way to read a corpus: the columns that `input.columns` would name, and the reason for it."""
 
     format: str
     columns: Mapping[str, str]
@@ -55,144 +55,148 @@ class Reading(NamedTuple):
 
     @property
     def setting(self) -> str:
-        """The setting that asks for this reading, ready to be pasted into a shell."""
+        """The setting that selects this reading, quoted for a shell."""
         setting = shlex.quote(f"input.columns={_flow(self.columns)}")
         return f"input.format=hh {setting}" if self.format == "hh" else setting
 
 
 def column_of(name: str, names: Sequence[str]) -> str:
-    """The column that a setting names: `outputs` of `outputs.text`, where no column is called that."""
+    """The column that a setting names: `outputs` for `outputs.text`, unless a column has that whole name."""
     head, dot, field = name.partition(".")
     return head if name not in names and dot and field and head in names else name
 
 
-def join_settings(ways: Sequence[Reading]) -> str:
-    """The settings to choose from, for an error."""
-    return " or ".join(dict.fromkeys(way.setting for way in ways))
+def join_settings(readings: Sequence[Reading]) -> str:
+    """The settings that select these readings, for an error message."""
+    return " or ".join(dict.fromkeys(reading.setting for reading in readings))
 
 
-def roles_of_layout(given: Mapping[str, str]) -> set[str]:
-    """The roles that a user has given to columns and that say how rows are read; a system prompt or a source goes with any."""
-    return given.keys() - {"system", "source"}
+def roles_of_layout(user_columns: Mapping[str, str]) -> set[str]:
+    """The roles assigned by the user that decide between readings; a system prompt or a source goes with any reading."""
+    return user_columns.keys() - {"system", "source"}
 
 
-def columns_for_role(role: str, table: FirstRows, given: Mapping[str, str]) -> list[str]:
-    """The columns that could have a role, best first: of the first group of names that has any."""
-    if role in given:
-        return [given[role]]
+def columns_for_role(role: str, table: FirstRows, user_columns: Mapping[str, str]) -> list[str]:
+    """The columns that may have a role, best first, all from the first group of names that has any."""
+    if role in user_columns:
+        return [user_columns[role]]
     for names, kinds, certain in ROLES[role]:
-        found = [
+        columns = [
             name
             for name in names
             if name in table.names and (table.kinds[name] in kinds or (table.kinds[name] is None and not certain))
         ]
-        filled = [name for name in found if table.kinds[name] is not None]
-        if found:
-            return filled or found
+        with_values = [name for name in columns if table.kinds[name] is not None]
+        if columns:
+            return with_values or columns
     return []
 
 
-def _messages(table: FirstRows, format: str, given: Mapping[str, str]) -> Reading | None:
+def _messages(table: FirstRows, format: str, user_columns: Mapping[str, str]) -> Reading | None:
     if format not in ("auto", "messages", "sharegpt") or (
-        format == "auto" and given.keys() & {"prompt", "response", "responses"}
+        format == "auto" and user_columns.keys() & {"prompt", "response", "responses"}
     ):
         return None
-    found = columns_for_role("messages", table, given)
-    if not found:
+    columns = columns_for_role("messages", table, user_columns)
+    if not columns:
         return None
-    if format == "auto" and "messages" not in given and not table.ends_with_assistant(found[0]):
-        return _answered(table, found[0], given)
+    if format == "auto" and "messages" not in user_columns and not table.ends_with_assistant(columns[0]):
+        return _open_messages(table, columns[0], user_columns)
     beside = [name for name in (*ROLES["prompt"][0].names, *SINGLE) if name in table.names]
     more = f"; {', '.join(beside)} are not needed" if beside else ""
     return Reading(
         "messages" if format == "auto" else format,
-        {"messages": found[0]},
-        f"{found[0]} holds whole conversations, the last assistant turn is the response{more}",
+        {"messages": columns[0]},
+        f"{columns[0]} holds whole conversations, the last assistant turn is the response{more}",
     )
 
 
-def _answered(table: FirstRows, messages: str, given: Mapping[str, str]) -> Reading | None:
-    """Conversations that end with the user, and a column with what comes next."""
+def _open_messages(table: FirstRows, messages: str, user_columns: Mapping[str, str]) -> Reading | None:
+    """The reading of conversations that end with the user's turn, with a column that holds what follows."""
     for format, role, key in (
         ("responses_list", "responses", "responses"),
         ("prompt_response", "response", "response"),
         ("responses_list", "listed", "responses"),
     ):
-        if found := columns_for_role(role, table, given):
-            why = f"{messages} ends with the user's turn in all of the first rows, and {found[0]} holds what follows"
-            return Reading(format, {"prompt": messages, key: found[0]}, why)
+        if answers := columns_for_role(role, table, user_columns):
+            why = f"{messages} ends with the user's turn in all of the first rows, and {answers[0]} holds what follows"
+            return Reading(format, {"prompt": messages, key: answers[0]}, why)
     return None
 
 
-def _responses_list(table: FirstRows, format: str, given: Mapping[str, str]) -> Reading | None:
-    if format not in ("auto", "responses_list") or (format == "auto" and given.keys() & {"messages", "response"}):
-        return None
-    return _prompt_and(table, given, "responses_list", "responses", "responses", "a list of responses")
-
-
-def _alpaca(table: FirstRows, format: str, given: Mapping[str, str]) -> Reading | None:
-    roles = given.keys() & {"prompt", "response"}
-    if format not in ("auto", "alpaca") or (
-        format == "auto" and ("messages" in given or (roles and "input" not in given))
+def _responses_list(table: FirstRows, format: str, user_columns: Mapping[str, str]) -> Reading | None:
+    if format not in ("auto", "responses_list") or (
+        format == "auto" and user_columns.keys() & {"messages", "response"}
     ):
         return None
-    there = set(table.names)
+    return _prompt_and(table, user_columns, "responses_list", "responses", "responses", "a list of responses")
+
+
+def _alpaca(table: FirstRows, format: str, user_columns: Mapping[str, str]) -> Reading | None:
+    roles = user_columns.keys() & {"prompt", "response"}
+    if format not in ("auto", "alpaca") or (
+        format == "auto" and ("messages" in user_columns or (roles and "input" not in user_columns))
+    ):
+        return None
+    names = set(table.names)
     dolly = (
-        there >= {"instruction", "context", "response", "category"}
-        and "input" not in there
-        and not roles_of_layout(given)
+        names >= {"instruction", "context", "response", "category"}
+        and "input" not in names
+        and not roles_of_layout(user_columns)
     )
-    prompt = given.get("prompt") or ("instruction" if "instruction" in there else None)
-    extra = given.get("input") or ("input" if "input" in there else "context" if dolly else None)
-    response = given.get("response") or next((name for name in ("output", "response") if name in there), None)
+    prompt = user_columns.get("prompt") or ("instruction" if "instruction" in names else None)
+    extra = user_columns.get("input") or ("input" if "input" in names else "context" if dolly else None)
+    response = user_columns.get("response") or next((name for name in ("output", "response") if name in names), None)
     if prompt is None or extra is None or response is None:
         return None
     why = f"the columns are {'Dolly' if dolly else 'Alpaca'}'s: {prompt}, {extra} (appended to it) and {response}"
     return Reading("alpaca", {"prompt": prompt, "input": extra, "response": response}, why)
 
 
-def _prompt_response(table: FirstRows, format: str, given: Mapping[str, str]) -> Reading | None:
-    if format not in ("auto", "prompt_response") or (format == "auto" and "messages" in given):
+def _prompt_response(table: FirstRows, format: str, user_columns: Mapping[str, str]) -> Reading | None:
+    if format not in ("auto", "prompt_response") or (format == "auto" and "messages" in user_columns):
         return None
-    return _prompt_and(table, given, "prompt_response", "response", "response", "one response a row")
+    return _prompt_and(table, user_columns, "prompt_response", "response", "response", "one response a row")
 
 
-def _listed(table: FirstRows, format: str, given: Mapping[str, str]) -> Reading | None:
-    if format not in ("auto", "responses_list") or given.keys() & {"messages", "response", "responses"}:
+def _listed(table: FirstRows, format: str, user_columns: Mapping[str, str]) -> Reading | None:
+    if format not in ("auto", "responses_list") or user_columns.keys() & {"messages", "response", "responses"}:
         return None
-    return _prompt_and(table, given, "responses_list", "listed", "responses", "a list of responses")
+    return _prompt_and(table, user_columns, "responses_list", "listed", "responses", "a list of responses")
 
 
-def _transcripts(table: FirstRows, format: str, given: Mapping[str, str]) -> Reading | None:
-    if format == "hh" and "messages" in given:
-        return Reading("hh", {"messages": given["messages"]}, f"{given['messages']} is named to hold transcripts")
-    if format not in ("auto", "hh") or given.keys() & {"messages", "prompt", "response", "responses"}:
+def _transcripts(table: FirstRows, format: str, user_columns: Mapping[str, str]) -> Reading | None:
+    if format == "hh" and "messages" in user_columns:
+        return Reading(
+            "hh", {"messages": user_columns["messages"]}, f"{user_columns['messages']} is named to hold transcripts"
+        )
+    if format not in ("auto", "hh") or user_columns.keys() & {"messages", "prompt", "response", "responses"}:
         return None
-    found = [name for name in columns_for_role("transcript", table, {}) if table.is_transcript(name)]
-    if not found:
+    columns = [name for name in columns_for_role("transcript", table, {}) if table.is_transcript(name)]
+    if not columns:
         return None
-    why = f'every text of the first rows in {found[0]} is a transcript, "Human: ... Assistant: ..."'
-    return Reading("hh", {"messages": found[0]}, why)
+    why = f'every text of the first rows in {columns[0]} is a transcript, "Human: ... Assistant: ..."'
+    return Reading("hh", {"messages": columns[0]}, why)
 
 
 def _prompt_and(
-    table: FirstRows, given: Mapping[str, str], format: str, role: str, key: str, holding: str
+    table: FirstRows, user_columns: Mapping[str, str], format: str, role: str, key: str, holding: str
 ) -> Reading | None:
-    answers = columns_for_role(role, table, given)
-    prompts = [name for name in columns_for_role("prompt", table, given) if name not in answers]
+    answers = columns_for_role(role, table, user_columns)
+    prompts = [name for name in columns_for_role("prompt", table, user_columns) if name not in answers]
     if not prompts or not answers:
         return None
     why = f"the column {prompts[0]} holds the prompt, {answers[0]} {holding}"
     return Reading(format, {"prompt": prompts[0], key: answers[0]}, why)
 
 
-def find_readings(table: FirstRows, format: str, given: Mapping[str, str]) -> list[Reading]:
-    """All readings that fit, the one to take first. `format` and `given` (role → column) are what the user has said."""
+def find_readings(table: FirstRows, format: str, user_columns: Mapping[str, str]) -> list[Reading]:
+    """All readings that fit, the preferred one first. `format` and `user_columns` (role → column) are the user's settings."""
     builders = (_messages, _responses_list, _alpaca, _prompt_response, _listed, _transcripts)
-    return [reading for build in builders if (reading := build(table, format, given)) is not None]
+    return [reading for build in builders if (reading := build(table, format, user_columns)) is not None]
 
 
 def _flow(columns: Mapping[str, str]) -> str:
     """A YAML flow mapping: `{prompt: q, response: a}`."""
-    shown = (f"{role}: {name if _PLAIN.fullmatch(name) else json.dumps(name)}" for role, name in columns.items())
-    return f"{{{', '.join(shown)}}}"
+    entries = (f"{role}: {name if _PLAIN.fullmatch(name) else json.dumps(name)}" for role, name in columns.items())
+    return f"{{{', '.join(entries)}}}"

@@ -1,6 +1,10 @@
-"""Which columns hold prompt and responses, as a mapping, and reading a row by it. `detection` finds the mapping.
+"""The mapping of columns to prompt and responses, and parsing a row by it. `detection` finds the mapping.
 
-Pure. A row that cannot be used becomes reasons, never an exception, so that its neighbours go on.
+Pure. An unusable row becomes reasons, never an exception, so that it does not stop its neighbours.
+
+>>> mapping = RowMapping("responses_list", prompt="q", responses="answers")
+>>> parse_row({"q": "2+2?", "answers": ["4", None]}, mapping)
+ParsedRow(prompt=(('user', '2+2?'),), responses=['4', None], reasons=[None, 'null_response'])
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from pipelines.corpus.columns.value_kinds import RowValues
 from rm.conversations import Conversation, UnusableError, from_hh, from_messages, from_prompt, from_response, split_last
 
 _LARGEST = 3.4028234663852886e38  # of float32
@@ -28,8 +33,8 @@ class RowMapping:
     source: str | None = None
     carry: tuple[str, ...] = ()
     group_by: tuple[str, ...] = ()
-    reward: str | None = None  # rewards that the corpus carries already
-    field: str | None = None  # of each response, where responses are records: text, or message of an API's choices
+    reward: str | None = None  # the column of rewards that the corpus carries itself
+    field: str | None = None  # of a response that is a record: `text`, or `message` of an API's choices
 
     def columns(self) -> list[str]:
         """The input columns that scoring reads."""
@@ -59,24 +64,31 @@ class RowMapping:
 
 
 class ParsedRow(NamedTuple):
-    """One row as the rest of the pipeline sees it: a prompt and its responses, or reasons why not.
+    """A row as the rest of the pipeline sees it: a prompt and its responses, or the reasons why they are unusable.
 
-    `responses[k]` is None exactly where `reasons[k]` is set. A row without a usable prompt has `prompt` None and one
-    reason per response that it would have had (at least one), so that every row is counted.
+    `responses[k]` is None exactly where `reasons[k]` is set. A row without a usable prompt has `prompt` None and one reason for
+    each response that it would have had (at least one), so that every row is counted.
     """
 
     prompt: Conversation | None
     responses: list[str | None]
     reasons: list[str | None]
 
+    @classmethod
+    def rejected(cls, reason: str, *, responses: int = 1) -> ParsedRow:
+        """A row whose responses are all rejected for one reason."""
+        return cls(None, [None] * responses, [reason] * responses)
 
-def read_row(row: Mapping[str, Any], mapping: RowMapping) -> ParsedRow:
-    """The sample in a row (column → value). Never raises for what a row may hold."""
+
+def parse_row(row: RowValues | str, mapping: RowMapping) -> ParsedRow:
+    """Parse a row (column → value), or reject one that could not be read and is the reason. Raises for no value of a row."""
+    if isinstance(row, str):
+        return ParsedRow.rejected(row)
     values = list(_responses(row, mapping))
     try:
         prompt, values = _prompt(row, mapping, values)
     except UnusableError as error:
-        return ParsedRow(None, [None] * len(values), [error.reason] * len(values))
+        return ParsedRow.rejected(error.reason, responses=len(values))
     responses: list[str | None] = []
     reasons: list[str | None] = []
     for value in values:
@@ -89,8 +101,8 @@ def read_row(row: Mapping[str, Any], mapping: RowMapping) -> ParsedRow:
     return ParsedRow(prompt, responses, reasons)
 
 
-def rewards_of(row: Mapping[str, Any], mapping: RowMapping, count: int) -> list[float | None]:
-    """The rewards that a row with `count` responses carries itself, None where there is no finite number."""
+def rewards_of(row: RowValues, mapping: RowMapping, count: int) -> list[float | None]:
+    """The rewards that a row with `count` responses carries itself; None where it holds no finite number."""
     value = row.get(mapping.reward or "")
     values = value if isinstance(value, list) else [value]
     if len(values) != count:
@@ -98,16 +110,16 @@ def rewards_of(row: Mapping[str, Any], mapping: RowMapping, count: int) -> list[
     return [_number(value) for value in values]
 
 
-def _number(value: Any) -> float | None:
+def _number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
-        return float(value) if abs(value) <= _LARGEST else None  # false for NaN, too
+        return float(value) if abs(value) <= _LARGEST else None  # the comparison is false for NaN
     except OverflowError:
         return None
 
 
-def _responses(row: Mapping[str, Any], mapping: RowMapping) -> Sequence[Any]:
+def _responses(row: RowValues, mapping: RowMapping) -> Sequence[Any]:
     if mapping.responses is None:
         values = [None if mapping.response is None else row.get(mapping.response)]
     else:
@@ -117,13 +129,13 @@ def _responses(row: Mapping[str, Any], mapping: RowMapping) -> Sequence[Any]:
 
 
 def _inner(value: Any, field: str | None) -> Any:
-    """A response as `from_response` takes it: out of its record, and a lone message as a list of one."""
+    """The value that `from_response` reads: taken out of a record, and a single message as a list of one."""
     if field is not None and isinstance(value, Mapping):
         value = value.get(field)
     return [value] if isinstance(value, Mapping) and ("role" in value or "from" in value) else value
 
 
-def _prompt(row: Mapping[str, Any], mapping: RowMapping, values: list[Any]) -> tuple[Conversation, list[Any]]:
+def _prompt(row: RowValues, mapping: RowMapping, values: list[Any]) -> tuple[Conversation, list[Any]]:
     system, extra = (_optional_text(row, name) for name in (mapping.system, mapping.input))
     if mapping.messages is not None:
         read = from_hh if mapping.format == "hh" else from_messages
@@ -137,8 +149,9 @@ def _prompt(row: Mapping[str, Any], mapping: RowMapping, values: list[Any]) -> t
     return from_prompt(value, system=system), values
 
 
-def _optional_text(row: Mapping[str, Any], name: str | None) -> str | None:
-    """The text in a column that may be absent or null. Raises `UnusableError` for any other type: it is not left out silently."""
+def _optional_text(row: RowValues, name: str | None) -> str | None:
+    """The text in a column that may be absent or null. Raises `UnusableError` for any other type: no value is
+    dropped silently."""
     value = None if name is None else row.get(name)
     if value is not None and not isinstance(value, str):
         raise UnusableError("wrong_type")

@@ -1,6 +1,6 @@
-"""What the values of a column are, told from the first rows of a file: text, a conversation, a list of texts, records.
+"""Kinds of the values in a column, by the first rows of a file: text, a conversation, a list of texts, records.
 
-Pure. Names say what a column is for, kinds whether it can be: a column `response` that holds numbers is none.
+Pure. A column's name suggests its role, and the kind of its values confirms it: a column `response` may hold numbers.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from typing import Any
 from rm.conversations import Conversation, UnusableError, from_hh, from_messages, text_of
 
 RowValues = Mapping[str, Any]
+"""One row as it is in its file: column → value."""
 
 FIELDS = ("text", "response", "content", "completion", "output", "generation", "generated_text", "answer", "message")
 """Fields of a record that may hold a response; `message` holds an object with role and content (APIs' `choices`)."""
 
 
 def kind_of_value(value: object) -> str | None:
-    """`text`, `number`, `boolean`, `message`, `record`, `texts`, `messages`, `records`, `lists` or `other`; None of nothing, also
-    in a list."""
+    """`text`, `number`, `boolean`, `message`, `record`, `texts`, `messages`, `records`, `lists` or `other`; None for null, an
+    empty list and a list of these."""
     if value is None or (isinstance(value, list) and not value):
         return None
     if isinstance(value, str):
@@ -45,7 +46,7 @@ def _is_message(value: Mapping[str, Any]) -> bool:
 
 
 class FirstRows:
-    """The columns of a file and its first rows, as detection looks at them."""
+    """The columns of a file and its first rows, the material of detection."""
 
     def __init__(self, names: Sequence[str], rows: Sequence[RowValues] = ()) -> None:
         self.names = list(names)
@@ -53,28 +54,28 @@ class FirstRows:
 
     @cached_property
     def kinds(self) -> dict[str, str | None]:
-        """What most values of each column are (of equally many, the first); None where there is none."""
-        found: dict[str, str | None] = {}
+        """The most frequent kind of each column's values, the first of several such; None without values."""
+        kinds: dict[str, str | None] = {}
         for name in self.names:
-            counted = Counter(kind for row in self.rows if (kind := kind_of_value(row.get(name))) is not None)
-            found[name] = counted.most_common(1)[0][0] if counted else None
-        return found
+            counts = Counter(kind for row in self.rows if (kind := kind_of_value(row.get(name))) is not None)
+            kinds[name] = counts.most_common(1)[0][0] if counts else None
+        return kinds
 
     def texts_in(self, name: str) -> int:
-        """Rows whose value in this column is text that is not blank."""
+        """The number of rows whose value in this column is text that is not blank."""
         return sum(isinstance(value := row.get(name), str) and bool(value.strip()) for row in self.rows)
 
     def same(self, one: str, other: str) -> bool:
-        """Whether two columns say the same in every row; not known, so no, without rows."""
+        """Whether two columns have equal values in every row; False without rows."""
         return bool(self.rows) and all(canonical(row.get(one)) == canonical(row.get(other)) for row in self.rows)
 
     def ends_with_assistant(self, name: str) -> bool:
-        """Whether any conversation in this column ends with the assistant's turn; so it is taken, without rows."""
-        turns = [read for row in self.rows if (read := conversation(row.get(name))) is not None]
-        return not turns or any(one[-1][0] == "assistant" for one in turns if one)
+        """Whether any conversation in this column ends with the assistant's turn; True without rows."""
+        conversations = [turns for row in self.rows if (turns := conversation(row.get(name))) is not None]
+        return not conversations or any(turns[-1][0] == "assistant" for turns in conversations if turns)
 
     def is_transcript(self, name: str) -> bool:
-        """Whether every text in this column starts as HH-RLHF's transcripts do, and there is one."""
+        """Whether there are texts in this column and all begin like HH-RLHF's transcripts."""
         values = [value for row in self.rows if isinstance(value := row.get(name), str) and value.strip()]
         return bool(values) and all(map(_is_hh, values))
 
@@ -85,13 +86,13 @@ class FirstRows:
 
 
 def canonical(value: object) -> object:
-    """A conversation in its one form, anything else as it is."""
+    """A conversation in its canonical form, any other value unchanged."""
     turns = conversation(value)
     return value if turns is None else turns
 
 
 def conversation(value: object) -> Conversation | None:
-    """The turns of a list of messages; None where it is none, or cannot be used."""
+    """The turns of a list of messages; None for any other or an unusable value."""
     try:
         return from_messages(value)
     except UnusableError:

@@ -14,7 +14,7 @@ from support.corpora import write_jsonl
 
 from pipelines.config import Columns, InputConfig
 from pipelines.corpus.columns.detection import AmbiguousError, detect
-from pipelines.corpus.columns.row_mapping import RowMapping, read_row
+from pipelines.corpus.columns.row_mapping import RowMapping, parse_row
 from pipelines.corpus.listing import first_columns, list_files
 from pipelines.errors import InputError
 
@@ -303,9 +303,9 @@ def test_formats(tmp_path, name, kind):
     found = detected(write(tmp_path, [row, row], kind))
     assert {key: value for key, value in found.mapping.to_json().items() if value} == expected
     assert RowMapping.from_json(found.mapping.to_json()) == found.mapping
-    [read] = {str(read_row(each, found.mapping)) for each in (row, row)}
-    assert read == str(read_row(row, found.mapping))
-    sample = read_row(row, found.mapping)
+    [read] = {str(parse_row(each, found.mapping)) for each in (row, row)}
+    assert read == str(parse_row(row, found.mapping))
+    sample = parse_row(row, found.mapping)
     assert (sample.prompt, sample.responses) == (prompt, responses)
     assert sample.reasons == [None] * len(responses)
 
@@ -417,7 +417,7 @@ def test_ambiguous_columns_are_a_question_and_each_answer_decides(tmp_path, name
     mappings = [detected(path, **yaml.safe_load(shlex.split(way)[0].split("=", 1)[1])).mapping for way in ways]
     assert len(set(mappings)) == len(ways)
     for mapping in mappings:
-        assert read_row(row, mapping).reasons in ([None], [None, None])
+        assert parse_row(row, mapping).reasons in ([None], [None, None])
 
 
 def test_columns_that_say_the_same_are_not_ambiguous_until_one_row_differs(tmp_path):
@@ -455,7 +455,7 @@ def test_columns_that_are_left_out_are_told(tmp_path):
     ]
     read = detected(tmp_path / "a.jsonl", prompt="question", response="answer", system="system_prompt", input="context")
     assert read.unread == ()
-    assert read_row(row, read.mapping).prompt == (("system", "Be brief."), ("user", "2+2?\n\nof integers"))
+    assert parse_row(row, read.mapping).prompt == (("system", "Be brief."), ("user", "2+2?\n\nof integers"))
     dolly = detected(write_jsonl(tmp_path / "b.jsonl", [FORMATS["Dolly"][0]]))
     assert dolly.notes == [
         "the column context is read as part of the prompt; without it: "
@@ -552,7 +552,7 @@ def test_fields_of_records_are_named_with_a_dot_unless_a_column_is_called_so(tmp
     path = write_jsonl(tmp_path / "a.jsonl", [row])
     for named, expected in (("outputs.content", "b"), ("outputs.text", "c")):
         mapping = detected(path, prompt="prompt", responses=named).mapping
-        assert read_row(row, mapping).responses == [expected]
+        assert parse_row(row, mapping).responses == [expected]
         assert mapping.columns() == ["prompt", named if expected == "c" else "outputs"]
     with pytest.raises(InputError, match=r"input\.columns\.responses is 'output\.text'.*no such column"):
         detected(path, prompt="prompt", responses="output.text")
@@ -560,12 +560,12 @@ def test_fields_of_records_are_named_with_a_dot_unless_a_column_is_called_so(tmp
 
 def test_records_without_their_field_are_rejected_one_by_one():
     mapping = RowMapping("responses_list", prompt="prompt", responses="outputs", field="text")
-    sample = read_row({"prompt": "p", "outputs": [{"text": "a"}, {"other": "b"}, {"text": 3}, None, "e"]}, mapping)
+    sample = parse_row({"prompt": "p", "outputs": [{"text": "a"}, {"other": "b"}, {"text": 3}, None, "e"]}, mapping)
     assert sample.responses == ["a", None, None, None, "e"]
     assert sample.reasons == [None, "null_response", "wrong_type", "null_response", None]
     mapping = RowMapping("responses_list", prompt="prompt", responses="choices", field="message")
     asks = {"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]}
-    sample = read_row({"prompt": "p", "choices": [{"message": REPLY}, {"message": asks}, {"message": USER}]}, mapping)
+    sample = parse_row({"prompt": "p", "choices": [{"message": REPLY}, {"message": asks}, {"message": USER}]}, mapping)
     assert (sample.responses, sample.reasons) == (["4", None, None], [None, "tool_calls", "last_turn_not_assistant"])
 
 
@@ -576,14 +576,14 @@ def test_tool_and_function_turns_are_rejected_with_their_reason(tmp_path):
         {"conversations": [turn("human", "2+2?"), turn("tool", "4"), turn("gpt", "4")]},
     ]
     mapping = detected(write_jsonl(tmp_path / "a.jsonl", rows)).mapping
-    assert [read_row(row, mapping).reasons for row in rows] == [[None], ["bad_role"], ["bad_role"]]
+    assert [parse_row(row, mapping).reasons for row in rows] == [[None], ["bad_role"], ["bad_role"]]
 
 
 def test_transcripts_by_name(tmp_path):
     row = {"story": "Human: 2+2?\n\nAssistant: 4", "text": "unlike"}
     found = detected(write_jsonl(tmp_path / "a.jsonl", [row]), format="hh", messages="story")
-    assert read_row(row, found.mapping).prompt == ASKED
-    assert read_row({"story": "no marker"}, found.mapping).reasons == ["bad_hh_format"]
+    assert parse_row(row, found.mapping).prompt == ASKED
+    assert parse_row({"story": "no marker"}, found.mapping).reasons == ["bad_hh_format"]
     with pytest.raises(InputError, match="cannot tell"):
         detected(tmp_path / "a.jsonl")
 

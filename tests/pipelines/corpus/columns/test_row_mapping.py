@@ -4,7 +4,7 @@ import pytest
 
 from pipelines.config import Columns
 from pipelines.corpus.columns.detection import detect
-from pipelines.corpus.columns.row_mapping import RowMapping, read_row
+from pipelines.corpus.columns.row_mapping import ParsedRow, RowMapping, parse_row
 from pipelines.errors import InputError
 
 
@@ -68,7 +68,7 @@ def test_what_does_not_fit_is_an_error_with_the_remedy(arguments, message):
 
 def test_a_column_named_input_is_no_alpaca_input_where_roles_are_named():
     found = mapping(["input", "output"], prompt="input", response="output")
-    assert read_row({"input": "IN", "output": "o"}, found).prompt == (("user", "IN"),)
+    assert parse_row({"input": "IN", "output": "o"}, found).prompt == (("user", "IN"),)
     found = mapping(["question", "input", "answer"], prompt="question", response="answer")
     assert found.input is None
 
@@ -88,26 +88,49 @@ def test_columns_to_read_are_those_and_the_carried():
 def test_alpaca_input_is_appended_where_there_is_one():
     found = mapping(["instruction", "input", "output"])
     row = {"instruction": "Translate.", "input": "Hallo", "output": "Hello"}
-    assert read_row(row, found).prompt == (("user", "Translate.\n\nHallo"),)
-    assert read_row({**row, "input": ""}, found).prompt == (("user", "Translate."),)
-    assert read_row({**row, "input": None}, found).prompt == (("user", "Translate."),)
+    assert parse_row(row, found).prompt == (("user", "Translate.\n\nHallo"),)
+    assert parse_row({**row, "input": ""}, found).prompt == (("user", "Translate."),)
+    assert parse_row({**row, "input": None}, found).prompt == (("user", "Translate."),)
 
 
 def test_messages_split_at_the_last_assistant_turn():
     turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
     row = {"messages": [{"role": role, "content": content} for role, content in turns]}
-    sample = read_row(row, mapping(["messages"]))
-    assert (sample.prompt, sample.responses, sample.reasons) == (tuple(turns[:3]), ["d"], [None])
+    parsed = parse_row(row, mapping(["messages"]))
+    assert (parsed.prompt, parsed.responses, parsed.reasons) == (tuple(turns[:3]), ["d"], [None])
     row["messages"].pop()
-    assert read_row(row, mapping(["messages"])).reasons == ["last_turn_not_assistant"]
+    assert parse_row(row, mapping(["messages"])).reasons == ["last_turn_not_assistant"]
+
+
+def test_every_entry_of_a_list_is_a_response_in_its_order():
+    found = mapping(["prompt", "responses"])
+    assert parse_row({"prompt": "p", "responses": ["a", None, "b", 3, "a"]}, found) == ParsedRow(
+        prompt=(("user", "p"),),
+        responses=["a", None, "b", None, "a"],
+        reasons=[None, "null_response", None, "wrong_type", None],
+    )
+    assert parse_row({"prompt": "p", "responses": ["a"]}, found).responses == ["a"]
+    assert parse_row({"prompt": "p", "responses": "a"}, found).responses == ["a"]
+    assert parse_row({"prompt": "p", "responses": []}, found).reasons == ["null_response"]
+    assert parse_row({"prompt": None, "responses": ["a", "b"]}, found).reasons == ["null_prompt"] * 2
+
+
+def test_records_of_a_list_are_responses_by_their_field():
+    found = RowMapping("responses_list", prompt="prompt", responses="choices", field="message")
+    answers = [{"message": {"role": "assistant", "content": text}, "index": 0} for text in ("first", "second")]
+    assert parse_row({"prompt": "p", "choices": answers}, found).responses == ["first", "second"]
+
+
+def test_a_row_that_could_not_be_read_is_rejected_for_its_reason():
+    assert parse_row("bad_json", mapping(["prompt", "response"])) == ParsedRow(None, [None], ["bad_json"])
 
 
 def test_system_column():
     found = mapping(["prompt", "response", "sys"], system="sys")
     row = {"prompt": "p", "response": "r", "sys": "be kind"}
-    assert read_row(row, found).prompt == (("system", "be kind"), ("user", "p"))
-    assert read_row({**row, "sys": None}, found).prompt == (("user", "p"),)
+    assert parse_row(row, found).prompt == (("system", "be kind"), ("user", "p"))
+    assert parse_row({**row, "sys": None}, found).prompt == (("user", "p"),)
     found = mapping(["messages", "sys"], system="sys")
     messages = [{"role": "user", "content": "p"}, {"role": "assistant", "content": "r"}]
-    sample = read_row({"messages": messages, "sys": "be kind"}, found)
-    assert (sample.prompt, sample.responses) == ((("system", "be kind"), ("user", "p")), ["r"])
+    parsed = parse_row({"messages": messages, "sys": "be kind"}, found)
+    assert (parsed.prompt, parsed.responses) == ((("system", "be kind"), ("user", "p")), ["r"])
