@@ -113,8 +113,22 @@ def score_models(
         own, load = ("", scorer) if len(paths.members) == 1 else (str(number), LoadAlone(scorer) if scorer else None)
         last = scored[-1]["scores"] if scored and scorer else None
         after = last | f"AwaitModel{number - 1}" >> Gather(no_more) if last else None
-        regroup = Colocate(path, directories, load, limits, accelerator) if colocate and load is not None else None
-        corpus = ScoreCorpus(path, directories, load, after, read_only, limits, accelerator, shard, regroup)
+        regroup = (
+            Colocate(path, directories, scorer=load, limits=limits, accelerator=accelerator)
+            if colocate and load is not None
+            else None
+        )
+        corpus = ScoreCorpus(
+            path,
+            directories,
+            scorer=load,
+            after=after,
+            read_only=read_only,
+            limits=limits,
+            accelerator=accelerator,
+            shard=shard,
+            colocate=regroup,
+        )
         scored.append(pipeline | f"Score{own}" >> corpus)
     if not limits.skip_bad_files:
         return tuple(each["scores"] for each in scored), {}

@@ -1,7 +1,14 @@
-"""`score.colocate`: texts on their way to the model regrouped by prompt, and what it says of them, durable by text. No Beam.
+"""`score.colocate`: texts regrouped by prompt on their way to the model, and durable results by text. No Beam.
 
-A text is a prompt and a response, exactly as the model reads them, and known by a key of 24 bytes: equal prompts have equal
-beginnings, so that sorting by key brings a prompt's responses together, whatever order they arrive in.
+A text is a prompt and a response, exactly as the model reads them. Its key of 24 bytes begins with a hash of the prompt, so that
+sorting by key brings a prompt's responses together, in whatever order they arrive.
+
+Example:
+
+    bundle.add(prompt, [a, b], keys_of(prompt, [a, b]), unit=7, input_bytes=100)  # in each worker that reads rows
+    bucket = Bucket.of([bundle.to_bytes(), ...])  # all texts whose prompts have the same first bits
+    for piece in split_texts(bucket.texts, responses=4096):
+        publish_results(directory, score_piece(scorer, piece, plan), plan.fingerprint)
 """
 
 from __future__ import annotations
@@ -20,21 +27,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
-from pipelines.corpus.fragments import FRAGMENT_BYTES
+from pipelines.corpus.fragments import FRAGMENT_BYTES, PromptGroup
 from pipelines.errors import StorageError
 from pipelines.plan import Plan
 from pipelines.runtime.arrow_ipc import from_ipc
 from pipelines.score import score_files
-from pipelines.score.unit_scorer import Scorer, refuse_broken_model
+from pipelines.score.unit_scorer import GroupResult, Scorer, refuse_broken_model, result_columns
 from pipelines.storage import publish
 from pipelines.storage.files import join, names_in, read_bytes
 from rm.conversations import Conversation
 
 _KEY = pa.binary(24)
-_PROMPT_BYTES = 8  # of a key, the first ones
 _BUCKET_BYTES = 32 * 2**20  # of text in a bucket, which one worker sorts in memory
 _EXPANDS = 4  # bytes of text that a stored one may stand for, in Parquet and where it is compressed
-_MOST_BITS = 14
+_MAX_BITS = 14
 _FORMAT = "1"
 _DESCRIBED, _HASH = b"bestkept.colocated", b"bestkept.hash"
 
@@ -47,25 +53,16 @@ TEXTS = pa.schema(
         pa.field("input_bytes", pa.float32()),  # of the stored file; for progress
     ]
 )
-RESULTS = pa.schema(
-    [
-        pa.field("key", _KEY),
-        pa.field("reward", pa.float32()),  # null where rejected
-        pa.field("reason", pa.string()),
-        pa.field("prompt_tokens", pa.int32()),
-        pa.field("response_tokens", pa.int32()),
-        pa.field("truncated", pa.bool_()),
-    ]
-)
+RESULTS = pa.schema([pa.field("key", _KEY), *(score_files.COLUMNS.field(name) for name in GroupResult._fields)])
 
 
 def prompt_text(prompt: Conversation) -> str:
-    """A prompt as JSON, to the letter: what is one prompt to a selection may be two to a model (NFC)."""
+    """A prompt as JSON, character by character: one prompt to a selection may be two to a model (NFC)."""
     return json.dumps(prompt, ensure_ascii=False)
 
 
 def keys_of(prompt: str, responses: Iterable[str]) -> list[bytes]:
-    """Of the texts of one prompt, as `prompt_text` writes it: xxh3-64 of the prompt, then xxh3-128 of prompt and response."""
+    """The keys of one prompt's texts: xxh3-64 of the prompt, as `prompt_text` writes it, then xxh3-128 of prompt and response."""
     written = prompt.encode()
     first, whole = xxhash.xxh3_64_digest(written), xxhash.xxh3_128(written + b"\0")
     keys = []
@@ -77,18 +74,18 @@ def keys_of(prompt: str, responses: Iterable[str]) -> list[bytes]:
 
 
 def bits_of(plan: Plan) -> int:
-    """There are 2 to this power buckets: so many that each holds `_BUCKET_BYTES` of text, or less."""
+    """The number of bits of a bucket's number, such that a bucket holds about `_BUCKET_BYTES` of text or less."""
     text = sum(file.size * (_EXPANDS if file.kind == "parquet" or file.compression else 1) for file in plan.files)
-    return min(_MOST_BITS, max(0, math.ceil(math.log2(max(1.0, text / _BUCKET_BYTES)))))
+    return min(_MAX_BITS, max(0, math.ceil(math.log2(max(1.0, text / _BUCKET_BYTES)))))
 
 
 def bucket_of(key: bytes, bits: int) -> int:
-    """All texts of one prompt are in one bucket."""
+    """The bucket of a text, by the first `bits` of its key: one for all texts of a prompt."""
     return int.from_bytes(key[:2], "big") >> (16 - bits)
 
 
 class Bundle:
-    """Texts of one bucket, as they are shuffled: each prompt once, compressed."""
+    """Texts of one bucket in the form in which they are shuffled: each prompt once, compressed."""
 
     def __init__(self) -> None:
         self._prompts: dict[str, int] = {}
@@ -97,7 +94,7 @@ class Bundle:
     def add(
         self, prompt: str, responses: Sequence[str], keys: Sequence[bytes], *, unit: int, input_bytes: float
     ) -> int:
-        """Hold texts of one prompt; the bytes that they take, about."""
+        """Hold texts of one prompt, and return the memory that they take, approximately in bytes."""
         count, new = len(responses), prompt not in self._prompts
         number = self._prompts.setdefault(prompt, len(self._prompts))
         values: tuple[Sequence[Any], ...] = (
@@ -124,7 +121,7 @@ class Bundle:
 
 
 class Bucket(NamedTuple):
-    """What waits for the rewards of one bucket."""
+    """The texts of one bucket, and the units that wait for their results."""
 
     texts: pa.Table  # each once, sorted by key
     waiting: pa.Table  # key and unit, as often as they came
@@ -132,7 +129,7 @@ class Bucket(NamedTuple):
 
     @classmethod
     def of(cls, parts: Iterable[bytes]) -> Bucket:
-        """From what `Bundle` has made, in any order."""
+        """From the bytes of `Bundle`s, in any order."""
         table = from_ipc(parts, TEXTS).unify_dictionaries()
         words = _words(table["key"])
         order = np.lexsort((words[:, 2], words[:, 1], words[:, 0]))
@@ -142,7 +139,7 @@ class Bucket(NamedTuple):
         return cls(texts, table.select(["key", "unit"]), float(np.sum(table["input_bytes"].to_numpy())))
 
     def without(self, known: Mapping[bytes, int]) -> pa.Table:
-        """The texts that are not known yet, in order."""
+        """The texts whose keys are not `known`, in order."""
         unknown = [key not in known for key in self.texts["key"].to_pylist()]
         return self.texts.filter(pa.array(unknown)).combine_chunks()
 
@@ -152,9 +149,9 @@ def _words(keys: pa.ChunkedArray) -> Any:
     return np.frombuffer(b"".join(keys.to_pylist()), dtype=">u8").astype(np.uint64).reshape(-1, 3)
 
 
-def pieces(texts: pa.Table, *, responses: int) -> Iterator[pa.Table]:
-    """Sorted texts cut into pieces of at most so many responses, and of about `FRAGMENT_BYTES` at most: between two prompts,
-    unless one alone has more."""
+def split_texts(texts: pa.Table, *, responses: int) -> Iterator[pa.Table]:
+    """Split sorted texts into pieces of at most so many responses and about `FRAGMENT_BYTES`: between two prompts, unless one
+    alone has more."""
     if not texts.num_rows:
         return
     sizes = pc.binary_length(texts["response"]).to_numpy()
@@ -179,11 +176,11 @@ def _prompt_numbers(texts: pa.Table) -> Any:
     return texts["prompt"].combine_chunks().indices.to_numpy()
 
 
-def groups_of(texts: pa.Table) -> list[tuple[Conversation, list[str]]]:
-    """The texts of a piece as the model is given them, in order."""
+def groups_in_texts(texts: pa.Table) -> list[PromptGroup]:
+    """The texts of a piece by prompt, in order."""
     prompts = texts["prompt"].combine_chunks()
     numbers, responses = prompts.indices.to_pylist(), texts["response"].to_pylist()
-    groups: list[tuple[Conversation, list[str]]] = []
+    groups: list[PromptGroup] = []
     last = None
     for number, response in zip(numbers, responses, strict=True):
         if number != last:
@@ -195,27 +192,20 @@ def groups_of(texts: pa.Table) -> list[tuple[Conversation, list[str]]]:
 
 
 def score_piece(scorer: Scorer, texts: pa.Table, plan: Plan) -> pa.Table:
-    """What the model says of a piece (`RESULTS`), in order.
+    """The model's results for a piece (`RESULTS`), in order.
 
     Raises `ModelLoadError` where no response to several prompts has a reward, and the model is to blame for each.
     """
-    groups = groups_of(texts)
-    columns: dict[str, list[Any]] = {name: [] for name in RESULTS.names[1:]}
-    for scores in scorer.score(groups):
-        columns["reason"] += scores.reasons
-        for name in ("prompt_tokens", "response_tokens", "truncated"):
-            columns[name] += np.asarray(getattr(scores, name)).tolist()
-        pairs = zip(scores.rewards, scores.reasons, strict=True)
-        columns["reward"] += [None if reason else float(reward) for reward, reason in pairs]
+    groups = groups_in_texts(texts)
+    results = [GroupResult.of(scores) for scores in scorer.score(groups)]
     if len(groups) > 1:
-        refuse_broken_model(columns["reason"], plan)
-    arrays = [pa.array(columns[name], RESULTS.field(name).type) for name in columns]
-    return pa.table([texts["key"], *arrays], schema=RESULTS)
+        refuse_broken_model([reason for result in results for reason in result.reason], plan)
+    return pa.table([texts["key"], *result_columns(results).values()], schema=RESULTS)
 
 
 @dataclass(frozen=True)
 class Results:
-    """What the model says of some texts; a scorer of these alone."""
+    """The model's results for some texts, and a scorer of these texts alone."""
 
     table: pa.Table
     rows: Mapping[bytes, int]  # of each key; of equal ones the first
@@ -229,15 +219,15 @@ class Results:
         return cls(table, rows)
 
     def of_units(self, waiting: pa.Table) -> Iterator[tuple[int, pa.Table]]:
-        """(unit, the results that it waits for, each once), by unit."""
+        """Yield (unit, the results that it waits for, each once), by unit."""
         wanted: dict[int, dict[int, None]] = {}
         for key, unit in zip(waiting["key"].to_pylist(), waiting["unit"].to_pylist(), strict=True):
             wanted.setdefault(unit, {})[self.rows[key]] = None
         for unit in sorted(wanted):
             yield unit, self.table.take(pa.array(sorted(wanted[unit])))
 
-    def score(self, groups: Sequence[tuple[Conversation, Sequence[str]]]) -> list[_Found]:
-        """Raises `StorageError` for a text that is not among these."""
+    def score(self, groups: Sequence[tuple[Conversation, Sequence[str]]]) -> list[GroupResult]:
+        """Look up the results of each group. Raises `StorageError` for a text that has none."""
         keys = [keys_of(prompt_text(prompt), responses) for prompt, responses in groups]
         try:
             rows = pa.array([self.rows[key] for group in keys for key in group], pa.int64())
@@ -246,29 +236,21 @@ class Results:
         columns = [self.table[name].take(rows).to_pylist() for name in RESULTS.names[1:]]
         ends = list(itertools.accumulate(map(len, keys)))
         return [
-            _Found(*(column[start:end] for column in columns)) for start, end in zip([0, *ends], ends, strict=False)
+            GroupResult(*(column[start:end] for column in columns))
+            for start, end in zip([0, *ends], ends, strict=False)
         ]
 
 
-class _Found(NamedTuple):
-    """Results of one group, as a scorer gives them; in the order of `RESULTS`."""
-
-    rewards: list[float | None]
-    reasons: list[str | None]
-    prompt_tokens: list[int]
-    response_tokens: list[int]
-    truncated: list[bool]
-
-
-# durable results: one file a piece, in a directory for each bucket
+# durable results: one file for each piece, in a directory for each bucket
 
 
 def directory_of(scores: str, bucket: int, bits: int) -> str:
-    """Where the results of a bucket are, below the score files of one model."""
+    """The directory of a bucket's results, below the score files of one model."""
     return join(scores, "colocated", f"{bits:02d}-{bucket:04x}")
 
 
 def encode(results: pa.Table, fingerprint: str) -> bytes:
+    """A file of results, with a hash of all that is in it."""
     described = json.dumps({"fingerprint": fingerprint, "format": _FORMAT})
     metadata = {_DESCRIBED: described.encode(), _HASH: score_files.columns_hash(results, described).encode()}
     sink = io.BytesIO()
@@ -277,26 +259,26 @@ def encode(results: pa.Table, fingerprint: str) -> bytes:
 
 
 def decode(data: bytes, fingerprint: str) -> pa.Table | None:
-    """The results in a file; None where the bytes are not a whole and unharmed one of this model."""
+    """The results in a file; None where the bytes are not a complete, undamaged one of this model."""
     try:
         table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
         described = (table.schema.metadata or {})[_DESCRIBED].decode()
-        whole = table.schema.metadata[_HASH].decode() == score_files.columns_hash(table, described)
-        own = json.loads(described) == {"fingerprint": fingerprint, "format": _FORMAT}
+        undamaged = table.schema.metadata[_HASH].decode() == score_files.columns_hash(table, described)
+        same_model = json.loads(described) == {"fingerprint": fingerprint, "format": _FORMAT}
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError):
         return None
-    return table.replace_schema_metadata(None) if whole and own and table.schema.equals(RESULTS) else None
+    return table.replace_schema_metadata(None) if undamaged and same_model and table.schema.equals(RESULTS) else None
 
 
 def read_results(directory: str, fingerprint: str) -> list[pa.Table]:
-    """All that is there and holds."""
-    found = (read_bytes(join(directory, name)) for name in names_in(directory))
-    tables = (decode(data, fingerprint) for data in found if data is not None)
+    """The results in all valid files of a directory."""
+    contents = (read_bytes(join(directory, name)) for name in names_in(directory))
+    tables = (decode(data, fingerprint) for data in contents if data is not None)
     return [table for table in tables if table is not None]
 
 
 def publish_results(directory: str, results: pa.Table, fingerprint: str) -> pa.Table:
-    """Publish the results of a piece, under a hash of its texts; those that stand, which may be another worker's."""
+    """Publish the results of a piece under a hash of its texts, and return those that stand, which may be another worker's."""
     keys = b"".join(results["key"].to_pylist())
     path = join(directory, f"{xxhash.xxh3_128_hexdigest(keys)}.parquet")
 

@@ -1,7 +1,12 @@
-"""`limits.skip_bad_files`: files that cannot be read are left out as a whole, between scoring and all that comes after it.
+"""`limits.skip_bad_files`: leaves out files that cannot be read as a whole, between scoring and the stages after it.
 
-Which ones is known only when all workers are done: a file may break at its end, and of several models one may still find the
-scores of a file that another can no longer read.
+They are known only when all workers are done: a file may break at its end, and one of several models may still find the scores
+of a file that another can no longer read.
+
+Example, of two models, the second of which could not read file 3:
+
+    {"scores0": of files 0 to 3, "skipped0": {}, "scores1": of files 0 to 2, "skipped1": (3, "truncated")}
+    →  {"scores": (of files 0 to 2, of files 0 to 2), "skipped": {3: "truncated"}}
 """
 
 from __future__ import annotations
@@ -24,9 +29,9 @@ from pipelines.score.score_files import ScoreFile
 log = logging.getLogger(__name__)
 
 
-def skipped(file_number: int, error: UnreadableError, limits: Limits) -> Any:
-    """What a step with the output `skipped` emits for a file that cannot be read; raises the error where that is not to be
-    skipped."""
+def skip_or_raise(file_number: int, error: UnreadableError, limits: Limits) -> Any:
+    """The element of a step's output `skipped` for a file that cannot be read; raises the error where `limits` do not let files
+    be skipped."""
     if not limits.skip_bad_files:
         raise error
     log.warning("%s (skipped)", error.message)
@@ -35,7 +40,7 @@ def skipped(file_number: int, error: UnreadableError, limits: Limits) -> Any:
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
 class LeaveOut(beam.PTransform):  # type: ignore[misc]
-    """{scores0, skipped0, scores1, ...} of each model → {scores: those of files that every model could read, of each model;
+    """{scores0, skipped0, scores1, ...} → {scores: a tuple with those of each model, of files that every model could read;
     skipped: one mapping, file number → reason}."""
 
     plan_path: str
@@ -53,7 +58,7 @@ class LeaveOut(beam.PTransform):  # type: ignore[misc]
 
 
 def merge_skipped(parts: Iterable[tuple[int, str] | dict[int, str]]) -> dict[int, str]:
-    """File number → the first of its reasons by name."""
+    """File number → the alphabetically first of its reasons."""
     merged: dict[int, str] = {}
     for part in parts:
         for file, reason in part.items() if isinstance(part, dict) else [part]:
@@ -63,7 +68,7 @@ def merge_skipped(parts: Iterable[tuple[int, str] | dict[int, str]]) -> dict[int
 
 @dataclass(eq=False)
 class CheckSkipped(beam.DoFn):  # type: ignore[misc]
-    """Fails where no file is left."""
+    """Raises `InputError` where no file is left."""
 
     plan_path: str
 

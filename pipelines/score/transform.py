@@ -1,17 +1,23 @@
-"""ScoreUnits: stream a unit, score each fragment that has no valid score file yet, publish it. The only bridge to the model.
+"""ScoreCorpus: a plan → descriptors of score files, one for each fragment of the corpus.
 
-Text never leaves this DoFn; it emits score-file descriptors. Looking before scoring is resume, incremental scoring and
-caching in one mechanism.
+`ScoreUnits` streams a unit, scores each fragment that has no valid score file yet, and publishes it. It and `ScorePrompts` (of
+`score.colocate`) alone use the model of a run, and text never leaves them. Valid score files are looked up before anything is
+scored: that one mechanism is resume, incremental scoring and caching.
+
+Example:
+
+    outputs = pipeline | "Score" >> ScoreCorpus(plan_path, ScoreDirectories("out/scores"), scorer=LoadScorer())
+    outputs["scores"]  # a PCollection of `ScoreFile.to_bytes()`
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.pvalue import AsIter
+from apache_beam.pvalue import AsIter, PBegin
 from apache_beam.utils.shared import Shared
 
 from pipelines.config import Limits
@@ -20,84 +26,89 @@ from pipelines.corpus.rewrite import rewrite
 from pipelines.errors import InputError, carrying_errors
 from pipelines.plan import plan_at
 from pipelines.runtime.threaded_dofn import ThreadedDoFn, map_ahead
-from pipelines.runtime.transforms import Spread
+from pipelines.runtime.transforms import PCollection, Spread
 from pipelines.score.load_model import acquire_scorer
 from pipelines.score.score_files import ScoreFile
-from pipelines.score.skip_transform import skipped
+from pipelines.score.skip_transform import skip_or_raise
 from pipelines.score.unit_scorer import NO_LIMITS, ScorerFactory, UnitScorer
 from pipelines.score.unit_scores import ScoreDirectories
 from pipelines.score.work import CorpusShard, units_in, units_of_shard
 from pipelines.storage.files import is_local
 
 _PlacedUnit = tuple[int, tuple[int, ...]]
-"""File number, and the fields of a unit."""
+"""File number, and the fields of a `Unit`."""
 
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
 class ScoreCorpus(beam.PTransform):  # type: ignore[misc]
     """Plan → {scores: `ScoreFile` descriptors as bytes}; where `limits` let files be skipped, also {skipped: (file, reason)}.
 
-    Without a `scorer`, every fragment must have been scored before; with `read_only`, rewards that the corpus carries must be
-    in score files already, too, and nothing is written.
+    Without a `scorer`, every fragment must have been scored before. With `read_only`, rewards that the corpus carries must be in
+    score files already, too, and nothing is written.
     """
 
     plan_path: str
     directories: ScoreDirectories
+    _: KW_ONLY
     scorer: ScorerFactory | None
-    after: Any = None  # a collection that must be complete before scoring begins
+    after: PCollection[Any] | None = None  # complete before scoring begins
     read_only: bool = False
     limits: Limits = NO_LIMITS
     accelerator: str | None = None  # a hint for the workers of ScoreUnits, see `RunnerConfig`
-    shard: CorpusShard | None = None  # of the corpus: no more than that is scored
-    instead: beam.PTransform | None = None  # of ScoreUnits, see `pipelines.colocate`
+    shard: CorpusShard | None = None  # the only part of the corpus that is scored
+    colocate: beam.PTransform | None = None  # in place of ScoreUnits, see `score.colocation_transform`
 
-    def expand(self, begin: Any) -> Any:
-        wait = [] if self.after is None else [AsIter(self.after)]
-        files = (
-            begin
-            | "ListFiles" >> beam.Impulse()
-            | "ReadPlan" >> beam.FlatMap(file_numbers, self.plan_path, self.shard, *wait).with_output_types(int)
-        )
-        spread = files | "SpreadFiles" >> Spread()
-        rewriter = beam.ParDo(RewriteLarge(self.plan_path, self.limits, self.read_only))
-        rewritten = spread | "RewriteLarge" >> rewriter.with_output_types(int, skipped=tuple[int, str]).with_outputs(
-            "skipped", main="files"
-        )
-        splitter = SplitUnits(self.plan_path, self.limits, self.shard)
-        split = rewritten.files | "SplitUnits" >> beam.ParDo(splitter).with_output_types(
-            tuple[int, tuple[int, int, int, int]], skipped=tuple[int, str]
-        ).with_outputs("skipped", main="units")
+    def expand(self, begin: PBegin) -> dict[str, PCollection[Any]]:
+        rewritten = self._rewrite(self._list_files(begin))
+        split = self._split(rewritten.files)
         units = split.units | "SpreadUnits" >> Spread()
-        scored = units | "Colocate" >> self.instead if self.instead is not None else self._score(units)
-        kept = {"scores": scored["scores"] | "KeepScored" >> Spread()}
+        scored = self._score(units) if self.colocate is None else units | "Colocate" >> self.colocate
+        outputs = {"scores": scored["scores"] | "KeepScored" >> Spread()}
         if self.limits.skip_bad_files:
-            parts = (rewritten.skipped, split.skipped, scored["skipped"])
-            kept["skipped"] = parts | "EitherSkipped" >> beam.Flatten()
-        return kept
+            skipped = (rewritten.skipped, split.skipped, scored["skipped"])
+            outputs["skipped"] = skipped | "EitherSkipped" >> beam.Flatten()
+        return outputs
 
-    def _score(self, units: Any) -> dict[str, Any]:
+    def _list_files(self, begin: PBegin) -> PCollection[int]:
+        wait = [] if self.after is None else [AsIter(self.after)]
+        read_plan = beam.FlatMap(file_numbers, self.plan_path, self.shard, *wait).with_output_types(int)
+        return begin | "ListFiles" >> beam.Impulse() | "ReadPlan" >> read_plan | "SpreadFiles" >> Spread()
+
+    def _rewrite(self, files: PCollection[int]) -> Any:
+        """{files, skipped}, the outputs of RewriteLarge."""
+        rewrite_large = beam.ParDo(RewriteLarge(self.plan_path, self.limits, self.read_only))
+        typed = rewrite_large.with_output_types(int, skipped=tuple[int, str])
+        return files | "RewriteLarge" >> typed.with_outputs("skipped", main="files")
+
+    def _split(self, files: PCollection[int]) -> Any:
+        """{units, skipped}, the outputs of SplitUnits."""
+        split_units = beam.ParDo(SplitUnits(self.plan_path, self.limits, self.shard))
+        typed = split_units.with_output_types(tuple[int, tuple[int, int, int, int]], skipped=tuple[int, str])
+        return files | "SplitUnits" >> typed.with_outputs("skipped", main="units")
+
+    def _score(self, units: PCollection[_PlacedUnit]) -> dict[str, PCollection[Any]]:
         score: beam.DoFn = ScoreUnits(
             self.plan_path, self.directories, self.scorer, read_only=self.read_only, limits=self.limits
         )
         if self.scorer is None:
             score = FindScores(score)
         hints = {} if self.accelerator is None or self.scorer is None else {"accelerator": self.accelerator}
-        scored = units | "ScoreUnits" >> beam.ParDo(score).with_resource_hints(**hints).with_output_types(
-            bytes, skipped=tuple[int, str]
-        ).with_outputs("skipped", main="scores")
+        typed = beam.ParDo(score).with_resource_hints(**hints).with_output_types(bytes, skipped=tuple[int, str])
+        scored = units | "ScoreUnits" >> typed.with_outputs("skipped", main="scores")
         return {"scores": scored.scores, "skipped": scored.skipped}
 
 
 def file_numbers(
     _impulse: bytes, plan_path: str, shard: CorpusShard | None = None, _after: Any = None
 ) -> Iterator[int]:
+    """The numbers of a plan's files; with a `shard`, of those that are in it or have units in it."""
     with carrying_errors():
         yield from range(len(plan_at(plan_path).files)) if shard is None else units_of_shard(plan_path, shard)
 
 
 @dataclass(eq=False)
 class RewriteLarge(beam.DoFn):  # type: ignore[misc]
-    """File number → the same, with its copy there if it is to have one; in `skipped`, those that cannot be read."""
+    """File number → the same, once its rewritten copy exists if it is to have one; in `skipped`, files that cannot be read."""
 
     plan_path: str
     limits: Limits
@@ -112,7 +123,7 @@ class RewriteLarge(beam.DoFn):  # type: ignore[misc]
                     self._ensure(file, file.copy, plan.max_row_bytes)
                 yield file_number
             except UnreadableError as error:
-                yield skipped(file_number, error, self.limits)
+                yield skip_or_raise(file_number, error, self.limits)
 
     def _ensure(self, file: InputFile, copy: str, max_row_bytes: int) -> None:
         if not self.read_only:
@@ -126,7 +137,7 @@ class RewriteLarge(beam.DoFn):  # type: ignore[misc]
 
 @dataclass(eq=False)
 class SplitUnits(ThreadedDoFn):
-    """File number → (file number, unit fields); opens footers on the workers."""
+    """File number → (file number, unit fields). Opens footers on the workers."""
 
     plan_path: str
     limits: Limits
@@ -139,14 +150,15 @@ class SplitUnits(ThreadedDoFn):
         file = plan_at(self.plan_path).files[file_number]
         try:
             if self.limits.skip_bad_files:
-                probe(file.path)  # one whose scores all exist is not opened before export, and there it is too late
+                # a file whose scores all exist is opened by nothing else before export, which cannot skip it
+                probe(file.path)
             return [(file_number, tuple(unit)) for unit in units_in(file_number, file, self.plan_path, self.shard)]
         except UnreadableError as error:
-            return [skipped(file_number, error, self.limits)]
+            return [skip_or_raise(file_number, error, self.limits)]
 
 
 class ScoreUnits(beam.DoFn):  # type: ignore[misc]
-    """(file number, unit) → one descriptor per fragment, each of them durable by then."""
+    """(file number, unit) → one descriptor per fragment, whose score file is durable by then."""
 
     def __init__(
         self,
@@ -167,34 +179,34 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
     def process(self, element: _PlacedUnit) -> Iterator[Any]:
         yield from self.descriptors(element)
 
-    def descriptors(self, element: _PlacedUnit, found: Sequence[ScoreFile] | None = None) -> Iterator[Any]:
-        """One a fragment, or the file's number and why it is skipped."""
+    def descriptors(self, element: _PlacedUnit, existing: Sequence[ScoreFile] | None = None) -> Iterator[Any]:
+        """Yield a descriptor for each fragment, or the file's number and the reason for which it is skipped."""
         file_number, fields = element
         with carrying_errors():
             try:
-                for score_file in self.score_unit(file_number, Unit(*fields), found):
+                for score_file in self.score_unit(file_number, Unit(*fields), existing):
                     yield score_file.to_bytes()
             except UnreadableError as error:
-                yield skipped(file_number, error, self._limits)
+                yield skip_or_raise(file_number, error, self._limits)
 
     def score_unit(
         self,
         file_number: int,
         unit: Unit,
-        found: Sequence[ScoreFile] | None = None,
+        existing: Sequence[ScoreFile] | None = None,
         *,
         stripe: int = 0,
         stripes: int = 1,
     ) -> Iterator[ScoreFile]:
-        """See `UnitScorer.score_unit`; looks for what is there unless it has been `found`. Raises `BestkeptError`."""
+        """See `UnitScorer.score_unit`. Without `existing` score files, looks for them. Raises `BestkeptError`."""
         scorer = self._unit_scorer()
-        if found is None:
-            found = self.found(file_number, unit)
-        return scorer.score_unit(file_number, unit, found, stripe=stripe, stripes=stripes)
+        if existing is None:
+            existing = self.read_leading(file_number, unit)
+        return scorer.score_unit(file_number, unit, existing, stripe=stripe, stripes=stripes)
 
-    def found(self, file_number: int, unit: Unit) -> list[ScoreFile]:
-        """What is there of a unit's score files."""
-        return self._unit_scorer().found(file_number, unit, map_ahead if self.waits_for_store() else map)
+    def read_leading(self, file_number: int, unit: Unit) -> list[ScoreFile]:
+        """See `UnitScorer.read_leading`."""
+        return self._unit_scorer().read_leading(file_number, unit, map_ahead if self.waits_for_store() else map)
 
     def waits_for_store(self) -> bool:
         """See `ScoreDirectories.on_object_store`."""
@@ -203,11 +215,11 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
     def _unit_scorer(self) -> UnitScorer:
         plan, make = plan_at(self._plan_path), self._make_scorer
         scorer_of = None if make is None else lambda *_: acquire_scorer(self._shared, make, plan)
-        return UnitScorer(plan, self._directories, scorer_of, self._read_only, self._limits)
+        return UnitScorer(plan, self._directories, scorer_of, read_only=self._read_only, limits=self._limits)
 
 
 class FindScores(ThreadedDoFn):
-    """`ScoreUnits` where there is no model, and looking is most of the work: at several units at a time."""
+    """`ScoreUnits` without a model, for several units at a time: most of the work is to look for score files."""
 
     def __init__(self, score: ScoreUnits) -> None:
         self._score = score
@@ -217,7 +229,7 @@ class FindScores(ThreadedDoFn):
 
     def work(self, element: _PlacedUnit) -> tuple[_PlacedUnit, list[ScoreFile]]:
         file_number, fields = element
-        return element, self._score.found(file_number, Unit(*fields))
+        return element, self._score.read_leading(file_number, Unit(*fields))
 
     def collect(self, result: tuple[_PlacedUnit, list[ScoreFile]]) -> Iterator[Any]:
         yield from self._score.descriptors(*result)

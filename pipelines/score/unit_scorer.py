@@ -1,18 +1,26 @@
-"""What gives rewards, and how the fragments of one unit get their score files with it. No Beam.
+"""Gives the fragments of one unit their score files, from a scorer or from rewards that the rows carry. No Beam.
 
-Looking before scoring is resume, incremental scoring and caching in one mechanism.
+Valid score files are looked up before anything is scored. That one mechanism is resume, incremental scoring and caching.
+
+Example, for a fragment of two rows with two responses each, the second of them empty:
+
+    scorer.score([(prompt_a, [text, text]), (prompt_b, [text])])  →  a `GroupScores` for each prompt
+    score_fragment(scorer, fragment, plan)  →  a table of four rows (`score_files.COLUMNS`), the last with a reason
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.config import Limits
 from pipelines.corpus import Fragment, Row, Unit, original_columns, original_schema
+from pipelines.corpus.fragments import groups_of
 from pipelines.errors import InputError, ModelLoadError
 from pipelines.plan import Plan
 from pipelines.runtime import counters, progress
@@ -23,25 +31,27 @@ from rm.conversations import Conversation, response_hash
 
 
 class Scorer(Protocol):
-    """What `rm.scorer.Scorer` offers."""
+    """The part of `rm.scorer.Scorer` that scoring uses."""
 
-    def score(self, groups: Sequence[tuple[Conversation, Sequence[str]]]) -> Sequence[Any]: ...
+    def score(self, groups: Sequence[tuple[Conversation, Sequence[str]]]) -> Sequence[Any]:
+        """One `rm.scorer.GroupScores`, or `GroupResult`, for each group."""
+        ...
 
 
 ScorerFactory = Callable[[Plan], Scorer]
 ScorerOf = Callable[[Fragment, str], Scorer]
-"""(fragment, its content hash) → what scores it."""
+"""(fragment, its content hash) → its scorer."""
 
 NO_LIMITS = Limits()
-_ALL_FAIL = 16  # so many responses, all of which the model fails on: not an accident of the data
+_ALL_FAIL = 16  # failures of the model on so many responses, and on all, are no accident of the data
 
 
 @dataclass(frozen=True)
 class UnitScorer:
-    """Gives every fragment of a unit a score file: the one that is there, or one of what `scorer_of` gives it.
+    """Gives every fragment of a unit a score file: the existing one, or one with the results of its scorer.
 
-    Without a `scorer_of`, every fragment must have been scored before, unless the rows carry their rewards; with `read_only`,
-    those must be in score files already, too, and nothing is written.
+    Without a `scorer_of`, every fragment must have been scored before, unless the rows carry their rewards. With `read_only`,
+    carried rewards must be in score files already, too, and nothing is written.
     """
 
     plan: Plan
@@ -50,151 +60,177 @@ class UnitScorer:
     read_only: bool = False
     limits: Limits = NO_LIMITS
 
-    def found(self, file_number: int, unit: Unit, look_up: LookUp = map) -> list[ScoreFile]:
-        """Those of its score files that are there, see `UnitScores.found_in_order`."""
-        return self._place(file_number, unit).found_in_order(look_up)
+    def read_leading(self, file_number: int, unit: Unit, look_up: LookUp = map) -> list[ScoreFile]:
+        """The unit's valid score files from its first fragment on, see `UnitScores.read_leading`."""
+        return self._unit_scores(file_number, unit).read_leading(look_up)
 
     def score_unit(
-        self, file_number: int, unit: Unit, found: Sequence[ScoreFile], *, stripe: int = 0, stripes: int = 1
+        self, file_number: int, unit: Unit, existing: Sequence[ScoreFile], *, stripe: int = 0, stripes: int = 1
     ) -> Iterator[ScoreFile]:
-        """Its score files in order, each durable when it comes, beginning with those `found` just now; of a stripe, those of
-        fragments whose number is `stripe` modulo `stripes` alone. Raises `BestkeptError`."""
-        place = self._place(file_number, unit)
+        """Yield the unit's score files in order, each durable by then, beginning with the `existing` ones that `read_leading` has
+        just returned. Of a stripe, only those of fragments whose number is `stripe` modulo `stripes`.
+
+        Raises `BestkeptError`.
+        """
+        unit_scores = self._unit_scores(file_number, unit)
         if not self.limits.verify:
-            yield from shown(found[stripe::stripes], unit)
-            if found and found[-1].footer.last:
+            yield from count_existing(existing[stripe::stripes], unit)
+            if existing and existing[-1].footer.last:
                 return
         seen = 0
-        for fragment in self.plan.fragments(place.file, unit):
+        for fragment in self.plan.fragments(unit_scores.file, unit):
             done = fragment.rows[-1].seen_bytes if fragment.rows and not fragment.last else unit.input_bytes
+            fragment_bytes, seen = done - seen, done
             if fragment.index % stripes != stripe:
-                seen = done
                 continue
-            if fragment.index < len(found):
-                seen = done
+            if fragment.index < len(existing):
                 if self.limits.verify:
-                    place.check(fragment, found[fragment.index].footer)
-                    yield from shown([found[fragment.index]], unit)
+                    unit_scores.check(fragment, existing[fragment.index].footer)
+                    yield from count_existing([existing[fragment.index]], unit)
                 continue
-            score_file, is_new = self._score_fragment(place, fragment, input_bytes=done - seen)
-            _show(score_file.footer, input_bytes=done - seen, found=not is_new)
-            seen = done
+            score_file, is_new = self._score_fragment(unit_scores, fragment, input_bytes=fragment_bytes)
+            _count(score_file.footer, input_bytes=fragment_bytes, found=not is_new)
             yield score_file
 
-    def _place(self, file_number: int, unit: Unit) -> UnitScores:
+    def _unit_scores(self, file_number: int, unit: Unit) -> UnitScores:
         return UnitScores(self.plan, self.directories.of(self.plan.fingerprint), file_number, unit)
 
-    def _score_fragment(self, place: UnitScores, fragment: Fragment, *, input_bytes: int) -> tuple[ScoreFile, bool]:
+    def _score_fragment(
+        self, unit_scores: UnitScores, fragment: Fragment, *, input_bytes: int
+    ) -> tuple[ScoreFile, bool]:
         """The fragment's score file, and whether this call made it."""
         content_hash = fragment.content_hash()
-        original = original_columns.dump(original_schema(place.file, fragment))
-        path, there = place.find(fragment.index, content_hash, original)
-        if there is not None and score_files.original_schema(there[0]) == original:
-            return ScoreFile(path, place.file_number, there[1]), False
-        if there is not None and not self.read_only:  # the same text under columns of other types: nothing to score
-            footer = replace(there[1], file_size=place.file.size, file_version=place.file.version)
-            return ScoreFile(path, place.file_number, score_files.write(path, there[0], footer, original)), False
-        carried = place.plan.mapping.reward is not None
+        file, number = unit_scores.file, unit_scores.file_number
+        original = original_columns.dump(original_schema(file, fragment))
+        path, existing = unit_scores.find(fragment.index, content_hash, original)
+        if existing is not None:
+            columns, footer = existing
+            if score_files.original_schema(columns) == original:
+                return ScoreFile(path, number, footer), False
+            if not self.read_only:  # the same text under columns of other types: nothing to score
+                footer = replace(footer, file_size=file.size, file_version=file.version)
+                return ScoreFile(path, number, score_files.write(path, columns, footer, original)), False
+        carried = self.plan.mapping.reward is not None
         if self.read_only or (self.scorer_of is None and not carried):
             raise InputError(
-                f"{place.file.path} has rows that are not scored yet (looked in {' and '.join(place.directories)}); run "
+                f"{file.path} has rows that are not scored yet (looked in {' and '.join(unit_scores.directories)}); run "
                 f"`bestkept {'select' if carried else 'score'}` with the same configuration first"
             )
         scorer = None if carried or self.scorer_of is None else self.scorer_of(fragment, content_hash)
         progress.begin_fragment(
             input_bytes=input_bytes, responses=sum(len(row.parsed.responses) for row in fragment.rows)
         )
-        columns, tokens = score_fragment(scorer, fragment, place.plan)
-        footer = place.footer(fragment, columns, content_hash, tokens)
-        return ScoreFile(path, place.file_number, score_files.write(path, columns, footer, original)), True
+        columns, tokens = score_fragment(scorer, fragment, self.plan)
+        footer = unit_scores.footer(fragment, columns, content_hash, tokens)
+        return ScoreFile(path, number, score_files.write(path, columns, footer, original)), True
 
 
-def waiting_fragments(place: UnitScores, found: Sequence[ScoreFile]) -> Iterator[tuple[Fragment, str]]:
-    """The fragments after those `found_in_order` that `UnitScorer` would need a scorer for, with their content hashes."""
-    for fragment in place.plan.fragments(place.file, place.unit):
-        if fragment.index >= len(found):
+def waiting_fragments(unit_scores: UnitScores, existing: Sequence[ScoreFile]) -> Iterator[tuple[Fragment, str]]:
+    """The fragments after the `existing` score files for which `UnitScorer` would need a scorer, with their content hashes."""
+    for fragment in unit_scores.plan.fragments(unit_scores.file, unit_scores.unit):
+        if fragment.index >= len(existing):
             content_hash = fragment.content_hash()
-            original = original_columns.dump(original_schema(place.file, fragment))
-            if place.find(fragment.index, content_hash, original)[1] is None:
+            original = original_columns.dump(original_schema(unit_scores.file, fragment))
+            if unit_scores.find(fragment.index, content_hash, original)[1] is None:
                 yield fragment, content_hash
 
 
-def shown(found: Sequence[ScoreFile], unit: Unit) -> Iterator[ScoreFile]:
-    """These score files, each counted as done."""
-    for score_file in found:
-        _show(score_file.footer, input_bytes=unit.input_bytes if score_file.footer.last else 0, found=True)
+def count_existing(existing: Sequence[ScoreFile], unit: Unit) -> Iterator[ScoreFile]:
+    """Yield these score files, each counted as done in the progress."""
+    for score_file in existing:
+        _count(score_file.footer, input_bytes=unit.input_bytes if score_file.footer.last else 0, found=True)
         yield score_file
 
 
-def _show(footer: Footer, *, input_bytes: int, found: bool) -> None:
+def _count(footer: Footer, *, input_bytes: int, found: bool) -> None:
     counters.count_fragment(input_bytes=input_bytes, responses=footer.responses, scored=footer.scored, found=found)
 
 
-@dataclass(frozen=True)
-class _Carried:
-    """Rewards that a row carries itself, as a scorer would give them; a row has no tokens without a tokenizer."""
+class GroupResult(NamedTuple):
+    """A scorer's results for the K responses to one prompt, in their order."""
 
-    rewards: Sequence[float | None]
+    reward: Sequence[float | None]  # None where there is a reason
+    reason: Sequence[str | None]
+    prompt_tokens: Sequence[int]
+    response_tokens: Sequence[int]
+    truncated: Sequence[bool]
 
-    @property
-    def reasons(self) -> list[str | None]:
-        return ["no_reward" if reward is None else None for reward in self.rewards]
+    @classmethod
+    def of(cls, scores: Any) -> GroupResult:
+        """From an `rm.scorer.GroupScores`."""
+        if isinstance(scores, cls):
+            return scores
+        return cls(
+            [None if reason else float(reward) for reward, reason in zip(scores.rewards, scores.reasons, strict=True)],
+            scores.reasons,
+            *(
+                np.asarray(column).tolist()
+                for column in (scores.prompt_tokens, scores.response_tokens, scores.truncated)
+            ),
+        )
 
-    @property
-    def prompt_tokens(self) -> list[int]:
-        return [0] * len(self.rewards)
+    @classmethod
+    def carried(cls, row: Row) -> GroupResult:
+        """From the rewards that a row carries (`scores.column`); there are no tokens without a tokenizer."""
+        pairs = zip(row.parsed.responses, row.rewards or (), strict=True)
+        rewards = [reward for response, reward in pairs if response is not None]
+        reasons = ["no_reward" if reward is None else None for reward in rewards]
+        zeros = [0] * len(rewards)
+        return cls(rewards, reasons, zeros, zeros, [False] * len(rewards))
 
-    response_tokens = truncated = prompt_tokens
 
-
-def _carried(row: Row) -> _Carried:
-    pairs = zip(row.parsed.responses, row.rewards or (), strict=True)
-    return _Carried([reward for response, reward in pairs if response is not None])
+def result_columns(results: Sequence[GroupResult]) -> dict[str, pa.Array]:
+    """The results of all groups, one after the other: an array for each field."""
+    joined = {name: [value for result in results for value in getattr(result, name)] for name in GroupResult._fields}
+    return {name: pa.array(values, score_files.COLUMNS.field(name).type) for name, values in joined.items()}
 
 
 def score_fragment(scorer: Scorer | None, fragment: Fragment, plan: Plan) -> tuple[pa.Table, int]:
-    """A fragment's score columns (`objects.COLUMNS` and the carried ones), one row per response, and its tokens.
+    """A fragment's score columns (`score_files.COLUMNS` and the carried ones), one row per response, and its tokens.
 
     Without a scorer, rewards are those that the rows carry (`scores.column`).
 
     Raises `ModelLoadError` where no response of the fragment has a reward, and the model is to blame for each.
     """
     usable = [row for row in fragment.rows if row.parsed.prompt is not None]
-    groups = [
-        (row.parsed.prompt, [response for response in row.parsed.responses if response is not None])
-        for row in usable
-        if row.parsed.prompt is not None
-    ]
-    scored = [_carried(row) for row in usable] if scorer is None else scorer.score(groups)
-    results = dict(zip((row.number for row in usable), scored, strict=True))
-    carried = [f"carry.{name}" for name in plan.mapping.carry]
-    schema = pa.schema([*score_files.COLUMNS, *(pa.field(name, pa.string()) for name in carried)])
-    columns: dict[str, list[Any]] = {name: [] for name in schema.names}
-    for row in fragment.rows:
-        position = 0
-        for index, (response, reason) in enumerate(zip(row.parsed.responses, row.parsed.reasons, strict=True)):
-            values: dict[str, Any] = {"reason": reason, "prompt_tokens": 0, "response_tokens": 0, "truncated": False}
-            values["response_chars"] = 0
-            if response is not None:
-                result = results[row.number]
-                values = {
-                    "response_hash": response_hash(response),
-                    "reason": result.reasons[position],
-                    "reward": None if result.reasons[position] else float(result.rewards[position]),
-                    "prompt_tokens": int(result.prompt_tokens[position]),
-                    "response_tokens": int(result.response_tokens[position]),
-                    "truncated": bool(result.truncated[position]),
-                    "response_chars": len(response),
-                }
-                position += 1
-            values |= {"row": row.number, "response_index": index, "prompt_key": row.group_key}
-            values |= {"row_bytes": row.row_bytes, "source": row.source}
-            values |= dict(zip(carried, row.carry, strict=True))
-            for name, column in columns.items():
-                column.append(values.get(name))
-    refuse_broken_model(columns["reason"], plan)
-    tokens = sum(columns["prompt_tokens"]) + sum(columns["response_tokens"])
-    return pa.table([pa.array(columns[field.name], type=field.type) for field in schema], schema=schema), tokens
+    if scorer is None:
+        results = [GroupResult.carried(row) for row in usable]
+    else:
+        pairs = zip(usable, scorer.score(groups_of(usable)), strict=True)
+        results = [GroupResult.of(scores) for _, scores in pairs]
+    columns = _unscored_columns(fragment.rows, plan.mapping.carry)
+    is_usable = columns["response_hash"].is_valid()
+    for name, values in result_columns(results).items():
+        columns[name] = pc.replace_with_mask(columns[name], is_usable, values)
+    refuse_broken_model(columns["reason"].to_pylist(), plan)
+    tokens = sum(pc.sum(columns[name]).as_py() or 0 for name in ("prompt_tokens", "response_tokens"))
+    return pa.table(columns), tokens
+
+
+def _unscored_columns(rows: Sequence[Row], carry: Sequence[str]) -> dict[str, pa.Array]:
+    """The score columns of rows, one value per response, as they are where none is usable."""
+    row_of = [row for row in rows for _ in row.parsed.responses]
+    responses = [response for row in rows for response in row.parsed.responses]
+    zeros = [0] * len(responses)
+    values: dict[str, Sequence[Any]] = {
+        "row": [row.number for row in row_of],
+        "response_index": [index for row in rows for index in range(len(row.parsed.responses))],
+        "prompt_key": [row.group_key for row in row_of],
+        "response_hash": [None if response is None else response_hash(response) for response in responses],
+        "reward": [None] * len(responses),
+        "reason": [reason for row in rows for reason in row.parsed.reasons],
+        "prompt_tokens": zeros,
+        "response_tokens": zeros,
+        "response_chars": [0 if response is None else len(response) for response in responses],
+        "row_bytes": [row.row_bytes for row in row_of],
+        "truncated": [False] * len(responses),
+        "source": [row.source for row in row_of],
+    }
+    columns = {field.name: pa.array(values[field.name], field.type) for field in score_files.COLUMNS}
+    carried = zip(*(row.carry for row in row_of), strict=True) if row_of else [()] * len(carry)
+    for name, column in zip(carry, carried, strict=True):
+        columns[f"carry.{name}"] = pa.array(column, pa.string())
+    return columns
 
 
 def refuse_broken_model(reasons: Sequence[str | None], plan: Plan) -> None:

@@ -60,7 +60,7 @@ class UnitScores:
             rows_per_fragment=self.plan.rows_per_fragment,
         )
 
-    def found_in_order(self, look_up: LookUp = map) -> list[ScoreFile]:
+    def read_leading(self, look_up: LookUp = map) -> list[ScoreFile]:
         """Valid score files from the first fragment on, as far as they go, by the input's size and version alone; `look_up` is a
         `map` that may look ahead."""
         found: list[ScoreFile] = []

@@ -132,7 +132,7 @@ def test_whatever_file_a_row_lies_in(configure, rows, rows_per_fragment, bits):
             with (root / "in" / f"{file}.jsonl").open("a") as stream:
                 stream.write(json.dumps({"prompt": prompt, "response": f"reply {response}"}) + "\n")
         patch.setattr(colocation_transform, "bits_of", lambda plan: bits)
-        patch.setattr(colocation_transform, "_HELD_BYTES", 300)
+        patch.setattr(colocation_transform, "_MAX_HELD_BYTES", 300)
         changes = {"input": {"rows_per_fragment": rows_per_fragment}, **LIMITS}
         for name, more in (("plain", {}), ("on", ON)):
             (root / name).mkdir()

@@ -27,13 +27,13 @@ from pipelines.score.colocation import (
     bucket_of,
     decode,
     encode,
-    groups_of,
+    groups_in_texts,
     keys_of,
-    pieces,
     prompt_text,
     publish_results,
     read_results,
     score_piece,
+    split_texts,
 )
 from rm.conversations import from_prompt, prompt_key
 
@@ -71,11 +71,11 @@ def test_a_bucket_is_the_same_whatever_order_its_texts_come_in(texts, bundles, d
     keys = bucket.texts["key"].to_pylist()
     assert keys == sorted({key(name, response) for name, response, _ in texts})
     assert keys == other.texts["key"].to_pylist()
-    assert groups_of(bucket.texts) == groups_of(other.texts)
+    assert groups_in_texts(bucket.texts) == groups_in_texts(other.texts)
     of_keys = {key(name, response): (from_prompt(name), response) for name, response, _ in texts}
-    flat = [(prompt, response) for prompt, responses in groups_of(bucket.texts) for response in responses]
+    flat = [(prompt, response) for prompt, responses in groups_in_texts(bucket.texts) for response in responses]
     assert flat == [of_keys[each] for each in keys]
-    prompts = [prompt for prompt, _ in groups_of(bucket.texts)]
+    prompts = [prompt for prompt, _ in groups_in_texts(bucket.texts)]
     assert len(prompts) == len({name for name, _, _ in texts}), "each prompt comes once"
     waiting = sorted(zip(bucket.waiting["key"].to_pylist(), bucket.waiting["unit"].to_pylist(), strict=True))
     assert waiting == sorted((key(name, response), unit) for name, response, unit in texts)
@@ -87,19 +87,21 @@ def test_a_bucket_is_the_same_whatever_order_its_texts_come_in(texts, bundles, d
 def test_pieces_are_bounded_and_cut_a_prompt_only_where_it_alone_is_too_large(sizes, most):
     texts = [(f"p{number}", f"r{index}", 0) for number, size in enumerate(sizes) for index in range(size)]
     whole = Bucket.of(bundled(texts)).texts
-    cut = list(pieces(whole, responses=most))
+    cut = list(split_texts(whole, responses=most))
     assert pa.concat_tables(cut).equals(whole)
     assert all(0 < piece.num_rows <= most for piece in cut)
     large = {name for name, size in ((f"p{n}", size) for n, size in enumerate(sizes)) if size > most}
     where: dict[str, int] = {}
     for piece in cut:
-        for prompt, _ in groups_of(piece):
+        for prompt, _ in groups_in_texts(piece):
             where[prompt[-1][1]] = where.get(prompt[-1][1], 0) + 1
     assert {name for name, count in where.items() if count > 1} <= large
     assert all(count <= -(-sizes[int(name[1:])] // most) + 1 for name, count in where.items())
     for one, following in itertools.pairwise(cut):
-        first = next(len(responses) for _, responses in groups_of(following))
-        assert one.num_rows + first > most or groups_of(following)[0][0][-1][1] in large, "no piece is needlessly small"
+        first = next(len(responses) for _, responses in groups_in_texts(following))
+        assert one.num_rows + first > most or groups_in_texts(following)[0][0][-1][1] in large, (
+            "no piece is needlessly small"
+        )
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=12))
@@ -108,7 +110,7 @@ def test_pieces_are_bounded_in_bytes(sizes):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(colocation, "FRAGMENT_BYTES", 8)
         whole = Bucket.of(bundled(texts)).texts
-        cut = list(pieces(whole, responses=5))
+        cut = list(split_texts(whole, responses=5))
     assert pa.concat_tables(cut).equals(whole)
     assert all(piece.num_rows <= 5 for piece in cut)
     assert all(sum(map(len, piece["response"].to_pylist())) <= 8 or piece.num_rows == 1 for piece in cut)
@@ -117,10 +119,10 @@ def test_pieces_are_bounded_in_bytes(sizes):
 def test_nothing_left_is_no_piece():
     bucket = Bucket.of(bundled([("p", "r", 0), ("q", "r", 0)]))
     known = dict.fromkeys(bucket.texts["key"].to_pylist(), 0)
-    assert list(pieces(bucket.without(known), responses=4)) == []
+    assert list(split_texts(bucket.without(known), responses=4)) == []
     del known[key("q", "r")]
-    (left,) = pieces(bucket.without(known), responses=4)
-    assert groups_of(left) == [(from_prompt("q"), ["r"])]
+    (left,) = split_texts(bucket.without(known), responses=4)
+    assert groups_in_texts(left) == [(from_prompt("q"), ["r"])]
 
 
 def test_buckets_grow_with_the_text_and_keep_a_prompt_together():
@@ -147,17 +149,17 @@ def test_results_are_those_of_the_scorer_by_text():
     texts = [("p", "r", 0), ("p", "s t UNSCORABLE", 1), ("q", "r", 1), ("p", "r", 2)]
     results = Results.of([scored(texts[:2]), scored(texts)])  # one of them twice
     asked = [(from_prompt("q"), ["r"]), (from_prompt("p"), ["s t UNSCORABLE", "r"]), (from_prompt("p"), [])]
-    for found, expected in zip(results.score(asked), StubScorer().score(asked), strict=True):
-        assert found.reasons == expected.reasons
-        rewards = [np.nan if reward is None else reward for reward in found.rewards]
+    for result, expected in zip(results.score(asked), StubScorer().score(asked), strict=True):
+        assert result.reason == expected.reasons
+        rewards = [np.nan if reward is None else reward for reward in result.reward]
         np.testing.assert_array_equal(np.float32(rewards), expected.rewards)
         for name in ("prompt_tokens", "response_tokens", "truncated"):
-            assert getattr(found, name) == getattr(expected, name).tolist()
+            assert getattr(result, name) == getattr(expected, name).tolist()
     with pytest.raises(StorageError, match="has no result"):
         results.score([(from_prompt("q"), ["s"])])
     other = scored(texts[:1]).set_column(1, RESULTS.field("reward"), pa.array([7.5], pa.float32()))
-    for tables, reward in (([other, scored(texts)], 7.5), ([scored(texts), other], results.score(asked)[1].rewards[1])):
-        assert Results.of(tables).score(asked)[1].rewards[1] == reward, "the first one stands"
+    for tables, reward in (([other, scored(texts)], 7.5), ([scored(texts), other], results.score(asked)[1].reward[1])):
+        assert Results.of(tables).score(asked)[1].reward[1] == reward, "the first one stands"
     waiting = Bucket.of(bundled(texts)).waiting
     units = {unit: set(table["key"].to_pylist()) for unit, table in results.of_units(waiting)}
     assert units == {

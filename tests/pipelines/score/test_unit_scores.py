@@ -66,26 +66,26 @@ def test_names_tell_places_apart(scores):
 
 
 def test_files_are_found_from_the_first_on_as_far_as_they_go_and_own_ones_first(scores):
-    assert scores.found_in_order() == []
+    assert scores.read_leading() == []
     put(plain(scores, 0, 1), footer(scores, 1))
-    assert scores.found_in_order() == []
+    assert scores.read_leading() == []
     paths = [put(plain(scores, 2, 0), footer(scores, 0)), plain(scores, 0, 1)]
-    assert [found.path for found in scores.found_in_order()] == paths
+    assert [found.path for found in scores.read_leading()] == paths
     paths.append(put(plain(scores, 1, 2), footer(scores, 2, last=True)))
     put(plain(scores, 0, 3), footer(scores, 3))  # beyond the last: of a file that was longer
-    assert [found.path for found in scores.found_in_order()] == paths
-    assert {found.file for found in scores.found_in_order()} == {1}
+    assert [found.path for found in scores.read_leading()] == paths
+    assert {found.file for found in scores.read_leading()} == {1}
     paths[0] = put(plain(scores, 0, 0), footer(scores, 0))
-    assert [found.path for found in scores.found_in_order()] == paths
-    assert [found.footer.fragment for found in scores.found_in_order()] == [0, 1, 2]
+    assert [found.path for found in scores.read_leading()] == paths
+    assert [found.footer.fragment for found in scores.read_leading()] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("change", [{"file_size": 11}, {"file_version": "2"}])
 def test_files_of_another_size_or_version_are_not_taken_unread(scores, change):
     put(plain(scores, 0, 0), replace(footer(scores, 0), **change))
-    assert scores.found_in_order() == []
+    assert scores.read_leading() == []
     path = put(plain(scores, 1, 0), footer(scores, 0))
-    assert [found.path for found in scores.found_in_order()] == [path]
+    assert [found.path for found in scores.read_leading()] == [path]
 
 
 def test_nothing_there_belongs_under_the_plain_name_of_the_own_directory(scores):

@@ -182,8 +182,8 @@ def test_the_share_by_hand():
 def test_pieces_are_those_of_a_run(prompts, most):
     texts = [(f"p{number}", f"r{text}", 0) for number, own in enumerate(prompts) for text in own]
     run = [
-        [(prompt, sorted(responses)) for prompt, responses in colocation.groups_of(piece)]
-        for piece in colocation.pieces(colocation.Bucket.of(bundled(texts)).texts, responses=most)
+        [(prompt, sorted(responses)) for prompt, responses in colocation.groups_in_texts(piece)]
+        for piece in colocation.split_texts(colocation.Bucket.of(bundled(texts)).texts, responses=most)
     ]
     order = {prompt: number for number, (prompt, _) in enumerate(group for piece in run for group in piece)}
     groups = [(from_prompt(f"p{number}"), [f"r{text}" for text in own]) for number, own in enumerate(prompts)]
