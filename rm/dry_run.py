@@ -13,14 +13,12 @@ import numpy as np
 
 from rm.checkpoint.interchange import pooling_pad_id
 from rm.checkpoint.load import build_without_weights, load_tokenizer
-from rm.engine.device import default_device
+from rm.engine.device import default_device, default_tokens_per_batch
 from rm.engine.layout import lay_out
 from rm.engine.packed_forward import packing_obstacle
 from rm.identity import ModelError, effective_max_length
 from rm.scorer import Batch, GroupScores, ResponseGroup, Scorer, Work
 from rm.text.templates import Encoded, Template
-
-_TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 32768}
 
 
 @dataclass
@@ -44,7 +42,8 @@ class DryRun(Scorer):
             too_long=too_long,
         )
         packed = packing_obstacle(model.model.config, template.max_length) is None
-        return cls(model, template, tokens_per_batch or _TOKENS_PER_BATCH[device], device, packed)
+        budget = tokens_per_batch or default_tokens_per_batch(device, training=False)
+        return cls(model, template, budget, device, packed)
 
     @property
     def shape(self) -> dict[str, int]:

@@ -37,6 +37,8 @@ _TOKENIZER = (
 _HASHED_WEIGHTS = ("config.json", *_WEIGHTS)
 MODEL_FILES = (*_HASHED_WEIGHTS, *_TOKENIZER, "adapter_config.json")
 """Patterns of all that is loaded of a model directory: what a copy of it needs."""
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of one weight or activation in each type that a model computes in."""
 _NO_LIMIT = 1_000_000  # tokenizers say 1e30 where they have no limit
 
 

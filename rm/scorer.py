@@ -21,7 +21,7 @@ from rm.checkpoint.interchange import pooling_pad_id
 from rm.checkpoint.load import RewardModel, load_for_scoring, load_tokenizer
 from rm.checkpoint.memory_check import refuse_too_large
 from rm.conversations import Conversation, UnusableError
-from rm.engine.device import default_device, is_out_of_memory, native_bfloat16, peak_flops
+from rm.engine.device import default_device, default_tokens_per_batch, is_out_of_memory, native_bfloat16, peak_flops
 from rm.engine.layout import common_prefix, cut_rows, lay_out, plan_batches, plan_even
 from rm.engine.onednn import fuse_linear_layers
 from rm.engine.packed_forward import enable_packing, first_position, packed_rewards
@@ -107,12 +107,12 @@ class Scorer:
     ) -> Scorer:
         """The scorer of a model directory (see `rm.identity.resolve_model`). Raises `ModelError`.
 
-        `tokens_per_batch` None means what suits the device: a GPU wants large batches, a CPU ones that fit its cache.
+        `tokens_per_batch` None takes `default_tokens_per_batch` of the device, and `device` None this machine's.
         """
         device = device or default_device()
         if dtype == "bfloat16" and device.startswith("cuda") and not native_bfloat16(device):
             raise ModelError("model.dtype is bfloat16, which this GPU only emulates; use float16, float32 or auto")
-        tokens_per_batch = tokens_per_batch or (4096 if device == "cpu" else 32768)
+        tokens_per_batch = tokens_per_batch or default_tokens_per_batch(device, training=False)
         tokenizer = load_tokenizer(directory)
         refuse_too_large(directory, dtype=dtype, device=device)
         model = load_for_scoring(directory, dtype=dtype, device=device)

@@ -12,15 +12,14 @@ from pathlib import Path
 
 import torch
 
-from rm.identity import ModelError, tensor_shapes
+from rm.identity import DTYPE_BYTES, ModelError, tensor_shapes
 
 _PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
-_BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def weights_bytes(directory: Path, dtype: str) -> int:
     """Bytes of all weights of a model directory in the type to compute in, from the headers of its files. Raises `ModelError`."""
-    return _BYTES_OF[dtype] * sum(math.prod(shape) for _, shape in tensor_shapes(directory))
+    return DTYPE_BYTES[dtype] * sum(math.prod(shape) for _, shape in tensor_shapes(directory))
 
 
 def refuse_too_large(directory: Path, *, dtype: str, device: str) -> None:

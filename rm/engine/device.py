@@ -1,4 +1,4 @@
-"""What the machine at hand computes with: device, native types, and what it could do at most."""
+"""The machine at hand: its device, native types, peak speed, and the batch size that suits it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,26 @@ _PEAK_FLOPS = {
 }
 
 
+_CPU_TOKENS_PER_BATCH = 4096
+_GPU_TOKENS_PER_BATCH = 32768
+_GPU_TRAINING_TOKENS_PER_BATCH = 16384
+
+
 def default_device() -> str:
+    """`cuda` where PyTorch finds a GPU, else `cpu`."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def default_tokens_per_batch(device: str, *, training: bool) -> int:
+    """The token budget of one forward on `device` where the configuration sets none.
+
+    A GPU wants large batches, a CPU batches that fit into its cache. Training keeps activations for the backward pass,
+    so a GPU's batches are smaller then. The help texts of `model.tokens_per_batch` and `train.tokens_per_batch` name
+    these numbers.
+    """
+    if device == "cpu":
+        return _CPU_TOKENS_PER_BATCH
+    return _GPU_TRAINING_TOKENS_PER_BATCH if training else _GPU_TOKENS_PER_BATCH
 
 
 def native_bfloat16(device: str) -> bool:

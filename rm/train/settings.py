@@ -1,4 +1,4 @@
-"""What a training run depends on, what it ends with, and how it fails."""
+"""The settings of a training run, the learning rate that suits a model, the result, and the error."""
 
 from __future__ import annotations
 
@@ -10,9 +10,23 @@ from typing import Any
 
 from rm.evaluate import Evaluation
 
+_SMALL_PARAMETERS, _LARGE_PARAMETERS = 100_000_000, 1_000_000_000
+_SMALL_RATE, _MEDIUM_RATE, _LARGE_RATE = 1e-4, 3e-5, 9e-6
+
 
 class TrainingError(Exception):
     """Training that did not give a usable model; the message says what was seen and what to try."""
+
+
+def default_learning_rate(parameters: int, *, lora: bool) -> float:
+    """The peak learning rate for a model of this many parameters where the configuration sets none.
+
+    At the rates of large language models, small encoders hardly move in an epoch; adapters start from zero and need a
+    high rate at any size. The help text of `train.learning_rate` names these numbers.
+    """
+    if lora or parameters < _SMALL_PARAMETERS:
+        return _SMALL_RATE
+    return _LARGE_RATE if parameters >= _LARGE_PARAMETERS else _MEDIUM_RATE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArgumen
 
 from rm.checkpoint.load import ensure_distinct_pad, load_backbone_for_training, load_tokenizer, quiet_transformers
 from rm.conversations import prompt_key
-from rm.engine.device import default_device, native_bfloat16
+from rm.engine.device import default_device, default_tokens_per_batch, native_bfloat16
 from rm.engine.packed_forward import enable_packing, first_position
 from rm.evaluate import Evaluation, evaluate, store_centring, store_offset, store_temperature
 from rm.evaluate.calibration_file import FILE_NAME
@@ -27,12 +27,11 @@ from rm.preferences import Group, PreferenceError, ReadSettings, Rejections, hel
 from rm.text.templates import Template
 from rm.train.data import Collator, Draws, EncodedGroup, encode_groups, spread_rewards
 from rm.train.loss_network import GroupLoss, GroupNetwork
-from rm.train.settings import TrainingError, TrainResult, TrainSettings
+from rm.train.settings import TrainingError, TrainResult, TrainSettings, default_learning_rate
 from rm.train.trainer import GroupTrainer, LogProgress, SetDrawEpoch, judgement_accuracy, predict, refuse_collapse
 
 log = logging.getLogger(__name__)
 
-_SMALL, _LARGE = 100_000_000, 1_000_000_000  # parameters
 _COLLAPSE_CHECK_GROUPS = 32  # groups whose rewards tell a collapse
 _CHECKPOINTS = "checkpoints"
 _SETTINGS_FILE = "settings.json"
@@ -133,7 +132,7 @@ class _TrainedModel:
             causal=self.causal,
             pad=self.tokenizer.pad_token_id or 0,
             first_position=first_position(self.inner.config),
-            tokens_per_batch=settings.tokens_per_batch or (16384 if torch.cuda.is_available() else 4096),
+            tokens_per_batch=settings.tokens_per_batch or default_tokens_per_batch(default_device(), training=True),
             picks=settings.loss == "plackett_luce",
         )
 
@@ -222,7 +221,7 @@ def _make_trainer(
     steps_per_epoch = math.ceil(len(draws) / settings.groups_per_batch)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-    learning_rate = settings.learning_rate or _default_learning_rate(parameters, lora=settings.lora is not None)
+    learning_rate = settings.learning_rate or default_learning_rate(parameters, lora=settings.lora is not None)
     trainer = GroupTrainer(
         loss=GroupLoss(settings.loss, settings.label_smoothing, settings.centring),
         heldout=heldout,
@@ -246,13 +245,6 @@ def _make_trainer(
         learning_rate,
     )
     return trainer
-
-
-def _default_learning_rate(parameters: int, *, lora: bool) -> float:
-    """By size: at the rates of large language models, small encoders hardly move in an epoch."""
-    if lora or parameters < _SMALL:
-        return 1e-4
-    return 9e-6 if parameters >= _LARGE else 3e-5
 
 
 def _training_arguments(

@@ -16,7 +16,6 @@ from pipelines.errors import ConfigError
 from pipelines.plan import Plan
 
 _CONTEXT_BYTES = 2**30  # of the driver and its libraries
-_BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -111,5 +110,7 @@ def check_memory(models: Sequence[ModelEstimate], gpu: str) -> None:
 def memory_bytes(*, parameters: int, dtype: str, tokens: int, hidden: int, intermediate: int) -> tuple[int, int]:
     """(weights, room beside them) of a forward without gradients: parameters x bytes of the type; and one layer's hidden states
     (10 x hidden) and feed-forward (3 x intermediate) of every token at once, with 1 GiB for the driver."""
-    each = _BYTES_OF[dtype]
-    return parameters * each, tokens * (10 * hidden + 3 * intermediate) * each + _CONTEXT_BYTES
+    from rm.identity import DTYPE_BYTES
+
+    width = DTYPE_BYTES[dtype]
+    return parameters * width, tokens * (10 * hidden + 3 * intermediate) * width + _CONTEXT_BYTES

@@ -3,8 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pipelines.config.model import ModelConfig
+from pipelines.config.train import TrainOptions
 from rm.engine import device
-from rm.engine.device import is_out_of_memory, native_bfloat16, peak_flops, to_device
+from rm.engine.device import default_tokens_per_batch, is_out_of_memory, native_bfloat16, peak_flops, to_device
 
 
 @pytest.mark.parametrize(
@@ -74,3 +76,11 @@ def test_integers_go_through_pinned_memory_to_a_gpu(monkeypatch):
     monkeypatch.setattr(device.torch, "tensor", lambda values, dtype: torch.zeros(1).as_subclass(Host))
     to_device([1], "cuda:1")
     assert calls == ["pinned", ("cuda:1", True)]
+
+
+@pytest.mark.parametrize(("options", "training"), [(ModelConfig, False), (TrainOptions, True)])
+def test_the_configuration_names_the_default_batch_sizes(options, training):
+    help_text = options.model_fields["tokens_per_batch"].description
+    assert f"{default_tokens_per_batch('cuda', training=training)} on a GPU" in help_text
+    assert f"{default_tokens_per_batch('cuda:1', training=training)} on a GPU" in help_text
+    assert f"{default_tokens_per_batch('cpu', training=training)} on a CPU" in help_text

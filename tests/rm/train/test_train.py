@@ -13,12 +13,14 @@ from support.tiny_models import WORDS, save_causal
 from support.training_groups import READING, run_settings
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from pipelines.config.train import TrainOptions
 from rm.evaluate import evaluate
 from rm.identity import has_anchor
 from rm.preferences import PreferenceError, ReadSettings, heldout_split, read_preferences
 from rm.scorer import Scorer
 from rm.train import TrainingError, train
 from rm.train import training_run as training
+from rm.train.settings import default_learning_rate
 
 SCORER = {"dtype": "float32", "max_length": 48, "too_long": "truncate", "tokens_per_batch": 999, "device": "cpu"}
 GRADES = ("good", "hot", "short", "bad")  # from best to worst, in every corpus below
@@ -370,11 +372,19 @@ def test_a_gpu_that_would_emulate_bfloat16_is_an_error(monkeypatch):
 def test_default_learning_rate_follows_size_and_adapters(tmp_path, pairs, encoder):
     result = train(run_settings(pairs, encoder, tmp_path / "out", learning_rate=None, epochs=0.1))
     assert result.learning_rate == 1e-4
-    assert training._default_learning_rate(99_999_999, lora=False) == 1e-4
-    assert training._default_learning_rate(100_000_000, lora=False) == 3e-5
-    assert training._default_learning_rate(999_999_999, lora=False) == 3e-5
-    assert training._default_learning_rate(1_000_000_000, lora=False) == 9e-6
-    assert training._default_learning_rate(5_000_000_000, lora=True) == 1e-4
+    assert default_learning_rate(99_999_999, lora=False) == 1e-4
+    assert default_learning_rate(100_000_000, lora=False) == 3e-5
+    assert default_learning_rate(999_999_999, lora=False) == 3e-5
+    assert default_learning_rate(1_000_000_000, lora=False) == 9e-6
+    assert default_learning_rate(5_000_000_000, lora=True) == 1e-4
+
+
+def test_the_configuration_names_the_default_learning_rates():
+    help_text = TrainOptions.model_fields["learning_rate"].description
+    large, small, medium = (default_learning_rate(size, lora=False) for size in (10**9, 10**8 - 1, 10**8))
+    assert f"{large:.0e} from a billion".replace("e-0", "e-") in help_text
+    assert f"{small:.0e} below 100 million".replace("e-0", "e-") in help_text
+    assert f"else {medium:.0e}".replace("e-0", "e-") in help_text
 
 
 OPTIONS = {
