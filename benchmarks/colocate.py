@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from harness import CACHE, ROOT, finish, options, smollm2
+from support.harness import CACHE, ROOT, finish, options, smollm2
 
 sys.path.insert(0, str(ROOT))
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness import DATA, ROOT, data_file, finish, minilm, options
+from support.harness import DATA, ROOT, data_file, finish, minilm, options
 
 sys.path.insert(0, str(ROOT))
 

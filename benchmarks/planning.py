@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness import finish, options, resident_mb
+from support.harness import finish, options, resident_mb
 
 _FILES_A_FOLDER = 1_000
 _QUICK = 10  # so much less of everything

@@ -3,9 +3,9 @@
     python benchmarks/scaling.py [--quick] [--json] [--rounds 3] [--price 0.85] [--fragment-secs 20]
 
 Both score the same corpus, made here of drawn words, with a causal model of 30 layers, in turns. `workers2_vs_1` is the ratio of
-tokens per second, medians over the rounds, from the first batch to the last score file; `whole_run` counts the start of the
-processes and the loading of two models, too. The simulation (scaling_model.py) takes the times that the fragments took here,
-scaled to a GPU's, and is a mean over five draws.
+tokens per second, medians over the rounds, from the first batch to the last score file; `..._whole_run` includes the start
+of the processes and the loading of two models. The simulation (support/scaling_model.py) takes the times that the fragments took
+here, scaled to a GPU's, and is a mean over five draws.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import CACHE, finish, options, smollm2
-from scaling_model import Circumstances, Forecast, mean, simulate, units_of
+from support.harness import CACHE, finish, options, smollm2
+from support.scaling_model import Circumstances, Forecast, mean, simulate, units_of
 
 WORDS = [
     "the",

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import CACHE, ROOT, data_file, finish, minilm_reward, options, resident_mb, smollm2
-from scoring_peers import (
+from support.harness import CACHE, ROOT, data_file, finish, minilm_reward, options, resident_mb, smollm2
+from support.scoring_peers import (
     SHAPES,
     Setup,
     cross_encoder_rewards,
@@ -41,7 +41,7 @@ from scoring_peers import (
     shaped,
     unshared_rewards,
 )
-from scoring_texts import Group, Texts, best_of, fitting, pairs, synthetic
+from support.scoring_texts import Group, Texts, best_of, fitting, pairs, synthetic
 
 sys.path.insert(0, str(ROOT))
 

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness import COLLECTED, collect, finish, options
+from support.harness import COLLECTED, collect, finish, options
 
 FILES = 40
 SOURCES = 8

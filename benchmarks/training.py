@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import ROOT, data_file, finish, minilm, options
+from support.harness import ROOT, data_file, finish, minilm, options
 
 sys.path.insert(0, str(ROOT))
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import made_once
-from scoring_texts import Group, Texts
+from support.harness import made_once
+from support.scoring_texts import Group, Texts
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {

@@ -1,4 +1,4 @@
-"""What every benchmark shares: options, where the data and the small models are, and the closing JSON line."""
+"""Options, data, small models and the closing JSON line: shared by all benchmarks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
 """Real corpora under other licences; not part of the project."""
 CACHE = ROOT / ".cache" / "benchmarks"

@@ -35,7 +35,7 @@ class Texts:
         return cls(kept, [template.render(prompt, response) for prompt, responses in kept for response in responses])
 
     def tokens(self, template: Any) -> int:
-        """Of all rows, each read whole."""
+        """The number of tokens of all rows, each read whole."""
         rows = (template.encode(prompt, response) for prompt, responses in self.groups for response in responses)
         return sum(len(row.ids) for row in rows)
 

@@ -1,6 +1,6 @@
-"""How long a run takes on many workers, by simulation: units of work, slow machines, preemption, and the start of a worker.
+"""A simulation of a run on many workers: units of work, slow machines, preemption, and the start of a worker.
 
-What is simulated is what the pipeline does: a worker takes one unit at a time and scores its fragments in order; each is durable
+It follows the pipeline: a worker takes one unit at a time and scores its fragments in order; each is durable
 when it is scored. A worker that is preempted loses the fragment it was at; its unit goes back to the queue with the rest, and
 another machine comes in its place.
 """
@@ -16,19 +16,18 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Circumstances:
-    """Of the machines."""
+    """The machines that the workers run on."""
 
     start_secs: float = 240.0  # until a worker scores: machine, image with CUDA, weights
-    slowness_sigma: float = (
-        0.1  # of the lognormal factor by which a worker is slower or faster, for as long as it lives
-    )
+    # of the lognormal factor by which a worker is slower or faster, for as long as it lives
+    slowness_sigma: float = 0.1
     preemptions_per_hour: float = 0.0  # of each worker, as spot machines are
     price_per_hour: float = 0.0  # of one worker
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Of one number of workers."""
+    """The simulated run on one number of workers."""
 
     workers: int
     secs: float
@@ -82,7 +81,7 @@ def simulate(units: list[np.ndarray], workers: int, machines: Circumstances, *, 
 
 
 def mean(forecasts: list[Forecast]) -> Forecast:
-    """Of several draws."""
+    """The mean of forecasts from several draws."""
     count = len(forecasts)
     return Forecast(
         forecasts[0].workers,
