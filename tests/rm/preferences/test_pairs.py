@@ -1,0 +1,33 @@
+"""Pairs: what makes one unusable, and prompts that a side repeats."""
+
+from __future__ import annotations
+
+from support.preferences.cases import CHAT, messages, settings
+from support.preferences.pairs import HH, SHP
+
+from rm.preferences import read_preference_rows
+
+
+def reasons(rows):
+    return read_preference_rows(rows, settings())[1]
+
+
+def test_pairs_that_cannot_be_used_are_counted_by_reason():
+    pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    assert reasons([{**pair, "rejected": "a"}]) == {"equal_sides": 1}
+    assert reasons([{**pair, "margin": "wide"}, {**pair, "margin": float("nan")}]) == {"bad_margin": 2}
+    assert reasons([{**HH[0], "rejected": "\n\nHuman: other\n\nAssistant: No."}]) == {"prompts_differ": 1}
+    assert reasons([{"chosen": "one thing", "rejected": "another"}]) == {"empty_prompt": 1}
+    assert reasons([SHP[0], {**SHP[0], "labels": 2}, {**SHP[0], "labels": 0}]) == {"bad_label": 1, "below_min_gap": 1}
+
+
+def test_a_conversation_that_goes_on_after_the_prompt_keeps_its_turns():
+    row = {
+        "prompt": messages("Hi"),
+        "chosen": messages("Hi", "Hello", "Why?", "Because."),
+        "rejected": messages("Hi", "Hello", "Why?", "No."),
+    }
+    (group,), _ = read_preference_rows([row], settings())
+    assert (group.prompt, group.responses) == (CHAT, ("Because.", "No."))
+    cut = {**row, "chosen": row["chosen"][1:], "rejected": row["rejected"][1:]}
+    assert read_preference_rows([cut], settings())[0] == [group]

@@ -1,0 +1,80 @@
+"""Files of preferences, and the settings of reading them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+import typing
+from dataclasses import fields
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from support.corpora import write_jsonl
+
+from pipelines.config.train import PreferenceColumns, PreferencesConfig
+from rm.preferences import (
+    FORMATS,
+    PreferenceError,
+    ReadSettings,
+    load_rows,
+    read_preferences,
+)
+from rm.preferences.formats import EVERYWHERE
+
+
+def test_an_error_names_the_file(tmp_path):
+    path = write_jsonl(tmp_path / "odd.jsonl", [{"text": "x"}])
+    settings = ReadSettings(**PreferencesConfig(path=str(path)).reading_options())
+    with pytest.raises(PreferenceError, match=r"odd\.jsonl': data has columns text, which fit no known format"):
+        read_preferences(str(path), settings)
+    path.write_text("")
+    with pytest.raises(PreferenceError, match=r"odd\.jsonl' has no rows"):
+        read_preferences(str(path), settings)
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.jsonl.gz", "p.jsonl.zst", "p.parquet"])
+def test_files_of_every_kind(tmp_path, monkeypatch, name):
+    rows = [{"prompt": f"p{n}", "chosen": "a", "rejected": "b"} for n in range(3)]
+    text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    compress = {"p.jsonl.gz": gzip.compress, "p.jsonl.zst": zstandard.compress}.get(name, bytes)
+    if name == "p.parquet":
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(compress(text))
+    assert list(load_rows(str(tmp_path / name))) == rows
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(PreferenceError, match="matches no file"):
+        list(load_rows(str(tmp_path / "none.jsonl")))
+    (tmp_path / "a.csv").write_text("x")
+    with pytest.raises(PreferenceError, match="no known kind"):
+        list(load_rows(str(tmp_path / "a.csv")))
+    path = write_jsonl(tmp_path / "b.jsonl", [{"chosen": "a"}] * 50)
+    path.with_suffix(".jsonl.gz").write_bytes(gzip.compress(path.read_bytes())[:-12])
+    with pytest.raises(PreferenceError, match="cannot be read"):
+        list(load_rows(str(tmp_path / "b.jsonl.gz")))
+
+
+def test_the_configuration_names_every_format_and_role():
+    names = typing.get_args(PreferencesConfig.model_fields["format"].annotation)
+    assert names == ("auto", *FORMATS)
+    roles = {role for format in FORMATS.values() for role in (*format.roles, *format.inner)} | {*EVERYWHERE}
+    assert set(PreferenceColumns.model_fields) == roles
+
+
+def test_the_configuration_gives_the_settings_of_reading():
+    config = PreferencesConfig(path="x.jsonl", columns={"score": "win_rate"}, min_gap=0.1, gap_use="margin")
+    read = ReadSettings(**config.reading_options())
+    assert {field.name for field in fields(read)} == config.reading_options().keys()
+    assert (read.format, read.origin, read.columns) == ("auto", None, {"score": "win_rate"})
+    assert (read.vote_smoothing, read.min_gap, read.gap_use, read.gap_scale) == (0.5, 0.1, "margin", 1.0)
+
+
+def test_the_preferences_know_no_torch():
+    code = "import sys; import rm.preferences; assert not {'torch', 'transformers', 'pipelines'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)
