@@ -1,7 +1,13 @@
-"""The rewards of several models → one reward: each standardised, then combined in float64 and rounded once. No Beam, no files.
+"""Combines the rewards of several models: each standardised, then combined in float64 and rounded once. No Beam.
 
-Moments are exact, so that means and standard deviations do not depend on the order in which rewards are counted; and every
-sum over models runs in one fixed order, that of their fingerprints.
+Moments are exact, so that means and standard deviations do not depend on the order in which rewards are counted. Every sum over
+models runs in one fixed order, that of their fingerprints.
+
+Example, of two models and three responses:
+
+    standards = standards_of(measure([table_a, table_b]), ["a", "b"])
+    combine([[1, 2, 3], [10, 30, 20]], standards.models, ensemble=EnsembleConfig(combine="min"))
+    →  rewards [-1.22, 0, 0], spreads [0, 0.61, 0.61]
 """
 
 from __future__ import annotations
@@ -44,7 +50,7 @@ class Moments:
 
 
 class Standard(NamedTuple):
-    """What standardises one model's rewards: (reward - mean) / std."""
+    """Mean and deviation by which one model's rewards are standardised: (reward - mean) / std."""
 
     mean: float
     std: float  # population
@@ -54,18 +60,18 @@ class Standard(NamedTuple):
 class Standards:
     """The standards of all models, in the order of their fingerprints."""
 
-    responses: int  # that they are taken over: those that every model has scored
+    responses: int  # those that every model has scored, over which the standards are taken
     models: tuple[Standard, ...]
 
 
 def measure(tables: Sequence[pa.Table]) -> tuple[Moments, ...]:
-    """Moments of each model's rewards in one fragment, over the rows that all models have scored."""
+    """Moments of each model's rewards in one fragment, over the responses that all models have scored."""
     scored = functools.reduce(pc.and_, (table["reward"].is_valid() for table in tables))
     return tuple(Moments.of(table["reward"].filter(scored).to_numpy()) for table in tables)
 
 
 def merge_moments(parts: Iterable[tuple[Moments, ...]]) -> tuple[Moments, ...]:
-    """Model by model; nothing at all is `()`."""
+    """The sums of the parts, model by model; `()` without parts."""
     merged: tuple[Moments, ...] = ()
     for part in parts:
         merged = tuple(map(Moments.__add__, merged, part)) if merged and part else merged or part
@@ -99,16 +105,12 @@ def standards_of(moments: Sequence[Moments], names: Sequence[str]) -> Standards:
 
 def combine(
     rewards: Sequence[npt.NDArray[np.float32]], standards: Sequence[Standard], *, ensemble: EnsembleConfig
-) -> npt.NDArray[np.float32]:
-    """M models' rewards [N] each → combined rewards [N]: z = (r - mean) / std for each model, then over the M of them
-    mean(z), min(z), or mean(z) - penalty * std(z)."""
-    return combine_with_spread(rewards, standards, ensemble=ensemble)[0]
-
-
-def combine_with_spread(
-    rewards: Sequence[npt.NDArray[np.float32]], standards: Sequence[Standard], *, ensemble: EnsembleConfig
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Like `combine`, and std(z) [N], population: how far the models are apart."""
+    """M models' rewards [N] each → combined rewards [N] and their spreads [N].
+
+    With z = (r - mean) / std of each model, the combined reward is mean(z), min(z), or mean(z) - penalty * std(z) over the M
+    models. The spread is std(z), population: the disagreement of the models.
+    """
     scaled = [
         (reward.astype(np.float64) - standard.mean) / standard.std
         for reward, standard in zip(rewards, standards, strict=True)
@@ -127,12 +129,11 @@ def combine_with_spread(
 def combine_tables(
     tables: Sequence[pa.Table], standards: Sequence[Standard], *, ensemble: EnsembleConfig
 ) -> pa.Table | None:
-    """The score columns of one fragment from those of each model; None where they are not of the same rows.
+    """The score columns of one fragment from those of each model; None where the tables are not of the same rows.
 
-    The first table is whole, the others need `ROW` and `COMBINED`. A response that any model rejects is rejected, with the
-    reason of the first that does; it counts as truncated where any model truncated it. A column `spread` tells how far the
-    models are apart. Everything else is what the first
-    model's table says, tokens too, which are those of its tokenizer.
+    The first table has all columns, the others need `ROW` and `COMBINED`. A response that any model rejects is rejected, with
+    the reason of the first that does; it counts as truncated where any model truncated it. The column `spread` is added. All
+    other columns are those of the first table, tokens included, which are those of its tokenizer.
     """
     first = tables[0]
     if not all(table.select(ROW).equals(first.select(ROW)) for table in tables[1:]):
@@ -142,7 +143,7 @@ def combine_tables(
     reward, spread = np.zeros((2, first.num_rows), dtype=np.float32)
     at = scored.to_numpy()
     known = [table["reward"].filter(scored).to_numpy() for table in tables]
-    reward[at], spread[at] = combine_with_spread(known, standards, ensemble=ensemble)
+    reward[at], spread[at] = combine(known, standards, ensemble=ensemble)
     columns = {
         "reward": pa.array(reward, mask=~at),
         "reason": reason,
@@ -155,15 +156,15 @@ def combine_tables(
 
 
 def read_tables(files: Sequence[ScoreFile]) -> list[pa.Table]:
-    """The first score file whole, of the others what `combine_tables` needs. Raises `StorageError`."""
-    whole = score_files.read(files[0].path)
-    if whole is None:
+    """All columns of the first score file, and of the others those that `combine_tables` needs. Raises `StorageError`."""
+    first = score_files.read(files[0].path)
+    if first is None:
         raise StorageError(f"score file {files[0].path} is gone or damaged; run the same command again")
-    return [whole[0], *(score_files.read_columns(file.path, [*ROW, *COMBINED], file.footer) for file in files[1:])]
+    return [first[0], *(score_files.read_columns(file.path, [*ROW, *COMBINED], file.footer) for file in files[1:])]
 
 
 def footer_of(plan: Plan, first: ScoreFile, columns: pa.Table) -> Footer:
-    """What the first model's footer says of the text, and what the combined columns say of the scores."""
+    """The footer of combined scores: the text's fields from the first model's footer, the scores' fields from `columns`."""
     file = plan.files[first.file]
     return replace(
         first.footer,

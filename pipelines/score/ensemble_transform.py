@@ -1,8 +1,10 @@
-"""Ensembles: one model in memory at a time, and the score files of all of them → those of the ensemble, which everything after
-it reads like any other.
+"""CombineScores: the score files of several models → those of the ensemble, which the stages after it read like any others.
 
-What is shuffled are descriptors of score files, a few hundred bytes a fragment and model. The score columns are read twice: the
-rewards alone to standardise them, then whole to combine them.
+Only descriptors of score files are shuffled, a few hundred bytes for each fragment and model. The score columns are read twice:
+the rewards alone to standardise them, then all columns to combine them.
+
+    descriptors of each model  →  by fragment, one of each model  →  moments  →  `Standards` of the whole corpus
+    descriptors of a fragment and `Standards`  →  the descriptor of the ensemble's score file
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from apache_beam.pvalue import AsSingleton
 from pipelines.config import EnsembleConfig
 from pipelines.errors import InputError, StorageError, carrying_errors
 from pipelines.plan import plan_at
-from pipelines.runtime.transforms import Gather, Spread
+from pipelines.runtime.transforms import Gather, PCollection, Spread
 from pipelines.score import score_files
 from pipelines.score.ensemble import (
     Moments,
@@ -32,7 +34,7 @@ from pipelines.score.ensemble import (
 from pipelines.score.score_files import ScoreFile
 from pipelines.storage.files import join
 
-_Place = tuple[int, int, int]  # file, unit, fragment
+_FragmentPlace = tuple[int, int, int]  # file, unit, fragment
 
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
@@ -40,59 +42,73 @@ class CombineScores(beam.PTransform):  # type: ignore[misc]
     """Descriptors of each model, in the order of the plan's members → {scores: descriptors of the ensemble, standards}."""
 
     plan_path: str
-    scores_path: str  # of the models, which errors name
-    combined_path: str  # where the ensemble's are written
+    scores_path: str  # directory of the models' score files, which errors name
+    combined_path: str  # directory of the ensemble's score files, which are written
 
-    def expand(self, scored: Sequence[Any]) -> dict[str, Any]:
+    def expand(self, scored: Sequence[PCollection[bytes]]) -> dict[str, PCollection[Any]]:
+        matched = self._match(scored)
+        standards = self._standardise(matched)
+        combine = beam.ParDo(CombineRewards(self.plan_path, self.combined_path), AsSingleton(standards))
+        combined = matched | "CombineRewards" >> combine.with_output_types(bytes)
+        return {"scores": combined | "KeepCombined" >> Spread(), "standards": standards}
+
+    def _match(self, scored: Sequence[PCollection[bytes]]) -> PCollection[list[bytes]]:
+        """The descriptors of each fragment, one of each model."""
         placed = [
             descriptors
-            | f"PlaceScores{member}" >> beam.Map(by_place, member).with_output_types(tuple[_Place, tuple[int, bytes]])
+            | f"PlaceScores{member}"
+            >> beam.Map(key_by_place, member).with_output_types(tuple[_FragmentPlace, tuple[int, bytes]])
             for member, descriptors in enumerate(scored)
         ]
         grouped = placed | "AllModels" >> beam.Flatten() | "GroupByFragment" >> beam.GroupByKey()
-        matched = grouped | "MatchModels" >> beam.ParDo(MatchModels(self.plan_path, self.scores_path))
+        return grouped | "MatchModels" >> beam.ParDo(MatchModels(self.plan_path, self.scores_path))
+
+    def _standardise(self, matched: PCollection[list[bytes]]) -> PCollection[Standards]:
         moments = matched | "MeasureRewards" >> beam.ParDo(MeasureRewards())
         merged = moments | "MergeMoments" >> Gather(merge_moments)
-        standards = merged | "Standardise" >> beam.ParDo(Standardise(self.plan_path))
-        combined = matched | "CombineRewards" >> beam.ParDo(
-            CombineRewards(self.plan_path, self.combined_path), AsSingleton(standards)
-        ).with_output_types(bytes)
-        return {"scores": combined | "KeepCombined" >> Spread(), "standards": standards}
+        return merged | "Standardise" >> beam.ParDo(Standardise(self.plan_path))
 
 
-def by_place(data: bytes, member: int) -> tuple[_Place, tuple[int, bytes]]:
+def key_by_place(data: bytes, member: int) -> tuple[_FragmentPlace, tuple[int, bytes]]:
+    """A model's descriptor → (place of the fragment, (member, descriptor))."""
     score_file = ScoreFile.from_bytes(data)
     return (score_file.file, score_file.footer.unit, score_file.footer.fragment), (member, data)
 
 
 @dataclass(eq=False)
 class MatchModels(beam.DoFn):  # type: ignore[misc]
-    """(place, (member, descriptor) of every model) → descriptors in the order of members, all of the same text."""
+    """(place, (member, descriptor) of each model) → descriptors in the order of members. Raises `InputError` where they
+    are not of the same text, or one is missing."""
 
     plan_path: str
     scores_path: str
 
-    def process(self, element: tuple[_Place, Iterable[tuple[int, bytes]]]) -> Iterator[list[bytes]]:
+    def process(self, element: tuple[_FragmentPlace, Iterable[tuple[int, bytes]]]) -> Iterator[list[bytes]]:
         (file, _, _), parts = element
-        found = dict(sorted(parts))
+        descriptors = dict(sorted(parts))
         with carrying_errors():
             plan = plan_at(self.plan_path)
             members = plan.model["members"]
-            self._check(members, plan.files[file].path, found)
-        yield [found[member] for member in range(len(members))]
+            self._check(members, plan.files[file].path, descriptors)
+        yield [descriptors[member] for member in range(len(members))]
 
-    def _check(self, members: Sequence[Mapping[str, Any]], path: str, found: Mapping[int, bytes]) -> None:
-        hashes = {member: ScoreFile.from_bytes(data).footer.content_hash for member, data in found.items()}
-        there = min(hashes)
+    def _check(self, members: Sequence[Mapping[str, Any]], path: str, descriptors: Mapping[int, bytes]) -> None:
+        files = {member: ScoreFile.from_bytes(data) for member, data in descriptors.items()}
+        hashes = {member: score_file.footer.content_hash for member, score_file in files.items()}
+        first = min(hashes)
         for member in range(len(members)):
-            if hashes.get(member) != hashes[there]:
-                paths = {at: ScoreFile.from_bytes(data).path.rsplit("/", 1)[0] for at, data in found.items()}
-                own = {at: join(self.scores_path, members[at]["fingerprint"]) for at in (there, member)}
-                one, other = (f"model {members[at]['name']} in {paths.get(at, own[at])}" for at in (there, member))
+            if hashes.get(member) != hashes[first]:
+                one, other = (self._describe(members[at], files.get(at)) for at in (first, member))
                 raise InputError(
                     f"input file {path} has changed between two scorings: the scores of {one} and of {other} are of different "
                     "text; remove the older of these folders and score again"
                 )
+
+    def _describe(self, model: Mapping[str, Any], score_file: ScoreFile | None) -> str:
+        """The model's name and the folder of its scores."""
+        if score_file is None:
+            return f"model {model['name']} in {join(self.scores_path, model['fingerprint'])}"
+        return f"model {model['name']} in {score_file.path.rsplit('/', 1)[0]}"
 
 
 class MeasureRewards(beam.DoFn):  # type: ignore[misc]
@@ -106,7 +122,7 @@ class MeasureRewards(beam.DoFn):  # type: ignore[misc]
 
 @dataclass(eq=False)
 class Standardise(beam.DoFn):  # type: ignore[misc]
-    """Moments over all fragments → `Standards`; fails on models that cannot be standardised."""
+    """Moments over all fragments → `Standards`. Raises for models that cannot be standardised, see `standards_of`."""
 
     plan_path: str
 
@@ -117,10 +133,10 @@ class Standardise(beam.DoFn):  # type: ignore[misc]
 
 @dataclass(eq=False)
 class CombineRewards(beam.DoFn):  # type: ignore[misc]
-    """Descriptors of one fragment → the descriptor of the ensemble's score file, durable by then.
+    """Descriptors of one fragment → the descriptor of the ensemble's score file, which is durable by then.
 
-    Its name holds a hash of all that is in it: a grown corpus has other standards, and so other rewards for the same text, and a
-    valid score file is never rewritten.
+    The file's name holds a hash of its content: a grown corpus has other standards, and so other rewards for the same text, and
+    a valid score file is never rewritten.
     """
 
     plan_path: str

@@ -1,4 +1,4 @@
-"""One model per process, loaded once and used by one forward at a time."""
+"""Loads the model of a run: once per process, and used by one forward at a time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PLACEHOLDER = Shared()
 
 @dataclass(frozen=True)
 class LoadScorer:
-    """Loads the plan's model; a plain picklable value, so that tests can hand in their own."""
+    """Loads the plan's model, on the worker that scores with it. A picklable value, which tests replace by their own."""
 
     def __call__(self, plan: Plan) -> Scorer:
         from rm.scorer import ModelError
@@ -45,12 +45,12 @@ class LoadScorer:
 
 
 def acquire_scorer(shared: Any, make: ScorerFactory, plan: Plan) -> Scorer:
-    """One model per process, however many DoFns and threads there are; `shared` is Beam's `Shared` of a DoFn."""
-    handle: _OneAtATime = shared.acquire(lambda: _OneAtATime(make(plan)), tag=plan.fingerprint)
+    """The process's scorer of a plan, made once however many threads ask for it; `shared` is Beam's `Shared` of a DoFn."""
+    handle: _LockedScorer = shared.acquire(lambda: _LockedScorer(make(plan)), tag=plan.fingerprint)
     return handle
 
 
-class _OneAtATime:
+class _LockedScorer:
     """A scorer behind a lock: one forward at a time, whatever the number of harness threads."""
 
     def __init__(self, scorer: Scorer) -> None:
@@ -62,18 +62,18 @@ class _OneAtATime:
             return self._scorer.score(groups)
 
 
-class _Nothing:
-    """Takes the place of a model."""
+class _Placeholder:
+    """Replaces a model in Beam's `Shared`."""
 
 
 @dataclass(frozen=True)
 class LoadAlone:
-    """Loads a model when the one before it is out of memory. Beam keeps what was acquired last, and would let go of it only
-    when the next one is there."""
+    """Loads a model once the previous one has been released. Beam's `Shared` keeps the last object that was acquired, and would
+    release it only after the next one is loaded."""
 
     load: Callable[[Plan], Any]
 
     def __call__(self, plan: Plan) -> Any:
-        _PLACEHOLDER.acquire(_Nothing)
+        _PLACEHOLDER.acquire(_Placeholder)
         gc.collect()  # a model may be part of a cycle
         return self.load(plan)

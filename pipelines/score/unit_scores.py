@@ -1,4 +1,4 @@
-"""Where the score files of one unit are, and which of them hold. No Beam."""
+"""The score files of one unit: their paths, and which of them are valid. No Beam."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from pipelines.score import score_files
 from pipelines.score.score_files import Footer, ScoreFile
 from pipelines.storage.files import absolute, is_local, join
 
-_SMALL_ROWS = 2**16  # a few megabytes
+_SMALL_ROWS = 2**16  # in a fragment, whose score file then has a few megabytes
 LookUp = Callable[[Callable[[str], "ScoreFile | None"], Iterable[str]], Iterable["ScoreFile | None"]]
 
 
 class ScoreDirectories(NamedTuple):
-    """Directories of score files: one that is written to, and others that are read where it has none."""
+    """Directories of score files."""
 
-    path: str
-    also: tuple[str, ...] = ()
+    path: str  # written to, and read first
+    also: tuple[str, ...] = ()  # read where `path` has no score file
 
     def on_object_store(self, plan: Plan) -> bool:
-        """Whether any of them is on a store, where one score file takes some 50 ms and many at a time hardly longer; not where
-        score files may be so large that many do not fit into memory."""
+        """True if reading score files mostly waits for an object store, so that many should be read at once: one takes about
+        50 ms, and many hardly longer. False where score files may be so large that many do not fit into memory."""
         return plan.rows_per_fragment <= _SMALL_ROWS and not all(map(is_local, (self.path, *self.also)))
 
     def of(self, fingerprint: str) -> tuple[str, ...]:
-        """Those of one model, the first one first."""
+        """The directories of one model, in the order in which they are read."""
         return tuple(join(path, fingerprint) for path in (self.path, *self.also))
 
 
 @dataclass(frozen=True)
 class UnitScores:
-    """Where the score files of one unit are, and which of them hold."""
+    """Finds the score files of one unit."""
 
     plan: Plan
     directories: tuple[str, ...]  # the first is written to
@@ -61,57 +61,63 @@ class UnitScores:
         )
 
     def read_leading(self, look_up: LookUp = map) -> list[ScoreFile]:
-        """Valid score files from the first fragment on, as far as they go, by the input's size and version alone; `look_up` is a
-        `map` that may look ahead."""
-        found: list[ScoreFile] = []
+        """The valid score files from the first fragment to the first gap, by the input's size and version alone. `look_up` is a
+        `map` that may read ahead."""
+        leading: list[ScoreFile] = []
         for score_file in look_up(self._current, map(self._name, itertools.count())):
             if score_file is None:
                 break
-            found.append(score_file)
+            leading.append(score_file)
             if score_file.footer.last:
                 break
-        return found
+        return leading
 
     def _current(self, name: str) -> ScoreFile | None:
-        """The first valid score file of this name that was made of the input as it is; where the input has changed, or only its
-        version, its content decides."""
+        """The first valid score file of this name that was made from the input as it is now; None where the input's size or
+        version has changed, and its content must decide."""
         for directory in self.directories:
             path = score_files.path_of(directory, name)
-            there = score_files.read(path)
-            if there is not None and (there[1].file_size, there[1].file_version) == (self.file.size, self.file.version):
-                return ScoreFile(path, self.file_number, there[1])
+            existing = score_files.read(path)
+            if existing is None:
+                continue
+            footer = existing[1]
+            if (footer.file_size, footer.file_version) == (self.file.size, self.file.version):
+                return ScoreFile(path, self.file_number, footer)
         return None
 
     def find(self, index: int, content_hash: str, original: str) -> tuple[str, tuple[pa.Table, Footer] | None]:
-        """Where the fragment's scores are or belong, and a valid file's content if one has scores of this text.
+        """The path of the fragment's scores, and the content of a valid file with scores of this text, if there is one.
 
-        The plain name goes to the first content seen at this place. Changed text, or the same text under columns of
-        other types, has its own name; in the latter case the first file's scores come back, to be written there.
+        The plain name belongs to the first content seen for a fragment. Changed text, or the same text under columns of other
+        types, has its own name; in the latter case the scores of the first file are returned, to be written there.
         """
-        name, (own, *others) = self._name(index), self.directories
-        path, there = self._find_in(own, name, content_hash, original)
-        for directory in others if there is None or score_files.original_schema(there[0]) != original else ():
-            elsewhere, other = self._find_in(directory, name, content_hash, original)
-            if other is not None and other[1].content_hash == content_hash:
-                if score_files.original_schema(other[0]) == original:
-                    return elsewhere, other
-                there = there or other
-        return path, there
+        name, (directory, *others) = self._name(index), self.directories
+        path, existing = self._find_in(directory, name, content_hash, original)
+        if existing is not None and score_files.original_schema(existing[0]) == original:
+            return path, existing
+        for other in others:
+            other_path, content = self._find_in(other, name, content_hash, original)
+            if content is not None and content[1].content_hash == content_hash:
+                if score_files.original_schema(content[0]) == original:
+                    return other_path, content
+                existing = existing or content
+        return path, existing
 
     @staticmethod
     def _find_in(
         directory: str, name: str, content_hash: str, original: str
     ) -> tuple[str, tuple[pa.Table, Footer] | None]:
         plain = score_files.path_of(directory, name)
-        there = score_files.read(plain)
-        same_text = there is not None and there[1].content_hash == content_hash
-        if there is None or (same_text and score_files.original_schema(there[0]) == original):
-            return plain, there
+        existing = score_files.read(plain)
+        same_text = existing is not None and existing[1].content_hash == content_hash
+        if existing is None or (same_text and score_files.original_schema(existing[0]) == original):
+            return plain, existing
         variant = xxhash.xxh3_128_hexdigest(f"{content_hash} {original}".encode())
         changed = score_files.path_of(directory, name, variant)
-        return changed, score_files.read(changed) or (there if same_text else None)
+        return changed, score_files.read(changed) or (existing if same_text else None)
 
     def footer(self, fragment: Fragment, columns: pa.Table, content_hash: str, tokens: int) -> Footer:
+        """The footer of a fragment's score file with these columns."""
         return Footer(
             fingerprint=self.plan.fingerprint,
             file_key=self.file.key,
@@ -130,7 +136,7 @@ class UnitScores:
         )
 
     def check(self, fragment: Fragment, known: Footer) -> None:
-        """Raise `InputError` where the fragment is not what the score file with the footer `known` was made of."""
+        """Raise `InputError` where the score file with the footer `known` was made from other text than the fragment's."""
         if (fragment.content_hash(), fragment.last) != (known.content_hash, known.last):
             raise InputError(
                 f"input file {self.file.path} is not what was scored, although its size and version are the same "
@@ -139,8 +145,10 @@ class UnitScores:
 
 
 def score_directories(config: RunConfig) -> ScoreDirectories:
+    """The absolute directories of `scores.path` and `scores.also`."""
     return ScoreDirectories(scores_path(config), tuple(map(absolute, config.scores.also)))
 
 
 def scores_path(config: RunConfig) -> str:
+    """The absolute directory that score files are written to."""
     return absolute(config.scores_path)

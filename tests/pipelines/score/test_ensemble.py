@@ -58,20 +58,21 @@ def test_combinations_by_hand(kind):
     standards = standards_of(measure([table(ONE), table(OTHER)]), ["one", "other"])
     assert standards.models == (Standard(5.0, 2.0), Standard(-3.0, 2.0))
     assert standards.responses == 8
-    combined = combine([array(ONE), array(OTHER)], standards.models, ensemble=ensemble(kind))
+    combined, _ = combine([array(ONE), array(OTHER)], standards.models, ensemble=ensemble(kind))
     assert combined.dtype == np.float32
     assert combined.tolist() == BY_HAND[kind]
 
 
 def test_the_deviation_of_three_models_by_hand():
     rewards, standards = [array([0]), array([3]), array([6])], [Standard(0.0, 1.0)] * 3
-    lower = combine(rewards, standards, ensemble=ensemble("lower_bound", 0.5))
+    lower, _ = combine(rewards, standards, ensemble=ensemble("lower_bound", 0.5))
     assert lower[0] == np.float32(3 - 0.5 * 6**0.5)  # squares of deviations: 9 + 0 + 9, by three
 
 
 def test_the_penalty_is_one_by_default():
     rewards, standards = [array([1]), array([4])], [Standard(0.0, 1.0)] * 2
-    assert combine(rewards, standards, ensemble=EnsembleConfig(combine="lower_bound")).tolist() == [1.0]
+    combined, _ = combine(rewards, standards, ensemble=EnsembleConfig(combine="lower_bound"))
+    assert combined.tolist() == [1.0]
 
 
 def test_large_rewards_close_together_lose_nothing():
