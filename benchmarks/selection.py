@@ -132,8 +132,8 @@ def _select(root: Path, steps: list[Any]) -> tuple[float, Any]:
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
     from pipelines.config import Limits, RunConfig
-    from pipelines.select.columns import needs_of, unpack
-    from pipelines.select.selection import Selection
+    from pipelines.select.columns import unpack
+    from pipelines.select.selection import Selection, needs_of
     from pipelines.select.transform import Select
 
     config = RunConfig.model_validate(

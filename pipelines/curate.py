@@ -27,7 +27,7 @@ from pipelines.score.transform import ScoreCorpus
 from pipelines.score.unit_scorer import ScorerFactory
 from pipelines.score.unit_scores import ScoreDirectories, score_directories
 from pipelines.score.work import CorpusShard
-from pipelines.select.selection import selection_of
+from pipelines.select.selection import Selection
 from pipelines.select.transform import Select
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def build(
     turn: Turn | None = None,
 ) -> None:
     """The graph of `run` (with a scorer) and of `select` (without)."""
-    selection = selection_of(config, plan)
+    selection = Selection.of(config, plan)
     shape = Shape(config.output.shape, tuple(config.output.include_columns), tuple(config.output.add), plan.temperature)
     scored, parts = score_files(pipeline, paths, score_directories(config), scorer, **way_of(config))
     selected = scored | "Select" >> Select(selection, config.limits, with_schemas=shape.has_input_columns)

@@ -39,7 +39,7 @@ from pipelines.score.unit_scorer import ScorerFactory
 from pipelines.score.unit_scores import score_directories, scores_path
 from pipelines.score.work import CorpusShard
 from pipelines.score.workers import Job, score_ahead
-from pipelines.select.selection import selection_of
+from pipelines.select.selection import Selection
 from pipelines.storage import canonical_json
 from pipelines.storage.files import absolute, join, read_bytes
 
@@ -96,7 +96,7 @@ def run_graph(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFac
     config = with_absolute_paths(config)
     plans = make_plans(config)
     plan = plans.whole
-    selection_of(config, plan)
+    Selection.of(config, plan)
     warn_of_offsets(config, plan)
     progress.set_total_bytes(plan.input_bytes * len(plans.members))
     settings = canonical_json.digest(selection_settings(config, plan))

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pipelines.config import RunConfig, Step
 from pipelines.runtime.arrow_ipc import from_ipc, to_ipc
 from pipelines.select.candidates import COLUMN_NAMES, Candidates, Labels, zero_columns
 
@@ -80,22 +79,6 @@ def _columns(needs: Needs) -> tuple[str, ...]:
 def _schema(needs: Needs) -> pa.Schema:
     plain = [pa.field(name, _KINDS.get(name, pa.int32())) for name in needs.columns]
     return pa.schema([*plain, *(pa.field(f"label.{name}", _LABEL) for name in needs.labels)])
-
-
-def needs_of(config: RunConfig) -> Needs:
-    """What the steps and the output of a configuration read."""
-    steps: Sequence[Step] = config.select
-    add = config.output.add
-    return Needs(
-        tokens=config.model is not None,
-        length=True,
-        raw=any(step.length_correction is not None for step in steps),
-        rank="rank" in add,
-        margin="margin" in add or "probability" in add,
-        rival=not any(step.pairs is not None or step.top is not None for step in steps),
-        other=any(step.pairs is not None for step in steps),
-        labels=tuple(dict.fromkeys(column for step in steps for _, column in step.columns())),
-    )
 
 
 def to_table(candidates: Candidates, needs: Needs) -> pa.Table:

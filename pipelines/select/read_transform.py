@@ -94,7 +94,7 @@ class ReadScores(ThreadedDoFn):
     def _make_room(self) -> Iterator[tuple[int, bytes]]:
         """Combine what is held where a rule allows that, and let it go where that is not enough."""
         self._hold(self._jobs.drain())
-        if self._selection.combines is not None:
+        if self._selection.prefilter is not None:
             held, self._held = self._held, {}
             self._hold([[result] for result in self._each(_combined, held)])
         if self._rows() > _WORTH * _HELD_ROWS:
@@ -148,7 +148,7 @@ def split_by_partition(candidates: Candidates, selection: Selection) -> Iterator
 
 def _combined(number: int, parts: list[Candidates], selection: Selection) -> tuple[int, Candidates]:
     whole = concatenate(parts, selection.needs)
-    rule = selection.combines
+    rule = selection.prefilter
     return number, whole if rule is None else shrink(whole, rule, needs=selection.needs)
 
 

@@ -1,4 +1,9 @@
-"""How a list of steps is split: what works on score files directly, and the runs that work on whole prompts. No Beam."""
+"""The steps of a selection, split into those that work on score files directly and runs that work on whole prompts. No Beam.
+
+For example, `threshold` (by reward), `top`, `best_of_n`, `top`, `random` are split so: the first two are early, for they look at
+one row at a time once the cut is known; the late runs are [`best_of_n`] and [`top`, `random`], the first of which follows the
+shuffle that brings the responses to a prompt together.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,7 @@ from pipelines.score import score_files
 from pipelines.score.score_files import ScoreFile
 from pipelines.score.unit_scores import score_directories
 from pipelines.select.candidates import Candidates
-from pipelines.select.columns import Needs, needs_of, score_columns, scores_to_candidates, total_size, unpack
+from pipelines.select.columns import Needs, score_columns, scores_to_candidates, total_size, unpack
 from pipelines.select.length_correction import Curve
 from pipelines.select.rules import apply_rule
 from pipelines.select.summary import StepCounts, StepSum
@@ -28,13 +33,27 @@ _MOST_PARTITIONS = 4096
 
 @dataclass(frozen=True)
 class Selection:
-    """What Select is told: the steps, what they read, and how wide the shuffle is."""
+    """The steps of a selection, the columns that they read, and the number of partitions of its shuffle."""
 
     steps: tuple[Step, ...]
     needs: Needs
     temperature: float | None
     partitions: int
     on_object_store: bool = False  # score files are on one, and reading them is mostly waiting
+
+    @classmethod
+    def of(cls, config: RunConfig, plan: Plan) -> Selection:
+        """The selection of a configuration. Raises `ConfigError` where it needs a temperature and the model has none."""
+        needing = [f"select.{at}.{step.name}" for at, step in enumerate(config.select) if step.needs_temperature]
+        needing += ["output.add"] if "probability" in config.output.add else []
+        if needing and plan.temperature is None:
+            raise ConfigError(
+                f"{needing[0]} needs the temperature of the model's rewards, and model.path has no calibration.json; run "
+                "`bestkept evaluate` on held-out preferences to write it, or give the step a temperature"
+            )
+        partitions = PARTITIONS or min(_MOST_PARTITIONS, max(16, plan.input_bytes // _BYTES_PER_PARTITION))
+        on_object_store = score_directories(config).on_object_store(plan)
+        return cls(tuple(config.select), needs_of(config), plan.temperature, partitions, on_object_store)
 
     @property
     def correction(self) -> Step | None:
@@ -43,7 +62,7 @@ class Selection:
 
     @property
     def early(self) -> range:
-        """Numbers of the steps that work on score files directly: the leading ones that need no whole prompt, up to the last
+        """The numbers of the steps that work on score files directly: the leading ones that need no whole prompt, up to the last
         `top` among them."""
         start = 1 if self.correction else 0
         lead = itertools.takewhile(lambda number: _by_row(self.steps[number]), range(start, len(self.steps)))
@@ -52,7 +71,7 @@ class Selection:
 
     @property
     def late(self) -> list[list[int]]:
-        """Numbers of the other steps, in runs of which each but the first begins with a `top`."""
+        """The numbers of the other steps, in runs of which each but the first begins with a `top`."""
         runs: list[list[int]] = [[]]
         for number in range(self.early.stop, len(self.steps)):
             if self.steps[number].top is not None:
@@ -61,19 +80,36 @@ class Selection:
         return runs
 
     @property
-    def combines(self) -> BestOfN | None:
-        """The rule that lets rows be left out before the shuffle: the first after it, where that is best-of-N."""
+    def prefilter(self) -> BestOfN | None:
+        """The rule that lets rows be dropped before the shuffle: the first one after it, where that is best-of-N."""
         first = self.late[0]
         return self.steps[first[0]].best_of_n if first else None
 
 
+def needs_of(config: RunConfig) -> Needs:
+    """The columns that the steps and the output of a configuration read."""
+    steps: Sequence[Step] = config.select
+    add = config.output.add
+    return Needs(
+        tokens=config.model is not None,
+        length=True,
+        raw=any(step.length_correction is not None for step in steps),
+        rank="rank" in add,
+        margin="margin" in add or "probability" in add,
+        rival=not any(step.pairs is not None or step.top is not None for step in steps),
+        other=any(step.pairs is not None for step in steps),
+        labels=tuple(dict.fromkeys(column for step in steps for _, column in step.columns())),
+    )
+
+
 def _by_row(step: Step) -> bool:
+    """Whether a step looks at one row at a time, its cut known."""
     return step.top is not None or (step.threshold is not None and step.threshold.min_reward is not None)
 
 
 @dataclass(frozen=True)
 class LoadScores:
-    """A descriptor → what the early steps before step `until` leave of its score file, in the columns that a cut needs."""
+    """A descriptor → the rows of its score file that the early steps before step `until` keep, in the columns of a cut."""
 
     selection: Selection
     until: int
@@ -100,7 +136,7 @@ class LoadScores:
 
 @dataclass(frozen=True)
 class LoadPartition:
-    """(partition, bytes) → candidates."""
+    """(partition, packed candidates) → candidates."""
 
     needs: Needs
     on_object_store = False
@@ -112,23 +148,26 @@ class LoadPartition:
 def apply_early_steps(
     candidates: Candidates, selection: Selection, sides: Sequence[Any], *, until: int
 ) -> tuple[Candidates, StepCounts]:
-    """The steps before `until` that work row by row; `sides` are the curve, if there is one, and the cuts so far."""
-    waiting, counts = list(sides), StepCounts()
+    """Apply the early steps before step `until`, and count what each keeps.
+
+    `sides` are the curve of a length correction, where there is one, and the cuts of the early `top` steps, in order.
+    """
+    unused, counts = list(sides), StepCounts()
     if selection.correction is not None:
-        curve: Curve = waiting.pop(0)
+        curve: Curve = unused.pop(0)
         candidates = curve.correct(candidates)
         counts[0] = StepSum("length_correction", len(candidates), None, total_size(candidates, selection.needs))
     for number in selection.early:
         if number < until:
             step = selection.steps[number]
-            cut: Cut | None = waiting.pop(0) if step.top is not None else None
+            cut: Cut | None = unused.pop(0) if step.top is not None else None
             candidates = apply_step(candidates, step, cut=cut, temperature=selection.temperature)
             counts[number] = StepSum(step.name, len(candidates), None, total_size(candidates, selection.needs))
     return candidates, counts
 
 
 def apply_step(candidates: Candidates, step: Step, *, cut: Cut | None, temperature: float | None) -> Candidates:
-    """What one step keeps: `top` by its settled cut, any other by its rule. Raises `ValueError` for a `top` without a cut."""
+    """The rows a step keeps: `top` by its settled cut, any other by its rule. Raises `ValueError` for a `top` without one."""
     if step.top is None:
         return apply_rule(candidates, step, temperature=temperature)
     if cut is None:
@@ -137,19 +176,6 @@ def apply_step(candidates: Candidates, step: Step, *, cut: Cut | None, temperatu
 
 
 def read_candidates(descriptor: ScoreFile, needs: Needs) -> Candidates:
+    """Read the scored rows of a score file."""
     scores = score_files.read_columns(descriptor.path, score_columns(needs), descriptor.footer)
     return scores_to_candidates(scores, file=descriptor.file, unit=descriptor.footer.unit, needs=needs)
-
-
-def selection_of(config: RunConfig, plan: Plan) -> Selection:
-    """What Select is told. Raises `ConfigError` where a step needs a temperature and the model has none."""
-    wants = [f"select.{number}.{step.name}" for number, step in enumerate(config.select) if step.needs_temperature]
-    wants += ["output.add"] if "probability" in config.output.add else []
-    if wants and plan.temperature is None:
-        raise ConfigError(
-            f"{wants[0]} needs the temperature of the model's rewards, and model.path has no calibration.json; run "
-            "`bestkept evaluate` on held-out preferences to write it, or give the step a temperature"
-        )
-    partitions = PARTITIONS or min(_MOST_PARTITIONS, max(16, plan.input_bytes // _BYTES_PER_PARTITION))
-    on_object_store = score_directories(config).on_object_store(plan)
-    return Selection(tuple(config.select), needs_of(config), plan.temperature, partitions, on_object_store)

@@ -36,7 +36,7 @@ from pipelines.score.score_files import ScoreFile
 from pipelines.score.unit_scores import score_directories
 from pipelines.select.candidates import Candidates, Mask
 from pipelines.select.columns import KeptUnit, Needs, key_halves, pack, unpack
-from pipelines.select.selection import Selection, read_candidates, selection_of
+from pipelines.select.selection import Selection, read_candidates
 from pipelines.select.transform import Select
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def explain(config: RunConfig, key: str, flags: Sequence[str] = ()) -> dict[str,
         log.info("explaining on this machine, not on %s", config.runner.name)
     config = with_absolute_paths(config)
     plans = make_plans(config)
-    selection = selection_of(config, plans.whole)
+    selection = Selection.of(config, plans.whole)
     with tempfile.TemporaryDirectory(prefix="bestkept-explain-") as scratch:
         paths, answer = plans.save(scratch), Path(scratch) / "explained.json"
         build = Explain(config, selection, paths, key, scratch=scratch, answer=str(answer))
