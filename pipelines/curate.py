@@ -14,9 +14,9 @@ from pipelines.export.output_columns import Shape
 from pipelines.export.train_test_split import Split
 from pipelines.export.transform import Export
 from pipelines.finish.transform import Finish
-from pipelines.finish.versions import Turn
+from pipelines.finish.versions import VersionRun
 from pipelines.plan import Plan, PlanPaths
-from pipelines.report.numbers import Facts
+from pipelines.report.numbers import ReportSettings
 from pipelines.report.transform import Observe
 from pipelines.runtime.transforms import Gather
 from pipelines.score.colocation_transform import Colocate
@@ -40,7 +40,7 @@ def build(
     plan: Plan,
     scorer: ScorerFactory | None,
     *,
-    turn: Turn | None = None,
+    turn: VersionRun | None = None,
 ) -> None:
     """The graph of `run` (with a scorer) and of `select` (without)."""
     selection = Selection.of(config, plan)
@@ -59,10 +59,10 @@ def build(
     _ = {**selected, **parts, "shards": shards} | "Finish" >> Finish(paths.whole, config, turn)
 
 
-def facts_of(config: RunConfig, plan: Plan) -> Facts:
+def facts_of(config: RunConfig, plan: Plan) -> ReportSettings:
     """What a report is told."""
     unit = "tokens" if config.models else "characters"
-    return Facts(unit, plan.temperature, gold=config.report.gold, ensemble=len(config.models) > 1)
+    return ReportSettings(unit, plan.temperature, gold=config.report.gold, ensemble=len(config.models) > 1)
 
 
 def score_files(

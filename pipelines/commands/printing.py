@@ -13,7 +13,7 @@ from rich.text import Text
 from pipelines.runtime import logs
 
 if TYPE_CHECKING:
-    from pipelines.finish.retention import Cleaned
+    from pipelines.finish.retention import CleanResult
     from pipelines.storage.models.fetch import Sent
 
 _WIDEST = 10_000  # characters
@@ -51,7 +51,7 @@ def print_path(path: str) -> None:
         sys.stdout.write(f"{path}\n")
 
 
-def print_cleaned(cleaned: Cleaned, *, dry_run: bool) -> None:
+def print_cleaned(cleaned: CleanResult, *, dry_run: bool) -> None:
     """Print what `bestkept clean` has removed, one path a line."""
     from pipelines.finish.versions import path_of
 

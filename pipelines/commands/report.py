@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.errors import InputError
 from pipelines.finish.claim import read_manifest
-from pipelines.finish.versions import followed
+from pipelines.finish.versions import latest_or_self
 from pipelines.report.pages import comparison
 from pipelines.report.write import read_numbers, write_report
 from pipelines.storage import publish
@@ -16,13 +16,13 @@ from pipelines.storage.files import absolute, join, read_bytes
 
 def rebuild(output: str) -> str:
     """`bestkept report OUT`: write `report.html` again; its path. Of a root of versions, that of the latest."""
-    output = followed(output)
+    output = latest_or_self(output)
     return write_report(output, _manifest(output), run=_run(output))
 
 
 def compare(one: str, other: str, *, write: str) -> str:
     """`bestkept report A B`: write a page that compares two outputs to the file `write`; its path."""
-    one, other = followed(one), followed(other)
+    one, other = latest_or_self(one), latest_or_self(other)
     manifests = [_manifest(output) for output in (one, other)]
     page = comparison.render(distinct_parts(one, other), manifests, [read_numbers(output) for output in (one, other)])
     path = absolute(write)

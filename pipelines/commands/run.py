@@ -15,9 +15,9 @@ from pipelines.config import RunConfig
 from pipelines.curate import build, score_models, way_of
 from pipelines.errors import ConfigError
 from pipelines.finish import claim, hub
-from pipelines.finish.hub import Pushed
+from pipelines.finish.hub import PushResult
 from pipelines.finish.manifest import OFFSET_WARNING, selection_settings
-from pipelines.finish.versions import Turn, is_latest, placed, point, take_turn
+from pipelines.finish.versions import VersionRun, into_version, is_latest, set_latest, take_turn
 from pipelines.plan import Plan, PlanPaths, Plans, make_plans, sweep, with_absolute_paths
 from pipelines.report.write import write_report
 from pipelines.runtime import counters, progress
@@ -57,9 +57,9 @@ class Outcome:
     already_complete: bool = False
     members: tuple[dict[str, Any], ...] = ()  # of `score` with several models: name, fingerprint and totals of each
     skipped: tuple[dict[str, str], ...] = ()  # files that could not be read: key and reason
-    pushed: Pushed | None = None  # where `output.push_to_hub` has put it
+    pushed: PushResult | None = None  # where `output.push_to_hub` has put it
     handed_over: bool = False  # the runner goes on alone; nothing is known of the end
-    turn: Turn | None = None  # of `run` and `select` with output.versions
+    turn: VersionRun | None = None  # of `run` and `select` with output.versions
 
     def output(self, config: RunConfig) -> str:
         """Where the data set is."""
@@ -101,14 +101,14 @@ def run_graph(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFac
     progress.set_total_bytes(plan.input_bytes * len(plans.members))
     settings = canonical_json.digest(selection_settings(config, plan))
     turn = take_turn(config, plans, settings)
-    config = placed(config, turn)
+    config = into_version(config, turn)
     same_plan = claim.claim(config.path, inputs=plan.content_hash, selection=settings, plan=plan.hash)
     sweep(scores_path(config), plans, config.path)
-    done = claim.complete(config.path) if same_plan and not config.limits.verify else None
+    done = claim.read_complete_manifest(config.path) if same_plan and not config.limits.verify else None
     if done is not None and not done.get("skipped_files"):  # what could not be read then may be mended now
         counts = {**done["counts"], "rejected": done["rejected"], "examples": done["first_rejected"]}
         check_limits(Totals.from_json(counts), config.limits)
-        point(turn)
+        set_latest(turn)
         return Outcome(plan, done, {}, time.monotonic() - started, already_complete=True, turn=turn)
     paths = plans.save(scores_path(config))
     log.info("curating %d files, fingerprint %s", len(plan.files), plan.fingerprint)
@@ -118,7 +118,7 @@ def run_graph(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFac
     if counted is None:
         return Outcome(plan, None, {}, secs, handed_over=True, turn=turn)
     counted = counters.add_counters(ahead, counted)
-    written = claim.written(config.path)
+    written = claim.require_manifest(config.path)
     ran = counters.write_run_record(join(config.path, "run.json"), "select" if scorer is None else "run", secs, counted)
     for warning in written.get("warnings", ()):
         if OFFSET_WARNING not in warning:  # that came before the work

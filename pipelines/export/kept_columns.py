@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from pipelines.corpus import InputFile, Unit, take_batches
 from pipelines.corpus.columns.row_mapping import RowMapping
 from pipelines.corpus.parquet import parquet_schema
-from pipelines.export.kept_rows import changed
+from pipelines.export.kept_rows import input_changed
 from pipelines.export.output_columns import Shape, probability_of
 from pipelines.select.candidates import Candidates
 from rm.conversations import prompt_key, response_hash
@@ -76,18 +76,18 @@ def read_tables(
         made = _made(own, *texts, shape=shape, more={"prompt_id": keys, "source": source})
         yield pa.table([made[name] for name in schema.names], schema=schema)
     if found != len(wanted):
-        raise changed(file)
+        raise input_changed(file)
 
 
 def _responses(batch: pa.RecordBatch, mapping: RowMapping, own: Candidates, file: InputFile) -> pa.Array:
     if mapping.responses is None:
         if own.response.any():
-            raise changed(file)
+            raise input_changed(file)
         return batch[mapping.response].cast(pa.string())
     lists = batch[mapping.responses]
     lengths = lists.value_lengths().fill_null(0).to_numpy()
     if np.any(own.response >= lengths):
-        raise changed(file)
+        raise input_changed(file)
     starts = np.cumsum(lengths) - lengths
     return lists.flatten().take(pa.array(starts + own.response)).cast(pa.string())
 
@@ -95,16 +95,16 @@ def _responses(batch: pa.RecordBatch, mapping: RowMapping, own: Candidates, file
 def _checked(file: InputFile, own: Candidates, prompts: pa.Array, responses: pa.Array) -> pa.Array:
     """The prompt keys in hexadecimal, when prompts and responses are what was scored."""
     if prompts.null_count or responses.null_count:
-        raise changed(file)
+        raise input_changed(file)
     try:
         keys = b"".join([prompt_key((("user", text),)) for text in prompts.to_pylist()])
     except UnicodeDecodeError:
-        raise changed(file) from None
+        raise input_changed(file) from None
     halves = np.frombuffer(keys, dtype=">u8").reshape(-1, 2)
     hashes = np.fromiter(map(response_hash, _utf8(responses)), np.uint64, len(responses))
     same = (hashes == own.response_hash) & (halves[:, 0] == own.key_high) & (halves[:, 1] == own.key_low)
     if not same.all():
-        raise changed(file)
+        raise input_changed(file)
     width = 2 * 16
     offsets = np.arange(0, width * (len(own) + 1), width, dtype=np.int32)
     return pa.StringArray.from_buffers(len(own), pa.py_buffer(offsets), pa.py_buffer(keys.hex().encode()))

@@ -8,18 +8,24 @@ import numpy as np
 
 from pipelines.corpus import InputFile, Row, Unit, read_rows, split_units
 from pipelines.errors import InputError
-from pipelines.export.output_columns import Kept
+from pipelines.export.output_columns import KeptResponse
 from pipelines.plan import Plan
 from pipelines.select.candidates import Candidates
 from rm.conversations import response_hash
 
-Texts = Mapping[tuple[int, int], str]
+RejectedTexts = Mapping[tuple[int, int], str]
 """Prompt key (high, low) → text of the rejected response."""
 
 
 def read_kept(
-    plan: Plan, file: InputFile, unit: Unit, wanted: Candidates, rejected: Texts, *, more_columns: Sequence[str] | None
-) -> Iterator[Kept]:
+    plan: Plan,
+    file: InputFile,
+    unit: Unit,
+    wanted: Candidates,
+    rejected: RejectedTexts,
+    *,
+    more_columns: Sequence[str] | None,
+) -> Iterator[KeptResponse]:
     """The kept responses of one unit, in place order (`wanted` is sorted so).
 
     Raises `InputError` where a prompt or a response is not what was scored: prompts are known by 128 bits of hash, responses
@@ -31,10 +37,10 @@ def read_kept(
     for at, row in _rows(plan, file, unit, wanted, more_columns=more_columns):
         key = highs[at] << 64 | lows[at]
         if row.group_key != key.to_bytes(16, "big") or not _is(row, responses[at], hashes[at]):
-            raise changed(file)
+            raise input_changed(file)
         margin = None if np.isnan(margins[at]) else margins[at]
         text = rejected.get((highs[at], lows[at]), "")
-        yield Kept(row, responses[at], rewards[at], f"{key:032x}", ranks[at], margin, text, others[at])
+        yield KeptResponse(row, responses[at], rewards[at], f"{key:032x}", ranks[at], margin, text, others[at])
 
 
 def read_rejected(plan: Plan, file_number: int, wanted: Candidates) -> Iterator[tuple[int, int, str]]:
@@ -43,18 +49,18 @@ def read_rejected(plan: Plan, file_number: int, wanted: Candidates) -> Iterator[
     units = {unit.number: unit for unit in split_units(file)}
     for number in np.unique(wanted.other_unit):
         if int(number) not in units:
-            raise changed(file)
+            raise input_changed(file)
         part = wanted.take(wanted.other_unit == number)
         part = part.with_columns(row=part.other_row, response=part.other_response, response_hash=part.other_hash)
         part = part.take(np.lexsort((part.response, part.row)))
         for at, row in _rows(plan, file, units[int(number)], part, more_columns=()):
             index = int(part.response[at])
             if not _is(row, index, int(part.response_hash[at])):
-                raise changed(file)
+                raise input_changed(file)
             yield int(part.key_high[at]), int(part.key_low[at]), row.parsed.responses[index] or ""
 
 
-def changed(file: InputFile) -> InputError:
+def input_changed(file: InputFile) -> InputError:
     return InputError(
         f"input file {file.path} has changed since it was scored; restore it, or choose another output.path and run again: "
         "what has not changed is not scored again"
@@ -74,7 +80,7 @@ def _rows(
         for at in range(start, end):
             yield at, row
     if found != len(numbers):
-        raise changed(file)
+        raise input_changed(file)
 
 
 def _is(row: Row, index: int, expected: int) -> bool:

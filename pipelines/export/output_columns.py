@@ -14,7 +14,7 @@ from rm.conversations import to_messages
 _MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())]))
 
 
-class Kept(NamedTuple):
+class KeptResponse(NamedTuple):
     """A kept response, read again."""
 
     row: Row
@@ -95,7 +95,7 @@ def schema_of(shape: Shape, original: pa.Schema) -> pa.Schema:
     return pa.schema([*kept, *added] if shape.name == "original" else [*added, *kept])
 
 
-def to_table(kept: Sequence[Kept], schema: pa.Schema, shape: Shape) -> pa.Table:
+def to_table(kept: Sequence[KeptResponse], schema: pa.Schema, shape: Shape) -> pa.Table:
     """Kept responses as a table of `schema`."""
     theirs = schema.names[: len(schema) - len(COLUMNS[shape.name]) - len(shape.add)]
     _, ours = column_names(shape, theirs)
@@ -114,7 +114,7 @@ def probability_of(margin: float | None, temperature: float | None) -> float | N
     return 1.0 / (1.0 + math.exp(min(700.0, -margin / temperature)))
 
 
-_VALUES: dict[str, Callable[[Kept, Shape], Any]] = {
+_VALUES: dict[str, Callable[[KeptResponse, Shape], Any]] = {
     "messages": lambda item, _: to_messages(item.row.parsed.prompt or (), item.text),
     "prompt": lambda item, _: to_messages(item.row.parsed.prompt or ()),
     "completion": lambda item, _: to_messages((), item.text),

@@ -112,7 +112,7 @@ def rows_within(bytes_per_shard: int, rows_per_shard: int, *, rows: int, text_by
     return max(1, min(rows_per_shard, bytes_per_shard * rows // text_bytes))
 
 
-class Shard(NamedTuple):
+class OutputShard(NamedTuple):
     """A published shard; the manifest lists all but `memory_bytes`."""
 
     name: str

@@ -18,9 +18,9 @@ from pipelines.corpus import is_seekable, original_columns, unit_of
 from pipelines.errors import InputError, carrying_errors
 from pipelines.export.hf_features import memory_bytes
 from pipelines.export.kept_columns import is_plain, read_tables, text_bytes
-from pipelines.export.kept_rows import Texts, changed, read_kept, read_rejected
+from pipelines.export.kept_rows import RejectedTexts, input_changed, read_kept, read_rejected
 from pipelines.export.output_columns import Shape, schema_of, to_table
-from pipelines.export.shards import Shard, SplitPlans, plan_shards, rows_at_once, rows_within
+from pipelines.export.shards import OutputShard, SplitPlans, plan_shards, rows_at_once, rows_within
 from pipelines.export.train_test_split import Split
 from pipelines.plan import Plan, plan_at
 from pipelines.runtime.arrow_ipc import Tag, from_ipc, to_ipc
@@ -38,14 +38,14 @@ _ROW_GROUP_BYTES = 32 * 2**20  # of text; readers expect 100 MB at most, and thr
 _TEXTS = pa.schema([("key_high", pa.uint64()), ("key_low", pa.uint64()), ("text", pa.large_string())])
 
 
-Place = tuple[int, int, int]  # file, unit, fragment
+FragmentPlace = tuple[int, int, int]  # file, unit, fragment
 _Part = tuple[int, bytes]  # of a job: rows or texts, as the tag says
 _KEPT, _TEXT = Tag(b"k"), Tag(b"t")
 
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
 class Export(beam.PTransform):  # type: ignore[misc]
-    """{kept: KeptUnit, files, schemas} → `Shard`s, published."""
+    """{kept: KeptUnit, files, schemas} → `OutputShard`s, published."""
 
     plan_path: str
     output: str
@@ -64,14 +64,14 @@ class Export(beam.PTransform):  # type: ignore[misc]
         shards = once | "PlanShards" >> beam.Map(make_shard_plans, self.plan_path, self.split, bounds, *told)
         schemas: Any = []
         if self.shape.has_input_columns:
-            schemas = AsSingleton(selected["schemas"] | "ListSchemas" >> Gather(first_places))
+            schemas = AsSingleton(selected["schemas"] | "ListSchemas" >> Gather(merge_schema_places))
         jobs = shards | "ListJobs" >> beam.FlatMap(list_jobs).with_output_types(_Part)
-        deal_kept = beam.FlatMap(deal, self.needs, self.split, AsSingleton(shards)).with_output_types(_Part)
-        pieces = kept | "DealKept" >> deal_kept
+        deal = beam.FlatMap(deal_kept, self.needs, self.split, AsSingleton(shards)).with_output_types(_Part)
+        pieces = kept | "DealKept" >> deal
         work = [pieces, jobs]
         if self.needs.other:
             fetch = FetchRejected(self.plan_path, self.needs)
-            find = beam.FlatMap(rejected_elsewhere, self.needs).with_output_types(tuple[int, _Part])
+            find = beam.FlatMap(find_rejected_elsewhere, self.needs).with_output_types(tuple[int, _Part])
             wanted = pieces | "FindRejected" >> find | "GroupRejects" >> beam.GroupByKey()
             work.append(wanted | "FetchRejected" >> beam.ParDo(fetch).with_output_types(_Part))
         grouped = work | "AllParts" >> beam.Flatten() | "GroupByJob" >> beam.GroupByKey()
@@ -112,9 +112,9 @@ def make_shard_plans(
     return SplitPlans(dict(zip(split.names, plans, strict=True)), at_once)
 
 
-def first_places(schemas: Iterable[list[tuple[str, Place]]]) -> list[tuple[str, Place]]:
+def merge_schema_places(schemas: Iterable[list[tuple[str, FragmentPlace]]]) -> list[tuple[str, FragmentPlace]]:
     """Distinct schemas, each with the first place (file, unit, fragment) in the corpus that has it; mergeable."""
-    first: dict[str, Place] = {}
+    first: dict[str, FragmentPlace] = {}
     for schema, place in itertools.chain.from_iterable(schemas):
         first[schema] = min(first.get(schema, place), place)
     return list(first.items())
@@ -125,14 +125,14 @@ def list_jobs(shards: SplitPlans) -> list[_Part]:
     return [(job, b"") for job in range(shards.jobs)]
 
 
-def deal(kept: KeptUnit, needs: Needs, split: Split, shards: SplitPlans) -> Iterator[_Part]:
+def deal_kept(kept: KeptUnit, needs: Needs, split: Split, shards: SplitPlans) -> Iterator[_Part]:
     """A unit's kept responses → (job, its piece of them, a `KeptUnit`)."""
     for name, rows in zip(split.names, split.parts(unpack([kept.kept], needs)), strict=True):
         for job, start, end in shards.pieces(name, kept.file, kept.unit, len(rows)):
             yield job, _KEPT.add(kept._replace(kept=pack(rows.take(np.arange(start, end)), needs)).to_bytes())
 
 
-def rejected_elsewhere(piece: _Part, needs: Needs) -> Iterator[tuple[int, _Part]]:
+def find_rejected_elsewhere(piece: _Part, needs: Needs) -> Iterator[tuple[int, _Part]]:
     """(file, (job, pairs whose rejected response lies in it)), for other files than the chosen one's."""
     job, kept = piece[0], KeptUnit.from_bytes(_KEPT.remove(piece[1]))
     rows = unpack([kept.kept], needs)
@@ -168,8 +168,8 @@ class WriteShards(beam.DoFn):  # type: ignore[misc]
     needs: Needs
 
     def process(
-        self, element: tuple[int, Iterable[bytes]], shards: SplitPlans, schemas: list[tuple[str, Place]]
-    ) -> Iterator[Shard]:
+        self, element: tuple[int, Iterable[bytes]], shards: SplitPlans, schemas: list[tuple[str, FragmentPlace]]
+    ) -> Iterator[OutputShard]:
         job, parts = element[0], list(element[1])
         in_order = sorted(schemas, key=lambda entry: entry[1])  # columns in order of their first appearance
         original = original_columns.unify(original_columns.load(text) for text, _ in in_order)
@@ -184,12 +184,12 @@ class WriteShards(beam.DoFn):  # type: ignore[misc]
             pieces = sorted(map(KeptUnit.from_bytes, _KEPT.select(parts)))
             texts = _texts(_TEXT.select(parts))
             tables = self._read(pieces, texts, schema, shards.rows_at_once)
-            kept = Rows(tables)
+            kept = RowQueue(tables)
             for name, rows in shards.shards_of(job):
                 yield self._write(name, schema, kept, rows)
 
     def _read(
-        self, pieces: Sequence[KeptUnit], texts: Texts, schema: pa.Schema, at_once: Mapping[int, int]
+        self, pieces: Sequence[KeptUnit], texts: RejectedTexts, schema: pa.Schema, at_once: Mapping[int, int]
     ) -> Iterator[pa.Table]:
         plan = plan_at(self.plan_path)
         plain = pa.schema([field.remove_metadata() for field in schema.remove_metadata()])
@@ -198,7 +198,7 @@ class WriteShards(beam.DoFn):  # type: ignore[misc]
             wanted, file = unpack([piece.kept], self.needs), plan.files[piece.file]
             unit = unit_of(file, piece.unit)
             if unit is None:
-                raise changed(file)
+                raise input_changed(file)
             if is_plain(file, plan.mapping, self.shape):
                 most = at_once[piece.file]
                 yield from read_tables(file, unit, plan.mapping, wanted, self.shape, plain, most_rows=most)
@@ -210,11 +210,11 @@ class WriteShards(beam.DoFn):  # type: ignore[misc]
 
         return read_ahead([partial(read, piece) for piece in pieces], most=_TABLES_AHEAD)
 
-    def _rejected_here(self, plan: Plan, file: int, wanted: Candidates) -> Texts:
+    def _rejected_here(self, plan: Plan, file: int, wanted: Candidates) -> RejectedTexts:
         here = wanted.take(wanted.other_file == file)
         return {(high, low): text for high, low, text in read_rejected(plan, file, here)}
 
-    def _write(self, name: str, schema: pa.Schema, kept: Rows, rows: int) -> Shard:
+    def _write(self, name: str, schema: pa.Schema, kept: RowQueue, rows: int) -> OutputShard:
         written = size = in_memory = 0
 
         def write(file: BinaryIO) -> None:
@@ -240,7 +240,7 @@ class WriteShards(beam.DoFn):  # type: ignore[misc]
             size = file.tell()
 
         digest = create_or_equal(join(self.output, name), write)
-        return Shard(name, rows, size, digest, in_memory)
+        return OutputShard(name, rows, size, digest, in_memory)
 
 
 def _texts(parts: Iterable[bytes]) -> dict[tuple[int, int], str]:
@@ -249,7 +249,7 @@ def _texts(parts: Iterable[bytes]) -> dict[tuple[int, int], str]:
     return dict(zip(zip(high, low, strict=True), text, strict=True))
 
 
-class Rows:
+class RowQueue:
     """Tables, one after the other, of which the next rows can be taken."""
 
     def __init__(self, tables: Iterator[pa.Table]) -> None:
@@ -270,7 +270,7 @@ class Rows:
         return whole.slice(0, count).combine_chunks()
 
 
-def row_groups(kept: Rows, rows: int) -> Iterator[pa.Table]:
+def row_groups(kept: RowQueue, rows: int) -> Iterator[pa.Table]:
     """The next `rows` kept responses as tables of about `_ROW_GROUP_BYTES` of text."""
     parts: list[pa.Table] = []
     size = 0

@@ -72,7 +72,7 @@ def read_manifest(output: str) -> dict[str, Any] | None:
     return value
 
 
-def written(output: str) -> dict[str, Any]:
+def require_manifest(output: str) -> dict[str, Any]:
     """The manifest of a run that has ended well. Raises `StorageError` where there is none all the same."""
     manifest = read_manifest(output)
     if manifest is None:
@@ -82,7 +82,7 @@ def written(output: str) -> dict[str, Any]:
     return manifest
 
 
-def complete(output: str) -> dict[str, Any] | None:
+def read_complete_manifest(output: str) -> dict[str, Any] | None:
     """The manifest of an output whose every shard is there in full size, else None."""
     manifest = read_manifest(output)
     if manifest is None:

@@ -12,7 +12,7 @@ import yaml
 
 from pipelines.export.hf_features import features_of
 from pipelines.export.output_columns import COLUMNS as _SHAPES
-from pipelines.export.shards import Shard
+from pipelines.export.shards import OutputShard
 from pipelines.export.train_test_split import TRAIN
 
 _CARD = """\
@@ -62,7 +62,9 @@ _TAGS = {"messages": ["sft"], "prompt_completion": ["sft"], "preference": ["pref
 _THOUSANDS = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
 
 
-def render(manifest: Mapping[str, Any], shards: Sequence[Shard], schema: pa.Schema, *, license: str | None) -> str:
+def render(
+    manifest: Mapping[str, Any], shards: Sequence[OutputShard], schema: pa.Schema, *, license: str | None
+) -> str:
     """The card for a manifest, its shards and their columns. Holds numbers and settings, no row text."""
     header: dict[str, Any] = {
         "configs": [{"config_name": "default", "data_files": _data_files(shards)}],
@@ -93,16 +95,16 @@ def render(manifest: Mapping[str, Any], shards: Sequence[Shard], schema: pa.Sche
     )
 
 
-def _splits(shards: Sequence[Shard]) -> list[str]:
+def _splits(shards: Sequence[OutputShard]) -> list[str]:
     """Those with rows, `train` first: `datasets` loads nothing at all where one of the splits is empty."""
     return sorted({shard.split for shard in shards if shard.rows}, reverse=True) or [TRAIN]
 
 
-def _data_files(shards: Sequence[Shard]) -> list[dict[str, str]]:
+def _data_files(shards: Sequence[OutputShard]) -> list[dict[str, str]]:
     return [{"split": name, "path": f"data/{name}-*"} for name in _splits(shards)]
 
 
-def _dataset_info(shards: Sequence[Shard], schema: pa.Schema) -> dict[str, Any]:
+def _dataset_info(shards: Sequence[OutputShard], schema: pa.Schema) -> dict[str, Any]:
     """What `datasets` writes of a data set that it uploads; it refuses to load other numbers of rows than these."""
     features = features_of(schema)
     splits = [

@@ -37,7 +37,7 @@ _REMEDIES = {
 }
 
 
-class Pushed(NamedTuple):
+class PushResult(NamedTuple):
     """Where an output lies on the Hub, and whether this run has put it there."""
 
     url: str
@@ -61,7 +61,7 @@ def check(hub: HubConfig | None) -> None:
         )
 
 
-def push(output: str, hub: HubConfig, manifest: Mapping[str, Any]) -> Pushed:
+def push(output: str, hub: HubConfig, manifest: Mapping[str, Any]) -> PushResult:
     """Upload a finished local output, unless the repository holds just this.
 
     At most 256 files, and with a client older than 2.0 any number, become one commit; more of them become several, which the next
@@ -78,16 +78,16 @@ def push(output: str, hub: HubConfig, manifest: Mapping[str, Any]) -> Pushed:
     there = {**at, "revision": hub.revision}
     url = f"{api.endpoint}/datasets/{hub.repo}" + (f"/tree/{hub.revision}" if hub.revision else "")
     private = hub.private is not False
-    _again(lambda: api.create_repo(**at, private=private, exist_ok=True), "create", hub)
+    _retry(lambda: api.create_repo(**at, private=private, exist_ok=True), "create", hub)
     if hub.revision is not None:
-        _again(lambda: api.create_branch(**at, branch=hub.revision, exist_ok=True), "create the branch of", hub)
-    remote = _again(lambda: _listed(api.list_repo_tree(**there, recursive=True)), "list", hub)
+        _retry(lambda: api.create_branch(**at, branch=hub.revision, exist_ok=True), "create the branch of", hub)
+    remote = _retry(lambda: _list_files(api.list_repo_tree(**there, recursive=True)), "list", hub)
     local = _local_files(output, manifest)
     shards = sorted(name for name in remote if any(fnmatch(name, pattern) for pattern in _SHARDS))
     if _MANIFEST not in remote:
         _refuse_others(shards, output, local, remote, hub)
     if set(shards) <= local.keys() and all(_same(output, name, local, remote) for name in local):
-        return Pushed(url, fresh=False)
+        return PushResult(url, fresh=False)
     log.info("uploading %d files to %s", len(local), url)
     upload = lambda: api.upload_folder(  # noqa: E731
         **there,
@@ -96,8 +96,8 @@ def push(output: str, hub: HubConfig, manifest: Mapping[str, Any]) -> Pushed:
         delete_patterns=_SHARDS,
         commit_message="Upload a data set curated by bestkept",
     )
-    _again(upload, "upload to", hub)
-    return Pushed(url, fresh=True)
+    _retry(upload, "upload to", hub)
+    return PushResult(url, fresh=True)
 
 
 def _local_files(output: str, manifest: Mapping[str, Any]) -> dict[str, int]:
@@ -106,7 +106,7 @@ def _local_files(output: str, manifest: Mapping[str, Any]) -> dict[str, int]:
     return {name: os.path.getsize(path) for name in names if os.path.isfile(path := os.path.join(output, name))}
 
 
-def _listed(entries: Any) -> dict[str, Any]:
+def _list_files(entries: Any) -> dict[str, Any]:
     return {entry.path: entry for entry in entries if hasattr(entry, "blob_id")}  # folders have none
 
 
@@ -142,7 +142,7 @@ def _same(
     return bool(there.blob_id == blob.hexdigest())
 
 
-def _again(step: Callable[[], Result], doing: str, hub: HubConfig) -> Result:
+def _retry(step: Callable[[], Result], doing: str, hub: HubConfig) -> Result:
     """What `step` returns, tried again while the failure may pass; the client's texts are never passed on."""
     for attempt in range(1, _ATTEMPTS + 1):
         try:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.config import RunConfig
 from pipelines.corpus import InputFile
-from pipelines.export.shards import Shard
+from pipelines.export.shards import OutputShard
 from pipelines.export.train_test_split import TRAIN
 from pipelines.plan import Plan, name_of
 from pipelines.score.ensemble import Standards
@@ -69,7 +69,7 @@ def make_manifest(
     totals: Totals,
     summary: SelectionSummary,
     files: Sequence[tuple[int, list[FragmentFacts]]],
-    shards: Sequence[Shard],
+    shards: Sequence[OutputShard],
     rejected: Sequence[str],
 ) -> dict[str, Any]:
     """The manifest: inputs by content, model by fingerprint, settings, counts and shards; no times, no places."""
@@ -100,7 +100,7 @@ def make_manifest(
     }
 
 
-def rows_of_splits(shards: Iterable[Shard]) -> dict[str, int]:
+def rows_of_splits(shards: Iterable[OutputShard]) -> dict[str, int]:
     """The rows of each split by its name; `train` comes first."""
     rows = {TRAIN: 0}
     for shard in shards:

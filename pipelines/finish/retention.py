@@ -25,11 +25,11 @@ from pipelines.finish.versions import (
     REMOVING,
     RUNS,
     VERSIONS,
-    Run,
-    numbers,
+    RunRecord,
     path_of,
     read_latest,
     read_runs,
+    run_numbers,
     run_path,
 )
 from pipelines.score import score_files
@@ -49,7 +49,7 @@ class Version:
     """One of the outputs under a root."""
 
     id: str
-    run: Run | None  # the last that began to make it
+    run: RunRecord | None  # the last that began to make it
     manifest: dict[str, Any] | None  # None where it is not complete
     going: bool = False  # whether a removal of it has begun
 
@@ -59,7 +59,7 @@ class Version:
 
 
 @dataclass
-class Cleaned:
+class CleanResult:
     """What was removed, or would be."""
 
     root: str
@@ -68,7 +68,7 @@ class Cleaned:
     scores: list[str] = field(default_factory=list)  # names below the root's scores
 
 
-def clean(root: str, *, keep: int, unfinished_days: float, scores: bool, dry_run: bool) -> Cleaned:
+def clean(root: str, *, keep: int, unfinished_days: float, scores: bool, dry_run: bool) -> CleanResult:
     """Remove all but the `keep` newest complete versions and what else must stay; unfinished versions, and scores, when they are
     `unfinished_days` old. Raises `InputError` for a directory that is no root of versions, `StorageError`."""
     root = absolute(root).rstrip("/")
@@ -77,7 +77,7 @@ def clean(root: str, *, keep: int, unfinished_days: float, scores: bool, dry_run
     every = list_versions(root)
     staying = kept_of(every, keep=keep, latest=_latest(root), before=before)
     going = [version for version in every if version.id not in staying]
-    cleaned = Cleaned(root, kept=[version.id for version in every if version.id in staying])
+    cleaned = CleanResult(root, kept=[version.id for version in every if version.id in staying])
     for version in reversed(going):  # the oldest first
         if dry_run or remove_version(root, version):
             cleaned.versions.append(version.id)
@@ -92,7 +92,7 @@ def clean(root: str, *, keep: int, unfinished_days: float, scores: bool, dry_run
 
 
 def _refuse_others(root: str) -> None:
-    if size_of(join(root, LATEST)) is None and not numbers(root):
+    if size_of(join(root, LATEST)) is None and not run_numbers(root):
         raise InputError(
             f"{root} is no root of versions: it has neither {LATEST} nor {RUNS}/; give the output.path of runs with "
             "output.versions=true"
@@ -127,7 +127,7 @@ def kept_of(every: Iterable[Version], *, keep: int, latest: str | None, before: 
     return {*complete[:keep], *young, *([] if latest is None else [latest])}
 
 
-def _older(run: Run | None, before: datetime) -> bool:
+def _older(run: RunRecord | None, before: datetime) -> bool:
     return run is not None and run.started < before
 
 

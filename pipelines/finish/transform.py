@@ -15,10 +15,10 @@ from apache_beam.pvalue import AsIter, AsSingleton
 from pipelines.config import RunConfig
 from pipelines.corpus import place_of
 from pipelines.errors import carrying_errors
-from pipelines.export.shards import Shard
+from pipelines.export.shards import OutputShard
 from pipelines.finish import dataset_card
 from pipelines.finish.manifest import controls, make_manifest, model_of, rows_of_splits, warnings_of
-from pipelines.finish.versions import Turn, point
+from pipelines.finish.versions import VersionRun, set_latest
 from pipelines.plan import plan_at
 from pipelines.report.write import write_report
 from pipelines.runtime.arrow_ipc import from_ipc
@@ -50,7 +50,7 @@ class Finish(beam.PTransform):  # type: ignore[misc]
 
     plan_path: str
     config: RunConfig
-    turn: Turn | None = None  # of a run that writes a version
+    turn: VersionRun | None = None  # of a run that writes a version
 
     def expand(self, parts: dict[str, Any]) -> Any:
         rejected = (
@@ -114,7 +114,7 @@ class WriteRejected(beam.DoFn):  # type: ignore[misc]
 class PublishManifest(beam.DoFn):  # type: ignore[misc]
     plan_path: str
     config: RunConfig
-    turn: Turn | None = None
+    turn: VersionRun | None = None
 
     def process(
         self,
@@ -122,7 +122,7 @@ class PublishManifest(beam.DoFn):  # type: ignore[misc]
         totals: Totals,
         summary: SelectionSummary,
         files: Iterable[tuple[int, list[FragmentFacts]]],
-        shards: Iterable[Shard],
+        shards: Iterable[OutputShard],
         rejected: Iterable[str],
         curve: Curve | None = None,
         standards: Standards | None = None,
@@ -153,11 +153,11 @@ class PublishManifest(beam.DoFn):  # type: ignore[misc]
             ]:  # of the manifest as it is read; the launcher, which may not be waiting, adds throughput
                 write_report(output, json.loads(content), run=None)
             create_or_equal(join(output, "manifest.json"), content)
-            point(self.turn)
+            set_latest(self.turn)
             yield manifest
 
 
-def first_schema(output: str, shards: Sequence[Shard]) -> pa.Schema:
+def first_schema(output: str, shards: Sequence[OutputShard]) -> pa.Schema:
     """The columns of the data set, as its first shard has them."""
     with open_for_reading(join(output, shards[0].name)) as file:
         return pq.read_schema(file)

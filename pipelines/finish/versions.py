@@ -34,7 +34,7 @@ _ID_LENGTH = 16
 ID = re.compile(f"[0-9a-f]{{{_ID_LENGTH}}}")
 
 
-class Turn(NamedTuple):
+class VersionRun(NamedTuple):
     """A run's place in the order of the runs under one root, and the version that it makes."""
 
     root: str
@@ -47,7 +47,7 @@ class Turn(NamedTuple):
         return path_of(self.root, self.version)
 
 
-class Run(NamedTuple):
+class RunRecord(NamedTuple):
     """What a run has left of itself in `runs/`."""
 
     number: int
@@ -76,7 +76,7 @@ def version_of(plans: Plans, selection: str) -> str:
     return digest({"inputs": plans.whole.content_hash, "files": files, "selection": selection})[:_ID_LENGTH]
 
 
-def take_turn(config: RunConfig, plans: Plans, selection: str) -> Turn | None:
+def take_turn(config: RunConfig, plans: Plans, selection: str) -> VersionRun | None:
     """The turn of a run that is about to begin; None where outputs have no versions.
 
     That of the run that has set `latest.json` where it names this version: nothing moves then. Raises `StorageError` where the
@@ -87,7 +87,7 @@ def take_turn(config: RunConfig, plans: Plans, selection: str) -> Turn | None:
     root, version = absolute(config.path), version_of(plans, selection)
     latest = read_latest(root)
     if latest is not None and latest.version == version:
-        return Turn(root, version, latest.number)
+        return VersionRun(root, version, latest.number)
     every = (plans.whole, *plans.members)
     return _next_turn(
         root,
@@ -98,10 +98,10 @@ def take_turn(config: RunConfig, plans: Plans, selection: str) -> Turn | None:
     )
 
 
-def _next_turn(root: str, version: str, latest: Latest | None, **known: Sequence[str]) -> Turn:
+def _next_turn(root: str, version: str, latest: Latest | None, **known: Sequence[str]) -> VersionRun:
     content = {"format": FORMAT, "version": version, "started": datetime.now(UTC).isoformat(), **known}
     publish.sweep((root, join(root, RUNS)))
-    number = 1 + max([latest.number if latest else 0, *numbers(root)])
+    number = 1 + max([latest.number if latest else 0, *run_numbers(root)])
     while not publish.create(run_path(root, number), to_json(content)):
         number += 1
     # looked at last, since whoever removes looks at the runs after saying so: one of the two sees the other
@@ -110,10 +110,10 @@ def _next_turn(root: str, version: str, latest: Latest | None, **known: Sequence
             f"{path_of(root, version)} is being removed by `bestkept clean {root}`; wait for its end, or run that once more "
             "where it was interrupted, and then the same command again"
         )
-    return Turn(root, version, number)
+    return VersionRun(root, version, number)
 
 
-def placed(config: RunConfig, turn: Turn | None) -> RunConfig:
+def into_version(config: RunConfig, turn: VersionRun | None) -> RunConfig:
     """The configuration of a run that writes its version, with scores where all versions have them."""
     if turn is None:
         return config
@@ -122,7 +122,7 @@ def placed(config: RunConfig, turn: Turn | None) -> RunConfig:
     return config.model_copy(update={"scores": scores, "output": output})
 
 
-def point(turn: Turn | None) -> bool:
+def set_latest(turn: VersionRun | None) -> bool:
     """Let `latest.json` name a version whose manifest is there, unless a later run has set it; whether it names this one then.
 
     May be called again, and at once by several: the largest number stands.
@@ -143,20 +143,20 @@ def point(turn: Turn | None) -> bool:
     path = join(turn.root, LATEST)
 
     def accept(data: bytes) -> bool | None:
-        latest = _latest(data)
+        latest = _parse_latest(data)
         if latest is None or latest.number < turn.number:
             return None
         if (latest.version, latest.number) == (turn.version, turn.number) and latest.manifest != content["manifest"]:
             return None  # set by this run, to a manifest that has been replaced
         return latest.version == turn.version
 
-    with _alone(turn.root):
+    with _locked(turn.root):
         existing = read_bytes(path)  # first: a pointer that stands is not written to
         standing = None if existing is None else accept(existing)
         return publish.settle(path, to_json(content), accepts=accept, ours=True) if standing is None else standing
 
 
-def is_latest(turn: Turn | None) -> bool:
+def is_latest(turn: VersionRun | None) -> bool:
     """Whether a run's output is what `latest.json` names; without versions, it always is."""
     latest = None if turn is None else read_latest(turn.root)
     return turn is None or (latest is not None and latest.version == turn.version)
@@ -165,7 +165,7 @@ def is_latest(turn: Turn | None) -> bool:
 def read_latest(root: str) -> Latest | None:
     """What `latest.json` says; None where there is none, or one that says nothing (a run replaces it)."""
     data = read_bytes(join(root, LATEST))
-    return None if data is None else _latest(data)
+    return None if data is None else _parse_latest(data)
 
 
 def latest_path(root: str) -> str:
@@ -187,14 +187,14 @@ def latest_path(root: str) -> str:
     )
 
 
-def followed(output: str) -> str:
+def latest_or_self(output: str) -> str:
     """An output as it is, or the latest version under a root of versions."""
     if size_of(join(output, "manifest.json")) is None and size_of(join(output, LATEST)) is not None:
         return latest_path(output)
     return output
 
 
-def numbers(root: str) -> list[int]:
+def run_numbers(root: str) -> list[int]:
     """Of all runs that have left something."""
     stems = [name.removesuffix(".json") for name in names_in(join(root, RUNS))]
     return sorted(int(stem) for stem in stems if stem.isdecimal())
@@ -204,17 +204,17 @@ def run_path(root: str, number: int) -> str:
     return join(root, RUNS, f"{number:06d}.json")
 
 
-def read_runs(root: str) -> list[Run]:
+def read_runs(root: str) -> list[RunRecord]:
     """All runs by their number. Raises `StorageError` for one that says nothing."""
     runs = []
-    for number in numbers(root):
+    for number in run_numbers(root):
         data = read_bytes(run_path(root, number))
         if data is None:  # removed meanwhile
             continue
         try:
             own = json.loads(data)
             started = datetime.fromisoformat(own["started"])
-            runs.append(Run(number, own["version"], started, tuple(own["plans"]), tuple(own["fingerprints"])))
+            runs.append(RunRecord(number, own["version"], started, tuple(own["plans"]), tuple(own["fingerprints"])))
         except (ValueError, KeyError, TypeError) as error:
             raise StorageError(
                 f"{run_path(root, number)} is damaged; remove it and run the same command again"
@@ -222,7 +222,7 @@ def read_runs(root: str) -> list[Run]:
     return runs
 
 
-def _latest(data: bytes) -> Latest | None:
+def _parse_latest(data: bytes) -> Latest | None:
     try:
         own: Mapping[str, Any] = json.loads(data)
         latest = Latest(str(own["version"]), str(own["manifest"]), int(own["run"]))
@@ -232,7 +232,7 @@ def _latest(data: bytes) -> Latest | None:
 
 
 @contextmanager
-def _alone(root: str) -> Iterator[None]:
+def _locked(root: str) -> Iterator[None]:
     """On a local disk, one process at a time: a rename cannot be told to replace one content only, as object stores can."""
     if not is_local(root):
         yield

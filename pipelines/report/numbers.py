@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.report.histogram import Histogram
-from pipelines.report.observations import OTHERS, Observed
-from pipelines.report.prompt_numbers import by_length, by_prompt, disagreement, gold_means, named
+from pipelines.report.observations import OTHERS, Observations
+from pipelines.report.prompt_numbers import by_length, by_prompt, disagreement, gold_means, list_prompts
 
 FORMAT = 1
 _SHOWN_BINS = 48
@@ -29,7 +29,7 @@ Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Facts:
+class ReportSettings:
     """What there is to know beside the rows."""
 
     unit: str  # of sizes: tokens | characters
@@ -38,10 +38,10 @@ class Facts:
     ensemble: bool
 
 
-def figures(observed: Observed, facts: Facts) -> dict[str, Any]:
+def report_numbers(observed: Observations, facts: ReportSettings) -> dict[str, Any]:
     """All of `report.json`, as plain JSON values; floats rounded to 7 significant digits."""
     sample, sources = observed.sample, _sources(observed)
-    shown = _shown(observed, [one["name"] for one in sources if not one["others"]])
+    shown = _histogram_to_draw(observed, [one["name"] for one in sources if not one["others"]])
     found = {
         "format": FORMAT,
         "unit": facts.unit,
@@ -55,13 +55,13 @@ def figures(observed: Observed, facts: Facts) -> dict[str, Any]:
         "length": by_length(sample),
         "disagreement": disagreement(sample) if facts.ensemble else None,
         "gold_means": gold_means(sample) if facts.gold is not None else None,
-        "prompts": named(sample),
+        "prompts": list_prompts(sample),
     }
-    rounded: dict[str, Any] = _rounded(found)
+    rounded: dict[str, Any] = _round(found)
     return rounded
 
 
-def _sides(observed: Observed) -> dict[str, Any]:
+def _sides(observed: Observations) -> dict[str, Any]:
     """Rows, sizes and response lengths of what was kept and what was not."""
     counts, sizes = observed.counts(), observed.sizes()
     return {
@@ -74,7 +74,7 @@ def _sides(observed: Observed) -> dict[str, Any]:
     }
 
 
-def _sources(observed: Observed) -> list[dict[str, Any]]:
+def _sources(observed: Observations) -> list[dict[str, Any]]:
     """Rows and sizes by source, the largest first; the smaller ones together, last."""
     counts, sizes = observed.counts(), observed.sizes()
     names = {source for source, _ in observed.sides}
@@ -96,7 +96,7 @@ def _sources(observed: Observed) -> list[dict[str, Any]]:
     return [*(row(name) for name in shown), *([row(None, rest)] if rest else [])]
 
 
-def _shown(observed: Observed, sources: Sequence[str | None]) -> dict[str, Any] | None:
+def _histogram_to_draw(observed: Observations, sources: Sequence[str | None]) -> dict[str, Any] | None:
     """The histogram, also that of these sources, in about `_SHOWN_BINS` bins; what lies beyond either end is counted
     in the first and last of them."""
     whole = observed.histogram
@@ -143,7 +143,7 @@ def _shown(observed: Observed, sources: Sequence[str | None]) -> dict[str, Any] 
     }
 
 
-def _yield(observed: Observed, thresholds: Sequence[float]) -> list[dict[str, Any]]:
+def _yield(observed: Observations, thresholds: Sequence[float]) -> list[dict[str, Any]]:
     """What these thresholds would keep of the whole corpus: rows, size and mean reward (bins' middles)."""
     whole: Histogram = observed.histogram
     counts: Integers = np.sum(list(whole.counts.values()), axis=0)
@@ -160,11 +160,11 @@ def _yield(observed: Observed, thresholds: Sequence[float]) -> list[dict[str, An
     return points
 
 
-def _rounded(value: Any) -> Any:
+def _round(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _rounded(part) for key, part in value.items()}
+        return {key: _round(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_rounded(part) for part in value]
+        return [_round(part) for part in value]
     if isinstance(value, float):
         return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
     return value

@@ -51,7 +51,7 @@ Side = tuple[str | None, bool]
 
 
 @dataclass(frozen=True)
-class Observed:
+class Observations:
     """A part of the corpus. Groups of the histogram are positions in `sides`."""
 
     sides: tuple[Side, ...] = ()
@@ -63,7 +63,7 @@ class Observed:
     sample: pa.Table = field(default_factory=ROWS.empty_table)  # whole prompts
 
     @classmethod
-    def of(cls, rows: pa.Table) -> Observed:
+    def of(cls, rows: pa.Table) -> Observations:
         """Of scored responses in the columns of `ROWS`; sources may come dictionary-encoded."""
         sides, groups = _sides(rows)
         lengths = np.bincount(groups, weights=_numbers(rows, "length"), minlength=len(sides))
@@ -83,12 +83,12 @@ class Observed:
         return {self.sides[group]: int(own.sum()) for group, own in self.histogram.sizes.items()}
 
 
-def merge_observed(parts: Iterable[Observed]) -> Observed:
+def merge_observations(parts: Iterable[Observations]) -> Observations:
     """All parts as one; of more than `SOURCES` sources those with the smallest hashes stay, the others are one."""
     some = [part for part in parts if part.sides]
     if not some:
-        return Observed()
-    named = _told_apart({source for part in some for source, _ in part.sides})
+        return Observations()
+    named = _name_sources({source for part in some for source, _ in part.sides})
     sides = sorted({(named[source], kept) for part in some for source, kept in part.sides}, key=_side_order)
     at = {side: number for number, side in enumerate(sides)}
     lengths: dict[Side, int] = {}
@@ -99,7 +99,7 @@ def merge_observed(parts: Iterable[Observed]) -> Observed:
         for (source, kept), total in part.lengths.items():
             side = (named[source], kept)
             lengths[side] = lengths.get(side, 0) + total
-    return Observed(
+    return Observations(
         tuple(sides),
         merge_histograms(histograms),
         {side: lengths[side] for side in sides},
@@ -126,7 +126,7 @@ def extremes_of(rows: pa.Table) -> pa.Table:
             order = np.lexsort((*_ties(rows, likely), sign * reward[likely]))
             chosen.append(likely[order[:EXTREMES]])
     every = np.unique(np.concatenate(chosen))
-    return _taken(rows, every[np.lexsort(_ties(rows, every))])
+    return _take(rows, every[np.lexsort(_ties(rows, every))])
 
 
 def sample_of(rows: pa.Table) -> pa.Table:
@@ -154,7 +154,7 @@ def sample_of(rows: pa.Table) -> pa.Table:
     begun = np.cumsum(few)[few] - 1  # rows before this one
     prompt = np.cumsum(first) - 1
     before = begun[first][prompt]  # rows before this one's prompt
-    return _taken(rows, chosen[before < SAMPLE_ROWS])
+    return _take(rows, chosen[before < SAMPLE_ROWS])
 
 
 def _prompts_fill(chance: npt.NDArray[np.uint64]) -> bool:
@@ -168,7 +168,7 @@ def _sides(rows: pa.Table) -> tuple[tuple[Side, ...], npt.NDArray[np.int64]]:
     labels = to_labels(rows["source"])
     numbers = 2 * (labels.codes.astype(np.int64) + 1) + _kept(rows)
     there = np.flatnonzero(np.bincount(numbers)).tolist()
-    named = _told_apart({labels.name_of((number >> 1) - 1) for number in there})
+    named = _name_sources({labels.name_of((number >> 1) - 1) for number in there})
     wanted = {number: (named[labels.name_of((number >> 1) - 1)], bool(number & 1)) for number in there}
     sides = sorted(set(wanted.values()), key=_side_order)
     groups = np.zeros(max(there, default=0) + 1, np.int64)
@@ -177,7 +177,7 @@ def _sides(rows: pa.Table) -> tuple[tuple[Side, ...], npt.NDArray[np.int64]]:
     return tuple(sides), groups[numbers]
 
 
-def _told_apart(sources: set[str | None]) -> dict[str | None, str | None]:
+def _name_sources(sources: set[str | None]) -> dict[str | None, str | None]:
     """Each source → the name it goes by."""
     real = sorted(
         (source for source in sources if source is not None and source != OTHERS),
@@ -194,7 +194,7 @@ def _side_order(side: Side) -> tuple[bool, str, bool]:
     return source is not None, source or "", kept
 
 
-def _taken(rows: pa.Table, chosen: npt.NDArray[np.intp]) -> pa.Table:
+def _take(rows: pa.Table, chosen: npt.NDArray[np.intp]) -> pa.Table:
     return rows.take(pa.array(chosen)).cast(ROWS)
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.report.observations import key_text
-from pipelines.report.samples import prompts_of
+from pipelines.report.samples import prompt_bounds
 from pipelines.select.length_correction import HashSample, fit
 
 _LENGTH_BINS = 12  # at the most
@@ -26,7 +26,7 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class _Prompt:
+class _PromptResponses:
     """The responses to one prompt [N]."""
 
     key: str
@@ -59,22 +59,22 @@ def by_prompt(sample: pa.Table, *, temperature: float | None) -> dict[str, Any]:
     }
 
 
-def _prompts(sample: pa.Table) -> list[_Prompt]:
+def _prompts(sample: pa.Table) -> list[_PromptResponses]:
     reward, length, gold = (sample[name].to_numpy().astype(np.float64) for name in ("reward", "length", "gold"))
     kept, high, low = (sample[name].to_numpy() for name in ("kept", "key_high", "key_low"))
     return [
-        _Prompt(
+        _PromptResponses(
             key_text(int(high[start]), int(low[start])),
             reward[start:end],
             length[start:end],
             kept[start:end].astype(bool),
             gold[start:end],
         )
-        for start, end in prompts_of(sample)
+        for start, end in prompt_bounds(sample)
     ]
 
 
-def _margins(prompts: Sequence[_Prompt], temperature: float | None) -> dict[str, Any] | None:
+def _margins(prompts: Sequence[_PromptResponses], temperature: float | None) -> dict[str, Any] | None:
     """The lead of each prompt's best response over its second best, and, with a temperature, how sure that makes it."""
     both = [np.sort(one.reward)[-2:] for one in prompts if len(one.reward) > 1]
     if not both:
@@ -99,7 +99,7 @@ def _margins(prompts: Sequence[_Prompt], temperature: float | None) -> dict[str,
     return found
 
 
-def _overlap(prompts: Sequence[_Prompt]) -> dict[str, Any] | None:
+def _overlap(prompts: Sequence[_PromptResponses]) -> dict[str, Any] | None:
     """Of the kept responses to prompts that also lose some: the share that the longest would have been, and what chance would
     give."""
     kept = by_length = by_chance = 0.0
@@ -166,10 +166,10 @@ def gold_means(sample: pa.Table) -> dict[str, Any]:
     }
 
 
-def named(sample: pa.Table) -> dict[str, list[list[Any]]]:
+def list_prompts(sample: pa.Table) -> dict[str, list[list[Any]]]:
     """The first prompts of the sample by id: [hash of the response, reward, whether kept] of each response."""
     named: dict[str, list[list[Any]]] = {}
-    for start, end in prompts_of(sample):
+    for start, end in prompt_bounds(sample):
         if start >= _COMPARED_ROWS:
             break
         rows = sample.slice(start, end - start)

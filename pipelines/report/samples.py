@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.corpus import Row
-from pipelines.report.observations import TIES, Observed, key_text
+from pipelines.report.observations import TIES, Observations, key_text
 from rm.conversations import response_hash, to_messages
 
 KINDS = ("top", "bottom", "border", "close")
@@ -23,7 +23,7 @@ whose worst kept and best dropped responses are closest."""
 _MOST_CHARACTERS = 20_000  # of one text
 _MOST_TURNS = 20  # of a prompt, from its end
 
-Place = tuple[int, int, int, int, int]
+ResponsePlace = tuple[int, int, int, int, int]
 """File, unit, row, response, and the hash that the response must have."""
 
 _SCHEMA = pa.schema(
@@ -52,25 +52,25 @@ class Pick(NamedTuple):
 
     kind: str
     number: int
-    place: Place
+    place: ResponsePlace
     known: dict[str, Any]  # columns of `_SCHEMA` that need no text
 
 
-class Told(NamedTuple):
+class SampleText(NamedTuple):
     """What stands at a place."""
 
-    place: Place
+    place: ResponsePlace
     messages: list[dict[str, str]]
     cut: bool
     file: str
     where: str
 
 
-def pick(observed: Observed, count: int) -> list[Pick]:
+def pick(observed: Observations, count: int) -> list[Pick]:
     """`count` responses of each kind; fewer where the corpus has fewer."""
     if not count:
         return []
-    rows = _ordered(observed.extremes)
+    rows = _sort_best_first(observed.extremes)
     kept, dropped = rows.filter(rows["kept"]), rows.filter(pc.invert(rows["kept"]))
     half = count // 2
     border = [kept.slice(max(0, len(kept) - (count - half))), dropped.slice(0, half)]
@@ -84,17 +84,17 @@ def pick(observed: Observed, count: int) -> list[Pick]:
         for kind, table in chosen.items()
         for number, row in enumerate(table.to_pylist())
     ]
-    for number, (margin, *both) in enumerate(closest_calls(observed.sample, count)):
+    for number, (margin, *both) in enumerate(find_closest_calls(observed.sample, count)):
         picks += [_pick("close", number + 1, observed.sample.slice(at, 1).to_pylist()[0], margin) for at in both]
     return picks
 
 
-def closest_calls(sample: pa.Table, count: int) -> list[tuple[float, int, int]]:
+def find_closest_calls(sample: pa.Table, count: int) -> list[tuple[float, int, int]]:
     """(margin, position of the worst kept response, of the best dropped one) of the prompts with the smallest gap between
     these, in either direction; the smallest first, then in the order of the sample."""
     reward, kept = sample["reward"].to_numpy().astype(np.float64), sample["kept"].to_numpy()
     calls = []
-    for start, end in prompts_of(sample):
+    for start, end in prompt_bounds(sample):
         mine = np.arange(start, end)
         inside, outside = mine[kept[start:end]], mine[~kept[start:end]]
         if len(inside) and len(outside):
@@ -103,7 +103,7 @@ def closest_calls(sample: pa.Table, count: int) -> list[tuple[float, int, int]]:
     return sorted(calls, key=lambda call: (abs(call[0]), call[1]))[:count]
 
 
-def prompts_of(sample: pa.Table) -> list[tuple[int, int]]:
+def prompt_bounds(sample: pa.Table) -> list[tuple[int, int]]:
     """Start and end of each prompt in a sample, which has those of a prompt together."""
     high, low = sample["key_high"].to_numpy(), sample["key_low"].to_numpy()
     changes = np.flatnonzero((high[1:] != high[:-1]) | (low[1:] != low[:-1])) + 1
@@ -111,7 +111,7 @@ def prompts_of(sample: pa.Table) -> list[tuple[int, int]]:
     return list(itertools.pairwise(bounds))
 
 
-def told(place: Place, row: Row, file: str, where: str) -> Iterator[Told]:
+def sample_text(place: ResponsePlace, row: Row, file: str, where: str) -> Iterator[SampleText]:
     """The conversation at a place; nothing where it is not the one that was scored."""
     *_, response, expected = place
     texts = row.parsed.responses
@@ -121,10 +121,10 @@ def told(place: Place, row: Row, file: str, where: str) -> Iterator[Told]:
     turns = row.parsed.prompt[-_MOST_TURNS:]
     whole = to_messages(turns, text)
     messages = [{**message, "content": message["content"][:_MOST_CHARACTERS]} for message in whole]
-    yield Told(place, messages, messages != whole or len(turns) < len(row.parsed.prompt), file, where)
+    yield SampleText(place, messages, messages != whole or len(turns) < len(row.parsed.prompt), file, where)
 
 
-def samples_table(picks: Sequence[Pick], texts: Iterable[Told]) -> bytes:
+def samples_table(picks: Sequence[Pick], texts: Iterable[SampleText]) -> bytes:
     """`samples.parquet`: the picks whose text is known, in their order."""
     known = {one.place: one for one in texts}
     rows = [
@@ -138,7 +138,7 @@ def samples_table(picks: Sequence[Pick], texts: Iterable[Told]) -> bytes:
     return sink.getvalue()
 
 
-def _ordered(rows: pa.Table) -> pa.Table:
+def _sort_best_first(rows: pa.Table) -> pa.Table:
     """Best first, and the fixed order between equals."""
     return rows.sort_by([("reward", "descending"), *((name, "ascending") for name in reversed(TIES))])
 

@@ -15,19 +15,19 @@ _WIDE = frozenset("mwMW@%—…")
 _NARROW = frozenset("fijlrtI.,:;'!|()[]/- ")
 
 
-def shown(words: str, most: int = 200) -> str:
+def crop(words: str, most: int = 200) -> str:
     """At most `most` characters of `words`, `…` where some were cut; what cannot be shown becomes U+FFFD."""
     kept: list[str] = []
-    for character in _tame(words):
+    for character in _sanitise(words):
         if len(kept) == most:
             return "".join(kept[:-1]).rstrip() + "…"
         kept.append(character)
     return "".join(kept)
 
 
-def fitted(words: str, room: float) -> str:
+def crop_to_width(words: str, room: float) -> str:
     """As many characters as fit `room` pixels of a drawing in the largest size it is set in, `…` where some were cut."""
-    text = shown(words)
+    text = crop(words)
     if width(text) <= room:
         return text
     kept, free = "", room - width("…")
@@ -44,9 +44,9 @@ def width(words: str) -> float:
     return sum(map(_ems, words)) * LARGEST_TEXT
 
 
-def tamed(text: str) -> str:
+def sanitise(text: str) -> str:
     """All of a text with its lines; what cannot be shown becomes U+FFFD, and marks that would leave their line are dropped."""
-    return "\n".join("".join(_tame(line)) for line in text.splitlines())
+    return "\n".join("".join(_sanitise(line)) for line in text.splitlines())
 
 
 def _ems(character: str) -> float:
@@ -61,7 +61,7 @@ def _ems(character: str) -> float:
     return 0.8 if character.isupper() else 0.65
 
 
-def _tame(words: str) -> Iterator[str]:
+def _sanitise(words: str) -> Iterator[str]:
     marks = 0
     for character in words:
         category = unicodedata.category(character)

@@ -20,9 +20,9 @@ from apache_beam.pvalue import AsIter, AsSingleton
 from pipelines.corpus import UnitKey, place_of, read_rows, unit_of
 from pipelines.errors import carrying_errors
 from pipelines.plan import plan_at
-from pipelines.report.numbers import Facts, figures
-from pipelines.report.observations import ROWS, Observed, merge_observed
-from pipelines.report.samples import Told, pick, samples_table, told
+from pipelines.report.numbers import ReportSettings, report_numbers
+from pipelines.report.observations import ROWS, Observations, merge_observations
+from pipelines.report.samples import SampleText, pick, sample_text, samples_table
 from pipelines.runtime.arrow_ipc import Tag, from_ipc
 from pipelines.runtime.threaded_dofn import ThreadedDoFn, map_ahead
 from pipelines.runtime.transforms import Gather
@@ -35,7 +35,7 @@ from pipelines.storage.publish import create
 _SCORES, _KEPT = Tag(b"s"), Tag(b"k")
 
 
-def columns_of(facts: Facts) -> list[str]:
+def columns_of(facts: ReportSettings) -> list[str]:
     """Those of score files that there are to look at."""
     plain = ["reward", "prompt_key", "response_hash", "row", "response_index", "response_chars", "source"]
     plain += ["prompt_tokens", "response_tokens"] * (facts.unit == "tokens") + ["spread"] * facts.ensemble
@@ -48,19 +48,19 @@ class Observe(beam.PTransform):  # type: ignore[misc]
 
     plan_path: str
     output: str
-    facts: Facts
+    facts: ReportSettings
     kept: Needs
     samples: int
     on_object_store: bool = False  # see `Selection`
 
     def expand(self, parts: dict[str, Any]) -> Any:
-        scores = parts["scores"] | "PlaceScores" >> beam.Map(placed_scores).with_output_types(tuple[int, bytes])
-        kept = parts["kept"] | "PlaceKept" >> beam.Map(placed_kept, self.kept).with_output_types(tuple[int, bytes])
+        scores = parts["scores"] | "PlaceScores" >> beam.Map(key_scores).with_output_types(tuple[int, bytes])
+        kept = parts["kept"] | "PlaceKept" >> beam.Map(key_kept, self.kept).with_output_types(tuple[int, bytes])
         joined = (scores, kept) | "ScoresAndKept" >> beam.Flatten() | "GroupByUnit" >> beam.GroupByKey()
         observed = (
             joined
             | "ObserveUnits" >> beam.ParDo(ObserveUnits(self.facts, self.on_object_store))
-            | "Merge" >> Gather(merge_observed)
+            | "Merge" >> Gather(merge_observations)
         )
         pick_samples = beam.FlatMap(list_samples, self.samples).with_output_types(tuple[int, bytes])
         wanted = observed | "PickSamples" >> pick_samples
@@ -70,13 +70,13 @@ class Observe(beam.PTransform):  # type: ignore[misc]
         return barrier | "PublishReport" >> beam.ParDo(publish, AsSingleton(observed), AsIter(texts))
 
 
-def placed_scores(data: bytes) -> tuple[int, bytes]:
+def key_scores(data: bytes) -> tuple[int, bytes]:
     """(packed `UnitKey`, a descriptor)"""
     descriptor = ScoreFile.from_bytes(data)
     return UnitKey(descriptor.file, descriptor.footer.unit).pack(), _SCORES.add(data)
 
 
-def placed_kept(kept: KeptUnit, needs: Needs) -> tuple[int, bytes]:
+def key_kept(kept: KeptUnit, needs: Needs) -> tuple[int, bytes]:
     """(packed `UnitKey`, the places of its kept responses as `row << 32 | response`)"""
     rows = from_ipc([kept.kept], needs.schema)
     places = rows["row"].to_numpy().astype(np.uint64) << np.uint64(32) | rows["response"].to_numpy().astype(np.uint64)
@@ -87,7 +87,7 @@ def placed_kept(kept: KeptUnit, needs: Needs) -> tuple[int, bytes]:
 class ObserveUnits(ThreadedDoFn):
     """A unit's score files and kept places → what there is to see of it."""
 
-    facts: Facts
+    facts: ReportSettings
     on_object_store: bool
 
     def waits_for_store(self) -> bool:
@@ -96,15 +96,15 @@ class ObserveUnits(ThreadedDoFn):
     def hold(self, element: tuple[int, Iterable[bytes]]) -> list[bytes]:
         return list(element[1])
 
-    def work(self, parts: list[bytes]) -> list[Observed]:
+    def work(self, parts: list[bytes]) -> list[Observations]:
         kept = [np.frombuffer(part, np.uint64) for part in _KEPT.select(parts)]
         places = np.sort(np.concatenate(kept)) if kept else np.zeros(0, np.uint64)
         files = map(ScoreFile.from_bytes, _SCORES.select(parts))
         read = partial(rows_of, facts=self.facts, kept=places)
-        return [merge_observed(map(Observed.of, (map_ahead if self.on_object_store else map)(read, files)))]
+        return [merge_observations(map(Observations.of, (map_ahead if self.on_object_store else map)(read, files)))]
 
 
-def rows_of(file: ScoreFile, facts: Facts, kept: Any) -> pa.Table:
+def rows_of(file: ScoreFile, facts: ReportSettings, kept: Any) -> pa.Table:
     """The scored responses of a score file in the columns of `ROWS`; `kept` are ascending places of those that were kept."""
     scores = score_files.read_columns(file.path, columns_of(facts), file.footer)
     if scores["reward"].null_count:
@@ -155,7 +155,7 @@ def _number(text: str) -> float:
     return value if np.isfinite(value) else np.nan
 
 
-def list_samples(observed: Observed, count: int) -> Iterator[tuple[int, bytes]]:
+def list_samples(observed: Observations, count: int) -> Iterator[tuple[int, bytes]]:
     """(packed `UnitKey`, a place whose text is wanted)"""
     for place in sorted({one.place for one in pick(observed, count)}):
         file, unit, row, response, expected = place
@@ -169,7 +169,7 @@ class ReadSamples(beam.DoFn):  # type: ignore[misc]
 
     plan_path: str
 
-    def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[Told]:
+    def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[SampleText]:
         (file_number, unit_number), places = (
             UnitKey.unpack(element[0]),
             [tuple(json.loads(place)) for place in element[1]],
@@ -185,7 +185,7 @@ class ReadSamples(beam.DoFn):  # type: ignore[misc]
                 where = place_of(file.key, unit.start, row.number)
                 for at, response, expected in places:
                     if at == row.number:
-                        yield from told((file_number, unit_number, at, response, expected), row, file.key, where)
+                        yield from sample_text((file_number, unit_number, at, response, expected), row, file.key, where)
 
 
 @dataclass(eq=False)
@@ -193,13 +193,13 @@ class PublishReport(beam.DoFn):  # type: ignore[misc]
     """Writes `samples.parquet`, then `report.json`; what is there stays: an output belongs to one selection of one corpus."""
 
     output: str
-    facts: Facts
+    facts: ReportSettings
     samples: int
 
-    def process(self, _impulse: bytes, observed: Observed, texts: Iterable[Told]) -> Iterator[str]:
+    def process(self, _impulse: bytes, observed: Observations, texts: Iterable[SampleText]) -> Iterator[str]:
         with carrying_errors():
             samples = samples_table(pick(observed, self.samples), texts)
-            numbers = json.dumps(figures(observed, self.facts), sort_keys=True).encode()
+            numbers = json.dumps(report_numbers(observed, self.facts), sort_keys=True).encode()
             for name, data in (("samples.parquet", samples), ("report.json", numbers)):
                 create(join(self.output, name), data)
                 yield name

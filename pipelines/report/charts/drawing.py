@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from pipelines.report.text import fitted, shown, width
+from pipelines.report.text import crop, crop_to_width, width
 
 WIDTH = 440
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 42
@@ -121,7 +121,7 @@ def box(x1: float, y1: float, x2: float, y2: float, style: str, title: str = "")
     """A bar between two corners; browsers show `title` when pointed at."""
     left, top, across, down = min(x1, x2), min(y1, y2), round(abs(x2 - x1), 1), round(abs(y2 - y1), 1)
     shape = Markup('<rect class="bar {}" x="{}" y="{}" width="{}" height="{}">').format(style, left, top, across, down)
-    return shape + (Markup("<title>{}</title>").format(shown(title)) if title else "") + Markup("</rect>")
+    return shape + (Markup("<title>{}</title>").format(crop(title)) if title else "") + Markup("</rect>")
 
 
 def dot(x: float, y: float, style: str, radius: float = 4) -> Markup:
@@ -130,8 +130,8 @@ def dot(x: float, y: float, style: str, radius: float = 4) -> Markup:
 
 def text(x: float, y: float, words: str, *, room: float, anchor: str = "start", style: str = "") -> Markup:
     """As much of `words` as fits `room`; where that is not all, browsers show more of them when pointed at."""
-    short = fitted(words, room)
-    title = Markup("<title>{}</title>").format(shown(words)) if short != words else ""
+    short = crop_to_width(words, room)
+    title = Markup("<title>{}</title>").format(crop(words)) if short != words else ""
     named = Markup(' class="{}"').format(style) if style else ""
     place = (named, round(x, 1), y, anchor, short, title)
     return Markup('<text{} x="{}" y="{}" text-anchor="{}">{}{}</text>').format(*place)
@@ -139,13 +139,13 @@ def text(x: float, y: float, words: str, *, room: float, anchor: str = "start", 
 
 def svg(height: float, parts: Iterable[Markup], label: str) -> Markup:
     head = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">')
-    return head.format(WIDTH, height, shown(label, _MOST_READ)) + Markup("").join(parts) + Markup("</svg>")
+    return head.format(WIDTH, height, crop(label, _MOST_READ)) + Markup("").join(parts) + Markup("</svg>")
 
 
 def legend(named: Iterable[tuple[str, str]], kind: str = "round") -> Markup:
     """The names of what is drawn, as (name, style); nothing for a single one without a name."""
     items = Markup("").join(
-        Markup('<span><i class="key {} {}"></i>{}</span>').format(kind, style, shown(name, _MOST_NAME))
+        Markup('<span><i class="key {} {}"></i>{}</span>').format(kind, style, crop(name, _MOST_NAME))
         for name, style in named
         if name
     )

@@ -8,7 +8,7 @@ import jinja2
 from markupsafe import Markup
 
 from pipelines.report.pages.style import STYLE
-from pipelines.report.text import shown
+from pipelines.report.text import crop
 
 _BASE = """\
 <!doctype html>
@@ -43,9 +43,9 @@ _BASE = """\
 def render(template: str, **values: Any) -> str:
     """The page of a Jinja template that extends `page` and fills its blocks `header` and `main`; `values` hold `title` and
     `charts` (title, serves, svg and note of each), and what the template names. Text is escaped, `Markup` is
-    not; the filter `shown` crops names."""
+    not; the filter `crop` crops names."""
     environment = jinja2.Environment(
         loader=jinja2.DictLoader({"page": _BASE}), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    environment.filters["shown"] = shown
+    environment.filters["crop"] = crop
     return environment.from_string(template).render(style=Markup(STYLE), **values)

@@ -9,7 +9,7 @@ from typing import Any
 from pipelines.report.charts import Bar, bar_rows, dot_pairs
 from pipelines.report.pages import base
 from pipelines.report.pages.run_charts import kept_and_dropped, source_name
-from pipelines.report.text import shown
+from pipelines.report.text import crop
 
 Json = Mapping[str, Any]
 
@@ -67,7 +67,7 @@ def render(names: tuple[str, str], manifests: Sequence[Json], reports: Sequence[
     """The page for two outputs, by what they are called, their manifests and their numbers."""
     found = agreement(*reports)
     same_scores = manifests[0]["fingerprint"] == manifests[1]["fingerprint"]
-    shown_names = (shown(names[0], 60), shown(names[1], 60))
+    shown_names = (crop(names[0], 60), crop(names[1], 60))
     return base.render(
         _PAGE,
         title=" and ".join(shown_names),
@@ -151,7 +151,7 @@ def _rows(manifests: Sequence[Json], reports: Sequence[Json]) -> Iterator[tuple[
         kept = report["sides"]["kept"]
         return f"{kept['characters'] / kept['rows']:,.0f}" if kept["rows"] else None
 
-    yield both("reward model", [shown(m["model"]["name"], 60) for m in manifests])
+    yield both("reward model", [crop(m["model"]["name"], 60) for m in manifests])
     yield both("fingerprint", [m["fingerprint"] for m in manifests])
     yield both("selection", [", ".join(step["rule"] for step in m["steps"]) or "none" for m in manifests])
     for name in ("scored", "kept", "kept_prompts"):

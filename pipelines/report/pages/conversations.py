@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 
-from pipelines.report.text import shown, tamed
+from pipelines.report.text import crop, sanitise
 
 Json = Mapping[str, Any]
 
@@ -78,7 +78,7 @@ def _described(row: Json, unit: str) -> dict[str, Any]:
     facts = [f"reward {row['reward']:.4g}", f"{row['size']:,} {unit}"]
     facts += [f"gold {row['gold']:.4g}"] if row["gold"] is not None else []
     facts += [f"spread {row['spread']:.3g}"] if row["spread"] is not None else []
-    facts += [shown(row["source"], 60)] if row["source"] is not None else []
+    facts += [crop(row["source"], 60)] if row["source"] is not None else []
     turns, left_out = _fitting(prompt)
     return {
         "kept": row["kept"],
@@ -87,7 +87,7 @@ def _described(row: Json, unit: str) -> dict[str, Any]:
         "prompt": turns,
         "left_out": "Turns before these are left out here." if left_out or row["cut"] else "",
         "response": {"role": "assistant", "content": _cut(response["content"], _MOST)},
-        "where": f"{shown(row['file'], 100)}, {row['place']}, prompt {row['prompt_id']}",
+        "where": f"{crop(row['file'], 100)}, {row['place']}, prompt {row['prompt_id']}",
     }
 
 
@@ -105,5 +105,5 @@ def _fitting(prompt: Sequence[Json]) -> tuple[list[dict[str, str]], bool]:
 def _cut(text: str, most: int) -> str:
     """The beginning of a text, and how much more there is."""
     if len(text) <= most:
-        return tamed(text)
-    return f"{tamed(text[:most])}… ({len(text) - most:,} more characters)"
+        return sanitise(text)
+    return f"{sanitise(text[:most])}… ({len(text) - most:,} more characters)"

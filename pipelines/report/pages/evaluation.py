@@ -9,16 +9,16 @@ from typing import Any
 from pipelines.report import evaluation_tables
 from pipelines.report.charts import Mark, Series, calibration_chart, interval_chart, line_chart
 from pipelines.report.pages import base
-from pipelines.report.text import shown
+from pipelines.report.text import crop
 
 Json = Mapping[str, Any]
 
 _PAGE = """\
 {% extends "page" %}
 {% block header %}
-<h1>Evaluation of <code>{{ model.path | shown }}</code></h1>
+<h1>Evaluation of <code>{{ model.path | crop }}</code></h1>
 <p>{{ verdict }}</p>
-<p class="quiet">on <code>{{ data.path | shown }}</code>, {{ data.part }}. Intervals are 95 %, from {{ resamples }} resamples of
+<p class="quiet">on <code>{{ data.path | crop }}</code>, {{ data.part }}. Intervals are 95 %, from {{ resamples }} resamples of
 prompts: all comparisons of a prompt stay together.</p>
 {% endblock %}
 {% block main %}
@@ -31,7 +31,7 @@ prompts: all comparisons of a prompt stay together.</p>
 <thead><tr>{% for name in table.columns %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
 {% endif %}
 <tbody>{% for row in table.rows %}
-<tr><th scope="row"{% if row[0] | length > 9 %} class="name"{% endif %}>{{ row[0] | shown(80) }}</th>
+<tr><th scope="row"{% if row[0] | length > 9 %} class="name"{% endif %}>{{ row[0] | crop(80) }}</th>
 {%- for cell in row[1:] %}<td>{{ cell }}</td>{% endfor %}</tr>
 {%- endfor %}</tbody>
 </table></div>
@@ -49,7 +49,7 @@ def render(document: Json) -> str:
     evaluation = document["evaluation"]
     return base.render(
         _PAGE,
-        title=f"Evaluation of {shown(document['model']['path'])}",
+        title=f"Evaluation of {crop(document['model']['path'])}",
         model=document["model"],
         data=document["data"],
         resamples=f"{evaluation['bootstrap']['resamples']:,}",

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from pipelines.report.pages import base, conversations
 from pipelines.report.pages.run_charts import charts
-from pipelines.report.text import shown
+from pipelines.report.text import crop
 
 Json = Mapping[str, Any]
 
@@ -77,7 +77,7 @@ def _tables(manifest: Json, report: Json, run: Json | None) -> Iterator[dict[str
     if report["gold_means"] is not None:
         gold = report["gold_means"]
         rows = [(side, "-" if gold[side] is None else f"{gold[side]:.4g}") for side in ("kept", "dropped")]
-        rows.append(("of", f"{gold['responses']:,} responses of the sample, column {shown(report['gold'])}"))
+        rows.append(("of", f"{gold['responses']:,} responses of the sample, column {crop(report['gold'])}"))
         yield {"title": "Mean gold score", "rows": rows}
     if run is not None and run["throughput"].get("rows"):
         yield {"title": "Throughput of the last run", "rows": list(_throughput(run))}
@@ -102,7 +102,7 @@ def _identity(manifest: Json) -> Iterator[tuple[str, str | Markup]]:
     model = manifest["model"]
     for one in model.get("members") or [model]:
         revision = f" at {one['revision']}" if one.get("revision") else ""
-        yield "reward model", f"{shown(one['name'])}{revision}"
+        yield "reward model", f"{crop(one['name'])}{revision}"
     yield "fingerprint", manifest["fingerprint"]
     for key in ("weights", "tokenizer", "dtype", "max_length", "too_long", "scoring_version"):
         if key in model:
@@ -110,14 +110,14 @@ def _identity(manifest: Json) -> Iterator[tuple[str, str | Markup]]:
             hashes = (
                 ", ".join(f"{name} {digest}" for name, digest in value.items()) if isinstance(value, Mapping) else ""
             )
-            yield key.replace("_", " "), shown(hashes or str(value), 2_000)
+            yield key.replace("_", " "), crop(hashes or str(value), 2_000)
     settings = yaml.safe_dump({"select": manifest["selection"]["select"]}, sort_keys=False, allow_unicode=True)
     yield "selection", Markup("<pre>{}</pre>").format(settings)
     yield "shape", manifest["selection"]["shape"]
     mapping = {key: value for key, value in manifest["mapping"].items() if value not in (None, [])}
-    yield "columns", shown(", ".join(f"{key}: {value}" for key, value in mapping.items()), 400)
+    yield "columns", crop(", ".join(f"{key}: {value}" for key, value in mapping.items()), 400)
     inputs = manifest["inputs"]
-    names = ", ".join(shown(file["key"], 80) for file in inputs[:_FILES_NAMED])
+    names = ", ".join(crop(file["key"], 80) for file in inputs[:_FILES_NAMED])
     more = f" and {len(inputs) - _FILES_NAMED:,} more" if len(inputs) > _FILES_NAMED else ""
     size = f"{sum(file['size'] for file in inputs):,} bytes"
     yield "inputs", f"{len(inputs):,} {'file' if len(inputs) == 1 else 'files'}, {size}: {names}{more}"

@@ -19,7 +19,7 @@ from pipelines.export import transform
 from pipelines.export.kept_columns import is_plain, read_tables, text_bytes
 from pipelines.export.kept_rows import read_kept
 from pipelines.export.output_columns import Shape, schema_of, to_table
-from pipelines.export.transform import Rows, row_groups
+from pipelines.export.transform import RowQueue, row_groups
 from pipelines.plan import Plan
 from rm.conversations import prompt_key, response_hash
 
@@ -249,7 +249,7 @@ def test_row_groups_do_not_depend_on_how_rows_arrive(sizes, at_once, group_bytes
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(transform, "_ROWS_AT_ONCE", at_once)
             patch.setattr(transform, "_ROW_GROUP_BYTES", group_bytes)
-            rows, found = Rows(iter(tables)), []
+            rows, found = RowQueue(iter(tables)), []
             for first in range(0, total, shard):
                 found.append([group.to_pydict() for group in row_groups(rows, min(shard, total - first))])
             return found

@@ -15,7 +15,7 @@ from support.stubs import StubFactory
 
 from pipelines.commands.run import run_curation
 from pipelines.export.hf_features import features_of, memory_bytes
-from pipelines.export.shards import Shard
+from pipelines.export.shards import OutputShard
 from pipelines.finish import dataset_card
 
 KINDS = [
@@ -69,7 +69,7 @@ def test_features_are_those_that_datasets_writes(columns):
 def test_a_type_without_a_name_leaves_the_features_out():
     schema = pa.schema([("plain", pa.string()), ("map", pa.map_(pa.string(), pa.int32()))])
     assert features_of(schema) is None
-    shards = [Shard("data/train-00000-of-00001.parquet", 1, 2, "", 3)]
+    shards = [OutputShard("data/train-00000-of-00001.parquet", 1, 2, "", 3)]
     assert "features" not in dataset_card._dataset_info(shards, schema)
 
 

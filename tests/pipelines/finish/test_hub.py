@@ -84,7 +84,7 @@ def test_the_data_set_and_nothing_else_is_uploaded_in_one_commit(served, finishe
     assert {"claim.json", "run.json", "rejected/00000.parquet"} <= before.keys()
     assert any(name.startswith("scores/") for name in before)
     pushed = push(finished)
-    assert pushed == hub.Pushed(f"{served.url}/datasets/{REPO}", fresh=True)
+    assert pushed == hub.PushResult(f"{served.url}/datasets/{REPO}", fresh=True)
     assert served.files(REPO) == belonging(out)
     assert len(served.files(REPO)) == len(manifest["shards"]) + 3
     assert len(served.repos[REPO].commits) == 1
@@ -230,7 +230,7 @@ def test_a_mistake_of_ours_is_not_taken_for_the_network():
         raise KeyError("name")
 
     with pytest.raises(KeyError):
-        hub._again(wrong, "list", RunConfig.model_validate(minimal(push_to_hub=REPO)).output.push_to_hub)
+        hub._retry(wrong, "list", RunConfig.model_validate(minimal(push_to_hub=REPO)).output.push_to_hub)
 
 
 def test_what_cannot_begin_is_said_before_the_work(served, tmp_path, make_config, monkeypatch):

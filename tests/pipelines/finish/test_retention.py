@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 from support.stubs import StubFactory, scored_rows
 from support.versioned import KEEP_2, Place, Reader, disk, fill, place, run
 
-from pipelines import curate
 from pipelines.commands import run as run_command
 from pipelines.commands.run import run_curation, run_scoring
 from pipelines.corpus import files
 from pipelines.errors import InputError, RejectedError, StorageError
 from pipelines.finish import retention
 from pipelines.finish.retention import Version, kept_of
-from pipelines.finish.versions import Run, latest_path, numbers
+from pipelines.finish.versions import RunRecord, latest_path, run_numbers
 from pipelines.storage import publish, removal
 
 __all__ = ["disk", "place"]  # fixtures
@@ -36,7 +35,7 @@ def clean(place: Place, *, keep: int = 1, unfinished_days: float = 7.0, scores: 
 
 
 def version(number: int, *, complete: bool, days: int | None, going: bool = False) -> Version:
-    own = None if days is None else Run(number, f"{number:016x}", NOW - timedelta(days=days), (), ())
+    own = None if days is None else RunRecord(number, f"{number:016x}", NOW - timedelta(days=days), (), ())
     return Version(f"{number:016x}", own, {} if complete else None, going)
 
 
@@ -159,7 +158,7 @@ def test_what_was_interrupted_is_finished_by_the_next(disk, monkeypatch, after, 
         StorageError, match=rf"{old.version} is being removed by `bestkept clean .*/out`; wait for its end"
     ):
         run(disk)
-    young = disk.contents("out")[f"runs/{numbers(disk.root)[-1]:06d}.json"]
+    young = disk.contents("out")[f"runs/{run_numbers(disk.root)[-1]:06d}.json"]
     assert json.loads(young)["version"] == old.version, "it counts as begun, and is going all the same"
     assert clean(disk).versions == [old.version]
     assert not Path(old.path).exists()
@@ -199,7 +198,7 @@ def test_unfinished_versions_stay_until_they_are_old(disk):
     assert set(disk.outputs()) > {unfinished}
     assert clean(disk, unfinished_days=0).versions == [unfinished]
     assert unfinished not in disk.outputs()
-    assert numbers(disk.root) == [1, 2], "no number is given twice"
+    assert run_numbers(disk.root) == [1, 2], "no number is given twice"
     Path(disk.root, "versions", unfinished).mkdir()
     for path in Path(disk.root, "runs").iterdir():
         path.unlink()
@@ -267,7 +266,7 @@ def test_rewritten_copies_go_with_the_last_version_whose_plan_names_them(disk, m
 
 def test_scores_of_a_version_in_work_stay_and_so_does_its_plan(disk, tmp_path, monkeypatch):
     fill(disk)
-    log, execute, other = tmp_path / "log", curate.execute, {"model": {"max_length": 99}}
+    log, execute, other = tmp_path / "log", run_command.execute, {"model": {"max_length": 99}}
     run(disk)
     score = disk.config(**other)
     run_scoring(score, scorer=StubFactory(log=str(log)))  # long ago, and for no version

@@ -12,17 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.corpora import TIMED, corpus_rows
 from support.stubs import StubFactory, loads, scored_rows
-from support.versioned import KEEP_2, Place, Reader, fill, run
+from support.versioned import KEEP_2, Place, Reader, disk, fill, place, run
 
-from pipelines import curate
 from pipelines.commands import run as run_command
-from pipelines.commands import run as run_module
 from pipelines.commands.run import run_curation
 from pipelines.errors import InputError, StorageError
 from pipelines.finish import hub, transform, versions
-from pipelines.finish.versions import Turn, latest_path, numbers, point, read_latest
+from pipelines.finish.versions import VersionRun, latest_path, read_latest, run_numbers, set_latest
 from pipelines.storage import files
 from pipelines.storage.canonical_json import to_json
+
+__all__ = ["disk", "place"]  # fixtures
 
 
 def grow(place: Place) -> None:
@@ -45,7 +45,7 @@ def test_two_scheduled_runs_on_a_growing_corpus(place, tmp_path):
     assert reader.seen == [(first.turn.version, 12), (second.turn.version, 13)]
     assert (again.already_complete, again.turn) == (True, first.turn)
     assert latest_path(place.root) == second.turn.path == f"{place.root}/versions/{second.turn.version}"
-    assert numbers(place.root) == [1, 2], "nothing is left by a run that has nothing to do"
+    assert run_numbers(place.root) == [1, 2], "nothing is left by a run that has nothing to do"
     assert place.outputs().keys() == {first.turn.version, second.turn.version}
 
 
@@ -98,13 +98,13 @@ def test_a_run_that_ends_between_manifest_and_pointer_is_mended_by_the_next(plac
     first = run(place, log)
     grow(place)
 
-    def killed(turn: Turn | None) -> bool:
+    def killed(turn: VersionRun | None) -> bool:
         assert turn is not None
         assert files.size_of(f"{turn.path}/manifest.json") is not None, "the pointer comes after what it names"
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(transform, "point", killed)
+        patch.setattr(transform, "set_latest", killed)
         with pytest.raises(StorageError, match="Killed"):
             run(place, log)
     assert latest_path(place.root) == first.turn.path, "readers have what they had"
@@ -124,7 +124,7 @@ def test_the_pointer_is_set_without_a_launcher(disk):
 
 def test_an_older_run_that_ends_last_moves_nothing_back(place, monkeypatch):
     fill(place)
-    execute, newer = curate.execute, []
+    execute, newer = run_command.execute, []
 
     def overtaken(*given):
         monkeypatch.setattr(run_command, "execute", execute)
@@ -168,7 +168,7 @@ def test_the_largest_number_stands_in_whatever_order(turns):
         made(root, *IDS)
         highest = 0
         for _, number in turns:
-            now = point(Turn(root, IDS[number_of[number]], number))
+            now = set_latest(VersionRun(root, IDS[number_of[number]], number))
             highest = max(highest, number)
             assert now == (number_of[number] == number_of[highest])
             assert read_latest(root)[::2] == (IDS[number_of[highest]], highest)
@@ -179,8 +179,8 @@ def test_many_at_once_leave_the_largest_number(tmp_path):
     root = str(tmp_path)
     made(root, *IDS)
     for _ in range(20):
-        turns = [Turn(root, IDS[number % 4], number) for number in range(1, 9)]
-        threads = [threading.Thread(target=point, args=(turn,)) for turn in turns]
+        turns = [VersionRun(root, IDS[number % 4], number) for number in range(1, 9)]
+        threads = [threading.Thread(target=set_latest, args=(turn,)) for turn in turns]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -194,18 +194,18 @@ def test_on_a_store_the_pointer_is_replaced_only_as_it_was_read(make_store, sche
     store = make_store(scheme)
     for name in IDS:
         store.put(f"out/versions/{name}/manifest.json", to_json({"shards": [], "of": name}))
-    first, older, newer = (Turn(f"{store.url}/out", IDS[number], number) for number in (1, 2, 3))
-    assert point(first)
-    store.proxy.add("call", r"^(PUT /bucket|POST /upload).*latest", hook=lambda: point(newer))
-    assert not point(older), "it looks again, and finds the newer one"
+    first, older, newer = (VersionRun(f"{store.url}/out", IDS[number], number) for number in (1, 2, 3))
+    assert set_latest(first)
+    store.proxy.add("call", r"^(PUT /bucket|POST /upload).*latest", hook=lambda: set_latest(newer))
+    assert not set_latest(older), "it looks again, and finds the newer one"
     assert read_latest(first.root).version == newer.version
 
 
 def test_runs_that_begin_at_once_have_numbers_of_their_own(disk):
     fill(disk)
-    turns: list[Turn] = []
+    turns: list[VersionRun] = []
     config = disk.config()
-    plans = curate.make_plans(config)
+    plans = run_command.make_plans(config)
 
     def begin(number: int) -> None:
         turns.append(versions.take_turn(config, plans, f"selection {number}"))
@@ -215,7 +215,7 @@ def test_runs_that_begin_at_once_have_numbers_of_their_own(disk):
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(turn.number for turn in turns) == [*range(1, 9)] == numbers(disk.root)
+    assert sorted(turn.number for turn in turns) == [*range(1, 9)] == run_numbers(disk.root)
     assert len({turn.version for turn in turns}) == 8
 
 
@@ -267,7 +267,7 @@ def test_a_version_whose_manifest_is_gone_is_no_latest(disk):
 
 def test_commands_follow_the_pointer(disk, bestkept, monkeypatch, tmp_path):
     fill(disk)
-    monkeypatch.setattr(run_module, "default_scorer", lambda config: StubFactory())
+    monkeypatch.setattr(run_command, "default_scorer", lambda config: StubFactory())
     code, out, err = bestkept("latest", disk.root)
     assert (code, out) == (3, "")
     assert "has no latest.json that names a version" in err.splitlines()[-1]
@@ -291,7 +291,9 @@ def test_only_the_latest_is_uploaded(disk, monkeypatch):
     fill(disk)
     pushed: list[str] = []
     monkeypatch.setattr(hub, "check", lambda target: None)
-    monkeypatch.setattr(hub, "push", lambda output, target, manifest: pushed.append(output) or hub.Pushed("url", True))
+    monkeypatch.setattr(
+        hub, "push", lambda output, target, manifest: pushed.append(output) or hub.PushResult("url", True)
+    )
     target = {"output": {"push_to_hub": "a/b"}}
     outcome = run(disk, **target)
     assert pushed == [outcome.turn.path]

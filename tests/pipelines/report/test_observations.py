@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.report import observations
-from pipelines.report.observations import EXTREMES, OTHERS, ROWS, Observed, merge_observed
+from pipelines.report.observations import EXTREMES, OTHERS, ROWS, Observations, merge_observations
 
 rewards = st.sampled_from([-2.0, -0.5, 0.0, 0.5, 0.75, 3.0])
 keys = st.sampled_from([1, 2, 2**64 - 1])
@@ -50,20 +50,20 @@ def table(rows) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=ROWS)
 
 
-def in_pieces(rows, random) -> Observed:
+def in_pieces(rows, random) -> Observations:
     rows, pieces = list(rows), []
     random.shuffle(rows)
     while rows:
         cut = random.randint(1, len(rows))
-        pieces.append(Observed.of(table(rows[:cut])))
+        pieces.append(Observations.of(table(rows[:cut])))
         rows = rows[cut:]
     while len(pieces) > 1:
-        pieces = [merge_observed(pieces[:2]), *pieces[2:]]
+        pieces = [merge_observations(pieces[:2]), *pieces[2:]]
         random.shuffle(pieces)
-    return pieces[0] if pieces else Observed()
+    return pieces[0] if pieces else Observations()
 
 
-def same(one: Observed, other: Observed) -> bool:
+def same(one: Observations, other: Observations) -> bool:
     return (
         (one.sides, one.lengths, one.counts(), one.sizes(), one.histogram.edges.tolist())
         == (other.sides, other.lengths, other.counts(), other.sizes(), other.histogram.edges.tolist())
@@ -74,7 +74,7 @@ def same(one: Observed, other: Observed) -> bool:
 
 @given(corpora(), st.randoms(use_true_random=False))
 def test_parts_in_any_order_are_the_whole(rows, random):
-    assert same(in_pieces(rows, random), Observed.of(table(rows)))
+    assert same(in_pieces(rows, random), Observations.of(table(rows)))
 
 
 @given(corpora(least=8), st.randoms(use_true_random=False))
@@ -84,7 +84,7 @@ def test_parts_are_the_whole_where_samples_and_sources_are_cut(rows, random):
         patch.setattr(observations, "_PER_PROMPT", 2)
         patch.setattr(observations, "EXTREMES", 2)
         patch.setattr(observations, "SOURCES", 2)
-        merged, whole = in_pieces(rows, random), Observed.of(table(rows))
+        merged, whole = in_pieces(rows, random), Observations.of(table(rows))
         assert same(merged, whole)
         named = {source for source, _ in whole.sides} - {None, OTHERS}
         assert len(named) <= 2
@@ -100,7 +100,7 @@ def test_parts_are_the_whole_where_samples_and_sources_are_cut(rows, random):
 
 @given(corpora())
 def test_counts_are_those_of_the_rows(rows):
-    found = Observed.of(table(rows))
+    found = Observations.of(table(rows))
     expected: dict[tuple[str | None, bool], list[int]] = defaultdict(lambda: [0, 0, 0])
     for row in rows:
         for at, value in enumerate((1, row["size"], row["length"])):
@@ -115,7 +115,7 @@ def test_counts_are_those_of_the_rows(rows):
 def test_extremes_are_the_highest_and_lowest_of_each_side(rows):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(observations, "EXTREMES", 3)
-        found = Observed.of(table(rows)).extremes.to_pylist()
+        found = Observations.of(table(rows)).extremes.to_pylist()
 
     def order(row):
         return tuple(row[name] for name in ("response_hash", "file", "unit", "row", "response"))
@@ -147,8 +147,8 @@ def test_a_large_part_is_sampled_like_small_ones():
             **{name: np.zeros(count, np.int32) for name in ("file", "unit", "response")},
         }
     ).select(ROWS.names)
-    whole = Observed.of(rows)
-    parts = merge_observed(Observed.of(rows.slice(start, 2048)) for start in range(0, count, 2048))
+    whole = Observations.of(rows)
+    parts = merge_observations(Observations.of(rows.slice(start, 2048)) for start in range(0, count, 2048))
     assert same(whole, parts)
     assert observations.SAMPLE_ROWS <= whole.sample.num_rows < observations.SAMPLE_ROWS + 64
     assert whole.extremes.num_rows == 4 * EXTREMES

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.report import charts
 from pipelines.report.charts import Bar, Counts, Mark, Reference, Series
-from pipelines.report.text import fitted, shown, width
+from pipelines.report.text import crop, crop_to_width, width
 
 KEPT_DROPPED = (("kept", "kept"), ("dropped", "dropped"))
 BEFORE_AFTER = (("before", "before"), ("after", "after"))
@@ -209,10 +209,10 @@ def test_every_text_is_escaped_and_cropped(words):
 
 
 def test_words_are_cut_at_characters_and_say_so():
-    assert shown("x" * 200) == "x" * 200
-    assert shown("x" * 201) == "x" * 199 + "…"
-    assert shown("e" + "\u0301" * 9 + "f") == "e" + "\u0301" * 4 + "f"
-    assert shown("a\nb\x00\ud800") == "a b\ufffd\ufffd"
-    assert fitted("abc", width("abc")) == "abc"
-    assert fitted("abc", width("abc") - 1) == "a…"
-    assert fitted("漢字漢字", 60) == "漢字…"
+    assert crop("x" * 200) == "x" * 200
+    assert crop("x" * 201) == "x" * 199 + "…"
+    assert crop("e" + "\u0301" * 9 + "f") == "e" + "\u0301" * 4 + "f"
+    assert crop("a\nb\x00\ud800") == "a b\ufffd\ufffd"
+    assert crop_to_width("abc", width("abc")) == "abc"
+    assert crop_to_width("abc", width("abc") - 1) == "a…"
+    assert crop_to_width("漢字漢字", 60) == "漢字…"
