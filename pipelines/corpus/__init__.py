@@ -1,4 +1,4 @@
-"""Input files → units → fragments of rows."""
+"""The input corpus: files → units → fragments of rows."""
 
 from pipelines.corpus.files import InputFile, Unit, UnitKey, is_seekable, kind_of, place_of, split_units, unit_of
 from pipelines.corpus.first_rows import column_names, no_lines, read_first_rows

@@ -1,44 +1,50 @@
-"""Input files and their units: what one worker streams once.
+"""Input files and their units, the pieces that one worker streams at once.
 
-A unit is a Parquet row group, a byte range of plain JSONL, one compressed JSONL file, or of a large one a part of its rewritten
-copy (see `copies`). It depends on nothing but the file, so that a grown corpus keeps the units of its old files.
+A unit is a Parquet row group, a byte range of plain JSONL, a compressed JSONL file, or a part of the rewritten copy of a large
+compressed one (see `rewritten_copy`). Units depend on the file alone: a corpus that grows keeps the units of its old files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from pipelines.corpus import rewritten_copy
+from pipelines.corpus.columns.value_kinds import RowValues
 from pipelines.corpus.unreadable import probe, reading_input
 from pipelines.storage.files import open_for_reading
 
 RANGE_BYTES = 64 * 2**20  # of plain JSONL per unit
-LARGE_BYTES = 256 * 2**20  # stored; larger compressed JSONL is rewritten before it is scored
+LARGE_BYTES = 256 * 2**20  # stored bytes; a larger compressed JSONL file is rewritten before it is scored
 
-RawRow = tuple[Mapping[str, Any] | str, int, int, int]
-"""Row (or reason), its bytes, the bytes it counts in a fragment, bytes of the unit seen so far."""
+
+class RawRow(NamedTuple):
+    """A row as it is read from a file, before it is parsed."""
+
+    values: RowValues | str  # column → value; the reason where it could not be read
+    row_bytes: int = 0
+    held_bytes: int = 0  # the bytes that it counts in a fragment
+    seen_bytes: int = 0  # of the unit's `input_bytes`, this row included; approximate, for progress
 
 
 class InputFile(NamedTuple):
     """One file of the frozen plan."""
 
     path: str  # full path or URL
-    key: str  # path relative to the input's fixed root; what names and order derive from
+    key: str  # path relative to the input's fixed root; determines names and order
     kind: str  # parquet | jsonl
     compression: str | None  # gz | zst
     size: int  # bytes
     version: str  # etag, generation or mtime
-    copy: str | None = None  # folder of its rewritten copy, which stands for it wherever rows are read
+    copy: str | None = None  # folder of its rewritten copy, which is read in its place
 
 
 class Unit(NamedTuple):
-    """What one worker streams once."""
+    """The piece of a file that one worker streams at once."""
 
     number: int  # within its file
     start: int  # Parquet and rewritten copies: its first row in the file; JSONL: first byte of the range
@@ -66,7 +72,7 @@ class UnitKey(NamedTuple):
 
 
 def kind_of(path: str) -> tuple[str, str | None] | None:
-    """(kind, compression) by file name; None for a kind that cannot be read."""
+    """The (kind, compression) that a file name stands for; None for a kind that cannot be read."""
     name, compression = path.lower(), None
     for suffix, label in ((".gz", "gz"), (".zst", "zst"), (".zstd", "zst")):
         if name.endswith(suffix):
@@ -79,7 +85,7 @@ def kind_of(path: str) -> tuple[str, str | None] | None:
 
 
 def with_copy(file: InputFile, directory: str, *, max_row_bytes: int) -> InputFile:
-    """The file, told where its copy belongs below a directory of scores if it is one to be rewritten. Nothing is looked up."""
+    """The file with the path of its rewritten copy below a directory of scores, if it is to be rewritten. Touches no storage."""
     if file.kind != "jsonl" or file.compression is None or file.size <= LARGE_BYTES:
         return file
     copy = rewritten_copy.copy_path(
@@ -89,15 +95,15 @@ def with_copy(file: InputFile, directory: str, *, max_row_bytes: int) -> InputFi
 
 
 def split_units(file: InputFile) -> list[Unit]:
-    """The units of a file, in order; opens a Parquet footer, the index of a rewritten copy, and what seems to be empty. Raises
-    `InputError`, or `StorageError` where the copy is not there."""
+    """Split a file into its units, in order. Opens a Parquet footer, the index of a rewritten copy, and a file that seems to be
+    empty. Raises `InputError`, and `StorageError` where the copy is missing."""
     if file.copy is not None:
-        return list(_copied_units(file.copy, file.size))
+        return list(_copy_units(file.copy, file.size))
     if file.kind == "parquet":
         with reading_input(file.path), open_for_reading(file.path) as stream:
             return row_groups(file, pq.ParquetFile(stream).metadata)
     if file.size == 0:
-        probe(file.path)  # a link to nowhere looks like an empty file, too
+        probe(file.path)  # a broken link looks like an empty file
     if file.compression is not None:
         return [Unit(0, 0, file.size, file.size)]
     starts = range(0, file.size, RANGE_BYTES)
@@ -113,13 +119,14 @@ def unit_of(file: InputFile, number: int) -> Unit | None:
 
 
 @lru_cache(maxsize=64)
-def _copied_units(copy: str, stored_bytes: int) -> tuple[Unit, ...]:
+def _copy_units(copy: str, stored_bytes: int) -> tuple[Unit, ...]:
     return tuple(Unit(*span) for span in rewritten_copy.spans(copy, stored_bytes))
 
 
 def row_groups(file: InputFile, metadata: pq.FileMetaData) -> list[Unit]:
-    """The units of a Parquet file with this footer; each has the share of its rows of the file's bytes."""
-    units, first = [], 0
+    """The units of a Parquet file with this footer; `input_bytes` are shared out by rows."""
+    units: list[Unit] = []
+    first = 0
     for number in range(metadata.num_row_groups):
         rows = metadata.row_group(number).num_rows
         units.append(Unit(number, first, first + rows, file.size * rows // max(1, metadata.num_rows)))
@@ -128,7 +135,7 @@ def row_groups(file: InputFile, metadata: pq.FileMetaData) -> list[Unit]:
 
 
 def place_of(file_name: str, unit_start: int, row: int) -> str:
-    """Where a row is, for people: counted from 1, blank lines left out."""
+    """The place of a row in words, such as `row 17`; counted from 1, without blank lines."""
     unit_start, row = place_in_file(file_name, unit_start, row)
     if kind_of(file_name) == ("parquet", None):
         return f"row {unit_start + row + 1}"
@@ -136,11 +143,11 @@ def place_of(file_name: str, unit_start: int, row: int) -> str:
 
 
 def place_in_file(file_name: str, unit_start: int, row: int) -> tuple[int, int]:
-    """(start, row) of a unit; of a compressed file's, as they are without its rewritten copy."""
+    """(unit start, row in the unit), independent of whether a compressed file was read from its rewritten copy."""
     _, compression = kind_of(file_name) or (None, None)
     return (unit_start, row) if compression is None else (0, unit_start + row)
 
 
 def is_seekable(file: InputFile) -> bool:
-    """Whether a unit of this file can be reached without streaming what lies before it."""
+    """Whether a unit of this file can be read without streaming the units before it."""
     return file.compression is None or file.copy is not None

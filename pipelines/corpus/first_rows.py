@@ -1,12 +1,11 @@
-"""The columns of a file and its first rows: what detection looks at. A bounded part is read, whatever the file's size."""
+"""The columns of a file and its first rows, for detection. Reads a bounded part of a file of any size."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.corpus.columns.value_kinds import RowValues
 from pipelines.corpus.files import InputFile, Unit
 from pipelines.corpus.jsonl import json_rows
 from pipelines.corpus.parquet import batch_rows, parquet_schema
@@ -18,43 +17,43 @@ from pipelines.storage.files import open_for_reading
 _JSON_ROWS = 100
 _PARQUET_ROWS = 16
 _PEEK_BYTES = 1024
-_HELD_BYTES = 32 * 2**20  # of rows; columns go on being collected
+_HELD_BYTES = 32 * 2**20  # of rows; columns are collected beyond it
 
 
 def column_names(file: InputFile, *, max_row_bytes: int) -> list[str]:
-    """The columns of a file: from its Parquet footer, or the keys of its first usable JSON lines."""
+    """The columns of a file: those of its Parquet footer, or the keys of its first usable JSON lines."""
     if file.kind == "parquet":
         return list(parquet_schema(file).names)
     return read_first_rows(file, max_row_bytes=max_row_bytes)[0]
 
 
-def read_first_rows(file: InputFile, *, max_row_bytes: int) -> tuple[list[str], list[dict[str, Any]]]:
-    """(columns, the first usable rows). Raises `UnreadableError`.
+def read_first_rows(file: InputFile, *, max_row_bytes: int) -> tuple[list[str], list[RowValues]]:
+    """Read (columns, the first usable rows). Raises `UnreadableError`.
 
-    Of a Parquet file, rows hold the columns with text, numbers, and lists or records of them; no binary ones.
+    Rows of a Parquet file hold the columns with text, numbers, and lists or records of these, and no binary ones.
     """
     if file.kind == "parquet":
         names = list(parquet_schema(file).names)
         return names, _parquet_rows(file)
     names_seen: dict[str, None] = {}
-    rows: list[dict[str, Any]] = []
-    usable = held = 0
+    rows: list[RowValues] = []
+    usable = held_bytes = 0
     unit = Unit(0, 0, file.size, file.size)
-    for position, (value, _, size, _) in enumerate(json_rows(file, unit, max_row_bytes=max_row_bytes)):
-        if position == 0 and value in ("bad_json", "not_an_object") and (array := no_lines(file, array=True)):
-            raise InputError(f"input file {file.path} cannot be read: {array}")
-        if isinstance(value, dict):
-            names_seen.update(dict.fromkeys(value))
-            usable, held = usable + 1, held + size
-            rows += [value] if held <= _HELD_BYTES else []
+    for position, row in enumerate(json_rows(file, unit, max_row_bytes=max_row_bytes)):
+        if position == 0 and row.values in ("bad_json", "not_an_object") and (problem := no_lines(file, array=True)):
+            raise InputError(f"input file {file.path} cannot be read: {problem}")
+        if not isinstance(row.values, str):
+            names_seen.update(dict.fromkeys(row.values))
+            usable, held_bytes = usable + 1, held_bytes + row.held_bytes
+            rows += [row.values] if held_bytes <= _HELD_BYTES else []
         if usable == _JSON_ROWS or position >= 100 * _JSON_ROWS:
             break
     return list(names_seen), rows
 
 
 def no_lines(file: InputFile, *, array: bool = False) -> str | None:
-    """What a JSON file without a usable line is instead, with the remedy; None for anything else. With `array`, arrays only:
-    their last line may pass for a row."""
+    """The layout of a JSON file that is not written one object a line, with the remedy; None for any other file. With `array`,
+    arrays only, whose last line may pass for a row."""
     if file.kind != "jsonl" or file.size == 0:
         return None
     with reading_input(file.path), open_for_reading(file.path) as stream:
@@ -70,11 +69,11 @@ def no_lines(file: InputFile, *, array: bool = False) -> str | None:
 
 
 def readable_columns(schema: pa.Schema) -> list[str]:
-    """Columns with text, numbers, and lists or records of them, whose name stands for one column."""
+    """The columns with text, numbers, and lists or records of these, whose names are unique."""
     return [name for name in schema.names if schema.names.count(name) == 1 and _readable(schema.field(name).type)]
 
 
-def _parquet_rows(file: InputFile) -> list[dict[str, Any]]:
+def _parquet_rows(file: InputFile) -> list[RowValues]:
     with reading_input(file.path), open_for_reading(file.path) as stream:
         parquet = pq.ParquetFile(stream, pre_buffer=False)
         readable = readable_columns(parquet.schema_arrow)
@@ -83,11 +82,11 @@ def _parquet_rows(file: InputFile) -> list[dict[str, Any]]:
         if group is None or not readable:
             return []
         batch = next(parquet.iter_batches(_PARQUET_ROWS, row_groups=[group], columns=readable, use_threads=False))
-        return [dict(value) for value in batch_rows(batch.select(readable), readable) if not isinstance(value, str)]
+        return [values for values in batch_rows(batch.select(readable), readable) if not isinstance(values, str)]
 
 
 def _readable(kind: pa.DataType) -> bool:
-    """Whether values of this type may be text, or say that a column is none; embeddings and images are not worth reading."""
+    """Whether values of this type tell the role of a column; embeddings and images are not worth reading."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return not pa.types.is_primitive(kind.value_type) and _readable(kind.value_type)
     if pa.types.is_struct(kind):

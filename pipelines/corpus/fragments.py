@@ -1,26 +1,28 @@
-"""Units → fragments of canonical rows, streamed in bounded memory.
+"""Units → fragments of parsed rows, streamed in bounded memory.
 
-A fragment is the checkpoint inside a unit. Its bounds depend on the file and the settings alone, never on the corpus.
+A fragment is the checkpoint inside a unit: one score file. Its bounds depend on the file and the settings alone, never on the
+rest of the corpus.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import xxhash
 
 from pipelines.corpus import original_columns
 from pipelines.corpus.columns.row_mapping import ParsedRow, RowMapping, parse_row, rewards_of
-from pipelines.corpus.files import InputFile, Unit
+from pipelines.corpus.columns.value_kinds import RowValues
+from pipelines.corpus.files import InputFile, RawRow, Unit
 from pipelines.corpus.jsonl import json_rows
 from pipelines.corpus.parquet import parquet_rows, parquet_schema
 from rm.conversations import Conversation, canonical_json, prompt_key
 
-FRAGMENT_BYTES = 64 * 2**20  # of row text per fragment, beside rows_per_fragment
+FRAGMENT_BYTES = 64 * 2**20  # of row text, after which a fragment ends before it has `rows_per_fragment` rows
 
 PromptGroup = tuple[Conversation, list[str]]
 """A prompt and some of its responses, as the model is given them."""
@@ -33,26 +35,26 @@ class Row(NamedTuple):
     parsed: ParsedRow
     group_key: bytes | None  # 16 bytes; None where the prompt is unusable
     row_bytes: int
-    held_bytes: int  # what it counts in a fragment
+    held_bytes: int  # the bytes that it counts in a fragment
     seen_bytes: int  # of the unit's `input_bytes`, this row included; approximate, for progress
     source: str | None
     carry: tuple[str | None, ...]
-    original: Mapping[str, Any]
-    rewards: tuple[float | None, ...] | None = None  # that the row carries itself
+    original: RowValues  # the input columns that were read
+    rewards: tuple[float | None, ...] | None = None  # carried by the row itself
 
 
 @dataclass(frozen=True)
 class Fragment:
-    """Consecutive rows of one unit: one score file."""
+    """Consecutive rows of one unit."""
 
     index: int  # within its unit
     rows: list[Row]
     last: bool  # of its unit
 
     def content_hash(self) -> str:
-        """xxh3-128 over all that a score file derives from the rows, in order: whether an input still is what was scored.
+        """xxh3-128 over all that a score file derives from the rows, in order; tells whether an input has changed since.
 
-        Canonical prompts and responses, reasons, group keys, sources and carried columns.
+        Covers canonical prompts and responses, reasons, group keys, sources, carried columns and carried rewards.
         """
         digest = xxhash.xxh3_128()
         for row in self.rows:
@@ -74,9 +76,9 @@ def read_fragments(
     rows_per_fragment: int,
     max_row_bytes: int,
 ) -> Iterator[Fragment]:
-    """Stream a unit as fragments; an empty unit is one empty fragment. Every row group is decoded once.
+    """Stream a unit as fragments, decoding every row group once; an empty unit is one empty fragment.
 
-    Raises `InputError` for a file that is gone, cut, or lacks a mapped column.
+    Raises `InputError` for a file that is missing, truncated, or lacks a mapped column.
     """
     rows: list[Row] = []
     index = size = 0
@@ -90,7 +92,7 @@ def read_fragments(
 
 
 def original_schema(file: InputFile, fragment: Fragment) -> pa.Schema:
-    """The types of the input's own columns: a Parquet file's, or what the fragment's JSON rows show."""
+    """The types of the input's own columns: those of a Parquet file, or inferred from the fragment's JSON rows."""
     if file.kind == "parquet":
         return parquet_schema(file)
     return original_columns.infer([row.original for row in fragment.rows])
@@ -102,24 +104,22 @@ def _rows(file: InputFile, unit: Unit, mapping: RowMapping, max_row_bytes: int) 
         if file.kind == "parquet"
         else json_rows(file, unit, max_row_bytes=max_row_bytes)
     )
-    for number, (value, size, held, seen) in enumerate(source):
-        too_large = not isinstance(value, str) and size > max_row_bytes
-        yield row_of(number, "row_too_large" if too_large else value, mapping, size=size, held=held, seen=seen)
+    for number, raw in enumerate(source):
+        too_large = not isinstance(raw.values, str) and raw.row_bytes > max_row_bytes
+        yield row_of(number, raw._replace(values="row_too_large") if too_large else raw, mapping)
 
 
-def row_of(
-    number: int, value: Mapping[str, Any] | str, mapping: RowMapping, *, size: int = 0, held: int = 0, seen: int = 0
-) -> Row:
-    """The row in `value`, or one that is unusable for the reason that `value` names."""
-    usable: Mapping[str, Any] = {} if isinstance(value, str) else value
-    parsed = parse_row(value, mapping)
+def row_of(number: int, raw: RawRow, mapping: RowMapping) -> Row:
+    """The row with this number in its unit, parsed; an unreadable one is rejected."""
+    usable: RowValues = {} if isinstance(raw.values, str) else raw.values
+    parsed = parse_row(raw.values, mapping)
     return Row(
         number,
         parsed,
         _group_key(parsed, usable, mapping),
-        size,
-        held,
-        seen,
+        raw.row_bytes,
+        raw.held_bytes,
+        raw.seen_bytes,
         _text(usable.get(mapping.source)) if mapping.source else None,
         tuple(_text(usable.get(name)) for name in mapping.carry),
         usable,
@@ -127,7 +127,7 @@ def row_of(
     )
 
 
-def _group_key(parsed: ParsedRow, row: Mapping[str, Any], mapping: RowMapping) -> bytes | None:
+def _group_key(parsed: ParsedRow, row: RowValues, mapping: RowMapping) -> bytes | None:
     if parsed.prompt is None:
         return None
     if not mapping.group_by:
@@ -136,7 +136,7 @@ def _group_key(parsed: ParsedRow, row: Mapping[str, Any], mapping: RowMapping) -
     return xxhash.xxh3_128_digest(json.dumps(values, sort_keys=True, default=str).encode())
 
 
-def _text(value: Any) -> str | None:
+def _text(value: object) -> str | None:
     if isinstance(value, str):
         return value.encode(errors="replace").decode()  # a lone surrogate cannot be stored
     if value is None:

@@ -1,13 +1,14 @@
-"""JSON lines → rows: byte ranges of plain files, compressed files as a whole, parts of rewritten copies. A bad line spoils itself
-only."""
+"""JSON lines → rows, from byte ranges of plain files, whole compressed files and parts of rewritten copies. A bad line is
+rejected without its neighbours."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, BinaryIO, NoReturn
 
+from pipelines.corpus.columns.value_kinds import RowValues
 from pipelines.corpus.files import InputFile, RawRow, Unit
 from pipelines.corpus.rewritten_copy import read_lines
 from pipelines.corpus.unreadable import reading_input
@@ -17,25 +18,25 @@ from rm.conversations import UnusableError
 
 _READ_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"
-_MANY_VALUES = 2000  # lists and objects in a row: below, they are not worth counting
+_MANY_VALUES = 2000  # lists and objects in a row; fewer are not worth counting
 _BYTES_PER_VALUE = 200
 _MOST_HELD = 16  # times max_row_bytes
 DEEPEST = 32  # lists and objects within one another; Arrow's files end at 64
 
 
 def json_rows(file: InputFile, unit: Unit, *, max_row_bytes: int) -> Iterator[RawRow]:
-    """(row, its bytes, those it counts in a fragment, those seen) per line; a line that is no JSON object comes as its reason."""
+    """Read the rows of a unit; a line that is no JSON object has a reason in place of values."""
     for line, size, seen in row_lines(file, unit, max_row_bytes=max_row_bytes):
         if line is None:
-            yield "row_too_large", size, size, seen
+            yield RawRow("row_too_large", size, size, seen)
         else:
             held = held_bytes(line, size)
-            row = parse_line(line) if held <= _MOST_HELD * max_row_bytes else "row_too_large"
-            yield row, size, held, seen
+            values = parse_line(line) if held <= _MOST_HELD * max_row_bytes else "row_too_large"
+            yield RawRow(values, size, held, seen)
 
 
 def row_lines(file: InputFile, unit: Unit, *, max_row_bytes: int) -> Iterator[tuple[bytes | None, int, int]]:
-    """(line, its bytes, the unit's bytes seen so far) of the lines that are rows, unparsed; None for one that is too long."""
+    """Read (line, its bytes, the unit's bytes seen so far) for each line that is not blank; None for a line that is too long."""
     if file.copy is not None:
         rows = max(1, unit.end - unit.start)
         for number, (line, size) in enumerate(read_lines(file.copy, unit.number), start=1):
@@ -48,8 +49,8 @@ def row_lines(file: InputFile, unit: Unit, *, max_row_bytes: int) -> Iterator[tu
 
 
 def held_bytes(line: bytes, size: int) -> int:
-    """What a row counts in a fragment: its bytes, or more where it is nearly nothing but lists and objects, of which each takes
-    about 200 bytes of memory, and may be three in its file."""
+    """The bytes that a row counts in a fragment: its own, or more where it consists of many small lists and objects, which
+    may be three bytes in the file each and take about 200 bytes of memory."""
     if size <= _MANY_VALUES:
         return size
     brackets = line.count(b"[") + line.count(b"{")
@@ -57,17 +58,17 @@ def held_bytes(line: bytes, size: int) -> int:
 
 
 def json_lines(file: InputFile, unit: Unit, *, max_row_bytes: int) -> Iterator[bytes | None]:
-    """The lines that are rows, unparsed; None for one that is too long."""
+    """Read the lines that are not blank, unparsed; None for a line that is too long."""
     for line, _, _ in row_lines(file, unit, max_row_bytes=max_row_bytes):
         yield line
 
 
-def parse_line(line: bytes) -> Mapping[str, Any] | str:
-    """The object in a line, or the reason why there is none.
+def parse_line(line: bytes) -> RowValues | str:
+    """Parse the object in a line, or return the reason why it is rejected.
 
-    JSON as RFC 8259 has it, and no more: a key that stands twice, `NaN` and `Infinity`, and numbers beyond a double's range or
-    beyond Python's digits for an integer (4,300) mean something else to every reader. Values nested deeper than
-    `DEEPEST` cannot be stored.
+    Only interoperable JSON (RFC 8259) is accepted. Duplicate keys, `NaN` and `Infinity`, numbers beyond a double's range and
+    integers beyond Python's limit of 4,300 digits are rejected, since readers disagree on them; values nested deeper than
+    `DEEPEST`, since they cannot be stored.
     """
     try:
         value = _DECODER.decode(line.removeprefix(_BOM).decode())
@@ -115,17 +116,17 @@ def _encodable(name: str) -> bool:
 
 
 def _depth(value: Any) -> int:
-    """How many lists and objects lie within one another; without recursion."""
+    """The depth of nested lists and objects, without recursion."""
     depth, level = 0, [value]
     while level:
         depth += 1
-        inner = [child for each in level for child in (each.values() if isinstance(each, dict) else each)]
+        inner = [child for outer in level for child in (outer.values() if isinstance(outer, dict) else outer)]
         level = [child for child in inner if isinstance(child, dict | list)]
     return depth
 
 
 def _lines(stream: BinaryIO, file: InputFile, unit: Unit, limit: int) -> Iterator[tuple[bytes | None, int]]:
-    """(line or None where it is longer than `limit`, its bytes), for lines whose first byte lies in the unit."""
+    """Read (line, its bytes) for each line whose first byte lies in the unit; None for one that is longer than `limit`."""
     if file.compression is not None:
         chunks = decompressed(stream, file.compression)
         position, end = 0, None

@@ -1,13 +1,13 @@
-"""The input files of a run, listed once, and the columns of the first that has rows."""
+"""Listing the input files of a run, and the columns of the first file that has rows."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from pipelines.config import InputFiles
 from pipelines.corpus import InputFile, UnreadableError, kind_of, no_lines, read_first_rows
+from pipelines.corpus.columns.value_kinds import RowValues
 from pipelines.errors import InputError
 from pipelines.storage.files import absolute, version_of
 from pipelines.storage.listing import expand
@@ -18,8 +18,8 @@ _CONVERT = "convert a table once, as pandas does with read_csv(...).to_parquet(.
 
 def first_columns(
     files: Sequence[InputFile], *, max_row_bytes: int, skip_bad_files: bool = False
-) -> tuple[list[str], list[dict[str, Any]], str]:
-    """Columns and first rows of the first file that has any, and its path: an empty part file tells nothing."""
+) -> tuple[list[str], list[RowValues], str]:
+    """Read (columns, first rows, path) of the first file that has columns; empty part files are passed over."""
     unreadable = 0
     for file in files:
         try:
@@ -31,22 +31,23 @@ def first_columns(
             continue
         if names:
             return names, rows, file.path
-    of_these = f" ({unreadable} cannot be read)" if unreadable else ""
+    note = f" ({unreadable} cannot be read)" if unreadable else ""
     if not unreadable and (broken := no_lines(files[0])):
         raise InputError(f"input file {files[0].path} cannot be read: {broken}")
     raise InputError(
-        f"input.path names {len(files)} files, and none has a usable row{of_these}; the first is {files[0].path}"
+        f"input.path names {len(files)} files, and none has a usable row{note}; the first is {files[0].path}"
     )
 
 
 def list_files(config: InputFiles, *, skip_bad_files: bool = False) -> list[InputFile]:
-    """All input files, sorted by key. Raises `InputError` for an empty match, an unknown kind or a file named twice.
+    """List all input files, sorted by key.
 
-    With one pattern, keys are relative to its fixed root, so that a copied corpus keeps its scores; with several, keys are
-    whole paths, since roots chosen from a list would move when the list grows. What can be seen to be unreadable raises,
-    too; with `skip_bad_files` it stays in the list, for whoever opens it to find.
+    With one pattern, keys are relative to its fixed root, so that a copied corpus keeps its scores; with several, keys are whole
+    paths, since roots chosen from a list would move when the list grows. Raises `InputError` for an empty match, an unknown kind,
+    a mix of kinds, and a file whose listing shows that it is unreadable; with `skip_bad_files` such a file stays in the list, and
+    is skipped when it is opened.
     """
-    found: dict[str, InputFile] = {}
+    files: dict[str, InputFile] = {}
     for pattern in config.paths:
         for path, relative, info in expand(pattern):
             kind, is_directory = kind_of(path), info["type"] == "directory"
@@ -63,10 +64,10 @@ def list_files(config: InputFiles, *, skip_bad_files: bool = False) -> list[Inpu
                 )
             key = absolute(path) if len(config.paths) > 1 else relative
             size = 0 if is_directory else int(info["size"])
-            found[path] = InputFile(path, key, kind[0], kind[1], size, version_of(info))
-    empty = [file for file in found.values() if file.size == 0 and file.kind == "parquet" and not skip_bad_files]
+            files[path] = InputFile(path, key, kind[0], kind[1], size, version_of(info))
+    empty = [file for file in files.values() if file.size == 0 and file.kind == "parquet" and not skip_bad_files]
     if empty:
         raise InputError(f"input file {empty[0].path} is empty; expected a Parquet file, write it again")
-    if Counter(file.kind for file in found.values()).keys() == {"parquet", "jsonl"}:
+    if Counter(file.kind for file in files.values()).keys() == {"parquet", "jsonl"}:
         raise InputError("input.path mixes Parquet and JSONL files; run once per kind with a shared model")
-    return sorted(found.values(), key=lambda file: file.key)
+    return sorted(files.values(), key=lambda file: file.key)

@@ -1,23 +1,25 @@
-"""The input's own columns: their types as found while scoring, and their values on the way out. Pure.
+"""The input's own columns: their types, inferred during scoring, and their values, converted for the output. Pure.
 
-JSON has no schema, and files of one corpus may disagree. Types are inferred per fragment, unified over all of them, and a
-column without a common type is written as JSON text, in every shard alike.
+JSON has no schema, and the files of a corpus may disagree. Types are inferred for each fragment and unified over all fragments. A
+column without a common type is written as JSON text in every shard.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
 
+from pipelines.corpus.columns.value_kinds import RowValues
+
 _AS_JSON = {b"bestkept": b"json"}
 
 
-def infer(rows: Sequence[Mapping[str, Any]]) -> pa.Schema:
-    """Column types of these rows, columns in order of first appearance."""
+def infer(rows: Sequence[RowValues]) -> pa.Schema:
+    """Infer the schema of these rows, with columns in order of first appearance."""
     names = dict.fromkeys(name for row in rows for name in row)
     return pa.schema([_infer_column(name, [row.get(name) for row in rows]) for name in names])
 
@@ -33,14 +35,14 @@ def _infer_column(name: str, values: list[Any]) -> pa.Field:
 
 
 def _has_empty_struct(kind: pa.DataType) -> bool:
-    """Whether a struct without fields is in it, which Parquet cannot hold."""
+    """Whether a type contains a struct without fields, which Parquet cannot hold."""
     if pa.types.is_struct(kind):
         return kind.num_fields == 0 or any(_has_empty_struct(field.type) for field in kind)
     return pa.types.is_list(kind) and _has_empty_struct(kind.value_type)
 
 
 def unify(schemas: Iterable[pa.Schema]) -> pa.Schema:
-    """One schema for all; a column without a common type becomes JSON text, an always-null one text."""
+    """Unify schemas into one; a column without a common type becomes JSON text, and one that is always null text."""
     fields: dict[str, pa.Field] = {}
     for schema in schemas:
         for field in schema:
@@ -63,7 +65,7 @@ def _unify_fields(left: pa.Field, right: pa.Field) -> pa.Field:
 
 
 def to_array(values: list[Any], field: pa.Field) -> pa.Array:
-    """A column's values in its unified type."""
+    """Convert a column's values to its unified type."""
     if field.metadata == _AS_JSON:
         values = [None if value is None else json.dumps(value, sort_keys=True, default=str) for value in values]
     elif pa.types.is_floating(field.type):
@@ -72,10 +74,11 @@ def to_array(values: list[Any], field: pa.Field) -> pa.Array:
 
 
 def dump(schema: pa.Schema) -> str:
-    """A schema as base64 text, for a footer."""
+    """Write a schema as base64 text, for a footer."""
     plain = pa.schema([field if field.metadata == _AS_JSON else field.remove_metadata() for field in schema])
     return base64.b64encode(plain.serialize().to_pybytes()).decode()
 
 
 def load(text: str) -> pa.Schema:
+    """Read a schema that `dump` has written."""
     return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))

@@ -1,8 +1,8 @@
-"""Parquet row groups → rows, decoded once, in batches of bounded size."""
+"""Parquet row groups → rows, decoded once in batches of bounded size."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -10,28 +10,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.corpus.columns.row_mapping import RowMapping
+from pipelines.corpus.columns.value_kinds import RowValues
 from pipelines.corpus.files import InputFile, RawRow, Unit
 from pipelines.corpus.unreadable import UnreadableError, reading_input
 from pipelines.errors import InputError
 from pipelines.storage.files import open_for_reading
 
 _READ_BYTES = 1 << 20
-_BATCH_ROWS = 16  # a dictionary may hold one value of many megabytes for all of them; larger batches are no faster
+_BATCH_ROWS = 16  # a dictionary may repeat one value of many megabytes in every row; larger batches are no faster
 _BATCH_BYTES = 32 * 2**20  # decoded at once, unless one row is larger
-
-
 _NO_VALUE = (ValueError, OverflowError, KeyError)  # bad UTF-8, out of Python's range, unknown time zone
 
 
 @lru_cache(maxsize=64)
 def parquet_schema(file: InputFile) -> pa.Schema:
-    """The types of the file's own columns."""
+    """The types of a Parquet file's columns."""
     with reading_input(file.path), open_for_reading(file.path) as stream:
         return pq.read_schema(stream)
 
 
 def parquet_rows(file: InputFile, unit: Unit, mapping: RowMapping) -> Iterator[RawRow]:
-    """The mapped columns of a row group's rows. A value that is not UTF-8 spoils its own row only."""
+    """Read the mapped columns of a row group. A row with a value that is not UTF-8 is rejected without its neighbours."""
     with reading_input(file.path), open_for_reading(file.path) as stream:
         parquet = pq.ParquetFile(stream, buffer_size=_READ_BYTES, pre_buffer=False)
         mapped = mapping.columns()
@@ -41,11 +40,11 @@ def parquet_rows(file: InputFile, unit: Unit, mapping: RowMapping) -> Iterator[R
         rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
         seen = 0
         for batch in parquet.iter_batches(rows, row_groups=[unit.number], columns=mapped):
-            for value in batch_rows(batch.select(mapped), mapped):
+            for values in batch_rows(batch.select(mapped), mapped):
                 seen += 1
-                share = unit.input_bytes * seen // max(1, unit.end - unit.start)
-                size = 0 if isinstance(value, str) else sum(map(size_of, value.values()))
-                yield value, size, size, share
+                seen_bytes = unit.input_bytes * seen // max(1, unit.end - unit.start)
+                size = 0 if isinstance(values, str) else sum(map(size_of, values.values()))
+                yield RawRow(values, size, size, seen_bytes)
         if seen != unit.end - unit.start:
             raise UnreadableError(
                 f"input file {file.path} is damaged: its row group {unit.number} has {seen} rows and should have "
@@ -54,44 +53,47 @@ def parquet_rows(file: InputFile, unit: Unit, mapping: RowMapping) -> Iterator[R
             )
 
 
-def refuse_missing(file: InputFile, there: Sequence[str], wanted: Sequence[str]) -> None:
-    """Raise `InputError` where a wanted column is not there."""
-    missing = [name for name in wanted if name not in there]
+def refuse_missing(file: InputFile, names: Sequence[str], wanted: Sequence[str]) -> None:
+    """Raise `InputError` where a wanted column is not among the file's `names`."""
+    missing = [name for name in wanted if name not in names]
     if missing:
         raise InputError(
-            f"input file {file.path} has no column {missing[0]!r} (it has {', '.join(there)}); "
+            f"input file {file.path} has no column {missing[0]!r} (it has {', '.join(names)}); "
             "all files of input.path must have the same columns"
         )
 
 
-def refuse_doubled(file: InputFile, there: Sequence[str], wanted: Sequence[str]) -> None:
-    """Raise `InputError` where a wanted column's name stands for two columns."""
-    doubled = [name for name in wanted if there.count(name) > 1]
+def refuse_doubled(file: InputFile, names: Sequence[str], wanted: Sequence[str]) -> None:
+    """Raise `InputError` where a wanted column's name occurs twice among the file's `names`."""
+    doubled = [name for name in wanted if names.count(name) > 1]
     if doubled:
         raise InputError(
-            f"input file {file.path} has {there.count(doubled[0])} columns named {doubled[0]!r}, and it cannot be told which is "
+            f"input file {file.path} has {names.count(doubled[0])} columns named {doubled[0]!r}, and it cannot be told which is "
             "meant; rename all but one of them"
         )
 
 
-def batch_rows(batch: pa.RecordBatch, mapped: list[str]) -> Iterator[Mapping[str, Any] | str]:
-    """Rows of a batch; in a mapped column, a value that is not UTF-8 (`bad_utf8`) or that Python has no value for (`bad_value`,
-    a date in the year 30000) makes a row its reason; in other columns it is replaced: not ours to judge."""
+def batch_rows(batch: pa.RecordBatch, mapped: list[str]) -> Iterator[RowValues | str]:
+    """The rows of a batch, or reasons where they are rejected.
+
+    A value of a mapped column that is not UTF-8 rejects its row (`bad_utf8`), as does one that Python cannot represent, such as a
+    date in the year 30000 (`bad_value`). In other columns, which scoring does not read, it is replaced.
+    """
     values = _rows(batch.select(mapped))
     others = [name for name in batch.schema.names if name not in mapped]
     if not others:
         yield from values
         return
     try:
-        more: list[Mapping[str, Any]] = batch.select(others).to_pylist()
+        more: list[RowValues] = batch.select(others).to_pylist()
     except _NO_VALUE:
         more = [{name: _lenient(batch[name][at]) for name in others} for at in range(batch.num_rows)]
-    for value, other in zip(values, more, strict=True):
-        yield value if isinstance(value, str) else {**other, **value}
+    for row, other in zip(values, more, strict=True):
+        yield row if isinstance(row, str) else {**other, **row}
 
 
-def _lenient(scalar: Any) -> Any:
-    """A value with bad UTF-8 replaced, and moments out of Python's range as the number that the file has for them."""
+def _lenient(scalar: pa.Scalar) -> Any:
+    """A value with bad UTF-8 replaced; a date or time out of Python's range as the number in the file."""
     try:
         return scalar.as_py()
     except _NO_VALUE:
@@ -112,11 +114,11 @@ def _lenient(scalar: Any) -> Any:
         return scalar.value
 
 
-def _rows(batch: pa.RecordBatch) -> list[Mapping[str, Any] | str]:
-    values: list[Mapping[str, Any] | str] = []
+def _rows(batch: pa.RecordBatch) -> list[RowValues | str]:
+    values: list[RowValues | str] = []
     try:
         values += batch.to_pylist()
-    except _NO_VALUE:  # one bad value must not take its neighbours along
+    except _NO_VALUE:  # one bad value must not reject its neighbours
         for position in range(batch.num_rows):
             try:
                 values += batch.slice(position, 1).to_pylist()
@@ -127,8 +129,8 @@ def _rows(batch: pa.RecordBatch) -> list[Mapping[str, Any] | str]:
     return values
 
 
-def size_of(value: Any) -> int:
-    """Bytes of text in a value, nested ones included; other scalars count 8."""
+def size_of(value: object) -> int:
+    """The bytes of text in a value, nested values included; any other scalar counts 8."""
     if isinstance(value, str):
         return len(value) if value.isascii() else len(value.encode(errors="replace"))
     if isinstance(value, bytes):

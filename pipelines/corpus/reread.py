@@ -1,8 +1,8 @@
-"""Single rows of a unit, read again after selection: only row groups and columns that are needed, only wanted rows parsed."""
+"""Reading single rows of a unit again after selection: only the columns that are needed, and only wanted rows are parsed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.corpus.columns.row_mapping import RowMapping
-from pipelines.corpus.files import InputFile, Unit
+from pipelines.corpus.columns.value_kinds import RowValues
+from pipelines.corpus.files import InputFile, RawRow, Unit
 from pipelines.corpus.fragments import Row, row_of
 from pipelines.corpus.jsonl import json_lines, parse_line
 from pipelines.corpus.parquet import batch_rows, refuse_doubled
@@ -19,10 +20,13 @@ from pipelines.corpus.unreadable import reading_input
 from pipelines.errors import InputError
 from pipelines.storage.files import open_for_reading
 
-_BATCH_ROWS = 64  # where nothing is known of their sizes; see parquet.py
+_BATCH_ROWS = 64  # where the sizes of rows are unknown; see parquet.py
 _BATCH_BYTES = 32 * 2**20
 _JOINED_ROWS = 1024
 _JOINED_BYTES = 8 * 2**20
+
+TakenBatch = tuple[int, int, pa.RecordBatch]
+"""(low, high, the rows `numbers[low:high]`) of the numbers asked for."""
 
 
 def read_rows(
@@ -34,25 +38,25 @@ def read_rows(
     more_columns: Sequence[str] | None,
     max_row_bytes: int,
 ) -> Iterator[Row]:
-    """The rows with these ascending numbers within the unit; fewer where it has fewer by now.
+    """Read the rows with these ascending numbers within the unit; fewer where the unit has become shorter.
 
-    `more_columns` are kept in `original` beside those that scoring reads; None means all columns. Raises `InputError` for a
-    file that is gone or cut.
+    `more_columns` are kept in `original` beside those that scoring reads; None means all columns. Raises `InputError` for a file
+    that is missing or truncated.
     """
     if not len(numbers):
         return
-    values = (
+    rows = (
         _parquet(file, unit, mapping, numbers, more_columns)
         if file.kind == "parquet"
         else _json(file, unit, numbers, max_row_bytes)
     )
-    for number, value in values:
-        yield row_of(number, value, mapping)
+    for number, row in rows:
+        yield row_of(number, RawRow(row), mapping)
 
 
 def _json(
     file: InputFile, unit: Unit, numbers: npt.NDArray[np.integer[Any]], max_row_bytes: int
-) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+) -> Iterator[tuple[int, RowValues | str]]:
     wanted = iter(numbers.tolist())
     next_wanted = next(wanted)
     for number, line in enumerate(json_lines(file, unit, max_row_bytes=max_row_bytes)):
@@ -70,11 +74,11 @@ def _parquet(
     mapping: RowMapping,
     numbers: npt.NDArray[np.integer[Any]],
     more_columns: Sequence[str] | None,
-) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+) -> Iterator[tuple[int, RowValues | str]]:
     mapped = mapping.columns()
-    names = numbers.tolist()
+    row_numbers = numbers.tolist()
     for low, high, batch in take_batches(file, unit, numbers, mapped, more_columns=more_columns):
-        yield from zip(names[low:high], batch_rows(batch, mapped), strict=True)
+        yield from zip(row_numbers[low:high], batch_rows(batch, mapped), strict=True)
 
 
 def take_batches(
@@ -85,33 +89,32 @@ def take_batches(
     *,
     more_columns: Sequence[str] | None = (),
     most_rows: int = _BATCH_ROWS,
-) -> Iterator[tuple[int, int, pa.RecordBatch]]:
-    """(low, high, the rows `numbers[low:high]` of a row group), for ascending numbers, which may repeat, in batches of bounded
-    size; fewer where it has fewer rows by now. `more_columns` come along where the file has them; None means all that it has.
-    At most `most_rows` rows are decoded at a time.
+) -> Iterator[TakenBatch]:
+    """Read batches (low, high, the rows `numbers[low:high]` of a row group), each of bounded size.
 
-    Raises `InputError` for a file that is gone, cut, or lacks one of `columns` by now.
+    `numbers` ascend and may repeat; batches end early where the row group has become shorter. `more_columns` are read where the
+    file has them; None means all its columns. At most `most_rows` rows are decoded at a time. Raises `InputError` for a file that
+    is missing, truncated, or now lacks one of `columns`.
     """
     with reading_input(file.path), open_for_reading(file.path) as stream:
         parquet = pq.ParquetFile(stream, pre_buffer=False)
-        there = parquet.schema_arrow.names
-        missing = [name for name in columns if name not in there]
+        names = parquet.schema_arrow.names
+        missing = [name for name in columns if name not in names]
         if missing:
             raise InputError(
                 f"input file {file.path} has lost its column {missing[0]!r} since it was scored; restore it and run again"
             )
-        extra = [name for name in (there if more_columns is None else more_columns) if name in there]
-        refuse_doubled(file, there, extra)
+        extra = [name for name in (names if more_columns is None else more_columns) if name in names]
+        refuse_doubled(file, names, extra)
         group = parquet.metadata.row_group(unit.number)
         size = max(1, min(most_rows, _BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
         wanted = list(dict.fromkeys([*columns, *extra]))
-        taken = _taken(parquet.iter_batches(size, row_groups=[unit.number], columns=wanted, use_threads=False), numbers)
-        yield from _joined(taken)
+        batches = parquet.iter_batches(size, row_groups=[unit.number], columns=wanted, use_threads=False)
+        yield from _join(_take(batches, numbers))
 
 
-def _taken(
-    batches: Iterator[pa.RecordBatch], numbers: npt.NDArray[np.integer[Any]]
-) -> Iterator[tuple[int, int, pa.RecordBatch]]:
+def _take(batches: Iterator[pa.RecordBatch], numbers: npt.NDArray[np.integer[Any]]) -> Iterator[TakenBatch]:
+    """Take the rows with these numbers from batches that cover the row group from row 0."""
     first = 0
     for batch in batches:
         low, high = (int(at) for at in np.searchsorted(numbers, [first, first + batch.num_rows]))
@@ -122,13 +125,11 @@ def _taken(
             return
 
 
-def _joined(
-    taken: Iterator[tuple[int, int, pa.RecordBatch]],
-) -> Iterator[tuple[int, int, pa.RecordBatch]]:
-    """The same rows in fewer batches: what is decoded at a time must be small, what is worked on at a time must not."""
+def _join(batches: Iterator[TakenBatch]) -> Iterator[TakenBatch]:
+    """Join small batches: few rows are decoded at a time, to save memory, but many are processed at a time, to save calls."""
     held: list[pa.RecordBatch] = []
     start = end = size = 0
-    for low, high, batch in taken:
+    for low, high, batch in batches:
         start, end, size = start if held else low, high, size + batch.nbytes
         held.append(batch)
         if end - start >= _JOINED_ROWS or size >= _JOINED_BYTES:
@@ -136,6 +137,3 @@ def _joined(
             held, size = [], 0
     if held:
         yield start, end, pa.concat_batches(held)
-
-
-__all__ = ["read_rows", "take_batches"]

@@ -1,4 +1,4 @@
-"""Input files that cannot be read as a whole, and why: what `limits.skip_bad_files` leaves out, and else ends the run."""
+"""Errors of input files that cannot be read; they end the run, unless `limits.skip_bad_files` leaves such files out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OF_THE_FILE = {None, 0, errno.ELOOP, errno.ENOTDIR, errno.EINVAL}  # None and 0
 
 
 class UnreadableError(InputError):
-    """A file that cannot be read; `reason` is a code that names why, for the manifest."""
+    """An input file that cannot be read; `reason` is a code for the manifest, such as `truncated`."""
 
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
@@ -25,9 +25,9 @@ class UnreadableError(InputError):
 
 @contextmanager
 def reading_input(path: str) -> Iterator[None]:
-    """Turn what storage and decoders raise about the input file `path` into an `UnreadableError` that names it.
+    """Turn errors of storage and decoders about the input file `path` into an `UnreadableError` that names it.
 
-    Trouble of a network or a device is no property of the file: that stays a plain `InputError`, which always ends the run.
+    Failures of a network or a device are not the file's: they stay a plain `InputError`, which always ends the run.
     """
     try:
         with reading(path):
@@ -45,7 +45,7 @@ def reading_input(path: str) -> Iterator[None]:
 
 
 def _reason(cause: BaseException | None) -> str | None:
-    """The code for what `reading` has caught; None where that is not the file's fault."""
+    """The code for an error that `reading` has caught; None where the file is not at fault."""
     match cause:
         case FileNotFoundError():
             return "missing"
