@@ -1,7 +1,13 @@
-"""Score files: one per fragment, the durable boundary between scoring and everything after it.
+"""The format of score files: one per fragment, the durable boundary between scoring and the stages after it. No Beam.
 
-A score file has one row per response (or per unusable row). Its footer says what it is, and holds a hash of the decoded
-columns and of that description, so that a damaged file is noticed, not believed. A valid one is never rewritten.
+A score file has one row per response (or per unusable row). Its footer describes it, and holds a hash of the decoded columns and
+of the description, by which a damaged file is noticed. A valid one is never rewritten.
+
+Example:
+
+    footer = write(path, columns, footer, original)  # the footer of the file that stands, if there was one already
+    columns, footer = read(path) or (None, None)     # None for a missing or damaged file
+    read_columns(path, ["reward"], footer)           # some columns of a file that has been found valid
 """
 
 from __future__ import annotations
@@ -50,7 +56,7 @@ COLUMNS = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class Footer:
-    """What a score file says of itself."""
+    """The description of a score file, in its metadata."""
 
     fingerprint: str
     file_key: str
@@ -74,7 +80,7 @@ class Footer:
 
 @dataclass(frozen=True)
 class ScoreFile:
-    """A valid score file: where it is, and what its footer says. Travels through Beam as JSON bytes."""
+    """The descriptor of a valid score file: its path and footer. Travels through Beam as JSON bytes."""
 
     path: str
     file: int  # index in the plan
@@ -90,18 +96,18 @@ class ScoreFile:
 
 
 def name_of(*, file_key: str, unit: int, unit_start: int, fragment: int, rows_per_fragment: int) -> str:
-    """The file name of a fragment's scores: a hash of path and range, nothing of a row."""
-    place = json.dumps([file_key, unit, unit_start, fragment, rows_per_fragment])
-    return hashlib.sha256(place.encode()).hexdigest()[:32]
+    """The file name of a fragment's scores: a hash of the input's key and the fragment's range, and of no row text."""
+    described = json.dumps([file_key, unit, unit_start, fragment, rows_per_fragment])
+    return hashlib.sha256(described.encode()).hexdigest()[:32]
 
 
 def path_of(directory: str, name: str, variant: str | None = None) -> str:
-    """Where a fragment's scores are; a fragment whose content changed has a hash of that in the name."""
+    """The path of a fragment's scores. The name of a fragment whose content has changed also has a `variant`, a hash of it."""
     return join(directory, f"{name}.parquet" if variant is None else f"{name}-{variant}.parquet")
 
 
 def encode(columns: pa.Table, footer: Footer, original: str) -> bytes:
-    """A score file's bytes; `original` tells the types of the input's own columns (see `originals.dump`)."""
+    """A score file's bytes; `original` is the schema of the input's own columns (see `original_columns.dump`)."""
     described = json.dumps(asdict(footer), sort_keys=True)
     metadata = {_FOOTER: described, _ORIGINAL: original, _HASH: columns_hash(columns, described + original)}
     table = columns.replace_schema_metadata({key: value.encode() for key, value in metadata.items()})
@@ -111,19 +117,21 @@ def encode(columns: pa.Table, footer: Footer, original: str) -> bytes:
 
 
 def _encoding(schema: pa.Schema) -> dict[str, Any]:
-    """How each column is stored, for reading in a third less time, and files a tenth smaller, than with a dictionary and zstd
-    for all: dictionaries are for text, differences for integers, and random bits are left as they are."""
+    """Options of `pq.write_table`: dictionaries for text, differences for integers, and random bits as they are.
+
+    Compared with a dictionary and zstd for all columns, reading takes a third less time and files are a tenth smaller.
+    """
     integers = [field.name for field in schema if field.type in (pa.int32(), pa.int64())]
-    as_they_are = {*integers, "reward", "response_hash"}
+    uncompressed = {*integers, "reward", "response_hash"}
     return {
         "use_dictionary": [field.name for field in schema if pa.types.is_string(field.type)],
         "column_encoding": dict.fromkeys(integers, "DELTA_BINARY_PACKED"),
-        "compression": {name: "none" if name in as_they_are else "zstd" for name in schema.names},
+        "compression": {name: "none" if name in uncompressed else "zstd" for name in schema.names},
     }
 
 
 def decode(data: bytes) -> tuple[pa.Table, Footer] | None:
-    """Table and footer of a score file, or None where the bytes are not a whole and unharmed one."""
+    """Table and footer of a score file; None where the bytes are not a complete, undamaged one."""
     try:
         table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)  # read_table takes five times as long
         metadata = table.schema.metadata or {}
@@ -137,7 +145,7 @@ def decode(data: bytes) -> tuple[pa.Table, Footer] | None:
 
 
 def read(path: str) -> tuple[pa.Table, Footer] | None:
-    """The valid score file at `path`, or None where there is none or it is damaged."""
+    """Table and footer of the score file at `path`; None where there is none or it is damaged."""
     data = read_bytes(path)
     return None if data is None else decode(data)
 
@@ -149,7 +157,7 @@ def read_columns(path: str, names: list[str], footer: Footer) -> pa.Table:
     Raises `StorageError` where it is gone, damaged, or no longer the file that `footer` describes.
     """
     try:
-        with _opened(path) as file:
+        with _open(path) as file:
             texts = [name for name in names if name in ("source", "reason") or name.startswith("carry.")]
             parquet = pq.ParquetFile(file, page_checksum_verification=True, read_dictionary=texts)
             table = parquet.read(names, use_threads=False)  # callers read several files at once
@@ -162,8 +170,8 @@ def read_columns(path: str, names: list[str], footer: Footer) -> pa.Table:
     return table
 
 
-def _opened(path: str) -> Any:
-    """A score file, for reading some of it; of a store in one request, which costs less than the rest of its bytes."""
+def _open(path: str) -> Any:
+    """Open a score file to read parts of it. An object of a store is read whole, which costs less than another request."""
     if is_local(path):
         return open_for_reading(path)
     data = read_bytes(path)
@@ -173,7 +181,7 @@ def _opened(path: str) -> Any:
 
 
 def original_schema(table: pa.Table) -> str:
-    """What `encode` was told of the input's own columns."""
+    """The schema of the input's own columns that `encode` was given."""
     text: str = table.schema.metadata[_ORIGINAL].decode()
     return text
 
@@ -202,7 +210,7 @@ def reasons_of(columns: pa.Table) -> dict[str, int]:
 
 
 def outcome_of(columns: pa.Table) -> dict[str, Any]:
-    """The fields of a footer that say what came of the responses."""
+    """The fields of a footer about the results of the responses."""
     rejected = reasons_of(columns)
     return {
         "scored": columns.num_rows - sum(rejected.values()),

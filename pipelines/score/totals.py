@@ -1,4 +1,4 @@
-"""What scoring came to, summed over score files, and whether it is within the limits. No Beam."""
+"""Totals of scoring, summed over score files and checked against the limits, and the list of skipped files. No Beam."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def totals_of(data: bytes) -> Totals:
+    """The totals of one score file, from its descriptor as bytes."""
     footer = ScoreFile.from_bytes(data).footer
     return Totals(
         rows=footer.rows,
@@ -39,7 +40,7 @@ def totals_of(data: bytes) -> Totals:
 
 
 def read_totals(path: str) -> Totals:
-    """Those that a job has published. Raises `StorageError` where it has not."""
+    """The totals that a job has published at `path`. Raises `StorageError` where there are none."""
     data = read_bytes(path)
     if data is None:
         raise StorageError(
@@ -53,8 +54,8 @@ def sum_totals(totals: Iterable[Totals]) -> Totals:
 
 
 def check_limits(totals: Totals, limits: Limits, *, model: str | None = None) -> Totals:
-    """`totals` where they are within the limits; raises `RejectedError` (exit 4) with counts by reason, and with the name of the
-    `model` where there are several."""
+    """Return `totals` if they are within the limits; else raise `RejectedError` (exit 4) with counts by reason, and with the name
+    of the `model` where there are several."""
     if totals.read != totals.scored + totals.rejected.total():
         raise StorageError(
             f"score files say {totals.read} read, {totals.scored} scored and {totals.rejected.total()} rejected, which "
@@ -67,14 +68,14 @@ def check_limits(totals: Totals, limits: Limits, *, model: str | None = None) ->
         first = ", ".join(f"{key} {place_of(key, start, row)} {reason}" for key, start, row, reason in totals.examples)
         raise RejectedError(
             f"{totals.rejected.total()} of {totals.read} responses were rejected{by} ({fraction:.4%}: {reasons}; "
-            f"first: {first}), more than limits.max_rejected_fraction={limits.max_rejected_fraction}; mend the input, or raise "
+            f"first: {first}), more than limits.max_rejected_fraction={limits.max_rejected_fraction}; fix the input, or raise "
             "the limit: nothing is scored again"
         )
     return totals
 
 
 def check_shard(totals: Totals, limits: Limits, shard: CorpusShard | None, *, model: str | None = None) -> None:
-    """`check_limits` of the whole; of a shard, a warning."""
+    """`check_limits`; of a shard, log a warning instead of the error."""
     try:
         check_limits(totals, limits, model=model)
     except RejectedError as error:
@@ -85,7 +86,7 @@ def check_shard(totals: Totals, limits: Limits, shard: CorpusShard | None, *, mo
 
 @dataclass(frozen=True)
 class Totals:
-    """What scoring came to: read = scored + rejected."""
+    """Counts of responses, with read = scored + rejected."""
 
     rows: int = 0
     read: int = 0
@@ -93,9 +94,8 @@ class Totals:
     rejected: Counter[str] = field(default_factory=Counter)
     truncated: int = 0
     tokens: int = 0
-    examples: tuple[
-        tuple[str, int, int, str], ...
-    ] = ()  # the first rejected: file, start of the unit, row in it, reason
+    # the first rejected responses: file, start of the unit, row in it, reason
+    examples: tuple[tuple[str, int, int, str], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -106,8 +106,10 @@ class Totals:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Totals:
-        own = {entry.name: values[entry.name] for entry in fields(cls)}
-        return cls(**{**own, "rejected": Counter(own["rejected"]), "examples": tuple(map(tuple, own["examples"]))})
+        known = {entry.name: values[entry.name] for entry in fields(cls)}
+        return cls(
+            **{**known, "rejected": Counter(known["rejected"]), "examples": tuple(map(tuple, known["examples"]))}
+        )
 
     def __add__(self, other: Totals) -> Totals:
         return Totals(
@@ -122,7 +124,7 @@ class Totals:
 
 
 def publish_totals(totals: Totals, path: str, *, replace: bool = False) -> None:
-    """Write them; with `replace`, as skipped files make it necessary, over those of a run that could read other files."""
+    """Write the totals to `path`; with `replace`, over those of a run that could read other files, where files are skipped."""
     with carrying_errors():
         (publish.replace if replace else publish.create_or_equal)(path, canonical_json.to_json(totals.to_json()))
 

@@ -169,7 +169,7 @@ class Rejection:
         listed = message.split("%: ")[1].split("; first: ")[0]
         assert {name: int(count) for name, count in map(str.split, listed.split(", "))} == reasons
         first = ", ".join(f"{file} {place} {reason}" for place, reason in list(self.expected.values())[:3])
-        assert f"; first: {first}), more than limits.max_rejected_fraction=0.001; mend the input, or raise" in message
+        assert f"; first: {first}), more than limits.max_rejected_fraction=0.001; fix the input, or raise" in message
         assert self.error.exit_code == Exit.REJECTED == 4
         assert self.work == (1, len(GOOD)), "one load, nothing scored again, and no bad row at all"
         counts = self.manifest["counts"]

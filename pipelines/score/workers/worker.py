@@ -1,7 +1,9 @@
-"""A worker: `python -m pipelines.fleet.worker CONNECTION [CORE]...`, started by the launcher; scores the pieces that it is given.
+"""A worker process, which scores the pieces that the launcher gives it.
 
-What it says goes through the connection: a sign of life every second, with what it has counted; lines for the log; that it wants
-more work; or what it failed of. It ends when the launcher does.
+    python -m pipelines.score.workers.worker CONNECTION [CORE]...
+
+It sends through the connection: a sign of life every second, with its progress and counters; lines for the log; requests for
+work; and the error that ended it. It ends when the launcher does.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
 SIGN_OF_LIFE_SECS = 1.0
 
 
-class Line:
-    """The connection to the launcher; whoever sends through it when the launcher is gone ends."""
+class LauncherConnection:
+    """The connection to the launcher. The process ends if it sends or receives after the launcher has ended."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -34,7 +36,7 @@ class Line:
             with self._sending:
                 self._connection.send((kind, *content))
         except OSError:
-            os._exit(1)  # nobody is there to be told
+            os._exit(1)
 
     def receive(self) -> Any:
         try:
@@ -43,42 +45,44 @@ class Line:
             os._exit(1)
 
 
-class _ToLauncher(logging.Handler):
-    """Our log lines, for the launcher to show among its own."""
+class _LauncherHandler(logging.Handler):
+    """Sends our log lines to the launcher, which shows them among its own."""
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, launcher: LauncherConnection) -> None:
         super().__init__()
-        self._line = line
+        self._launcher = launcher
 
     def emit(self, record: logging.LogRecord) -> None:
         from pipelines.runtime.logs import is_ours
 
         if is_ours(record):
-            self._line.send("log", record.name, record.levelno, record.getMessage())
+            self._launcher.send("log", record.name, record.levelno, record.getMessage())
 
 
 def main() -> None:
     faulthandler.enable()
-    line = Line(Connection(int(sys.argv[1])))
-    if own := {int(core) for core in sys.argv[2:]}:
-        with suppress(OSError):  # they may have been taken from this process since: then it runs on those that are left
-            os.sched_setaffinity(0, own)
-    threading.Thread(target=_show_life, args=(line,), daemon=True).start()  # before the imports, which take seconds
+    launcher = LauncherConnection(Connection(int(sys.argv[1])))
+    if cores := {int(core) for core in sys.argv[2:]}:
+        # cores may have been taken from this process since; then it runs on those that are left
+        with suppress(OSError):
+            os.sched_setaffinity(0, cores)
+    # before the imports, which take seconds
+    threading.Thread(target=_send_signs_of_life, args=(launcher,), daemon=True).start()
     from pipelines.errors import failure
     from pipelines.runtime.logs import discard, keep, set_up
 
-    set_up(_ToLauncher(line))
+    set_up(_LauncherHandler(launcher))
     try:
-        job: Job = line.receive()
-        _score(job, line)
+        job: Job = launcher.receive()
+        _score(job, launcher)
     except Exception as error:
-        line.send("failed", failure(error, "a worker").pack(), keep(error))
+        launcher.send("failed", failure(error, "a worker").pack(), keep(error))
         return
     discard()
 
 
-def _score(job: Job, line: Line) -> None:
-    """Piece after piece, until there are no more."""
+def _score(job: Job, launcher: LauncherConnection) -> None:
+    """Score pieces until there are no more."""
     from pipelines.corpus import UnreadableError, split_units
     from pipelines.corpus.rewrite import rewrite
     from pipelines.plan import plan_at
@@ -88,30 +92,31 @@ def _score(job: Job, line: Line) -> None:
     load = job.scorer if len(job.paths.members) == 1 else LoadAlone(job.scorer)
     members = [ScoreUnits(path, job.directories, load, limits=job.limits) for path in job.paths.members]
     while True:
-        line.send("wants", *_counted())
-        given: tuple[int, WorkPiece] | None = line.receive()
-        if given is None:
+        launcher.send("wants", *_report())
+        assignment: tuple[int, WorkPiece] | None = launcher.receive()
+        if assignment is None:
             return
-        member, piece = given
+        member, piece = assignment
         plan = plan_at(job.paths.members[member])
         file = plan.files[piece.file]
-        passed_over = (UnreadableError,) if job.limits.skip_bad_files else ()
-        with suppress(*passed_over):  # found, and skipped, once more afterwards
-            if file.copy is not None and piece.unit is None:  # there already, unless the file cannot be read
+        skippable = (UnreadableError,) if job.limits.skip_bad_files else ()
+        with suppress(*skippable):  # the graph that runs afterwards finds and skips such a file once more
+            if file.copy is not None and piece.unit is None:  # exists already, unless the file cannot be read
                 rewrite(file, file.copy, max_row_bytes=plan.max_row_bytes)
             for unit in split_units(file) if piece.unit is None else [piece.unit]:
                 for _ in members[member].score_unit(piece.file, unit, stripe=piece.stripe, stripes=piece.stripes):
-                    line.send("lives", *_counted())  # should this worker die, it is known what it has published
+                    launcher.send("lives", *_report())  # if this worker dies, the launcher knows what it has published
 
 
-def _show_life(line: Line) -> None:
+def _send_signs_of_life(launcher: LauncherConnection) -> None:
     stop = threading.Event()
     while True:
-        line.send("lives", *(_counted() if "pipelines.runtime.counters" in sys.modules else (None, {})))
+        launcher.send("lives", *(_report() if "pipelines.runtime.counters" in sys.modules else (None, {})))
         stop.wait(SIGN_OF_LIFE_SECS)
 
 
-def _counted() -> tuple[Any, dict[str, int]]:
+def _report() -> tuple[Any, dict[str, int]]:
+    """Progress and counters of this process."""
     from pipelines.runtime import counters, progress
 
     return progress.current(), counters.local_counters()

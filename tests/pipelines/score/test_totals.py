@@ -50,7 +50,7 @@ def test_the_limit_itself_is_within_it(limit, fails):
         check_limits(TOTALS, limits)
     assert str(raised.value) == (
         "2 of 10 responses were rejected (20.0000%: empty 2; first: a.parquet row 102 empty, a.parquet row 103 empty), more than "
-        f"limits.max_rejected_fraction={limit}; mend the input, or raise the limit: nothing is scored again"
+        f"limits.max_rejected_fraction={limit}; fix the input, or raise the limit: nothing is scored again"
     )
 
 
