@@ -1,15 +1,17 @@
-"""The whole graph in one screen: plan → score (→ combine, of several models) → select → export → finish.
+"""The whole graph in one screen: plan → score (→ combine, for several models) → select → export → report → finish.
 
-`run` is all of it; `score` ends after scoring; `select` starts from score files that are there. Read this first.
+`bestkept run` is `build`; `bestkept select` is `build` without a scorer, from score files that exist; `bestkept score` is
+`build_scoring`, which ends after scoring. `commands/run.py` prepares and runs these graphs. Read this first.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pipelines.config import Limits, RunConfig
+import apache_beam as beam
+
+from pipelines.config import RunConfig
 from pipelines.export.output_columns import Shape
 from pipelines.export.train_test_split import Split
 from pipelines.export.transform import Export
@@ -23,14 +25,13 @@ from pipelines.score.colocation_transform import Colocate
 from pipelines.score.ensemble_transform import CombineScores
 from pipelines.score.load_model import LoadAlone
 from pipelines.score.skip_transform import LeaveOut
+from pipelines.score.totals import publish_skipped, publish_totals, sum_totals, totals_of
 from pipelines.score.transform import ScoreCorpus
 from pipelines.score.unit_scorer import ScorerFactory
-from pipelines.score.unit_scores import ScoreDirectories, score_directories
+from pipelines.score.unit_scores import score_directories
 from pipelines.score.work import CorpusShard
 from pipelines.select.selection import Selection
 from pipelines.select.transform import Select
-
-log = logging.getLogger(__name__)
 
 
 def build(
@@ -40,54 +41,56 @@ def build(
     plan: Plan,
     scorer: ScorerFactory | None,
     *,
-    turn: VersionRun | None = None,
+    version_run: VersionRun | None = None,
 ) -> None:
-    """The graph of `run` (with a scorer) and of `select` (without)."""
-    selection = Selection.of(config, plan)
-    shape = Shape(config.output.shape, tuple(config.output.include_columns), tuple(config.output.add), plan.temperature)
-    scored, parts = score_files(pipeline, paths, score_directories(config), scorer, **way_of(config))
+    """Build the graph of `run` or, without a scorer, of `select`; plan files are at `paths`, the whole plan is `plan`."""
+    selection, shape, split = Selection.of(config, plan), Shape.of(config, plan), Split.of(config)
+    scored, parts = score_files(pipeline, config, paths, scorer)
     selected = scored | "Select" >> Select(selection, config.limits, with_schemas=shape.has_input_columns)
-    split = Split(config.output.test_fraction, config.output.split_seed)
     bounds = (config.output.rows_per_shard, config.output.bytes_per_shard)
-    shards = selected | "Export" >> Export(paths.whole, config.path, shape, selection.needs.kept, split, *bounds)
+    export = Export(paths.whole, config.path, shape, selection.needs.kept, split, *bounds)
+    parts["shards"] = selected | "Export" >> export
     if config.report.write:
-        facts = facts_of(config, plan)
-        observe = Observe(
-            paths.whole, config.path, facts, selection.needs.kept, config.report.samples, selection.on_object_store
+        facts, samples, on_store = ReportSettings.of(config, plan), config.report.samples, selection.on_object_store
+        observe = Observe(paths.whole, config.path, facts, selection.needs.kept, samples, on_store)
+        parts["report"] = {"scores": scored, "kept": selected["kept"]} | "Observe" >> observe
+    _ = {**selected, **parts} | "Finish" >> Finish(paths.whole, config, version_run)
+
+
+def build_scoring(
+    pipeline: Any,
+    config: RunConfig,
+    paths: PlanPaths,
+    scorer: ScorerFactory | None,
+    *,
+    totals: Sequence[str],
+    skipped: str,
+    shard: CorpusShard | None = None,
+) -> None:
+    """Build the graph of `score`: it publishes the totals of each model at the paths `totals`, and, where files may be skipped,
+    the list of them at the path `skipped`."""
+    scored, parts = score_models(pipeline, config, paths, scorer, shard=shard)
+    for number, (descriptors, path) in enumerate(zip(scored, totals, strict=True)):
+        model = str(number) if len(scored) > 1 else ""
+        _ = (
+            descriptors
+            | f"CountRows{model}" >> beam.Map(totals_of)
+            | f"SumTotals{model}" >> Gather(sum_totals)
+            | f"PublishTotals{model}" >> beam.Map(publish_totals, path, replace=config.limits.skip_bad_files)
         )
-        parts = {**parts, "report": {"scores": scored, "kept": selected["kept"]} | "Observe" >> observe}
-    _ = {**selected, **parts, "shards": shards} | "Finish" >> Finish(paths.whole, config, turn)
-
-
-def facts_of(config: RunConfig, plan: Plan) -> ReportSettings:
-    """What a report is told."""
-    unit = "tokens" if config.models else "characters"
-    return ReportSettings(unit, plan.temperature, gold=config.report.gold, ensemble=len(config.models) > 1)
+    if config.limits.skip_bad_files:
+        _ = parts["skipped"] | "PublishSkipped" >> beam.Map(publish_skipped, skipped, paths.whole)
 
 
 def score_files(
-    pipeline: Any,
-    paths: PlanPaths,
-    directories: ScoreDirectories,
-    scorer: ScorerFactory | None,
-    *,
-    limits: Limits,
-    scratch: str | None = None,
-    accelerator: str | None = None,
-    colocate: bool = False,
+    pipeline: Any, config: RunConfig, paths: PlanPaths, scorer: ScorerFactory | None, *, scratch: str | None = None
 ) -> tuple[Any, dict[str, Any]]:
-    """The descriptors that selection reads, and what else there is: `standards` of an ensemble, `skipped` files. With `scratch`,
-    scores are read only, and what is combined of them goes there."""
-    scored, parts = score_models(
-        pipeline,
-        paths,
-        directories,
-        scorer,
-        limits=limits,
-        read_only=scratch is not None,
-        accelerator=accelerator,
-        colocate=colocate,
-    )
+    """Return descriptors of the score files that selection reads, and more parts by name: `standards` of an ensemble, `skipped`.
+
+    With `scratch`, scores are only read, and combined ones are written there.
+    """
+    directories = score_directories(config)
+    scored, parts = score_models(pipeline, config, paths, scorer, read_only=scratch is not None)
     if len(scored) == 1:
         return scored[0], parts
     combined = scored | "Combine" >> CombineScores(paths.whole, directories.path, scratch or directories.path)
@@ -96,28 +99,26 @@ def score_files(
 
 def score_models(
     pipeline: Any,
+    config: RunConfig,
     paths: PlanPaths,
-    directories: ScoreDirectories,
     scorer: ScorerFactory | None,
     *,
-    limits: Limits,
     read_only: bool = False,
-    accelerator: str | None = None,
-    colocate: bool = False,
     shard: CorpusShard | None = None,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The descriptors of each model's score files, and `skipped` files where they may be. Models score one after the other: none
-    finds another in its memory."""
+    """Return the descriptors of each model's score files, and the `skipped` files where files may be skipped.
+
+    Models score one after the other, so that no model shares a worker's memory with another.
+    """
+    directories, limits, accelerator = score_directories(config), config.limits, config.runner.accelerator
     scored: list[dict[str, Any]] = []
     for number, path in enumerate(paths.members):
-        own, load = ("", scorer) if len(paths.members) == 1 else (str(number), LoadAlone(scorer) if scorer else None)
+        model, load = ("", scorer) if len(paths.members) == 1 else (str(number), LoadAlone(scorer) if scorer else None)
         last = scored[-1]["scores"] if scored and scorer else None
-        after = last | f"AwaitModel{number - 1}" >> Gather(no_more) if last else None
-        regroup = (
-            Colocate(path, directories, scorer=load, limits=limits, accelerator=accelerator)
-            if colocate and load is not None
-            else None
-        )
+        after = last | f"AwaitModel{number - 1}" >> Gather(_is_complete) if last else None
+        colocate = None
+        if config.score.colocate is not None and load is not None:
+            colocate = Colocate(path, directories, scorer=load, limits=limits, accelerator=accelerator)
         corpus = ScoreCorpus(
             path,
             directories,
@@ -127,22 +128,16 @@ def score_models(
             limits=limits,
             accelerator=accelerator,
             shard=shard,
-            colocate=regroup,
+            colocate=colocate,
         )
-        scored.append(pipeline | f"Score{own}" >> corpus)
+        scored.append(pipeline | f"Score{model}" >> corpus)
     if not limits.skip_bad_files:
-        return tuple(each["scores"] for each in scored), {}
-    parts = {f"{name}{number}": each[name] for number, each in enumerate(scored) for name in ("scores", "skipped")}
-    left = parts | "LeaveOut" >> LeaveOut(paths.whole)
+        return tuple(parts["scores"] for parts in scored), {}
+    named = {f"{name}{number}": parts[name] for number, parts in enumerate(scored) for name in ("scores", "skipped")}
+    left = named | "LeaveOut" >> LeaveOut(paths.whole)
     return left["scores"], {"skipped": left["skipped"]}
 
 
-def no_more(_scored: Iterable[Any]) -> bool:
-    """What comes of a collection when it is complete."""
+def _is_complete(_scored: Iterable[Any]) -> bool:
+    """Return True: called once the collection is complete."""
     return True
-
-
-def way_of(config: RunConfig) -> dict[str, Any]:
-    """How `score_models` goes about it."""
-    colocate = config.score.colocate is not None
-    return {"limits": config.limits, "accelerator": config.runner.accelerator, "colocate": colocate}

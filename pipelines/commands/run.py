@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import apache_beam as beam
-
 from pipelines.config import RunConfig
-from pipelines.curate import build, score_models, way_of
+from pipelines.curate import build, build_scoring
 from pipelines.errors import ConfigError
 from pipelines.finish import claim, hub
 from pipelines.finish.hub import PushResult
@@ -23,18 +21,8 @@ from pipelines.report.write import write_report
 from pipelines.runtime import counters, progress
 from pipelines.runtime.beam_options import prepare_options
 from pipelines.runtime.execute import execute
-from pipelines.runtime.transforms import Gather
 from pipelines.score.load_model import LoadScorer
-from pipelines.score.totals import (
-    Totals,
-    check_limits,
-    check_shard,
-    publish_skipped,
-    publish_totals,
-    read_totals,
-    sum_totals,
-    totals_of,
-)
+from pipelines.score.totals import Totals, check_limits, check_shard, read_totals
 from pipelines.score.unit_scorer import ScorerFactory
 from pipelines.score.unit_scores import score_directories, scores_path
 from pipelines.score.work import CorpusShard
@@ -48,7 +36,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command ends with."""
+    """The result of a `run`, `select` or `score`."""
 
     plan: Plan
     manifest: dict[str, Any] | None  # of `run` and `select`
@@ -59,28 +47,67 @@ class Outcome:
     skipped: tuple[dict[str, str], ...] = ()  # files that could not be read: key and reason
     pushed: PushResult | None = None  # where `output.push_to_hub` has put it
     handed_over: bool = False  # the runner goes on alone; nothing is known of the end
-    turn: VersionRun | None = None  # of `run` and `select` with output.versions
+    version_run: VersionRun | None = None  # of `run` and `select` with output.versions
 
     def output(self, config: RunConfig) -> str:
-        """Where the data set is."""
-        return config.path if self.turn is None else self.turn.path
+        """Return the path of the data set."""
+        return config.path if self.version_run is None else self.version_run.path
 
 
-def warn_of_offsets(config: RunConfig, plan: Plan) -> None:
-    """Once, where a rule compares rewards across prompts and nothing says that they can be."""
-    crossing = [step.name for step in config.select if step.crosses_prompts]
-    if crossing and not plan.comparable:
-        log.warning("%s %s", crossing[0], OFFSET_WARNING)
+@dataclass(frozen=True)
+class Run:
+    """A `run` or `select` that is prepared: its inputs are frozen and its output is claimed, and no work is done yet."""
+
+    config: RunConfig  # with absolute paths; with output.versions, its output is the version
+    options: Any  # Beam's
+    plans: Plans
+    scorer: ScorerFactory | None
+    version_run: VersionRun | None
+    same_plan: bool  # an earlier run has claimed the output for this very plan
+    started: float  # monotonic seconds
+
+
+@dataclass(frozen=True)
+class ScoringRun:
+    """A `score` that is prepared, of the whole corpus or of a shard of it."""
+
+    config: RunConfig  # with absolute paths
+    options: Any  # Beam's
+    plans: Plans
+    paths: PlanPaths
+    shard: CorpusShard | None
+    started: float  # monotonic seconds
+
+    @property
+    def record_path(self) -> str:
+        return join(scores_path(self.config), f"run{self._suffix}.json")
+
+    @property
+    def totals_paths(self) -> list[str]:
+        """The files for the totals of each model."""
+        return [self._path("totals", plan) for plan in self.plans.members]
+
+    @property
+    def skipped_path(self) -> str:
+        """The file for the list of skipped input files."""
+        return self._path("skipped", self.plans.whole)
+
+    def _path(self, name: str, plan: Plan) -> str:
+        return join(scores_path(self.config), plan.fingerprint, f"{name}-{plan.hash[:32]}{self._suffix}.json")
+
+    @property
+    def _suffix(self) -> str:
+        return "" if self.shard is None else f"-{self.shard.index}-of-{self.shard.count}"
 
 
 def run_curation(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory | None) -> Outcome:
-    """Run the whole graph, and upload the output where that is asked for. Raises `BestkeptError`."""
+    """Run the whole graph, and upload the output where `output.push_to_hub` is set. Raises `BestkeptError`."""
     target = config.output.push_to_hub
     hub.check(target)
     outcome = run_graph(config, flags, scorer=scorer)
     if target is None or outcome.manifest is None:
         return outcome
-    if not is_latest(outcome.turn):
+    if not is_latest(outcome.version_run):
         log.warning(
             "a later run has ended before, so nothing is uploaded to %s: it would replace a newer version", target.repo
         )
@@ -90,49 +117,120 @@ def run_curation(config: RunConfig, flags: Sequence[str] = (), *, scorer: Scorer
 
 
 def run_graph(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory | None) -> Outcome:
-    """Run the whole graph; without a `scorer`, select from scores that are there. Raises `BestkeptError`."""
+    """Run the whole graph; without a `scorer`, select from existing scores. Raises `BestkeptError`."""
+    # 1. prepare: check the settings, freeze the plans, claim the output
+    run = prepare(config, flags, scorer=scorer)
+    config, plan = run.config, run.plans.whole
+    # 2. return if an earlier run has completed this output
+    if (complete := complete_outcome(run)) is not None:
+        return complete
+    # 3. score with the worker processes of this machine, if there are several
+    paths = run.plans.save(scores_path(config))
+    log.info("curating %d files, fingerprint %s", len(plan.files), plan.fingerprint)
+    worker_counters = score_with_workers(config, run.plans, paths, scorer)
+    # 4. execute the graph, which finds what the workers have scored
+    job_counters = execute(
+        config.runner,
+        run.options,
+        lambda pipeline: build(pipeline, config, paths, plan, scorer, version_run=run.version_run),
+    )
+    # 5. conclude: record the throughput, pass on the warnings of the manifest
+    return conclude(run, worker_counters, job_counters)
+
+
+def prepare(config: RunConfig, flags: Sequence[str], *, scorer: ScorerFactory | None) -> Run:
+    """Check the settings, freeze the plans, take a version's turn and claim the output. Raises `BestkeptError`."""
     started = time.monotonic()
     options = prepare_options(config, flags, scores=scorer is not None)  # before anything is touched
     config = with_absolute_paths(config)
     plans = make_plans(config)
     plan = plans.whole
-    Selection.of(config, plan)
+    Selection.of(config, plan)  # raises where a step cannot be done
     warn_of_offsets(config, plan)
     progress.set_total_bytes(plan.input_bytes * len(plans.members))
-    settings = canonical_json.digest(selection_settings(config, plan))
-    turn = take_turn(config, plans, settings)
-    config = into_version(config, turn)
-    same_plan = claim.claim(config.path, inputs=plan.content_hash, selection=settings, plan=plan.hash)
+    selection = canonical_json.digest(selection_settings(config, plan))
+    version_run = take_turn(config, plans, selection)
+    config = into_version(config, version_run)
+    same_plan = claim.claim(config.path, inputs=plan.content_hash, selection=selection, plan=plan.hash)
     sweep(scores_path(config), plans, config.path)
-    done = claim.read_complete_manifest(config.path) if same_plan and not config.limits.verify else None
-    if done is not None and not done.get("skipped_files"):  # what could not be read then may be mended now
-        counts = {**done["counts"], "rejected": done["rejected"], "examples": done["first_rejected"]}
-        check_limits(Totals.from_json(counts), config.limits)
-        set_latest(turn)
-        return Outcome(plan, done, {}, time.monotonic() - started, already_complete=True, turn=turn)
-    paths = plans.save(scores_path(config))
-    log.info("curating %d files, fingerprint %s", len(plan.files), plan.fingerprint)
-    ahead = score_with_workers(config, plans, paths, scorer)
-    counted = execute(config.runner, options, lambda root: build(root, config, paths, plan, scorer, turn=turn))
-    secs = time.monotonic() - started
-    if counted is None:
-        return Outcome(plan, None, {}, secs, handed_over=True, turn=turn)
-    counted = counters.add_counters(ahead, counted)
-    written = claim.require_manifest(config.path)
-    ran = counters.write_run_record(join(config.path, "run.json"), "select" if scorer is None else "run", secs, counted)
-    for warning in written.get("warnings", ()):
-        if OFFSET_WARNING not in warning:  # that came before the work
+    return Run(config, options, plans, scorer, version_run, same_plan, started)
+
+
+def warn_of_offsets(config: RunConfig, plan: Plan) -> None:
+    """Warn once where a rule compares rewards across prompts and the model does not promise that they can be compared."""
+    crossing = [step.name for step in config.select if step.crosses_prompts]
+    if crossing and not plan.comparable:
+        log.warning("%s %s", crossing[0], OFFSET_WARNING)
+
+
+def complete_outcome(run: Run) -> Outcome | None:
+    """Return the outcome of an earlier run that has completed this output; None where there is work to do.
+
+    Raises `InputError` where that run has rejected more rows than `limits` allow now.
+    """
+    if not run.same_plan or run.config.limits.verify:
+        return None
+    manifest = claim.read_complete_manifest(run.config.path)
+    if manifest is None or manifest.get("skipped_files"):  # a file that could not be read then may be whole now
+        return None
+    counts = {**manifest["counts"], "rejected": manifest["rejected"], "examples": manifest["first_rejected"]}
+    check_limits(Totals.from_json(counts), run.config.limits)
+    set_latest(run.version_run)
+    secs = time.monotonic() - run.started
+    return Outcome(run.plans.whole, manifest, {}, secs, already_complete=True, version_run=run.version_run)
+
+
+def conclude(run: Run, worker_counters: Mapping[str, int], job_counters: Mapping[str, int] | None) -> Outcome:
+    """Write `run.json`, log the manifest's warnings, and write the report once more with the throughput.
+
+    `job_counters` is None where the runner goes on alone: then there is no manifest yet, and nothing to do.
+    """
+    secs = time.monotonic() - run.started
+    path, plan = run.config.path, run.plans.whole
+    if job_counters is None:
+        return Outcome(plan, None, {}, secs, handed_over=True, version_run=run.version_run)
+    counted = counters.add_counters(worker_counters, job_counters)
+    manifest = claim.require_manifest(path)
+    command = "select" if run.scorer is None else "run"
+    record = counters.write_run_record(join(path, "run.json"), command, secs, counted)
+    for warning in manifest.get("warnings", ()):
+        if OFFSET_WARNING not in warning:  # `prepare` has logged that one
             log.warning("%s", warning)
-    if config.report.write and counted.get("rows"):  # once more, with what the model did and how fast
-        write_report(config.path, written, run=ran)
-    return Outcome(plan, written, {}, secs, skipped=tuple(written.get("skipped_files", ())), turn=turn)
+    if run.config.report.write and counted.get("rows"):
+        write_report(path, manifest, run=record)
+    skipped = tuple(manifest.get("skipped_files", ()))
+    return Outcome(plan, manifest, {}, secs, skipped=skipped, version_run=run.version_run)
 
 
 def run_scoring(
     config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory | None, shard: CorpusShard | None = None
 ) -> Outcome:
-    """Score the corpus with every model, or a shard of it, and stop. Raises `BestkeptError`, for too many rejected rows too; of a
-    shard these are only warned of, since the limit is one of the whole."""
+    """Score the corpus with every model, or a shard of it, and stop.
+
+    Raises `BestkeptError`, also for too many rejected rows; those of a shard are only warned of, since the limit is one of the
+    whole corpus.
+    """
+    # 1. prepare: check the settings, freeze the plans
+    run = prepare_scoring(config, flags, scorer=scorer, shard=shard)
+    # 2. score with the worker processes of this machine, if there are several
+    worker_counters = score_with_workers(run.config, run.plans, run.paths, scorer, shard=shard)
+    # 3. execute the graph, which finds what the workers have scored
+    totals, skipped = run.totals_paths, run.skipped_path
+    job_counters = execute(
+        run.config.runner,
+        run.options,
+        lambda pipeline: build_scoring(
+            pipeline, run.config, run.paths, scorer, totals=totals, skipped=skipped, shard=shard
+        ),
+    )
+    # 4. conclude: record the throughput, check the limits
+    return conclude_scoring(run, worker_counters, job_counters)
+
+
+def prepare_scoring(
+    config: RunConfig, flags: Sequence[str], *, scorer: ScorerFactory | None, shard: CorpusShard | None
+) -> ScoringRun:
+    """Check the settings, freeze the plans and write them. Raises `BestkeptError`."""
     started = time.monotonic()
     options = prepare_options(config, flags, scores=scorer is not None)
     if shard is not None and config.runner.name != "local":
@@ -148,53 +246,41 @@ def run_scoring(
     plans, scores = make_plans(config), scores_path(config)
     progress.set_total_bytes(plans.whole.input_bytes * len(plans.members) // (1 if shard is None else shard.count))
     sweep(scores, plans)
-    paths = plans.save(scores)
-    skipping = config.limits.skip_bad_files
-    part = "" if shard is None else f"-{shard.index}-of-{shard.count}"
-    summaries = [join(scores, plan.fingerprint, f"totals-{plan.hash[:32]}{part}.json") for plan in plans.members]
-    listed = join(scores, plans.whole.fingerprint, f"skipped-{plans.whole.hash[:32]}{part}.json")
-    ahead = score_with_workers(config, plans, paths, scorer, shard=shard)
+    return ScoringRun(config, options, plans, plans.save(scores), shard, started)
 
-    def build_scoring(pipeline: Any) -> None:
-        scored, parts = score_models(pipeline, paths, score_directories(config), scorer, shard=shard, **way_of(config))
-        for number, (descriptors, summary) in enumerate(zip(scored, summaries, strict=True)):
-            own = str(number) if len(scored) > 1 else ""
-            _ = (
-                descriptors
-                | f"CountRows{own}" >> beam.Map(totals_of)
-                | f"SumTotals{own}" >> Gather(sum_totals)
-                | f"PublishTotals{own}" >> beam.Map(publish_totals, summary, replace=skipping)
-            )
-        if skipping:
-            _ = parts["skipped"] | "PublishSkipped" >> beam.Map(publish_skipped, listed, paths.whole)
 
-    counted = execute(config.runner, options, build_scoring)
-    secs = time.monotonic() - started
-    if counted is None:
-        return Outcome(plans.whole, None, {}, secs, handed_over=True)
-    counters.write_run_record(join(scores, f"run{part}.json"), "score", secs, counters.add_counters(ahead, counted))
-    skipped = tuple(json.loads(read_bytes(listed) or b"[]")) if skipping else ()
-    totals = [read_totals(summary) for summary in summaries]
+def conclude_scoring(
+    run: ScoringRun, worker_counters: Mapping[str, int], job_counters: Mapping[str, int] | None
+) -> Outcome:
+    """Write `run.json` and read the totals. Raises `InputError` where `limits` do not allow them."""
+    secs = time.monotonic() - run.started
+    plan, limits = run.plans.whole, run.config.limits
+    if job_counters is None:
+        return Outcome(plan, None, {}, secs, handed_over=True)
+    counted = counters.add_counters(worker_counters, job_counters)
+    counters.write_run_record(run.record_path, "score", secs, counted)
+    skipped = tuple(json.loads(read_bytes(run.skipped_path) or b"[]")) if limits.skip_bad_files else ()
+    totals = [read_totals(path) for path in run.totals_paths]
     if len(totals) == 1:
-        check_shard(totals[0], config.limits, shard)
-        return Outcome(plans.whole, None, totals[0].to_json(), secs, skipped=skipped)
+        check_shard(totals[0], limits, run.shard)
+        return Outcome(plan, None, totals[0].to_json(), secs, skipped=skipped)
     members = []
-    for named, one in zip(plans.whole.model["members"], totals, strict=True):
-        check_shard(one, config.limits, shard, model=named["name"])
-        members.append({"name": named["name"], "fingerprint": named["fingerprint"], **one.to_json()})
-    return Outcome(plans.whole, None, {}, secs, members=tuple(members), skipped=skipped)
+    for member, member_totals in zip(plan.model["members"], totals, strict=True):
+        check_shard(member_totals, limits, run.shard, model=member["name"])
+        members.append({"name": member["name"], "fingerprint": member["fingerprint"], **member_totals.to_json()})
+    return Outcome(plan, None, {}, secs, members=tuple(members), skipped=skipped)
 
 
 def score_with_workers(
     config: RunConfig, plans: Plans, paths: PlanPaths, scorer: ScorerFactory | None, *, shard: CorpusShard | None = None
 ) -> dict[str, int]:
-    """Where `runner.workers` asks for them, let them score all that is not scored yet; what their models' counters say."""
+    """Let `runner.workers` processes, where these are several, score all that is not scored yet; return their counters."""
     if config.runner.workers == 1 or scorer is None:
         return {}
-    limits = config.limits.model_copy(update={"verify": False})  # by the graph, of all that is there then
+    limits = config.limits.model_copy(update={"verify": False})  # the graph verifies all scores afterwards
     return score_ahead(Job(paths, score_directories(config), scorer, limits), plans, config.runner.workers, shard)
 
 
 def default_scorer(config: RunConfig) -> ScorerFactory | None:
-    """Loads the model of a plan; None where rewards come with the corpus."""
+    """Return what loads the model of a plan; None where rewards come with the corpus."""
     return LoadScorer() if config.models else None

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from pipelines.config import RunConfig
 from pipelines.corpus import Row, original_columns
+from pipelines.plan import Plan
 from rm.conversations import to_messages
 
 _MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())]))
@@ -40,6 +42,12 @@ class Shape(NamedTuple):
     include: tuple[str, ...] = ()  # columns of the input
     add: tuple[str, ...] = ()  # rank, margin, probability
     temperature: float | None = None
+
+    @classmethod
+    def of(cls, config: RunConfig, plan: Plan) -> Shape:
+        """Return the shape that `output` configures."""
+        output = config.output
+        return cls(output.shape, tuple(output.include_columns), tuple(output.add), plan.temperature)
 
     @property
     def more_columns(self) -> Sequence[str] | None:

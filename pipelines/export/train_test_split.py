@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipelines.config import RunConfig
 from pipelines.select.candidates import GOLDEN, Candidates, Mask, splitmix
 
 TRAIN, TEST = "train", "test"
@@ -21,6 +22,11 @@ class Split(NamedTuple):
 
     test_fraction: float | None = None  # the share of prompts that are test, in expectation
     seed: int = 0
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Split:
+        """Return the split that `output` configures."""
+        return cls(config.output.test_fraction, config.output.split_seed)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.config import RunConfig
+from pipelines.plan import Plan
 from pipelines.report.histogram import Histogram
 from pipelines.report.observations import OTHERS, Observations
 from pipelines.report.prompt_numbers import by_length, by_prompt, disagreement, gold_means, list_prompts
@@ -36,6 +38,12 @@ class ReportSettings:
     temperature: float | None
     gold: str | None  # name of the column
     ensemble: bool
+
+    @classmethod
+    def of(cls, config: RunConfig, plan: Plan) -> ReportSettings:
+        """Return the settings that a configuration and its plan give; without a model, sizes are in characters."""
+        unit = "tokens" if config.models else "characters"
+        return cls(unit, plan.temperature, gold=config.report.gold, ensemble=len(config.models) > 1)
 
 
 def report_numbers(observed: Observations, facts: ReportSettings) -> dict[str, Any]:

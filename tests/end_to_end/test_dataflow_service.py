@@ -183,8 +183,8 @@ def test_a_job_sets_the_pointer_though_no_launcher_waits(bucket, stub_model, run
     (job,) = running_service.jobs
     until(lambda: job.state != "JOB_STATE_RUNNING")
     assert job.state == "JOB_STATE_DONE", job.error
-    assert latest_path(f"{bucket.url}/out") == outcome.turn.path
-    assert "run.json" not in bucket.contents(f"out/versions/{outcome.turn.version}")
+    assert latest_path(f"{bucket.url}/out") == outcome.version_run.path
+    assert "run.json" not in bucket.contents(f"out/versions/{outcome.version_run.version}")
 
 
 @pytest.mark.slow

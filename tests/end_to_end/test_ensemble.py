@@ -22,7 +22,7 @@ from support.tiny_models import save_causal, save_encoder
 
 from pipelines import curate
 from pipelines.commands.run import default_scorer, run_curation, run_scoring
-from pipelines.config import Limits, RunConfig
+from pipelines.config import RunConfig
 from pipelines.corpus import listing
 from pipelines.errors import ConfigError, ConflictError, InputError, ModelLoadError, RejectedError, StorageError
 from pipelines.plan import make_plans
@@ -331,12 +331,12 @@ def test_one_model_is_in_memory_at_a_time(make, corpus, log):
 
 def test_a_model_waits_for_the_one_before_it(make, corpus, log, tmp_path):
     """On runners that would run both at once; the in-memory one never does."""
-    scores = str(tmp_path / "scores")
-    paths = make_plans(make(corpus)).save(scores)
+    config = make(corpus)
+    paths = make_plans(config).save(str(tmp_path / "scores"))
 
     def inputs(scorer) -> dict[str, int]:
         pipeline = beam.Pipeline(runner=FnApiRunner())
-        curate.score_models(pipeline, paths, scores, scorer, limits=Limits())
+        curate.score_models(pipeline, config, paths, scorer)
         transforms = pipeline.to_runner_api().components.transforms.values()
         return {step.unique_name: len(step.inputs) for step in transforms if step.unique_name.endswith("/ReadPlan")}
 

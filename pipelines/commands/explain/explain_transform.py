@@ -33,7 +33,6 @@ from pipelines.runtime.execute import execute
 from pipelines.runtime.transforms import Gather
 from pipelines.score import score_files as objects
 from pipelines.score.score_files import ScoreFile
-from pipelines.score.unit_scores import score_directories
 from pipelines.select.candidates import Candidates, Mask
 from pipelines.select.columns import KeptUnit, Needs, key_halves, pack, unpack
 from pipelines.select.selection import Selection, read_candidates
@@ -96,22 +95,25 @@ class Explain(beam.PTransform):  # type: ignore[misc]
     answer: str
 
     def expand(self, begin: Any) -> Any:
-        places, limits = score_directories(self.config), self.config.limits
-        scored, _ = score_files(begin.pipeline, self.paths, places, None, limits=limits, scratch=self.scratch)
+        scored, _ = score_files(begin.pipeline, self.config, self.paths, None, scratch=self.scratch)
         selected = scored | "Select" >> Select(self.selection, self.config.limits, with_schemas=False, with_cuts=True)
-        found = scored | "FindPrompt" >> beam.ParDo(FindPrompt(self.key, _needs(self.selection))).with_outputs(
-            "keys", main="rows"
-        )
-        counts = found.keys | "GroupKeys" >> beam.GroupByKey() | "CountKeys" >> beam.Map(count_keys)
-        prompts = counts | "SumPrompts" >> Gather(sum)
+        rows, prompts = self._find_prompt(scored)
         kept = selected["kept"] | "FindKept" >> beam.FlatMap(kept_places, self.key, self.selection.needs.kept)
-        sides = [AsIter(found.rows), AsSingleton(prompts), AsIter(kept)]
+        sides = [AsIter(rows), AsSingleton(prompts), AsIter(kept)]
         sides += [AsSingleton(selected["curve"])] if self.selection.correction else []
-        for number in sorted(selected["cuts"]):
+        cut_steps = sorted(selected["cuts"])
+        for number in cut_steps:
             sides += map(AsSingleton, selected["cuts"][number])
-        write = WriteAnswer(self.paths.whole, self.selection, self.answer, sorted(selected["cuts"]))
+        write = WriteAnswer(self.paths.whole, self.selection, self.answer, cut_steps)
         barrier = begin.pipeline | "Answer" >> beam.Impulse()
         return barrier | "WriteAnswer" >> beam.ParDo(write, *sides)
+
+    def _find_prompt(self, scored: Any) -> tuple[Any, Any]:
+        """Return (rows of the prompts that fit the key, one number: how many prompts there are)."""
+        find = beam.ParDo(FindPrompt(self.key, _needs(self.selection))).with_outputs("keys", main="rows")
+        found = scored | "FindPrompt" >> find
+        counts = found.keys | "GroupKeys" >> beam.GroupByKey() | "CountKeys" >> beam.Map(count_keys)
+        return found.rows, counts | "SumPrompts" >> Gather(sum)
 
 
 def _needs(selection: Selection) -> Needs:

@@ -70,9 +70,9 @@ def test_what_stays(versions, keep, data):
 def test_only_the_newest_and_the_latest_stay(place, tmp_path):
     fill(place)
     first = run(place)
-    rest = [run(place, **other).turn.version for other in OTHERS]
-    back = run(place).turn
-    assert back.version == first.turn.version, "the latest, and the newest, is the one that was made first"
+    rest = [run(place, **other).version_run.version for other in OTHERS]
+    back = run(place).version_run
+    assert back.version == first.version_run.version, "the latest, and the newest, is the one that was made first"
     before = place.contents("out")
     would = clean(place, keep=2, dry_run=True)
     assert (would.kept, would.versions) == ([back.version, rest[2]], [rest[0], rest[1]])
@@ -90,7 +90,9 @@ def test_only_the_newest_and_the_latest_stay(place, tmp_path):
     assert run(place, log, **OTHERS[2]).already_complete
     assert scored_rows(log) == 0
     remade = run(place, log, **OTHERS[0])
-    assert (remade.turn.version, remade.turn.number, scored_rows(log)) == (rest[0], 7, 0), "its scores are there"
+    assert (remade.version_run.version, remade.version_run.number, scored_rows(log)) == (rest[0], 7, 0), (
+        "its scores are there"
+    )
 
 
 def test_a_reader_of_the_latest_notices_nothing(place):
@@ -108,7 +110,7 @@ def test_a_reader_of_the_latest_notices_nothing(place):
 
 def test_the_manifest_goes_first(disk, monkeypatch):
     fill(disk)
-    old = run(disk).turn
+    old = run(disk).version_run
     run(disk, **KEEP_2)
     removed: list[str] = []
     unlink = removal.os.unlink
@@ -125,7 +127,7 @@ def test_the_manifest_goes_first_on_a_store_too(make_store, make_config):
     store = make_store("s3")
     place = Place(store.url, store.put, store.contents, make_config)
     fill(place)
-    old = run(place).turn
+    old = run(place).version_run
     run(place, **KEEP_2)
     store.proxy.requests.clear()
     clean(place)
@@ -137,7 +139,7 @@ def test_the_manifest_goes_first_on_a_store_too(make_store, make_config):
 @pytest.mark.parametrize("after", ["mark", "manifest", "half"])
 def test_what_was_interrupted_is_finished_by_the_next(disk, monkeypatch, after, tmp_path):
     fill(disk)
-    old = run(disk).turn
+    old = run(disk).version_run
     run(disk, **KEEP_2)
 
     def killed(*_given):
@@ -171,13 +173,13 @@ def test_what_was_interrupted_is_finished_by_the_next(disk, monkeypatch, after, 
 
 def test_a_version_that_is_begun_again_meanwhile_stays(disk, monkeypatch):
     fill(disk)
-    old = run(disk).turn
+    old = run(disk).version_run
     run(disk, **KEEP_2)
     create, begun = publish.create, []
 
     def overtaken(path: str, content):
         if "/removing/" in path and not begun:
-            begun.append(run(disk).turn)
+            begun.append(run(disk).version_run)
         return create(path, content)
 
     monkeypatch.setattr(publish, "create", overtaken)
@@ -261,7 +263,7 @@ def test_rewritten_copies_go_with_the_last_version_whose_plan_names_them(disk, m
     removed = clean(disk, scores=True, unfinished_days=0).scores
     assert {name.split("/")[1] for name in removed if name.startswith("rewritten/")} == {old}
     assert os.listdir(f"{disk.root}/scores/rewritten/{new}")
-    assert run(disk, input=corpus).turn == kept.turn
+    assert run(disk, input=corpus).version_run == kept.version_run
 
 
 def test_scores_of_a_version_in_work_stay_and_so_does_its_plan(disk, tmp_path, monkeypatch):
@@ -316,7 +318,7 @@ def test_what_is_not_ours_stays(disk):
 
 def test_the_command_says_what_it_does(disk, bestkept):
     fill(disk)
-    old = run(disk).turn
+    old = run(disk).version_run
     run(disk, **KEEP_2)
     code, out, _ = bestkept("clean", disk.root, "--keep", "1", "--dry-run")
     assert (code, out) == (0, f"would remove {old.path}\nversions kept: 1\n")

@@ -42,20 +42,20 @@ def test_two_scheduled_runs_on_a_growing_corpus(place, tmp_path):
         assert scored_rows(log) == 48 + 5, "what was scored is not scored again"
         reader.catch_up()
     assert reader.wrong == []
-    assert reader.seen == [(first.turn.version, 12), (second.turn.version, 13)]
-    assert (again.already_complete, again.turn) == (True, first.turn)
-    assert latest_path(place.root) == second.turn.path == f"{place.root}/versions/{second.turn.version}"
+    assert reader.seen == [(first.version_run.version, 12), (second.version_run.version, 13)]
+    assert (again.already_complete, again.version_run) == (True, first.version_run)
+    assert latest_path(place.root) == second.version_run.path == f"{place.root}/versions/{second.version_run.version}"
     assert run_numbers(place.root) == [1, 2], "nothing is left by a run that has nothing to do"
-    assert place.outputs().keys() == {first.turn.version, second.turn.version}
+    assert place.outputs().keys() == {first.version_run.version, second.version_run.version}
 
 
 def test_a_version_has_the_bytes_of_an_output_without_versions(disk):
     fill(disk)
     outcome = run(disk)
     plain = disk.config(output={"path": f"{disk.url}/plain", "versions": False})
-    assert run_curation(plain, scorer=StubFactory()).turn is None
+    assert run_curation(plain, scorer=StubFactory()).version_run is None
     timed = ("scores/", *TIMED)
-    here, there = (disk.contents(below) for below in ("plain", f"out/versions/{outcome.turn.version}"))
+    here, there = (disk.contents(below) for below in ("plain", f"out/versions/{outcome.version_run.version}"))
     assert there.keys() - {*TIMED} == {name for name in here if not name.startswith(timed)}
     assert all(here[name] == data for name, data in there.items() if name not in TIMED)
     assert not any(name.startswith("scores/") for name in there), "these are beside all versions"
@@ -64,7 +64,7 @@ def test_a_version_has_the_bytes_of_an_output_without_versions(disk):
 @pytest.mark.parametrize("change", ["nothing", "order", "touched", "grown", "selection", "model"])
 def test_what_makes_another_version(disk, change):
     fill(disk)
-    first = run(disk).turn.version
+    first = run(disk).version_run.version
     changes = {"selection": KEEP_2, "model": {"model": {"max_length": 99}}}.get(change, {})
     if change == "grown":
         grow(disk)
@@ -72,7 +72,7 @@ def test_what_makes_another_version(disk, change):
         disk.add("1.jsonl", corpus_rows()[1::3])
     elif change == "order":
         changes = {"runner": {"options": {}}, "limits": {"max_rejected_fraction": 0.5}}
-    second = run(disk, **changes).turn.version
+    second = run(disk, **changes).version_run.version
     assert (second == first) == (change in ("nothing", "order"))
     assert versions.ID.fullmatch(second)
 
@@ -84,8 +84,8 @@ def test_a_file_that_changes_in_place_makes_a_version_and_no_conflict(disk):
     rows[0]["response"] = rows[0]["response"][::-1]  # as long as before
     disk.add("1.jsonl", rows)
     second = run(disk)
-    assert second.turn.version != first.turn.version
-    assert latest_path(disk.root) == second.turn.path
+    assert second.version_run.version != first.version_run.version
+    assert latest_path(disk.root) == second.version_run.path
 
 
 class Killed(Exception):
@@ -107,19 +107,19 @@ def test_a_run_that_ends_between_manifest_and_pointer_is_mended_by_the_next(plac
         patch.setattr(transform, "set_latest", killed)
         with pytest.raises(StorageError, match="Killed"):
             run(place, log)
-    assert latest_path(place.root) == first.turn.path, "readers have what they had"
+    assert latest_path(place.root) == first.version_run.path, "readers have what they had"
     before = loads(log)
     mended = run(place, log)
     assert mended.already_complete
     assert loads(log) == before
-    assert latest_path(place.root) == mended.turn.path != first.turn.path
+    assert latest_path(place.root) == mended.version_run.path != first.version_run.path
 
 
 def test_the_pointer_is_set_without_a_launcher(disk):
     fill(disk)
     outcome = run_curation(disk.config(), ["--no_wait_until_finish"], scorer=StubFactory())
     assert outcome.handed_over
-    assert latest_path(disk.root) == outcome.turn.path
+    assert latest_path(disk.root) == outcome.version_run.path
 
 
 def test_an_older_run_that_ends_last_moves_nothing_back(place, monkeypatch):
@@ -134,20 +134,20 @@ def test_an_older_run_that_ends_last_moves_nothing_back(place, monkeypatch):
 
     monkeypatch.setattr(run_command, "execute", overtaken)
     older = run(place)
-    assert (older.turn.number, newer[0].turn.number) == (1, 2)
+    assert (older.version_run.number, newer[0].version_run.number) == (1, 2)
     assert older.manifest["counts"]["kept"] == 12
-    assert latest_path(place.root) == newer[0].turn.path
+    assert latest_path(place.root) == newer[0].version_run.path
     assert len(place.outputs()) == 2
 
 
 def test_going_back_to_earlier_settings_goes_back_to_their_version(disk, tmp_path):
     fill(disk)
     first, other = run(disk), run(disk, **KEEP_2)
-    assert latest_path(disk.root) == other.turn.path
+    assert latest_path(disk.root) == other.version_run.path
     back = run(disk, tmp_path / "log")
     assert back.already_complete
-    assert back.turn == first.turn._replace(number=3)
-    assert latest_path(disk.root) == first.turn.path
+    assert back.version_run == first.version_run._replace(number=3)
+    assert latest_path(disk.root) == first.version_run.path
     assert loads(tmp_path / "log") == 0
 
 
@@ -226,7 +226,7 @@ def test_numbers_go_on_where_the_pointer_is_though_runs_are_gone(disk):
     for path in Path(disk.root, "runs").iterdir():
         path.unlink()
     grow(disk)
-    assert run(disk).turn.number == 3
+    assert run(disk).version_run.number == 3
 
 
 def test_a_damaged_pointer_is_replaced_by_the_next_run(disk):
@@ -239,13 +239,13 @@ def test_a_damaged_pointer_is_replaced_by_the_next_run(disk):
         ):
             latest_path(disk.root)
         assert run(disk).already_complete
-        assert latest_path(disk.root) == first.turn.path
+        assert latest_path(disk.root) == first.version_run.path
 
 
 def test_a_version_whose_manifest_is_gone_is_no_latest(disk):
     fill(disk)
     first = run(disk)
-    manifest = Path(first.turn.path, "manifest.json")
+    manifest = Path(first.version_run.path, "manifest.json")
     data = manifest.read_bytes()
     manifest.unlink()
     with pytest.raises(
@@ -253,14 +253,14 @@ def test_a_version_whose_manifest_is_gone_is_no_latest(disk):
     ):
         latest_path(disk.root)
     assert not run(disk).already_complete
-    assert latest_path(disk.root) == first.turn.path
+    assert latest_path(disk.root) == first.version_run.path
     manifest.write_bytes(data + b" ")
     with pytest.raises(InputError, match="gone or another one"):
         latest_path(disk.root)
     pointer, files_seen = Path(disk.root, "latest.json"), []
     for _ in range(2):
         assert run(disk).already_complete
-        assert latest_path(disk.root) == first.turn.path
+        assert latest_path(disk.root) == first.version_run.path
         files_seen.append(pointer.stat().st_mtime_ns)
     assert files_seen[0] == files_seen[1], "what is right stays as it is"
 
@@ -296,7 +296,7 @@ def test_only_the_latest_is_uploaded(disk, monkeypatch):
     )
     target = {"output": {"push_to_hub": "a/b"}}
     outcome = run(disk, **target)
-    assert pushed == [outcome.turn.path]
+    assert pushed == [outcome.version_run.path]
     monkeypatch.setattr(run_command, "is_latest", lambda turn: False)
     assert run(disk, **target).pushed is None
     assert len(pushed) == 1

@@ -17,7 +17,7 @@ from rich.table import Table
 from support.corpora import corpus_rows, write_jsonl
 from support.stubs import StubFactory, StubScorer
 
-from pipelines.commands import progress_bar, run, summary
+from pipelines.commands import printing, progress_bar, run
 from pipelines.commands.printing import print_tables
 from pipelines.commands.progress_bar import progress_fields, shows_bar
 from pipelines.runtime import logs, progress
@@ -218,7 +218,7 @@ def test_progress_has_its_numbers_as_fields():
 def test_a_long_path_stays_in_one_line_in_a_pipe_and_is_folded_not_cut_on_a_terminal(monkeypatch, terminal):
     stream = io.StringIO()
     console = Console(file=stream, width=80, force_terminal=terminal, color_system=None)
-    monkeypatch.setattr(summary, "Console", lambda **_: console)
+    monkeypatch.setattr(printing, "Console", lambda **_: console)
     table = Table(show_header=False)
     table.add_row("output", "/srv/" + "x" * 150)
     print_tables(table)
