@@ -1,12 +1,12 @@
-"""Select: score files → kept pointers per input unit, by a columnar shuffle. Text is not here: rows are known by key, reward
-and place until export reads them again.
+"""Select: score files → the places of the kept responses of each unit, by a columnar shuffle. Text is not here: rows are known by
+key, reward and place until export reads them again.
 
-What it costs for 1e9 rows of 1e8 prompts: reading, 40 bytes a row of score files, 40 GB over all workers, for each counting pass
+The cost for 1e9 rows of 1e8 prompts: reading takes 40 bytes a row of score files, 40 GB over all workers, and each counting pass
 8 (reward and stratum). A rule that needs whole prompts shuffles 48 bytes a row, 48 GB, in about 1,000 partitions of 1e6 rows. A
 bundle holds up to 5e6 rows, 250 MB, before it shuffles them, so that an element has thousands of rows of its partition; where
-best-of-N comes first, what a bundle can rule out stays in it. After the shuffle a worker has at most five partitions at a time
-(four threads and one more), about 200 MB each while it sorts. `top` shuffles counts alone: 65,536 bins of 24 bytes a stratum and
-bundle, three times.
+best-of-N comes first, rows that it rules out within a bundle are not shuffled. After the shuffle a worker has at most five
+partitions at a time (four threads and one more), about 200 MB each while it sorts. `top` shuffles counts alone: 65,536 bins of 24
+bytes a stratum and bundle, three times.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipelines.config import Limits
 from pipelines.corpus import UnitKey
 from pipelines.errors import carrying_errors
 from pipelines.runtime.threaded_dofn import ThreadedDoFn
-from pipelines.runtime.transforms import Gather
+from pipelines.runtime.transforms import Gather, PCollection
 from pipelines.score.exact_sum import ExactSum
 from pipelines.score.score_files import ScoreFile
 from pipelines.score.totals import Totals, check_limits, sum_totals, totals_of
@@ -35,18 +35,25 @@ from pipelines.select.read_transform import ReadScores
 from pipelines.select.rules import add_ranks, add_rivals
 from pipelines.select.selection import LoadPartition, LoadScores, Selection, apply_step, read_candidates
 from pipelines.select.summary import FragmentFacts, SelectionSummary, StepCounts, StepSum
-from pipelines.select.top import Cut
+from pipelines.select.top import Cut, CutEdges
 from pipelines.select.top_transform import FindCut, FindEdges, Loader
 
 _KEPT_ROWS = 1_000_000  # in one element
 
 
+Cuts = dict[int, tuple[PCollection[Cut], PCollection[CutEdges]]]
+"""The cut of each `top` by its step number, and the edges of the cut."""
+
+
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
 class Select(beam.PTransform):  # type: ignore[misc]
-    """Descriptors → {kept: KeptUnit, summaries, totals, schemas, files, rejected}; fails on `limits` before it selects.
+    """Descriptors → {kept: KeptUnit, files, summaries, totals, schemas, rejected}; fails on `limits` before it selects.
 
-    With a length correction, also {curve}; `with_cuts`, also {cuts: {step number: (its `Cut`, its `Edges`)}}, for those who
-    explain a selection. `summaries` are several collections.
+    `summaries` are several collections. With a length correction there is also {curve}, and `with_cuts`, which explanations
+    need, also {cuts: `Cuts`}.
+
+        selected = scored | "Select" >> Select(Selection.of(config, plan), config.limits, with_schemas=False)
+        selected["kept"]  # one `KeptUnit` for each unit of which something is kept
     """
 
     selection: Selection
@@ -54,44 +61,45 @@ class Select(beam.PTransform):  # type: ignore[misc]
     with_schemas: bool
     with_cuts: bool = False
 
-    def expand(self, descriptors: Any) -> dict[str, Any]:
-        totals = (
-            descriptors
-            | "CountRows" >> beam.Map(totals_of)
-            | "SumTotals" >> Gather(sum_totals)
-            | "CheckLimits" >> beam.ParDo(CheckLimits(self.limits))
-        )
-        cuts: dict[int, tuple[Any, Any]] = {}
+    def expand(self, descriptors: PCollection[bytes]) -> dict[str, Any]:
+        cuts: Cuts = {}
+        totals = self._check_limits(descriptors)
         sides = self._early_sides(descriptors, cuts)
-        read_scores = ReadScores(self.selection, self.with_schemas)
-        read = descriptors | "ReadScores" >> beam.ParDo(
-            read_scores, AsSingleton(totals), *map(AsSingleton, sides)
-        ).with_output_types(
-            tuple[int, bytes],
-            fragments=tuple[int, bytes],
-            rejected=tuple[int, bytes],
-            schemas=list[Any],
-            summary=SelectionSummary,
-        ).with_outputs("fragments", "rejected", "schemas", "summary", main="candidates")
-        grouped = read.candidates | "ShuffleCandidates" >> beam.GroupByKey()
-        kept, summaries = self._late(grouped, cuts)
-        placed = (
-            kept | "GroupByUnit" >> beam.GroupByKey() | "SortKept" >> beam.ParDo(SortKept(self.selection.needs.kept))
-        )
-        files = read.fragments | "GroupByFile" >> beam.GroupByKey() | "SortFragments" >> beam.Map(sort_fragments)
-        return {
-            "kept": placed,
-            "files": files,
-            "summaries": (read.summary, *summaries),
-            "totals": totals,
-            "schemas": read.schemas,
-            "rejected": read.rejected,
-            **({"curve": sides[0]} if self.selection.correction else {}),
-            **({"cuts": cuts} if self.with_cuts else {}),
-        }
+        read = self._read(descriptors, totals, sides=sides)
+        partitions = read.candidates | "ShuffleCandidates" >> beam.GroupByKey()
+        rows, summaries = self._apply_late_steps(partitions, cuts)
+        selected = {"kept": self._sort_kept(rows), "files": _sort_files(read.fragments), "totals": totals}
+        selected |= {"summaries": (read.summary, *summaries), "schemas": read.schemas, "rejected": read.rejected}
+        if self.selection.correction is not None:
+            selected["curve"] = sides[0]
+        if self.with_cuts:
+            selected["cuts"] = cuts
+        return selected
 
-    def _cut(self, source: Any, number: int, load: Loader, *, sides: Sequence[Any], cuts: dict[int, Any]) -> Any:
-        """The cut of step `number`; entered in `cuts` with what it came to, where that is asked for."""
+    def _check_limits(self, descriptors: PCollection[bytes]) -> PCollection[Totals]:
+        """The totals of the corpus, which pass only within the limits."""
+        counts = descriptors | "CountRows" >> beam.Map(totals_of)
+        totals = counts | "SumTotals" >> Gather(sum_totals)
+        return totals | "CheckLimits" >> beam.ParDo(CheckLimits(self.limits))
+
+    def _early_sides(self, descriptors: PCollection[bytes], cuts: Cuts) -> list[PCollection[Any]]:
+        """The curve of a length correction, then the cut of each early `top`."""
+        sides: list[PCollection[Any]] = []
+        correction = self.selection.correction
+        if correction is not None and correction.length_correction is not None:
+            samples = descriptors | "SampleLengths" >> beam.ParDo(SampleLengths())
+            sample = samples | "MergeSample" >> Gather(merge_samples)
+            sides.append(sample | "FitLengths" >> beam.Map(fit, span=correction.length_correction.span))
+        for number in self.selection.early:
+            if self.selection.steps[number].top is not None:
+                load = LoadScores(self.selection, until=number)
+                sides.append(self._find_cut(descriptors, number, load, sides=tuple(sides), cuts=cuts))
+        return sides
+
+    def _find_cut(
+        self, source: PCollection[Any], number: int, load: Loader, *, sides: Sequence[PCollection[Any]], cuts: Cuts
+    ) -> PCollection[Cut]:
+        """The cut of step `number`; with its edges it is entered in `cuts`, where these are wanted."""
         rule = self.selection.steps[number].top
         assert rule is not None
         cut = source | f"FindCut{number}" >> FindCut(rule, load, sides)
@@ -99,38 +107,51 @@ class Select(beam.PTransform):  # type: ignore[misc]
             cuts[number] = (cut, source | f"FindEdges{number}" >> FindEdges(cut, load, sides))
         return cut
 
-    def _early_sides(self, descriptors: Any, cuts: dict[int, Any]) -> list[Any]:
-        """The curve of a length correction, then the cut of each early `top`."""
-        sides: list[Any] = []
-        correction = self.selection.correction
-        if correction is not None and correction.length_correction is not None:
-            sample = (
-                descriptors | "SampleLengths" >> beam.ParDo(SampleLengths()) | "MergeSample" >> Gather(merge_samples)
-            )
-            sides.append(sample | "FitLengths" >> beam.Map(fit, span=correction.length_correction.span))
-        for number in self.selection.early:
-            if self.selection.steps[number].top is not None:
-                load = LoadScores(self.selection, until=number)
-                sides.append(self._cut(descriptors, number, load, sides=tuple(sides), cuts=cuts))
-        return sides
+    def _read(
+        self, descriptors: PCollection[bytes], totals: PCollection[Totals], *, sides: Sequence[PCollection[Any]]
+    ) -> Any:
+        """The outputs of `ReadScores` by name; `totals` are awaited, so that nothing is read beyond the limits."""
+        read = beam.ParDo(
+            ReadScores(self.selection, self.with_schemas), AsSingleton(totals), *map(AsSingleton, sides)
+        ).with_output_types(
+            tuple[int, bytes],
+            fragments=tuple[int, bytes],
+            rejected=tuple[int, bytes],
+            schemas=list[Any],
+            summary=SelectionSummary,
+        )
+        outputs = ("fragments", "rejected", "schemas", "summary")
+        return descriptors | "ReadScores" >> read.with_outputs(*outputs, main="candidates")
 
-    def _late(self, grouped: Any, cuts: dict[int, Any]) -> tuple[Any, list[Any]]:
-        """Partitions → kept rows by unit, and a summary of each run of steps."""
+    def _apply_late_steps(
+        self, partitions: PCollection[tuple[int, Iterable[bytes]]], cuts: Cuts
+    ) -> tuple[PCollection[tuple[int, bytes]], list[PCollection[SelectionSummary]]]:
+        """Partitions → kept rows by unit, and the summaries of each run of steps."""
         runs, summaries, load = self.selection.late, [], LoadPartition(self.selection.needs)
-        rows = grouped
-        for number, run in enumerate(runs):
-            own = [self._cut(rows, run[0], load, sides=(), cuts=cuts)] if number else []
-            apply = ApplyRules(self.selection, run, first=number == 0, last=number == len(runs) - 1)
-            ruled = rows | f"ApplyRules{number}" >> beam.ParDo(apply, *map(AsSingleton, own)).with_output_types(
+        rows = partitions
+        for at, steps in enumerate(runs):
+            cut = [self._find_cut(rows, steps[0], load, sides=(), cuts=cuts)] if at else []
+            apply = ApplyRules(self.selection, steps, first=at == 0, last=at == len(runs) - 1)
+            outputs = rows | f"ApplyRules{at}" >> beam.ParDo(apply, *map(AsSingleton, cut)).with_output_types(
                 tuple[int, bytes]
             ).with_outputs("summary", main="kept")
-            summaries.append(ruled.summary)
-            rows = ruled.kept
+            summaries.append(outputs.summary)
+            rows = outputs.kept
         return rows, summaries
+
+    def _sort_kept(self, rows: PCollection[tuple[int, bytes]]) -> PCollection[KeptUnit]:
+        by_unit = rows | "GroupByUnit" >> beam.GroupByKey()
+        return by_unit | "SortKept" >> beam.ParDo(SortKept(self.selection.needs.kept))
+
+
+def _sort_files(fragments: PCollection[tuple[int, bytes]]) -> PCollection[tuple[int, list[FragmentFacts]]]:
+    return fragments | "GroupByFile" >> beam.GroupByKey() | "SortFragments" >> beam.Map(sort_fragments)
 
 
 @dataclass(eq=False)
 class CheckLimits(beam.DoFn):  # type: ignore[misc]
+    """Totals → the same, or an error where they are beyond the limits."""
+
     limits: Limits
 
     def process(self, totals: Totals) -> Iterator[Totals]:
@@ -139,6 +160,8 @@ class CheckLimits(beam.DoFn):  # type: ignore[misc]
 
 
 class SampleLengths(beam.DoFn):  # type: ignore[misc]
+    """Descriptor → a sample of its responses."""
+
     def process(self, data: bytes) -> Iterator[HashSample]:
         with carrying_errors():
             yield HashSample.of(read_candidates(ScoreFile.from_bytes(data), Needs(length=True)))
@@ -146,10 +169,10 @@ class SampleLengths(beam.DoFn):  # type: ignore[misc]
 
 @dataclass(eq=False)
 class ApplyRules(ThreadedDoFn):
-    """Partitions → what a run of steps keeps of them, by partition, or after the last run by unit; and a summary."""
+    """Partitions → the rows that a run of steps keeps, by partition, or after the last run by unit; and a summary."""
 
     selection: Selection
-    run: Sequence[int]
+    steps: Sequence[int]  # their numbers
     first: bool
     last: bool
 
@@ -164,7 +187,7 @@ class ApplyRules(ThreadedDoFn):
         if self.first and (needs.rank or needs.margin):
             rows = add_ranks(rows)
         whole, counts = rows, StepCounts()
-        for number in self.run:
+        for number in self.steps:
             step = self.selection.steps[number]
             cut = cuts[0] if step.top is not None else None
             rows = apply_step(rows, step, cut=cut, temperature=self.selection.temperature)
@@ -172,19 +195,19 @@ class ApplyRules(ThreadedDoFn):
         if self.first and needs.rival:
             rows = add_rivals(rows, whole)
         summary = SelectionSummary(prompts=prompts, steps=counts)
-        told = TaggedOutput("summary", summary)
+        summary_output = TaggedOutput("summary", summary)
         if not self.last:
-            return [told, (partition, pack(rows, needs))] if len(rows) else [told]
+            return [summary_output, *([(partition, pack(rows, needs))] if len(rows) else [])]
         summary.kept = ExactSum.of(rows.raw)
         summary.kept_prompts = count_prompts(rows)
         summary.kept_size = total_size(rows, needs)
         if needs.rival:
             summary.longest = ExactSum.of(rows.rival)
-        return [told, *split_by_unit(rows, needs.kept)]
+        return [summary_output, *split_by_unit(rows, needs.kept)]
 
 
 def split_by_unit(rows: Candidates, needs: Needs) -> Iterator[tuple[int, bytes]]:
-    """(packed `UnitKey`, its rows): no element holds more than a unit has."""
+    """(packed `UnitKey`, its rows), of which no element holds more than `_KEPT_ROWS`."""
     unit = UnitKey.pack_columns(rows.file, rows.unit)
     if not len(unit):
         return
@@ -198,7 +221,7 @@ def split_by_unit(rows: Candidates, needs: Needs) -> Iterator[tuple[int, bytes]]
 
 @dataclass(eq=False)
 class SortKept(beam.DoFn):  # type: ignore[misc]
-    """One unit's kept responses from all partitions → one sorted piece."""
+    """A unit's kept responses from all partitions → the same in place order, as one element."""
 
     needs: Needs
 
