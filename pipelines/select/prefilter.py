@@ -1,8 +1,8 @@
-"""Best-of-N inside a worker, before the shuffle: rows that can no longer matter stay where they are. Pure.
+"""Best-of-N inside a worker, before the shuffle: rows that can no longer matter are not shuffled. Pure.
 
-What is left of a prompt is enough for the rule to come to the same end on all workers' leftovers together: the best `keep`
-responses, the runner-up where a gap is asked for, as many as `min_candidates` needs to see, and the longest `keep`, for the
-comparison that every report holds.
+The rows that remain of a prompt on all workers together give the same result as all of its rows. They are the best `keep`
+responses, the runner-up where the rule names a gap, as many as `min_candidates` has to count, and the longest `keep`, for the
+comparison in every report. With `keep` 1 and `min_candidates` 2, for example, 64 responses shrink to two: best and longest.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from pipelines.select.candidates import (
 )
 from pipelines.select.columns import Needs
 
-_WORTH = 0.7  # where more than this share would be left, the shuffle is cheaper than the sort
-_SAMPLED = np.uint64(1 << 60)  # keys below, a sixteenth of all prompts, tell how much would be left
-_FEW = 1000  # rows of a sample that tells little
+_MOST_REMAINING = 0.7  # where a larger share of rows would remain, the shuffle is cheaper than the sort
+_SAMPLE_BELOW = np.uint64(1 << 60)  # keys below it, of a sixteenth of all prompts, are the sample
+_LEAST_SAMPLE = 1000  # with fewer rows in the sample, all keys are counted
 
 
 def shrink(candidates: Candidates, rule: BestOfN, *, needs: Needs) -> Candidates:
-    """The rows that may matter; all of them where most of them may."""
+    """The rows that may matter to `rule`; all rows where most of them may."""
     gap = rule.min_margin > 0 or rule.min_probability is not None or needs.margin
     wanted = max(rule.keep + gap + (rule.keep if needs.length else 0), rule.min_candidates)
-    if not len(candidates) or _left(candidates, wanted) > _WORTH * len(candidates):
+    if not len(candidates) or _estimate_remaining(candidates, wanted) > _MOST_REMAINING * len(candidates):
         return candidates
     order, starts = candidates.prompts
     sizes = group_sizes(starts, len(order))
@@ -41,17 +41,17 @@ def shrink(candidates: Candidates, rule: BestOfN, *, needs: Needs) -> Candidates
         _mark_first(chosen, candidates, ~candidates.length.astype(np.uint32), rule.keep)
     kept = chosen[order]
     missing = np.minimum(sizes, rule.min_candidates) - np.add.reduceat(kept, starts, dtype=np.int64)
-    if (missing > 0).any():  # any others will do: they are there to be counted
+    if (missing > 0).any():  # any others will do: they are only counted
         others = np.cumsum(~kept)
         rank = others - np.repeat(others[starts] - ~kept[starts], sizes)
         kept |= ~kept & (rank <= np.repeat(missing, sizes))
     return candidates.take(order[kept])
 
 
-def _left(candidates: Candidates, wanted: int) -> float:
-    """About how many rows would be left of `wanted` a prompt: never fewer are, but for the sample's error."""
-    keys = candidates.key_high[candidates.key_high < _SAMPLED]
-    if len(keys) < _FEW:
+def _estimate_remaining(candidates: Candidates, wanted: int) -> float:
+    """Estimate how many rows remain if each prompt keeps `wanted`: an upper bound, but for the error of the sample."""
+    keys = candidates.key_high[candidates.key_high < _SAMPLE_BELOW]
+    if len(keys) < _LEAST_SAMPLE:
         keys = candidates.key_high
     keys = np.sort(keys)
     sizes = np.diff(np.flatnonzero(np.append(True, keys[1:] != keys[:-1])), append=len(keys))
@@ -59,7 +59,7 @@ def _left(candidates: Candidates, wanted: int) -> float:
 
 
 def _mark_first(chosen: Mask, candidates: Candidates, values: npt.NDArray[np.uint32], count: int) -> None:
-    """Set the first `count` of each prompt."""
+    """Set `chosen` for the first `count` rows of each prompt, the smallest of `values` first."""
     if count == 1:
         chosen[first_within(candidates, values)[0]] = True
         return

@@ -1,4 +1,4 @@
-"""Score files → candidates by partition of the key space: everything that is read before the shuffle, read once."""
+"""Score files → candidates by partition of the key space. All that is needed before the shuffle is read here, once."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from pipelines.select.summary import FragmentFacts, SelectionSummary, StepCounts
 
 _BLOCK_ROWS = 200_000  # that are partitioned at a time, at least; 10 MB
 _HELD_ROWS = 5_000_000  # of a bundle, before they are shuffled: 250 MB
-_WORTH = 0.7  # where rows that were combined are more than this share of what may be held, they go
+_MOST_HELD = 0.7  # the share of `_HELD_ROWS` that may stay after a prefilter; with more, all are shuffled
 
 
-class _Read(NamedTuple):
-    """What a score file tells."""
+class _FileContent(NamedTuple):
+    """The content of one score file: the rows to partition, and all other outputs."""
 
     candidates: Candidates
     outputs: list[TaggedOutput]
 
 
 class ReadScores(ThreadedDoFn):
-    """Descriptor → (partition, candidates); and what else a score file tells: fragments and rejected rows by input file, a
-    summary, the input's schema."""
+    """Descriptor → (partition, candidates); also the facts of fragments and the rejected rows by input file, the schema of the
+    input, and a summary."""
 
     def __init__(self, selection: Selection, with_schemas: bool) -> None:
         self._selection = selection
@@ -50,7 +50,7 @@ class ReadScores(ThreadedDoFn):
         self._block: list[Candidates] = []
         self._held: dict[int, list[Candidates]] = {}  # by partition
 
-    def work(self, data: bytes, _within_limits: Any, *sides: Any) -> _Read:
+    def work(self, data: bytes, _within_limits: Any, *sides: Any) -> _FileContent:
         descriptor, needs = ScoreFile.from_bytes(data), self._selection.needs
         footer = descriptor.footer
         columns = score_columns(needs)
@@ -66,13 +66,13 @@ class ReadScores(ThreadedDoFn):
             place = (descriptor.file, footer.unit, footer.fragment)
             outputs.append(TaggedOutput("schemas", [(score_files.original_schema(scores), place)]))
         outputs.append(TaggedOutput("summary", _summary(everything, counts, self._selection)))
-        return _Read(candidates, outputs)
+        return _FileContent(candidates, outputs)
 
-    def collect(self, read: _Read) -> Iterator[Any]:
-        yield from read.outputs
-        self._block.append(read.candidates)
+    def collect(self, content: _FileContent) -> Iterator[Any]:
+        yield from content.outputs
+        self._block.append(content.candidates)
         if sum(map(len, self._block)) >= _BLOCK_ROWS:
-            self._hold(self._jobs.put(_partitioned_block, self._block, self._selection))
+            self._hold(self._jobs.put(_partition_block, self._block, self._selection))
             self._block = []
             if self._rows() > _HELD_ROWS:
                 yield from self._make_room()
@@ -80,8 +80,8 @@ class ReadScores(ThreadedDoFn):
     def close(self) -> Iterator[Any]:
         self._hold(self._jobs.drain())
         if self._block:
-            self._hold([_partitioned_block(self._block, self._selection)])
-        yield from self._released()
+            self._hold([_partition_block(self._block, self._selection)])
+        yield from self._release()
 
     def _hold(self, blocks: Iterable[list[tuple[int, Candidates]]]) -> None:
         for block in blocks:
@@ -92,27 +92,27 @@ class ReadScores(ThreadedDoFn):
         return sum(len(part) for parts in self._held.values() for part in parts)
 
     def _make_room(self) -> Iterator[tuple[int, bytes]]:
-        """Combine what is held where a rule allows that, and let it go where that is not enough."""
+        """Prefilter the rows that are held, where a rule allows that, and release them where too many stay."""
         self._hold(self._jobs.drain())
         if self._selection.prefilter is not None:
             held, self._held = self._held, {}
-            self._hold([[result] for result in self._each(_combined, held)])
-        if self._rows() > _WORTH * _HELD_ROWS:
-            yield from self._released()
+            self._hold([[result] for result in self._each(_combine, held)])
+        if self._rows() > _MOST_HELD * _HELD_ROWS:
+            yield from self._release()
 
-    def _released(self) -> Iterator[tuple[int, bytes]]:
+    def _release(self) -> Iterator[tuple[int, bytes]]:
         held, self._held = self._held, {}
-        yield from self._each(_packed, held)
+        yield from self._each(_pack, held)
 
     def _each(self, call: Any, held: dict[int, list[Candidates]]) -> Iterator[Any]:
-        """`call` for each partition, whose rows are let go as it is done."""
+        """The results of `call` for each partition, whose rows are freed one partition after the other."""
         for number in sorted(held):
             yield from self._jobs.put(call, number, held.pop(number), self._selection)
         yield from self._jobs.drain()
 
 
 def rejected_rows(scores: pa.Table, unit_start: int) -> pa.Table:
-    """Place and reason of what was not scored."""
+    """The places of the rejected responses, and the reasons."""
     rejected = scores.filter(scores["reason"].is_valid()).select(["row", "response_index", "reason"])
     rejected = rejected.set_column(2, "reason", rejected["reason"].cast(pa.string()))
     return rejected.append_column("unit_start", pa.array([unit_start] * rejected.num_rows, type=pa.int64()))
@@ -130,12 +130,12 @@ def _summary(everything: Candidates, counts: StepCounts, selection: Selection) -
     )
 
 
-def _partitioned_block(parts: list[Candidates], selection: Selection) -> list[tuple[int, Candidates]]:
+def _partition_block(parts: list[Candidates], selection: Selection) -> list[tuple[int, Candidates]]:
     return list(split_by_partition(concatenate(parts, selection.needs), selection))
 
 
 def split_by_partition(candidates: Candidates, selection: Selection) -> Iterator[tuple[int, Candidates]]:
-    """Candidates by range of the key's high half: all responses to a prompt in one partition."""
+    """Split candidates by ranges of the key's high half: all responses to a prompt are in one partition."""
     high = candidates.key_high >> np.uint64(32)
     part = ((high * np.uint64(selection.partitions)) >> np.uint64(32)).astype(np.uint16)
     order = np.argsort(part, kind="stable")  # 16 bits: a radix sort
@@ -146,11 +146,11 @@ def split_by_partition(candidates: Candidates, selection: Selection) -> Iterator
         yield number, ordered.slice(start, end)
 
 
-def _combined(number: int, parts: list[Candidates], selection: Selection) -> tuple[int, Candidates]:
+def _combine(number: int, parts: list[Candidates], selection: Selection) -> tuple[int, Candidates]:
     whole = concatenate(parts, selection.needs)
     rule = selection.prefilter
     return number, whole if rule is None else shrink(whole, rule, needs=selection.needs)
 
 
-def _packed(number: int, parts: list[Candidates], selection: Selection) -> tuple[int, bytes]:
-    return number, pack(_combined(number, parts, selection)[1], selection.needs)
+def _pack(number: int, parts: list[Candidates], selection: Selection) -> tuple[int, bytes]:
+    return number, pack(_combine(number, parts, selection)[1], selection.needs)

@@ -342,10 +342,10 @@ def test_what_a_bundle_may_hold_changes_no_byte(tmp_path, select, monkeypatch, h
     select(rows, [rule], name="plain")
     monkeypatch.setattr(read_transform, "_BLOCK_ROWS", 3)
     monkeypatch.setattr(read_transform, "_HELD_ROWS", held)
-    monkeypatch.setattr(prefilter, "_WORTH", np.inf)
+    monkeypatch.setattr(prefilter, "_MOST_REMAINING", np.inf)
     released = []
-    packed = read_transform._packed
-    monkeypatch.setattr(read_transform, "_packed", lambda *args: released.append(args[0]) or packed(*args))
+    pack = read_transform._pack
+    monkeypatch.setattr(read_transform, "_pack", lambda *args: released.append(args[0]) or pack(*args))
     select(rows, [rule], name="crowded")
     assert len(released) > len(set(released)), "nothing had to go before the end"
     assert tree(tmp_path / "plain" / "data") == tree(tmp_path / "crowded" / "data")

@@ -32,8 +32,8 @@ from pipelines.select.rules import best_of_n, longest
     st.lists(st.integers(0, 24), max_size=3),
     st.booleans(),
 )
-def test_what_a_bundle_rules_out_does_not_change_the_end(rows, keep, least, margin, cuts, with_length):
-    """Any split into bundles, each shrunk by itself, and once more together; also where it hardly pays."""
+def test_rows_dropped_within_a_bundle_do_not_change_what_is_kept(rows, keep, least, margin, cuts, with_length):
+    """Any split into bundles, each shrunk by itself, and once more together."""
     rule = BestOfN(keep=keep, min_candidates=least, min_margin=margin)
     needs = Needs(length=with_length)
     table = candidates(rows, length=small_lengths(rows))
@@ -54,7 +54,7 @@ def test_what_a_bundle_rules_out_does_not_change_the_end(rows, keep, least, marg
 
 def shrunk(table, rule, needs):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prefilter, "_WORTH", np.inf)
+        patch.setattr(prefilter, "_MOST_REMAINING", np.inf)
         return shrink(table, rule, needs=needs)
 
 
@@ -65,10 +65,12 @@ def test_shrinking_does_shrink_where_it_pays():
     assert shrink(alone, BestOfN(), needs=Needs(length=True)) is alone
 
 
-def test_the_sample_of_keys_tells_how_much_would_be_left():
+def test_a_sample_of_keys_estimates_how_many_rows_remain():
     rng = np.random.default_rng(0)
     high = rng.integers(0, 2**64, 4000, dtype=np.uint64)
     rows = [(int(high[n % 4000]), 0, float(n), 0, 0, 0, n, 0) for n in range(40_000)]
     table = candidates(rows, length=[1] * len(rows))
-    assert prefilter._left(table, 2) == pytest.approx(8000, rel=0.02)  # every prompt has ten, as in the sample
-    assert prefilter._left(table.take(np.arange(4000)), 2) == 4000
+    assert prefilter._estimate_remaining(table, 2) == pytest.approx(
+        8000, rel=0.02
+    )  # every prompt has ten, as in the sample
+    assert prefilter._estimate_remaining(table.take(np.arange(4000)), 2) == 4000
