@@ -105,10 +105,10 @@ def evaluate(model: options.Model, data: options.Data, extra: options.Settings =
     """Say how far a reward model agrees with preferences: a table, evaluation.json and evaluation.html."""
     overrides = program.require_settings("evaluate", extra)
     from pipelines.commands.evaluate import run_evaluation
-    from pipelines.config import EvaluateConfig, validated
+    from pipelines.config import EvaluateConfig, validate
 
     values = {"model": {"path": model}, "data": {"path": data}}
-    run_evaluation(validated(EvaluateConfig, values, overrides, where="bestkept evaluate"))
+    run_evaluation(validate(EvaluateConfig, values, overrides, where="bestkept evaluate"))
 
 
 @app.command()
@@ -130,11 +130,11 @@ def inspect(
     from pipelines.commands.inspect.inspect import inspect as inspect_files
     from pipelines.commands.inspect.inspect import question
     from pipelines.commands.inspect.tables import print_inspection
-    from pipelines.config import InspectConfig, validated
+    from pipelines.config import InspectConfig, validate
     from pipelines.errors import InputError
 
     values = {"input": {"path": path}, "data": {"path": path}}
-    document = inspect_files(validated(InspectConfig, values, extra or [], where="bestkept inspect"), shown=rows)
+    document = inspect_files(validate(InspectConfig, values, extra or [], where="bestkept inspect"), shown=rows)
     print_inspection(document, as_json=as_json)
     if (open_question := question(document)) is not None:
         raise InputError(open_question)

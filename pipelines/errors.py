@@ -132,7 +132,7 @@ def _errno_of(error: BaseException) -> int | None:
     return int(found[-1]) if found else None
 
 
-def failure(error: Exception, what: str) -> BestkeptError:
+def error_to_report(error: Exception, what: str) -> BestkeptError:
     """What a failed pipeline or worker is reported as: a `BestkeptError`, itself or packed in its text, or a `StorageError` with
     type and place, but without the message, which may hold row text."""
     known = error if isinstance(error, BestkeptError) else from_text(str(error))

@@ -14,7 +14,7 @@ from pipelines.runtime import logs
 
 if TYPE_CHECKING:
     from pipelines.finish.retention import CleanResult
-    from pipelines.storage.models.fetch import Sent
+    from pipelines.storage.models.fetch import FetchResult
 
 _WIDEST = 10_000  # characters
 
@@ -68,7 +68,7 @@ def print_cleaned(cleaned: CleanResult, *, dry_run: bool) -> None:
     sys.stdout.write(f"{cleaned.root}\n" if mode.quiet else f"versions kept: {len(cleaned.kept)}\n")
 
 
-def print_fetched(sent: Sent) -> None:
+def print_fetched(sent: FetchResult) -> None:
     """Print where `bestkept model fetch` has put the model, and the setting that names it."""
     size_bytes = sum(file.bytes for file in sent.files.values())
     fields = {"source": sent.source, "files": len(sent.files), "bytes": size_bytes, "files_sent": sent.sent}

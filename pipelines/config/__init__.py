@@ -4,7 +4,7 @@ from pipelines.config.base import refuse_userinfo
 from pipelines.config.corpus import Columns, InputConfig, InputFiles
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.inspect import InspectConfig
-from pipelines.config.loading import load, validated
+from pipelines.config.loading import load, validate
 from pipelines.config.model import EnsembleConfig, ModelConfig
 from pipelines.config.output import HubConfig
 from pipelines.config.rules import (
@@ -46,5 +46,5 @@ __all__ = [
     "TrainConfig",
     "load",
     "refuse_userinfo",
-    "validated",
+    "validate",
 ]

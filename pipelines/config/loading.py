@@ -39,10 +39,10 @@ def load(kind: type[Config], path: str, overrides: Sequence[str] = ()) -> Config
         raise ConfigError(
             f"{path} holds {type(values).__name__}; expected a mapping with {', '.join(kind.model_fields)}"
         )
-    return validated(kind, values, overrides, where=path)
+    return validate(kind, values, overrides, where=path)
 
 
-def validated(kind: type[Config], values: dict[str, Any], overrides: Sequence[str], *, where: str) -> Config:
+def validate(kind: type[Config], values: dict[str, Any], overrides: Sequence[str], *, where: str) -> Config:
     """The configuration that `values` hold with `overrides` applied over them; `where` they come from leads an error.
 
     Raises `ConfigError` like `load`.

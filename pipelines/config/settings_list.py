@@ -134,7 +134,7 @@ def meaning_of(field: FieldInfo) -> str:
     return " ".join((field.description or "").split())
 
 
-def undocumented(kind: type[BaseModel], path: Sequence[str] = ()) -> list[str]:
+def undocumented_fields(kind: type[BaseModel], path: Sequence[str] = ()) -> list[str]:
     """The fields, blocks included, that say nothing of themselves."""
     found: list[str] = []
     for name, field in kind.model_fields.items():
@@ -142,5 +142,5 @@ def undocumented(kind: type[BaseModel], path: Sequence[str] = ()) -> list[str]:
             found.append(".".join([*path, name]))
         inner = model_in(field.annotation)[0]
         if inner is not None:
-            found += undocumented(inner, [*path, name])
+            found += undocumented_fields(inner, [*path, name])
     return found

@@ -11,7 +11,7 @@ from pipelines.corpus.jsonl import json_rows
 from pipelines.corpus.parquet import batch_rows, parquet_schema
 from pipelines.corpus.unreadable import reading_input
 from pipelines.errors import InputError
-from pipelines.storage.decompress import decompressed
+from pipelines.storage.decompress import decompress
 from pipelines.storage.files import open_for_reading
 
 _JSON_ROWS = 100
@@ -57,9 +57,7 @@ def no_lines(file: InputFile, *, array: bool = False) -> str | None:
     if file.kind != "jsonl" or file.size == 0:
         return None
     with reading_input(file.path), open_for_reading(file.path) as stream:
-        chunks = (
-            iter([stream.read(_PEEK_BYTES)]) if file.compression is None else decompressed(stream, file.compression)
-        )
+        chunks = iter([stream.read(_PEEK_BYTES)]) if file.compression is None else decompress(stream, file.compression)
         start = next(chunks, b"").lstrip(b"\xef\xbb\xbf \r\n\t")
     if start.startswith(b"["):
         return "it is a JSON array, and not one object a line; write it so: jq -c '.[]' FILE > FILE.jsonl"

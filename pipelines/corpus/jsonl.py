@@ -12,7 +12,7 @@ from pipelines.corpus.columns.value_kinds import RowValues
 from pipelines.corpus.files import InputFile, RawRow, Unit
 from pipelines.corpus.rewritten_copy import read_lines
 from pipelines.corpus.unreadable import reading_input
-from pipelines.storage.decompress import decompressed
+from pipelines.storage.decompress import decompress
 from pipelines.storage.files import open_for_reading
 from rm.conversations import UnusableError
 
@@ -128,7 +128,7 @@ def _depth(value: Any) -> int:
 def _lines(stream: BinaryIO, file: InputFile, unit: Unit, limit: int) -> Iterator[tuple[bytes | None, int]]:
     """Read (line, its bytes) for each line whose first byte lies in the unit; None for one that is longer than `limit`."""
     if file.compression is not None:
-        chunks = decompressed(stream, file.compression)
+        chunks = decompress(stream, file.compression)
         position, end = 0, None
     else:
         position, end = unit.start, unit.end

@@ -12,7 +12,7 @@ from typing import Any
 from pipelines.errors import ConflictError, StorageError
 from pipelines.storage import publish
 from pipelines.storage.canonical_json import to_json
-from pipelines.storage.files import anything_below, join, read_bytes, read_seen, size_of
+from pipelines.storage.files import anything_below, join, read_bytes, read_with_version, size_of
 
 
 def claim(output: str, *, inputs: str, selection: str, plan: str) -> bool:
@@ -30,7 +30,7 @@ def claim(output: str, *, inputs: str, selection: str, plan: str) -> bool:
     while found is None:  # a claim that is in the way, and gone when it is read, is none
         if publish.create(path, to_json(mine)):
             return True
-        found = read_seen(path)
+        found = read_with_version(path)
     data, version = found
     try:
         theirs = json.loads(data)
@@ -45,7 +45,7 @@ def claim(output: str, *, inputs: str, selection: str, plan: str) -> bool:
             f"output.path {output} belongs to a run with other {' and '.join(other)}; choose another output.path "
             f"(scores.path={join(output, 'scores')} re-uses what is scored there)"
         )
-    if not publish.replace(path, to_json(mine), seen=version):
+    if not publish.replace(path, to_json(mine), version=version):
         raise ConflictError(
             f"output.path {output} has been claimed by another run at this moment; choose another output.path, or run again when "
             "that one has ended"

@@ -36,7 +36,7 @@ from pipelines.score import score_files
 from pipelines.storage import publish
 from pipelines.storage.canonical_json import to_json
 from pipelines.storage.files import absolute, join, names_in, read_bytes, size_of
-from pipelines.storage.removal import Found, directories_in, files_below, remove, remove_all
+from pipelines.storage.removal import DatedFile, directories_in, files_below, remove, remove_all
 
 log = logging.getLogger(__name__)
 
@@ -217,7 +217,7 @@ def _copies(plan: str) -> Iterator[str]:
             yield file["copy"].rstrip("/").rsplit("/", 1)[-1]
 
 
-def _old(found: Iterable[Found], before: datetime) -> list[str]:
+def _old(found: Iterable[DatedFile], before: datetime) -> list[str]:
     return [one.name for one in found if one.modified is not None and one.modified < before]
 
 

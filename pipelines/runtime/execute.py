@@ -13,7 +13,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines.config import RunnerConfig
-from pipelines.errors import BestkeptError, StorageError, failure, from_text, remedy, whereabouts
+from pipelines.errors import BestkeptError, StorageError, error_to_report, from_text, remedy, whereabouts
 from pipelines.runtime import counters, progress
 from pipelines.runtime.beam_options import hands_over, make_runner
 
@@ -46,7 +46,7 @@ def execute(
     except BestkeptError:
         raise
     except Exception as error:
-        raise failure(error, "the pipeline") from error
+        raise error_to_report(error, "the pipeline") from error
 
 
 def wait(result: Any, *, counts_here: bool) -> dict[str, int]:

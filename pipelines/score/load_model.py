@@ -14,7 +14,7 @@ from pipelines.errors import ModelLoadError
 from pipelines.plan import Plan
 from pipelines.runtime import counters
 from pipelines.score.unit_scorer import Scorer, ScorerFactory
-from pipelines.storage.models import loadable, refuse_other_versions
+from pipelines.storage.models import loadable_directory, refuse_other_versions
 from rm.conversations import Conversation
 
 _PLACEHOLDER = Shared()
@@ -29,7 +29,7 @@ class LoadScorer:
         from rm.scorer import Scorer as ModelScorer
 
         refuse_other_versions(plan.model["versions"])
-        directory = loadable(plan.model, plan.identity)
+        directory = loadable_directory(plan.model, plan.identity)
         try:
             scorer = ModelScorer.load(
                 directory,

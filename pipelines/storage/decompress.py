@@ -15,7 +15,7 @@ gives at most 16 MiB or 32 MiB."""
 _WINDOW_LOG = 27  # the most that zstd needs without --long: 128 MiB
 
 
-def decompressed(stream: BinaryIO, compression: str) -> Iterator[bytes]:
+def decompress(stream: BinaryIO, compression: str) -> Iterator[bytes]:
     """Chunks of the decompressed stream (`gz` or `zst`), several members or frames in a row included.
 
     Raises `EOFError` where the stream ends inside a member or has none, and `OSError` where it is not of this kind at all.

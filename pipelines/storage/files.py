@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple, cast
 
+import pyarrow as pa
 from fsspec.config import conf
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
@@ -17,8 +18,8 @@ from fsspec.implementations.local import LocalFileSystem
 from pipelines.errors import BestkeptError, InputError, StorageError
 from pipelines.storage.stores import gcs, s3
 from pipelines.storage.stores.ranged_reader import open_remote
-from pipelines.storage.stores.remote_object import OtherObject, RemoteObject
-from pipelines.storage.stores.retry import patiently
+from pipelines.storage.stores.remote_object import FsspecObject, RemoteObject
+from pipelines.storage.stores.retry import with_retries
 
 
 def filesystem(path: str) -> tuple[Any, str]:
@@ -26,7 +27,7 @@ def filesystem(path: str) -> tuple[Any, str]:
     scheme = path.split("://", maxsplit=1)[0] if "://" in path else "file"
     extra = {"s3": "s3", "s3a": "s3", "gs": "gcp", "gcs": "gcp"}.get(scheme)
     try:
-        return patiently(lambda _: _driver(path, scheme), doing="reach", place=path)
+        return with_retries(lambda _: _driver(path, scheme), doing="reach", place=path)
     except ImportError as error:
         remedy = f"pip install 'bestkept[{extra}]'" if extra else f"install the fsspec driver for {scheme}://"
         raise StorageError(f"{scheme}:// needs a driver that is not installed; {remedy}") from error
@@ -45,10 +46,17 @@ def _driver(path: str, scheme: str) -> tuple[Any, str]:
     return cast("tuple[Any, str]", url_to_fs(path))
 
 
-def remote(path: str) -> RemoteObject | None:
+def object_at(path: str) -> RemoteObject | None:
     """The object that a URL names; None for a local file."""
     fs, name = filesystem(path)
-    return None if isinstance(fs, LocalFileSystem) else remote_object(fs, name, path)
+    return None if isinstance(fs, LocalFileSystem) else _object_on(fs, name, path)
+
+
+def _object_on(fs: Any, name: str, place: str) -> RemoteObject:
+    """The object at `name` on a driver's file system."""
+    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+    kind = s3.S3Object if "s3" in protocols else gcs.GcsObject if "gs" in protocols else FsspecObject
+    return kind(fs, name, place)
 
 
 def is_local(path: str) -> bool:
@@ -80,8 +88,8 @@ def open_for_reading(path: str) -> BinaryIO:
     fs, name = filesystem(path)
     if isinstance(fs, LocalFileSystem):
         return open(name, "rb")
-    there = remote_object(fs, name, path)
-    seen = there.look()
+    there = _object_on(fs, name, path)
+    seen = there.stat()
     if seen is None:
         raise FileNotFoundError(errno.ENOENT, "there is no such object", path)
     if seen.size is None:  # some web servers do not say
@@ -93,7 +101,7 @@ def read_bytes(path: str) -> bytes | None:
     """The whole object, or None where there is none."""
     fs, name = filesystem(path)
     if not isinstance(fs, LocalFileSystem):
-        return remote_object(fs, name, path).read()
+        return _object_on(fs, name, path).read()
     try:
         with open(name, "rb") as file:
             return file.read()
@@ -103,13 +111,13 @@ def read_bytes(path: str) -> bytes | None:
         raise StorageError(f"cannot read {path}: {describe(error)}") from error
 
 
-def read_seen(path: str) -> tuple[bytes, str] | None:
+def read_with_version(path: str) -> tuple[bytes, str] | None:
     """The whole object and what `publish.replace` must be told so that it replaces nothing else; None where there is none."""
-    there = remote(path)
+    there = object_at(path)
     if there is None:
         data = read_bytes(path)
         return None if data is None else (data, "")
-    found = there.read_seen()
+    found = there.read_with_stat()
     return None if found is None else (found[0], found[1].version)
 
 
@@ -118,7 +126,7 @@ def size_of(path: str) -> int | None:
     fs, name = filesystem(path)
     if isinstance(fs, LocalFileSystem):
         return os.path.getsize(name) if os.path.isfile(name) else None
-    seen = remote_object(fs, name, path).look()
+    seen = _object_on(fs, name, path).stat()
     return None if seen is None else seen.size
 
 
@@ -128,7 +136,7 @@ def anything_below(path: str) -> bool:
     if isinstance(fs, LocalFileSystem):
         below = itertools.chain.from_iterable(files for _, _, files in os.walk(name))
         return os.path.isfile(name) or any(not file.startswith(".") for file in below)
-    return bool(patiently(lambda _: fs.find(name), doing="list", place=path))
+    return bool(with_retries(lambda _: fs.find(name), doing="list", place=path))
 
 
 def names_in(directory: str) -> list[str]:
@@ -142,26 +150,29 @@ def names_in(directory: str) -> list[str]:
             return []
         except OSError as error:
             raise StorageError(f"cannot list {directory}: {describe(error)}") from error
-    found = patiently(lambda _: fs.find(name, maxdepth=1), doing="list", place=directory)
+    found = with_retries(lambda _: fs.find(name, maxdepth=1), doing="list", place=directory)
     return sorted(path.rsplit("/", 1)[-1] for path in found)
 
 
-class Stored(NamedTuple):
+class StoredObject(NamedTuple):
     """An object as a listing shows it."""
 
     bytes: int | None
     version: str  # see `version_of`
 
 
-def stored_in(directory: str) -> dict[str, Stored]:
+def stored_in(directory: str) -> dict[str, StoredObject]:
     """The objects right in a directory on an object store, by name; none where there is no such directory.
 
     Raises `StorageError`, and with some drivers `FileNotFoundError` where there is no bucket.
     """
     fs, name = filesystem(directory.rstrip("/"))
-    found = patiently(lambda _: fs.find(name, maxdepth=1, detail=True), doing="list", place=directory)
+    found = with_retries(lambda _: fs.find(name, maxdepth=1, detail=True), doing="list", place=directory)
     files = {path: info for path, info in found.items() if info["type"] == "file" and not path.endswith("/")}
-    return {path.rsplit("/", 1)[-1]: Stored(info.get("size"), version_of(info)) for path, info in sorted(files.items())}
+    return {
+        path.rsplit("/", 1)[-1]: StoredObject(info.get("size"), version_of(info))
+        for path, info in sorted(files.items())
+    }
 
 
 def check_writable(directory: str, *, named: str) -> None:
@@ -180,8 +191,6 @@ def check_writable(directory: str, *, named: str) -> None:
 @contextmanager
 def reading(path: str) -> Iterator[None]:
     """Turn what storage and decoders raise about `path` into an `InputError` that names it."""
-    import pyarrow as pa
-
     try:
         yield
     except BestkeptError:
@@ -199,34 +208,3 @@ def reading(path: str) -> Iterator[None]:
 def describe(error: OSError) -> str:
     """The cause of an `OSError` in a few words, without the file's content."""
     return error.strerror or type(error).__name__
-
-
-__all__ = [
-    "Stored",
-    "absolute",
-    "anything_below",
-    "check_writable",
-    "describe",
-    "filesystem",
-    "is_local",
-    "join",
-    "names_in",
-    "open_for_reading",
-    "read_bytes",
-    "read_seen",
-    "reading",
-    "remote",
-    "size_of",
-    "stored_in",
-    "version_of",
-]
-
-
-def remote_object(fs: Any, name: str, place: str) -> RemoteObject:
-    """The object at `name` on a driver's file system."""
-    from pipelines.storage.stores.gcs import GcsObject
-    from pipelines.storage.stores.s3 import S3Object
-
-    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
-    kind = S3Object if "s3" in protocols else GcsObject if "gs" in protocols else OtherObject
-    return kind(fs, name, place)

@@ -12,10 +12,10 @@ from fsspec.implementations.local import LocalFileSystem
 from pipelines.errors import InputError, StorageError
 from pipelines.storage.files import absolute, filesystem, reading
 from pipelines.storage.stores import s3
-from pipelines.storage.stores.retry import patiently
+from pipelines.storage.stores.retry import with_retries
 
 
-class Listed(NamedTuple):
+class ListedFile(NamedTuple):
     """A file that an input pattern names."""
 
     path: str  # full path or URL
@@ -23,7 +23,7 @@ class Listed(NamedTuple):
     info: dict[str, Any]
 
 
-def expand(pattern: str) -> list[Listed]:
+def expand(pattern: str) -> list[ListedFile]:
     """Files that a path, a directory or a glob names, sorted by path, and the directories that a glob names whose files it does
     not: whoever reads them decides whether something was meant.
 
@@ -34,24 +34,24 @@ def expand(pattern: str) -> list[Listed]:
     fs, path = filesystem(absolute(pattern))
     local = isinstance(fs, LocalFileSystem)
     with reading(pattern):
-        found = _found_locally(fs, path) if local else _found_remotely(fs, path, pattern)
+        found = _find_locally(fs, path) if local else _find_remotely(fs, path, pattern)
         root = _above_wildcard(path)
         listed = []
         for name, info in sorted(found.items()):
             key = name.removeprefix(root).lstrip("/") or name.rsplit("/", 1)[-1]
             if local and info.get("islink"):
-                info = _followed(name, info, recursive=not local_glob.has_magic(path) or "**" in path)
+                info = _follow_link(name, info, recursive=not local_glob.has_magic(path) or "**" in path)
             whole = info["type"] == "directory" and not any(other.startswith(name + "/") for other in found)
             mark = name.endswith("/")  # an empty object that stands for a directory
             if (info["type"] == "file" or whole) and not _hidden(key) and not mark:
-                listed.append(Listed(fs.unstrip_protocol(name) if "://" in pattern else name, key, info))
+                listed.append(ListedFile(fs.unstrip_protocol(name) if "://" in pattern else name, key, info))
     if not any(entry.info["type"] == "file" for entry in listed):
         inside = f"; to read the files in the directory {listed[0].path} write {listed[0].path}/*" if listed else ""
         raise InputError(f"input.path {pattern!r} matches no file; check the path and the pattern{inside}")
     return listed
 
 
-def _found_locally(fs: LocalFileSystem, path: str) -> dict[str, dict[str, Any]]:
+def _find_locally(fs: LocalFileSystem, path: str) -> dict[str, dict[str, Any]]:
     if local_glob.has_magic(path):
         _refuse_links(fs, path)
         return cast("dict[str, dict[str, Any]]", fs.glob(path, detail=True))
@@ -75,12 +75,12 @@ def _refuse_links(fs: LocalFileSystem, pattern: str) -> None:
                 raise _link_error(name)
 
 
-def _found_remotely(fs: Any, path: str, pattern: str) -> dict[str, dict[str, Any]]:
+def _find_remotely(fs: Any, path: str, pattern: str) -> dict[str, dict[str, Any]]:
     """By listing alone: drivers' `isdir` and `exists` take a refusal for an absence."""
     search = fs.glob if local_glob.has_magic(path) else fs.find
     try:
         found = cast(
-            "dict[str, dict[str, Any]]", patiently(lambda _: search(path, detail=True), doing="list", place=pattern)
+            "dict[str, dict[str, Any]]", with_retries(lambda _: search(path, detail=True), doing="list", place=pattern)
         )
     except FileNotFoundError:  # gcsfs, where there is no bucket
         raise StorageError(f"cannot list {pattern}: there is no such bucket; mend input.path") from None
@@ -98,7 +98,7 @@ def _all_below(fs: LocalFileSystem, path: str) -> dict[str, dict[str, Any]]:
     return {name: info for name, info in found.items() if info["type"] != "directory"}
 
 
-def _followed(name: str, info: dict[str, Any], *, recursive: bool) -> dict[str, Any]:
+def _follow_link(name: str, info: dict[str, Any], *, recursive: bool) -> dict[str, Any]:
     """What a local link leads to."""
     try:
         status = os.stat(name)

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, TypeVar
 import xxhash
 
 from pipelines.errors import ConflictError, StorageError, remedy
-from pipelines.storage.files import describe, filesystem, is_local, open_for_reading, read_seen, remote
+from pipelines.storage.files import describe, filesystem, is_local, object_at, open_for_reading, read_with_version
 from pipelines.storage.stores import local
 from pipelines.storage.stores.local import Writer
 from pipelines.storage.stores.ranged_reader import open_remote
@@ -38,7 +38,7 @@ def create(path: str, write: Writer | bytes) -> bool:
     Raises `StorageError` with the cause and the place where the object cannot be written.
     """
     write = _writer(write)
-    there = remote(path)
+    there = object_at(path)
     if there is not None:
         with _spool(write) as spool:
             return _create_object(there, spool)
@@ -55,7 +55,7 @@ def create_or_equal(path: str, write: Writer | bytes) -> str:
     Raises `ConflictError` where other bytes are there: two selections must not share an output.
     """
     with _spool(_writer(write)) as spool:
-        digest, there = _digest(spool), remote(path)
+        digest, there = _digest(spool), object_at(path)
 
         def copy(file: BinaryIO) -> None:
             spool.seek(0)
@@ -71,14 +71,14 @@ def create_or_equal(path: str, write: Writer | bytes) -> str:
     return digest
 
 
-def replace(path: str, data: bytes, *, seen: str | None = None) -> bool:
+def replace(path: str, data: bytes, *, version: str | None = None) -> bool:
     """Overwrite an object that holds nothing anymore: damaged, or a claim that led to no output. Atomic like `create`.
 
-    On an object store, only the version that was `seen` (see `files.read_seen`); False where another has come in its place.
+    On an object store, only the version that `files.read_with_version` gave; False where another one has come in its place.
     """
-    there = remote(path)
+    there = object_at(path)
     if there is not None:
-        return there.replace(data, seen) or there.read() == data
+        return there.replace(data, version) or there.read() == data
     name = filesystem(path)[1]
     try:
         local.replace(Path(name), _writer(data))
@@ -97,14 +97,14 @@ def settle(path: str, data: bytes, *, accepts: Callable[[bytes], T | None], ours
         footer = settle(path, encode(table, footer), accepts=footer_of, ours=footer)
     """
     while not create(path, data):
-        existing = read_seen(path)
+        existing = read_with_version(path)
         if existing is None:  # removed since
             continue
         content, version = existing
         value = accepts(content)
         if value is not None:
             return value
-        if replace(path, data, seen=version):
+        if replace(path, data, version=version):
             break
     return ours
 
@@ -154,7 +154,7 @@ def _create_object(remote: RemoteObject, spool: Any) -> bool:
     spool.seek(0)
     if remote.create(spool, size):
         return True
-    seen = remote.look()
+    seen = remote.stat()
     if seen is None or seen.size != size:
         return False
     with open_remote(remote, seen) as there:

@@ -14,28 +14,30 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipelines.errors import StorageError
 from pipelines.storage.files import describe, filesystem, join
-from pipelines.storage.stores.retry import patiently
+from pipelines.storage.stores.retry import with_retries
 
 _THREADS = 16
 
 
-class Found(NamedTuple):
+class DatedFile(NamedTuple):
     """A file below a directory."""
 
     name: str  # relative to the directory
     modified: datetime | None  # None where the store does not say
 
 
-def files_below(directory: str) -> list[Found]:
+def files_below(directory: str) -> list[DatedFile]:
     """All files below a directory, unpublished ones too, sorted by name; none where there is no such directory."""
     fs, root = filesystem(directory)
     if isinstance(fs, LocalFileSystem):
         found = [Path(place, name) for place, _, names in os.walk(root) for name in names]
-        return sorted(Found(str(path.relative_to(root)), _local_time(path)) for path in found)
-    listed = patiently(lambda _: fs.find(root, detail=True), doing="list", place=directory)
+        return sorted(DatedFile(str(path.relative_to(root)), _local_time(path)) for path in found)
+    listed = with_retries(lambda _: fs.find(root, detail=True), doing="list", place=directory)
     prefix = root.rstrip("/") + "/"
     return sorted(
-        Found(name.removeprefix(prefix), modified_of(info)) for name, info in listed.items() if name.startswith(prefix)
+        DatedFile(name.removeprefix(prefix), modified_of(info))
+        for name, info in listed.items()
+        if name.startswith(prefix)
     )
 
 
@@ -45,7 +47,7 @@ def directories_in(directory: str) -> list[str]:
     if isinstance(fs, LocalFileSystem):
         return sorted(path.name for path in Path(root).iterdir() if path.is_dir()) if os.path.isdir(root) else []
     try:
-        listed = patiently(lambda _: fs.ls(root, detail=True), doing="list", place=directory)
+        listed = with_retries(lambda _: fs.ls(root, detail=True), doing="list", place=directory)
     except FileNotFoundError:
         return []
     below = (one["name"].rstrip("/") for one in listed if one["type"] == "directory")
@@ -57,7 +59,7 @@ def remove(path: str) -> None:
     fs, name = filesystem(path)
     if not isinstance(fs, LocalFileSystem):
         with suppress(FileNotFoundError):
-            patiently(lambda _: fs.rm_file(name), doing="remove", place=path)
+            with_retries(lambda _: fs.rm_file(name), doing="remove", place=path)
         return
     try:
         os.unlink(name)

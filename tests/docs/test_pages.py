@@ -114,7 +114,7 @@ def run(words: tuple[str, ...], monkeypatch) -> int:
 
 def check(words: tuple[str, ...]) -> None:
     """That a command which cannot run here would be understood."""
-    from pipelines.config import EvaluateConfig, RunConfig, TrainConfig, load, validated
+    from pipelines.config import EvaluateConfig, RunConfig, TrainConfig, load, validate
     from pipelines.runtime.beam_options import pipeline_options
 
     assert words[0] == "bestkept"
@@ -122,7 +122,7 @@ def check(words: tuple[str, ...]) -> None:
     if command == "evaluate":
         overrides, flags = cli.split_arguments(given[2:])
         values = {"model": {"path": given[0]}, "data": {"path": given[1]}}
-        validated(EvaluateConfig, values, overrides, where="docs")
+        validate(EvaluateConfig, values, overrides, where="docs")
         assert not flags
         return
     if command == "model":

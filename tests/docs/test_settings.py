@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 
 from pipelines.config import RunConfig, load
 from pipelines.config.example import example, json_schema
-from pipelines.config.settings_list import KINDS, sections, settings_of, undocumented
+from pipelines.config.settings_list import KINDS, sections, settings_of, undocumented_fields
 from pipelines.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +30,7 @@ REQUIRED = {
 
 @pytest.mark.parametrize("command", KINDS)
 def test_every_field_says_what_it_is(command):
-    assert undocumented(KINDS[command]) == []
+    assert undocumented_fields(KINDS[command]) == []
     for row in settings_of(command):
         assert row.meaning.endswith(".") and len(row.first_sentence) > 2, row  # noqa: PT018
 
@@ -43,7 +43,7 @@ def test_the_test_above_sees_a_field_without_a_word():
     class Outer(BaseModel):
         inner: list[Inner] | None = None
 
-    assert undocumented(Outer) == ["inner", "inner.unsaid"]
+    assert undocumented_fields(Outer) == ["inner", "inner.unsaid"]
 
 
 @pytest.mark.parametrize("command", KINDS)

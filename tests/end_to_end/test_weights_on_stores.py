@@ -20,7 +20,7 @@ from pipelines.config import RunConfig
 from pipelines.errors import ModelLoadError
 from pipelines.plan import make_plans
 from pipelines.score import load_model
-from pipelines.storage.models import cache, loadable
+from pipelines.storage.models import cache, loadable_directory
 from pipelines.storage.models.fetch import fetch_model
 
 __all__ = ["model", "root"]  # fixtures
@@ -53,9 +53,9 @@ def loads(monkeypatch) -> list[str]:
 
     def noting(model, identity):
         noted.append(identity["weights"][WEIGHTS])
-        return loadable(model, identity)
+        return loadable_directory(model, identity)
 
-    monkeypatch.setattr(load_model, "loadable", noting)
+    monkeypatch.setattr(load_model, "loadable_directory", noting)
     return noted
 
 
@@ -132,9 +132,9 @@ def test_weights_replaced_between_plan_and_work_end_the_run(store, model, root, 
 
     def too_late(planned, identity):
         store.put(f"models/reward/{WEIGHTS}", new)
-        return loadable(planned, identity)
+        return loadable_directory(planned, identity)
 
-    monkeypatch.setattr(load_model, "loadable", too_late)
+    monkeypatch.setattr(load_model, "loadable_directory", too_late)
     with pytest.raises(ModelLoadError, match=f"{WEIGHTS} is not the file that the run was planned with"):
         run(settings)
     assert not list((tmp_path / "scores").rglob("*.parquet"))
@@ -163,20 +163,20 @@ def test_versions_and_places_are_no_part_of_what_a_run_is(store, model, root, co
 
 def test_a_local_directory_that_changed_since_is_noticed_by_the_worker(model, root, config):
     found = make_plans(config(model, "out")).whole
-    assert loadable(found.model, found.identity) == model
+    assert loadable_directory(found.model, found.identity) == model
     data = (model / WEIGHTS).read_bytes()
     (model / WEIGHTS).write_bytes(flip(data))
     with pytest.raises(ModelLoadError, match=rf"reward/{WEIGHTS} is not the file that the run was planned with"):
-        loadable(found.model, found.identity)
+        loadable_directory(found.model, found.identity)
     (model / WEIGHTS).write_bytes(data)
     (model / "added_tokens.json").write_text("{}")
     with pytest.raises(ModelLoadError, match=r"reward/added_tokens\.json is not the file"):
-        loadable(found.model, found.identity)
+        loadable_directory(found.model, found.identity)
     shutil.rmtree(model)
     with pytest.raises(
         ModelLoadError, match=r"there is no model directory .*reward on this worker; put the model into"
     ):
-        loadable(found.model, found.identity)
+        loadable_directory(found.model, found.identity)
 
 
 def test_plan_needs_no_weights(store, model, root, config):

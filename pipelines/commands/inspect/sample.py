@@ -15,7 +15,7 @@ from pipelines.corpus.first_rows import readable_columns
 from pipelines.corpus.jsonl import json_lines, json_rows
 from pipelines.corpus.parquet import batch_rows, refuse_doubled, refuse_missing, size_of
 from pipelines.corpus.unreadable import reading_input
-from pipelines.storage.decompress import decompressed
+from pipelines.storage.decompress import decompress
 from pipelines.storage.files import open_for_reading
 
 FIRST_ROWS = 2000
@@ -119,7 +119,7 @@ def _lines_in_part(file: InputFile, unit: Unit) -> tuple[int, int]:
             data = stream.read(min(_PART_BYTES, unit.end - unit.start))
             return data.count(b"\n"), len(data)
         ends = 0
-        for chunk in decompressed(stream, file.compression):
+        for chunk in decompress(stream, file.compression):
             ends += chunk.count(b"\n")
             if stream.tell() >= _PART_BYTES:
                 break

@@ -68,7 +68,7 @@ def main() -> None:
             os.sched_setaffinity(0, cores)
     # before the imports, which take seconds
     threading.Thread(target=_send_signs_of_life, args=(launcher,), daemon=True).start()
-    from pipelines.errors import failure
+    from pipelines.errors import error_to_report
     from pipelines.runtime.logs import discard, keep, set_up
 
     set_up(_LauncherHandler(launcher))
@@ -76,7 +76,7 @@ def main() -> None:
         job: Job = launcher.receive()
         _score(job, launcher)
     except Exception as error:
-        launcher.send("failed", failure(error, "a worker").pack(), keep(error))
+        launcher.send("failed", error_to_report(error, "a worker").pack(), keep(error))
         return
     discard()
 

@@ -6,9 +6,9 @@ sha256 of every file (`Files`): the launcher finds them out once, the plan carri
 
 from pipelines.storage.models.library_versions import library_versions, refuse_other_versions
 from pipelines.storage.models.locate import (
-    Located,
+    LocatedModel,
     is_remote,
-    loadable,
+    loadable_directory,
     locate,
     reading_directory,
     small_directory,
@@ -16,10 +16,10 @@ from pipelines.storage.models.locate import (
 )
 
 __all__ = [
-    "Located",
+    "LocatedModel",
     "is_remote",
     "library_versions",
-    "loadable",
+    "loadable_directory",
     "locate",
     "reading_directory",
     "refuse_other_versions",

@@ -31,11 +31,11 @@ from pipelines.storage.models.checksums import (
     Files,
     FileSum,
     Listing,
+    checksum_error,
     digest_of,
-    disagreeing,
     list_model,
 )
-from pipelines.storage.stores.remote_object import PART_BYTES, RemoteObject, Seen
+from pipelines.storage.stores.remote_object import PART_BYTES, ObjectStat, RemoteObject
 
 log = logging.getLogger(__name__)
 
@@ -83,10 +83,10 @@ def copy_of(url: str, sums: Files, *, given: Mapping[str, bytes] | None = None) 
     """
     root = models_root()
     target = root / digest_of(sums)
-    if not _damaged(target, sums):
+    if not _damaged_files(target, sums):
         return target
-    with _locked(root, target.name):
-        missing = _damaged(target, sums)
+    with _hold_lock(root, target.name):
+        missing = _damaged_files(target, sums)
         if not missing:
             return target
         if target.is_dir():
@@ -94,9 +94,9 @@ def copy_of(url: str, sums: Files, *, given: Mapping[str, bytes] | None = None) 
         needed_bytes = sum(sums[name].bytes for name in missing)
         _refuse_full(root, url, needed_bytes)
         log.info("fetching %s, %d files of %s bytes, to %s", url, len(missing), f"{needed_bytes:,}", target)
-        with _temporary(root, target.name) as fresh:
+        with _temporary_directory(root, target.name) as fresh:
             for name in missing:
-                _fetch_right(url, name, sums[name], fresh / name, (given or {}).get(name))
+                _fetch_checked(url, name, sums[name], fresh / name, (given or {}).get(name))
             if target.is_dir():  # file by file: who has one of the old ones open, keeps it
                 for name in missing:
                     os.replace(fresh / name, target / name)
@@ -113,24 +113,24 @@ def copy_unknown(listing: Listing, expected: Files | None) -> dict[str, FileSum]
     """
     root = models_root()
     memo = root / f"{listing.key}.json"
-    sums = _remembered(memo) if listing.key else None
+    sums = _read_memo(memo) if listing.key else None
     if sums is None:
-        with _locked(root, listing.key or hashlib.sha256(listing.url.encode()).hexdigest()[:32]) as name:
-            sums = _remembered(memo) if listing.key else None
+        with _hold_lock(root, listing.key or hashlib.sha256(listing.url.encode()).hexdigest()[:32]) as name:
+            sums = _read_memo(memo) if listing.key else None
             if sums is None:
                 sums = _fetch_all(root, name, listing)
                 if listing.key:
-                    _remember(memo, sums)
+                    _write_memo(memo, sums)
     for name, each in (expected or {}).items():
         if sums[name] != each:
-            raise disagreeing(listing.url, name, "has another sha256 than that")
+            raise checksum_error(listing.url, name, "has another sha256 than that")
     return sums
 
 
 def _fetch_all(root: Path, lock: str, listing: Listing) -> dict[str, FileSum]:
     _refuse_full(root, listing.url, sum(each.bytes or 0 for each in listing.model.values()))
     log.info("%s has no %s that holds, so all of it is fetched to see what it is", listing.url, CHECKSUMS_FILE)
-    with _temporary(root, lock) as fresh:
+    with _temporary_directory(root, lock) as fresh:
         sums = {name: _fetch(join(listing.url, name), fresh / name) for name in listing.model}
         if list_model(listing.url).model != listing.model:
             raise StorageError(f"{listing.url} changed while it was fetched; run the same command again")
@@ -140,7 +140,7 @@ def _fetch_all(root: Path, lock: str, listing: Listing) -> dict[str, FileSum]:
     return sums
 
 
-def _remembered(memo: Path) -> dict[str, FileSum] | None:
+def _read_memo(memo: Path) -> dict[str, FileSum] | None:
     try:
         content = json.loads(memo.read_text(encoding="utf-8"))
         return {name: FileSum(int(size), str(sha256)) for name, (size, sha256) in content.items()}
@@ -148,7 +148,7 @@ def _remembered(memo: Path) -> dict[str, FileSum] | None:
         return None  # a memo: unreadable means that it must be found out again
 
 
-def _remember(memo: Path, sums: Files) -> None:
+def _write_memo(memo: Path, sums: Files) -> None:
     temporary = memo.with_name(f".{memo.name}.{uuid.uuid4().hex[:12]}.tmp")
     with suppress(OSError):  # it costs a fetch next time, nothing else
         try:
@@ -158,7 +158,7 @@ def _remember(memo: Path, sums: Files) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _damaged(target: Path, sums: Files) -> list[str]:
+def _damaged_files(target: Path, sums: Files) -> list[str]:
     """Names of files that are not there as they should be, in order."""
     from rm.identity import ModelError, file_hashes
 
@@ -174,7 +174,7 @@ def _damaged(target: Path, sums: Files) -> list[str]:
     return sorted(wrong)
 
 
-def _fetch_right(url: str, name: str, expected: FileSum, path: Path, data: bytes | None) -> None:
+def _fetch_checked(url: str, name: str, expected: FileSum, path: Path, data: bytes | None) -> None:
     """Fetch a file that must hold what is expected; what does not is fetched once more."""
     if data is not None:
         path.write_bytes(data)
@@ -190,20 +190,20 @@ def _fetch_right(url: str, name: str, expected: FileSum, path: Path, data: bytes
     if first != second:
         raise StorageError(f"{place} comes damaged, and in another way each time; check the network, and run again")
     raise ModelLoadError(
-        f"{place} is not the file that the run was planned with: {_told(second)}, not {_told(expected)}; it was replaced or "
-        "damaged since: run the same command again to use what is there now, or put the planned file back; best give each model "
-        "a path of its own"
+        f"{place} is not the file that the run was planned with: {_describe(second)}, not {_describe(expected)}; it was "
+        "replaced or damaged since: run the same command again to use what is there now, or put the planned file back; best give "
+        "each model a path of its own"
     )
 
 
-def _told(file: FileSum) -> str:
+def _describe(file: FileSum) -> str:
     return f"{file.bytes:,} bytes of sha256 {file.sha256[:12]}..."
 
 
 def _fetch(place: str, path: Path) -> FileSum:
     """Copy an object, as it is at this moment, to a new file; what was copied."""
-    there = files.remote(place)
-    seen = there.look() if there is not None else None
+    there = files.object_at(place)
+    seen = there.stat() if there is not None else None
     if there is None or seen is None:
         raise StorageError(f"{place} is gone; put it back, or plan again with what is there")
     digest, count = hashlib.sha256(), 0
@@ -217,7 +217,7 @@ def _fetch(place: str, path: Path) -> FileSum:
     return FileSum(count, digest.hexdigest())
 
 
-def parts_of(there: RemoteObject, seen: Seen) -> Iterator[bytes]:
+def parts_of(there: RemoteObject, seen: ObjectStat) -> Iterator[bytes]:
     """The whole object in order, with some requests ahead: one at a time leaves most of the network idle."""
     if seen.size is None:  # some web servers do not say
         yield there.read() or b""
@@ -246,7 +246,7 @@ def _refuse_full(root: Path, url: str, needed_bytes: int) -> None:
 
 
 @contextmanager
-def _locked(root: Path, name: str) -> Iterator[str]:
+def _hold_lock(root: Path, name: str) -> Iterator[str]:
     """Hold the lock of that name, and sweep up what killed holders have left. Raises `StorageError`."""
     path = root / f".{name}.lock"
     try:
@@ -291,7 +291,7 @@ def _lock(descriptor: int, path: Path) -> bool:
 
 
 @contextmanager
-def _temporary(root: Path, name: str) -> Iterator[Path]:
+def _temporary_directory(root: Path, name: str) -> Iterator[Path]:
     """A new dot-directory; what is left in it goes when the body ends. An `OSError` in there becomes a `StorageError`."""
     place = root / f".{name}.{uuid.uuid4().hex[:12]}.tmp"
     try:

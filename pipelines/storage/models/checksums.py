@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from pipelines.errors import ModelLoadError, StorageError
 from pipelines.storage import files
-from pipelines.storage.files import Stored, join, stored_in
+from pipelines.storage.files import StoredObject, join, stored_in
 
 CHECKSUMS_FILE = "bestkept-checksums.json"
 _FORMAT = 1
@@ -42,8 +42,8 @@ class Listing:
     """The files of a model at one moment; `others` lie beside them."""
 
     url: str
-    model: Mapping[str, Stored]
-    others: Mapping[str, Stored]
+    model: Mapping[str, StoredObject]
+    others: Mapping[str, StoredObject]
 
     @property
     def key(self) -> str | None:
@@ -128,12 +128,12 @@ def known_files(listing: Listing) -> tuple[dict[str, FileSum] | None, dict[str, 
         if expected is None or there is None or (there.bytes is not None and expected.bytes != there.bytes):
             are = "is not there" if there is None else f"has {there.bytes:,} bytes"
             should = "names no such file" if expected is None else f"says {expected.bytes:,}"
-            raise disagreeing(listing.url, name, f"{are}, and {CHECKSUMS_FILE} {should}")
+            raise checksum_error(listing.url, name, f"{are}, and {CHECKSUMS_FILE} {should}")
     same = all(each.version and noted.versions[name] == each.version for name, each in listing.model.items())
     return (noted.files if same else None), noted.files
 
 
-def disagreeing(url: str, name: str, how: str) -> StorageError:
+def checksum_error(url: str, name: str, how: str) -> StorageError:
     """The error where a directory is not what its checksums file says."""
     return StorageError(
         f"{url} is not what {CHECKSUMS_FILE} says, cut, damaged or changed since: {name} {how}; run "

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from pipelines.errors import ConfigError, ConflictError, ModelLoadError, StorageError, hide_userinfo, holds_userinfo
 from pipelines.storage import files, publish
-from pipelines.storage.files import Stored, absolute, join, stored_in
+from pipelines.storage.files import StoredObject, absolute, join, stored_in
 from pipelines.storage.models.cache import parts_of
 from pipelines.storage.models.checksums import CHECKSUMS_FILE, Checksums, Files, FileSum, read_checksums
 from pipelines.storage.models.locate import is_remote
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 _CHUNK = 1 << 20
 
 
-class Sent(NamedTuple):
+class FetchResult(NamedTuple):
     """What came of it."""
 
     destination: str
@@ -33,7 +33,7 @@ class Sent(NamedTuple):
     sent: int  # of the files; the others were there
 
 
-def fetch_model(source: str, destination: str, *, revision: str | None = None) -> Sent:
+def fetch_model(source: str, destination: str, *, revision: str | None = None) -> FetchResult:
     """Copy a model; what is there and equal is not sent again.
 
     Raises `ConfigError` for arguments that do not go together, `ModelLoadError` for what is no model or has only pickled weights,
@@ -41,7 +41,7 @@ def fetch_model(source: str, destination: str, *, revision: str | None = None) -
     """
     from rm.identity import CALIBRATION_FILE, ModelError, file_hashes, resolve_model, select_files
 
-    _check(source, destination)
+    _check_arguments(source, destination)
     try:
         directory = resolve_model(source, revision)
         _refuse_same(directory, destination)
@@ -51,7 +51,7 @@ def fetch_model(source: str, destination: str, *, revision: str | None = None) -
         raise ModelLoadError(str(error)) from error
     sums = {name: FileSum(file.stat().st_size, hashes[name]) for name, file in model.items()}
     place = absolute(destination).rstrip("/")
-    complete = _complete_there(place, sums)
+    complete = _is_complete(place, sums)
     sent = 0 if complete else sum(_send(file, join(place, name), sums[name]) for name, file in model.items())
     calibration = directory / CALIBRATION_FILE
     if calibration.is_file():  # no reward depends on it, and a later evaluation may have found another one
@@ -62,10 +62,10 @@ def fetch_model(source: str, destination: str, *, revision: str | None = None) -
         stored = _stored(place)
         noted = Checksums(sums, {name: stored[name].version for name in sums}, named)
         publish.replace(join(place, CHECKSUMS_FILE), noted.to_bytes())
-    return Sent(place, named, sums, sent)
+    return FetchResult(place, named, sums, sent)
 
 
-def _check(source: str, destination: str) -> None:
+def _check_arguments(source: str, destination: str) -> None:
     for name, given in (("ID_OR_DIR", source), ("DESTINATION", destination)):
         if holds_userinfo(given):
             shown = hide_userinfo(given)
@@ -82,7 +82,7 @@ def _refuse_same(directory: Path, destination: str) -> None:
         raise ConfigError(f"DESTINATION {destination!r} is the model's own directory; give another one")
 
 
-def _complete_there(place: str, sums: Files) -> bool:
+def _is_complete(place: str, sums: Files) -> bool:
     """Whether all of it is there, by a checksums file that holds. Raises `ConflictError` where another model lies there, before
     anything is sent."""
     from rm.identity import select_files
@@ -102,8 +102,8 @@ def _complete_there(place: str, sums: Files) -> bool:
 
 def _send(file: Path, place: str, expected: FileSum) -> bool:
     """Whether it was sent; False where just this lies there already. Raises `ConflictError` where something else does."""
-    there, made = files.remote(place), False
-    if (there is None and not Path(place).exists()) or (there is not None and there.look() is None):
+    there, made = files.object_at(place), False
+    if (there is None and not Path(place).exists()) or (there is not None and there.stat() is None):
         log.info("sending %s, %s bytes", place, f"{expected.bytes:,}")
         with file.open("rb") as stream:
             if there is None:
@@ -118,11 +118,11 @@ def _send(file: Path, place: str, expected: FileSum) -> bool:
 
 def _content(place: str) -> FileSum:
     """What an object holds, by reading it."""
-    there = files.remote(place)
+    there = files.object_at(place)
     if there is None:
         with open(place, "rb") as file:
             return FileSum(Path(place).stat().st_size, file_digest(file, "sha256").hexdigest())
-    seen, digest, size = there.look(), sha256(), 0
+    seen, digest, size = there.stat(), sha256(), 0
     if seen is None:
         raise StorageError(f"{place} is gone since it was looked at; run the same command again")
     for part in parts_of(there, seen):
@@ -131,7 +131,7 @@ def _content(place: str) -> FileSum:
     return FileSum(size, digest.hexdigest())
 
 
-def _stored(place: str) -> dict[str, Stored]:
+def _stored(place: str) -> dict[str, StoredObject]:
     try:
         return stored_in(place)
     except FileNotFoundError:  # some drivers, where there is no bucket

@@ -20,7 +20,7 @@ _LOCAL_URLS = ("file://", "local://")
 _BIG = ".safetensors"  # of these files a launcher needs no more than their hashes
 
 
-class Located(NamedTuple):
+class LocatedModel(NamedTuple):
     """A model as a launcher sees it."""
 
     directory: Path  # configuration, tokenizer and calibration, and of a local model the weights
@@ -33,7 +33,7 @@ def is_remote(path: str) -> bool:
     return "://" in path and not path.startswith(_LOCAL_URLS)
 
 
-def locate(path: str, revision: str | None) -> Located:
+def locate(path: str, revision: str | None) -> LocatedModel:
     """What planning needs of a model; weights on an object store are fetched only where no checksums file says what they are.
 
     Raises `ModelLoadError` or `StorageError`.
@@ -45,11 +45,11 @@ def locate(path: str, revision: str | None) -> Located:
             directory = resolve_model(path, revision)
         except ModelError as error:
             raise ModelLoadError(str(error)) from error
-        return Located(directory, None, {"directory": str(directory.resolve())})
+        return LocatedModel(directory, None, {"directory": str(directory.resolve())})
     sums, listing = _sums_of(path, revision)
     directory = _small_copy(listing, sums)
     planned = {"directory": listing.url, "files": {name: list(each) for name, each in sums.items()}}
-    return Located(directory, {name: each.sha256 for name, each in sums.items()}, planned)
+    return LocatedModel(directory, {name: each.sha256 for name, each in sums.items()}, planned)
 
 
 def reading_directory(path: str, revision: str | None) -> Path:
@@ -86,7 +86,7 @@ def small_directory(model: Mapping[str, Any]) -> Path:
     return cache.copy_of(model["directory"], _small(_planned_files(model)))
 
 
-def loadable(model: Mapping[str, Any], identity: Mapping[str, Any]) -> Path:
+def loadable_directory(model: Mapping[str, Any], identity: Mapping[str, Any]) -> Path:
     """On a worker: the directory to load a plan's model from. It holds the very weights and tokenizer that the plan's fingerprint
     is of; else `ModelLoadError` or `StorageError`."""
     from rm.identity import ModelError, identify

@@ -101,7 +101,7 @@ def diagnose(error: BaseException) -> Failure | None:
     links = list(_chain(error))
     status, code = _first(map(_status, links)), _first(map(_code, links))
     if status is not None or code is not None:
-        return _answered(status, code)
+        return _classify_answer(status, code)
     for link in links:
         name = type(link).__name__
         if name in _NO_CREDENTIALS:
@@ -125,11 +125,11 @@ def diagnose(error: BaseException) -> Failure | None:
             Kind.FATAL, error.strerror or type(error).__name__, "check the place and run the same command again"
         )
     if str(error).startswith("Bad Request: "):  # gcsfs's 400 with the word "invalid" in it
-        return _answered(400, None)
+        return _classify_answer(400, None)
     return None
 
 
-def _answered(status: int | None, code: str | None) -> Failure:
+def _classify_answer(status: int | None, code: str | None) -> Failure:
     """A failure that the store itself has reported."""
     cause = " ".join(str(part) for part in (status, code) if part is not None)
     if code == "PreconditionFailed" or status == 412:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, cast
 
 from pipelines.errors import StorageError
 from pipelines.storage.stores import retry
-from pipelines.storage.stores.remote_object import PART_BYTES, RemoteObject, Seen, whole
+from pipelines.storage.stores.remote_object import PART_BYTES, ObjectStat, RemoteObject, check_length
 
 log = logging.getLogger(__name__)
 
@@ -46,23 +46,23 @@ def options() -> dict[str, Any]:
 class GcsObject(RemoteObject):
     """An object in a bucket of Google Cloud Storage."""
 
-    def look(self) -> Seen | None:
+    def stat(self) -> ObjectStat | None:
         def request(secs: float) -> Any:
             return self.fs.call("GET", "b/{}/o/{}", *self._names(), json_out=True, timeout=secs)
 
         try:
-            found = self.patiently("look at", request)
+            found = self._retry("look at", request)
         except FileNotFoundError:
             return None
-        return Seen(int(found["size"]), str(found["generation"]))
+        return ObjectStat(int(found["size"]), str(found["generation"]))
 
     def read(self) -> bytes | None:
         try:
-            return self.patiently("read", lambda secs: self._get(secs, None, {}))
+            return self._retry("read", lambda secs: self._get(secs, None, {}))
         except FileNotFoundError:
             return None
 
-    def _range(self, start: int, end: int, seen: Seen, secs: float) -> bytes:
+    def _range(self, start: int, end: int, seen: ObjectStat, secs: float) -> bytes:
         return self._get(secs, seen.version, {"Range": f"bytes={start}-{end - 1}"})
 
     def create(self, file: BinaryIO, size: int) -> bool:
@@ -104,7 +104,7 @@ class GcsObject(RemoteObject):
     def _unless_there(self, request: Any) -> Any:
         """The answer to a request to insert; None where the condition does not hold, `StorageError` where there is no bucket."""
         try:
-            return self.patiently("write", request)
+            return self._retry("write", request)
         except FileExistsError:
             return None
         except FileNotFoundError:
@@ -146,9 +146,9 @@ class GcsObject(RemoteObject):
             return _next(answer, size)
 
         try:
-            return self.patiently("write", request)
+            return self._retry("write", request)
         except FileNotFoundError:  # the upload is: completed by a try that went unanswered, or expired
-            if failed and self.look() is not None:
+            if failed and self.stat() is not None:
                 raise FileExistsError(self.place) from None
             raise StorageError(
                 f"cannot write {self.place}: its resumable upload is gone; run the same command again"
@@ -167,7 +167,7 @@ class GcsObject(RemoteObject):
 
     def _get(self, secs: float, generation: str | None, headers: dict[str, str]) -> bytes:
         answer, data = self.fs.call("GET", self.fs.url(self.name, generation), headers=headers, timeout=secs)
-        return whole(data, int(answer.get("Content-Length", len(data))))
+        return check_length(data, int(answer.get("Content-Length", len(data))))
 
     def _names(self) -> tuple[str, str]:
         bucket, key, _ = self.fs.split_path(self.name)

@@ -9,14 +9,14 @@ from __future__ import annotations
 import io
 from typing import BinaryIO, cast
 
-from pipelines.storage.stores.remote_object import RemoteObject, Seen
+from pipelines.storage.stores.remote_object import ObjectStat, RemoteObject
 
 _FIRST_BYTES = 128 * 2**10
 _MOST_BYTES = 4 * 2**20
 _WINDOWS = 8
 
 
-def open_remote(remote: RemoteObject, seen: Seen) -> BinaryIO:
+def open_remote(remote: RemoteObject, seen: ObjectStat) -> BinaryIO:
     """`remote` as it was seen, for reading. Reads raise `StorageError`, also where it has changed."""
     return cast("BinaryIO", io.BufferedReader(RemoteFile(remote, seen), buffer_size=64 * 2**10))
 
@@ -24,7 +24,7 @@ def open_remote(remote: RemoteObject, seen: Seen) -> BinaryIO:
 class RemoteFile(io.RawIOBase):
     """Reads come full, but for the last one of the file."""
 
-    def __init__(self, remote: RemoteObject, seen: Seen) -> None:
+    def __init__(self, remote: RemoteObject, seen: ObjectStat) -> None:
         self._remote = remote
         self._seen = seen
         self._size = seen.size or 0

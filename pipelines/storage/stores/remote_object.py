@@ -16,14 +16,14 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from pipelines.errors import StorageError
 from pipelines.storage.stores.failures import ShortRead
-from pipelines.storage.stores.retry import patiently
+from pipelines.storage.stores.retry import with_retries
 
 Result = TypeVar("Result")
 
 PART_BYTES = 16 * 2**20  # of a larger body that are in memory at once, and are sent again where one is lost
 
 
-class Seen(NamedTuple):
+class ObjectStat(NamedTuple):
     """An object as it was at one moment."""
 
     size: int | None  # bytes; None where the store does not say
@@ -39,7 +39,7 @@ class RemoteObject(ABC):
     place: str  # the URL, for people
 
     @abstractmethod
-    def look(self) -> Seen | None:
+    def stat(self) -> ObjectStat | None:
         """What is there now, or None; never from a cached listing."""
 
     @abstractmethod
@@ -47,7 +47,7 @@ class RemoteObject(ABC):
         """The whole object, or None."""
 
     @abstractmethod
-    def _range(self, start: int, end: int, seen: Seen, secs: float) -> bytes:
+    def _range(self, start: int, end: int, seen: ObjectStat, secs: float) -> bytes:
         """One request for some bytes of the object as it was seen; as many come back as the store sends."""
 
     @abstractmethod
@@ -58,36 +58,36 @@ class RemoteObject(ABC):
     def replace(self, data: bytes, version: str | None) -> bool:
         """Overwrite the object of this version (None: any); False where there is another by now, possibly this data."""
 
-    def read_range(self, start: int, end: int, seen: Seen) -> bytes:
+    def read_range(self, start: int, end: int, seen: ObjectStat) -> bytes:
         """Bytes `start` to `end`, exclusive, of the object as it was seen; raises `StorageError` where it has changed."""
         if start == end:
             return b""
         try:
-            return self.patiently("read", lambda secs: whole(self._range(start, end, seen, secs), end - start))
+            return self._retry("read", lambda secs: check_length(self._range(start, end, seen, secs), end - start))
         except (FileExistsError, FileNotFoundError):  # stores say it either way
-            raise self.changed() from None
+            raise self._changed() from None
 
-    def read_seen(self) -> tuple[bytes, Seen] | None:
+    def read_with_stat(self) -> tuple[bytes, ObjectStat] | None:
         """The whole object and its version, one of the other."""
-        while (seen := self.look()) is not None:
+        while (seen := self.stat()) is not None:
             try:
                 return self.read_range(0, seen.size or 0, seen), seen
-            except Changed:
+            except ObjectChanged:
                 continue
         return None
 
-    def patiently(self, doing: str, request: Callable[[float], Result]) -> Result:
-        return patiently(request, doing=doing, place=self.place)
+    def _retry(self, doing: str, request: Callable[[float], Result]) -> Result:
+        return with_retries(request, doing=doing, place=self.place)
 
-    def changed(self) -> Changed:
-        return Changed(f"{self.place} changed while it was read; run the same command again")
+    def _changed(self) -> ObjectChanged:
+        return ObjectChanged(f"{self.place} changed while it was read; run the same command again")
 
 
-class Changed(StorageError):
+class ObjectChanged(StorageError):
     """An object is not the one anymore that was seen."""
 
 
-def whole(data: bytes, expected: int) -> bytes:
+def check_length(data: bytes, expected: int) -> bytes:
     """`data`, which the store has announced as so many bytes. Raises `ShortRead`, or `OSError` for too many."""
     if len(data) > expected:
         raise OSError(errno.EIO, "the store sent more bytes than asked for (does it decompress on the way?)")
@@ -97,23 +97,23 @@ def whole(data: bytes, expected: int) -> bytes:
 
 
 @dataclass(frozen=True)
-class OtherObject(RemoteObject):
+class FsspecObject(RemoteObject):
     """On a store that bestkept knows nothing of beyond fsspec's interface: read only, but for fsspec's own in-memory store."""
 
-    def look(self) -> Seen | None:
+    def stat(self) -> ObjectStat | None:
         try:
-            info = self.patiently("look at", lambda _: self.fs.info(self.name))
+            info = self._retry("look at", lambda _: self.fs.info(self.name))
         except FileNotFoundError:
             return None
-        return Seen(info["size"], "") if info["type"] == "file" else None
+        return ObjectStat(info["size"], "") if info["type"] == "file" else None
 
     def read(self) -> bytes | None:
         try:
-            return cast("bytes", self.patiently("read", lambda _: self.fs.cat_file(self.name)))
+            return cast("bytes", self._retry("read", lambda _: self.fs.cat_file(self.name)))
         except FileNotFoundError:
             return None
 
-    def _range(self, start: int, end: int, seen: Seen, secs: float) -> bytes:
+    def _range(self, start: int, end: int, seen: ObjectStat, secs: float) -> bytes:
         return cast("bytes", self.fs.cat_file(self.name, start=start, end=end))
 
     def create(self, file: BinaryIO, size: int) -> bool:

@@ -30,7 +30,7 @@ class Patience:
 PATIENCE = Patience()
 
 
-def patiently(request: Callable[[float], Result], *, doing: str, place: str) -> Result:
+def with_retries(request: Callable[[float], Result], *, doing: str, place: str) -> Result:
     """What `request(seconds left)` returns, tried again while the store's failures may pass.
 
     Raises `FileNotFoundError` and `FileExistsError` (a precondition failed) as they come, and `StorageError` with place, cause

@@ -13,8 +13,8 @@ from typing import Any, BinaryIO, cast
 
 from pipelines.errors import StorageError
 from pipelines.storage.stores import retry
-from pipelines.storage.stores.remote_object import PART_BYTES, RemoteObject, Seen, whole
-from pipelines.storage.stores.retry import patiently
+from pipelines.storage.stores.remote_object import PART_BYTES, ObjectStat, RemoteObject, check_length
+from pipelines.storage.stores.retry import with_retries
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def bucket_is_missing(fs: Any, name: str, place: str) -> bool:
     """Whether the store says so; what it says otherwise, it says again where it matters."""
     bucket = name.split("/", maxsplit=1)[0]
     try:
-        patiently(lambda secs: fs.call_s3("head_bucket", Bucket=bucket, timeout=secs), doing="list", place=place)
+        with_retries(lambda secs: fs.call_s3("head_bucket", Bucket=bucket, timeout=secs), doing="list", place=place)
     except FileNotFoundError:
         return True
     except StorageError:
@@ -55,30 +55,30 @@ def bucket_is_missing(fs: Any, name: str, place: str) -> bool:
 class S3Object(RemoteObject):
     """An object in a bucket of S3, or of what speaks its language."""
 
-    def look(self) -> Seen | None:
+    def stat(self) -> ObjectStat | None:
         try:
-            head = self.patiently("look at", lambda secs: self._call("head_object", secs))
+            head = self._retry("look at", lambda secs: self._call("head_object", secs))
         except FileNotFoundError:
             return None
-        return Seen(int(head["ContentLength"]), head["ETag"])
+        return ObjectStat(int(head["ContentLength"]), head["ETag"])
 
     def read(self) -> bytes | None:
-        found = self.read_seen()
+        found = self.read_with_stat()
         return None if found is None else found[0]
 
-    def read_seen(self) -> tuple[bytes, Seen] | None:
+    def read_with_stat(self) -> tuple[bytes, ObjectStat] | None:
         try:
-            return self.patiently("read", self._get)
+            return self._retry("read", self._get)
         except FileNotFoundError:
             return None
 
-    def _range(self, start: int, end: int, seen: Seen, secs: float) -> bytes:
+    def _range(self, start: int, end: int, seen: ObjectStat, secs: float) -> bytes:
         return self._get(secs, Range=f"bytes={start}-{end - 1}", IfMatch=seen.version)[0]
 
     def create(self, file: BinaryIO, size: int) -> bool:
         if size <= PART_BYTES:
             return self._put(file.read(), IfNoneMatch="*")
-        if self.look() is not None:  # before all of it travels: S3 looks at the condition last
+        if self.stat() is not None:  # before all of it travels: S3 looks at the condition last
             return False
         upload = cast("str", self._write("create_multipart_upload")["UploadId"])
         try:
@@ -114,12 +114,12 @@ class S3Object(RemoteObject):
                 raise
 
         try:
-            self.patiently("write", request)
+            self._retry("write", request)
         except FileExistsError:
             self._abort(upload)
             return False
         except FileNotFoundError:  # the upload is: completed by a try that went unanswered, or aborted by somebody
-            if unanswered and self.look() is not None:
+            if unanswered and self.stat() is not None:
                 return False
             raise StorageError(
                 f"cannot write {self.place}: its multipart upload is gone; run the same command again"
@@ -147,7 +147,7 @@ class S3Object(RemoteObject):
     def _write(self, method: str, **arguments: Any) -> Any:
         """A request that fails with 404 only where the bucket is not there."""
         try:
-            return self.patiently("write", lambda secs: self._call(method, secs, **arguments))
+            return self._retry("write", lambda secs: self._call(method, secs, **arguments))
         except FileNotFoundError:
             if "IfMatch" in arguments:
                 raise
@@ -156,16 +156,16 @@ class S3Object(RemoteObject):
                 "command again"
             ) from None
 
-    def _get(self, secs: float, **arguments: str) -> tuple[bytes, Seen]:
+    def _get(self, secs: float, **arguments: str) -> tuple[bytes, ObjectStat]:
         from fsspec.asyn import sync
 
         answer = self._call("get_object", secs, **arguments)
         body, length = answer["Body"], int(answer["ContentLength"])
         try:
-            data = whole(cast("bytes", sync(self.fs.loop, body.read, timeout=secs)), length)
+            data = check_length(cast("bytes", sync(self.fs.loop, body.read, timeout=secs)), length)
         finally:
             body.close()  # a connection with a body that is not read to its end is not used again
-        return data, Seen(length, answer["ETag"])
+        return data, ObjectStat(length, answer["ETag"])
 
     def _call(self, method: str, secs: float, **arguments: Any) -> Any:
         bucket, key, _ = self.fs.split_path(self.name)

@@ -16,7 +16,7 @@ from support.corpora import corpus_rows, write_jsonl
 from pipelines.corpus import InputFile, column_names, files, fragments, jsonl, kind_of, read_fragments, split_units
 from pipelines.corpus.columns.row_mapping import RowMapping
 from pipelines.errors import InputError
-from pipelines.storage.decompress import decompressed
+from pipelines.storage.decompress import decompress
 
 MAPPING = RowMapping(format="prompt_response", prompt="prompt", response="response")
 LIMIT = 1 << 20
@@ -151,23 +151,23 @@ def test_a_file_that_is_not_compressed_at_all_is_noticed(tmp_path, name):
 def test_decompression_reads_all_members_and_notices_every_cut(compression, parts, cut):
     compress = gzip.compress if compression == "gz" else zstandard.compress
     data = b"".join(compress(part) for part in parts)
-    assert b"".join(decompressed(io.BytesIO(data), compression)) == b"".join(parts)
+    assert b"".join(decompress(io.BytesIO(data), compression)) == b"".join(parts)
     last = len(compress(parts[-1]))
     if last > cut:
         with pytest.raises(EOFError):
-            list(decompressed(io.BytesIO(data[:-cut]), compression))
+            list(decompress(io.BytesIO(data[:-cut]), compression))
 
 
 @pytest.mark.parametrize(("compression", "data"), [("gz", b""), ("zst", b""), ("gz", bytes(5000))])
 def test_no_member_at_all_is_a_cut_file_too(compression, data):
     """What a crash leaves behind: an empty file, or one of zeros."""
     with pytest.raises(EOFError):
-        list(decompressed(io.BytesIO(data), compression))
+        list(decompress(io.BytesIO(data), compression))
 
 
 def test_zero_padding_after_gzip_is_no_data():
     data = gzip.compress(b"text") + b"\0" * 40_000
-    assert b"".join(decompressed(io.BytesIO(data), "gz")) == b"text"
+    assert b"".join(decompress(io.BytesIO(data), "gz")) == b"text"
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):

@@ -78,21 +78,21 @@ def test_a_damaged_claim_is_taken_over(output, damage):
 
 def test_a_claim_that_is_gone_when_it_is_read_is_none(output, monkeypatch):
     claim.claim(output, **{**OURS, "plan": "old"})
-    real = claim.read_seen
+    real = claim.read_with_version
 
     def gone(path):
-        monkeypatch.setattr(claim, "read_seen", real)
+        monkeypatch.setattr(claim, "read_with_version", real)
         Path(path).unlink()
         return real(path)
 
-    monkeypatch.setattr(claim, "read_seen", gone)
+    monkeypatch.setattr(claim, "read_with_version", gone)
     assert claim.claim(output, **OURS) is True
     assert held(output) == OURS
 
 
 def test_a_claim_that_another_run_takes_first_is_a_conflict(output, monkeypatch):
     claim.claim(output, **OURS)
-    monkeypatch.setattr(publish, "replace", lambda path, data, *, seen: False)
+    monkeypatch.setattr(publish, "replace", lambda path, data, *, version: False)
     with pytest.raises(
         ConflictError, match=r"out has been claimed by another run at this moment; choose another output"
     ):

@@ -18,7 +18,7 @@ from support.stubs import StubFactory
 
 from pipelines.commands.run import run_curation
 from pipelines.config import RunConfig
-from pipelines.config.loading import validated
+from pipelines.config.loading import validate
 from pipelines.errors import ConfigError, ConflictError, StorageError
 from pipelines.finish import hub
 
@@ -262,7 +262,7 @@ def test_a_finished_run_uploads_and_again_only_finds_it(served, tmp_path, make_c
 )
 def test_bad_names_are_errors_of_the_configuration(name):
     with pytest.raises(ConfigError, match=r"output\.push_to_hub\.repo is .*: expected organisation/name"):
-        validated(RunConfig, minimal(push_to_hub=name), (), where="x")
+        validate(RunConfig, minimal(push_to_hub=name), (), where="x")
 
 
 @pytest.mark.parametrize("name", ["a/b", "some-one/my.data_set-2", "_a/" + "b" * 93])
@@ -274,9 +274,9 @@ def test_an_output_elsewhere_and_a_token_in_the_file_are_refused():
     with pytest.raises(
         ConfigError, match="push_to_hub uploads from a directory of this machine, and path is s3://b/out"
     ):
-        validated(RunConfig, minimal(push_to_hub=REPO, path="s3://b/out"), (), where="x")
+        validate(RunConfig, minimal(push_to_hub=REPO, path="s3://b/out"), (), where="x")
     with pytest.raises(ConfigError, match=r"unknown key 'output\.push_to_hub\.token'") as caught:
-        validated(RunConfig, minimal(push_to_hub={"repo": REPO, "token": "hf_secret"}), (), where="x")
+        validate(RunConfig, minimal(push_to_hub={"repo": REPO, "token": "hf_secret"}), (), where="x")
     assert "hf_secret" not in caught.value.message
 
 

@@ -168,7 +168,7 @@ def test_a_file_that_is_gone_when_it_is_read_is_written(tmp_path, monkeypatch):
         monkeypatch.undo()
         path.unlink()
 
-    monkeypatch.setattr(score_files.publish, "read_seen", gone)
+    monkeypatch.setattr(score_files.publish, "read_with_version", gone)
     assert score_files.write(str(path), columns(), footer(), "types") == footer()
     assert score_files.read(str(path))[1] == footer()
 

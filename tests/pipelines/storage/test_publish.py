@@ -14,7 +14,7 @@ import xxhash
 from pipelines.errors import ConflictError, StorageError
 from pipelines.storage import files, publish
 from pipelines.storage.stores import remote_object
-from pipelines.storage.stores.remote_object import Changed, Seen
+from pipelines.storage.stores.remote_object import ObjectChanged, ObjectStat
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -44,11 +44,11 @@ def test_a_body_of_many_chunks_is_compared_to_its_end(path, monkeypatch):
 
 
 def test_a_created_object_stands_and_a_replaced_one_does_not(path):
-    assert files.read_seen(path) is files.read_bytes(path) is None
+    assert files.read_with_version(path) is files.read_bytes(path) is None
     assert files.size_of(path) is None
     assert publish.create(path, b"first") is True
     assert publish.create(path, b"second") is False
-    assert files.read_seen(path) == (b"first", "")
+    assert files.read_with_version(path) == (b"first", "")
     assert publish.replace(path, b"third+") is True
     assert (files.read_bytes(path), files.size_of(path)) == (b"third+", 6)
     with files.open_for_reading(path) as file:
@@ -109,44 +109,44 @@ def test_sweeping_is_for_local_directories(tmp_path):
 
 
 def test_more_or_fewer_bytes_than_announced_are_no_object():
-    assert remote_object.whole(b"abc", 3) == b"abc"
+    assert remote_object.check_length(b"abc", 3) == b"abc"
     with pytest.raises(remote_object.ShortRead, match="2 of 3 bytes came"):
-        remote_object.whole(b"ab", 3)
+        remote_object.check_length(b"ab", 3)
     with pytest.raises(OSError, match="more bytes than asked for") as raised:
-        remote_object.whole(b"abcd", 3)
+        remote_object.check_length(b"abcd", 3)
     assert raised.value.errno == errno.EIO
 
 
 def test_an_object_that_changes_while_it_is_read_is_read_again(monkeypatch):
     path = f"memory://{uuid.uuid4().hex}/a"
     publish.create(path, b"whole")
-    real, tries = remote_object.OtherObject.read_range, []
+    real, tries = remote_object.FsspecObject.read_range, []
 
     def read_range(self, start, end, seen):
         tries.append((start, end, seen))
         if len(tries) == 1:
-            raise self.changed()
+            raise self._changed()
         return real(self, start, end, seen)
 
-    monkeypatch.setattr(remote_object.OtherObject, "read_range", read_range)
-    assert files.read_seen(path) == (b"whole", "")
-    assert tries == [(0, 5, Seen(5, ""))] * 2
+    monkeypatch.setattr(remote_object.FsspecObject, "read_range", read_range)
+    assert files.read_with_version(path) == (b"whole", "")
+    assert tries == [(0, 5, ObjectStat(5, ""))] * 2
 
 
 def test_reading_a_range_of_what_is_gone_is_a_change():
     path = f"memory://{uuid.uuid4().hex}/a"
     publish.create(path, b"whole")
-    there = files.remote(path)
-    assert isinstance(there, remote_object.OtherObject)
-    seen = there.look()
-    assert (seen, there.read_range(1, 4, seen), there.read_range(2, 2, seen)) == (Seen(5, ""), b"hol", b"")
+    there = files.object_at(path)
+    assert isinstance(there, remote_object.FsspecObject)
+    seen = there.stat()
+    assert (seen, there.read_range(1, 4, seen), there.read_range(2, 2, seen)) == (ObjectStat(5, ""), b"hol", b"")
     assert (there.create(io.BytesIO(b"x"), 1), there.replace(b"other", None), there.read()) == (False, True, b"other")
     there.fs.rm(there.name)
     assert (there.create(io.BytesIO(b"whole"), 5), there.read()) == (True, b"whole")
     there.fs.rm(there.name)
-    with pytest.raises(Changed, match=r"memory://.*/a changed while it was read; run the same command again"):
+    with pytest.raises(ObjectChanged, match=r"memory://.*/a changed while it was read; run the same command again"):
         there.read_range(1, 4, seen)
-    assert (there.look(), there.read()) == (None, None)
+    assert (there.stat(), there.read()) == (None, None)
 
 
 def test_a_directory_is_no_object():

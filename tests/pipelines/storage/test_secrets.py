@@ -12,7 +12,7 @@ import pytest
 from services.emulators import CANARY, environment
 from support.corpora import corpus_rows, write_jsonl
 
-from pipelines.config import RunConfig, validated
+from pipelines.config import RunConfig, validate
 from pipelines.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
@@ -37,11 +37,11 @@ def test_credentials_in_urls_are_refused_and_not_repeated(field, url):
         with pytest.raises(
             ConfigError, match=rf"{field}.* is '[\w:]*://\*\*\*@.*URL holds credentials; give them through"
         ) as caught:
-            validated(RunConfig, values, [override], where="c.yaml")
+            validate(RunConfig, values, [override], where="c.yaml")
         assert CANARY not in caught.value.message
     for override in (url, f"{field}='{url}", f"=={url}"):
         with pytest.raises(ConfigError, match=r"override .*\*\*\*@") as caught:
-            validated(RunConfig, values, [override], where="c.yaml")
+            validate(RunConfig, values, [override], where="c.yaml")
         assert CANARY not in caught.value.message
 
 
@@ -57,7 +57,7 @@ def test_credentials_in_urls_are_refused_and_not_repeated(field, url):
 )
 def test_other_signs_of_that_kind_are_not_taken_for_credentials(path):
     values = {"input": {"path": path}, "model": {"path": "m"}, "output": {"path": "out"}}
-    assert validated(RunConfig, values, [], where="c.yaml").input.path == path
+    assert validate(RunConfig, values, [], where="c.yaml").input.path == path
 
 
 def bestkept(tmp_path: Path, settings: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -66,7 +66,7 @@ def test_what_accepts_raises_leaves_the_object(path):
 
 def test_an_object_that_is_gone_when_it_is_read_is_published_again(path, monkeypatch):
     settle(path, 1)
-    real, calls = publish.read_seen, []
+    real, calls = publish.read_with_version, []
 
     def remove_first(path):
         calls.append(path)
@@ -75,7 +75,7 @@ def test_an_object_that_is_gone_when_it_is_read_is_published_again(path, monkeyp
             fs.rm(name)
         return real(path)
 
-    monkeypatch.setattr(publish, "read_seen", remove_first)
+    monkeypatch.setattr(publish, "read_with_version", remove_first)
     assert settle(path, 2) == 2
     assert (files.read_bytes(path), len(calls)) == (b"number 2", 1)
 

@@ -19,7 +19,14 @@ from services.emulators import environment
 from support.weights_on_stores import GET_WEIGHTS, WEIGHTS, flip, model, root, sent, upload, url_of
 
 from pipelines.errors import ConflictError, ModelLoadError, StorageError
-from pipelines.storage.models import cache, loadable, locate, reading_directory, small_directory, whole_directory
+from pipelines.storage.models import (
+    cache,
+    loadable_directory,
+    locate,
+    reading_directory,
+    small_directory,
+    whole_directory,
+)
 from pipelines.storage.models.checksums import CHECKSUMS_FILE, list_model
 from pipelines.storage.models.fetch import fetch_model
 from rm.identity import identify, load_temperature
@@ -76,7 +83,7 @@ def test_what_other_tools_have_copied_is_hashed_once(store, model, root):
     assert identity(located.directory, located.hashes) == identity(model)
     assert load_temperature(located.directory) == 1.75
     assert len(store.proxy.lines(GET_WEIGHTS)) == 1
-    assert loadable({**located.planned, **SETTINGS}, {}) == whole_directory(url, None)
+    assert loadable_directory({**located.planned, **SETTINGS}, {}) == whole_directory(url, None)
     assert locate(url, None) == located
     assert len(store.proxy.lines(GET_WEIGHTS)) == 1, "remembered, and found"
     store.put(f"models/reward/{WEIGHTS}", flip((model / WEIGHTS).read_bytes()))
@@ -104,11 +111,11 @@ def test_a_copied_checksums_file_is_checked_before_it_is_believed(store, model, 
 
 def test_a_worker_has_all_of_it_and_fetches_it_once(store, model, root):
     plan = planned(sent(store, model))
-    directory = loadable(*plan)
+    directory = loadable_directory(*plan)
     assert contents(directory) == of_the_model(model)
     assert len(store.proxy.lines(GET_WEIGHTS)) == 1
     store.proxy.requests.clear()
-    assert loadable(*plan) == directory
+    assert loadable_directory(*plan) == directory
     assert not store.proxy.requests
     assert unfinished(root) == []
 
@@ -124,8 +131,8 @@ def test_neighbours_are_no_part_of_a_model(store, model, root):
 
 WORKER = """
 import json, sys
-from pipelines.storage.models.locate import loadable
-print(loadable(*json.loads(sys.stdin.read())))
+from pipelines.storage.models.locate import loadable_directory
+print(loadable_directory(*json.loads(sys.stdin.read())))
 """
 
 
@@ -188,7 +195,7 @@ def test_a_killed_fetch_leaves_nothing_that_is_believed(store, model, root):
     assert contents(root / left)[WEIGHTS] == b""
     whole = [path for path in root.iterdir() if (path / WEIGHTS).exists() and not path.name.startswith(".")]
     assert not whole
-    assert contents(loadable(*plan)) == of_the_model(model)
+    assert contents(loadable_directory(*plan)) == of_the_model(model)
     assert unfinished(root) == [], "swept up"
 
 
@@ -200,7 +207,7 @@ def test_what_a_fetch_of_another_model_has_left_goes_unless_it_goes_on(make_stor
     (root / ".dead.lock").touch()
     with (root / ".live.lock").open("wb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        loadable(*plan)
+        loadable_directory(*plan)
     assert unfinished(root) == [".live.0123456789ab.tmp", ".strange.0123456789ab.tmp"], (
         "the last may be on a disk without locks"
     )
@@ -215,13 +222,13 @@ def test_a_full_disk_is_said_before_anything_is_fetched(store, model, root, monk
     with pytest.raises(
         StorageError, match=rf"needs {needed:,} bytes, and .*machine has {needed - 1:,} free; .*{cache.MODELS}"
     ):
-        loadable(*plan)
+        loadable_directory(*plan)
     assert not store.proxy.lines(GET_WEIGHTS)
     assert [path for path in sorted(root.iterdir()) if path.suffix != ".lock"] == [
         p for p in there if p.suffix != ".lock"
     ]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, needed))
-    assert contents(loadable(*plan)) == of_the_model(model)
+    assert contents(loadable_directory(*plan)) == of_the_model(model)
 
 
 def test_a_disk_that_fills_up_meanwhile_ends_the_fetch_and_keeps_nothing(make_store, model, root, monkeypatch):
@@ -234,7 +241,7 @@ def test_a_disk_that_fills_up_meanwhile_ends_the_fetch_and_keeps_nothing(make_st
     with pytest.raises(
         StorageError, match=rf"cannot write a model to .*: No space left on device; free some .*{cache.MODELS}"
     ):
-        loadable(*plan)
+        loadable_directory(*plan)
     assert unfinished(root) == []
     assert not [path for path in root.iterdir() if (path / WEIGHTS).exists()]
 
@@ -255,29 +262,29 @@ def test_a_worker_never_loads_other_weights_than_planned(store, model, root, how
     if how == "gone":
         store.fs.rm(f"{store.bucket}/models/reward/{WEIGHTS}")
         with pytest.raises(StorageError, match=f"{WEIGHTS} is gone"):
-            loadable(*plan)
+            loadable_directory(*plan)
     else:
         store.put(f"models/reward/{WEIGHTS}", flip(data) if how == "same size" else data + b"x")
         with pytest.raises(
             ModelLoadError, match=f"{WEIGHTS} is not the file that the run was planned with: .*; it was repl"
         ):
-            loadable(*plan)
+            loadable_directory(*plan)
     assert unfinished(root) == []
     assert not [path for path in root.iterdir() if (path / WEIGHTS).exists()]
 
 
 def test_weights_replaced_after_a_fetch_do_not_reach_who_has_the_planned_ones(store, model, root):
     plan = planned(sent(store, model))
-    directory = loadable(*plan)
+    directory = loadable_directory(*plan)
     store.put(f"models/reward/{WEIGHTS}", flip((model / WEIGHTS).read_bytes()))
-    assert loadable(*plan) == directory
+    assert loadable_directory(*plan) == directory
     assert contents(directory) == of_the_model(model)
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], flip, lambda data: None])
 def test_a_damaged_copy_is_fetched_again_and_its_neighbours_stay(store, model, root, damage):
     plan = planned(sent(store, model))
-    directory = loadable(*plan)
+    directory = loadable_directory(*plan)
     config = (directory / "config.json").stat()
     with (directory / WEIGHTS).open("rb") as held:
         damaged = damage((directory / WEIGHTS).read_bytes())
@@ -285,7 +292,7 @@ def test_a_damaged_copy_is_fetched_again_and_its_neighbours_stay(store, model, r
         if damaged is not None:
             (directory / WEIGHTS).write_bytes(damaged)
         store.proxy.requests.clear()
-        assert loadable(*plan) == directory
+        assert loadable_directory(*plan) == directory
         assert held.read() == (model / WEIGHTS).read_bytes(), "who has it open keeps it"
     assert contents(directory) == of_the_model(model)
     assert len(store.proxy.lines(GET_WEIGHTS)) == 1
@@ -307,11 +314,11 @@ def test_what_comes_damaged_is_fetched_once_more_and_no_further(store, model, ro
     monkeypatch.setattr(cache, "parts_of", damaged)
     wrong[:] = [b"\x01", b"\x02"]
     with pytest.raises(StorageError, match=f"{WEIGHTS} comes damaged, and in another way each time"):
-        loadable(*plan)
+        loadable_directory(*plan)
     assert len(told) == 2
     told.clear()
     wrong[:] = [b"\x01"]
-    assert contents(loadable(*plan)) == of_the_model(model)
+    assert contents(loadable_directory(*plan)) == of_the_model(model)
     assert len(told) == 2
 
 

@@ -92,7 +92,7 @@ def test_mistakes_of_the_program_are_no_failures_of_a_store(error):
         raise error
 
     with pytest.raises(type(error)):
-        retry.patiently(request, doing="read", place="s3://b/x")
+        retry.with_retries(request, doing="read", place="s3://b/x")
 
 
 def test_pauses_double_are_bounded_and_differ(monkeypatch):
@@ -113,7 +113,7 @@ def test_a_request_is_told_how_long_it_may_take_and_the_deadline_holds(clock):
 
     causes = r"the connection failed \(ConnectionResetError\) and no answer \(TimeoutError\)"
     with pytest.raises(StorageError, match=rf"cannot read s3://b/x: {causes}, \d attempts in"):
-        retry.patiently(request, doing="read", place="s3://b/x")
+        retry.with_retries(request, doing="read", place="s3://b/x")
     assert left[0] == 60
     assert left == sorted(left, reverse=True)
     assert 45 < clock.now - began <= 60
@@ -224,7 +224,7 @@ def test_what_passes_is_tried_again_until_it_does(clock, caplog):
         return "result"
 
     with caplog.at_level("INFO"):
-        assert retry.patiently(request, doing="read", place="s3://b/x") == "result"
+        assert retry.with_retries(request, doing="read", place="s3://b/x") == "result"
     assert [record.getMessage() for record in caplog.records] == [
         "trying to read s3://b/x again: no answer (TimeoutError)"
     ]
@@ -240,7 +240,7 @@ def test_the_same_cause_is_named_once_with_attempts_and_seconds(clock, monkeypat
         raise TimeoutError
 
     with pytest.raises(StorageError) as raised:
-        retry.patiently(request, doing="list", place="s3://b/x")
+        retry.with_retries(request, doing="list", place="s3://b/x")
     assert str(raised.value) == (
         "cannot list s3://b/x: no answer (TimeoutError), 2 attempts in 20 s; check the store, and run the same command again"
     )
@@ -261,7 +261,7 @@ def test_what_does_not_pass_is_raised_at_once_and_drags_nothing_along(clock, err
         raise error
 
     with pytest.raises(kind) as raised:
-        retry.patiently(request, doing="read", place="s3://b/x")
+        retry.with_retries(request, doing="read", place="s3://b/x")
     assert type(raised.value) is kind
     assert str(raised.value).startswith(message)
     assert (raised.value.__cause__, raised.value.__context__, clock.now) == (None, None, 1000)
@@ -276,7 +276,7 @@ def test_a_request_that_took_all_the_time_has_none_left(clock):
         raise TimeoutError
 
     with pytest.raises(StorageError, match="attempts in"):
-        retry.patiently(request, doing="read", place="s3://b/x")
+        retry.with_retries(request, doing="read", place="s3://b/x")
     assert min(left) > 0
 
 

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from pipelines.storage.stores import ranged_reader
-from pipelines.storage.stores.remote_object import Seen
+from pipelines.storage.stores.remote_object import ObjectStat
 
 FIRST, MOST = 100, 800  # bytes of the first window, and of the largest, here
 
@@ -20,7 +20,7 @@ class Recorded:
         self.data = data
         self.ranges: list[tuple[int, int]] = []
 
-    def read_range(self, start: int, end: int, seen: Seen) -> bytes:
+    def read_range(self, start: int, end: int, seen: ObjectStat) -> bytes:
         assert seen.version == "v"
         self.ranges.append((start, end))
         return self.data[start:end]
@@ -34,7 +34,7 @@ def _small(monkeypatch):
 
 def opened(size: int) -> tuple[Recorded, ranged_reader.RemoteFile]:
     there = Recorded(random.Random(size).randbytes(size))
-    return there, ranged_reader.RemoteFile(there, Seen(size, "v"))  # type: ignore[arg-type]
+    return there, ranged_reader.RemoteFile(there, ObjectStat(size, "v"))  # type: ignore[arg-type]
 
 
 def test_a_scan_takes_windows_that_double_up_to_the_bound():
@@ -75,7 +75,7 @@ def test_windows_of_128_kib_to_4_mib(monkeypatch):
     monkeypatch.undo()
     size = 20 * 2**20
     there = Recorded(bytes(size))
-    with ranged_reader.open_remote(there, Seen(size, "v")) as file:  # type: ignore[arg-type]
+    with ranged_reader.open_remote(there, ObjectStat(size, "v")) as file:  # type: ignore[arg-type]
         assert sum(len(chunk) for chunk in iter(lambda: file.read(2**16), b"")) == size
     kib = [(end - start) // 2**10 for start, end in there.ranges]
     assert kib[:7] == [128, 256, 512, 1024, 2048, 4096, 4096]

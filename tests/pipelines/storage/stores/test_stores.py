@@ -78,7 +78,7 @@ def test_parts_are_read_one_at_a_time(store, parts):
             asked.append(count)
             return super().read(count)
 
-    assert files.remote(store.url + "/large").create(Watched(parts), len(parts))
+    assert files.object_at(store.url + "/large").create(Watched(parts), len(parts))
     assert set(asked) == {PART}
 
 
@@ -160,8 +160,8 @@ def test_a_range_that_comes_short_is_noticed(store):
     data = random.Random(4).randbytes(2**20)
     store.put("x", data)
     fault = store.proxy.add("shorten", READ, times=2)
-    there = files.remote(store.url + "/x")
-    assert there.read_range(5, 1000, there.look()) == data[5:1000]
+    there = files.object_at(store.url + "/x")
+    assert there.read_range(5, 1000, there.stat()) == data[5:1000]
     assert fault.met == 2
 
 
@@ -179,19 +179,19 @@ def test_what_does_not_pass_ends_with_place_and_cause_at_the_deadline(store, kin
 
 def test_replacing_replaces_what_was_read_and_nothing_else(store):
     path = store.url + "/claim.json"
-    assert files.read_seen(path) is None
+    assert files.read_with_version(path) is None
     store.put("claim.json", b"first")
-    data, seen = files.read_seen(path)
+    data, seen = files.read_with_version(path)
     assert data == b"first"
     store.put("claim.json", b"other")
-    assert not publish.replace(path, b"ours", seen=seen)
+    assert not publish.replace(path, b"ours", version=seen)
     assert store.contents() == {"claim.json": b"other"}
-    _, seen = files.read_seen(path)
+    _, seen = files.read_with_version(path)
     store.proxy.add("lose", INSERT)
-    assert publish.replace(path, b"ours", seen=seen), "the acknowledgement was lost, and the object is ours"
+    assert publish.replace(path, b"ours", version=seen), "the acknowledgement was lost, and the object is ours"
     assert store.contents() == {"claim.json": b"ours"}
     store.fs.rm_file(f"{store.bucket}/claim.json")
-    assert not publish.replace(path, b"again", seen=seen)
+    assert not publish.replace(path, b"again", version=seen)
     assert publish.replace(path, b"run.json, say")
     assert store.contents() == {"claim.json": b"run.json, say"}
 
