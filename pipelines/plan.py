@@ -24,7 +24,7 @@ from pipelines.errors import ConfigError, ModelLoadError, StorageError
 from pipelines.storage import publish
 from pipelines.storage.canonical_json import digest
 from pipelines.storage.files import absolute, join, read_bytes
-from pipelines.storage.models import library_versions, locate
+from pipelines.storage.models import installed_versions, locate
 
 COMBINE_VERSION = 1
 """Raised by hand whenever the same rewards and settings give other combined rewards."""
@@ -255,7 +255,7 @@ def _reward_fields(config: RunConfig, model: ModelConfig | None, mapping: RowMap
     return {
         "model": {
             **located.planned,
-            "versions": library_versions(),
+            "versions": installed_versions(),
             "dtype": identity.dtype,
             "max_length": identity.max_length,
             "too_long": identity.too_long,

@@ -145,8 +145,8 @@ def test_weights_replaced_between_plan_and_work_end_the_run(store, model, root, 
     ("name", "version"), [("SCORING_VERSION", "1"), ("transformers", "4.9.9"), ("tokenizers", "0.1.0")]
 )
 def test_a_worker_with_other_versions_ends_the_run(store, model, root, config, monkeypatch, name, version):
-    planned = {**plan.library_versions(), name: version}
-    monkeypatch.setattr(plan, "library_versions", lambda: planned)
+    planned = {**plan.installed_versions(), name: version}
+    monkeypatch.setattr(plan, "installed_versions", lambda: planned)
     settings = config(sent(store, model), "out")
     with pytest.raises(ModelLoadError, match=rf"{name} [\d.]+ \(launcher: {version}\); build the workers' image"):
         run(settings)
@@ -155,7 +155,7 @@ def test_a_worker_with_other_versions_ends_the_run(store, model, root, config, m
 
 def test_versions_and_places_are_no_part_of_what_a_run_is(store, model, root, config, monkeypatch):
     here = make_plans(config(sent(store, model), "out")).whole
-    monkeypatch.setattr(plan, "library_versions", lambda: {"transformers": "4.9.9"})
+    monkeypatch.setattr(plan, "installed_versions", lambda: {"transformers": "4.9.9"})
     there = make_plans(config(model, "out")).whole
     assert here.model != there.model
     assert (here.hash, here.content_hash, here.fingerprint) == (there.hash, there.content_hash, there.fingerprint)

@@ -4,7 +4,7 @@
 sha256 of every file (`Files`): the launcher finds them out once, the plan carries them, and a worker loads nothing else.
 """
 
-from pipelines.storage.models.library_versions import library_versions, refuse_other_versions
+from pipelines.storage.models.library_versions import installed_versions, refuse_other_versions
 from pipelines.storage.models.locate import (
     LocatedModel,
     is_remote,
@@ -17,8 +17,8 @@ from pipelines.storage.models.locate import (
 
 __all__ = [
     "LocatedModel",
+    "installed_versions",
     "is_remote",
-    "library_versions",
     "loadable_directory",
     "locate",
     "reading_directory",

@@ -15,7 +15,7 @@ _LIBRARIES = ("torch", "transformers", "tokenizers")
 _SCORING = "SCORING_VERSION"
 
 
-def library_versions() -> dict[str, str]:
+def installed_versions() -> dict[str, str]:
     """By name; what is not installed is left out. Imports none of them.
 
     Without local parts: 2.9.0+cpu and 2.9.0+cu128 are the same source.
@@ -33,7 +33,7 @@ def library_versions() -> dict[str, str]:
 
 def refuse_other_versions(planned: Mapping[str, str]) -> None:
     """On a worker: raise `ModelLoadError` where it differs from the launcher, which has noted `planned`."""
-    own = library_versions()
+    own = installed_versions()
     others = [name for name, version in planned.items() if name in own and own[name] != version]
     if others:
         named = ", ".join(f"{name} {own[name]} (launcher: {planned[name]})" for name in others)
