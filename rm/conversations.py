@@ -28,14 +28,13 @@ _ROLES = {
     "chatgpt": "assistant",
     "bot": "assistant",
 }
-_quote_json = (
-    json.encoder.encode_basestring
-)  # what json.dumps(text, ensure_ascii=False) gives, without making an encoder
+# gives what json.dumps(text, ensure_ascii=False) gives, without making an encoder
+_quote_json = json.encoder.encode_basestring
 _HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \t]?")
 
 
 class UnusableError(ValueError):
-    """A row or response that cannot be scored; `reason` is a code from the documented list, never row text."""
+    """A row or response that cannot be scored; `reason` is a code from the documented list, never text of the row."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -43,7 +42,7 @@ class UnusableError(ValueError):
 
 
 def text_of(value: object, *, field: str) -> str:
-    """`value` as usable text.
+    """Return `value` as usable text.
 
     Raises `UnusableError` with `null_<field>`, `wrong_type`, `empty_<field>` or `lone_surrogate`.
     """
@@ -61,7 +60,7 @@ def text_of(value: object, *, field: str) -> str:
 
 
 def _message_text(message: Mapping[str, object], *, field: str) -> str:
-    """A message's text; content parts are joined where all of them are text."""
+    """Return a message's text; content parts are joined where all of them are text."""
     if message.get("tool_calls") or message.get("function_call"):
         raise UnusableError("tool_calls")
     content = message["content"] if "content" in message else message.get("value")
@@ -76,7 +75,7 @@ def _message_text(message: Mapping[str, object], *, field: str) -> str:
 
 
 def from_messages(value: object) -> Conversation:
-    """A list of `{role, content}` (OpenAI, TRL) or `{from, value}` (ShareGPT) messages as a conversation.
+    """Convert a list of `{role, content}` (OpenAI, TRL) or `{from, value}` (ShareGPT) messages to a conversation.
 
     Raises `UnusableError` for anything else: `null_prompt`, `wrong_type`, `bad_role`, `tool_calls`, `content_parts`, or
     what `text_of` raises.
@@ -99,9 +98,11 @@ def from_messages(value: object) -> Conversation:
 
 
 def from_prompt(value: object, *, system: object = None) -> Conversation:
-    """A prompt column: plain text (one user turn) or a list of messages, with an optional system text in front.
+    """Convert a prompt column, plain text (one user turn) or a list of messages, to a conversation.
 
-    Raises `UnusableError`; a message list must not end with the assistant's turn (`prompt_ends_with_assistant`).
+    A `system` text goes in front unless the messages have one.
+
+    Raises `UnusableError`, with `prompt_ends_with_assistant` where a message list ends with the assistant's turn.
     """
     turns = (("user", text_of(value, field="prompt")),) if isinstance(value, str) else from_messages(value)
     if not turns:
@@ -114,7 +115,10 @@ def from_prompt(value: object, *, system: object = None) -> Conversation:
 
 
 def from_response(value: object) -> str:
-    """A response column: text, or one assistant message in a list (TRL's conversational completion)."""
+    """Convert a response column, text or a list of one assistant message (TRL's completion), to text.
+
+    Raises `UnusableError`.
+    """
     if not isinstance(value, str) and isinstance(value, Sequence):
         turns = from_messages(value)
         if len(turns) != 1 or turns[0][0] != "assistant":
@@ -124,9 +128,10 @@ def from_response(value: object) -> str:
 
 
 def split_last(turns: Conversation) -> tuple[Conversation, str]:
-    """A whole conversation as (prompt, response): the response is the last turn, which must be the assistant's.
+    """Split a whole conversation into (prompt, response): the response is the last turn, the assistant's.
 
-    Raises `UnusableError("last_turn_not_assistant")` otherwise, and `empty_prompt` where nothing stands before it.
+    Raises `UnusableError` with `last_turn_not_assistant` where the last turn is not the assistant's, and with
+    `empty_prompt` where it is the only one.
     """
     if not turns or turns[-1][0] != "assistant":
         raise UnusableError("last_turn_not_assistant")
@@ -136,7 +141,7 @@ def split_last(turns: Conversation) -> tuple[Conversation, str]:
 
 
 def from_hh(text: object) -> Conversation:
-    """An HH-RLHF string, `"\\n\\nHuman: ...\\n\\nAssistant: ..."` (Bai et al. 2022), as a conversation.
+    """Convert an HH-RLHF string, `"\\n\\nHuman: ...\\n\\nAssistant: ..."` (Bai et al. 2022), to a conversation.
 
     Raises `UnusableError("bad_hh_format")` where the text does not start with a `Human:` or `Assistant:` marker.
     """
@@ -153,7 +158,7 @@ def from_hh(text: object) -> Conversation:
 
 
 def to_messages(turns: Conversation, response: str | None = None) -> list[dict[str, str]]:
-    """`[{"role": ..., "content": ...}, ...]`, with the response as the last assistant message if it is given."""
+    """Return `[{"role": ..., "content": ...}, ...]`, with `response`, if any, as the last assistant message."""
     messages = [{"role": role, "content": content} for role, content in turns]
     if response is not None:
         messages.append({"role": "assistant", "content": response})
@@ -161,17 +166,19 @@ def to_messages(turns: Conversation, response: str | None = None) -> list[dict[s
 
 
 def canonical_json(turns: Conversation) -> bytes:
-    """The conversation as NFC-normalised compact JSON; equal prompts have equal bytes, however they were written."""
+    """Return the conversation as NFC-normalised compact JSON; equal prompts have equal bytes, however they were written."""
     text = ",".join([f"[{_quote_json(role)},{_quote_json(content)}]" for role, content in turns])
     return (f"[{text}]" if text.isascii() else unicodedata.normalize("NFC", f"[{text}]")).encode()
 
 
 def prompt_key(turns: Conversation) -> bytes:
-    """The 128-bit key (16 bytes, big-endian xxh3) that decides which responses compete for one prompt."""
+    """Return the 128-bit key (16 bytes, big-endian xxh3) that decides which responses compete for one prompt."""
     return xxhash.xxh3_128_digest(canonical_json(turns))
 
 
 def response_hash(response: str | memoryview) -> int:
-    """64-bit content hash (xxh3) of a response's exact text, given as such or in UTF-8; the second criterion between equal
-    rewards."""
+    """Return the 64-bit content hash (xxh3) of a response's exact text, which may be given in UTF-8.
+
+    Equal rewards are ordered by it.
+    """
     return xxhash.xxh3_64_intdigest(response.encode() if isinstance(response, str) else response)

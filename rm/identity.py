@@ -1,6 +1,6 @@
-"""The fingerprint of a reward model: everything a reward depends on, in resolved values, without loading the model.
+"""The identity of a reward model: everything that a reward depends on, in resolved values, without loading the model.
 
-No torch here: a run whose scores all exist must not pay for an import, let alone for weights.
+This module does not import torch: a run whose scores all exist must not pay for that import, let alone for weights.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 SCORING_VERSION = 2
-"""Raised by hand whenever the same model and text give other rewards; `tests/rm/test_golden.py` stands guard."""
+"""Raised by hand whenever the same model and text give other rewards, which `tests/rm/test_golden.py` detects."""
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _TOKENIZER = (
@@ -36,9 +36,11 @@ _TOKENIZER = (
 )
 _HASHED_WEIGHTS = ("config.json", *_WEIGHTS)
 MODEL_FILES = (*_HASHED_WEIGHTS, *_TOKENIZER, "adapter_config.json")
-"""Patterns of all that is loaded of a model directory: what a copy of it needs."""
+"""Patterns of the files of a model directory that are loaded, so that a copy needs them."""
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of one weight or activation in each type that a model computes in."""
+OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "longformer", "mpnet"}
+"""Architectures that number positions from behind the pad token's id."""
 _NO_LIMIT = 1_000_000  # tokenizers say 1e30 where they have no limit
 
 
@@ -61,15 +63,15 @@ class ModelIdentity:
         return asdict(self)
 
     def fingerprint(self, **context: object) -> str:
-        """24 hex digits over this identity and `context` (the input mapping, say)."""
+        """Hash this identity and `context` (the input mapping, for example) to 24 hex digits."""
         fields = {"model": self.to_json(), **context}
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def resolve_model(path: str, revision: str | None = None) -> Path:
-    """The local directory of a model: `path` itself, or the hub snapshot of that id (downloaded on first use).
+    """Return the local directory of a model: `path` itself, or the hub snapshot of that id, downloaded on first use.
 
-    Raises `ModelError` where it is neither, or holds no safetensors weights.
+    Raises `ModelError` where `path` is neither, or the directory holds no safetensors weights.
     """
     directory = _directory_of(path, revision, (*_WEIGHTS, "*.json", *_TOKENIZER))
     require_weights(path, (file.name for file in directory.iterdir()))
@@ -78,10 +80,10 @@ def resolve_model(path: str, revision: str | None = None) -> Path:
 
 def require_weights(path: str, names: Iterable[str]) -> None:
     """Raise `ModelError` where the files of a model directory hold no weights that can be loaded safely."""
-    there = sorted(names)
-    if any(fnmatchcase(name, "*.safetensors") for name in there):
+    files = sorted(names)
+    if any(fnmatchcase(name, "*.safetensors") for name in files):
         return
-    pickled = [name for name in there if fnmatchcase(name, "pytorch_model*.bin")]
+    pickled = [name for name in files if fnmatchcase(name, "pytorch_model*.bin")]
     if pickled:
         raise ModelError(
             f"model.path {path!r} holds pickled weights ({pickled[0]}), which can run code when they are loaded; "
@@ -91,7 +93,7 @@ def require_weights(path: str, names: Iterable[str]) -> None:
 
 
 def resolve_without_weights(path: str, revision: str | None = None) -> Path:
-    """Like `resolve_model`, for config and tokenizer alone: weights are neither fetched nor missed. Raises `ModelError`."""
+    """Return what `resolve_model` returns, but neither fetch nor require weights. Raises `ModelError`."""
     return _directory_of(path, revision, ("*.json", *_TOKENIZER))
 
 
@@ -124,10 +126,10 @@ def _hub_snapshot(repo_id: str, revision: str | None, wanted: tuple[str, ...]) -
 def identify(
     directory: Path, *, max_length: int, too_long: str, dtype: str, hashes: Mapping[str, str] | None = None
 ) -> ModelIdentity:
-    """The identity of a local model directory; hashes are cached by path, size and modification time.
+    """Return the identity of a local model directory; hashes are cached by path, size and modification time.
 
-    `dtype` must be resolved (see `resolve_dtype`); `max_length` is what the user asked for. `hashes` are the sha256 of all of the
-    model's files where they are known: then the directory need not hold its weights.
+    `dtype` must be resolved (see `resolve_dtype`); `max_length` is the requested limit in tokens. `hashes` are the sha256
+    of all the model's files where they are known already: then the directory need not hold its weights.
     """
     if hashes is None:
         hashes = model_hashes(directory)
@@ -141,7 +143,7 @@ def identify(
 
 
 def effective_max_length(directory: Path, requested: int) -> int:
-    """The least of what was asked for, the model's positions, and the tokenizer's limit, in tokens."""
+    """Return the least of the requested limit, the model's positions and the tokenizer's limit, in tokens."""
     limits = [requested]
     config = _read_json(directory / "config.json")
     config = {**config, **(config.get("text_config") or {})}
@@ -157,13 +159,10 @@ def effective_max_length(directory: Path, requested: int) -> int:
     return min(limits)
 
 
-OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "longformer", "mpnet"}
-
-
 def resolve_dtype(requested: str) -> str:
-    """`auto` as what this machine's accelerator calls for: bfloat16 where it is native, else float32.
+    """Return the type for `auto` on this machine, bfloat16 where its GPU has it natively, else float32; others unchanged.
 
-    Asked on the machine that plans, then frozen in the plan, so that every worker computes in the same type.
+    The machine that plans resolves it and the plan records it, so that every worker computes in the same type.
     """
     if requested != "auto":
         return requested
@@ -171,7 +170,7 @@ def resolve_dtype(requested: str) -> str:
 
 
 def _cuda_compute_capability() -> int:
-    """Major compute capability of the first CUDA device, 0 without one; through the driver, not through torch."""
+    """Return the major compute capability of the first CUDA device, 0 without one; asks the driver, not torch."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -196,17 +195,17 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def select_files(named: Mapping[str, Any], patterns: Iterable[str] = MODEL_FILES) -> dict[str, Any]:
-    """The entries whose names match one of the patterns, sorted."""
+    """Return the entries whose names match one of the patterns, sorted by name."""
     return {name: named[name] for name in sorted(named) if any(fnmatchcase(name, pattern) for pattern in patterns)}
 
 
 def model_hashes(directory: Path) -> dict[str, str]:
-    """Name → sha256 in hex of all that is loaded of a local model directory. Raises `ModelError`."""
+    """Map each loaded file of a local model directory to its sha256 in hex. Raises `ModelError`."""
     return file_hashes(select_files({file.name: file for file in directory.iterdir()}))
 
 
 def file_hashes(files: Mapping[str, Path]) -> dict[str, str]:
-    """The sha256 of local files in hex, under the same names; cached by path, size and modification time. Raises `ModelError`."""
+    """Map names to the sha256 of their files in hex, cached by path, size and modification time. Raises `ModelError`."""
     with _HashCache() as cache:
         try:
             return {name: cache.sha256(file) for name, file in files.items()}
@@ -260,7 +259,7 @@ _CALIBRATE = "run `bestkept evaluate` to write it again, or remove it"
 
 
 def load_temperature(directory: Path | str) -> float | None:
-    """The temperature stored beside a model's weights, None where none is stored. No reward depends on it.
+    """Return the temperature stored beside a model's weights, or None. No reward depends on it.
 
     Raises `ModelError` where the file holds no positive number under `temperature`.
     """
@@ -278,13 +277,18 @@ def load_temperature(directory: Path | str) -> float | None:
 
 
 def has_anchor(directory: Path | str) -> bool:
-    """Whether rewards of different prompts are known to be comparable: labels of single responses, or centring, fixed their
-    offset while the model was trained."""
+    """Tell whether rewards of different prompts are comparable.
+
+    They are where labels of single responses, or centring, fixed their offset while the model was trained.
+    """
     return not _read_json(Path(directory) / CALIBRATION_FILE).keys().isdisjoint({"offset", "centring"})
 
 
 def tensor_shapes(directory: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of all tensors in the directory's safetensors files, read from their headers alone."""
+    """Yield the names and shapes of all tensors in the directory's safetensors files, from their headers alone.
+
+    Raises `ModelError` where a file is cut or not a safetensors file.
+    """
     for file in sorted(directory.glob("*.safetensors")):
         with file.open("rb") as stream:
             size = int.from_bytes(stream.read(8), "little")

@@ -1,7 +1,7 @@
-"""What a model will read of a conversation, without its weights: token counts, and the text piece by piece.
+"""The text that a model reads of a conversation, without its weights: token counts, and the text in pieces.
 
-Tokenizer and template are those of scoring (`rm.templates`), so special tokens that a user's text spells come out as text here,
-too.
+Tokenizer and template are those of scoring (`rm.text.templates`), so special tokens that a user's text spells are text
+here as well.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _NO_LIMIT = 2**62
 
 
 class TextPiece(NamedTuple):
-    """Consecutive tokens as text; `special` ones one by one, as the template or the tokenizer has put them there."""
+    """Consecutive tokens as text; each `special` token, put there by the template or tokenizer, is a piece of its own."""
 
     text: str
     special: bool
 
 
 class SampleLength(NamedTuple):
-    """Tokens of one prompt and response, whole; template and special tokens count to the prompt, as in scoring."""
+    """Tokens of one prompt and response before any cut; template and special tokens count to the prompt, as in scoring."""
 
     prompt: int
     response: int
@@ -39,20 +39,20 @@ class SampleLength(NamedTuple):
 
 @dataclass(frozen=True)
 class Preview:
-    """The reading side of one model; `template.max_length` is the limit that scoring would keep."""
+    """The reading side of one model: tokenizer, template and length limit (`template.max_length`), as in scoring."""
 
     template: Template
 
     @classmethod
     def load(cls, directory: Path, *, max_length: int) -> Preview:
-        """The preview of a model directory (see `rm.identity.resolve_reading`). Raises `ModelError`."""
+        """Load the preview of a model directory (see `rm.identity.resolve_without_weights`). Raises `ModelError`."""
         tokenizer = load_tokenizer(directory)
         causal = not getattr(tokenizer, "chat_template", None) and reads_last_token(directory)
         limit = effective_max_length(directory, max_length)
         return cls(Template.of(tokenizer, causal=causal, max_length=limit, too_long="truncate"))
 
     def lengths(self, prompt: Conversation, responses: Sequence[str]) -> list[SampleLength | str]:
-        """Of every response its length before anything is cut, or the reason why the template does not render it."""
+        """Return each response's length before any cut, or the reason why the template does not render it."""
         whole = replace(self.template, max_length=_NO_LIMIT)
         return [
             sample.reason
@@ -69,8 +69,10 @@ class Preview:
         )
 
     def describe(self, prompt: Conversation, response: str) -> dict[str, Any]:
-        """What the model reads, cut to its limit: `tokens`, whether it is `truncated`, and its `pieces` in order. Raises
-        `UnusableError`."""
+        """Return the text that the model reads, cut to its limit: `tokens`, `truncated`, and its `pieces` in order.
+
+        Raises `UnusableError`.
+        """
         encoded = self.template.encode(prompt, response)
         pieces = _text_pieces(self.template.tokenizer, encoded.ids)
         return {

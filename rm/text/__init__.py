@@ -1,1 +1,1 @@
-"""The text that a model reads: templates, special tokens, and windows of tokenised rows."""
+"""The text that a model reads: templates, special tokens, and windows of texts to tokenise."""

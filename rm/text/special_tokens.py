@@ -1,8 +1,8 @@
-"""Special tokens in the text of users and models: read as text, whatever they spell.
+"""Special tokens spelled in prompts and responses, which the model must read as plain text.
 
-A tokenizer takes `<|im_end|>` or `[SEP]` for the token of that name wherever it stands. In a conversation only the template may
-write those; in a prompt or response they are characters like any others, or a response could end its own turn and
-go on as somebody else.
+A tokenizer takes `<|im_end|>` or `[SEP]` for the token of that name wherever it stands. In a conversation only the
+template may write those. In a prompt or response they are characters like any others; otherwise a response could end
+its own turn and continue in another role.
 """
 
 from __future__ import annotations
@@ -20,9 +20,13 @@ from typing import Any
 class SpecialTokens:
     """The special tokens of one (fast) tokenizer, and an encoder that knows them by other names.
 
-    In that encoder each special token is called by a name that nobody can guess, in its vocabulary too, since a Unigram model
-    finds `</s>` in plain text by itself. So what a template writes is renamed, what users write is left as it is, and
-    one call encodes both, with the same ids and the same joins as always.
+    In that encoder each special token has a name that cannot be guessed, also in its vocabulary, since a Unigram model
+    finds `</s>` in plain text by itself. A template's tokens are renamed, users' text stays as it is, and one call
+    encodes both with the usual ids and joins:
+
+        special = SpecialTokens.of(tokenizer)
+        rendered = render(special.hide(prompt), special.hide(response))   # a template puts its tokens around
+        [encoding] = special.encode([(special.reveal(rendered), None)], add_special_tokens=False)
     """
 
     tokenizer: Any
@@ -34,7 +38,7 @@ class SpecialTokens:
 
     @cached_property
     def tokens(self) -> tuple[str, ...]:
-        """Their texts, longest first, which wins where two begin at one place."""
+        """The tokens' texts, longest first, so that the longer one wins where two begin at one place."""
         added = self.tokenizer.added_tokens_decoder.values()
         return tuple(sorted({token.content for token in added if token.special}, key=lambda text: (-len(text), text)))
 
@@ -46,22 +50,24 @@ class SpecialTokens:
     def _any(self) -> re.Pattern[str]:
         return re.compile("|".join(map(re.escape, self.tokens)))
 
-    def inside(self, text: str) -> bool:
-        """Whether the text spells a special token. Fast where it does not: that is nearly always."""
+    def appear_in(self, text: str) -> bool:
+        """Tell whether the text spells a special token; fast where it does not, which is nearly always."""
         return any(start in text for start in self._beginnings) and any(token in text for token in self.tokens)
 
     def hide(self, text: str) -> str:
-        """The text of a user, with marks for what it spells."""
-        return self._any.sub(lambda found: self._mark("u", found.group()), text)
+        """Replace the special tokens that a user's text spells by marks."""
+        return self._any.sub(lambda match: self._mark("u", match.group()), text)
 
     def reveal(self, rendered: str) -> str:
-        """A rendered conversation of hidden texts, as the encoder reads it: the template's tokens by their names there, and all
-        else as it was written."""
-        named = self._any.sub(lambda found: self._mark("t", found.group()), rendered)
-        return self._marks.sub(lambda found: self.tokens[int(found.group(1))], named)
+        """Return a rendered conversation of hidden texts as `encode` reads it.
+
+        The template's tokens get the encoder's names, and the users' text is as it was written.
+        """
+        named = self._any.sub(lambda match: self._mark("t", match.group()), rendered)
+        return self._marks.sub(lambda match: self.tokens[int(match.group(1))], named)
 
     def encode(self, texts: Sequence[tuple[str, str | None]], *, add_special_tokens: bool) -> Sequence[Any]:
-        """Encodings of revealed texts, or of pairs of them."""
+        """Encode revealed texts, or pairs of them, in order."""
         inputs: list[Any] = [first if second is None else (first, second) for first, second in texts]
         encodings: Sequence[Any] = self._encoder.encode_batch(inputs, add_special_tokens=add_special_tokens)
         return encodings
@@ -81,11 +87,11 @@ class SpecialTokens:
     def _encoder(self) -> Any:
         from tokenizers import Tokenizer
 
-        described = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        description = json.loads(self.tokenizer.backend_tokenizer.to_str())
         names = {token: self._mark("t", token) for token in self.tokens}
-        for token in described["added_tokens"]:
+        for token in description["added_tokens"]:
             token["content"] = names.get(token["content"], token["content"])
-        model = described["model"]
+        model = description["model"]
         vocabulary = model["vocab"]
         if isinstance(vocabulary, dict):
             model["vocab"] = {names.get(text, text): number for text, number in vocabulary.items()}
@@ -93,5 +99,5 @@ class SpecialTokens:
             model["vocab"] = [[names.get(text, text), score] for text, score in vocabulary]
         if model.get("unk_token") in names:
             model["unk_token"] = names[model["unk_token"]]
-        described["truncation"] = described["padding"] = None
-        return Tokenizer.from_str(json.dumps(described))
+        description["truncation"] = description["padding"] = None
+        return Tokenizer.from_str(json.dumps(description))

@@ -1,6 +1,6 @@
-"""Conversation → token ids: what exactly the reward model reads.
+"""Conversation → token ids: exactly what the reward model reads.
 
-One of three ways, decided by the tokenizer and model alone:
+The tokenizer and model alone decide between three kinds of template:
 
 - `chat`: the tokenizer's chat template renders the whole conversation;
 - `pair`: an encoder without a template reads the tokenizer's own pair encoding `tokenizer(prompt, response)`;
@@ -28,10 +28,10 @@ _SPEAKER = {"system": "System", "user": "Human", "assistant": "Assistant"}
 
 
 class Encoded(NamedTuple):
-    """One prompt and response as the model reads them."""
+    """One prompt and response as the model reads them: T tokens, `prompt_tokens + response_tokens`."""
 
-    ids: list[int]
-    types: list[int] | None  # token type ids, for the encoders that have them
+    ids: list[int]  # [T]
+    types: list[int] | None  # [T] token type ids, for the encoders that have them
     prompt_tokens: int  # special and template tokens count to the prompt
     response_tokens: int
     truncated: bool
@@ -53,13 +53,16 @@ class Template:
 
     @classmethod
     def of(cls, tokenizer: Any, *, causal: bool, max_length: int, too_long: str) -> Template:
-        """The way that fits this tokenizer: its chat template, else pair (encoder) or plain."""
+        """Return the template that fits this tokenizer: its chat template, else `pair` (encoder) or `plain` (causal)."""
         if getattr(tokenizer, "chat_template", None):
             return cls(tokenizer, "chat", max_length, too_long)
         return cls(tokenizer, "plain" if causal else "pair", max_length, too_long)
 
     def render(self, prompt: Conversation, response: str) -> tuple[str, str | None]:
-        """The text handed to the tokenizer, and its pair text where the tokenizer reads two."""
+        """Return the text for the tokenizer, and the second text of a pair or None.
+
+        Raises `UnusableError("template_error")`.
+        """
         if self.kind == "chat":
             try:
                 text = self.tokenizer.apply_chat_template(to_messages(prompt, response), tokenize=False)
@@ -71,21 +74,21 @@ class Template:
         return f"{render_plain(prompt)}\n\n{response}{self.tokenizer.eos_token or ''}", None
 
     def encode(self, prompt: Conversation, response: str) -> Encoded:
-        """Token ids of one sample, at most `max_length` of them. Raises `UnusableError`."""
+        """Encode one prompt and response to at most `max_length` tokens. Raises `UnusableError`."""
         [encoded] = self.encode_group(prompt, [response])
         if isinstance(encoded, UnusableError):
             raise encoded
         return encoded
 
     def encode_group(self, prompt: Conversation, responses: Sequence[str]) -> list[Encoded | UnusableError]:
-        """Token ids of every response to a prompt, by one call of the tokenizer; for those that cannot be, why."""
+        """Encode every response to a prompt, by one call of the tokenizer; an error stands for each that cannot be encoded."""
         samples = self._tokenize(prompt, responses)
         return [self._fit(prompt, *pair) for pair in zip(responses, samples, strict=True)]
 
     def _fit(
         self, prompt: Conversation, response: str, sample: _TokenizedSample | UnusableError
     ) -> Encoded | UnusableError:
-        """The sample if it is short enough, else with less of its prompt or response."""
+        """Return the sample if it is short enough, else with less of its prompt or response."""
         if isinstance(sample, UnusableError) or len(sample.encoded.ids) <= self.max_length:
             return sample if isinstance(sample, UnusableError) else sample.encoded
         if self.too_long == "reject":
@@ -121,15 +124,17 @@ class Template:
         )
 
     def _tokenize(self, prompt: Conversation, responses: Sequence[str]) -> list[_TokenizedSample | UnusableError]:
-        """Whole samples, however long; `UnusableError` for those that the template does not render."""
+        """Tokenize whole samples, however long; an error stands for each that the template does not render."""
         rendered: list[_RenderedText | UnusableError] = []
-        in_prompt = any(self._specials.inside(content) for _, content in prompt)
+        in_prompt = any(self._special_tokens.appear_in(content) for _, content in prompt)
         for response in responses:
             try:
-                rendered.append(self._rendered(prompt, response, guarded=in_prompt or self._specials.inside(response)))
+                rendered.append(
+                    self._render_sample(prompt, response, guarded=in_prompt or self._special_tokens.appear_in(response))
+                )
             except UnusableError as error:
                 rendered.append(error)
-        encodings = iter(self._encodings([text for text in rendered if not isinstance(text, UnusableError)]))
+        encodings = iter(self._encode([text for text in rendered if not isinstance(text, UnusableError)]))
         last_turn = prompt[-1][1].strip() if prompt else ""
         return [
             text if isinstance(text, UnusableError) else self._sample(next(encodings), text.first, last_turn, response)
@@ -137,36 +142,38 @@ class Template:
         ]
 
     @cached_property
-    def _specials(self) -> SpecialTokens:
+    def _special_tokens(self) -> SpecialTokens:
         return SpecialTokens.of(self.tokenizer)
 
-    def _rendered(self, prompt: Conversation, response: str, *, guarded: bool) -> _RenderedText:
-        """The sample's text; a guarded one, in which users spell special tokens, is for the encoder that reads these as text."""
+    def _render_sample(self, prompt: Conversation, response: str, *, guarded: bool) -> _RenderedText:
+        """Render a sample; a guarded one, which spells special tokens, is for the encoder that reads these as text."""
         if not guarded:
             return _RenderedText(*self.render(prompt, response), guarded=False)
-        hidden = tuple((role, self._specials.hide(content)) for role, content in prompt)
-        first, second = self.render(hidden, self._specials.hide(response))
+        hidden = tuple((role, self._special_tokens.hide(content)) for role, content in prompt)
+        first, second = self.render(hidden, self._special_tokens.hide(response))
         return _RenderedText(
-            self._specials.reveal(first), None if second is None else self._specials.reveal(second), guarded=True
+            self._special_tokens.reveal(first),
+            None if second is None else self._special_tokens.reveal(second),
+            guarded=True,
         )
 
-    def _encodings(self, texts: Sequence[_RenderedText]) -> list[Any]:
-        """Encodings in order, by at most two calls."""
-        own_specials = self.kind == "chat"  # the rendered template already holds them: no doubled BOS
+    def _encode(self, texts: Sequence[_RenderedText]) -> list[Any]:
+        """Encode rendered texts in order, by at most two calls."""
+        add_special_tokens = self.kind != "chat"  # a chat template writes them itself: no second BOS
         plain = [text for text in texts if not text.guarded]
         guarded = [(text.first, text.second) for text in texts if text.guarded]
-        found: dict[bool, Any] = {False: iter(()), True: iter(())}
+        encodings: dict[bool, Any] = {False: iter(()), True: iter(())}
         if plain:
             batch = self.tokenizer(
                 [text.first for text in plain],
                 [text.second for text in plain] if self.kind == "pair" else None,
-                add_special_tokens=not own_specials,
+                add_special_tokens=add_special_tokens,
                 verbose=False,
             )
-            found[False] = iter(batch.encodings)
+            encodings[False] = iter(batch.encodings)
         if guarded:
-            found[True] = iter(self._specials.encode(guarded, add_special_tokens=not own_specials))
-        return [next(found[text.guarded]) for text in texts]
+            encodings[True] = iter(self._special_tokens.encode(guarded, add_special_tokens=add_special_tokens))
+        return [next(encodings[text.guarded]) for text in texts]
 
     def _sample(self, encoding: Any, text: str, last_turn: str, response: str) -> _TokenizedSample:
         ids = list(encoding.ids)
@@ -182,7 +189,7 @@ class Template:
 
 
 class _RenderedText(NamedTuple):
-    """What a tokenizer reads, of a pair encoding in two texts."""
+    """The text for a tokenizer; a pair encoding has a `second` one."""
 
     first: str
     second: str | None
@@ -204,7 +211,7 @@ class _TokenizedSample(NamedTuple):
 
 
 def _text_spans(encoding: Any, text: str, prompt: str, response: str, length: int) -> _Spans:
-    """Where the prompt's last turn and the response are in a rendered text."""
+    """Locate the prompt's last turn and the response in a rendered text."""
     at = text.rfind(response)
     prompt_at = text.rfind(prompt, 0, at if at >= 0 else len(text))
     prompt_span = _token_span(encoding, prompt_at, prompt_at + len(prompt)) if prompt_at >= 0 else (0, 0)
@@ -220,7 +227,7 @@ def _warn_rewritten() -> None:
 
 
 def render_plain(prompt: Conversation) -> str:
-    """A prompt as plain text: a lone user turn as it is, several turns as speaker-marked paragraphs."""
+    """Render a prompt as plain text: a lone user turn as it is, several turns as paragraphs marked by speaker."""
     if len(prompt) == 1 and prompt[0][0] == "user":
         return prompt[0][1]
     return "\n\n".join(f"{_SPEAKER[role]}: {content}" for role, content in prompt)
@@ -237,7 +244,7 @@ def _pair_spans(encoding: Any) -> _Spans:
 
 
 def _token_span(encoding: Any, start: int, end: int) -> tuple[int, int]:
-    """The tokens that cover the characters [start, end)."""
+    """Return the half-open range of tokens that cover the characters [start, end)."""
     first = next((t for c in range(start, end) if (t := encoding.char_to_token(c)) is not None), None)
     last = next((t for c in range(end - 1, start - 1, -1) if (t := encoding.char_to_token(c)) is not None), None)
     return (0, 0) if first is None or last is None else (first, last + 1)

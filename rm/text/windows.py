@@ -1,4 +1,4 @@
-"""What a call has to score: each distinct text once, in windows of bounded size, encoded one window ahead."""
+"""The texts of a call: each distinct one once, in windows of bounded size, encoded one window ahead."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from typing import NamedTuple, TypeVar
 
 from rm.conversations import Conversation
 
-CallPosition = tuple[int, int]  # (group, response) in the call
+CallPosition = tuple[int, int]
+"""(group, response): indices into the groups of a call."""
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class PendingText(NamedTuple):
-    """Distinct responses to one prompt, and who asks for each: the same text may stand in many rows of a corpus."""
+    """Distinct responses to one prompt, and the positions of each: the same text may stand in many rows of a corpus."""
 
     prompt: Conversation
     responses: list[str]
-    places: list[list[CallPosition]]
+    places: list[list[CallPosition]]  # aligned with `responses`
 
 
 def deduplicate(groups: Sequence[tuple[Conversation, Sequence[str]]]) -> list[PendingText]:
-    """The groups with equal prompts as one, and equal responses to a prompt as one, in order of first appearance.
+    """Merge groups with equal prompts, and equal responses to a prompt, in order of first appearance.
 
-    A corpus of one response a row has its prompt's rows anywhere: here they come together, and can share it.
+    In a corpus of one response a row, the rows of a prompt may lie anywhere; here they meet, and can share the prompt.
     """
     prompts: dict[Conversation, dict[str, list[CallPosition]]] = {}
     for group, (prompt, responses) in enumerate(groups):
@@ -34,31 +35,33 @@ def deduplicate(groups: Sequence[tuple[Conversation, Sequence[str]]]) -> list[Pe
     return [PendingText(prompt, list(known), list(known.values())) for prompt, known in prompts.items() if known]
 
 
-def split_into_windows(asked: Iterable[PendingText], *, characters: int) -> Iterator[list[PendingText]]:
-    """Cut into windows of about so many characters, prompts counted once a response, as they are when tokenised.
+def split_into_windows(texts: Iterable[PendingText], *, characters: int) -> Iterator[list[PendingText]]:
+    """Yield windows of at most `characters` each, where a prompt counts once for each response, as in tokenising.
 
-    A prompt with too many responses is cut between two of them; a text longer than that is a window of its own.
+    A prompt with too many responses is cut between two of them; a text longer than a window is a window of its own.
     """
     window: list[PendingText] = []
     size = 0
-    for prompt, responses, places in asked:
-        each = sum(len(content) for _, content in prompt)
+    for prompt, responses, places in texts:
+        prompt_size = sum(len(content) for _, content in prompt)
         start = 0
         for index, response in enumerate(responses):
-            size += each + len(response)
+            size += prompt_size + len(response)
             if size > characters and (window or index > start):
                 if index > start:
                     window.append(PendingText(prompt, responses[start:index], places[start:index]))
                 yield window
-                window, start, size = [], index, each + len(response)
+                window, start, size = [], index, prompt_size + len(response)
         window.append(PendingText(prompt, responses[start:], places[start:]))
     if window:
         yield window
 
 
 def map_ahead(make: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """`map(make, items)`, the next one made in a thread while the caller works on the last: tokenisers and kernels both
-    release the interpreter's lock."""
+    """Yield `map(make, items)`, making each result in a thread while the caller works on the one before.
+
+    Tokenisers and kernels both release the interpreter's lock, so they run at the same time.
+    """
     with ThreadPoolExecutor(1, thread_name_prefix="bestkept-ahead") as pool:
         coming = None
         for item in items:
