@@ -1,1 +1,1 @@
-"""Reward models: preferences, the Bradley-Terry loss, training, and exact scoring. Knows nothing of pipelines."""
+"""Reward models: preferences, the Bradley-Terry loss, training, and exact scoring. It does not import `pipelines`."""

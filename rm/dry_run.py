@@ -1,6 +1,6 @@
-"""What a model would read and compute, without its weights: its tokenizer, template and batch plans, and no forward.
+"""A scorer without weights, which counts the tokens that a model would read and compute.
 
-The groups go the way that they go when they are scored, up to the forward, so the counts are the scorer's own.
+Groups pass through the scorer's own tokenizer, template and batch plans, up to the forward, so its counts are exact.
 """
 
 from __future__ import annotations
@@ -17,22 +17,25 @@ from rm.engine.device import default_device, default_tokens_per_batch
 from rm.engine.layout import lay_out
 from rm.engine.packed_forward import packing_obstacle
 from rm.identity import ModelError, effective_max_length
-from rm.scorer import Batch, GroupScores, ResponseGroup, Scorer, Work
+from rm.scorer import Batch, ResponseGroup, Scorer, Work
 from rm.text.templates import Encoded, Template
 
 
 @dataclass
 class DryRun(Scorer):
-    """A `Scorer` without weights: `score` gives tokens, and NaN for rewards; `on_batch` is told of forwards that take no time.
+    """A `Scorer` without weights: `score` gives token counts and no meaningful rewards, and its forwards take no time.
 
-    Whether the model takes packed rows is told by its configuration alone; only the loaded model can prove it.
+    The configuration alone decides whether rows are packed; only a loaded model can prove it.
+
+        [tokens], work = DryRun.of(directory, ...).count([(prompt, responses)])
+        work.computed_tokens
     """
 
     @classmethod
     def of(
         cls, directory: Path, *, max_length: int, too_long: str, tokens_per_batch: int | None, device: str | None
     ) -> DryRun:
-        """That of a model directory, as it would run on `device`: cpu, cuda, or None for this machine's. Raises `ModelError`."""
+        """Return the dry run of a model directory as on `device`: cpu, cuda, or None for this machine's. Raises `ModelError`."""
         device = device or default_device()
         model = build_without_weights(directory)
         template = Template.of(
@@ -47,7 +50,7 @@ class DryRun(Scorer):
 
     @property
     def shape(self) -> dict[str, int]:
-        """Parameters, those of them that compute (all but embeddings), and the widths that decide memory."""
+        """The numbers of parameters and of computing ones (all but embeddings), and the widths that decide memory."""
         config = self.model.model.config.get_text_config()
         hidden = int(config.hidden_size)
         return {
@@ -58,14 +61,21 @@ class DryRun(Scorer):
         }
 
     def count(self, groups: Sequence[ResponseGroup]) -> tuple[list[np.ndarray], Work]:
-        """Tokens of every response [K] of every group, 0 for one that cannot be read; and what scoring them in one call takes:
-        equal texts once, padding included."""
-        done: list[Work] = []
-        self.on_batch = done.append
-        scores = self.score(groups)
-        rows, read, computed, padding = (sum(work[field] for work in done) for field in range(4))  # fields of `Work`
-        return [_tokens(each) for each in scores], Work(
-            int(rows), int(read), int(computed), int(padding), 0.0, 0.0, 0.0
+        """Count the tokens of every response [K] of every group, and the work of scoring them in one call.
+
+        A response that cannot be read has 0 tokens. The work counts equal texts once, and padding.
+        """
+        batches: list[Work] = []
+        self.on_batch = batches.append
+        tokens = [scores.prompt_tokens + scores.response_tokens for scores in self.score(groups)]
+        return tokens, Work(
+            rows=sum(batch.rows for batch in batches),
+            read_tokens=sum(batch.read_tokens for batch in batches),
+            computed_tokens=sum(batch.computed_tokens for batch in batches),
+            padding_tokens=sum(batch.padding_tokens for batch in batches),
+            flops=0.0,
+            peak_flops=0.0,
+            secs=0.0,
         )
 
     def _forward(self, rows: Sequence[Encoded], batch: Batch) -> tuple[np.ndarray, Work]:
@@ -78,11 +88,6 @@ class DryRun(Scorer):
             computed = self._cost(rows, batch)
         padding = 0 if self.packed else computed - read
         return np.zeros(len(members), dtype=np.float32), Work(len(members), read, computed, padding, 0.0, 0.0, 0.0)
-
-
-def _tokens(scores: GroupScores) -> np.ndarray:
-    tokens: np.ndarray = scores.prompt_tokens + scores.response_tokens
-    return tokens
 
 
 __all__ = ["DryRun", "ModelError"]

@@ -1,8 +1,12 @@
-"""Scorer: groups of responses to prompts → float32 rewards, in the order they came.
+"""The scorer: groups of responses to prompts → float32 rewards, in the order of the input.
 
-Two forwards, of which a model takes one for good when it is loaded: packed rows in which a group's common prompt stands
-once (`rm.engine.packed_forward`), or, for architectures that cannot take those, rows sorted by length and padded. Batches keep
-to a token budget. Nothing here knows of files, or of which responses are worth keeping.
+    scorer = Scorer.load(directory, dtype="float32", max_length=2048, too_long="truncate", tokens_per_batch=None)
+    [scores] = scorer.score([((("user", "Why?"),), ["Because.", "No."])])
+    scores.rewards  # float32 [2]
+
+There are two forwards, and loading a model decides between them: packed rows in which a group's common prompt stands once
+(`rm.engine.packed_forward`), or, for architectures that cannot take those, rows sorted by length and padded. Batches keep
+to a token budget. This module knows no files, and does not decide which responses are worth keeping.
 """
 
 from __future__ import annotations
@@ -27,63 +31,65 @@ from rm.engine.onednn import fuse_linear_layers
 from rm.engine.packed_forward import enable_packing, first_position, packed_rewards
 from rm.identity import ModelError, effective_max_length
 from rm.text.templates import Encoded, Template
-from rm.text.windows import PendingText, deduplicate, map_ahead, split_into_windows
+from rm.text.windows import CallPosition, PendingText, deduplicate, map_ahead, split_into_windows
 
 log = logging.getLogger(__name__)
 
 ResponseGroup = tuple[Conversation, Sequence[str]]
+"""A prompt and K responses to it."""
 Batch = list[list[int]]
-"""Runs of rows, by their numbers in a window; what the rows of a run have in common at the front runs once."""
+"""Runs of rows, by their numbers in a window; tokens that all rows of a run have in common at the front run once."""
 
-_WINDOW_BATCHES = 8  # so many batches' text is tokenised and planned at once
+_WINDOW_BATCHES = 8  # batches whose text is tokenised and planned at once
 _CHARACTERS_PER_TOKEN = 4
 _CPU_FILLS_AT = 1024  # tokens; a CPU's kernels gain nothing from more, and its caches lose
-_REPEATS = 20  # a group is cut where repeating its prefix costs less than one part in so many
+_REPEATS = 20  # a group is cut where repeating its prefix costs less than this fraction (1/20) of it
 
 
 class GroupScores(NamedTuple):
-    """What the model says of one group's K responses, aligned with them."""
+    """The rewards of one group's K responses, their lengths in tokens, and the reasons for those without a reward."""
 
-    rewards: np.ndarray  # float32 [K]; NaN exactly where `reasons` says why
-    reasons: list[str | None]  # too_long, template_error, out_of_memory, model_error, nan_reward
+    rewards: np.ndarray  # float32 [K]; NaN exactly where `reasons` holds a reason
+    reasons: list[str | None]  # [K] too_long, template_error, out_of_memory, model_error, nan_reward
     prompt_tokens: np.ndarray  # int32 [K], as the model read them
     response_tokens: np.ndarray  # int32 [K]
     truncated: np.ndarray  # bool [K]
 
     @classmethod
     def empty(cls, count: int) -> GroupScores:
+        """Return the scores of `count` responses before any is scored."""
         prompt_tokens, response_tokens = (np.zeros(count, dtype=np.int32) for _ in range(2))
         rewards, truncated = np.full(count, np.nan, dtype=np.float32), np.zeros(count, dtype=bool)
         return cls(rewards, [None] * count, prompt_tokens, response_tokens, truncated)
 
 
 class Work(NamedTuple):
-    """One forward, for whoever counts."""
+    """The size of one forward, and the time it took."""
 
     rows: int
-    read_tokens: int  # of the rows, each as long as it is
-    computed_tokens: int  # that went through the model: shared ones once, padding included
+    read_tokens: int  # sum of the rows' lengths
+    computed_tokens: int  # tokens that went through the model: shared ones once, padding included
     padding_tokens: int
     flops: float  # 2 x parameters x computed tokens; attention not counted
-    peak_flops: float  # that the device could have done meanwhile; 0 where that is not known
+    peak_flops: float  # FLOPs that the device could have done in `secs`; 0 where its peak is not known
     secs: float
 
 
 class Window(NamedTuple):
-    """Encoded rows, those of one prompt beside each other, and who asked for them."""
+    """Encoded rows, those of one prompt beside each other, and their positions in the call."""
 
     rows: list[Encoded]
-    groups: list[list[int]]  # rows of each prompt, those that are whole and those that were cut apart
-    places: list[list[tuple[int, int]]]  # of each row, in the call
-    unusable: list[tuple[str, list[tuple[int, int]]]]
+    groups: list[list[int]]  # rows of each prompt; those that were truncated are a group of their own
+    places: list[list[CallPosition]]  # positions in the call of each row
+    unusable: list[tuple[str, list[CallPosition]]]  # reasons, and the positions they hold for
 
 
 @dataclass
 class Scorer:
     """Scores groups with one loaded model; one forward at a time.
 
-    `tokens_per_batch` bounds what a forward computes. Out of memory halves it, for good; a single row that still does
-    not fit is rejected with the reason `out_of_memory`, one that the model fails on with `model_error`.
+    `tokens_per_batch` bounds the tokens that a forward computes. Running out of memory halves it for good. A single row
+    that still does not fit is rejected with the reason `out_of_memory`, one that the model fails on with `model_error`.
     """
 
     model: RewardModel
@@ -105,7 +111,7 @@ class Scorer:
         tokens_per_batch: int | None,
         device: str | None = None,
     ) -> Scorer:
-        """The scorer of a model directory (see `rm.identity.resolve_model`). Raises `ModelError`.
+        """Load the scorer of a model directory (see `rm.identity.resolve_model`). Raises `ModelError`.
 
         `tokens_per_batch` None takes `default_tokens_per_batch` of the device, and `device` None this machine's.
         """
@@ -136,7 +142,7 @@ class Scorer:
         return cls(model, template, tokens_per_batch, device, packed)
 
     def score(self, groups: Sequence[ResponseGroup]) -> list[GroupScores]:
-        """Rewards of every response of every group, in order. Exact duplicates in one call are scored once."""
+        """Score every response of every group, in order. Exact duplicates in one call are scored once."""
         results = [GroupScores.empty(len(responses)) for _, responses in groups]
         size = _CHARACTERS_PER_TOKEN * _WINDOW_BATCHES * self.tokens_per_batch
         for window in map_ahead(self._encode, split_into_windows(deduplicate(groups), characters=size)):
@@ -156,23 +162,24 @@ class Scorer:
         return results
 
     def _encode(self, window: Sequence[PendingText]) -> Window:
+        """Tokenize a window's texts; those that cannot be read are listed as unusable."""
         encoded = Window([], [], [], [])
         for prompt, responses, places in window:
             whole: list[int] = []
-            # of a cut one the prompt begins elsewhere: among the whole ones it would leave them nothing to share
-            cut: list[int] = []
-            for row, who in zip(self.template.encode_group(prompt, responses), places, strict=True):
+            # the prompt of a truncated row begins elsewhere: among whole rows it would leave them nothing to share
+            truncated: list[int] = []
+            for row, positions in zip(self.template.encode_group(prompt, responses), places, strict=True):
                 if isinstance(row, UnusableError):
-                    encoded.unusable.append((row.reason, who))
+                    encoded.unusable.append((row.reason, positions))
                     continue
-                (cut if row.truncated else whole).append(len(encoded.rows))
+                (truncated if row.truncated else whole).append(len(encoded.rows))
                 encoded.rows.append(row)
-                encoded.places.append(who)
-            encoded.groups.extend(group for group in (whole, cut) if group)
+                encoded.places.append(positions)
+            encoded.groups.extend(group for group in (whole, truncated) if group)
         return encoded
 
     def _forward_all(self, window: Window) -> tuple[np.ndarray, dict[int, str]]:
-        """float32 rewards of all rows, and row → reason for those that have none."""
+        """Return the float32 rewards [rows] of a window, and row → reason for those that have none."""
         rewards = np.full(len(window.rows), np.nan, dtype=np.float32)
         failures: dict[int, str] = {}
         waiting = self._plan(window.rows, window.groups)
@@ -181,7 +188,7 @@ class Scorer:
             members = [row for run in batch for row in run]
             try:
                 rewards[members], work = self._forward(window.rows, batch)
-            except Exception as error:  # whatever a model or device raises, one row of it may be to blame
+            except Exception as error:  # whatever a model or device raises, a single row may be the cause
                 memory = is_out_of_memory(error)
                 if memory and self.device.startswith("cuda"):
                     error.__traceback__ = None  # its frames hold the tensors that filled the memory
@@ -203,8 +210,11 @@ class Scorer:
         return rewards, failures
 
     def _blame(self, row: Encoded, error: Exception) -> str:
-        """Why this row has no reward. Raises the error where a row that has had one now fails as well: then it is the
-        device or the model that broke, and no row's fault."""
+        """Return the reason why this row has no reward.
+
+        Raises the error where a row that has been scored before now fails as well: then the device or the model broke,
+        and the row is not the cause.
+        """
         if self._known is not None:
             try:
                 self._forward([self._known], [[0]])
@@ -214,7 +224,7 @@ class Scorer:
         return "model_error"
 
     def _plan(self, rows: Sequence[Encoded], groups: Sequence[Sequence[int]]) -> list[Batch]:
-        """Batches of these rows, the first one to run at the end."""
+        """Divide these rows into batches; the batch to run first is the last of the list."""
         budget = self.tokens_per_batch
         full = min(budget, _CPU_FILLS_AT) if self.device == "cpu" else budget
         if not self.packed:
@@ -226,7 +236,7 @@ class Scorer:
         return [[runs[position] for position in batch] for batch in reversed(plan)]
 
     def _runs(self, rows: Sequence[Encoded], group: Sequence[int], *, full: int) -> list[list[int]]:
-        """The group whole or cut, where it is too large, or where it is more than full and repeating its prefix is cheap."""
+        """Return the group as one run, or cut where it is too large, or more than full and its prefix cheap to repeat."""
         ids = [rows[row].ids for row in group]
         shared = self._shared(ids)
         if not shared:
@@ -236,13 +246,13 @@ class Scorer:
         return [[group[position] for position in cut] for cut in cuts]
 
     def _shared(self, ids: Sequence[Sequence[int]]) -> int:
-        """Tokens that stand once for these rows: what they have in common, their last token excepted."""
+        """Count the tokens that stand once for these rows: their common prefix, their last token excepted."""
         if not self.model.causal or len(ids) == 1:
             return 0
         return min(common_prefix(ids), *(len(row) - 1 for row in ids))
 
     def _cost(self, rows: Sequence[Encoded], batch: Batch) -> int:
-        """Tokens that the forward of a batch computes."""
+        """Count the tokens that the forward of a batch computes."""
         runs = [[rows[row].ids for row in run] for run in batch]
         if not self.packed:
             lengths = [len(ids) for run in runs for ids in run]
@@ -250,10 +260,10 @@ class Scorer:
         return sum(sum(map(len, run)) - (len(run) - 1) * self._shared(run) for run in runs)
 
     def _forward(self, rows: Sequence[Encoded], batch: Batch) -> tuple[np.ndarray, Work]:
-        """The rewards of a batch's rows, in its order, and what they took."""
+        """Compute the rewards [rows] of a batch's rows, in its order."""
         started = time.perf_counter()
         with torch.inference_mode():
-            rewards, computed = (self._packed if self.packed else self._padded)(rows, batch)
+            rewards, computed = (self._forward_packed if self.packed else self._forward_padded)(rows, batch)
             array: np.ndarray = rewards.cpu().numpy()
         secs = time.perf_counter() - started
         read = sum(len(rows[row].ids) for run in batch for row in run)
@@ -262,7 +272,7 @@ class Scorer:
         peak = (peak_flops(self.device, self.model.dtype) or 0.0) * secs
         return array, Work(len(array), read, computed, padding, flops, peak, secs)
 
-    def _packed(self, rows: Sequence[Encoded], batch: Batch) -> tuple[torch.Tensor, int]:
+    def _forward_packed(self, rows: Sequence[Encoded], batch: Batch) -> tuple[torch.Tensor, int]:
         model = self.model.model
         layout = lay_out(
             [[(rows[row].ids, rows[row].types) for row in run] for run in batch],
@@ -272,7 +282,7 @@ class Scorer:
         )
         return packed_rewards(model, layout, causal=self.model.causal), len(layout.ids)
 
-    def _padded(self, rows: Sequence[Encoded], batch: Batch) -> tuple[torch.Tensor, int]:
+    def _forward_padded(self, rows: Sequence[Encoded], batch: Batch) -> tuple[torch.Tensor, int]:
         members = [rows[row] for run in batch for row in run]
         lengths = [len(row.ids) for row in members]
         pad = self.template.tokenizer.pad_token_id or 0  # masked, so its value does not matter

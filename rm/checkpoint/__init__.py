@@ -1,1 +1,1 @@
-"""Weights in and out: loading, other libraries' formats, adapters, and the memory they take."""
+"""Checkpoints: loading weights, other libraries' conventions, adapters, and the memory that weights take."""

@@ -1,11 +1,11 @@
-"""What a checkpoint's config.json means to its trainer and to other tools, where weights alone do not say it.
+"""Conventions of other tools in a checkpoint's config.json, where weights alone do not decide the reward.
 
 - OpenRLHF reads the last token that is not padding, by the attention mask; transformers and TRL read the last token that
   is not `pad_token_id`. They differ where a text ends with the pad token, so above all where pad and eos are one token.
 - OpenRLHF's `normalize_reward` shifts and scales rewards by the config's `mean` and `std`.
 - vLLM, transformers' pipelines and sentence-transformers squash a lone output unless the config tells them not to.
 
-Functions of a config; no weights here. Sources are named at each.
+All functions take a config and no weights; their docstrings name the sources.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _OPENRLHF_KEYS = ("normalize_reward", "value_head_prefix", *OPENRLHF_BUFFERS)
 
 
 def is_openrlhf(config: Any) -> bool:
-    """Whether OpenRLHF saved this: `openrlhf/models/model.py` always sets `normalize_reward`, `cli/train_rm.py` the head."""
+    """Tell whether OpenRLHF saved this: its `models/model.py` always sets `normalize_reward`, `cli/train_rm.py` the head."""
     return any(hasattr(config, key) for key in ("normalize_reward", "value_head_prefix"))
 
 
 def pooling_pad_id(config: Any) -> int | None:
-    """The token that a causal model's head passes over when it looks for the last one; None: it takes the very last.
+    """Return the token that a causal model's head skips when it looks for the last one; None where it skips none.
 
     transformers' rule (`GenericForSequenceClassification.forward`), which TRL trains with; for an OpenRLHF checkpoint
     OpenRLHF's (`eos_indices` in `_get_reward_model`), which takes the last attended token whatever it is.
@@ -38,7 +38,7 @@ def pooling_pad_id(config: Any) -> int | None:
 
 
 def refuse_normalised(directory: Path, config: Any) -> None:
-    """Raises `ModelError` where OpenRLHF would report `(r - mean) / std`: rewards here are the raw `r`."""
+    """Raise `ModelError` where OpenRLHF would report `(r - mean) / std`: rewards here are the raw `r`."""
     mean, std = (getattr(config, key, neutral) for key, neutral in zip(OPENRLHF_BUFFERS, (0.0, 1.0), strict=True))
     if getattr(config, "normalize_reward", False) and (mean, std) != (0.0, 1.0):
         raise ModelError(
@@ -49,7 +49,7 @@ def refuse_normalised(directory: Path, config: Any) -> None:
 
 
 def warn_of_pad_as_eos(directory: Path, config: Any) -> None:
-    """Log once per load where pad and eos are one token: which token is read, and that other tools may read another."""
+    """Warn where pad and eos are one token: name the token that is read, since other tools may read another."""
     text = config.get_text_config()
     eos = text.eos_token_id if isinstance(text.eos_token_id, list) else [text.eos_token_id]
     if text.pad_token_id is None or text.pad_token_id not in eos:
@@ -72,13 +72,13 @@ def warn_of_pad_as_eos(directory: Path, config: Any) -> None:
 
 
 def describe_as_reward_model(config: Any) -> None:
-    """Make the config of a model to be trained say "one raw output" in the words of every tool that reads it."""
+    """Set the config of a model to be trained to "one raw output", in the keys of every tool that reads it."""
     config.num_labels = 1
     # transformers' text-classification pipeline and vLLM's `get_classification_act_fn` apply a sigmoid otherwise
     config.problem_type = "regression"
     # the same for sentence-transformers' CrossEncoder and vLLM's `get_cross_encoder_act_fn`
     config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
-    # true of the checkpoint it starts from, not of this one: OpenRLHF's marks; an older CrossEncoder's activation; and
+    # these hold for the checkpoint that training starts from, not for its result: OpenRLHF's marks; an older CrossEncoder's activation; and
     # how vLLM would make a head of the language model's tokens (`SequenceClassificationConfig`, `seq_cls_model_loader`)
     stale = ("sbert_ce_default_activation_function", "classifier_from_token", "method", "use_pad_token")
     for key in (*_OPENRLHF_KEYS, *stale):

@@ -1,6 +1,6 @@
 """A pretrained backbone with one scalar head: strict loading, initialisation for training, ordinary checkpoints.
 
-Everything goes through `AutoModelForSequenceClassification`, so that a checkpoint of ours is a checkpoint for everyone.
+Everything goes through `AutoModelForSequenceClassification`, so that other libraries can load our checkpoints.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class RewardModel(nn.Module):
     `AutoModelForSequenceClassification(...).logits[:, 0]` gives for that row alone. For a causal backbone that is the
     head on the last token that is not the model's pad token, also where pad and eos are one token (then it is read
     before a closing eos, as it was trained). Only a checkpoint of OpenRLHF's is read where OpenRLHF reads it, at the
-    very last token (`rm.interchange.pooling_pad_id`). `model` may be a peft model; what is inside it computes.
+    very last token (`rm.checkpoint.interchange.pooling_pad_id`). `model` may be a peft model; its base model computes.
     """
 
     def __init__(self, model: Any) -> None:
@@ -77,24 +77,24 @@ class RewardModel(nn.Module):
 
 
 def is_causal(model: Any) -> bool:
-    """Whether the head reads the last token (`score`, as the causal classes name it) or a pooled one."""
+    """Tell whether the head reads the last token (`score`, as the causal classes name it), not a pooled one."""
     head = getattr(model, "score", None)
     return isinstance(getattr(head, "original_module", head), nn.Linear)  # peft wraps the head that it trains
 
 
 def reads_last_token(directory: Path) -> bool:
-    """What `is_causal` says of the directory's model, from its config alone. Raises `ModelError`."""
+    """Return what `is_causal` returns for the directory's model, from its config alone. Raises `ModelError`."""
     return is_causal(_build_on_meta(directory, _load_config(directory)))
 
 
 def load_tokenizer(directory: Path) -> Any:
-    """The tokenizer beside the weights. Raises `ModelError` where it is missing or not a fast one."""
+    """Load the tokenizer beside the weights. Raises `ModelError` where it is missing or not a fast one."""
     if not any(True for pattern in ("tokenizer.json", "vocab.*", "*.model") for _ in directory.glob(pattern)):
         # transformers would make an empty tokenizer for some architectures, and give every text the same reward
         raise ModelError(f"{directory} has no tokenizer files; save the tokenizer beside the weights")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
-    except Exception as error:  # whatever the library of the day raises, the remedy is the same
+    except Exception as error:  # whatever this version of the library raises, the remedy is the same
         raise ModelError(
             f"{directory} has no usable tokenizer ({type(error).__name__}); save it beside the weights"
         ) from error
@@ -104,10 +104,10 @@ def load_tokenizer(directory: Path) -> Any:
 
 
 def load_for_scoring(directory: Path, *, dtype: str, device: str) -> RewardModel:
-    """A trained reward model, every weight of it from the checkpoint.
+    """Load a trained reward model, every weight of it from the checkpoint.
 
     Raises `ModelError` for a missing or unexpected weight, a head of unknown name, or more than one output:
-    transformers itself would draw a missing head at random and go on.
+    transformers itself would draw a missing head at random and continue.
     """
     config = _load_config(directory)
     mapping = _require_one_output(directory, config)
@@ -120,8 +120,10 @@ def load_for_scoring(directory: Path, *, dtype: str, device: str) -> RewardModel
 
 
 def build_without_weights(directory: Path) -> RewardModel:
-    """The model of a directory as shapes alone, on the device `meta`: what there is to know before it is loaded. Raises
-    `ModelError`, but not for weights that are missing."""
+    """Build a directory's model as shapes alone, on the device `meta`.
+
+    Raises `ModelError`, but not for missing weights.
+    """
     config = _load_config(directory)
     _require_one_output(directory, config)
     config.num_labels = 1
@@ -130,10 +132,10 @@ def build_without_weights(directory: Path) -> RewardModel:
 
 
 def _require_one_output(directory: Path, config: Any) -> dict[str, str] | None:
-    """The renaming (expression → name) that the stored head needs. Raises `ModelError` where it is not a reward model's."""
+    """Return the renaming (expression → name) that the stored head needs. Raises `ModelError` for more than one output."""
     refuse_normalised(directory, config)
     outputs, mapping = _stored_head(directory, config)
-    if outputs not in (None, 1):  # None, no head at all: said when it is loaded, with the names
+    if outputs not in (None, 1):  # None, no head at all: loading raises that, with the names
         raise ModelError(
             f"model.path {str(directory)!r} has {outputs} outputs; a reward model has exactly 1 "
             "(num_labels: 1 in config.json); choose another checkpoint or train one with `bestkept train`"
@@ -142,12 +144,12 @@ def _require_one_output(directory: Path, config: Any) -> dict[str, str] | None:
 
 
 def load_backbone_for_training(directory: Path, *, dtype: str = "float32") -> RewardModel:
-    """A pretrained backbone in `dtype` under a scalar head in float32, dropout off.
+    """Load a pretrained backbone in `dtype` under a scalar head in float32, dropout off.
 
     The head is one linear layer without bias (a shift of all rewards changes no comparison; classes of encoders that
     demand a bias have it at zero, frozen), drawn with std 1/sqrt(H + 1) (Stiennon et al. 2020, appendix). A checkpoint
-    that has a one-output head keeps it, whatever known name it is stored under. The config says what the result is to
-    every tool that reads it (`rm.interchange.describe_as_reward_model`).
+    that has a one-output head keeps it, whatever known name it is stored under. The config describes the result to
+    every tool that reads it (`rm.checkpoint.interchange.describe_as_reward_model`).
     Raises `ModelError` where any weight of the backbone is missing.
     """
     config = _load_config(directory)
@@ -159,7 +161,7 @@ def load_backbone_for_training(directory: Path, *, dtype: str = "float32") -> Re
     model, info = _from_pretrained(
         directory, config=config, dtype=_DTYPES[dtype], key_mapping=mapping if outputs == 1 else None
     )
-    model._weight_conversions = None  # transformers would save the head under the name that it was found by
+    model._weight_conversions = None  # transformers would save the head under the name that the checkpoint had
     head = _head(_Float32Head.wrap(model))
     new = {name for name, _ in model.named_parameters() if name.startswith(_head_name(model).removesuffix(".weight"))}
     absent = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
@@ -179,7 +181,7 @@ def load_backbone_for_training(directory: Path, *, dtype: str = "float32") -> Re
 
 
 def ensure_distinct_pad(model: Any, tokenizer: Any) -> None:
-    """Give a causal model a pad token that is not its eos, in model and tokenizer.
+    """Give a causal model a pad token that is not its eos, in model and tokenizer, both changed in place.
 
     With pad == eos, transformers pools before the closing eos, which silently shifts rewards (by 6, with a spread of
     2.4, on one published checkpoint). Embeddings grow by a row where the pad token has none, tied or not: it is never
@@ -199,7 +201,7 @@ def ensure_distinct_pad(model: Any, tokenizer: Any) -> None:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' load report and bars off the terminal; what they say is checked here and raised."""
+    """Keep transformers' load report and bars off the terminal; this module checks their content and raises."""
     logger, verbosity = logging.getLogger("transformers"), transformers.logging.get_verbosity()
     bars = transformers.utils.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity(logging.CRITICAL)
@@ -231,7 +233,7 @@ class _Float32Head(nn.Linear):
 def _load_config(directory: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(str(directory), trust_remote_code=False)
-    except Exception as error:  # whatever the library of the day raises, the model cannot be used
+    except Exception as error:  # whatever this version of the library raises, the model cannot be used
         raise ModelError(
             f"model.path {str(directory)!r} has a config.json that transformers {transformers.__version__} cannot use "
             f"without remote code ({type(error).__name__}); choose a natively supported architecture"
@@ -239,7 +241,7 @@ def _load_config(directory: Path) -> Any:
 
 
 def _from_pretrained(directory: Path, **settings: Any) -> tuple[Any, dict[str, Any]]:
-    """(model, transformers' account of which weights fitted): the caller must look at the latter. Raises `ModelError`."""
+    """Return (model, transformers' report of which weights fitted); the caller must check the latter. Raises `ModelError`."""
     with quiet_transformers():
         try:
             model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -250,7 +252,7 @@ def _from_pretrained(directory: Path, **settings: Any) -> tuple[Any, dict[str, A
                 ignore_mismatched_sizes=True,
                 **settings,
             )
-        except Exception as error:  # whatever the library of the day raises, the model cannot be used
+        except Exception as error:  # whatever this version of the library raises, the model cannot be used
             raise _load_error(directory, error) from error
     return model, info
 
@@ -264,7 +266,7 @@ def _load_error(directory: Path, error: Exception) -> ModelError:
 
 
 def _head_name(model: Any) -> str:
-    """The name of the head's weight in this class: the one linear layer outside the backbone with `num_labels` rows."""
+    """Return the name of the head's weight: the one linear layer outside the backbone with `num_labels` rows."""
     prefix = f"{model.base_model_prefix}."
     names = [
         name
@@ -285,7 +287,7 @@ def _head(model: Any) -> Any:
 
 
 def _build_on_meta(directory: Path, config: Any) -> Any:
-    """The model without weights: no memory, but names and shapes. Raises `ModelError`."""
+    """Build the model with names and shapes but without weights or memory. Raises `ModelError`."""
     try:
         with torch.device("meta"):
             return AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
@@ -294,14 +296,14 @@ def _build_on_meta(directory: Path, config: Any) -> Any:
 
 
 def _stored_head(directory: Path, config: Any) -> tuple[int | None, dict[str, str] | None]:
-    """How many outputs the head in the files has (None: no head), and the renaming (expression → name) it needs."""
+    """Return the number of outputs of the stored head (None: no head), and the renaming (expression → name) it needs."""
     shapes = dict(tensor_shapes(directory))
     head = _head_name(_build_on_meta(directory, config))
     if head in shapes:
         return shapes[head][0], None
     stem = head.removesuffix(".weight")
-    own = getattr(config, "value_head_prefix", None)  # OpenRLHF's, free to choose
-    for alias in (*([own] if isinstance(own, str) else []), *_HEAD_ALIASES):
+    prefix = getattr(config, "value_head_prefix", None)  # OpenRLHF's, free to choose
+    for alias in (*([prefix] if isinstance(prefix, str) else []), *_HEAD_ALIASES):
         if f"{alias}.weight" in shapes:
             return shapes[f"{alias}.weight"][0], {rf"^{re.escape(alias)}\.(weight|bias)$": rf"{stem}.\1"}
     return None, None
@@ -309,7 +311,7 @@ def _stored_head(directory: Path, config: Any) -> tuple[int | None, dict[str, st
 
 def _check_complete(directory: Path, model: Any, info: dict[str, Any]) -> None:
     missing = sorted(info["missing_keys"])
-    # OpenRLHF's buffers for `normalize_reward`, which `refuse_normalised` has looked at
+    # OpenRLHF's buffers for `normalize_reward`, which `refuse_normalised` has checked
     known = OPENRLHF_BUFFERS if is_openrlhf(model.config) else ()
     unexpected = sorted(key for key in info["unexpected_keys"] if key not in known)
     mismatched = sorted(key for key, *_ in info["mismatched_keys"])

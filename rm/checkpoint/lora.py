@@ -1,7 +1,7 @@
 """Low-rank adapters (Hu et al. 2021) on a reward model's backbone, through peft; the head is trained in full.
 
-Adapters go into the model in place, so whatever holds the model computes with them. What is published is the merged
-model, an ordinary checkpoint.
+Adapters go into the model in place, so every holder of the model computes with them. The merged model, an ordinary
+checkpoint, is published.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ ALL_LINEAR = "all-linear"
 
 
 def add_lora(model: Any, *, rank: int, alpha: int, targets: str | Sequence[str] = ALL_LINEAR) -> Any:
-    """Adapters inside `model` (as in `load_backbone_for_training(...).model`); the peft model around it.
+    """Add adapters inside `model` (as in `load_backbone_for_training(...).model`); return the peft model around it.
 
     Trainable afterwards: two factors of `rank` for each targeted layer, float32, whose product is scaled by
     `alpha / rank` and is zero at the start; and what was trainable outside the backbone: the head, and layers between.
     `targets` are the ends of names of linear layers in the backbone (`q_proj`), or "all-linear". `model` is changed in
-    place and stays usable: it is `.get_base_model()` of what is returned.
+    place and stays usable: it is `.get_base_model()` of the result.
 
     Raises `ModelError` where peft is missing, or a target is not a linear layer of the backbone (the head is none).
     """
@@ -46,7 +46,7 @@ def add_lora(model: Any, *, rank: int, alpha: int, targets: str | Sequence[str] 
         ),
     )
     trainable = dict(model.named_parameters())
-    for name in frozen:  # an encoder's bias, zero for good: peft makes trainable whole modules
+    for name in frozen:  # an encoder's bias, frozen at zero: peft makes whole modules trainable
         module, _, weight = name.rpartition(".")
         for top in outside:
             if f"{module}.".startswith(f"{top}."):
@@ -55,12 +55,12 @@ def add_lora(model: Any, *, rank: int, alpha: int, targets: str | Sequence[str] 
 
 
 def merge_lora(adapted: Any) -> Any:
-    """The ordinary model, with the adapters added to its weights and the trained head in place. `adapted` is used up."""
+    """Return the ordinary model: adapters added to its weights, the trained head in place. `adapted` cannot be used after."""
     return adapted.merge_and_unload()
 
 
 def _linear_layers(model: Any, targets: str | Sequence[str]) -> list[str]:
-    """Full names of the backbone's linear layers that `targets` means. Raises `ModelError` where one means none."""
+    """Return full names of the backbone's linear layers that match `targets`. Raises `ModelError` where one matches none."""
     prefix = f"{model.base_model_prefix}."
     linear = [
         name

@@ -1,7 +1,7 @@
-"""Whether a model's weights fit into memory, asked before they are loaded: a process that runs out of it is just killed.
+"""A check that a model's weights fit into memory before they are loaded: a process that runs out of it is just killed.
 
-What a machine has left is what the kernel calls available (page cache counts, swap does not), and no more than the limits of the
-control groups around the process leave: in a container, that is the number that counts. Other systems than Linux are not asked.
+The free memory is what Linux calls available (page cache counts, swap does not), and no more than the limits of the
+process's control groups leave, which in a container is the number that matters. Other systems are not checked.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ _PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def weights_bytes(directory: Path, dtype: str) -> int:
-    """Bytes of all weights of a model directory in the type to compute in, from the headers of its files. Raises `ModelError`."""
+    """Return the bytes of a directory's weights in the type `dtype`, from the headers of its files. Raises `ModelError`."""
     return DTYPE_BYTES[dtype] * sum(math.prod(shape) for _, shape in tensor_shapes(directory))
 
 
 def refuse_too_large(directory: Path, *, dtype: str, device: str) -> None:
-    """Raise `ModelError` with the numbers where the weights do not fit into memory, or, for a GPU, into what is free of its own:
-    they go through the former."""
+    """Raise `ModelError` with the numbers where the weights do not fit into the memory of the machine or of its GPU.
+
+    Weights for a GPU pass through the machine's memory, so they must fit into both.
+    """
     needed = weights_bytes(directory, dtype)
     weights = f"the weights of model.path {str(directory)!r} take {needed:,} bytes in {dtype}"
     available = available_bytes()
@@ -43,9 +45,9 @@ def refuse_too_large(directory: Path, *, dtype: str, device: str) -> None:
 
 
 def available_bytes(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int | None:
-    """What this process may still take; None where the system does not say."""
-    found = [*_free_on_machine(proc), *_free_in_control_groups(proc, cgroups)]
-    return max(0, min(found)) if found else None
+    """Return the bytes that this process may still allocate; None where the system does not say."""
+    limits = [*_free_on_machine(proc), *_free_in_control_groups(proc, cgroups)]
+    return max(0, min(limits)) if limits else None
 
 
 def _free_on_machine(proc: Path) -> Iterator[int]:
@@ -55,8 +57,10 @@ def _free_on_machine(proc: Path) -> Iterator[int]:
 
 
 def _free_in_control_groups(proc: Path, cgroups: Path) -> Iterator[int]:
-    """What the limits of the process's control groups and of those above them leave, of both versions. In a container the paths
-    may be those of the machine, and only the root is there."""
+    """Yield the bytes left by the limits of the process's control groups (version 1 or 2) and their parents.
+
+    In a container the paths may be those of the machine, and only the root exists.
+    """
     for line in _read_lines(proc / "self" / "cgroup"):
         number, controllers, path = [*line.split(":", 2), "", ""][:3]
         if number == "0" and not controllers:
@@ -71,12 +75,16 @@ def _free_in_control_groups(proc: Path, cgroups: Path) -> Iterator[int]:
 
 
 def _free_in_group(group: Path, limit: str, usage: str, prefix: str) -> Iterator[int]:
-    """The limit less what is used, page cache not counted: it is given back before the limit is met."""
-    most, used = ("".join(_read_lines(group / name)).strip() for name in (limit, usage))
-    if not most.isdecimal() or not used.isdecimal():  # `max`, or no such group
+    """Yield the limit less the used bytes, page cache not counted: it is reclaimed before the limit is met."""
+    limit_bytes, used = ("".join(_read_lines(group / name)).strip() for name in (limit, usage))
+    if not limit_bytes.isdecimal() or not used.isdecimal():  # `max`, or no such group
         return
     cached = {f"{prefix}inactive_file", f"{prefix}active_file"}
-    yield int(most) - int(used) + sum(value for name, value in _read_fields(group / "memory.stat") if name in cached)
+    yield (
+        int(limit_bytes)
+        - int(used)
+        + sum(value for name, value in _read_fields(group / "memory.stat") if name in cached)
+    )
 
 
 def _read_fields(path: Path) -> Iterator[tuple[str, int]]:

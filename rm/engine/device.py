@@ -47,7 +47,7 @@ def default_tokens_per_batch(device: str, *, training: bool) -> int:
 
 
 def native_bfloat16(device: str) -> bool:
-    """Whether the device computes in bfloat16 natively."""
+    """Tell whether the device computes in bfloat16 natively."""
     if device.startswith("cuda"):
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # older torch cannot tell
@@ -55,7 +55,7 @@ def native_bfloat16(device: str) -> bool:
 
 
 def peak_flops(device: str, dtype: torch.dtype) -> float | None:
-    """FLOP/s that the device could do in this type; None where that is not known: a CPU, float32, another GPU."""
+    """Return the peak FLOP/s of the device in this type; None where it is not known: a CPU, float32, another GPU."""
     if not device.startswith("cuda") or dtype == torch.float32:
         return None
     name = torch.cuda.get_device_name(device)
@@ -64,7 +64,7 @@ def peak_flops(device: str, dtype: torch.dtype) -> float | None:
 
 
 def to_device(values: Sequence[Any], device: torch.device | str, *, dtype: torch.dtype = torch.long) -> torch.Tensor:
-    """Integers as a tensor on the device; to a GPU through pinned memory, so that the copy runs beside its work."""
+    """Make a tensor of integers on the device; through pinned memory to a GPU, so that the copy overlaps with its work."""
     tensor = torch.tensor(values, dtype=dtype)
     if torch.device(device).type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -72,5 +72,5 @@ def to_device(values: Sequence[Any], device: torch.device | str, *, dtype: torch
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an allocation failed: on a GPU, on the CPU (which has no type of its own for that), or Python's."""
+    """Tell whether an allocation failed: on a GPU, on the CPU (which has no error type for it), or in Python."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)

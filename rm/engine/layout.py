@@ -1,4 +1,4 @@
-"""Batch plans and layouts: integers in, integers out. Knows neither text nor tensors."""
+"""Batch plans and layouts: integers in, integers out, without text or tensors."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def plan_groups(lengths: Sequence[Sequence[int]], *, tokens_per_batch: int, padd
     batches: list[list[int]] = []
     rows, longest, tokens = 0, 0, 0
     for index in sorted(range(len(lengths)), key=lambda i: -max(lengths[i])):
-        own = lengths[index]
-        rows, tokens = rows + len(own), tokens + sum(own)
+        group = lengths[index]
+        rows, tokens = rows + len(group), tokens + sum(group)
         if not batches or (rows * longest if padded else tokens) > tokens_per_batch:
             batches.append([])
-            rows, longest, tokens = len(own), max(own), sum(own)
+            rows, longest, tokens = len(group), max(group), sum(group)
         batches[-1].append(index)
     return batches
 
@@ -50,21 +50,21 @@ def cut_rows(lengths: Sequence[int], *, prefix: int, tokens_per_batch: int) -> l
     runs: list[list[int]] = []
     cost = 0
     for index in order:
-        own = lengths[index] - prefix
-        cost += own
+        own_tokens = lengths[index] - prefix
+        cost += own_tokens
         if not runs or cost > tokens_per_batch:
             runs.append([])
-            cost = prefix + own
+            cost = prefix + own_tokens
         runs[-1].append(index)
     return runs
 
 
 def plan_even(costs: Sequence[int], *, tokens_per_batch: int, full: int) -> list[list[int]]:
-    """Partition runs into batches of about the same cost: as many as make `full` tokens each, more where a batch would break
-    the budget.
+    """Partition runs into batches of about the same cost, `full` tokens each, or less where the budget demands it.
 
-    The costliest run first, each to the batch that has least (Graham 1969, longest processing time first). A run larger
-    than the whole budget gets a batch of its own. Every index appears exactly once; costliest batches come first.
+    `costs` are tokens per run. Each run, costliest first, goes to the batch with the least tokens (Graham 1969, longest
+    processing time first). A run larger than the whole budget gets a batch of its own. Every index appears exactly once;
+    costliest batches come first.
     """
     _check_budget(tokens_per_batch)
     order = sorted(range(len(costs)), key=lambda i: -costs[i])
@@ -97,10 +97,10 @@ class Layout(NamedTuple):
     """Groups packed into one row of T tokens, without padding."""
 
     ids: list[int]  # [T]
-    positions: list[int]  # [T]; those of a response go on after its prefix
+    positions: list[int]  # [T]; those of a response continue its prefix
     types: list[int] | None  # [T] token type ids, for the encoders that have them
     segments: tuple[Segment, ...]
-    pooled: list[int]  # [R] the place of the token that the head reads, for every response in order
+    pooled: list[int]  # [R] index of the token that the head reads, for every response in order
 
 
 def lay_out(
@@ -110,12 +110,18 @@ def lay_out(
     pad: int | None,
     first_position: int = 0,
 ) -> Layout:
-    """Pack groups of rows `(ids, types)` into one row.
+    """Pack groups of rows `(ids, types)` into one row of T tokens.
 
     With `share` (causal models) the tokens that all rows of a group have in common at the front stand once, and the head
     reads the last token that is not `pad`, as transformers' own pooling does; without it (encoders) every row stands
-    whole and the head reads its first token. At least the token that the head reads is each row's own, and a lone row
-    is all its own: a prefix that nobody shares would cost an attention more.
+    whole and the head reads its first token. The token that the head reads is never shared, and a lone row has no
+    prefix, which would cost one attention more. Two rows that share [1, 2], for example:
+
+        rows        [1, 2, 3, 4]  [1, 2, 5]
+        ids         [1, 2, 3, 4, 5]
+        positions   [0, 1, 2, 3, 2]
+        segments    (Segment(prefix=2, responses=(2, 1)),)
+        pooled      [3, 4]
     """
     ids: list[int] = []
     positions: list[int] = []
@@ -138,7 +144,7 @@ def lay_out(
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:
-    """How many tokens all rows have in common at the front."""
+    """Count the tokens that all rows have in common at the front."""
     first, last = min(map(list, rows)), max(map(list, rows))  # whatever these two share, all between them share
     for place, (left, right) in enumerate(zip(first, last, strict=False)):
         if left != right:
@@ -147,7 +153,7 @@ def common_prefix(rows: Sequence[Sequence[int]]) -> int:
 
 
 def _last_index_without(row: Sequence[int], pad: int | None) -> int:
-    """The last index whose token is not `pad`; the first where all are."""
+    """Return the last index whose token is not `pad`, 0 where there is none."""
     return next((place for place in range(len(row) - 1, 0, -1) if row[place] != pad), 0)
 
 

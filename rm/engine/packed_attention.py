@@ -1,11 +1,11 @@
-"""Attention over packed rows: every token attends inside its own row, and a group's common prefix is there once. Exact.
+"""Exact attention over packed rows: every token attends inside its own row, and a group's common prefix stands once.
 
 A function registered with transformers' `AttentionInterface`, and absent from its mask registry, is called with no mask
-and with the model's own keyword arguments: that is how the plan reaches every layer, whatever the architecture.
+and with the model's own keyword arguments. In this way the plan reaches every layer, whatever the architecture.
 
 A response attends to its prefix and to itself. Without gradients these are two attentions, merged by their
 log-sum-exps: the softmax over both sets of keys is `w * own + (1 - w) * prefix` with `w = sigmoid(lse_own - lse_prefix)`
-(Dao et al. 2022, FlashAttention, section 3.1). So all responses of a group ask the prefix in one call without a mask.
+(Dao et al. 2022, FlashAttention, section 3.1). So all responses of a group attend to the prefix in one call without a mask.
 The kernels' log-sum-exp carries no gradient; with gradients, keys of prefix and response are concatenated instead.
 """
 
@@ -32,7 +32,7 @@ Kernel = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
 class Spans(NamedTuple):
-    """Runs of queries and the run of keys that each of them sees: one call of a variable-length kernel."""
+    """N runs of queries and the run of keys that each attends to: one call of a variable-length kernel."""
 
     query_ends: torch.Tensor  # int32 [N + 1], from 0
     key_ends: torch.Tensor  # int32 [N + 1]
@@ -41,6 +41,7 @@ class Spans(NamedTuple):
 
     @classmethod
     def of(cls, queries: Sequence[int], keys: Sequence[int], device: torch.device) -> Spans:
+        """Return the spans of runs of these lengths [N] each."""
         query_ends, key_ends = (
             to_device([0, *accumulate(sizes)], device, dtype=torch.int32) for sizes in (queries, keys)
         )
@@ -49,14 +50,14 @@ class Spans(NamedTuple):
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """What every layer needs to know of a packed row; one for all layers of a forward."""
+    """The segments of a packed row and the spans of its kernels; one plan for all layers of a forward."""
 
     segments: tuple[Segment, ...]
     device: torch.device
 
     @cached_property
     def parts(self) -> list[int]:
-        """Lengths of what stands in the row: for each segment its prefix, if any, and all its responses together."""
+        """The lengths of the row's parts: for each segment its prefix, if any, and all its responses together."""
         return [part for s in self.segments for part in (s.prefix, sum(s.responses)) if part]
 
     @cached_property
@@ -73,7 +74,7 @@ class AttentionPlan:
 
     @cached_property
     def to_prefix(self) -> tuple[torch.Tensor, torch.Tensor, Spans] | None:
-        """Places of the tokens that have a prefix, places of the prefixes, and which sees which; None without any."""
+        """Indices of the tokens that have a prefix, indices of the prefixes, and their spans; None without any prefix."""
         shared = [segment for segment in self.segments if segment.prefix]
         if not shared:
             return None
@@ -81,10 +82,10 @@ class AttentionPlan:
         keys: list[torch.Tensor] = []
         at = 0
         for segment in self.segments:
-            own, end = at + segment.prefix, at + sum(segment.sizes)
+            prefix_end, end = at + segment.prefix, at + sum(segment.sizes)
             if segment.prefix:
-                keys.append(torch.arange(at, own))
-                queries.append(torch.arange(own, end))
+                keys.append(torch.arange(at, prefix_end))
+                queries.append(torch.arange(prefix_end, end))
             at = end
         spans = Spans.of([sum(segment.responses) for segment in shared], [s.prefix for s in shared], self.device)
         return torch.cat(queries).to(self.device), torch.cat(keys).to(self.device), spans
@@ -101,7 +102,7 @@ def packed_attention(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention inside segments: `query` [1, heads, T, D], `key` and `value` [1, kv heads, T, D] → [1, T, heads, D].
+    """Compute attention inside segments: `query` [1, heads, T, D], `key` and `value` [1, kv heads, T, D] → [1, T, heads, D].
 
     Causal modules: the prefix attends to itself causally, each response to the prefix and causally to itself.
     Others: each response attends to all of itself. No token attends outside its segment.
@@ -123,8 +124,10 @@ AttentionInterface.register(ATTENTION_NAME, packed_attention)
 
 
 def pooled_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
-    """Attention of one token of each row to all of its row: `query` [1, heads, R, D], the others [1, heads, T, D] →
-    [1, R, heads, D]. For rows without prefixes, and without gradients."""
+    """Compute the attention of one token of each row to its whole row, without prefixes and gradients.
+
+    `query` [1, heads, R, D], `key` and `value` [1, heads, T, D] → [1, R, heads, D].
+    """
     if query.device.type != "cpu" and variable_length is not None and query.dtype in (torch.bfloat16, torch.float16):
         row_query, row_key, row_value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
         return variable_length(row_query, row_key, row_value, plan.first_tokens, causal=False, scaling=None)[0][None]
@@ -143,9 +146,9 @@ def _attend_on_cpu(
     causal: bool,
     scaling: float | None,
 ) -> torch.Tensor:
-    """By the CPU's flash kernel, which gives the log-sum-exp too; one call a response and one a group for its prefix."""
+    """Use the CPU's flash kernel, which returns the log-sum-exp; one call a response and one a group for its prefix."""
     _, heads, tokens, width = query.shape
-    # grouped-query attention without copies of the keys: their heads are the batch, each seen by so many queries
+    # grouped-query attention without copies of the keys: their heads are the batch, each with its queries' heads
     batch = key.shape[1] if key.shape[1] < heads else 1
     query = query.view(batch, heads // batch, tokens, width)
     if batch > 1:
@@ -173,7 +176,7 @@ def _attend_on_cpu(
 def _flash_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, causal: bool, scaling: float | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention [T, batch, heads, D] and its log-sum-exps [T, batch, heads], of [batch, heads, T, D]."""
+    """Return attention [T, batch, heads, D] and its log-sum-exps [T, batch, heads], from [batch, heads, T, D]."""
     output, lse = _flash_cpu(query, key, value, 0.0, causal, scale=scaling)
     return output.permute(2, 0, 1, 3), lse.permute(2, 0, 1)
 
@@ -184,10 +187,7 @@ _flash_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # (outp
 def _merge_attentions(
     own: torch.Tensor, lse_own: torch.Tensor, other: torch.Tensor, lse_other: torch.Tensor
 ) -> torch.Tensor:
-    """Attention over two sets of keys from the attentions over each, [..., D], and their log-sum-exps [...].
-
-    In float32, and rounded once.
-    """
+    """Merge the attentions [..., D] over two sets of keys by their log-sum-exps [...], in float32, rounded once."""
     weight = torch.sigmoid(lse_own.float() - lse_other.float())[..., None]
     return torch.lerp(other.float(), own.float(), weight).to(own.dtype)
 
@@ -201,7 +201,7 @@ def _varlen_attn(
     causal: bool,
     scaling: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Many runs at once: [T, heads, D] each → attention [T, heads, D], log-sum-exps [heads, T]."""
+    """Attend in many runs at once: [T, heads, D] each → attention [T, heads, D], log-sum-exps [heads, T]."""
     output, lse = varlen.varlen_attn(
         query,
         key,
@@ -217,7 +217,7 @@ def _varlen_attn(
 
 
 variable_length: Kernel | None = None
-with contextlib.suppress(ImportError):  # torch before 2.10 has none; concatenated keys serve
+with contextlib.suppress(ImportError):  # torch before 2.10 has none; keys are concatenated instead
     from torch.nn.attention import varlen
 
     variable_length = _varlen_attn
@@ -233,7 +233,7 @@ def _attend_by_kernel(
     causal: bool,
     scaling: float | None,
 ) -> torch.Tensor:
-    """By a GPU's kernel: one call for everything's attention to itself, one for that of responses to prefixes."""
+    """Use a GPU's kernel: one call in which every part attends to itself, one for the responses' attention to prefixes."""
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [T, heads, D]
     own, lse = kernel(query, key, value, plan.rows, causal=causal, scaling=scaling)
     if plan.to_prefix is not None:
@@ -253,7 +253,7 @@ def _attend_concatenated(
     causal: bool,
     scaling: float | None,
 ) -> torch.Tensor:
-    """With gradients, on every device and in every type: one call a response, over its prefix's keys and its own."""
+    """Attend with gradients, on every device and in every type: one call a response, over its prefix's keys and its own."""
     repeat = query.shape[1] // key.shape[1]  # grouped-query attention
     if repeat > 1:
         key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)

@@ -1,7 +1,7 @@
 """The packed forward: many rows in one, without padding; a group's common prompt runs once. Exact, with gradients.
 
-Which models take it is decided once, at load: by what the config says, and by whether they then give the rewards that
-they give row by row.
+Loading a model decides whether it is used: the configuration must allow it, and packed rewards must equal those of the
+rows one by one.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ from torch import nn
 from rm.engine.device import to_device
 from rm.engine.layout import Layout, lay_out
 from rm.engine.packed_attention import ATTENTION_NAME, AttentionPlan, pooled_attention
+from rm.identity import OFFSET_POSITIONS
 
 log = logging.getLogger(__name__)
 
 
 def packed_rewards(model: Any, layout: Layout, *, causal: bool) -> torch.Tensor:
-    """Rewards [R], float32, of a layout's responses, by a sequence classifier whose attention is `NAME`."""
+    """Compute the rewards [R], float32, of a layout's responses.
+
+    `model` is a sequence classifier whose attention is `ATTENTION_NAME`.
+    """
     device = model.device
     inputs: dict[str, Any] = {
         "input_ids": to_device([layout.ids], device),  # [1, T]
@@ -47,11 +51,11 @@ def packed_rewards(model: Any, layout: Layout, *, causal: bool) -> torch.Tensor:
 
 @contextlib.contextmanager
 def _pool_last_layer(model: Any, places: torch.Tensor, plan: AttentionPlan) -> Iterator[bool]:
-    """Without gradients, let the last layer compute what the head reads, and little else.
+    """Without gradients, let the last layer compute little more than the head reads, the tokens at `places` [R].
 
-    In the layers of BERT and its kin only keys and values are of all tokens; the hidden states that come out are those of
-    `places`: then true. In causal layers the `mlp` runs on `places` alone, and the other tokens' hidden states mean
-    nothing: false. Other layers run whole: false.
+    Yields whether the layer returns the hidden states of `places` alone. That is so in BERT and its relatives, where only
+    keys and values are computed for all tokens. In causal layers the `mlp` runs on `places` alone, and the other tokens'
+    hidden states mean nothing. Other layers run whole.
     """
     layers = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
     last: Any = None if torch.is_grad_enabled() or not layers else layers[0][-1]
@@ -82,50 +86,49 @@ def _pool_last_layer(model: Any, places: torch.Tensor, plan: AttentionPlan) -> I
 def _pooled_bert_layer(
     layer: Any, places: torch.Tensor, plan: AttentionPlan, hidden: torch.Tensor, /, *_: Any, **__: Any
 ) -> torch.Tensor:
-    """`BertLayer.forward` (and RoBERTa's and ELECTRA's) for some tokens: [1, T, H] → [1, R, H]."""
-    attention, read = layer.attention, hidden[:, places]
-    own = attention.self
+    """Run `BertLayer.forward` (or RoBERTa's or ELECTRA's) for the tokens at `places`: [1, T, H] → [1, R, H]."""
+    attention, pooled = layer.attention, hidden[:, places]
+    heads_of = attention.self
 
     def heads(states: torch.Tensor) -> torch.Tensor:
-        return states.view(1, -1, own.num_attention_heads, own.attention_head_size).transpose(1, 2)
+        return states.view(1, -1, heads_of.num_attention_heads, heads_of.attention_head_size).transpose(1, 2)
 
-    context = pooled_attention(heads(own.query(read)), heads(own.key(hidden)), heads(own.value(hidden)), plan)
-    return layer.feed_forward_chunk(attention.output(context.flatten(2), read))  # type: ignore[no-any-return]
+    queries, keys, values = heads_of.query(pooled), heads_of.key(hidden), heads_of.value(hidden)
+    context = pooled_attention(heads(queries), heads(keys), heads(values), plan)
+    return layer.feed_forward_chunk(attention.output(context.flatten(2), pooled))  # type: ignore[no-any-return]
 
 
 def first_position(config: Any) -> int:
-    """Where this architecture's positions start: RoBERTa and its kin count from behind the pad token."""
-    from rm.identity import OFFSET_POSITIONS
-
+    """Return this architecture's first position: RoBERTa and its relatives count from behind the pad token's id."""
     return int(config.pad_token_id or 0) + 1 if config.model_type in OFFSET_POSITIONS else 0
 
 
 def enable_packing(model: Any, *, causal: bool, max_length: int) -> bool:
-    """Switch the model to packed attention, if it then still gives the rewards it gives row by row.
+    """Switch the model to packed attention where that does not change rewards; return whether it was switched.
 
-    Tried on a few rows of made-up tokens, shared prefix and different lengths included; the outcome is logged. A model
-    with sliding windows, its own masks or another kind of head keeps the attention it has.
+    The check runs on a few rows of random tokens, with a shared prefix and different lengths; the outcome is logged. A
+    model with sliding windows, its own masks or another kind of head keeps its attention.
     """
-    why = packing_obstacle(model.config, max_length)
-    if why is None:
+    obstacle = packing_obstacle(model.config, max_length)
+    if obstacle is None:
         try:
-            why = _packing_error(model, causal=causal)
+            obstacle = _packing_error(model, causal=causal)
         except (TypeError, ValueError, AttributeError, RuntimeError) as problem:
-            why = f"its forward does not take packed rows ({type(problem).__name__})"
-    if why is None:
+            obstacle = f"its forward does not take packed rows ({type(problem).__name__})"
+    if obstacle is None:
         model.set_attn_implementation(ATTENTION_NAME)
         log.info("packed rows: no padding%s", ", a group's prompt runs once" if causal else "")
         return True
-    log.info("padded rows, since %s", why)
+    log.info("padded rows, since %s", obstacle)
     return False
 
 
 _TOLERANCE = 1e-3  # of the rewards' spread: float32 gives 1e-6; a wrong mask or position gives 0.1 and more
-_HALF_TOLERANCE = 0.02  # beside three times the error that rows by themselves have
+_HALF_TOLERANCE = 0.02  # on top of three times the error that unpacked rows have
 
 
 def packing_obstacle(config: Any, max_length: int) -> str | None:
-    """Why this configuration rules packing out, whatever a short self-check says; None where it does not."""
+    """Return why this configuration rules packing out, whatever the check of rewards says; None where it does not."""
     text = config.get_text_config()
     if getattr(text, "attn_logit_softcapping", None):
         return f"the architecture caps attention logits at {text.attn_logit_softcapping}"
@@ -138,10 +141,11 @@ def packing_obstacle(config: Any, max_length: int) -> str | None:
 
 @torch.no_grad()
 def _packing_error(model: Any, *, causal: bool) -> str | None:
-    """How packed rewards differ from those of the rows one by one, if by more than rounding explains; else None.
+    """Describe how packed rewards differ from those of the rows one by one, if by more than rounding; else None.
 
-    In float32, where nothing hides behind rounding; where the model is to be trained, also with gradients, which goes
-    another way. A model of 16 bits must in its own type be as near to that, packed, as its rows are one by one.
+    They are compared in float32, where nothing hides behind rounding, and in training mode also with gradients, which
+    take another path. A model of 16 bits must also, in its own type, be as near to the float32 rewards when packed as
+    its rows are one by one.
     """
     training, implementation = model.training, model.config._attn_implementation
     groups = _random_groups(model.config.get_text_config())
@@ -158,7 +162,7 @@ def _packing_error(model: Any, *, causal: bool) -> str | None:
 
     model.eval()
     try:
-        own = alone() if half else None
+        half_alone = alone() if half else None
         with _in_float32(model):
             exact = alone()
             model.set_attn_implementation(ATTENTION_NAME)
@@ -166,25 +170,27 @@ def _packing_error(model: Any, *, causal: bool) -> str | None:
             if training:
                 with torch.enable_grad():
                     error = max(error, _distance(packed().detach(), exact))
-        own_error = _distance(packed(), exact) if half else 0.0
+        half_error = _distance(packed(), exact) if half else 0.0
     finally:
         model.set_attn_implementation(implementation)
         model.train(training)
     if not error <= _TOLERANCE:
         return f"packed rewards differ by {error:.1e} of their spread"
-    limit = 3 * _distance(own, exact) + _HALF_TOLERANCE if own is not None else 0.0
-    if not own_error <= limit:
-        return f"packed rewards in {model.dtype} are off by {own_error:.1e} of their spread, and {limit:.1e} is allowed"
+    limit = 3 * _distance(half_alone, exact) + _HALF_TOLERANCE if half_alone is not None else 0.0
+    if not half_error <= limit:
+        return (
+            f"packed rewards in {model.dtype} are off by {half_error:.1e} of their spread, and {limit:.1e} is allowed"
+        )
     return None
 
 
 def _distance(rewards: torch.Tensor, exact: torch.Tensor) -> float:
-    """The largest difference, as a share of the spread."""
+    """Return the largest difference, as a share of the rewards' standard deviation."""
     return float((rewards - exact).abs().max() / exact.std().clamp_min(1e-12))
 
 
 def _random_groups(config: Any) -> list[list[tuple[list[int], None]]]:
-    """Groups of token ids without the pad token: a shared prefix, equal rows, a short row, a row by itself."""
+    """Draw groups of token ids without the pad token: a shared prefix, equal rows, a short row, a row by itself."""
     generator = torch.Generator().manual_seed(0)
     draw = torch.randint(0, config.vocab_size, (64,), generator=generator).tolist()
     tokens = [(token + 1) % config.vocab_size if token == config.pad_token_id else token for token in draw]
@@ -198,17 +204,17 @@ def _random_groups(config: Any) -> list[list[tuple[list[int], None]]]:
 
 @contextlib.contextmanager
 def _in_float32(model: nn.Module) -> Iterator[None]:
-    """Every module computes in float32 and keeps its own type otherwise: exact, and no second model in memory."""
-    kept: dict[nn.Parameter, torch.Tensor] = {}
+    """Let every module compute in float32, widening one module at a time, so that no second model is in memory."""
+    narrow: dict[nn.Parameter, torch.Tensor] = {}
 
     def widen(module: nn.Module, _: Any) -> None:
         for parameter in module.parameters(recurse=False):
-            kept[parameter] = parameter.data
+            narrow[parameter] = parameter.data
             parameter.data = parameter.data.float()
 
     def restore(module: nn.Module, _: Any, __: Any) -> None:
         for parameter in module.parameters(recurse=False):
-            parameter.data = kept.pop(parameter)
+            parameter.data = narrow.pop(parameter)
 
     hooks = []
     for module in model.modules():
@@ -219,5 +225,5 @@ def _in_float32(model: nn.Module) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-        for parameter, data in kept.items():
+        for parameter, data in narrow.items():
             parameter.data = data

@@ -144,7 +144,7 @@ def test_nan_rewards_are_rejected(encoder):
 def failing(scorer, monkeypatch, problem):
     """Let the scorer's forward raise `problem(rows, computed tokens)` where that gives an error; sizes tried so far."""
     sizes = []
-    for way in ("_packed", "_padded"):
+    for way in ("_forward_packed", "_forward_padded"):
         original = getattr(scorer, way)
 
         def forward(rows, batch, original=original):
