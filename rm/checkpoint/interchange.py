@@ -78,8 +78,9 @@ def describe_as_reward_model(config: Any) -> None:
     config.problem_type = "regression"
     # the same for sentence-transformers' CrossEncoder and vLLM's `get_cross_encoder_act_fn`
     config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
-    # these hold for the checkpoint that training starts from, not for its result: OpenRLHF's marks; an older CrossEncoder's activation; and
-    # how vLLM would make a head of the language model's tokens (`SequenceClassificationConfig`, `seq_cls_model_loader`)
+    # these hold for the checkpoint that training starts from, not for its result: OpenRLHF's marks; an older CrossEncoder's
+    # activation; and how vLLM would make a head of the language model's tokens (`SequenceClassificationConfig`,
+    # `seq_cls_model_loader`)
     stale = ("sbert_ce_default_activation_function", "classifier_from_token", "method", "use_pad_token")
     for key in (*_OPENRLHF_KEYS, *stale):
         if hasattr(config, key):

@@ -88,12 +88,12 @@ def _pooled_bert_layer(
 ) -> torch.Tensor:
     """Run `BertLayer.forward` (or RoBERTa's or ELECTRA's) for the tokens at `places`: [1, T, H] → [1, R, H]."""
     attention, pooled = layer.attention, hidden[:, places]
-    heads_of = attention.self
+    projections = attention.self
 
     def heads(states: torch.Tensor) -> torch.Tensor:
-        return states.view(1, -1, heads_of.num_attention_heads, heads_of.attention_head_size).transpose(1, 2)
+        return states.view(1, -1, projections.num_attention_heads, projections.attention_head_size).transpose(1, 2)
 
-    queries, keys, values = heads_of.query(pooled), heads_of.key(hidden), heads_of.value(hidden)
+    queries, keys, values = projections.query(pooled), projections.key(hidden), projections.value(hidden)
     context = pooled_attention(heads(queries), heads(keys), heads(values), plan)
     return layer.feed_forward_chunk(attention.output(context.flatten(2), pooled))  # type: ignore[no-any-return]
 

@@ -1,4 +1,8 @@
-"""Preferences: what annotators said about groups of responses, from files to groups with comparisons."""
+"""Preferences: annotators' judgements of groups of responses, from files to groups with comparisons.
+
+groups, rejections = read_preferences("preferences.jsonl", ReadSettings(format="auto", ...))
+groups[0].responses, groups[0].edges  # ("a", "b"), (Edge(preferred=0, other=1),)
+"""
 
 from rm.preferences.detection import add_roles, detect_format, fitting_formats, resolve_format
 from rm.preferences.formats import FORMATS

@@ -1,4 +1,4 @@
-"""Which format rows are in: told from columns and their types, or by name, and checked against the settings."""
+"""Detection of the format that rows are in, from columns and their types or by name, checked against the settings."""
 
 from __future__ import annotations
 
@@ -14,46 +14,46 @@ _SEPARATE = ("prompt", "instruction", "question", "query", "context_messages")
 
 
 def add_roles(row: PreferenceRow, columns: Mapping[str, str]) -> PreferenceRow:
-    """`row` with the columns that `columns` (role → column) names under their roles too."""
+    """Return `row` with the columns that `columns` (role → column) names also under their roles."""
     named = {role: row[column] for role, column in columns.items() if column in row}
     return {**row, **named} if named else row
 
 
 def detect_format(row: PreferenceRow, columns: Mapping[str, str] | None = None) -> str:
-    """The name of the format that a row is in, by its columns and their types.
+    """Return the name of the format that a row is in, by its columns and their types.
 
     Raises `PreferenceError` where none fits, or several do and `columns` does not decide.
     """
     columns = columns or {}
     view = add_roles(row, columns)
-    fitting = [format for format in FORMATS.values() if format.fits(view)]
-    taking = [format for format in fitting if format.takes(columns)]
+    candidates = [format for format in FORMATS.values() if format.fits(view)]
+    taking = [format for format in candidates if format.takes(columns)]
     by_roles = [format.name for format in taking if format in BY_ROLES]
     if taking and taking[0] in PUBLISHED:
         return taking[0].name
     if len(by_roles) == 1:
         return by_roles[0]
     if by_roles:
-        ways = [f"data.format={name}" for name in by_roles]
+        suggestions = [f"data.format={name}" for name in by_roles]
         raise PreferenceError(
             f"data has columns {_join_names(row)}, which fit the formats {_join_names(by_roles)}; say which is meant: "
-            f"{' or '.join(ways)}, or name the column to use in data.columns",
-            ways,
+            f"{' or '.join(suggestions)}, or name the column to use in data.columns",
+            suggestions,
         )
-    if fitting:
+    if candidates:
         raise PreferenceError(
-            f"data.columns names {_join_names(columns)}, and the format {fitting[0].name} of the rows takes only "
-            f"{_join_names({*fitting[0].roles, *fitting[0].inner, *EVERYWHERE})}; remove the others, or set data.format"
+            f"data.columns names {_join_names(columns)}, and the format {candidates[0].name} of the rows takes only "
+            f"{_join_names({*candidates[0].roles, *candidates[0].inner, *EVERYWHERE})}; remove the others, or set data.format"
         )
     for role, column in columns.items():
         if column not in row:
             raise PreferenceError(_unknown_column_message(role, column, row))
-    ways = _suggest_judgements(view)
-    if ways:
+    suggestions = _suggest_judgements(view)
+    if suggestions:
         raise PreferenceError(
             f"data has columns {_join_names(row)}: responses to prompts, as `bestkept run` scores them, and no known judgement "
-            f"of them; to train on them say what judges: {' or '.join(ways)}",
-            ways,
+            f"of them; to train on them say what judges: {' or '.join(suggestions)}",
+            suggestions,
         )
     if (meant := _suggest_case(row)) is not None:
         raise PreferenceError(
@@ -68,13 +68,13 @@ def detect_format(row: PreferenceRow, columns: Mapping[str, str] | None = None) 
 
 
 def fitting_formats(rows: Sequence[PreferenceRow], settings: ReadSettings) -> list[str]:
-    """The names of all formats that the first of `rows` fits, by its columns as `settings` name them, first ones first."""
+    """Return the names of all formats that the first of `rows` fits, by its columns as `settings` name them, in order."""
     view = add_roles(rows[0], settings.columns)
     return [format.name for format in FORMATS.values() if format.fits(view) and format.takes(settings.columns)]
 
 
 def _suggest_judgements(row: PreferenceRow) -> list[str]:
-    """`data.columns` for each column that may hold a judgement of the row's one response: true or false, or a number."""
+    """Return `data.columns` for each column that may judge the row's one response: true or false, or a number."""
     if not (_has_any(row, PROMPTS) and _has_any(row, RESPONSES)):
         return []
     values = {name: value for name, value in row.items() if name not in (*PROMPTS, *RESPONSES)}
@@ -88,12 +88,12 @@ def _suggest_judgements(row: PreferenceRow) -> list[str]:
 
 
 def _suggest_case(row: PreferenceRow) -> str | None:
-    """`data.columns` for columns that would be known in small letters."""
-    own = {name.lower(): name for name in row}
-    small = {name: row[own[name]] for name in own}
-    for format in FORMATS.values() if list(own) != list(row) else ():
-        named = {role: own[role] for role in format.roles if role in own and own[role] != role}
-        if named and format.fits(small) and format.fits(add_roles(row, named)):
+    """Return `data.columns` for columns whose names in lower case would be recognised."""
+    spelling = {name.lower(): name for name in row}
+    lower = {name: row[spelling[name]] for name in spelling}
+    for format in FORMATS.values() if list(spelling) != list(row) else ():
+        named = {role: spelling[role] for role in format.roles if role in spelling and spelling[role] != role}
+        if named and format.fits(lower) and format.fits(add_roles(row, named)):
             return f"'data.columns={{{', '.join(f'{role}: {name}' for role, name in named.items())}}}'"
     return None
 
@@ -103,9 +103,9 @@ def _has_any(row: PreferenceRow, names: Sequence[str]) -> bool:
 
 
 def resolve_format(rows: Sequence[PreferenceRow], settings: ReadSettings) -> Format:
-    """The format of rows, by name or from the first of `rows` that fits one, with the settings checked against it.
+    """Return the format of rows, by name or from the first of `rows` that fits one.
 
-    Raises `PreferenceError`.
+    Raises `PreferenceError` where there is none, or the settings do not go with it.
     """
     if not rows:
         raise PreferenceError("data has no rows; expected at least one comparison")
@@ -122,14 +122,14 @@ def resolve_format(rows: Sequence[PreferenceRow], settings: ReadSettings) -> For
     for role, column in settings.columns.items():
         if role not in format.inner and column not in known:
             raise PreferenceError(_unknown_column_message(role, column, known))
-    missing = [format.missing(add_roles(row, settings.columns)) for row in rows]
+    missing = [format.missing_columns(add_roles(row, settings.columns)) for row in rows]
     if all(missing):
         raise PreferenceError(
             f"data.format is {format.name}, and the rows have no column {_join_names(missing[0])}; they have "
             f"{_join_names(known)}; set another data.format, or name the columns in data.columns"
         )
     _refuse_two_prompts(rows, format, settings)
-    if not format.graded and (settings.min_gap > 0 or settings.gap_use != "none"):
+    if not format.has_gaps and (settings.min_gap > 0 or settings.gap_use != "none"):
         raise PreferenceError(
             f"data.min_gap and data.gap_use act on scores, and the format {format.name} has none; remove them"
         )
@@ -137,21 +137,21 @@ def resolve_format(rows: Sequence[PreferenceRow], settings: ReadSettings) -> For
 
 
 def _refuse_two_prompts(rows: Sequence[PreferenceRow], format: Format, settings: ReadSettings) -> None:
-    """Raise `PreferenceError` where two columns may hold the prompt, and differ: to take one would be to guess."""
+    """Raise `PreferenceError` where two columns may hold the prompt and differ: taking one would be a guess."""
     if "prompt" not in format.roles or "prompt" in settings.columns:
         return
     names = [name for name in _SEPARATE if any(row.get(name) is not None for row in rows)]
     if any(row.get(name) != row.get(names[0]) for row in rows for name in names[1:]):
-        ways = [f"'data.columns={{prompt: {name}}}'" for name in names]
+        suggestions = [f"'data.columns={{prompt: {name}}}'" for name in names]
         raise PreferenceError(
             f"data has columns {_join_names(names)}, each of which may hold the prompt, and they differ; say which is meant: "
-            f"{' or '.join(ways)}",
-            ways,
+            f"{' or '.join(suggestions)}",
+            suggestions,
         )
 
 
 def _first_detected(rows: Sequence[PreferenceRow], columns: Mapping[str, str]) -> str:
-    """The format of the first row that has one: a file may begin with rows that are not whole."""
+    """Return the format of the first row that has one: a file may begin with incomplete rows."""
     first: PreferenceError | None = None
     for row in rows:
         try:

@@ -1,4 +1,4 @@
-"""What a judge said → edges. One function a kind of judgement; pure, and knows no file format."""
+"""Judgements → edges: one pure function for each kind of judgement, without any file format."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ GapUse = Literal["none", "weight", "margin"]
 
 
 def ranking_edges(tiers: Sequence[Sequence[int]]) -> tuple[Edge, ...]:
-    """A ranking of responses, best tier first; responses of one tier are tied.
+    """Return the N(N-1)/2 edges of a ranking of responses, best tier first; responses of one tier are tied.
 
-    N(N-1)/2 edges. Each response that beats others is one stage (Plackett 1975; Luce 1959); ties are edges of
+    Each response that beats others is one stage (Plackett 1975; Luce 1959); ties are edges of
     probability 1/2 outside the stages.
     """
     edges: list[Edge] = []
@@ -29,12 +29,15 @@ def ranking_edges(tiers: Sequence[Sequence[int]]) -> tuple[Edge, ...]:
 
 
 def choice_edges(best: int, among: int) -> tuple[Edge, ...]:
-    """`best` was chosen among `among` responses: among - 1 edges, one stage; nothing is said of the others."""
+    """Return the `among - 1` edges, one stage, of a choice of `best` among `among` responses.
+
+    A choice says nothing about the order of the others.
+    """
     return tuple(Edge(best, other, stage=0) for other in range(among) if other != best)
 
 
 def vote_probability(first: float, second: float, ties: float = 0.0, *, smoothing: float) -> float:
-    """P(first > second) from several annotators: `(first + ties/2 + s) / (first + second + ties + 2 s)`.
+    """Return P(first > second) from several annotators: `(first + ties/2 + s) / (first + second + ties + 2 s)`.
 
     A tie is half a vote for each side. `smoothing` s is the pseudo-count per side (1/2: Jeffreys' prior), so that three
     of three votes are not certainty. Raises `ValueError` without any vote.
@@ -46,9 +49,9 @@ def vote_probability(first: float, second: float, ties: float = 0.0, *, smoothin
 
 
 def apply_gap(edge: Edge, gap: float, *, min_gap: float, gap_use: GapUse, gap_scale: float) -> Edge | None:
-    """`edge` with the gap between its two grades put to use, or None where the gap says nothing.
+    """Return `edge` with the gap between its two grades applied, or None where the gap is not significant.
 
-    A gap that is not positive or under `min_gap` says nothing (it is not a tie: noise of the grader). With `gap_use`,
+    A gap that is not positive or below `min_gap` is not significant: noise of the grader, not a tie. With `gap_use`,
     `gap_scale * gap` becomes the edge's weight, or the margin its rewards must keep (Touvron et al. 2023, eq. 2).
     """
     if gap <= 0 or gap < min_gap:
@@ -63,7 +66,10 @@ def apply_gap(edge: Edge, gap: float, *, min_gap: float, gap_use: GapUse, gap_sc
 def score_edges(
     scores: Sequence[float | None], *, min_gap: float, gap_use: GapUse = "none", gap_scale: float = 1.0
 ) -> tuple[Edge, ...]:
-    """Grades, votes or ratings per response: an edge for every two whose gap says something, see `graded`."""
+    """Return an edge for every two grades, votes or ratings whose gap is significant (see `apply_gap`).
+
+    `scores` [K] are those of the responses, None where a response has none.
+    """
     edges = []
     for i, j in combinations(range(len(scores)), 2):
         left, right = scores[i], scores[j]
@@ -77,7 +83,7 @@ def score_edges(
 
 
 def tiers_of(ranks: Sequence[float]) -> list[list[int]]:
-    """Ranks per response (1 is best, equal ranks are ties) as tiers for `ranking`, best first."""
+    """Convert ranks per response (1 is best, equal ranks are ties) to tiers for `ranking_edges`, best first."""
     places: dict[float, list[int]] = {}
     for response, rank in enumerate(ranks):
         places.setdefault(rank, []).append(response)
@@ -85,10 +91,10 @@ def tiers_of(ranks: Sequence[float]) -> list[list[int]]:
 
 
 def verdict_edges(verdicts: Sequence[int], among: int) -> tuple[Edge, ...]:
-    """Verdicts on all pairs (0, 1), (0, 2), ... (n-2, n-1): 1 the first is better, 2 the second, 0 a tie.
+    """Return the edges of verdicts on all pairs (0, 1), (0, 2), ... (n-2, n-1): 1 the first is better, 2 the second, 0 a tie.
 
-    Verdicts that agree with one ranking (with ties) are that `ranking`, stages and all; verdicts that go in circles
-    stay what they are: comparisons of two.
+    Verdicts that agree with one ranking (with ties) give its `ranking_edges`, stages included; verdicts that contain a
+    circle stay comparisons of two.
     """
     pairs = list(combinations(range(among), 2))
     wins = [0] * among

@@ -1,7 +1,8 @@
-"""The formats of preference data: how each is known by its columns, who judged, and which reader it has.
+"""The formats of preference data, in a table: the columns that identify each, who judged, and its reader.
 
-A table, most specific first. Published data sets are known by columns that only they have, pairs by theirs; the rest by
-roles (`prompt`, `responses`, `score`, ...), which `data.columns` can give to any column.
+The most specific format comes first. Published data sets and pairs are identified by the columns that only they have, the
+others by roles (`prompt`, `responses`, `score`, ...), which `data.columns` can give to any column. A further format is one
+more entry, and a reader in `rm.preferences.readers` (see `row_values`).
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ def _accept_any(row: PreferenceRow) -> bool:
 class Format:
     """One kind of row.
 
-    `needs` are its columns (of a tuple, any one), `when` looks at their types; `roles` are what `data.columns` may
-    rename, `inner` those that name a field inside a list of records; `subset` and `item` are the columns of a group's
-    subset and id. `graded`: judgements have gaps, which
-    `data.min_gap` and `data.gap_use` act on. `scored`: edges come from the scores, after groups are merged.
+    `needs` are its columns (of a tuple, any one), and `when` checks their types. `roles` are those that `data.columns`
+    may rename, `inner` those that name a field inside a list of records. `subset` and `item` are the columns of a group's
+    subset and id. With `has_gaps`, `data.min_gap` and `data.gap_use` act on the gaps of judgements. With
+    `edges_from_scores`, edges are made from the scores after groups are merged.
     """
 
     name: str
@@ -43,24 +44,25 @@ class Format:
     inner: tuple[str, ...] = ()
     subset: str = "subset"
     item: str | None = None
-    graded: bool = False
-    scored: bool = False
+    has_gaps: bool = False
+    edges_from_scores: bool = False
 
-    def missing(self, row: PreferenceRow) -> list[str]:
-        """The needed columns that `row` does not have."""
+    def missing_columns(self, row: PreferenceRow) -> list[str]:
+        """Return the needed columns that `row` does not have."""
         wanted = [need if isinstance(need, tuple) else (need,) for need in self.needs]
         return [" or ".join(names) for names in wanted if not any(name in row for name in names)]
 
     def takes(self, columns: Mapping[str, str]) -> bool:
-        """Whether every role in `columns` has a place here."""
+        """Tell whether every role in `columns` is one of this format."""
         return columns.keys() <= {*self.roles, *self.inner, *EVERYWHERE}
 
     def fits(self, row: PreferenceRow) -> bool:
-        return not self.missing(row) and self.when(row)
+        """Tell whether a row has the columns and types of this format."""
+        return not self.missing_columns(row) and self.when(row)
 
 
 def _holds_texts(row: PreferenceRow) -> bool:
-    """Lists of texts; TRL's and OpenRLHF's lists hold messages."""
+    """Tell whether both sides are lists of texts; TRL's and OpenRLHF's lists hold messages."""
     sides = [row.get("chosen"), row.get("rejected")]
     return all(isinstance(side, list) and side and isinstance(side[0], str) for side in sides)
 
@@ -95,7 +97,7 @@ PUBLISHED = (
         needs=("prompt", "prompt_id", "messages", *_PAIR, "score_chosen", "score_rejected"),
         read=pairs.explicit_scored,
         origin="model",
-        graded=True,
+        has_gaps=True,
     ),
     Format(
         name="shp",
@@ -103,20 +105,20 @@ PUBLISHED = (
         read=pairs.shp,
         origin="implicit",
         subset="domain",
-        graded=True,
+        has_gaps=True,
     ),
     Format(
         name="helpsteer2",
         needs=("prompt", "response_1", "response_2", "preference_strength"),
         read=votes.helpsteer2,
-        graded=True,
+        has_gaps=True,
     ),
     Format(
         name="helpsteer3",
         needs=("context", "response1", "response2", "overall_preference"),
         read=votes.helpsteer3,
         subset="domain",
-        graded=True,
+        has_gaps=True,
     ),
     Format(
         name="pandalm",
@@ -132,8 +134,8 @@ PUBLISHED = (
         origin="model",
         roles=("prompt",),
         inner=("score",),
-        graded=True,
-        scored=True,
+        has_gaps=True,
+        edges_from_scores=True,
     ),
     Format(
         name="nectar",
@@ -152,7 +154,7 @@ PUBLISHED = (
         needs=(*_ANY_PROMPT, *_PAIR, "score_chosen", "score_rejected"),
         read=pairs.explicit_scored,
         roles=("prompt", *_PAIR, "score_chosen", "score_rejected"),
-        graded=True,
+        has_gaps=True,
     ),
     Format(
         name="prompt_chosen_rejected",
@@ -201,8 +203,8 @@ BY_ROLES = (
         needs=(*_ANY_PROMPT, "responses", "scores"),
         read=lists.scored_list,
         roles=("prompt", "responses", "scores"),
-        graded=True,
-        scored=True,
+        has_gaps=True,
+        edges_from_scores=True,
     ),
     Format(
         name="labels",
@@ -215,8 +217,8 @@ BY_ROLES = (
         needs=(*_ANY_PROMPT, RESPONSES, "score"),
         read=lists.scored_response,
         roles=("prompt", "response", "score"),
-        graded=True,
-        scored=True,
+        has_gaps=True,
+        edges_from_scores=True,
     ),
 )
 

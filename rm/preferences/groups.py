@@ -1,4 +1,4 @@
-"""Groups with judgements: the one shape in which preferences reach the loss and the evaluation. Pure."""
+"""Groups with judgements: the one form in which preferences reach the loss and the evaluation."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ class Label(NamedTuple):
 
 @dataclass(frozen=True)
 class Group:
-    """One prompt, its distinct responses, and what one kind of judge said of them.
+    """One prompt, its distinct responses, and the judgements of one kind of judge.
 
-    `scores` (empty, or aligned with the responses; None where there is none) are the judge's grades: the source of
-    score edges, and the gold that best-of-n curves are measured by. `item` is the row's own id where rows of one prompt
+    `scores` (empty, or [K] aligned with the responses; None where one has none) are the judge's grades: the source of
+    score edges, and the gold scores of best-of-n curves. `item` is the row's own id where rows of one prompt
     must stay apart: RewardBench 2 asks the same question with one and with several right answers.
     """
 
@@ -65,7 +65,7 @@ class Group:
 
 @dataclass
 class _GroupBuilder:
-    """A group under construction."""
+    """A group under construction from several groups of one prompt."""
 
     first: Group
     responses: dict[str, int] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class _GroupBuilder:
             if score is not None:
                 self.scores.setdefault(place, []).append(score)
 
-    def group(self) -> Group:
+    def build(self) -> Group:
         places = range(len(self.responses)) if self.scores else ()
         scores = tuple(_mean(self.scores[place]) if place in self.scores else None for place in places)
         return Group(
@@ -106,10 +106,11 @@ def _mean(values: list[float]) -> float:
 
 
 def collapse(group: Group) -> tuple[Group, int]:
-    """(the group with equal responses as one, how many comparisons between equals that dropped).
+    """Merge equal responses of a group; return it, and the number of comparisons between equal ones that were dropped.
 
-    Every other judgement is kept, re-pointed; a response graded several times has the mean of its scores. Stages are
-    given up: a pick among texts of which two are the same is no pick of Plackett and Luce, its edges still count alone.
+    Every other judgement is kept with its new indices, and a response graded several times has the mean of its scores.
+    Stages are dropped: a pick among texts of which two are equal is not a pick as in Plackett-Luce, but its edges still
+    count one by one.
     """
     places: dict[str, int] = {}
     index = [places.setdefault(response, len(places)) for response in group.responses]
@@ -137,20 +138,22 @@ def collapse(group: Group) -> tuple[Group, int]:
 
 
 def merge(groups: Iterable[Group]) -> list[Group]:
-    """Groups of one prompt, origin, source, subset and item as one: responses pooled, judgements re-pointed and kept.
+    """Merge groups of one prompt, origin, source, subset and item: responses are pooled, all judgements kept.
 
-    The order is that of each prompt's first appearance. Pooling is what makes N comparisons cost K forwards. A response
-    graded several times has the mean of its scores.
+    The order is that of each prompt's first appearance. Through pooling, N comparisons cost K forwards. A response
+    graded several times has the mean of its scores. For example, (a over b) and (a over c) of one prompt become:
+
+        Group(prompt, ("a", "b", "c"), (Edge(0, 1), Edge(0, 2)))
     """
     pools: dict[tuple[bytes, str, str | None, str | None, str | None], _GroupBuilder] = {}
     for group in groups:
         key = (prompt_key(group.prompt), group.origin, group.source, group.subset, group.item)
         pools.setdefault(key, _GroupBuilder(group)).add(group)
-    return [pool.group() for pool in pools.values()]
+    return [pool.build() for pool in pools.values()]
 
 
 def heldout_split(groups: Iterable[Group], fraction: float) -> tuple[list[Group], list[Group]]:
-    """(train, held out) by prompt: a prompt is on one side only, and stays there however the data grow."""
+    """Split groups into (train, held out) by prompt: a prompt is on one side only, and stays there as the data grow."""
     train: list[Group] = []
     heldout: list[Group] = []
     for group in groups:

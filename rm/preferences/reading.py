@@ -1,4 +1,4 @@
-"""Preferences → groups: files to rows (through `datasets`), rows to groups by one reader a format, groups merged."""
+"""Files of preferences → groups: files to rows (through `datasets`), rows to groups by a format's reader, groups merged."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from rm.preferences.formats import Format
 from rm.preferences.groups import EQUAL_RESPONSES, Group, Rejections, collapse, merge
 from rm.preferences.row_values import PreferenceError, PreferenceRow, ReadSettings, read_tag
 
-_DETECTION_ROWS = 100  # rows from which the format is told
+_DETECTION_ROWS = 100  # first rows, from which the format is detected
 
 
 def read_preferences(path: str, settings: ReadSettings) -> tuple[list[Group], Rejections]:
-    """`read_rows` of all files that `path` (a file, a glob or a URL) names. Raises `PreferenceError`."""
+    """Read the groups of all files that `path` (a file, a glob or a URL) names; see `read_preference_rows`.
+
+    Raises `PreferenceError`.
+    """
     rows = load_rows(path)
     first = next(rows, None)
     if first is None:
@@ -33,18 +36,18 @@ def read_preferences(path: str, settings: ReadSettings) -> tuple[list[Group], Re
 
 
 def read_preference_rows(rows: Iterable[PreferenceRow], settings: ReadSettings) -> tuple[list[Group], Rejections]:
-    """Groups (merged by prompt, origin, source, subset and item) and what was not used, by reason.
+    """Read groups (merged by prompt, origin, source, subset and item), and count what was not used, by reason.
 
     Rows read = rows used + rows rejected; `EQUAL_RESPONSES` counts comparisons inside rows that were used. Scores
     become edges after the merge, so that responses of one prompt meet even where each has a row of its own. Raises
-    `PreferenceError` where the format cannot be told or does not go with the settings.
+    `PreferenceError` where the format cannot be detected or does not go with the settings.
     """
     rows = iter(rows)
-    looked_at = list(islice(rows, _DETECTION_ROWS))
-    format = resolve_format(looked_at, settings)
-    groups, rejections = read_unmerged(chain(looked_at, rows), format, settings)
+    first_rows = list(islice(rows, _DETECTION_ROWS))
+    format = resolve_format(first_rows, settings)
+    groups, rejections = read_unmerged(chain(first_rows, rows), format, settings)
     merged = merge(groups)
-    if format.scored:
+    if format.edges_from_scores:
         options: dict[str, Any] = {name: getattr(settings, name) for name in ("min_gap", "gap_use", "gap_scale")}
         merged = [replace(group, edges=score_edges(group.scores, **options)) for group in merged]
     return merged, rejections
@@ -53,7 +56,7 @@ def read_preference_rows(rows: Iterable[PreferenceRow], settings: ReadSettings) 
 def read_unmerged(
     rows: Iterable[PreferenceRow], format: Format, settings: ReadSettings
 ) -> tuple[list[Group], Rejections]:
-    """One group for every row that can be used, before merging."""
+    """Read one group from every usable row, without merging, and count what was not used, by reason."""
     groups: list[Group] = []
     rejections = Rejections()
     for row in rows:
@@ -69,9 +72,9 @@ def read_unmerged(
 
 
 def _read_row(row: PreferenceRow, format: Format, settings: ReadSettings) -> tuple[Group, int]:
-    read = format.read(row, settings)
-    group, dropped = collapse(read)
-    if read.edges and not group.edges:
+    original = format.read(row, settings)
+    group, dropped = collapse(original)
+    if original.edges and not group.edges:
         raise UnusableError("equal_sides")
     item = read_tag(row.get("item", row.get(format.item))) if format.item else None
     subset = read_tag(row.get("subset", row.get(format.subset)))
@@ -80,7 +83,7 @@ def _read_row(row: PreferenceRow, format: Format, settings: ReadSettings) -> tup
 
 
 def load_rows(path: str) -> Iterator[Mapping[str, Any]]:
-    """Rows of all files that `path` (a file, a glob or a URL) names. Raises `PreferenceError`."""
+    """Yield the rows of all files that `path` (a file, a glob or a URL) names. Raises `PreferenceError`."""
     import datasets
     import zstandard
 

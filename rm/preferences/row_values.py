@@ -1,6 +1,11 @@
-"""What every reader of preferences works with: how to read, and the values of a row, checked.
+"""Settings of reading, and checked values of a row, for the readers of all formats.
 
-A reader is a pure function `(row, settings) -> Group`; what makes a row unusable is an `UnusableError` with a reason.
+A reader is a pure function that raises `UnusableError` with a reason for a row that it cannot use:
+
+    def choice(row: PreferenceRow, settings: ReadSettings) -> Group:
+        responses = read_responses(row.get("responses"))
+        best = read_integer(row.get("best"), range(len(responses)), reason="bad_choice")
+        return Group(read_prompt(row), responses, choice_edges(best, len(responses)))
 """
 
 from __future__ import annotations
@@ -18,14 +23,14 @@ from rm.preferences.groups import Edge
 PreferenceRow = Mapping[str, Any]
 
 PROMPTS = ("prompt", "instruction", "question", "query", "input", "context_messages")
-"""Columns that may hold the prompt, the first that is there; beside `instruction`, `input` belongs to it (Alpaca)."""
+"""Columns that may hold the prompt, of which the first counts; beside `instruction`, `input` belongs to it (Alpaca)."""
 RESPONSES = ("response", "completion", "output", "answer")
 
 
 class PreferenceError(Exception):
     """Preferences that cannot be read; the message names the value, what was expected, and the remedy.
 
-    `settings` are ways to read them among which somebody must choose, where there are such.
+    `settings` are the settings among which the user must choose, where there is a choice.
     """
 
     def __init__(self, message: str, settings: Sequence[str] = ()) -> None:
@@ -45,8 +50,8 @@ class ReadSettings:
     gap_use: GapUse
     gap_scale: float
 
-    def graded(self, edge: Edge, gap: float) -> Edge:
-        """`edge` with its gap put to use. Raises `UnusableError("below_min_gap")` where the gap says nothing."""
+    def apply_gap(self, edge: Edge, gap: float) -> Edge:
+        """Return `edge` with its gap applied. Raises `UnusableError("below_min_gap")` for a gap that is not significant."""
         used = apply_gap(edge, gap, min_gap=self.min_gap, gap_use=self.gap_use, gap_scale=self.gap_scale)
         if used is None:
             raise UnusableError("below_min_gap")
@@ -54,42 +59,42 @@ class ReadSettings:
 
 
 def read_number(value: object, *, reason: str) -> float:
-    """`value` as a finite float. Raises `UnusableError(reason)` for null, NaN, text and everything else."""
+    """Return `value` as a finite float. Raises `UnusableError(reason)` for null, NaN, text and everything else."""
     if not isinstance(value, Real) or not math.isfinite(value):
         raise UnusableError(reason)
     return float(value)
 
 
 def read_integer(value: object, among: Sequence[int], *, reason: str) -> int:
-    """`value` as one of the integers `among` (2.0 is 2). Raises `UnusableError(reason)`."""
-    found = read_number(value, reason=reason)
-    if found not in among:
+    """Return `value` as one of the integers `among` (2.0 is 2). Raises `UnusableError(reason)`."""
+    number = read_number(value, reason=reason)
+    if number not in among:
         raise UnusableError(reason)
-    return int(found)
+    return int(number)
 
 
 def read_list(value: object, *, reason: str = "wrong_type") -> Sequence[Any]:
-    """`value` as a list that is not empty. Raises `UnusableError(reason)`."""
+    """Return `value` as a list that is not empty. Raises `UnusableError(reason)`."""
     if isinstance(value, str | bytes) or not isinstance(value, Sequence) or not value:
         raise UnusableError(reason)
     return value
 
 
 def read_records(value: object) -> list[Mapping[str, Any]]:
-    """`value` as a list of mappings that is not empty. Raises `UnusableError("wrong_type")`."""
-    found = [item for item in read_list(value) if isinstance(item, Mapping)]
-    if len(found) != len(read_list(value)):
+    """Return `value` as a list of mappings that is not empty. Raises `UnusableError("wrong_type")`."""
+    records = [item for item in read_list(value) if isinstance(item, Mapping)]
+    if len(records) != len(read_list(value)):
         raise UnusableError("wrong_type")
-    return found
+    return records
 
 
 def read_responses(value: object) -> tuple[str, ...]:
-    """A list of responses, each text or one assistant message. Raises `UnusableError` for the first unusable one."""
+    """Read a list of responses, each text or one assistant message. Raises `UnusableError` for the first unusable one."""
     return tuple(from_response(item) for item in read_list(value))
 
 
 def read_prompt(row: PreferenceRow) -> Conversation:
-    """The prompt of a row, from the first of `PROMPTS` that it has. Raises `UnusableError`."""
+    """Read the prompt of a row from the first of `PROMPTS` that it has. Raises `UnusableError`."""
     name = next((name for name in PROMPTS if name in row), "prompt")
     value, extra = row.get(name), row.get("input")
     if name == "instruction" and isinstance(value, str) and isinstance(extra, str) and extra.strip():
@@ -98,7 +103,7 @@ def read_prompt(row: PreferenceRow) -> Conversation:
 
 
 def read_tag(value: object) -> str | None:
-    """A source, subset or id as text; a list of them (Nectar's sources) joined with `+`; None where there is none."""
+    """Return a source, subset or id as text; a list of them (Nectar's sources) joined with `+`; None without any."""
     if isinstance(value, str):
         return value or None
     if isinstance(value, int) and not isinstance(value, bool):

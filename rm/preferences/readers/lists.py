@@ -1,4 +1,4 @@
-"""One row, many responses: rankings, choices, scores; and one response a row: labels, scores."""
+"""Readers of rankings, choices and scores of many responses in a row, and of labels and scores of one response a row."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ _OPEN_TURN = re.compile(r"\n\nAssistant:\s*$")
 
 
 def ranking(row: PreferenceRow, settings: ReadSettings) -> Group:
-    """`responses` and `ranking`, a list of ranks: 1 is best, equal ranks are ties."""
-    found = read_responses(row.get("responses"))
+    """Read `responses` and `ranking`, a list of ranks: 1 is best, equal ranks are ties."""
+    responses = read_responses(row.get("responses"))
     ranks = [read_number(rank, reason="bad_ranking") for rank in read_list(row.get("ranking"), reason="bad_ranking")]
-    if len(ranks) != len(found):
+    if len(ranks) != len(responses):
         raise UnusableError("bad_ranking")
-    return Group(read_prompt(row), _require_two(found), ranking_edges(tiers_of(ranks)))
+    return Group(read_prompt(row), _require_two(responses), ranking_edges(tiers_of(ranks)))
 
 
 def choice(row: PreferenceRow, settings: ReadSettings) -> Group:
-    """`responses` and `best`, the index (from 0) of the one that was chosen among them."""
-    found = _require_two(read_responses(row.get("responses")))
-    best = read_integer(row.get("best"), range(len(found)), reason="bad_choice")
-    return Group(read_prompt(row), found, choice_edges(best, len(found)))
+    """Read `responses` and `best`, the index (from 0) of the chosen one."""
+    responses = _require_two(read_responses(row.get("responses")))
+    best = read_integer(row.get("best"), range(len(responses)), reason="bad_choice")
+    return Group(read_prompt(row), responses, choice_edges(best, len(responses)))
 
 
 def scored_list(row: PreferenceRow, settings: ReadSettings) -> Group:
-    """`responses` and `scores`, higher is better; null where a response has none."""
-    found = read_responses(row.get("responses"))
+    """Read `responses` and `scores`, higher is better; null where a response has none."""
+    responses = read_responses(row.get("responses"))
     scores = _read_scores(read_list(row.get("scores"), reason="bad_score"))
-    if len(scores) != len(found):
+    if len(scores) != len(responses):
         raise UnusableError("bad_score")
-    return Group(read_prompt(row), found, scores=scores)
+    return Group(read_prompt(row), responses, scores=scores)
 
 
 def ultrafeedback(row: PreferenceRow, settings: ReadSettings) -> Group:
-    """UltraFeedback (Cui et al. 2024): `completions` graded by a model.
+    """Read UltraFeedback (Cui et al. 2024): `completions` graded by a model.
 
     The score is `overall_score`; `columns.score: fine-grained_score` takes the mean of the four aspects instead.
     """
@@ -63,32 +63,32 @@ def ultrafeedback(row: PreferenceRow, settings: ReadSettings) -> Group:
 
 
 def nectar(row: PreferenceRow, settings: ReadSettings) -> Group:
-    """Nectar (Zhu et al. 2023): seven `answers` ranked by a model, the prompt an HH transcript left open."""
+    """Read Nectar (Zhu et al. 2023): seven `answers` ranked by a model, the prompt an HH transcript without its last turn."""
     answers = read_records(row.get("answers"))
     ranks = [read_number(answer.get("rank"), reason="bad_ranking") for answer in answers]
-    found = _require_two(read_responses([answer.get("answer") for answer in answers]))
-    return Group(_read_transcript(row.get("prompt")), found, ranking_edges(tiers_of(ranks)))
+    responses = _require_two(read_responses([answer.get("answer") for answer in answers]))
+    return Group(_read_transcript(row.get("prompt")), responses, ranking_edges(tiers_of(ranks)))
 
 
 def qa_feedback(row: PreferenceRow, settings: ReadSettings) -> Group:
-    """QA-Feedback (Wu et al. 2023, FineGrainedRLHF): `prediction 1..n` and a verdict on each pair of them, in order.
+    """Read QA-Feedback (Wu et al. 2023, FineGrainedRLHF): `prediction 1..n` and a verdict on each pair of them, in order.
 
     A verdict is 1 (the first of the pair), 2 (the second) or 0 (a tie).
     """
     names = takewhile(lambda name: name in row, (f"prediction {n}" for n in count(1)))
-    found = _require_two(read_responses([row[name] for name in names]))
-    given = read_list(row.get("preference"), reason="bad_preference")
-    verdicts = [read_integer(verdict, (0, 1, 2), reason="bad_preference") for verdict in given]
-    if len(verdicts) != len(found) * (len(found) - 1) // 2:
+    responses = _require_two(read_responses([row[name] for name in names]))
+    preferences = read_list(row.get("preference"), reason="bad_preference")
+    verdicts = [read_integer(verdict, (0, 1, 2), reason="bad_preference") for verdict in preferences]
+    if len(verdicts) != len(responses) * (len(responses) - 1) // 2:
         raise UnusableError("bad_preference")
-    return Group(read_prompt(row), found, verdict_edges(verdicts, len(found)))
+    return Group(read_prompt(row), responses, verdict_edges(verdicts, len(responses)))
 
 
 def rewardbench2(row: PreferenceRow, settings: ReadSettings) -> Group:
-    """RewardBench 2 (Malik et al. 2025): every `chosen` beats every `rejected`; gold scores 1 and 0.
+    """Read RewardBench 2 (Malik et al. 2025): every `chosen` beats every `rejected`; gold scores 1 and 0.
 
-    Each chosen response is one pick from itself and all rejected ones. Nothing is said among the chosen: in the subset
-    Ties they are equally right, and its scoring pairs the items `ref:N` and `tied:N`, which stay apart as `Group.item`.
+    Each chosen response is one pick from itself and all rejected ones. The chosen are not compared: in the subset Ties
+    they are equally right, and its scoring pairs the items `ref:N` and `tied:N`, which stay apart as `Group.item`.
     """
     chosen, rejected = read_responses(row.get("chosen")), read_responses(row.get("rejected"))
     if set(chosen) & set(rejected):
@@ -99,7 +99,7 @@ def rewardbench2(row: PreferenceRow, settings: ReadSettings) -> Group:
 
 
 def labelled_response(row: PreferenceRow, settings: ReadSettings) -> Group:
-    """One response with `label`: accepted or not (TRL's unpaired preference), or the probability of it.
+    """Read one response with `label`: accepted or not (TRL's unpaired preference), or the probability of it.
 
     The label is the response's gold score as well.
     """
@@ -110,7 +110,7 @@ def labelled_response(row: PreferenceRow, settings: ReadSettings) -> Group:
 
 
 def scored_response(row: PreferenceRow, settings: ReadSettings) -> Group:
-    """One response with `score`, higher is better; rows of one prompt are compared once they are together."""
+    """Read one response with `score`, higher is better; rows of one prompt are compared after merging."""
     return Group(read_prompt(row), (_read_response(row),), scores=(read_number(row.get("score"), reason="bad_score"),))
 
 
@@ -118,10 +118,10 @@ def _read_response(row: PreferenceRow) -> str:
     return from_response(next((row[name] for name in RESPONSES if name in row), None))
 
 
-def _require_two(found: tuple[str, ...]) -> tuple[str, ...]:
-    if len(found) < 2:
+def _require_two(responses: tuple[str, ...]) -> tuple[str, ...]:
+    if len(responses) < 2:
         raise UnusableError("too_few_responses")
-    return found
+    return responses
 
 
 def _read_scores(values: object) -> tuple[float | None, ...]:
@@ -132,7 +132,7 @@ def _read_scores(values: object) -> tuple[float | None, ...]:
 
 
 def _read_transcript(value: object) -> Conversation:
-    """A prompt written as `"\\n\\nHuman: ...\\n\\nAssistant:"`, the last turn not yet there; or plain text."""
+    """Read a prompt written as `"\\n\\nHuman: ...\\n\\nAssistant:"`, without the last turn; or plain text."""
     if not isinstance(value, str) or not is_hh(value):
         return from_prompt(value)
     turns = from_hh(_OPEN_TURN.sub("", value))

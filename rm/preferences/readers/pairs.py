@@ -1,4 +1,4 @@
-"""One row, two responses, one preferred: `chosen` over `rejected`, or A and B with a label."""
+"""Readers of two responses of which one is preferred: `chosen` over `rejected`, or A and B with a label."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ from rm.preferences.groups import Edge, Group
 from rm.preferences.row_values import PreferenceRow, ReadSettings, read_integer, read_number, read_prompt
 
 Side = tuple[Conversation, str]
+"""(prompt, response) of one side of a pair."""
 
 _HH_START = re.compile(r"\s*(Human|Assistant):")
 
 
 def is_hh(value: object) -> bool:
-    """Whether a value is text that starts as HH-RLHF's transcripts do."""
+    """Tell whether a value is text that starts as HH-RLHF's transcripts do."""
     return isinstance(value, str) and _HH_START.match(value) is not None
 
 
 def hh(row: PreferenceRow, settings: ReadSettings) -> Group:
-    """HH-RLHF (Bai et al. 2022): whole transcripts in `chosen` and `rejected`."""
+    """Read HH-RLHF (Bai et al. 2022): whole transcripts in `chosen` and `rejected`."""
     return _pair_group(row, split_last(from_hh(row.get("chosen"))), split_last(from_hh(row.get("rejected"))))
 
 
 def implicit_messages(row: PreferenceRow, settings: ReadSettings) -> Group:
-    """Whole conversations in `chosen` and `rejected` (TRL's implicit prompt; OpenRLHF with a chat template)."""
+    """Read whole conversations in `chosen` and `rejected` (TRL's implicit prompt; OpenRLHF with a chat template)."""
     return _pair_group(
         row, split_last(from_messages(row.get("chosen"))), split_last(from_messages(row.get("rejected")))
     )
 
 
 def implicit_text(row: PreferenceRow, settings: ReadSettings) -> Group:
-    """Whole texts in `chosen` and `rejected` (TRL's implicit prompt): the prompt is what they share at the front.
+    """Read whole texts in `chosen` and `rejected` (TRL's implicit prompt): the prompt is their common beginning.
 
     The cut is at white space, so that no word is torn (TRL cuts at the first character that differs).
     """
@@ -50,26 +51,26 @@ def implicit_text(row: PreferenceRow, settings: ReadSettings) -> Group:
 
 
 def explicit(row: PreferenceRow, settings: ReadSettings) -> Group:
-    """`prompt`, `chosen`, `rejected`, each text or messages (TRL's explicit prompt; OpenRLHF jsonl with its `margin`).
+    """Read `prompt`, `chosen`, `rejected`, each text or messages (TRL's explicit prompt; OpenRLHF jsonl with its `margin`).
 
-    RewardBench (Lambert et al. 2024) is of this shape too. Lists of messages may repeat the prompt at the front.
+    RewardBench (Lambert et al. 2024) has this shape. Lists of messages may repeat the prompt at the front.
     """
     context = read_prompt(row)
     return _pair_group(row, _read_side(context, row.get("chosen")), _read_side(context, row.get("rejected")))
 
 
 def explicit_scored(row: PreferenceRow, settings: ReadSettings) -> Group:
-    """`explicit` with `score_chosen` and `score_rejected` (UltraFeedback binarized, Tunstall et al. 2023).
+    """Read `explicit` with `score_chosen` and `score_rejected` (UltraFeedback binarized, Tunstall et al. 2023).
 
-    A pair whose chosen side has no higher score was ordered by a coin: `below_min_gap`.
+    A pair whose chosen side has no higher score was ordered by chance: `below_min_gap`.
     """
     group = explicit(row, settings)
     high, low = (read_number(row.get(name), reason="bad_score") for name in ("score_chosen", "score_rejected"))
-    return Group(group.prompt, group.responses, (settings.graded(group.edges[0], high - low),), scores=(high, low))
+    return Group(group.prompt, group.responses, (settings.apply_gap(group.edges[0], high - low),), scores=(high, low))
 
 
 def shp(row: PreferenceRow, settings: ReadSettings) -> Group:
-    """SHP (Ethayarajh et al. 2022): two comments on a post, `labels` 1 where A is preferred; scores are net upvotes."""
+    """Read SHP (Ethayarajh et al. 2022): two comments on a post, `labels` 1 where A is preferred; scores are net upvotes."""
     sides = from_response(row.get("human_ref_A")), from_response(row.get("human_ref_B"))
     scores = read_number(row.get("score_A"), reason="bad_score"), read_number(row.get("score_B"), reason="bad_score")
     first = read_integer(row.get("labels"), (0, 1), reason="bad_label") == 1
@@ -78,7 +79,7 @@ def shp(row: PreferenceRow, settings: ReadSettings) -> Group:
         raise UnusableError("equal_sides")
     edge = Edge(0, 1) if first else Edge(1, 0)
     gap = scores[edge.preferred] - scores[edge.other]
-    return Group(context, sides, (settings.graded(edge, gap),), scores=scores)
+    return Group(context, sides, (settings.apply_gap(edge, gap),), scores=scores)
 
 
 def _pair_group(row: PreferenceRow, chosen: Side, rejected: Side) -> Group:
@@ -91,7 +92,7 @@ def _pair_group(row: PreferenceRow, chosen: Side, rejected: Side) -> Group:
 
 
 def _read_side(context: Conversation, value: object) -> Side:
-    """One side beside an explicit prompt: a response, a whole conversation, or the turns that follow the prompt."""
+    """Read one side beside an explicit prompt: a response, a whole conversation, or the turns that follow the prompt."""
     if isinstance(value, str) or not isinstance(value, Sequence):
         return context, from_response(value)
     turns = from_messages(value)

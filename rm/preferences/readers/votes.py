@@ -1,4 +1,4 @@
-"""One row, two responses, graded verdicts or several annotators: who wins, how surely, and ties."""
+"""Readers of graded verdicts and several annotators' votes on two responses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HELPSTEER_TURN = re.compile(r"\s*<extra_id_1>(User|Assistant)\n")
 
 
 def annotators(row: PreferenceRow, settings: ReadSettings) -> Group:
-    """PandaLM (Wang et al. 2023): `annotator1..N` say 1 (first response), 2 (second) or 0 (tie); null did not vote."""
+    """Read PandaLM (Wang et al. 2023): `annotator1..N` say 1 (first response), 2 (second) or 0 (tie); null did not vote."""
     names = [name for name in row if _ANNOTATOR.fullmatch(name) and row[name] is not None]
     verdicts = [read_integer(row[name], (0, 1, 2), reason="bad_vote") for name in names]
     sides = _read_sides(row, "response1", "response2")
@@ -25,34 +25,34 @@ def annotators(row: PreferenceRow, settings: ReadSettings) -> Group:
 
 
 def helpsteer2(row: PreferenceRow, settings: ReadSettings) -> Group:
-    """HelpSteer2-Preference (Wang et al. 2024): `preference_strength` from -3 (response 1 much better) to 3; 0 a tie."""
+    """Read HelpSteer2-Preference (Wang et al. 2024): `preference_strength` from -3 (response 1 much better) to 3; 0 a tie."""
     strength = read_integer(row.get("preference_strength"), _STRENGTHS, reason="bad_preference")
     edge = Edge(0, 1) if strength < 0 else Edge(1, 0)
-    edge = Edge(0, 1, 0.5) if strength == 0 else settings.graded(edge, abs(strength))
+    edge = Edge(0, 1, 0.5) if strength == 0 else settings.apply_gap(edge, abs(strength))
     return Group(_read_helpsteer_prompt(row.get("prompt")), _read_sides(row, "response_1", "response_2"), (edge,))
 
 
 def helpsteer3(row: PreferenceRow, settings: ReadSettings) -> Group:
-    """HelpSteer3-Preference (Wang et al. 2025): up to three annotators' scores from -3 to 3, and their overall.
+    """Read HelpSteer3-Preference (Wang et al. 2025): up to three annotators' scores from -3 to 3, and their overall.
 
     The scores' signs are votes; without individual scores the overall one is the only vote. Its size is the gap.
     """
     overall = read_integer(row.get("overall_preference"), _STRENGTHS, reason="bad_preference")
     if row.get("individual_preference"):
-        given = [record.get("score") for record in read_records(row["individual_preference"])]
-        scores = [read_integer(score, _STRENGTHS, reason="bad_preference") for score in given]
+        records = read_records(row["individual_preference"])
+        scores = [read_integer(record.get("score"), _STRENGTHS, reason="bad_preference") for record in records]
     else:
         scores = [overall]
     counts = [sum(score < 0 for score in scores), sum(score > 0 for score in scores), scores.count(0)]
     edge = _vote_edge(counts, settings)
     if edge.probability != 0.5 and overall != 0:  # a tie has no gap to keep
-        edge = settings.graded(edge, abs(overall))
+        edge = settings.apply_gap(edge, abs(overall))
     context = from_prompt(read_list(row.get("context")))
     return Group(context, _read_sides(row, "response1", "response2"), (edge,))
 
 
 def _vote_edge(counts: Sequence[int], settings: ReadSettings) -> Edge:
-    """Votes for the first, the second and neither, as an edge from the side with more of them."""
+    """Return the edge of votes for the first, the second and neither, from the side with more of them."""
     first, second, ties = counts
     if not sum(counts):
         raise UnusableError("no_votes")
@@ -69,7 +69,7 @@ def _read_sides(row: PreferenceRow, first: str, second: str) -> tuple[str, str]:
 
 
 def _read_helpsteer_prompt(value: object) -> Conversation:
-    """HelpSteer2 writes later turns into the prompt's text, behind `<extra_id_1>User` and `<extra_id_1>Assistant`."""
+    """Split HelpSteer2's prompt, which has later turns behind `<extra_id_1>User` and `<extra_id_1>Assistant`."""
     if not isinstance(value, str) or not _HELPSTEER_TURN.search(value):
         return from_prompt(value)
     first, *rest = _HELPSTEER_TURN.split(value)
