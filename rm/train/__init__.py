@@ -1,6 +1,6 @@
-"""Bradley-Terry training on groups: K forwards a group, then every judgement in it.
+"""Bradley-Terry training on groups: K forwards a group, then the loss of every judgement in it.
 
-A `transformers.Trainer` with another loss; schedules, devices, logging and checkpoints are the Trainer's.
+Training is a `transformers.Trainer` with another loss; schedules, devices, logging and checkpoints are the Trainer's.
 """
 
 from rm.identity import ModelError

@@ -1,4 +1,4 @@
-"""Groups as token ids, the draws of them that an epoch is made of, and steps of micro-batches. Knows no optimiser."""
+"""Training data: groups as token ids, the draws of an epoch, and optimiser steps as micro-batches."""
 
 from __future__ import annotations
 
@@ -19,18 +19,15 @@ from rm.text.templates import Encoded, Template
 
 @dataclass(frozen=True)
 class EncodedGroup:
-    """A group as token ids: K responses, comparisons [E, 6] with the columns of `Edge`, labels [L, 3] of `Label`.
+    """A group as token ids: K responses, E comparisons and L labels, whose indices are into `responses`."""
 
-    `members` are the responses' indices in the `Group` it comes from.
-    """
+    responses: list[Encoded]  # [K]
+    edges: np.ndarray  # float64 [E, 6], the columns of `Edge`
+    labels: np.ndarray  # float64 [L, 3], the columns of `Label`
+    members: tuple[int, ...]  # [K] indices of the responses in the `Group`
 
-    responses: list[Encoded]
-    edges: np.ndarray
-    labels: np.ndarray
-    members: tuple[int, ...]
-
-    def part(self, chosen: Sequence[int]) -> EncodedGroup:
-        """The group cut down to some of its responses, with the judgements that are among them."""
+    def select(self, chosen: Sequence[int]) -> EncodedGroup:
+        """Return the group with the `chosen` responses alone, and the judgements among them."""
         place = np.full(len(self.responses), -1)
         place[list(chosen)] = np.arange(len(chosen))
         edges = self.edges[(place[self.edges[:, :2].astype(int)] >= 0).all(1)]
@@ -41,9 +38,9 @@ class EncodedGroup:
 
 
 def encode_groups(groups: Sequence[Group], template: Template, rejected: Rejections) -> list[EncodedGroup | None]:
-    """Groups as token ids, None for those without a usable judgement; what cannot be used is counted in `rejected`.
+    """Encode groups, None for those without a usable judgement; count in `rejected` what cannot be used.
 
-    Responses that cannot be encoded, and comparisons whose sides are one row after truncation, say nothing.
+    Responses that cannot be encoded, and comparisons whose sides are equal after truncation, are not used.
     """
     return [_encode_group(group, template, rejected) for group in groups]
 
@@ -73,11 +70,11 @@ def _encode_group(group: Group, template: Template, rejected: Rejections) -> Enc
         np.array(labels, dtype=np.float64).reshape(-1, 3),
         tuple(range(len(group.responses))),
     )
-    return whole.part(sorted(used))
+    return whole.select(sorted(used))
 
 
 def spread_rewards(rewards: np.ndarray, members: Sequence[int], count: int) -> np.ndarray:
-    """Rewards of a group's `members` as an array over all of its `count` responses, NaN for the others."""
+    """Return the rewards of a group's `members` as float32 [count] over all its responses, NaN for the others."""
     whole = np.full(count, np.nan, dtype=np.float32)
     whole[list(members)] = rewards
     return whole
@@ -87,10 +84,10 @@ _EMPTY = Encoded([], None, 0, 0, False)
 
 
 class Draws(Dataset[EncodedGroup]):
-    """Groups, those of more than `responses_per_group` cut into draws of about equal size, anew every epoch.
+    """The draws of an epoch: groups, those of more than `responses_per_group` cut at random into draws of about equal size.
 
-    So every response is seen once an epoch, whatever the size of its group. The cut depends on seed, epoch and group
-    alone: a resumed run draws what an uninterrupted one draws.
+    Every response is seen once an epoch, whatever the size of its group. The cut depends on seed, epoch and group alone,
+    so a resumed run draws what an uninterrupted one draws.
     """
 
     def __init__(self, groups: Sequence[EncodedGroup], *, responses_per_group: int | None, seed: int) -> None:
@@ -113,7 +110,7 @@ class Draws(Dataset[EncodedGroup]):
         if parts == 1:
             return group
         order = np.random.default_rng((self._seed, self.epoch, index)).permutation(len(group.responses))
-        return group.part(sorted(np.array_split(order, parts)[part].tolist()))
+        return group.select(sorted(np.array_split(order, parts)[part].tolist()))
 
 
 @dataclass(frozen=True)
@@ -129,17 +126,18 @@ class MicroBatch:
     input_ids: torch.Tensor | None  # [R, T]
     token_type_ids: torch.Tensor | None  # [R, T]
     lengths: torch.Tensor  # [R]
-    edges: torch.Tensor  # [E, 2]
+    edges: torch.Tensor  # [E, 2] rows (preferred, other)
     probabilities: torch.Tensor  # [E]
     weights: torch.Tensor  # [E]
     margins: torch.Tensor  # [E]
     stages: torch.Tensor  # [E]
-    labelled: torch.Tensor  # [L]
-    accepted: torch.Tensor  # [L]
+    labelled: torch.Tensor  # [L] rows
+    accepted: torch.Tensor  # [L] probabilities
     label_weights: torch.Tensor  # [L]
 
     @property
     def weight(self) -> float:
+        """The sum of all weights, of comparisons and labels."""
         return float(self.weights.sum() + self.label_weights.sum())
 
 
@@ -147,8 +145,8 @@ class MicroBatch:
 class Collator:
     """Groups of one optimiser step → micro-batches under a token budget, which together give the step's loss.
 
-    Sorting by length happens inside a step only. Batches of like length across steps would save more padding, but tie
-    what a step learns to length, the very thing that a reward model must not learn.
+    Rows are sorted by length inside a step only. Batches of similar length across steps would save more padding, but
+    would tie the steps to length, the very thing that a reward model must not learn.
     """
 
     packed: bool
@@ -164,6 +162,7 @@ class Collator:
         return {"micro_batches": [self.micro_batch([groups[index] for index in batch]) for batch in plan]}
 
     def micro_batch(self, groups: Sequence[EncodedGroup]) -> MicroBatch:
+        """Make one micro-batch of whole groups."""
         rows = [row for group in groups for row in group.responses]
         layout, ids, types = None, None, None
         if self.packed:
@@ -195,7 +194,7 @@ class Collator:
         return MicroBatch(layout=layout, input_ids=ids, token_type_ids=types, lengths=lengths, **whole, **real)
 
     def _judgements(self, groups: Sequence[EncodedGroup]) -> tuple[np.ndarray, np.ndarray]:
-        """Comparisons and labels of all groups, their indices and stages made those of the micro-batch."""
+        """Concatenate comparisons and labels of all groups, with the micro-batch's indices and stages."""
         all_edges, all_labels, start, stage = [], [], 0, 0
         for group in groups:
             edges, labels = group.edges.copy(), group.labels.copy()
@@ -212,7 +211,10 @@ class Collator:
 
 
 def term_shares(stages: np.ndarray) -> np.ndarray:
-    """Each edge's share where every pick (edges of one stage) and every lone edge counts once, and all sum to 1."""
+    """Return each edge's share [E] of the group's weight: every pick (edges of one stage) and every lone edge counts once.
+
+    The shares sum to 1.
+    """
     names, stage, sizes = np.unique(stages, return_inverse=True, return_counts=True)
     alone = stages == ALONE
     terms = (names != ALONE).sum() + alone.sum()

@@ -1,4 +1,4 @@
-"""What is trained: the model's forward on micro-batches, and the loss of their rewards."""
+"""The trained network: the model's forward on micro-batches, and the loss of their rewards."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from rm.train.losses import accept_reject, bradley_terry, centring_penalty, plac
 class GroupNetwork(nn.Module):
     """`forward(MicroBatch) -> rewards [R]`, float32; one forward per response, and per prompt where rows are packed.
 
-    `model` is an ordinary sequence classifier, perhaps with adapters inside. `offset` is the b of lone labels,
-    P(accepted) = sigmoid(r + b).
+    `model` is an ordinary sequence classifier, perhaps with adapters inside. `offset` is the b of labels of single
+    responses, P(accepted) = sigmoid(r + b).
     """
 
     def __init__(self, model: Any, *, causal: bool, offset: float = 0.0) -> None:
@@ -42,14 +42,17 @@ class GroupNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class GroupLoss:
-    """Comparisons and lone labels of a micro-batch as one number."""
+    """The loss of a micro-batch's comparisons and labels as one number."""
 
     name: str  # bradley_terry | plackett_luce
     label_smoothing: float
     centring: float
 
     def __call__(self, rewards: torch.Tensor, offset: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
-        """The weighted mean over the micro-batch's terms: comparisons (or picks) and labels."""
+        """Return the weighted mean over the micro-batch's terms: comparisons (or picks) and labels.
+
+        `rewards` [R] are those of the rows, `offset` [] that of the network.
+        """
         device = rewards.device
         parts: list[tuple[torch.Tensor, torch.Tensor]] = []  # (mean loss, its weight)
         if len(batch.edges):

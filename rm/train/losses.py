@@ -1,9 +1,9 @@
-"""Losses on groups. Knows neither text nor models: rewards and judgements in, a scalar out.
+"""Losses on groups: rewards and judgements in, a scalar out, without text or models.
 
-Every loss takes `rewards` [R], one forward per response whatever the number of judgements it takes part in, and is a
-weighted mean `sum_t w_t loss_t / sum_t w_t` over its terms (comparisons, picks or labels). What the weights are for:
-1 / (number of terms in the group) makes each group count once; times the size of the preference it is scaled
-Bradley-Terry (Wang et al. 2024, "HelpSteer2-Preference", eq. 3).
+Every loss takes `rewards` [R], one for each response whatever its number of judgements, and is a weighted mean
+`sum_t w_t loss_t / sum_t w_t` over its terms (comparisons, picks or labels). A weight of 1 / (number of terms in the
+group) makes each group count once; multiplied by the size of the preference it gives scaled Bradley-Terry
+(Wang et al. 2024, "HelpSteer2-Preference", eq. 3).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ def bradley_terry(
     weights: torch.Tensor,
     margins: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Negative log-likelihood of comparisons under P(i > j) = sigmoid(r_i - r_j).
+    """Return the negative log-likelihood of comparisons under P(i > j) = sigmoid(r_i - r_j).
 
     `loss_e = -[p_e log sigmoid(d_e - m_e) + (1 - p_e) log sigmoid(m_e - d_e)]`, `d_e = r_i - r_j` (Bradley & Terry 1952;
     with p = 1, m = 0 it is Ouyang et al. 2022, eq. 1; the margin is Touvron et al. 2023, eq. 2).
 
     - `edges` [E, 2]: indices (i, j) into `rewards`, "i is preferred to j"
-    - `probabilities` [E] in [0, 1]: with which probability it is (1/2 is a tie)
+    - `probabilities` [E] in [0, 1]: that it is (1/2 is a tie)
     - `weights` [E] >= 0
     - `margins` [E]: by how much r_i should exceed r_j; None is 0
 
@@ -42,7 +42,7 @@ def plackett_luce(
     margins: torch.Tensor | None,
     stages: torch.Tensor,
 ) -> torch.Tensor:
-    """Negative log-likelihood of picks: at each stage one response is chosen from itself and those it beats.
+    """Return the negative log-likelihood of picks: at each stage one response is chosen from itself and those it beats.
 
     `loss_s = -log[exp(r_i) / (exp(r_i) + sum_j exp(r_j + m_ij))] = softplus(log sum_j exp(m_ij - (r_i - r_j)))`
     (Plackett 1975; Luce 1959). A strict ranking of N is N - 1 stages, a choice of the best is one (top-1). Edges with
@@ -64,10 +64,10 @@ def plackett_luce(
 def accept_reject(
     rewards: torch.Tensor, offset: torch.Tensor, labelled: torch.Tensor, accepted: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """Binary cross-entropy of judgements in isolation under P(accepted) = sigmoid(r + b).
+    """Return the binary cross-entropy of labels of single responses under P(accepted) = sigmoid(r + b).
 
     `loss_l = -[a_l log sigmoid(r + b) + (1 - a_l) log sigmoid(-r - b)]`. The learned `offset` b keeps the rewards' zero
-    free, so that lone labels and comparisons can share one model.
+    free, so that labels and comparisons can share one model.
 
     - `labelled` [L]: indices into `rewards`; `accepted` [L] in [0, 1]; `weights` [L] >= 0
 
@@ -78,7 +78,7 @@ def accept_reject(
 
 
 def centring_penalty(rewards: torch.Tensor, edges: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """`(r_i + r_j)^2` over comparisons, as a weighted mean (Eisenstein et al. 2023, eq. 2, before its coefficient).
+    """Return the weighted mean of `(r_i + r_j)^2` over comparisons (Eisenstein et al. 2023, eq. 2, before its coefficient).
 
     Comparisons fix rewards only up to an offset per prompt; this term pulls the offsets to zero. Shapes as in
     `bradley_terry`.
@@ -87,7 +87,7 @@ def centring_penalty(rewards: torch.Tensor, edges: torch.Tensor, weights: torch.
 
 
 def smooth(probabilities: torch.Tensor, amount: float) -> torch.Tensor:
-    """Probabilities pulled towards 1/2: `(1 - amount) p + amount (1 - p)`; p = 1 becomes 1 - amount."""
+    """Pull probabilities towards 1/2: `(1 - amount) p + amount (1 - p)`; p = 1 becomes 1 - amount."""
     return (1 - amount) * probabilities + amount * (1 - probabilities)
 
 
@@ -101,7 +101,7 @@ def _edge_losses(gaps: torch.Tensor, probabilities: torch.Tensor) -> torch.Tenso
 
 
 def _segment_logsumexp(values: torch.Tensor, segment: torch.Tensor, count: int) -> torch.Tensor:
-    """log sum exp of the values [V] of each segment [V] in 0 .. count - 1 → [count]; no segment is empty."""
+    """Return the log-sum-exp [count] of the values [V] of each segment [V] in 0 .. count - 1; no segment is empty."""
     top = values.new_full((count,), -torch.inf).scatter_reduce(0, segment, values.detach(), "amax")
     sums = values.new_zeros(count).index_add(0, segment, (values - top[segment]).exp())
     return sums.log() + top

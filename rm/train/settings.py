@@ -15,7 +15,7 @@ _SMALL_RATE, _MEDIUM_RATE, _LARGE_RATE = 1e-4, 3e-5, 9e-6
 
 
 class TrainingError(Exception):
-    """Training that did not give a usable model; the message says what was seen and what to try."""
+    """Training that gave no usable model; the message states the observation and the remedy."""
 
 
 def default_learning_rate(parameters: int, *, lora: bool) -> float:
@@ -61,14 +61,14 @@ class TrainSettings:
     output_path: str
 
     def key(self) -> str:
-        """A hash of everything that decides the result: checkpoints of another key are not resumed."""
+        """Hash everything that decides the result: checkpoints of another key are not resumed."""
         fields = {name: value for name, value in asdict(self).items() if name not in ("output_path", "report_to")}
         return hashlib.sha256(json.dumps(fields, sort_keys=True, default=dict).encode()).hexdigest()[:24]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What a training run ends with; held-out figures are None where nothing was held out."""
+    """The result of a training run; `heldout` is None where nothing was held out."""
 
     output_path: str
     groups: int
@@ -83,4 +83,4 @@ class TrainResult:
     judgements_per_sec: float  # while training, evaluations left out
     tokens_per_sec: float
     heldout: Evaluation | None
-    offset: float | None  # b of lone labels, P(accepted) = sigmoid(r + b)
+    offset: float | None  # b of labels of single responses, P(accepted) = sigmoid(r + b)

@@ -20,12 +20,12 @@ from rm.train.settings import TrainingError
 
 log = logging.getLogger(__name__)
 
-_OFFSET_RATE = 100.0  # the lone offset must travel units while weights travel thousandths
+_OFFSET_RATE = 100.0  # times the learning rate: the offset must move by units while weights move by thousandths
 _COLLAPSED_STEPS = 20
 
 
 class LogProgress(TrainerCallback):  # type: ignore[misc]
-    """One log line for what the Trainer would print as a dictionary."""
+    """Logs in one line what the Trainer would print as a dictionary."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         step = f"step {state.global_step}/{state.max_steps}"
@@ -44,7 +44,7 @@ class LogProgress(TrainerCallback):  # type: ignore[misc]
 
 
 class SetDrawEpoch(TrainerCallback):  # type: ignore[misc]
-    """Tells the draws which epoch it is, also after a resume."""
+    """Sets the epoch of the draws, also after a resume."""
 
     def __init__(self, draws: Draws, steps_per_epoch: int) -> None:
         self._draws, self._steps_per_epoch = draws, steps_per_epoch
@@ -54,9 +54,9 @@ class SetDrawEpoch(TrainerCallback):  # type: ignore[misc]
 
 
 class GroupTrainer(Trainer):  # type: ignore[misc]
-    """Trains a `GroupNetwork` on steps that `Collator` makes.
+    """Trains a `GroupNetwork` on the steps of a `Collator`.
 
-    The gradient of a step is that of the weighted mean over all its terms, however it is cut into micro-batches.
+    The gradient of a step is that of the weighted mean over all its terms, whatever its micro-batches.
     """
 
     optimizer: Any
@@ -80,7 +80,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         rewards = []
         for position, batch in enumerate(batches):
             if batch.weight == 0:
-                continue  # a draw without two responses that were compared
+                continue  # a draw in which no two responses were compared
             last = position == len(batches) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
@@ -97,7 +97,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         return loss
 
     def _watch(self, loss: torch.Tensor, rewards: torch.Tensor) -> None:
-        """Raise `TrainingError` at once where the loss is not finite, and after 20 steps of one reward for everything."""
+        """Raise `TrainingError` at once where the loss is not finite, and after 20 steps in which all rewards are equal."""
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"training diverged at step {self.state.global_step + 1}: the loss is {loss.item()}; "
@@ -111,7 +111,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
             )
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """The Trainer's own, with a larger learning rate for the lone offset."""
+        """Create the Trainer's optimiser, with a larger learning rate for the offset."""
         if self.optimizer is not None:
             return self.optimizer
         network = self.model if model is None else model
@@ -130,7 +130,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         return self.optimizer
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Held-out accuracy and loss, logged, for early stopping and the choice of the best checkpoint."""
+        """Compute and log held-out accuracy and loss, for early stopping and the choice of the best checkpoint."""
         started = time.monotonic()
         rewards = predict(self, self._heldout)
         self._measured = (self.state.global_step, rewards)
@@ -144,7 +144,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         return metrics
 
     def heldout_rewards(self) -> list[np.ndarray]:
-        """Rewards of the held-out groups by the model as training has left it."""
+        """Return the rewards of the held-out groups, float32 [K] each, by the model at the end of training."""
         kept_last = not self.args.load_best_model_at_end
         if self._measured is not None and kept_last and self._measured[0] == self.state.global_step:
             return self._measured[1]
@@ -161,7 +161,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
 
 
 def predict(trainer: Trainer, groups: Sequence[EncodedGroup]) -> list[np.ndarray]:
-    """float32 rewards of each group's responses, from the trainer's model as it stands.
+    """Compute the rewards of each group's responses, float32 [K], with the trainer's current model.
 
     Without comparisons to keep together, groups larger than the token budget are cut.
     """
@@ -178,7 +178,7 @@ def predict(trainer: Trainer, groups: Sequence[EncodedGroup]) -> list[np.ndarray
     for batch in plan_groups(lengths, tokens_per_batch=budget, padded=not collate.packed):
         chosen = [pieces[position] for position in batch]
         with torch.inference_mode(), trainer.compute_loss_context_manager():
-            flat = network(collate.micro_batch([groups[index].part(rows) for index, rows in chosen])).cpu().numpy()
+            flat = network(collate.micro_batch([groups[index].select(rows) for index, rows in chosen])).cpu().numpy()
         cuts = np.cumsum([len(rows) for _, rows in chosen])[:-1]
         for (index, rows), values in zip(chosen, np.split(flat, cuts), strict=True):
             rewards[index][rows] = values
@@ -186,29 +186,29 @@ def predict(trainer: Trainer, groups: Sequence[EncodedGroup]) -> list[np.ndarray
 
 
 def judgement_accuracy(rewards: Sequence[np.ndarray], groups: Sequence[EncodedGroup]) -> float:
-    """Share of judgements that the rewards agree with: comparisons, and accepted against rejected inside a group.
+    """Return the share of judgements that the rewards agree with: comparisons, and accepted against rejected in a group.
 
     Equal rewards count half; ties are left out. NaN where nothing can be counted.
     """
     right = total = 0.0
     for values, group in zip(rewards, groups, strict=True):
         i, j = group.edges[:, 0].astype(int), group.edges[:, 1].astype(int)
-        said = np.sign(group.edges[:, 2] - 0.5)
-        seen = np.sign(values[i] - values[j])
-        marks, stated = [seen * said], [said != 0]
+        stated_order = np.sign(group.edges[:, 2] - 0.5)
+        reward_order = np.sign(values[i] - values[j])
+        agreement, decided = [reward_order * stated_order], [stated_order != 0]
         accepted, labelled = group.labels[:, 1], values[group.labels[:, 0].astype(int)]
         above = np.subtract.outer(labelled, labelled)[np.greater.outer(accepted, accepted)]
-        marks.append(np.sign(above))
-        stated.append(np.ones(len(above), dtype=bool))
-        points = (1 + np.concatenate(marks)) / 2
-        counted = np.concatenate(stated)
+        agreement.append(np.sign(above))
+        decided.append(np.ones(len(above), dtype=bool))
+        points = (1 + np.concatenate(agreement)) / 2
+        counted = np.concatenate(decided)
         right += float(points[counted].sum())
         total += int(counted.sum())
     return right / total if total else math.nan
 
 
 def is_flat(rewards: np.ndarray) -> bool:
-    """Whether all rewards are one number up to rounding."""
+    """Tell whether all rewards are one number up to rounding."""
     return bool(np.ptp(rewards) < 1e-6 * max(1.0, float(np.abs(rewards).max())))
 
 

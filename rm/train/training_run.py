@@ -32,7 +32,7 @@ from rm.train.trainer import GroupTrainer, LogProgress, SetDrawEpoch, judgement_
 
 log = logging.getLogger(__name__)
 
-_COLLAPSE_CHECK_GROUPS = 32  # groups whose rewards tell a collapse
+_COLLAPSE_CHECK_GROUPS = 32  # groups whose rewards must differ after training
 _CHECKPOINTS = "checkpoints"
 _SETTINGS_FILE = "settings.json"
 
@@ -46,6 +46,7 @@ class _EncodedData:
 
     @classmethod
     def of(cls, groups: Sequence[Group], template: Template, rejected: Rejections) -> _EncodedData:
+        """Encode groups; those without a usable judgement are left out, and counted in `rejected`."""
         pairs = zip(groups, encode_groups(groups, template, rejected), strict=True)
         kept = [(group, encoded) for group, encoded in pairs if encoded is not None]
         return cls([group for group, _ in kept], [encoded for _, encoded in kept])
@@ -54,8 +55,9 @@ class _EncodedData:
 def train(settings: TrainSettings) -> TrainResult:
     """Train a reward model and save it as an ordinary `AutoModelForSequenceClassification` directory.
 
-    Interrupted, and started again with the same settings, it goes on from its last checkpoint. Raises `PreferenceError`
-    (data), `ModelError` (backbone) or `TrainingError` (not finite, collapsed, or another run's checkpoints).
+    A run that was interrupted resumes from its last checkpoint when it is started again with the same settings. Raises
+    `PreferenceError` (data), `ModelError` (backbone) or `TrainingError` (not finite, collapsed, or another run's
+    checkpoints).
     """
     set_seed(settings.seed)
     resume_from = _find_checkpoint(settings)
@@ -64,13 +66,13 @@ def train(settings: TrainSettings) -> TrainResult:
     fit = _EncodedData.of(fit_groups, model.template, rejected)
     heldout = _EncodedData.of(heldout_groups, model.template, rejected)
     _require_data(settings, fit, heldout, rejected)
-    network = GroupNetwork(model.inner, causal=model.causal, offset=_logit_of_base_rate(fit.encoded))
+    network = GroupNetwork(model.classifier, causal=model.causal, offset=_logit_of_base_rate(fit.encoded))
     network.offset.requires_grad_(any(len(group.labels) for group in fit.encoded))
     trainer = _make_trainer(settings, network, model.collator(settings), fit.encoded, heldout.encoded)
     with quiet_transformers():
         outcome = trainer.train(resume_from_checkpoint=resume_from)
     refuse_collapse(predict(trainer, fit.encoded[:_COLLAPSE_CHECK_GROUPS]), outcome.training_loss)
-    model.save(settings)  # before what is held out is measured: that can take a while
+    model.save(settings)  # before the held-out evaluation, which can take long
     offset = network.offset.item() if network.offset.requires_grad else None
     if offset is not None:
         store_offset(settings.output_path, offset)
@@ -97,9 +99,9 @@ def train(settings: TrainSettings) -> TrainResult:
 
 @dataclass
 class _TrainedModel:
-    """The model being trained and what belongs to it."""
+    """The model being trained, its tokenizer and its template."""
 
-    inner: Any  # the sequence classifier, perhaps with adapters inside
+    classifier: Any  # the sequence classifier, perhaps with adapters inside
     adapted: Any  # the peft model around it, or None
     causal: bool
     packed: bool
@@ -108,6 +110,7 @@ class _TrainedModel:
 
     @classmethod
     def load(cls, settings: TrainSettings) -> _TrainedModel:
+        """Load the backbone as the settings demand. Raises `ModelError`."""
         directory = resolve_model(settings.model_path, settings.revision)
         tokenizer = load_tokenizer(directory)
         loaded = load_backbone_for_training(directory)
@@ -127,23 +130,24 @@ class _TrainedModel:
         return cls(model, adapted, causal, packed, tokenizer, template)
 
     def collator(self, settings: TrainSettings) -> Collator:
+        """Return the collator for this model's rows."""
         return Collator(
             packed=self.packed,
             causal=self.causal,
             pad=self.tokenizer.pad_token_id or 0,
-            first_position=first_position(self.inner.config),
+            first_position=first_position(self.classifier.config),
             tokens_per_batch=settings.tokens_per_batch or default_tokens_per_batch(default_device(), training=True),
             picks=settings.loss == "plackett_luce",
         )
 
     def save(self, settings: TrainSettings) -> None:
-        """The ordinary checkpoint; the Trainer's own ones are gone afterwards."""
-        model = self.inner
+        """Save the ordinary checkpoint, and remove the Trainer's own ones."""
+        model = self.classifier
         if self.adapted is not None:
             from rm.checkpoint.lora import merge_lora
 
             model = merge_lora(self.adapted)
-        (Path(settings.output_path) / FILE_NAME).unlink(missing_ok=True)  # that of a model that was here before
+        (Path(settings.output_path) / FILE_NAME).unlink(missing_ok=True)  # of an earlier model in this directory
         with quiet_transformers():
             model.save_pretrained(settings.output_path)  # not trainer.save_model, which adds a pickle
             self.tokenizer.save_pretrained(settings.output_path)
@@ -151,39 +155,39 @@ class _TrainedModel:
 
 
 def _evaluate_heldout(settings: TrainSettings, heldout: _EncodedData, rewards: Sequence[np.ndarray]) -> Evaluation:
-    """Held-out figures; the temperature fitted on them, and the labels' offset, are kept beside the weights."""
-    whole = [
+    """Evaluate the held-out groups, and store the temperature fitted on them beside the weights."""
+    all_rewards = [
         spread_rewards(values, encoded.members, len(group.responses))
         for values, group, encoded in zip(rewards, heldout.groups, heldout.encoded, strict=True)
     ]
-    measured = evaluate(heldout.groups, whole)
-    if measured.calibration is not None:
+    evaluation = evaluate(heldout.groups, all_rewards)
+    if evaluation.calibration is not None:
         data = settings.heldout_path or settings.sources[0][0]
         store_temperature(
-            settings.output_path, measured.calibration, data=data, fitted_on="held-out prompts of training"
+            settings.output_path, evaluation.calibration, data=data, fitted_on="held-out prompts of training"
         )
-    return measured
+    return evaluation
 
 
 def _read_groups(settings: TrainSettings) -> tuple[list[Group], list[Group], Rejections]:
-    """(to fit, held out, rejections) over all sources; a prompt is on one side only, whatever source it is in.
+    """Read (groups to fit, held-out groups, rejections) from all sources; a prompt is on one side only.
 
-    Groups of prompts that a held-out file asks too are not trained on: rejected as `heldout_prompt`.
+    Groups whose prompts are also in a held-out file are not trained on: they are rejected as `heldout_prompt`.
     """
     groups: list[Group] = []
     rejected = Rejections()
     for path, reading in settings.sources:
-        more, lost = read_preferences(path, ReadSettings(**reading))
-        groups += more
-        rejected += lost
+        source_groups, source_rejected = read_preferences(path, ReadSettings(**reading))
+        groups += source_groups
+        rejected += source_rejected
     if settings.heldout_path is None:
         return (*heldout_split(groups, settings.heldout_fraction), rejected)
-    heldout, lost = read_preferences(settings.heldout_path, ReadSettings(**settings.sources[0][1]))
-    asked = {prompt_key(group.prompt) for group in heldout}
-    fit = [group for group in groups if prompt_key(group.prompt) not in asked]
+    heldout, heldout_rejected = read_preferences(settings.heldout_path, ReadSettings(**settings.sources[0][1]))
+    heldout_prompts = {prompt_key(group.prompt) for group in heldout}
+    fit = [group for group in groups if prompt_key(group.prompt) not in heldout_prompts]
     if len(fit) < len(groups):
         rejected["heldout_prompt"] += len(groups) - len(fit)
-    return fit, heldout, rejected + lost
+    return fit, heldout, rejected + heldout_rejected
 
 
 def _require_data(settings: TrainSettings, fit: _EncodedData, heldout: _EncodedData, rejected: Rejections) -> None:
@@ -204,7 +208,7 @@ def _require_data(settings: TrainSettings, fit: _EncodedData, heldout: _EncodedD
 
 
 def _logit_of_base_rate(groups: Sequence[EncodedGroup]) -> float:
-    """Where the offset b starts: sigmoid(b) is the share of labels that accept, pulled off 0 and 1."""
+    """Return the initial offset b: sigmoid(b) is the share of accepting labels, kept away from 0 and 1."""
     accepted = np.concatenate([group.labels[:, 1] for group in groups])
     rate = (accepted.sum() + 0.5) / (len(accepted) + 1)
     return float(np.log(rate / (1 - rate)))
@@ -286,29 +290,29 @@ def _training_arguments(
 
 
 def _computes_in_bfloat16(precision: str) -> bool:
-    """Whether to compute in bfloat16 under float32 weights. Raises `TrainingError` where a GPU would only emulate it."""
+    """Tell whether to compute in bfloat16 under float32 weights. Raises `TrainingError` where a GPU would emulate it."""
     if precision == "bfloat16" and torch.cuda.is_available() and not native_bfloat16(default_device()):
         raise TrainingError("train.precision is bfloat16, which this GPU only emulates; use float32 or auto")
     return precision == "bfloat16" or (precision == "auto" and native_bfloat16(default_device()))
 
 
 def _find_checkpoint(settings: TrainSettings) -> str | None:
-    """The last checkpoint of an interrupted run with these settings; None for a fresh start.
+    """Find the last checkpoint of an interrupted run with these settings; None for a fresh start.
 
-    Raises `TrainingError` where the checkpoints there are those of other settings.
+    Raises `TrainingError` where the existing checkpoints are those of other settings.
     """
     folder = Path(settings.output_path) / _CHECKPOINTS
     key_file = folder / _SETTINGS_FILE
     checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    whole = [path for path in checkpoints if (path / "trainer_state.json").is_file()]
-    if whole and key_file.is_file():
+    complete = [path for path in checkpoints if (path / "trainer_state.json").is_file()]
+    if complete and key_file.is_file():
         if json.loads(key_file.read_text(encoding="utf-8")) != settings.key():
             raise TrainingError(
                 f"{folder} holds checkpoints of a run with other settings; finish that run, remove the folder, or choose "
                 "another output.path"
             )
-        log.info("going on from %s", whole[-1])
-        return str(whole[-1])
+        log.info("resuming from %s", complete[-1])
+        return str(complete[-1])
     folder.mkdir(parents=True, exist_ok=True)
     key_file.write_text(json.dumps(settings.key()), encoding="utf-8")
     return None

@@ -77,7 +77,7 @@ def test_a_part_keeps_the_judgements_inside_it():
         [(3, 1.0, 0.5), (0, 0.0)],
         members=(10, 11, 12, 13),
     )
-    part = whole.part([3, 1])
+    part = whole.select([3, 1])
     assert [encoded.ids for encoded in part.responses] == [[8], [6]]
     assert part.edges.tolist() == [[0, 1, 0.7, 2.0, 0.1, 4], [1, 0, 1, 1, 0, -1]]
     assert part.labels.tolist() == [[0, 1.0, 0.5]]
