@@ -1,6 +1,9 @@
-"""Evaluation of a reward model from groups, rewards and lengths: numbers only; it prints nothing and loads no model.
+"""Evaluation of a reward model from groups, rewards and lengths: numbers only, without output or models.
 
-`evaluate` gives all figures at once. The one file it knows is the temperature stored beside a model's weights.
+    evaluation = evaluate(groups, rewards)  # rewards: an array [K] for each group
+    evaluation.accuracy.overall.model.value
+
+The only file that this package reads and writes is the temperature stored beside a model's weights.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from rm.preferences import Group
 
 @dataclass(frozen=True)
 class Evaluation(Figures):
-    """All figures; None where the data do not hold what a figure needs."""
+    """All figures of an evaluation; None where the data lack what a figure needs."""
 
     groups: int
     prompts: int
@@ -48,11 +51,11 @@ def evaluate(
     lengths: Sequence[ArrayLike] | None = None,
     bootstrap: Bootstrap | None = None,
 ) -> Evaluation:
-    """All figures of these rewards.
+    """Compute all figures of these rewards.
 
-    `rewards` holds an array a group, aligned with its responses; NaN where a response could not be scored. `lengths`
-    are the responses' lengths in tokens, likewise; without them, characters are counted. Where a model truncates, its
-    token counts are cut with the text and make the length baseline weaker than it is: leave them out then.
+    `rewards` holds an array [K] for each group, aligned with its responses; NaN where a response could not be scored.
+    `lengths` are the responses' lengths in tokens, in the same form; without them, characters are counted. Where a model
+    truncates, its token counts are cut with the text and make the length baseline weaker than it is: omit them then.
 
     Raises `ValueError` where the arrays do not fit the groups.
     """
@@ -77,7 +80,7 @@ def evaluate(
 
 
 def calibrate(groups: Sequence[Group], rewards: Sequence[ArrayLike]) -> Calibration | None:
-    """The calibration alone, for what `store_temperature` writes; None where no comparison could be scored."""
+    """Compute the calibration alone, for `store_temperature`; None where no comparison could be scored."""
     return calibration(tabulate(groups, rewards, [np.ones(len(group.responses)) for group in groups]))
 
 

@@ -1,4 +1,4 @@
-"""How often rewards order responses as judges did, always beside what length alone would do."""
+"""Accuracy of rewards on judges' comparisons, always beside that of the responses' length."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class AccuracyRow(Figures):
     """
 
     name: str
-    prompts: int  # with a comparison that counts
-    comparisons: int  # that count
-    ties: int  # scored, but left out
-    unscored: int  # left out because a side has no reward
+    prompts: int  # prompts with a comparison that counts
+    comparisons: int  # comparisons that count
+    ties: int  # comparisons that are scored, but left out
+    unscored: int  # comparisons left out because a side has no reward
     model: Estimate
     length: Estimate  # "the longer one is better"
     difference: Estimate  # model - length, paired
@@ -39,7 +39,7 @@ class AccuracyRow(Figures):
 
 @dataclass(frozen=True)
 class Accuracy(Figures):
-    """All comparisons, and the same by who judged, by source and by subset (empty where the data name none)."""
+    """Accuracy on all comparisons, and by judge (origin), source and subset (empty where the data name none)."""
 
     overall: AccuracyRow
     by_origin: tuple[AccuracyRow, ...]
@@ -49,7 +49,7 @@ class Accuracy(Figures):
 
 @dataclass(frozen=True)
 class Separation(Figures):
-    """How well rewards separate accepted responses from rejected ones across prompts."""
+    """Separation of accepted responses from rejected ones across prompts, by their rewards."""
 
     accepted: int
     rejected: int
@@ -60,7 +60,7 @@ UNNAMED = "(none)"
 
 
 def accuracy(table: Comparisons, *, bootstrap: Bootstrap) -> Accuracy:
-    """The accuracy table of all comparisons and of each kind."""
+    """Compute the accuracy table of all comparisons and of each kind."""
     return Accuracy(
         accuracy_row("all", table, bootstrap=bootstrap),
         _rows_by_kind(table.origin, table, bootstrap),
@@ -79,7 +79,7 @@ def _rows_by_kind(kinds: NDArray[np.object_], table: Comparisons, bootstrap: Boo
 
 
 def accuracy_row(name: str, table: Comparisons, *, bootstrap: Bootstrap) -> AccuracyRow:
-    """Accuracy on the comparisons of `table`, the length baseline on the same ones, and their paired difference."""
+    """Compute accuracy on the comparisons of `table`, that of length on the same ones, and their paired difference."""
     used = table[table.scored & ~table.tied]
     model = correctness(used.gap, used.probability)
     length = correctness(used.length[:, 0] - used.length[:, 1], used.probability)
@@ -100,9 +100,9 @@ def accuracy_row(name: str, table: Comparisons, *, bootstrap: Bootstrap) -> Accu
 
 
 def separation(groups: Sequence[Group], rewards: Sequence[ArrayLike]) -> Separation | None:
-    """AUC of rewards over all labelled responses, whatever their prompt; None without labels of both kinds.
+    """Compute the AUC of rewards over all labelled responses, whatever their prompt; None without labels of both kinds.
 
-    Unlike within-prompt accuracy it asks rewards to mean the same across prompts, which Bradley-Terry training alone
+    Unlike within-prompt accuracy, it requires rewards to mean the same across prompts, which Bradley-Terry training alone
     does not teach (a constant per prompt cancels), and training with accept/reject labels does. It is the Mann-Whitney
     statistic: `(sum of the accepted ones' ranks - A(A+1)/2) / (A R)`.
     """

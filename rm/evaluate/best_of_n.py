@@ -1,6 +1,6 @@
-"""Best-of-n curves: what a response chosen among n is worth, without drawing any sample.
+"""Best-of-n curves: the value of a response chosen among n, computed without sampling.
 
-Of a prompt with N graded responses, all C(N, n) ways to draw n are averaged in closed form.
+For a prompt with N graded responses, all C(N, n) ways to draw n are averaged in closed form.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rm.evaluate.bootstrap import Bootstrap, Estimate, Figures, Floats, clustere
 from rm.evaluate.comparisons import accepted_shares, clusters
 from rm.preferences import Group
 
-_SHARE = 0.5
+_PROMPT_SHARE = 0.5  # of the prompts must have n responses for a point at n
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class BestOfNPoint(Figures):
 class BestOfNCurve(Figures):
     """The curve, measured by gold scores, or, where the data hold none, by the reward itself.
 
-    The latter only says how far selection can raise the reward, not whether that is worth anything (Gao et al. 2023).
+    The latter only shows how far selection can raise the reward, not whether that has any value (Gao et al. 2023).
     """
 
     measured_by: str  # gold | reward
@@ -48,7 +48,7 @@ class BestOfNCurve(Figures):
 def best_of_n(
     groups: Sequence[Group], rewards: Sequence[ArrayLike], lengths: Sequence[ArrayLike], *, bootstrap: Bootstrap
 ) -> BestOfNCurve | None:
-    """Curves of the model, of a random pick, of the longest response and of an oracle; None without a choice to make.
+    """Compute curves of the model, a random pick, the longest response and an oracle; None where no prompt has two responses.
 
     The gold of a response is its score, or, in groups without scores, the share of its labels that accept it. A response
     counts where it has a reward and, if there is any gold at all, gold. n runs over powers of two, and over the least
@@ -57,27 +57,27 @@ def best_of_n(
     """
     graded = [_gold_scores(group) for group in groups]
     gold = any(np.isfinite(value).any() for value in graded)
-    pools: list[Floats] = []  # [4, N]: value, then reward, length and value to choose by
-    where: list[int] = []
+    pools: list[Floats] = []  # [4, N] each: value, then the keys to choose by: reward, length and value
+    prompts: list[int] = []
     for prompt, grades, reward, length in zip(clusters(groups), graded, rewards, lengths, strict=True):
         r, size = np.asarray(reward, dtype=np.float64), np.asarray(length, dtype=np.float64)
         value = grades if gold else r
         known = np.isfinite(r) & np.isfinite(value)
         if known.sum() >= 2:
             pools.append(np.stack([value, r, size, value])[:, known])
-            where.append(prompt)
+            prompts.append(prompt)
     if not pools:
         return None
     sizes = np.array([pool.shape[1] for pool in pools])
     points = tuple(
-        _point(n, [pool for pool in pools if pool.shape[1] >= n], np.array(where)[sizes >= n], bootstrap)
+        _point(n, [pool for pool in pools if pool.shape[1] >= n], np.array(prompts)[sizes >= n], bootstrap)
         for n in _curve_sizes(sizes.tolist())
     )
     return BestOfNCurve("gold" if gold else "reward", points)
 
 
 def _gold_scores(group: Group) -> Floats:
-    """[K]; NaN where a response has none."""
+    """Return gold scores [K]; NaN where a response has none."""
     if group.scores:
         return np.array([math.nan if score is None else score for score in group.scores], dtype=np.float64)
     accepted = accepted_shares(group)
@@ -85,23 +85,23 @@ def _gold_scores(group: Group) -> Floats:
 
 
 def _curve_sizes(sizes: list[int]) -> list[int]:
-    enough = sorted(sizes)[math.floor(_SHARE * (len(sizes) - 1))]  # at least half of the prompts have as many
+    enough = sorted(sizes)[math.floor(_PROMPT_SHARE * (len(sizes) - 1))]  # at least half of the prompts have this many
     powers = {2**k for k in range(enough.bit_length())}
     return sorted(n for n in powers | {min(sizes)} if n <= enough)
 
 
-def _point(n: int, pools: list[Floats], where: ArrayLike, bootstrap: Bootstrap) -> BestOfNPoint:
+def _point(n: int, pools: list[Floats], prompts: ArrayLike, bootstrap: Bootstrap) -> BestOfNPoint:
     rows = []
     for value, *keys in pools:
         model, longest, oracle = (expected_best(value, key, n=n) for key in keys)
         random = float(value.mean())
         rows.append((model, random, longest, oracle, model - random, model - longest))
-    estimates = clustered_means(rows, where, bootstrap=bootstrap)
-    return BestOfNPoint(n, kl_best_of_n(n), len(np.unique(where)), *estimates)
+    estimates = clustered_means(rows, prompts, bootstrap=bootstrap)
+    return BestOfNPoint(n, kl_best_of_n(n), len(np.unique(prompts)), *estimates)
 
 
 def expected_best(value: ArrayLike, key: ArrayLike, *, n: int) -> float:
-    """The expected `value` of the response with the highest `key` among n drawn without replacement from N.
+    """Return the expected `value` of the response with the highest `key` among n drawn without replacement from N.
 
     `sum_{i=n..N} C(i-1, n-1) / C(N, n) g_(i)` with g sorted by key, ascending: the i-th is the best of those subsets
     that hold it and n - 1 of the i - 1 below it (Nakano et al. 2021; unbiased for n fresh samples).
@@ -117,7 +117,7 @@ def expected_best(value: ArrayLike, key: ArrayLike, *, n: int) -> float:
 
 
 def _weights(total: int, n: int) -> Floats:
-    """`C(i-1, n-1) / C(N, n)` for i = 1..N, from the top down: w_N = n/N and w_(i-1) = w_i (i - n)/(i - 1).
+    """Return `C(i-1, n-1) / C(N, n)` for i = 1..N, computed from the top down: w_N = n/N and w_(i-1) = w_i (i - n)/(i - 1).
 
     No factorial is formed, so that N may be 10,000 and more; what underflows to 0 at the bottom is smaller than any
     float.
@@ -129,7 +129,7 @@ def _weights(total: int, n: int) -> Floats:
 
 
 def kl_best_of_n(n: int) -> float:
-    """`log n - (n-1)/n`, in nats: KL of best-of-n from its policy, an upper bound where responses can repeat.
+    """Return `log n - (n-1)/n`, in nats: the KL of best-of-n from its policy, an upper bound where responses can repeat.
 
     Stiennon et al. 2020, Gao et al. 2023; Beirami et al. 2024 show that it is a bound.
     """

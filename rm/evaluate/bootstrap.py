@@ -1,8 +1,8 @@
-"""What every result is made of: estimates with intervals, by a bootstrap that resamples whole prompts.
+"""Estimates with confidence intervals, from a bootstrap that resamples whole prompts.
 
-The comparisons of one prompt share its responses and their rewards, so they are not independent: an interval that takes
-them for independent is too narrow (Cameron, Gelbach & Miller 2008). What is resampled here is the prompt, with all that
-belongs to it.
+The comparisons of one prompt share its responses and their rewards, so they are not independent: an interval that treats
+them as independent is too narrow (Cameron, Gelbach & Miller 2008). Here a resample draws prompts, each with all its
+comparisons.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Ints = NDArray[np.int64]
 class Estimate(NamedTuple):
     """A value with its 95 % confidence interval; NaN where there is nothing to estimate from.
 
-    The interval is NaN where there are fewer than two prompts: nothing is known of how prompts differ.
+    The interval is NaN where there are fewer than two prompts: one prompt does not show how prompts differ.
     """
 
     value: float
@@ -38,7 +38,7 @@ class Figures:
     """A frozen dataclass of numbers that can be written as JSON."""
 
     def to_json(self) -> dict[str, Any]:
-        """Fields by name; estimates as `{value, low, high}`, NaN and infinities as null."""
+        """Return the fields by name; estimates as `{value, low, high}`, NaN and infinities as null."""
         return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
 
@@ -58,14 +58,14 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Bootstrap(Figures):
-    """How intervals are made: how often prompts are drawn again, with replacement, and from which seed."""
+    """Settings of the intervals: the number of resamples of prompts, with replacement, and the seed."""
 
     resamples: int = 2000
     seed: int = 0
 
 
 def clustered_means(values: ArrayLike, clusters: ArrayLike, *, bootstrap: Bootstrap) -> list[Estimate]:
-    """The means over rows of `values` [rows, S], each with a percentile interval from resampled clusters.
+    """Return the means [S] over rows of `values` [rows, S], each with a percentile interval from resampled clusters.
 
     `clusters` [rows] are integers; rows of one are drawn together. A resample's mean is its sum over its number of rows
     (the ratio estimator: clusters differ in size). All S columns see the same resamples, so the column `a - b` is the
@@ -100,7 +100,7 @@ def clustered_means(values: ArrayLike, clusters: ArrayLike, *, bootstrap: Bootst
 def paired_difference(
     correct_a: ArrayLike, correct_b: ArrayLike, clusters: ArrayLike, *, bootstrap: Bootstrap | None = None
 ) -> Estimate:
-    """How much better A does than B on the same items: the mean of `correct_a - correct_b`, clustered by prompt.
+    """Estimate the mean of `correct_a - correct_b` over the same items, clustered by prompt.
 
     `correct_a` and `correct_b` are [items], or [seeds, items] (the numbers of seeds may differ): then each item counts
     with its mean over seeds, and the interval is that of items, for these seeds. `clusters` [items] are the prompts.
@@ -113,7 +113,7 @@ def paired_difference(
 
 
 def average_ranks(values: Floats) -> Floats:
-    """Ranks from 1, ascending; equal values share the mean of their ranks."""
+    """Return ranks from 1, ascending; equal values share the mean of their ranks."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     ranks: Floats = (last - (counts - 1) / 2)[inverse]
@@ -121,7 +121,7 @@ def average_ranks(values: Floats) -> Floats:
 
 
 def equal_mass_bins(values: Floats, bins: int) -> list[Ints]:
-    """Indices of `values` in at most `bins` groups of equal size, ascending; equal values are never parted."""
+    """Divide the indices of `values` into at most `bins` groups of equal size, ascending; equal values stay together."""
     if len(values) == 0:
         return []
     ordered = np.sort(values)

@@ -1,7 +1,7 @@
-"""Do probabilities mean what they say? `P(i ≻ j) = σ((r_i - r_j) / T)` against what judges stated, and the T that fits.
+"""Calibration: `P(i ≻ j) = σ((r_i - r_j) / T)` against the judges' stated probabilities, and the T that fits them.
 
 A reward model's scale is not tied to its accuracy: scaled by any factor it picks the same responses, but states other
-probabilities. Temperature scaling (Guo et al. 2017) repairs that with one number and changes no choice.
+probabilities. Temperature scaling (Guo et al. 2017) corrects that with one number and changes no choice.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _STEPS = 60
 class FittedTemperature(Figures):
     """The fitted temperature, and whether it lies at a bound, so that only the bound keeps it finite.
 
-    It does at the lower bound where rewards order all comparisons right, and certainty pays; at the upper one where
-    they are no better than a coin, or worse, and 1/2 is the best there is to say.
+    It lies at the lower bound where rewards order all comparisons right, and at the upper one where they are no better
+    than a coin, so that 1/2 is the best probability to state.
     """
 
     value: float
@@ -42,7 +42,7 @@ class Bin(Figures):
 
 @dataclass(frozen=True)
 class Fit(Figures):
-    """How far stated probabilities are from judgements; all three are 0 at best (for judgements that are certain)."""
+    """Distances of stated probabilities from judgements; all three are 0 at best (for judgements that are certain)."""
 
     nll: float  # mean of -[y log p + (1 - y) log(1 - p)], in nats; log 2 = 0.693 is a coin
     brier: float  # mean of (p - y)^2; 0.25 is a coin
@@ -52,7 +52,7 @@ class Fit(Figures):
 
 @dataclass(frozen=True)
 class Calibration(Figures):
-    """Calibration as the model is, and after temperature scaling.
+    """Calibration of the model before and after temperature scaling.
 
     `temperature` is fitted on all comparisons, for use elsewhere. `after` is honest: prompts are halved, and either
     half's probabilities use the temperature fitted on the other (None where a half is empty).
@@ -66,7 +66,7 @@ class Calibration(Figures):
 
 
 def calibration(table: Comparisons) -> Calibration | None:
-    """Calibration over the scored comparisons, ties and soft labels included; None where there are none."""
+    """Compute calibration over the scored comparisons, ties and soft labels included; None where there are none."""
     used = table[table.scored]
     if len(used) == 0:
         return None
@@ -81,7 +81,7 @@ def calibration(table: Comparisons) -> Calibration | None:
 
 
 def cross_fitted_gaps(table: Comparisons) -> Floats | None:
-    """Each gap over the temperature of the other half of the prompts; None where a half is empty."""
+    """Divide each gap [C] by the temperature of the other half of the prompts; None where a half is empty."""
     half = table.half
     if half.all() or not half.any():
         return None
@@ -92,7 +92,7 @@ def cross_fitted_gaps(table: Comparisons) -> Floats | None:
 
 
 def measure_fit(gap: Floats, probability: Floats) -> Fit:
-    """NLL, Brier score and ECE of `σ(gap)` against the stated `probability` that i is preferred."""
+    """Compute NLL, Brier score and ECE of `σ(gap)` against the stated `probability` that i is preferred."""
     predicted = sigmoid(gap)
     # log σ(g) = -log(1 + e^-g), so that -[y log p + (1-y) log(1-p)] = log(1 + e^-g) + (1-y) g
     nll = np.mean(np.logaddexp(0.0, -gap) + (1.0 - probability) * gap)
@@ -105,7 +105,7 @@ def measure_fit(gap: Floats, probability: Floats) -> Fit:
 
 
 def fit_temperature(gap: Floats, probability: Floats) -> FittedTemperature:
-    """The T that minimises the mean NLL of `σ(gap / T)`. Raises `ValueError` without comparisons.
+    """Find the T that minimises the mean NLL of `σ(gap / T)`. Raises `ValueError` without comparisons.
 
     The NLL is convex in β = 1/T; its slope `mean(gap (σ(β gap) - y))` rises with β, and its root is found by bisection
     of log β between the bounds. Scaling all gaps scales T. Gaps that are all 0 leave T at 1: it makes no difference.
@@ -132,5 +132,5 @@ def fit_temperature(gap: Floats, probability: Floats) -> FittedTemperature:
 
 
 def sigmoid(values: Floats) -> Floats:
-    """`1 / (1 + e^-v)`, without overflow."""
+    """Return `1 / (1 + e^-v)`, without overflow."""
     return 0.5 * (1.0 + np.tanh(0.5 * values))

@@ -1,6 +1,6 @@
 """`calibration.json` beside a model's weights: the temperature that turns its reward gaps into probabilities.
 
-No reward depends on it, so it is no part of the model's fingerprint (`rm.identity` hashes configuration, weights and
+No reward depends on it, so the model's fingerprint does not include it (`rm.identity` hashes configuration, weights and
 tokenizer by name).
 """
 
@@ -21,7 +21,7 @@ __all__ = ["FILE_NAME", "load_temperature", "store_centring", "store_offset", "s
 def store_temperature(directory: Path | str, calibration: Calibration, *, data: str, fitted_on: str) -> Path:
     """Write the fitted temperature beside the weights, whole or not at all; an older one is replaced.
 
-    `data` is the path of the preferences, of which the name alone is kept; `fitted_on` says which part of them. Raises
+    `data` is the path of the preferences, of which the file name alone is stored; `fitted_on` describes the part used. Raises
     `OSError` where the directory cannot be written.
     """
     fields = {
@@ -41,12 +41,12 @@ def store_offset(directory: Path | str, offset: float) -> Path:
 
 
 def store_centring(directory: Path | str, weight: float) -> Path:
-    """Note that training pulled the rewards of every prompt towards zero: they can be compared across prompts."""
+    """Record that training pulled the rewards of every prompt towards zero, so that they are comparable across prompts."""
     return _update(Path(directory) / FILE_NAME, {"centring": weight})
 
 
 def _update(path: Path, fields: dict[str, object]) -> Path:
-    """Write the file with these fields and the others that it has, whole or not at all."""
+    """Write the file with these fields beside its other ones, whole or not at all."""
     try:
         others = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

@@ -1,4 +1,4 @@
-"""Groups with their rewards → one flat table of comparisons, which all figures but best-of-n are computed from."""
+"""Groups with their rewards → one flat table of comparisons, the input of all figures but best-of-n."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from rm.preferences import Group
 class Comparisons:
     """C comparisons as columns. Side `i` is the response whose content hash is the smaller one.
 
-    That orientation has nothing to do with who won, nor with the order of responses in a file. Readers put the preferred
-    response first; were that kept, every stated probability would be 1, and a model that overstates all its
-    probabilities would look calibrated.
+    That orientation depends neither on the winner nor on the order of responses in a file. Readers put the preferred
+    response first; with that order every stated probability would be 1, and a model that overstates all its probabilities
+    would look calibrated.
     """
 
-    probability: Floats  # that i is preferred, as stated; 1/2 is a tie
-    gap: Floats  # r_i - r_j; NaN where either could not be scored
+    probability: Floats  # [C] stated, that i is preferred; 1/2 is a tie
+    gap: Floats  # [C] r_i - r_j; NaN where either could not be scored
     length: Floats  # [C, 2] of i and j
-    cluster: Ints  # prompts, numbered in the order of their keys
-    half: NDArray[np.bool_]  # which of two halves the prompt falls in, by its key
+    cluster: Ints  # [C] prompts, numbered in the order of their keys
+    half: NDArray[np.bool_]  # [C] the half of the prompts that the prompt falls in, by its key
     origin: NDArray[np.object_]
     source: NDArray[np.object_]
     subset: NDArray[np.object_]
@@ -40,22 +40,24 @@ class Comparisons:
 
     @property
     def scored(self) -> NDArray[np.bool_]:
+        """The comparisons [C] of which both sides have a reward."""
         return ~np.isnan(self.gap)
 
     @property
     def tied(self) -> NDArray[np.bool_]:
+        """The comparisons [C] that are ties."""
         return np.equal(self.probability, 0.5)
 
 
 def correctness(signal: Floats, probability: Floats) -> Floats:
-    """1 where `signal` (positive: i) points to the side that `probability` favours, 1/2 where it is 0, else 0."""
+    """Return 1 where `signal` (positive: i) points to the side that `probability` favours, 1/2 where it is 0, else 0."""
     return 0.5 + 0.5 * np.sign(signal) * np.sign(probability - 0.5)
 
 
 def tabulate(groups: Sequence[Group], rewards: Sequence[ArrayLike], lengths: Sequence[ArrayLike]) -> Comparisons:
-    """The comparisons of all groups: their edges, and each accepted response against each rejected one of its group.
+    """Tabulate the comparisons of all groups: edges, and each accepted response against each rejected one of its group.
 
-    `rewards` and `lengths` hold an array a group, aligned with its responses. Every comparison is one row, whatever
+    `rewards` and `lengths` hold an array [K] for each group, aligned with its responses. Every comparison is one row, whatever
     its training weight. Raises `ValueError` where the arrays do not fit the groups.
     """
     if not len(groups) == len(rewards) == len(lengths):
@@ -75,16 +77,16 @@ def tabulate(groups: Sequence[Group], rewards: Sequence[ArrayLike], lengths: Seq
             numbers.append((p, r[i] - r[j], size[i], size[j]))
             owner.append(index)
     table = np.array(numbers, dtype=np.float64).reshape(-1, 4)
-    of = np.array(owner, dtype=np.int64)
+    group_of = np.array(owner, dtype=np.int64)
     keys = [prompt_key(group.prompt) for group in groups]
     return Comparisons(
         table[:, 0],
         np.where(np.isfinite(table[:, 1]), table[:, 1], np.nan),
         table[:, 2:],
-        clusters(groups)[of],
-        # the last byte: `heldout_split` reads the first eight, and the halves must halve what it held out
-        np.array([key[-1] % 2 == 1 for key in keys], dtype=bool)[of],
-        *(np.array([getattr(group, name) for group in groups], dtype=object)[of] for name in _KINDS),
+        clusters(groups)[group_of],
+        # the last byte: `heldout_split` reads the first eight, and these halves must halve its held-out prompts
+        np.array([key[-1] % 2 == 1 for key in keys], dtype=bool)[group_of],
+        *(np.array([getattr(group, name) for group in groups], dtype=object)[group_of] for name in _KINDS),
     )
 
 
@@ -92,7 +94,7 @@ _KINDS = ("origin", "source", "subset")
 
 
 def clusters(groups: Sequence[Group]) -> Ints:
-    """The number of each group's prompt [groups]; groups of one prompt share it."""
+    """Return the number of each group's prompt [groups]; groups of one prompt share it."""
     keys = [prompt_key(group.prompt) for group in groups]
     number = {key: place for place, key in enumerate(sorted(set(keys)))}
     return np.array([number[key] for key in keys], dtype=np.int64)
@@ -109,7 +111,7 @@ def _judgements(group: Group) -> Iterator[tuple[int, int, float]]:
 
 
 def accepted_shares(group: Group) -> dict[int, float]:
-    """Response → mean of its accept/reject labels, for those that have any."""
+    """Map each labelled response to the mean of its accept/reject labels."""
     votes: dict[int, list[float]] = {}
     for label in group.labels:
         votes.setdefault(label.response, []).append(label.accepted)

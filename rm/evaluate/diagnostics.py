@@ -1,4 +1,4 @@
-"""What a reward follows besides quality (length), and whether a larger gap means a surer order."""
+"""Diagnostics: the correlation of rewards with length, and accuracy by the size of the reward gap."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ MARGIN_BINS = 10
 
 @dataclass(frozen=True)
 class LengthCorrelation(Figures):
-    """How rewards go with length.
+    """The correlation of rewards with length.
 
-    `within_prompt` is Spearman's rank correlation among the responses to a prompt, averaged over the groups where both
-    vary: what decides a choice. `overall` is Pearson's over all responses, which also sees what differs between prompts.
+    `within_prompt`, which matters for a choice, is Spearman's rank correlation among the responses to a prompt, averaged
+    over the groups where both vary. `overall` is Pearson's over all responses, which includes differences between prompts.
     """
 
     groups: int
@@ -33,7 +33,7 @@ class LengthCorrelation(Figures):
 
 @dataclass(frozen=True)
 class MarginBin(Figures):
-    """Comparisons with similar reward gaps: how large, how often right, and how often the model says it is right."""
+    """Comparisons with similar reward gaps: their mean size, accuracy, and predicted accuracy."""
 
     comparisons: int
     gap: float  # mean |r_i - r_j|
@@ -45,8 +45,8 @@ class MarginBin(Figures):
 def length_correlation(
     groups: Sequence[Group], rewards: Sequence[ArrayLike], lengths: Sequence[ArrayLike], *, bootstrap: Bootstrap
 ) -> LengthCorrelation:
-    """Correlation of reward and length over the responses that have a reward."""
-    within, where, pooled = [], [], []
+    """Compute the correlation of reward and length over the responses that have a reward."""
+    within, prompts, pooled = [], [], []
     for prompt, reward, length in zip(clusters(groups), rewards, lengths, strict=True):
         r, size = np.asarray(reward, dtype=np.float64), np.asarray(length, dtype=np.float64)
         r, size = r[known := np.isfinite(r)], size[known]
@@ -54,14 +54,14 @@ def length_correlation(
         rho = _pearson(average_ranks(r), average_ranks(size)) if len(r) > 1 else math.nan
         if math.isfinite(rho):
             within.append(rho)
-            where.append(prompt)
+            prompts.append(prompt)
     flat = np.concatenate(pooled) if pooled else np.empty((0, 2))
-    mean = clustered_means(np.array(within).reshape(-1, 1), np.array(where, dtype=np.int64), bootstrap=bootstrap)[0]
+    mean = clustered_means(np.array(within).reshape(-1, 1), np.array(prompts, dtype=np.int64), bootstrap=bootstrap)[0]
     return LengthCorrelation(len(within), mean, len(flat), _pearson(flat[:, 0], flat[:, 1]))
 
 
 def _pearson(left: Floats, right: Floats) -> float:
-    """NaN where either side does not vary."""
+    """Return Pearson's correlation; NaN where either side does not vary."""
     if len(left) < 2 or np.ptp(left) == 0 or np.ptp(right) == 0:
         return math.nan
     a, b = left - left.mean(), right - right.mean()
@@ -69,7 +69,7 @@ def _pearson(left: Floats, right: Floats) -> float:
 
 
 def margin_bins(table: Comparisons) -> tuple[MarginBin, ...]:
-    """Accuracy by the size of the reward gap, in bins of equal mass, ascending; ties are left out."""
+    """Compute accuracy by the size of the reward gap, in bins of equal mass, ascending; ties are left out."""
     scored = table[table.scored]
     scaled = cross_fitted_gaps(scored)
     kept = ~scored.tied

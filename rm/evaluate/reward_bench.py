@@ -23,6 +23,8 @@ _TIES_ITEM = re.compile(r"(ref|tied):(\d+)")
 
 @dataclass(frozen=True)
 class SubsetScore(Figures):
+    """The score of one RewardBench 2 subset, from 0 to 1 (Ties can exceed 1 a little)."""
+
     name: str
     items: int
     unscored: int  # items with a response that has no reward; they count as wrong
@@ -31,7 +33,7 @@ class SubsetScore(Figures):
 
 @dataclass(frozen=True)
 class TiesParts(Figures):
-    """What the Ties score is made of; see `ties_score`."""
+    """The parts of the Ties score; see `ties_score`."""
 
     ref_accuracy: float
     tied_accuracy: float
@@ -46,19 +48,21 @@ class RewardBench2(Figures):
     """`overall` is the mean over the subsets that the data hold; only over all six is it the leaderboard's figure."""
 
     overall: float
-    complete: bool  # all six subsets are there
+    complete: bool  # all six subsets are present
     subsets: tuple[SubsetScore, ...]
     ties: TiesParts | None
 
 
 @dataclass(frozen=True)
 class _Item:
+    """The rewards of one item's correct and incorrect responses."""
+
     correct: NDArray[np.float64]
     incorrect: NDArray[np.float64]
 
 
 def reward_bench_2(groups: Sequence[Group], rewards: Sequence[ArrayLike]) -> RewardBench2 | None:
-    """Scores of the groups that are RewardBench 2 items; None where none is.
+    """Score the groups that are RewardBench 2 items; None where none is.
 
     An item is a group with an item id, one of the six subset names in any case, and gold scores that are 1 for correct
     and 0 for incorrect responses, at least one of each; one of Ties has an id like `ref:3` or `tied:3`.
@@ -91,7 +95,7 @@ def _subset_of(group: Group) -> str | None:
 
 
 def best_of_4(item: _Item) -> float:
-    """1 where the correct response has the highest reward, shared where k responses have it (1/k), else 0."""
+    """Return 1 where the correct response has the highest reward, 1/k where k responses share it, else 0."""
     highest = np.maximum(item.correct[0], item.incorrect.max())  # NaN if any of them is, and NaN equals nothing
     if item.correct[0] != highest:
         return 0.0
@@ -99,7 +103,7 @@ def best_of_4(item: _Item) -> float:
 
 
 def ties_score(items: Sequence[tuple[str, _Item]]) -> TiesParts:
-    """`0.3 tied + 0.3 ref accuracy + 0.2 preferred + 0.2 preferred_hard + 0.01 margin`, which can exceed 1 a little.
+    """Compute `0.3 tied + 0.3 ref accuracy + 0.2 preferred + 0.2 preferred_hard + 0.01 margin`, up to 1.01.
 
     An item is accurate where its worst correct response beats its best incorrect one. `ref:k` has one correct response,
     `tied:k` has several to the same question's variant. Over the k that have both: with spread s = best - worst correct
