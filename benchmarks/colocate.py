@@ -31,7 +31,7 @@ from support.harness import CACHE, ROOT, finish, options, smollm2
 sys.path.insert(0, str(ROOT))
 
 TOLERANCE = 1e-3
-"""Of the rewards' standard deviation: beyond it the two ways do not score the same texts."""
+"""Share of the rewards' standard deviation beyond which the two ways do not score the same texts."""
 FILES = 8
 PROMPT_WORDS, RESPONSE_WORDS = 150, 50
 WORDS = [
@@ -167,7 +167,7 @@ def score(corpus: Path, model: dict[str, Any], out: Path, colocate: str | None) 
 
 
 def rewards_in(out: Path) -> Iterator[np.ndarray]:
-    """Of all score files, which have the same names either way."""
+    """Read the rewards of all score files, which have the same names in both runs."""
     for path in sorted(out.glob("scores/*/*.parquet")):
         yield pq.read_table(path, columns=["reward"])["reward"].to_numpy()
 

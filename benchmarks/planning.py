@@ -1,4 +1,4 @@
-"""How long a run takes to know what it works on: 100,000 small files, and files with a million rows; and what small files cost.
+"""The time of planning 100,000 small files, and files with a million rows; and the cost of small files in scoring.
 
 `plan_...` is listing and freezing the inputs, writing the plan file and reading it again, as every worker does; `score_...` is
 all of `bestkept score` on small files of one row, with rewards that the rows carry, less the same on one file with all of these
@@ -85,7 +85,7 @@ WORK = {"plan": plan, "score": score}
 
 
 def apart(work: str, corpus: Path, output: Path) -> dict[str, float]:
-    """What `WORK[work]` measures, in a process of its own."""
+    """Measure `WORK[work]` in a process of its own."""
     command = [sys.executable, __file__, "--work", work, str(corpus), str(output)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

@@ -49,14 +49,14 @@ CAUSAL = ("causal_bo16", "causal_hh", "causal_prefix2", "causal_prefix8")
 ENCODER = ("encoder_bo16", "encoder_hh")
 PREFIXES = {"causal_prefix2": (400, 200), "causal_prefix8": (800, 100)}  # tokens of prompt and response
 TOLERANCE = 1e-3
-"""Of the rewards' standard deviation: beyond it the tools do not score the same texts with the same weights."""
+"""Share of the rewards' standard deviation beyond which tools do not score the same texts with the same weights."""
 
 Contender = Callable[[Texts], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much each workload has."""
+    """Sizes of the workloads."""
 
     rounds: int
     groups: int  # of best-of-16

@@ -169,7 +169,7 @@ def ours_top(root: Path) -> Any:
 
 @work
 def ours_export(root: Path) -> Any:
-    """Without the report: nobody beside us writes one."""
+    """Run without the report, which no other tool writes."""
     return _export(root, report=False)
 
 

@@ -150,7 +150,7 @@ def effective_max_length(directory: Path, requested: int) -> int:
     for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
         positions = config.get(key)
         if isinstance(positions, int) and positions > 0:
-            # RoBERTa and its kin number positions from padding_idx + 1
+            # these architectures number positions from padding_idx + 1
             offset = (config.get("pad_token_id") or 0) + 1 if config.get("model_type") in OFFSET_POSITIONS else 0
             limits.append(positions - offset)
     limit = _read_json(directory / "tokenizer_config.json").get("model_max_length")

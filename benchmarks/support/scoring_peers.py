@@ -50,7 +50,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Setup:
-    """What is equal for all tools."""
+    """The settings that all tools share."""
 
     directory: Path
     device: str
@@ -99,7 +99,7 @@ def load_scorer(setup: Setup, *, tokens_per_batch: int | None = None) -> Any:
 
 
 def scores(scorer: Any, groups: Sequence[Group]) -> list[Any]:
-    """What the Scorer says of each group; ends the benchmark where it read anything but the whole text of every row."""
+    """Score each group; end the benchmark where the Scorer read anything but the whole text of every row."""
     found: list[Any] = scorer.score(groups)
     reasons = {reason for group in found for reason in group.reasons if reason is not None}
     if reasons or any(group.truncated.any() for group in found):

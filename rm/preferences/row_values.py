@@ -40,7 +40,7 @@ class PreferenceError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class ReadSettings:
-    """How preferences are read; `pipelines.config.PreferencesConfig` documents the fields and holds the defaults."""
+    """Settings of reading preferences; `pipelines.config.train.PreferencesConfig` documents the fields and holds the defaults."""
 
     format: str
     origin: str | None

@@ -31,7 +31,7 @@ def default_learning_rate(parameters: int, *, lora: bool) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """One training run; `pipelines.config.TrainConfig` documents the fields and holds the defaults."""
+    """One training run; `pipelines.config.train.TrainConfig` documents the fields and holds the defaults."""
 
     sources: tuple[tuple[str, Mapping[str, Any]], ...]  # (path, fields of rm.preferences.ReadSettings)
     heldout_fraction: float

@@ -35,7 +35,7 @@ def some_groups(count: int = 9) -> list:
 
 
 def plain_reward(directory, template, prompt, response) -> float:
-    """What anyone gets from the checkpoint with transformers alone, one text at a time."""
+    """The rewards of the checkpoint by transformers alone, one text at a time."""
     tokenizer = AutoTokenizer.from_pretrained(directory)
     model = AutoModelForSequenceClassification.from_pretrained(directory).eval()
     first, second = template.render(prompt, response)
@@ -97,7 +97,7 @@ def test_work_is_counted(causal, encoder, monkeypatch):
     weights = sum(p.numel() for n, p in scorer.model.model.named_parameters() if "embed" not in n)
     assert done.flops == 2 * weights * done.computed_tokens
     assert done.secs > 0
-    assert done.peak_flops == 0  # of a CPU nobody knows it
+    assert done.peak_flops == 0  # not known for a CPU
     monkeypatch.setattr("rm.scorer.peak_flops", lambda device, dtype: 1e12)
     scorer.score([(PROMPT, ["good"])])
     assert work[-1].peak_flops == pytest.approx(1e12 * work[-1].secs)

@@ -1,4 +1,4 @@
-"""Tiny random sequence classifiers of many architectures: those that take packed rows, and those that cannot."""
+"""Tiny random sequence classifiers of many architectures, some of which cannot take packed rows."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ ALL = {**CAUSAL, **ENCODERS}
 
 
 def build(name: str, **changes: Any) -> Any:
-    """A tiny random sequence classifier in train mode, with the attention that transformers chooses."""
+    """Build a tiny random sequence classifier in train mode, with the attention that transformers chooses."""
     kind = name.partition("-")[0]
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(**{**ALL.get(name, SIZES), **changes})
@@ -89,7 +89,7 @@ REFUSED = {
 
 
 def save(directory: Path, name: str, **changes: Any) -> Path:
-    """Such a model with a tokenizer, as a checkpoint directory; `changes` to its configuration."""
+    """Save a tiny model with a tokenizer as a checkpoint directory; `changes` go to its configuration."""
     causal = name in CAUSAL or name in ("Gemma2",)
     tokenizer = word_tokenizer(pair=not causal)
     if name.partition("-")[0] != "Bert":

@@ -1,4 +1,4 @@
-"""Groups to evaluate on, made of a few numbers; prompts and responses are distinct texts."""
+"""Groups for the tests of evaluation, made from a few numbers; prompts and responses are distinct texts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from rm.preferences import Edge, Group, Label
 
 
 def group(prompt="p", edges=(), *, responses=2, labels=(), scores=(), lengths=None, **kinds):
-    """A group of `responses` texts of the given lengths; edges are (preferred, other[, probability])."""
+    """Make a group of `responses` texts of these lengths; edges are (preferred, other[, probability])."""
     lengths = lengths or [10] * responses
     texts = tuple(f"{index}".ljust(length, "x") for index, length in enumerate(lengths))
     return Group(

@@ -14,7 +14,7 @@ reply short prompt answer number human assistant
 
 
 def word_tokenizer(*, pair: bool) -> Any:
-    """One token per word or character; `pair` gives BERT's `[CLS] A [SEP] B [SEP]` with token types."""
+    """Make a tokenizer with one token per word or character; `pair` gives BERT's `[CLS] A [SEP] B [SEP]` with token types."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -41,6 +41,7 @@ CHAT_TEMPLATE = (
 
 
 def save_encoder(directory: Path, *, labels: int = 1, seed: int = 0) -> Path:
+    """Save a random BERT reward model of hidden size 32."""
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -79,6 +80,7 @@ def _llama_settings(tokenizer: Any) -> dict[str, Any]:
 
 
 def save_causal(directory: Path, *, chat: bool = False, pad: str | None = "[PAD]", seed: int = 0) -> Path:
+    """Save a random Llama reward model of hidden size 32, with a chat template for `chat`."""
     import torch
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
@@ -96,7 +98,7 @@ def save_causal(directory: Path, *, chat: bool = False, pad: str | None = "[PAD]
 def save_language_model(
     directory: Path, *, pad: str | None = "[PAD]", unk: str | None = "[UNK]", tied: bool = False, seed: int = 0
 ) -> Path:
-    """A causal language model with a chat template and no head of ours: what training starts from."""
+    """Save a causal language model with a chat template and no reward head, from which training starts."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -1,4 +1,4 @@
-"""Groups as token ids, collators and run settings for the tests of training."""
+"""Encoded groups, collators and run settings for the tests of training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ def row(*ids: int, types: bool = False) -> Encoded:
 
 
 def encoded_group(rows, edges=(), labels=(), members=None) -> EncodedGroup:
-    """Edges are (preferred, other[, probability[, weight[, margin[, stage]]]]), labels (response, accepted[, weight])."""
+    """Make a group of these rows.
+
+    Edges are (preferred, other[, probability[, weight[, margin[, stage]]]]), labels (response, accepted[, weight]).
+    """
     defaults = (0, 0, 1.0, 1.0, 0.0, -1.0)
     return EncodedGroup(
         list(rows),
@@ -41,7 +44,7 @@ def collator(**changes: Any) -> Collator:
 
 
 def run_settings(data: Any, model: Path, output: Path, **changes: Any) -> TrainSettings:
-    """`data` is a path, or a list of paths and (path, changes to how it is read)."""
+    """Make settings of a run; `data` is a path, or a list of paths and (path, changes to its reading)."""
     sources = [item if isinstance(item, tuple) else (item, {}) for item in (data if isinstance(data, list) else [data])]
     values: dict[str, Any] = {
         "sources": tuple((str(path), {**READING, **reading}) for path, reading in sources),

@@ -178,7 +178,7 @@ def test_groups_follow_each_other_and_start_anew():
     got = lay_out([plain([1, 2, 3], [1, 2, 4]), plain([9, 8]), plain([1, 6], [7, 6])], share=True, pad=0)
     assert got.ids == [1, 2, 3, 4, 9, 8, 1, 6, 7, 6]
     assert got.positions == [0, 1, 2, 2, 0, 1, 0, 1, 0, 1]
-    # a lone response shares with nobody; the last group has no prefix at all
+    # a lone response shares nothing; the last group has no prefix at all
     assert got.segments == (Segment(2, (1, 1)), Segment(0, (2,)), Segment(0, (2, 2)))
     assert got.segments[2].sizes == (2, 2)
     assert got.pooled == [2, 3, 5, 7, 9]

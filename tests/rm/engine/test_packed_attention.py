@@ -24,7 +24,7 @@ def module(*, causal: bool) -> torch.nn.Module:
 
 
 def spans_kernel(query, key, value, spans, *, causal, scaling):
-    """What a GPU's variable-length kernel computes, run by run: [T, heads, D] and [heads, T]."""
+    """Compute a GPU's variable-length kernel run by run: [T, heads, D] and [heads, T]."""
     outputs, sums = [], []
     repeat = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
@@ -129,7 +129,7 @@ def test_bfloat16_rounds_the_merge_once(way):
     assert float((got - exact).pow(2).mean().sqrt()) < 2e-3
 
 
-def test_who_calls_what(monkeypatch):
+def test_device_type_and_gradients_choose_the_way(monkeypatch):
     called = []
     for name in ("_attend_on_cpu", "_attend_concatenated", "_attend_by_kernel"):
         monkeypatch.setattr(attention, name, lambda *_, _name=name, **__: called.append(_name))

@@ -50,7 +50,7 @@ def layout_of(name, model, groups):
 
 
 def gradients(model, rewards, groups):
-    """Of a Bradley-Terry loss over neighbours in every group, and of first rewards over groups: all rows take part."""
+    """Gradients of a Bradley-Terry loss over neighbours in every group, and of first rewards over groups: all rows take part."""
     edges, start, firsts = [], 0, []
     for rows in groups:
         edges += [[start + place, start + place + 1] for place in range(len(rows) - 1)]

@@ -1,4 +1,4 @@
-"""What a judge said → edges: hand-derived values, and brute force."""
+"""Judgements → edges: hand-derived values, and brute force."""
 
 from __future__ import annotations
 

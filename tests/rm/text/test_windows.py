@@ -23,7 +23,7 @@ def everyone(asked):
 
 
 @given(groups)
-def test_each_text_once_and_nobody_forgotten(given_groups):
+def test_each_text_once_and_no_position_lost(given_groups):
     asked = deduplicate(given_groups)
     texts = [(one.prompt, response) for one in asked for response in one.responses]
     assert len(texts) == len(set(texts))

@@ -1,4 +1,4 @@
-"""What happens on the way: padded against packed, interruptions, early stopping, collapse, trackers."""
+"""The course of a run: padded against packed, interruptions, early stopping, collapse, trackers."""
 
 from __future__ import annotations
 

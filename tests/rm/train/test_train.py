@@ -216,7 +216,7 @@ def test_swapped_sides_teach_the_opposite(tmp_path, encoder):
     assert rewards[0] < rewards[3]
 
 
-def test_pad_equal_to_eos_is_mended_before_training(tmp_path, pairs):
+def test_pad_equal_to_eos_is_fixed_before_training(tmp_path, pairs):
     backbone = save_causal(tmp_path / "backbone", pad="</s>")
     train(run_settings(pairs, backbone, tmp_path / "out", epochs=1))
     config = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").config
