@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-Json = Mapping[str, Any]
+from pipelines.storage.canonical_json import Json
 
 
 def percent(value: float | None, *, sign: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""JSON in one fixed form, and its digest."""
+"""JSON in one fixed form, its digest, and the type of a document that is read."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
+
+Json = Mapping[str, Any]
+"""An object of a JSON document."""
 
 
 def to_json(value: Mapping[str, Any]) -> bytes:

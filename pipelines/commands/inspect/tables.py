@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-Json = Mapping[str, Any]
+from pipelines.storage.canonical_json import Json
 
 _SHOWN_CHARACTERS = 700
 _RESPONSES_SHOWN = 3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -10,8 +10,7 @@ from pipelines.report.charts import Bar, bar_rows, dot_pairs
 from pipelines.report.pages import base
 from pipelines.report.pages.run_charts import kept_and_dropped, source_name
 from pipelines.report.text import crop
-
-Json = Mapping[str, Any]
+from pipelines.storage.canonical_json import Json
 
 _PAGE = """\
 {% extends "page" %}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jinja2
 
 from pipelines.report.text import crop, sanitise
-
-Json = Mapping[str, Any]
+from pipelines.storage.canonical_json import Json
 
 _MOST = 2_000  # characters of a response, and of a prompt
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from pipelines.report import evaluation_tables
 from pipelines.report.charts import Mark, Series, calibration_chart, interval_chart, line_chart
 from pipelines.report.pages import base
 from pipelines.report.text import crop
-
-Json = Mapping[str, Any]
+from pipelines.storage.canonical_json import Json
 
 _PAGE = """\
 {% extends "page" %}

@@ -11,8 +11,7 @@ from markupsafe import Markup
 from pipelines.report.pages import base, conversations
 from pipelines.report.pages.run_charts import charts
 from pipelines.report.text import crop
-
-Json = Mapping[str, Any]
+from pipelines.storage.canonical_json import Json
 
 _PAGE = """\
 {% extends "page" %}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -24,8 +24,7 @@ from pipelines.report.charts import (
 )
 from pipelines.report.evaluation_tables import number, number_interval
 from pipelines.report.pages.evaluation import best_of_n
-
-Json = Mapping[str, Any]
+from pipelines.storage.canonical_json import Json
 
 SIDES = (("kept", "kept"), ("dropped", "dropped"))
 
