@@ -1,7 +1,7 @@
 """Upload a finished output to the Hugging Face Hub: the data set and what describes it, and nothing twice.
 
 Uploaded are `data/`, the card, the manifest and the report. Not `scores/` (checkpoints of this project, larger than the data set
-and of use to nobody else), not `rejected/`, `claim.json` and `run.json` (they name files and machines of whoever ran it).
+and useless elsewhere), not `rejected/`, `claim.json` and `run.json` (they name files and machines of the run).
 The output directory is only read: nothing is kept in it about the upload, since the repository itself says what it holds.
 """
 
@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 _ATTEMPTS = 4  # of each step, each with the client's own repetitions of a request
 _CHUNK = 1 << 20
-_AGAIN = {408, 409, 425, 429}
+_TRANSIENT = {408, 409, 425, 429}
 _SHARDS = ["data/train-*.parquet", "data/test-*.parquet"]
 _MANIFEST = "manifest.json"
 _FILES = ["README.md", _MANIFEST, "report.html"]
@@ -38,14 +38,14 @@ _REMEDIES = {
 
 
 class PushResult(NamedTuple):
-    """Where an output lies on the Hub, and whether this run has put it there."""
+    """The address of an output on the Hub, and whether this run has uploaded it."""
 
     url: str
     fresh: bool
 
 
 def check(hub: HubConfig | None) -> None:
-    """Raises `ConfigError` where an upload could not even begin, before any work is done for it. Needs no network."""
+    """Check the settings of an upload before any work is done for it; needs no network. Raises `ConfigError`."""
     if hub is None:
         return
     from huggingface_hub import constants, get_token
@@ -65,23 +65,23 @@ def push(output: str, hub: HubConfig, manifest: Mapping[str, Any]) -> PushResult
     """Upload a finished local output, unless the repository holds just this.
 
     At most 256 files, and with a client older than 2.0 any number, become one commit; more of them become several, which the next
-    call goes on with if they break off. Shards of an earlier upload are removed from the branch; its history keeps them. Raises
+    call resumes if they break off. Shards of an earlier upload are removed from the branch; its history keeps them. Raises
     `ConflictError` where the repository holds other data, and `StorageError` with the remedy for what the Hub or the network
     refuses.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.utils import disable_progress_bars
 
-    disable_progress_bars()  # ours is on the terminal already
+    disable_progress_bars()  # bestkept shows its own
     api = HfApi()
-    at = {"repo_id": hub.repo, "repo_type": "dataset"}
-    there = {**at, "revision": hub.revision}
+    repo = {"repo_id": hub.repo, "repo_type": "dataset"}
+    branch = {**repo, "revision": hub.revision}
     url = f"{api.endpoint}/datasets/{hub.repo}" + (f"/tree/{hub.revision}" if hub.revision else "")
     private = hub.private is not False
-    _retry(lambda: api.create_repo(**at, private=private, exist_ok=True), "create", hub)
+    _retry(lambda: api.create_repo(**repo, private=private, exist_ok=True), "create", hub)
     if hub.revision is not None:
-        _retry(lambda: api.create_branch(**at, branch=hub.revision, exist_ok=True), "create the branch of", hub)
-    remote = _retry(lambda: _list_files(api.list_repo_tree(**there, recursive=True)), "list", hub)
+        _retry(lambda: api.create_branch(**repo, branch=hub.revision, exist_ok=True), "create the branch of", hub)
+    remote = _retry(lambda: _list_files(api.list_repo_tree(**branch, recursive=True)), "list", hub)
     local = _local_files(output, manifest)
     shards = sorted(name for name in remote if any(fnmatch(name, pattern) for pattern in _SHARDS))
     if _MANIFEST not in remote:
@@ -89,19 +89,22 @@ def push(output: str, hub: HubConfig, manifest: Mapping[str, Any]) -> PushResult
     if set(shards) <= local.keys() and all(_same(output, name, local, remote) for name in local):
         return PushResult(url, fresh=False)
     log.info("uploading %d files to %s", len(local), url)
-    upload = lambda: api.upload_folder(  # noqa: E731
-        **there,
-        folder_path=output,
-        allow_patterns=[*_SHARDS, *_FILES],
-        delete_patterns=_SHARDS,
-        commit_message="Upload a data set curated by bestkept",
-    )
+
+    def upload() -> None:
+        api.upload_folder(
+            **branch,
+            folder_path=output,
+            allow_patterns=[*_SHARDS, *_FILES],
+            delete_patterns=_SHARDS,
+            commit_message="Upload a data set curated by bestkept",
+        )
+
     _retry(upload, "upload to", hub)
     return PushResult(url, fresh=True)
 
 
 def _local_files(output: str, manifest: Mapping[str, Any]) -> dict[str, int]:
-    """What belongs to the data set: name → bytes."""
+    """The files of the data set: name → bytes."""
     names = [*(shard["name"] for shard in manifest["shards"]), *_FILES]
     return {name: os.path.getsize(path) for name in names if os.path.isfile(path := os.path.join(output, name))}
 
@@ -126,33 +129,33 @@ def _refuse_others(
 def _same(
     output: str, name: str, local: Mapping[str, int], remote: Mapping[str, Any], *, by_content: bool = False
 ) -> bool:
-    """Whether a file lies there as it does here; shards by size alone, unless by content: the manifest, which is read, names
-    theirs."""
-    there = remote.get(name)
-    if there is None or there.size != local[name]:
+    """Whether the repository has the same file. Shards are compared by size alone, unless `by_content`: the manifest, compared by
+    content, holds their digests."""
+    entry = remote.get(name)
+    if entry is None or entry.size != local[name]:
         return False
     if name not in _FILES and not by_content:
         return True
     with open(os.path.join(output, name), "rb") as file:
-        if there.lfs is not None:
-            return bool(there.lfs.sha256 == hashlib.file_digest(file, "sha256").hexdigest())
+        if entry.lfs is not None:
+            return bool(entry.lfs.sha256 == hashlib.file_digest(file, "sha256").hexdigest())
         blob = hashlib.sha1(b"blob %d\0" % local[name], usedforsecurity=False)  # git's name for a file
         while chunk := file.read(_CHUNK):
             blob.update(chunk)
-    return bool(there.blob_id == blob.hexdigest())
+    return bool(entry.blob_id == blob.hexdigest())
 
 
 def _retry(step: Callable[[], Result], doing: str, hub: HubConfig) -> Result:
-    """What `step` returns, tried again while the failure may pass; the client's texts are never passed on."""
+    """The result of `step`, tried again while its failure may pass; messages of the client are never passed on."""
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             return step()
         except Exception as error:
             status, cause = _status(error), _cause(error)
             if status is None and isinstance(error, ValueError | TypeError | LookupError | AttributeError):
-                raise  # a mistake of a program, which must not be hidden
-        passes = status is None or status in _AGAIN or status >= 500
-        if not passes:
+                raise  # a programming error, which must not be hidden
+        may_pass = status is None or status in _TRANSIENT or status >= 500
+        if not may_pass:
             remedy = _REMEDIES.get(status or 0, "check the name and the token")
             raise StorageError(f"cannot {doing} {hub.repo} on the Hub: {cause}; {remedy}; {_GOES_ON}")
         if attempt < _ATTEMPTS:
