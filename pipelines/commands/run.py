@@ -14,7 +14,6 @@ from pipelines.curate import build, build_scoring
 from pipelines.errors import ConfigError
 from pipelines.finish import claim, hub
 from pipelines.finish.hub import PushResult
-from pipelines.finish.manifest import OFFSET_WARNING, selection_settings
 from pipelines.finish.versions import VersionRun, into_version, is_latest, set_latest, take_turn
 from pipelines.plan import Plan, PlanPaths, Plans, make_plans, sweep, with_absolute_paths
 from pipelines.report.write import write_report
@@ -27,7 +26,7 @@ from pipelines.score.unit_scorer import ScorerFactory
 from pipelines.score.unit_scores import score_directories, scores_path
 from pipelines.score.work import CorpusShard
 from pipelines.score.workers import Job, score_ahead
-from pipelines.select.selection import Selection
+from pipelines.select.selection import OFFSET_WARNING, Selection, selection_settings
 from pipelines.storage import canonical_json
 from pipelines.storage.files import absolute, join, read_bytes
 

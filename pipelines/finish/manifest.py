@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipelines.config import RunConfig
 from pipelines.corpus import InputFile
@@ -11,19 +11,17 @@ from pipelines.export.shards import OutputShard
 from pipelines.export.train_test_split import TRAIN
 from pipelines.plan import Plan, name_of
 from pipelines.score.ensemble import Standards
-from pipelines.score.totals import Totals
+from pipelines.score.totals import Totals, skipped_files
+from pipelines.select.length_correction import Curve
+from pipelines.select.selection import OFFSET_WARNING, selection_settings
 from pipelines.select.summary import FragmentFacts, SelectionSummary, StepSum
 from pipelines.storage.canonical_json import digest
 
 MANIFEST_FORMAT = 1
-_MANY_CUT = 0.01  # of the scored responses
+_MANY_CUT = 0.01  # as a share of the scored responses
 CUT_WARNING = (
     "did not fit into model.max_length with their prompts, and were scored cut: what the model read is less than what is "
     "exported; raise it, or leave them out with model.too_long=reject"
-)
-OFFSET_WARNING = (
-    "compares rewards of different prompts, and a model trained on pairs alone leaves a free offset per prompt: prefer rules "
-    "within a prompt (best_of_n, min_z, a reference), or train with train.centring or accept/reject labels"
 )
 EMPTY_SPLIT = (
     "the split {} has no rows, and the card leaves it out: no kept prompt is on its side; choose another output.test_fraction "
@@ -31,27 +29,37 @@ EMPTY_SPLIT = (
 )
 
 
-def selection_settings(config: RunConfig, plan: Plan) -> dict[str, Any]:
-    """What decides the output, given the score files."""
-    output = config.output
-    settings: dict[str, Any] = {
-        "select": [step.model_dump(exclude_none=True) for step in config.select],
-        "shape": output.shape,
-        "rows_per_shard": output.rows_per_shard,
-        "bytes_per_shard": output.bytes_per_shard,
-        "include_columns": output.include_columns,
-        "add": output.add,
-        "license": output.license,
-    }
-    if any(step.needs_temperature for step in config.select) or "probability" in output.add:
-        settings["temperature"] = plan.temperature
-    if output.test_fraction is not None:
-        settings |= {"test_fraction": output.test_fraction, "split_seed": output.split_seed}
-    return settings
+class Results(NamedTuple):
+    """All that the pipeline has found out and written, in the order in which the manifest lists it."""
+
+    totals: Totals
+    summary: SelectionSummary
+    files: Sequence[tuple[int, list[FragmentFacts]]]
+    shards: Sequence[OutputShard]
+    rejected: Sequence[str]  # names of files with rejected rows
+    curve: Curve | None = None  # of a length correction
+    standards: Standards | None = None  # of an ensemble
+    skipped: Mapping[int, str] = {}  # unreadable files: number in the plan → reason
+    report: Sequence[str] = ()  # names of the report's files
 
 
-def warnings_of(config: RunConfig, plan: Plan, manifest: Mapping[str, Any]) -> Iterator[str]:
-    """What whoever uses the output must know of it."""
+def make_manifest(config: RunConfig, plan: Plan, results: Results) -> dict[str, Any]:
+    """The manifest: inputs by content, model by fingerprint, settings, counts and shards; no times, no places."""
+    manifest = _counts_and_files(config, plan, results)
+    manifest["model"] = _model(config, plan, results.standards)
+    manifest["skipped_files"] = skipped_files(results.skipped, plan)
+    manifest["controls"] = _controls(results.summary, config)
+    if results.curve is not None:
+        manifest["length_correction"] = results.curve.to_json()
+    if config.output.test_fraction is not None:
+        manifest["splits"] = _rows_by_split(results.shards)
+    manifest["warnings"] = list(_warnings(config, plan, manifest))
+    manifest["report"] = list(results.report)
+    return manifest
+
+
+def _warnings(config: RunConfig, plan: Plan, manifest: Mapping[str, Any]) -> Iterator[str]:
+    """What a user of the output must know about it."""
     crossing = [step.name for step in config.select if step.crosses_prompts]
     if crossing and not plan.comparable:
         yield f"{crossing[0]} {OFFSET_WARNING}"
@@ -63,16 +71,8 @@ def warnings_of(config: RunConfig, plan: Plan, manifest: Mapping[str, Any]) -> I
             yield EMPTY_SPLIT.format(name)
 
 
-def make_manifest(
-    config: RunConfig,
-    plan: Plan,
-    totals: Totals,
-    summary: SelectionSummary,
-    files: Sequence[tuple[int, list[FragmentFacts]]],
-    shards: Sequence[OutputShard],
-    rejected: Sequence[str],
-) -> dict[str, Any]:
-    """The manifest: inputs by content, model by fingerprint, settings, counts and shards; no times, no places."""
+def _counts_and_files(config: RunConfig, plan: Plan, results: Results) -> dict[str, Any]:
+    totals, summary = results.totals, results.summary
     counts = totals.to_json()
     rejected_counts = counts.pop("rejected")
     examples = counts.pop("examples")
@@ -81,7 +81,7 @@ def make_manifest(
         "fingerprint": plan.fingerprint,
         "mapping": plan.mapping.to_json(),
         "selection": selection_settings(config, plan),
-        "inputs": [_input(plan.files[number], fragments) for number, fragments in files],
+        "inputs": [_input(plan.files[number], fragments) for number, fragments in results.files],
         "counts": {
             **counts,
             "rejected_total": totals.rejected.total(),
@@ -93,14 +93,14 @@ def make_manifest(
         },
         "rejected": rejected_counts,
         "first_rejected": examples,
-        "rejected_files": list(rejected),
+        "rejected_files": list(results.rejected),
         "steps": [_step(summary, number, step.name) for number, step in enumerate(config.select)],
         "mean_reward": {"kept": summary.kept.mean(), "dropped": summary.dropped.mean()},
-        "shards": [shard.to_json() for shard in shards],
+        "shards": [shard.to_json() for shard in results.shards],
     }
 
 
-def rows_of_splits(shards: Iterable[OutputShard]) -> dict[str, int]:
+def _rows_by_split(shards: Iterable[OutputShard]) -> dict[str, int]:
     """The rows of each split by its name; `train` comes first."""
     rows = {TRAIN: 0}
     for shard in shards:
@@ -108,9 +108,9 @@ def rows_of_splits(shards: Iterable[OutputShard]) -> dict[str, int]:
     return rows
 
 
-def controls(summary: SelectionSummary, config: RunConfig) -> dict[str, Any]:
-    """Mean rewards of what else could have been kept: by chance at equal size, and the longest of each prompt (None where an
-    earlier cut, or pairs, leave nothing to compare with)."""
+def _controls(summary: SelectionSummary, config: RunConfig) -> dict[str, Any]:
+    """Mean rewards of two other selections: a random one of equal size, and the longest of each prompt (None where an earlier
+    cut, or pairs, leave nothing to compare with)."""
     return {
         "random": summary.random_mean(),
         "longest": summary.longest.mean(),
@@ -119,11 +119,13 @@ def controls(summary: SelectionSummary, config: RunConfig) -> dict[str, Any]:
     }
 
 
-def model_of(config: RunConfig, plan: Plan, standards: Standards | None) -> dict[str, Any]:
-    """Where the rewards come from; of an ensemble all that it takes to compute them from those of its members."""
+def _model(config: RunConfig, plan: Plan, standards: Standards | None) -> dict[str, Any]:
+    """The source of the rewards; for an ensemble also what it takes to compute them from those of its members."""
     if standards is not None:
         columns = (plan.model["members"], plan.identity["members"], standards.models)
-        members = [{**named, **own, **standard._asdict()} for named, own, standard in zip(*columns, strict=True)]
+        members = [
+            {**name, **identity, **standard._asdict()} for name, identity, standard in zip(*columns, strict=True)
+        ]
         name = ", ".join(member["name"] for member in members)
         return {"name": name, "revision": None, **plan.identity, "members": members, "responses": standards.responses}
     if config.model is None:
@@ -133,7 +135,7 @@ def model_of(config: RunConfig, plan: Plan, standards: Standards | None) -> dict
 
 
 def _step(summary: SelectionSummary, number: int, name: str) -> dict[str, Any]:
-    """What a step kept: nothing, where nothing was left for any worker to see."""
+    """What a step kept; zeros where no worker had any row left."""
     return summary.steps.get(number, StepSum(name, 0, 0, 0))._asdict()
 
 

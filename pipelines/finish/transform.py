@@ -17,14 +17,14 @@ from pipelines.corpus import place_of
 from pipelines.errors import carrying_errors
 from pipelines.export.shards import OutputShard
 from pipelines.finish import dataset_card
-from pipelines.finish.manifest import controls, make_manifest, model_of, rows_of_splits, warnings_of
+from pipelines.finish.manifest import Results, make_manifest
 from pipelines.finish.versions import VersionRun, set_latest
 from pipelines.plan import plan_at
 from pipelines.report.write import write_report
 from pipelines.runtime.arrow_ipc import from_ipc
-from pipelines.runtime.transforms import Gather
+from pipelines.runtime.transforms import Gather, PCollection
 from pipelines.score.ensemble import Standards
-from pipelines.score.totals import Totals, skipped_files
+from pipelines.score.totals import Totals
 from pipelines.select.length_correction import Curve
 from pipelines.select.summary import FragmentFacts, SelectionSummary, merge_summaries
 from pipelines.storage.canonical_json import to_json
@@ -41,9 +41,6 @@ _REJECTED = pa.schema(
 )
 
 
-_OPTIONAL = ("curve", "standards", "skipped")  # parts that only some runs have
-
-
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
 class Finish(beam.PTransform):  # type: ignore[misc]
     """{selected..., shards, standards of an ensemble, skipped files} → the manifest, published after everything it names."""
@@ -52,16 +49,9 @@ class Finish(beam.PTransform):  # type: ignore[misc]
     config: RunConfig
     turn: VersionRun | None = None  # of a run that writes a version
 
-    def expand(self, parts: dict[str, Any]) -> Any:
-        rejected = (
-            parts["rejected"]
-            | "GroupRejected" >> beam.GroupByKey()
-            | "WriteRejected" >> beam.ParDo(WriteRejected(self.plan_path, self.config.path))
-        )
+    def expand(self, parts: dict[str, Any]) -> PCollection[Any]:
+        rejected = self._write_rejected(parts["rejected"])
         summary = parts["summaries"] | "SumSelection" >> Gather(merge_summaries)
-        more: dict[str, Any] = {name: AsSingleton(parts[name]) for name in _OPTIONAL if name in parts}
-        if "report" in parts:
-            more["report"] = AsIter(parts["report"])
         barrier = parts["shards"].pipeline | "Finish" >> beam.Impulse()
         return barrier | "PublishManifest" >> beam.ParDo(
             PublishManifest(self.plan_path, self.config, self.turn),
@@ -70,13 +60,25 @@ class Finish(beam.PTransform):  # type: ignore[misc]
             files=AsIter(parts["files"]),
             shards=AsIter(parts["shards"]),
             rejected=AsIter(rejected),
-            **more,
+            **_optional_inputs(parts),
         )
+
+    def _write_rejected(self, rejected: PCollection[tuple[int, bytes]]) -> PCollection[str]:
+        write = beam.ParDo(WriteRejected(self.plan_path, self.config.path))
+        return rejected | "GroupRejected" >> beam.GroupByKey() | "WriteRejected" >> write
+
+
+def _optional_inputs(parts: dict[str, Any]) -> dict[str, Any]:
+    """Side inputs of what only some runs have: a curve, standards, skipped files, a report."""
+    inputs: dict[str, Any] = {
+        name: AsSingleton(parts[name]) for name in ("curve", "standards", "skipped") if name in parts
+    }
+    return {**inputs, "report": AsIter(parts["report"])} if "report" in parts else inputs
 
 
 @dataclass(eq=False)
 class WriteRejected(beam.DoFn):  # type: ignore[misc]
-    """(file, its rejected rows) → `rejected/<file number>.parquet`: where and why, never what."""
+    """(file, its rejected rows) → `rejected/<file number>.parquet`: their place and the reason, never their text."""
 
     plan_path: str
     output: str
@@ -112,6 +114,8 @@ class WriteRejected(beam.DoFn):  # type: ignore[misc]
 
 @dataclass(eq=False)
 class PublishManifest(beam.DoFn):  # type: ignore[misc]
+    """Writes the dataset card, the report, and last of all the manifest; then `latest.json`, for a run that writes a version."""
+
     plan_path: str
     config: RunConfig
     turn: VersionRun | None = None
@@ -129,28 +133,16 @@ class PublishManifest(beam.DoFn):  # type: ignore[misc]
         skipped: Mapping[int, str] | None = None,
         report: Iterable[str] = (),
     ) -> Iterator[dict[str, Any]]:
+        names = (sorted(files), sorted(shards), sorted(rejected))
+        results = Results(totals, summary, *names, curve, standards, skipped or {}, sorted(report))
         with carrying_errors():
-            plan = plan_at(self.plan_path)
-            names = (sorted(files), sorted(shards), sorted(rejected))
-            manifest = make_manifest(self.config, plan, totals, summary, *names)
-            manifest["model"] = model_of(self.config, plan, standards)
-            manifest["skipped_files"] = skipped_files(skipped or {}, plan)
-            manifest["controls"] = controls(summary, self.config)
-            if curve is not None:
-                manifest["length_correction"] = curve.to_json()
-            if self.config.output.test_fraction is not None:
-                manifest["splits"] = rows_of_splits(names[1])
-            manifest["warnings"] = list(warnings_of(self.config, plan, manifest))
-            manifest["report"] = sorted(report)
-            output = self.config.path
-            text = dataset_card.render(
-                manifest, names[1], first_schema(output, names[1]), license=self.config.output.license
-            )
-            create_or_equal(join(output, "README.md"), text.encode())
+            manifest = make_manifest(self.config, plan_at(self.plan_path), results)
+            output, license = self.config.path, self.config.output.license
+            card = dataset_card.render(manifest, results.shards, first_schema(output, results.shards), license=license)
+            create_or_equal(join(output, "README.md"), card.encode())
             content = to_json(manifest)
-            if manifest[
-                "report"
-            ]:  # of the manifest as it is read; the launcher, which may not be waiting, adds throughput
+            if manifest["report"]:
+                # drawn from the manifest as it is read; the launcher, which may not be waiting, draws it again with throughput
                 write_report(output, json.loads(content), run=None)
             create_or_equal(join(output, "manifest.json"), content)
             set_latest(self.turn)

@@ -30,6 +30,30 @@ PARTITIONS: int | None = None  # of the key space, instead of as many as the inp
 _BYTES_PER_PARTITION = 2**30  # of stored input: about a million responses, 50 MB in the shuffle
 _MOST_PARTITIONS = 4096
 
+OFFSET_WARNING = (
+    "compares rewards of different prompts, and a model trained on pairs alone leaves a free offset per prompt: prefer rules "
+    "within a prompt (best_of_n, min_z, a reference), or train with train.centring or accept/reject labels"
+)
+
+
+def selection_settings(config: RunConfig, plan: Plan) -> dict[str, Any]:
+    """The settings that decide the output, given the score files; a run is known by their hash."""
+    output = config.output
+    settings: dict[str, Any] = {
+        "select": [step.model_dump(exclude_none=True) for step in config.select],
+        "shape": output.shape,
+        "rows_per_shard": output.rows_per_shard,
+        "bytes_per_shard": output.bytes_per_shard,
+        "include_columns": output.include_columns,
+        "add": output.add,
+        "license": output.license,
+    }
+    if any(step.needs_temperature for step in config.select) or "probability" in output.add:
+        settings["temperature"] = plan.temperature
+    if output.test_fraction is not None:
+        settings |= {"test_fraction": output.test_fraction, "split_seed": output.split_seed}
+    return settings
+
 
 @dataclass(frozen=True)
 class Selection:
