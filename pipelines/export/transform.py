@@ -25,7 +25,7 @@ from pipelines.export.train_test_split import Split
 from pipelines.plan import Plan, plan_at
 from pipelines.runtime.arrow_ipc import Tag, from_ipc, to_ipc
 from pipelines.runtime.threaded_dofn import read_ahead
-from pipelines.runtime.transforms import Gather
+from pipelines.runtime.transforms import Gather, PCollection
 from pipelines.select.candidates import Candidates
 from pipelines.select.columns import KeptUnit, Needs, pack, unpack
 from pipelines.select.summary import FragmentFacts
@@ -55,28 +55,33 @@ class Export(beam.PTransform):  # type: ignore[misc]
     rows_per_shard: int
     bytes_per_shard: int
 
-    def expand(self, selected: dict[str, Any]) -> Any:
-        kept = selected["kept"]
-        counts = kept | "CountKept" >> beam.Map(count_kept, self.needs, self.split)
-        bounds = (self.rows_per_shard, self.bytes_per_shard)
-        once = kept.pipeline | "Once" >> beam.Impulse()
-        told = (AsIter(counts), AsIter(selected["files"]))
-        shards = once | "PlanShards" >> beam.Map(make_shard_plans, self.plan_path, self.split, bounds, *told)
+    def expand(self, selected: dict[str, Any]) -> PCollection[Any]:
+        shards = self._plan_shards(selected["kept"], selected["files"])
         schemas: Any = []
         if self.shape.has_input_columns:
             schemas = AsSingleton(selected["schemas"] | "ListSchemas" >> Gather(merge_schema_places))
         jobs = shards | "ListJobs" >> beam.FlatMap(list_jobs).with_output_types(_Part)
         deal = beam.FlatMap(deal_kept, self.needs, self.split, AsSingleton(shards)).with_output_types(_Part)
-        pieces = kept | "DealKept" >> deal
-        work = [pieces, jobs]
-        if self.needs.other:
-            fetch = FetchRejected(self.plan_path, self.needs)
-            find = beam.FlatMap(find_rejected_elsewhere, self.needs).with_output_types(tuple[int, _Part])
-            wanted = pieces | "FindRejected" >> find | "GroupRejects" >> beam.GroupByKey()
-            work.append(wanted | "FetchRejected" >> beam.ParDo(fetch).with_output_types(_Part))
-        grouped = work | "AllParts" >> beam.Flatten() | "GroupByJob" >> beam.GroupByKey()
+        pieces = selected["kept"] | "DealKept" >> deal
+        parts = [pieces, jobs] + ([self._fetch_rejected(pieces)] if self.needs.other else [])
+        grouped = parts | "AllParts" >> beam.Flatten() | "GroupByJob" >> beam.GroupByKey()
         write = WriteShards(self.plan_path, self.output, self.shape, self.needs)
         return grouped | "WriteShards" >> beam.ParDo(write, AsSingleton(shards), schemas)
+
+    def _plan_shards(
+        self, kept: PCollection[KeptUnit], files: PCollection[tuple[int, list[FragmentFacts]]]
+    ) -> PCollection[SplitPlans]:
+        counts = kept | "CountKept" >> beam.Map(count_kept, self.needs, self.split)
+        bounds = (self.rows_per_shard, self.bytes_per_shard)
+        plan = beam.Map(make_shard_plans, self.plan_path, self.split, bounds, AsIter(counts), AsIter(files))
+        return kept.pipeline | "Once" >> beam.Impulse() | "PlanShards" >> plan
+
+    def _fetch_rejected(self, pieces: PCollection[_Part]) -> PCollection[_Part]:
+        """The rejected responses of pairs that lie in another file than their chosen ones."""
+        find = beam.FlatMap(find_rejected_elsewhere, self.needs).with_output_types(tuple[int, _Part])
+        fetch = beam.ParDo(FetchRejected(self.plan_path, self.needs)).with_output_types(_Part)
+        wanted = pieces | "FindRejected" >> find | "GroupRejects" >> beam.GroupByKey()
+        return wanted | "FetchRejected" >> fetch
 
 
 def count_kept(kept: KeptUnit, needs: Needs, split: Split) -> tuple[int, int, list[int]]:
@@ -107,8 +112,8 @@ def make_shard_plans(
         kept_bytes += kept[file] * text // max(1, responses)
         at_once[file] = rows_at_once((fragment.unit, fragment.fragment, fragment.rows) for fragment in fragments)
     rows = rows_within(bytes_per_shard, rows_per_shard, rows=sum(kept.values()), text_bytes=kept_bytes)
-    own = [[(file, unit, parts[at]) for file, unit, parts in counts] for at in range(len(split.names))]
-    plans = [plan_shards(part, rows_per_shard=rows, streamed=streamed) for part in own]
+    by_split = [[(file, unit, parts[at]) for file, unit, parts in counts] for at in range(len(split.names))]
+    plans = [plan_shards(part, rows_per_shard=rows, streamed=streamed) for part in by_split]
     return SplitPlans(dict(zip(split.names, plans, strict=True)), at_once)
 
 
@@ -121,7 +126,7 @@ def merge_schema_places(schemas: Iterable[list[tuple[str, FragmentPlace]]]) -> l
 
 
 def list_jobs(shards: SplitPlans) -> list[_Part]:
-    """Every job, those without rows too."""
+    """Every job, even one without rows, as a part without content."""
     return [(job, b"") for job in range(shards.jobs)]
 
 
@@ -143,7 +148,7 @@ def find_rejected_elsewhere(piece: _Part, needs: Needs) -> Iterator[tuple[int, _
 
 @dataclass(eq=False)
 class FetchRejected(beam.DoFn):  # type: ignore[misc]
-    """The one place where text is shuffled: rejected responses that lie in another file than their chosen ones."""
+    """(file, pairs of jobs) → (job, texts): the one place where text is shuffled."""
 
     plan_path: str
     needs: Needs
@@ -152,10 +157,9 @@ class FetchRejected(beam.DoFn):  # type: ignore[misc]
         file, wanted = element
         with carrying_errors():
             for job, rows in wanted:
-                found = list(
-                    zip(*read_rejected(plan_at(self.plan_path), file, unpack([rows], self.needs)), strict=True)
-                )
-                yield job, _TEXT.add(to_ipc(pa.table(found, schema=_TEXTS)))
+                rejected = read_rejected(plan_at(self.plan_path), file, unpack([rows], self.needs))
+                columns = list(zip(*rejected, strict=True))
+                yield job, _TEXT.add(to_ipc(pa.table(columns, schema=_TEXTS)))
 
 
 @dataclass(eq=False)
@@ -227,9 +231,8 @@ class WriteShards(beam.DoFn):  # type: ignore[misc]
                 write_page_index=True,
                 use_content_defined_chunking=True,
             ) as writer:
-                for group in read_ahead(
-                    [lambda: row_groups(kept, rows)], most=1
-                ):  # the next is read while this one is written
+                # the next group is read while this one is written
+                for group in read_ahead([lambda: row_groups(kept, rows)], most=1):
                     writer.write_table(group, row_group_size=group.num_rows)
                     written += group.num_rows
                     in_memory += memory_bytes(group)
@@ -250,7 +253,7 @@ def _texts(parts: Iterable[bytes]) -> dict[tuple[int, int], str]:
 
 
 class RowQueue:
-    """Tables, one after the other, of which the next rows can be taken."""
+    """Rows of a sequence of tables, taken from the front in any number."""
 
     def __init__(self, tables: Iterator[pa.Table]) -> None:
         self._tables = tables
@@ -258,15 +261,15 @@ class RowQueue:
 
     def take(self, count: int) -> pa.Table | None:
         """The next `count` rows in one piece, fewer at the end; None where there are none."""
-        while (there := sum(table.num_rows for table in self._rest)) < count:
+        while (available := sum(table.num_rows for table in self._rest)) < count:
             table = next(self._tables, None)
             if table is None:
                 break
             self._rest.append(table)
-        if not min(there, count):
+        if not min(available, count):
             return None
         whole = pa.concat_tables(self._rest)
-        self._rest = [whole.slice(count)] if there > count else []
+        self._rest = [whole.slice(count)] if available > count else []
         return whole.slice(0, count).combine_chunks()
 
 

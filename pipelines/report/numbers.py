@@ -32,7 +32,7 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ReportSettings:
-    """What there is to know beside the rows."""
+    """What a report knows beside the rows."""
 
     unit: str  # of sizes: tokens | characters
     temperature: float | None
@@ -46,26 +46,26 @@ class ReportSettings:
         return cls(unit, plan.temperature, gold=config.report.gold, ensemble=len(config.models) > 1)
 
 
-def report_numbers(observed: Observations, facts: ReportSettings) -> dict[str, Any]:
+def report_numbers(observed: Observations, settings: ReportSettings) -> dict[str, Any]:
     """All of `report.json`, as plain JSON values; floats rounded to 7 significant digits."""
     sample, sources = observed.sample, _sources(observed)
     shown = _histogram_to_draw(observed, [one["name"] for one in sources if not one["others"]])
-    found = {
+    numbers = {
         "format": FORMAT,
-        "unit": facts.unit,
-        "gold": facts.gold,
+        "unit": settings.unit,
+        "gold": settings.gold,
         "sides": _sides(observed),
         "sources": sources,
         "histogram": shown,
         "yield": [] if shown is None else _yield(observed, shown["edges"][:-1]),
-        "whole": sample.num_rows == sum(observed.counts().values()),  # whether the sample is all there is
-        **by_prompt(sample, temperature=facts.temperature),
+        "whole": sample.num_rows == sum(observed.counts().values()),  # whether all responses are in the sample
+        **by_prompt(sample, temperature=settings.temperature),
         "length": by_length(sample),
-        "disagreement": disagreement(sample) if facts.ensemble else None,
-        "gold_means": gold_means(sample) if facts.gold is not None else None,
+        "disagreement": disagreement(sample) if settings.ensemble else None,
+        "gold_means": gold_means(sample) if settings.gold is not None else None,
         "prompts": list_prompts(sample),
     }
-    rounded: dict[str, Any] = _round(found)
+    rounded: dict[str, Any] = _round(numbers)
     return rounded
 
 
@@ -124,22 +124,22 @@ def _histogram_to_draw(observed: Observations, sources: Sequence[str | None]) ->
     start = ((whole.first + low) >> by) - coarse.first
     end = ((whole.first + high) >> by) - coarse.first + 1
 
-    def drawn(own: Integers) -> list[int]:
-        inner = own[start:end].copy()
-        inner[0] += own[:start].sum()
-        inner[-1] += own[end:].sum()
+    def clip(counts: Integers) -> list[int]:
+        inner = counts[start:end].copy()
+        inner[0] += counts[:start].sum()
+        inner[-1] += counts[end:].sum()
         return [int(n) for n in inner]
 
     def of(sides: Sequence[int]) -> list[int]:
-        return drawn(sum((coarse.counts[side] for side in sides), np.zeros(coarse.bins, np.int64)))
+        return clip(sum((coarse.counts[side] for side in sides), np.zeros(coarse.bins, np.int64)))
 
     groups = range(len(observed.sides))
     return {
         "edges": [float(edge) for edge in coarse.edges[start : end + 1]],
         "kept": of([group for group in groups if observed.sides[group][1]]),
         "dropped": of([group for group in groups if not observed.sides[group][1]]),
-        "below": int(sum(own[:start].sum() for own in coarse.counts.values())),
-        "above": int(sum(own[end:].sum() for own in coarse.counts.values())),
+        "below": int(sum(counts[:start].sum() for counts in coarse.counts.values())),
+        "above": int(sum(counts[end:].sum() for counts in coarse.counts.values())),
         "by_source": [
             {
                 "name": name,
@@ -152,7 +152,7 @@ def _histogram_to_draw(observed: Observations, sources: Sequence[str | None]) ->
 
 
 def _yield(observed: Observations, thresholds: Sequence[float]) -> list[dict[str, Any]]:
-    """What these thresholds would keep of the whole corpus: rows, size and mean reward (bins' middles)."""
+    """Rows, size and mean reward (by the middles of bins) that these thresholds would keep of the whole corpus."""
     whole: Histogram = observed.histogram
     counts: Integers = np.sum(list(whole.counts.values()), axis=0)
     sizes: Integers = np.sum(list(whole.sizes.values()), axis=0)

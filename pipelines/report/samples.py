@@ -1,10 +1,10 @@
-"""The conversations that a report shows: which ones, and their text cut at a bounded length. No Beam, no files read."""
+"""The conversations that a report shows: their choice, and their text cut at a bounded length. No Beam, no files read."""
 
 from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,8 +23,16 @@ whose worst kept and best dropped responses are closest."""
 _MOST_CHARACTERS = 20_000  # of one text
 _MOST_TURNS = 20  # of a prompt, from its end
 
-ResponsePlace = tuple[int, int, int, int, int]
-"""File, unit, row, response, and the hash that the response must have."""
+
+class ResponsePlace(NamedTuple):
+    """Where a sampled response lies, and the hash that it must have."""
+
+    file: int
+    unit: int
+    row: int
+    response: int
+    response_hash: int
+
 
 _SCHEMA = pa.schema(
     [
@@ -57,7 +65,7 @@ class Pick(NamedTuple):
 
 
 class SampleText(NamedTuple):
-    """What stands at a place."""
+    """The conversation at a place."""
 
     place: ResponsePlace
     messages: list[dict[str, str]]
@@ -95,8 +103,8 @@ def find_closest_calls(sample: pa.Table, count: int) -> list[tuple[float, int, i
     reward, kept = sample["reward"].to_numpy().astype(np.float64), sample["kept"].to_numpy()
     calls = []
     for start, end in prompt_bounds(sample):
-        mine = np.arange(start, end)
-        inside, outside = mine[kept[start:end]], mine[~kept[start:end]]
+        rows = np.arange(start, end)
+        inside, outside = rows[kept[start:end]], rows[~kept[start:end]]
         if len(inside) and len(outside):
             worst, best = inside[np.argmin(reward[inside])], outside[np.argmax(reward[outside])]
             calls.append((float(reward[worst] - reward[best]), int(worst), int(best)))
@@ -111,17 +119,16 @@ def prompt_bounds(sample: pa.Table) -> list[tuple[int, int]]:
     return list(itertools.pairwise(bounds))
 
 
-def sample_text(place: ResponsePlace, row: Row, file: str, where: str) -> Iterator[SampleText]:
-    """The conversation at a place; nothing where it is not the one that was scored."""
-    *_, response, expected = place
+def sample_text(place: ResponsePlace, row: Row, file: str, where: str) -> SampleText | None:
+    """The conversation at a place; None where it is not the one that was scored."""
     texts = row.parsed.responses
-    text = texts[response] if response < len(texts) else None
-    if row.parsed.prompt is None or text is None or response_hash(text) != expected:
-        return
+    text = texts[place.response] if place.response < len(texts) else None
+    if row.parsed.prompt is None or text is None or response_hash(text) != place.response_hash:
+        return None
     turns = row.parsed.prompt[-_MOST_TURNS:]
     whole = to_messages(turns, text)
     messages = [{**message, "content": message["content"][:_MOST_CHARACTERS]} for message in whole]
-    yield SampleText(place, messages, messages != whole or len(turns) < len(row.parsed.prompt), file, where)
+    return SampleText(place, messages, messages != whole or len(turns) < len(row.parsed.prompt), file, where)
 
 
 def samples_table(picks: Sequence[Pick], texts: Iterable[SampleText]) -> bytes:
@@ -129,9 +136,9 @@ def samples_table(picks: Sequence[Pick], texts: Iterable[SampleText]) -> bytes:
     known = {one.place: one for one in texts}
     rows = [
         {"kind": one.kind, "number": one.number, **one.known}
-        | {"messages": here.messages, "cut": here.cut, "file": here.file, "place": here.where}
+        | {"messages": text.messages, "cut": text.cut, "file": text.file, "place": text.where}
         for one in picks
-        if (here := known.get(one.place)) is not None
+        if (text := known.get(one.place)) is not None
     ]
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), sink, compression="zstd")
@@ -144,7 +151,7 @@ def _sort_best_first(rows: pa.Table) -> pa.Table:
 
 
 def _pick(kind: str, number: int, row: dict[str, Any], margin: float | None) -> Pick:
-    place = tuple(row[name] for name in ("file", "unit", "row", "response", "response_hash"))
+    place = ResponsePlace(*(row[name] for name in ResponsePlace._fields))
     known = {name: row[name] for name in ("kept", "reward", "source", "size", "gold", "spread")}
     known |= {"characters": row["length"], "margin": margin}
     known["prompt_id"] = key_text(row["key_high"], row["key_low"])

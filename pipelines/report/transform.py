@@ -22,10 +22,10 @@ from pipelines.errors import carrying_errors
 from pipelines.plan import plan_at
 from pipelines.report.numbers import ReportSettings, report_numbers
 from pipelines.report.observations import ROWS, Observations, merge_observations
-from pipelines.report.samples import SampleText, pick, sample_text, samples_table
+from pipelines.report.samples import ResponsePlace, SampleText, pick, sample_text, samples_table
 from pipelines.runtime.arrow_ipc import Tag, from_ipc
 from pipelines.runtime.threaded_dofn import ThreadedDoFn, map_ahead
-from pipelines.runtime.transforms import Gather
+from pipelines.runtime.transforms import Gather, PCollection
 from pipelines.score import score_files
 from pipelines.score.score_files import ScoreFile
 from pipelines.select.columns import KeptUnit, Needs, key_halves, score_column, to_labels
@@ -35,11 +35,11 @@ from pipelines.storage.publish import create
 _SCORES, _KEPT = Tag(b"s"), Tag(b"k")
 
 
-def columns_of(facts: ReportSettings) -> list[str]:
-    """Those of score files that there are to look at."""
+def columns_of(settings: ReportSettings) -> list[str]:
+    """The columns of score files that a report reads."""
     plain = ["reward", "prompt_key", "response_hash", "row", "response_index", "response_chars", "source"]
-    plain += ["prompt_tokens", "response_tokens"] * (facts.unit == "tokens") + ["spread"] * facts.ensemble
-    return plain + ([score_column(facts.gold)] if facts.gold is not None else [])
+    plain += ["prompt_tokens", "response_tokens"] * (settings.unit == "tokens") + ["spread"] * settings.ensemble
+    return plain + ([score_column(settings.gold)] if settings.gold is not None else [])
 
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
@@ -48,26 +48,29 @@ class Observe(beam.PTransform):  # type: ignore[misc]
 
     plan_path: str
     output: str
-    facts: ReportSettings
+    settings: ReportSettings
     kept: Needs
     samples: int
     on_object_store: bool = False  # see `Selection`
 
-    def expand(self, parts: dict[str, Any]) -> Any:
-        scores = parts["scores"] | "PlaceScores" >> beam.Map(key_scores).with_output_types(tuple[int, bytes])
-        kept = parts["kept"] | "PlaceKept" >> beam.Map(key_kept, self.kept).with_output_types(tuple[int, bytes])
+    def expand(self, parts: dict[str, Any]) -> PCollection[Any]:
+        observed = self._observe(parts["scores"], parts["kept"])
+        texts = self._read_samples(observed)
+        publish = PublishReport(self.output, self.settings, self.samples)
+        barrier = parts["scores"].pipeline | "Report" >> beam.Impulse()
+        return barrier | "PublishReport" >> beam.ParDo(publish, AsSingleton(observed), AsIter(texts))
+
+    def _observe(self, descriptors: PCollection[bytes], units: PCollection[KeptUnit]) -> PCollection[Observations]:
+        scores = descriptors | "PlaceScores" >> beam.Map(key_scores).with_output_types(tuple[int, bytes])
+        kept = units | "PlaceKept" >> beam.Map(key_kept, self.kept).with_output_types(tuple[int, bytes])
         joined = (scores, kept) | "ScoresAndKept" >> beam.Flatten() | "GroupByUnit" >> beam.GroupByKey()
-        observed = (
-            joined
-            | "ObserveUnits" >> beam.ParDo(ObserveUnits(self.facts, self.on_object_store))
-            | "Merge" >> Gather(merge_observations)
-        )
+        observe = beam.ParDo(ObserveUnits(self.settings, self.on_object_store))
+        return joined | "ObserveUnits" >> observe | "Merge" >> Gather(merge_observations)
+
+    def _read_samples(self, observed: PCollection[Observations]) -> PCollection[SampleText]:
         pick_samples = beam.FlatMap(list_samples, self.samples).with_output_types(tuple[int, bytes])
         wanted = observed | "PickSamples" >> pick_samples
-        texts = wanted | "GroupSamples" >> beam.GroupByKey() | "ReadSamples" >> beam.ParDo(ReadSamples(self.plan_path))
-        barrier = parts["scores"].pipeline | "Report" >> beam.Impulse()
-        publish = PublishReport(self.output, self.facts, self.samples)
-        return barrier | "PublishReport" >> beam.ParDo(publish, AsSingleton(observed), AsIter(texts))
+        return wanted | "GroupSamples" >> beam.GroupByKey() | "ReadSamples" >> beam.ParDo(ReadSamples(self.plan_path))
 
 
 def key_scores(data: bytes) -> tuple[int, bytes]:
@@ -85,9 +88,9 @@ def key_kept(kept: KeptUnit, needs: Needs) -> tuple[int, bytes]:
 
 @dataclass(eq=False)
 class ObserveUnits(ThreadedDoFn):
-    """A unit's score files and kept places → what there is to see of it."""
+    """A unit's score files and kept places → its `Observations`."""
 
-    facts: ReportSettings
+    settings: ReportSettings
     on_object_store: bool
 
     def waits_for_store(self) -> bool:
@@ -100,13 +103,13 @@ class ObserveUnits(ThreadedDoFn):
         kept = [np.frombuffer(part, np.uint64) for part in _KEPT.select(parts)]
         places = np.sort(np.concatenate(kept)) if kept else np.zeros(0, np.uint64)
         files = map(ScoreFile.from_bytes, _SCORES.select(parts))
-        read = partial(rows_of, facts=self.facts, kept=places)
+        read = partial(rows_of, settings=self.settings, kept=places)
         return [merge_observations(map(Observations.of, (map_ahead if self.on_object_store else map)(read, files)))]
 
 
-def rows_of(file: ScoreFile, facts: ReportSettings, kept: Any) -> pa.Table:
+def rows_of(file: ScoreFile, settings: ReportSettings, kept: Any) -> pa.Table:
     """The scored responses of a score file in the columns of `ROWS`; `kept` are ascending places of those that were kept."""
-    scores = score_files.read_columns(file.path, columns_of(facts), file.footer)
+    scores = score_files.read_columns(file.path, columns_of(settings), file.footer)
     if scores["reward"].null_count:
         scores = scores.filter(scores["reward"].is_valid())
     count = scores.num_rows
@@ -119,7 +122,7 @@ def rows_of(file: ScoreFile, facts: ReportSettings, kept: Any) -> pa.Table:
     is_kept[inside] = kept[at[inside]] == places[inside]
     length = scores["response_chars"].to_numpy()
     tokens = ("prompt_tokens", "response_tokens")
-    size = sum(scores[name].to_numpy() for name in tokens) if facts.unit == "tokens" else length
+    size = sum(scores[name].to_numpy() for name in tokens) if settings.unit == "tokens" else length
     columns = {
         "key_high": high,
         "key_low": low,
@@ -133,8 +136,10 @@ def rows_of(file: ScoreFile, facts: ReportSettings, kept: Any) -> pa.Table:
         "length": length,
         "kept": is_kept,
         "source": scores["source"],
-        "gold": pa.nulls(count, pa.float64()) if facts.gold is None else gold_of(scores[score_column(facts.gold)]),
-        "spread": scores["spread"] if facts.ensemble else pa.nulls(count, pa.float32()),
+        "gold": pa.nulls(count, pa.float64())
+        if settings.gold is None
+        else gold_of(scores[score_column(settings.gold)]),
+        "spread": scores["spread"] if settings.ensemble else pa.nulls(count, pa.float32()),
     }
     return pa.table({name: columns[name] for name in ROWS.names})
 
@@ -170,36 +175,34 @@ class ReadSamples(beam.DoFn):  # type: ignore[misc]
     plan_path: str
 
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[SampleText]:
-        (file_number, unit_number), places = (
-            UnitKey.unpack(element[0]),
-            [tuple(json.loads(place)) for place in element[1]],
-        )
+        key, places = UnitKey.unpack(element[0]), [tuple(json.loads(place)) for place in element[1]]
         with carrying_errors():
             plan = plan_at(self.plan_path)
-            file = plan.files[file_number]
-            unit = unit_of(file, unit_number)
+            file = plan.files[key.file]
+            unit = unit_of(file, key.unit)
             if unit is None:
                 return
             numbers = np.unique([row for row, *_ in places])
             for row in read_rows(file, unit, plan.mapping, numbers, more_columns=(), max_row_bytes=plan.max_row_bytes):
                 where = place_of(file.key, unit.start, row.number)
                 for at, response, expected in places:
-                    if at == row.number:
-                        yield from sample_text((file_number, unit_number, at, response, expected), row, file.key, where)
+                    place = ResponsePlace(*key, at, response, expected)
+                    if at == row.number and (text := sample_text(place, row, file.key, where)) is not None:
+                        yield text
 
 
 @dataclass(eq=False)
 class PublishReport(beam.DoFn):  # type: ignore[misc]
-    """Writes `samples.parquet`, then `report.json`; what is there stays: an output belongs to one selection of one corpus."""
+    """Writes `samples.parquet`, then `report.json`; existing ones stay: an output belongs to one selection of one corpus."""
 
     output: str
-    facts: ReportSettings
+    settings: ReportSettings
     samples: int
 
     def process(self, _impulse: bytes, observed: Observations, texts: Iterable[SampleText]) -> Iterator[str]:
         with carrying_errors():
             samples = samples_table(pick(observed, self.samples), texts)
-            numbers = json.dumps(report_numbers(observed, self.facts), sort_keys=True).encode()
+            numbers = json.dumps(report_numbers(observed, self.settings), sort_keys=True).encode()
             for name, data in (("samples.parquet", samples), ("report.json", numbers)):
                 create(join(self.output, name), data)
                 yield name
