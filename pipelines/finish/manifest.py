@@ -53,12 +53,12 @@ def make_manifest(config: RunConfig, plan: Plan, results: Results) -> dict[str, 
         manifest["length_correction"] = results.curve.to_json()
     if config.output.test_fraction is not None:
         manifest["splits"] = _rows_by_split(results.shards)
-    manifest["warnings"] = list(_warnings(config, plan, manifest))
+    manifest["warnings"] = list(warnings_of(config, plan, manifest))
     manifest["report"] = list(results.report)
     return manifest
 
 
-def _warnings(config: RunConfig, plan: Plan, manifest: Mapping[str, Any]) -> Iterator[str]:
+def warnings_of(config: RunConfig, plan: Plan, manifest: Mapping[str, Any]) -> Iterator[str]:
     """What a user of the output must know about it."""
     crossing = [step.name for step in config.select if step.crosses_prompts]
     if crossing and not plan.comparable:
