@@ -1,7 +1,10 @@
-"""What a run works on, decided once by the launcher and frozen: files, column mapping, fingerprint.
+"""The plan of a run, decided once by the launcher and frozen: input files, column mapping, model fingerprint.
 
-Each model of an ensemble has a plan of its own, as if it were alone, and the ensemble one more, for all that comes after scoring.
-The driver lists and describes files and opens one of them to see its columns; it never reads the corpus.
+Each model of an ensemble has its own plan, as if it were alone, and the ensemble has one more, for the stages after scoring. The
+launcher lists and describes files and opens one of them to detect its columns; it never reads the corpus.
+
+    plans = make_plans(config)
+    paths = plans.save(scores)  # workers read the plan by `plan_at(paths.whole)`
 """
 
 from __future__ import annotations
@@ -27,32 +30,33 @@ from pipelines.storage.files import absolute, join, read_bytes
 from pipelines.storage.models import installed_versions, locate
 
 COMBINE_VERSION = 1
-"""Raised by hand whenever the same rewards and settings give other combined rewards."""
+"""Increased by hand whenever a change makes the same rewards and settings combine to other rewards."""
 
 log = logging.getLogger(__name__)
 
-_BESIDE = ("temperature", "comparable")  # what rewards do not depend on; a selection that uses it says so itself
+# No reward depends on these fields. A selection that uses one includes it in its own settings.
+_NOT_IN_HASH = ("model", "temperature", "comparable")
 
 
 @dataclass(frozen=True)
 class Plan:
     """The frozen inputs of a run; written once, read by every worker."""
 
-    files: tuple[InputFile, ...]  # sorted by key: the order of everything that comes out
+    files: tuple[InputFile, ...]  # sorted by key, the order of the output
     mapping: RowMapping
     rows_per_fragment: int
     max_row_bytes: int
-    model: Mapping[str, Any]  # how to load it, resolved; of an ensemble: its members by name and fingerprint
+    model: Mapping[str, Any]  # how to load it; for an ensemble, its members by name and fingerprint
     identity: Mapping[str, Any]  # hashes of weights and tokenizer, and the rest of the fingerprint
     fingerprint: str
-    temperature: float | None = None  # of the model's calibration.json; no reward depends on it
-    comparable: bool = True  # whether rewards of different prompts are known to be
+    temperature: float | None = None  # from the model's calibration.json; no reward depends on it
+    comparable: bool = True  # whether rewards of different prompts are known to be comparable
 
     @cached_property
     def hash(self) -> str:
-        """Hash of everything the result depends on; not of where the model happens to lie."""
+        """Hash of everything that the result depends on; the model's location is left out."""
         fields = self.to_json()
-        for name in ("model", *_BESIDE):
+        for name in _NOT_IN_HASH:
             del fields[name]
         for file in fields["files"]:
             del file["copy"]
@@ -64,9 +68,9 @@ class Plan:
 
     @property
     def content_hash(self) -> str:
-        """Like `hash`, without what changes when a file is copied or touched: its place and version."""
+        """Like `hash`, without the location and version of files, which change when a file is copied or touched."""
         fields = self.to_json()
-        for name in ("model", *_BESIDE):
+        for name in _NOT_IN_HASH:
             del fields[name]
         fields["files"] = [(file.key, file.size) for file in self.files]
         return digest(fields)
@@ -96,17 +100,19 @@ class Plan:
 
     @property
     def file_name(self) -> str:
-        """Of its plan file."""
+        """The name of its plan file."""
         return f"{digest(self.to_json())[:32]}.json"
 
     def save(self, scores: str) -> str:
-        """Write the plan file under the scores directory; its path. Raises `StorageError` where that is not writable."""
+        """Write the plan file below the scores directory and return its path. Raises `StorageError` if that fails."""
         path = join(scores, "plans", self.file_name)
-        publish.create(path, json.dumps(self.to_json(), sort_keys=True).encode())  # indented, 100,000 files take 2 s
+        # without indentation, which takes 2 s for 100,000 files
+        publish.create(path, json.dumps(self.to_json(), sort_keys=True).encode())
         return path
 
     @classmethod
     def load(cls, path: str) -> Plan:
+        """Read a plan file. Raises `StorageError` where it is missing."""
         data = read_bytes(path)
         if data is None:
             raise StorageError(f"the plan file {path} is gone; run the same command again")
@@ -117,7 +123,7 @@ class Plan:
 
 
 class PlanPaths(NamedTuple):
-    """Where the plan files are."""
+    """The paths of the plan files."""
 
     whole: str
     members: tuple[str, ...]
@@ -125,9 +131,9 @@ class PlanPaths(NamedTuple):
 
 @dataclass(frozen=True)
 class Plans:
-    """What everything after scoring sees, and what is scored: for one model the same.
+    """The plan of the stages after scoring, and the plans that are scored; of a single model both are the same.
 
-    Members are sorted by fingerprint, whatever their order in the list: in this order they count.
+    Members are sorted by fingerprint, independent of their order in the configuration; this order determines the results.
     """
 
     whole: Plan
@@ -142,8 +148,8 @@ class Plans:
 def make_plans(config: RunConfig) -> Plans:
     """List and freeze the inputs, resolve the mapping and the models' identities.
 
-    Raises `InputError` (nothing matches, unknown kind, columns not found), `ModelLoadError`, or `ConfigError` where two models
-    of an ensemble are the same.
+    Raises `InputError` (nothing matches, unknown kind, columns not found), `ModelLoadError`, and `ConfigError` where two
+    models of an ensemble are the same or the output lies inside the input.
     """
     for pattern in config.input.paths:
         if absolute(config.path).startswith(absolute(pattern).rstrip("/") + "/"):
@@ -184,7 +190,7 @@ def make_plans(config: RunConfig) -> Plans:
 
 
 def _ensemble(config: RunConfig, plans: Sequence[Plan]) -> Plans:
-    """`plans` are those of `config.models`, in the same order."""
+    """The plans of an ensemble, from the `plans` of `config.models` in the same order."""
     fingerprints = [plan.fingerprint for plan in plans]
     for number, fingerprint in enumerate(fingerprints):
         first = fingerprints.index(fingerprint)
@@ -212,49 +218,49 @@ def _ensemble(config: RunConfig, plans: Sequence[Plan]) -> Plans:
 
 
 def sweep(scores: str, plans: Plans, output: str | None = None) -> None:
-    """Remove what runs that were killed have left unfinished where this run writes; see `storage.local`."""
-    places = [
+    """Remove unfinished files of killed runs from the folders that this run writes; see `storage.stores.local`."""
+    folders = [
         scores,
         join(scores, "plans"),
         *(join(scores, plan.fingerprint) for plan in (plans.whole, *plans.members)),
         *(file.copy for file in plans.whole.files if file.copy is not None),
     ]
     if output is not None:
-        places += [output, join(output, "data"), join(output, "rejected")]
-    removed = publish.sweep(dict.fromkeys(places))
+        folders += [output, join(output, "data"), join(output, "rejected")]
+    removed = publish.sweep(dict.fromkeys(folders))
     if removed:
         log.info("removed %d unfinished files of runs that were killed", removed)
 
 
 def name_of(model: ModelConfig) -> str:
-    """A hub id, or another model by the last part of its path: where it lies is nobody's business."""
+    """The hub id of a model, or the last part of its path; the rest of a path stays private."""
     path = model.path.rstrip("/")
     return path.rsplit("/", 1)[-1] if "://" in path or Path(path).expanduser().is_dir() else path
 
 
 def _reward_fields(config: RunConfig, model: ModelConfig | None, mapping: RowMapping) -> dict[str, Any]:
-    """The fields of a plan that say where rewards come from."""
+    """The fields of a plan that identify the source of rewards: a model, or a column of the corpus."""
     from rm.identity import ModelError, has_anchor, identify, load_temperature, resolve_dtype
 
     context = {"mapping": mapping.to_json(), "max_row_bytes": config.limits.max_row_bytes}
     if model is None:
         fingerprint = digest({"column": config.scores.column, **context})[:24]
         return {"model": {}, "identity": {"column": config.scores.column}, "fingerprint": fingerprint}
-    located = locate(model.path, model.revision)
+    weights = locate(model.path, model.revision)
     try:
         identity = identify(
-            located.directory,
+            weights.directory,
             max_length=model.max_length,
             too_long=model.too_long,
             dtype=resolve_dtype(model.dtype),
-            hashes=located.hashes,
+            hashes=weights.hashes,
         )
-        temperature, comparable = load_temperature(located.directory), has_anchor(located.directory)
+        temperature, comparable = load_temperature(weights.directory), has_anchor(weights.directory)
     except ModelError as error:
         raise ModelLoadError(str(error)) from error
     return {
         "model": {
-            **located.planned,
+            **weights.planned,
             "versions": installed_versions(),
             "dtype": identity.dtype,
             "max_length": identity.max_length,
@@ -269,12 +275,12 @@ def _reward_fields(config: RunConfig, model: ModelConfig | None, mapping: RowMap
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
-    """The configuration with local paths made absolute: workers need not share the launcher's directory."""
+    """The configuration with absolute local paths, since workers may have another working directory than the launcher."""
     output = config.output.model_copy(update={"path": absolute(config.path)})
     return config.model_copy(update={"output": output})
 
 
 @lru_cache(maxsize=2)
 def plan_at(path: str) -> Plan:
-    """The frozen plan; plan files never change."""
+    """The plan in a plan file; cached, since plan files never change."""
     return Plan.load(path)

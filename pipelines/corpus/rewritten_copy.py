@@ -1,9 +1,10 @@
-"""Rewritten copies of large compressed JSONL files: their lines as small Parquet files, which can be read one by one.
+"""Rewritten copies of large compressed JSONL files: their lines in small Parquet files, the parts, which are read independently.
 
-A compressed file can only be read from its beginning. Of a large one, the lines that are rows are therefore written once, as they
-are, into parts of bounded size; each part is a unit. An index of all parts, with a hash of the lines of each, is published last:
-without it there is no copy. Parsing is left to whoever reads the lines (`jsonl`), so that rows and reasons are those of the file
-itself.
+A compressed file can only be read from its beginning. The lines of a large one that are not blank are therefore written once,
+unchanged, into parts of bounded size; each part is a unit. An index of all parts, with a hash of the lines of each, is published
+last: without it there is no copy. Lines are parsed when they are read (`jsonl`), so that rows and reasons are those of the file.
+
+    <scores>/rewritten/<hash of file and settings>/000000.parquet, 000001.parquet, ..., index.json
 """
 
 from __future__ import annotations
@@ -24,10 +25,9 @@ from pipelines.errors import StorageError
 from pipelines.storage import publish
 from pipelines.storage.files import join, names_in, read_bytes
 
+# Neither may depend on the size of a job: score files are named by units.
 PART_ROWS = 8_192
-PART_BYTES = (
-    64 * 2**20
-)  # of lines, after which a part ends; both never change for a job's size: score files are named by units
+PART_BYTES = 64 * 2**20  # of lines, after which a part ends
 
 FORMAT = 1
 INDEX = "index.json"
@@ -35,20 +35,20 @@ _ROWS_AT_ONCE = 64
 _SCHEMA = pa.schema(
     [
         pa.field("line", pa.large_binary()),  # without its newline; null where it is longer than limits.max_row_bytes
-        pa.field("bytes", pa.int64()),  # of the line, as it is in the file
+        pa.field("bytes", pa.int64()),  # of the line in the file
     ]
 )
 
 Line = tuple[bytes | None, int]
-"""A line, or None where it is too long, and its bytes."""
+"""(a line, or None where it is too long; its size in bytes)"""
 
 
 class Part(NamedTuple):
-    """What the index says of a part."""
+    """The entry of a part in the index."""
 
     rows: int
     bytes: int  # of its lines
-    hash: str  # xxh3-128 of its lines, not of the file they are in: other versions of Arrow may write another one
+    hash: str  # xxh3-128 of its lines, not of the Parquet file, whose bytes depend on the version of Arrow
 
     @classmethod
     def of(cls, table: pa.Table) -> Part:
@@ -56,19 +56,19 @@ class Part(NamedTuple):
         lines = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # the latter copies
         digest = xxhash.xxh3_128(sizes.astype("<i8").tobytes())
         digest.update(np.packbits(lines.is_null().to_numpy(zero_copy_only=False)).tobytes())
-        _, offsets, data = lines.buffers()  # a null takes no space
-        count = 0
+        _, offsets, data = lines.buffers()  # a null takes no space in them
+        line_bytes = 0
         if len(lines):
             ends = np.frombuffer(offsets, dtype=np.int64, count=len(lines) + 1, offset=8 * lines.offset)
             digest.update(np.diff(ends).astype("<i8").tobytes())
-            count = int(ends[-1] - ends[0])
+            line_bytes = int(ends[-1] - ends[0])
             if data is not None:
                 digest.update(data[int(ends[0]) : int(ends[-1])])
-        return cls(table.num_rows, count, digest.hexdigest())
+        return cls(table.num_rows, line_bytes, digest.hexdigest())
 
 
 class Span(NamedTuple):
-    """A part as a unit of its file. Numbers begin at 1: unit 0 of a compressed file is the file itself."""
+    """A part as a unit of its file. Numbers begin at 1, since unit 0 of a compressed file is the whole file."""
 
     number: int
     start: int  # its first row
@@ -77,9 +77,9 @@ class Span(NamedTuple):
 
 
 def copy_path(directory: str, *, key: str, size: int, version: str, max_row_bytes: int) -> str:
-    """The folder of a file's copy below a directory of scores; a file that has changed has another one."""
-    told = json.dumps([key, size, version, max_row_bytes, PART_ROWS, PART_BYTES, FORMAT])
-    return join(directory, "rewritten", hashlib.sha256(told.encode()).hexdigest()[:32])
+    """The folder of a file's copy below a directory of scores; a changed file gets a new folder."""
+    identity = json.dumps([key, size, version, max_row_bytes, PART_ROWS, PART_BYTES, FORMAT])
+    return join(directory, "rewritten", hashlib.sha256(identity.encode()).hexdigest()[:32])
 
 
 def part_name(number: int) -> str:
@@ -87,15 +87,16 @@ def part_name(number: int) -> str:
 
 
 def cut_into_parts(lines: Iterator[Line]) -> Iterator[pa.Table]:
-    """The lines in tables of one part each, at least one."""
+    """Cut lines into tables of one part each; at least one table."""
     held: list[bytes | None] = []
     sizes: list[int] = []
     size, made = 0, 0
     for line, line_bytes in lines:
         if len(held) == PART_ROWS or size >= PART_BYTES:
-            full = [_table(held, sizes)]
-            held, sizes, size, made = [], [], 0, made + 1
-            yield full.pop()  # nothing of it stays here
+            table = _table(held, sizes)
+            held, sizes, size, made = [], [], 0, made + 1  # the lines are freed before the table is used,
+            yield table
+            del table  # and the table before the next lines are read
         held.append(line)
         sizes.append(line_bytes)
         size += 0 if line is None else line_bytes
@@ -104,23 +105,23 @@ def cut_into_parts(lines: Iterator[Line]) -> Iterator[pa.Table]:
 
 
 def _table(lines: Sequence[bytes | None], sizes: Sequence[int]) -> pa.Table:
-    """Arrow's own way from a list takes three times the memory."""
+    """A table of lines, built from buffers: `pa.array` of a list takes three times the memory."""
     offsets = np.zeros(len(lines) + 1, np.int64)
     np.cumsum([0 if line is None else len(line) for line in lines], out=offsets[1:])
-    there = np.packbits(np.array([line is not None for line in lines], bool), bitorder="little")
+    validity = np.packbits(np.array([line is not None for line in lines], bool), bitorder="little")
     data = b"".join(line for line in lines if line is not None)
-    buffers = [pa.py_buffer(there), pa.py_buffer(offsets), pa.py_buffer(data)]
+    buffers = [pa.py_buffer(validity), pa.py_buffer(offsets), pa.py_buffer(data)]
     column = pa.Array.from_buffers(pa.large_binary(), len(lines), buffers)
     return pa.table([column, pa.array(sizes, pa.int64())], schema=_SCHEMA)
 
 
-def publish_part(copy: str, number: int, table: pa.Table, wanted: Part, *, look: bool) -> None:
-    """Publish a part; a valid one with the same lines stands, one that is damaged is replaced. With `look`, one is likely to be
-    there, and nothing is encoded before that is known. Raises `StorageError`."""
+def publish_part(copy: str, number: int, table: pa.Table, part: Part, *, look: bool) -> None:
+    """Publish a part, unless a valid one with the same lines exists; replace a damaged one. With `look`, an existing part is
+    looked for before the table is encoded. Raises `StorageError`."""
     path = join(copy, part_name(number))
-    if look and _decoded(read_bytes(path), wanted) is not None:
+    if look and _decode(read_bytes(path), part) is not None:
         return
-    publish.settle(path, _encode(table), accepts=lambda data: _decoded(data, wanted), ours=table)
+    publish.settle(path, _encode(table), accepts=lambda data: _decode(data, part), ours=table)
 
 
 def _encode(table: pa.Table) -> bytes:
@@ -131,15 +132,15 @@ def _encode(table: pa.Table) -> bytes:
         row_group_size=max(1, table.num_rows),
         compression="zstd",
         use_dictionary=False,
-        write_statistics=False,  # they would hold lines
+        write_statistics=False,  # they would contain lines
         write_page_checksum=True,
-        write_batch_size=_ROWS_AT_ONCE,  # rows that are in one page at least
+        write_batch_size=_ROWS_AT_ONCE,  # the fewest rows of a page
     )
     return sink.getvalue()
 
 
-def _decoded(data: bytes | None, part: Part) -> pa.Table | None:
-    """The table of a part, or None where the bytes are not a whole and unharmed file of its lines."""
+def _decode(data: bytes | None, part: Part) -> pa.Table | None:
+    """The table of a part; None where the bytes are not a complete, undamaged file of its lines."""
     if data is None:
         return None
     try:
@@ -150,14 +151,14 @@ def _decoded(data: bytes | None, part: Part) -> pa.Table | None:
 
 
 def publish_index(copy: str, parts: Sequence[Part], about: dict[str, Any]) -> None:
-    """Publish what makes a copy whole: its parts, in order, each of them durable by then.
+    """Publish the index, which completes a copy, once all `parts` are durable; `about` describes the file for readers.
 
-    Raises `StorageError`, also where a copy of other lines stands there.
+    Raises `StorageError`, also where the folder holds a copy of other lines.
     """
     path = join(copy, INDEX)
     content = {"format": FORMAT, **about, "parts": [list(part) for part in parts]}
     data = json.dumps({**content, "hash": _hash_of(content)}, sort_keys=True).encode()
-    if publish.settle(path, data, accepts=_index, ours=tuple(parts)) != tuple(parts):
+    if publish.settle(path, data, accepts=_parse_index, ours=tuple(parts)) != tuple(parts):
         raise StorageError(f"{copy} holds a copy of other lines; remove that folder and run the same command again")
 
 
@@ -165,11 +166,11 @@ def _hash_of(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _index(data: bytes) -> tuple[Part, ...] | None:
+def _parse_index(data: bytes) -> tuple[Part, ...] | None:
     try:
         content = json.loads(data)
-        told = content.pop("hash")
-        if told != _hash_of(content) or content["format"] != FORMAT:
+        stored_hash = content.pop("hash")
+        if stored_hash != _hash_of(content) or content["format"] != FORMAT:
             return None
         return tuple(Part(*part) for part in content["parts"])
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -177,55 +178,57 @@ def _index(data: bytes) -> tuple[Part, ...] | None:
 
 
 def read_index(copy: str) -> tuple[Part, ...] | None:
-    """The parts of a copy as they are now; None where there is no whole one, or its index is damaged."""
+    """Read the parts of a copy from its index; None where the index is missing or damaged."""
     data = read_bytes(join(copy, INDEX))
-    return None if data is None else _index(data)
+    return None if data is None else _parse_index(data)
 
 
 def is_whole(copy: str) -> bool:
-    """Whether a copy has its index and every part; their content is looked at when they are read."""
+    """Whether a copy has its index and every part. The content of parts is checked when they are read."""
     parts = read_index(copy)
     return parts is not None and not missing_parts(copy, parts)
 
 
 def missing_parts(copy: str, parts: Sequence[Part]) -> set[str]:
-    """Names of the parts that are not there."""
+    """The names of the parts of an index that are missing."""
     return {part_name(number) for number in range(len(parts))} - set(names_in(copy))
 
 
 @lru_cache(maxsize=64)
 def parts_of(copy: str) -> tuple[Part, ...]:
-    """The parts of a copy that has been found or made in this run. Raises `StorageError`."""
+    """The parts of a copy that this run has found or made. Raises `StorageError` where the index is missing."""
     parts = read_index(copy)
     if parts is None:
-        raise _gone(copy, INDEX)
+        raise _missing(copy, INDEX)
     return parts
 
 
 @lru_cache(maxsize=64)
 def spans(copy: str, stored_bytes: int) -> tuple[Span, ...]:
-    """The units of a file of so many bytes, in order. Raises `StorageError`."""
+    """The units of a copy in order; its file has `stored_bytes`, which the units share by the bytes of their lines. Raises
+    `StorageError`."""
     parts = parts_of(copy)
     total = sum(part.bytes for part in parts)
-    found, row, seen, share = [], 0, 0, 0
+    units: list[Span] = []
+    first_row = seen = stored_before = 0
     for number, part in enumerate(parts, start=1):
         seen += part.bytes
-        upto = stored_bytes if number == len(parts) else stored_bytes * seen // max(1, total)
-        found.append(Span(number, row, row + part.rows, upto - share))
-        row, share = row + part.rows, upto
-    return tuple(found)
+        stored_after = stored_bytes if number == len(parts) else stored_bytes * seen // max(1, total)
+        units.append(Span(number, first_row, first_row + part.rows, stored_after - stored_before))
+        first_row, stored_before = first_row + part.rows, stored_after
+    return tuple(units)
 
 
 def read_lines(copy: str, number: int) -> Iterator[Line]:
-    """The lines of unit `number`. Raises `StorageError` where its part is gone, or holds other lines than the index tells."""
-    table = _decoded(read_bytes(join(copy, part_name(number - 1))), parts_of(copy)[number - 1])
+    """Read the lines of unit `number`. Raises `StorageError` where its part is missing, or its lines differ from the index."""
+    table = _decode(read_bytes(join(copy, part_name(number - 1))), parts_of(copy)[number - 1])
     if table is None:
-        raise _gone(copy, part_name(number - 1))
+        raise _missing(copy, part_name(number - 1))
     for batch in table.to_batches(_ROWS_AT_ONCE):
         yield from zip(batch["line"].to_pylist(), batch["bytes"].to_pylist(), strict=True)
 
 
-def _gone(copy: str, name: str) -> StorageError:
+def _missing(copy: str, name: str) -> StorageError:
     return StorageError(
         f"{join(copy, name)}, part of the copy of a compressed input, is gone or damaged; remove it if it is there, and run the "
         "same command again: it is written anew"

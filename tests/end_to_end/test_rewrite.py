@@ -261,7 +261,7 @@ def scored(tmp_path, make_config, large):
     run_scoring(config, scorer=StubFactory())
     rewritten_copy.parts_of.cache_clear()
     rewritten_copy.spans.cache_clear()
-    files._copied_units.cache_clear()
+    files._copy_units.cache_clear()
     return config
 
 

@@ -39,7 +39,7 @@ from pipelines.corpus.columns.undetected_hints import hint
 from pipelines.corpus.columns.value_kinds import FirstRows, RowValues
 from pipelines.errors import InputError
 
-_BESIDE = ("system", "system_prompt", "context", "input", "history")
+_MAYBE_IN_PROMPT = ("system", "system_prompt", "context", "input", "history")
 _WANTED = {
     "messages": "messages",
     "sharegpt": "messages",
@@ -220,7 +220,7 @@ def _contradicts(table: FirstRows, chosen: Reading, other: Reading) -> bool:
 def _unread_columns(table: FirstRows, chosen: Reading, mapping: RowMapping) -> tuple[UnreadColumn, ...]:
     """Columns that hold text in the first rows and may belong to the prompt, but are not read."""
     unread = []
-    for name in _BESIDE:
+    for name in _MAYBE_IN_PROMPT:
         if name in table.names and name not in mapping.columns() and table.texts_in(name):
             role = "system" if name.startswith("system") else "input"
             has_place = (
