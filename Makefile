@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet -c constraints.txt
 
 # One process a core and one thread a process: torch's threads would compete for the same cores.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 # Where torch's CPU build comes from, a tenth of the download. It is taken where there is no NVIDIA GPU and the index answers
 # within 2 seconds; `make TORCH_INDEX= ...` leaves the choice to pip, `make TORCH_INDEX=URL ...` names another index.
