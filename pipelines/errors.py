@@ -7,13 +7,14 @@ itself through that text as one base64 token (`pack`), from which `from_text` re
 from __future__ import annotations
 
 import base64
+import difflib
 import enum
 import errno
 import json
 import os
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 _URL = re.compile(r"([a-z0-9+.-]+)://([^/]*)(.*)", re.IGNORECASE | re.DOTALL)
@@ -57,6 +58,23 @@ class BestkeptError(Exception):
 
 class ConfigError(BestkeptError):
     exit_code = Exit.CONFIG
+
+
+class UnknownOptionError(ConfigError):
+    """An option of the command line that is not known, with the nearest of `known` or, without one, the remedy `otherwise`.
+
+    `detail` follows the option in the message. The running command adds its own options by `among`.
+    """
+
+    def __init__(self, option: str, *, detail: str = "", known: Sequence[str] = (), otherwise: str) -> None:
+        nearest = difflib.get_close_matches(option, known, n=1)
+        super().__init__(f"unknown option {option}{detail}; {f'did you mean {nearest[0]}?' if nearest else otherwise}")
+        self._option, self._detail, self._known, self._otherwise = option, detail, known, otherwise
+
+    def among(self, options: Sequence[str]) -> UnknownOptionError:
+        """The same error, with `options` before the known ones."""
+        known = [*options, *self._known]
+        return UnknownOptionError(self._option, detail=self._detail, known=known, otherwise=self._otherwise)
 
 
 class InputError(BestkeptError):

@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from pipelines.commands.signals import ending_on_signals
-from pipelines.errors import BestkeptError, ConfigError, Exit, remedy, whereabouts
+from pipelines.errors import BestkeptError, ConfigError, Exit, UnknownOptionError, remedy, whereabouts
 from pipelines.runtime import logs
 
 if TYPE_CHECKING:
@@ -38,8 +38,11 @@ class Command(TyperCommand):
     settings: str | None = None  # run | train | evaluate
 
     def invoke(self, ctx: Any) -> Any:
-        logs.offer([flag for parameter in self.get_params(ctx) for flag in parameter.opts if flag.startswith("--")])
-        return super().invoke(ctx)
+        try:
+            return super().invoke(ctx)
+        except UnknownOptionError as error:  # a misspelt option of ours is passed on like a flag of Beam
+            options = [flag for parameter in self.get_params(ctx) for flag in parameter.opts if flag.startswith("--")]
+            raise error.among(options) from error
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         super().format_epilog(ctx, formatter)
@@ -198,7 +201,7 @@ def require_settings(command: str, extra: Sequence[str] | None) -> list[str]:
     if flags:
         name = flags[0].partition("=")[0]
         remedy = f"`bestkept {command}` takes key.sub=value settings only"
-        raise ConfigError(f"unknown option {name}; {suggestion(name, logs.offered(), otherwise=remedy)}")
+        raise UnknownOptionError(name, otherwise=remedy)
     return overrides
 
 

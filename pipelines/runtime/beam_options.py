@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -20,8 +19,8 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import create_runner
 
 from pipelines.config import RunConfig, RunnerConfig
-from pipelines.errors import ConfigError
-from pipelines.runtime import dataflow, logs
+from pipelines.errors import ConfigError, UnknownOptionError
+from pipelines.runtime import dataflow
 from pipelines.runtime.machine import check_workers
 
 log = logging.getLogger(__name__)
@@ -88,9 +87,8 @@ def pipeline_options(config: RunnerConfig, flags: Sequence[str]) -> PipelineOpti
                 "--shard is an option of `bestkept score`; `bestkept run` goes on when all shards are scored"
             )
         if name not in known:
-            close = difflib.get_close_matches(name, [*logs.offered(), *known], n=1)
-            hint = f"did you mean {close[0]}?" if close else "our own settings have the form key.sub=value"
-            raise ConfigError(f"unknown option {name}, neither ours nor Beam's; {hint}")
+            remedy = "our own settings have the form key.sub=value"
+            raise UnknownOptionError(name, detail=", neither ours nor Beam's", known=known, otherwise=remedy)
     _, stray = parser.parse_known_args(given)
     if stray:
         raise ConfigError(f"argument {stray[0]!r} is neither key.sub=value nor a --flag of Beam with its value")

@@ -1,9 +1,9 @@
-"""Where log lines go: ours to standard error, plain or as JSON lines; the libraries' to a file of their own.
+"""Log lines: ours go to standard error, plain or as JSON lines; those of libraries go to a file of their own.
 
 The file lies in the system's temporary directory: runs may share an output, object stores cannot append, and what lies in an
 output is compared, claimed and swept. It is removed when the command ends well. It never holds row text or credentials, which
-the libraries' messages may do (Beam quotes the elements that a step failed on): of a library's record it has the level, the
-place, the type of an exception, and its text only where that is a constant of the library's source, its gaps not filled in.
+the messages of libraries may do (Beam quotes the elements that a step failed on). It has the level of a library's record, its
+place, the type of its exception, and its text only where that is a constant of the library's source, with its gaps left open.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FRAME = re.compile(r'File "([^"]+)", line (\d+), in ([\w<>]+)')
 
 
 def set_up(ours: logging.Handler | None = None) -> None:
-    """Give log lines their places, for the command that starts; `ours` is where our own go instead of to standard error."""
+    """Direct the log lines of the command that starts; our own go to `ours`, if given, instead of to standard error."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     warnings.filterwarnings("ignore")
     _FILE.leave()
@@ -47,21 +47,21 @@ def set_up(ours: logging.Handler | None = None) -> None:
 
 
 def keep(error: BaseException) -> str | None:
-    """Note where `error` was raised, without its message; the path of the log file, None where it cannot be written."""
+    """Log where `error` was raised, without its message, and return the path of the log file; None if it cannot be written."""
     _FILE.note("ERROR", f"ended by {type(error).__name__}", places=places_of(error))
     return None if _FILE.path is None else str(_FILE.path)
 
 
 def discard() -> None:
-    """Remove the log file: nobody needs it."""
+    """Remove the log file, after a command that ended well."""
     _FILE.leave(remove=True)
 
 
 def places_of(error: BaseException) -> list[str]:
-    """The calls that led to an error and to its causes, those of a worker in its text too, outermost first."""
+    """The calls that led to an error and to its causes, also those of a worker in its text, outermost first."""
     text = "".join(traceback.format_exception(error))
-    found = [f"  {file}:{line} in {function}" for file, line, function in _FRAME.findall(text)]
-    return list(dict.fromkeys(found))
+    places = [f"  {file}:{line} in {function}" for file, line, function in _FRAME.findall(text)]
+    return list(dict.fromkeys(places))
 
 
 def is_ours(record: logging.LogRecord) -> bool:
@@ -72,13 +72,13 @@ class _Terminal(logging.Handler):
     """Our lines on whatever is standard error at the time: a progress bar puts itself in its place, to stay below them."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        now = output_mode()
-        if not is_ours(record) or (now.quiet and record.levelno < logging.ERROR):
+        mode = output_mode()
+        if not is_ours(record) or (mode.quiet and record.levelno < logging.ERROR):
             return
         try:
             message = record.getMessage()
             fields = getattr(record, "fields", {})
-            line = json_line(record.levelname, message, **fields) if now.json_logs else f"{message}\n"
+            line = json_line(record.levelname, message, **fields) if mode.json_logs else f"{message}\n"
             stream: TextIO = sys.stderr
             stream.write(line)
             stream.flush()
@@ -87,7 +87,7 @@ class _Terminal(logging.Handler):
 
 
 class LibraryLog(logging.Handler):
-    """A file that is made when there is something to write."""
+    """A log file, created with its first line."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class LibraryLog(logging.Handler):
             self._file.flush()
 
     def leave(self, *, remove: bool = False) -> None:
-        """Write no more to the file; the next line makes another."""
+        """Close the file; the next line creates another."""
         with self._writing, suppress(OSError):
             file, path, self._file, self.path = self._file, self.path, None, None
             if file is not None and path is not None:
@@ -126,7 +126,11 @@ _FILE = LibraryLog()
 
 
 def _safe_text(record: logging.LogRecord) -> str:
-    """Our own messages whole; of a library's what its authors wrote, with `%s` where data would stand, or a mark."""
+    """The whole text of our own messages; of a library's the text its authors wrote, with `%s` in place of data, or a mark.
+
+    A message may be built before it is logged, by an f-string for example, and then hold data. It is safe only if it is a
+    constant of the code object that logged it, which is found by walking up the stack to the frame of the call.
+    """
     if is_ours(record):
         return record.getMessage()
     frame: FrameType | None = sys._getframe()
@@ -142,33 +146,26 @@ def _safe_text(record: logging.LogRecord) -> str:
 
 @dataclass(frozen=True)
 class OutputMode:
+    """What a command prints, and in which form."""
+
     quiet: bool = False
     json_logs: bool = False
 
 
-_now = OutputMode()
-_offered: tuple[str, ...] = (QUIET, JSON_LOGS)
+# A global of the process: log lines come from anywhere, and an error is printed in the wanted form also where the command line
+# cannot be parsed, so that no object of the command could hold it.
+_mode = OutputMode()
 
 
 def set_output_mode(words: Sequence[str]) -> None:
-    """Take the manners that a command line asks for, before its command or after; what follows `--` are no options."""
-    global _now
+    """Set the mode to the options of a command line, before its command or after; the words after `--` are no options."""
+    global _mode
     options = words[: words.index("--")] if "--" in words else words
-    _now = OutputMode(quiet=QUIET in options, json_logs=JSON_LOGS in options)
+    _mode = OutputMode(quiet=QUIET in options, json_logs=JSON_LOGS in options)
 
 
 def output_mode() -> OutputMode:
-    return _now
-
-
-def offer(options: Sequence[str]) -> None:
-    """Note the options of the command that runs, so that a misspelt one is not taken for a flag of Beam's."""
-    global _offered
-    _offered = tuple(options)
-
-
-def offered() -> tuple[str, ...]:
-    return _offered
+    return _mode
 
 
 def json_line(level: str, message: str, /, **fields: Any) -> str:
@@ -180,6 +177,6 @@ def json_line(level: str, message: str, /, **fields: Any) -> str:
 
 def error_line(message: str, exit_code: int, /, **fields: Any) -> str:
     """The last line of a command that fails, with its line end."""
-    if _now.json_logs:
+    if _mode.json_logs:
         return json_line("ERROR", message, exit_code=exit_code, **fields)
     return f"bestkept: {message}\n"
