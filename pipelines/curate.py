@@ -23,7 +23,7 @@ from pipelines.report.transform import Observe
 from pipelines.runtime.transforms import Gather
 from pipelines.score.colocation_transform import Colocate
 from pipelines.score.ensemble_transform import CombineScores
-from pipelines.score.load_model import LoadAlone
+from pipelines.score.load_model import LoadAfterRelease
 from pipelines.score.skip_transform import LeaveOut
 from pipelines.score.totals import publish_skipped, publish_totals, sum_totals, totals_of
 from pipelines.score.transform import ScoreCorpus
@@ -113,7 +113,9 @@ def score_models(
     directories, limits, accelerator = score_directories(config), config.limits, config.runner.accelerator
     scored: list[dict[str, Any]] = []
     for number, path in enumerate(paths.members):
-        model, load = ("", scorer) if len(paths.members) == 1 else (str(number), LoadAlone(scorer) if scorer else None)
+        model, load = (
+            ("", scorer) if len(paths.members) == 1 else (str(number), LoadAfterRelease(scorer) if scorer else None)
+        )
         last = scored[-1]["scores"] if scored and scorer else None
         after = last | f"AwaitModel{number - 1}" >> Gather(_is_complete) if last else None
         colocate = None

@@ -25,7 +25,7 @@ from pipelines.score.totals import Totals, check_limits, check_shard, read_total
 from pipelines.score.unit_scorer import ScorerFactory
 from pipelines.score.unit_scores import score_directories, scores_path
 from pipelines.score.work import CorpusShard
-from pipelines.score.workers import Job, score_ahead
+from pipelines.score.workers import Job, run_workers
 from pipelines.select.selection import OFFSET_WARNING, Selection, selection_settings
 from pipelines.storage import canonical_json
 from pipelines.storage.files import absolute, join, read_bytes
@@ -277,7 +277,7 @@ def score_with_workers(
     if config.runner.workers == 1 or scorer is None:
         return {}
     limits = config.limits.model_copy(update={"verify": False})  # the graph verifies all scores afterwards
-    return score_ahead(Job(paths, score_directories(config), scorer, limits), plans, config.runner.workers, shard)
+    return run_workers(Job(paths, score_directories(config), scorer, limits), plans, config.runner.workers, shard)
 
 
 def default_scorer(config: RunConfig) -> ScorerFactory | None:

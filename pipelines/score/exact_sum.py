@@ -1,4 +1,4 @@
-"""Sums of floats that do not depend on the order of their parts."""
+"""Exact sums of floats, which do not depend on the order of their parts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-_EXACT = 2**28  # so many 24-bit integers are summed exactly in a float64
+_EXACT = 2**28  # number of 24-bit integers whose sum is exact in a float64
 
 
 @dataclass
@@ -22,6 +22,7 @@ class ExactSum:
 
     @classmethod
     def of(cls, values: npt.NDArray[np.float32]) -> ExactSum:
+        """The sum of finite values."""
         sums: Counter[int] = Counter()
         for exponents, signed in _parts(values):
             totals = np.bincount(exponents, weights=signed)  # exact: below 2**53
@@ -31,7 +32,7 @@ class ExactSum:
 
     @classmethod
     def of_squares(cls, values: npt.NDArray[np.float32]) -> ExactSum:
-        """The sum of the values' squares, which are not rounded either."""
+        """The sum of the squares of the values, without rounding."""
         sums: Counter[int] = Counter()
         for exponents, signed in _parts(values):
             squares = signed * signed  # below 2**48: summed as two halves of 24 bits
@@ -45,16 +46,17 @@ class ExactSum:
     def __add__(self, other: ExactSum) -> ExactSum:
         merged = Counter(self.mantissas)
         for exponent, total in other.mantissas.items():
-            merged[exponent] += total  # Counter's own + drops what is not positive
+            merged[exponent] += total  # the + of Counter drops sums that are not positive
         return ExactSum(self.count + other.count, merged)
 
     def __sub__(self, part: ExactSum) -> ExactSum:
-        """What is left when `part`, a sum over some of the same values, is taken away."""
+        """The sum without the values of `part`, which are some of its own."""
         merged = Counter(self.mantissas)
         merged.subtract(part.mantissas)
         return ExactSum(self.count - part.count, merged)
 
     def total(self) -> Fraction:
+        """The sum as an exact fraction."""
         return sum(
             (Fraction(mantissa) * Fraction(2) ** (exponent - 24) for exponent, mantissa in self.mantissas.items()),
             Fraction(0),
@@ -66,7 +68,7 @@ class ExactSum:
 
 
 def _parts(values: npt.NDArray[np.float32]) -> Iterator[tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]]:
-    """Biased exponents and signed 24-bit integers of finite values, not too many at once."""
+    """Biased exponents and signed 24-bit integers of finite values, at most `_EXACT` at once."""
     for start in range(0, len(values), _EXACT):
         bits = np.ascontiguousarray(values[start : start + _EXACT], dtype=np.float32).view(np.uint32)
         exponents = (bits >> np.uint32(23)) & np.uint32(0xFF)

@@ -67,7 +67,7 @@ class _Placeholder:
 
 
 @dataclass(frozen=True)
-class LoadAlone:
+class LoadAfterRelease:
     """Loads a model once the previous one has been released. Beam's `Shared` keeps the last object that was acquired, and would
     release it only after the next one is loaded."""
 

@@ -35,7 +35,7 @@ from pipelines.score.unit_scores import ScoreDirectories
 from pipelines.score.work import CorpusShard, units_in, units_of_shard
 from pipelines.storage.files import is_local
 
-_PlacedUnit = tuple[int, tuple[int, ...]]
+_FileAndUnit = tuple[int, tuple[int, ...]]
 """File number, and the fields of a `Unit`."""
 
 
@@ -86,7 +86,7 @@ class ScoreCorpus(beam.PTransform):  # type: ignore[misc]
         typed = split_units.with_output_types(tuple[int, tuple[int, int, int, int]], skipped=tuple[int, str])
         return files | "SplitUnits" >> typed.with_outputs("skipped", main="units")
 
-    def _score(self, units: PCollection[_PlacedUnit]) -> dict[str, PCollection[Any]]:
+    def _score(self, units: PCollection[_FileAndUnit]) -> dict[str, PCollection[Any]]:
         score: beam.DoFn = ScoreUnits(
             self.plan_path, self.directories, self.scorer, read_only=self.read_only, limits=self.limits
         )
@@ -176,10 +176,10 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
         self._limits = limits
         self._shared = Shared()
 
-    def process(self, element: _PlacedUnit) -> Iterator[Any]:
+    def process(self, element: _FileAndUnit) -> Iterator[Any]:
         yield from self.descriptors(element)
 
-    def descriptors(self, element: _PlacedUnit, existing: Sequence[ScoreFile] | None = None) -> Iterator[Any]:
+    def descriptors(self, element: _FileAndUnit, existing: Sequence[ScoreFile] | None = None) -> Iterator[Any]:
         """Yield a descriptor for each fragment, or the file's number and the reason for which it is skipped."""
         file_number, fields = element
         with carrying_errors():
@@ -227,9 +227,9 @@ class FindScores(ThreadedDoFn):
     def waits_for_store(self) -> bool:
         return self._score.waits_for_store()
 
-    def work(self, element: _PlacedUnit) -> tuple[_PlacedUnit, list[ScoreFile]]:
+    def work(self, element: _FileAndUnit) -> tuple[_FileAndUnit, list[ScoreFile]]:
         file_number, fields = element
         return element, self._score.read_leading(file_number, Unit(*fields))
 
-    def collect(self, result: tuple[_PlacedUnit, list[ScoreFile]]) -> Iterator[Any]:
+    def collect(self, result: tuple[_FileAndUnit, list[ScoreFile]]) -> Iterator[Any]:
         yield from self._score.descriptors(*result)

@@ -2,7 +2,7 @@
 
 Valid score files are looked up before anything is scored. That one mechanism is resume, incremental scoring and caching.
 
-Example, for a fragment of two rows with two responses each, the second of them empty:
+Example, of a fragment of two rows with two responses each, the last of them empty:
 
     scorer.score([(prompt_a, [text, text]), (prompt_b, [text])])  →  a `GroupScores` for each prompt
     score_fragment(scorer, fragment, plan)  →  a table of four rows (`score_files.COLUMNS`), the last with a reason

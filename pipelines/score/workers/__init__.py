@@ -1,5 +1,5 @@
 """Workers of this machine, each a process with a model of its own: `runner.workers`."""
 
-from pipelines.score.workers.launcher import Job, score_ahead
+from pipelines.score.workers.launcher import Job, run_workers
 
-__all__ = ["Job", "score_ahead"]
+__all__ = ["Job", "run_workers"]

@@ -63,7 +63,7 @@ class Job:
     limits: Limits
 
 
-def score_ahead(job: Job, plans: Plans, count: int, shard: CorpusShard | None = None) -> dict[str, int]:
+def run_workers(job: Job, plans: Plans, count: int, shard: CorpusShard | None = None) -> dict[str, int]:
     """Score the corpus, or a shard of it, with `count` workers, and return the sums of their models' counters.
 
     Raises `BestkeptError`.

@@ -86,10 +86,10 @@ def _score(job: Job, launcher: LauncherConnection) -> None:
     from pipelines.corpus import UnreadableError, split_units
     from pipelines.corpus.rewrite import rewrite
     from pipelines.plan import plan_at
-    from pipelines.score.load_model import LoadAlone
+    from pipelines.score.load_model import LoadAfterRelease
     from pipelines.score.transform import ScoreUnits
 
-    load = job.scorer if len(job.paths.members) == 1 else LoadAlone(job.scorer)
+    load = job.scorer if len(job.paths.members) == 1 else LoadAfterRelease(job.scorer)
     members = [ScoreUnits(path, job.directories, load, limits=job.limits) for path in job.paths.members]
     while True:
         launcher.send("wants", *_report())
