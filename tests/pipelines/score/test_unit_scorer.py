@@ -1,0 +1,109 @@
+"""Score columns of one fragment: from a scorer, and from rewards that the rows carry."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from support.stubs import StubScorer, stub_reward
+
+from pipelines.corpus.columns.row_mapping import ParsedRow, RowMapping
+from pipelines.corpus.fragments import Fragment, Row
+from pipelines.errors import ModelLoadError
+from pipelines.plan import Plan
+from pipelines.score.score_files import COLUMNS
+from pipelines.score.unit_scorer import GroupResult, score_fragment
+from rm.conversations import from_prompt, response_hash
+from rm.scorer import GroupScores
+
+MAPPING = RowMapping("prompt_response", "p", "r", carry=("author",))
+PLAN = Plan((), MAPPING, 8, 2**20, {"dtype": "float32"}, {}, "f")
+PROMPT = from_prompt("p")
+KEY = bytes(range(16))
+
+
+def row(number: int, *responses: str | None, prompt: bool = True, rewards=None) -> Row:
+    """A row whose unusable responses, given as None, are empty."""
+    reasons = ["empty_response" if response is None else None for response in responses]
+    parsed = ParsedRow(PROMPT if prompt else None, list(responses), reasons)
+    return Row(number, parsed, KEY if prompt else None, 10 + number, 0, 0, "web", (f"author {number}",), {}, rewards)
+
+
+def fragment(*rows: Row) -> Fragment:
+    return Fragment(0, list(rows), last=True)
+
+
+def test_every_response_has_a_row_and_unusable_ones_keep_their_reasons():
+    rows = fragment(row(0, "one two", None, "UNSCORABLE"), row(1, None, prompt=False), row(4, "three"))
+    columns, tokens = score_fragment(StubScorer(), rows, PLAN)
+    assert columns.schema.names == [*COLUMNS.names, "carry.author"]
+    assert columns.select(COLUMNS.names).schema == COLUMNS
+    assert columns.drop_columns(["response_hash", "reward"]).to_pydict() == {
+        "row": [0, 0, 0, 1, 4],
+        "response_index": [0, 1, 2, 0, 0],
+        "prompt_key": [KEY, KEY, KEY, None, KEY],
+        "reason": [None, "empty_response", "nan_reward", "empty_response", None],
+        "prompt_tokens": [1, 0, 1, 0, 1],
+        "response_tokens": [2, 0, 1, 0, 1],
+        "response_chars": [7, 0, 10, 0, 5],
+        "row_bytes": [10, 10, 10, 11, 14],
+        "truncated": [False] * 5,
+        "source": ["web"] * 5,
+        "carry.author": ["author 0"] * 3 + ["author 1", "author 4"],
+    }
+    texts = ["one two", None, "UNSCORABLE", None, "three"]
+    assert columns["response_hash"].to_pylist() == [None if text is None else response_hash(text) for text in texts]
+    one, three = (float(stub_reward(PROMPT, text)) for text in ("one two", "three"))
+    assert columns["reward"].to_pylist() == [one, None, None, None, three]
+    assert tokens == 3 + 4
+
+
+def test_carried_rewards_have_no_tokens_and_a_missing_one_is_a_rejection():
+    rows = fragment(row(0, "a", None, "b", rewards=(1.5, 7.0, None)), row(1, "c", rewards=(-2.0,)))
+    columns, tokens = score_fragment(None, rows, PLAN)
+    assert columns["reward"].to_pylist() == [1.5, None, None, -2.0]
+    assert columns["reason"].to_pylist() == [None, "empty_response", "no_reward", None]
+    assert columns["response_tokens"].to_pylist() == [0] * 4
+    assert tokens == 0
+
+
+def test_an_empty_fragment_has_all_columns():
+    columns, tokens = score_fragment(StubScorer(), fragment(), PLAN)
+    assert columns.schema.names == [*COLUMNS.names, "carry.author"]
+    assert (columns.num_rows, tokens) == (0, 0)
+
+
+def test_a_scorer_that_loses_a_response_is_an_error():
+    class Short(StubScorer):
+        def score(self, groups):
+            return super().score([(prompt, texts[1:]) for prompt, texts in groups])
+
+    with pytest.raises(ValueError, match="expected 2 items"):
+        score_fragment(Short(), fragment(row(0, "a", "b")), PLAN)
+
+    class Fewer(StubScorer):
+        def score(self, groups):
+            return super().score(groups[1:])
+
+    with pytest.raises(ValueError, match="shorter"):
+        score_fragment(Fewer(), fragment(row(0, "a"), row(1, "b")), PLAN)
+
+
+@pytest.mark.parametrize(("responses", "broken"), [(15, False), (16, True)])
+def test_a_model_without_any_reward_is_to_blame(responses, broken):
+    rows = fragment(*(row(number, "UNSCORABLE") for number in range(responses)))
+    if broken:
+        with pytest.raises(ModelLoadError, match=r"gives NaN for every response of a fragment \(16 responses\)"):
+            score_fragment(StubScorer(), rows, PLAN)
+    else:
+        assert score_fragment(StubScorer(), rows, PLAN)[0]["reason"].to_pylist() == ["nan_reward"] * responses
+    rows = replace(rows, rows=[*rows.rows, row(99, "fine")])
+    assert score_fragment(StubScorer(), rows, PLAN)[0]["reward"].null_count == responses
+
+
+def test_a_group_result_has_no_reward_where_it_has_a_reason():
+    scores = GroupScores.empty(2)._replace(rewards=np.array([0.5, np.nan], np.float32), reasons=[None, "too_long"])
+    result = GroupResult.of(scores)
+    assert result == GroupResult([0.5, None], [None, "too_long"], [0, 0], [0, 0], [False, False])
+    assert GroupResult.of(result) is result
