@@ -127,6 +127,13 @@ def test_rejections_stand_beside_scored_neighbours(encoder):
     assert result.rewards[0] == result.rewards[2] == alone.rewards[0]
 
 
+def test_an_unusable_text_is_rejected_wherever_it_stands(encoder):
+    scorer = load(encoder, max_length=12, too_long="reject")
+    short, long = "good day", " ".join(WORDS[:40])
+    results = scorer.score([(PROMPT, [long, short, long]), (PROMPT, [long])])
+    assert [result.reasons for result in results] == [["too_long", None, "too_long"], ["too_long"]]
+
+
 def test_truncation_is_flagged_and_counted_in_tokens(encoder):
     result = load(encoder, max_length=12).score([(PROMPT, ["good", " ".join(WORDS[:30])])])[0]
     assert result.truncated.tolist() == [False, True]
