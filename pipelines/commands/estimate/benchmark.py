@@ -22,22 +22,23 @@ _SPEED_VARIES = 0.1  # from one minute to the next, beyond what the calls of a b
 
 @dataclass(frozen=True)
 class Speed:
-    """What a benchmark found."""
+    """The result of a benchmark."""
 
-    tokens_per_sec: Quantity  # computed ones
+    tokens_per_sec: Quantity  # computed tokens
     load_secs: float
-    secs: float  # that it took, loading left out
+    secs: float  # of the benchmark, without loading
     responses: int
     device: str
     packed: bool
 
     def time_for(self, computed: Quantity) -> Quantity:
+        """Return the seconds that these computed tokens take."""
         rate = self.tokens_per_sec
         return Quantity(computed.value / rate.value, computed.low / rate.high, computed.high / rate.low, "measured")
 
 
 def benchmark(plan: Plan, waiting: Sequence[BlockOfRows], *, seed: int, secs: float = BENCHMARK_SECS) -> Speed:
-    """Load the model and score prompts drawn at random, each with all its responses in a block, for about so many seconds.
+    """Load the model and score prompts drawn at random, each with all its responses in a block, for about `secs` seconds.
 
     Calls grow until one takes a second or two; those of that size count. Raises `ModelLoadError`.
     """
@@ -63,30 +64,30 @@ def benchmark(plan: Plan, waiting: Sequence[BlockOfRows], *, seed: int, secs: fl
             timed.append((size, took, computed))
         if took < _CHUNK_SECS:
             size *= 4
-    took, largest = time.perf_counter() - begun, max((each for each, _, _ in timed), default=1)
-    counted = [(each_secs, tokens) for each, each_secs, tokens in timed if each == largest]
+    took, largest = time.perf_counter() - begun, max((size for size, _, _ in timed), default=1)
+    counted = [(call_secs, tokens) for size, call_secs, tokens in timed if size == largest]
     if not counted:
         raise ModelLoadError("the model gave no reward to any row of the benchmark; leave it out with --no-benchmark")
-    rates = [tokens / each for each, tokens in counted]
-    pooled = sum(tokens for _, tokens in counted) / sum(each for each, _ in counted)
+    rates = [tokens / call_secs for call_secs, tokens in counted]
+    pooled = sum(tokens for _, tokens in counted) / sum(call_secs for call_secs, _ in counted)
     rate = Quantity(pooled, min(rates) * (1 - _SPEED_VARIES), max(rates) * (1 + _SPEED_VARIES), "measured")
     return Speed(rate, load_secs, took, responses, scorer.device, scorer.packed)
 
 
 def _shuffle_groups(waiting: Sequence[BlockOfRows], seed: int) -> list[PromptGroup]:
-    """Prompts of all blocks, each with its responses in one block, in random order."""
+    """Return the prompts of all blocks, each with its responses in one block, in random order."""
     groups: list[PromptGroup] = []
     for block in waiting:
-        own: dict[Conversation, list[str]] = {}
+        responses: dict[Conversation, list[str]] = {}
         for prompt, texts in groups_of(block.rows):
-            own.setdefault(prompt, []).extend(texts)
-        groups += [(prompt, list(dict.fromkeys(texts))) for prompt, texts in own.items() if texts]
+            responses.setdefault(prompt, []).extend(texts)
+        groups += [(prompt, list(dict.fromkeys(texts))) for prompt, texts in responses.items() if texts]
     random.Random(seed).shuffle(groups)
     return groups
 
 
 def _next_call(queue: list[PromptGroup], responses: int) -> list[PromptGroup]:
-    """Groups off the end of the queue, of about so many responses; the rest of a cut one stays in it."""
+    """Take groups of about `responses` responses off the end of the queue; the rest of a cut group stays in it."""
     call: list[PromptGroup] = []
     while queue and responses > 0:
         prompt, texts = queue.pop()

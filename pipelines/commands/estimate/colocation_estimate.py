@@ -1,8 +1,8 @@
-"""What `score.colocate` would save, told before anything is scored: `bestkept plan`'s estimate from the rows it has looked at.
+"""Estimate of what `score.colocate` would save, from the rows that the survey has read.
 
-Of all rows that were read, those of the prompts whose hash is smallest are a sample of prompts, drawn at random and each with all
-its responses, wherever they lie. They are also what a run with `score.colocate` scores first, so they are counted in its very
-pieces. Of a corpus that was not read whole, responses in places that nobody looked at are missing: then the count is a bound.
+The prompts with the smallest hashes are a random sample of prompts, each with all its responses, wherever they lie. They are also
+the prompts that a run with `score.colocate` scores first, so they are counted in the pieces of such a run. In a corpus that was
+not read whole, responses that were not read are missing: then the count is a bound.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from rm.conversations import Conversation
 if TYPE_CHECKING:
     from rm.dry_run import DryRun
 
-_PIECES = 4  # that are counted
+_PIECES = 4  # pieces that are counted
 
 
 class ColocationGain(NamedTuple):
-    """Tokens that the model would compute of what is left, and which of the two ways is configured."""
+    """Tokens that the model would compute for what is left, without and with `score.colocate`, and which is configured."""
 
-    apart: Quantity
-    together: Quantity
-    colocated: bool
+    without: Quantity
+    colocated: Quantity
+    configured: bool
 
     def to_json(self) -> dict[str, Any]:
-        gain = self.apart.value / self.together.value if self.together.value else 1.0
-        ways = {"off_computed_tokens": self.apart, "prompt_computed_tokens": self.together}
-        return {"configured": "prompt" if self.colocated else None, **ways, "gain": gain}
+        gain = self.without.value / self.colocated.value if self.colocated.value else 1.0
+        ways = {"off_computed_tokens": self.without, "prompt_computed_tokens": self.colocated}
+        return {"configured": "prompt" if self.configured else None, **ways, "gain": gain}
 
 
 def with_colocation(
-    found: Forecast,
+    forecast: Forecast,
     waiting: Sequence[BlockOfRows],
     forecaster: DryRun,
     *,
@@ -47,26 +47,26 @@ def with_colocation(
     responses: int,
     colocated: bool,
 ) -> tuple[Forecast, ColocationGain | None]:
-    """The forecast of the way that is configured, and both ways; None where nothing is left, or the model shares no prompts.
+    """Return the forecast under the configured setting, and the gain; None where nothing is left, or the model shares no prompts.
 
-    `responses` is the most of a piece, `whole` whether `waiting` is all that is left.
+    `responses` is the largest size of a piece; `whole` says that `waiting` is all that is left.
     """
-    if not (forecaster.packed and forecaster.model.causal and found.left_tokens.high):
-        return found, None
-    share = colocated_share(waiting, forecaster, whole=whole, responses=responses, apart=found.computed_share)
-    both = ColocationGain(found.left_computed, product_of(found.left_tokens, share), colocated)
+    if not (forecaster.packed and forecaster.model.causal and forecast.left_tokens.high):
+        return forecast, None
+    share = colocated_share(waiting, forecaster, whole=whole, responses=responses, apart=forecast.computed_share)
+    gain = ColocationGain(forecast.left_computed, product_of(forecast.left_tokens, share), colocated)
     if colocated:
-        found = found._replace(left_computed=both.together, computed_share=share)
-    return found, both
+        forecast = forecast._replace(left_computed=gain.colocated, computed_share=share)
+    return forecast, gain
 
 
 def colocated_share(
     waiting: Sequence[BlockOfRows], forecaster: DryRun, *, whole: bool, responses: int, apart: Quantity
 ) -> Quantity:
-    """Tokens that go through the model by token that its responses have with their prompts, were all responses to a prompt scored
-    together. `apart` is the same as they lie, and holds where no prompt is in two places.
+    """Return the tokens that go through the model for each token of a response with its prompt, if prompts are scored together.
 
-    Of a sample, the ratio of both ways is taken, of the same prompts: it varies less from prompt to prompt than either.
+    `apart` is the same share for responses where they lie, and the result where no prompt is in two places. From a sample, the
+    ratio of the two is estimated on the same prompts: it varies less from prompt to prompt than either.
     """
     places: dict[Conversation, dict[int, list[str]]] = {}
     for number, block in enumerate(waiting):
@@ -80,11 +80,11 @@ def colocated_share(
     chosen = pieces[:_PIECES]
     counts = [forecaster.count(piece) for piece in chosen]
     joined = [float(work.computed_tokens) for _, work in counts]
-    asked = sum(float(tokens.sum()) for counted, _ in counts for tokens in counted)
-    if not asked:
+    read = sum(float(tokens.sum()) for counted, _ in counts for tokens in counted)
+    if not read:
         return apart
     if whole and len(chosen) == len(pieces):
-        return Quantity.exact(sum(joined) / asked)
+        return Quantity.exact(sum(joined) / read)
     lying = [_count_apart(piece, places, forecaster) for piece in chosen]
     blocks = [Block(alone, 1, 0.0, [(0.0, once)]) for alone, once in zip(lying, joined, strict=True) if alone]
     if not whole:
@@ -97,18 +97,20 @@ def colocated_share(
 def _count_apart(
     piece: Sequence[PromptGroup], places: Mapping[Conversation, Mapping[int, list[str]]], forecaster: DryRun
 ) -> float:
-    """Tokens computed for a piece's texts where each block is scored by itself."""
+    """Return the tokens computed for a piece's texts where each block is scored by itself."""
     blocks: dict[int, list[PromptGroup]] = {}
     for prompt, texts in piece:
-        there = set(texts)
-        for number, own in places[prompt].items():
-            blocks.setdefault(number, []).append((prompt, [text for text in own if text in there]))
+        chosen = set(texts)
+        for number, block_texts in places[prompt].items():
+            blocks.setdefault(number, []).append((prompt, [text for text in block_texts if text in chosen]))
     return sum(float(forecaster.count(groups)[1].computed_tokens) for groups in blocks.values())
 
 
 def cut_pieces(groups: Sequence[PromptGroup], *, responses: int) -> Iterator[list[PromptGroup]]:
-    """Prompts with all their responses, cut as `score.colocation.split_texts` cuts them: by how many different responses there
-    are. Equal ones stay together."""
+    """Yield prompts with all their responses, cut as `score.colocation.split_texts` cuts them: by the number of different responses.
+
+    Equal responses stay together.
+    """
     piece: list[PromptGroup] = []
     size = 0
     for prompt, texts in groups:

@@ -1,4 +1,7 @@
-"""Where a planned run may go, and what it takes there: this machine, measured, or GPUs of the table, estimated."""
+"""Time and money of a planned run: on this machine, from a benchmark, or on GPUs, from their peak and an assumed utilisation.
+
+Each possible place is a mapping, as `bestkept plan --json` lists it under `ways`.
+"""
 
 from __future__ import annotations
 
@@ -14,38 +17,38 @@ from pipelines.commands.estimate.selection_size import SHUFFLE_BYTES
 from pipelines.commands.estimate.survey import Survey
 from pipelines.runtime.beam_options import RequestedMachine
 
-_LOCAL_SECS = (2.0, 8.0)  # of a local run beside loading and forwards: Beam's graph
-_ROW_SECS = (2e-5, 3e-4)  # and of each response: reading, selecting, exporting
-_CORES_GAIN = (1.0, 1.1, 1.2)  # by workers that share the cores of one process; benchmarks/scaling.py
-_UNEVEN = 1.15  # of workers with a GPU each, whose last pieces do not end together
+_LOCAL_SECS = (2.0, 8.0)  # of a local run, beside loading and forwards: Beam's graph
+_ROW_SECS = (2e-5, 3e-4)  # of each response: reading, selecting, exporting
+_CORES_GAIN = (1.0, 1.1, 1.2)  # of workers that share the cores of one process; benchmarks/scaling.py
+_UNEVEN = 1.15  # of workers with a GPU each: their last pieces do not end together
 
 
 def estimate_local(
     models: Sequence[ModelEstimate],
     speeds: Sequence[Speed | None],
     surveyed: Survey,
-    asked: RequestedMachine,
+    request: RequestedMachine,
     prices: Prices,
 ) -> list[dict[str, Any]]:
-    """This machine, by a benchmark; without one its time is not known."""
-    machine = prices.machine(asked.machine, asked.gpu) if asked.machine or asked.gpu else None
+    """Return this machine as the only way, with its time where `speeds` of a benchmark are given."""
+    machine = prices.machine(request.machine, request.gpu) if request.machine or request.gpu else None
     way: dict[str, Any] = {"where": "this machine", "basis": "unknown", "speed": [], "secs": None, "gpu_hours": None}
-    workers = asked.workers or 1
+    workers = request.workers or 1
     way |= {"machine": machine[0] if machine else None, "workers": workers, "cost": None, "fits": None}
-    idle = all(not each.found.left_computed.high for each in models)
+    idle = all(not model.forecast.left_computed.high for model in models)
     if not speeds and not idle:
         return [way]
-    known = [(each, speed) for each, speed in zip(models, speeds, strict=bool(speeds)) if speed is not None]
+    known = [(model, speed) for model, speed in zip(models, speeds, strict=bool(speeds)) if speed is not None]
     gpu = any(speed.device != "cpu" for _, speed in known)
     work = _over_workers(
-        total_of([speed.time_for(each.found.left_computed) for each, speed in known]), workers, gpu=gpu
+        total_of([speed.time_for(model.forecast.left_computed) for model, speed in known]), workers, gpu=gpu
     )
     load = sum(speed.load_secs for _, speed in known)
     rows = surveyed.responses.value
     low, high = (start + rows * row for start, row in zip(_LOCAL_SECS, _ROW_SECS, strict=True))
     secs = Quantity(work.value + load + (low * high) ** 0.5, work.low + load + low, work.high + load + high, "measured")
-    for each, speed in known:
-        way["speed"].append({"model": each.name, "tokens_per_sec": speed.tokens_per_sec, "device": speed.device})
+    for model, speed in known:
+        way["speed"].append({"model": model.name, "tokens_per_sec": speed.tokens_per_sec, "device": speed.device})
         way["speed"][-1] |= {"responses": speed.responses, "secs": speed.secs, "packed": speed.packed}
     hours = secs.times(1 / 3600)
     return [
@@ -56,73 +59,76 @@ def estimate_local(
 
 
 def _over_workers(work: Quantity, workers: int, *, gpu: bool) -> Quantity:
-    """Seconds of so many workers, of what one process was measured at: each has a GPU of its own, or its part of the cores."""
+    """Return the seconds that `workers` take for the `work` of one process: each has its own GPU, or its part of the cores."""
     if workers == 1:
         return work
     if gpu:
-        each = work.times(1 / workers)
-        return Quantity(each.value, each.low, each.high * _UNEVEN, each.basis)
+        part = work.times(1 / workers)
+        return Quantity(part.value, part.low, part.high * _UNEVEN, part.basis)
     least, usual, most = _CORES_GAIN
     return Quantity(work.value / usual, work.low / most, work.high / least, work.basis)
 
 
 def estimate_gpus(
-    models: Sequence[ModelEstimate], asked: RequestedMachine, prices: Prices, surveyed: Survey
+    models: Sequence[ModelEstimate], request: RequestedMachine, prices: Prices, surveyed: Survey
 ) -> list[dict[str, Any]]:
-    """The GPU that is named, or every one of the table: estimates, from its peak and an assumed share of it."""
+    """Return the requested GPU as the only way, or every GPU of the table."""
     table = hardware()
-    names = [asked.gpu] if asked.gpu is not None else list(table.gpus)
+    names = [request.gpu] if request.gpu is not None else list(table.gpus)
     start = (table.start_secs.low, table.start_secs.high)
-    workers = asked.workers or 1
+    workers = request.workers or 1
     shuffled = SHUFFLE_BYTES * surveyed.responses.high / 2**30 * prices.shuffle_gib
     ways = []
     for name in names:
         gpu = table.gpus[name]
-        why = next((why for each in models if (why := why_too_large(name, gpu, each.memory)) is not None), None)
+        why = next((why for model in models if (why := why_too_large(name, gpu, model.memory)) is not None), None)
         why = why or _why_no_dtype(models, name)
-        machine = prices.machine(asked.machine, name) if asked.machine or asked.gpu else prices.machine(None, name)
+        machine = (
+            prices.machine(request.machine, name) if request.machine or request.gpu else prices.machine(None, name)
+        )
         way: dict[str, Any] = {"where": name, "basis": "assumed", "workers": workers, "speed": []}
         way |= {"secs": None, "gpu_hours": None}
         way |= {"machine": machine[0] if machine else None, "cost": None, "fits": why is None, "why": why}
         if why is None:
-            work = total_of([_gpu_secs(each, name) for each in models])
+            work = total_of([_gpu_secs(model, name) for model in models])
             hours = billed_hours(work, workers=workers, start=start)
             way |= {"secs": wall_secs(work, workers=workers, start=start), "gpu_hours": hours}
-            way["cost"] = _cost(hours, machine[1], asked, shuffled) if machine else None
+            way["cost"] = _cost(hours, machine[1], request, shuffled) if machine else None
         ways.append(way)
     return ways
 
 
 def _why_no_dtype(models: Sequence[ModelEstimate], gpu: str) -> str | None:
-    """Why a GPU cannot run a model in its type; None where it can."""
+    """Return why a GPU cannot run a model in its type; None where it can."""
     if hardware().gpus[gpu].bfloat16:
         return None
-    return next((f"{gpu} only emulates bfloat16" for each in models if each.plan.model["dtype"] == "bfloat16"), None)
+    return next((f"{gpu} only emulates bfloat16" for model in models if model.plan.model["dtype"] == "bfloat16"), None)
 
 
 def _gpu_secs(model: ModelEstimate, gpu: str) -> Quantity:
     parameters = model.shape["computing_parameters"]
     return forward_secs(
-        model.found.left_computed,
+        model.forecast.left_computed,
         parameters=parameters,
         peak_flops=hardware().gpus[gpu].peak_flops(model.plan.model["dtype"]),
         utilisation=hardware().utilisation_of(parameters),
     )
 
 
-def _cost(hours: Quantity, machine: Machine, asked: RequestedMachine, shuffled: float) -> Quantity:
-    """Money for worker hours and shuffled bytes. All GPUs that a worker asks for are billed, though only one of them computes."""
-    each = machine.hour * max(1, asked.gpus) / max(1, machine.gpus) if machine.gpu else machine.hour
-    billed = hours.times(each)
+def _cost(hours: Quantity, machine: Machine, request: RequestedMachine, shuffled: float) -> Quantity:
+    """Return the price of worker hours and shuffled bytes; all GPUs of a worker are billed, though only one of them computes."""
+    price = machine.hour * max(1, request.gpus) / max(1, machine.gpus) if machine.gpu else machine.hour
+    billed = hours.times(price)
     return Quantity(billed.value + shuffled / 2, billed.low, billed.high + shuffled, "assumed")
 
 
 def forward_secs(
     computed_tokens: Quantity, *, parameters: int, peak_flops: float, utilisation: tuple[float, float]
 ) -> Quantity:
-    """Seconds of one GPU: 2 x parameters x tokens / (peak x utilisation), parameters without embeddings, attention not counted.
+    """Return the seconds of one GPU: 2 x parameters x tokens / (peak x utilisation).
 
-    The range is that of the utilisation, from low to high, times that of the tokens; the value is at their geometric mean.
+    Parameters are those without embeddings, and attention is not counted. The range is that of the utilisation, from low to
+    high, times that of the tokens; the value is at their geometric mean.
     """
     low, high = utilisation
     flops = 2.0 * parameters / peak_flops
@@ -135,7 +141,7 @@ def forward_secs(
 
 
 def wall_secs(work: Quantity, *, workers: int, start: tuple[float, float]) -> Quantity:
-    """Time of `work` seconds spread evenly over workers that take between `start` seconds to be there."""
+    """Return the time of `work` seconds spread evenly over workers that take between `start` seconds to begin."""
     low, high = start
     return Quantity(
         work.value / workers + math.sqrt(low * high), work.low / workers + low, work.high / workers + high, work.basis
@@ -143,5 +149,5 @@ def wall_secs(work: Quantity, *, workers: int, start: tuple[float, float]) -> Qu
 
 
 def billed_hours(work: Quantity, *, workers: int, start: tuple[float, float]) -> Quantity:
-    """Worker hours that are paid for: the work, and each worker's start."""
+    """Return the worker hours that are paid for: the work, and each worker's start."""
     return wall_secs(work, workers=workers, start=start).times(workers / 3600)

@@ -1,6 +1,7 @@
-"""`bestkept plan`: what a run would read, compute, write, take and cost, before it starts. Nothing is written.
+"""`bestkept plan`: estimates what a run would read, compute, write, take and cost, before it starts. Nothing is written.
 
-Reading (`survey`, `already`, `forecast`) and arithmetic (`estimate`, `hardware`) are elsewhere; here they are put together.
+`survey`, `scored_so_far`, `token_forecast` and `benchmark` read and measure; `selection_size` and `cost` compute from that; this
+module puts the estimates together.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _SCORE_ROW_BYTES = 21
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What the command line asks of a plan."""
+    """Options of `bestkept plan` on the command line."""
 
     benchmark: bool = True
     gpu: str | None = None
@@ -37,40 +38,43 @@ class PlanOptions:
     prices: str | None = None
 
 
-def plan_run(config: RunConfig, flags: Sequence[str] = (), wishes: PlanOptions | None = None) -> dict[str, Any]:
-    """The plan as plain JSON values; see `bestkept plan --json`. Raises `BestkeptError` like a run that cannot start, and
-    `ConfigError` for a model larger than the GPU that is named, a bad price file, and flags of Beam."""
-    wishes = wishes or PlanOptions()
+def plan_run(config: RunConfig, flags: Sequence[str] = (), options: PlanOptions | None = None) -> dict[str, Any]:
+    """Return the plan as plain JSON values, as `bestkept plan --json` prints them.
+
+    Raises `BestkeptError` like a run that cannot start, and `ConfigError` for a model larger than the named GPU, a bad price
+    file, and bad flags of Beam.
+    """
+    options = options or PlanOptions()
     config = with_absolute_paths(config)
-    asked = requested_machine(config.runner, flags)
-    asked = asked._replace(gpu=wishes.gpu or asked.gpu, machine=wishes.machine or asked.machine)
-    prices = load_prices(wishes.prices)
-    if asked.gpu is not None:
-        gpu_of(asked.gpu, hardware().gpus)
-    if asked.machine is not None and wishes.machine and prices.machine(asked.machine, asked.gpu) is None:
-        raise ConfigError(f"--machine {asked.machine!r} has no price; expected one of {', '.join(prices.machines)}")
+    request = requested_machine(config.runner, flags)
+    request = request._replace(gpu=options.gpu or request.gpu, machine=options.machine or request.machine)
+    prices = load_prices(options.prices)
+    if request.gpu is not None:
+        gpu_of(request.gpu, hardware().gpus)
+    if request.machine is not None and options.machine and prices.machine(request.machine, request.gpu) is None:
+        raise ConfigError(f"--machine {request.machine!r} has no price; expected one of {', '.join(prices.machines)}")
     plans = make_plans(config)
     seed = seed_of(plans.whole)
     surveyed = survey(plans.whole, skip_bad_files=config.limits.skip_bad_files, seed=seed)
-    local = config.runner.name == "local" and wishes.gpu is None
+    local = config.runner.name == "local" and options.gpu is None
     scored = score_directories(config)
     colocated = config.score.colocate is not None
     models = [
         ModelEstimate.of(member, scored.of(member.fingerprint), surveyed, seed=seed, local=local, colocated=colocated)
         for member in (plans.members if config.models else ())
     ]
-    if asked.gpu is not None:
-        check_memory(models, asked.gpu)
-    speeds = [each.benchmark(surveyed, seed) for each in models] if local and wishes.benchmark else []
+    if request.gpu is not None:
+        check_memory(models, request.gpu)
+    speeds = [model.benchmark(surveyed, seed) for model in models] if local and options.benchmark else []
     ways = (
-        estimate_local(models, speeds, surveyed, asked, prices)
+        estimate_local(models, speeds, surveyed, request, prices)
         if local
-        else estimate_gpus(models, asked, prices, surveyed)
+        else estimate_gpus(models, request, prices, surveyed)
     )
     content = {
         "runner": config.runner.name,
         "corpus": _corpus_json(surveyed, plans.whole),
-        "models": [each.to_json() for each in models],
+        "models": [model.to_json() for model in models],
         "scores": {"path": scores_path(config), "bytes": _score_bytes(config, surveyed, models)},
         "selection": selection_size(config, surveyed),
         "ways": ways,
@@ -82,7 +86,7 @@ def plan_run(config: RunConfig, flags: Sequence[str] = (), wishes: PlanOptions |
 
 
 def seed_of(plan: Plan) -> int:
-    """What rows are drawn with: the same corpus gives the same plan."""
+    """Return the seed of the draws of rows: the same corpus gives the same plan."""
     return int(plan.hash[:8], 16)
 
 
@@ -114,18 +118,18 @@ def _corpus_json(surveyed: Survey, plan: Plan) -> dict[str, Any]:
 
 
 def _score_bytes(config: RunConfig, surveyed: Survey, models: Sequence[ModelEstimate]) -> Quantity:
-    """Of all score files that the run leaves; sources and carried columns not counted."""
+    """Return the size of all score files that the run leaves, without sources and carried columns."""
     fragments = max(surveyed.files, surveyed.rows.value / config.input.rows_per_fragment)
     if surveyed.whole:
         fragments = len(surveyed.blocks)
     rows = surveyed.responses
     sizes = [fragments * _SCORE_FILE_BYTES + count * _SCORE_ROW_BYTES for count in (rows.value, rows.low, rows.high)]
-    value, low, high = (each * max(1, len(models)) for each in sizes)
+    value, low, high = (size * max(1, len(models)) for size in sizes)
     return Quantity(value, low, high, "assumed")
 
 
 def warn_of_rewriting(plan: Plan) -> list[str]:
-    """What there is to say of large compressed files that have no copy yet."""
+    """Return a warning where large compressed files have no rewritten copy yet."""
     waiting = [file for file in plan.files if file.copy is not None and not rewritten_copy.is_whole(file.copy)]
     if not waiting:
         return []
@@ -142,22 +146,22 @@ def _list_warnings(
     *,
     ways: Sequence[dict[str, Any]],
 ) -> list[str]:
-    found = []
+    warnings = []
     age = prices.age_days(datetime.now(UTC).date())
     if age > OLD_DAYS and any(way["cost"] is not None for way in ways):
-        found.append(f"prices are of {prices.date}, {age} days old; give newer ones with --prices FILE")
+        warnings.append(f"prices are of {prices.date}, {age} days old; give newer ones with --prices FILE")
     remote = any(way["basis"] == "assumed" for way in ways)
     if remote:
-        found.append(
+        warnings.append(
             "times and costs on GPUs are estimates from peak FLOP/s and an assumed utilisation: nothing was measured"
         )
-    asked_auto = any(model.dtype == "auto" for model in config.models)
-    if remote and asked_auto and any(each.plan.model["dtype"] == "float32" for each in models):
-        found.append(
+    auto_dtype = any(model.dtype == "auto" for model in config.models)
+    if remote and auto_dtype and any(model.plan.model["dtype"] == "float32" for model in models):
+        warnings.append(
             "model.dtype=auto is float32 on this machine, and workers compute in it, too; for GPUs set model.dtype"
         )
     if surveyed.unreadable:
-        found.append(f"{surveyed.unreadable:,} files could not be read and are left out (limits.skip_bad_files)")
+        warnings.append(f"{surveyed.unreadable:,} files could not be read and are left out (limits.skip_bad_files)")
     if not surveyed.whole and len(surveyed.blocks) < 2:
-        found.append("one block of rows is all that could be drawn: intervals are guesses")
-    return found
+        warnings.append("one block of rows is all that could be drawn: intervals are guesses")
+    return warnings

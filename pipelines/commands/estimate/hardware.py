@@ -1,6 +1,6 @@
 """GPUs and prices of `bestkept plan`, from the dated tables beside this module or a price file of the user's.
 
-Which machine a run gets is what the runner's options name; a GPU without a machine is priced as the cheapest machine with it.
+The runner's options name the machine of a run; a GPU without a machine is priced as the cheapest machine with it.
 """
 
 from __future__ import annotations
@@ -26,20 +26,24 @@ Price = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
 class Gpu(Strict):
+    """A row of the table of GPUs."""
+
     peak_tflops: Positive
-    """Dense, in 16 bits."""
+    """Peak of dense products in 16 bits."""
     float32_tflops: Positive
     memory_gib: Positive
     bfloat16: bool = True
-    """Whether it has the type natively."""
+    """False where the type is only emulated."""
 
     def peak_flops(self, dtype: str) -> float:
         return 1e12 * (self.float32_tflops if dtype == "float32" else self.peak_tflops)
 
 
 class Utilisation(Strict):
+    """The share of a GPU's peak that a forward reaches."""
+
     parameters: Positive
-    """Of models up to this size."""
+    """Largest size of the models that it holds for."""
     low: Annotated[float, Field(gt=0.0, le=1.0)]
     high: Annotated[float, Field(gt=0.0, le=1.0)]
 
@@ -51,12 +55,14 @@ class Utilisation(Strict):
 
 
 class Span(Strict):
+    """A range of seconds."""
+
     low: Price
     high: Price
 
 
 class Hardware(Strict):
-    """`hardware.yaml`."""
+    """The content of `hardware.yaml`."""
 
     date: datetime.date
     source: str
@@ -65,14 +71,16 @@ class Hardware(Strict):
     start_secs: Span
 
     def utilisation_of(self, parameters: int) -> tuple[float, float]:
-        """The range assumed for a model of this size."""
+        """Return the range assumed for a model of this size."""
         fitting = [row for row in self.utilisation if parameters <= row.parameters] or self.utilisation[-1:]
         return fitting[0].low, fitting[0].high
 
 
 class Machine(Strict):
+    """A machine type with its price."""
+
     hour: Price
-    """GPUs included."""
+    """Price of an hour, GPUs included."""
     gpu: str | None = None
     gpus: int = Field(default=0, ge=0)
 
@@ -84,22 +92,24 @@ class Machine(Strict):
 
 
 class Prices(Strict):
-    """`prices.yaml`, or a file of the same form."""
+    """The content of `prices.yaml`, or of a file of the same form."""
 
     date: datetime.date
     currency: str
     region: str
     source: str
     shuffle_gib: Price = 0.0
-    """Of a GiB that is shuffled."""
+    """Price of a GiB that is shuffled."""
     machines: Annotated[dict[str, Machine], Field(min_length=1)]
 
     def age_days(self, today: datetime.date) -> int:
         return (today - self.date).days
 
     def machine(self, name: str | None, gpu: str | None) -> tuple[str, Machine] | None:
-        """The machine of that name, or the cheapest with that GPU; one that gets its GPU attached is listed as MACHINE+GPU. None
-        where there is none."""
+        """Return the machine of that name, or the cheapest one with that GPU; None where there is none.
+
+        A machine that gets its GPU attached is listed as MACHINE+GPU.
+        """
         keys = sorted(self.machines, key=lambda key: self.machines[key].hour)
         if name is not None:
             keys = [key for key in (f"{name}+{gpu}", name) if key in self.machines]
@@ -111,23 +121,23 @@ class Prices(Strict):
 
 @lru_cache(maxsize=1)
 def hardware() -> Hardware:
-    """The table of GPUs that is shipped."""
+    """Return the table of GPUs that is shipped."""
     return load(Hardware, str(_FOLDER / "hardware.yaml"))
 
 
 def load_prices(path: str | None) -> Prices:
-    """The prices in a file, or those that are shipped. Raises `ConfigError` with every mistake at once."""
+    """Return the prices in a file, or those that are shipped. Raises `ConfigError` with every mistake at once."""
     prices = load(Prices, path or str(PRICES))
     known = hardware().gpus
-    strange = sorted({each.gpu for each in prices.machines.values() if each.gpu is not None} - known.keys())
-    if strange:
-        raise ConfigError(f"{path}: machines names the GPU {strange[0]!r}; expected one of {', '.join(known)}")
+    priced = {machine.gpu for machine in prices.machines.values() if machine.gpu is not None}
+    if unknown := sorted(priced - known.keys()):
+        raise ConfigError(f"{path}: machines names the GPU {unknown[0]!r}; expected one of {', '.join(known)}")
     return prices
 
 
 def why_too_large(name: str, gpu: Gpu, memory: tuple[int, int]) -> str | None:
-    """Why a model of (weights, room beside them) in bytes cannot run on this GPU; None where it can."""
-    weights, room = (each / 2**30 for each in memory)
+    """Return why a model of (weights, room beside them) in bytes cannot run on this GPU; None where it can."""
+    weights, room = (size / 2**30 for size in memory)
     if weights + room <= gpu.memory_gib:
         return None
     return (
@@ -137,7 +147,7 @@ def why_too_large(name: str, gpu: Gpu, memory: tuple[int, int]) -> str | None:
 
 
 def gpu_of(name: str, table: Mapping[str, Gpu]) -> Gpu:
-    """Raises `ConfigError` for a name that the table has not."""
+    """Return the GPU of that name. Raises `ConfigError` for a name that the table does not have."""
     if name not in table:
         raise ConfigError(
             f"the GPU {name!r} is not in the table of `bestkept plan`; expected one of {', '.join(table)}"

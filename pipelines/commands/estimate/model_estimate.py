@@ -1,4 +1,4 @@
-"""One model of a `bestkept plan`, looked at without its weights: what it has scored, what is left, what memory it needs."""
+"""Estimates for one model, made without its weights: what it has scored, what is left to score, what memory it needs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipelines.commands.estimate.colocation_estimate import ColocationGain, with
 from pipelines.commands.estimate.hardware import hardware, why_too_large
 from pipelines.commands.estimate.scored_so_far import count_scored
 from pipelines.commands.estimate.survey import Survey
-from pipelines.commands.estimate.token_forecast import Forecast, forecast, load_forecaster, unscored_blocks
+from pipelines.commands.estimate.token_forecast import Forecast, forecast_tokens, load_forecaster, unscored_blocks
 from pipelines.errors import ConfigError
 from pipelines.plan import Plan
 
@@ -20,7 +20,7 @@ _CONTEXT_BYTES = 2**30  # of the driver and its libraries
 
 @dataclass(frozen=True)
 class ModelEstimate:
-    """One model of a plan, looked at without its weights."""
+    """One model of a plan, as it is known without its weights."""
 
     plan: Plan
     name: str
@@ -28,8 +28,8 @@ class ModelEstimate:
     causal: bool
     shape: dict[str, int]
     tokens_per_batch: int
-    found: Forecast
-    together: ColocationGain | None  # both ways of `score.colocate`, where they differ
+    forecast: Forecast
+    colocation: ColocationGain | None  # both ways of `score.colocate`, where they differ
 
     @classmethod
     def of(
@@ -42,26 +42,26 @@ class ModelEstimate:
         local: bool,
         colocated: bool = False,
     ) -> ModelEstimate:
-        """The model of a plan, with what these directories hold of its scores. Raises `ModelLoadError`."""
+        """Return the model of a plan, with the scores that these directories hold of it. Raises `ModelLoadError`."""
         forecaster = load_forecaster(plan, device=None if local else "cuda")
-        already = count_scored(plan, directories, seed=seed)
-        found = forecast(plan, surveyed, forecaster, already, seed=seed)
-        found, both = with_colocation(
-            found,
-            unscored_blocks(plan, surveyed, already),
+        scored = count_scored(plan, directories, seed=seed)
+        expected = forecast_tokens(plan, surveyed, forecaster, scored, seed=seed)
+        expected, gain = with_colocation(
+            expected,
+            unscored_blocks(plan, surveyed, scored),
             forecaster,
-            whole=surveyed.whole and already.whole,
+            whole=surveyed.whole and scored.whole,
             responses=plan.rows_per_fragment,
             colocated=colocated,
         )
         name = plan.model["directory"].rsplit("/", 1)[-1]
         causal = forecaster.model.causal
-        return cls(plan, name, forecaster.packed, causal, forecaster.shape, forecaster.tokens_per_batch, found, both)
+        return cls(plan, name, forecaster.packed, causal, forecaster.shape, forecaster.tokens_per_batch, expected, gain)
 
     def benchmark(self, surveyed: Survey, seed: int) -> Speed | None:
-        """None where nothing is left to score."""
-        waiting = unscored_blocks(self.plan, surveyed, self.found.already)
-        return benchmark(self.plan, waiting, seed=seed) if waiting and self.found.left_computed.high else None
+        """Measure the model's speed on this machine; None where nothing is left to score."""
+        waiting = unscored_blocks(self.plan, surveyed, self.forecast.scored)
+        return benchmark(self.plan, waiting, seed=seed) if waiting and self.forecast.left_computed.high else None
 
     @property
     def memory(self) -> tuple[int, int]:
@@ -75,7 +75,7 @@ class ModelEstimate:
         )
 
     def to_json(self) -> dict[str, Any]:
-        found, already = self.found, self.found.already
+        expected, scored = self.forecast, self.forecast.scored
         return {
             "name": self.name,
             "fingerprint": self.plan.fingerprint,
@@ -84,32 +84,36 @@ class ModelEstimate:
             "parameters": self.shape["parameters"],
             "packed": self.packed,
             "shares_prompts": self.packed and self.causal,
-            "scored": {"fragments": already.fragments, "responses": already.responses, "tokens": already.tokens},
-            "tokens": found.tokens,
+            "scored": {"fragments": scored.fragments, "responses": scored.responses, "tokens": scored.tokens},
+            "tokens": expected.tokens,
             "left": {
-                "responses": found.left_responses,
-                "tokens": found.left_tokens,
-                "computed_tokens": found.left_computed,
+                "responses": expected.left_responses,
+                "tokens": expected.left_tokens,
+                "computed_tokens": expected.left_computed,
             },
-            "computed_share": found.computed_share,
-            "colocate": None if self.together is None else self.together.to_json(),
-            "sampled_responses": found.sampled_responses,
+            "computed_share": expected.computed_share,
+            "colocate": None if self.colocation is None else self.colocation.to_json(),
+            "sampled_responses": expected.sampled_responses,
         }
 
 
 def check_memory(models: Sequence[ModelEstimate], gpu: str) -> None:
-    for each in models:
-        why = why_too_large(gpu, hardware().gpus[gpu], each.memory)
+    """Raise `ConfigError` for the first model that does not fit into the memory of this GPU."""
+    for model in models:
+        why = why_too_large(gpu, hardware().gpus[gpu], model.memory)
         if why is not None:
             raise ConfigError(
-                f"model.path {each.name!r}, {each.shape['parameters']:,} parameters in {each.plan.model['dtype']}: {why}; "
+                f"model.path {model.name!r}, {model.shape['parameters']:,} parameters in {model.plan.model['dtype']}: {why}; "
                 "choose a larger GPU, a 16-bit model.dtype, or a smaller model.tokens_per_batch"
             )
 
 
 def memory_bytes(*, parameters: int, dtype: str, tokens: int, hidden: int, intermediate: int) -> tuple[int, int]:
-    """(weights, room beside them) of a forward without gradients: parameters x bytes of the type; and one layer's hidden states
-    (10 x hidden) and feed-forward (3 x intermediate) of every token at once, with 1 GiB for the driver."""
+    """Return (weights, room beside them) in bytes of a forward without gradients.
+
+    The weights are parameters x bytes of the type; the room holds one layer's hidden states (10 x hidden) and feed-forward
+    (3 x intermediate) of every token at once, and 1 GiB for the driver.
+    """
     from rm.identity import DTYPE_BYTES
 
     width = DTYPE_BYTES[dtype]

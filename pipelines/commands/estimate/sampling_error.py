@@ -1,4 +1,4 @@
-"""Totals of a corpus from sampled blocks, with their intervals."""
+"""Estimates of a corpus's totals from sampled blocks of rows, with the intervals of their sampling error. Pure."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Block(NamedTuple):
 
     measure: float  # its part of the corpus: rows, or bytes of the stored file
     rows: int
-    size: float  # sum over all rows of what is known of each and goes with the wanted value: length of text
-    pairs: Sequence[tuple[float, float]]  # (that, the wanted value) of rows drawn at random from it
+    size: float  # sum over all rows of a value that is known of each and correlates with the wanted one: length of text
+    pairs: Sequence[tuple[float, float]]  # (known value, wanted value) of rows drawn at random from it
 
 
 def block_totals(blocks: Sequence[Block]) -> list[tuple[float, float]]:
-    """(total of the wanted value, its variance) of each block, by the generalised regression estimator (Särndal et al. 1992).
+    """Return (total of the wanted value, its variance) of each block: generalised regression estimator (Särndal et al. 1992).
 
     With the ratio r = Σy / Σx over all drawn rows, weighted by how many each stands for, and residuals e = y − r x, a block
     of N rows of which n are drawn has r X + N mean(e), with the variance N² (1 − n/N) s²(e) / n.
@@ -46,7 +46,7 @@ def block_totals(blocks: Sequence[Block]) -> list[tuple[float, float]]:
 
 
 def whole_total(blocks: Sequence[Block]) -> Quantity:
-    """The corpus total where its blocks are all there are: a stratified sample."""
+    """Return the corpus total where the blocks are the whole corpus: a stratified sample."""
     totals = block_totals(blocks)
     drawn = all(len(block.pairs) == block.rows for block in blocks)
     value, variance = sum(total for total, _ in totals), sum(variance for _, variance in totals)
@@ -54,23 +54,23 @@ def whole_total(blocks: Sequence[Block]) -> Quantity:
 
 
 def sampled_total(blocks: Sequence[Block], measure: Quantity) -> Quantity:
-    """The corpus total from some blocks of a corpus of this `measure`: two stages, ratio to size (Cochran 1977, 11.30).
+    """Return the corpus total from some blocks of a corpus of this `measure`: two stages, ratio to size (Cochran 1977, 11.30).
 
     With the blocks' totals Y and measures m, R = ΣY / Σm, n of N blocks, f = n / N:
     Var(R) = (1 − f) n Σ(Y − R m)² / (n − 1) / (Σm)² + f ΣVar(Y) / (Σm)²; the total is R times the measure.
     """
     totals, count = block_totals(blocks), len(blocks)
-    own = sum(block.measure for block in blocks)
-    if not own:
+    sampled = sum(block.measure for block in blocks)
+    if not sampled:
         return Quantity(0.0, 0.0, 0.0, "sampled")
-    ratio = sum(total for total, _ in totals) / own
+    ratio = sum(total for total, _ in totals) / sampled
     value = ratio * measure.value
     if count == 1:
         return Quantity(value, value / _ONE_BLOCK, value * _ONE_BLOCK, "sampled")
-    share = min(1.0, own / measure.value) if measure.value else 1.0
-    apart = sum((total - ratio * block.measure) ** 2 for (total, _), block in zip(totals, blocks, strict=True))
-    variance = (1 - share) * count * apart / (count - 1) + share * sum(variance for _, variance in totals)
-    by_ratio = _interval(value, variance * (measure.value / own) ** 2, freedom=count - 1)
+    share = min(1.0, sampled / measure.value) if measure.value else 1.0
+    squares = sum((total - ratio * block.measure) ** 2 for (total, _), block in zip(totals, blocks, strict=True))
+    variance = (1 - share) * count * squares / (count - 1) + share * sum(variance for _, variance in totals)
+    by_ratio = _interval(value, variance * (measure.value / sampled) ** 2, freedom=count - 1)
     below = math.hypot(value - by_ratio.low, ratio * (measure.value - measure.low))
     above = math.hypot(by_ratio.high - value, ratio * (measure.high - measure.value))
     return Quantity(value, max(0.0, value - below), value + above, "sampled")
@@ -89,7 +89,7 @@ def _variance(values: Sequence[float]) -> float:
 
 
 def t_quantile(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t: exact for 1 and 2 degrees of freedom, else Cornish-Fisher (Abramowitz & Stegun
+    """Return the 97.5 % quantile of Student's t: exact for 1 and 2 degrees of freedom, else Cornish-Fisher (Abramowitz & Stegun
     26.7.5), right to 0.005."""
     if freedom == 1:
         return 12.706204736

@@ -1,4 +1,4 @@
-"""What of a corpus has been scored under a plan: its score files, listed once, read in threads, of very many a sample."""
+"""The part of a corpus that is scored already: a plan's score files, listed once and read in threads, or a sample of them."""
 
 from __future__ import annotations
 
@@ -27,56 +27,56 @@ class ScoredSoFar:
     fragments: Quantity
     responses: Quantity
     tokens: Quantity
-    places: frozenset[FragmentPlace]  # of those that were read
-    whole: bool  # all were read
+    places: frozenset[FragmentPlace]  # of the score files that were read
+    whole: bool  # all score files were read
 
 
 def count_scored(plan: Plan, directories: tuple[str, ...], *, seed: int) -> ScoredSoFar:
-    """What these directories (of one fingerprint) hold of the plan's fragments.
+    """Return what these directories (of one fingerprint) hold of the plan's fragments.
 
     A file that has changed since it was scored counts as not scored, though a run may find its text to be the same.
     """
-    found: dict[str, str] = {}  # the same name is the same fragment: the first directory counts, as it does in a run
+    paths_by_name: dict[str, str] = {}  # one name is one fragment: the first directory counts, as it does in a run
     for directory in directories:
         for name in names_in(directory):
             if name.endswith(".parquet"):
-                found.setdefault(name, join(directory, name))
-    paths = list(found.values())
+                paths_by_name.setdefault(name, join(directory, name))
+    paths = list(paths_by_name.values())
     read = paths if len(paths) <= MOST_READ else random.Random(seed).sample(paths, MOST_READ)
     files = {file.key: file for file in plan.files}
     with ThreadPoolExecutor(_THREADS) as pool:
         footers = list(pool.map(lambda path: _read_footer(path, files, plan), read))
-    there = {(own.file_key, own.unit, own.fragment): own for own in footers if own is not None}
+    valid = {(footer.file_key, footer.unit, footer.fragment): footer for footer in footers if footer is not None}
     factor = len(paths) / len(read) if read else 1.0
     return ScoredSoFar(
-        _extrapolate([1.0] * len(there), factor, len(read)),
-        _extrapolate([float(own.responses) for own in there.values()], factor, len(read)),
-        _extrapolate([float(own.tokens) for own in there.values()], factor, len(read)),
-        frozenset(there),
+        _extrapolate([1.0] * len(valid), factor, len(read)),
+        _extrapolate([float(footer.responses) for footer in valid.values()], factor, len(read)),
+        _extrapolate([float(footer.tokens) for footer in valid.values()], factor, len(read)),
+        frozenset(valid),
         factor == 1.0,
     )
 
 
 def _read_footer(path: str, files: Mapping[str, InputFile], plan: Plan) -> Footer | None:
-    """Its footer, if it is a valid score file of one of these files as it is now, cut as the plan cuts."""
-    there = score_files.read(path)
-    if there is None:
+    """Return the footer if this is a valid score file of one of these files as it is now, cut as the plan cuts."""
+    content = score_files.read(path)
+    if content is None:
         return None
-    own, file = there[1], files.get(there[1].file_key)
+    footer, file = content[1], files.get(content[1].file_key)
     name = score_files.name_of(
-        file_key=own.file_key,
-        unit=own.unit,
-        unit_start=own.unit_start,
-        fragment=own.fragment,
+        file_key=footer.file_key,
+        unit=footer.unit,
+        unit_start=footer.unit_start,
+        fragment=footer.fragment,
         rows_per_fragment=plan.rows_per_fragment,
     )
-    current = file is not None and (own.file_size, own.file_version) == (file.size, file.version)
-    mine = own.fingerprint == plan.fingerprint and path.rsplit("/", 1)[-1].startswith(name)
-    return own if current and mine else None
+    current = file is not None and (footer.file_size, footer.file_version) == (file.size, file.version)
+    matching = footer.fingerprint == plan.fingerprint and path.rsplit("/", 1)[-1].startswith(name)
+    return footer if current and matching else None
 
 
 def _extrapolate(values: list[float], factor: float, drawn: int) -> Quantity:
-    """The sum over all score files, of which the `drawn` ones have these values, the others none; a simple random sample."""
+    """Return the sum over all score files from a simple random sample of `drawn` ones; those without a value have none."""
     total = sum(values)
     if factor == 1.0:
         return Quantity.exact(total)

@@ -1,9 +1,8 @@
-"""A corpus looked at before it is scored: how many rows and responses it has, and rows of it, drawn at random.
+"""Survey of a corpus before it is scored: its numbers of rows and responses, and blocks of rows drawn at random.
 
-A small corpus is read whole. Of a large one, Parquet footers say how many rows there are (of more than `MOST_FOOTERS` files, a
-random sample of them, in threads), and blocks of consecutive rows are read at places spread evenly over it: of a Parquet row
-group, a compressed file and a part of its rewritten copy (where there is one) the first rows, of plain JSONL those after a byte
-anywhere.
+A small corpus is read whole. In a large one, Parquet footers give the number of rows (of more than `MOST_FOOTERS` files, a random
+sample is opened), and blocks of consecutive rows are read at places spread evenly over it: the first rows of a Parquet row group,
+of a compressed file or of a part of its rewritten copy, and in plain JSONL the rows after any byte.
 """
 
 from __future__ import annotations
@@ -34,15 +33,15 @@ BLOCK_ROWS = 2_048
 _THREADS = 16
 _SMALL_FILE = 4 * 2**20  # of plain JSONL: read from its beginning
 _COMPRESSED_BYTES = 2 * 2**20  # of a compressed file, read to see how many rows it has
-_COMPRESSED = 4  # bytes of text that a stored one may stand for, when it is decided whether to read all
+_COMPRESSED = 4  # bytes of text that a stored byte may stand for, when it is decided whether to read all
 
 
 class BlockOfRows(NamedTuple):
-    """Consecutive rows of one file, with where they begin."""
+    """Consecutive rows of one file, and their place in it."""
 
     file: int
     unit: int
-    fragment: int | None  # where it is exactly one that a run would make
+    fragment: int | None  # its number, if the block is exactly a fragment that a run would make
     measure: float  # rows of Parquet, bytes of JSONL
     rows: list[Row]
 
@@ -53,7 +52,7 @@ class BlockOfRows(NamedTuple):
 
 @dataclass(frozen=True)
 class Survey:
-    """What is known of a corpus. `measure` is what blocks are parts of; `whole`: the blocks are the corpus."""
+    """The size of a corpus and blocks of its rows. Blocks are parts of `measure`; if `whole`, the blocks are the corpus."""
 
     files: int
     rows: Quantity
@@ -78,7 +77,7 @@ def survey(plan: Plan, *, skip_bad_files: bool, seed: int) -> Survey:
 
 
 def without_missing_copy(file: InputFile) -> InputFile:
-    """The file without its rewritten copy where that has not been made."""
+    """Return the file, without its rewritten copy where that has not been made."""
     return file if file.copy is None or rewritten_copy.is_whole(file.copy) else file._replace(copy=None)
 
 
@@ -87,7 +86,7 @@ def _read_whole(plan: Plan, *, skip_bad_files: bool) -> Survey:
     unreadable = 0
     for number, file in enumerate(plan.files):
         try:
-            own = [
+            file_blocks = [
                 BlockOfRows(number, unit.number, fragment.index, len(fragment.rows), fragment.rows)
                 for unit in split_units(file)
                 for fragment in plan.fragments(file, unit)
@@ -97,14 +96,14 @@ def _read_whole(plan: Plan, *, skip_bad_files: bool) -> Survey:
                 raise
             unreadable += 1
             continue
-        blocks += [block for block in own if block.rows]
+        blocks += [block for block in file_blocks if block.rows]
     rows = Quantity.exact(sum(len(block.rows) for block in blocks))
     responses = Quantity.exact(sum(block.responses for block in blocks))
     return Survey(len(plan.files), rows, responses, rows, blocks, True, 0, unreadable)
 
 
 class _Footer(NamedTuple):
-    """What a Parquet footer says."""
+    """Rows, responses and row groups of a file, as its Parquet footer gives them."""
 
     file: int
     rows: int
@@ -113,8 +112,11 @@ class _Footer(NamedTuple):
 
 
 def _read_footer(plan: Plan, number: int) -> _Footer:
-    """Rows and responses of a file. A list of responses has as many values as its column chunks count, empty lists one, as they
-    have when they are read; lists inside lists cannot be told so."""
+    """Read the footer of a file.
+
+    A column of lists of responses counts as many values as its column chunks do, and one for an empty list, as when rows are
+    read; for lists inside lists, `responses` is None.
+    """
     file = plan.files[number]
     with reading_input(file.path), open_for_reading(file.path) as stream:
         parquet = pq.ParquetFile(stream)
@@ -141,31 +143,31 @@ def _read_footers(plan: Plan, numbers: Sequence[int], *, skip_bad_files: bool) -
             return None
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        return [found for found in pool.map(read, numbers) if found is not None]
+        return [footer for footer in pool.map(read, numbers) if footer is not None]
 
 
 def _sample_parquet(plan: Plan, draw: random.Random, *, skip_bad_files: bool) -> Survey:
     numbers = list(range(len(plan.files)))
     some = len(numbers) > MOST_FOOTERS
     opened = sorted(draw.sample(numbers, MOST_FOOTERS)) if some else numbers
-    found = _read_footers(plan, opened, skip_bad_files=skip_bad_files)
+    footers = _read_footers(plan, opened, skip_bad_files=skip_bad_files)
     sizes = Quantity.exact(sum(file.size for file in plan.files))
     if some:
-        rows = sampled_total([_file_block(plan, one, one.rows) for one in found], sizes)
+        rows = sampled_total([_file_block(plan, footer, footer.rows) for footer in footers], sizes)
     else:
-        rows = Quantity.exact(sum(one.rows for one in found))
-    units = [(one.file, unit) for one in found for unit in one.units if unit.end > unit.start]
+        rows = Quantity.exact(sum(footer.rows for footer in footers))
+    units = [(footer.file, unit) for footer in footers for unit in footer.units if unit.end > unit.start]
     places = spread_evenly([unit.end - unit.start for _, unit in units], BLOCKS, draw)
     blocks, lost = _read_blocks(plan, [(*units[at], hits) for at, hits in places], skip_bad_files=skip_bad_files)
-    counts = [one.responses for one in found]
+    counts = [footer.responses for footer in footers]
     if None in counts:
         responses = sampled_total([_known_block(block, block.responses) for block in blocks], rows)
     elif some:
-        responses = sampled_total([_file_block(plan, one, one.responses or 0) for one in found], sizes)
+        responses = sampled_total([_file_block(plan, footer, footer.responses or 0) for footer in footers], sizes)
     else:
         responses = Quantity.exact(sum(count or 0 for count in counts))
     files = len(plan.files)
-    return Survey(files, rows, responses, rows, blocks, False, len(found), len(opened) - len(found) + lost)
+    return Survey(files, rows, responses, rows, blocks, False, len(footers), len(opened) - len(footers) + lost)
 
 
 def _sample_json(plan: Plan, draw: random.Random, *, skip_bad_files: bool) -> Survey:
@@ -188,30 +190,30 @@ def _sample_json(plan: Plan, draw: random.Random, *, skip_bad_files: bool) -> Su
 
 
 def _readable_units(file: InputFile) -> list[Unit]:
-    """What can be read from its beginning: the file, or the parts of its rewritten copy."""
+    """Return what can be read from its beginning: the file, or the parts of its rewritten copy."""
     return [Unit(0, 0, file.size, file.size)] if file.copy is None else split_units(file)
 
 
 def _read_blocks(
     plan: Plan, wanted: Sequence[tuple[int, Unit, int]], *, skip_bad_files: bool
 ) -> tuple[list[BlockOfRows], int]:
-    """The first blocks of these (file, unit, how many), and in how many places there was nothing to be read."""
+    """Return the first blocks of each (file, unit, number of blocks), and the number of places that could not be read."""
 
-    def read(one: tuple[int, Unit, int]) -> list[BlockOfRows] | None:
+    def read(place: tuple[int, Unit, int]) -> list[BlockOfRows] | None:
         try:
-            return _first_blocks(plan, *one)
+            return _first_blocks(plan, *place)
         except UnreadableError:
             if not skip_bad_files:
                 raise
             return None
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = list(pool.map(read, wanted))
-    return [block for own in found if own for block in own], found.count(None)
+        blocks = list(pool.map(read, wanted))
+    return [block for of_place in blocks if of_place for block in of_place], blocks.count(None)
 
 
 def _first_blocks(plan: Plan, number: int, unit: Unit, count: int) -> list[BlockOfRows]:
-    """The first blocks of a unit, as many as there are up to `count`, one behind the other."""
+    """Return the first blocks of a unit, one behind the other, as many as there are up to `count`."""
     file = plan.files[number]
     size = min(BLOCK_ROWS, plan.rows_per_fragment)
     fragments = read_fragments(file, unit, plan.mapping, rows_per_fragment=size, max_row_bytes=plan.max_row_bytes)
@@ -223,14 +225,16 @@ def _first_blocks(plan: Plan, number: int, unit: Unit, count: int) -> list[Block
             rows = fragment.rows
             stored = len(rows) * per_row if file.compression else float(sum(row.row_bytes + 1 for row in rows))
             measure = float(len(rows)) if file.kind == "parquet" else stored
-            own = fragment.index if of_a_run else None
-            blocks.append(BlockOfRows(number, unit.number, own, measure, rows))
+            index = fragment.index if of_a_run else None
+            blocks.append(BlockOfRows(number, unit.number, index, measure, rows))
     return blocks
 
 
 def _bytes_of_a_row(file: InputFile, unit: Unit, max_row_bytes: int) -> float:
-    """Stored bytes of a row of a compressed file: of all its rows, or of those in the pieces that make up its first
-    `_COMPRESSED_BYTES`, a piece being what is read and decompressed at once; of a rewritten copy, those of the unit's rows."""
+    """Return the stored bytes per row of a compressed file, or of a unit of its rewritten copy.
+
+    Only the first `_COMPRESSED_BYTES` of a file are read, up to the end of what is decompressed at once.
+    """
     if file.copy is not None:
         return unit.input_bytes / max(1, unit.end - unit.start)
     rows = upto = 0
@@ -242,7 +246,7 @@ def _bytes_of_a_row(file: InputFile, unit: Unit, max_row_bytes: int) -> float:
 
 
 def spread_evenly(sizes: Sequence[int], count: int, draw: random.Random) -> Iterator[tuple[int, int]]:
-    """(index, hits) of what `count` points hit that lie evenly, from a random start, on the sizes laid end to end."""
+    """Yield (index, hits) of the sizes that `count` points hit, spread evenly from a random start over all sizes end to end."""
     total = sum(sizes)
     if not total:
         return
@@ -257,10 +261,11 @@ def spread_evenly(sizes: Sequence[int], count: int, draw: random.Random) -> Iter
             yield index, hits
 
 
-def _file_block(plan: Plan, one: _Footer, value: int) -> Block:
-    return Block(float(plan.files[one.file].size), 1, 0.0, [(0.0, float(value))])
+def _file_block(plan: Plan, footer: _Footer, value: int) -> Block:
+    """Return a whole file as a block, measured by its bytes."""
+    return Block(float(plan.files[footer.file].size), 1, 0.0, [(0.0, float(value))])
 
 
 def _known_block(block: BlockOfRows, value: int) -> Block:
-    """A block whose value is known, not drawn."""
+    """Return a block whose value is known, not drawn."""
     return Block(block.measure, 1, 0.0, [(0.0, float(value))])

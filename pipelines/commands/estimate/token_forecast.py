@@ -1,5 +1,7 @@
-"""What scoring a surveyed corpus with one model takes: tokens and what sharing saves, from rows drawn at random and read by the
-model's own tokenizer and template; and, where that is wanted, how fast this machine scores some of them."""
+"""Forecast of the tokens that one model reads and computes for a surveyed corpus, and of what sharing saves.
+
+Rows are drawn at random and read by the model's own tokenizer and template.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +31,9 @@ _CHARACTERS_PER_TOKEN = 4
 
 
 class Forecast(NamedTuple):
-    """What one model reads and computes; `left` of it is not scored yet."""
+    """Numbers of what one model reads and computes; those named `left` are of what is not scored yet."""
 
-    already: ScoredSoFar
+    scored: ScoredSoFar
     left_responses: Quantity
     tokens: Quantity  # of the corpus, every response with its prompt, as the manifest counts them
     left_tokens: Quantity
@@ -41,7 +43,10 @@ class Forecast(NamedTuple):
 
 
 def load_forecaster(plan: Plan, *, device: str | None) -> DryRun:
-    """The plan's model without its weights, for `device` (cpu or cuda; None: that of this machine). Raises `ModelLoadError`."""
+    """Return the plan's model without its weights, for `device` (cpu or cuda; None: that of this machine).
+
+    Raises `ModelLoadError`.
+    """
     from rm.dry_run import DryRun, ModelError
 
     try:
@@ -56,42 +61,42 @@ def load_forecaster(plan: Plan, *, device: str | None) -> DryRun:
         raise ModelLoadError(str(error)) from error
 
 
-def forecast(plan: Plan, surveyed: Survey, forecaster: DryRun, already: ScoredSoFar, *, seed: int) -> Forecast:
-    """Tokens of the corpus and of what is left. What is scored already is known; of the rest, rows are drawn."""
+def forecast_tokens(plan: Plan, surveyed: Survey, forecaster: DryRun, scored: ScoredSoFar, *, seed: int) -> Forecast:
+    """Return the tokens of the corpus and of what is left, from score files and from rows drawn of the rest."""
     draw = random.Random(seed)
-    waiting = unscored_blocks(plan, surveyed, already)
+    waiting = unscored_blocks(plan, surveyed, scored)
     left = surveyed.responses
-    if already.responses.value:
-        below, above = surveyed.responses.low - already.responses.high, surveyed.responses.high - already.responses.low
-        value = max(0.0, surveyed.responses.value - already.responses.value)
-        left = Quantity(value, max(0.0, below), max(0.0, above), left.basis if already.whole else "sampled")
+    if scored.responses.value:
+        below, above = surveyed.responses.low - scored.responses.high, surveyed.responses.high - scored.responses.low
+        value = max(0.0, surveyed.responses.value - scored.responses.value)
+        left = Quantity(value, max(0.0, below), max(0.0, above), left.basis if scored.whole else "sampled")
     if not waiting or not left.high:
         nothing = Quantity.exact(0.0)
-        return Forecast(already, nothing, already.tokens, nothing, nothing, Quantity.exact(1.0), 0)
+        return Forecast(scored, nothing, scored.tokens, nothing, nothing, Quantity.exact(1.0), 0)
     blocks, sampled = sample_tokens(waiting, forecaster, draw)
-    if surveyed.whole and already.whole:
+    if surveyed.whole and scored.whole:
         left_tokens = whole_total(blocks)
     else:
         responses = sum(block.responses for block in waiting)
-        measured = [block._replace(measure=one.responses) for block, one in zip(blocks, waiting, strict=True)]
+        measured = [block._replace(measure=rows.responses) for block, rows in zip(blocks, waiting, strict=True)]
         left_tokens = sampled_total(measured, left) if responses else Quantity.exact(0.0)
     share = computed_share(waiting, forecaster, draw)
     computed = product_of(left_tokens, share)
-    tokens = total_of([already.tokens, left_tokens])
-    return Forecast(already, left, tokens, left_tokens, computed, share, sampled)
+    tokens = total_of([scored.tokens, left_tokens])
+    return Forecast(scored, left, tokens, left_tokens, computed, share, sampled)
 
 
-def unscored_blocks(plan: Plan, surveyed: Survey, already: ScoredSoFar) -> list[BlockOfRows]:
-    """The blocks that have no valid score file, as far as that is known."""
+def unscored_blocks(plan: Plan, surveyed: Survey, scored: ScoredSoFar) -> list[BlockOfRows]:
+    """Return the blocks that have no valid score file, as far as score files were read."""
     return [
         block
         for block in surveyed.blocks
-        if (plan.files[block.file].key, block.unit, block.fragment) not in already.places
+        if (plan.files[block.file].key, block.unit, block.fragment) not in scored.places
     ]
 
 
 def sample_tokens(waiting: Sequence[BlockOfRows], forecaster: DryRun, draw: random.Random) -> tuple[list[Block], int]:
-    """The blocks with the tokens of rows drawn from each in proportion, and of how many responses that are."""
+    """Return the blocks with the tokens of rows drawn from each in proportion, and the number of responses that were counted."""
     rows = sum(len(block.rows) for block in waiting)
     responses = sum(block.responses for block in waiting)
     share = min(1.0, SAMPLE_RESPONSES / max(1, responses))
@@ -100,10 +105,10 @@ def sample_tokens(waiting: Sequence[BlockOfRows], forecaster: DryRun, draw: rand
     for block in waiting:
         count = min(len(block.rows), max(2, math.ceil(share * len(block.rows))))
         drawn.append(draw.sample(block.rows, count) if rows > count or share < 1 else block.rows)
-    for block, own in zip(waiting, drawn, strict=True):
-        pairs = [(float(text_size(row, limit)), 0.0) for row in own]
-        usable = [at for at, row in enumerate(own) if row.parsed.prompt is not None]
-        counted, _ = forecaster.count(groups_of(own))
+    for block, rows_drawn in zip(waiting, drawn, strict=True):
+        pairs = [(float(text_size(row, limit)), 0.0) for row in rows_drawn]
+        usable = [at for at, row in enumerate(rows_drawn) if row.parsed.prompt is not None]
+        counted, _ = forecaster.count(groups_of(rows_drawn))
         for at, tokens in zip(usable, counted, strict=True):
             pairs[at] = (pairs[at][0], float(tokens.sum()))
             sampled += len(tokens)
@@ -113,7 +118,7 @@ def sample_tokens(waiting: Sequence[BlockOfRows], forecaster: DryRun, draw: rand
 
 
 def text_size(row: Row, limit: int) -> int:
-    """Characters of a row's responses, each with its prompt and none counted beyond `limit`, where the model stops reading."""
+    """Return the characters of a row's responses, each with its prompt and up to `limit`, where the model stops reading."""
     if row.parsed.prompt is None:
         return 0
     prompt = sum(len(content) for _, content in row.parsed.prompt)
@@ -121,29 +126,32 @@ def text_size(row: Row, limit: int) -> int:
 
 
 def computed_share(waiting: Sequence[BlockOfRows], forecaster: DryRun, draw: random.Random) -> Quantity:
-    """Tokens that go through the model by token that its responses have with their prompts: what is left after shared prompts and
-    equal texts ran once, padding included. From a few whole fragments, with an interval by what these differ."""
+    """Return the tokens that go through the model for each token of a response with its prompt.
+
+    Shared prompts and equal texts go through once; padding counts. Taken from a few whole fragments; their differences give the
+    interval.
+    """
     of_runs = [block for block in waiting if block.fragment is not None] or list(waiting)
     chosen = draw.sample(of_runs, min(SHARING_BLOCKS, len(of_runs)))
     counts: list[Block] = []
     for block in chosen:
         counted, work = forecaster.count(_first_groups(groups_of(block.rows), _SHARING_RESPONSES))
-        asked = sum(float(tokens.sum()) for tokens in counted)
-        if asked:
-            counts.append(Block(asked, 1, 0.0, [(0.0, float(work.computed_tokens))]))
-    asked = sum(block.measure for block in counts)
-    if not asked:
+        tokens_read = sum(float(tokens.sum()) for tokens in counted)
+        if tokens_read:
+            counts.append(Block(tokens_read, 1, 0.0, [(0.0, float(work.computed_tokens))]))
+    read = sum(block.measure for block in counts)
+    if not read:
         return Quantity.exact(1.0)
     if len(chosen) == len(waiting):
-        return Quantity.exact(sum(work for block in counts for _, work in block.pairs) / asked)
+        return Quantity.exact(sum(work for block in counts for _, work in block.pairs) / read)
     rows = sum(len(block.rows) for block in waiting) / sum(len(block.rows) for block in chosen)
-    share = sampled_total(counts, Quantity.exact(asked * rows)).times(1 / (asked * rows))
+    share = sampled_total(counts, Quantity.exact(read * rows)).times(1 / (read * rows))
     most = max(1.0, share.value) if forecaster.packed else share.high  # nothing is computed twice, unless it is padding
     return Quantity(share.value, max(share.low, share.value / 2), min(share.high, most), "sampled")
 
 
 def _first_groups(groups: Sequence[PromptGroup], responses: int) -> list[PromptGroup]:
-    """The first groups, up to so many responses."""
+    """Return the first groups, up to `responses` responses."""
     kept: list[PromptGroup] = []
     for prompt, texts in groups:
         if responses <= 0:

@@ -69,7 +69,7 @@ def test_both_ways_are_foreseen_to_the_token(config, request, kind):
     model = request.getfixturevalue(kind)
     off = config(model)
     on = config(model, out="on", score={"colocate": "prompt"})
-    [apart], [joined] = (plan_run(settings, wishes=NO_BENCHMARK)["models"] for settings in (off, on))
+    [apart], [joined] = (plan_run(settings, options=NO_BENCHMARK)["models"] for settings in (off, on))
     assert apart["colocate"] | {"configured": "prompt"} == joined["colocate"]
     assert apart["colocate"]["configured"] is None
     found = (exact(apart["colocate"][name]) for name in ("off_computed_tokens", "prompt_computed_tokens"))
@@ -84,12 +84,12 @@ def test_both_ways_are_foreseen_to_the_token(config, request, kind):
 
 def test_it_is_shown_against_the_way_that_is_configured(config):
     def shown(settings: RunConfig) -> dict[str, tuple[str, str]]:
-        table = plan_table(plan_run(settings, wishes=NO_BENCHMARK))
+        table = plan_table(plan_run(settings, options=NO_BENCHMARK))
         cells = [[str(cell) for cell in column.cells] for column in table.columns]
         return {name: (value, where) for name, value, where in zip(*cells, strict=True)}
 
     off, on = config(), config(score={"colocate": "prompt"})
-    [model] = plan_run(off, wishes=NO_BENCHMARK)["models"]
+    [model] = plan_run(off, options=NO_BENCHMARK)["models"]
     both = model["colocate"]
     value, where = shown(off)["with score.colocate"]
     assert value == f"{both['prompt_computed_tokens']['value']:,.0f}, {both['gain']:.2f} times fewer"
@@ -100,20 +100,20 @@ def test_it_is_shown_against_the_way_that_is_configured(config):
 
 
 def test_a_model_that_shares_no_prompts_gains_nothing_and_nor_does_what_is_done(config, encoder):
-    [model] = plan_run(config(encoder), wishes=NO_BENCHMARK)["models"]
+    [model] = plan_run(config(encoder), options=NO_BENCHMARK)["models"]
     assert model["colocate"] is None
     done = config()
     computed(done)
-    [model] = plan_run(done, wishes=NO_BENCHMARK)["models"]
+    [model] = plan_run(done, options=NO_BENCHMARK)["models"]
     assert model["colocate"] is None
 
 
 def test_a_sample_of_prompts_tells_of_all(config, monkeypatch):
     monkeypatch.setattr(token_forecast, "SHARING_BLOCKS", 10**6)  # those would be drawn at random
     settings = config(prompts=60)
-    [whole] = plan_run(settings, wishes=NO_BENCHMARK)["models"]
+    [whole] = plan_run(settings, options=NO_BENCHMARK)["models"]
     monkeypatch.setattr(colocation_estimate, "_PIECES", 10**6)
-    [every] = plan_run(settings, wishes=NO_BENCHMARK)["models"]
+    [every] = plan_run(settings, options=NO_BENCHMARK)["models"]
     truth = exact(every["colocate"]["prompt_computed_tokens"])
     estimate = whole["colocate"]["prompt_computed_tokens"]
     assert estimate["basis"] == "sampled"
@@ -124,12 +124,12 @@ def test_a_sample_of_prompts_tells_of_all(config, monkeypatch):
 def test_of_a_corpus_that_is_not_read_whole_it_is_a_bound(config, monkeypatch):
     settings = config(prompts=200)
     monkeypatch.setattr(colocation_estimate, "_PIECES", 10**6)
-    [whole] = plan_run(settings, wishes=NO_BENCHMARK)["models"]
+    [whole] = plan_run(settings, options=NO_BENCHMARK)["models"]
     truth = whole["colocate"]["gain"]
     monkeypatch.setattr(survey, "WHOLE_BYTES", 1000)
     monkeypatch.setattr(survey, "BLOCKS", 6)
     monkeypatch.setattr(survey, "BLOCK_ROWS", 40)
-    plan = plan_run(settings, wishes=NO_BENCHMARK)
+    plan = plan_run(settings, options=NO_BENCHMARK)
     assert plan["corpus"]["read"] == "sample"
     [model] = plan["models"]
     both = model["colocate"]

@@ -67,7 +67,7 @@ def value(quantity) -> float:
 @pytest.mark.parametrize("kind", ["encoder", "causal", "chat"])
 def test_a_small_corpus_is_foreseen_to_the_token(config, request, kind):
     settings = config(request.getfixturevalue(kind))
-    plan = plan_run(settings, wishes=NO_BENCHMARK)
+    plan = plan_run(settings, options=NO_BENCHMARK)
     done = run(settings)
     counts = done["counts"]
     work = json.loads(Path(settings.path, "run.json").read_text())["throughput"]
@@ -84,7 +84,7 @@ def test_a_small_corpus_is_foreseen_to_the_token(config, request, kind):
 def test_the_share_of_computed_tokens_is_that_of_the_run_where_all_fragments_are_counted(config, monkeypatch):
     monkeypatch.setattr(token_forecast, "SHARING_BLOCKS", 100)
     settings = config()
-    [model] = plan_run(settings, wishes=NO_BENCHMARK)["models"]
+    [model] = plan_run(settings, options=NO_BENCHMARK)["models"]
     run(settings)
     work = json.loads(Path(settings.path, "run.json").read_text())["throughput"]
     assert model["left"]["computed_tokens"]["value"] == pytest.approx(work["tokens_computed"])
@@ -98,7 +98,7 @@ def test_a_sample_finds_the_tokens_within_its_interval(config, monkeypatch):
         for n in range(400)
     ]
     settings = config(rows=rows)
-    [model] = plan_run(settings, wishes=NO_BENCHMARK)["models"]
+    [model] = plan_run(settings, options=NO_BENCHMARK)["models"]
     truth = run(settings)["counts"]["tokens"]
     assert model["tokens"]["basis"] == "sampled"
     assert model["sampled_responses"] < 200
@@ -110,7 +110,7 @@ def test_a_large_corpus_is_foreseen_from_blocks(config, monkeypatch):
     monkeypatch.setattr(survey, "WHOLE_BYTES", 0)
     rows = [{"prompt": f"prompt {n}", "response": "good answer " * (1 + n * 7919 % 9)} for n in range(900)]
     settings = config(rows=rows, files=30)
-    plan = plan_run(settings, wishes=NO_BENCHMARK)
+    plan = plan_run(settings, options=NO_BENCHMARK)
     counts = run(settings)["counts"]
     assert plan["corpus"]["read"] == "sample"
     for found, truth in [
@@ -126,7 +126,7 @@ def test_a_large_corpus_is_foreseen_from_blocks(config, monkeypatch):
 
 def test_what_is_scored_is_counted_and_the_rest_is_left(config, tmp_path):
     settings = config()
-    before = plan_run(settings, wishes=NO_BENCHMARK)["models"][0]
+    before = plan_run(settings, options=NO_BENCHMARK)["models"][0]
     assert value(before["scored"]["fragments"]) == 0
     run_scoring(settings, scorer=default_scorer(settings))
     names = sorted((tmp_path / "out" / "scores").glob("*/*.parquet"))
@@ -135,7 +135,7 @@ def test_what_is_scored_is_counted_and_the_rest_is_left(config, tmp_path):
     names[3].write_bytes(names[3].read_bytes()[:-20] + b"x" * 20)  # damaged: not valid, not counted
     for path in names[4:]:
         path.unlink()
-    model = plan_run(settings, wishes=NO_BENCHMARK)["models"][0]
+    model = plan_run(settings, options=NO_BENCHMARK)["models"][0]
     responses = sum(table.num_rows for table in kept.values())
     tokens = sum(sum(table[n].to_pylist()) for table in kept.values() for n in ("prompt_tokens", "response_tokens"))
     assert value(model["scored"]["fragments"]) == 3
@@ -146,7 +146,7 @@ def test_what_is_scored_is_counted_and_the_rest_is_left(config, tmp_path):
     assert value(model["tokens"]) == before["tokens"]["value"]
     for path in (tmp_path / "in").iterdir():
         os.utime(path, (1, 1))  # what has changed since is not scored
-    again = plan_run(settings, wishes=NO_BENCHMARK)["models"][0]
+    again = plan_run(settings, options=NO_BENCHMARK)["models"][0]
     assert value(again["scored"]["fragments"]) == 0
 
 
@@ -183,9 +183,9 @@ def test_scores_in_other_directories_count_once(config, tmp_path):
 
 def test_an_ensemble_counts_every_model(config, encoder, tmp_path):
     other = save_encoder(tmp_path / "other", seed=1)
-    one = plan_run(config(encoder), wishes=PlanOptions(gpu="nvidia-l4"))
+    one = plan_run(config(encoder), options=PlanOptions(gpu="nvidia-l4"))
     values = config(encoder).model_dump(exclude_unset=True) | {"model": [{"path": str(encoder)}, {"path": str(other)}]}
-    both = plan_run(RunConfig.model_validate(values), wishes=PlanOptions(gpu="nvidia-l4"))
+    both = plan_run(RunConfig.model_validate(values), options=PlanOptions(gpu="nvidia-l4"))
     assert {model["name"] for model in both["models"]} == {encoder.name, "other"}
     tokens = [model["tokens"]["value"] for model in both["models"]]
     assert tokens == [one["models"][0]["tokens"]["value"]] * 2
@@ -196,13 +196,13 @@ def test_without_a_benchmark_no_weight_is_read_and_the_time_is_not_known(config,
     monkeypatch.setattr("rm.checkpoint.load.load_for_scoring", None)
     monkeypatch.setattr("rm.scorer.load_for_scoring", None)
     monkeypatch.setattr("safetensors.torch.load_file", None)
-    [way] = plan_run(config(), wishes=NO_BENCHMARK)["ways"]
+    [way] = plan_run(config(), options=NO_BENCHMARK)["ways"]
     assert (way["secs"], way["cost"], way["speed"], way["basis"]) == (None, None, [], "unknown")
 
 
 def test_a_benchmark_measures_this_machine(config, monkeypatch):
     monkeypatch.setattr(benchmark, "BENCHMARK_SECS", 2.0)
-    [way] = plan_run(config(), wishes=PlanOptions(machine="n1-standard-8"))["ways"]
+    [way] = plan_run(config(), options=PlanOptions(machine="n1-standard-8"))["ways"]
     [speed] = way["speed"]
     assert speed["tokens_per_sec"]["low"] < speed["tokens_per_sec"]["value"] < speed["tokens_per_sec"]["high"]
     assert (speed["device"], speed["packed"], way["basis"]) == ("cpu", True, "measured")
@@ -217,7 +217,7 @@ def test_workers_of_this_machine_share_the_work(config):
     assert cost._over_workers(work, 4, gpu=True) == Quantity(30.0, 25.0, 35.0 * 1.15, "measured")
     assert cost._over_workers(work, 2, gpu=False) == Quantity(120 / 1.1, 100 / 1.2, 140.0, "measured")
     settings = RunConfig.model_validate(config().model_dump(exclude_unset=True) | {"runner": {"workers": 2}})
-    [way] = plan_run(settings, wishes=NO_BENCHMARK)["ways"]
+    [way] = plan_run(settings, options=NO_BENCHMARK)["ways"]
     assert way["workers"] == 2
 
 
@@ -248,7 +248,7 @@ def test_a_job_elsewhere_without_a_named_gpu_is_estimated_for_all(config):
 def test_a_model_larger_than_the_gpu_is_refused_with_the_numbers(config, monkeypatch):
     monkeypatch.setattr("rm.dry_run.DryRun.shape", property(lambda _: SHAPE_OF_70B))
     with pytest.raises(ConfigError, match=r"70,000,000,000 parameters.*260\.8 GiB of weights.*24 GiB of nvidia-l4"):
-        plan_run(config(), wishes=PlanOptions(gpu="nvidia-l4"))
+        plan_run(config(), options=PlanOptions(gpu="nvidia-l4"))
     assert not any(way["fits"] for way in plan_run(remote(config()))["ways"])
 
 
@@ -256,20 +256,20 @@ SHAPE_OF_70B = {"parameters": 70 * 10**9, "computing_parameters": 69 * 10**9, "h
 
 
 def test_max_cost_on_both_sides_of_the_upper_end(config):
-    plan = plan_run(config(), wishes=PlanOptions(gpu="nvidia-l4"))
+    plan = plan_run(config(), options=PlanOptions(gpu="nvidia-l4"))
     high = plan["ways"][0]["cost"]["high"]
     check_cost(plan, high)
     with pytest.raises(ConfigError, match=f"up to {high:,.2f} USD, more than --max-cost"):
         check_cost(plan, high * 0.999)
     with pytest.raises(ConfigError, match="--machine"):
-        check_cost(plan_run(config(), wishes=NO_BENCHMARK), 1000.0)
+        check_cost(plan_run(config(), options=NO_BENCHMARK), 1000.0)
 
 
 def test_unknown_gpus_and_machines(config):
     with pytest.raises(ConfigError, match="'abacus' is not in the table"):
-        plan_run(config(), wishes=PlanOptions(gpu="abacus"))
+        plan_run(config(), options=PlanOptions(gpu="abacus"))
     with pytest.raises(ConfigError, match="'mainframe' has no price"):
-        plan_run(config(), wishes=PlanOptions(machine="mainframe", benchmark=False))
+        plan_run(config(), options=PlanOptions(machine="mainframe", benchmark=False))
 
 
 def test_prices_of_ones_own_and_old_ones(config, tmp_path):
@@ -278,7 +278,7 @@ def test_prices_of_ones_own_and_old_ones(config, tmp_path):
     path = tmp_path / "mine.yaml"
     for date, warned in (("2001-01-01", True), ("2999-01-01", False)):
         path.write_text(yaml.safe_dump(values | {"date": date}))
-        plan = plan_run(config(), wishes=PlanOptions(gpu="nvidia-l4", prices=str(path)))
+        plan = plan_run(config(), options=PlanOptions(gpu="nvidia-l4", prices=str(path)))
         assert plan["ways"][0]["cost"]["high"] == pytest.approx(100 * plan["ways"][0]["gpu_hours"]["high"])
         assert any("days old" in line for line in plan["warnings"]) == warned
 
@@ -294,7 +294,7 @@ def test_rewards_that_the_corpus_carries_need_no_model(tmp_path):
 
 
 def test_a_plan_writes_nothing(config, tmp_path):
-    plan_run(config(), wishes=NO_BENCHMARK)
+    plan_run(config(), options=NO_BENCHMARK)
     assert not (tmp_path / "out").exists()
 
 
@@ -305,7 +305,7 @@ def test_a_large_compressed_file_is_foreseen_before_and_after_it_is_rewritten(co
     source = tmp_path / "in" / "a.jsonl.gz"
     source.parent.mkdir()
     source.write_bytes(gzip.compress(b"".join(json.dumps(row).encode() + b"\n" for row in ROWS)))
-    before = plan_run(settings, wishes=NO_BENCHMARK)
+    before = plan_run(settings, options=NO_BENCHMARK)
     scores = f"{settings.path}/scores/rewritten"
     assert (
         before["warnings"][0]
@@ -313,7 +313,7 @@ def test_a_large_compressed_file_is_foreseen_before_and_after_it_is_rewritten(co
     )
     assert not (tmp_path / "out").exists()
     done = run(settings)
-    after = plan_run(settings, wishes=NO_BENCHMARK)
+    after = plan_run(settings, options=NO_BENCHMARK)
     assert value(before["corpus"]["rows"]) == value(after["corpus"]["rows"]) == done["counts"]["rows"] == len(ROWS)
     assert value(before["models"][0]["tokens"]) == value(after["models"][0]["tokens"]) == done["counts"]["tokens"]
     assert value(after["models"][0]["left"]["responses"]) == 0
@@ -323,7 +323,7 @@ def test_a_large_compressed_file_is_foreseen_before_and_after_it_is_rewritten(co
 def test_a_model_without_a_tokenizer_is_refused_as_it_is_by_a_run(make_config, tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", corpus_rows(2))
     with pytest.raises(ModelLoadError):
-        plan_run(make_config(path), wishes=NO_BENCHMARK)
+        plan_run(make_config(path), options=NO_BENCHMARK)
 
 
 @pytest.fixture
@@ -373,10 +373,10 @@ def test_real_prompts_and_responses(encoder, tmp_path, monkeypatch):
         "output": {"path": str(tmp_path / "out")},
     }
     settings = RunConfig.model_validate(values)
-    plan = plan_run(settings, wishes=NO_BENCHMARK)
+    plan = plan_run(settings, options=NO_BENCHMARK)
     assert value(plan["corpus"]["rows"]) == value(plan["corpus"]["responses"]) == 22_451
     assert value(plan["selection"]["prompts"]) == 401
     monkeypatch.setattr(token_forecast, "SAMPLE_RESPONSES", 10**9)
-    truth = plan_run(settings, wishes=NO_BENCHMARK)["models"][0]["tokens"]["value"]
+    truth = plan_run(settings, options=NO_BENCHMARK)["models"][0]["tokens"]["value"]
     assert plan["models"][0]["tokens"]["value"] == pytest.approx(truth, rel=0.03)
     assert plan["models"][0]["tokens"]["low"] <= truth <= plan["models"][0]["tokens"]["high"]
