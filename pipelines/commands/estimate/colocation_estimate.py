@@ -107,7 +107,7 @@ def _count_apart(
 
 
 def cut_pieces(groups: Sequence[PromptGroup], *, responses: int) -> Iterator[list[PromptGroup]]:
-    """Yield prompts with all their responses, cut as `score.colocation.split_texts` cuts them: by the number of different responses.
+    """Yield prompts with all their responses, cut as `score.colocation.split_texts` cuts: by the number of different responses.
 
     Equal responses stay together.
     """
