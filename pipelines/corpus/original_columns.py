@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import pyarrow as pa
 
@@ -24,7 +23,7 @@ def infer(rows: Sequence[RowValues]) -> pa.Schema:
     return pa.schema([_infer_column(name, [row.get(name) for row in rows]) for name in names])
 
 
-def _infer_column(name: str, values: list[Any]) -> pa.Field:
+def _infer_column(name: str, values: Sequence[object]) -> pa.Field:
     try:
         kind = pa.array(values).type
     except (pa.ArrowException, OverflowError, UnicodeError):
@@ -64,7 +63,7 @@ def _unify_fields(left: pa.Field, right: pa.Field) -> pa.Field:
         return as_json
 
 
-def to_array(values: list[Any], field: pa.Field) -> pa.Array:
+def to_array(values: Sequence[object], field: pa.Field) -> pa.Array:
     """Convert a column's values to its unified type."""
     if field.metadata == _AS_JSON:
         values = [None if value is None else json.dumps(value, sort_keys=True, default=str) for value in values]

@@ -25,6 +25,9 @@ _BATCH_BYTES = 32 * 2**20
 _JOINED_ROWS = 1024
 _JOINED_BYTES = 8 * 2**20
 
+RowNumbers = npt.NDArray[np.integer[Any]]
+"""Ascending numbers of rows within a unit."""
+
 TakenBatch = tuple[int, int, pa.RecordBatch]
 """(low, high, the rows `numbers[low:high]`) of the numbers asked for."""
 
@@ -33,7 +36,7 @@ def read_rows(
     file: InputFile,
     unit: Unit,
     mapping: RowMapping,
-    numbers: npt.NDArray[np.integer[Any]],
+    numbers: RowNumbers,
     *,
     more_columns: Sequence[str] | None,
     max_row_bytes: int,
@@ -55,7 +58,7 @@ def read_rows(
 
 
 def _json(
-    file: InputFile, unit: Unit, numbers: npt.NDArray[np.integer[Any]], max_row_bytes: int
+    file: InputFile, unit: Unit, numbers: RowNumbers, max_row_bytes: int
 ) -> Iterator[tuple[int, RowValues | str]]:
     wanted = iter(numbers.tolist())
     next_wanted = next(wanted)
@@ -72,7 +75,7 @@ def _parquet(
     file: InputFile,
     unit: Unit,
     mapping: RowMapping,
-    numbers: npt.NDArray[np.integer[Any]],
+    numbers: RowNumbers,
     more_columns: Sequence[str] | None,
 ) -> Iterator[tuple[int, RowValues | str]]:
     mapped = mapping.columns()
@@ -84,7 +87,7 @@ def _parquet(
 def take_batches(
     file: InputFile,
     unit: Unit,
-    numbers: npt.NDArray[np.integer[Any]],
+    numbers: RowNumbers,
     columns: Sequence[str],
     *,
     more_columns: Sequence[str] | None = (),
@@ -113,7 +116,7 @@ def take_batches(
         yield from _join(_take(batches, numbers))
 
 
-def _take(batches: Iterator[pa.RecordBatch], numbers: npt.NDArray[np.integer[Any]]) -> Iterator[TakenBatch]:
+def _take(batches: Iterator[pa.RecordBatch], numbers: RowNumbers) -> Iterator[TakenBatch]:
     """Take the rows with these numbers from batches that cover the row group from row 0."""
     first = 0
     for batch in batches:

@@ -12,9 +12,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -150,7 +150,7 @@ def _decode(data: bytes | None, part: Part) -> pa.Table | None:
         return None
 
 
-def publish_index(copy: str, parts: Sequence[Part], about: dict[str, Any]) -> None:
+def publish_index(copy: str, parts: Sequence[Part], about: Mapping[str, object]) -> None:
     """Publish the index, which completes a copy, once all `parts` are durable; `about` describes the file for readers.
 
     Raises `StorageError`, also where the folder holds a copy of other lines.
@@ -162,7 +162,7 @@ def publish_index(copy: str, parts: Sequence[Part], about: dict[str, Any]) -> No
         raise StorageError(f"{copy} holds a copy of other lines; remove that folder and run the same command again")
 
 
-def _hash_of(content: dict[str, Any]) -> str:
+def _hash_of(content: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

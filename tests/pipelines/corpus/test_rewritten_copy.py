@@ -55,21 +55,23 @@ def itself(file: InputFile) -> tuple[InputFile, Unit]:
 def test_units_have_every_line_once_and_in_order(data, rows, size, limit, compression):
     with copied(data, rows=rows, size=size, limit=limit, compression=compression) as file:
         units = split_units(file)
-        found = [list(row_lines(file, unit, max_row_bytes=limit)) for unit in units]
+        lines_of_units = [list(row_lines(file, unit, max_row_bytes=limit)) for unit in units]
         expected = [(line, count) for line, count, _ in row_lines(*itself(file), max_row_bytes=limit)]
-        assert [(line, count) for own in found for line, count, _ in own] == expected
+        assert [(line, count) for lines in lines_of_units for line, count, _ in lines] == expected
         assert [unit.number for unit in units] == list(range(1, len(units) + 1))
         assert [(unit.start, unit.end - unit.start) for unit in units] == [
-            (sum(map(len, found[:at])), len(own)) for at, own in enumerate(found)
+            (sum(map(len, lines_of_units[:at])), len(lines)) for at, lines in enumerate(lines_of_units)
         ]
         assert sum(unit.input_bytes for unit in units) == file.size
         assert all(unit.input_bytes >= 0 for unit in units)
-        for unit, own in zip(units, found, strict=True):
-            kept = [len(line) for line, _, _ in own if line is not None]
-            assert len(own) <= rows
+        for unit, lines in zip(units, lines_of_units, strict=True):
+            kept = [len(line) for line, _, _ in lines if line is not None]
+            assert len(lines) <= rows
             assert sum(kept[:-1]) < size or not kept
-            assert not own or own[-1][2] == unit.input_bytes
-        full = [len(own) == rows or sum(len(line or b"") for line, *_ in own) >= size for own in found[:-1]]
+            assert not lines or lines[-1][2] == unit.input_bytes
+        full = [
+            len(lines) == rows or sum(len(line or b"") for line, *_ in lines) >= size for lines in lines_of_units[:-1]
+        ]
         assert all(full)
 
 
@@ -78,18 +80,18 @@ def test_units_have_every_line_once_and_in_order(data, rows, size, limit, compre
 def test_fragments_have_the_rows_of_the_file_itself(data, rows, per_fragment, limit):
     with copied(data, rows=rows, size=2**20, limit=limit) as file:
         sizes = {"rows_per_fragment": per_fragment, "max_row_bytes": limit}
-        found = []
+        rows_of_copy = []
         for unit in split_units(file):
             fragments = list(read_fragments(file, unit, MAPPING, **sizes))
             assert [fragment.last for fragment in fragments] == [False] * (len(fragments) - 1) + [True]
             assert [fragment.index for fragment in fragments] == list(range(len(fragments)))
-            own = [row for fragment in fragments for row in fragment.rows]
-            assert [row.number for row in own] == list(range(len(own)))
-            again = read_rows(file, unit, MAPPING, np.arange(len(own)), more_columns=None, max_row_bytes=limit)
-            assert [row.parsed for row in again] == [row.parsed for row in own]
-            found += [row._replace(number=unit.start + row.number, seen_bytes=0) for row in own]
+            unit_rows = [row for fragment in fragments for row in fragment.rows]
+            assert [row.number for row in unit_rows] == list(range(len(unit_rows)))
+            again = read_rows(file, unit, MAPPING, np.arange(len(unit_rows)), more_columns=None, max_row_bytes=limit)
+            assert [row.parsed for row in again] == [row.parsed for row in unit_rows]
+            rows_of_copy += [row._replace(number=unit.start + row.number, seen_bytes=0) for row in unit_rows]
         expected = [row for fragment in read_fragments(*itself(file), MAPPING, **sizes) for row in fragment.rows]
-        assert found == [row._replace(seen_bytes=0) for row in expected]
+        assert rows_of_copy == [row._replace(seen_bytes=0) for row in expected]
 
 
 def test_a_line_too_long_keeps_its_size_and_takes_no_space():

@@ -21,7 +21,7 @@ from pipelines.errors import InputError
 LIMIT = 2**24
 
 
-def said(role: str, content: Any) -> dict[str, Any]:
+def message(role: str, content: Any) -> dict[str, Any]:
     return {"role": role, "content": content}
 
 
@@ -29,11 +29,11 @@ def turn(name: str, value: str) -> dict[str, str]:
     return {"from": name, "value": value}
 
 
-USER, SYSTEM, REPLY = said("user", "2+2?"), said("system", "Be brief."), said("assistant", "4")
+USER, SYSTEM, REPLY = message("user", "2+2?"), message("system", "Be brief."), message("assistant", "4")
 ASKED = (("user", "2+2?"),)
 BRIEFED = (("system", "Be brief."), *ASKED)
 LONG = (("user", "hi"), ("assistant", "hello"), *ASKED)
-DIALOGUE = [said("user", "hi"), said("assistant", "hello"), USER, REPLY]
+DIALOGUE = [message("user", "hi"), message("assistant", "hello"), USER, REPLY]
 SHAREGPT = [turn("human", "hi"), turn("gpt", "hello"), turn("human", "2+2?"), turn("gpt", "4")]
 
 FORMATS = {
@@ -47,7 +47,7 @@ FORMATS = {
     "content parts": (
         {
             "messages": [
-                said(role, [{"type": "text", "text": text}]) for role, text in (("user", "2+2?"), ("assistant", "4"))
+                message(role, [{"type": "text", "text": text}]) for role, text in (("user", "2+2?"), ("assistant", "4"))
             ]
         },
         {"format": "messages", "messages": "messages"},
@@ -229,7 +229,7 @@ FORMATS = {
         ["4", "5"],
     ),
     "candidates as messages": (
-        {"prompt": [USER], "candidates": [REPLY, said("assistant", "5")]},
+        {"prompt": [USER], "candidates": [REPLY, message("assistant", "5")]},
         {"format": "responses_list", "prompt": "prompt", "responses": "candidates", "field": "content"},
         ASKED,
         ["4", "5"],
@@ -255,7 +255,7 @@ FORMATS = {
     "choices of an API": (
         {
             "messages": [SYSTEM, USER],
-            "choices": [{"index": n, "message": said("assistant", text)} for n, text in enumerate("45")],
+            "choices": [{"index": n, "message": message("assistant", text)} for n, text in enumerate("45")],
         },
         {"format": "responses_list", "prompt": "messages", "responses": "choices", "field": "message"},
         BRIEFED,
@@ -274,7 +274,7 @@ FORMATS = {
         ["4"],
     ),
     "UltraFeedback binarized, as SFT data": (
-        {"prompt": "2+2?", "prompt_id": "x", "chosen": [USER, REPLY], "rejected": [USER, said("assistant", "5")]}
+        {"prompt": "2+2?", "prompt_id": "x", "chosen": [USER, REPLY], "rejected": [USER, message("assistant", "5")]}
         | {"messages": [USER, REPLY], "score_chosen": 9.0, "score_rejected": 3.0},
         {"format": "messages", "messages": "messages"},
         ASKED,
@@ -530,11 +530,11 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_read_is_refused_with_the_remedy(tmp_path, name):
-    files, message = REFUSED[name]
+    files, pattern = REFUSED[name]
     for place, text in files.items():
         (tmp_path / place).parent.mkdir(exist_ok=True)
         (tmp_path / place).write_text(text)
-    with pytest.raises(InputError, match=message) as refused:
+    with pytest.raises(InputError, match=pattern) as refused:
         detected(tmp_path)
     assert refused.value.exit_code == 3
     assert "SECRET" not in refused.value.message
