@@ -1,7 +1,7 @@
-"""What `datasets` writes into a dataset card about Parquet: the features of a schema, and the bytes of rows in memory. Pure.
+"""Features of a schema, and bytes of rows in memory, as `datasets` writes them into a dataset card. Pure.
 
-Written out here, since importing `datasets` takes seconds on every worker, and its own way from features to YAML is private.
-Tests compare both.
+They are computed here, since importing `datasets` takes seconds on every worker, and its conversion of features to YAML is
+private. Tests compare both.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NAMES = {
     "date32[day]": "date32",
     "date64[ms]": "date64",
 }
-_OFFSET_BYTES = 4  # of a string or a list, as Arrow counts, one a row; 8 of a large one
+_OFFSET_BYTES = 4  # Arrow's offset of a string or a list, one a row; twice as much for a large one
 
 
 def features_of(schema: pa.Schema) -> list[dict[str, Any]] | None:
@@ -47,7 +47,7 @@ def _feature(kind: pa.DataType) -> dict[str, Any]:
 
 
 def _inner(kind: pa.DataType) -> Any:
-    """What a list holds: the bare name of a type, the fields of a struct, or a feature."""
+    """The content of a list: the bare name of a type, the fields of a struct, or a feature."""
     feature = _feature(kind.value_type)
     return next(iter(feature.values())) if list(feature) in (["dtype"], ["struct"]) else feature
 
@@ -67,7 +67,7 @@ def _dtype(kind: pa.DataType) -> str:
 
 
 def memory_bytes(table: pa.Table) -> int:
-    """Bytes that the rows take as Arrow tables without spare room, however they lie in chunks: what `datasets` calls `num_bytes`,
+    """Bytes that the rows take as Arrow tables without spare room, however they are chunked: what `datasets` calls `num_bytes`,
     up to validity bitmaps of columns without a null."""
     return sum(_bytes(column.chunks, column.type) for column in table.columns)
 

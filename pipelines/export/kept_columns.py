@@ -1,7 +1,7 @@
-"""Kept responses, read again as columns: the fast way of `kept` for Parquet whose prompts and responses are plain text.
+"""Kept responses, read again as columns: the fast path beside `kept_rows`, for Parquet with plain text as prompts and responses.
 
-No row becomes a Python object; still each must be the very text that was scored. Gives what `kept` and `shapes` give for the
-same rows, which is tested. No Beam.
+No row becomes a Python object; still each must be the very text that was scored. Tests compare the result with that of
+`kept_rows` and `output_columns` for the same rows. No Beam.
 """
 
 from __future__ import annotations
@@ -26,21 +26,19 @@ _ROLES = pa.array(["user", "assistant"])
 
 
 def is_plain(file: InputFile, mapping: RowMapping, shape: Shape) -> bool:
-    """Whether the rows of a file can go this way."""
+    """Whether the rows of a file can be read as columns."""
     if file.kind != "parquet" or shape.name not in _SHAPES or shape.include or mapping.group_by:
         return False
     if mapping.prompt is None or mapping.input is not None or mapping.system is not None:
         return False
     schema = parquet_schema(file)
     texts = [mapping.prompt] + [name for name in (mapping.response, mapping.source) if name is not None]
-    if mapping.responses is not None:
-        there = mapping.responses in schema.names
-        if (
-            not there
-            or not pa.types.is_list(kind := schema.field(mapping.responses).type)
-            or not _is_text(kind.value_type)
-        ):
-            return False
+    if mapping.responses is not None and (
+        mapping.responses not in schema.names
+        or not pa.types.is_list(kind := schema.field(mapping.responses).type)
+        or not _is_text(kind.value_type)
+    ):
+        return False
     return all(name in schema.names and _is_text(schema.field(name).type) for name in texts)
 
 
@@ -69,31 +67,31 @@ def read_tables(
     found = 0
     for low, high, batch in take_batches(file, unit, wanted.row, columns, most_rows=most_rows):
         found += high - low
-        own = wanted.slice(low, high)
-        texts = batch[mapping.prompt].cast(pa.string()), _responses(batch, mapping, own, file)
-        keys = _checked(file, own, *texts)
-        source = batch[mapping.source].cast(pa.string()) if mapping.source else pa.nulls(len(own), pa.string())
-        made = _made(own, *texts, shape=shape, more={"prompt_id": keys, "source": source})
-        yield pa.table([made[name] for name in schema.names], schema=schema)
+        part = wanted.slice(low, high)
+        texts = batch[mapping.prompt].cast(pa.string()), _responses(batch, mapping, part, file)
+        keys = _prompt_ids(file, part, *texts)
+        source = batch[mapping.source].cast(pa.string()) if mapping.source else pa.nulls(len(part), pa.string())
+        columns_by_name = _make_columns(part, *texts, shape=shape, more={"prompt_id": keys, "source": source})
+        yield pa.table([columns_by_name[name] for name in schema.names], schema=schema)
     if found != len(wanted):
         raise input_changed(file)
 
 
-def _responses(batch: pa.RecordBatch, mapping: RowMapping, own: Candidates, file: InputFile) -> pa.Array:
+def _responses(batch: pa.RecordBatch, mapping: RowMapping, part: Candidates, file: InputFile) -> pa.Array:
     if mapping.responses is None:
-        if own.response.any():
+        if part.response.any():
             raise input_changed(file)
         return batch[mapping.response].cast(pa.string())
     lists = batch[mapping.responses]
     lengths = lists.value_lengths().fill_null(0).to_numpy()
-    if np.any(own.response >= lengths):
+    if np.any(part.response >= lengths):
         raise input_changed(file)
     starts = np.cumsum(lengths) - lengths
-    return lists.flatten().take(pa.array(starts + own.response)).cast(pa.string())
+    return lists.flatten().take(pa.array(starts + part.response)).cast(pa.string())
 
 
-def _checked(file: InputFile, own: Candidates, prompts: pa.Array, responses: pa.Array) -> pa.Array:
-    """The prompt keys in hexadecimal, when prompts and responses are what was scored."""
+def _prompt_ids(file: InputFile, part: Candidates, prompts: pa.Array, responses: pa.Array) -> pa.Array:
+    """The prompt keys in hexadecimal. Raises `InputError` where a prompt or a response is not what was scored."""
     if prompts.null_count or responses.null_count:
         raise input_changed(file)
     try:
@@ -102,12 +100,12 @@ def _checked(file: InputFile, own: Candidates, prompts: pa.Array, responses: pa.
         raise input_changed(file) from None
     halves = np.frombuffer(keys, dtype=">u8").reshape(-1, 2)
     hashes = np.fromiter(map(response_hash, _utf8(responses)), np.uint64, len(responses))
-    same = (hashes == own.response_hash) & (halves[:, 0] == own.key_high) & (halves[:, 1] == own.key_low)
+    same = (hashes == part.response_hash) & (halves[:, 0] == part.key_high) & (halves[:, 1] == part.key_low)
     if not same.all():
         raise input_changed(file)
     width = 2 * 16
-    offsets = np.arange(0, width * (len(own) + 1), width, dtype=np.int32)
-    return pa.StringArray.from_buffers(len(own), pa.py_buffer(offsets), pa.py_buffer(keys.hex().encode()))
+    offsets = np.arange(0, width * (len(part) + 1), width, dtype=np.int32)
+    return pa.StringArray.from_buffers(len(part), pa.py_buffer(offsets), pa.py_buffer(keys.hex().encode()))
 
 
 def _utf8(texts: pa.Array) -> Iterator[memoryview]:
@@ -118,21 +116,21 @@ def _utf8(texts: pa.Array) -> Iterator[memoryview]:
     return (whole[start:end] for start, end in itertools.pairwise(bounds))
 
 
-def _made(
-    own: Candidates, prompts: pa.Array, responses: pa.Array, *, shape: Shape, more: dict[str, pa.Array]
+def _make_columns(
+    part: Candidates, prompts: pa.Array, responses: pa.Array, *, shape: Shape, more: dict[str, pa.Array]
 ) -> dict[str, pa.Array]:
-    """Columns by name, as `shapes.to_table` makes them of rows."""
-    made = {"reward": pa.array(own.raw, pa.float32()), **more}
+    """Columns by name, as `output_columns.to_table` makes them from rows."""
+    columns = {"reward": pa.array(part.raw, pa.float32()), **more}
     if "rank" in shape.add:
-        made["rank"] = pa.array(own.rank, pa.int32())
+        columns["rank"] = pa.array(part.rank, pa.int32())
     if "margin" in shape.add or "probability" in shape.add:
-        margins = [None if np.isnan(margin) else margin for margin in own.margin.tolist()]
-        made["margin"] = pa.array(margins, pa.float32())
+        margins = [None if np.isnan(margin) else margin for margin in part.margin.tolist()]
+        columns["margin"] = pa.array(margins, pa.float32())
         probabilities = [probability_of(margin, shape.temperature) for margin in margins]
-        made["probability"] = pa.array(probabilities, pa.float32())
+        columns["probability"] = pa.array(probabilities, pa.float32())
     if shape.name == "messages":
-        return {"messages": _messages([prompts, responses], first=0), **made}
-    return {"prompt": _messages([prompts], first=0), "completion": _messages([responses], first=1), **made}
+        return {"messages": _messages([prompts, responses], first=0), **columns}
+    return {"prompt": _messages([prompts], first=0), "completion": _messages([responses], first=1), **columns}
 
 
 def _messages(texts: list[pa.Array], *, first: int) -> pa.Array:

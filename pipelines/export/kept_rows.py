@@ -44,7 +44,7 @@ def read_kept(
 
 
 def read_rejected(plan: Plan, file_number: int, wanted: Candidates) -> Iterator[tuple[int, int, str]]:
-    """(key high, key low, text) of the rejected responses of pairs, which lie in this file by their `other_...` places."""
+    """(key high, key low, text) of the rejected responses of pairs, whose places (`other_...`) lie in this file."""
     file = plan.files[file_number]
     units = {unit.number: unit for unit in split_units(file)}
     for number in np.unique(wanted.other_unit):

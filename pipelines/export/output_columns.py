@@ -36,7 +36,7 @@ class KeptResponse(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What the output is to hold."""
+    """The shape of an output, and what it holds beside it."""
 
     name: str
     include: tuple[str, ...] = ()  # columns of the input
@@ -86,37 +86,37 @@ COLUMNS = {
 
 def column_names(shape: Shape, original: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """(columns of the input, our columns by the name that they get in the output); `original` holds the input's."""
-    own = [*COLUMNS[shape.name], *shape.add]
+    added = [*COLUMNS[shape.name], *shape.add]
     if shape.name == "original":
         prefix = ""
-        while {prefix + name for name in own} & set(original):
+        while {prefix + name for name in added} & set(original):
             prefix += "bestkept_"
-        return list(original), {prefix + name: name for name in own}
-    return [name for name in shape.include if name not in own], {name: name for name in own}
+        return list(original), {prefix + name: name for name in added}
+    return [name for name in shape.include if name not in added], {name: name for name in added}
 
 
 def schema_of(shape: Shape, original: pa.Schema) -> pa.Schema:
     """The output schema; `original` holds the input's columns. Raises `KeyError` for an included one that is not there."""
-    theirs, ours = column_names(shape, original.names)
-    kept = [original.field(name).with_nullable(True) for name in theirs]  # another file may lack the column
-    added = [pa.field(name, _KINDS[own]) for name, own in ours.items()]
+    input_names, added_names = column_names(shape, original.names)
+    kept = [original.field(name).with_nullable(True) for name in input_names]  # another file may lack the column
+    added = [pa.field(name, _KINDS[column]) for name, column in added_names.items()]
     return pa.schema([*kept, *added] if shape.name == "original" else [*added, *kept])
 
 
 def to_table(kept: Sequence[KeptResponse], schema: pa.Schema, shape: Shape) -> pa.Table:
     """Kept responses as a table of `schema`."""
-    theirs = schema.names[: len(schema) - len(COLUMNS[shape.name]) - len(shape.add)]
-    _, ours = column_names(shape, theirs)
+    input_names = schema.names[: len(schema) - len(COLUMNS[shape.name]) - len(shape.add)]
+    _, added_names = column_names(shape, input_names)
     arrays = []
     for field in schema:
-        own = ours.get(field.name)
-        values = [_VALUES[own](item, shape) if own else item.row.original.get(field.name) for item in kept]
+        column = added_names.get(field.name)
+        values = [_VALUES[column](item, shape) if column else item.row.original.get(field.name) for item in kept]
         arrays.append(original_columns.to_array(values, field))
     return pa.table(arrays, schema=pa.schema([field.remove_metadata() for field in schema]))
 
 
 def probability_of(margin: float | None, temperature: float | None) -> float | None:
-    """How likely a response is preferred to the next worse one; None where there is none."""
+    """The probability that a response is preferred to the next worse one; None where there is none."""
     if margin is None or temperature is None:
         return None
     return 1.0 / (1.0 + math.exp(min(700.0, -margin / temperature)))

@@ -1,9 +1,12 @@
-"""Which kept responses go into which shard, and which shards one worker writes in one go. Integers only, no Beam.
+"""Shard plans: assign kept responses to shards, and shards to jobs, each written by one worker. Integers only, no Beam.
 
 Kept responses are numbered in place order (file, unit, row, response); shard k holds the numbers
 [k * rows_per_shard, (k + 1) * rows_per_shard). Shards that meet inside a unit which can only be streamed from its start
-(a compressed file) form one job, so that no such unit is streamed twice; of train and test each has numbers, shards and jobs
-of its own, and a unit with rows of both is read once for each.
+(a compressed file) form one job, so that no such unit is streamed twice. Train and test have numbers, shards and jobs of their
+own, and a unit with rows of both is read once for each.
+
+For example, with 4 rows a shard, units with 3, 2 and 5 kept responses hold the numbers 0-2, 3-4 and 5-9: shard 0 gets the whole
+first unit and the first response of the second.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ _MOST_ROWS_AT_ONCE = 1024  # more are no faster
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """Where the kept responses of each unit start, and the jobs that write them."""
+    """The first number of each unit's kept responses, and the jobs that write them."""
 
     total: int
     unit_starts: Mapping[tuple[int, int], int]  # (file, unit) → number of its first kept response
@@ -97,8 +100,9 @@ def plan_shards(counts: Iterable[tuple[int, int, int]], *, rows_per_shard: int, 
 
 
 def rows_at_once(fragments: Iterable[tuple[int, int, int]]) -> int:
-    """How many rows of a file may be decoded at a time, given (unit, fragment, rows): no more than lie in two fragments, so not
-    many more bytes than these may have. Row counts alone do not bound memory: a dictionary may hold one long text for many rows.
+    """The number of rows of a file that may be decoded at a time, given (unit, fragment, rows): no more than lie in two
+    fragments, so not many more bytes than these may have. Row counts alone do not bound memory: a dictionary may hold one long
+    text for many rows.
     """
     in_order = sorted(fragments)
     inner = [rows for (unit, _, rows), (following, *_) in itertools.pairwise(in_order) if unit == following]
@@ -106,7 +110,7 @@ def rows_at_once(fragments: Iterable[tuple[int, int, int]]) -> int:
 
 
 def rows_within(bytes_per_shard: int, rows_per_shard: int, *, rows: int, text_bytes: int) -> int:
-    """How many rows a shard may have, so that neither bound is passed by shards of mean row size."""
+    """The largest number of rows of a shard that keeps shards of mean row size within both bounds."""
     if not rows or not text_bytes:
         return rows_per_shard
     return max(1, min(rows_per_shard, bytes_per_shard * rows // text_bytes))

@@ -1,7 +1,8 @@
-"""Train and test: which side of a split a prompt is on, by a hash of it and by nothing else. No Beam.
+"""The split into train and test: the side of a prompt follows from a hash of it and from nothing else. No Beam.
 
 So all responses to a prompt, and both sides of a pair, are on one side; a prompt stays on its side however the corpus grows or is
-cut; and of two fractions with the same seed, the test prompts of the smaller are among those of the larger.
+cut; and of two fractions with the same seed, the test prompts of the smaller are among those of the larger. Apart from `shards`,
+which counts rows and never sees a prompt.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ TRAIN, TEST = "train", "test"
 
 
 class Split(NamedTuple):
-    """How the kept responses are split; without a fraction, all are `train`."""
+    """The settings of a split; without a fraction, all kept responses are `train`."""
 
     test_fraction: float | None = None  # the share of prompts that are test, in expectation
     seed: int = 0

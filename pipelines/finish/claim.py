@@ -1,7 +1,7 @@
-"""Claim and manifest: which selection an output belongs to, and that it is complete.
+"""Claim and manifest: the files that say which selection an output belongs to, and that it is complete.
 
-`claim.json` is created first and holds the hashes of inputs and selection; `manifest.json` is written last, and until it is
-there, the output is not. Neither holds times, places or row text: equal inputs and settings give equal bytes.
+`claim.json` is created first and holds the hashes of inputs and selection; `manifest.json` is written last, and an output
+without it is incomplete. Neither holds times, places or row text: equal inputs and settings give equal bytes.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from pipelines.storage.files import anything_below, join, read_bytes, read_with_
 
 
 def claim(output: str, *, inputs: str, selection: str, plan: str) -> bool:
-    """Claim an output for inputs and selection; whether exactly this plan made the claim.
+    """Claim an output for inputs and selection; return whether exactly this plan made the claim.
 
     An equal claim joins: every write is idempotent. A different one takes over as long as nothing is published there, so
-    that a mended input or model can go to the same place; after that it is a conflict. Two runs that take over from each
+    that a corrected input or model can go to the same place; after that it is a conflict. Two runs that take over from each
     other at once still cannot mix: shards and manifest are created once, and must be equal.
     `plan` also covers file versions, and is no part of the comparison: a touched file is not another input.
     Raises `ConflictError` (exit 6), or `StorageError` (5) where the place is not writable.
     """
     path = join(output, "claim.json")
     mine = {"inputs": inputs, "selection": selection, "plan": plan}
-    found = None
-    while found is None:  # a claim that is in the way, and gone when it is read, is none
+    existing = None
+    while existing is None:  # a claim that is in the way, and gone when it is read, does not count
         if publish.create(path, to_json(mine)):
             return True
-        found = read_with_version(path)
-    data, version = found
+        existing = read_with_version(path)
+    data, version = existing
     try:
-        theirs = json.loads(data)
+        claimed = json.loads(data)
     except ValueError:
-        theirs = {}
+        claimed = {}
     parts = {"inputs": "input files or model", "selection": "select or output settings"}
-    other = [words for key, words in parts.items() if theirs.get(key) != mine[key]]
+    other = [words for key, words in parts.items() if claimed.get(key) != mine[key]]
     if not other:
-        return bool(theirs.get("plan") == plan)
+        return bool(claimed.get("plan") == plan)
     if _published(output):
         raise ConflictError(
             f"output.path {output} belongs to a run with other {' and '.join(other)}; choose another output.path "
@@ -73,11 +73,11 @@ def read_manifest(output: str) -> dict[str, Any] | None:
 
 
 def require_manifest(output: str) -> dict[str, Any]:
-    """The manifest of a run that has ended well. Raises `StorageError` where there is none all the same."""
+    """The manifest of a run that has ended well. Raises `StorageError` where it is missing nevertheless."""
     manifest = read_manifest(output)
     if manifest is None:
         raise StorageError(
-            f"the run has ended well, and {output} has no manifest.json; run the same command again, which goes on from there"
+            f"the run has ended well, and {output} has no manifest.json; run the same command again, which resumes from there"
         )
     return manifest
 

@@ -96,7 +96,7 @@ def render(
 
 
 def _splits(shards: Sequence[OutputShard]) -> list[str]:
-    """Those with rows, `train` first: `datasets` loads nothing at all where one of the splits is empty."""
+    """The splits with rows, `train` first: `datasets` loads nothing at all where one of the splits is empty."""
     return sorted({shard.split for shard in shards if shard.rows}, reverse=True) or [TRAIN]
 
 
@@ -105,7 +105,7 @@ def _data_files(shards: Sequence[OutputShard]) -> list[dict[str, str]]:
 
 
 def _dataset_info(shards: Sequence[OutputShard], schema: pa.Schema) -> dict[str, Any]:
-    """What `datasets` writes of a data set that it uploads; it refuses to load other numbers of rows than these."""
+    """The section that `datasets` writes for a data set that it uploads; it refuses to load other numbers of rows than these."""
     features = features_of(schema)
     splits = [
         {
@@ -124,7 +124,7 @@ def _dataset_info(shards: Sequence[OutputShard], schema: pa.Schema) -> dict[str,
 
 
 def _size_category(rows: int) -> str:
-    """As the Hub names them: `1K<n<10K`; a bound belongs to what begins there."""
+    """The Hub's name of a size, such as `1K<n<10K`; a bound belongs to the category that begins there."""
     passed = bisect_right([1000 * 10**power for power in range(len(_THOUSANDS))], rows)
     if passed == 0:
         return "n<1K"
@@ -132,7 +132,7 @@ def _size_category(rows: int) -> str:
 
 
 def _ensemble(model: Mapping[str, Any]) -> str | None:
-    """How the rewards of several models became one; None of one model."""
+    """A phrase for how the rewards of several models became one; None for one model."""
     if "ensemble" not in model:
         return None
     settings = model["ensemble"]

@@ -1,4 +1,4 @@
-"""`bestkept clean`: remove versions of an output that nobody needs any more, and with `scores` what only they needed. No Beam.
+"""`bestkept clean`: remove versions of an output that are no longer needed, and with `scores` what only they needed. No Beam.
 
 Kept are the version that `latest.json` names, the newest complete ones, and what is not complete but may still be worked on. The
 newest is the one whose run began last (`versions`). Of a version that goes, the manifest goes first: what has a manifest has its
@@ -100,7 +100,7 @@ def _refuse_others(root: str) -> None:
     if size_of(join(root, LATEST)) is not None and read_latest(root) is None:
         raise InputError(
             f"{join(root, LATEST)} does not name a version, so nothing can be told of what is needed; run the command of the "
-            "latest version again, which mends it"
+            "latest version again, which fixes it"
         )
 
 
@@ -119,8 +119,8 @@ def list_versions(root: str) -> list[Version]:
 
 
 def kept_of(every: Iterable[Version], *, keep: int, latest: str | None, before: datetime) -> set[str]:
-    """Which versions stay: the latest, the newest `keep` complete ones, and unfinished ones begun at `before` or later, or nobody
-    knows when; but for the latest, none whose removal has begun. Pure."""
+    """The ids of the versions that stay: the latest, the newest `keep` complete ones, and unfinished ones begun at `before` or
+    later, or at an unknown time; except for the latest, none whose removal has begun. Pure."""
     every = [version for version in every if not version.going]  # the newest first
     complete = [version.id for version in every if version.manifest is not None]
     young = [version.id for version in every if version.manifest is None and not _older(version.run, before)]
@@ -152,9 +152,9 @@ def _remove_runs(root: str, before: datetime, removed: Iterable[Version]) -> Non
     The largest number stays: none is given twice."""
     gone = {version.id: version.number for version in removed}
     runs = read_runs(root)
-    there = set(directories_in(join(root, VERSIONS)))
+    existing = set(directories_in(join(root, VERSIONS)))
     last = {run.version: run.number for run in runs}
-    needed = {number for version, number in last.items() if version in there} | {max(last.values(), default=0)}
+    needed = {number for version, number in last.items() if version in existing} | {max(last.values(), default=0)}
     for run in runs:
         begun = run.number == last[run.version] > gone.get(run.version, 0)  # it may not have written anything yet
         young = begun and not _older(run, before)
@@ -203,7 +203,7 @@ def _needed(versions: Iterable[Version]) -> dict[str, frozenset[str] | None]:
 
 
 def _fingerprints(manifest: dict[str, Any]) -> Iterator[str]:
-    """Of the rewards that an output comes from, and of the models of an ensemble."""
+    """The fingerprints of the rewards of an output, and of the models of an ensemble."""
     yield manifest["fingerprint"]
     for member in manifest["model"].get("members", ()):
         yield member["fingerprint"]
@@ -217,13 +217,13 @@ def _copies(plan: str) -> Iterator[str]:
             yield file["copy"].rstrip("/").rsplit("/", 1)[-1]
 
 
-def _old(found: Iterable[DatedFile], before: datetime) -> list[str]:
-    return [one.name for one in found if one.modified is not None and one.modified < before]
+def _old(files: Iterable[DatedFile], before: datetime) -> list[str]:
+    return [one.name for one in files if one.modified is not None and one.modified < before]
 
 
 def _of_others(directory: str, names: Collection[str], keys: Collection[str]) -> list[str]:
-    """Those that are valid score files of input files other than these."""
-    own = [name for name in names if name.endswith(".parquet") and "/" not in name]
+    """The names of valid score files of input files other than these."""
+    candidates = [name for name in names if name.endswith(".parquet") and "/" not in name]
     with ThreadPoolExecutor(_THREADS) as pool:
-        read = pool.map(lambda name: score_files.read(join(directory, name)), own)
-        return [name for name, there in zip(own, read, strict=True) if there and there[1].file_key not in keys]
+        read = pool.map(lambda name: score_files.read(join(directory, name)), candidates)
+        return [name for name, file in zip(candidates, read, strict=True) if file and file[1].file_key not in keys]

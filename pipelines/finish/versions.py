@@ -48,7 +48,7 @@ class VersionRun(NamedTuple):
 
 
 class RunRecord(NamedTuple):
-    """What a run has left of itself in `runs/`."""
+    """The record of a run in `runs/`."""
 
     number: int
     version: str
@@ -58,7 +58,7 @@ class RunRecord(NamedTuple):
 
 
 class Latest(NamedTuple):
-    """What `latest.json` says."""
+    """The content of `latest.json`."""
 
     version: str
     manifest: str  # SHA-256 of its manifest.json, in hex
@@ -70,17 +70,17 @@ def path_of(root: str, version: str) -> str:
 
 
 def version_of(plans: Plans, selection: str) -> str:
-    """The id of what comes of these plans and a selection (its hash): the same files, by name, size and version, the same model
-    and the same settings have the same one."""
+    """The id of the output of these plans and a selection (its hash): the same files, by name, size and version, the same model
+    and the same settings have the same id."""
     files = [(file.key, file.version) for file in plans.whole.files]
     return digest({"inputs": plans.whole.content_hash, "files": files, "selection": selection})[:_ID_LENGTH]
 
 
 def take_turn(config: RunConfig, plans: Plans, selection: str) -> VersionRun | None:
-    """The turn of a run that is about to begin; None where outputs have no versions.
+    """Register a run that is about to begin; None where outputs have no versions.
 
-    That of the run that has set `latest.json` where it names this version: nothing moves then. Raises `StorageError` where the
-    version is being removed.
+    Where `latest.json` names this version already, the result is the run that has set it: nothing moves then. Raises
+    `StorageError` where the version is being removed.
     """
     if not config.output.versions:
         return None
@@ -104,7 +104,7 @@ def _next_turn(root: str, version: str, latest: Latest | None, **known: Sequence
     number = 1 + max([latest.number if latest else 0, *run_numbers(root)])
     while not publish.create(run_path(root, number), to_json(content)):
         number += 1
-    # looked at last, since whoever removes looks at the runs after saying so: one of the two sees the other
+    # checked last, since a removal announces itself before it looks at the runs: one of the two sees the other
     if size_of(join(root, REMOVING, f"{version}.json")) is not None:
         raise StorageError(
             f"{path_of(root, version)} is being removed by `bestkept clean {root}`; wait for its end, or run that once more "
@@ -195,7 +195,7 @@ def latest_or_self(output: str) -> str:
 
 
 def run_numbers(root: str) -> list[int]:
-    """Of all runs that have left something."""
+    """The numbers of all runs with a record, ascending."""
     stems = [name.removesuffix(".json") for name in names_in(join(root, RUNS))]
     return sorted(int(stem) for stem in stems if stem.isdecimal())
 
@@ -205,16 +205,17 @@ def run_path(root: str, number: int) -> str:
 
 
 def read_runs(root: str) -> list[RunRecord]:
-    """All runs by their number. Raises `StorageError` for one that says nothing."""
+    """The records of all runs by number. Raises `StorageError` for one that is damaged."""
     runs = []
     for number in run_numbers(root):
         data = read_bytes(run_path(root, number))
         if data is None:  # removed meanwhile
             continue
         try:
-            own = json.loads(data)
-            started = datetime.fromisoformat(own["started"])
-            runs.append(RunRecord(number, own["version"], started, tuple(own["plans"]), tuple(own["fingerprints"])))
+            record = json.loads(data)
+            started = datetime.fromisoformat(record["started"])
+            plans, fingerprints = tuple(record["plans"]), tuple(record["fingerprints"])
+            runs.append(RunRecord(number, record["version"], started, plans, fingerprints))
         except (ValueError, KeyError, TypeError) as error:
             raise StorageError(
                 f"{run_path(root, number)} is damaged; remove it and run the same command again"
@@ -224,8 +225,8 @@ def read_runs(root: str) -> list[RunRecord]:
 
 def _parse_latest(data: bytes) -> Latest | None:
     try:
-        own: Mapping[str, Any] = json.loads(data)
-        latest = Latest(str(own["version"]), str(own["manifest"]), int(own["run"]))
+        content: Mapping[str, Any] = json.loads(data)
+        latest = Latest(str(content["version"]), str(content["manifest"]), int(content["run"]))
     except (ValueError, KeyError, TypeError):
         return None
     return latest if ID.fullmatch(latest.version) else None
@@ -233,7 +234,7 @@ def _parse_latest(data: bytes) -> Latest | None:
 
 @contextmanager
 def _locked(root: str) -> Iterator[None]:
-    """On a local disk, one process at a time: a rename cannot be told to replace one content only, as object stores can."""
+    """Let one process in at a time on a local disk, where a rename cannot be bound to one content as on object stores."""
     if not is_local(root):
         yield
         return

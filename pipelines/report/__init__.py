@@ -1,1 +1,1 @@
-"""What people read about an output, from numbers alone."""
+"""Reports for people about an output, drawn from numbers alone."""

@@ -1,4 +1,4 @@
-"""Counts of rewards in bins that nobody has to choose beforehand: exact, and the same whatever they are merged from. Pure.
+"""Counts of rewards in bins that need not be chosen beforehand: exact, and the same in whatever parts they are counted. Pure.
 
 Bins are `2**scale` wide and begin at multiples of that, so two of them are one of the next scale, exactly. A part's scale is
 the finest whose bins over its own range are at most `BINS`; the whole has a wider range, thus no finer scale, and what is
@@ -34,7 +34,7 @@ class Histogram:
     def of(
         cls, rewards: npt.NDArray[np.float32], sizes: npt.NDArray[np.integer], groups: npt.NDArray[np.integer]
     ) -> Histogram:
-        """Of finite rewards [N], with sizes [N] below 2**31 and groups [N]: small integers from 0."""
+        """Count finite rewards [N], with sizes [N] below 2**31 and groups [N]: small integers from 0."""
         if not len(rewards):
             return cls()
         values = rewards.astype(np.float64)
@@ -45,11 +45,10 @@ class Histogram:
         cells = groups.astype(np.int64) * width + (bins - first)
         many = (int(groups.max()) + 1) * width
         counts = np.bincount(cells, minlength=many).reshape(-1, width)
-        totals = (
-            np.bincount(cells, weights=sizes, minlength=many).astype(np.int64).reshape(-1, width)
-        )  # exact below 2**53
-        there = np.flatnonzero(counts.any(axis=1)).tolist()
-        return cls(scale, first, {group: counts[group] for group in there}, {group: totals[group] for group in there})
+        # float64 sums are exact below 2**53
+        totals = np.bincount(cells, weights=sizes, minlength=many).astype(np.int64).reshape(-1, width)
+        present = np.flatnonzero(counts.any(axis=1)).tolist()
+        return cls(scale, first, {g: counts[g] for g in present}, {g: totals[g] for g in present})
 
     def __bool__(self) -> bool:
         return bool(self.counts)
@@ -63,15 +62,15 @@ class Histogram:
         """[bins + 1]; bin k holds rewards from edge k to just below edge k + 1."""
         return np.ldexp(np.arange(self.first, self.first + self.bins + 1, dtype=np.float64), self.scale)
 
-    def regrouped(self, names: Mapping[int, int]) -> Histogram:
-        """With groups numbered otherwise; those of the same new number are added up."""
+    def regroup(self, names: Mapping[int, int]) -> Histogram:
+        """The same counts with new numbers of groups; groups that get the same number are added up."""
         parts = (
             Histogram(self.scale, self.first, {names[group]: self.counts[group]}, {names[group]: self.sizes[group]})
             for group in self.counts
         )
         return merge_histograms(parts)
 
-    def coarser(self, scale: int) -> Histogram:
+    def coarsen(self, scale: int) -> Histogram:
         """The same counts in bins `2**scale` wide. Raises `ValueError` for a finer scale than it has."""
         by = scale - self.scale
         if by < 0:
@@ -82,22 +81,22 @@ class Histogram:
         into = (np.arange(self.first, self.first + self.bins) >> by) - first
         width = int(into[-1]) + 1
 
-        def added(own: Counts) -> Counts:
+        def add_up(fine: Counts) -> Counts:
             whole = np.zeros(width, np.int64)
-            np.add.at(whole, into, own)
+            np.add.at(whole, into, fine)
             return whole
 
-        both = ({group: added(own) for group, own in values.items()} for values in (self.counts, self.sizes))
+        both = ({group: add_up(fine) for group, fine in values.items()} for values in (self.counts, self.sizes))
         return Histogram(scale, first, *both)
 
 
 def scale_of(low: float, high: float) -> int:
     """The finest scale whose bins from `low` to `high` are at most `BINS`: a wider range has no finer one."""
     largest = max(abs(low), abs(high))
-    return _roomy(low, high, (math.frexp(largest)[1] if largest else _LEAST) - _DIGITS)
+    return _finest_scale(low, high, (math.frexp(largest)[1] if largest else _LEAST) - _DIGITS)
 
 
-def _roomy(low: float, high: float, scale: int) -> int:
+def _finest_scale(low: float, high: float, scale: int) -> int:
     """The finest scale from this one on whose bins have room."""
     while math.floor(math.ldexp(high, -scale)) - math.floor(math.ldexp(low, -scale)) >= BINS:
         scale += 1
@@ -105,14 +104,14 @@ def _roomy(low: float, high: float, scale: int) -> int:
 
 
 def merge_histograms(parts: Iterable[Histogram]) -> Histogram:
-    """The histogram of everything that the parts are of."""
+    """The histogram of all rows that the parts count."""
     some = [part for part in parts if part]
     if not some:
         return Histogram()
     low = min(math.ldexp(part.first, part.scale) for part in some)
     high = max(math.ldexp(part.first + part.bins - 1, part.scale) for part in some)
-    scale = _roomy(low, high, max(part.scale for part in some))
-    alike = [part.coarser(scale) for part in some]
+    scale = _finest_scale(low, high, max(part.scale for part in some))
+    alike = [part.coarsen(scale) for part in some]
     first = min(part.first for part in alike)
     width = max(part.first + part.bins for part in alike) - first
     counts: dict[int, Counts] = {}

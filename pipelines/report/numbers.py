@@ -120,7 +120,7 @@ def _histogram_to_draw(observed: Observations, sources: Sequence[str | None]) ->
         2.0 ** (whole.scale + by) < least or ((whole.first + high) >> by) - ((whole.first + low) >> by) >= _SHOWN_BINS
     ):
         by += 1
-    coarse = whole.coarser(whole.scale + by)
+    coarse = whole.coarsen(whole.scale + by)
     start = ((whole.first + low) >> by) - coarse.first
     end = ((whole.first + high) >> by) - coarse.first + 1
 

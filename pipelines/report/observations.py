@@ -1,4 +1,4 @@
-"""What a report shows of a scored corpus, and of what was kept of it: exact counts, and samples of bounded size. Pure.
+"""The observations behind a report on a scored corpus and what was kept of it: exact counts, samples of bounded size. Pure.
 
 Everything is mergeable and the same in whatever order it is merged: samples are those with the smallest hashes.
 """
@@ -52,19 +52,18 @@ Side = tuple[str | None, bool]
 
 @dataclass(frozen=True)
 class Observations:
-    """A part of the corpus. Groups of the histogram are positions in `sides`."""
+    """Observations of a part of the corpus. Groups of the histogram are positions in `sides`."""
 
     sides: tuple[Side, ...] = ()
     histogram: Histogram = field(default_factory=Histogram)
     lengths: Mapping[Side, int] = field(default_factory=dict)  # sum of response characters
-    extremes: pa.Table = field(
-        default_factory=ROWS.empty_table
-    )  # the highest and lowest rewards, of kept and of dropped
+    # the highest and lowest rewards, of kept and of dropped
+    extremes: pa.Table = field(default_factory=ROWS.empty_table)
     sample: pa.Table = field(default_factory=ROWS.empty_table)  # whole prompts
 
     @classmethod
     def of(cls, rows: pa.Table) -> Observations:
-        """Of scored responses in the columns of `ROWS`; sources may come dictionary-encoded."""
+        """Observe scored responses in the columns of `ROWS`; sources may come dictionary-encoded."""
         sides, groups = _sides(rows)
         lengths = np.bincount(groups, weights=_numbers(rows, "length"), minlength=len(sides))
         return cls(
@@ -76,7 +75,7 @@ class Observations:
         )
 
     def counts(self) -> dict[Side, int]:
-        """Responses."""
+        """Responses by side."""
         return {self.sides[group]: int(own.sum()) for group, own in self.histogram.counts.items()}
 
     def sizes(self) -> dict[Side, int]:
@@ -95,7 +94,7 @@ def merge_observations(parts: Iterable[Observations]) -> Observations:
     histograms = []
     for part in some:
         numbers = {group: at[named[source], kept] for group, (source, kept) in enumerate(part.sides)}
-        histograms.append(part.histogram.regrouped(numbers))
+        histograms.append(part.histogram.regroup(numbers))
         for (source, kept), total in part.lengths.items():
             side = (named[source], kept)
             lengths[side] = lengths.get(side, 0) + total

@@ -1,4 +1,4 @@
-"""The numbers of a report that need whole prompts: of the sample of prompts. Pure."""
+"""Numbers of a report that need whole prompts, computed from the sample of prompts. Pure."""
 
 from __future__ import annotations
 
@@ -100,8 +100,7 @@ def _margins(prompts: Sequence[_PromptResponses], temperature: float | None) -> 
 
 
 def _overlap(prompts: Sequence[_PromptResponses]) -> dict[str, Any] | None:
-    """Of the kept responses to prompts that also lose some: the share that the longest would have been, and what chance would
-    give."""
+    """Among kept responses to prompts that also lose some, the share that are the longest, and the share expected by chance."""
     kept = by_length = by_chance = 0.0
     for one in prompts:
         k, n = int(one.kept.sum()), len(one.kept)
@@ -140,7 +139,7 @@ def by_length(sample: pa.Table) -> dict[str, Any] | None:
 
 
 def disagreement(sample: pa.Table) -> dict[str, Any] | None:
-    """How far the models of an ensemble are apart on the same response, in standard deviations of a model's rewards."""
+    """The distances of the models of an ensemble on the same response, in standard deviations of a model's rewards."""
     spread, kept = sample["spread"].to_numpy().astype(np.float64), sample["kept"].to_numpy().astype(bool)
     known = np.isfinite(spread)
     if not known.any():
@@ -157,6 +156,7 @@ def disagreement(sample: pa.Table) -> dict[str, Any] | None:
 
 
 def gold_means(sample: pa.Table) -> dict[str, Any]:
+    """Mean gold scores of the kept and of the dropped responses whose gold score is known."""
     gold, kept = sample["gold"].to_numpy().astype(np.float64), sample["kept"].to_numpy().astype(bool)
     known = np.isfinite(gold)
     return {

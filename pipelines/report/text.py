@@ -1,4 +1,4 @@
-"""Names that come from data, made fit to be shown: cropped to a length or a width, with no run of marks that leaves its line.
+"""Text from data, prepared for display: cropped to a length or a width, with no run of marks that leaves its line.
 
 Only what a page shows is cut; files for programs hold the whole. Escaping is not done here: markupsafe and jinja do it.
 """

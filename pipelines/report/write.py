@@ -1,4 +1,4 @@
-"""`report.html` of an output, written from what lies there: by a run when it ends, or again by `bestkept report`."""
+"""Writes `report.html` of an output from its files: when a run ends, and again by `bestkept report`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAME = "report.html"
 def write_report(output: str, manifest: Mapping[str, Any], *, run: Mapping[str, Any] | None) -> str:
     """Draw the report of an output from its files and `manifest`, and put it there; its path.
 
-    It is a view: nothing depends on it, and it is written anew whenever asked for. Raises `InputError` where the numbers are
+    Nothing depends on it, so that it may be written any number of times. Raises `InputError` where the numbers are
     missing or of another version, `StorageError`.
     """
     page = selection.render(manifest, read_numbers(output), read_samples(output), run)

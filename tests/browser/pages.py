@@ -12,7 +12,7 @@ from support.evaluation_groups import group
 from pipelines.report import charts
 from pipelines.report.charts import Bar, Counts, Mark, Reference, Series
 from pipelines.report.pages import evaluation
-from pipelines.report.pages.style import STYLE
+from pipelines.report.pages.base import STYLE
 from rm.evaluate import Bootstrap, evaluate
 
 PLAIN = ("helpful_base", "helpful_online", "harmless", "code", "summaries", "mathematics", "dialogue")

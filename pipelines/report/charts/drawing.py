@@ -1,4 +1,4 @@
-"""What the charts are drawn with: axes, rules, texts, legends. Coordinates are pixels of a drawing `WIDTH` wide."""
+"""Elements of charts: axes, rules, texts, legends. Coordinates are pixels of a drawing `WIDTH` wide."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Axis:
-    """Where a value falls between two ends of the drawing."""
+    """A linear scale: values `low` to `high` at pixels `start` to `end`."""
 
     low: float
     high: float

@@ -34,7 +34,7 @@ _PAGE = """\
 
 
 def agreement(one: Json, other: Json) -> dict[str, Any]:
-    """How far two reports agree on the prompts and responses that both have in their samples.
+    """Agreement of two reports on the prompts and responses that both have in their samples.
 
     `kept` responses by `one`, by `other` and by `both` of these; of `prompts` with two or more common responses, in how many
     the same one is `best`; of the `pairs` of responses to a prompt that neither finds equal, how many are in the same `order`.

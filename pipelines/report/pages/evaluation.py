@@ -59,7 +59,7 @@ def render(document: Json) -> str:
 
 
 def _verdict(overall: Json) -> str:
-    """What the figures say, in words that claim no more than the intervals do."""
+    """A sentence on the figures that claims no more than the intervals allow."""
     if not overall["comparisons"]:
         return "No comparison could be scored."
     share = f"Orders {evaluation_tables.percent_interval(overall['model'])} % of {overall['comparisons']:,} comparisons as judged"

@@ -57,7 +57,7 @@ def render(manifest: Json, report: Json, samples: Sequence[Json], run: Json | No
 
 
 def _verdict(manifest: Json) -> str:
-    """What the selection gained, beside what chance and length would have."""
+    """A sentence on what the selection gained, compared with chance and length."""
     counts, mean, controls = manifest["counts"], manifest["mean_reward"], manifest["controls"]
     if not counts["kept"]:
         return "Nothing was kept: look at what each step kept, and loosen the one that dropped the last of it."

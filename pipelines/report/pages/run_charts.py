@@ -199,7 +199,7 @@ def _length(report: Json) -> dict[str, Any]:
 
 
 def source_name(row: Json) -> str:
-    """What a row of the report's `sources` is called."""
+    """The display name of a row of the report's `sources`."""
     return "all others" if row["others"] else "(no source)" if row["name"] is None else row["name"]
 
 

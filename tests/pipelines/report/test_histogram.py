@@ -77,17 +77,17 @@ def test_the_scale_is_the_finest_that_has_room(some):
 
 
 def test_coarser_bins_add_up_and_finer_ones_are_refused():
-    histogram = of([(0.5, 3, 0), (1.5, 4, 0), (-0.5, 5, 0)]).coarser(0)
+    histogram = of([(0.5, 3, 0), (1.5, 4, 0), (-0.5, 5, 0)]).coarsen(0)
     assert (histogram.edges.tolist(), histogram.counts[0].tolist(), histogram.sizes[0].tolist()) == (
         *([-1.0, 0.0, 1.0, 2.0], [1, 1, 1], [5, 3, 4]),
     )
-    wide = histogram.coarser(2)
+    wide = histogram.coarsen(2)
     assert (wide.edges.tolist(), wide.counts[0].tolist(), wide.sizes[0].tolist()) == ([-4.0, 0.0, 4.0], [1, 2], [5, 7])
     with pytest.raises(ValueError, match="cannot be made finer, to -1"):
-        histogram.coarser(-1)
+        histogram.coarsen(-1)
 
 
 def test_groups_under_one_number_are_added_up():
-    histogram = of([(0.25, 1, 0), (0.25, 2, 1), (0.75, 4, 2)]).regrouped({0: 5, 1: 5, 2: 0})
+    histogram = of([(0.25, 1, 0), (0.25, 2, 1), (0.75, 4, 2)]).regroup({0: 5, 1: 5, 2: 0})
     assert {group: int(own.sum()) for group, own in histogram.counts.items()} == {5: 2, 0: 1}
     assert {group: int(own.sum()) for group, own in histogram.sizes.items()} == {5: 3, 0: 4}
