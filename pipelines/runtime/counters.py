@@ -1,4 +1,4 @@
-"""What the model did and how fast: counted on the workers as Beam metrics, summed up by the launcher in `run.json`.
+"""Counters of the work of the model and its speed: Beam metrics on the workers, summed by the launcher in `run.json`.
 
 `run.json` has times and the machine in it, so no result depends on it and no hash covers it.
 """
@@ -32,11 +32,12 @@ COUNTERS = (
     "peak_megaflops",
     "forward_microsecs",
 )
-_here = dict.fromkeys(COUNTERS, 0)
+# A global of the process, like Beam's own counters: a worker without Beam reports it, and no object reaches the model's forwards.
+_local = dict.fromkeys(COUNTERS, 0)
 
 
 def count_forward(work: Work) -> None:
-    """One forward; called on the thread of the bundle that asked for it, whose counters these are."""
+    """Count one forward; called on the thread of its bundle, to which Beam's counters belong."""
     progress.add_batch(work.rows, work.read_tokens)
     values = (
         work.rows,
@@ -49,16 +50,16 @@ def count_forward(work: Work) -> None:
     )
     for name, value in zip(COUNTERS, values, strict=True):
         Metrics.counter(NAMESPACE, name).inc(round(value))
-        _here[name] += round(value)
+        _local[name] += round(value)
 
 
 def local_counters() -> dict[str, int]:
-    """What this process has counted, outside a Beam job too."""
-    return dict(_here)
+    """The counters of this process, also those outside a Beam job."""
+    return dict(_local)
 
 
 def count_fragment(*, input_bytes: int, responses: int, scored: int, found: bool) -> None:
-    """One fragment is done: scored and published, or found valid; called on the thread of its bundle."""
+    """Count a fragment that is done: scored and published, or found valid; called on the thread of its bundle."""
     progress.add_fragment(input_bytes=input_bytes, responses=responses, scored=scored, found=found)
     counts = {"fragments": 1, "input_bytes": input_bytes}
     counts |= {"found": 1, "found_bytes": input_bytes, "found_responses": responses} if found else {"published": scored}
@@ -67,7 +68,7 @@ def count_fragment(*, input_bytes: int, responses: int, scored: int, found: bool
 
 
 def read_counters(result: Any) -> dict[str, int]:
-    """The job's counters by name; zero for what was never counted, {} where the runner does not tell."""
+    """The job's counters by name, zero for those that never counted; {} where the runner does not tell them."""
     try:
         return sum_metrics(result.metrics())
     except Exception as error:  # a service may refuse, or keep none: what was made is whole all the same
@@ -76,7 +77,7 @@ def read_counters(result: Any) -> dict[str, int]:
 
 
 def sum_metrics(metrics: Any, *, tentative: bool = False) -> dict[str, int]:
-    """`counters` of Beam's metrics; `tentative` ones are further on while a job runs, and count twice what is done twice."""
+    """Sum Beam's metrics by name; `tentative` values are ahead while a job runs, but count repeated work twice."""
     totals = dict.fromkeys(COUNTERS, 0)
     for one in metrics.query(MetricsFilter().with_namespace(NAMESPACE))["counters"]:
         first, second = (one.attempted, one.committed) if tentative else (one.committed, one.attempted)
@@ -86,12 +87,12 @@ def sum_metrics(metrics: Any, *, tentative: bool = False) -> dict[str, int]:
 
 
 def add_counters(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:
-    """Counters of two parts of a run."""
+    """The sums of the counters of two parts of a run."""
     return {name: first.get(name, 0) + second.get(name, 0) for name in {**first, **second}}
 
 
 def rates(totals: Mapping[str, int]) -> dict[str, float | int | None]:
-    """Throughput of the model from its counters; None where there is nothing to divide by, or a peak is not known.
+    """The throughput of the model from its counters; None where the divisor is zero, or the peak is not known.
 
     Rates are per second of forward, and so per device however many there were. `sharing_ratio` is tokens read per token
     computed that is not padding: what packing a group's common prompt saves. `model_flops_utilisation` is
@@ -121,7 +122,7 @@ def rates(totals: Mapping[str, int]) -> dict[str, float | int | None]:
 
 
 def run_record(*, command: str, secs: float, totals: Mapping[str, int]) -> dict[str, Any]:
-    """What `run.json` says: the launcher's clock and machine, and the model's throughput over all workers."""
+    """The content of `run.json`: the launcher's clock and machine, and the model's throughput over all workers."""
     return {
         "command": command,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -136,7 +137,7 @@ def run_record(*, command: str, secs: float, totals: Mapping[str, int]) -> dict[
 
 
 def write_run_record(path: str, command: str, secs: float, counted: Mapping[str, int]) -> dict[str, Any]:
-    """Write `run.json` there, and return it: that of the last run that did something; of several models, their work together."""
+    """Write `run.json` to `path`, over that of an earlier run, and return its content; several models are summed."""
     content = run_record(command=command, secs=secs, totals=counted)
     publish.replace(path, canonical_json.to_json(content))
     return content

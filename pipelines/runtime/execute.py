@@ -1,4 +1,4 @@
-"""Running a graph to its end, wherever it runs, and noting what it took."""
+"""Runs a graph to its end, on this machine or on a service, and shows the counters of its job meanwhile."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from pipelines.errors import BestkeptError, StorageError, error_to_report, from_
 from pipelines.runtime import counters, progress
 from pipelines.runtime.beam_options import hands_over, make_runner
 
-EVERY_SECS = 15.0  # between two looks at the counters of a job
-_ENDED_BY_SOMEBODY = {"CANCELLED": "was cancelled", "DRAINED": "was drained", "UPDATED": "was replaced by another"}
-_GOES_ON = "what is scored stays, and the same command again goes on from there"
-__all__ = ["EVERY_SECS", "wait"]
+EVERY_SECS = 15.0  # between two readings of the counters of a job
+_ENDED_FROM_OUTSIDE = {"CANCELLED": "was cancelled", "DRAINED": "was drained", "UPDATED": "was replaced by another"}
+_RESUMES = "what is scored stays, and the same command again goes on from there"
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +27,10 @@ log = logging.getLogger(__name__)
 def execute(
     runner: RunnerConfig, options: PipelineOptions, build_graph: Callable[[Any], None]
 ) -> dict[str, int] | None:
-    """Build and run to the end, and return what the model's counters say, or None where the runner goes on alone; a
-    `BestkeptError` of a worker is raised here.
+    """Build a graph and run it to its end; return the job's counters, or None where the runner goes on alone.
 
-    Raises `StorageError` for anything else, naming type and place but not the message, which may hold row text.
+    Raises the `BestkeptError` of a worker, and `StorageError` for any other error: it names type and place but not the message,
+    which may hold row text.
     """
     chosen = make_runner(runner)
     progress.set_stage("scoring")
@@ -50,10 +49,10 @@ def execute(
 
 
 def wait(result: Any, *, counts_here: bool) -> dict[str, int]:
-    """Wait for the end of a job, and return its counters; they are shown meanwhile, unless it `counts_here`, in this process.
+    """Wait for the end of a job and return its counters, which are shown meanwhile.
 
-    Raises `StorageError` for a job of a service that somebody has ended, or that failed for a reason that is not ours; whatever
-    else the runner raises is passed on.
+    A job that `counts_here`, in this process, shows them itself. Raises `StorageError` for a job of a service that was cancelled,
+    drained or replaced, or that failed for a reason that is not ours; any other error of the runner is passed on.
     """
     stop, started = threading.Event(), time.monotonic()
     if not counts_here:
@@ -61,46 +60,46 @@ def wait(result: Any, *, counts_here: bool) -> dict[str, int]:
     try:
         result.wait_until_finish()
     except Exception as error:
-        ended = _ended(error)
-        if ended is None:
+        message = _describe_end(error)
+        if message is None:
             raise
-        raise StorageError(ended) from error
+        raise StorageError(message) from error
     finally:
         stop.set()
-    counted = counters.read_counters(result)
+    job_counters = counters.read_counters(result)
     if not counts_here:
-        progress.raise_to_counters(counted, since=started)
-    return counted
+        progress.raise_to_counters(job_counters, since=started)
+    return job_counters
 
 
-def _ended(error: Exception) -> str | None:
-    """What to say of a job that an error of its service comes with; None for an error of ours, or of another kind."""
+def _describe_end(error: Exception) -> str | None:
+    """The message for a job whose service has raised `error`; None for an error of ours, or of another kind."""
     job = getattr(error, "result", None)
     if job is None or not hasattr(job, "job_id") or from_text(str(error)) is not None:
         return None
     name, state = f"job {job.job_id()}", str(job.state)
-    if state in _ENDED_BY_SOMEBODY:
-        return f"{name} {_ENDED_BY_SOMEBODY[state]}; {_GOES_ON}"
+    if state in _ENDED_FROM_OUTSIDE:
+        return f"{name} {_ENDED_FROM_OUTSIDE[state]}; {_RESUMES}"
     why = whereabouts(_JobFailed(str(error)))  # without the place in this process, where it was only waited for
-    said = "" if why == _JobFailed.__name__ else f": {why}"
-    todo = remedy(error) or "its page says why; mend that and run the same command again"
-    return f"{name} failed{said}; what is scored stays; {todo}"
+    cause = "" if why == _JobFailed.__name__ else f": {why}"
+    todo = remedy(error) or "its page says why; fix that and run the same command again"
+    return f"{name} failed{cause}; what is scored stays; {todo}"
 
 
 class _JobFailed(Exception):
-    """What a service tells of a failure."""
+    """The failure of a job as its service describes it."""
 
 
 def _follow(result: Any, stop: threading.Event) -> None:
-    """Show what a job's counters say until `stop`; no failure of that is one of the run."""
+    """Show a job's counters until `stop`; a failure to read them is none of the run."""
     before = time.monotonic()
     while not stop.wait(EVERY_SECS):
         now = time.monotonic()
-        try:  # of a copy: Beam's keeps the first answer that comes after the end, and that may be older than the last one
-            counted = counters.sum_metrics(copy.copy(result.metrics()), tentative=True)
+        try:  # from a copy: Beam's object keeps the first answer after the end, which may be older than the last one
+            job_counters = counters.sum_metrics(copy.copy(result.metrics()), tentative=True)
         except Exception as error:
-            log.debug("the job's counters are not to be had (%s)", type(error).__name__)
+            log.debug("cannot read the job's counters (%s)", type(error).__name__)
             continue
         if not stop.is_set():
-            progress.raise_to_counters(counted, since=before)
+            progress.raise_to_counters(job_counters, since=before)
         before = now

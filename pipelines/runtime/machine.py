@@ -1,4 +1,8 @@
-"""The cores and GPUs that this process may use, told without torch: who starts others for them needs no CUDA context."""
+"""The cores and GPUs that this process may use, found without torch and without Beam.
+
+A module of its own, though small: the launcher of workers must not open a CUDA context, which torch would do, and threads, Beam
+options and workers need the same numbers.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +16,24 @@ _DEVICES = Path("/dev")
 
 
 def count_cores() -> int:
+    """The number of cores, at least 1."""
     return len(list_cores()) or os.cpu_count() or 1
 
 
 def list_cores() -> list[int]:
-    """Those that this process may run on; empty where the system does not tell."""
+    """The numbers of the cores that this process may run on; empty where the system does not tell."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 def split_cores(parts: int) -> list[list[int]]:
-    """The cores in so many parts of one size, side by side, for processes that are to stay on theirs; some may be left over."""
-    there = list_cores()
-    size = len(there) // max(1, parts)
-    return [there[number * size : (number + 1) * size] for number in range(parts)]
+    """Split the cores into adjacent parts of equal size, one for each process; some cores may be left over."""
+    cores = list_cores()
+    size = len(cores) // max(1, parts)
+    return [cores[number * size : (number + 1) * size] for number in range(parts)]
 
 
 def list_gpus() -> list[str]:
-    """Their names for `CUDA_VISIBLE_DEVICES`, one each; empty where there is none, or none may be used."""
+    """The GPUs as `CUDA_VISIBLE_DEVICES` names them; empty where there is none, or none may be used."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         names = [name.strip() for name in chosen.split(",")]
@@ -39,7 +44,7 @@ def list_gpus() -> list[str]:
 
 
 def check_workers(count: int) -> None:
-    """Raise `ConfigError` where this machine has not as many GPUs, or without any, cores."""
+    """Raise `ConfigError` if this machine has fewer GPUs than `count`, or, without GPUs, fewer cores."""
     gpus = len(list_gpus())
     if gpus and count > gpus:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""What has been done so far, counted in this process; the launcher of a local run shows it."""
+"""The progress of a run, counted in this process and shown by its launcher."""
 
 from __future__ import annotations
 
@@ -24,12 +24,11 @@ class Progress:
     tokens: int = 0
     scored_bytes: float = 0.0  # input bytes that this run has scored, the fragment in work included
     since: float | None = None  # monotonic seconds at which the first fragment began, the model loaded
-    settled: bool = (
-        False  # workers have scored all there is, and are counted: what is found from now on is what they made
-    )
+    # workers have scored everything and are counted: fragments found from now on are theirs
+    settled: bool = False
 
 
-_COUNTED = {  # the field, and the counter of `throughput` that holds it
+_COUNTER_OF = {  # field → the counter of `counters` that holds it
     "input_bytes": "input_bytes",
     "fragments": "fragments",
     "found": "found",
@@ -39,6 +38,8 @@ _COUNTED = {  # the field, and the counter of `throughput` that holds it
     "scored": "rows",
     "tokens": "tokens_read",
 }
+# A global of the process: DoFns and the model's forwards count here from any thread, and Beam copies DoFns by pickling, so that
+# no object of the launcher reaches them.
 _lock = threading.Lock()
 _now = Progress()
 _bytes_per_response = 0.0  # in the fragment in work
@@ -66,13 +67,13 @@ def set_stage(name: str) -> None:
 
 
 def set_total_bytes(total_bytes: int) -> None:
-    """The corpus is listed."""
+    """Set the size of the corpus, once it is listed."""
     with _lock:
         _update(total_bytes=total_bytes)
 
 
 def begin_fragment(*, input_bytes: int, responses: int) -> None:
-    """A fragment goes to the model."""
+    """Note that a fragment goes to the model."""
     global _bytes_per_response
     with _lock:
         _bytes_per_response = input_bytes / max(1, responses)
@@ -81,7 +82,7 @@ def begin_fragment(*, input_bytes: int, responses: int) -> None:
 
 
 def add_batch(rows: int, tokens: int) -> None:
-    """The model has scored one batch."""
+    """Count a batch that the model has scored."""
     with _lock:
         _update(
             scored=_now.scored + rows,
@@ -91,7 +92,7 @@ def add_batch(rows: int, tokens: int) -> None:
 
 
 def add_fragment(*, input_bytes: int, responses: int, scored: int, found: bool) -> None:
-    """One fragment is done: scored and published by this process, or found valid."""
+    """Count a fragment that is done: scored and published by this process, or found valid."""
     with _lock:
         if found and _now.settled:
             return
@@ -106,10 +107,12 @@ def add_fragment(*, input_bytes: int, responses: int, scored: int, found: bool) 
 
 
 def raise_to_counters(counts: Mapping[str, int], *, since: float) -> None:
-    """What the workers of a job elsewhere have counted so far (`throughput.counters`); nothing becomes less. `since` is when
-    nothing was scored yet, in monotonic seconds."""
+    """Raise the progress to the counters of a job elsewhere (`counters.sum_metrics`); no value decreases.
+
+    `since`, in monotonic seconds, is a time at which nothing was scored yet.
+    """
     with _lock:
-        known = {name: max(getattr(_now, name), counts.get(counter, 0)) for name, counter in _COUNTED.items()}
+        known = {name: max(getattr(_now, name), counts.get(counter, 0)) for name, counter in _COUNTER_OF.items()}
         _update(**known, scored_bytes=float(known["input_bytes"] - known["found_bytes"]))
         if _now.since is None and _now.scored:
             _update(since=since)
@@ -129,7 +132,7 @@ COUNTS = (
 
 
 def set_from_workers(parts: Iterable[Progress]) -> None:
-    """What workers of this machine have done, together, instead of what this process has."""
+    """Replace the progress of this process by the sum of that of the workers of this machine."""
     parts = list(parts)
     sums = {name: sum(getattr(part, name) for part in parts) for name in COUNTS}
     with _lock:
@@ -137,8 +140,11 @@ def set_from_workers(parts: Iterable[Progress]) -> None:
 
 
 def count_dead_worker(last: Progress, before: Progress) -> Progress:
-    """What counts of a worker that died in the middle of a piece of work, `before` which it had done so much: all that it has
-    scored; whoever does the piece again finds what is published of it, and counts that as found."""
+    """The progress to count of a worker that died in a piece of work, before which it had done `before`.
+
+    All that it scored counts. Fragments of the piece that it published do not count as done: the next worker on this piece finds
+    them, and counts them as found.
+    """
     again = (last.fragments - last.found) - (before.fragments - before.found)
     return replace(
         last,
@@ -151,6 +157,6 @@ def count_dead_worker(last: Progress, before: Progress) -> Progress:
 
 
 def settle() -> None:
-    """The workers are done."""
+    """Note that the workers are done."""
     with _lock:
         _update(settled=True)
