@@ -27,8 +27,7 @@ from pipelines.config import RunConfig
 from pipelines.corpus import fragments
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
 from pipelines.runtime import progress
-from pipelines.score import colocation_transform
-from pipelines.score import score_files as objects
+from pipelines.score import colocation_transform, score_files
 from pipelines.score.work import CorpusShard
 
 ON: dict[str, Any] = {"score": {"colocate": "prompt"}}
@@ -40,11 +39,11 @@ def outputs(out: Path) -> dict[str, bytes]:
     return {str(p.relative_to(out)): p.read_bytes() for p in files if "scores" not in p.relative_to(out).parts}
 
 
-def score_files(out: Path) -> dict[str, Path]:
+def score_paths(out: Path) -> dict[str, Path]:
     return {path.name: path for path in sorted((out / "scores").glob("*/*.parquet"))}
 
 
-def made(configure, root: Path, path: Path | str, *, scorer: Any = None, **changes: Any) -> Path:
+def run_output(configure, root: Path, path: Path | str, *, scorer: Any = None, **changes: Any) -> Path:
     """The output of a run."""
     root.mkdir(exist_ok=True)
     run_curation(configure(root, path, **changes), scorer=scorer or StubFactory(log=str(root / "log")))
@@ -53,9 +52,9 @@ def made(configure, root: Path, path: Path | str, *, scorer: Any = None, **chang
 
 def assert_same(plain: Path, regrouped: Path) -> None:
     """Score files and outputs, byte by byte."""
-    assert score_files(plain)
-    assert {name: path.read_bytes() for name, path in score_files(plain).items()} == {
-        name: path.read_bytes() for name, path in score_files(regrouped).items()
+    assert score_paths(plain)
+    assert {name: path.read_bytes() for name, path in score_paths(plain).items()} == {
+        name: path.read_bytes() for name, path in score_paths(regrouped).items()
     }
     assert outputs(plain) == outputs(regrouped)
 
@@ -90,8 +89,8 @@ def test_an_awkward_corpus_over_several_files(tmp_path, configure, rows_per_frag
     with gzip.open(tmp_path / "in" / "5.jsonl.gz", "wt") as file:
         file.write("\n".join([*map(json.dumps, rows[::5]), "no JSON", "[]"]))
     changes = {"input": {"rows_per_fragment": rows_per_fragment, "carry": ["kind"]}, **LIMITS}
-    plain = made(configure, tmp_path / "plain", tmp_path / "in", **changes)
-    regrouped = made(configure, tmp_path / "on", tmp_path / "in", **changes, **ON)
+    plain = run_output(configure, tmp_path / "plain", tmp_path / "in", **changes)
+    regrouped = run_output(configure, tmp_path / "on", tmp_path / "in", **changes, **ON)
     assert_same(plain, regrouped)
     distinct = {(repr(row["prompt"]), row["response"]) for row in rows}
     assert scored_rows(tmp_path / "on" / "log") < len(distinct) < scored_rows(tmp_path / "plain" / "log")
@@ -111,8 +110,8 @@ def test_lists_of_responses_in_parquet_and_groups_by_columns(tmp_path, configure
         table = pa.Table.from_pylist(rows[number::3])
         pq.write_table(table, tmp_path / "in" / f"{number}.parquet", row_group_size=3)
     changes = {"input": {"rows_per_fragment": 2, "group_by": ["topic"]}, **LIMITS}
-    plain = made(configure, tmp_path / "plain", tmp_path / "in", **changes)
-    assert_same(plain, made(configure, tmp_path / "on", tmp_path / "in", **changes, **ON))
+    plain = run_output(configure, tmp_path / "plain", tmp_path / "in", **changes)
+    assert_same(plain, run_output(configure, tmp_path / "on", tmp_path / "in", **changes, **ON))
 
 
 ROWS = st.lists(
@@ -143,7 +142,7 @@ def test_whatever_file_a_row_lies_in(configure, rows, rows_per_fragment, bits):
         assert scored_rows(root / "on" / "log") == len(texts), "each text once"
 
 
-class Watched(StubScorer):
+class WatchedScorer(StubScorer):
     """Notes the prompts of each call, and breaks after so many."""
 
     calls_seen: list[list[tuple[str, int]]] = []  # noqa: RUF012 - a test's own
@@ -158,13 +157,13 @@ class Watched(StubScorer):
 
 @pytest.fixture
 def watched(monkeypatch):
-    monkeypatch.setattr(Watched, "calls_seen", [])
-    monkeypatch.setattr(Watched, "breaks_after", None)
-    return Watched
+    monkeypatch.setattr(WatchedScorer, "calls_seen", [])
+    monkeypatch.setattr(WatchedScorer, "breaks_after", None)
+    return WatchedScorer
 
 
-def factory(plan: Any) -> Watched:
-    return Watched()
+def factory(plan: Any) -> WatchedScorer:
+    return WatchedScorer()
 
 
 @pytest.fixture
@@ -178,7 +177,7 @@ def spread(tmp_path):
 
 def test_the_model_sees_a_prompt_with_all_its_responses_at_once(tmp_path, configure, spread, watched, monkeypatch):
     monkeypatch.setattr(colocation_transform, "bits_of", lambda plan: 2)
-    made(configure, tmp_path / "on", spread, scorer=factory, input={"rows_per_fragment": 9}, **ON)
+    run_output(configure, tmp_path / "on", spread, scorer=factory, input={"rows_per_fragment": 9}, **ON)
     seen = [group for call in watched.calls_seen for group in call]
     assert sorted(seen) == sorted((f"prompt number {number}", 4) for number in range(12))
     assert max(sum(count for _, count in call) for call in watched.calls_seen) == 8, "two prompts fit into 9 responses"
@@ -191,7 +190,9 @@ def test_the_order_of_files_and_rows_decides_nothing(tmp_path, configure, watche
         for number in range(4):
             write_jsonl(tmp_path / name / f"{number}.jsonl", rows[number::4])
         watched.calls_seen.clear()
-        made(configure, tmp_path / f"on{name}", tmp_path / name, scorer=factory, input={"rows_per_fragment": 8}, **ON)
+        run_output(
+            configure, tmp_path / f"on{name}", tmp_path / name, scorer=factory, input={"rows_per_fragment": 8}, **ON
+        )
         calls.append(list(watched.calls_seen))
     assert calls[0] == calls[1], "the same batches, so the same rewards to the last bit"
 
@@ -201,7 +202,7 @@ def test_progress_counts_the_same(tmp_path, configure, spread):
     for name, changes in (("plain", {}), ("on", ON), ("on", ON | {"output": {"path": str(tmp_path / "again")}})):
         progress.reset()
         scores = {"scores": {"path": str(tmp_path / name / "scores")}}
-        made(configure, tmp_path / name, spread, input={"rows_per_fragment": 5}, **{**changes, **scores})
+        run_output(configure, tmp_path / name, spread, input={"rows_per_fragment": 5}, **{**changes, **scores})
         seen.append(replace(progress.current(), since=None))
     assert seen[0] == seen[1]
     assert (seen[1].fragments, seen[1].found, seen[1].published) == (12, 0, 48)
@@ -214,8 +215,8 @@ def test_one_prompt_with_very_many_responses(tmp_path, configure, watched):
     rows.insert(5_000, {"prompt": "q", "response": "alone"})
     for number in range(3):
         write_jsonl(tmp_path / "in" / f"{number}.jsonl", rows[number::3])
-    plain = made(configure, tmp_path / "plain", tmp_path / "in")
-    assert_same(plain, made(configure, tmp_path / "on", tmp_path / "in", scorer=factory, **ON))
+    plain = run_output(configure, tmp_path / "plain", tmp_path / "in")
+    assert_same(plain, run_output(configure, tmp_path / "on", tmp_path / "in", scorer=factory, **ON))
     sizes = [sum(count for _, count in call) for call in watched.calls_seen]
     assert sum(sizes) == 10_001
     assert max(sizes) == 2048
@@ -225,34 +226,34 @@ def test_one_prompt_with_very_many_responses(tmp_path, configure, watched):
 def test_what_is_scored_already_is_not_scored_again(tmp_path, configure, spread):
     log, root = tmp_path / "on" / "log", tmp_path / "on"
     changes = {"input": {"rows_per_fragment": 5}, "scores": {"path": str(tmp_path / "scores")}}
-    made(configure, root, spread / "[01].jsonl", **changes)
+    run_output(configure, root, spread / "[01].jsonl", **changes)
     assert (scored_rows(log), loads(log)) == (24, 1)
     whole = {"output": {"path": str(tmp_path / "whole")}, **changes, **ON}
-    made(configure, root, spread / "*.jsonl", **whole)
+    run_output(configure, root, spread / "*.jsonl", **whole)
     assert (scored_rows(log), loads(log)) == (48, 2), "the other two files"
     (tmp_path / "scores").rename(tmp_path / "known")
     again = {"output": {"path": str(tmp_path / "again")}, **ON}
     again |= {"input": changes["input"], "scores": {"path": str(tmp_path / "own"), "also": [str(tmp_path / "known")]}}
-    made(configure, root, spread / "*.jsonl", **again)
+    run_output(configure, root, spread / "*.jsonl", **again)
     assert (scored_rows(log), loads(log)) == (48, 2), "no model is loaded where all is there"
     assert not list((tmp_path / "own").glob("*/*.parquet"))
-    plain = made(configure, tmp_path / "plain", spread / "*.jsonl", input={"rows_per_fragment": 5})
+    plain = run_output(configure, tmp_path / "plain", spread / "*.jsonl", input={"rows_per_fragment": 5})
     for out in ("whole", "again"):
         assert outputs(tmp_path / out) == outputs(plain)
 
 
 def test_half_a_unit_is_scored_already(tmp_path, configure, spread):
-    out = made(configure, tmp_path / "on", spread, input={"rows_per_fragment": 5})
-    before = {name: path.read_bytes() for name, path in score_files(out).items()}
-    footers = {name: objects.decode(data)[1] for name, data in before.items()}
+    out = run_output(configure, tmp_path / "on", spread, input={"rows_per_fragment": 5})
+    before = {name: path.read_bytes() for name, path in score_paths(out).items()}
+    footers = {name: score_files.decode(data)[1] for name, data in before.items()}
     gone = [name for name, footer in footers.items() if footer.fragment == 1 or footer.file_key == "2.jsonl"]
     for name in gone:
-        score_files(out)[name].unlink()
+        score_paths(out)[name].unlink()
     run_scoring(
         configure(tmp_path / "on", spread, input={"rows_per_fragment": 5}, **ON),
         scorer=StubFactory(log=str(tmp_path / "log")),
     )
-    assert {name: path.read_bytes() for name, path in score_files(out).items()} == before
+    assert {name: path.read_bytes() for name, path in score_paths(out).items()} == before
     missing = sum(footers[name].responses for name in gone)
     assert scored_rows(tmp_path / "log") == missing == 3 * 5 + 12, (
         "the last fragment of a unit is found though one before it is not"
@@ -262,41 +263,41 @@ def test_half_a_unit_is_scored_already(tmp_path, configure, spread):
 def test_broken_off_and_run_again(tmp_path, configure, spread, watched, monkeypatch):
     """Nothing is scored twice, whether it broke off while scoring or while score files were written."""
     monkeypatch.setattr(colocation_transform, "bits_of", lambda plan: 1)
-    plain = made(configure, tmp_path / "plain", spread, input={"rows_per_fragment": 8})
+    plain = run_output(configure, tmp_path / "plain", spread, input={"rows_per_fragment": 8})
     root, changes = tmp_path / "on", {"input": {"rows_per_fragment": 8}, **ON}
     watched.breaks_after = 3
     with pytest.raises(StorageError, match="the device is lost"):
-        made(configure, root, spread, scorer=factory, **changes)
+        run_output(configure, root, spread, scorer=factory, **changes)
     out = root / "out"
     assert len(list(out.glob("scores/*/colocated/*/*.parquet"))) == 3
-    assert not score_files(out)
+    assert not score_paths(out)
     watched.breaks_after = None
     written = colocation_transform.UnitScorer.score_unit
 
     def breaks(self, file_number, unit, found):
-        if len(score_files(out)) >= 3:
+        if len(score_paths(out)) >= 3:
             raise StorageError("the disk is lost")
         return written(self, file_number, unit, found)
 
     monkeypatch.setattr(colocation_transform.UnitScorer, "score_unit", breaks)
     with pytest.raises(StorageError, match="the disk is lost"):
-        made(configure, root, spread, scorer=factory, **changes)
-    assert 0 < len(score_files(out)) < len(score_files(plain))
+        run_output(configure, root, spread, scorer=factory, **changes)
+    assert 0 < len(score_paths(out)) < len(score_paths(plain))
     monkeypatch.setattr(colocation_transform.UnitScorer, "score_unit", written)
 
     def no_model(plan):
         raise AssertionError("a model is loaded though all results are there")
 
-    made(configure, root, spread, scorer=no_model, **changes)
+    run_output(configure, root, spread, scorer=no_model, **changes)
     assert sum(count for call in watched.calls_seen for _, count in call) == 48
     assert_same(plain, out)
 
 
 def test_a_damaged_piece_is_scored_again(tmp_path, configure, spread, watched):
     changes = {"input": {"rows_per_fragment": 16}, **ON}
-    out = made(configure, tmp_path / "on", spread, scorer=factory, **changes)
-    before = {name: path.read_bytes() for name, path in score_files(out).items()}
-    for path in score_files(out).values():
+    out = run_output(configure, tmp_path / "on", spread, scorer=factory, **changes)
+    before = {name: path.read_bytes() for name, path in score_paths(out).items()}
+    for path in score_paths(out).values():
         path.unlink()
     damaged = min(out.glob("scores/*/colocated/*/*.parquet"))
     data = bytearray(damaged.read_bytes())
@@ -305,7 +306,7 @@ def test_a_damaged_piece_is_scored_again(tmp_path, configure, spread, watched):
     watched.calls_seen.clear()
     run_scoring(configure(tmp_path / "on", spread, **changes), scorer=factory)
     assert [sum(count for _, count in call) for call in watched.calls_seen] == [16]
-    assert {name: path.read_bytes() for name, path in score_files(out).items()} == before
+    assert {name: path.read_bytes() for name, path in score_paths(out).items()} == before
 
 
 KILLER = """
@@ -321,7 +322,7 @@ run_curation(load(RunConfig, {config!r}), scorer=StubFactory(log={log!r}, die_af
 @pytest.mark.slow
 def test_kill_9_then_the_same_command(tmp_path, configure, spread):
     log, tests = tmp_path / "log", str(Path(__file__).parents[1])
-    plain = made(configure, tmp_path / "plain", spread, input={"rows_per_fragment": 8})
+    plain = run_output(configure, tmp_path / "plain", spread, input={"rows_per_fragment": 8})
     config = configure(tmp_path, spread, input={"rows_per_fragment": 8}, **ON)
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(exclude_unset=True)))
@@ -335,33 +336,33 @@ def test_kill_9_then_the_same_command(tmp_path, configure, spread):
 
 
 def test_an_input_that_changes_in_between_is_noticed(tmp_path, configure, spread, watched, monkeypatch):
-    scored = Watched.score
+    scored = WatchedScorer.score
 
     def changes(self, groups):
         text = (spread / "1.jsonl").read_text()
         (spread / "1.jsonl").write_text(text.replace("answer", "Answer"))
         return scored(self, groups)
 
-    monkeypatch.setattr(Watched, "score", changes)
+    monkeypatch.setattr(WatchedScorer, "score", changes)
     with pytest.raises(InputError, match=r"1\.jsonl has changed while it was scored.*; run the same command again"):
-        made(configure, tmp_path / "on", spread, scorer=factory, **ON)
-    monkeypatch.setattr(Watched, "score", scored)
+        run_output(configure, tmp_path / "on", spread, scorer=factory, **ON)
+    monkeypatch.setattr(WatchedScorer, "score", scored)
     root = tmp_path / "again"
-    assert_same(made(configure, tmp_path / "plain", spread), made(configure, root, spread, **ON))
+    assert_same(run_output(configure, tmp_path / "plain", spread), run_output(configure, root, spread, **ON))
 
 
 def test_prompts_that_change_their_spelling_in_between_are_noticed(tmp_path, configure, watched, monkeypatch):
     """The content hash is of the canonical prompt; what the model read is the text."""
     path = write_jsonl(tmp_path / "in" / "a.jsonl", [{"prompt": "caf\u00e9", "response": "r"}])
-    scored = Watched.score
+    scored = WatchedScorer.score
 
     def changes(self, groups):
         write_jsonl(path, [{"prompt": unicodedata.normalize("NFD", "caf\u00e9"), "response": "r"}])
         return scored(self, groups)
 
-    monkeypatch.setattr(Watched, "score", changes)
+    monkeypatch.setattr(WatchedScorer, "score", changes)
     with pytest.raises(StorageError, match="has no result; run the same command again"):
-        made(configure, tmp_path / "on", path, scorer=factory, **ON)
+        run_output(configure, tmp_path / "on", path, scorer=factory, **ON)
 
 
 @pytest.mark.slow
@@ -373,10 +374,10 @@ def test_files_that_cannot_be_read_are_skipped_as_a_whole(tmp_path, configure, s
     cut = (spread / "5.jsonl.gz").read_bytes()
     (spread / "5.jsonl.gz").write_bytes(cut[:-20])
     with pytest.raises(InputError, match=r"5\.jsonl\.gz"):
-        made(configure, tmp_path / "bad", spread, **ON)
+        run_output(configure, tmp_path / "bad", spread, **ON)
     skip = {"limits": {"skip_bad_files": True}}
-    plain = made(configure, tmp_path / "plain", spread, **skip)
-    regrouped = made(configure, tmp_path / "on", spread, **skip, **ON)
+    plain = run_output(configure, tmp_path / "plain", spread, **skip)
+    regrouped = run_output(configure, tmp_path / "on", spread, **skip, **ON)
     assert outputs(plain) == outputs(regrouped)
     skipped = json.loads((regrouped / "manifest.json").read_text())["skipped_files"]
     assert [each["key"] for each in skipped] == ["5.jsonl.gz"]
@@ -386,17 +387,17 @@ def test_verify_finds_a_change_that_keeps_size_and_time(tmp_path, configure, spr
     import os
 
     root, log = tmp_path / "on", tmp_path / "on" / "log"
-    made(configure, root, spread, **ON)
+    run_output(configure, root, spread, **ON)
     verified = {"limits": {"verify": True}, "output": {"path": str(root / "verified")}, **ON}
     verified["scores"] = {"path": str(root / "out" / "scores")}
-    made(configure, root, spread, **verified)
+    run_output(configure, root, spread, **verified)
     assert loads(log) == 1
     path = spread / "2.jsonl"
     times = path.stat()
     path.write_text(path.read_text().replace("answer", "Answer"))
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     with pytest.raises(InputError, match=r"limits\.verify"):
-        made(configure, root, spread, **{**verified, "output": {"path": str(root / "third")}})
+        run_output(configure, root, spread, **{**verified, "output": {"path": str(root / "third")}})
 
 
 @pytest.mark.slow
@@ -439,7 +440,7 @@ def test_a_broken_model_is_refused_before_anything_is_kept(tmp_path, configure):
     rows = [{"prompt": f"p{number}", "response": "UNSCORABLE"} for number in range(40)]
     path = write_jsonl(tmp_path / "in" / "a.jsonl", rows)
     with pytest.raises(ModelLoadError, match="gives NaN for every response"):
-        made(configure, tmp_path / "on", path, **ON)
+        run_output(configure, tmp_path / "on", path, **ON)
     assert not list((tmp_path / "on").rglob("colocated"))
 
 
@@ -466,20 +467,20 @@ def test_workers_and_shards_see_parts_and_are_refused(configure, tmp_path, sprea
 
 
 def rewards(out: Path) -> np.ndarray:
-    tables = [objects.decode(path.read_bytes())[0] for path in score_files(out).values()]
+    tables = [score_files.decode(path.read_bytes())[0] for path in score_paths(out).values()]
     return pa.concat_tables(tables)["reward"].to_numpy()
 
 
 def assert_equal_but_for_rounding(plain: Path, regrouped: Path) -> None:
     """Names, footers and all columns of the score files; rewards within float32's rounding."""
-    files, others = score_files(plain), score_files(regrouped)
+    files, others = score_paths(plain), score_paths(regrouped)
     assert list(files) == list(others)
     for name, path in files.items():
-        (table, footer), (other, own) = (objects.decode(each.read_bytes()) for each in (path, others[name]))
+        (table, footer), (other, own) = (score_files.decode(each.read_bytes()) for each in (path, others[name]))
         assert footer == own
         assert table.drop_columns(["reward"]).equals(other.drop_columns(["reward"]))
         assert table["reward"].is_valid().equals(other["reward"].is_valid())
-        assert objects.original_schema(table) == objects.original_schema(other)
+        assert score_files.original_schema(table) == score_files.original_schema(other)
     ours, theirs = rewards(plain), rewards(regrouped)
     scale = np.nanmax(np.abs(ours)).astype(np.float32)
     np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-5 * np.nanstd(ours) + 8 * np.spacing(scale))

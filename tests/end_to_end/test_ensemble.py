@@ -26,7 +26,7 @@ from pipelines.config import RunConfig
 from pipelines.corpus import listing
 from pipelines.errors import ConfigError, ConflictError, InputError, ModelLoadError, RejectedError, StorageError
 from pipelines.plan import make_plans
-from pipelines.score import score_files as objects
+from pipelines.score import score_files
 from pipelines.select import selection as selection_module
 from rm.conversations import from_prompt
 
@@ -115,7 +115,7 @@ def contents(root: Path, *, plans: bool = True) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
-def score_files(tmp_path, config, which: int | None = None) -> list[Path]:
+def score_paths(tmp_path, config, which: int | None = None) -> list[Path]:
     """Of a member (0, 1) or of the ensemble (None)."""
     plans = make_plans(config)
     plan = plans.whole if which is None else plans.members[which]
@@ -227,7 +227,7 @@ def test_a_grown_corpus_is_standardised_anew_beside_the_old_scores(make, log, tm
     write_jsonl(tmp_path / "in" / "a.jsonl", rows[:10])
     first = run(make(tmp_path / "in"), log).manifest
     config = make(tmp_path / "in")
-    before = {path: path.read_bytes() for path in score_files(tmp_path, config)}
+    before = {path: path.read_bytes() for path in score_paths(tmp_path, config)}
     assert len(before) == 1
     write_jsonl(tmp_path / "in" / "b.jsonl", rows[10:])
     with pytest.raises(ConflictError, match="other input files or model"):
@@ -237,7 +237,7 @@ def test_a_grown_corpus_is_standardised_anew_beside_the_old_scores(make, log, tm
     assert data(tmp_path / "out") == pytest.approx(expected(rows[:10]), abs=1e-6)
     assert data(tmp_path / "grown") == pytest.approx(expected(rows), abs=1e-6)
     assert [m["model"]["responses"] for m in (first, second)] == [10, 18]
-    assert len(score_files(tmp_path, config)) == 3, "one of the small corpus, two of the grown one"
+    assert len(score_paths(tmp_path, config)) == 3, "one of the small corpus, two of the grown one"
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -247,7 +247,7 @@ def test_the_models_of_a_touched_file_are_not_run_again(make, corpus, log, tmp_p
     os.utime(corpus, (1, 1))
     run(config, log)
     (file,) = make_plans(config).whole.files
-    _, footer = objects.decode(score_files(tmp_path, config)[0].read_bytes())
+    _, footer = score_files.decode(score_paths(tmp_path, config)[0].read_bytes())
     assert (footer.file_size, footer.file_version) == (file.size, file.version), "not those of when a model scored it"
     os.utime(corpus, (2, 2))
     run(make(corpus, out="other"), log)
@@ -288,7 +288,7 @@ def test_tokens_are_the_first_models_and_any_may_truncate(make, log, tmp_path):
     config = make(write_jsonl(tmp_path / "a.jsonl", rows))
     manifest = run(config, log).manifest
     first = manifest["model"]["members"][0]["name"]
-    (score_file,) = score_files(tmp_path, config)
+    (score_file,) = score_paths(tmp_path, config)
     columns = pq.read_table(score_file)
     assert columns["truncated"].to_pylist() == [False, True, True, False]
     words = [len(row["response"].split()) for row in rows]
@@ -376,8 +376,8 @@ def test_text_that_changed_between_two_scorings_is_noticed(make, corpus, log):
 
 def rewritten(path: Path, change) -> None:
     """Replace a score file by a valid one of other columns."""
-    table, footer = objects.decode(path.read_bytes())
-    path.write_bytes(objects.encode(change(table), replace(footer), objects.original_schema(table)))
+    table, footer = score_files.decode(path.read_bytes())
+    path.write_bytes(score_files.encode(change(table), replace(footer), score_files.original_schema(table)))
 
 
 def column_reversed(name: str):
@@ -391,7 +391,7 @@ def column_reversed(name: str):
 def test_score_files_of_other_rows_do_not_combine(make, corpus, log, tmp_path):
     config = make(corpus)
     run_scoring(config, scorer=NamedFactory(str(log)))
-    rewritten(score_files(tmp_path, config, 1)[0], column_reversed("response_hash"))
+    rewritten(score_paths(tmp_path, config, 1)[0], column_reversed("response_hash"))
     with pytest.raises(StorageError, match="not of the same rows; remove them and score again"):
         run_curation(config, scorer=None)
 
@@ -400,17 +400,17 @@ def test_other_rewards_of_equal_mean_and_spread_make_other_score_files(make, cor
     """As after a model's score files were lost and made again on another device: the constants need not show it."""
     config = make(corpus)
     first = run(config, log).manifest
-    rewritten(score_files(tmp_path, config, 1)[0], column_reversed("reward"))
+    rewritten(score_paths(tmp_path, config, 1)[0], column_reversed("reward"))
     second = run(make(corpus, out="other"), log).manifest
     assert second["model"] == first["model"]
     assert data(tmp_path / "other") != data(tmp_path / "out")
-    assert len(score_files(tmp_path, config)) == 2
+    assert len(score_paths(tmp_path, config)) == 2
 
 
 def test_a_damaged_score_file_of_the_ensemble_is_made_again(make, corpus, log, tmp_path):
     config = make(corpus)
     run(config, log)
-    (score_file,) = score_files(tmp_path, config)
+    (score_file,) = score_paths(tmp_path, config)
     before = score_file.read_bytes()
     score_file.write_bytes(before[:-9])
     run(make(corpus, out="other"), log)
@@ -434,7 +434,7 @@ def test_the_manifest_is_enough_to_redo_the_numbers(make, corpus, log, tmp_path)
         assert member["weights"]
     combined = (sum(z) / 2 - 0.75 * np.abs(z[0] - z[1]) / 2).astype(np.float32)
     (path,) = (tmp_path / "scores" / manifest["fingerprint"]).glob("*.parquet")
-    table, footer = objects.decode(path.read_bytes())
+    table, footer = score_files.decode(path.read_bytes())
     np.testing.assert_allclose(table["reward"].to_numpy(), combined, rtol=1e-6)
     assert footer.fingerprint == manifest["fingerprint"]
     card = (tmp_path / "out" / "README.md").read_text()
