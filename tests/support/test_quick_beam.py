@@ -9,7 +9,8 @@ import pytest
 from apache_beam.options import pipeline_options
 from apache_beam.options.pipeline_options import DebugOptions, PipelineOptions, StandardOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from apache_beam.transforms import core
+from apache_beam.runners.worker import statecache
+from apache_beam.transforms import core, userstate
 from apache_beam.typehints import decorators
 from support import quick_beam
 from support.corpora import corpus_rows, write_jsonl
@@ -100,16 +101,65 @@ def test_signatures_are_those_of_their_own_function(plain, func):
         found[0].append("changed by the caller")
 
 
+TIMER = userstate.TimerSpec("end", beam.TimeDomain.WATERMARK)
+COUNT_PARAM = beam.DoFn.StateParam(userstate.CombiningValueStateSpec("count", sum))
+TIMER_PARAM = beam.DoFn.TimerParam(TIMER)
+
+
+class Counter(beam.DoFn):
+    def process(self, element, count=COUNT_PARAM, timer=TIMER_PARAM):
+        yield element
+
+    @userstate.on_timer(TIMER)
+    def end(self):
+        yield None
+
+
+def replaced(dofn, process):
+    dofn.process = process
+    return dofn
+
+
+@pytest.mark.parametrize(
+    "dofns",
+    [
+        [One(), Two()],
+        [Counter(), One()],
+        [Counter(), replaced(Counter(), lambda element: [element])],
+        [One(), replaced(One(), Counter().process)],
+        [core.CallableWrapperDoFn(str.upper), core.CallableWrapperDoFn(Counter().process)],
+    ],
+)
+def test_state_and_timers_are_those_of_their_own_class(plain, dofns):
+    for dofn in [*dofns, *reversed(dofns)]:
+        expected = userstate.get_dofn_specs(dofn)
+        for _ in range(2):
+            specs = quick_beam.get_dofn_specs(dofn)
+            assert specs == expected
+            specs[0].add("changed by the caller")
+
+
+@pytest.mark.parametrize("values", [[b"x" * 1000], [[1, 2], {"a": [3.5]}], [beam.DoFn, len], []])
+def test_sizes_are_those_of_beam(plain, values):
+    assert quick_beam.get_deep_size(*values) == statecache.get_deep_size(*values)
+
+
 def functions():
-    return decorators.get_signature, core.get_function_args_defaults, PipelineOptions.view_as
+    return (
+        decorators.get_signature,
+        core.get_function_args_defaults,
+        userstate.get_dofn_specs,
+        statecache.get_deep_size,
+        PipelineOptions.view_as,
+    )
 
 
 def test_fast_tests_run_quick_beam_and_nothing_stays_behind():
-    assert functions() == (quick_beam.get_signature, quick_beam.get_function_args_defaults, quick_beam.view_as)
+    assert functions() == quick_beam._QUICK
     with quick_beam.plain_beam():
         before = functions()
         with quick_beam.quick_beam():
-            assert functions() != before
+            assert not {*functions()} & {*before}
         assert functions() == before
 
 
