@@ -35,13 +35,12 @@ from pipelines.finish.versions import (
 from pipelines.score import score_files
 from pipelines.storage import publish
 from pipelines.storage.canonical_json import to_json
-from pipelines.storage.files import absolute, join, names_in, read_bytes, size_of
+from pipelines.storage.files import REQUESTS_AT_ONCE, absolute, join, names_in, read_bytes, size_of
 from pipelines.storage.removal import DatedFile, directories_in, files_below, remove, remove_all
 
 log = logging.getLogger(__name__)
 
 _FINGERPRINT = re.compile("[0-9a-f]{24}")
-_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -224,6 +223,6 @@ def _old(files: Iterable[DatedFile], before: datetime) -> list[str]:
 def _of_others(directory: str, names: Collection[str], keys: Collection[str]) -> list[str]:
     """The names of valid score files of input files other than these."""
     candidates = [name for name in names if name.endswith(".parquet") and "/" not in name]
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         read = pool.map(lambda name: score_files.read(join(directory, name)), candidates)
         return [name for name, file in zip(candidates, read, strict=True) if file and file[1].file_key not in keys]

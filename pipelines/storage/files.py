@@ -21,6 +21,8 @@ from pipelines.storage.stores.ranged_reader import open_remote
 from pipelines.storage.stores.remote_object import FsspecObject, RemoteObject
 from pipelines.storage.stores.retry import with_retries
 
+REQUESTS_AT_ONCE = 16  # threads of one process that mostly wait for storage
+
 
 def filesystem(path: str) -> tuple[Any, str]:
     """The file system of a path or URL, and the path on it. Raises `StorageError` for an unknown or missing driver."""

@@ -13,10 +13,8 @@ from typing import Any, NamedTuple
 from fsspec.implementations.local import LocalFileSystem
 
 from pipelines.errors import StorageError
-from pipelines.storage.files import describe, filesystem, join
+from pipelines.storage.files import REQUESTS_AT_ONCE, describe, filesystem, join
 from pipelines.storage.stores.retry import with_retries
-
-_THREADS = 16
 
 
 class DatedFile(NamedTuple):
@@ -73,7 +71,7 @@ def remove(path: str) -> None:
 
 def remove_all(directory: str, names: Iterable[str]) -> None:
     """Remove files by their names below a directory, in any order, and the local directories that are empty then."""
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         list(pool.map(lambda name: remove(join(directory, name)), names))
     fs, root = filesystem(directory)
     if isinstance(fs, LocalFileSystem):

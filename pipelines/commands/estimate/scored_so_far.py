@@ -12,10 +12,9 @@ from pipelines.corpus import InputFile
 from pipelines.plan import Plan
 from pipelines.score import score_files
 from pipelines.score.score_files import Footer
-from pipelines.storage.files import join, names_in
+from pipelines.storage.files import REQUESTS_AT_ONCE, join, names_in
 
 MOST_READ = 4_000  # score files, about 2 ms each
-_THREADS = 16
 
 FragmentPlace = tuple[str, int, int]  # file key, unit, fragment
 
@@ -44,7 +43,7 @@ def count_scored(plan: Plan, directories: tuple[str, ...], *, seed: int) -> Scor
     paths = list(paths_by_name.values())
     read = paths if len(paths) <= MOST_READ else random.Random(seed).sample(paths, MOST_READ)
     files = {file.key: file for file in plan.files}
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         footers = list(pool.map(lambda path: _read_footer(path, files, plan), read))
     valid = {(footer.file_key, footer.unit, footer.fragment): footer for footer in footers if footer is not None}
     factor = len(paths) / len(read) if read else 1.0

@@ -23,14 +23,13 @@ from pipelines.corpus.files import row_groups
 from pipelines.corpus.jsonl import json_rows
 from pipelines.corpus.unreadable import reading_input
 from pipelines.plan import Plan
-from pipelines.storage.files import open_for_reading
+from pipelines.storage.files import REQUESTS_AT_ONCE, open_for_reading
 
 WHOLE_BYTES = 64 * 2**20  # stored; a corpus up to this is read whole
 WHOLE_FILES = 2_000
 MOST_FOOTERS = 2_000
 BLOCKS = 48
 BLOCK_ROWS = 2_048
-_THREADS = 16
 _SMALL_FILE = 4 * 2**20  # of plain JSONL: read from its beginning
 _COMPRESSED_BYTES = 2 * 2**20  # of a compressed file, read to see how many rows it has
 _COMPRESSED = 4  # bytes of text that a stored byte may stand for, when it is decided whether to read all
@@ -142,7 +141,7 @@ def _read_footers(plan: Plan, numbers: Sequence[int], *, skip_bad_files: bool) -
                 raise
             return None
 
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         return [footer for footer in pool.map(read, numbers) if footer is not None]
 
 
@@ -207,7 +206,7 @@ def _read_blocks(
                 raise
             return None
 
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         blocks = list(pool.map(read, wanted))
     return [block for of_place in blocks if of_place for block in of_place], blocks.count(None)
 
