@@ -10,22 +10,22 @@ from pipelines.config.base import PathText, Strict
 
 
 class Columns(Strict):
-    """Which input columns hold what; only where detection needs help."""
+    """The input columns by role; needed only where detection fails."""
 
     messages: str | None = None
     """Whole conversations; the last assistant turn is the response."""
     prompt: str | None = None
     """Text, or a list of messages."""
     response: str | None = None
-    """One response a row: text, an assistant message, or a list with one."""
+    """One response per row: text, an assistant message, or a list with one."""
     responses: str | None = None
-    """A list of responses a row: texts, messages, or records, whose field may be named: `outputs.text`."""
+    """A list of responses per row: texts, messages, or records, whose field may be named: `outputs.text`."""
     input: str | None = None
-    """Further input that is appended to the prompt after an empty line (Alpaca)."""
+    """Further input, appended to the prompt after an empty line (Alpaca)."""
     system: str | None = None
-    """A system prompt put before the conversation."""
+    """A system prompt, put before the conversation."""
     source: str | None = None
-    """Where a row comes from; carried into score files and output."""
+    """The origin of a row; carried into score files and output."""
 
     @model_validator(mode="after")
     def _one_role_each(self) -> Columns:
@@ -39,15 +39,15 @@ class Columns(Strict):
 
 
 class InputFiles(Strict):
-    """Which files are read, and which of their columns hold what."""
+    """The files of a corpus, and the roles of their columns."""
 
     path: PathText | Annotated[list[PathText], Field(min_length=1)] = Field(examples=["corpus/*.parquet"])
     """Files, globs, or directories; local or any fsspec URL (s3://, gs://, ...)."""
     format: Literal["auto", "messages", "sharegpt", "prompt_response", "responses_list", "alpaca", "hh"] = "auto"
-    """How the rows are shaped; `auto` tells it from their columns and values. `hh`: `columns.messages` holds transcripts,
+    """The layout of the rows; `auto` detects it by their columns and values. `hh`: `columns.messages` holds transcripts,
     "Human: ... Assistant: ..."."""
     columns: Columns = Columns()
-    """Which columns hold what; only where detection needs help."""
+    """The columns by role; needed only where detection fails."""
 
     @property
     def paths(self) -> list[str]:
@@ -56,8 +56,8 @@ class InputFiles(Strict):
 
 class InputConfig(InputFiles):
     carry: list[str] = []
-    """Further columns kept in the score files, as text."""
+    """Further columns to keep in the score files, as text."""
     group_by: Literal["prompt"] | list[str] = "prompt"
-    """What makes responses compete: the same prompt, or equal values in these columns."""
+    """The key by which responses compete: the same prompt, or equal values in these columns."""
     rows_per_fragment: int = Field(default=2048, ge=1)
     """Rows per score file: the most that an interruption costs. Changing it rescores."""

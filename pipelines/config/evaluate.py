@@ -11,7 +11,7 @@ from pipelines.config.train import PreferencesConfig
 
 class EvaluatedModel(ModelConfig):
     max_length: int = Field(default=2048, ge=8)
-    """In tokens; the least of this, the model's positions and the tokenizer's limit holds."""
+    """Longest input in tokens; the least of this, the model's positions and the tokenizer's limit applies."""
 
 
 class EvaluationData(PreferencesConfig):
@@ -21,14 +21,14 @@ class EvaluationData(PreferencesConfig):
 
 class BootstrapConfig(Strict):
     resamples: int = Field(default=2000, ge=100, le=1_000_000)
-    """How often prompts are drawn again for an interval."""
+    """Number of bootstrap draws of the prompts for an interval."""
     seed: int = Field(default=0, ge=0)
-    """Of the draws."""
+    """Seed of the bootstrap draws."""
 
 
 class EvaluationOutput(Strict):
     path: PathText = "evaluation"
-    """Where evaluation.json and evaluation.html go; those of an earlier evaluation there are replaced."""
+    """Directory of evaluation.json and evaluation.html; those of an earlier evaluation are replaced."""
 
 
 class EvaluateConfig(Strict):
@@ -39,9 +39,9 @@ class EvaluateConfig(Strict):
     data: EvaluationData
     """Preferences; their path is the command's second argument."""
     bootstrap: BootstrapConfig = BootstrapConfig()
-    """The intervals."""
+    """The confidence intervals."""
     output: EvaluationOutput = EvaluationOutput()
-    """Where the results go."""
+    """The files with the results."""
     store_temperature: bool | None = None
-    """Keep the fitted temperature in the model's directory, as calibration.json. Default: where that is a local directory
-    one may write to."""
+    """Whether the fitted temperature is kept in the model's directory, as calibration.json. Default: yes, where that is a
+    writable local directory."""

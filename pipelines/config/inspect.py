@@ -12,16 +12,16 @@ from pipelines.config.train import PreferencesConfig
 
 
 class InspectConfig(Strict):
-    """`bestkept inspect`; what `run` and `train` are told of a file has the same names here."""
+    """`bestkept inspect`; settings of files have the same names as in `run` and `train`."""
 
     input: InputFiles
-    """The files, and how they are read as a corpus."""
+    """The files, read as a corpus."""
     data: PreferencesConfig
-    """The same files, and how they are read as preferences."""
+    """The same files, read as preferences."""
     model: ReadingModel | None = None
-    """Whose template and tokens are shown; its weights are not loaded."""
+    """The model whose template and tokens are shown; its weights are not loaded."""
     limits: RowLimits = RowLimits()
-    """What is too large to be looked at."""
+    """The size above which rows are not read."""
 
     @model_validator(mode="after")
     def _one_path(self) -> InspectConfig:

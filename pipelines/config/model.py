@@ -11,25 +11,25 @@ from pipelines.config.rules import refuse_unused
 
 
 class ReadingModel(Strict):
-    """A model, as far as what it reads goes."""
+    """The reading side of a model: tokenizer and length limit."""
 
     path: PathText = Field(examples=["reward-model"])
     """A model directory, a hub id, or a directory on an object store (s3://, gs://, ...), of which each machine makes a copy."""
     revision: str | None = None
     """Commit or tag of a hub id."""
     max_length: int = Field(default=4096, ge=8)
-    """In tokens; the least of this, the model's positions and the tokenizer's limit holds."""
+    """Longest input in tokens; the least of this, the model's positions and the tokenizer's limit applies."""
 
 
 class ModelConfig(ReadingModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """`auto`: bfloat16 on GPUs that have it natively, else float32."""
     too_long: Literal["truncate", "reject"] = "truncate"
-    """A response that does not fit into `max_length` by itself: cut at its end, or rejected. Both are counted. Prompts lose their
-    oldest turns, then their left."""
+    """Treatment of a response that does not fit into `max_length` by itself: cut at its end, or rejected. Both are counted.
+    Prompts lose their oldest turns, then their beginning."""
     tokens_per_batch: int | None = Field(default=None, ge=1)
-    """Tokens per forward, shared prompts counted once and padding too; bounds memory, does not change rewards beyond rounding.
-    Default: 32768 on a GPU; 4096 on a CPU, where a batch is full earlier unless that would repeat long prompts."""
+    """Tokens per forward pass, shared prompts counted once, padding included; bounds memory, does not change rewards beyond
+    rounding. Default: 32768 on a GPU; 4096 on a CPU, where a batch is full earlier unless that would repeat long prompts."""
 
 
 _Several = TypeAdapter(Annotated[list[ModelConfig], Field(min_length=1)])
@@ -51,7 +51,7 @@ def _one_or_several(value: Any, _union: Any) -> ModelConfig | list[ModelConfig]:
 
 
 class EnsembleConfig(Strict):
-    """How the rewards of several models become one. Each model's rewards are standardised first: less their mean, divided by
+    """The combination of the rewards of several models. Each model's rewards are standardised first: less their mean, divided by
     their standard deviation, over all responses that every model has scored. So `min_reward` and gaps count in standard
     deviations, and a grown corpus shifts them."""
 
@@ -59,7 +59,7 @@ class EnsembleConfig(Strict):
     """`mean`; `min`, what the most sceptical model gives; `lower_bound`, the mean less `penalty` times the (population) standard
     deviation over the models: less where they disagree. After Coste et al. 2024, who take the variance."""
     penalty: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
-    """Of `lower_bound`."""
+    """Standard deviations that `lower_bound` subtracts."""
 
     @model_validator(mode="after")
     def _penalty_is_used(self) -> EnsembleConfig:
@@ -68,5 +68,5 @@ class EnsembleConfig(Strict):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides a combined reward."""
+        """The settings that a combined reward depends on."""
         return self.model_dump(exclude=set() if self.combine == "lower_bound" else {"penalty"})

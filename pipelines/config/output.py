@@ -16,11 +16,11 @@ class HubConfig(Strict):
     """A data set repository on the Hugging Face Hub. The token comes from HF_TOKEN, or from `hf auth login`."""
 
     repo: str
-    """`organisation/name`, or `user/name`; made if it is not there."""
+    """`organisation/name`, or `user/name`; created if it does not exist."""
     private: bool | None = None
-    """Of a repository that is made: whether only its owners may see it; default: yes. One that is there stays as it is."""
+    """Whether a repository that is created is visible to its owners only; default: yes. An existing one stays as it is."""
     revision: str | None = Field(default=None, min_length=1)
-    """A branch instead of the default one; made if it is not there."""
+    """A branch instead of the default one; created if it does not exist."""
 
     @field_validator("repo")
     @classmethod
@@ -38,32 +38,32 @@ def _bare_repo(value: Any) -> Any:
 
 class OutputConfig(Strict):
     path: PathText = Field(examples=["curated"])
-    """Where the curated data set goes; one selection per path. `{date}` expands to today, UTC."""
+    """Directory of the curated data set; one selection per path. `{date}` expands to today, UTC."""
     versions: bool = False
-    """For runs again and again over a corpus that grows: `path` is a root, each run writes to `versions/ID` in it, where ID is
+    """Versions for repeated runs over a growing corpus: `path` is a root, each run writes to `versions/ID` in it, where ID is
     the same for the same files, model and settings, and `latest.json` names the last complete one (`bestkept latest`)."""
     shape: Literal["messages", "prompt_completion", "preference", "original"] = "messages"
-    """`preference` is for the rule `pairs`."""
+    """The layout of the rows; `preference` is for the rule `pairs`."""
     include_columns: list[str] = []
     """Further columns of the input, beside those of the shape."""
     add: list[Literal["rank", "margin", "probability"]] = []
     """Further columns from the rewards: rank within the prompt (1 is best), margin (gap to the next worse response, null for the
     worst) and probability, sigma(margin / T) with T of the model's `calibration.json`."""
     rows_per_shard: int = Field(default=100_000, ge=1)
-    """Most rows of a shard."""
+    """Largest number of rows in a shard."""
     bytes_per_shard: int = Field(default=512 * 2**20, ge=1)
-    """Text after which a shard ends, before compression; a shard has at least one row."""
+    """Bytes of text after which a shard ends, before compression; a shard has at least one row."""
     test_fraction: float | None = Field(default=None, gt=0.0, lt=1.0)
     """Share of the prompts that go to `data/test-*.parquet` instead of `data/train-*.parquet`, each with all its kept responses;
     in expectation: which side a prompt is on is a hash of it alone (of the group, with `input.group_by`), and does not change as
     the corpus grows. Default: no split."""
     split_seed: int = Field(default=0, ge=0, lt=2**32)
-    """Other seeds give other test prompts."""
+    """Seed of the hash that picks the test prompts."""
     license: str | None = None
-    """Named in the dataset card."""
+    """License that the dataset card names."""
     push_to_hub: Annotated[HubConfig | None, BeforeValidator(_bare_repo)] = None
-    """Upload the finished data set to this repository: `organisation/name`, or a mapping of `repo`, `private` and `revision`. Not
-    what it is made of (`scores/`, `rejected/`)."""
+    """Upload the finished data set to this repository: `organisation/name`, or a mapping of `repo`, `private` and `revision`.
+    `scores/` and `rejected/` are not uploaded."""
 
     @field_validator("path")
     @classmethod
@@ -90,10 +90,10 @@ class ReportConfig(Strict):
     """`report.html`, with its numbers in `report.json` and its conversations in `samples.parquet`."""
 
     write: bool = True
-    """Whether there is one. It takes a second reading of the score files after selection."""
+    """Whether the report is written. It takes a second reading of the score files after selection."""
     samples: int = Field(default=10, ge=0, le=100)
-    """Conversations of each kind that it shows: the best, the worst, those at the border, and the closest calls. None at 0: then
-    it holds no text of the corpus."""
+    """Conversations of each kind that the report shows: the best, the worst, those at the border, and the closest calls. At 0 it
+    holds no text of the corpus."""
     gold: str | None = None
-    """A column under `input.carry` with numbers (or true and false) that say what a response is really worth: best-of-n is
-    measured by it. Rules never see it."""
+    """A column under `input.carry` with the true worth of each response, as a number (or true and false): best-of-n is measured
+    by it. Rules never see it."""

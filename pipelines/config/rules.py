@@ -30,7 +30,7 @@ class BestOfN(Strict):
     min_probability: Annotated[float | None, Field(ge=0.5, lt=1.0)] = None
     """Least sigma(gap / T) of that gap: the probability that the last kept one is preferred to the best dropped one."""
     temperature: Temperature = None
-    """T; default: of the model's `calibration.json`, which `bestkept evaluate` writes."""
+    """The temperature T; default: that of the model's `calibration.json`, which `bestkept evaluate` writes."""
 
 
 class Threshold(Strict):
@@ -44,7 +44,7 @@ class Threshold(Strict):
     min_probability: Probability = 0.5
     """With `reference`: responses are kept where sigma((r - r_reference) / T) is at least this. The reference has 0.5."""
     temperature: Temperature = None
-    """T; default: of the model's `calibration.json`."""
+    """The temperature T; default: that of the model's `calibration.json`."""
     min_z: float | None = Field(default=None, allow_inf_nan=False)
     """Least (r - mean) / standard deviation among the prompt's responses; all equal count as 0."""
 
@@ -63,7 +63,7 @@ class Top(Strict):
     fraction: float | None = Field(default=None, ge=0.0, le=1.0)
     """Share of the responses that is kept, rounded down."""
     rows: int | None = Field(default=None, ge=0)
-    """How many responses are kept."""
+    """Number of responses kept."""
     tokens: int | None = Field(default=None, ge=0)
     """Budget for prompts and responses, counted by the reward model's tokenizer: best first, up to the first response that would
     exceed it."""
@@ -98,17 +98,17 @@ class Top(Strict):
 
 
 class Pairs(Strict):
-    """One pair a prompt, for preference training: the best response is chosen. Needs `output.shape: preference`."""
+    """One pair per prompt, for preference training: the best response is chosen. Needs `output.shape: preference`."""
 
     rejected: Literal["worst", "random", "nearest"] = "worst"
-    """Among the responses with a lower reward (and a gap within bounds): the worst, any one (by a hash, not by chance), or the
-    best."""
+    """The rejected response among those with a lower reward (and a gap within bounds): the worst, a pseudo-random one (by a
+    hash), or the best."""
     min_gap: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
     """Least reward gap between the two."""
     max_gap: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
     """Largest reward gap between the two; no bound by default."""
     seed: int = Field(default=0, ge=0)
-    """Of `random`."""
+    """Seed of the hash of `random`."""
 
     @model_validator(mode="after")
     def _bounds(self) -> Pairs:
@@ -119,7 +119,7 @@ class Pairs(Strict):
 
 
 class DropPrompts(Strict):
-    """Prompts are dropped whole, where any of these says so."""
+    """Drop whole prompts to which any of these limits applies."""
 
     min_best: float | None = Field(default=None, allow_inf_nan=False)
     """Least reward of the prompt's best response."""
@@ -150,7 +150,7 @@ class Random(Strict):
     keep: int = Field(default=1, ge=1)
     """Responses kept per prompt."""
     seed: int = Field(default=0, ge=0)
-    """Another seed, another choice."""
+    """Seed of the hash."""
 
 
 class Longest(Strict):
@@ -171,11 +171,11 @@ class Step(Strict):
     top: Top | None = None
     """The best of the whole corpus, or of each stratum. Exactly one of `fraction`, `rows` and `tokens`."""
     pairs: Annotated[Pairs | None, BeforeValidator(_bare)] = None
-    """One chosen and one rejected response a prompt, for preference training. Comes last."""
+    """One chosen and one rejected response per prompt, for preference training. Comes last."""
     drop_prompts: DropPrompts | None = None
-    """Prompts are dropped whole, where any of these says so."""
+    """Drop whole prompts to which any of these limits applies."""
     length_correction: Annotated[LengthCorrection | None, BeforeValidator(_bare)] = None
-    """Takes the fit of reward on length off the rewards. Comes first."""
+    """Subtract a fit of reward on length from the rewards. Comes first."""
     random: Annotated[Random | None, BeforeValidator(_bare)] = None
     """A control: responses by a hash, whatever their reward."""
     longest: Annotated[Longest | None, BeforeValidator(_bare)] = None
@@ -228,7 +228,7 @@ def check_order(steps: list[Step]) -> list[Step]:
 
 
 def refuse_unused(rule: Strict, names: set[str], *, used: bool, by: str) -> None:
-    """Raises `ValueError` where one of these fields is given and nothing uses it."""
-    given = sorted(names & rule.model_fields_set)
-    if given and not used:
-        raise ValueError(f"{given[0]} is given, and only {by} uses it; remove it, or give {by}")
+    """Raise `ValueError` where one of these fields is set and has no effect."""
+    unused = sorted(names & rule.model_fields_set)
+    if unused and not used:
+        raise ValueError(f"{unused[0]} has no effect without {by}; remove it, or give {by}")

@@ -16,12 +16,12 @@ from pipelines.config.runner import RunnerConfig
 
 class ScoresConfig(Strict):
     path: PathText | None = None
-    """Where score files live; default `<output.path>/scores`. Share it, and many selections score once."""
+    """Directory of the score files; default `<output.path>/scores`. Selections that share it score once."""
     also: list[PathText] = []
-    """More directories of score files, of other runs of the same model on the same files: read where `path` has none, never
+    """Further directories of score files, from other runs of the same model on the same files: read where `path` has none, never
     written to."""
     column: str | None = None
-    """An input column that holds the rewards already (of a judge, or of another model), instead of `model`."""
+    """An input column that already holds the rewards (from a judge, or from another model), instead of `model`."""
 
 
 class RowLimits(Strict):
@@ -34,19 +34,19 @@ class Limits(RowLimits):
     """More rejected responses than this share of all that were read end the run with exit code 4."""
     skip_bad_files: bool = False
     """Leave out files that cannot be read (cut, damaged, gone, no permission, a directory), each as a whole, and name them in the
-    manifest, instead of ending with exit code 3. A run with the mended file scores that one alone. A file that breaks when
-    its rows are scored already ends the run all the same; with `verify`, it is found before selection."""
+    manifest, instead of ending with exit code 3. A run with the fixed file scores that one alone. A file that breaks after
+    its rows were scored still ends the run; with `verify`, it is found before selection."""
     verify: bool = False
     """Read all inputs again, and end with exit code 3 where one is not what was scored, though its size and version are the same.
-    Else only files of other size or version are read again, and rows that are exported."""
+    Otherwise only files of other size or version are read again, and rows that are exported."""
 
 
 class ScoreConfig(Strict):
     colocate: Literal["prompt"] | None = None
     """`prompt`: regroup the corpus by prompt before it is scored, where the responses to one prompt lie in different files or far
     apart in one; a causal model then reads each prompt once. The rewards are the same but for rounding. The text is shuffled and
-    the input read twice, so it pays where prompts are long and the model large: `bestkept plan` tells by how much. Score files
-    that are there are used either way."""
+    the input read twice, so it pays where prompts are long and the model large: `bestkept plan` says by how much. Existing
+    score files are used either way."""
 
 
 class RunConfig(Strict):
@@ -55,24 +55,24 @@ class RunConfig(Strict):
     input: InputConfig
     """The corpus."""
     model: Annotated[ModelConfig | list[ModelConfig], WrapValidator(_one_or_several)] | None = None
-    """One model, or a list: an ensemble, whose rewards are combined. Each model scores by itself, and its score files serve it
-    alone, too; the order of the list means nothing."""
+    """One model, or a list: an ensemble, whose rewards are combined. Each model scores by itself, and its score files also serve
+    runs of that model alone; the order of the list does not matter."""
     ensemble: EnsembleConfig = EnsembleConfig()
-    """Of two models or more."""
+    """The combination of two or more models."""
     score: ScoreConfig = ScoreConfig()
-    """How the corpus goes through the model."""
+    """The order in which the model reads the corpus."""
     select: list[Step] = [Step(best_of_n=BestOfN())]
-    """Steps apply in order, each to what the one before kept; an empty list keeps every scored row."""
+    """Steps apply in order, each to the responses that the previous one kept; an empty list keeps every scored row."""
     output: OutputConfig
     """The curated data set."""
     scores: ScoresConfig = ScoresConfig()
-    """Where rewards are kept, or come from."""
+    """The score files, or the column that holds the rewards."""
     report: ReportConfig = ReportConfig()
-    """What `report.html` and `samples.parquet` show."""
+    """The contents of `report.html` and `samples.parquet`."""
     limits: Limits = Limits()
-    """What a run puts up with."""
+    """The limits at which a run gives up."""
     runner: RunnerConfig = RunnerConfig()
-    """Where Beam runs."""
+    """The runner of Beam, and its options."""
 
     @model_validator(mode="after")
     def _one_source_of_rewards(self) -> RunConfig:
@@ -140,7 +140,7 @@ class RunConfig(Strict):
 
     @property
     def models(self) -> list[ModelConfig]:
-        """None where rewards come with the corpus, two or more of an ensemble."""
+        """The models that score: an empty list where rewards come with the corpus, two or more for an ensemble."""
         if self.model is None:
             return []
         return self.model if isinstance(self.model, list) else [self.model]

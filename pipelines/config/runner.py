@@ -1,4 +1,4 @@
-"""Where a run takes place."""
+"""The runner of a run: this machine, or one of Beam's."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _REFUSED = {
 
 class RunnerConfig(Strict):
     name: Literal["local", "DataflowRunner", "PortableRunner", "FlinkRunner", "SparkRunner"] = "local"
-    """Where the run takes place: `local` is this machine; the others are Beam's."""
+    """The runner: `local` is this machine; the others are Beam's."""
     workers: int = Field(default=1, ge=1)
-    """Of a local run: so many processes score, each with a model of its own, on a GPU of its own where there are any, else with
-    its part of the cores. One that dies is replaced once. The same score files come out, but for the last bits that the number of
-    threads changes."""
+    """Number of processes that score in a local run, each with a model of its own, on a GPU of its own where there are any, else
+    with its part of the cores. One that dies is replaced once. The score files are the same, but for the last bits, which depend
+    on the number of threads."""
     options: dict[str, Any] = {}
-    """Beam pipeline options by name; null is as if it were not there."""
+    """Beam pipeline options by name; null means not set."""
     accelerator: str | None = None
     """The GPU of the workers that score, and of no others, on Dataflow: `type:nvidia-l4;count:1;install-nvidia-driver`, with
     `machine_type:g2-standard-8;` before the driver where the other workers have another machine type. `select` asks for none."""

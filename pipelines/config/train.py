@@ -10,18 +10,18 @@ from pipelines.config.base import PathText, Strict
 
 
 class PreferenceColumns(Strict):
-    """Which columns of the preferences hold what; only where detection needs help."""
+    """The columns of the preferences by role; needed only where detection fails."""
 
     prompt: str | None = None
     """Text, or a list of messages."""
     response: str | None = None
-    """One response a row."""
+    """One response per row."""
     chosen: str | None = None
     """The preferred response of a pair: text, messages, or a whole conversation."""
     rejected: str | None = None
     """The other one of the pair."""
     responses: str | None = None
-    """A list of responses a row."""
+    """A list of responses per row."""
     label: str | None = None
     """Whether the response is acceptable: true or false, 1 or 0, or a probability."""
     score: str | None = None
@@ -37,9 +37,9 @@ class PreferenceColumns(Strict):
     best: str | None = None
     """The index, from 0, of the best of the responses."""
     margin: str | None = None
-    """By how much the reward of chosen must exceed that of rejected."""
+    """Least difference between the rewards of chosen and rejected."""
     source: str | None = None
-    """Where a row comes from; accuracy is reported for each."""
+    """The origin of a row; accuracy is reported for each."""
     subset: str | None = None
     """The part of a benchmark that a row belongs to; accuracy is reported for each."""
     item: str | None = None
@@ -72,17 +72,18 @@ class PreferencesConfig(Strict):
         "labels",
         "scores",
     ] = "auto"
-    """How the rows are shaped; auto tells it from their columns."""
+    """The layout of the rows; auto detects it by their columns."""
     columns: PreferenceColumns = PreferenceColumns()
-    """Which columns hold what; only where detection needs help."""
+    """The columns by role; needed only where detection fails."""
     origin: Literal["human", "implicit", "model"] | None = None
-    """Who judged; default: what the format implies (SHP implicit, UltraFeedback and Nectar model, else human)."""
+    """The judge of the preferences; default: the one that the format implies
+    (SHP implicit, UltraFeedback and Nectar model, else human)."""
     vote_smoothing: float = Field(default=0.5, ge=0.0)
-    """Votes added to each side where several annotators judged, so that three of three are not certainty."""
+    """Votes added to each side where several annotators judged, so that three of three do not count as certain."""
     min_gap: float = Field(default=0.0, ge=0.0)
     """Least difference of two scores that counts as a comparison."""
     gap_use: Literal["none", "weight", "margin"] = "none"
-    """What else a difference of scores does: weigh the comparison, or set the margin that its rewards must keep."""
+    """Further use of a difference of scores: the weight of the comparison, or the margin between its rewards."""
     gap_scale: float = Field(default=1.0, gt=0.0)
     """Weight or margin per unit of difference."""
 
@@ -98,7 +99,7 @@ class BackboneConfig(Strict):
     revision: str | None = None
     """Commit or tag of a hub id."""
     max_length: int = Field(default=2048, ge=8)
-    """In tokens; longer conversations lose their oldest turns."""
+    """Longest input in tokens; longer conversations lose their oldest turns."""
 
 
 class HeldOutConfig(Strict):
@@ -114,15 +115,15 @@ class LoraConfig(Strict):
     alpha: int = Field(default=32, ge=1)
     """Adapters are scaled by alpha / rank."""
     targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
-    """Names of the backbone's layers that get adapters; the head is always trained in full."""
+    """Layers of the backbone that get adapters, by name; the head is always trained in full."""
 
 
 class TrainOptions(Strict):
     loss: Literal["bradley_terry", "plackett_luce"] = "bradley_terry"
-    """What rankings and choices are: all their comparisons, or picks of the best of those left. Pairs, votes, scores and
-    ties are comparisons in both."""
+    """The treatment of rankings and choices: as all their comparisons, or as repeated picks of the best of the rest. Pairs,
+    votes, scores and ties are comparisons in both."""
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
-    """Probability that a comparison was noted the wrong way round."""
+    """Probability that a comparison was recorded the wrong way round."""
     centring: float = Field(default=0.0, ge=0.0)
     """Coefficient of (r_i + r_j)^2: pulls the free offset per prompt to zero; 0.01 is usual."""
     epochs: float = Field(default=1.0, gt=0)
@@ -134,28 +135,28 @@ class TrainOptions(Strict):
     responses_per_group: int | None = Field(default=None, ge=2)
     """Larger groups are cut into draws of at most this size, anew every epoch."""
     tokens_per_batch: int | None = Field(default=None, ge=1)
-    """Tokens that run through the model at once: bounds memory, does not change the gradient. Whole groups: one that is
-    larger goes alone. Default: 16384 on a GPU, 4096 on a CPU."""
+    """Tokens per forward pass: bounds memory, does not change the gradient. Groups stay whole: a larger one is a batch of
+    its own. Default: 16384 on a GPU, 4096 on a CPU."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What the forward computes in, under float32 weights; auto: bfloat16 where the device has it natively."""
+    """Data type of the forward pass, with float32 weights; auto: bfloat16 where the device has it natively."""
     gradient_checkpointing: bool = False
-    """Less memory, about a third more time."""
+    """Whether activations are computed again in the backward pass: less memory, about a third more time."""
     lora: LoraConfig | None = None
     """Train low-rank adapters and the head; the checkpoint is merged. Needs the extra `lora`."""
     evaluations_per_epoch: int = Field(default=1, ge=1)
-    """How often held-out accuracy is measured."""
+    """Measurements of held-out accuracy per epoch."""
     early_stopping: int | None = Field(default=None, ge=1)
-    """Stop after so many evaluations without a better held-out accuracy, and keep the best."""
+    """Number of evaluations without a better held-out accuracy after which training stops; the best is kept."""
     checkpoint_every: int | None = Field(default=None, ge=1)
-    """Steps between checkpoints, from which the same command goes on after an interruption."""
+    """Steps between checkpoints, from which the same command resumes after an interruption."""
     warmup_fraction: float = Field(default=0.03, ge=0.0, le=1.0)
     """Share of the steps in which the learning rate rises from zero; then it falls along a cosine."""
     weight_decay: float = Field(default=0.0, ge=0.0)
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     max_grad_norm: float = Field(default=1.0, gt=0)
-    """Larger gradients are scaled down to this norm."""
+    """Largest norm of the gradient; larger gradients are scaled down to it."""
     seed: int = Field(default=0, ge=0, lt=2**32)
-    """Of the head's initial weights and of the order of the prompts; models of an ensemble differ in it."""
+    """Seed of the head's initial weights and of the order of the prompts; give each model of an ensemble another one."""
     report_to: list[str] = []
     """Trackers of the transformers Trainer, such as tensorboard or wandb."""
 
@@ -185,12 +186,12 @@ class TrainConfig(Strict):
         BeforeValidator(_as_list, json_schema_input_type=PreferencesConfig | list[PreferencesConfig]),
         Field(min_length=1),
     ]
-    """Preferences; a list of them, of whatever kinds, is trained on together."""
+    """Preferences; a list of them, of any formats, is trained on together."""
     heldout: HeldOutConfig = HeldOutConfig()
-    """What accuracy is measured on."""
+    """The preferences that accuracy is measured on."""
     model: BackboneConfig
-    """What the reward model is made from."""
+    """The pretrained model that the reward model starts from."""
     train: TrainOptions = TrainOptions()
-    """How it is trained."""
+    """The options of training."""
     output: TrainOutput
-    """Where it goes."""
+    """The trained checkpoint."""

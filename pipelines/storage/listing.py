@@ -83,9 +83,9 @@ def _find_remotely(fs: Any, path: str, pattern: str) -> dict[str, dict[str, Any]
             "dict[str, dict[str, Any]]", with_retries(lambda _: search(path, detail=True), doing="list", place=pattern)
         )
     except FileNotFoundError:  # gcsfs, where there is no bucket
-        raise StorageError(f"cannot list {pattern}: there is no such bucket; mend input.path") from None
+        raise StorageError(f"cannot list {pattern}: there is no such bucket; fix input.path") from None
     if not found and "s3" in fs.protocol and s3.bucket_is_missing(fs, path, pattern):
-        raise StorageError(f"cannot list {pattern}: there is no such bucket; mend input.path")
+        raise StorageError(f"cannot list {pattern}: there is no such bucket; fix input.path")
     return found
 
 

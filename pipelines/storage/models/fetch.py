@@ -135,7 +135,7 @@ def _stored(place: str) -> dict[str, StoredObject]:
     try:
         return stored_in(place)
     except FileNotFoundError:  # some drivers, where there is no bucket
-        raise StorageError(f"cannot write {place}: there is no such bucket; create it, or mend its name") from None
+        raise StorageError(f"cannot write {place}: there is no such bucket; create it, or fix its name") from None
 
 
 def _conflict(place: str, name: str, what: str) -> ConflictError:

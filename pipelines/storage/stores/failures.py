@@ -42,7 +42,7 @@ _SIGN_IN = (
 )
 _RENEW = "sign in again, and run the same command again"
 _GRANT = "grant these credentials reading, writing and listing there, or choose another place"
-_NO_BUCKET = "create the bucket, or mend its name; bestkept creates none"
+_NO_BUCKET = "create the bucket, or fix its name; bestkept creates none"
 _REGION = "set AWS_DEFAULT_REGION to the region of the bucket"
 _CLOCK = "set this machine's clock"
 _CREATE_ONLY = (

@@ -94,9 +94,9 @@ def test_one_model_or_several(tmp_path):
         ("ensemble.combine=median", r"ensemble\.combine is 'median': .*expected one of mean, min, lower_bound"),
         (
             "ensemble.penalty=2",
-            r"ensemble: penalty is given, and only combine: lower_bound uses it; remove it, or give",
+            r"ensemble: penalty has no effect without combine: lower_bound; remove it, or give",
         ),
-        ("ensemble={combine: min, penalty: 2}", r"only combine: lower_bound uses it"),
+        ("ensemble={combine: min, penalty: 2}", r"no effect without combine: lower_bound"),
         ("ensemble={combine: lower_bound, penalty: -1}", r"ensemble\.penalty is -1: .*greater than or equal to 0"),
         ("ensemble={combine: lower_bound, penalty: .inf}", r"ensemble\.penalty is inf: .*finite"),
         ("ensemble.combin=min", r"unknown key 'ensemble\.combin'; did you mean 'combine'\?"),

@@ -226,7 +226,7 @@ def test_an_accelerator_is_written_as_the_service_reads_it(value):
 
 
 def test_an_accelerator_is_not_for_this_machine():
-    with pytest.raises(ValueError, match="only name: DataflowRunner uses it"):
+    with pytest.raises(ValueError, match="no effect without name: DataflowRunner"):
         RunnerConfig(accelerator="type:nvidia-l4;count:1;install-nvidia-driver")
 
 

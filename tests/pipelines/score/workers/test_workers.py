@@ -313,7 +313,7 @@ def test_workers_are_for_scoring_with_a_model(make, caplog):
 
 
 def test_workers_are_of_a_local_run():
-    with pytest.raises(ValueError, match="only name: local uses it"):
+    with pytest.raises(ValueError, match="no effect without name: local"):
         RunnerConfig(name="FlinkRunner", workers=2)
     assert RunnerConfig(name="FlinkRunner", workers=1).workers == 1
 

@@ -132,7 +132,7 @@ def test_a_request_is_told_how_long_it_may_take_and_the_deadline_holds(clock):
             "AccessDenied AllAccessDisabled AccountProblem NotSignedUp",
             "grant these credentials reading, writing and listing",
         ),
-        ("NoSuchBucket InvalidBucketName", "create the bucket, or mend its name"),
+        ("NoSuchBucket InvalidBucketName", "create the bucket, or fix its name"),
         ("PermanentRedirect IllegalLocationConstraintException AuthorizationHeaderMalformed", "set AWS_DEFAULT_REGION"),
         ("RequestTimeTooSkewed", "set this machine's clock"),
         ("NotImplemented", "the store cannot write create-only"),
