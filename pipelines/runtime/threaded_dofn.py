@@ -38,7 +38,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 @lru_cache(maxsize=1)
 def _leaves() -> ThreadPoolExecutor:
-    """Of its own, since calls of the other may wait for these."""
+    """A pool of its own, since calls in the other may wait for these."""
     return ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="bestkept-look")
 
 
@@ -116,7 +116,7 @@ def read_ahead(sources: Sequence[Callable[[], Iterable[T]]], *, most: int) -> It
 
 
 def _put(items: queue.Queue[Any], item: Any, stopped: threading.Event) -> bool:
-    """Whether there was room before anybody stopped to wait for it."""
+    """Put an item where there is room; False once the reader has stopped."""
     while not stopped.is_set():
         try:
             items.put(item, timeout=1.0)
@@ -134,7 +134,7 @@ class ThreadedDoFn(beam.DoFn):  # type: ignore[misc]
         return False
 
     def work(self, element: Any, *sides: Any) -> Any:
-        """What one element comes to; runs beside others, and changes nothing of the DoFn."""
+        """The result of one element; runs beside others, and changes nothing of the DoFn."""
         raise NotImplementedError
 
     def hold(self, element: Any) -> Any:
@@ -146,7 +146,7 @@ class ThreadedDoFn(beam.DoFn):  # type: ignore[misc]
         yield from result
 
     def close(self) -> Iterator[Any]:
-        """What is left to put out at the end of a bundle."""
+        """The outputs at the end of a bundle."""
         return iter(())
 
     def start_bundle(self) -> None:

@@ -1,1 +1,1 @@
-"""Score files → the places of what is kept. Text is never here."""
+"""Score files → the places of the responses that are kept. Text is never here."""

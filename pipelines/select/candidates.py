@@ -66,7 +66,7 @@ class Candidates:
     tokens: npt.NDArray[np.int32]  # of prompt and response
     length: npt.NDArray[np.int32]  # characters of the response
     raw: npt.NDArray[np.float32]  # the model's reward
-    rank: npt.NDArray[np.int32]  # within the prompt, 1 is best; 0 where nobody asked
+    rank: npt.NDArray[np.int32]  # within the prompt, 1 is best; 0 where it is not needed
     margin: npt.NDArray[np.float32]  # to the next worse response; NaN for the worst
     rival: npt.NDArray[np.float32]  # what the longest instead of this one would have, for the report
     # pairs: place, content hash and reward of the rejected response
@@ -109,7 +109,7 @@ class Candidates:
         columns: dict[str, Any] = {}
         for name in COLUMN_NAMES:
             column = getattr(self, name)
-            if column.strides == (0,) and len(column):  # one value for all: it takes no memory, and shall not
+            if column.strides == (0,) and len(column):  # one value for all takes no memory, and so it stays
                 columns[name] = np.broadcast_to(column[:1], (len(chosen),))
             elif name == "raw" and column is self.reward:
                 columns[name] = columns["reward"]
@@ -212,7 +212,7 @@ def place_order(candidates: Candidates) -> Positions:
 
 
 def tie_break(candidates: Candidates) -> Sequence[npt.NDArray[np.generic]]:
-    """What decides between equal rewards, as `np.lexsort` wants it: the first criterion last."""
+    """The columns that decide between equal rewards, as `np.lexsort` takes them: the first criterion last."""
     c = candidates
     return c.response, c.row, c.unit, c.file, c.response_hash
 
@@ -245,7 +245,7 @@ def _sort_with_ties(candidates: Candidates, order: Positions, keys: npt.NDArray[
 
 
 def zero_columns(count: int = 0) -> dict[str, npt.NDArray[np.generic]]:
-    """Zeros for every column: for those that nobody needs. They take no memory of their own."""
+    """Zeros for every column, as they stand for columns that no rule needs. They take no memory of their own."""
     kinds = {
         "key_high": np.uint64, "key_low": np.uint64, "response_hash": np.uint64,
         "reward": np.float32, "raw": np.float32, "margin": np.float32, "rival": np.float32,

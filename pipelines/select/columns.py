@@ -38,7 +38,7 @@ _LABEL = pa.dictionary(pa.int32(), pa.string())
 
 @dataclass(frozen=True)
 class Needs:
-    """Which columns the rules and the output of a run need beside the eight that always travel (44 bytes a row)."""
+    """The columns that the rules and the output of a run need beside those that always travel (44 bytes a row)."""
 
     key: bool = True
     place: bool = True  # and response hash
@@ -62,7 +62,7 @@ class Needs:
 
     @property
     def kept(self) -> Needs:
-        """Of the rows that are kept, once no rule looks at them anymore."""
+        """The needs of the kept rows, once no rule looks at them."""
         return replace(self, tokens=False, length=False, rival=False, labels=())
 
 
@@ -106,7 +106,7 @@ def unpack(parts: Iterable[bytes], needs: Needs) -> Candidates:
 
 
 def sizes_of(candidates: Candidates, needs: Needs) -> Any:
-    """What counts as equal size: tokens, or characters where there is no tokenizer."""
+    """The size of each row: tokens, or characters where there is no tokenizer."""
     return candidates.tokens if needs.tokens else candidates.length
 
 
@@ -148,7 +148,7 @@ def _to_dictionary(labels: Labels) -> pa.DictionaryArray:
 
 
 def scores_to_candidates(scores: pa.Table, *, file: int, unit: int, needs: Needs) -> Candidates:
-    """The scored rows of a score file (`objects.COLUMNS` and carried ones) as candidates."""
+    """The scored rows of a score file (`score_files.COLUMNS` and carried ones) as candidates."""
     count, reward = scores.num_rows, _values(scores["reward"])
     columns: dict[str, Any] = {**zero_columns(count), "reward": reward, "raw": reward}
     if needs.place:
@@ -185,7 +185,7 @@ def key_halves(column: pa.ChunkedArray) -> tuple[Any, Any]:
 
 
 def score_column(name: str) -> str:
-    """Where a score file keeps a column that a rule names."""
+    """The column of a score file that holds a column named by a rule."""
     return name if name == "source" else f"carry.{name}"
 
 
@@ -201,7 +201,7 @@ class KeptUnit(NamedTuple):
 
     file: int
     unit: int
-    kept: bytes  # Arrow IPC, see `columnar.Needs`
+    kept: bytes  # Arrow IPC, in the columns of `Needs`
 
     def to_bytes(self) -> bytes:
         return _UNIT.pack(self.file, self.unit) + self.kept

@@ -1,7 +1,7 @@
 """Selection rules: pure functions on columns, no Beam, no files.
 
 Columns hold scored responses only. A rule returns which of them it keeps, as a boolean mask aligned with its input. Rules
-here look at one prompt at a time, so all responses to a prompt must be there; `cuts` has the one that looks at all of them.
+here look at one prompt at a time, so all responses to a prompt must be there; `top` is the one that looks at all of them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipelines.select.candidates import (
 
 
 def apply_rule(candidates: Candidates, step: Step, *, temperature: float | None = None) -> Candidates:
-    """What a per-prompt step keeps. Raises `ValueError` for a step that is none, or lacks its temperature."""
+    """The rows that a per-prompt step keeps. Raises `ValueError` for a step that is none, or lacks its temperature."""
     if step.pairs is not None:
         return pairs(candidates, step.pairs)
     if step.best_of_n is not None:
@@ -171,7 +171,7 @@ def random(candidates: Candidates, rule: Random) -> Mask:
 
 
 def draws(candidates: Candidates, rule: Random) -> npt.NDArray[np.uint32]:
-    """What `random` orders by, smallest first."""
+    """The values that `random` orders by, smallest first."""
     return (hash_rows(candidates, rule.seed) >> np.uint64(32)).astype(np.uint32)
 
 
@@ -181,7 +181,7 @@ def longest(candidates: Candidates, rule: Longest) -> Mask:
 
 
 def shortness(candidates: Candidates) -> npt.NDArray[np.uint32]:
-    """What `longest` orders by, smallest first."""
+    """The values that `longest` orders by, smallest first."""
     return ~candidates.length.astype(np.uint32)
 
 

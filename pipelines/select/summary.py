@@ -39,7 +39,7 @@ class FragmentFacts(NamedTuple):
 
 
 class StepSum(NamedTuple):
-    """What a step kept."""
+    """The rows that a step kept, summed."""
 
     rule: str
     rows: int
@@ -53,7 +53,7 @@ StepCounts = dict[int, StepSum]
 
 @dataclass
 class SelectionSummary:
-    """What selection did to a part of the responses."""
+    """The effect of a selection on a part of the responses."""
 
     candidates: int = 0
     prompts: int | None = 0  # None where a cut before prompts come together leaves them uncounted
@@ -63,9 +63,8 @@ class SelectionSummary:
     kept_prompts: int = 0
     size: int = 0  # tokens of all candidates; characters where there is no tokenizer
     kept_size: int = 0
-    longest: ExactSum = field(
-        default_factory=ExactSum
-    )  # of as many responses a prompt as were kept, the longest instead
+    # the rewards of as many responses of each prompt as were kept, but the longest ones
+    longest: ExactSum = field(default_factory=ExactSum)
     sample: HashSample = field(default_factory=lambda: merge_samples([]))
 
     @property

@@ -34,7 +34,7 @@ Ties = dict[Stratum, list[tuple[Tie, int]]]
 
 @dataclass(frozen=True)
 class Boundary:
-    """Where a stratum is cut, as far as it is known: keys below `prefix` are kept, those equal to it are open."""
+    """The cut of a stratum, as far as it is known: keys below `prefix` are kept, those equal to it are open."""
 
     prefix: int = 0  # the leading 16 * `digits` bits of the key
     left: int = 0  # rows, or tokens, that the open ones still may take
@@ -86,7 +86,7 @@ class Strata:
 
 
 def _digits(candidates: Candidates, count: int) -> npt.NDArray[np.uint64] | npt.NDArray[np.uint32]:
-    """The leading `count` digits of each row's key; hashes are looked at only where they are asked for."""
+    """The leading `count` digits of each row's key; hashes are read only for digits after those of the reward."""
     worst = worst_bits(candidates.reward)
     if count <= REWARD_PASSES:
         return worst >> np.uint32(_BITS * (REWARD_PASSES - count)) if count else np.zeros_like(worst)
@@ -214,7 +214,7 @@ def settle(cut: Cut, ties: Ties) -> Cut:
 
 
 def keep(candidates: Candidates, cut: Cut) -> Mask:
-    """Which rows a settled cut keeps."""
+    """The mask of the rows that a settled cut keeps."""
     if not len(candidates):
         return np.zeros(0, dtype=bool)
     strata = Strata.of(candidates, cut.rule)
@@ -234,7 +234,7 @@ def keep(candidates: Candidates, cut: Cut) -> Mask:
 
 @dataclass(frozen=True)
 class CutEdge:
-    """What a settled cut came to in one stratum: where it runs, and between how many."""
+    """The result of a settled cut in one stratum: its rows, those kept, and the rewards on both sides of the cut."""
 
     rows: int = 0
     kept: int = 0
@@ -254,7 +254,7 @@ CutEdges = dict[Stratum, CutEdge]
 
 
 def measure_edges(candidates: Candidates, cut: Cut) -> CutEdges:
-    """Of the rows that a settled cut was made for."""
+    """The edges of a settled cut in each stratum of `candidates`, rows that it was made for."""
     kept, found = keep(candidates, cut), CutEdges()
     if not len(candidates):
         return found

@@ -1,4 +1,4 @@
-"""The counting passes of `cuts` as a graph: elements → one settled cut. Nothing is sorted, nothing but counts travels."""
+"""The counting passes of `top` as a graph: elements → one settled cut. Nothing is sorted, and only counts are shuffled."""
 
 from __future__ import annotations
 
@@ -34,8 +34,7 @@ from pipelines.select.top import (
 
 
 class Loader(Protocol):
-    """Makes candidates of an element; `sides` are what was found before (a curve, earlier cuts). Hashes and places are needed
-    where `ties` are to be told apart."""
+    """Makes candidates of an element; `sides` are a curve and earlier cuts. With `ties`, hashes and places are filled in."""
 
     @property
     def on_object_store(self) -> bool:
@@ -85,7 +84,7 @@ class _Loading(ThreadedDoFn):
 
 
 class CountBins(_Loading):
-    """Elements → what `count_bins` says of each."""
+    """Elements → the bins of each, as `count_bins` counts them."""
 
     def work(self, element: Any, cut: Cut, *sides: Any) -> list[Bins]:
         ties = cut.digits >= REWARD_PASSES
@@ -93,7 +92,7 @@ class CountBins(_Loading):
 
 
 class ListTies(_Loading):
-    """Elements → the rows that no pass could tell apart."""
+    """Elements → the rows that are still open after all passes."""
 
     def work(self, element: Any, cut: Cut, *sides: Any) -> list[Ties]:
         return [] if cut.decided else [list_ties(self.load(element, sides, ties=True), cut)]
@@ -101,7 +100,7 @@ class ListTies(_Loading):
 
 @dataclass(eq=False)
 class FindEdges(beam.PTransform):  # type: ignore[misc]
-    """Elements → the `Edges` of their settled cut, as the only element."""
+    """Elements → the `CutEdges` of their settled cut, as the only element."""
 
     cut: Any
     load: Loader
