@@ -1,4 +1,4 @@
-"""Draws the report of an output again, and compares two outputs."""
+"""`bestkept report`: draws the report of an output again, or compares two outputs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pipelines.storage.files import absolute, join, read_bytes
 
 
 def rebuild(output: str) -> str:
-    """`bestkept report OUT`: write `report.html` again; its path. Of a root of versions, that of the latest."""
+    """Write `report.html` of an output, or of the latest version under a root of versions, again; return its path."""
     output = latest_or_self(output)
     return write_report(output, _manifest(output), run=_run(output))
 
 
 def compare(one: str, other: str, *, write: str) -> str:
-    """`bestkept report A B`: write a page that compares two outputs to the file `write`; its path."""
+    """Write a page that compares two outputs to the file `write`; return its path."""
     one, other = latest_or_self(one), latest_or_self(other)
     manifests = [_manifest(output) for output in (one, other)]
     page = comparison.render(distinct_parts(one, other), manifests, [read_numbers(output) for output in (one, other)])
@@ -31,12 +31,12 @@ def compare(one: str, other: str, *, write: str) -> str:
 
 
 def distinct_parts(one: str, other: str) -> tuple[str, str]:
-    """Two paths without the parts that they have in common at either end."""
+    """Return two paths without the parts that they have in common at either end."""
     parts = [path.rstrip("/").split("/") for path in (one, other)]
     for end in (0, -1):
         while min(map(len, parts)) > 1 and parts[0][end] == parts[1][end]:
-            for own in parts:
-                own.pop(end)
+            for path_parts in parts:
+                path_parts.pop(end)
     return "/".join(parts[0]), "/".join(parts[1])
 
 

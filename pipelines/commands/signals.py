@@ -1,4 +1,4 @@
-"""Signals that end a run: at once, with a line that says how to go on, whatever the main thread does."""
+"""Signals that end a run: at once, with a line that says how to resume, whatever the main thread does."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 from pipelines.runtime import logs
 
 _ENDS = {
-    signal.SIGTERM: "terminated; what is finished stays, and the same command again goes on from there",
-    signal.SIGINT: "interrupted; what is finished stays, and the same command again goes on from there",
+    signal.SIGTERM: "terminated; what is finished stays, and the same command again resumes",
+    signal.SIGINT: "interrupted; what is finished stays, and the same command again resumes",
 }
 _ENDING = threading.Lock()
 
@@ -24,7 +24,7 @@ def _end_now(number: int, _frame: object = None) -> None:
     Not by an exception: Beam turns `KeyboardInterrupt` into a failure of its worker.
     """
     if not _ENDING.acquire(blocking=False):
-        return  # another thread is at it
+        return  # another thread is ending the process
     show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a progress bar hides it
     with suppress(OSError):  # past the buffer of `sys.stderr`, which the interrupted thread may be writing to
         line = logs.error_line(_ENDS[signal.Signals(number)], 128 + number)
@@ -34,7 +34,7 @@ def _end_now(number: int, _frame: object = None) -> None:
 
 @contextmanager
 def ending_on_signals() -> Iterator[None]:
-    """Inside, SIGTERM and Ctrl-C end the process whatever its main thread does.
+    """Let SIGTERM and Ctrl-C end the process while the body runs, whatever its main thread does.
 
     Python runs handlers on the main thread, between two of its own instructions, and a forward of a large model on a CPU takes
     minutes without one. So a thread follows the numbers of signals, which Python's part in C writes to a pipe.

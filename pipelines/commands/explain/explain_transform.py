@@ -1,8 +1,8 @@
 """`bestkept select --explain`: for one prompt, why each of its responses was kept or dropped, step by step.
 
-The graph is the selection's own, up to what it keeps; beside it the prompt's rows are taken from the score files, and its steps
-are gone through once more with the cuts that the selection found. It runs on this machine and writes to a temporary directory
-alone. Text is never read; it costs what a selection costs, without export.
+The graph is that of the selection, up to the rows that it keeps. Beside it, the prompt's rows are taken from the score files, and
+their way through the steps is repeated with the cuts that the selection settled. It runs on this machine and writes only to a
+temporary directory. Text is never read; the cost is that of a selection without export.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ _SHOWN = 3
 
 
 def explain(config: RunConfig, key: str, flags: Sequence[str] = ()) -> dict[str, Any]:
-    """What selection does to the prompt whose `prompt_id` is, or begins with, `key`; as plain JSON values (see `explanation`).
+    """Return what selection does to the prompt whose `prompt_id` is, or begins with, `key`, as plain JSON values.
 
     Raises `ConfigError` for a key that cannot be one and for flags of Beam, `InputError` for a key that fits no prompt or
-    several, and whatever a selection raises.
+    several, and the errors of a selection. See `explanation` for the result.
     """
     if not _ID.fullmatch(key):
         raise ConfigError(
@@ -67,16 +67,16 @@ def explain(config: RunConfig, key: str, flags: Sequence[str] = ()) -> dict[str,
         paths, answer = plans.save(scratch), Path(scratch) / "explained.json"
         build = Explain(config, selection, paths, key, scratch=scratch, answer=str(answer))
         execute(RunnerConfig(), pipeline_options(RunnerConfig(), ()), lambda pipeline: pipeline | "Explain" >> build)
-        found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-    if "matches" in found:
-        raise _not_one(key, found["matches"], found["prompts"])
-    return found
+        content: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+    if "matches" in content:
+        raise _not_one(key, content["matches"], content["prompts"])
+    return content
 
 
 def _not_one(key: str, matches: Sequence[str], prompts: int) -> InputError:
     if matches:
-        shown = ", ".join(matches[:_SHOWN]) + (", ..." if len(matches) > _SHOWN else "")
-        return InputError(f"{key!r} fits {len(matches)} of {prompts:,} prompts ({shown}); give more of the id")
+        first = ", ".join(matches[:_SHOWN]) + (", ..." if len(matches) > _SHOWN else "")
+        return InputError(f"{key!r} fits {len(matches)} of {prompts:,} prompts ({first}); give more of the id")
     return InputError(
         f"no prompt has the id {key!r}, and the scores hold {prompts:,} prompts; take one of the output's column prompt_id, "
         "or compare input.path and input.group_by with those of the selection"
@@ -121,7 +121,7 @@ def _needs(selection: Selection) -> Needs:
 
 
 def matching(high: Any, low: Any, prefix: str) -> Mask:
-    """Which keys, given as halves, begin with these hexadecimal digits."""
+    """Return a mask of the keys, given as halves, that begin with these hexadecimal digits."""
     least, most = (int(prefix.ljust(_ID_LENGTH, digit), 16) for digit in "0f")
     half = (1 << 64) - 1
     above = (high > least >> 64) | ((high == least >> 64) & (low >= least & half))
@@ -150,13 +150,13 @@ class FindPrompt(beam.DoFn):  # type: ignore[misc]
             mask = matching(high, low, self.prefix)
             if not mask.any():
                 return
-            scored, mine = read_candidates(descriptor, self.needs), rows.filter(pa.array(mask))
-            for key in mine["prompt_key"].unique().to_pylist():
-                own = scored.take(_of_key(scored, int.from_bytes(key, "big")))
-                rejected = mine.filter(pa.array([k == key for k in mine["prompt_key"].to_pylist()]))
+            scored, matches = read_candidates(descriptor, self.needs), rows.filter(pa.array(mask))
+            for key in matches["prompt_key"].unique().to_pylist():
+                candidates = scored.take(_of_key(scored, int.from_bytes(key, "big")))
+                rejected = matches.filter(pa.array([k == key for k in matches["prompt_key"].to_pylist()]))
                 rejected = rejected.filter(rejected["reason"].is_valid()).select(names[1:]).to_pylist()
                 unit = (descriptor.file, footer.unit, footer.unit_start)
-                yield (key.hex(), *unit, pack(own, self.needs), [tuple(row.values()) for row in rejected])
+                yield (key.hex(), *unit, pack(candidates, self.needs), [tuple(row.values()) for row in rejected])
 
     def _keys(self, high: Any, low: Any) -> Iterator[Any]:
         distinct = np.unique(np.stack([high, low], axis=1), axis=0)
@@ -171,20 +171,20 @@ def _of_key(rows: Candidates, key: int) -> Mask:
 
 
 def count_keys(element: tuple[int, Iterable[bytes]]) -> int:
-    """(first byte, keys of several score files) → how many distinct ones."""
+    """Return the number of distinct keys of (first byte, keys of several score files)."""
     keys = np.frombuffer(b"".join(element[1]), dtype=np.uint64).reshape(-1, 2)
     return len(np.unique(keys, axis=0))
 
 
 def kept_places(unit: KeptUnit, prefix: str, needs: Needs) -> list[ResponsePlace]:
-    """Places of the kept responses whose prompt fits."""
+    """Return the places of the kept responses whose prompt fits."""
     rows = unpack([unit.kept], needs)
     return response_places(rows.take(matching(rows.key_high, rows.key_low, prefix)))
 
 
 @dataclass(eq=False)
 class WriteAnswer(beam.DoFn):  # type: ignore[misc]
-    """All there is, as side inputs → the answer, written."""
+    """Impulse, with everything else as side inputs → the answer, written to a file."""
 
     plan_path: str
     selection: Selection
@@ -193,9 +193,9 @@ class WriteAnswer(beam.DoFn):  # type: ignore[misc]
 
     @no_annotations  # type: ignore[untyped-decorator]  # Beam cannot read those of *args
     def process(
-        self, _impulse: bytes, found: Iterable[Any], prompts: int, kept: Iterable[ResponsePlace], *sides: Any
+        self, _impulse: bytes, rows_found: Iterable[Any], prompts: int, kept: Iterable[ResponsePlace], *sides: Any
     ) -> Iterator[None]:
-        parts, waiting = sorted(found, key=lambda part: part[:4]), list(sides)
+        parts, waiting = sorted(rows_found, key=lambda part: part[:4]), list(sides)
         matches = sorted({part[0] for part in parts})
         if len(matches) == 1:
             curve = waiting.pop(0) if self.selection.correction else None
@@ -221,8 +221,11 @@ def explanation(
     decided: dict[ResponsePlace, list[Verdict]],
     kept: set[ResponsePlace],
 ) -> dict[str, Any]:
-    """The prompt's id, the steps with their settings, and its rows in the order of the input: file, place, response index,
-    reward, tokens (None where there is no tokenizer), reason of rejection, whether the selection keeps it, verdict by step."""
+    """Return the prompt's id, the steps with their settings, and its rows in the order of the input.
+
+    Each row has file, place, response index, reward, tokens (None where there is no tokenizer), reason of rejection, whether the
+    selection keeps it, and its verdict by step.
+    """
     starts = {(file, unit): start for _, file, unit, start, _, _ in parts}
     tokens = rows.tokens.tolist() if plan.mapping.reward is None else [None] * len(rows)
     values = zip(response_places(rows), rows.raw.tolist(), tokens, strict=True)

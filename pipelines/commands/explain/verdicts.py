@@ -1,7 +1,6 @@
-"""One prompt's responses, step by step: which of them each step keeps, and the numbers that decide. Pure.
+"""Verdicts of each step on the responses to one prompt, with the numbers that decide. Pure.
 
-What is kept is what the rules and the settled cuts themselves say of these rows (`steps.take_step`); here are only the numbers
-beside it.
+The rules and the settled cuts themselves decide what is kept (`select.selection.take_step`); this module adds the numbers.
 """
 
 from __future__ import annotations
@@ -32,29 +31,29 @@ DROPPED_BEFORE = "dropped before"
 def verdicts(
     rows: Candidates, selection: Selection, *, curve: Curve | None, cuts: Cuts
 ) -> dict[ResponsePlace, list[Verdict]]:
-    """Of all scored responses to one prompt, by place: one verdict a step, in order.
+    """Return by place the verdicts on all scored responses to one prompt, one for each step in order.
 
-    Raises `ValueError` where a step needs a curve, a cut or a temperature that is not given.
+    Raises `ValueError` where a step needs a curve, a cut or a temperature that is missing.
     """
-    found: dict[ResponsePlace, list[Verdict]] = {place: [] for place in response_places(rows)}
+    by_place: dict[ResponsePlace, list[Verdict]] = {place: [] for place in response_places(rows)}
     for number, step, before, after in follow(rows, selection, curve=curve, cuts=cuts):
         kept, paired = set(response_places(after)), set(_rejected_places(after)) if step.pairs is not None else set()
         edges = cuts[number][1] if number in cuts else {}
         named = _numbers(step, before, after, temperature=selection.temperature, edges=edges)
         numbers = dict(zip(response_places(before), named, strict=True))
-        for place, given in found.items():
+        for place, decided in by_place.items():
             if place in numbers:
                 verdict = "kept" if place in kept else "paired" if place in paired else "dropped"
-                given.append({"rule": step.name, "verdict": verdict, **numbers[place]})
+                decided.append({"rule": step.name, "verdict": verdict, **numbers[place]})
             else:
-                given.append({"rule": step.name, "verdict": DROPPED_BEFORE})
-    return found
+                decided.append({"rule": step.name, "verdict": DROPPED_BEFORE})
+    return by_place
 
 
 def follow(
     rows: Candidates, selection: Selection, *, curve: Curve | None, cuts: Cuts
 ) -> Iterator[tuple[int, Step, Candidates, Candidates]]:
-    """(number, step, what it sees, what it keeps) of every step, each of which sees what the one before kept."""
+    """Yield (number, step, rows before it, rows after it) of every step; each step gets the rows that the one before kept."""
     for number, step in enumerate(selection.steps):
         if step.length_correction is not None:
             if curve is None:
@@ -80,7 +79,7 @@ def _rejected_places(rows: Candidates) -> list[ResponsePlace]:
 def _numbers(
     step: Step, rows: Candidates, after: Candidates, *, temperature: float | None, edges: CutEdges
 ) -> list[dict[str, Any]]:
-    """What the step compares, for each of `rows`: one prompt, or what is left of it."""
+    """Return the numbers that the step compares, for each of `rows`: those of one prompt that are left."""
     if step.best_of_n is not None:
         columns = _best_of_n(rows, step.best_of_n, step.best_of_n.temperature or temperature)
     elif step.threshold is not None:
@@ -129,14 +128,14 @@ def _threshold(rows: Candidates, rule: Threshold, temperature: float | None) -> 
 
 def _top(rows: Candidates, rule: Top, edges: CutEdges) -> dict[str, Any]:
     strata = Strata.of(rows, rule).at(np.arange(len(rows)))
-    own = [edges.get(stratum, CutEdge()) for stratum in strata]
+    cut_edges = [edges.get(stratum, CutEdge()) for stratum in strata]
     columns: dict[str, Any] = {} if rule.per is None else {"stratum": strata}
     return columns | {
         "reward": rows.reward,
-        "cut_reward": [edge.lowest_kept for edge in own],
-        "next_reward": [edge.highest_dropped for edge in own],
-        "kept_rows": [edge.kept for edge in own],
-        "of": [edge.rows for edge in own],
+        "cut_reward": [edge.lowest_kept for edge in cut_edges],
+        "next_reward": [edge.highest_dropped for edge in cut_edges],
+        "kept_rows": [edge.kept for edge in cut_edges],
+        "of": [edge.rows for edge in cut_edges],
     }
 
 
@@ -154,7 +153,7 @@ def _drop_prompts(rows: Candidates, rule: DropPrompts) -> dict[str, Any]:
 
 
 def _by_row(columns: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
-    """Columns, or one value for all, as one dict a row; what is no finite number is None."""
+    """Return columns, or one value for all rows, as one dict a row; a number that is not finite becomes None."""
     whole: dict[str, list[Any]] = {}
     for name, column in columns.items():
         values = column.tolist() if isinstance(column, np.ndarray) else column

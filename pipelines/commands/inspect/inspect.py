@@ -1,7 +1,7 @@
-"""`bestkept inspect`: what the tool takes files for, before anything is spent on them. Reads a bounded part, writes nothing.
+"""`bestkept inspect`: describes how files are read, before anything is spent on them. Reads a bounded part, writes nothing.
 
-One mapping comes out, which is what `--json` prints: files, rows, columns, and the files as a corpus and as preferences,
-whichever they can be. `pipelines.report.inspection` renders it for people.
+The result is one mapping, which `--json` prints: files, rows, columns, and the files as a corpus and as preferences, as far as
+they can be read so. `tables.py` renders it for people.
 """
 
 from __future__ import annotations
@@ -36,8 +36,11 @@ _FILES_LISTED = 20
 
 
 def inspect(config: InspectConfig, *, shown: int) -> dict[str, Any]:
-    """All that there is to say, with the first `shown` conversations. Raises `InputError` for what cannot be read, and
-    `ModelLoadError`; what cannot be told is in the mapping, see `question`."""
+    """Return the description of the files, with the first `shown` conversations.
+
+    Raises `InputError` for files that cannot be read, and `ModelLoadError`. A format that cannot be detected is no error: the
+    mapping then holds what must be asked, see `question`.
+    """
     limit = config.limits.max_row_bytes
     files = list_files(config.input)
     names, first, where = first_columns(files, max_row_bytes=limit)
@@ -47,38 +50,38 @@ def inspect(config: InspectConfig, *, shown: int) -> dict[str, Any]:
         _refuse_mixed(files, mapping, max_row_bytes=limit)
     preview = _preview(config)
     units = all_units(files)
-    looked = sample_rows(units, mapping.columns() if mapping else [], max_row_bytes=limit)
+    sampled = sample_rows(units, mapping.columns() if mapping else [], max_row_bytes=limit)
     counted = count_rows(units, max_row_bytes=limit)
-    rows = [row.value for row in looked.rows if not isinstance(row.value, str)]
+    rows = [row.value for row in sampled.rows if not isinstance(row.value, str)]
     names = list(dict.fromkeys([*names, *(name for row in rows for name in row)]))
     roles = {name: role for role, name in mapping.to_json().items() if isinstance(name, str)} if mapping else {}
     return {
         "path": config.input.path,
         "files": _describe_files(files),
         "rows": {"count": counted.rows, "exact": counted.exact},
-        "looked_at": _describe_sample(looked),
+        "looked_at": _describe_sample(sampled),
         "columns": column_statistics(names, rows, roles),
-        "corpus": _describe_corpus(detected, looked, preview, shown=shown),
+        "corpus": _describe_corpus(detected, sampled, preview, shown=shown),
         "preferences": describe_preferences(
-            config.data, names, rows, unreadable=len(looked.rows) - len(rows), preview=preview, shown=shown
+            config.data, names, rows, unreadable=len(sampled.rows) - len(rows), preview=preview, shown=shown
         ),
         "model": _describe_model(config, preview),
     }
 
 
 def question(document: Mapping[str, Any]) -> str | None:
-    """What must be answered before anything can be run, where the files are neither a corpus nor preferences for certain."""
+    """Return what must be answered before a run, where the files are neither a corpus nor preferences for certain; else None."""
     views = [document["corpus"], document["preferences"]]
     if any(view["detected"] for view in views):
         return None
-    asked = [view for view in views if view["ambiguous"]] or views[:1]
-    return "; or, for `bestkept train`: ".join(view["question"] for view in asked)
+    ambiguous = [view for view in views if view["ambiguous"]] or views[:1]
+    return "; or, for `bestkept train`: ".join(view["question"] for view in ambiguous)
 
 
 def _detect(
     config: InspectConfig, names: Sequence[str], rows: Sequence[RowValues], where: str
 ) -> Detection | InputError:
-    """A refusal is an answer, too, unless the user has said how to read the files."""
+    """Return the detected mapping, or the error as part of the answer; raise it where the user says how to read the files."""
     try:
         return detect(names, rows=rows, format=config.input.format, columns=config.input.columns, where=where)
     except InputError as error:
@@ -135,36 +138,36 @@ def _describe_files(files: Sequence[InputFile]) -> dict[str, Any]:
     }
 
 
-def _describe_sample(looked: SampledRows) -> dict[str, Any]:
+def _describe_sample(sampled: SampledRows) -> dict[str, Any]:
     described = "all rows"
-    if not looked.whole:
+    if not sampled.whole:
         described = f"the first {FIRST_ROWS:,} rows"
-        if looked.places:
-            described += f", and up to {ROWS_A_PLACE} from each of {looked.places} places spread over the rest"
-    return {"rows": len(looked.rows), "all": looked.whole, "places": looked.places, "described": described}
+        if sampled.places:
+            described += f", and up to {ROWS_A_PLACE} from each of {sampled.places} places spread over the rest"
+    return {"rows": len(sampled.rows), "all": sampled.whole, "places": sampled.places, "described": described}
 
 
 def _describe_corpus(
-    detected: Detection | InputError, looked: SampledRows, preview: Preview | None, *, shown: int
+    detected: Detection | InputError, sampled: SampledRows, preview: Preview | None, *, shown: int
 ) -> dict[str, Any]:
     if isinstance(detected, InputError):
         ambiguous = isinstance(detected, AmbiguousError)
         ways = [way.setting for way in detected.readings] if isinstance(detected, AmbiguousError) else []
         why = detected.why if isinstance(detected, UndetectedError) else detected.message
         return {"detected": False, "ambiguous": ambiguous, "why": why, "question": detected.message, "settings": ways}
-    samples = [parse_row(row.value, detected.mapping) for row in looked.rows]
+    samples = [parse_row(row.value, detected.mapping) for row in sampled.rows]
     rejected: Counter[str] = Counter()
     first: dict[str, str] = {}
-    asked: list[PromptResponses] = []
+    usable_rows: list[PromptResponses] = []
     examples: list[dict[str, Any]] = []
-    for row, sample in zip(looked.rows, samples, strict=True):
+    for row, sample in zip(sampled.rows, samples, strict=True):
         reasons = [reason for reason in sample.reasons if reason is not None]
         rejected.update(reasons)
         for reason in reasons:
             first.setdefault(reason, f"{row.file.key}, {row.place}")
         usable = [response for response in sample.responses if response is not None]
         if sample.prompt is not None and usable:
-            asked.append(PromptResponses(sample.prompt, usable))
+            usable_rows.append(PromptResponses(sample.prompt, usable))
             if len(examples) < shown:
                 examples.append(_example(sample.prompt, usable, preview, place=f"{row.file.key}, {row.place}"))
     read = sum(len(sample.responses) for sample in samples)
@@ -180,8 +183,8 @@ def _describe_corpus(
         "responses_read": read,
         "rejected": {reason: {"responses": rejected[reason], "first": first[reason]} for reason in sorted(rejected)},
         "rejected_fraction": rejected.total() / read if read else None,
-        "figures": response_statistics(asked),
-        "tokens": preview and token_statistics(asked, preview.lengths, max_length=preview.template.max_length),
+        "figures": response_statistics(usable_rows),
+        "tokens": preview and token_statistics(usable_rows, preview.lengths, max_length=preview.template.max_length),
         "first": examples,
     }
 

@@ -1,4 +1,4 @@
-"""The rows of `bestkept inspect` as preferences: what `bestkept train` would make of them."""
+"""Description of the rows of `bestkept inspect` as preferences, as `bestkept train` would read them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rm.preferences import Group
     from rm.preview import Preview
 
-_FIRST_ROWS = 100  # from which the format is told, as in training
+_FIRST_ROWS = 100  # from which the format is detected, as in training
 
 
 def describe_preferences(
@@ -27,10 +27,10 @@ def describe_preferences(
     preview: Preview | None,
     shown: int,
 ) -> dict[str, Any]:
-    """Format, judgements, rejections, lengths and the first `shown` groups of these rows; or why they are none. `unreadable` rows
-    were looked at beside these.
+    """Return format, judgements, rejections, lengths and the first `shown` groups of these rows, or why they are no preferences.
 
-    Raises `InputError` where `data` says how they are to be read, and they cannot be.
+    `unreadable` is the number of further rows that could not be read. Raises `InputError` where `data` configures how rows are
+    read, and they cannot be read so.
     """
     from rm.preferences import (
         PreferenceError,
@@ -49,16 +49,20 @@ def describe_preferences(
     except PreferenceError as error:
         if {"format", "columns"} & data.model_fields_set:
             raise InputError(str(error)) from error
-        told = {"why": "no format of preferences fits its columns", "question": str(error), "settings": error.settings}
-        return {"detected": False, "ambiguous": bool(error.settings), **told}
+        reasons = {
+            "why": "no format of preferences fits its columns",
+            "question": str(error),
+            "settings": error.settings,
+        }
+        return {"detected": False, "ambiguous": bool(error.settings), **reasons}
     single, rejected = read_unmerged(whole, format, settings)
     groups, _ = read_preference_rows(whole, settings)
-    asked = [PromptResponses(group.prompt, group.responses) for group in single]
-    has = add_roles(whole[0], settings.columns)
-    named = [next(name for name in ([need] if isinstance(need, str) else need) if name in has) for need in format.needs]
-    notes = (
-        [f"{unreadable:,} rows cannot be read, and training ends at such a row; mend the file"] if unreadable else []
-    )
+    usable_rows = [PromptResponses(group.prompt, group.responses) for group in single]
+    roles = add_roles(whole[0], settings.columns)
+    named = [
+        next(name for name in ([need] if isinstance(need, str) else need) if name in roles) for need in format.needs
+    ]
+    notes = [f"{unreadable:,} rows cannot be read, and training ends at such a row; fix the file"] if unreadable else []
     others = [name for name in fitting_formats(whole, settings) if name != format.name]
     return {
         "detected": True,
@@ -71,8 +75,8 @@ def describe_preferences(
         "judgements": _judgements(groups),
         "rows_used": len(single),
         "rejected": dict(sorted(rejected.items())),
-        "figures": response_statistics(asked),
-        "tokens": preview and token_statistics(asked, preview.lengths, max_length=preview.template.max_length),
+        "figures": response_statistics(usable_rows),
+        "tokens": preview and token_statistics(usable_rows, preview.lengths, max_length=preview.template.max_length),
         "first": [_example_of(group, preview) for group in groups[:shown]],
     }
 

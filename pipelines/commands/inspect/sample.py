@@ -1,5 +1,4 @@
-"""A bounded part of the inputs, for those who want to know them before they are read: first rows, rows from places spread over
-the files, and how many there are."""
+"""A bounded sample of the input files: the first rows, rows from places spread over the rest, and the number of all rows."""
 
 from __future__ import annotations
 
@@ -30,37 +29,39 @@ FileUnit = tuple[InputFile, Unit]
 
 
 class SampledRow(NamedTuple):
-    """One row, or the reason why there is none."""
+    """One row, or the reason why it cannot be read."""
 
     file: InputFile
-    place: str  # for people
+    place: str  # in words
     value: Mapping[str, Any] | str
 
 
 class SampledRows(NamedTuple):
-    """What was looked at."""
+    """The rows of the sample."""
 
     rows: list[SampledRow]
-    whole: bool  # these are all rows that there are
+    whole: bool  # these are all rows of the files
     places: int  # beyond the first rows
 
 
 class RowCount(NamedTuple):
+    """The number of rows, exact or estimated."""
+
     rows: int
     exact: bool
 
 
 def all_units(files: Sequence[InputFile]) -> list[FileUnit]:
-    """The units of all files, in order; opens the footers of Parquet files. Raises `InputError`."""
+    """Return the units of all files, in order; opens the footers of Parquet files. Raises `InputError`."""
     with ThreadPoolExecutor(_OPENED_AT_ONCE) as pool:
-        return [(file, unit) for file, own in zip(files, pool.map(split_units, files), strict=True) for unit in own]
+        return [(file, unit) for file, units in zip(files, pool.map(split_units, files), strict=True) for unit in units]
 
 
 def sample_rows(units: Sequence[FileUnit], mapped: Sequence[str], *, max_row_bytes: int) -> SampledRows:
-    """The first rows in order, and some from places spread evenly over the bytes that follow.
+    """Return the first rows in order, and some from places spread evenly over the bytes that follow.
 
-    A value that cannot be read makes its row a reason only in the columns `mapped`. Raises `InputError`, for a Parquet file
-    that lacks one of them, too.
+    A value that cannot be read makes its row a reason only in the columns `mapped`. Raises `InputError`, also for a Parquet
+    file that lacks one of these columns.
     """
     rows: list[SampledRow] = []
     for at, (file, unit) in enumerate(units):
@@ -77,29 +78,29 @@ def sample_rows(units: Sequence[FileUnit], mapped: Sequence[str], *, max_row_byt
 
 
 def spread(units: Sequence[FileUnit]) -> list[FileUnit]:
-    """Parts of `units` that begin at the middles of `SPREAD` equal shares of their bytes; none overlaps another.
+    """Return parts of `units` that begin at the middles of `SPREAD` equal shares of their bytes; none overlaps another.
 
     A row group or a compressed file can only be read from its beginning, and is taken once.
     """
     total = sum(unit.input_bytes for _, unit in units)
     targets = [total * (2 * n + 1) // (2 * SPREAD) for n in range(SPREAD)]
-    found: list[FileUnit] = []
+    parts: list[FileUnit] = []
     first = 0
     for file, unit in units:
         inside = [target - first for target in targets if first <= target < first + unit.input_bytes]
         first += unit.input_bytes
         if not _is_divisible(file):
-            found += [(file, unit)] if inside else []
+            parts += [(file, unit)] if inside else []
             continue
         ends = [*(unit.start + offset for offset in inside[1:]), unit.end]
-        found += [
+        parts += [
             (file, Unit(unit.number, unit.start + offset, end, 0)) for offset, end in zip(inside, ends, strict=False)
         ]
-    return found
+    return parts
 
 
 def count_rows(units: Sequence[FileUnit], *, max_row_bytes: int) -> RowCount:
-    """Rows of all units: of Parquet from the footers; of JSON lines exactly up to `COUNTED_BYTES`, else from some parts."""
+    """Count the rows of all units: in Parquet from footers; in JSON lines all up to `COUNTED_BYTES`, else those of some parts."""
     if all(file.kind == "parquet" for file, _ in units):
         return RowCount(sum(unit.end - unit.start for _, unit in units), exact=True)
     total = sum(unit.input_bytes for _, unit in units)
@@ -112,7 +113,7 @@ def count_rows(units: Sequence[FileUnit], *, max_row_bytes: int) -> RowCount:
 
 
 def _lines_in_part(file: InputFile, unit: Unit) -> tuple[int, int]:
-    """(ends of lines, bytes as stored) at the beginning of a unit."""
+    """Return (ends of lines, bytes as stored) at the beginning of a unit."""
     with reading_input(file.path), open_for_reading(file.path) as stream:
         stream.seek(unit.start)
         if file.compression is None:
@@ -131,7 +132,7 @@ def _is_divisible(file: InputFile) -> bool:
 
 
 def _rows(file: InputFile, unit: Unit, mapped: Sequence[str], max_row_bytes: int) -> Iterator[tuple[SampledRow, int]]:
-    """Rows of a unit, and the bytes of it that have been read by then."""
+    """Yield the rows of a unit, each with the bytes of it that have been read by then."""
     if file.kind == "parquet":
         values = ((value, 0) for value in _parquet_rows(file, unit, mapped, max_row_bytes))
     else:

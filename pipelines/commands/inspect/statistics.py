@@ -1,4 +1,4 @@
-"""What a sample of prompts and responses comes to: lengths, responses per prompt, repetitions. Pure."""
+"""Statistics of a sample of prompts and responses: lengths, responses per prompt, repetitions; and of its columns. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipelines.corpus.columns.value_kinds import FirstRows, RowValues
 from rm.conversations import Conversation, prompt_key
 
 Lengths = Callable[[Conversation, Sequence[str]], Sequence[tuple[int, int] | str]]
-"""(prompt, responses) → (prompt's, response's) tokens of each, or why it has none."""
+"""(prompt, responses) → (tokens of the prompt, tokens of the response) for each response, or why it has none."""
 
 
 class PromptResponses(NamedTuple):
@@ -23,7 +23,7 @@ class PromptResponses(NamedTuple):
 
 
 def distribution(values: Iterable[int]) -> dict[str, int] | None:
-    """`median`, `p95` and `max`: the least value that half, and 95 %, of all do not exceed. None of nothing."""
+    """Return `median`, `p95` and `max`: the least value that half, and 95 %, of all do not exceed; None without values."""
     array = np.fromiter(values, dtype=np.int64)
     if not len(array):
         return None
@@ -32,7 +32,7 @@ def distribution(values: Iterable[int]) -> dict[str, int] | None:
 
 
 def response_statistics(rows: Sequence[PromptResponses]) -> dict[str, Any]:
-    """Numbers of usable rows; lengths in characters, those of prompts over distinct ones.
+    """Return numbers of usable rows; lengths in characters, those of prompts over distinct ones.
 
     `repeated_prompts` are rows whose prompt an earlier row has, `repeated_responses` responses that an earlier one to the same
     prompt equals.
@@ -62,9 +62,9 @@ def response_statistics(rows: Sequence[PromptResponses]) -> dict[str, Any]:
 
 
 def token_statistics(rows: Sequence[PromptResponses], lengths: Lengths, *, max_length: int) -> dict[str, Any]:
-    """Lengths in tokens, of every response with its prompt; and how many are longer than `max_length` together."""
-    found = [length for prompt, responses in rows for length in lengths(prompt, responses)]
-    pairs = [length for length in found if not isinstance(length, str)]
+    """Return lengths in tokens of every response with its prompt, and how many are longer than `max_length` together."""
+    measured = [length for prompt, responses in rows for length in lengths(prompt, responses)]
+    pairs = [length for length in measured if not isinstance(length, str)]
     over = sum(sum(pair) > max_length for pair in pairs)
     return {
         "max_length": max_length,
@@ -73,14 +73,14 @@ def token_statistics(rows: Sequence[PromptResponses], lengths: Lengths, *, max_l
         "together": distribution(map(sum, pairs)),
         "over_max_length": over,
         "over_max_length_fraction": over / len(pairs) if pairs else None,
-        "rejected": dict(sorted(Counter(length for length in found if isinstance(length, str)).items())),
+        "rejected": dict(sorted(Counter(length for length in measured if isinstance(length, str)).items())),
     }
 
 
 def column_statistics(
     names: Sequence[str], rows: Sequence[RowValues], roles: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """Of every column: the kind of most of its values, nulls (absent ones too), blank texts, and its role, if it has one."""
+    """Return for every column the kind of most of its values, its nulls, its blank texts, and its role or None."""
     kinds = FirstRows(names, rows).kinds
     described = []
     for name in names:
