@@ -216,3 +216,12 @@ def test_the_content_hash_sees_text_order_and_reasons(tmp_path):
     variants += [[{**rows[0], "response": "changed"}, *rows[1:]], [{**rows[0], "prompt": "changed"}, *rows[1:]]]
     hashes = [content(variant) for variant in variants]
     assert len({base, *hashes}) == len(hashes) + 1
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_a_row_of_the_limit_is_read_and_a_byte_more_is_refused(tmp_path, name):
+    path = write(tmp_path / name, corpus_rows()[:1])
+    ((((row,),),),) = [[[fragment.rows] for unit in read(path) for fragment in unit]]
+    for limit, reason in ((row.row_bytes, None), (row.row_bytes - 1, "row_too_large")):
+        (parsed,) = samples(read(path, max_row_bytes=limit))
+        assert parsed.reasons == [reason]

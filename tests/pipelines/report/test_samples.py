@@ -1,61 +1,36 @@
-"""The sample that report and length correction are made on: the smallest hashes, whatever the order and the parts."""
+"""The text of sampled conversations: that of the response that was scored, or none."""
 
 from __future__ import annotations
 
-import itertools
-
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from support.selection_tables import candidates
 
-from pipelines.select import length_correction
-from pipelines.select.length_correction import HashSample, merge_samples
+from pipelines.corpus.columns.row_mapping import ParsedRow
+from pipelines.corpus.fragments import Row
+from pipelines.report.samples import ResponsePlace, sample_text
+from rm.conversations import response_hash
 
-rows = st.lists(
-    st.tuples(
-        st.sampled_from([0, 1, 2, 7, 2**63, 2**64 - 1]),
-        st.integers(0, 3),
-        st.integers(0, 3),
-        st.sampled_from([0.5, -1.0]),
-    ),
-    max_size=20,
+PROMPT = (("system", "be brief"), ("user", "why?"))
+
+
+def place(response: int, text: str) -> ResponsePlace:
+    return ResponsePlace(file=0, unit=0, row=3, response=response, response_hash=response_hash(text))
+
+
+def row(*responses: str | None) -> Row:
+    reasons = [None if text is not None else "empty_response" for text in responses]
+    parsed = ParsedRow(PROMPT, list(responses), reasons)
+    return Row(3, parsed, bytes(16), row_bytes=10, held_bytes=10, seen_bytes=10, source=None, carry=(), original={})
+
+
+def test_the_scored_response_is_shown_with_its_prompt():
+    shown = sample_text(place(1, "because"), row("no", "because"), "a.jsonl", "row 3")
+    assert shown is not None
+    assert [(message["role"], message["content"]) for message in shown.messages] == [*PROMPT, ("assistant", "because")]
+    assert (shown.cut, shown.file, shown.where) == (False, "a.jsonl", "row 3")
+
+
+@pytest.mark.parametrize(
+    "changed", [row("no", "because it is"), row("no"), row("because", "no"), row("no", None)], ids=range(4)
 )
-
-
-def plain(values, most):
-    return sorted(values)[:most]
-
-
-def columns(sample):
-    names = ("chance", "length", "tokens", "reward")
-    return list(zip(*(getattr(sample, name).tolist() for name in names), strict=True))
-
-
-@settings(max_examples=300)
-@given(rows, st.integers(1, 8), st.lists(st.integers(0, 20), max_size=2))
-def test_the_smallest_hashes_in_any_split(values, most, cuts):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(length_correction, "SAMPLE", most)
-        patch.setattr(length_correction, "hash_rows", lambda c: c.response_hash)
-
-        def sample(part):
-            table = candidates([(0, 0, reward, chance, 0, 0, n, 0) for n, (chance, _, _, reward) in enumerate(part)])
-            sizes = {name: np.array([row[at] for row in part], np.int32) for at, name in ((1, "length"), (2, "tokens"))}
-            return HashSample.of(table.with_columns(**sizes))
-
-        expected = plain(values, most)
-        assert columns(sample(values)) == expected
-        edges = sorted({0, len(values), *(cut for cut in cuts if cut < len(values))})
-        parts = [sample(values[start:end]) for start, end in itertools.pairwise(edges)]
-        assert columns(merge_samples(parts[::-1])) == expected
-
-
-@pytest.mark.parametrize("first", [0, 2**64 - 10_000], ids=["all-low", "all-high"])
-def test_hashes_need_not_be_spread_evenly(monkeypatch, first):
-    """All of them, or none, below the bound that chance suggests."""
-    chance = np.random.default_rng(0).permutation(np.arange(10_000, dtype=np.uint64)) + np.uint64(first)
-    monkeypatch.setattr(length_correction, "hash_rows", lambda _: chance)
-    found = HashSample.of(candidates([(0, 0, 0.5, 0, 0, 0, 0, 0)] * len(chance)))
-    assert found.chance.tolist() == np.sort(chance)[: length_correction.SAMPLE].tolist()
+def test_a_response_that_is_no_longer_the_scored_one_is_not_shown(changed):
+    assert sample_text(place(1, "because"), changed, "a.jsonl", "row 3") is None
