@@ -1,1 +1,1 @@
-"""What a command does beyond the graph."""
+"""The commands: one module or folder each, from options to results, around the graph of `pipelines.curate`."""

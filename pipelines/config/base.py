@@ -1,4 +1,4 @@
-"""What every configuration model shares."""
+"""The base of every configuration model: unknown keys are errors, and paths hold no credentials."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What makes an output complete, and what is done with complete ones."""
+"""The end of a run: the manifest that makes an output complete, and versions, retention and upload of complete outputs."""

@@ -1,1 +1,1 @@
-"""How a job is carried out, whatever it does: Beam's options, execution, progress, counters and log lines."""
+"""The execution of a job, whatever it does: Beam's options, running to the end, progress, counters and log lines."""

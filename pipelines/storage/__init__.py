@@ -1,1 +1,1 @@
-"""Everything that touches storage: opening and listing, atomic publishing, score files, claim and manifest."""
+"""Files on any store: opening and listing, atomic publishing, removing, and the files of models."""

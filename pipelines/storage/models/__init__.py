@@ -1,7 +1,7 @@
-"""Where a model's files come from: a local directory, the hub, or a directory on an object store, of which a copy is made.
+"""The files of a model: from a local directory, the hub, or a directory on an object store, which is copied to this machine.
 
-`rm` knows local directories alone, so everything that has to do with stores is here. What launcher and workers agree on is the
-sha256 of every file (`Files`): the launcher finds them out once, the plan carries them, and a worker loads nothing else.
+`rm` knows local directories alone, so everything that has to do with stores is here. Launcher and workers agree on the sha256 of
+every file: the launcher computes them once, the plan carries them, and a worker loads nothing else.
 """
 
 from pipelines.storage.models.library_versions import installed_versions, refuse_other_versions

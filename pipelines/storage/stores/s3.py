@@ -11,6 +11,8 @@ import logging
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
+from fsspec.asyn import sync
+
 from pipelines.errors import StorageError
 from pipelines.storage.stores import retry
 from pipelines.storage.stores.remote_object import PART_BYTES, ObjectStat, RemoteObject, check_length
@@ -157,8 +159,6 @@ class S3Object(RemoteObject):
             ) from None
 
     def _get(self, secs: float, **arguments: str) -> tuple[bytes, ObjectStat]:
-        from fsspec.asyn import sync
-
         answer = self._call("get_object", secs, **arguments)
         body, length = answer["Body"], int(answer["ContentLength"])
         try:
