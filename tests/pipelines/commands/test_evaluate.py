@@ -85,7 +85,7 @@ def test_scoring_in_windows_loses_and_repeats_nothing(bestkept, model, data, tmp
             seen.append(window)
             yield window
 
-    monkeypatch.setattr("rm.scorer.windows", small_windows)
+    monkeypatch.setattr("rm.scorer.split_into_windows", small_windows)
     code, _, err = bestkept("evaluate", model, data)
     assert code == 0, err
     assert len(seen) > 5
