@@ -38,33 +38,33 @@ def real(directory, groups):
 def test_tokens_and_forwards_are_those_of_the_scorer(kind, request):
     directory = request.getfixturevalue(kind)
     scorer, scores, done = real(directory, GROUPS)
-    forecaster = DryRun.of(directory, device="cpu", **SETTINGS)
-    assert forecaster.packed == scorer.packed
-    tokens, work = forecaster.count(GROUPS)
+    dry_run = DryRun.of(directory, device="cpu", **SETTINGS)
+    assert dry_run.packed == scorer.packed
+    tokens, work = dry_run.count(GROUPS)
     for counted, scored in zip(tokens, scores, strict=True):
         np.testing.assert_array_equal(counted, scored.prompt_tokens + scored.response_tokens)
     assert work.rows == sum(each.rows for each in done) == 25  # 27 responses less two that stand twice
     assert work.read_tokens == sum(each.read_tokens for each in done)
     assert work.computed_tokens == sum(each.computed_tokens for each in done)
     assert (work.computed_tokens < work.read_tokens) == (kind != "encoder")
-    assert forecaster.shape["computing_parameters"] == scorer.model.computing_parameters
-    assert forecaster.shape["parameters"] == sum(math.prod(shape) for _, shape in tensor_shapes(directory))
+    assert dry_run.shape["computing_parameters"] == scorer.model.computing_parameters
+    assert dry_run.shape["parameters"] == sum(math.prod(shape) for _, shape in tensor_shapes(directory))
 
 
 def test_padding_counts_where_rows_are_padded(encoder, monkeypatch):
     for module in ("rm.engine.packed_forward", "rm.dry_run"):
         monkeypatch.setattr(f"{module}.packing_obstacle", lambda *_: "this test says so")
     _, _, done = real(encoder, GROUPS)
-    forecaster = DryRun.of(encoder, device="cpu", **SETTINGS)
-    assert not forecaster.packed
-    _, work = forecaster.count(GROUPS)
+    dry_run = DryRun.of(encoder, device="cpu", **SETTINGS)
+    assert not dry_run.packed
+    _, work = dry_run.count(GROUPS)
     assert work.computed_tokens == sum(each.computed_tokens for each in done) > work.read_tokens
     assert work.padding_tokens == sum(each.padding_tokens for each in done)
 
 
 def test_rejected_responses_have_no_tokens(encoder):
-    forecaster = DryRun.of(encoder, device="cpu", max_length=12, too_long="reject", tokens_per_batch=None)
-    tokens, work = forecaster.count([(from_prompt("short"), ["good", "bad " * 40])])
+    dry_run = DryRun.of(encoder, device="cpu", max_length=12, too_long="reject", tokens_per_batch=None)
+    tokens, work = dry_run.count([(from_prompt("short"), ["good", "bad " * 40])])
     assert tokens[0].tolist()[1] == 0
     assert work.rows == 1
 

@@ -41,7 +41,7 @@ class ColocationGain(NamedTuple):
 def with_colocation(
     forecast: Forecast,
     waiting: Sequence[BlockOfRows],
-    forecaster: DryRun,
+    dry_run: DryRun,
     *,
     whole: bool,
     responses: int,
@@ -51,9 +51,9 @@ def with_colocation(
 
     `responses` is the largest size of a piece; `whole` says that `waiting` is all that is left.
     """
-    if not (forecaster.packed and forecaster.model.causal and forecast.left_tokens.high):
+    if not (dry_run.packed and dry_run.model.causal and forecast.left_tokens.high):
         return forecast, None
-    share = colocated_share(waiting, forecaster, whole=whole, responses=responses, apart=forecast.computed_share)
+    share = colocated_share(waiting, dry_run, whole=whole, responses=responses, apart=forecast.computed_share)
     gain = ColocationGain(forecast.left_computed, product_of(forecast.left_tokens, share), colocated)
     if colocated:
         forecast = forecast._replace(left_computed=gain.colocated, computed_share=share)
@@ -61,7 +61,7 @@ def with_colocation(
 
 
 def colocated_share(
-    waiting: Sequence[BlockOfRows], forecaster: DryRun, *, whole: bool, responses: int, apart: Quantity
+    waiting: Sequence[BlockOfRows], dry_run: DryRun, *, whole: bool, responses: int, apart: Quantity
 ) -> Quantity:
     """Return the tokens that go through the model for each token of a response with its prompt, if prompts are scored together.
 
@@ -78,14 +78,14 @@ def colocated_share(
     ordered = [(prompt, list(itertools.chain.from_iterable(places[prompt].values()))) for _, prompt in prompts]
     pieces = list(cut_pieces(ordered, responses=responses))
     chosen = pieces[:_PIECES]
-    counts = [forecaster.count(piece) for piece in chosen]
+    counts = [dry_run.count(piece) for piece in chosen]
     joined = [float(work.computed_tokens) for _, work in counts]
     read = sum(float(tokens.sum()) for counted, _ in counts for tokens in counted)
     if not read:
         return apart
     if whole and len(chosen) == len(pieces):
         return Quantity.exact(sum(joined) / read)
-    lying = [_count_apart(piece, places, forecaster) for piece in chosen]
+    lying = [_count_apart(piece, places, dry_run) for piece in chosen]
     blocks = [Block(alone, 1, 0.0, [(0.0, once)]) for alone, once in zip(lying, joined, strict=True) if alone]
     if not whole:
         ratio = sum(joined) / max(1.0, sum(lying))
@@ -95,7 +95,7 @@ def colocated_share(
 
 
 def _count_apart(
-    piece: Sequence[PromptGroup], places: Mapping[Conversation, Mapping[int, list[str]]], forecaster: DryRun
+    piece: Sequence[PromptGroup], places: Mapping[Conversation, Mapping[int, list[str]]], dry_run: DryRun
 ) -> float:
     """Return the tokens computed for a piece's texts where each block is scored by itself."""
     blocks: dict[int, list[PromptGroup]] = {}
@@ -103,7 +103,7 @@ def _count_apart(
         chosen = set(texts)
         for number, block_texts in places[prompt].items():
             blocks.setdefault(number, []).append((prompt, [text for text in block_texts if text in chosen]))
-    return sum(float(forecaster.count(groups)[1].computed_tokens) for groups in blocks.values())
+    return sum(float(dry_run.count(groups)[1].computed_tokens) for groups in blocks.values())
 
 
 def cut_pieces(groups: Sequence[PromptGroup], *, responses: int) -> Iterator[list[PromptGroup]]:

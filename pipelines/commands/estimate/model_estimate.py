@@ -11,7 +11,7 @@ from pipelines.commands.estimate.colocation_estimate import ColocationGain, with
 from pipelines.commands.estimate.hardware import hardware, why_too_large
 from pipelines.commands.estimate.scored_so_far import count_scored
 from pipelines.commands.estimate.survey import Survey
-from pipelines.commands.estimate.token_forecast import Forecast, forecast_tokens, load_forecaster, unscored_blocks
+from pipelines.commands.estimate.token_forecast import Forecast, forecast_tokens, load_dry_run, unscored_blocks
 from pipelines.errors import ConfigError
 from pipelines.plan import Plan
 
@@ -43,20 +43,20 @@ class ModelEstimate:
         colocated: bool = False,
     ) -> ModelEstimate:
         """Return the model of a plan, with the scores that these directories hold of it. Raises `ModelLoadError`."""
-        forecaster = load_forecaster(plan, device=None if local else "cuda")
+        dry_run = load_dry_run(plan, device=None if local else "cuda")
         scored = count_scored(plan, directories, seed=seed)
-        expected = forecast_tokens(plan, surveyed, forecaster, scored, seed=seed)
+        expected = forecast_tokens(plan, surveyed, dry_run, scored, seed=seed)
         expected, gain = with_colocation(
             expected,
             unscored_blocks(plan, surveyed, scored),
-            forecaster,
+            dry_run,
             whole=surveyed.whole and scored.whole,
             responses=plan.rows_per_fragment,
             colocated=colocated,
         )
         name = plan.model["directory"].rsplit("/", 1)[-1]
-        causal = forecaster.model.causal
-        return cls(plan, name, forecaster.packed, causal, forecaster.shape, forecaster.tokens_per_batch, expected, gain)
+        causal = dry_run.model.causal
+        return cls(plan, name, dry_run.packed, causal, dry_run.shape, dry_run.tokens_per_batch, expected, gain)
 
     def benchmark(self, surveyed: Survey, seed: int) -> Speed | None:
         """Measure the model's speed on this machine; None where nothing is left to score."""

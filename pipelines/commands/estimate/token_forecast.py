@@ -42,7 +42,7 @@ class Forecast(NamedTuple):
     sampled_responses: int  # whose tokens were counted
 
 
-def load_forecaster(plan: Plan, *, device: str | None) -> DryRun:
+def load_dry_run(plan: Plan, *, device: str | None) -> DryRun:
     """Return the plan's model without its weights, for `device` (cpu or cuda; None: that of this machine).
 
     Raises `ModelLoadError`.
@@ -61,7 +61,7 @@ def load_forecaster(plan: Plan, *, device: str | None) -> DryRun:
         raise ModelLoadError(str(error)) from error
 
 
-def forecast_tokens(plan: Plan, surveyed: Survey, forecaster: DryRun, scored: ScoredSoFar, *, seed: int) -> Forecast:
+def forecast_tokens(plan: Plan, surveyed: Survey, dry_run: DryRun, scored: ScoredSoFar, *, seed: int) -> Forecast:
     """Return the tokens of the corpus and of what is left, from score files and from rows drawn of the rest."""
     draw = random.Random(seed)
     waiting = unscored_blocks(plan, surveyed, scored)
@@ -73,14 +73,14 @@ def forecast_tokens(plan: Plan, surveyed: Survey, forecaster: DryRun, scored: Sc
     if not waiting or not left.high:
         nothing = Quantity.exact(0.0)
         return Forecast(scored, nothing, scored.tokens, nothing, nothing, Quantity.exact(1.0), 0)
-    blocks, sampled = sample_tokens(waiting, forecaster, draw)
+    blocks, sampled = sample_tokens(waiting, dry_run, draw)
     if surveyed.whole and scored.whole:
         left_tokens = whole_total(blocks)
     else:
         responses = sum(block.responses for block in waiting)
         measured = [block._replace(measure=rows.responses) for block, rows in zip(blocks, waiting, strict=True)]
         left_tokens = sampled_total(measured, left) if responses else Quantity.exact(0.0)
-    share = computed_share(waiting, forecaster, draw)
+    share = computed_share(waiting, dry_run, draw)
     computed = product_of(left_tokens, share)
     tokens = total_of([scored.tokens, left_tokens])
     return Forecast(scored, left, tokens, left_tokens, computed, share, sampled)
@@ -95,12 +95,12 @@ def unscored_blocks(plan: Plan, surveyed: Survey, scored: ScoredSoFar) -> list[B
     ]
 
 
-def sample_tokens(waiting: Sequence[BlockOfRows], forecaster: DryRun, draw: random.Random) -> tuple[list[Block], int]:
+def sample_tokens(waiting: Sequence[BlockOfRows], dry_run: DryRun, draw: random.Random) -> tuple[list[Block], int]:
     """Return the blocks with the tokens of rows drawn from each in proportion, and the number of responses that were counted."""
     rows = sum(len(block.rows) for block in waiting)
     responses = sum(block.responses for block in waiting)
     share = min(1.0, SAMPLE_RESPONSES / max(1, responses))
-    limit = _CHARACTERS_PER_TOKEN * forecaster.template.max_length
+    limit = _CHARACTERS_PER_TOKEN * dry_run.template.max_length
     drawn, blocks, sampled = [], [], 0
     for block in waiting:
         count = min(len(block.rows), max(2, math.ceil(share * len(block.rows))))
@@ -108,7 +108,7 @@ def sample_tokens(waiting: Sequence[BlockOfRows], forecaster: DryRun, draw: rand
     for block, rows_drawn in zip(waiting, drawn, strict=True):
         pairs = [(float(text_size(row, limit)), 0.0) for row in rows_drawn]
         usable = [at for at, row in enumerate(rows_drawn) if row.parsed.prompt is not None]
-        counted, _ = forecaster.count(groups_of(rows_drawn))
+        counted, _ = dry_run.count(groups_of(rows_drawn))
         for at, tokens in zip(usable, counted, strict=True):
             pairs[at] = (pairs[at][0], float(tokens.sum()))
             sampled += len(tokens)
@@ -125,7 +125,7 @@ def text_size(row: Row, limit: int) -> int:
     return sum(min(limit, prompt + len(text)) for text in row.parsed.responses if text is not None)
 
 
-def computed_share(waiting: Sequence[BlockOfRows], forecaster: DryRun, draw: random.Random) -> Quantity:
+def computed_share(waiting: Sequence[BlockOfRows], dry_run: DryRun, draw: random.Random) -> Quantity:
     """Return the tokens that go through the model for each token of a response with its prompt.
 
     Shared prompts and equal texts go through once; padding counts. Taken from a few whole fragments; their differences give the
@@ -135,7 +135,7 @@ def computed_share(waiting: Sequence[BlockOfRows], forecaster: DryRun, draw: ran
     chosen = draw.sample(of_runs, min(SHARING_BLOCKS, len(of_runs)))
     counts: list[Block] = []
     for block in chosen:
-        counted, work = forecaster.count(_first_groups(groups_of(block.rows), _SHARING_RESPONSES))
+        counted, work = dry_run.count(_first_groups(groups_of(block.rows), _SHARING_RESPONSES))
         tokens_read = sum(float(tokens.sum()) for tokens in counted)
         if tokens_read:
             counts.append(Block(tokens_read, 1, 0.0, [(0.0, float(work.computed_tokens))]))
@@ -146,7 +146,7 @@ def computed_share(waiting: Sequence[BlockOfRows], forecaster: DryRun, draw: ran
         return Quantity.exact(sum(work for block in counts for _, work in block.pairs) / read)
     rows = sum(len(block.rows) for block in waiting) / sum(len(block.rows) for block in chosen)
     share = sampled_total(counts, Quantity.exact(read * rows)).times(1 / (read * rows))
-    most = max(1.0, share.value) if forecaster.packed else share.high  # nothing is computed twice, unless it is padding
+    most = max(1.0, share.value) if dry_run.packed else share.high  # nothing is computed twice, unless it is padding
     return Quantity(share.value, max(share.low, share.value / 2), min(share.high, most), "sampled")
 
 

@@ -140,7 +140,7 @@ def test_of_a_corpus_that_is_not_read_whole_it_is_a_bound(config, monkeypatch):
 
 
 class Counter:
-    """A forecaster of one token a character; the prompt of a group once."""
+    """A dry run with one token a character; the prompt of a group once."""
 
     packed, model = True, SimpleNamespace(causal=True)
 
