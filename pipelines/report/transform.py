@@ -28,6 +28,7 @@ from pipelines.runtime.threaded_dofn import ThreadedDoFn, map_ahead
 from pipelines.runtime.transforms import Gather, PCollection
 from pipelines.score import score_files
 from pipelines.score.score_files import ScoreFile
+from pipelines.select.candidates import pack_places
 from pipelines.select.columns import KeptUnit, Needs, key_halves, score_column, to_labels
 from pipelines.storage.files import join
 from pipelines.storage.publish import create
@@ -80,9 +81,9 @@ def key_scores(data: bytes) -> tuple[int, bytes]:
 
 
 def key_kept(kept: KeptUnit, needs: Needs) -> tuple[int, bytes]:
-    """(packed `UnitKey`, the places of its kept responses as `row << 32 | response`)"""
+    """(packed `UnitKey`, the places of its kept responses as `pack_places` packs them)"""
     rows = from_ipc([kept.kept], needs.schema)
-    places = rows["row"].to_numpy().astype(np.uint64) << np.uint64(32) | rows["response"].to_numpy().astype(np.uint64)
+    places = pack_places(rows["row"].to_numpy(), rows["response"].to_numpy())
     return UnitKey(kept.file, kept.unit).pack(), _KEPT.add(places.tobytes())
 
 
@@ -115,7 +116,7 @@ def rows_of(file: ScoreFile, settings: ReportSettings, kept: Any) -> pa.Table:
     count = scores.num_rows
     high, low = key_halves(scores["prompt_key"])
     row, response = scores["row"].to_numpy(), scores["response_index"].to_numpy()
-    places = row.astype(np.uint64) << np.uint64(32) | response.astype(np.uint64)
+    places = pack_places(row, response)
     at = np.searchsorted(kept, places)
     is_kept = np.zeros(count, bool)
     inside = at < len(kept)

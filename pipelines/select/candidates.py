@@ -208,7 +208,12 @@ def count_prompts(candidates: Candidates) -> int:
 
 def place_order(candidates: Candidates) -> Positions:
     """Positions in the order of the input, for rows of one unit."""
-    return np.argsort((candidates.row.astype(np.uint64) << np.uint64(32)) | candidates.response.astype(np.uint64))
+    return np.argsort(pack_places(candidates.row, candidates.response))
+
+
+def pack_places(row: npt.NDArray[np.int32], response: npt.NDArray[np.int32]) -> npt.NDArray[np.uint64]:
+    """`row << 32 | response`: integers in the order of the input, for responses of one unit."""
+    return (row.astype(np.uint64) << np.uint64(32)) | response.astype(np.uint64)
 
 
 def tie_break(candidates: Candidates) -> Sequence[npt.NDArray[np.generic]]:

@@ -13,7 +13,7 @@ from apache_beam.typehints.decorators import no_annotations
 from pipelines.config import Top
 from pipelines.errors import carrying_errors
 from pipelines.runtime.threaded_dofn import ThreadedDoFn
-from pipelines.runtime.transforms import Gather, MergeBundles
+from pipelines.runtime.transforms import Gather, MergeBundles, PCollection
 from pipelines.select.candidates import Candidates
 from pipelines.select.top import (
     PASSES,
@@ -50,9 +50,9 @@ class FindCut(beam.PTransform):  # type: ignore[misc]
 
     rule: Top
     load: Loader
-    sides: Sequence[Any]
+    sides: Sequence[PCollection[Any]]
 
-    def expand(self, source: Any) -> Any:
+    def expand(self, source: PCollection[Any]) -> PCollection[Cut]:
         sides = [AsSingleton(side) for side in self.sides]
         cut = source.pipeline | "Once" >> beam.Impulse() | "Uncut" >> beam.Map(_uncut, self.rule)
         for number in range(PASSES):
@@ -102,11 +102,11 @@ class ListTies(_Loading):
 class FindEdges(beam.PTransform):  # type: ignore[misc]
     """Elements → the `CutEdges` of their settled cut, as the only element."""
 
-    cut: Any
+    cut: PCollection[Cut]
     load: Loader
-    sides: Sequence[Any]
+    sides: Sequence[PCollection[Any]]
 
-    def expand(self, source: Any) -> Any:
+    def expand(self, source: PCollection[Any]) -> PCollection[CutEdges]:
         sides = [AsSingleton(side) for side in (self.cut, *self.sides)]
         measured = source | "MeasureEdges" >> beam.ParDo(MeasureEdges(self.load), *sides)
         return measured | "MergeEdges" >> Gather(merge_edges)

@@ -1,0 +1,75 @@
+"""The prompts of a table are computed once, and a table of other rows never has those of another."""
+
+from __future__ import annotations
+
+import numpy as np
+from support.selection_tables import candidates
+
+from pipelines.select import candidates as module
+from pipelines.select.candidates import Candidates, pack_places, place_order
+
+
+def table() -> Candidates:
+    """Six responses to three prompts, of which two share the first half of their key, none of them side by side."""
+    keys = [(7, 2), (3, 5), (7, 1), (7, 2), (3, 5), (7, 1)]
+    return candidates([(*key, float(number), number, 0, 0, number, 0) for number, key in enumerate(keys)])
+
+
+def check_prompts(rows: Candidates) -> None:
+    """The prompts that a table remembers are those of its own keys."""
+    order, starts = rows.prompts
+    keys = list(zip(rows.key_high[order].tolist(), rows.key_low[order].tolist(), strict=True))
+    assert sorted(order.tolist()) == list(range(len(rows)))
+    assert keys == sorted(keys)
+    assert starts.tolist() == [at for at, key in enumerate(keys) if not at or key != keys[at - 1]]
+
+
+def test_sorted_by_prompt_holds_the_same_rows_and_prompts_together():
+    rows = table()
+    ordered = rows.sorted_by_prompt()
+    assert list(zip(ordered.key_high.tolist(), ordered.key_low.tolist(), strict=True)) == [
+        (3, 5), (3, 5), (7, 1), (7, 1), (7, 2), (7, 2),
+    ]  # fmt: skip
+    assert sorted(ordered.row.tolist()) == list(range(6))
+    assert all(rows.reward[row] == reward for row, reward in zip(ordered.row, ordered.reward, strict=True))
+    check_prompts(ordered)
+    assert ordered.prompts[0].tolist() == list(range(6))
+    assert ordered.prompts[1].tolist() == [0, 2, 4]
+
+
+def test_a_table_of_other_rows_has_prompts_of_its_own():
+    rows = table()
+    check_prompts(rows)
+    ordered = rows.sorted_by_prompt()
+    for source in (rows, ordered):
+        check_prompts(source.take(np.array([5, 0, 3])))
+        check_prompts(source.take(np.array([True, False, True, True, False, True])))
+        check_prompts(source.slice(1, 5))
+        check_prompts(source)
+
+
+def test_other_columns_of_the_same_rows_share_the_prompts(monkeypatch):
+    sorts = []
+    sort = module._sort_by_prompt
+    monkeypatch.setattr(module, "_sort_by_prompt", lambda *keys: sorts.append(1) or sort(*keys))
+    rows = table()
+    changed = rows.with_columns(reward=-rows.reward)
+    assert changed.prompts is rows.prompts
+    check_prompts(changed)
+    check_prompts(changed.sorted_by_prompt())
+    assert sorts == [1]
+
+
+def test_no_rows_have_no_prompts():
+    rows = candidates([])
+    assert len(rows.sorted_by_prompt()) == 0
+    assert [part.tolist() for part in rows.prompts] == [[], []]
+
+
+def test_packed_places_come_in_the_order_of_the_input():
+    row, response = np.array([1, 0, 1, 0], np.int32), np.array([0, 9, 2**31 - 1, 1], np.int32)
+    packed = pack_places(row, response)
+    assert packed.dtype == np.uint64
+    assert packed.tolist() == [2**32, 9, 2**32 + 2**31 - 1, 1]
+    rows = candidates([(1, 1, 0.0, 0, 0, 0, 0, 0)] * 4, row=row, response=response)
+    assert place_order(rows).tolist() == [3, 1, 0, 2]
