@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipelines.commands.inspect.statistics import PromptResponses, response_statistics, token_statistics
@@ -12,7 +12,8 @@ from pipelines.errors import InputError
 from rm.conversations import UnusableError, to_messages
 
 if TYPE_CHECKING:
-    from rm.preferences import Group
+    from rm.preferences import Group, PreferenceError
+    from rm.preferences.formats import Format
     from rm.preview import Preview
 
 _FIRST_ROWS = 100  # from which the format is detected, as in training
@@ -49,26 +50,18 @@ def describe_preferences(
     except PreferenceError as error:
         if {"format", "columns"} & data.model_fields_set:
             raise InputError(str(error)) from error
-        reasons = {
-            "why": "no format of preferences fits its columns",
-            "question": str(error),
-            "settings": error.settings,
-        }
-        return {"detected": False, "ambiguous": bool(error.settings), **reasons}
+        return _describe_failure(error)
     single, rejected = read_unmerged(whole, format, settings)
     groups, _ = read_preference_rows(whole, settings)
     usable_rows = [PromptResponses(group.prompt, group.responses) for group in single]
-    roles = add_roles(whole[0], settings.columns)
-    named = [
-        next(name for name in ([need] if isinstance(need, str) else need) if name in roles) for need in format.needs
-    ]
+    present = _present_needs(format, add_roles(whole[0], settings.columns))
     notes = [f"{unreadable:,} rows cannot be read, and training ends at such a row; fix the file"] if unreadable else []
     others = [name for name in fitting_formats(whole, settings) if name != format.name]
     return {
         "detected": True,
         "ambiguous": False,
         "format": format.name,
-        "why": f"the rows have {', '.join(named)}",
+        "why": f"the rows have {', '.join(present)}",
         "others": [{"why": f"the rows fit {name}, too", "setting": f"data.format={name}"} for name in others],
         "notes": notes,
         "judged_by": data.origin or format.origin,
@@ -79,6 +72,23 @@ def describe_preferences(
         "tokens": preview and token_statistics(usable_rows, preview.lengths, max_length=preview.template.max_length),
         "first": [_example_of(group, preview) for group in groups[:shown]],
     }
+
+
+def _describe_failure(error: PreferenceError) -> dict[str, Any]:
+    """Return the description of rows that fit no format, or more than one."""
+    return {
+        "detected": False,
+        "ambiguous": bool(error.settings),
+        "why": "no format of preferences fits its columns",
+        "question": str(error),
+        "settings": error.settings,
+    }
+
+
+def _present_needs(format: Format, roles: Container[str]) -> list[str]:
+    """Return, for each column that a format needs, the name under which the rows have it."""
+    alternatives = [[need] if isinstance(need, str) else need for need in format.needs]
+    return [next(name for name in names if name in roles) for names in alternatives]
 
 
 def _judgements(groups: Sequence[Group]) -> dict[str, int]:

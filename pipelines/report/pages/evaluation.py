@@ -184,66 +184,65 @@ def _margins(margins: list[Json]) -> dict[str, Any]:
 def _data_tables(document: Json) -> Iterator[dict[str, Any]]:
     evaluation = document["evaluation"]
     yield _table("Figures", ("", ""), evaluation_tables.summary_rows(document))
-    yield _table(
-        "Accuracy in %",
+    yield _accuracy_table(evaluation["accuracy"])
+    if evaluation["calibration"]:
+        yield _calibration_table(evaluation["calibration"])
+    if evaluation["best_of_n"]:
+        yield _best_of_n_table(evaluation["best_of_n"])
+    if evaluation["reward_bench_2"]:
+        yield _reward_bench_table(evaluation["reward_bench_2"])
+
+
+def _accuracy_table(accuracy: Json) -> dict[str, Any]:
+    counts = ("comparisons", "prompts", "n", "ties", "unscored")
+    rates = ("model", "longer is better", "difference", "lengths matched", "n")
+    rows = (
         (
-            "comparisons",
-            "prompts",
-            "n",
-            "ties",
-            "unscored",
-            "model",
-            "longer is better",
-            "difference",
-            "lengths matched",
-            "n",
-        ),
-        (
-            (
-                label,
-                *(f"{row[name]:,}" for name in ("prompts", "comparisons", "ties", "unscored")),
-                evaluation_tables.percent_interval(row["model"]),
-                evaluation_tables.percent_interval(row["length"]),
-                evaluation_tables.percent_interval(row["difference"], sign=True),
-                evaluation_tables.percent_interval(row["matched"]),
-                f"{row['matched_comparisons']:,}",
-            )
-            for label, row in evaluation_tables.accuracy_rows(evaluation["accuracy"])
-        ),
+            label,
+            *(f"{row[name]:,}" for name in ("prompts", "comparisons", "ties", "unscored")),
+            evaluation_tables.percent_interval(row["model"]),
+            evaluation_tables.percent_interval(row["length"]),
+            evaluation_tables.percent_interval(row["difference"], sign=True),
+            evaluation_tables.percent_interval(row["matched"]),
+            f"{row['matched_comparisons']:,}",
+        )
+        for label, row in evaluation_tables.accuracy_rows(accuracy)
     )
-    if calibration := evaluation["calibration"]:
-        fits = ((label, calibration[key]) for label, key in (("as it is", "before"), ("with temperature", "after")))
-        cells = (
-            (label, *(evaluation_tables.number(fit[k], 4) for k in ("nll", "brier", "ece")))
-            for label, fit in fits
-            if fit
+    return _table("Accuracy in %", (*counts, *rates), rows)
+
+
+def _calibration_table(calibration: Json) -> dict[str, Any]:
+    fits = ((label, calibration[key]) for label, key in (("as it is", "before"), ("with temperature", "after")))
+    rows = (
+        (label, *(evaluation_tables.number(fit[k], 4) for k in ("nll", "brier", "ece"))) for label, fit in fits if fit
+    )
+    return _table("Calibration", ("probabilities", "NLL (coin 0.6931)", "Brier (coin 0.25)", "ECE"), rows)
+
+
+def _best_of_n_table(curve: Json) -> dict[str, Any]:
+    rivals = evaluation_tables.best_of_n_rivals(curve)
+    names = ("model", *rivals, "over_random", "over_longest")
+    rows = (
+        (
+            str(point["n"]),
+            f"{point['kl']:.3f}",
+            f"{point['prompts']:,}",
+            *(evaluation_tables.number_interval(point[name]) for name in names),
         )
-        yield _table("Calibration", ("probabilities", "NLL (coin 0.6931)", "Brier (coin 0.25)", "ECE"), cells)
-    if curve := evaluation["best_of_n"]:
-        rivals = evaluation_tables.best_of_n_rivals(curve)
-        names = ("model", *rivals, "over_random", "over_longest")
-        yield _table(
-            "Best of n",
-            ("n", "KL", "prompts", "model", *rivals, "model over random", "model over longest"),
-            (
-                (
-                    str(p["n"]),
-                    f"{p['kl']:.3f}",
-                    f"{p['prompts']:,}",
-                    *(evaluation_tables.number_interval(p[name]) for name in names),
-                )
-                for p in curve["points"]
-            ),
-        )
-    if scores := evaluation["reward_bench_2"]:
-        rows = [
-            (s["name"], f"{s['items']:,}", f"{s['unscored']:,}", evaluation_tables.percent(s["score"]))
-            for s in scores["subsets"]
-        ]
-        rows.append(
-            ("mean" if scores["complete"] else "mean of these", "", "", evaluation_tables.percent(scores["overall"]))
-        )
-        yield _table("RewardBench 2", ("subset", "items", "unscored", "score in %"), rows)
+        for point in curve["points"]
+    )
+    columns = ("n", "KL", "prompts", "model", *rivals, "model over random", "model over longest")
+    return _table("Best of n", columns, rows)
+
+
+def _reward_bench_table(scores: Json) -> dict[str, Any]:
+    rows = [
+        (s["name"], f"{s['items']:,}", f"{s['unscored']:,}", evaluation_tables.percent(s["score"]))
+        for s in scores["subsets"]
+    ]
+    mean = "mean" if scores["complete"] else "mean of these"
+    rows.append((mean, "", "", evaluation_tables.percent(scores["overall"])))
+    return _table("RewardBench 2", ("subset", "items", "unscored", "score in %"), rows)
 
 
 def _table(title: str, columns: tuple[str, ...], rows: Any) -> dict[str, Any]:
