@@ -25,6 +25,7 @@ from support.corpora import corpus_rows, write_jsonl
 from support.tiny_models import save_encoder
 
 from pipelines import cli
+from pipelines.commands.app import split_arguments
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -120,7 +121,7 @@ def check(words: tuple[str, ...]) -> None:
     assert words[0] == "bestkept"
     command, given = words[1], list(words[2:])
     if command == "evaluate":
-        overrides, flags = cli.split_arguments(given[2:])
+        overrides, flags = split_arguments(given[2:])
         values = {"model": {"path": given[0]}, "data": {"path": given[1]}}
         validate(EvaluateConfig, values, overrides, where="docs")
         assert not flags
@@ -131,7 +132,7 @@ def check(words: tuple[str, ...]) -> None:
     if "--explain" in given:
         at = given.index("--explain")
         del given[at : at + 2]
-    overrides, flags = cli.split_arguments(given[1:])
+    overrides, flags = split_arguments(given[1:])
     if command == "train":
         load(TrainConfig, given[0], overrides)
         assert not flags
