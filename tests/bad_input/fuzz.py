@@ -118,7 +118,7 @@ def check_export(file: InputFile, unit: Any, mapping: RowMapping, rows: list[Row
     numbers = np.array([row.number for row in rows if row.parsed.prompt is not None][::2], dtype=np.int64)
     again = list(read_rows(file, unit, mapping, numbers, more_columns=None, max_row_bytes=MAX_ROW_BYTES))
     if file.kind == "parquet" and len(again) < len(numbers):
-        return  # columns that scoring did not read are damaged; `pipelines.kept` says that the file has changed
+        return  # columns that scoring did not read are damaged; `kept_rows` says that the file has changed
     assert [(row.number, row.parsed, row.group_key) for row in again] == [
         (row.number, row.parsed, row.group_key) for row in rows if row.number in set(numbers.tolist())
     ]

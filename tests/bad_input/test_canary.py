@@ -129,7 +129,7 @@ def failing(name: str, config: Path, monkeypatch) -> list[str]:
 
             monkeypatch.setattr(transform, "to_table", lambda rows, *_: {}[str(rows)])
         case "bug in reading":
-            monkeypatch.setattr("pipelines.corpus.fragments.read_row", lambda row, _: {}[str(row)])
+            monkeypatch.setattr("pipelines.corpus.fragments.parse_row", lambda row, _: {}[str(row)])
         case "model that fails on every row":
             from rm.scorer import Scorer
 

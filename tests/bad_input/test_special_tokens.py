@@ -83,7 +83,7 @@ KINDS = ["words-chat", "words-pair", "words-plain", "bytes-chat", "unigram-pair"
 
 
 def special_ids(one: Template, ids) -> list[int]:
-    specials = {one.tokenizer.convert_tokens_to_ids(text) for text in one._specials.tokens}
+    specials = {one.tokenizer.convert_tokens_to_ids(text) for text in one._special_tokens.tokens}
     specials -= {one.tokenizer.convert_tokens_to_ids("[UNK]")}  # what an unknown character is
     return [token for token in ids if token in specials]
 
@@ -128,7 +128,7 @@ text = st.lists(st.sampled_from(PIECES), min_size=1, max_size=25).map("".join).f
 @given(prompt=text, response=text)
 def test_both_encoders_agree_on_every_text_without_special_tokens(kind, prompt, response):
     one = _cached(kind)
-    if one._specials.inside(prompt) or one._specials.inside(response):
+    if one._special_tokens.appear_in(prompt) or one._special_tokens.appear_in(response):
         return
     plain, guarded = (
         one._encodings([one._rendered((("user", prompt),), response, guarded=g)])[0] for g in (False, True)
@@ -146,7 +146,7 @@ _cached = cache(template)
 def test_no_text_reaches_a_special_id(kind, data):
     one = _cached(kind)
     pieces = st.lists(
-        st.sampled_from([*one._specials.tokens, "a", " ", "<|", "|>", "[", "s>", "\n"]), min_size=1, max_size=6
+        st.sampled_from([*one._special_tokens.tokens, "a", " ", "<|", "|>", "[", "s>", "\n"]), min_size=1, max_size=6
     )
     prompt, response = ("x" + "".join(data.draw(pieces)) + "x" for _ in range(2))
     expected = special_ids(one, one.encode((("user", "the word"),), "good").ids)

@@ -104,7 +104,7 @@ def test_a_model_that_fails_on_everything_ends_the_run(count, fails, tmp_path, m
     def broken(self, rows, batch):
         raise IndexError("row text")
 
-    monkeypatch.setattr("rm.scorer.Scorer._packed", broken)
+    monkeypatch.setattr("rm.scorer.Scorer._forward_packed", broken)
     rows = [{"prompt": f"p{number}", "response": "good"} for number in range(count)]
     config = make_config(
         write_jsonl(tmp_path / "a.jsonl", rows),

@@ -256,7 +256,7 @@ def test_a_bucket_that_is_not_there(store):
     with pytest.raises(StorageError, match=f"cannot write {missing}/x: .*bucket"):
         publish.create(missing + "/x", b"data")
     for pattern in ("", "/in/*.jsonl", "/in"):
-        with pytest.raises(StorageError, match=f"cannot list {missing}.*bucket.* mend"):
+        with pytest.raises(StorageError, match=f"cannot list {missing}.*bucket.* fix"):
             listing.expand(missing + pattern)
 
 
