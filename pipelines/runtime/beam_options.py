@@ -1,4 +1,4 @@
-"""Beam options and runners: flags checked before anything runs, and the unsafe ways to run refused."""
+"""Beam options and runners. Flags are checked before anything runs; unsafe ways to run are refused."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ _REFUSED_FLAGS = {
 
 
 def prepare_options(config: RunConfig, flags: Sequence[str], *, scores: bool) -> PipelineOptions:
-    """`pipeline_options` of a run that the runner can do, with what it needs besides; `scores` says whether a model is loaded.
+    """Return the `pipeline_options` of a run, with the flags that its runner needs; `scores` says whether a model is loaded.
 
-    Raises `ConfigError` with all that would fail after submission, or never end.
+    Raises `ConfigError` with all settings that would fail after submission, or never end.
     """
     dataflow.refuse_hub_ids(config)
     if scores and config.runner.name == "local":
@@ -45,20 +45,20 @@ def prepare_options(config: RunConfig, flags: Sequence[str], *, scores: bool) ->
     options = pipeline_options(config.runner, flags)
     if config.runner.name != dataflow.DATAFLOW:
         return options
-    given = options.get_all_options()
-    dataflow.check(config, given, scores=scores)
-    if find_spec("google.cloud.dataflow_v1beta3") is None:  # Beam finds out at the end, when all is planned
+    values = options.get_all_options()
+    dataflow.check(config, values, scores=scores)
+    if find_spec("google.cloud.dataflow_v1beta3") is None:  # Beam notices it only at the end, after planning
         raise ConfigError("runner.name DataflowRunner needs the service's client; pip install 'bestkept[gcp]'")
-    more = dataflow.default_flags(config.runner, given, scores=scores)
-    if more:
-        log.info("for Dataflow: %s", " ".join(more))
+    defaults = dataflow.default_flags(config.runner, values, scores=scores)
+    if defaults:
+        log.info("for Dataflow: %s", " ".join(defaults))
     if config.runner.accelerator is not None and not scores:
         log.info("nothing is scored, so runner.accelerator is not asked for")
-    return pipeline_options(config.runner, [*flags, *more])
+    return pipeline_options(config.runner, [*flags, *defaults])
 
 
 def hands_over(options: PipelineOptions) -> bool:
-    """Whether the launcher does not wait: a template is made, or only a graph, or that was asked for."""
+    """Return True if the launcher does not wait for the job: it makes a template or only a graph, or an option says so."""
     template = options.view_as(GoogleCloudOptions).template_location
     return bool(
         template or options.view_as(StandardOptions).no_wait_until_finish or options.view_as(TestOptions).dry_run
@@ -66,17 +66,17 @@ def hands_over(options: PipelineOptions) -> bool:
 
 
 def pipeline_options(config: RunnerConfig, flags: Sequence[str]) -> PipelineOptions:
-    """Beam's options from `runner.options` and command-line flags.
+    """Return Beam's options from `runner.options` and command-line flags.
 
-    Raises `ConfigError` for a flag that Beam does not know (Beam itself would only warn), with a did-you-mean.
+    Raises `ConfigError` for a flag that Beam does not know, and suggests a similar one; Beam itself would only warn.
     """
     parser = _Parser(add_help=False, allow_abbrev=False)
     for options in _all_option_classes(PipelineOptions):
         if "_add_argparse_args" in vars(options):
             options._add_argparse_args(parser)
     known = sorted({flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")})
-    given = [*_as_flags(config.options, known), *flags]
-    for flag in given:
+    arguments = [*_as_flags(config.options, known), *flags]
+    for flag in arguments:
         name = flag.partition("=")[0]
         if not name.startswith("--"):
             continue
@@ -89,10 +89,10 @@ def pipeline_options(config: RunnerConfig, flags: Sequence[str]) -> PipelineOpti
         if name not in known:
             remedy = "our own settings have the form key.sub=value"
             raise UnknownOptionError(name, detail=", neither ours nor Beam's", known=known, otherwise=remedy)
-    _, stray = parser.parse_known_args(given)
+    _, stray = parser.parse_known_args(arguments)
     if stray:
         raise ConfigError(f"argument {stray[0]!r} is neither key.sub=value nor a --flag of Beam with its value")
-    return _Options(given)
+    return _Options(arguments)
 
 
 class RequestedMachine(NamedTuple):
@@ -119,7 +119,7 @@ def requested_machine(config: RunnerConfig, flags: Sequence[str]) -> RequestedMa
 
 
 def make_runner(config: RunnerConfig) -> Any:
-    """The runner; local means `FnApiRunner`, in memory."""
+    """Return the runner of a configuration; local means `FnApiRunner`, in memory."""
     if config.name == "local":
         return FnApiRunner()
     try:
@@ -132,7 +132,7 @@ def make_runner(config: RunnerConfig) -> Any:
 
 
 class _Options(PipelineOptions):  # type: ignore[misc]
-    """Makes each view once: Beam asks for about nine a step, each with an argument parser of its own. All share their values."""
+    """Options that make each view once: Beam asks for about nine a step, each with an argument parser of its own."""
 
     def view_as(self, cls: type[Any]) -> Any:
         views: dict[type[Any], Any] = self.__dict__.setdefault("_views", {})
@@ -150,20 +150,20 @@ class _Parser(_BeamArgumentParser):  # type: ignore[misc]
 
 
 def _all_option_classes(root: Any) -> list[Any]:
-    found: dict[Any, None] = {}
+    classes: dict[Any, None] = {}
     waiting = list(root.__subclasses__())
     while waiting:
         cls = waiting.pop()
-        if cls not in found and cls.__module__.startswith("apache_beam."):
-            found[cls] = None
+        if cls not in classes and cls.__module__.startswith("apache_beam."):
+            classes[cls] = None
             waiting += cls.__subclasses__()
-    return list(found)
+    return list(classes)
 
 
 def _as_flags(options: dict[str, Any], known: Sequence[str]) -> list[str]:
     flags: list[str] = []
     for name, value in options.items():
-        if value is None:  # as an override takes an option out of a file
+        if value is None:  # an override of null removes an option of a file
             continue
         if value is False:
             if f"--no_{name}" not in known:

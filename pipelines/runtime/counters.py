@@ -68,10 +68,10 @@ def count_fragment(*, input_bytes: int, responses: int, scored: int, found: bool
 
 
 def read_counters(result: Any) -> dict[str, int]:
-    """The job's counters by name, zero for those that never counted; {} where the runner does not tell them."""
+    """The job's counters by name, zero for those that never counted; {} where the runner does not report them."""
     try:
         return sum_metrics(result.metrics())
-    except Exception as error:  # a service may refuse, or keep none: what was made is whole all the same
+    except Exception as error:  # a service may refuse, or keep none: the output is complete all the same
         log.warning("the runner does not tell its counters (%s): run.json is without throughput", type(error).__name__)
         return {}
 
@@ -79,10 +79,10 @@ def read_counters(result: Any) -> dict[str, int]:
 def sum_metrics(metrics: Any, *, tentative: bool = False) -> dict[str, int]:
     """Sum Beam's metrics by name; `tentative` values are ahead while a job runs, but count repeated work twice."""
     totals = dict.fromkeys(COUNTERS, 0)
-    for one in metrics.query(MetricsFilter().with_namespace(NAMESPACE))["counters"]:
-        first, second = (one.attempted, one.committed) if tentative else (one.committed, one.attempted)
+    for counter in metrics.query(MetricsFilter().with_namespace(NAMESPACE))["counters"]:
+        first, second = (counter.attempted, counter.committed) if tentative else (counter.committed, counter.attempted)
         value = first if first is not None else second
-        totals[one.key.metric.name] = totals.get(one.key.metric.name, 0) + int(value or 0)
+        totals[counter.key.metric.name] = totals.get(counter.key.metric.name, 0) + int(value or 0)
     return totals
 
 
@@ -92,10 +92,10 @@ def add_counters(first: Mapping[str, int], second: Mapping[str, int]) -> dict[st
 
 
 def rates(totals: Mapping[str, int]) -> dict[str, float | int | None]:
-    """The throughput of the model from its counters; None where the divisor is zero, or the peak is not known.
+    """The throughput of the model from its counters; None where the divisor is zero or the peak is not known.
 
     Rates are per second of forward, and so per device however many there were. `sharing_ratio` is tokens read per token
-    computed that is not padding: what packing a group's common prompt saves. `model_flops_utilisation` is
+    computed that is not padding: the saving by packing a group's common prompt. `model_flops_utilisation` is
     2 x parameters x computed tokens over what the device could have done (Chowdhery et al. 2022, PaLM, appendix B,
     without attention and backward pass).
     """
@@ -136,8 +136,8 @@ def run_record(*, command: str, secs: float, totals: Mapping[str, int]) -> dict[
     }
 
 
-def write_run_record(path: str, command: str, secs: float, counted: Mapping[str, int]) -> dict[str, Any]:
-    """Write `run.json` to `path`, over that of an earlier run, and return its content; several models are summed."""
-    content = run_record(command=command, secs=secs, totals=counted)
+def write_run_record(path: str, command: str, secs: float, totals: Mapping[str, int]) -> dict[str, Any]:
+    """Write `run.json` to `path`, over that of an earlier run, and return its content; counters of several models are sums."""
+    content = run_record(command=command, secs=secs, totals=totals)
     publish.replace(path, canonical_json.to_json(content))
     return content

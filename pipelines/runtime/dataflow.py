@@ -1,6 +1,6 @@
-"""What a run needs to be on Dataflow, checked before anything is touched: all mistakes at once. Pure; no Beam.
+"""Checks of a run on Dataflow, made before anything is touched; they report all mistakes at once. Pure; no Beam.
 
-Workers are machines of the service: they see objects in gs:// and what their container image holds, and nothing of the
+Workers are machines of the service: they see objects in gs:// and the files of their container image, and nothing of the
 launcher. Weights come from either. Sources: Beam's options, and the service's pages on GPUs, right fitting and custom containers.
 """
 
@@ -18,7 +18,7 @@ DATAFLOW = "DataflowRunner"
 ONE_PROCESS = "no_use_multiple_sdk_containers"
 GPU_THREADS = 2  # one bundle is on the GPU while another reads and publishes; each holds a fragment
 
-_LEAST_DISK_GB = 25  # what the service gives a batch worker by itself
+_LEAST_DISK_GB = 25  # the service's default for a batch worker
 _LEAST_GPU_DISK_GB = 50  # the image with CUDA takes 10 GB, its layers as much again while it is fetched
 _BUCKET = re.compile(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/|$)")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -36,7 +36,7 @@ _MACHINES = {  # only these machine types have that GPU
 
 
 class Accelerator(NamedTuple):
-    """The parts of `runner.accelerator` that decide something here."""
+    """The parts of `runner.accelerator` that the checks read."""
 
     type: str
     gpus: int
@@ -44,13 +44,13 @@ class Accelerator(NamedTuple):
 
     @classmethod
     def of(cls, text: str) -> Accelerator:
-        """Of a validated field."""
+        """Parse a validated `runner.accelerator`."""
         parts = dict(part.partition(":")[::2] for part in text.split(";"))
         return cls(parts["type"], int(parts["count"]), parts.get("machine_type"))
 
 
 def refuse_hub_ids(config: RunConfig) -> None:
-    """Raise `ConfigError` where a model would be fetched from the hub for workers that are elsewhere."""
+    """Raise `ConfigError` if a model is named by a hub id and the workers are other machines, for which nothing is fetched."""
     if config.runner.name == "local":
         return
     for setting, path in _model_paths(config):
@@ -63,9 +63,9 @@ def refuse_hub_ids(config: RunConfig) -> None:
 
 
 def check(config: RunConfig, options: Mapping[str, Any], *, scores: bool) -> None:
-    """Raise `ConfigError` with everything that keeps a run from Dataflow.
+    """Raise `ConfigError` with all mistakes that keep a run from Dataflow.
 
-    `options` are Beam's by name, None where not given; `scores` says whether a model is loaded.
+    `options` are Beam's by name, None where not set; `scores` says whether a model is loaded.
     """
     mistakes = [*_project(options), *_paths(config), *_models(config), *_workers(options)]
     if config.runner.accelerator is not None and scores:
@@ -76,9 +76,9 @@ def check(config: RunConfig, options: Mapping[str, Any], *, scores: bool) -> Non
 
 
 def default_flags(runner: RunnerConfig, options: Mapping[str, Any], *, scores: bool) -> list[str]:
-    """Flags of Beam for what the user has left open.
+    """Return flags of Beam for the settings that the user has left open.
 
-    With a GPU, one process a worker and few threads: each process would load the model and make a CUDA context of its own.
+    With a GPU, a worker has one process and few threads, since each process would load the model and make a CUDA context.
     """
     flags: list[str] = []
     if options.get("sdk_location") == "default":  # the image has Beam; else every worker would install it once more
@@ -108,11 +108,11 @@ def _project(options: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _paths(config: RunConfig) -> Iterator[str]:
-    named = [("input.path", path) for path in config.input.paths]
-    named.append(("output.path", config.output.path))
-    named += [("scores.path", config.scores.path)] if config.scores.path is not None else []
-    named += [("scores.also", path) for path in config.scores.also]
-    for setting, path in named:
+    settings = [("input.path", path) for path in config.input.paths]
+    settings.append(("output.path", config.output.path))
+    settings += [("scores.path", config.scores.path)] if config.scores.path is not None else []
+    settings += [("scores.also", path) for path in config.scores.also]
+    for setting, path in settings:
         if not _BUCKET.match(path):
             remedy = "" if setting == "output.path" else "; copy it there with `gcloud storage cp -r`"
             yield f"{setting} is {path!r}, which workers do not see; expected gs://BUCKET/...{remedy}"
@@ -122,10 +122,10 @@ def _models(config: RunConfig) -> Iterator[str]:
     for setting, path in _model_paths(config):
         if path.startswith("/") or _BUCKET.match(path):
             continue
-        what = "a hub id" if _is_hub_id(path) else "another store" if "://" in path else "a relative path"
+        kind = "a hub id" if _is_hub_id(path) else "another store" if "://" in path else "a relative path"
         source = "ID_OR_DIR" if "://" in path else path
         yield (
-            f"{setting} is {path!r}, {what}, and workers do not see it; expected gs://BUCKET/..., where `bestkept model fetch "
+            f"{setting} is {path!r}, {kind}, and workers do not see it; expected gs://BUCKET/..., where `bestkept model fetch "
             f"{source} gs://BUCKET/models/NAME` puts it, or the absolute path of a directory in sdk_container_image, such as "
             "/models/reward, with the launcher started from that image"
         )
@@ -148,23 +148,23 @@ def _workers(options: Mapping[str, Any]) -> Iterator[str]:
         yield f"{_option('max_num_workers')} is {workers}; expected 1 or more"
 
 
-def _gpu(config: RunConfig, wanted: Accelerator, options: Mapping[str, Any]) -> Iterator[str]:
-    if wanted.gpus != 1:
+def _gpu(config: RunConfig, accelerator: Accelerator, options: Mapping[str, Any]) -> Iterator[str]:
+    if accelerator.gpus != 1:
         yield (
-            f"runner.accelerator has count:{wanted.gpus}; a worker is one process on one GPU, and the others would stand idle: "
-            f"expected count:1, and more workers by {_option('max_num_workers')}"
+            f"runner.accelerator has count:{accelerator.gpus}; a worker is one process on one GPU, and the others would stand "
+            f"idle: expected count:1, and more workers by {_option('max_num_workers')}"
         )
     if options.get("max_num_workers") is None:
         yield (
             f"{_option('max_num_workers')} is missing, and every worker has a GPU that is paid for; expected a number within "
             f"your quota: {_option('max_num_workers')}=8"
         )
-    yield from _machine(wanted, options.get("machine_type"))
+    yield from _machine(accelerator, options.get("machine_type"))
     disk_gb = options.get("disk_size_gb")
     if not disk_gb or _LEAST_DISK_GB <= disk_gb < _LEAST_GPU_DISK_GB:
-        given = f"is {disk_gb}" if disk_gb else "is missing"
+        problem = f"is {disk_gb}" if disk_gb else "is missing"
         yield (
-            f"{_option('disk_size_gb')} {given}; an image with CUDA and weights needs {_LEAST_GPU_DISK_GB} or more: "
+            f"{_option('disk_size_gb')} {problem}; an image with CUDA and weights needs {_LEAST_GPU_DISK_GB} or more: "
             f"{_option('disk_size_gb')}=100"
         )
     if "use_multiple_sdk_containers" in (options.get("experiments") or []):
@@ -178,22 +178,24 @@ def _gpu(config: RunConfig, wanted: Accelerator, options: Mapping[str, Any]) -> 
         if model.dtype == "auto":
             setting = f"model.{number}.dtype" if len(config.models) > 1 else "model.dtype"
             yield (
-                f"{setting} is 'auto', which is resolved by the launcher, and that has no {wanted.type}; expected the type to "
-                "compute in: bfloat16, or float32 or float16 on GPUs before Ampere"
+                f"{setting} is 'auto', which is resolved by the launcher, and that has no {accelerator.type}; expected the type "
+                "to compute in: bfloat16, or float32 or float16 on GPUs before Ampere"
             )
 
 
-def _machine(wanted: Accelerator, machine_type: str | None) -> Iterator[str]:
-    needed, machine = _MACHINES.get(wanted.type), wanted.machine_type or machine_type
+def _machine(accelerator: Accelerator, machine_type: str | None) -> Iterator[str]:
+    needed, machine = _MACHINES.get(accelerator.type), accelerator.machine_type or machine_type
     if machine is None:
         example = f"{needed}standard-8" if needed in ("g2-", "n1-") else f"{needed or 'MACHINE-'}1g"
         yield (
-            f"{_option('machine_type')} is missing, and {wanted.type} needs one that has it: {_option('machine_type')}="
+            f"{_option('machine_type')} is missing, and {accelerator.type} needs one that has it: {_option('machine_type')}="
             f"{example}, or machine_type:{example} in runner.accelerator for the scoring workers alone"
         )
     elif needed is not None and not machine.startswith(needed):
-        given = "runner.accelerator has machine_type:" if wanted.machine_type else f"{_option('machine_type')} is "
-        yield f"{given}{machine}, which has no {wanted.type}; expected {needed}..."
+        setting = (
+            "runner.accelerator has machine_type:" if accelerator.machine_type else f"{_option('machine_type')} is "
+        )
+        yield f"{setting}{machine}, which has no {accelerator.type}; expected {needed}..."
 
 
 def _service(options: Mapping[str, Any]) -> Iterator[str]:
@@ -207,7 +209,9 @@ def _service(options: Mapping[str, Any]) -> Iterator[str]:
 
 def _model_paths(config: RunConfig) -> list[tuple[str, str]]:
     several = len(config.models) > 1
-    return [(f"model.{number}.path" if several else "model.path", one.path) for number, one in enumerate(config.models)]
+    return [
+        (f"model.{number}.path" if several else "model.path", model.path) for number, model in enumerate(config.models)
+    ]
 
 
 def _is_hub_id(path: str) -> bool:

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 def execute(
     runner: RunnerConfig, options: PipelineOptions, build_graph: Callable[[Any], None]
 ) -> dict[str, int] | None:
-    """Build a graph and run it to its end; return the job's counters, or None where the runner goes on alone.
+    """Build a graph and run it to its end; return the job's counters, or None where the job continues without the launcher.
 
     Raises the `BestkeptError` of a worker, and `StorageError` for any other error: it names type and place but not the message,
     which may hold row text.
@@ -49,10 +49,10 @@ def execute(
 
 
 def wait(result: Any, *, counts_here: bool) -> dict[str, int]:
-    """Wait for the end of a job and return its counters, which are shown meanwhile.
+    """Wait for the end of a job, show its counters meanwhile, and return them.
 
     A job that `counts_here`, in this process, shows them itself. Raises `StorageError` for a job of a service that was cancelled,
-    drained or replaced, or that failed for a reason that is not ours; any other error of the runner is passed on.
+    drained or replaced, or that failed without a `BestkeptError`; passes on any other error of the runner.
     """
     stop, started = threading.Event(), time.monotonic()
     if not counts_here:
@@ -80,7 +80,7 @@ def _describe_end(error: Exception) -> str | None:
     name, state = f"job {job.job_id()}", str(job.state)
     if state in _ENDED_FROM_OUTSIDE:
         return f"{name} {_ENDED_FROM_OUTSIDE[state]}; {_RESUMES}"
-    why = whereabouts(_JobFailed(str(error)))  # without the place in this process, where it was only waited for
+    why = whereabouts(_JobFailed(str(error)))  # without the place in this process, which only waited for the job
     cause = "" if why == _JobFailed.__name__ else f": {why}"
     todo = remedy(error) or "its page says why; fix that and run the same command again"
     return f"{name} failed{cause}; what is scored stays; {todo}"
@@ -91,7 +91,7 @@ class _JobFailed(Exception):
 
 
 def _follow(result: Any, stop: threading.Event) -> None:
-    """Show a job's counters until `stop`; a failure to read them is none of the run."""
+    """Show a job's counters until `stop` is set; a failure to read them does not end the run."""
     before = time.monotonic()
     while not stop.wait(EVERY_SECS):
         now = time.monotonic()

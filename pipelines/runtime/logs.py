@@ -69,7 +69,7 @@ def is_ours(record: logging.LogRecord) -> bool:
 
 
 class _Terminal(logging.Handler):
-    """Our lines on whatever is standard error at the time: a progress bar puts itself in its place, to stay below them."""
+    """A handler of our lines for the current `sys.stderr`, which a progress bar replaces so as to stay below them."""
 
     def emit(self, record: logging.LogRecord) -> None:
         mode = output_mode()
@@ -126,7 +126,7 @@ _FILE = LibraryLog()
 
 
 def _safe_text(record: logging.LogRecord) -> str:
-    """The whole text of our own messages; of a library's the text its authors wrote, with `%s` in place of data, or a mark.
+    """The whole text of our own messages; of a library's the text of its source, with `%s` in place of data, or a placeholder.
 
     A message may be built before it is logged, by an f-string for example, and then hold data. It is safe only if it is a
     constant of the code object that logged it, which is found by walking up the stack to the frame of the call.
@@ -139,21 +139,23 @@ def _safe_text(record: logging.LogRecord) -> str:
     ):
         frame = frame.f_back
     constants = () if frame is None else frame.f_code.co_consts
-    if isinstance(record.msg, str) and any(record.msg == one for one in constants if isinstance(one, str)):
+    if isinstance(record.msg, str) and any(
+        record.msg == constant for constant in constants if isinstance(constant, str)
+    ):
         return record.msg
     return "(text left out: it may hold data)"
 
 
 @dataclass(frozen=True)
 class OutputMode:
-    """What a command prints, and in which form."""
+    """The amount and the form of the output of a command."""
 
     quiet: bool = False
     json_logs: bool = False
 
 
-# A global of the process: log lines come from anywhere, and an error is printed in the wanted form also where the command line
-# cannot be parsed, so that no object of the command could hold it.
+# A global of the process: log lines come from anywhere, and an error is printed in the requested form even if the command line
+# cannot be parsed, when there is no object of the command to hold it.
 _mode = OutputMode()
 
 

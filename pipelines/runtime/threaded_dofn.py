@@ -130,7 +130,7 @@ class ThreadedDoFn(beam.DoFn):  # type: ignore[misc]
     """A DoFn of `work`, done in threads, and `collect`, done in the order of the elements; `close` ends a bundle."""
 
     def waits_for_store(self) -> bool:  # no property: Beam reads all attributes of a DoFn wherever a graph is built
-        """Whether `work` mostly waits for an object store."""
+        """Return True if `work` mostly waits for an object store."""
         return False
 
     def work(self, element: Any, *sides: Any) -> Any:

@@ -1,5 +1,6 @@
-"""Beam's Reshuffle and CombineGlobally in fewer steps: each step of a graph costs 5 to 10 ms before it does anything, on
-every runner, and that is most of what a small selection takes. No files.
+"""Beam's Reshuffle and CombineGlobally in fewer steps. No files.
+
+Each step of a graph costs 5 to 10 ms on every runner before it does any work, which is most of the time of a small selection.
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.pvalue import AsIter, TaggedOutput
 
-# for all: `PCollection[T]` says what flows in and out of an `expand` (to mypy it is Any)
+# re-exported: `PCollection[T]` names the elements that flow in and out of an `expand` (to mypy it is Any)
 from apache_beam.pvalue import PCollection as PCollection
 from apache_beam.transforms.window import GlobalWindows
 
-_MERGED = 16  # elements are merged when there are so many; of a cut they may be 1.6 MB a stratum each
+_MERGED = 16  # elements are merged as soon as there are so many; those of a cut may have 1.6 MB a stratum
 
 
 class Spread(beam.Reshuffle):  # type: ignore[misc]
-    """The same elements, dealt out anew, and kept by the runner from here on. A Reshuffle to the runners that know one, without
-    what carries windows and timestamps over it, which a batch has none of."""
+    """The same elements, redistributed over the workers, and kept by the runner from here on.
+
+    Runners that know Reshuffle take it for one. It does not carry windows and timestamps, which a batch does not need.
+    """
 
     def expand(self, elements: PCollection[Any]) -> PCollection[Any]:
         kind = elements.element_type
@@ -33,16 +36,16 @@ def _add_key(element: Any) -> tuple[int, Any]:
     return random.getrandbits(32), element
 
 
-def _drop_key(dealt: tuple[int, Iterable[Any]]) -> Iterable[Any]:
-    return dealt[1]
+def _drop_key(group: tuple[int, Iterable[Any]]) -> Iterable[Any]:
+    return group[1]
 
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
 class Gather(beam.PTransform):  # type: ignore[misc]
-    """All elements, of one collection or of several → the one that `merge` makes of them, also where there are none; `merge` is
-    associative.
+    """All elements of one or several collections → the one element that `merge` makes of them.
 
-    Elements are merged by bundle first, and one worker merges these: a third of CombineGlobally's steps.
+    `merge` is associative, and also takes no elements at all. Each bundle is merged first, then one worker merges the
+    bundles: a third of CombineGlobally's steps.
     """
 
     merge: Callable[[Iterable[Any]], Any]
@@ -54,8 +57,8 @@ class Gather(beam.PTransform):  # type: ignore[misc]
             for number, source in enumerate(several)
         ]
         parts = tuple(merged) | "AllBundles" >> beam.Flatten() if len(merged) > 1 else merged[0]
-        one = several[0].pipeline | "One" >> beam.Impulse()
-        return one | "Merge" >> beam.Map(_merge, AsIter(parts), self.merge)
+        impulse = several[0].pipeline | "One" >> beam.Impulse()
+        return impulse | "Merge" >> beam.Map(_merge, AsIter(parts), self.merge)
 
 
 def _merge(_impulse: bytes, parts: Iterable[Any], merge: Callable[[Iterable[Any]], Any]) -> Any:
@@ -83,7 +86,7 @@ class MergeBundles(beam.DoFn):  # type: ignore[misc]
 
 
 def in_global_window(output: Any) -> Any:
-    """An output as it must be at the end of a bundle."""
+    """Wrap an output as `finish_bundle` must return it."""
     if isinstance(output, TaggedOutput):
         return TaggedOutput(output.tag, GlobalWindows.windowed_value(output.value))
     return GlobalWindows.windowed_value(output)
