@@ -1,7 +1,7 @@
 """Features of a schema, and bytes of rows in memory, as `datasets` writes them into a dataset card. Pure.
 
-They are computed here, since importing `datasets` takes seconds on every worker, and its conversion of features to YAML is
-private. Tests compare both.
+They are computed here, because importing `datasets` takes seconds on every worker, and its conversion of features to YAML is
+private. Tests compare the two.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _inner(kind: pa.DataType) -> Any:
 
 
 def _dtype(kind: pa.DataType) -> str:
-    """Raises `KeyError` for a type without a name."""
+    """The name that `datasets` has for a type. Raises `KeyError` where it has none."""
     if pa.types.is_dictionary(kind):
         return _dtype(kind.value_type)
     if pa.types.is_fixed_size_binary(kind):
@@ -67,8 +67,10 @@ def _dtype(kind: pa.DataType) -> str:
 
 
 def memory_bytes(table: pa.Table) -> int:
-    """Bytes that the rows take as Arrow tables without spare room, however they are chunked: what `datasets` calls `num_bytes`,
-    up to validity bitmaps of columns without a null."""
+    """Bytes that the rows take as Arrow tables without spare room, however they are chunked.
+
+    This is the `num_bytes` of `datasets`, but for the validity bitmaps of columns without a null.
+    """
     return sum(_bytes(column.chunks, column.type) for column in table.columns)
 
 

@@ -34,7 +34,7 @@ class Labels:
         return Labels(self.codes[chosen], self.values)
 
     def equal(self, value: str) -> Mask:
-        """Where the column holds this text."""
+        """The mask of the rows that hold this text."""
         code = self.values.index(value) if value in self.values else -2
         mask: Mask = self.codes == code
         return mask
@@ -56,7 +56,7 @@ class Candidates:
 
     key_high: npt.NDArray[np.uint64]  # the prompt key's two halves: compared in full, never truncated
     key_low: npt.NDArray[np.uint64]
-    reward: npt.NDArray[np.float32]  # what rules compare: corrected for length, where a step says so
+    reward: npt.NDArray[np.float32]  # the value that rules compare: corrected for length if a step says so
     response_hash: npt.NDArray[np.uint64]
     # place: file number in the plan, unit in the file, row in the unit, response in the row
     file: npt.NDArray[np.int32]
@@ -68,7 +68,7 @@ class Candidates:
     raw: npt.NDArray[np.float32]  # the model's reward
     rank: npt.NDArray[np.int32]  # within the prompt, 1 is best; 0 where it is not needed
     margin: npt.NDArray[np.float32]  # to the next worse response; NaN for the worst
-    rival: npt.NDArray[np.float32]  # what the longest instead of this one would have, for the report
+    rival: npt.NDArray[np.float32]  # the reward of the longest response in its place, for the report
     # pairs: place, content hash and reward of the rejected response
     other_file: npt.NDArray[np.int32]
     other_unit: npt.NDArray[np.int32]
@@ -99,7 +99,7 @@ class Candidates:
         columns: dict[str, Any] = {name: getattr(self, name)[start:end] for name in COLUMN_NAMES}
         if self.raw is self.reward:
             columns["raw"] = columns["reward"]
-        labels = {name: Labels(own.codes[start:end], own.values) for name, own in self.labels.items()}
+        labels = {name: Labels(column.codes[start:end], column.values) for name, column in self.labels.items()}
         return Candidates(**columns, labels=labels)
 
     def take(self, chosen: npt.NDArray[np.generic]) -> Candidates:
@@ -154,7 +154,7 @@ def order_within(candidates: Candidates, values: npt.NDArray[np.uint32]) -> tupl
 
 
 def first_within(candidates: Candidates, values: npt.NDArray[np.uint32]) -> tuple[Positions, Positions]:
-    """(the position of each prompt's first under `ranked_within`, its number of responses), without sorting within prompts."""
+    """(the position of each prompt's first under `order_within`, its number of responses), without sorting within prompts."""
     order, starts = candidates.prompts
     sizes = group_sizes(starts, len(order))
     if not len(order):
@@ -184,8 +184,8 @@ def _sort_by_prompt(high: npt.NDArray[np.uint64], low: npt.NDArray[np.uint64]) -
     high, low = high[order], low[order]
     same, other = high[1:] == high[:-1], low[1:] != low[:-1]
     if np.any(same & other):  # keys that share 64 bits
-        again = np.lexsort((low, high))
-        order, low = order[again], low[again]
+        by_both = np.lexsort((low, high))
+        order, low = order[by_both], low[by_both]
         other = low[1:] != low[:-1]
     first = np.ones(min(1, len(order)), dtype=bool)
     return order, np.flatnonzero(np.append(first, ~same | other))
@@ -223,7 +223,7 @@ def tie_break(candidates: Candidates) -> Sequence[npt.NDArray[np.generic]]:
 
 
 def hash_rows(candidates: Candidates, seed: int = 0) -> npt.NDArray[np.uint64]:
-    """A well-mixed hash of prompt and response, the same wherever the row lies: chance that can be repeated."""
+    """A well-mixed hash of prompt and response, the same wherever the row lies: repeatable randomness."""
     with np.errstate(over="ignore"):
         prompt = candidates.key_low + GOLDEN * np.uint64(seed + 1)
     return splitmix(candidates.response_hash ^ prompt)
@@ -250,7 +250,7 @@ def _sort_with_ties(candidates: Candidates, order: Positions, keys: npt.NDArray[
 
 
 def zero_columns(count: int = 0) -> dict[str, npt.NDArray[np.generic]]:
-    """Zeros for every column, as they stand for columns that no rule needs. They take no memory of their own."""
+    """Zeros for every column, which stand in for columns that no rule needs. They take no memory of their own."""
     kinds = {
         "key_high": np.uint64, "key_low": np.uint64, "response_hash": np.uint64,
         "reward": np.float32, "raw": np.float32, "margin": np.float32, "rival": np.float32,

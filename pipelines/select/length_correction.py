@@ -21,7 +21,7 @@ _KNOTS = 129  # the curve is evaluated here, and is linear between
 
 @dataclass(frozen=True)
 class HashSample:
-    """Responses by chance, smallest hash first; at most `SAMPLE`."""
+    """A random sample of responses: those with the smallest hashes, smallest first; at most `SAMPLE`."""
 
     chance: npt.NDArray[np.uint64]
     length: npt.NDArray[np.int32]
@@ -68,19 +68,19 @@ class Curve:
         return np.interp(lengths.astype(np.float64), self.lengths, self.rewards)
 
     def correct(self, candidates: Candidates) -> Candidates:
-        """`reward` less the curve; `raw` stays."""
+        """The same rows with `reward` less the curve; `raw` stays."""
         corrected = (candidates.reward.astype(np.float64) - self(candidates.length)).astype(np.float32)
         return candidates.with_columns(reward=corrected)
 
     def to_json(self) -> dict[str, Any]:
-        """A few points of it, for the report."""
+        """A few points of the curve, for the report."""
         chosen = np.unique(np.linspace(0, len(self.lengths) - 1, 9).round().astype(int))
         return {"length": [self.lengths[at] for at in chosen], "reward": [self.rewards[at] for at in chosen]}
 
 
 def fit(sample: HashSample, *, span: float) -> Curve:
     """LOWESS without robustness steps: at each knot a line, weighted by the tricube of the distance, through the nearest
-    `span` of the sample. Without spread in length a constant: the mean."""
+    `span` of the sample. Where all lengths are equal, it is the mean."""
     if not len(sample):
         return Curve((0.0,), (0.0,))
     order = np.lexsort((sample.reward, sample.length))

@@ -1,7 +1,7 @@
 """Selection rules: pure functions on columns, no Beam, no files.
 
 Columns hold scored responses only. A rule returns which of them it keeps, as a boolean mask aligned with its input. Rules
-here look at one prompt at a time, so all responses to a prompt must be there; `top` is the one that looks at all of them.
+here look at one prompt at a time, so all responses to a prompt must be present; `top` is the one that looks at all of them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ from pipelines.select.candidates import (
 
 
 def apply_rule(candidates: Candidates, step: Step, *, temperature: float | None = None) -> Candidates:
-    """The rows that a per-prompt step keeps. Raises `ValueError` for a step that is none, or lacks its temperature."""
+    """The rows that a per-prompt step keeps.
+
+    Raises `ValueError` for any other step, and for one without the temperature that it needs.
+    """
     if step.pairs is not None:
         return pairs(candidates, step.pairs)
     if step.best_of_n is not None:
@@ -58,20 +61,20 @@ def references(candidates: Candidates, rule: Threshold) -> npt.NDArray[np.float6
     """The reward that each response is compared with, -inf where its prompt has no reference."""
     column, _, value = (rule.reference or "").partition("=")
     order, starts = candidates.prompts
-    found = np.full(len(order), -np.inf)
+    rewards = np.full(len(order), -np.inf)
     if len(order):
         marked = candidates.labels[column].equal(value or "true")[order]
         reward = candidates.reward[order].astype(np.float64)
         best = np.maximum.reduceat(np.where(marked, reward, -np.inf), starts)
-        found[order] = np.repeat(best, group_sizes(starts, len(order)))
-    return found
+        rewards[order] = np.repeat(best, group_sizes(starts, len(order)))
+    return rewards
 
 
 def win_probabilities(candidates: Candidates, rule: Threshold, *, temperature: float | None) -> npt.NDArray[np.float64]:
-    """How likely each response is preferred to its reference: 0 where there is none."""
+    """The probability that each response is preferred to its reference: 0 where there is none."""
     reference, reward = references(candidates, rule), candidates.reward.astype(np.float64)
     gap = np.where(np.isneginf(reference), -np.inf, reward - np.where(np.isneginf(reference), 0.0, reference))
-    return sigmoid(gap / _known(temperature)) if len(gap) else gap
+    return sigmoid(gap / _require(temperature)) if len(gap) else gap
 
 
 def z_scores(candidates: Candidates) -> npt.NDArray[np.float64]:
@@ -112,7 +115,7 @@ def best_of_n(candidates: Candidates, rule: BestOfN, *, temperature: float | Non
     margin = candidates.reward[last_kept].astype(np.float64) - candidates.reward[runner_up]
     unclear = margin < rule.min_margin
     if rule.min_probability is not None:
-        unclear |= sigmoid(margin / _known(temperature)) < rule.min_probability
+        unclear |= sigmoid(margin / _require(temperature)) < rule.min_probability
     usable[np.flatnonzero(contested)[unclear]] = False
     kept[order[np.repeat(usable, sizes) & (group_ranks(starts, len(order)) < rule.keep)]] = True
     return kept
@@ -131,10 +134,10 @@ def pairs(candidates: Candidates, rule: Pairs) -> Candidates:
         preference[by_chance] = np.arange(len(order))
     elif rule.rejected == "worst":
         preference = -preference
-    found = np.flatnonzero(fits)
-    found = found[np.lexsort((preference[found], best[found]))]
-    first = np.append(np.ones(min(1, len(found)), dtype=bool), np.diff(best[found]) > 0)
-    chosen, other = candidates.take(order[best[found[first]]]), candidates.take(order[found[first]])
+    fitting = np.flatnonzero(fits)
+    fitting = fitting[np.lexsort((preference[fitting], best[fitting]))]
+    first = np.append(np.ones(min(1, len(fitting)), dtype=bool), np.diff(best[fitting]) > 0)
+    chosen, other = candidates.take(order[best[fitting[first]]]), candidates.take(order[fitting[first]])
     return chosen.with_columns(
         other_file=other.file,
         other_unit=other.unit,
@@ -194,7 +197,7 @@ def ranks_by(candidates: Candidates, values: npt.NDArray[np.uint32]) -> npt.NDAr
 
 
 def add_ranks(candidates: Candidates) -> Candidates:
-    """`rank` and `margin` of every response within its prompt."""
+    """The same rows with `rank` and `margin` within their prompts."""
     order, starts = best_first(candidates)
     rank, margin = np.empty(len(order), dtype=np.int32), np.full(len(order), np.nan, dtype=np.float32)
     rank[order] = group_ranks(starts, len(order)) + 1
@@ -207,7 +210,7 @@ def add_ranks(candidates: Candidates) -> Candidates:
 
 
 def add_rivals(kept: Candidates, whole: Candidates) -> Candidates:
-    """`rival` of the n-th best kept response of a prompt: the reward of the n-th longest of all its responses."""
+    """The kept rows with `rival`: for the n-th best of a prompt, the reward of the n-th longest of all its responses."""
     if not len(kept):
         return kept
     order, starts = kept.prompts
@@ -217,9 +220,9 @@ def add_rivals(kept: Candidates, whole: Candidates) -> Candidates:
     else:
         order, starts = best_first(kept)
         longest, groups = order_within(whole, ~whole.length.astype(np.uint32))
-    heads, own = longest[groups], order[starts]  # both sorted by key
-    at = np.searchsorted(whole.key_high[heads], kept.key_high[own])
-    while (wrong := whole.key_low[heads[at]] != kept.key_low[own]).any():  # keys that share 64 bits
+    whole_heads, kept_heads = longest[groups], order[starts]  # both sorted by key
+    at = np.searchsorted(whole.key_high[whole_heads], kept.key_high[kept_heads])
+    while (wrong := whole.key_low[whole_heads[at]] != kept.key_low[kept_heads]).any():  # keys that share 64 bits
         at = at + wrong
     rank = group_ranks(starts, len(order))
     rival = np.empty(len(order), dtype=np.float32)
@@ -242,7 +245,7 @@ def _first_of(candidates: Candidates, values: npt.NDArray[np.uint32], *, keep: i
     return kept
 
 
-def _known(temperature: float | None) -> float:
+def _require(temperature: float | None) -> float:
     if temperature is None:
         raise ValueError("a probability needs a temperature, and none is known")
     return temperature

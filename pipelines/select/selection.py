@@ -127,7 +127,7 @@ def needs_of(config: RunConfig) -> Needs:
 
 
 def _by_row(step: Step) -> bool:
-    """Whether a step looks at one row at a time, its cut known."""
+    """Return True for a step that looks at one row at a time once its cut is known."""
     return step.top is not None or (step.threshold is not None and step.threshold.min_reward is not None)
 
 

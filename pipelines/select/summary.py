@@ -15,7 +15,7 @@ from pipelines.select.length_correction import HashSample, merge_samples
 
 
 class FragmentFacts(NamedTuple):
-    """What the manifest and the planning of shards need to know of one fragment; in order of its place within a file."""
+    """The facts of one fragment that the manifest and the planning of shards read; ordered by its place within a file."""
 
     unit: int
     fragment: int
@@ -73,10 +73,10 @@ class SelectionSummary:
 
     def __add__(self, other: SelectionSummary) -> SelectionSummary:
         steps = dict(self.steps)
-        for number, own in other.steps.items():
-            before = steps.get(number, StepSum(own.rule, 0, 0, 0))
-            prompts = _both(before.prompts, own.prompts)
-            steps[number] = StepSum(own.rule, before.rows + own.rows, prompts, before.size + own.size)
+        for number, step in other.steps.items():
+            before = steps.get(number, StepSum(step.rule, 0, 0, 0))
+            prompts = _both(before.prompts, step.prompts)
+            steps[number] = StepSum(step.rule, before.rows + step.rows, prompts, before.size + step.size)
         return SelectionSummary(
             candidates=self.candidates + other.candidates,
             prompts=_both(self.prompts, other.prompts),

@@ -1,8 +1,8 @@
 """The global cut of `top`: the best rows, or tokens, of each stratum, exactly, by counting. Pure.
 
 A row's order key has 48 bits, smaller is better: the reward's order-preserving bits, complemented, and 16 bits of the response
-hash. Three passes of 16 bits each count the rows (and tokens) per value inside the bin that the pass before found; whatever lies
-in the last bin together is listed and sorted by the whole tie rule. Counts are integers, so any order of merging gives the same
+hash. Three passes of 16 bits each count the rows (and tokens) per value inside the bin that the previous pass found; rows that
+share the last bin are listed and sorted by the whole tie rule. Counts are integers, so any order of merging gives the same
 cut. A pass sends at most 65,536 bins of 24 bytes a stratum and worker (1.6 MB), whatever the number of rows; for 1e9 rows of
 equal reward and different text the listed bin holds about 15,000.
 """
@@ -19,7 +19,7 @@ from pipelines.config import Top
 from pipelines.select.candidates import Candidates, Mask, worst_bits
 
 PASSES = 3
-REWARD_PASSES = 2  # the first, which look at rewards alone
+REWARD_PASSES = 2  # the first passes, which look at rewards alone
 _BITS = 16
 _DENSE = 64 << _BITS  # bins that are counted in an array, 32 MB
 _NO_KEY = 1 << 63
@@ -37,14 +37,14 @@ class Boundary:
     """The cut of a stratum, as far as it is known: keys below `prefix` are kept, those equal to it are open."""
 
     prefix: int = 0  # the leading 16 * `digits` bits of the key
-    left: int = 0  # rows, or tokens, that the open ones still may take
+    left: int = 0  # rows, or tokens, that open rows may still take
     open: bool = True
-    last: Tie | None = None  # of the open ones, the last that is kept
+    last: Tie | None = None  # the last open row that is kept
 
 
 @dataclass(frozen=True)
 class Cut:
-    """The cuts of one `top`, by stratum; `digits` passes are behind it."""
+    """The cuts of one `top`, by stratum; `digits` is the number of passes made."""
 
     rule: Top
     digits: int = 0
@@ -52,7 +52,7 @@ class Cut:
 
     @property
     def decided(self) -> bool:
-        """Whether no further pass is needed."""
+        """True if no further pass is needed."""
         return self.digits > 0 and not any(boundary.open for boundary in self.boundaries.values())
 
 
@@ -109,9 +109,9 @@ def count_bins(candidates: Candidates, cut: Cut) -> Bins:
     if cut.digits:
         part = candidates.take(_open_rows(candidates, cut, strata))
         strata = Strata.of(part, cut.rule)
-    found: Bins = {}
+    bins_of: Bins = {}
     if not len(part):
-        return found
+        return bins_of
     bins = (_digits(part, cut.digits + 1) & 0xFFFF).astype(np.int64)
     if strata.codes is not None:
         bins |= strata.codes.astype(np.int64) << _BITS
@@ -120,8 +120,8 @@ def count_bins(candidates: Candidates, cut: Cut) -> Bins:
     stratum, digit = used >> _BITS, used & 0xFFFF
     starts = np.flatnonzero(np.diff(stratum, prepend=-1))
     for start, end in zip(starts, np.append(starts[1:], len(used)), strict=True):
-        found[strata.names[stratum[start]]] = (digit[start:end], counts[start:end], tokens[start:end])
-    return found
+        bins_of[strata.names[stratum[start]]] = (digit[start:end], counts[start:end], tokens[start:end])
+    return bins_of
 
 
 def _tally(
@@ -144,10 +144,10 @@ def merge_bins(parts: Iterable[Bins]) -> Bins:
             collected.setdefault(stratum, []).append(columns)
     merged: Bins = {}
     for stratum, pieces in collected.items():
-        bins, where = np.unique(np.concatenate([piece[0] for piece in pieces]), return_inverse=True)
+        bins, positions = np.unique(np.concatenate([piece[0] for piece in pieces]), return_inverse=True)
         rows, tokens = np.zeros(len(bins), dtype=np.int64), np.zeros(len(bins), dtype=np.int64)
-        np.add.at(rows, where, np.concatenate([piece[1] for piece in pieces]))
-        np.add.at(tokens, where, np.concatenate([piece[2] for piece in pieces]))
+        np.add.at(rows, positions, np.concatenate([piece[1] for piece in pieces]))
+        np.add.at(tokens, positions, np.concatenate([piece[2] for piece in pieces]))
         merged[stratum] = (bins, rows, tokens)
     return merged
 
@@ -168,7 +168,7 @@ def refine(cut: Cut, bins: Bins) -> Cut:
         boundaries[stratum] = Boundary(
             prefix=(boundary.prefix << _BITS) + number,
             left=left - taken,
-            # rows left to take none: nothing of this bin is; tokens left over may still hold a row with none of them
+            # with no rows left to take, none of this bin is taken; with no tokens left, a row without tokens still fits
             open=not complete and (left > taken or cut.rule.tokens is not None),
         )
     for stratum, boundary in boundaries.items():
@@ -179,15 +179,15 @@ def refine(cut: Cut, bins: Bins) -> Cut:
 
 def list_ties(candidates: Candidates, cut: Cut) -> Ties:
     """The rows that are still open after all passes."""
-    found: Ties = {}
+    ties: Ties = {}
     if cut.decided or not len(candidates):
-        return found
+        return ties
     strata = Strata.of(candidates, cut.rule)
     at = _open_rows(candidates, cut, strata)
     rows = candidates.take(at)
     for name, tie, tokens in zip(strata.at(at), _ties(rows), rows.tokens.tolist(), strict=True):
-        found.setdefault(name, []).append((tie, tokens))
-    return found
+        ties.setdefault(name, []).append((tie, tokens))
+    return ties
 
 
 def merge_ties(parts: Iterable[Ties]) -> Ties:
@@ -222,10 +222,10 @@ def keep(candidates: Candidates, cut: Cut) -> Mask:
     last = {strata.names[code]: cut.boundaries[strata.names[code]].last for code in strata.present}
     for code in strata.present:
         bounds[code] = cut.boundaries[strata.names[code]].prefix
-    digits, own = _digits(candidates, cut.digits), strata.spread(bounds)
-    kept: Mask = digits < own
+    digits, row_bounds = _digits(candidates, cut.digits), strata.spread(bounds)
+    kept: Mask = digits < row_bounds
     if any(tie is not None for tie in last.values()):
-        equal = np.flatnonzero(digits == own)
+        equal = np.flatnonzero(digits == row_bounds)
         for at, name, tie in zip(equal.tolist(), strata.at(equal), _ties(candidates.take(equal)), strict=True):
             bound = last[name]
             kept[at] = bound is not None and tie <= bound
@@ -254,17 +254,19 @@ CutEdges = dict[Stratum, CutEdge]
 
 
 def measure_edges(candidates: Candidates, cut: Cut) -> CutEdges:
-    """The edges of a settled cut in each stratum of `candidates`, rows that it was made for."""
-    kept, found = keep(candidates, cut), CutEdges()
+    """The edges of a settled cut in each stratum of `candidates`, which are rows that the cut was made for."""
+    kept, edges = keep(candidates, cut), CutEdges()
     if not len(candidates):
-        return found
+        return edges
     reward, strata = candidates.reward.astype(np.float64), Strata.of(candidates, cut.rule)
     for code in strata.present:
-        own = np.ones(len(kept), dtype=bool) if strata.codes is None else strata.codes == code
-        lowest = np.min(reward, where=own & kept, initial=np.inf)
-        highest = np.max(reward, where=own & ~kept, initial=-np.inf)
-        found[strata.names[code]] = CutEdge(int(own.sum()), int((own & kept).sum()), float(lowest), float(highest))
-    return found
+        in_stratum = np.ones(len(kept), dtype=bool) if strata.codes is None else strata.codes == code
+        lowest = np.min(reward, where=in_stratum & kept, initial=np.inf)
+        highest = np.max(reward, where=in_stratum & ~kept, initial=-np.inf)
+        edges[strata.names[code]] = CutEdge(
+            int(in_stratum.sum()), int((in_stratum & kept).sum()), float(lowest), float(highest)
+        )
+    return edges
 
 
 def merge_edges(parts: Iterable[CutEdges]) -> CutEdges:

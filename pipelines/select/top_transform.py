@@ -38,7 +38,7 @@ class Loader(Protocol):
 
     @property
     def on_object_store(self) -> bool:
-        """Whether it mostly waits for one."""
+        """True if it mostly waits for an object store."""
         ...
 
     def __call__(self, element: Any, sides: Sequence[Any], *, ties: bool) -> Candidates: ...
@@ -56,9 +56,9 @@ class FindCut(beam.PTransform):  # type: ignore[misc]
         sides = [AsSingleton(side) for side in self.sides]
         cut = source.pipeline | "Once" >> beam.Impulse() | "Uncut" >> beam.Map(_uncut, self.rule)
         for number in range(PASSES):
-            counted = source | f"Count{number}" >> beam.ParDo(CountBins(self.load), AsSingleton(cut), *sides)
-            counted |= f"MergeCounts{number}" >> beam.ParDo(MergeBundles(merge_bins))
-            cut = cut | f"Refine{number}" >> beam.Map(_refine, AsIter(counted))
+            bins = source | f"Count{number}" >> beam.ParDo(CountBins(self.load), AsSingleton(cut), *sides)
+            bins |= f"MergeCounts{number}" >> beam.ParDo(MergeBundles(merge_bins))
+            cut = cut | f"Refine{number}" >> beam.Map(_refine, AsIter(bins))
         ties = source | "ListTies" >> beam.ParDo(ListTies(self.load), AsSingleton(cut), *sides)
         return cut | "Settle" >> beam.Map(_settle, AsIter(ties))
 
@@ -67,8 +67,8 @@ def _uncut(_impulse: bytes, rule: Top) -> Cut:
     return Cut(rule)
 
 
-def _refine(cut: Cut, counted: Iterable[Bins]) -> Cut:
-    return cut if cut.decided else refine(cut, merge_bins(counted))
+def _refine(cut: Cut, bins: Iterable[Bins]) -> Cut:
+    return cut if cut.decided else refine(cut, merge_bins(bins))
 
 
 def _settle(cut: Cut, ties: Iterable[Ties]) -> Cut:
@@ -108,12 +108,14 @@ class FindEdges(beam.PTransform):  # type: ignore[misc]
 
     def expand(self, source: PCollection[Any]) -> PCollection[CutEdges]:
         sides = [AsSingleton(side) for side in (self.cut, *self.sides)]
-        measured = source | "MeasureEdges" >> beam.ParDo(MeasureEdges(self.load), *sides)
-        return measured | "MergeEdges" >> Gather(merge_edges)
+        edges = source | "MeasureEdges" >> beam.ParDo(MeasureEdges(self.load), *sides)
+        return edges | "MergeEdges" >> Gather(merge_edges)
 
 
 @dataclass(eq=False)
 class MeasureEdges(beam.DoFn):  # type: ignore[misc]
+    """Elements → the edges of the settled cut in each."""
+
     load: Loader
 
     @no_annotations  # type: ignore[untyped-decorator]  # Beam cannot read those of *args
