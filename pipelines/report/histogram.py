@@ -55,7 +55,7 @@ class Histogram:
 
     @property
     def bins(self) -> int:
-        return max((len(own) for own in self.counts.values()), default=0)
+        return max((len(rows) for rows in self.counts.values()), default=0)
 
     @property
     def edges(self) -> npt.NDArray[np.float64]:
@@ -118,7 +118,7 @@ def merge_histograms(parts: Iterable[Histogram]) -> Histogram:
     sizes: dict[int, Counts] = {}
     for part in alike:
         at = slice(part.first - first, part.first - first + part.bins)
-        for whole, own in ((counts, part.counts), (sizes, part.sizes)):
-            for group, values in own.items():
+        for whole, added in ((counts, part.counts), (sizes, part.sizes)):
+            for group, values in added.items():
                 whole.setdefault(group, np.zeros(width, np.int64))[at] += values
     return Histogram(scale, first, counts, sizes)

@@ -1,7 +1,7 @@
-"""The numbers of a report, from what was observed: `report.json`. Pure; the page only draws them.
+"""The numbers of a report, computed from observations: `report.json`. Pure; the page only draws them.
 
-Counts are exact. What needs whole prompts (best of n, margins, overlap, length) is taken from the sample of prompts, and
-`sample` says how many these are and whether they are all.
+Counts are exact. Numbers that need whole prompts (best of n, margins, overlap, length) are taken from the sample of prompts;
+`sample` says how many these are, and `whole` whether they are all.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from pipelines.report.observations import OTHERS, Observations
 from pipelines.report.prompt_numbers import by_length, by_prompt, disagreement, gold_means, list_prompts
 
 FORMAT = 1
-_SHOWN_BINS = 48
-_LEAST_WIDTH = 2.0**-20  # of a bin that is drawn, and as a share of the largest reward: what a page can tell apart
-_OUTSIDE = 0.001  # of the rows may lie beyond either end of what is drawn
-_SOURCES_SHOWN = 12
-_DIGITS = 7  # significant: what is beyond may differ between processors
+_MOST_BINS = 48
+_LEAST_WIDTH = 2.0**-20  # of a bin, also as a share of the largest reward: finer ones look alike on a page
+_OUTSIDE = 0.001  # share of the rows that may lie beyond either end of the chart
+_MOST_SOURCES = 12
+_DIGITS = 7  # significant ones; further digits may differ between processors
 
 Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class ReportSettings:
-    """What a report knows beside the rows."""
+    """The settings of a report."""
 
     unit: str  # of sizes: tokens | characters
     temperature: float | None
@@ -49,15 +49,15 @@ class ReportSettings:
 def report_numbers(observed: Observations, settings: ReportSettings) -> dict[str, Any]:
     """All of `report.json`, as plain JSON values; floats rounded to 7 significant digits."""
     sample, sources = observed.sample, _sources(observed)
-    shown = _histogram_to_draw(observed, [one["name"] for one in sources if not one["others"]])
+    histogram = _histogram_to_draw(observed, [source["name"] for source in sources if not source["others"]])
     numbers = {
         "format": FORMAT,
         "unit": settings.unit,
         "gold": settings.gold,
         "sides": _sides(observed),
         "sources": sources,
-        "histogram": shown,
-        "yield": [] if shown is None else _yield(observed, shown["edges"][:-1]),
+        "histogram": histogram,
+        "yield": [] if histogram is None else _yield(observed, histogram["edges"][:-1]),
         "whole": sample.num_rows == sum(observed.counts().values()),  # whether all responses are in the sample
         **by_prompt(sample, temperature=settings.temperature),
         "length": by_length(sample),
@@ -70,7 +70,7 @@ def report_numbers(observed: Observations, settings: ReportSettings) -> dict[str
 
 
 def _sides(observed: Observations) -> dict[str, Any]:
-    """Rows, sizes and response lengths of what was kept and what was not."""
+    """Rows, sizes and lengths of the kept responses and of the dropped ones."""
     counts, sizes = observed.counts(), observed.sizes()
     return {
         name: {
@@ -83,42 +83,42 @@ def _sides(observed: Observations) -> dict[str, Any]:
 
 
 def _sources(observed: Observations) -> list[dict[str, Any]]:
-    """Rows and sizes by source, the largest first; the smaller ones together, last."""
+    """Rows and sizes by source, the largest first; the smaller sources are one entry, the last."""
     counts, sizes = observed.counts(), observed.sizes()
     names = {source for source, _ in observed.sides}
     total = {name: counts.get((name, True), 0) + counts.get((name, False), 0) for name in names}
     ordered = sorted(names - {OTHERS}, key=lambda name: (-total[name], name or ""))
-    shown, rest = ordered[:_SOURCES_SHOWN], {*ordered[_SOURCES_SHOWN:], *(names & {OTHERS})}
+    largest, rest = ordered[:_MOST_SOURCES], {*ordered[_MOST_SOURCES:], *(names & {OTHERS})}
 
     def row(name: str | None, members: set[str | None] | None = None) -> dict[str, Any]:
-        of = members or {name}
+        sources = members or {name}
         return {
             "name": name,
             "others": members is not None,
-            "kept": sum(counts.get((one, True), 0) for one in of),
-            "dropped": sum(counts.get((one, False), 0) for one in of),
-            "kept_size": sum(sizes.get((one, True), 0) for one in of),
-            "dropped_size": sum(sizes.get((one, False), 0) for one in of),
+            "kept": sum(counts.get((source, True), 0) for source in sources),
+            "dropped": sum(counts.get((source, False), 0) for source in sources),
+            "kept_size": sum(sizes.get((source, True), 0) for source in sources),
+            "dropped_size": sum(sizes.get((source, False), 0) for source in sources),
         }
 
-    return [*(row(name) for name in shown), *([row(None, rest)] if rest else [])]
+    return [*(row(name) for name in largest), *([row(None, rest)] if rest else [])]
 
 
 def _histogram_to_draw(observed: Observations, sources: Sequence[str | None]) -> dict[str, Any] | None:
-    """The histogram, also that of these sources, in about `_SHOWN_BINS` bins; what lies beyond either end is counted
-    in the first and last of them."""
+    """The histogram, also that of these sources, in at most about `_MOST_BINS` bins.
+
+    Rows beyond either end are counted in the first and last bin.
+    """
     whole = observed.histogram
     if not whole:
         return None
-    every: Integers = np.sum(list(whole.counts.values()), axis=0)
-    reached = np.cumsum(every)
-    low = int(np.searchsorted(reached, _OUTSIDE * reached[-1], side="right"))
-    high = int(np.searchsorted(reached, (1 - _OUTSIDE) * reached[-1], side="left"))
+    totals: Integers = np.sum(list(whole.counts.values()), axis=0)
+    cumulative = np.cumsum(totals)
+    low = int(np.searchsorted(cumulative, _OUTSIDE * cumulative[-1], side="right"))
+    high = int(np.searchsorted(cumulative, (1 - _OUTSIDE) * cumulative[-1], side="left"))
     by = 0
     least = _LEAST_WIDTH * max(1.0, float(np.abs(whole.edges[[low, high]]).max()))
-    while (
-        2.0 ** (whole.scale + by) < least or ((whole.first + high) >> by) - ((whole.first + low) >> by) >= _SHOWN_BINS
-    ):
+    while 2.0 ** (whole.scale + by) < least or ((whole.first + high) >> by) - ((whole.first + low) >> by) >= _MOST_BINS:
         by += 1
     coarse = whole.coarsen(whole.scale + by)
     start = ((whole.first + low) >> by) - coarse.first
@@ -130,21 +130,21 @@ def _histogram_to_draw(observed: Observations, sources: Sequence[str | None]) ->
         inner[-1] += counts[end:].sum()
         return [int(n) for n in inner]
 
-    def of(sides: Sequence[int]) -> list[int]:
-        return clip(sum((coarse.counts[side] for side in sides), np.zeros(coarse.bins, np.int64)))
+    def add_up(groups: Sequence[int]) -> list[int]:
+        return clip(sum((coarse.counts[group] for group in groups), np.zeros(coarse.bins, np.int64)))
 
-    groups = range(len(observed.sides))
+    every = range(len(observed.sides))
     return {
         "edges": [float(edge) for edge in coarse.edges[start : end + 1]],
-        "kept": of([group for group in groups if observed.sides[group][1]]),
-        "dropped": of([group for group in groups if not observed.sides[group][1]]),
+        "kept": add_up([group for group in every if observed.sides[group][1]]),
+        "dropped": add_up([group for group in every if not observed.sides[group][1]]),
         "below": int(sum(counts[:start].sum() for counts in coarse.counts.values())),
         "above": int(sum(counts[end:].sum() for counts in coarse.counts.values())),
         "by_source": [
             {
                 "name": name,
-                "kept": of([group for group in groups if observed.sides[group] == (name, True)]),
-                "dropped": of([group for group in groups if observed.sides[group] == (name, False)]),
+                "kept": add_up([group for group in every if observed.sides[group] == (name, True)]),
+                "dropped": add_up([group for group in every if observed.sides[group] == (name, False)]),
             }
             for name in sources
         ],

@@ -1,6 +1,6 @@
-"""The observations behind a report on a scored corpus and what was kept of it: exact counts, samples of bounded size. Pure.
+"""The observations behind a report on a scored corpus and its selection: exact counts, samples of bounded size. Pure.
 
-Everything is mergeable and the same in whatever order it is merged: samples are those with the smallest hashes.
+Observations of parts can be merged in any order with the same result: samples are the responses with the smallest hashes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipelines.report.histogram import Histogram, merge_histograms
 from pipelines.select.candidates import GOLDEN, group_ranks, splitmix
 from pipelines.select.columns import to_labels
 
-SAMPLE_ROWS = 8_192  # of the prompts that are looked at whole
+SAMPLE_ROWS = 8_192  # of the prompts in the sample, each of them whole
 _PER_PROMPT = 256  # responses of one prompt in the sample
 EXTREMES = 10  # responses of each kind
 SOURCES = 64  # that are told apart
@@ -76,39 +76,39 @@ class Observations:
 
     def counts(self) -> dict[Side, int]:
         """Responses by side."""
-        return {self.sides[group]: int(own.sum()) for group, own in self.histogram.counts.items()}
+        return {self.sides[group]: int(rows.sum()) for group, rows in self.histogram.counts.items()}
 
     def sizes(self) -> dict[Side, int]:
-        return {self.sides[group]: int(own.sum()) for group, own in self.histogram.sizes.items()}
+        return {self.sides[group]: int(sizes.sum()) for group, sizes in self.histogram.sizes.items()}
 
 
 def merge_observations(parts: Iterable[Observations]) -> Observations:
     """All parts as one; of more than `SOURCES` sources those with the smallest hashes stay, the others are one."""
-    some = [part for part in parts if part.sides]
-    if not some:
+    filled = [part for part in parts if part.sides]
+    if not filled:
         return Observations()
-    named = _name_sources({source for part in some for source, _ in part.sides})
-    sides = sorted({(named[source], kept) for part in some for source, kept in part.sides}, key=_side_order)
-    at = {side: number for number, side in enumerate(sides)}
+    names = _name_sources({source for part in filled for source, _ in part.sides})
+    sides = sorted({(names[source], kept) for part in filled for source, kept in part.sides}, key=_side_order)
+    position = {side: number for number, side in enumerate(sides)}
     lengths: dict[Side, int] = {}
     histograms = []
-    for part in some:
-        numbers = {group: at[named[source], kept] for group, (source, kept) in enumerate(part.sides)}
+    for part in filled:
+        numbers = {group: position[names[source], kept] for group, (source, kept) in enumerate(part.sides)}
         histograms.append(part.histogram.regroup(numbers))
         for (source, kept), total in part.lengths.items():
-            side = (named[source], kept)
+            side = (names[source], kept)
             lengths[side] = lengths.get(side, 0) + total
     return Observations(
         tuple(sides),
         merge_histograms(histograms),
         {side: lengths[side] for side in sides},
-        extremes_of(pa.concat_tables([part.extremes for part in some])),
-        sample_of(pa.concat_tables([part.sample for part in some])),
+        extremes_of(pa.concat_tables([part.extremes for part in filled])),
+        sample_of(pa.concat_tables([part.sample for part in filled])),
     )
 
 
 def key_text(high: int, low: int) -> str:
-    """The prompt's id, as the output's `prompt_id` has it."""
+    """The id of a prompt, as in the column `prompt_id` of the output."""
     return f"{high << 64 | low:032x}"
 
 
@@ -129,7 +129,7 @@ def extremes_of(rows: pa.Table) -> pa.Table:
 
 
 def sample_of(rows: pa.Table) -> pa.Table:
-    """Whole prompts by chance until they have `SAMPLE_ROWS` responses, those of a prompt together.
+    """Whole prompts in random order until they have `SAMPLE_ROWS` responses, those of a prompt together.
 
     Prompts come in order of a hash of their keys; a larger corpus fills the sample sooner, so that its prompts are among those
     of each of its parts.
@@ -150,14 +150,14 @@ def sample_of(rows: pa.Table) -> pa.Table:
     starts = np.flatnonzero(first)
     few = group_ranks(starts, len(chosen)) < _PER_PROMPT
     chosen, first = chosen[few], first[few]
-    begun = np.cumsum(few)[few] - 1  # rows before this one
+    rows_before = np.cumsum(few)[few] - 1  # rows before this one
     prompt = np.cumsum(first) - 1
-    before = begun[first][prompt]  # rows before this one's prompt
-    return _take(rows, chosen[before < SAMPLE_ROWS])
+    rows_before_prompt = rows_before[first][prompt]  # rows before this one's prompt
+    return _take(rows, chosen[rows_before_prompt < SAMPLE_ROWS])
 
 
 def _prompts_fill(chance: npt.NDArray[np.uint64]) -> bool:
-    """Whether prompts with these hashes, one a row, fill a sample."""
+    """Return True if prompts with these hashes, one a row, fill a sample."""
     _, counts = np.unique(chance, return_counts=True)
     return int(np.minimum(counts, _PER_PROMPT).sum()) >= SAMPLE_ROWS
 
@@ -166,26 +166,26 @@ def _sides(rows: pa.Table) -> tuple[tuple[Side, ...], npt.NDArray[np.int64]]:
     """The distinct sides of some rows, and each row's position among them."""
     labels = to_labels(rows["source"])
     numbers = 2 * (labels.codes.astype(np.int64) + 1) + _kept(rows)
-    there = np.flatnonzero(np.bincount(numbers)).tolist()
-    named = _name_sources({labels.name_of((number >> 1) - 1) for number in there})
-    wanted = {number: (named[labels.name_of((number >> 1) - 1)], bool(number & 1)) for number in there}
-    sides = sorted(set(wanted.values()), key=_side_order)
-    groups = np.zeros(max(there, default=0) + 1, np.int64)
-    for number, side in wanted.items():
+    present = np.flatnonzero(np.bincount(numbers)).tolist()
+    names = _name_sources({labels.name_of((number >> 1) - 1) for number in present})
+    side_of = {number: (names[labels.name_of((number >> 1) - 1)], bool(number & 1)) for number in present}
+    sides = sorted(set(side_of.values()), key=_side_order)
+    groups = np.zeros(max(present, default=0) + 1, np.int64)
+    for number, side in side_of.items():
         groups[number] = sides.index(side)
     return tuple(sides), groups[numbers]
 
 
 def _name_sources(sources: set[str | None]) -> dict[str | None, str | None]:
-    """Each source → the name it goes by."""
+    """Each source → its name in the observations."""
     real = sorted(
         (source for source in sources if source is not None and source != OTHERS),
         key=lambda source: (xxhash.xxh3_64_intdigest(source.encode()), source),
     )
-    named: dict[str | None, str | None] = {None: None, OTHERS: OTHERS}
+    names: dict[str | None, str | None] = {None: None, OTHERS: OTHERS}
     for place, source in enumerate(real):
-        named[source] = source if place < SOURCES else OTHERS
-    return named
+        names[source] = source if place < SOURCES else OTHERS
+    return names
 
 
 def _side_order(side: Side) -> tuple[bool, str, bool]:

@@ -17,10 +17,10 @@ from pipelines.select.length_correction import HashSample, fit
 
 _LENGTH_BINS = 12  # at the most
 _RESPONSES_PER_BIN = 50  # about, at the least
-_SPAN = 0.5  # of the length fit, as `length_correction` has it by default
+_SPAN = 0.5  # of the length fit: the default of `length_correction`
 _BINS = 24
 _RESAMPLES = 500
-_COMPARED_ROWS = 4096  # of the sample, named one by one, for a comparison of two reports
+_COMPARED_ROWS = 4096  # of the sample that are listed, for a comparison of two reports
 
 Floats = npt.NDArray[np.float64]
 
@@ -37,17 +37,17 @@ class _PromptResponses:
 
 
 def by_prompt(sample: pa.Table, *, temperature: float | None) -> dict[str, Any]:
-    """Best of n, margins, overlap and how reward goes with length within a prompt."""
+    """Best of n, margins, overlap, and the correlation of reward and length within a prompt."""
     from rm.evaluate import Bootstrap, best_of_n, length_correlation
     from rm.preferences import Group
 
     prompts = _prompts(sample)
-    graded = any(not np.isnan(one.gold).all() for one in prompts)
+    graded = any(not np.isnan(prompt.gold).all() for prompt in prompts)
     groups = []
-    for one in prompts:
-        gold = tuple(None if math.isnan(value) else float(value) for value in one.gold) if graded else ()
-        groups.append(Group((("user", one.key),), ("",) * len(one.reward), scores=gold))
-    rewards, lengths = [one.reward for one in prompts], [one.length for one in prompts]
+    for prompt in prompts:
+        gold = tuple(None if math.isnan(value) else float(value) for value in prompt.gold) if graded else ()
+        groups.append(Group((("user", prompt.key),), ("",) * len(prompt.reward), scores=gold))
+    rewards, lengths = [prompt.reward for prompt in prompts], [prompt.length for prompt in prompts]
     bootstrap = Bootstrap(_RESAMPLES, 0)
     curve = best_of_n(groups, rewards, lengths, bootstrap=bootstrap)
     return {
@@ -75,15 +75,15 @@ def _prompts(sample: pa.Table) -> list[_PromptResponses]:
 
 
 def _margins(prompts: Sequence[_PromptResponses], temperature: float | None) -> dict[str, Any] | None:
-    """The lead of each prompt's best response over its second best, and, with a temperature, how sure that makes it."""
-    both = [np.sort(one.reward)[-2:] for one in prompts if len(one.reward) > 1]
-    if not both:
+    """The lead of each prompt's best response over its second best and, with a temperature, the probability that it is better."""
+    best_two = [np.sort(prompt.reward)[-2:] for prompt in prompts if len(prompt.reward) > 1]
+    if not best_two:
         return None
-    gaps = np.array([best - second for second, best in both])
+    gaps = np.array([best - second for second, best in best_two])
     top = float(np.quantile(gaps, 0.99)) or float(gaps.max()) or 1.0
     edges = np.linspace(0.0, top, _BINS + 1)
     counts, _ = np.histogram(np.minimum(gaps, top), edges)
-    found: dict[str, Any] = {
+    margins: dict[str, Any] = {
         "prompts": len(gaps),
         "edges": edges.tolist(),
         "counts": counts.tolist(),
@@ -92,47 +92,51 @@ def _margins(prompts: Sequence[_PromptResponses], temperature: float | None) -> 
         "probabilities": None,
     }
     if temperature is not None:
-        sure = 1.0 / (1.0 + np.exp(-gaps / temperature))
+        probabilities = 1.0 / (1.0 + np.exp(-gaps / temperature))
         edges = np.linspace(0.5, 1.0, 11)
-        counts, _ = np.histogram(sure, edges)
-        found["probabilities"] = {"edges": edges.tolist(), "counts": counts.tolist(), "mean": float(sure.mean())}
-    return found
+        counts, _ = np.histogram(probabilities, edges)
+        margins["probabilities"] = {
+            "edges": edges.tolist(),
+            "counts": counts.tolist(),
+            "mean": float(probabilities.mean()),
+        }
+    return margins
 
 
 def _overlap(prompts: Sequence[_PromptResponses]) -> dict[str, Any] | None:
     """Among kept responses to prompts that also lose some, the share that are the longest, and the share expected by chance."""
     kept = by_length = by_chance = 0.0
-    for one in prompts:
-        k, n = int(one.kept.sum()), len(one.kept)
+    for prompt in prompts:
+        k, n = int(prompt.kept.sum()), len(prompt.kept)
         if 0 < k < n:
-            order = np.argsort(-one.length, kind="stable")  # the sample's order between equals
+            order = np.argsort(-prompt.length, kind="stable")  # the sample's order between equals
             kept += k
-            by_length += int(one.kept[order[:k]].sum())
+            by_length += int(prompt.kept[order[:k]].sum())
             by_chance += k * k / n
     return {"responses": int(kept), "longest": by_length / kept, "random": by_chance / kept} if kept else None
 
 
 def by_length(sample: pa.Table) -> dict[str, Any] | None:
-    """Mean reward by length of the response, in bins of equal numbers, as it is and less the fit of reward on length."""
+    """Mean reward by length of the response, in bins of equal numbers: the reward itself, and less its fit on length."""
     if sample.num_rows < 2:
         return None
     length, reward = sample["length"].to_numpy(), sample["reward"].to_numpy()
     kept, tokens = sample["kept"].to_numpy().astype(bool), sample["size"].to_numpy()
-    wanted = min(_LENGTH_BINS, max(2, len(length) // _RESPONSES_PER_BIN))
+    most = min(_LENGTH_BINS, max(2, len(length) // _RESPONSES_PER_BIN))
     curve = fit(HashSample(np.zeros(len(length), np.uint64), length, tokens, reward), span=_SPAN)
     corrected = reward.astype(np.float64) - curve(length) + float(reward.astype(np.float64).mean())
-    edges = np.unique(np.quantile(length, np.linspace(0, 1, wanted + 1)))
+    edges = np.unique(np.quantile(length, np.linspace(0, 1, most + 1)))
     at = np.clip(np.searchsorted(edges, length, side="right") - 1, 0, max(0, len(edges) - 2))
     bins = []
     for number in np.unique(at).tolist():
-        mine = at == number
+        in_bin = at == number
         bins.append(
             {
-                "characters": float(np.median(length[mine])),
-                "responses": int(mine.sum()),
-                "reward": float(reward[mine].astype(np.float64).mean()),
-                "corrected": float(corrected[mine].mean()),
-                "kept": float(kept[mine].mean()),
+                "characters": float(np.median(length[in_bin])),
+                "responses": int(in_bin.sum()),
+                "reward": float(reward[in_bin].astype(np.float64).mean()),
+                "corrected": float(corrected[in_bin].mean()),
+                "kept": float(kept[in_bin].mean()),
             }
         )
     return {"bins": bins}

@@ -25,7 +25,7 @@ _MOST_TURNS = 20  # of a prompt, from its end
 
 
 class ResponsePlace(NamedTuple):
-    """Where a sampled response lies, and the hash that it must have."""
+    """The place of a sampled response, and the hash that it must have."""
 
     file: int
     unit: int

@@ -1,7 +1,7 @@
-"""Observe: score files and what was kept of them → what the report shows, and a few conversations to read.
+"""Observe: score files and kept responses → the numbers of the report, and a few conversations to read.
 
-Costs one more reading of score files, 44 bytes a row. What travels are descriptors of score files and places of kept rows, by
-unit; and the text of the samples, some dozens of conversations cut at a bounded length.
+It costs one more reading of score files, 44 bytes a row. Descriptors of score files and places of kept rows travel by unit, and
+so does the text of the samples, some dozens of conversations cut at a bounded length.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def columns_of(settings: ReportSettings) -> list[str]:
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
 class Observe(beam.PTransform):  # type: ignore[misc]
-    """{scores: descriptors, kept: KeptUnit} → names of `report.json` and `samples.parquet`, published."""
+    """{scores: descriptors, kept: KeptUnit} → the names of `report.json` and `samples.parquet`, which it publishes."""
 
     plan_path: str
     output: str
@@ -70,8 +70,8 @@ class Observe(beam.PTransform):  # type: ignore[misc]
 
     def _read_samples(self, observed: PCollection[Observations]) -> PCollection[SampleText]:
         pick_samples = beam.FlatMap(list_samples, self.samples).with_output_types(tuple[int, bytes])
-        wanted = observed | "PickSamples" >> pick_samples
-        return wanted | "GroupSamples" >> beam.GroupByKey() | "ReadSamples" >> beam.ParDo(ReadSamples(self.plan_path))
+        places = observed | "PickSamples" >> pick_samples
+        return places | "GroupSamples" >> beam.GroupByKey() | "ReadSamples" >> beam.ParDo(ReadSamples(self.plan_path))
 
 
 def key_scores(data: bytes) -> tuple[int, bytes]:
@@ -163,7 +163,7 @@ def _number(text: str) -> float:
 
 def list_samples(observed: Observations, count: int) -> Iterator[tuple[int, bytes]]:
     """(packed `UnitKey`, a place whose text is wanted)"""
-    for place in sorted({one.place for one in pick(observed, count)}):
+    for place in sorted({sample.place for sample in pick(observed, count)}):
         file, unit, row, response, expected = place
         yield UnitKey(file, unit).pack(), json.dumps([row, response, expected]).encode()
 
@@ -185,10 +185,10 @@ class ReadSamples(beam.DoFn):  # type: ignore[misc]
                 return
             numbers = np.unique([row for row, *_ in places])
             for row in read_rows(file, unit, plan.mapping, numbers, more_columns=(), max_row_bytes=plan.max_row_bytes):
-                where = place_of(file.key, unit.start, row.number)
+                position = place_of(file.key, unit.start, row.number)
                 for at, response, expected in places:
                     place = ResponsePlace(*key, at, response, expected)
-                    if at == row.number and (text := sample_text(place, row, file.key, where)) is not None:
+                    if at == row.number and (text := sample_text(place, row, file.key, position)) is not None:
                         yield text
 
 

@@ -1,6 +1,6 @@
 """Small charts as inline SVG: lines, bars, histograms, values with intervals, shifts, a calibration diagram.
 
-Pure functions from numbers to markup. Nothing but what is passed in is drawn; every text is escaped; colours come from
+Pure functions from numbers to markup. They draw their arguments and nothing else; every text is escaped; colours come from
 the page's style sheet by class (`model`, `kept`, ...; all of them in `pages/base.py`), so that they follow light, dark
 and print, and no class differs from another by colour alone.
 """

@@ -13,11 +13,11 @@ from pipelines.report.text import crop, crop_to_width, width
 WIDTH = 440
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 42
 X_LABELS, X_TITLE = 21, 4  # from the lower edge
-GAP = 8.0  # at the least, between two texts in a line
+GAP = 8.0  # at least, between two texts in a line
 LINE = 16  # from one line of text to the next
 _MOST_LABEL = 120.0  # of a vertical axis
 _MOST_NAME = 60  # characters of a name below a chart
-_MOST_READ = 300  # characters of what a chart is called for those who do not see it
+_MOST_READ = 300  # characters of the label of a chart for screen readers
 
 
 @dataclass(frozen=True)
@@ -74,43 +74,43 @@ def round_ticks(low: float, high: float) -> list[float]:
 
 
 def left_of(labels: Iterable[str]) -> float:
-    """The x where a drawing begins that has these labels of a vertical axis before it."""
+    """The x at which a drawing begins, to the right of these labels of its vertical axis."""
     return max(LEFT, math.ceil(min(_MOST_LABEL, max(map(width, labels), default=0.0))) + GAP)
 
 
-def horizontal_grid(x: Axis, y: Axis, ticks: Sequence[float], written: Callable[[float], str] | None) -> list[Markup]:
-    """A rule across at each tick, labelled where a way to write it is given."""
+def horizontal_grid(x: Axis, y: Axis, ticks: Sequence[float], y_format: Callable[[float], str] | None) -> list[Markup]:
+    """A rule across at each tick, labelled if `y_format` is not None."""
     rules = [rule(x.start, y.at(tick), x.end, y.at(tick), "grid") for tick in ticks]
-    if written is None:
+    if y_format is None:
         return rules
-    return rules + [text(x.start - 6, y.at(tick) + 4, written(tick), room=x.start - 6, anchor="end") for tick in ticks]
+    return rules + [text(x.start - 6, y.at(tick) + 4, y_format(tick), room=x.start - 6, anchor="end") for tick in ticks]
 
 
 def tick_labels(x: Axis, y: float, ticks: Sequence[tuple[float, str]]) -> list[Markup]:
     """The labels that have room, from left to right; those at the edges are moved inside."""
-    drawn: list[Markup] = []
+    texts: list[Markup] = []
     free = -math.inf
     for value, label in ticks:
         half = width(label) / 2
         place = min(max(x.at(value), half), WIDTH - half)
         if place - half >= free:
-            drawn.append(text(place, y, label, room=WIDTH, anchor="middle"))
+            texts.append(text(place, y, label, room=WIDTH, anchor="middle"))
             free = place + half + GAP
-    return drawn
+    return texts
 
 
 def references(x: Axis, top: float, bottom: float, values: Sequence[Reference]) -> list[Markup]:
     """Dashed vertical lines; the words stand above `top`, each in a line of its own, on the side with more room."""
     rules: list[Markup] = []
-    drawn: list[Markup] = []
+    texts: list[Markup] = []
     for place, reference in enumerate(values):
         at, y = x.at(reference.value), top - LINE * (len(values) - place)
         rules.append(rule(at, y, at, bottom, "reference"))
         right = at <= WIDTH / 2
         room = (WIDTH - at if right else at) - 4
         beside, anchor = (at + 4, "start") if right else (at - 4, "end")
-        drawn.append(text(beside, y + 10, reference.words, room=room, anchor=anchor, style="over"))
-    return rules + drawn
+        texts.append(text(beside, y + 10, reference.words, room=room, anchor=anchor, style="over"))
+    return rules + texts
 
 
 def rule(x1: float, y1: float, x2: float, y2: float, style: str) -> Markup:
@@ -129,11 +129,11 @@ def dot(x: float, y: float, style: str, radius: float = 4) -> Markup:
 
 
 def text(x: float, y: float, words: str, *, room: float, anchor: str = "start", style: str = "") -> Markup:
-    """As much of `words` as fits `room`; where that is not all, browsers show more of them when pointed at."""
+    """As much of `words` as fits `room`; if some are cut, browsers show more of them when pointed at."""
     short = crop_to_width(words, room)
     title = Markup("<title>{}</title>").format(crop(words)) if short != words else ""
-    named = Markup(' class="{}"').format(style) if style else ""
-    place = (named, round(x, 1), y, anchor, short, title)
+    class_attribute = Markup(' class="{}"').format(style) if style else ""
+    place = (class_attribute, round(x, 1), y, anchor, short, title)
     return Markup('<text{} x="{}" y="{}" text-anchor="{}">{}{}</text>').format(*place)
 
 
@@ -142,11 +142,11 @@ def svg(height: float, parts: Iterable[Markup], label: str) -> Markup:
     return head.format(WIDTH, height, crop(label, _MOST_READ)) + Markup("").join(parts) + Markup("</svg>")
 
 
-def legend(named: Iterable[tuple[str, str]], kind: str = "round") -> Markup:
-    """The names of what is drawn, as (name, style); nothing for a single one without a name."""
+def legend(entries: Iterable[tuple[str, str]], kind: str = "round") -> Markup:
+    """A legend of the entries (name, style) that have a name; empty where none has."""
     items = Markup("").join(
         Markup('<span><i class="key {} {}"></i>{}</span>').format(kind, style, crop(name, _MOST_NAME))
-        for name, style in named
+        for name, style in entries
         if name
     )
     return Markup('<p class="legend">{}</p>').format(items) if items else items

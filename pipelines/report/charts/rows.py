@@ -14,7 +14,7 @@ from pipelines.report.text import width
 _LABELS = 184
 _ROW = 36
 _BAR, _PITCH = 12, 18
-_MOST_WORDS = 150  # px for what stands at the end of a bar
+_MOST_WORDS = 150  # px for the words at the end of a bar
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def interval_chart(
 def bar_rows(rows: Sequence[tuple[str, Sequence[Bar | None]]], *, names: Sequence[tuple[str, str]]) -> Markup:
     """One row a label, with one bar for each of `names` (name, style) from zero on, and its words at its end.
 
-    All bars share one scale: what has other units goes into another chart, or is given as shares. Raises `ValueError` for a
+    All bars share one scale: values of other units go into another chart, or are passed as shares. Raises `ValueError` for a
     value below zero.
     """
     bars = [bar for _, row in rows for bar in row if bar is not None]
@@ -82,7 +82,7 @@ def dot_pairs(
     names: tuple[tuple[str, str], tuple[str, str]],
     x_format: Callable[[float], str],
 ) -> Markup:
-    """One row a label, with a dot where it was, a dot where it is, and a line from the one to the other; None is left out.
+    """One row a label, with a dot for the value before, a dot for the value after, and a line between them; None is left out.
 
     `names` are (name, style) of before and after.
     """

@@ -34,78 +34,80 @@ _PAGE = """\
 
 
 def agreement(one: Json, other: Json) -> dict[str, Any]:
-    """Agreement of two reports on the prompts and responses that both have in their samples.
+    """Agreement of two reports on the `prompts` and `responses` that both have in their samples.
 
-    `kept` responses by `one`, by `other` and by `both` of these; of `prompts` with two or more common responses, in how many
-    the same one is `best`; of the `pairs` of responses to a prompt that neither finds equal, how many are in the same `order`.
+    Of the responses, those kept by `one`, by the `other`, and by `both`. Of the `choices`, prompts with two or more common
+    responses, those with the same `best`. Of the `pairs` of responses to a prompt that neither report finds equal, those in
+    the same `order`.
     """
-    found = dict.fromkeys(("prompts", "responses", "one", "other", "both", "choices", "best", "pairs", "order"), 0)
+    counts = dict.fromkeys(("prompts", "responses", "one", "other", "both", "choices", "best", "pairs", "order"), 0)
     for key in one["prompts"].keys() & other["prompts"].keys():
-        mine, theirs = ({row[0]: row[1:] for row in report["prompts"][key]} for report in (one, other))
-        common = sorted(mine.keys() & theirs.keys())
+        first, second = ({row[0]: row[1:] for row in report["prompts"][key]} for report in (one, other))
+        common = sorted(first.keys() & second.keys())
         if not common:
             continue
-        found["prompts"] += 1
-        found["responses"] += len(common)
-        found["one"] += sum(mine[at][1] for at in common)
-        found["other"] += sum(theirs[at][1] for at in common)
-        found["both"] += sum(mine[at][1] and theirs[at][1] for at in common)
+        counts["prompts"] += 1
+        counts["responses"] += len(common)
+        counts["one"] += sum(first[at][1] for at in common)
+        counts["other"] += sum(second[at][1] for at in common)
+        counts["both"] += sum(first[at][1] and second[at][1] for at in common)
         if len(common) > 1:
-            found["choices"] += 1
-            best = [max(common, key=lambda at, side=side: (side[at][0], at)) for side in (mine, theirs)]  # type: ignore[misc]
-            found["best"] += best[0] == best[1]
+            counts["choices"] += 1
+            best = [max(common, key=lambda at, side=side: (side[at][0], at)) for side in (first, second)]  # type: ignore[misc]
+            counts["best"] += best[0] == best[1]
         for left, right in combinations(common, 2):
-            gaps = (mine[left][0] - mine[right][0], theirs[left][0] - theirs[right][0])
+            gaps = (first[left][0] - first[right][0], second[left][0] - second[right][0])
             if gaps[0] and gaps[1]:
-                found["pairs"] += 1
-                found["order"] += (gaps[0] > 0) == (gaps[1] > 0)
-    return found
+                counts["pairs"] += 1
+                counts["order"] += (gaps[0] > 0) == (gaps[1] > 0)
+    return counts
 
 
 def render(names: tuple[str, str], manifests: Sequence[Json], reports: Sequence[Json]) -> str:
-    """The page for two outputs, by what they are called, their manifests and their numbers."""
-    found = agreement(*reports)
+    """The page for two outputs, from their names, their manifests and their numbers."""
+    counts = agreement(*reports)
     same_scores = manifests[0]["fingerprint"] == manifests[1]["fingerprint"]
-    shown_names = (crop(names[0], 60), crop(names[1], 60))
+    short_names = (crop(names[0], 60), crop(names[1], 60))
     return base.render(
         _PAGE,
-        title=" and ".join(shown_names),
-        names=shown_names,
-        verdict=_verdict(found, same_scores=same_scores),
-        charts=list(_charts(shown_names, reports, found, same_scores=same_scores)),
+        title=" and ".join(short_names),
+        names=short_names,
+        verdict=_verdict(counts, same_scores=same_scores),
+        charts=list(_charts(short_names, reports, counts, same_scores=same_scores)),
         rows=list(_rows(manifests, reports)),
     )
 
 
-def _verdict(found: Json, *, same_scores: bool) -> str:
+def _verdict(counts: Json, *, same_scores: bool) -> str:
     scores = "Rewards of the same model" if same_scores else "Rewards of different models"
-    if not found["prompts"]:
+    if not counts["prompts"]:
         return f"{scores}, and no prompt in common among those sampled: they are of different corpora."
-    words = f"{scores}. Of {found['prompts']:,} sampled prompts in both, with {found['responses']:,} responses: "
-    words += f"{found['one']:,} and {found['other']:,} kept, {found['both']:,} of them by both"
-    if not same_scores and found["choices"]:
-        words += f"; the same response is best for {found['best'] / found['choices']:.0%} of the prompts"
+    words = f"{scores}. Of {counts['prompts']:,} sampled prompts in both, with {counts['responses']:,} responses: "
+    words += f"{counts['one']:,} and {counts['other']:,} kept, {counts['both']:,} of them by both"
+    if not same_scores and counts["choices"]:
+        words += f"; the same response is best for {counts['best'] / counts['choices']:.0%} of the prompts"
     return words + "."
 
 
 def _charts(
-    names: tuple[str, str], reports: Sequence[Json], found: Json, *, same_scores: bool
+    names: tuple[str, str], reports: Sequence[Json], counts: Json, *, same_scores: bool
 ) -> Iterator[dict[str, Any]]:
-    if found["prompts"]:
-        yield _agreement(names, found, same_scores=same_scores)
+    if counts["prompts"]:
+        yield _agreement(names, counts, same_scores=same_scores)
     yield _sources(names, reports)
     for name, report in zip(names, reports, strict=True):
         if report["histogram"] is not None:
             yield _rewards(name, report["histogram"])
 
 
-def _agreement(names: tuple[str, str], found: Json, *, same_scores: bool) -> dict[str, Any]:
+def _agreement(names: tuple[str, str], counts: Json, *, same_scores: bool) -> dict[str, Any]:
     shares = [
-        (f"{name}: kept by both", found["both"], found[own]) for name, own in zip(names, ("one", "other"), strict=True)
+        (f"{name}: kept by both", counts["both"], counts[side])
+        for name, side in zip(names, ("one", "other"), strict=True)
     ]
     if not same_scores:
-        shares += [("same best response", found["best"], found["choices"])]
-        shares += [("same order of pairs", found["order"], found["pairs"])]
+        shares += [("same best response", counts["best"], counts["choices"])]
+        shares += [("same order of pairs", counts["order"], counts["pairs"])]
     rows = [(label, [Bar(part / whole, f"{part / whole:.0%} of {whole:,}")]) for label, part, whole in shares if whole]
     return {
         "title": "Agreement",

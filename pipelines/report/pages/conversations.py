@@ -61,24 +61,24 @@ _SECTION = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined,
 
 
 def sections(samples: Sequence[Json], unit: str) -> Iterator[str]:
-    """A section for each kind of sample (rows of `samples.parquet`) that there is any of."""
+    """Yield a section for each kind of sample that `samples`, rows of `samples.parquet`, hold."""
     for kind, (title, serves) in _TITLES.items():
         groups: dict[int, list[dict[str, Any]]] = {}
         for row in samples:
             if row["kind"] == kind:
                 at = row["number"] if kind == "close" else len(groups)
-                groups.setdefault(at, []).append(_described(row, unit))
+                groups.setdefault(at, []).append(_describe(row, unit))
         if groups:
             yield _SECTION.render(title=title, serves=serves, groups=list(groups.values()))
 
 
-def _described(row: Json, unit: str) -> dict[str, Any]:
+def _describe(row: Json, unit: str) -> dict[str, Any]:
     *prompt, response = row["messages"]
     facts = [f"reward {row['reward']:.4g}", f"{row['size']:,} {unit}"]
     facts += [f"gold {row['gold']:.4g}"] if row["gold"] is not None else []
     facts += [f"spread {row['spread']:.3g}"] if row["spread"] is not None else []
     facts += [crop(row["source"], 60)] if row["source"] is not None else []
-    turns, left_out = _fitting(prompt)
+    turns, left_out = _last_turns(prompt)
     return {
         "kept": row["kept"],
         "facts": ", ".join(facts),
@@ -90,7 +90,7 @@ def _described(row: Json, unit: str) -> dict[str, Any]:
     }
 
 
-def _fitting(prompt: Sequence[Json]) -> tuple[list[dict[str, str]], bool]:
+def _last_turns(prompt: Sequence[Json]) -> tuple[list[dict[str, str]], bool]:
     """The last turns that have room, the very last in any case; and whether turns are missing."""
     room, turns = _MOST, list[dict[str, str]]()
     for turn in reversed(prompt):
@@ -102,7 +102,7 @@ def _fitting(prompt: Sequence[Json]) -> tuple[list[dict[str, str]], bool]:
 
 
 def _cut(text: str, most: int) -> str:
-    """The beginning of a text, and how much more there is."""
+    """The beginning of a text, and the number of characters left out."""
     if len(text) <= most:
         return sanitise(text)
     return f"{sanitise(text[:most])}… ({len(text) - most:,} more characters)"

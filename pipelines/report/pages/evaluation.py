@@ -44,7 +44,7 @@ _MOST_ROWS = 24
 
 
 def render(document: Json) -> str:
-    """The page for an evaluation (what evaluation.json holds). It has no script and refers to nothing outside itself."""
+    """The page for an evaluation, from the content of evaluation.json. It has no script and refers to nothing outside itself."""
     evaluation = document["evaluation"]
     return base.render(
         _PAGE,

@@ -43,7 +43,7 @@ _FILES_NAMED = 20
 
 
 def render(manifest: Json, report: Json, samples: Sequence[Json], run: Json | None) -> str:
-    """The page. It has no script and refers to nothing outside itself; texts of `samples` are escaped and cut."""
+    """The page for a run. It has no script and refers to nothing outside itself; texts of `samples` are escaped and cut."""
     counts = manifest["counts"]
     return base.render(
         _PAGE,
@@ -99,9 +99,9 @@ def _throughput(run: Json) -> Iterator[tuple[str, str]]:
 
 def _identity(manifest: Json) -> Iterator[tuple[str, str | Markup]]:
     model = manifest["model"]
-    for one in model.get("members") or [model]:
-        revision = f" at {one['revision']}" if one.get("revision") else ""
-        yield "reward model", f"{crop(one['name'])}{revision}"
+    for member in model.get("members") or [model]:
+        revision = f" at {member['revision']}" if member.get("revision") else ""
+        yield "reward model", f"{crop(member['name'])}{revision}"
     yield "fingerprint", manifest["fingerprint"]
     for key in ("weights", "tokenizer", "dtype", "max_length", "too_long", "scoring_version"):
         if key in model:

@@ -30,7 +30,7 @@ SIDES = (("kept", "kept"), ("dropped", "dropped"))
 
 
 def charts(manifest: Json, report: Json) -> Iterator[dict[str, Any]]:
-    """Title, what it serves, the drawing and a note of each chart that the corpus has data for."""
+    """Yield the title, purpose, drawing and note of each chart that the corpus has data for."""
     yield _funnel(manifest, report["unit"])
     if report["histogram"] is not None:
         yield _rewards(manifest, report["histogram"])
@@ -155,10 +155,10 @@ def _best_of_n(report: Json) -> dict[str, Any]:
     chart = best_of_n(report["best_of_n"])
     if report["gold"] is not None and report["best_of_n"]["measured_by"] == "gold":
         chart["note"] += f" Gold is the column {report['gold']}."
-    return {**chart, "note": f"{_sampled(report)} {chart['note']}"}
+    return {**chart, "note": f"{_describe_sample(report)} {chart['note']}"}
 
 
-def _sampled(report: Json) -> str:
+def _describe_sample(report: Json) -> str:
     sample = report["sample"]
     which = "all" if report["whole"] else "a random sample of"
     return f"From {which} {sample['prompts']:,} prompts with {sample['responses']:,} responses."
@@ -207,10 +207,10 @@ def _by_source(report: Json) -> dict[str, Any]:
     bins = report["histogram"]
     rows = [
         (
-            "(no source)" if one["name"] is None else one["name"],
-            [_quartiles(bins["edges"], one[side]) for side in ("kept", "dropped")],
+            "(no source)" if source["name"] is None else source["name"],
+            [_quartiles(bins["edges"], source[side]) for side in ("kept", "dropped")],
         )
-        for one in bins["by_source"]
+        for source in bins["by_source"]
     ]
     middle = _quartiles(bins["edges"], [a + b for a, b in zip(bins["kept"], bins["dropped"], strict=True)])
     return {
@@ -227,12 +227,12 @@ def _quartiles(edges: Sequence[float], counts: Sequence[int]) -> Mark | None:
     total = sum(counts)
     if not total:
         return None
-    found, reached, wanted = [], 0.0, [0.25 * total, 0.5 * total, 0.75 * total]
+    quartiles, cumulative, targets = [], 0.0, [0.25 * total, 0.5 * total, 0.75 * total]
     for (low, high), count in zip(pairwise(edges), counts, strict=True):
-        while wanted and count and reached + count >= wanted[0]:
-            found.append(low + (high - low) * (wanted.pop(0) - reached) / count)
-        reached += count
-    return Mark(found[1], found[0], found[2])
+        while targets and count and cumulative + count >= targets[0]:
+            quartiles.append(low + (high - low) * (targets.pop(0) - cumulative) / count)
+        cumulative += count
+    return Mark(quartiles[1], quartiles[0], quartiles[2])
 
 
 def _mix(report: Json) -> dict[str, Any]:
@@ -283,13 +283,15 @@ def _probabilities(margins: Json) -> dict[str, Any]:
     }
 
 
-def _disagreement(found: Json) -> dict[str, Any]:
+def _disagreement(disagreement: Json) -> dict[str, Any]:
     return {
         "title": "Disagreement of the models",
         "serves": "Decides between mean, min and lower_bound: where the kept lie to the right of the dropped, the selection "
         "takes what the models are least sure of.",
-        "svg": kept_and_dropped(found, x_title="standard deviation over the models of their standardised rewards"),
-        "note": f"Mean: kept {number(found['kept_mean'])}, dropped {number(found['dropped_mean'])}.",
+        "svg": kept_and_dropped(
+            disagreement, x_title="standard deviation over the models of their standardised rewards"
+        ),
+        "note": f"Mean: kept {number(disagreement['kept_mean'])}, dropped {number(disagreement['dropped_mean'])}.",
     }
 
 
