@@ -4,7 +4,7 @@
 
 The corpus is made here: prompts of 150 words, and a file for each of 8 generators with one response of 50 words to each prompt.
 With `--corpus`, rows of real Parquet files too: those of the first N prompts of the first file, from all of its files. The model
-is SmolLM2-135M in float32 with a drawn head. Both ways score the same files with a model loaded anew, in rotating order;
+is SmolLM2-135M in float32 with a random head. Both ways score the same files with a model loaded anew, in rotating order;
 `..._gain` is seconds of forwards without by those with colocate, `..._tokens_gain` the same of tokens computed, `..._cpu_gain` of
 processor time of the whole command, loading, reading and shuffling included, which holds when something else runs; medians over
 rounds. `..._apart` is the largest difference of two rewards by their standard deviation.
@@ -62,42 +62,42 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=1024, help="of the model, in tokens")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cache", type=Path, default=CACHE, help=f"where the model is kept; default {CACHE}")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    prompts = given.prompts or (4 if given.quick else 16)
-    model = smollm2(given.cache)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    prompts = args.prompts or (4 if args.quick else 16)
+    model = smollm2(args.cache)
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        corpora = {"made": made_corpus(Path(folder) / "made", prompts)}
-        if given.corpus is not None:
-            corpora["real"] = part_of(given.corpus, Path(folder) / "real", prompts)
+        corpora = {"made": make_corpus(Path(folder) / "made", prompts)}
+        if args.corpus is not None:
+            corpora["real"] = copy_part(args.corpus, Path(folder) / "real", prompts)
         for name, corpus in corpora.items():
-            rounds = given.rounds or (1 if given.quick else 3)
-            settings = {"path": str(model), "dtype": "float32", "max_length": given.max_length}
+            rounds = args.rounds or (1 if args.quick else 3)
+            settings = {"path": str(model), "dtype": "float32", "max_length": args.max_length}
             figures |= contest(name, corpus, settings, Path(folder) / f"{name}-out", rounds=rounds)
-    finish(figures, as_json=given.json)
+    finish(figures, as_json=args.json)
     wrong = [f"{name} {value:.2g}" for name, value in figures.items() if name.endswith("_apart") and value > TOLERANCE]
     if wrong:
         sys.exit(f"rewards differ by more than {TOLERANCE:g} of their standard deviation: {', '.join(wrong)}")
 
 
-def made_corpus(folder: Path, prompts: int) -> Path:
-    """A file for each generator, with one response to each prompt."""
+def make_corpus(folder: Path, prompts: int) -> Path:
+    """Write a file for each generator, with one response to each prompt."""
     draw = random.Random(0)
 
     def text(words: int) -> str:
         return " ".join(draw.choices(WORDS, k=words))
 
-    asked = [text(PROMPT_WORDS) for _ in range(prompts)]
+    prompt_texts = [text(PROMPT_WORDS) for _ in range(prompts)]
     folder.mkdir()
     for number in range(FILES):
-        rows = {"prompt": asked, "response": [text(RESPONSE_WORDS) for _ in asked]}
+        rows = {"prompt": prompt_texts, "response": [text(RESPONSE_WORDS) for _ in prompt_texts]}
         pq.write_table(pa.table(rows), folder / f"generator-{number}.parquet")
     return folder
 
 
-def part_of(corpus: Path, folder: Path, prompts: int) -> Path:
-    """The rows of some prompts, from all files of a corpus."""
+def copy_part(corpus: Path, folder: Path, prompts: int) -> Path:
+    """Copy the rows of the first prompts from all files of a corpus."""
     folder.mkdir()
     files = sorted(corpus.glob("*.parquet"))
     if not files:
@@ -110,7 +110,7 @@ def part_of(corpus: Path, folder: Path, prompts: int) -> Path:
 
 
 def contest(name: str, corpus: Path, model: dict[str, Any], out: Path, *, rounds: int) -> dict[str, float]:
-    """Both ways in turn, on the same files."""
+    """Score the same files both ways, in turn, and return the figures of the comparison."""
     ways: list[str | None] = [None, "prompt"]
     runs: dict[str | None, list[dict[str, Any]]] = {way: [] for way in ways}
     rewards = {}
@@ -125,8 +125,8 @@ def contest(name: str, corpus: Path, model: dict[str, Any], out: Path, *, rounds
     print(f"{name}: {rows} responses in {len(list(corpus.iterdir()))} files")
     for way in ways:
         run = runs[way][-1]["throughput"]
-        secs = statistics.median(each["throughput"]["forward_secs"] for each in runs[way])
-        cpu = statistics.median(each["cpu_secs"] for each in runs[way])
+        secs = statistics.median(entry["throughput"]["forward_secs"] for entry in runs[way])
+        cpu = statistics.median(entry["cpu_secs"] for entry in runs[way])
         print(
             f"    colocate {way or 'off':6s} {run['tokens_read']:9,d} tokens read {run['tokens_computed']:9,d} computed"
             f" {secs:8.2f} s of forwards {cpu:8.2f} s of processor time in all",
@@ -150,7 +150,7 @@ def contest(name: str, corpus: Path, model: dict[str, Any], out: Path, *, rounds
 
 
 def score(corpus: Path, model: dict[str, Any], out: Path, colocate: str | None) -> dict[str, Any]:
-    """Score the corpus; what `run.json` says of it."""
+    """Score the corpus and return the content of `run.json`."""
     from pipelines.commands.run import default_scorer, run_scoring
     from pipelines.config import RunConfig
 
@@ -162,8 +162,8 @@ def score(corpus: Path, model: dict[str, Any], out: Path, colocate: str | None) 
     }
     config = RunConfig.model_validate(values)
     run_scoring(config, scorer=default_scorer(config))
-    found: dict[str, Any] = json.loads((out / "scores" / "run.json").read_text())
-    return found
+    record: dict[str, Any] = json.loads((out / "scores" / "run.json").read_text())
+    return record
 
 
 def rewards_in(out: Path) -> Iterator[np.ndarray]:

@@ -3,7 +3,7 @@
     python benchmarks/judgements.py [--quick] [--json] [--only scores votes ...] [--curve]
 
 The backbone is all-MiniLM-L6-v2 (22 M parameters). Accuracy is on comparisons of held-out prompts, with a 95 % interval that
-resamples prompts; beside it what taking the longer response gives. `scores` takes about 20 minutes on 2 cores, the others
+resamples prompts; beside it that of taking the longer response. `scores` takes about 20 minutes on 2 cores, the others
 2 to 5 each.
 """
 
@@ -79,35 +79,35 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--only", nargs="+", choices=[kind.name for kind in KINDS])
     parser.add_argument("--curve", action="store_true", help="accept_reject on a quarter, half and all of its prompts")
-    given = parser.parse_args()
-    if given.curve:
+    args = parser.parse_args()
+    if args.curve:
         figures = learning_curve()
     else:
-        chosen = given.only or (["votes"] if given.quick else [kind.name for kind in KINDS])
+        chosen = args.only or (["votes"] if args.quick else [kind.name for kind in KINDS])
         figures = {
             f"{kind.name}_{name}": value
             for kind in KINDS
             if kind.name in chosen
-            for name, value in measure(kind, quick=given.quick).items()
+            for name, value in measure(kind, quick=args.quick).items()
         }
-    finish(figures, as_json=given.json)
+    finish(figures, as_json=args.json)
 
 
 def learning_curve() -> dict[str, float]:
-    """Accept/reject with fewer prompts to train on, the held-out ones always the same."""
+    """Train accept/reject on fewer prompts; the held-out ones are always the same."""
     kind = next(kind for kind in KINDS if kind.name == "accept_reject")
     figures: dict[str, float] = {}
     for share in (0.25, 0.5, 1.0):
         with tempfile.TemporaryDirectory() as folder:
             part = Path(folder) / "part.jsonl"
-            part.write_text("".join(thinned(data_file(None, kind.data), share)), encoding="utf-8")
-            found = measure(replace(kind, data=str(part)), quick=False)
-        figures |= {f"share_{share}_{name}": value for name, value in found.items() if name.startswith("accuracy")}
+            part.write_text("".join(thin(data_file(None, kind.data), share)), encoding="utf-8")
+            measured = measure(replace(kind, data=str(part)), quick=False)
+        figures |= {f"share_{share}_{name}": value for name, value in measured.items() if name.startswith("accuracy")}
     return figures
 
 
-def thinned(path: Path, share: float) -> Iterator[str]:
-    """The lines of held-out prompts and of this share of the others."""
+def thin(path: Path, share: float) -> Iterator[str]:
+    """Yield the lines of held-out prompts and of this share of the others."""
     from rm.conversations import from_prompt, prompt_key
 
     with gzip.open(path, "rt", encoding="utf-8") as lines:
@@ -138,17 +138,21 @@ def measure(kind: Kind, *, quick: bool) -> dict[str, float]:
         result = train(settings_of(load(TrainConfig, str(ROOT / "configs" / kind.config), overrides)))
     assert result.heldout is not None  # 30 % is held out
     row = result.heldout.accuracy.overall
-    figures = named("accuracy", row.model) | named("longer", row.length) | named("lengths_matched", row.matched)
+    figures = (
+        with_interval("accuracy", row.model)
+        | with_interval("longer", row.length)
+        | with_interval("lengths_matched", row.matched)
+    )
     figures |= {"comparisons": row.comparisons, "prompts": row.prompts}
     if result.heldout.best_of_n is not None:
         point = max((p for p in result.heldout.best_of_n.points if p.n <= 16), key=lambda p: p.n)
         for name in ("model", "longest", "random", "oracle", "over_longest"):
-            figures |= named(f"best_of_{point.n}_{name}", getattr(point, name))
+            figures |= with_interval(f"best_of_{point.n}_{name}", getattr(point, name))
     print(kind.name, {name: round(value, 3) for name, value in figures.items()}, flush=True)
     return figures
 
 
-def named(name: str, estimate: Any) -> dict[str, float]:
+def with_interval(name: str, estimate: Any) -> dict[str, float]:
     return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
 

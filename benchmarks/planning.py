@@ -2,7 +2,7 @@
 
 `plan_...` is listing and freezing the inputs, writing the plan file and reading it again, as every worker does; `score_...` is
 all of `bestkept score` on small files of one row, with rewards that the rows carry, less the same on one file with all of these
-rows: what a file costs beside its rows. Each is measured in a process of its own, whose peak memory is that beyond imports.
+rows: the cost of a file beside its rows. Each is measured in a process of its own, whose peak memory is that beyond imports.
 
     python benchmarks/planning.py [--quick] [--json] [--files 100000] [--rows 1000000] [--scored 2000]
 """
@@ -21,7 +21,7 @@ from typing import Any
 from support.harness import finish, options, resident_mb
 
 _FILES_A_FOLDER = 1_000
-_QUICK = 10  # so much less of everything
+_QUICK = 10  # --quick divides all sizes by this
 
 
 def rows(first: int, count: int) -> Iterator[dict[str, Any]]:
@@ -65,10 +65,10 @@ def plan(corpus: str, output: str) -> dict[str, float]:
     before, started = resident_mb("VmHWM"), time.monotonic()
     paths = make_plans(config).save(scores_path(config))
     frozen = time.monotonic()
-    found = Plan.load(paths.whole)
-    assert found.hash
+    loaded_plan = Plan.load(paths.whole)
+    assert loaded_plan.hash
     loaded = time.monotonic()
-    figures = {"files": len(found.files), "secs": frozen - started, "load_secs": loaded - frozen}
+    figures = {"files": len(loaded_plan.files), "secs": frozen - started, "load_secs": loaded - frozen}
     return {**figures, "mb": resident_mb("VmHWM") - before, "plan_mb": Path(paths.whole).stat().st_size / 1e6}
 
 
@@ -84,7 +84,7 @@ def score(corpus: str, output: str) -> dict[str, float]:
 WORK = {"plan": plan, "score": score}
 
 
-def apart(work: str, corpus: Path, output: Path) -> dict[str, float]:
+def measure(work: str, corpus: Path, output: Path) -> dict[str, float]:
     """Measure `WORK[work]` in a process of its own."""
     command = [sys.executable, __file__, "--work", work, str(corpus), str(output)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -110,13 +110,13 @@ def main() -> None:
         write_lines(root / "lines" / "a.jsonl", 0, args.rows // share)
         make_parquet(root / "groups" / "a.parquet", args.rows // share)
         for name in ("small", "lines", "groups"):
-            found = apart("plan", root / name, root / f"{name}-planned")
-            figures |= {f"plan_{name}_{key}": value for key, value in found.items()}
+            measured = measure("plan", root / name, root / f"{name}-planned")
+            figures |= {f"plan_{name}_{key}": value for key, value in measured.items()}
         make_small(root / "scored", args.scored // share)
         write_lines(root / "same" / "a.jsonl", 0, args.scored // share)
         for name in ("scored", "same"):
-            found = apart("score", root / name, root / f"{name}-out")
-            figures |= {f"score_{name}_{key}": value for key, value in found.items()}
+            measured = measure("score", root / name, root / f"{name}-out")
+            figures |= {f"score_{name}_{key}": value for key, value in measured.items()}
         beyond = figures["score_scored_secs"] - figures["score_same_secs"]
         figures["score_ms_per_file"] = 1e3 * beyond / (args.scored // share)
     finish(figures, as_json=args.json)

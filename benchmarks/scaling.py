@@ -1,8 +1,8 @@
-"""Two workers of this machine against one process with all its cores; and what a simulation says of a thousand machines.
+"""Two workers of this machine against one process with all its cores; and a simulation of a thousand machines.
 
     python benchmarks/scaling.py [--quick] [--json] [--rounds 3] [--price 0.85] [--fragment-secs 20]
 
-Both score the same corpus, made here of drawn words, with a causal model of 30 layers, in turns. `workers2_vs_1` is the ratio of
+Both score the same corpus, made here of random words, with a causal model of 30 layers, in turns. `workers2_vs_1` is the ratio of
 tokens per second, medians over the rounds, from the first batch to the last score file; `..._whole_run` includes the start
 of the processes and the loading of two models. The simulation (support/scaling_model.py) takes the times that the fragments took
 here, scaled to a GPU's, and is a mean over five draws.
@@ -55,25 +55,25 @@ def main() -> None:
     parser.add_argument("--fragment-secs", type=float, default=20.0, help="of a fragment on the simulated workers")
     parser.add_argument("--price", type=float, default=0.85, help="of a simulated worker and hour")
     parser.add_argument("--child", nargs=2, metavar=("WORKERS", "ROOT"), help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.child:
-        print(json.dumps(score(int(given.child[0]), Path(given.child[1]), smollm2(given.cache))))
+    args = parser.parse_args()
+    if args.child:
+        print(json.dumps(score(int(args.child[0]), Path(args.child[1]), smollm2(args.cache))))
         return
-    rounds, rows = given.rounds or (3 if given.quick else 5), 256 if given.quick else 768
-    smollm2(given.cache)
+    rounds, rows = args.rounds or (3 if args.quick else 5), 256 if args.quick else 768
+    smollm2(args.cache)
     with tempfile.TemporaryDirectory() as folder:
         make_corpus(Path(folder) / "in", rows)
         runs: dict[int, list[dict[str, Any]]] = {1: [], 2: []}
         for number in range(rounds):
             for workers in (1, 2) if number % 2 == 0 else (2, 1):
-                runs[workers].append(measured(workers, Path(folder), given.cache))
+                runs[workers].append(run_once(workers, Path(folder), args.cache))
                 run = runs[workers][-1]
                 rate = run["tokens"] / run["secs"]
                 print(f"round {number + 1}, workers {workers}: {rate:,.0f} tokens/s, {run['whole_secs']:.1f} s")
-    figures = compared(runs)
+    figures = compare(runs)
     fragments = np.array([secs for run in runs[1] for secs in run["fragments"]])
-    figures |= simulated(fragments, mean_secs=given.fragment_secs, price=given.price)
-    finish(figures, as_json=given.json)
+    figures |= simulate_fleets(fragments, mean_secs=args.fragment_secs, price=args.price)
+    finish(figures, as_json=args.json)
 
 
 def make_corpus(folder: Path, rows: int, *, files: int = 8) -> None:
@@ -91,8 +91,8 @@ def make_corpus(folder: Path, rows: int, *, files: int = 8) -> None:
                 file.writelines(json.dumps({"prompt": prompt, "response": text(80)}) + "\n" for _ in range(4))
 
 
-def measured(workers: int, root: Path, cache: Path) -> dict[str, Any]:
-    """One run in a process of its own, from nothing."""
+def run_once(workers: int, root: Path, cache: Path) -> dict[str, Any]:
+    """Score the corpus from the start in a process of its own, and return its figures."""
     shutil.rmtree(root / "out", ignore_errors=True)
     command = [sys.executable, __file__, "--cache", str(cache), "--child", str(workers), str(root)]
     started = time.monotonic()
@@ -101,7 +101,7 @@ def measured(workers: int, root: Path, cache: Path) -> dict[str, Any]:
 
 
 def score(workers: int, root: Path, model: Path) -> dict[str, Any]:
-    """Score the corpus; tokens, seconds from the first batch to the last score file, and those of each fragment."""
+    """Score the corpus; return tokens, seconds from the first batch to the last score file, and those of each fragment."""
     from pipelines.commands.run import default_scorer, run_scoring
     from pipelines.config import RunConfig
     from pipelines.runtime import progress
@@ -117,21 +117,23 @@ def score(workers: int, root: Path, model: Path) -> dict[str, Any]:
     begun: list[float] = []
     ended: list[float] = []
     begin, fragment = progress.begin_fragment, progress.add_fragment
-    progress.begin_fragment = lambda **given: (begun.append(time.monotonic()), begin(**given))[1]  # type: ignore[misc,func-returns-value]
-    progress.add_fragment = lambda **given: (ended.append(time.monotonic()), fragment(**given))[1]  # type: ignore[misc,func-returns-value]
+    progress.begin_fragment = lambda **counts: (begun.append(time.monotonic()), begin(**counts))[1]  # type: ignore[misc,func-returns-value]
+    progress.add_fragment = lambda **counts: (ended.append(time.monotonic()), fragment(**counts))[1]  # type: ignore[misc,func-returns-value]
     settle, settled = progress.settle, []
     progress.settle = lambda: (settled.append(time.monotonic()), settle())[1]  # type: ignore[misc,func-returns-value]
     outcome = run_scoring(config, scorer=default_scorer(config))
     since = progress.current().since
     assert since is not None
     end = settled[0] if settled else ended[-1]
-    each = [] if settled else [two - one for one, two in zip(begun, ended, strict=True)]
-    return {"tokens": outcome.totals["tokens"], "secs": end - since, "fragments": each}
+    fragment_secs = [] if settled else [two - one for one, two in zip(begun, ended, strict=True)]
+    return {"tokens": outcome.totals["tokens"], "secs": end - since, "fragments": fragment_secs}
 
 
-def compared(runs: dict[int, list[dict[str, Any]]]) -> dict[str, float]:
-    rate = {workers: statistics.median(run["tokens"] / run["secs"] for run in given) for workers, given in runs.items()}
-    whole = {workers: statistics.median(run["whole_secs"] for run in given) for workers, given in runs.items()}
+def compare(runs: dict[int, list[dict[str, Any]]]) -> dict[str, float]:
+    rate = {
+        workers: statistics.median(run["tokens"] / run["secs"] for run in rounds) for workers, rounds in runs.items()
+    }
+    whole = {workers: statistics.median(run["whole_secs"] for run in rounds) for workers, rounds in runs.items()}
     return {
         "workers2_vs_1": rate[2] / rate[1],
         "workers2_vs_1_whole_run": whole[1] / whole[2],
@@ -140,8 +142,8 @@ def compared(runs: dict[int, list[dict[str, Any]]]) -> dict[str, float]:
     }
 
 
-def simulated(fragments: np.ndarray, *, mean_secs: float, price: float) -> dict[str, float]:
-    """The table of docs/dataflow.md, and its figures."""
+def simulate_fleets(fragments: np.ndarray, *, mean_secs: float, price: float) -> dict[str, float]:
+    """Print the table of docs/dataflow.md, and return its figures."""
     spread = float(fragments.std() / fragments.mean())
     print(
         f"\n{CORPUS_FRAGMENTS:,} fragments of {mean_secs:.0f} s, coefficient of variation {spread:.2f} as measured here"
@@ -153,19 +155,17 @@ def simulated(fragments: np.ndarray, *, mean_secs: float, price: float) -> dict[
         for rate in (0.0, 0.1):
             machines = Circumstances(preemptions_per_hour=rate, price_per_hour=price)
             for workers in (1, 10, 100, 1000):
-                found = mean([simulate(units, workers, machines, seed=seed) for seed in range(5)])
-                show(per_unit, rate, found)
+                forecast = mean([simulate(units, workers, machines, seed=seed) for seed in range(5)])
+                print_forecast(per_unit, rate, forecast)
                 if rate:
-                    figures[f"efficiency_{workers}_workers_{per_unit}_per_unit"] = found.efficiency
+                    figures[f"efficiency_{workers}_workers_{per_unit}_per_unit"] = forecast.efficiency
     return figures
 
 
-def show(per_unit: int, rate: float, found: Forecast) -> None:
-    what = f"{per_unit} fragments a unit, {f'{rate:g} preempted/h' if rate else 'none preempted'}"
-    numbers = (
-        f"{found.workers:8,d}{found.secs / 3600:8.1f}{found.efficiency:12.1%}{found.cost:10,.0f}{found.preempted:11,d}"
-    )
-    print(f"{what:34s}{numbers}")
+def print_forecast(per_unit: int, rate: float, run: Forecast) -> None:
+    label = f"{per_unit} fragments a unit, {f'{rate:g} preempted/h' if rate else 'none preempted'}"
+    numbers = f"{run.workers:8,d}{run.secs / 3600:8.1f}{run.efficiency:12.1%}{run.cost:10,.0f}{run.preempted:11,d}"
+    print(f"{label:34s}{numbers}")
 
 
 if __name__ == "__main__":

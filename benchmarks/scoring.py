@@ -1,10 +1,10 @@
 """Scoring against sentence-transformers' CrossEncoder and transformers' pipeline: the same weights, texts and rewards.
 
     python benchmarks/scoring.py [--quick] [--json] [--only causal_bo16 ...] [--threads N]
-    python benchmarks/scoring.py --device cuda --shape 8b [--json]      # a known shape with drawn weights, bfloat16
+    python benchmarks/scoring.py --device cuda --shape 8b [--json]      # a known shape with random weights, bfloat16
 
-The causal model is SmolLM2-135M, the encoder all-MiniLM-L6-v2, both in float32 with a drawn head; without a chat template,
-so that all tools read the same tokens, which their rewards must show. bo16 is 16 responses to a prompt, hh is pairs behind
+The causal model is SmolLM2-135M, the encoder all-MiniLM-L6-v2, both in float32 with a random head; without a chat template,
+so that all tools read the same tokens; their rewards must agree. bo16 is 16 responses to a prompt, hh is pairs behind
 long conversations, prefix2 and prefix8 are 16 responses to a prompt twice and eight times as long as each. CrossEncoder
 runs at the best of several batch sizes, the pipeline at 8. Rounds are interleaved in rotating order after a warm-up;
 a figure `..._vs_PEER` is the median over rounds of the peer's seconds by ours, tokenisation included on all sides.
@@ -66,7 +66,7 @@ class Sizes:
     max_length: int  # of the causal model
     most_tokens: int  # of a group that it scores; larger ones are left out, so that a round stays short
     checked: int  # rows of each workload scored one by one as well
-    encoder_times: int  # so many times the groups and pairs, for the smaller model
+    encoder_times: int  # multiplies the groups and pairs for the smaller model
 
 
 QUICK = Sizes(
@@ -90,24 +90,24 @@ GPU = Sizes(
 
 @dataclass
 class Bench:
-    """The run's settings, and what it has found so far."""
+    """The settings of the benchmark, and its results so far."""
 
-    given: Any
+    args: Any
     sizes: Sizes
     figures: dict[str, float] = field(default_factory=dict)
     errors: list[float] = field(default_factory=list)  # ours by row-by-row transformers
-    apart: list[str] = field(default_factory=list)  # whose rewards are not ours
+    mismatches: list[str] = field(default_factory=list)  # tools whose rewards are not ours
 
     def chosen(self, names: tuple[str, ...]) -> list[str]:
-        return [name for name in names if self.given.only is None or name in self.given.only]
+        return [name for name in names if self.args.only is None or name in self.args.only]
 
 
 def main() -> None:
     bench = settings()
-    if bench.given.measure_memory is not None:
-        print(peak_growth(bench, groups=bench.given.measure_memory))
+    if bench.args.measure_memory is not None:
+        print(peak_growth(bench, groups=bench.args.measure_memory))
         return
-    if bench.given.shape:
+    if bench.args.shape:
         shape_figures(bench)
     else:
         for directory, names, max_length in (
@@ -115,15 +115,15 @@ def main() -> None:
             (minilm_reward, ENCODER, 512),
         ):
             if chosen := bench.chosen(names):
-                setup = Setup(directory(bench.given.cache), bench.given.device, "float32", max_length)
+                setup = Setup(directory(bench.args.cache), bench.args.device, "float32", max_length)
                 model_figures(bench, setup, chosen)
         if bench.chosen(("memory",)):
             memory_figure(bench)
         if bench.errors:
             bench.figures["max_relative_error"] = max(bench.errors)
-    finish(bench.figures, as_json=bench.given.json)
-    if bench.apart:
-        sys.exit(f"rewards differ by more than {TOLERANCE:g} of their spread: {'; '.join(bench.apart)}")
+    finish(bench.figures, as_json=bench.args.json)
+    if bench.mismatches:
+        sys.exit(f"rewards differ by more than {TOLERANCE:g} of their spread: {'; '.join(bench.mismatches)}")
 
 
 def settings() -> Bench:
@@ -151,13 +151,13 @@ def settings() -> Bench:
     parser.add_argument("--tokenizer", type=Path, help="tokenizer of --shape: a folder; default: SmolLM2's")
     parser.add_argument("--peak-tflops", type=float, default=989.0, help="of the device; default: H100, bfloat16")
     parser.add_argument("--measure-memory", type=int, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.shape and set(given.only or ()) - set(CAUSAL):
+    args = parser.parse_args()
+    if args.shape and set(args.only or ()) - set(CAUSAL):
         parser.error(f"--shape is a causal model; --only takes {', '.join(CAUSAL)} with it")
-    torch.set_num_threads(given.threads)
-    sizes = QUICK if given.quick else GPU if given.device.startswith("cuda") else FULL
-    changes = {name: value for name in ("rounds", "groups", "pairs") if (value := getattr(given, name)) is not None}
-    return Bench(given, replace(sizes, **changes))
+    torch.set_num_threads(args.threads)
+    sizes = QUICK if args.quick else GPU if args.device.startswith("cuda") else FULL
+    changes = {name: value for name in ("rounds", "groups", "pairs") if (value := getattr(args, name)) is not None}
+    return Bench(args, replace(sizes, **changes))
 
 
 # workloads
@@ -167,9 +167,9 @@ def texts_of(bench: Bench, name: str, template: Any) -> Texts:
     sizes = bench.sizes
     times, most = (sizes.encoder_times, 2**20) if name in ENCODER else (1, sizes.most_tokens)
     if name.endswith("hh"):
-        groups: Iterator[Group] = pairs(data_file(bench.given.hh, "hh_rlhf_harmless.jsonl.gz"))
+        groups: Iterator[Group] = pairs(data_file(bench.args.hh, "hh_rlhf_harmless.jsonl.gz"))
         return Texts.of(fitting(groups, template, count=times * sizes.pairs, most_tokens=most), template)
-    path = data_file(bench.given.best_of, "best_of_56")
+    path = data_file(bench.args.best_of, "best_of_56")
     if name.endswith("bo16"):
         return Texts.of(fitting(best_of(path), template, count=times * sizes.groups, most_tokens=most), template)
     prompt, response = (tokens // sizes.shrink for tokens in PREFIXES[name])
@@ -199,17 +199,17 @@ def model_figures(bench: Bench, setup: Setup, names: list[str]) -> None:
                 half = load_scorer(replace(setup, dtype="bfloat16"))
                 contenders["ours_bfloat16"] = lambda texts, half=half: our_rewards(half, texts)
         secs, rewards = compete(bench, name, texts, contenders, tokens=texts.tokens(scorer.template))
-        own = rewards["ours"]
-        rows = np.unique(np.linspace(0, len(own) - 1, bench.sizes.checked).round().astype(int))
+        ours = rewards["ours"]
+        rows = np.unique(np.linspace(0, len(ours) - 1, bench.sizes.checked).round().astype(int))
         some = [texts.rendered[row] for row in rows]
         plain = plain_rewards(pipe, some)
-        bench.errors.append(error := apart(own[rows], plain, spread=own.std()))
+        bench.errors.append(error := relative_difference(ours[rows], plain, spread=ours.std()))
         if name == "causal_bo16":
             exact = exact_rewards(pipe, some)
-            bench.figures["ours_error_to_float64"] = apart(own[rows], exact, spread=own.std())
-            bench.figures["one_by_one_error_to_float64"] = apart(plain, exact, spread=own.std())
+            bench.figures["ours_error_to_float64"] = relative_difference(ours[rows], exact, spread=ours.std())
+            bench.figures["one_by_one_error_to_float64"] = relative_difference(plain, exact, spread=ours.std())
         if not error <= TOLERANCE:
-            bench.apart.append(f"{name}, ours and plain transformers {error:.2g}")
+            bench.mismatches.append(f"{name}, ours and plain transformers {error:.2g}")
         for peer in contenders:
             if peer == "ours_bfloat16":
                 bench.figures["bf16_vs_float32"] = ratio(secs["ours"], secs[peer])
@@ -236,7 +236,7 @@ def best_batch(encoder: Any, texts: Texts, *, device: str) -> Contender:
 def compete(
     bench: Bench, name: str, texts: Texts, contenders: dict[str, Contender], *, tokens: int
 ) -> tuple[dict[str, list[float]], dict[str, np.ndarray]]:
-    """Seconds of every round and the last rewards of each contender; notes whose rewards are not ours, and says so."""
+    """Seconds of every round and the last rewards of each contender; notes and prints the tools whose rewards are not ours."""
     for run in contenders.values():
         run(texts.few())
     order = list(contenders)
@@ -252,15 +252,15 @@ def compete(
     print(f"{name}: {len(texts.groups)} groups, {rows} rows, {tokens} tokens")
     for contender in order:
         median = statistics.median(secs[contender])
-        difference = apart(rewards[contender], rewards["ours"], spread=spread)
+        difference = relative_difference(rewards[contender], rewards["ours"], spread=spread)
         print(
             f"    {contender:14s} {median:8.2f} s {rows / median:9.2f} rows/s {tokens / median:9.0f} tokens/s"
             f"   rewards differ from ours by {difference:.1e} of their spread",
             flush=True,
         )
-        exact = contender != "ours_bfloat16" and not bench.given.shape  # bfloat16 differs with every batching
+        exact = contender != "ours_bfloat16" and not bench.args.shape  # bfloat16 differs with every batching
         if exact and not difference <= TOLERANCE:
-            bench.apart.append(f"{name}, ours and {contender} {difference:.2g}")
+            bench.mismatches.append(f"{name}, ours and {contender} {difference:.2g}")
     return secs, rewards
 
 
@@ -268,7 +268,7 @@ def ratio(numerator: list[float], denominator: list[float]) -> float:
     return statistics.median(one / other for one, other in zip(numerator, denominator, strict=True))
 
 
-def apart(one: np.ndarray, other: np.ndarray, *, spread: float) -> float:
+def relative_difference(one: np.ndarray, other: np.ndarray, *, spread: float) -> float:
     return float(np.abs(one - other).max() / spread)
 
 
@@ -276,14 +276,14 @@ def apart(one: np.ndarray, other: np.ndarray, *, spread: float) -> float:
 
 
 def memory_figure(bench: Bench) -> None:
-    if not Path("/proc/self/clear_refs").exists() or bench.given.device != "cpu":
+    if not Path("/proc/self/clear_refs").exists() or bench.args.device != "cpu":
         print("memory: measured on Linux, on the CPU only")
         return
     grown = []
     for groups in (1, 4):
         command = [sys.executable, __file__, *sys.argv[1:], "--measure-memory", str(groups)]
         runs = []
-        for _ in range(1 if bench.given.quick else 3):  # the allocator's gaps differ from run to run
+        for _ in range(1 if bench.args.quick else 3):  # the allocator's gaps differ from run to run
             child = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             runs.append(float(child.stdout.split()[-1]))
         grown.append(statistics.median(runs))
@@ -292,15 +292,15 @@ def memory_figure(bench: Bench) -> None:
 
 
 def peak_growth(bench: Bench, *, groups: int) -> float:
-    """MB of resident memory that scoring takes at its peak, over what the process has with the model in memory.
+    """MB of resident memory that scoring takes at its peak, over that of the process with the model in memory.
 
     Rows are of one length, and a group is a little more than the token budget: more groups are more batches of one shape.
     """
     budget = 1024
     tokens = budget // 16
-    setup = Setup(smollm2(bench.given.cache), "cpu", "float32", 2048)
+    setup = Setup(smollm2(bench.args.cache), "cpu", "float32", 2048)
     scorer = load_scorer(setup, tokens_per_batch=budget)
-    path = data_file(bench.given.best_of, "best_of_56")
+    path = data_file(bench.args.best_of, "best_of_56")
     made = synthetic(path, scorer.template, prompt_tokens=tokens, response_tokens=tokens)
     work = fitting(made, scorer.template, count=groups)
     for parameter in scorer.model.parameters():
@@ -313,34 +313,34 @@ def peak_growth(bench: Bench, *, groups: int) -> float:
     return resident_mb("VmHWM") - before
 
 
-# a known shape with drawn weights
+# a known shape with random weights
 
 
 def shape_figures(bench: Bench) -> None:
     """Ours and CrossEncoder in bfloat16: pairs and tokens a second, and the share of the device's FLOP/s put to use."""
-    given = bench.given
-    tokenizer = given.tokenizer or smollm2(given.cache)
-    directory = shaped(given.cache, given.shape, tokenizer=tokenizer, device=given.device)
-    setup = Setup(directory, given.device, "bfloat16", bench.sizes.max_length)
+    args = bench.args
+    tokenizer = args.tokenizer or smollm2(args.cache)
+    directory = shaped(args.cache, args.shape, tokenizer=tokenizer, device=args.device)
+    setup = Setup(directory, args.device, "bfloat16", bench.sizes.max_length)
     scorer, encoder = load_scorer(setup), load_cross_encoder(setup)
     computed = []
     scorer.on_batch = lambda work: computed.append(work.computed_tokens - work.padding_tokens)
     flops_per_token = 2 * scorer.model.computing_parameters
-    for name in bench.chosen(CAUSAL) if given.only else ["causal_bo16"]:
+    for name in bench.chosen(CAUSAL) if args.only else ["causal_bo16"]:
         texts = texts_of(bench, name, scorer.template)
         tokens = texts.tokens(scorer.template)
         contenders: dict[str, Contender] = {"ours": lambda texts: our_rewards(scorer, texts)}
-        contenders["crossencoder"] = best_batch(encoder, texts, device=given.device)
+        contenders["crossencoder"] = best_batch(encoder, texts, device=args.device)
         secs, _ = compete(bench, name, texts, contenders, tokens=tokens)
         computed.clear()
         our_rewards(scorer, texts)
-        prefix = f"{given.shape}_{name}"
+        prefix = f"{args.shape}_{name}"
         bench.figures[f"{prefix}_vs_crossencoder"] = ratio(secs["crossencoder"], secs["ours"])
         for tool, ran in (("ours", sum(computed)), ("crossencoder", tokens)):
             median = statistics.median(secs[tool])
             bench.figures[f"{prefix}_{tool}_pairs_per_sec"] = len(texts.rendered) / median
             bench.figures[f"{prefix}_{tool}_tokens_per_sec"] = tokens / median
-            bench.figures[f"{prefix}_{tool}_mfu"] = flops_per_token * ran / median / (given.peak_tflops * 1e12)
+            bench.figures[f"{prefix}_{tool}_mfu"] = flops_per_token * ran / median / (args.peak_tflops * 1e12)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def work(function: Callable[[Path], Any]) -> Callable[[Path], Any]:
 
 
 def make_scores(root: Path, rows: int) -> None:
-    """Score files as scoring publishes them, `rows` responses in all; and a list of their descriptors."""
+    """Write score files as scoring publishes them, `rows` responses in all, and a list of their descriptors."""
     import numpy as np
     import pyarrow as pa
 
@@ -55,8 +55,8 @@ def make_scores(root: Path, rows: int) -> None:
     per_file = -(-rows // FILES)
     descriptors = []
     for number in range(FILES):
-        own = prompt[number * per_file : (number + 1) * per_file]
-        count = len(own)
+        prompts_of_file = prompt[number * per_file : (number + 1) * per_file]
+        count = len(prompts_of_file)
         null = rng.random(count) < 0.02
         reward = rng.normal(size=count).astype(np.float32)
         chars = rng.integers(20, 4000, count).astype(np.int32)
@@ -64,7 +64,7 @@ def make_scores(root: Path, rows: int) -> None:
             "row": np.arange(count, dtype=np.int32),
             "response_index": np.zeros(count, dtype=np.int32),
             "prompt_key": pa.FixedSizeBinaryArray.from_buffers(
-                pa.binary(16), count, [None, pa.py_buffer(key_table[own].tobytes())]
+                pa.binary(16), count, [None, pa.py_buffer(key_table[prompts_of_file].tobytes())]
             ),
             "response_hash": rng.integers(0, 2**64, count, dtype=np.uint64),
             "reward": pa.array(reward, mask=null),
@@ -74,7 +74,7 @@ def make_scores(root: Path, rows: int) -> None:
             "response_chars": chars,
             "row_bytes": chars.astype(np.int64) + 300,
             "truncated": pa.array(np.zeros(count, dtype=bool)),
-            "source": pa.array([f"source-{n}" for n in range(SOURCES)]).take(pa.array(own % SOURCES)),
+            "source": pa.array([f"source-{n}" for n in range(SOURCES)]).take(pa.array(prompts_of_file % SOURCES)),
         }
         table = pa.table([pa.array(columns[f.name]) for f in score_files.COLUMNS], schema=score_files.COLUMNS)
         footer = score_files.Footer(
@@ -90,7 +90,7 @@ def make_scores(root: Path, rows: int) -> None:
 
 
 def make_corpus(root: Path, rows: int) -> None:
-    """A corpus of `rows` responses of about 1.5 KB, 10 to a prompt, with rewards of its own, and its score files."""
+    """Write a corpus of `rows` responses of about 1.5 KB, 10 to a prompt, with rewards of its own, and its score files."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -197,10 +197,10 @@ def _duckdb(root: Path, query: str) -> tuple[float, Any]:
 
     connection = duckdb.connect(config={"threads": THREADS})
     began = time.perf_counter()
-    found = connection.execute(query.format(files=f"read_parquet('{root}/*.parquet', filename=true)")).fetchnumpy()
+    result = connection.execute(query.format(files=f"read_parquet('{root}/*.parquet', filename=true)")).fetchnumpy()
     secs = time.perf_counter() - began
-    files = np.array([int(Path(name).stem) for name in found["filename"].tolist()], dtype=np.int64)
-    return secs, np.sort((files << 32) | found["row"])
+    files = np.array([int(Path(name).stem) for name in result["filename"].tolist()], dtype=np.int64)
+    return secs, np.sort((files << 32) | result["row"])
 
 
 @work
@@ -259,9 +259,9 @@ def polars_best(root: Path) -> Any:
         .collect()
     )
     secs = time.perf_counter() - began
-    found = best["filename"].struct.unnest()
-    files = np.array([int(Path(name).stem) for name in found["filename"].to_list()], dtype=np.int64)
-    return secs, np.sort((files << 32) | found["row"].to_numpy())
+    places = best["filename"].struct.unnest()
+    files = np.array([int(Path(name).stem) for name in places["filename"].to_list()], dtype=np.int64)
+    return secs, np.sort((files << 32) | places["row"].to_numpy())
 
 
 @work
@@ -323,13 +323,13 @@ def duckdb_export(root: Path) -> Any:
 def child(name: str, root: Path, result: Path) -> None:
     import numpy as np
 
-    secs, found = WORK[name](root)
+    secs, selected = WORK[name](root)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     rows = None
-    if isinstance(found, np.ndarray):
-        np.save(result.with_suffix(".npy"), found)
+    if isinstance(selected, np.ndarray):
+        np.save(result.with_suffix(".npy"), selected)
     else:
-        rows = found
+        rows = selected
     result.write_text(json.dumps({"secs": secs, "peak_gb": peak, "rows": rows}))
 
 
@@ -365,7 +365,7 @@ def rounds(names: list[str], root: Path, count: int) -> dict[str, dict[str, Any]
     return summary
 
 
-def same(root: Path, one: str, other: str) -> None:
+def check_same(root: Path, one: str, other: str) -> None:
     import numpy as np
 
     left, right = (np.load(root / f"result-{name}.npy") for name in (one, other))
@@ -403,16 +403,16 @@ def selection_figures(scratch: Path, arguments: Any, figures: dict[str, float]) 
         print(f"{rows:,} rows made", flush=True)
     names = ["ours_best", "duckdb_best", "duckdb_best_any_tie", "polars_best"]
     names += ["ours_top", "duckdb_top", "duckdb_top_by_quantile"]
-    found = rounds(names, large, arguments.rounds)
+    measured = rounds(names, large, arguments.rounds)
     for name in names:
-        same(large, "ours_best" if name.endswith("best") or "best_" in name else "ours_top", name)
+        check_same(large, "ours_best" if name.endswith("best") or "best_" in name else "ours_top", name)
     growth = rounds(["ours_best", "ours_top"], small, arguments.rounds)
     rowwise = measure("rowwise_best", large)
     whole = rowwise["secs"] * arguments.rows / rowwise["rows"]
     print(
         f"rowwise_best           {rowwise['secs']:8.2f} s for {rowwise['rows']:,} rows; {whole:.0f} s for all, in proportion"
     )
-    secs = {name: values["secs"] for name, values in found.items()}
+    secs = {name: values["secs"] for name, values in measured.items()}
     figures["best_of_1_time_vs_duckdb"] = secs["ours_best"] / secs["duckdb_best"]
     figures["best_of_1_time_vs_duckdb_any_tie"] = secs["ours_best"] / secs["duckdb_best_any_tie"]
     figures["best_of_1_time_vs_polars"] = secs["ours_best"] / secs["polars_best"]
@@ -422,20 +422,20 @@ def selection_figures(scratch: Path, arguments: Any, figures: dict[str, float]) 
     figures["best_of_1_secs"], figures["top_fraction_secs"] = secs["ours_best"], secs["ours_top"]
     figures["best_of_1_growth_for_10x_rows"] = secs["ours_best"] / growth["ours_best"]["secs"]
     figures["top_fraction_growth_for_10x_rows"] = secs["ours_top"] / growth["ours_top"]["secs"]
-    return [found[name]["peak_gb"] for name in ("ours_best", "ours_top")]
+    return [measured[name]["peak_gb"] for name in ("ours_best", "ours_top")]
 
 
 def export_figures(scratch: Path, arguments: Any, figures: dict[str, float]) -> list[float]:
     root = scratch / "text"
     make("corpus", root, arguments.text_rows)
     print(f"{arguments.text_rows:,} responses of text made", flush=True)
-    found = rounds(["ours_export", "ours_export_and_report", "duckdb_export"], root, arguments.rounds)
-    if found["ours_export"]["rows"] != found["duckdb_export"]["rows"]:
-        sys.exit(f"different numbers of rows: {found}")
-    figures["export_time_vs_duckdb"] = found["ours_export"]["secs"] / found["duckdb_export"]["secs"]
-    figures["report_time_ratio"] = found["ours_export_and_report"]["secs"] / found["ours_export"]["secs"]
-    figures["export_peak_memory_gb"] = found["ours_export"]["peak_gb"]
-    return [found["ours_export"]["peak_gb"]]
+    measured = rounds(["ours_export", "ours_export_and_report", "duckdb_export"], root, arguments.rounds)
+    if measured["ours_export"]["rows"] != measured["duckdb_export"]["rows"]:
+        sys.exit(f"different numbers of rows: {measured}")
+    figures["export_time_vs_duckdb"] = measured["ours_export"]["secs"] / measured["duckdb_export"]["secs"]
+    figures["report_time_ratio"] = measured["ours_export_and_report"]["secs"] / measured["ours_export"]["secs"]
+    figures["export_peak_memory_gb"] = measured["ours_export"]["peak_gb"]
+    return [measured["ours_export"]["peak_gb"]]
 
 
 if __name__ == "__main__":

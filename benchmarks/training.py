@@ -51,12 +51,12 @@ def main() -> None:
     parser.add_argument("--rankings", type=Path, help="QA-feedback rows; default: the QA-feedback sample")
     parser.add_argument("--train", type=int, default=800, help="pairs to train on; all others are held out")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    given = parser.parse_args()
-    pairs = usable_pairs(read(data_file(given.pairs, "hh_rlhf_harmless.jsonl.gz")))
-    rankings = read(data_file(given.rankings, "qa_feedback_rankings.jsonl.gz"))
-    count, some, seeds = given.train, rankings[:40], given.seeds
-    if given.quick:
-        pairs, count, some, seeds = pairs[:260], 160, rankings[:24], seeds[:2]
+    args = parser.parse_args()
+    pairs = usable_pairs(read(data_file(args.pairs, "hh_rlhf_harmless.jsonl.gz")))
+    rankings = read(data_file(args.rankings, "qa_feedback_rankings.jsonl.gz"))
+    count, chosen_rankings, seeds = args.train, rankings[:40], args.seeds
+    if args.quick:
+        pairs, count, chosen_rankings, seeds = pairs[:260], 160, rankings[:24], seeds[:2]
     train_rows, heldout = pairs[:count], pairs[count:]
     ours, trl = [], []
     for seed in seeds:
@@ -65,9 +65,11 @@ def main() -> None:
     figures = {"pairs_vs_trl": ratio(ours, trl), **accuracies(ours, trl)}
     ours, trl = [], []
     for seed in seeds:
-        trl.append(show("rankings, TRL", train_trl(pairs_of(some), [], seed=seed)))
-        ours.append(show("rankings, bestkept", train_ours(pairs_of(some), [], seed=seed, groups_per_batch=4)))
-    finish({"rankings_vs_trl": ratio(ours, trl), **figures}, as_json=given.json)
+        trl.append(show("rankings, TRL", train_trl(pairs_of(chosen_rankings), [], seed=seed)))
+        ours.append(
+            show("rankings, bestkept", train_ours(pairs_of(chosen_rankings), [], seed=seed, groups_per_batch=4))
+        )
+    finish({"rankings_vs_trl": ratio(ours, trl), **figures}, as_json=args.json)
 
 
 def show(name: str, run: Run) -> Run:
@@ -77,17 +79,17 @@ def show(name: str, run: Run) -> Run:
 
 
 def ratio(ours: list[Run], trl: list[Run]) -> float:
-    return statistics.median(own.rate / other.rate for own, other in zip(ours, trl, strict=True))
+    return statistics.median(our.rate / peer.rate for our, peer in zip(ours, trl, strict=True))
 
 
 def accuracies(ours: list[Run], trl: list[Run]) -> dict[str, float]:
     from rm.evaluate import paired_difference
 
-    own, other = (np.stack([run.correct for run in runs]) for runs in (ours, trl))
-    difference = paired_difference(own, other, np.arange(own.shape[1]))
+    our_points, trl_points = (np.stack([run.correct for run in runs]) for runs in (ours, trl))
+    difference = paired_difference(our_points, trl_points, np.arange(our_points.shape[1]))
     return {
-        "accuracy_ours": float(own.mean()),
-        "accuracy_trl": float(other.mean()),
+        "accuracy_ours": float(our_points.mean()),
+        "accuracy_trl": float(trl_points.mean()),
         "accuracy_difference": float(difference[0]),
         "accuracy_difference_low": float(difference[1]),
         "accuracy_difference_high": float(difference[2]),
@@ -117,7 +119,7 @@ def usable_pairs(rows: list[Row]) -> list[Row]:
 
 
 def pairs_of(rows: list[Row]) -> list[Row]:
-    """The comparisons of rankings, ties left out, as HH-RLHF rows: what TRL reads, and what we merge by prompt again."""
+    """The comparisons of rankings, ties left out, as HH-RLHF rows: TRL reads these, and ours merges them by prompt again."""
     pairs = []
     for row in rows:
         answers = [row[f"prediction {n}"] for n in range(1, 5)]

@@ -39,10 +39,10 @@ class Forecast:
 def units_of(
     measured_secs: np.ndarray, *, fragments: int, per_unit: int, mean_secs: float, seed: int = 0
 ) -> list[np.ndarray]:
-    """So many fragments in units, their times drawn from measured ones and scaled to a mean."""
+    """Divide `fragments` fragments into units; their times are drawn from measured ones and scaled to a mean."""
     rng = np.random.default_rng(seed)
-    drawn = rng.choice(measured_secs, fragments) * (mean_secs / measured_secs.mean())
-    return [drawn[first : first + per_unit] for first in range(0, fragments, per_unit)]
+    secs = rng.choice(measured_secs, fragments) * (mean_secs / measured_secs.mean())
+    return [secs[first : first + per_unit] for first in range(0, fragments, per_unit)]
 
 
 def simulate(units: list[np.ndarray], workers: int, machines: Circumstances, *, seed: int = 0) -> Forecast:

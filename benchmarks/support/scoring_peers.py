@@ -59,7 +59,7 @@ class Setup:
 
 
 def shaped(cache: Path, shape: str, *, tokenizer: Path, device: str) -> Path:
-    """A causal reward model of a known model's shape in bfloat16, its weights drawn on the device, kept in `cache`."""
+    """A causal reward model of a known model's shape in bfloat16, with random weights made on the device, kept in `cache`."""
 
     def make(directory: Path) -> None:
         import torch
@@ -100,13 +100,13 @@ def load_scorer(setup: Setup, *, tokens_per_batch: int | None = None) -> Any:
 
 def scores(scorer: Any, groups: Sequence[Group]) -> list[Any]:
     """Score each group; end the benchmark where the Scorer read anything but the whole text of every row."""
-    found: list[Any] = scorer.score(groups)
-    reasons = {reason for group in found for reason in group.reasons if reason is not None}
-    if reasons or any(group.truncated.any() for group in found):
+    results: list[Any] = scorer.score(groups)
+    reasons = {reason for group in results for reason in group.reasons if reason is not None}
+    if reasons or any(group.truncated.any() for group in results):
         sys.exit(
             f"some rows were cut or rejected ({', '.join(reasons) or 'cut'}): the tools would not score the same texts"
         )
-    return found
+    return results
 
 
 def our_rewards(scorer: Any, texts: Texts) -> np.ndarray:
@@ -118,8 +118,8 @@ def unshared_rewards(scorer: Any, texts: Texts) -> np.ndarray:
     width = len(texts.groups[0][1])
     columns = []
     for place in range(width):
-        found = scores(scorer, [(prompt, [responses[place]]) for prompt, responses in texts.groups])
-        columns.append([float(group.rewards[0]) for group in found])
+        results = scores(scorer, [(prompt, [responses[place]]) for prompt, responses in texts.groups])
+        columns.append([float(group.rewards[0]) for group in results])
     return np.array(columns, dtype=np.float32).T.ravel()
 
 
@@ -192,7 +192,7 @@ def plain_rewards(pipe: Any, rendered: Sequence[tuple[str, str | None]]) -> np.n
 
 
 def exact_rewards(pipe: Any, rendered: Sequence[tuple[str, str | None]]) -> np.ndarray:
-    """The same in float64: what rounding in float32 is measured against."""
+    """The same in float64: the reference for rounding in float32."""
     kind = pipe.model.dtype
     pipe.model.double()
     try:

@@ -106,12 +106,12 @@ def synthetic(
 def fitting(groups: Iterable[Group], template: Any, *, count: int, most_tokens: int = 2**20) -> list[Group]:
     """The first `count` groups of at most so many tokens, responses cut at their end to fit `template.max_length`; prompts
     that leave no room are left out."""
-    found = list(islice((fit for group in groups if (fit := _fit(group, template, most_tokens=most_tokens))), count))
-    if len(found) < count:
+    kept = list(islice((fit for group in groups if (fit := _fit(group, template, most_tokens=most_tokens))), count))
+    if len(kept) < count:
         sys.exit(
-            f"only {len(found)} of {count} groups fit {template.max_length} tokens; name a larger file (see --help)"
+            f"only {len(kept)} of {count} groups fit {template.max_length} tokens; name a larger file (see --help)"
         )
-    return found
+    return kept
 
 
 def _fit(group: Group, template: Any, *, most_tokens: int) -> Group | None:
