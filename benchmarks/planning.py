@@ -36,7 +36,7 @@ def write_lines(path: Path, first: int, count: int) -> None:
 
 
 def make_small(root: Path, count: int) -> None:
-    """Files of one row."""
+    """Write files of one row."""
     for number in range(count):
         write_lines(root / f"{number // _FILES_A_FOLDER:04d}" / f"{number:07d}.jsonl", number, 1)
 

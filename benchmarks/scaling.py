@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def make_corpus(folder: Path, rows: int, *, files: int = 8) -> None:
-    """Prompts with four responses each, of lognormal lengths; the responses of a prompt stand together."""
+    """Write prompts with four responses each, of lognormal lengths; the responses of a prompt stand together."""
     rng = np.random.default_rng(0)
 
     def text(median: float) -> str:

@@ -181,7 +181,7 @@ def texts_of(bench: Bench, name: str, template: Any) -> Texts:
 
 
 def model_figures(bench: Bench, setup: Setup, names: list[str]) -> None:
-    """Each workload of one model: ours against its peers, and ours against transformers row by row."""
+    """Measure each workload of one model: ours against its peers, and ours against transformers row by row."""
     from rm.engine.device import native_bfloat16
 
     scorer, pipe = load_scorer(setup), load_pipeline(setup)
@@ -218,7 +218,7 @@ def model_figures(bench: Bench, setup: Setup, names: list[str]) -> None:
 
 
 def best_batch(encoder: Any, texts: Texts, *, device: str) -> Contender:
-    """CrossEncoder at its best batch size, each tried once after a warm-up."""
+    """Return CrossEncoder at its best batch size; each is tried once after a warm-up."""
     sizes = (4, 8, 16, 32, *((64, 128) if device.startswith("cuda") else ()))
     cross_encoder_rewards(encoder, texts.few(), batch_size=8)
     secs: dict[int, float] = {}
@@ -236,7 +236,7 @@ def best_batch(encoder: Any, texts: Texts, *, device: str) -> Contender:
 def compete(
     bench: Bench, name: str, texts: Texts, contenders: dict[str, Contender], *, tokens: int
 ) -> tuple[dict[str, list[float]], dict[str, np.ndarray]]:
-    """Seconds of every round and the last rewards of each contender; notes and prints the tools whose rewards are not ours."""
+    """Return the seconds of every round and the last rewards of each contender; note and print those with other rewards."""
     for run in contenders.values():
         run(texts.few())
     order = list(contenders)
@@ -317,7 +317,7 @@ def peak_growth(bench: Bench, *, groups: int) -> float:
 
 
 def shape_figures(bench: Bench) -> None:
-    """Ours and CrossEncoder in bfloat16: pairs and tokens a second, and the share of the device's FLOP/s put to use."""
+    """Measure ours and CrossEncoder in bfloat16: pairs and tokens a second, and the share of the device's FLOP/s put to use."""
     args = bench.args
     tokenizer = args.tokenizer or smollm2(args.cache)
     directory = shaped(args.cache, args.shape, tokenizer=tokenizer, device=args.device)

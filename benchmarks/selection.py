@@ -334,13 +334,13 @@ def child(name: str, root: Path, result: Path) -> None:
 
 
 def make(name: str, root: Path, rows: int) -> None:
-    """Data are made in a process of their own: a child's peak memory is at least what its parent has held."""
+    """Make data in a process of its own: a child's peak memory is at least that of its parent."""
     root.mkdir()
     subprocess.run([sys.executable, __file__, "--make", name, str(root), str(rows)], check=True)
 
 
 def measure(name: str, root: Path) -> dict[str, Any]:
-    """One run in a process of its own."""
+    """Run `WORK[name]` once in a process of its own."""
     result = root / f"result-{name}.json"
     environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS), "POLARS_MAX_THREADS": str(THREADS)}
     subprocess.run([sys.executable, __file__, "--child", name, str(root), str(result)], check=True, env=environment)

