@@ -54,7 +54,7 @@ def _block(kind: type[BaseModel], *, indent: int) -> Iterator[str]:
 
 
 def _is_given(inner: type[BaseModel], field: FieldInfo) -> bool:
-    """Whether the example has the block: not `ensemble`, which takes two models, and not what is off by default."""
+    """Return whether the example has the block: not `ensemble`, which takes two models, and not what is off by default."""
     optional = field.default is None and not field.is_required()
     return inner is not EnsembleConfig and (not optional or "ModelConfig" in inner.__name__)
 

@@ -87,7 +87,7 @@ class Top(Strict):
         return self
 
     def target_rows(self, stratum: str | None, available: int) -> int:
-        """How many of a stratum's `available` responses are kept; `fraction` counts as the decimal it is written as."""
+        """Return the number of a stratum's `available` responses to keep; `fraction` counts as the decimal it is written as."""
         if stratum is not None and stratum in self.quotas:
             return min(available, self.quotas[stratum])
         if self.fraction is not None:
@@ -201,7 +201,7 @@ class Step(Strict):
 
     @property
     def needs_temperature(self) -> bool:
-        """Whether it turns gaps into probabilities with the model's own temperature."""
+        """True where the step turns gaps into probabilities with the model's own temperature."""
         best, threshold = self.best_of_n, self.threshold
         if best is not None:
             return best.min_probability is not None and best.temperature is None
@@ -209,7 +209,7 @@ class Step(Strict):
 
     @property
     def crosses_prompts(self) -> bool:
-        """Whether it compares rewards of different prompts."""
+        """True where the step compares rewards of different prompts."""
         if self.threshold is not None:
             return self.threshold.min_reward is not None
         if self.drop_prompts is not None:

@@ -53,7 +53,7 @@ def sections(command: str) -> list[tuple[str, list[Setting]]]:
 
 
 def block_meanings(command: str) -> dict[str, str]:
-    """What the blocks of the file and the rules say of themselves, by the titles of `sections`."""
+    """Return the docstrings of the blocks and the rules, by the titles of `sections`."""
     found = {name: meaning_of(field) for name, field in KINDS[command].model_fields.items()}
     rules = model_in(KINDS[command].model_fields["select"].annotation)[0] if "select" in found else None
     for name, field in rules.model_fields.items() if rules else ():

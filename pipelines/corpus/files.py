@@ -149,5 +149,5 @@ def place_in_file(file_name: str, unit_start: int, row: int) -> tuple[int, int]:
 
 
 def is_seekable(file: InputFile) -> bool:
-    """Whether a unit of this file can be read without streaming the units before it."""
+    """Return whether a unit of this file can be read without streaming the units before it."""
     return file.compression is None or file.copy is not None

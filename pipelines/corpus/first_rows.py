@@ -84,7 +84,7 @@ def _parquet_rows(file: InputFile) -> list[RowValues]:
 
 
 def _readable(kind: pa.DataType) -> bool:
-    """Whether values of this type tell the role of a column; embeddings and images are not worth reading."""
+    """Return whether values of this type tell the role of a column; embeddings and images are not worth reading."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return not pa.types.is_primitive(kind.value_type) and _readable(kind.value_type)
     if pa.types.is_struct(kind):

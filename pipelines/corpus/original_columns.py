@@ -34,7 +34,7 @@ def _infer_column(name: str, values: Sequence[object]) -> pa.Field:
 
 
 def _has_empty_struct(kind: pa.DataType) -> bool:
-    """Whether a type contains a struct without fields, which Parquet cannot hold."""
+    """Return whether a type contains a struct without fields, which Parquet cannot hold."""
     if pa.types.is_struct(kind):
         return kind.num_fields == 0 or any(_has_empty_struct(field.type) for field in kind)
     return pa.types.is_list(kind) and _has_empty_struct(kind.value_type)

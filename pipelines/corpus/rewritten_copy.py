@@ -184,7 +184,7 @@ def read_index(copy: str) -> tuple[Part, ...] | None:
 
 
 def is_whole(copy: str) -> bool:
-    """Whether a copy has its index and every part. The content of parts is checked when they are read."""
+    """Return whether a copy has its index and every part. The content of parts is checked when they are read."""
     parts = read_index(copy)
     return parts is not None and not missing_parts(copy, parts)
 

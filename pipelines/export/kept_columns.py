@@ -26,7 +26,7 @@ _ROLES = pa.array(["user", "assistant"])
 
 
 def is_plain(file: InputFile, mapping: RowMapping, shape: Shape) -> bool:
-    """Whether the rows of a file can be read as columns."""
+    """Return whether the rows of a file can be read as columns."""
     if file.kind != "parquet" or shape.name not in _SHAPES or shape.include or mapping.group_by:
         return False
     if mapping.prompt is None or mapping.input is not None or mapping.system is not None:

@@ -56,7 +56,7 @@ class Shape(NamedTuple):
 
     @property
     def has_input_columns(self) -> bool:
-        """Whether the output has columns of the input, whose types must be known then."""
+        """True where the output has columns of the input, whose types must be known then."""
         return self.name == "original" or bool(self.include)
 
 

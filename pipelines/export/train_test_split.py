@@ -42,7 +42,7 @@ class Split(NamedTuple):
 
 
 def is_test(rows: Candidates, fraction: float, *, seed: int) -> Mask:
-    """Where the prompt is a test prompt; `fraction`, between 0 and 1, counts as the decimal it is written as."""
+    """Return a mask of the test prompts; `fraction`, between 0 and 1, counts as the decimal it is written as."""
     with np.errstate(over="ignore"):
         low = splitmix(rows.key_low + GOLDEN * np.uint64(seed + 1))
     below = np.uint64(int(Fraction(str(fraction)) * 2**64))

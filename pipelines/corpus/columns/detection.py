@@ -208,7 +208,7 @@ def _refuse_rivals(
 
 
 def _contradicts(table: FirstRows, chosen: Reading, other: Reading) -> bool:
-    """Whether a list of responses contradicts a single response that is not in it, or whole conversations."""
+    """Return whether a list of responses contradicts a single response that is not in it, or whole conversations."""
     if chosen.format == "messages":
         return other.format == "responses_list" and other.columns["responses"] in LISTS
     if chosen.format != "responses_list" or other.format not in ("prompt_response", "alpaca"):

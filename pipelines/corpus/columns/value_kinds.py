@@ -66,16 +66,16 @@ class FirstRows:
         return sum(isinstance(value := row.get(name), str) and bool(value.strip()) for row in self.rows)
 
     def same(self, one: str, other: str) -> bool:
-        """Whether two columns have equal values in every row; False without rows."""
+        """Return whether two columns have equal values in every row; False without rows."""
         return bool(self.rows) and all(canonical(row.get(one)) == canonical(row.get(other)) for row in self.rows)
 
     def ends_with_assistant(self, name: str) -> bool:
-        """Whether any conversation in this column ends with the assistant's turn; True without rows."""
+        """Return whether any conversation in this column ends with the assistant's turn; True without rows."""
         conversations = [turns for row in self.rows if (turns := conversation(row.get(name))) is not None]
         return not conversations or any(turns[-1][0] == "assistant" for turns in conversations if turns)
 
     def is_transcript(self, name: str) -> bool:
-        """Whether there are texts in this column and all begin like HH-RLHF's transcripts."""
+        """Return whether there are texts in this column, and all begin like HH-RLHF's transcripts."""
         values = [value for row in self.rows if isinstance(value := row.get(name), str) and value.strip()]
         return bool(values) and all(map(_is_hh, values))
 
