@@ -1,4 +1,4 @@
-"""Streaming decompression of .gz and .zst that never takes a cut file for a short one, and holds little at once."""
+"""Streaming decompression of .gz and .zst that reports a cut file as an error, and holds little in memory."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import zstandard
 
 _READ_BYTES = 16 * 1024
 _FEED_BYTES = {"gz": 16 * 1024, "zst": 1024}
-"""To a decoder at once, so that a bomb expands in steps: gzip makes at most 1,032 bytes of one, zstd 128 KiB of four; so a step
-gives at most 16 MiB or 32 MiB."""
+"""The bytes that a decoder is given at once, so that a bomb expands in steps: gzip makes at most 1,032 bytes of one, zstd 128 KiB
+of four; so a step gives at most 16 MiB or 32 MiB."""
 _WINDOW_LOG = 27  # the most that zstd needs without --long: 128 MiB
 
 

@@ -75,7 +75,7 @@ def join(root: str, *parts: str) -> str:
 
 
 def version_of(info: dict[str, Any]) -> str:
-    """What changes when an object does: its checksum or generation on object stores, its modification time locally."""
+    """A string that changes when an object does: its checksum or generation on object stores, its modification time locally."""
     for key in ("ETag", "etag", "md5Hash", "generation"):
         if info.get(key):
             return str(info[key]).strip('"')
@@ -86,17 +86,17 @@ def version_of(info: dict[str, Any]) -> str:
 
 
 def open_for_reading(path: str) -> BinaryIO:
-    """An open binary file, local or remote; a remote one stays what it is now, or reading it raises `StorageError`."""
+    """Open a file, local or remote, for reading; reads of a remote one that has changed since raise `StorageError`."""
     fs, name = filesystem(path)
     if isinstance(fs, LocalFileSystem):
         return open(name, "rb")
-    there = _object_on(fs, name, path)
-    seen = there.stat()
+    remote = _object_on(fs, name, path)
+    seen = remote.stat()
     if seen is None:
         raise FileNotFoundError(errno.ENOENT, "there is no such object", path)
     if seen.size is None:  # some web servers do not say
         return cast("BinaryIO", fs.open(name, "rb"))
-    return open_remote(there, seen)
+    return open_remote(remote, seen)
 
 
 def read_bytes(path: str) -> bytes | None:
@@ -114,13 +114,13 @@ def read_bytes(path: str) -> bytes | None:
 
 
 def read_with_version(path: str) -> tuple[bytes, str] | None:
-    """The whole object and what `publish.replace` must be told so that it replaces nothing else; None where there is none."""
-    there = object_at(path)
-    if there is None:
+    """The whole object and its version, with which `publish.replace` replaces no other one; None where there is none."""
+    remote = object_at(path)
+    if remote is None:
         data = read_bytes(path)
         return None if data is None else (data, "")
-    found = there.read_with_stat()
-    return None if found is None else (found[0], found[1].version)
+    existing = remote.read_with_stat()
+    return None if existing is None else (existing[0], existing[1].version)
 
 
 def size_of(path: str) -> int | None:
@@ -133,7 +133,7 @@ def size_of(path: str) -> int | None:
 
 
 def anything_below(path: str) -> bool:
-    """Whether there is a file of this name, or any in a directory of this name; a local dot-name is not published yet."""
+    """Return whether there is a file of this name, or any in a directory of this name; local dot-names are not published yet."""
     fs, name = filesystem(path)
     if isinstance(fs, LocalFileSystem):
         below = itertools.chain.from_iterable(files for _, _, files in os.walk(name))
@@ -142,18 +142,18 @@ def anything_below(path: str) -> bool:
 
 
 def names_in(directory: str) -> list[str]:
-    """Names of the published files right in a directory, sorted; none where there is no such directory."""
+    """Names of the published files directly in a directory, sorted; none where there is no such directory."""
     fs, name = filesystem(directory)
     if isinstance(fs, LocalFileSystem):
         try:
             with os.scandir(name) as entries:
-                return sorted(each.name for each in entries if not each.name.startswith(".") and each.is_file())
+                return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file())
         except FileNotFoundError:
             return []
         except OSError as error:
             raise StorageError(f"cannot list {directory}: {describe(error)}") from error
-    found = with_retries(lambda _: fs.find(name, maxdepth=1), doing="list", place=directory)
-    return sorted(path.rsplit("/", 1)[-1] for path in found)
+    paths = with_retries(lambda _: fs.find(name, maxdepth=1), doing="list", place=directory)
+    return sorted(path.rsplit("/", 1)[-1] for path in paths)
 
 
 class StoredObject(NamedTuple):
@@ -164,13 +164,13 @@ class StoredObject(NamedTuple):
 
 
 def stored_in(directory: str) -> dict[str, StoredObject]:
-    """The objects right in a directory on an object store, by name; none where there is no such directory.
+    """The objects directly in a directory on an object store, by name; none where there is no such directory.
 
     Raises `StorageError`, and with some drivers `FileNotFoundError` where there is no bucket.
     """
     fs, name = filesystem(directory.rstrip("/"))
-    found = with_retries(lambda _: fs.find(name, maxdepth=1, detail=True), doing="list", place=directory)
-    files = {path: info for path, info in found.items() if info["type"] == "file" and not path.endswith("/")}
+    entries = with_retries(lambda _: fs.find(name, maxdepth=1, detail=True), doing="list", place=directory)
+    files = {path: info for path, info in entries.items() if info["type"] == "file" and not path.endswith("/")}
     return {
         path.rsplit("/", 1)[-1]: StoredObject(info.get("size"), version_of(info))
         for path, info in sorted(files.items())
@@ -178,7 +178,7 @@ def stored_in(directory: str) -> dict[str, StoredObject]:
 
 
 def check_writable(directory: str, *, named: str) -> None:
-    """Make a local directory and write into it, before hours of work for it; the error names it as `named`.
+    """Make a local directory and write into it, before hours of work are spent for it; errors call it `named`.
 
     Raises `StorageError`.
     """
@@ -192,7 +192,7 @@ def check_writable(directory: str, *, named: str) -> None:
 
 @contextmanager
 def reading(path: str) -> Iterator[None]:
-    """Turn what storage and decoders raise about `path` into an `InputError` that names it."""
+    """Turn errors that storage and decoders raise for `path` into an `InputError` that names it."""
     try:
         yield
     except BestkeptError:

@@ -24,24 +24,25 @@ class ListedFile(NamedTuple):
 
 
 def expand(pattern: str) -> list[ListedFile]:
-    """Files that a path, a directory or a glob names, sorted by path, and the directories that a glob names whose files it does
-    not: whoever reads them decides whether something was meant.
+    """Files that a path, a directory or a glob names, sorted by path, and directories that a glob names without their files.
 
-    In directories, hidden files and those that start with an underscore are not data, as everywhere. Links to files are files;
-    one to a place where nothing is has size 0. Raises `InputError` where nothing matches, a directory below the given one
-    cannot be listed, or a link to a directory would have to be followed.
+    The caller decides whether the files of such a directory were meant. In directories, hidden files and those that start with
+    an underscore are not data. A link to a file counts as a file, a broken link as one of size 0.
+
+    Raises `InputError` where nothing matches, a directory below the named one cannot be listed, or a link to a directory would
+    have to be followed.
     """
     fs, path = filesystem(absolute(pattern))
     local = isinstance(fs, LocalFileSystem)
     with reading(pattern):
-        found = _find_locally(fs, path) if local else _find_remotely(fs, path, pattern)
+        entries = _find_locally(fs, path) if local else _find_remotely(fs, path, pattern)
         root = _above_wildcard(path)
         listed = []
-        for name, info in sorted(found.items()):
+        for name, info in sorted(entries.items()):
             key = name.removeprefix(root).lstrip("/") or name.rsplit("/", 1)[-1]
             if local and info.get("islink"):
                 info = _follow_link(name, info, recursive=not local_glob.has_magic(path) or "**" in path)
-            whole = info["type"] == "directory" and not any(other.startswith(name + "/") for other in found)
+            whole = info["type"] == "directory" and not any(other.startswith(name + "/") for other in entries)
             mark = name.endswith("/")  # an empty object that stands for a directory
             if (info["type"] == "file" or whole) and not _hidden(key) and not mark:
                 listed.append(ListedFile(fs.unstrip_protocol(name) if "://" in pattern else name, key, info))
@@ -61,7 +62,7 @@ def _find_locally(fs: LocalFileSystem, path: str) -> dict[str, dict[str, Any]]:
 
 
 def _refuse_links(fs: LocalFileSystem, pattern: str) -> None:
-    """Raise `InputError` where a wildcard matches a link to a directory that files of the pattern lie below: fsspec leaves these
+    """Raise `InputError` where a wildcard matches a link to a directory with files of the pattern below it: fsspec leaves these
     out."""
     parts, root = pattern.split("/"), _above_wildcard(pattern)
     for count in range(1, len(parts)):
@@ -76,33 +77,33 @@ def _refuse_links(fs: LocalFileSystem, pattern: str) -> None:
 
 
 def _find_remotely(fs: Any, path: str, pattern: str) -> dict[str, dict[str, Any]]:
-    """By listing alone: drivers' `isdir` and `exists` take a refusal for an absence."""
+    """The entries of a listing by path. Drivers' `isdir` and `exists` are not used: they take a refusal for an absence."""
     search = fs.glob if local_glob.has_magic(path) else fs.find
     try:
-        found = cast(
+        entries = cast(
             "dict[str, dict[str, Any]]", with_retries(lambda _: search(path, detail=True), doing="list", place=pattern)
         )
     except FileNotFoundError:  # gcsfs, where there is no bucket
         raise StorageError(f"cannot list {pattern}: there is no such bucket; fix input.path") from None
-    if not found and "s3" in fs.protocol and s3.bucket_is_missing(fs, path, pattern):
+    if not entries and "s3" in fs.protocol and s3.bucket_is_missing(fs, path, pattern):
         raise StorageError(f"cannot list {pattern}: there is no such bucket; fix input.path")
-    return found
+    return entries
 
 
 def _all_below(fs: LocalFileSystem, path: str) -> dict[str, dict[str, Any]]:
     """The files below a local directory. Raises `OSError` for a directory that cannot be listed, which fsspec leaves out."""
-    found = fs.find(path, detail=True, withdirs=True)
-    for name, info in found.items():
+    entries = fs.find(path, detail=True, withdirs=True)
+    for name, info in entries.items():
         if info["type"] == "directory":
             os.scandir(name).close()
-    return {name: info for name, info in found.items() if info["type"] != "directory"}
+    return {name: info for name, info in entries.items() if info["type"] != "directory"}
 
 
 def _follow_link(name: str, info: dict[str, Any], *, recursive: bool) -> dict[str, Any]:
-    """What a local link leads to."""
+    """The entry of the file or directory that a local link leads to."""
     try:
         status = os.stat(name)
-    except OSError:  # nothing there, or a circle: whoever opens it will say so
+    except OSError:  # broken or circular: opening it will report that
         return {**info, "type": "file", "size": 0, "mtime": 0.0}
     if stat.S_ISDIR(status.st_mode) and recursive:
         raise _link_error(name)

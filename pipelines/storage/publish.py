@@ -34,14 +34,15 @@ _SPOOL_BYTES = 64 * 2**20
 def create(path: str, write: Writer | bytes) -> bool:
     """Publish what `write` produces at `path`; False where something is there already (it stays as it is).
 
-    On an object store, True also where the very same bytes are there already: they may be ours, their acknowledgement lost.
+    On an object store, True also where the very same bytes are there already: this process may have written them, and the
+    acknowledgement was lost.
     Raises `StorageError` with the cause and the place where the object cannot be written.
     """
     write = _writer(write)
-    there = object_at(path)
-    if there is not None:
+    remote = object_at(path)
+    if remote is not None:
         with _spool(write) as spool:
-            return _create_object(there, spool)
+            return _create_object(remote, spool)
     name = filesystem(path)[1]
     try:
         return local.create(Path(name), write)
@@ -55,15 +56,15 @@ def create_or_equal(path: str, write: Writer | bytes) -> str:
     Raises `ConflictError` where other bytes are there: two selections must not share an output.
     """
     with _spool(_writer(write)) as spool:
-        digest, there = _digest(spool), object_at(path)
+        digest, remote = _digest(spool), object_at(path)
 
         def copy(file: BinaryIO) -> None:
             spool.seek(0)
             while chunk := spool.read(_CHUNK):
                 file.write(chunk)
 
-        ours = create(path, copy) if there is None else _create_object(there, spool)
-        if not ours and (there is not None or not _holds(path, digest)):
+        created = create(path, copy) if remote is None else _create_object(remote, spool)
+        if not created and (remote is not None or not _holds(path, digest)):
             raise ConflictError(
                 f"{path} exists with other content than this run gives; choose another output.path, or remove the old output "
                 "first"
@@ -72,13 +73,13 @@ def create_or_equal(path: str, write: Writer | bytes) -> str:
 
 
 def replace(path: str, data: bytes, *, version: str | None = None) -> bool:
-    """Overwrite an object that holds nothing anymore: damaged, or a claim that led to no output. Atomic like `create`.
+    """Overwrite an object that is of no use any more: a damaged one, or a claim that led to no output. Atomic like `create`.
 
-    On an object store, only the version that `files.read_with_version` gave; False where another one has come in its place.
+    On an object store, only the version that `files.read_with_version` gave is replaced; False where another one stands there.
     """
-    there = object_at(path)
-    if there is not None:
-        return there.replace(data, version) or there.read() == data
+    remote = object_at(path)
+    if remote is not None:
+        return remote.replace(data, version) or remote.read() == data
     name = filesystem(path)[1]
     try:
         local.replace(Path(name), _writer(data))
@@ -116,7 +117,7 @@ def _holds(path: str, digest: str) -> bool:
 
 @contextmanager
 def _spool(write: Writer) -> Iterator[Any]:
-    """What `write` produces, in memory up to 64 MiB and on the local disk beyond."""
+    """The data that `write` produces, in memory up to 64 MiB and on the local disk beyond."""
     with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as spool:
         try:
             write(spool)  # type: ignore[arg-type]
@@ -126,7 +127,7 @@ def _spool(write: Writer) -> Iterator[Any]:
 
 
 def sweep(directories: Iterable[str]) -> int:
-    """Remove temporaries that killed runs have left in these directories; how many. Object stores have none."""
+    """Remove temporaries that killed runs have left in these directories; return how many. Object stores have none."""
     return sum(local.sweep(Path(filesystem(directory)[1])) for directory in directories if is_local(directory))
 
 
@@ -149,7 +150,7 @@ def _digest(file: Any) -> str:
 
 
 def _create_object(remote: RemoteObject, spool: Any) -> bool:
-    """Whether our bytes stand there: what a request that went unanswered has written, is ours; nothing is ever deleted."""
+    """Write an object; return whether these bytes stand there, which an unanswered request may have written. Deletes nothing."""
     size = spool.seek(0, os.SEEK_END)
     spool.seek(0)
     if remote.create(spool, size):
@@ -157,8 +158,8 @@ def _create_object(remote: RemoteObject, spool: Any) -> bool:
     seen = remote.stat()
     if seen is None or seen.size != size:
         return False
-    with open_remote(remote, seen) as there:
-        return _digest(there) == _digest(spool)
+    with open_remote(remote, seen) as existing:
+        return _digest(existing) == _digest(spool)
 
 
 def _storage_error(path: str, error: OSError) -> StorageError:

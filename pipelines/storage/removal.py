@@ -1,4 +1,7 @@
-"""Listing with ages, and removing: for `bestkept clean` alone. What writes outputs never removes a published file."""
+"""Files with their ages, and their removal, for `bestkept clean` alone.
+
+Code that writes outputs never removes a published file.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +31,8 @@ def files_below(directory: str) -> list[DatedFile]:
     """All files below a directory, unpublished ones too, sorted by name; none where there is no such directory."""
     fs, root = filesystem(directory)
     if isinstance(fs, LocalFileSystem):
-        found = [Path(place, name) for place, _, names in os.walk(root) for name in names]
-        return sorted(DatedFile(str(path.relative_to(root)), _local_time(path)) for path in found)
+        paths = [Path(place, name) for place, _, names in os.walk(root) for name in names]
+        return sorted(DatedFile(str(path.relative_to(root)), _local_time(path)) for path in paths)
     listed = with_retries(lambda _: fs.find(root, detail=True), doing="list", place=directory)
     prefix = root.rstrip("/") + "/"
     return sorted(
@@ -40,7 +43,7 @@ def files_below(directory: str) -> list[DatedFile]:
 
 
 def directories_in(directory: str) -> list[str]:
-    """Names of the directories right in a directory, sorted; none where there is no such directory."""
+    """Names of the directories directly in a directory, sorted; none where there is no such directory."""
     fs, root = filesystem(directory)
     if isinstance(fs, LocalFileSystem):
         return sorted(path.name for path in Path(root).iterdir() if path.is_dir()) if os.path.isdir(root) else []
@@ -48,7 +51,7 @@ def directories_in(directory: str) -> list[str]:
         listed = with_retries(lambda _: fs.ls(root, detail=True), doing="list", place=directory)
     except FileNotFoundError:
         return []
-    below = (one["name"].rstrip("/") for one in listed if one["type"] == "directory")
+    below = (entry["name"].rstrip("/") for entry in listed if entry["type"] == "directory")
     return sorted(name.rsplit("/", 1)[-1] for name in below if name != root.rstrip("/"))
 
 
@@ -81,7 +84,7 @@ def remove_all(directory: str, names: Iterable[str]) -> None:
 
 
 def modified_of(info: dict[str, Any]) -> datetime | None:
-    """When an object was written, by what its store lists of it."""
+    """The time at which an object was written, by the entry of its store's listing."""
     for key in ("LastModified", "mtime", "updated", "created"):
         value = info.get(key)
         if isinstance(value, datetime):

@@ -1,9 +1,9 @@
-"""Copies of models on this machine: each fetched once, whole or not at all, and checked whenever it is asked for.
+"""Copies of models on this machine: each fetched once, whole or not at all, and checked at every use.
 
-A copy lies in a directory that is named by what its files hold, so copies of other models, or of other weights of the same one,
-never meet, and nothing is ever removed: another run may hold it. Files come into a temporary dot-directory, which is renamed when
-all of them are there and right. One process of a machine fetches, the others wait at a lock (`flock`, which the kernel lets go
-when a process ends, however it ends); what a killed one has left is swept up by the next one that has the lock.
+A copy lies in a directory that is named by the checksums of its files, so copies of other models, or of other weights of the same
+one, never meet, and nothing is ever removed: another run may use it. Files come into a temporary dot-directory, which is renamed
+when all of them are there and right. One process of a machine fetches, the others wait at a lock (`flock`, which the kernel
+releases when a process ends, however it ends); the next holder of the lock sweeps up what a killed process has left.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ _NO_LOCKS = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK}
 
 
 def models_root() -> Path:
-    """Where copies lie: $BESTKEPT_MODELS; else below the user's cache directory; else, where that cannot be written to, in a
-    directory of the user's own below the temporary one. Raises `StorageError`."""
+    """The directory of the copies: $BESTKEPT_MODELS; else one below the user's cache directory; else, where that is not writable,
+    one of the user's own below the temporary directory. Raises `StorageError`."""
     named = os.environ.get(MODELS)
     if named:
         return _usable(Path(named).expanduser(), owned=False)
@@ -60,7 +60,7 @@ def models_root() -> Path:
 
 
 def _usable(root: Path, *, owned: bool) -> Path:
-    """`root`, made if need be. One that holds copies already need not be writable; `owned`: nobody else may have made it."""
+    """`root`, made if missing. One that holds copies already need not be writable; `owned`: it must belong to this user."""
     why = "it belongs to another user"
     try:
         root.mkdir(parents=True, exist_ok=True, mode=0o700 if owned else 0o777)
@@ -75,11 +75,10 @@ def _usable(root: Path, *, owned: bool) -> Path:
     )
 
 
-def copy_of(url: str, sums: Files, *, given: Mapping[str, bytes] | None = None) -> Path:
-    """The directory with just these files of a model at `url`; what is not here yet, or damaged, is fetched, or taken from what
-    is `given`.
+def copy_of(url: str, sums: Files, *, contents: Mapping[str, bytes] | None = None) -> Path:
+    """The local directory with just these files of a model at `url`; missing or damaged ones come from `contents` or the store.
 
-    Raises `StorageError` where that fails or there is no room, and `ModelLoadError` where the store holds something else by now.
+    Raises `StorageError` where that fails or there is no room, and `ModelLoadError` where the store holds other files by now.
     """
     root = models_root()
     target = root / digest_of(sums)
@@ -96,8 +95,8 @@ def copy_of(url: str, sums: Files, *, given: Mapping[str, bytes] | None = None) 
         log.info("fetching %s, %d files of %s bytes, to %s", url, len(missing), f"{needed_bytes:,}", target)
         with _temporary_directory(root, target.name) as fresh:
             for name in missing:
-                _fetch_checked(url, name, sums[name], fresh / name, (given or {}).get(name))
-            if target.is_dir():  # file by file: who has one of the old ones open, keeps it
+                _fetch_checked(url, name, sums[name], fresh / name, (contents or {}).get(name))
+            if target.is_dir():  # file by file: a process that has an old one open keeps it
                 for name in missing:
                     os.replace(fresh / name, target / name)
             else:
@@ -106,10 +105,9 @@ def copy_of(url: str, sums: Files, *, given: Mapping[str, bytes] | None = None) 
 
 
 def copy_unknown(listing: Listing, expected: Files | None) -> dict[str, FileSum]:
-    """What the files of a listing hold, found out by fetching all of them; remembered as long as the store shows the same
-    versions.
+    """The checksums of the files of a listing, by fetching all of them; remembered as long as the store shows the same versions.
 
-    Raises `StorageError` where that fails, there is no room, or they are not what is `expected`.
+    Raises `StorageError` where that fails, there is no room, or they are not those `expected`.
     """
     root = models_root()
     memo = root / f"{listing.key}.json"
@@ -121,14 +119,14 @@ def copy_unknown(listing: Listing, expected: Files | None) -> dict[str, FileSum]
                 sums = _fetch_all(root, name, listing)
                 if listing.key:
                     _write_memo(memo, sums)
-    for name, each in (expected or {}).items():
-        if sums[name] != each:
+    for name, expected_sum in (expected or {}).items():
+        if sums[name] != expected_sum:
             raise checksum_error(listing.url, name, "has another sha256 than that")
     return sums
 
 
 def _fetch_all(root: Path, lock: str, listing: Listing) -> dict[str, FileSum]:
-    _refuse_full(root, listing.url, sum(each.bytes or 0 for each in listing.model.values()))
+    _refuse_full(root, listing.url, sum(file.bytes or 0 for file in listing.model.values()))
     log.info("%s has no %s that holds, so all of it is fetched to see what it is", listing.url, CHECKSUMS_FILE)
     with _temporary_directory(root, lock) as fresh:
         sums = {name: _fetch(join(listing.url, name), fresh / name) for name in listing.model}
@@ -145,7 +143,7 @@ def _read_memo(memo: Path) -> dict[str, FileSum] | None:
         content = json.loads(memo.read_text(encoding="utf-8"))
         return {name: FileSum(int(size), str(sha256)) for name, (size, sha256) in content.items()}
     except (OSError, ValueError, TypeError, AttributeError):
-        return None  # a memo: unreadable means that it must be found out again
+        return None  # a memo: where it is unreadable, the files are fetched again
 
 
 def _write_memo(memo: Path, sums: Files) -> None:
@@ -159,7 +157,7 @@ def _write_memo(memo: Path, sums: Files) -> None:
 
 
 def _damaged_files(target: Path, sums: Files) -> list[str]:
-    """Names of files that are not there as they should be, in order."""
+    """Names of the files that are missing or damaged, sorted."""
     from rm.identity import ModelError, file_hashes
 
     wrong = []
@@ -175,7 +173,7 @@ def _damaged_files(target: Path, sums: Files) -> list[str]:
 
 
 def _fetch_checked(url: str, name: str, expected: FileSum, path: Path, data: bytes | None) -> None:
-    """Fetch a file that must hold what is expected; what does not is fetched once more."""
+    """Fetch a file and check it; one that is not as expected is fetched once more."""
     if data is not None:
         path.write_bytes(data)
         return
@@ -201,14 +199,14 @@ def _describe(file: FileSum) -> str:
 
 
 def _fetch(place: str, path: Path) -> FileSum:
-    """Copy an object, as it is at this moment, to a new file; what was copied."""
-    there = files.object_at(place)
-    seen = there.stat() if there is not None else None
-    if there is None or seen is None:
+    """Copy an object, as it is at this moment, to a new file; return the checksum of the copy."""
+    remote = files.object_at(place)
+    seen = remote.stat() if remote is not None else None
+    if remote is None or seen is None:
         raise StorageError(f"{place} is gone; put it back, or plan again with what is there")
     digest, count = hashlib.sha256(), 0
     with path.open("wb") as file:
-        for part in parts_of(there, seen):
+        for part in parts_of(remote, seen):
             file.write(part)
             digest.update(part)
             count += len(part)
@@ -217,10 +215,10 @@ def _fetch(place: str, path: Path) -> FileSum:
     return FileSum(count, digest.hexdigest())
 
 
-def parts_of(there: RemoteObject, seen: ObjectStat) -> Iterator[bytes]:
-    """The whole object in order, with some requests ahead: one at a time leaves most of the network idle."""
+def parts_of(remote: RemoteObject, seen: ObjectStat) -> Iterator[bytes]:
+    """Yield the whole object in order, with some requests ahead: one at a time would leave most of the network idle."""
     if seen.size is None:  # some web servers do not say
-        yield there.read() or b""
+        yield remote.read() or b""
         return
     with ThreadPoolExecutor(_PARTS_AHEAD) as pool:
         waiting: deque[Future[bytes]] = deque()
@@ -228,7 +226,7 @@ def parts_of(there: RemoteObject, seen: ObjectStat) -> Iterator[bytes]:
             for start in range(0, seen.size, PART_BYTES):
                 if len(waiting) == _PARTS_AHEAD:
                     yield waiting.popleft().result()
-                waiting.append(pool.submit(there.read_range, start, min(seen.size, start + PART_BYTES), seen))
+                waiting.append(pool.submit(remote.read_range, start, min(seen.size, start + PART_BYTES), seen))
             while waiting:
                 yield waiting.popleft().result()
         finally:
@@ -236,7 +234,7 @@ def parts_of(there: RemoteObject, seen: ObjectStat) -> Iterator[bytes]:
 
 
 def _refuse_full(root: Path, url: str, needed_bytes: int) -> None:
-    """Raise `StorageError` where what is to be fetched has no room."""
+    """Raise `StorageError` where there is no room for the files to be fetched."""
     free_bytes = shutil.disk_usage(root).free
     if needed_bytes > free_bytes:
         raise StorageError(
@@ -263,11 +261,11 @@ def _hold_lock(root: Path, name: str) -> Iterator[str]:
         os.close(descriptor)  # the file stays: with it removed, two could hold locks of the same name
 
 
-def _sweep(root: Path, own: str) -> None:
-    """Remove what killed processes have left: temporaries whose lock is ours, or nobody's."""
+def _sweep(root: Path, held: str) -> None:
+    """Remove what killed processes have left: temporaries of the lock `held`, and of locks that no process holds."""
     for left in root.glob(".*.tmp"):
         name = left.name.split(".")[1]
-        if name == own:
+        if name == held:
             shutil.rmtree(left, ignore_errors=True)
             continue
         with suppress(OSError), (root / f".{name}.lock").open("rb") as lock:
@@ -276,7 +274,7 @@ def _sweep(root: Path, own: str) -> None:
 
 
 def _lock(descriptor: int, path: Path) -> bool:
-    """Wait for the lock; False where the file system has none: then two may fetch, and the first to end is taken."""
+    """Wait for the lock; False where the file system has none: then two processes may fetch, and the first to end wins."""
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

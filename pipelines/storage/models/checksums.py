@@ -1,8 +1,8 @@
-"""A model's directory on an object store: what lies there, and what its checksums file says of it.
+"""A model's directory on an object store: its listing, and its checksums file.
 
 `bestkept model fetch` writes that file last. It names every file with its size, its sha256 and the version that the store gave
-it, so that a launcher knows what the weights are without reading them. It is believed as long as the store shows the same
-versions: what was copied or written since is read and compared.
+it, so that a launcher has the hashes of the weights without reading them. It is trusted as long as the store shows the same
+versions: files that were copied or written since are read and compared.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FORMAT = 1
 
 
 class FileSum(NamedTuple):
-    """What a file holds."""
+    """Size and checksum of a file."""
 
     bytes: int
     sha256: str
@@ -33,7 +33,7 @@ Files = Mapping[str, FileSum]
 
 def digest_of(sums: Files) -> str:
     """32 hex digits that name this content: the same for the same files, wherever they lie."""
-    fields = {name: list(each) for name, each in sums.items()}
+    fields = {name: list(file) for name, file in sums.items()}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -47,35 +47,35 @@ class Listing:
 
     @property
     def key(self) -> str | None:
-        """Changes whenever a file does; None where the store gives no versions to tell that by."""
-        if not all(each.version for each in self.model.values()):
+        """A string that changes when a file does; None where the store gives no versions."""
+        if not all(file.version for file in self.model.values()):
             return None
-        fields = {name: list(each) for name, each in self.model.items()}
+        fields = {name: list(file) for name, file in self.model.items()}
         return hashlib.sha256(json.dumps([self.url, fields], sort_keys=True).encode()).hexdigest()[:32]
 
 
 def list_model(url: str, *, with_weights: bool = True) -> Listing:
-    """What lies at `url` now. Raises `ModelLoadError` where that is no model, `StorageError` where it cannot be listed."""
+    """List the files at `url`. Raises `ModelLoadError` where they are no model, `StorageError` where they cannot be listed."""
     from rm.identity import ModelError, require_weights, select_files
 
     if url.startswith("hf://"):
         raise ModelLoadError(f"model.path {url!r} is on the hub; write its id instead, 'owner/name'")
     try:
-        there = stored_in(url)
+        stored = stored_in(url)
     except FileNotFoundError:  # some drivers, where there is no bucket
-        there = {}
-    if "config.json" not in there:
-        found = f"holds no config.json ({len(there):,} files)" if there else "holds nothing"
+        stored = {}
+    if "config.json" not in stored:
+        cause = f"holds no config.json ({len(stored):,} files)" if stored else "holds nothing"
         raise ModelLoadError(
-            f"model.path {url!r} {found}; expected a model's files right there: `bestkept model fetch ID_OR_DIR {url}` puts them"
+            f"model.path {url!r} {cause}; expected a model's files right there: `bestkept model fetch ID_OR_DIR {url}` puts them"
         )
     if with_weights:
         try:
-            require_weights(url, there)
+            require_weights(url, stored)
         except ModelError as error:
             raise ModelLoadError(str(error)) from error
-    model = select_files(there)
-    return Listing(url.rstrip("/"), model, {name: each for name, each in there.items() if name not in model})
+    model = select_files(stored)
+    return Listing(url.rstrip("/"), model, {name: file for name, file in stored.items() if name not in model})
 
 
 class Checksums(NamedTuple):
@@ -87,15 +87,15 @@ class Checksums(NamedTuple):
 
     def to_bytes(self) -> bytes:
         entries = {
-            name: {"bytes": each.bytes, "sha256": each.sha256, "version": self.versions[name]}
-            for name, each in sorted(self.files.items())
+            name: {"bytes": file.bytes, "sha256": file.sha256, "version": self.versions[name]}
+            for name, file in sorted(self.files.items())
         }
         content = {"format": _FORMAT, "source": self.source, "files": entries}
         return (json.dumps(content, indent=2) + "\n").encode()
 
 
 def read_checksums(url: str) -> Checksums | None:
-    """The checksums file of a directory, None where there is none. Raises `StorageError` where it cannot be understood."""
+    """The content of a directory's checksums file, None where there is none. Raises `StorageError` where it cannot be parsed."""
     place = join(url, CHECKSUMS_FILE)
     data = files.read_bytes(place)
     if data is None:
@@ -115,22 +115,22 @@ def read_checksums(url: str) -> Checksums | None:
 
 
 def known_files(listing: Listing) -> tuple[dict[str, FileSum] | None, dict[str, FileSum] | None]:
-    """(what the files hold by the checksums file, where the store shows that they are the very objects that it was written of;
-    what they should hold by it), each None where it does not say.
+    """(checksums of the files, where the store shows that they are the very objects that the checksums file describes; checksums
+    that they should have by that file), each None where it is not known.
 
     Raises `StorageError` where a file is missing, beyond those named, or of another size.
     """
-    noted = read_checksums(listing.url) if CHECKSUMS_FILE in listing.others else None
-    if noted is None:
+    checksums = read_checksums(listing.url) if CHECKSUMS_FILE in listing.others else None
+    if checksums is None:
         return None, None
-    for name in sorted({*noted.files, *listing.model}):
-        expected, there = noted.files.get(name), listing.model.get(name)
-        if expected is None or there is None or (there.bytes is not None and expected.bytes != there.bytes):
-            are = "is not there" if there is None else f"has {there.bytes:,} bytes"
+    for name in sorted({*checksums.files, *listing.model}):
+        expected, stored = checksums.files.get(name), listing.model.get(name)
+        if expected is None or stored is None or (stored.bytes is not None and expected.bytes != stored.bytes):
+            are = "is not there" if stored is None else f"has {stored.bytes:,} bytes"
             should = "names no such file" if expected is None else f"says {expected.bytes:,}"
             raise checksum_error(listing.url, name, f"{are}, and {CHECKSUMS_FILE} {should}")
-    same = all(each.version and noted.versions[name] == each.version for name, each in listing.model.items())
-    return (noted.files if same else None), noted.files
+    same = all(file.version and checksums.versions[name] == file.version for name, file in listing.model.items())
+    return (checksums.files if same else None), checksums.files
 
 
 def checksum_error(url: str, name: str, how: str) -> StorageError:

@@ -1,7 +1,7 @@
-"""`bestkept model fetch`: a hub model or a local directory to a directory on an object store, or to a local one.
+"""`bestkept model fetch`: copies a hub model or a local directory to a directory on an object store, or to a local one.
 
-Files go create-only, one after the other, the checksums file last: without it nobody takes the copy for complete, and the same
-command goes on where it broke off. What is there is never overwritten with another model: a run may be reading it.
+Files are created one after the other, the checksums file last: without it, no run takes the copy for complete, and the same
+command resumes where it broke off. A model is never overwritten with another one: a run may be reading it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CHUNK = 1 << 20
 
 
 class FetchResult(NamedTuple):
-    """What came of it."""
+    """The result of a fetch."""
 
     destination: str
     source: str  # a directory's name, or a hub id with its commit
@@ -34,10 +34,10 @@ class FetchResult(NamedTuple):
 
 
 def fetch_model(source: str, destination: str, *, revision: str | None = None) -> FetchResult:
-    """Copy a model; what is there and equal is not sent again.
+    """Copy a model; files that are there already are not sent again.
 
-    Raises `ConfigError` for arguments that do not go together, `ModelLoadError` for what is no model or has only pickled weights,
-    `ConflictError` where another model lies at the destination, and `StorageError`.
+    Raises `ConfigError` for arguments that do not go together, `ModelLoadError` for a source that is no model or has only pickled
+    weights, `ConflictError` where another model lies at the destination, and `StorageError`.
     """
     from rm.identity import CALIBRATION_FILE, ModelError, file_hashes, resolve_model, select_files
 
@@ -60,15 +60,15 @@ def fetch_model(source: str, destination: str, *, revision: str | None = None) -
     named = Path(directory).resolve().name if local else f"{source}@{directory.name}"  # of a hub model: its commit
     if not complete:
         stored = _stored(place)
-        noted = Checksums(sums, {name: stored[name].version for name in sums}, named)
-        publish.replace(join(place, CHECKSUMS_FILE), noted.to_bytes())
+        checksums = Checksums(sums, {name: stored[name].version for name in sums}, named)
+        publish.replace(join(place, CHECKSUMS_FILE), checksums.to_bytes())
     return FetchResult(place, named, sums, sent)
 
 
 def _check_arguments(source: str, destination: str) -> None:
-    for name, given in (("ID_OR_DIR", source), ("DESTINATION", destination)):
-        if holds_userinfo(given):
-            shown = hide_userinfo(given)
+    for name, argument in (("ID_OR_DIR", source), ("DESTINATION", destination)):
+        if holds_userinfo(argument):
+            shown = hide_userinfo(argument)
             raise ConfigError(f"{name} {shown!r} holds credentials; give them through the environment instead")
     if is_remote(source):
         raise ConfigError(
@@ -83,49 +83,49 @@ def _refuse_same(directory: Path, destination: str) -> None:
 
 
 def _is_complete(place: str, sums: Files) -> bool:
-    """Whether all of it is there, by a checksums file that holds. Raises `ConflictError` where another model lies there, before
-    anything is sent."""
+    """Return whether the whole model is there, by a checksums file that holds. Raises `ConflictError` where another model lies
+    there, before anything is sent."""
     from rm.identity import select_files
 
-    there = _stored(place)
-    strange = sorted(select_files(there).keys() - sums.keys())
+    stored = _stored(place)
+    strange = sorted(select_files(stored).keys() - sums.keys())
     if strange:
         raise _conflict(place, strange[0], "which this model has not")
-    noted = read_checksums(place) if CHECKSUMS_FILE in there else None
+    checksums = read_checksums(place) if CHECKSUMS_FILE in stored else None
     for name, expected in sums.items():
-        if name in there and there[name].bytes not in (None, expected.bytes):
-            raise _conflict(place, name, f"of {there[name].bytes:,} bytes, not {expected.bytes:,}")
-    if noted is None or noted.files != sums or not sums.keys() <= there.keys():
+        if name in stored and stored[name].bytes not in (None, expected.bytes):
+            raise _conflict(place, name, f"of {stored[name].bytes:,} bytes, not {expected.bytes:,}")
+    if checksums is None or checksums.files != sums or not sums.keys() <= stored.keys():
         return False
-    return all(noted.versions[name] and noted.versions[name] == there[name].version for name in sums)
+    return all(checksums.versions[name] and checksums.versions[name] == stored[name].version for name in sums)
 
 
 def _send(file: Path, place: str, expected: FileSum) -> bool:
-    """Whether it was sent; False where just this lies there already. Raises `ConflictError` where something else does."""
-    there, made = files.object_at(place), False
-    if (there is None and not Path(place).exists()) or (there is not None and there.stat() is None):
+    """Send a file; False where the same one lies there already. Raises `ConflictError` where another one does."""
+    remote, sent = files.object_at(place), False
+    if (remote is None and not Path(place).exists()) or (remote is not None and remote.stat() is None):
         log.info("sending %s, %s bytes", place, f"{expected.bytes:,}")
         with file.open("rb") as stream:
-            if there is None:
-                made = publish.create(place, lambda out: shutil.copyfileobj(stream, out, _CHUNK))
+            if remote is None:
+                sent = publish.create(place, lambda out: shutil.copyfileobj(stream, out, _CHUNK))
             else:
-                made = there.create(stream, expected.bytes)
-    if not made and _content(place) != expected:
+                sent = remote.create(stream, expected.bytes)
+    if not sent and _content(place) != expected:
         directory, _, name = place.rpartition("/")
         raise _conflict(directory, name, "with other content")
-    return made
+    return sent
 
 
 def _content(place: str) -> FileSum:
-    """What an object holds, by reading it."""
-    there = files.object_at(place)
-    if there is None:
+    """Size and checksum of an object, by reading it."""
+    remote = files.object_at(place)
+    if remote is None:
         with open(place, "rb") as file:
             return FileSum(Path(place).stat().st_size, file_digest(file, "sha256").hexdigest())
-    seen, digest, size = there.stat(), sha256(), 0
+    seen, digest, size = remote.stat(), sha256(), 0
     if seen is None:
         raise StorageError(f"{place} is gone since it was looked at; run the same command again")
-    for part in parts_of(there, seen):
+    for part in parts_of(remote, seen):
         digest.update(part)
         size += len(part)
     return FileSum(size, digest.hexdigest())

@@ -16,27 +16,27 @@ _SCORING = "SCORING_VERSION"
 
 
 def installed_versions() -> dict[str, str]:
-    """By name; what is not installed is left out. Imports none of them.
+    """The versions by name; libraries that are not installed are left out. Imports none of them.
 
     Without local parts: 2.9.0+cpu and 2.9.0+cu128 are the same source.
     """
     from rm.identity import SCORING_VERSION
 
-    found = {_SCORING: str(SCORING_VERSION)}
+    versions = {_SCORING: str(SCORING_VERSION)}
     for name in _LIBRARIES:
         try:
-            found[name] = metadata.version(name).partition("+")[0]
+            versions[name] = metadata.version(name).partition("+")[0]
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def refuse_other_versions(planned: Mapping[str, str]) -> None:
-    """On a worker: raise `ModelLoadError` where it differs from the launcher, which has noted `planned`."""
-    own = installed_versions()
-    others = [name for name, version in planned.items() if name in own and own[name] != version]
+    """Raise `ModelLoadError` where the versions of a worker differ from those `planned` by the launcher."""
+    installed = installed_versions()
+    others = [name for name, version in planned.items() if name in installed and installed[name] != version]
     if others:
-        named = ", ".join(f"{name} {own[name]} (launcher: {planned[name]})" for name in others)
+        named = ", ".join(f"{name} {installed[name]} (launcher: {planned[name]})" for name in others)
         raise ModelLoadError(
             f"this worker has other versions than the launcher, and rewards depend on them: {named}; build the workers' image "
             "from the launcher's lock (constraints.txt), or launch from that image"

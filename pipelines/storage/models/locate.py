@@ -1,6 +1,6 @@
-"""`model.path` → a local directory: as much of it as whoever asks needs.
+"""`model.path` → a local directory, with as much of the model as its user needs.
 
-Planning needs configuration and tokenizer, and what the weights are; scoring, evaluating and training need all of it.
+Planning needs configuration, tokenizer and the hashes of the weights; scoring, evaluating and training need all of it.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ class LocatedModel(NamedTuple):
 
     directory: Path  # configuration, tokenizer and calibration, and of a local model the weights
     hashes: dict[str, str] | None  # name → sha256 of all model files, where the directory does not hold them
-    planned: dict[str, Any]  # what workers are told of where it is
+    planned: dict[str, Any]  # the location, for workers
 
 
 def is_remote(path: str) -> bool:
-    """Whether a `model.path` names a directory on an object store."""
+    """Return whether a `model.path` names a directory on an object store."""
     return "://" in path and not path.startswith(_LOCAL_URLS)
 
 
 def locate(path: str, revision: str | None) -> LocatedModel:
-    """What planning needs of a model; weights on an object store are fetched only where no checksums file says what they are.
+    """The parts of a model that planning needs; weights on a store are fetched only where no checksums file has their hashes.
 
     Raises `ModelLoadError` or `StorageError`.
     """
@@ -48,8 +48,8 @@ def locate(path: str, revision: str | None) -> LocatedModel:
         return LocatedModel(directory, None, {"directory": str(directory.resolve())})
     sums, listing = _sums_of(path, revision)
     directory = _small_copy(listing, sums)
-    planned = {"directory": listing.url, "files": {name: list(each) for name, each in sums.items()}}
-    return LocatedModel(directory, {name: each.sha256 for name, each in sums.items()}, planned)
+    planned = {"directory": listing.url, "files": {name: list(file) for name, file in sums.items()}}
+    return LocatedModel(directory, {name: file.sha256 for name, file in sums.items()}, planned)
 
 
 def reading_directory(path: str, revision: str | None) -> Path:
@@ -80,15 +80,15 @@ def whole_directory(path: str, revision: str | None) -> Path:
 
 
 def small_directory(model: Mapping[str, Any]) -> Path:
-    """On the launcher, of a plan's model: a local directory with configuration and tokenizer."""
+    """A local directory with configuration and tokenizer of a plan's model, on the launcher."""
     if "files" not in model:
         return Path(model["directory"])
     return cache.copy_of(model["directory"], _small(_planned_files(model)))
 
 
 def loadable_directory(model: Mapping[str, Any], identity: Mapping[str, Any]) -> Path:
-    """On a worker: the directory to load a plan's model from. It holds the very weights and tokenizer that the plan's fingerprint
-    is of; else `ModelLoadError` or `StorageError`."""
+    """The directory from which a worker loads a plan's model. Raises `ModelLoadError` or `StorageError` unless it holds the very
+    weights and tokenizer of the plan's fingerprint."""
     from rm.identity import ModelError, identify
 
     if "files" in model:
@@ -100,10 +100,10 @@ def loadable_directory(model: Mapping[str, Any], identity: Mapping[str, Any]) ->
             "store: `bestkept model fetch`"
         )
     try:
-        found = identify(directory, max_length=model["max_length"], too_long=model["too_long"], dtype=model["dtype"])
+        actual = identify(directory, max_length=model["max_length"], too_long=model["too_long"], dtype=model["dtype"])
     except (ModelError, OSError) as error:
         raise ModelLoadError(str(error)) from error
-    for kind, hashes in (("weights", found.weights), ("tokenizer", found.tokenizer)):
+    for kind, hashes in (("weights", actual.weights), ("tokenizer", actual.tokenizer)):
         planned = identity[kind]
         other = [name for name in sorted({*planned, *hashes}) if planned.get(name) != hashes.get(name)]
         if other:
@@ -131,7 +131,7 @@ def _refuse_revision(path: str, revision: str | None) -> None:
 
 
 def _small_copy(listing: Listing, sums: Files | None) -> Path:
-    """A copy of all but the weights. What is in no checksums file is read first: it is small."""
+    """A copy of all but the weights. Files that no checksums file names are read first: they are small."""
     from rm.identity import CALIBRATION_FILE
 
     known = dict(_small(sums or {}))
@@ -139,22 +139,22 @@ def _small_copy(listing: Listing, sums: Files | None) -> Path:
     unknown = listing.model.keys() - known.keys() | {CALIBRATION_FILE}
     fresh = _read(listing.url, [name for name in wanted if name in unknown])
     known |= {name: FileSum(len(data), sha256(data).hexdigest()) for name, data in fresh.items()}
-    return cache.copy_of(listing.url, known, given=fresh)
+    return cache.copy_of(listing.url, known, contents=fresh)
 
 
 def _read(url: str, names: Sequence[str]) -> dict[str, bytes]:
-    found = {}
+    contents = {}
     for name in names:
         data = files.read_bytes(join(url, name))
         if data is None:
             raise StorageError(f"{join(url, name)} is gone since it was listed; run the same command again")
-        found[name] = data
-    return found
+        contents[name] = data
+    return contents
 
 
 def _small(sums: Files) -> dict[str, FileSum]:
-    return {name: each for name, each in sums.items() if not name.endswith(_BIG)}
+    return {name: file for name, file in sums.items() if not name.endswith(_BIG)}
 
 
 def _planned_files(model: Mapping[str, Any]) -> dict[str, FileSum]:
-    return {name: FileSum(*each) for name, each in model["files"].items()}
+    return {name: FileSum(*fields) for name, fields in model["files"].items()}

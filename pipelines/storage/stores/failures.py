@@ -1,7 +1,7 @@
-"""What an object store's driver raised, as one of few kinds, in words of our own.
+"""Failures of object stores: the exceptions of their drivers, sorted into a few kinds and described in words of our own.
 
 Drivers raise their own, botocore's, aiohttp's, requests' and Google's exceptions, some of them no `OSError`. Their texts are
-never passed on: what a server or a credential helper writes may hold what must not be logged.
+never passed on: a server or a credential helper may have put secrets into them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Value = TypeVar("Value")
 
 
 class Kind(enum.Enum):
-    """What can be done about a failure."""
+    """The kinds of failures, by what can be done about them."""
 
     MISSING = "there is no such object"
     EXISTS = "a precondition does not hold: something is there already, or has changed"
@@ -91,13 +91,13 @@ _BROKEN = {  # of botocore, requests and google.auth; none of them is a Connecti
     "SSLError",
     "TransportError",
 }
-_ANSWERS = {"HttpError", "ClientResponseError"}  # of gcsfs and aiohttp: what a store has answered
+_ANSWERS = {"HttpError", "ClientResponseError"}  # of gcsfs and aiohttp, for an answer of the store
 _AGAIN = {408, 409, 425, 429}  # 409: two conditional writes at once; the next try sees which one won
 _AGAIN_CODES = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "XAmzContentSHA256Mismatch"}
 
 
 def diagnose(error: BaseException) -> Failure | None:
-    """What an exception of a driver means; None for one that is none: a mistake in a program, which must not be hidden."""
+    """The failure behind an exception of a driver; None for a programming error, which must not be hidden."""
     links = list(_chain(error))
     status, code = _first(map(_status, links)), _first(map(_code, links))
     if status is not None or code is not None:
@@ -144,7 +144,7 @@ def _classify_answer(status: int | None, code: str | None) -> Failure:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An exception and what it was raised from, outermost first."""
+    """An exception and those it was raised from, outermost first."""
     seen: set[int] = set()
     link: BaseException | None = error
     while link is not None and id(link) not in seen:

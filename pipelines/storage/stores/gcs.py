@@ -25,7 +25,7 @@ _BYTES = {"Content-Type": "application/octet-stream"}
 
 @cache
 def driver() -> Any:
-    """gcsfs's base class, without its repetitions: one place tries again, and that is not there."""
+    """gcsfs's base class without its own retries: requests are tried again in `retry` alone."""
     from gcsfs.core import GCSFileSystem
 
     once = getattr(GCSFileSystem._request, "__wrapped__", GCSFileSystem._request)
@@ -33,7 +33,7 @@ def driver() -> Any:
 
 
 def options() -> dict[str, Any]:
-    """What gcsfs is made with, beside the user's own fsspec configuration."""
+    """Arguments for gcsfs, beside the user's own fsspec configuration."""
     import aiohttp
 
     timeout = aiohttp.ClientTimeout(
@@ -51,10 +51,10 @@ class GcsObject(RemoteObject):
             return self.fs.call("GET", "b/{}/o/{}", *self._names(), json_out=True, timeout=secs)
 
         try:
-            found = self._retry("look at", request)
+            entry = self._retry("look at", request)
         except FileNotFoundError:
             return None
-        return ObjectStat(int(found["size"]), str(found["generation"]))
+        return ObjectStat(int(entry["size"]), str(entry["generation"]))
 
     def read(self) -> bytes | None:
         try:
@@ -88,7 +88,7 @@ class GcsObject(RemoteObject):
             arguments = {"headers": _BYTES, "data": data, "json_out": True}
             return self._insert("media", secs, generation, **arguments)
 
-        return self._unless_there(request) is not None
+        return self._try_insert(request) is not None
 
     def _begin(self, size: int) -> str | None:
         """The URL of a new resumable upload; None where an object stands there."""
@@ -99,10 +99,10 @@ class GcsObject(RemoteObject):
             answer, _ = self._insert("resumable", secs, "0", headers=headers, json={"name": key})
             return answer["Location"]
 
-        return cast("str | None", self._unless_there(request))
+        return cast("str | None", self._try_insert(request))
 
-    def _unless_there(self, request: Any) -> Any:
-        """The answer to a request to insert; None where the condition does not hold, `StorageError` where there is no bucket."""
+    def _try_insert(self, request: Any) -> Any:
+        """Return the answer to a request to insert; None where its condition fails. Raises `StorageError` without a bucket."""
         try:
             return self._retry("write", request)
         except FileExistsError:
@@ -120,23 +120,23 @@ class GcsObject(RemoteObject):
         return self.fs.call("POST", path, bucket, timeout=secs, **query, **arguments)
 
     def _send(self, session: str, file: BinaryIO, size: int) -> None:
-        """All bytes of `file`, part by part, each from where the store says that it is."""
+        """Send all bytes of `file` in parts, each from the position that the store reports."""
         arrived = 0
         while arrived < size:
             file.seek(arrived)
             arrived = self._send_part(session, file.read(PART_BYTES), arrived, size)
 
     def _send_part(self, session: str, part: bytes, start: int, size: int) -> int:
-        """How many bytes have arrived afterwards; `size` where the object is there.
+        """Send a part; return how many bytes have arrived afterwards, `size` where the object is complete.
 
-        Raises `FileExistsError` where one stands there, of whomever.
+        Raises `FileExistsError` where an object stands there, whoever wrote it.
         """
         failed = False
 
         def request(secs: float) -> int:
             nonlocal failed
             if failed:  # all of it may have arrived, or some
-                arrived = self._arrived(session, size, secs)
+                arrived = self._count_arrived(session, size, secs)
                 if arrived != start:
                     return arrived
             failed = True
@@ -154,12 +154,12 @@ class GcsObject(RemoteObject):
                 f"cannot write {self.place}: its resumable upload is gone; run the same command again"
             ) from None
 
-    def _arrived(self, session: str, size: int, secs: float) -> int:
+    def _count_arrived(self, session: str, size: int, secs: float) -> int:
         answer, body = self.fs.call(_SEND, session, headers={"Content-Range": f"bytes */{size}"}, timeout=secs)
         return _next(answer, size) if "Range" in answer or body else 0  # incomplete, with nothing of it: neither
 
     def _cancel(self, session: str) -> None:
-        """Drop what has arrived, once and no more. Never touches an object; what is left expires within a week."""
+        """Drop what has arrived, with a single request. Never touches an object; what is left expires within a week."""
         try:
             self.fs.call("DELETE", session, timeout=retry.PATIENCE.silence_secs)
         except Exception:

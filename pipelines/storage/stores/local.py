@@ -1,15 +1,14 @@
 """Publishing on a POSIX file system, and sweeping up what killed writers have left.
 
-An object is written under a temporary dot-name in its own directory, synced, and only then given its name. A writer
-that is killed leaves its temporary behind, and the next run sweeps it up. Whether a temporary still has a writer is
-told by a lock, not by a clock: a writer holds `flock` on its temporary as long as it needs it, and the kernel lets go
-when the writer ends, however it ends. So a sweep takes nothing from a run that lives, on the same machine or in another
-container of it.
+An object is written under a temporary dot-name in its own directory, synced, and only then given its name. A writer that is
+killed leaves its temporary behind, and the next run sweeps it up. A lock, not a clock, shows whether a temporary still has a
+writer: the writer holds `flock` on it as long as it needs it, and the kernel releases the lock when the writer ends, however it
+ends. So a sweep takes nothing from a live run, on the same machine or in another container of it.
 
-On a disk that machines share, locks of one machine are usually seen by the others (NFS, Lustre with `flock`, CephFS),
-and the same holds. Where the file system has no locks at all, nothing can be told, and temporaries stay. Where it keeps
-locks but hides them from other machines, a sweep may take a live temporary of another machine: its writer then finds
-the name gone and writes it once more. That costs a write; it never costs an object, and never yields half of one.
+On a disk that machines share, locks of one machine are usually seen by the others (NFS, Lustre with `flock`, CephFS), and the
+same holds. Where the file system has no locks at all, temporaries stay. Where it keeps locks but hides them from other machines,
+a sweep may remove a live temporary of another machine: its writer then finds the name gone and writes it once more. That costs a
+write; it never costs an object, and never yields half of one.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _ATTEMPTS = 5
 
 
 def create(path: Path, write: Writer) -> bool:
-    """Publish what `write` produces at `path`; False where something is there already. Either is durable. Raises `OSError`.
+    """Publish what `write` produces at `path`; False where something is there already. Both are durable. Raises `OSError`.
 
     `write` is called again where another machine has swept its temporary away.
     """
@@ -45,7 +44,7 @@ def create(path: Path, write: Writer) -> bool:
             return True
         except FileExistsError:
             pass
-    _sync_directory(path.parent)  # whoever made it may have been killed before this
+    _sync_directory(path.parent)  # the process that made it may have been killed before this
     return False
 
 
@@ -55,7 +54,7 @@ def replace(path: Path, write: Writer) -> None:
 
 
 def sweep(directory: Path) -> int:
-    """Remove the temporaries in `directory` that have no writer any more; how many. What cannot be told or removed stays."""
+    """Remove the temporaries in `directory` that have no writer any more; return how many. Those that cannot be checked stay."""
     removed = 0
     with suppress(OSError), os.scandir(directory) as entries:
         for entry in entries:
@@ -67,7 +66,7 @@ def sweep(directory: Path) -> int:
 def _remove_unlocked(path: str) -> bool:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-    except OSError:  # gone, or somebody else's
+    except OSError:  # gone, or another user's
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -79,11 +78,11 @@ def _remove_unlocked(path: str) -> bool:
     return True
 
 
-def _put(path: Path, write: Writer, place: Callable[[Path, Path], None]) -> None:
+def _put(path: Path, write: Writer, move: Callable[[Path, Path], None]) -> None:
     for attempt in itertools.count(1):
         with _temporary(path, write) as temporary:
             try:
-                place(temporary, path)
+                move(temporary, path)
             except FileNotFoundError:  # swept away by a machine that sees no locks of this one
                 if attempt == _ATTEMPTS or temporary.exists():
                     raise
@@ -123,7 +122,7 @@ def _open_locked(path: Path) -> tuple[Path, int]:
     while True:
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        with suppress(OSError):  # no locks here: nobody can take it for a leftover either
+        with suppress(OSError):  # no locks here: no sweep can take it for a leftover either
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         if os.fstat(descriptor).st_nlink:
             return temporary, descriptor
@@ -131,7 +130,7 @@ def _open_locked(path: Path) -> tuple[Path, int]:
 
 
 def _make_directory(directory: Path) -> None:
-    """Make a directory and those above it, each durable: a synced file in a directory that is lost would be lost, too."""
+    """Make a directory and those above it, each durable: a synced file is lost with a directory that was not."""
     missing = itertools.takewhile(lambda place: not place.exists(), (directory, *directory.parents))
     for place in reversed(list(missing)):
         place.mkdir(exist_ok=True)

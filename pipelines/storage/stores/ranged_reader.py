@@ -1,7 +1,7 @@
 """A file object over ranged reads of a remote object, with a few windows of data ahead.
 
-Parquet reads several columns in turns, each forward: every such stream has its own window, which grows as long as it is read
-on, so that a footer costs little and a scan few requests.
+Parquet reads several columns in turns, each forward: every such stream has its own window, which grows as the
+stream is read on, so that a footer costs little and a scan few requests.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def open_remote(remote: RemoteObject, seen: ObjectStat) -> BinaryIO:
 
 
 class RemoteFile(io.RawIOBase):
-    """Reads come full, but for the last one of the file."""
+    """An unbuffered file whose reads are full, except for the last one of the file."""
 
     def __init__(self, remote: RemoteObject, seen: ObjectStat) -> None:
         self._remote = remote
@@ -57,7 +57,7 @@ class RemoteFile(io.RawIOBase):
 
     def _bytes(self, start: int, end: int) -> bytes:
         for number, (first, data) in enumerate(self._windows):
-            if first <= start <= first + len(data):  # inside, or going on where it ends
+            if first <= start <= first + len(data):  # inside, or right at its end
                 del self._windows[number]
                 if end > first + len(data):
                     rest = data[start - first :]

@@ -1,7 +1,7 @@
-"""One object on an object store: what publishing and reading need of it, and what fsspec's general interface cannot do.
+"""One object on an object store, with the operations that publishing and reading need and fsspec's general interface lacks.
 
-Every method is one operation with its repetitions (see `retrying`): it raises `StorageError` for what does not pass. `S3Object`
-and `GcsObject` know how to write create-only; other stores can be read, but not written to.
+Every method is one operation with its retries (see `retry`): it raises `StorageError` for what does not pass. `S3Object` and
+`GcsObject` know how to write create-only; other stores can be read, but not written to.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from pipelines.storage.stores.retry import with_retries
 
 Result = TypeVar("Result")
 
-PART_BYTES = 16 * 2**20  # of a larger body that are in memory at once, and are sent again where one is lost
+# a larger body is held in memory, sent, and sent again after a failure, in parts of this size
+PART_BYTES = 16 * 2**20
 
 
 class ObjectStat(NamedTuple):
@@ -32,7 +33,7 @@ class ObjectStat(NamedTuple):
 
 @dataclass(frozen=True)
 class RemoteObject(ABC):
-    """An object, there or not yet."""
+    """An object at a name, where there may be none yet."""
 
     fs: Any
     name: str  # bucket and key, as the driver wants it
@@ -40,23 +41,23 @@ class RemoteObject(ABC):
 
     @abstractmethod
     def stat(self) -> ObjectStat | None:
-        """What is there now, or None; never from a cached listing."""
+        """Size and version of the object now, None where there is none; never from a cached listing."""
 
     @abstractmethod
     def read(self) -> bytes | None:
-        """The whole object, or None."""
+        """The whole object, or None where there is none."""
 
     @abstractmethod
     def _range(self, start: int, end: int, seen: ObjectStat, secs: float) -> bytes:
-        """One request for some bytes of the object as it was seen; as many come back as the store sends."""
+        """Request some bytes of the object as it was seen, once; return as many as the store sends."""
 
     @abstractmethod
     def create(self, file: BinaryIO, size: int) -> bool:
-        """Write all `size` bytes of `file`, or nothing; False where an object stands there, of whomever."""
+        """Write all `size` bytes of `file`, or nothing; False where an object stands there, whoever wrote it."""
 
     @abstractmethod
     def replace(self, data: bytes, version: str | None) -> bool:
-        """Overwrite the object of this version (None: any); False where there is another by now, possibly this data."""
+        """Overwrite the object of this version (None: any); False where there is another one by now, possibly with this data."""
 
     def read_range(self, start: int, end: int, seen: ObjectStat) -> bytes:
         """Bytes `start` to `end`, exclusive, of the object as it was seen; raises `StorageError` where it has changed."""
@@ -64,11 +65,11 @@ class RemoteObject(ABC):
             return b""
         try:
             return self._retry("read", lambda secs: check_length(self._range(start, end, seen, secs), end - start))
-        except (FileExistsError, FileNotFoundError):  # stores say it either way
+        except (FileExistsError, FileNotFoundError):  # stores report a change as either
             raise self._changed() from None
 
     def read_with_stat(self) -> tuple[bytes, ObjectStat] | None:
-        """The whole object and its version, one of the other."""
+        """The whole object, and the stat of these very bytes."""
         while (seen := self.stat()) is not None:
             try:
                 return self.read_range(0, seen.size or 0, seen), seen
@@ -84,11 +85,11 @@ class RemoteObject(ABC):
 
 
 class ObjectChanged(StorageError):
-    """An object is not the one anymore that was seen."""
+    """The error for an object that has changed since it was seen."""
 
 
 def check_length(data: bytes, expected: int) -> bytes:
-    """`data`, which the store has announced as so many bytes. Raises `ShortRead`, or `OSError` for too many."""
+    """Return `data` if it has as many bytes as expected. Raises `ShortRead`, or `OSError` for too many."""
     if len(data) > expected:
         raise OSError(errno.EIO, "the store sent more bytes than asked for (does it decompress on the way?)")
     if len(data) < expected:
@@ -98,7 +99,7 @@ def check_length(data: bytes, expected: int) -> bytes:
 
 @dataclass(frozen=True)
 class FsspecObject(RemoteObject):
-    """On a store that bestkept knows nothing of beyond fsspec's interface: read only, but for fsspec's own in-memory store."""
+    """An object on any other store, by fsspec's interface alone: read-only, except on fsspec's own in-memory store."""
 
     def stat(self) -> ObjectStat | None:
         try:

@@ -1,4 +1,4 @@
-"""Trying again: how often and for how long, in one place for every request to an object store."""
+"""Retries of requests to object stores: how often and for how long, in one place."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a store may take."""
+    """The time that a store may take."""
 
     connect_secs: float = 10.0
     silence_secs: float = 60.0  # without a byte, after which a request counts as stalled
-    deadline_secs: float = 300.0  # of one request, with all its repetitions and pauses
+    deadline_secs: float = 300.0  # of one request, with all its retries and pauses
     first_pause_secs: float = 0.5  # doubled after every attempt, and shortened by chance to half of it at most
     longest_pause_secs: float = 30.0
 
@@ -31,10 +31,10 @@ PATIENCE = Patience()
 
 
 def with_retries(request: Callable[[float], Result], *, doing: str, place: str) -> Result:
-    """What `request(seconds left)` returns, tried again while the store's failures may pass.
+    """Return the result of `request(seconds left)`, tried again while the store's failures may pass.
 
     Raises `FileNotFoundError` and `FileExistsError` (a precondition failed) as they come, and `StorageError` with place, cause
-    and remedy for what does not pass, and for what has not passed by the deadline. Errors of the program go through.
+    and remedy for what does not pass, and for what has not passed by the deadline. Programming errors pass through.
     """
     started, attempts = time.monotonic(), 0
     causes: dict[str, None] = {}  # in order; the last may be no more than our own deadline
@@ -68,7 +68,7 @@ def pause_after(attempts: int) -> float:
 
 
 def _raise_unless_transient(failure: Failure, doing: str, place: str) -> None:
-    """Outside of any `except`, so that no exception of a driver, with texts of its own, hangs on to ours."""
+    """Called outside of any `except`, so that no exception of a driver, with texts of its own, is chained to ours."""
     if failure.kind is Kind.MISSING:
         raise FileNotFoundError(place)
     if failure.kind is Kind.EXISTS:

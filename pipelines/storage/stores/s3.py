@@ -2,7 +2,7 @@
 
 s3fs's own `pipe_file(mode="create")` sends that header too, but wants the whole body in memory, repeats a broken upload from its
 beginning, and aborts a multipart upload whose completion went unanswered as if it had failed. A store that ignores these
-headers (some stand-ins for S3) overwrites silently, and cannot be told from one that obeys.
+headers (some stand-ins for S3) overwrites silently, and cannot be distinguished from one that obeys.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from pipelines.storage.stores.retry import with_retries
 log = logging.getLogger(__name__)
 
 _MOST_PARTS = 10_000
-_CONNECTIONS = 64  # the driver's own limit of 10 is less than what is asked for at once
+_CONNECTIONS = 64  # the driver's own limit of 10 is less than the number of requests at once
 
 
-def options(given: dict[str, Any]) -> dict[str, Any]:
-    """What s3fs is made with, over the user's own fsspec configuration: one place tries again, and that is not here."""
+def options(user_options: dict[str, Any]) -> dict[str, Any]:
+    """Arguments for s3fs, over the user's own fsspec configuration: requests are tried again in `retry` alone."""
     config = {
         "max_pool_connections": _CONNECTIONS,
-        **given.get("config_kwargs", {}),
+        **user_options.get("config_kwargs", {}),
         "connect_timeout": retry.PATIENCE.connect_secs,
         "read_timeout": retry.PATIENCE.silence_secs,
         "retries": {"total_max_attempts": 1, "mode": "standard"},
@@ -37,12 +37,12 @@ def options(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def prepare(fs: Any) -> None:
-    """Settings that s3fs takes from its attributes."""
+    """Apply the settings that s3fs takes from its attributes."""
     fs.retries = 1
 
 
 def bucket_is_missing(fs: Any, name: str, place: str) -> bool:
-    """Whether the store says so; what it says otherwise, it says again where it matters."""
+    """Return whether the store says that there is no such bucket; other errors recur where they matter."""
     bucket = name.split("/", maxsplit=1)[0]
     try:
         with_retries(lambda secs: fs.call_s3("head_bucket", Bucket=bucket, timeout=secs), doing="list", place=place)
@@ -55,7 +55,7 @@ def bucket_is_missing(fs: Any, name: str, place: str) -> bool:
 
 @dataclass(frozen=True)
 class S3Object(RemoteObject):
-    """An object in a bucket of S3, or of what speaks its language."""
+    """An object in a bucket of S3, or of a compatible store."""
 
     def stat(self) -> ObjectStat | None:
         try:
@@ -65,8 +65,8 @@ class S3Object(RemoteObject):
         return ObjectStat(int(head["ContentLength"]), head["ETag"])
 
     def read(self) -> bytes | None:
-        found = self.read_with_stat()
-        return None if found is None else found[0]
+        existing = self.read_with_stat()
+        return None if existing is None else existing[0]
 
     def read_with_stat(self) -> tuple[bytes, ObjectStat] | None:
         try:
@@ -80,7 +80,7 @@ class S3Object(RemoteObject):
     def create(self, file: BinaryIO, size: int) -> bool:
         if size <= PART_BYTES:
             return self._put(file.read(), IfNoneMatch="*")
-        if self.stat() is not None:  # before all of it travels: S3 looks at the condition last
+        if self.stat() is not None:  # before the body is sent: S3 checks the condition last
             return False
         upload = cast("str", self._write("create_multipart_upload")["UploadId"])
         try:
@@ -98,7 +98,7 @@ class S3Object(RemoteObject):
     def replace(self, data: bytes, version: str | None) -> bool:
         try:
             return self._put(data, **({} if version is None else {"IfMatch": version}))
-        except FileNotFoundError:  # what was to be replaced is gone
+        except FileNotFoundError:  # the object to be replaced is gone
             return False
 
     def _complete(self, upload: str, parts: list[dict[str, Any]]) -> bool:
@@ -120,7 +120,7 @@ class S3Object(RemoteObject):
         except FileExistsError:
             self._abort(upload)
             return False
-        except FileNotFoundError:  # the upload is: completed by a try that went unanswered, or aborted by somebody
+        except FileNotFoundError:  # the upload is: completed by a try that went unanswered, or aborted from outside
             if unanswered and self.stat() is not None:
                 return False
             raise StorageError(
@@ -129,7 +129,7 @@ class S3Object(RemoteObject):
         return True
 
     def _abort(self, upload: str) -> None:
-        """Drop the parts, once and no more: the cause of this is worth more than the parts. Never touches an object."""
+        """Drop the parts, with a single request: the error that led here matters more. Never touches an object."""
         try:
             self._call("abort_multipart_upload", retry.PATIENCE.silence_secs, UploadId=upload)
         except FileNotFoundError:
@@ -147,7 +147,7 @@ class S3Object(RemoteObject):
         return True
 
     def _write(self, method: str, **arguments: Any) -> Any:
-        """A request that fails with 404 only where the bucket is not there."""
+        """Send a request that fails with 404 only where the bucket is missing."""
         try:
             return self._retry("write", lambda secs: self._call(method, secs, **arguments))
         except FileNotFoundError:
