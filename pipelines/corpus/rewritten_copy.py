@@ -25,9 +25,9 @@ from pipelines.errors import StorageError
 from pipelines.storage import publish
 from pipelines.storage.files import join, names_in, read_bytes
 
-# Neither may depend on the size of a job: score files are named by units.
+# A part ends after so many rows, or bytes of lines. Neither may depend on the size of a job: score files are named by units.
 PART_ROWS = 8_192
-PART_BYTES = 64 * 2**20  # of lines, after which a part ends
+PART_BYTES = 64 * 2**20
 
 FORMAT = 1
 INDEX = "index.json"

@@ -25,10 +25,10 @@ def claim(output: str, *, inputs: str, selection: str, plan: str) -> bool:
     Raises `ConflictError` (exit 6), or `StorageError` (5) where the place is not writable.
     """
     path = join(output, "claim.json")
-    mine = {"inputs": inputs, "selection": selection, "plan": plan}
+    content = {"inputs": inputs, "selection": selection, "plan": plan}
     existing = None
-    while existing is None:  # a claim that is in the way, and gone when it is read, does not count
-        if publish.create(path, to_json(mine)):
+    while existing is None:  # a claim that is removed before it is read does not count
+        if publish.create(path, to_json(content)):
             return True
         existing = read_with_version(path)
     data, version = existing
@@ -37,15 +37,15 @@ def claim(output: str, *, inputs: str, selection: str, plan: str) -> bool:
     except ValueError:
         claimed = {}
     parts = {"inputs": "input files or model", "selection": "select or output settings"}
-    other = [words for key, words in parts.items() if claimed.get(key) != mine[key]]
+    other = [words for key, words in parts.items() if claimed.get(key) != content[key]]
     if not other:
         return bool(claimed.get("plan") == plan)
-    if _published(output):
+    if _holds_data(output):
         raise ConflictError(
             f"output.path {output} belongs to a run with other {' and '.join(other)}; choose another output.path "
             f"(scores.path={join(output, 'scores')} re-uses what is scored there)"
         )
-    if not publish.replace(path, to_json(mine), version=version):
+    if not publish.replace(path, to_json(content), version=version):
         raise ConflictError(
             f"output.path {output} has been claimed by another run at this moment; choose another output.path, or run again when "
             "that one has ended"
@@ -53,8 +53,8 @@ def claim(output: str, *, inputs: str, selection: str, plan: str) -> bool:
     return True
 
 
-def _published(output: str) -> bool:
-    """Whether any part of a data set is there."""
+def _holds_data(output: str) -> bool:
+    """Return whether any part of a data set is there."""
     parts = ("manifest.json", "README.md", "data", "rejected", "report.json", "samples.parquet")
     return any(anything_below(join(output, name)) for name in parts)
 

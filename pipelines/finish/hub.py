@@ -1,8 +1,8 @@
-"""Upload a finished output to the Hugging Face Hub: the data set and what describes it, and nothing twice.
+"""Uploads a finished output to the Hugging Face Hub: the data set and its description, and nothing twice.
 
 Uploaded are `data/`, the card, the manifest and the report. Not `scores/` (checkpoints of this project, larger than the data set
 and useless elsewhere), not `rejected/`, `claim.json` and `run.json` (they name files and machines of the run).
-The output directory is only read: nothing is kept in it about the upload, since the repository itself says what it holds.
+The output directory is only read: nothing is kept in it about the upload, since the repository itself shows its files.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _TRANSIENT = {408, 409, 425, 429}
 _SHARDS = ["data/train-*.parquet", "data/test-*.parquet"]
 _MANIFEST = "manifest.json"
 _FILES = ["README.md", _MANIFEST, "report.html"]
-_GOES_ON = "the output is complete, and the same command again uploads what is missing"
+_RESUMES = "the output is complete, and the same command again uploads what is missing"
 _REMEDIES = {
     400: "the Hub does not take the name or the card; check output.license, too",
     401: "give a token that is still valid in HF_TOKEN, or sign in with `hf auth login`",
@@ -66,8 +66,8 @@ def push(output: str, hub: HubConfig, manifest: Mapping[str, Any]) -> PushResult
 
     At most 256 files, and with a client older than 2.0 any number, become one commit; more of them become several, which the next
     call resumes if they break off. Shards of an earlier upload are removed from the branch; its history keeps them. Raises
-    `ConflictError` where the repository holds other data, and `StorageError` with the remedy for what the Hub or the network
-    refuses.
+    `ConflictError` where the repository holds other data, and `StorageError` with a remedy for failures of the Hub or
+    the network.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.utils import disable_progress_bars
@@ -116,7 +116,7 @@ def _list_files(entries: Any) -> dict[str, Any]:
 def _refuse_others(
     shards: Iterable[str], output: str, local: Mapping[str, int], remote: Mapping[str, Any], hub: HubConfig
 ) -> None:
-    """Raises `ConflictError` where shards without a manifest are not those of this output, left by an upload that broke off;
+    """Raise `ConflictError` where shards without a manifest are not those of this output, left by an upload that broke off;
     other tools give theirs the same names."""
     for name in shards:
         if name not in local or not _same(output, name, local, remote, by_content=True):
@@ -129,8 +129,8 @@ def _refuse_others(
 def _same(
     output: str, name: str, local: Mapping[str, int], remote: Mapping[str, Any], *, by_content: bool = False
 ) -> bool:
-    """Whether the repository has the same file. Shards are compared by size alone, unless `by_content`: the manifest, compared by
-    content, holds their digests."""
+    """Return whether the repository has the same file. Shards are compared by size alone, unless `by_content`: the manifest,
+    compared by content, holds their digests."""
     entry = remote.get(name)
     if entry is None or entry.size != local[name]:
         return False
@@ -157,12 +157,12 @@ def _retry(step: Callable[[], Result], doing: str, hub: HubConfig) -> Result:
         may_pass = status is None or status in _TRANSIENT or status >= 500
         if not may_pass:
             remedy = _REMEDIES.get(status or 0, "check the name and the token")
-            raise StorageError(f"cannot {doing} {hub.repo} on the Hub: {cause}; {remedy}; {_GOES_ON}")
+            raise StorageError(f"cannot {doing} {hub.repo} on the Hub: {cause}; {remedy}; {_RESUMES}")
         if attempt < _ATTEMPTS:
             log.info("trying to %s %s again: %s", doing, hub.repo, cause)
             time.sleep(pause_after(attempt))
     raise StorageError(
-        f"cannot {doing} {hub.repo} on the Hub: {cause}, {_ATTEMPTS} attempts; check the network and HF_ENDPOINT; {_GOES_ON}"
+        f"cannot {doing} {hub.repo} on the Hub: {cause}, {_ATTEMPTS} attempts; check the network and HF_ENDPOINT; {_RESUMES}"
     )
 
 

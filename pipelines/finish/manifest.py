@@ -30,7 +30,7 @@ EMPTY_SPLIT = (
 
 
 class Results(NamedTuple):
-    """All that the pipeline has found out and written, in the order in which the manifest lists it."""
+    """The results of the pipeline, in the order in which the manifest lists them."""
 
     totals: Totals
     summary: SelectionSummary
@@ -59,7 +59,7 @@ def make_manifest(config: RunConfig, plan: Plan, results: Results) -> dict[str, 
 
 
 def warnings_of(config: RunConfig, plan: Plan, manifest: Mapping[str, Any]) -> Iterator[str]:
-    """What a user of the output must know about it."""
+    """Warnings for the users of the output."""
     crossing = [step.name for step in config.select if step.crosses_prompts]
     if crossing and not plan.comparable:
         yield f"{crossing[0]} {OFFSET_WARNING}"
@@ -120,7 +120,7 @@ def _controls(summary: SelectionSummary, config: RunConfig) -> dict[str, Any]:
 
 
 def _model(config: RunConfig, plan: Plan, standards: Standards | None) -> dict[str, Any]:
-    """The source of the rewards; for an ensemble also what it takes to compute them from those of its members."""
+    """The source of the rewards; for an ensemble also its members, and the numbers by which their rewards are combined."""
     if standards is not None:
         columns = (plan.model["members"], plan.identity["members"], standards.models)
         members = [
@@ -135,7 +135,7 @@ def _model(config: RunConfig, plan: Plan, standards: Standards | None) -> dict[s
 
 
 def _step(summary: SelectionSummary, number: int, name: str) -> dict[str, Any]:
-    """What a step kept; zeros where no worker had any row left."""
+    """The counts that a step kept; zeros where no worker had any row left."""
     return summary.steps.get(number, StepSum(name, 0, 0, 0))._asdict()
 
 

@@ -1,9 +1,9 @@
-"""`bestkept clean`: remove versions of an output that are no longer needed, and with `scores` what only they needed. No Beam.
+"""`bestkept clean`: removes versions of an output that are no longer needed, and with `scores` the files that only they needed.
 
-Kept are the version that `latest.json` names, the newest complete ones, and what is not complete but may still be worked on. The
-newest is the one whose run began last (`versions`). Of a version that goes, the manifest goes first: what has a manifest has its
-shards, at every moment. That a version is going is noted before, in `removing/`: a run that begins to make it again then ends,
-and a removal that was interrupted is finished by the next.
+Kept are the version that `latest.json` names, the newest complete ones, and incomplete ones that a run may still be working on.
+The newest is the one whose run began last (`versions`). The manifest of a version is removed first: a version with a manifest has
+its shards, at every moment. Before that, a file in `removing/` announces the removal: a run that begins to make the version again
+then ends, and a removal that was interrupted is finished by the next. No Beam.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Version:
 
 @dataclass
 class CleanResult:
-    """What was removed, or would be."""
+    """The versions and scores that were removed, or would be."""
 
     root: str
     kept: list[str] = field(default_factory=list)  # version ids, the newest first
@@ -73,16 +73,16 @@ def clean(root: str, *, keep: int, unfinished_days: float, scores: bool, dry_run
     root = absolute(root).rstrip("/")
     _refuse_others(root)
     before = datetime.now(UTC) - timedelta(days=unfinished_days)
-    every = list_versions(root)
-    staying = kept_of(every, keep=keep, latest=_latest(root), before=before)
-    going = [version for version in every if version.id not in staying]
-    cleaned = CleanResult(root, kept=[version.id for version in every if version.id in staying])
+    versions = list_versions(root)
+    staying = kept_of(versions, keep=keep, latest=_latest(root), before=before)
+    going = [version for version in versions if version.id not in staying]
+    cleaned = CleanResult(root, kept=[version.id for version in versions if version.id in staying])
     for version in reversed(going):  # the oldest first
         if dry_run or remove_version(root, version):
             cleaned.versions.append(version.id)
     if not dry_run:
         _remove_runs(root, before, [version for version in going if version.id in cleaned.versions])
-    if scores:  # of what is there now: a run may have begun meanwhile
+    if scores:  # listed again: a run may have begun meanwhile
         left = [version for version in list_versions(root) if version.id not in cleaned.versions]
         cleaned.scores = unneeded_scores(join(root, "scores"), left, before=before)
         if not dry_run:
@@ -113,16 +113,16 @@ def list_versions(root: str) -> list[Version]:
     runs = {run.version: run for run in read_runs(root)}  # ascending, so the last one stands
     ids = [name for name in directories_in(join(root, VERSIONS)) if ID.fullmatch(name)]
     going = {name.removesuffix(".json") for name in names_in(join(root, REMOVING))}
-    every = [Version(name, runs.get(name), read_manifest(path_of(root, name)), name in going) for name in ids]
-    return sorted(every, key=lambda version: (version.number, version.id), reverse=True)
+    versions = [Version(name, runs.get(name), read_manifest(path_of(root, name)), name in going) for name in ids]
+    return sorted(versions, key=lambda version: (version.number, version.id), reverse=True)
 
 
-def kept_of(every: Iterable[Version], *, keep: int, latest: str | None, before: datetime) -> set[str]:
+def kept_of(versions: Iterable[Version], *, keep: int, latest: str | None, before: datetime) -> set[str]:
     """The ids of the versions that stay: the latest, the newest `keep` complete ones, and unfinished ones begun at `before` or
     later, or at an unknown time; except for the latest, none whose removal has begun. Pure."""
-    every = [version for version in every if not version.going]  # the newest first
-    complete = [version.id for version in every if version.manifest is not None]
-    young = [version.id for version in every if version.manifest is None and not _older(version.run, before)]
+    versions = [version for version in versions if not version.going]  # the newest first
+    complete = [version.id for version in versions if version.manifest is not None]
+    young = [version.id for version in versions if version.manifest is None and not _older(version.run, before)]
     return {*complete[:keep], *young, *([] if latest is None else [latest])}
 
 
@@ -141,14 +141,14 @@ def remove_version(root: str, version: Version) -> bool:
         return False
     path = path_of(root, version.id)
     remove(join(path, "manifest.json"))
-    remove_all(path, [found.name for found in files_below(path)])
+    remove_all(path, [file.name for file in files_below(path)])
     remove(mark)
     return True
 
 
 def _remove_runs(root: str, before: datetime, removed: Iterable[Version]) -> None:
-    """Remove what runs have left that were not the last of a version, whose version was `removed`, or came to nothing `before`.
-    The largest number stays: none is given twice."""
+    """Remove the records of runs that were not the last of their version, whose version was `removed`, or that came to nothing
+    `before`. The record with the largest number stays, so that no number is given twice."""
     gone = {version.id: version.number for version in removed}
     runs = read_runs(root)
     existing = set(directories_in(join(root, VERSIONS)))
@@ -162,9 +162,9 @@ def _remove_runs(root: str, before: datetime, removed: Iterable[Version]) -> Non
 
 
 def unneeded_scores(scores: str, versions: Iterable[Version], *, before: datetime) -> list[str]:
-    """Names below a directory of scores of what none of these versions needs and is older than `before`: score files of models or
-    input files that none has, plans, and rewritten copies of inputs (these two, where all versions say which are theirs). Raises
-    `InputError` where an unfinished version does not say what it needs."""
+    """Names of files below a directory of scores that none of these versions needs and that are older than `before`: score files
+    of models or input files that none has, plans, and rewritten copies of inputs (the latter two only where the runs of all
+    versions have records). Raises `InputError` where an unfinished version has no record of the scores that it needs."""
     versions = list(versions)
     needed, names = _needed(versions), list[str]()
     if all(version.run is not None for version in versions):
@@ -217,7 +217,7 @@ def _copies(plan: str) -> Iterator[str]:
 
 
 def _old(files: Iterable[DatedFile], before: datetime) -> list[str]:
-    return [one.name for one in files if one.modified is not None and one.modified < before]
+    return [file.name for file in files if file.modified is not None and file.modified < before]
 
 
 def _of_others(directory: str, names: Collection[str], keys: Collection[str]) -> list[str]:

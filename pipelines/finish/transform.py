@@ -69,7 +69,7 @@ class Finish(beam.PTransform):  # type: ignore[misc]
 
 
 def _optional_inputs(parts: dict[str, Any]) -> dict[str, Any]:
-    """Side inputs of what only some runs have: a curve, standards, skipped files, a report."""
+    """Side inputs that only some runs have: a curve, standards, skipped files, a report."""
     inputs: dict[str, Any] = {
         name: AsSingleton(parts[name]) for name in ("curve", "standards", "skipped") if name in parts
     }

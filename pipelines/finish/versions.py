@@ -4,9 +4,9 @@
     ROOT/runs/000042.json     the order in which runs have begun: each takes the next number, create-only
     ROOT/latest.json          replaced atomically, after the manifest of what it names is there
 
-Clocks decide nothing: of two runs at once, the one that began last has the last word, and the other's end moves nothing back. The
-pointer is set by the step that publishes the manifest, so no launcher need be there; where that step was killed in between, the
-next run of the same version sets it.
+Clocks decide nothing: of two runs at once, the one that began last wins, and the end of the other one does not move the pointer
+back. The pointer is set by the step that publishes the manifest, so the launcher need not be running; where that step was killed
+in between, the next run of the same version sets it.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def path_of(root: str, version: str) -> str:
 
 
 def version_of(plans: Plans, selection: str) -> str:
-    """The id of the output of these plans and a selection (its hash): the same files, by name, size and version, the same model
-    and the same settings have the same id."""
+    """The id of the output of these plans and a selection, of which this is the hash: equal for equal files (by name, size and
+    version), model and settings."""
     files = [(file.key, file.version) for file in plans.whole.files]
     return digest({"inputs": plans.whole.content_hash, "files": files, "selection": selection})[:_ID_LENGTH]
 
@@ -88,13 +88,13 @@ def take_turn(config: RunConfig, plans: Plans, selection: str) -> VersionRun | N
     latest = read_latest(root)
     if latest is not None and latest.version == version:
         return VersionRun(root, version, latest.number)
-    every = (plans.whole, *plans.members)
+    all_plans = (plans.whole, *plans.members)
     return _next_turn(
         root,
         version,
         latest,
-        plans=sorted({plan.file_name for plan in every}),
-        fingerprints=sorted({plan.fingerprint for plan in every}),
+        plans=sorted({plan.file_name for plan in all_plans}),
+        fingerprints=sorted({plan.fingerprint for plan in all_plans}),
     )
 
 
@@ -114,7 +114,7 @@ def _next_turn(root: str, version: str, latest: Latest | None, **known: Sequence
 
 
 def into_version(config: RunConfig, turn: VersionRun | None) -> RunConfig:
-    """The configuration of a run that writes its version, with scores where all versions have them."""
+    """The configuration of a run that writes its version, with the scores that all versions share."""
     if turn is None:
         return config
     scores = config.scores.model_copy(update={"path": config.scores_path})
@@ -123,9 +123,9 @@ def into_version(config: RunConfig, turn: VersionRun | None) -> RunConfig:
 
 
 def set_latest(turn: VersionRun | None) -> bool:
-    """Let `latest.json` name a version whose manifest is there, unless a later run has set it; whether it names this one then.
+    """Let `latest.json` name a complete version, unless a later run has set it; return whether it names this one afterwards.
 
-    May be called again, and at once by several: the largest number stands.
+    May be called again, and by several processes at once: the largest number wins.
     """
     if turn is None:
         return False
@@ -150,20 +150,20 @@ def set_latest(turn: VersionRun | None) -> bool:
             return None  # set by this run, to a manifest that has been replaced
         return latest.version == turn.version
 
-    with _locked(turn.root):
+    with _hold_lock(turn.root):
         existing = read_bytes(path)  # first: a pointer that stands is not written to
         standing = None if existing is None else accept(existing)
         return publish.settle(path, to_json(content), accepts=accept, ours=True) if standing is None else standing
 
 
 def is_latest(turn: VersionRun | None) -> bool:
-    """Whether a run's output is what `latest.json` names; without versions, it always is."""
+    """Return whether a run's output is the one that `latest.json` names; without versions, it always is."""
     latest = None if turn is None else read_latest(turn.root)
     return turn is None or (latest is not None and latest.version == turn.version)
 
 
 def read_latest(root: str) -> Latest | None:
-    """What `latest.json` says; None where there is none, or one that says nothing (a run replaces it)."""
+    """The content of `latest.json`; None where there is none, or an invalid one, which the next run replaces."""
     data = read_bytes(join(root, LATEST))
     return None if data is None else _parse_latest(data)
 
@@ -171,7 +171,7 @@ def read_latest(root: str) -> Latest | None:
 def latest_path(root: str) -> str:
     """The path of the latest complete version. Raises `InputError` where there is none."""
     root = absolute(root).rstrip("/")
-    for _ in range(2):  # between two looks, it may have been replaced and what it named removed
+    for _ in range(2):  # between the two reads, it may have been replaced, and the version that it named removed
         latest = read_latest(root)
         if latest is None:
             raise InputError(
@@ -233,7 +233,7 @@ def _parse_latest(data: bytes) -> Latest | None:
 
 
 @contextmanager
-def _locked(root: str) -> Iterator[None]:
+def _hold_lock(root: str) -> Iterator[None]:
     """Let one process in at a time on a local disk, where a rename cannot be bound to one content as on object stores."""
     if not is_local(root):
         yield

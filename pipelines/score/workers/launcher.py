@@ -1,6 +1,6 @@
 """Launches the workers of a machine, gives out pieces of work, largest first, and replaces a worker that dies.
 
-Pieces are given out as workers ask for them: no assignment beforehand could know what is scored already, or which worker is slow.
+Pieces are given out as workers ask for them: it is not known beforehand which are scored already, or which worker is slow.
 A worker that dies, or sends no sign of life, is replaced once, and its piece given out again. Score files are idempotent, so that
 this costs only the fragment in work. If the replacement dies as well, the run ends within a minute; the same command resumes it.
 
@@ -55,7 +55,7 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker of a run needs to know."""
+    """The settings that all workers of a run share."""
 
     paths: PlanPaths
     directories: ScoreDirectories
@@ -81,7 +81,7 @@ def run_workers(job: Job, plans: Plans, count: int, shard: CorpusShard | None = 
 
 @dataclass
 class _Worker:
-    """One of the workers by number: the process that now runs as it, and what that has reported."""
+    """A worker by its number: the process that runs as it now, and the last report of that process."""
 
     number: int
     process: subprocess.Popen[bytes]
