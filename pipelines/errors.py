@@ -22,7 +22,7 @@ _USERINFO = re.compile(r"://[^/\s@]*(?::[^\s@]*)?@")
 
 
 class Exit(enum.IntEnum):
-    """What the exit status of every command means."""
+    """The exit status of a command."""
 
     DONE = 0
     CONFIG = 2
@@ -127,8 +127,10 @@ _REMEDIES = {
 
 
 def whereabouts(error: BaseException) -> str:
-    """`KeyError at pipelines/score.py:120`: type, for the system's errors what they mean, and innermost own line of an error or
-    of the traceback in its text."""
+    """The type and place of an error, such as `KeyError at pipelines/score/work.py:120`; errors of the system with their meaning.
+
+    The place is the innermost line of this project in the traceback that the error's text holds, else in its own traceback.
+    """
     text = "".join(traceback.format_exception(error)) + str(error)
     frames, kinds = _FRAME.findall(str(error)) or _FRAME.findall(text), _TYPE.findall(str(error))
     kind = kinds[-1] if kinds else type(error).__name__
@@ -138,7 +140,7 @@ def whereabouts(error: BaseException) -> str:
 
 
 def remedy(error: BaseException) -> str | None:
-    """What to do where a machine has run out of something; of an error itself, or of one in its text. Else None."""
+    """The remedy where a machine has run out of a resource, by the number of the error or of one in its text; else None."""
     known = _REMEDIES.get(_errno_of(error) or 0)
     return None if known is None else f"{known} and run the same command again"
 
@@ -146,17 +148,20 @@ def remedy(error: BaseException) -> str | None:
 def _errno_of(error: BaseException) -> int | None:
     if isinstance(error, OSError):
         return error.errno
-    found = _ERRNO.findall(str(error))
-    return int(found[-1]) if found else None
+    numbers = _ERRNO.findall(str(error))
+    return int(numbers[-1]) if numbers else None
 
 
 def error_to_report(error: Exception, what: str) -> BestkeptError:
-    """What a failed pipeline or worker is reported as: a `BestkeptError`, itself or packed in its text, or a `StorageError` with
-    type and place, but without the message, which may hold row text."""
+    """The error to report for a failed pipeline or worker, named `what`.
+
+    This is the `BestkeptError` itself, or the one packed in the error's text, else a `StorageError` with type and place, but
+    without the message, which may hold row text.
+    """
     known = error if isinstance(error, BestkeptError) else from_text(str(error))
     if known is not None:
         return known
-    report = "the same command again goes on from there; if it fails again at this place, please report it"
+    report = "the same command again resumes from there; if it fails again at this place, please report it"
     return StorageError(f"{what} failed: {whereabouts(error)}; what is scored stays; {remedy(error) or report}")
 
 
@@ -170,7 +175,7 @@ def carrying_errors() -> Iterator[None]:
 
 
 def holds_userinfo(path: str) -> bool:
-    """Whether a URL is of the form `scheme://user:password@host/...`; a password may hold slashes, as those of AWS do."""
+    """Return whether a URL is of the form `scheme://user:password@host/...`; a password may hold slashes, as those of AWS do."""
     match = _URL.search(path)
     if match is None:
         return False

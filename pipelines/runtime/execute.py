@@ -19,7 +19,7 @@ from pipelines.runtime.beam_options import hands_over, make_runner
 
 EVERY_SECS = 15.0  # between two readings of the counters of a job
 _ENDED_FROM_OUTSIDE = {"CANCELLED": "was cancelled", "DRAINED": "was drained", "UPDATED": "was replaced by another"}
-_RESUMES = "what is scored stays, and the same command again goes on from there"
+_RESUMES = "what is scored stays, and the same command again resumes from there"
 
 log = logging.getLogger(__name__)
 

@@ -217,7 +217,7 @@ def test_a_job_that_ends_well_without_a_manifest_is_not_called_done(bucket, stub
         (
             "CANCELLED",
             None,
-            "job job-0 was cancelled; what is scored stays, and the same command again goes on from there",
+            "job job-0 was cancelled; what is scored stays, and the same command again resumes from there",
         ),
         ("DRAINED", None, "job job-0 was drained; what is scored stays"),
         ("UPDATED", None, "job job-0 was replaced by another; what is scored stays"),
