@@ -86,7 +86,7 @@ def push(output: str, hub: HubConfig, manifest: Mapping[str, Any]) -> PushResult
     shards = sorted(name for name in remote if any(fnmatch(name, pattern) for pattern in _SHARDS))
     if _MANIFEST not in remote:
         _refuse_others(shards, output, local, remote, hub)
-    if set(shards) <= local.keys() and all(_same(output, name, local, remote) for name in local):
+    if set(shards) <= local.keys() and all(_is_same(output, name, local, remote) for name in local):
         return PushResult(url, fresh=False)
     log.info("uploading %d files to %s", len(local), url)
 
@@ -119,14 +119,14 @@ def _refuse_others(
     """Raise `ConflictError` where shards without a manifest are not those of this output, left by an upload that broke off;
     other tools give theirs the same names."""
     for name in shards:
-        if name not in local or not _same(output, name, local, remote, by_content=True):
+        if name not in local or not _is_same(output, name, local, remote, by_content=True):
             raise ConflictError(
                 f"output.push_to_hub names {hub.repo}, which holds data that bestkept has not written ({name}); name another "
                 "repository or revision, or remove what is there"
             )
 
 
-def _same(
+def _is_same(
     output: str, name: str, local: Mapping[str, int], remote: Mapping[str, Any], *, by_content: bool = False
 ) -> bool:
     """Return whether the repository has the same file. Shards are compared by size alone, unless `by_content`: the manifest,

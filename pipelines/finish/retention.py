@@ -122,11 +122,11 @@ def kept_of(versions: Iterable[Version], *, keep: int, latest: str | None, befor
     later, or at an unknown time; except for the latest, none whose removal has begun. Pure."""
     versions = [version for version in versions if not version.going]  # the newest first
     complete = [version.id for version in versions if version.manifest is not None]
-    young = [version.id for version in versions if version.manifest is None and not _older(version.run, before)]
+    young = [version.id for version in versions if version.manifest is None and not _is_older(version.run, before)]
     return {*complete[:keep], *young, *([] if latest is None else [latest])}
 
 
-def _older(run: RunRecord | None, before: datetime) -> bool:
+def _is_older(run: RunRecord | None, before: datetime) -> bool:
     return run is not None and run.started < before
 
 
@@ -156,7 +156,7 @@ def _remove_runs(root: str, before: datetime, removed: Iterable[Version]) -> Non
     needed = {number for version, number in last.items() if version in existing} | {max(last.values(), default=0)}
     for run in runs:
         begun = run.number == last[run.version] > gone.get(run.version, 0)  # it may not have written anything yet
-        young = begun and not _older(run, before)
+        young = begun and not _is_older(run, before)
         if run.number not in needed and not young:
             remove(run_path(root, run.number))
 
@@ -170,15 +170,16 @@ def unneeded_scores(scores: str, versions: Iterable[Version], *, before: datetim
     if all(version.run is not None for version in versions):
         plans = {name for version in versions if version.run is not None for name in version.run.plans}
         copies = {copy for name in plans for copy in _copies(join(scores, "plans", name))}
-        names += [f"plans/{name}" for name in _old(files_below(join(scores, "plans")), before) if name not in plans]
-        rewritten = _old(files_below(join(scores, "rewritten")), before)
+        old_plans = _old_names(files_below(join(scores, "plans")), before)
+        names += [f"plans/{name}" for name in old_plans if name not in plans]
+        rewritten = _old_names(files_below(join(scores, "rewritten")), before)
         names += [f"rewritten/{name}" for name in rewritten if name.split("/", maxsplit=1)[0] not in copies]
     for fingerprint in filter(_FINGERPRINT.fullmatch, directories_in(scores)):
         directory = join(scores, fingerprint)
-        old = _old(files_below(directory), before)
+        old = _old_names(files_below(directory), before)
         keys = needed.get(fingerprint, frozenset())
         if keys is not None:
-            names += [f"{fingerprint}/{name}" for name in (_of_others(directory, old, keys) if keys else old)]
+            names += [f"{fingerprint}/{name}" for name in (_scores_of_others(directory, old, keys) if keys else old)]
     return sorted(names)
 
 
@@ -216,11 +217,11 @@ def _copies(plan: str) -> Iterator[str]:
             yield file["copy"].rstrip("/").rsplit("/", 1)[-1]
 
 
-def _old(files: Iterable[DatedFile], before: datetime) -> list[str]:
+def _old_names(files: Iterable[DatedFile], before: datetime) -> list[str]:
     return [file.name for file in files if file.modified is not None and file.modified < before]
 
 
-def _of_others(directory: str, names: Collection[str], keys: Collection[str]) -> list[str]:
+def _scores_of_others(directory: str, names: Collection[str], keys: Collection[str]) -> list[str]:
     """The names of valid score files of input files other than these."""
     candidates = [name for name in names if name.endswith(".parquet") and "/" not in name]
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:

@@ -44,7 +44,7 @@ def expand(pattern: str) -> list[ListedFile]:
                 info = _follow_link(name, info, recursive=not local_glob.has_magic(path) or "**" in path)
             whole = info["type"] == "directory" and not any(other.startswith(name + "/") for other in entries)
             mark = name.endswith("/")  # an empty object that stands for a directory
-            if (info["type"] == "file" or whole) and not _hidden(key) and not mark:
+            if (info["type"] == "file" or whole) and not _is_hidden(key) and not mark:
                 listed.append(ListedFile(fs.unstrip_protocol(name) if "://" in pattern else name, key, info))
     if not any(entry.info["type"] == "file" for entry in listed):
         inside = f"; to read the files in the directory {listed[0].path} write {listed[0].path}/*" if listed else ""
@@ -71,7 +71,7 @@ def _refuse_links(fs: LocalFileSystem, pattern: str) -> None:
         rest = "/".join(parts[count - 1 if parts[count - 1] == "**" else count :])
         for name, info in fs.glob(before, detail=True).items():
             below = local_glob.iglob(f"{local_glob.escape(name)}/{rest}", recursive=True)  # this one follows links
-            meant = (os.path.isfile(file) and not _hidden(file.removeprefix(root)) for file in below)
+            meant = (os.path.isfile(file) and not _is_hidden(file.removeprefix(root)) for file in below)
             if info.get("islink") and os.path.isdir(name) and any(meant):
                 raise _link_error(name)
 
@@ -123,5 +123,5 @@ def _above_wildcard(path: str) -> str:
     return path[: min(marks)].rsplit("/", 1)[0] if marks else path.rstrip("/")
 
 
-def _hidden(name: str) -> bool:
+def _is_hidden(name: str) -> bool:
     return any(part.startswith((".", "_")) for part in name.split("/") if part)

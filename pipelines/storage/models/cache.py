@@ -50,16 +50,16 @@ def models_root() -> Path:
     one of the user's own below the temporary directory. Raises `StorageError`."""
     named = os.environ.get(MODELS)
     if named:
-        return _usable(Path(named).expanduser(), owned=False)
+        return _make_root(Path(named).expanduser(), owned=False)
     with suppress(StorageError, RuntimeError):  # the latter: a container's user without a home
         base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-        return _usable(Path(base) / "bestkept" / "models", owned=False)
+        return _make_root(Path(base) / "bestkept" / "models", owned=False)
     place = Path(tempfile.gettempdir()) / f"bestkept-models-{os.getuid()}"
     log.info("the cache directory cannot be written to; models go to %s", place)
-    return _usable(place, owned=True)
+    return _make_root(place, owned=True)
 
 
-def _usable(root: Path, *, owned: bool) -> Path:
+def _make_root(root: Path, *, owned: bool) -> Path:
     """`root`, made if missing. One that holds copies already need not be writable; `owned`: it must belong to this user."""
     why = "it belongs to another user"
     try:

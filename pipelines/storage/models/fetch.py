@@ -59,7 +59,7 @@ def fetch_model(source: str, destination: str, *, revision: str | None = None) -
     local = Path(source).expanduser().is_dir()
     named = Path(directory).resolve().name if local else f"{source}@{directory.name}"  # of a hub model: its commit
     if not complete:
-        stored = _stored(place)
+        stored = _list_stored(place)
         checksums = Checksums(sums, {name: stored[name].version for name in sums}, named)
         publish.replace(join(place, CHECKSUMS_FILE), checksums.to_bytes())
     return FetchResult(place, named, sums, sent)
@@ -87,7 +87,7 @@ def _is_complete(place: str, sums: Files) -> bool:
     there, before anything is sent."""
     from rm.identity import select_files
 
-    stored = _stored(place)
+    stored = _list_stored(place)
     strange = sorted(select_files(stored).keys() - sums.keys())
     if strange:
         raise _conflict(place, strange[0], "which this model has not")
@@ -131,7 +131,7 @@ def _content(place: str) -> FileSum:
     return FileSum(size, digest.hexdigest())
 
 
-def _stored(place: str) -> dict[str, StoredObject]:
+def _list_stored(place: str) -> dict[str, StoredObject]:
     try:
         return stored_in(place)
     except FileNotFoundError:  # some drivers, where there is no bucket

@@ -17,7 +17,7 @@ from pipelines.storage.models import cache
 from pipelines.storage.models.checksums import Files, FileSum, Listing, known_files, list_model
 
 _LOCAL_URLS = ("file://", "local://")
-_BIG = ".safetensors"  # of these files a launcher needs no more than their hashes
+_WEIGHTS_SUFFIX = ".safetensors"  # of these files a launcher needs no more than their hashes
 
 
 class LocatedModel(NamedTuple):
@@ -83,7 +83,7 @@ def small_directory(model: Mapping[str, Any]) -> Path:
     """A local directory with configuration and tokenizer of a plan's model, on the launcher."""
     if "files" not in model:
         return Path(model["directory"])
-    return cache.copy_of(model["directory"], _small(_planned_files(model)))
+    return cache.copy_of(model["directory"], _without_weights(_planned_files(model)))
 
 
 def loadable_directory(model: Mapping[str, Any], identity: Mapping[str, Any]) -> Path:
@@ -134,8 +134,8 @@ def _small_copy(listing: Listing, sums: Files | None) -> Path:
     """A copy of all but the weights. Files that no checksums file names are read first: they are small."""
     from rm.identity import CALIBRATION_FILE
 
-    known = dict(_small(sums or {}))
-    wanted = [name for name in (*listing.model, *listing.others) if not name.endswith(_BIG)]
+    known = dict(_without_weights(sums or {}))
+    wanted = [name for name in (*listing.model, *listing.others) if not name.endswith(_WEIGHTS_SUFFIX)]
     unknown = listing.model.keys() - known.keys() | {CALIBRATION_FILE}
     fresh = _read(listing.url, [name for name in wanted if name in unknown])
     known |= {name: FileSum(len(data), sha256(data).hexdigest()) for name, data in fresh.items()}
@@ -152,8 +152,8 @@ def _read(url: str, names: Sequence[str]) -> dict[str, bytes]:
     return contents
 
 
-def _small(sums: Files) -> dict[str, FileSum]:
-    return {name: file for name, file in sums.items() if not name.endswith(_BIG)}
+def _without_weights(sums: Files) -> dict[str, FileSum]:
+    return {name: file for name, file in sums.items() if not name.endswith(_WEIGHTS_SUFFIX)}
 
 
 def _planned_files(model: Mapping[str, Any]) -> dict[str, FileSum]:

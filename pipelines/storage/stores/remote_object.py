@@ -118,7 +118,7 @@ class FsspecObject(RemoteObject):
         return cast("bytes", self.fs.cat_file(self.name, start=start, end=end))
 
     def create(self, file: BinaryIO, size: int) -> bool:
-        self._writable()
+        self._refuse_read_only()
         try:
             self.fs.pipe_file(self.name, file.read(), mode="create")
         except FileExistsError:
@@ -126,11 +126,11 @@ class FsspecObject(RemoteObject):
         return True
 
     def replace(self, data: bytes, version: str | None) -> bool:
-        self._writable()
+        self._refuse_read_only()
         self.fs.pipe_file(self.name, data)
         return True
 
-    def _writable(self) -> None:
+    def _refuse_read_only(self) -> None:
         if not isinstance(self.fs, MemoryFileSystem):
             scheme = self.place.split("://", maxsplit=1)[0]
             raise StorageError(
