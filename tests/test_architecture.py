@@ -1,123 +1,179 @@
-"""The import arrows, the absence of what must not be there, and the weight of `--help`."""
+"""The import rules of docs/architecture.md, what must not be in the code, and the weight of `--help`."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STAGES = {"score", "colocate", "ensemble", "selection", "export", "observe", "finish"}
-FROM_RM = {"rm.conversations", "rm.identity", "rm.scorer"}
-MORE_DOORS = {
-    "report/prompt_figures.py": {"rm.evaluate", "rm.preferences"},
-    "training.py": {"rm.train"},
-    "evaluation.py": {"rm.evaluate", "rm.preferences"},
-    "hints.py": {"rm.preferences"},
-    "inspection.py": {"rm.preview"},
-    "preference_view.py": {"rm.preferences"},
-    "forecast.py": {"rm.dry_run"},
+STAGES = "score < select < export, report < finish"
+PIPELINES = f"errors < config, storage < corpus, runtime < plan < {STAGES} < curate < commands < cli"
+RM = "conversations, identity < text, checkpoint, engine, preferences < scorer, preview, evaluate < dry_run, train"
+# Beside runtime/ and *transform.py; load_model for Beam's `Shared`.
+BEAM = {"pipelines.curate", "pipelines.score.load_model"}
+JOINS_TRANSFORMS = {"pipelines.curate", "pipelines.commands.explain.explain_transform"}
+# torch, or a driver that not everybody has: imported inside the functions that use it.
+HEAVY = ("rm", "huggingface_hub", "gcsfs", "aiohttp")
+# Import inside functions: each command loads what it needs, and a worker answers before it loads Beam.
+LATE = ("cli", "commands", "pipelines.score.workers.worker")
+
+
+class Import(NamedTuple):
+    """One import: the module that imports, the module or package that it imports, and whether a function does it."""
+
+    source: str
+    target: str
+    in_function: bool
+
+
+def layers(rule: str) -> dict[str, int]:
+    """The rank of each unit of a rule such as `a < b, c < d`."""
+    return {unit: rank for rank, units in enumerate(rule.split(" < ")) for unit in units.split(", ")}
+
+
+def unit_of(module: str) -> str:
+    """`pipelines.score.work` → `score`."""
+    return module.split(".")[1]
+
+
+def modules(root: Path = ROOT) -> dict[str, Path]:
+    """Every module of `pipelines` and `rm` by its name."""
+    paths = [path for package in ("pipelines", "rm") for path in (root / package).rglob("*.py")]
+    return {".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
+
+
+def imports(root: Path = ROOT) -> Iterator[Import]:
+    """Every import of every module, but those for type checking alone; of a package's modules, the modules."""
+    known = modules(root)
+    for source, path in known.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node, in_function in _statements(tree, in_function=False):
+            if isinstance(node, ast.Import):
+                yield from (Import(source, alias.name, in_function) for alias in node.names)
+            elif node.module:
+                for alias in node.names:
+                    name = f"{node.module}.{alias.name}"
+                    yield Import(source, name if name in known else node.module, in_function)
+
+
+def _statements(node: ast.AST, *, in_function: bool) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child, in_function
+        yield from _statements(child, in_function=in_function or isinstance(child, ast.FunctionDef))
+
+
+def violations(root: Path = ROOT) -> Iterator[str]:
+    """The rules, each import against each."""
+    pipelines, rm = layers(PIPELINES), layers(RM)
+    for source, target, in_function in imports(root):
+        package, top, arrow = source.partition(".")[0], target.partition(".")[0], f"{source} imports {target}"
+        if "." not in source:  # the packages themselves
+            continue
+        stage, of_stage = unit_of(source), target.endswith("transform") and unit_of(target) in layers(STAGES)
+        if package == "rm" and top in ("pipelines", "apache_beam"):
+            yield f"{arrow}: rm knows neither pipelines nor Beam"
+        if (
+            package == "rm"
+            and top == "rm"
+            and "." in target
+            and unit_of(target) != stage
+            and rm[unit_of(target)] >= rm[stage]
+        ):
+            yield f"{arrow}: not below it in rm"
+        if package == "pipelines" and top in ("torch", "transformers"):
+            yield f"{arrow}: only rm imports torch"
+        if top == "apache_beam" and stage != "runtime" and not source.endswith("transform") and source not in BEAM:
+            yield f"{arrow}: Beam only in runtime/ and in *transform.py"
+        if package == top == "pipelines" and "." in target and unit_of(target) != stage:
+            if pipelines[unit_of(target)] >= pipelines[stage]:
+                yield f"{arrow}: not below it"
+            if of_stage and source not in JOINS_TRANSFORMS:
+                yield f"{arrow}: only curate.py joins transforms"
+        if in_function and package == "pipelines" and not {stage, source} & {*LATE} and top not in HEAVY:
+            yield f"{arrow}: imported inside a function"
+
+
+def test_imports_follow_the_rules():
+    assert not list(violations())
+
+
+def test_no_circle():
+    known = modules()
+    graph: dict[str, set[str]] = {}
+    for source, target, _ in imports():
+        if target in known and target != source and not source.startswith(target + "."):
+            graph.setdefault(source, set()).add(target)
+    graphlib.TopologicalSorter(graph).prepare()  # raises where there is one
+
+
+PLANTED = {
+    "pipelines/storage/bad.py": ("from pipelines.config import RunConfig", "not below it"),
+    "pipelines/corpus/bad.py": ("from pipelines.plan import Plan", "not below it"),
+    "pipelines/select/bad.py": ("from pipelines.score.transform import ScoreCorpus", "only curate.py joins transforms"),
+    "pipelines/export/bad.py": ("import apache_beam as beam", "Beam only in"),
+    "pipelines/report/bad.py": ("import torch", "only rm imports torch"),
+    "pipelines/finish/bad.py": ("def f():\n    import json", "inside a function"),
+    "rm/bad.py": ("import pipelines.plan", "rm knows neither"),
+    "rm/text/bad.py": ("from rm.scorer import Scorer", "not below it in rm"),
 }
 
 
-def imports(path: Path) -> set[str]:
-    """Every module that a file imports anywhere, inside functions too; not for type checking alone."""
-    found: set[str] = set()
-
-    def visit(node: ast.AST) -> None:
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            return
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-            found.update(f"{node.module}.{alias.name}" for alias in node.names)
-        for child in ast.iter_child_nodes(node):
-            visit(child)
-
-    visit(ast.parse(path.read_text(encoding="utf-8")))
-    return found
+@pytest.mark.parametrize("path", PLANTED)
+def test_a_planted_violation_is_found(tmp_path, path):
+    text, complaint = PLANTED[path]
+    for module in modules().values():
+        copy = tmp_path / module.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.touch()
+    assert not list(violations(tmp_path))
+    (tmp_path / path).write_text(text)
+    (violation,) = violations(tmp_path)
+    assert complaint in violation
 
 
-def top_level_imports(path: Path) -> set[str]:
-    body = ast.parse(path.read_text(encoding="utf-8")).body
-    return {
-        name
-        for node in body
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for name in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""])
-    }
-
-
-def modules(package: str) -> list[Path]:
-    found = sorted((ROOT / package).rglob("*.py"))
-    assert len(found) > 5
-    return found
-
-
-@pytest.mark.parametrize("path", modules("rm"), ids=lambda path: path.stem)
-def test_rm_knows_neither_pipelines_nor_beam(path):
-    assert not {name for name in imports(path) if name.split(".")[0] in ("pipelines", "apache_beam")}
-
-
-@pytest.mark.parametrize("path", modules("pipelines"), ids=lambda path: path.stem)
-def test_pipelines_take_only_the_three_doors_into_rm_and_no_torch(path):
-    allowed = FROM_RM | MORE_DOORS.get(str(path.relative_to(ROOT / "pipelines")), set())
-    used = {name for name in imports(path) if name.split(".")[0] == "rm"} - {"rm"}
-    assert not {name for name in used if not any(name == door or name.startswith(door + ".") for door in allowed)}
-    assert not {name for name in imports(path) if name.split(".")[0] in ("torch", "transformers")}
-    lazy = {"rm.identity", "rm.scorer"}.union(*MORE_DOORS.values())
-    assert not top_level_imports(path) & lazy, "these are imported lazily"
-
-
-@pytest.mark.parametrize("stage", sorted(STAGES))
-def test_stages_do_not_import_each_other(stage):
-    others = {f"pipelines.{other}" for other in STAGES - {stage}}
-    assert not imports(ROOT / "pipelines" / f"{stage}.py") & others
-
-
-def test_the_pure_parts_know_no_beam():
-    beam = {path.stem for path in modules("pipelines") if any(name.startswith("apache_beam") for name in imports(path))}
-    known = {
-        "curate",
-        "execution",
-        "explain",
-        "lean",
-        "overlap",
-        "partition",
-        "passes",
-        "rewrite",
-        "runners",
-        "skipped",
-        "throughput",
-    }
-    assert beam == STAGES | known
+def test_the_house_is_small():
+    entries = [path for path in (ROOT / "pipelines").iterdir() if path.name != "__pycache__"]
+    assert len([path for path in entries if path.is_dir()]) <= 10
+    assert sorted(path.name for path in entries if path.is_file()) == [
+        "__init__.py",
+        "cli.py",
+        "curate.py",
+        "errors.py",
+        "plan.py",
+    ]
 
 
 def test_no_remote_code_no_pickle_no_unsafe_yaml():
-    for path in [*modules("rm"), *modules("pipelines")]:
-        text = path.read_text(encoding="utf-8")
-        for forbidden in (
-            "trust_remote_code=True",
-            "yaml.load(",
-            "torch.load(",
-            "import pickle",
-            "eval(",
-            "shell=True",
-        ):
-            assert forbidden not in text.replace(".eval()", ""), f"{forbidden} in {path}"
+    forbidden = "trust_remote_code=True", "yaml.load(", "torch.load(", "import pickle", "eval(", "shell=True"
+    for path in modules().values():
+        text = path.read_text(encoding="utf-8").replace(".eval()", "")
+        assert not [words for words in forbidden if words in text], path
 
 
-def test_modules_stay_readable():
-    for path in [*modules("rm"), *modules("pipelines")]:
-        text = path.read_text(encoding="utf-8")
-        assert len(text.splitlines()) <= 350, path
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef):
-                assert (node.end_lineno or 0) - node.lineno < 60, f"{path}:{node.name}"
+@pytest.mark.parametrize("name", modules())
+def test_modules_stay_readable(name):
+    text = modules()[name].read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 350
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 60, node.name
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            first_word = (ast.get_docstring(node) or "").partition(" ")[0].rstrip(",")
+            assert first_word not in ("What", "Where", "How", "Which", "Why", "Whether", "When", "Whoever"), getattr(
+                node, "name", name
+            )
+        if isinstance(node, ast.Module):
+            assert ast.get_docstring(node)
 
 
 def test_help_imports_neither_torch_nor_beam():
