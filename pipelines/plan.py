@@ -240,6 +240,7 @@ def name_of(model: ModelConfig) -> str:
 
 def _reward_fields(config: RunConfig, model: ModelConfig | None, mapping: RowMapping) -> dict[str, Any]:
     """The fields of a plan that identify the source of rewards: a model, or a column of the corpus."""
+    from rm.closing_token import reading_mark
     from rm.identity import ModelError, has_anchor, identify, load_temperature, resolve_dtype
 
     context = {"mapping": mapping.to_json(), "max_row_bytes": config.limits.max_row_bytes}
@@ -254,6 +255,7 @@ def _reward_fields(config: RunConfig, model: ModelConfig | None, mapping: RowMap
             too_long=model.too_long,
             dtype=resolve_dtype(model.dtype),
             hashes=weights.hashes,
+            reading=reading_mark(weights.directory),
         )
         temperature, comparable = load_temperature(weights.directory), has_anchor(weights.directory)
     except ModelError as error:

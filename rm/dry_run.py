@@ -13,6 +13,7 @@ import numpy as np
 
 from rm.checkpoint.interchange import pooling_pad_id
 from rm.checkpoint.load import build_without_weights, load_tokenizer
+from rm.checkpoint.refusals import refuse_unembedded
 from rm.engine.device import default_device, default_tokens_per_batch
 from rm.engine.layout import lay_out
 from rm.engine.packed_forward import packing_obstacle
@@ -38,8 +39,10 @@ class DryRun(Scorer):
         """Return the dry run of a model directory as on `device`: cpu, cuda, or None for this machine's. Raises `ModelError`."""
         device = device or default_device()
         model = build_without_weights(directory)
+        tokenizer = load_tokenizer(directory)
+        refuse_unembedded(directory, tokenizer, model.model)
         template = Template.of(
-            load_tokenizer(directory),
+            tokenizer,
             causal=model.causal,
             max_length=effective_max_length(directory, max_length),
             too_long=too_long,

@@ -10,8 +10,9 @@ import hashlib
 import json
 import math
 import os
+import stat
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -24,23 +25,27 @@ SCORING_VERSION = 2
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _TOKENIZER = (
     "tokenizer.json",
+    "tokenizer.*.json",  # transformers prefers one named after a version of itself, as it does of config.json
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
+    "vocab.*",
     "merges.txt",
     "*.model",
+    "*.tiktoken",
+    "tekken.json",
     "chat_template.jinja",
     "chat_template.json",
 )
-_HASHED_WEIGHTS = ("config.json", *_WEIGHTS)
-MODEL_FILES = (*_HASHED_WEIGHTS, *_TOKENIZER, "adapter_config.json")
+_ADAPTER = "adapter_config.json"
+_HASHED_WEIGHTS = ("config.json", "config.*.json", *_WEIGHTS, _ADAPTER)
+MODEL_FILES = (*_HASHED_WEIGHTS, *_TOKENIZER)
 """Patterns of the files of a model directory that are loaded, so that a copy needs them."""
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of one weight or activation in each type that a model computes in."""
 OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "longformer", "mpnet"}
 """Architectures that number positions from behind the pad token's id."""
+_RESTORE = "restore it from the model's source"
 _NO_LIMIT = 1_000_000  # tokenizers say 1e30 where they have no limit
 
 
@@ -57,10 +62,11 @@ class ModelIdentity:
     max_length: int
     too_long: str
     dtype: str
+    reading: str | None = None  # how texts are read, where not as every model of scoring version 2 reads them
     scoring_version: int = SCORING_VERSION
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("reading", None)}
 
     def fingerprint(self, **context: object) -> str:
         """Hash this identity and `context` (the input mapping, for example) to 24 hex digits."""
@@ -74,7 +80,7 @@ def resolve_model(path: str, revision: str | None = None) -> Path:
     Raises `ModelError` where `path` is neither, or the directory holds no safetensors weights.
     """
     directory = _directory_of(path, revision, (*_WEIGHTS, "*.json", *_TOKENIZER))
-    require_weights(path, (file.name for file in directory.iterdir()))
+    require_weights(path, _names_in(directory))
     return directory
 
 
@@ -92,6 +98,30 @@ def require_weights(path: str, names: Iterable[str]) -> None:
     raise ModelError(f"model.path {path!r} has no weights: expected *.safetensors beside config.json")
 
 
+def refuse_adapters(path: str, names: Iterable[str]) -> None:
+    """Raise `ModelError` for an adapter's files in a model directory.
+
+    Alone they are no model, and beside weights transformers applies them in silence, also to weights that hold them already.
+    """
+    files = sorted(names)
+    if _ADAPTER not in files:
+        return
+    adapter = [name for name in files if name == _ADAPTER or fnmatchcase(name, "adapter_model.*")]
+    merge = (
+        "AutoPeftModelForSequenceClassification.from_pretrained(ADAPTER, num_labels=1).merge_and_unload()"
+        ".save_pretrained(MERGED), with the tokenizer beside it"
+    )
+    if {"model.safetensors", "model.safetensors.index.json"}.isdisjoint(files):
+        raise ModelError(
+            f"model.path {path!r} is an adapter ({', '.join(adapter)}), not a whole model; merge it into its base model once "
+            f"with peft: {merge}; and give the merged model"
+        )
+    raise ModelError(
+        f"model.path {path!r} holds an adapter ({', '.join(adapter)}) beside whole weights, and transformers would apply it on "
+        f"top of them; remove the adapter's files if the weights are merged already, else merge it once with peft: {merge}"
+    )
+
+
 def resolve_without_weights(path: str, revision: str | None = None) -> Path:
     """Return what `resolve_model` returns, but neither fetch nor require weights. Raises `ModelError`."""
     return _directory_of(path, revision, ("*.json", *_TOKENIZER))
@@ -105,9 +135,20 @@ def _directory_of(path: str, revision: str | None, wanted: tuple[str, ...]) -> P
         directory = _hub_snapshot(path, revision, wanted)
     elif revision is not None:
         raise ModelError(f"model.revision {revision!r} is only for hub ids, and {path!r} is a directory; remove it")
-    if not (directory / "config.json").is_file():
+    names = _names_in(directory)
+    refuse_adapters(path, names)
+    if "config.json" not in names:
         raise ModelError(f"model.path {path!r} has no config.json; give a directory written by save_pretrained")
     return directory
+
+
+def _names_in(directory: Path) -> list[str]:
+    try:
+        return [file.name for file in directory.iterdir()]
+    except OSError as error:
+        raise ModelError(
+            f"model directory {directory} cannot be read: {error.strerror}; fetch the model again, or mend its permissions"
+        ) from error
 
 
 def _hub_snapshot(repo_id: str, revision: str | None, wanted: tuple[str, ...]) -> Path:
@@ -124,12 +165,19 @@ def _hub_snapshot(repo_id: str, revision: str | None, wanted: tuple[str, ...]) -
 
 
 def identify(
-    directory: Path, *, max_length: int, too_long: str, dtype: str, hashes: Mapping[str, str] | None = None
+    directory: Path,
+    *,
+    max_length: int,
+    too_long: str,
+    dtype: str,
+    hashes: Mapping[str, str] | None = None,
+    reading: str | None = None,
 ) -> ModelIdentity:
     """Return the identity of a local model directory; hashes are cached by path, size and modification time.
 
     `dtype` must be resolved (see `resolve_dtype`); `max_length` is the requested limit in tokens. `hashes` are the sha256
-    of all the model's files where they are known already: then the directory need not hold its weights.
+    of all the model's files where they are known already: then the directory need not hold its weights. `reading` is
+    `rm.closing_token.reading_mark` of it.
     """
     if hashes is None:
         hashes = model_hashes(directory)
@@ -139,21 +187,24 @@ def identify(
         max_length=effective_max_length(directory, max_length),
         too_long=too_long,
         dtype=dtype,
+        reading=reading,
     )
 
 
 def effective_max_length(directory: Path, requested: int) -> int:
     """Return the least of the requested limit, the model's positions and the tokenizer's limit, in tokens."""
     limits = [requested]
-    config = _read_json(directory / "config.json")
-    config = {**config, **(config.get("text_config") or {})}
+    config = read_json(directory / "config.json")
+    text = config.get("text_config")
+    config = {**config, **(text if isinstance(text, dict) else {})}
     for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
         positions = config.get(key)
         if isinstance(positions, int) and positions > 0:
             # these architectures number positions from padding_idx + 1
-            offset = (config.get("pad_token_id") or 0) + 1 if config.get("model_type") in OFFSET_POSITIONS else 0
-            limits.append(positions - offset)
-    limit = _read_json(directory / "tokenizer_config.json").get("model_max_length")
+            pad = config.get("pad_token_id")
+            before = pad if isinstance(pad, int) else 0
+            limits.append(positions - (before + 1 if config.get("model_type") in OFFSET_POSITIONS else 0))
+    limit = read_json(directory / "tokenizer_config.json").get("model_max_length")
     if isinstance(limit, int | float) and 0 < limit < _NO_LIMIT:
         limits.append(int(limit))
     return min(limits)
@@ -184,14 +235,23 @@ def _cuda_compute_capability() -> int:
     return major.value
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of a model directory; an absent file is an empty one. Raises `ModelError`."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for, for good
+            raise ModelError(f"{path} is not a regular file; {_RESTORE}")
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path} is not valid JSON; restore it from the model's source") from error
-    return value if isinstance(value, dict) else {}
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise ModelError(f"{path} is a link to nothing; {_RESTORE}") from None
+        return {}
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}; {_RESTORE}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not valid JSON ({type(error).__name__}); {_RESTORE}") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} holds a JSON {type(value).__name__}, not an object; {_RESTORE}")
+    return value
 
 
 def select_files(named: Mapping[str, Any], patterns: Iterable[str] = MODEL_FILES) -> dict[str, Any]:
@@ -201,18 +261,22 @@ def select_files(named: Mapping[str, Any], patterns: Iterable[str] = MODEL_FILES
 
 def model_hashes(directory: Path) -> dict[str, str]:
     """Map each loaded file of a local model directory to its sha256 in hex. Raises `ModelError`."""
-    return file_hashes(select_files({file.name: file for file in directory.iterdir()}))
+    return file_hashes(select_files({name: directory / name for name in _names_in(directory)}))
 
 
 def file_hashes(files: Mapping[str, Path]) -> dict[str, str]:
     """Map names to the sha256 of their files in hex, cached by path, size and modification time. Raises `ModelError`."""
     with _HashCache() as cache:
-        try:
-            return {name: cache.sha256(file) for name, file in files.items()}
-        except OSError as error:
-            raise ModelError(
-                f"model file {error.filename} cannot be read: {error.strerror}; fetch the model again"
-            ) from error
+        return {name: _sha256(cache, file) for name, file in files.items()}
+
+
+def _sha256(cache: _HashCache, file: Path) -> str:
+    try:
+        if not stat.S_ISREG(file.stat().st_mode):  # a pipe would be waited for, for good
+            raise ModelError(f"model file {file} is not a regular file; fetch the model again")
+        return cache.sha256(file)
+    except OSError as error:
+        raise ModelError(f"model file {file} cannot be read: {error.strerror}; fetch the model again") from error
 
 
 class _HashCache:
@@ -269,7 +333,7 @@ def load_temperature(directory: Path | str) -> float | None:
         value = float(fields["temperature"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ModelError(f"{path} holds no temperature ({type(error).__name__}); {_CALIBRATE}") from error
     if not (math.isfinite(value) and value > 0):
         raise ModelError(f"{path} holds the temperature {value}; expected a positive number; {_CALIBRATE}")
@@ -281,25 +345,4 @@ def has_anchor(directory: Path | str) -> bool:
 
     They are where labels of single responses, or centring, fixed their offset while the model was trained.
     """
-    return not _read_json(Path(directory) / CALIBRATION_FILE).keys().isdisjoint({"offset", "centring"})
-
-
-def tensor_shapes(directory: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield the names and shapes of all tensors in the directory's safetensors files, from their headers alone.
-
-    Raises `ModelError` where a file is cut or not a safetensors file.
-    """
-    for file in sorted(directory.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            size = int.from_bytes(stream.read(8), "little")
-            if size > file.stat().st_size:
-                raise ModelError(f"{file} is cut or not a safetensors file; fetch it again")
-            try:
-                header: dict[str, Any] = json.loads(stream.read(size))
-            except ValueError as error:
-                raise ModelError(f"{file} is cut or not a safetensors file; fetch it again") from error
-        header.pop("__metadata__", None)
-        if file.stat().st_size != 8 + size + max((entry["data_offsets"][1] for entry in header.values()), default=0):
-            raise ModelError(f"{file} is cut or not a safetensors file; fetch it again")
-        for name, entry in header.items():
-            yield name, tuple(entry["shape"])
+    return not read_json(Path(directory) / CALIBRATION_FILE).keys().isdisjoint({"offset", "centring"})

@@ -24,6 +24,7 @@ import torch
 from rm.checkpoint.interchange import pooling_pad_id
 from rm.checkpoint.load import RewardModel, load_for_scoring, load_tokenizer
 from rm.checkpoint.memory_check import refuse_too_large
+from rm.checkpoint.refusals import refuse_unembedded
 from rm.conversations import Conversation, UnusableError
 from rm.engine.device import default_device, default_tokens_per_batch, is_out_of_memory, native_bfloat16, peak_flops
 from rm.engine.layout import common_prefix, cut_rows, lay_out, plan_batches, plan_even
@@ -122,6 +123,7 @@ class Scorer:
         tokenizer = load_tokenizer(directory)
         refuse_too_large(directory, dtype=dtype, device=device)
         model = load_for_scoring(directory, dtype=dtype, device=device)
+        refuse_unembedded(directory, tokenizer, model.model)
         template = Template.of(
             tokenizer,
             causal=model.causal,

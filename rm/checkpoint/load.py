@@ -26,7 +26,9 @@ from rm.checkpoint.interchange import (
     refuse_normalised,
     warn_of_pad_as_eos,
 )
-from rm.identity import ModelError, tensor_shapes
+from rm.checkpoint.refusals import describe_layers, refuse_other_heads, refuse_templates
+from rm.checkpoint.weight_files import refuse_damaged, require_files, tensor_shapes
+from rm.identity import ModelError
 
 transformers.utils.logging.disable_default_handler()  # its records go where the program's go, not to standard error
 transformers.utils.logging.enable_propagation()
@@ -95,11 +97,13 @@ def load_tokenizer(directory: Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
     except Exception as error:  # whatever this version of the library raises, the remedy is the same
+        refuse_damaged(directory)
         raise ModelError(
             f"{directory} has no usable tokenizer ({type(error).__name__}); save it beside the weights"
         ) from error
     if not tokenizer.is_fast:
         raise ModelError(f"{directory} has only a slow tokenizer; save it once with AutoTokenizer(..., use_fast=True)")
+    refuse_templates(directory, tokenizer)
     return tokenizer
 
 
@@ -111,6 +115,9 @@ def load_for_scoring(directory: Path, *, dtype: str, device: str) -> RewardModel
     """
     config = _load_config(directory)
     mapping = _require_one_output(directory, config)
+    refuse_other_heads(
+        directory, config, [*_HEAD_ALIASES, _head_name(_build_on_meta(directory, config)).removesuffix(".weight")]
+    )
     model, info = _from_pretrained(directory, num_labels=1, dtype=_DTYPES[dtype], key_mapping=mapping)
     _check_complete(directory, model, info)
     reward_model = RewardModel(_Float32Head.wrap(model)).to(device).eval()
@@ -234,6 +241,7 @@ def _load_config(directory: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(str(directory), trust_remote_code=False)
     except Exception as error:  # whatever this version of the library raises, the model cannot be used
+        refuse_damaged(directory)
         raise ModelError(
             f"model.path {str(directory)!r} has a config.json that transformers {transformers.__version__} cannot use "
             f"without remote code ({type(error).__name__}); choose a natively supported architecture"
@@ -242,6 +250,7 @@ def _load_config(directory: Path) -> Any:
 
 def _from_pretrained(directory: Path, **settings: Any) -> tuple[Any, dict[str, Any]]:
     """Return (model, transformers' report of which weights fitted); the caller must check the latter. Raises `ModelError`."""
+    require_files(directory)
     with quiet_transformers():
         try:
             model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -253,6 +262,7 @@ def _from_pretrained(directory: Path, **settings: Any) -> tuple[Any, dict[str, A
                 **settings,
             )
         except Exception as error:  # whatever this version of the library raises, the model cannot be used
+            refuse_damaged(directory)
             raise _load_error(directory, error) from error
     return model, info
 
@@ -321,7 +331,8 @@ def _check_complete(directory: Path, model: Any, info: dict[str, Any]) -> None:
     problems = [f"missing {_join_names(missing)}"] if missing else []
     problems += [f"unexpected {_join_names(unexpected)}"] if unexpected else []
     problems += [f"wrong shape {_join_names(mismatched)}"] if mismatched else []
-    remedy = (
+    layers = describe_layers(unexpected, _HEAD_ALIASES)
+    remedy = layers or (
         f"its scalar head must be stored as {head!r} (known other names: {', '.join(_HEAD_ALIASES)}); "
         "a base model becomes a reward model with `bestkept train`"
         if head in missing

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from rm.identity import DTYPE_BYTES, ModelError, tensor_shapes
+from rm.checkpoint.weight_files import tensor_shapes
+from rm.identity import DTYPE_BYTES, ModelError
 
 _PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 

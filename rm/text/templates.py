@@ -4,7 +4,7 @@ The tokenizer and model alone decide between three kinds of template:
 
 - `chat`: the tokenizer's chat template renders the whole conversation;
 - `pair`: an encoder without a template reads the tokenizer's own pair encoding `tokenizer(prompt, response)`;
-- `plain`: `prompt + "\\n\\n" + response + eos`.
+- `plain`: `prompt + "\\n\\n" + response + eos`; where the tokenizer ends every text with eos, that is the one.
 
 In the last two, a prompt of several turns is written as `System:` / `Human:` / `Assistant:` paragraphs.
 Prompt and response are always tokenised jointly: tokenising them apart gives other tokens at some joins.
@@ -71,7 +71,20 @@ class Template:
             return text, None
         if self.kind == "pair":
             return render_plain(prompt), response
-        return f"{render_plain(prompt)}\n\n{response}{self.tokenizer.eos_token or ''}", None
+        return f"{render_plain(prompt)}\n\n{response}{self._eos}", None
+
+    @cached_property
+    def closes_itself(self) -> bool:
+        """Whether the tokenizer ends a text of kind `plain` with eos by itself; what is read of it depends on that."""
+        eos = self.tokenizer.eos_token_id
+        if self.kind != "plain" or eos is None:
+            return False
+        encoding = self.tokenizer("a").encodings[0]
+        return bool(encoding.ids[-1:] == [eos] and encoding.sequence_ids[-1] is None)  # None: no part of the text
+
+    @cached_property
+    def _eos(self) -> str:
+        return "" if self.closes_itself else self.tokenizer.eos_token or ""
 
     def encode(self, prompt: Conversation, response: str) -> Encoded:
         """Encode one prompt and response to at most `max_length` tokens. Raises `UnusableError`."""

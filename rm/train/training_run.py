@@ -17,6 +17,7 @@ import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments, set_seed
 
 from rm.checkpoint.load import ensure_distinct_pad, load_backbone_for_training, load_tokenizer, quiet_transformers
+from rm.checkpoint.refusals import refuse_unembedded
 from rm.conversations import prompt_key
 from rm.engine.device import default_device, default_tokens_per_batch, native_bfloat16
 from rm.engine.packed_forward import enable_packing, first_position
@@ -117,6 +118,7 @@ class _TrainedModel:
         model, causal = loaded.model, loaded.causal
         if causal:
             ensure_distinct_pad(model, tokenizer)
+        refuse_unembedded(directory, tokenizer, model)
         length = effective_max_length(directory, settings.max_length)
         template = Template.of(tokenizer, causal=causal, max_length=length, too_long="truncate")
         packed = enable_packing(model, causal=causal, max_length=length)

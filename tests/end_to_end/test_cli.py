@@ -202,6 +202,33 @@ def test_a_config_that_builds_no_model(bestkept, config, tmp_path, changes):
     assert bad(bestkept, config, f"model.path={directory}").code == 7
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", b"[]"),
+        ("config.json", b"[" * 100_000),
+        ("tokenizer_config.json", b"null"),
+        ("tokenizer.json", b'{"a":' * 50_000),
+        ("model.safetensors", b"\x02\0\0\0\0\0\0\0[]"),
+        ("model.safetensors", b'\x07\0\0\0\0\0\0\0{"a":1}'),
+        ("model.safetensors", "model.safetensors"),
+        ("config.json", "config.json"),
+        ("tokenizer_config.json", "tokenizer_config.json"),
+        ("adapter_config.json", b"{}"),
+    ],
+)
+def test_a_malformed_model_file_ends_with_its_name(bestkept, config, tmp_path, name, content):
+    """`content` of type text is what a link leads to."""
+    directory = save_encoder(tmp_path / "model")
+    (directory / name).unlink(missing_ok=True)
+    if isinstance(content, str):
+        (directory / name).symlink_to(content)
+    else:
+        (directory / name).write_bytes(content)
+    result = bad(bestkept, config, f"model.path={directory}")
+    assert (result.code, name in result.last) == (7, True), result.last
+
+
 def test_model_directory_without_weights(bestkept, config, tmp_path, encoder):
     directory = tmp_path / "model"
     directory.mkdir()

@@ -10,9 +10,10 @@ import pytest
 from support.checkpoints import rename_tensors
 from support.tiny_models import save_encoder
 
+from rm.checkpoint.weight_files import tensor_shapes
 from rm.conversations import from_prompt
 from rm.dry_run import DryRun
-from rm.identity import ModelError, tensor_shapes
+from rm.identity import ModelError
 from rm.scorer import Scorer
 
 SETTINGS = {"max_length": 48, "too_long": "truncate", "tokens_per_batch": 96}

@@ -56,7 +56,7 @@ class Listing:
 
 def list_model(url: str, *, with_weights: bool = True) -> Listing:
     """List the files at `url`. Raises `ModelLoadError` where they are no model, `StorageError` where they cannot be listed."""
-    from rm.identity import ModelError, require_weights, select_files
+    from rm.identity import ModelError, refuse_adapters, require_weights, select_files
 
     if url.startswith("hf://"):
         raise ModelLoadError(f"model.path {url!r} is on the hub; write its id instead, 'owner/name'")
@@ -64,6 +64,10 @@ def list_model(url: str, *, with_weights: bool = True) -> Listing:
         stored = stored_in(url)
     except FileNotFoundError:  # some drivers, where there is no bucket
         stored = {}
+    try:
+        refuse_adapters(url, stored)
+    except ModelError as error:
+        raise ModelLoadError(str(error)) from error
     if "config.json" not in stored:
         cause = f"holds no config.json ({len(stored):,} files)" if stored else "holds nothing"
         raise ModelLoadError(

@@ -366,6 +366,8 @@ def test_objects_that_change_while_all_is_fetched_are_noticed(store, model, root
         ([], "holds nothing; expected a model's files right there: `bestkept model fetch ID_OR_DIR"),
         ([WEIGHTS], r"holds no config.json \(1 files\)"),
         (["config.json"], r"has no weights: expected \*.safetensors"),
+        (["adapter_config.json", "adapter_model.safetensors"], r"is an adapter \(adapter_config\.json"),
+        (["config.json", WEIGHTS, "adapter_config.json"], "beside whole weights.*remove the adapter's files"),
         (["config.json", "pytorch_model.bin"], "holds pickled weights .*convert them once"),
     ],
 )

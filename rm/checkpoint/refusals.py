@@ -1,0 +1,93 @@
+"""Models that transformers would load and that give no reward, or a wrong one: told by name, with what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rm.checkpoint.weight_files import require_files, tensor_beside, tensor_shapes
+from rm.identity import ModelError
+
+_VALUE_HEADS = ("value_head.bin", "v_head.bin")  # pickled ones, as older tools save them
+_SHOWN = 4
+
+
+def refuse_other_heads(directory: Path, config: Any, names: Sequence[str]) -> None:
+    """Raise `ModelError` where the model scores tokens, or keeps its head (one of these layers) in a file of its own."""
+    require_files(directory)
+    for architecture in getattr(config, "architectures", None) or ():
+        if str(architecture).endswith("ForTokenClassification"):
+            raise ModelError(
+                f"model.path {str(directory)!r} is a {architecture}, which scores single tokens and not a response; choose a "
+                "...ForSequenceClassification checkpoint with one output, or train one from it with `bestkept train`"
+            )
+    weights = {f"{name}.weight" for name in names}
+    if weights & {name for name, _ in tensor_shapes(directory)}:
+        return
+    beside = tensor_beside(directory, sorted(weights))
+    pickled = [name for name in _VALUE_HEADS if (directory / name).is_file()]
+    if beside or pickled:
+        place = f"{beside[0]} ({beside[1]})" if beside else pickled[0]
+        raise ModelError(
+            f"model.path {str(directory)!r} keeps its head in a file of its own, {place}, as LLaMA-Factory and TRL's value-head "
+            "models do; transformers does not read it. Write it into model.safetensors as score.weight, in a copy whose "
+            "config.json names the ...ForSequenceClassification class with one output (its bias shifts all rewards alike and "
+            "can go), or train one from it with `bestkept train`"
+        )
+
+
+def describe_layers(unexpected: Sequence[str], names: Sequence[str]) -> str | None:
+    """Return what a checkpoint's head is where it has layers inside (`score.0.weight`); None where it has none."""
+    inner = [name for name in unexpected for head in names if name.startswith(f"{head}.") and name.count(".") > 1]
+    if not inner:
+        return None
+    return (
+        f"its head has layers of its own ({inner[0]}), which this class does not compute; choose a checkpoint with one linear "
+        "layer as its head, or train one from it with `bestkept train`"
+    )
+
+
+def refuse_templates(directory: Path, tokenizer: Any) -> None:
+    """Raise `ModelError` where it is not clear which chat template the model was trained with."""
+    template = getattr(tokenizer, "chat_template", None)
+    templates = template if isinstance(template, dict) else {"default": template}
+    if (directory / "additional_chat_templates" / "default.jinja").exists():
+        raise ModelError(
+            f"model.path {str(directory)!r} has its chat template in additional_chat_templates/default.jinja; move it to "
+            "chat_template.jinja beside the weights"
+        )
+    if "default" not in templates:
+        raise ModelError(
+            f"model.path {str(directory)!r} has chat templates named {', '.join(sorted(map(str, templates)))} and none named "
+            "default; in a copy of it, put the one that it was trained with into chat_template.jinja"
+        )
+    default = templates["default"]
+    if template is not None and not isinstance(default, str):
+        raise ModelError(
+            f"model.path {str(directory)!r} has a chat_template of type {type(default).__name__}; expected text; restore "
+            "tokenizer_config.json from the model's source"
+        )
+
+
+def refuse_unembedded(directory: Path, tokenizer: Any, model: Any) -> None:
+    """Raise `ModelError` where the tokenizer knows tokens that the model has no embedding for.
+
+    A pad token without one is taken from the tokenizer: no text holds it, and padding is masked, whatever it is.
+    """
+    try:
+        rows = len(model.get_input_embeddings().weight)
+    except (AttributeError, NotImplementedError, TypeError):
+        return  # a model of characters, which has no such table
+    outside = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= rows)
+    if [token for _, token in outside] == [tokenizer.pad_token]:
+        tokenizer.pad_token = None
+        return
+    if outside:
+        named = ", ".join(f"{token!r} ({number})" for number, token in outside[:_SHOWN])
+        more = f" and {len(outside) - _SHOWN:,} more" if len(outside) > _SHOWN else ""
+        raise ModelError(
+            f"model.path {str(directory)!r} has {rows:,} embeddings, and its tokenizer {outside[-1][0] + 1:,} tokens; without an "
+            f"embedding: {named}{more}; use the tokenizer that it was trained with, or resize the model's embeddings "
+            f"(resize_token_embeddings({outside[-1][0] + 1})) and train it again"
+        )

@@ -1,0 +1,56 @@
+"""Whether a tokenizer ends plain text with eos by itself, so that `rm.text.templates` adds none: for fingerprints.
+
+Until `SCORING_VERSION` 2 such texts got two. Only the fingerprints of these models say that they are read in another way,
+so that all other models keep theirs. This module does not import torch for models whose files exclude it, which are nearly all.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rm.identity import OFFSET_POSITIONS, ModelError, read_json
+
+_ONE_EOS = "one closing eos"
+# types that read pairs of texts where they have no chat template
+_ENCODERS = OFFSET_POSITIONS.union(
+    ("albert", "bart", "bert", "deberta", "deberta-v2", "distilbert", "electra", "modernbert", "mt5", "t5", "xlnet")
+)
+
+
+def reading_mark(directory: Path) -> str | None:
+    """Return what `rm.identity.identify` is told of a model whose tokenizer ends plain text with eos; None for others.
+
+    Raises `ModelError` where the tokenizer's files cannot be read.
+    """
+    if not _may_close_itself(directory):
+        return None
+    from rm.preview import Preview
+
+    try:
+        preview = Preview.load(directory, max_length=1)
+    except ModelError:
+        return None  # loading it for scoring says why
+    return _ONE_EOS if preview.template.closes_itself else None
+
+
+def _may_close_itself(directory: Path) -> bool:
+    settings = read_json(directory / "tokenizer_config.json")
+    if settings.get("chat_template") or (directory / "chat_template.jinja").exists():
+        return False
+    if read_json(directory / "config.json").get("model_type") in _ENCODERS:
+        return False
+    if settings.get("add_eos_token") or not (directory / "tokenizer.json").exists():
+        return True
+    return _ends_texts(read_json(directory / "tokenizer.json").get("post_processor"))
+
+
+def _ends_texts(processor: Any) -> bool:
+    """Tell whether a tokenizer's post-processor could end a text with a special token."""
+    if not isinstance(processor, dict) or processor.get("type") == "ByteLevel":
+        return False
+    if processor.get("type") == "Sequence":
+        return any(map(_ends_texts, processor.get("processors") or ()))
+    if processor.get("type") == "TemplateProcessing":
+        return any("SpecialToken" in piece for piece in (processor.get("single") or ())[-1:])
+    return True
