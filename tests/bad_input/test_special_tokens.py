@@ -131,7 +131,7 @@ def test_both_encoders_agree_on_every_text_without_special_tokens(kind, prompt, 
     if one._special_tokens.appear_in(prompt) or one._special_tokens.appear_in(response):
         return
     plain, guarded = (
-        one._encodings([one._rendered((("user", prompt),), response, guarded=g)])[0] for g in (False, True)
+        one._encode([one._render_sample((("user", prompt),), response, guarded=g)])[0] for g in (False, True)
     )
     assert plain.ids == guarded.ids
     assert plain.type_ids == guarded.type_ids

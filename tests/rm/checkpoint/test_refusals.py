@@ -162,7 +162,9 @@ def save_with_tokens(directory, *tokens, pad="[PAD]", save=save_causal):
 def test_tokens_without_an_embedding_are_refused_with_both_numbers(tmp_path, save):
     directory = save_with_tokens(tmp_path, "<tool>", "<result>", save=save)
     rows = json.loads((directory / "config.json").read_text())["vocab_size"]
-    message = rf"has {rows} embeddings.* {rows + 2} tokens; without an.*'<tool>' \({rows}\), .*_embeddings\({rows + 2}\)"
+    message = (
+        rf"has {rows} embeddings.* {rows + 2} tokens; without an.*'<tool>' \({rows}\), .*_embeddings\({rows + 2}\)"
+    )
     with pytest.raises(ModelError, match=message):
         load(directory)
     with pytest.raises(ModelError, match=message):
