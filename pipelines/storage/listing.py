@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob as local_glob
 import os
 import stat
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 from fsspec.implementations.local import LocalFileSystem
@@ -23,11 +24,22 @@ class ListedFile(NamedTuple):
     info: dict[str, Any]
 
 
+class _Search(NamedTuple):
+    """The request to a driver."""
+
+    path: str  # a name, or a glob in which the characters of directories' names are escaped
+    root: str  # the name, or the directory above the first wildcard
+    is_glob: bool
+
+
 def expand(pattern: str) -> list[ListedFile]:
     """Files that a path, a directory or a glob names, sorted by path, and directories that a glob names without their files.
 
     The caller decides whether the files of such a directory were meant. In directories, hidden files and those that start with
     an underscore are not data. A link to a file counts as a file, a broken link as one of size 0.
+
+    A path that exists wins over the same text as a glob: where there is a file `shard[1].jsonl`, that is meant, and not
+    `shard1.jsonl`; where there is a directory `run[1]`, then `run[1]/*.jsonl` are the files in it.
 
     Raises `InputError` where nothing matches, a directory below the named one cannot be listed, or a link to a directory would
     have to be followed.
@@ -35,13 +47,13 @@ def expand(pattern: str) -> list[ListedFile]:
     fs, path = filesystem(absolute(pattern))
     local = isinstance(fs, LocalFileSystem)
     with reading(pattern):
-        entries = _find_locally(fs, path) if local else _find_remotely(fs, path, pattern)
-        root = _above_wildcard(path)
+        search = _search_for(path, os.path.exists if local else lambda name: _has_any_at(fs, name, pattern))
+        entries = _find_locally(fs, search) if local else _find_remotely(fs, search, pattern)
         listed = []
         for name, info in sorted(entries.items()):
-            key = name.removeprefix(root).lstrip("/") or name.rsplit("/", 1)[-1]
+            key = name.removeprefix(search.root).lstrip("/") or name.rsplit("/", 1)[-1]
             if local and info.get("islink"):
-                info = _follow_link(name, info, recursive=not local_glob.has_magic(path) or "**" in path)
+                info = _follow_link(name, info, recursive=not search.is_glob or "**" in search.path)
             whole = info["type"] == "directory" and not any(other.startswith(name + "/") for other in entries)
             mark = name.endswith("/")  # an empty object that stands for a directory
             if (info["type"] == "file" or whole) and not _is_hidden(key) and not mark:
@@ -52,36 +64,58 @@ def expand(pattern: str) -> list[ListedFile]:
     return listed
 
 
-def _find_locally(fs: LocalFileSystem, path: str) -> dict[str, dict[str, Any]]:
-    if local_glob.has_magic(path):
-        _refuse_links(fs, path)
+def _search_for(path: str, exists: Callable[[str], bool]) -> _Search:
+    """The search that a path stands for. `exists` is asked only about names with characters of a glob."""
+    parts, names = path.split("/"), 0
+    for count, part in enumerate(parts, start=1):
+        if local_glob.has_magic(part) and not exists("/".join(parts[:count])):
+            break
+        names = count
+    root = "/".join(parts[:names])
+    if names == len(parts):
+        return _Search(path, root.rstrip("/"), is_glob=False)
+    return _Search("/".join([*map(local_glob.escape, parts[:names]), *parts[names:]]), root, is_glob=True)
+
+
+def _find_locally(fs: LocalFileSystem, search: _Search) -> dict[str, dict[str, Any]]:
+    path = search.path
+    if search.is_glob:
+        _refuse_links(fs, search)
         return cast("dict[str, dict[str, Any]]", fs.glob(path, detail=True))
     if fs.isdir(path):
         return _all_below(fs, path)
     return {path: fs.info(path)} if fs.exists(path) else {}
 
 
-def _refuse_links(fs: LocalFileSystem, pattern: str) -> None:
+def _refuse_links(fs: LocalFileSystem, search: _Search) -> None:
     """Raise `InputError` where a wildcard matches a link to a directory with files of the pattern below it: fsspec leaves these
     out."""
-    parts, root = pattern.split("/"), _above_wildcard(pattern)
+    parts = search.path.split("/")
     for count in range(1, len(parts)):
         if not local_glob.has_magic(before := "/".join(parts[:count])):
             continue
         rest = "/".join(parts[count - 1 if parts[count - 1] == "**" else count :])
         for name, info in fs.glob(before, detail=True).items():
             below = local_glob.iglob(f"{local_glob.escape(name)}/{rest}", recursive=True)  # this one follows links
-            meant = (os.path.isfile(file) and not _is_hidden(file.removeprefix(root)) for file in below)
+            meant = (os.path.isfile(file) and not _is_hidden(file.removeprefix(search.root)) for file in below)
             if info.get("islink") and os.path.isdir(name) and any(meant):
                 raise _link_error(name)
 
 
-def _find_remotely(fs: Any, path: str, pattern: str) -> dict[str, dict[str, Any]]:
+def _has_any_at(fs: Any, name: str, pattern: str) -> bool:
+    """Return whether a store has an object of this name, or any below it."""
+    try:
+        return bool(with_retries(lambda _: fs.find(name), doing="list", place=pattern))
+    except FileNotFoundError:  # gcsfs, where there is no bucket
+        return False
+
+
+def _find_remotely(fs: Any, search: _Search, pattern: str) -> dict[str, dict[str, Any]]:
     """The entries of a listing by path. Drivers' `isdir` and `exists` are not used: they take a refusal for an absence."""
-    search = fs.glob if local_glob.has_magic(path) else fs.find
+    path, ask = search.path, fs.glob if search.is_glob else fs.find
     try:
         entries = cast(
-            "dict[str, dict[str, Any]]", with_retries(lambda _: search(path, detail=True), doing="list", place=pattern)
+            "dict[str, dict[str, Any]]", with_retries(lambda _: ask(path, detail=True), doing="list", place=pattern)
         )
     except FileNotFoundError:  # gcsfs, where there is no bucket
         raise StorageError(f"cannot list {pattern}: there is no such bucket; fix input.path") from None
@@ -116,11 +150,6 @@ def _link_error(name: str) -> InputError:
         f"{name} is a link to a directory, and these are not followed below a directory or a wildcard; list the directories in "
         "input.path by name, this one too"
     )
-
-
-def _above_wildcard(path: str) -> str:
-    marks = [path.index(mark) for mark in "*?[" if mark in path]
-    return path[: min(marks)].rsplit("/", 1)[0] if marks else path.rstrip("/")
 
 
 def _is_hidden(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain, islice
@@ -83,12 +84,16 @@ def _read_row(row: PreferenceRow, format: Format, settings: ReadSettings) -> tup
 
 
 def load_rows(path: str) -> Iterator[Mapping[str, Any]]:
-    """Yield the rows of all files that `path` (a file, a glob or a URL) names. Raises `PreferenceError`."""
+    """Yield the rows of all files that `path` (a file, a glob or a URL) names. Raises `PreferenceError`.
+
+    A local file that exists wins over the same text as a glob.
+    """
     import datasets
     import zstandard
 
     local = "://" not in path
-    if local and not glob.glob(path, recursive=True):
+    named = local and os.path.isfile(path)  # whatever characters its name has
+    if local and not named and not glob.glob(path, recursive=True):
         raise PreferenceError(f"data.path {path!r} matches no file; check the path and the pattern")
     suffix = path.lower()
     for compression in (".gz", ".zst"):
@@ -102,7 +107,7 @@ def load_rows(path: str) -> Iterator[Mapping[str, Any]]:
     bars = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        yield from datasets.load_dataset(kind, data_files=path, split="train")
+        yield from datasets.load_dataset(kind, data_files=glob.escape(path) if named else path, split="train")
     except StopIteration:  # what `datasets` raises where all files are empty
         return
     except (datasets.exceptions.DatasetGenerationError, zstandard.ZstdError, EOFError, OSError, ValueError) as error:

@@ -59,6 +59,23 @@ def test_directories_that_a_pattern_names_are_told_where_their_files_are_not(tre
         listing.expand(f"{tree}/none")
 
 
+def test_a_path_that_exists_wins_over_the_same_text_as_a_pattern(tree):
+    (tree / "shard1.jsonl").write_text("wrong")
+    (tree / "shard[1].jsonl").write_text("right")
+    (one,) = listing.expand(f"{tree}/shard[1].jsonl")
+    assert (one.path, one.key, one.info["size"]) == (f"{tree}/shard[1].jsonl", "shard[1].jsonl", 5)
+    assert keys(f"{tree}/shard[0-9].jsonl") == ["shard1.jsonl"]
+    (tree / "shard1.jsonl").unlink()
+    assert keys(f"{tree}/shard[1].jsonl") == ["shard[1].jsonl"]
+    for name in ("run1/wrong.jsonl", "run[1]/a.jsonl", "run[1]/b?.jsonl", "run[1]/bc.jsonl", "run[1]/deep/d.jsonl"):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text(name)
+    assert keys(f"{tree}/run[1]") == keys(f"{tree}/run[1]/") == ["a.jsonl", "b?.jsonl", "bc.jsonl", "deep/d.jsonl"]
+    assert keys(f"{tree}/run[1]/*.jsonl") == ["a.jsonl", "b?.jsonl", "bc.jsonl"]
+    assert keys(f"{tree}/run[1]/b?.jsonl") == ["b?.jsonl"]
+    assert keys(f"{tree}/run[1]/**/*.jsonl") == ["a.jsonl", "b?.jsonl", "bc.jsonl", "deep/d.jsonl"]
+
+
 def test_links(tree, tmp_path):
     (tree / "l.jsonl").symlink_to(tree / "b.jsonl")
     (tree / "n.jsonl").symlink_to(tree / "nowhere")

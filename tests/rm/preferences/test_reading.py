@@ -48,6 +48,14 @@ def test_files_of_every_kind(tmp_path, monkeypatch, name):
     assert list(load_rows(str(tmp_path / name))) == rows
 
 
+def test_a_file_that_exists_wins_over_the_same_text_as_a_pattern(tmp_path):
+    write_jsonl(tmp_path / "shard1.jsonl", [{"prompt": "p", "chosen": "wrong", "rejected": "file"}])
+    rows = [{"prompt": "p", "chosen": "a", "rejected": "b"}]
+    path = write_jsonl(tmp_path / "shard[1].jsonl", rows)
+    assert list(load_rows(str(path))) == rows
+    assert [row["chosen"] for row in load_rows(f"{tmp_path}/shard[0-9].jsonl")] == ["wrong"]
+
+
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(PreferenceError, match="matches no file"):
         list(load_rows(str(tmp_path / "none.jsonl")))

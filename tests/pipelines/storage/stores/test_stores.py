@@ -291,6 +291,16 @@ def test_listing_a_directory_a_file_and_a_pattern(store):
     )
 
 
+def test_an_object_that_exists_wins_over_the_same_text_as_a_pattern(store):
+    for name in ("in/shard1.jsonl", "in/shard[1].jsonl", "run1/a.jsonl", "run[1]/b.jsonl"):
+        store.put(name, b"{}\n")
+    (one,) = listing.expand(store.url + "/in/shard[1].jsonl")
+    assert (one.path, one.key) == (store.url + "/in/shard[1].jsonl", "shard[1].jsonl")
+    assert [file.key for file in listing.expand(store.url + "/in/shard[0-9].jsonl")] == ["shard1.jsonl"]
+    assert [file.key for file in listing.expand(store.url + "/run[1]")] == ["b.jsonl"]
+    assert [file.key for file in listing.expand(store.url + "/run[1]/*.jsonl")] == ["b.jsonl"]
+
+
 def test_reading_here_and_there_gives_the_same_bytes(store):
     rng = random.Random(2)
     data = rng.randbytes(9 * 2**20 + 17)
