@@ -11,6 +11,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import xxhash
 
@@ -41,13 +42,32 @@ class UnusableError(ValueError):
         self.reason = reason
 
 
+def decode_bytes(value: Any) -> Any:
+    """Return `value` with bytes that are UTF-8 as text, in lists and mappings too; other bytes stay, and are no usable text.
+
+    Some writers of Parquet (Impala, Spark before 1.6 or with `binaryAsString`) store text as binary.
+    """
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value
+    if isinstance(value, list):
+        return [decode_bytes(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: decode_bytes(item) for key, item in value.items()}
+    return value
+
+
 def text_of(value: object, *, field: str) -> str:
     """Return `value` as usable text.
 
-    Raises `UnusableError` with `null_<field>`, `wrong_type`, `empty_<field>` or `lone_surrogate`.
+    Raises `UnusableError` with `null_<field>`, `bad_utf8`, `wrong_type`, `empty_<field>` or `lone_surrogate`.
     """
     if value is None:
         raise UnusableError(f"null_{field}")
+    if isinstance(value, bytes):
+        raise UnusableError("bad_utf8")  # otherwise `decode_bytes` has made text of it
     if not isinstance(value, str):
         raise UnusableError("wrong_type")
     if not value.strip():
@@ -64,7 +84,7 @@ def _message_text(message: Mapping[str, object], *, field: str) -> str:
     if message.get("tool_calls") or message.get("function_call"):
         raise UnusableError("tool_calls")
     content = message["content"] if "content" in message else message.get("value")
-    if isinstance(content, Sequence) and not isinstance(content, str):
+    if isinstance(content, Sequence) and not isinstance(content, str | bytes):
         parts = []
         for part in content:
             if not isinstance(part, Mapping) or part.get("type") != "text":
@@ -77,11 +97,13 @@ def _message_text(message: Mapping[str, object], *, field: str) -> str:
 def from_messages(value: object) -> Conversation:
     """Convert a list of `{role, content}` (OpenAI, TRL) or `{from, value}` (ShareGPT) messages to a conversation.
 
-    Raises `UnusableError` for anything else: `null_prompt`, `wrong_type`, `bad_role`, `tool_calls`, `content_parts`, or
-    what `text_of` raises.
+    Raises `UnusableError` for anything else: `null_prompt`, `bad_utf8`, `wrong_type`, `bad_role`, `tool_calls`,
+    `content_parts`, or what `text_of` raises.
     """
     if value is None:
         raise UnusableError("null_prompt")
+    if isinstance(value, bytes):
+        raise UnusableError("bad_utf8")
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise UnusableError("wrong_type")
     turns: list[Turn] = []

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from pipelines.corpus.columns.value_kinds import RowValues
 from pipelines.corpus.files import InputFile, Unit
 from pipelines.corpus.jsonl import json_rows
-from pipelines.corpus.parquet import batch_rows, parquet_schema
+from pipelines.corpus.parquet import batch_rows, holds_bytes, parquet_schema
 from pipelines.corpus.unreadable import reading_input
 from pipelines.errors import InputError
 from pipelines.storage.decompress import decompress
@@ -17,6 +17,7 @@ from pipelines.storage.files import open_for_reading
 _JSON_ROWS = 100
 _PARQUET_ROWS = 16
 _PEEK_BYTES = 1024
+_SMALL_BYTES = 64 * 2**10  # binary values that are larger on average are images or audio
 _HELD_BYTES = 32 * 2**20  # of rows; columns are collected beyond it
 
 
@@ -30,7 +31,8 @@ def column_names(file: InputFile, *, max_row_bytes: int) -> list[str]:
 def read_first_rows(file: InputFile, *, max_row_bytes: int) -> tuple[list[str], list[RowValues]]:
     """Read (columns, the first usable rows). Raises `UnreadableError`.
 
-    Rows of a Parquet file hold the columns with text, numbers, and lists or records of these, and no binary ones.
+    Rows of a Parquet file hold the columns with text, numbers, and lists or records of these, and of binary ones those whose
+    values are small, as text stored as binary is.
     """
     if file.kind == "parquet":
         names = list(parquet_schema(file).names)
@@ -66,15 +68,36 @@ def no_lines(file: InputFile, *, array: bool = False) -> str | None:
     return None
 
 
-def readable_columns(schema: pa.Schema) -> list[str]:
-    """The columns with text, numbers, and lists or records of these, whose names are unique."""
-    return [name for name in schema.names if schema.names.count(name) == 1 and _readable(schema.field(name).type)]
+def readable_columns(parquet: pq.ParquetFile) -> list[str]:
+    """The columns with text, numbers, small binary values, and lists or records of these, whose names are unique."""
+    schema = parquet.schema_arrow
+    kinds = {name: schema.field(name).type for name in schema.names if schema.names.count(name) == 1}
+    return [
+        name
+        for name, kind in kinds.items()
+        if _readable(kind) and not (holds_bytes(kind) and _mean_bytes(parquet.metadata, name) > _SMALL_BYTES)
+    ]
+
+
+def _mean_bytes(metadata: pq.FileMetaData, column: str) -> float:
+    """The mean size of a column's values in the first row group that has rows."""
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        if group.num_rows:
+            chunks = [group.column(at) for at in range(group.num_columns)]
+            sizes = [
+                chunk.total_uncompressed_size
+                for chunk in chunks
+                if chunk.path_in_schema == column or chunk.path_in_schema.startswith(f"{column}.")
+            ]
+            return float(sum(sizes)) / int(group.num_rows)
+    return 0.0
 
 
 def _parquet_rows(file: InputFile) -> list[RowValues]:
     with reading_input(file.path), open_for_reading(file.path) as stream:
         parquet = pq.ParquetFile(stream, pre_buffer=False)
-        readable = readable_columns(parquet.schema_arrow)
+        readable = readable_columns(parquet)
         groups = (n for n in range(parquet.metadata.num_row_groups) if parquet.metadata.row_group(n).num_rows)
         group = next(groups, None)
         if group is None or not readable:
@@ -84,7 +107,7 @@ def _parquet_rows(file: InputFile) -> list[RowValues]:
 
 
 def _readable(kind: pa.DataType) -> bool:
-    """Return whether values of this type tell the role of a column; embeddings and images are not worth reading."""
+    """Return whether values of this type may tell the role of a column; embeddings are not worth reading."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return not pa.types.is_primitive(kind.value_type) and _readable(kind.value_type)
     if pa.types.is_struct(kind):
@@ -93,4 +116,4 @@ def _readable(kind: pa.DataType) -> bool:
         return _readable(kind.value_type)
     types = pa.types
     tests = (types.is_null, types.is_primitive, types.is_string, types.is_large_string, types.is_string_view)
-    return any(test(kind) for test in tests)
+    return any(test(kind) for test in tests) or holds_bytes(kind)

@@ -15,10 +15,13 @@ from pipelines.corpus.files import InputFile, RawRow, Unit
 from pipelines.corpus.unreadable import UnreadableError, reading_input
 from pipelines.errors import InputError
 from pipelines.storage.files import open_for_reading
+from rm.conversations import decode_bytes
 
 _READ_BYTES = 1 << 20
 _BATCH_ROWS = 16  # a dictionary may repeat one value of many megabytes in every row; larger batches are no faster
 _BATCH_BYTES = 32 * 2**20  # decoded at once, unless one row is larger
+_LISTS = {pa.lib.Type_LIST, pa.lib.Type_LARGE_LIST, pa.lib.Type_FIXED_SIZE_LIST, pa.lib.Type_LIST_VIEW}
+_BINARY = {pa.lib.Type_BINARY, pa.lib.Type_LARGE_BINARY, pa.lib.Type_BINARY_VIEW, pa.lib.Type_FIXED_SIZE_BINARY}
 _NO_VALUE = (ValueError, OverflowError, KeyError)  # bad UTF-8, out of Python's range, unknown time zone
 
 
@@ -73,12 +76,34 @@ def refuse_doubled(file: InputFile, names: Sequence[str], wanted: Sequence[str])
         )
 
 
-def batch_rows(batch: pa.RecordBatch, mapped: list[str]) -> Iterator[RowValues | str]:
+def batch_rows(
+    batch: pa.RecordBatch, mapped: list[str], *, decoded: Sequence[str] | None = None
+) -> Iterator[RowValues | str]:
     """The rows of a batch, or reasons where they are rejected.
 
     A value of a mapped column that is not UTF-8 rejects its row (`bad_utf8`), as does one that Python cannot represent, such as a
-    date in the year 30000 (`bad_value`). In other columns, which scoring does not read, it is replaced.
+    date in the year 30000 (`bad_value`). In other columns, which scoring does not read, it is replaced. Binary values of the
+    columns `decoded`, by default the mapped ones, become text where they are UTF-8, and stay as they are elsewhere.
     """
+    names = mapped if decoded is None else decoded
+    binary = [name for name in names if holds_bytes(batch.schema.field(name).type)]
+    for row in _batch_rows(batch, mapped):
+        if binary and not isinstance(row, str):
+            yield {**row, **{name: decode_bytes(row[name]) for name in binary}}
+        else:
+            yield row
+
+
+def holds_bytes(kind: pa.DataType) -> bool:
+    """Return whether values of a type are bytes, or lists or records with bytes."""
+    if pa.types.is_struct(kind):
+        return any(holds_bytes(kind.field(at).type) for at in range(kind.num_fields))
+    if kind.id in _LISTS or pa.types.is_dictionary(kind):
+        return holds_bytes(kind.value_type)
+    return kind.id in _BINARY
+
+
+def _batch_rows(batch: pa.RecordBatch, mapped: list[str]) -> Iterator[RowValues | str]:
     values = _rows(batch.select(mapped))
     others = [name for name in batch.schema.names if name not in mapped]
     if not others:

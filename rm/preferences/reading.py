@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
-from rm.conversations import UnusableError
+from rm.conversations import UnusableError, decode_bytes
 from rm.preferences.detection import add_roles, resolve_format
 from rm.preferences.edges import score_edges
 from rm.preferences.formats import Format
@@ -107,7 +107,9 @@ def load_rows(path: str) -> Iterator[Mapping[str, Any]]:
     bars = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        yield from datasets.load_dataset(kind, data_files=glob.escape(path) if named else path, split="train")
+        rows = datasets.load_dataset(kind, data_files=glob.escape(path) if named else path, split="train")
+        with_bytes = "binary" in str(rows.features.arrow_schema)
+        yield from map(decode_bytes, rows) if with_bytes else rows
     except StopIteration:  # what `datasets` raises where all files are empty
         return
     except (datasets.exceptions.DatasetGenerationError, zstandard.ZstdError, EOFError, OSError, ValueError) as error:

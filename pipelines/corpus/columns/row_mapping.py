@@ -153,6 +153,8 @@ def _optional_text(row: RowValues, name: str | None) -> str | None:
     """The text in a column that may be absent or null. Raises `UnusableError` for any other type: no value is
     dropped silently."""
     value = None if name is None else row.get(name)
+    if isinstance(value, bytes):
+        raise UnusableError("bad_utf8")
     if value is not None and not isinstance(value, str):
         raise UnusableError("wrong_type")
     return value

@@ -56,6 +56,18 @@ def test_a_file_that_exists_wins_over_the_same_text_as_a_pattern(tmp_path):
     assert [row["chosen"] for row in load_rows(f"{tmp_path}/shard[0-9].jsonl")] == ["wrong"]
 
 
+def test_text_stored_as_binary_is_text(tmp_path):
+    message = pa.list_(pa.struct([("role", pa.binary()), ("content", pa.binary())]))
+    chosen = [[{"role": b"user", "content": b"q"}, {"role": b"assistant", "content": text}] for text in (b"a", b"\xff")]
+    rejected = [[*row[:1], {"role": b"assistant", "content": b"b"}] for row in chosen]
+    table = pa.table({"chosen": pa.array(chosen, message), "rejected": pa.array(rejected, message)})
+    pq.write_table(table, tmp_path / "p.parquet")
+    settings = ReadSettings(**PreferencesConfig(path=str(tmp_path / "p.parquet")).reading_options())
+    (group,), rejections = read_preferences(str(tmp_path / "p.parquet"), settings)
+    assert (group.prompt, group.responses) == ((("user", "q"),), ("a", "b"))
+    assert rejections == {"bad_utf8": 1}
+
+
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(PreferenceError, match="matches no file"):
         list(load_rows(str(tmp_path / "none.jsonl")))

@@ -462,3 +462,18 @@ def test_real_files(inspected):
     found = inspected(SHARED / "gsm8k_solutions.jsonl.gz")
     assert found["rows"] == {"count": 2652, "exact": True}
     assert found["preferences"]["settings"] == ["'data.columns={label: is_correct}'"]
+
+
+def test_text_stored_as_binary_is_shown_as_text_and_images_are_not_read(inspected, tmp_path):
+    texts = {name: pa.array([f"{name} {n}".encode() for n in range(5)], pa.binary()) for name in ("prompt", "response")}
+    image = pa.array([b"\xff" * 2**17] * 5, pa.binary())
+    hashes = pa.array([b"\xff\xfe"] * 5, pa.binary())
+    pq.write_table(pa.table({**texts, "image": image, "hash": hashes}), tmp_path / "a.parquet", use_dictionary=False)
+    corpus = inspected(tmp_path / "a.parquet")
+    assert corpus["corpus"]["format"] == "prompt_response"
+    assert corpus["corpus"]["rejected"] == {}
+    assert [column["kind"] for column in corpus["columns"]] == ["text", "text", None, "other"]
+    pairs = {"prompt": texts["prompt"], "chosen": texts["response"], "rejected": texts["prompt"]}
+    pq.write_table(pa.table(pairs), tmp_path / "b.parquet")
+    preferences = inspected(tmp_path / "b.parquet")["preferences"]
+    assert (preferences["format"], preferences["rows_used"]) == ("prompt_chosen_rejected", 5)

@@ -628,8 +628,8 @@ def test_only_the_first_rows_are_read(tmp_path, monkeypatch):
     path.write_text(lines(*[json.dumps(PAIR)] * 100, *["not json"] * 1000, json.dumps({"x": 1})))
     names, rows, _ = first_columns(list_files(InputConfig(path=str(path))), max_row_bytes=LIMIT)
     assert (names, len(rows)) == (["prompt", "response"], 100)
-    table = pa.table({"prompt": ["p"] * 1000, "image": [b"x"] * 1000, "vector": [[1.0, 2.0]] * 1000})
-    pq.write_table(table, tmp_path / "b.parquet")
+    table = pa.table({"prompt": ["p"] * 100, "image": [b"x" * 70_000] * 100, "vector": [[1.0, 2.0]] * 100})
+    pq.write_table(table, tmp_path / "b.parquet", use_dictionary=False)
     names, rows, _ = first_columns(list_files(InputConfig(path=str(tmp_path / "b.parquet"))), max_row_bytes=LIMIT)
     assert names == ["prompt", "image", "vector"]
     assert rows == [{"prompt": "p"}] * first_rows._PARQUET_ROWS

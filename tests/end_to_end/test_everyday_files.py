@@ -1,0 +1,62 @@
+"""Files as people have them through the whole graph: what the rows say is scored and exported, or named as rejected."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support.corpora import write_jsonl
+from support.stubs import StubFactory
+
+from pipelines.commands.run import run_curation
+from pipelines.config import RunConfig
+
+
+@pytest.fixture
+def export(tmp_path, stub_model):
+    """Runs a corpus without any selection: (conversations of the output, reasons of the rejected rows)."""
+
+    def run(path: Path, *, shape: str = "messages", **input: Any) -> tuple[list[Any], list[str]]:
+        out = tmp_path / f"out-{shape}"
+        values = {"input": {"path": str(path), **input}, "model": {"path": str(stub_model)}, "select": []}
+        values |= {"output": {"path": str(out), "shape": shape}, "limits": {"max_rejected_fraction": 0.9}}
+        counts = run_curation(RunConfig.model_validate(values), scorer=StubFactory()).manifest["counts"]
+        assert counts["read"] == counts["scored"] + counts["rejected_total"]
+        rejected = pq.read_table(out / "rejected").to_pylist() if (out / "rejected").exists() else []
+        rows = pq.read_table(out / "data").to_pylist()
+        return [row["messages"] for row in rows], [row["reason"] for row in rejected]
+
+    return run
+
+
+def turns(*texts: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[at % 2], "content": text} for at, text in enumerate(texts)]
+
+
+def test_a_file_whose_name_is_a_pattern_of_another_is_the_one_that_is_read(export, tmp_path):
+    write_jsonl(tmp_path / "shard1.jsonl", [{"prompt": "q", "response": "wrong file"}])
+    path = write_jsonl(tmp_path / "shard[1].jsonl", [{"prompt": "q", "response": "right file"}])
+    assert export(path) == ([turns("q", "right file")], [])
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.dictionary(pa.int32(), pa.binary())], ids=str)
+def test_text_stored_as_binary_is_text(export, tmp_path, kind):
+    prompts = pa.array([b"name a river", "où ?".encode(), b"q", b"\xff\xfe"], pa.binary()).cast(kind)
+    responses = pa.array([b"the Elbe", "là".encode(), b"caf\xe9", b"r"], pa.binary()).cast(kind)
+    pq.write_table(pa.table({"prompt": prompts, "response": responses}), tmp_path / "a.parquet")
+    conversations, reasons = export(tmp_path / "a.parquet")
+    assert conversations == [turns("name a river", "the Elbe"), turns("où ?", "là")]
+    assert reasons == ["bad_utf8", "bad_utf8"]
+
+
+def test_text_stored_as_binary_in_lists_and_records_is_text(export, tmp_path):
+    message = pa.struct([("role", pa.binary()), ("content", pa.binary())])
+    rows = [turns("name a river", "the Elbe"), turns("où ?", "là"), turns("q", "caf")]
+    encoded = [[{key: value.encode() for key, value in turn.items()} for turn in row] for row in rows]
+    encoded[2][1]["content"] = b"caf\xe9"
+    pq.write_table(pa.table({"messages": pa.array(encoded, pa.list_(message))}), tmp_path / "a.parquet")
+    assert export(tmp_path / "a.parquet") == (rows[:2], ["bad_utf8"])
+    assert export(tmp_path / "a.parquet", shape="original") == (encoded[:2], ["bad_utf8"]), "as they are in the file"
