@@ -34,6 +34,11 @@ _quote_json = json.encoder.encode_basestring
 _HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \t]?")
 
 
+STRUCTURED = r"^[ \t\r\n]*\["
+"""The beginning of each text that `from_prompt` may read as more than one turn, for `re` and for Arrow's RE2."""
+_STRUCTURED = re.compile(STRUCTURED)
+
+
 class UnusableError(ValueError):
     """A row or response that cannot be scored; `reason` is a code from the documented list, never text of the row."""
 
@@ -94,17 +99,41 @@ def _message_text(message: Mapping[str, object], *, field: str) -> str:
     return text_of(content, field=field)
 
 
+def messages_in_json(text: str) -> list[Any] | None:
+    """Return the messages that a text holds as JSON; None for any other text, such as a list of anything else."""
+    value = _list_in_json(text)
+    return value if value and all(map(is_message, value)) else None
+
+
+def _list_in_json(text: str) -> list[Any] | None:
+    try:
+        return json.loads(text) if _STRUCTURED.match(text) else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def is_message(value: object) -> bool:
+    """Tell whether a value has the keys of a message: role and content (or calls), or ShareGPT's from and value."""
+    return isinstance(value, Mapping) and (
+        ("role" in value and ("content" in value or "tool_calls" in value)) or ("from" in value and "value" in value)
+    )
+
+
 def from_messages(value: object) -> Conversation:
     """Convert a list of `{role, content}` (OpenAI, TRL) or `{from, value}` (ShareGPT) messages to a conversation.
 
-    Raises `UnusableError` for anything else: `null_prompt`, `bad_utf8`, `wrong_type`, `bad_role`, `tool_calls`,
-    `content_parts`, or what `text_of` raises.
+    The list may be text, as JSON. Raises `UnusableError` for anything else: `null_prompt`, `bad_json`, `bad_utf8`,
+    `wrong_type`, `bad_role`, `tool_calls`, `content_parts`, or what `text_of` raises.
     """
+    if isinstance(value, str):
+        text, value = value, _list_in_json(value)
+        if value is None:
+            raise UnusableError("bad_json" if _STRUCTURED.match(text) else "wrong_type")
     if value is None:
         raise UnusableError("null_prompt")
     if isinstance(value, bytes):
         raise UnusableError("bad_utf8")
-    if isinstance(value, str) or not isinstance(value, Sequence):
+    if not isinstance(value, Sequence):
         raise UnusableError("wrong_type")
     turns: list[Turn] = []
     for position, message in enumerate(value):
@@ -120,12 +149,14 @@ def from_messages(value: object) -> Conversation:
 
 
 def from_prompt(value: object, *, system: object = None) -> Conversation:
-    """Convert a prompt column, plain text (one user turn) or a list of messages, to a conversation.
+    """Convert a prompt column, plain text (one user turn) or a list of messages, also as JSON, to a conversation.
 
     A `system` text goes in front unless the messages have one.
 
     Raises `UnusableError`, with `prompt_ends_with_assistant` where a message list ends with the assistant's turn.
     """
+    if isinstance(value, str):
+        value = messages_in_json(value) or value
     turns = (("user", text_of(value, field="prompt")),) if isinstance(value, str) else from_messages(value)
     if not turns:
         raise UnusableError("empty_prompt")

@@ -7,7 +7,7 @@ No row becomes a Python object; still each must be the very text that was scored
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +19,19 @@ from pipelines.corpus.parquet import parquet_schema
 from pipelines.export.kept_rows import input_changed
 from pipelines.export.output_columns import Shape, probability_of
 from pipelines.select.candidates import Candidates
-from rm.conversations import prompt_key, response_hash
+from rm.conversations import (
+    STRUCTURED,
+    Conversation,
+    UnusableError,
+    from_prompt,
+    prompt_key,
+    response_hash,
+    to_messages,
+)
 
 _SHAPES = ("messages", "prompt_completion")
 _ROLES = pa.array(["user", "assistant"])
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
 
 def is_plain(file: InputFile, mapping: RowMapping, shape: Shape) -> bool:
@@ -69,9 +78,11 @@ def read_tables(
         found += high - low
         part = wanted.slice(low, high)
         texts = batch[mapping.prompt].cast(pa.string()), _responses(batch, mapping, part, file)
-        keys = _prompt_ids(file, part, *texts)
+        turns = _structured_prompts(texts[0], file)
+        keys = _prompt_ids(file, part, *texts, turns=turns)
         source = batch[mapping.source].cast(pa.string()) if mapping.source else pa.nulls(len(part), pa.string())
-        columns_by_name = _make_columns(part, *texts, shape=shape, more={"prompt_id": keys, "source": source})
+        more = {"prompt_id": keys, "source": source}
+        columns_by_name = _make_columns(part, *texts, turns=turns, shape=shape, more=more)
         yield pa.table([columns_by_name[name] for name in schema.names], schema=schema)
     if found != len(wanted):
         raise input_changed(file)
@@ -90,12 +101,29 @@ def _responses(batch: pa.RecordBatch, mapping: RowMapping, part: Candidates, fil
     return lists.flatten().take(pa.array(starts + part.response)).cast(pa.string())
 
 
-def _prompt_ids(file: InputFile, part: Candidates, prompts: pa.Array, responses: pa.Array) -> pa.Array:
+def _structured_prompts(prompts: pa.Array, file: InputFile) -> list[Conversation] | None:
+    """All prompts as conversations, where one of them may be more than a turn; else None. Raises `InputError`."""
+    if not pc.any(pc.match_substring_regex(prompts, STRUCTURED)).as_py():
+        return None
+    try:
+        return [from_prompt(text) for text in prompts.to_pylist()]
+    except (UnusableError, UnicodeDecodeError):
+        raise input_changed(file) from None
+
+
+def _prompt_ids(
+    file: InputFile,
+    part: Candidates,
+    prompts: pa.Array,
+    responses: pa.Array,
+    *,
+    turns: Sequence[Conversation] | None,
+) -> pa.Array:
     """The prompt keys in hexadecimal. Raises `InputError` where a prompt or a response is not what was scored."""
     if prompts.null_count or responses.null_count:
         raise input_changed(file)
     try:
-        keys = b"".join([prompt_key((("user", text),)) for text in prompts.to_pylist()])
+        keys = b"".join(map(prompt_key, turns or [(("user", text),) for text in prompts.to_pylist()]))
     except UnicodeDecodeError:
         raise input_changed(file) from None
     halves = np.frombuffer(keys, dtype=">u8").reshape(-1, 2)
@@ -117,7 +145,13 @@ def _utf8(texts: pa.Array) -> Iterator[memoryview]:
 
 
 def _make_columns(
-    part: Candidates, prompts: pa.Array, responses: pa.Array, *, shape: Shape, more: dict[str, pa.Array]
+    part: Candidates,
+    prompts: pa.Array,
+    responses: pa.Array,
+    *,
+    turns: Sequence[Conversation] | None,
+    shape: Shape,
+    more: dict[str, pa.Array],
 ) -> dict[str, pa.Array]:
     """Columns by name, as `output_columns.to_table` makes them from rows."""
     columns = {"reward": pa.array(part.raw, pa.float32()), **more}
@@ -128,9 +162,14 @@ def _make_columns(
         columns["margin"] = pa.array(margins, pa.float32())
         probabilities = [probability_of(margin, shape.temperature) for margin in margins]
         columns["probability"] = pa.array(probabilities, pa.float32())
+    if shape.name == "messages" and turns is not None:
+        whole = [to_messages(*pair) for pair in zip(turns, responses.to_pylist(), strict=True)]
+        return {"messages": pa.array(whole, _MESSAGES), **columns}
     if shape.name == "messages":
         return {"messages": _messages([prompts, responses], first=0), **columns}
-    return {"prompt": _messages([prompts], first=0), "completion": _messages([responses], first=1), **columns}
+    plain = turns is None
+    prompt = _messages([prompts], first=0) if plain else pa.array([*map(to_messages, turns or ())], _MESSAGES)
+    return {"prompt": prompt, "completion": _messages([responses], first=1), **columns}
 
 
 def _messages(texts: list[pa.Array], *, first: int) -> pa.Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from rm.conversations import messages_in_json
 from rm.preferences.formats import BY_ROLES, EVERYWHERE, FORMATS, PUBLISHED, Format
 from rm.preferences.row_values import PROMPTS, RESPONSES, PreferenceError, PreferenceRow, ReadSettings
 
@@ -14,9 +15,17 @@ _SEPARATE = ("prompt", "instruction", "question", "query", "context_messages")
 
 
 def add_roles(row: PreferenceRow, columns: Mapping[str, str]) -> PreferenceRow:
-    """Return `row` with the columns that `columns` (role → column) names also under their roles."""
+    """Return `row` with the columns that `columns` (role → column) names also under their roles.
+
+    Both sides of a pair that are conversations stored as JSON become lists of messages.
+    """
     named = {role: row[column] for role, column in columns.items() if column in row}
-    return {**row, **named} if named else row
+    view = {**row, **named} if named else row
+    sides = [view.get(name) for name in ("chosen", "rejected")]
+    parsed = [messages_in_json(side) if isinstance(side, str) else None for side in sides]
+    if all(parsed):
+        return {**view, "chosen": parsed[0], "rejected": parsed[1]}
+    return view
 
 
 def detect_format(row: PreferenceRow, columns: Mapping[str, str] | None = None) -> str:

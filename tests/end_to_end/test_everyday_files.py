@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,16 @@ from pipelines.config import RunConfig
 def export(tmp_path, stub_model):
     """Runs a corpus without any selection: (conversations of the output, reasons of the rejected rows)."""
 
-    def run(path: Path, *, shape: str = "messages", **input: Any) -> tuple[list[Any], list[str]]:
-        out = tmp_path / f"out-{shape}"
+    def run(path: Path, *, shape: str = "messages", name: str = "out", **input: Any) -> tuple[list[Any], list[str]]:
+        out = tmp_path / f"{name}-{shape}"
         values = {"input": {"path": str(path), **input}, "model": {"path": str(stub_model)}, "select": []}
         values |= {"output": {"path": str(out), "shape": shape}, "limits": {"max_rejected_fraction": 0.9}}
         counts = run_curation(RunConfig.model_validate(values), scorer=StubFactory()).manifest["counts"]
         assert counts["read"] == counts["scored"] + counts["rejected_total"]
         rejected = pq.read_table(out / "rejected").to_pylist() if (out / "rejected").exists() else []
         rows = pq.read_table(out / "data").to_pylist()
-        return [row["messages"] for row in rows], [row["reason"] for row in rejected]
+        conversations = [row.get("messages") or [*row["prompt"], *row["completion"]] for row in rows]
+        return conversations, [row["reason"] for row in rejected]
 
     return run
 
@@ -60,3 +62,24 @@ def test_text_stored_as_binary_in_lists_and_records_is_text(export, tmp_path):
     pq.write_table(pa.table({"messages": pa.array(encoded, pa.list_(message))}), tmp_path / "a.parquet")
     assert export(tmp_path / "a.parquet") == (rows[:2], ["bad_utf8"])
     assert export(tmp_path / "a.parquet", shape="original") == (encoded[:2], ["bad_utf8"]), "as they are in the file"
+
+
+@pytest.mark.parametrize("name", ["messages", "conversations"])
+def test_messages_stored_as_json_text_are_messages(export, tmp_path, name):
+    rows = [turns("name a river", "the Elbe"), turns("hi", "hello", "où ?", "là")]
+    broken = ['[{"role": "user", "content"', '[{"role": "user", "content": "q"}]', "plain"]
+    texts = [*(json.dumps(row, indent=2) for row in rows), *broken]
+    path = write_jsonl(tmp_path / "a.jsonl", [{name: text} for text in texts[:4]])
+    assert export(path) == (rows, ["bad_json", "last_turn_not_assistant"])
+
+
+@pytest.mark.parametrize("shape", ["messages", "prompt_completion"])
+def test_a_prompt_of_messages_as_json_text_is_a_conversation(export, tmp_path, shape):
+    prompts = [json.dumps(turns("hi", "hello", "où ?")), "[1] is a reference", "plain", '[{"role": "user"}]']
+    table = pa.table({"prompt": prompts, "response": ["là", "yes", "no", "so"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    plain = [turns(prompt, response) for prompt, response in zip(prompts[1:], ("yes", "no", "so"), strict=True)]
+    expected = [turns("hi", "hello", "où ?", "là"), *plain]
+    assert export(tmp_path / "a.parquet", shape=shape) == (expected, [])
+    write_jsonl(tmp_path / "a.jsonl", table.to_pylist())
+    assert export(tmp_path / "a.jsonl", shape=shape, name="again") == (expected, [])

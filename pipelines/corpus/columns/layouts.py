@@ -84,7 +84,12 @@ def columns_for_role(role: str, table: FirstRows, user_columns: Mapping[str, str
         columns = [
             name
             for name in names
-            if name in table.names and (table.kinds[name] in kinds or (table.kinds[name] is None and not certain))
+            if name in table.names
+            and (
+                table.kinds[name] in kinds
+                or (table.kinds[name] is None and not certain)
+                or (role == "messages" and table.is_messages_as_json(name))
+            )
         ]
         with_values = [name for name in columns if table.kinds[name] is not None]
         if columns:

@@ -10,7 +10,15 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from rm.conversations import Conversation, UnusableError, from_hh, from_messages, text_of
+from rm.conversations import (
+    Conversation,
+    UnusableError,
+    from_hh,
+    from_messages,
+    is_message,
+    messages_in_json,
+    text_of,
+)
 
 RowValues = Mapping[str, Any]
 """One row as it is in its file: column → value."""
@@ -31,7 +39,7 @@ def kind_of_value(value: object) -> str | None:
     if isinstance(value, int | float):
         return "number"
     if isinstance(value, Mapping):
-        return "message" if _is_message(value) else "record"
+        return "message" if is_message(value) else "record"
     if not isinstance(value, list):
         return "other"
     inner = {kind_of_value(item) for item in value} - {None}
@@ -39,10 +47,6 @@ def kind_of_value(value: object) -> str | None:
         return None
     plural = {"text": "texts", "message": "messages", "record": "records", "messages": "lists"}
     return plural.get(str(inner.pop()), "other") if len(inner) == 1 else "other"
-
-
-def _is_message(value: Mapping[str, Any]) -> bool:
-    return ("role" in value and ("content" in value or "tool_calls" in value)) or ("from" in value and "value" in value)
 
 
 class FirstRows:
@@ -79,6 +83,10 @@ class FirstRows:
         values = [value for row in self.rows if isinstance(value := row.get(name), str) and value.strip()]
         return bool(values) and all(map(_is_hh, values))
 
+    def is_messages_as_json(self, name: str) -> bool:
+        """Return whether any text in this column is a list of messages as JSON."""
+        return any(isinstance(value := row.get(name), str) and messages_in_json(value) for row in self.rows)
+
     def fields(self, name: str) -> list[str]:
         """The `FIELDS` that hold text (or messages) in the records of this column, in that order."""
         records = [record for row in self.rows for record in _records(row.get(name))]
@@ -113,7 +121,7 @@ def _records(value: object) -> list[Mapping[str, Any]]:
 
 def _holds(value: object) -> bool:
     if isinstance(value, Mapping):
-        return _is_message(value)
+        return is_message(value)
     try:
         return bool(text_of(value, field="response"))
     except UnusableError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from support.preferences.cases import CHAT, messages, settings
 from support.preferences.pairs import HH, SHP
 
@@ -31,3 +33,12 @@ def test_a_conversation_that_goes_on_after_the_prompt_keeps_its_turns():
     assert (group.prompt, group.responses) == (CHAT, ("Because.", "No."))
     cut = {**row, "chosen": row["chosen"][1:], "rejected": row["rejected"][1:]}
     assert read_preference_rows([cut], settings())[0] == [group]
+
+
+def test_sides_stored_as_json_text_are_messages():
+    sides = {name: messages("Hi", "Hello", "Why?", name) for name in ("chosen", "rejected")}
+    text = {name: json.dumps(side) for name, side in sides.items()}
+    for more in ({}, {"prompt": json.dumps(sides["chosen"][:-1])}):
+        (expected,), _ = read_preference_rows([{**sides, **more}], settings())
+        assert expected.prompt == CHAT
+        assert read_preference_rows([{**text, **more}], settings()) == ([expected], {})
