@@ -14,6 +14,8 @@ class PreferenceColumns(Strict):
 
     prompt: str | None = None
     """Text, or a list of messages."""
+    system: str | None = None
+    """A system prompt, put before the prompt unless that has one."""
     response: str | None = None
     """One response per row."""
     chosen: str | None = None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 from rm.conversations import messages_in_json
 from rm.preferences.formats import BY_ROLES, EVERYWHERE, FORMATS, PUBLISHED, Format
 from rm.preferences.row_values import PROMPTS, RESPONSES, PreferenceError, PreferenceRow, ReadSettings
 
 _IS_ID = re.compile(r"(^|_)(id|index|idx|seed|tokens?|length)$", re.IGNORECASE)
+_MAYBE_IN_PROMPT = ("system", "system_prompt", "context", "input", "history")
 _SEPARATE = ("prompt", "instruction", "question", "query", "context_messages")
 """Prompts of which a row needs one; `input` is left out, as it may belong to an instruction."""
 
@@ -19,7 +20,7 @@ def add_roles(row: PreferenceRow, columns: Mapping[str, str]) -> PreferenceRow:
 
     Both sides of a pair that are conversations stored as JSON become lists of messages.
     """
-    named = {role: row[column] for role, column in columns.items() if column in row}
+    named = {role: row[column] for role, column in columns.items() if column in row and role != "system"}
     view = {**row, **named} if named else row
     sides = [view.get(name) for name in ("chosen", "rejected")]
     parsed = [messages_in_json(side) if isinstance(side, str) else None for side in sides]
@@ -76,6 +77,32 @@ def detect_format(row: PreferenceRow, columns: Mapping[str, str] | None = None) 
     )
 
 
+def unread_columns(rows: Sequence[PreferenceRow], format: Format, settings: ReadSettings) -> list[str]:
+    """Return a note on each column of `rows` that holds text and may belong to the prompt, but is not read, with the remedy."""
+    view = {name: None for row in rows for name in row} | dict.fromkeys(settings.columns)
+    read = {name for need in format.needs for name in ([need] if isinstance(need, str) else _first_of(need, view))}
+    read |= {*settings.columns.values()} | ({"input"} if "instruction" in read else set())
+    notes = []
+    for name in _MAYBE_IN_PROMPT:
+        texts = (isinstance(value := row.get(name), str) and value.strip() for row in rows)
+        if name in read or not any(texts):
+            continue
+        remedy = ""
+        if name.startswith("system") and "system" not in settings.columns:
+            columns = {**settings.columns, "system": name}
+            remedy = f"; to put it before the prompt: {_columns_setting(columns)}"
+        notes.append(f"the column {name} holds text and is not read{remedy}")
+    return notes
+
+
+def _first_of(names: Sequence[str], view: Container[str]) -> list[str]:
+    return [name for name in names if name in view][:1]
+
+
+def _columns_setting(columns: Mapping[str, str]) -> str:
+    return f"'data.columns={{{', '.join(f'{role}: {name}' for role, name in columns.items())}}}'"
+
+
 def fitting_formats(rows: Sequence[PreferenceRow], settings: ReadSettings) -> list[str]:
     """Return the names of all formats that the first of `rows` fits, by its columns as `settings` name them, in order."""
     view = add_roles(rows[0], settings.columns)
@@ -103,7 +130,7 @@ def _suggest_case(row: PreferenceRow) -> str | None:
     for format in FORMATS.values() if list(spelling) != list(row) else ():
         named = {role: spelling[role] for role in format.roles if role in spelling and spelling[role] != role}
         if named and format.fits(lower) and format.fits(add_roles(row, named)):
-            return f"'data.columns={{{', '.join(f'{role}: {name}' for role, name in named.items())}}}'"
+            return _columns_setting(named)
     return None
 
 

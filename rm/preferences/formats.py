@@ -17,7 +17,7 @@ from rm.preferences.row_values import PROMPTS, RESPONSES, PreferenceRow, ReadSet
 RequiredColumns = tuple[str | tuple[str, ...], ...]
 
 
-EVERYWHERE = ("source", "subset")
+EVERYWHERE = ("source", "subset", "system")
 """Roles that every format takes."""
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
-from rm.conversations import UnusableError, decode_bytes
-from rm.preferences.detection import add_roles, resolve_format
+from rm.conversations import Conversation, UnusableError, decode_bytes, from_prompt, to_messages
+from rm.preferences.detection import add_roles, resolve_format, unread_columns
 from rm.preferences.edges import score_edges
 from rm.preferences.formats import Format
 from rm.preferences.groups import EQUAL_RESPONSES, Group, Rejections, collapse, merge
 from rm.preferences.row_values import PreferenceError, PreferenceRow, ReadSettings, read_tag
+
+log = logging.getLogger(__name__)
 
 _DETECTION_ROWS = 100  # first rows, from which the format is detected
 
@@ -22,14 +25,16 @@ _DETECTION_ROWS = 100  # first rows, from which the format is detected
 def read_preferences(path: str, settings: ReadSettings) -> tuple[list[Group], Rejections]:
     """Read the groups of all files that `path` (a file, a glob or a URL) names; see `read_preference_rows`.
 
-    Raises `PreferenceError`.
+    Warns of columns that may belong to the prompt and are not read. Raises `PreferenceError`.
     """
     rows = load_rows(path)
-    first = next(rows, None)
-    if first is None:
+    first_rows = list(islice(rows, _DETECTION_ROWS))
+    if not first_rows:
         raise PreferenceError(f"data.path {path!r} has no rows; expected at least one comparison")
     try:
-        return read_preference_rows(chain([first], rows), settings)
+        for note in unread_columns(first_rows, resolve_format(first_rows, settings), settings):
+            log.warning("data.path %s: %s", path, note)
+        return read_preference_rows(chain(first_rows, rows), settings)
     except PreferenceError as error:
         if "data.path" in str(error):  # from loading the rows
             raise
@@ -63,6 +68,8 @@ def read_unmerged(
     for row in rows:
         try:
             group, dropped = _read_row(add_roles(row, settings.columns), format, settings)
+            if (system := row.get(settings.columns.get("system", ""))) is not None:
+                group = replace(group, prompt=_with_system(group.prompt, system))
         except UnusableError as error:
             rejections[error.reason] += 1
             continue
@@ -81,6 +88,12 @@ def _read_row(row: PreferenceRow, format: Format, settings: ReadSettings) -> tup
     subset = read_tag(row.get("subset", row.get(format.subset)))
     origin = settings.origin or format.origin
     return replace(group, origin=origin, source=read_tag(row.get("source")), subset=subset, item=item), dropped
+
+
+def _with_system(prompt: Conversation, system: object) -> Conversation:
+    if isinstance(system, bytes) or not isinstance(system, str):
+        raise UnusableError("bad_utf8" if isinstance(system, bytes) else "wrong_type")
+    return from_prompt(to_messages(prompt), system=system)
 
 
 def load_rows(path: str) -> Iterator[Mapping[str, Any]]:

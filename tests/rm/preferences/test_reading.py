@@ -21,7 +21,9 @@ from rm.preferences import (
     PreferenceError,
     ReadSettings,
     load_rows,
+    read_preference_rows,
     read_preferences,
+    unread_columns,
 )
 from rm.preferences.formats import EVERYWHERE
 
@@ -66,6 +68,51 @@ def test_text_stored_as_binary_is_text(tmp_path):
     (group,), rejections = read_preferences(str(tmp_path / "p.parquet"), settings)
     assert (group.prompt, group.responses) == ((("user", "q"),), ("a", "b"))
     assert rejections == {"bad_utf8": 1}
+
+
+SYSTEM_ROWS = [
+    {"system": system, "question": "name a river", "chosen": "aye", "rejected": "no"}
+    for system in ("Answer like a pirate", "Be brief", None, " ")
+]
+
+
+def test_a_system_column_is_named_and_read_where_it_is_asked_for(tmp_path, caplog):
+    path = str(write_jsonl(tmp_path / "p.jsonl", SYSTEM_ROWS))
+    (group,), _ = read_preferences(path, ReadSettings(**PreferencesConfig(path=path).reading_options()))
+    assert group.prompt == (("user", "name a river"),)
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning == (
+        f"data.path {path}: the column system holds text and is not read; to put it before the prompt: "
+        "'data.columns={system: system}'"
+    )
+    caplog.clear()
+    columns = {"system": "system"}
+    groups, _ = read_preferences(path, ReadSettings(**PreferencesConfig(path=path, columns=columns).reading_options()))
+    prompts = [group.prompt for group in groups]
+    briefed = [(("system", text), ("user", "name a river")) for text in ("Answer like a pirate", "Be brief")]
+    assert prompts == [*briefed, (("user", "name a river"),)]
+    assert not caplog.records
+
+
+def test_a_system_text_goes_before_the_prompt_of_any_format(tmp_path):
+    settings = ReadSettings(**PreferencesConfig(path="x", columns={"system": "rules"}).reading_options())
+    row = {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}
+    (group,), rejections = read_preference_rows([{**row, "rules": "Be brief"}, {**row, "rules": 7}], settings)
+    assert group.prompt == (("system", "Be brief"), ("user", "q"))
+    assert rejections == {"wrong_type": 1}
+
+
+def test_columns_that_may_belong_to_the_prompt_are_named_unless_they_are_read():
+    settings = ReadSettings(**PreferencesConfig(path="x", columns={"prompt": "ask"}).reading_options())
+    pair = {"chosen": "a", "rejected": "b", "ask": "q"}
+    rows = [{**pair, "context": "c", "input": None, "history": "h", "system_prompt": ""}, {**pair, "input": "i"}]
+    notes = unread_columns(rows, FORMATS["prompt_chosen_rejected"], settings)
+    assert notes == [f"the column {name} holds text and is not read" for name in ("context", "input", "history")]
+    (note,) = unread_columns([{**pair, "system_prompt": "s"}], FORMATS["prompt_chosen_rejected"], settings)
+    assert note.endswith("to put it before the prompt: 'data.columns={prompt: ask, system: system_prompt}'")
+    alpaca = {"instruction": "q", "input": "i", "chosen": "a", "rejected": "b"}
+    plain = ReadSettings(**PreferencesConfig(path="x").reading_options())
+    assert unread_columns([alpaca], FORMATS["prompt_chosen_rejected"], plain) == []
 
 
 def test_files_that_cannot_be_read(tmp_path):

@@ -477,3 +477,13 @@ def test_text_stored_as_binary_is_shown_as_text_and_images_are_not_read(inspecte
     pq.write_table(pa.table(pairs), tmp_path / "b.parquet")
     preferences = inspected(tmp_path / "b.parquet")["preferences"]
     assert (preferences["format"], preferences["rows_used"]) == ("prompt_chosen_rejected", 5)
+
+
+def test_a_text_column_of_preferences_that_nobody_reads_is_named(inspected, tmp_path):
+    row = {"system": "Answer like a pirate", "question": "name a river", "chosen": "aye", "rejected": "no"}
+    path = write_jsonl(tmp_path / "a.jsonl", [row] * 3)
+    (note,) = inspected(path)["preferences"]["notes"]
+    assert "the column system holds text and is not read; to put it before the prompt: 'data.columns={system" in note
+    named = inspected(path, "data.columns={system: system}")["preferences"]
+    assert named["notes"] == []
+    assert named["figures"]["prompts_with_system"] == 1
