@@ -16,9 +16,8 @@ import re
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-
-_URL = re.compile(r"([a-z0-9+.-]+)://([^/]*)(.*)", re.IGNORECASE | re.DOTALL)
-_USERINFO = re.compile(r"://[^/\s@]*(?::[^\s@]*)?@")
+from typing import Any
+from urllib.parse import unquote
 
 
 class Exit(enum.IntEnum):
@@ -41,14 +40,14 @@ _TOKEN = re.compile(r"\[bestkept-error:([A-Za-z0-9+/=]+)\]")
 class BestkeptError(Exception):
     """An error with a cause a user can act on: one line that names the value, what was expected, and the remedy.
 
-    The message never holds row text or credentials.
+    The message never holds row text. Credentials in its URLs are starred out, wherever a path in it came from.
     """
 
     exit_code: Exit = Exit.STORAGE
 
     def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = hide_credentials(message)
+        super().__init__(self.message)
 
     def pack(self) -> str:
         """This error as a token that survives inside any other text."""
@@ -174,16 +173,85 @@ def carrying_errors() -> Iterator[None]:
         raise RuntimeError(f"{error.message} {error.pack()}") from error
 
 
-def holds_userinfo(path: str) -> bool:
-    """Return whether a URL is of the form `scheme://user:password@host/...`; a password may hold slashes, as those of AWS do."""
-    match = _URL.search(path)
-    if match is None:
-        return False
-    scheme, first, rest = match.groups()
-    port = scheme.lower() not in ("s3", "s3a", "gs", "gcs") and re.fullmatch(r"[^:]*:\d+", first)
-    return "@" in first or (":" in first and "@" in rest and not port and not first.startswith("arn:"))
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]{0,20}):/+", re.IGNORECASE)
+_HIDDEN = "***"
+CREDENTIALS = "URL holds credentials; give them through the environment instead"
+_CONTAINER = re.compile(r"[^:@/]*@")
+_WITH_CONTAINER = ("abfs", "abfss", "az", "wasb", "wasbs")  # Azure: container@account, neither of which is a secret
+_WITHOUT_PORT = ("s3", "s3a", "gs", "gcs")
+_PORT = re.compile(r"[^:]*:\d+")
+# An IPv6 address, and an access point.
+_NO_PASSWORD = re.compile(r"\[[0-9a-f:.]*\](:\d+)?|arn:aws[a-z-]*:s3.*", re.IGNORECASE)
+_PARAMETER = re.compile(r"[?&;#]([^=&;?#/\s]+)=(?!\*\*\*(?:$|[\s'\"]))")
+_SECRET_PART = re.compile(r"token|secret|signature|passw|passphrase|credential|authorization|bearer|session|jwt")
+_SECRET_NAME = re.compile(r"sig|sign|pwd|pass|auth|code|.*key|.*keyid|googleaccessid")
 
 
-def hide_userinfo(text: str) -> str:
-    """`text` with the credentials in its URLs starred out."""
-    return _USERINFO.sub("://***@", text)
+def holds_credentials(path: str) -> bool:
+    """Return whether a URL in `path` carries a user name, a password, or a parameter whose name says that it is a secret.
+
+    A password may hold anything, slashes as those of AWS, and further `@`. Containers of Azure are no user names.
+    """
+    return next(_secret_spans(path), None) is not None
+
+
+def hide_credentials(text: str) -> str:
+    """Return `text` with the credentials in its URLs starred out: of a URL in quotes up to the quote, of another one, where
+    nothing says how far a password reaches, rather too much than too little.
+
+    What is hidden already stays as it is.
+    """
+    parts, done = [], 0
+    for start, end in _secret_spans(text):
+        if end > done:
+            parts += [text[done:start], _HIDDEN] if start >= done else []
+            done = end
+    return "".join([*parts, text[done:]])
+
+
+def hide_credentials_in(value: Any) -> Any:
+    """Return a JSON value with `hide_credentials` applied to all its texts."""
+    if isinstance(value, str):
+        return hide_credentials(value)
+    if isinstance(value, dict):
+        return {hide_credentials_in(key): hide_credentials_in(item) for key, item in value.items()}
+    return [hide_credentials_in(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _secret_spans(text: str) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of each secret in the URLs of a text: a user name with its password, or a parameter's value."""
+    for match in _SCHEME.finditer(text):
+        scheme, start = match[1].lower(), match.end()
+        if scheme in ("file", "local") and match[0].count("/") != 2:
+            continue  # a path
+        quote = text[match.start() - 1 : match.start()]
+        rest = text[start:]
+        if quote and quote in "'\"" and (closed := re.match(rf"(?:[^{quote}\\]|\\.)*(?={quote})", rest, re.DOTALL)):
+            rest = closed[0]
+        container = _CONTAINER.match(rest) if scheme in _WITH_CONTAINER else None
+        known = container[0] if container else ""
+        known += _HIDDEN + "@" if rest[len(known) :].startswith(_HIDDEN + "@") else ""
+        begin, end = start + len(known), start + len(rest)
+        user, secret = _userinfo_length(scheme, rest[len(known) :]), _secret_parameter(rest)
+        if user:
+            yield begin, begin + user if secret is None else end
+        elif secret is not None:
+            yield start + secret, end
+
+
+def _userinfo_length(scheme: str, rest: str) -> int:
+    """Return how many characters of a URL, from behind its scheme, are user name and password; 0 without any."""
+    first, _, _ = rest.partition("/")
+    port = _PORT.fullmatch(first) and scheme not in _WITHOUT_PORT
+    held = "@" in first or (":" in first and "@" in rest and not port and not _NO_PASSWORD.fullmatch(first))
+    return rest.rindex("@") if held else 0
+
+
+def _secret_parameter(rest: str) -> int | None:
+    """Return where the first secret in the parameters of a URL begins. It counts to the URL's end: any `&` may be its own."""
+    marks = [rest.index(mark) for mark in "?#" if mark in rest]
+    for match in _PARAMETER.finditer(rest, min(marks)) if marks else ():
+        name = re.sub(r"[^a-z0-9]", "", unquote(match[1]).lower())
+        if _SECRET_PART.search(name) or _SECRET_NAME.fullmatch(name):
+            return match.end() if match.end() < len(rest) else None
+    return None

@@ -16,7 +16,17 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from pipelines.commands.signals import ending_on_signals
-from pipelines.errors import BestkeptError, ConfigError, Exit, UnknownOptionError, remedy, whereabouts
+from pipelines.errors import (
+    CREDENTIALS,
+    BestkeptError,
+    ConfigError,
+    Exit,
+    UnknownOptionError,
+    hide_credentials,
+    holds_credentials,
+    remedy,
+    whereabouts,
+)
 from pipelines.runtime import logs
 
 if TYPE_CHECKING:
@@ -148,7 +158,11 @@ def _end(message: str, exit_code: int, *, cause: Exception | None = None) -> NoR
 
 
 def invoke(app: Callable[..., Any]) -> int:
-    """Run the command line and return its exit code. Raises `ConfigError` for words that do not fit the command."""
+    """Run the command line and return its exit code. Raises `ConfigError` for words that do not fit the command, and for one that
+    holds credentials: paths of arguments are printed and stored like those of a configuration."""
+    for word in sys.argv[1:]:
+        if holds_credentials(word):
+            raise ConfigError(f"{hide_credentials(word)!r}: {CREDENTIALS}")
     try:
         code = app(prog_name="bestkept", standalone_mode=False)
     except Exception as error:

@@ -1,6 +1,6 @@
 """The YAML configuration as pydantic models: every field, its meaning, and the only place with defaults."""
 
-from pipelines.config.base import refuse_userinfo
+from pipelines.config.base import refuse_credentials
 from pipelines.config.corpus import Columns, InputConfig, InputFiles
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.inspect import InspectConfig
@@ -45,6 +45,6 @@ __all__ = [
     "Top",
     "TrainConfig",
     "load",
-    "refuse_userinfo",
+    "refuse_credentials",
     "validate",
 ]

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipelines.errors import ConfigError, hide_userinfo
+from pipelines.errors import ConfigError, hide_credentials, hide_credentials_in
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -28,7 +28,7 @@ def load(kind: type[Config], path: str, overrides: Sequence[str] = ()) -> Config
         close = _close_files(path) if isinstance(error, FileNotFoundError) else []
         remedy = f"did you mean {close[0]!r}?" if close else "give the path of a YAML file"
         text = f"cannot read the configuration {path!r}: {cause}; {remedy}"
-        raise ConfigError(hide_userinfo(text)) from error
+        raise ConfigError(text) from error
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -53,7 +53,7 @@ def validate(kind: type[Config], values: dict[str, Any], overrides: Sequence[str
         return kind.model_validate(values)
     except ValidationError as error:
         problems = [_describe(kind, problem) for problem in _by_place(error.errors())]
-        raise ConfigError(hide_userinfo(f"{where}: {'; '.join(problems)}")) from error
+        raise ConfigError(f"{where}: {'; '.join(problems)}") from error
 
 
 def _close_files(path: str) -> list[str]:
@@ -72,7 +72,7 @@ def _close_files(path: str) -> list[str]:
 def _override(values: dict[str, Any], override: str) -> None:
     key, sign, text = override.partition("=")
     if not sign or not key:
-        raise ConfigError(hide_userinfo(f"override {override!r} is not of the form key.sub=value"))
+        raise ConfigError(f"override {hide_credentials(override)!r} is not of the form key.sub=value")
     *parents, last = key.split(".")
     target = values
     for parent in parents:
@@ -84,8 +84,8 @@ def _override(values: dict[str, Any], override: str) -> None:
     try:
         target[last] = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        text = f"override {override!r}: the value is not valid YAML; put it in quotes"
-        raise ConfigError(hide_userinfo(text)) from error
+        text = f"override {hide_credentials(override)!r}: the value is not valid YAML; put it in quotes"
+        raise ConfigError(text) from error
 
 
 def _by_place(problems: Iterable[Any]) -> Iterator[dict[str, Any]]:
@@ -106,6 +106,7 @@ def _by_place(problems: Iterable[Any]) -> Iterator[dict[str, Any]]:
 
 
 def _describe(kind: type[BaseModel], problem: Any) -> str:
+    problem = {**problem, "input": hide_credentials_in(problem["input"])}  # whole: in quotes its end is harder to tell
     location = problem["loc"]
     path = ".".join(str(part) for part in location)
     if problem["type"] == "extra_forbidden":

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipelines.config import RunConfig, RunnerConfig
-from pipelines.errors import ConfigError, hide_userinfo
+from pipelines.errors import ConfigError
 
 DATAFLOW = "DataflowRunner"
 ONE_PROCESS = "no_use_multiple_sdk_containers"
@@ -72,7 +72,7 @@ def check(config: RunConfig, options: Mapping[str, Any], *, scores: bool) -> Non
         mistakes += _gpu(config, Accelerator.of(config.runner.accelerator), options)
     mistakes += _service(options)
     if mistakes:
-        raise ConfigError(hide_userinfo(f"not ready for Dataflow: {'; '.join(mistakes)}"))
+        raise ConfigError(f"not ready for Dataflow: {'; '.join(mistakes)}")
 
 
 def default_flags(runner: RunnerConfig, options: Mapping[str, Any], *, scores: bool) -> list[str]:

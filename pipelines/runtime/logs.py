@@ -25,6 +25,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
+from pipelines.errors import hide_credentials, hide_credentials_in
+
 QUIET, JSON_LOGS = "--quiet", "--json-logs"
 _OURS = ("pipelines", "rm")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in ([\w<>]+)')
@@ -76,7 +78,7 @@ class _Terminal(logging.Handler):
         if not is_ours(record) or (mode.quiet and record.levelno < logging.ERROR):
             return
         try:
-            message = record.getMessage()
+            message = hide_credentials(record.getMessage())
             fields = getattr(record, "fields", {})
             line = json_line(record.levelname, message, **fields) if mode.json_logs else f"{message}\n"
             stream: TextIO = sys.stderr
@@ -109,7 +111,7 @@ class LibraryLog(logging.Handler):
                 descriptor, path = tempfile.mkstemp(prefix="bestkept-", suffix=".log")
                 self.path, self._file = Path(path), os.fdopen(descriptor, "w", encoding="utf-8")
             time = datetime.now(UTC).isoformat(timespec="seconds")
-            self._file.write("\n".join([f"{time} {level} {text}", *places]) + "\n")
+            self._file.write("\n".join([f"{time} {level} {hide_credentials(text)}", *places]) + "\n")
             self._file.flush()
 
     def leave(self, *, remove: bool = False) -> None:
@@ -174,7 +176,7 @@ def json_line(level: str, message: str, /, **fields: Any) -> str:
     """One line of `--json-logs`, with its line end: level, time (UTC), message and fields; a field never hides one of these."""
     time = datetime.now(UTC).isoformat(timespec="milliseconds")
     content = {"time": time, "level": level, "message": message}
-    return json.dumps({**content, **fields, **content}, default=str) + "\n"
+    return json.dumps(hide_credentials_in({**content, **fields, **content}), default=str) + "\n"
 
 
 def error_line(message: str, exit_code: int, /, **fields: Any) -> str:

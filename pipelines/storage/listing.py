@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 
 from fsspec.implementations.local import LocalFileSystem
 
-from pipelines.errors import InputError, StorageError
+from pipelines.errors import CREDENTIALS, InputError, StorageError, holds_credentials
 from pipelines.storage.files import absolute, filesystem, reading
 from pipelines.storage.stores import s3
 from pipelines.storage.stores.retry import with_retries
@@ -57,11 +57,18 @@ def expand(pattern: str) -> list[ListedFile]:
             whole = info["type"] == "directory" and not any(other.startswith(name + "/") for other in entries)
             mark = name.endswith("/")  # an empty object that stands for a directory
             if (info["type"] == "file" or whole) and not _is_hidden(key) and not mark:
+                _refuse_credentials(name, pattern)
                 listed.append(ListedFile(fs.unstrip_protocol(name) if "://" in pattern else name, key, info))
     if not any(entry.info["type"] == "file" for entry in listed):
         inside = f"; to read the files in the directory {listed[0].path} write {listed[0].path}/*" if listed else ""
         raise InputError(f"input.path {pattern!r} matches no file; check the path and the pattern{inside}")
     return listed
+
+
+def _refuse_credentials(name: str, pattern: str) -> None:
+    """Raise `InputError` for a name with a secret in it, as a page of signed links has: names are printed and stored."""
+    if "://" in pattern and holds_credentials(name):
+        raise InputError(f"input.path {pattern!r} matches {name!r}: {CREDENTIALS}, and list the files by plain URLs")
 
 
 def _search_for(path: str, exists: Callable[[str], bool]) -> _Search:

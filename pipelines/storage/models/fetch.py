@@ -12,7 +12,14 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import NamedTuple
 
-from pipelines.errors import ConfigError, ConflictError, ModelLoadError, StorageError, hide_userinfo, holds_userinfo
+from pipelines.errors import (
+    ConfigError,
+    ConflictError,
+    ModelLoadError,
+    StorageError,
+    hide_credentials,
+    holds_credentials,
+)
 from pipelines.storage import files, publish
 from pipelines.storage.files import StoredObject, absolute, join, stored_in
 from pipelines.storage.models.cache import parts_of
@@ -67,8 +74,8 @@ def fetch_model(source: str, destination: str, *, revision: str | None = None) -
 
 def _check_arguments(source: str, destination: str) -> None:
     for name, argument in (("ID_OR_DIR", source), ("DESTINATION", destination)):
-        if holds_userinfo(argument):
-            shown = hide_userinfo(argument)
+        if holds_credentials(argument):
+            shown = hide_credentials(argument)
             raise ConfigError(f"{name} {shown!r} holds credentials; give them through the environment instead")
     if is_remote(source):
         raise ConfigError(
