@@ -9,15 +9,14 @@ import ctypes
 import hashlib
 import json
 import math
-import os
 import stat
-import uuid
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
+
+from rm.hash_cache import HashCache
 
 SCORING_VERSION = 2
 """Raised by hand whenever the same model and text give other rewards, which `tests/rm/test_golden.py` detects."""
@@ -173,7 +172,7 @@ def identify(
     hashes: Mapping[str, str] | None = None,
     reading: str | None = None,
 ) -> ModelIdentity:
-    """Return the identity of a local model directory; hashes are cached by path, size and modification time.
+    """Return the identity of a local model directory; this machine remembers its hashes.
 
     `dtype` must be resolved (see `resolve_dtype`); `max_length` is the requested limit in tokens. `hashes` are the sha256
     of all the model's files where they are known already: then the directory need not hold its weights. `reading` is
@@ -265,57 +264,18 @@ def model_hashes(directory: Path) -> dict[str, str]:
 
 
 def file_hashes(files: Mapping[str, Path]) -> dict[str, str]:
-    """Map names to the sha256 of their files in hex, cached by path, size and modification time. Raises `ModelError`."""
-    with _HashCache() as cache:
+    """Map names to the sha256 of their files in hex, which this machine remembers (see `HashCache`). Raises `ModelError`."""
+    with HashCache() as cache:
         return {name: _sha256(cache, file) for name, file in files.items()}
 
 
-def _sha256(cache: _HashCache, file: Path) -> str:
+def _sha256(cache: HashCache, file: Path) -> str:
     try:
         if not stat.S_ISREG(file.stat().st_mode):  # a pipe would be waited for, for good
             raise ModelError(f"model file {file} is not a regular file; fetch the model again")
         return cache.sha256(file)
     except OSError as error:
         raise ModelError(f"model file {file} cannot be read: {error.strerror}; fetch the model again") from error
-
-
-class _HashCache:
-    """sha256 of files, kept in the user's cache directory by path, size and modification time."""
-
-    def __init__(self) -> None:
-        root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-        self._path = Path(root) / "bestkept" / "sha256.json"
-        self._known: dict[str, str] = {}
-        self._changed = False
-
-    def __enter__(self) -> _HashCache:
-        try:
-            self._known = json.loads(self._path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            self._known = {}  # a cache: unreadable means empty
-        return self
-
-    def sha256(self, file: Path) -> str:
-        real = file.resolve()
-        status = real.stat()
-        key = f"{real}|{status.st_size}|{status.st_mtime_ns}"
-        if key not in self._known:
-            with real.open("rb") as stream:
-                self._known[key] = hashlib.file_digest(stream, "sha256").hexdigest()
-            self._changed = True
-        return self._known[key]
-
-    def __exit__(self, *_: object) -> None:
-        if not self._changed:
-            return
-        temporary = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex[:12]}.tmp")
-        with suppress(OSError):  # a read-only or full home costs a rehash next time, nothing else
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                temporary.write_text(json.dumps(self._known), encoding="utf-8")
-                os.replace(temporary, self._path)
-            finally:
-                temporary.unlink(missing_ok=True)
 
 
 CALIBRATION_FILE = "calibration.json"

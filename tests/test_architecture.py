@@ -15,7 +15,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 STAGES = "score < select < export, report < finish"
 PIPELINES = f"errors < config, storage < corpus, runtime < plan < {STAGES} < curate < commands < cli"
-RM = "conversations, identity < text, checkpoint, engine, preferences < scorer, preview, evaluate < dry_run, train"
+RM = (
+    "hash_cache < conversations, identity < text, checkpoint, engine, preferences < scorer, preview, evaluate < "
+    "closing_token, dry_run, train"
+)
 # Beside runtime/ and *transform.py; load_model for Beam's `Shared`.
 BEAM = {"pipelines.curate", "pipelines.score.load_model"}
 JOINS_TRANSFORMS = {"pipelines.curate", "pipelines.commands.explain.explain_transform"}
