@@ -167,13 +167,16 @@ def from_prompt(value: object, *, system: object = None) -> Conversation:
     return turns
 
 
-def from_response(value: object) -> str:
+def from_response(value: object, *, after: Conversation = ()) -> str:
     """Convert a response column, text or a list of one assistant message (TRL's completion), to text.
 
-    Raises `UnusableError`.
+    The list may repeat the prompt `after` at the front, with or without its system turn. Raises `UnusableError`.
     """
     if not isinstance(value, str) and isinstance(value, Sequence):
         turns = from_messages(value)
+        fronts = (after, after[1:] if after[:1] and after[0][0] == "system" else ())
+        front = next((front for front in fronts if front and turns[: len(front)] == front), ())
+        turns = turns[len(front) :]
         if len(turns) != 1 or turns[0][0] != "assistant":
             raise UnusableError("last_turn_not_assistant")
         return turns[0][1]

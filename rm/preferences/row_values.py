@@ -88,9 +88,9 @@ def read_records(value: object) -> list[Mapping[str, Any]]:
     return records
 
 
-def read_responses(value: object) -> tuple[str, ...]:
+def read_responses(value: object, *, after: Conversation = ()) -> tuple[str, ...]:
     """Read a list of responses, each text or one assistant message. Raises `UnusableError` for the first unusable one."""
-    return tuple(from_response(item) for item in read_list(value))
+    return tuple(from_response(item, after=after) for item in read_list(value))
 
 
 def read_prompt(row: PreferenceRow) -> Conversation:

@@ -83,3 +83,18 @@ def test_a_prompt_of_messages_as_json_text_is_a_conversation(export, tmp_path, s
     assert export(tmp_path / "a.parquet", shape=shape) == (expected, [])
     write_jsonl(tmp_path / "a.jsonl", table.to_pylist())
     assert export(tmp_path / "a.jsonl", shape=shape, name="again") == (expected, [])
+
+
+def test_a_completion_that_repeats_the_prompt_loses_it_once(export, tmp_path):
+    system = [{"role": "system", "content": "Be brief"}]
+    first, second = turns("name a river", "the Elbe"), turns("hi", "hello", "hi", "hello", "hi", "hello")
+    rows = [
+        {"prompt": first[:1], "completion": first},
+        {"prompt": [*system, *first[:1]], "completion": first},
+        {"prompt": second[:3], "completion": second[:4]},
+        {"prompt": second[:1], "completion": second[2:4]},
+        {"prompt": second[:1], "completion": second[:4]},
+        {"prompt": first[:1], "completion": second[:2]},
+    ]
+    kept = [first, [*system, *first], second[:4], second[:2]]
+    assert export(write_jsonl(tmp_path / "a.jsonl", rows)) == (kept, ["last_turn_not_assistant"] * 2)

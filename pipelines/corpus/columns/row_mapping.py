@@ -93,7 +93,7 @@ def parse_row(row: RowValues | str, mapping: RowMapping) -> ParsedRow:
     reasons: list[str | None] = []
     for value in values:
         try:
-            responses.append(from_response(value))
+            responses.append(from_response(value, after=prompt))
             reasons.append(None)
         except UnusableError as error:
             responses.append(None)

@@ -26,7 +26,7 @@ _OPEN_TURN = re.compile(r"\n\nAssistant:\s*$")
 
 def ranking(row: PreferenceRow, settings: ReadSettings) -> Group:
     """Read `responses` and `ranking`, a list of ranks: 1 is best, equal ranks are ties."""
-    responses = read_responses(row.get("responses"))
+    responses = read_responses(row.get("responses"), after=read_prompt(row))
     ranks = [read_number(rank, reason="bad_ranking") for rank in read_list(row.get("ranking"), reason="bad_ranking")]
     if len(ranks) != len(responses):
         raise UnusableError("bad_ranking")
@@ -35,14 +35,14 @@ def ranking(row: PreferenceRow, settings: ReadSettings) -> Group:
 
 def choice(row: PreferenceRow, settings: ReadSettings) -> Group:
     """Read `responses` and `best`, the index (from 0) of the chosen one."""
-    responses = _require_two(read_responses(row.get("responses")))
+    responses = _require_two(read_responses(row.get("responses"), after=read_prompt(row)))
     best = read_integer(row.get("best"), range(len(responses)), reason="bad_choice")
     return Group(read_prompt(row), responses, choice_edges(best, len(responses)))
 
 
 def scored_list(row: PreferenceRow, settings: ReadSettings) -> Group:
     """Read `responses` and `scores`, higher is better; null where a response has none."""
-    responses = read_responses(row.get("responses"))
+    responses = read_responses(row.get("responses"), after=read_prompt(row))
     scores = _read_scores(read_list(row.get("scores"), reason="bad_score"))
     if len(scores) != len(responses):
         raise UnusableError("bad_score")
@@ -115,7 +115,8 @@ def scored_response(row: PreferenceRow, settings: ReadSettings) -> Group:
 
 
 def _read_response(row: PreferenceRow) -> str:
-    return from_response(next((row[name] for name in RESPONSES if name in row), None))
+    value = next((row[name] for name in RESPONSES if name in row), None)
+    return from_response(value, after=read_prompt(row))
 
 
 def _require_two(responses: tuple[str, ...]) -> tuple[str, ...]:

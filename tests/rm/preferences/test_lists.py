@@ -45,3 +45,12 @@ def test_equal_responses_in_a_list_are_one_and_what_was_between_them_is_counted(
     assert rejections == {"equal_responses": 1}
     rows = [{"prompt": "q", "responses": ["a", "a"], "best": 0}]
     assert read_preference_rows(rows, settings()) == ([], {"equal_sides": 1})
+
+
+def test_a_response_that_repeats_the_prompt_loses_it_once():
+    whole = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    (group,), rejections = read_preference_rows([{"prompt": whole[:1], "completion": whole, "label": True}], settings())
+    assert (group.prompt, group.responses, rejections) == ((("user", "q"),), ("a",), {})
+    other = [whole[0], {"role": "assistant", "content": "b"}]
+    row = {"prompt": whole[:1], "responses": [whole, other], "best": 0}
+    assert read_preference_rows([row], settings())[0][0].responses == ("a", "b")
