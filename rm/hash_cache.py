@@ -70,6 +70,8 @@ def _cache_key(path: Path, status: os.stat_result) -> str:
 
 
 def _is_telling(changed_ns: int) -> bool:
-    """Whether a file whose time of change is this would have another one, had its content changed: not where the time is in whole
-    seconds, as in an image, and not where it is so recent that the clock may not have ticked since."""
+    """Return whether a file whose time of change is this would have another one, had its content changed.
+
+    It would not where the time is in whole seconds, as in an image, and may not where the clock has not ticked since.
+    """
     return changed_ns % 1_000_000_000 != 0 and time.time_ns() - changed_ns > _CLOCK_TICK_NS
