@@ -30,7 +30,7 @@ from pipelines.score.transform import ScoreCorpus
 from pipelines.score.unit_scorer import ScorerFactory
 from pipelines.score.unit_scores import score_directories
 from pipelines.score.work import CorpusShard
-from pipelines.select.selection import Selection
+from pipelines.select.selection import Selection, owner_of
 from pipelines.select.transform import Select
 
 
@@ -48,13 +48,14 @@ def build(
     scored, parts = score_files(pipeline, config, paths, scorer)
     selected = scored | "Select" >> Select(selection, config.limits, with_schemas=shape.has_input_columns)
     bounds = (config.output.rows_per_shard, config.output.bytes_per_shard)
-    export = Export(paths.whole, config.path, shape, selection.needs.kept, split, *bounds)
+    owner = owner_of(config, plan)
+    export = Export(paths.whole, owner, shape, selection.needs.kept, split, *bounds)
     parts["shards"] = selected | "Export" >> export
     if config.report.write:
         facts, samples, on_store = ReportSettings.of(config, plan), config.report.samples, selection.on_object_store
-        observe = Observe(paths.whole, config.path, facts, selection.needs.kept, samples, on_store)
+        observe = Observe(paths.whole, owner, facts, selection.needs.kept, samples, on_store)
         parts["report"] = {"scores": scored, "kept": selected["kept"]} | "Observe" >> observe
-    _ = {**selected, **parts} | "Finish" >> Finish(paths.whole, config, version_run)
+    _ = {**selected, **parts} | "Finish" >> Finish(paths.whole, config, owner, version_run)
 
 
 def build_scoring(

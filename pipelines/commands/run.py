@@ -26,9 +26,9 @@ from pipelines.score.unit_scorer import ScorerFactory
 from pipelines.score.unit_scores import score_directories, scores_path
 from pipelines.score.work import CorpusShard
 from pipelines.score.workers import Job, run_workers
-from pipelines.select.selection import OFFSET_WARNING, Selection, selection_settings
-from pipelines.storage import canonical_json
+from pipelines.select.selection import OFFSET_WARNING, Selection, owner_of
 from pipelines.storage.files import absolute, join, read_bytes
+from pipelines.storage.owner import Owner
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,7 @@ class Run:
     options: Any  # Beam's
     plans: Plans
     scorer: ScorerFactory | None
+    owner: Owner
     version_run: VersionRun | None
     same_plan: bool  # an earlier run has claimed the output for this very plan
     started: float  # monotonic seconds
@@ -147,12 +148,12 @@ def prepare(config: RunConfig, flags: Sequence[str], *, scorer: ScorerFactory | 
     Selection.of(config, plan)  # raises where a step cannot be done
     warn_of_offsets(config, plan)
     progress.set_total_bytes(plan.input_bytes * len(plans.members))
-    selection = canonical_json.digest(selection_settings(config, plan))
-    version_run = take_turn(config, plans, selection)
+    version_run = take_turn(config, plans, owner_of(config, plan).selection)
     config = into_version(config, version_run)
-    same_plan = claim.claim(config.path, inputs=plan.content_hash, selection=selection, plan=plan.hash)
+    owner = owner_of(config, plan)
+    same_plan = claim.claim(owner.output, inputs=owner.inputs, selection=owner.selection, plan=plan.hash)
     sweep(scores_path(config), plans, config.path)
-    return Run(config, options, plans, scorer, version_run, same_plan, started)
+    return Run(config, options, plans, scorer, owner, version_run, same_plan, started)
 
 
 def warn_of_offsets(config: RunConfig, plan: Plan) -> None:
@@ -165,11 +166,12 @@ def warn_of_offsets(config: RunConfig, plan: Plan) -> None:
 def complete_outcome(run: Run) -> Outcome | None:
     """Return the outcome of an earlier run that has completed this output; None where there is work to do.
 
-    Raises `InputError` where that run has rejected more rows than `limits` allow now.
+    Raises `InputError` where that run has rejected more rows than `limits` allow now, `ConflictError` where the output is another
+    selection's, or holds other shards.
     """
     if not run.same_plan or run.config.limits.verify:
         return None
-    manifest = claim.read_complete_manifest(run.config.path)
+    manifest = claim.read_complete_manifest(run.owner)
     if manifest is None or manifest.get("skipped_files"):  # a file that could not be read then may be whole now
         return None
     counts = {**manifest["counts"], "rejected": manifest["rejected"], "examples": manifest["first_rejected"]}

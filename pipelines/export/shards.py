@@ -60,6 +60,11 @@ class SplitPlans:
     def jobs(self) -> int:
         return sum(len(plan.jobs) for plan in self.plans.values())
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """The number of shards of each split."""
+        return {name: plan.shards for name, plan in self.plans.items()}
+
     def pieces(self, split: str, file: int, unit: int, count: int) -> Iterator[tuple[int, int, int]]:
         """(job, start, end) for the `count` kept responses that a unit has of a split, positions among these."""
         for job, start, end in self.plans[split].pieces(file, unit, count):

@@ -29,8 +29,7 @@ from pipelines.runtime.transforms import Gather, PCollection
 from pipelines.select.candidates import Candidates
 from pipelines.select.columns import KeptUnit, Needs, pack, unpack
 from pipelines.select.summary import FragmentFacts
-from pipelines.storage.files import join
-from pipelines.storage.publish import create_or_equal
+from pipelines.storage.owner import Owner
 
 _ROWS_AT_ONCE = 2048
 _TABLES_AHEAD = 2  # of each unit that is read; up to 32 MB each
@@ -48,7 +47,7 @@ class Export(beam.PTransform):  # type: ignore[misc]
     """{kept: KeptUnit, files, schemas} → `OutputShard`s, published."""
 
     plan_path: str
-    output: str
+    owner: Owner
     shape: Shape
     needs: Needs
     split: Split
@@ -65,7 +64,7 @@ class Export(beam.PTransform):  # type: ignore[misc]
         pieces = selected["kept"] | "DealKept" >> deal
         parts = [pieces, jobs] + ([self._fetch_rejected(pieces)] if self.needs.other else [])
         grouped = parts | "AllParts" >> beam.Flatten() | "GroupByJob" >> beam.GroupByKey()
-        write = WriteShards(self.plan_path, self.output, self.shape, self.needs)
+        write = WriteShards(self.plan_path, self.owner, self.shape, self.needs)
         return grouped | "WriteShards" >> beam.ParDo(write, AsSingleton(shards), schemas)
 
     def _plan_shards(
@@ -167,7 +166,7 @@ class WriteShards(beam.DoFn):  # type: ignore[misc]
     """One job: read its rows in place order, and publish its shards one after the other."""
 
     plan_path: str
-    output: str
+    owner: Owner
     shape: Shape
     needs: Needs
 
@@ -190,7 +189,7 @@ class WriteShards(beam.DoFn):  # type: ignore[misc]
             tables = self._read(pieces, texts, schema, shards.rows_at_once)
             kept = RowQueue(tables)
             for name, rows in shards.shards_of(job):
-                yield self._write(name, schema, kept, rows)
+                yield self._write(name, schema, kept, rows, shards.counts)
 
     def _read(
         self, pieces: Sequence[KeptUnit], texts: RejectedTexts, schema: pa.Schema, at_once: Mapping[int, int]
@@ -218,7 +217,7 @@ class WriteShards(beam.DoFn):  # type: ignore[misc]
         here = wanted.take(wanted.other_file == file)
         return {(high, low): text for high, low, text in read_rejected(plan, file, here)}
 
-    def _write(self, name: str, schema: pa.Schema, kept: RowQueue, rows: int) -> OutputShard:
+    def _write(self, name: str, schema: pa.Schema, kept: RowQueue, rows: int, counts: Mapping[str, int]) -> OutputShard:
         written = size = in_memory = 0
 
         def write(file: BinaryIO) -> None:
@@ -242,7 +241,7 @@ class WriteShards(beam.DoFn):  # type: ignore[misc]
                 )
             size = file.tell()
 
-        digest = create_or_equal(join(self.output, name), write)
+        digest = self.owner.publish(name, write, shards=counts)
         return OutputShard(name, rows, size, digest, in_memory)
 
 

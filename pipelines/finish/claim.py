@@ -7,24 +7,31 @@ without it is incomplete. Neither holds times, places or row text: equal inputs 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from pipelines.errors import ConflictError, StorageError
 from pipelines.storage import publish
 from pipelines.storage.canonical_json import to_json
-from pipelines.storage.files import anything_below, join, read_bytes, read_with_version, size_of
+from pipelines.storage.files import anything_below, join, read_bytes, read_with_version, sizes_in
+from pipelines.storage.owner import CLAIM, Owner
+
+_SHARD = re.compile(r"data/(train|test)-[^/]*\.parquet")  # what a reader takes for one
 
 
 def claim(output: str, *, inputs: str, selection: str, plan: str) -> bool:
     """Claim an output for inputs and selection; return whether exactly this plan made the claim.
 
     An equal claim joins: every write is idempotent. A different one takes over as long as nothing is published there, so
-    that a corrected input or model can go to the same place; after that it is a conflict. Two runs that take over from each
-    other at once still cannot mix: shards and manifest are created once, and must be equal.
+    that a corrected input or model can go to the same place; after that it is a conflict. A claim does not settle whose output it
+    is: a run that is alive may lose it, and two may take over from each other at once. `storage.owner` does, before anything is
+    published.
     `plan` also covers file versions, and is no part of the comparison: a touched file is not another input.
     Raises `ConflictError` (exit 6), or `StorageError` (5) where the place is not writable.
     """
-    path = join(output, "claim.json")
+    path, owner = join(output, CLAIM), Owner(output, inputs, selection)
+    settled = owner.is_settled()
     content = {"inputs": inputs, "selection": selection, "plan": plan}
     existing = None
     while existing is None:  # a claim that is removed before it is read does not count
@@ -32,24 +39,19 @@ def claim(output: str, *, inputs: str, selection: str, plan: str) -> bool:
             return True
         existing = read_with_version(path)
     data, version = existing
-    try:
-        claimed = json.loads(data)
-    except ValueError:
-        claimed = {}
-    parts = {"inputs": "input files or model", "selection": "select or output settings"}
-    other = [words for key, words in parts.items() if claimed.get(key) != content[key]]
+    other = owner.differences(data)
     if not other:
-        return bool(claimed.get("plan") == plan)
+        return bool(json.loads(data).get("plan") == plan)
+    if settled:
+        return False  # taken over at the moment when this selection began to publish; the other run publishes nothing
     if _holds_data(output):
-        raise ConflictError(
-            f"output.path {output} belongs to a run with other {' and '.join(other)}; choose another output.path "
-            f"(scores.path={join(output, 'scores')} re-uses what is scored there)"
-        )
+        raise owner.conflict(other)
     if not publish.replace(path, to_json(content), version=version):
         raise ConflictError(
             f"output.path {output} has been claimed by another run at this moment; choose another output.path, or run again when "
             "that one has ended"
         )
+    owner.is_settled()  # at this moment: better now than after hours of scoring
     return True
 
 
@@ -82,12 +84,30 @@ def require_manifest(output: str) -> dict[str, Any]:
     return manifest
 
 
-def read_complete_manifest(output: str) -> dict[str, Any] | None:
-    """The manifest of an output whose every shard is there in full size, else None."""
-    manifest = read_manifest(output)
+def read_complete_manifest(owner: Owner) -> dict[str, Any] | None:
+    """The manifest of an output whose every shard is there in full size, else None.
+
+    Raises `ConflictError` where it is another selection's, or where there are other shards, too.
+    """
+    manifest = read_manifest(owner.output)
     if manifest is None:
         return None
-    for shard in manifest["shards"]:
-        if size_of(join(output, shard["name"])) != shard["bytes"]:
-            return None
-    return manifest
+    owner.is_settled()  # read last: the owner is settled before the manifest is there, maybe after our claim
+    return None if missing_shards(owner.output, manifest) else manifest
+
+
+def missing_shards(output: str, manifest: Mapping[str, Any]) -> list[str]:
+    """The names of the shards of a manifest that are not there in full size.
+
+    Raises `ConflictError` where there are others: a reader of `data/train-*` would read both.
+    """
+    sizes = {f"data/{name}": size for name, size in sizes_in(join(output, "data")).items()}
+    named = {shard["name"]: shard["bytes"] for shard in manifest["shards"]}
+    beside = sorted(name for name in sizes.keys() - named.keys() if _SHARD.fullmatch(name))
+    if beside:
+        raise ConflictError(
+            f"{join(output, beside[0])} is a shard that manifest.json does not name ({len(beside):,} such beside "
+            f"{len(named):,}), and who reads the output would read it, too; remove what nothing needs, or choose another "
+            "output.path"
+        )
+    return [name for name, size in named.items() if sizes.get(name) != size]

@@ -1,7 +1,8 @@
 """Uploads a finished output to the Hugging Face Hub: the data set and its description, and nothing twice.
 
 Uploaded are `data/`, the card, the manifest and the report. Not `scores/` (checkpoints of this project, larger than the data set
-and useless elsewhere), not `rejected/`, `claim.json` and `run.json` (they name files and machines of the run).
+and useless elsewhere), not `rejected/`, `claim.json` and `run.json` (they name files and machines of the run),
+nor what is of use to runs alone.
 The output directory is only read: nothing is kept in it about the upload, since the repository itself shows its files.
 """
 

@@ -131,15 +131,16 @@ def _is_older(run: RunRecord | None, before: datetime) -> bool:
 
 
 def remove_version(root: str, version: Version) -> bool:
-    """Remove a version, unless a run has begun to make it, or it has become the latest, since it was listed."""
+    """Remove a version, unless a run has begun to make it, or has ended it, or it has become the latest, since it was listed."""
     mark = join(root, REMOVING, f"{version.id}.json")
     publish.create(mark, to_json({"version": version.id}))
     begun = max((run.number for run in read_runs(root) if run.version == version.id), default=0)
-    if begun != version.number or _latest(root) == version.id:
+    path = path_of(root, version.id)
+    ended = version.manifest is None and not version.going and read_manifest(path) is not None
+    if begun != version.number or ended or _latest(root) == version.id:
         remove(mark)
         log.info("version %s is in use again, and stays", version.id)
         return False
-    path = path_of(root, version.id)
     remove(join(path, "manifest.json"))
     remove_all(path, [file.name for file in files_below(path)])
     remove(mark)

@@ -18,7 +18,8 @@ from pipelines.errors import carrying_errors
 from pipelines.export.shards import OutputShard
 from pipelines.finish import dataset_card
 from pipelines.finish.manifest import Results, make_manifest
-from pipelines.finish.versions import VersionRun, set_latest
+from pipelines.finish.publication import publish
+from pipelines.finish.versions import VersionRun
 from pipelines.plan import plan_at
 from pipelines.report.write import write_report
 from pipelines.runtime.arrow_ipc import from_ipc
@@ -29,7 +30,7 @@ from pipelines.select.length_correction import Curve
 from pipelines.select.summary import FragmentFacts, SelectionSummary, merge_summaries
 from pipelines.storage.canonical_json import to_json
 from pipelines.storage.files import join, open_for_reading
-from pipelines.storage.publish import create_or_equal
+from pipelines.storage.owner import Owner
 
 _REJECTED = pa.schema(
     [
@@ -47,6 +48,7 @@ class Finish(beam.PTransform):  # type: ignore[misc]
 
     plan_path: str
     config: RunConfig
+    owner: Owner
     turn: VersionRun | None = None  # of a run that writes a version
 
     def expand(self, parts: dict[str, Any]) -> PCollection[Any]:
@@ -54,7 +56,7 @@ class Finish(beam.PTransform):  # type: ignore[misc]
         summary = parts["summaries"] | "SumSelection" >> Gather(merge_summaries)
         barrier = parts["shards"].pipeline | "Finish" >> beam.Impulse()
         return barrier | "PublishManifest" >> beam.ParDo(
-            PublishManifest(self.plan_path, self.config, self.turn),
+            PublishManifest(self.plan_path, self.config, self.owner, self.turn),
             totals=AsSingleton(parts["totals"]),
             summary=AsSingleton(summary),
             files=AsIter(parts["files"]),
@@ -64,7 +66,7 @@ class Finish(beam.PTransform):  # type: ignore[misc]
         )
 
     def _write_rejected(self, rejected: PCollection[tuple[int, bytes]]) -> PCollection[str]:
-        write = beam.ParDo(WriteRejected(self.plan_path, self.config.path))
+        write = beam.ParDo(WriteRejected(self.plan_path, self.owner))
         return rejected | "GroupRejected" >> beam.GroupByKey() | "WriteRejected" >> write
 
 
@@ -81,7 +83,7 @@ class WriteRejected(beam.DoFn):  # type: ignore[misc]
     """(file, its rejected rows) → `rejected/<file number>.parquet`: their place and the reason, never their text."""
 
     plan_path: str
-    output: str
+    owner: Owner
 
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[str]:
         number, parts = element
@@ -108,7 +110,7 @@ class WriteRejected(beam.DoFn):  # type: ignore[misc]
 
         with carrying_errors():
             name = f"rejected/{number:05d}.parquet"
-            create_or_equal(join(self.output, name), write)
+            self.owner.publish(name, write)
             yield name
 
 
@@ -118,6 +120,7 @@ class PublishManifest(beam.DoFn):  # type: ignore[misc]
 
     plan_path: str
     config: RunConfig
+    owner: Owner
     turn: VersionRun | None = None
 
     def process(
@@ -137,16 +140,16 @@ class PublishManifest(beam.DoFn):  # type: ignore[misc]
         results = Results(totals, summary, *names, curve, standards, skipped or {}, sorted(report))
         with carrying_errors():
             manifest = make_manifest(self.config, plan_at(self.plan_path), results)
-            output, license = self.config.path, self.config.output.license
-            card = dataset_card.render(manifest, results.shards, first_schema(output, results.shards), license=license)
-            create_or_equal(join(output, "README.md"), card.encode())
-            content = to_json(manifest)
-            if manifest["report"]:
-                # drawn from the manifest as it is read; the launcher, which may not be waiting, draws it again with throughput
-                write_report(output, json.loads(content), run=None)
-            create_or_equal(join(output, "manifest.json"), content)
-            set_latest(self.turn)
+            publish(manifest, self.owner, self.turn, describe=lambda: self._describe(manifest, results.shards))
             yield manifest
+
+    def _describe(self, manifest: dict[str, Any], shards: Sequence[OutputShard]) -> None:
+        output, license = self.owner.output, self.config.output.license
+        card = dataset_card.render(manifest, shards, first_schema(output, shards), license=license)
+        self.owner.publish("README.md", card.encode())
+        if manifest["report"]:
+            # drawn from the manifest as it is read; the launcher, which may not be waiting, draws it again with throughput
+            write_report(output, json.loads(to_json(manifest)), run=None)
 
 
 def first_schema(output: str, shards: Sequence[OutputShard]) -> pa.Schema:

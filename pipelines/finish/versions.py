@@ -104,13 +104,19 @@ def _next_turn(root: str, version: str, latest: Latest | None, **known: Sequence
     number = 1 + max([latest.number if latest else 0, *run_numbers(root)])
     while not publish.create(run_path(root, number), to_json(content)):
         number += 1
-    # checked last, since a removal announces itself before it looks at the runs: one of the two sees the other
-    if size_of(join(root, REMOVING, f"{version}.json")) is not None:
+    turn = VersionRun(root, version, number)
+    # last, since a removal announces itself before it looks at the runs: one of the two sees the other
+    refuse_removal(turn)
+    return turn
+
+
+def refuse_removal(turn: VersionRun | None) -> None:
+    """Raise `StorageError` where the version is being removed."""
+    if turn is not None and size_of(join(turn.root, REMOVING, f"{turn.version}.json")) is not None:
         raise StorageError(
-            f"{path_of(root, version)} is being removed by `bestkept clean {root}`; wait for its end, or run that once more "
+            f"{turn.path} is being removed by `bestkept clean {turn.root}`; wait for its end, or run that once more "
             "where it was interrupted, and then the same command again"
         )
-    return VersionRun(root, version, number)
 
 
 def into_version(config: RunConfig, turn: VersionRun | None) -> RunConfig:

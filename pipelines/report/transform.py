@@ -31,6 +31,7 @@ from pipelines.score.score_files import ScoreFile
 from pipelines.select.candidates import pack_places
 from pipelines.select.columns import KeptUnit, Needs, key_halves, score_column, to_labels
 from pipelines.storage.files import join
+from pipelines.storage.owner import Owner
 from pipelines.storage.publish import create
 
 _SCORES, _KEPT = Tag(b"s"), Tag(b"k")
@@ -48,7 +49,7 @@ class Observe(beam.PTransform):  # type: ignore[misc]
     """{scores: descriptors, kept: KeptUnit} → the names of `report.json` and `samples.parquet`, which it publishes."""
 
     plan_path: str
-    output: str
+    owner: Owner
     settings: ReportSettings
     kept: Needs
     samples: int
@@ -57,7 +58,7 @@ class Observe(beam.PTransform):  # type: ignore[misc]
     def expand(self, parts: dict[str, Any]) -> PCollection[Any]:
         observed = self._observe(parts["scores"], parts["kept"])
         texts = self._read_samples(observed)
-        publish = PublishReport(self.output, self.settings, self.samples)
+        publish = PublishReport(self.owner, self.settings, self.samples)
         barrier = parts["scores"].pipeline | "Report" >> beam.Impulse()
         return barrier | "PublishReport" >> beam.ParDo(publish, AsSingleton(observed), AsIter(texts))
 
@@ -196,7 +197,7 @@ class ReadSamples(beam.DoFn):  # type: ignore[misc]
 class PublishReport(beam.DoFn):  # type: ignore[misc]
     """Writes `samples.parquet`, then `report.json`; existing ones stay: an output belongs to one selection of one corpus."""
 
-    output: str
+    owner: Owner
     settings: ReportSettings
     samples: int
 
@@ -204,6 +205,7 @@ class PublishReport(beam.DoFn):  # type: ignore[misc]
         with carrying_errors():
             samples = samples_table(pick(observed, self.samples), texts)
             numbers = json.dumps(report_numbers(observed, self.settings), sort_keys=True).encode()
+            self.owner.settle()
             for name, data in (("samples.parquet", samples), ("report.json", numbers)):
-                create(join(self.output, name), data)
+                create(join(self.owner.output, name), data)
                 yield name

@@ -24,6 +24,8 @@ from pipelines.select.length_correction import Curve
 from pipelines.select.rules import apply_rule
 from pipelines.select.summary import StepCounts, StepSum
 from pipelines.select.top import Cut, keep
+from pipelines.storage.canonical_json import digest
+from pipelines.storage.owner import Owner
 
 PARTITIONS: int | None = None  # of the key space, instead of as many as the input's size calls for
 
@@ -53,6 +55,11 @@ def selection_settings(config: RunConfig, plan: Plan) -> dict[str, Any]:
     if output.test_fraction is not None:
         settings |= {"test_fraction": output.test_fraction, "split_seed": output.split_seed}
     return settings
+
+
+def owner_of(config: RunConfig, plan: Plan) -> Owner:
+    """What an output of this configuration belongs to."""
+    return Owner(config.path, plan.content_hash, digest(selection_settings(config, plan)))
 
 
 @dataclass(frozen=True)

@@ -156,6 +156,13 @@ def names_in(directory: str) -> list[str]:
     return sorted(path.rsplit("/", 1)[-1] for path in paths)
 
 
+def sizes_in(directory: str) -> dict[str, int | None]:
+    """Bytes of the published files right in a directory, by name; none where there is no such directory."""
+    if not is_local(directory):
+        return {name: stored.bytes for name, stored in stored_in(directory).items()}
+    return {name: size_of(join(directory, name)) for name in names_in(directory)}
+
+
 class StoredObject(NamedTuple):
     """An object as a listing shows it."""
 

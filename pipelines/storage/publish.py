@@ -50,13 +50,15 @@ def create(path: str, write: Writer | bytes) -> bool:
         raise _storage_error(name, error) from error
 
 
-def create_or_equal(path: str, write: Writer | bytes) -> str:
+def create_or_equal(path: str, write: Writer | bytes, *, first: Callable[[], None] = lambda: None) -> str:
     """Publish at `path`, or find that the very same bytes are there; returns their xxh3-128 in hex.
 
+    `first` is called when all bytes are known, and before any are written there; it may raise.
     Raises `ConflictError` where other bytes are there: two selections must not share an output.
     """
     with _spool(_writer(write)) as spool:
         digest, remote = _digest(spool), object_at(path)
+        first()
 
         def copy(file: BinaryIO) -> None:
             spool.seek(0)

@@ -66,7 +66,17 @@ def test_order_of_durable_calls(campaign: Campaign):
     points = campaign.points
     published = [(number, path) for number, (name, path) in enumerate(points) if name in ("link", "rename")]
     assert {path.split("/")[0] for _, path in published} == {
-        *("claim.json", "scores", "rejected", "data", "README.md", "manifest.json", "run.json"),
+        *(
+            "claim.json",
+            "owner.json",
+            "shards.json",
+            "scores",
+            "rejected",
+            "data",
+            "README.md",
+            "manifest.json",
+            "run.json",
+        ),
         *("samples.parquet", "report.json", "report.html"),
     }
     for number, path in published:

@@ -10,6 +10,7 @@ import pytest
 from pipelines.errors import ConflictError, StorageError
 from pipelines.finish import claim
 from pipelines.storage import canonical_json, publish
+from pipelines.storage.owner import Owner
 
 OURS = {"inputs": "i", "selection": "s", "plan": "p"}
 
@@ -100,24 +101,24 @@ def test_a_claim_that_another_run_takes_first_is_a_conflict(output, monkeypatch)
 
 
 def test_complete_is_every_shard_in_full_size(output):
-    assert claim.read_complete_manifest(output) is None
+    assert claim.read_complete_manifest(Owner(output, "i", "s")) is None
     shards = [{"name": "data/a.parquet", "bytes": 3}, {"name": "data/b.parquet", "bytes": 5}]
     put(output, "data/a.parquet", b"abc")
     put(output, "data/b.parquet", b"abcde")
     put(output, "manifest.json", canonical_json.to_json({"shards": shards}))
-    assert claim.read_complete_manifest(output) == {"shards": shards} == claim.read_manifest(output)
+    assert claim.read_complete_manifest(Owner(output, "i", "s")) == {"shards": shards} == claim.read_manifest(output)
     for data in (b"abcd", b"abcdef"):
         put(output, "data/b.parquet", data)
-        assert claim.read_complete_manifest(output) is None
+        assert claim.read_complete_manifest(Owner(output, "i", "s")) is None
     (Path(output) / "data/b.parquet").unlink()
-    assert claim.read_complete_manifest(output) is None
+    assert claim.read_complete_manifest(Owner(output, "i", "s")) is None
     assert claim.read_manifest(output) == {"shards": shards}
 
 
 def test_a_damaged_manifest_is_an_error(output):
     put(output, "manifest.json", b'{"shards": [')
     with pytest.raises(StorageError, match=r"out/manifest\.json is damaged; remove it and run the same command again"):
-        claim.read_complete_manifest(output)
+        claim.read_complete_manifest(Owner(output, "i", "s"))
 
 
 def test_json_is_canonical_and_readable():

@@ -17,7 +17,7 @@ from support.versioned import KEEP_2, Place, Reader, disk, fill, place, run
 from pipelines.commands import run as run_command
 from pipelines.commands.run import run_curation
 from pipelines.errors import InputError, StorageError
-from pipelines.finish import hub, transform, versions
+from pipelines.finish import hub, publication, versions
 from pipelines.finish.versions import VersionRun, latest_path, read_latest, run_numbers, set_latest
 from pipelines.storage import files
 from pipelines.storage.canonical_json import to_json
@@ -104,7 +104,7 @@ def test_a_run_that_ends_between_manifest_and_pointer_is_mended_by_the_next(plac
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(transform, "set_latest", killed)
+        patch.setattr(publication, "set_latest", killed)
         with pytest.raises(StorageError, match="Killed"):
             run(place, log)
     assert latest_path(place.root) == first.version_run.path, "readers have what they had"

@@ -1,0 +1,105 @@
+"""The owner of an output: settled once, before anything is published there, and never replaced.
+
+A claim (`finish/claim.py`) may be taken over as long as nothing is published, and a look at what is published is old as soon as
+it is taken: two runs may each believe that an output is theirs. So what publishes creates `owner.json` first, or finds that it
+names the same inputs and selection. Of several at once one wins, on disks and object stores alike; no clock decides, and nobody
+need know which runs are alive. In the same way `shards.json` settles how many shards there are: two runs with equal settings,
+between which an input was replaced by another of its size, may disagree, and their shards would stand side by side under other
+names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from pipelines.errors import ConflictError, StorageError
+from pipelines.storage.canonical_json import to_json
+from pipelines.storage.files import join, read_bytes
+from pipelines.storage.publish import create, create_or_equal
+from pipelines.storage.stores.local import Writer
+
+CLAIM, OWNER, SHARDS = "claim.json", "owner.json", "shards.json"
+_PARTS = {"inputs": "input files or model", "selection": "select or output settings"}
+
+
+class Owner(NamedTuple):
+    """A selection of a corpus, and the output where it publishes."""
+
+    output: str
+    inputs: str  # hashes
+    selection: str
+
+    def publish(self, name: str, write: Writer | bytes, *, shards: Mapping[str, int] | None = None) -> str:
+        """Publish a file of the output like `create_or_equal`, once it is settled that the output is this selection's; with
+        `shards`, that it has so many of each split."""
+
+        def settle() -> None:
+            self.settle()
+            if shards is not None:
+                self._settle_shards(shards)
+
+        return create_or_equal(join(self.output, name), write, first=settle)
+
+    def settle(self) -> None:
+        """Settle that the output is this selection's, or find that it is; before anything is published there.
+
+        Raises `ConflictError` where it is another's, or claimed by another run since; `StorageError` where the claim is gone.
+        """
+        if self.is_settled():
+            return
+        claimed = read_bytes(join(self.output, CLAIM))
+        if claimed is None:
+            raise StorageError(
+                f"{join(self.output, CLAIM)} is gone since the run began: the output was removed; run the same command again"
+            )
+        if self.differences(claimed):
+            raise ConflictError(
+                f"output.path {self.output} has been claimed by another run since this one began; choose another output.path "
+                f"(scores.path={join(self.output, 'scores')} re-uses what is scored there)"
+            )
+        create(join(self.output, OWNER), to_json(self._known()))
+        self.is_settled()
+
+    def is_settled(self) -> bool:
+        """Whether the output is this selection's for good; False where nobody has published yet. Raises `ConflictError`."""
+        data = read_bytes(join(self.output, OWNER))
+        if data is None:
+            return False
+        if other := self.differences(data):
+            raise self.conflict(other)
+        return True
+
+    def _settle_shards(self, counts: Mapping[str, int]) -> None:
+        path, content = join(self.output, SHARDS), to_json(dict(counts))
+        data = read_bytes(path)
+        if data is None:
+            create(path, content)
+            data = read_bytes(path)
+        if data is None:
+            raise StorageError(f"{path} is gone: the output was removed meanwhile; run the same command again")
+        if data != content:
+            raise ConflictError(
+                f"{path} names another number of shards than this run gives: an input has changed since they were written; "
+                "choose another output.path, or remove the old output first"
+            )
+
+    def differences(self, claimed: bytes) -> list[str]:
+        """What a claim, or an owner, names otherwise, in words; everything for one that is damaged."""
+        try:
+            values: Any = json.loads(claimed)
+        except ValueError:
+            values = None
+        known: dict[str, Any] = values if isinstance(values, dict) else {}
+        return [words for key, words in _PARTS.items() if known.get(key) != self._known()[key]]
+
+    def conflict(self, other: list[str]) -> ConflictError:
+        """The error for an output of a run with other settings, in the words of `differences`."""
+        return ConflictError(
+            f"output.path {self.output} belongs to a run with other {' and '.join(other)}; choose another output.path "
+            f"(scores.path={join(self.output, 'scores')} re-uses what is scored there)"
+        )
+
+    def _known(self) -> dict[str, str]:
+        return {"inputs": self.inputs, "selection": self.selection}

@@ -1,0 +1,231 @@
+"""A model of the publish protocol: what claims, publishes and cleans, in every interleaving of its calls to a store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from support.interleaving import Search, StepStore
+
+from pipelines.errors import BestkeptError, ConflictError, StorageError
+from pipelines.finish import claim, publication, retention, versions
+from pipelines.finish.versions import VersionRun, set_latest, take_turn
+from pipelines.storage import removal
+from pipelines.storage.canonical_json import to_json
+from pipelines.storage.owner import Owner
+
+ROOT = "steps://out"
+
+
+class Now(datetime):
+    @classmethod
+    def now(cls, tz: Any = None) -> datetime:
+        return datetime(2026, 1, 20, tzinfo=tz or UTC)
+
+
+class Inline:
+    """A pool of the calling thread alone: the steps of an actor have one order."""
+
+    def __init__(self, _count: int) -> None: ...
+
+    def __enter__(self) -> Inline:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    map = staticmethod(map)
+
+
+@pytest.fixture(autouse=True)
+def still(monkeypatch):
+    for module in (versions, retention):
+        monkeypatch.setattr(module, "datetime", Now)
+    monkeypatch.setattr(removal, "ThreadPoolExecutor", Inline)
+
+
+class Run:
+    """A run of the command: a selection of a corpus that gives some shards."""
+
+    def __init__(self, selection: str, shards: int, *, content: str = "", plan: str = "p") -> None:
+        self.selection, self.plan = selection, plan
+        data = f"{selection}{content}".encode()
+        self.shards = {f"data/train-{number}-of-{shards}.parquet": data for number in range(shards)}
+        listed = [{"name": name, "bytes": len(data), "of": data.decode()} for name, data in self.shards.items()]
+        self.manifest = {"shards": listed}
+
+    def on(self, output: str, *, versioned: bool = False) -> Callable[[], str]:
+        return lambda: self._run(output, versioned=versioned)
+
+    def _run(self, output: str, *, versioned: bool) -> str:
+        turn = None
+        if versioned:
+            config: Any = SimpleNamespace(output=SimpleNamespace(versions=True), path=output)
+            whole = SimpleNamespace(content_hash="i", files=[], file_name="plan", fingerprint="f")
+            plans: Any = SimpleNamespace(whole=whole, members=())
+            turn = take_turn(config, plans, self.selection)
+            assert turn is not None
+            output = turn.path
+        owner = Owner(output, "i", self.selection)
+        if claim.claim(output, inputs="i", selection=self.selection, plan=self.plan):
+            manifest = claim.read_complete_manifest(owner)
+            if manifest is not None:
+                set_latest(turn)
+                return "complete"
+        for name, data in self.shards.items():
+            owner.publish(name, data, shards={"train": len(self.shards)})
+        publication.publish(self.manifest, owner, turn)
+        return "published"
+
+    def is_whole(self, store: Mapping[str, bytes], output: str) -> bool:
+        """Whether an output is this run's, and nothing but this run's."""
+        output = output.removeprefix("steps://")
+        data = {
+            name.removeprefix(f"{output}/"): data for name, data in store.items() if name.startswith(f"{output}/data/")
+        }
+        return data == self.shards and store.get(f"{output}/manifest.json") == to_json(self.manifest)
+
+
+def succeeded(results: Mapping[str, Any]) -> list[str]:
+    return [name for name, result in results.items() if isinstance(result, str)]
+
+
+def on_one_output(
+    runs: Mapping[str, Run], start: Mapping[str, bytes] | None = None, *, replaced: bool = False
+) -> Search:
+    """Runs at once on one output: who ends with 0 has made what is there, alone, then and for ever. Where an input was `replaced`
+    under one claim, who finds the output complete may find the other's."""
+
+    def check(store: Mapping[str, bytes], results: Mapping[str, Any]) -> str | None:
+        for name, result in results.items():
+            if isinstance(result, Exception) and not isinstance(result, ConflictError):
+                return f"{name} ended with {result!r}"
+        ended = [
+            name for name, result in results.items() if result == "published" or (result == "complete" and not replaced)
+        ]
+        mixed = [name for name in ended if not runs[name].is_whole(store, ROOT)]
+        return f"{mixed} ended with 0 beside {sorted(store)}" if mixed else None
+
+    return Search(start or {}, {name: run.on(ROOT) for name, run in runs.items()}, check)
+
+
+A, B = Run("a", 2), Run("b", 1)
+REPLACED = {"A": A, "B": Run("a", 1, content="+", plan="q")}
+CLAIMED = {"out/claim.json": to_json({"inputs": "i", "selection": "c", "plan": "p"})}
+
+
+@pytest.mark.parametrize("start", [{}, CLAIMED], ids=["new", "claimed by a run that was killed"])
+def test_two_selections_on_one_output_never_mix(start):
+    search = on_one_output({"A": A, "B": B}, start).explore()
+    assert search.faults == []
+    ends = {tuple(succeeded(results)) for results in search.ends}
+    assert ends == {("A",), ("B",)}, "one of them has it, whatever happens"
+
+
+@pytest.mark.slow
+def test_equal_selections_join():
+    search = on_one_output({"A": Run("a", 1), "again": Run("a", 1)}).explore()
+    assert search.faults == []
+    assert {tuple(succeeded(results)) for results in search.ends} == {("A", "again")}
+
+
+def test_an_input_replaced_in_place_never_mixes_shards_of_before_and_after():
+    """Its size stays, so the claim is the same; the rows that are kept are others."""
+    search = on_one_output(REPLACED, replaced=True).explore()
+    assert search.faults == []
+
+
+@pytest.mark.slow
+def test_a_third_run_changes_nothing():
+    search = on_one_output({"A": Run("a", 1), "B": B, "again": Run("a", 1)}).explore()
+    assert search.faults == []
+
+
+def test_the_search_finds_mixtures_where_owners_are_not_settled(monkeypatch):
+    monkeypatch.setattr(Owner, "settle", lambda _: None)
+    monkeypatch.setattr(Owner, "is_settled", lambda _: False)
+    monkeypatch.setattr(Owner, "_settle_shards", lambda *_: None)
+    search = on_one_output({"A": A, "B": B}).explore()
+    assert "ended with 0 beside" in search.faults[0][0]
+
+
+def test_the_search_finds_a_false_complete_where_the_owner_is_not_read_after_the_manifest(monkeypatch):
+    monkeypatch.setattr(claim, "read_complete_manifest", lambda owner: claim.read_manifest(owner.output))
+    search = on_one_output({"A": A, "B": B}).explore()
+    assert "ended with 0 beside" in search.faults[0][0]
+
+
+def test_the_search_finds_mixtures_where_shards_are_not_settled(monkeypatch):
+    monkeypatch.setattr(Owner, "_settle_shards", lambda *_: None)
+    search = on_one_output(REPLACED, replaced=True).explore()
+    assert "ended with 0 beside" in search.faults[0][0]
+
+
+V, NEWER = Run("v", 1), Run("w", 1)
+
+
+def clean(*, unfinished_days: float = 7.0) -> list[str]:
+    return retention.clean(ROOT, keep=1, unfinished_days=unfinished_days, scores=False, dry_run=False).versions
+
+
+def with_versions(actors: Mapping[str, Callable[[], Any]], start: Mapping[str, bytes] | None = None) -> Search:
+    """Runs that write versions, and `clean`: who ends with 0 leaves no manifest without shards, and none is ever the latest."""
+
+    def check(store: Mapping[str, bytes], results: Mapping[str, Any]) -> str | None:
+        for name, result in results.items():
+            if isinstance(result, Exception) and not isinstance(result, BestkeptError):
+                return f"{name} ended with {result!r}"
+        hollow = [name for name in store if name.endswith("/manifest.json") and not _stands(store, name)]
+        if "published" in results.values() and hollow:
+            return f"ended with 0, and without shards: {hollow}"
+        latest = store.get("out/latest.json")
+        if latest is not None and not _stands(store, f"out/versions/{json.loads(latest)['version']}/manifest.json"):
+            return f"the latest has no shards, or no manifest: {sorted(store)}"
+        return None
+
+    return Search(start or {}, actors, check)
+
+
+def _stands(store: Mapping[str, bytes], manifest: str) -> bool:
+    if manifest not in store:
+        return False
+    output, shards = manifest.removesuffix("/manifest.json"), json.loads(store[manifest])["shards"]
+    return all(f"{output}/{shard['name']}" in store for shard in shards)
+
+
+def removed_under_a_run() -> Search:
+    """Run A stands before its manifest; another has made the version and ended, a newer version is there, and `clean` begins."""
+    StepStore.objects.clear()
+    V.on(ROOT, versioned=True)()
+    (version,) = {name.split("/")[2] for name in StepStore.objects if name.startswith("out/versions/")}
+    V.on(ROOT, versioned=True)()
+    NEWER.on(ROOT, versioned=True)()
+    turn = VersionRun(ROOT, version, 1)
+
+    def last_steps() -> str:
+        publication.publish(V.manifest, Owner(turn.path, "i", V.selection), turn)
+        return "published"
+
+    return with_versions({"A": last_steps, "clean": clean}, dict(StepStore.objects))
+
+
+def test_no_manifest_without_shards_where_a_version_is_removed_under_a_run():
+    search = removed_under_a_run().explore()
+    assert search.faults == []
+    assert {type(results["A"]) for results in search.ends} >= {str, StorageError}
+
+
+def test_the_search_finds_a_manifest_without_shards_where_nobody_looks_at_them(monkeypatch):
+    monkeypatch.setattr(publication, "_check", lambda *_: None)
+    monkeypatch.setattr(publication, "refuse_removal", lambda _: None)
+    search = removed_under_a_run().explore()
+    assert "without shards" in search.faults[0][0]
+
+
+def test_an_unfinished_version_that_ends_while_it_is_removed():
+    """It counts as old at once."""
+    search = with_versions({"A": V.on(ROOT, versioned=True), "clean": lambda: clean(unfinished_days=-1)}).explore()
+    assert search.faults == []
