@@ -1,4 +1,4 @@
-"""Whether a tokenizer ends plain text with eos by itself, so that `rm.text.templates` adds none: for fingerprints.
+"""Plain text that a tokenizer ends with eos by itself, so that `rm.text.templates` adds none: for fingerprints.
 
 Until `SCORING_VERSION` 2 such texts got two. Only the fingerprints of these models say that they are read in another way,
 so that all other models keep theirs. This module does not import torch for models whose files exclude it, which are nearly all.

@@ -75,7 +75,7 @@ class Template:
 
     @cached_property
     def closes_itself(self) -> bool:
-        """Whether the tokenizer ends a text of kind `plain` with eos by itself; what is read of it depends on that."""
+        """True where the tokenizer ends a text of kind `plain` with eos by itself; what is read depends on that."""
         eos = self.tokenizer.eos_token_id
         if self.kind != "plain" or eos is None:
             return False
