@@ -20,6 +20,7 @@ from rm.engine.packed_forward import packing_obstacle
 from rm.identity import ModelError, effective_max_length
 from rm.scorer import Batch, ResponseGroup, Scorer, Work
 from rm.text.templates import Encoded, Template
+from rm.together import split_lengths
 
 
 @dataclass
@@ -49,7 +50,8 @@ class DryRun(Scorer):
         )
         packed = packing_obstacle(model.model.config, template.max_length) is None
         budget = tokens_per_batch or default_tokens_per_batch(device, training=False)
-        return cls(model, template, budget, device, packed)
+        split = split_lengths(model.model.config, template.max_length)
+        return cls(model, template, budget, device, packed, split=split)
 
     @property
     def shape(self) -> dict[str, int]:

@@ -4,9 +4,10 @@
     [scores] = scorer.score([((("user", "Why?"),), ["Because.", "No."])])
     scores.rewards  # float32 [2]
 
-There are two forwards, and loading a model decides between them: packed rows in which a group's common prompt stands once
-(`rm.engine.packed_forward`), or, for architectures that cannot take those, rows sorted by length and padded. Batches keep
-to a token budget. This module knows no files, and does not decide which responses are worth keeping.
+Loading a model decides how rows run together, by rewards alone: packed rows in which a group's common prompt stands once
+(`rm.engine.packed_forward`), or, for architectures that cannot take those, rows sorted by length and padded, or of equal
+lengths, or one by one (`rm.together`). Batches keep to a token budget. This module knows no files, and does not
+decide which responses are worth keeping.
 """
 
 from __future__ import annotations
@@ -26,13 +27,20 @@ from rm.checkpoint.load import RewardModel, load_for_scoring, load_tokenizer
 from rm.checkpoint.memory_check import refuse_too_large
 from rm.checkpoint.refusals import refuse_unembedded
 from rm.conversations import Conversation, UnusableError
-from rm.engine.device import default_device, default_tokens_per_batch, is_out_of_memory, native_bfloat16, peak_flops
+from rm.engine.device import (
+    default_device,
+    default_tokens_per_batch,
+    is_out_of_memory,
+    native_bfloat16,
+    peak_flops,
+)
 from rm.engine.layout import common_prefix, cut_rows, lay_out, plan_batches, plan_even
 from rm.engine.onednn import fuse_linear_layers
 from rm.engine.packed_forward import enable_packing, first_position, packed_rewards
 from rm.identity import ModelError, effective_max_length
 from rm.text.templates import Encoded, Template
 from rm.text.windows import CallPosition, PendingText, deduplicate, map_ahead, split_into_windows
+from rm.together import PADDED, choose_way, compatible_groups, padded_rewards, split_lengths
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +107,8 @@ class Scorer:
     device: str
     packed: bool
     on_batch: Callable[[Work], None] | None = None
+    way: str = PADDED  # in which rows run together where they are not packed
+    split: int | None = None  # rows longer than this are in batches of their own, packed or not
     _known: Encoded | None = field(default=None, init=False)  # a row that the model has scored
 
     @classmethod
@@ -141,7 +151,9 @@ class Scorer:
         packed = enable_packing(model.model, causal=model.causal, max_length=template.max_length)
         if device == "cpu" and not model.causal:
             fuse_linear_layers(model.model)
-        return cls(model, template, tokens_per_batch, device, packed)
+        split = split_lengths(model.model.config, template.max_length)
+        way = PADDED if packed else choose_way(model, template, split=split)
+        return cls(model, template, tokens_per_batch, device, packed, way=way, split=split)
 
     def score(self, groups: Sequence[ResponseGroup]) -> list[GroupScores]:
         """Score every response of every group, in order. Exact duplicates in one call are scored once."""
@@ -229,13 +241,17 @@ class Scorer:
         """Divide these rows into batches; the batch to run first is the last of the list."""
         budget = self.tokens_per_batch
         full = min(budget, _CPU_FILLS_AT) if self.device == "cpu" else budget
-        if not self.packed:
-            flat = [row for group in groups for row in group]
-            plan = plan_batches([len(rows[row].ids) for row in flat], tokens_per_batch=full)
-            return [[[flat[position]] for position in batch] for batch in reversed(plan)]
-        runs = [run for group in groups for run in self._runs(rows, group, full=full)]
-        plan = plan_even([self._cost(rows, [run]) for run in runs], tokens_per_batch=budget, full=full)
-        return [[runs[position] for position in batch] for batch in reversed(plan)]
+        way, lengths = PADDED if self.packed else self.way, [len(row.ids) for row in rows]
+        batches: list[Batch] = []
+        for part in compatible_groups(groups, lengths, way=way, split=self.split):
+            if self.packed:
+                runs = [run for group in part for run in self._runs(rows, group, full=full)]
+                plan = plan_even([self._cost(rows, [run]) for run in runs], tokens_per_batch=budget, full=full)
+            else:
+                runs = [[row] for group in part for row in group]
+                plan = plan_batches([lengths[row] for [row] in runs], tokens_per_batch=full)
+            batches += [[runs[position] for position in batch] for batch in reversed(plan)]
+        return batches
 
     def _runs(self, rows: Sequence[Encoded], group: Sequence[int], *, full: int) -> list[list[int]]:
         """Return the group as one run, or cut where it is too large, or more than full and its prefix cheap to repeat."""
@@ -286,20 +302,7 @@ class Scorer:
 
     def _forward_padded(self, rows: Sequence[Encoded], batch: Batch) -> tuple[torch.Tensor, int]:
         members = [rows[row] for run in batch for row in run]
-        lengths = [len(row.ids) for row in members]
-        pad = self.template.tokenizer.pad_token_id or 0  # masked, so its value does not matter
-        ids = torch.full((len(members), max(lengths)), pad, dtype=torch.long)
-        types = None if members[0].types is None else torch.zeros_like(ids)
-        for position, row in enumerate(members):
-            ids[position, : lengths[position]] = torch.tensor(row.ids)
-            if types is not None and row.types is not None:
-                types[position, : lengths[position]] = torch.tensor(row.types)
-        rewards = self.model(
-            ids.to(self.device),
-            torch.tensor(lengths, device=self.device),
-            None if types is None else types.to(self.device),
-        )
-        return rewards, ids.numel()
+        return padded_rewards(self.model, members, pad=self.template.tokenizer.pad_token_id or 0)
 
 
 __all__ = ["GroupScores", "ModelError", "ResponseGroup", "Scorer", "Work"]

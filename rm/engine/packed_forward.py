@@ -109,17 +109,15 @@ def enable_packing(model: Any, *, causal: bool, max_length: int) -> bool:
     The check runs on a few rows of random tokens, with a shared prefix and different lengths; the outcome is logged. A
     model with sliding windows, its own masks or another kind of head keeps its attention.
     """
-    obstacle = packing_obstacle(model.config, max_length)
-    if obstacle is None:
-        try:
-            obstacle = _packing_error(model, causal=causal)
-        except (TypeError, ValueError, AttributeError, RuntimeError) as problem:
-            obstacle = f"its forward does not take packed rows ({type(problem).__name__})"
+    try:
+        obstacle = packing_obstacle(model.config, max_length) or _packing_error(model, causal=causal)
+    except Exception as problem:  # whatever an architecture raises in the trial, it does not take packed rows
+        obstacle = f"its forward does not take packed rows ({type(problem).__name__})"
     if obstacle is None:
         model.set_attn_implementation(ATTENTION_NAME)
         log.info("packed rows: no padding%s", ", a group's prompt runs once" if causal else "")
         return True
-    log.info("padded rows, since %s", obstacle)
+    log.info("no packed rows, since %s", obstacle)
     return False
 
 
@@ -163,7 +161,7 @@ def _packing_error(model: Any, *, causal: bool) -> str | None:
     model.eval()
     try:
         half_alone = alone() if half else None
-        with _in_float32(model):
+        with in_float32(model):
             exact = alone()
             model.set_attn_implementation(ATTENTION_NAME)
             error = _distance(packed(), exact)
@@ -172,7 +170,8 @@ def _packing_error(model: Any, *, causal: bool) -> str | None:
                     error = max(error, _distance(packed().detach(), exact))
         half_error = _distance(packed(), exact) if half else 0.0
     finally:
-        model.set_attn_implementation(implementation)
+        if model.config._attn_implementation != implementation:
+            model.set_attn_implementation(implementation)
         model.train(training)
     if not error <= _TOLERANCE:
         return f"packed rewards differ by {error:.1e} of their spread"
@@ -203,7 +202,7 @@ def _random_groups(config: Any) -> list[list[tuple[list[int], None]]]:
 
 
 @contextlib.contextmanager
-def _in_float32(model: nn.Module) -> Iterator[None]:
+def in_float32(model: nn.Module) -> Iterator[None]:
     """Let every module compute in float32, widening one module at a time, so that no second model is in memory."""
     narrow: dict[nn.Parameter, torch.Tensor] = {}
 

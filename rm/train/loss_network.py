@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from rm.engine.packed_forward import packed_rewards
+from rm.together import PADDED, compatible_groups
 from rm.train.data import MicroBatch
 from rm.train.losses import accept_reject, bradley_terry, centring_penalty, plackett_luce, smooth
 
@@ -17,26 +18,38 @@ class GroupNetwork(nn.Module):
     """`forward(MicroBatch) -> rewards [R]`, float32; one forward per response, and per prompt where rows are packed.
 
     `model` is an ordinary sequence classifier, perhaps with adapters inside. `offset` is the b of labels of single
-    responses, P(accepted) = sigmoid(r + b).
+    responses, P(accepted) = sigmoid(r + b). `way` is that of `rm.together` for rows that are not packed.
     """
 
-    def __init__(self, model: Any, *, causal: bool, offset: float = 0.0) -> None:
+    def __init__(self, model: Any, *, causal: bool, offset: float = 0.0, way: str = PADDED) -> None:
         super().__init__()
         self.model = model
         self.causal = causal
+        self.way = way
         self.offset = nn.Parameter(torch.tensor(offset))
 
     def forward(self, batch: MicroBatch) -> torch.Tensor:
         if batch.layout is not None:
             return packed_rewards(self.model, batch.layout, causal=self.causal)
-        device = self.model.device
         assert batch.input_ids is not None  # a micro-batch is packed or padded
-        inputs = {"input_ids": batch.input_ids.to(device)}  # [R, T]
-        inputs["attention_mask"] = (
-            torch.arange(batch.input_ids.shape[1], device=device) < batch.lengths.to(device)[:, None]
-        ).long()
+        lengths = batch.lengths.tolist()
+        parts = compatible_groups([[row] for row in range(len(lengths))], lengths, way=self.way, split=None)
+        if len(parts) == 1:
+            return self._forward_rows(batch, slice(None))
+        members = [[row for [row] in part] for part in parts]
+        order = torch.tensor([row for part in members for row in part], device=self.model.device)
+        return torch.cat([self._forward_rows(batch, part) for part in members])[order.argsort()]
+
+    def _forward_rows(self, batch: MicroBatch, rows: slice | list[int]) -> torch.Tensor:
+        """Compute the rewards of some rows of a padded micro-batch, with no more padding than they need."""
+        device = self.model.device
+        assert batch.input_ids is not None
+        lengths = batch.lengths[rows].to(device)
+        longest = int(batch.lengths[rows].max())
+        inputs = {"input_ids": batch.input_ids[rows, :longest].to(device)}  # [R, T]
+        inputs["attention_mask"] = (torch.arange(longest, device=device) < lengths[:, None]).long()
         if batch.token_type_ids is not None:
-            inputs["token_type_ids"] = batch.token_type_ids.to(device)
+            inputs["token_type_ids"] = batch.token_type_ids[rows, :longest].to(device)
         return self.model(**inputs).logits[:, 0].float()  # type: ignore[no-any-return]
 
 

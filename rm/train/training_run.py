@@ -26,6 +26,7 @@ from rm.evaluate.calibration_file import FILE_NAME
 from rm.identity import effective_max_length, resolve_model
 from rm.preferences import Group, PreferenceError, ReadSettings, Rejections, heldout_split, read_preferences
 from rm.text.templates import Template
+from rm.together import EQUAL_LENGTHS, PADDED, choose_way, split_lengths
 from rm.train.data import Collator, Draws, EncodedGroup, encode_groups, spread_rewards
 from rm.train.loss_network import GroupLoss, GroupNetwork
 from rm.train.settings import TrainingError, TrainResult, TrainSettings, default_learning_rate
@@ -67,7 +68,8 @@ def train(settings: TrainSettings) -> TrainResult:
     fit = _EncodedData.of(fit_groups, model.template, rejected)
     heldout = _EncodedData.of(heldout_groups, model.template, rejected)
     _require_data(settings, fit, heldout, rejected)
-    network = GroupNetwork(model.classifier, causal=model.causal, offset=_logit_of_base_rate(fit.encoded))
+    base_rate = _logit_of_base_rate(fit.encoded)
+    network = GroupNetwork(model.classifier, causal=model.causal, offset=base_rate, way=model.way)
     network.offset.requires_grad_(any(len(group.labels) for group in fit.encoded))
     trainer = _make_trainer(settings, network, model.collator(settings), fit.encoded, heldout.encoded)
     with quiet_transformers():
@@ -106,6 +108,7 @@ class _TrainedModel:
     adapted: Any  # the peft model around it, or None
     causal: bool
     packed: bool
+    way: str  # in which rows run together where they are not packed
     tokenizer: Any
     template: Template
 
@@ -121,7 +124,12 @@ class _TrainedModel:
         refuse_unembedded(directory, tokenizer, model)
         length = effective_max_length(directory, settings.max_length)
         template = Template.of(tokenizer, causal=causal, max_length=length, too_long="truncate")
-        packed = enable_packing(model, causal=causal, max_length=length)
+        split = split_lengths(model.config, length)
+        # steps are of whole groups: where rows are treated by the longest, only equal lengths share a forward
+        packed = split is None and enable_packing(model, causal=causal, max_length=length)
+        way = PADDED if packed else choose_way(loaded, template, split=split)
+        if split is not None and way == PADDED:
+            way = EQUAL_LENGTHS
         adapted = None
         if settings.lora is not None:
             from rm.checkpoint.lora import add_lora
@@ -129,7 +137,7 @@ class _TrainedModel:
             adapted = add_lora(model, **settings.lora)
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        return cls(model, adapted, causal, packed, tokenizer, template)
+        return cls(model, adapted, causal, packed, way, tokenizer, template)
 
     def collator(self, settings: TrainSettings) -> Collator:
         """Return the collator for this model's rows."""

@@ -130,7 +130,7 @@ def test_what_packing_cannot_do_is_refused_with_a_reason(name, caplog):
     before = model.config._attn_implementation
     with caplog.at_level(logging.INFO, logger="rm.engine.packed_forward"):
         assert not enable_packing(model, causal=hasattr(model, "score"), max_length=LENGTH)
-    assert caplog.messages[-1].startswith("padded rows, since ")
+    assert caplog.messages[-1].startswith("no packed rows, since ")
     assert WHY.get(name, "") in caplog.messages[-1]
     assert model.config._attn_implementation == before != ATTENTION_NAME
     assert model.training

@@ -1,0 +1,277 @@
+"""The ways in which rows run together unpacked, and the check at load that takes the first that is right.
+
+Not every architecture treats a padded row as it treats the row alone: some ignore the mask (FNet), some read what stands
+beyond a row's end (ConvBERT, XLNet). So a few short rows run alone, as plain transformers runs them, and in every way.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from rm.checkpoint.interchange import is_openrlhf
+from rm.checkpoint.load import RewardModel
+from rm.engine.packed_forward import in_float32
+from rm.identity import ModelError
+from rm.text.templates import Encoded, Template
+
+log = logging.getLogger(__name__)
+
+PADDED, EQUAL_LENGTHS, ONE_BY_ONE = "padded", "equal_lengths", "one_by_one"
+WAYS = (PADDED, EQUAL_LENGTHS, ONE_BY_ONE)  # the fastest first
+
+_TOLERANCE = 1e-4  # of the rewards' spread, in float32
+_HALF_TOLERANCE = 0.02  # on top of three times the error that rows alone have in 16 bits
+_UNKNOWN_ERROR = 0.03  # of rows alone, where the architecture does not run in float32 for comparison
+_LONGEST = 256  # tokens of a response that is drawn, so that loading stays quick
+_LENGTHS = (
+    "sliding_window",
+    "local_attention",
+    "attention_chunk_size",
+    "attention_window",
+    "window_size",
+    "local_attn_chunk_length",
+    "block_size",
+    "num_landmarks",
+    "segment_means_seq_len",
+)  # a configuration's windows and chunks
+
+_SIZES = ((3, 1), (8, 5), (3, 1), (1, 2), (2, 14), (8, 5))  # words of prompt and response
+
+
+class _Alone(NamedTuple):
+    """The rewards [R] of rows by themselves: those that count, and those in the type of the run."""
+
+    exact: torch.Tensor
+    own: torch.Tensor
+    widened: bool  # `exact` was computed in float32
+
+
+@torch.no_grad()
+def choose_way(model: RewardModel, template: Template, *, split: int | None) -> str:
+    """Return the first of `WAYS` in which rows together have the rewards that they have alone; the outcome is logged.
+
+    They are compared on the model's device, in 16 bits both in float32, where nothing hides behind rounding, and in the
+    type of the run. An error in a way means that it is not right. `split` is that of `split_lengths`. Raises `ModelError`
+    where not even rows one by one have the rewards that plain transformers gives them.
+    """
+    rows = _draw_rows(model, template)
+    if not rows:
+        return PADDED  # the template lays out no text, so no row will be scored
+    pad = template.tokenizer.pad_token_id or 0
+    training = model.training
+    model.eval()
+    wrong: dict[str, str] = {}
+    try:
+        expected = _expect(model, rows, pad=pad)
+        for way in WAYS:
+            reason = _difference(model, expected, functools.partial(_rewards_together, model, rows, way, split, pad))
+            if reason is None:
+                _report(way, wrong)
+                return way
+            wrong[way] = reason
+    finally:
+        model.train(training)
+    raise ModelError(
+        f"model.path: {type(model.model).__name__} gives a row other rewards by itself than transformers does: they "
+        f"{wrong[ONE_BY_ONE]}; choose another architecture"
+    )
+
+
+def padded_rewards(model: RewardModel, rows: Sequence[Encoded], *, pad: int) -> tuple[torch.Tensor, int]:
+    """Compute the rewards [rows] of rows padded to the longest; return them and the number of tokens computed."""
+    lengths = [len(row.ids) for row in rows]
+    ids = torch.full((len(rows), max(lengths)), pad, dtype=torch.long)  # masked, so the value does not matter
+    types = None if rows[0].types is None else torch.zeros_like(ids)
+    for position, row in enumerate(rows):
+        ids[position, : lengths[position]] = torch.tensor(row.ids)
+        if types is not None and row.types is not None:
+            types[position, : lengths[position]] = torch.tensor(row.types)
+    device = model.model.device
+    rewards = model(ids.to(device), torch.tensor(lengths, device=device), None if types is None else types.to(device))
+    return rewards, ids.numel()
+
+
+def split_lengths(config: Any, max_length: int) -> int | None:
+    """Return the length beyond which this configuration treats all rows of a batch otherwise; None where it never does.
+
+    Rotary positions of the kinds `longrope` and `dynamic` depend on the longest row of the batch.
+    """
+    text = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    limits = [
+        kind.get("original_max_position_embeddings") or getattr(text, "original_max_position_embeddings", None)
+        for kind in kinds
+        if kind.get("rope_type") in ("longrope", "dynamic")
+    ]
+    return min((int(limit) for limit in limits if limit and limit < max_length), default=None)
+
+
+def _draw_rows(model: RewardModel, template: Template) -> list[Encoded]:
+    """Draw short rows of mixed lengths, as the template lays them out, with random tokens where a text's own stand.
+
+    Some have equal lengths, and some are longer than the windows, chunks and limits that the configuration names.
+    """
+    tokenizer = template.tokenizer
+    unknown = tokenizer.unk_token_id
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} - {unknown}
+    vocabulary = min(len(tokenizer), _vocabulary_size(model.model, tokenizer))
+    ordinary = [token for token in range(vocabulary) if token not in special | {unknown}] or [0]
+    # beyond a window, and so far beyond that nothing of it is left
+    longer = [times * length for length in _named_lengths(model.model.config) for times in (1, 3)]
+    longer = sorted({length for length in longer if length < min(template.max_length, _LONGEST)})
+    sizes = [*_SIZES, *((2, length) for length in longer)]
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for prompt, response in sizes:
+        [row] = template.encode_group((("user", "the " * prompt),), ["the " * response])
+        if isinstance(row, Encoded):
+            drawn = torch.randint(len(ordinary), (len(row.ids),), generator=generator).tolist()
+            pairs = zip(row.ids, drawn, strict=True)
+            rows.append(row._replace(ids=[token if token in special else ordinary[place] for token, place in pairs]))
+    return rows
+
+
+def _named_lengths(config: Any) -> list[int]:
+    """Return the windows, chunks and limits in tokens that the configuration names."""
+    text = config.get_text_config()
+    named: list[Any] = [split_lengths(config, _LONGEST)]
+    for name in _LENGTHS:
+        value = getattr(text, name, None)
+        named += value if isinstance(value, list | tuple) else [value]
+    return [length for length in named if isinstance(length, int) and length > 1]
+
+
+def _vocabulary_size(model: Any, tokenizer: Any) -> int:
+    """Return the number of tokens that have an embedding; the tokenizer's where the model does not tell."""
+    try:
+        return int(model.get_input_embeddings().weight.shape[0])
+    except (AttributeError, NotImplementedError, TypeError):
+        return len(tokenizer)
+
+
+def compatible_groups(
+    groups: Sequence[Sequence[int]], lengths: Sequence[int], *, way: str, split: int | None
+) -> list[Sequence[Sequence[int]]]:
+    """Divide groups of row numbers into parts, the one with the longest rows last; only rows of one part share a batch.
+
+    `lengths` are tokens per row. Rows up to `split` tokens and longer ones are apart in every way.
+    """
+    if way == PADDED and split is None:
+        return [groups]
+    parts: dict[tuple[int, int], list[list[int]]] = {}
+    for group in groups:
+        split_group: dict[tuple[int, int], list[int]] = {}
+        for row in group:
+            length = lengths[row]
+            beyond = int(split is not None and length > split)
+            key = {PADDED: (beyond, 0), EQUAL_LENGTHS: (length, 0), ONE_BY_ONE: (length, -row)}[way]
+            split_group.setdefault(key, []).append(row)
+        for key, rows in split_group.items():
+            parts.setdefault(key, []).append(rows)
+    return [parts[key] for key in sorted(parts)]
+
+
+def _expect(model: RewardModel, rows: Sequence[Encoded], *, pad: int) -> _Alone:
+    """Compute what rows alone have. Raises `ModelError` where the model does not run."""
+    try:
+        own = _rewards_alone(model, rows, pad=pad)
+    except Exception as error:  # whatever the model raises, it scores nothing
+        raise ModelError(
+            f"model.path: {type(model.model).__name__} gives no reward to a row by itself in "
+            f"{str(_narrowest(model)).removeprefix('torch.')} ({_describe(error)}); choose another model.dtype or architecture"
+        ) from error
+    if _narrowest(model) == torch.float32:
+        return _Alone(own, own, widened=False)
+    try:
+        with in_float32(model.model):
+            return _Alone(_rewards_alone(model, rows, pad=pad), own, widened=True)
+    except Exception as error:  # an architecture that casts to the type that its weights had
+        log.debug("no rewards in float32 to compare with: %s", type(error).__name__)
+        return _Alone(own, own, widened=False)
+
+
+def _narrowest(model: RewardModel) -> torch.dtype:
+    """Return the type of the run: some weights are float32 in every run."""
+    return min({value.dtype for value in model.parameters()}, key=lambda dtype: dtype.itemsize)
+
+
+def _rewards_alone(model: RewardModel, rows: Sequence[Encoded], *, pad: int) -> torch.Tensor:
+    """Compute the rewards [R] of rows by themselves as plain transformers does; OpenRLHF's read another token."""
+    if is_openrlhf(model.model.config):
+        return torch.cat([padded_rewards(model, [row], pad=pad)[0] for row in rows]).cpu()
+    rewards = []
+    for row in rows:
+        ids = torch.tensor([row.ids], device=model.model.device)
+        types = {} if row.types is None else {"token_type_ids": torch.tensor([row.types], device=ids.device)}
+        logits = model.model(input_ids=ids, attention_mask=torch.ones_like(ids), **types).logits
+        rewards.append(logits[0, 0].float().cpu())
+    return torch.stack(rewards)
+
+
+def _rewards_together(
+    model: RewardModel, rows: Sequence[Encoded], way: str, split: int | None, pad: int
+) -> torch.Tensor:
+    rewards = torch.empty(len(rows))
+    groups = [[row] for row in range(len(rows))]
+    for part in compatible_groups(groups, [len(row.ids) for row in rows], way=way, split=split):
+        members = [row for [row] in part]
+        rewards[members] = padded_rewards(model, [rows[row] for row in members], pad=pad)[0].cpu()
+    return rewards
+
+
+def _difference(model: RewardModel, expected: _Alone, together: Callable[[], torch.Tensor]) -> str | None:
+    """Describe how the rewards of rows together differ from those of rows alone, if by more than rounding; else None."""
+    limit = _TOLERANCE
+    try:
+        if expected.widened:
+            with in_float32(model.model):
+                error = _distance(together(), expected.exact)
+            if not error <= limit:
+                return f"differ by {error:.1e} of their spread"
+        if _narrowest(model) != torch.float32:
+            own = _distance(expected.own, expected.exact) if expected.widened else _UNKNOWN_ERROR
+            limit = 3 * own + _HALF_TOLERANCE
+        error = _distance(together(), expected.exact)
+    except Exception as problem:  # whatever a trial raises, this way is not right
+        return f"fail ({_describe(problem)})"
+    return None if error <= limit else f"differ by {error:.1e} of their spread, and {limit:.1e} is allowed"
+
+
+def _distance(rewards: torch.Tensor, exact: torch.Tensor) -> float:
+    """Return the largest difference beyond rounding, as a share of the exact rewards' standard deviation.
+
+    Rewards that are not finite in both count as equal: such a row is rejected when it is scored.
+    """
+    finite = torch.isfinite(exact)
+    if not torch.equal(finite, torch.isfinite(rewards)):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    rewards, exact = rewards[finite].double(), exact[finite].double()
+    rounding = 8 * torch.finfo(torch.float32).eps * exact.abs().max()
+    excess = ((rewards - exact).abs().max() - rounding).clamp_min(0)
+    return float(excess / exact.std(correction=0).clamp_min(1e-12))
+
+
+def _report(way: str, wrong: dict[str, str]) -> None:
+    if way == PADDED:
+        log.info("padded rows have the rewards that rows alone have")
+    elif way == EQUAL_LENGTHS:
+        log.warning("only rows of equal lengths run together, which is slower: padded ones %s", wrong[PADDED])
+    else:
+        log.warning(
+            "rows run one by one, which is slow: padded ones %s; rows of equal lengths %s",
+            wrong[PADDED],
+            wrong[EQUAL_LENGTHS],
+        )
+
+
+def _describe(error: Exception) -> str:
+    message = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {message[0][:150]}" if message else type(error).__name__

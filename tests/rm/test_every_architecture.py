@@ -1,0 +1,111 @@
+"""Every architecture that classifies sequences: rows together have the rewards of rows alone, or loading refuses the model."""
+
+from __future__ import annotations
+
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.every_classifier import ALL, POSITIONS, UNMADE, save_tiny
+from support.tiny_models import WORDS
+from transformers import AutoModelForSequenceClassification, MraForSequenceClassification
+
+from rm.scorer import ModelError, Scorer
+
+PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
+LISTED = dict(re.findall(r"^\| `([\w-]+)` \| ([\w ]+?) \|", PAGE.read_text(encoding="utf-8"), re.M))
+SAMPLE = {
+    "bert": "packed",
+    "llama": "packed",
+    "gpt2": "packed",
+    "roformer": "padded",
+    "t5": "padded",
+    "xlnet": "equal lengths",
+    "convbert": "equal lengths",
+    "fnet": "equal lengths",
+}
+
+
+def load(directory, *, dtype="float32", tokens_per_batch=4096, max_length=POSITIONS) -> Scorer:
+    return Scorer.load(
+        directory,
+        dtype=dtype,
+        max_length=max_length,
+        too_long="truncate",
+        tokens_per_batch=tokens_per_batch,
+        device="cpu",
+    )
+
+
+def some_groups() -> list:
+    """Mixed lengths, from a few tokens to more than the windows of the tiny models."""
+    rng = random.Random(0)
+
+    def text(count: int) -> str:
+        return " ".join(rng.choices(WORDS, k=count))
+
+    sizes = [(2, (1, 5, 9, 40)), (20, (3, 3, 60)), (5, (1,)), (9, (2, 17, 31, 12, 5))]
+    return [((("user", text(prompt)),), [text(length) for length in lengths]) for prompt, lengths in sizes]
+
+
+def one_by_one(directory, scorer, groups) -> np.ndarray:
+    model = AutoModelForSequenceClassification.from_pretrained(directory).eval()
+    rewards = []
+    with torch.inference_mode():
+        for prompt, responses in groups:
+            for response in responses:
+                row = scorer.template.encode(prompt, response)
+                inputs = {"input_ids": torch.tensor([row.ids])}
+                inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+                if row.types is not None:
+                    inputs["token_type_ids"] = torch.tensor([row.types])
+                rewards.append(model(**inputs).logits[0, 0].item())
+    return np.array(rewards, dtype=np.float32)
+
+
+def assert_right(directory, scorer) -> None:
+    groups = some_groups()
+    expected = one_by_one(directory, scorer, groups)
+    results = scorer.score(groups)
+    assert {reason for result in results for reason in result.reasons} == {None}
+    rewards = np.concatenate([result.rewards for result in results])
+    assert expected.std() > 0.005 or isinstance(
+        scorer.model.model, MraForSequenceClassification
+    )  # else agreeing says nothing
+    tolerance = 1e-5 * expected.std() + 8 * np.spacing(np.abs(expected).max())
+    assert np.abs(rewards - expected).max() <= tolerance
+
+
+def way_of(scorer) -> str:
+    return "packed" if scorer.packed else scorer.way.replace("_", " ")
+
+
+@pytest.mark.parametrize("kind", SAMPLE)
+def test_rows_together_have_the_rewards_of_rows_alone(kind, tmp_path):
+    directory = save_tiny(tmp_path / "model", kind)
+    scorer = load(directory)
+    assert way_of(scorer) == SAMPLE[kind]
+    assert_right(directory, scorer)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [kind for kind in ALL if kind not in UNMADE])
+def test_every_architecture_is_right_or_refused(kind, tmp_path):
+    directory = save_tiny(tmp_path / "model", kind)
+    try:
+        scorer = load(directory)
+    except ModelError as refusal:
+        outcome, reason = "refused", str(refusal)
+    else:
+        outcome, reason = way_of(scorer), ""
+        assert_right(directory, scorer)
+    assert outcome == LISTED[kind], reason
+
+
+def test_the_page_lists_every_architecture():
+    assert set(LISTED) == set(ALL)
+    assert {kind for kind, outcome in LISTED.items() if outcome == "not tried"} == set(UNMADE)
+    assert {kind: LISTED[kind] for kind in SAMPLE} == SAMPLE
