@@ -138,12 +138,6 @@ def test_an_input_replaced_in_place_never_mixes_shards_of_before_and_after():
     assert search.faults == []
 
 
-@pytest.mark.slow
-def test_a_third_run_changes_nothing():
-    search = on_one_output({"A": Run("a", 1), "B": B, "again": Run("a", 1)}).explore()
-    assert search.faults == []
-
-
 def test_the_search_finds_mixtures_where_owners_are_not_settled(monkeypatch):
     monkeypatch.setattr(Owner, "settle", lambda _: None)
     monkeypatch.setattr(Owner, "is_settled", lambda _: False)
