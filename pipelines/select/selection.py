@@ -58,7 +58,7 @@ def selection_settings(config: RunConfig, plan: Plan) -> dict[str, Any]:
 
 
 def owner_of(config: RunConfig, plan: Plan) -> Owner:
-    """What an output of this configuration belongs to."""
+    """The owner of an output of this configuration."""
     return Owner(config.path, plan.content_hash, digest(selection_settings(config, plan)))
 
 

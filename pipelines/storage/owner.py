@@ -63,7 +63,7 @@ class Owner(NamedTuple):
         self.is_settled()
 
     def is_settled(self) -> bool:
-        """Whether the output is this selection's for good; False where nobody has published yet. Raises `ConflictError`."""
+        """Return whether the output is this selection's for good: False before anything is published. Raises `ConflictError`."""
         data = read_bytes(join(self.output, OWNER))
         if data is None:
             return False
@@ -86,7 +86,7 @@ class Owner(NamedTuple):
             )
 
     def differences(self, claimed: bytes) -> list[str]:
-        """What a claim, or an owner, names otherwise, in words; everything for one that is damaged."""
+        """The parts that a claim or an owner names differently, in words; all of them for a damaged one."""
         try:
             values: Any = json.loads(claimed)
         except ValueError:
