@@ -107,7 +107,7 @@ def read_bytes(path: str) -> bytes | None:
     try:
         with open(name, "rb") as file:
             return file.read()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # also below a file
         return None
     except OSError as error:
         raise StorageError(f"cannot read {path}: {describe(error)}") from error
