@@ -117,7 +117,10 @@ REPLACED = {"A": A, "B": Run("a", 1, content="+", plan="q")}
 CLAIMED = {"out/claim.json": to_json({"inputs": "i", "selection": "c", "plan": "p"})}
 
 
-@pytest.mark.parametrize("start", [{}, CLAIMED], ids=["new", "claimed by a run that was killed"])
+@pytest.mark.parametrize(
+    "start",
+    [pytest.param({}, id="new"), pytest.param(CLAIMED, id="claimed by a run that was killed", marks=pytest.mark.slow)],
+)
 def test_two_selections_on_one_output_never_mix(start):
     search = on_one_output({"A": A, "B": B}, start).explore()
     assert search.faults == []
@@ -132,6 +135,7 @@ def test_equal_selections_join():
     assert {tuple(succeeded(results)) for results in search.ends} == {("A", "again")}
 
 
+@pytest.mark.slow
 def test_an_input_replaced_in_place_never_mixes_shards_of_before_and_after():
     """Its size stays, so the claim is the same; the rows that are kept are others."""
     search = on_one_output(REPLACED, replaced=True).explore()
@@ -219,6 +223,7 @@ def test_the_search_finds_a_manifest_without_shards_where_nobody_looks_at_them(m
     assert "without shards" in search.faults[0][0]
 
 
+@pytest.mark.slow
 def test_an_unfinished_version_that_ends_while_it_is_removed():
     """It counts as old at once."""
     search = with_versions({"A": V.on(ROOT, versioned=True), "clean": lambda: clean(unfinished_days=-1)}).explore()
