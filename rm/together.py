@@ -15,6 +15,7 @@ import torch
 
 from rm.checkpoint.interchange import is_openrlhf
 from rm.checkpoint.load import RewardModel
+from rm.checkpoint.refusals import embedded_tokens
 from rm.engine.packed_forward import in_float32
 from rm.identity import ModelError
 from rm.text.templates import Encoded, Template
@@ -120,7 +121,7 @@ def _draw_rows(model: RewardModel, template: Template) -> list[Encoded]:
     tokenizer = template.tokenizer
     unknown = tokenizer.unk_token_id
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} - {unknown}
-    vocabulary = min(len(tokenizer), _vocabulary_size(model.model, tokenizer))
+    vocabulary = min(len(tokenizer), embedded_tokens(model.model) or len(tokenizer))
     ordinary = [token for token in range(vocabulary) if token not in special | {unknown}] or [0]
     # beyond a window, and so far beyond that nothing of it is left
     longer = [times * length for length in _named_lengths(model.model.config) for times in (1, 3)]
@@ -145,14 +146,6 @@ def _named_lengths(config: Any) -> list[int]:
         value = getattr(text, name, None)
         named += value if isinstance(value, list | tuple) else [value]
     return [length for length in named if isinstance(length, int) and length > 1]
-
-
-def _vocabulary_size(model: Any, tokenizer: Any) -> int:
-    """Return the number of tokens that have an embedding; the tokenizer's where the model does not tell."""
-    try:
-        return int(model.get_input_embeddings().weight.shape[0])
-    except (AttributeError, NotImplementedError, TypeError):
-        return len(tokenizer)
 
 
 def compatible_groups(

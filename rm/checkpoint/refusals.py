@@ -70,15 +70,22 @@ def refuse_templates(directory: Path, tokenizer: Any) -> None:
         )
 
 
+def embedded_tokens(model: Any) -> int | None:
+    """Return the number of tokens that a model has an embedding for; None for a model of characters, which has no such table."""
+    try:
+        return len(model.get_input_embeddings().weight)
+    except (AttributeError, NotImplementedError, TypeError):
+        return None
+
+
 def refuse_unembedded(directory: Path, tokenizer: Any, model: Any) -> None:
     """Raise `ModelError` where the tokenizer knows tokens that the model has no embedding for.
 
     A pad token without one is taken from the tokenizer: no text holds it, and padding is masked, whatever it is.
     """
-    try:
-        rows = len(model.get_input_embeddings().weight)
-    except (AttributeError, NotImplementedError, TypeError):
-        return  # a model of characters, which has no such table
+    rows = embedded_tokens(model)
+    if rows is None:
+        return
     outside = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= rows)
     if [token for _, token in outside] == [tokenizer.pad_token]:
         tokenizer.pad_token = None
