@@ -146,7 +146,7 @@ def _names_in(directory: Path) -> list[str]:
         return [file.name for file in directory.iterdir()]
     except OSError as error:
         raise ModelError(
-            f"model directory {directory} cannot be read: {error.strerror}; fetch the model again, or mend its permissions"
+            f"model directory {directory} cannot be read: {error.strerror}; fetch the model again, or fix its permissions"
         ) from error
 
 

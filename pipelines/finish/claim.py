@@ -107,7 +107,7 @@ def missing_shards(output: str, manifest: Mapping[str, Any]) -> list[str]:
     if beside:
         raise ConflictError(
             f"{join(output, beside[0])} is a shard that manifest.json does not name ({len(beside):,} such beside "
-            f"{len(named):,}), and who reads the output would read it, too; remove what nothing needs, or choose another "
+            f"{len(named):,}), which a reader of data/ would read too; remove it if nothing needs it, or choose another "
             "output.path"
         )
     return [name for name, size in named.items() if sizes.get(name) != size]
