@@ -38,7 +38,7 @@ def _may_close_itself(directory: Path) -> bool:
     settings = read_json(directory / "tokenizer_config.json")
     if settings.get("chat_template") or (directory / "chat_template.jinja").exists():
         return False
-    if read_json(directory / "config.json").get("model_type") in _ENCODERS:
+    if str(read_json(directory / "config.json").get("model_type")) in _ENCODERS:
         return False
     if settings.get("add_eos_token") or not (directory / "tokenizer.json").exists():
         return True
@@ -50,7 +50,12 @@ def _ends_texts(processor: Any) -> bool:
     if not isinstance(processor, dict) or processor.get("type") == "ByteLevel":
         return False
     if processor.get("type") == "Sequence":
-        return any(map(_ends_texts, processor.get("processors") or ()))
+        return any(map(_ends_texts, _list_in(processor, "processors")))
     if processor.get("type") == "TemplateProcessing":
-        return any("SpecialToken" in piece for piece in (processor.get("single") or ())[-1:])
+        return any("SpecialToken" in piece for piece in _list_in(processor, "single")[-1:])
     return True
+
+
+def _list_in(processor: dict[str, Any], name: str) -> list[Any]:
+    value = processor.get(name)
+    return value if isinstance(value, list) else []

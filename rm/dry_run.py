@@ -13,7 +13,7 @@ import numpy as np
 
 from rm.checkpoint.interchange import pooling_pad_id
 from rm.checkpoint.load import build_without_weights, load_tokenizer
-from rm.checkpoint.refusals import refuse_unembedded
+from rm.checkpoint.refusals import refuse_switching, refuse_unembedded
 from rm.engine.device import default_device, default_tokens_per_batch
 from rm.engine.layout import lay_out
 from rm.engine.packed_forward import packing_obstacle
@@ -41,13 +41,10 @@ class DryRun(Scorer):
         device = device or default_device()
         model = build_without_weights(directory)
         tokenizer = load_tokenizer(directory)
+        length = effective_max_length(directory, max_length)
         refuse_unembedded(directory, tokenizer, model.model)
-        template = Template.of(
-            tokenizer,
-            causal=model.causal,
-            max_length=effective_max_length(directory, max_length),
-            too_long=too_long,
-        )
+        refuse_switching(directory, model.model.config, length)
+        template = Template.of(tokenizer, causal=model.causal, max_length=length, too_long=too_long)
         packed = packing_obstacle(model.model.config, template.max_length) is None
         budget = tokens_per_batch or default_tokens_per_batch(device, training=False)
         split = split_lengths(model.model.config, template.max_length)

@@ -42,11 +42,11 @@ class HashCache:
     def sha256(self, file: Path) -> str:
         real = file.resolve()
         before = real.stat()
-        key = _cache_key(real, before)
-        if key not in self._known or not _is_telling(before.st_ctime_ns):
+        key, telling = _cache_key(real, before), _is_telling(before.st_ctime_ns)  # as it was before any byte was read
+        if key not in self._known or not telling:
             with real.open("rb") as stream:
                 self._known[key] = hashlib.file_digest(stream, "sha256").hexdigest()
-            if not _is_telling(before.st_ctime_ns) or _cache_key(real, real.stat()) != key:
+            if not telling or _cache_key(real, real.stat()) != key:
                 return self._known.pop(key)
             self._changed = True
         return self._known[key]

@@ -25,7 +25,7 @@ import torch
 from rm.checkpoint.interchange import pooling_pad_id
 from rm.checkpoint.load import RewardModel, load_for_scoring, load_tokenizer
 from rm.checkpoint.memory_check import refuse_too_large
-from rm.checkpoint.refusals import refuse_unembedded
+from rm.checkpoint.refusals import refuse_switching, refuse_unembedded
 from rm.conversations import Conversation, UnusableError
 from rm.engine.device import (
     default_device,
@@ -133,13 +133,10 @@ class Scorer:
         tokenizer = load_tokenizer(directory)
         refuse_too_large(directory, dtype=dtype, device=device)
         model = load_for_scoring(directory, dtype=dtype, device=device)
+        length = effective_max_length(directory, max_length)
         refuse_unembedded(directory, tokenizer, model.model)
-        template = Template.of(
-            tokenizer,
-            causal=model.causal,
-            max_length=effective_max_length(directory, max_length),
-            too_long=too_long,
-        )
+        refuse_switching(directory, model.model.config, length)
+        template = Template.of(tokenizer, causal=model.causal, max_length=length, too_long=too_long)
         log.info(
             "loaded %s on %s in %s, template %s, at most %d tokens",
             directory,

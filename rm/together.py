@@ -62,7 +62,10 @@ def choose_way(model: RewardModel, template: Template, *, split: int | None) -> 
     """
     rows = _draw_rows(model, template)
     if not rows:
-        return PADDED  # the template lays out no text, so no row will be scored
+        log.warning(
+            "rows run one by one, which is slower: the chat template lays out no conversation to try others with"
+        )
+        return ONE_BY_ONE  # right whatever the architecture
     pad = template.tokenizer.pad_token_id or 0
     training = model.training
     model.eval()
@@ -130,12 +133,21 @@ def _draw_rows(model: RewardModel, template: Template) -> list[Encoded]:
     generator = torch.Generator().manual_seed(0)
     rows = []
     for prompt, response in sizes:
-        [row] = template.encode_group((("user", "the " * prompt),), ["the " * response])
-        if isinstance(row, Encoded):
+        row = _encode_drawn(template, prompt, response)
+        if row is not None:
             drawn = torch.randint(len(ordinary), (len(row.ids),), generator=generator).tolist()
             pairs = zip(row.ids, drawn, strict=True)
             rows.append(row._replace(ids=[token if token in special else ordinary[place] for token, place in pairs]))
     return rows
+
+
+def _encode_drawn(template: Template, prompt: int, response: int) -> Encoded | None:
+    """Return a conversation of so many words, with a system turn where the template demands one; None where it takes neither."""
+    for system in ((), (("system", "the"),)):
+        [row] = template.encode_group((*system, ("user", "the " * prompt)), ["the " * response])
+        if isinstance(row, Encoded):
+            return row
+    return None
 
 
 def _named_lengths(config: Any) -> list[int]:

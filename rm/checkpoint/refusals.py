@@ -98,3 +98,20 @@ def refuse_unembedded(directory: Path, tokenizer: Any, model: Any) -> None:
             f"embedding: {named}{more}; use the tokenizer that it was trained with, or resize the model's embeddings "
             f"(resize_token_embeddings({outside[-1][0] + 1})) and train it again"
         )
+
+
+def refuse_switching(directory: Path, config: Any, max_length: int) -> None:
+    """Raise `ModelError` where a short row changes how the model reads every later row, as BigBird's sparse attention does.
+
+    transformers switches such a model to full attention for good at the first batch of short rows, so a long row's reward would
+    depend on the rows before it.
+    """
+    if getattr(config, "attention_type", None) != "block_sparse":
+        return
+    limit = (5 + 2 * config.num_random_blocks) * config.block_size
+    if max_length > limit:
+        raise ModelError(
+            f"model.path {str(directory)!r} has sparse attention (attention_type block_sparse), which transformers turns off for "
+            f"good at the first row of up to {limit:,} tokens, and rows may have {max_length:,}; set model.max_length to {limit} "
+            "or less, or attention_type to original_full in its config.json"
+        )

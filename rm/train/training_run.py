@@ -17,7 +17,7 @@ import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments, set_seed
 
 from rm.checkpoint.load import ensure_distinct_pad, load_backbone_for_training, load_tokenizer, quiet_transformers
-from rm.checkpoint.refusals import refuse_unembedded
+from rm.checkpoint.refusals import refuse_switching, refuse_unembedded
 from rm.conversations import prompt_key
 from rm.engine.device import default_device, default_tokens_per_batch, native_bfloat16
 from rm.engine.packed_forward import enable_packing, first_position
@@ -123,6 +123,7 @@ class _TrainedModel:
             ensure_distinct_pad(model, tokenizer)
         refuse_unembedded(directory, tokenizer, model)
         length = effective_max_length(directory, settings.max_length)
+        refuse_switching(directory, model.config, length)
         template = Template.of(tokenizer, causal=causal, max_length=length, too_long="truncate")
         split = split_lengths(model.config, length)
         # steps are of whole groups: where rows are treated by the longest, only equal lengths share a forward

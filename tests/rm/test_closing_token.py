@@ -128,3 +128,19 @@ def test_the_fingerprint_of_a_plain_model_is_that_of_earlier_releases(tmp_path):
         (tmp_path / name).write_text(text)
     identity = identify(tmp_path, max_length=64, too_long="truncate", dtype="float32")
     assert identity.fingerprint(mapping={}) == "c5baa2d64a3c51039bddf3e8"
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("config.json", "model_type", []),
+        ("tokenizer.json", "post_processor", {"type": "TemplateProcessing", "single": 3}),
+        ("tokenizer.json", "post_processor", {"type": "Sequence", "processors": "none"}),
+    ],
+)
+def test_malformed_settings_close_nothing(tmp_path, file, key, value):
+    """They are refused where the model is loaded."""
+    directory = save_causal(tmp_path)
+    settings = json.loads((directory / file).read_text())
+    (directory / file).write_text(json.dumps({**settings, key: value}))
+    assert reading_mark(directory) is None

@@ -145,3 +145,18 @@ def test_rows_on_both_sides_of_a_longrope_limit_are_never_mixed(kind, packed, tm
     alone = scored(load(directory, tokens_per_batch=1))
     assert np.abs(scored(scorer) - alone).max() <= 1e-5 * alone.std()
     assert load(directory, max_length=20).split is None
+
+
+NEEDS_SYSTEM = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+EVERY_TURN = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "way"),
+    [(NEEDS_SYSTEM + EVERY_TURN, EQUAL_LENGTHS), ("{{ raise_exception('never') }}", ONE_BY_ONE)],
+    ids=["with a system turn", "never"],
+)
+def test_a_template_that_takes_few_conversations_leaves_no_way_unchecked(tmp_path, template, way):
+    directory = save_tiny(tmp_path, "xlnet")
+    (directory / "chat_template.jinja").write_text(template)
+    assert load(directory).way == way

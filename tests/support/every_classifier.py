@@ -59,7 +59,7 @@ _SPECIAL = {
         "index_n_heads": 2,
         "gated_norm_rank": 8,
     },
-    "bigbird_pegasus": {"block_size": 4},
+    "bigbird_pegasus": {"attention_type": "original_full"},
     "canine": {"downsampling_rate": 4, "local_transformer_stride": 16},
     "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE}},
     "ctrl": {"dff": 64},

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.checkpoints import rename_tensors
+from support.every_classifier import save_tiny
 from support.tiny_models import CHAT_TEMPLATE, save_causal, save_encoder, save_language_model, word_tokenizer
 from transformers import AutoModelForSequenceClassification
 
@@ -216,3 +218,13 @@ def test_a_file_named_after_a_version_of_transformers_is_hashed(tmp_path, name):
     assert load_file(directory / "model.safetensors")
     load(directory)
     assert f"{name}.4.0.0.json" in model_hashes(directory)
+
+
+def test_attention_that_a_short_row_changes_for_good_is_refused_beyond_its_limit(tmp_path):
+    """BigBird: up to 4 tokens for each of 5 + 2 * 3 blocks it attends in full, and one such row makes it do so for good."""
+    directory = save_tiny(tmp_path, "big_bird", block_size=4)
+    settings = {"too_long": "truncate", "tokens_per_batch": 500, "device": "cpu"}
+    for load_model in (partial(Scorer.load, dtype="float32"), DryRun.of):
+        load_model(directory, max_length=44, **settings)
+        with pytest.raises(ModelError, match=r"rows may have 45; set model\.max_length to 44 or less"):
+            load_model(directory, max_length=45, **settings)
