@@ -184,7 +184,8 @@ _PORT = re.compile(r"[^:]*:\d+")
 _NO_PASSWORD = re.compile(r"\[[0-9a-f:.]*\](:\d+)?|arn:aws[a-z-]*:s3.*", re.IGNORECASE)
 _PARAMETER = re.compile(r"[?&;#]([^=&;?#/\s]+)=(?!\*\*\*(?:$|[\s'\"]))")
 _SECRET_PART = re.compile(r"token|secret|signature|passw|passphrase|credential|authorization|bearer|session|jwt")
-_SECRET_NAME = re.compile(r"sig|sign|pwd|pass|auth|code|.*key|.*keyid|googleaccessid")
+_KEYS = "api|access|account|auth|encryption|private|shared|signing|storage|subscription"
+_SECRET_NAME = re.compile(rf"sig|sign|pwd|pass|auth|code|(.*({_KEYS}))?key(id)?|googleaccessid")
 
 
 def holds_credentials(path: str) -> bool:

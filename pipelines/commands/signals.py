@@ -44,11 +44,11 @@ def ending_on_signals() -> Iterator[None]:
     os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a child's signals are its own
     threading.Thread(target=_follow_signals, args=(receive,), daemon=True).start()
     handlers = {number: signal.signal(number, _end_now) for number in _ENDS}
-    follower = signal.set_wakeup_fd(send, warn_on_full_buffer=False)
+    previous = signal.set_wakeup_fd(send, warn_on_full_buffer=False)
     try:
         yield
     finally:
-        signal.set_wakeup_fd(follower)
+        signal.set_wakeup_fd(previous)
         for number, handler in handlers.items():
             signal.signal(number, handler)
         os.close(send)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -132,15 +132,3 @@ def as_yaml(value: Any) -> str:
 
 def meaning_of(field: FieldInfo) -> str:
     return " ".join((field.description or "").split())
-
-
-def undocumented_fields(kind: type[BaseModel], path: Sequence[str] = ()) -> list[str]:
-    """The fields, blocks included, that say nothing of themselves."""
-    found: list[str] = []
-    for name, field in kind.model_fields.items():
-        if not meaning_of(field):
-            found.append(".".join([*path, name]))
-        inner = model_in(field.annotation)[0]
-        if inner is not None:
-            found += undocumented_fields(inner, [*path, name])
-    return found

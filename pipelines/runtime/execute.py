@@ -39,7 +39,7 @@ def execute(
         build_graph(pipeline)
         result = pipeline.run()
         if hands_over(options):
-            log.info("%s goes on alone: what it has made is complete when manifest.json is there", runner.name)
+            log.info("%s goes on alone; the same command again says whether it is complete", runner.name)
             return None
         return wait(result, counts_here=runner.name == "local")
     except BestkeptError:

@@ -60,7 +60,10 @@ class Owner(NamedTuple):
                 f"(scores.path={join(self.output, 'scores')} re-uses what is scored there)"
             )
         create(join(self.output, OWNER), to_json(self._known()))
-        self.is_settled()
+        if not self.is_settled():
+            raise StorageError(
+                f"{join(self.output, OWNER)} is gone: the output was removed meanwhile; run the same command again"
+            )
 
     def is_settled(self) -> bool:
         """Return whether the output is this selection's for good: False before anything is published. Raises `ConflictError`."""

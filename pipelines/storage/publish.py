@@ -12,14 +12,22 @@ import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import xxhash
 
 from pipelines.errors import ConflictError, StorageError, remedy
-from pipelines.storage.files import describe, filesystem, is_local, object_at, open_for_reading, read_with_version
+from pipelines.storage.files import (
+    describe,
+    filesystem,
+    is_local,
+    object_at,
+    open_for_reading,
+    read_with_version,
+    size_of,
+)
 from pipelines.storage.stores import local
 from pipelines.storage.stores.local import Writer
 from pipelines.storage.stores.ranged_reader import open_remote
@@ -67,6 +75,8 @@ def create_or_equal(path: str, write: Writer | bytes, *, first: Callable[[], Non
 
         created = create(path, copy) if remote is None else _create_object(remote, spool)
         if not created and (remote is not None or not _holds(path, digest)):
+            if size_of(path) is None:
+                raise StorageError(f"{path} was removed while it was written; run the same command again")
             raise ConflictError(
                 f"{path} exists with other content than this run gives; choose another output.path, or remove the old output "
                 "first"
@@ -113,8 +123,9 @@ def settle(path: str, data: bytes, *, accepts: Callable[[bytes], T | None], ours
 
 
 def _holds(path: str, digest: str) -> bool:
-    with open_for_reading(path) as existing:
+    with suppress(FileNotFoundError), open_for_reading(path) as existing:
         return _digest(existing) == digest
+    return False  # removed since
 
 
 @contextmanager

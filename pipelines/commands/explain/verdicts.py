@@ -1,6 +1,6 @@
 """Verdicts of each step on the responses to one prompt, with the numbers that decide. Pure.
 
-The rules and the settled cuts themselves decide what is kept (`select.selection.take_step`); this module adds the numbers.
+The rules and the settled cuts themselves decide what is kept (`select.selection.apply_step`); this module adds the numbers.
 """
 
 from __future__ import annotations
@@ -96,8 +96,10 @@ def _numbers(
     elif step.longest is not None:
         ranks = ranks_by(rows, shortness(rows))
         columns = {"characters": rows.length, "rank": ranks, "of": len(rows), "keep": step.longest.keep}
-    else:
+    elif step.length_correction is not None:
         columns = {"characters": rows.length, "reward": rows.raw, "corrected": after.reward}
+    else:
+        raise ValueError(f"step {step.name} has no numbers to explain it")
     return _by_row(columns, len(rows))
 
 

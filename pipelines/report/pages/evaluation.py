@@ -108,7 +108,7 @@ def _accuracy(accuracy: Json) -> dict[str, Any]:
 
 
 def best_of_n(curve: Json) -> dict[str, Any]:
-    """The chart of a curve in JSON (`rm.evaluate.BestOfN`)."""
+    """The chart of a curve in JSON (`rm.evaluate.BestOfNCurve`)."""
     points = curve["points"]
     gold = curve["measured_by"] == "gold"
     series = []

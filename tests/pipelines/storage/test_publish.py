@@ -156,3 +156,10 @@ def test_a_directory_is_no_object():
     with pytest.raises(FileNotFoundError) as raised:
         files.open_for_reading(f"{path}/deep")
     assert (raised.value.errno, raised.value.filename) == (errno.ENOENT, f"{path}/deep")
+
+
+def test_an_object_that_is_removed_while_it_is_compared_is_no_conflict(tmp_path, monkeypatch):
+    path = str(tmp_path / "a")
+    monkeypatch.setattr(publish, "create", lambda *_: False)  # another was there, and is gone
+    with pytest.raises(StorageError, match="removed while it was written; run the same command again"):
+        publish.create_or_equal(path, b"bytes")
