@@ -102,6 +102,8 @@ def violations(root: Path = ROOT) -> Iterator[str]:
                 yield f"{arrow}: not below it"
             if of_stage and source not in JOINS_TRANSFORMS:
                 yield f"{arrow}: only curate.py joins transforms"
+        if package == "pipelines" and top == "rm" and not in_function and target != "rm.conversations":
+            yield f"{arrow}: only rm.conversations is imported at the top"
         if in_function and package == "pipelines" and not {stage, source} & {*LATE} and top not in HEAVY:
             yield f"{arrow}: imported inside a function"
 
@@ -143,6 +145,7 @@ PLANTED = {
     "pipelines/export/bad.py": ("import apache_beam as beam", "Beam only in"),
     "pipelines/report/bad.py": ("import torch", "only rm imports torch"),
     "pipelines/finish/bad.py": ("def f():\n    import json", "inside a function"),
+    "pipelines/score/bad.py": ("from rm.scorer import Scorer", "only rm.conversations is imported at the top"),
     "rm/bad.py": ("import pipelines.plan", "rm knows neither"),
     "rm/text/bad.py": ("from rm.scorer import Scorer", "not below it in rm"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import jsonschema
@@ -12,7 +13,7 @@ from pydantic import BaseModel, Field
 
 from pipelines.config import RunConfig, load
 from pipelines.config.example import example, json_schema
-from pipelines.config.settings_list import KINDS, sections, settings_of, undocumented_fields
+from pipelines.config.settings_list import KINDS, meaning_of, model_in, sections, settings_of
 from pipelines.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +27,18 @@ REQUIRED = {
     },
     "evaluate": {"model": {"path": "reward-model"}, "data": {"path": "preferences.jsonl"}},
 }
+
+
+def undocumented_fields(kind: type[BaseModel], path: Sequence[str] = ()) -> list[str]:
+    """The fields, blocks included, without a docstring."""
+    found: list[str] = []
+    for name, field in kind.model_fields.items():
+        if not meaning_of(field):
+            found.append(".".join([*path, name]))
+        inner = model_in(field.annotation)[0]
+        if inner is not None:
+            found += undocumented_fields(inner, [*path, name])
+    return found
 
 
 @pytest.mark.parametrize("command", KINDS)

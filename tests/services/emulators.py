@@ -1,4 +1,4 @@
-"""One emptied bucket of an emulated store behind a proxy, and what a user sets to reach it."""
+"""A new bucket of an emulated store behind a proxy, and what a user sets to reach it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CANARY = "canary0secret0of0nobody"
 
 @dataclass
 class Store:
-    """One emptied bucket."""
+    """A new bucket."""
 
     scheme: str
     bucket: str
