@@ -98,9 +98,22 @@ def _link(temporary: Path, path: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        if path.exists():  # no hard links here (some network and FUSE mounts): the closest there is
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
-        os.rename(temporary, path)
+        with _directory_locked(path.parent):  # no hard links here (some network and FUSE mounts): one creator at a time
+            if path.exists():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
+            os.rename(temporary, path)
+
+
+@contextmanager
+def _directory_locked(directory: Path) -> Iterator[None]:
+    """Exclude other creators in `directory`, where the file system has locks; elsewhere two at the same moment both win."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -168,6 +171,27 @@ def test_without_hard_links(tmp_path, monkeypatch):
 
     assert local.create(late, write) is False
     assert (late.read_bytes(), names(tmp_path)) == (b"early", ["a", "b"])
+
+
+def test_without_hard_links_one_of_two_creates(tmp_path, monkeypatch):
+    """Both have looked before either has renamed, unless they take turns."""
+    both = threading.Barrier(2)
+    real = os.rename
+
+    def rename(source, target):
+        with suppress(threading.BrokenBarrierError):
+            both.wait(timeout=0.2)
+        real(source, target)
+
+    def no_links(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    monkeypatch.setattr(os, "rename", rename)
+    with ThreadPoolExecutor(2) as threads:
+        created = list(threads.map(lambda data: local.create(tmp_path / "a", put(data)), [b"one", b"two"]))
+    assert sorted(created) == [False, True]
+    assert (tmp_path / "a").read_bytes() == (b"one" if created[0] else b"two")
 
 
 def test_what_is_found_is_made_durable_too(tmp_path, monkeypatch):
