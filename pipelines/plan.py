@@ -23,7 +23,7 @@ from pipelines.corpus.columns.detection import detect
 from pipelines.corpus.columns.row_mapping import RowMapping
 from pipelines.corpus.files import with_copy
 from pipelines.corpus.listing import first_columns, list_files
-from pipelines.errors import ConfigError, ModelLoadError, StorageError
+from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
 from pipelines.storage import publish
 from pipelines.storage.canonical_json import digest
 from pipelines.storage.files import absolute, join, read_bytes
@@ -159,6 +159,8 @@ def make_plans(config: RunConfig) -> Plans:
             )
     files = tuple(list_files(config.input, skip_bad_files=config.limits.skip_bad_files))
     limits = config.limits
+    if not limits.trust_unversioned:
+        _refuse_unversioned(files)
     names, rows, where = first_columns(files, max_row_bytes=limits.max_row_bytes, skip_bad_files=limits.skip_bad_files)
     detected = detect(
         names,
@@ -187,6 +189,16 @@ def make_plans(config: RunConfig) -> Plans:
         for model in models
     ]
     return Plans(plans[0], (plans[0],)) if len(plans) == 1 else _ensemble(config, plans)
+
+
+def _refuse_unversioned(files: Sequence[InputFile]) -> None:
+    unversioned = next((file for file in files if file.size and not file.version), None)
+    if unversioned is not None:
+        raise InputError(
+            f"input file {unversioned.path} has no version: its store gives neither checksum nor modification time, so other "
+            "text of equal size would pass for what was scored; copy the files to a disk or a bucket, or, if they never change, "
+            "set limits.trust_unversioned=true"
+        )
 
 
 def _ensemble(config: RunConfig, plans: Sequence[Plan]) -> Plans:

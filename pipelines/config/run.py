@@ -36,6 +36,9 @@ class Limits(RowLimits):
     """Leave out files that cannot be read (cut, damaged, gone, no permission, a directory), each as a whole, and name them in the
     manifest, instead of ending with exit code 3. A run with the fixed file scores that one alone. A file that breaks after
     its rows were scored still ends the run; with `verify`, it is found before selection."""
+    trust_unversioned: bool = False
+    """Take input files of a store that gives neither checksum nor modification time as unchanged while their size is the same.
+    Otherwise they are refused: other text of equal size would pass for what was scored."""
     verify: bool = False
     """Read all inputs again, and end with exit code 3 where one is not what was scored, though its size and version are the same.
     Otherwise only files of other size or version are read again, and rows that are exported."""

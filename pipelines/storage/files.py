@@ -74,12 +74,22 @@ def join(root: str, *parts: str) -> str:
     return "/".join([root.rstrip("/"), *parts])
 
 
+_CHECKSUMS = ("ETag", "etag", "md5Hash", "generation", "blob_id", "xet_hash", "sha", "Content-MD5", "Digest", "CRC")
+_TIMES = (
+    *("mtime", "LastModified", "updated", "created"),
+    *("last_modified", "Last-Modified", "modify", "modificationTime", "modifiedTime"),
+)
+
+
 def version_of(info: dict[str, Any]) -> str:
-    """A string that changes when an object does: its checksum or generation on object stores, its modification time locally."""
-    for key in ("ETag", "etag", "md5Hash", "generation"):
+    """Return what changes when an object does: its checksum or generation on object stores, its modification time locally.
+
+    Empty where the driver gives neither.
+    """
+    for key in _CHECKSUMS:
         if info.get(key):
             return str(info[key]).strip('"')
-    for key in ("mtime", "LastModified", "updated", "created"):
+    for key in _TIMES:
         if info.get(key) is not None:
             return str(info[key])
     return ""

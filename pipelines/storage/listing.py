@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 from fsspec.implementations.local import LocalFileSystem
 
 from pipelines.errors import CREDENTIALS, InputError, StorageError, holds_credentials
-from pipelines.storage.files import absolute, filesystem, reading
+from pipelines.storage.files import absolute, filesystem, reading, version_of
 from pipelines.storage.stores import s3
 from pipelines.storage.stores.retry import with_retries
 
@@ -52,6 +52,8 @@ def expand(pattern: str) -> list[ListedFile]:
         listed = []
         for name, info in sorted(entries.items()):
             key = name.removeprefix(search.root).lstrip("/") or name.rsplit("/", 1)[-1]
+            if not local:
+                info = _complete(fs, name, info, pattern)
             if local and info.get("islink"):
                 info = _follow_link(name, info, recursive=not search.is_glob or "**" in search.path)
             whole = info["type"] == "directory" and not any(other.startswith(name + "/") for other in entries)
@@ -63,6 +65,18 @@ def expand(pattern: str) -> list[ListedFile]:
         inside = f"; to read the files in the directory {listed[0].path} write {listed[0].path}/*" if listed else ""
         raise InputError(f"input.path {pattern!r} matches no file; check the path and the pattern{inside}")
     return listed
+
+
+def _complete(fs: Any, name: str, info: dict[str, Any], pattern: str) -> dict[str, Any]:
+    """Return what is known of a remote file, asked of the store where a listing has no size or no version, as of a web server."""
+    if info.get("type") == "directory" or (info.get("size") is not None and version_of(info)):
+        return info
+    more = with_retries(lambda _: fs.info(name), doing="look at", place=pattern)
+    if more.get("size") is None and more.get("type") == "file":
+        raise InputError(
+            f"the size of input file {name} is unknown: its server does not say; copy it to a disk or a bucket"
+        )
+    return {**info, **more}
 
 
 def _refuse_credentials(name: str, pattern: str) -> None:
