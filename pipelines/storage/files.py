@@ -74,10 +74,18 @@ def join(root: str, *parts: str) -> str:
     return "/".join([root.rstrip("/"), *parts])
 
 
-_CHECKSUMS = ("ETag", "etag", "md5Hash", "generation", "blob_id", "xet_hash", "sha", "Content-MD5", "Digest", "CRC")
+# Keys under which fsspec's drivers describe an object. The first that is there decides, so an order is kept: with another one,
+# every file of such a store would be read again.
+_CHECKSUMS = (
+    *("ETag", "etag", "md5Hash", "generation"),
+    *("blob_id", "xet_hash"),  # the Hub
+    *("Content-MD5", "Digest"),  # http
+    *("sha", "hex", "checksum", "content_hash", "CRC"),  # GitHub, git, and others
+)
 _TIMES = (
-    *("mtime", "LastModified", "updated", "created"),
-    *("last_modified", "Last-Modified", "modify", "modificationTime", "modifiedTime"),
+    *("mtime", "LastModified", "updated"),
+    *("last_modified", "Last-Modified", "modify", "modificationTime", "modified", "modifiedTime"),
+    "created",  # on some stores it stays when an object is overwritten
 )
 
 

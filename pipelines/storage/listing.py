@@ -6,12 +6,13 @@ import glob as local_glob
 import os
 import stat
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, cast
 
 from fsspec.implementations.local import LocalFileSystem
 
 from pipelines.errors import CREDENTIALS, InputError, StorageError, holds_credentials
-from pipelines.storage.files import absolute, filesystem, reading, version_of
+from pipelines.storage.files import REQUESTS_AT_ONCE, absolute, filesystem, reading, version_of
 from pipelines.storage.stores import s3
 from pipelines.storage.stores.retry import with_retries
 
@@ -49,11 +50,10 @@ def expand(pattern: str) -> list[ListedFile]:
     with reading(pattern):
         search = _search_for(path, os.path.exists if local else lambda name: _has_any_at(fs, name, pattern))
         entries = _find_locally(fs, search) if local else _find_remotely(fs, search, pattern)
+        entries = entries if local else _complete(fs, entries, pattern)
         listed = []
         for name, info in sorted(entries.items()):
             key = name.removeprefix(search.root).lstrip("/") or name.rsplit("/", 1)[-1]
-            if not local:
-                info = _complete(fs, name, info, pattern)
             if local and info.get("islink"):
                 info = _follow_link(name, info, recursive=not search.is_glob or "**" in search.path)
             whole = info["type"] == "directory" and not any(other.startswith(name + "/") for other in entries)
@@ -67,16 +67,27 @@ def expand(pattern: str) -> list[ListedFile]:
     return listed
 
 
-def _complete(fs: Any, name: str, info: dict[str, Any], pattern: str) -> dict[str, Any]:
-    """Return what is known of a remote file, asked of the store where a listing has no size or no version, as of a web server."""
-    if info.get("type") == "directory" or (info.get("size") is not None and version_of(info)):
+def _complete(fs: Any, entries: dict[str, dict[str, Any]], pattern: str) -> dict[str, dict[str, Any]]:
+    """The entries of a listing, with what the store says of single files whose size or version is not in the listing, as of a
+    web server. Raises `InputError` for a file of unknown size."""
+
+    def look_at(name: str) -> dict[str, Any]:
+        info = {**entries[name], **with_retries(lambda _: fs.info(name), doing="look at", place=pattern)}
+        if info["type"] == "file" and info.get("size") is None:
+            raise InputError(
+                f"the size of input file {name} is unknown: its server does not say; copy it to a disk or a bucket"
+            )
         return info
-    more = with_retries(lambda _: fs.info(name), doing="look at", place=pattern)
-    if more.get("size") is None and more.get("type") == "file":
-        raise InputError(
-            f"the size of input file {name} is unknown: its server does not say; copy it to a disk or a bucket"
-        )
-    return {**info, **more}
+
+    partial = [
+        name
+        for name, info in entries.items()
+        if info.get("type") != "directory" and (info.get("size") is None or not version_of(info))
+    ]
+    if not partial:
+        return entries
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        return {**entries, **dict(zip(partial, pool.map(look_at, partial), strict=True))}
 
 
 def _refuse_credentials(name: str, pattern: str) -> None:

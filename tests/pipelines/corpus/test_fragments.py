@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import random
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -216,6 +217,17 @@ def test_the_content_hash_sees_text_order_and_reasons(tmp_path):
     variants += [[{**rows[0], "response": "changed"}, *rows[1:]], [{**rows[0], "prompt": "changed"}, *rows[1:]]]
     hashes = [content(variant) for variant in variants]
     assert len({base, *hashes}) == len(hashes) + 1
+
+
+def test_the_content_hash_sees_the_rewards_that_rows_carry(tmp_path):
+    mapping = replace(MAPPING, reward="reward")
+
+    def content(*rewards):
+        rows = [{**row, "reward": reward} for row, reward in zip(corpus_rows(), rewards, strict=False)]
+        return read(write_jsonl(tmp_path / "a.jsonl", rows), mapping=mapping)[0][0].content_hash()
+
+    assert content(0.25, 0.5) == content(0.25, 0.5)
+    assert len({content(0.25, 0.5), content(0.5, 0.25), content(0.25, 0.75), content(0.25, None)}) == 4
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])

@@ -32,6 +32,9 @@ from pipelines.storage.listing import expand
         ({"last_modified": "b"}, "b"),
         ({"ETag": '"e"', "LastModified": "t", "blob_id": "b"}, "e"),
         ({"mtime": 3.5, "created": 1.0}, "3.5"),
+        ({"created": 1.0, "modified": 2.0}, "2.0"),
+        ({"created": 1.0}, "1.0"),
+        ({"hex": "5e1c", "mode": "100644"}, "5e1c"),
         ({"size": 3, "type": "file"}, ""),
     ],
 )
