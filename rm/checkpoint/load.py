@@ -223,7 +223,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 class _Float32Head(nn.Linear):
-    """A linear head that computes in float32, whatever type the backbone's hidden states have."""
+    """A linear head that computes in float32, whatever type the backbone's hidden states have, also under autocast."""
 
     @classmethod
     def wrap(cls, model: Any) -> Any:
@@ -234,7 +234,8 @@ class _Float32Head(nn.Linear):
         return model
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return super().forward(input.float())
+        with torch.autocast(input.device.type, enabled=False):  # in bfloat16, rewards near 20 are 0.125 apart
+            return super().forward(input.float())
 
 
 def _load_config(directory: Path) -> Any:

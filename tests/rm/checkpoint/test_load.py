@@ -12,6 +12,7 @@ from support.tiny_models import save_causal, save_encoder, save_language_model, 
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
 from rm.checkpoint.load import ensure_distinct_pad, load_backbone_for_training, load_for_scoring, load_tokenizer
+from rm.checkpoint.lora import add_lora
 from rm.identity import ModelError, effective_max_length, identify, resolve_model
 
 
@@ -282,3 +283,24 @@ def test_the_fingerprint_sees_weights_tokenizer_and_settings(tmp_path):
     rename_tensors(directory, {"score.weight": "classifier.weight"})
     changed.append(identify(directory, **settings).fingerprint(mapping={}))
     assert len({base, *changed}) == 7
+
+
+def test_close_rewards_do_not_tie_under_autocast(tmp_path):
+    """16 + 4 and 16 + 4 + 0.01: every term has a bfloat16, and of the sums only 20 has one."""
+    directory = save_causal(tmp_path)
+    for model in (
+        load_backbone_for_training(directory).model,
+        add_lora(load_backbone_for_training(directory).model, rank=2, alpha=4).get_base_model(),
+        load_for_scoring(directory, dtype="bfloat16", device="cpu").model,
+    ):
+        for parameter in model.score.parameters():
+            parameter.data.fill_(1.0)
+        width = next(model.score.parameters()).shape[1]
+        hidden = torch.zeros(2, width, dtype=torch.bfloat16)
+        hidden[:, :2] = torch.tensor([16.0, 4.0])
+        hidden[1, 2] = 0.01
+        for mode in (torch.enable_grad, torch.inference_mode):  # a step, and the evaluation between steps
+            with mode(), torch.autocast("cpu", torch.bfloat16):
+                rewards = model.score(hidden)[:, 0]
+            assert rewards.dtype == torch.float32
+            assert rewards.tolist() == pytest.approx([20.0, 20.01], abs=1e-4)
