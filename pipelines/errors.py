@@ -40,13 +40,14 @@ _TOKEN = re.compile(r"\[bestkept-error:([A-Za-z0-9+/=]+)\]")
 class BestkeptError(Exception):
     """An error with a cause a user can act on: one line that names the value, what was expected, and the remedy.
 
-    The message never holds row text. Credentials in its URLs are starred out, wherever a path in it came from.
+    The message never holds row text. Credentials in its URLs are starred out, wherever a path in it came from, and line breaks
+    and other control characters of names are escaped.
     """
 
     exit_code: Exit = Exit.STORAGE
 
     def __init__(self, message: str) -> None:
-        self.message = hide_credentials(message)
+        self.message = escape_controls(hide_credentials(message))
         super().__init__(self.message)
 
     def pack(self) -> str:
@@ -171,6 +172,15 @@ def carrying_errors() -> Iterator[None]:
         yield
     except BestkeptError as error:
         raise RuntimeError(f"{error.message} {error.pack()}") from error
+
+
+# Control characters, line and paragraph separators, marks that turn the direction of writing, halves of a pair.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def escape_controls(text: str) -> str:
+    """Return `text` with what could break a line or steer a terminal shown as in Python's source, such as `\\n` and `\\x1b`."""
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]{0,20}):/+", re.IGNORECASE)

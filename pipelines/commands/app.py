@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import io
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, get_type_hints
@@ -132,6 +133,8 @@ def describe_program(quiet: _Quiet = False, json_logs: _JsonLogs = False) -> Non
 def main(app: Callable[..., Any]) -> NoReturn:
     """Run the command line, and end the process with a documented exit code and, after a failure, a one-line error."""
     logs.set_output_mode(sys.argv[1:])
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a path whose bytes are not UTF-8 comes out as it came in
     try:
         with ending_on_signals():
             code = invoke(app)

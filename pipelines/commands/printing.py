@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.errors import escape_controls
 from pipelines.runtime import logs
 
 if TYPE_CHECKING:
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
 _WIDEST = 10_000  # characters
 
 
+class PlainConsole(Console):
+    """A console that shows text as it is: brackets and colons in a path are no markup, and nothing in it steers the terminal."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(escape_controls(text), **{**options, "markup": False, "emoji": False})
+
+
 def print_result(message: str, fields: Mapping[str, Any], *, path: str, table: Callable[[], Iterable[Table]]) -> None:
     """Print the tables on standard output; with `--quiet` only `path`, which the command has made; with `--json-logs` one line
     of `fields` on standard error."""
@@ -26,14 +34,14 @@ def print_result(message: str, fields: Mapping[str, Any], *, path: str, table: C
     if mode.json_logs:
         sys.stderr.write(logs.json_line("INFO", message, **{**fields, "output": path}))
     elif mode.quiet:
-        sys.stdout.write(f"{path}\n")
+        _write_path(path)
     else:
         print_tables(*table())
 
 
 def print_tables(*tables: Table) -> None:
     """Print tables on standard output: as wide as the terminal, or as wide as they are where there is none."""
-    console = Console()
+    console = PlainConsole()
     for table in tables:
         if not console.is_terminal:
             unlimited = console.options.update(width=_WIDEST)
@@ -48,7 +56,12 @@ def print_path(path: str) -> None:
     if logs.output_mode().json_logs:
         sys.stderr.write(logs.json_line("INFO", "written", output=path))
     else:
-        sys.stdout.write(f"{path}\n")
+        _write_path(path)
+
+
+def _write_path(path: str) -> None:
+    """Write a path as a line of its own: as it is, for scripts; escaped on a terminal."""
+    sys.stdout.write(f"{escape_controls(path) if sys.stdout.isatty() else path}\n")
 
 
 def print_cleaned(cleaned: CleanResult, *, dry_run: bool) -> None:
@@ -64,8 +77,10 @@ def print_cleaned(cleaned: CleanResult, *, dry_run: bool) -> None:
         return
     if not mode.quiet:
         for path in removed:
-            sys.stdout.write(f"{'would remove' if dry_run else 'removed'} {path}\n")
-    sys.stdout.write(f"{cleaned.root}\n" if mode.quiet else f"versions kept: {len(cleaned.kept)}\n")
+            sys.stdout.write(f"{'would remove' if dry_run else 'removed'} {escape_controls(path)}\n")
+        sys.stdout.write(f"versions kept: {len(cleaned.kept)}\n")
+    else:
+        _write_path(cleaned.root)
 
 
 def print_fetched(sent: FetchResult) -> None:
@@ -75,9 +90,9 @@ def print_fetched(sent: FetchResult) -> None:
 
     def tables() -> Iterable[Table]:
         table = Table(show_header=False, title="fetched", title_justify="left")
-        table.add_row("model", Text(sent.source))
+        table.add_row("model", sent.source)
         table.add_row("files", f"{len(sent.files):,}, {size_bytes:,} bytes; {sent.sent:,} sent, the others were there")
-        table.add_row("in the configuration", Text(f"model: {{path: {sent.destination}}}"))
+        table.add_row("in the configuration", f"model: {{path: {sent.destination}}}")
         return [table]
 
     print_result("fetched", fields, path=sent.destination, table=tables)

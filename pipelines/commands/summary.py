@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
-from rich.text import Text
 
 from pipelines.commands.printing import format_duration, print_result
 from pipelines.commands.progress_bar import showing_progress
@@ -123,6 +122,6 @@ def _add_skipped(table: Table, skipped: Sequence[Mapping[str, str]]) -> None:
         return
     table.add_row("skipped files", f"{len(skipped):,}")
     for file in skipped[:_SKIPPED_SHOWN]:
-        table.add_row(Text(f"  {file['key']}"), file["reason"])
+        table.add_row(f"  {file['key']}", file["reason"])
     if len(skipped) > _SKIPPED_SHOWN:
         table.add_row("  ...", f"{len(skipped) - _SKIPPED_SHOWN:,} more")

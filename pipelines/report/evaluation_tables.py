@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from pipelines.storage.canonical_json import Json
@@ -68,7 +67,7 @@ def _accuracy(accuracy: Json) -> Table:
     table = _table(title, "comparisons", "n", "model", "longer is better", "difference")
     for label, row in accuracy_rows(accuracy):
         cells = (percent_interval(row["model"]), percent_interval(row["length"]))
-        table.add_row(escape(label), f"{row['comparisons']:,}", *cells, percent_interval(row["difference"], sign=True))
+        table.add_row(label, f"{row['comparisons']:,}", *cells, percent_interval(row["difference"], sign=True))
     return table
 
 
@@ -147,7 +146,7 @@ def summary_rows(document: Json) -> Iterator[tuple[str, str]]:
 def _summary(document: Json, written_to: str) -> Table:
     table = Table(show_header=False, box=box.SIMPLE, pad_edge=False)
     for label, words in summary_rows(document):
-        table.add_row(escape(label), words)
-    table.add_row("temperature stored", escape(document["temperature_stored"] or "no"))
-    table.add_row("written", escape(f"{written_to.rstrip('/')}/evaluation.json, evaluation.html"))
+        table.add_row(label, words)
+    table.add_row("temperature stored", document["temperature_stored"] or "no")
+    table.add_row("written", f"{written_to.rstrip('/')}/evaluation.json, evaluation.html")
     return table

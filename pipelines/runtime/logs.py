@@ -25,7 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
-from pipelines.errors import hide_credentials, hide_credentials_in
+from pipelines.errors import escape_controls, hide_credentials, hide_credentials_in
 
 QUIET, JSON_LOGS = "--quiet", "--json-logs"
 _OURS = ("pipelines", "rm")
@@ -80,7 +80,7 @@ class _Terminal(logging.Handler):
         try:
             message = hide_credentials(record.getMessage())
             fields = getattr(record, "fields", {})
-            line = json_line(record.levelname, message, **fields) if mode.json_logs else f"{message}\n"
+            line = json_line(record.levelname, message, **fields) if mode.json_logs else f"{escape_controls(message)}\n"
             stream: TextIO = sys.stderr
             stream.write(line)
             stream.flush()
@@ -183,4 +183,4 @@ def error_line(message: str, exit_code: int, /, **fields: Any) -> str:
     """The last line of a command that fails, with its line end."""
     if _mode.json_logs:
         return json_line("ERROR", message, exit_code=exit_code, **fields)
-    return f"bestkept: {message}\n"
+    return f"bestkept: {escape_controls(message)}\n"

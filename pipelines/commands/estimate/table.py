@@ -7,11 +7,9 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from pipelines.commands.printing import format_duration
+from pipelines.commands.printing import PlainConsole, format_duration
 
 _BASIS = {"at_most": "at most"}
 
@@ -21,10 +19,10 @@ def print_plan(plan: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(plan, allow_nan=False) + "\n")
         return
-    console = Console()
+    console = PlainConsole()
     console.print(plan_table(plan))
     for line in plan["warnings"]:
-        console.print(Text(f"note: {line}"), soft_wrap=True)
+        console.print(f"note: {line}", soft_wrap=True)
 
 
 def plan_table(plan: Mapping[str, Any]) -> Table:
@@ -34,7 +32,7 @@ def plan_table(plan: Mapping[str, Any]) -> Table:
         table.add_column(name, overflow="fold")
     for part in (_corpus(plan), _models(plan), _sizes(plan), _ways(plan)):
         for row in part:
-            table.add_row(*map(Text, row))
+            table.add_row(*row)
         table.add_section()
     return table
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
 from pipelines.commands.explain.explain_transform import explain
 from pipelines.commands.printing import print_tables
@@ -40,7 +39,7 @@ def explanation_table(explanation: Mapping[str, Any]) -> Table:
         tokens = "-" if row["tokens"] is None else f"{row['tokens']:,}"
         cells = [row["file"], row["place"], str(row["response_index"]), reward, tokens]
         cells += [_verdict(step) for step in row["steps"]]
-        table.add_row(*map(Text, cells), "yes" if row["kept"] else "no")  # as Text: a file's name is not markup
+        table.add_row(*cells, "yes" if row["kept"] else "no")
     return table
 
 

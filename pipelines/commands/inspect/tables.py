@@ -9,10 +9,11 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.commands.printing import PlainConsole
 from pipelines.storage.canonical_json import Json
 
 _SHOWN_CHARACTERS = 700
@@ -31,7 +32,7 @@ def print_inspection(document: Json, *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(document) + "\n")
         return
-    console = Console()
+    console = PlainConsole()
     for part in render(document):
         console.print(part, soft_wrap=not isinstance(part, Table))
 

@@ -218,7 +218,7 @@ def test_progress_has_its_numbers_as_fields():
 def test_a_long_path_stays_in_one_line_in_a_pipe_and_is_folded_not_cut_on_a_terminal(monkeypatch, terminal):
     stream = io.StringIO()
     console = Console(file=stream, width=80, force_terminal=terminal, color_system=None)
-    monkeypatch.setattr(printing, "Console", lambda **_: console)
+    monkeypatch.setattr(printing, "PlainConsole", lambda **_: console)
     table = Table(show_header=False)
     table.add_row("output", "/srv/" + "x" * 150)
     print_tables(table)
