@@ -27,13 +27,16 @@ def run_training(config: TrainConfig) -> TrainResult:
         raise ConfigError(f"output.path {path!r} is a URL; train into a local directory and copy it")
     check_writable(path, named=path)
     settings = settings_of(config)
-    if is_remote(config.model.path):
-        directory = whole_directory(config.model.path, config.model.revision)
-        settings = replace(settings, model_path=str(directory), revision=None)
     try:
+        training.refuse_missing_packages(settings)
+        if is_remote(config.model.path):
+            directory = whole_directory(config.model.path, config.model.revision)
+            settings = replace(settings, model_path=str(directory), revision=None)
         result = training.train(settings)
     except training.PreferenceError as error:
         raise InputError(str(error)) from error
+    except training.SettingsError as error:
+        raise ConfigError(str(error)) from error
     except (training.ModelError, training.TrainingError) as error:
         raise ModelLoadError(str(error)) from error
     print_result("trained", _summary_fields(result), path=result.output_path, table=lambda: [_summary_table(result)])

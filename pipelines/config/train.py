@@ -152,7 +152,7 @@ class TrainOptions(Strict):
     checkpoint_every: int | None = Field(default=None, ge=1)
     """Steps between checkpoints, from which the same command resumes after an interruption."""
     warmup_fraction: float = Field(default=0.03, ge=0.0, le=1.0)
-    """Share of the steps in which the learning rate rises from zero; then it falls along a cosine."""
+    """Share of the steps in which the learning rate rises, already above zero at the first; then it falls along a cosine."""
     weight_decay: float = Field(default=0.0, ge=0.0)
     """Weight decay of AdamW."""
     max_grad_norm: float = Field(default=1.0, gt=0)

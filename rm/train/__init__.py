@@ -5,7 +5,16 @@ Training is a `transformers.Trainer` with another loss; schedules, devices, logg
 
 from rm.identity import ModelError
 from rm.preferences import PreferenceError
-from rm.train.settings import TrainingError, TrainResult, TrainSettings
+from rm.train.settings import SettingsError, TrainingError, TrainResult, TrainSettings, refuse_missing_packages
 from rm.train.training_run import train
 
-__all__ = ["ModelError", "PreferenceError", "TrainResult", "TrainSettings", "TrainingError", "train"]
+__all__ = [
+    "ModelError",
+    "PreferenceError",
+    "SettingsError",
+    "TrainResult",
+    "TrainSettings",
+    "TrainingError",
+    "refuse_missing_packages",
+    "train",
+]

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from rm.evaluate import Evaluation
@@ -16,6 +17,39 @@ _SMALL_RATE, _MEDIUM_RATE, _LARGE_RATE = 1e-4, 3e-5, 9e-6
 
 class TrainingError(Exception):
     """Training that gave no usable model; the message states the observation and the remedy."""
+
+
+class SettingsError(TrainingError):
+    """Settings that cannot be carried out on this machine, known before anything is loaded."""
+
+
+# what trackers of the Trainer import, and what pip calls it, where the names differ
+_TRACKER_MODULES = {"azure_ml": ["azureml"], "dagshub": ["dagshub", "mlflow"], "flyte": ["flytekit"], "kubeflow": []}
+_PIP_NAMES = {"azureml": "azureml-sdk", "comet_ml": "comet-ml", "peft": "'bestkept[lora]'"}
+
+
+def refuse_missing_packages(settings: TrainSettings) -> None:
+    """Raise `SettingsError` for an unknown tracker, or a package that is missing for a tracker or for LoRA."""
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    needed = {"train.lora": ["peft"]} if settings.lora is not None else {}
+    for name in settings.report_to:
+        if name in ("none", "all"):
+            continue
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+            raise SettingsError(f"train.report_to names the unknown tracker {name!r}; expected some of {known}")
+        needed[f"train.report_to: [{name}]"] = _TRACKER_MODULES.get(name, [name])
+    for setting, modules in needed.items():
+        missing = [module for module in modules if not _is_installed(module)]
+        if missing:
+            names = " ".join(_PIP_NAMES.get(module, module) for module in missing)
+            raise SettingsError(f"{setting} needs {' and '.join(missing)}, not installed; run: pip install {names}")
+
+
+def _is_installed(module: str) -> bool:
+    names = (module, "tensorboardX") if module == "tensorboard" else (module,)
+    return any(find_spec(name) is not None for name in names)
 
 
 def default_learning_rate(parameters: int, *, lora: bool) -> float:

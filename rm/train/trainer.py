@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback
 
 from rm.engine.layout import cut_rows, plan_groups
@@ -60,6 +62,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
     """
 
     optimizer: Any
+    lr_scheduler: Any
     control: Any
 
     def __init__(self, *, loss: GroupLoss, heldout: Sequence[EncodedGroup], **rest: Any) -> None:
@@ -129,6 +132,15 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         )
         return self.optimizer
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Create the schedule of the learning rate: see `rate_at`."""
+        if self.lr_scheduler is None:
+            warmup = self.args.get_warmup_steps(num_training_steps)
+            rate = functools.partial(rate_at, warmup=warmup, steps=num_training_steps)
+            self.lr_scheduler = LambdaLR(self.optimizer if optimizer is None else optimizer, rate)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Compute and log held-out accuracy and loss, for early stopping and the choice of the best checkpoint."""
         started = time.monotonic()
@@ -158,6 +170,17 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
             losses.append(float(self._loss(torch.from_numpy(values), offset, batch)) * batch.weight)
             weights.append(batch.weight)
         return math.fsum(losses) / math.fsum(weights)
+
+
+def rate_at(step: int, *, warmup: int, steps: int) -> float:
+    """Return the learning rate of a step, from 0, as a share of its peak.
+
+    It rises in equal parts over the `warmup` steps, from above zero: a step at zero would change nothing. Then it falls
+    along half a cosine, to just above zero at the last of all `steps`.
+    """
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 def predict(trainer: Trainer, groups: Sequence[EncodedGroup]) -> list[np.ndarray]:

@@ -29,7 +29,13 @@ from rm.text.templates import Template
 from rm.together import EQUAL_LENGTHS, PADDED, choose_way, split_lengths
 from rm.train.data import Collator, Draws, EncodedGroup, encode_groups, spread_rewards
 from rm.train.loss_network import GroupLoss, GroupNetwork
-from rm.train.settings import TrainingError, TrainResult, TrainSettings, default_learning_rate
+from rm.train.settings import (
+    TrainingError,
+    TrainResult,
+    TrainSettings,
+    default_learning_rate,
+    refuse_missing_packages,
+)
 from rm.train.trainer import GroupTrainer, LogProgress, SetDrawEpoch, judgement_accuracy, predict, refuse_collapse
 
 log = logging.getLogger(__name__)
@@ -58,9 +64,10 @@ def train(settings: TrainSettings) -> TrainResult:
     """Train a reward model and save it as an ordinary `AutoModelForSequenceClassification` directory.
 
     A run that was interrupted resumes from its last checkpoint when it is started again with the same settings. Raises
-    `PreferenceError` (data), `ModelError` (backbone) or `TrainingError` (not finite, collapsed, or another run's
-    checkpoints).
+    `SettingsError` (a package is missing), `PreferenceError` (data), `ModelError` (backbone) or `TrainingError` (not
+    finite, collapsed, or another run's checkpoints).
     """
+    refuse_missing_packages(settings)
     set_seed(settings.seed)
     resume_from = _find_checkpoint(settings)
     fit_groups, heldout_groups, rejected = _read_groups(settings)
@@ -274,7 +281,6 @@ def _training_arguments(
         max_steps=steps,
         per_device_train_batch_size=settings.groups_per_batch,
         learning_rate=learning_rate,
-        lr_scheduler_type="cosine",
         warmup_steps=math.ceil(settings.warmup_fraction * steps),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,

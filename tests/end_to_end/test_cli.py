@@ -20,6 +20,8 @@ from support.corpora import TIMED, corpus_rows, write_jsonl
 from support.tiny_models import save_causal, save_encoder
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+ROOT = Path(__file__).parents[2]
+
 
 class Result:
     def __init__(self, code: int, out: str, err: str) -> None:
@@ -394,6 +396,16 @@ def test_train_and_use_the_model(bestkept, config, tmp_path, encoder):
     assert bestkept("run", config, f"model.path={tmp_path}/trained").code == 0
 
 
+def test_the_lora_configuration_runs_with_its_extra_alone(bestkept, tmp_path, causal, monkeypatch):
+    monkeypatch.setattr("rm.train.settings.find_spec", lambda name: object() if name == "peft" else None)
+    rows = [{"prompt": f"what is {n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in ("the", "a", "to")]
+    data = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    words = [f"data.path={data}", f"model.path={causal}", f"output.path={tmp_path / 'out'}"]
+    result = bestkept("train", ROOT / "configs/train_lora.yaml", *words)
+    assert result.code == 0, result.err
+    assert (tmp_path / "out/model.safetensors").exists()
+
+
 def test_train_errors(bestkept, tmp_path, encoder):
     values = {
         "data": {"path": str(write_jsonl(tmp_path / "pairs.jsonl", [{"a": 1}]))},
@@ -403,6 +415,8 @@ def test_train_errors(bestkept, tmp_path, encoder):
     (tmp_path / "train.yaml").write_text(yaml.safe_dump(values))
     result = bestkept("train", tmp_path / "train.yaml")
     assert (result.code, "data has columns a, which fit no" in result.last) == (3, True)
+    result = bestkept("train", tmp_path / "train.yaml", "train.report_to=[tensorbord]")
+    assert (result.code, "unknown tracker 'tensorbord'" in result.last) == (2, True)
     result = bestkept("train", tmp_path / "train.yaml", "data.path=nowhere.jsonl")
     assert (result.code, "matches no file" in result.last) == (3, True)
     result = bestkept("train", tmp_path / "train.yaml", "--epochs=3")

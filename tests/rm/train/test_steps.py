@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -14,7 +15,7 @@ from support.tiny_models import WORDS
 from support.training_groups import run_settings
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rm.train import TrainingError, train
+from rm.train import SettingsError, TrainingError, refuse_missing_packages, train
 from rm.train import trainer as trainers
 from rm.train import training_run as training
 from rm.train.trainer import GroupTrainer
@@ -290,6 +291,7 @@ def test_trackers_and_the_schedule_reach_the_trainer(tmp_path, rankings, encoder
         return original(**{**arguments, "report_to": "none"})
 
     monkeypatch.setattr(training, "TrainingArguments", spy)
+    monkeypatch.setattr("rm.train.settings._is_installed", lambda module: True)
     changes = {"report_to": ("tensorboard", "wandb"), "epochs": 0.5, "weight_decay": 0.02, "seed": 7}
     result = train(run_settings(rankings, encoder, tmp_path / "out", **changes))
     (arguments,) = seen
@@ -350,3 +352,58 @@ def test_groups_are_cut_anew_every_epoch(tmp_path, rankings, encoder, monkeypatc
     assert {epoch for epoch, *_ in drawn} == {0, 1}
     assert len(first) == len(second) == 48  # 24 groups of 5, in draws of 3 and 2
     assert first != second
+
+
+@pytest.mark.parametrize("warmup_fraction", [0.0, 0.03, 0.5, 1.0])
+def test_every_step_moves_the_weights(tmp_path, rankings, encoder, monkeypatch, warmup_fraction):
+    rates = []
+    original = trainers.LogProgress.on_log
+
+    def spy(self, args, state, control, logs=None, **rest):
+        rates.extend([logs["learning_rate"]] if "learning_rate" in logs else [])
+        return original(self, args, state, control, logs, **rest)
+
+    monkeypatch.setattr(trainers.LogProgress, "on_log", spy)
+    result = train(run_settings(rankings, encoder, tmp_path / "out", epochs=2, warmup_fraction=warmup_fraction))
+    warmup = math.ceil(warmup_fraction * result.steps)
+    assert len(rates) == result.steps
+    assert min(rates) > 0
+    assert max(rates) <= 3e-3
+    assert rates[:warmup] == pytest.approx([3e-3 * (step + 1) / (warmup + 1) for step in range(warmup)])
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates[warmup:]))
+    if warmup < result.steps:
+        assert rates[warmup] == pytest.approx(3e-3)
+
+
+def test_a_run_of_one_step_trains(tmp_path, rankings, encoder):
+    """The only step is one of the warm-up."""
+    result = train(run_settings(rankings, encoder, tmp_path / "out", epochs=0.1, groups_per_batch=24))
+    assert result.steps == 1
+    before, after = (load_file(path / "model.safetensors") for path in (encoder, tmp_path / "out"))
+    assert not torch.equal(before["classifier.weight"], after["classifier.weight"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "missing", "message"),
+    [
+        ({"report_to": ("tensorboard",)}, {"tensorboard", "tensorboardX"}, "run: pip install tensorboard"),
+        ({"report_to": ("comet_ml",)}, {"comet_ml"}, "run: pip install comet-ml"),
+        ({"report_to": ("dagshub",)}, {"mlflow"}, "needs mlflow, not installed; run: pip install mlflow"),
+        ({"report_to": ("tensorbord",)}, set(), "unknown tracker 'tensorbord'; expected some of azure_ml, clearml"),
+        (
+            {"lora": {"rank": 2, "alpha": 4, "targets": "all-linear"}},
+            {"peft"},
+            r"train.lora needs peft, not installed; run: pip install 'bestkept\[lora\]'",
+        ),
+    ],
+)
+def test_what_is_missing_is_said_before_anything_is_read(tmp_path, monkeypatch, changes, missing, message):
+    monkeypatch.setattr("rm.train.settings.find_spec", lambda name: None if name in missing else object())
+    with pytest.raises(SettingsError, match=message):
+        train(run_settings("nowhere.jsonl", tmp_path / "no-model", tmp_path / "out", **changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_either_package_writes_for_tensorboard(tmp_path, monkeypatch):
+    monkeypatch.setattr("rm.train.settings.find_spec", lambda name: object() if name == "tensorboardX" else None)
+    refuse_missing_packages(run_settings("a.jsonl", tmp_path, tmp_path, report_to=("tensorboard", "none")))
