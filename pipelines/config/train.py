@@ -22,8 +22,10 @@ class PreferenceColumns(Strict):
     """The preferred response of a pair: text, messages, or a whole conversation."""
     rejected: str | None = None
     """The other one of the pair."""
-    responses: str | None = None
-    """A list of responses per row."""
+    responses: str | Annotated[list[str], Field(min_length=2, max_length=2)] | None = None
+    """A list of responses per row; or the names of two columns, the first and the second response of a verdict."""
+    winner: str | None = None
+    """The verdict on two responses: which one is better, or a tie; a list of verdicts is several votes."""
     label: str | None = None
     """Whether the response is acceptable: true or false, 1 or 0, or a probability."""
     score: str | None = None
@@ -46,6 +48,24 @@ class PreferenceColumns(Strict):
     """The part of a benchmark that a row belongs to; accuracy is reported for each."""
     item: str | None = None
     """A row's id, where rows of one prompt must stay apart (RewardBench 2)."""
+
+
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+VerdictValues = Annotated[list[str | bool | int | float], BeforeValidator(_as_list), Field(min_length=1)]
+
+
+class WinnerValues(Strict):
+    """The meaning of the values of a verdict on two responses; needed only where detection fails."""
+
+    first: VerdictValues
+    """The value, or values, that say that the first response is better."""
+    second: VerdictValues
+    """Those that say that the second one is better."""
+    tie: VerdictValues | None = None
+    """Those that say that neither is better."""
 
 
 class PreferencesConfig(Strict):
@@ -71,12 +91,15 @@ class PreferencesConfig(Strict):
         "ranking",
         "choice",
         "scored_list",
+        "verdicts",
         "labels",
         "scores",
     ] = "auto"
     """The layout of the rows; auto detects it by their columns."""
     columns: PreferenceColumns = PreferenceColumns()
     """The columns by role; needed only where detection fails."""
+    winner: WinnerValues | None = None
+    """The values of a verdict on two responses: `{first: 0, second: 1, tie: 2}`; needed only where they leave a doubt."""
     origin: Literal["human", "implicit", "model"] | None = None
     """The judge of the preferences; default: the one that the format implies
     (SHP implicit, UltraFeedback and Nectar model, else human)."""
@@ -92,7 +115,10 @@ class PreferencesConfig(Strict):
     def reading_options(self) -> dict[str, Any]:
         """The fields of `rm.preferences.ReadSettings`."""
         names = {"format", "origin", "vote_smoothing", "min_gap", "gap_use", "gap_scale"}
-        return {**self.model_dump(include=names), "columns": self.columns.model_dump(exclude_none=True)}
+        columns = self.columns.model_dump(exclude_none=True)
+        sides = tuple(columns.pop("responses")) if isinstance(self.columns.responses, list) else None
+        winner = None if self.winner is None else self.winner.model_dump(exclude_none=True)
+        return {**self.model_dump(include=names), "columns": columns, "sides": sides, "winner": winner}
 
 
 class BackboneConfig(Strict):
@@ -174,10 +200,6 @@ class TrainOptions(Strict):
 class TrainOutput(Strict):
     path: PathText = Field(examples=["reward-model"])
     """Directory of the checkpoint."""
-
-
-def _as_list(value: Any) -> Any:
-    return value if isinstance(value, list) else [value]
 
 
 class TrainConfig(Strict):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 from rm.conversations import messages_in_json
 from rm.preferences.formats import BY_ROLES, EVERYWHERE, FORMATS, PUBLISHED, Format
+from rm.preferences.readers import votes
 from rm.preferences.row_values import PROMPTS, RESPONSES, PreferenceError, PreferenceRow, ReadSettings
+from rm.preferences.verdicts import ask_for_winner, settle
 
 _IS_ID = re.compile(r"(^|_)(id|index|idx|seed|tokens?|length)$", re.IGNORECASE)
 _MAYBE_IN_PROMPT = ("system", "system_prompt", "context", "input", "history")
@@ -65,6 +69,8 @@ def detect_format(row: PreferenceRow, columns: Mapping[str, str] | None = None) 
             f"of them; to train on them say what judges: {' or '.join(suggestions)}",
             suggestions,
         )
+    if (question := ask_for_winner(row)) is not None:
+        raise question
     if (meant := _suggest_case(row)) is not None:
         raise PreferenceError(
             f"data has columns {_join_names(row)}, and names are told apart by case; did you mean {meant}?", [meant]
@@ -147,7 +153,9 @@ def resolve_format(rows: Sequence[PreferenceRow], settings: ReadSettings) -> For
         raise PreferenceError("data has no rows; expected at least one comparison")
     if settings.format != "auto" and settings.format not in FORMATS:
         raise PreferenceError(f"data.format is {settings.format!r}; expected auto or one of {', '.join(FORMATS)}")
-    name = settings.format if settings.format != "auto" else _first_detected(rows, settings.columns)
+    name = settings.format
+    if name == "auto":
+        name = "verdicts" if settings.sides is not None else _first_detected(rows, settings.columns)
     format = FORMATS[name]
     if not format.takes(settings.columns):
         extra = sorted(settings.columns.keys() - {*format.roles, *format.inner, *EVERYWHERE})
@@ -155,7 +163,8 @@ def resolve_format(rows: Sequence[PreferenceRow], settings: ReadSettings) -> For
             f"data.columns names {_join_names(extra)}, for which the format {format.name} has no place"
         )
     known = {name for row in rows for name in row}
-    for role, column in settings.columns.items():
+    named = [*settings.columns.items(), *(("responses", column) for column in settings.sides or ())]
+    for role, column in named:
         if role not in format.inner and column not in known:
             raise PreferenceError(_unknown_column_message(role, column, known))
     missing = [format.missing_columns(add_roles(row, settings.columns)) for row in rows]
@@ -164,12 +173,24 @@ def resolve_format(rows: Sequence[PreferenceRow], settings: ReadSettings) -> For
             f"data.format is {format.name}, and the rows have no column {_join_names(missing[0])}; they have "
             f"{_join_names(known)}; set another data.format, or name the columns in data.columns"
         )
+    if settings.winner is not None and name != "verdicts":
+        raise PreferenceError(f"data.winner is for verdicts on two responses, and the format is {name}; remove it")
     _refuse_two_prompts(rows, format, settings)
     if not format.has_gaps and (settings.min_gap > 0 or settings.gap_use != "none"):
         raise PreferenceError(
             f"data.min_gap and data.gap_use act on scores, and the format {format.name} has none; remove them"
         )
-    return format
+    return _settled(format, rows, settings) if name == "verdicts" else format
+
+
+def _settled(format: Format, rows: Sequence[PreferenceRow], settings: ReadSettings) -> Format:
+    """Return the format of verdicts with the columns and the notation that these rows have."""
+    views = [add_roles(row, settings.columns) for row in rows]
+    columns = settle(views, settings)
+    prompt = [name for name in PROMPTS if any(name in view for view in views)][:1]
+    return replace(
+        format, needs=(*prompt, *columns.sides, *columns.winner), read=partial(votes.verdict, columns=columns)
+    )
 
 
 def _refuse_two_prompts(rows: Sequence[PreferenceRow], format: Format, settings: ReadSettings) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from rm.preferences import verdicts
 from rm.preferences.groups import Group
 from rm.preferences.readers import lists, pairs, votes
 from rm.preferences.row_values import PROMPTS, RESPONSES, PreferenceRow, ReadSettings
@@ -205,6 +206,13 @@ BY_ROLES = (
         roles=("prompt", "responses", "scores"),
         has_gaps=True,
         edges_from_scores=True,
+    ),
+    Format(
+        name="verdicts",
+        needs=(),
+        read=votes.verdict,
+        when=verdicts.fits,
+        roles=("prompt", "responses", "winner"),
     ),
     Format(
         name="labels",

@@ -45,6 +45,8 @@ class ReadSettings:
     format: str
     origin: str | None
     columns: Mapping[str, str]
+    sides: tuple[str, str] | None  # the columns of two responses, where `columns.responses` names two
+    winner: Mapping[str, Sequence[object]] | None  # values of a verdict that mean `first`, `second` and `tie`
     vote_smoothing: float
     min_gap: float
     gap_use: GapUse

@@ -15,6 +15,8 @@ READING: dict[str, Any] = {
     "format": "auto",
     "origin": None,
     "columns": {},
+    "sides": None,
+    "winner": None,
     "vote_smoothing": 0.5,
     "min_gap": 0.0,
     "gap_use": "none",

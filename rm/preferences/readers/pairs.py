@@ -5,7 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from rm.conversations import Conversation, UnusableError, from_hh, from_messages, from_prompt, from_response, split_last
+from rm.conversations import (
+    Conversation,
+    UnusableError,
+    from_hh,
+    from_messages,
+    from_prompt,
+    from_response,
+    messages_in_json,
+    split_last,
+)
 from rm.preferences.groups import Edge, Group
 from rm.preferences.row_values import PreferenceRow, ReadSettings, read_integer, read_number, read_prompt
 
@@ -56,7 +65,7 @@ def explicit(row: PreferenceRow, settings: ReadSettings) -> Group:
     RewardBench (Lambert et al. 2024) has this shape. Lists of messages may repeat the prompt at the front.
     """
     context = read_prompt(row)
-    return _pair_group(row, _read_side(context, row.get("chosen")), _read_side(context, row.get("rejected")))
+    return _pair_group(row, read_side(context, row.get("chosen")), read_side(context, row.get("rejected")))
 
 
 def explicit_scored(row: PreferenceRow, settings: ReadSettings) -> Group:
@@ -91,9 +100,13 @@ def _pair_group(row: PreferenceRow, chosen: Side, rejected: Side) -> Group:
     return Group(chosen[0], (chosen[1], rejected[1]), (Edge(0, 1, margin=margin),))
 
 
-def _read_side(context: Conversation, value: object) -> Side:
+def read_side(context: Conversation, value: object) -> Side:
     """Read one side beside an explicit prompt: a response, a whole conversation, or the turns that follow the prompt."""
+    if isinstance(value, str):
+        value = messages_in_json(value) or value
     if isinstance(value, str) or not isinstance(value, Sequence):
+        if not context:
+            raise UnusableError("null_prompt")
         return context, from_response(value)
     turns = from_messages(value)
     if turns[: len(context)] != context and turns[:1] and turns[0][0] == "assistant":

@@ -8,7 +8,18 @@ from collections.abc import Sequence
 from rm.conversations import Conversation, UnusableError, from_prompt, from_response
 from rm.preferences.edges import vote_probability
 from rm.preferences.groups import Edge, Group
-from rm.preferences.row_values import PreferenceRow, ReadSettings, read_integer, read_list, read_prompt, read_records
+from rm.preferences.readers.pairs import read_side
+from rm.preferences.row_values import (
+    PROMPTS,
+    PreferenceError,
+    PreferenceRow,
+    ReadSettings,
+    read_integer,
+    read_list,
+    read_prompt,
+    read_records,
+)
+from rm.preferences.verdicts import FIRST, SECOND, TIE, Verdict, settle
 
 _ANNOTATOR = re.compile(r"annotator\d+")
 _STRENGTHS = range(-3, 4)
@@ -49,6 +60,32 @@ def helpsteer3(row: PreferenceRow, settings: ReadSettings) -> Group:
         edge = settings.apply_gap(edge, abs(overall))
     context = from_prompt(read_list(row.get("context")))
     return Group(context, _read_sides(row, "response1", "response2"), (edge,))
+
+
+def verdict(row: PreferenceRow, settings: ReadSettings, columns: Verdict | None = None) -> Group:
+    """Read two responses, each text, a conversation or the turns after the prompt, and a verdict on them; a tie is p = 1/2.
+
+    A row with several verdicts has votes. `columns` say which columns these are; without them this row alone does.
+    """
+    if columns is None:
+        try:
+            columns = settle([row], settings)
+        except PreferenceError:
+            raise UnusableError("bad_verdict") from None
+    context = read_prompt(row) if any(name in row for name in PROMPTS) else ()
+    sides = [read_side(context, row.get(name)) for name in columns.sides]
+    if sides[0][0] != sides[1][0]:
+        raise UnusableError("prompts_differ")
+    if sides[0][1] == sides[1][1]:
+        raise UnusableError("equal_sides")
+    votes = columns.votes(row)
+    if None in votes:
+        raise UnusableError("bad_verdict")
+    if len(votes) == 1:
+        edge = {FIRST: Edge(0, 1), SECOND: Edge(1, 0), TIE: Edge(0, 1, 0.5)}[votes[0] or FIRST]
+    else:
+        edge = _vote_edge([votes.count(side) for side in (FIRST, SECOND, TIE)], settings)
+    return Group(sides[0][0], (sides[0][1], sides[1][1]), (edge,))
 
 
 def _vote_edge(counts: Sequence[int], settings: ReadSettings) -> Edge:

@@ -63,7 +63,41 @@ def pandalm_row(input, *verdicts):
 
 PANDALM = [pandalm_row("It is.", 2, 2, 0), pandalm_row("", 1, 1, 1), pandalm_row("So.", 1, 0, 2)]
 
+
+def arena_row(question, winner, **more):
+    return {
+        "question_id": "58210e39b3fd4441a2bd4a518bb44c2d",
+        "model_a": "chatglm-6b",
+        "model_b": "koala-13b",
+        "winner": winner,
+        "judge": "arena_user_973",
+        "conversation_a": messages(question, "first"),
+        "conversation_b": messages(question, "second"),
+        "turn": 1,
+        "anony": True,
+        "language": "English",
+        "tstamp": 1682351591.13,
+        **more,
+    }
+
+
+ARENA = [arena_row(f"{winner}?", winner) for winner in ("model_a", "model_b", "tie", "tie (bothbad)")]
+
 CASES = {
+    "arena": FormatCase(
+        "verdicts",
+        ARENA,
+        {},
+        [
+            Group(user(f"{winner}?"), ("first", "second"), (edge,))
+            for winner, edge in [
+                ("model_a", Edge(0, 1)),
+                ("model_b", Edge(1, 0)),
+                ("tie", Edge(0, 1, 0.5)),
+                ("tie (bothbad)", Edge(0, 1, 0.5)),
+            ]
+        ],
+    ),
     "helpsteer2": FormatCase(
         "helpsteer2",
         HELPSTEER2,
