@@ -17,27 +17,38 @@ def refuse_credentials(path: str) -> str:
     return path
 
 
-PathText = Annotated[str, Field(min_length=1), AfterValidator(refuse_credentials)]
+def _is_a_path(path: str) -> str:
+    if "\0" in path:
+        raise ValueError("no path holds a NUL character")
+    return refuse_credentials(path)
+
+
+PathText = Annotated[str, Field(min_length=1), AfterValidator(_is_a_path)]
+
+LARGEST_INTEGER = 2**53 - 1  # beyond it, readers of the JSON that is written disagree
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     @field_validator("*")
     @classmethod
-    def _holds_no_credentials(cls, value: Any) -> Any:
-        """Texts, also those in lists and mappings: what a configuration holds is stored and printed in many places."""
-        if any(map(holds_credentials, _texts(value))):
-            raise ValueError(CREDENTIALS)
+    def _can_be_stored(cls, value: Any) -> Any:
+        """Check texts and numbers, also those in lists and mappings: a configuration is stored and printed in many places."""
+        for scalar in _scalars(value):
+            if isinstance(scalar, str) and holds_credentials(scalar):
+                raise ValueError(CREDENTIALS)
+            if isinstance(scalar, int) and abs(scalar) > LARGEST_INTEGER:
+                raise ValueError(f"expected an integer of at most {LARGEST_INTEGER}")
         return value
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """All texts in a value of plain types, keys too."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        yield from _texts([*value, *value.values()])
-    elif isinstance(value, list | tuple):
+def _scalars(value: Any) -> Iterator[Any]:
+    """All scalars in a value of plain types, keys too."""
+    if isinstance(value, dict):
+        yield from _scalars([*value, *value.values()])
+    elif isinstance(value, list | tuple | set):
         for item in value:
-            yield from _texts(item)
+            yield from _scalars(item)
+    else:
+        yield value

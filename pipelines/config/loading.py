@@ -8,12 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipelines.errors import ConfigError, hide_credentials, hide_credentials_in
+from pipelines.config.yaml_text import check_size, parse_yaml
+from pipelines.errors import ConfigError, hide_credentials
 
 Config = TypeVar("Config", bound=BaseModel)
+
+_LONGEST = 300  # characters of a value in an error
 
 
 def load(kind: type[Config], path: str, overrides: Sequence[str] = ()) -> Config:
@@ -29,12 +31,7 @@ def load(kind: type[Config], path: str, overrides: Sequence[str] = ()) -> Config
         remedy = f"did you mean {close[0]!r}?" if close else "give the path of a YAML file"
         text = f"cannot read the configuration {path!r}: {cause}; {remedy}"
         raise ConfigError(text) from error
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"{path} is not valid YAML{where}; check indentation, quotes and colons there") from error
+    values = parse_yaml(text, where=path, remedy="check indentation, quotes and colons there")
     if not isinstance(values, dict):
         raise ConfigError(
             f"{path} holds {type(values).__name__}; expected a mapping with {', '.join(kind.model_fields)}"
@@ -49,6 +46,7 @@ def validate(kind: type[Config], values: dict[str, Any], overrides: Sequence[str
     """
     for override in overrides:
         _override(values, override)
+    check_size(values, where=where)
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -72,7 +70,7 @@ def _close_files(path: str) -> list[str]:
 def _override(values: dict[str, Any], override: str) -> None:
     key, sign, text = override.partition("=")
     if not sign or not key:
-        raise ConfigError(f"override {hide_credentials(override)!r} is not of the form key.sub=value")
+        raise ConfigError(f"override {_shown(override)} is not of the form key.sub=value")
     *parents, last = key.split(".")
     target = values
     for parent in parents:
@@ -81,11 +79,7 @@ def _override(values: dict[str, Any], override: str) -> None:
             remedy = f"; it is a list, give it whole: {parent}=[...]" if isinstance(child, list) else ""
             raise ConfigError(f"override {key!r}: {parent!r} is not a mapping in the configuration{remedy}")
         target = child
-    try:
-        target[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        text = f"override {hide_credentials(override)!r}: the value is not valid YAML; put it in quotes"
-        raise ConfigError(text) from error
+    target[last] = parse_yaml(text, where=f"override {_shown(override)}: the value", remedy="put it in quotes")
 
 
 def _by_place(problems: Iterable[Any]) -> Iterator[dict[str, Any]]:
@@ -106,9 +100,8 @@ def _by_place(problems: Iterable[Any]) -> Iterator[dict[str, Any]]:
 
 
 def _describe(kind: type[BaseModel], problem: Any) -> str:
-    problem = {**problem, "input": hide_credentials_in(problem["input"])}  # whole: in quotes its end is harder to tell
-    location = problem["loc"]
-    path = ".".join(str(part) for part in location)
+    location, given = problem["loc"], problem["input"]
+    path = _shortened(".".join(map(str, location)))
     if problem["type"] == "extra_forbidden":
         known = list(_keys_at(kind, location[:-1]))
         close = difflib.get_close_matches(str(location[-1]), known, n=1)
@@ -116,17 +109,30 @@ def _describe(kind: type[BaseModel], problem: Any) -> str:
         return f"unknown key {path!r}; {hint}"
     if problem["type"] == "literal_error":
         known = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
-        close = difflib.get_close_matches(str(problem["input"]), known, n=1)
+        close = difflib.get_close_matches(given, known, n=1) if isinstance(given, str) else []
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        return f"{path} is {problem['input']!r}: expected one of {', '.join(known)}{hint}"
+        return f"{path} is {_shown(given)}: expected one of {', '.join(known)}{hint}"
     if problem["type"] == "missing":
         return f"{path} is missing; it is required"
     message = problem["msg"].removeprefix("Value error, ")
-    given = problem["input"]
     if isinstance(given, dict | list) and problem["type"] == "value_error":  # about how its fields go together
         return f"{path or 'configuration'}: {message}"
-    shown = f"{given!r}" if isinstance(given, str | int | float | bool | type(None)) else type(given).__name__
-    return f"{path} is {shown}: {message}"
+    return f"{path} is {_shown(given)}: {message}"
+
+
+def _shown(value: Any) -> str:
+    """Return a value as an error names it: a scalar as it is, unless it is long, and the type of anything else."""
+    if isinstance(value, str):
+        text = repr(hide_credentials(value))  # hidden before it is in quotes, in which its end is harder to tell
+    elif isinstance(value, int) and value.bit_length() > 200:  # Python prints none of thousands of digits
+        text = f"an integer of {value.bit_length():,} bits"
+    else:
+        text = repr(value) if isinstance(value, int | float | None) else type(value).__name__
+    return _shortened(text)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]}...{text[-_LONGEST // 2 :]}"
 
 
 def _keys_at(kind: Any, location: Sequence[int | str]) -> Iterator[str]:

@@ -22,7 +22,7 @@ _REFUSED = {
 class RunnerConfig(Strict):
     name: Literal["local", "DataflowRunner", "PortableRunner", "FlinkRunner", "SparkRunner"] = "local"
     """The runner: `local` is this machine; the others are Beam's."""
-    workers: int = Field(default=1, ge=1)
+    workers: int = Field(default=1, ge=1, le=1024)
     """Number of processes that score in a local run, each with a model of its own, on a GPU of its own where there are any, else
     with its part of the cores. One that dies is replaced once. The score files are the same, but for the last bits, which depend
     on the number of threads."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob as local_glob
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, cast
 
@@ -50,7 +50,9 @@ def expand(pattern: str) -> list[ListedFile]:
     with reading(pattern):
         search = _search_for(path, os.path.exists if local else lambda name: _has_any_at(fs, name, pattern))
         entries = _find_locally(fs, search) if local else _find_remotely(fs, search, pattern)
-        entries = entries if local else _complete(fs, entries, pattern)
+        if not local:
+            _refuse_credentials(entries, pattern)
+            entries = _complete(fs, entries, pattern)
         listed = []
         for name, info in sorted(entries.items()):
             key = name.removeprefix(search.root).lstrip("/") or name.rsplit("/", 1)[-1]
@@ -59,7 +61,6 @@ def expand(pattern: str) -> list[ListedFile]:
             whole = info["type"] == "directory" and not any(other.startswith(name + "/") for other in entries)
             mark = name.endswith("/")  # an empty object that stands for a directory
             if (info["type"] == "file" or whole) and not _is_hidden(key) and not mark:
-                _refuse_credentials(name, pattern)
                 listed.append(ListedFile(fs.unstrip_protocol(name) if "://" in pattern else name, key, info))
     if not any(entry.info["type"] == "file" for entry in listed):
         inside = f"; to read the files in the directory {listed[0].path} write {listed[0].path}/*" if listed else ""
@@ -90,9 +91,9 @@ def _complete(fs: Any, entries: dict[str, dict[str, Any]], pattern: str) -> dict
         return {**entries, **dict(zip(partial, pool.map(look_at, partial), strict=True))}
 
 
-def _refuse_credentials(name: str, pattern: str) -> None:
+def _refuse_credentials(names: Iterable[str], pattern: str) -> None:
     """Raise `InputError` for a name with a secret in it, as a page of signed links has: names are printed and stored."""
-    if "://" in pattern and holds_credentials(name):
+    for name in filter(holds_credentials, names):
         raise InputError(f"input.path {pattern!r} matches {name!r}: {CREDENTIALS}, and list the files by plain URLs")
 
 

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.config import RunConfig, TrainConfig, load
+from pipelines.config import RunConfig, TrainConfig, load, validate
+from pipelines.config.settings_list import KINDS, settings_of
 from pipelines.errors import ConfigError
 
 MINIMAL = "input: {path: in.jsonl}\nmodel: {path: m}\noutput: {path: out}\n"
@@ -191,3 +192,78 @@ def test_a_value_of_several_forms_is_named_once_by_its_key(tmp_path, value, word
     assert caught.value.message.count("input.path") == 1
     assert "[" not in caught.value.message
     assert "secret" not in caught.value.message
+
+
+LAUGHS = "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("output: {path: x}\n", r"has the key 'output' twice, in lines 3 and 4; remove one of them"),
+        ("scores: {path: a, path: b}\n", r"has the key 'path' twice, in line 4"),
+        ("runner: {options: {a: " + "[" * 40 + "]" * 40 + "}}\n", "nested deeper than 32 levels"),
+        ("runner: " + "{options: " * 3000 + "\n", "nested deeper than 32 levels"),
+        ("runner: {options: {a: " + "[" * 3000 + "\n", "nested deeper than 32 levels"),
+        ("runner: {options: {a: &a [*a]}}\n", "nested deeper than 32 levels"),
+        (f"a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9]\n{LAUGHS}", "holds more than 1,000,000 values"),
+        (f"report: {{samples: {'9' * 5000}}}\n", "not valid YAML at line 4, column 19"),
+        ("report: {samples: 2026-99-99}\n", "not valid YAML at line 4, column 19"),
+        ("report: {samples: !!timestamp x}\n", "not valid YAML at line 4, column 19"),
+        ('report: {gold: "\\U00110000"}\n', "not valid YAML"),
+        ('report: {gold: "\\ud800"}\n', r"holds half of a surrogate pair"),
+        (f"report: {{samples: 0x{'f' * 9000}}}\n", "report.samples is an integer of 36,000 bits: "),
+        (f"report: {{samples: {'x' * 9000}}}\n", r"report\.samples is 'x{149}\.\.\.x{149}': "),
+        (
+            "runner: {options: {n: -0x20000000000000}}\n",
+            "runner.options: expected an integer of at most 9007199254740991",
+        ),
+        (
+            "select: [{top: {rows: 1, per: source, quotas: {a: 1" + "0" * 30 + "}}}]\n",
+            r"quotas: expected an integer of at most",
+        ),
+        ('scores: {path: "a\\0b"}\n', "scores.path is .*no path holds a NUL character"),
+        ("limits: {max_rejected_fraction: .nan}\n", "max_rejected_fraction is nan: .*finite"),
+    ],
+)
+def test_text_that_is_no_configuration(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_text(tmp_path, MINIMAL + text)
+    assert len(caught.value.message) < 1200
+
+
+def test_a_merged_key_may_be_given_again(tmp_path):
+    text = MINIMAL + "runner: {options: {a: &a {n: 1, m: 2}, b: &b {<<: *a, n: 3}, c: {<<: *b, m: 4}}}\n"
+    assert load_text(tmp_path, text).runner.options == {
+        "a": {"n": 1, "m": 2},
+        "b": {"n": 3, "m": 2},
+        "c": {"n": 3, "m": 4},
+    }
+
+
+@pytest.mark.parametrize("value", ["[" * 3000, "[" * 50 + "]" * 50, "{a: 1, a: 2}", "9" * 5000, "2026-99-99"])
+def test_overrides_that_are_no_values(tmp_path, value):
+    with pytest.raises(ConfigError, match=r"override 'runner\.options=.*the value ") as caught:
+        load_text(tmp_path, MINIMAL, [f"runner.options={value}"])
+    assert len(caught.value.message) < 600
+
+
+@pytest.mark.parametrize("command", KINDS)
+def test_every_integer_has_an_upper_bound_and_every_number_is_finite(command):
+    numbers = [row for row in settings_of(command) if row.type.startswith(("integer", "number"))]
+    assert len(numbers) > 3
+    for row in numbers:
+        value = 10**30 if row.type.startswith("integer") else float("inf")
+        name = row.name.replace("[]", "")
+        for override in (f"{name}={value}".replace("=inf", "=.inf"), f"{name}=.nan"):
+            text = override if "[]" not in row.name else listed(row.name, override.partition("=")[2])
+            with pytest.raises(ConfigError) as caught:
+                validate(KINDS[command], {}, [text], where="x")
+            assert row.name.rpartition(".")[2] in caught.value.message, text
+
+
+def listed(name: str, value: str) -> str:
+    """`select[].top.rows` → `select=[{top: {rows: 3}}]`."""
+    outer, _, inner = name.partition("[].")
+    parts = inner.split(".")
+    return f"{outer}=[{''.join(f'{{{part}: ' for part in parts)}{value}{'}' * len(parts)}]"
