@@ -75,14 +75,15 @@ class Plan:
         fields["files"] = [(file.key, file.size) for file in self.files]
         return digest(fields)
 
-    def fragments(self, file: InputFile, unit: Unit) -> Iterator[Fragment]:
-        """A unit's fragments under this plan's settings."""
+    def fragments(self, file: InputFile, unit: Unit, *, as_planned: bool = False) -> Iterator[Fragment]:
+        """A unit's fragments under this plan's settings; with `as_planned`, of the very file that was listed."""
         return read_fragments(
             file,
             unit,
             self.mapping,
             rows_per_fragment=self.rows_per_fragment,
             max_row_bytes=self.max_row_bytes,
+            as_planned=as_planned,
         )
 
     def to_json(self) -> dict[str, Any]:

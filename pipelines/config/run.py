@@ -33,9 +33,9 @@ class Limits(RowLimits):
     max_rejected_fraction: float = Field(default=0.001, ge=0.0, le=1.0)
     """More rejected responses than this share of all that were read end the run with exit code 4."""
     skip_bad_files: bool = False
-    """Leave out files that cannot be read (cut, damaged, gone, no permission, a directory), each as a whole, and name them in the
-    manifest, instead of ending with exit code 3. A run with the fixed file scores that one alone. A file that breaks after
-    its rows were scored still ends the run; with `verify`, it is found before selection."""
+    """Leave out files that cannot be read (cut, damaged, gone, no permission, a directory, replaced during the run), each as a
+    whole, and name them in the manifest, instead of ending with exit code 3. A run with the fixed file scores that one alone. A
+    file that breaks after its rows were scored still ends the run; with `verify`, it is found before selection."""
     trust_unversioned: bool = False
     """Take input files of a store that gives neither checksum nor modification time as unchanged while their size is the same.
     Otherwise they are refused: other text of equal size would pass for what was scored."""

@@ -6,8 +6,11 @@ compressed one (see `rewritten_copy`). Units depend on the file alone: a corpus 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from functools import lru_cache
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +18,13 @@ import pyarrow.parquet as pq
 
 from pipelines.corpus import rewritten_copy
 from pipelines.corpus.columns.value_kinds import RowValues
-from pipelines.corpus.unreadable import probe, reading_input
-from pipelines.storage.files import open_for_reading
+from pipelines.corpus.unreadable import UnreadableError, reading_input
+from pipelines.errors import StorageError
+from pipelines.storage.files import StoredObject, open_for_reading, open_with_status, status_of
+from pipelines.storage.stores.remote_object import ObjectChanged
 
 RANGE_BYTES = 64 * 2**20  # of plain JSONL per unit
+_SAME_SECS = 1e-6
 LARGE_BYTES = 256 * 2**20  # stored bytes; a larger compressed JSONL file is rewritten before it is scored
 
 
@@ -94,16 +100,87 @@ def with_copy(file: InputFile, directory: str, *, max_row_bytes: int) -> InputFi
     return file._replace(copy=copy)
 
 
-def split_units(file: InputFile) -> list[Unit]:
+@contextmanager
+def open_input(file: InputFile, *, as_planned: bool = False) -> Iterator[BinaryIO]:
+    """An open input file. Raises `UnreadableError`.
+
+    With `as_planned`, what is read is of the file that the plan describes by its size and version. They are compared when it is
+    opened, when the body ends, and where the body fails, since a file that was replaced fails in many ways. On a store whose
+    objects do not change while they are open, this takes no request.
+    """
+    with reading_input(file.path):
+        if not as_planned:
+            with open_for_reading(file.path) as stream:
+                yield stream
+            return
+        opened = open_with_status(file.path)
+        with opened.stream as stream:
+            _compare(file, opened.status)
+            try:
+                yield stream
+            except ObjectChanged:
+                raise _changed(file) from None
+            except StorageError:
+                raise
+            except Exception:
+                refuse_changed(file)
+                raise
+        if not opened.stays:
+            refuse_changed(file)
+
+
+def refuse_changed(file: InputFile) -> None:
+    """Raise `UnreadableError` where the file is not the one that was listed, by its size and version."""
+    with reading_input(file.path):
+        _compare(file, status_of(file.path))
+
+
+def _compare(file: InputFile, status: StoredObject) -> None:
+    if status.bytes not in (file.size, None) or not _may_be_same(file.version, status.version):
+        raise _changed(file)
+
+
+def _may_be_same(listed: str, seen: str) -> bool:
+    """Whether versions may be of one file: outside of a listing, drivers give none, another kind, or a time in another form."""
+    if listed == seen or not listed or not seen:
+        return True
+    instants = [_instant(listed), _instant(seen)]
+    if None in instants:
+        return instants != [None, None]
+    return abs(cast("float", instants[0]) - cast("float", instants[1])) < _SAME_SECS
+
+
+def _instant(version: str) -> float | None:
+    """The time that a version is, in seconds; None for a checksum."""
+    try:
+        return float(version)
+    except ValueError:
+        pass
+    try:
+        return datetime.fromisoformat(version).timestamp()
+    except ValueError:
+        return None
+
+
+def _changed(file: InputFile) -> UnreadableError:
+    return UnreadableError(
+        f"input file {file.path} has changed since the run was planned: it is not the one that had {file.size} bytes and version "
+        f"{file.version!r}; run the same command again, which takes it as it is then",
+        "changed",
+    )
+
+
+def split_units(file: InputFile, *, as_planned: bool = False) -> list[Unit]:
     """Split a file into its units, in order. Opens a Parquet footer, the index of a rewritten copy, and a file that seems to be
-    empty. Raises `InputError`, and `StorageError` where the copy is missing."""
+    empty, see `open_input`. Raises `InputError`, and `StorageError` where the copy is missing."""
     if file.copy is not None:
         return list(_copy_units(file.copy, file.size))
     if file.kind == "parquet":
-        with reading_input(file.path), open_for_reading(file.path) as stream:
+        with open_input(file, as_planned=as_planned) as stream:
             return row_groups(file, pq.ParquetFile(stream).metadata)
     if file.size == 0:
-        probe(file.path)  # a broken link looks like an empty file
+        with open_input(file, as_planned=as_planned) as stream:
+            stream.read(1)  # a broken link looks like an empty file
     if file.compression is not None:
         return [Unit(0, 0, file.size, file.size)]
     starts = range(0, file.size, RANGE_BYTES)

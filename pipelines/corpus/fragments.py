@@ -17,9 +17,10 @@ import xxhash
 from pipelines.corpus import original_columns
 from pipelines.corpus.columns.row_mapping import ParsedRow, RowMapping, parse_row, rewards_of
 from pipelines.corpus.columns.value_kinds import RowValues
-from pipelines.corpus.files import InputFile, RawRow, Unit
+from pipelines.corpus.files import InputFile, RawRow, Unit, refuse_changed
 from pipelines.corpus.jsonl import json_rows
 from pipelines.corpus.parquet import parquet_rows, parquet_schema
+from pipelines.storage.files import is_local
 from rm.conversations import Conversation, canonical_json, prompt_key
 
 FRAGMENT_BYTES = 64 * 2**20  # of row text, after which a fragment ends before it has `rows_per_fragment` rows
@@ -75,15 +76,20 @@ def read_fragments(
     *,
     rows_per_fragment: int,
     max_row_bytes: int,
+    as_planned: bool = False,
 ) -> Iterator[Fragment]:
     """Stream a unit as fragments, decoding every row group once; an empty unit is one empty fragment.
 
-    Raises `InputError` for a file that is missing, truncated, or lacks a mapped column.
+    Raises `InputError` for a file that is missing, truncated, or lacks a mapped column; with `as_planned`, also for one that is
+    not the file that was planned (see `files.open_input`), before the first fragment that may be of another.
     """
     rows: list[Row] = []
     index = size = 0
-    for row in _rows(file, unit, mapping, max_row_bytes):
+    may_change = as_planned and file.copy is None and is_local(file.path)  # while it is open
+    for row in _rows(file, unit, mapping, max_row_bytes, as_planned):
         if len(rows) == rows_per_fragment or size >= FRAGMENT_BYTES:
+            if may_change:
+                refuse_changed(file)
             yield Fragment(index, rows, last=False)
             rows, index, size = [], index + 1, 0
         rows.append(row)
@@ -92,17 +98,17 @@ def read_fragments(
 
 
 def original_schema(file: InputFile, fragment: Fragment) -> pa.Schema:
-    """The types of the input's own columns: those of a Parquet file, or inferred from the fragment's JSON rows."""
+    """The types of the input's own columns: those of a planned Parquet file, or inferred from the fragment's JSON rows."""
     if file.kind == "parquet":
-        return parquet_schema(file)
+        return parquet_schema(file, as_planned=True)
     return original_columns.infer([row.original for row in fragment.rows])
 
 
-def _rows(file: InputFile, unit: Unit, mapping: RowMapping, max_row_bytes: int) -> Iterator[Row]:
+def _rows(file: InputFile, unit: Unit, mapping: RowMapping, max_row_bytes: int, as_planned: bool) -> Iterator[Row]:
     source = (
-        parquet_rows(file, unit, mapping)
+        parquet_rows(file, unit, mapping, as_planned=as_planned)
         if file.kind == "parquet"
-        else json_rows(file, unit, max_row_bytes=max_row_bytes)
+        else json_rows(file, unit, max_row_bytes=max_row_bytes, as_planned=as_planned)
     )
     for number, raw in enumerate(source):
         too_large = not isinstance(raw.values, str) and raw.row_bytes > max_row_bytes

@@ -9,11 +9,9 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, NoReturn
 
 from pipelines.corpus.columns.value_kinds import RowValues
-from pipelines.corpus.files import InputFile, RawRow, Unit
+from pipelines.corpus.files import InputFile, RawRow, Unit, open_input
 from pipelines.corpus.rewritten_copy import read_lines
-from pipelines.corpus.unreadable import reading_input
 from pipelines.storage.decompress import decompress
-from pipelines.storage.files import open_for_reading
 from rm.conversations import UnusableError
 
 _READ_BYTES = 1 << 20
@@ -24,9 +22,9 @@ _MOST_HELD = 16  # times max_row_bytes
 DEEPEST = 32  # lists and objects within one another; Arrow's files end at 64
 
 
-def json_rows(file: InputFile, unit: Unit, *, max_row_bytes: int) -> Iterator[RawRow]:
+def json_rows(file: InputFile, unit: Unit, *, max_row_bytes: int, as_planned: bool = False) -> Iterator[RawRow]:
     """Read the rows of a unit; a line that is no JSON object has a reason in place of values."""
-    for line, size, seen in row_lines(file, unit, max_row_bytes=max_row_bytes):
+    for line, size, seen in row_lines(file, unit, max_row_bytes=max_row_bytes, as_planned=as_planned):
         if line is None:
             yield RawRow("row_too_large", size, size, seen)
         else:
@@ -35,14 +33,16 @@ def json_rows(file: InputFile, unit: Unit, *, max_row_bytes: int) -> Iterator[Ra
             yield RawRow(values, size, held, seen)
 
 
-def row_lines(file: InputFile, unit: Unit, *, max_row_bytes: int) -> Iterator[tuple[bytes | None, int, int]]:
+def row_lines(
+    file: InputFile, unit: Unit, *, max_row_bytes: int, as_planned: bool = False
+) -> Iterator[tuple[bytes | None, int, int]]:
     """Read (line, its bytes, the unit's bytes seen so far) for each line that is not blank; None for a line that is too long."""
     if file.copy is not None:
         rows = max(1, unit.end - unit.start)
         for number, (line, size) in enumerate(read_lines(file.copy, unit.number), start=1):
             yield line, size, unit.input_bytes * number // rows
         return
-    with reading_input(file.path), open_for_reading(file.path) as stream:
+    with open_input(file, as_planned=as_planned) as stream:
         for line, size in _lines(stream, file, unit, max_row_bytes):
             if line is None or line.strip():
                 yield line, size, stream.tell() - unit.start

@@ -11,10 +11,9 @@ import pyarrow.parquet as pq
 
 from pipelines.corpus.columns.row_mapping import RowMapping
 from pipelines.corpus.columns.value_kinds import RowValues
-from pipelines.corpus.files import InputFile, RawRow, Unit
-from pipelines.corpus.unreadable import UnreadableError, reading_input
+from pipelines.corpus.files import InputFile, RawRow, Unit, open_input
+from pipelines.corpus.unreadable import UnreadableError
 from pipelines.errors import InputError
-from pipelines.storage.files import open_for_reading
 from rm.conversations import decode_bytes
 
 _READ_BYTES = 1 << 20
@@ -26,15 +25,15 @@ _NO_VALUE = (ValueError, OverflowError, KeyError)  # bad UTF-8, out of Python's 
 
 
 @lru_cache(maxsize=64)
-def parquet_schema(file: InputFile) -> pa.Schema:
+def parquet_schema(file: InputFile, *, as_planned: bool = False) -> pa.Schema:
     """The types of a Parquet file's columns."""
-    with reading_input(file.path), open_for_reading(file.path) as stream:
+    with open_input(file, as_planned=as_planned) as stream:
         return pq.read_schema(stream)
 
 
-def parquet_rows(file: InputFile, unit: Unit, mapping: RowMapping) -> Iterator[RawRow]:
+def parquet_rows(file: InputFile, unit: Unit, mapping: RowMapping, *, as_planned: bool = False) -> Iterator[RawRow]:
     """Read the mapped columns of a row group. A row with a value that is not UTF-8 is rejected without its neighbours."""
-    with reading_input(file.path), open_for_reading(file.path) as stream:
+    with open_input(file, as_planned=as_planned) as stream:
         parquet = pq.ParquetFile(stream, buffer_size=_READ_BYTES, pre_buffer=False)
         mapped = mapping.columns()
         refuse_missing(file, parquet.schema_arrow.names, mapped)

@@ -7,15 +7,14 @@ afterwards. See `rewritten_copy` for the format of a copy, and `files.with_copy`
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Iterator
 
 from pipelines.corpus import InputFile, Unit, rewritten_copy
+from pipelines.corpus.files import refuse_changed
 from pipelines.corpus.jsonl import row_lines
-from pipelines.corpus.unreadable import reading_input
-from pipelines.errors import InputError, StorageError
-from pipelines.storage.files import filesystem, is_local, names_in, size_of
+from pipelines.errors import InputError
+from pipelines.storage.files import names_in
 
 log = logging.getLogger(__name__)
 
@@ -24,15 +23,14 @@ def rewrite(file: InputFile, copy: str, *, max_row_bytes: int, verify: bool = Fa
     """Write a file's copy, or the missing parts of one. A complete copy is left alone, unless it is to be verified.
 
     Otherwise the file is streamed from its beginning, one part in memory at a time, and existing parts are compared instead of
-    written. Raises `UnreadableError` for a truncated or damaged file, `InputError` for a file whose lines differ from a complete
-    copy, `StorageError` for one that has changed since it was listed, and where writing fails.
+    written. Raises `UnreadableError` for a truncated or damaged file and for one that has changed since it was listed,
+    `InputError` for a file whose lines differ from a complete copy, `StorageError` where writing fails.
     """
     known = rewritten_copy.read_index(copy)
     if known is not None and not verify and not rewritten_copy.missing_parts(copy, known):
         return
     log.info("rewriting %s, %.0f MB, as %s", file.path, file.size / 1e6, copy)
     started, existing = time.monotonic(), set(names_in(copy))
-    refuse_changed(file)
     parts: list[rewritten_copy.Part] = []
     for table in rewritten_copy.cut_into_parts(_lines(file, max_row_bytes)):
         number, part = len(parts), rewritten_copy.Part.of(table)
@@ -54,22 +52,8 @@ def rewrite(file: InputFile, copy: str, *, max_row_bytes: int, verify: bool = Fa
 def _lines(file: InputFile, max_row_bytes: int) -> Iterator[rewritten_copy.Line]:
     """Read the lines of the compressed file itself."""
     whole = Unit(0, 0, file.size, file.size)
-    for line, size, _ in row_lines(file._replace(copy=None), whole, max_row_bytes=max_row_bytes):
+    for line, size, _ in row_lines(file._replace(copy=None), whole, max_row_bytes=max_row_bytes, as_planned=True):
         yield line, size
-
-
-def refuse_changed(file: InputFile) -> None:
-    """Raise `StorageError` where the file has changed since it was listed, since its copy would pass for one of the listed file.
-
-    Of an object on a store only the size is compared: an open object does not change.
-    """
-    current: tuple[int | None, str] = (size_of(file.path), file.version)
-    if is_local(file.path):
-        with reading_input(file.path):
-            status = os.stat(filesystem(file.path)[1])
-        current = (status.st_size, str(status.st_mtime))
-    if current != (file.size, file.version):
-        raise StorageError(f"input file {file.path} has changed since it was listed; run the same command again")
 
 
 def _other_lines(file: InputFile, copy: str) -> InputError:

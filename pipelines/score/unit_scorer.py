@@ -78,7 +78,7 @@ class UnitScorer:
             if existing and existing[-1].footer.last:
                 return
         seen = 0
-        for fragment in self.plan.fragments(unit_scores.file, unit):
+        for fragment in self.plan.fragments(unit_scores.file, unit, as_planned=True):
             done = fragment.rows[-1].seen_bytes if fragment.rows and not fragment.last else unit.input_bytes
             fragment_bytes, seen = done - seen, done
             if fragment.index % stripes != stripe:
@@ -127,7 +127,7 @@ class UnitScorer:
 
 def waiting_fragments(unit_scores: UnitScores, existing: Sequence[ScoreFile]) -> Iterator[tuple[Fragment, str]]:
     """The fragments after the `existing` score files for which `UnitScorer` would need a scorer, with their content hashes."""
-    for fragment in unit_scores.plan.fragments(unit_scores.file, unit_scores.unit):
+    for fragment in unit_scores.plan.fragments(unit_scores.file, unit_scores.unit, as_planned=True):
         if fragment.index >= len(existing):
             content_hash = fragment.content_hash()
             original = original_columns.dump(original_schema(unit_scores.file, fragment))

@@ -72,7 +72,7 @@ def _units(file: InputFile, whole: WorkPiece) -> list[WorkPiece]:
     if file.copy is not None and rewritten_copy.read_index(file.copy) is None:  # it could not be rewritten
         return [whole]
     try:
-        units = split_units(file)
+        units = split_units(file, as_planned=True)
     except UnreadableError:
         return [whole]
     return [WorkPiece(whole.file, unit, unit.input_bytes) for unit in units]
@@ -153,4 +153,4 @@ def make_copies(plan: Plan) -> None:
 def units_in(file_number: int, file: InputFile, plan_path: str, shard: CorpusShard | None) -> Iterator[Unit]:
     """The units of a file; with a `shard`, only those in it. Raises `InputError`."""
     wanted = None if shard is None else units_of_shard(plan_path, shard)[file_number]
-    yield from (unit for unit in split_units(file) if wanted is None or unit.number in wanted)
+    yield from (unit for unit in split_units(file, as_planned=True) if wanted is None or unit.number in wanted)

@@ -106,15 +106,54 @@ def version_of(info: dict[str, Any]) -> str:
 def open_for_reading(path: str) -> BinaryIO:
     """Open a file, local or remote, for reading; reads of a remote one that has changed since raise `StorageError`."""
     fs, name = filesystem(path)
-    if isinstance(fs, LocalFileSystem):
-        return open(name, "rb")
-    remote = _object_on(fs, name, path)
+    return open(name, "rb") if isinstance(fs, LocalFileSystem) else _open_object(_object_on(fs, name, path))[0]
+
+
+def _open_object(remote: RemoteObject) -> tuple[BinaryIO, StoredObject]:
+    """An open object, and what it was when it was opened, by the same request."""
     seen = remote.stat()
     if seen is None:
-        raise FileNotFoundError(errno.ENOENT, "there is no such object", path)
+        raise FileNotFoundError(errno.ENOENT, "there is no such object", remote.place)
+    status = StoredObject(seen.size, version_of(dict(seen.described)))
     if seen.size is None:  # some web servers do not say
-        return cast("BinaryIO", fs.open(name, "rb"))
-    return open_remote(remote, seen)
+        return cast("BinaryIO", remote.fs.open(remote.name, "rb")), status
+    return open_remote(remote, seen), status
+
+
+class StoredObject(NamedTuple):
+    """An object as a listing shows it."""
+
+    bytes: int | None
+    version: str  # see `version_of`
+
+
+class OpenFile(NamedTuple):
+    """A file opened by `open_with_status`."""
+
+    stream: BinaryIO
+    status: StoredObject  # when it was opened
+    stays: bool  # whether all that is read is of the file with this status; reading raises `ObjectChanged` otherwise
+
+
+def open_with_status(path: str) -> OpenFile:
+    """Like `open_for_reading`, with what the file was when it was opened. Asks a store nothing more."""
+    fs, name = filesystem(path)
+    if isinstance(fs, LocalFileSystem):
+        return OpenFile(open(name, "rb"), status_of(path), stays=False)
+    remote = _object_on(fs, name, path)
+    return OpenFile(*_open_object(remote), stays=remote.pins_reads)
+
+
+def status_of(path: str) -> StoredObject:
+    """A file as it is now. Raises `FileNotFoundError`, or `OSError` for a local one."""
+    fs, name = filesystem(path)
+    if isinstance(fs, LocalFileSystem):
+        status = os.stat(name)
+        return StoredObject(status.st_size, version_of({"mtime": status.st_mtime}))
+    seen = _object_on(fs, name, path).stat()
+    if seen is None:
+        raise FileNotFoundError(errno.ENOENT, "there is no such object", path)
+    return StoredObject(seen.size, version_of(dict(seen.described)))
 
 
 def read_bytes(path: str) -> bytes | None:
@@ -179,13 +218,6 @@ def sizes_in(directory: str) -> dict[str, int | None]:
     if not is_local(directory):
         return {name: stored.bytes for name, stored in stored_in(directory).items()}
     return {name: size_of(join(directory, name)) for name in names_in(directory)}
-
-
-class StoredObject(NamedTuple):
-    """An object as a listing shows it."""
-
-    bytes: int | None
-    version: str  # see `version_of`
 
 
 def stored_in(directory: str) -> dict[str, StoredObject]:

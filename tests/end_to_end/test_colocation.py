@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -335,12 +336,19 @@ def test_kill_9_then_the_same_command(tmp_path, configure, spread):
     assert_same(plain, tmp_path / "out")
 
 
+def in_place(path: Path, data: bytes) -> None:
+    """Other content, and nothing to see from outside."""
+    status = path.stat()
+    path.write_bytes(data)
+    assert path.stat().st_size == status.st_size
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
 def test_an_input_that_changes_in_between_is_noticed(tmp_path, configure, spread, watched, monkeypatch):
     scored = WatchedScorer.score
 
     def changes(self, groups):
-        text = (spread / "1.jsonl").read_text()
-        (spread / "1.jsonl").write_text(text.replace("answer", "Answer"))
+        in_place(spread / "1.jsonl", (spread / "1.jsonl").read_bytes().replace(b"answer", b"Answer"))
         return scored(self, groups)
 
     monkeypatch.setattr(WatchedScorer, "score", changes)
@@ -353,11 +361,16 @@ def test_an_input_that_changes_in_between_is_noticed(tmp_path, configure, spread
 
 def test_prompts_that_change_their_spelling_in_between_are_noticed(tmp_path, configure, watched, monkeypatch):
     """The content hash is of the canonical prompt; what the model read is the text."""
-    path = write_jsonl(tmp_path / "in" / "a.jsonl", [{"prompt": "caf\u00e9", "response": "r"}])
+    path = write_jsonl(
+        tmp_path / "in" / "a.jsonl", [{"prompt": unicodedata.normalize("NFD", "caf\u00e9"), "response": "r"}]
+    )
+    decomposed = path.read_bytes()
+    write_jsonl(path, [{"prompt": "caf\u00e9", "response": "r"}])
+    path.write_bytes(path.read_bytes().ljust(len(decomposed)))
     scored = WatchedScorer.score
 
     def changes(self, groups):
-        write_jsonl(path, [{"prompt": unicodedata.normalize("NFD", "caf\u00e9"), "response": "r"}])
+        in_place(path, decomposed)
         return scored(self, groups)
 
     monkeypatch.setattr(WatchedScorer, "score", changes)

@@ -407,9 +407,7 @@ def test_a_file_that_changes_under_the_run_is_no_copy(tmp_path, make_config, lar
 
     monkeypatch.setattr(rewritten_copy, "publish_part", change)
     copy = copy_of(config)
-    with pytest.raises(
-        StorageError, match=f"^input file {source} has changed since it was listed; run the same command again"
-    ):
+    with pytest.raises(InputError, match=f"^input file {source} has changed since the run was planned"):
         run(config)
     assert "index.json" not in parts_in(copy)
 

@@ -103,7 +103,7 @@ def _score(job: Job, launcher: LauncherConnection) -> None:
         with suppress(*skippable):  # the graph that runs afterwards finds and skips such a file once more
             if file.copy is not None and piece.unit is None:  # exists already, unless the file cannot be read
                 rewrite(file, file.copy, max_row_bytes=plan.max_row_bytes)
-            for unit in split_units(file) if piece.unit is None else [piece.unit]:
+            for unit in split_units(file, as_planned=True) if piece.unit is None else [piece.unit]:
                 for _ in members[member].score_unit(piece.file, unit, stripe=piece.stripe, stripes=piece.stripes):
                     launcher.send("lives", *_report())  # if this worker dies, the launcher knows what it has published
 

@@ -54,7 +54,7 @@ class GcsObject(RemoteObject):
             entry = self._retry("look at", request)
         except FileNotFoundError:
             return None
-        return ObjectStat(int(entry["size"]), str(entry["generation"]))
+        return ObjectStat(int(entry["size"]), str(entry["generation"]), entry)
 
     def read(self) -> bytes | None:
         try:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import errno
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, ClassVar, TypeVar, cast
 
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -24,16 +24,20 @@ Result = TypeVar("Result")
 PART_BYTES = 16 * 2**20
 
 
-class ObjectStat(NamedTuple):
+@dataclass(frozen=True)
+class ObjectStat:
     """An object as it was at one moment."""
 
     size: int | None  # bytes; None where the store does not say
     version: str  # its ETag or generation; empty where there is none
+    described: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)  # with the names of a listing
 
 
 @dataclass(frozen=True)
 class RemoteObject(ABC):
     """An object at a name, where there may be none yet."""
+
+    pins_reads: ClassVar[bool] = True  # whether ranges are of the object as it was seen, or raise
 
     fs: Any
     name: str  # bucket and key, as the driver wants it
@@ -101,12 +105,14 @@ def check_length(data: bytes, expected: int) -> bytes:
 class FsspecObject(RemoteObject):
     """An object on any other store, by fsspec's interface alone: read-only, except on fsspec's own in-memory store."""
 
+    pins_reads: ClassVar[bool] = False
+
     def stat(self) -> ObjectStat | None:
         try:
             info = self._retry("look at", lambda _: self.fs.info(self.name))
         except FileNotFoundError:
             return None
-        return ObjectStat(info["size"], "") if info["type"] == "file" else None
+        return ObjectStat(info["size"], "", info) if info["type"] == "file" else None
 
     def read(self) -> bytes | None:
         try:

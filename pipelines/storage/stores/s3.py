@@ -62,7 +62,7 @@ class S3Object(RemoteObject):
             head = self._retry("look at", lambda secs: self._call("head_object", secs))
         except FileNotFoundError:
             return None
-        return ObjectStat(int(head["ContentLength"]), head["ETag"])
+        return ObjectStat(int(head["ContentLength"]), head["ETag"], head)
 
     def read(self) -> bytes | None:
         existing = self.read_with_stat()

@@ -78,7 +78,7 @@ class Chunks(io.BytesIO):
 
 
 def lines(monkeypatch, data: bytes, start: int, end: int, limit: int = 4) -> list[bytes | None]:
-    monkeypatch.setattr(jsonl, "open_for_reading", lambda _: Chunks(data))
+    monkeypatch.setattr("pipelines.corpus.files.open_for_reading", lambda _: Chunks(data))
     file = InputFile(path="a.jsonl", key="a.jsonl", kind="jsonl", compression=None, size=len(data), version="")
     return list(json_lines(file, Unit(0, start, end, end - start), max_row_bytes=limit))
 

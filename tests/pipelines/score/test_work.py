@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,7 +37,7 @@ def jsonl_files(lengths: list[int]) -> list[InputFile]:
 @pytest.fixture(autouse=True)
 def _small_ranges(monkeypatch):
     monkeypatch.setattr(files, "RANGE_BYTES", 50)
-    monkeypatch.setattr(files, "probe", lambda path: None)
+    monkeypatch.setattr(files, "open_input", lambda file, **_: io.BytesIO())
 
 
 def all_units(corpus):

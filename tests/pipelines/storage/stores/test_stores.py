@@ -13,7 +13,7 @@ import pytest
 from services.emulators import forget_clients
 
 from pipelines.config import Columns
-from pipelines.corpus import InputFile, read_fragments, split_units
+from pipelines.corpus import InputFile, UnreadableError, read_fragments, split_units
 from pipelines.corpus.columns.detection import detect
 from pipelines.errors import ConflictError, StorageError
 from pipelines.score import score_files
@@ -401,3 +401,29 @@ def test_stores_without_create_only_are_read_but_not_written(store):
     with pytest.raises(StorageError, match="create-only"):
         publish.replace(path, b"data")
     assert store.contents() == {"x": b"data"}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_the_planned_object_is_read_or_none_and_that_takes_no_request(store, tmp_path, kind):
+    """What opening asks for is compared with the listing, and what is open does not change."""
+    rows = [{"prompt": f"prompt {n}", "response": f"response {n}"} for n in range(100)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    data = lines if kind == "jsonl" else (tmp_path / "a.parquet").read_bytes()
+    store.put(f"a.{kind}", data)
+    (found,) = listing.expand(f"{store.url}/a.{kind}")
+    file = InputFile(found.path, found.key, kind, None, found.info["size"], files.version_of(found.info))
+    mapping = detect(["prompt", "response"], format="auto", columns=Columns(), carry=[], group_by=[], where="").mapping
+    bounds = {"rows_per_fragment": 40, "max_row_bytes": 1000}
+    asked = []
+    for as_planned in (False, True):
+        store.proxy.requests.clear()
+        (unit,) = split_units(file, as_planned=as_planned)
+        fragments = read_fragments(file, unit, mapping, as_planned=as_planned, **bounds)
+        assert sum(len(fragment.rows) for fragment in fragments) == 100
+        asked.append(len(store.proxy.requests))
+    assert asked[0] == asked[1] > 0
+    store.put(f"a.{kind}", lines[: len(data) - 1] if kind == "jsonl" else data + b"PAR1")
+    with pytest.raises(UnreadableError, match=rf"a\.{kind} has changed since the run was planned") as caught:
+        list(read_fragments(file, unit, mapping, as_planned=True, **bounds))
+    assert (caught.value.reason, caught.value.exit_code) == ("changed", 3)
