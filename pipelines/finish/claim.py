@@ -14,7 +14,7 @@ from typing import Any
 from pipelines.errors import ConflictError, StorageError
 from pipelines.storage import publish
 from pipelines.storage.canonical_json import to_json
-from pipelines.storage.files import anything_below, join, read_bytes, read_with_version, sizes_in
+from pipelines.storage.files import anything_below, join, read_bytes, sizes_in
 from pipelines.storage.owner import CLAIM, Owner
 
 _SHARD = re.compile(r"data/(train|test)-[^/]*\.parquet")  # what a reader takes for one
@@ -33,11 +33,9 @@ def claim(output: str, *, inputs: str, selection: str, plan: str) -> bool:
     path, owner = join(output, CLAIM), Owner(output, inputs, selection)
     settled = owner.is_settled()
     content = {"inputs": inputs, "selection": selection, "plan": plan}
-    existing = None
-    while existing is None:  # a claim that is removed before it is read does not count
-        if publish.create(path, to_json(content)):
-            return True
-        existing = read_with_version(path)
+    existing = publish.create_or_read(path, to_json(content))
+    if existing is None:
+        return True
     data, version = existing
     other = owner.differences(data)
     if not other:

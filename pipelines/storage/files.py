@@ -16,7 +16,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from pipelines.errors import BestkeptError, InputError, StorageError
-from pipelines.storage.stores import gcs, s3
+from pipelines.storage.stores import gcs, local, s3
 from pipelines.storage.stores.ranged_reader import open_remote
 from pipelines.storage.stores.remote_object import FsspecObject, RemoteObject
 from pipelines.storage.stores.retry import with_retries
@@ -106,7 +106,11 @@ def version_of(info: dict[str, Any]) -> str:
 def open_for_reading(path: str) -> BinaryIO:
     """Open a file, local or remote, for reading; reads of a remote one that has changed since raise `StorageError`."""
     fs, name = filesystem(path)
-    return open(name, "rb") if isinstance(fs, LocalFileSystem) else _open_object(_object_on(fs, name, path))[0]
+    return _open_locally(name) if isinstance(fs, LocalFileSystem) else _open_object(_object_on(fs, name, path))[0]
+
+
+def _open_locally(name: str) -> BinaryIO:
+    return open(name, "rb", opener=local.open_without_waiting)
 
 
 def _open_object(remote: RemoteObject) -> tuple[BinaryIO, StoredObject]:
@@ -139,7 +143,7 @@ def open_with_status(path: str) -> OpenFile:
     """Like `open_for_reading`, with what the file was when it was opened. Asks a store nothing more."""
     fs, name = filesystem(path)
     if isinstance(fs, LocalFileSystem):
-        return OpenFile(open(name, "rb"), status_of(path), stays=False)
+        return OpenFile(_open_locally(name), status_of(path), stays=False)
     remote = _object_on(fs, name, path)
     return OpenFile(*_open_object(remote), stays=remote.pins_reads)
 
@@ -162,7 +166,7 @@ def read_bytes(path: str) -> bytes | None:
     if not isinstance(fs, LocalFileSystem):
         return _object_on(fs, name, path).read()
     try:
-        with open(name, "rb") as file:
+        with _open_locally(name) as file:
             return file.read()
     except (FileNotFoundError, NotADirectoryError):  # also below a file
         return None

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from pipelines.errors import ConflictError, StorageError
 from pipelines.storage.canonical_json import to_json
 from pipelines.storage.files import join, read_bytes
-from pipelines.storage.publish import create, create_or_equal
+from pipelines.storage.publish import create_or_equal, create_or_read
 from pipelines.storage.stores.local import Writer
 
 CLAIM, OWNER, SHARDS = "claim.json", "owner.json", "shards.json"
@@ -59,11 +59,9 @@ class Owner(NamedTuple):
                 f"output.path {self.output} has been claimed by another run since this one began; choose another output.path "
                 f"(scores.path={join(self.output, 'scores')} re-uses what is scored there)"
             )
-        create(join(self.output, OWNER), to_json(self._known()))
-        if not self.is_settled():
-            raise StorageError(
-                f"{join(self.output, OWNER)} is gone: the output was removed meanwhile; run the same command again"
-            )
+        existing = create_or_read(join(self.output, OWNER), to_json(self._known()))
+        if existing is not None and (other := self.differences(existing[0])):
+            raise self.conflict(other)
 
     def is_settled(self) -> bool:
         """Return whether the output is this selection's for good: False before anything is published. Raises `ConflictError`."""
@@ -78,10 +76,8 @@ class Owner(NamedTuple):
         path, content = join(self.output, SHARDS), to_json(dict(counts))
         data = read_bytes(path)
         if data is None:
-            create(path, content)
-            data = read_bytes(path)
-        if data is None:
-            raise StorageError(f"{path} is gone: the output was removed meanwhile; run the same command again")
+            existing = create_or_read(path, content)
+            data = content if existing is None else existing[0]
         if data != content:
             raise ConflictError(
                 f"{path} names another number of shards than this run gives: an input has changed since they were written; "

@@ -12,7 +12,7 @@ import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -36,6 +36,7 @@ from pipelines.storage.stores.remote_object import RemoteObject
 T = TypeVar("T")
 
 _CHUNK = 1 << 20
+_ATTEMPTS = 20
 _SPOOL_BYTES = 64 * 2**20
 
 
@@ -109,23 +110,48 @@ def settle(path: str, data: bytes, *, accepts: Callable[[bytes], T | None], ours
 
         footer = settle(path, encode(table, footer), accepts=footer_of, ours=footer)
     """
-    while not create(path, data):
-        existing = read_with_version(path)
-        if existing is None:  # removed since
-            continue
+    for _ in range(_ATTEMPTS):
+        existing = create_or_read(path, data)
+        if existing is None:
+            return ours
         content, version = existing
         value = accepts(content)
         if value is not None:
             return value
         if replace(path, data, version=version):
-            break
-    return ours
+            return ours
+    raise _unsettled(path)
+
+
+def create_or_read(path: str, data: bytes) -> tuple[bytes, str] | None:
+    """Publish `data` at `path`, or read what stands there, with what `replace` must be told; None where it has been published.
+
+    Raises `StorageError`, also where something stands there that stays and cannot be read.
+    """
+    for _ in range(_ATTEMPTS):
+        if create(path, data):
+            return None
+        existing = read_with_version(path)
+        if existing is not None:  # otherwise it has been removed since
+            return existing
+    raise _unsettled(path)
+
+
+def _unsettled(path: str) -> StorageError:
+    return StorageError(
+        f"cannot write {path}: something stands there that is missing or another whenever it is read ({_ATTEMPTS} times); remove "
+        "it and run the same command again"
+    )
 
 
 def _holds(path: str, digest: str) -> bool:
-    with suppress(FileNotFoundError), open_for_reading(path) as existing:
-        return _digest(existing) == digest
-    return False  # removed since
+    try:
+        with open_for_reading(path) as existing:
+            return _digest(existing) == digest
+    except FileNotFoundError:  # removed since
+        return False
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {describe(error)}; run the same command again") from error
 
 
 @contextmanager
@@ -180,6 +206,7 @@ def _storage_error(path: str, error: OSError) -> StorageError:
         errno.EROFS: "choose a writable output.path",
         errno.EACCES: "grant write access, or choose another output.path",
         errno.EPERM: "grant write access, or choose another output.path",
+        errno.EEXIST: "remove it and run the same command again",
         errno.ENOTDIR: "a file stands where a directory is needed; choose another output.path",
     }.get(error.errno or 0, "check the place and run the same command again")
     return StorageError(f"cannot write {path}: {describe(error)}; {remedy(error) or known}")

@@ -18,6 +18,7 @@ import fcntl
 import itertools
 import os
 import re
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -33,7 +34,8 @@ _ATTEMPTS = 5
 
 
 def create(path: Path, write: Writer) -> bool:
-    """Publish what `write` produces at `path`; False where something is there already. Both are durable. Raises `OSError`.
+    """Publish what `write` produces at `path`; False where a file is there already. Both are durable. Raises `OSError`, also
+    where something stands there that is no file, which whoever reads it afterwards would find missing, or wait for.
 
     `write` is called again where another machine has swept its temporary away.
     """
@@ -44,8 +46,36 @@ def create(path: Path, write: Writer) -> bool:
             return True
         except FileExistsError:
             pass
+    _refuse_other_kinds(path)
     _sync_directory(path.parent)  # the process that made it may have been killed before this
     return False
+
+
+def _refuse_other_kinds(path: Path) -> None:
+    try:
+        kind = kind_of(os.stat(path).st_mode)
+    except FileNotFoundError:
+        if not os.path.islink(path):  # removed since
+            return
+        kind = "a link to nothing"
+    if kind != "a file":
+        raise FileExistsError(errno.EEXIST, f"{kind} stands there")
+
+
+def kind_of(mode: int) -> str:
+    """What `os.stat` has found, in words."""
+    kinds = {stat.S_IFREG: "a file", stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def open_without_waiting(name: str, flags: int) -> int:
+    """An `opener` of `open` for reading. Raises `OSError`, also for a FIFO or a device, from which nothing may ever come."""
+    descriptor = os.open(name, flags | os.O_NONBLOCK)
+    kind = kind_of(os.fstat(descriptor).st_mode)
+    if kind not in ("a file", "a directory"):  # `open` has its own error for a directory
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, f"it is {kind}, and no file")
+    return descriptor
 
 
 def replace(path: Path, write: Writer) -> None:
@@ -99,7 +129,7 @@ def _link(temporary: Path, path: Path) -> None:
         if error.errno not in _NO_LINKS:
             raise
         with _directory_locked(path.parent):  # no hard links here (some network and FUSE mounts): one creator at a time
-            if path.exists():
+            if os.path.lexists(path):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
             os.rename(temporary, path)
 

@@ -79,14 +79,14 @@ def test_a_damaged_claim_is_taken_over(output, damage):
 
 def test_a_claim_that_is_gone_when_it_is_read_is_none(output, monkeypatch):
     claim.claim(output, **{**OURS, "plan": "old"})
-    real = claim.read_with_version
+    real = publish.read_with_version
 
     def gone(path):
-        monkeypatch.setattr(claim, "read_with_version", real)
+        monkeypatch.setattr(publish, "read_with_version", real)
         Path(path).unlink()
         return real(path)
 
-    monkeypatch.setattr(claim, "read_with_version", gone)
+    monkeypatch.setattr(publish, "read_with_version", gone)
     assert claim.claim(output, **OURS) is True
     assert held(output) == OURS
 

@@ -12,7 +12,7 @@ from pipelines.commands import run as run_command
 from pipelines.errors import ConflictError, StorageError
 from pipelines.finish import retention
 from pipelines.finish.versions import latest_path
-from pipelines.storage import owner
+from pipelines.storage import publish
 from pipelines.storage.owner import Owner
 
 __all__ = ["disk", "place"]  # fixtures
@@ -120,9 +120,19 @@ def test_a_version_that_is_removed_under_a_run_is_no_success(place, monkeypatch)
     assert run(place).already_complete
 
 
-def test_an_owner_that_is_removed_at_once_is_no_owner(tmp_path, monkeypatch):
-    output = Owner(str(tmp_path), inputs="i", selection="s")
+def test_an_owner_that_is_removed_before_it_is_read_is_made_again(tmp_path, monkeypatch):
+    output, path = Owner(str(tmp_path), inputs="i", selection="s"), tmp_path / "owner.json"
     (tmp_path / "claim.json").write_text(json.dumps({"inputs": "i", "selection": "s", "plan": "p"}))
-    monkeypatch.setattr(owner, "create", lambda *_: True)  # and `clean` removes it
-    with pytest.raises(StorageError, match=r"owner\.json is gone: the output was removed meanwhile"):
-        output.settle()
+    remove = once(path.unlink)
+    read = publish.read_with_version
+
+    def gone(name: str):
+        remove()
+        return read(name)
+
+    create = publish.create
+    other = once(lambda: path.write_text("{}"))
+    monkeypatch.setattr(publish, "create", lambda *given: other() or create(*given))
+    monkeypatch.setattr(publish, "read_with_version", gone)
+    output.settle()
+    assert output.is_settled()
