@@ -141,7 +141,7 @@ def _compare(file: InputFile, status: StoredObject) -> None:
 
 
 def _may_be_same(listed: str, seen: str) -> bool:
-    """Whether versions may be of one file: outside of a listing, drivers give none, another kind, or a time in another form."""
+    """Tell whether versions may be of one file: outside a listing, drivers give none, another kind, or times in another form."""
     if listed == seen or not listed or not seen:
         return True
     instants = [_instant(listed), _instant(seen)]

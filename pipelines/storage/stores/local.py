@@ -63,7 +63,7 @@ def _refuse_other_kinds(path: Path) -> None:
 
 
 def kind_of(mode: int) -> str:
-    """What `os.stat` has found, in words."""
+    """Name what `os.stat` has reported."""
     kinds = {stat.S_IFREG: "a file", stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
     return kinds.get(stat.S_IFMT(mode), "a device")
 
