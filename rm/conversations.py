@@ -15,6 +15,9 @@ from typing import Any
 
 import xxhash
 
+from rm.transcripts import open_turns as open_turns
+from rm.transcripts import turns_in as turns_in
+
 Turn = tuple[str, str]
 Conversation = tuple[Turn, ...]
 
@@ -31,7 +34,6 @@ _ROLES = {
 }
 # gives what json.dumps(text, ensure_ascii=False) gives, without making an encoder
 _quote_json = json.encoder.encode_basestring
-_HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \t]?")
 
 
 STRUCTURED = r"^[ \t\r\n]*\["
@@ -197,20 +199,14 @@ def split_last(turns: Conversation) -> tuple[Conversation, str]:
 
 
 def from_hh(text: object) -> Conversation:
-    """Convert an HH-RLHF string, `"\\n\\nHuman: ...\\n\\nAssistant: ..."` (Bai et al. 2022), to a conversation.
+    """Convert a whole transcript, `"\\n\\nHuman: ...\\n\\nAssistant: ..."` (HH-RLHF, Bai et al. 2022), to a conversation.
 
-    Raises `UnusableError("bad_hh_format")` where the text does not start with a `Human:` or `Assistant:` marker.
+    Raises `UnusableError("bad_hh_format")` where the text has no turns, or other text before the assistant's.
     """
-    whole = text_of(text, field="prompt")
-    marks = list(_HH_TURN.finditer(whole))
-    if not marks or whole[: marks[0].start()].strip():
+    messages = turns_in(text_of(text, field="prompt"))
+    if messages is None:
         raise UnusableError("bad_hh_format")
-    turns: list[Turn] = []
-    for mark, following in zip(marks, [*marks[1:], None], strict=True):
-        content = whole[mark.end() : following.start() if following else len(whole)].strip()
-        role = "user" if mark.group(1) == "Human" else "assistant"
-        turns.append((role, text_of(content, field="prompt" if following else "response")))
-    return tuple(turns)
+    return from_messages(messages)
 
 
 def to_messages(turns: Conversation, response: str | None = None) -> list[dict[str, str]]:

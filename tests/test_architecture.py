@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 STAGES = "score < select < export, report < finish"
 PIPELINES = f"errors < config, storage < corpus, runtime < plan < {STAGES} < curate < commands < cli"
 RM = (
-    "hash_cache < conversations, identity < text, checkpoint, engine, preferences < together < scorer, preview, "
+    "hash_cache, transcripts < conversations, identity < text, checkpoint, engine, preferences < together < scorer, preview, "
     "evaluate < closing_token, dry_run, train"
 )
 # Beside runtime/ and *transform.py; load_model for Beam's `Shared`.

@@ -44,8 +44,8 @@ class InputFiles(Strict):
     path: PathText | Annotated[list[PathText], Field(min_length=1)] = Field(examples=["corpus/*.parquet"])
     """Files, globs, or directories; local or any fsspec URL (s3://, gs://, ...)."""
     format: Literal["auto", "messages", "sharegpt", "prompt_response", "responses_list", "alpaca", "hh"] = "auto"
-    """The layout of the rows; `auto` detects it by their columns and values. `hh`: `columns.messages` holds transcripts,
-    "Human: ... Assistant: ..."."""
+    """The layout of the rows; `auto` detects it by their columns and values. `hh`: transcripts,
+    "Human: ... Assistant: ...", whole ones in `columns.messages` or open ones in `columns.prompt`."""
     columns: Columns = Columns()
     """The columns by role; needed only where detection fails."""
 

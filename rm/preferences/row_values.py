@@ -19,6 +19,7 @@ from typing import Any
 from rm.conversations import Conversation, UnusableError, from_prompt, from_response
 from rm.preferences.edges import GapUse, apply_gap
 from rm.preferences.groups import Edge
+from rm.transcripts import open_turns
 
 PreferenceRow = Mapping[str, Any]
 
@@ -100,8 +101,8 @@ def read_prompt(row: PreferenceRow) -> Conversation:
     name = next((name for name in PROMPTS if name in row), "prompt")
     value, extra = row.get(name), row.get("input")
     if name == "instruction" and isinstance(value, str) and isinstance(extra, str) and extra.strip():
-        value = f"{value}\n\n{extra}"
-    return from_prompt(value)
+        return from_prompt(f"{value}\n\n{extra}")
+    return from_prompt((open_turns(value) if isinstance(value, str) else None) or value)
 
 
 def read_tag(value: object) -> str | None:

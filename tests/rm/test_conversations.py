@@ -95,8 +95,13 @@ def test_hh_string():
     )
 
 
-@pytest.mark.parametrize("text", ["no marker", "preamble\n\nHuman: a"])
-def test_hh_without_leading_marker_is_refused(text):
+def test_text_before_the_first_turn_is_the_system_turn():
+    for text in ("Be brief.\n\nHuman: a\n\nAssistant: b", "\n\nSystem: Be brief.\n\nHuman: a\n\nAssistant: b"):
+        assert from_hh(text) == (("system", "Be brief."), ("user", "a"), ("assistant", "b"))
+
+
+@pytest.mark.parametrize("text", ["no marker", "preamble\n\nAssistant: a", "\n\nhuman: a"])
+def test_hh_without_a_turn_of_the_human_first_is_refused(text):
     with pytest.raises(UnusableError, match="bad_hh_format"):
         from_hh(text)
 

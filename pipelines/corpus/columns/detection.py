@@ -8,7 +8,7 @@ Pure. Where several readings fit, the first in this order wins; the order never 
 3. `alpaca`: `instruction`, `input` and `output`; Dolly's `instruction`, `context` and `response`.
 4. `prompt_response`: a prompt and one response.
 5. `responses_list` from columns whose names say "one" and whose values are lists: `output: [...]`, an API's `choices`.
-6. `hh`: transcripts, "Human: ... Assistant: ...".
+6. `hh`: whole transcripts, "Human: ... Assistant: ...". In 2, 4 and 5, too, where most prompts are open transcripts.
 
 For each role the usual names come before rarer ones (`layouts.ROLES`). Two columns that could have the same role and differ in
 any of the first rows raise `AmbiguousError`, since picking one would be a guess. So does a list of responses beside a response
@@ -67,6 +67,7 @@ class Detection:
     unread: tuple[UnreadColumn, ...]
     # column appended to the prompt although neither the configuration nor the name `input` asks for it
     appended: str | None = None
+    transcripts: str | None = None  # a note on prompts that are transcripts
 
     @property
     def notes(self) -> list[str]:
@@ -80,7 +81,7 @@ class Detection:
             rest = {role: name for role, name in self.reading.columns.items() if role != "input"}
             alone = self.reading._replace(columns=rest).setting
             notes.append(f"the column {self.appended} is read as part of the prompt; without it: {alone}")
-        return notes
+        return notes + ([self.transcripts] if self.transcripts is not None else [])
 
 
 class UndetectedError(InputError):
@@ -144,7 +145,8 @@ def detect(
         column = mapping.responses or mapping.response
         chosen = chosen._replace(columns={**chosen.columns, role: f"{column}.{mapping.field}"})
     appended = mapping.input if mapping.input != "input" and "input" not in user_columns else None
-    return Detection(mapping, chosen, tuple(readings[1:]), _unread_columns(table, chosen, mapping), appended)
+    unread = _unread_columns(table, chosen, mapping)
+    return Detection(mapping, chosen, tuple(readings[1:]), unread, appended, _transcript_note(table, chosen, format))
 
 
 def _mapping(
@@ -193,7 +195,8 @@ def _refuse_rivals(
     rivals: list[Reading] = []
     for role, name in chosen.columns.items():
         fixed = role in user_columns or role == "input" or (chosen.format == "alpaca" and role == "prompt")
-        for other in [] if fixed or chosen.format == "hh" else columns_for_role(role, table, {}):
+        fixed = fixed or (chosen.format == "hh" and role == "messages")
+        for other in [] if fixed else columns_for_role(role, table, {}):
             if other not in chosen.columns.values() and not table.same(name, other):
                 rivals.append(chosen._replace(columns={**chosen.columns, role: other}))
     if not roles_of_layout(user_columns):
@@ -211,10 +214,28 @@ def _contradicts(table: FirstRows, chosen: Reading, other: Reading) -> bool:
     """Return whether a list of responses contradicts a single response that is not in it, or whole conversations."""
     if chosen.format == "messages":
         return other.format == "responses_list" and other.columns["responses"] in LISTS
-    if chosen.format != "responses_list" or other.format not in ("prompt_response", "alpaca"):
+    if "responses" not in chosen.columns or "response" not in other.columns:
         return False
     lists, single = chosen.columns["responses"], other.columns["response"]
     return not table.rows or not all(row.get(single) in (row.get(lists) or [None]) for row in table.rows)
+
+
+def _transcript_note(table: FirstRows, chosen: Reading, format: str) -> str | None:
+    """A note where detection took prompts for transcripts, or where some are and are read as plain text."""
+    prompt = chosen.columns.get("prompt")
+    count = 0 if prompt is None else table.transcripts_in(prompt)
+    if not count:
+        return None
+    layout = "responses_list" if "responses" in chosen.columns else "prompt_response"
+    if chosen.format == "hh":
+        plain = f"input.format={layout} {chosen._replace(format=layout).setting}"
+        return (
+            None
+            if format == "hh"
+            else f"the prompts in {prompt} are transcripts, read as turns; as plain text: {plain}"
+        )
+    turns = Reading("hh", {role: name for role, name in chosen.columns.items() if role != "input"}, "").setting
+    return f"{count:,} of the first {len(table.rows):,} prompts in {prompt} are transcripts, and read as text; as turns: {turns}"
 
 
 def _unread_columns(table: FirstRows, chosen: Reading, mapping: RowMapping) -> tuple[UnreadColumn, ...]:

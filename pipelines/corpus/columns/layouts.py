@@ -130,11 +130,11 @@ def _open_messages(table: FirstRows, messages: str, user_columns: Mapping[str, s
 
 
 def _responses_list(table: FirstRows, format: str, user_columns: Mapping[str, str]) -> Reading | None:
-    if format not in ("auto", "responses_list") or (
+    if format not in ("auto", "responses_list", "hh") or (
         format == "auto" and user_columns.keys() & {"messages", "response"}
     ):
         return None
-    return _prompt_and(table, user_columns, "responses_list", "responses", "responses", "a list of responses")
+    return _prompt_and(table, format, user_columns, "responses_list", "responses")
 
 
 def _alpaca(table: FirstRows, format: str, user_columns: Mapping[str, str]) -> Reading | None:
@@ -159,15 +159,15 @@ def _alpaca(table: FirstRows, format: str, user_columns: Mapping[str, str]) -> R
 
 
 def _prompt_response(table: FirstRows, format: str, user_columns: Mapping[str, str]) -> Reading | None:
-    if format not in ("auto", "prompt_response") or (format == "auto" and "messages" in user_columns):
+    if format not in ("auto", "prompt_response", "hh") or (format == "auto" and "messages" in user_columns):
         return None
-    return _prompt_and(table, user_columns, "prompt_response", "response", "response", "one response a row")
+    return _prompt_and(table, format, user_columns, "prompt_response", "response")
 
 
 def _listed(table: FirstRows, format: str, user_columns: Mapping[str, str]) -> Reading | None:
     if format not in ("auto", "responses_list") or user_columns.keys() & {"messages", "response", "responses"}:
         return None
-    return _prompt_and(table, user_columns, "responses_list", "listed", "responses", "a list of responses")
+    return _prompt_and(table, format, user_columns, "responses_list", "listed")
 
 
 def _transcripts(table: FirstRows, format: str, user_columns: Mapping[str, str]) -> Reading | None:
@@ -185,19 +185,26 @@ def _transcripts(table: FirstRows, format: str, user_columns: Mapping[str, str])
 
 
 def _prompt_and(
-    table: FirstRows, user_columns: Mapping[str, str], format: str, role: str, key: str, holding: str
+    table: FirstRows, format: str, user_columns: Mapping[str, str], layout: str, role: str
 ) -> Reading | None:
+    """The reading of a prompt and what has `role`; `hh` where most prompts are transcripts, or `format` says that they are."""
     answers = columns_for_role(role, table, user_columns)
     prompts = [name for name in columns_for_role("prompt", table, user_columns) if name not in answers]
     if not prompts or not answers:
         return None
-    why = f"the column {prompts[0]} holds the prompt, {answers[0]} {holding}"
-    return Reading(format, {"prompt": prompts[0], key: answers[0]}, why)
+    key, holding = ("response", "one response a row") if role == "response" else ("responses", "a list of responses")
+    texts = table.texts_in(prompts[0])
+    transcripts = format == "hh" or (format == "auto" and texts > 0 and 2 * table.transcripts_in(prompts[0]) >= texts)
+    holds = 'transcripts, "Human: ... Assistant:"' if transcripts else "the prompt"
+    why = f"the column {prompts[0]} holds {holds}, {answers[0]} {holding}"
+    return Reading("hh" if transcripts else layout, {"prompt": prompts[0], key: answers[0]}, why)
 
 
 def find_readings(table: FirstRows, format: str, user_columns: Mapping[str, str]) -> list[Reading]:
     """All readings that fit, the preferred one first. `format` and `user_columns` (role → column) are the user's settings."""
-    builders = (_messages, _responses_list, _alpaca, _prompt_response, _listed, _transcripts)
+    builders = [_messages, _responses_list, _alpaca, _prompt_response, _listed, _transcripts]
+    if format == "hh":
+        builders = [_transcripts, _responses_list, _prompt_response]
     return [reading for build in builders if (reading := build(table, format, user_columns)) is not None]
 
 

@@ -14,7 +14,17 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from pipelines.corpus.columns.value_kinds import RowValues
-from rm.conversations import Conversation, UnusableError, from_hh, from_messages, from_prompt, from_response, split_last
+from rm.conversations import (
+    Conversation,
+    UnusableError,
+    from_hh,
+    from_messages,
+    from_prompt,
+    from_response,
+    open_turns,
+    split_last,
+    turns_in,
+)
 
 _LARGEST = 3.4028234663852886e38  # of float32
 
@@ -146,6 +156,8 @@ def _prompt(row: RowValues, mapping: RowMapping, values: list[Any]) -> tuple[Con
     value = row.get(mapping.prompt or "")
     if isinstance(value, str) and extra is not None and extra.strip():
         value = f"{value}\n\n{extra}"
+    if mapping.format == "hh" and isinstance(value, str):
+        value = open_turns(value) or turns_in(value) or value
     return from_prompt(value, system=system), values
 
 

@@ -17,6 +17,7 @@ from rm.conversations import (
     from_messages,
     is_message,
     messages_in_json,
+    open_turns,
     text_of,
 )
 
@@ -82,6 +83,11 @@ class FirstRows:
         """Return whether there are texts in this column, and all begin like HH-RLHF's transcripts."""
         values = [value for row in self.rows if isinstance(value := row.get(name), str) and value.strip()]
         return bool(values) and all(map(_is_hh, values))
+
+    def transcripts_in(self, name: str) -> int:
+        """The number of rows whose value in this column is a transcript that ends with the user's turn."""
+        turns = [open_turns(value) for row in self.rows if isinstance(value := row.get(name), str)]
+        return sum(messages is not None and messages[-1]["role"] == "user" for messages in turns)
 
     def is_messages_as_json(self, name: str) -> bool:
         """Return whether any text in this column is a list of messages as JSON."""

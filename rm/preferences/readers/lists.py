@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from itertools import count, takewhile
 
-from rm.conversations import Conversation, UnusableError, from_hh, from_prompt, from_response
+from rm.conversations import UnusableError, from_response
 from rm.preferences.edges import choice_edges, ranking_edges, tiers_of, verdict_edges
 from rm.preferences.groups import Edge, Group, Label
-from rm.preferences.readers.pairs import is_hh
 from rm.preferences.row_values import (
     RESPONSES,
     PreferenceRow,
@@ -20,8 +18,6 @@ from rm.preferences.row_values import (
     read_records,
     read_responses,
 )
-
-_OPEN_TURN = re.compile(r"\n\nAssistant:\s*$")
 
 
 def ranking(row: PreferenceRow, settings: ReadSettings) -> Group:
@@ -67,7 +63,7 @@ def nectar(row: PreferenceRow, settings: ReadSettings) -> Group:
     answers = read_records(row.get("answers"))
     ranks = [read_number(answer.get("rank"), reason="bad_ranking") for answer in answers]
     responses = _require_two(read_responses([answer.get("answer") for answer in answers]))
-    return Group(_read_transcript(row.get("prompt")), responses, ranking_edges(tiers_of(ranks)))
+    return Group(read_prompt(row), responses, ranking_edges(tiers_of(ranks)))
 
 
 def qa_feedback(row: PreferenceRow, settings: ReadSettings) -> Group:
@@ -130,11 +126,3 @@ def _read_scores(values: object) -> tuple[float | None, ...]:
     if all(score is None for score in scores):
         raise UnusableError("bad_score")
     return scores
-
-
-def _read_transcript(value: object) -> Conversation:
-    """Read a prompt written as `"\\n\\nHuman: ...\\n\\nAssistant:"`, without the last turn; or plain text."""
-    if not isinstance(value, str) or not is_hh(value):
-        return from_prompt(value)
-    turns = from_hh(_OPEN_TURN.sub("", value))
-    return from_prompt([{"role": role, "content": content} for role, content in turns])

@@ -17,6 +17,7 @@ from rm.conversations import (
 )
 from rm.preferences.groups import Edge, Group
 from rm.preferences.row_values import PreferenceRow, ReadSettings, read_integer, read_number, read_prompt
+from rm.transcripts import turns_in
 
 Side = tuple[Conversation, str]
 """(prompt, response) of one side of a pair."""
@@ -25,8 +26,11 @@ _HH_START = re.compile(r"\s*(Human|Assistant):")
 
 
 def is_hh(value: object) -> bool:
-    """Tell whether a value is text that starts as HH-RLHF's transcripts do."""
-    return isinstance(value, str) and _HH_START.match(value) is not None
+    """Tell whether a value is text that starts as HH-RLHF's transcripts do, or is one behind a system turn."""
+    if not isinstance(value, str) or _HH_START.match(value) is not None:
+        return isinstance(value, str)
+    turns = turns_in(value)
+    return turns is not None and turns[-1]["role"] == "assistant"
 
 
 def hh(row: PreferenceRow, settings: ReadSettings) -> Group:

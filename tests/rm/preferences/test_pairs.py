@@ -42,3 +42,26 @@ def test_sides_stored_as_json_text_are_messages():
         (expected,), _ = read_preference_rows([{**sides, **more}], settings())
         assert expected.prompt == CHAT
         assert read_preference_rows([{**text, **more}], settings()) == ([expected], {})
+
+
+TRANSCRIPT = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Why?\n\nAssistant:"
+
+
+def test_a_prompt_that_is_a_transcript_is_turns_in_every_format():
+    rows = [
+        {"prompt": TRANSCRIPT, "chosen": " Because.", "rejected": " No."},
+        {"prompt": TRANSCRIPT, "response_a": " Because.", "response_b": " No.", "winner": "A"},
+        {"question": TRANSCRIPT, "responses": [" Because.", " No."], "best": 0},
+        {"prompt": TRANSCRIPT.removesuffix("\n\nAssistant:"), "completion": "Because.", "label": True},
+    ]
+    for row in rows:
+        (group,), _ = read_preference_rows([row], settings())
+        assert group.prompt == CHAT
+        name = "question" if "question" in row else "prompt"
+        (group,), _ = read_preference_rows([{**row, name: f"Be brief.{TRANSCRIPT}"}], settings())
+        assert group.prompt == (("system", "Be brief."), *CHAT)
+        (group,), _ = read_preference_rows([{**row, name: "Who says\n\nHuman: Hi"}], settings())
+        assert group.prompt == (("user", "Who says\n\nHuman: Hi"),)
+    sides = {name: f"Be brief.{TRANSCRIPT} {name}" for name in ("chosen", "rejected")}
+    (group,), _ = read_preference_rows([sides], settings())
+    assert (group.prompt, group.responses) == ((("system", "Be brief."), *CHAT), ("chosen", "rejected"))

@@ -633,3 +633,37 @@ def test_only_the_first_rows_are_read(tmp_path, monkeypatch):
     names, rows, _ = first_columns(list_files(InputConfig(path=str(tmp_path / "b.parquet"))), max_row_bytes=LIMIT)
     assert names == ["prompt", "image", "vector"]
     assert rows == [{"prompt": "p"}] * first_rows._PARQUET_ROWS
+
+
+OPEN = {"prompt": "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: 2+2?\n\nAssistant:", "response": " 4"}
+
+
+def test_prompts_that_are_open_transcripts_are_turns(tmp_path):
+    found = detected(write_jsonl(tmp_path / "a.jsonl", [OPEN] * 3))
+    assert parse_row(OPEN, found.mapping).prompt == LONG
+    assert found.mapping == RowMapping("hh", prompt="prompt", response="response")
+    plain = "input.format=prompt_response 'input.columns={prompt: prompt, response: response}'"
+    assert found.notes == [f"the prompts in prompt are transcripts, read as turns; as plain text: {plain}"]
+    system = {**OPEN, "prompt": f"Be brief.{OPEN['prompt']}"}
+    assert parse_row(system, found.mapping).prompt == (("system", "Be brief."), *LONG)
+    assert parse_row({**OPEN, "prompt": "2+2?"}, found.mapping).prompt == ASKED
+    assert parse_row({**OPEN, "prompt": "\n\nHuman: 2+2?\n\nAssistant: 4"}, found.mapping).reasons == [
+        "prompt_ends_with_assistant"
+    ]
+    lists = [{"prompt": OPEN["prompt"], "responses": ["4", "5"]}]
+    read = detected(write_jsonl(tmp_path / "b.jsonl", lists))
+    assert parse_row(lists[0], read.mapping) == (LONG, ["4", "5"], [None, None])
+
+
+def test_prompts_of_ordinary_text_stay_text_and_transcripts_among_them_are_told(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [OPEN, *[{"prompt": f"q{n}", "response": "a"} for n in range(2)]])
+    found = detected(path)
+    assert found.mapping == RowMapping("prompt_response", prompt="prompt", response="response")
+    turns = "input.format=hh 'input.columns={prompt: prompt, response: response}'"
+    assert found.notes == [f"1 of the first 3 prompts in prompt are transcripts, and read as text; as turns: {turns}"]
+    read = detected(path, format="hh", prompt="prompt", response="response")
+    assert parse_row(OPEN, read.mapping).prompt == LONG
+    assert read.notes == []
+    text = detected(write_jsonl(tmp_path / "b.jsonl", [OPEN]), format="prompt_response")
+    assert parse_row(OPEN, text.mapping).prompt == (("user", OPEN["prompt"]),)
+    assert len(text.notes) == 1
