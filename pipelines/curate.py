@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.pvalue import AsIter
 
 from pipelines.config import RunConfig
 from pipelines.export.output_columns import Shape
@@ -24,8 +25,9 @@ from pipelines.runtime.transforms import Gather
 from pipelines.score.colocation_transform import Colocate
 from pipelines.score.ensemble_transform import CombineScores
 from pipelines.score.load_model import LoadAfterRelease
+from pipelines.score.rejected import has_rejected, list_path
 from pipelines.score.skip_transform import LeaveOut
-from pipelines.score.totals import publish_skipped, publish_totals, sum_totals, totals_of
+from pipelines.score.totals import list_beyond_limits, publish_skipped, publish_totals, sum_totals, totals_of
 from pipelines.score.transform import ScoreCorpus
 from pipelines.score.unit_scorer import ScorerFactory
 from pipelines.score.unit_scores import score_directories
@@ -46,7 +48,9 @@ def build(
     """Build the graph of `run` or, without a scorer, of `select`; plan files are at `paths`, the whole plan is `plan`."""
     selection, shape, split = Selection.of(config, plan), Shape.of(config, plan), Split.of(config)
     scored, parts = score_files(pipeline, config, paths, scorer)
-    selected = scored | "Select" >> Select(selection, config.limits, with_schemas=shape.has_input_columns)
+    listed = list_path(score_directories(config).path, plan.hash)
+    select = Select(selection, config.limits, with_schemas=shape.has_input_columns, rejected_list=listed)
+    selected = scored | "Select" >> select
     bounds = (config.output.rows_per_shard, config.output.bytes_per_shard)
     owner = owner_of(config, plan)
     export = Export(paths.whole, owner, shape, selection.needs.kept, split, *bounds)
@@ -65,20 +69,21 @@ def build_scoring(
     scorer: ScorerFactory | None,
     *,
     totals: Sequence[str],
+    rejected: Sequence[str],
     skipped: str,
     shard: CorpusShard | None = None,
 ) -> None:
-    """Build the graph of `score`: it publishes the totals of each model at the paths `totals`, and, where files may be skipped,
-    the list of them at the path `skipped`."""
+    """Build the graph of `score`: it publishes the totals of each model at the paths `totals`, where more responses are rejected
+    than the limits allow the list of them at the paths `rejected`, and, where files may be skipped, the list of them at the path
+    `skipped`."""
     scored, parts = score_models(pipeline, config, paths, scorer, shard=shard)
     for number, (descriptors, path) in enumerate(zip(scored, totals, strict=True)):
         model = str(number) if len(scored) > 1 else ""
-        _ = (
-            descriptors
-            | f"CountRows{model}" >> beam.Map(totals_of)
-            | f"SumTotals{model}" >> Gather(sum_totals)
-            | f"PublishTotals{model}" >> beam.Map(publish_totals, path, replace=config.limits.skip_bad_files)
-        )
+        counts = descriptors | f"CountRows{model}" >> beam.Map(totals_of)
+        summed = counts | f"SumTotals{model}" >> Gather(sum_totals)
+        _ = summed | f"PublishTotals{model}" >> beam.Map(publish_totals, path, replace=config.limits.skip_bad_files)
+        rejecting = AsIter(descriptors | f"KeepRejecting{model}" >> beam.Filter(has_rejected))
+        _ = summed | f"ListRejected{model}" >> beam.Map(list_beyond_limits, rejecting, config.limits, rejected[number])
     if config.limits.skip_bad_files:
         _ = parts["skipped"] | "PublishSkipped" >> beam.Map(publish_skipped, skipped, paths.whole)
 

@@ -21,6 +21,7 @@ from pipelines.runtime import counters, progress
 from pipelines.runtime.beam_options import prepare_options
 from pipelines.runtime.execute import execute
 from pipelines.score.load_model import LoadScorer
+from pipelines.score.rejected import list_path
 from pipelines.score.totals import Totals, check_limits, check_shard, read_totals
 from pipelines.score.unit_scorer import ScorerFactory
 from pipelines.score.unit_scores import score_directories, scores_path
@@ -86,6 +87,11 @@ class ScoringRun:
     def totals_paths(self) -> list[str]:
         """The files for the totals of each model."""
         return [self._path("totals", plan) for plan in self.plans.members]
+
+    @property
+    def rejected_paths(self) -> list[str]:
+        """The files for the list of each model's rejected responses, where these are too many."""
+        return [list_path(scores_path(self.config), plan.hash, self._suffix) for plan in self.plans.members]
 
     @property
     def skipped_path(self) -> str:
@@ -175,7 +181,7 @@ def complete_outcome(run: Run) -> Outcome | None:
     if manifest is None or manifest.get("skipped_files"):  # a file that could not be read then may be whole now
         return None
     counts = {**manifest["counts"], "rejected": manifest["rejected"], "examples": manifest["first_rejected"]}
-    check_limits(Totals.from_json(counts), run.config.limits)
+    check_limits(Totals.from_json(counts), run.config.limits, listed=join(run.owner.output, "rejected"))
     set_latest(run.version_run)
     secs = time.monotonic() - run.started
     return Outcome(run.plans.whole, manifest, {}, secs, already_complete=True, version_run=run.version_run)
@@ -216,12 +222,12 @@ def run_scoring(
     # 2. score with the worker processes of this machine, if there are several
     worker_counters = score_with_workers(run.config, run.plans, run.paths, scorer, shard=shard)
     # 3. execute the graph, which finds what the workers have scored
-    totals, skipped = run.totals_paths, run.skipped_path
+    totals, rejected, skipped = run.totals_paths, run.rejected_paths, run.skipped_path
     job_counters = execute(
         run.config.runner,
         run.options,
         lambda pipeline: build_scoring(
-            pipeline, run.config, run.paths, scorer, totals=totals, skipped=skipped, shard=shard
+            pipeline, run.config, run.paths, scorer, totals=totals, rejected=rejected, skipped=skipped, shard=shard
         ),
     )
     # 4. conclude: record the throughput, check the limits
@@ -263,11 +269,11 @@ def conclude_scoring(
     skipped = tuple(json.loads(read_bytes(run.skipped_path) or b"[]")) if limits.skip_bad_files else ()
     totals = [read_totals(path) for path in run.totals_paths]
     if len(totals) == 1:
-        check_shard(totals[0], limits, run.shard)
+        check_shard(totals[0], limits, run.shard, listed=run.rejected_paths[0])
         return Outcome(plan, None, totals[0].to_json(), secs, skipped=skipped)
     members = []
-    for member, member_totals in zip(plan.model["members"], totals, strict=True):
-        check_shard(member_totals, limits, run.shard, model=member["name"])
+    for member, member_totals, listed in zip(plan.model["members"], totals, run.rejected_paths, strict=True):
+        check_shard(member_totals, limits, run.shard, model=member["name"], listed=listed)
         members.append({"name": member["name"], "fingerprint": member["fingerprint"], **member_totals.to_json()})
     return Outcome(plan, None, {}, secs, members=tuple(members), skipped=skipped)
 

@@ -29,9 +29,13 @@ class RowLimits(Strict):
     """Larger rows are rejected."""
 
 
+_REJECTED_FRACTION, _REJECTED_RESPONSES = 0.001, 5
+
+
 class Limits(RowLimits):
-    max_rejected_fraction: float = Field(default=0.001, ge=0.0, le=1.0)
-    """More rejected responses than this share of all that were read end the run with exit code 4."""
+    max_rejected_fraction: float | None = Field(default=None, ge=0.0, le=1.0)
+    """More rejected responses than this share of all that were read end the run with exit code 4. Default: 0.001, but at least 5
+    responses if not all: one empty answer does not end the run of a small corpus."""
     skip_bad_files: bool = False
     """Leave out files that cannot be read (cut, damaged, gone, no permission, a directory, replaced during the run), each as a
     whole, and name them in the manifest, instead of ending with exit code 3. A run with the fixed file scores that one alone. A
@@ -42,6 +46,19 @@ class Limits(RowLimits):
     verify: bool = False
     """Read all inputs again, and end with exit code 3 where one is not what was scored, though its size and version are the same.
     Otherwise only files of other size or version are read again, and rows that are exported."""
+
+    def most_rejected(self, read: int) -> float:
+        """The number of `read` responses that may be rejected."""
+        if self.max_rejected_fraction is None:
+            return max(min(_REJECTED_RESPONSES, read - 1), _REJECTED_FRACTION * read)
+        return self.max_rejected_fraction * read
+
+    @property
+    def described_most_rejected(self) -> str:
+        """`most_rejected` in words, for errors."""
+        if self.max_rejected_fraction is None:
+            return f"limits.max_rejected_fraction allows ({_REJECTED_FRACTION}, or {_REJECTED_RESPONSES}, if not all)"
+        return f"limits.max_rejected_fraction={self.max_rejected_fraction}"
 
 
 class ScoreConfig(Strict):

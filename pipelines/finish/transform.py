@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 from apache_beam.pvalue import AsIter, AsSingleton
 
 from pipelines.config import RunConfig
-from pipelines.corpus import place_of
 from pipelines.errors import carrying_errors
 from pipelines.export.shards import OutputShard
 from pipelines.finish import dataset_card
@@ -25,21 +24,13 @@ from pipelines.report.write import write_report
 from pipelines.runtime.arrow_ipc import from_ipc
 from pipelines.runtime.transforms import Gather, PCollection
 from pipelines.score.ensemble import Standards
+from pipelines.score.rejected import REJECTED, rejected_table
 from pipelines.score.totals import Totals
 from pipelines.select.length_correction import Curve
 from pipelines.select.summary import FragmentFacts, SelectionSummary, merge_summaries
 from pipelines.storage.canonical_json import to_json
 from pipelines.storage.files import join, open_for_reading
 from pipelines.storage.owner import Owner
-
-_REJECTED = pa.schema(
-    [
-        pa.field("row", pa.int32()),
-        pa.field("response_index", pa.int32()),
-        pa.field("reason", pa.string()),
-        pa.field("unit_start", pa.int64()),
-    ]
-)
 
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
@@ -89,21 +80,7 @@ class WriteRejected(beam.DoFn):  # type: ignore[misc]
         number, parts = element
         with carrying_errors():
             file = plan_at(self.plan_path).files[number]
-        rows = from_ipc(parts, _REJECTED).sort_by(
-            [(name, "ascending") for name in ("unit_start", "row", "response_index")]
-        )
-        places = [
-            place_of(file.key, start, row)
-            for start, row in zip(*(rows[c].to_pylist() for c in ("unit_start", "row")), strict=True)
-        ]
-        table = pa.table(
-            {
-                "file": pa.array([file.key] * rows.num_rows),
-                "place": pa.array(places),
-                "response_index": rows["response_index"],
-                "reason": rows["reason"],
-            }
-        )
+        table = rejected_table(file.key, from_ipc(parts, REJECTED))
 
         def write(stream: BinaryIO) -> None:
             pq.write_table(table, stream, compression="zstd")

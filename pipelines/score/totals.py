@@ -14,6 +14,7 @@ from pipelines.corpus import place_of
 from pipelines.corpus.files import place_in_file
 from pipelines.errors import RejectedError, StorageError, carrying_errors
 from pipelines.plan import Plan, plan_at
+from pipelines.score.rejected import write_list
 from pipelines.score.score_files import EXAMPLES, ScoreFile
 from pipelines.score.work import CorpusShard
 from pipelines.storage import canonical_json, publish
@@ -53,31 +54,38 @@ def sum_totals(totals: Iterable[Totals]) -> Totals:
     return sum(totals, Totals())
 
 
-def check_limits(totals: Totals, limits: Limits, *, model: str | None = None) -> Totals:
-    """Return `totals` if they are within the limits; else raise `RejectedError` (exit 4) with counts by reason, and with the name
-    of the `model` where there are several."""
+def exceeds(totals: Totals, limits: Limits) -> bool:
+    """Return whether more responses were rejected than the limits allow."""
+    return totals.rejected.total() > limits.most_rejected(totals.read)
+
+
+def check_limits(totals: Totals, limits: Limits, *, model: str | None = None, listed: str | None = None) -> Totals:
+    """Return `totals` if they are within the limits; else raise `RejectedError` (exit 4) with counts by reason, with the name
+    of the `model` where there are several, and with the path where the rejected responses are `listed`."""
     if totals.read != totals.scored + totals.rejected.total():
         raise StorageError(
             f"score files say {totals.read} read, {totals.scored} scored and {totals.rejected.total()} rejected, which "
             "does not add up; remove the scores directory and score again"
         )
-    fraction = totals.rejected.total() / totals.read if totals.read else 0.0
-    if fraction > limits.max_rejected_fraction:
+    if exceeds(totals, limits):
+        fraction = totals.rejected.total() / totals.read
         reasons = ", ".join(f"{reason} {count}" for reason, count in totals.rejected.most_common())
         by = "" if model is None else f" by model {model}"
         first = ", ".join(f"{key} {place_of(key, start, row)} {reason}" for key, start, row, reason in totals.examples)
         raise RejectedError(
             f"{totals.rejected.total()} of {totals.read} responses were rejected{by} ({fraction:.4%}: {reasons}; "
-            f"first: {first}), more than limits.max_rejected_fraction={limits.max_rejected_fraction}; fix the input, or raise "
-            "the limit: nothing is scored again"
+            f"first: {first}), more than {limits.described_most_rejected}; fix the input, or raise the limit: nothing is scored "
+            "again" + ("" if listed is None else f"; the rejected rows are listed in {listed}")
         )
     return totals
 
 
-def check_shard(totals: Totals, limits: Limits, shard: CorpusShard | None, *, model: str | None = None) -> None:
+def check_shard(
+    totals: Totals, limits: Limits, shard: CorpusShard | None, *, model: str | None = None, listed: str | None = None
+) -> None:
     """`check_limits`; of a shard, log a warning instead of the error."""
     try:
-        check_limits(totals, limits, model=model)
+        check_limits(totals, limits, model=model, listed=listed)
     except RejectedError as error:
         if shard is None:
             raise
@@ -127,6 +135,13 @@ def publish_totals(totals: Totals, path: str, *, replace: bool = False) -> None:
     """Write the totals to `path`; with `replace`, over those of a run that could read other files, where files are skipped."""
     with carrying_errors():
         (publish.replace if replace else publish.create_or_equal)(path, canonical_json.to_json(totals.to_json()))
+
+
+def list_beyond_limits(totals: Totals, descriptors: Iterable[bytes], limits: Limits, path: str) -> None:
+    """Write the list of the rejected responses to `path` where these are more than the limits allow."""
+    if exceeds(totals, limits):
+        with carrying_errors():
+            write_list(descriptors, path)
 
 
 def skipped_files(skipped: Mapping[int, str], plan: Plan) -> list[dict[str, str]]:

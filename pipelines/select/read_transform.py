@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from apache_beam.pvalue import TaggedOutput
 
 from pipelines.runtime.arrow_ipc import to_ipc
 from pipelines.runtime.threaded_dofn import ThreadedCalls, ThreadedDoFn
 from pipelines.score import score_files
 from pipelines.score.exact_sum import ExactSum
+from pipelines.score.rejected import rejected_rows
 from pipelines.score.score_files import ScoreFile
 from pipelines.select.candidates import Candidates
 from pipelines.select.columns import concatenate, pack, score_columns, scores_to_candidates, sizes_of
@@ -109,13 +109,6 @@ class ReadScores(ThreadedDoFn):
         for number in sorted(held):
             yield from self._jobs.put(call, number, held.pop(number), self._selection)
         yield from self._jobs.drain()
-
-
-def rejected_rows(scores: pa.Table, unit_start: int) -> pa.Table:
-    """The places of the rejected responses, and the reasons."""
-    rejected = scores.filter(scores["reason"].is_valid()).select(["row", "response_index", "reason"])
-    rejected = rejected.set_column(2, "reason", rejected["reason"].cast(pa.string()))
-    return rejected.append_column("unit_start", pa.array([unit_start] * rejected.num_rows, type=pa.int64()))
 
 
 def _summary(everything: Candidates, counts: StepCounts, selection: Selection) -> SelectionSummary:

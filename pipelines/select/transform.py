@@ -18,7 +18,7 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
-from apache_beam.pvalue import AsSingleton, TaggedOutput
+from apache_beam.pvalue import AsIter, AsSingleton, TaggedOutput
 
 from pipelines.config import Limits
 from pipelines.corpus import UnitKey
@@ -26,8 +26,9 @@ from pipelines.errors import carrying_errors
 from pipelines.runtime.threaded_dofn import ThreadedDoFn
 from pipelines.runtime.transforms import Gather, PCollection
 from pipelines.score.exact_sum import ExactSum
+from pipelines.score.rejected import has_rejected
 from pipelines.score.score_files import ScoreFile
-from pipelines.score.totals import Totals, check_limits, sum_totals, totals_of
+from pipelines.score.totals import Totals, check_limits, list_beyond_limits, sum_totals, totals_of
 from pipelines.select.candidates import Candidates, count_prompts, place_order
 from pipelines.select.columns import KeptUnit, Needs, pack, total_size, unpack
 from pipelines.select.length_correction import HashSample, fit, merge_samples
@@ -60,6 +61,7 @@ class Select(beam.PTransform):  # type: ignore[misc]
     limits: Limits
     with_schemas: bool
     with_cuts: bool = False
+    rejected_list: str | None = None  # path for the rejected responses where they are more than `limits` allow
 
     def expand(self, descriptors: PCollection[bytes]) -> dict[str, Any]:
         cuts: Cuts = {}
@@ -80,7 +82,10 @@ class Select(beam.PTransform):  # type: ignore[misc]
         """The totals of the corpus, which pass only within the limits."""
         counts = descriptors | "CountRows" >> beam.Map(totals_of)
         totals = counts | "SumTotals" >> Gather(sum_totals)
-        return totals | "CheckLimits" >> beam.ParDo(CheckLimits(self.limits))
+        sides = (
+            [] if self.rejected_list is None else [AsIter(descriptors | "KeepRejecting" >> beam.Filter(has_rejected))]
+        )
+        return totals | "CheckLimits" >> beam.ParDo(CheckLimits(self.limits, self.rejected_list), *sides)
 
     def _early_sides(self, descriptors: PCollection[bytes], cuts: Cuts) -> list[PCollection[Any]]:
         """The curve of a length correction, then the cut of each early `top`."""
@@ -150,13 +155,16 @@ def _sort_files(fragments: PCollection[tuple[int, bytes]]) -> PCollection[tuple[
 
 @dataclass(eq=False)
 class CheckLimits(beam.DoFn):  # type: ignore[misc]
-    """Totals → the same, or an error where they are beyond the limits."""
+    """Totals → the same, or an error where they are beyond the limits, with the rejected responses listed on disk."""
 
     limits: Limits
+    rejected_list: str | None
 
-    def process(self, totals: Totals) -> Iterator[Totals]:
+    def process(self, totals: Totals, rejecting: Iterable[bytes] = ()) -> Iterator[Totals]:
         with carrying_errors():
-            yield check_limits(totals, self.limits)
+            if self.rejected_list is not None:
+                list_beyond_limits(totals, rejecting, self.limits, self.rejected_list)
+            yield check_limits(totals, self.limits, listed=self.rejected_list)
 
 
 class SampleLengths(beam.DoFn):  # type: ignore[misc]

@@ -145,7 +145,7 @@ class Rejection:
     expected: dict[str, tuple[str, str]]  # of each bad row: place and reason
 
     def run(self, path: Path, stub_model: Path, **changes: Any) -> Rejection:
-        limits = changes.pop("limits", {})
+        limits = {"max_rejected_fraction": 0.001, **changes.pop("limits", {})}
         values = {"input": {"path": str(path), **changes}, "model": {"path": str(stub_model)}}
         values |= {"output": {"path": str(self.out)}, "limits": limits}
         log = self.out.parent / "log"
@@ -154,6 +154,9 @@ class Rejection:
         self.error = caught.value
         assert not (self.out / "data").exists()
         assert not (self.out / "manifest.json").exists()
+        listed = self.error.message.split("; the rejected rows are listed in ")[1]
+        assert listed.startswith(str(self.out / "scores" / "rejected"))
+        self.listed = [json.loads(line) for line in Path(listed).read_text().splitlines()]
         raised = RunConfig.model_validate({**values, "limits": {**limits, "max_rejected_fraction": 0.9}})
         self.manifest = run_curation(raised, scorer=StubFactory(log=str(log))).manifest
         self.work = loads(log), scored_rows(log)
@@ -180,6 +183,7 @@ class Rejection:
         assert [(row["file"], row["place"], row["reason"]) for row in self.rejected] == [
             (file, *entry) for entry in self.expected.values()
         ]
+        assert self.listed == self.rejected, "what the first run said is on disk is what the second has published"
         assert all(row.keys() == {"file", "place", "response_index", "reason"} for row in self.rejected)
         assert SECRET not in message
         assert_no_secret(self.out)

@@ -111,7 +111,8 @@ def test_types_bounds_and_defaults_are_told():
     assert rows["input.path"].default == "required"
     assert rows["output.shape"].type == "messages | prompt_completion | preference | original"
     assert rows["limits.max_rejected_fraction"].type == "number >= 0.0, <= 1.0"
-    assert rows["limits.max_rejected_fraction"].default == "0.001"
+    assert rows["limits.max_rejected_fraction"].default == "null"
+    assert "Default: 0.001, but at least 5" in rows["limits.max_rejected_fraction"].meaning
     assert rows["select[].best_of_n.min_probability"].type == "number >= 0.5, < 1.0"
     assert rows["model.revision"].default == "null"
     assert rows["runner.options"].default == "{}"

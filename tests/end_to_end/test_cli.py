@@ -259,7 +259,8 @@ def test_malformed_line_null_and_empty_response(bestkept, config, tmp_path):
     bad_rows = [{"prompt": secret, "response": None}, {"prompt": secret, "response": " "}]
     with path.open("a") as file:
         file.write("".join(json.dumps(row) + "\n" for row in bad_rows) + f'{{"prompt": "{secret}", "resp\n')
-    result = bad(bestkept, config)
+    assert bestkept("run", config, f"output.path={tmp_path}/few").code == 0, "three of a small corpus end no run"
+    result = bad(bestkept, config, "limits.max_rejected_fraction=0.1")
     assert result.code == 4
     for words in ("3 of 23", "bad_json 1", "empty_response 1", "null_response 1", "max_rejected_fraction"):
         assert words in result.last

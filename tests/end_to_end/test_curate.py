@@ -217,7 +217,7 @@ def test_another_selection_reuses_every_score(finished, again):
 
 def test_a_claim_without_output_is_taken_over(tmp_path, make_config):
     """What the error of a failed run advises, mend and run again, must work in the same place."""
-    path = write_jsonl(tmp_path / "a.jsonl", [*corpus_rows(4), {"prompt": "p", "response": ""}])
+    path = write_jsonl(tmp_path / "a.jsonl", [*corpus_rows(4), *[{"prompt": "p", "response": ""}] * 6])
     with pytest.raises(RejectedError):
         run(make_config(path))
     write_jsonl(path, corpus_rows(4))
@@ -333,12 +333,17 @@ def test_read_is_scored_plus_rejected_and_rejects_are_named(tmp_path, make_confi
             assert b"secret" not in file.read_bytes()
 
 
+def test_one_empty_sample_ends_no_run_of_a_small_corpus(tmp_path, make_config):
+    path = write_jsonl(tmp_path / "a.jsonl", [*corpus_rows(4), {"prompt": "p", "response": ""}])
+    assert run(make_config(path)).manifest["rejected"] == {"empty_response": 1}
+
+
 def test_too_many_rejected_rows_end_before_select_and_cost_no_score(tmp_path, make_config):
     rows = [*corpus_rows(4), {"prompt": "p", "response": ""}]
     path, log = write_jsonl(tmp_path / "a.jsonl", rows), tmp_path / "log"
     scores = {"path": str(tmp_path / "scores")}
     with pytest.raises(RejectedError, match=r"1 of 17 .*empty_response 1; first: a\.jsonl line 17 empty_response\)"):
-        run(make_config(path, scores=scores), log=str(log))
+        run(make_config(path, scores=scores, limits={"max_rejected_fraction": 0.01}), log=str(log))
     assert not (tmp_path / "out" / "data").exists()
     run(make_config(path, scores=scores, limits={"max_rejected_fraction": 0.1}), log=str(log))
     assert (loads(log), scored_rows(log)) == (1, 16)

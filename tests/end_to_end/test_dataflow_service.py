@@ -189,7 +189,7 @@ def test_a_job_sets_the_pointer_though_no_launcher_waits(bucket, stub_model, run
 
 @pytest.mark.slow
 def test_an_error_of_a_worker_is_ours_in_the_end(bucket, stub_model, running_service):
-    bucket.put("in/9.jsonl", b'{"prompt": "p", "response": "SECRET"}\n' + b"\xff\xfe broken\n" * 3)
+    bucket.put("in/9.jsonl", b'{"prompt": "p", "response": "SECRET"}\n' + b"\xff\xfe broken\n" * 6)
     with pytest.raises(RejectedError) as raised:
         submit(bucket, stub_model, running_service)
     assert running_service.jobs[0].state == "JOB_STATE_FAILED"

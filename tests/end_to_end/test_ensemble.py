@@ -306,8 +306,12 @@ def test_score_says_what_each_model_came_to(make, log, tmp_path):
     assert {name: (one["read"], one["scored"]) for name, one in members.items()} == {"anna": (19, 18), "bo": (19, 19)}
     assert members["anna"]["rejected"] == {"by_anna": 1}
     assert not (tmp_path / "out").exists()
-    with pytest.raises(RejectedError, match="1 of 19 responses were rejected by model anna"):
-        run_scoring(make(path), scorer=NamedFactory(str(log)))
+    with pytest.raises(RejectedError, match="1 of 19 responses were rejected by model anna") as raised:
+        run_scoring(make(path, limits={"max_rejected_fraction": 0.01}), scorer=NamedFactory(str(log)))
+    listed = [
+        json.loads(line) for line in Path(raised.value.message.split(" are listed in ")[1]).read_text().splitlines()
+    ]
+    assert [(row["place"], row["reason"]) for row in listed] == [("line 19", "by_anna")]
 
 
 def test_select_takes_what_is_there_and_names_what_is_missing(make, corpus, log, tmp_path):

@@ -54,6 +54,30 @@ def test_the_limit_itself_is_within_it(limit, fails):
     )
 
 
+@pytest.mark.parametrize(
+    ("rejected", "read", "fails"),
+    [
+        (5, 5, True),
+        (4, 5, False),
+        (1, 1, True),
+        (6, 500, True),
+        (5, 500, False),
+        (10, 10_000, False),
+        (11, 10_000, True),
+    ],
+)
+def test_without_a_limit_five_responses_may_be_rejected_and_more_of_a_large_corpus(rejected, read, fails):
+    totals = Totals(read=read, scored=read - rejected, rejected=Counter(empty_response=rejected))
+    if not fails:
+        assert check_limits(totals, Limits()) is totals
+        return
+    with pytest.raises(RejectedError) as raised:
+        check_limits(totals, Limits(), listed="scores/rejected/x.jsonl")
+    message = str(raised.value)
+    assert "more than limits.max_rejected_fraction allows (0.001, or 5, if not all)" in message
+    assert message.endswith("nothing is scored again; the rejected rows are listed in scores/rejected/x.jsonl")
+
+
 def test_reasons_come_by_count_and_the_model_is_named_where_there_are_several():
     many = replace(TOTALS, scored=4, rejected=Counter(empty=2, bad_json=3, too_long=1))
     with pytest.raises(
