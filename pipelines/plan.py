@@ -23,6 +23,7 @@ from pipelines.corpus.columns.detection import detect
 from pipelines.corpus.columns.row_mapping import RowMapping
 from pipelines.corpus.files import with_copy
 from pipelines.corpus.listing import first_columns, list_files
+from pipelines.corpus.own_files import places_of, refuse_places
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
 from pipelines.storage import publish
 from pipelines.storage.canonical_json import digest
@@ -150,14 +151,9 @@ def make_plans(config: RunConfig) -> Plans:
     """List and freeze the inputs, resolve the mapping and the models' identities.
 
     Raises `InputError` (nothing matches, unknown kind, columns not found), `ModelLoadError`, and `ConfigError` where two
-    models of an ensemble are the same or the output lies inside the input.
+    models of an ensemble are the same, or the input's pattern could match a file of the output or of the scores.
     """
-    for pattern in config.input.paths:
-        if absolute(config.path).startswith(absolute(pattern).rstrip("/") + "/"):
-            raise ConfigError(
-                f"output.path {config.path!r} lies inside input.path {pattern!r}, and the next run would read its own output; "
-                "choose a place outside"
-            )
+    refuse_places("input.path", config.input.paths, places_of(config))
     files = tuple(list_files(config.input, skip_bad_files=config.limits.skip_bad_files))
     limits = config.limits
     if not limits.trust_unversioned:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.commands.printing import print_result
 from pipelines.commands.progress_bar import showing_batches
 from pipelines.config import EvaluateConfig
+from pipelines.corpus.own_files import Place, refuse_places
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
 from pipelines.report import evaluation_tables
 from pipelines.report.pages import evaluation as page
@@ -50,6 +51,7 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
     from rm.evaluate import Bootstrap, evaluate
     from rm.identity import ModelError
 
+    _refuse_own_output(config)
     if files.is_local(config.output.path):
         check_writable(files.absolute(config.output.path), named=config.output.path)
     temperature_directory = _temperature_directory(config)
@@ -82,6 +84,13 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
         "evaluated", facts, path=place, table=lambda: evaluation_tables.evaluation_tables(document, written_to=place)
     )
     return document
+
+
+def _refuse_own_output(config: EvaluateConfig) -> None:
+    places = [Place("output.path", config.output.path, ("evaluation.json", "evaluation.html"))]
+    if Path(config.model.path).expanduser().is_dir():
+        places.append(Place("model.path", config.model.path, ("calibration.json",)))
+    refuse_places("data.path", [config.data.path], places)
 
 
 def _part(config: EvaluateConfig) -> str:

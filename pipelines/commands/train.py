@@ -9,6 +9,7 @@ from rich.table import Table
 
 from pipelines.commands.printing import print_result
 from pipelines.config import TrainConfig
+from pipelines.corpus.own_files import Place, refuse_places
 from pipelines.errors import ConfigError, InputError, ModelLoadError
 from pipelines.report.evaluation_tables import percent_interval
 from pipelines.storage.files import check_writable
@@ -16,6 +17,16 @@ from pipelines.storage.models import is_remote, whole_directory
 
 if TYPE_CHECKING:
     from rm.train import TrainResult, TrainSettings
+
+_NAMES = (
+    *("config.json", "generation_config.json", "model.safetensors.index.json", "calibration.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
+    *(
+        "checkpoints/settings.json",
+        *(f"checkpoints/checkpoint-{'#' * digits}/trainer_state.json" for digits in range(1, 8)),
+    ),
+)
+"""Templates of the files of a model that could be taken for preferences, which are JSON too."""
 
 
 def run_training(config: TrainConfig) -> TrainResult:
@@ -25,6 +36,9 @@ def run_training(config: TrainConfig) -> TrainResult:
     path = config.output.path
     if "://" in path:
         raise ConfigError(f"output.path {path!r} is a URL; train into a local directory and copy it")
+    refuse_places("data.path", [source.path for source in config.data], [Place("output.path", path, _NAMES)])
+    if config.heldout.path is not None:
+        refuse_places("heldout.path", [config.heldout.path], [Place("output.path", path, _NAMES)])
     check_writable(path, named=path)
     settings = settings_of(config)
     try:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pipelines.config import InputFiles
 from pipelines.corpus import InputFile, UnreadableError, kind_of, no_lines, read_first_rows
 from pipelines.corpus.columns.value_kinds import RowValues
+from pipelines.corpus.own_files import refuse_own_files
 from pipelines.errors import InputError
 from pipelines.storage.files import absolute, version_of
 from pipelines.storage.listing import expand
@@ -44,12 +45,14 @@ def list_files(config: InputFiles, *, skip_bad_files: bool = False) -> list[Inpu
 
     With one pattern, keys are relative to its fixed root, so that a copied corpus keeps its scores; with several, keys are whole
     paths, since roots chosen from a list would move when the list grows. Raises `InputError` for an empty match, an unknown kind,
-    a mix of kinds, and a file whose listing shows that it is unreadable; with `skip_bad_files` such a file stays in the list, and
-    is skipped when it is opened.
+    a mix of kinds, a file that a run wrote (see `own_files`), and a file whose listing shows that it is unreadable; with
+    `skip_bad_files` the latter stays in the list, and is skipped when it is opened.
     """
     files: dict[str, InputFile] = {}
     for pattern in config.paths:
-        for path, relative, info in expand(pattern):
+        listed = expand(pattern)
+        refuse_own_files(pattern, listed)
+        for path, relative, info in listed:
             kind, is_directory = kind_of(path), info["type"] == "directory"
             if is_directory and kind is None:
                 continue

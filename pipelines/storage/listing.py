@@ -25,8 +25,8 @@ class ListedFile(NamedTuple):
     info: dict[str, Any]
 
 
-class _Search(NamedTuple):
-    """The request to a driver."""
+class Search(NamedTuple):
+    """The request for a pattern to a driver."""
 
     path: str  # a name, or a glob in which the characters of directories' names are escaped
     root: str  # the name, or the directory above the first wildcard
@@ -48,7 +48,7 @@ def expand(pattern: str) -> list[ListedFile]:
     fs, path = filesystem(absolute(pattern))
     local = isinstance(fs, LocalFileSystem)
     with reading(pattern):
-        search = _search_for(path, os.path.exists if local else lambda name: _has_any_at(fs, name, pattern))
+        search = search_for(path, lambda name: exists_on(fs, name, pattern))
         entries = _find_locally(fs, search) if local else _find_remotely(fs, search, pattern)
         if not local:
             _refuse_credentials(entries, pattern)
@@ -60,7 +60,7 @@ def expand(pattern: str) -> list[ListedFile]:
                 info = _follow_link(name, info, recursive=not search.is_glob or "**" in search.path)
             whole = info["type"] == "directory" and not any(other.startswith(name + "/") for other in entries)
             mark = name.endswith("/")  # an empty object that stands for a directory
-            if (info["type"] == "file" or whole) and not _is_hidden(key) and not mark:
+            if (info["type"] == "file" or whole) and not is_hidden(key) and not mark:
                 listed.append(ListedFile(fs.unstrip_protocol(name) if "://" in pattern else name, key, info))
     if not any(entry.info["type"] == "file" for entry in listed):
         inside = f"; to read the files in the directory {listed[0].path} write {listed[0].path}/*" if listed else ""
@@ -97,7 +97,7 @@ def _refuse_credentials(names: Iterable[str], pattern: str) -> None:
         raise InputError(f"input.path {pattern!r} matches {name!r}: {CREDENTIALS}, and list the files by plain URLs")
 
 
-def _search_for(path: str, exists: Callable[[str], bool]) -> _Search:
+def search_for(path: str, exists: Callable[[str], bool]) -> Search:
     """The search that a path stands for. `exists` is asked only about names with characters of a glob."""
     parts, names = path.split("/"), 0
     for count, part in enumerate(parts, start=1):
@@ -106,11 +106,11 @@ def _search_for(path: str, exists: Callable[[str], bool]) -> _Search:
         names = count
     root = "/".join(parts[:names])
     if names == len(parts):
-        return _Search(path, root.rstrip("/"), is_glob=False)
-    return _Search("/".join([*map(local_glob.escape, parts[:names]), *parts[names:]]), root, is_glob=True)
+        return Search(path, root.rstrip("/"), is_glob=False)
+    return Search("/".join([*map(local_glob.escape, parts[:names]), *parts[names:]]), root, is_glob=True)
 
 
-def _find_locally(fs: LocalFileSystem, search: _Search) -> dict[str, dict[str, Any]]:
+def _find_locally(fs: LocalFileSystem, search: Search) -> dict[str, dict[str, Any]]:
     path = search.path
     if search.is_glob:
         _refuse_links(fs, search)
@@ -120,7 +120,7 @@ def _find_locally(fs: LocalFileSystem, search: _Search) -> dict[str, dict[str, A
     return {path: fs.info(path)} if fs.exists(path) else {}
 
 
-def _refuse_links(fs: LocalFileSystem, search: _Search) -> None:
+def _refuse_links(fs: LocalFileSystem, search: Search) -> None:
     """Raise `InputError` where a wildcard matches a link to a directory with files of the pattern below it: fsspec leaves these
     out."""
     parts = search.path.split("/")
@@ -130,20 +130,22 @@ def _refuse_links(fs: LocalFileSystem, search: _Search) -> None:
         rest = "/".join(parts[count - 1 if parts[count - 1] == "**" else count :])
         for name, info in fs.glob(before, detail=True).items():
             below = local_glob.iglob(f"{local_glob.escape(name)}/{rest}", recursive=True)  # this one follows links
-            meant = (os.path.isfile(file) and not _is_hidden(file.removeprefix(search.root)) for file in below)
+            meant = (os.path.isfile(file) and not is_hidden(file.removeprefix(search.root)) for file in below)
             if info.get("islink") and os.path.isdir(name) and any(meant):
                 raise _link_error(name)
 
 
-def _has_any_at(fs: Any, name: str, pattern: str) -> bool:
-    """Return whether a store has an object of this name, or any below it."""
+def exists_on(fs: Any, name: str, pattern: str) -> bool:
+    """Return whether there is a file or a directory of this name; on a store, an object of this name, or any below it."""
+    if isinstance(fs, LocalFileSystem):
+        return os.path.exists(name)
     try:
         return bool(with_retries(lambda _: fs.find(name), doing="list", place=pattern))
     except FileNotFoundError:  # gcsfs, where there is no bucket
         return False
 
 
-def _find_remotely(fs: Any, search: _Search, pattern: str) -> dict[str, dict[str, Any]]:
+def _find_remotely(fs: Any, search: Search, pattern: str) -> dict[str, dict[str, Any]]:
     """The entries of a listing by path. Drivers' `isdir` and `exists` are not used: they take a refusal for an absence."""
     path, ask = search.path, fs.glob if search.is_glob else fs.find
     try:
@@ -185,5 +187,5 @@ def _link_error(name: str) -> InputError:
     )
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
     return any(part.startswith((".", "_")) for part in name.split("/") if part)
