@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 from pipelines.config import ModelConfig, RunConfig
 from pipelines.corpus import Fragment, InputFile, Unit, read_fragments
 from pipelines.corpus.columns.detection import detect
-from pipelines.corpus.columns.row_mapping import RowMapping
+from pipelines.corpus.columns.row_mapping import RowMapping, parse_row
+from pipelines.corpus.columns.value_kinds import RowValues
 from pipelines.corpus.files import with_copy
 from pipelines.corpus.listing import first_columns, list_files
 from pipelines.corpus.own_files import places_of, refuse_places
@@ -28,7 +29,8 @@ from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageErr
 from pipelines.storage import publish
 from pipelines.storage.canonical_json import digest
 from pipelines.storage.files import absolute, join, read_bytes
-from pipelines.storage.models import installed_versions, locate
+from pipelines.storage.models import installed_versions, locate, reading_directory
+from rm.conversations import holds_more
 
 COMBINE_VERSION = 1
 """Increased by hand whenever a change makes the same rewards and settings combine to other rewards."""
@@ -168,6 +170,7 @@ def make_plans(config: RunConfig) -> Plans:
         group_by=[] if config.input.group_by == "prompt" else config.input.group_by,
         where=where,
         reward=config.scores.column,
+        response=config.input.response,
     )
     for note in detected.notes:
         log.warning("%s: %s", where, note)
@@ -175,6 +178,9 @@ def make_plans(config: RunConfig) -> Plans:
     scores = absolute(config.scores_path)
     files = tuple(with_copy(file, scores, max_row_bytes=limits.max_row_bytes) for file in files)
     models: Sequence[ModelConfig | None] = config.models or [None]
+    for model in config.models:
+        for warning in _template_warnings(model, rows, mapping):
+            log.warning("model.path %s: %s", name_of(model), warning)
     plans = [
         Plan(
             files=files,
@@ -224,6 +230,22 @@ def _ensemble(config: RunConfig, plans: Sequence[Plan]) -> Plans:
         comparable=all(member.comparable for member in members),
     )
     return Plans(whole, tuple(members))
+
+
+def _template_warnings(model: ModelConfig, rows: Sequence[RowValues], mapping: RowMapping) -> list[str]:
+    """Return what the model's template refuses or leaves out of the first rows, where these hold more than texts."""
+    samples = [parse_row(row, mapping) for row in rows]
+    groups = [(row.prompt, [text for text in row.responses if text is not None]) for row in samples if row.prompt]
+    if not any(holds_more(prompt, response) for prompt, responses in groups for response in responses):
+        return []  # the tokenizer need not be loaded
+    from rm.identity import ModelError
+    from rm.preview import Preview
+
+    try:
+        preview = Preview.load(reading_directory(model.path, model.revision), max_length=model.max_length)
+    except (ModelError, ModelLoadError):
+        return []  # loading it for scoring says why
+    return preview.warnings(groups)
 
 
 def sweep(scores: str, plans: Plans, output: str | None = None) -> None:

@@ -1,7 +1,8 @@
 """Canonical conversations: the one form in which prompts and responses are compared, hashed and rendered.
 
-Pure functions. A conversation is a tuple of `(role, content)` turns with the roles `system`, `user` and `assistant`; a
-*sample* is the conversation before the last assistant turn (the prompt) and that turn's content (the response).
+Pure functions. A conversation is a tuple of `(role, content)` turns with the roles `system`, `user`, `assistant` and `tool`, and
+a first turn `tools` where the row has tools; a *sample* is the conversation before the last assistant turn (the prompt) and that
+turn's content (the response), or all that follows the last user turn. `rm.messages` says how a content holds more than text.
 This module does not know about files, columns, tokenizers or models.
 """
 
@@ -15,6 +16,26 @@ from typing import Any
 
 import xxhash
 
+from rm.messages import JSON_KEYS as JSON_KEYS
+from rm.messages import MESSAGE_KEYS as MESSAGE_KEYS
+from rm.messages import TOOLS as TOOLS
+from rm.messages import (
+    WHOLE,
+    canonical,
+    keys_in,
+    open_messages,
+    open_tools,
+    pack_messages,
+    parse_json,
+    read_content,
+)
+from rm.messages import UnusableError as UnusableError
+from rm.messages import count_characters as count_characters
+from rm.messages import describe_message as describe_message
+from rm.messages import describe_response as describe_response
+from rm.messages import read_tools as read_tools
+from rm.messages import text_of as text_of
+from rm.messages import unpack as unpack
 from rm.transcripts import open_turns as open_turns
 from rm.transcripts import turns_in as turns_in
 
@@ -31,6 +52,8 @@ _ROLES = {
     "model": "assistant",
     "chatgpt": "assistant",
     "bot": "assistant",
+    "tool": "tool",
+    "observation": "tool",
 }
 # gives what json.dumps(text, ensure_ascii=False) gives, without making an encoder
 _quote_json = json.encoder.encode_basestring
@@ -39,14 +62,6 @@ _quote_json = json.encoder.encode_basestring
 STRUCTURED = r"^[ \t\r\n]*\["
 """The beginning of each text that `from_prompt` may read as more than one turn, for `re` and for Arrow's RE2."""
 _STRUCTURED = re.compile(STRUCTURED)
-
-
-class UnusableError(ValueError):
-    """A row or response that cannot be scored; `reason` is a code from the documented list, never text of the row."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 def decode_bytes(value: Any) -> Any:
@@ -66,41 +81,6 @@ def decode_bytes(value: Any) -> Any:
     return value
 
 
-def text_of(value: object, *, field: str) -> str:
-    """Return `value` as usable text.
-
-    Raises `UnusableError` with `null_<field>`, `bad_utf8`, `wrong_type`, `empty_<field>` or `lone_surrogate`.
-    """
-    if value is None:
-        raise UnusableError(f"null_{field}")
-    if isinstance(value, bytes):
-        raise UnusableError("bad_utf8")  # otherwise `decode_bytes` has made text of it
-    if not isinstance(value, str):
-        raise UnusableError("wrong_type")
-    if not value.strip():
-        raise UnusableError(f"empty_{field}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise UnusableError("lone_surrogate") from None
-    return value
-
-
-def _message_text(message: Mapping[str, object], *, field: str) -> str:
-    """Return a message's text; content parts are joined where all of them are text."""
-    if message.get("tool_calls") or message.get("function_call"):
-        raise UnusableError("tool_calls")
-    content = message["content"] if "content" in message else message.get("value")
-    if isinstance(content, Sequence) and not isinstance(content, str | bytes):
-        parts = []
-        for part in content:
-            if not isinstance(part, Mapping) or part.get("type") != "text":
-                raise UnusableError("content_parts")
-            parts.append(text_of(part.get("text"), field=field))
-        content = "".join(parts)
-    return text_of(content, field=field)
-
-
 def messages_in_json(text: str) -> list[Any] | None:
     """Return the messages that a text holds as JSON; None for any other text, such as a list of anything else."""
     value = _list_in_json(text)
@@ -117,15 +97,16 @@ def _list_in_json(text: str) -> list[Any] | None:
 def is_message(value: object) -> bool:
     """Tell whether a value has the keys of a message: role and content (or calls), or ShareGPT's from and value."""
     return isinstance(value, Mapping) and (
-        ("role" in value and ("content" in value or "tool_calls" in value)) or ("from" in value and "value" in value)
+        ("role" in value and not value.keys().isdisjoint(("content", *MESSAGE_KEYS)))
+        or ("from" in value and "value" in value)
     )
 
 
 def from_messages(value: object) -> Conversation:
     """Convert a list of `{role, content}` (OpenAI, TRL) or `{from, value}` (ShareGPT) messages to a conversation.
 
-    The list may be text, as JSON. Raises `UnusableError` for anything else: `null_prompt`, `bad_json`, `bad_utf8`,
-    `wrong_type`, `bad_role`, `tool_calls`, `content_parts`, or what `text_of` raises.
+    The list, or each message in it, may be text, as JSON. Raises `UnusableError` for anything else: `null_prompt`, `bad_json`,
+    `bad_utf8`, `wrong_type`, `bad_role`, or what `rm.messages.read_content` raises.
     """
     if isinstance(value, str):
         text, value = value, _list_in_json(value)
@@ -138,16 +119,27 @@ def from_messages(value: object) -> Conversation:
     if not isinstance(value, Sequence):
         raise UnusableError("wrong_type")
     turns: list[Turn] = []
-    for position, message in enumerate(value):
+    for position, item in enumerate(value):
+        message = parse_json(item)
         if not isinstance(message, Mapping):
             raise UnusableError("wrong_type")
         name = message["role"] if "role" in message else message.get("from")
+        if name == "function_call":
+            name, message = "assistant", _with_call(message)
         role = _ROLES.get(name) if isinstance(name, str) else None
         if role is None or (role == "system" and position > 0):
             raise UnusableError("bad_role")
         last = position == len(value) - 1 and role == "assistant"
-        turns.append((role, _message_text(message, field="response" if last else "prompt")))
+        turns.append((role, read_content(message, role=role, field="response" if last else "prompt")))
     return tuple(turns)
+
+
+def _with_call(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a ShareGPT turn `function_call`, whose text is a call as JSON, as a message with `tool_calls`."""
+    call = parse_json(message.get("value"))
+    if not isinstance(call, Mapping) or not isinstance(call.get("name"), str):
+        raise UnusableError("bad_function_call")
+    return {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]}
 
 
 def from_prompt(value: object, *, system: object = None) -> Conversation:
@@ -164,25 +156,64 @@ def from_prompt(value: object, *, system: object = None) -> Conversation:
         raise UnusableError("empty_prompt")
     if turns[-1][0] == "assistant":
         raise UnusableError("prompt_ends_with_assistant")
-    if isinstance(system, str) and system.strip() and turns[0][0] != "system":
-        return (("system", text_of(system, field="prompt")), *turns)
+    return with_system(turns, system)
+
+
+def with_system(turns: Conversation, system: object) -> Conversation:
+    """Return the conversation with a `system` text in front, unless it is blank or the conversation has one."""
+    if isinstance(system, str) and system.strip() and not any(role == "system" for role, _ in turns[:2]):
+        front = 1 if turns[:1] and turns[0][0] == TOOLS else 0
+        return (*turns[:front], ("system", text_of(system, field="prompt")), *turns[front:])
     return turns
 
 
-def from_response(value: object, *, after: Conversation = ()) -> str:
-    """Convert a response column, text or a list of one assistant message (TRL's completion), to text.
+def with_tools(turns: Conversation, tools: object) -> Conversation:
+    """Return the conversation with a row's tools, a list or that list as JSON, in front. Raises `UnusableError("bad_tools")`."""
+    content = read_tools(tools)
+    return turns if content is None else ((TOOLS, content), *turns)
 
-    The list may repeat the prompt `after` at the front, with or without its system turn. Raises `UnusableError`.
+
+def tools_in(turns: Conversation) -> list[dict[str, Any]] | None:
+    """Return the tools of a conversation; None where it has none."""
+    return open_tools(turns[0][1]) if turns and turns[0][0] == TOOLS else None
+
+
+def holds_more(turns: Conversation, response: str) -> bool:
+    """Tell whether a conversation holds more than texts of the user, the assistant and the system."""
+    plain = ("system", "user", "assistant")
+    return response.startswith(WHOLE) or any(role not in plain or content.startswith(WHOLE) for role, content in turns)
+
+
+def keys_of(turns: Conversation, response: str | None = None) -> set[str]:
+    """Return what a conversation holds beside texts: keys of its messages, and `tools`."""
+    keys = {TOOLS for role, _ in turns[:1] if role == TOOLS}
+    contents = [content for role, content in turns if role != TOOLS] + ([] if response is None else [response])
+    return keys.union(*(keys_in(content) for content in contents if content.startswith(WHOLE)))
+
+
+def from_response(value: object, *, after: Conversation = (), several: bool = False) -> str:
+    """Convert a response column, text or a list of one assistant message (TRL's completion), to a response.
+
+    The list may repeat the prompt `after` at the front, with or without its system turn. With `several`, it may hold calls and
+    results of tools before the last answer. Raises `UnusableError`.
     """
     if not isinstance(value, str) and isinstance(value, Sequence):
         turns = from_messages(value)
+        after = tuple(turn for turn in after if turn[0] != TOOLS)
         fronts = (after, after[1:] if after[:1] and after[0][0] == "system" else ())
         front = next((front for front in fronts if front and turns[: len(front)] == front), ())
         turns = turns[len(front) :]
-        if len(turns) != 1 or turns[0][0] != "assistant":
+        if len(turns) != 1 and not several:
             raise UnusableError("last_turn_not_assistant")
-        return turns[0][1]
+        return pack_response(turns)
     return text_of(value, field="response")
+
+
+def pack_response(turns: Conversation) -> str:
+    """Return the turns that answer a prompt as one response. Raises `UnusableError("last_turn_not_assistant")`."""
+    if not turns or turns[-1][0] != "assistant" or any(role not in ("assistant", "tool") for role, _ in turns):
+        raise UnusableError("last_turn_not_assistant")
+    return turns[0][1] if len(turns) == 1 else pack_messages(to_messages(turns))
 
 
 def split_last(turns: Conversation) -> tuple[Conversation, str]:
@@ -198,6 +229,17 @@ def split_last(turns: Conversation) -> tuple[Conversation, str]:
     return turns[:-1], turns[-1][1]
 
 
+def split_after_last_user(turns: Conversation) -> tuple[Conversation, str]:
+    """Split a whole conversation into (prompt, response): the response is all that follows the last user turn.
+
+    Raises `UnusableError` as `split_last` does.
+    """
+    last = max((number for number, (role, _) in enumerate(turns) if role == "user"), default=-1)
+    if last < 0 and turns and turns[-1][0] == "assistant":
+        raise UnusableError("empty_prompt")
+    return turns[: last + 1], pack_response(turns[last + 1 :])
+
+
 def from_hh(text: object) -> Conversation:
     """Convert a whole transcript, `"\\n\\nHuman: ...\\n\\nAssistant: ..."` (HH-RLHF, Bai et al. 2022), to a conversation.
 
@@ -209,17 +251,18 @@ def from_hh(text: object) -> Conversation:
     return from_messages(messages)
 
 
-def to_messages(turns: Conversation, response: str | None = None) -> list[dict[str, str]]:
-    """Return `[{"role": ..., "content": ...}, ...]`, with `response`, if any, as the last assistant message."""
-    messages = [{"role": role, "content": content} for role, content in turns]
-    if response is not None:
-        messages.append({"role": "assistant", "content": response})
-    return messages
+def to_messages(turns: Conversation, response: str | None = None) -> list[dict[str, Any]]:
+    """Return the messages as they were read, `{"role": ..., "content": ...}` and more, with those of `response`, if any, last.
+
+    The tools of a conversation are no message: see `tools_in`.
+    """
+    messages = [message for role, content in turns if role != TOOLS for message in open_messages(role, content)]
+    return messages if response is None else messages + open_messages("assistant", response)
 
 
 def canonical_json(turns: Conversation) -> bytes:
     """Return the conversation as NFC-normalised compact JSON; equal prompts have equal bytes, however they were written."""
-    text = ",".join([f"[{_quote_json(role)},{_quote_json(content)}]" for role, content in turns])
+    text = ",".join([f"[{_quote_json(role)},{_quote_json(canonical(content))}]" for role, content in turns])
     return (f"[{text}]" if text.isascii() else unicodedata.normalize("NFC", f"[{text}]")).encode()
 
 
@@ -233,4 +276,4 @@ def response_hash(response: str | memoryview) -> int:
 
     Equal rewards are ordered by it.
     """
-    return xxhash.xxh3_64_intdigest(response.encode() if isinstance(response, str) else response)
+    return xxhash.xxh3_64_intdigest(canonical(response).encode() if isinstance(response, str) else response)

@@ -7,7 +7,8 @@ here as well.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 from rm.checkpoint.load import load_tokenizer, reads_last_token
 from rm.conversations import Conversation, UnusableError
 from rm.identity import effective_max_length
+from rm.text.left_out import describe_left_out
 from rm.text.templates import Template
 
 log = logging.getLogger(__name__)
@@ -49,17 +51,40 @@ class Preview:
         tokenizer = load_tokenizer(directory)
         causal = not getattr(tokenizer, "chat_template", None) and reads_last_token(directory)
         limit = effective_max_length(directory, max_length)
-        return cls(Template.of(tokenizer, causal=causal, max_length=limit, too_long="truncate"))
+        preview = cls(Template.of(tokenizer, causal=causal, max_length=limit, too_long="truncate"))
+        preview.template.left_out.mute()
+        return preview
 
     def lengths(self, prompt: Conversation, responses: Sequence[str]) -> list[SampleLength | str]:
         """Return each response's length before any cut, or the reason why the template does not render it."""
-        whole = replace(self.template, max_length=_NO_LIMIT)
         return [
             sample.reason
             if isinstance(sample, UnusableError)
             else SampleLength(sample.prompt_tokens, sample.response_tokens)
-            for sample in whole.encode_group(prompt, responses)
+            for sample in self._unlimited().encode_group(prompt, responses)
         ]
+
+    def _unlimited(self) -> Template:
+        template = replace(self.template, max_length=_NO_LIMIT)
+        template.left_out.mute()
+        return template
+
+    def warnings(self, groups: Iterable[tuple[Conversation, Sequence[str]]]) -> list[str]:
+        """Return what is to be told of the first groups of a corpus: what the template refuses in all, or leaves out."""
+        template, refused = self._unlimited(), Counter[str]()
+        for prompt, responses in groups:
+            for sample in template.encode_group(prompt, responses):
+                refused.update([sample.reason] if isinstance(sample, UnusableError) else [])
+        rendered, warnings = template.left_out.responses, []
+        if refused and not rendered:
+            reasons = ", ".join(f"{reason} {count:,}" for reason, count in refused.most_common())
+            warnings.append(
+                f"the model's template renders none of the first {refused.total():,} responses ({reasons}); take a model whose "
+                "template does, or leave the key out of the corpus"
+            )
+        if template.left_out.counts:
+            warnings.append(describe_left_out(template.left_out.counts, rendered, "of the first responses"))
+        return warnings
 
     @property
     def special_tokens(self) -> list[str]:

@@ -24,6 +24,8 @@ class Columns(Strict):
     """Further input, appended to the prompt after an empty line (Alpaca)."""
     system: str | None = None
     """A system prompt, put before the conversation."""
+    tools: str | None = None
+    """The tools that a conversation may call: a list, or that list as JSON; given to the model's template and the output."""
     source: str | None = None
     """The origin of a row; carried into score files and output."""
 
@@ -48,6 +50,9 @@ class InputFiles(Strict):
     "Human: ... Assistant: ...", whole ones in `columns.messages` or open ones in `columns.prompt`."""
     columns: Columns = Columns()
     """The columns by role; needed only where detection fails."""
+    response: Literal["last_turn", "after_last_user"] | None = None
+    """The response of a conversation: its last turn, or all that follows the last user turn (calls of tools, their results, the
+    answer). Unset, the first rows decide; `bestkept inspect` says how, and why."""
 
     @property
     def paths(self) -> list[str]:

@@ -103,7 +103,11 @@ def _parquet_rows(file: InputFile) -> list[RowValues]:
         if group is None or not readable:
             return []
         batch = next(parquet.iter_batches(_PARQUET_ROWS, row_groups=[group], columns=readable, use_threads=False))
-        return [values for values in batch_rows(batch.select(readable), readable) if not isinstance(values, str)]
+        return [
+            values
+            for values in batch_rows(batch.select(readable), readable, tools="tools")
+            if not isinstance(values, str)
+        ]
 
 
 def _readable(kind: pa.DataType) -> bool:
@@ -114,6 +118,8 @@ def _readable(kind: pa.DataType) -> bool:
         return all(_readable(kind.field(at).type) for at in range(kind.num_fields))
     if pa.types.is_dictionary(kind):
         return _readable(kind.value_type)
+    if isinstance(kind, pa.JsonType):
+        return True
     types = pa.types
     tests = (types.is_null, types.is_primitive, types.is_string, types.is_large_string, types.is_string_view)
     return any(test(kind) for test in tests) or holds_bytes(kind)

@@ -21,8 +21,9 @@ from pipelines.corpus.files import InputFile, RawRow, Unit, refuse_changed
 from pipelines.corpus.jsonl import json_rows
 from pipelines.corpus.parquet import parquet_rows, parquet_schema
 from pipelines.storage.files import is_local
-from rm.conversations import Conversation, canonical_json, prompt_key
+from rm.conversations import TOOLS, Conversation, canonical_json, keys_of, prompt_key, unpack
 
+TOOLS_TEXT = "tools_text"
 FRAGMENT_BYTES = 64 * 2**20  # of row text, after which a fragment ends before it has `rows_per_fragment` rows
 
 PromptGroup = tuple[Conversation, list[str]]
@@ -51,6 +52,17 @@ class Fragment:
     index: int  # within its unit
     rows: list[Row]
     last: bool  # of its unit
+
+    def message_keys(self) -> list[str]:
+        """The names of all that conversations hold beside roles and texts, sorted; `tools_text` where tools are JSON as text."""
+        keys: set[str] = set()
+        for row in self.rows:
+            prompt = row.parsed.prompt
+            if prompt is not None:
+                keys |= keys_of(prompt).union(*(keys_of((), text) for text in row.parsed.responses if text is not None))
+                if TOOLS in keys and prompt[0][0] == TOOLS and isinstance(unpack(prompt[0][1]), str):
+                    keys.add(TOOLS_TEXT)
+        return sorted(keys)
 
     def content_hash(self) -> str:
         """xxh3-128 over all that a score file derives from the rows, in order; tells whether an input has changed since.

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 import pyarrow as pa
 
 from pipelines.corpus.columns.value_kinds import RowValues
+from pipelines.corpus.nested_values import holds_json, to_json_array
 
 _AS_JSON = {b"bestkept": b"json"}
 
@@ -67,6 +68,8 @@ def to_array(values: Sequence[object], field: pa.Field) -> pa.Array:
     """Convert a column's values to its unified type."""
     if field.metadata == _AS_JSON:
         values = [None if value is None else json.dumps(value, sort_keys=True, default=str) for value in values]
+    elif holds_json(field.type):
+        return to_json_array(values, field.type)
     elif pa.types.is_floating(field.type):
         values = [float(value) if isinstance(value, int) else value for value in values]
     return pa.array(values, type=field.type)

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from pipelines.corpus.columns.row_mapping import RowMapping
 from pipelines.corpus.columns.value_kinds import RowValues
 from pipelines.corpus.files import InputFile, RawRow, Unit, open_input
+from pipelines.corpus.nested_values import needs_restoring, restore
 from pipelines.corpus.unreadable import UnreadableError
 from pipelines.errors import InputError
 from rm.conversations import decode_bytes
@@ -42,7 +43,7 @@ def parquet_rows(file: InputFile, unit: Unit, mapping: RowMapping, *, as_planned
         rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
         seen = 0
         for batch in parquet.iter_batches(rows, row_groups=[unit.number], columns=mapped):
-            for values in batch_rows(batch.select(mapped), mapped):
+            for values in batch_rows(batch.select(mapped), mapped, tools=mapping.tools):
                 seen += 1
                 seen_bytes = unit.input_bytes * seen // max(1, unit.end - unit.start)
                 size = 0 if isinstance(values, str) else sum(map(size_of, values.values()))
@@ -76,21 +77,33 @@ def refuse_doubled(file: InputFile, names: Sequence[str], wanted: Sequence[str])
 
 
 def batch_rows(
-    batch: pa.RecordBatch, mapped: list[str], *, decoded: Sequence[str] | None = None
+    batch: pa.RecordBatch, mapped: list[str], *, decoded: Sequence[str] | None = None, tools: str | None = None
 ) -> Iterator[RowValues | str]:
     """The rows of a batch, or reasons where they are rejected.
 
     A value of a mapped column that is not UTF-8 rejects its row (`bad_utf8`), as does one that Python cannot represent, such as a
     date in the year 30000 (`bad_value`). In other columns, which scoring does not read, it is replaced. Binary values of the
-    columns `decoded`, by default the mapped ones, become text where they are UTF-8, and stay as they are elsewhere.
+    columns `decoded`, by default the mapped ones, become text where they are UTF-8, and stay as they are elsewhere. JSON
+    becomes what it stands for, and objects in messages and in `tools` lose the keys that other rows have (see `restore`).
     """
     names = mapped if decoded is None else decoded
-    binary = [name for name in names if holds_bytes(batch.schema.field(name).type)]
+    schema = batch.schema
+    binary = [name for name in names if holds_bytes(schema.field(name).type)]
+    nested = {
+        name: schema.field(name).type
+        for name in schema.names
+        if needs_restoring(schema.field(name).type, name == tools)
+    }
     for row in _batch_rows(batch, mapped):
-        if binary and not isinstance(row, str):
-            yield {**row, **{name: decode_bytes(row[name]) for name in binary}}
-        else:
+        if isinstance(row, str) or not (binary or nested):
             yield row
+            continue
+        try:
+            whole = {name: restore(row[name], kind, inside=name == tools) for name, kind in nested.items()}
+        except ValueError:
+            yield "bad_json"
+            continue
+        yield {**row, **whole, **{name: decode_bytes(whole.get(name, row[name])) for name in binary}}
 
 
 def holds_bytes(kind: pa.DataType) -> bool:

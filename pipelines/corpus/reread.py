@@ -81,7 +81,7 @@ def _parquet(
     mapped = mapping.columns()
     row_numbers = numbers.tolist()
     for low, high, batch in take_batches(file, unit, numbers, mapped, more_columns=more_columns):
-        yield from zip(row_numbers[low:high], batch_rows(batch, mapped), strict=True)
+        yield from zip(row_numbers[low:high], batch_rows(batch, mapped, tools=mapping.tools), strict=True)
 
 
 def take_batches(

@@ -58,6 +58,8 @@ def _dtype(kind: pa.DataType) -> str:
         return _dtype(kind.value_type)
     if pa.types.is_fixed_size_binary(kind):
         return f"fixed_size_binary[{kind.byte_width}]"
+    if isinstance(kind, pa.JsonType):
+        return "json"
     text = str(kind)
     if text in _SAME_NAMES or text.startswith(
         ("timestamp[", "time32[", "time64[", "duration[", "decimal128(", "decimal256(")
@@ -75,6 +77,8 @@ def memory_bytes(table: pa.Table) -> int:
 
 
 def _bytes(chunks: Sequence[pa.Array], kind: pa.DataType) -> int:
+    if isinstance(kind, pa.JsonType):
+        return _bytes([chunk.storage for chunk in chunks], kind.storage_type)
     rows = sum(map(len, chunks))
     validity = -(-rows // 8) if any(chunk.null_count for chunk in chunks) else 0
     if pa.types.is_struct(kind):

@@ -36,9 +36,9 @@ _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]
 
 def is_plain(file: InputFile, mapping: RowMapping, shape: Shape) -> bool:
     """Return whether the rows of a file can be read as columns."""
-    if file.kind != "parquet" or shape.name not in _SHAPES or shape.include or mapping.group_by:
+    if file.kind != "parquet" or shape.name not in _SHAPES or shape.include or shape.message_keys or mapping.group_by:
         return False
-    if mapping.prompt is None or mapping.input is not None or mapping.system is not None:
+    if mapping.prompt is None or mapping.input is not None or mapping.system is not None or mapping.tools is not None:
         return False
     schema = parquet_schema(file)
     texts = [mapping.prompt] + [name for name in (mapping.response, mapping.source) if name is not None]
@@ -188,6 +188,8 @@ def text_bytes(table: pa.Table) -> int:
 
 
 def _text_bytes(array: pa.Array) -> int:
+    if isinstance(array.type, pa.JsonType):
+        return _text_bytes(array.storage)
     if pa.types.is_struct(array.type):
         return sum(map(_text_bytes, array.flatten()))
     if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from pipelines.config import RunConfig
 from pipelines.corpus import Row, original_columns
+from pipelines.corpus.fragments import TOOLS_TEXT
 from pipelines.plan import Plan
-from rm.conversations import to_messages
+from rm.conversations import JSON_KEYS, MESSAGE_KEYS, TOOLS, Conversation, to_messages, tools_in, unpack
 
-_MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())]))
+_TOOLS = (TOOLS, TOOLS_TEXT)
+
+
+def messages_type(keys: Collection[str]) -> pa.DataType:
+    """The type of messages with some of `MESSAGE_KEYS`: texts as such, calls as JSON, since their arguments differ."""
+    kinds = {name: pa.json_() if name in JSON_KEYS else pa.string() for name in MESSAGE_KEYS if name in keys}
+    return pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), *kinds.items()]))
 
 
 class KeptResponse(NamedTuple):
@@ -42,6 +50,7 @@ class Shape(NamedTuple):
     include: tuple[str, ...] = ()  # columns of the input
     add: tuple[str, ...] = ()  # rank, margin, probability
     temperature: float | None = None
+    message_keys: frozenset[str] = frozenset()  # what the conversations hold beside roles and texts
 
     @classmethod
     def of(cls, config: RunConfig, plan: Plan) -> Shape:
@@ -59,13 +68,23 @@ class Shape(NamedTuple):
         """True where the output has columns of the input, whose types must be known then."""
         return self.name == "original" or bool(self.include)
 
+    @property
+    def columns(self) -> list[str]:
+        """The columns that are not the input's, `add` left out."""
+        has_tools = self.name != "original" and not self.message_keys.isdisjoint(_TOOLS)
+        return [*COLUMNS[self.name], *([TOOLS] if has_tools else [])]
 
+    def kind_of(self, column: str) -> pa.DataType:
+        """The type of a column that is not the input's."""
+        if column in _MESSAGE_COLUMNS:
+            return messages_type(self.message_keys)
+        if column == TOOLS:
+            return pa.string() if TOOLS_TEXT in self.message_keys else pa.list_(pa.json_())
+        return _KINDS[column]
+
+
+_MESSAGE_COLUMNS = ("messages", "prompt", "completion", "chosen", "rejected")
 _KINDS = {
-    "messages": _MESSAGES,
-    "prompt": _MESSAGES,
-    "completion": _MESSAGES,
-    "chosen": _MESSAGES,
-    "rejected": _MESSAGES,
     "reward": pa.float32(),
     "chosen_reward": pa.float32(),
     "rejected_reward": pa.float32(),
@@ -86,7 +105,7 @@ COLUMNS = {
 
 def column_names(shape: Shape, original: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """(columns of the input, our columns by the name that they get in the output); `original` holds the input's."""
-    added = [*COLUMNS[shape.name], *shape.add]
+    added = [*shape.columns, *shape.add]
     if shape.name == "original":
         prefix = ""
         while {prefix + name for name in added} & set(original):
@@ -99,13 +118,13 @@ def schema_of(shape: Shape, original: pa.Schema) -> pa.Schema:
     """The output schema; `original` holds the input's columns. Raises `KeyError` for an included one that is not there."""
     input_names, added_names = column_names(shape, original.names)
     kept = [original.field(name).with_nullable(True) for name in input_names]  # another file may lack the column
-    added = [pa.field(name, _KINDS[column]) for name, column in added_names.items()]
+    added = [pa.field(name, shape.kind_of(column)) for name, column in added_names.items()]
     return pa.schema([*kept, *added] if shape.name == "original" else [*added, *kept])
 
 
 def to_table(kept: Sequence[KeptResponse], schema: pa.Schema, shape: Shape) -> pa.Table:
     """Kept responses as a table of `schema`."""
-    input_names = schema.names[: len(schema) - len(COLUMNS[shape.name]) - len(shape.add)]
+    input_names = schema.names[: len(schema) - len(shape.columns) - len(shape.add)]
     _, added_names = column_names(shape, input_names)
     arrays = []
     for field in schema:
@@ -122,7 +141,15 @@ def probability_of(margin: float | None, temperature: float | None) -> float | N
     return 1.0 / (1.0 + math.exp(min(700.0, -margin / temperature)))
 
 
+def _tools(prompt: Conversation, *, as_text: bool) -> Any:
+    if tools_in(prompt) is None:
+        return None
+    tools = unpack(prompt[0][1])
+    return json.dumps(tools, ensure_ascii=False) if as_text and not isinstance(tools, str) else tools
+
+
 _VALUES: dict[str, Callable[[KeptResponse, Shape], Any]] = {
+    TOOLS: lambda item, shape: _tools(item.row.parsed.prompt or (), as_text=TOOLS_TEXT in shape.message_keys),
     "messages": lambda item, _: to_messages(item.row.parsed.prompt or (), item.text),
     "prompt": lambda item, _: to_messages(item.row.parsed.prompt or ()),
     "completion": lambda item, _: to_messages((), item.text),

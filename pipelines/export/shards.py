@@ -55,6 +55,7 @@ class SplitPlans:
 
     plans: Mapping[str, ShardPlan]
     rows_at_once: Mapping[int, int]  # by file number: rows that may be decoded at a time
+    message_keys: frozenset[str] = frozenset()  # what the conversations of the corpus hold beside roles and texts
 
     @property
     def jobs(self) -> int:

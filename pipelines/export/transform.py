@@ -105,15 +105,17 @@ def make_shard_plans(
     for file, _, parts in counts:
         kept[file] += sum(parts)
     kept_bytes, at_once = 0, {}
+    message_keys: set[str] = set()
     for file, fragments in files:
         text = sum(fragment.text_bytes for fragment in fragments)
         responses = sum(fragment.responses for fragment in fragments)
         kept_bytes += kept[file] * text // max(1, responses)
+        message_keys.update(*(fragment.message_keys for fragment in fragments))
         at_once[file] = rows_at_once((fragment.unit, fragment.fragment, fragment.rows) for fragment in fragments)
     rows = rows_within(bytes_per_shard, rows_per_shard, rows=sum(kept.values()), text_bytes=kept_bytes)
     by_split = [[(file, unit, parts[at]) for file, unit, parts in counts] for at in range(len(split.names))]
     plans = [plan_shards(part, rows_per_shard=rows, streamed=streamed) for part in by_split]
-    return SplitPlans(dict(zip(split.names, plans, strict=True)), at_once)
+    return SplitPlans(dict(zip(split.names, plans, strict=True)), at_once, frozenset(message_keys))
 
 
 def merge_schema_places(schemas: Iterable[list[tuple[str, FragmentPlace]]]) -> list[tuple[str, FragmentPlace]]:
@@ -183,16 +185,22 @@ class WriteShards(beam.DoFn):  # type: ignore[misc]
                     f"output.include_columns names {missing[0]!r}, and the input has {', '.join(original.names)}; "
                     "name one of these"
                 )
-            schema = schema_of(self.shape, original)
+            shape = self.shape._replace(message_keys=shards.message_keys)
+            schema = schema_of(shape, original)
             pieces = sorted(map(KeptUnit.from_bytes, _KEPT.select(parts)))
             texts = _texts(_TEXT.select(parts))
-            tables = self._read(pieces, texts, schema, shards.rows_at_once)
+            tables = self._read(pieces, texts, schema, shape, shards.rows_at_once)
             kept = RowQueue(tables)
             for name, rows in shards.shards_of(job):
                 yield self._write(name, schema, kept, rows, shards.counts)
 
     def _read(
-        self, pieces: Sequence[KeptUnit], texts: RejectedTexts, schema: pa.Schema, at_once: Mapping[int, int]
+        self,
+        pieces: Sequence[KeptUnit],
+        texts: RejectedTexts,
+        schema: pa.Schema,
+        shape: Shape,
+        at_once: Mapping[int, int],
     ) -> Iterator[pa.Table]:
         plan = plan_at(self.plan_path)
         plain = pa.schema([field.remove_metadata() for field in schema.remove_metadata()])
@@ -202,14 +210,14 @@ class WriteShards(beam.DoFn):  # type: ignore[misc]
             unit = unit_of(file, piece.unit)
             if unit is None:
                 raise input_changed(file)
-            if is_plain(file, plan.mapping, self.shape):
+            if is_plain(file, plan.mapping, shape):
                 most = at_once[piece.file]
-                yield from read_tables(file, unit, plan.mapping, wanted, self.shape, plain, most_rows=most)
+                yield from read_tables(file, unit, plan.mapping, wanted, shape, plain, most_rows=most)
                 return
             here = {**texts, **self._rejected_here(plan, piece.file, wanted)} if self.needs.other else {}
-            kept = read_kept(plan, file, unit, wanted, here, more_columns=self.shape.more_columns)
+            kept = read_kept(plan, file, unit, wanted, here, more_columns=shape.more_columns)
             while rows := list(itertools.islice(kept, _ROWS_AT_ONCE)):
-                yield to_table(rows, schema, self.shape)
+                yield to_table(rows, schema, shape)
 
         return read_ahead([partial(read, piece) for piece in pieces], most=_TABLES_AHEAD)
 

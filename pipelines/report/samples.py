@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from pipelines.corpus import Row
 from pipelines.report.observations import TIES, Observations, key_text
-from rm.conversations import response_hash, to_messages
+from rm.conversations import describe_message, response_hash, to_messages
 
 KINDS = ("top", "bottom", "border", "close")
 """The highest rewards kept, the lowest of all, both sides of the border (the lowest kept, the highest dropped), and prompts
@@ -127,8 +127,9 @@ def sample_text(place: ResponsePlace, row: Row, file: str, where: str) -> Sample
         return None
     turns = row.parsed.prompt[-_MOST_TURNS:]
     whole = to_messages(turns, text)
-    messages = [{**message, "content": message["content"][:_MOST_CHARACTERS]} for message in whole]
-    return SampleText(place, messages, messages != whole or len(turns) < len(row.parsed.prompt), file, where)
+    texts_shown = [{"role": message["role"], "content": describe_message(message)} for message in whole]
+    messages = [{**message, "content": message["content"][:_MOST_CHARACTERS]} for message in texts_shown]
+    return SampleText(place, messages, messages != texts_shown or len(turns) < len(row.parsed.prompt), file, where)
 
 
 def samples_table(picks: Sequence[Pick], texts: Iterable[SampleText]) -> bytes:

@@ -17,7 +17,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,11 @@ class Footer:
     text_bytes: int  # of all rows, each counted once
     content_hash: str
     format: int = FORMAT
+    message_keys: list[str] = field(default_factory=list)  # what conversations hold beside roles and texts, sorted
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields; without `message_keys` where there are none, as files of plain texts have always been."""
+        return {name: value for name, value in asdict(self).items() if name != "message_keys" or value}
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ class ScoreFile:
     footer: Footer
 
     def to_bytes(self) -> bytes:
-        return json.dumps({"path": self.path, "file": self.file, "footer": asdict(self.footer)}).encode()
+        return json.dumps({"path": self.path, "file": self.file, "footer": self.footer.to_json()}).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> ScoreFile:
@@ -108,7 +113,7 @@ def path_of(directory: str, name: str, variant: str | None = None) -> str:
 
 def encode(columns: pa.Table, footer: Footer, original: str) -> bytes:
     """A score file's bytes; `original` is the schema of the input's own columns (see `original_columns.dump`)."""
-    described = json.dumps(asdict(footer), sort_keys=True)
+    described = json.dumps(footer.to_json(), sort_keys=True)
     metadata = {_FOOTER: described, _ORIGINAL: original, _HASH: columns_hash(columns, described + original)}
     table = columns.replace_schema_metadata({key: value.encode() for key, value in metadata.items()})
     sink = io.BytesIO()

@@ -27,7 +27,7 @@ from pipelines.runtime import counters, progress
 from pipelines.score import score_files
 from pipelines.score.score_files import Footer, ScoreFile
 from pipelines.score.unit_scores import LookUp, ScoreDirectories, UnitScores
-from rm.conversations import Conversation, response_hash
+from rm.conversations import Conversation, count_characters, response_hash
 
 
 class Scorer(Protocol):
@@ -221,7 +221,7 @@ def _unscored_columns(rows: Sequence[Row], carry: Sequence[str]) -> dict[str, pa
         "reason": [reason for row in rows for reason in row.parsed.reasons],
         "prompt_tokens": zeros,
         "response_tokens": zeros,
-        "response_chars": [0 if response is None else len(response) for response in responses],
+        "response_chars": [0 if response is None else count_characters(response) for response in responses],
         "row_bytes": [row.row_bytes for row in row_of],
         "truncated": [False] * len(responses),
         "source": [row.source for row in row_of],

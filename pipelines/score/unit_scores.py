@@ -133,6 +133,7 @@ class UnitScores:
             tokens=tokens,
             text_bytes=sum(row.row_bytes for row in fragment.rows),
             content_hash=content_hash,
+            message_keys=fragment.message_keys(),
         )
 
     def check(self, fragment: Fragment, known: Footer) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ class FragmentFacts(NamedTuple):
     responses: int
     scored: int
     text_bytes: int
+    message_keys: Sequence[str] = ()
 
     @classmethod
     def of(cls, descriptor: ScoreFile) -> FragmentFacts:
@@ -31,7 +32,7 @@ class FragmentFacts(NamedTuple):
         return cls(*(getattr(descriptor.footer, name) for name in cls._fields))
 
     def to_bytes(self) -> bytes:
-        return json.dumps(self).encode()
+        return json.dumps(self if self.message_keys else self[:-1]).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> FragmentFacts:

@@ -6,7 +6,8 @@ The tokenizer and model alone decide between three kinds of template:
 - `pair`: an encoder without a template reads the tokenizer's own pair encoding `tokenizer(prompt, response)`;
 - `plain`: `prompt + "\\n\\n" + response + eos`; where the tokenizer ends every text with eos, that is the one.
 
-In the last two, a prompt of several turns is written as `System:` / `Human:` / `Assistant:` paragraphs.
+In the last two, a prompt of several turns is written as `System:` / `Human:` / `Assistant:` paragraphs, and what is more than
+text is refused. A chat template gets the messages whole, and the tools; what it leaves out is told (`rm.text.left_out`).
 Prompt and response are always tokenised jointly: tokenising them apart gives other tokens at some joins.
 Special tokens that a prompt or response spells are read as text (`rm.text.special_tokens`).
 """
@@ -17,14 +18,18 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import takewhile
 from typing import Any, NamedTuple
 
-from rm.conversations import Conversation, UnusableError, to_messages
+from rm.conversations import TOOLS, Conversation, UnusableError, keys_of, to_messages, tools_in
+from rm.messages import WHOLE, map_texts, open_messages, texts_in
+from rm.text.left_out import LeftOut, find_left_out
 from rm.text.special_tokens import SpecialTokens
 
 log = logging.getLogger(__name__)
 
 _SPEAKER = {"system": "System", "user": "Human", "assistant": "Assistant"}
+_UNSEEN = {"name", "tool_call_id"}  # a text is complete without them
 
 
 class Encoded(NamedTuple):
@@ -61,17 +66,41 @@ class Template:
     def render(self, prompt: Conversation, response: str) -> tuple[str, str | None]:
         """Return the text for the tokenizer, and the second text of a pair or None.
 
-        Raises `UnusableError("template_error")`.
+        Raises `UnusableError`: `template_error`, or `no_template_for_<key>` for what alone it cannot render.
         """
         if self.kind == "chat":
-            try:
-                text = self.tokenizer.apply_chat_template(to_messages(prompt, response), tokenize=False)
-            except Exception as error:  # templates raise whatever their author wrote (roles must alternate, ...)
-                raise UnusableError("template_error") from error
-            return text, None
+            return self._render_chat(to_messages(prompt, response), tools_in(prompt)), None
+        refused = keys_of(prompt, response) - _UNSEEN
+        if any(message["role"] == "tool" for message in to_messages(prompt, response)):
+            refused.add("tool")
+        if refused:
+            raise UnusableError(f"no_template_for_{min(refused)}")
+        message = to_messages((), response)[-1]
         if self.kind == "pair":
-            return render_plain(prompt), response
-        return f"{render_plain(prompt)}\n\n{response}{self._eos}", None
+            return render_plain(prompt), message["content"]
+        return f"{render_plain(prompt)}\n\n{message['content']}{self._eos}", None
+
+    def _render_chat(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
+        try:
+            return self._apply(messages, tools)
+        except Exception as error:  # templates raise whatever their author wrote (roles must alternate, ...)
+            for key in sorted({key for message in messages for key in message} - {"role", "content"}):
+                try:
+                    self._apply([{name: value for name, value in m.items() if name != key} for m in messages], tools)
+                except Exception:
+                    continue
+                raise UnusableError(f"no_template_for_{key}") from error
+            raise UnusableError(
+                "no_template_for_tool" if any(m["role"] == "tool" for m in messages) else "template_error"
+            ) from error
+
+    def _apply(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
+        return str(self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False))
+
+    @cached_property
+    def left_out(self) -> LeftOut:
+        """The count of responses read so far, and of those in which the template leaves something out."""
+        return LeftOut()
 
     @cached_property
     def closes_itself(self) -> bool:
@@ -96,6 +125,7 @@ class Template:
     def encode_group(self, prompt: Conversation, responses: Sequence[str]) -> list[Encoded | UnusableError]:
         """Encode every response to a prompt, by one call of the tokenizer; an error stands for each that cannot be encoded."""
         samples = self._tokenize(prompt, responses)
+        self.left_out.warn()
         return [self._fit(prompt, *pair) for pair in zip(responses, samples, strict=True)]
 
     def _fit(
@@ -106,8 +136,11 @@ class Template:
             return sample if isinstance(sample, UnusableError) else sample.encoded
         if self.too_long == "reject":
             return UnusableError("too_long")
-        head = prompt[:1] if prompt and prompt[0][0] == "system" else ()
+        fixed = next((at for at, (role, _) in enumerate(prompt) if role not in (TOOLS, "system")), 0)
+        head = prompt[:fixed]
         for first in range(len(head) + 1, len(prompt)):
+            if prompt[first][0] == "tool":
+                continue  # a result without its call
             [shorter] = self._tokenize((*head, *prompt[first:]), [response])
             if isinstance(shorter, UnusableError):
                 continue  # a template may refuse to start with the assistant's turn; drop one turn more
@@ -148,9 +181,11 @@ class Template:
             except UnusableError as error:
                 rendered.append(error)
         encodings = iter(self._encode([text for text in rendered if not isinstance(text, UnusableError)]))
-        last_turn = prompt[-1][1].strip() if prompt else ""
+        for text, response in zip(rendered, responses, strict=True):
+            if not isinstance(text, UnusableError):
+                self.left_out.add(find_left_out(prompt, response, text.first))
         return [
-            text if isinstance(text, UnusableError) else self._sample(next(encodings), text.first, last_turn, response)
+            text if isinstance(text, UnusableError) else self._sample(next(encodings), text, prompt, response)
             for text, response in zip(rendered, responses, strict=True)
         ]
 
@@ -162,8 +197,9 @@ class Template:
         """Render a sample; a guarded one, which spells special tokens, is for the encoder that reads these as text."""
         if not guarded:
             return _RenderedText(*self.render(prompt, response), guarded=False)
-        hidden = tuple((role, self._special_tokens.hide(content)) for role, content in prompt)
-        first, second = self.render(hidden, self._special_tokens.hide(response))
+        hide = self._special_tokens.hide
+        hidden = tuple((role, map_texts(content, hide)) for role, content in prompt)
+        first, second = self.render(hidden, map_texts(response, hide))
         return _RenderedText(
             self._special_tokens.reveal(first),
             None if second is None else self._special_tokens.reveal(second),
@@ -188,17 +224,31 @@ class Template:
             encodings[True] = iter(self._special_tokens.encode(guarded, add_special_tokens=add_special_tokens))
         return [next(encodings[text.guarded]) for text in texts]
 
-    def _sample(self, encoding: Any, text: str, last_turn: str, response: str) -> _TokenizedSample:
+    def _sample(self, encoding: Any, text: _RenderedText, prompt: Conversation, response: str) -> _TokenizedSample:
         ids = list(encoding.ids)
         types = list(encoding.type_ids) if "token_type_ids" in self.tokenizer.model_input_names else None
         if self.kind == "pair":
             spans = _pair_spans(encoding)
         else:
-            spans = _text_spans(encoding, text, last_turn, response.strip(), len(ids))
+            place = _find_response(text.first, response, after=self._prompt_end(text, prompt, response))
+            spans = _text_spans(encoding, text.first, prompt, place, length=len(ids))
         response_tokens = spans.response_end - spans.response_start
         return _TokenizedSample(
             Encoded(ids, types, len(ids) - response_tokens, response_tokens, truncated=False), spans
         )
+
+    def _prompt_end(self, text: _RenderedText, prompt: Conversation, response: str) -> int:
+        """Return how far a rendered text is that of its prompt alone, since parts of a response may stand in its prompt, too."""
+        if not response.startswith(WHOLE):
+            return 0  # the last place of a text is its own
+        hide = self._special_tokens.hide if text.guarded else str
+        hidden = tuple((role, map_texts(content, hide)) for role, content in prompt)
+        try:
+            alone = self._apply(to_messages(hidden), tools_in(hidden))
+        except Exception:  # see `_render_chat`
+            return 0
+        both = zip(self._special_tokens.reveal(alone) if text.guarded else alone, text.first, strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
 
 
 class _RenderedText(NamedTuple):
@@ -223,15 +273,40 @@ class _TokenizedSample(NamedTuple):
     spans: _Spans
 
 
-def _text_spans(encoding: Any, text: str, prompt: str, response: str, length: int) -> _Spans:
-    """Locate the prompt's last turn and the response in a rendered text."""
-    at = text.rfind(response)
-    prompt_at = text.rfind(prompt, 0, at if at >= 0 else len(text))
-    prompt_span = _token_span(encoding, prompt_at, prompt_at + len(prompt)) if prompt_at >= 0 else (0, 0)
-    if at >= 0:
-        return _Spans(*prompt_span, *_token_span(encoding, at, at + len(response)))
+def _text_spans(encoding: Any, text: str, prompt: Conversation, place: tuple[int, int], *, length: int) -> _Spans:
+    """Locate the prompt's last turn in a rendered text, before the `place` of the response."""
+    start, end = place
+    last_turn = (_text_in(prompt[-1][1]) if prompt else "").strip()
+    prompt_at = text.rfind(last_turn, 0, start if start >= 0 else len(text))
+    if not last_turn and prompt:  # a call without text
+        prompt_at = -1
+    prompt_span = _token_span(encoding, prompt_at, prompt_at + len(last_turn)) if prompt_at >= 0 else (0, 0)
+    if start >= 0:
+        return _Spans(*prompt_span, *_token_span(encoding, start, end))
     _warn_rewritten()
     return _Spans(*prompt_span, max(prompt_span[1], 1), length)
+
+
+def _find_response(text: str, response: str, *, after: int) -> tuple[int, int]:
+    """Return the half-open range of characters of a response in a rendered text; (-1, -1) where it is not there."""
+    if not response.startswith(WHOLE):
+        at = text.rfind(response.strip())
+        return at, at + len(response.strip()) if at >= 0 else -1
+    start, end, before = -1, -1, len(text)
+    for message in reversed(open_messages("assistant", response)):
+        parts = [part.strip() for key, value in message.items() if key != "role" for part in texts_in(value)]
+        places = [
+            (at, at + len(part)) for part in parts if len(part) > 2 and (at := text.rfind(part, after, before)) >= 0
+        ]
+        if places:
+            start = before = min(first for first, _ in places)
+            end = max(end, *(last for _, last in places))
+    return start, end
+
+
+def _text_in(content: str) -> str:
+    """Return the text of a turn, without what its message holds beside it."""
+    return content if not content.startswith(WHOLE) else open_messages("", content)[0].get("content") or ""
 
 
 @lru_cache(maxsize=1)
@@ -242,8 +317,8 @@ def _warn_rewritten() -> None:
 def render_plain(prompt: Conversation) -> str:
     """Render a prompt as plain text: a lone user turn as it is, several turns as paragraphs marked by speaker."""
     if len(prompt) == 1 and prompt[0][0] == "user":
-        return prompt[0][1]
-    return "\n\n".join(f"{_SPEAKER[role]}: {content}" for role, content in prompt)
+        return _text_in(prompt[0][1])
+    return "\n\n".join(f"{_SPEAKER[role]}: {_text_in(content)}" for role, content in prompt)
 
 
 def _pair_spans(encoding: Any) -> _Spans:

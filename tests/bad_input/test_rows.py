@@ -250,9 +250,21 @@ MESSAGES = {
         [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "y"}],
         "content_parts",
     ),
-    "a tool call": (
-        [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "tool_calls": [{"id": 1}]}],
+    "a call by the user": (
+        [{"role": "user", "content": "x", "tool_calls": [{"id": 1}]}, {"role": "assistant", "content": "y"}],
         "tool_calls",
+    ),
+    "a call that is none": (
+        [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "tool_calls": ["x"]}],
+        "bad_tool_calls",
+    ),
+    "reasoning that is no text": (
+        [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "reasoning_content": 3}],
+        "bad_reasoning_content",
+    ),
+    "a noncharacter in front": (
+        [{"role": "user", "content": "\ufdd0x"}, {"role": "assistant", "content": "y"}],
+        "noncharacter",
     ),
 }
 

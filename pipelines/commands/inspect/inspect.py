@@ -26,7 +26,7 @@ from pipelines.corpus.columns.value_kinds import RowValues
 from pipelines.corpus.listing import first_columns, list_files
 from pipelines.errors import InputError, ModelLoadError
 from pipelines.storage.models import reading_directory
-from rm.conversations import Conversation, UnusableError, to_messages
+from rm.conversations import Conversation, UnusableError, describe_response, to_messages, tools_in
 
 if TYPE_CHECKING:
     from rm.preview import Preview
@@ -83,7 +83,15 @@ def _detect(
 ) -> Detection | InputError:
     """Return the detected mapping, or the error as part of the answer; raise it where the user says how to read the files."""
     try:
-        return detect(names, rows=rows, format=config.input.format, columns=config.input.columns, where=where)
+        settings = config.input
+        return detect(
+            names,
+            rows=rows,
+            format=settings.format,
+            columns=settings.columns,
+            where=where,
+            response=settings.response,
+        )
     except InputError as error:
         if {"format", "columns"} & config.input.model_fields_set:
             raise
@@ -176,10 +184,11 @@ def _describe_corpus(
         "ambiguous": False,
         "format": detected.mapping.format,
         "mapping": {name: value for name, value in detected.mapping.to_json().items() if value},
+        "response": detected.response and {"taken": detected.response.taken, "why": detected.response.why},
         "setting": detected.reading.setting,
         "why": detected.reading.why,
         "others": [{"why": other.why, "setting": other.setting} for other in detected.alternatives],
-        "notes": detected.notes,
+        "notes": [*detected.notes, *(preview.warnings(usable_rows) if preview else [])],
         "responses_read": read,
         "rejected": {reason: {"responses": rejected[reason], "first": first[reason]} for reason in sorted(rejected)},
         "rejected_fraction": rejected.total() / read if read else None,
@@ -190,7 +199,13 @@ def _describe_corpus(
 
 
 def _example(prompt: Conversation, responses: Sequence[str], preview: Preview | None, *, place: str) -> dict[str, Any]:
-    example: dict[str, Any] = {"place": place, "prompt": to_messages(prompt), "responses": list(responses)}
+    example: dict[str, Any] = {
+        "place": place,
+        "prompt": to_messages(prompt),
+        "responses": [*map(describe_response, responses)],
+    }
+    if (tools := tools_in(prompt)) is not None:
+        example["tools"] = tools
     if preview is not None:
         try:
             example["as_read"] = preview.describe(prompt, responses[0])

@@ -9,7 +9,7 @@ from pipelines.commands.inspect.statistics import PromptResponses, response_stat
 from pipelines.config.train import PreferencesConfig
 from pipelines.corpus.columns.value_kinds import RowValues
 from pipelines.errors import InputError
-from rm.conversations import UnusableError, to_messages
+from rm.conversations import UnusableError, describe_response, to_messages
 
 if TYPE_CHECKING:
     from rm.preferences import Group, PreferenceError
@@ -104,7 +104,10 @@ def _judgements(groups: Sequence[Group]) -> dict[str, int]:
 
 
 def _example_of(group: Group, preview: Preview | None) -> dict[str, Any]:
-    example: dict[str, Any] = {"prompt": to_messages(group.prompt), "responses": list(group.responses)}
+    example: dict[str, Any] = {
+        "prompt": to_messages(group.prompt),
+        "responses": [*map(describe_response, group.responses)],
+    }
     example["comparisons"] = [
         {"preferred": edge.preferred, "other": edge.other, "probability": edge.probability} for edge in group.edges
     ]

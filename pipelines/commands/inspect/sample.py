@@ -152,6 +152,6 @@ def _parquet_rows(
         refuse_doubled(file, schema.names, mapped)
         wanted = list(dict.fromkeys([*mapped, *readable_columns(parquet)]))
         for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[unit.number], columns=wanted, use_threads=False):
-            for value in batch_rows(batch.select(wanted), list(mapped), decoded=wanted):
+            for value in batch_rows(batch.select(wanted), list(mapped), decoded=wanted, tools="tools"):
                 too_large = not isinstance(value, str) and sum(size_of(value[name]) for name in mapped) > max_row_bytes
                 yield "row_too_large" if too_large else value

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipelines.corpus.columns.value_kinds import FirstRows, RowValues
-from rm.conversations import Conversation, prompt_key
+from rm.conversations import TOOLS, Conversation, count_characters, prompt_key
 
 Lengths = Callable[[Conversation, Sequence[str]], Sequence[tuple[int, int] | str]]
 """(prompt, responses) → (tokens of the prompt, tokens of the response) for each response, or why it has none."""
@@ -51,10 +51,16 @@ def response_statistics(rows: Sequence[PromptResponses]) -> dict[str, Any]:
     return {
         "prompts": len(prompts),
         "responses": total,
-        "prompts_with_system": sum(prompt[0][0] == "system" for prompt in prompts.values()),
-        "prompts_of_several_turns": sum(sum(role != "system" for role, _ in one) > 1 for one in prompts.values()),
-        "prompt_characters": distribution(sum(len(content) for _, content in prompt) for prompt in prompts.values()),
-        "response_characters": distribution(len(response) for _, responses in rows for response in responses),
+        "prompts_with_system": sum(any(role == "system" for role, _ in prompt[:2]) for prompt in prompts.values()),
+        "prompts_of_several_turns": sum(
+            sum(role not in ("system", TOOLS) for role, _ in one) > 1 for one in prompts.values()
+        ),
+        "prompt_characters": distribution(
+            sum(count_characters(content) for _, content in prompt) for prompt in prompts.values()
+        ),
+        "response_characters": distribution(
+            count_characters(response) for _, responses in rows for response in responses
+        ),
         "responses_per_prompt": distribution(counts.values()),
         "repeated_prompts": repeated_prompts,
         "repeated_responses": total - len(seen),

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from pipelines.commands.printing import PlainConsole
 from pipelines.storage.canonical_json import Json
+from rm.conversations import describe_message
 
 _SHOWN_CHARACTERS = 700
 _RESPONSES_SHOWN = 3
@@ -84,6 +85,8 @@ def _corpus(view: Json) -> Table:
     table = _table(f"as a corpus, for bestkept run: {view['format']}")
     _add(table, "why", view["why"])
     _add(table, "to say the same", view["setting"])
+    if view["response"]:
+        _add(table, "response", f"{view['response']['taken']}: {view['response']['why']}")
     for other in view["others"]:
         _add(table, "could also be", f"{other['why']}: {other['setting']}")
     for note in view["notes"]:
@@ -157,7 +160,9 @@ def _add_figures(table: Table, view: Json) -> None:
 def _example(example: Json, number: int, model: Json | None) -> Group:
     parts = [Text(f"\n── {number}" + (f": {example['place']}" if "place" in example else ""), style="bold")]
     for message in example["prompt"]:
-        parts.append(_message(message["role"], message["content"]))
+        parts.append(_message(message["role"], describe_message(message)))
+    if example.get("tools"):
+        parts.append(_message("tools", json.dumps(example["tools"], ensure_ascii=False)))
     responses = example["responses"]
     for at, response in enumerate(responses[:_RESPONSES_SHOWN], start=1):
         parts.append(_message("response" if len(responses) == 1 else f"response {at} of {len(responses):,}", response))

@@ -21,8 +21,8 @@ that is not in it, or beside whole conversations and a prompt.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from pipelines.config import Columns
 from pipelines.corpus.columns.layouts import (
@@ -35,6 +35,7 @@ from pipelines.corpus.columns.layouts import (
     roles_of_layout,
 )
 from pipelines.corpus.columns.row_mapping import RowMapping
+from pipelines.corpus.columns.trajectories import AFTER_LAST_USER, ResponseChoice, choose_response
 from pipelines.corpus.columns.undetected_hints import hint
 from pipelines.corpus.columns.value_kinds import FirstRows, RowValues
 from pipelines.errors import InputError
@@ -68,6 +69,7 @@ class Detection:
     # column appended to the prompt although neither the configuration nor the name `input` asks for it
     appended: str | None = None
     transcripts: str | None = None  # a note on prompts that are transcripts
+    response: ResponseChoice | None = None  # where the last turn and all that follows the last user turn differ
 
     @property
     def notes(self) -> list[str]:
@@ -81,6 +83,8 @@ class Detection:
             rest = {role: name for role, name in self.reading.columns.items() if role != "input"}
             alone = self.reading._replace(columns=rest).setting
             notes.append(f"the column {self.appended} is read as part of the prompt; without it: {alone}")
+        if self.response is not None and self.response.note is not None:
+            notes.append(self.response.note)
         return notes + ([self.transcripts] if self.transcripts is not None else [])
 
 
@@ -110,8 +114,9 @@ def detect(
     carry: Sequence[str] = (),
     group_by: Sequence[str] = (),
     reward: str | None = None,
+    response: str | None = None,
 ) -> Detection:
-    """Detect the layout of a file with columns `names` that begins with `rows`; explicit `columns` win over detection.
+    """Detect the layout of a file with columns `names` that begins with `rows`; explicit `columns` and `response` win.
 
     `where` names the file in errors. Raises `InputError` where a named column is missing, `UndetectedError` where no reading
     fits, and `AmbiguousError` where several do, with the `input.columns` to write.
@@ -132,7 +137,7 @@ def detect(
         raise UndetectedError(message, reason.lstrip(":,; "))
     chosen = readings[0]
     _refuse_rivals(table, chosen, readings, user_columns, where=where)
-    places = {*chosen.columns, "system", "source", *(["input"] if "prompt" in chosen.columns else [])}
+    places = {*chosen.columns, "system", "source", "tools", *(["input"] if "prompt" in chosen.columns else [])}
     unused = sorted(user_columns.keys() - places)
     if unused:
         raise InputError(
@@ -144,9 +149,11 @@ def detect(
         role = "responses" if mapping.responses else "response"
         column = mapping.responses or mapping.response
         chosen = chosen._replace(columns={**chosen.columns, role: f"{column}.{mapping.field}"})
+    choice = choose_response(table, mapping, response)
+    mapping = replace(mapping, after_last_user=choice is not None and choice.taken == AFTER_LAST_USER)
     appended = mapping.input if mapping.input != "input" and "input" not in user_columns else None
-    unread = _unread_columns(table, chosen, mapping)
-    return Detection(mapping, chosen, tuple(readings[1:]), unread, appended, _transcript_note(table, chosen, format))
+    unread, transcripts = _unread_columns(table, chosen, mapping), _transcript_note(table, chosen, format)
+    return Detection(mapping, chosen, tuple(readings[1:]), unread, appended, transcripts, choice)
 
 
 def _mapping(
@@ -160,14 +167,17 @@ def _mapping(
     reward: str | None,
 ) -> RowMapping:
     columns: dict[str, str | None] = dict(reading.columns)
-    columns.update({key: user_columns[key] for key in ("input", "system", "source") if key in user_columns})
+    columns.update({key: user_columns[key] for key in ("input", "system", "source", "tools") if key in user_columns})
+    if "tools" not in columns and "tools" not in columns.values() and table.may_hold_tools("tools"):
+        columns["tools"] = "tools"
     if "source" not in columns and "source" in table.names:
         columns["source"] = "source"
     role = "responses" if "responses" in columns else "response"
     if name := columns.get(role):
         columns[role] = column = column_of(name, table.names)
         columns["field"] = name.removeprefix(f"{column}.") if name != column else _field(table, reading, role, where)
-    return RowMapping(reading.format, **columns, carry=tuple(carry), group_by=tuple(group_by), reward=reward)
+    named: dict[str, Any] = columns
+    return RowMapping(reading.format, **named, carry=tuple(carry), group_by=tuple(group_by), reward=reward)
 
 
 def _field(table: FirstRows, reading: Reading, role: str, where: str) -> str | None:

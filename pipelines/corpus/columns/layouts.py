@@ -72,8 +72,8 @@ def join_settings(readings: Sequence[Reading]) -> str:
 
 
 def roles_of_layout(user_columns: Mapping[str, str]) -> set[str]:
-    """The roles assigned by the user that decide between readings; a system prompt or a source goes with any reading."""
-    return user_columns.keys() - {"system", "source"}
+    """The roles assigned by the user that decide between readings; a system prompt, tools or a source go with any reading."""
+    return user_columns.keys() - {"system", "source", "tools"}
 
 
 def columns_for_role(role: str, table: FirstRows, user_columns: Mapping[str, str]) -> list[str]:

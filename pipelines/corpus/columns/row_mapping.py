@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from pipelines.corpus.columns.value_kinds import RowValues
 from rm.conversations import (
+    TOOLS,
     Conversation,
     UnusableError,
     from_hh,
@@ -22,8 +23,11 @@ from rm.conversations import (
     from_prompt,
     from_response,
     open_turns,
+    split_after_last_user,
     split_last,
     turns_in,
+    with_system,
+    with_tools,
 )
 
 _LARGEST = 3.4028234663852886e38  # of float32
@@ -45,6 +49,8 @@ class RowMapping:
     group_by: tuple[str, ...] = ()
     reward: str | None = None  # the column of rewards that the corpus carries itself
     field: str | None = None  # of a response that is a record: `text`, or `message` of an API's choices
+    tools: str | None = None  # the tools that a conversation may call
+    after_last_user: bool = False  # the response is all that follows the last user turn
 
     def columns(self) -> list[str]:
         """The input columns that scoring reads."""
@@ -55,6 +61,7 @@ class RowMapping:
             self.responses,
             self.input,
             self.system,
+            self.tools,
             self.source,
             self.reward,
         ]
@@ -62,8 +69,8 @@ class RowMapping:
 
     def to_json(self) -> dict[str, Any]:
         fields = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        for name in ("reward", "field"):
-            if fields[name] is None:
+        for name in ("reward", "field", "tools", "after_last_user"):
+            if not fields[name]:
                 del fields[name]  # they are part of a fingerprint, and there were none before
         return fields
 
@@ -96,14 +103,16 @@ def parse_row(row: RowValues | str, mapping: RowMapping) -> ParsedRow:
         return ParsedRow.rejected(row)
     values = list(_responses(row, mapping))
     try:
-        prompt, values = _prompt(row, mapping, values)
+        if mapping.messages is not None:
+            return _parse_conversation(row, mapping)
+        prompt = _prompt(row, mapping)
     except UnusableError as error:
         return ParsedRow.rejected(error.reason, responses=len(values))
     responses: list[str | None] = []
     reasons: list[str | None] = []
     for value in values:
         try:
-            responses.append(from_response(value, after=prompt))
+            responses.append(from_response(value, after=prompt, several=mapping.after_last_user))
             reasons.append(None)
         except UnusableError as error:
             responses.append(None)
@@ -145,20 +154,33 @@ def _inner(value: Any, field: str | None) -> Any:
     return [value] if isinstance(value, Mapping) and ("role" in value or "from" in value) else value
 
 
-def _prompt(row: RowValues, mapping: RowMapping, values: list[Any]) -> tuple[Conversation, list[Any]]:
+def _parse_conversation(row: RowValues, mapping: RowMapping) -> ParsedRow:
+    """Split a whole conversation into prompt and response. Raises `UnusableError`."""
+    system, value = _optional_text(row, mapping.system), row.get(mapping.messages or "")
+    if mapping.format == "hh":
+        prompt, response = split_last(from_hh(value))
+    else:
+        split = split_after_last_user if mapping.after_last_user else split_last
+        prompt, response = split(from_messages(value))
+    return ParsedRow(with_tools(with_system(prompt, system), _tools(row, mapping)), [response], [None])
+
+
+def _prompt(row: RowValues, mapping: RowMapping) -> Conversation:
     system, extra = (_optional_text(row, name) for name in (mapping.system, mapping.input))
-    if mapping.messages is not None:
-        read = from_hh if mapping.format == "hh" else from_messages
-        prompt, response = split_last(read(row.get(mapping.messages)))
-        if system is not None:
-            prompt = from_prompt([{"role": r, "content": c} for r, c in prompt], system=system)
-        return prompt, [response]
     value = row.get(mapping.prompt or "")
     if isinstance(value, str) and extra is not None and extra.strip():
         value = f"{value}\n\n{extra}"
     if mapping.format == "hh" and isinstance(value, str):
         value = open_turns(value) or turns_in(value) or value
-    return from_prompt(value, system=system), values
+    return with_tools(from_prompt(value, system=system), _tools(row, mapping))
+
+
+def _tools(row: RowValues, mapping: RowMapping) -> object:
+    """The tools of a row. Raises `UnusableError` where it has some and the first rows had none, so that they are not read."""
+    value = row.get(mapping.tools or TOOLS)
+    if mapping.tools is None and isinstance(value, list) and value and isinstance(value[0], Mapping):
+        raise UnusableError("tools_not_read")
+    return None if mapping.tools is None else value
 
 
 def _optional_text(row: RowValues, name: str | None) -> str | None:

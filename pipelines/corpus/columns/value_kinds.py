@@ -18,6 +18,7 @@ from rm.conversations import (
     is_message,
     messages_in_json,
     open_turns,
+    read_tools,
     text_of,
 )
 
@@ -93,6 +94,13 @@ class FirstRows:
         """Return whether any text in this column is a list of messages as JSON."""
         return any(isinstance(value := row.get(name), str) and messages_in_json(value) for row in self.rows)
 
+    def may_hold_tools(self, name: str) -> bool:
+        """Return whether a column holds tools, lists of objects or these as JSON, or nothing in the first rows."""
+        if name not in self.names or self.kinds[name] not in (None, "text", "records", "texts"):
+            return False
+        values = [value for row in self.rows if (value := row.get(name)) not in (None, "", [])]
+        return not values or any(map(_are_tools, values))
+
     def fields(self, name: str) -> list[str]:
         """The `FIELDS` that hold text (or messages) in the records of this column, in that order."""
         records = [record for row in self.rows for record in _records(row.get(name))]
@@ -111,6 +119,13 @@ def conversation(value: object) -> Conversation | None:
         return from_messages(value)
     except UnusableError:
         return None
+
+
+def _are_tools(value: object) -> bool:
+    try:
+        return read_tools(value) is not None
+    except UnusableError:
+        return False
 
 
 def _is_hh(value: str) -> bool:

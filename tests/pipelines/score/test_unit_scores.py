@@ -30,7 +30,8 @@ def scores(tmp_path) -> UnitScores:
 
 def fragment(index: int, *, last: bool = False, content_hash: str = "text"):
     rows = [SimpleNamespace(row_bytes=7), SimpleNamespace(row_bytes=8)]
-    return SimpleNamespace(index=index, rows=rows, last=last, content_hash=lambda: content_hash)
+    hashed, keys = (lambda: content_hash), list
+    return SimpleNamespace(index=index, rows=rows, last=last, content_hash=hashed, message_keys=keys)
 
 
 def footer(scores: UnitScores, index: int, **how) -> Footer:

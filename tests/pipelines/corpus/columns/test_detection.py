@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ from pipelines.corpus.columns.detection import AmbiguousError, detect
 from pipelines.corpus.columns.row_mapping import RowMapping, parse_row
 from pipelines.corpus.listing import first_columns, list_files
 from pipelines.errors import InputError
+from rm.conversations import to_messages
 
 LIMIT = 2**24
 
@@ -566,17 +568,24 @@ def test_records_without_their_field_are_rejected_one_by_one():
     mapping = RowMapping("responses_list", prompt="prompt", responses="choices", field="message")
     asks = {"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]}
     sample = parse_row({"prompt": "p", "choices": [{"message": REPLY}, {"message": asks}, {"message": USER}]}, mapping)
-    assert (sample.responses, sample.reasons) == (["4", None, None], [None, "tool_calls", "last_turn_not_assistant"])
+    assert (sample.responses[0], sample.responses[2]) == ("4", None)
+    assert to_messages((), sample.responses[1]) == [asks]
+    assert sample.reasons == [None, None, "last_turn_not_assistant"]
 
 
-def test_tool_and_function_turns_are_rejected_with_their_reason(tmp_path):
+def test_tool_and_function_turns_are_read_or_rejected_with_their_reason(tmp_path):
     rows = [
         {"conversations": [turn("human", "2+2?"), turn("gpt", "4")]},
         {"conversations": [turn("human", "2+2?"), turn("function_call", "{}"), turn("gpt", "4")]},
+        {"conversations": [turn("human", "2+2?"), turn("function_call", '{"name": "add"}'), turn("gpt", "4")]},
         {"conversations": [turn("human", "2+2?"), turn("tool", "4"), turn("gpt", "4")]},
     ]
-    mapping = detected(write_jsonl(tmp_path / "a.jsonl", rows)).mapping
-    assert [parse_row(row, mapping).reasons for row in rows] == [[None], ["bad_role"], ["bad_role"]]
+    mapping = replace(detected(write_jsonl(tmp_path / "a.jsonl", rows)).mapping, after_last_user=False)
+    samples = [parse_row(row, mapping) for row in rows]
+    assert [sample.reasons for sample in samples] == [[None], ["bad_function_call"], [None], [None]]
+    call = {"type": "function", "function": {"name": "add"}}
+    assert to_messages(samples[2].prompt, "4")[1] == {"role": "assistant", "content": "", "tool_calls": [call]}
+    assert to_messages(samples[3].prompt, "4")[1] == {"role": "tool", "content": "4"}
 
 
 def test_transcripts_by_name(tmp_path):

@@ -1,0 +1,250 @@
+"""Messages as they are: a turn's text, or its whole message where that holds more, in one string.
+
+The content of a turn, like a response, is its text. Where the message also holds tool calls, reasoning or a name, it is `WHOLE`
+followed by the message as JSON; a response of several messages is `WHOLE` followed by their list, and a row's tools are a turn
+of their own (`TOOLS`). So they travel, compare and hash as texts do, and what renders or shows them opens them. No text begins
+with `WHOLE`: `text_of` refuses it.
+
+>>> content = read_content({"role": "assistant", "content": "4", "reasoning_content": "2+2"}, role="assistant", field="response")
+>>> open_messages("assistant", content)
+[{'role': 'assistant', 'content': '4', 'reasoning_content': '2+2'}]
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+WHOLE = "\ufdd0"
+"""A noncharacter, which Unicode keeps for internal use."""
+TOOLS = "tools"
+"""The role of the turn that holds a row's tools; always the first."""
+TEXT_KEYS = ("reasoning_content", "reasoning", "thinking", "name", "tool_call_id")
+JSON_KEYS = ("tool_calls", "function_call")
+MESSAGE_KEYS = (*TEXT_KEYS, *JSON_KEYS)
+"""What a message holds beside role and content, and bears on the conversation: texts, and lists or objects."""
+
+
+class UnusableError(ValueError):
+    """A row or response that cannot be scored; `reason` is a code from the documented list, never text of the row."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def text_of(value: object, *, field: str) -> str:
+    """Return `value` as usable text.
+
+    Raises `UnusableError` with `null_<field>`, `bad_utf8`, `wrong_type`, `empty_<field>`, `lone_surrogate` or `noncharacter`.
+    """
+    if value is None:
+        raise UnusableError(f"null_{field}")
+    if isinstance(value, bytes):
+        raise UnusableError("bad_utf8")  # otherwise `decode_bytes` has made text of it
+    if not isinstance(value, str):
+        raise UnusableError("wrong_type")
+    if not value.strip():
+        raise UnusableError(f"empty_{field}")
+    if value.startswith(WHOLE):
+        raise UnusableError("noncharacter")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UnusableError("lone_surrogate") from None
+    return value
+
+
+def read_content(message: Mapping[str, Any], *, role: str, field: str) -> str:
+    """Return the content of a turn: the message's text, or the whole message where it holds one of `MESSAGE_KEYS`.
+
+    Text may be missing where tools are called, and a tool may have returned none. Raises `UnusableError`: what `text_of` raises,
+    `content_parts`, `bad_<key>` for a value of another type, and `tool_calls` where another than the assistant calls.
+    """
+    content = _join_parts(message["content"] if "content" in message else message.get("value"), field)
+    more = {key: _checked(key, message[key]) for key in MESSAGE_KEYS if message.get(key) is not None}
+    calls = next((key for key in JSON_KEYS if more.get(key)), None)
+    if calls is not None and role != "assistant":
+        raise UnusableError(calls)
+    if calls is None and not (role == "tool" and content == ""):
+        content = text_of(content, field=field)
+    if not more:
+        return str(content)
+    if content is not None and not isinstance(content, str):
+        raise UnusableError("wrong_type")
+    whole: dict[str, Any] = {}
+    for key in message:
+        if key in ("role", "from"):
+            whole["role"] = role
+        elif key in ("content", "value"):
+            whole["content"] = content
+        elif key in more:
+            whole[key] = more[key]
+    return _pack(whole)
+
+
+def _join_parts(content: object, field: str) -> object:
+    """Return content parts as one text where all of them are text, and any other content as it is."""
+    if not isinstance(content, Sequence) or isinstance(content, str | bytes):
+        return content
+    parts = []
+    for part in content:
+        if not isinstance(part, Mapping) or part.get("type") != "text":
+            raise UnusableError("content_parts")
+        parts.append(text_of(part.get("text"), field=field))
+    return "".join(parts)
+
+
+def _checked(key: str, value: object) -> object:
+    """Return a value of a message's key; calls may be JSON text, as `datasets` stores them. Raises `UnusableError`."""
+    if key in TEXT_KEYS:
+        if not isinstance(value, str):
+            raise UnusableError("bad_utf8" if isinstance(value, bytes) else f"bad_{key}")
+        return value
+    value = parse_json(value)
+    calls = value if isinstance(value, list) and key == "tool_calls" else [value]
+    calls = [parse_json(call) for call in calls]
+    if not all(isinstance(call, Mapping) for call in calls):
+        raise UnusableError(f"bad_{key}")
+    _pack(calls, reason=f"bad_{key}")
+    return calls if key == "tool_calls" else calls[0]
+
+
+def parse_json(value: object) -> object:
+    """Return the list or object that a text holds as JSON; any other value as it is."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def read_tools(value: object) -> str | None:
+    """Return the content of the turn that holds a row's tools, a list of them or that list as JSON; None where there are none.
+
+    Raises `UnusableError("bad_tools")`.
+    """
+    parsed = parse_json(value)
+    if parsed is None or parsed == [] or (isinstance(parsed, str) and parsed.strip() in ("", "null")):
+        return None
+    tools = [parse_json(tool) for tool in parsed] if isinstance(parsed, list) else []
+    if not tools or not all(isinstance(tool, Mapping) for tool in tools):
+        raise UnusableError("bad_tools")
+    return _pack(value if isinstance(value, str) else tools, reason="bad_tools")
+
+
+def _pack(value: object, *, reason: str = "wrong_type") -> str:
+    """Return `WHOLE` and a value as JSON. Raises `UnusableError(reason)` for what JSON cannot hold, and `lone_surrogate`."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except UnicodeEncodeError:
+        raise UnusableError("lone_surrogate") from None
+    except (TypeError, ValueError, RecursionError):
+        raise UnusableError(reason) from None
+    return WHOLE + text
+
+
+def pack_messages(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Return several messages as one response."""
+    return _pack(list(messages))
+
+
+def unpack(content: str) -> Any:
+    """Return the message, messages or tools in a content that begins with `WHOLE`."""
+    return json.loads(content[len(WHOLE) :])
+
+
+def open_messages(role: str, content: str) -> list[dict[str, Any]]:
+    """Return the messages of a turn, or of a response, as they were read."""
+    if not content.startswith(WHOLE):
+        return [{"role": role, "content": content}]
+    whole = unpack(content)
+    return whole if isinstance(whole, list) else [whole]
+
+
+def open_tools(content: str) -> list[dict[str, Any]]:
+    """Return the tools in the content of a `TOOLS` turn."""
+    tools = unpack(content)
+    parsed: list[dict[str, Any]] = json.loads(tools) if isinstance(tools, str) else tools
+    return parsed
+
+
+def canonical(content: str) -> str:
+    """Return a content in the one form in which equal ones are equal: plain text as it is, JSON with its keys sorted."""
+    if not content.startswith(WHOLE):
+        return content
+    value = unpack(content)
+    return WHOLE + json.dumps(
+        json.loads(value) if isinstance(value, str) else value, sort_keys=True, ensure_ascii=False
+    )
+
+
+def map_texts(content: str, change: Callable[[str], str]) -> str:
+    """Return a content with every text in it changed, keys of objects included, but neither roles nor the keys of messages."""
+    if not content.startswith(WHOLE):
+        return change(content)
+    value = unpack(content)
+    if isinstance(value, str):
+        value = json.loads(value)
+    return _pack(
+        [_map_message(item, change) for item in value] if isinstance(value, list) else _map_message(value, change)
+    )
+
+
+def _map_message(message: Any, change: Callable[[str], str]) -> Any:
+    if not isinstance(message, dict) or "role" not in message:
+        return _map_values(message, change)
+    return {key: value if key == "role" else _map_values(value, change) for key, value in message.items()}
+
+
+def _map_values(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [_map_values(item, change) for item in value]
+    if isinstance(value, dict):
+        return {change(key): _map_values(item, change) for key, item in value.items()}
+    return value
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Yield every text in a value of JSON, without the keys of its objects."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from texts_in(item)
+
+
+def keys_in(content: str) -> set[str]:
+    """Return those of `MESSAGE_KEYS` that a turn or response holds."""
+    return {key for message in open_messages("", content) for key in message if key in MESSAGE_KEYS}
+
+
+def count_characters(content: str) -> int:
+    """Count the characters of all texts in a turn or response."""
+    if not content.startswith(WHOLE):
+        return len(content)
+    messages = open_messages("", content)
+    return sum(len(text) for message in messages for key in message if key != "role" for text in texts_in(message[key]))
+
+
+def describe_message(message: Mapping[str, Any]) -> str:
+    """Return a message as text for people: its content, and what it holds beside it."""
+    parts = [str(message["content"])] if message.get("content") else []
+    for key in MESSAGE_KEYS:
+        if key in message:
+            value = message[key]
+            parts.append(f"[{key}] {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
+    return "\n".join(parts)
+
+
+def describe_response(response: str) -> str:
+    """Return a response as text for people."""
+    messages = open_messages("assistant", response)
+    if len(messages) == 1:
+        return describe_message(messages[0])
+    return "\n".join(f"{message['role']}: {describe_message(message)}" for message in messages)
