@@ -53,7 +53,7 @@ chaos: install
 FUZZ_SECS ?= 600
 
 fuzz: install  # led by coverage where `pip install atheris` works; else by Hypothesis
-	$(BIN)/python tests/bad_input/fuzz.py $(FUZZ_SECS)
+	PYTHONPATH=.:tests $(BIN)/python tests/bad_input/fuzz.py $(FUZZ_SECS)
 
 airflow: $(AIRFLOW)/.installed  # the DAG, parsed by Airflow in an environment of its own; some minutes and 2 GB the first time
 	AIRFLOW_HOME=$(abspath $(AIRFLOW))/home AIRFLOW__CORE__LOAD_EXAMPLES=False $(AIRFLOW)/bin/python deploy/airflow/parse.py

@@ -20,6 +20,8 @@ def refuse_credentials(path: str) -> str:
 def _is_a_path(path: str) -> str:
     if "\0" in path:
         raise ValueError("no path holds a NUL character")
+    if "://" not in path and any(len(name.encode()) > 255 for name in path.split("/")):
+        raise ValueError("no name in a path has more than 255 bytes")
     return refuse_credentials(path)
 
 

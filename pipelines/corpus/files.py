@@ -78,8 +78,14 @@ class UnitKey(NamedTuple):
 
 
 def kind_of(path: str) -> tuple[str, str | None] | None:
-    """The (kind, compression) that a file name stands for; None for a kind that cannot be read."""
-    name, compression = path.lower(), None
+    """The (kind, compression) that a file name stands for; None for a kind that cannot be read. The parameters of a web address,
+    as in `a.jsonl?download=true`, are no part of the name."""
+    name, mark, _ = path.lower().rpartition("?")
+    return _kind_of(path.lower()) or (_kind_of(name) if mark else None)
+
+
+def _kind_of(name: str) -> tuple[str, str | None] | None:
+    compression = None
     for suffix, label in ((".gz", "gz"), (".zst", "zst"), (".zstd", "zst")):
         if name.endswith(suffix):
             name, compression = name.removesuffix(suffix), label

@@ -15,7 +15,7 @@ from fsspec.config import conf
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from pipelines.errors import BestkeptError, InputError, StorageError
+from pipelines.errors import BestkeptError, ConfigError, InputError, StorageError
 from pipelines.storage.stores import gcs, local, s3
 from pipelines.storage.stores.ranged_reader import open_remote
 from pipelines.storage.stores.remote_object import FsspecObject, RemoteObject
@@ -25,16 +25,17 @@ REQUESTS_AT_ONCE = 16  # threads of one process that mostly wait for storage
 
 
 def filesystem(path: str) -> tuple[Any, str]:
-    """The file system of a path or URL, and the path on it. Raises `StorageError` for an unknown or missing driver."""
+    """The file system of a path or URL, and the path on it. Raises `ConfigError` for an unknown or missing driver."""
     scheme = path.split("://", maxsplit=1)[0] if "://" in path else "file"
     extra = {"s3": "s3", "s3a": "s3", "gs": "gcp", "gcs": "gcp"}.get(scheme)
     try:
         return with_retries(lambda _: _driver(path, scheme), doing="reach", place=path)
     except ImportError as error:
         remedy = f"pip install 'bestkept[{extra}]'" if extra else f"install the fsspec driver for {scheme}://"
-        raise StorageError(f"{scheme}:// needs a driver that is not installed; {remedy}") from error
+        remedy = "pip install aiohttp" if scheme in ("http", "https") else remedy
+        raise ConfigError(f"{scheme}:// needs a driver that is not installed; {remedy}") from error
     except ValueError as error:
-        raise StorageError(f"{path!r} names no known file system; use a local path, s3:// or gs://") from error
+        raise ConfigError(f"{path!r} names no known file system; use a local path, s3:// or gs://") from error
 
 
 def _driver(path: str, scheme: str) -> tuple[Any, str]:

@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, NamedTuple, cast
 
 from fsspec.implementations.local import LocalFileSystem
@@ -37,7 +38,7 @@ def expand(pattern: str) -> list[ListedFile]:
     """Files that a path, a directory or a glob names, sorted by path, and directories that a glob names without their files.
 
     The caller decides whether the files of such a directory were meant. In directories, hidden files and those that start with
-    an underscore are not data. A link to a file counts as a file, a broken link as one of size 0.
+    an underscore are not data, unless they are named outright. A link to a file counts as a file, a broken link as one of size 0.
 
     A path that exists wins over the same text as a glob: where there is a file `shard[1].jsonl`, that is meant, and not
     `shard1.jsonl`; where there is a directory `run[1]`, then `run[1]/*.jsonl` are the files in it.
@@ -60,7 +61,8 @@ def expand(pattern: str) -> list[ListedFile]:
                 info = _follow_link(name, info, recursive=not search.is_glob or "**" in search.path)
             whole = info["type"] == "directory" and not any(other.startswith(name + "/") for other in entries)
             mark = name.endswith("/")  # an empty object that stands for a directory
-            if (info["type"] == "file" or whole) and not is_hidden(key) and not mark:
+            named = name == search.path and not search.is_glob
+            if (info["type"] == "file" or whole) and (named or not is_hidden(key)) and not mark:
                 listed.append(ListedFile(fs.unstrip_protocol(name) if "://" in pattern else name, key, info))
     if not any(entry.info["type"] == "file" for entry in listed):
         inside = f"; to read the files in the directory {listed[0].path} write {listed[0].path}/*" if listed else ""
@@ -154,6 +156,11 @@ def _find_remotely(fs: Any, search: Search, pattern: str) -> dict[str, dict[str,
         )
     except FileNotFoundError:  # gcsfs, where there is no bucket
         raise StorageError(f"cannot list {pattern}: there is no such bucket; fix input.path") from None
+    if (
+        not entries and "http" in fs.protocol and not search.is_glob
+    ):  # `find` takes a server that is down for a missing file
+        with suppress(FileNotFoundError):
+            with_retries(lambda _: fs.ls(path), doing="list", place=pattern)
     if not entries and "s3" in fs.protocol and s3.bucket_is_missing(fs, path, pattern):
         raise StorageError(f"cannot list {pattern}: there is no such bucket; fix input.path")
     return entries

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import xxhash
 
-from pipelines.errors import ConflictError, StorageError, remedy
+from pipelines.errors import BestkeptError, ConfigError, ConflictError, StorageError, remedy
 from pipelines.storage.files import (
     describe,
     filesystem,
@@ -201,12 +201,15 @@ def _create_object(remote: RemoteObject, spool: Any) -> bool:
         return _digest(existing) == _digest(spool)
 
 
-def _storage_error(path: str, error: OSError) -> StorageError:
+def _storage_error(path: str, error: OSError) -> BestkeptError:
+    """The error to raise for one of the system: a `ConfigError` where no second try can help."""
     known = {
         errno.EROFS: "choose a writable output.path",
         errno.EACCES: "grant write access, or choose another output.path",
         errno.EPERM: "grant write access, or choose another output.path",
         errno.EEXIST: "remove it and run the same command again",
         errno.ENOTDIR: "a file stands where a directory is needed; choose another output.path",
+        errno.ENAMETOOLONG: "choose an output.path with shorter names",
     }.get(error.errno or 0, "check the place and run the same command again")
-    return StorageError(f"cannot write {path}: {describe(error)}; {remedy(error) or known}")
+    kind = ConfigError if error.errno in (errno.ENOTDIR, errno.ENAMETOOLONG) else StorageError
+    return kind(f"cannot write {path}: {describe(error)}; {remedy(error) or known}")

@@ -1,11 +1,12 @@
 """Fuzzing of everything that reads input: raw bytes as plain and compressed JSON lines, mutated Parquet files, JSON values in
-place of whatever a row should hold.
+place of whatever a row should hold; configurations, model directories and score files.
 
 Whatever the bytes are, the outcome is a documented one: rows, each usable or with a reason, or an `InputError`. Never another
-exception, never a row that is lost: and the same rows, however a plain file is cut into byte ranges.
+exception, never a row that is lost: and the same rows, however a plain file is cut into byte ranges. Of configurations and
+directories, the command ends with a documented code and one line.
 
-By hand: `python tests/bad_input/fuzz.py SECONDS`, or `make fuzz`. With atheris installed, the bytes are led by coverage; else
-Hypothesis makes them. The suite runs a short form, `test_fuzz.py`.
+By hand: `make fuzz`, or `PYTHONPATH=.:tests python tests/bad_input/fuzz.py SECONDS TARGETS`, all where none is named. With
+atheris installed, the bytes are led by coverage; else Hypothesis makes them. The suite runs a short form, `test_fuzz.py`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import gzip
 import io
 import json
+import os
 import random
 import re
 import sys
@@ -21,7 +23,8 @@ import tempfile
 import time
 import types
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -31,6 +34,9 @@ import pyarrow.parquet as pq
 import zstandard
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from support import fuzzed_configurations, fuzzed_directories
+from support.fuzzing import mutated
+from support.quick_beam import quick_beam
 
 from pipelines.config import Columns
 from pipelines.corpus import (
@@ -205,27 +211,6 @@ def parquet_sample() -> bytes:
 SAMPLE = parquet_sample()
 
 
-def mutated(data: bytes, dice: random.Random) -> bytes:
-    """Bytes flipped, cut out, put in, doubled, or the end cut off."""
-    changed = bytearray(data)
-    for _ in range(dice.randint(1, 6)):
-        at = dice.randrange(len(changed)) if changed else 0
-        match dice.randrange(6):
-            case 0 if changed:
-                changed[at] ^= 1 << dice.randrange(8)
-            case 1 if changed:
-                changed[at] = dice.choice([0, 1, 0x7F, 0x80, 0xFF])
-            case 2:
-                del changed[at : at + dice.randint(1, 16)]
-            case 3:
-                changed[at:at] = dice.randbytes(dice.randint(1, 8))
-            case 4:
-                changed[at:at] = changed[at : at + dice.randint(1, 64)]
-            case _ if dice.random() < 0.2:
-                del changed[at:]
-    return bytes(changed)
-
-
 scalars = st.one_of(
     st.none(),
     st.booleans(),
@@ -307,7 +292,11 @@ TARGETS: dict[str, tuple[Any, Callable[[Any, Path], None]]] = {
     "zst": (packed | st.binary(max_size=60), lambda data, root: compressed_bytes(data, root, ".zst")),
     "parquet": (parquets, parquet_bytes),
     "values": (rows, lambda row, _root: json_row(row)),
+    "configuration": (fuzzed_configurations.configurations, fuzzed_configurations.check_configuration),
+    "scores": (fuzzed_directories.seeds, fuzzed_directories.check_scores),
+    "model": (fuzzed_directories.seeds, fuzzed_directories.check_model),
 }
+WHOLE_RUNS = ("configuration", "scores", "model")  # slower by far
 
 
 @contextlib.contextmanager
@@ -332,13 +321,15 @@ def run(name: str, *, examples: int, derandomize: bool = True) -> None:
         quiet(given(strategy)(lambda case: check(case, root)))()
 
 
-def by_hypothesis(secs: float) -> None:
-    until, rounds = time.monotonic() + secs, 0
-    while time.monotonic() < until:
-        for name in TARGETS:
-            run(name, examples=300, derandomize=False)
-        rounds += 1
-        sys.stderr.write(f"{rounds} rounds of 300 examples for each of {', '.join(TARGETS)}\n")
+def by_hypothesis(secs: float, names: Sequence[str]) -> None:
+    until, done = time.monotonic() + secs, Counter[str]()
+    with quick_beam(), mock.patch.dict(os.environ, {"HF_HUB_OFFLINE": "1"}):
+        while time.monotonic() < until:
+            for name in names:
+                examples = 30 if name in WHOLE_RUNS else 300
+                run(name, examples=examples, derandomize=False)
+                done[name] += examples
+            sys.stderr.write(f"examples: {dict(done)}; ends of configurations: {dict(fuzzed_configurations.ends)}\n")
 
 
 def by_atheris(secs: float) -> None:
@@ -374,12 +365,13 @@ def by_atheris(secs: float) -> None:
 
 def main() -> None:
     secs = float(sys.argv[1]) if len(sys.argv) > 1 else 60.0
+    names = sys.argv[2:] or list(TARGETS)
     try:
         import atheris  # noqa: F401
     except ImportError:
-        by_hypothesis(secs)
+        by_hypothesis(secs, names)
     else:
-        by_hypothesis(secs / 2)
+        by_hypothesis(secs / 2, names)
         by_atheris(secs / 2)
 
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, ClassVar, TypeVar, cast
 
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipelines.errors import StorageError
+from pipelines.errors import ConfigError, StorageError
 from pipelines.storage.stores.failures import ShortRead
 from pipelines.storage.stores.retry import with_retries
 
@@ -121,7 +121,15 @@ class FsspecObject(RemoteObject):
             return None
 
     def _range(self, start: int, end: int, seen: ObjectStat, secs: float) -> bytes:
-        return cast("bytes", self.fs.cat_file(self.name, start=start, end=end))
+        data = cast("bytes", self.fs.cat_file(self.name, start=start, end=end))
+        if len(data) != seen.size or end - start == seen.size:
+            return data
+        if len(data) > PART_BYTES:  # some web servers
+            raise ConfigError(
+                f"{self.place} cannot be read in parts: its server ignores ranges, and sends all {len(data):,} bytes each time; "
+                "copy it to a disk or a bucket"
+            )
+        return data[start:end]
 
     def create(self, file: BinaryIO, size: int) -> bool:
         self._refuse_read_only()
@@ -139,7 +147,7 @@ class FsspecObject(RemoteObject):
     def _refuse_read_only(self) -> None:
         if not isinstance(self.fs, MemoryFileSystem):
             scheme = self.place.split("://", maxsplit=1)[0]
-            raise StorageError(
+            raise ConfigError(
                 f"cannot write {self.place}: bestkept publishes create-only, and knows how on local disks, s3:// and gs://, not "
                 f"on {scheme}://; give another output.path or scores.path"
             )

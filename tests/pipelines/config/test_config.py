@@ -223,6 +223,7 @@ LAUGHS = "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("ab
             r"quotas: expected an integer of at most",
         ),
         ('scores: {path: "a\\0b"}\n', "scores.path is .*no path holds a NUL character"),
+        (f"scores: {{path: sub/{'ä' * 128}}}\n", "scores.path is .*no name in a path has more than 255 bytes"),
         ("limits: {max_rejected_fraction: .nan}\n", "max_rejected_fraction is nan: .*finite"),
     ],
 )

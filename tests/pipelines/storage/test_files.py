@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.corpus.unreadable import UnreadableError, probe, reading_input
-from pipelines.errors import ConflictError, InputError, StorageError
+from pipelines.errors import ConfigError, ConflictError, InputError, StorageError
 from pipelines.storage import files, listing
 
 
@@ -140,7 +140,7 @@ def test_paths(tmp_path, monkeypatch):
 
 def test_drivers_that_are_not_there():
     with pytest.raises(
-        StorageError, match=r"^'nonsense://b/x' names no known file system; use a local path, s3:// or gs://$"
+        ConfigError, match=r"^'nonsense://b/x' names no known file system; use a local path, s3:// or gs://$"
     ):
         files.filesystem("nonsense://b/x")
 
@@ -150,6 +150,7 @@ def test_drivers_that_are_not_there():
     [
         ("s3://b/x", "pip install 'bestkept[s3]'"),
         ("gs://b/x", "pip install 'bestkept[gcp]'"),
+        ("https://h/y", "pip install aiohttp"),
         ("x://y", "the fsspec driver for x://"),
     ],
 )
@@ -158,7 +159,7 @@ def test_drivers_that_are_not_installed(monkeypatch, path, words):
         raise ImportError("secret")
 
     monkeypatch.setattr(files, "_driver", missing)
-    with pytest.raises(StorageError) as raised:
+    with pytest.raises(ConfigError) as raised:
         files.filesystem(path)
     assert str(raised.value).startswith(f"{path.split(':')[0]}:// needs a driver that is not installed; ")
     assert str(raised.value).endswith(words)
