@@ -2,6 +2,11 @@
 
 `claim.json` is created first and holds the hashes of inputs and selection; `manifest.json` is written last, and an output
 without it is incomplete. Neither holds times, places or row text: equal inputs and settings give equal bytes.
+
+Shards that a manifest does not name are refused, and never removed. No run leaves any, wherever it is killed: all their names
+follow from `owner.json` and `shards.json`, which nobody replaces (the tests search this in all states). So they are those of an
+earlier release, whose run may be alive and about to name them, or somebody else's; and an output that people remove while it is
+written may be another run's by the time when something is swept there. Only people can tell.
 """
 
 from __future__ import annotations

@@ -1,9 +1,12 @@
 """`bestkept clean`: removes versions of an output that are no longer needed, and with `scores` the files that only they needed.
 
-Kept are the version that `latest.json` names, the newest complete ones, and incomplete ones that a run may still be working on.
-The newest is the one whose run began last (`versions`). The manifest of a version is removed first: a version with a manifest has
-its shards, at every moment. Before that, a file in `removing/` announces the removal: a run that begins to make the version again
-then ends, and a removal that was interrupted is finished by the next. No Beam.
+Kept are the version that `latest.json` names, the newest complete ones, those whose run began after the one that set
+`latest.json` and may be about to set it, and incomplete ones that a run may still be working on. The newest is the one whose run
+began last (`versions`). The manifest of a version is removed first: a version with a manifest has its shards, at every moment.
+Before that, a file in `removing/` announces the removal: a run that begins to make the version again then ends. A removal that
+was interrupted is finished by the next `clean`, or taken back where a run has begun since and the manifest is still there. Two at
+once on one root are not safe: one may go on removing a version that the other has removed and a run has begun to make again. No
+Beam.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from pipelines.finish.versions import (
     REMOVING,
     RUNS,
     VERSIONS,
+    Latest,
     RunRecord,
     path_of,
     read_latest,
@@ -74,13 +78,16 @@ def clean(root: str, *, keep: int, unfinished_days: float, scores: bool, dry_run
     _refuse_others(root)
     before = datetime.now(UTC) - timedelta(days=unfinished_days)
     versions = list_versions(root)
-    staying = kept_of(versions, keep=keep, latest=_latest(root), before=before)
+    staying = kept_of(versions, keep=keep, latest=read_latest(root), before=before)
     going = [version for version in versions if version.id not in staying]
     cleaned = CleanResult(root, kept=[version.id for version in versions if version.id in staying])
     for version in reversed(going):  # the oldest first
         if dry_run or remove_version(root, version):
             cleaned.versions.append(version.id)
     if not dry_run:
+        for version in versions:
+            if version.going and version.id in staying:
+                remove(_mark(root, version.id))
         _remove_runs(root, before, [version for version in going if version.id in cleaned.versions])
     if scores:  # listed again: a run may have begun meanwhile
         left = [version for version in list_versions(root) if version.id not in cleaned.versions]
@@ -117,13 +124,20 @@ def list_versions(root: str) -> list[Version]:
     return sorted(versions, key=lambda version: (version.number, version.id), reverse=True)
 
 
-def kept_of(versions: Iterable[Version], *, keep: int, latest: str | None, before: datetime) -> set[str]:
-    """The ids of the versions that stay: the latest, the newest `keep` complete ones, and unfinished ones begun at `before` or
-    later, or at an unknown time; except for the latest, none whose removal has begun. Pure."""
-    versions = [version for version in versions if not version.going]  # the newest first
-    complete = [version.id for version in versions if version.manifest is not None]
-    young = [version.id for version in versions if version.manifest is None and not _is_older(version.run, before)]
-    return {*complete[:keep], *young, *([] if latest is None else [latest])}
+def kept_of(versions: Iterable[Version], *, keep: int, latest: Latest | None, before: datetime) -> set[str]:
+    """The ids of the versions that stay. Pure.
+
+    They are the latest, the newest `keep` complete ones, complete ones that may become the latest, and unfinished ones begun at
+    `before` or later, or at an unknown time; of those whose removal has begun, only the first and the third.
+    """
+    versions = list(versions)  # the newest first
+    last = 0 if latest is None else latest.number
+    complete = [version for version in versions if version.manifest is not None]
+    newest = [version.id for version in complete if not version.going][:keep]
+    next_ones = [version.id for version in complete if version.number > last]
+    unfinished = [version for version in versions if version.manifest is None and not version.going]
+    young = [version.id for version in unfinished if not _is_older(version.run, before)]
+    return {*newest, *next_ones, *young, *([] if latest is None else [latest.version])}
 
 
 def _is_older(run: RunRecord | None, before: datetime) -> bool:
@@ -132,7 +146,7 @@ def _is_older(run: RunRecord | None, before: datetime) -> bool:
 
 def remove_version(root: str, version: Version) -> bool:
     """Remove a version, unless a run has begun to make it, or has ended it, or it has become the latest, since it was listed."""
-    mark = join(root, REMOVING, f"{version.id}.json")
+    mark = _mark(root, version.id)
     publish.create(mark, to_json({"version": version.id}))
     begun = max((run.number for run in read_runs(root) if run.version == version.id), default=0)
     path = path_of(root, version.id)
@@ -145,6 +159,10 @@ def remove_version(root: str, version: Version) -> bool:
     remove_all(path, [file.name for file in files_below(path)])
     remove(mark)
     return True
+
+
+def _mark(root: str, version: str) -> str:
+    return join(root, REMOVING, f"{version}.json")
 
 
 def _remove_runs(root: str, before: datetime, removed: Iterable[Version]) -> None:
