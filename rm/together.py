@@ -202,7 +202,10 @@ def _expect(model: RewardModel, rows: Sequence[Encoded], *, pad: int) -> _Alone:
 
 
 def _narrowest(model: RewardModel) -> torch.dtype:
-    """Return the type of the run: some weights are float32 in every run."""
+    """Return the type of the run: some weights are float32 in every run, and autocast may compute in another type."""
+    device = model.model.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
     return min({value.dtype for value in model.parameters()}, key=lambda dtype: dtype.itemsize)
 
 

@@ -10,8 +10,9 @@ from rich.table import Table
 from pipelines.commands.printing import print_result
 from pipelines.config import TrainConfig
 from pipelines.corpus.own_files import Place, refuse_places
-from pipelines.errors import ConfigError, InputError, ModelLoadError
+from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
 from pipelines.report.evaluation_tables import percent_interval
+from pipelines.runtime import logs
 from pipelines.storage.files import check_writable
 from pipelines.storage.models import is_remote, whole_directory
 
@@ -41,6 +42,9 @@ def run_training(config: TrainConfig) -> TrainResult:
         refuse_places("heldout.path", [config.heldout.path], [Place("output.path", path, _NAMES)])
     check_writable(path, named=path)
     settings = settings_of(config)
+    first = training.is_first_rank()
+    if not first:
+        logs.only_warnings()
     try:
         training.refuse_missing_packages(settings)
         if is_remote(config.model.path):
@@ -51,9 +55,14 @@ def run_training(config: TrainConfig) -> TrainResult:
         raise InputError(str(error)) from error
     except training.SettingsError as error:
         raise ConfigError(str(error)) from error
+    except training.RankError as error:
+        raise StorageError(str(error)) from error
     except (training.ModelError, training.TrainingError) as error:
         raise ModelLoadError(str(error)) from error
-    print_result("trained", _summary_fields(result), path=result.output_path, table=lambda: [_summary_table(result)])
+    if first:
+        print_result(
+            "trained", _summary_fields(result), path=result.output_path, table=lambda: [_summary_table(result)]
+        )
     return result
 
 

@@ -159,14 +159,15 @@ class TrainOptions(Strict):
     learning_rate: float | None = Field(default=None, gt=0)
     """Default: 9e-6 from a billion parameters up, 1e-4 below 100 million and with LoRA, else 3e-5."""
     groups_per_batch: int = Field(default=8, ge=1)
-    """Prompts per optimiser step and device, each with all its responses."""
+    """Prompts per optimiser step, each with all its responses; several devices divide them."""
     responses_per_group: int | None = Field(default=None, ge=2)
     """Larger groups are cut into draws of at most this size, anew every epoch."""
     tokens_per_batch: int | None = Field(default=None, ge=1)
-    """Tokens per forward pass: bounds memory, does not change the gradient. Groups stay whole: a larger one is a batch of
-    its own. Default: 16384 on a GPU, 4096 on a CPU."""
+    """Tokens per forward pass: bounds memory, does not change the gradient; halved where memory runs out. Groups stay whole: a
+    larger one is a batch of its own. Default: 16384 on a GPU, 4096 on a CPU."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Data type of the forward pass, with float32 weights; auto: bfloat16 where the device has it natively."""
+    """Data type of the forward pass; auto: bfloat16 where the device has it natively. What is trained is float32, what LoRA
+    leaves as it is has this type."""
     gradient_checkpointing: bool = False
     """Whether activations are computed again in the backward pass: less memory, about a third more time."""
     lora: LoraConfig | None = None

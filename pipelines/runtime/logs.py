@@ -48,6 +48,12 @@ def set_up(ours: logging.Handler | None = None) -> None:
         logging.getLogger(name).setLevel(logging.INFO)
 
 
+def only_warnings() -> None:
+    """Leave out our lines below a warning, in a process beside one that logs the same."""
+    for name in _OURS:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
 def keep(error: BaseException) -> str | None:
     """Log where `error` was raised, without its message, and return the path of the log file; None if it cannot be written."""
     _FILE.note("ERROR", f"ended by {type(error).__name__}", places=places_of(error))

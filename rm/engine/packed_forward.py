@@ -150,7 +150,9 @@ def _packing_error(model: Any, *, causal: bool) -> str | None:
     rows = [torch.tensor([row], device=model.device) for group in groups for row, _ in group]
     pad = model.config.get_text_config().pad_token_id
     layout = lay_out(groups, share=causal, pad=pad, first_position=first_position(model.config))
-    half = model.dtype != torch.float32
+    device = model.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
+    half = dtype != torch.float32
 
     def alone() -> torch.Tensor:
         return torch.stack([model(input_ids=row).logits[0, 0] for row in rows]).float()
@@ -168,7 +170,10 @@ def _packing_error(model: Any, *, causal: bool) -> str | None:
             if training:
                 with torch.enable_grad():
                     error = max(error, _distance(packed().detach(), exact))
-        half_error = _distance(packed(), exact) if half else 0.0
+        half_error = 0.0
+        if half:
+            with torch.set_grad_enabled(training):
+                half_error = _distance(packed().detach(), exact)
     finally:
         if model.config._attn_implementation != implementation:
             model.set_attn_implementation(implementation)
@@ -177,9 +182,7 @@ def _packing_error(model: Any, *, causal: bool) -> str | None:
         return f"packed rewards differ by {error:.1e} of their spread"
     limit = 3 * _distance(half_alone, exact) + _HALF_TOLERANCE if half_alone is not None else 0.0
     if not half_error <= limit:
-        return (
-            f"packed rewards in {model.dtype} are off by {half_error:.1e} of their spread, and {limit:.1e} is allowed"
-        )
+        return f"packed rewards in {dtype} are off by {half_error:.1e} of their spread, and {limit:.1e} is allowed"
     return None
 
 
@@ -203,7 +206,10 @@ def _random_groups(config: Any) -> list[list[tuple[list[int], None]]]:
 
 @contextlib.contextmanager
 def in_float32(model: nn.Module) -> Iterator[None]:
-    """Let every module compute in float32, widening one module at a time, so that no second model is in memory."""
+    """Let every module compute in float32, widening one module at a time, so that no second model is in memory.
+
+    Autocast to another type is off meanwhile.
+    """
     narrow: dict[nn.Parameter, torch.Tensor] = {}
 
     def widen(module: nn.Module, _: Any) -> None:
@@ -220,7 +226,8 @@ def in_float32(model: nn.Module) -> Iterator[None]:
         if next(module.parameters(recurse=False), None) is not None:
             hooks += [module.register_forward_pre_hook(widen), module.register_forward_hook(restore)]
     try:
-        yield
+        with torch.autocast(next(model.parameters()).device.type, enabled=False):
+            yield
     finally:
         for hook in hooks:
             hook.remove()

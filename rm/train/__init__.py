@@ -5,16 +5,26 @@ Training is a `transformers.Trainer` with another loss; schedules, devices, logg
 
 from rm.identity import ModelError
 from rm.preferences import PreferenceError
-from rm.train.settings import SettingsError, TrainingError, TrainResult, TrainSettings, refuse_missing_packages
+from rm.train.ranks import is_first_rank
+from rm.train.settings import (
+    RankError,
+    SettingsError,
+    TrainingError,
+    TrainResult,
+    TrainSettings,
+    refuse_missing_packages,
+)
 from rm.train.training_run import train
 
 __all__ = [
     "ModelError",
     "PreferenceError",
+    "RankError",
     "SettingsError",
     "TrainResult",
     "TrainSettings",
     "TrainingError",
+    "is_first_rank",
     "refuse_missing_packages",
     "train",
 ]

@@ -134,16 +134,22 @@ class MicroBatch:
     labelled: torch.Tensor  # [L] rows
     accepted: torch.Tensor  # [L] probabilities
     label_weights: torch.Tensor  # [L]
+    groups: int
 
     @property
     def weight(self) -> float:
         """The sum of all weights, of comparisons and labels."""
-        return float(self.weights.sum() + self.label_weights.sum())
+        return float(self.weights.double().sum() + self.label_weights.double().sum())
+
+    @property
+    def tokens(self) -> int:
+        """The tokens that count against `Collator.tokens_per_batch`."""
+        return int(self.lengths.sum()) if self.input_ids is None else self.input_ids.numel()
 
 
 @dataclass(frozen=True)
 class Collator:
-    """Groups of one optimiser step → micro-batches under a token budget, which together give the step's loss.
+    """Groups → micro-batches under a token budget, which together give the loss of their optimiser step.
 
     Rows are sorted by length inside a step only. Batches of similar length across steps would save more padding, but
     would tie the steps to length, the very thing that a reward model must not learn.
@@ -156,10 +162,20 @@ class Collator:
     tokens_per_batch: int
     picks: bool  # weigh stages, not edges
 
-    def __call__(self, groups: Sequence[EncodedGroup]) -> dict[str, list[MicroBatch]]:
+    def micro_batches(self, groups: Sequence[EncodedGroup]) -> list[MicroBatch]:
+        """Return whole groups as micro-batches, those with the longest rows first."""
         lengths = [[len(row.ids) for row in group.responses] for group in groups]
         plan = plan_groups(lengths, tokens_per_batch=self.tokens_per_batch, padded=not self.packed)
-        return {"micro_batches": [self.micro_batch([groups[index] for index in batch]) for batch in plan]}
+        return [self.micro_batch([groups[index] for index in batch]) for batch in plan]
+
+    def weight(self, groups: Sequence[EncodedGroup]) -> float:
+        """Return the sum of all weights of these groups, whatever their micro-batches."""
+        judgements = [self._judgements([group]) for group in groups]
+        return math.fsum(
+            float(edges[:, 3].astype(np.float32).sum(dtype=np.float64))
+            + float(labels[:, 2].astype(np.float32).sum(dtype=np.float64))
+            for edges, labels in judgements
+        )
 
     def micro_batch(self, groups: Sequence[EncodedGroup]) -> MicroBatch:
         """Make one micro-batch of whole groups."""
@@ -191,7 +207,9 @@ class Collator:
             )
         }
         lengths = torch.tensor([len(row.ids) for row in rows])
-        return MicroBatch(layout=layout, input_ids=ids, token_type_ids=types, lengths=lengths, **whole, **real)
+        return MicroBatch(
+            layout=layout, input_ids=ids, token_type_ids=types, lengths=lengths, groups=len(groups), **whole, **real
+        )
 
     def _judgements(self, groups: Sequence[EncodedGroup]) -> tuple[np.ndarray, np.ndarray]:
         """Concatenate comparisons and labels of all groups, with the micro-batch's indices and stages."""

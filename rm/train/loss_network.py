@@ -19,16 +19,24 @@ class GroupNetwork(nn.Module):
 
     `model` is an ordinary sequence classifier, perhaps with adapters inside. `offset` is the b of labels of single
     responses, P(accepted) = sigmoid(r + b). `way` is that of `rm.together` for rows that are not packed.
+    With `bfloat16` it computes in that type, whatever type its weights have.
     """
 
-    def __init__(self, model: Any, *, causal: bool, offset: float = 0.0, way: str = PADDED) -> None:
+    def __init__(
+        self, model: Any, *, causal: bool, offset: float = 0.0, way: str = PADDED, bfloat16: bool = False
+    ) -> None:
         super().__init__()
         self.model = model
         self.causal = causal
         self.way = way
+        self.computes_in_bfloat16 = bfloat16
         self.offset = nn.Parameter(torch.tensor(offset))
 
     def forward(self, batch: MicroBatch) -> torch.Tensor:
+        with torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=self.computes_in_bfloat16):
+            return self._rewards(batch)
+
+    def _rewards(self, batch: MicroBatch) -> torch.Tensor:
         if batch.layout is not None:
             return packed_rewards(self.model, batch.layout, causal=self.causal)
         assert batch.input_ids is not None  # a micro-batch is packed or padded

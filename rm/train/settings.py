@@ -23,6 +23,10 @@ class SettingsError(TrainingError):
     """Settings that cannot be carried out on this machine, known before anything is loaded."""
 
 
+class RankError(Exception):
+    """The end of another process of a training on several devices."""
+
+
 # what trackers of the Trainer import, and what pip calls it, where the names differ
 _TRACKER_MODULES = {"azure_ml": ["azureml"], "dagshub": ["dagshub", "mlflow"], "flyte": ["flytekit"], "kubeflow": []}
 _PIP_NAMES = {"azureml": "azureml-sdk", "comet_ml": "comet-ml", "peft": "'bestkept[lora]'"}

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.data_loader import prepare_data_loader
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, RandomSampler
 from transformers import Trainer, TrainerCallback
 
-from rm.engine.layout import cut_rows, plan_groups
+from rm.engine.device import is_out_of_memory
 from rm.train.data import Collator, Draws, EncodedGroup, MicroBatch
 from rm.train.loss_network import GroupLoss
+from rm.train.ranks import Ranks
+from rm.train.rewards import is_flat, judgement_accuracy, predict
 from rm.train.settings import TrainingError
 
 log = logging.getLogger(__name__)
 
 _OFFSET_RATE = 100.0  # times the learning rate: the offset must move by units while weights move by thousandths
 _COLLAPSED_STEPS = 20
+_ALONE = Ranks()
 
 
 class LogProgress(TrainerCallback):  # type: ignore[misc]
@@ -55,49 +60,140 @@ class SetDrawEpoch(TrainerCallback):  # type: ignore[misc]
         self._draws.epoch = state.global_step // self._steps_per_epoch
 
 
-class GroupTrainer(Trainer):  # type: ignore[misc]
-    """Trains a `GroupNetwork` on the steps of a `Collator`.
+class SaveAtEnd(TrainerCallback):  # type: ignore[misc]
+    """Saves the model after the last step, before evaluations and trackers, which may fail."""
 
-    The gradient of a step is that of the weighted mean over all its terms, whatever its micro-batches.
+    def __init__(self, save: Callable[[], None]) -> None:
+        self._save, self._saved = save, False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step >= state.max_steps and not args.load_best_model_at_end:
+            control.should_save = False  # of a checkpoint to resume from: nothing is left to do
+            self.ensure()
+
+    def ensure(self) -> None:
+        """Save the model unless that is done."""
+        if not self._saved:
+            self._save()
+            self._saved = True
+
+
+class GroupTrainer(Trainer):  # type: ignore[misc]
+    """Trains a `GroupNetwork` on steps of whole groups.
+
+    The gradient of a step is that of the weighted mean over all its terms, whatever its micro-batches, and whatever part of
+    it each of several `ranks` computes. Running out of memory halves the micro-batches for good.
     """
 
     optimizer: Any
     lr_scheduler: Any
     control: Any
 
-    def __init__(self, *, loss: GroupLoss, heldout: Sequence[EncodedGroup], **rest: Any) -> None:
-        super().__init__(**rest)
-        self._loss, self._heldout = loss, heldout
+    def __init__(
+        self,
+        *,
+        loss: GroupLoss,
+        heldout: Sequence[EncodedGroup],
+        collator: Collator,
+        ranks: Ranks = _ALONE,
+        **rest: Any,
+    ) -> None:
+        super().__init__(**rest, data_collator=_collect)
+        # by accelerate, a model of several ranks would be wrapped to add up gradients inside every backward
+        self.model._is_accelerate_prepared = True
+        self._loss, self._heldout, self.ranks = loss, heldout, ranks
+        self.collator = collator
         self._flat_steps = 0
         self.judgements = self.tokens = 0
         self.evaluation_secs = 0.0
         self._measured: tuple[int, list[np.ndarray]] | None = None  # (step, held-out rewards)
 
+    def get_train_dataloader(self) -> Any:
+        """Return the loader of steps, whole on every rank and in the order of a run on one device."""
+        loader = DataLoader(
+            self.train_dataset,
+            batch_size=self._train_batch_size,
+            sampler=RandomSampler(self.train_dataset),
+            collate_fn=self.data_collator,
+        )
+        options = {
+            "num_processes": 1,
+            "process_index": 0,
+            "use_seedable_sampler": True,
+            "data_seed": self.args.data_seed,
+        }
+        return prepare_data_loader(loader, **options)
+
     def training_step(
-        self, model: Any, inputs: dict[str, list[MicroBatch]], num_items_in_batch: Any = None
+        self, model: Any, inputs: dict[str, list[EncodedGroup]], num_items_in_batch: Any = None
     ) -> torch.Tensor:
         model.train()
-        batches = inputs["micro_batches"]
-        total = math.fsum(batch.weight for batch in batches)
-        loss = torch.zeros((), device=self.args.device)
-        rewards = []
-        for position, batch in enumerate(batches):
-            if batch.weight == 0:
-                continue  # a draw in which no two responses were compared
-            last = position == len(batches) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                with self.compute_loss_context_manager():
-                    flat = model(batch)
-                offset = self.accelerator.unwrap_model(model).offset
-                share = self._loss(flat, offset, batch) * (batch.weight / total)
-                self.accelerator.backward(share)
-            loss += share.detach()
-            rewards.append(flat.detach())
-            self.judgements += len(batch.edges) + len(batch.labelled)
-            self.tokens += int(batch.lengths.sum())
-        if rewards:
-            self._watch(loss, torch.cat(rewards))
+        groups = inputs["groups"]
+        total = self.collator.weight(groups)
+        if total == 0:  # draws in which no two responses were compared
+            return torch.zeros((), device=self.args.device)
+        loss, rewards = self._add_up(*self._accumulate(model, self.ranks.share(groups), total))
+        self.ranks.add_up_gradients(model.parameters())
+        self._watch(loss, rewards)
         return loss
+
+    def _accumulate(
+        self, model: Any, groups: Sequence[EncodedGroup], total: float
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Add these groups' part of a step to the gradient; return their part of the loss, and the micro-batches' rewards.
+
+        A micro-batch that does not fit into memory begins the step anew, with smaller ones.
+        """
+        while True:
+            loss = torch.zeros((), device=self.args.device)
+            rewards: list[torch.Tensor] = []
+            batches = [batch for batch in self.collator.micro_batches(groups) if batch.weight] if groups else []
+            for batch in batches:
+                try:
+                    share, flat = self._add_gradient(model, batch, batch.weight / total)
+                except Exception as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    error.__traceback__ = None  # its frames hold the tensors that filled the memory
+                    break
+                loss += share
+                rewards.append(flat)
+            else:
+                self.judgements += sum(len(batch.edges) + len(batch.labelled) for batch in batches)
+                self.tokens += sum(int(batch.lengths.sum()) for batch in batches)
+                return loss, rewards
+            model.zero_grad()
+            self._halve(batch)
+
+    def _add_gradient(self, model: Any, batch: MicroBatch, share: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add a micro-batch's share to the gradient; return its share of the loss, and its rewards."""
+        rewards = model(batch)
+        loss = self._loss(rewards, model.offset, batch) * share
+        self.accelerator.backward(loss)
+        return loss.detach(), rewards.detach()
+
+    def _halve(self, batch: MicroBatch) -> None:
+        """Halve the micro-batches after one that did not fit. Raises `TrainingError` where it was a single group."""
+        if self.args.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if batch.groups == 1:
+            raise TrainingError(
+                f"out of memory with the {len(batch.lengths)} responses of one prompt, {batch.tokens} tokens, which stay "
+                "together; lower train.responses_per_group or model.max_length, or set train.gradient_checkpointing: true"
+            )
+        tokens = max(1, min(self.collator.tokens_per_batch, batch.tokens) // 2)
+        self.collator = replace(self.collator, tokens_per_batch=tokens)
+        log.warning("out of memory: from now on train.tokens_per_batch is %d; the step is repeated", tokens)
+
+    def _add_up(self, loss: torch.Tensor, rewards: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the loss of all ranks' parts of a step, and its rewards; of several ranks, the largest and the smallest."""
+        flat = torch.cat(rewards) if rewards else torch.empty(0, device=loss.device)
+        if self.ranks.count == 1:
+            return loss, flat
+        sums = self.ranks.add_up(torch.stack([loss.double(), loss.new_tensor(len(flat), dtype=torch.float64)]))
+        ends = torch.stack([flat.max(), -flat.min()]) if len(flat) else loss.new_full((2,), -math.inf)
+        largest, smallest = self.ranks.most(ends) * ends.new_tensor([1, -1])
+        return sums[0].float(), torch.stack([largest, smallest])[: int(sums[1])]
 
     def _watch(self, loss: torch.Tensor, rewards: torch.Tensor) -> None:
         """Raise `TrainingError` at once where the loss is not finite, and after 20 steps in which all rewards are equal."""
@@ -144,7 +240,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Compute and log held-out accuracy and loss, for early stopping and the choice of the best checkpoint."""
         started = time.monotonic()
-        rewards = predict(self, self._heldout)
+        rewards = self.predict_rewards(self._heldout)
         self._measured = (self.state.global_step, rewards)
         metrics = {
             "eval_accuracy": judgement_accuracy(rewards, self._heldout),
@@ -160,13 +256,45 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         kept_last = not self.args.load_best_model_at_end
         if self._measured is not None and kept_last and self._measured[0] == self.state.global_step:
             return self._measured[1]
-        return predict(self, self._heldout)
+        return self.predict_rewards(self._heldout)
+
+    def predict_rewards(self, groups: Sequence[EncodedGroup]) -> list[np.ndarray]:
+        """Compute the rewards of each group's responses, float32 [K], with the current model.
+
+        Every rank computes a part of them, and all have them all.
+        """
+        counts = [len(group.responses) for group in groups]
+        whole = np.zeros(sum(counts), dtype=np.float32)
+        rewards = np.split(whole, np.cumsum(counts)[:-1])  # views
+        mine = range(self.ranks.rank, len(groups), self.ranks.count)
+        values = self._predict([groups[index] for index in mine])
+        for index, group_rewards in zip(mine, values, strict=True):
+            rewards[index][:] = group_rewards
+        if self.ranks.count > 1:
+            whole[:] = self.ranks.add_up(torch.from_numpy(whole).to(self.args.device)).cpu().numpy()
+        return rewards
+
+    def _predict(self, groups: Sequence[EncodedGroup]) -> list[np.ndarray]:
+        """Compute this rank's rewards, in smaller batches where memory runs out. Raises `TrainingError` where none fits."""
+        tokens = sum(len(row.ids) for group in groups for row in group.responses)
+        while True:
+            try:
+                return predict(self.model.eval(), groups, self.collator)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                error.__traceback__ = None
+            budget = min(self.collator.tokens_per_batch, tokens) // 2
+            if budget < 1:
+                raise TrainingError("out of memory with a single response; lower model.max_length")
+            self.collator = replace(self.collator, tokens_per_batch=budget)
+            log.warning("out of memory: from now on train.tokens_per_batch is %d", budget)
 
     def _heldout_loss(self, rewards: Sequence[np.ndarray]) -> float:
         offset = self.model.offset.detach().cpu()
         losses, weights = [], []
         for values, group in zip(rewards, self._heldout, strict=True):
-            batch = self.data_collator.micro_batch([group])
+            batch = self.collator.micro_batch([group])
             losses.append(float(self._loss(torch.from_numpy(values), offset, batch)) * batch.weight)
             weights.append(batch.weight)
         return math.fsum(losses) / math.fsum(weights)
@@ -183,65 +311,6 @@ def rate_at(step: int, *, warmup: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def predict(trainer: Trainer, groups: Sequence[EncodedGroup]) -> list[np.ndarray]:
-    """Compute the rewards of each group's responses, float32 [K], with the trainer's current model.
-
-    Without comparisons to keep together, groups larger than the token budget are cut.
-    """
-    collate: Collator = trainer.data_collator
-    network = trainer.model.eval()
-    budget = collate.tokens_per_batch
-    pieces = [
-        (index, rows)
-        for index, group in enumerate(groups)
-        for rows in cut_rows([len(row.ids) for row in group.responses], prefix=0, tokens_per_batch=budget)
-    ]
-    lengths = [[len(groups[index].responses[row].ids) for row in rows] for index, rows in pieces]
-    rewards = [np.empty(len(group.responses), dtype=np.float32) for group in groups]
-    for batch in plan_groups(lengths, tokens_per_batch=budget, padded=not collate.packed):
-        chosen = [pieces[position] for position in batch]
-        with torch.inference_mode(), trainer.compute_loss_context_manager():
-            flat = network(collate.micro_batch([groups[index].select(rows) for index, rows in chosen])).cpu().numpy()
-        cuts = np.cumsum([len(rows) for _, rows in chosen])[:-1]
-        for (index, rows), values in zip(chosen, np.split(flat, cuts), strict=True):
-            rewards[index][rows] = values
-    return rewards
-
-
-def judgement_accuracy(rewards: Sequence[np.ndarray], groups: Sequence[EncodedGroup]) -> float:
-    """Return the share of judgements that the rewards agree with: comparisons, and accepted against rejected in a group.
-
-    Equal rewards count half; ties are left out. NaN where nothing can be counted.
-    """
-    right = total = 0.0
-    for values, group in zip(rewards, groups, strict=True):
-        i, j = group.edges[:, 0].astype(int), group.edges[:, 1].astype(int)
-        stated_order = np.sign(group.edges[:, 2] - 0.5)
-        reward_order = np.sign(values[i] - values[j])
-        agreement, decided = [reward_order * stated_order], [stated_order != 0]
-        accepted, labelled = group.labels[:, 1], values[group.labels[:, 0].astype(int)]
-        above = np.subtract.outer(labelled, labelled)[np.greater.outer(accepted, accepted)]
-        agreement.append(np.sign(above))
-        decided.append(np.ones(len(above), dtype=bool))
-        points = (1 + np.concatenate(agreement)) / 2
-        counted = np.concatenate(decided)
-        right += float(points[counted].sum())
-        total += int(counted.sum())
-    return right / total if total else math.nan
-
-
-def is_flat(rewards: np.ndarray) -> bool:
-    """Tell whether all rewards are one number up to rounding."""
-    return bool(np.ptp(rewards) < 1e-6 * max(1.0, float(np.abs(rewards).max())))
-
-
-def refuse_collapse(rewards: Sequence[np.ndarray], loss: float) -> None:
-    """Raise `TrainingError` where loss or rewards are not finite, or every response has the same reward."""
-    values = np.concatenate(rewards)
-    if not (math.isfinite(loss) and np.isfinite(values).all()):
-        raise TrainingError(f"training diverged: loss {loss}, rewards not finite; lower train.learning_rate")
-    if len(values) > 2 and is_flat(values):
-        raise TrainingError(
-            f"training collapsed: every response has the reward {values[0]:.6g}; lower train.learning_rate, or check "
-            "that chosen and rejected differ"
-        )
+def _collect(groups: list[EncodedGroup]) -> dict[str, list[EncodedGroup]]:
+    """Return a step as the Trainer hands it on; micro-batches are made where memory decides on them."""
+    return {"groups": groups}

@@ -10,25 +10,20 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments, set_seed
 
-from rm.checkpoint.load import ensure_distinct_pad, load_backbone_for_training, load_tokenizer, quiet_transformers
-from rm.checkpoint.refusals import refuse_switching, refuse_unembedded
+from rm.checkpoint.load import quiet_transformers
 from rm.conversations import prompt_key
-from rm.engine.device import default_device, default_tokens_per_batch, native_bfloat16
-from rm.engine.packed_forward import enable_packing, first_position
 from rm.evaluate import Evaluation, evaluate, store_centring, store_offset, store_temperature
-from rm.evaluate.calibration_file import FILE_NAME
-from rm.identity import effective_max_length, resolve_model
 from rm.preferences import Group, PreferenceError, ReadSettings, Rejections, heldout_split, read_preferences
 from rm.text.templates import Template
-from rm.together import EQUAL_LENGTHS, PADDED, choose_way, split_lengths
 from rm.train.data import Collator, Draws, EncodedGroup, encode_groups, spread_rewards
 from rm.train.loss_network import GroupLoss, GroupNetwork
+from rm.train.ranks import Ranks
+from rm.train.rewards import judgement_accuracy, refuse_collapse
 from rm.train.settings import (
     TrainingError,
     TrainResult,
@@ -36,7 +31,13 @@ from rm.train.settings import (
     default_learning_rate,
     refuse_missing_packages,
 )
-from rm.train.trainer import GroupTrainer, LogProgress, SetDrawEpoch, judgement_accuracy, predict, refuse_collapse
+from rm.train.trained_model import TrainedModel, computes_in_bfloat16
+from rm.train.trainer import (
+    GroupTrainer,
+    LogProgress,
+    SaveAtEnd,
+    SetDrawEpoch,
+)
 
 log = logging.getLogger(__name__)
 
@@ -63,32 +64,40 @@ class _EncodedData:
 def train(settings: TrainSettings) -> TrainResult:
     """Train a reward model and save it as an ordinary `AutoModelForSequenceClassification` directory.
 
-    A run that was interrupted resumes from its last checkpoint when it is started again with the same settings. Raises
-    `SettingsError` (a package is missing), `PreferenceError` (data), `ModelError` (backbone) or `TrainingError` (not
-    finite, collapsed, or another run's checkpoints).
+    A run that was interrupted resumes from its last checkpoint when it is started again with the same settings. Started
+    by `torchrun`, each process computes a part of every step on a device of its own; the first one saves.
+
+    Raises `SettingsError` (a package is missing), `PreferenceError` (data), `ModelError` (backbone), `TrainingError` (not
+    finite, collapsed, out of memory, or another run's checkpoints) or `RankError` (another process of the training ended).
     """
     refuse_missing_packages(settings)
+    with Ranks.join() as ranks:
+        return _train(settings, ranks)
+
+
+def _train(settings: TrainSettings, ranks: Ranks) -> TrainResult:
     set_seed(settings.seed)
-    resume_from = _find_checkpoint(settings)
+    resume_from = ranks.first(lambda: _find_checkpoint(settings))
     fit_groups, heldout_groups, rejected = _read_groups(settings)
-    model = _TrainedModel.load(settings)
+    model = TrainedModel.load(settings)
     fit = _EncodedData.of(fit_groups, model.template, rejected)
     heldout = _EncodedData.of(heldout_groups, model.template, rejected)
     _require_data(settings, fit, heldout, rejected)
-    base_rate = _logit_of_base_rate(fit.encoded)
-    network = GroupNetwork(model.classifier, causal=model.causal, offset=base_rate, way=model.way)
+    network = model.network(offset=_logit_of_base_rate(fit.encoded))
     network.offset.requires_grad_(any(len(group.labels) for group in fit.encoded))
-    trainer = _make_trainer(settings, network, model.collator(settings), fit.encoded, heldout.encoded)
+    ranks.align(network)
+    trainer = _make_trainer(settings, network, model.collator(settings), fit.encoded, heldout.encoded, ranks)
+    saving = SaveAtEnd(lambda: _save(settings, trainer, model, fit.encoded))
+    trainer.add_callback(saving)
     with quiet_transformers():
         outcome = trainer.train(resume_from_checkpoint=resume_from)
-    refuse_collapse(predict(trainer, fit.encoded[:_COLLAPSE_CHECK_GROUPS]), outcome.training_loss)
-    model.save(settings)  # before the held-out evaluation, which can take long
+    saving.ensure()  # where early stopping chose the weights only now, or no step was left
+    ranks.first(lambda: shutil.rmtree(trainer.args.output_dir))
     offset = network.offset.item() if network.offset.requires_grad else None
-    if offset is not None:
-        store_offset(settings.output_path, offset)
-    if settings.centring:
-        store_centring(settings.output_path, settings.centring)
+    rewards = trainer.heldout_rewards() if heldout.groups else []
+    measured = ranks.first(lambda: _describe_saved(settings, offset, heldout, rewards))
     training_secs = max(1e-9, outcome.metrics["train_runtime"] - trainer.evaluation_secs)
+    judgements, tokens = ranks.add_up(torch.tensor([trainer.judgements, trainer.tokens], device=trainer.args.device))
     return TrainResult(
         output_path=settings.output_path,
         groups=len(fit.encoded),
@@ -100,76 +109,28 @@ def train(settings: TrainSettings) -> TrainResult:
         learning_rate=trainer.args.learning_rate,
         precision="bfloat16" if trainer.args.bf16 else "float32",
         packed=model.packed,
-        judgements_per_sec=trainer.judgements / training_secs,
-        tokens_per_sec=trainer.tokens / training_secs,
-        heldout=_evaluate_heldout(settings, heldout, trainer.heldout_rewards()) if heldout.groups else None,
+        judgements_per_sec=judgements.item() / training_secs,
+        tokens_per_sec=tokens.item() / training_secs,
+        heldout=measured,
         offset=offset,
     )
 
 
-@dataclass
-class _TrainedModel:
-    """The model being trained, its tokenizer and its template."""
+def _save(settings: TrainSettings, trainer: GroupTrainer, model: TrainedModel, fit: Sequence[EncodedGroup]) -> None:
+    """Save a model that has not collapsed, by the first rank: before anything else that can fail."""
+    refuse_collapse(trainer.predict_rewards(fit[:_COLLAPSE_CHECK_GROUPS]))
+    trainer.ranks.first(lambda: model.save(settings.output_path))
 
-    classifier: Any  # the sequence classifier, perhaps with adapters inside
-    adapted: Any  # the peft model around it, or None
-    causal: bool
-    packed: bool
-    way: str  # in which rows run together where they are not packed
-    tokenizer: Any
-    template: Template
 
-    @classmethod
-    def load(cls, settings: TrainSettings) -> _TrainedModel:
-        """Load the backbone as the settings demand. Raises `ModelError`."""
-        directory = resolve_model(settings.model_path, settings.revision)
-        tokenizer = load_tokenizer(directory)
-        loaded = load_backbone_for_training(directory)
-        model, causal = loaded.model, loaded.causal
-        if causal:
-            ensure_distinct_pad(model, tokenizer)
-        refuse_unembedded(directory, tokenizer, model)
-        length = effective_max_length(directory, settings.max_length)
-        refuse_switching(directory, model.config, length)
-        template = Template.of(tokenizer, causal=causal, max_length=length, too_long="truncate")
-        split = split_lengths(model.config, length)
-        # steps are of whole groups: where rows are treated by the longest, only equal lengths share a forward
-        packed = split is None and enable_packing(model, causal=causal, max_length=length)
-        way = PADDED if packed else choose_way(loaded, template, split=split)
-        if split is not None and way == PADDED:
-            way = EQUAL_LENGTHS
-        adapted = None
-        if settings.lora is not None:
-            from rm.checkpoint.lora import add_lora
-
-            adapted = add_lora(model, **settings.lora)
-        if settings.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        return cls(model, adapted, causal, packed, way, tokenizer, template)
-
-    def collator(self, settings: TrainSettings) -> Collator:
-        """Return the collator for this model's rows."""
-        return Collator(
-            packed=self.packed,
-            causal=self.causal,
-            pad=self.tokenizer.pad_token_id or 0,
-            first_position=first_position(self.classifier.config),
-            tokens_per_batch=settings.tokens_per_batch or default_tokens_per_batch(default_device(), training=True),
-            picks=settings.loss == "plackett_luce",
-        )
-
-    def save(self, settings: TrainSettings) -> None:
-        """Save the ordinary checkpoint, and remove the Trainer's own ones."""
-        model = self.classifier
-        if self.adapted is not None:
-            from rm.checkpoint.lora import merge_lora
-
-            model = merge_lora(self.adapted)
-        (Path(settings.output_path) / FILE_NAME).unlink(missing_ok=True)  # of an earlier model in this directory
-        with quiet_transformers():
-            model.save_pretrained(settings.output_path)  # not trainer.save_model, which adds a pickle
-            self.tokenizer.save_pretrained(settings.output_path)
-        shutil.rmtree(Path(settings.output_path) / _CHECKPOINTS)
+def _describe_saved(
+    settings: TrainSettings, offset: float | None, heldout: _EncodedData, rewards: Sequence[np.ndarray]
+) -> Evaluation | None:
+    """Store what belongs to the model beside its weights; return what its held-out rewards come to."""
+    if offset is not None:
+        store_offset(settings.output_path, offset)
+    if settings.centring:
+        store_centring(settings.output_path, settings.centring)
+    return _evaluate_heldout(settings, heldout, rewards) if heldout.groups else None
 
 
 def _evaluate_heldout(settings: TrainSettings, heldout: _EncodedData, rewards: Sequence[np.ndarray]) -> Evaluation:
@@ -238,6 +199,7 @@ def _make_trainer(
     collator: Collator,
     fit: Sequence[EncodedGroup],
     heldout: Sequence[EncodedGroup],
+    ranks: Ranks,
 ) -> GroupTrainer:
     draws = Draws(fit, responses_per_group=settings.responses_per_group, seed=settings.seed)
     steps_per_epoch = math.ceil(len(draws) / settings.groups_per_batch)
@@ -247,11 +209,12 @@ def _make_trainer(
     trainer = GroupTrainer(
         loss=GroupLoss(settings.loss, settings.label_smoothing, settings.centring),
         heldout=heldout,
+        collator=collator,
+        ranks=ranks,
         model=network,
         args=_training_arguments(settings, learning_rate, steps_per_epoch=steps_per_epoch, evaluates=bool(heldout)),
         train_dataset=draws,
         eval_dataset=Draws(heldout, responses_per_group=None, seed=0) if heldout else None,
-        data_collator=collator,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(LogProgress())
@@ -276,7 +239,7 @@ def _training_arguments(
     early = settings.early_stopping is not None
     between = max(1, steps_per_epoch // settings.evaluations_per_epoch)
     save_every = between if early else settings.checkpoint_every
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(Path(settings.output_path) / _CHECKPOINTS),
         max_steps=steps,
         per_device_train_batch_size=settings.groups_per_batch,
@@ -285,7 +248,7 @@ def _training_arguments(
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         use_cpu=not torch.cuda.is_available(),
-        bf16=_computes_in_bfloat16(settings.precision),
+        bf16=computes_in_bfloat16(settings.precision),
         seed=settings.seed,
         data_seed=settings.seed,
         eval_strategy="steps" if evaluates else "no",
@@ -304,13 +267,14 @@ def _training_arguments(
         dataloader_pin_memory=False,  # batches move to the device inside the network
         disable_tqdm=True,
     )
-
-
-def _computes_in_bfloat16(precision: str) -> bool:
-    """Tell whether to compute in bfloat16 under float32 weights. Raises `TrainingError` where a GPU would emulate it."""
-    if precision == "bfloat16" and torch.cuda.is_available() and not native_bfloat16(default_device()):
-        raise TrainingError("train.precision is bfloat16, which this GPU only emulates; use float32 or auto")
-    return precision == "bfloat16" or (precision == "auto" and native_bfloat16(default_device()))
+    if arguments.n_gpu > 1:
+        log.warning(
+            "%d GPUs are visible and one is used; `torchrun --nproc_per_node %d --no-python bestkept train ...` uses them all",
+            arguments.n_gpu,
+            arguments.n_gpu,
+        )
+        arguments._n_gpu = 1  # more would mean one process that copies the model to every GPU at every step
+    return arguments
 
 
 def _find_checkpoint(settings: TrainSettings) -> str | None:

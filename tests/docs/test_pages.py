@@ -118,6 +118,8 @@ def check(words: tuple[str, ...]) -> None:
     from pipelines.config import EvaluateConfig, RunConfig, TrainConfig, load, validate
     from pipelines.runtime.beam_options import pipeline_options
 
+    if words[0] == "torchrun":
+        words = words[words.index("bestkept") :]
     assert words[0] == "bestkept"
     command, given = words[1], list(words[2:])
     if command == "evaluate":

@@ -191,12 +191,12 @@ class TestCollator:
 
     def test_a_step_is_cut_into_whole_groups_under_the_budget(self):
         groups = [encoded_group([row(*range(1, 1 + n)), row(9)], [(0, 1)]) for n in (2, 5, 3)]
-        padded = collator(tokens_per_batch=12)(groups)["micro_batches"]
+        padded = collator(tokens_per_batch=12).micro_batches(groups)
         assert [batch.input_ids.tolist() for batch in padded] == [
             [[1, 2, 3, 4, 5], [9, 0, 0, 0, 0]],
             [[1, 2, 3], [9, 0, 0], [1, 2, 0], [9, 0, 0]],
         ]
-        packed = collator(tokens_per_batch=10, packed=True)(groups)["micro_batches"]
+        packed = collator(tokens_per_batch=10, packed=True).micro_batches(groups)
         assert [len(batch.layout.ids) for batch in packed] == [10, 3]  # 6 and 4 tokens unpadded, then 3
 
     def test_the_groups_stay_as_they_were(self):

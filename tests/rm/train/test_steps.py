@@ -74,7 +74,7 @@ def test_padded_and_packed_runs_have_the_same_losses(tmp_path, rankings, steps, 
     packed = train(run_settings(rankings, backbone, tmp_path / "packed", **changes))
     seen = steps.copy()
     steps.clear()
-    monkeypatch.setattr(training, "enable_packing", lambda *_, **__: False)
+    monkeypatch.setattr("rm.train.trained_model.enable_packing", lambda *_, **__: False)
     padded = train(run_settings(rankings, backbone, tmp_path / "padded", **changes))
     assert (packed.packed, padded.packed) == (True, False)
     assert len(seen) == packed.steps == padded.steps
@@ -407,3 +407,74 @@ def test_what_is_missing_is_said_before_anything_is_read(tmp_path, monkeypatch, 
 def test_either_package_writes_for_tensorboard(tmp_path, monkeypatch):
     monkeypatch.setattr("rm.train.settings.find_spec", lambda name: object() if name == "tensorboardX" else None)
     refuse_missing_packages(run_settings("a.jsonl", tmp_path, tmp_path, report_to=("tensorboard", "none")))
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4, "targets": ["q_proj"]}], ids=["full", "lora"])
+@pytest.mark.parametrize("failing", ["evaluation", "tracker", "statistics"])
+def test_the_model_is_saved_before_anything_else_can_fail(tmp_path, rankings, causal, monkeypatch, failing, lora):
+    values = {"epochs": 1, "lora": lora, "checkpoint_every": 2}
+    train(run_settings(rankings, causal, tmp_path / "whole", **values))
+
+    def fail(*_, **__):
+        raise ConnectionError("the service is down")
+
+    if failing == "evaluation":
+        monkeypatch.setattr(GroupTrainer, "evaluate", fail)
+    elif failing == "tracker":
+        original = trainers.LogProgress.on_log
+
+        def on_log(self, args, state, control, logs=None, **rest):
+            if state.global_step == state.max_steps:
+                fail()
+            original(self, args, state, control, logs, **rest)
+
+        monkeypatch.setattr(trainers.LogProgress, "on_log", on_log)
+    else:
+        monkeypatch.setattr(training, "evaluate", fail)
+    with pytest.raises(ConnectionError):
+        train(run_settings(rankings, causal, tmp_path / "cut", **values))
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["encoder", "causal"])
+def test_what_adapters_leave_as_it_is_has_sixteen_bits(tmp_path, rankings, kind, request, monkeypatch):
+    """The frozen weights round to bfloat16, adapters and head do not; what is merged and saved is float32."""
+    backbone = request.getfixturevalue(kind)
+    kinds = {}
+    original = GroupTrainer.training_step
+
+    def spy(self, model, *rest):
+        for value in model.model.base_model.parameters():
+            kinds.setdefault(value.requires_grad, set()).add(value.dtype)
+        return original(self, model, *rest)
+
+    monkeypatch.setattr(GroupTrainer, "training_step", spy)
+    lora = {"rank": 2, "alpha": 4, "targets": "all-linear"}
+    values = {"lora": lora, "precision": "bfloat16", "learning_rate": 1e-2, "epochs": 2}
+    result = train(run_settings(rankings, backbone, tmp_path / "out", **values))
+    assert kinds == {True: {torch.float32}, False: {torch.bfloat16}}
+    assert result.heldout is not None
+    before, after = (load_file(path / "model.safetensors") for path in (backbone, tmp_path / "out"))
+    assert before.keys() == after.keys()
+    assert {value.dtype for value in after.values()} == {torch.float32}
+    norms = [name for name in before if "norm" in name.lower() and "weight" in name]
+    assert all(torch.equal(after[name], before[name].bfloat16().float()) for name in norms)
+    changed = [name for name in before if (after[name] - before[name].bfloat16().float()).abs().max() > 1e-4]
+    assert any("proj" in name or "query" in name for name in changed)
+    # beyond what bfloat16 could hold: the adapters were added in float32
+    assert any(not torch.equal(after[name], after[name].bfloat16().float()) for name in changed)
+
+
+def test_rows_are_tried_as_training_computes_them(tmp_path, rankings, encoder, monkeypatch):
+    seen = []
+
+    def spy(model, **_):
+        seen.append((torch.is_autocast_enabled(model.device.type), torch.get_autocast_dtype(model.device.type)))
+        return False
+
+    monkeypatch.setattr("rm.train.trained_model.enable_packing", spy)
+    train(run_settings(rankings, encoder, tmp_path / "half", epochs=0.1, precision="bfloat16"))
+    train(run_settings(rankings, encoder, tmp_path / "full", epochs=0.1))
+    assert seen[0] == (True, torch.bfloat16)
+    assert not seen[1][0]

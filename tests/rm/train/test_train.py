@@ -21,6 +21,7 @@ from rm.scorer import Scorer
 from rm.train import TrainingError, train
 from rm.train import training_run as training
 from rm.train.settings import default_learning_rate
+from rm.train.trained_model import computes_in_bfloat16
 
 SCORER = {"dtype": "float32", "max_length": 48, "too_long": "truncate", "tokens_per_batch": 999, "device": "cpu"}
 GRADES = ("good", "hot", "short", "bad")  # from best to worst, in every corpus below
@@ -354,19 +355,19 @@ def test_bfloat16_computes_under_float32_weights(tmp_path, pairs, kind, request)
 def test_auto_precision_follows_the_cpu(monkeypatch, native):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native})
-    assert training._computes_in_bfloat16("auto") is native
-    assert training._computes_in_bfloat16("bfloat16")
-    assert not training._computes_in_bfloat16("float32")
+    assert computes_in_bfloat16("auto") is native
+    assert computes_in_bfloat16("bfloat16")
+    assert not computes_in_bfloat16("float32")
 
 
 def test_a_gpu_that_would_emulate_bfloat16_is_an_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     with pytest.raises(TrainingError, match="only emulates"):
-        training._computes_in_bfloat16("bfloat16")
-    assert not training._computes_in_bfloat16("auto")
+        computes_in_bfloat16("bfloat16")
+    assert not computes_in_bfloat16("auto")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
-    assert training._computes_in_bfloat16("auto")
+    assert computes_in_bfloat16("auto")
 
 
 def test_default_learning_rate_follows_size_and_adapters(tmp_path, pairs, encoder):
