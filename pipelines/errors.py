@@ -183,6 +183,15 @@ def escape_controls(text: str) -> str:
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
+_MOST_NAMES = 100
+
+
+def join_names(names: Sequence[str]) -> str:
+    """Return names for an error message: the first of them, where a file has thousands of columns."""
+    more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more
+
+
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]{0,20}):/+", re.IGNORECASE)
 _HIDDEN = "***"
 CREDENTIALS = "URL holds credentials; give them through the environment instead"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -71,27 +73,30 @@ def no_lines(file: InputFile, *, array: bool = False) -> str | None:
 def readable_columns(parquet: pq.ParquetFile) -> list[str]:
     """The columns with text, numbers, small binary values, and lists or records of these, whose names are unique."""
     schema = parquet.schema_arrow
-    kinds = {name: schema.field(name).type for name in schema.names if schema.names.count(name) == 1}
+    counts = Counter(schema.names)
+    kinds = {field.name: field.type for field in schema if counts[field.name] == 1}
+    mean_bytes = _mean_bytes(parquet.metadata) if any(map(holds_bytes, kinds.values())) else {}
     return [
         name
         for name, kind in kinds.items()
-        if _readable(kind) and not (holds_bytes(kind) and _mean_bytes(parquet.metadata, name) > _SMALL_BYTES)
+        if _readable(kind) and not (holds_bytes(kind) and mean_bytes.get(name, 0.0) > _SMALL_BYTES)
     ]
 
 
-def _mean_bytes(metadata: pq.FileMetaData, column: str) -> float:
-    """The mean size of a column's values in the first row group that has rows."""
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        if group.num_rows:
-            chunks = [group.column(at) for at in range(group.num_columns)]
-            sizes = [
-                chunk.total_uncompressed_size
-                for chunk in chunks
-                if chunk.path_in_schema == column or chunk.path_in_schema.startswith(f"{column}.")
-            ]
-            return float(sum(sizes)) / int(group.num_rows)
-    return 0.0
+def _mean_bytes(metadata: pq.FileMetaData) -> dict[str, float]:
+    """The mean size of each column's values in the first row group that has rows."""
+    sizes: dict[str, float] = {}
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    group = next((group for group in groups if group.num_rows), None)
+    if group is None:
+        return sizes
+    for number in range(group.num_columns):
+        chunk = group.column(number)
+        parts = chunk.path_in_schema.split(".")
+        for count in range(1, len(parts) + 1):  # a name may hold dots
+            name = ".".join(parts[:count])
+            sizes[name] = sizes.get(name, 0.0) + chunk.total_uncompressed_size / group.num_rows
+    return sizes
 
 
 def _parquet_rows(file: InputFile) -> list[RowValues]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
@@ -14,7 +15,7 @@ from pipelines.corpus.columns.value_kinds import RowValues
 from pipelines.corpus.files import InputFile, RawRow, Unit, open_input
 from pipelines.corpus.nested_values import needs_restoring, restore
 from pipelines.corpus.unreadable import UnreadableError
-from pipelines.errors import InputError
+from pipelines.errors import InputError, join_names
 from rm.conversations import decode_bytes
 
 _READ_BYTES = 1 << 20
@@ -58,20 +59,22 @@ def parquet_rows(file: InputFile, unit: Unit, mapping: RowMapping, *, as_planned
 
 def refuse_missing(file: InputFile, names: Sequence[str], wanted: Sequence[str]) -> None:
     """Raise `InputError` where a wanted column is not among the file's `names`."""
-    missing = [name for name in wanted if name not in names]
+    known = set(names)
+    missing = [name for name in wanted if name not in known]
     if missing:
         raise InputError(
-            f"input file {file.path} has no column {missing[0]!r} (it has {', '.join(names)}); "
+            f"input file {file.path} has no column {missing[0]!r} (it has {join_names(names)}); "
             "all files of input.path must have the same columns"
         )
 
 
 def refuse_doubled(file: InputFile, names: Sequence[str], wanted: Sequence[str]) -> None:
     """Raise `InputError` where a wanted column's name occurs twice among the file's `names`."""
-    doubled = [name for name in wanted if names.count(name) > 1]
+    counts = Counter(names)
+    doubled = [name for name in wanted if counts[name] > 1]
     if doubled:
         raise InputError(
-            f"input file {file.path} has {names.count(doubled[0])} columns named {doubled[0]!r}, and it cannot be told which is "
+            f"input file {file.path} has {counts[doubled[0]]} columns named {doubled[0]!r}, and it cannot be told which is "
             "meant; rename all but one of them"
         )
 
@@ -117,14 +120,16 @@ def holds_bytes(kind: pa.DataType) -> bool:
 
 def _batch_rows(batch: pa.RecordBatch, mapped: list[str]) -> Iterator[RowValues | str]:
     values = _rows(batch.select(mapped))
-    others = [name for name in batch.schema.names if name not in mapped]
+    read = set(mapped)
+    others = [name for name in batch.schema.names if name not in read]
     if not others:
         yield from values
         return
     try:
         more: list[RowValues] = batch.select(others).to_pylist()
     except _NO_VALUE:
-        more = [{name: _lenient(batch[name][at]) for name in others} for at in range(batch.num_rows)]
+        columns = list(zip(others, batch.select(others).columns, strict=True))
+        more = [{name: _lenient(column[at]) for name, column in columns} for at in range(batch.num_rows)]
     for row, other in zip(values, more, strict=True):
         yield row if isinstance(row, str) else {**other, **row}
 

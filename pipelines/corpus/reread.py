@@ -102,12 +102,13 @@ def take_batches(
     with reading_input(file.path), open_for_reading(file.path) as stream:
         parquet = pq.ParquetFile(stream, pre_buffer=False)
         names = parquet.schema_arrow.names
-        missing = [name for name in columns if name not in names]
+        known = set(names)
+        missing = [name for name in columns if name not in known]
         if missing:
             raise InputError(
                 f"input file {file.path} has lost its column {missing[0]!r} since it was scored; restore it and run again"
             )
-        extra = [name for name in (names if more_columns is None else more_columns) if name in names]
+        extra = [name for name in (names if more_columns is None else more_columns) if name in known]
         refuse_doubled(file, names, extra)
         group = parquet.metadata.row_group(unit.number)
         size = max(1, min(most_rows, _BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))

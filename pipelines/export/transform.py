@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from apache_beam.pvalue import AsIter, AsSingleton
 
 from pipelines.corpus import is_seekable, original_columns, unit_of
-from pipelines.errors import InputError, carrying_errors
+from pipelines.errors import InputError, carrying_errors, join_names
 from pipelines.export.hf_features import memory_bytes
 from pipelines.export.kept_columns import is_plain, read_tables, text_bytes
 from pipelines.export.kept_rows import RejectedTexts, input_changed, read_kept, read_rejected
@@ -182,7 +182,7 @@ class WriteShards(beam.DoFn):  # type: ignore[misc]
             missing = [name for name in self.shape.include if name not in original.names]
             if missing:
                 raise InputError(
-                    f"output.include_columns names {missing[0]!r}, and the input has {', '.join(original.names)}; "
+                    f"output.include_columns names {missing[0]!r}, and the input has {join_names(original.names)}; "
                     "name one of these"
                 )
             shape = self.shape._replace(message_keys=shards.message_keys)

@@ -24,7 +24,7 @@ from pipelines.corpus.columns.detection import AmbiguousError, Detection, Undete
 from pipelines.corpus.columns.row_mapping import RowMapping, parse_row
 from pipelines.corpus.columns.value_kinds import RowValues
 from pipelines.corpus.listing import first_columns, list_files
-from pipelines.errors import InputError, ModelLoadError
+from pipelines.errors import InputError, ModelLoadError, join_names
 from pipelines.storage.models import reading_directory
 from rm.conversations import Conversation, UnusableError, describe_response, to_messages, tools_in
 
@@ -107,7 +107,7 @@ def _refuse_mixed(files: Sequence[InputFile], mapping: RowMapping, *, max_row_by
         missing = [name for name in needed if name not in names]
         if names and missing:
             raise InputError(
-                f"input file {file.path} has no column {missing[0]!r} (it has {', '.join(names)}), and {files[0].path} has; all "
+                f"input file {file.path} has no column {missing[0]!r} (it has {join_names(names)}), and {files[0].path} has; all "
                 "files of input.path must have the same columns: inspect and run them apart, with patterns of their own"
             )
 

@@ -38,7 +38,7 @@ from pipelines.corpus.columns.row_mapping import RowMapping
 from pipelines.corpus.columns.trajectories import AFTER_LAST_USER, ResponseChoice, choose_response
 from pipelines.corpus.columns.undetected_hints import hint
 from pipelines.corpus.columns.value_kinds import FirstRows, RowValues
-from pipelines.errors import InputError
+from pipelines.errors import InputError, join_names
 
 _MAYBE_IN_PROMPT = ("system", "system_prompt", "context", "input", "history")
 _WANTED = {
@@ -128,12 +128,12 @@ def detect(
     named += [("scores.column", reward)] if reward is not None else []
     for key, name in named:
         if name not in names:
-            raise InputError(f"{key} is {name!r}, and {where} has no such column; name one of {', '.join(names)}")
+            raise InputError(f"{key} is {name!r}, and {where} has no such column; name one of {join_names(names)}")
     readings = find_readings(table, format, user_columns)
     if not readings:
         wanted = _WANTED.get(format, "prompt and response (or responses, or messages)")
         reason = hint(table, wanted, user_columns)
-        message = f"{where} has columns {', '.join(names)}; cannot tell which hold {wanted}{reason}"
+        message = f"{where} has columns {join_names(names)}; cannot tell which hold {wanted}{reason}"
         raise UndetectedError(message, reason.lstrip(":,; "))
     chosen = readings[0]
     _refuse_rivals(table, chosen, readings, user_columns, where=where)
@@ -214,7 +214,7 @@ def _refuse_rivals(
     if rivals:
         choices = [chosen, *rivals]
         raise AmbiguousError(
-            f"{where} has columns {', '.join(table.names)}, which can be read in {len(choices)} ways that differ; say which is "
+            f"{where} has columns {join_names(table.names)}, which can be read in {len(choices)} ways that differ; say which is "
             f"meant: {join_settings(choices)}",
             choices,
         )
