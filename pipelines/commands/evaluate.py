@@ -53,7 +53,7 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
 
     _refuse_own_output(config)
     if files.is_local(config.output.path):
-        check_writable(files.absolute(config.output.path), named=config.output.path)
+        check_writable(config.output.path, named=config.output.path)
     temperature_directory = _temperature_directory(config)
     groups, rejected = _read(config)
     directory = whole_directory(config.model.path, config.model.revision)
@@ -102,7 +102,9 @@ def _read(config: EvaluateConfig) -> tuple[list[Group], Counter[str]]:
     from rm.preferences import PreferenceError, ReadSettings, heldout_split, read_preferences
 
     try:
-        groups, rejected = read_preferences(config.data.path, ReadSettings(**config.data.reading_options()))
+        groups, rejected = read_preferences(
+            os.path.expanduser(config.data.path), ReadSettings(**config.data.reading_options())
+        )
     except PreferenceError as error:
         raise InputError(str(error)) from error
     if config.data.heldout_fraction:
@@ -166,6 +168,11 @@ def _store_temperature(directory: Path, calibration: Any, config: EvaluateConfig
 
 def _write(path: str, document: dict[str, Any]) -> None:
     root = files.absolute(path)
+    if files.is_local(root):
+        try:
+            os.makedirs(files.filesystem(root)[1], exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot write {path}: {files.describe(error)}; choose another output.path") from error
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     publish.replace(files.join(root, "evaluation.html"), page.render(document).encode())
     publish.replace(files.join(root, "evaluation.json"), text.encode())

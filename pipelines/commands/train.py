@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from os.path import expanduser
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -72,13 +73,13 @@ def settings_of(config: TrainConfig) -> TrainSettings:
 
     options = config.train.model_dump()
     return TrainSettings(
-        sources=tuple((source.path, source.reading_options()) for source in config.data),
+        sources=tuple((expanduser(source.path), source.reading_options()) for source in config.data),
         heldout_fraction=config.heldout.fraction,
-        heldout_path=config.heldout.path,
+        heldout_path=None if config.heldout.path is None else expanduser(config.heldout.path),
         model_path=config.model.path,
         revision=config.model.revision,
         max_length=config.model.max_length,
-        output_path=config.output.path,
+        output_path=expanduser(config.output.path),
         **{**options, "report_to": tuple(options["report_to"])},
     )
 

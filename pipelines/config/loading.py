@@ -15,6 +15,7 @@ from pipelines.errors import ConfigError, hide_credentials
 
 Config = TypeVar("Config", bound=BaseModel)
 
+_MOST_PROBLEMS = 20  # that an error names
 _LONGEST = 300  # characters of a value in an error
 
 
@@ -51,6 +52,8 @@ def validate(kind: type[Config], values: dict[str, Any], overrides: Sequence[str
         return kind.model_validate(values)
     except ValidationError as error:
         problems = [_describe(kind, problem) for problem in _by_place(error.errors())]
+        more = len(problems) - _MOST_PROBLEMS
+        problems = [*problems[:_MOST_PROBLEMS], f"{more:,} more mistakes"] if more > 0 else problems
         raise ConfigError(f"{where}: {'; '.join(problems)}") from error
 
 

@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
+import pwd
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -26,7 +27,7 @@ from pipelines.errors import InputError, StorageError
 from pipelines.plan import Plans
 from pipelines.storage import publish
 from pipelines.storage.canonical_json import digest, to_json
-from pipelines.storage.files import absolute, filesystem, is_local, join, names_in, read_bytes, size_of
+from pipelines.storage.files import absolute, describe, filesystem, is_local, join, names_in, read_bytes, size_of
 
 FORMAT = 1
 LATEST, VERSIONS, RUNS, REMOVING = "latest.json", "versions", "runs", "removing"
@@ -244,10 +245,32 @@ def _hold_lock(root: str) -> Iterator[None]:
     if not is_local(root):
         yield
         return
-    descriptor = os.open(join(filesystem(root)[1], ".latest.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = _open_lock(join(filesystem(root)[1], ".latest.lock"))
     try:
         with suppress(OSError):  # a file system without locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
+
+
+def _open_lock(path: str) -> int:
+    """Open a lock file; one that another user has made suffices for reading. Raises `StorageError`, which names that user."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        with suppress(OSError):
+            return os.open(path, os.O_RDONLY)
+        owner, remedy = "", "grant write access to its directory, or choose another output.path"
+        with suppress(OSError):
+            user = os.stat(path).st_uid
+            owner = f", which belongs to {_user_name(user)}"
+            remedy = f"let that user grant access (chmod a+rw {path}), run as that user, or choose another output.path"
+        raise StorageError(f"cannot open the lock {path}{owner}: {describe(error)}; {remedy}") from error
+
+
+def _user_name(user: int) -> str:
+    try:
+        return f"user {pwd.getpwuid(user).pw_name}"
+    except KeyError:  # as in many containers
+        return f"user {user}"

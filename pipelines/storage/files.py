@@ -240,16 +240,19 @@ def stored_in(directory: str) -> dict[str, StoredObject]:
 
 
 def check_writable(directory: str, *, named: str) -> None:
-    """Make a local directory and write into it, before hours of work are spent for it; errors call it `named`.
+    """Write into a local directory, or to where it would be made, before hours of work are spent for it; nothing is left there.
 
-    Raises `StorageError`.
+    Raises `StorageError`, which calls it `named`, or `ConfigError` where a file stands in its place.
     """
+    place = filesystem(absolute(directory))[1]
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
     try:
-        os.makedirs(directory, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
+        with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
-        raise StorageError(f"cannot write {named}: {describe(error)}; choose another output.path") from error
+        kind = ConfigError if isinstance(error, NotADirectoryError) else StorageError
+        raise kind(f"cannot write {named}: {describe(error)}; choose another output.path") from error
 
 
 @contextmanager

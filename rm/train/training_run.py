@@ -86,6 +86,8 @@ def _train(settings: TrainSettings, ranks: Ranks) -> TrainResult:
     network = model.network(offset=_logit_of_base_rate(fit.encoded))
     network.offset.requires_grad_(any(len(group.labels) for group in fit.encoded))
     ranks.align(network)
+    if resume_from is None:
+        ranks.first(lambda: _claim_checkpoints(settings))
     trainer = _make_trainer(settings, network, model.collator(settings), fit.encoded, heldout.encoded, ranks)
     saving = SaveAtEnd(lambda: _save(settings, trainer, model, fit.encoded))
     trainer.add_callback(saving)
@@ -294,9 +296,14 @@ def _find_checkpoint(settings: TrainSettings) -> str | None:
             )
         log.info("resuming from %s", complete[-1])
         return str(complete[-1])
-    folder.mkdir(parents=True, exist_ok=True)
-    key_file.write_text(json.dumps(settings.key()), encoding="utf-8")
     return None
+
+
+def _claim_checkpoints(settings: TrainSettings) -> None:
+    """Make the folder of the checkpoints, which says of which settings they are; not before data and model are checked."""
+    folder = Path(settings.output_path) / _CHECKPOINTS
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _SETTINGS_FILE).write_text(json.dumps(settings.key()), encoding="utf-8")
 
 
 def _count_kinds(groups: Sequence[EncodedGroup]) -> dict[str, int]:

@@ -297,7 +297,7 @@ def test_output_not_writable_is_found_before_the_model_loads(bestkept, config, t
     monkeypatch.setattr(Scorer, "load", lambda *_, **__: pytest.fail("the model was loaded"))
     (tmp_path / "file").write_text("")
     result = bad(bestkept, config, f"output.path={tmp_path}/file/out")
-    assert result.code == 5
+    assert result.code == 2
     assert f"cannot write {tmp_path}/file/out" in result.last
     assert "choose another output.path" in result.last
 
@@ -422,3 +422,15 @@ def test_train_errors(bestkept, tmp_path, encoder):
     assert (result.code, "matches no file" in result.last) == (3, True)
     result = bestkept("train", tmp_path / "train.yaml", "--epochs=3")
     assert (result.code, "unknown option --epochs" in result.last) == (2, True)
+    assert not (tmp_path / "trained").exists(), "nothing is made before the checks"
+
+
+def test_train_expands_the_home_directory(monkeypatch):
+    from pipelines.commands.train import settings_of
+    from pipelines.config import TrainConfig
+
+    monkeypatch.setenv("HOME", "/home/me")
+    values = {"data": {"path": "~/p"}, "heldout": {"path": "~/h"}, "model": {"path": "m"}, "output": {"path": "~/o"}}
+    settings = settings_of(TrainConfig.model_validate(values))
+    paths = (settings.sources[0][0], settings.heldout_path, settings.output_path)
+    assert paths == ("/home/me/p", "/home/me/h", "/home/me/o")

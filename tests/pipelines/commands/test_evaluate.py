@@ -186,7 +186,7 @@ def test_reward_bench_2_rows(bestkept, model, tmp_path):
         (["MODEL", "DATA", "data.orgin=model"], 2, "did you mean 'origin'"),
         (["MODEL", "DATA", "data.heldout_path=x.jsonl"], 2, "unknown key 'data.heldout_path'"),
         (["MODEL", "DATA", "--fast"], 2, "unknown option --fast"),
-        (["MODEL", "DATA", "output.path=pairs.jsonl/x"], 5, "choose another output.path"),
+        (["MODEL", "DATA", "output.path=pairs.jsonl/x"], 2, "choose another output.path"),
         (["MODEL", "DATA", "bootstrap.resamples=1"], 2, "bootstrap.resamples"),
     ],
 )
@@ -197,6 +197,21 @@ def test_mistakes_end_with_one_line_and_their_exit_code(bestkept, model, data, w
     last = err.strip().splitlines()[-1]
     assert last.startswith("bestkept: ")
     assert (got, message in last) == (code, True), last
+
+
+@pytest.mark.parametrize("place", ["file://{home}/a/b", "~/a/b"])
+def test_paths_of_the_output_and_the_data_are_those_of_other_commands(
+    bestkept, model, data, tmp_path, monkeypatch, place
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    before = set(tmp_path.iterdir())
+    output = place.format(home=tmp_path)
+    assert bestkept("evaluate", model, "none.jsonl", f"output.path={output}")[0] == 3
+    assert set(tmp_path.iterdir()) == before, "nothing is made before the checks"
+    code, _, err = bestkept("evaluate", model, f"~/{data.name}", f"output.path={output}")
+    assert code == 0, err
+    assert sorted(path.name for path in (tmp_path / "a" / "b").iterdir()) == ["evaluation.html", "evaluation.json"]
+    assert set(tmp_path.iterdir()) - before == {tmp_path / "a"}
 
 
 def test_nothing_left_to_evaluate_on(bestkept, model, tmp_path):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import pwd
 import tempfile
 import threading
 from pathlib import Path
@@ -309,3 +312,28 @@ def test_datasets_loads_the_latest_version(disk):
     fill(disk)
     outcome = run(disk)
     assert load_dataset(latest_path(disk.root), split="train").num_rows == outcome.manifest["counts"]["kept"] == 12
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_lock_of_another_user(tmp_path, monkeypatch, readable):
+    """Reading suffices for a lock; where that is refused, too, the error says whose the file is."""
+    real, lock = os.open, tmp_path / ".latest.lock"
+    lock.touch()
+
+    def refusing(path, flags, *mode, **more):
+        if str(path) == str(lock) and (flags & os.O_RDWR or not readable):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return real(path, flags, *mode, **more)
+
+    monkeypatch.setattr(os, "open", refusing)
+    if readable:
+        with versions._hold_lock(str(tmp_path)):
+            return
+    with pytest.raises(StorageError) as raised, versions._hold_lock(str(tmp_path)):
+        pass
+    owner = pwd.getpwuid(os.getuid()).pw_name
+    assert (
+        f"cannot open the lock {lock}, which belongs to user {owner}: Permission denied; let that"
+        in raised.value.message
+    )
+    assert f"chmod a+rw {lock}" in raised.value.message

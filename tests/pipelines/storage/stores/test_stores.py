@@ -15,7 +15,7 @@ from services.emulators import forget_clients
 from pipelines.config import Columns
 from pipelines.corpus import InputFile, UnreadableError, read_fragments, split_units
 from pipelines.corpus.columns.detection import detect
-from pipelines.errors import ConflictError, StorageError
+from pipelines.errors import ConfigError, ConflictError, StorageError
 from pipelines.score import score_files
 from pipelines.storage import files, listing, publish
 from pipelines.storage.stores import gcs, retry, s3
@@ -396,9 +396,9 @@ def footer(*, tokens):
 def test_stores_without_create_only_are_read_but_not_written(store):
     store.put("x", b"data")
     path = f"{store.proxy.url}/{store.bucket}/x"
-    with pytest.raises(StorageError, match=rf"cannot write {path}: .*create-only.* not on http://; give another"):
+    with pytest.raises(ConfigError, match=rf"cannot write {path}: .*create-only.* not on http://; give another"):
         publish.create(path, b"data")
-    with pytest.raises(StorageError, match="create-only"):
+    with pytest.raises(ConfigError, match="create-only"):
         publish.replace(path, b"data")
     assert store.contents() == {"x": b"data"}
 
