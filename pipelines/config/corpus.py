@@ -44,7 +44,8 @@ class InputFiles(Strict):
     """The files of a corpus, and the roles of their columns."""
 
     path: PathText | Annotated[list[PathText], Field(min_length=1)] = Field(examples=["corpus/*.parquet"])
-    """Files, globs, or directories; local or any fsspec URL (s3://, gs://, ...)."""
+    """Files, globs, or directories of Parquet, JSON lines, JSON arrays, CSV or TSV; local or any fsspec URL (s3://, gs://,
+    ...)."""
     format: Literal["auto", "messages", "sharegpt", "prompt_response", "responses_list", "alpaca", "hh"] = "auto"
     """The layout of the rows; `auto` detects it by their columns and values. `hh`: transcripts,
     "Human: ... Assistant: ...", whole ones in `columns.messages` or open ones in `columns.prompt`."""

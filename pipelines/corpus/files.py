@@ -1,11 +1,13 @@
 """Input files and their units, the pieces that one worker streams at once.
 
-A unit is a Parquet row group, a byte range of plain JSONL, a compressed JSONL file, or a part of the rewritten copy of a large
-compressed one (see `rewritten_copy`). Units depend on the file alone: a corpus that grows keeps the units of its old files.
+A unit is a Parquet row group, a byte range of plain JSONL, a whole file that can only be read from its beginning (compressed
+JSONL, a JSON array, CSV, TSV), or a part of the rewritten copy of a large one (see `rewritten_copy`). Units depend on the file
+alone: a corpus that grows keeps the units of its old files.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -18,14 +20,19 @@ import pyarrow.parquet as pq
 
 from pipelines.corpus import rewritten_copy
 from pipelines.corpus.columns.value_kinds import RowValues
+from pipelines.corpus.records import LAYOUTS, UTF8_BOM
 from pipelines.corpus.unreadable import UnreadableError, reading_input
-from pipelines.errors import StorageError
+from pipelines.errors import InputError, StorageError
+from pipelines.storage.decompress import MAGIC, decompress
 from pipelines.storage.files import StoredObject, open_for_reading, open_with_status, status_of
 from pipelines.storage.stores.remote_object import ObjectChanged
 
+_CODECS = {".gz": "gz", ".zst": "zst", ".zstd": "zst", ".bz2": "bz2", ".xz": "xz"}
+_PEEK_BYTES = 1024
 RANGE_BYTES = 64 * 2**20  # of plain JSONL per unit
 _SAME_SECS = 1e-6
-LARGE_BYTES = 256 * 2**20  # stored bytes; a larger compressed JSONL file is rewritten before it is scored
+LARGE_BYTES = 256 * 2**20  # stored bytes; a larger file that cannot be split is rewritten before it is scored
+_ROWS = 1 << 60  # added to the first row of a unit of an array or a table, whose rows are no lines
 
 
 class RawRow(NamedTuple):
@@ -43,10 +50,24 @@ class InputFile(NamedTuple):
     path: str  # full path or URL
     key: str  # path relative to the input's fixed root; determines names and order
     kind: str  # parquet | jsonl
-    compression: str | None  # gz | zst
+    compression: (
+        str | None
+    )  # gz | zst | bz2 | xz, and before it what is no line of JSON: array | csv | tsv, as in `csv.gz`
     size: int  # bytes
     version: str  # etag, generation or mtime
     copy: str | None = None  # folder of its rewritten copy, which is read in its place
+
+    @property
+    def layout(self) -> str | None:
+        """`array`, `csv` or `tsv`; None for lines of JSON, and for Parquet."""
+        first = (self.compression or "").partition(".")[0]
+        return first if first in LAYOUTS else None
+
+    @property
+    def codec(self) -> str | None:
+        """The compression alone."""
+        last = (self.compression or "").rpartition(".")[2]
+        return None if last in ("", *LAYOUTS) else last
 
 
 class Unit(NamedTuple):
@@ -85,15 +106,46 @@ def kind_of(path: str) -> tuple[str, str | None] | None:
 
 
 def _kind_of(name: str) -> tuple[str, str | None] | None:
-    compression = None
-    for suffix, label in ((".gz", "gz"), (".zst", "zst"), (".zstd", "zst")):
+    codec = None
+    for suffix, label in _CODECS.items():
         if name.endswith(suffix):
-            name, compression = name.removesuffix(suffix), label
+            name, codec = name.removesuffix(suffix), label
     if name.endswith((".jsonl", ".ndjson", ".json")):
-        return "jsonl", compression
-    if name.endswith((".parquet", ".pq")) and compression is None:
+        return "jsonl", codec
+    if name.endswith((".csv", ".tsv")):
+        return "jsonl", name[-3:] if codec is None else f"{name[-3:]}.{codec}"
+    if name.endswith((".parquet", ".pq")) and codec is None:
         return "parquet", None
     return None
+
+
+def with_layout(file: InputFile) -> InputFile:
+    """The file with the layout that its first bytes show, where its name leaves open whether it holds lines or an array."""
+    if file.kind != "jsonl" or not file.size or not re.search(r"\.json(\.[a-z0-9]+)?(\?[^?]*)?$", file.path.lower()):
+        return file
+    try:
+        with open_input(file) as stream:
+            chunks = iter([stream.read(_PEEK_BYTES)]) if file.codec is None else decompress(stream, file.codec)
+            start = next(chunks, b"").removeprefix(UTF8_BOM).lstrip()
+    except InputError:
+        return file  # the error is raised where its rows are read
+    if not start.startswith(b"["):
+        return file
+    return file._replace(compression="array" if file.codec is None else f"array.{file.codec}")
+
+
+def with_codec(file: InputFile) -> InputFile:
+    """The file with the compression that its first bytes show, where its name says nothing of it."""
+    if file.kind != "jsonl" or file.compression is not None or not file.size:
+        return file
+    with open_input(file) as stream:
+        return file._replace(compression=codec_inside(stream.read(_PEEK_BYTES)))
+
+
+def codec_inside(start: bytes) -> str | None:
+    """The compression of a file that begins with these bytes, whatever its name."""
+    codec = next((codec for magic, codec in MAGIC.items() if start.startswith(magic)), None)
+    return None if codec == "bz2" and start[4:10] != b"1AY&SY" else codec  # a line may well begin with BZh
 
 
 def with_copy(file: InputFile, directory: str, *, max_row_bytes: int) -> InputFile:
@@ -178,17 +230,24 @@ def _changed(file: InputFile) -> UnreadableError:
 
 def split_units(file: InputFile, *, as_planned: bool = False) -> list[Unit]:
     """Split a file into its units, in order. Opens a Parquet footer, the index of a rewritten copy, and a file that seems to be
-    empty, see `open_input`. Raises `InputError`, and `StorageError` where the copy is missing."""
+    empty, or may be compressed though its name does not say so, see `open_input`. Raises `InputError`, and `StorageError` where
+    the copy is missing."""
+    first = 0 if file.layout is None else _ROWS
     if file.copy is not None:
-        return list(_copy_units(file.copy, file.size))
+        units = _copy_units(file.copy, file.size)
+        return [unit._replace(start=first + unit.start, end=first + unit.end) for unit in units]
     if file.kind == "parquet":
         with open_input(file, as_planned=as_planned) as stream:
             return row_groups(file, pq.ParquetFile(stream).metadata)
     if file.size == 0:
         with open_input(file, as_planned=as_planned) as stream:
             stream.read(1)  # a broken link looks like an empty file
-    if file.compression is not None:
-        return [Unit(0, 0, file.size, file.size)]
+    whole = file.compression is not None
+    if not whole and file.size > RANGE_BYTES:
+        with open_input(file, as_planned=as_planned) as stream:
+            whole = codec_inside(stream.read(_PEEK_BYTES)) is not None
+    if whole:
+        return [Unit(0, first, first + file.size, file.size)]
     starts = range(0, file.size, RANGE_BYTES)
     return [
         Unit(number, start, min(start + RANGE_BYTES, file.size), min(RANGE_BYTES, file.size - start))
@@ -220,6 +279,8 @@ def row_groups(file: InputFile, metadata: pq.FileMetaData) -> list[Unit]:
 def place_of(file_name: str, unit_start: int, row: int) -> str:
     """The place of a row in words, such as `row 17`; counted from 1, without blank lines."""
     unit_start, row = place_in_file(file_name, unit_start, row)
+    if unit_start >= _ROWS:
+        return f"row {row + 1}"
     if kind_of(file_name) == ("parquet", None):
         return f"row {unit_start + row + 1}"
     return f"line {row + 1}" if unit_start == 0 else f"line {row + 1} after byte {unit_start}"
@@ -227,6 +288,8 @@ def place_of(file_name: str, unit_start: int, row: int) -> str:
 
 def place_in_file(file_name: str, unit_start: int, row: int) -> tuple[int, int]:
     """(unit start, row in the unit), independent of whether a compressed file was read from its rewritten copy."""
+    if unit_start >= _ROWS:
+        return _ROWS, unit_start - _ROWS + row
     _, compression = kind_of(file_name) or (None, None)
     return (unit_start, row) if compression is None else (0, unit_start + row)
 

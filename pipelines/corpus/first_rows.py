@@ -58,13 +58,13 @@ def read_first_rows(file: InputFile, *, max_row_bytes: int) -> tuple[list[str], 
 def no_lines(file: InputFile, *, array: bool = False) -> str | None:
     """The layout of a JSON file that is not written one object a line, with the remedy; None for any other file. With `array`,
     arrays only, whose last line may pass for a row."""
-    if file.kind != "jsonl" or file.size == 0:
+    if file.kind != "jsonl" or file.size == 0 or file.layout is not None:
         return None
     with reading_input(file.path), open_for_reading(file.path) as stream:
         chunks = iter([stream.read(_PEEK_BYTES)]) if file.compression is None else decompress(stream, file.compression)
         start = next(chunks, b"").lstrip(b"\xef\xbb\xbf \r\n\t")
     if start.startswith(b"["):
-        return "it is a JSON array, and not one object a line; write it so: jq -c '.[]' FILE > FILE.jsonl"
+        return "it is a JSON array, and not one object a line; name it .json, or write it so: jq -c '.[]' FILE > FILE.jsonl"
     if start.startswith(b"{") and not array:
         return "its JSON objects go over several lines; write one a line: jq -c . FILE > FILE.jsonl"
     return None

@@ -3,19 +3,22 @@ rejected without its neighbours."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NoReturn
 
 from pipelines.corpus.columns.value_kinds import RowValues
-from pipelines.corpus.files import InputFile, RawRow, Unit, open_input
+from pipelines.corpus.files import InputFile, RawRow, Unit, codec_inside, open_input
+from pipelines.corpus.records import BAD_RECORD, UTF8_BOM, to_lines
 from pipelines.corpus.rewritten_copy import read_lines
 from pipelines.storage.decompress import decompress
 from rm.conversations import UnusableError
 
 _READ_BYTES = 1 << 20
-_BOM = b"\xef\xbb\xbf"
+_PEEK_BYTES = 1024
+_UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _MANY_VALUES = 2000  # lists and objects in a row; fewer are not worth counting
 _BYTES_PER_VALUE = 200
 _MOST_HELD = 16  # times max_row_bytes
@@ -45,7 +48,7 @@ def row_lines(
     with open_input(file, as_planned=as_planned) as stream:
         for line, size in _lines(stream, file, unit, max_row_bytes):
             if line is None or line.strip():
-                yield line, size, stream.tell() - unit.start
+                yield line, size, stream.tell() - (unit.start if file.compression is None else 0)
 
 
 def held_bytes(line: bytes, size: int) -> int:
@@ -70,8 +73,10 @@ def parse_line(line: bytes) -> RowValues | str:
     integers beyond Python's limit of 4,300 digits are rejected, since readers disagree on them; values nested deeper than
     `DEEPEST`, since they cannot be stored.
     """
+    if line == BAD_RECORD:
+        return "bad_table_row"
     try:
-        value = _DECODER.decode(line.removeprefix(_BOM).decode())
+        value = _DECODER.decode(line.removeprefix(UTF8_BOM).decode())
     except UnicodeDecodeError:
         return "bad_utf8"
     except UnusableError as error:
@@ -125,17 +130,32 @@ def _depth(value: Any) -> int:
     return depth
 
 
+def _chunks_from_start(stream: BinaryIO, codec: str | None) -> tuple[Iterator[bytes], str | None]:
+    """The chunks of a stream from its beginning, decompressed, and its compression, which only its first bytes may tell."""
+    stream.seek(0)
+    chunks = iter(lambda: stream.read(_READ_BYTES), b"") if codec is None else decompress(stream, codec)
+    start = next(chunks, b"")
+    if codec is None and (inside := codec_inside(start)) is not None:
+        return _chunks_from_start(stream, inside)
+    if start.startswith(_UTF16_BOMS) and b"\0" in start[:_PEEK_BYTES]:
+        raise OSError(0, "it is UTF-16 text; write it as UTF-8: iconv -f UTF-16 -t UTF-8 FILE")
+    return itertools.chain([start] if start else [], chunks), codec
+
+
 def _lines(stream: BinaryIO, file: InputFile, unit: Unit, limit: int) -> Iterator[tuple[bytes | None, int]]:
     """Read (line, its bytes) for each line whose first byte lies in the unit; None for one that is longer than `limit`."""
-    if file.compression is not None:
-        chunks = decompress(stream, file.compression)
-        position, end = 0, None
-    else:
-        position, end = unit.start, unit.end
-        if position > 0:  # a line that starts exactly here follows a newline at position - 1
-            position -= 1
+    whole = file.compression is not None
+    position, end = (0, None) if whole else (unit.start, unit.end)
+    if position > 0:  # a line that starts exactly here follows a newline at position - 1
+        position -= 1
         stream.seek(position)
         chunks = iter(lambda: stream.read(_READ_BYTES), b"")
+    else:
+        chunks, codec = _chunks_from_start(stream, file.codec)
+        end = end if codec is None else None
+    if file.layout is not None:
+        yield from to_lines(chunks, file.layout, limit)
+        return
     skipping = position != unit.start
     parts: list[bytes] = []
     size = 0

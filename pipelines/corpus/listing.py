@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from pipelines.config import InputFiles
 from pipelines.corpus import InputFile, UnreadableError, kind_of, no_lines, read_first_rows
 from pipelines.corpus.columns.value_kinds import RowValues
+from pipelines.corpus.files import with_layout
 from pipelines.corpus.own_files import refuse_own_files
 from pipelines.errors import InputError
 from pipelines.storage.files import absolute, version_of
 from pipelines.storage.listing import expand
 
-_TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".xlsx")
-_CONVERT = "convert a table once, as pandas does with read_csv(...).to_parquet(...), or "
+_CONVERT = "convert a table once, as pandas does with read_excel(...).to_parquet(...), or "
+_OPENED_AT_ONCE = 16
 
 
 def first_columns(
@@ -58,8 +60,9 @@ def list_files(config: InputFiles, *, skip_bad_files: bool = False) -> list[Inpu
                 continue
             if kind is None:
                 raise InputError(
-                    f"input file {path} is of no known kind; expected .parquet, or .jsonl plain or with .gz or .zst; "
-                    f"{_CONVERT if path.lower().endswith(_TABLES) else ''}leave it out with a pattern such as DIR/*.parquet"
+                    f"input file {path} is of no known kind; expected .parquet, or .jsonl, .json, .csv or .tsv, plain or "
+                    f"with .gz, .zst, .bz2 or .xz; {_CONVERT if path.lower().endswith('.xlsx') else ''}leave it out with a "
+                    "pattern such as DIR/*.parquet"
                 )
             if is_directory and not skip_bad_files:
                 raise InputError(
@@ -73,4 +76,5 @@ def list_files(config: InputFiles, *, skip_bad_files: bool = False) -> list[Inpu
         raise InputError(f"input file {empty[0].path} is empty; expected a Parquet file, write it again")
     if Counter(file.kind for file in files.values()).keys() == {"parquet", "jsonl"}:
         raise InputError("input.path mixes Parquet and JSONL files; run once per kind with a shared model")
-    return sorted(files.values(), key=lambda file: file.key)
+    with ThreadPoolExecutor(_OPENED_AT_ONCE) as pool:
+        return sorted(pool.map(with_layout, files.values()), key=lambda file: file.key)

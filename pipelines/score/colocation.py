@@ -75,7 +75,7 @@ def keys_of(prompt: str, responses: Iterable[str]) -> list[bytes]:
 
 def bits_of(plan: Plan) -> int:
     """The number of bits of a bucket's number, such that a bucket holds about `_BUCKET_BYTES` of text or less."""
-    text = sum(file.size * (_EXPANDS if file.kind == "parquet" or file.compression else 1) for file in plan.files)
+    text = sum(file.size * (_EXPANDS if file.kind == "parquet" or file.codec else 1) for file in plan.files)
     return min(_MAX_BITS, max(0, math.ceil(math.log2(max(1.0, text / _BUCKET_BYTES)))))
 
 

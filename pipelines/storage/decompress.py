@@ -1,7 +1,9 @@
-"""Streaming decompression of .gz and .zst that reports a cut file as an error, and holds little in memory."""
+"""Streaming decompression of .gz, .zst, .bz2 and .xz that reports a cut file as an error, and holds little in memory."""
 
 from __future__ import annotations
 
+import bz2
+import lzma
 import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -9,14 +11,18 @@ from typing import Any, BinaryIO
 import zstandard
 
 _READ_BYTES = 16 * 1024
-_FEED_BYTES = {"gz": 16 * 1024, "zst": 1024}
+_FEED_BYTES = {"gz": 16 * 1024, "zst": 1024, "bz2": 16 * 1024, "xz": 16 * 1024}
 """The bytes that a decoder is given at once, so that a bomb expands in steps: gzip makes at most 1,032 bytes of one, zstd 128 KiB
-of four; so a step gives at most 16 MiB or 32 MiB."""
+of four; so a step gives at most 16 MiB or 32 MiB. The others are asked for at most `_STEP_BYTES`."""
+_STEP_BYTES = 2**20
+_XZ_MEMORY = 2**28
+MAGIC = {b"\x1f\x8b\x08": "gz", b"\x28\xb5\x2f\xfd": "zst", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz"}
+"""The first bytes of a compressed file, whatever its name."""
 _WINDOW_LOG = 27  # the most that zstd needs without --long: 128 MiB
 
 
 def decompress(stream: BinaryIO, compression: str) -> Iterator[bytes]:
-    """Chunks of the decompressed stream (`gz` or `zst`), several members or frames in a row included.
+    """Chunks of the decompressed stream (`gz`, `zst`, `bz2` or `xz`), several members or frames in a row included.
 
     Raises `EOFError` where the stream ends inside a member or has none, and `OSError` where it is not of this kind at all.
     A file of several members that is cut exactly between two of them is a whole file of fewer, and nothing in it says
@@ -29,13 +35,15 @@ def decompress(stream: BinaryIO, compression: str) -> Iterator[bytes]:
         for start in range(0, len(block), feed):
             data = block[start : start + feed]
             while data:
-                if decoder is None and compression == "gz" and not (data := data.lstrip(b"\0")):
+                if decoder is None and compression in ("gz", "xz") and not (data := data.lstrip(b"\0")):
                     break  # zero padding after the last member
                 if decoder is None:
                     decoder, members = _decoder(compression), members + 1
                 chunk = _decode(decoder, data, compression)
                 if chunk:
                     yield chunk
+                while compression in ("bz2", "xz") and not decoder.eof and not decoder.needs_input:
+                    yield _decode(decoder, b"", compression)
                 data = b""
                 if decoder.eof:
                     data = decoder.unused_data
@@ -47,13 +55,18 @@ def decompress(stream: BinaryIO, compression: str) -> Iterator[bytes]:
 def _decoder(compression: str) -> Any:
     if compression == "gz":
         return zlib.decompressobj(wbits=31)
+    if compression == "bz2":
+        return bz2.BZ2Decompressor()
+    if compression == "xz":
+        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
     return zstandard.ZstdDecompressor(max_window_size=1 << _WINDOW_LOG).decompressobj()
 
 
 def _decode(decoder: Any, data: bytes, compression: str) -> bytes:
     try:
-        chunk: bytes = decoder.decompress(data)
-    except (zlib.error, zstandard.ZstdError) as error:
+        stepwise = compression in ("bz2", "xz")
+        chunk: bytes = decoder.decompress(data, _STEP_BYTES) if stepwise else decoder.decompress(data)
+    except (zlib.error, zstandard.ZstdError, lzma.LZMAError, OSError) as error:
         if "too much memory" in str(error):
             raise OSError(
                 0, f"its zstd window is over {1 << _WINDOW_LOG >> 20} MiB; compress it again without --long and --ultra"

@@ -66,7 +66,7 @@ class Survey:
 def survey(plan: Plan, *, skip_bad_files: bool, seed: int) -> Survey:
     """Read the whole corpus, or a sample of it. Raises `InputError` for a file that cannot be read, unless these are skipped."""
     plan = replace(plan, files=tuple(map(without_missing_copy, plan.files)))
-    stored = sum(file.size * (_COMPRESSED if file.compression else 1) for file in plan.files)
+    stored = sum(file.size * (_COMPRESSED if file.codec else 1) for file in plan.files)
     if stored <= WHOLE_BYTES and len(plan.files) <= WHOLE_FILES:
         return _read_whole(plan, skip_bad_files=skip_bad_files)
     draw = random.Random(seed)

@@ -23,6 +23,7 @@ from pipelines.corpus import InputFile, column_names
 from pipelines.corpus.columns.detection import AmbiguousError, Detection, UndetectedError, detect
 from pipelines.corpus.columns.row_mapping import RowMapping, parse_row
 from pipelines.corpus.columns.value_kinds import RowValues
+from pipelines.corpus.files import with_codec
 from pipelines.corpus.listing import first_columns, list_files
 from pipelines.errors import InputError, ModelLoadError, join_names
 from pipelines.storage.models import reading_directory
@@ -42,7 +43,7 @@ def inspect(config: InspectConfig, *, shown: int) -> dict[str, Any]:
     mapping then holds what must be asked, see `question`.
     """
     limit = config.limits.max_row_bytes
-    files = list_files(config.input)
+    files = [with_codec(file) for file in list_files(config.input)]
     names, first, where = first_columns(files, max_row_bytes=limit)
     detected = _detect(config, names, first, where)
     mapping = detected.mapping if isinstance(detected, Detection) else None
@@ -137,7 +138,8 @@ def _describe_model(config: InspectConfig, preview: Preview | None) -> dict[str,
 
 
 def _describe_files(files: Sequence[InputFile]) -> dict[str, Any]:
-    kinds = Counter(f"{file.kind}.{file.compression}" if file.compression else file.kind for file in files)
+    names = ((file.layout or file.kind, file.codec) for file in files)
+    kinds = Counter(".".join(filter(None, name)) for name in names)
     return {
         "count": len(files),
         "bytes": sum(file.size for file in files),

@@ -11,10 +11,9 @@ import pyarrow.parquet as pq
 
 from pipelines.corpus.files import InputFile, Unit, place_of, split_units
 from pipelines.corpus.first_rows import readable_columns
-from pipelines.corpus.jsonl import json_lines, json_rows
+from pipelines.corpus.jsonl import json_lines, json_rows, row_lines
 from pipelines.corpus.parquet import batch_rows, refuse_doubled, refuse_missing, size_of
 from pipelines.corpus.unreadable import reading_input
-from pipelines.storage.decompress import decompress
 from pipelines.storage.files import open_for_reading
 
 FIRST_ROWS = 2000
@@ -107,24 +106,24 @@ def count_rows(units: Sequence[FileUnit], *, max_row_bytes: int) -> RowCount:
     if total <= COUNTED_BYTES:
         lines = (1 for file, unit in units for _ in json_lines(file, unit, max_row_bytes=max_row_bytes))
         return RowCount(sum(lines), exact=True)
-    parts = [_lines_in_part(file, unit) for file, unit in spread(units)]
+    parts = [_lines_in_part(file, unit, max_row_bytes) for file, unit in spread(units)]
     lines_seen, seen = (sum(part[n] for part in parts) for n in range(2))
     return RowCount(round(total * lines_seen / max(1, seen)), exact=False)
 
 
-def _lines_in_part(file: InputFile, unit: Unit) -> tuple[int, int]:
-    """Return (ends of lines, bytes as stored) at the beginning of a unit."""
+def _lines_in_part(file: InputFile, unit: Unit, max_row_bytes: int) -> tuple[int, int]:
+    """Return (rows, or ends of lines; bytes as stored) at the beginning of a unit."""
+    if file.compression is not None:
+        rows = read = 0
+        for _, _, seen in row_lines(file, unit, max_row_bytes=max_row_bytes):
+            rows, read = rows + 1, seen
+            if seen >= _PART_BYTES:
+                break
+        return rows, read
     with reading_input(file.path), open_for_reading(file.path) as stream:
         stream.seek(unit.start)
-        if file.compression is None:
-            data = stream.read(min(_PART_BYTES, unit.end - unit.start))
-            return data.count(b"\n"), len(data)
-        ends = 0
-        for chunk in decompress(stream, file.compression):
-            ends += chunk.count(b"\n")
-            if stream.tell() >= _PART_BYTES:
-                break
-        return ends, stream.tell()
+        data = stream.read(min(_PART_BYTES, unit.end - unit.start))
+        return data.count(b"\n"), len(data)
 
 
 def _is_divisible(file: InputFile) -> bool:

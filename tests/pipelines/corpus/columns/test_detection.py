@@ -512,16 +512,19 @@ REFUSED = {
     ),
     "an empty file": ({"a.jsonl": ""}, "names 1 files, and none has a usable row"),
     "an empty Parquet file": ({"a.parquet": ""}, "is empty; expected a Parquet file"),
-    "an array": ({"a.json": '[\n {"prompt": "SECRET", "response": "SECRET"}\n]'}, r"a JSON array.*jq -c '\.\[\]' FILE"),
+    "an array named as lines": (
+        {"a.jsonl": '[\n {"prompt": "SECRET", "response": "SECRET"}\n]'},
+        r"name it \.json, or.*jq -c",
+    ),
     "an array on one line": (
-        {"a.json": '[{"prompt": "SECRET", "response": "SECRET"}]'},
+        {"a.jsonl": '[{"prompt": "SECRET", "response": "SECRET"}]'},
         r"a JSON array.*jq -c '\.\[\]'",
     ),
     "objects over lines": (
         {"a.json": '{\n "prompt": "SECRET",\n "response": "SECRET"\n}\n'},
         r"several lines.*jq -c \. FILE",
     ),
-    "a table": ({"a.csv": "prompt,response\nSECRET,SECRET\n"}, r"no known kind.*read_csv\(\.\.\.\)\.to_parquet"),
+    "a workbook": ({"a.xlsx": "SECRET"}, r"no known kind.*read_excel\(\.\.\.\)\.to_parquet"),
     "a directory without files": ({"in/_hidden.jsonl": "{}"}, "matches no file"),
     "unknown columns": (
         {"a.jsonl": lines('{"foo": "SECRET", "bar": "SECRET"}')},

@@ -1,0 +1,173 @@
+"""Corpora in the formats that people have, through the whole graph: the same rows give the same output, whatever holds them."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from support.stubs import StubFactory
+
+from pipelines.commands.explain.explain_transform import explain
+from pipelines.commands.inspect.inspect import inspect
+from pipelines.commands.run import run_curation, run_scoring
+from pipelines.config import InspectConfig, RunConfig
+from pipelines.corpus import files
+from pipelines.errors import InputError
+
+ROWS = [
+    {
+        "prompt": f"q{n // 2}",
+        "response": f'a "{n}",\nsecond line\té',
+        "id": n,
+        "score": n / 4,
+        "note": "" if n % 3 else "x",
+    }
+    for n in range(12)
+]
+BAD = {"prompt": "q0", "response": "", "id": 12, "score": 3.0, "note": "x"}
+ALL = [*ROWS[:5], BAD, *ROWS[5:]]
+
+
+def array(rows: list[dict[str, Any]], **options: Any) -> bytes:
+    return json.dumps(rows, **options).encode()
+
+
+def lines(rows: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def table(rows: list[dict[str, Any]], delimiter: str = ",") -> bytes:
+    sink = io.StringIO()
+    writer = csv.DictWriter(sink, list(rows[0]), delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows(rows)
+    return sink.getvalue().encode()
+
+
+FORMATS: dict[str, tuple[str, Callable[[list[dict[str, Any]]], bytes]]] = {
+    "array": ("a.json", array),
+    "pretty array with a BOM": ("a.json", lambda rows: b"\xef\xbb\xbf" + array(rows, indent=2, ensure_ascii=False)),
+    "array.gz": ("a.json.gz", lambda rows: gzip.compress(array(rows))),
+    "csv": ("a.csv", table),
+    "csv with a BOM": ("a.csv", lambda rows: b"\xef\xbb\xbf" + table(rows)),
+    "csv of Excel": ("a.csv", lambda rows: table(rows, ";")),
+    "csv.xz": ("a.csv.xz", lambda rows: lzma.compress(table(rows))),
+    "tsv": ("a.tsv", lambda rows: table(rows, "\t")),
+    "jsonl.bz2": ("a.jsonl.bz2", lambda rows: bz2.compress(lines(rows))),
+    "jsonl.xz": ("a.jsonl.xz", lambda rows: lzma.compress(lines(rows))),
+    "bzip2 named jsonl": ("a.jsonl", lambda rows: bz2.compress(lines(rows), 1)),
+    "gzip named jsonl": ("a.jsonl", lambda rows: gzip.compress(lines(rows))),
+}
+HIDDEN = {"gzip named jsonl": "jsonl.gz", "bzip2 named jsonl": "jsonl.bz2"}
+LINES = ("jsonl.bz2", "jsonl.xz", *HIDDEN)
+
+
+@pytest.fixture
+def curate(tmp_path, stub_model):
+    """Runs a corpus without any selection, and with its own columns in the output: (configuration, manifest)."""
+
+    def run(path: Path, *, name: str = "out", **limits: Any) -> tuple[RunConfig, dict[str, Any]]:
+        values = {
+            "input": {"path": str(path), "rows_per_fragment": 4},
+            "model": {"path": str(stub_model)},
+            "select": [],
+        }
+        values |= {"output": {"path": str(tmp_path / name), "shape": "original"}, "limits": limits}
+        config = RunConfig.model_validate(values)
+        return config, run_curation(config, scorer=StubFactory()).manifest
+
+    return run
+
+
+@pytest.fixture(params=[False, True], ids=["whole", "rewritten"])
+def rewritten(request, monkeypatch) -> bool:
+    if request.param:
+        monkeypatch.setattr(files, "LARGE_BYTES", 10)
+    return bool(request.param)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_rows_of_every_format_are_scored_and_exported_as_they_are(curate, tmp_path, name, rewritten):
+    file_name, encode = FORMATS[name]
+    path = tmp_path / "in" / file_name
+    path.parent.mkdir()
+    path.write_bytes(encode(ALL))
+    config, manifest = curate(path)
+    counts = manifest["counts"]
+    assert (counts["read"], counts["scored"], counts["rejected_total"]) == (13, 12, 1)
+    out = tmp_path / "out"
+    rows = pq.read_table(out / "data").to_pylist()
+    assert [{key: row[key] for key in ROWS[0]} for row in rows] == ROWS
+    (rejected,) = pq.read_table(out / "rejected").to_pylist()
+    assert (rejected["reason"], rejected["place"]) == ("empty_response", "line 6" if name in LINES else "row 6")
+    samples = pq.read_table(out / "samples.parquet").to_pylist()
+    assert {sample["messages"][-1]["content"] for sample in samples} <= {row["response"] for row in ROWS}
+    assert samples
+    explained = explain(config, rows[0]["prompt_id"])
+    word = "line" if name in LINES else "row"
+    assert [row["place"] for row in explained["rows"]] == [f"{word} 1", f"{word} 2", f"{word} 6"][
+        : len(explained["rows"])
+    ]
+    assert (tmp_path / "out" / "scores" / "rewritten").exists() == (rewritten and name not in HIDDEN)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_cut_file_of_every_format_is_an_error_or_left_out_by_name(curate, tmp_path, name):
+    file_name, encode = FORMATS[name]
+    (tmp_path / "in").mkdir()
+    data = encode(ROWS[:7])
+    cut = data[: data.rindex(b'"')] if name.startswith(("csv", "tsv")) and not name.endswith(".xz") else data[:-9]
+    (tmp_path / "in" / f"b{file_name}").write_bytes(cut)
+    (tmp_path / "in" / file_name).write_bytes(encode(ROWS))
+    with pytest.raises(InputError, match=f"b{file_name} is cut or damaged"):
+        curate(tmp_path / "in")
+    _, manifest = curate(tmp_path / "in", skip_bad_files=True)
+    assert manifest["skipped_files"] == [{"key": f"b{file_name}", "reason": "truncated"}]
+    assert manifest["counts"]["scored"] == 12
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+def test_utf_16_is_named_as_such(curate, tmp_path, name):
+    text = {"a.jsonl": lines, "a.json": array, "a.csv": table}[name](ROWS).decode()
+    (tmp_path / name).write_bytes(text.encode("utf-16"))
+    with pytest.raises(InputError, match="it is UTF-16 text; write it as UTF-8"):
+        curate(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_inspect_reads_every_format_and_names_it(tmp_path, name):
+    file_name, encode = FORMATS[name]
+    (tmp_path / file_name).write_bytes(encode(ALL))
+    path = {"path": str(tmp_path / file_name)}
+    document = inspect(InspectConfig.model_validate({"input": path, "data": path}), shown=1)
+    kind = HIDDEN.get(name, name.split(" with")[0].split(" of")[0].removeprefix("pretty "))
+    assert document["files"]["kinds"] == {kind: 1}
+    assert document["rows"] == {"count": 13, "exact": True}
+    assert document["corpus"]["rejected"]["empty_response"]["first"].endswith("line 6" if name in LINES else "row 6")
+
+
+def test_scores_of_a_csv_are_numbers(tmp_path):
+    """`scores.column` reads rewards out of a table, where every cell is text."""
+    (tmp_path / "a.csv").write_bytes(table(ROWS))
+    values = {"input": {"path": str(tmp_path / "a.csv")}, "scores": {"column": "score"}}
+    config = RunConfig.model_validate({**values, "output": {"path": str(tmp_path / "out")}})
+    run_curation(config, scorer=None)
+    rewards = pq.read_table(tmp_path / "out" / "data")["reward"].to_pylist()
+    assert sorted(rewards) == [0.25, 0.75, 1.25, 1.75, 2.25, 2.75]
+
+
+def test_a_large_gzip_named_jsonl_is_one_unit(tmp_path, stub_model, monkeypatch):
+    monkeypatch.setattr(files, "RANGE_BYTES", 40)
+    (tmp_path / "a.jsonl").write_bytes(gzip.compress(lines(ROWS)))
+    values = {"input": {"path": str(tmp_path / "a.jsonl")}, "model": {"path": str(stub_model)}}
+    config = RunConfig.model_validate({**values, "output": {"path": str(tmp_path / "out")}})
+    assert run_scoring(config, scorer=StubFactory()).totals["scored"] == 12
