@@ -26,13 +26,13 @@ from rm.messages import (
     open_messages,
     open_tools,
     pack_messages,
-    parse_json,
     read_content,
 )
 from rm.messages import UnusableError as UnusableError
 from rm.messages import count_characters as count_characters
 from rm.messages import describe_message as describe_message
 from rm.messages import describe_response as describe_response
+from rm.messages import parse_json as parse_json
 from rm.messages import read_tools as read_tools
 from rm.messages import text_of as text_of
 from rm.messages import unpack as unpack

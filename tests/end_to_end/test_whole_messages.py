@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.corpora import write_jsonl
 from support.stubs import StubFactory
-from support.tool_use import TOOLS
+from support.tool_use import TOOLS, corpus, save_tool_model
 
 from pipelines.commands.run import run_curation
 from pipelines.config import RunConfig
@@ -195,3 +195,171 @@ def test_some_conversations_come_out_as_they_went_in(tmp_path_factory, stub_mode
         check(tmp_path_factory.mktemp("some"), stub_model, layout, samples, parquet=parquet)
 
     run()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", _LAYOUTS)
+@pytest.mark.parametrize("parquet", [False, True], ids=["jsonl", "parquet"])
+def test_any_conversation_comes_out_as_it_went_in(tmp_path_factory, stub_model, layout, parquet):
+    @settings(max_examples=6, **_EACH)
+    @given(st.lists(conversations(), min_size=1, max_size=25))
+    def run(samples):
+        check(tmp_path_factory.mktemp("any"), stub_model, layout, samples, parquet=parquet)
+
+    run()
+
+
+def run_rows(
+    root: Path, model: Path, path: Path, *, shape: str = "messages", scorer: Any = None, **input: Any
+) -> list[Any]:
+    """The rows of the output of a run that keeps everything (or the best pair of each prompt)."""
+    values: dict[str, Any] = {"input": {"path": str(path), **input}, "model": {"path": str(model)}, "select": []}
+    if shape == "preference":
+        values["select"] = [{"pairs": {}}]
+    values |= {"output": {"path": str(root / shape), "shape": shape}, "scores": {"path": str(root / "scores")}}
+    run_curation(RunConfig.model_validate(values), scorer=scorer or StubFactory())
+    return pq.read_table(root / shape / "data").to_pylist()
+
+
+def test_structs_of_parquet_lose_the_keys_that_other_calls_have(tmp_path, stub_model):
+    rows = corpus(2, 3)
+    arguments = pa.struct([("city", pa.string()), ("a", pa.int64()), ("b", pa.int64())])
+    function = pa.struct([("name", pa.string()), ("arguments", arguments)])
+    calls = pa.list_(pa.struct([("id", pa.string()), ("type", pa.string()), ("function", function)]))
+    texts = [(name, pa.string()) for name in ("role", "content", "reasoning_content", "tool_call_id", "name")]
+    messages = pa.list_(pa.struct([*texts, ("tool_calls", calls)]))
+    table = pa.table(
+        {"messages": pa.array([row["messages"] for row in rows], messages), "tools": [row["tools"] for row in rows]}
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    run_rows(tmp_path, stub_model, tmp_path / "a.parquet")
+    assert read_back(tmp_path / "messages") == [(expected(row["messages"]), row["tools"]) for row in rows]
+
+
+def test_every_shape_holds_the_messages_whole(tmp_path, stub_model):
+    rows = corpus(2, 4)
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    for row, read in zip(rows, run_rows(tmp_path, stub_model, path, shape="prompt_completion"), strict=True):
+        assert [*map(_present, read["prompt"])] == row["messages"][:1]
+        assert [*map(_present, read["completion"])] == expected(row["messages"][1:])
+        assert _tools(read["tools"]) == TOOLS
+    answers = [expected(row["messages"][1:]) for row in rows]
+    for read in run_rows(tmp_path, stub_model, path, shape="preference"):
+        sides = [[*map(_present, read[side])] for side in ("chosen", "rejected")]
+        assert sides[0] in answers
+        assert sides[1] in answers
+        assert sides[0] != sides[1]
+        assert _tools(read["tools"]) == TOOLS
+    original = run_rows(tmp_path, stub_model, path, shape="original")
+    assert [[*map(_values, row["messages"])] for row in original] == [[*map(_values, row["messages"])] for row in rows]
+
+
+def _values(value: Any) -> Any:
+    """A value without nulls, and without what is empty then."""
+    if isinstance(value, dict):
+        return {key: kept for key, item in value.items() if (kept := _values(item)) not in (None, {})}
+    return [*map(_values, value)] if isinstance(value, list) else value
+
+
+def test_an_output_can_be_read_again_with_the_same_prompts(tmp_path, stub_model):
+    rows = corpus(2, 3)
+    first = run_rows(tmp_path, stub_model, write_jsonl(tmp_path / "a.jsonl", rows))
+    second = run_rows(tmp_path / "again", stub_model, tmp_path / "messages" / "data")
+    assert read_back(tmp_path / "again" / "messages") == [(expected(row["messages"]), row["tools"]) for row in rows]
+    assert [row["prompt_id"] for row in first] == [row["prompt_id"] for row in second]
+    assert len({row["prompt_id"] for row in first}) == 2
+
+
+def test_plain_corpora_have_score_files_without_a_word_of_it(tmp_path, stub_model):
+    plain = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "tools": None}]
+    run_rows(tmp_path, stub_model, write_jsonl(tmp_path / "a.jsonl", plain))
+    [scored] = (tmp_path / "scores").glob("*/*.parquet")
+    assert not any(b"message_keys" in value for value in pq.read_schema(scored).metadata.values())
+    schema = pq.read_schema(next((tmp_path / "messages" / "data").iterdir()))
+    assert schema.names == ["messages", "reward", "prompt_id", "source"]
+    assert [field.name for field in schema.field("messages").type.value_type] == ["role", "content"]
+
+
+def test_tools_that_only_later_rows_have_are_not_left_out_in_silence(tmp_path, stub_model):
+    ask = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    path = write_jsonl(
+        tmp_path / "a.jsonl", [ask] * 120 + [{**ask, "tools": TOOLS}, {**ask, "tools": json.dumps(TOOLS)}]
+    )
+    values = {
+        "input": {"path": str(path)},
+        "model": {"path": str(stub_model)},
+        "select": [],
+        "output": {"path": str(tmp_path / "out")},
+    }
+    values["limits"] = {"max_rejected_fraction": 0.5}
+    manifest = run_curation(RunConfig.model_validate(values), scorer=StubFactory()).manifest
+    assert manifest["rejected"] == {"tools_not_read": 2}
+
+
+def test_reasoning_is_read_and_kept_or_told_to_be_left_out(tmp_path, chat, caplog):
+    """The case of a reasoning field: the reward is that of the whole messages, and the output holds them."""
+    from rm.scorer import Scorer
+
+    answers = [("the sea", "think of water"), ("the sea", "think of land"), ("a hot day", None)]
+    messages = [
+        [
+            {"role": "user", "content": "what is good"},
+            {"role": "assistant", "content": text, **({"reasoning_content": why} if why else {})},
+        ]
+        for text, why in answers
+    ]
+    path = write_jsonl(tmp_path / "a.jsonl", [{"messages": conversation} for conversation in messages])
+    model = save_tool_model(tmp_path / "model")
+    scorer = Scorer.load(model, dtype="float32", max_length=512, too_long="reject", tokens_per_batch=None)
+    rows = run_rows(tmp_path / "with", model, path, scorer=lambda _: scorer)
+    assert [[*map(_present, row["messages"])] for row in rows] == messages
+    texts = [scorer.template.tokenizer.apply_chat_template(conversation, tokenize=False) for conversation in messages]
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    plain = AutoModelForSequenceClassification.from_pretrained(model)
+    for row, text in zip(rows, texts, strict=True):
+        ids = scorer.template.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            assert row["reward"] == pytest.approx(float(plain(ids).logits[0, 0]), abs=1e-5)
+    assert rows[0]["reward"] != rows[1]["reward"]
+    assert "leaves out" not in caplog.text
+    other = Scorer.load(chat, dtype="float32", max_length=512, too_long="reject", tokens_per_batch=None)
+    run_rows(tmp_path / "without", chat, path, scorer=lambda _: other)
+    assert "leaves out reasoning_content of 2 of 3 of the first responses" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_tool_use_corpus_goes_all_the_way_to_a_trainer(tmp_path, bestkept, monkeypatch):
+    import datasets
+    import yaml
+
+    trl = pytest.importorskip("trl.data_utils")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    rows = corpus(3, 4)
+    path, model = write_jsonl(tmp_path / "a.jsonl", rows), save_tool_model(tmp_path / "model")
+    code, out, _ = bestkept("inspect", path, "--json", f"model.path={model}")
+    document = json.loads(out)
+    assert code == 0
+    assert document["corpus"]["mapping"]["tools"] == "tools"
+    assert document["corpus"]["response"]["taken"] == "after_last_user"
+    assert document["corpus"]["first"][0]["tools"] == TOOLS
+    assert document["corpus"]["tokens"]["rejected"] == {}
+    config = {"input": {"path": str(path)}, "model": {"path": str(model)}, "select": [{"best_of_n": {"keep": 2}}]}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({**config, "output": {"path": str(tmp_path / "out")}}))
+    code, out, err = bestkept("run", tmp_path / "c.yaml")
+    assert code == 0, err
+    assert "leaves out" not in err
+    loaded = datasets.load_dataset(str(tmp_path / "out"), split="train")
+    assert len(loaded) == 6
+    wanted = [expected(row["messages"]) for row in rows]
+    from rm.preview import Preview
+
+    tokenizer = Preview.load(model, max_length=512).template.tokenizer
+    for row in loaded:
+        messages = [{key: value for key, value in message.items() if value is not None} for message in row["messages"]]
+        assert messages in wanted
+        assert row["tools"] == TOOLS
+        assert trl.is_conversational(row)
+        text = trl.apply_chat_template({"messages": row["messages"]}, tokenizer, tools=row["tools"])["text"]
+        assert text == tokenizer.apply_chat_template(messages, tools=TOOLS, tokenize=False)

@@ -22,6 +22,9 @@ def save_tool_model(directory: Path) -> Path:
 
     save_causal(directory, chat=True)
     (directory / "chat_template.jinja").write_text(TOOL_TEMPLATE)
+    for name, key in (("config.json", "max_position_embeddings"), ("tokenizer_config.json", "model_max_length")):
+        settings = json.loads((directory / name).read_text())
+        (directory / name).write_text(json.dumps({**settings, key: 1024}))
     return directory
 
 

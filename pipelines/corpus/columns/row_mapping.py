@@ -23,6 +23,7 @@ from rm.conversations import (
     from_prompt,
     from_response,
     open_turns,
+    parse_json,
     split_after_last_user,
     split_last,
     turns_in,
@@ -178,9 +179,12 @@ def _prompt(row: RowValues, mapping: RowMapping) -> Conversation:
 def _tools(row: RowValues, mapping: RowMapping) -> object:
     """The tools of a row. Raises `UnusableError` where it has some and the first rows had none, so that they are not read."""
     value = row.get(mapping.tools or TOOLS)
-    if mapping.tools is None and isinstance(value, list) and value and isinstance(value[0], Mapping):
+    if mapping.tools is not None:
+        return value
+    values = parse_json(value)
+    if isinstance(values, list) and values and isinstance(values[0], Mapping):
         raise UnusableError("tools_not_read")
-    return None if mapping.tools is None else value
+    return None
 
 
 def _optional_text(row: RowValues, name: str | None) -> str | None:

@@ -42,7 +42,7 @@ KINDS = [
         pa.time32("s"),
     ),
     *(pa.time64("us"), pa.timestamp("ms"), pa.timestamp("us", tz="UTC"), pa.duration("ns"), pa.decimal128(9, 2)),
-    *(pa.dictionary(pa.int32(), pa.string()), pa.decimal256(40, 3)),
+    *(pa.dictionary(pa.int32(), pa.string()), pa.decimal256(40, 3), pa.json_()),
 ]
 kinds = st.recursive(
     st.sampled_from(KINDS),
@@ -84,6 +84,7 @@ VALUES = pa.table(
         "price": [decimal.Decimal("1.20")] * 4,
         "half": pa.array([b"ab"] * 4, pa.binary(2)),
         "nothing": pa.nulls(4),
+        "json": pa.array(['{"a": 1}', None, "[]", '"ä"'], pa.json_()),
     }
 )
 
