@@ -92,8 +92,11 @@ def read_records(value: object) -> list[Mapping[str, Any]]:
 
 
 def read_responses(value: object, *, after: Conversation = ()) -> tuple[str, ...]:
-    """Read a list of responses, each text or one assistant message. Raises `UnusableError` for the first unusable one."""
-    return tuple(from_response(item, after=after) for item in read_list(value))
+    """Read a list of responses: texts, or lists of the assistant's messages, with results of tools between them.
+
+    Raises `UnusableError` for the first unusable one.
+    """
+    return tuple(from_response(item, after=after, several=True) for item in read_list(value))
 
 
 def read_prompt(row: PreferenceRow) -> Conversation:

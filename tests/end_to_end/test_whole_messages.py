@@ -201,8 +201,8 @@ def test_some_conversations_come_out_as_they_went_in(tmp_path_factory, stub_mode
 @pytest.mark.parametrize("layout", _LAYOUTS)
 @pytest.mark.parametrize("parquet", [False, True], ids=["jsonl", "parquet"])
 def test_any_conversation_comes_out_as_it_went_in(tmp_path_factory, stub_model, layout, parquet):
-    @settings(max_examples=6, **_EACH)
-    @given(st.lists(conversations(), min_size=1, max_size=25))
+    @settings(max_examples=2, **_EACH)
+    @given(st.lists(conversations(), min_size=10, max_size=40))
     def run(samples):
         check(tmp_path_factory.mktemp("any"), stub_model, layout, samples, parquet=parquet)
 

@@ -112,7 +112,7 @@ def scored_response(row: PreferenceRow, settings: ReadSettings) -> Group:
 
 def _read_response(row: PreferenceRow) -> str:
     value = next((row[name] for name in RESPONSES if name in row), None)
-    return from_response(value, after=read_prompt(row))
+    return from_response(value, after=read_prompt(row), several=True)
 
 
 def _require_two(responses: tuple[str, ...]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from rm.conversations import (
     from_prompt,
     from_response,
     messages_in_json,
+    pack_response,
     split_last,
 )
 from rm.preferences.groups import Edge, Group
@@ -40,9 +41,7 @@ def hh(row: PreferenceRow, settings: ReadSettings) -> Group:
 
 def implicit_messages(row: PreferenceRow, settings: ReadSettings) -> Group:
     """Read whole conversations in `chosen` and `rejected` (TRL's implicit prompt; OpenRLHF with a chat template)."""
-    return _pair_group(
-        row, split_last(from_messages(row.get("chosen"))), split_last(from_messages(row.get("rejected")))
-    )
+    return _pair_group(row, *split_pair(from_messages(row.get("chosen")), from_messages(row.get("rejected"))))
 
 
 def implicit_text(row: PreferenceRow, settings: ReadSettings) -> Group:
@@ -69,7 +68,7 @@ def explicit(row: PreferenceRow, settings: ReadSettings) -> Group:
     RewardBench (Lambert et al. 2024) has this shape. Lists of messages may repeat the prompt at the front.
     """
     context = read_prompt(row)
-    return _pair_group(row, read_side(context, row.get("chosen")), read_side(context, row.get("rejected")))
+    return _pair_group(row, *read_sides(context, row.get("chosen"), row.get("rejected")))
 
 
 def explicit_scored(row: PreferenceRow, settings: ReadSettings) -> Group:
@@ -104,15 +103,35 @@ def _pair_group(row: PreferenceRow, chosen: Side, rejected: Side) -> Group:
     return Group(chosen[0], (chosen[1], rejected[1]), (Edge(0, 1, margin=margin),))
 
 
-def read_side(context: Conversation, value: object) -> Side:
-    """Read one side beside an explicit prompt: a response, a whole conversation, or the turns that follow the prompt."""
+def read_sides(context: Conversation, first: object, second: object) -> tuple[Side, Side]:
+    """Read both sides beside an explicit prompt, each a response, a whole conversation, or the turns that follow the prompt."""
+    return split_pair(_read_side(context, first), _read_side(context, second))
+
+
+def _read_side(context: Conversation, value: object) -> Conversation:
     if isinstance(value, str):
         value = messages_in_json(value) or value
     if isinstance(value, str) or not isinstance(value, Sequence):
         if not context:
             raise UnusableError("null_prompt")
-        return context, from_response(value)
+        return (*context, ("assistant", from_response(value)))
     turns = from_messages(value)
     if turns[: len(context)] != context and turns[:1] and turns[0][0] == "assistant":
-        turns = (*context, *turns)
-    return split_last(turns)
+        return (*context, *turns)
+    return turns
+
+
+def split_pair(first: Conversation, second: Conversation) -> tuple[Side, Side]:
+    """Split two conversations where they part: all that the assistant and tools say from there on is a response.
+
+    Where the user says something after that as well, the responses are the last turns. Raises `UnusableError`.
+    """
+    both = zip(first, second, strict=False)
+    shared = next((number for number, (a, b) in enumerate(both) if a != b), min(len(first), len(second)))
+    shared = min(shared, len(first) - 1, len(second) - 1)
+    while shared > 0 and not first[shared][0] == second[shared][0] == "assistant":
+        shared -= 1
+    rest = first[max(0, shared) :] + second[max(0, shared) :]
+    if shared <= 0 or len(rest) == 2 or any(role not in ("assistant", "tool") for role, _ in rest):
+        return split_last(first), split_last(second)
+    return (first[:shared], pack_response(first[shared:])), (second[:shared], pack_response(second[shared:]))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rm.conversations import Conversation, UnusableError, from_prompt, from_response
 from rm.preferences.edges import vote_probability
 from rm.preferences.groups import Edge, Group
-from rm.preferences.readers.pairs import read_side
+from rm.preferences.readers.pairs import read_sides
 from rm.preferences.row_values import (
     PROMPTS,
     PreferenceError,
@@ -73,7 +73,7 @@ def verdict(row: PreferenceRow, settings: ReadSettings, columns: Verdict | None 
         except PreferenceError:
             raise UnusableError("bad_verdict") from None
     context = read_prompt(row) if any(name in row for name in PROMPTS) else ()
-    sides = [read_side(context, row.get(name)) for name in columns.sides]
+    sides = read_sides(context, *(row.get(name) for name in columns.sides))
     if sides[0][0] != sides[1][0]:
         raise UnusableError("prompts_differ")
     if sides[0][1] == sides[1][1]:
