@@ -37,11 +37,7 @@ _SCORES = (
     *(f"{_MODEL}/{_HASH}{variant}.parquet" for variant in ("", f"-{_HASH}")),
     f"{_MODEL}/colocated/##-%%%%/{_HASH}.parquet",
     *(f"rewritten/{_HASH}/{name}" for name in ("######.parquet", "index.json")),
-    *(
-        f"{name}{part}.{kind}"
-        for name, kind in (("run", "json"), (f"rejected/{_HASH}", "jsonl"))
-        for part in _OF_WORKERS
-    ),
+    *(f"{name}{part}.{kind}" for name, kind in (("run", "json"), (f"rejected/{_HASH}", "txt")) for part in _OF_WORKERS),
     *(f"{_MODEL}/{name}-{_HASH}{part}.json" for name in ("totals", "skipped") for part in _OF_WORKERS),
 )
 _VERSION = "versions/" + "%" * 16

@@ -29,10 +29,10 @@ REJECTED = pa.schema(
 def list_path(scores: str, plan_hash: str, suffix: str = "") -> str:
     """The path of the list of a plan's rejected responses, below a directory of scores.
 
-    It is not in the output: that would belong to this input then, and refuse the corrected one. It is text, since a folder of
-    scores is read by its Parquet files.
+    It is not in the output: that would belong to this input then, and refuse the corrected one. It is no Parquet file and
+    no JSONL by its name, since patterns for score files and for inputs would match it.
     """
-    return join(scores, "rejected", f"{plan_hash[:32]}{suffix}.jsonl")
+    return join(scores, "rejected", f"{plan_hash[:32]}{suffix}.txt")
 
 
 def rejected_rows(scores: pa.Table, unit_start: int) -> pa.Table:

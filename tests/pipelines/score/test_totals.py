@@ -72,10 +72,10 @@ def test_without_a_limit_five_responses_may_be_rejected_and_more_of_a_large_corp
         assert check_limits(totals, Limits()) is totals
         return
     with pytest.raises(RejectedError) as raised:
-        check_limits(totals, Limits(), listed="scores/rejected/x.jsonl")
+        check_limits(totals, Limits(), listed="scores/rejected/x.txt")
     message = str(raised.value)
     assert "more than limits.max_rejected_fraction allows (0.001, or 5, if not all)" in message
-    assert message.endswith("nothing is scored again; the rejected rows are listed in scores/rejected/x.jsonl")
+    assert message.endswith("nothing is scored again; the rejected rows are listed in scores/rejected/x.txt")
 
 
 def test_reasons_come_by_count_and_the_model_is_named_where_there_are_several():
