@@ -146,6 +146,11 @@ class MicroBatch:
         """The tokens that count against `Collator.tokens_per_batch`."""
         return int(self.lengths.sum()) if self.input_ids is None else self.input_ids.numel()
 
+    @property
+    def computed_tokens(self) -> int:
+        """The tokens that go through the model: shared ones once, padding included."""
+        return self.tokens if self.layout is None else len(self.layout.ids)
+
 
 @dataclass(frozen=True)
 class Collator:

@@ -25,6 +25,7 @@ from rm.text.templates import Template
 from rm.together import EQUAL_LENGTHS, PADDED, choose_way, split_lengths
 from rm.train.data import Collator
 from rm.train.loss_network import GroupNetwork
+from rm.train.memory import refuse_weights
 from rm.train.settings import TrainingError, TrainSettings
 
 log = logging.getLogger(__name__)
@@ -52,8 +53,9 @@ class TrainedModel:
         directory = resolve_model(settings.model_path, settings.revision)
         tokenizer = load_tokenizer(directory)
         bfloat16 = computes_in_bfloat16(settings.precision)
-        frozen = bfloat16 and settings.lora is not None
-        loaded = load_backbone_for_training(directory, dtype="bfloat16" if frozen else "float32")
+        dtype = "bfloat16" if bfloat16 and settings.lora is not None else "float32"
+        refuse_weights(directory, settings, dtype=dtype, device=default_device())
+        loaded = load_backbone_for_training(directory, dtype=dtype)
         model, causal = loaded.model, loaded.causal
         if causal:
             ensure_distinct_pad(model, tokenizer)

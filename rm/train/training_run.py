@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import logging
 import math
@@ -22,6 +23,7 @@ from rm.preferences import Group, PreferenceError, ReadSettings, Rejections, hel
 from rm.text.templates import Template
 from rm.train.data import Collator, Draws, EncodedGroup, encode_groups, spread_rewards
 from rm.train.loss_network import GroupLoss, GroupNetwork
+from rm.train.memory import refuse_steps
 from rm.train.ranks import Ranks
 from rm.train.rewards import judgement_accuracy, refuse_collapse
 from rm.train.settings import (
@@ -89,6 +91,7 @@ def _train(settings: TrainSettings, ranks: Ranks) -> TrainResult:
     if resume_from is None:
         ranks.first(lambda: _claim_checkpoints(settings))
     trainer = _make_trainer(settings, network, model.collator(settings), fit.encoded, heldout.encoded, ranks)
+    ranks.first(lambda: refuse_steps(network, trainer.collator, settings, _worst_step(trainer)))
     saving = SaveAtEnd(lambda: _save(settings, trainer, model, fit.encoded))
     trainer.add_callback(saving)
     with quiet_transformers():
@@ -232,6 +235,15 @@ def _make_trainer(
         learning_rate,
     )
     return trainer
+
+
+def _worst_step(trainer: GroupTrainer) -> list[EncodedGroup]:
+    """Return the most that the first rank computes of a step: its part of the largest draws."""
+    draws = (trainer.train_dataset[position] for position in range(len(trainer.train_dataset)))
+    largest = heapq.nlargest(
+        trainer.args.per_device_train_batch_size, draws, key=lambda group: sum(len(row.ids) for row in group.responses)
+    )
+    return trainer.ranks.share(largest)
 
 
 def _training_arguments(

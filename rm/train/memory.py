@@ -1,0 +1,156 @@
+"""The memory of a training step, estimated before the first one, and the settings that would fit where it does not."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from rm.checkpoint.memory_check import available_bytes, refuse_too_large, weights_bytes
+from rm.engine.memory import BatchMemory, peak_bytes
+from rm.text.templates import Encoded
+from rm.train.data import Collator, EncodedGroup, MicroBatch
+from rm.train.loss_network import GroupNetwork
+from rm.train.settings import TrainingError, TrainSettings
+
+log = logging.getLogger(__name__)
+
+_RANK = 16  # of the adapters that are proposed
+_MOMENTS = 2  # of AdamW, each as large as the trained weights, and float32 like them
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """The bytes that a step needs beside the weights."""
+
+    optimiser: int
+    gradients: int
+    activations: int
+    several: bool  # micro-batches: the gradients of one are there while another runs
+
+    @property
+    def total(self) -> int:
+        """All bytes that are there at a time: a single micro-batch frees activations as it makes gradients."""
+        both = self.gradients + self.activations if self.several else max(self.gradients, self.activations)
+        return self.optimiser + both
+
+    @classmethod
+    def of(cls, network: GroupNetwork, batches: Sequence[MicroBatch], memory: BatchMemory) -> StepMemory:
+        """Return what a step of these micro-batches needs."""
+        gradients = sum(parameter.nbytes for parameter in network.parameters() if parameter.requires_grad)
+        activations = max(memory.bytes(batch.computed_tokens, _longest([batch])) for batch in batches)
+        return cls(_MOMENTS * gradients, gradients, activations, len(batches) > 1)
+
+
+def refuse_weights(directory: Path, settings: TrainSettings, *, dtype: str, device: str) -> None:
+    """Raise `ModelError` or `TrainingError`, before they are loaded, where the weights cannot be held, or not be trained."""
+    refuse_too_large(directory, dtype=dtype, device=device)
+    free = free_bytes(device)
+    needed = (2 + _MOMENTS) * weights_bytes(directory, "float32")
+    if settings.lora is None and free is not None and needed > free:
+        raise TrainingError(
+            f"training all weights of model.path {str(directory)!r} takes {needed:,} bytes for them, their gradients and the "
+            f"optimiser, and {free:,} are free on {device}; set train.lora, which takes "
+            f"{weights_bytes(directory, dtype):,} and little more, or use a larger device"
+        )
+
+
+def measure(network: GroupNetwork, collator: Collator, sample: Encoded, *, longest: int) -> BatchMemory:
+    """Return what micro-batches need, by forwards and backwards of small ones of the `sample`'s tokens."""
+
+    def measure_rows(rows: int, length: int) -> tuple[int, int]:
+        ids = (sample.ids * (length // len(sample.ids) + 1))[:length]
+        types = None if sample.types is None else (sample.types * (length // len(sample.types) + 1))[:length]
+        group = EncodedGroup([sample._replace(ids=ids, types=types)], np.empty((0, 6)), np.empty((0, 3)), (0,))
+        batch = collator.micro_batch([group] * rows)
+        peak = peak_bytes(lambda: network(batch).sum().backward(), trained=network.parameters())
+        network.zero_grad()
+        return batch.computed_tokens, peak
+
+    network.train()
+    return BatchMemory.of(measure_rows, longest=longest)
+
+
+def refuse_steps(
+    network: GroupNetwork, collator: Collator, settings: TrainSettings, worst: Sequence[EncodedGroup]
+) -> StepMemory | None:
+    """Return what a step of the `worst` groups needs, None where that cannot be told.
+
+    Raises `TrainingError` where it would not fit; it names settings that would.
+    """
+    device = str(network.model.device)
+    free = free_bytes(device)
+    batches = collator.micro_batches(worst)
+    try:
+        memory = measure(network, collator, worst[0].responses[0], longest=_longest(batches))
+    except Exception as error:  # whatever an architecture makes of repeated tokens, training itself may work
+        log.debug("the memory of a step is not known: %s", type(error).__name__)
+        return None
+    step = StepMemory.of(network, batches, memory)
+    if free is not None and step.total > free:
+        remedy = _remedy(network, collator, settings, worst, memory, free - step.optimiser - step.gradients)
+        raise TrainingError(
+            f"a step needs {step.total:,} bytes beside the weights: {step.optimiser:,} for the optimiser, {step.gradients:,} for "
+            f"gradients, {step.activations:,} for a micro-batch of {max(batch.computed_tokens for batch in batches):,} tokens; "
+            f"{free:,} are free on {device}; {remedy}"
+        )
+    return step
+
+
+def _remedy(
+    network: GroupNetwork,
+    collator: Collator,
+    settings: TrainSettings,
+    worst: Sequence[EncodedGroup],
+    memory: BatchMemory,
+    free: int,
+) -> str:
+    """Return the least change of settings that would fit into what is `free` beside weights, optimiser and gradients."""
+    smallest = max(collator.micro_batch([group]).computed_tokens for group in worst)  # groups stay whole
+    longest = _longest(collator.micro_batches(worst))
+    model, lighter = network.model, memory
+    if not settings.gradient_checkpointing and model.supports_gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        lighter = measure(network, collator, worst[0].responses[0], longest=longest)
+        model.gradient_checkpointing_disable()
+    trained = sum(parameter.nbytes for parameter in network.parameters() if parameter.requires_grad)
+    linear = [module for module in model.base_model.modules() if isinstance(module, nn.Linear)]
+    adapters = sum(4 * _RANK * (module.in_features + module.out_features) for module in linear)
+    adapted = free + (1 + _MOMENTS) * (trained - adapters)
+    changes = [("", memory, free), ("train.gradient_checkpointing: true", lighter, free)]
+    if settings.lora is None:
+        changes += [
+            (f"train.lora: {{rank: {_RANK}}}", memory, adapted),
+            (f"train.lora: {{rank: {_RANK}}}, train.gradient_checkpointing: true", lighter, adapted),
+        ]
+    for change, batch, left in changes:
+        tokens = batch.tokens_within(left, longest)
+        if tokens >= smallest:
+            budget = f"train.tokens_per_batch: {min(tokens, collator.tokens_per_batch)}"
+            return f"set {change}, {budget}" if change else f"set {budget}"
+    return "use a larger device, or lower model.max_length or train.responses_per_group"
+
+
+def _longest(batches: Sequence[MicroBatch]) -> int:
+    return max(int(batch.lengths.max()) for batch in batches)
+
+
+def free_bytes(device: str) -> int | None:
+    """Return the bytes that this process may still allocate on the device; None where the system does not say.
+
+    Processes of one training on one machine without GPUs have equal parts of its memory.
+    """
+    if device.startswith("cuda"):
+        return (
+            torch.cuda.mem_get_info(device)[0]
+            + torch.cuda.memory_reserved(device)
+            - torch.cuda.memory_allocated(device)
+        )
+    available = available_bytes()
+    return None if available is None else available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -1,0 +1,21 @@
+"""The memory that a computation really takes on the CPU, by the records of PyTorch's allocator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.profiler import ProfilerActivity, profile
+
+
+def allocated_peak(compute: Callable[[], Any]) -> int:
+    """The most bytes that `compute` had allocated at a time, beyond what was there before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recording:
+        compute()
+    events = [event for event in recording.profiler.kineto_results.events() if event.name() == "[memory]"]
+    assert events
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
