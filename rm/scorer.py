@@ -24,7 +24,7 @@ import torch
 
 from rm.checkpoint.interchange import pooling_pad_id
 from rm.checkpoint.load import RewardModel, load_for_scoring, load_tokenizer
-from rm.checkpoint.memory_check import refuse_too_large
+from rm.checkpoint.memory_check import free_bytes, refuse_too_large
 from rm.checkpoint.refusals import refuse_switching, refuse_unembedded
 from rm.conversations import Conversation, UnusableError
 from rm.engine.device import (
@@ -35,6 +35,7 @@ from rm.engine.device import (
     peak_flops,
 )
 from rm.engine.layout import common_prefix, cut_rows, lay_out, plan_batches, plan_even
+from rm.engine.memory import PROBED_TOKENS, BatchMemory, peak_bytes
 from rm.engine.onednn import fuse_linear_layers
 from rm.engine.packed_forward import enable_packing, first_position, packed_rewards
 from rm.identity import ModelError, effective_max_length
@@ -129,6 +130,7 @@ class Scorer:
         device = device or default_device()
         if dtype == "bfloat16" and device.startswith("cuda") and not native_bfloat16(device):
             raise ModelError("model.dtype is bfloat16, which this GPU only emulates; use float16, float32 or auto")
+        given = tokens_per_batch is not None
         tokens_per_batch = tokens_per_batch or default_tokens_per_batch(device, training=False)
         tokenizer = load_tokenizer(directory)
         refuse_too_large(directory, dtype=dtype, device=device)
@@ -150,7 +152,49 @@ class Scorer:
             fuse_linear_layers(model.model)
         split = split_lengths(model.model.config, template.max_length)
         way = PADDED if packed else choose_way(model, template, split=split)
-        return cls(model, template, tokens_per_batch, device, packed, way=way, split=split)
+        scorer = cls(model, template, tokens_per_batch, device, packed, way=way, split=split)
+        scorer._fit_batches(given=given)
+        return scorer
+
+    def _fit_batches(self, *, given: bool) -> None:
+        """Lower the token budget to what fits beside the weights; where it was given, raise `ModelError` instead."""
+        try:
+            memory = self.measure_memory()
+        except Exception as error:  # whatever an architecture makes of a text so drawn, it may score others
+            log.debug("the memory of a batch is not known: %s", type(error).__name__)
+            return
+        longest = min(self.template.max_length, self.tokens_per_batch)
+        needed, free = memory.bytes(self.tokens_per_batch, longest), free_bytes(self.device)
+        if free is None or needed <= free:
+            return
+        tokens = memory.tokens_within(free, longest)
+        if tokens < 1 or given:
+            raise ModelError(
+                f"batches of {self.tokens_per_batch:,} tokens need {needed:,} bytes beside the weights, and {free:,} are free on "
+                f"{self.device}; "
+                + (
+                    f"set model.tokens_per_batch: {tokens}"
+                    if tokens > 0
+                    else "use a larger one, or a 16-bit model.dtype"
+                )
+            )
+        log.warning("batches of %d tokens, since %d bytes are free on %s", tokens, free, self.device)
+        self.tokens_per_batch = tokens
+
+    def measure_memory(self) -> BatchMemory:
+        """Return what a batch needs beside the weights, by forwards of small ones."""
+        [sample] = self.template.encode_group((("user", "the"),), ["the " * (2 * PROBED_TOKENS)])
+        if isinstance(sample, UnusableError):
+            raise sample
+
+        def measure(rows: int, length: int) -> tuple[int, int]:
+            cut = slice(len(sample.ids) - length, None)  # with the tokens that end a text
+            types = None if sample.types is None else sample.types[cut]
+            encoded = [sample._replace(ids=sample.ids[cut], types=types)] * rows
+            batch = [[row] for row in range(rows)]
+            return self._cost(encoded, batch), peak_bytes(lambda: self._forward(encoded, batch))
+
+        return BatchMemory.of(measure, longest=len(sample.ids))
 
     def score(self, groups: Sequence[ResponseGroup]) -> list[GroupScores]:
         """Score every response of every group, in order. Exact duplicates in one call are scored once."""

@@ -29,7 +29,8 @@ class ModelConfig(ReadingModel):
     Prompts lose their oldest turns, then their beginning."""
     tokens_per_batch: int | None = Field(default=None, ge=1)
     """Tokens per forward pass, shared prompts counted once, padding included; bounds memory, does not change rewards beyond
-    rounding. Default: 32768 on a GPU; 4096 on a CPU, where a batch is full earlier unless that would repeat long prompts."""
+    rounding. Default: 32768 on a GPU; 4096 on a CPU, where a batch is full earlier unless that would repeat long prompts; less
+    where memory is short."""
 
 
 _Several = TypeAdapter(Annotated[list[ModelConfig], Field(min_length=1)])

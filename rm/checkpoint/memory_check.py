@@ -45,6 +45,14 @@ def refuse_too_large(directory: Path, *, dtype: str, device: str) -> None:
             )
 
 
+def free_bytes(device: str) -> int | None:
+    """Return the bytes that this process may still allocate on a device; None where the system does not say."""
+    if device.startswith("cuda"):
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    return available_bytes() if device.startswith("cpu") else None
+
+
 def available_bytes(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int | None:
     """Return the bytes that this process may still allocate; None where the system does not say."""
     limits = [*_free_on_machine(proc), *_free_in_control_groups(proc, cgroups)]

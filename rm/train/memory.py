@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import nn
 
-from rm.checkpoint.memory_check import available_bytes, refuse_too_large, weights_bytes
+from rm.checkpoint.memory_check import free_bytes, refuse_too_large, weights_bytes
 from rm.engine.memory import BatchMemory, peak_bytes
 from rm.text.templates import Encoded
 from rm.train.data import Collator, EncodedGroup, MicroBatch
@@ -51,7 +50,7 @@ class StepMemory:
 def refuse_weights(directory: Path, settings: TrainSettings, *, dtype: str, device: str) -> None:
     """Raise `ModelError` or `TrainingError`, before they are loaded, where the weights cannot be held, or not be trained."""
     refuse_too_large(directory, dtype=dtype, device=device)
-    free = free_bytes(device)
+    free = free_for_rank(device)
     needed = (2 + _MOMENTS) * weights_bytes(directory, "float32")
     if settings.lora is None and free is not None and needed > free:
         raise TrainingError(
@@ -85,7 +84,7 @@ def refuse_steps(
     Raises `TrainingError` where it would not fit; it names settings that would.
     """
     device = str(network.model.device)
-    free = free_bytes(device)
+    free = free_for_rank(device)
     batches = collator.micro_batches(worst)
     try:
         memory = measure(network, collator, worst[0].responses[0], longest=_longest(batches))
@@ -141,16 +140,9 @@ def _longest(batches: Sequence[MicroBatch]) -> int:
     return max(int(batch.lengths.max()) for batch in batches)
 
 
-def free_bytes(device: str) -> int | None:
-    """Return the bytes that this process may still allocate on the device; None where the system does not say.
-
-    Processes of one training on one machine without GPUs have equal parts of its memory.
-    """
-    if device.startswith("cuda"):
-        return (
-            torch.cuda.mem_get_info(device)[0]
-            + torch.cuda.memory_reserved(device)
-            - torch.cuda.memory_allocated(device)
-        )
-    available = available_bytes()
-    return None if available is None else available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+def free_for_rank(device: str) -> int | None:
+    """Return the bytes that this process may still allocate: on a CPU, its part of what all of the machine have."""
+    free = free_bytes(device)
+    if free is None or device.startswith("cuda"):
+        return free
+    return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -109,3 +109,31 @@ def save_language_model(
     LlamaForCausalLM(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+def save_sized(directory: Path, kind: str, *, hidden: int, layers: int, words: int = 0) -> Path:
+    """Save a model with room for 256 tokens; `words` embeddings that no text has make its weights large."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
+
+    tokenizer = word_tokenizer(pair=kind == "encoder")
+    tokenizer.model_max_length = 256
+    sizes: dict[str, Any] = {
+        "vocab_size": len(tokenizer) + words,
+        "hidden_size": hidden,
+        "intermediate_size": 3 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 256,
+        "pad_token_id": tokenizer.pad_token_id,
+        "num_labels": 1,
+    }
+    torch.manual_seed(0)
+    if kind == "encoder":
+        model: Any = BertForSequenceClassification(BertConfig(**sizes))
+    else:
+        ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        model = LlamaForSequenceClassification(LlamaConfig(**sizes, **ends, num_key_value_heads=2))
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory

@@ -8,40 +8,14 @@ import pytest
 import torch
 from support.allocations import allocated_peak
 from support.corpora import write_jsonl
-from support.tiny_models import WORDS, word_tokenizer
+from support.tiny_models import WORDS, save_sized
 from support.training_groups import run_settings
-from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
 from rm.checkpoint.memory_check import weights_bytes
 from rm.identity import ModelError
 from rm.train import TrainingError, train
 from rm.train import training_run as training
 from rm.train.trainer import GroupTrainer
-
-
-def save(directory, kind, *, hidden, layers, words=0):
-    """Save a model with room for 256 tokens; `words` embeddings that no text has make its weights large."""
-    tokenizer = word_tokenizer(pair=kind == "encoder")
-    tokenizer.model_max_length = 256
-    sizes = {
-        "vocab_size": len(tokenizer) + words,
-        "hidden_size": hidden,
-        "intermediate_size": 3 * hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 256,
-        "pad_token_id": tokenizer.pad_token_id,
-        "num_labels": 1,
-    }
-    torch.manual_seed(0)
-    if kind == "encoder":
-        model = BertForSequenceClassification(BertConfig(**sizes))
-    else:
-        ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-        model = LlamaForSequenceClassification(LlamaConfig(**sizes, **ends, num_key_value_heads=2))
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
 
 
 def data(tmp_path, *, length, groups=12):
@@ -102,7 +76,7 @@ REMEDIES = {
 @pytest.mark.parametrize("name", REMEDIES)
 def test_what_does_not_fit_is_refused_with_settings_that_do(tmp_path, monkeypatch, name):
     sizes, memory_of, expected = REMEDIES[name]
-    model = save(tmp_path / "model", "causal", **{"hidden": 64, "layers": 6, **sizes})
+    model = save_sized(tmp_path / "model", "causal", **{"hidden": 64, "layers": 6, **sizes})
     pairs, out = data(tmp_path, length=120), tmp_path / "out"
     values = {"epochs": 0.5, "max_length": 256, "heldout_fraction": 0.0}
     steps = []
@@ -110,8 +84,7 @@ def test_what_does_not_fit_is_refused_with_settings_that_do(tmp_path, monkeypatc
     monkeypatch.setattr(training, "refuse_steps", lambda *rest: steps.append(refuse(*rest)))
     train(run_settings(pairs, model, out, **values))
     free = memory_of(steps[0])
-    monkeypatch.setattr("rm.train.memory.free_bytes", lambda _: free)
-    monkeypatch.setattr("rm.train.memory.refuse_weights", lambda *_, **__: None)
+    monkeypatch.setattr("rm.train.memory.free_for_rank", lambda _: free)
     monkeypatch.setattr("rm.train.trained_model.refuse_weights", lambda *_, **__: None)
     with pytest.raises(
         TrainingError, match=f"a step needs {steps[0].total:,} bytes .*{free:,} are free on cpu; set "
@@ -126,7 +99,7 @@ def test_what_does_not_fit_is_refused_with_settings_that_do(tmp_path, monkeypatc
 
 
 def test_where_nothing_helps_a_larger_device_is_asked_for(tmp_path, causal, monkeypatch):
-    monkeypatch.setattr("rm.train.memory.free_bytes", lambda _: 1000)
+    monkeypatch.setattr("rm.train.memory.free_for_rank", lambda _: 1000)
     monkeypatch.setattr("rm.train.trained_model.refuse_weights", lambda *_, **__: None)
     with pytest.raises(TrainingError, match="use a larger device, or lower"):
         train(run_settings(data(tmp_path, length=20), causal, tmp_path / "out"))
@@ -140,11 +113,13 @@ def test_weights_that_cannot_be_trained_are_refused_before_they_are_loaded(tmp_p
     with pytest.raises(ModelError, match=f"take {size:,} bytes in float32"):
         train(run_settings(pairs, causal, tmp_path / "out", lora=LORA))
     monkeypatch.setattr("rm.checkpoint.memory_check.available_bytes", lambda: 3 * size)
-    monkeypatch.setattr("rm.train.memory.available_bytes", lambda: 3 * size)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     with pytest.raises(
         TrainingError, match=f"takes {4 * size:,} bytes .* {3 * size:,} are free on cpu; set train.lora"
     ):
+        train(run_settings(pairs, causal, tmp_path / "out"))
+    monkeypatch.setattr("rm.checkpoint.memory_check.available_bytes", lambda: 4 * size)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # ranks of one machine share its memory
+    with pytest.raises(TrainingError, match=f" {2 * size:,} are free on cpu"):
         train(run_settings(pairs, causal, tmp_path / "out"))
     with pytest.raises(pytest.fail.Exception, match="loaded"):
         train(run_settings(pairs, causal, tmp_path / "out", lora=LORA))
@@ -165,7 +140,7 @@ SHAPES = {
 @pytest.mark.parametrize("name", SHAPES)
 def test_the_estimate_is_near_what_a_run_takes(tmp_path, measured, name):
     kind, sizes, changes, length = SHAPES[name]
-    model = save(tmp_path / "model", kind, **sizes)
+    model = save_sized(tmp_path / "model", kind, **sizes)
     values = {"epochs": 1, "max_length": 256, "heldout_fraction": 0.0, **changes}
     train(run_settings(data(tmp_path, length=length, groups=8), model, tmp_path / "out", **values))
     [[estimate, taken]] = measured
