@@ -92,6 +92,7 @@ def _summary_fields(result: TrainResult) -> dict[str, Any]:
         "judgements": dict(result.judgements),
         "origins": dict(result.origins),
         "rejected": dict(result.rejected),
+        "notes": result.notes,
         "learning_rate": result.learning_rate,
         "loss": result.train_loss,
         "judgements_per_sec": result.judgements_per_sec,
@@ -109,6 +110,8 @@ def _summary_table(result: TrainResult) -> Table:
     table.add_row("judged by", ", ".join(f"{origin} {count:,}" for origin, count in sorted(result.origins.items())))
     for reason, count in sorted(result.rejected.items()):
         table.add_row(f"rejected: {reason}", f"{count:,}")
+    for note in result.notes:
+        table.add_row("note", note)
     table.add_row("learning rate", f"{result.learning_rate:g}")
     table.add_row("loss", f"{result.train_loss:.4f}")
     table.add_row("speed", f"{result.judgements_per_sec:,.1f} judgements/s, {result.tokens_per_sec:,.0f} tokens/s")

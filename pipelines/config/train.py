@@ -16,6 +16,10 @@ class PreferenceColumns(Strict):
     """Text, or a list of messages."""
     system: str | None = None
     """A system prompt, put before the prompt unless that has one."""
+    history: str | None = None
+    """Earlier turns, put before the prompt: messages, a transcript, or pairs of a question and its answer."""
+    context: str | None = None
+    """Text that belongs to the prompt, appended after an empty line; a conversation is put before it."""
     response: str | None = None
     """One response per row."""
     chosen: str | None = None

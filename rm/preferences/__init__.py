@@ -4,10 +4,10 @@ groups, rejections = read_preferences("preferences.jsonl", ReadSettings(format="
 groups[0].responses, groups[0].edges  # ("a", "b"), (Edge(preferred=0, other=1),)
 """
 
-from rm.preferences.detection import add_roles, detect_format, fitting_formats, resolve_format, unread_columns
+from rm.preferences.detection import add_roles, detect_format, fitting_formats, resolve_format
 from rm.preferences.formats import FORMATS
 from rm.preferences.groups import EQUAL_RESPONSES, Edge, Group, Label, Rejections, heldout_split, merge
-from rm.preferences.reading import load_rows, read_preference_rows, read_preferences, read_unmerged
+from rm.preferences.reading import load_rows, read_preference_rows, read_preferences, read_unmerged, reading_notes
 from rm.preferences.row_values import PreferenceError, ReadSettings
 
 __all__ = [
@@ -28,6 +28,6 @@ __all__ = [
     "read_preference_rows",
     "read_preferences",
     "read_unmerged",
+    "reading_notes",
     "resolve_format",
-    "unread_columns",
 ]

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 from rm.conversations import messages_in_json
-from rm.preferences.formats import BY_ROLES, EVERYWHERE, FORMATS, PUBLISHED, Format
+from rm.preferences.formats import BESIDE, BY_ROLES, EVERYWHERE, FORMATS, PUBLISHED, Format
 from rm.preferences.readers import votes
 from rm.preferences.row_values import PROMPTS, RESPONSES, PreferenceError, PreferenceRow, ReadSettings
 from rm.preferences.verdicts import ask_for_winner, settle
 
 _IS_ID = re.compile(r"(^|_)(id|index|idx|seed|tokens?|length)$", re.IGNORECASE)
-_MAYBE_IN_PROMPT = ("system", "system_prompt", "context", "input", "history")
 _SEPARATE = ("prompt", "instruction", "question", "query", "context_messages")
 """Prompts of which a row needs one; `input` is left out, as it may belong to an instruction."""
 
@@ -24,7 +23,7 @@ def add_roles(row: PreferenceRow, columns: Mapping[str, str]) -> PreferenceRow:
 
     Both sides of a pair that are conversations stored as JSON become lists of messages.
     """
-    named = {role: row[column] for role, column in columns.items() if column in row and role != "system"}
+    named = {role: row[column] for role, column in columns.items() if column in row and role not in BESIDE}
     view = {**row, **named} if named else row
     sides = [view.get(name) for name in ("chosen", "rejected")]
     parsed = [messages_in_json(side) if isinstance(side, str) else None for side in sides]
@@ -83,29 +82,8 @@ def detect_format(row: PreferenceRow, columns: Mapping[str, str] | None = None) 
     )
 
 
-def unread_columns(rows: Sequence[PreferenceRow], format: Format, settings: ReadSettings) -> list[str]:
-    """Return a note on each column of `rows` that holds text and may belong to the prompt, but is not read, with the remedy."""
-    view = {name: None for row in rows for name in row} | dict.fromkeys(settings.columns)
-    read = {name for need in format.needs for name in ([need] if isinstance(need, str) else _first_of(need, view))}
-    read |= {*settings.columns.values()} | ({"input"} if "instruction" in read else set())
-    notes = []
-    for name in _MAYBE_IN_PROMPT:
-        texts = (isinstance(value := row.get(name), str) and value.strip() for row in rows)
-        if name in read or not any(texts):
-            continue
-        remedy = ""
-        if name.startswith("system") and "system" not in settings.columns:
-            columns = {**settings.columns, "system": name}
-            remedy = f"; to put it before the prompt: {_columns_setting(columns)}"
-        notes.append(f"the column {name} holds text and is not read{remedy}")
-    return notes
-
-
-def _first_of(names: Sequence[str], view: Container[str]) -> list[str]:
-    return [name for name in names if name in view][:1]
-
-
-def _columns_setting(columns: Mapping[str, str]) -> str:
+def columns_setting(columns: Mapping[str, str]) -> str:
+    """Return the setting that names these columns, quoted for a shell."""
     return f"'data.columns={{{', '.join(f'{role}: {name}' for role, name in columns.items())}}}'"
 
 
@@ -136,7 +114,7 @@ def _suggest_case(row: PreferenceRow) -> str | None:
     for format in FORMATS.values() if list(spelling) != list(row) else ():
         named = {role: spelling[role] for role in format.roles if role in spelling and spelling[role] != role}
         if named and format.fits(lower) and format.fits(add_roles(row, named)):
-            return _columns_setting(named)
+            return columns_setting(named)
     return None
 
 

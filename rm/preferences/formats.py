@@ -18,7 +18,9 @@ from rm.preferences.row_values import PROMPTS, RESPONSES, PreferenceRow, ReadSet
 RequiredColumns = tuple[str | tuple[str, ...], ...]
 
 
-EVERYWHERE = ("source", "subset", "system")
+BESIDE = ("system", "history", "context")
+"""Roles of what stands beside the prompt and belongs to it."""
+EVERYWHERE = ("source", "subset", *BESIDE)
 """Roles that every format takes."""
 
 

@@ -5,35 +5,41 @@ from __future__ import annotations
 import glob
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
-from rm.conversations import Conversation, UnusableError, decode_bytes, from_prompt, to_messages
-from rm.preferences.detection import add_roles, resolve_format, unread_columns
+from rm.conversations import UnusableError, decode_bytes
+from rm.preferences.detection import add_roles, resolve_format
 from rm.preferences.edges import score_edges
-from rm.preferences.formats import Format
+from rm.preferences.formats import BESIDE, Format
 from rm.preferences.groups import EQUAL_RESPONSES, Group, Rejections, collapse, merge
-from rm.preferences.row_values import PreferenceError, PreferenceRow, ReadSettings, read_tag
+from rm.preferences.notes import prompt_notes, unread_columns, unread_fields
+from rm.preferences.repeats import cut_prompt, repeating_places
+from rm.preferences.row_values import PreferenceError, PreferenceRow, ReadSettings, extend_prompt, read_tag
 
 log = logging.getLogger(__name__)
 
 _DETECTION_ROWS = 100  # first rows, from which the format is detected
 
 
-def read_preferences(path: str, settings: ReadSettings) -> tuple[list[Group], Rejections]:
+def read_preferences(
+    path: str, settings: ReadSettings, *, notes: list[str] | None = None
+) -> tuple[list[Group], Rejections]:
     """Read the groups of all files that `path` (a file, a glob or a URL) names; see `read_preference_rows`.
 
-    Warns of columns that may belong to the prompt and are not read. Raises `PreferenceError`.
+    Warns of what is not read, or not as it stands (`reading_notes`), and adds that to `notes`. Raises `PreferenceError`.
     """
     rows = load_rows(path)
     first_rows = list(islice(rows, _DETECTION_ROWS))
     if not first_rows:
         raise PreferenceError(f"data.path {path!r} has no rows; expected at least one comparison")
     try:
-        for note in unread_columns(first_rows, resolve_format(first_rows, settings), settings):
+        for note in reading_notes(first_rows, resolve_format(first_rows, settings), settings):
             log.warning("data.path %s: %s", path, note)
+            if notes is not None:
+                notes.append(f"{path}: {note}")
         return read_preference_rows(chain(first_rows, rows), settings)
     except PreferenceError as error:
         if "data.path" in str(error):  # from loading the rows
@@ -62,14 +68,18 @@ def read_preference_rows(rows: Iterable[PreferenceRow], settings: ReadSettings) 
 def read_unmerged(
     rows: Iterable[PreferenceRow], format: Format, settings: ReadSettings
 ) -> tuple[list[Group], Rejections]:
-    """Read one group from every usable row, without merging, and count what was not used, by reason."""
+    """Read one group from every usable row, without merging, and count what was not used, by reason.
+
+    A prompt that the responses of the first rows repeat is taken off them, and off those of all others.
+    """
     groups: list[Group] = []
     rejections = Rejections()
-    for row in rows:
+    readings = (_read_row(row, format, settings) for row in rows)
+    first = list(islice(readings, _DETECTION_ROWS))
+    places = repeating_places([reading for reading in first if isinstance(reading, Group)])
+    for reading in chain(first, readings):
         try:
-            group, dropped = _read_row(add_roles(row, settings.columns), format, settings)
-            if (system := row.get(settings.columns.get("system", ""))) is not None:
-                group = replace(group, prompt=_with_system(group.prompt, system))
+            group, dropped = _collapse(reading, places)
         except UnusableError as error:
             rejections[error.reason] += 1
             continue
@@ -79,21 +89,36 @@ def read_unmerged(
     return groups, rejections
 
 
-def _read_row(row: PreferenceRow, format: Format, settings: ReadSettings) -> tuple[Group, int]:
-    original = format.read(row, settings)
-    group, dropped = collapse(original)
-    if original.edges and not group.edges:
-        raise UnusableError("equal_sides")
-    item = read_tag(row.get("item", row.get(format.item))) if format.item else None
-    subset = read_tag(row.get("subset", row.get(format.subset)))
+def reading_notes(rows: Sequence[PreferenceRow], format: Format, settings: ReadSettings) -> list[str]:
+    """Return notes on what is not read of these first rows, or not as it stands, with remedies."""
+    readings = [_read_row(row, format, settings) for row in rows]
+    groups = [reading for reading in readings if isinstance(reading, Group)]
+    unread = [*unread_columns(rows, format, settings), *unread_fields(rows, format)]
+    return unread + prompt_notes(groups, repeating_places(groups))
+
+
+def _read_row(row: PreferenceRow, format: Format, settings: ReadSettings) -> Group | UnusableError:
+    """Read a row as it stands; the error says why it cannot be used."""
+    view = add_roles(row, settings.columns)
+    try:
+        group = format.read(view, settings)
+        beside = {role: row.get(settings.columns[role]) for role in BESIDE if role in settings.columns}
+        prompt = extend_prompt(group.prompt, **beside)
+    except UnusableError as error:
+        return error
+    item = read_tag(view.get("item", view.get(format.item))) if format.item else None
+    subset = read_tag(view.get("subset", view.get(format.subset)))
     origin = settings.origin or format.origin
-    return replace(group, origin=origin, source=read_tag(row.get("source")), subset=subset, item=item), dropped
+    return replace(group, prompt=prompt, origin=origin, source=read_tag(view.get("source")), subset=subset, item=item)
 
 
-def _with_system(prompt: Conversation, system: object) -> Conversation:
-    if isinstance(system, bytes) or not isinstance(system, str):
-        raise UnusableError("bad_utf8" if isinstance(system, bytes) else "wrong_type")
-    return from_prompt(to_messages(prompt), system=system)
+def _collapse(reading: Group | UnusableError, places: frozenset[int]) -> tuple[Group, int]:
+    if isinstance(reading, UnusableError):
+        raise reading
+    group, dropped = collapse(cut_prompt(reading, places))
+    if reading.edges and not group.edges:
+        raise UnusableError("equal_sides")
+    return group, dropped
 
 
 def load_rows(path: str) -> Iterator[Mapping[str, Any]]:

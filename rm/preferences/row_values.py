@@ -10,16 +10,26 @@ A reader is a pure function that raises `UnusableError` with a reason for a row 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from rm.conversations import Conversation, UnusableError, from_prompt, from_response
+from rm.conversations import (
+    Conversation,
+    UnusableError,
+    from_messages,
+    from_prompt,
+    from_response,
+    open_turns,
+    text_of,
+    to_messages,
+    turns_in,
+)
 from rm.preferences.edges import GapUse, apply_gap
 from rm.preferences.groups import Edge
-from rm.transcripts import open_turns
 
 PreferenceRow = Mapping[str, Any]
 
@@ -106,6 +116,53 @@ def read_prompt(row: PreferenceRow) -> Conversation:
     if name == "instruction" and isinstance(value, str) and isinstance(extra, str) and extra.strip():
         return from_prompt(f"{value}\n\n{extra}")
     return from_prompt((open_turns(value) if isinstance(value, str) else None) or value)
+
+
+def extend_prompt(
+    prompt: Conversation, *, system: object = None, history: object = None, context: object = None
+) -> Conversation:
+    """Return a prompt with what other columns hold of it: a system text, earlier turns, and text after an empty line.
+
+    A context that is a conversation is earlier turns, too. Raises `UnusableError`.
+    """
+    if system is None and history is None and context is None:
+        return prompt
+    messages = to_messages(prompt)
+    if not isinstance(context, str):
+        messages = _read_history(context) + messages
+    elif context.strip():
+        messages[-1] = {
+            **messages[-1],
+            "content": f"{text_of(messages[-1].get('content'), field='prompt')}\n\n{context}",
+        }
+    if isinstance(system, bytes) or not isinstance(system, str | None):
+        raise UnusableError("bad_utf8" if isinstance(system, bytes) else "wrong_type")
+    return from_prompt(_read_history(history) + messages, system=system)
+
+
+def _read_history(value: object) -> list[dict[str, Any]]:
+    """Read earlier turns: messages, a transcript, [user, assistant] pairs (LLaMA-Factory), or texts in turn; also as JSON."""
+    if value is None or value == [] or (isinstance(value, str) and not value.strip()):
+        return []
+    if isinstance(value, str):
+        value = turns_in(value) or read_json(value)
+    turns = read_list(value, reason="bad_history")
+    if all(isinstance(turn, Mapping) for turn in turns):
+        return to_messages(from_messages(turns))
+    pairs = [read_list(turn, reason="bad_history") for turn in turns if not isinstance(turn, str)]
+    texts = [text for pair in pairs for text in pair] if len(pairs) == len(turns) else turns
+    if len(texts) % 2 or not all(isinstance(text, str) for text in texts):
+        raise UnusableError("bad_history")
+    roles = ["user", "assistant"] * len(texts)
+    return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+
+
+def read_json(text: str) -> object:
+    """Return what a text holds as JSON. Raises `UnusableError("bad_history")`."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise UnusableError("bad_history") from None
 
 
 def read_tag(value: object) -> str | None:

@@ -113,6 +113,7 @@ class TrainResult:
     judgements: dict[str, int]  # by kind: comparisons, labels
     origins: dict[str, int]  # judgements by who judged
     rejected: dict[str, int]
+    notes: list[str]  # on what of the data is not read, or not as it stands
     steps: int
     train_loss: float
     learning_rate: float

@@ -80,7 +80,7 @@ def train(settings: TrainSettings) -> TrainResult:
 def _train(settings: TrainSettings, ranks: Ranks) -> TrainResult:
     set_seed(settings.seed)
     resume_from = ranks.first(lambda: _find_checkpoint(settings))
-    fit_groups, heldout_groups, rejected = _read_groups(settings)
+    fit_groups, heldout_groups, rejected, notes = _read_groups(settings)
     model = TrainedModel.load(settings)
     fit = _EncodedData.of(fit_groups, model.template, rejected)
     heldout = _EncodedData.of(heldout_groups, model.template, rejected)
@@ -109,6 +109,7 @@ def _train(settings: TrainSettings, ranks: Ranks) -> TrainResult:
         judgements=_count_kinds(fit.encoded),
         origins=_count_origins(fit),
         rejected=dict(rejected),
+        notes=notes,
         steps=outcome.global_step,
         train_loss=float(outcome.training_loss),
         learning_rate=trainer.args.learning_rate,
@@ -153,25 +154,24 @@ def _evaluate_heldout(settings: TrainSettings, heldout: _EncodedData, rewards: S
     return evaluation
 
 
-def _read_groups(settings: TrainSettings) -> tuple[list[Group], list[Group], Rejections]:
-    """Read (groups to fit, held-out groups, rejections) from all sources; a prompt is on one side only.
+def _read_groups(settings: TrainSettings) -> tuple[list[Group], list[Group], Rejections, list[str]]:
+    """Read (groups to fit, held-out groups, rejections, notes) from all sources; a prompt is on one side only.
 
     Groups whose prompts are also in a held-out file are not trained on: they are rejected as `heldout_prompt`.
     """
-    groups: list[Group] = []
-    rejected = Rejections()
+    groups, notes, rejected = list[Group](), list[str](), Rejections()
     for path, reading in settings.sources:
-        source_groups, source_rejected = read_preferences(path, ReadSettings(**reading))
+        source_groups, source_rejected = read_preferences(path, ReadSettings(**reading), notes=notes)
         groups += source_groups
         rejected += source_rejected
     if settings.heldout_path is None:
-        return (*heldout_split(groups, settings.heldout_fraction), rejected)
+        return (*heldout_split(groups, settings.heldout_fraction), rejected, notes)
     heldout, heldout_rejected = read_preferences(settings.heldout_path, ReadSettings(**settings.sources[0][1]))
     heldout_prompts = {prompt_key(group.prompt) for group in heldout}
     fit = [group for group in groups if prompt_key(group.prompt) not in heldout_prompts]
     if len(fit) < len(groups):
         rejected["heldout_prompt"] += len(groups) - len(fit)
-    return fit, heldout, rejected + heldout_rejected
+    return fit, heldout, rejected + heldout_rejected, notes
 
 
 def _require_data(settings: TrainSettings, fit: _EncodedData, heldout: _EncodedData, rejected: Rejections) -> None:

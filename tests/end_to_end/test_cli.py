@@ -370,7 +370,7 @@ def test_sigterm_ends_with_143():
 def test_train_and_use_the_model(bestkept, config, tmp_path, encoder):
     rng = np.random.default_rng(0)
     pairs = [
-        {"prompt": f"what is {w}", "chosen": f"good {w} answer", "rejected": f"bad {w} reply"}
+        {"prompt": f"what is {w}", "chosen": f"good {w} answer", "rejected": f"bad {w} reply", "rater": "r"}
         for w in rng.permutation(["hot", "word", "time", "day", "way", "number", "thing", "look"] * 3)
     ]
     path = write_jsonl(tmp_path / "pairs.jsonl", pairs)
@@ -386,6 +386,7 @@ def test_train_and_use_the_model(bestkept, config, tmp_path, encoder):
     assert result.code == 0, result.err
     assert "held-out accuracy" in result.out
     assert re.search(r"judged by\W+human \d", result.out)
+    assert "columnswithtextorliststhatarenotread:rater" in re.sub(r"\W*│\W*|\s", "", result.out)
     assert re.search(r"held-out accuracy, %\W+100\.0", result.out)
     assert sorted(os.listdir(tmp_path / "trained")) == [
         "calibration.json",

@@ -40,8 +40,8 @@ def describe_preferences(
         fitting_formats,
         read_preference_rows,
         read_unmerged,
+        reading_notes,
         resolve_format,
-        unread_columns,
     )
 
     settings = ReadSettings(**data.reading_options())
@@ -57,7 +57,7 @@ def describe_preferences(
     usable_rows = [PromptResponses(group.prompt, group.responses) for group in single]
     present = _present_needs(format, add_roles(whole[0], settings.columns))
     notes = [f"{unreadable:,} rows cannot be read, and training ends at such a row; fix the file"] if unreadable else []
-    notes += unread_columns(whole[:_FIRST_ROWS], format, settings)
+    notes += reading_notes(whole[:_FIRST_ROWS], format, settings)
     others = [name for name in fitting_formats(whole, settings) if name != format.name]
     return {
         "detected": True,

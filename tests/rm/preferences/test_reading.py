@@ -23,7 +23,7 @@ from rm.preferences import (
     load_rows,
     read_preference_rows,
     read_preferences,
-    unread_columns,
+    reading_notes,
 )
 from rm.preferences.formats import EVERYWHERE
 
@@ -102,17 +102,103 @@ def test_a_system_text_goes_before_the_prompt_of_any_format(tmp_path):
     assert rejections == {"wrong_type": 1}
 
 
-def test_columns_that_may_belong_to_the_prompt_are_named_unless_they_are_read():
+def test_columns_with_text_are_named_unless_they_are_read():
     settings = ReadSettings(**PreferencesConfig(path="x", columns={"prompt": "ask"}).reading_options())
     pair = {"chosen": "a", "rejected": "b", "ask": "q"}
     rows = [{**pair, "context": "c", "input": None, "history": "h", "system_prompt": ""}, {**pair, "input": "i"}]
-    notes = unread_columns(rows, FORMATS["prompt_chosen_rejected"], settings)
-    assert notes == [f"the column {name} holds text and is not read" for name in ("context", "input", "history")]
-    (note,) = unread_columns([{**pair, "system_prompt": "s"}], FORMATS["prompt_chosen_rejected"], settings)
+    rows[0] |= {"model": "m", "tags": ["t"], "length": 7, "empty": "", "source": "s", "question": None}
+    format = FORMATS["prompt_chosen_rejected"]
+    notes = reading_notes(rows, format, settings)
+    assert notes == [
+        *(
+            f"the column {name} holds text and is not read; {use}: 'data.columns={{prompt: ask, {role}: {name}}}'"
+            for name, role, use in [
+                ("context", "context", "to append it to the prompt"),
+                ("input", "context", "to append it to the prompt"),
+                ("history", "history", "to put it before the prompt"),
+            ]
+        ),
+        "columns with text or lists that are not read: model, tags",
+    ]
+    (note,) = reading_notes([{**pair, "system_prompt": "s"}], format, settings)
     assert note.endswith("to put it before the prompt: 'data.columns={prompt: ask, system: system_prompt}'")
     alpaca = {"instruction": "q", "input": "i", "chosen": "a", "rejected": "b"}
     plain = ReadSettings(**PreferencesConfig(path="x").reading_options())
-    assert unread_columns([alpaca], FORMATS["prompt_chosen_rejected"], plain) == []
+    assert reading_notes([alpaca], format, plain) == []
+    records = [
+        {"response": text, "overall_score": score, "custom_system_prompt": "s"} for score, text in enumerate("ab")
+    ]
+    (note,) = reading_notes([{"instruction": "q", "completions": records}], FORMATS["ultrafeedback"], plain)
+    assert note == "the field completions.custom_system_prompt holds text and is not read"
+
+
+def test_history_and_context_belong_to_the_prompt_of_any_format():
+    columns = {"system": "rules", "history": "before", "context": "passage"}
+    settings = ReadSettings(**PreferencesConfig(path="x", columns=columns).reading_options())
+    pair = {"prompt": "Why?", "chosen": "a", "rejected": "b", "rules": None, "before": None, "passage": None}
+    earlier = (("user", "Hi"), ("assistant", "Hello"))
+    histories = [
+        [["Hi", "Hello"]],
+        ["Hi", "Hello"],
+        json.dumps([["Hi", "Hello"]]),
+        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}],
+        "\n\nHuman: Hi\n\nAssistant: Hello",
+    ]
+    for history in histories:
+        (group,), _ = read_preference_rows([{**pair, "before": history, "rules": "Be brief"}], settings)
+        assert group.prompt == (("system", "Be brief"), *earlier, ("user", "Why?"))
+    (group,), _ = read_preference_rows([{**pair, "passage": "Of rivers."}], settings)
+    assert group.prompt == (("user", "Why?\n\nOf rivers."),)
+    (group,), _ = read_preference_rows([{**pair, "passage": histories[3]}], settings)
+    assert group.prompt == (*earlier, ("user", "Why?"))
+    (group,), _ = read_preference_rows([{**pair, "before": "", "passage": " ", "rules": ""}], settings)
+    assert group.prompt == (("user", "Why?"),)
+    for history in ("once upon a time", ["Hi"], [["Hi", None]], 7):
+        assert read_preference_rows([{**pair, "before": history}], settings) == ([], {"bad_history": 1})
+
+
+def test_a_prompt_that_all_responses_repeat_is_taken_off_once():
+    plain = ReadSettings(**PreferencesConfig(path="x").reading_options())
+    asked = ["Name a river.", "Is the sky blue?", "Name a river."]
+    rows = [{"prompt": q, "chosen": f"{q}\n\nAye {n}", "rejected": f" {q} {q} No {n}"} for n, q in enumerate(asked)]
+    groups, _ = read_preference_rows(rows, plain)
+    assert groups[1].responses == ("Aye 1", "Is the sky blue? No 1")
+    assert groups[0].responses == ("Aye 0", "Name a river. No 0", "Aye 2", "Name a river. No 2")
+    format = FORMATS["prompt_chosen_rejected"]
+    taken = "responses begin with the text of their prompts, which is taken off once"
+    assert reading_notes(rows, format, plain) == [taken]
+    other = {"prompt": "Say hello.", "chosen": "Hello.", "rejected": "No."}
+    groups, _ = read_preference_rows([*rows, other], plain)
+    assert groups[1].responses == (rows[1]["chosen"], rows[1]["rejected"])
+    assert reading_notes([*rows, other], format, plain) == [
+        "1 of the first 4 rows have a response that begins with the prompt; it is read as it is"
+    ]
+    later = [
+        rows[0] | {"prompt": f"Name a river {n}?", "chosen": f"Name a river {n}? a", "rejected": "b"}
+        for n in range(100)
+    ]
+    groups, _ = read_preference_rows([*later, other], plain)
+    assert {group.responses for group in groups} == {("a", "b"), ("Hello.", "No.")}
+
+
+def test_responses_that_begin_like_a_short_prompt_are_whole():
+    plain = ReadSettings(**PreferencesConfig(path="x").reading_options())
+    rows = [{"prompt": "Hello", "chosen": "Hello there!", "rejected": "Hello you"}]
+    assert read_preference_rows(rows, plain)[0][0].responses == ("Hello there!", "Hello you")
+    rows = [{"prompt": "Count from one to 1", "completion": "Count from one to 10", "label": True}]
+    assert read_preference_rows(rows, plain)[0][0].responses == ("Count from one to 10",)
+
+
+def test_a_transcript_of_the_prompt_and_one_more_turn_is_that_turn():
+    plain = ReadSettings(**PreferencesConfig(path="x").reading_options())
+    whole = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Why?\n\nAssistant:"
+    sides = {name: f"{whole} {name}" for name in ("chosen", "rejected")}
+    for prompt in (whole, whole.removesuffix("\n\nAssistant:")):
+        (group,), _ = read_preference_rows([{"prompt": prompt, **sides}], plain)
+        assert [role for role, _ in group.prompt] == ["user", "assistant", "user"]
+        assert group.responses == ("chosen", "rejected")
+    (group,), _ = read_preference_rows([{"prompt": "Other?", **sides}], plain)
+    assert group.responses == (sides["chosen"], sides["rejected"])
 
 
 def test_files_that_cannot_be_read(tmp_path):
