@@ -63,7 +63,9 @@ def read_content(message: Mapping[str, Any], *, role: str, field: str) -> str:
     `content_parts`, `bad_<key>` for a value of another type, and `tool_calls` where another than the assistant calls.
     """
     content = _join_parts(message["content"] if "content" in message else message.get("value"), field)
-    more = {key: _checked(key, message[key]) for key in MESSAGE_KEYS if message.get(key) is not None}
+    plain = len(message) == 2 and ("content" in message or "value" in message)
+    names = () if plain else MESSAGE_KEYS
+    more = {key: _checked(key, message[key]) for key in names if message.get(key) is not None}
     calls = next((key for key in JSON_KEYS if more.get(key)), None)
     if calls is not None and role != "assistant":
         raise UnusableError(calls)

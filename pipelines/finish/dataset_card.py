@@ -90,7 +90,7 @@ def render(
         fingerprint=manifest["fingerprint"],
         settings=yaml.safe_dump(manifest["selection"], sort_keys=False),
         splits=manifest.get("splits", {}),
-        columns=_columns(manifest["selection"]),
+        columns=_columns(manifest["selection"], schema),
         number=lambda value: "-" if value is None else f"{value:.4f}",
     )
 
@@ -144,7 +144,8 @@ def _ensemble(model: Mapping[str, Any]) -> str | None:
     return f"{words[settings['combine']]} of {len(model['members'])} models, each standardised over {model['responses']} responses"
 
 
-def _columns(selection: Mapping[str, Any]) -> str:
+def _columns(selection: Mapping[str, Any], schema: pa.Schema) -> str:
     more = [*selection["add"], *selection["include_columns"]]
-    names = ", ".join(f"`{name}`" for name in [*_SHAPES[selection["shape"]], *more])
+    tools = ["tools"] if "tools" in schema.names and "tools" not in more and selection["shape"] != "original" else []
+    names = ", ".join(f"`{name}`" for name in [*_SHAPES[selection["shape"]], *tools, *more])
     return f"those of the input, {names}" if selection["shape"] == "original" else names

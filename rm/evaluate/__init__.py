@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from rm.conversations import count_characters
 from rm.evaluate.accuracy import Accuracy, AccuracyRow, Separation, accuracy, separation
 from rm.evaluate.best_of_n import BestOfNCurve, BestOfNPoint, best_of_n, expected_best, kl_best_of_n
 from rm.evaluate.bootstrap import Bootstrap, Estimate, Figures, clustered_means, paired_difference
@@ -59,7 +60,11 @@ def evaluate(
 
     Raises `ValueError` where the arrays do not fit the groups.
     """
-    sizes = lengths if lengths is not None else [[len(response) for response in group.responses] for group in groups]
+    sizes = (
+        lengths
+        if lengths is not None
+        else [[count_characters(response) for response in group.responses] for group in groups]
+    )
     bootstrap = bootstrap or Bootstrap()
     table = tabulate(groups, rewards, sizes)
     return Evaluation(

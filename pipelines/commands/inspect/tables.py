@@ -159,10 +159,10 @@ def _add_figures(table: Table, view: Json) -> None:
 
 def _example(example: Json, number: int, model: Json | None) -> Group:
     parts = [Text(f"\n── {number}" + (f": {example['place']}" if "place" in example else ""), style="bold")]
-    for message in example["prompt"]:
-        parts.append(_message(message["role"], describe_message(message)))
     if example.get("tools"):
         parts.append(_message("tools", json.dumps(example["tools"], ensure_ascii=False)))
+    for message in example["prompt"]:
+        parts.append(_message(message["role"], describe_message(message)))
     responses = example["responses"]
     for at, response in enumerate(responses[:_RESPONSES_SHOWN], start=1):
         parts.append(_message("response" if len(responses) == 1 else f"response {at} of {len(responses):,}", response))

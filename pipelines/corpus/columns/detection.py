@@ -70,6 +70,7 @@ class Detection:
     appended: str | None = None
     transcripts: str | None = None  # a note on prompts that are transcripts
     response: ResponseChoice | None = None  # where the last turn and all that follows the last user turn differ
+    message_keys: tuple[str, ...] = ()  # of messages, that are not read
 
     @property
     def notes(self) -> list[str]:
@@ -83,6 +84,8 @@ class Detection:
             rest = {role: name for role, name in self.reading.columns.items() if role != "input"}
             alone = self.reading._replace(columns=rest).setting
             notes.append(f"the column {self.appended} is read as part of the prompt; without it: {alone}")
+        if self.message_keys:
+            notes.append(f"messages have {', '.join(self.message_keys)}, which no template gets and no output holds")
         if self.response is not None and self.response.note is not None:
             notes.append(self.response.note)
         return notes + ([self.transcripts] if self.transcripts is not None else [])
@@ -153,7 +156,9 @@ def detect(
     mapping = replace(mapping, after_last_user=choice is not None and choice.taken == AFTER_LAST_USER)
     appended = mapping.input if mapping.input != "input" and "input" not in user_columns else None
     unread, transcripts = _unread_columns(table, chosen, mapping), _transcript_note(table, chosen, format)
-    return Detection(mapping, chosen, tuple(readings[1:]), unread, appended, transcripts, choice)
+    return Detection(
+        mapping, chosen, tuple(readings[1:]), unread, appended, transcripts, choice, _unread_keys(table, mapping)
+    )
 
 
 def _mapping(
@@ -246,6 +251,11 @@ def _transcript_note(table: FirstRows, chosen: Reading, format: str) -> str | No
         )
     turns = Reading("hh", {role: name for role, name in chosen.columns.items() if role != "input"}, "").setting
     return f"{count:,} of the first {len(table.rows):,} prompts in {prompt} are transcripts, and read as text; as turns: {turns}"
+
+
+def _unread_keys(table: FirstRows, mapping: RowMapping) -> tuple[str, ...]:
+    names = (mapping.messages, mapping.prompt, mapping.response, mapping.responses)
+    return tuple(sorted({key for name in names if name is not None for key in table.unread_keys(name)}))
 
 
 def _unread_columns(table: FirstRows, chosen: Reading, mapping: RowMapping) -> tuple[UnreadColumn, ...]:

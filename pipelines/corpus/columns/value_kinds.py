@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from rm.conversations import (
+    MESSAGE_KEYS,
     Conversation,
     UnusableError,
     from_hh,
@@ -94,6 +95,12 @@ class FirstRows:
         """Return whether any text in this column is a list of messages as JSON."""
         return any(isinstance(value := row.get(name), str) and messages_in_json(value) for row in self.rows)
 
+    def unread_keys(self, name: str) -> list[str]:
+        """The keys that messages in this column have beside those that a conversation carries, sorted."""
+        messages = [value for row in self.rows for value in _messages_in(row.get(name))]
+        keys = {str(key) for message in messages for key, value in message.items() if value is not None}
+        return sorted(keys - {"role", "content", "from", "value", *MESSAGE_KEYS})
+
     def may_hold_tools(self, name: str) -> bool:
         """Return whether a column holds tools, lists of objects or these as JSON, or nothing in the first rows."""
         if name not in self.names or self.kinds[name] not in (None, "text", "records", "texts"):
@@ -119,6 +126,15 @@ def conversation(value: object) -> Conversation | None:
         return from_messages(value)
     except UnusableError:
         return None
+
+
+def _messages_in(value: object) -> list[Mapping[str, Any]]:
+    """The messages of a conversation, of a response, or of each response of a list."""
+    if isinstance(value, str):
+        value = messages_in_json(value)
+    if isinstance(value, list):
+        return [message for item in value for message in _messages_in(item)]
+    return [value] if is_message(value) and isinstance(value, Mapping) else []
 
 
 def _are_tools(value: object) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from support.tool_use import TOOLS, corpus, trajectory
 
@@ -57,6 +59,19 @@ def test_both_readings_are_of_the_same_messages():
         sample = parse_row(row, detected([row], response=setting).mapping)
         assert tools_in(sample.prompt) == TOOLS
         assert sample.prompt[1:] == from_messages(row["messages"])[:turns]
+
+
+@pytest.mark.parametrize("name", ["messages", "response", "responses", "json"])
+def test_keys_of_messages_that_are_not_read_are_named(name):
+    turns = [{**ASK, "weight": 1, "id": None}, {"role": "assistant", "content": "a", "thinking": "t", "train": True}]
+    row = {
+        "messages": {"messages": turns},
+        "response": {"prompt": turns[:1], "response": turns[1]},
+        "responses": {"prompt": turns[:1], "responses": [turns[1:]]},
+        "json": {"messages": json.dumps(turns)},
+    }[name]
+    assert detected([row]).notes == ["messages have train, weight, which no template gets and no output holds"]
+    assert detected(corpus(1, 1), response="last_turn").notes == []
 
 
 def test_a_mapping_of_plain_texts_is_what_it_was():
