@@ -14,7 +14,7 @@ from pipelines.errors import ModelLoadError
 from pipelines.plan import Plan
 from pipelines.runtime import counters
 from pipelines.score.unit_scorer import Scorer, ScorerFactory
-from pipelines.storage.models import loadable_directory, refuse_other_versions
+from pipelines.storage.models import carrying_model_errors, loadable_directory, refuse_other_versions
 from rm.conversations import Conversation
 
 _PLACEHOLDER = Shared()
@@ -58,7 +58,7 @@ class _LockedScorer:
         self._lock = threading.Lock()
 
     def score(self, groups: Sequence[tuple[Conversation, Sequence[str]]]) -> Sequence[Any]:
-        with self._lock:
+        with self._lock, carrying_model_errors():
             return self._scorer.score(groups)
 
 

@@ -22,9 +22,11 @@ from itertools import takewhile
 from typing import Any, NamedTuple
 
 from rm.conversations import TOOLS, Conversation, UnusableError, keys_of, to_messages, tools_in
+from rm.identity import ModelError
 from rm.messages import WHOLE, map_texts, open_messages, texts_in
 from rm.text.left_out import LeftOut, find_left_out
 from rm.text.special_tokens import SpecialTokens
+from rm.text.template_limits import render_chat
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +68,8 @@ class Template:
     def render(self, prompt: Conversation, response: str) -> tuple[str, str | None]:
         """Return the text for the tokenizer, and the second text of a pair or None.
 
-        Raises `UnusableError`: `template_error`, or `no_template_for_<key>` for what alone it cannot render.
+        Raises `UnusableError`: `template_error`, or `no_template_for_<key>` for what alone it cannot render; `ModelError` for a
+        chat template that exceeds the limits of `rm.text.template_limits`.
         """
         if self.kind == "chat":
             return self._render_chat(to_messages(prompt, response), tools_in(prompt)), None
@@ -83,10 +86,14 @@ class Template:
     def _render_chat(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
         try:
             return self._apply(messages, tools)
+        except ModelError:
+            raise
         except Exception as error:  # templates raise whatever their author wrote (roles must alternate, ...)
             for key in sorted({key for message in messages for key in message} - {"role", "content"}):
                 try:
                     self._apply([{name: value for name, value in m.items() if name != key} for m in messages], tools)
+                except ModelError:
+                    raise
                 except Exception:
                     continue
                 raise UnusableError(f"no_template_for_{key}") from error
@@ -95,7 +102,7 @@ class Template:
             ) from error
 
     def _apply(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
-        return str(self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False))
+        return render_chat(self.tokenizer, messages, tools)
 
     @cached_property
     def left_out(self) -> LeftOut:

@@ -13,6 +13,7 @@ from pipelines.commands.estimate.survey import BlockOfRows
 from pipelines.corpus.fragments import PromptGroup, groups_of
 from pipelines.errors import ModelLoadError
 from pipelines.plan import Plan
+from pipelines.storage.models import carrying_model_errors
 from rm.conversations import Conversation
 
 BENCHMARK_SECS = 15.0
@@ -56,7 +57,8 @@ def benchmark(plan: Plan, waiting: Sequence[BlockOfRows], *, seed: int, secs: fl
         call = _next_call(queue, size)
         done.clear()
         before = time.perf_counter()
-        scorer.score(call)
+        with carrying_model_errors():
+            scorer.score(call)
         took = time.perf_counter() - before
         computed = sum(work.computed_tokens for work in done)
         responses += sum(len(texts) for _, texts in call)

@@ -14,6 +14,7 @@ from pipelines.commands.estimate.survey import Survey
 from pipelines.commands.estimate.token_forecast import Forecast, forecast_tokens, load_dry_run, unscored_blocks
 from pipelines.errors import ConfigError
 from pipelines.plan import Plan
+from pipelines.storage.models import carrying_model_errors
 
 _CONTEXT_BYTES = 2**30  # of the driver and its libraries
 
@@ -45,15 +46,16 @@ class ModelEstimate:
         """Return the model of a plan, with the scores that these directories hold of it. Raises `ModelLoadError`."""
         dry_run = load_dry_run(plan, device=None if local else "cuda")
         scored = count_scored(plan, directories, seed=seed)
-        expected = forecast_tokens(plan, surveyed, dry_run, scored, seed=seed)
-        expected, gain = with_colocation(
-            expected,
-            unscored_blocks(plan, surveyed, scored),
-            dry_run,
-            whole=surveyed.whole and scored.whole,
-            responses=plan.rows_per_fragment,
-            colocated=colocated,
-        )
+        with carrying_model_errors():
+            expected = forecast_tokens(plan, surveyed, dry_run, scored, seed=seed)
+            expected, gain = with_colocation(
+                expected,
+                unscored_blocks(plan, surveyed, scored),
+                dry_run,
+                whole=surveyed.whole and scored.whole,
+                responses=plan.rows_per_fragment,
+                colocated=colocated,
+            )
         name = plan.model["directory"].rsplit("/", 1)[-1]
         causal = dry_run.model.causal
         return cls(plan, name, dry_run.packed, causal, dry_run.shape, dry_run.tokens_per_batch, expected, gain)

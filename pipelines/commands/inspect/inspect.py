@@ -25,8 +25,8 @@ from pipelines.corpus.columns.row_mapping import RowMapping, parse_row
 from pipelines.corpus.columns.value_kinds import RowValues
 from pipelines.corpus.files import with_codec
 from pipelines.corpus.listing import first_columns, list_files
-from pipelines.errors import InputError, ModelLoadError, join_names
-from pipelines.storage.models import reading_directory
+from pipelines.errors import InputError, join_names
+from pipelines.storage.models import carrying_model_errors, reading_directory
 from rm.conversations import Conversation, UnusableError, describe_response, to_messages, tools_in
 
 if TYPE_CHECKING:
@@ -56,16 +56,19 @@ def inspect(config: InspectConfig, *, shown: int) -> dict[str, Any]:
     rows = [row.value for row in sampled.rows if not isinstance(row.value, str)]
     names = list(dict.fromkeys([*names, *(name for row in rows for name in row)]))
     roles = {name: role for role, name in mapping.to_json().items() if isinstance(name, str)} if mapping else {}
+    with carrying_model_errors():
+        corpus = _describe_corpus(detected, sampled, preview, shown=shown)
+        preferences = describe_preferences(
+            config.data, names, rows, unreadable=len(sampled.rows) - len(rows), preview=preview, shown=shown
+        )
     return {
         "path": config.input.path,
         "files": _describe_files(files),
         "rows": {"count": counted.rows, "exact": counted.exact},
         "looked_at": _describe_sample(sampled),
         "columns": column_statistics(names, rows, roles),
-        "corpus": _describe_corpus(detected, sampled, preview, shown=shown),
-        "preferences": describe_preferences(
-            config.data, names, rows, unreadable=len(sampled.rows) - len(rows), preview=preview, shown=shown
-        ),
+        "corpus": corpus,
+        "preferences": preferences,
         "model": _describe_model(config, preview),
     }
 
@@ -116,14 +119,11 @@ def _refuse_mixed(files: Sequence[InputFile], mapping: RowMapping, *, max_row_by
 def _preview(config: InspectConfig) -> Preview | None:
     if config.model is None:
         return None
-    from rm.identity import ModelError
     from rm.preview import Preview
 
     directory = reading_directory(config.model.path, config.model.revision)
-    try:
+    with carrying_model_errors():
         return Preview.load(directory, max_length=config.model.max_length)
-    except ModelError as error:
-        raise ModelLoadError(str(error)) from error
 
 
 def _describe_model(config: InspectConfig, preview: Preview | None) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ every file: the launcher computes them once, the plan carries them, and a worker
 from pipelines.storage.models.library_versions import installed_versions, refuse_other_versions
 from pipelines.storage.models.locate import (
     LocatedModel,
+    carrying_model_errors,
     is_remote,
     loadable_directory,
     locate,
@@ -17,6 +18,7 @@ from pipelines.storage.models.locate import (
 
 __all__ = [
     "LocatedModel",
+    "carrying_model_errors",
     "installed_versions",
     "is_remote",
     "loadable_directory",

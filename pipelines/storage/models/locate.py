@@ -5,7 +5,8 @@ Planning needs configuration, tokenizer and the hashes of the weights; scoring, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -158,3 +159,14 @@ def _without_weights(sums: Files) -> dict[str, FileSum]:
 
 def _planned_files(model: Mapping[str, Any]) -> dict[str, FileSum]:
     return {name: FileSum(*fields) for name, fields in model["files"].items()}
+
+
+@contextmanager
+def carrying_model_errors() -> Iterator[None]:
+    """Turn what a model refuses while it reads texts, such as a chat template without end, into a `ModelLoadError`."""
+    from rm.identity import ModelError
+
+    try:
+        yield
+    except ModelError as error:
+        raise ModelLoadError(str(error)) from error
