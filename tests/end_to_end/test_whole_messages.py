@@ -363,3 +363,37 @@ def test_a_tool_use_corpus_goes_all_the_way_to_a_trainer(tmp_path, bestkept, mon
         assert trl.is_conversational(row)
         text = trl.apply_chat_template({"messages": row["messages"]}, tokenizer, tools=row["tools"])["text"]
         assert text == tokenizer.apply_chat_template(messages, tools=TOOLS, tokenize=False)
+
+
+def test_responses_that_differ_in_calls_alone_are_scored_apart_also_where_texts_are_shuffled(tmp_path, stub_model):
+    rows = corpus(2, 4)
+    path = write_jsonl(tmp_path / "a.jsonl", rows[::-1])
+    alone = run_rows(tmp_path, stub_model, path)
+    values = {
+        "input": {"path": str(path)},
+        "model": {"path": str(stub_model)},
+        "select": [],
+        "score": {"colocate": "prompt"},
+    }
+    values |= {"output": {"path": str(tmp_path / "out")}}
+    run_curation(RunConfig.model_validate(values), scorer=StubFactory())
+    assert pq.read_table(tmp_path / "out" / "data").to_pylist() == alone
+    assert len({row["reward"] for row in alone}) == len(rows)
+
+
+def test_prompts_as_json_text_beside_plain_responses_are_whole_in_the_output(tmp_path, stub_model):
+    """Parquet with plain text is exported as columns, which know texts alone."""
+    prompts = [
+        [{"role": "user", "content": "q", "name": "Ann"}],
+        "a plain one",
+        row_of("messages", corpus(1, 1)[0]["messages"], [], None)["messages"],
+    ]
+    prompts[2] = [*prompts[2], {"role": "user", "content": "and now"}]
+    texts = [prompt if isinstance(prompt, str) else json.dumps(prompt) for prompt in prompts]
+    pq.write_table(pa.table({"prompt": texts, "response": ["a", "b", "c"]}), tmp_path / "a.parquet")
+    run_rows(tmp_path, stub_model, tmp_path / "a.parquet")
+    wanted = [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]
+    answers = [[{"role": "assistant", "content": text}] for text in "abc"]
+    assert read_back(tmp_path / "messages") == [
+        (expected([*one, *two]), None) for one, two in zip(wanted, answers, strict=True)
+    ]
