@@ -13,10 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.corpora import write_jsonl
 from support.stubs import StubFactory
-from support.tool_use import TOOLS, corpus, save_tool_model
+from support.tiny_models import word_tokenizer
+from support.tool_use import TOOL_TEMPLATE, TOOLS, corpus, save_tool_model
 
 from pipelines.commands.run import run_curation
 from pipelines.config import RunConfig
+from rm.conversations import UnusableError, from_messages, split_after_last_user, split_last, with_tools
+from rm.text.templates import Template
 
 Message = dict[str, Any]
 _LAYOUTS = ("messages", "sharegpt", "prompt_response", "responses", "message_json")
@@ -89,15 +92,16 @@ def conversations(draw: st.DrawFn) -> tuple[list[Message], list[Message], Any, s
     return prompt, response, tools, None
 
 
+def joined(content: Any) -> Any:
+    """Parts of text are text."""
+    texts = isinstance(content, list) and all("text" in part for part in content)
+    return "".join(part["text"] for part in content) if texts else content
+
+
 def expected(messages: list[Message]) -> list[Message]:
-    """Messages as they come out: parts of text are text."""
-    joined = [
-        {**message, "content": "".join(part["text"] for part in message["content"])}
-        if isinstance(message["content"], list)
-        else message
-        for message in messages
-    ]
-    return [{key: value for key, value in message.items() if value is not None} for message in joined]
+    """Messages as they come out: parts of text are text, and a key without a value is none."""
+    texts = [{**message, "content": joined(message["content"])} for message in messages]
+    return [{key: value for key, value in message.items() if value is not None} for message in texts]
 
 
 def written(message: Message) -> Message:
@@ -195,6 +199,28 @@ def test_some_conversations_come_out_as_they_went_in(tmp_path_factory, stub_mode
         check(tmp_path_factory.mktemp("some"), stub_model, layout, samples, parquet=parquet)
 
     run()
+
+
+@settings(max_examples=60, **_EACH)
+@given(conversations())
+def test_the_model_reads_what_apply_chat_template_gives_for_any_messages(sample):
+    prompt, response, tools, reason = sample
+    whole = [{**message, "content": joined(message["content"])} for message in [*prompt, *response]]
+    if reason is not None:
+        with pytest.raises(UnusableError, match=f"^{reason}$"):
+            from_messages(whole)
+        return
+    tokenizer = word_tokenizer(pair=False)
+    tokenizer.chat_template = TOOL_TEMPLATE
+    reads = Template.of(tokenizer, causal=True, max_length=4000, too_long="reject")
+    text = tokenizer.apply_chat_template(whole, tools=tools, tokenize=False)
+    turns = from_messages([*prompt, *response])
+    for before, answer in (split_last(turns), split_after_last_user(turns)):
+        before = with_tools(before, tools)
+        assert reads.render(before, answer) == (text, None)
+        [encoded] = reads.encode_group(before, [answer])
+        assert not isinstance(encoded, UnusableError)
+        assert encoded.prompt_tokens + encoded.response_tokens == len(encoded.ids)
 
 
 @pytest.mark.slow
