@@ -20,6 +20,8 @@ class PreferenceColumns(Strict):
     """Earlier turns, put before the prompt: messages, a transcript, or pairs of a question and its answer."""
     context: str | None = None
     """Text that belongs to the prompt, appended after an empty line; a conversation is put before it."""
+    tools: str | None = None
+    """The tools that a conversation may call: a list, or that list as JSON. A column `tools` that holds such is read as it is."""
     response: str | None = None
     """One response per row."""
     chosen: str | None = None

@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 
 from rm.conversations import messages_in_json
 from rm.preferences.formats import BESIDE, BY_ROLES, EVERYWHERE, FORMATS, PUBLISHED, Format
 from rm.preferences.readers import votes
 from rm.preferences.row_values import PROMPTS, RESPONSES, PreferenceError, PreferenceRow, ReadSettings
-from rm.preferences.verdicts import ask_for_winner, settle
+from rm.preferences.verdicts import ask_for_winner, settle, words_of
 
 _IS_ID = re.compile(r"(^|_)(id|index|idx|seed|tokens?|length)$", re.IGNORECASE)
+_GRADES = ("score", "rating", "grade", "reward")
 _SEPARATE = ("prompt", "instruction", "question", "query", "context_messages")
 """Prompts of which a row needs one; `input` is left out, as it may belong to an instruction."""
 
@@ -21,15 +22,33 @@ _SEPARATE = ("prompt", "instruction", "question", "query", "context_messages")
 def add_roles(row: PreferenceRow, columns: Mapping[str, str]) -> PreferenceRow:
     """Return `row` with the columns that `columns` (role → column) names also under their roles.
 
-    Both sides of a pair that are conversations stored as JSON become lists of messages.
+    Both sides of a pair that are conversations stored as JSON become lists of messages, and grades of both sides under any
+    usual names (`chosen-rating`, `rejected_reward`) have theirs.
     """
     named = {role: row[column] for role, column in columns.items() if column in row and role not in BESIDE}
     view = {**row, **named} if named else row
+    if "score_chosen" not in view and (grades := _grade_columns(tuple(view))) is not None:
+        high, low = (view[name] for name in grades)
+        if all(isinstance(grade, int | float) and not isinstance(grade, bool) for grade in (high, low)):
+            view = {**view, "score_chosen": high, "score_rejected": low}
     sides = [view.get(name) for name in ("chosen", "rejected")]
     parsed = [messages_in_json(side) if isinstance(side, str) else None for side in sides]
     if all(parsed):
         return {**view, "chosen": parsed[0], "rejected": parsed[1]}
     return view
+
+
+@lru_cache(maxsize=256)
+def _grade_columns(names: tuple[str, ...]) -> tuple[str, str] | None:
+    """Return the columns whose names say grade of the chosen and of the rejected side; the plainest of several."""
+    spelling = {words_of(name): name for name in names}
+    pairs = []
+    for words, name in spelling.items():
+        other = spelling.get(tuple("rejected" if word == "chosen" else word for word in words))
+        grade = next((rank for rank, word in enumerate(_GRADES) if word in words), None)
+        if "chosen" in words and other is not None and grade is not None:
+            pairs.append((len(words), grade, name, other))
+    return min(pairs)[2:] if pairs else None
 
 
 def detect_format(row: PreferenceRow, columns: Mapping[str, str] | None = None) -> str:

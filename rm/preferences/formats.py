@@ -18,7 +18,7 @@ from rm.preferences.row_values import PROMPTS, RESPONSES, PreferenceRow, ReadSet
 RequiredColumns = tuple[str | tuple[str, ...], ...]
 
 
-BESIDE = ("system", "history", "context")
+BESIDE = ("system", "history", "context", "tools")
 """Roles of what stands beside the prompt and belongs to it."""
 EVERYWHERE = ("source", "subset", *BESIDE)
 """Roles that every format takes."""
@@ -98,7 +98,7 @@ PUBLISHED = (
     Format(
         name="ultrafeedback_binarized",
         needs=("prompt", "prompt_id", "messages", *_PAIR, "score_chosen", "score_rejected"),
-        read=pairs.explicit_scored,
+        read=pairs.scored,
         origin="model",
         has_gaps=True,
     ),
@@ -154,8 +154,8 @@ PUBLISHED = (
     ),
     Format(
         name="scored_pairs",
-        needs=(*_ANY_PROMPT, *_PAIR, "score_chosen", "score_rejected"),
-        read=pairs.explicit_scored,
+        needs=(*_PAIR, "score_chosen", "score_rejected"),
+        read=pairs.scored,
         roles=("prompt", *_PAIR, "score_chosen", "score_rejected"),
         has_gaps=True,
     ),

@@ -10,7 +10,7 @@ from rm.preferences.detection import add_roles, columns_setting
 from rm.preferences.formats import Format
 from rm.preferences.groups import Group
 from rm.preferences.repeats import begins_with_prompt
-from rm.preferences.row_values import PreferenceRow, ReadSettings
+from rm.preferences.row_values import PreferenceRow, ReadSettings, holds_tools
 from rm.preferences.verdicts import words_of
 
 _WORDS = {
@@ -40,6 +40,7 @@ def unread_columns(rows: Sequence[PreferenceRow], format: Format, settings: Read
         options = [need] if isinstance(need, str) else [*need]
         read |= {*[name for name in options if any(name in view for view in views)][:1]}
     read |= {"input"} if "instruction" in read else set()
+    read |= {"tools"} if any(holds_tools(row.get("tools")) for row in rows) else set()
     read |= {"margin"} if "margin" in format.roles else set()
     notes, others = [], []
     for name in names:

@@ -17,7 +17,7 @@ from rm.preferences.formats import BESIDE, Format
 from rm.preferences.groups import EQUAL_RESPONSES, Group, Rejections, collapse, merge
 from rm.preferences.notes import prompt_notes, unread_columns, unread_fields
 from rm.preferences.repeats import cut_prompt, repeating_places
-from rm.preferences.row_values import PreferenceError, PreferenceRow, ReadSettings, extend_prompt, read_tag
+from rm.preferences.row_values import PreferenceError, PreferenceRow, ReadSettings, extend_prompt, holds_tools, read_tag
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +103,8 @@ def _read_row(row: PreferenceRow, format: Format, settings: ReadSettings) -> Gro
     try:
         group = format.read(view, settings)
         beside = {role: row.get(settings.columns[role]) for role in BESIDE if role in settings.columns}
+        if "tools" not in beside and holds_tools(row.get("tools")):
+            beside["tools"] = row["tools"]
         prompt = extend_prompt(group.prompt, **beside)
     except UnusableError as error:
         return error

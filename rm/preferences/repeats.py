@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from rm.conversations import Conversation, turns_in
+from rm.conversations import TOOLS, Conversation, turns_in
 from rm.preferences.groups import Group
 
 _LEAST_CHARACTERS = 16  # of all distinct prompts together
@@ -60,7 +60,7 @@ def rest_after(prompt: str | None, response: str) -> str | None:
 
 def _text(prompt: Conversation) -> str | None:
     """Return the text of a prompt of one turn, whatever system prompt is before it."""
-    turns = [content for role, content in prompt if role != "system"]
+    turns = [content for role, content in prompt if role not in ("system", TOOLS)]
     return turns[0].strip() if len(turns) == 1 else None
 
 
@@ -70,6 +70,6 @@ def _last_turn(prompt: Conversation, response: str) -> str | None:
     if messages is None:
         return None
     turns = [(message["role"], message["content"]) for message in messages if message["role"] != "system"]
-    before = [(role, content.strip()) for role, content in prompt if role != "system"]
+    before = [(role, content.strip()) for role, content in prompt if role not in ("system", TOOLS)]
     is_answer = turns[:-1] == before and turns[-1][0] == "assistant"
     return turns[-1][1] or None if is_answer else None

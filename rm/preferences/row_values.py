@@ -24,10 +24,11 @@ from rm.conversations import (
     from_prompt,
     from_response,
     open_turns,
-    text_of,
     to_messages,
     turns_in,
+    with_tools,
 )
+from rm.messages import parse_json, text_of
 from rm.preferences.edges import GapUse, apply_gap
 from rm.preferences.groups import Edge
 
@@ -119,14 +120,14 @@ def read_prompt(row: PreferenceRow) -> Conversation:
 
 
 def extend_prompt(
-    prompt: Conversation, *, system: object = None, history: object = None, context: object = None
+    prompt: Conversation, *, system: object = None, history: object = None, context: object = None, tools: object = None
 ) -> Conversation:
-    """Return a prompt with what other columns hold of it: a system text, earlier turns, and text after an empty line.
+    """Return a prompt with what other columns hold of it: a system text, earlier turns, text after an empty line, and tools.
 
     A context that is a conversation is earlier turns, too. Raises `UnusableError`.
     """
     if system is None and history is None and context is None:
-        return prompt
+        return with_tools(prompt, tools)
     messages = to_messages(prompt)
     if not isinstance(context, str):
         messages = _read_history(context) + messages
@@ -137,7 +138,13 @@ def extend_prompt(
         }
     if isinstance(system, bytes) or not isinstance(system, str | None):
         raise UnusableError("bad_utf8" if isinstance(system, bytes) else "wrong_type")
-    return from_prompt(_read_history(history) + messages, system=system)
+    return with_tools(from_prompt(_read_history(history) + messages, system=system), tools)
+
+
+def holds_tools(value: object) -> bool:
+    """Tell whether a value is a list of tools, or that list as JSON."""
+    tools = parse_json(value)
+    return isinstance(tools, list) and bool(tools) and all(isinstance(parse_json(tool), Mapping) for tool in tools)
 
 
 def _read_history(value: object) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from rm.conversations import (
     split_last,
 )
 from rm.preferences.groups import Edge, Group
-from rm.preferences.row_values import PreferenceRow, ReadSettings, read_integer, read_number, read_prompt
+from rm.preferences.row_values import PROMPTS, PreferenceRow, ReadSettings, read_integer, read_number, read_prompt
 from rm.transcripts import turns_in
 
 Side = tuple[Conversation, str]
@@ -71,12 +71,18 @@ def explicit(row: PreferenceRow, settings: ReadSettings) -> Group:
     return _pair_group(row, *read_sides(context, row.get("chosen"), row.get("rejected")))
 
 
-def explicit_scored(row: PreferenceRow, settings: ReadSettings) -> Group:
-    """Read `explicit` with `score_chosen` and `score_rejected` (UltraFeedback binarized, Tunstall et al. 2023).
+def scored(row: PreferenceRow, settings: ReadSettings) -> Group:
+    """Read a pair of any shape above with `score_chosen` and `score_rejected` (UltraFeedback binarized, Tunstall et al. 2023).
 
     A pair whose chosen side has no higher score was ordered by chance: `below_min_gap`.
     """
-    group = explicit(row, settings)
+    if any(name in row for name in PROMPTS):
+        read = explicit
+    elif not isinstance(row.get("chosen"), str):
+        read = implicit_messages
+    else:
+        read = hh if is_hh(row.get("chosen")) else implicit_text
+    group = read(row, settings)
     high, low = (read_number(row.get(name), reason="bad_score") for name in ("score_chosen", "score_rejected"))
     return Group(group.prompt, group.responses, (settings.apply_gap(group.edges[0], high - low),), scores=(high, low))
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from support.preferences.cases import CHAT, messages, settings
 from support.preferences.pairs import HH, SHP
 
-from rm.preferences import read_preference_rows
+from rm.preferences import Edge, Group, read_preference_rows
 
 
 def reasons(rows):
@@ -65,3 +66,36 @@ def test_a_prompt_that_is_a_transcript_is_turns_in_every_format():
     sides = {name: f"Be brief.{TRANSCRIPT} {name}" for name in ("chosen", "rejected")}
     (group,), _ = read_preference_rows([sides], settings())
     assert (group.prompt, group.responses) == ((("system", "Be brief."), *CHAT), ("chosen", "rejected"))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("chosen-rating", "rejected-rating"),
+        ("chosen_score", "rejected_score"),
+        ("rating_chosen", "rating_rejected"),
+        ("chosenReward", "rejectedReward"),
+        ("chosen_avg_rating", "rejected_avg_rating"),
+    ],
+)
+def test_grades_of_both_sides_have_many_names(names):
+    prompt = {"prompt": "Hi"}
+    shapes = [
+        {**prompt, "chosen": "a", "rejected": "b"},
+        {**prompt, "chosen": messages("Hi", "a"), "rejected": messages("Hi", "b")},
+        {"chosen": messages("Hi", "a"), "rejected": messages("Hi", "b")},
+        {"chosen": "\n\nHuman: Hi\n\nAssistant: a", "rejected": "\n\nHuman: Hi\n\nAssistant: b"},
+        {"chosen": "Hi a", "rejected": "Hi b"},
+    ]
+    for shape in shapes:
+        rows = [{**shape, **dict(zip(names, grades, strict=True))} for grades in ((4.5, 4), (3, 3.0), (None, 2.0))]
+        (group,), rejections = read_preference_rows(rows, settings(gap_use="margin"))
+        assert group == Group((("user", "Hi"),), ("a", "b"), (Edge(0, 1, margin=0.5),), scores=(4.5, 4.0))
+        assert rejections == {"below_min_gap": 1, "bad_score": 1}
+
+
+def test_other_columns_of_both_sides_are_no_grades():
+    row = {"prompt": "Hi", "chosen": "a", "rejected": "b", "chosen-model": "x", "rejected-model": "y"}
+    row |= {"chosen_rating": "high", "rejected_rating": "low", "chosen_length": 1, "rejected_length": 2}
+    (group,), rejections = read_preference_rows([row], settings())
+    assert (group.edges, group.scores, rejections) == ((Edge(0, 1),), (), {})

@@ -16,6 +16,7 @@ import zstandard
 from support.corpora import write_jsonl
 
 from pipelines.config.train import PreferenceColumns, PreferencesConfig
+from rm.conversations import tools_in
 from rm.preferences import (
     FORMATS,
     PreferenceError,
@@ -155,6 +156,26 @@ def test_history_and_context_belong_to_the_prompt_of_any_format():
     assert group.prompt == (("user", "Why?"),)
     for history in ("once upon a time", ["Hi"], [["Hi", None]], 7):
         assert read_preference_rows([{**pair, "before": history}], settings) == ([], {"bad_history": 1})
+
+
+def test_tools_beside_the_prompt_are_carried():
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}]
+    pair = {"prompt": "2+2?", "chosen": "4", "rejected": "5"}
+    plain = ReadSettings(**PreferencesConfig(path="x").reading_options())
+    named = ReadSettings(**PreferencesConfig(path="x", columns={"tools": "functions"}).reading_options())
+    for row, settings in [
+        ({"tools": tools}, plain),
+        ({"tools": json.dumps(tools)}, plain),
+        ({"functions": tools, "tools": "hammer"}, named),
+    ]:
+        (group,), _ = read_preference_rows([{**pair, **row}], settings)
+        assert (tools_in(group.prompt), group.prompt[1:]) == (tools, (("user", "2+2?"),))
+    format = FORMATS["prompt_chosen_rejected"]
+    assert reading_notes([{**pair, "tools": tools}], format, plain) == []
+    assert reading_notes([{**pair, "tools": "hammer"}], format, plain) == [
+        "columns with text or lists that are not read: tools"
+    ]
+    assert read_preference_rows([{**pair, "functions": "hammer"}], named) == ([], {"bad_tools": 1})
 
 
 def test_a_prompt_that_all_responses_repeat_is_taken_off_once():
