@@ -117,7 +117,7 @@ def _describe(kind: type[BaseModel], problem: Any) -> str:
         return f"{path} is {_shown(given)}: expected one of {', '.join(known)}{hint}"
     if problem["type"] == "missing":
         return f"{path} is missing; it is required"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = _shortened(problem["msg"].removeprefix("Value error, "), longest=1000)
     if isinstance(given, dict | list) and problem["type"] == "value_error":  # about how its fields go together
         return f"{path or 'configuration'}: {message}"
     return f"{path} is {_shown(given)}: {message}"
@@ -134,8 +134,8 @@ def _shown(value: Any) -> str:
     return _shortened(text)
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]}...{text[-_LONGEST // 2 :]}"
+def _shortened(text: str, *, longest: int = _LONGEST) -> str:
+    return text if len(text) <= longest else f"{text[: longest // 2]}...{text[-longest // 2 :]}"
 
 
 def _keys_at(kind: Any, location: Sequence[int | str]) -> Iterator[str]:

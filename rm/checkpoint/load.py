@@ -96,6 +96,7 @@ def load_tokenizer(directory: Path) -> Any:
         raise ModelError(f"{directory} has no tokenizer files; save the tokenizer beside the weights")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
+        tokenizer("a", verbose=False)  # some values of a wrong type show only here
     except Exception as error:  # whatever this version of the library raises, the remedy is the same
         refuse_damaged(directory)
         raise ModelError(

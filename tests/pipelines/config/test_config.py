@@ -225,6 +225,7 @@ LAUGHS = "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("ab
         ('scores: {path: "a\\0b"}\n', "scores.path is .*no path holds a NUL character"),
         (f"scores: {{path: sub/{'ä' * 128}}}\n", "scores.path is .*no name in a path has more than 255 bytes"),
         (f"limits: {{{', '.join(f'k{n}: 1' for n in range(300))}}}\n", "'limits.k19'; .*; 280 more mistakes"),
+        (f"report: {{gold: {'x' * 9000}}}\n", r"report\.gold names the column 'x{400,500}\.\.\.x{400,500}"),
         ("limits: {max_rejected_fraction: .nan}\n", "max_rejected_fraction is nan: .*finite"),
     ],
 )

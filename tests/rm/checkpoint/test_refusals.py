@@ -228,3 +228,11 @@ def test_attention_that_a_short_row_changes_for_good_is_refused_beyond_its_limit
         load_model(directory, max_length=44, **settings)
         with pytest.raises(ModelError, match=r"rows may have 45; set model\.max_length to 44 or less"):
             load_model(directory, max_length=45, **settings)
+
+
+def test_a_tokenizer_that_fails_when_it_is_called_is_refused_at_load(tmp_path):
+    """Found by fuzzing: a limit that is text is no error before the first text is tokenised."""
+    path = save_encoder(tmp_path) / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": "1e3"}))
+    with pytest.raises(ModelError, match=r"has no usable tokenizer \(TypeError\); save it beside the weights"):
+        load_tokenizer(tmp_path)
