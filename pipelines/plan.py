@@ -25,6 +25,7 @@ from pipelines.corpus.columns.value_kinds import RowValues
 from pipelines.corpus.files import with_copy
 from pipelines.corpus.listing import first_columns, list_files
 from pipelines.corpus.own_files import places_of, refuse_places
+from pipelines.corpus.parquet import refuse_types
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
 from pipelines.storage import publish
 from pipelines.storage.canonical_json import digest
@@ -175,6 +176,8 @@ def make_plans(config: RunConfig) -> Plans:
     for note in detected.notes:
         log.warning("%s: %s", where, note)
     mapping = detected.mapping
+    if (file := next(file for file in files if file.path == where)).kind == "parquet":
+        refuse_types(file, mapping)
     scores = absolute(config.scores_path)
     files = tuple(with_copy(file, scores, max_row_bytes=limits.max_row_bytes) for file in files)
     models: Sequence[ModelConfig | None] = config.models or [None]

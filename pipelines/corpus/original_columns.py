@@ -82,5 +82,21 @@ def dump(schema: pa.Schema) -> str:
 
 
 def load(text: str) -> pa.Schema:
-    """Read a schema that `dump` has written."""
-    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
+    """Read a schema that `dump` has written, without views."""
+    return without_views(pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text))))
+
+
+def without_views(schema: pa.Schema) -> pa.Schema:
+    """Return a schema with plain text and bytes in place of views of these, with which many of Arrow's functions cannot deal."""
+    return pa.schema([field.with_type(_without_views(field.type)) for field in schema], schema.metadata)
+
+
+def _without_views(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
+        return pa.string() if pa.types.is_string_view(kind) else pa.binary()
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_without_views(field.type)) for field in kind])
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        make = pa.list_ if pa.types.is_list(kind) else pa.large_list
+        return make(kind.value_field.with_type(_without_views(kind.value_type)))
+    return kind

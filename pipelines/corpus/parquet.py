@@ -57,6 +57,28 @@ def parquet_rows(file: InputFile, unit: Unit, mapping: RowMapping, *, as_planned
             )
 
 
+def refuse_types(file: InputFile, mapping: RowMapping) -> None:
+    """Raise `InputError` where the type of a column can hold nothing of what the column is read as, in no row."""
+    schema = parquet_schema(file)
+    roles = ("prompt", "response", "responses", "messages", "system", "input")
+    columns = [(name, f"the {role}", "text or messages") for role in roles if (name := getattr(mapping, role))]
+    columns += [(mapping.reward, "the reward", "numbers, or lists of numbers")] if mapping.reward else []
+    for name, role, expected in columns:
+        if len(schema.get_all_field_indices(name)) != 1:
+            continue  # an error of its own
+        scalar = kind = schema.field(name).type
+        while scalar.id in _LISTS or pa.types.is_dictionary(scalar):
+            scalar = scalar.value_type
+        numbers = pa.types.is_integer(scalar) or pa.types.is_floating(scalar) or pa.types.is_decimal(scalar)
+        others = pa.types.is_boolean(scalar) or pa.types.is_temporal(scalar)
+        fits = (numbers or pa.types.is_null(scalar)) if role == "the reward" else not (numbers or others)
+        if not fits:
+            raise InputError(
+                f"input file {file.path}: column {name!r} holds {kind}, and {role} is {expected}; name another column, or "
+                "convert this one"
+            )
+
+
 def refuse_missing(file: InputFile, names: Sequence[str], wanted: Sequence[str]) -> None:
     """Raise `InputError` where a wanted column is not among the file's `names`."""
     known = set(names)

@@ -15,6 +15,7 @@ from pipelines.corpus.columns.value_kinds import RowValues
 from pipelines.corpus.files import InputFile, RawRow, Unit
 from pipelines.corpus.fragments import Row, row_of
 from pipelines.corpus.jsonl import json_lines, parse_line
+from pipelines.corpus.original_columns import without_views
 from pipelines.corpus.parquet import batch_rows, refuse_doubled
 from pipelines.corpus.unreadable import reading_input
 from pipelines.errors import InputError
@@ -123,6 +124,8 @@ def _take(batches: Iterator[pa.RecordBatch], numbers: RowNumbers) -> Iterator[Ta
     for batch in batches:
         low, high = (int(at) for at in np.searchsorted(numbers, [first, first + batch.num_rows]))
         if low < high:
+            kinds = without_views(batch.schema)
+            batch = batch if kinds.equals(batch.schema) else batch.cast(kinds)
             yield low, high, batch.take(pa.array(numbers[low:high] - first))
         first += batch.num_rows
         if high == len(numbers):

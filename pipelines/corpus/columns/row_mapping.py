@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from pipelines.corpus.columns.value_kinds import RowValues
@@ -131,7 +132,7 @@ def rewards_of(row: RowValues, mapping: RowMapping, count: int) -> list[float | 
 
 
 def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         return None
     try:
         return float(value) if abs(value) <= _LARGEST else None  # the comparison is false for NaN
