@@ -47,7 +47,7 @@ class BestkeptError(Exception):
     exit_code: Exit = Exit.STORAGE
 
     def __init__(self, message: str) -> None:
-        self.message = escape_controls(hide_credentials(message))
+        self.message = _shorten(escape_controls(hide_credentials(message)))
         super().__init__(self.message)
 
     def pack(self) -> str:
@@ -181,6 +181,13 @@ _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u206
 def escape_controls(text: str) -> str:
     """Return `text` with what could break a line or steer a terminal shown as in Python's source, such as `\\n` and `\\x1b`."""
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+_LONGEST = 4000  # characters of a message
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} [...] {text[-_LONGEST // 2 + 7 :]}"
 
 
 _MOST_NAMES = 100

@@ -1,7 +1,7 @@
 """The input corpus: files → units → fragments of rows."""
 
 from pipelines.corpus.files import InputFile, Unit, UnitKey, is_seekable, kind_of, place_of, split_units, unit_of
-from pipelines.corpus.first_rows import column_names, no_lines, read_first_rows
+from pipelines.corpus.first_rows import column_names, first_reason, no_lines, read_first_rows
 from pipelines.corpus.fragments import Fragment, Row, original_schema, read_fragments, row_of
 from pipelines.corpus.reread import read_rows, take_batches
 from pipelines.corpus.unreadable import UnreadableError, probe
@@ -14,6 +14,7 @@ __all__ = [
     "UnitKey",
     "UnreadableError",
     "column_names",
+    "first_reason",
     "is_seekable",
     "kind_of",
     "no_lines",

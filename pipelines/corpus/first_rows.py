@@ -55,6 +55,17 @@ def read_first_rows(file: InputFile, *, max_row_bytes: int) -> tuple[list[str], 
     return list(names_seen), rows
 
 
+def first_reason(file: InputFile, *, max_row_bytes: int) -> str | None:
+    """The reason why the first row of a file is rejected before its columns are looked at; None where it is not, or has none."""
+    rows = (
+        json_rows(file, Unit(0, 0, file.size, file.size), max_row_bytes=max_row_bytes)
+        if file.kind == "jsonl"
+        else iter(())
+    )
+    values = next((row.values for row in rows), None)
+    return values if isinstance(values, str) else None
+
+
 def no_lines(file: InputFile, *, array: bool = False) -> str | None:
     """The layout of a JSON file that is not written one object a line, with the remedy; None for any other file. With `array`,
     arrays only, whose last line may pass for a row."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pipelines.config import InputFiles
-from pipelines.corpus import InputFile, UnreadableError, kind_of, no_lines, read_first_rows
+from pipelines.corpus import InputFile, UnreadableError, first_reason, kind_of, no_lines, read_first_rows
 from pipelines.corpus.columns.value_kinds import RowValues
 from pipelines.corpus.files import with_layout
 from pipelines.corpus.own_files import refuse_own_files
@@ -15,6 +15,11 @@ from pipelines.errors import InputError
 from pipelines.storage.files import absolute, version_of
 from pipelines.storage.listing import expand
 
+_IN_WORDS = {
+    "duplicate_key": ": an object has a key twice, of which readers take one or the other; write each key once",
+    "nan_literal": ": NaN and Infinity are no JSON; write null",
+    "row_too_large": "; raise limits.max_row_bytes",
+}
 _CONVERT = "convert a table once, as pandas does with read_excel(...).to_parquet(...), or "
 _OPENED_AT_ONCE = 16
 
@@ -35,10 +40,13 @@ def first_columns(
         if names:
             return names, rows, file.path
     note = f" ({unreadable} cannot be read)" if unreadable else ""
-    if not unreadable and (broken := no_lines(files[0])):
+    reason = None if unreadable else first_reason(files[0], max_row_bytes=max_row_bytes)
+    if reason in ("bad_json", "not_an_object") and (broken := no_lines(files[0])):
         raise InputError(f"input file {files[0].path} cannot be read: {broken}")
+    if reason is not None:
+        note = f" (its first row is rejected as {reason}{_IN_WORDS.get(reason, '')})"
     raise InputError(
-        f"input.path names {len(files)} files, and none has a usable row{note}; the first is {files[0].path}"
+        f"input.path names {len(files)} files, and none has a usable row; the first is {files[0].path}{note}"
     )
 
 

@@ -153,6 +153,10 @@ def load_rows(path: str) -> Iterator[Mapping[str, Any]]:
     except StopIteration:  # what `datasets` raises where all files are empty
         return
     except (datasets.exceptions.DatasetGenerationError, zstandard.ZstdError, EOFError, OSError, ValueError) as error:
+        if "was specified twice" in str(error.__cause__):  # Arrow's words
+            raise PreferenceError(
+                f"data.path {path!r} has a row with a key twice, of which readers take one or the other; write each key once"
+            ) from error
         raise PreferenceError(
             f"data.path {path!r} cannot be read as {kind} ({type(error).__name__}); check that the file is whole"
         ) from error

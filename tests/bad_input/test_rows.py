@@ -414,3 +414,16 @@ def test_a_row_that_the_model_fails_on(tmp_path, make_config, encoder, monkeypat
     [row] = pq.read_table(tmp_path / "out" / "rejected").to_pylist()
     assert (row["file"], row["place"], row["reason"]) == ("a.jsonl", "line 8", reason)
     assert_no_secret(tmp_path / "out")
+
+
+@pytest.mark.parametrize("command", ["run", "evaluate"])
+def test_a_key_twice_in_every_row_is_named_as_such(tmp_path, bestkept, encoder, command):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "a", "prompt": "b", "response": "c", "chosen": "c", "rejected": "d", "grade": 1}\n' * 3)
+    (tmp_path / "c.yaml").write_text(
+        f"input: {{path: {path}}}\nscores: {{column: grade}}\noutput: {{path: {tmp_path}/out}}\n"
+    )
+    words = [tmp_path / "c.yaml"] if command == "run" else [encoder, path, f"output.path={tmp_path}/out"]
+    code, _, err = bestkept(command, *words)
+    last = err.strip().splitlines()[-1]
+    assert (code, "key twice" in last, "write each key once" in last) == (3, True, True), last

@@ -86,3 +86,11 @@ def test_where_an_error_of_this_process_comes_from():
     with pytest.raises(json.JSONDecodeError) as raised:
         from_text("[bestkept-error:AAAA]")
     assert re.fullmatch(r"JSONDecodeError at pipelines/errors\.py:\d+", whereabouts(raised.value))
+
+
+def test_a_long_message_loses_its_middle():
+    error = BestkeptError(f"column {'x' * 100_000} is missing; name another")
+    assert len(error.message) <= 4000
+    assert error.message.startswith("column xxx")
+    assert error.message.endswith("xxx is missing; name another")
+    assert BestkeptError(error.message).message == error.message

@@ -132,7 +132,8 @@ def rewards_of(row: RowValues, mapping: RowMapping, count: int) -> list[float | 
 
 
 def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+    value = float(value) if isinstance(value, Decimal) else value
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
         return float(value) if abs(value) <= _LARGEST else None  # the comparison is false for NaN
