@@ -44,8 +44,11 @@ class InputFiles(Strict):
     """The files of a corpus, and the roles of their columns."""
 
     path: PathText | Annotated[list[PathText], Field(min_length=1)] = Field(examples=["corpus/*.parquet"])
-    """Files, globs, or directories of Parquet, JSON lines, JSON arrays, CSV or TSV; local or any fsspec URL (s3://, gs://,
-    ...)."""
+    """Files, globs, or directories of Parquet, JSON lines, JSON arrays, CSV, TSV or Arrow (`datasets.save_to_disk`); local or any
+    fsspec URL (s3://, gs://, ...)."""
+    split: str | None = None
+    """The split to read, where names of files or folders say of which they are, as `train-00000-of-00002.parquet` or
+    `test/data-00000-of-00001.arrow`. Needed where there are several: they are never mixed."""
     format: Literal["auto", "messages", "sharegpt", "prompt_response", "responses_list", "alpaca", "hh"] = "auto"
     """The layout of the rows; `auto` detects it by their columns and values. `hh`: transcripts,
     "Human: ... Assistant: ...", whole ones in `columns.messages` or open ones in `columns.prompt`."""

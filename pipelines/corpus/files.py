@@ -52,14 +52,14 @@ class InputFile(NamedTuple):
     kind: str  # parquet | jsonl
     compression: (
         str | None
-    )  # gz | zst | bz2 | xz, and before it what is no line of JSON: array | csv | tsv, as in `csv.gz`
+    )  # gz | zst | bz2 | xz, and before it what is no line of JSON: array | csv | tsv | arrow, as in `csv.gz`
     size: int  # bytes
     version: str  # etag, generation or mtime
     copy: str | None = None  # folder of its rewritten copy, which is read in its place
 
     @property
     def layout(self) -> str | None:
-        """`array`, `csv` or `tsv`; None for lines of JSON, and for Parquet."""
+        """`array`, `csv`, `tsv` or `arrow`; None for lines of JSON, and for Parquet."""
         first = (self.compression or "").partition(".")[0]
         return first if first in LAYOUTS else None
 
@@ -114,6 +114,8 @@ def _kind_of(name: str) -> tuple[str, str | None] | None:
         return "jsonl", codec
     if name.endswith((".csv", ".tsv")):
         return "jsonl", name[-3:] if codec is None else f"{name[-3:]}.{codec}"
+    if name.endswith((".arrow", ".feather")) and codec is None:
+        return "jsonl", "arrow"
     if name.endswith((".parquet", ".pq")) and codec is None:
         return "parquet", None
     return None

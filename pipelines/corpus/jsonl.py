@@ -9,9 +9,10 @@ import math
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NoReturn
 
+from pipelines.corpus.arrow_lines import arrow_lines
 from pipelines.corpus.columns.value_kinds import RowValues
 from pipelines.corpus.files import InputFile, RawRow, Unit, codec_inside, open_input
-from pipelines.corpus.records import BAD_RECORD, UTF8_BOM, to_lines
+from pipelines.corpus.records import UTF8_BOM, reason_of, to_lines
 from pipelines.corpus.rewritten_copy import read_lines
 from pipelines.storage.decompress import decompress
 from rm.conversations import UnusableError
@@ -73,8 +74,8 @@ def parse_line(line: bytes) -> RowValues | str:
     integers beyond Python's limit of 4,300 digits are rejected, since readers disagree on them; values nested deeper than
     `DEEPEST`, since they cannot be stored.
     """
-    if line == BAD_RECORD:
-        return "bad_table_row"
+    if (reason := reason_of(line)) is not None:
+        return reason
     try:
         value = _DECODER.decode(line.removeprefix(UTF8_BOM).decode())
     except UnicodeDecodeError:
@@ -154,7 +155,7 @@ def _lines(stream: BinaryIO, file: InputFile, unit: Unit, limit: int) -> Iterato
         chunks, codec = _chunks_from_start(stream, file.codec)
         end = end if codec is None else None
     if file.layout is not None:
-        yield from to_lines(chunks, file.layout, limit)
+        yield from arrow_lines(chunks, limit) if file.layout == "arrow" else to_lines(chunks, file.layout, limit)
         return
     skipping = position != unit.start
     parts: list[bytes] = []

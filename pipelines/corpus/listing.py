@@ -13,7 +13,7 @@ from pipelines.corpus.files import with_layout
 from pipelines.corpus.own_files import refuse_own_files
 from pipelines.errors import InputError
 from pipelines.storage.files import absolute, version_of
-from pipelines.storage.listing import expand
+from pipelines.storage.listing import ListedFile, expand
 
 _IN_WORDS = {
     "duplicate_key": ": an object has a key twice, of which readers take one or the other; write each key once",
@@ -50,6 +50,20 @@ def first_columns(
     )
 
 
+def _take_split(pattern: str, listed: list[ListedFile], wanted: str | None) -> list[ListedFile]:
+    """The files of one split. Raises `InputError` where they are of several and none is wanted, or none is of the wanted one."""
+    from rm.splits import SplitError, take_split
+
+    try:
+        taken = set(take_split([file.key for file in listed], wanted))
+    except SplitError as error:
+        remedy = "name one of them: input.split=NAME" if wanted is None else "name one of these, or remove input.split"
+        raise InputError(
+            f"input.path {pattern!r}: {error}; {remedy}, or give patterns of the files that are meant"
+        ) from error
+    return [file for file in listed if file.key in taken]
+
+
 def list_files(config: InputFiles, *, skip_bad_files: bool = False) -> list[InputFile]:
     """List all input files, sorted by key.
 
@@ -60,7 +74,7 @@ def list_files(config: InputFiles, *, skip_bad_files: bool = False) -> list[Inpu
     """
     files: dict[str, InputFile] = {}
     for pattern in config.paths:
-        listed = expand(pattern)
+        listed = _take_split(pattern, expand(pattern), config.split)
         refuse_own_files(pattern, listed)
         for path, relative, info in listed:
             kind, is_directory = kind_of(path), info["type"] == "directory"
@@ -68,7 +82,7 @@ def list_files(config: InputFiles, *, skip_bad_files: bool = False) -> list[Inpu
                 continue
             if kind is None:
                 raise InputError(
-                    f"input file {path} is of no known kind; expected .parquet, or .jsonl, .json, .csv or .tsv, plain or "
+                    f"input file {path} is of no known kind; expected .parquet, .arrow, or .jsonl, .json, .csv or .tsv, plain or "
                     f"with .gz, .zst, .bz2 or .xz; {_CONVERT if path.lower().endswith('.xlsx') else ''}leave it out with a "
                     "pattern such as DIR/*.parquet"
                 )

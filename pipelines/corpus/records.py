@@ -12,10 +12,8 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-LAYOUTS = ("array", "csv", "tsv")
+LAYOUTS = ("array", "csv", "tsv", "arrow")
 UTF8_BOM = b"\xef\xbb\xbf"
-BAD_RECORD = b"\xff table"
-"""The line in place of a record that has not the columns of its header, or breaks the rules of quotes."""
 Line = tuple[bytes | None, int]
 """(a line, or None where it is too long; the bytes of its record in the file)"""
 
@@ -29,7 +27,20 @@ _IS_TEXT = re.compile(
     r"(prompt|response|completion|output|answer|text|content|message)s?([ _-]?([a-z]|\d+))?",
     re.IGNORECASE,
 )
+_REASON = b"\xff\xff\xff "  # no line of text begins so
+_REASONS = ("bad_table_row", "bad_utf8", "bad_value", "bad_json")
 csv.field_size_limit(2**31 - 1)  # fields are bounded below: by the size of a row
+
+
+def reason_line(reason: str) -> bytes:
+    """The line in place of a record that is rejected for a reason, which `reason_of` reads."""
+    return _REASON + reason.encode()
+
+
+def reason_of(line: bytes) -> str | None:
+    """The reason that a line stands for; None for a line of a file."""
+    reason = line.removeprefix(_REASON).decode(errors="replace") if line.startswith(_REASON) else ""
+    return reason if reason in _REASONS else None
 
 
 def to_lines(chunks: Iterable[bytes], layout: str, limit: int) -> Iterator[Line]:
@@ -150,9 +161,9 @@ def _table_lines(chunks: Iterable[bytes], layout: str, limit: int) -> Iterator[L
     ]
     for cells, size in itertools.chain(first, records):
         if cells is None or size > limit:
-            yield (BAD_RECORD if size <= limit else None), size
+            yield (reason_line("bad_table_row") if size <= limit else None), size
         elif len(cells) != len(names):
-            yield BAD_RECORD, size
+            yield reason_line("bad_table_row"), size
         else:
             values = [_value(cell) if of_type else cell for cell, of_type in zip(cells, typed, strict=True)]
             text = json.dumps(dict(zip(names, values, strict=True)), ensure_ascii=False)

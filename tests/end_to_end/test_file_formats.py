@@ -8,10 +8,13 @@ import gzip
 import io
 import json
 import lzma
+import math
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.stubs import StubFactory
@@ -53,6 +56,14 @@ def table(rows: list[dict[str, Any]], delimiter: str = ",") -> bytes:
     return sink.getvalue().encode()
 
 
+def arrow(rows: list[dict[str, Any]], *, file: bool = False) -> bytes:
+    sink = io.BytesIO()
+    table = pa.Table.from_pylist(rows)
+    with (pa.ipc.new_file if file else pa.ipc.new_stream)(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=5)
+    return sink.getvalue()
+
+
 FORMATS: dict[str, tuple[str, Callable[[list[dict[str, Any]]], bytes]]] = {
     "array": ("a.json", array),
     "pretty array with a BOM": ("a.json", lambda rows: b"\xef\xbb\xbf" + array(rows, indent=2, ensure_ascii=False)),
@@ -62,6 +73,8 @@ FORMATS: dict[str, tuple[str, Callable[[list[dict[str, Any]]], bytes]]] = {
     "csv of Excel": ("a.csv", lambda rows: table(rows, ";")),
     "csv.xz": ("a.csv.xz", lambda rows: lzma.compress(table(rows))),
     "tsv": ("a.tsv", lambda rows: table(rows, "\t")),
+    "arrow": ("a.arrow", arrow),
+    "arrow of Feather": ("a.feather", lambda rows: arrow(rows, file=True)),
     "jsonl.bz2": ("a.jsonl.bz2", lambda rows: bz2.compress(lines(rows))),
     "jsonl.xz": ("a.jsonl.xz", lambda rows: lzma.compress(lines(rows))),
     "bzip2 named jsonl": ("a.jsonl", lambda rows: bz2.compress(lines(rows), 1)),
@@ -75,12 +88,11 @@ LINES = ("jsonl.bz2", "jsonl.xz", *HIDDEN)
 def curate(tmp_path, stub_model):
     """Runs a corpus without any selection, and with its own columns in the output: (configuration, manifest)."""
 
-    def run(path: Path, *, name: str = "out", **limits: Any) -> tuple[RunConfig, dict[str, Any]]:
-        values = {
-            "input": {"path": str(path), "rows_per_fragment": 4},
-            "model": {"path": str(stub_model)},
-            "select": [],
-        }
+    def run(
+        path: Path, *, name: str = "out", split: str | None = None, **limits: Any
+    ) -> tuple[RunConfig, dict[str, Any]]:
+        input = {"path": str(path), "split": split, "rows_per_fragment": 4}
+        values = {"input": input, "model": {"path": str(stub_model)}, "select": []}
         values |= {"output": {"path": str(tmp_path / name), "shape": "original"}, "limits": limits}
         config = RunConfig.model_validate(values)
         return config, run_curation(config, scorer=StubFactory()).manifest
@@ -128,10 +140,13 @@ def test_a_cut_file_of_every_format_is_an_error_or_left_out_by_name(curate, tmp_
     cut = data[: data.rindex(b'"')] if name.startswith(("csv", "tsv")) and not name.endswith(".xz") else data[:-9]
     (tmp_path / "in" / f"b{file_name}").write_bytes(cut)
     (tmp_path / "in" / file_name).write_bytes(encode(ROWS))
-    with pytest.raises(InputError, match=f"b{file_name} is cut or damaged"):
+    with pytest.raises(InputError, match=f"b{file_name} is cut or damaged|b{file_name} cannot be read"):
         curate(tmp_path / "in")
     _, manifest = curate(tmp_path / "in", skip_bad_files=True)
-    assert manifest["skipped_files"] == [{"key": f"b{file_name}", "reason": "truncated"}]
+    reason = (
+        "damaged" if name.startswith("arrow") and manifest["skipped_files"][0]["reason"] == "damaged" else "truncated"
+    )
+    assert manifest["skipped_files"] == [{"key": f"b{file_name}", "reason": reason}]
     assert manifest["counts"]["scored"] == 12
 
 
@@ -153,6 +168,40 @@ def test_inspect_reads_every_format_and_names_it(tmp_path, name):
     assert document["files"]["kinds"] == {kind: 1}
     assert document["rows"] == {"count": 13, "exact": True}
     assert document["corpus"]["rejected"]["empty_response"]["first"].endswith("line 6" if name in LINES else "row 6")
+
+
+def test_values_of_arrow_that_json_has_not_are_text_or_null(curate, tmp_path):
+    rows = [
+        {
+            "when": datetime(2024, 5, 6, tzinfo=UTC),
+            "raw": b"\xff\x00",
+            "text": b"plain",
+            "score": math.nan,
+            "n": [1, None],
+        }
+    ]
+    rows = [{"prompt": "q", "response": "a", **rows[0]}]
+    (tmp_path / "a.arrow").write_bytes(arrow(rows))
+    curate(tmp_path / "a.arrow")
+    (row,) = pq.read_table(tmp_path / "out" / "data").to_pylist()
+    expected = {"when": "2024-05-06T00:00:00+00:00", "raw": "/wA=", "text": "plain", "score": None, "n": [1, None]}
+    assert {name: row[name] for name in expected} == expected
+
+
+def test_what_save_to_disk_writes_is_read_by_split(curate, tmp_path):
+    import datasets
+
+    splits = {"train": datasets.Dataset.from_list(ROWS[:6]), "test": datasets.Dataset.from_list(ROWS[6:])}
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "saved"), num_shards={"train": 2, "test": 1})
+    (tmp_path / "saved" / "train" / "cache-1234.arrow").write_bytes(arrow(ROWS))
+    with pytest.raises(InputError, match=r"several splits: test, train; name one of them: input\.split=NAME"):
+        curate(tmp_path / "saved")
+    for name, expected in (("train", ROWS[:6]), ("test", ROWS[6:])):
+        curate(tmp_path / "saved", name=name, split=name)
+        curate(tmp_path / "saved" / name, name=f"{name}-alone")
+        for out in (name, f"{name}-alone"):
+            rows = pq.read_table(tmp_path / out / "data").to_pylist()
+            assert [{key: row[key] for key in ROWS[0]} for row in rows] == expected
 
 
 def test_scores_of_a_csv_are_numbers(tmp_path):
