@@ -14,6 +14,7 @@ from rm.preferences.row_values import PROMPTS, RESPONSES, PreferenceError, Prefe
 from rm.preferences.verdicts import ask_for_winner, settle, words_of
 
 _IS_ID = re.compile(r"(^|_)(id|index|idx|seed|tokens?|length)$", re.IGNORECASE)
+_TREE = {"message_id", "parent_id", "role", "text"}  # OpenAssistant's messages
 _GRADES = ("score", "rating", "grade", "reward")
 _SEPARATE = ("prompt", "instruction", "question", "query", "context_messages")
 """Prompts of which a row needs one; `input` is left out, as it may belong to an instruction."""
@@ -86,6 +87,11 @@ def detect_format(row: PreferenceRow, columns: Mapping[str, str] | None = None) 
             f"data has columns {_join_names(row)}: responses to prompts, as `bestkept run` scores them, and no known judgement "
             f"of them; to train on them say what judges: {' or '.join(suggestions)}",
             suggestions,
+        )
+    if row.keys() >= _TREE:
+        raise PreferenceError(
+            "data has one message of a tree in a row (message_id, parent_id, role, text), and a preference is between answers to "
+            "one message; join them into rows {prompt: the messages up to it, responses: the answers, ranking: 1 + their rank}"
         )
     if (question := ask_for_winner(row)) is not None:
         raise question

@@ -13,7 +13,16 @@ _PREFERENCE_COLUMNS = {"chosen", "rejected"}
 
 def hint(table: FirstRows, wanted: str, user_columns: Mapping[str, str]) -> str:
     """The first reason that applies to a table that no reading fits, and its remedy, with the punctuation before them."""
-    checks = (_preferences, _another_case, _open_conversations, _batch_answers, _no_text, _no_response, _one_text)
+    checks = (
+        _tree,
+        _preferences,
+        _another_case,
+        _open_conversations,
+        _batch_answers,
+        _no_text,
+        _no_response,
+        _one_text,
+    )
     for check in checks:
         if (reason := check(table, user_columns)) is not None:
             return reason
@@ -39,6 +48,15 @@ def _preferences(table: FirstRows, user_columns: Mapping[str, str]) -> str | Non
     )
     return f": these are preferences (the format {name}), which `bestkept train` and `bestkept evaluate` read" + (
         f"; to score the chosen sides as a corpus set {setting}" if setting else "; `run` needs prompts and responses"
+    )
+
+
+def _tree(table: FirstRows, user_columns: Mapping[str, str]) -> str | None:
+    if not {"message_id", "parent_id", "role", "text"} <= {*table.names}:
+        return None
+    return (
+        ": each row is one message of a tree (message_id, parent_id, role, text); join the messages from a root to each answer "
+        "into rows with a column of messages, then input.columns={messages: COLUMN}"
     )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rm.conversations import Conversation, UnusableError, from_prompt, from_response
+from rm.messages import parse_json
 from rm.preferences.edges import vote_probability
 from rm.preferences.groups import Edge, Group
 from rm.preferences.readers.pairs import read_sides
@@ -72,8 +74,14 @@ def verdict(row: PreferenceRow, settings: ReadSettings, columns: Verdict | None 
             columns = settle([row], settings)
         except PreferenceError:
             raise UnusableError("bad_verdict") from None
-    context = read_prompt(row) if any(name in row for name in PROMPTS) else ()
-    sides = read_sides(context, *(row.get(name) for name in columns.sides))
+    prompt = next((name for name in PROMPTS if name in row), None)
+    values = [row.get(name) for name in columns.sides]
+    context: Conversation = ()
+    if (conversations := _turns_in_json(row.get(prompt or ""), values)) is not None:
+        values = [*conversations]
+    elif prompt is not None:
+        context = read_prompt(row)
+    sides = read_sides(context, *values)
     if sides[0][0] != sides[1][0]:
         raise UnusableError("prompts_differ")
     if sides[0][1] == sides[1][1]:
@@ -86,6 +94,26 @@ def verdict(row: PreferenceRow, settings: ReadSettings, columns: Verdict | None 
     else:
         edge = _vote_edge([votes.count(side) for side in (FIRST, SECOND, TIE)], settings)
     return Group(sides[0][0], (sides[0][1], sides[1][1]), (edge,))
+
+
+def _turns_in_json(prompts: object, sides: Sequence[object]) -> list[list[dict[str, Any]]] | None:
+    """Return the conversations of prompts and answers that are lists of texts as JSON, a text a turn (Arena 55k); else None."""
+    if not all(isinstance(value, str) for value in (prompts, *sides)):
+        return None
+    lists = [parse_json(value) for value in (prompts, *sides)]
+    turns = [
+        value for value in lists if isinstance(value, list) and not any(isinstance(text, Mapping) for text in value)
+    ]
+    if len(turns) < len(lists) or any(len(texts) != len(turns[0]) for texts in turns):
+        return None
+    return [
+        [
+            {"role": role, "content": text}
+            for question, answer in zip(turns[0], answers, strict=True)
+            for role, text in (("user", question), ("assistant", answer))
+        ]
+        for answers in turns[1:]
+    ]
 
 
 def _vote_edge(counts: Sequence[int], settings: ReadSettings) -> Edge:
