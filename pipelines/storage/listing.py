@@ -50,6 +50,10 @@ def expand(pattern: str) -> list[ListedFile]:
     local = isinstance(fs, LocalFileSystem)
     with reading(pattern):
         search = search_for(path, lambda name: exists_on(fs, name, pattern))
+        if search.is_glob and any("**" in part and part != "**" for part in search.path.split("/")):
+            raise InputError(
+                f"input.path {pattern!r} has ** beside other characters; it stands alone between slashes: DIR/**/*"
+            )
         entries = _find_locally(fs, search) if local else _find_remotely(fs, search, pattern)
         if not local:
             _refuse_credentials(entries, pattern)

@@ -46,6 +46,17 @@ def test_what_a_directory_a_pattern_and_a_file_name(tree):
     assert (one.path, one.key, one.info["size"]) == (str(tree / "a.jsonl"), "a.jsonl", 7)
 
 
+@pytest.mark.parametrize("pattern", ["a**b/*.jsonl", "**.jsonl", "*/***", "deep/c**"])
+def test_two_stars_stand_alone(tree, pattern):
+    with pytest.raises(
+        InputError, match=r"has \*\* beside other characters; it stands alone between slashes: DIR/\*\*/\*$"
+    ):
+        keys(tree / pattern)
+    (tree / "a**b").mkdir()
+    (tree / "a**b" / "x.jsonl").write_text("")
+    assert keys(tree / "a**b" / "*.jsonl") == keys(tree / "a**b") == ["x.jsonl"]
+
+
 def test_directories_that_a_pattern_names_are_told_where_their_files_are_not(tree):
     assert keys(f"{tree}/*") == ["a.jsonl", "b.jsonl", "deep"]
     assert keys(f"{tree}/**") == ["a.jsonl", "b.jsonl", "deep/c.jsonl"]
