@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,6 +72,15 @@ def _encode_group(group: Group, template: Template, rejected: Rejections) -> Enc
         tuple(range(len(group.responses))),
     )
     return whole.select(sorted(used))
+
+
+def hash_groups(groups: Sequence[EncodedGroup]) -> str:
+    """Return a hash of token ids and judgements, in order: all that training reads of its data."""
+    digest = hashlib.sha256()
+    for group in groups:
+        for part in (*(np.array(row.ids, dtype=np.int64) for row in group.responses), group.edges, group.labels):
+            digest.update(f"{part.shape}".encode() + part.tobytes())
+    return digest.hexdigest()[:32]
 
 
 def spread_rewards(rewards: np.ndarray, members: Sequence[int], count: int) -> np.ndarray:

@@ -21,7 +21,7 @@ from rm.conversations import prompt_key
 from rm.evaluate import Evaluation, evaluate, store_centring, store_offset, store_temperature
 from rm.preferences import Group, PreferenceError, ReadSettings, Rejections, heldout_split, read_preferences
 from rm.text.templates import Template
-from rm.train.data import Collator, Draws, EncodedGroup, encode_groups, spread_rewards
+from rm.train.data import Collator, Draws, EncodedGroup, encode_groups, hash_groups, spread_rewards
 from rm.train.loss_network import GroupLoss, GroupNetwork
 from rm.train.memory import refuse_steps
 from rm.train.ranks import Ranks
@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 _COLLAPSE_CHECK_GROUPS = 32  # groups whose rewards must differ after training
 _CHECKPOINTS = "checkpoints"
-_SETTINGS_FILE = "settings.json"
+_SETTINGS_FILE, _DATA_FILE = "settings.json", "data.json"
 
 
 @dataclass
@@ -88,8 +88,7 @@ def _train(settings: TrainSettings, ranks: Ranks) -> TrainResult:
     network = model.network(offset=_logit_of_base_rate(fit.encoded))
     network.offset.requires_grad_(any(len(group.labels) for group in fit.encoded))
     ranks.align(network)
-    if resume_from is None:
-        ranks.first(lambda: _claim_checkpoints(settings))
+    ranks.first(lambda: _claim_checkpoints(settings, [*fit.encoded, *heldout.encoded], resumed=resume_from is not None))
     trainer = _make_trainer(settings, network, model.collator(settings), fit.encoded, heldout.encoded, ranks)
     ranks.first(lambda: refuse_steps(network, trainer.collator, settings, _worst_step(trainer)))
     saving = SaveAtEnd(lambda: _save(settings, trainer, model, fit.encoded))
@@ -311,11 +310,23 @@ def _find_checkpoint(settings: TrainSettings) -> str | None:
     return None
 
 
-def _claim_checkpoints(settings: TrainSettings) -> None:
-    """Make the folder of the checkpoints, which says of which settings they are; not before data and model are checked."""
+def _claim_checkpoints(settings: TrainSettings, data: Sequence[EncodedGroup], *, resumed: bool) -> None:
+    """Make the folder of the checkpoints, which says of which settings and data they are; not before data and model are checked.
+
+    Raises `TrainingError` where a training would be resumed with other data.
+    """
     folder = Path(settings.output_path) / _CHECKPOINTS
+    data_file, data_hash = folder / _DATA_FILE, hash_groups(data)
+    if resumed:
+        if data_file.is_file() and json.loads(data_file.read_text(encoding="utf-8")) != data_hash:
+            raise TrainingError(
+                f"the preferences have changed since {folder} was written; restore them, remove the folder to train anew, or "
+                "choose another output.path"
+            )
+        return
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _SETTINGS_FILE).write_text(json.dumps(settings.key()), encoding="utf-8")
+    data_file.write_text(json.dumps(data_hash), encoding="utf-8")
 
 
 def _count_kinds(groups: Sequence[EncodedGroup]) -> dict[str, int]:

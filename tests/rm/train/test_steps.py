@@ -186,6 +186,22 @@ def test_checkpoints_of_other_settings_are_refused(tmp_path, rankings, encoder, 
     assert result.steps > 4
 
 
+def test_a_training_is_not_resumed_with_other_preferences(tmp_path, rankings, encoder, monkeypatch):
+    restore, text = interrupt(monkeypatch, 4), rankings.read_text()
+    values = {**RESUMED, "checkpoint_every": 2}
+    with pytest.raises(KeyboardInterrupt):
+        train(run_settings(rankings, encoder, tmp_path / "out", **values))
+    restore()
+    rows = [json.loads(line) for line in text.splitlines()]
+    rankings.write_text("".join(json.dumps({**row, "ranking": row["ranking"][::-1]}) + "\n" for row in rows))
+    with pytest.raises(
+        TrainingError, match=r"^the preferences have changed since .*/out/checkpoints was written; restore them"
+    ):
+        train(run_settings(rankings, encoder, tmp_path / "out", **values))
+    rankings.write_text(text)
+    assert train(run_settings(rankings, encoder, tmp_path / "out", **values)).steps > 4
+
+
 def test_a_checkpoint_that_was_not_finished_is_passed_over(tmp_path, rankings, encoder, steps, monkeypatch):
     restore = interrupt(monkeypatch, 9)
     values = {**RESUMED, "checkpoint_every": 4}
