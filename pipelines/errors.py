@@ -201,11 +201,12 @@ def join_names(names: Sequence[str]) -> str:
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]{0,20}):/+", re.IGNORECASE)
 _HIDDEN = "***"
-CREDENTIALS = "URL holds credentials; give them through the environment instead"
+CREDENTIALS = "URL holds credentials; give them through the environment instead, and write an at sign of a path as %40"
 _CONTAINER = re.compile(r"[^:@/]*@")
 _WITH_CONTAINER = ("abfs", "abfss", "az", "wasb", "wasbs")  # Azure: container@account, neither of which is a secret
 _WITHOUT_PORT = ("s3", "s3a", "gs", "gcs")
-_PORT = re.compile(r"[^:]*:\d+")
+# `user:12345/x@host` may be a name without dots and its port as well: then an `@` in the path has to be written as %40.
+_PORT = re.compile(r"(localhost|[^:]*\.[^:]*):\d{1,5}", re.IGNORECASE)
 # An IPv6 address, and an access point.
 _NO_PASSWORD = re.compile(r"\[[0-9a-f:.]*\](:\d+)?|arn:aws[a-z-]*:s3.*", re.IGNORECASE)
 _PARAMETER = re.compile(r"[?&;#]([^=&;?#/\s]+)=(?!\*\*\*(?:$|[\s'\"]))")

@@ -202,7 +202,7 @@ def effective_max_length(directory: Path, requested: int) -> int:
             # these architectures number positions from padding_idx + 1
             pad = config.get("pad_token_id")
             before = pad if isinstance(pad, int) else 0
-            limits.append(positions - (before + 1 if config.get("model_type") in OFFSET_POSITIONS else 0))
+            limits.append(positions - (before + 1 if str(config.get("model_type")) in OFFSET_POSITIONS else 0))
     limit = read_json(directory / "tokenizer_config.json").get("model_max_length")
     if isinstance(limit, int | float) and 0 < limit < _NO_LIMIT:
         limits.append(int(limit))

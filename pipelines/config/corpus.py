@@ -67,6 +67,7 @@ class InputConfig(InputFiles):
     carry: list[str] = []
     """Further columns to keep in the score files, as text."""
     group_by: Literal["prompt"] | list[str] = "prompt"
-    """The key by which responses compete: the same prompt, or equal values in these columns."""
+    """The key by which responses compete: the same prompt, or equal values in these columns. Prompts are compared in Unicode's
+    form NFC: `é` as one character and as a letter with a combining accent are the same; each row keeps its own text."""
     rows_per_fragment: int = Field(default=2048, ge=1)
     """Rows per score file: the most that an interruption costs. Changing it rescores."""

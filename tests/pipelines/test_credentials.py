@@ -79,6 +79,8 @@ def urls(draw) -> str:
 @example(url=f"s3://AKIA:{CANARY}+x://y@bucket")
 @example(url=f"s3://arn:{CANARY}/x@bucket")
 @example(url=f"https://[u]:{CANARY}/x@host")
+@example(url=f"https://user:12345/{CANARY}@host")
+@example(url=f"https://user.name:123456/{CANARY}@host")
 def test_a_secret_is_seen_and_starred_out_in_every_position(url):
     assert holds_credentials(url)
     hidden = hide_credentials(url)
@@ -110,6 +112,9 @@ def test_a_secret_is_seen_and_starred_out_in_every_position(url):
         "https://host/a.jsonl?download=true#L3",
         "https://host/a.jsonl?partition_key=5&file_key=3",
         "https://[::1]:9000/a@b",
+        "http://localhost:9000/a@b",
+        "https://host.example:9000/a@b",
+        "http://minio:9000/a%40b",
         "file:///data/me@home/a:b@c",
         "/data/a?token=b",
         "memory://a/b",

@@ -16,7 +16,14 @@ from transformers import AutoModelForSequenceClassification
 
 from rm.checkpoint.load import load_backbone_for_training, load_tokenizer
 from rm.dry_run import DryRun
-from rm.identity import MODEL_FILES, ModelError, model_hashes, resolve_model, resolve_without_weights
+from rm.identity import (
+    MODEL_FILES,
+    ModelError,
+    effective_max_length,
+    model_hashes,
+    resolve_model,
+    resolve_without_weights,
+)
 from rm.preview import Preview
 from rm.scorer import Scorer
 
@@ -236,3 +243,13 @@ def test_a_tokenizer_that_fails_when_it_is_called_is_refused_at_load(tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": "1e3"}))
     with pytest.raises(ModelError, match=r"has no usable tokenizer \(TypeError\); save it beside the weights"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("value", [["bert"], {"a": 1}, None, 3])
+def test_a_type_of_model_that_is_no_text_ends_as_an_error_of_the_model(tmp_path, value):
+    """Found by fuzzing."""
+    path = save_encoder(tmp_path) / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": value}))
+    assert effective_max_length(tmp_path, 32) == 32
+    with pytest.raises(ModelError):
+        load(tmp_path)
