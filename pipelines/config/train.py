@@ -76,7 +76,8 @@ class WinnerValues(Strict):
 
 class PreferencesConfig(Strict):
     path: PathText = Field(examples=["preferences.jsonl"])
-    """Preference files: .parquet or .jsonl, plain or compressed; a path, a glob or a URL."""
+    """Preference files: .parquet, .arrow, .jsonl, .json, .csv or .tsv, text also compressed; a path, a directory with one split,
+    a glob or a URL."""
     format: Literal[
         "auto",
         "rewardbench2",

@@ -17,10 +17,21 @@ from rm.preferences.formats import BESIDE, Format
 from rm.preferences.groups import EQUAL_RESPONSES, Group, Rejections, collapse, merge
 from rm.preferences.notes import prompt_notes, unread_columns, unread_fields
 from rm.preferences.repeats import cut_prompt, repeating_places
-from rm.preferences.row_values import PreferenceError, PreferenceRow, ReadSettings, extend_prompt, holds_tools, read_tag
+from rm.preferences.row_values import (
+    PROMPTS,
+    RESPONSES,
+    PreferenceError,
+    PreferenceRow,
+    ReadSettings,
+    extend_prompt,
+    holds_tools,
+    read_tag,
+)
+from rm.splits import SplitError, take_split
 
 log = logging.getLogger(__name__)
 
+_TEXTS = (*PROMPTS, *RESPONSES, "chosen", "rejected", "system", "response_a", "response_b", "response_1", "response_2")
 _DETECTION_ROWS = 100  # first rows, from which the format is detected
 
 
@@ -124,30 +135,19 @@ def _collapse(reading: Group | UnusableError, places: frozenset[int]) -> tuple[G
 
 
 def load_rows(path: str) -> Iterator[Mapping[str, Any]]:
-    """Yield the rows of all files that `path` (a file, a glob or a URL) names. Raises `PreferenceError`.
+    """Yield the rows of all files that `path` (a file, a directory, a glob or a URL) names. Raises `PreferenceError`.
 
     A local file that exists wins over the same text as a glob.
     """
     import datasets
     import zstandard
 
-    local = "://" not in path
-    named = local and os.path.isfile(path)  # whatever characters its name has
-    if local and not named and not glob.glob(path, recursive=True):
-        raise PreferenceError(f"data.path {path!r} matches no file; check the path and the pattern")
-    suffix = path.lower()
-    for compression in (".gz", ".zst"):
-        suffix = suffix.removesuffix(compression)
-    if suffix.endswith(".parquet"):
-        kind = "parquet"
-    elif suffix.endswith((".jsonl", ".json", ".ndjson")):
-        kind = "json"
-    else:
-        raise PreferenceError(f"data.path {path!r} is of no known kind; expected .parquet or .jsonl (also .gz, .zst)")
+    files = _files_at(path)
+    kind, options = _kind_of(path, files)
     bars = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        rows = datasets.load_dataset(kind, data_files=glob.escape(path) if named else path, split="train")
+        rows = datasets.load_dataset(kind, data_files=files, split="train", **options)
         with_bytes = "binary" in str(rows.features.arrow_schema)
         yield from map(decode_bytes, rows) if with_bytes else rows
     except StopIteration:  # what `datasets` raises where all files are empty
@@ -163,3 +163,58 @@ def load_rows(path: str) -> Iterator[Mapping[str, Any]]:
     finally:
         if bars:
             datasets.enable_progress_bars()
+
+
+def _files_at(path: str) -> list[str]:
+    """Return the patterns of the files that a path names: of a local directory, those of its only split."""
+    if "://" in path:
+        return [path]
+    if os.path.isfile(path):
+        return [glob.escape(path)]  # whatever characters its name has
+    if os.path.isdir(path):
+        names = [os.path.relpath(os.path.join(root, name), path) for root, _, found in os.walk(path) for name in found]
+        shown = sorted(name for name in names if not any(part.startswith((".", "_")) for part in name.split(os.sep)))
+        try:
+            files = [glob.escape(os.path.join(path, name)) for name in take_split(shown, None)]
+        except SplitError as error:
+            remedy = f"give those of one, with a pattern such as {os.path.join(path, '**', 'train*')}"
+            raise PreferenceError(f"data.path {path!r}: {error}; {remedy}") from error
+    else:
+        files = [path] if glob.glob(path, recursive=True) else []
+    if not files:
+        raise PreferenceError(f"data.path {path!r} matches no file; check the path and the pattern")
+    return files
+
+
+def _kind_of(path: str, files: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """Return the kind of these files, as `datasets` calls it, and the options of its reader."""
+    kinds = {_kind_of_name(name.lower()) for name in files}
+    kind = kinds.pop()
+    if kind is None or kinds:
+        what = "holds files of several kinds, or is" if os.path.isdir(path) else "is"
+        raise PreferenceError(
+            f"data.path {path!r} {what} of no known kind; expected .parquet, .arrow, .jsonl, .json, .csv or .tsv (text also with "
+            ".gz, .zst, .bz2, .xz)"
+        )
+    if kind in (
+        "csv",
+        "tsv",
+    ):  # an empty cell is null, and no word is; a column of texts stays one where all are numbers
+        sep = "," if kind == "csv" else "\t"
+        return "csv", {
+            "sep": sep,
+            "keep_default_na": False,
+            "na_values": [""],
+            "converters": dict.fromkeys(_TEXTS, str),
+        }
+    return kind, {}
+
+
+def _kind_of_name(name: str) -> str | None:
+    whole = name
+    for compression in (".gz", ".zst", ".bz2", ".xz"):
+        name = name.removesuffix(compression)
+    for kind, suffixes in {"json": (".jsonl", ".json", ".ndjson"), "csv": (".csv",), "tsv": (".tsv",)}.items():
+        if name.endswith(suffixes):
+            return kind
+    return "parquet" if whole.endswith(".parquet") else "arrow" if whole.endswith(".arrow") else None

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import bz2
+import csv
 import gzip
+import io
 import json
+import lzma
 import subprocess
 import sys
 import typing
 from dataclasses import fields
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,6 +32,8 @@ from rm.preferences import (
     reading_notes,
 )
 from rm.preferences.formats import EVERYWHERE
+
+PLAIN = ReadSettings(**PreferencesConfig(path="x").reading_options())
 
 
 def test_an_error_names_the_file(tmp_path):
@@ -49,6 +56,45 @@ def test_files_of_every_kind(tmp_path, monkeypatch, name):
     else:
         (tmp_path / name).write_bytes(compress(text))
     assert list(load_rows(str(tmp_path / name))) == rows
+
+
+@pytest.mark.parametrize("name", ["p.json", "p.json.gz", "p.csv", "p.tsv.xz", "p.jsonl.bz2", "p.jsonl.xz", "p.arrow"])
+def test_the_other_formats_that_people_have(tmp_path, name):
+    rows = [{"prompt": "p", "chosen": f"{n}", "rejected": 'a "b",\nNA', "score_chosen": n + 0.5} for n in range(3)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    if name.startswith("p.json") and not name.startswith("p.jsonl"):
+        text = json.dumps(rows, indent=1)
+    if name.startswith(("p.csv", "p.tsv")):
+        sink = io.StringIO()
+        writer = csv.DictWriter(sink, list(rows[0]), delimiter="," if name.startswith("p.csv") else "\t")
+        writer.writeheader()
+        writer.writerows(rows)
+        text = sink.getvalue()
+    compress = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}.get(Path(name).suffix, bytes)
+    (tmp_path / name).write_bytes(compress(text.encode()))
+    if name == "p.arrow":
+        table = pa.Table.from_pylist(rows)
+        with pa.ipc.new_stream(tmp_path / name, table.schema) as sink:
+            sink.write_table(table)
+    assert list(load_rows(str(tmp_path / name))) == rows
+    groups, rejected = read_preferences(str(tmp_path / name), PLAIN)
+    assert (len(groups[0].edges), rejected) == (3, {})
+
+
+def test_a_directory_is_read_where_its_files_are_of_one_split(tmp_path):
+    import datasets
+
+    rows = [{"prompt": "p", "chosen": "a", "rejected": "b"}]
+    parts = {"train": datasets.Dataset.from_list(rows * 2), "test": datasets.Dataset.from_list(rows)}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(
+        PreferenceError, match=r"several splits: test, train; give those of one, with a pattern such as"
+    ):
+        list(load_rows(str(tmp_path / "saved")))
+    assert [len(list(load_rows(str(tmp_path / "saved" / name)))) for name in parts] == [2, 1]
+    write_jsonl(tmp_path / "saved" / "train" / "more.jsonl", rows)
+    with pytest.raises(PreferenceError, match="holds files of several kinds"):
+        list(load_rows(str(tmp_path / "saved" / "train")))
 
 
 def test_a_file_that_exists_wins_over_the_same_text_as_a_pattern(tmp_path):
@@ -225,9 +271,9 @@ def test_a_transcript_of_the_prompt_and_one_more_turn_is_that_turn():
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(PreferenceError, match="matches no file"):
         list(load_rows(str(tmp_path / "none.jsonl")))
-    (tmp_path / "a.csv").write_text("x")
+    (tmp_path / "a.xlsx").write_text("x")
     with pytest.raises(PreferenceError, match="no known kind"):
-        list(load_rows(str(tmp_path / "a.csv")))
+        list(load_rows(str(tmp_path / "a.xlsx")))
     path = write_jsonl(tmp_path / "b.jsonl", [{"chosen": "a"}] * 50)
     path.with_suffix(".jsonl.gz").write_bytes(gzip.compress(path.read_bytes())[:-12])
     with pytest.raises(PreferenceError, match="cannot be read"):
