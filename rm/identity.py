@@ -40,8 +40,8 @@ _ADAPTER = "adapter_config.json"
 _HASHED_WEIGHTS = ("config.json", "config.*.json", *_WEIGHTS, _ADAPTER)
 MODEL_FILES = (*_HASHED_WEIGHTS, *_TOKENIZER)
 """Patterns of the files of a model directory that are loaded, so that a copy needs them."""
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""Bytes of one weight or activation in each type that a model computes in."""
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
+"""Bytes of one weight in each type; activations beside int8 weights are bfloat16."""
 OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "longformer", "mpnet"}
 """Architectures that number positions from behind the pad token's id."""
 _RESTORE = "restore it from the model's source"

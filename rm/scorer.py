@@ -128,8 +128,10 @@ class Scorer:
         `tokens_per_batch` None takes `default_tokens_per_batch` of the device, and `device` None this machine's.
         """
         device = device or default_device()
-        if dtype == "bfloat16" and device.startswith("cuda") and not native_bfloat16(device):
-            raise ModelError("model.dtype is bfloat16, which this GPU only emulates; use float16, float32 or auto")
+        if dtype in ("bfloat16", "int8") and device.startswith("cuda") and not native_bfloat16(device):
+            raise ModelError(
+                f"model.dtype is {dtype}, and this GPU only emulates bfloat16; use float16, float32 or auto"
+            )
         given = tokens_per_batch is not None
         tokens_per_batch = tokens_per_batch or default_tokens_per_batch(device, training=False)
         tokenizer = load_tokenizer(directory)
@@ -169,14 +171,12 @@ class Scorer:
             return
         tokens = memory.tokens_within(free, longest)
         if tokens < 1 or given:
+            remedy = (
+                f"set model.tokens_per_batch: {tokens}" if tokens > 0 else "use a larger one, or a 16-bit model.dtype"
+            )
             raise ModelError(
                 f"batches of {self.tokens_per_batch:,} tokens need {needed:,} bytes beside the weights, and {free:,} are free on "
-                f"{self.device}; "
-                + (
-                    f"set model.tokens_per_batch: {tokens}"
-                    if tokens > 0
-                    else "use a larger one, or a 16-bit model.dtype"
-                )
+                f"{self.device}; {remedy}"
             )
         log.warning("batches of %d tokens, since %d bytes are free on %s", tokens, free, self.device)
         self.tokens_per_batch = tokens

@@ -22,8 +22,9 @@ class ReadingModel(Strict):
 
 
 class ModelConfig(ReadingModel):
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """`auto`: bfloat16 on GPUs that have it natively, else float32."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
+    """`auto`: bfloat16 on GPUs that have it natively, else float32. `int8`: bfloat16 with the weights of linear layers in 8
+    bits, for a model that does not fit otherwise; it computes no faster."""
     too_long: Literal["truncate", "reject"] = "truncate"
     """Treatment of a response that does not fit into `max_length` by itself: cut at its end, or rejected. Both are counted.
     Prompts lose their oldest turns, then their beginning."""

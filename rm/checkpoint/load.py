@@ -18,6 +18,7 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+from rm.checkpoint.eight_bits import quantise
 from rm.checkpoint.interchange import (
     OPENRLHF_BUFFERS,
     describe_as_reward_model,
@@ -34,7 +35,7 @@ transformers.utils.logging.disable_default_handler()  # its records go where the
 transformers.utils.logging.enable_propagation()
 
 _HEAD_ALIASES = ("score", "classifier", "reward_head", "regression_head", "value_head", "v_head", "v_head.summary")
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.bfloat16}
 
 
 class RewardModel(nn.Module):
@@ -121,17 +122,16 @@ def load_for_scoring(directory: Path, *, dtype: str, device: str) -> RewardModel
     )
     model, info = _from_pretrained(directory, num_labels=1, dtype=_DTYPES[dtype], key_mapping=mapping)
     _check_complete(directory, model, info)
-    reward_model = RewardModel(_Float32Head.wrap(model)).to(device).eval()
+    reward_model = RewardModel(_Float32Head.wrap(model))
+    if dtype == "int8":
+        quantise(reward_model.model)
     if reward_model.causal:
         warn_of_pad_as_eos(directory, model.config)
-    return reward_model
+    return reward_model.to(device).eval()
 
 
 def build_without_weights(directory: Path) -> RewardModel:
-    """Build a directory's model as shapes alone, on the device `meta`.
-
-    Raises `ModelError`, but not for missing weights.
-    """
+    """Build a directory's model as shapes alone, on the device `meta`. Raises `ModelError`, but not for missing weights."""
     config = _load_config(directory)
     _require_one_output(directory, config)
     config.num_labels = 1

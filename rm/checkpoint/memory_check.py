@@ -19,8 +19,14 @@ _PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def weights_bytes(directory: Path, dtype: str) -> int:
-    """Return the bytes of a directory's weights in the type `dtype`, from the headers of its files. Raises `ModelError`."""
-    return DTYPE_BYTES[dtype] * sum(math.prod(shape) for _, shape in tensor_shapes(directory))
+    """Return the bytes of a directory's weights in the type `dtype`, from the headers of its files. Raises `ModelError`.
+
+    Beside int8 matrices, embeddings and vectors are bfloat16.
+    """
+    return sum(
+        math.prod(shape) * (2 if dtype == "int8" and (len(shape) != 2 or "embed" in name) else DTYPE_BYTES[dtype])
+        for name, shape in tensor_shapes(directory)
+    )
 
 
 def refuse_too_large(directory: Path, *, dtype: str, device: str) -> None:
@@ -31,17 +37,19 @@ def refuse_too_large(directory: Path, *, dtype: str, device: str) -> None:
     needed = weights_bytes(directory, dtype)
     weights = f"the weights of model.path {str(directory)!r} take {needed:,} bytes in {dtype}"
     available = available_bytes()
-    if available is not None and needed > available:
+    passing = weights_bytes(directory, "bfloat16") if dtype == "int8" else needed  # made of 16-bit ones, in memory
+    if available is not None and passing > available:
+        loading = f" ({passing:,} in bfloat16 while they are loaded)" if passing > needed else ""
         raise ModelError(
-            f"{weights}, and this machine has {available:,} bytes of memory available; use a larger one, free some, or set a "
-            "16-bit model.dtype"
+            f"{weights}{loading}, and this machine has {available:,} bytes of memory available; use a larger one, free some, or "
+            "set a 16-bit model.dtype"
         )
     if device.startswith("cuda"):
         free, _ = torch.cuda.mem_get_info(device)
         if needed > free:
             raise ModelError(
                 f"{weights}, and {torch.cuda.get_device_name(device)} has {free:,} bytes free; use a larger GPU, end what else "
-                "runs on it, or set a 16-bit model.dtype"
+                "runs on it, or set a 16-bit model.dtype or model.dtype: int8"
             )
 
 

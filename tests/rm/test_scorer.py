@@ -277,5 +277,5 @@ def test_a_cut_group_s_prefix_is_repeated_and_the_budget_kept(causal):
 
 def test_bfloat16_on_a_gpu_that_emulates_it_is_refused(causal, monkeypatch):
     monkeypatch.setattr("rm.scorer.native_bfloat16", lambda device: False)
-    with pytest.raises(ModelError, match="only emulates; use float16, float32 or auto"):
+    with pytest.raises(ModelError, match="only emulates bfloat16; use float16, float32 or auto"):
         Scorer.load(causal, dtype="bfloat16", max_length=64, too_long="truncate", tokens_per_batch=None, device="cuda")

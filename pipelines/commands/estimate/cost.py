@@ -102,7 +102,8 @@ def _why_no_dtype(models: Sequence[ModelEstimate], gpu: str) -> str | None:
     """Return why a GPU cannot run a model in its type; None where it can."""
     if hardware().gpus[gpu].bfloat16:
         return None
-    return next((f"{gpu} only emulates bfloat16" for model in models if model.plan.model["dtype"] == "bfloat16"), None)
+    half = (model for model in models if model.plan.model["dtype"] in ("bfloat16", "int8"))
+    return next((f"{gpu} only emulates bfloat16" for _ in half), None)
 
 
 def _gpu_secs(model: ModelEstimate, gpu: str) -> Quantity:

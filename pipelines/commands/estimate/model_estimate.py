@@ -119,4 +119,4 @@ def memory_bytes(*, parameters: int, dtype: str, tokens: int, hidden: int, inter
     from rm.identity import DTYPE_BYTES
 
     width = DTYPE_BYTES[dtype]
-    return parameters * width, tokens * (10 * hidden + 3 * intermediate) * width + _CONTEXT_BYTES
+    return parameters * width, tokens * (10 * hidden + 3 * intermediate) * max(2, width) + _CONTEXT_BYTES
