@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,8 @@ from rm.engine.layout import Layout, lay_out, plan_groups
 from rm.preferences import Group, Rejections
 from rm.preferences.groups import ALONE
 from rm.text.templates import Encoded, Template
+
+_FEW_STEPS = 30
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,21 @@ def hash_groups(groups: Sequence[EncodedGroup]) -> str:
         for part in (*(np.array(row.ids, dtype=np.int64) for row in group.responses), group.edges, group.labels):
             digest.update(f"{part.shape}".encode() + part.tobytes())
     return digest.hexdigest()[:32]
+
+
+def doubts_about(groups: Sequence[Group], *, steps: int) -> Iterator[str]:
+    """Yield a line on each reason why a training on these groups in so many steps may teach little."""
+    tied = sum(len(group.scores) > 1 and not group.edges and not group.labels for group in groups)
+    if 2 * tied > len(groups):
+        yield (
+            f"{tied:,} of {len(groups):,} prompts have no two grades that differ (by data.min_gap), and teach nothing; take "
+            "finer grades, or more responses a prompt"
+        )
+    if steps < _FEW_STEPS:
+        yield (
+            f"the training has {steps} optimiser steps, and with fewer than about {_FEW_STEPS} a model hardly moves; raise "
+            "train.epochs, lower train.groups_per_batch, or give more data"
+        )
 
 
 def spread_rewards(rewards: np.ndarray, members: Sequence[int], count: int) -> np.ndarray:

@@ -21,7 +21,7 @@ from rm.conversations import prompt_key
 from rm.evaluate import Evaluation, evaluate, store_centring, store_offset, store_temperature
 from rm.preferences import Group, PreferenceError, ReadSettings, Rejections, heldout_split, read_preferences
 from rm.text.templates import Template
-from rm.train.data import Collator, Draws, EncodedGroup, encode_groups, hash_groups, spread_rewards
+from rm.train.data import Collator, Draws, EncodedGroup, doubts_about, encode_groups, hash_groups, spread_rewards
 from rm.train.loss_network import GroupLoss, GroupNetwork
 from rm.train.memory import refuse_steps
 from rm.train.ranks import Ranks
@@ -91,6 +91,8 @@ def _train(settings: TrainSettings, ranks: Ranks) -> TrainResult:
     ranks.first(lambda: _claim_checkpoints(settings, [*fit.encoded, *heldout.encoded], resumed=resume_from is not None))
     trainer = _make_trainer(settings, network, model.collator(settings), fit.encoded, heldout.encoded, ranks)
     ranks.first(lambda: refuse_steps(network, trainer.collator, settings, _worst_step(trainer)))
+    for doubt in doubts_about(fit_groups, steps=trainer.args.max_steps):
+        log.warning("%s", doubt)
     saving = SaveAtEnd(lambda: _save(settings, trainer, model, fit.encoded))
     trainer.add_callback(saving)
     with quiet_transformers():

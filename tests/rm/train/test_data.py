@@ -12,7 +12,7 @@ from support.training_groups import collator, encoded_group, row
 from rm.engine.layout import Segment
 from rm.preferences import Edge, Group, Label, Rejections
 from rm.text.templates import Template
-from rm.train.data import Draws, encode_groups, spread_rewards, term_shares
+from rm.train.data import Draws, doubts_about, encode_groups, spread_rewards, term_shares
 
 PROMPT = (("user", "what is it"),)
 
@@ -223,3 +223,13 @@ def test_term_shares_sum_to_one_and_each_term_has_the_same(stages):
     assert shares.sum() == pytest.approx(1)
     for stage in set(stages) - {-1}:
         assert shares[[s == stage for s in stages]].sum() == pytest.approx(1 / terms)
+
+
+def test_a_training_that_may_teach_little_is_doubted_in_a_line():
+    prompt = (("user", "q"),)
+    tied = Group(prompt, ("a", "b"), scores=(1.0, 1.0))
+    judged = Group(prompt, ("a", "b"), (Edge(0, 1),), scores=(2.0, 1.0))
+    assert list(doubts_about([tied, judged], steps=30)) == []
+    ties, steps = doubts_about([tied, tied, judged], steps=29)
+    assert ties.startswith("2 of 3 prompts have no two grades that differ")
+    assert steps.startswith("the training has 29 optimiser steps, and with fewer than about 30")
