@@ -180,9 +180,20 @@ def _mapping(
     role = "responses" if "responses" in columns else "response"
     if name := columns.get(role):
         columns[role] = column = column_of(name, table.names)
+        _refuse_missing_field(table, role, column, name.removeprefix(f"{column}.") if name != column else None, where)
         columns["field"] = name.removeprefix(f"{column}.") if name != column else _field(table, reading, role, where)
     named: dict[str, Any] = columns
     return RowMapping(reading.format, **named, carry=tuple(carry), group_by=tuple(group_by), reward=reward)
+
+
+def _refuse_missing_field(table: FirstRows, role: str, column: str, field: str | None, where: str) -> None:
+    """Raise `InputError` where the first rows have records in a column, and none of these has the field that is named."""
+    keys = table.keys(column)
+    if field is not None and keys and field not in keys:
+        raise InputError(
+            f"input.columns.{role} is '{column}.{field}', and no record in the column {column!r} of {where} has a field "
+            f"{field!r}; name one of {', '.join(keys[:20])}"
+        )
 
 
 def _field(table: FirstRows, reading: Reading, role: str, where: str) -> str | None:

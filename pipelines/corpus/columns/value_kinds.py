@@ -108,6 +108,11 @@ class FirstRows:
         values = [value for row in self.rows if (value := row.get(name)) not in (None, "", [])]
         return not values or any(map(_are_tools, values))
 
+    def keys(self, name: str) -> list[str]:
+        """The keys of the records in this column, in order of first appearance."""
+        records = [record for row in self.rows for record in _records(row.get(name))]
+        return list(dict.fromkeys(str(key) for record in records for key in record))
+
     def fields(self, name: str) -> list[str]:
         """The `FIELDS` that hold text (or messages) in the records of this column, in that order."""
         records = [record for row in self.rows for record in _records(row.get(name))]

@@ -108,6 +108,8 @@ def diagnose(error: BaseException) -> Failure | None:
             passing = getattr(link, "retryable", False) is True  # Google's own word
             cause = f"no usable credentials ({name})"
             return Failure(Kind.TRANSIENT, cause) if passing else Failure(Kind.FATAL, cause, _SIGN_IN)
+        if name == "OfflineModeIsEnabled":  # of huggingface_hub: a choice, which no waiting changes
+            return Failure(Kind.FATAL, "the hub is set offline", "unset HF_HUB_OFFLINE, or give a local copy")
         if isinstance(link, ShortRead):
             return Failure(Kind.TRANSIENT, f"the body was cut, {link}")
         if isinstance(link, FileNotFoundError):

@@ -563,6 +563,16 @@ def test_fields_of_records_are_named_with_a_dot_unless_a_column_is_called_so(tmp
         detected(path, prompt="prompt", responses="output.text")
 
 
+def test_a_field_that_no_record_has_is_refused_before_anything_is_scored(tmp_path):
+    records = [{"response": "a", "overall_score": 2}, {"response": "b", "critique": "c"}]
+    path = write_jsonl(tmp_path / "a.jsonl", [{"instruction": "q", "completions": records}])
+    with pytest.raises(
+        InputError, match=r"'completions\.answer'.*no record in .* has a field 'answer'; name one of resp"
+    ):
+        detected(path, prompt="instruction", responses="completions.answer")
+    assert detected(path, prompt="instruction", responses="completions.critique").mapping.field == "critique"
+
+
 def test_records_without_their_field_are_rejected_one_by_one():
     mapping = RowMapping("responses_list", prompt="prompt", responses="outputs", field="text")
     sample = parse_row({"prompt": "p", "outputs": [{"text": "a"}, {"other": "b"}, {"text": 3}, None, "e"]}, mapping)

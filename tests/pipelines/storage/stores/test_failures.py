@@ -11,6 +11,7 @@ import pytest
 import requests
 from aiohttp.http_exceptions import ContentLengthError
 from gcsfs.retry import HttpError
+from huggingface_hub.errors import OfflineModeIsEnabled
 from s3fs.errors import translate_boto_error
 
 from pipelines.errors import ConflictError, StorageError
@@ -284,3 +285,8 @@ def test_an_error_of_the_system_says_its_words_and_a_remedy():
     remedy = "check the place and run the same command again"
     assert diagnose(OSError(5, "Input/output error")) == (Kind.FATAL, "Input/output error", remedy)
     assert diagnose(OSError()) == (Kind.FATAL, "OSError", remedy)
+
+
+def test_a_hub_that_is_set_offline_is_not_asked_again():
+    failure = diagnose(OfflineModeIsEnabled("Cannot reach it: offline mode is enabled."))
+    assert (failure.kind, failure.cause) == (Kind.FATAL, "the hub is set offline")
