@@ -34,13 +34,14 @@ from pipelines.corpus.columns.layouts import (
     join_settings,
     roles_of_layout,
 )
-from pipelines.corpus.columns.row_mapping import RowMapping
+from pipelines.corpus.columns.row_mapping import RowMapping, parse_row
 from pipelines.corpus.columns.trajectories import AFTER_LAST_USER, ResponseChoice, choose_response
 from pipelines.corpus.columns.undetected_hints import hint
 from pipelines.corpus.columns.value_kinds import FirstRows, RowValues
 from pipelines.errors import InputError, join_names
 
 _MAYBE_IN_PROMPT = ("system", "system_prompt", "context", "input", "history")
+_LISTED = ("texts", "messages", "records", "lists", "other")
 _WANTED = {
     "messages": "messages",
     "sharegpt": "messages",
@@ -68,7 +69,7 @@ class Detection:
     unread: tuple[UnreadColumn, ...]
     # column appended to the prompt although neither the configuration nor the name `input` asks for it
     appended: str | None = None
-    transcripts: str | None = None  # a note on prompts that are transcripts
+    prompt_notes: tuple[str, ...] = ()  # on prompts that are transcripts, or that responses repeat
     response: ResponseChoice | None = None  # where the last turn and all that follows the last user turn differ
     message_keys: tuple[str, ...] = ()  # of messages, that are not read
 
@@ -88,7 +89,7 @@ class Detection:
             notes.append(f"messages have {', '.join(self.message_keys)}, which no template gets and no output holds")
         if self.response is not None and self.response.note is not None:
             notes.append(self.response.note)
-        return notes + ([self.transcripts] if self.transcripts is not None else [])
+        return [*notes, *self.prompt_notes]
 
 
 class UndetectedError(InputError):
@@ -155,9 +156,10 @@ def detect(
     choice = choose_response(table, mapping, response)
     mapping = replace(mapping, after_last_user=choice is not None and choice.taken == AFTER_LAST_USER)
     appended = mapping.input if mapping.input != "input" and "input" not in user_columns else None
-    unread, transcripts = _unread_columns(table, chosen, mapping), _transcript_note(table, chosen, format)
+    unread = _unread_columns(table, chosen, mapping)
+    notes = tuple(filter(None, (_transcript_note(table, chosen, format), _repeat_note(table, mapping))))
     return Detection(
-        mapping, chosen, tuple(readings[1:]), unread, appended, transcripts, choice, _unread_keys(table, mapping)
+        mapping, chosen, tuple(readings[1:]), unread, appended, notes, choice, _unread_keys(table, mapping)
     )
 
 
@@ -264,6 +266,24 @@ def _transcript_note(table: FirstRows, chosen: Reading, format: str) -> str | No
     return f"{count:,} of the first {len(table.rows):,} prompts in {prompt} are transcripts, and read as text; as turns: {turns}"
 
 
+def _repeat_note(table: FirstRows, mapping: RowMapping) -> str | None:
+    """A note where the responses of most rows begin with the whole prompt, as generators that return the full text write them."""
+    from rm.preferences.groups import Group
+    from rm.preferences.repeats import begins_with_prompt
+
+    rows = [row for row in (parse_row(row, mapping) for row in table.rows) if row.prompt is not None]
+    groups = [
+        Group(row.prompt, tuple(text for text in row.responses if text is not None)) for row in rows if row.prompt
+    ]
+    count = sum(map(begins_with_prompt, groups))
+    if not count or 2 * count < len(groups):
+        return None
+    return (
+        f"responses of {count:,} of the first {len(table.rows):,} rows begin with their whole prompt, and are scored and written "
+        "so; if the generator repeated it, take it off before"
+    )
+
+
 def _unread_keys(table: FirstRows, mapping: RowMapping) -> tuple[str, ...]:
     names = (mapping.messages, mapping.prompt, mapping.response, mapping.responses)
     return tuple(sorted({key for name in names if name is not None for key in table.unread_keys(name)}))
@@ -273,11 +293,11 @@ def _unread_columns(table: FirstRows, chosen: Reading, mapping: RowMapping) -> t
     """Columns that hold text in the first rows and may belong to the prompt, but are not read."""
     unread = []
     for name in _MAYBE_IN_PROMPT:
-        if name in table.names and name not in mapping.columns() and table.texts_in(name):
+        has_text = name in table.names and (table.texts_in(name) or table.kinds[name] in _LISTED)
+        if has_text and name not in mapping.columns():
             role = "system" if name.startswith("system") else "input"
-            has_place = (
-                name != "history" and (role == "system" or mapping.messages is None) and role not in chosen.columns
-            )
+            has_place = name != "history" and table.kinds[name] == "text" and role not in chosen.columns
+            has_place = has_place and (role == "system" or mapping.messages is None)
             setting = chosen._replace(columns={**chosen.columns, role: name}).setting if has_place else None
             unread.append(UnreadColumn(name, setting))
     return tuple(unread)

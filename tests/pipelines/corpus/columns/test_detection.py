@@ -689,3 +689,17 @@ def test_prompts_of_ordinary_text_stay_text_and_transcripts_among_them_are_told(
     text = detected(write_jsonl(tmp_path / "b.jsonl", [OPEN]), format="prompt_response")
     assert parse_row(OPEN, text.mapping).prompt == (("user", OPEN["prompt"]),)
     assert len(text.notes) == 1
+
+
+def test_responses_that_repeat_their_prompts_are_told(tmp_path):
+    asked = [f"Name river number {n}, please." for n in range(3)]
+    rows = [{"prompt": text, "generated_text": f"{text} The Rhine."} for text in asked]
+    (note,) = detected(write_jsonl(tmp_path / "a.jsonl", rows)).notes
+    assert note.startswith("responses of 3 of the first 3 rows begin with their whole prompt")
+    rows[1:] = [{"prompt": text, "generated_text": "The Rhine."} for text in asked[1:]]
+    assert detected(write_jsonl(tmp_path / "b.jsonl", rows)).notes == []
+
+
+def test_earlier_turns_in_a_column_of_lists_are_told_where_they_are_not_read(tmp_path):
+    rows = [{"prompt": "2+2?", "response": "4", "history": [["hi", "hello"]]}]
+    assert detected(write_jsonl(tmp_path / "a.jsonl", rows)).notes == ["the column history holds text and is not read"]
