@@ -128,13 +128,15 @@ def inspect(
 ) -> None:
     """Say what files are taken for and why, with their first conversations, as a model reads them too; writes nothing."""
     from pipelines.commands.inspect.inspect import inspect as inspect_files
-    from pipelines.commands.inspect.inspect import question
+    from pipelines.commands.inspect.inspect import named_path, question
     from pipelines.commands.inspect.tables import print_inspection
     from pipelines.config import InspectConfig, validate
     from pipelines.errors import InputError
 
-    values = {"input": {"path": path}, "data": {"path": path}}
-    document = inspect_files(validate(InspectConfig, values, extra or [], where="bestkept inspect"), shown=rows)
+    with named_path(path) as place:
+        values = {"input": {"path": place}, "data": {"path": place}}
+        document = inspect_files(validate(InspectConfig, values, extra or [], where="bestkept inspect"), shown=rows)
+    document["path"] = path
     print_inspection(document, as_json=as_json)
     if (open_question := question(document)) is not None:
         raise InputError(open_question)

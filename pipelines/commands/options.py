@@ -69,7 +69,11 @@ ConfiguredCommand = Annotated[
 ]
 Schema = Annotated[bool, typer.Option("--schema", help="The JSON schema, for editors, instead.")]
 InputPath = Annotated[
-    str, typer.Argument(metavar="PATH", help="Files, as input.path names them: a path, a glob or a URL.")
+    str,
+    typer.Argument(
+        metavar="PATH",
+        help="Files, as input.path names them: a path, a glob or a URL; - for JSON lines on standard input.",
+    ),
 ]
 Rows = Annotated[int, typer.Option(min=0, help="How many conversations to show.")]
 

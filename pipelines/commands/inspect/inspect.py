@@ -6,8 +6,13 @@ they can be read so. `tables.py` renders it for people.
 
 from __future__ import annotations
 
+import shutil
+import sys
+import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.commands.inspect.preferences import describe_preferences
@@ -71,6 +76,19 @@ def inspect(config: InspectConfig, *, shown: int) -> dict[str, Any]:
         "preferences": preferences,
         "model": _describe_model(config, preview),
     }
+
+
+@contextmanager
+def named_path(path: str) -> Iterator[str]:
+    """The path that is to be inspected: `-` is a file, for as long, with the lines of standard input."""
+    if path != "-":
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        name = Path(directory, "stdin.jsonl")
+        with name.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        yield str(name)
 
 
 def question(document: Mapping[str, Any]) -> str | None:

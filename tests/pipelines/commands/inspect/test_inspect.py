@@ -487,3 +487,12 @@ def test_a_text_column_of_preferences_that_nobody_reads_is_named(inspected, tmp_
     named = inspected(path, "data.columns={system: system}")["preferences"]
     assert named["notes"] == []
     assert named["figures"]["prompts_with_system"] == 1
+
+
+def test_a_hyphen_is_standard_input(tmp_path):
+    lines = b'{"prompt": "q", "response": "a"}\n{"prompt": "q", "response": ""}\n'
+    command = [sys.executable, "-m", "pipelines.cli", "inspect", "-", "--json"]
+    answer = subprocess.run(command, input=lines, capture_output=True, check=True).stdout
+    document = json.loads(answer)
+    assert (document["path"], document["rows"]["count"]) == ("-", 2)
+    assert document["corpus"]["rejected"] == {"empty_response": {"responses": 1, "first": "stdin.jsonl, line 2"}}
