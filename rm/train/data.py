@@ -132,6 +132,10 @@ class Draws(Dataset[EncodedGroup]):
         return len(self._draws)
 
     def __getitem__(self, position: int) -> EncodedGroup:
+        return self.draw(position)
+
+    def draw(self, position: int) -> EncodedGroup:
+        """Return a draw of the current epoch."""
         index, part, parts = self._draws[position]
         group = self._groups[index]
         if parts == 1:

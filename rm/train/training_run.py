@@ -240,7 +240,7 @@ def _make_trainer(
 
 def _worst_step(trainer: GroupTrainer) -> list[EncodedGroup]:
     """Return the most that the first rank computes of a step: its part of the largest draws."""
-    draws = (trainer.train_dataset[position] for position in range(len(trainer.train_dataset)))
+    draws = map(trainer.train_dataset.draw, range(len(trainer.train_dataset)))
     largest = heapq.nlargest(
         trainer.args.per_device_train_batch_size, draws, key=lambda group: sum(len(row.ids) for row in group.responses)
     )
