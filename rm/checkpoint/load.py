@@ -19,6 +19,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from rm.checkpoint.eight_bits import quantise
+from rm.checkpoint.experts import computing_parameters
 from rm.checkpoint.interchange import (
     OPENRLHF_BUFFERS,
     describe_as_reward_model,
@@ -52,8 +53,7 @@ class RewardModel(nn.Module):
         super().__init__()
         self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.causal = is_causal(self.model)
-        embeddings = {id(p) for m in self.model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-        self.computing_parameters = sum(p.numel() for p in self.model.parameters() if id(p) not in embeddings)
+        self.computing_parameters = computing_parameters(self.model)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -6,13 +6,17 @@ checkpoint, is published.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from rm.checkpoint.experts import find_experts
 from rm.identity import ModelError
+
+log = logging.getLogger(__name__)
 
 ALL_LINEAR = "all-linear"
 
@@ -22,7 +26,8 @@ def add_lora(model: Any, *, rank: int, alpha: int, targets: str | Sequence[str] 
 
     Trainable afterwards: two factors of `rank` for each targeted layer, float32, whose product is scaled by
     `alpha / rank` and is zero at the start; and what was trainable outside the backbone: the head, and layers between.
-    `targets` are the ends of names of linear layers in the backbone (`q_proj`), or "all-linear". `model` is changed in
+    `targets` are the ends of names of linear layers in the backbone (`q_proj`), or "all-linear", which warns where experts
+    of a mixture are stored as something else, and stay as they are. `model` is changed in
     place and stays usable: it is `.get_base_model()` of the result.
 
     Raises `ModelError` where peft is missing, or a target is not a linear layer of the backbone (the head is none).
@@ -68,6 +73,13 @@ def _linear_layers(model: Any, targets: str | Sequence[str]) -> list[str]:
         if isinstance(module, nn.Linear | Conv1D) and name.startswith(prefix)
     ]
     if targets == ALL_LINEAR:
+        experts = sum(layer.parameters for layer in find_experts(model) if layer.fused)
+        if experts:
+            log.warning(
+                "LoRA's %s does not reach the experts of %s, %s of its %s weights, which are no linear layers: they stay as they "
+                "are; training without train.lora trains them",
+                ALL_LINEAR, type(model).__name__, f"{experts:,}", f"{sum(p.numel() for p in model.parameters()):,}",
+            )  # fmt: skip
         return linear
     wanted = [targets] if isinstance(targets, str) else list(targets)
     chosen = {target: [name for name in linear if f".{name}".endswith(f".{target}")] for target in wanted}

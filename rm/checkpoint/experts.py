@@ -1,0 +1,59 @@
+"""The experts of mixture-of-experts models: which weights they are, and how many of them a token passes through.
+
+transformers keeps the experts of a layer in one module, as weights whose first dimension counts them; older architectures have a
+list of modules named `experts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from torch import nn
+
+_CHOSEN = ("top_k", "num_experts_per_tok", "moe_topk")
+
+
+class Experts(NamedTuple):
+    """The experts of one layer, or of one of its projections where each has weights of its own."""
+
+    weights: list[nn.Parameter]
+    count: int
+    chosen: int  # experts that a token passes through
+    fused: bool  # weights of all experts in one, which no linear layer holds
+
+    @property
+    def parameters(self) -> int:
+        return sum(weight.numel() for weight in self.weights)
+
+
+def find_experts(model: Any) -> Iterator[Experts]:
+    """Yield the experts of every layer that has some."""
+    for name, module in model.named_modules():
+        count = getattr(module, "num_experts", None)
+        weights = [weight for weight in module.parameters(recurse=False) if weight.ndim > 1]
+        fused = isinstance(count, int) and count > 1 and any(weight.ndim == 3 for weight in weights)
+        if fused and all(len(weight) == count for weight in weights):
+            yield Experts(weights, int(count), _count_chosen(model, name, int(count)), fused=True)
+        elif isinstance(module, nn.ModuleList) and name.rpartition(".")[2] == "experts" and len(module) > 1:
+            chosen = _count_chosen(model, name, len(module))
+            yield Experts(list(module.parameters()), len(module), chosen, fused=False)
+
+
+def computing_parameters(model: Any) -> int:
+    """Count the weights that a token is multiplied with: all but embeddings, and of experts as many as a token passes through."""
+    embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    total = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in embeddings)
+    return total - sum(layer.parameters * (layer.count - layer.chosen) // layer.count for layer in find_experts(model))
+
+
+def _count_chosen(model: Any, name: str, count: int) -> int:
+    """Return how many experts of this layer a token passes through: its router says so, or the configuration; else all."""
+    layer = model.get_submodule(name.rpartition(".")[0])
+    config = getattr(model, "config", None)
+    for holder in (model.get_submodule(name), layer, *layer.children(), config and config.get_text_config()):
+        for attribute in _CHOSEN:
+            chosen = getattr(holder, attribute, None)
+            if isinstance(chosen, int) and not isinstance(chosen, bool) and 0 < chosen <= count:
+                return chosen
+    return count
