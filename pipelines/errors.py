@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import re
+import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -87,6 +88,17 @@ class RejectedError(BestkeptError):
 
 class StorageError(BestkeptError):
     exit_code = Exit.STORAGE
+
+
+class BrokenDeviceError(StorageError):
+    """A GPU, or another device, that has failed. This process cannot use it again, and must end; no row is to blame."""
+
+    def __init__(self, cause: str) -> None:
+        self.cause = cause
+        super().__init__(
+            f"the device failed ({cause}); no row is rejected for that, what is scored stays, and the same command again resumes "
+            "from there; if it fails again, look at the device (nvidia-smi) or use another one"
+        )
 
 
 class ConflictError(BestkeptError):
@@ -172,6 +184,22 @@ def carrying_errors() -> Iterator[None]:
         yield
     except BestkeptError as error:
         raise RuntimeError(f"{error.message} {error.pack()}") from error
+
+
+@contextmanager
+def reporting_broken_devices() -> Iterator[None]:
+    """Around a model: raise `BrokenDeviceError` for what torch raises where the device has failed."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, BestkeptError) or "torch" not in sys.modules:
+            raise
+        from rm.engine.device import device_error
+
+        broken = device_error(error)
+        if broken is None:
+            raise
+        raise BrokenDeviceError(str(broken)) from error
 
 
 # Control characters, line and paragraph separators, marks that turn the direction of writing, halves of a pair.

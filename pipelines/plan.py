@@ -287,7 +287,7 @@ def _reward_fields(config: RunConfig, model: ModelConfig | None, mapping: RowMap
             weights.directory,
             max_length=model.max_length,
             too_long=model.too_long,
-            dtype=resolve_dtype(model.dtype),
+            dtype=resolve_dtype(model.dtype, model.device),
             hashes=weights.hashes,
             reading=reading_mark(weights.directory),
         )
@@ -302,6 +302,7 @@ def _reward_fields(config: RunConfig, model: ModelConfig | None, mapping: RowMap
             "max_length": identity.max_length,
             "too_long": identity.too_long,
             "tokens_per_batch": model.tokens_per_batch,
+            "device": "cuda" if config.runner.accelerator is not None else model.device,
         },
         "identity": identity.to_json(),
         "fingerprint": identity.fingerprint(**context),

@@ -209,13 +209,17 @@ def effective_max_length(directory: Path, requested: int) -> int:
     return min(limits)
 
 
-def resolve_dtype(requested: str) -> str:
+def resolve_dtype(requested: str, device: str = "auto") -> str:
     """Return the type for `auto` on this machine, bfloat16 where its GPU has it natively, else float32; others unchanged.
+
+    With the `device` cpu or mps, a GPU of NVIDIA's does not count.
 
     The machine that plans resolves it and the plan records it, so that every worker computes in the same type.
     """
     if requested != "auto":
         return requested
+    if device in ("cpu", "mps"):
+        return "float32"
     return "bfloat16" if _cuda_compute_capability() >= 8 else "float32"
 
 

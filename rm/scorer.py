@@ -28,8 +28,10 @@ from rm.checkpoint.memory_check import free_bytes, refuse_too_large
 from rm.checkpoint.refusals import refuse_switching, refuse_unembedded
 from rm.conversations import Conversation, UnusableError
 from rm.engine.device import (
+    DeviceError,
     default_device,
     default_tokens_per_batch,
+    device_error,
     is_out_of_memory,
     native_bfloat16,
     peak_flops,
@@ -197,7 +199,10 @@ class Scorer:
         return BatchMemory.of(measure, longest=len(sample.ids))
 
     def score(self, groups: Sequence[ResponseGroup]) -> list[GroupScores]:
-        """Score every response of every group, in order. Exact duplicates in one call are scored once."""
+        """Score every response of every group, in order. Exact duplicates in one call are scored once.
+
+        Raises `DeviceError` where the device breaks.
+        """
         results = [GroupScores.empty(len(responses)) for _, responses in groups]
         size = _CHARACTERS_PER_TOKEN * _WINDOW_BATCHES * self.tokens_per_batch
         for window in map_ahead(self._encode, split_into_windows(deduplicate(groups), characters=size)):
@@ -244,7 +249,9 @@ class Scorer:
             try:
                 rewards[members], work = self._forward(window.rows, batch)
             except Exception as error:  # whatever a model or device raises, a single row may be the cause
-                memory = is_out_of_memory(error)
+                broken, memory = device_error(error), is_out_of_memory(error)
+                if broken is not None:
+                    raise broken from error
                 if memory and self.device.startswith("cuda"):
                     error.__traceback__ = None  # its frames hold the tensors that filled the memory
                     torch.cuda.empty_cache()
@@ -267,14 +274,14 @@ class Scorer:
     def _blame(self, row: Encoded, error: Exception) -> str:
         """Return the reason why this row has no reward.
 
-        Raises the error where a row that has been scored before now fails as well: then the device or the model broke,
-        and the row is not the cause.
+        Raises `DeviceError` where a row that has been scored before now fails as well: then the row is not the cause.
         """
         if self._known is not None:
             try:
                 self._forward([self._known], [[0]])
             except Exception:
-                raise error from None
+                kind = type(error).__name__
+                raise DeviceError(f"{kind}, and a row that was scored before fails as well") from error
         log.warning("a row of %d tokens breaks the model (%s); it is rejected", len(row.ids), type(error).__name__)
         return "model_error"
 

@@ -14,7 +14,7 @@ from pipelines.commands.printing import print_result
 from pipelines.commands.progress_bar import showing_batches
 from pipelines.config import EvaluateConfig
 from pipelines.corpus.own_files import Place, refuse_places
-from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
+from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError, reporting_broken_devices
 from pipelines.report import evaluation_tables
 from pipelines.report.pages import evaluation as page
 from pipelines.storage import files, publish
@@ -58,7 +58,8 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
     groups, rejected = _read(config)
     directory = whole_directory(config.model.path, config.model.revision)
     try:
-        scored = _score(config, directory, groups)
+        with reporting_broken_devices():
+            scored = _score(config, directory, groups)
     except ModelError as error:
         raise ModelLoadError(str(error)) from error
     evaluation = evaluate(
@@ -117,16 +118,18 @@ def _read(config: EvaluateConfig) -> tuple[list[Group], Counter[str]]:
 
 
 def _score(config: EvaluateConfig, directory: Path, groups: Sequence[Group]) -> _ScoredGroups:
+    from rm.engine.device import resolve_device
     from rm.identity import resolve_dtype
     from rm.scorer import Scorer
 
-    dtype = resolve_dtype(config.model.dtype)
+    dtype = resolve_dtype(config.model.dtype, config.model.device)
     scorer = Scorer.load(
         directory,
         dtype=dtype,
         max_length=config.model.max_length,
         too_long=config.model.too_long,
         tokens_per_batch=config.model.tokens_per_batch,
+        device=resolve_device(config.model.device),
     )
     with showing_batches(sum(len(group.responses) for group in groups)) as report:
         scorer.on_batch = report

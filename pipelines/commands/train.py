@@ -11,7 +11,7 @@ from rich.table import Table
 from pipelines.commands.printing import print_result
 from pipelines.config import TrainConfig
 from pipelines.corpus.own_files import Place, refuse_places
-from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
+from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError, reporting_broken_devices
 from pipelines.report.evaluation_tables import percent_interval
 from pipelines.runtime import logs
 from pipelines.storage.files import check_writable
@@ -51,7 +51,8 @@ def run_training(config: TrainConfig) -> TrainResult:
         if is_remote(config.model.path):
             directory = whole_directory(config.model.path, config.model.revision)
             settings = replace(settings, model_path=str(directory), revision=None)
-        result = training.train(settings)
+        with reporting_broken_devices():
+            result = training.train(settings)
     except training.PreferenceError as error:
         raise InputError(str(error)) from error
     except training.SettingsError as error:

@@ -106,6 +106,11 @@ class RunConfig(Strict):
                 f"score.colocate regroups the whole corpus in one process, and runner.workers is {self.runner.workers}; "
                 "remove one of them"
             )
+        for model in self.models:
+            if self.runner.accelerator is not None and model.device in ("cpu", "mps"):
+                raise ValueError(
+                    f"runner.accelerator asks for a GPU, and model.device is {model.device!r}; remove one of them"
+                )
         if self.model is None and self.runner.workers > 1:
             raise ValueError(
                 f"runner.workers is {self.runner.workers}, and workers are for scoring with a model, which scores.column "

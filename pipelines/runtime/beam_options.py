@@ -39,7 +39,7 @@ def prepare_options(config: RunConfig, flags: Sequence[str], *, scores: bool) ->
     """
     dataflow.refuse_hub_ids(config)
     if scores and config.runner.name == "local":
-        check_workers(config.runner.workers)
+        check_workers(config.runner.workers, on_cpu=all(model.device == "cpu" for model in config.models))
     elif config.runner.workers > 1:
         log.info("nothing is scored, so runner.workers start none")
     options = pipeline_options(config.runner, flags)

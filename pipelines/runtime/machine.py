@@ -43,16 +43,16 @@ def list_gpus() -> list[str]:
     return [str(number) for number in sorted(int(match[1]) for match in numbers if match)]
 
 
-def check_workers(count: int) -> None:
-    """Raise `ConfigError` if this machine has fewer GPUs than `count`, or, without GPUs, fewer cores."""
-    gpus = len(list_gpus())
+def check_workers(count: int, *, on_cpu: bool = False) -> None:
+    """Raise `ConfigError` if this machine has fewer GPUs than `count`, or, without GPUs or `on_cpu`, fewer cores."""
+    gpus = 0 if on_cpu else len(list_gpus())
     if gpus and count > gpus:
         raise ConfigError(
             f"runner.workers is {count}, and each worker has a GPU of its own, of which this machine shows {gpus}; expected "
             f"{gpus} or fewer"
         )
-    cores = count_cores()
+    cores, lacking = count_cores(), "model.device: cpu" if on_cpu else "no GPU"
     if not gpus and count > cores:
         raise ConfigError(
-            f"runner.workers is {count}, and this machine gives {cores} cores and no GPU; expected {cores} or fewer"
+            f"runner.workers is {count}, and this machine gives {cores} cores and {lacking}; expected {cores} or fewer"
         )

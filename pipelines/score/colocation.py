@@ -194,7 +194,7 @@ def groups_in_texts(texts: pa.Table) -> list[PromptGroup]:
 def score_piece(scorer: Scorer, texts: pa.Table, plan: Plan) -> pa.Table:
     """The model's results for a piece (`RESULTS`), in order.
 
-    Raises `ModelLoadError` where no response to several prompts has a reward, and the model is to blame for each.
+    Raises `ModelLoadError` where nearly no response to several prompts that the model has read has a reward.
     """
     groups = groups_in_texts(texts)
     results = [GroupResult.of(scores) for scores in scorer.score(groups)]

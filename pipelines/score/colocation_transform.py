@@ -41,7 +41,7 @@ from pipelines.score.colocation import (
     score_piece,
     split_texts,
 )
-from pipelines.score.load_model import acquire_scorer
+from pipelines.score.load_model import acquire_scorer, ending_with_device, process_name
 from pipelines.score.skip_transform import skip_or_raise
 from pipelines.score.unit_scorer import NO_LIMITS, Scorer, ScorerFactory, UnitScorer, count_existing, waiting_fragments
 from pipelines.score.unit_scores import ScoreDirectories, UnitScores
@@ -163,10 +163,11 @@ class ScorePrompts(beam.DoFn):  # type: ignore[misc]
         self._directories = directories
         self._make_scorer = scorer
         self._shared = Shared()
+        self._launcher = process_name()
 
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[tuple[int, bytes]]:
         number, parts = element
-        with carrying_errors():
+        with carrying_errors(), ending_with_device(self._launcher):
             plan = plan_at(self._plan_path)
             bucket = Bucket.of(parts)
             directory = directory_of(self._directories.of(plan.fingerprint)[0], number, bits_of(plan))

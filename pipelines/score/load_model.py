@@ -1,23 +1,30 @@
-"""Loads the model of a run: once per process, and used by one forward at a time."""
+"""Loads the model of a run: once per process, and used by one forward at a time; a process ends with its device."""
 
 from __future__ import annotations
 
 import gc
+import logging
+import os
+import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from apache_beam.utils.shared import Shared
 
-from pipelines.errors import ModelLoadError
+from pipelines.errors import BrokenDeviceError, ModelLoadError, reporting_broken_devices
 from pipelines.plan import Plan
 from pipelines.runtime import counters
 from pipelines.score.unit_scorer import Scorer, ScorerFactory
 from pipelines.storage.models import carrying_model_errors, loadable_directory, refuse_other_versions
 from rm.conversations import Conversation
 
+log = logging.getLogger(__name__)
+
 _PLACEHOLDER = Shared()
+_SEND_SECS = 5.0  # for the last log lines of a process
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,7 @@ class LoadScorer:
     """Loads the plan's model, on the worker that scores with it. A picklable value, which tests replace by their own."""
 
     def __call__(self, plan: Plan) -> Scorer:
+        from rm.engine.device import resolve_device
         from rm.scorer import ModelError
         from rm.scorer import Scorer as ModelScorer
 
@@ -37,6 +45,7 @@ class LoadScorer:
                 max_length=plan.model["max_length"],
                 too_long=plan.model["too_long"],
                 tokens_per_batch=plan.model["tokens_per_batch"],
+                device=resolve_device(plan.model["device"]),
             )
         except ModelError as error:
             raise ModelLoadError(str(error)) from error
@@ -46,8 +55,32 @@ class LoadScorer:
 
 def acquire_scorer(shared: Any, make: ScorerFactory, plan: Plan) -> Scorer:
     """The process's scorer of a plan, made once however many threads ask for it; `shared` is Beam's `Shared` of a DoFn."""
-    handle: _LockedScorer = shared.acquire(lambda: _LockedScorer(make(plan)), tag=plan.fingerprint)
+    with reporting_broken_devices():
+        handle: _LockedScorer = shared.acquire(lambda: _LockedScorer(make(plan)), tag=plan.fingerprint)
     return handle
+
+
+def process_name() -> str:
+    """The name of this process among those of all machines."""
+    return f"{socket.gethostname()}/{os.getpid()}"
+
+
+@contextmanager
+def ending_with_device(launcher: str) -> Iterator[None]:
+    """Inside a DoFn: end this process if its device has failed, unless it is the `launcher`, which the error ends.
+
+    A runner replaces workers that end, and gives their work to others; one that lives on would fail at all that it is given.
+    """
+    try:
+        yield
+    except BrokenDeviceError as error:
+        if process_name() == launcher:
+            raise
+        log.critical("%s; this worker ends", error.message)
+        sending = threading.Thread(target=logging.shutdown, daemon=True)  # Beam's handler waits for the runner to read
+        sending.start()
+        sending.join(_SEND_SECS)
+        os._exit(int(error.exit_code))
 
 
 class _LockedScorer:
@@ -58,7 +91,7 @@ class _LockedScorer:
         self._lock = threading.Lock()
 
     def score(self, groups: Sequence[tuple[Conversation, Sequence[str]]]) -> Sequence[Any]:
-        with self._lock, carrying_model_errors():
+        with self._lock, carrying_model_errors(), reporting_broken_devices():
             return self._scorer.score(groups)
 
 

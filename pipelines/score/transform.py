@@ -27,7 +27,7 @@ from pipelines.errors import InputError, carrying_errors
 from pipelines.plan import plan_at
 from pipelines.runtime.threaded_dofn import ThreadedDoFn, map_ahead
 from pipelines.runtime.transforms import PCollection, Spread
-from pipelines.score.load_model import acquire_scorer
+from pipelines.score.load_model import acquire_scorer, ending_with_device, process_name
 from pipelines.score.score_files import ScoreFile
 from pipelines.score.skip_transform import skip_or_raise
 from pipelines.score.unit_scorer import NO_LIMITS, ScorerFactory, UnitScorer
@@ -175,6 +175,7 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
         self._make_scorer = scorer
         self._limits = limits
         self._shared = Shared()
+        self._launcher = process_name()
 
     def process(self, element: _FileAndUnit) -> Iterator[Any]:
         yield from self.descriptors(element)
@@ -182,7 +183,7 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
     def descriptors(self, element: _FileAndUnit, existing: Sequence[ScoreFile] | None = None) -> Iterator[Any]:
         """Yield a descriptor for each fragment, or the file's number and the reason for which it is skipped."""
         file_number, fields = element
-        with carrying_errors():
+        with carrying_errors(), ending_with_device(self._launcher):
             try:
                 for score_file in self.score_unit(file_number, Unit(*fields), existing):
                     yield score_file.to_bytes()

@@ -10,6 +10,7 @@ Example, of a fragment of two rows with two responses each, the last of them emp
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
@@ -43,7 +44,8 @@ ScorerOf = Callable[[Fragment, str], Scorer]
 """(fragment, its content hash) → its scorer."""
 
 NO_LIMITS = Limits()
-_ALL_FAIL = 16  # failures of the model on so many responses, and on all, are no accident of the data
+_MANY = 16  # responses that the model has read; its failure on nearly all of so many is no accident of the data
+_NEARLY_ALL = 0.9
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,7 @@ def score_fragment(scorer: Scorer | None, fragment: Fragment, plan: Plan) -> tup
 
     Without a scorer, rewards are those that the rows carry (`scores.column`).
 
-    Raises `ModelLoadError` where no response of the fragment has a reward, and the model is to blame for each.
+    Raises `ModelLoadError` where nearly no response that the model has read has a reward.
     """
     usable = [row for row in fragment.rows if row.parsed.prompt is not None]
     if scorer is None:
@@ -234,13 +236,20 @@ def _unscored_columns(rows: Sequence[Row], carry: Sequence[str]) -> dict[str, pa
 
 
 def refuse_broken_model(reasons: Sequence[str | None], plan: Plan) -> None:
-    """Raise `ModelLoadError` where the model gives no response of a fragment a reward: then it is not the data."""
-    if len(reasons) < _ALL_FAIL or not set(reasons) <= {"nan_reward", "model_error"}:
+    """Raise `ModelLoadError` where the model gives nearly no response of a fragment a reward: then it is not the data.
+
+    Responses that the model has not read, for reasons of their own, do not count.
+    """
+    counts = Counter(reasons)
+    failed = {reason: counts[reason] for reason in ("nan_reward", "model_error")}
+    reached = sum(failed.values()) + counts["out_of_memory"] + counts[None]
+    if reached < _MANY or sum(failed.values()) < _NEARLY_ALL * reached:
         return
-    if set(reasons) == {"nan_reward"}:
+    if not failed["model_error"]:
         what, remedy = "gives NaN for", "try model.dtype=float32"
     else:
         what, remedy = "fails on", "the log says how; check that it scores a text in plain transformers"
+    part = "every response" if sum(failed.values()) == reached else f"{sum(failed.values())} of the responses"
     raise ModelLoadError(
-        f"the model {what} every response of a fragment ({len(reasons)} responses) in {plan.model['dtype']}; {remedy}"
+        f"the model {what} {part} of a fragment ({reached} responses) in {plan.model['dtype']}; {remedy}"
     )

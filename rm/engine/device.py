@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import logging
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from rm.identity import ModelError
+
+log = logging.getLogger(__name__)
 
 # dense 16-bit tensor-core FLOP/s by the vendor's data sheets; the longest name that a device's contains counts
 _PEAK_FLOPS = {
@@ -22,8 +31,15 @@ _PEAK_FLOPS = {
     "T4": 65e12,
     "V100": 125e12,
 }
-
-
+_NO_MEMORY = (
+    "DefaultCPUAllocator",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
+)
+_BROKEN = getattr(torch, "AcceleratorError", ())
+_BROKEN_TEXTS = ("CUDA error", "HIP error", "device-side assert")  # all that torch before 2.8 says
+_NO_KERNEL = "no kernel image is available"
 _CPU_TOKENS_PER_BATCH = 4096
 _GPU_TOKENS_PER_BATCH = 32768
 _GPU_TRAINING_TOKENS_PER_BATCH = 16384
@@ -32,6 +48,75 @@ _GPU_TRAINING_TOKENS_PER_BATCH = 16384
 def default_device() -> str:
     """`cuda` where PyTorch finds a GPU, else `cpu`."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def resolve_device(requested: str) -> str:
+    """Return the device for a `model.device`: auto, cuda, cpu or mps. Raises `ModelError` where it is not there.
+
+    `auto` takes a GPU that this torch can use, and warns where it cannot use the one that there is.
+    """
+    if requested == "mps" and not torch.backends.mps.is_available():
+        raise ModelError(
+            "model.device is mps, and this machine has no Apple GPU that torch can use; set it to auto or cpu"
+        )
+    if requested in ("cpu", "mps"):
+        return requested
+    obstacle = _gpu_obstacle()
+    if obstacle is None:
+        return "cuda"
+    if requested == "cuda":
+        raise ModelError(
+            f"a GPU was asked for (model.device: cuda, or runner.accelerator), and {obstacle}; choose a machine with one, "
+            "install a torch and a driver that fit together, or set model.device to cpu"
+        )
+    if nvidia_driver() is not None:
+        log.warning("the model runs on the CPU: %s", obstacle)
+    return "cpu"
+
+
+def _gpu_obstacle() -> str | None:
+    """Return why no GPU can be used, with the versions that must fit together; None where one can."""
+    built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+    versions = f"torch {torch.__version__} is built for {built}, and {nvidia_driver() or 'there is no NVIDIA driver'}"
+    if not torch.cuda.is_available():
+        return f"torch finds none: {versions}"
+    (major, minor), kernels = torch.cuda.get_device_capability(), torch.cuda.get_arch_list()
+    if torch.version.hip or not kernels or any(_runs_on(kernel, major, minor) for kernel in kernels):
+        return None
+    return f"torch has kernels for {' '.join(kernels)}, and none for {describe_gpu('cuda')}: {versions}"
+
+
+def describe_gpu(device: torch.device | str) -> str:
+    """Return the name and compute capability of a GPU of NVIDIA's; the kind of any other device."""
+    if torch.device(device).type != "cuda":
+        return torch.device(device).type
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"{torch.cuda.get_device_name(device)} (compute capability {major}.{minor})"
+
+
+def _runs_on(kernel: str, major: int, minor: int) -> bool:
+    """Tell whether kernels such as sm_80, or compute_90, which the driver compiles, run on this compute capability."""
+    match = re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", kernel)
+    if match is None:
+        return True  # of a form that is not known: the trial at load decides
+    built = (int(match[2]), int(match[3]))
+    return built <= (major, minor) if match[1] == "compute" else built[0] == major and built[1] <= minor
+
+
+def nvidia_driver(version_file: Path = Path("/proc/driver/nvidia/version")) -> str | None:
+    """Return the driver's version and the newest CUDA that it supports, as far as they are known; None without a driver."""
+    parts = []
+    with contextlib.suppress(OSError):
+        version = re.search(
+            r"Kernel Module.*?\s(\d+\.[\d.]+)", version_file.read_text(encoding="utf-8", errors="replace")
+        )
+        parts.append(f"the NVIDIA driver is {version[1] if version else 'of an unknown version'}")
+    with contextlib.suppress(OSError, AttributeError):
+        number = ctypes.c_int(0)
+        if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(number)) == 0 and number.value:
+            cuda = f"CUDA {number.value // 1000}.{number.value % 1000 // 10}"
+            parts.append(f"supports {cuda}" if parts else f"the NVIDIA driver supports {cuda}")
+    return " and ".join(parts) or None
 
 
 def default_tokens_per_batch(device: str, *, training: bool) -> int:
@@ -73,4 +158,29 @@ def to_device(values: Sequence[Any], device: torch.device | str, *, dtype: torch
 
 def is_out_of_memory(error: Exception) -> bool:
     """Tell whether an allocation failed: on a GPU, on the CPU (which has no error type for it), or in Python."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in _NO_MEMORY)
+
+
+class DeviceError(RuntimeError):
+    """A device that fails whatever it is given. It stays broken for this process, which must end; no row is to blame."""
+
+
+def device_error(error: Exception) -> DeviceError | None:
+    """Return the error as a `DeviceError` where it says that the device broke; None for all others.
+
+    Its message is the first line of the driver's, which knows no rows. Running out of memory breaks nothing.
+    """
+    if isinstance(error, DeviceError):
+        return error
+    texts = _BROKEN_TEXTS if isinstance(error, RuntimeError) else ()
+    if not (isinstance(error, _BROKEN) or any(text in str(error)[:100] for text in texts)) or is_out_of_memory(error):
+        return None
+    message = str(error).strip().splitlines()
+    return DeviceError(f"{type(error).__name__}: {message[0][:200]}" if message else type(error).__name__)
+
+
+def refuse_broken(error: Exception) -> None:
+    """Raise `DeviceError` where an error in a trial says that the device broke, and not that it has no kernel for this."""
+    broken = device_error(error)
+    if broken is not None and _NO_KERNEL not in str(error):
+        raise broken from error

@@ -22,7 +22,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from rm.engine.device import to_device
+from rm.engine.device import is_out_of_memory, refuse_broken, to_device
 from rm.engine.layout import Segment
 
 ATTENTION_NAME = "bestkept_packed"
@@ -192,6 +192,10 @@ def _merge_attentions(
     return torch.lerp(other.float(), own.float(), weight).to(own.dtype)
 
 
+class KernelError(RuntimeError):
+    """An attention kernel that does not run on this GPU, or not with heads of this size."""
+
+
 def _varlen_attn(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -201,17 +205,26 @@ def _varlen_attn(
     causal: bool,
     scaling: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attend in many runs at once: [T, heads, D] each → attention [T, heads, D], log-sum-exps [heads, T]."""
-    output, lse = varlen.varlen_attn(
-        query,
-        key,
-        value,
-        *spans,
-        return_aux=varlen.AuxRequest(lse=True),
-        scale=scaling,
-        window_size=(-1, 0) if causal else (-1, -1),
-        enable_gqa=key.shape[1] != query.shape[1],
-    )
+    """Attend in many runs at once: [T, heads, D] each → attention [T, heads, D], log-sum-exps [heads, T].
+
+    Raises `KernelError` where the kernel refuses the GPU or the size of the heads.
+    """
+    try:
+        output, lse = varlen.varlen_attn(
+            query,
+            key,
+            value,
+            *spans,
+            return_aux=varlen.AuxRequest(lse=True),
+            scale=scaling,
+            window_size=(-1, 0) if causal else (-1, -1),
+            enable_gqa=key.shape[1] != query.shape[1],
+        )
+    except RuntimeError as error:
+        refuse_broken(error)
+        if is_out_of_memory(error):
+            raise
+        raise KernelError(f"heads of size {query.shape[-1]}: {str(error).strip().splitlines()[0][:150]}") from error
     heads, tokens = query.shape[1], query.shape[0]
     return output, lse if lse.shape == (heads, tokens) else lse.T  # the documentation and the code disagree
 

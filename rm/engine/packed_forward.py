@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from rm.engine.device import to_device
+from rm.engine.device import describe_gpu, refuse_broken, to_device
 from rm.engine.layout import Layout, lay_out
-from rm.engine.packed_attention import ATTENTION_NAME, AttentionPlan, pooled_attention
+from rm.engine.packed_attention import ATTENTION_NAME, AttentionPlan, KernelError, pooled_attention
 from rm.identity import OFFSET_POSITIONS
 
 log = logging.getLogger(__name__)
@@ -111,7 +111,11 @@ def enable_packing(model: Any, *, causal: bool, max_length: int) -> bool:
     """
     try:
         obstacle = packing_obstacle(model.config, max_length) or _packing_error(model, causal=causal)
+    except KernelError as refusal:
+        log.warning("no packed rows, which is slower: the kernel on %s refuses %s", describe_gpu(model.device), refusal)
+        return False
     except Exception as problem:  # whatever an architecture raises in the trial, it does not take packed rows
+        refuse_broken(problem)
         obstacle = f"its forward does not take packed rows ({type(problem).__name__})"
     if obstacle is None:
         model.set_attn_implementation(ATTENTION_NAME)

@@ -8,6 +8,7 @@ import torch
 from support.tiny_models import WORDS, save_causal
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from rm.engine.device import DeviceError
 from rm.scorer import ModelError, Scorer
 
 PROMPT = (("user", "what is the answer"),)
@@ -225,12 +226,35 @@ def test_a_row_that_breaks_the_model_is_found_and_rejected(kind, request, monkey
     assert "row text" not in caplog.text
 
 
-def test_a_device_that_breaks_is_no_row_s_fault(causal, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [torch.AcceleratorError("CUDA error: unspecified launch failure"), RuntimeError("the model has broken")]
+)
+def test_a_device_that_breaks_is_no_row_s_fault(causal, monkeypatch, error):
     scorer = load(causal)
     scorer.score([(PROMPT, ["good"])])
-    failing(scorer, monkeypatch, lambda rows, _: RuntimeError("device-side assert"))
-    with pytest.raises(RuntimeError, match="device-side assert"):
+    failing(scorer, monkeypatch, lambda rows, _: error)
+    with pytest.raises(DeviceError, match=type(error).__name__):
         scorer.score(some_groups())
+
+
+def test_a_device_that_breaks_at_the_first_batch_is_not_asked_again(causal, monkeypatch):
+    scorer = load(causal)
+    tried = failing(scorer, monkeypatch, lambda *_: torch.AcceleratorError("CUDA error: unspecified launch failure"))
+    with pytest.raises(DeviceError, match="unspecified launch failure"):
+        scorer.score(some_groups())
+    assert len(tried) == 1
+
+
+@pytest.mark.parametrize("trial", ["rm.engine.packed_forward.packed_rewards", "rm.together._rewards_alone"])
+def test_a_device_that_breaks_in_a_trial_at_load_rules_no_way_out(encoder, monkeypatch, trial):
+    def fail(*_, **__):
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(trial, fail)
+    if "together" in trial:
+        monkeypatch.setattr("rm.scorer.enable_packing", lambda *_, **__: False)
+    with pytest.raises(DeviceError, match="unspecified launch failure"):
+        load(encoder)
 
 
 def test_rows_of_one_prompt_share_it_wherever_they_stand(causal):

@@ -44,7 +44,8 @@ class ModelEstimate:
         colocated: bool = False,
     ) -> ModelEstimate:
         """Return the model of a plan, with the scores that these directories hold of it. Raises `ModelLoadError`."""
-        dry_run = load_dry_run(plan, device=None if local else "cuda")
+        device = None if plan.model["device"] == "auto" else plan.model["device"]
+        dry_run = load_dry_run(plan, device=device if local else "cuda")
         scored = count_scored(plan, directories, seed=seed)
         with carrying_model_errors():
             expected = forecast_tokens(plan, surveyed, dry_run, scored, seed=seed)

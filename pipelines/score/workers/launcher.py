@@ -1,8 +1,9 @@
 """Launches the workers of a machine, gives out pieces of work, largest first, and replaces a worker that dies.
 
 Pieces are given out as workers ask for them: it is not known beforehand which are scored already, or which worker is slow.
-A worker that dies, or sends no sign of life, is replaced once, and its piece given out again. Score files are idempotent, so that
-this costs only the fragment in work. If the replacement dies as well, the run ends within a minute; the same command resumes it.
+A worker that dies, sends no sign of life, or whose device fails, is replaced once, and its piece given out again. Score files
+are idempotent, so that this costs only the fragment in work. If the replacement dies as well, the run ends within a minute; the
+same command resumes it.
 
 Example, of a launcher (L) and a worker (W):
 
@@ -51,6 +52,8 @@ SILENT_SECS = 25.0  # without a sign of life; twice that, and the start of a sec
 _POLL_SECS = 1.0
 _EXIT_SECS = 10.0  # for a worker without work to end by itself
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_MEMORY_REMEDY = "if memory is short, with a smaller runner.workers or model.tokens_per_batch"
+_DEVICE_REMEDY = "if it fails again, look at the device (nvidia-smi) or use another one"
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,8 @@ def run_workers(job: Job, plans: Plans, count: int, shard: CorpusShard | None = 
     ready = stripe(split_large(files, pieces, most_bytes), count)
     work = deque((member, piece) for member in range(len(plans.members)) for piece in ready)
     log.info("scoring with %d workers, %d pieces of work", min(count, len(work)), len(work))
-    return _Launcher(job, work, min(count, len(work))).run()
+    on_cpu = all(member.model["device"] == "cpu" for member in plans.members)
+    return _Launcher(job, work, min(count, len(work)), [] if on_cpu else machine.list_gpus()).run()
 
 
 @dataclass
@@ -96,11 +100,11 @@ class _Worker:
 
 
 class _Launcher:
-    def __init__(self, job: Job, work: deque[tuple[int, WorkPiece]], count: int) -> None:
+    def __init__(self, job: Job, work: deque[tuple[int, WorkPiece]], count: int, gpus: list[str]) -> None:
         self._job, self._work = job, work
         self._dead_progress: list[Progress] = []
         self._dead_counters: list[Mapping[str, int]] = []
-        self._devices = machine.list_gpus()
+        self._gpus = gpus
         self._threads = max(1, machine.count_cores() // max(1, count))
         self._cores = machine.split_cores(count)
         self._workers: list[_Worker] = []
@@ -148,10 +152,10 @@ class _Launcher:
         connection, worker_end = Pipe()
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         environment |= {name: str(self._threads) for name in _THREADS if name not in os.environ}
-        if self._devices:
-            environment["CUDA_VISIBLE_DEVICES"] = self._devices[number]
+        if self._gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = self._gpus[number]
         command = [sys.executable, "-m", "pipelines.score.workers.worker", str(worker_end.fileno())]
-        if not self._devices:  # a thread that moves to another core leaves its cache behind
+        if not self._gpus:  # a thread that moves to another core leaves its cache behind
             command += map(str, self._cores[number])
         process = subprocess.Popen(
             command, env=environment, pass_fds=[worker_end.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
@@ -175,6 +179,9 @@ class _Launcher:
             case "log":
                 name, level, message = content
                 logging.getLogger(name).log(level, "worker %d: %s", worker.number, message)
+            case "broken":
+                (cause,) = content
+                self._replace_dead(worker, f"has lost its device ({cause})", remedy=_DEVICE_REMEDY)
             case "failed":
                 token, log_path = content
                 if log_path is not None:
@@ -190,7 +197,7 @@ class _Launcher:
     def _record(self, worker: _Worker, latest: Progress | None, counters: Mapping[str, int]) -> None:
         worker.progress, worker.counters = latest or worker.progress, counters or worker.counters
 
-    def _replace_dead(self, worker: _Worker, cause: str) -> None:
+    def _replace_dead(self, worker: _Worker, cause: str, *, remedy: str = _MEMORY_REMEDY) -> None:
         """Put a dead worker's piece back, and start another in its place. Raises `StorageError` if that is the second death."""
         worker.process.kill()
         worker.process.wait()
@@ -198,7 +205,7 @@ class _Launcher:
         if worker.deaths:
             raise StorageError(
                 f"worker {worker.number} of {self._count} {cause}, as the one before it did; what is scored stays, and the same "
-                "command again resumes from there; if memory is short, with a smaller runner.workers or model.tokens_per_batch"
+                f"command again resumes from there; {remedy}"
             )
         log.warning("worker %d %s; another takes its place", worker.number, cause)
         self._dead_progress.append(progress.count_dead_worker(worker.progress, worker.progress_before))

@@ -3,7 +3,7 @@
     python -m pipelines.score.workers.worker CONNECTION [CORE]...
 
 It sends through the connection: a sign of life every second, with its progress and counters; lines for the log; requests for
-work; and the error that ended it. It ends when the launcher does.
+work; and the error that ended it. It ends when the launcher does, and when its device fails: another takes its place.
 """
 
 from __future__ import annotations
@@ -68,13 +68,16 @@ def main() -> None:
             os.sched_setaffinity(0, cores)
     # before the imports, which take seconds
     threading.Thread(target=_send_signs_of_life, args=(launcher,), daemon=True).start()
-    from pipelines.errors import error_to_report
+    from pipelines.errors import BrokenDeviceError, error_to_report
     from pipelines.runtime.logs import discard, keep, set_up
 
     set_up(_LauncherHandler(launcher))
     try:
         job: Job = launcher.receive()
         _score(job, launcher)
+    except BrokenDeviceError as error:
+        launcher.send("broken", error.cause)
+        os._exit(int(error.exit_code))  # no clean-up, which would wait for the device
     except Exception as error:
         launcher.send("failed", error_to_report(error, "a worker").pack(), keep(error))
         return
