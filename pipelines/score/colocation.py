@@ -194,7 +194,7 @@ def groups_in_texts(texts: pa.Table) -> list[PromptGroup]:
 def score_piece(scorer: Scorer, texts: pa.Table, plan: Plan) -> pa.Table:
     """The model's results for a piece (`RESULTS`), in order.
 
-    Raises `ModelLoadError` where nearly no response to several prompts that the model has read has a reward.
+    Raises `ModelLoadError` where the model is to blame for what several prompts lack, see `refuse_broken_model`.
     """
     groups = groups_in_texts(texts)
     results = [GroupResult.of(scores) for scores in scorer.score(groups)]

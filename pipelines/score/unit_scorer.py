@@ -192,7 +192,7 @@ def score_fragment(scorer: Scorer | None, fragment: Fragment, plan: Plan) -> tup
 
     Without a scorer, rewards are those that the rows carry (`scores.column`).
 
-    Raises `ModelLoadError` where nearly no response that the model has read has a reward.
+    Raises `ModelLoadError` where the model is to blame, and not the data, see `refuse_broken_model`.
     """
     usable = [row for row in fragment.rows if row.parsed.prompt is not None]
     if scorer is None:
@@ -236,20 +236,20 @@ def _unscored_columns(rows: Sequence[Row], carry: Sequence[str]) -> dict[str, pa
 
 
 def refuse_broken_model(reasons: Sequence[str | None], plan: Plan) -> None:
-    """Raise `ModelLoadError` where the model gives nearly no response of a fragment a reward: then it is not the data.
+    """Raise `ModelLoadError` where the model fails on nearly every response of a fragment, or gives none of them a reward.
 
-    Responses that the model has not read, for reasons of their own, do not count.
+    Then it is not the data. Responses that the model has not read, for reasons of their own, do not count.
     """
     counts = Counter(reasons)
-    failed = {reason: counts[reason] for reason in ("nan_reward", "model_error")}
-    reached = sum(failed.values()) + counts["out_of_memory"] + counts[None]
-    if reached < _MANY or sum(failed.values()) < _NEARLY_ALL * reached:
+    failed, nan = counts["model_error"], counts["nan_reward"]
+    reached = failed + nan + counts["out_of_memory"] + counts[None]
+    if reached < _MANY or (failed < _NEARLY_ALL * reached and failed + nan < reached):
         return
-    if not failed["model_error"]:
-        what, remedy = "gives NaN for", "try model.dtype=float32"
-    else:
+    if failed:
         what, remedy = "fails on", "the log says how; check that it scores a text in plain transformers"
-    part = "every response" if sum(failed.values()) == reached else f"{sum(failed.values())} of the responses"
+    else:
+        what, remedy = "gives NaN for", "try model.dtype=float32"
+    part = "every response" if failed + nan == reached else f"{failed} of the responses"
     raise ModelLoadError(
         f"the model {what} {part} of a fragment ({reached} responses) in {plan.model['dtype']}; {remedy}"
     )

@@ -152,7 +152,8 @@ def test_a_runner_s_worker_ends_with_its_device():
     [
         ([None] * 2 + ["model_error"] * 18, r"fails on 18 of the responses of a fragment \(20 responses\)"),
         (["too_long"] * 500 + ["model_error"] * 16, r"fails on every response of a fragment \(16 responses\)"),
-        (["nan_reward"] * 19 + [None], r"gives NaN for 19 of the responses"),
+        (["too_long"] * 500 + ["nan_reward"] * 16, r"gives NaN for every response of a fragment \(16 responses\)"),
+        (["nan_reward"] * 19 + [None], None),
         (["nan_reward"] * 10 + ["model_error"] * 10, "fails on every response"),
         ([None] * 3 + ["model_error"] * 17, None),
         (["model_error"] * 15, None),
