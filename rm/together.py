@@ -1,7 +1,8 @@
 """The ways in which rows run together unpacked, and the check at load that takes the first that is right.
 
 Not every architecture treats a padded row as it treats the row alone: some ignore the mask (FNet), some read what stands
-beyond a row's end (ConvBERT, XLNet). So a few short rows run alone, as plain transformers runs them, and in every way.
+beyond a row's end (ConvBERT, XLNet). So a few short rows run alone, as plain transformers runs them, and in every way
+(`choose_way` says how long they are).
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ _TOLERANCE = 1e-4  # of the rewards' spread, in float32
 _HALF_TOLERANCE = 0.02  # on top of three times the error that rows alone have in 16 bits
 _UNKNOWN_ERROR = 0.03  # of rows alone, where the architecture does not run in float32 for comparison
 _LONGEST = 256  # tokens of a response that is drawn, so that loading stays quick
+_LONG_FLOPS = {"cpu": 5e11}  # that a row beyond a longer window may take; seconds on a CPU
+_LONG_GPU_FLOPS = 1e14
 _LENGTHS = (
     "sliding_window",
     "local_attention",
@@ -60,8 +63,18 @@ def choose_way(model: RewardModel, template: Template, *, split: int | None) -> 
     They are compared on the model's device, in 16 bits both in float32, where nothing hides behind rounding, and in the
     type of the run. An error in a way means that it is not right. `split` is that of `split_lengths`. Raises `ModelError`
     where not even rows one by one have the rewards that plain transformers gives them.
+
+    Rows are on both sides of every window that the configuration names up to 256 tokens. Beyond longer ones, rows of causal
+    models are not tried: no token sees what is behind it, padding included. Of other models one row is; where that would
+    take too long, rows are not padded.
     """
-    rows = _draw_rows(model, template)
+    rows = _draw_rows(model, template, _sizes(model, template))
+    longer = _longer_window(model, template)
+    tried = [rows]
+    if longer is not None and _is_quick(model, longer):
+        beyond = min(longer + longer // 2, (longer + template.max_length) // 2)
+        pair = _draw_rows(model, template, ((2, beyond), (3, 1)))
+        tried += [pair] if max((len(row.ids) for row in pair), default=0) > longer else []
     if not rows:
         log.warning(
             "rows run one by one, which is slower: the chat template lays out no conversation to try others with"
@@ -72,9 +85,14 @@ def choose_way(model: RewardModel, template: Template, *, split: int | None) -> 
     model.eval()
     wrong: dict[str, str] = {}
     try:
-        expected = _expect(model, rows, pad=pad)
+        expected = [_expect(model, drawn, pad=pad) for drawn in tried]
         for way in WAYS:
-            reason = _difference(model, expected, functools.partial(_rewards_together, model, rows, way, split, pad))
+            reason = None
+            if way == PADDED and longer is not None and len(tried) == 1:
+                reason = f"would have to be tried beyond a window of {longer:,} tokens, which takes too long here"
+            for drawn, alone in zip(tried, expected, strict=True):
+                together = functools.partial(_rewards_together, model, drawn, way, split, pad)
+                reason = reason or _difference(model, alone, together)
             if reason is None:
                 _report(way, wrong)
                 return way
@@ -117,20 +135,34 @@ def split_lengths(config: Any, max_length: int) -> int | None:
     return min((int(limit) for limit in limits if limit and limit < max_length), default=None)
 
 
-def _draw_rows(model: RewardModel, template: Template) -> list[Encoded]:
-    """Draw short rows of mixed lengths, as the template lays them out, with random tokens where a text's own stand.
+def _longer_window(model: RewardModel, template: Template) -> int | None:
+    """Return the longest window, chunk or limit too long for short rows, and shorter than rows may be; None for causal models."""
+    named = [length for length in _named_lengths(model.model.config) if _LONGEST <= length < template.max_length]
+    return None if model.causal else max(named, default=None)
 
-    Some have equal lengths, and some are longer than the windows, chunks and limits that the configuration names.
+
+def _is_quick(model: RewardModel, length: int) -> bool:
+    flops = 2.0 * model.computing_parameters * 1.5 * length
+    return flops <= _LONG_FLOPS.get(model.model.device.type, _LONG_GPU_FLOPS)
+
+
+def _sizes(model: RewardModel, template: Template) -> list[tuple[int, int]]:
+    """Return words of prompt and response for rows of mixed lengths, some of them equal.
+
+    Some are beyond the windows, chunks and limits up to 256 tokens that the configuration names.
     """
+    # beyond a window, and so far beyond that nothing of it is left
+    longer = {times * length for length in _named_lengths(model.model.config) for times in (1, 3)}
+    return [*_SIZES, *((2, length) for length in sorted(longer) if length < min(template.max_length, _LONGEST))]
+
+
+def _draw_rows(model: RewardModel, template: Template, sizes: Sequence[tuple[int, int]]) -> list[Encoded]:
+    """Draw rows of these sizes, as the template lays them out, with random tokens where a text's own stand."""
     tokenizer = template.tokenizer
     unknown = tokenizer.unk_token_id
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} - {unknown}
     vocabulary = min(len(tokenizer), embedded_tokens(model.model) or len(tokenizer))
     ordinary = [token for token in range(vocabulary) if token not in special | {unknown}] or [0]
-    # beyond a window, and so far beyond that nothing of it is left
-    longer = [times * length for length in _named_lengths(model.model.config) for times in (1, 3)]
-    longer = sorted({length for length in longer if length < min(template.max_length, _LONGEST)})
-    sizes = [*_SIZES, *((2, length) for length in longer)]
     generator = torch.Generator().manual_seed(0)
     rows = []
     for prompt, response in sizes:

@@ -28,6 +28,7 @@ from rm.checkpoint.interchange import (
     refuse_normalised,
     warn_of_pad_as_eos,
 )
+from rm.checkpoint.randomness import hold_routers, switch_off_dropout
 from rm.checkpoint.refusals import describe_layers, refuse_other_heads, refuse_templates
 from rm.checkpoint.weight_files import refuse_damaged, require_files, tensor_shapes
 from rm.identity import ModelError
@@ -152,7 +153,7 @@ def _require_one_output(directory: Path, config: Any) -> dict[str, str] | None:
 
 
 def load_backbone_for_training(directory: Path, *, dtype: str = "float32") -> RewardModel:
-    """Load a pretrained backbone in `dtype` under a scalar head in float32, dropout off.
+    """Load a pretrained backbone in `dtype` under a scalar head in float32, dropout and noise of routers off.
 
     The head is one linear layer without bias (a shift of all rewards changes no comparison; classes of encoders that
     demand a bias have it at zero, frozen), drawn with std 1/sqrt(H + 1) (Stiennon et al. 2020, appendix). A checkpoint
@@ -163,13 +164,12 @@ def load_backbone_for_training(directory: Path, *, dtype: str = "float32") -> Re
     config = _load_config(directory)
     outputs, mapping = _stored_head(directory, config)
     describe_as_reward_model(config)
-    for key, value in config.to_dict().items():
-        if isinstance(value, float) and ("dropout" in key or key.endswith("_pdrop")):
-            setattr(config, key, 0.0)
+    switch_off_dropout(config)
     model, info = _from_pretrained(
         directory, config=config, dtype=_DTYPES[dtype], key_mapping=mapping if outputs == 1 else None
     )
     model._weight_conversions = None  # transformers would save the head under the name that the checkpoint had
+    hold_routers(model)
     head = _head(_Float32Head.wrap(model))
     new = {name for name, _ in model.named_parameters() if name.startswith(_head_name(model).removesuffix(".weight"))}
     absent = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ from support.every_classifier import ALL, POSITIONS, UNMADE, save_tiny
 from support.tiny_models import WORDS
 from transformers import AutoModelForSequenceClassification, MraForSequenceClassification
 
+from rm.checkpoint.load import load_backbone_for_training
 from rm.scorer import ModelError, Scorer
 
 PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
@@ -79,6 +81,32 @@ def assert_right(directory, scorer) -> None:
     assert np.abs(rewards - expected).max() <= tolerance
 
 
+def with_noise(values: dict) -> dict:
+    """Return a configuration with every dropout and jitter at 0.3, also in the configurations inside it."""
+    noisy = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            noisy[name] = with_noise(value)
+        else:
+            noise = isinstance(value, float) and any(word in name for word in ("drop", "jitter"))
+            noisy[name] = 0.3 if noise else value
+    return noisy
+
+
+def assert_training_computes_what_scoring_computes(directory) -> None:
+    config = directory / "config.json"
+    config.write_text(json.dumps(with_noise(json.loads(config.read_text()))))
+    model = load_backbone_for_training(directory)
+    torch.manual_seed(1)
+    ids = torch.randint(10, 40, (4, 12))
+    ids[:, 0], ids[:, -1] = 2, 3
+    lengths = torch.full((4,), 12)
+    with torch.no_grad():
+        expected, rewards = model.eval()(ids, lengths), model.train()(ids, lengths)
+    tolerance = 1e-5 * expected.std() + 8 * torch.finfo(torch.float32).eps * expected.abs().max()
+    assert (rewards - expected).abs().max() <= tolerance
+
+
 def way_of(scorer) -> str:
     return "packed" if scorer.packed else scorer.way.replace("_", " ")
 
@@ -89,6 +117,12 @@ def test_rows_together_have_the_rewards_of_rows_alone(kind, tmp_path):
     scorer = load(directory)
     assert way_of(scorer) == SAMPLE[kind]
     assert_right(directory, scorer)
+
+
+@pytest.mark.parametrize("kind", ["bert", "mixtral", "phimoe", "gemma3", "qwen3_5", "t5"])
+def test_dropout_and_noisy_routers_are_off_in_training(kind, tmp_path):
+    """PhiMoE draws experts in training; Gemma 3 and Qwen 3.5 have a configuration inside theirs."""
+    assert_training_computes_what_scoring_computes(save_tiny(tmp_path / "model", kind))
 
 
 @pytest.mark.slow
@@ -102,6 +136,8 @@ def test_every_architecture_is_right_or_refused(kind, tmp_path):
     else:
         outcome, reason = way_of(scorer), ""
         assert_right(directory, scorer)
+        if kind != "diffllama":  # refuses every dropout when it is loaded
+            assert_training_computes_what_scoring_computes(directory)
     assert outcome == LISTED[kind], reason
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import numpy as np
@@ -11,6 +12,7 @@ from support.every_classifier import save_tiny
 from support.tiny_models import save_encoder
 
 from rm import together
+from rm.checkpoint.load import RewardModel
 from rm.scorer import ModelError, Scorer
 from rm.together import EQUAL_LENGTHS, ONE_BY_ONE, PADDED, compatible_groups
 
@@ -160,3 +162,42 @@ def test_a_template_that_takes_few_conversations_leaves_no_way_unchecked(tmp_pat
     directory = save_tiny(tmp_path, "xlnet")
     (directory / "chat_template.jinja").write_text(template)
     assert load(directory).way == way
+
+
+@pytest.mark.slow
+def test_rows_beyond_a_window_longer_than_short_rows_are_tried_or_not_padded(tmp_path, monkeypatch, caplog):
+    sizes = {"attention_window": 260, "max_position_embeddings": 500}
+    directory = save_tiny(tmp_path / "model", "longformer", **sizes)
+    causal = save_tiny(tmp_path / "causal", "gemma2", sliding_window=300, max_position_embeddings=500)
+    for place in (directory, causal):
+        settings = json.loads((place / "tokenizer_config.json").read_text())
+        (place / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": 500}))
+    lengths = []
+    alone = together._rewards_alone
+
+    def note(model, rows, **settings):
+        lengths.append(max(len(row.ids) for row in rows))
+        return alone(model, rows, **settings)
+
+    monkeypatch.setattr(together, "_rewards_alone", note)
+    assert load(directory, max_length=256).way == PADDED
+    assert max(lengths) <= 256, "no row can be longer than the window"
+    assert load(directory, max_length=400).way == PADDED
+    assert max(lengths) > 260
+
+    # a model that reads the padding of rows that share a batch with one beyond the window
+    forward = RewardModel.forward
+
+    def wrong_beyond(self, ids, tokens, types=None):
+        rewards = forward(self, ids, tokens, types)
+        return rewards + (tokens < ids.shape[1]) * float(ids.shape[1] > 260)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RewardModel, "forward", wrong_beyond)
+        assert load(directory, max_length=400).way == EQUAL_LENGTHS
+        assert load(directory, max_length=256).way == PADDED
+    caplog.clear()
+    monkeypatch.setattr(together, "_LONG_FLOPS", {"cpu": 0})
+    assert load(directory, max_length=400).way == EQUAL_LENGTHS
+    assert "padded ones would have to be tried beyond a window of 260 tokens" in caplog.text
+    assert load(causal, max_length=400).way == PADDED
