@@ -96,8 +96,8 @@ class BrokenDeviceError(StorageError):
     def __init__(self, cause: str) -> None:
         self.cause = cause
         super().__init__(
-            f"the device failed ({cause}); no row is to blame, what is done stays, and the same command again resumes from there; "
-            "if it fails again, look at the device (nvidia-smi) or use another one"
+            f"the device failed ({cause}); no row is to blame, what is done stays, and the same command again resumes from "
+            "there; if it fails again, look at the device (nvidia-smi) or use another one"
         )
 
 
