@@ -31,10 +31,10 @@ from rm.engine.device import (
     DeviceError,
     default_device,
     default_tokens_per_batch,
-    device_error,
     is_out_of_memory,
     native_bfloat16,
     peak_flops,
+    refuse_broken,
 )
 from rm.engine.layout import common_prefix, cut_rows, lay_out, plan_batches, plan_even
 from rm.engine.memory import PROBED_TOKENS, BatchMemory, peak_bytes
@@ -165,6 +165,7 @@ class Scorer:
         try:
             memory = self.measure_memory()
         except Exception as error:  # whatever an architecture makes of a text so drawn, it may score others
+            refuse_broken(error, trial=True)
             log.debug("the memory of a batch is not known: %s", type(error).__name__)
             return
         longest = min(self.template.max_length, self.tokens_per_batch)
@@ -199,10 +200,7 @@ class Scorer:
         return BatchMemory.of(measure, longest=len(sample.ids))
 
     def score(self, groups: Sequence[ResponseGroup]) -> list[GroupScores]:
-        """Score every response of every group, in order. Exact duplicates in one call are scored once.
-
-        Raises `DeviceError` where the device breaks.
-        """
+        """Score every response of every group, in order, exact duplicates in one call once. Raises `DeviceError`."""
         results = [GroupScores.empty(len(responses)) for _, responses in groups]
         size = _CHARACTERS_PER_TOKEN * _WINDOW_BATCHES * self.tokens_per_batch
         for window in map_ahead(self._encode, split_into_windows(deduplicate(groups), characters=size)):
@@ -249,9 +247,8 @@ class Scorer:
             try:
                 rewards[members], work = self._forward(window.rows, batch)
             except Exception as error:  # whatever a model or device raises, a single row may be the cause
-                broken, memory = device_error(error), is_out_of_memory(error)
-                if broken is not None:
-                    raise broken from error
+                refuse_broken(error)
+                memory = is_out_of_memory(error)
                 if memory and self.device.startswith("cuda"):
                     error.__traceback__ = None  # its frames hold the tensors that filled the memory
                     torch.cuda.empty_cache()
@@ -280,8 +277,7 @@ class Scorer:
             try:
                 self._forward([self._known], [[0]])
             except Exception:
-                kind = type(error).__name__
-                raise DeviceError(f"{kind}, and a row that was scored before fails as well") from error
+                raise DeviceError(f"{type(error).__name__}, and a row that was scored before fails as well") from error
         log.warning("a row of %d tokens breaks the model (%s); it is rejected", len(row.ids), type(error).__name__)
         return "model_error"
 

@@ -220,7 +220,7 @@ def _expect(model: RewardModel, rows: Sequence[Encoded], *, pad: int) -> _Alone:
     try:
         own = _rewards_alone(model, rows, pad=pad)
     except Exception as error:  # whatever the model raises, it scores nothing
-        refuse_broken(error)
+        refuse_broken(error, trial=True)
         raise ModelError(
             f"model.path: {type(model.model).__name__} gives no reward to a row by itself in "
             f"{str(_narrowest(model)).removeprefix('torch.')} ({_describe(error)}); choose another model.dtype or architecture"
@@ -231,7 +231,7 @@ def _expect(model: RewardModel, rows: Sequence[Encoded], *, pad: int) -> _Alone:
         with in_float32(model.model):
             return _Alone(_rewards_alone(model, rows, pad=pad), own, widened=True)
     except Exception as error:  # an architecture that casts to the type that its weights had
-        refuse_broken(error)
+        refuse_broken(error, trial=True)
         log.debug("no rewards in float32 to compare with: %s", type(error).__name__)
         return _Alone(own, own, widened=False)
 
@@ -282,7 +282,7 @@ def _difference(model: RewardModel, expected: _Alone, together: Callable[[], tor
             limit = 3 * own + _HALF_TOLERANCE
         error = _distance(together(), expected.exact)
     except Exception as problem:  # whatever a trial raises, this way is not right
-        refuse_broken(problem)
+        refuse_broken(problem, trial=True)
         return f"fail ({_describe(problem)})"
     return None if error <= limit else f"differ by {error:.1e} of their spread, and {limit:.1e} is allowed"
 

@@ -179,8 +179,8 @@ def device_error(error: Exception) -> DeviceError | None:
     return DeviceError(f"{type(error).__name__}: {message[0][:200]}" if message else type(error).__name__)
 
 
-def refuse_broken(error: Exception) -> None:
-    """Raise `DeviceError` where an error in a trial says that the device broke, and not that it has no kernel for this."""
+def refuse_broken(error: Exception, *, trial: bool = False) -> None:
+    """Raise `DeviceError` where an error says that the device broke; in a trial, having no kernel for it breaks nothing."""
     broken = device_error(error)
-    if broken is not None and _NO_KERNEL not in str(error):
+    if broken is not None and not (trial and _NO_KERNEL in str(error)):
         raise broken from error

@@ -221,7 +221,7 @@ def _varlen_attn(
             enable_gqa=key.shape[1] != query.shape[1],
         )
     except RuntimeError as error:
-        refuse_broken(error)
+        refuse_broken(error, trial=True)
         if is_out_of_memory(error):
             raise
         raise KernelError(f"heads of size {query.shape[-1]}: {str(error).strip().splitlines()[0][:150]}") from error

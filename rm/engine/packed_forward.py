@@ -115,7 +115,7 @@ def enable_packing(model: Any, *, causal: bool, max_length: int) -> bool:
         log.warning("no packed rows, which is slower: the kernel on %s refuses %s", describe_gpu(model.device), refusal)
         return False
     except Exception as problem:  # whatever an architecture raises in the trial, it does not take packed rows
-        refuse_broken(problem)
+        refuse_broken(problem, trial=True)
         obstacle = f"its forward does not take packed rows ({type(problem).__name__})"
     if obstacle is None:
         model.set_attn_implementation(ATTENTION_NAME)

@@ -85,8 +85,9 @@ def test_a_broken_device_is_told_from_other_errors(error, broken):
 
 def test_a_kernel_that_a_trial_lacks_breaks_no_device():
     error = torch.AcceleratorError("CUDA error: no kernel image is available for execution on the device")
-    refuse_broken(error)
-    assert device_error(error) is not None
+    refuse_broken(error, trial=True)
+    with pytest.raises(DeviceError):
+        refuse_broken(error)
 
 
 def test_a_real_allocation_that_fails_on_the_cpu_is_recognised():
