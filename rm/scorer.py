@@ -143,14 +143,8 @@ class Scorer:
         refuse_unembedded(directory, tokenizer, model.model)
         refuse_switching(directory, model.model.config, length)
         template = Template.of(tokenizer, causal=model.causal, max_length=length, too_long=too_long)
-        log.info(
-            "loaded %s on %s in %s, template %s, at most %d tokens",
-            directory,
-            device,
-            dtype,
-            template.kind,
-            template.max_length,
-        )
+        reading = f"template {template.kind}, at most {template.max_length} tokens"
+        log.info("loaded %s on %s in %s, %s", directory, device, dtype, reading)
         packed = enable_packing(model.model, causal=model.causal, max_length=template.max_length)
         if device == "cpu" and not model.causal:
             fuse_linear_layers(model.model)
