@@ -18,7 +18,7 @@ class Experts(NamedTuple):
     """The experts of one layer, or of one of its projections where each has weights of its own."""
 
     weights: list[nn.Parameter]
-    count: int
+    number: int
     chosen: int  # experts that a token passes through
     fused: bool  # weights of all experts in one, which no linear layer holds
 
@@ -30,11 +30,11 @@ class Experts(NamedTuple):
 def find_experts(model: Any) -> Iterator[Experts]:
     """Yield the experts of every layer that has some."""
     for name, module in model.named_modules():
-        count = getattr(module, "num_experts", None)
+        count = getattr(module, "num_experts", 0)
         weights = [weight for weight in module.parameters(recurse=False) if weight.ndim > 1]
-        fused = isinstance(count, int) and count > 1 and any(weight.ndim == 3 for weight in weights)
-        if fused and all(len(weight) == count for weight in weights):
-            yield Experts(weights, int(count), _count_chosen(model, name, int(count)), fused=True)
+        fused = any(weight.ndim == 3 for weight in weights) and all(len(weight) == count for weight in weights)
+        if isinstance(count, int) and count > 1 and fused:
+            yield Experts(weights, count, _count_chosen(model, name, count), fused=True)
         elif isinstance(module, nn.ModuleList) and name.rpartition(".")[2] == "experts" and len(module) > 1:
             chosen = _count_chosen(model, name, len(module))
             yield Experts(list(module.parameters()), len(module), chosen, fused=False)
@@ -43,8 +43,9 @@ def find_experts(model: Any) -> Iterator[Experts]:
 def computing_parameters(model: Any) -> int:
     """Count the weights that a token is multiplied with: all but embeddings, and of experts as many as a token passes through."""
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    total = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in embeddings)
-    return total - sum(layer.parameters * (layer.count - layer.chosen) // layer.count for layer in find_experts(model))
+    total: int = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in embeddings)
+    idle = sum(layer.parameters * (layer.number - layer.chosen) // layer.number for layer in find_experts(model))
+    return total - idle
 
 
 def _count_chosen(model: Any, name: str, count: int) -> int:

@@ -35,8 +35,8 @@ def test_experts_are_known_in_every_layout(kind, layers, tmp_path):
     model = build_without_weights(save_tiny(tmp_path / "model", kind)).model
     experts = list(find_experts(model))
     assert len(experts) == layers
-    assert {(layer.count, layer.chosen) for layer in experts} <= {(4, 2)}
-    halves = sum(layer.parameters * (layer.count - layer.chosen) // layer.count for layer in experts)
+    assert {(layer.number, layer.chosen) for layer in experts} <= {(4, 2)}
+    halves = sum(layer.parameters * (layer.number - layer.chosen) // layer.number for layer in experts)
     dense = sum(p.numel() for name, p in model.named_parameters() if "embed" not in name)
     assert computing_parameters(model) == dense - halves
 
