@@ -61,12 +61,13 @@ def test_footers_count_the_responses_that_reading_counts(lists, per_group):
     from pathlib import Path
 
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
-        table = pa.table({"prompt": ["p"] * len(lists), "responses": pa.array(lists, type=pa.list_(pa.string()))})
+        columns = {"prompt": ["p"] * len(lists), "responses": pa.array(lists, type=pa.list_(pa.string()))}
+        table = pa.table({**columns, "reward": [0.5] * len(lists)})
         pq.write_table(table, Path(name) / "a.parquet", row_group_size=per_group)
         values = {
             "input": {"path": name + "/*.parquet"},
             "output": {"path": name + "/out"},
-            "scores": {"column": "prompt"},
+            "scores": {"column": "reward"},
         }
         plan = make_plans(RunConfig.model_validate(values)).whole
         whole = survey(plan, skip_bad_files=False, seed=0)
