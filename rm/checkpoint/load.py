@@ -98,7 +98,8 @@ def load_tokenizer(directory: Path) -> Any:
         raise ModelError(f"{directory} has no tokenizer files; save the tokenizer beside the weights")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
-        tokenizer("a", verbose=False)  # some values of a wrong type show only here
+        if tokenizer.is_fast:
+            tokenizer("a \u2603", verbose=False)  # some mistakes show only here: no token for what is unknown
     except Exception as error:  # whatever this version of the library raises, the remedy is the same
         refuse_damaged(directory)
         raise ModelError(

@@ -245,6 +245,16 @@ def test_a_tokenizer_that_fails_when_it_is_called_is_refused_at_load(tmp_path):
         load_tokenizer(tmp_path)
 
 
+def test_a_tokenizer_without_a_token_for_unknown_characters_is_refused_at_load(tmp_path):
+    """Found by fuzzing: the first text with such a character would end the run."""
+    path = save_encoder(tmp_path) / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["unk_token"] = "[NONE]"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ModelError, match="has no usable tokenizer"):
+        load_tokenizer(tmp_path)
+
+
 @pytest.mark.parametrize("value", [["bert"], {"a": 1}, None, 3])
 def test_a_type_of_model_that_is_no_text_ends_as_an_error_of_the_model(tmp_path, value):
     """Found by fuzzing."""
