@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from services.fault_proxy import Fault
 from support.corpora import corpus_rows, write_jsonl
 from support.stubs import StubFactory, loads, scored_rows
 
-from pipelines.commands.run import run_curation
+from pipelines.commands.run import Outcome, run_curation
 from pipelines.errors import ConflictError, StorageError
 from pipelines.score import score_files
 from pipelines.storage import files
@@ -172,3 +177,91 @@ def test_a_damaged_score_file_is_scored_again_and_replaced(store, corpus, on_dis
     assert hashes(store.contents("out")) == on_disk
     assert files.read_bytes(f"{store.url}/out/{victim}") == whole[victim]
     assert 48 < scored_rows(log) <= 52
+
+
+OTHER = {"select": [{"best_of_n": {"keep": 2}}]}
+
+
+class Outputs:
+    """Outputs of one corpus on a store, with scores that all share, so that runs write what they publish and little else."""
+
+    def __init__(self, store, make_config, log: Path) -> None:
+        self.store, self.log, self._make_config = store, log, make_config
+
+    def run(self, name: str, **changes):
+        """A run on this output; the error where it ends with one of a store or of a conflict."""
+        scores = {"path": f"{self.store.url}/scores"}
+        settings = {"input": {"rows_per_fragment": 100}, "scores": scores, **changes}
+        try:
+            return run(
+                config_on(self.store, self._make_config, **settings, output={"path": f"{self.store.url}/{name}"}),
+                self.log,
+            )
+        except (ConflictError, StorageError) as error:
+            return error
+
+    def alone(self, name: str, **changes) -> dict[str, str]:
+        assert isinstance(self.run(name, **changes), Outcome)
+        return hashes(self.store.contents(name))
+
+    def faults(self, kind_of: Callable[[int, str], dict[str, Any]]) -> Iterator[tuple[str, Fault]]:
+        """An output for each of the first writes and some of the others, at which there is a fault."""
+        for number in itertools.chain(range(4), itertools.count(4, 3)):
+            name = f"out-{number}"
+            writes = rf"^(PUT /bucket|POST /upload).*{name}(/|%2F)"
+            fault = self.store.proxy.add(pattern=writes, skip=number, **kind_of(number, name))
+            yield name, fault
+            self.store.proxy.plan.remove(fault)
+            if not fault.met:
+                return
+
+
+@pytest.fixture
+def outputs(store, corpus, make_config, tmp_path) -> Outputs:
+    upload(store, corpus)
+    return Outputs(store, make_config, tmp_path / "log")
+
+
+@pytest.mark.slow
+def test_a_different_run_at_each_write(outputs):
+    """It begins and ends before the first one's write is done; one of the two has the output, whole and alone."""
+    alone = [outputs.alone("a"), outputs.alone("b", **OTHER)]
+    ends: list[Any] = []
+
+    def meet(_number: int, name: str) -> dict[str, Any]:
+        return {"kind": "call", "hook": lambda: ends.append(outputs.run(name, **OTHER))}
+
+    first_wins = []
+    for name, fault in outputs.faults(meet):
+        ends.clear()
+        ended = [outputs.run(name), *ends]
+        winners = [number for number, end in enumerate(ended) if isinstance(end, Outcome)]
+        assert len(winners) == 1
+        assert all(isinstance(end, Outcome | ConflictError) for end in ended)
+        assert hashes(outputs.store.contents(name)) == alone[winners[0]]
+        first_wins += [winners == [0]] if fault.met else []
+    assert first_wins[:2] == [False, False], "before it owns the output"
+    assert len(first_wins) > 5
+    assert all(first_wins[2:])
+
+
+@pytest.mark.slow
+def test_a_fault_at_each_write(outputs, clock):
+    """A store that is full, breaks, is read-only or slow from there on: the run ends with 5 or well, and the same command again
+    goes on."""
+    alone, statuses, failed = outputs.alone("a"), [507, 500, 403], 0
+
+    def kind_of(number: int, _name: str) -> dict[str, Any]:
+        if number % 4 == 3:
+            return {"kind": "call", "hook": lambda: time.sleep(0.2), "times": -1}
+        return {"kind": "refuse", "status": statuses[number % 4], "times": -1}
+
+    for name, fault in outputs.faults(kind_of):
+        ended = outputs.run(name)
+        failed += isinstance(ended, StorageError)
+        assert isinstance(ended, StorageError) == (fault.kind == "refuse" and fault.met > 0)
+        if isinstance(ended, StorageError):
+            assert f"{outputs.store.url}/{name}" in str(ended)
+        fault.times = 0
+        assert outputs.alone(name) == alone
+    assert failed > 3
