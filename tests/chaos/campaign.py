@@ -82,20 +82,16 @@ class Campaign:
     def each_point(self, faults: Mapping[int, Iterable[Fault]]) -> None:
         """Faults by point, each on an output of its own."""
         self.figures.points = len(faults)
-        self._spread(self._at_point, [(point, fault) for point, several in faults.items() for fault in several])
+        cases = [(point, fault) for point, several in faults.items() for fault in several]
+        spread(self._at_point, cases, self.workers)
 
     def random_kills(self, seeds: Iterable[int], *, most: int = 3) -> None:
         """For each seed: one to `most` runs on the same output killed at random times, then one to the end."""
-        self._spread(lambda seed: self._killed(random.Random(seed), most, f"seed {seed}"), list(seeds))
+        spread(lambda seed: self._killed(random.Random(seed), most, f"seed {seed}"), list(seeds), self.workers)
 
     def two_at_once(self, points: Iterable[int]) -> None:
         """One run stops before a point, another one goes from start to end on the same output, then the first goes on."""
-        self._spread(self._paused, list(points))
-
-    def _spread(self, work: Callable[[Any], None], items: list[Any]) -> None:
-        with ThreadPoolExecutor(self.workers) as pool:
-            for _ in pool.map(work, items):
-                pass
+        spread(self._paused, list(points), self.workers)
 
     def _at_point(self, item: tuple[int, Fault]) -> None:
         point, (name, forever) = item
@@ -112,7 +108,7 @@ class Campaign:
             self.figures.add("wrong_ends", f"{where}: {ended.code} {ended.last}")
         elif ended.code == 0 and place.tree() != self.golden:
             self.figures.add("false_successes", where)
-        elif ended.code > 0 and not _says_what_to_do(ended, place if ended.code == 5 else None):
+        elif ended.code > 0 and not says_what_to_do(ended, place if ended.code == 5 else None):
             self.figures.add("wrong_ends", f"{where}: {ended.err}")
 
     def _killed(self, rng: random.Random, most: int, where: str) -> None:
@@ -159,7 +155,14 @@ class Campaign:
             self.figures.add("scored_twice", f"{where}: {place.scored_again()}")
 
 
-def _says_what_to_do(ended: Ended, place: Place | None) -> bool:
+def spread(work: Callable[[Any], None], items: list[Any], workers: int) -> None:
+    """Do the work for all items, so many at once."""
+    with ThreadPoolExecutor(workers) as pool:
+        for _ in pool.map(work, items):
+            pass
+
+
+def says_what_to_do(ended: Ended, place: Place | None) -> bool:
     """One line of ours at the end, with a remedy, and for storage with the place."""
     said = ended.last.startswith("bestkept: ") and "Traceback" not in ended.err
     remedy = any(words in ended.last for words in ("same command again", "choose "))
@@ -192,8 +195,20 @@ def _stub_campaign(folder: Path, options: argparse.Namespace) -> Figures:
         _say("faults at every point", campaign)
         campaign.two_at_once(range(len(campaign.points)))
         _say("and pauses at every point", campaign)
+        _meet(campaign)
         _kill(campaign, options.kills - options.real, options.seed)
     return campaign.figures
+
+
+def _meet(campaign: Campaign) -> None:
+    """Two different runs, and three with `clean`, at every point."""
+    from chaos.meetings import Meetings
+
+    meetings = Meetings(campaign.subject, campaign.workers, campaign.figures)
+    meetings.different_runs([(point, kind) for point in range(len(meetings.points)) for kind in meetings.others])
+    _say("and two different runs at every point", campaign)
+    meetings.versions(meetings.version_points)
+    _say("and three runs and clean at every point", campaign)
 
 
 def _say(what: str, campaign: Campaign) -> None:

@@ -100,10 +100,13 @@ class Subject:
     def __init__(self, servers: Servers, folder: Path, model: Path, *, stub: bool = True) -> None:
         self.servers, self.folder, self.model, self._stub = servers, folder, model, stub
         self._numbers = itertools.count()
+        self.other_model = save_stub_model(folder / "other-model", weight=1.0)
         rows = [*corpus_rows(11), {"prompt": "prompt number 0", "response": "an UNSCORABLE answer", "generator": "g0"}]
         rows += [{"prompt": "prompt number 1", "response": text, "generator": "g1"} for text in (None, " ")]
         write_jsonl(folder / "in" / "a.jsonl", rows[:23])
         write_jsonl(folder / "in" / "b.jsonl", rows[23:])
+        rated = [{**row, "quality": number % 7} for number, row in enumerate(rows)]
+        write_jsonl(folder / "rated" / "a.jsonl", rated)  # rows with a reward of their own
 
     def place(self) -> Place:
         return Place(self, self.folder / f"run-{next(self._numbers)}")
@@ -162,9 +165,9 @@ def normal(call: tuple[str, str, int], output: Path) -> tuple[str, str]:
     return name, relative if parts[-1] != "tmp" else str(Path(relative).with_name(".".join([*parts[:-2], "*", "tmp"])))
 
 
-def save_stub_model(directory: Path) -> Path:
+def save_stub_model(directory: Path, *, weight: float = 0.0) -> Path:
     """A directory that identifies as a model; only stub scorers use it."""
     directory.mkdir()
-    save_file({"score.weight": np.zeros((1, 4), dtype=np.float32)}, directory / "model.safetensors")
+    save_file({"score.weight": np.full((1, 4), weight, dtype=np.float32)}, directory / "model.safetensors")
     (directory / "config.json").write_text(json.dumps({"model_type": "llama"}))
     return directory

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 
 import pytest
-from chaos.campaign import FAULTS, Campaign
+from chaos.campaign import FAULTS, Campaign, Figures
+from chaos.conftest import WORKERS
 from chaos.harness import Servers, Subject
+from chaos.meetings import Meetings
 from support.tiny_models import save_encoder
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def all_meetings(subject: Subject) -> Meetings:
+    return Meetings(subject, WORKERS)
+
+
+@pytest.fixture
+def meetings(all_meetings: Meetings) -> Meetings:
+    fresh = copy.copy(all_meetings)
+    fresh.figures = Figures()
+    return fresh
 
 
 def kinds(points: list[tuple[str, str]]) -> list[int]:
@@ -36,6 +51,25 @@ def test_two_runs_at_once(campaign: Campaign):
     campaign.two_at_once([*points, *(point + 1 for point in points[::3])])
     assert campaign.figures.faults > 10
     assert campaign.figures.defects == []
+
+
+def test_different_runs_at_once(meetings: Meetings):
+    """As the first one makes its claim, owns the output, and publishes its first shard and its manifest."""
+    linked = {path: number for number, (name, path) in enumerate(meetings.points) if name == "link"}
+    shard = next(path for path in linked if path.startswith("data/"))
+    points = [linked[name] for name in ("claim.json", "owner.json", shard, "manifest.json")]
+    meetings.different_runs(zip(points, meetings.others, strict=True))
+    assert meetings.figures.faults == 4
+    assert meetings.figures.defects == []
+
+
+def test_three_runs_and_clean(meetings: Meetings):
+    """A version is made by another run and removed while the first stands at a shard and at its manifest."""
+    calls = meetings.version_points.items()
+    links = [number for number, (name, path) in calls if name == "link" and ("/data/" in path or "/manifest" in path)]
+    meetings.versions([links[0], links[-1]])
+    assert meetings.figures.faults == 2
+    assert meetings.figures.defects == []
 
 
 def test_two_runs_from_the_same_moment(campaign: Campaign):
