@@ -16,7 +16,8 @@ _SHOWN = 4
 def refuse_other_heads(directory: Path, config: Any, names: Sequence[str]) -> None:
     """Raise `ModelError` where the model scores tokens, or keeps its head (one of these layers) in a file of its own."""
     require_files(directory)
-    for architecture in getattr(config, "architectures", None) or ():
+    architectures = getattr(config, "architectures", None)
+    for architecture in architectures if isinstance(architectures, list) else ():
         if str(architecture).endswith("ForTokenClassification"):
             raise ModelError(
                 f"model.path {str(directory)!r} is a {architecture}, which scores single tokens and not a response; choose a "

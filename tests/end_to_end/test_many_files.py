@@ -57,7 +57,7 @@ def test_the_launcher_opens_one_of_many_small_files(tmp_path, make_config, opene
     assert len(plan.files) == FILES
     assert [file.key for file in plan.files] == sorted(file.key for file in plan.files)
     assert plan.input_bytes == FILES * 33
-    assert opened == [str(tmp_path / "in" / "00" / "000.jsonl")]
+    assert set(opened) == {str(tmp_path / "in" / "00" / "000.jsonl")}, "for its compression, and for its first rows"
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])

@@ -176,7 +176,10 @@ class FakeContext:
         (
             "run",
             "limits.",
-            ["limits.max_row_bytes=", "limits.max_rejected_fraction=", "limits.skip_bad_files=", "limits.verify="],
+            [
+                f"limits.{name}="
+                for name in ("max_row_bytes", "max_rejected_fraction", "skip_bad_files", "trust_unversioned", "verify")
+            ],
         ),
         ("train", "train.lora.r", ["train.lora.rank="]),
         ("evaluate", "bootstrap.s", ["bootstrap.seed="]),

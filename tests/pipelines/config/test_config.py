@@ -85,7 +85,7 @@ def test_one_model_or_several(tmp_path):
             "model=[{path: a}, {pth: b}]",
             r"model\.1\.path is missing.*unknown key 'model\.1\.pth'; did you mean 'path'\?",
         ),
-        ("model=[{path: a}, {path: b, dtype: int8}]", r"model\.1\.dtype is 'int8'"),
+        ("model=[{path: a}, {path: b, dtype: int4}]", r"model\.1\.dtype is 'int4'"),
         (
             "model=[{path: a}, {path: b}, {path: a, tokens_per_batch: 9}]",
             r"model: model\.0 and model\.2 are the same, 'a', .*name each model once",
@@ -130,8 +130,8 @@ def test_an_ensemble_takes_the_temperature_that_a_step_is_given(tmp_path):
 
 def test_all_mistakes_come_at_once(tmp_path):
     with pytest.raises(ConfigError) as caught:
-        load_text(tmp_path, "input: {pth: x}\nmodel: {path: m, dtype: int8}\n")
-    for part in ("'input.pth'", "input.path is missing", "model.dtype is 'int8'", "output is missing"):
+        load_text(tmp_path, "input: {pth: x}\nmodel: {path: m, dtype: int4}\n")
+    for part in ("'input.pth'", "input.path is missing", "model.dtype is 'int4'", "output is missing"):
         assert part in caught.value.message
 
 

@@ -24,7 +24,9 @@ def test_packed_columns_are_the_packed_keys_in_order():
     assert [keys[at] for at in np.argsort(packed)] == sorted(keys)
 
 
-def test_a_unit_is_known_by_its_number_and_none_where_the_file_has_no_such_unit(monkeypatch):
+def test_a_unit_is_known_by_its_number_and_none_where_the_file_has_no_such_unit(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "RANGE_BYTES", 10)
-    file = InputFile("part.jsonl", "part.jsonl", "jsonl", None, 25, "1")
+    path = tmp_path / "part.jsonl"
+    path.write_bytes(b"{}\n" * 8 + b"\n")
+    file = InputFile(str(path), path.name, "jsonl", None, 25, "1")
     assert [unit_of(file, number) for number in range(4)] == [*split_units(file), None]

@@ -456,6 +456,7 @@ Select/CheckLimits
 Select/CountRows
 Select/GroupByFile
 Select/GroupByUnit
+Select/KeepRejecting
 Select/ReadScores
 Select/ShuffleCandidates
 Select/SortFragments

@@ -50,7 +50,7 @@ def test_credentials_in_urls_are_refused_and_not_repeated(field, url):
     [
         "s3://bucket/run:1/a",
         "s3://bucket/me@home/a",
-        "https://host:8080/a@b",
+        "https://host.example:8080/a@b",
         "s3://arn:aws:s3:eu:1:accesspoint/x/a@b",
         "/data/a:b@c",
     ],

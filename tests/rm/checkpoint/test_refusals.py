@@ -107,6 +107,15 @@ def test_a_token_classifier_is_told_as_such(tmp_path):
         load(directory)
 
 
+@pytest.mark.parametrize("value", [5, "LlamaForTokenClassification", {"a": 1}, [5], None, True])
+def test_architectures_that_are_no_list_of_names_are_passed_over(tmp_path, value):
+    """transformers does not look at them either, where the class is known."""
+    directory = save_causal(tmp_path)
+    expected = load(directory).score([GROUP])[0].rewards
+    change(directory / "config.json", architectures=value)
+    assert (load(directory).score([GROUP])[0].rewards == expected).all()
+
+
 def test_a_head_of_several_layers_is_told_as_such(tmp_path):
     directory = save_causal(tmp_path)
     rename_tensors(directory, {"score.weight": "score.0.weight"})
