@@ -45,6 +45,7 @@ def planned(config) -> Plan:
     return Plan.load(make_plans(config).save(scores_path(config)).whole)
 
 
+@pytest.mark.slow
 def test_the_launcher_opens_one_of_many_small_files(tmp_path, make_config, opened):
     for folder in range(FILES // 1000):
         Path(tmp_path, "in", f"{folder:02d}").mkdir(parents=True)

@@ -14,6 +14,7 @@ AT_ONCE = 16
 SCORE_FILE = r"^GET .*scores.*parquet"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("files", "phases"),
     [(40, (0, 40, 80)), (1, (15, 63, 118))],

@@ -364,6 +364,7 @@ def test_the_command_ends_with_2_where_it_costs_too_much(bestkept):
     assert bestkept("--gpu", "nvidia-l4", "--frobnicate=1")[0] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data")
 def test_real_prompts_and_responses(encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(token_forecast, "SAMPLE_RESPONSES", 1_000)
