@@ -138,7 +138,9 @@ def _encoding(schema: pa.Schema) -> dict[str, Any]:
 def decode(data: bytes) -> tuple[pa.Table, Footer] | None:
     """Table and footer of a score file; None where the bytes are not a complete, undamaged one."""
     try:
-        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)  # read_table takes five times as long
+        # a checksum that was flipped itself counts: `read_columns` would stumble over it; read_table takes five times as long
+        parquet = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        table = parquet.read(use_threads=False)
         metadata = table.schema.metadata or {}
         described = metadata[_FOOTER].decode()
         if metadata[_HASH].decode() != columns_hash(table, described + metadata[_ORIGINAL].decode()):
