@@ -117,6 +117,9 @@ def _describe(kind: type[BaseModel], problem: Any) -> str:
         return f"{path} is {_shown(given)}: expected one of {', '.join(known)}{hint}"
     if problem["type"] == "missing":
         return f"{path} is missing; it is required"
+    if problem["type"] == "model_type":
+        keys = _shortened(", ".join(_keys_at(kind, location)), longest=1000)
+        return f"{path} is {_shown(given)}: expected a mapping with some of the keys {keys}; write it as {path}: {{KEY: VALUE}}"
     message = _shortened(problem["msg"].removeprefix("Value error, "), longest=1000)
     if isinstance(given, dict | list) and problem["type"] == "value_error":  # about how its fields go together
         return f"{path or 'configuration'}: {message}"

@@ -91,7 +91,10 @@ def test_one_model_or_several(tmp_path):
             r"model: model\.0 and model\.2 are the same, 'a', .*name each model once",
         ),
         ("model=[{path: a}, {path: 's3://user:hunter2@b'}]", r"model\.1\.path is 's3://\*\*\*@b': .*credentials"),
-        ("model=a", r"model is 'a': .*dictionary"),
+        (
+            "model=a",
+            r"model is 'a': expected a mapping with some of the keys path, .*; write it as model: {KEY: VALUE}$",
+        ),
         ("ensemble.combine=median", r"ensemble\.combine is 'median': .*expected one of mean, min, lower_bound"),
         (
             "ensemble.penalty=2",
