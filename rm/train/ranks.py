@@ -86,7 +86,7 @@ class Ranks:
                 outcome[0] = act()
             except Exception as error:  # whatever it is, the others must not wait for what will not come
                 outcome[1] = error
-        with _told_apart():
+        with _naming_lost_ranks():
             dist.broadcast_object_list(outcome, src=0)
         if outcome[1] is not None:
             raise outcome[1]
@@ -95,14 +95,14 @@ class Ranks:
     def add_up(self, values: torch.Tensor) -> torch.Tensor:
         """Add up `values` over all ranks, in place; return them."""
         if self.count > 1:
-            with _told_apart():
+            with _naming_lost_ranks():
                 dist.all_reduce(values)
         return values
 
     def most(self, values: torch.Tensor) -> torch.Tensor:
         """Replace `values` by the largest over all ranks, in place; return them."""
         if self.count > 1:
-            with _told_apart():
+            with _naming_lost_ranks():
                 dist.all_reduce(values, op=dist.ReduceOp.MAX)
         return values
 
@@ -127,7 +127,7 @@ class Ranks:
         """Give every rank the first one's trained weights: initial ones are drawn by each, from one seed."""
         if self.count == 1:
             return
-        with _told_apart(), torch.no_grad():
+        with _naming_lost_ranks(), torch.no_grad():
             for parameter in network.parameters():
                 if parameter.requires_grad:
                     dist.broadcast(parameter.data, src=0)
@@ -157,7 +157,7 @@ def _buckets(gradients: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
 
 
 @contextlib.contextmanager
-def _told_apart() -> Iterator[None]:
+def _naming_lost_ranks() -> Iterator[None]:
     """Raise `RankError` where another rank does not answer: the cause is in its output, not in this one's."""
     try:
         yield

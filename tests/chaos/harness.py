@@ -142,6 +142,13 @@ class Place:
         (ended,) = self.subject.servers.run(self.request(command, **fields))
         return ended
 
+    def run_undisturbed(self, *overrides: str) -> Ended:
+        """Run to the end, and tell the calls. Raises `RuntimeError` where that does not end with 0."""
+        calm = self.run(watched=True, overrides=list(overrides))
+        if calm.code != 0:
+            raise RuntimeError(f"the undisturbed run with {overrides} ended with {calm.code}: {calm.last}")
+        return calm
+
     def tree(self) -> dict[str, bytes]:
         """Every file of the output and its bytes, but for temporaries and what tells times."""
         files = sorted(file for file in self.output.rglob("[!.]*") if file.is_file())

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.every_classifier import ALL, POSITIONS, UNMADE, save_tiny
+from support.every_classifier import ALL, POSITIONS, UNMADE, load_scorer, save_tiny
 from support.tiny_models import WORDS
 from transformers import AutoModelForSequenceClassification, MraForSequenceClassification
 
 from rm.checkpoint.load import load_backbone_for_training
-from rm.scorer import ModelError, Scorer
+from rm.scorer import ModelError
 
 PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
 LISTED = dict(re.findall(r"^\| `([\w-]+)` \| ([\w ]+?) \|", PAGE.read_text(encoding="utf-8"), re.M))
@@ -29,17 +29,6 @@ SAMPLE = {
     "convbert": "equal lengths",
     "fnet": "equal lengths",
 }
-
-
-def load(directory, *, dtype="float32", tokens_per_batch=4096, max_length=POSITIONS) -> Scorer:
-    return Scorer.load(
-        directory,
-        dtype=dtype,
-        max_length=max_length,
-        too_long="truncate",
-        tokens_per_batch=tokens_per_batch,
-        device="cpu",
-    )
 
 
 def some_groups() -> list:
@@ -114,7 +103,7 @@ def way_of(scorer) -> str:
 @pytest.mark.parametrize("kind", SAMPLE)
 def test_rows_together_have_the_rewards_of_rows_alone(kind, tmp_path):
     directory = save_tiny(tmp_path / "model", kind)
-    scorer = load(directory)
+    scorer = load_scorer(directory, max_length=POSITIONS)
     assert way_of(scorer) == SAMPLE[kind]
     assert_right(directory, scorer)
 
@@ -130,7 +119,7 @@ def test_dropout_and_noisy_routers_are_off_in_training(kind, tmp_path):
 def test_every_architecture_is_right_or_refused(kind, tmp_path):
     directory = save_tiny(tmp_path / "model", kind)
     try:
-        scorer = load(directory)
+        scorer = load_scorer(directory, max_length=POSITIONS)
     except ModelError as refusal:
         outcome, reason = "refused", str(refusal)
     else:

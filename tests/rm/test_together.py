@@ -8,29 +8,18 @@ import logging
 import numpy as np
 import pytest
 import torch
-from support.every_classifier import save_tiny
+from support.every_classifier import load_scorer, save_tiny
 from support.tiny_models import save_encoder
 
 from rm import together
 from rm.checkpoint.load import RewardModel
-from rm.scorer import ModelError, Scorer
+from rm.scorer import ModelError
 from rm.together import EQUAL_LENGTHS, ONE_BY_ONE, PADDED, compatible_groups
 
 GROUPS = [
     ((("user", "what is the answer"),), ["good", "bad bad word of it", "the word " * 15, "so"]),
     ((("user", "a long long prompt of some words about that"),), ["go", "no number of them could see " * 3]),
 ]
-
-
-def load(directory, *, dtype="float32", tokens_per_batch=4096, max_length=64) -> Scorer:
-    return Scorer.load(
-        directory,
-        dtype=dtype,
-        max_length=max_length,
-        too_long="truncate",
-        tokens_per_batch=tokens_per_batch,
-        device="cpu",
-    )
 
 
 def scored(scorer) -> np.ndarray:
@@ -50,12 +39,12 @@ def test_parts_by_hand():
 def test_a_model_that_reads_the_padding_runs_rows_of_equal_lengths(kind, dtype, tmp_path, caplog):
     directory = save_tiny(tmp_path / "model", kind)
     with caplog.at_level(logging.INFO):
-        scorer = load(directory, dtype=dtype)
+        scorer = load_scorer(directory, dtype=dtype)
     assert (scorer.packed, scorer.way) == (False, EQUAL_LENGTHS)
     [warning] = [record for record in caplog.records if record.name == together.log.name]
     assert warning.levelno == logging.WARNING
     assert "only rows of equal lengths run together, which is slower: padded ones differ by" in warning.getMessage()
-    alone = scored(load(directory, dtype=dtype, tokens_per_batch=1))
+    alone = scored(load_scorer(directory, dtype=dtype, tokens_per_batch=1))
     rewards = scored(scorer)
     assert np.abs(rewards - alone).max() <= (1e-5 if dtype == "float32" else 0.05) * alone.std()
 
@@ -63,11 +52,11 @@ def test_a_model_that_reads_the_padding_runs_rows_of_equal_lengths(kind, dtype, 
 def test_a_trial_of_packing_that_crashes_is_no_crash(tmp_path, caplog):
     directory = save_tiny(tmp_path / "model", "roformer")
     with caplog.at_level(logging.INFO):
-        scorer = load(directory)
+        scorer = load_scorer(directory)
     assert "no packed rows, since its forward does not take packed rows (IndexError)" in caplog.messages
     assert caplog.messages[-1] == "padded rows have the rewards that rows alone have"
     assert scorer.way == PADDED
-    alone = scored(load(directory, tokens_per_batch=1))
+    alone = scored(load_scorer(directory, tokens_per_batch=1))
     assert np.abs(scored(scorer) - alone).max() <= 1e-5 * alone.std()
 
 
@@ -77,9 +66,9 @@ def test_whatever_a_trial_raises_means_not_this_way(error, tmp_path, monkeypatch
         raise error
 
     directory = save_encoder(tmp_path / "model")
-    expected = scored(load(directory))
+    expected = scored(load_scorer(directory))
     monkeypatch.setattr("rm.engine.packed_forward.packed_rewards", fail)
-    scorer = load(directory)
+    scorer = load_scorer(directory)
     assert (scorer.packed, scorer.way) == (False, PADDED)
     np.testing.assert_allclose(scored(scorer), expected, rtol=0, atol=1e-5)
 
@@ -100,9 +89,9 @@ def test_rows_run_one_by_one_where_nothing_else_is_right(tmp_path, monkeypatch, 
         return run()
 
     directory = save_encoder(tmp_path / "model")
-    expected = scored(load(directory))
+    expected = scored(load_scorer(directory))
     unpacked(monkeypatch, fail)
-    scorer, sizes = load(directory), []
+    scorer, sizes = load_scorer(directory), []
     assert scorer.way == ONE_BY_ONE
     assert (
         "rows run one by one, which is slow: padded ones fail (ValueError: one row at a time); rows of " in caplog.text
@@ -121,16 +110,16 @@ def test_a_model_that_is_never_right_is_refused(tmp_path, monkeypatch):
     with pytest.raises(
         ModelError, match="BertForSequenceClassification gives a row other rewards by itself than transf"
     ):
-        load(save_encoder(tmp_path / "model"))
+        load_scorer(save_encoder(tmp_path / "model"))
 
 
 def test_a_model_that_fails_on_every_row_is_refused(tmp_path):
     directory = save_tiny(tmp_path / "model", "xlnet")
-    load(directory)
+    load_scorer(directory)
     with pytest.raises(
         ModelError, match="XLNetForSequenceClassification gives no reward to a row by itself in bfloat16"
     ):
-        load(directory, dtype="bfloat16")  # nor does transformers alone
+        load_scorer(directory, dtype="bfloat16")  # nor does transformers alone
 
 
 @pytest.mark.parametrize("kind", ["phi3", "minicpm3"])
@@ -142,11 +131,11 @@ def test_rows_on_both_sides_of_a_longrope_limit_are_never_mixed(kind, packed, tm
     directory = save_tiny(tmp_path / "model", kind, rope_parameters=rope, **limits)
     if not packed:
         monkeypatch.setattr("rm.scorer.enable_packing", lambda *_, **__: False)
-    scorer = load(directory)
+    scorer = load_scorer(directory)
     assert scorer.split == 24
-    alone = scored(load(directory, tokens_per_batch=1))
+    alone = scored(load_scorer(directory, tokens_per_batch=1))
     assert np.abs(scored(scorer) - alone).max() <= 1e-5 * alone.std()
-    assert load(directory, max_length=20).split is None
+    assert load_scorer(directory, max_length=20).split is None
 
 
 NEEDS_SYSTEM = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
@@ -161,7 +150,7 @@ EVERY_TURN = "{% for message in messages %}{{ message['content'] }} {% endfor %}
 def test_a_template_that_takes_few_conversations_leaves_no_way_unchecked(tmp_path, template, way):
     directory = save_tiny(tmp_path, "xlnet")
     (directory / "chat_template.jinja").write_text(template)
-    assert load(directory).way == way
+    assert load_scorer(directory).way == way
 
 
 @pytest.mark.slow
@@ -180,9 +169,9 @@ def test_rows_beyond_a_window_longer_than_short_rows_are_tried_or_not_padded(tmp
         return alone(model, rows, **settings)
 
     monkeypatch.setattr(together, "_rewards_alone", note)
-    assert load(directory, max_length=256).way == PADDED
+    assert load_scorer(directory, max_length=256).way == PADDED
     assert max(lengths) <= 256, "no row can be longer than the window"
-    assert load(directory, max_length=400).way == PADDED
+    assert load_scorer(directory, max_length=400).way == PADDED
     assert max(lengths) > 260
 
     # a model that reads the padding of rows that share a batch with one beyond the window
@@ -194,10 +183,10 @@ def test_rows_beyond_a_window_longer_than_short_rows_are_tried_or_not_padded(tmp
 
     with monkeypatch.context() as patch:
         patch.setattr(RewardModel, "forward", wrong_beyond)
-        assert load(directory, max_length=400).way == EQUAL_LENGTHS
-        assert load(directory, max_length=256).way == PADDED
+        assert load_scorer(directory, max_length=400).way == EQUAL_LENGTHS
+        assert load_scorer(directory, max_length=256).way == PADDED
     caplog.clear()
     monkeypatch.setattr(together, "_LONG_FLOPS", {"cpu": 0})
-    assert load(directory, max_length=400).way == EQUAL_LENGTHS
+    assert load_scorer(directory, max_length=400).way == EQUAL_LENGTHS
     assert "padded ones would have to be tried beyond a window of 260 tokens" in caplog.text
-    assert load(causal, max_length=400).way == PADDED
+    assert load_scorer(causal, max_length=400).way == PADDED

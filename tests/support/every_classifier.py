@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from rm.checkpoint.load import is_causal
+from rm.scorer import Scorer
 
 ALL = tuple(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
 POSITIONS = 128
@@ -122,6 +123,20 @@ UNMADE = {
     "zamba": "shares weights between layers that a tiny one does not have",
     "zamba2": "shares weights between layers that a tiny one does not have",
 }
+
+
+def load_scorer(
+    directory: Path, *, dtype: str = "float32", tokens_per_batch: int = 4096, max_length: int = 64
+) -> Scorer:
+    """A model, ready to score on the CPU."""
+    return Scorer.load(
+        directory,
+        dtype=dtype,
+        max_length=max_length,
+        too_long="truncate",
+        tokens_per_batch=tokens_per_batch,
+        device="cpu",
+    )
 
 
 def save_tiny(directory: Path, kind: str, **changes: Any) -> Path:

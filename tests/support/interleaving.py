@@ -6,7 +6,7 @@ started again. What an actor does next follows from what it was answered so far:
 the answers given to it from a record, and a state is what the store holds and where each actor stands. States that were seen
 before are not searched again, so that the search ends.
 
-Two actors are searched exhaustively. Three have too many states for that; with `switches`, an actor is left before its end, for
+Without `switches` the search is exhaustive. Where that has too many states, with `switches` an actor is left before its end, for
 another one or by a crash, at most so many times (a bound on preemptions, as in CHESS, Musuvathi and Qadeer, PLDI 2007): each
 actor still runs at every place of every other one.
 """
