@@ -49,8 +49,8 @@ Shard = Annotated[
     str | None,
     typer.Option(
         metavar="I/N",
-        help="Score one of N shards alone, 0/N to (N-1)/N, in any order or at once, as in a Slurm array; `run` goes on from "
-        "there.",
+        help="Score one of N shards alone, 0/N to (N-1)/N, in any order or at once, as in a Slurm array; `run` then "
+        "does the rest.",
     ),
 ]
 ExplainedPrompt = Annotated[

@@ -5,8 +5,8 @@ without it is incomplete. Neither holds times, places or row text: equal inputs 
 
 Shards that a manifest does not name are refused, and never removed. No run leaves any, wherever it is killed: all their names
 follow from `owner.json` and `shards.json`, which nobody replaces (the tests search this in all states). So they are those of an
-earlier release, whose run may be alive and about to name them, or somebody else's; and an output that people remove while it is
-written may be another run's by the time when something is swept there. Only people can tell.
+earlier release, whose run may be alive and about to name them, or somebody else's. Nor could a sweep be sure of its ground: where
+people remove an output while it is written, another run may own it a moment later. Only people can tell.
 """
 
 from __future__ import annotations
