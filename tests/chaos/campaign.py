@@ -30,9 +30,11 @@ FAULTS: tuple[Fault, ...] = (
     ("TERM", False),
     ("EIO", True),
     ("INT", False),
+    ("EROFS", True),
+    ("SLOW", False),
 )
 _NAMES = sorted({name for name, _ in FAULTS})
-_CODES = {"KILL": {-9}, "TERM": {143}, "INT": {130}}
+_CODES = {"KILL": {-9}, "TERM": {143}, "INT": {130}, "SLOW": {0}}
 
 
 @dataclass
@@ -218,7 +220,7 @@ def _real_kills(folder: Path, options: argparse.Namespace) -> Figures:
     from support.tiny_models import save_encoder
 
     folder.mkdir()
-    with Servers(options.workers, cache=folder / "cache", torch=True) as servers:
+    with Servers(options.workers, cache=folder / "cache") as servers:
         campaign = Campaign(Subject(servers, folder, save_encoder(folder / "model"), stub=False), options.workers)
         _kill(campaign, options.real, options.seed)
     return campaign.figures

@@ -41,14 +41,14 @@ class Ended:
 class Server:
     """A running `server.py`."""
 
-    def __init__(self, *, cache: Path, torch: bool = False) -> None:
+    def __init__(self, *, cache: Path) -> None:
         environment = {
             **os.environ,
             "PYTHONPATH": f"{ROOT}:{ROOT}/tests",
             "OMP_NUM_THREADS": "1",
             "XDG_CACHE_HOME": str(cache),
         }
-        command = [sys.executable, "-m", "chaos.server", *(["--torch"] if torch else [])]
+        command = [sys.executable, "-m", "chaos.server"]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -71,9 +71,9 @@ class Server:
 class Servers:
     """Some servers; a run waits for a free one."""
 
-    def __init__(self, count: int, *, cache: Path, torch: bool = False) -> None:
+    def __init__(self, count: int, *, cache: Path) -> None:
         self.cache = cache
-        self._all = [Server(cache=cache, torch=torch) for _ in range(count)]
+        self._all = [Server(cache=cache) for _ in range(count)]
         self._free: queue.SimpleQueue[Server] = queue.SimpleQueue()
         for server in self._all:
             self._free.put(server)

@@ -31,10 +31,14 @@ _PRELOADED = (
     "pipelines.cli",
     "pipelines.commands.run",
     "pipelines.commands.summary",
-    "rm.identity",
+    "pyarrow.dataset",
+    "rm.closing_token",
+    "rm.preview",
+    "rm.scorer",
+    "transformers.models.auto.modeling_auto",
 )
 _SOON_DEAD_SECS = 60.0
-_WITH_TORCH = ("rm.scorer", "transformers.models.auto.modeling_auto")
+_SLOW_SECS = 1.0
 
 
 @dataclass
@@ -47,7 +51,7 @@ class Run:
     signal_in_score: str | None = None  # TERM or INT, sent to itself while the stub is in C code for minutes
     watch: list[str] | None = None  # directories whose durable calls are counted and stopped
     at: int | None = None  # the call, from 0, at which `fault` happens
-    fault: str = ""  # KILL, TERM, INT; the name of an errno; WAIT: until all other runs have ended
+    fault: str = ""  # KILL, TERM, INT; the name of an errno; SLOW: a second; WAIT: until all other runs have ended
     stuck: bool = False  # TERM or INT: neither that call nor any after it returns, as on a disk that hangs
     late: bool = False  # starts when all before it stand at a WAIT, or have ended
     forever: bool = False  # an errno: for every call of that name from there on
@@ -113,6 +117,9 @@ class Child:
             self.gate.kill()
         elif here and fault == "WAIT":
             self._held = number
+        elif here and fault == "SLOW":
+            time.sleep(_SLOW_SECS)
+            self.gate.go_on(number)
         elif here and fault in ("TERM", "INT"):
             self._stuck = self.run.stuck
             os.kill(self.pid, getattr(signal, f"SIG{fault}"))
@@ -239,7 +246,7 @@ class Supervisor:
 
 
 def main() -> None:
-    for name in _PRELOADED + (_WITH_TORCH if "--torch" in sys.argv[1:] else ()):
+    for name in _PRELOADED:
         importlib.import_module(name)
     gc.freeze()  # collections in a fork need not copy what is here
     sys.stdout.write("ready\n")

@@ -88,7 +88,7 @@ def test_kills_at_random_times(campaign: Campaign):
 
 
 def test_kills_at_random_times_with_a_real_engine(tmp_path: Path):
-    with Servers(1, cache=tmp_path / "cache", torch=True) as servers:
+    with Servers(1, cache=tmp_path / "cache") as servers:
         campaign = Campaign(Subject(servers, tmp_path, save_encoder(tmp_path / "model"), stub=False), 1)
         campaign.random_kills(range(3))
     assert campaign.figures.kills >= 2
