@@ -18,7 +18,8 @@ from rm.engine.device import default_device, default_tokens_per_batch
 from rm.engine.layout import lay_out
 from rm.engine.packed_forward import packing_obstacle
 from rm.identity import ModelError, effective_max_length
-from rm.scorer import Batch, ResponseGroup, Scorer, Work
+from rm.scorer import Scorer
+from rm.scores import Batch, ResponseGroup, Work
 from rm.text.templates import Encoded, Template
 from rm.together import split_lengths
 

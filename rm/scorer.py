@@ -17,16 +17,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from rm.checkpoint.interchange import pooling_pad_id
-from rm.checkpoint.load import RewardModel, load_for_scoring, load_tokenizer
+from rm.checkpoint.load import load_for_scoring, load_tokenizer
 from rm.checkpoint.memory_check import free_bytes, refuse_too_large
 from rm.checkpoint.refusals import refuse_switching, refuse_unembedded
-from rm.conversations import Conversation, UnusableError
+from rm.checkpoint.reward_model import RewardModel
+from rm.conversations import UnusableError
 from rm.engine.device import (
     DeviceError,
     default_device,
@@ -41,59 +41,17 @@ from rm.engine.memory import PROBED_TOKENS, BatchMemory, peak_bytes
 from rm.engine.onednn import fuse_linear_layers
 from rm.engine.packed_forward import enable_packing, first_position, packed_rewards
 from rm.identity import ModelError, effective_max_length
+from rm.scores import Batch, GroupScores, ResponseGroup, Window, Work
 from rm.text.templates import Encoded, Template
-from rm.text.windows import CallPosition, PendingText, deduplicate, map_ahead, split_into_windows
+from rm.text.windows import PendingText, deduplicate, map_ahead, split_into_windows
 from rm.together import PADDED, choose_way, compatible_groups, padded_rewards, split_lengths
 
 log = logging.getLogger(__name__)
-
-ResponseGroup = tuple[Conversation, Sequence[str]]
-"""A prompt and K responses to it."""
-Batch = list[list[int]]
-"""Runs of rows, by their numbers in a window; tokens that all rows of a run have in common at the front run once."""
 
 _WINDOW_BATCHES = 8  # batches whose text is tokenised and planned at once
 _CHARACTERS_PER_TOKEN = 4
 _CPU_FILLS_AT = 1024  # tokens; a CPU's kernels gain nothing from more, and its caches lose
 _REPEATS = 20  # a group is cut where repeating its prefix costs less than this fraction (1/20) of it
-
-
-class GroupScores(NamedTuple):
-    """The rewards of one group's K responses, their lengths in tokens, and the reasons for those without a reward."""
-
-    rewards: np.ndarray  # float32 [K]; NaN exactly where `reasons` holds a reason
-    reasons: list[str | None]  # [K] too_long, template_error, out_of_memory, model_error, nan_reward
-    prompt_tokens: np.ndarray  # int32 [K], as the model read them
-    response_tokens: np.ndarray  # int32 [K]
-    truncated: np.ndarray  # bool [K]
-
-    @classmethod
-    def empty(cls, count: int) -> GroupScores:
-        """Return the scores of `count` responses before any is scored."""
-        prompt_tokens, response_tokens = (np.zeros(count, dtype=np.int32) for _ in range(2))
-        rewards, truncated = np.full(count, np.nan, dtype=np.float32), np.zeros(count, dtype=bool)
-        return cls(rewards, [None] * count, prompt_tokens, response_tokens, truncated)
-
-
-class Work(NamedTuple):
-    """The size of one forward, and the time it took."""
-
-    rows: int
-    read_tokens: int  # sum of the rows' lengths
-    computed_tokens: int  # tokens that went through the model: shared ones once, padding included
-    padding_tokens: int
-    flops: float  # 2 x parameters x computed tokens; attention not counted
-    peak_flops: float  # FLOPs that the device could have done in `secs`; 0 where its peak is not known
-    secs: float
-
-
-class Window(NamedTuple):
-    """Encoded rows, those of one prompt beside each other, and their positions in the call."""
-
-    rows: list[Encoded]
-    groups: list[list[int]]  # rows of each prompt; those that were truncated are a group of their own
-    places: list[list[CallPosition]]  # positions in the call of each row
-    unusable: list[tuple[str, list[CallPosition]]]  # reasons, and the positions they hold for
 
 
 @dataclass

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 
 from rm.checkpoint.interchange import is_openrlhf
-from rm.checkpoint.load import RewardModel
 from rm.checkpoint.refusals import embedded_tokens
+from rm.checkpoint.reward_model import RewardModel
 from rm.engine.device import refuse_broken
 from rm.engine.packed_forward import in_float32
 from rm.identity import ModelError

@@ -19,17 +19,16 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from rm.checkpoint.eight_bits import quantise
-from rm.checkpoint.experts import computing_parameters
 from rm.checkpoint.interchange import (
     OPENRLHF_BUFFERS,
     describe_as_reward_model,
     is_openrlhf,
-    pooling_pad_id,
     refuse_normalised,
     warn_of_pad_as_eos,
 )
 from rm.checkpoint.randomness import hold_routers, switch_off_dropout
 from rm.checkpoint.refusals import describe_layers, refuse_other_heads, refuse_templates
+from rm.checkpoint.reward_model import Float32Head, RewardModel, head_name, head_of, is_causal
 from rm.checkpoint.weight_files import refuse_damaged, require_files, tensor_shapes
 from rm.identity import ModelError
 
@@ -38,52 +37,6 @@ transformers.utils.logging.enable_propagation()
 
 _HEAD_ALIASES = ("score", "classifier", "reward_head", "regression_head", "value_head", "v_head", "v_head.summary")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.bfloat16}
-
-
-class RewardModel(nn.Module):
-    """`forward(input_ids [B, T], lengths [B], token_type_ids [B, T] | None) -> rewards [B]`, float32.
-
-    Rows are padded on the right and independent of their neighbours: the reward of a row is what
-    `AutoModelForSequenceClassification(...).logits[:, 0]` gives for that row alone. For a causal backbone that is the
-    head on the last token that is not the model's pad token, also where pad and eos are one token (then it is read
-    before a closing eos, as it was trained). Only a checkpoint of OpenRLHF's is read where OpenRLHF reads it, at the
-    very last token (`rm.checkpoint.interchange.pooling_pad_id`). `model` may be a peft model; its base model computes.
-    """
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.causal = is_causal(self.model)
-        self.computing_parameters = computing_parameters(self.model)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of the backbone's weights; the head is float32."""
-        dtype: torch.dtype = next(self.model.parameters()).dtype
-        return dtype
-
-    def forward(
-        self, input_ids: torch.Tensor, lengths: torch.Tensor, token_type_ids: torch.Tensor | None = None
-    ) -> Any:
-        mask = torch.arange(input_ids.shape[1], device=input_ids.device) < lengths[:, None]  # [B, T]
-        inputs = {"input_ids": input_ids, "attention_mask": mask.long()}
-        if token_type_ids is not None:
-            inputs["token_type_ids"] = token_type_ids
-        if not self.causal:
-            return self.model(**inputs).logits[:, 0].float()
-        hidden = self.model.base_model(**inputs, use_cache=False)[0]  # [B, T, H]
-        pad = pooling_pad_id(self.model.config)
-        counted = mask if pad is None else mask & (input_ids != pad)
-        steps = torch.arange(input_ids.shape[1], device=input_ids.device)
-        last = (steps * counted).argmax(-1)  # [B]; transformers' own pooling rule, on the row without its padding
-        pooled = hidden[torch.arange(len(last), device=hidden.device), last]  # [B, H]
-        return self.model.score(pooled)[:, 0].float()
-
-
-def is_causal(model: Any) -> bool:
-    """Tell whether the head reads the last token (`score`, as the causal classes name it), not a pooled one."""
-    head = getattr(model, "score", None)
-    return isinstance(getattr(head, "original_module", head), nn.Linear)  # peft wraps the head that it trains
 
 
 def reads_last_token(directory: Path) -> bool:
@@ -120,11 +73,11 @@ def load_for_scoring(directory: Path, *, dtype: str, device: str) -> RewardModel
     config = _load_config(directory)
     mapping = _require_one_output(directory, config)
     refuse_other_heads(
-        directory, config, [*_HEAD_ALIASES, _head_name(_build_on_meta(directory, config)).removesuffix(".weight")]
+        directory, config, [*_HEAD_ALIASES, head_name(_build_on_meta(directory, config)).removesuffix(".weight")]
     )
     model, info = _from_pretrained(directory, num_labels=1, dtype=_DTYPES[dtype], key_mapping=mapping)
     _check_complete(directory, model, info)
-    reward_model = RewardModel(_Float32Head.wrap(model))
+    reward_model = RewardModel(Float32Head.wrap(model))
     if dtype == "int8":
         quantise(reward_model.model)
     if reward_model.causal:
@@ -171,8 +124,8 @@ def load_backbone_for_training(directory: Path, *, dtype: str = "float32") -> Re
     )
     model._weight_conversions = None  # transformers would save the head under the name that the checkpoint had
     hold_routers(model)
-    head = _head(_Float32Head.wrap(model))
-    new = {name for name, _ in model.named_parameters() if name.startswith(_head_name(model).removesuffix(".weight"))}
+    head = head_of(Float32Head.wrap(model))
+    new = {name for name, _ in model.named_parameters() if name.startswith(head_name(model).removesuffix(".weight"))}
     absent = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     # layers between backbone and head, and poolers, may be new: they train from their initialisation with the head
     backbone = f"{model.base_model_prefix}."
@@ -181,7 +134,7 @@ def load_backbone_for_training(directory: Path, *, dtype: str = "float32") -> Re
         raise ModelError(
             f"model.path {str(directory)!r} lacks {len(lost)} backbone weights ({_join_names(lost)}); fetch it again"
         )
-    if _head_name(model) in absent:
+    if head_name(model) in absent:
         nn.init.normal_(head.weight, std=1 / math.sqrt(head.in_features + 1))
     if head.bias is not None:
         nn.init.zeros_(head.bias)
@@ -224,22 +177,6 @@ def quiet_transformers() -> Iterator[None]:
         logger.setLevel(verbosity)
 
 
-class _Float32Head(nn.Linear):
-    """A linear head that computes in float32, whatever type the backbone's hidden states have, also under autocast."""
-
-    @classmethod
-    def wrap(cls, model: Any) -> Any:
-        head = _head(model)
-        head.__class__ = cls
-        for parameter in head.parameters():
-            parameter.data = parameter.data.float()
-        return model
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(input.device.type, enabled=False):  # in bfloat16, rewards near 20 are 0.125 apart
-            return super().forward(input.float())
-
-
 def _load_config(directory: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(str(directory), trust_remote_code=False)
@@ -278,27 +215,6 @@ def _load_error(directory: Path, error: Exception) -> ModelError:
     )
 
 
-def _head_name(model: Any) -> str:
-    """Return the name of the head's weight: the one linear layer outside the backbone with `num_labels` rows."""
-    prefix = f"{model.base_model_prefix}."
-    names = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and not name.startswith(prefix)
-        and module.out_features == model.config.num_labels
-    ]
-    if not names:
-        raise ModelError(
-            f"{type(model).__name__} has no linear scalar head; choose a sequence-classification architecture"
-        )
-    return f"{names[-1]}.weight"
-
-
-def _head(model: Any) -> Any:
-    return model.get_submodule(_head_name(model).removesuffix(".weight"))
-
-
 def _build_on_meta(directory: Path, config: Any) -> Any:
     """Build the model with names and shapes but without weights or memory. Raises `ModelError`."""
     try:
@@ -311,7 +227,7 @@ def _build_on_meta(directory: Path, config: Any) -> Any:
 def _stored_head(directory: Path, config: Any) -> tuple[int | None, dict[str, str] | None]:
     """Return the number of outputs of the stored head (None: no head), and the renaming (expression → name) it needs."""
     shapes = dict(tensor_shapes(directory))
-    head = _head_name(_build_on_meta(directory, config))
+    head = head_name(_build_on_meta(directory, config))
     if head in shapes:
         return shapes[head][0], None
     stem = head.removesuffix(".weight")
@@ -330,7 +246,7 @@ def _check_complete(directory: Path, model: Any, info: dict[str, Any]) -> None:
     mismatched = sorted(key for key, *_ in info["mismatched_keys"])
     if not (missing or unexpected or mismatched):
         return
-    head = _head_name(model)
+    head = head_name(model)
     problems = [f"missing {_join_names(missing)}"] if missing else []
     problems += [f"unexpected {_join_names(unexpected)}"] if unexpected else []
     problems += [f"wrong shape {_join_names(mismatched)}"] if mismatched else []

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from rm.checkpoint.load import (
-    RewardModel,
     ensure_distinct_pad,
     load_backbone_for_training,
     load_tokenizer,
     quiet_transformers,
 )
 from rm.checkpoint.refusals import refuse_switching, refuse_unembedded
+from rm.checkpoint.reward_model import RewardModel
 from rm.engine.device import default_device, default_tokens_per_batch, native_bfloat16
 from rm.engine.packed_forward import enable_packing, first_position
 from rm.evaluate.calibration_file import FILE_NAME

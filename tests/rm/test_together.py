@@ -12,7 +12,7 @@ from support.every_classifier import load_scorer, save_tiny
 from support.tiny_models import save_encoder
 
 from rm import together
-from rm.checkpoint.load import RewardModel
+from rm.checkpoint.reward_model import RewardModel
 from rm.scorer import ModelError
 from rm.together import EQUAL_LENGTHS, ONE_BY_ONE, PADDED, compatible_groups
 

@@ -10,7 +10,7 @@ from support.tiny_models import word_tokenizer
 from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
-from rm.checkpoint.load import is_causal
+from rm.checkpoint.reward_model import is_causal
 from rm.scorer import Scorer
 
 ALL = tuple(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)

@@ -12,13 +12,13 @@ from support.tiny_models import save_encoder, save_language_model
 from transformers import DebertaV2Config, DebertaV2Model, GPT2Config, GPT2Model, RobertaConfig, RobertaModel
 
 from rm.checkpoint.load import (
-    RewardModel,
     ensure_distinct_pad,
     load_backbone_for_training,
     load_for_scoring,
     load_tokenizer,
 )
 from rm.checkpoint.lora import add_lora, merge_lora
+from rm.checkpoint.reward_model import RewardModel
 from rm.identity import ModelError
 
 IDS = torch.tensor([[4, 20, 31, 40, 5], [4, 21, 33, 5, 0], [4, 50, 51, 52, 5], [4, 60, 5, 0, 0]])

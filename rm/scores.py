@@ -1,0 +1,55 @@
+"""Inputs and results of a scorer: groups of responses, their scores, and the work of a forward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from rm.conversations import Conversation
+from rm.text.templates import Encoded
+from rm.text.windows import CallPosition
+
+ResponseGroup = tuple[Conversation, Sequence[str]]
+"""A prompt and K responses to it."""
+Batch = list[list[int]]
+"""Runs of rows, by their numbers in a window; tokens that all rows of a run have in common at the front run once."""
+
+
+class GroupScores(NamedTuple):
+    """The rewards of one group's K responses, their lengths in tokens, and the reasons for those without a reward."""
+
+    rewards: np.ndarray  # float32 [K]; NaN exactly where `reasons` holds a reason
+    reasons: list[str | None]  # [K] too_long, template_error, out_of_memory, model_error, nan_reward
+    prompt_tokens: np.ndarray  # int32 [K], as the model read them
+    response_tokens: np.ndarray  # int32 [K]
+    truncated: np.ndarray  # bool [K]
+
+    @classmethod
+    def empty(cls, count: int) -> GroupScores:
+        """Return the scores of `count` responses before any is scored."""
+        prompt_tokens, response_tokens = (np.zeros(count, dtype=np.int32) for _ in range(2))
+        rewards, truncated = np.full(count, np.nan, dtype=np.float32), np.zeros(count, dtype=bool)
+        return cls(rewards, [None] * count, prompt_tokens, response_tokens, truncated)
+
+
+class Work(NamedTuple):
+    """The size of one forward, and the time it took."""
+
+    rows: int
+    read_tokens: int  # sum of the rows' lengths
+    computed_tokens: int  # tokens that went through the model: shared ones once, padding included
+    padding_tokens: int
+    flops: float  # 2 x parameters x computed tokens; attention not counted
+    peak_flops: float  # FLOPs that the device could have done in `secs`; 0 where its peak is not known
+    secs: float
+
+
+class Window(NamedTuple):
+    """Encoded rows, those of one prompt beside each other, and their positions in the call."""
+
+    rows: list[Encoded]
+    groups: list[list[int]]  # rows of each prompt; those that were truncated are a group of their own
+    places: list[list[CallPosition]]  # positions in the call of each row
+    unusable: list[tuple[str, list[CallPosition]]]  # reasons, and the positions they hold for
