@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pipelines.errors import StorageError
+from pipelines.errors import BestkeptError, StorageError
 from pipelines.finish.claim import missing_shards
 from pipelines.finish.versions import VersionRun, refuse_removal, set_latest
 from pipelines.storage.canonical_json import to_json
@@ -28,7 +28,11 @@ def publish(
     """
     owner.settle()
     _check(manifest, owner.output, turn)
-    describe()
+    try:
+        describe()
+    except BestkeptError:  # where the output was removed meanwhile, what it reads is missing
+        _check(manifest, owner.output, turn)
+        raise
     owner.publish("manifest.json", to_json(manifest))
     _check(manifest, owner.output, turn)
     set_latest(turn)

@@ -58,6 +58,7 @@ from pipelines.corpus.columns.row_mapping import RowMapping, parse_row, rewards_
 from pipelines.corpus.fragments import Row, original_schema
 from pipelines.errors import InputError
 from pipelines.storage import decompress
+from pipelines.storage.decompress import MAGIC
 from rm import conversations
 
 REASON = re.compile(r"[a-z0-9_]+")
@@ -138,6 +139,8 @@ def check_export(file: InputFile, unit: Any, mapping: RowMapping, rows: list[Row
 
 def jsonl_bytes(data: bytes, directory: Path, mapping: RowMapping = MAPPINGS[0]) -> None:
     """Plain, then compressed: the same rows; and the same in ranges and chunks of any size."""
+    if data.startswith(tuple(MAGIC)):  # read as what it is, whatever the file is called: `compressed_bytes`
+        return
     path = directory / "a.jsonl"
     path.write_bytes(data)
     whole = rows_of(path, mapping)

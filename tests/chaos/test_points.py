@@ -64,11 +64,13 @@ def test_different_runs_at_once(meetings: Meetings):
 
 
 def test_three_runs_and_clean(meetings: Meetings):
-    """A version is made by another run and removed while the first stands at a shard and at its manifest."""
+    """A version is made by another run and removed while the first makes it, stands at a shard, its report, its manifest."""
     calls = meetings.version_points.items()
-    links = [number for number, (name, path) in calls if name == "link" and ("/data/" in path or "/manifest" in path)]
-    meetings.versions([links[0], links[-1]])
-    assert meetings.figures.faults == 2
+    made = next(number for number, call in calls if call == ("fsync", "versions"))
+    links = {path.partition("/")[2].partition("/")[2]: number for number, (name, path) in calls if name == "link"}
+    shard = next(number for name, number in links.items() if name.startswith("data/"))
+    meetings.versions([made, shard, links["README.md"], links["manifest.json"]])
+    assert meetings.figures.faults == 4
     assert meetings.figures.defects == []
 
 

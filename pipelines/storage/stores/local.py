@@ -178,8 +178,9 @@ def _make_directory(directory: Path) -> None:
     for place in reversed(list(missing)):
         place.mkdir(exist_ok=True)
         _sync_directory(place.parent)
-    if not directory.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory))
+    if not directory.is_dir():  # something else is there, or another run has removed what was made
+        code = errno.ENOTDIR if os.path.lexists(directory) else errno.ENOENT
+        raise OSError(code, os.strerror(code), str(directory))
 
 
 def _sync_directory(directory: Path) -> None:

@@ -12,6 +12,7 @@ from pipelines.commands import run as run_command
 from pipelines.errors import ConflictError, StorageError
 from pipelines.finish import retention
 from pipelines.finish.versions import latest_path
+from pipelines.report import write
 from pipelines.storage import publish
 from pipelines.storage.owner import Owner
 
@@ -118,6 +119,22 @@ def test_a_version_that_is_removed_under_a_run_is_no_success(place, monkeypatch)
     assert not again.already_complete
     assert latest_path(place.root) == again.version_run.path
     assert run(place).already_complete
+
+
+def test_a_version_that_is_removed_as_its_card_is_written_is_told_as_such(place, monkeypatch):
+    """The numbers that the report is drawn from are gone with the version: that is no fault of the settings."""
+    fill(place)
+
+    def others() -> None:
+        run(place)
+        run(place, **KEEP_2)
+        removed.extend(retention.clean(place.root, keep=1, unfinished_days=7, scores=False, dry_run=False).versions)
+
+    removed, meet, read = [], once(others), write.read_numbers
+    monkeypatch.setattr(write, "read_numbers", lambda output: (meet(), read(output))[1])
+    with pytest.raises(StorageError, match=r"is gone.*run the same command again"):
+        run(place, report={"write": True})
+    assert len(removed) == 1
 
 
 def test_an_owner_that_is_removed_before_it_is_read_is_made_again(tmp_path, monkeypatch):

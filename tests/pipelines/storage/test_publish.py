@@ -13,7 +13,7 @@ import xxhash
 
 from pipelines.errors import ConfigError, ConflictError, StorageError
 from pipelines.storage import files, publish
-from pipelines.storage.stores import remote_object
+from pipelines.storage.stores import local, remote_object
 from pipelines.storage.stores.remote_object import ObjectChanged, ObjectStat
 
 
@@ -64,6 +64,23 @@ def test_an_unanswered_write_of_our_own_bytes_is_ours():
     assert publish.create(path, b"ours") is True
     assert publish.create(path, b"ours") is True
     assert publish.create(path, b"their") is publish.create(path, b"othr") is False
+
+
+def test_a_directory_that_is_removed_as_it_is_made_is_worth_another_try(tmp_path, monkeypatch):
+    """Nothing stands there, unlike where a file is in its place."""
+    sync = local._sync_directory
+
+    def removed(directory: Path) -> None:
+        sync(directory)
+        if (tmp_path / "new").exists():
+            (tmp_path / "new").rmdir()
+
+    monkeypatch.setattr(local, "_sync_directory", removed)
+    with pytest.raises(StorageError, match=r"No such file or directory; .*run the same command again"):
+        publish.create(str(tmp_path / "new" / "name"), b"bytes")
+    (tmp_path / "new").write_text("a file")
+    with pytest.raises(ConfigError, match="a file stands where a directory is needed"):
+        publish.create(str(tmp_path / "new" / "name"), b"bytes")
 
 
 @pytest.mark.parametrize(
