@@ -77,7 +77,7 @@ class WinnerValues(Strict):
 class PreferencesConfig(Strict):
     path: PathText = Field(examples=["preferences.jsonl"])
     """Preference files: .parquet, .arrow, .jsonl, .json, .csv or .tsv, text also compressed; a path, a directory with one split,
-    a glob or a URL."""
+    a glob or a URL. A file that is named outright may have any name, unless it is CSV or TSV."""
     format: Literal[
         "auto",
         "rewardbench2",

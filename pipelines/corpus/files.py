@@ -29,6 +29,7 @@ from pipelines.storage.stores.remote_object import ObjectChanged
 
 _CODECS = {".gz": "gz", ".zst": "zst", ".zstd": "zst", ".bz2": "bz2", ".xz": "xz"}
 _PEEK_BYTES = 1024
+_PARQUET, _ARROW = b"PAR1", (b"ARROW1\0\0", b"\xff\xff\xff\xff")  # the first bytes; of Arrow, of a file and of a stream
 RANGE_BYTES = 64 * 2**20  # of plain JSONL per unit
 _SAME_SECS = 1e-6
 LARGE_BYTES = 256 * 2**20  # stored bytes; a larger file that cannot be split is rewritten before it is scored
@@ -119,6 +120,25 @@ def _kind_of(name: str) -> tuple[str, str | None] | None:
     if name.endswith((".parquet", ".pq")) and codec is None:
         return "parquet", None
     return None
+
+
+def kind_inside(path: str) -> tuple[str, str | None] | None:
+    """The (kind, compression) that the first bytes of a file show, whatever its name; None where they do not tell, as of a table.
+    Compressed lines show what plain ones do: `with_codec` and the reader see to them. Raises `UnreadableError`."""
+    with reading_input(path), open_for_reading(path) as stream:
+        start = stream.read(_PEEK_BYTES)
+        if start.startswith(_PARQUET):
+            return "parquet", None
+        if start.startswith(_ARROW):
+            return "jsonl", "arrow"
+        codec = codec_inside(start)
+        if codec is not None:
+            stream.seek(0)
+            start = next(decompress(stream, codec), b"")
+    first = start.removeprefix(UTF8_BOM).lstrip()[:1]
+    if first == b"[":
+        return "jsonl", "array" if codec is None else f"array.{codec}"
+    return ("jsonl", None) if first == b"{" else None
 
 
 def with_layout(file: InputFile) -> InputFile:
@@ -283,8 +303,11 @@ def place_of(file_name: str, unit_start: int, row: int) -> str:
     unit_start, row = place_in_file(file_name, unit_start, row)
     if unit_start >= _ROWS:
         return f"row {row + 1}"
-    if kind_of(file_name) == ("parquet", None):
+    kind = kind_of(file_name)
+    if kind == ("parquet", None):
         return f"row {unit_start + row + 1}"
+    if kind is None:  # its content told, which is not read again
+        return f"row {row + 1}" if unit_start == 0 else f"row {row + 1} of the unit at {unit_start}"
     return f"line {row + 1}" if unit_start == 0 else f"line {row + 1} after byte {unit_start}"
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pipelines.config import InputFiles
 from pipelines.corpus import InputFile, UnreadableError, first_reason, kind_of, no_lines, read_first_rows
 from pipelines.corpus.columns.value_kinds import RowValues
-from pipelines.corpus.files import with_layout
+from pipelines.corpus.files import kind_inside, with_layout
 from pipelines.corpus.own_files import refuse_own_files
 from pipelines.errors import InputError
 from pipelines.storage.files import absolute, version_of
@@ -64,6 +64,31 @@ def _take_split(pattern: str, listed: list[ListedFile], wanted: str | None) -> l
     return [file for file in listed if file.key in taken]
 
 
+def _kind_of_named(path: str, *, skip_bad_files: bool) -> tuple[str, str | None] | None:
+    """The kind of a file that is named outright, whose name does not tell it."""
+    try:
+        return kind_inside(path)
+    except UnreadableError:
+        if not skip_bad_files:
+            raise
+        return "jsonl", None  # skipped when it is opened
+
+
+def _no_known_kind(path: str, *, named: bool) -> InputError:
+    expected = (
+        "expected .parquet, .arrow, or .jsonl, .json, .csv or .tsv, plain or with .gz, .zst, .bz2 or .xz; "
+        f"{_CONVERT if path.lower().endswith('.xlsx') else ''}"
+    )
+    if named:
+        return InputError(
+            f"input file {path} is of no known kind: neither its name tells it nor its first bytes, which are not those of "
+            f"Parquet, Arrow or JSON; {expected}give it the name of what it is, such as {path}.csv"
+        )
+    return InputError(
+        f"input file {path} is of no known kind; {expected}leave it out with a pattern such as DIR/*.parquet, or name it outright"
+    )
+
+
 def list_files(config: InputFiles, *, skip_bad_files: bool = False) -> list[InputFile]:
     """List all input files, sorted by key.
 
@@ -76,16 +101,14 @@ def list_files(config: InputFiles, *, skip_bad_files: bool = False) -> list[Inpu
     for pattern in config.paths:
         listed = _take_split(pattern, expand(pattern), config.split)
         refuse_own_files(pattern, listed)
-        for path, relative, info in listed:
+        for path, relative, info, named in listed:
             kind, is_directory = kind_of(path), info["type"] == "directory"
             if is_directory and kind is None:
                 continue
             if kind is None:
-                raise InputError(
-                    f"input file {path} is of no known kind; expected .parquet, .arrow, or .jsonl, .json, .csv or .tsv, plain or "
-                    f"with .gz, .zst, .bz2 or .xz; {_CONVERT if path.lower().endswith('.xlsx') else ''}leave it out with a "
-                    "pattern such as DIR/*.parquet"
-                )
+                kind = _kind_of_named(path, skip_bad_files=skip_bad_files) if named else None
+            if kind is None:
+                raise _no_known_kind(path, named=named)
             if is_directory and not skip_bad_files:
                 raise InputError(
                     f"input.path {pattern!r} names {path}, which is a directory; to read the files in it write {path}/*"

@@ -24,6 +24,7 @@ class ListedFile(NamedTuple):
     path: str  # full path or URL
     key: str  # relative to the directory above the first wildcard, which stays when the corpus grows
     info: dict[str, Any]
+    named: bool  # by its own name, and not by a glob or a directory
 
 
 class Search(NamedTuple):
@@ -67,7 +68,8 @@ def expand(pattern: str) -> list[ListedFile]:
             mark = name.endswith("/")  # an empty object that stands for a directory
             named = name == search.path and not search.is_glob
             if (info["type"] == "file" or whole) and (named or not is_hidden(key)) and not mark:
-                listed.append(ListedFile(fs.unstrip_protocol(name) if "://" in pattern else name, key, info))
+                shown = fs.unstrip_protocol(name) if "://" in pattern else name
+                listed.append(ListedFile(shown, key, info, named))
     if not any(entry.info["type"] == "file" for entry in listed):
         inside = f"; to read the files in the directory {listed[0].path} write {listed[0].path}/*" if listed else ""
         raise InputError(f"input.path {pattern!r} matches no file; check the path and the pattern{inside}")

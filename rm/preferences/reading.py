@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import logging
+import lzma
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -32,6 +33,8 @@ from rm.splits import SplitError, take_split
 log = logging.getLogger(__name__)
 
 _TEXTS = (*PROMPTS, *RESPONSES, "chosen", "rejected", "system", "response_a", "response_b", "response_1", "response_2")
+_PEEK_BYTES = 1024
+_MAGIC = {b"\x1f\x8b\x08": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz"}  # names of fsspec
 _DETECTION_ROWS = 100  # first rows, from which the format is detected
 
 
@@ -190,11 +193,13 @@ def _kind_of(path: str, files: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """Return the kind of these files, as `datasets` calls it, and the options of its reader."""
     kinds = {_kind_of_name(name.lower()) for name in files}
     kind = kinds.pop()
+    if kind is None and not kinds and _is_one_file(path):
+        kind = _kind_inside(path)
     if kind is None or kinds:
         what = "holds files of several kinds, or is" if os.path.isdir(path) else "is"
         raise PreferenceError(
             f"data.path {path!r} {what} of no known kind; expected .parquet, .arrow, .jsonl, .json, .csv or .tsv (text also with "
-            ".gz, .zst, .bz2, .xz)"
+            ".gz, .zst, .bz2, .xz), or one file named outright that begins as Parquet, Arrow or JSON does; name it for what it is"
         )
     if kind in (
         "csv",
@@ -208,6 +213,33 @@ def _kind_of(path: str, files: Sequence[str]) -> tuple[str, dict[str, Any]]:
             "converters": dict.fromkeys(_TEXTS, str),
         }
     return kind, {}
+
+
+def _is_one_file(path: str) -> bool:
+    return not glob.has_magic(path.partition("?")[0]) if "://" in path else os.path.isfile(path)
+
+
+def _kind_inside(path: str) -> str | None:
+    """Return the kind that the first bytes of a file show, whatever its name; None where they do not tell, as of a table."""
+    import fsspec
+    import zstandard
+
+    try:
+        with fsspec.open(path, "rb") as stream:
+            start = stream.read(_PEEK_BYTES)
+        codec = next((codec for magic, codec in _MAGIC.items() if start.startswith(magic)), None)
+        if codec is not None:
+            with fsspec.open(path, "rb", compression=codec) as stream:
+                start = stream.read(_PEEK_BYTES)
+    except (OSError, EOFError, ValueError, lzma.LZMAError, zstandard.ZstdError) as error:
+        raise PreferenceError(
+            f"data.path {path!r} cannot be read ({type(error).__name__}); check that it is there and whole"
+        ) from error
+    if codec is None and start.startswith(b"PAR1"):
+        return "parquet"
+    if codec is None and start.startswith((b"ARROW1\0\0", b"\xff\xff\xff\xff")):
+        return "arrow"
+    return "json" if start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith((b"{", b"[")) else None
 
 
 def _kind_of_name(name: str) -> str | None:

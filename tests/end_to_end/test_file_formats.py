@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.corpora import write_jsonl
 from support.stubs import StubFactory
 
 from pipelines.commands.explain.explain_transform import explain
@@ -89,9 +90,9 @@ def curate(tmp_path, stub_model):
     """Runs a corpus without any selection, and with its own columns in the output: (configuration, manifest)."""
 
     def run(
-        path: Path, *, name: str = "out", split: str | None = None, **limits: Any
+        path: Path | list[str], *, name: str = "out", split: str | None = None, **limits: Any
     ) -> tuple[RunConfig, dict[str, Any]]:
-        input = {"path": str(path), "split": split, "rows_per_fragment": 4}
+        input = {"path": path if isinstance(path, list) else str(path), "split": split, "rows_per_fragment": 4}
         values = {"input": input, "model": {"path": str(stub_model)}, "select": []}
         values |= {"output": {"path": str(tmp_path / name), "shape": "original"}, "limits": limits}
         config = RunConfig.model_validate(values)
@@ -130,6 +131,61 @@ def test_the_rows_of_every_format_are_scored_and_exported_as_they_are(curate, tm
         : len(explained["rows"])
     ]
     assert (tmp_path / "out" / "scores" / "rewritten").exists() == (rewritten and name not in HIDDEN)
+
+
+def parquet(rows: list[dict[str, Any]]) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), sink, row_group_size=5)
+    return sink.getvalue()
+
+
+TOLD = {
+    **{name: encode for name, (_, encode) in FORMATS.items() if not name.startswith(("csv", "tsv"))},
+    "jsonl": lambda rows: b"\n" + lines(rows),
+    "parquet": parquet,
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_a_file_named_outright_is_told_by_its_first_bytes(curate, tmp_path, name, rewritten):
+    (tmp_path / "data.txt").write_bytes(TOLD[name](ALL))
+    config, manifest = curate(tmp_path / "data.txt")
+    assert (manifest["counts"]["read"], manifest["counts"]["scored"]) == (13, 12)
+    rows = pq.read_table(tmp_path / "out" / "data").to_pylist()
+    assert [{key: row[key] for key in ROWS[0]} for row in rows] == ROWS
+    explained = explain(config, rows[0]["prompt_id"])
+    if name != "parquet":
+        assert [row["place"] for row in explained["rows"]][:2] == ["row 1", "row 2"] if name != "jsonl" else ["row 2"]
+    path = {"path": str(tmp_path / "data.txt")}
+    kinds = inspect(InspectConfig.model_validate({"input": path, "data": path}), shown=1)["files"]["kinds"]
+    word = name.split(" with")[0].split(" of")[0].removeprefix("pretty ")
+    assert kinds == {HIDDEN.get(name, word): 1}
+
+
+@pytest.mark.parametrize("data", [table(ROWS), gzip.compress(table(ROWS)), b"PK\x03\x04", b"", b"text"], ids=range(5))
+def test_a_file_that_neither_name_nor_content_tells_is_refused_with_the_remedy(curate, tmp_path, data):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "data").write_bytes(data)
+    with pytest.raises(InputError, match=r"neither its name tells it.* such as .*data\.csv"):
+        curate(tmp_path / "in" / "data")
+
+
+def test_what_a_glob_or_a_directory_matches_is_told_by_its_name_alone(curate, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "data.txt").write_bytes(lines(ROWS))
+    for path in (tmp_path / "in", tmp_path / "in" / "*.txt"):
+        with pytest.raises(InputError, match=r"no known kind.*leave it out.*or name it outright"):
+            curate(path)
+
+
+def test_a_damaged_file_of_no_known_name_is_left_out_by_name(curate, tmp_path):
+    (tmp_path / "data").write_bytes(gzip.compress(lines(ROWS))[:9])
+    write_jsonl(tmp_path / "a.jsonl", ROWS)
+    paths = [str(tmp_path / "data"), str(tmp_path / "a.jsonl")]
+    with pytest.raises(InputError, match=r"data is cut or damaged"):
+        curate(paths)
+    _, manifest = curate(paths, skip_bad_files=True)
+    assert [(skipped["key"], skipped["reason"]) for skipped in manifest["skipped_files"]] == [(paths[0], "truncated")]
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.server
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -168,6 +169,19 @@ def test_nothing_is_written_to_a_web_server(server, run, setting):
     code, err = run(f"{server.url}/a.jsonl", f"{setting}={server.url}/out")
     assert (code, len(err.splitlines())) == (2, 1), err
     assert f"cannot write {server.url}/out" in err
+
+
+@pytest.mark.parametrize("path", ["data", "data.txt", "data?format=rows"])
+def test_a_file_that_is_named_outright_is_told_by_its_content(server, run, tmp_path, path):
+    file = server.folder / path.partition("?")[0]
+    for write in (write_parquet, write_jsonl):
+        write(file, ROWS)
+        code, err = run(
+            f"{server.url}/{path}", f"output.path={tmp_path / 'out'}", f"scores.path={tmp_path / write.__name__}"
+        )
+        assert code == 0, err
+        assert kept(tmp_path) == [27, 28, 29]
+        shutil.rmtree(tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["_a.jsonl", ".a.jsonl", "sub/_b/_c.jsonl"])

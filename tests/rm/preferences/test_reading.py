@@ -81,6 +81,38 @@ def test_the_other_formats_that_people_have(tmp_path, name):
     assert (len(groups[0].edges), rejected) == (3, {})
 
 
+@pytest.mark.parametrize("name", ["p", "p.txt"])
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, bz2.compress, lzma.compress, zstandard.compress])
+def test_a_file_named_outright_is_told_by_its_first_bytes(tmp_path, name, compress):
+    rows = [{"prompt": "p", "chosen": f"{n}", "rejected": "b"} for n in range(3)]
+    path = tmp_path / name
+    for text in ("\n" + "".join(json.dumps(row) + "\n" for row in rows), json.dumps(rows)):
+        path.write_bytes(compress(text.encode()))
+        for place in (str(path), path.as_uri()):
+            assert list(load_rows(place)) == rows
+    path.write_bytes(compress(b"prompt,chosen,rejected\np,a,b\n"))
+    with pytest.raises(PreferenceError, match=r"no known kind.*name it for what it is"):
+        list(load_rows(str(path)))
+
+
+def test_tables_named_outright_are_told_by_their_first_bytes(tmp_path):
+    rows = [{"prompt": "p", "chosen": f"{n}", "rejected": "b"} for n in range(3)]
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(table, tmp_path / "p")
+    with pa.ipc.new_stream(tmp_path / "s", table.schema) as sink:
+        sink.write_table(table)
+    with pa.ipc.new_file(tmp_path / "f.feather", table.schema) as sink:
+        sink.write_table(table)
+    for name in ("p", "s", "f.feather"):
+        assert list(load_rows(str(tmp_path / name))) == rows
+    (tmp_path / "damaged").write_bytes(gzip.compress(b"{}")[:5])
+    for name in ("damaged", "gone"):
+        with pytest.raises(PreferenceError, match=f"{name}' cannot be read|{name}' matches no file"):
+            list(load_rows(str(tmp_path / name)))
+    with pytest.raises(PreferenceError, match="gone' cannot be read"):
+        list(load_rows((tmp_path / "gone").as_uri()))
+
+
 def test_a_directory_is_read_where_its_files_are_of_one_split(tmp_path):
     import datasets
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import random
@@ -12,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from services.emulators import forget_clients
 
-from pipelines.config import Columns
+from pipelines.config import Columns, InputConfig
 from pipelines.corpus import InputFile, UnreadableError, read_fragments, split_units
 from pipelines.corpus.columns.detection import detect
-from pipelines.errors import ConfigError, ConflictError, StorageError
+from pipelines.corpus.listing import list_files
+from pipelines.errors import ConfigError, ConflictError, InputError, StorageError
 from pipelines.score import score_files
 from pipelines.storage import files, listing, publish
 from pipelines.storage.stores import gcs, retry, s3
@@ -46,6 +48,17 @@ def test_the_first_to_create_stands(store):
     assert store.contents() == {"a/b.json": b"first"}
     statuses = [line.split()[0] for line in store.proxy.lines(INSERT)]
     assert statuses == ["200", "412", "412", "412"], "the store decides, not a look before"
+
+
+def test_an_object_that_is_named_outright_is_told_by_its_content(store):
+    lines = b'{"prompt": "p", "response": "r"}\n'
+    store.put("in/data", gzip.compress(b"[" + lines + b"]"))
+    store.put("in/rows.txt", lines)
+    for name, kind in (("data", ("jsonl", "array.gz")), ("rows.txt", ("jsonl", None))):
+        (file,) = list_files(InputConfig(path=f"{store.url}/in/{name}"))
+        assert (file.kind, file.compression) == kind
+    with pytest.raises(InputError, match="or name it outright"):
+        list_files(InputConfig(path=f"{store.url}/in"))
 
 
 def test_create_or_equal(store):
