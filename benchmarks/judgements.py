@@ -3,8 +3,8 @@
     python benchmarks/judgements.py [--quick] [--json] [--only scores votes ...] [--curve]
 
 The backbone is all-MiniLM-L6-v2 (22 M parameters). Accuracy is on comparisons of held-out prompts, with a 95 % interval that
-resamples prompts; beside it that of taking the longer response. `scores` takes about 20 minutes on 2 cores, the others
-2 to 5 each.
+resamples prompts; beside it that of taking the longer response, or the shorter one where that is better. `scores` takes about 20
+minutes on 2 cores, the others 2 to 5 each.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def measure(kind: Kind, *, quick: bool) -> dict[str, float]:
     row = result.heldout.accuracy.overall
     figures = (
         with_interval("accuracy", row.model)
-        | with_interval("longer", row.length)
+        | with_interval(row.rule, row.length)
         | with_interval("lengths_matched", row.matched)
     )
     figures |= {"comparisons": row.comparisons, "prompts": row.prompts}

@@ -15,13 +15,14 @@ from pipelines.commands.progress_bar import showing_batches
 from pipelines.config import EvaluateConfig
 from pipelines.corpus.own_files import Place, refuse_places
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError, reporting_broken_devices
-from pipelines.report import evaluation_tables
+from pipelines.report import evaluation_tables, verdict
 from pipelines.report.pages import evaluation as page
 from pipelines.storage import files, publish
 from pipelines.storage.files import check_writable
 from pipelines.storage.models import whole_directory
 
 if TYPE_CHECKING:
+    from rm.evaluate import Evaluation
     from rm.preferences import Group
     from rm.scorer import GroupScores
 
@@ -68,18 +69,24 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
         bootstrap=Bootstrap(config.bootstrap.resamples, config.bootstrap.seed),
     )
     stored = None
-    if temperature_directory is not None and evaluation.calibration is not None:
-        stored = _store_temperature(temperature_directory, evaluation.calibration, config)
+    if temperature_directory is not None:
+        stored = _store(temperature_directory, evaluation, groups, config)
+    figures = evaluation.to_json()
     document: dict[str, Any] = {
+        "verdict": verdict.words_of(figures["verdict"]),
         "model": {**config.model.model_dump(), "dtype": scored.dtype, "max_length": scored.max_length},
         "data": {"path": config.data.path, "part": _part(config), "rejected": dict(sorted(rejected.items()))},
         "truncated": scored.truncated,
         "unscored": dict(sorted(scored.reasons.items())),
         "temperature_stored": stored,
-        "evaluation": evaluation.to_json(),
+        "evaluation": figures,
     }
     _write(config.output.path, document)
-    facts = {"accuracy": document["evaluation"]["accuracy"]["overall"], "temperature_stored": stored}
+    facts = {
+        "verdict": document["verdict"],
+        "accuracy": figures["accuracy"]["overall"],
+        "temperature_stored": stored,
+    }
     place = config.output.path
     print_result(
         "evaluated", facts, path=place, table=lambda: evaluation_tables.evaluation_tables(document, written_to=place)
@@ -158,11 +165,17 @@ def _temperature_directory(config: EvaluateConfig) -> Path | None:
     return None
 
 
-def _store_temperature(directory: Path, calibration: Any, config: EvaluateConfig) -> str:
+def _store(directory: Path, evaluation: Evaluation, groups: Sequence[Group], config: EvaluateConfig) -> str | None:
     from rm.evaluate import store_temperature
 
+    if evaluation.calibration is None:
+        return None
+    known_by = {"data": config.data.path, "fitted_on": _part(config)}
     try:
-        return str(store_temperature(directory, calibration, data=config.data.path, fitted_on=_part(config)))
+        path = store_temperature(
+            directory, evaluation.calibration, verdict=evaluation.verdict, groups=groups, **known_by
+        )
+        return str(path)
     except OSError as error:
         raise StorageError(
             f"cannot write {directory}/calibration.json: {files.describe(error)}; set store_temperature=false"

@@ -12,7 +12,8 @@ from pipelines.commands.printing import print_result
 from pipelines.config import TrainConfig
 from pipelines.corpus.own_files import Place, refuse_places
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError, reporting_broken_devices
-from pipelines.report.evaluation_tables import percent_interval
+from pipelines.report import verdict
+from pipelines.report.evaluation_tables import percent_interval, temperature_words
 from pipelines.runtime import logs
 from pipelines.storage.files import check_writable
 from pipelines.storage.models import is_remote, whole_directory
@@ -99,6 +100,7 @@ def _summary_fields(result: TrainResult) -> dict[str, Any]:
         "judgements_per_sec": result.judgements_per_sec,
         "tokens_per_sec": result.tokens_per_sec,
         "heldout_accuracy": None if evaluation is None else evaluation["accuracy"]["overall"],
+        "verdict": None if evaluation is None else evaluation["verdict"]["verdict"],
     }
 
 
@@ -123,8 +125,11 @@ def _summary_table(result: TrainResult) -> Table:
         row = evaluation["accuracy"]["overall"]
         counts = f"{row['comparisons']:,} comparisons, {row['prompts']:,} prompts"
         table.add_row("held-out accuracy, %", f"{percent_interval(row['model'])} on {counts}")
-        table.add_row("  the longer response", percent_interval(row["length"]))
+        table.add_row(f"  the {row['rule']} response", percent_interval(row["length"]))
+        table.add_row("verdict", verdict.sentence(evaluation["verdict"]))
+        for warning in verdict.warnings(evaluation["verdict"]):
+            table.add_row("", warning)
         if evaluation["calibration"] is not None:
-            table.add_row("temperature", f"{evaluation['calibration']['temperature']['value']:.3g}")
+            table.add_row("temperature", temperature_words(evaluation["calibration"]["temperature"]))
     table.add_row("saved", result.output_path)
     return table

@@ -43,5 +43,5 @@ class EvaluateConfig(Strict):
     output: EvaluationOutput = EvaluationOutput()
     """The files with the results."""
     store_temperature: bool | None = None
-    """Whether the fitted temperature is kept in the model's directory, as calibration.json. Default: yes, where that is a
-    writable local directory."""
+    """Whether temperature and verdict are kept in the model's directory, as calibration.json, for runs to use and to repeat.
+    Default: yes, where that is a writable local directory."""

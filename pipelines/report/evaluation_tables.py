@@ -34,17 +34,29 @@ def number_interval(estimate: Json) -> str:
     return f"{number(estimate['value'])} [{number(estimate['low'])}, {number(estimate['high'])}]"
 
 
+EXPLORATORY = (
+    "Rows by kind are exploratory: their intervals are so much wider that those of one sort hold together (Bonferroni)."
+)
+
+
 def accuracy_rows(accuracy: Json) -> Iterator[tuple[str, Json]]:
-    """(label, row) of the whole, then of each kind that is told apart."""
+    """(label, row) of the whole, then of each kind that is told apart; the only one of its sort would repeat the whole."""
     yield "all", accuracy["overall"]
     for kind in ("origin", "source", "subset"):
-        for row in accuracy[f"by_{kind}"]:
+        rows = accuracy[f"by_{kind}"]
+        for row in rows if len(rows) > 1 else ():
             yield f"{kind} {row['name']}", row
+
+
+def length_interval(row: Json) -> str:
+    """`shorter 55.6 [52.1, 59.0]`: the better rule of length, and its accuracy in percent."""
+    return f"{row['rule']} {percent_interval(row['length'])}"
 
 
 def evaluation_tables(document: Json, *, written_to: str) -> Iterator[Table]:
     """All tables of an evaluation; those that the data hold nothing for are left out."""
     evaluation = document["evaluation"]
+    yield _verdict(document["verdict"])
     yield _accuracy(evaluation["accuracy"])
     if evaluation["calibration"]:
         yield _calibration(evaluation["calibration"])
@@ -62,19 +74,28 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
+def _verdict(verdict: Json) -> Table:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for words in (verdict["sentence"], *verdict["warnings"]):
+        table.add_row(words)
+    return table
+
+
 def _accuracy(accuracy: Json) -> Table:
     title = "accuracy in % [95 % interval, clustered by prompt]"
-    table = _table(title, "comparisons", "n", "model", "longer is better", "difference")
-    for label, row in accuracy_rows(accuracy):
-        cells = (percent_interval(row["model"]), percent_interval(row["length"]))
+    table = _table(title, "comparisons", "n", "model", "longer or shorter", "difference")
+    rows = list(accuracy_rows(accuracy))
+    for label, row in rows:
+        cells = (percent_interval(row["model"]), length_interval(row))
         table.add_row(label, f"{row['comparisons']:,}", *cells, percent_interval(row["difference"], sign=True))
+    table.caption, table.caption_justify = EXPLORATORY if len(rows) > 1 else None, "left"
     return table
 
 
 def _calibration(calibration: Json) -> Table:
     table = _table("calibration", "", "NLL", "Brier", "ECE")
     for label, key in (("as it is", "before"), ("with temperature", "after")):
-        if fit := calibration[key]:
+        if (fit := calibration[key]) and (key == "before" or calibration["temperature"]["helps"]):
             table.add_row(label, *(number(fit[name], 4) for name in ("nll", "brier", "ece")))
     table.add_row("a coin", "0.6931", "0.2500", "")
     return table
@@ -134,13 +155,17 @@ def summary_rows(document: Json) -> Iterator[tuple[str, str]]:
     if separation := evaluation["separation"]:
         yield "accepted above rejected", f"{number(separation['auc'])} (AUC across prompts)"
     if calibration := evaluation["calibration"]:
-        temperature = calibration["temperature"]
-        bound = (
-            ", at the bound of the search: too few errors or too little signal to fit"
-            if temperature["at_bound"]
-            else ""
-        )
-        yield "temperature", f"{temperature['value']:.4g}{bound}"
+        yield "temperature", temperature_words(calibration["temperature"])
+
+
+def temperature_words(temperature: Json) -> str:
+    """`1.85`, and what to know of it."""
+    if not temperature["helps"]:
+        return "1: one that is fitted on half of the prompts does not help on the other half"
+    bound = (
+        ", at the bound of the search: too few errors or too little signal to fit" if temperature["at_bound"] else ""
+    )
+    return f"{temperature['value']:.4g}{bound}"
 
 
 def _summary(document: Json, written_to: str) -> Table:

@@ -3,7 +3,7 @@
     evaluation = evaluate(groups, rewards)  # rewards: an array [K] for each group
     evaluation.accuracy.overall.model.value
 
-The only file that this package reads and writes is the temperature stored beside a model's weights.
+The only file that this package reads and writes is the one with temperature and verdict beside a model's weights.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from rm.evaluate.calibration_file import load_temperature, store_centring, store
 from rm.evaluate.comparisons import Comparisons, clusters, correctness, tabulate
 from rm.evaluate.diagnostics import LengthCorrelation, MarginBin, length_correlation, margin_bins
 from rm.evaluate.reward_bench import RewardBench2, reward_bench_2
+from rm.evaluate.verdict import Verdict
 from rm.preferences import Group
 
 
@@ -36,6 +37,7 @@ class Evaluation(Figures):
     unscored_responses: int
     lengths_in: str  # tokens | characters
     bootstrap: Bootstrap
+    verdict: Verdict
     accuracy: Accuracy
     separation: Separation | None
     calibration: Calibration | None
@@ -67,6 +69,7 @@ def evaluate(
     )
     bootstrap = bootstrap or Bootstrap()
     table = tabulate(groups, rewards, sizes)
+    accuracies = accuracy(table, bootstrap=bootstrap)
     return Evaluation(
         groups=len(groups),
         prompts=len(np.unique(clusters(groups))),
@@ -74,7 +77,8 @@ def evaluate(
         unscored_responses=sum(int((~np.isfinite(np.asarray(r, dtype=np.float64))).sum()) for r in rewards),
         lengths_in="characters" if lengths is None else "tokens",
         bootstrap=bootstrap,
-        accuracy=accuracy(table, bootstrap=bootstrap),
+        verdict=Verdict.of(accuracies.overall),
+        accuracy=accuracies,
         separation=separation(groups, rewards),
         calibration=calibration(table),
         length_correlation=length_correlation(groups, rewards, sizes, bootstrap=bootstrap),
@@ -106,6 +110,7 @@ __all__ = [
     "MarginBin",
     "RewardBench2",
     "Separation",
+    "Verdict",
     "best_of_n",
     "calibrate",
     "clustered_means",

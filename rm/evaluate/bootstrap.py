@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ Ints = NDArray[np.int64]
 
 
 class Estimate(NamedTuple):
-    """A value with its 95 % confidence interval; NaN where there is nothing to estimate from.
+    """A value with its confidence interval, of 95 % unless said otherwise; NaN where there is nothing to estimate from.
 
     The interval is NaN where there are fewer than two prompts: one prompt does not show how prompts differ.
     """
@@ -30,7 +31,8 @@ class Estimate(NamedTuple):
     high: float
 
 
-NO_ESTIMATE = Estimate(math.nan, math.nan, math.nan)
+_TAIL = 2.5
+"""Percent of the resamples beyond either end of an interval of 95 %."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,42 @@ class Bootstrap(Figures):
     seed: int = 0
 
 
+class Resampled(NamedTuple):
+    """Means [S] of columns over all rows, and over those of each resample of clusters; None with fewer than two clusters."""
+
+    means: Floats
+    draws: Floats | None  # [resamples, S]
+
+    def estimate(self, column: int, *, among: int = 1) -> Estimate:
+        """Return a column's mean with its percentile interval; `among` so many, intervals hold together at 95 % (Bonferroni)."""
+        return Estimate(float(self.means[column]), *self._ends(column, _TAIL / among, _TAIL / among))
+
+    def least(self, columns: Sequence[int], *, among: int = 1) -> Estimate:
+        """Return the least of several columns' means, with an interval that accounts for their choice by these very rows.
+
+        The least of the true means is above a bound only if each of them is: the lower end is the least of the columns' ordinary
+        lower ends, and needs no correction (an intersection-union test, Berger 1982). It is below a bound if any of them is:
+        the upper end is the least of the columns' upper ends, at a tail divided by their number (Bonferroni).
+        """
+        tail = _TAIL / among
+        ends = [self._ends(column, tail, tail / len(columns)) for column in columns]
+        return Estimate(float(self.means[list(columns)].min()), min(e[0] for e in ends), min(e[1] for e in ends))
+
+    def _ends(self, column: int, below: float, above: float) -> tuple[float, float]:
+        if self.draws is None:
+            return math.nan, math.nan
+        low, high = np.percentile(self.draws[:, column], [below, 100 - above])
+        return float(low), float(high)
+
+
 def clustered_means(values: ArrayLike, clusters: ArrayLike, *, bootstrap: Bootstrap) -> list[Estimate]:
-    """Return the means [S] over rows of `values` [rows, S], each with a percentile interval from resampled clusters.
+    """Return the means [S] over rows of `values` [rows, S], each with a percentile interval; see `resample`."""
+    resampled = resample(values, clusters, bootstrap=bootstrap)
+    return [resampled.estimate(column) for column in range(len(resampled.means))]
+
+
+def resample(values: ArrayLike, clusters: ArrayLike, *, bootstrap: Bootstrap) -> Resampled:
+    """Return the means [S] over rows of `values` [rows, S], and those of resampled clusters.
 
     `clusters` [rows] are integers; rows of one are drawn together. A resample's mean is its sum over its number of rows
     (the ratio estimator: clusters differ in size). All S columns see the same resamples, so the column `a - b` is the
@@ -81,20 +117,19 @@ def clustered_means(values: ArrayLike, clusters: ArrayLike, *, bootstrap: Bootst
         raise ValueError("values hold NaN or infinities; leave such rows out first")
     rows, columns = table.shape
     if rows == 0:
-        return [NO_ESTIMATE] * columns
+        return Resampled(np.full(columns, math.nan), None)
     _, codes = np.unique(np.asarray(clusters), return_inverse=True)
     count = int(codes.max()) + 1
     totals = np.zeros((count, columns + 1))
     np.add.at(totals, codes, np.column_stack([table, np.ones(rows)]))
     means = totals[:, :-1].sum(axis=0) / rows
     if count < 2:
-        return [Estimate(float(mean), math.nan, math.nan) for mean in means]
+        return Resampled(means, None)
     rng = np.random.default_rng(bootstrap.seed)
     sums = np.empty((bootstrap.resamples, columns + 1))
     for draw in range(bootstrap.resamples):
         sums[draw] = np.bincount(rng.integers(count, size=count), minlength=count) @ totals
-    low, high = np.percentile(sums[:, :-1] / sums[:, -1:], [2.5, 97.5], axis=0)
-    return [Estimate(*map(float, triple)) for triple in zip(means, low, high, strict=True)]
+    return Resampled(means, sums[:, :-1] / sums[:, -1:])
 
 
 def paired_difference(

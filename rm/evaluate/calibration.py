@@ -21,7 +21,7 @@ _STEPS = 60
 
 @dataclass(frozen=True)
 class FittedTemperature(Figures):
-    """The fitted temperature, and whether it lies at a bound, so that only the bound keeps it finite.
+    """A temperature, and whether it lies at a bound, so that only the bound keeps it finite.
 
     It lies at the lower bound where rewards order all comparisons right, and at the upper one where they are no better
     than a coin, so that 1/2 is the best probability to state.
@@ -29,6 +29,10 @@ class FittedTemperature(Figures):
 
     value: float
     at_bound: bool
+    helps: bool = True  # False: 1, where none that is fitted on one half of the prompts helps on the other
+
+
+NO_SCALING = FittedTemperature(1.0, at_bound=False, helps=False)
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,9 @@ class Fit(Figures):
 class Calibration(Figures):
     """Calibration of the model before and after temperature scaling.
 
-    `temperature` is fitted on all comparisons, for use elsewhere. `after` is honest: prompts are halved, and either
-    half's probabilities use the temperature fitted on the other (None where a half is empty).
+    `temperature` is fitted on all comparisons, for use elsewhere, if temperatures lower the likelihood's loss on prompts that
+    they were not fitted on; else it is 1, and the rewards stay as they are. `after` says so: prompts are halved, and either
+    half's probabilities use the temperature fitted on the other (None where a half is empty: nothing is known, and it is 1).
     """
 
     comparisons: int
@@ -71,12 +76,15 @@ def calibration(table: Comparisons) -> Calibration | None:
     if len(used) == 0:
         return None
     scaled = cross_fitted_gaps(used)
+    before = measure_fit(used.gap, used.probability)
+    after = None if scaled is None else measure_fit(scaled, used.probability)
+    helps = after is not None and after.nll < before.nll
     return Calibration(
         comparisons=len(used),
         prompts=len(np.unique(used.cluster)),
-        temperature=fit_temperature(used.gap, used.probability),
-        before=measure_fit(used.gap, used.probability),
-        after=None if scaled is None else measure_fit(scaled, used.probability),
+        temperature=fit_temperature(used.gap, used.probability) if helps else NO_SCALING,
+        before=before,
+        after=after,
     )
 
 

@@ -1,4 +1,4 @@
-"""`calibration.json` beside a model's weights: the temperature that turns its reward gaps into probabilities.
+"""`calibration.json` beside a model's weights: its verdict, and the temperature that turns reward gaps into probabilities.
 
 No reward depends on it, so the model's fingerprint does not include it (`rm.identity` hashes configuration, weights and
 tokenizer by name).
@@ -9,22 +9,33 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 from rm.evaluate.calibration import Calibration
+from rm.evaluate.verdict import Verdict, hash_preferences
 from rm.identity import CALIBRATION_FILE, load_temperature
+from rm.preferences import Group
 
 FILE_NAME = CALIBRATION_FILE
 __all__ = ["FILE_NAME", "load_temperature", "store_centring", "store_offset", "store_temperature"]
 
 
-def store_temperature(directory: Path | str, calibration: Calibration, *, data: str, fitted_on: str) -> Path:
-    """Write the fitted temperature beside the weights, whole or not at all; an older one is replaced.
+def store_temperature(
+    directory: Path | str,
+    calibration: Calibration,
+    *,
+    data: str,
+    fitted_on: str,
+    verdict: Verdict | None = None,
+    groups: Sequence[Group] = (),
+) -> Path:
+    """Write the fitted temperature beside the weights, whole or not at all, and a verdict with it; older ones are replaced.
 
-    `data` is the path of the preferences, of which the file name alone is stored; `fitted_on` describes the part used. Raises
-    `OSError` where the directory cannot be written.
+    `data` is the path of the preferences, of which the file name alone is stored; `fitted_on` describes the part used, and
+    `groups` are its groups, of which a hash is stored. Raises `OSError` where the directory cannot be written.
     """
-    fields = {
+    fields: dict[str, object] = {
         "temperature": calibration.temperature.value,
         "at_bound": calibration.temperature.at_bound,
         "comparisons": calibration.comparisons,
@@ -32,6 +43,9 @@ def store_temperature(directory: Path | str, calibration: Calibration, *, data: 
         "data": data.rstrip("/").rsplit("/", 1)[-1],
         "fitted_on": fitted_on,
     }
+    if verdict is not None:
+        known_by = {"data": fields["data"], "part": fitted_on, "data_hash": hash_preferences(groups)}
+        fields["evaluation"] = {**verdict.to_json(), **known_by}
     return _update(Path(directory) / FILE_NAME, fields)
 
 

@@ -141,7 +141,7 @@ def _describe_saved(
 
 
 def _evaluate_heldout(settings: TrainSettings, heldout: _EncodedData, rewards: Sequence[np.ndarray]) -> Evaluation:
-    """Evaluate the held-out groups, and store the temperature fitted on them beside the weights."""
+    """Evaluate the held-out groups, and store verdict and temperature beside the weights."""
     all_rewards = [
         spread_rewards(values, encoded.members, len(group.responses))
         for values, group, encoded in zip(rewards, heldout.groups, heldout.encoded, strict=True)
@@ -150,7 +150,12 @@ def _evaluate_heldout(settings: TrainSettings, heldout: _EncodedData, rewards: S
     if evaluation.calibration is not None:
         data = settings.heldout_path or settings.sources[0][0]
         store_temperature(
-            settings.output_path, evaluation.calibration, data=data, fitted_on="held-out prompts of training"
+            settings.output_path,
+            evaluation.calibration,
+            data=data,
+            fitted_on="held-out prompts of training",
+            verdict=evaluation.verdict,
+            groups=heldout.groups,
         )
     return evaluation
 

@@ -13,6 +13,7 @@ from pipelines.report import charts
 from pipelines.report.charts import Bar, Counts, Mark, Reference, Series
 from pipelines.report.pages import evaluation
 from pipelines.report.pages.base import STYLE
+from pipelines.report.verdict import words_of
 from rm.evaluate import Bootstrap, evaluate
 
 PLAIN = ("helpful_base", "helpful_online", "harmless", "code", "summaries", "mathematics", "dialogue")
@@ -46,6 +47,7 @@ def evaluation_page(names: tuple[str, ...] = PLAIN, path: str = "out/demo/model"
     }
     subsets = [{"name": name, "items": 1865, "unscored": 0, "score": 0.612} for name in names]
     document["evaluation"]["reward_bench_2"] = {"subsets": subsets, "overall": 0.612, "complete": True}
+    document["verdict"] = words_of(document["evaluation"]["verdict"])
     return evaluation.render(document)
 
 
@@ -53,7 +55,8 @@ def empty_page() -> str:
     """An evaluation with nothing in it that could be drawn."""
     told = evaluate([group("a", [(0, 1)])], [[math.nan, 0.0]]).to_json()
     document = {"model": {"path": "m"}, "data": {"path": "d", "part": "all rows", "rejected": {}}, "evaluation": told}
-    return evaluation.render({**document, "truncated": 0, "unscored": {}, "temperature_stored": None})
+    rest = {"truncated": 0, "unscored": {}, "temperature_stored": None, "verdict": words_of(told["verdict"])}
+    return evaluation.render({**document, **rest})
 
 
 def chart_page(words: Callable[[int], str] = lambda k: PLAIN[k % len(PLAIN)], large: float = 1.0) -> str:

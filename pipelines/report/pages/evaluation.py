@@ -16,7 +16,9 @@ _PAGE = """\
 {% extends "page" %}
 {% block header %}
 <h1>Evaluation of <code>{{ model.path | crop }}</code></h1>
-<p>{{ verdict }}</p>
+<p>{{ verdict.sentence }}</p>
+{% for warning in verdict.warnings %}<p class="warning">{{ warning }}</p>
+{% endfor %}
 <p class="quiet">on <code>{{ data.path | crop }}</code>, {{ data.part }}. Intervals are 95 %, from {{ resamples }} resamples of
 prompts: all comparisons of a prompt stay together.</p>
 {% endblock %}
@@ -39,7 +41,7 @@ prompts: all comparisons of a prompt stay together.</p>
 {% endblock %}
 """
 
-_NAMES = (("model", "model"), ("longer is better", "length"))
+_NAMES = (("model", "model"), ("longer or shorter, the better one", "length"))
 _MOST_ROWS = 24
 
 
@@ -52,28 +54,10 @@ def render(document: Json) -> str:
         model=document["model"],
         data=document["data"],
         resamples=f"{evaluation['bootstrap']['resamples']:,}",
-        verdict=_verdict(evaluation["accuracy"]["overall"]),
+        verdict=document["verdict"],
         charts=list(_charts(evaluation)),
         data_tables=list(_data_tables(document)),
     )
-
-
-def _verdict(overall: Json) -> str:
-    """A sentence on the figures that claims no more than the intervals allow."""
-    if not overall["comparisons"]:
-        return "No comparison could be scored."
-    share = f"Orders {evaluation_tables.percent_interval(overall['model'])} % of {overall['comparisons']:,} comparisons as judged"
-    low, high = overall["difference"]["low"], overall["difference"]["high"]
-    if low is None:
-        return f"{share}; one prompt alone says nothing about others."
-    if overall["model"]["low"] <= 0.5 <= overall["model"]["high"]:
-        share += ", which a coin could do as well"
-    by = f"the longer response ({evaluation_tables.percent_interval(overall['length'])} %)"
-    if low > 0:
-        return f"{share}: better than taking {by}."
-    if high < 0:
-        return f"{share}: worse than taking {by}."
-    return f"{share}: not distinguishable from taking {by}."
 
 
 def _mark(estimate: Json) -> Mark | None:
@@ -88,7 +72,7 @@ def _charts(evaluation: Json) -> Iterator[dict[str, Any]]:
     if evaluation["calibration"]:
         yield _calibration(evaluation["calibration"])
     if len(evaluation["margins"]) > 1:
-        yield _margins(evaluation["margins"])
+        yield _margins(evaluation["margins"], evaluation["calibration"])
 
 
 def _accuracy(accuracy: Json) -> dict[str, Any]:
@@ -103,7 +87,10 @@ def _accuracy(accuracy: Json) -> dict[str, Any]:
         "serves": "Decides whether the model may judge at all, and for which data: it should stand clear of a coin (dashed) "
         "and of mere length.",
         "svg": interval_chart(rows[:_MOST_ROWS], names=_NAMES, reference=0.5, x_format=lambda v: f"{v:.0%}"),
-        "note": f"{left_out} more kinds are in the table below." if left_out > 0 else "",
+        "note": " ".join(
+            [evaluation_tables.EXPLORATORY] * (len(rows) > 1)
+            + [f"{left_out} more kinds are in the table below."] * (left_out > 0)
+        ),
     }
 
 
@@ -143,12 +130,12 @@ def best_of_n(curve: Json) -> dict[str, Any]:
 
 def _calibration(calibration: Json) -> dict[str, Any]:
     series = [_bins("as it is", "random", calibration["before"])]
-    if calibration["after"]:
-        series.append(_bins("with temperature", "model", calibration["after"]))
     temperature = calibration["temperature"]
-    note = f"T = {temperature['value']:.4g} over all {calibration['comparisons']:,} comparisons"
-    note += ", at the bound of the search." if temperature["at_bound"] else "."
-    if calibration["after"]:
+    note = f"T = {evaluation_tables.temperature_words(temperature)}."
+    if temperature["helps"]:
+        series.append(_bins("with temperature", "model", calibration["after"]))
+        note = f"T = {temperature['value']:.4g} over all {calibration['comparisons']:,} comparisons"
+        note += ", at the bound of the search." if temperature["at_bound"] else "."
         note += " What is drawn uses the T of the other half of the prompts."
     return {
         "title": "Calibration",
@@ -163,11 +150,11 @@ def _bins(name: str, style: str, fit: Json) -> Series:
     return Series(name, style, [(bin["predicted"], Mark(bin["observed"])) for bin in fit["bins"]])
 
 
-def _margins(margins: list[Json]) -> dict[str, Any]:
+def _margins(margins: list[Json], calibration: Json) -> dict[str, Any]:
     series = [Series("accuracy", "model", [(k, Mark(bin["accuracy"])) for k, bin in enumerate(margins)])]
-    if all(bin["predicted_after"] is not None for bin in margins):
-        stated = [(k, Mark(bin["predicted_after"])) for k, bin in enumerate(margins)]
-        series.append(Series("stated, with temperature", "random", stated))
+    helps = calibration["temperature"]["helps"]
+    name, key = ("stated, with temperature", "predicted_after") if helps else ("stated", "predicted")
+    series.append(Series(name, "random", [(k, Mark(bin[key])) for k, bin in enumerate(margins)]))
     return {
         "title": "Agreement by margin",
         "serves": "Decides what min_margin to select with: below the gap where accuracy is near 50 %, the choice is a coin's.",
@@ -195,15 +182,17 @@ def _data_tables(document: Json) -> Iterator[dict[str, Any]]:
 
 def _accuracy_table(accuracy: Json) -> dict[str, Any]:
     counts = ("comparisons", "prompts", "n", "ties", "unscored")
-    rates = ("model", "longer is better", "difference", "lengths matched", "n")
+    rates = ("model", "longer or shorter", "difference", "lengths matched", "longer or shorter", "difference", "n")
     rows = (
         (
             label,
             *(f"{row[name]:,}" for name in ("prompts", "comparisons", "ties", "unscored")),
             evaluation_tables.percent_interval(row["model"]),
-            evaluation_tables.percent_interval(row["length"]),
+            evaluation_tables.length_interval(row),
             evaluation_tables.percent_interval(row["difference"], sign=True),
             evaluation_tables.percent_interval(row["matched"]),
+            evaluation_tables.length_interval({"rule": row["matched_rule"], "length": row["matched_length"]}),
+            evaluation_tables.percent_interval(row["matched_difference"], sign=True),
             f"{row['matched_comparisons']:,}",
         )
         for label, row in evaluation_tables.accuracy_rows(accuracy)
@@ -212,10 +201,10 @@ def _accuracy_table(accuracy: Json) -> dict[str, Any]:
 
 
 def _calibration_table(calibration: Json) -> dict[str, Any]:
-    fits = ((label, calibration[key]) for label, key in (("as it is", "before"), ("with temperature", "after")))
-    rows = (
-        (label, *(evaluation_tables.number(fit[k], 4) for k in ("nll", "brier", "ece"))) for label, fit in fits if fit
-    )
+    fits = [("as it is", calibration["before"])]
+    if calibration["temperature"]["helps"]:
+        fits.append(("with temperature", calibration["after"]))
+    rows = ((label, *(evaluation_tables.number(fit[k], 4) for k in ("nll", "brier", "ece"))) for label, fit in fits)
     return _table("Calibration", ("probabilities", "NLL (coin 0.6931)", "Brier (coin 0.25)", "ECE"), rows)
 
 

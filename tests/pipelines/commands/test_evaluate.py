@@ -13,6 +13,7 @@ from support.corpora import write_jsonl
 from pipelines.report import evaluation_tables
 from pipelines.report.charts import Mark, Series, interval_chart, line_chart
 from pipelines.report.pages.evaluation import render
+from pipelines.report.verdict import words_of
 from rm.evaluate import load_temperature
 from rm.text.windows import split_into_windows
 
@@ -68,11 +69,13 @@ def test_figures_are_those_of_a_plain_loop(bestkept, model, data, tmp_path):
     overall = document["evaluation"]["accuracy"]["overall"]
     assert (overall["comparisons"], overall["prompts"]) == (30, 30)
     assert overall["model"]["value"] == pytest.approx(np.mean(right))
-    assert overall["length"]["value"] == pytest.approx(np.mean(longer))
+    assert overall["length"]["value"] == pytest.approx(max(np.mean(longer), 1 - np.mean(longer)))
     assert document["data"]["rejected"] == {"equal_sides": 1}
     assert document["model"]["max_length"] == 64
-    for words in ("longer is better", "origin human", "rejected: equal_sides", "with temperature", "evaluation.json"):
+    sentence = document["verdict"]["sentence"]
+    for words in (sentence[:60], "longer or shorter", "rejected: equal_sides", "as it is", "evaluation.json"):
         assert words in out
+    assert "origin human" not in out, "it would repeat the line of all"
 
 
 def test_scoring_in_windows_loses_and_repeats_nothing(bestkept, model, data, tmp_path, monkeypatch):
@@ -259,6 +262,7 @@ def document(*, name="s<script>alert(1)</script>"):
         "unscored": {},
         "temperature_stored": None,
         "evaluation": evaluation.to_json(),
+        "verdict": words_of(evaluation.verdict.to_json()),
     }
 
 
@@ -283,31 +287,19 @@ def test_every_chart_says_which_decision_it_serves():
     assert text.count('<p class="serves">Decides ') == text.count("<svg") == 4
 
 
-def test_the_verdict_claims_no_more_than_the_intervals():
-    def verdict(model, difference):
-        shown = document()
-        overall = shown["evaluation"]["accuracy"]["overall"]
-        for key, values in (("model", model), ("difference", difference)):
-            overall[key] = dict(zip(("low", "value", "high"), values, strict=True))
-        return render(shown)
-
-    assert "better than taking the longer" in verdict((0.6, 0.7, 0.8), (0.01, 0.1, 0.2))
-    assert "worse than taking the longer" in verdict((0.6, 0.7, 0.8), (-0.2, -0.1, -0.01))
-    assert "not distinguishable" in verdict((0.6, 0.7, 0.8), (-0.1, 0.1, 0.2))
-    assert "a coin could do as well" in verdict((0.45, 0.55, 0.65), (-0.1, 0.1, 0.2))
-    assert "a coin could do as well" not in verdict((0.6, 0.7, 0.8), (-0.1, 0.1, 0.2))
-
-
 def test_an_evaluation_with_one_comparison_still_renders():
     from support.evaluation_groups import group
 
     from rm.evaluate import evaluate
 
-    shown = {**document(), "evaluation": evaluate([group("a", [(0, 1)])], [[1.0, 0.0]]).to_json()}
-    assert "one prompt alone says nothing" in render(shown)
-    empty = {**document(), "evaluation": evaluate([group("a", [(0, 1)])], [[float("nan"), 0.0]]).to_json()}
-    assert "No comparison could be scored" in render(empty)
-    assert len(list(evaluation_tables.evaluation_tables(empty, written_to="x"))) == 2
+    def shown(rewards):
+        evaluation = evaluate([group("a", [(0, 1)])], [rewards]).to_json()
+        return {**document(), "evaluation": evaluation, "verdict": words_of(evaluation["verdict"])}
+
+    assert "fewer than two prompts" in render(shown([1.0, 0.0]))
+    empty = shown([float("nan"), 0.0])
+    assert "fewer than two prompts" in render(empty)
+    assert len(list(evaluation_tables.evaluation_tables(empty, written_to="x"))) == 3
 
 
 def circles(svg):

@@ -79,8 +79,10 @@ def test_equals_a_plain_loop(data):
     assert got.matched_comparisons == len(matched)
     if model:
         assert got.model.value == pytest.approx(np.mean(model))
-        assert got.length.value == pytest.approx(np.mean(length))
-        assert got.difference.value == pytest.approx(np.mean(model) - np.mean(length))
+        best = max(np.mean(length), 1 - np.mean(length))
+        assert got.length.value == pytest.approx(best)
+        assert got.rule == ("shorter" if np.mean(length) < 0.5 else "longer")
+        assert got.difference.value == pytest.approx(np.mean(model) - best)
     if matched:
         assert got.matched.value == pytest.approx(np.mean(matched))
 

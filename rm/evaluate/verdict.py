@@ -1,0 +1,85 @@
+"""The verdict on a model: whether it is shown to order responses better than a coin, and than their length alone."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rm.conversations import prompt_key, response_hash
+from rm.evaluate.accuracy import AccuracyRow
+from rm.evaluate.bootstrap import Estimate, Figures
+from rm.preferences import Group
+
+BETTER, AS_LENGTH, AS_CHANCE, WORSE, UNKNOWN = (
+    "better_than_length",
+    "not_better_than_length",
+    "not_better_than_chance",
+    "worse",
+    "unknown",
+)
+
+
+@dataclass(frozen=True)
+class Part(Figures):
+    """Accuracy on some comparisons, beside the better rule of length on the same ones."""
+
+    comparisons: int
+    accuracy: Estimate
+    rule: str  # longer | shorter
+    length: Estimate
+    over_length: Estimate  # accuracy - length, paired
+
+
+@dataclass(frozen=True)
+class Verdict(Figures):
+    """The verdict, and the figures that it rests on; intervals are 95 % ones, from resampled prompts.
+
+    `verdict` is one of
+
+    - `better_than_length`: above chance, and above the better rule of length (so above both of them);
+    - `not_better_than_length`: above chance, and the interval of the difference to length holds 0;
+    - `not_better_than_chance`: the interval of the accuracy holds 1/2;
+    - `worse`: below chance, or above it and below length;
+    - `unknown`: fewer than two prompts have a comparison.
+
+    `length_matched` has the pairs of similar length: a model that is `better_than_length` over all and no better than chance on
+    these owes its lead to pairs that differ in length.
+    """
+
+    verdict: str
+    prompts: int
+    all: Part
+    length_matched: Part
+
+    @classmethod
+    def of(cls, row: AccuracyRow) -> Verdict:
+        """Return the verdict of a row of the accuracy table."""
+        whole = Part(row.comparisons, row.model, row.rule, row.length, row.difference)
+        matched = (row.matched_comparisons, row.matched, row.matched_rule, row.matched_length, row.matched_difference)
+        return cls(_judge(whole), row.prompts, whole, Part(*matched))
+
+
+def _judge(part: Part) -> str:
+    if math.isnan(part.accuracy.low):
+        return UNKNOWN
+    if part.accuracy.high < 0.5:
+        return WORSE
+    if part.accuracy.low <= 0.5:
+        return AS_CHANCE
+    if part.over_length.high < 0.0:
+        return WORSE
+    return BETTER if part.over_length.low > 0.0 else AS_LENGTH
+
+
+def hash_preferences(groups: Sequence[Group]) -> str:
+    """Return a hash of prompts, responses and judgements, whatever the order of the groups."""
+    digests = []
+    for group in groups:
+        digest = hashlib.sha256(prompt_key(group.prompt))
+        for response in group.responses:
+            digest.update(response_hash(response).to_bytes(8, "big"))
+        digest.update(repr((group.edges, group.labels, group.scores)).encode())
+        digests.append(digest.digest())
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()[:32]
