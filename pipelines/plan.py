@@ -172,6 +172,7 @@ def make_plans(config: RunConfig) -> Plans:
         where=where,
         reward=config.scores.column,
         response=config.input.response,
+        repeated_prompt=config.input.repeated_prompt,
     )
     for note in detected.notes:
         log.warning("%s: %s", where, note)

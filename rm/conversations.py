@@ -36,6 +36,11 @@ from rm.messages import parse_json as parse_json
 from rm.messages import read_tools as read_tools
 from rm.messages import text_of as text_of
 from rm.messages import unpack as unpack
+from rm.repeats import REPEATED as REPEATED
+from rm.repeats import after_prompt as after_prompt
+from rm.repeats import are_repeated as are_repeated
+from rm.repeats import begins_with_prompt as begins_with_prompt
+from rm.repeats import last_turn as last_turn
 from rm.transcripts import open_turns as open_turns
 from rm.transcripts import turns_in as turns_in
 

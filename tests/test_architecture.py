@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 STAGES = "score < select < export, report < finish"
 PIPELINES = f"errors < config, storage < corpus, runtime < plan < {STAGES} < curate < commands < cli"
 RM = (
-    "hash_cache, messages, splits, transcripts < conversations, identity < text, checkpoint, engine, preferences < "
+    "hash_cache, messages, splits, transcripts < repeats < conversations, identity < text, checkpoint, engine, preferences < "
     "scores, together < scorer, preview, evaluate < closing_token, dry_run, train"
 )
 # Beside runtime/ and *transform.py; load_model for Beam's `Shared`.

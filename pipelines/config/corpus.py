@@ -57,6 +57,9 @@ class InputFiles(Strict):
     response: Literal["last_turn", "after_last_user"] | None = None
     """The response of a conversation: its last turn, or all that follows the last user turn (calls of tools, their results, the
     answer). Unset, the first rows decide; `bestkept inspect` says how, and why."""
+    repeated_prompt: Literal["cut", "keep"] | None = None
+    """Prompts that responses repeat at the front, as generators that return the whole text write them, are taken off (`cut`) or
+    kept. Unset, they are taken off where nearly all of the first rows have one, and a warning says so."""
 
     @property
     def paths(self) -> list[str]:

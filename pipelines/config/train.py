@@ -118,10 +118,13 @@ class PreferencesConfig(Strict):
     """Further use of a difference of scores: the weight of the comparison, or the margin between its rewards."""
     gap_scale: float = Field(default=1.0, gt=0.0)
     """Weight or margin per unit of difference."""
+    repeated_prompt: Literal["cut", "keep"] | None = None
+    """Prompts that responses repeat at the front are taken off (`cut`) or kept. Unset, they are taken off where nearly all of the
+    first rows have one, and a note says so."""
 
     def reading_options(self) -> dict[str, Any]:
         """The fields of `rm.preferences.ReadSettings`."""
-        names = {"format", "origin", "vote_smoothing", "min_gap", "gap_use", "gap_scale"}
+        names = {"format", "origin", "vote_smoothing", "min_gap", "gap_use", "gap_scale", "repeated_prompt"}
         columns = self.columns.model_dump(exclude_none=True)
         sides = tuple(columns.pop("responses")) if isinstance(self.columns.responses, list) else None
         winner = None if self.winner is None else self.winner.model_dump(exclude_none=True)

@@ -33,6 +33,7 @@ EXAMPLES = 3
 
 FORMAT = 2
 _FOOTER = b"bestkept"
+_OFTEN_EMPTY = ("message_keys", "cut_prompts")
 _HASH = b"bestkept.hash"
 _ORIGINAL = b"bestkept.original"
 
@@ -77,10 +78,11 @@ class Footer:
     content_hash: str
     format: int = FORMAT
     message_keys: list[str] = field(default_factory=list)  # what conversations hold beside roles and texts, sorted
+    cut_prompts: int = 0  # responses off which a prompt that they repeat was taken
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields; without `message_keys` where there are none, as files of plain texts have always been."""
-        return {name: value for name, value in asdict(self).items() if name != "message_keys" or value}
+        """Return the fields; without the last ones where they are empty, as in files of plain texts they have always been."""
+        return {name: value for name, value in asdict(self).items() if name not in _OFTEN_EMPTY or value}
 
 
 @dataclass(frozen=True)

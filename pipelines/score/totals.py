@@ -22,6 +22,8 @@ from pipelines.storage.files import read_bytes
 
 log = logging.getLogger(__name__)
 
+_OFTEN_EMPTY = ("cut_prompts",)
+
 
 def totals_of(data: bytes) -> Totals:
     """The totals of one score file, from its descriptor as bytes."""
@@ -33,6 +35,7 @@ def totals_of(data: bytes) -> Totals:
         rejected=Counter(footer.rejected),
         truncated=footer.truncated,
         tokens=footer.tokens,
+        cut_prompts=footer.cut_prompts,
         examples=tuple(
             (footer.file_key, *place_in_file(footer.file_key, footer.unit_start, row), reason)
             for row, reason in footer.first_rejected
@@ -104,17 +107,21 @@ class Totals:
     tokens: int = 0
     # the first rejected responses: file, start of the unit, row in it, reason
     examples: tuple[tuple[str, int, int, str], ...] = ()
+    cut_prompts: int = 0  # responses off which a prompt that they repeat was taken
 
     def to_json(self) -> dict[str, Any]:
+        """Return the counts; those of what few corpora have only where they are not zero."""
+        counts = {name: value for name, value in asdict(self).items() if name not in _OFTEN_EMPTY or value}
         return {
-            **asdict(self),
+            **counts,
             "rejected": dict(sorted(self.rejected.items())),
             "examples": [*map(list, self.examples)],
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Totals:
-        known = {entry.name: values[entry.name] for entry in fields(cls)}
+        names = [entry.name for entry in fields(cls) if entry.name in values or entry.name not in _OFTEN_EMPTY]
+        known = {name: values[name] for name in names}
         return cls(
             **{**known, "rejected": Counter(known["rejected"]), "examples": tuple(map(tuple, known["examples"]))}
         )
@@ -128,6 +135,7 @@ class Totals:
             self.truncated + other.truncated,
             self.tokens + other.tokens,
             tuple(sorted(self.examples + other.examples)[:EXAMPLES]),
+            self.cut_prompts + other.cut_prompts,
         )
 
 

@@ -134,6 +134,7 @@ class UnitScores:
             text_bytes=sum(row.row_bytes for row in fragment.rows),
             content_hash=content_hash,
             message_keys=fragment.message_keys(),
+            cut_prompts=sum(row.parsed.cut for row in fragment.rows),
         )
 
     def check(self, fragment: Fragment, known: Footer) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-from rm.conversations import is_message
+from rm.conversations import REPEATED, begins_with_prompt, is_message
 from rm.preferences.detection import add_roles, columns_setting
 from rm.preferences.formats import Format
 from rm.preferences.groups import Group
-from rm.preferences.repeats import begins_with_prompt
 from rm.preferences.row_values import PreferenceRow, ReadSettings, holds_tools
 from rm.preferences.verdicts import words_of
 
@@ -74,10 +73,10 @@ def unread_fields(rows: Sequence[PreferenceRow], format: Format) -> list[str]:
     return [f"the field {name} holds text and is not read" for name in fields]
 
 
-def prompt_notes(groups: Sequence[Group], cut_places: frozenset[int]) -> list[str]:
+def prompt_notes(groups: Sequence[Group], cut_places: Collection[int] | None, settings: ReadSettings) -> list[str]:
     """Return notes on prompts of `groups` that are transcripts read as text, and on responses that repeat the prompt.
 
-    `cut_places` are the places of the responses off which the prompt is taken.
+    `cut_places` are the places of the responses off which the prompt is taken; None where all are kept.
     """
     notes = []
     quoting = sum(any(role == "user" and _MARK.search(content) for role, content in group.prompt) for group in groups)
@@ -85,11 +84,14 @@ def prompt_notes(groups: Sequence[Group], cut_places: frozenset[int]) -> list[st
         notes.append(
             f"{quoting:,} of the first {len(groups):,} prompts hold turns (Human: ... Assistant: ...) and are read as text"
         )
+    if settings.repeated_prompt is not None:
+        return notes
     if cut_places:
-        notes.append("responses begin with the text of their prompts, which is taken off once")
-    elif repeating := sum(begins_with_prompt(group) for group in groups):
+        notes.append(REPEATED.format("data"))
+    elif repeating := sum(any(begins_with_prompt(group.prompt, text) for text in group.responses) for group in groups):
         notes.append(
-            f"{repeating:,} of the first {len(groups):,} rows have a response that begins with the prompt; it is read as it is"
+            f"{repeating:,} of the first {len(groups):,} rows have a response that begins with the prompt; it is read as it is; "
+            "to take it off: data.repeated_prompt=cut"
         )
     return notes
 

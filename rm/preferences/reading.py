@@ -6,18 +6,18 @@ import glob
 import logging
 import lzma
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
-from rm.conversations import UnusableError, decode_bytes
+from rm.conversations import UnusableError, after_prompt, are_repeated, decode_bytes, last_turn, text_of
 from rm.preferences.detection import add_roles, resolve_format
 from rm.preferences.edges import score_edges
 from rm.preferences.formats import BESIDE, Format
 from rm.preferences.groups import EQUAL_RESPONSES, Group, Rejections, collapse, merge
 from rm.preferences.notes import prompt_notes, unread_columns, unread_fields
-from rm.preferences.repeats import cut_prompt, repeating_places
 from rm.preferences.row_values import (
     PROMPTS,
     RESPONSES,
@@ -84,13 +84,14 @@ def read_unmerged(
 ) -> tuple[list[Group], Rejections]:
     """Read one group from every usable row, without merging, and count what was not used, by reason.
 
-    A prompt that the responses of the first rows repeat is taken off them, and off those of all others.
+    A prompt that the responses of the first rows repeat is taken off them, and off those of all others; a transcript of the
+    prompt and one more turn is that turn in any row.
     """
     groups: list[Group] = []
     rejections = Rejections()
     readings = (_read_row(row, format, settings) for row in rows)
     first = list(islice(readings, _DETECTION_ROWS))
-    places = repeating_places([reading for reading in first if isinstance(reading, Group)])
+    places = _repeating_places([reading for reading in first if isinstance(reading, Group)], settings)
     for reading in chain(first, readings):
         try:
             group, dropped = _collapse(reading, places)
@@ -108,7 +109,7 @@ def reading_notes(rows: Sequence[PreferenceRow], format: Format, settings: ReadS
     readings = [_read_row(row, format, settings) for row in rows]
     groups = [reading for reading in readings if isinstance(reading, Group)]
     unread = [*unread_columns(rows, format, settings), *unread_fields(rows, format)]
-    return unread + prompt_notes(groups, repeating_places(groups))
+    return unread + prompt_notes(groups, _repeating_places(groups, settings), settings)
 
 
 def _read_row(row: PreferenceRow, format: Format, settings: ReadSettings) -> Group | UnusableError:
@@ -128,10 +129,33 @@ def _read_row(row: PreferenceRow, format: Format, settings: ReadSettings) -> Gro
     return replace(group, prompt=prompt, origin=origin, source=read_tag(view.get("source")), subset=subset, item=item)
 
 
-def _collapse(reading: Group | UnusableError, places: frozenset[int]) -> tuple[Group, int]:
+def _repeating_places(groups: Sequence[Group], settings: ReadSettings) -> Collection[int] | None:
+    """Return the places of the responses off which prompts are taken; None where all are kept."""
+    if settings.repeated_prompt is not None:
+        return range(sys.maxsize) if settings.repeated_prompt == "cut" else None
+    count = max((len(group.responses) for group in groups), default=0)
+    samples = [
+        [(group.prompt, group.responses[place]) for group in groups if len(group.responses) > place]
+        for place in range(count)
+    ]
+    return frozenset(place for place in range(count) if are_repeated(samples[place]))
+
+
+def _cut_prompt(group: Group, places: Collection[int] | None) -> Group:
+    """Return a group whose responses do not repeat the prompt. Raises `UnusableError` where nothing follows it."""
+    if places is None:
+        return group
+    responses = []
+    for place, response in enumerate(group.responses):
+        rest = (after_prompt if place in places else last_turn)(group.prompt, response)
+        responses.append(response if rest is None else text_of(rest, field="response"))
+    return group if tuple(responses) == group.responses else replace(group, responses=tuple(responses))
+
+
+def _collapse(reading: Group | UnusableError, places: Collection[int] | None) -> tuple[Group, int]:
     if isinstance(reading, UnusableError):
         raise reading
-    group, dropped = collapse(cut_prompt(reading, places))
+    group, dropped = collapse(_cut_prompt(reading, places))
     if reading.edges and not group.edges:
         raise UnusableError("equal_sides")
     return group, dropped

@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
 from rm.conversations import (
     Conversation,
@@ -63,6 +63,7 @@ class ReadSettings:
     min_gap: float
     gap_use: GapUse
     gap_scale: float
+    repeated_prompt: Literal["cut", "keep"] | None
 
     def apply_gap(self, edge: Edge, gap: float) -> Edge:
         """Return `edge` with its gap applied. Raises `UnusableError("below_min_gap")` for a gap that is not significant."""

@@ -105,7 +105,7 @@ def rows_of(path: Path, mapping: RowMapping) -> list[Row] | None:
 
 def check_row(row: Row) -> None:
     """Usable or rejected, each response one or the other, and all of it text that can be stored."""
-    prompt, responses, reasons = row.parsed
+    prompt, responses, reasons, _ = row.parsed
     assert len(responses) == len(reasons) >= 1
     for response, reason in zip(responses, reasons, strict=True):
         assert (response is None) != (reason is None)
@@ -185,7 +185,10 @@ def json_row(row: dict[str, Any]) -> None:
     for mapping in MAPPINGS:
         sample = parse_row(row, mapping)
         assert len(sample.responses) == len(sample.reasons) >= 1
-        assert all((response is None) != (reason is None) for response, reason in zip(*sample[1:], strict=True))
+        assert all(
+            (response is None) != (reason is None)
+            for response, reason in zip(sample.responses, sample.reasons, strict=True)
+        )
         if mapping.reward:
             rewards = rewards_of(row, mapping, len(sample.responses))
             assert all(reward is None or reward == reward for reward in rewards)

@@ -98,3 +98,19 @@ def test_a_completion_that_repeats_the_prompt_loses_it_once(export, tmp_path):
     ]
     kept = [first, [*system, *first], second[:4], second[:2]]
     assert export(write_jsonl(tmp_path / "a.jsonl", rows)) == (kept, ["last_turn_not_assistant"] * 2)
+
+
+@pytest.mark.parametrize("shape", ["messages", "prompt_completion"])
+def test_whole_texts_of_a_generator_are_scored_and_exported_without_their_prompts(export, tmp_path, shape):
+    asked = [f"Name river number {n}, please." for n in range(20)]
+    rows = [{"prompt": text, "generated_text": f"{text}\n\nThe Rhine {n}."} for n, text in enumerate(asked)]
+    rows[3]["generated_text"], rows[4]["generated_text"] = asked[3], "No, please."
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    expected = [turns(text, f"The Rhine {n}." if n != 4 else "No, please.") for n, text in enumerate(asked) if n != 3]
+    assert export(path, shape=shape) == (expected, ["empty_response"])
+    manifest = json.loads((tmp_path / f"out-{shape}" / "manifest.json").read_text())
+    assert manifest["counts"]["cut_prompts"] == 18
+    kept, _ = export(path, shape=shape, name="kept", repeated_prompt="keep")
+    assert [turn[-1]["content"] for turn in kept] == [row["generated_text"] for row in rows]
+    manifest = json.loads((tmp_path / f"kept-{shape}" / "manifest.json").read_text())
+    assert "cut_prompts" not in manifest["counts"]

@@ -21,6 +21,7 @@ READING: dict[str, Any] = {
     "min_gap": 0.0,
     "gap_use": "none",
     "gap_scale": 1.0,
+    "repeated_prompt": None,
 }
 """Fields of `rm.preferences.ReadSettings`, as a configuration without settings gives them."""
 

@@ -113,6 +113,7 @@ def _detect(
             columns=settings.columns,
             where=where,
             response=settings.response,
+            repeated_prompt=settings.repeated_prompt,
         )
     except InputError as error:
         if {"format", "columns"} & config.input.model_fields_set:

@@ -39,6 +39,7 @@ from pipelines.corpus.columns.trajectories import AFTER_LAST_USER, ResponseChoic
 from pipelines.corpus.columns.undetected_hints import hint
 from pipelines.corpus.columns.value_kinds import FirstRows, RowValues
 from pipelines.errors import InputError, join_names
+from rm.conversations import REPEATED, are_repeated, begins_with_prompt
 
 _MAYBE_IN_PROMPT = ("system", "system_prompt", "context", "input", "history")
 _LISTED = ("texts", "messages", "records", "lists", "other")
@@ -119,8 +120,10 @@ def detect(
     group_by: Sequence[str] = (),
     reward: str | None = None,
     response: str | None = None,
+    repeated_prompt: str | None = None,
 ) -> Detection:
-    """Detect the layout of a file with columns `names` that begins with `rows`; explicit `columns` and `response` win.
+    """Detect the layout of a file with columns `names` that begins with `rows`; explicit `columns`, `response` and
+    `repeated_prompt` win.
 
     `where` names the file in errors. Raises `InputError` where a named column is missing, `UndetectedError` where no reading
     fits, and `AmbiguousError` where several do, with the `input.columns` to write.
@@ -157,7 +160,9 @@ def detect(
     mapping = replace(mapping, after_last_user=choice is not None and choice.taken == AFTER_LAST_USER)
     appended = mapping.input if mapping.input != "input" and "input" not in user_columns else None
     unread = _unread_columns(table, chosen, mapping)
-    notes = tuple(filter(None, (_transcript_note(table, chosen, format), _repeat_note(table, mapping))))
+    cut, repeat_note = _choose_cut(table, mapping, repeated_prompt)
+    mapping = replace(mapping, cut_prompt=cut)
+    notes = tuple(filter(None, (_transcript_note(table, chosen, format), repeat_note)))
     return Detection(
         mapping, chosen, tuple(readings[1:]), unread, appended, notes, choice, _unread_keys(table, mapping)
     )
@@ -266,21 +271,20 @@ def _transcript_note(table: FirstRows, chosen: Reading, format: str) -> str | No
     return f"{count:,} of the first {len(table.rows):,} prompts in {prompt} are transcripts, and read as text; as turns: {turns}"
 
 
-def _repeat_note(table: FirstRows, mapping: RowMapping) -> str | None:
-    """A note where the responses of most rows begin with the whole prompt, as generators that return the full text write them."""
-    from rm.preferences.groups import Group
-    from rm.preferences.repeats import begins_with_prompt
-
-    rows = [row for row in (parse_row(row, mapping) for row in table.rows) if row.prompt is not None]
-    groups = [
-        Group(row.prompt, tuple(text for text in row.responses if text is not None)) for row in rows if row.prompt
-    ]
-    count = sum(map(begins_with_prompt, groups))
-    if not count or 2 * count < len(groups):
-        return None
-    return (
-        f"responses of {count:,} of the first {len(table.rows):,} rows begin with their whole prompt, and are scored and written "
-        "so; if the generator repeated it, take it off before"
+def _choose_cut(table: FirstRows, mapping: RowMapping, setting: str | None) -> tuple[bool, str | None]:
+    """Return whether prompts that responses repeat are taken off, and the note where the first rows decide."""
+    if setting is not None or mapping.messages is not None:
+        return setting == "cut" and mapping.messages is None, None
+    rows = [parse_row(row, mapping) for row in table.rows]
+    samples = [(row.prompt, text) for row in rows if row.prompt for text in row.responses if text is not None]
+    if are_repeated(samples):
+        return True, REPEATED.format("input")
+    count = sum(begins_with_prompt(prompt, text) for prompt, text in samples)
+    if 10 * count < len(samples) or not samples:
+        return False, None
+    return False, (
+        f"{count:,} of the first {len(samples):,} responses begin with their whole prompt, and are read as they are; to take it "
+        "off: input.repeated_prompt=cut"
     )
 
 

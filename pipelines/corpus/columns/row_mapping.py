@@ -4,7 +4,7 @@ Pure. An unusable row becomes reasons, never an exception, so that it does not s
 
 >>> mapping = RowMapping("responses_list", prompt="q", responses="answers")
 >>> parse_row({"q": "2+2?", "answers": ["4", None]}, mapping)
-ParsedRow(prompt=(('user', '2+2?'),), responses=['4', None], reasons=[None, 'null_response'])
+ParsedRow(prompt=(('user', '2+2?'),), responses=['4', None], reasons=[None, 'null_response'], cut=0)
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from rm.conversations import (
     TOOLS,
     Conversation,
     UnusableError,
+    after_prompt,
     from_hh,
     from_messages,
     from_prompt,
@@ -27,6 +28,7 @@ from rm.conversations import (
     parse_json,
     split_after_last_user,
     split_last,
+    text_of,
     turns_in,
     with_system,
     with_tools,
@@ -53,6 +55,7 @@ class RowMapping:
     field: str | None = None  # of a response that is a record: `text`, or `message` of an API's choices
     tools: str | None = None  # the tools that a conversation may call
     after_last_user: bool = False  # the response is all that follows the last user turn
+    cut_prompt: bool = False  # a prompt that a response repeats at the front is taken off
 
     def columns(self) -> list[str]:
         """The input columns that scoring reads."""
@@ -71,7 +74,7 @@ class RowMapping:
 
     def to_json(self) -> dict[str, Any]:
         fields = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        for name in ("reward", "field", "tools", "after_last_user"):
+        for name in ("reward", "field", "tools", "after_last_user", "cut_prompt"):
             if not fields[name]:
                 del fields[name]  # they are part of a fingerprint, and there were none before
         return fields
@@ -92,6 +95,7 @@ class ParsedRow(NamedTuple):
     prompt: Conversation | None
     responses: list[str | None]
     reasons: list[str | None]
+    cut: int = 0  # responses off which a repeated prompt was taken
 
     @classmethod
     def rejected(cls, reason: str, *, responses: int = 1) -> ParsedRow:
@@ -112,14 +116,18 @@ def parse_row(row: RowValues | str, mapping: RowMapping) -> ParsedRow:
         return ParsedRow.rejected(error.reason, responses=len(values))
     responses: list[str | None] = []
     reasons: list[str | None] = []
+    cut = 0
     for value in values:
         try:
-            responses.append(from_response(value, after=prompt, several=mapping.after_last_user))
+            text = from_response(value, after=prompt, several=mapping.after_last_user)
+            rest = after_prompt(prompt, text) if mapping.cut_prompt else None
+            responses.append(text if rest is None else text_of(rest, field="response"))
             reasons.append(None)
+            cut += rest is not None
         except UnusableError as error:
             responses.append(None)
             reasons.append(error.reason)
-    return ParsedRow(prompt, responses, reasons)
+    return ParsedRow(prompt, responses, reasons, cut)
 
 
 def rewards_of(row: RowValues, mapping: RowMapping, count: int) -> list[float | None]:

@@ -89,6 +89,8 @@ def _funnel(manifest: Json, unit: str) -> dict[str, Any]:
     rejected = sum(manifest["rejected"].values())
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in manifest["rejected"].items())
     note = f"Of {counts['read']:,} responses read, {rejected:,} were rejected" + (f": {reasons}." if reasons else ".")
+    if counts.get("cut_prompts"):
+        note += f" {counts['cut_prompts']:,} repeated their prompts, which were taken off."
     if any(prompts is None for _, _, prompts, _ in stages):
         note += " Prompts are not counted where a cut works before they come together."
     return {

@@ -33,6 +33,14 @@ def test_of_one_file_and_of_several():
     assert sum_totals([]) == Totals()
 
 
+def test_counts_of_what_few_corpora_have_are_written_where_they_are_not_zero():
+    assert "cut_prompts" not in TOTALS.to_json()
+    assert Totals.from_json(TOTALS.to_json()) == TOTALS
+    cut = replace(TOTALS, cut_prompts=3)
+    assert Totals.from_json(cut.to_json()) == cut
+    assert sum_totals([cut, TOTALS, cut]).cut_prompts == 6
+
+
 def test_totals_that_a_job_has_not_left_are_an_error_with_the_remedy(tmp_path):
     with pytest.raises(StorageError, match=r"totals\.json is not there; run the same command again"):
         read_totals(str(tmp_path / "totals.json"))

@@ -11,7 +11,7 @@ import lzma
 import subprocess
 import sys
 import typing
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -264,20 +264,37 @@ def test_a_prompt_that_all_responses_repeat_is_taken_off_once():
     assert groups[1].responses == ("Aye 1", "Is the sky blue? No 1")
     assert groups[0].responses == ("Aye 0", "Name a river. No 0", "Aye 2", "Name a river. No 2")
     format = FORMATS["prompt_chosen_rejected"]
-    taken = "responses begin with the text of their prompts, which is taken off once"
+    taken = "responses begin with the text of their prompts, which is taken off once; as they are: data.repeated_prompt=keep"
     assert reading_notes(rows, format, plain) == [taken]
     other = {"prompt": "Say hello.", "chosen": "Hello.", "rejected": "No."}
     groups, _ = read_preference_rows([*rows, other], plain)
     assert groups[1].responses == (rows[1]["chosen"], rows[1]["rejected"])
     assert reading_notes([*rows, other], format, plain) == [
-        "1 of the first 4 rows have a response that begins with the prompt; it is read as it is"
+        "1 of the first 4 rows have a response that begins with the prompt; it is read as it is; to take it off: "
+        "data.repeated_prompt=cut"
     ]
+    said = {name: replace(plain, repeated_prompt=name) for name in ("cut", "keep")}
+    groups, _ = read_preference_rows([*rows, other], said["cut"])
+    assert [group.responses for group in groups][1:] == [("Aye 1", "Is the sky blue? No 1"), ("Hello.", "No.")]
+    groups, _ = read_preference_rows(rows, said["keep"])
+    assert groups[1].responses == (rows[1]["chosen"], rows[1]["rejected"])
+    assert all(reading_notes([*rows, other], format, settings) == [] for settings in said.values())
     later = [
         rows[0] | {"prompt": f"Name a river {n}?", "chosen": f"Name a river {n}? a", "rejected": "b"}
         for n in range(100)
     ]
     groups, _ = read_preference_rows([*later, other], plain)
     assert {group.responses for group in groups} == {("a", "b"), ("Hello.", "No.")}
+
+
+def test_a_response_that_is_its_prompt_and_no_more_is_refused_where_prompts_are_taken_off():
+    plain = ReadSettings(**PreferencesConfig(path="x").reading_options())
+    asked = [f"Name river number {n}." for n in range(20)]
+    rows = [{"prompt": text, "chosen": f"{text} The Rhine", "rejected": f"{text} No"} for text in asked]
+    rows[3]["rejected"], rows[4]["rejected"] = asked[3], "Not so"
+    groups, rejections = read_preference_rows(rows, plain)
+    assert rejections == {"empty_response": 1}
+    assert {group.responses for group in groups} == {("The Rhine", "No"), ("The Rhine", "Not so")}
 
 
 def test_responses_that_begin_like_a_short_prompt_are_whole():

@@ -108,11 +108,11 @@ def test_messages_of_a_tree_are_refused_with_what_to_make_of_them():
 
 def test_conversations_are_a_corpus():
     detection = corpus(WILDCHAT)
-    assert parse_row(WILDCHAT[0], detection.mapping) == (user("Hi"), ["Hello"], [None])
+    assert parse_row(WILDCHAT[0], detection.mapping)[:3] == (user("Hi"), ["Hello"], [None])
     with pytest.raises(PreferenceError, match="fit no known format"):
         read_preference_rows(WILDCHAT, settings())
     detection = corpus(SHAREGPT_TOOLS)
-    prompt, responses, _ = parse_row(SHAREGPT_TOOLS[0], detection.mapping)
+    prompt, responses, *_ = parse_row(SHAREGPT_TOOLS[0], detection.mapping)
     assert (tools_in(prompt), responses) == (TOOLS, ["It is 4."])
     call, result = to_messages(prompt)[1:]
     assert call["tool_calls"][0]["function"] == {"name": "add", "arguments": {"x": 2}}

@@ -674,7 +674,7 @@ def test_prompts_that_are_open_transcripts_are_turns(tmp_path):
     ]
     lists = [{"prompt": OPEN["prompt"], "responses": ["4", "5"]}]
     read = detected(write_jsonl(tmp_path / "b.jsonl", lists))
-    assert parse_row(lists[0], read.mapping) == (LONG, ["4", "5"], [None, None])
+    assert parse_row(lists[0], read.mapping)[:3] == (LONG, ["4", "5"], [None, None])
 
 
 def test_prompts_of_ordinary_text_stay_text_and_transcripts_among_them_are_told(tmp_path):
@@ -691,13 +691,53 @@ def test_prompts_of_ordinary_text_stay_text_and_transcripts_among_them_are_told(
     assert len(text.notes) == 1
 
 
-def test_responses_that_repeat_their_prompts_are_told(tmp_path):
-    asked = [f"Name river number {n}, please." for n in range(3)]
+def test_prompts_that_nearly_all_responses_repeat_are_taken_off(tmp_path):
+    asked = [f"Name river number {n}, please." for n in range(10)]
     rows = [{"prompt": text, "generated_text": f"{text} The Rhine."} for text in asked]
-    (note,) = detected(write_jsonl(tmp_path / "a.jsonl", rows)).notes
-    assert note.startswith("responses of 3 of the first 3 rows begin with their whole prompt")
-    rows[1:] = [{"prompt": text, "generated_text": "The Rhine."} for text in asked[1:]]
-    assert detected(write_jsonl(tmp_path / "b.jsonl", rows)).notes == []
+    rows[7]["generated_text"], rows[8]["generated_text"] = "The Elbe.", asked[8]
+    found = detected(write_jsonl(tmp_path / "a.jsonl", rows))
+    assert found.mapping.cut_prompt
+    assert found.mapping.to_json()["cut_prompt"] is True
+    assert found.notes == [
+        "responses begin with the text of their prompts, which is taken off once; as they are: input.repeated_prompt=keep"
+    ]
+    assert [parse_row(row, found.mapping)[1:] for row in rows[6:9]] == [
+        (["The Rhine."], [None], 1),
+        (["The Elbe."], [None], 0),
+        ([None], ["empty_response"], 0),
+    ]
+    columns = Columns()
+    kept = detect(list(rows[0]), rows=rows, format="auto", columns=columns, where="a", repeated_prompt="keep")
+    assert kept.notes == []
+    assert "cut_prompt" not in kept.mapping.to_json()
+    assert parse_row(rows[0], kept.mapping).responses == [rows[0]["generated_text"]]
+
+
+def test_prompts_that_few_responses_repeat_are_told_and_taken_off_where_the_user_says_so(tmp_path):
+    asked = [f"Name river number {n}, please." for n in range(10)]
+    rows = [{"prompt": text, "generated_text": f"{text if n < 2 else ''} The Rhine."} for n, text in enumerate(asked)]
+    found = detected(write_jsonl(tmp_path / "a.jsonl", rows))
+    assert (
+        found.mapping.to_json() == RowMapping("prompt_response", prompt="prompt", response="generated_text").to_json()
+    )
+    assert found.notes == [
+        "2 of the first 10 responses begin with their whole prompt, and are read as they are; to take it off: "
+        "input.repeated_prompt=cut"
+    ]
+    cut = detect(list(rows[0]), rows=rows, format="auto", columns=Columns(), where="a", repeated_prompt="cut")
+    assert [parse_row(row, cut.mapping).responses for row in rows] == [["The Rhine."]] * 2 + [[" The Rhine."]] * 8
+    short = [{"prompt": "Hi", "response": "Hi there"}, {"prompt": "Count to 1", "response": "Count to 10"}]
+    assert detected(write_jsonl(tmp_path / "b.jsonl", short)).notes == []
+
+
+def test_transcripts_and_lists_that_repeat_their_prompts_lose_them(tmp_path):
+    rows = [{"prompt": OPEN["prompt"], "responses": [f"{OPEN['prompt']} {word}" for word in ("yes", "no")]}]
+    found = detected(write_jsonl(tmp_path / "a.jsonl", rows))
+    assert parse_row(rows[0], found.mapping)[1:] == (["yes", "no"], [None, None], 2)
+    code = "def add(one, two):"
+    rows = [{"prompt": f"{code}\n", "responses": [f"{code}\n    return one + two", f"{code}\n\n    pass", None]}]
+    found = detected(write_jsonl(tmp_path / "b.jsonl", rows))
+    assert parse_row(rows[0], found.mapping).responses == ["    return one + two", "    pass", None]
 
 
 def test_earlier_turns_in_a_column_of_lists_are_told_where_they_are_not_read(tmp_path):
