@@ -73,20 +73,22 @@ def select(
     extra: options.Overrides = None,
     explain: options.ExplainedPrompt = None,
     as_json: options.ExplanationAsJson = False,
+    text: options.ExplanationWithText = False,
 ) -> None:
     """Select and export from scores that are there; loads no model."""
     settings, flags = program.load_run_config(config, extra)
     if explain is not None:
         from pipelines.commands.explain.table import explain_and_print
 
-        explain_and_print(settings, explain, flags, as_json=as_json)
+        explain_and_print(settings, explain, flags, as_json=as_json, with_text=text)
         return
     from pipelines.commands.run import run_curation
     from pipelines.commands.summary import run_and_summarise
     from pipelines.errors import ConfigError
 
-    if as_json:
-        raise ConfigError("--json is the form of an explanation, and none is asked for; give --explain PROMPT_ID, too")
+    if as_json or text:
+        name = "--json" if as_json else "--text"
+        raise ConfigError(f"{name} is for an explanation, and none is asked for; give --explain PROMPT, too")
     run_and_summarise(settings, lambda: run_curation(settings, flags, scorer=None))
 
 

@@ -31,6 +31,7 @@ InspectSettings = Annotated[
     typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Settings: input.columns=..., data.columns=..., model.path=..."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="As one JSON object.")]
+ExplanationWithText = Annotated[bool, typer.Option("--text", help="With --explain: the prompt and the responses, too.")]
 ExplanationAsJson = Annotated[bool, typer.Option("--json", help="With --explain: as one JSON object.")]
 
 Benchmark = Annotated[
@@ -56,9 +57,10 @@ Shard = Annotated[
 ExplainedPrompt = Annotated[
     str | None,
     typer.Option(
-        metavar="PROMPT_ID",
-        help="Write nothing, and say for one prompt why each of its responses is kept or dropped; an id of the output's "
-        "prompt_id, or its first 8 characters or more.",
+        metavar="PROMPT",
+        help="Write nothing, and say for one prompt why each of its responses is kept or dropped. It is named by its "
+        "prompt_id in the output or the first 8 characters or more of that, by a row as FILE:ROW, counted from 1 without "
+        "blank lines as in rejected/, or by the beginning of its text.",
     ),
 ]
 

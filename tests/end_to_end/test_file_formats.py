@@ -125,7 +125,11 @@ def test_the_rows_of_every_format_are_scored_and_exported_as_they_are(curate, tm
     samples = pq.read_table(out / "samples.parquet").to_pylist()
     assert {sample["messages"][-1]["content"] for sample in samples} <= {row["response"] for row in ROWS}
     assert samples
-    explained = explain(config, rows[0]["prompt_id"])
+    explained = explain(config, f"{file_name}:1", with_text=True)
+    own = [row["response"] for row in rows if row["prompt_id"] == rows[0]["prompt_id"]]
+    assert explained["prompt_id"] == rows[0]["prompt_id"]
+    assert [row["text"] for row in explained["rows"]][:2] == own[:2]
+    assert explain(config, f"{file_name}:{rejected['place']}")["rows"][-1]["rejected"] == "empty_response"
     word = "line" if name in LINES else "row"
     assert [row["place"] for row in explained["rows"]] == [f"{word} 1", f"{word} 2", f"{word} 6"][
         : len(explained["rows"])

@@ -2,7 +2,8 @@
 
 The graph is that of the selection, up to the rows that it keeps. Beside it, the prompt's rows are taken from the score files, and
 their way through the steps is repeated with the cuts that the selection settled. It runs on this machine and writes only to a
-temporary directory. Text is never read; the cost is that of a selection without export.
+temporary directory, and never text. The cost is that of a selection without export; a prompt that is named by its text is first
+looked for in the corpus.
 """
 
 from __future__ import annotations
@@ -22,6 +23,16 @@ import pyarrow as pa
 from apache_beam.pvalue import AsIter, AsSingleton
 from apache_beam.typehints.decorators import no_annotations
 
+from pipelines.commands.explain.lookup import (
+    MOST_SHOWN,
+    FoundRow,
+    ScoredPlace,
+    find_rows,
+    name_place,
+    place_name,
+    read_texts,
+    row_at,
+)
 from pipelines.commands.explain.verdicts import DROPPED_BEFORE, ResponsePlace, Verdict, response_places, verdicts
 from pipelines.config import RunConfig, RunnerConfig
 from pipelines.corpus import place_of
@@ -42,20 +53,18 @@ log = logging.getLogger(__name__)
 
 _ID = re.compile("[0-9a-f]{8,32}")
 _ID_LENGTH = 32
-_SHOWN = 3
+_KEYS = "a prompt_id of the output or its first 8 characters or more, FILE:ROW, or the beginning of the prompt's text"
 
 
-def explain(config: RunConfig, key: str, flags: Sequence[str] = ()) -> dict[str, Any]:
-    """Return what selection does to the prompt whose `prompt_id` is, or begins with, `key`, as plain JSON values.
+def explain(config: RunConfig, key: str, flags: Sequence[str] = (), *, with_text: bool = False) -> dict[str, Any]:
+    """Return what selection does to a prompt, as plain JSON values, `with_text` also its messages and the responses.
 
-    Raises `ConfigError` for a key that cannot be one and for flags of Beam, `InputError` for a key that fits no prompt or
-    several, and the errors of a selection. See `explanation` for the result.
+    `key` is its `prompt_id` or the beginning of that, a row as `FILE:ROW`, or the beginning of the prompt's text. Raises
+    `ConfigError` for an empty key and for flags of Beam, `InputError` for a key that fits no prompt or several, and the errors of
+    a selection. See `explanation` for the result.
     """
-    if not _ID.fullmatch(key):
-        raise ConfigError(
-            f"--explain {key!r} is no prompt id; expected one of the output's column prompt_id, 32 characters of 0-9 and a-f, "
-            "or the first 8 or more of them"
-        )
+    if not key.strip():
+        raise ConfigError(f"--explain {key!r} is empty; give {_KEYS}")
     if flags:
         raise ConfigError(f"flag {flags[0]} is for a runner of Beam, and --explain runs on this machine; leave it out")
     if config.runner.name != "local":
@@ -63,6 +72,11 @@ def explain(config: RunConfig, key: str, flags: Sequence[str] = ()) -> dict[str,
     config = with_absolute_paths(config)
     plans = make_plans(config)
     selection = Selection.of(config, plans.whole)
+    if not _ID.fullmatch(key):
+        found = find_row(key, plans.whole, skip_bad_files=config.limits.skip_bad_files)
+        if found.key is None:
+            return _unusable(found, plans.whole, selection, with_text=with_text)
+        key = found.key
     with tempfile.TemporaryDirectory(prefix="bestkept-explain-") as scratch:
         paths, answer = plans.save(scratch), Path(scratch) / "explained.json"
         build = Explain(config, selection, paths, key, scratch=scratch, answer=str(answer))
@@ -70,17 +84,48 @@ def explain(config: RunConfig, key: str, flags: Sequence[str] = ()) -> dict[str,
         content: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
     if "matches" in content:
         raise _not_one(key, content["matches"], content["prompts"])
+    places = [ScoredPlace(*place) for place in content.pop("places")]
+    if with_text:
+        texts = read_texts(plans.whole, places, prompt_id=content["prompt_id"])
+        content["prompt"] = texts.prompt
+        content["rows"] = [{**row, "text": text} for row, text in zip(content["rows"], texts.responses, strict=True)]
     return content
+
+
+def find_row(key: str, plan: Plan, *, skip_bad_files: bool) -> FoundRow:
+    """Return the first row of the one prompt that a place or the beginning of a text names."""
+    place = name_place(key, plan.files)
+    if place is not None:
+        return row_at(place, plan)
+    log.info("looking for a prompt that begins with this text")
+    rows = find_rows(key, plan, skip_bad_files=skip_bad_files)
+    if len(rows) == 1:
+        return rows[0]
+    names = [f"{row.key or 'no prompt'} ({place_name(plan, row)})" for row in rows]
+    if names:
+        several = f"{len(rows)}" if len(rows) <= MOST_SHOWN else f"more than {MOST_SHOWN}"
+        raise InputError(
+            f"{key!r} begins {several} prompts: {_listed(names)}; give one of these ids, a place, or more text"
+        )
+    raise InputError(
+        f"no prompt begins with {key!r}: searched were the messages of the prompts in {len(plan.files):,} "
+        f"file{'s' * (len(plan.files) > 1)} of input.path; give {_KEYS}"
+    )
 
 
 def _not_one(key: str, matches: Sequence[str], prompts: int) -> InputError:
     if matches:
-        first = ", ".join(matches[:_SHOWN]) + (", ..." if len(matches) > _SHOWN else "")
-        return InputError(f"{key!r} fits {len(matches)} of {prompts:,} prompts ({first}); give more of the id")
+        return InputError(
+            f"{key!r} fits {len(matches)} of {prompts:,} prompts: {_listed(matches)}; give more of the id"
+        )
     return InputError(
         f"no prompt has the id {key!r}, and the scores hold {prompts:,} prompts; take one of the output's column prompt_id, "
         "or compare input.path and input.group_by with those of the selection"
     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:MOST_SHOWN]) + (", ..." if len(names) > MOST_SHOWN else "")
 
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
@@ -206,10 +251,22 @@ class WriteAnswer(beam.DoFn):  # type: ignore[misc]
                 plan = plan_at(self.plan_path)
             content = explanation(plan, self.selection, parts, rows, decided=decided, kept=set(kept))
         else:
-            content = {"matches": matches}
+            with carrying_errors():
+                plan = plan_at(self.plan_path)
+            content = {"matches": _with_places(parts, plan, _needs(self.selection))}
         text = json.dumps({**content, "prompts": prompts}, allow_nan=False)
         Path(self.answer).write_text(text, encoding="utf-8")
         yield None
+
+
+def _with_places(parts: Sequence[Any], plan: Plan, needs: Needs) -> list[str]:
+    """Return each prompt's id with the place of its first row."""
+    first: dict[str, str] = {}
+    for key, file, _, start, scored, rejected in parts:
+        rows = [*unpack([scored], needs).row.tolist(), *(row for row, _, _ in rejected)]
+        place = place_of(plan.files[file].key, start, min(rows))
+        first.setdefault(key, f"{key} ({plan.files[file].key}:{place})")
+    return [first[key] for key in sorted(first)]
 
 
 def explanation(
@@ -224,28 +281,52 @@ def explanation(
     """Return the prompt's id, the steps with their settings, and its rows in the order of the input.
 
     Each row has file, place, response index, reward, tokens (None where there is no tokenizer), reason of rejection, whether the
-    selection keeps it, and its verdict by step.
+    selection keeps it, and its verdict by step. `places` says where the rows are read again.
     """
     starts = {(file, unit): start for _, file, unit, start, _, _ in parts}
     tokens = rows.tokens.tolist() if plan.mapping.reward is None else [None] * len(rows)
-    values = zip(response_places(rows), rows.raw.tolist(), tokens, strict=True)
-    scored: dict[ResponsePlace, Any] = {place: (reward, count, None) for place, reward, count in values}
+    columns = (response_places(rows), rows.raw.tolist(), tokens, rows.response_hash.tolist())
+    scored: dict[ResponsePlace, Any] = {
+        place: (reward, count, None, content) for place, reward, count, content in zip(*columns, strict=True)
+    }
     unusable = {
-        (file, unit, row, response): (None, None, reason)
+        (file, unit, row, response): (None, None, reason, None)
         for _, file, unit, _, _, rejected in parts
         for row, response, reason in rejected
     }
-    before = [{"rule": step.name, "verdict": DROPPED_BEFORE} for step in selection.steps]
-    entries = []
-    for place, (reward, count, reason) in sorted({**scored, **unusable}.items()):
+    before = _dropped_before(selection)
+    entries, places = [], []
+    for place, (reward, count, reason, content) in sorted({**scored, **unusable}.items()):
         file, unit, row, response = place
-        key = plan.files[file].key
-        entry: dict[str, Any] = {
-            "file": key,
-            "place": place_of(key, starts[file, unit], row),
-            "response_index": response,
-        }
+        entry = _entry(plan.files[file].key, starts[file, unit], row, response)
         entry |= {"reward": reward, "tokens": count, "rejected": reason, "kept": place in kept}
         entries.append({**entry, "steps": decided.get(place, before)})
-    steps = [step.model_dump(exclude_none=True) for step in selection.steps]
-    return {"prompt_id": parts[0][0], "steps": steps, "rows": entries}
+        places.append(ScoredPlace(*place, content))
+    return {"prompt_id": parts[0][0], "steps": _settings(selection), "rows": entries, "places": places}
+
+
+def _unusable(found: FoundRow, plan: Plan, selection: Selection, *, with_text: bool) -> dict[str, Any]:
+    """Return the explanation of a row without a usable prompt, which is rejected before anything is scored; its text is that of
+    the columns as they were read."""
+    key, start, row = plan.files[found.file].key, found.unit.start, found.row
+    entries = [
+        _entry(key, start, row.number, response)
+        | {"reward": None, "tokens": None, "rejected": reason, "kept": False, "steps": _dropped_before(selection)}
+        for response, reason in enumerate(row.parsed.reasons)
+    ]
+    if with_text:
+        text = json.dumps(row.original, ensure_ascii=False, default=str) if row.original else None
+        entries = [{**entry, "text": text} for entry in entries]
+    return {"prompt_id": None, "steps": _settings(selection), "rows": entries, "prompts": None}
+
+
+def _entry(key: str, start: int, row: int, response: int) -> dict[str, Any]:
+    return {"file": key, "place": place_of(key, start, row), "response_index": response}
+
+
+def _settings(selection: Selection) -> list[dict[str, Any]]:
+    return [step.model_dump(exclude_none=True) for step in selection.steps]
+
+
+def _dropped_before(selection: Selection) -> list[Verdict]:
+    return [{"rule": step.name, "verdict": DROPPED_BEFORE} for step in selection.steps]

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -15,11 +16,13 @@ from safetensors.numpy import save_file
 from support.corpora import write_jsonl
 from support.stubs import NamedFactory, StubFactory, stub_reward
 
-from pipelines.commands.explain.explain_transform import explain, matching
-from pipelines.commands.explain.table import explanation_table
+from pipelines.commands.explain.explain_transform import explain, find_row, matching
+from pipelines.commands.explain.lookup import ScoredPlace, read_texts
+from pipelines.commands.explain.table import explanation_table, texts_of
 from pipelines.commands.run import run_curation, run_scoring
 from pipelines.config import RunConfig
 from pipelines.errors import ConfigError, InputError, RejectedError
+from pipelines.plan import make_plans
 from rm.conversations import from_prompt, prompt_key, response_hash
 
 SMALL = [  # (prompt, response, reward, source): every reward is exact in float32
@@ -404,7 +407,7 @@ def test_another_selection_is_explained_from_the_same_scores(make, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_unknown_ambiguous_and_malformed_ids(make):
+def test_unknown_and_ambiguous_ids_and_an_empty_key(make):
     prompts = ["question 40414", "question 59192", "question 3"]
     rows = [{"prompt": p, "response": f"{p} {n}", "reward": n} for p in prompts for n in range(2)]
     config = make(rows, [{"best_of_n": {}}])
@@ -413,14 +416,18 @@ def test_unknown_ambiguous_and_malformed_ids(make):
     assert key_of(prompts[1]).startswith(shared), "two prompts whose ids begin alike, found by search"
     with pytest.raises(InputError, match=f"'{shared}' fits 2 of 3 prompts") as ambiguous:
         explain(config, shared)
-    assert all(key_of(prompt) in str(ambiguous.value) for prompt in prompts[:2])
+    for line, prompt in ((1, prompts[0]), (3, prompts[1])):
+        assert f"{key_of(prompt)} (0.jsonl:line {line})" in str(ambiguous.value)
     assert explain(config, key_of(prompts[1])[:17])["prompt_id"] == key_of(prompts[1])
     wrong = key_of(prompts[0])[:-1] + ("0" if key_of(prompts[0])[-1] != "0" else "1")
     with pytest.raises(InputError, match=f"no prompt has the id '{wrong}', and the scores hold 3 prompts"):
         explain(config, wrong)
-    for malformed in ("", shared[:7], key_of(prompts[0]) + "0", "question", shared.upper() + "Z"):
-        with pytest.raises(ConfigError, match="is no prompt id"):
-            explain(config, malformed)
+    for text in (shared[:7], key_of(prompts[0]) + "0", shared.upper() + "Z"):
+        with pytest.raises(InputError, match=f"no prompt begins with '{text}'"):
+            explain(config, text)
+    for empty in ("", " \n"):
+        with pytest.raises(ConfigError, match="is empty; give a prompt_id"):
+            explain(config, empty)
     with pytest.raises(ConfigError, match="--temp_location=x is for a runner"):
         explain(config, shared, ["--temp_location=x"])
 
@@ -448,7 +455,7 @@ def test_the_command(make, bestkept, tmp_path, monkeypatch):
     assert bestkept("select", path)[0] == 0
     code, out, err = bestkept("select", path, "--explain", key_of("p")[:9])
     assert (code, "2 of" in out, f"{key_of('p')}: 1 of 4 responses kept" in out) == (0, False, True)
-    assert "dropped: rank 2, of 4, keep 1" in out
+    assert "best_of_n dropped: rank 2, of 4, keep 1" in out
     code, text, errors = bestkept(
         "select", path, f"--explain={key_of('p')}", "--json", "select=[{best_of_n: {keep: 3}}]"
     )
@@ -457,10 +464,17 @@ def test_the_command(make, bestkept, tmp_path, monkeypatch):
     assert text.count("\n") == 1
     assert [row["kept"] for row in found["rows"]] == [True, True, False, True]
     assert "SECRET" not in out + err + text + errors
+    code, out, err = bestkept("select", path, "--explain", "p", "--text")
+    assert (code, "\nuser: p\n" in out, "0.jsonl line 3, response 0: kept\nSECRET b\n" in out) == (0, True, True)
+    code, out, err = bestkept("select", path, "--explain", "0.jsonl:1", "--text", "--json")
+    texts = [row["text"] for row in json.loads(out)["rows"]]
+    assert (code, texts) == (0, [f"SECRET {SMALL[line][1]}" for line in P])
     for words, status, message in (
         (["--explain", "0" * 32], 3, "the scores hold 2 prompts"),
-        (["--explain", "abc"], 2, "'abc' is no prompt id"),
-        (["--json"], 2, "give --explain PROMPT_ID"),
+        (["--explain", "abc"], 3, "no prompt begins with 'abc': searched were the messages of the prompts in 1 file"),
+        (["--explain", ""], 2, "--explain '' is empty"),
+        (["--json"], 2, "give --explain PROMPT"),
+        (["--text"], 2, "--text is for an explanation"),
         (["--explain", key_of("p"), "--num_workers=3"], 2, "--num_workers=3"),
     ):
         code, out, err = bestkept("select", path, *words)
@@ -474,4 +488,155 @@ def test_names_of_files_are_not_markup():
     row |= {"rejected": None, "kept": True, "steps": [step]}
     table = explanation_table({"prompt_id": "ab", "steps": [{"top": {"rows": 1}}], "rows": [row]})
     cells = [str(next(iter(column.cells))) for column in table.columns]
-    assert cells == ["[red]a.jsonl", "line 1", "0", "0.5", "-", "kept: cut_reward 0.5, next_reward -", "yes"]
+    assert cells == ["[red]a.jsonl line 1", "0.5", "top kept: cut_reward 0.5, next_reward -", "yes"]
+
+
+TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is  it\nraining?"}]
+
+
+DROPPING = [
+    {"threshold": {"min_reward": 0.25}},
+    {"best_of_n": {"keep": 1, "min_candidates": 1}},
+    {"drop_prompts": {"min_best": 0.6}},
+]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A scored corpus of several files, with rows that cannot be read."""
+    root = tmp_path_factory.mktemp("corpus")
+    rows = [{"prompt": "How do I fly?", "response": f"{n}", "reward": n} for n in range(3)]
+    rows += [{"prompt": TALK, "response": "no", "reward": 0.5}, {"prompt": "Who?", "response": "", "reward": 0}]
+    write_jsonl(root / "in" / "a" / "x.jsonl", rows)
+    write_jsonl(root / "in" / "b" / "x.jsonl", [{"prompt": "How to swim?", "response": "so", "reward": 0.75}])
+    write_jsonl(root / "in" / "d.jsonl", [{"prompt": "What?", "response": text, "reward": 0} for text in ("a", "")])
+    odd = {"prompt": [{"role": "?", "content": "Odd one"}], "response": "r", "reward": 1}
+    lines = ['{"prompt": "Lost", "response": "cut', json.dumps(odd), json.dumps(rows[0])]
+    (root / "in" / "c.jsonl").write_text("\n\n".join(lines) + "\n")
+    config = configured(root, DROPPING, limits={"max_rejected_fraction": 0.5})
+    run_curation(config, scorer=None)
+    return config
+
+
+@pytest.fixture(scope="module")
+def row_groups(tmp_path_factory):
+    """A Parquet file of three row groups, not scored."""
+    root = tmp_path_factory.mktemp("row_groups")
+    (root / "in").mkdir()
+    table = pa.Table.from_pylist([{"prompt": f"parquet {n}", "response": "r", "reward": n / 4} for n in range(7)])
+    pq.write_table(table, root / "in" / "d.parquet", row_group_size=3)
+    return configured(root, DROPPING)
+
+
+@pytest.mark.parametrize(
+    ("key", "prompt"),
+    [
+        ("How do", "How do I fly?"),
+        ("  how do I fly?".replace("how", "How"), "How do I fly?"),
+        ("Is it raining", TALK),
+        ("Be brief", TALK),
+        ("a/x.jsonl:1", "How do I fly?"),
+        ("a/x.jsonl:line 4", TALK),
+        ("b/x.jsonl:1", "How to swim?"),
+        ("c.jsonl:3", "How do I fly?"),
+    ],
+)
+def test_a_prompt_by_place_and_by_text(corpus, key, prompt):
+    assert find_row(key, make_plans(corpus).whole, skip_bad_files=False).key == prompt_key(from_prompt(prompt)).hex()
+
+
+@pytest.mark.parametrize(("row", "prompt"), [("1", 0), ("3", 2), ("row 4", 3), ("7", 6)])
+def test_a_row_of_a_row_group(row_groups, row, prompt):
+    found = find_row(f"in/d.parquet:{row}", make_plans(row_groups).whole, skip_bad_files=False)
+    assert found.key == key_of(f"parquet {prompt}")
+
+
+def test_a_row_after_the_last_row_group(row_groups):
+    with pytest.raises(InputError, match="has no row 8: 7 rows, counted from 1"):
+        explain(row_groups, "d.parquet:8")
+
+
+def test_a_whole_path_is_a_file_too(corpus):
+    path = Path(corpus.input.paths[0]) / "b" / "x.jsonl"
+    assert explain(corpus, f"{path}:1")["prompt_id"] == key_of("How to swim?")
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (
+            "How",
+            f"'How' begins 2 prompts: {key_of('How do I fly?')} (a/x.jsonl:line 1), {key_of('How to swim?')} (b/x.jsonl:line 1)",
+        ),
+        ("x.jsonl:1", "'x.jsonl' names several input files; the 2 are a/x.jsonl, b/x.jsonl"),
+        ("y.jsonl:1", "no input file is named 'y.jsonl'; the 4 are a/x.jsonl, b/x.jsonl, c.jsonl, d.jsonl"),
+        ("a/x.jsonl:0", "rows are counted from 1"),
+        ("a/x.jsonl:6", "has no row 6: 5 rows, counted from 1 without blank lines"),
+        ("a/x.jsonl:line 1 after byte 7", "has no row 1: no part begins there"),
+        ("ratio 3:4", "no prompt begins with 'ratio 3:4'"),
+        ("ow do", "no prompt begins with 'ow do': searched were the messages of the prompts in 4 files"),
+    ],
+)
+def test_what_names_no_prompt_or_several(corpus, key, message):
+    with pytest.raises(InputError) as raised:
+        explain(corpus, key)
+    assert message in raised.value.message
+
+
+@pytest.mark.parametrize(
+    ("key", "reason", "text"),
+    [("c.jsonl:1", "bad_json", "null"), ("c.jsonl:2", "bad_role", "Odd one"), ("Odd", "bad_role", "Odd one")],
+)
+def test_a_row_without_a_usable_prompt(corpus, key, reason, text):
+    plain, explained = explain(corpus, key), explain(corpus, key, with_text=True)
+    assert (plain["prompt_id"], [row["rejected"] for row in plain["rows"]]) == (None, [reason])
+    assert "Odd one" not in json.dumps(plain)
+    assert text in json.dumps(explained["rows"][0]["text"])
+    table = explanation_table(plain)
+    assert table.title == f"a row without a usable prompt: none of 1 responses kept: 1 rejected ({reason})"
+
+
+@pytest.mark.parametrize(
+    ("key", "end"),
+    [
+        ("Who?", "1 rejected (empty_response)"),
+        ("What", "1 dropped by step 1 (threshold), 1 rejected (empty_response)"),
+        ("Be brief", "1 dropped by step 3 (drop_prompts)"),
+    ],
+)
+def test_a_prompt_that_was_dropped_whole_says_by_what(corpus, key, end):
+    explained = explain(corpus, key)
+    assert (
+        explanation_table(explained).title
+        == f"prompt {explained['prompt_id']}: none of {len(explained['rows'])} responses kept: {end}"
+    )
+
+
+def test_texts_are_those_that_were_scored(corpus):
+    explained = explain(corpus, "How do I fly?", with_text=True)
+    assert explained["prompt"] == [{"role": "user", "content": "How do I fly?"}]
+    assert [row["text"] for row in explained["rows"]] == ["0", "1", "2", "0"]
+    assert "text" not in explain(corpus, "How do I fly?")["rows"][0]
+    plan = make_plans(corpus).whole
+    place = ScoredPlace(0, 0, 1, 0, response_hash("1"))
+    assert read_texts(plan, [place], prompt_id=explained["prompt_id"]).responses == ["1"]
+    for changed in (
+        place._replace(response_hash=1),
+        place._replace(row=3),
+        place._replace(unit=9),
+        place._replace(row=99),
+    ):
+        with pytest.raises(InputError, match="has changed since it was scored"):
+            read_texts(plan, [changed], prompt_id=explained["prompt_id"])
+
+
+def test_many_prompts_end_the_search(tmp_path, make):
+    config = make([{"prompt": f"Q{n}", "response": "r", "reward": n} for n in range(30)], [])
+    with pytest.raises(InputError, match=r"'Q' begins more than 10 prompts: .*, \.\.\.; give one of these ids"):
+        explain(config, "Q")
+
+
+def test_text_on_a_terminal_does_not_steer_it(corpus):
+    explained = explain(corpus, "How to", with_text=True)
+    explained["rows"][0]["text"] = "a\x1b[2Jb"
+    assert "\x1b" not in "".join(str(text) for text in texts_of(explained))
