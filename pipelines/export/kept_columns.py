@@ -38,6 +38,8 @@ def is_plain(file: InputFile, mapping: RowMapping, shape: Shape) -> bool:
     """Return whether the rows of a file can be read as columns."""
     if file.kind != "parquet" or shape.name not in _SHAPES or shape.include or shape.message_keys or mapping.group_by:
         return False
+    if mapping.format == "hh" or mapping.cut_prompt:
+        return False
     if mapping.prompt is None or mapping.input is not None or mapping.system is not None or mapping.tools is not None:
         return False
     schema = parquet_schema(file)

@@ -100,12 +100,16 @@ def test_a_completion_that_repeats_the_prompt_loses_it_once(export, tmp_path):
     assert export(write_jsonl(tmp_path / "a.jsonl", rows)) == (kept, ["last_turn_not_assistant"] * 2)
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 @pytest.mark.parametrize("shape", ["messages", "prompt_completion"])
-def test_whole_texts_of_a_generator_are_scored_and_exported_without_their_prompts(export, tmp_path, shape):
+def test_whole_texts_of_a_generator_are_scored_and_exported_without_their_prompts(export, tmp_path, shape, kind):
     asked = [f"Name river number {n}, please." for n in range(20)]
     rows = [{"prompt": text, "generated_text": f"{text}\n\nThe Rhine {n}."} for n, text in enumerate(asked)]
     rows[3]["generated_text"], rows[4]["generated_text"] = asked[3], "No, please."
     path = write_jsonl(tmp_path / "a.jsonl", rows)
+    if kind == "parquet":
+        path = tmp_path / "a.parquet"
+        pq.write_table(pa.Table.from_pylist(rows), path)
     expected = [turns(text, f"The Rhine {n}." if n != 4 else "No, please.") for n, text in enumerate(asked) if n != 3]
     assert export(path, shape=shape) == (expected, ["empty_response"])
     manifest = json.loads((tmp_path / f"out-{shape}" / "manifest.json").read_text())
@@ -114,3 +118,12 @@ def test_whole_texts_of_a_generator_are_scored_and_exported_without_their_prompt
     assert [turn[-1]["content"] for turn in kept] == [row["generated_text"] for row in rows]
     manifest = json.loads((tmp_path / f"kept-{shape}" / "manifest.json").read_text())
     assert "cut_prompts" not in manifest["counts"]
+
+
+def test_open_transcripts_in_parquet_are_turns_of_the_output(export, tmp_path):
+    asked = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: a river?\n\nAssistant:"
+    rows = [{"prompt": asked, "response": "The Rhine."}, {"prompt": asked, "response": f"{asked} The Elbe."}]
+    for name, row in zip("ab", rows, strict=True):
+        pq.write_table(pa.Table.from_pylist([row]), tmp_path / f"{name}.parquet")
+        expected = turns("hi", "hello", "a river?", row["response"].rpartition(":")[2].strip())
+        assert export(tmp_path / f"{name}.parquet", name=name) == ([expected], [])
