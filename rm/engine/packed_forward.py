@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from rm.engine.device import describe_gpu, refuse_broken, to_device
+from rm.engine.attention_plan import AttentionPlan
+from rm.engine.device import refuse_broken, to_device
 from rm.engine.layout import Layout, lay_out
-from rm.engine.packed_attention import ATTENTION_NAME, AttentionPlan, KernelError, pooled_attention
+from rm.engine.packed_attention import ATTENTION_NAME, pooled_attention
 from rm.identity import OFFSET_POSITIONS
 
 log = logging.getLogger(__name__)
@@ -111,9 +112,6 @@ def enable_packing(model: Any, *, causal: bool, max_length: int) -> bool:
     """
     try:
         obstacle = packing_obstacle(model.config, max_length) or _packing_error(model, causal=causal)
-    except KernelError as refusal:
-        log.warning("no packed rows, which is slower: the kernel on %s refuses %s", describe_gpu(model.device), refusal)
-        return False
     except Exception as problem:  # whatever an architecture raises in the trial, it does not take packed rows
         refuse_broken(problem, trial=True)
         obstacle = f"its forward does not take packed rows ({type(problem).__name__})"
@@ -146,8 +144,8 @@ def _packing_error(model: Any, *, causal: bool) -> str | None:
     """Describe how packed rewards differ from those of the rows one by one, if by more than rounding; else None.
 
     They are compared in float32, where nothing hides behind rounding, and in training mode also with gradients, which
-    take another path. A model of 16 bits must also, in its own type, be as near to the float32 rewards when packed as
-    its rows are one by one.
+    take another path. A model of 16 bits must also, in its own type and in the same ways, be as near to the float32
+    rewards when packed as its rows are one by one.
     """
     training, implementation = model.training, model.config._attn_implementation
     groups = _random_groups(model.config.get_text_config())
@@ -157,12 +155,14 @@ def _packing_error(model: Any, *, causal: bool) -> str | None:
     device = model.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
     half = dtype != torch.float32
+    modes = (False, True) if training else (False,)
 
     def alone() -> torch.Tensor:
         return torch.stack([model(input_ids=row).logits[0, 0] for row in rows]).float()
 
-    def packed() -> torch.Tensor:
-        return packed_rewards(model, layout, causal=causal)
+    def packed(*, gradients: bool) -> torch.Tensor:
+        with torch.set_grad_enabled(gradients):
+            return packed_rewards(model, layout, causal=causal).detach()
 
     model.eval()
     try:
@@ -170,23 +170,19 @@ def _packing_error(model: Any, *, causal: bool) -> str | None:
         with in_float32(model):
             exact = alone()
             model.set_attn_implementation(ATTENTION_NAME)
-            error = _distance(packed(), exact)
-            if training:
-                with torch.enable_grad():
-                    error = max(error, _distance(packed().detach(), exact))
-        half_error = 0.0
-        if half:
-            with torch.set_grad_enabled(training):
-                half_error = _distance(packed().detach(), exact)
+            errors = [_distance(packed(gradients=gradients), exact) for gradients in modes]
+        half_errors = [_distance(packed(gradients=gradients), exact) for gradients in modes if half]
     finally:
         if model.config._attn_implementation != implementation:
             model.set_attn_implementation(implementation)
         model.train(training)
-    if not error <= _TOLERANCE:
-        return f"packed rewards differ by {error:.1e} of their spread"
+    for error in errors:
+        if not error <= _TOLERANCE:
+            return f"packed rewards differ by {error:.1e} of their spread"
     limit = 3 * _distance(half_alone, exact) + _HALF_TOLERANCE if half_alone is not None else 0.0
-    if not half_error <= limit:
-        return f"packed rewards in {dtype} are off by {half_error:.1e} of their spread, and {limit:.1e} is allowed"
+    for error in half_errors:
+        if not error <= limit:
+            return f"packed rewards in {dtype} are off by {error:.1e} of their spread, and {limit:.1e} is allowed"
     return None
 
 

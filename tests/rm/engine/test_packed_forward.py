@@ -10,7 +10,6 @@ import torch
 from support.classifiers import ALL, CAUSAL, ENCODERS, LENGTH, REFUSED, VOCABULARY, build
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from rm.checkpoint.load import load_for_scoring
 from rm.engine import packed_attention, packed_forward
 from rm.engine.layout import lay_out
 from rm.engine.packed_attention import ATTENTION_NAME
@@ -277,26 +276,3 @@ def test_the_last_layer_computes_little_without_gradients_and_is_left_as_it_was(
     handle.remove()
     assert sizes == [len(layout.ids), len(layout.pooled), len(layout.ids)]
     assert "forward" not in vars(last)
-
-
-def test_a_kernel_that_refuses_the_gpu_or_its_heads_leads_to_padded_rows_with_a_warning(encoder, monkeypatch, caplog):
-    def refuse(*_, **__):
-        raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.\nmore")
-
-    query = torch.zeros(4, 2, 576)
-    spans = packed_attention.Spans.of([4], [4], torch.device("cpu"))
-    monkeypatch.setattr(packed_attention.varlen, "varlen_attn", refuse)
-    with pytest.raises(
-        packed_attention.KernelError, match="heads of size 576: FlashAttention only supports Ampere"
-    ) as refused:
-        packed_attention._varlen_attn(query, query, query, spans, causal=True, scaling=None)
-
-    def packed(*_, **__):
-        raise refused.value
-
-    monkeypatch.setattr("rm.engine.packed_forward.packed_rewards", packed)
-    model = load_for_scoring(encoder, dtype="float32", device="cpu")
-    implementation = model.model.config._attn_implementation
-    assert not enable_packing(model.model, causal=False, max_length=64)
-    assert model.model.config._attn_implementation == implementation
-    assert "no packed rows, which is slower: the kernel on cpu refuses heads of size 576" in caplog.text

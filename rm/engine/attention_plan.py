@@ -1,0 +1,166 @@
+"""The attention of a packed row as a plan: spans for kernels of variable length, indices of keys, and masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+
+from rm.engine.device import to_device
+from rm.engine.layout import Segment
+
+# Costs of attention to prefixes, in bytes of memory traffic a feature of a head, by which one call or two is chosen.
+_GATHER_BYTES = 8  # a gathered key and value of 16 bits: read and written
+_MERGE_BYTES = (
+    44  # a merged token: gathered, attended, widened, interpolated, rounded and put back, as PyTorch's operations do
+)
+_FLOPS_PER_BYTE = 100  # of an attention kernel on a large GPU, for each byte that its memory could move meanwhile
+_TILE = 128  # queries that a kernel computes together; a shorter run costs as much
+
+
+class Spans(NamedTuple):
+    """N runs of queries and the run of keys that each attends to: one call of a variable-length kernel.
+
+    In causal calls the last query of a run sees all of its keys, the one before it all but one.
+    """
+
+    query_ends: torch.Tensor  # int32 [N + 1], from 0
+    key_ends: torch.Tensor  # int32 [N + 1]
+    longest_query: int
+    longest_key: int
+
+    @classmethod
+    def of(cls, queries: Sequence[int], keys: Sequence[int], device: torch.device) -> Spans:
+        """Return the spans of runs of these lengths [N] each."""
+        query_ends, key_ends = (
+            to_device([0, *accumulate(sizes)], device, dtype=torch.int32) for sizes in (queries, keys)
+        )
+        return cls(query_ends, key_ends, max(queries), max(keys))
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """The segments of a packed row, with all that their attention needs; one plan for all layers of a forward."""
+
+    segments: tuple[Segment, ...]
+    device: torch.device
+    _masks: dict[tuple[int, int, int, bool, int | None], torch.Tensor] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    @cached_property
+    def parts(self) -> list[int]:
+        """The lengths of the row's parts: for each segment its prefix, if any, and all its responses together."""
+        return [part for s in self.segments for part in (s.prefix, sum(s.responses)) if part]
+
+    @cached_property
+    def runs(self) -> list[tuple[int, int]]:
+        """The lengths of all prefixes and responses, each with the number of tokens before it that it attends to."""
+        return [
+            run
+            for segment in self.segments
+            for run in (
+                *([(segment.prefix, 0)] if segment.prefix else ()),
+                *((size, segment.prefix) for size in segment.responses),
+            )
+        ]
+
+    @cached_property
+    def longest(self) -> int:
+        """The most tokens of a row, its prefix included."""
+        return max(size + before for size, before in self.runs)
+
+    @cached_property
+    def rows(self) -> Spans:
+        """Prefixes and responses, each attending to itself."""
+        sizes = [size for size, _ in self.runs]
+        return Spans.of(sizes, sizes, self.device)
+
+    @cached_property
+    def first_tokens(self) -> Spans:
+        """One token of each response, attending to all of it."""
+        sizes = [size for segment in self.segments for size in segment.responses]
+        return Spans.of([1] * len(sizes), sizes, self.device)
+
+    @cached_property
+    def to_prefix(self) -> tuple[torch.Tensor, torch.Tensor, Spans] | None:
+        """Indices of the tokens that have a prefix, indices of the prefixes, and their spans; None without any prefix."""
+        shared = [segment for segment in self.segments if segment.prefix]
+        if not shared:
+            return None
+        queries: list[int] = []
+        keys: list[int] = []
+        at = 0
+        for segment in self.segments:
+            prefix_end, end = at + segment.prefix, at + sum(segment.sizes)
+            if segment.prefix:
+                keys += range(at, prefix_end)
+                queries += range(prefix_end, end)
+            at = end
+        spans = Spans.of([sum(segment.responses) for segment in shared], [s.prefix for s in shared], self.device)
+        return to_device(queries, self.device), to_device(keys, self.device), spans
+
+    @cached_property
+    def joined(self) -> tuple[torch.Tensor | None, Spans]:
+        """Indices of the keys of every run, those of its prefix and its own, and the spans of the only call that it takes.
+
+        Without any prefix keys stand as they are, and the indices are None.
+        """
+        if not any(segment.prefix for segment in self.segments):
+            return None, self.rows
+        keys: list[int] = []
+        at = 0
+        for segment in self.segments:
+            prefix = range(at, at + segment.prefix)
+            for size in segment.sizes:
+                if at != prefix.start:  # not the prefix itself
+                    keys += prefix
+                keys += range(at, at + size)
+                at += size
+        sizes = [size for size, _ in self.runs]
+        return to_device(keys, self.device), Spans.of(sizes, [size + before for size, before in self.runs], self.device)
+
+    def is_joined(self, heads: int, key_heads: int) -> bool:
+        """Tell whether one call over gathered keys is estimated to cost less than two that are merged.
+
+        One call copies every response's prefix, and fills a tile of queries for each response; two calls read and write
+        all attentions several times more. So two are cheaper where prefixes are long against their responses.
+        """
+        one = two = 0.0
+        for segment in self.segments:
+            if segment.prefix:
+                own = sum(segment.responses)
+                keys = sum(segment.sizes) + segment.prefix * len(segment.responses)
+                one += _GATHER_BYTES * key_heads * keys
+                one += _tiled(segment.responses) * segment.prefix * heads * 4 / _FLOPS_PER_BYTE
+                two += _MERGE_BYTES * heads * own
+                two += _tiled([own]) * segment.prefix * heads * 4 / _FLOPS_PER_BYTE
+        return one <= two
+
+    def mask(self, queries: int, keys: int, before: int, *, causal: bool, window: int | None) -> torch.Tensor | None:
+        """Return which keys each query sees, bool [queries, keys]; None where each sees all. Made once a plan.
+
+        The first query is as many tokens as `before` says behind the first key. A query sees a key that is fewer than
+        `window` tokens away, and in `causal` attention not behind it.
+        """
+        farthest = max(before + queries - 1, 0 if causal else keys - 1 - before)
+        if window is not None and farthest < window:
+            window = None
+        if window is None and (not causal or before >= keys - 1):
+            return None
+        key = (queries, keys, before, causal, window)
+        if key not in self._masks:
+            places = torch.arange(before, before + queries, device=self.device)
+            distances = places[:, None] - torch.arange(keys, device=self.device)
+            sees = distances >= 0 if causal else torch.ones_like(distances, dtype=torch.bool)
+            self._masks[key] = sees if window is None else sees & (distances.abs() < window)
+        return self._masks[key]
+
+
+def _tiled(sizes: Sequence[int]) -> int:
+    """Count the queries that a kernel computes for runs of these sizes: whole tiles of each."""
+    return sum(-(-size // _TILE) * _TILE for size in sizes)
