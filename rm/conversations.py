@@ -28,10 +28,13 @@ from rm.messages import (
     pack_messages,
     read_content,
 )
+from rm.messages import DeepNestingError as DeepNestingError
 from rm.messages import UnusableError as UnusableError
 from rm.messages import count_characters as count_characters
+from rm.messages import depth_of as depth_of
 from rm.messages import describe_message as describe_message
 from rm.messages import describe_response as describe_response
+from rm.messages import load_json as load_json
 from rm.messages import parse_json as parse_json
 from rm.messages import read_tools as read_tools
 from rm.messages import text_of as text_of
@@ -94,8 +97,8 @@ def messages_in_json(text: str) -> list[Any] | None:
 
 def _list_in_json(text: str) -> list[Any] | None:
     try:
-        return json.loads(text) if _STRUCTURED.match(text) else None
-    except (ValueError, RecursionError):
+        return load_json(text) if _STRUCTURED.match(text) else None
+    except ValueError:
         return None
 
 

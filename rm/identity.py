@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rm.hash_cache import HashCache
+from rm.messages import load_json
 
 SCORING_VERSION = 2
 """Raised by hand whenever the same model and text give other rewards, which `tests/rm/test_golden.py` detects."""
@@ -243,14 +244,14 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for, for good
             raise ModelError(f"{path} is not a regular file; {_RESTORE}")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = load_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if path.is_symlink():
             raise ModelError(f"{path} is a link to nothing; {_RESTORE}") from None
         return {}
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}; {_RESTORE}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ModelError(f"{path} is not valid JSON ({type(error).__name__}); {_RESTORE}") from error
     if not isinstance(value, dict):
         raise ModelError(f"{path} holds a JSON {type(value).__name__}, not an object; {_RESTORE}")
@@ -293,11 +294,11 @@ def load_temperature(directory: Path | str) -> float | None:
     """
     path = Path(directory) / CALIBRATION_FILE
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = load_json(path.read_text(encoding="utf-8"))
         value = float(fields["temperature"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise ModelError(f"{path} holds no temperature ({type(error).__name__}); {_CALIBRATE}") from error
     if not (math.isfinite(value) and value > 0):
         raise ModelError(f"{path} holds the temperature {value}; expected a positive number; {_CALIBRATE}")

@@ -18,6 +18,8 @@ from typing import Any
 
 WHOLE = "\ufdd0"
 """A noncharacter, which Unicode keeps for internal use."""
+DEEPEST = 100
+"""Levels of lists and objects in JSON, the same on every interpreter; rows themselves may have fewer."""
 TOOLS = "tools"
 """The role of the turn that holds a row's tools; always the first."""
 TEXT_KEYS = ("reasoning_content", "reasoning", "thinking", "name", "tool_call_id")
@@ -32,6 +34,33 @@ class UnusableError(ValueError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class DeepNestingError(UnusableError):
+    """JSON that is nested too deep; `json` alone would take it or not as the interpreter and its stack allow."""
+
+    def __init__(self) -> None:
+        super().__init__("deep_nesting")
+
+
+def load_json(text: str | bytes) -> Any:
+    """Parse JSON. Raises `ValueError`; `DeepNestingError` beyond `DEEPEST` levels."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise DeepNestingError from None
+    if depth_of(value) > DEEPEST:
+        raise DeepNestingError
+    return value
+
+
+def depth_of(value: Any) -> int:
+    """The depth of nested lists and objects, 0 for any other value; without recursion."""
+    depth, level = 0, [value]
+    while level := [child for child in level if isinstance(child, dict | list)]:
+        depth += 1
+        level = [child for outer in level for child in (outer.values() if isinstance(outer, dict) else outer)]
+    return depth
 
 
 def text_of(value: object, *, field: str) -> str:
@@ -117,8 +146,8 @@ def parse_json(value: object) -> object:
     """Return the list or object that a text holds as JSON; any other value as it is."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
+            return load_json(value)
+        except ValueError:
             return value
     return value
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from pipelines.errors import InputError
@@ -12,6 +11,7 @@ from pipelines.report.pages import comparison
 from pipelines.report.write import read_numbers, write_report
 from pipelines.storage import publish
 from pipelines.storage.files import absolute, join, read_bytes
+from rm.conversations import load_json
 
 
 def rebuild(output: str) -> str:
@@ -50,7 +50,7 @@ def _manifest(output: str) -> dict[str, Any]:
 def _run(output: str) -> dict[str, Any] | None:
     data = read_bytes(join(output, "run.json"))
     try:
-        run: dict[str, Any] | None = None if data is None else json.loads(data)
+        run: dict[str, Any] | None = None if data is None else load_json(data)
     except ValueError:
         return None
     return run

@@ -17,6 +17,16 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, except that a key written twice is an error, as is a value that its constructors stumble over."""
 
+    level = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.level > DEEPEST:  # of its containers; Python's own limit is another in each version
+            raise _TooDeep
+        self.level += 1
+        node = super().compose_node(parent, index)
+        self.level -= 1
+        return node
+
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         lines: dict[tuple[str, str], int] = {}
@@ -31,10 +41,14 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep=deep)
-        except (yaml.YAMLError, RecursionError):
+        except yaml.YAMLError:
             raise
         except Exception as error:  # such as the 99th of May, or an integer of 5,000 digits
             raise yaml.constructor.ConstructorError(None, None, "no value", node.start_mark) from error
+
+
+class _TooDeep(Exception):
+    pass
 
 
 class _DoubledKey(Exception):
@@ -53,7 +67,7 @@ def parse_yaml(text: str, *, where: str, remedy: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ConfigError(f"{where} is not valid YAML{place}; {remedy}") from error
-    except RecursionError as error:
+    except _TooDeep as error:
         raise _too_deep(where) from error
     check_size(value, where=where)
     return value

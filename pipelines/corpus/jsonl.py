@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NoReturn
 
@@ -15,7 +16,7 @@ from pipelines.corpus.files import InputFile, RawRow, Unit, codec_inside, open_i
 from pipelines.corpus.records import UTF8_BOM, reason_of, to_lines
 from pipelines.corpus.rewritten_copy import read_lines
 from pipelines.storage.decompress import decompress
-from rm.conversations import UnusableError
+from rm.conversations import UnusableError, depth_of
 
 _READ_BYTES = 1 << 20
 _PEEK_BYTES = 1024
@@ -23,6 +24,7 @@ _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _MANY_VALUES = 2000  # lists and objects in a row; fewer are not worth counting
 _BYTES_PER_VALUE = 200
 _MOST_HELD = 16  # times max_row_bytes
+_MARKS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)  # texts, and brackets
 DEEPEST = 32  # lists and objects within one another; Arrow's files end at 64
 
 
@@ -78,22 +80,35 @@ def parse_line(line: bytes) -> RowValues | str:
         return reason
     try:
         value = _DECODER.decode(line.removeprefix(UTF8_BOM).decode())
-    except UnicodeDecodeError:
-        return "bad_utf8"
-    except UnusableError as error:
-        return error.reason
-    except json.JSONDecodeError:
-        return "bad_json"
-    except ValueError:  # an integer of too many digits
-        return "huge_number"
-    except RecursionError:
+    except (ValueError, RecursionError) as error:
+        return _reason_of(error, line)
+    if line.count(b"[") + line.count(b"{") > DEEPEST and depth_of(value) > DEEPEST:
         return "deep_nesting"
     if not isinstance(value, dict):
         return "not_an_object"
     if b"\\u" in line and any(not _encodable(name) for name in value):
         return "lone_surrogate"  # no column can have that name
-    brackets = line.count(b"[") + line.count(b"{")
-    return value if brackets <= DEEPEST or _depth(value) <= DEEPEST else "deep_nesting"
+    return value
+
+
+def _reason_of(error: ValueError | RecursionError, line: bytes) -> str:
+    """The reason for what the parser raised. Depth goes first: how deep the parser goes depends on the interpreter."""
+    if isinstance(error, UnicodeDecodeError):
+        return "bad_utf8"
+    if isinstance(error, RecursionError) or _opened(line) > DEEPEST:
+        return "deep_nesting"
+    if isinstance(error, UnusableError):
+        return error.reason
+    return "bad_json" if isinstance(error, json.JSONDecodeError) else "huge_number"  # an integer of too many digits
+
+
+def _opened(line: bytes) -> int:
+    """The most brackets that are open at once in a line that need not be JSON, outside its texts."""
+    depth = deepest = 0
+    for mark in _MARKS.finditer(line):
+        depth += (mark[0] in b"[{") - (mark[0] in b"]}")
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -119,16 +134,6 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_float, parse
 
 def _encodable(name: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in name)
-
-
-def _depth(value: Any) -> int:
-    """The depth of nested lists and objects, without recursion."""
-    depth, level = 0, [value]
-    while level:
-        depth += 1
-        inner = [child for outer in level for child in (outer.values() if isinstance(outer, dict) else outer)]
-        level = [child for child in inner if isinstance(child, dict | list)]
-    return depth
 
 
 def _chunks_from_start(stream: BinaryIO, codec: str | None) -> tuple[Iterator[bytes], str | None]:

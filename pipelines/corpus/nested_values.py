@@ -8,6 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from rm.conversations import load_json
+
 _LISTS = {pa.lib.Type_LIST, pa.lib.Type_LARGE_LIST, pa.lib.Type_FIXED_SIZE_LIST, pa.lib.Type_LIST_VIEW}
 _MESSAGE = {"role", "from"}  # a struct with one of these is a message
 
@@ -26,12 +28,12 @@ def restore(value: Any, kind: pa.DataType, *, inside: bool = False) -> Any:
     """Return a value of Arrow with its JSON parsed, and without the nulls by which a struct says that a key is absent.
 
     A struct has the keys of all rows: arguments of one tool come with those of every other as null. Only structs `inside`
-    messages (or tools) lose them; a message itself keeps its keys. Raises `ValueError` for JSON that is none.
+    messages (or tools) lose them; a message itself keeps its keys. Raises `ValueError` for JSON that is none, or nested too deep.
     """
     if value is None:
         return None
     if isinstance(kind, pa.JsonType):
-        return json.loads(value)
+        return load_json(value)
     if pa.types.is_map(kind) and inside:
         return {key: restore(item, kind.item_type, inside=True) for key, item in value}
     if pa.types.is_struct(kind):

@@ -7,7 +7,6 @@ Two looks: at what a run would write, when it is planned, and at what a pattern 
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +22,7 @@ from pipelines.errors import ConfigError, InputError, StorageError
 from pipelines.storage.files import REQUESTS_AT_ONCE, absolute, filesystem, join, names_in, read_bytes
 from pipelines.storage.listing import ListedFile, exists_on, is_hidden, search_for
 from pipelines.storage.patterns import could_match, template_expression
+from rm.conversations import load_json
 
 _HASH, _MODEL = "%" * 32, "%" * 24
 _OF_WORKERS = ("", *(f"-{'#' * i}-of-{'#' * n}" for i, n in itertools.combinations_with_replacement(range(1, 4), 2)))
@@ -176,8 +176,8 @@ def _find_evidence(folder: str) -> str | None:
         ("latest.json", {"version", "manifest", "run"}),
     ):
         try:
-            content = json.loads(read_bytes(join(folder, name)) or b"null")
-        except (ValueError, RecursionError, StorageError):
+            content = load_json(read_bytes(join(folder, name)) or b"null")
+        except (ValueError, StorageError):
             continue
         if isinstance(content, dict) and keys <= content.keys():
             return join(folder, name)

@@ -16,7 +16,7 @@ from pipelines.corpus.files import InputFile, RawRow, Unit, open_input
 from pipelines.corpus.nested_values import needs_restoring, restore
 from pipelines.corpus.unreadable import UnreadableError
 from pipelines.errors import InputError, join_names
-from rm.conversations import decode_bytes
+from rm.conversations import DeepNestingError, decode_bytes
 
 _READ_BYTES = 1 << 20
 _BATCH_ROWS = 16  # a dictionary may repeat one value of many megabytes in every row; larger batches are no faster
@@ -125,8 +125,8 @@ def batch_rows(
             continue
         try:
             whole = {name: restore(row[name], kind, inside=name == tools) for name, kind in nested.items()}
-        except ValueError:
-            yield "bad_json"
+        except ValueError as error:
+            yield "deep_nesting" if isinstance(error, DeepNestingError) else "bad_json"
             continue
         yield {**row, **whole, **{name: decode_bytes(whole.get(name, row[name])) for name in binary}}
 

@@ -24,6 +24,7 @@ import xxhash
 from pipelines.errors import StorageError
 from pipelines.storage import publish
 from pipelines.storage.files import join, names_in, read_bytes
+from rm.conversations import load_json
 
 # A part ends after so many rows, or bytes of lines. Neither may depend on the size of a job: score files are named by units.
 PART_ROWS = 8_192
@@ -168,7 +169,7 @@ def _hash_of(content: Mapping[str, object]) -> str:
 
 def _parse_index(data: bytes) -> tuple[Part, ...] | None:
     try:
-        content = json.loads(data)
+        content = load_json(data)
         stored_hash = content.pop("hash")
         if stored_hash != _hash_of(content) or content["format"] != FORMAT:
             return None

@@ -11,7 +11,6 @@ people remove an output while it is written, another run may own it a moment lat
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -21,6 +20,7 @@ from pipelines.storage import publish
 from pipelines.storage.canonical_json import to_json
 from pipelines.storage.files import anything_below, join, read_bytes, sizes_in
 from pipelines.storage.owner import CLAIM, Owner
+from rm.conversations import load_json
 
 _SHARD = re.compile(r"data/(train|test)-[^/]*\.parquet")  # what a reader takes for one
 
@@ -44,7 +44,7 @@ def claim(output: str, *, inputs: str, selection: str, plan: str) -> bool:
     data, version = existing
     other = owner.differences(data)
     if not other:
-        return bool(json.loads(data).get("plan") == plan)
+        return bool(load_json(data).get("plan") == plan)
     if settled:
         return False  # taken over at the moment when this selection began to publish; the other run publishes nothing
     if _holds_data(output):
@@ -71,7 +71,7 @@ def read_manifest(output: str) -> dict[str, Any] | None:
     if data is None:
         return None
     try:
-        value: dict[str, Any] = json.loads(data)
+        value: dict[str, Any] = load_json(data)
     except ValueError as error:
         raise StorageError(f"{path} is damaged; remove it and run the same command again") from error
     return value

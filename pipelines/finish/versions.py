@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import pwd
 import re
@@ -28,6 +27,7 @@ from pipelines.plan import Plans
 from pipelines.storage import publish
 from pipelines.storage.canonical_json import digest, to_json
 from pipelines.storage.files import absolute, describe, filesystem, is_local, join, names_in, read_bytes, size_of
+from rm.conversations import load_json
 
 FORMAT = 1
 LATEST, VERSIONS, RUNS, REMOVING = "latest.json", "versions", "runs", "removing"
@@ -219,7 +219,7 @@ def read_runs(root: str) -> list[RunRecord]:
         if data is None:  # removed meanwhile
             continue
         try:
-            record = json.loads(data)
+            record = load_json(data)
             started = datetime.fromisoformat(record["started"])
             plans, fingerprints = tuple(record["plans"]), tuple(record["fingerprints"])
             runs.append(RunRecord(number, record["version"], started, plans, fingerprints))
@@ -232,7 +232,7 @@ def read_runs(root: str) -> list[RunRecord]:
 
 def _parse_latest(data: bytes) -> Latest | None:
     try:
-        content: Mapping[str, Any] = json.loads(data)
+        content: Mapping[str, Any] = load_json(data)
         latest = Latest(str(content["version"]), str(content["manifest"]), int(content["run"]))
     except (ValueError, KeyError, TypeError):
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from pipelines.report.numbers import FORMAT
 from pipelines.report.pages import run as selection
 from pipelines.storage import publish
 from pipelines.storage.files import join, read_bytes
+from rm.conversations import load_json
 
 NAME = "report.html"
 
@@ -40,7 +40,7 @@ def read_numbers(output: str) -> dict[str, Any]:
             "again into another output.path (nothing is scored again with scores.path)"
         )
     try:
-        numbers: dict[str, Any] = json.loads(data)
+        numbers: dict[str, Any] = load_json(data)
     except ValueError as error:
         raise InputError(f"{path} is damaged; select again into another output.path") from error
     if numbers.get("format") != FORMAT:

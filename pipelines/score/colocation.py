@@ -35,7 +35,7 @@ from pipelines.score import score_files
 from pipelines.score.unit_scorer import GroupResult, Scorer, refuse_broken_model, result_columns
 from pipelines.storage import publish
 from pipelines.storage.files import join, names_in, read_bytes
-from rm.conversations import Conversation
+from rm.conversations import Conversation, load_json
 
 _KEY = pa.binary(24)
 _BUCKET_BYTES = 32 * 2**20  # of text in a bucket, which one worker sorts in memory
@@ -264,7 +264,7 @@ def decode(data: bytes, fingerprint: str) -> pa.Table | None:
         table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
         described = (table.schema.metadata or {})[_DESCRIBED].decode()
         undamaged = table.schema.metadata[_HASH].decode() == score_files.columns_hash(table, described)
-        same_model = json.loads(described) == {"fingerprint": fingerprint, "format": _FORMAT}
+        same_model = load_json(described) == {"fingerprint": fingerprint, "format": _FORMAT}
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError):
         return None
     return table.replace_schema_metadata(None) if undamaged and same_model and table.schema.equals(RESULTS) else None

@@ -28,6 +28,7 @@ import xxhash
 from pipelines.errors import StorageError
 from pipelines.storage import publish
 from pipelines.storage.files import is_local, join, open_for_reading, read_bytes
+from rm.conversations import load_json
 
 EXAMPLES = 3
 
@@ -147,7 +148,7 @@ def decode(data: bytes) -> tuple[pa.Table, Footer] | None:
         described = metadata[_FOOTER].decode()
         if metadata[_HASH].decode() != columns_hash(table, described + metadata[_ORIGINAL].decode()):
             return None
-        footer = Footer(**json.loads(described))
+        footer = Footer(**load_json(described))
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError):
         return None
     return (table, footer) if footer.format == FORMAT else None

@@ -10,7 +10,6 @@ names.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from pipelines.storage.canonical_json import to_json
 from pipelines.storage.files import join, read_bytes
 from pipelines.storage.publish import create_or_equal, create_or_read
 from pipelines.storage.stores.local import Writer
+from rm.conversations import load_json
 
 CLAIM, OWNER, SHARDS = "claim.json", "owner.json", "shards.json"
 _PARTS = {"inputs": "input files or model", "selection": "select or output settings"}
@@ -87,7 +87,7 @@ class Owner(NamedTuple):
     def differences(self, claimed: bytes) -> list[str]:
         """The parts that a claim or an owner names differently, in words; all of them for a damaged one."""
         try:
-            values: Any = json.loads(claimed)
+            values: Any = load_json(claimed)
         except ValueError:
             values = None
         known: dict[str, Any] = values if isinstance(values, dict) else {}

@@ -6,12 +6,12 @@ them (a copy in another layout, a head in a file of its own) are never loaded.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rm.identity import MODEL_FILES, ModelError, read_json, select_files
+from rm.messages import load_json
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _LARGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors library
@@ -92,13 +92,13 @@ def _shapes_in(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
             size = int.from_bytes(stream.read(8), "little")
             if size > min(length, _LARGEST_HEADER):
                 raise ValueError
-            header = json.loads(stream.read(size))
+            header = load_json(stream.read(size))
         header.pop("__metadata__", None)
         shapes = {name: _checked_shape(entry) for name, entry in header.items()}
         ends = [int(entry["data_offsets"][1]) for entry in header.values()]
     except OSError as error:
         raise ModelError(f"{file} cannot be read: {error.strerror}; fetch it again") from error
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise ModelError(f"{file} is cut or not a safetensors file; fetch it again") from error
     if length != 8 + size + max(ends, default=0):
         raise ModelError(f"{file} is cut or not a safetensors file; fetch it again")

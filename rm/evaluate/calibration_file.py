@@ -15,6 +15,7 @@ from pathlib import Path
 from rm.evaluate.calibration import Calibration
 from rm.evaluate.verdict import Verdict, hash_preferences
 from rm.identity import CALIBRATION_FILE, load_temperature
+from rm.messages import load_json
 from rm.preferences import Group
 
 FILE_NAME = CALIBRATION_FILE
@@ -62,7 +63,7 @@ def store_centring(directory: Path | str, weight: float) -> Path:
 def _update(path: Path, fields: dict[str, object]) -> Path:
     """Write the file with these fields beside its other ones, whole or not at all."""
     try:
-        others = json.loads(path.read_text(encoding="utf-8"))
+        others = load_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         others = {}
     temporary = path.with_name(f".{FILE_NAME}.{uuid.uuid4().hex[:12]}.tmp")

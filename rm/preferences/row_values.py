@@ -10,7 +10,6 @@ A reader is a pure function that raises `UnusableError` with a reason for a row 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from rm.conversations import (
     turns_in,
     with_tools,
 )
-from rm.messages import parse_json, text_of
+from rm.messages import load_json, parse_json, text_of
 from rm.preferences.edges import GapUse, apply_gap
 from rm.preferences.groups import Edge
 
@@ -168,8 +167,8 @@ def _read_history(value: object) -> list[dict[str, Any]]:
 def read_json(text: str) -> object:
     """Return what a text holds as JSON. Raises `UnusableError("bad_history")`."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return load_json(text)
+    except ValueError:
         raise UnusableError("bad_history") from None
 
 

@@ -22,7 +22,7 @@ from rm.conversations import (
     with_system,
     with_tools,
 )
-from rm.messages import map_texts
+from rm.messages import DEEPEST, DeepNestingError, load_json, map_texts
 
 ASK = {"role": "user", "content": "q"}
 CALL = {"role": "assistant", "content": None, "tool_calls": [call("add", 1, a=1, b=None)]}
@@ -140,3 +140,23 @@ def test_every_text_is_counted_and_changed_and_shown():
     assert count_characters(response) == len("call-1functionadd" + "call-1add" + "ar")
     assert describe_response(response).splitlines()[-2:] == ["assistant: a", "[reasoning_content] r"]
     assert describe_response("a") == "a"
+
+
+@pytest.mark.parametrize("depth", [DEEPEST + 1, 500, 5000, 100_000])
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":[', "]}")])
+def test_json_that_is_nested_too_deep_is_refused_on_every_interpreter(depth, opening, closing):
+    depth //= len(closing)
+    value = load_json(opening * (DEEPEST // len(closing)) + closing * (DEEPEST // len(closing)))
+    assert value
+    with pytest.raises(DeepNestingError):
+        load_json(opening * (depth + 1) + closing * (depth + 1))
+    with pytest.raises(ValueError):
+        load_json(opening * depth)
+
+
+@pytest.mark.parametrize("depth", [DEEPEST, 500, 5000])
+def test_calls_in_json_that_is_nested_too_deep_reject_the_row_on_every_interpreter(depth):
+    calls = '[{"a": ' + "[" * depth + "]" * depth + "}]"
+    with pytest.raises(UnusableError, match="bad_tool_calls"):
+        from_messages([ASK, {"role": "assistant", "content": "a", "tool_calls": calls}])
+    assert from_messages([{"role": "user", "content": calls}]) == (("user", calls),)

@@ -36,6 +36,7 @@ from pipelines.storage.models.checksums import (
     list_model,
 )
 from pipelines.storage.stores.remote_object import PART_BYTES, ObjectStat, RemoteObject
+from rm.conversations import load_json
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +141,7 @@ def _fetch_all(root: Path, lock: str, listing: Listing) -> dict[str, FileSum]:
 
 def _read_memo(memo: Path) -> dict[str, FileSum] | None:
     try:
-        content = json.loads(memo.read_text(encoding="utf-8"))
+        content = load_json(memo.read_text(encoding="utf-8"))
         return {name: FileSum(int(size), str(sha256)) for name, (size, sha256) in content.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return None  # a memo: where it is unreadable, the files are fetched again

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from pipelines.errors import ModelLoadError, StorageError
 from pipelines.storage import files
 from pipelines.storage.files import StoredObject, join, stored_in
+from rm.conversations import load_json
 
 CHECKSUMS_FILE = "bestkept-checksums.json"
 _FORMAT = 1
@@ -105,7 +106,7 @@ def read_checksums(url: str) -> Checksums | None:
     if data is None:
         return None
     try:
-        content: dict[str, Any] = json.loads(data)
+        content: dict[str, Any] = load_json(data)
         if content["format"] != _FORMAT:
             raise ValueError
         entries = content["files"].items()

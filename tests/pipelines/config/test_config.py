@@ -208,6 +208,8 @@ LAUGHS = "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("ab
         ("runner: {options: {a: " + "[" * 40 + "]" * 40 + "}}\n", "nested deeper than 32 levels"),
         ("runner: " + "{options: " * 3000 + "\n", "nested deeper than 32 levels"),
         ("runner: {options: {a: " + "[" * 3000 + "\n", "nested deeper than 32 levels"),
+        ("runner: {options: {a: " + "[" * 40 + "\n", "nested deeper than 32 levels"),
+        ("runner: {options: {a: " + "[" * 20 + "\n", "not valid YAML"),
         ("runner: {options: {a: &a [*a]}}\n", "nested deeper than 32 levels"),
         (f"a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9]\n{LAUGHS}", "holds more than 1,000,000 values"),
         (f"report: {{samples: {'9' * 5000}}}\n", "not valid YAML at line 4, column 19"),

@@ -54,6 +54,7 @@ JSON = {
     "text": b'"x"',
     "null": b"null",
     "deep": b"[" * 100_000,
+    "101 levels": b'{"a":' + b"[" * 100 + b"]" * 100 + b"}",
     "deep object": b'{"a":' * 50_000,
     "huge number": b'{"max_position_embeddings": ' + b"9" * 5_000 + b"}",
     "cut": b'{"a',
