@@ -81,6 +81,7 @@ def settings_of(config: TrainConfig) -> TrainSettings:
         model_path=config.model.path,
         revision=config.model.revision,
         max_length=config.model.max_length,
+        device=config.model.device,
         output_path=expanduser(config.output.path),
         **{**options, "report_to": tuple(options["report_to"])},
     )

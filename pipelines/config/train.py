@@ -138,6 +138,8 @@ class BackboneConfig(Strict):
     """Commit or tag of a hub id."""
     max_length: int = Field(default=2048, ge=8)
     """Longest input in tokens; longer conversations lose their oldest turns."""
+    device: Literal["auto", "cuda", "cpu", "mps"] = "auto"
+    """`auto`: a GPU where PyTorch can use one, else the CPU; `cuda`: a GPU, or the run ends with 7 and says what is missing."""
 
 
 class HeldOutConfig(Strict):

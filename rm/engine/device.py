@@ -135,6 +135,8 @@ def native_bfloat16(device: str) -> bool:
     """Tell whether the device computes in bfloat16 natively."""
     if device.startswith("cuda"):
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device != "cpu":
+        return False
     capabilities: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # older torch cannot tell
     return bool(capabilities().get("avx512_bf16"))
 

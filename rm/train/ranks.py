@@ -43,8 +43,11 @@ class Ranks:
 
     @classmethod
     @contextlib.contextmanager
-    def join(cls) -> Iterator[Ranks]:
-        """Join the other ranks, if there are any, for the time of a run. Raises `SettingsError` for another kind of launch."""
+    def join(cls, device: str) -> Iterator[Ranks]:
+        """Join the other ranks, if there are any, for the time of a run on devices of this kind.
+
+        Raises `SettingsError` for another kind of launch.
+        """
         for variable, name in _OTHER_LAUNCHES.items():
             if os.environ.get(variable, "").lower() in ("1", "true", "yes"):
                 raise SettingsError(
@@ -56,7 +59,7 @@ class Ranks:
             yield cls()
             return
         mine = not dist.is_initialized()
-        state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+        state = PartialState(cpu=device == "cpu", timeout=_PATIENCE)
         try:
             yield cls(state.process_index, state.num_processes)
         finally:

@@ -12,6 +12,7 @@ from typing import Any
 from rm.evaluate import Evaluation
 
 _SMALL_PARAMETERS, _LARGE_PARAMETERS = 100_000_000, 1_000_000_000
+_NOT_IN_KEY = ("output_path", "report_to", "device")
 _SMALL_RATE, _MEDIUM_RATE, _LARGE_RATE = 1e-4, 3e-5, 9e-6
 
 
@@ -77,6 +78,7 @@ class TrainSettings:
     model_path: str
     revision: str | None
     max_length: int
+    device: str  # auto, cuda, cpu or mps
     loss: str
     label_smoothing: float
     centring: float
@@ -100,7 +102,7 @@ class TrainSettings:
 
     def key(self) -> str:
         """Hash everything that decides the result: checkpoints of another key are not resumed."""
-        fields = {name: value for name, value in asdict(self).items() if name not in ("output_path", "report_to")}
+        fields = {name: value for name, value in asdict(self).items() if name not in _NOT_IN_KEY}
         return hashlib.sha256(json.dumps(fields, sort_keys=True, default=dict).encode()).hexdigest()[:24]
 
 

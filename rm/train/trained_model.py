@@ -17,7 +17,7 @@ from rm.checkpoint.load import (
 )
 from rm.checkpoint.refusals import refuse_switching, refuse_unembedded
 from rm.checkpoint.reward_model import RewardModel
-from rm.engine.device import default_device, default_tokens_per_batch, native_bfloat16
+from rm.engine.device import default_tokens_per_batch, native_bfloat16
 from rm.engine.packed_forward import enable_packing, first_position
 from rm.evaluate.calibration_file import FILE_NAME
 from rm.identity import effective_max_length, resolve_model
@@ -46,15 +46,15 @@ class TrainedModel:
 
     @classmethod
     def load(cls, settings: TrainSettings) -> TrainedModel:
-        """Load the backbone on this process's device, as the settings demand.
+        """Load the backbone on this process's device, of the kind that `settings.device` names, as the settings demand.
 
         What adapters leave as it is has the type that it computes in. Raises `ModelError`.
         """
         directory = resolve_model(settings.model_path, settings.revision)
         tokenizer = load_tokenizer(directory)
-        bfloat16 = computes_in_bfloat16(settings.precision)
+        bfloat16 = computes_in_bfloat16(settings)
         dtype = "bfloat16" if bfloat16 and settings.lora is not None else "float32"
-        refuse_weights(directory, settings, dtype=dtype, device=default_device())
+        refuse_weights(directory, settings, dtype=dtype, device=settings.device)
         loaded = load_backbone_for_training(directory, dtype=dtype)
         model, causal = loaded.model, loaded.causal
         if causal:
@@ -63,7 +63,7 @@ class TrainedModel:
         length = effective_max_length(directory, settings.max_length)
         refuse_switching(directory, model.config, length)
         template = Template.of(tokenizer, causal=causal, max_length=length, too_long="truncate")
-        loaded.to(default_device())
+        loaded.to(settings.device)
         packed, way = _choose_packing(loaded, template, bfloat16=bfloat16)
         adapted = None
         if settings.lora is not None:
@@ -84,7 +84,7 @@ class TrainedModel:
             causal=self.causal,
             pad=self.tokenizer.pad_token_id or 0,
             first_position=first_position(self.classifier.config),
-            tokens_per_batch=settings.tokens_per_batch or default_tokens_per_batch(default_device(), training=True),
+            tokens_per_batch=settings.tokens_per_batch or default_tokens_per_batch(settings.device, training=True),
             picks=settings.loss == "plackett_luce",
         )
 
@@ -123,8 +123,9 @@ def _choose_packing(loaded: RewardModel, template: Template, *, bfloat16: bool) 
     return packed, way
 
 
-def computes_in_bfloat16(precision: str) -> bool:
+def computes_in_bfloat16(settings: TrainSettings) -> bool:
     """Tell whether to compute in bfloat16. Raises `TrainingError` where a GPU would emulate it."""
-    if precision == "bfloat16" and torch.cuda.is_available() and not native_bfloat16(default_device()):
+    native = native_bfloat16(settings.device)
+    if settings.precision == "bfloat16" and settings.device == "cuda" and not native:
         raise TrainingError("train.precision is bfloat16, which this GPU only emulates; use float32 or auto")
-    return precision == "bfloat16" or (precision == "auto" and native_bfloat16(default_device()))
+    return settings.precision == "bfloat16" or (settings.precision == "auto" and native)

@@ -9,7 +9,7 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArgumen
 
 from rm.checkpoint.load import quiet_transformers
 from rm.conversations import prompt_key
+from rm.engine.device import resolve_device
 from rm.evaluate import Evaluation, evaluate, store_centring, store_offset, store_temperature
 from rm.preferences import Group, PreferenceError, ReadSettings, Rejections, heldout_split, read_preferences
 from rm.text.templates import Template
@@ -34,12 +35,7 @@ from rm.train.settings import (
     refuse_missing_packages,
 )
 from rm.train.trained_model import TrainedModel, computes_in_bfloat16
-from rm.train.trainer import (
-    GroupTrainer,
-    LogProgress,
-    SaveAtEnd,
-    SetDrawEpoch,
-)
+from rm.train.trainer import GroupTrainer, LogProgress, SaveAtEnd, SetDrawEpoch
 
 log = logging.getLogger(__name__)
 
@@ -69,11 +65,12 @@ def train(settings: TrainSettings) -> TrainResult:
     A run that was interrupted resumes from its last checkpoint when it is started again with the same settings. Started
     by `torchrun`, each process computes a part of every step on a device of its own; the first one saves.
 
-    Raises `SettingsError` (a package is missing), `PreferenceError` (data), `ModelError` (backbone), `TrainingError` (not
+    Raises `SettingsError` (a package is missing), `PreferenceError` (data), `ModelError` (backbone, device), `TrainingError` (not
     finite, collapsed, out of memory, or another run's checkpoints) or `RankError` (another process of the training ended).
     """
     refuse_missing_packages(settings)
-    with Ranks.join() as ranks:
+    settings = replace(settings, device=resolve_device(settings.device))
+    with Ranks.join(settings.device) as ranks:
         return _train(settings, ranks)
 
 
@@ -267,8 +264,8 @@ def _training_arguments(
         warmup_steps=math.ceil(settings.warmup_fraction * steps),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        use_cpu=not torch.cuda.is_available(),
-        bf16=computes_in_bfloat16(settings.precision),
+        use_cpu=settings.device == "cpu",
+        bf16=computes_in_bfloat16(settings),
         seed=settings.seed,
         data_seed=settings.seed,
         eval_strategy="steps" if evaluates else "no",

@@ -53,6 +53,7 @@ def run_settings(data: Any, model: Path, output: Path, **changes: Any) -> TrainS
         "model_path": str(model),
         "revision": None,
         "max_length": 48,
+        "device": "auto",
         "loss": "bradley_terry",
         "label_smoothing": 0.0,
         "centring": 0.0,

@@ -120,18 +120,20 @@ def test_two_ranks_train_to_the_weights_of_one(tmp_path, mixed, causal):
     assert max(float((value - resumed[name]).abs().max()) for name, value in one.items()) < 1e-6
 
 
+LAUNCHERS = {
+    "torchrun": "torch.distributed.run --nproc_per_node 2 --master_port PORT",
+    # the option for several GPUs: that for CPUs starts processes by MPI
+    "accelerate launch": "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no "
+    "--dynamo_backend no --main_process_port PORT",
+}
+
+
 @pytest.mark.slow
-def test_the_demo_trains_under_torchrun(tmp_path):
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_the_demo_trains_under_a_launcher(tmp_path, launcher):
     words = ["configs/demo/train.yaml", f"model.path={minilm()}", f"output.path={tmp_path}/model", "train.epochs=0.2"]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--master_port",
-        str(free_port()),
-    ]
+    words.append("model.device=cpu")
+    command = [sys.executable, "-m", *LAUNCHERS[launcher].replace("PORT", str(free_port())).split()]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     result = subprocess.run(
         [*command, "-m", "pipelines.cli", "train", *words], capture_output=True, text=True, cwd=ROOT, env=environment

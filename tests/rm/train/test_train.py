@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pipelines.config.train import TrainOptions
 from rm.evaluate import evaluate
-from rm.identity import has_anchor
+from rm.identity import ModelError, has_anchor
 from rm.preferences import PreferenceError, ReadSettings, heldout_split, read_preferences
 from rm.scorer import Scorer
 from rm.train import TrainingError, train
@@ -351,23 +351,49 @@ def test_bfloat16_computes_under_float32_weights(tmp_path, pairs, kind, request)
     assert result.heldout.to_json()["accuracy"]["overall"]["model"]["value"] == 1.0
 
 
+def in_bfloat16(precision, device):
+    return computes_in_bfloat16(run_settings("a.jsonl", "model", "out", precision=precision, device=device))
+
+
 @pytest.mark.parametrize("native", [True, False])
 def test_auto_precision_follows_the_cpu(monkeypatch, native):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native})
-    assert computes_in_bfloat16("auto") is native
-    assert computes_in_bfloat16("bfloat16")
-    assert not computes_in_bfloat16("float32")
+    assert in_bfloat16("auto", "cpu") is native
+    assert in_bfloat16("bfloat16", "cpu")
+    assert not in_bfloat16("float32", "cpu")
+    assert not in_bfloat16("auto", "mps")
 
 
 def test_a_gpu_that_would_emulate_bfloat16_is_an_error(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     with pytest.raises(TrainingError, match="only emulates"):
-        computes_in_bfloat16("bfloat16")
-    assert not computes_in_bfloat16("auto")
+        in_bfloat16("bfloat16", "cuda")
+    assert not in_bfloat16("auto", "cuda")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
-    assert computes_in_bfloat16("auto")
+    assert in_bfloat16("auto", "cuda")
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_a_device_that_is_not_there_ends_the_training_before_anything_is_read(tmp_path, monkeypatch, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ModelError, match={"cuda": "a GPU was asked for .*torch finds none", "mps": "is mps"}[device]):
+        train(run_settings("nowhere.jsonl", tmp_path, tmp_path / "out", device=device))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_cpu_trains_where_there_is_a_gpu_too(tmp_path, pairs, encoder, monkeypatch):
+    train(run_settings(pairs, encoder, tmp_path / "plain", epochs=0.5))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    train(run_settings(pairs, encoder, tmp_path / "chosen", epochs=0.5, device="cpu"))
+    plain, chosen = weights_of(tmp_path / "plain"), weights_of(tmp_path / "chosen")
+    assert all(torch.equal(value, chosen[name]) for name, value in plain.items())
+
+
+def test_a_run_goes_on_though_its_device_is_named_otherwise():
+    keys = {run_settings("a.jsonl", "model", "out", device=device).key() for device in ("auto", "cuda", "cpu")}
+    assert len(keys) == 1
 
 
 def test_default_learning_rate_follows_size_and_adapters(tmp_path, pairs, encoder):
