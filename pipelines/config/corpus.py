@@ -10,7 +10,7 @@ from pipelines.config.base import PathText, Strict
 
 
 class Columns(Strict):
-    """The input columns by role; needed only where detection fails."""
+    """The input columns by role; needed only where detection fails. A path names a field of records: `request.prompt`."""
 
     messages: str | None = None
     """Whole conversations; the last assistant turn is the response."""

@@ -21,7 +21,8 @@ class ScoresConfig(Strict):
     """Further directories of score files, from other runs of the same model on the same files: read where `path` has none, never
     written to."""
     column: str | None = None
-    """An input column that already holds the rewards (from a judge, or from another model), instead of `model`."""
+    """An input column that already holds the rewards (from a judge, or from another model), instead of `model`; or a field of its
+    records: `completions.overall_score`."""
 
 
 class RowLimits(Strict):

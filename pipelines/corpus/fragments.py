@@ -129,7 +129,8 @@ def _rows(file: InputFile, unit: Unit, mapping: RowMapping, max_row_bytes: int, 
 
 def row_of(number: int, raw: RawRow, mapping: RowMapping) -> Row:
     """The row with this number in its unit, parsed; an unreadable one is rejected."""
-    usable: RowValues = {} if isinstance(raw.values, str) else raw.values
+    original: RowValues = {} if isinstance(raw.values, str) else raw.values
+    usable = mapping.with_paths(original)
     parsed = parse_row(raw.values, mapping)
     return Row(
         number,
@@ -140,7 +141,7 @@ def row_of(number: int, raw: RawRow, mapping: RowMapping) -> Row:
         raw.seen_bytes,
         _text(usable.get(mapping.source)) if mapping.source else None,
         tuple(_text(usable.get(name)) for name in mapping.carry),
-        usable,
+        original,
         tuple(rewards_of(usable, mapping, len(parsed.responses))) if mapping.reward else None,
     )
 

@@ -64,9 +64,9 @@ def refuse_types(file: InputFile, mapping: RowMapping) -> None:
     columns = [(name, f"the {role}", "text or messages") for role in roles if (name := getattr(mapping, role))]
     columns += [(mapping.reward, "the reward", "numbers, or lists of numbers")] if mapping.reward else []
     for name, role, expected in columns:
-        if len(schema.get_all_field_indices(name)) != 1:
+        if (kind := _type_at(schema, name)) is None:
             continue  # an error of its own
-        scalar = kind = schema.field(name).type
+        scalar = kind
         while scalar.id in _LISTS or pa.types.is_dictionary(scalar):
             scalar = scalar.value_type
         numbers = pa.types.is_integer(scalar) or pa.types.is_floating(scalar) or pa.types.is_decimal(scalar)
@@ -77,6 +77,17 @@ def refuse_types(file: InputFile, mapping: RowMapping) -> None:
                 f"input file {file.path}: column {name!r} holds {kind}, and {role} is {expected}; name another column, or "
                 "convert this one"
             )
+
+
+def _type_at(schema: pa.Schema, path: str) -> pa.DataType | None:
+    """The type of a column, or of a field of records; None where there is not just one."""
+    if len(schema.get_all_field_indices(path)) == 1:
+        return schema.field(path).type
+    key, _, rest = path.partition(".")
+    kind = _type_at(schema, key) if rest else None
+    while kind is not None and kind.id in _LISTS:
+        kind = kind.value_type
+    return _type_at(pa.schema(list(kind)), rest) if kind is not None and pa.types.is_struct(kind) else None
 
 
 def refuse_missing(file: InputFile, names: Sequence[str], wanted: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.corpora import TIMED, write_jsonl
@@ -102,6 +103,43 @@ def test_a_column_of_rewards_needs_no_model(tmp_path, select):
         sorted(g, key=lambda row: (-len(row["response"]), order(row)[1]))[0]["reward"] for g in by(usable, "prompt")
     ]
     assert manifest["controls"]["longest"] == pytest.approx(sum(longest) / len(longest), abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_rewards_inside_the_records_of_responses_are_selected_on(tmp_path, kind):
+    rows = [
+        {
+            "instruction": f"p{n}",
+            "completions": [{"response": f"r{n}{k}", "overall_score": (n * k) % 5 / 2} for k in range(4)],
+        }
+        for n in range(1, 6)
+    ]
+    rows[2]["completions"][1]["overall_score"] = None
+    path = tmp_path / f"a.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        write_jsonl(path, rows)
+    values = {
+        "input": {"path": str(path)},
+        "scores": {"column": "completions.overall_score"},
+        "select": [{"best_of_n": {}}],
+        "output": {"path": str(tmp_path / "out")},
+    }
+    manifest = run_curation(
+        RunConfig.model_validate({**values, "limits": {"max_rejected_fraction": 0.5}}), scorer=None
+    ).manifest
+    assert manifest["rejected"] == {"no_reward": 1}
+    usable = [
+        {"prompt": row["instruction"], "response": one["response"], "reward": one["overall_score"]}
+        for row in rows
+        for one in row["completions"]
+        if one["overall_score"] is not None
+    ]
+    assert kept(tmp_path) == {group[0]["response"] for group in by(usable, "prompt")}
+    other = {**values, "scores": {"column": "completions.response"}, "output": {"path": str(tmp_path / "other")}}
+    with pytest.raises(InputError, match=r"scores.column is 'completions.response', and"):
+        run_curation(RunConfig.model_validate(other), scorer=None)
 
 
 def test_changed_rewards_are_noticed(tmp_path, select):

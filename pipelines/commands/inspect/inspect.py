@@ -124,6 +124,7 @@ def _detect(
 def _refuse_mixed(files: Sequence[InputFile], mapping: RowMapping, *, max_row_bytes: int) -> None:
     """Raise `InputError` where one of some files, spread over all, has none of the columns that the first one has."""
     needed = [name for name in (mapping.messages, mapping.prompt, mapping.response, mapping.responses) if name]
+    needed = [mapping.column_of(name) for name in needed]
     step = max(1, len(files) // _FILES_COMPARED)
     for file in files[::step]:
         names = column_names(file, max_row_bytes=max_row_bytes)

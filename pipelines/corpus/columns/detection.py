@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from pipelines.config import Columns
@@ -34,7 +35,7 @@ from pipelines.corpus.columns.layouts import (
     join_settings,
     roles_of_layout,
 )
-from pipelines.corpus.columns.row_mapping import RowMapping, parse_row
+from pipelines.corpus.columns.row_mapping import RowMapping, parse_row, value_at
 from pipelines.corpus.columns.trajectories import AFTER_LAST_USER, ResponseChoice, choose_response
 from pipelines.corpus.columns.undetected_hints import hint
 from pipelines.corpus.columns.value_kinds import FirstRows, RowValues
@@ -130,12 +131,11 @@ def detect(
     """
     table = FirstRows(names, rows)
     user_columns = {key: value for key, value in columns.model_dump().items() if value is not None}
-    named = [(f"input.columns.{key}", column_of(name, names)) for key, name in user_columns.items()]
+    named = [(f"input.columns.{key}", name) for key, name in user_columns.items()]
     named += [("input.carry", name) for name in carry] + [("input.group_by", name) for name in group_by]
     named += [("scores.column", reward)] if reward is not None else []
-    for key, name in named:
-        if name not in names:
-            raise InputError(f"{key} is {name!r}, and {where} has no such column; name one of {join_names(names)}")
+    paths = _paths(table, named, where=where)
+    table = FirstRows([*names, *paths], [RowMapping("", paths=paths).with_paths(row) for row in rows])
     readings = find_readings(table, format, user_columns)
     if not readings:
         wanted = _WANTED.get(format, "prompt and response (or responses, or messages)")
@@ -152,6 +152,8 @@ def detect(
             "remove it, or set input.format"
         )
     mapping = _mapping(table, chosen, user_columns, where=where, carry=carry, group_by=group_by, reward=reward)
+    mapping = replace(mapping, paths=paths)
+    _refuse_no_rewards(table, mapping, where)
     if mapping.field is not None:
         role = "responses" if mapping.responses else "response"
         column = mapping.responses or mapping.response
@@ -166,6 +168,37 @@ def detect(
     return Detection(
         mapping, chosen, tuple(readings[1:]), unread, appended, notes, choice, _unread_keys(table, mapping)
     )
+
+
+def _paths(table: FirstRows, named: Sequence[tuple[str, str]], *, where: str) -> tuple[str, ...]:
+    """Return the names in settings (setting, name) that are fields of records; those of responses are part of the layout.
+
+    Raises `InputError` where there is neither a column nor a field of this name.
+    """
+    paths = []
+    for setting, name in named:
+        column = column_of(name, table.names)
+        if column not in table.names:
+            raise InputError(
+                f"{setting} is {name!r}, and {where} has no such column; name one of {join_names(table.names)}"
+            )
+        if column != name:
+            _refuse_missing_field(table, setting, name, where)
+            if setting not in ("input.columns.response", "input.columns.responses"):
+                paths.append(name)
+    return tuple(dict.fromkeys(paths))
+
+
+def _refuse_no_rewards(table: FirstRows, mapping: RowMapping, where: str) -> None:
+    """Raise `InputError` where the first rows have values in the column of rewards, and none is a number."""
+    values = [] if mapping.reward is None else [row.get(mapping.reward) for row in table.rows]
+    flat = [item for value in values for item in (value if isinstance(value, list) else [value]) if item is not None]
+    if flat and not any(isinstance(item, int | float | Decimal) and not isinstance(item, bool) for item in flat):
+        raise InputError(
+            f"scores.column is {mapping.reward!r}, and in the first rows of {where} {mapping.reward!r} holds "
+            f"{table.kinds[mapping.reward or '']}, and the reward is numbers, or lists of numbers; name a column, or a field of "
+            "records (completions.overall_score), that holds rewards"
+        )
 
 
 def _mapping(
@@ -187,20 +220,24 @@ def _mapping(
     role = "responses" if "responses" in columns else "response"
     if name := columns.get(role):
         columns[role] = column = column_of(name, table.names)
-        _refuse_missing_field(table, role, column, name.removeprefix(f"{column}.") if name != column else None, where)
         columns["field"] = name.removeprefix(f"{column}.") if name != column else _field(table, reading, role, where)
     named: dict[str, Any] = columns
     return RowMapping(reading.format, **named, carry=tuple(carry), group_by=tuple(group_by), reward=reward)
 
 
-def _refuse_missing_field(table: FirstRows, role: str, column: str, field: str | None, where: str) -> None:
+def _refuse_missing_field(table: FirstRows, setting: str, name: str, where: str) -> None:
     """Raise `InputError` where the first rows have records in a column, and none of these has the field that is named."""
+    column, _, field = name.partition(".")
     keys = table.keys(column)
-    if field is not None and keys and field not in keys:
+    if keys and field not in keys and not any(_has_value(value_at(row, name)) for row in table.rows):
         raise InputError(
-            f"input.columns.{role} is '{column}.{field}', and no record in the column {column!r} of {where} has a field "
-            f"{field!r}; name one of {', '.join(keys[:20])}"
+            f"{setting} is {name!r}, and no record in the column {column!r} of {where} has a field {field!r}; name one of "
+            f"{', '.join(keys[:20])}"
         )
+
+
+def _has_value(value: object) -> bool:
+    return any(map(_has_value, value)) if isinstance(value, list) else value is not None
 
 
 def _field(table: FirstRows, reading: Reading, role: str, where: str) -> str | None:

@@ -56,6 +56,9 @@ class RowMapping:
     tools: str | None = None  # the tools that a conversation may call
     after_last_user: bool = False  # the response is all that follows the last user turn
     cut_prompt: bool = False  # a prompt that a response repeats at the front is taken off
+    paths: tuple[
+        str, ...
+    ] = ()  # names among these that are no column: fields of records, such as `completions.overall_score`
 
     def columns(self) -> list[str]:
         """The input columns that scoring reads."""
@@ -70,19 +73,38 @@ class RowMapping:
             self.source,
             self.reward,
         ]
-        return list(dict.fromkeys([name for name in named if name is not None] + [*self.carry, *self.group_by]))
+        used = [name for name in named if name is not None] + [*self.carry, *self.group_by]
+        return list(dict.fromkeys(self.column_of(name) for name in used))
+
+    def column_of(self, name: str) -> str:
+        """The input column that a name is read from."""
+        return name.partition(".")[0] if name in self.paths else name
+
+    def with_paths(self, row: RowValues) -> RowValues:
+        """A row with the values at `paths` beside its columns."""
+        return {**row, **{path: value_at(row, path) for path in self.paths}} if self.paths else row
 
     def to_json(self) -> dict[str, Any]:
         fields = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        for name in ("reward", "field", "tools", "after_last_user", "cut_prompt"):
+        for name in ("reward", "field", "tools", "after_last_user", "cut_prompt", "paths"):
             if not fields[name]:
                 del fields[name]  # they are part of a fingerprint, and there were none before
         return fields
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> RowMapping:
-        listed = {key: tuple(fields[key]) for key in ("carry", "group_by")}
+        listed = {key: tuple(fields[key]) for key in ("carry", "group_by", "paths") if key in fields}
         return cls(**{**fields, **listed})
+
+
+def value_at(value: Any, path: str) -> Any:
+    """The value at a path of keys joined by dots; of a list of records, the list of their values. None where it is not there."""
+    if isinstance(value, list):
+        return [value_at(item, path) for item in value]
+    if not isinstance(value, Mapping):
+        return None
+    key, _, rest = path.partition(".")
+    return value[path] if path in value else value_at(value.get(key), rest) if rest else None
 
 
 class ParsedRow(NamedTuple):
@@ -107,6 +129,7 @@ def parse_row(row: RowValues | str, mapping: RowMapping) -> ParsedRow:
     """Parse a row (column → value), or reject one that could not be read and is the reason. Raises for no value of a row."""
     if isinstance(row, str):
         return ParsedRow.rejected(row)
+    row = mapping.with_paths(row)
     values = list(_responses(row, mapping))
     try:
         if mapping.messages is not None:
@@ -132,7 +155,7 @@ def parse_row(row: RowValues | str, mapping: RowMapping) -> ParsedRow:
 
 def rewards_of(row: RowValues, mapping: RowMapping, count: int) -> list[float | None]:
     """The rewards that a row with `count` responses carries itself; None where it holds no finite number."""
-    value = row.get(mapping.reward or "")
+    value = mapping.with_paths(row).get(mapping.reward or "")
     values = value if isinstance(value, list) else [value]
     if len(values) != count:
         return [None] * count
@@ -161,7 +184,7 @@ def _responses(row: RowValues, mapping: RowMapping) -> Sequence[Any]:
 def _inner(value: Any, field: str | None) -> Any:
     """The value that `from_response` reads: taken out of a record, and a single message as a list of one."""
     if field is not None and isinstance(value, Mapping):
-        value = value.get(field)
+        value = value_at(value, field)
     return [value] if isinstance(value, Mapping) and ("role" in value or "from" in value) else value
 
 

@@ -15,7 +15,7 @@ from support.corpora import write_jsonl
 
 from pipelines.config import Columns, InputConfig
 from pipelines.corpus.columns.detection import AmbiguousError, detect
-from pipelines.corpus.columns.row_mapping import RowMapping, parse_row
+from pipelines.corpus.columns.row_mapping import RowMapping, parse_row, rewards_of
 from pipelines.corpus.listing import first_columns, list_files
 from pipelines.errors import InputError
 from rm.conversations import to_messages
@@ -738,6 +738,54 @@ def test_transcripts_and_lists_that_repeat_their_prompts_lose_them(tmp_path):
     rows = [{"prompt": f"{code}\n", "responses": [f"{code}\n    return one + two", f"{code}\n\n    pass", None]}]
     found = detected(write_jsonl(tmp_path / "b.jsonl", rows))
     assert parse_row(rows[0], found.mapping).responses == ["    return one + two", "    pass", None]
+
+
+RATED = {
+    "instruction": "2+2?",
+    "completions": [
+        {"response": "4", "overall_score": 8.5, "annotations": {"honesty": {"Rating": "5"}}},
+        {"response": "5", "overall_score": None, "annotations": {"honesty": {"Rating": "1"}}},
+    ],
+}
+
+
+def test_rewards_and_any_role_may_be_fields_of_records():
+    found = detect(
+        list(RATED), rows=[RATED], format="auto", columns=Columns(), where="a", reward="completions.overall_score"
+    )
+    assert found.mapping.columns() == ["instruction", "completions"]
+    assert parse_row(RATED, found.mapping).responses == ["4", "5"]
+    assert rewards_of(RATED, found.mapping, 2) == [8.5, None]
+    assert RowMapping.from_json(json.loads(json.dumps(found.mapping.to_json()))) == found.mapping
+    broken = [{"completions": []}, {"completions": None}, {"completions": [3, {"overall_score": "7"}]}]
+    assert [rewards_of(row, found.mapping, 2) for row in broken] == [[None, None]] * 3
+    row = {"request": {"prompt": "2+2?", "meta": {"id": 7}}, "reply": {"text": "4"}, "request.x": "whole name"}
+    columns = Columns(prompt="request.prompt", response="reply.text", source="request.x")
+    read = detect(list(row), rows=[row], format="auto", columns=columns, where="a", carry=["request.meta.id"])
+    assert read.mapping.paths == ("request.prompt", "request.meta.id")
+    assert read.mapping.columns() == ["request", "reply", "request.x"]
+    assert parse_row(row, read.mapping)[:2] == (ASKED, ["4"])
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        (
+            "completions.score",
+            "scores.column is 'completions.score', and no record in the column 'completions' of a has",
+        ),
+        (
+            "completion.overall_score",
+            "scores.column is 'completion.overall_score', and a has no such column; name one of ",
+        ),
+        ("completions.annotations.honesty.Rating", "holds texts, and the reward is numbers"),
+        ("completions", "holds records, and the reward is numbers"),
+        ("instruction", "holds text, and the reward is numbers"),
+    ],
+)
+def test_a_path_to_no_rewards_is_an_error_that_names_what_there_is(reward, message):
+    with pytest.raises(InputError, match=message):
+        detect(list(RATED), rows=[RATED], format="auto", columns=Columns(), where="a", reward=reward)
 
 
 def test_earlier_turns_in_a_column_of_lists_are_told_where_they_are_not_read(tmp_path):
