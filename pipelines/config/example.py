@@ -62,9 +62,11 @@ def _is_given(inner: type[BaseModel], field: FieldInfo) -> bool:
 def _rules(*, indent: int) -> Iterator[str]:
     for name, field in Step.model_fields.items():
         inner = model_in(field.annotation)[0]
-        assert inner is not None
         yield from _comment(meaning_of(field), indent)
-        lines = [f"{' ' * indent}- {name}:", *_block(inner, indent=indent + 4)]
+        if inner is None:
+            lines = [f"{' ' * indent}- {name}: {as_yaml((field.examples or [None])[0])}  # {type_of(field)}"]
+        else:
+            lines = [f"{' ' * indent}- {name}:", *_block(inner, indent=indent + 4)]
         yield from lines if inner in _OF_THE_EXAMPLE else _commented_out(lines, indent)
 
 

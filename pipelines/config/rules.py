@@ -6,14 +6,20 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from pipelines.config.base import Strict
+from pipelines.config.expression import parse
 
 
 def _bare(value: Any) -> Any:
     """A rule written without settings (`- length_correction:` in YAML) is the rule with its defaults."""
     return {} if value is None else value
+
+
+def _is_a_condition(text: str) -> str:
+    parse(text)
+    return text
 
 
 Temperature = Annotated[float | None, Field(gt=0.0, allow_inf_nan=False)]
@@ -174,6 +180,12 @@ class Step(Strict):
     """One chosen and one rejected response per prompt, for preference training. Comes last."""
     drop_prompts: DropPrompts | None = None
     """Drop whole prompts to which any of these limits applies."""
+    where: Annotated[str, AfterValidator(_is_a_condition)] | None = Field(default=None, examples=["reward > 0.5"])
+    """Responses for which an expression is true: `is_correct and reward > 0.2 and 20 <= tokens <= 2000`. Names are `reward`,
+    `tokens`, `prompt_tokens`, `response_tokens`, `characters` (of the response), `truncated`, `source`, and columns under
+    `input.carry`, odd ones as `column("my column")`. There are comparisons, `in ["a", "b"]`, `and`, `or`, `not`, + - * /, `abs`,
+    `log`, `exp`, `sqrt`, `min`, `max`, `is null` and `coalesce(x, 0)`. What is computed from or compared with null is null, and
+    null is not true."""
     length_correction: Annotated[LengthCorrection | None, BeforeValidator(_bare)] = None
     """Subtract a fit of reward on length from the rewards. Comes first."""
     random: Annotated[Random | None, BeforeValidator(_bare)] = None
@@ -214,6 +226,8 @@ class Step(Strict):
             return self.threshold.min_reward is not None
         if self.drop_prompts is not None:
             return self.drop_prompts.min_best is not None
+        if self.where is not None:
+            return any(use.name == "reward" and not use.is_column for use in parse(self.where).uses)
         return self.top is not None
 
 

@@ -8,6 +8,7 @@ from pydantic import Field, WrapValidator, model_validator
 
 from pipelines.config.base import PathText, Strict
 from pipelines.config.corpus import InputConfig
+from pipelines.config.expression import OF_TOKENIZER, parse
 from pipelines.config.model import EnsembleConfig, ModelConfig, _one_or_several
 from pipelines.config.output import OutputConfig, ReportConfig
 from pipelines.config.rules import BestOfN, Step, check_order
@@ -135,6 +136,8 @@ class RunConfig(Strict):
                         f"select.{number}.{setting} names the column {column!r}, and score files have {', '.join(known)}; "
                         f"add it: input.carry=[{', '.join([*self.input.carry, column])}]"
                     )
+            if step.where is not None:
+                self._check_expression(f"select.{number}.where", step.where)
             if step.top is not None and step.top.tokens is not None and self.model is None:
                 raise ValueError(
                     f"select.{number}.top.tokens is counted by a reward model's tokenizer, and scores.column has none; "
@@ -153,6 +156,18 @@ class RunConfig(Strict):
                 "pairs and the shape preference go together"
             )
         return self
+
+    def _check_expression(self, setting: str, text: str) -> None:
+        expression = parse(text)
+        try:
+            expression.check(self.input.carry)
+        except ValueError as error:
+            raise ValueError(f"{setting} is {text!r}: {error}") from None
+        counted = next((use.name for use in expression.uses if use.name in OF_TOKENIZER and not use.is_column), None)
+        if counted is not None and self.model is None:
+            raise ValueError(
+                f"{setting} names {counted}, which a reward model's tokenizer tells, and scores.column has none; use characters"
+            )
 
     @model_validator(mode="after")
     def _gold_is_carried(self) -> RunConfig:

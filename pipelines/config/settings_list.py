@@ -57,7 +57,8 @@ def block_meanings(command: str) -> dict[str, str]:
     found = {name: meaning_of(field) for name, field in KINDS[command].model_fields.items()}
     rules = model_in(KINDS[command].model_fields["select"].annotation)[0] if "select" in found else None
     for name, field in rules.model_fields.items() if rules else ():
-        found[f"select: {name}"] = meaning_of(field)
+        if model_in(field.annotation)[0] is not None:
+            found[f"select: {name}"] = meaning_of(field)
     return found
 
 
@@ -66,7 +67,8 @@ def _walk(kind: type[BaseModel], path: tuple[str, ...]) -> Iterator[tuple[str, S
         inner, is_list = model_in(field.annotation)
         here = (*path, name)
         if inner is None:
-            yield _title(path), Setting(".".join(here), type_of(field), default_of(field), meaning_of(field))
+            title = _title(here if path == ("select[]",) else path)  # a rule of one value has a section of its own
+            yield title, Setting(".".join(here), type_of(field), default_of(field), meaning_of(field))
         else:
             listed = is_list and not any(isinstance(one, BeforeValidator) for one in field.metadata)
             yield from _walk(inner, (*path, f"{name}[]") if listed else here)

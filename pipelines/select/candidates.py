@@ -77,6 +77,8 @@ class Candidates:
     other_hash: npt.NDArray[np.uint64]
     other_raw: npt.NDArray[np.float32]
     labels: Mapping[str, Labels] = field(default_factory=dict)
+    values: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    """Further numbers that expressions read, and the marks of expressions that are evaluated; see `pipelines.select.where`."""
     _cache: _PromptCache = field(default_factory=_PromptCache, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -100,7 +102,7 @@ class Candidates:
         if self.raw is self.reward:
             columns["raw"] = columns["reward"]
         labels = {name: Labels(column.codes[start:end], column.values) for name, column in self.labels.items()}
-        return Candidates(**columns, labels=labels)
+        return Candidates(**columns, labels=labels, values={n: v[start:end] for n, v in self.values.items()})
 
     def take(self, chosen: npt.NDArray[np.generic]) -> Candidates:
         """The entries at these positions, or under this mask."""
@@ -115,14 +117,18 @@ class Candidates:
                 columns[name] = columns["reward"]
             else:
                 columns[name] = column[chosen]
-        return Candidates(**columns, labels={name: labels.take(chosen) for name, labels in self.labels.items()})
+        return Candidates(
+            **columns,
+            labels={name: labels.take(chosen) for name, labels in self.labels.items()},
+            values={name: column[chosen] for name, column in self.values.items()},
+        )
 
     def with_columns(self, **columns: npt.NDArray[np.generic]) -> Candidates:
         """The same rows with other columns, but with the same keys."""
         return replace(self, **columns)  # type: ignore[arg-type]
 
 
-COLUMN_NAMES = tuple(entry.name for entry in fields(Candidates) if entry.name not in ("labels", "_cache"))
+COLUMN_NAMES = tuple(entry.name for entry in fields(Candidates) if entry.name not in ("labels", "values", "_cache"))
 
 
 def ascending_bits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:

@@ -50,6 +50,8 @@ class Needs:
     rival: bool = False
     other: bool = False
     labels: tuple[str, ...] = ()
+    values: tuple[str, ...] = ()  # numbers of score files that expressions read
+    marks: tuple[str, ...] = ()  # names of expressions, evaluated before the shuffle
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -63,7 +65,7 @@ class Needs:
     @property
     def kept(self) -> Needs:
         """The needs of the kept rows, once no rule looks at them."""
-        return replace(self, tokens=False, length=False, rival=False, labels=())
+        return replace(self, tokens=False, length=False, rival=False, labels=(), values=(), marks=())
 
 
 @lru_cache(maxsize=16)
@@ -78,13 +80,21 @@ def _columns(needs: Needs) -> tuple[str, ...]:
 @lru_cache(maxsize=16)
 def _schema(needs: Needs) -> pa.Schema:
     plain = [pa.field(name, _KINDS.get(name, pa.int32())) for name in needs.columns]
-    return pa.schema([*plain, *(pa.field(f"label.{name}", _LABEL) for name in needs.labels)])
+    labels = [pa.field(f"label.{name}", _LABEL) for name in needs.labels]
+    values = [pa.field(f"value.{name}", value_type(name)) for name in needs.values]
+    return pa.schema([*plain, *labels, *values, *(pa.field(f"mark.{name}", pa.uint8()) for name in needs.marks)])
+
+
+def value_type(name: str) -> pa.DataType:
+    """The type of a number that expressions read."""
+    return pa.uint8() if name == "truncated" else pa.int32()
 
 
 def to_table(candidates: Candidates, needs: Needs) -> pa.Table:
     plain = [pa.array(getattr(candidates, name)) for name in needs.columns]
     labels = [_to_dictionary(candidates.labels[name]) for name in needs.labels]
-    return pa.table([*plain, *labels], schema=needs.schema)
+    values = [pa.array(candidates.values[name]) for name in (*needs.values, *needs.marks)]
+    return pa.table([*plain, *labels, *values], schema=needs.schema)
 
 
 def to_candidates(table: pa.Table, needs: Needs) -> Candidates:
@@ -94,7 +104,11 @@ def to_candidates(table: pa.Table, needs: Needs) -> Candidates:
     }
     if not needs.raw:
         columns["raw"] = columns["reward"]
-    return Candidates(**columns, labels={name: to_labels(table[f"label.{name}"]) for name in needs.labels})
+    values = {name: table[f"value.{name}"].to_numpy() for name in needs.values}
+    values |= {name: table[f"mark.{name}"].to_numpy() for name in needs.marks}
+    return Candidates(
+        **columns, labels={name: to_labels(table[f"label.{name}"]) for name in needs.labels}, values=values
+    )
 
 
 def pack(candidates: Candidates, needs: Needs) -> bytes:
@@ -127,7 +141,8 @@ def concatenate(parts: Sequence[Candidates], needs: Needs) -> Candidates:
         name: to_labels(pa.chunked_array([_to_dictionary(part.labels[name]) for part in parts], type=_LABEL))
         for name in needs.labels
     }
-    return Candidates(**columns, labels=labels)
+    values = {name: np.concatenate([part.values[name] for part in parts]) for name in (*needs.values, *needs.marks)}
+    return Candidates(**columns, labels=labels, values=values)
 
 
 def to_labels(column: pa.ChunkedArray) -> Labels:
@@ -163,7 +178,8 @@ def scores_to_candidates(scores: pa.Table, *, file: int, unit: int, needs: Needs
     if needs.tokens:
         columns["tokens"] = _values(scores["prompt_tokens"]) + _values(scores["response_tokens"])
     labels = {name: to_labels(scores[score_column(name)]) for name in needs.labels}
-    every = Candidates(**columns, labels=labels)
+    values = {name: _values(scores[name].cast(value_type(name))) for name in needs.values}
+    every = Candidates(**columns, labels=labels, values=values)
     valid = scores["reward"].is_valid().to_numpy() if scores["reward"].null_count else None
     return every if valid is None else every.take(valid)
 
@@ -193,7 +209,7 @@ def score_columns(needs: Needs) -> list[str]:
     """The columns of a score file that candidates are made of."""
     plain = ["reward"] + ["prompt_key"] * needs.key + ["response_hash", "row", "response_index"] * needs.place
     plain += ["response_chars"] * needs.length + ["prompt_tokens", "response_tokens"] * needs.tokens
-    return [*plain, *(score_column(name) for name in needs.labels)]
+    return list(dict.fromkeys([*plain, *map(score_column, needs.labels), *needs.values]))
 
 
 class KeptUnit(NamedTuple):

@@ -20,6 +20,7 @@ from pipelines.select.length_correction import HashSample
 from pipelines.select.prefilter import shrink
 from pipelines.select.selection import Selection, apply_early_steps
 from pipelines.select.summary import FragmentFacts, SelectionSummary, StepCounts
+from pipelines.select.where import with_marks
 
 _BLOCK_ROWS = 200_000  # that are partitioned at a time, at least; 10 MB
 _HELD_ROWS = 5_000_000  # of a bundle, before they are shuffled: 250 MB
@@ -51,13 +52,14 @@ class ReadScores(ThreadedDoFn):
         self._held: dict[int, list[Candidates]] = {}  # by partition
 
     def work(self, data: bytes, _within_limits: Any, *sides: Any) -> _FileContent:
-        descriptor, needs = ScoreFile.from_bytes(data), self._selection.needs
+        descriptor, needs = ScoreFile.from_bytes(data), self._selection.reading
         footer = descriptor.footer
         columns = score_columns(needs)
         extra = ["row", "response_index", "reason"] if footer.rejected else ["row"] if self._with_schemas else []
         scores = score_files.read_columns(descriptor.path, list(dict.fromkeys([*columns, *extra])), footer)
         everything = scores_to_candidates(scores, file=descriptor.file, unit=footer.unit, needs=needs)
         candidates, counts = apply_early_steps(everything, self._selection, sides, until=len(self._selection.steps))
+        candidates = with_marks(candidates, self._selection.marked)
         outputs = [TaggedOutput("fragments", (descriptor.file, FragmentFacts.of(descriptor).to_bytes()))]
         if footer.rejected:
             rejected = to_ipc(rejected_rows(scores, footer.unit_start))

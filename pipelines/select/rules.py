@@ -21,6 +21,7 @@ from pipelines.select.candidates import (
     order_within,
     worst_bits,
 )
+from pipelines.select.where import where
 
 
 def apply_rule(candidates: Candidates, step: Step, *, temperature: float | None = None) -> Candidates:
@@ -40,6 +41,8 @@ def apply_rule(candidates: Candidates, step: Step, *, temperature: float | None 
         mask = random(candidates, step.random)
     elif step.longest is not None:
         mask = longest(candidates, step.longest)
+    elif step.where is not None:
+        mask = where(candidates, step)
     else:
         raise ValueError(f"step {step!r} names no rule that looks at one prompt at a time")
     return candidates.take(mask)

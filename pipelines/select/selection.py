@@ -24,6 +24,7 @@ from pipelines.select.length_correction import Curve
 from pipelines.select.rules import apply_rule
 from pipelines.select.summary import StepCounts, StepSum
 from pipelines.select.top import Cut, keep
+from pipelines.select.where import expressions_of, labels_of, mark_of, values_of
 from pipelines.storage.canonical_json import digest
 from pipelines.storage.owner import Owner
 
@@ -94,11 +95,8 @@ class Selection:
     @property
     def early(self) -> range:
         """The numbers of the steps that work on score files directly: the leading ones that need no whole prompt, up to the last
-        `top` among them."""
-        start = 1 if self.correction else 0
-        lead = itertools.takewhile(lambda number: _by_row(self.steps[number]), range(start, len(self.steps)))
-        tops = [number for number in lead if self.steps[number].top is not None]
-        return range(start, tops[-1] + 1) if tops else range(start, start)
+        `top` or `where` among them."""
+        return _early(self.steps)
 
     @property
     def late(self) -> list[list[int]]:
@@ -109,6 +107,17 @@ class Selection:
                 runs.append([])
             runs[-1].append(number)
         return runs
+
+    @property
+    def marked(self) -> list[Step]:
+        """The later steps that are evaluated before the shuffle all the same: `where`."""
+        return [step for step in self.steps[self.early.stop :] if step.where is not None]
+
+    @property
+    def reading(self) -> Needs:
+        """The needs of what is read of score files: also what is evaluated there, and does not travel."""
+        labels = dict.fromkeys([*self.needs.labels, *labels_of(self.steps)])
+        return replace(self.needs, labels=tuple(labels), values=values_of(self.steps), marks=())
 
     @property
     def prefilter(self) -> BestOfN | None:
@@ -130,12 +139,21 @@ def needs_of(config: RunConfig) -> Needs:
         rival=not any(step.pairs is not None or step.top is not None for step in steps),
         other=any(step.pairs is not None for step in steps),
         labels=tuple(dict.fromkeys(column for step in steps for _, column in step.columns())),
+        marks=tuple(dict.fromkeys(mark_of(step) for step in steps[_early(steps).stop :] if step.where is not None)),
     )
+
+
+def _early(steps: Sequence[Step]) -> range:
+    start = 1 if steps and steps[0].length_correction is not None else 0
+    lead = itertools.takewhile(lambda number: _by_row(steps[number]), range(start, len(steps)))
+    last = [number for number in lead if steps[number].top is not None or steps[number].where is not None]
+    return range(start, last[-1] + 1) if last else range(start, start)
 
 
 def _by_row(step: Step) -> bool:
     """Return True for a step that looks at one row at a time once its cut is known."""
-    return step.top is not None or (step.threshold is not None and step.threshold.min_reward is not None)
+    by_reward = step.threshold is not None and step.threshold.min_reward is not None
+    return step.top is not None or step.where is not None or by_reward
 
 
 @dataclass(frozen=True)
@@ -152,13 +170,16 @@ class LoadScores:
     def __call__(self, element: bytes, sides: Sequence[Any], *, ties: bool) -> Candidates:
         steps = self.selection.steps
         early_steps = [steps[number] for number in self.selection.early if number <= self.until]
+        named = {use.name for expression in expressions_of(early_steps) for use in expression.uses}
         needs = replace(
             self.selection.needs,
             key=False,
             place=ties or any(isinstance(side, Cut) for side in sides),
-            tokens=any(step.top is not None and step.top.tokens is not None for step in early_steps),
-            length=self.selection.correction is not None,
-            labels=tuple(sorted({column for step in early_steps for _, column in step.columns()})),
+            tokens="tokens" in named
+            or any(step.top is not None and step.top.tokens is not None for step in early_steps),
+            length="characters" in named or self.selection.correction is not None,
+            labels=tuple(sorted({*labels_of(early_steps), *(c for step in early_steps for _, c in step.columns())})),
+            values=values_of(early_steps),
         )
         descriptor = ScoreFile.from_bytes(element)
         candidates = read_candidates(descriptor, needs)

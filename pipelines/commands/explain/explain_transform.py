@@ -162,7 +162,8 @@ class Explain(beam.PTransform):  # type: ignore[misc]
 
 
 def _needs(selection: Selection) -> Needs:
-    return Needs(tokens=True, length=True, raw=selection.needs.raw, labels=selection.needs.labels)
+    reading = selection.reading
+    return Needs(tokens=True, length=True, raw=reading.raw, labels=reading.labels, values=reading.values)
 
 
 def matching(high: Any, low: Any, prefix: str) -> Mask:

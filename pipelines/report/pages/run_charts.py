@@ -92,7 +92,7 @@ def _funnel(manifest: Json, unit: str) -> dict[str, Any]:
     if counts.get("cut_prompts"):
         note += f" {counts['cut_prompts']:,} repeated their prompts, which were taken off."
     if any(prompts is None for _, _, prompts, _ in stages):
-        note += " Prompts are not counted where a cut works before they come together."
+        note += " Prompts are not counted where a step works before they come together."
     return {
         "title": "What each step kept",
         "serves": "Decides whether a step is too strict or does nothing, and whether the result is as large as training needs.",

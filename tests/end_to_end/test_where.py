@@ -1,0 +1,154 @@
+"""The step `where` through the whole graph, against the obvious answer row by row; its explanation and its errors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from support.corpora import write_jsonl
+
+from pipelines.commands.explain.explain_transform import explain
+from pipelines.commands.run import run_curation
+from pipelines.config import RunConfig
+from pipelines.errors import InputError
+from pipelines.select import selection as selection_module
+from rm.conversations import from_prompt, prompt_key
+
+
+def corpus():
+    """Ten prompts of six responses each, some of whose columns are null."""
+    rng = np.random.default_rng(5)
+    flags, scores = [True, False, None], [None, 0.25, 1, 3]
+    return [
+        {
+            "prompt": f"p{p}",
+            "response": f"answer {p} {k} " + "x" * int(rng.integers(0, 30)),
+            "reward": float(rng.permutation(600)[p * 6 + k]) / 100 - 3,
+            "ok": flags[rng.integers(3)],
+            "score": scores[rng.integers(4)],
+            "source": "abc"[k % 3],
+        }
+        for p in range(10)
+        for k in range(6)
+    ]
+
+
+def configured(root, steps, out="out", **changes):
+    values = {
+        "input": {"path": str(root / "in"), "rows_per_fragment": 7, "carry": ["ok", "score"]},
+        "scores": {"path": str(root / "scores"), "column": "reward"},
+        "select": steps,
+        "output": {"path": str(root / out)},
+    }
+    return RunConfig.model_validate(values | changes)
+
+
+@pytest.fixture
+def rows(tmp_path):
+    rows = corpus()
+    for number in range(3):
+        write_jsonl(tmp_path / "in" / f"{number}.jsonl", rows[number::3])
+    return rows
+
+
+def texts(rows):
+    return {row["response"] for row in rows}
+
+
+def kept(root, out="out"):
+    return {row["messages"][-1]["content"] for row in pq.read_table(root / out / "data").to_pylist()}
+
+
+def best(rows, keep=1):
+    prompts = {}
+    for row in sorted(rows, key=lambda row: -row["reward"]):
+        prompts.setdefault(row["prompt"], []).append(row)
+    return [row for group in prompts.values() for row in group[:keep]]
+
+
+CASES = {
+    "before": (
+        [{"where": "ok and characters < 35"}, {"best_of_n": {"min_candidates": 1}}],
+        lambda rows: best([row for row in rows if row["ok"] and len(row["response"]) < 35]),
+    ),
+    "before-a-cut": (
+        [{"where": 'source != "a" or score > 0.5'}, {"top": {"rows": 12}}, {"where": "reward > -1"}, {"top": {"rows": 9}}],
+        lambda rows: sorted(
+            (row for row in rows if (row["source"] != "a" or (row["score"] or 0) > 0.5) and row["reward"] > -1),
+            key=lambda row: -row["reward"],
+        )[:9],
+    ),
+    "after-best-of-n": (
+        [{"best_of_n": {"keep": 3}}, {"where": "not ok"}, {"where": "score is not null"}],
+        lambda rows: [row for row in best(rows, 3) if row["ok"] is False and row["score"] is not None],
+    ),
+    "between-cuts": (
+        [{"best_of_n": {"keep": 4}}, {"where": "coalesce(score, 2) >= 1"}, {"top": {"rows": 11}}, {"where": "ok is null"}],
+        lambda rows: [
+            row
+            for row in sorted(
+                (row for row in best(rows, 4) if row["score"] in (None, 1, 3)), key=lambda row: -row["reward"]
+            )[:11]
+            if row["ok"] is None
+        ],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_where_keeps_the_rows_that_the_expression_says(tmp_path, rows, case, monkeypatch):
+    steps, expected = CASES[case]
+    manifest = run_curation(configured(tmp_path, steps), scorer=None).manifest
+    assert kept(tmp_path) == texts(expected(rows)) != set()
+    assert [step["rule"] for step in manifest["steps"]] == [next(iter(step)) for step in steps]
+    monkeypatch.setattr(selection_module, "PARTITIONS", 1)
+    run_curation(configured(tmp_path, steps, "again"), scorer=None)
+    files = sorted((tmp_path / "out" / "data").iterdir())
+    assert [(tmp_path / "again" / "data" / file.name).read_bytes() for file in files] == [
+        file.read_bytes() for file in files
+    ]
+
+
+def test_where_sees_the_corrected_reward(tmp_path, rows):
+    steps = [{"length_correction": {}}, {"where": "reward > 0"}]
+    run_curation(configured(tmp_path, steps), scorer=None)
+    run_curation(configured(tmp_path, [steps[0], {"threshold": {"min_reward": 1e-300}}], "same"), scorer=None)
+    assert kept(tmp_path) == kept(tmp_path, "same") != texts(row for row in rows if row["reward"] > 0)
+
+
+def test_an_explanation_names_the_values_that_decide(tmp_path, rows):
+    steps = [
+        {"where": 'ok or score > 0.5 and source == "b"'},
+        {"best_of_n": {"min_candidates": 1}},
+        {"where": "reward > -9"},
+    ]
+    config = configured(tmp_path, steps)
+    run_curation(config, scorer=None)
+    explained = explain(config, prompt_key(from_prompt("p3")).hex())
+    assert explained["steps"][0] == steps[0]
+    mine = {round(row["reward"], 2): row for row in rows if row["prompt"] == "p3"}
+    assert len(explained["rows"]) == 6 == len(mine)
+    for row in explained["rows"]:
+        first, last, original = row["steps"][0], row["steps"][2], mine[round(row["reward"], 2)]
+        by_score = None if original["score"] is None else original["score"] > 0.5
+        other = False if original["source"] != "b" or by_score is False else by_score
+        true = True if original["ok"] or other else None if None in (original["ok"], other) else False
+        assert first == {
+            "rule": "where",
+            "verdict": "kept" if true else "dropped",
+            "ok": None if original["ok"] is None else str(original["ok"]).lower(),
+            "score": None if original["score"] is None else str(original["score"]),
+            "source": original["source"],
+            "true": true,
+        }
+        assert last["verdict"] == ("kept" if row["kept"] else "dropped before")
+    assert sum(row["kept"] for row in explained["rows"]) == 1
+
+
+def test_text_where_a_number_is_expected_ends_the_run(tmp_path):
+    row = {"prompt": "p", "reward": 1.0, "ok": "very secret", "score": "high"}
+    write_jsonl(tmp_path / "in" / "0.jsonl", [{**row, "response": f"r{k}"} for k in range(3)])
+    for text, name in (("ok", "ok"), ("score > 3", "score")):
+        with pytest.raises(InputError, match=f"the column '{name}' is read as a number") as raised:
+            run_curation(configured(tmp_path, [{"where": text}], f"out-{name}"), scorer=None)
+        assert "secret" not in str(raised.value)
