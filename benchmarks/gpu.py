@@ -1,0 +1,383 @@
+"""The model side on a GPU, in under eight minutes and without a network: is it right, how fast, and what bounds it.
+
+    python benchmarks/gpu.py [--dry] [--seconds 450] [--models qwen3_0.6b gemma2_2b llama_8b]
+
+Needs this repository's `rm`, torch, transformers and numpy; no Beam. Weights are random, of the shapes of real models. Token
+ids are random, too: P of a prompt, R of each of N responses. It prints one line of JSON:
+
+- `checks`: the largest difference between packed rewards and those of rows one by one, as a share of their spread, in
+  float32 and in bfloat16, with what unpacked rows in bfloat16 differ by;
+- `rates`: rows/s and FLOPs utilisation of the device's peak for each model, each P/R/N and each way: `shared` (packed, a
+  group's prompt once: what we do), `unshared` (packed), `padded` (transformers, rows by length, our token budget) and
+  `padded_32` (32 rows by length, as CrossEncoder takes them). Utilisation counts what each way computes, padding included;
+- `training`: steps/s and utilisation of forward, backward and AdamW on packed pairs;
+- `memory`: the predicted and the true peak of a full batch; and what a planted out-of-memory did to batches and rewards.
+
+What there was no time left for is in `skipped`, what failed in `failed`. `--dry` runs all of it on a CPU with tiny shapes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import transformers
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rm.checkpoint.reward_model import Float32Head, RewardModel
+from rm.engine.device import default_tokens_per_batch, peak_flops
+from rm.engine.layout import lay_out
+from rm.engine.memory import BatchMemory, peak_bytes
+from rm.engine.packed_forward import enable_packing, in_float32, packed_rewards
+from rm.scorer import Scorer, Window
+from rm.text.templates import Encoded
+from rm.together import PADDED
+from rm.train.losses import bradley_terry
+
+PAD = 0
+MODELS: dict[str, tuple[str, dict[str, int]]] = {
+    "qwen3_0.6b": ("Qwen3", {"layers": 28, "hidden": 1024, "inner": 3072, "heads": 16, "key_heads": 8, "width": 128}),
+    "gemma2_2b": ("Gemma2", {"layers": 26, "hidden": 2304, "inner": 9216, "heads": 8, "key_heads": 4, "width": 256}),
+    "llama_8b": ("Llama", {"layers": 32, "hidden": 4096, "inner": 14336, "heads": 32, "key_heads": 8, "width": 128}),
+}
+WORK = {"P200_R350_N16": (200, 350, 16), "P1000_R500_N8": (1000, 500, 8), "P50_R200_N2": (50, 200, 2)}
+WAYS = ("shared", "unshared", "padded", "padded_32")
+VOCABULARY = 32_000  # embeddings compute nothing, so a small one is as good
+MAX_LENGTH = 2048
+
+
+class Bench:
+    """The device, its limits, and the results so far."""
+
+    def __init__(self, *, dry: bool, seconds: float) -> None:
+        self.dry = dry
+        self.device = "cpu" if dry else "cuda"
+        self.dtype = torch.float32 if dry else torch.bfloat16
+        self.until = time.monotonic() + seconds
+        self.window_secs = 0.0 if dry else 4.0  # of each measurement, after its first batch
+        self.results: dict[str, Any] = {
+            "checks": {},
+            "rates": {},
+            "training": {},
+            "memory": {},
+            "skipped": [],
+            "failed": {},
+        }
+
+    def step(self, name: str, run: Callable[[], Any], *, needs_secs: float) -> Any:
+        """Run a step if there is time for it; an error ends the step, not the benchmark."""
+        if time.monotonic() + (0 if self.dry else needs_secs) > self.until:
+            self.results["skipped"].append(name)
+            return None
+        try:
+            return run()
+        except Exception as error:
+            self.results["failed"][name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+            error.__traceback__ = None  # its frames hold tensors
+            return None
+        finally:
+            gc.collect()
+            if self.device == "cuda":
+                torch.cuda.empty_cache()
+
+    def clock(self) -> float:
+        """The time when the device has done all that it was given."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dry", action="store_true", help="tiny shapes on the CPU")
+    parser.add_argument("--seconds", type=float, default=450, help="after which no measurement begins")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    args = parser.parse_args()
+    if not args.dry and not torch.cuda.is_available():
+        sys.exit("torch finds no GPU; --dry runs on the CPU, with tiny shapes")
+    bench = Bench(dry=args.dry, seconds=args.seconds)
+    started = time.monotonic()
+    for name in args.models:
+        bench.step(name, lambda name=name: measure_model(bench, name), needs_secs=25)  # type: ignore[misc]
+    bench.results |= {
+        "device": torch.cuda.get_device_name() if bench.device == "cuda" else "cpu",
+        "dtype": str(bench.dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "secs": round(time.monotonic() - started, 1),
+    }
+    print(json.dumps(bench.results))
+
+
+def measure_model(bench: Bench, name: str) -> None:
+    """Measure all there is of one model."""
+    small = name != "llama_8b"
+    model = build(bench, name)
+    results, scorer = bench.results, scorer_of(bench, model, packed=False)
+    with plain_attention(model):
+        results["checks"][name] = bench.step(f"{name} check", lambda: compare(bench, model), needs_secs=10)
+    for work, shape in WORK.items():
+        rates = results["rates"].setdefault(name, {})
+        rates[work] = {}
+        for way in WAYS:
+            rates[work][way] = bench.step(
+                f"{name} {work} {way}",
+                lambda way=way, shape=shape: measure_way(bench, scorer, way, shape),
+                needs_secs=12,  # type: ignore[misc]
+            )
+    results["memory"][name] = bench.step(f"{name} memory", lambda: measure_memory(bench, scorer), needs_secs=10)
+    if small:
+        results["training"][name] = bench.step(f"{name} training", lambda: train(bench, scorer), needs_secs=15)
+
+
+def build(bench: Bench, name: str) -> RewardModel:
+    """Build a model of random weights on the device, packed where it can be."""
+    kind, size = MODELS[name]
+    if bench.dry:
+        size = {"layers": 2, "hidden": 32, "inner": 48, "heads": 4, "key_heads": 2, "width": 8}
+    config = getattr(transformers, f"{kind}Config")(
+        num_hidden_layers=size["layers"],
+        hidden_size=size["hidden"],
+        intermediate_size=size["inner"],
+        num_attention_heads=size["heads"],
+        num_key_value_heads=size["key_heads"],
+        head_dim=size["width"],
+        vocab_size=100 if bench.dry else VOCABULARY,
+        max_position_embeddings=4096,
+        num_labels=1,
+        pad_token_id=PAD,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(bench.dtype)
+    try:
+        with torch.device(bench.device):
+            model = getattr(transformers, f"{kind}ForSequenceClassification")(config).eval()
+    finally:
+        torch.set_default_dtype(before)
+    return RewardModel(Float32Head.wrap(model))
+
+
+def scorer_of(bench: Bench, model: RewardModel, *, packed: bool) -> Scorer:
+    template: Any = SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=PAD), max_length=MAX_LENGTH)
+    budget = 512 if bench.dry else default_tokens_per_batch("cuda", training=False)
+    return Scorer(model, template, budget, bench.device, packed, way=PADDED)
+
+
+@contextlib.contextmanager
+def plain_attention(model: RewardModel) -> Iterator[None]:
+    """Let the model have transformers' attention meanwhile."""
+    implementation = model.model.config._attn_implementation
+    yield
+    if model.model.config._attn_implementation != implementation:
+        model.model.set_attn_implementation(implementation)
+
+
+def draw_window(bench: Bench, shape: tuple[int, int, int], groups: int, *, share: bool) -> Window:
+    """Draw `groups` prompts with their responses, lengths of which vary by a quarter around their mean."""
+    prompt, response, count = (max(2, size // 20) for size in shape) if bench.dry else shape
+    generator = torch.Generator().manual_seed(groups)
+    top = 100 if bench.dry else VOCABULARY
+    window = Window([], [], [], [])
+
+    def ids(mean: int) -> list[int]:
+        length = int(torch.randint(max(1, mean * 3 // 4), mean * 5 // 4 + 1, (1,), generator=generator))
+        return torch.randint(3, top, (length,), generator=generator).tolist()
+
+    for group in range(groups):
+        start = ids(prompt)
+        members = []
+        for index in range(count):
+            own = ids(response)
+            members.append(len(window.rows))
+            window.rows.append(Encoded(start + own, None, len(start), len(own), False))
+            window.places.append([(group, index)])
+        window.groups.extend([members] if share else [[row] for row in members])
+    return window
+
+
+def measure_way(bench: Bench, scorer: Scorer, way: str, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Score windows of some batches in one way until the time is over; return rows/s and the share of the peak."""
+    model = scorer.model.model
+    if not way.startswith("padded"):
+        with plain_attention(scorer.model):  # back to it, whatever happens
+            if not enable_packing(model, causal=True, max_length=MAX_LENGTH):
+                return {"refused": True}
+            scorer.packed = True
+            try:
+                return run_windows(bench, scorer, way, shape)
+            finally:
+                scorer.packed = False
+    return run_windows(bench, scorer, way, shape)
+
+
+def run_windows(bench: Bench, scorer: Scorer, way: str, shape: tuple[int, int, int]) -> dict[str, Any]:
+    prompt, response, count = shape
+    tokens = 6 * scorer.tokens_per_batch  # some batches
+    groups = 2 if bench.dry else max(2, tokens // (prompt + response * count))
+    window = draw_window(bench, shape, groups, share=way == "shared")
+    computed: list[Any] = []
+    scorer.on_batch = computed.append
+    score = (
+        (lambda: score_by_32(bench, scorer, window, computed))
+        if way == "padded_32"
+        else (lambda: scorer._forward_all(window))
+    )
+    score()  # kernels are chosen, memory is allocated
+    computed.clear()
+    started, rows = bench.clock(), 0
+    while rows == 0 or bench.clock() - started < bench.window_secs:
+        score()
+        rows += len(window.rows)
+    secs = bench.clock() - started
+    total = sum(work.computed_tokens if hasattr(work, "computed_tokens") else work for work in computed)
+    return {
+        "rows_per_sec": round(rows / secs, 2),
+        "tokens_per_sec": round(total / secs),
+        **utilisation(bench, scorer, total, secs),
+    }
+
+
+def utilisation(bench: Bench, scorer: Scorer, tokens: float, secs: float, *, passes: int = 1) -> dict[str, float]:
+    """Return the share of the device's peak by 2 x parameters x tokens, attention not counted; nothing without a peak."""
+    peak = peak_flops(bench.device, bench.dtype)
+    if peak is None:
+        return {}
+    return {"utilisation": round(2.0 * scorer.model.computing_parameters * tokens * passes / secs / peak, 4)}
+
+
+def score_by_32(bench: Bench, scorer: Scorer, window: Window, computed: list[Any]) -> None:
+    """Score rows sorted by length, 32 at a time."""
+    order = sorted(range(len(window.rows)), key=lambda row: -len(window.rows[row].ids))
+    for start in range(0, len(order), 32):
+        with torch.inference_mode():
+            _, tokens = scorer._forward_padded(window.rows, [[row] for row in order[start : start + 32]])
+        computed.append(tokens)
+
+
+def compare(bench: Bench, model: RewardModel) -> dict[str, Any]:
+    """Compare packed rewards with those of rows one by one, in float32 and in the type of the run."""
+    window = draw_window(bench, WORK["P50_R200_N2"], 3, share=True)
+    rows = [torch.tensor([row.ids], device=bench.device) for row in window.rows]
+    groups: Any = [[(window.rows[row].ids, None) for row in group] for group in window.groups]
+    layout = lay_out(groups, share=True, pad=PAD)
+
+    def alone() -> torch.Tensor:
+        return torch.stack([model.model(input_ids=row).logits[0, 0] for row in rows]).float()
+
+    with torch.inference_mode():
+        own = alone()
+        with in_float32(model.model):
+            exact = alone()
+        if not enable_packing(model.model, causal=True, max_length=MAX_LENGTH):
+            return {"packed": False}
+        packed = packed_rewards(model.model, layout, causal=True)
+        with in_float32(model.model):
+            wide = packed_rewards(model.model, layout, causal=True)
+    errors = {"float32": wide, str(bench.dtype).removeprefix("torch."): packed, "rows_alone": own}
+    spread = exact.std()
+    return {"packed": True, **{name: float((value - exact).abs().max() / spread) for name, value in errors.items()}}
+
+
+def measure_memory(bench: Bench, scorer: Scorer) -> dict[str, Any]:
+    """Compare the predicted peak of a full batch with the true one; then take memory away until a batch fails."""
+    with plain_attention(scorer.model):
+        scorer.packed = enable_packing(scorer.model.model, causal=True, max_length=MAX_LENGTH)
+        window = draw_window(bench, WORK["P200_R350_N16"], 8, share=True)
+        sample, longest = window.rows[0], max(len(row.ids) for row in window.rows)
+
+        def measure(rows: int, length: int) -> tuple[int, int]:
+            encoded = [sample._replace(ids=sample.ids[:length])] * rows
+            batch = [[row] for row in range(rows)]
+            return scorer._cost(encoded, batch), peak_bytes(lambda: scorer._forward(encoded, batch))
+
+        memory = BatchMemory.of(measure, longest=len(sample.ids))
+        batch = max(scorer._plan(window.rows, window.groups), key=lambda batch: scorer._cost(window.rows, batch))
+        tokens = scorer._cost(window.rows, batch)
+        true = true_peak(bench, lambda: scorer._forward(window.rows, batch))
+        results = {"batch_tokens": tokens, "predicted_bytes": memory.bytes(tokens, longest), "true_bytes": true}
+        results |= plant_out_of_memory(bench, scorer, window, tokens=tokens, limit=true // 3)
+    scorer.packed = False
+    return results
+
+
+def true_peak(bench: Bench, run: Callable[[], Any]) -> int:
+    """Return the bytes that `run` holds at most beyond what was there."""
+    if bench.device != "cuda":
+        return peak_bytes(run)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def plant_out_of_memory(bench: Bench, scorer: Scorer, window: Window, *, tokens: int, limit: int) -> dict[str, Any]:
+    """Score a window as it is, and with memory for a third of its largest batch, of `tokens`; compare budgets and rewards."""
+    expected, _ = scorer._forward_all(window)
+    budget, forward = scorer.tokens_per_batch, scorer._forward
+    with contextlib.ExitStack() as stack:
+        if bench.device == "cuda":
+            torch.cuda.empty_cache()
+            total = torch.cuda.get_device_properties(0).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, (torch.cuda.memory_reserved() + limit) / total))
+            stack.callback(torch.cuda.set_per_process_memory_fraction, 1.0)
+        else:
+
+            def fail_when_large(rows: Any, batch: Any) -> Any:
+                if scorer._cost(rows, batch) > tokens // 3:
+                    raise torch.OutOfMemoryError("planted")
+                return forward(rows, batch)
+
+            scorer._forward = fail_when_large  # type: ignore[method-assign]
+            stack.callback(vars(scorer).pop, "_forward")
+        rewards, failures = scorer._forward_all(window)
+    after, scorer.tokens_per_batch = scorer.tokens_per_batch, budget
+    error = float(abs(rewards - expected).max() / expected.std())
+    return {"planted": {"tokens_before": budget, "tokens_after": after, "failures": len(failures), "error": error}}
+
+
+def train(bench: Bench, scorer: Scorer) -> dict[str, Any]:
+    """Take steps on packed pairs of P50 R200, as many as fit into the budget of training."""
+    model = scorer.model.model
+    with plain_attention(scorer.model):
+        model.train()
+        if not enable_packing(model, causal=True, max_length=MAX_LENGTH):
+            return {"refused": True}
+        shape, budget = WORK["P50_R200_N2"], 128 if bench.dry else default_tokens_per_batch("cuda", training=True)
+        window = draw_window(bench, shape, 2 if bench.dry else budget // 450, share=True)
+        groups: Any = [[(window.rows[row].ids, None) for row in group] for group in window.groups]
+        layout = lay_out(groups, share=True, pad=PAD)
+        edges = torch.tensor([group[:2] for group in window.groups], device=bench.device)
+        ones = torch.ones(len(edges), device=bench.device)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+
+        def step() -> None:
+            bradley_terry(packed_rewards(model, layout, causal=True), edges, ones, ones).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        step()
+        started, steps = bench.clock(), 0
+        while steps == 0 or bench.clock() - started < bench.window_secs:
+            step()
+            steps += 1
+        secs = bench.clock() - started
+    model.eval()
+    rates = utilisation(bench, scorer, steps * len(layout.ids), secs, passes=3)
+    return {"steps_per_sec": round(steps / secs, 3), "tokens_per_step": len(layout.ids), **rates}
+
+
+if __name__ == "__main__":
+    main()
