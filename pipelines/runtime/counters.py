@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import platform
@@ -70,10 +71,19 @@ def count_fragment(*, input_bytes: int, responses: int, scored: int, found: bool
 def read_counters(result: Any) -> dict[str, int]:
     """The job's counters by name, zero for those that never counted; {} where the runner does not report them."""
     try:
-        return sum_metrics(result.metrics())
+        return sum_metrics(current_metrics(result))
     except Exception as error:  # a service may refuse, or keep none: the output is complete all the same
         log.warning("the runner does not tell its counters (%s): run.json is without throughput", type(error).__name__)
         return {}
+
+
+def current_metrics(result: Any) -> Any:
+    """Return the metrics that a job has now.
+
+    The result of a portable runner keeps the first answer that it gets, that of Dataflow the first after the end. So copies are
+    asked, and each question goes to the service.
+    """
+    return copy.copy(copy.copy(result).metrics())
 
 
 def sum_metrics(metrics: Any, *, tentative: bool = False) -> dict[str, int]:

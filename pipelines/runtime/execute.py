@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import logging
+import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
+import grpc
+from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions
 
 from pipelines.config import RunnerConfig
 from pipelines.errors import BestkeptError, StorageError, error_to_report, from_text, remedy, whereabouts
@@ -29,8 +31,8 @@ def execute(
 ) -> dict[str, int] | None:
     """Build a graph and run it to its end; return the job's counters, or None where the job continues without the launcher.
 
-    Raises the `BestkeptError` of a worker, and `StorageError` for any other error: it names type and place but not the message,
-    which may hold row text.
+    Raises the `BestkeptError` of a worker, and `StorageError` for any other error: with what a portable engine says of itself and
+    its workers, else with type and place but not the message, which may hold row text.
     """
     chosen = make_runner(runner)
     progress.set_stage("scoring")
@@ -45,7 +47,57 @@ def execute(
     except BestkeptError:
         raise
     except Exception as error:
-        raise error_to_report(error, "the pipeline") from error
+        endpoint = options.view_as(PortableOptions).job_endpoint
+        raise engine_error(error, endpoint) or error_to_report(error, "the pipeline") from error
+
+
+def engine_error(error: Exception, endpoint: str | None) -> StorageError | None:
+    """The error to report for a portable engine that is not there, went away or failed a job; None for errors of our own code."""
+    engine, text = f"the engine at {endpoint}" if endpoint else "the engine", str(error)
+    if isinstance(error, grpc.FutureTimeoutError):
+        return StorageError(
+            f"{engine} does not answer; start it, or correct job_endpoint, and run the same command again"
+        )
+    if from_text(text) is not None or "Traceback (most recent call last)" in text:
+        return None
+    if isinstance(error, grpc.RpcError):
+        details = _sentence(error.details() or "") if isinstance(error, grpc.Call) else ""
+        why = f" ({details})" if details else ""
+        return StorageError(
+            f"{engine} does not answer any more{why}; what is scored stays; start it again and run the same command again"
+        )
+    match = _FAILED_JOB.search(text)
+    if match is None:
+        return None
+    name, state = f"job {match['job']}", match["state"]
+    if state in _ENDED_FROM_OUTSIDE:
+        return StorageError(f"{name} {_ENDED_FROM_OUTSIDE[state]}; {_RESUMES}")
+    said = _sentence(match["message"])
+    for kind, (cause, todo) in _CAUSES.items():
+        if re.search(kind, said, re.IGNORECASE):
+            return StorageError(f"{name} {cause}; {engine} says: {said}; {todo}")
+    return StorageError(f"{name} failed; {engine} says: {said}; {_RESUMES}, once the cause is gone")
+
+
+_FAILED_JOB = re.compile(r"Pipeline (?P<job>\S+) failed in state (?P<state>\w+): (?P<message>.*)", re.DOTALL)
+_CAUSES = {  # what the engine says → what that means, and what to do
+    "control connection|(start|launch)\\w* .*(worker|environment)|(worker|environment).* (start|launch)": (
+        "got no worker",
+        "the log of the worker pool (environment_config) says why; mend that and run the same command again",
+    ),
+    "disconnected|worker.* (died|exited|lost|gone)|lost .*worker": (
+        "lost a worker",
+        "what is scored stays; give workers more memory where that ran out (the kernel's log says so); the same command resumes",
+    ),
+}
+_MOST_SAID = 300  # characters of an engine's sentence
+
+
+def _sentence(message: str) -> str:
+    """Return the first line of an engine's message, without the types of errors and of gRPC in front."""
+    line = next(iter(message.strip().splitlines()), "nothing")
+    line = re.sub(r"rpc error: code = \w+ desc = |\b(?:[\w$]+\.)*[A-Z]\w*(?:Error|Exception): ", "", line)
+    return line if len(line) <= _MOST_SAID else f"{line[:_MOST_SAID]} [...]"
 
 
 def wait(result: Any, *, counts_here: bool) -> dict[str, int]:
@@ -56,6 +108,8 @@ def wait(result: Any, *, counts_here: bool) -> dict[str, int]:
     """
     stop, started = threading.Event(), time.monotonic()
     if not counts_here:
+        if hasattr(result, "_message_stream"):
+            result._message_stream = _until_broken(result._message_stream)
         threading.Thread(target=_follow, args=(result, stop), daemon=True).start()
     try:
         result.wait_until_finish()
@@ -90,13 +144,20 @@ class _JobFailed(Exception):
     """The failure of a job as its service describes it."""
 
 
+def _until_broken(stream: Iterable[Any]) -> Iterator[Any]:
+    """Yield a job's messages until the engine goes away: the stream of states raises that too, and this one only dumps it from a
+    thread of Beam's own."""
+    with suppress(grpc.RpcError):
+        yield from stream
+
+
 def _follow(result: Any, stop: threading.Event) -> None:
     """Show a job's counters until `stop` is set; a failure to read them does not end the run."""
     before = time.monotonic()
     while not stop.wait(EVERY_SECS):
         now = time.monotonic()
-        try:  # from a copy: Beam's object keeps the first answer after the end, which may be older than the last one
-            job_counters = counters.sum_metrics(copy.copy(result.metrics()), tentative=True)
+        try:
+            job_counters = counters.sum_metrics(counters.current_metrics(result), tentative=True)
         except Exception as error:
             log.debug("cannot read the job's counters (%s)", type(error).__name__)
             continue

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from pipelines.runtime.counters import count_forward
 from rm.conversations import Conversation, canonical_json
 from rm.scorer import GroupScores
+from rm.scores import Work
 
 
 def stub_reward(prompt: Conversation, response: str) -> np.float32:
@@ -29,6 +31,7 @@ class StubScorer:
     die_after: int | None = None  # send the process this signal after so many fragments
     signal: int = 9
     once: Path | None = None  # a file that says that it has happened, and is not to happen again
+    secs: float = 0.0  # that each fragment takes; its work is counted then
     calls: int = 0
 
     def _first(self) -> bool:
@@ -56,6 +59,10 @@ class StubScorer:
             words = np.array([len(response.split()) for response in responses], dtype=np.int32)
             flags = np.zeros(len(responses), dtype=bool)
             scored.append(GroupScores(rewards, reasons, np.ones_like(words), words, flags))
+        if self.secs:
+            time.sleep(self.secs)
+            rows, tokens = sum(len(one.rewards) for one in scored), sum(int(one[3].sum()) for one in scored)
+            count_forward(Work(rows, tokens, tokens, 0, 0.0, 0.0, self.secs))
         return scored
 
 
@@ -69,6 +76,7 @@ class StubFactory:
     signal: int = 9
     once: str | None = None
     meet: int = 0  # wait until so many processes have loaded
+    secs: float = 0.0
 
     def __call__(self, plan: Any) -> StubScorer:
         if self.pids is not None:
@@ -81,7 +89,7 @@ class StubFactory:
         if path is not None:
             with path.open("a") as file:
                 file.write("load\n")
-        return StubScorer(path, self.die_after, self.signal, None if self.once is None else Path(self.once))
+        return StubScorer(path, self.die_after, self.signal, None if self.once is None else Path(self.once), self.secs)
 
 
 def scored_rows(log: Path) -> int:
