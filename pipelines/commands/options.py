@@ -50,8 +50,8 @@ Shard = Annotated[
     str | None,
     typer.Option(
         metavar="I/N",
-        help="Score one of N shards alone, 0/N to (N-1)/N, in any order or at once, as in a Slurm array; `run` then "
-        "does the rest.",
+        help="Score one of N shards alone, 0/N to (N-1)/N, in any order or at once; `run` then does the rest. `auto` takes the "
+        "number of the task from Slurm, Cloud Run or AWS Batch, and `auto/N` from Kubernetes.",
     ),
 ]
 ExplainedPrompt = Annotated[

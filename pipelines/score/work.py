@@ -8,7 +8,8 @@ same ones.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,11 +33,14 @@ class CorpusShard:
     count: int
 
     @classmethod
-    def of(cls, text: str) -> CorpusShard:
-        """Parse `0/4` to `3/4`. Raises `ConfigError` for anything else."""
+    def of(cls, text: str, environment: Mapping[str, str] = os.environ) -> CorpusShard:
+        """Parse `0/4` to `3/4`, or `auto`, for which a scheduler's variables give both numbers, or `auto/4`, for which they give
+        the first. Raises `ConfigError` for anything else."""
+        if text.partition("/")[0] == "auto":
+            text = _shard_of_task(text, environment)
         index, slash, count = text.partition("/")
         if not (slash and index.isascii() and index.isdigit() and count.isascii() and count.isdigit()):
-            raise ConfigError(f"--shard is {text!r}; expected I/N, from 0/N to (N-1)/N: --shard 0/4")
+            raise ConfigError(f"--shard is {text!r}; expected I/N, from 0/N to (N-1)/N, or auto: --shard 0/4")
         shard = cls(int(index), int(count))
         if shard.index >= shard.count:
             raise ConfigError(
@@ -46,6 +50,51 @@ class CorpusShard:
 
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
+
+
+# The number of a task in its array, and the variable that says how many there are; Kubernetes has none for that.
+_TASKS = {
+    "JOB_COMPLETION_INDEX": None,
+    "SLURM_ARRAY_TASK_ID": "SLURM_ARRAY_TASK_COUNT",
+    "CLOUD_RUN_TASK_INDEX": "CLOUD_RUN_TASK_COUNT",
+    "AWS_BATCH_JOB_ARRAY_INDEX": "AWS_BATCH_JOB_ARRAY_SIZE",
+}
+
+
+def _shard_of_task(text: str, environment: Mapping[str, str]) -> str:
+    """Return `I/N` for `auto` or `auto/N` in a task of an array. Raises `ConfigError` where the environment does not tell."""
+    present = [name for name in _TASKS if environment.get(name)]
+    if len(present) != 1:
+        raise ConfigError(
+            f"--shard is {text!r}, and the environment has {' and '.join(present) or 'no number of a task'}; expected one of "
+            f"{', '.join(_TASKS)}, as a scheduler sets it for the tasks of an array: give the numbers, --shard I/N"
+        )
+    name = present[0]
+    index, (_, slash, count) = environment[name], text.partition("/")
+    if slash:
+        return f"{index}/{count}"
+    count = environment.get(_TASKS[name] or "", "")
+    if not count:
+        raise ConfigError(
+            f"--shard is {text!r}, and beside {name}={index} nothing says how many tasks there are; give their number N (of a "
+            "Kubernetes Job its completions): --shard auto/N"
+        )
+    if name.startswith("SLURM"):
+        index = _slurm_index(index, count, environment)
+    return f"{index}/{count}"
+
+
+def _slurm_index(index: str, count: str, environment: Mapping[str, str]) -> str:
+    """Return the number of a task, from 0: `sbatch --array` may begin with any. Raises `ConfigError` for one with gaps."""
+    first, last = (environment.get(f"SLURM_ARRAY_TASK_{end}", "") for end in ("MIN", "MAX"))
+    if not all(number.isascii() and number.isdigit() for number in (index, count, first, last)):
+        return index  # refused, unless it is whole without them
+    if int(last) - int(first) + 1 != int(count):
+        raise ConfigError(
+            f"--shard is 'auto', and the {count} tasks of this Slurm array are not all from {first} to {last}; submit an array "
+            "without gaps, or give the number of all: --shard auto/N"
+        )
+    return str(int(index) - int(first))
 
 
 class WorkPiece(NamedTuple):

@@ -56,6 +56,50 @@ def units_of(corpus, dealt):
     return sorted(found)
 
 
+SLURM = {
+    "SLURM_ARRAY_TASK_ID": "6",
+    "SLURM_ARRAY_TASK_COUNT": "4",
+    "SLURM_ARRAY_TASK_MIN": "3",
+    "SLURM_ARRAY_TASK_MAX": "6",
+}
+KUBERNETES = {"JOB_COMPLETION_INDEX": "2"}
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "shard"),
+    [
+        ("auto/4", KUBERNETES, (2, 4)),
+        ("auto", SLURM, (3, 4)),
+        ("auto/9", SLURM, (6, 9)),
+        ("auto", {"CLOUD_RUN_TASK_INDEX": "0", "CLOUD_RUN_TASK_COUNT": "1"}, (0, 1)),
+        ("auto", {"AWS_BATCH_JOB_ARRAY_INDEX": "9", "AWS_BATCH_JOB_ARRAY_SIZE": "10"}, (9, 10)),
+        ("1/2", {**SLURM, **KUBERNETES}, (1, 2)),
+    ],
+)
+def test_a_task_of_an_array_knows_its_shard(text, environment, shard):
+    assert CorpusShard.of(text, environment) == CorpusShard(*shard)
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "message"),
+    [
+        ("auto", {}, "no number of a task; expected one of JOB_COMPLETION_INDEX, SLURM_ARRAY_TASK_ID, "),
+        ("auto/4", {"SLURM_ARRAY_TASK_ID": ""}, "no number of a task"),
+        ("auto/4", {**SLURM, **KUBERNETES}, "JOB_COMPLETION_INDEX and SLURM_ARRAY_TASK_ID"),
+        ("auto", KUBERNETES, "JOB_COMPLETION_INDEX=2 nothing says how many .* --shard auto/N"),
+        ("auto/2", KUBERNETES, "--shard is '2/2'; of N shards"),
+        ("auto/", KUBERNETES, "--shard is '2/'; expected I/N"),
+        ("auto", {"AWS_BATCH_JOB_ARRAY_INDEX": "x", "AWS_BATCH_JOB_ARRAY_SIZE": "10"}, "'x/10'; expected I/N"),
+        ("auto", {**SLURM, "SLURM_ARRAY_TASK_MAX": "9"}, "the 4 tasks .* are not all from 3 to 9"),
+        ("auto", {"SLURM_ARRAY_TASK_ID": "4", "SLURM_ARRAY_TASK_COUNT": "4"}, "'4/4'; of N shards"),
+        ("autos", KUBERNETES, "'autos'; expected I/N"),
+    ],
+)
+def test_a_shard_that_the_environment_does_not_tell_is_refused(text, environment, message):
+    with pytest.raises(ConfigError, match=message):
+        CorpusShard.of(text, environment)
+
+
 @given(sizes, st.integers(1, 9))
 def test_the_shards_are_all_units_once(lengths, count):
     corpus = jsonl_files(lengths)
