@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +39,7 @@ COMBINE_VERSION = 1
 log = logging.getLogger(__name__)
 
 # No reward depends on these fields. A selection that uses one includes it in its own settings.
-_NOT_IN_HASH = ("model", "temperature", "comparable")
+_NOT_IN_HASH = ("model", "temperature", "comparable", "evaluations")
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,16 @@ class Plan:
     fingerprint: str
     temperature: float | None = None  # from the model's calibration.json; no reward depends on it
     comparable: bool = True  # whether rewards of different prompts are known to be comparable
+    evaluations: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # fingerprint of a model → the one in its calibration.json
 
     @cached_property
     def hash(self) -> str:
         """Hash of everything that the result depends on; the model's location is left out."""
         fields = self.to_json()
         for name in _NOT_IN_HASH:
-            del fields[name]
+            fields.pop(name, None)
         for file in fields["files"]:
             del file["copy"]
         return digest(fields)
@@ -75,7 +78,7 @@ class Plan:
         """Like `hash`, without the location and version of files, which change when a file is copied or touched."""
         fields = self.to_json()
         for name in _NOT_IN_HASH:
-            del fields[name]
+            fields.pop(name, None)
         fields["files"] = [(file.key, file.size) for file in self.files]
         return digest(fields)
 
@@ -101,6 +104,7 @@ class Plan:
             "fingerprint": self.fingerprint,
             "temperature": self.temperature,
             "comparable": self.comparable,
+            **({"evaluations": dict(self.evaluations)} if self.evaluations else {}),
         }
 
     @property
@@ -232,6 +236,7 @@ def _ensemble(config: RunConfig, plans: Sequence[Plan]) -> Plans:
         fingerprint=digest({**settings, "members": sorted(fingerprints)})[:24],
         temperature=None,
         comparable=all(member.comparable for member in members),
+        evaluations={name: value for member in members for name, value in member.evaluations.items()},
     )
     return Plans(whole, tuple(members))
 
@@ -276,7 +281,7 @@ def name_of(model: ModelConfig) -> str:
 def _reward_fields(config: RunConfig, model: ModelConfig | None, mapping: RowMapping) -> dict[str, Any]:
     """The fields of a plan that identify the source of rewards: a model, or a column of the corpus."""
     from rm.closing_token import reading_mark
-    from rm.identity import ModelError, has_anchor, identify, load_temperature, resolve_dtype
+    from rm.identity import ModelError, has_anchor, identify, load_evaluation, load_temperature, resolve_dtype
 
     context = {"mapping": mapping.to_json(), "max_row_bytes": config.limits.max_row_bytes}
     if model is None:
@@ -293,8 +298,10 @@ def _reward_fields(config: RunConfig, model: ModelConfig | None, mapping: RowMap
             reading=reading_mark(weights.directory),
         )
         temperature, comparable = load_temperature(weights.directory), has_anchor(weights.directory)
+        evaluation = load_evaluation(weights.directory)
     except ModelError as error:
         raise ModelLoadError(str(error)) from error
+    fingerprint = identity.fingerprint(**context)
     return {
         "model": {
             **weights.planned,
@@ -306,9 +313,10 @@ def _reward_fields(config: RunConfig, model: ModelConfig | None, mapping: RowMap
             "device": "cuda" if config.runner.accelerator is not None else model.device,
         },
         "identity": identity.to_json(),
-        "fingerprint": identity.fingerprint(**context),
+        "fingerprint": fingerprint,
         "temperature": temperature,
         "comparable": comparable,
+        "evaluations": {} if evaluation is None else {fingerprint: evaluation},
     }
 
 

@@ -305,6 +305,32 @@ def load_temperature(directory: Path | str) -> float | None:
     return value
 
 
+def load_evaluation(directory: Path | str) -> dict[str, Any] | None:
+    """Return the evaluation stored beside a model's weights (`rm.evaluate.verdict`), or None. No reward depends on it.
+
+    Raises `ModelError` where it lacks figures that a run repeats.
+    """
+    path = Path(directory) / CALIBRATION_FILE
+    evaluation = read_json(path).get("evaluation")
+    if evaluation is None:
+        return None
+    try:
+        parts = [evaluation["all"], evaluation["length_matched"]]
+        numbers = [part[name][end] for part in parts for name in _ESTIMATES for end in ("value", "low", "high")]
+        numbers += [part["comparisons"] for part in parts]
+        texts = [evaluation["verdict"], evaluation["data"], evaluation["part"], *(part["rule"] for part in parts)]
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"{path} holds an evaluation without {error}; {_CALIBRATE}") from error
+    if not all(isinstance(text, str) for text in texts) or not all(
+        isinstance(number, int | float | None) for number in numbers
+    ):
+        raise ModelError(f"{path} holds an evaluation with values of other kinds than expected; {_CALIBRATE}")
+    return dict(evaluation)
+
+
+_ESTIMATES = ("accuracy", "length", "over_length")
+
+
 def has_anchor(directory: Path | str) -> bool:
     """Tell whether rewards of different prompts are comparable.
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pipelines.commands.verdict import log_verdicts
 from pipelines.config import RunConfig
 from pipelines.curate import build, build_scoring
 from pipelines.errors import ConfigError
@@ -153,11 +154,13 @@ def prepare(config: RunConfig, flags: Sequence[str], *, scorer: ScorerFactory | 
     plan = plans.whole
     Selection.of(config, plan)  # raises where a step cannot be done
     warn_of_offsets(config, plan)
+    log_verdicts(config, plan)
     progress.set_total_bytes(plan.input_bytes * len(plans.members))
     version_run = take_turn(config, plans, owner_of(config, plan).selection)
     config = into_version(config, version_run)
     owner = owner_of(config, plan)
-    same_plan = claim.claim(owner.output, inputs=owner.inputs, selection=owner.selection, plan=plan.hash)
+    known_by = {"inputs": owner.inputs, "selection": owner.selection, "plan": plan.hash}
+    same_plan = claim.claim(owner.output, **known_by, evaluations=plan.evaluations)
     sweep(scores_path(config), plans, config.path)
     return Run(config, options, plans, scorer, owner, version_run, same_plan, started)
 
@@ -251,6 +254,7 @@ def prepare_scoring(
         )
     config = with_absolute_paths(config)
     plans, scores = make_plans(config), scores_path(config)
+    log_verdicts(config, plans.whole)
     progress.set_total_bytes(plans.whole.input_bytes * len(plans.members) // (1 if shard is None else shard.count))
     sweep(scores, plans)
     return ScoringRun(config, options, plans, plans.save(scores), shard, started)

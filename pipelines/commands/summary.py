@@ -9,7 +9,9 @@ from rich.table import Table
 
 from pipelines.commands.printing import format_duration, print_result
 from pipelines.commands.progress_bar import showing_progress
+from pipelines.commands.verdict import verdicts_of
 from pipelines.config import RunConfig
+from pipelines.report.verdict import NO_VERDICT, label
 from pipelines.runtime import progress
 
 if TYPE_CHECKING:
@@ -48,6 +50,10 @@ def summary_fields(config: RunConfig, outcome: Outcome) -> dict[str, Any]:
         "secs": round(outcome.secs, 3),
     }
     fields.pop("examples", None)
+    fields["verdicts"] = [
+        {"model": name, "verdict": None if known is None else known["verdict"]}
+        for name, known in verdicts_of(config, outcome.plan)
+    ]
     if outcome.members:
         fields["models"] = [{k: v for k, v in member.items() if k != "examples"} for member in outcome.members]
     if manifest:
@@ -76,6 +82,10 @@ def summary_table(config: RunConfig, outcome: Outcome) -> Table:
         _add_output(table, outcome, manifest, path=outcome.output(config))
     elif not outcome.members:
         table.add_row("scores", f"{config.scores_path}/{outcome.plan.fingerprint}")
+    known_models = list(verdicts_of(config, outcome.plan))
+    for name, known in known_models:
+        words = NO_VERDICT if known is None else label(known)
+        table.add_row("verdict on the model", f"{name}: {words}" if len(known_models) > 1 else words)
     table.add_row("time", format_duration(outcome.secs))
     return table
 

@@ -13,7 +13,8 @@ from pipelines.config import TrainConfig
 from pipelines.corpus.own_files import Place, refuse_places
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError, reporting_broken_devices
 from pipelines.report import verdict
-from pipelines.report.evaluation_tables import percent_interval, temperature_words
+from pipelines.report.evaluation_tables import temperature_words
+from pipelines.report.text import percent_interval
 from pipelines.runtime import logs
 from pipelines.storage.files import check_writable
 from pipelines.storage.models import is_remote, whole_directory

@@ -45,6 +45,9 @@ class Limits(RowLimits):
     trust_unversioned: bool = False
     """Take input files of a store that gives neither checksum nor modification time as unchanged while their size is the same.
     Otherwise they are refused: other text of equal size would pass for what was scored."""
+    require_verdict: Literal["better_than_length"] | None = None
+    """End with exit code 7, before anything is scored, unless `bestkept train` or `evaluate` has stored with the model that it
+    is better than chance and than length; of an ensemble, with each model."""
     verify: bool = False
     """Read all inputs again, and end with exit code 3 where one is not what was scored, though its size and version are the same.
     Otherwise only files of other size or version are read again, and rows that are exported."""
@@ -118,6 +121,8 @@ class RunConfig(Strict):
                 f"runner.workers is {self.runner.workers}, and workers are for scoring with a model, which scores.column "
                 "has not; remove it"
             )
+        if self.limits.require_verdict is not None and self.model is None:
+            raise ValueError("limits.require_verdict is for a reward model, and scores.column has none; remove it")
         if "ensemble" in self.model_fields_set and len(self.models) < 2:
             raise ValueError(
                 f"ensemble is given, and model names {len(self.models)} of the two or more models that it combines; remove "

@@ -25,26 +25,33 @@ from rm.conversations import load_json
 _SHARD = re.compile(r"data/(train|test)-[^/]*\.parquet")  # what a reader takes for one
 
 
-def claim(output: str, *, inputs: str, selection: str, plan: str) -> bool:
+def claim(output: str, *, inputs: str, selection: str, plan: str, evaluations: Mapping[str, Any] | None = None) -> bool:
     """Claim an output for inputs and selection; return whether exactly this plan made the claim.
 
     An equal claim joins: every write is idempotent. A different one takes over as long as nothing is published there, so
     that a corrected input or model can go to the same place; after that it is a conflict. A claim does not settle whose output it
     is: a run that is alive may lose it, and two may take over from each other at once. `storage.owner` does, before anything is
     published.
-    `plan` also covers file versions, and is no part of the comparison: a touched file is not another input.
+    `plan` also covers file versions, and is no part of the comparison: a touched file is not another input. Nor are the models'
+    `evaluations`, which the output repeats: those of the claim, whatever is found out about a model while runs publish.
     Raises `ConflictError` (exit 6), or `StorageError` (5) where the place is not writable.
     """
     path, owner = join(output, CLAIM), Owner(output, inputs, selection)
     settled = owner.is_settled()
-    content = {"inputs": inputs, "selection": selection, "plan": plan}
+    content: dict[str, Any] = {"inputs": inputs, "selection": selection, "plan": plan}
+    if evaluations:
+        content["evaluations"] = dict(evaluations)
     existing = publish.create_or_read(path, to_json(content))
     if existing is None:
         return True
     data, version = existing
     other = owner.differences(data)
     if not other:
-        return bool(load_json(data).get("plan") == plan)
+        claimed = load_json(data)
+        changed = claimed.get("evaluations") != content.get("evaluations")  # a model was evaluated since
+        if changed and not settled and not _holds_data(output):
+            publish.replace(path, to_json({**content, "plan": claimed.get("plan")}), version=version)
+        return bool(claimed.get("plan") == plan)
     if settled:
         return False  # taken over at the moment when this selection began to publish; the other run publishes nothing
     if _holds_data(output):
@@ -56,6 +63,13 @@ def claim(output: str, *, inputs: str, selection: str, plan: str) -> bool:
         )
     owner.is_settled()  # at this moment: better now than after hours of scoring
     return True
+
+
+def claimed_evaluations(output: str) -> dict[str, Any]:
+    """The evaluations of the models that an output repeats, by fingerprint."""
+    data = read_bytes(join(output, CLAIM))
+    evaluations: dict[str, Any] = {} if data is None else load_json(data).get("evaluations", {})
+    return evaluations
 
 
 def _holds_data(output: str) -> bool:

@@ -14,6 +14,7 @@ from pipelines.export.hf_features import features_of
 from pipelines.export.output_columns import COLUMNS as _SHAPES
 from pipelines.export.shards import OutputShard
 from pipelines.export.train_test_split import TRAIN
+from pipelines.report.verdict import lines_of
 
 _CARD = """\
 ---
@@ -45,6 +46,9 @@ _CARD = """\
 {%- endif %}
 {%- for model in models %}
 | reward model | `{{ model.name }}`{% if model.revision %} at `{{ model.revision }}`{% endif %}, fingerprint `{{ model.fingerprint }}`{% if ensemble %}, mean {{ number(model.mean) }}, standard deviation {{ number(model.std) }}{% endif %} |
+{%- endfor %}
+{%- for line, _ in verdicts %}
+| its verdict | {{ line | replace("|", "\\|") }} |
 {%- endfor %}
 
 Settings:
@@ -87,6 +91,7 @@ def render(
         skipped_files=manifest["skipped_files"],
         models=manifest["model"].get("members") or [{**manifest["model"], "fingerprint": manifest["fingerprint"]}],
         ensemble=_ensemble(manifest["model"]),
+        verdicts=list(lines_of(manifest)),
         fingerprint=manifest["fingerprint"],
         settings=yaml.safe_dump(manifest["selection"], sort_keys=False),
         splits=manifest.get("splits", {}),

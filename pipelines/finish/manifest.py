@@ -41,12 +41,15 @@ class Results(NamedTuple):
     standards: Standards | None = None  # of an ensemble
     skipped: Mapping[int, str] = {}  # unreadable files: number in the plan → reason
     report: Sequence[str] = ()  # names of the report's files
+    evaluations: Mapping[str, Any] = {}  # of the models, by fingerprint
 
 
 def make_manifest(config: RunConfig, plan: Plan, results: Results) -> dict[str, Any]:
     """The manifest: inputs by content, model by fingerprint, settings, counts and shards; no times, no places."""
     manifest = _counts_and_files(config, plan, results)
     manifest["model"] = _model(config, plan, results.standards)
+    if results.evaluations:
+        manifest["evaluations"] = dict(results.evaluations)
     manifest["skipped_files"] = skipped_files(results.skipped, plan)
     manifest["controls"] = _controls(results.summary, config)
     if results.curve is not None:

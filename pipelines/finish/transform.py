@@ -16,6 +16,7 @@ from pipelines.config import RunConfig
 from pipelines.errors import carrying_errors
 from pipelines.export.shards import OutputShard
 from pipelines.finish import dataset_card
+from pipelines.finish.claim import claimed_evaluations
 from pipelines.finish.manifest import Results, make_manifest
 from pipelines.finish.publication import publish
 from pipelines.finish.versions import VersionRun
@@ -116,6 +117,8 @@ class PublishManifest(beam.DoFn):  # type: ignore[misc]
         names = (sorted(files), sorted(shards), sorted(rejected))
         results = Results(totals, summary, *names, curve, standards, skipped or {}, sorted(report))
         with carrying_errors():
+            self.owner.settle()  # from now on its claim stays as it is
+            results = results._replace(evaluations=claimed_evaluations(self.owner.output))
             manifest = make_manifest(self.config, plan_at(self.plan_path), results)
             publish(manifest, self.owner, self.turn, describe=lambda: self._describe(manifest, results.shards))
             yield manifest

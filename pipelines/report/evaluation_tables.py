@@ -7,20 +7,8 @@ from collections.abc import Iterator
 from rich import box
 from rich.table import Table
 
+from pipelines.report.text import percent, percent_interval
 from pipelines.storage.canonical_json import Json
-
-
-def percent(value: float | None, *, sign: bool = False) -> str:
-    """`61.2`, or `-` where there is nothing."""
-    return "-" if value is None else f"{100 * value:{'+' if sign else ''}z.1f}"
-
-
-def percent_interval(estimate: Json, *, sign: bool = False) -> str:
-    """`61.2 [58.4, 64.0]`, in percent; `-` where there is nothing, no brackets where there is no interval."""
-    value = percent(estimate["value"], sign=sign)
-    if estimate["low"] is None:
-        return value
-    return f"{value} [{percent(estimate['low'], sign=sign)}, {percent(estimate['high'], sign=sign)}]"
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -1,4 +1,4 @@
-"""Text from data, prepared for display: cropped to a length or a width, with no run of marks that leaves its line.
+"""Text from data, prepared for display: cropped to a length or a width, with no run of marks that leaves its line; percentages.
 
 Only what a page shows is cut; files for programs hold the whole. Escaping is not done here: markupsafe and jinja do it.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator
+
+from pipelines.storage.canonical_json import Json
 
 LARGEST_TEXT = 14  # px: what the style sheet gives SVG text on narrow screens
 _MARKS = 4  # combining marks on one letter; no script in use stacks more
@@ -69,3 +71,16 @@ def _sanitise(words: str) -> Iterator[str]:
         if marks <= _MARKS:
             hidden = category in ("Cc", "Cs") or character in _TURNS
             yield " " if character in "\t\r\n" else "\ufffd" if hidden else character
+
+
+def percent(value: float | None, *, sign: bool = False) -> str:
+    """`61.2`, or `-` where there is nothing."""
+    return "-" if value is None else f"{100 * value:{'+' if sign else ''}z.1f}"
+
+
+def percent_interval(estimate: Json, *, sign: bool = False) -> str:
+    """`61.2 [58.4, 64.0]`, in percent; `-` where there is nothing, no brackets where there is no interval."""
+    value = percent(estimate["value"], sign=sign)
+    if estimate["low"] is None:
+        return value
+    return f"{value} [{percent(estimate['low'], sign=sign)}, {percent(estimate['high'], sign=sign)}]"

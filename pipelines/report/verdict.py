@@ -4,16 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipelines.report.evaluation_tables import percent_interval
+from pipelines.report.text import crop, percent_interval
 from pipelines.storage.canonical_json import Json
 
 BETTER, UNKNOWN = "better_than_length", "unknown"
+NO_VERDICT = (
+    "no verdict is stored with it: `bestkept evaluate MODEL PREFERENCES` says whether it is better than chance and than length, "
+    "and stores that beside the weights"
+)
 
 _LABELS = {
     BETTER: "better than chance and than length",
     "not_better_than_length": "not shown to be better than length",
     "not_better_than_chance": "not shown to be better than chance",
 }
+
+
+def lines_of(manifest: Json) -> Iterator[tuple[str, bool]]:
+    """The verdict on each model of a run, or the way to get one, and whether to be warned by it; nothing where the rewards came
+    with the corpus."""
+    model, evaluations = manifest["model"], manifest.get("evaluations", {})
+    if "column" in model:
+        return
+    members = model.get("members") or [{**model, "fingerprint": manifest["fingerprint"]}]
+    for member in members:
+        evaluation = evaluations.get(member["fingerprint"])
+        name = f"{crop(member['name'])}: " if len(members) > 1 else ""
+        words = NO_VERDICT if evaluation is None else told(evaluation)
+        yield name + words, evaluation is not None and evaluation["verdict"] != BETTER
+
+
+def told(evaluation: Json) -> str:
+    """A stored verdict in words, with what it was measured on."""
+    words = " ".join((sentence(evaluation), *warnings(evaluation)))
+    return f"{words} Measured on {crop(evaluation['data'])}, {evaluation['part']}."
 
 
 def words_of(evaluation: Json) -> Json:

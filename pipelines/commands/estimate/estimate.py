@@ -17,6 +17,7 @@ from pipelines.commands.estimate.model_estimate import ModelEstimate, check_memo
 from pipelines.commands.estimate.quantity import Quantity, to_json
 from pipelines.commands.estimate.selection_size import selection_size
 from pipelines.commands.estimate.survey import Survey, survey
+from pipelines.commands.verdict import verdicts_of, warnings_before
 from pipelines.config import RunConfig
 from pipelines.corpus import rewritten_copy
 from pipelines.errors import ConfigError
@@ -54,6 +55,7 @@ def plan_run(config: RunConfig, flags: Sequence[str] = (), options: PlanOptions 
     if request.machine is not None and options.machine and prices.machine(request.machine, request.gpu) is None:
         raise ConfigError(f"--machine {request.machine!r} has no price; expected one of {', '.join(prices.machines)}")
     plans = make_plans(config)
+    verdicts = warnings_before(config, plans.whole)
     seed = seed_of(plans.whole)
     surveyed = survey(plans.whole, skip_bad_files=config.limits.skip_bad_files, seed=seed)
     local = config.runner.name == "local" and options.gpu is None
@@ -75,12 +77,17 @@ def plan_run(config: RunConfig, flags: Sequence[str] = (), options: PlanOptions 
         "runner": config.runner.name,
         "corpus": _corpus_json(surveyed, plans.whole),
         "models": [model.to_json() for model in models],
+        "verdicts": [{"model": name, "evaluation": known} for name, known in verdicts_of(config, plans.whole)],
         "scores": {"path": scores_path(config), "bytes": _score_bytes(config, surveyed, models)},
         "selection": selection_size(config, surveyed),
         "ways": ways,
         "prices": {"date": prices.date.isoformat(), "region": prices.region, "currency": prices.currency}
         | {"source": prices.source, "age_days": prices.age_days(datetime.now(UTC).date())},
-        "warnings": [*warn_of_rewriting(plans.whole), *_list_warnings(config, surveyed, models, prices, ways=ways)],
+        "warnings": [
+            *verdicts,
+            *warn_of_rewriting(plans.whole),
+            *_list_warnings(config, surveyed, models, prices, ways=ways),
+        ],
     }
     return to_json(content)
 

@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from pipelines.commands.printing import PlainConsole, format_duration
+from pipelines.report.verdict import NO_VERDICT, label
 
 _BASIS = {"at_most": "at most"}
 
@@ -47,6 +48,10 @@ def _corpus(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def _models(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    for model in plan["verdicts"]:
+        name = f"verdict on {model['model']}" if len(plan["verdicts"]) > 1 else "verdict"
+        known = model["evaluation"]
+        yield name, NO_VERDICT if known is None else label(known), "-" if known is None else f"stored: {known['data']}"
     for model in plan["models"]:
         if len(plan["models"]) > 1:
             yield "model", model["name"], f"{model['parameters']:,} parameters, {model['dtype']}"

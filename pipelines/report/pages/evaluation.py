@@ -9,7 +9,7 @@ from typing import Any
 from pipelines.report import evaluation_tables
 from pipelines.report.charts import Mark, Series, calibration_chart, interval_chart, line_chart
 from pipelines.report.pages import base
-from pipelines.report.text import crop
+from pipelines.report.text import crop, percent, percent_interval
 from pipelines.storage.canonical_json import Json
 
 _PAGE = """\
@@ -187,12 +187,12 @@ def _accuracy_table(accuracy: Json) -> dict[str, Any]:
         (
             label,
             *(f"{row[name]:,}" for name in ("prompts", "comparisons", "ties", "unscored")),
-            evaluation_tables.percent_interval(row["model"]),
+            percent_interval(row["model"]),
             evaluation_tables.length_interval(row),
-            evaluation_tables.percent_interval(row["difference"], sign=True),
-            evaluation_tables.percent_interval(row["matched"]),
+            percent_interval(row["difference"], sign=True),
+            percent_interval(row["matched"]),
             evaluation_tables.length_interval({"rule": row["matched_rule"], "length": row["matched_length"]}),
-            evaluation_tables.percent_interval(row["matched_difference"], sign=True),
+            percent_interval(row["matched_difference"], sign=True),
             f"{row['matched_comparisons']:,}",
         )
         for label, row in evaluation_tables.accuracy_rows(accuracy)
@@ -225,12 +225,9 @@ def _best_of_n_table(curve: Json) -> dict[str, Any]:
 
 
 def _reward_bench_table(scores: Json) -> dict[str, Any]:
-    rows = [
-        (s["name"], f"{s['items']:,}", f"{s['unscored']:,}", evaluation_tables.percent(s["score"]))
-        for s in scores["subsets"]
-    ]
+    rows = [(s["name"], f"{s['items']:,}", f"{s['unscored']:,}", percent(s["score"])) for s in scores["subsets"]]
     mean = "mean" if scores["complete"] else "mean of these"
-    rows.append((mean, "", "", evaluation_tables.percent(scores["overall"])))
+    rows.append((mean, "", "", percent(scores["overall"])))
     return _table("RewardBench 2", ("subset", "items", "unscored", "score in %"), rows)
 
 

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from pipelines.report.pages import base, conversations
 from pipelines.report.pages.run_charts import charts
 from pipelines.report.text import crop
+from pipelines.report.verdict import lines_of
 from pipelines.storage.canonical_json import Json
 
 _PAGE = """\
@@ -18,6 +19,9 @@ _PAGE = """\
 {% block header %}
 <h1>{{ title }}</h1>
 <p>{{ verdict }}</p>
+{% for words, bad in models %}
+<p{% if bad %} class="warning"{% endif %}><b>Reward model:</b> {{ words }}</p>
+{% endfor %}
 {% for warning in warnings %}
 <p class="warning"><b>Mind:</b> {{ warning }}.</p>
 {% endfor %}
@@ -49,6 +53,7 @@ def render(manifest: Json, report: Json, samples: Sequence[Json], run: Json | No
         _PAGE,
         title=f"Kept {counts['kept']:,} of {counts['scored']:,} responses",
         verdict=_verdict(manifest),
+        models=list(lines_of(manifest)),
         warnings=manifest["warnings"],
         charts=list(charts(manifest, report)),
         samples=[Markup(section) for section in conversations.sections(samples, report["unit"])],

@@ -13,6 +13,7 @@ from support.corpora import write_jsonl
 from pipelines.report import evaluation_tables
 from pipelines.report.charts import Mark, Series, interval_chart, line_chart
 from pipelines.report.pages.evaluation import render
+from pipelines.report.text import percent_interval
 from pipelines.report.verdict import words_of
 from rm.evaluate import load_temperature
 from rm.text.windows import split_into_windows
@@ -340,7 +341,7 @@ def test_charts_put_larger_values_higher_and_further_right():
     ],
 )
 def test_estimates_in_words(estimate, words):
-    assert evaluation_tables.percent_interval(estimate) == words
+    assert percent_interval(estimate) == words
 
 
 def test_labels_that_have_no_room_are_left_out():
