@@ -311,6 +311,7 @@ def _reward_fields(config: RunConfig, model: ModelConfig | None, mapping: RowMap
             "too_long": identity.too_long,
             "tokens_per_batch": model.tokens_per_batch,
             "device": "cuda" if config.runner.accelerator is not None else model.device,
+            "devices": model.devices,
         },
         "identity": identity.to_json(),
         "fingerprint": fingerprint,

@@ -16,6 +16,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ import torch
 from rm.checkpoint.interchange import pooling_pad_id
 from rm.checkpoint.load import load_for_scoring, load_tokenizer
 from rm.checkpoint.memory_check import free_bytes, refuse_too_large
+from rm.checkpoint.placement import choose_devices, devices_of
 from rm.checkpoint.refusals import refuse_switching, refuse_unembedded
 from rm.checkpoint.reward_model import RewardModel
 from rm.conversations import UnusableError
@@ -82,10 +84,12 @@ class Scorer:
         too_long: str,
         tokens_per_batch: int | None,
         device: str | None = None,
+        devices: int | str = 1,
     ) -> Scorer:
         """Load the scorer of a model directory (see `rm.identity.resolve_model`). Raises `ModelError`.
 
-        `tokens_per_batch` None takes `default_tokens_per_batch` of the device, and `device` None this machine's.
+        `tokens_per_batch` None takes `default_tokens_per_batch` of the device, and `device` None this machine's. `devices`
+        are the GPUs that the model is spread over, a number or `auto`.
         """
         device = device or default_device()
         if dtype in ("bfloat16", "int8") and device.startswith("cuda") and not native_bfloat16(device):
@@ -95,22 +99,28 @@ class Scorer:
         given = tokens_per_batch is not None
         tokens_per_batch = tokens_per_batch or default_tokens_per_batch(device, training=False)
         tokenizer = load_tokenizer(directory)
-        refuse_too_large(directory, dtype=dtype, device=device)
-        model = load_for_scoring(directory, dtype=dtype, device=device)
+        chosen = choose_devices(directory, device, devices, dtype=dtype)
+        refuse_too_large(directory, dtype=dtype, devices=chosen, straight=True)
+        model = load_for_scoring(directory, dtype=dtype, device=device, devices=chosen)
         length = effective_max_length(directory, max_length)
         refuse_unembedded(directory, tokenizer, model.model)
         refuse_switching(directory, model.model.config, length)
         template = Template.of(tokenizer, causal=model.causal, max_length=length, too_long=too_long)
         reading = f"template {template.kind}, at most {template.max_length} tokens"
-        log.info("loaded %s on %s in %s, %s", directory, device, dtype, reading)
+        log.info("loaded %s on %s in %s, %s", directory, ", ".join(devices_of(model)), dtype, reading)
         packed = enable_packing(model.model, causal=model.causal, max_length=template.max_length)
-        if device == "cpu" and not model.causal:
+        if device == "cpu" and len(chosen) == 1 and not model.causal:
             fuse_linear_layers(model.model)
         split = split_lengths(model.model.config, template.max_length)
         way = PADDED if packed else choose_way(model, template, split=split)
         scorer = cls(model, template, tokens_per_batch, device, packed, way=way, split=split)
         scorer._fit_batches(given=given)
         return scorer
+
+    @cached_property
+    def devices(self) -> list[str]:
+        """The devices that hold the model."""
+        return devices_of(self.model)
 
     def _fit_batches(self, *, given: bool) -> None:
         """Lower the token budget to what fits beside the weights; where it was given, raise `ModelError` instead."""
@@ -121,7 +131,12 @@ class Scorer:
             log.debug("the memory of a batch is not known: %s", type(error).__name__)
             return
         longest = min(self.template.max_length, self.tokens_per_batch)
-        needed, free = memory.bytes(self.tokens_per_batch, longest), free_bytes(self.device)
+        needed = memory.bytes(self.tokens_per_batch, longest)
+        # a batch is on one device after the other
+        free = min(
+            (bytes_free for bytes_free in map(free_bytes, self.devices) if bytes_free is not None),
+            default=None,
+        )
         if free is None or needed <= free:
             return
         tokens = memory.tokens_within(free, longest)
@@ -283,7 +298,7 @@ class Scorer:
         read = sum(len(rows[row].ids) for run in batch for row in run)
         padding = 0 if self.packed else computed - read
         flops = 2.0 * self.model.computing_parameters * computed
-        peak = (peak_flops(self.device, self.model.dtype) or 0.0) * secs
+        peak = (peak_flops(self.device, self.model.dtype) or 0.0) * secs * len(self.devices)
         return array, Work(len(array), read, computed, padding, flops, peak, secs)
 
     def _forward_packed(self, rows: Sequence[Encoded], batch: Batch) -> tuple[torch.Tensor, int]:

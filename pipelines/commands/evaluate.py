@@ -137,6 +137,7 @@ def _score(config: EvaluateConfig, directory: Path, groups: Sequence[Group]) -> 
         too_long=config.model.too_long,
         tokens_per_batch=config.model.tokens_per_batch,
         device=resolve_device(config.model.device),
+        devices=config.model.devices,
     )
     with showing_batches(sum(len(group.responses) for group in groups)) as report:
         scorer.on_batch = report

@@ -31,6 +31,9 @@ class ModelConfig(ReadingModel):
     device: Literal["auto", "cuda", "cpu", "mps"] = "auto"
     """`auto`: a GPU where PyTorch can use one, else the CPU; `cuda`: a GPU, or the run ends with 7 and says what is missing. No
     scores are made again for it, though `dtype: auto` follows it."""
+    devices: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = 1
+    """GPUs of the machine that the model is spread over, layer by layer, where it does not fit on one; a batch passes through
+    them one after the other. `auto`: the fewest that hold its weights with some room. Each of `runner.workers` has as many."""
     tokens_per_batch: int | None = Field(default=None, ge=1)
     """Tokens per forward pass, shared prompts counted once, padding included; bounds memory, does not change rewards beyond
     rounding. Default: 32768 on a GPU; 4096 on a CPU, where a batch is full earlier unless that would repeat long prompts; less
@@ -45,7 +48,7 @@ def _one_or_several(value: Any, _union: Any) -> ModelConfig | list[ModelConfig]:
     if not isinstance(value, list):
         return ModelConfig.model_validate(value)
     models = _Several.validate_python(value)
-    described = [model.model_dump(exclude={"tokens_per_batch", "device"}) for model in models]
+    described = [model.model_dump(exclude={"tokens_per_batch", "device", "devices"}) for model in models]
     for number, model in enumerate(described):
         if model in described[:number]:
             raise ValueError(

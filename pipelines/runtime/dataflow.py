@@ -149,10 +149,13 @@ def _workers(options: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _gpu(config: RunConfig, accelerator: Accelerator, options: Mapping[str, Any]) -> Iterator[str]:
-    if accelerator.gpus != 1:
+    devices = [model.devices for model in config.models]
+    expected = max((number for number in devices if isinstance(number, int)), default=1)
+    if "auto" not in devices and accelerator.gpus != expected:
+        uses = "on one GPU" if expected == 1 else f"on {expected} GPUs (model.devices)"
         yield (
-            f"runner.accelerator has count:{accelerator.gpus}; a worker is one process on one GPU, and the others would stand "
-            f"idle: expected count:1, and more workers by {_option('max_num_workers')}"
+            f"runner.accelerator has count:{accelerator.gpus}; a worker is one process {uses}, and others would stand idle: "
+            f"expected count:{expected}, and more workers by {_option('max_num_workers')}"
         )
     if options.get("max_num_workers") is None:
         yield (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.errors import ConfigError
@@ -43,13 +44,27 @@ def list_gpus() -> list[str]:
     return [str(number) for number in sorted(int(match[1]) for match in numbers if match)]
 
 
-def check_workers(count: int, *, on_cpu: bool = False) -> None:
-    """Raise `ConfigError` if this machine has fewer GPUs than `count`, or, without GPUs or `on_cpu`, fewer cores."""
+def share_gpus(count: int, wanted: Sequence[int | str]) -> list[str]:
+    """The GPUs of each of `count` workers as `CUDA_VISIBLE_DEVICES` names them; empty where there is none.
+
+    `wanted` are the `model.devices` of the models; those of `auto` may take an equal share of all.
+    """
+    gpus = list_gpus()
+    size = max(1, len(gpus) // count) if "auto" in wanted else max(map(int, wanted))
+    return [",".join(gpus[number * size : (number + 1) * size]) for number in range(count)] if gpus else []
+
+
+def check_workers(count: int, *, on_cpu: bool = False, devices: int = 1) -> None:
+    """Raise `ConfigError` if this machine has fewer GPUs than `count` workers need, or, without GPUs or `on_cpu`, fewer cores.
+
+    `devices` are the GPUs that a worker's model is spread over.
+    """
     gpus = 0 if on_cpu else len(list_gpus())
-    if gpus and count > gpus:
+    if gpus and count * devices > gpus:
+        needs = "a GPU of its own" if devices == 1 else f"{devices} GPUs of its own (model.devices)"
         raise ConfigError(
-            f"runner.workers is {count}, and each worker has a GPU of its own, of which this machine shows {gpus}; expected "
-            f"{gpus} or fewer"
+            f"runner.workers is {count}, and each worker has {needs}, of which this machine shows {gpus}; expected "
+            f"{gpus // devices} or fewer"
         )
     cores, lacking = count_cores(), "model.device: cpu" if on_cpu else "no GPU"
     if not gpus and count > cores:

@@ -46,6 +46,7 @@ class LoadScorer:
                 too_long=plan.model["too_long"],
                 tokens_per_batch=plan.model["tokens_per_batch"],
                 device=resolve_device(plan.model["device"]),
+                devices=plan.model["devices"],
             )
         except ModelError as error:
             raise ModelLoadError(str(error)) from error

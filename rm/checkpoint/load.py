@@ -9,7 +9,7 @@ import contextlib
 import logging
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from rm.checkpoint.interchange import (
     refuse_normalised,
     warn_of_pad_as_eos,
 )
+from rm.checkpoint.placement import plan_placement, spread
 from rm.checkpoint.randomness import hold_routers, switch_off_dropout
 from rm.checkpoint.refusals import describe_layers, refuse_other_heads, refuse_templates
 from rm.checkpoint.reward_model import Float32Head, RewardModel, head_name, head_of, is_causal
@@ -64,24 +65,41 @@ def load_tokenizer(directory: Path) -> Any:
     return tokenizer
 
 
-def load_for_scoring(directory: Path, *, dtype: str, device: str) -> RewardModel:
-    """Load a trained reward model, every weight of it from the checkpoint.
+def load_for_scoring(directory: Path, *, dtype: str, device: str, devices: Sequence[str] = ()) -> RewardModel:
+    """Load a trained reward model, every weight of it from the checkpoint, straight to its device, or several `devices`.
+
+    Weights in 8 bits are made in the machine's memory.
 
     Raises `ModelError` for a missing or unexpected weight, a head of unknown name, or more than one output:
     transformers itself would draw a missing head at random and continue.
     """
     config = _load_config(directory)
     mapping = _require_one_output(directory, config)
-    refuse_other_heads(
-        directory, config, [*_HEAD_ALIASES, head_name(_build_on_meta(directory, config)).removesuffix(".weight")]
+    empty = _build_on_meta(directory, config)
+    refuse_other_heads(directory, config, [*_HEAD_ALIASES, head_name(empty).removesuffix(".weight")])
+    several = len(devices) > 1
+    placement = {"": device}
+    if several and dtype != "int8":
+        placement = plan_placement(empty, devices, itemsize=_DTYPES[dtype].itemsize)
+    straight: dict[str, Any] = {"device_map": placement} if several or device != "cpu" else {}
+    model, info = _from_pretrained(
+        directory,
+        num_labels=1,
+        dtype=_DTYPES[dtype],
+        key_mapping=mapping,
+        **({} if dtype == "int8" else straight),
     )
-    model, info = _from_pretrained(directory, num_labels=1, dtype=_DTYPES[dtype], key_mapping=mapping)
     _check_complete(directory, model, info)
     reward_model = RewardModel(Float32Head.wrap(model))
     if dtype == "int8":
         quantise(reward_model.model)
+        if several:
+            placement = plan_placement(model, devices, itemsize=None)
     if reward_model.causal:
         warn_of_pad_as_eos(directory, model.config)
+    if several:
+        spread(model, placement)
+        return reward_model.eval()
     return reward_model.to(device).eval()
 
 

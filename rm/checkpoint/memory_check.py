@@ -7,7 +7,7 @@ process's control groups leave, which in a container is the number that matters.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -29,27 +29,30 @@ def weights_bytes(directory: Path, dtype: str) -> int:
     )
 
 
-def refuse_too_large(directory: Path, *, dtype: str, device: str) -> None:
-    """Raise `ModelError` with the numbers where the weights do not fit into the memory of the machine or of its GPU.
+def refuse_too_large(directory: Path, *, dtype: str, devices: Sequence[str], straight: bool = False) -> None:
+    """Raise `ModelError` with the numbers where the weights do not fit into the memory of the machine or of its GPUs.
 
-    Weights for a GPU pass through the machine's memory, so they must fit into both.
+    Weights for a GPU pass through the machine's memory, and must fit into both, unless they are loaded `straight` to it.
     """
     needed = weights_bytes(directory, dtype)
     weights = f"the weights of model.path {str(directory)!r} take {needed:,} bytes in {dtype}"
     available = available_bytes()
     passing = weights_bytes(directory, "bfloat16") if dtype == "int8" else needed  # made of 16-bit ones, in memory
-    if available is not None and passing > available:
+    on_gpu = devices[0].startswith("cuda")
+    through_memory = not (straight and on_gpu and dtype != "int8")
+    if available is not None and passing > available and through_memory:
         loading = f" ({passing:,} in bfloat16 while they are loaded)" if passing > needed else ""
         raise ModelError(
             f"{weights}{loading}, and this machine has {available:,} bytes of memory available; use a larger one, free some, or "
             "set a 16-bit model.dtype"
         )
-    if device.startswith("cuda"):
-        free, _ = torch.cuda.mem_get_info(device)
+    if on_gpu:
+        free = sum(torch.cuda.mem_get_info(device)[0] for device in devices)
         if needed > free:
+            names = " and ".join(torch.cuda.get_device_name(device) for device in devices)
             raise ModelError(
-                f"{weights}, and {torch.cuda.get_device_name(device)} has {free:,} bytes free; use a larger GPU, end what else "
-                "runs on it, or set a 16-bit model.dtype or model.dtype: int8"
+                f"{weights}, and {names} {'have' if len(devices) > 1 else 'has'} {free:,} bytes free; use a larger GPU, more of "
+                "them by model.devices, end what else runs there, or set a 16-bit model.dtype or model.dtype: int8"
             )
 
 

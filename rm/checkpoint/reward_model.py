@@ -47,7 +47,9 @@ class RewardModel(nn.Module):
         pad = pooling_pad_id(self.model.config)
         counted = mask if pad is None else mask & (input_ids != pad)
         steps = torch.arange(input_ids.shape[1], device=input_ids.device)
-        last = (steps * counted).argmax(-1)  # [B]; transformers' own pooling rule, on the row without its padding
+        last = (
+            (steps * counted).argmax(-1).to(hidden.device)
+        )  # [B]; transformers' own pooling rule, on the row without its padding
         pooled = hidden[torch.arange(len(last), device=hidden.device), last]  # [B, H]
         return self.model.score(pooled)[:, 0].float()
 

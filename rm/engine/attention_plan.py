@@ -51,6 +51,15 @@ class AttentionPlan:
     _masks: dict[tuple[int, int, int, bool, int | None], torch.Tensor] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+    _others: dict[torch.device, AttentionPlan] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def on(self, device: torch.device) -> AttentionPlan:
+        """Return the plan for layers on this device, made once."""
+        if device == self.device:
+            return self
+        if device not in self._others:
+            self._others[device] = AttentionPlan(self.segments, device)
+        return self._others[device]
 
     @cached_property
     def parts(self) -> list[int]:

@@ -58,6 +58,7 @@ def packed_attention(
     """
     if attention_mask is not None:
         raise ValueError("packed attention was given a mask; this architecture builds its own")
+    plan = plan.on(query.device)
     window = sliding_window if sliding_window is not None and sliding_window < plan.longest else None
     form = Form(bool(getattr(module, "is_causal", False)), scaling, window, softcap, s_aux)
     plain = softcap is None and s_aux is None

@@ -41,7 +41,7 @@ def packed_rewards(model: Any, layout: Layout, *, causal: bool) -> torch.Tensor:
     places, plan = to_device(layout.pooled, device), AttentionPlan(layout.segments, device)
     with _pool_last_layer(model, places, plan) as reduced:
         hidden = model.base_model(**inputs, plan=plan)[0]  # [1, T, H], or [1, R, H]
-    pooled = hidden[0] if reduced else hidden[0, places]  # [R, H]
+    pooled = hidden[0] if reduced else hidden[0, places.to(hidden.device)]  # [R, H]
     if causal:
         return model.score(pooled)[:, 0].float()  # type: ignore[no-any-return]
     pooler = getattr(model.base_model, "pooler", None)
@@ -61,18 +61,19 @@ def _pool_last_layer(model: Any, places: torch.Tensor, plan: AttentionPlan) -> I
     layers = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
     last: Any = None if torch.is_grad_enabled() or not layers else layers[0][-1]
     hooks = []
-    bert = hasattr(last, "feed_forward_chunk") and hasattr(last.attention, "self")
+    spread = "forward" in vars(last) if last is not None else False  # over devices, by a forward of accelerate's
+    bert = hasattr(last, "feed_forward_chunk") and hasattr(last.attention, "self") and not spread
     if bert:
         last.forward = functools.partial(_pooled_bert_layer, last, places, plan)
-    elif isinstance(getattr(last, "mlp", None), nn.Module):
+    elif isinstance(getattr(last, "mlp", None), nn.Module) and not hasattr(last, "feed_forward_chunk"):
         size: list[int] = []
 
         def gather(_: Any, arguments: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
             size.append(arguments[0].shape[1])
-            return (arguments[0][:, places],)
+            return (arguments[0][:, places.to(arguments[0].device)],)
 
         def scatter(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
-            return output.new_zeros(1, size[0], output.shape[-1]).index_copy_(1, places, output)
+            return output.new_zeros(1, size[0], output.shape[-1]).index_copy_(1, places.to(output.device), output)
 
         hooks += [last.mlp.register_forward_pre_hook(gather), last.mlp.register_forward_hook(scatter)]
     try:

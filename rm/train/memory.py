@@ -49,7 +49,7 @@ class StepMemory:
 
 def refuse_weights(directory: Path, settings: TrainSettings, *, dtype: str, device: str) -> None:
     """Raise `ModelError` or `TrainingError`, before they are loaded, where the weights cannot be held, or not be trained."""
-    refuse_too_large(directory, dtype=dtype, device=device)
+    refuse_too_large(directory, dtype=dtype, devices=[device])
     free = free_for_rank(device)
     needed = (2 + _MOMENTS) * weights_bytes(directory, "float32")
     if settings.lora is None and free is not None and needed > free:

@@ -80,7 +80,9 @@ def run_workers(job: Job, plans: Plans, count: int, shard: CorpusShard | None = 
     work = deque((member, piece) for member in range(len(plans.members)) for piece in ready)
     log.info("scoring with %d workers, %d pieces of work", min(count, len(work)), len(work))
     on_cpu = all(member.model["device"] == "cpu" for member in plans.members)
-    return _Launcher(job, work, min(count, len(work)), [] if on_cpu else machine.list_gpus()).run()
+    count = min(count, len(work))
+    gpus = machine.share_gpus(count, [member.model["devices"] for member in plans.members])
+    return _Launcher(job, work, count, [] if on_cpu else gpus).run()
 
 
 @dataclass

@@ -75,7 +75,37 @@ def test_workers_on_the_cpu_need_no_gpus(make, monkeypatch):
         run_scoring(make(runner={"workers": 2}), scorer=StubFactory())
 
 
+def test_the_number_of_gpus_of_a_model_is_in_no_fingerprint(make):
+    plans = [make_plans(make({"devices": devices, "dtype": "float32"})).whole for devices in (1, 2, "auto")]
+    assert len({(plan.fingerprint, plan.hash) for plan in plans}) == 1
+    assert [plan.model["devices"] for plan in plans] == [1, 2, "auto"]
+
+
+def test_more_gpus_than_there_are_end_the_run(make):
+    config = make({"devices": 2, "device": "cpu"})
+    with pytest.raises(ModelLoadError, match=r"model\.devices is 2, and the model runs on cpu"):
+        run_scoring(config, scorer=default_scorer(config))
+    for wrong in (0, 65, "all"):
+        with pytest.raises(ValueError, match="model"):
+            make({"devices": wrong})
+
+
+def test_each_worker_has_the_gpus_that_its_model_is_spread_over(make, monkeypatch):
+    monkeypatch.setattr(machine, "list_gpus", lambda: ["0", "1", "2", "3", "4"])
+    assert machine.share_gpus(2, [2]) == ["0,1", "2,3"]
+    assert machine.share_gpus(2, ["auto", 1]) == ["0,1", "2,3"]
+    assert machine.share_gpus(5, [1, 1]) == ["0", "1", "2", "3", "4"]
+    assert machine.share_gpus(1, [5]) == ["0,1,2,3,4"]
+    machine.check_workers(2, devices=2)
+    with pytest.raises(
+        ConfigError, match=r"each worker has 2 GPUs of its own \(model\.devices\), .* shows 5; expected 2"
+    ):
+        run_scoring(make({"devices": 2}, runner={"workers": 3}), scorer=StubFactory())
+    monkeypatch.setattr(machine, "list_gpus", list)
+    assert machine.share_gpus(2, [1]) == []
+
+
 def test_one_model_on_two_devices_is_one_model_named_twice():
-    models = [{"path": "m", "device": "cpu"}, {"path": "m"}]
+    models = [{"path": "m", "device": "cpu"}, {"path": "m", "devices": 2}]
     with pytest.raises(ValueError, match="are the same"):
         RunConfig.model_validate({"input": {"path": "in"}, "output": {"path": "out"}, "model": models})

@@ -111,7 +111,7 @@ def test_a_gpu_is_asked_what_it_has_free(causal, monkeypatch):
     with pytest.raises(
         ModelError, match=rf"take {needed:,} bytes in bfloat16, and NVIDIA L4 has {needed - 1:,} bytes free"
     ):
-        refuse_too_large(causal, dtype="bfloat16", device="cuda")
-    refuse_too_large(causal, dtype="bfloat16", device="cpu")
+        refuse_too_large(causal, dtype="bfloat16", devices=["cuda"])
+    refuse_too_large(causal, dtype="bfloat16", devices=["cpu"])
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (needed, 10 * needed))
-    refuse_too_large(causal, dtype="bfloat16", device="cuda:0")
+    refuse_too_large(causal, dtype="bfloat16", devices=["cuda:0"])

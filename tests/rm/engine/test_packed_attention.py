@@ -287,6 +287,9 @@ def test_device_gradients_and_form_choose_the_way(monkeypatch):
 
 def test_a_query_that_is_wider_under_autocast_has_the_type_of_the_values(monkeypatch):
     monkeypatch.setattr(attention, "kernel_for", lambda *_, **__: GPU)
+    monkeypatch.setattr(
+        AttentionPlan, "on", lambda self, _: self
+    )  # its indices are the CPU's, as the tensors really are
     query = torch.zeros(1, 1, 2, 4).as_subclass(OnGpu)
     plan = AttentionPlan((Segment(0, (2,)),), CPU)
     got, _ = packed_attention(module(causal=True), query, query, query.bfloat16(), None, plan=plan)
