@@ -13,11 +13,12 @@ import apache_beam as beam
 from apache_beam.pvalue import AsIter
 
 from pipelines.config import RunConfig
+from pipelines.errors import carrying_errors
 from pipelines.export.output_columns import Shape
 from pipelines.export.train_test_split import Split
 from pipelines.export.transform import Export
 from pipelines.finish.transform import Finish
-from pipelines.finish.versions import VersionRun
+from pipelines.finish.versions import VersionRun, set_latest
 from pipelines.plan import Plan, PlanPaths
 from pipelines.report.numbers import ReportSettings
 from pipelines.report.transform import Observe
@@ -60,6 +61,16 @@ def build(
         observe = Observe(paths.whole, owner, facts, selection.needs.kept, samples, on_store)
         parts["report"] = {"scores": scored, "kept": selected["kept"]} | "Observe" >> observe
     _ = {**selected, **parts} | "Finish" >> Finish(paths.whole, config, owner, version_run)
+
+
+def build_complete(pipeline: Any, version_run: VersionRun | None) -> None:
+    """Build the graph of a run whose output is complete: one step, after which `latest.json` names its version."""
+    _ = pipeline | "Complete" >> beam.Impulse() | "SetLatest" >> beam.Map(_set_latest, version_run)
+
+
+def _set_latest(_impulse: bytes, version_run: VersionRun | None) -> bool:
+    with carrying_errors():
+        return set_latest(version_run)
 
 
 def build_scoring(

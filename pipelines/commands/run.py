@@ -11,7 +11,7 @@ from typing import Any
 
 from pipelines.commands.verdict import log_verdicts
 from pipelines.config import RunConfig
-from pipelines.curate import build, build_scoring
+from pipelines.curate import build, build_complete, build_scoring
 from pipelines.errors import ConfigError
 from pipelines.finish import claim, hub
 from pipelines.finish.hub import PushResult
@@ -19,7 +19,7 @@ from pipelines.finish.versions import VersionRun, into_version, is_latest, set_l
 from pipelines.plan import Plan, PlanPaths, Plans, make_plans, sweep, with_absolute_paths
 from pipelines.report.write import write_report
 from pipelines.runtime import counters, progress
-from pipelines.runtime.beam_options import prepare_options
+from pipelines.runtime.beam_options import makes_template, prepare_options
 from pipelines.runtime.execute import execute
 from pipelines.score.load_model import LoadScorer
 from pipelines.score.rejected import list_path
@@ -130,6 +130,9 @@ def run_graph(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFac
     config, plan = run.config, run.plans.whole
     # 2. return if an earlier run has completed this output
     if (complete := complete_outcome(run)) is not None:
+        if makes_template(run.options):  # a launch that stages no job has failed, however well it ends
+            log.info("the output is complete, and the job has nothing to do but to say so")
+            execute(config.runner, run.options, lambda pipeline: build_complete(pipeline, run.version_run))
         return complete
     # 3. score with the worker processes of this machine, if there are several
     paths = run.plans.save(scores_path(config))

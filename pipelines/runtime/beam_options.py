@@ -62,10 +62,14 @@ def prepare_options(config: RunConfig, flags: Sequence[str], *, scores: bool) ->
 
 def hands_over(options: PipelineOptions) -> bool:
     """Return True if the launcher does not wait for the job: it makes a template or only a graph, or an option says so."""
-    template = options.view_as(GoogleCloudOptions).template_location
-    return bool(
-        template or options.view_as(StandardOptions).no_wait_until_finish or options.view_as(TestOptions).dry_run
+    return makes_template(options) or bool(
+        options.view_as(StandardOptions).no_wait_until_finish or options.view_as(TestOptions).dry_run
     )
+
+
+def makes_template(options: PipelineOptions) -> bool:
+    """Return True if the job is only staged, for a template of Dataflow, whose service starts it then."""
+    return bool(options.view_as(GoogleCloudOptions).template_location)
 
 
 def pipeline_options(config: RunnerConfig, flags: Sequence[str]) -> PipelineOptions:

@@ -17,7 +17,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from services.dataflow_service import TESTS, DataflowService
+from services.dataflow_service import TESTS, DataflowService, Job, run_job
 from support.corpora import TIMED, corpus_rows, write_jsonl
 from support.stubs import StubFactory, scored_rows
 
@@ -185,6 +185,28 @@ def test_a_job_sets_the_pointer_though_no_launcher_waits(bucket, stub_model, run
     assert job.state == "JOB_STATE_DONE", job.error
     assert latest_path(f"{bucket.url}/out") == outcome.version_run.path
     assert "run.json" not in bucket.contents(f"out/versions/{outcome.version_run.version}")
+
+
+@pytest.mark.slow
+def test_a_template_of_a_complete_output_has_a_job_too(bucket, stub_model, service):
+    """A Flex launch that stages no job has failed; that job sets the pointer, as that of the first launch does."""
+    template, latest = f"{bucket.url}/templates/job.json", f"{bucket.url}/out/latest.json"
+    config = config_of(bucket, stub_model, "gpu", "output.versions=true")
+    steps = []
+    for complete in (False, True):
+        outcome = run_curation(config, [*service.flags, f"--template_location={template}"], scorer=StubFactory())
+        assert (outcome.already_complete, outcome.handed_over) == (complete, not complete)
+        job = Job("job", json.loads(bucket.contents()["templates/job.json"]), "my-project", "us-central1")
+        bucket.fs.rm(template)
+        steps.append(len(staged(job).components.transforms))
+        if complete:
+            bucket.fs.rm(latest)
+            assert hinted(staged(job)) == set(), "no GPU for nothing"
+        run_job(job)
+        assert job.state == "JOB_STATE_DONE", job.error
+        assert latest_path(f"{bucket.url}/out") == outcome.version_run.path
+    assert steps[1] < 8 < steps[0]
+    assert service.jobs == [], "nothing is submitted"
 
 
 @pytest.mark.slow
