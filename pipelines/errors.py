@@ -17,7 +17,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 
@@ -237,6 +237,10 @@ _WITHOUT_PORT = ("s3", "s3a", "gs", "gcs")
 _PORT = re.compile(r"(localhost|[^:]*\.[^:]*):\d{1,5}", re.IGNORECASE)
 # An IPv6 address, and an access point.
 _NO_PASSWORD = re.compile(r"\[[0-9a-f:.]*\](:\d+)?|arn:aws[a-z-]*:s3.*", re.IGNORECASE)
+_HOST = re.compile(r"[\w.-]*\w(:\d+)?|\[[0-9a-f:.]*\](:\d+)?", re.IGNORECASE)
+_AFTER = re.compile(r"(/[^\s@]*)?[:.,;)\]}'\"]*(\s|$)")
+_MOST_HOSTS = 1000
+_known_hosts: set[tuple[str, str]] = set()
 _PARAMETER = re.compile(r"[?&;#]([^=&;?#/\s]+)=(?!\*\*\*(?:$|[\s'\"]))")
 _SECRET_PART = re.compile(r"token|secret|signature|passw|passphrase|credential|authorization|bearer|session|jwt")
 _KEYS = "api|access|account|auth|encryption|private|shared|signing|storage|subscription"
@@ -246,14 +250,21 @@ _SECRET_NAME = re.compile(rf"sig|sign|pwd|pass|auth|code|(.*({_KEYS}))?key(id)?|
 def holds_credentials(path: str) -> bool:
     """Return whether a URL in `path` carries a user name, a password, or a parameter whose name says that it is a secret.
 
-    A password may hold anything, slashes as those of AWS, and further `@`. Containers of Azure are no user names.
+    A password may hold anything, slashes as those of AWS, and further `@`. Containers of Azure are no user names. The hosts and
+    buckets of what holds none are remembered: in a message, text after one of them is no password.
     """
-    return next(_secret_spans(path), None) is not None
+    if next(_secret_spans(path), None) is not None:
+        return True
+    for url in _urls(path):
+        host = _HOST.match(url.rest, url.container)
+        if host and len(_known_hosts) < _MOST_HOSTS and url.rest[host.end() :][:1] in ("", "/"):
+            _known_hosts.add((url.scheme, host[0]))
+    return False
 
 
 def hide_credentials(text: str) -> str:
     """Return `text` with the credentials in its URLs starred out: of a URL in quotes up to the quote, of another one, where
-    nothing says how far a password reaches, rather too much than too little.
+    nothing says how far a password reaches, rather too much than too little, unless its host or bucket is known to have none.
 
     What is hidden already stays as it is.
     """
@@ -274,8 +285,18 @@ def hide_credentials_in(value: Any) -> Any:
     return [hide_credentials_in(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _secret_spans(text: str) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) of each secret in the URLs of a text: a user name with its password, or a parameter's value."""
+class _Url(NamedTuple):
+    """A URL in a text."""
+
+    scheme: str
+    start: int  # where it goes on behind its scheme
+    rest: str  # from there to its end, or to that of the text, where nothing tells its end
+    container: (
+        int  # characters of `rest` before what may be user name and password: a container of Azure, and what is hidden
+    )
+
+
+def _urls(text: str) -> Iterator[_Url]:
     for match in _SCHEME.finditer(text):
         scheme, start = match[1].lower(), match.end()
         if scheme in ("file", "local") and match[0].count("/") != 2:
@@ -285,10 +306,16 @@ def _secret_spans(text: str) -> Iterator[tuple[int, int]]:
         if quote and quote in "'\"" and (closed := re.match(rf"(?:[^{quote}\\]|\\.)*(?={quote})", rest, re.DOTALL)):
             rest = closed[0]
         container = _CONTAINER.match(rest) if scheme in _WITH_CONTAINER else None
-        known = container[0] if container else ""
-        known += _HIDDEN + "@" if rest[len(known) :].startswith(_HIDDEN + "@") else ""
-        begin, end = start + len(known), start + len(rest)
-        user, secret = _userinfo_length(scheme, rest[len(known) :]), _secret_parameter(rest)
+        known = container.end() if container else 0
+        known += len(_HIDDEN) + 1 if rest[known:].startswith(_HIDDEN + "@") else 0
+        yield _Url(scheme, start, rest, known)
+
+
+def _secret_spans(text: str) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of each secret in the URLs of a text: a user name with its password, or a parameter's value."""
+    for scheme, start, rest, container in _urls(text):
+        begin, end = start + container, start + len(rest)
+        user, secret = _userinfo_length(scheme, rest[container:]), _secret_parameter(rest)
         if user:
             yield begin, begin + user if secret is None else end
         elif secret is not None:
@@ -300,7 +327,13 @@ def _userinfo_length(scheme: str, rest: str) -> int:
     first, _, _ = rest.partition("/")
     port = _PORT.fullmatch(first) and scheme not in _WITHOUT_PORT
     held = "@" in first or (":" in first and "@" in rest and not port and not _NO_PASSWORD.fullmatch(first))
-    return rest.rindex("@") if held else 0
+    return rest.rindex("@") if held and not _is_known(scheme, rest) else 0
+
+
+def _is_known(scheme: str, rest: str) -> bool:
+    """Return whether a URL is of a known host, and a sentence goes on behind it, or a path without `@`."""
+    host = _HOST.match(rest)
+    return host is not None and (scheme, host[0]) in _known_hosts and _AFTER.match(rest, host.end()) is not None
 
 
 def _secret_parameter(rest: str) -> int | None:

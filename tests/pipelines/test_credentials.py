@@ -17,7 +17,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipelines import cli
+from pipelines import cli, errors
 from pipelines.config import RunConfig, TrainConfig, validate
 from pipelines.errors import ConfigError, InputError, hide_credentials, holds_credentials
 from pipelines.runtime import logs
@@ -74,6 +74,11 @@ def urls(draw) -> str:
     return f"{scheme}://{path}{others}{spelled}={before}{CANARY}{after}"
 
 
+@pytest.fixture(autouse=True)
+def _no_known_hosts(monkeypatch):
+    monkeypatch.setattr(errors, "_known_hosts", set())
+
+
 @given(url=urls())
 @example(url=f"s3://AKIA:sec {CANARY}@bucket")
 @example(url=f"s3://AKIA:{CANARY}+x://y@bucket")
@@ -125,6 +130,37 @@ def test_what_is_no_secret_is_neither_refused_nor_hidden(path):
     assert validate(RunConfig, values, [], where="c.yaml").input.path == path
     for text in (path, f"cannot read {path}: gone", f"input.path {path!r} matches no file; ask owner/name"):
         assert InputError(text).message == text
+
+
+PROSE = [
+    ("s3://bucket", "cannot list s3://bucket: there is no such bucket; ask me@home"),
+    ("s3://bucket/in", "s3://bucket is not hf://datasets/owner/name@main/x, and s3://bucket, too"),
+    ("gs://my-bucket", "(gs://my-bucket); ask me@home"),
+    ("http://minio:9000/a", "cannot read http://minio:9000/a.jsonl: gone; ask me@home"),
+    ("http://[::1]:9000", "http://[::1]:9000: gone; ask me@home"),
+    ("abfs://data@account/a", "abfs://data@account: no: ask me@home"),
+]
+
+
+@pytest.mark.parametrize(("path", "text"), PROSE)
+def test_what_follows_a_place_that_a_setting_names_is_no_password(path, text):
+    assert "ask" not in text or InputError(text).message != text, "nobody has named the place yet"
+    assert not holds_credentials(path)
+    assert InputError(text).message == text
+
+
+@given(url=urls())
+@example(url=f"s3://bucket:{CANARY}@host")
+@example(url=f"s3://bucket:sec {CANARY}@host")
+@example(url=f"s3://bucket{CANARY}@host/a")
+@example(url=f"http://minio:9000/{CANARY}@host")
+@example(url=f"http://minio:9000{CANARY}@host")
+def test_a_secret_is_starred_out_where_the_places_of_settings_are_known(url):
+    for path, _ in PROSE:
+        holds_credentials(path)
+    holds_credentials(url)
+    for text in (url, f"cannot read {url}: gone; write to me@home", f"s3://bucket: {url} and {url!r}"):
+        assert CANARY not in InputError(text).message
 
 
 def test_the_words_around_a_hidden_secret_stay():
