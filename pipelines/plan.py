@@ -224,7 +224,9 @@ def _ensemble(config: RunConfig, plans: Sequence[Plan]) -> Plans:
             )
     order = sorted(range(len(plans)), key=lambda number: fingerprints[number])
     members, models = [plans[number] for number in order], [config.models[number] for number in order]
-    settings = {"ensemble": config.ensemble.settings, "combine_version": COMBINE_VERSION}
+    settings: dict[str, Any] = {"ensemble": config.ensemble.settings, "combine_version": COMBINE_VERSION}
+    if config.ensemble.names:  # whose rewards are in the score files of the ensemble, too
+        settings["names"] = [config.ensemble.names[number] for number in order]
     named = [
         {"name": name_of(model), "revision": model.revision, "fingerprint": plan.fingerprint}
         for model, plan in zip(models, members, strict=True)

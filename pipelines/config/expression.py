@@ -55,6 +55,9 @@ _FUNCTIONS = {
 }
 """The least and the most arguments of each."""
 _CONSTANTS = {"true": True, "false": False, "null": None}
+RESERVED = (*BUILT_IN, *_FUNCTIONS, *_CONSTANTS, "column", "z")
+"""The words of the language, which name no model."""
+
 _HINTS = (
     (" = ", "; equality is written =="),
     ("&&", "; write and"),
@@ -101,7 +104,7 @@ class Expression:
     uses: tuple[Name, ...]
 
     def columns(self, signals: Sequence[str] = ()) -> tuple[str, ...]:
-        """The carried columns that it reads."""
+        """The carried columns that it reads; `signals` are the names of further numbers."""
         named = (use.name for use in self.uses if use.is_column or use.name not in {*BUILT_IN, *signals})
         return tuple(dict.fromkeys(named))
 
@@ -111,6 +114,9 @@ class Expression:
             at = f"at character {use.position + 1},"
             built_in = not use.is_column and use.name in BUILT_IN
             known = [*columns] if use.is_column else [*BUILT_IN, *signals, *columns]
+            if use.name.startswith("z(") and use.name not in known and not use.is_column:
+                models = ", ".join(name for name in signals if not name.startswith("z("))
+                raise ValueError(f"{at} z takes the name of a model under ensemble.names: {models or 'there are none'}")
             if use.name not in known:
                 close = difflib.get_close_matches(use.name, known, n=1)
                 carry = f"known are {', '.join(known) or 'none'}; add a column: input.carry=[{', '.join([*columns, use.name])}]"
@@ -172,6 +178,8 @@ class _Reader:
             return self._name(node, node.id, kind)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "column":
             return self._name(node, self._column(node), kind, is_column=True)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "z" and kind == "number":
+            return self._name(node, self._standardised(node), kind)
         own = self._kind_of(node)
         if own is None:  # null
             raise self._error(node, "null stands only in `is null` and `is not null`")
@@ -225,8 +233,10 @@ class _Reader:
             case ast.Call(func=ast.Name(id=name)):
                 if name == "column":
                     return None
+                if name == "z":
+                    return "number"
                 if name not in _FUNCTIONS:
-                    known = [*_FUNCTIONS, "column"]
+                    known = [*_FUNCTIONS, "column", "z"]
                     close = difflib.get_close_matches(name, known, n=1)
                     hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
                     raise self._error(node, f"the function {name!r} is unknown; {hint}")
@@ -296,6 +306,12 @@ class _Reader:
             case ast.Call(args=[ast.Constant(value=str() as name)], keywords=[]):
                 return name
         raise self._error(node, 'column takes the name of a column in quotes: column("my column")')
+
+    def _standardised(self, node: ast.Call) -> str:
+        match node:
+            case ast.Call(args=[ast.Name(id=name)], keywords=[]):
+                return f"z({name})"
+        raise self._error(node, "z takes the name of a model (ensemble.names): z(helpful)")
 
     def _name(self, node: ast.expr, name: str, kind: Kind, *, is_column: bool = False) -> Node:
         self.uses.append(Name(name, kind, is_column, self._position(node)))

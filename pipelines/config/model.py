@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import keyword
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, model_validator
+from pydantic import Field, TypeAdapter, field_validator, model_validator
 
 from pipelines.config.base import PathText, Strict
+from pipelines.config.expression import RESERVED
 from pipelines.config.rules import refuse_unused
 
 
@@ -69,6 +72,22 @@ class EnsembleConfig(Strict):
     penalty: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
     """Standard deviations that `lower_bound` subtracts."""
 
+    names: list[str] = []
+    """Names of the models, in the order of the list `model`. `select` then knows the reward of each by its name, and the
+    standardised one as `z(NAME)`: `select=[{reward: "0.7 * z(helpful) - 0.2 * z(verbose)"}, ...]`."""
+
+    @field_validator("names")
+    @classmethod
+    def _can_be_told_apart(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) or name in RESERVED or keyword.iskeyword(name):
+                raise ValueError(
+                    f"{name!r} is no name for a model: expected letters, digits and _, and none of {', '.join(RESERVED)}"
+                )
+            if names.count(name) > 1:
+                raise ValueError(f"two models have the name {name!r}; give each its own")
+        return names
+
     @model_validator(mode="after")
     def _penalty_is_used(self) -> EnsembleConfig:
         refuse_unused(self, {"penalty"}, used=self.combine == "lower_bound", by="combine: lower_bound")
@@ -77,4 +96,4 @@ class EnsembleConfig(Strict):
     @property
     def settings(self) -> dict[str, Any]:
         """The settings that a combined reward depends on."""
-        return self.model_dump(exclude=set() if self.combine == "lower_bound" else {"penalty"})
+        return self.model_dump(exclude={"names"} if self.combine == "lower_bound" else {"names", "penalty"})

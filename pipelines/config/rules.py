@@ -22,6 +22,11 @@ def _is_a_condition(text: str) -> str:
     return text
 
 
+def _is_a_number(text: str) -> str:
+    parse(text, "number")
+    return text
+
+
 Temperature = Annotated[float | None, Field(gt=0.0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
 
@@ -186,6 +191,12 @@ class Step(Strict):
     `input.carry`, odd ones as `column("my column")`. There are comparisons, `in ["a", "b"]`, `and`, `or`, `not`, + - * /, `abs`,
     `log`, `exp`, `sqrt`, `min`, `max`, `is null` and `coalesce(x, 0)`. What is computed from or compared with null is null, and
     null is not true."""
+    reward: Annotated[str, AfterValidator(_is_a_number)] | None = Field(
+        default=None, examples=["reward - 0.001 * response_tokens"]
+    )
+    """Combine numbers to the reward that all other steps compare: `0.7 * reward + 0.3 * coalesce(mark, 0)`, in the language of
+    `where`; true counts as 1, false as 0. Responses for which it is null are dropped. Comes first, or after
+    `length_correction`. What is exported and reported as reward stays the model's."""
     length_correction: Annotated[LengthCorrection | None, BeforeValidator(_bare)] = None
     """Subtract a fit of reward on length from the rewards. Comes first."""
     random: Annotated[Random | None, BeforeValidator(_bare)] = None
@@ -236,6 +247,11 @@ def check_order(steps: list[Step]) -> list[Step]:
     names = [step.name for step in steps]
     if "length_correction" in names[1:]:
         raise ValueError("length_correction must be the first step: it changes the rewards that all others compare")
+    before = (
+        [name for name in names[: names.index("reward")] if name != "length_correction"] if "reward" in names else []
+    )
+    if before or names.count("reward") > 1:
+        raise ValueError("reward must come before all steps but length_correction, and once: all others compare it")
     if "pairs" in names[:-1]:
         raise ValueError("pairs must be the last step: what follows would take its pairs apart")
     return steps

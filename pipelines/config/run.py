@@ -8,7 +8,7 @@ from pydantic import Field, WrapValidator, model_validator
 
 from pipelines.config.base import PathText, Strict
 from pipelines.config.corpus import InputConfig
-from pipelines.config.expression import OF_TOKENIZER, parse
+from pipelines.config.expression import OF_TOKENIZER, Expression, parse
 from pipelines.config.model import EnsembleConfig, ModelConfig, _one_or_several
 from pipelines.config.output import OutputConfig, ReportConfig
 from pipelines.config.rules import BestOfN, Step, check_order
@@ -128,12 +128,20 @@ class RunConfig(Strict):
                 f"ensemble is given, and model names {len(self.models)} of the two or more models that it combines; remove "
                 "it, or give a list: model=[{path: ...}, {path: ...}]"
             )
+        names = self.ensemble.names
+        if names and len(names) != len(self.models):
+            raise ValueError(
+                f"ensemble.names has {len(names)} names, and model {len(self.models)} models; name each of them"
+            )
+        if twice := sorted({*names} & {*self.input.carry}):
+            raise ValueError(f"{twice[0]!r} is a name in ensemble.names and a column in input.carry; rename the model")
         return self
 
     @model_validator(mode="after")
     def _steps_fit(self) -> RunConfig:
         check_order(self.select)
         known = ["source", *self.input.carry]
+        combines = any(step.reward is not None for step in self.select)
         for number, step in enumerate(self.select):
             for setting, column in step.columns():
                 if column not in known:
@@ -142,17 +150,21 @@ class RunConfig(Strict):
                         f"add it: input.carry=[{', '.join([*self.input.carry, column])}]"
                     )
             if step.where is not None:
-                self._check_expression(f"select.{number}.where", step.where)
+                self._check_expression(f"select.{number}.where", parse(step.where))
+            if step.reward is not None:
+                self._check_expression(f"select.{number}.reward", parse(step.reward, "number"))
             if step.top is not None and step.top.tokens is not None and self.model is None:
                 raise ValueError(
                     f"select.{number}.top.tokens is counted by a reward model's tokenizer, and scores.column has none; "
                     "use rows or fraction"
                 )
-            if step.needs_temperature and len(self.models) != 1:
+            if step.needs_temperature and (len(self.models) != 1 or combines):
                 lacking = "an ensemble has no calibration" if self.models else "scores.column has none"
+                lacking = "a combined reward has no calibration" if combines else lacking
                 raise ValueError(f"select.{number}.{step.name} needs a temperature, and {lacking}; give it")
-        if "probability" in self.output.add and len(self.models) != 1:
+        if "probability" in self.output.add and (len(self.models) != 1 or combines):
             lacking = ", and an ensemble has no calibration" if self.models else ""
+            lacking = ", and a combined reward has none" if combines else lacking
             raise ValueError(f"output.add names probability, which needs a model's calibration{lacking}; remove it")
         has_pairs = any(step.pairs is not None for step in self.select)
         if has_pairs != (self.output.shape == "preference"):
@@ -162,12 +174,11 @@ class RunConfig(Strict):
             )
         return self
 
-    def _check_expression(self, setting: str, text: str) -> None:
-        expression = parse(text)
+    def _check_expression(self, setting: str, expression: Expression) -> None:
         try:
-            expression.check(self.input.carry)
+            expression.check(self.input.carry, self.signals)
         except ValueError as error:
-            raise ValueError(f"{setting} is {text!r}: {error}") from None
+            raise ValueError(f"{setting} is {expression.text!r}: {error}") from None
         counted = next((use.name for use in expression.uses if use.name in OF_TOKENIZER and not use.is_column), None)
         if counted is not None and self.model is None:
             raise ValueError(
@@ -190,6 +201,13 @@ class RunConfig(Strict):
         if self.model is None:
             return []
         return self.model if isinstance(self.model, list) else [self.model]
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """The numbers that expressions know beside the built-in ones: the rewards of an ensemble's models, as they are and
+        standardised."""
+        names = self.ensemble.names
+        return (*names, *(f"z({name})" for name in names))
 
     @property
     def scores_path(self) -> str:

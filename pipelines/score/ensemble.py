@@ -127,13 +127,18 @@ def combine(
 
 
 def combine_tables(
-    tables: Sequence[pa.Table], standards: Sequence[Standard], *, ensemble: EnsembleConfig
+    tables: Sequence[pa.Table],
+    standards: Sequence[Standard],
+    *,
+    ensemble: EnsembleConfig,
+    names: Sequence[str] = (),
 ) -> pa.Table | None:
     """The score columns of one fragment from those of each model; None where the tables are not of the same rows.
 
     The first table has all columns, the others need `ROW` and `COMBINED`. A response that any model rejects is rejected, with
-    the reason of the first that does; it counts as truncated where any model truncated it. The column `spread` is added. All
-    other columns are those of the first table, tokens included, which are those of its tokenizer.
+    the reason of the first that does; it counts as truncated where any model truncated it. The column `spread` is added, and
+    with `names` of the models those of `signal_columns`. All other columns are those of the first table, tokens included, which
+    are those of its tokenizer.
     """
     first = tables[0]
     if not all(table.select(ROW).equals(first.select(ROW)) for table in tables[1:]):
@@ -152,7 +157,22 @@ def combine_tables(
     combined = first
     for name, column in columns.items():
         combined = combined.set_column(first.schema.get_field_index(name), first.schema.field(name), column)
-    return combined.append_column(pa.field("spread", pa.float32()), pa.array(spread, mask=~at))
+    added = {"spread": spread}
+    for name, reward_of_one, standard in zip(names, known, standards, strict=bool(names)):
+        for column, values in signal_columns(name, reward_of_one, standard).items():
+            added[column] = np.zeros(first.num_rows, dtype=np.float32)
+            added[column][at] = values
+    for name, values in added.items():
+        combined = combined.append_column(pa.field(name, pa.float32()), pa.array(values, mask=~at))
+    return combined
+
+
+def signal_columns(
+    name: str, rewards: npt.NDArray[np.float32], standard: Standard
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Return the columns by which expressions know a model's rewards: as they are, and standardised."""
+    z = (rewards.astype(np.float64) - standard.mean) / standard.std
+    return {f"signal.{name}": rewards, f"signal.z({name})": z.astype(np.float32)}
 
 
 def read_tables(files: Sequence[ScoreFile]) -> list[pa.Table]:

@@ -149,7 +149,7 @@ class CombineRewards(beam.DoFn):  # type: ignore[misc]
             tables = read_tables(files)
             original = score_files.original_schema(tables[0])
             ensemble = EnsembleConfig.model_validate(plan.identity["ensemble"])
-            columns = combine_tables(tables, standards.models, ensemble=ensemble)
+            columns = combine_tables(tables, standards.models, ensemble=ensemble, names=plan.identity.get("names", ()))
             if columns is None:
                 paths = ", ".join(file.path for file in files)
                 raise StorageError(f"the score files {paths} are not of the same rows; remove them and score again")

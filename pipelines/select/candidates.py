@@ -78,7 +78,7 @@ class Candidates:
     other_raw: npt.NDArray[np.float32]
     labels: Mapping[str, Labels] = field(default_factory=dict)
     values: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
-    """Further numbers that expressions read, and the marks of expressions that are evaluated; see `pipelines.select.where`."""
+    """Further numbers that expressions read, and the marks of those that are evaluated; see `pipelines.select.expressions`."""
     _cache: _PromptCache = field(default_factory=_PromptCache, repr=False, compare=False)
 
     def __len__(self) -> int:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from pipelines.config.expression import BUILT_IN
 from pipelines.runtime.arrow_ipc import from_ipc, to_ipc
 from pipelines.select.candidates import COLUMN_NAMES, Candidates, Labels, zero_columns
 
@@ -87,7 +88,9 @@ def _schema(needs: Needs) -> pa.Schema:
 
 def value_type(name: str) -> pa.DataType:
     """The type of a number that expressions read."""
-    return pa.uint8() if name == "truncated" else pa.int32()
+    if name in BUILT_IN:
+        return pa.uint8() if name == "truncated" else pa.int32()
+    return pa.float32()
 
 
 def to_table(candidates: Candidates, needs: Needs) -> pa.Table:
@@ -178,7 +181,7 @@ def scores_to_candidates(scores: pa.Table, *, file: int, unit: int, needs: Needs
     if needs.tokens:
         columns["tokens"] = _values(scores["prompt_tokens"]) + _values(scores["response_tokens"])
     labels = {name: to_labels(scores[score_column(name)]) for name in needs.labels}
-    values = {name: _values(scores[name].cast(value_type(name))) for name in needs.values}
+    values = {name: _values(scores[_value_column(name)].cast(value_type(name))) for name in needs.values}
     every = Candidates(**columns, labels=labels, values=values)
     valid = scores["reward"].is_valid().to_numpy() if scores["reward"].null_count else None
     return every if valid is None else every.take(valid)
@@ -205,11 +208,16 @@ def score_column(name: str) -> str:
     return name if name == "source" else f"carry.{name}"
 
 
+def _value_column(name: str) -> str:
+    """The column of a score file that holds a number which expressions read."""
+    return name if name in BUILT_IN else f"signal.{name}"
+
+
 def score_columns(needs: Needs) -> list[str]:
     """The columns of a score file that candidates are made of."""
     plain = ["reward"] + ["prompt_key"] * needs.key + ["response_hash", "row", "response_index"] * needs.place
     plain += ["response_chars"] * needs.length + ["prompt_tokens", "response_tokens"] * needs.tokens
-    return list(dict.fromkeys([*plain, *map(score_column, needs.labels), *needs.values]))
+    return list(dict.fromkeys([*plain, *map(score_column, needs.labels), *map(_value_column, needs.values)]))
 
 
 class KeptUnit(NamedTuple):

@@ -16,11 +16,11 @@ from pipelines.score.rejected import rejected_rows
 from pipelines.score.score_files import ScoreFile
 from pipelines.select.candidates import Candidates
 from pipelines.select.columns import concatenate, pack, score_columns, scores_to_candidates, sizes_of
+from pipelines.select.expressions import with_marks
 from pipelines.select.length_correction import HashSample
 from pipelines.select.prefilter import shrink
 from pipelines.select.selection import Selection, apply_early_steps
 from pipelines.select.summary import FragmentFacts, SelectionSummary, StepCounts
-from pipelines.select.where import with_marks
 
 _BLOCK_ROWS = 200_000  # that are partitioned at a time, at least; 10 MB
 _HELD_ROWS = 5_000_000  # of a bundle, before they are shuffled: 250 MB

@@ -21,7 +21,7 @@ from pipelines.select.candidates import (
     order_within,
     worst_bits,
 )
-from pipelines.select.where import where
+from pipelines.select.expressions import where, with_combined
 
 
 def apply_rule(candidates: Candidates, step: Step, *, temperature: float | None = None) -> Candidates:
@@ -31,6 +31,8 @@ def apply_rule(candidates: Candidates, step: Step, *, temperature: float | None 
     """
     if step.pairs is not None:
         return pairs(candidates, step.pairs)
+    if step.reward is not None:
+        return with_combined(candidates, step)
     if step.best_of_n is not None:
         mask = best_of_n(candidates, step.best_of_n, temperature=step.best_of_n.temperature or temperature)
     elif step.threshold is not None:

@@ -20,11 +20,11 @@ from pipelines.score.score_files import ScoreFile
 from pipelines.score.unit_scores import score_directories
 from pipelines.select.candidates import Candidates
 from pipelines.select.columns import Needs, score_columns, scores_to_candidates, total_size, unpack
+from pipelines.select.expressions import expressions_of, labels_of, mark_of, values_of
 from pipelines.select.length_correction import Curve
 from pipelines.select.rules import apply_rule
 from pipelines.select.summary import StepCounts, StepSum
 from pipelines.select.top import Cut, keep
-from pipelines.select.where import expressions_of, labels_of, mark_of, values_of
 from pipelines.storage.canonical_json import digest
 from pipelines.storage.owner import Owner
 
@@ -72,6 +72,7 @@ class Selection:
     temperature: float | None
     partitions: int
     on_object_store: bool = False  # score files are on one, and reading them is mostly waiting
+    signals: tuple[str, ...] = ()  # names of the numbers in the score files that expressions know
 
     @classmethod
     def of(cls, config: RunConfig, plan: Plan) -> Selection:
@@ -85,11 +86,12 @@ class Selection:
             )
         partitions = PARTITIONS or min(_MOST_PARTITIONS, max(16, plan.input_bytes // _BYTES_PER_PARTITION))
         on_object_store = score_directories(config).on_object_store(plan)
-        return cls(tuple(config.select), needs_of(config), plan.temperature, partitions, on_object_store)
+        steps, needs = tuple(config.select), needs_of(config)
+        return cls(steps, needs, plan.temperature, partitions, on_object_store, config.signals)
 
     @property
     def correction(self) -> Step | None:
-        """The step that changes rewards, which only the first can be."""
+        """The step that takes length off the rewards, which only the first can be."""
         return self.steps[0] if self.steps and self.steps[0].length_correction is not None else None
 
     @property
@@ -116,8 +118,8 @@ class Selection:
     @property
     def reading(self) -> Needs:
         """The needs of what is read of score files: also what is evaluated there, and does not travel."""
-        labels = dict.fromkeys([*self.needs.labels, *labels_of(self.steps)])
-        return replace(self.needs, labels=tuple(labels), values=values_of(self.steps), marks=())
+        labels = dict.fromkeys([*self.needs.labels, *labels_of(self.steps, self.signals)])
+        return replace(self.needs, labels=tuple(labels), values=values_of(self.steps, self.signals), marks=())
 
     @property
     def prefilter(self) -> BestOfN | None:
@@ -133,7 +135,7 @@ def needs_of(config: RunConfig) -> Needs:
     return Needs(
         tokens=config.model is not None,
         length=True,
-        raw=any(step.length_correction is not None for step in steps),
+        raw=any(step.length_correction is not None or step.reward is not None for step in steps),
         rank="rank" in add,
         margin="margin" in add or "probability" in add,
         rival=not any(step.pairs is not None or step.top is not None for step in steps),
@@ -143,8 +145,14 @@ def needs_of(config: RunConfig) -> Needs:
     )
 
 
+def _changing(steps: Sequence[Step]) -> int:
+    """The number of leading steps that change rewards, and come before all others."""
+    changing = (step.length_correction is not None or step.reward is not None for step in steps)
+    return len([*itertools.takewhile(bool, changing)])
+
+
 def _early(steps: Sequence[Step]) -> range:
-    start = 1 if steps and steps[0].length_correction is not None else 0
+    start = _changing(steps)
     lead = itertools.takewhile(lambda number: _by_row(steps[number]), range(start, len(steps)))
     last = [number for number in lead if steps[number].top is not None or steps[number].where is not None]
     return range(start, last[-1] + 1) if last else range(start, start)
@@ -168,8 +176,8 @@ class LoadScores:
         return self.selection.on_object_store
 
     def __call__(self, element: bytes, sides: Sequence[Any], *, ties: bool) -> Candidates:
-        steps = self.selection.steps
-        early_steps = [steps[number] for number in self.selection.early if number <= self.until]
+        signals = self.selection.signals
+        early_steps = self.selection.steps[: min(self.until + 1, self.selection.early.stop)]
         named = {use.name for expression in expressions_of(early_steps) for use in expression.uses}
         needs = replace(
             self.selection.needs,
@@ -178,8 +186,10 @@ class LoadScores:
             tokens="tokens" in named
             or any(step.top is not None and step.top.tokens is not None for step in early_steps),
             length="characters" in named or self.selection.correction is not None,
-            labels=tuple(sorted({*labels_of(early_steps), *(c for step in early_steps for _, c in step.columns())})),
-            values=values_of(early_steps),
+            labels=tuple(
+                sorted({*labels_of(early_steps, signals), *(c for step in early_steps for _, c in step.columns())})
+            ),
+            values=values_of(early_steps, signals),
         )
         descriptor = ScoreFile.from_bytes(element)
         candidates = read_candidates(descriptor, needs)
@@ -209,7 +219,7 @@ def apply_early_steps(
         curve: Curve = unused.pop(0)
         candidates = curve.correct(candidates)
         counts[0] = StepSum("length_correction", len(candidates), None, total_size(candidates, selection.needs))
-    for number in selection.early:
+    for number in range(1 if selection.correction is not None else 0, selection.early.stop):
         if number < until:
             step = selection.steps[number]
             cut: Cut | None = unused.pop(0) if step.top is not None else None

@@ -1,4 +1,4 @@
-"""The step `where` through the whole graph, against the obvious answer row by row; its explanation and its errors."""
+"""The steps `where` and `reward` through the whole graph, against the obvious answer row by row; explanations and errors."""
 
 from __future__ import annotations
 
@@ -152,3 +152,47 @@ def test_text_where_a_number_is_expected_ends_the_run(tmp_path):
         with pytest.raises(InputError, match=f"the column '{name}' is read as a number") as raised:
             run_curation(configured(tmp_path, [{"where": text}], f"out-{name}"), scorer=None)
         assert "secret" not in str(raised.value)
+
+
+def test_every_rule_works_on_the_combined_reward(tmp_path, rows):
+    steps = [{"reward": "reward + 2 * ok + min(score, 1) - characters / 100"}, {"best_of_n": {"min_candidates": 1}}]
+    manifest = run_curation(configured(tmp_path, steps), scorer=None).manifest
+    known = [row for row in rows if None not in (row["ok"], row["score"])]
+    for row in known:
+        row["model"] = row["reward"]
+        row["reward"] += 2 * row["ok"] + min(row["score"], 1) - len(row["response"]) / 100
+    assert kept(tmp_path) == texts(best(known)) != texts(best([{**row, "reward": row["model"]} for row in known]))
+    assert [(step["rule"], step["rows"]) for step in manifest["steps"]] == [
+        ("reward", len(known)),
+        ("best_of_n", len(best(known))),
+    ]
+    exported = {
+        row["messages"][-1]["content"]: row["reward"] for row in pq.read_table(tmp_path / "out" / "data").to_pylist()
+    }
+    assert exported == {row["response"]: float(np.float32(row["model"])) for row in best(known)}  # the model's own
+
+    middle = sorted(row["reward"] for row in known)[len(known) // 2]
+    steps = [steps[0], {"where": f"reward > {middle!r} + 0"}, {"top": {"rows": 5}}]
+    run_curation(configured(tmp_path, steps, "top"), scorer=None)
+    assert kept(tmp_path, "top") == texts(sorted(known, key=lambda row: -row["reward"])[:5])
+
+    run_curation(configured(tmp_path, [steps[0], {"where": "reward < 0"}], "low"), scorer=None)
+    assert kept(tmp_path, "low") == texts(row for row in known if row["reward"] < 0)
+
+    explained = explain(configured(tmp_path, steps, "none"), prompt_key(from_prompt("p3")).hex())
+    for row in explained["rows"]:
+        (mine,) = [one for one in rows if round(one.get("model", one["reward"]), 2) == round(row["reward"], 2)]
+        step = row["steps"][0]
+        if mine in known:
+            assert step["verdict"] == "kept"
+            assert step["combined"] == pytest.approx(mine["reward"], abs=1e-6)
+        else:
+            assert (step["verdict"], step["combined"]) == ("dropped", None)
+        assert step["characters"] == len(mine["response"])
+
+
+def test_a_combined_reward_after_a_length_correction(tmp_path, rows):
+    steps = [{"length_correction": {}}, {"reward": "reward * 2"}, {"where": "reward > 0"}]
+    run_curation(configured(tmp_path, steps), scorer=None)
+    run_curation(configured(tmp_path, [steps[0], steps[2]], "same"), scorer=None)
+    assert kept(tmp_path) == kept(tmp_path, "same") != set()

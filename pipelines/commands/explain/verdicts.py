@@ -13,11 +13,11 @@ import numpy as np
 
 from pipelines.config import BestOfN, DropPrompts, Pairs, Step, Threshold, Top
 from pipelines.select.candidates import Candidates, worst_bits
+from pipelines.select.expressions import numbers_of
 from pipelines.select.length_correction import Curve
 from pipelines.select.rules import draws, ranks_by, references, shortness, sigmoid, win_probabilities, z_scores
 from pipelines.select.selection import Selection, apply_step
 from pipelines.select.top import Cut, CutEdge, CutEdges, Strata
-from pipelines.select.where import numbers_of
 
 ResponsePlace = tuple[int, int, int, int]
 """File, unit, row, response."""
@@ -97,7 +97,7 @@ def _numbers(
     elif step.longest is not None:
         ranks = ranks_by(rows, shortness(rows))
         columns = {"characters": rows.length, "rank": ranks, "of": len(rows), "keep": step.longest.keep}
-    elif step.where is not None:
+    elif step.where is not None or step.reward is not None:
         columns = numbers_of(rows, step)
     elif step.length_correction is not None:
         columns = {"characters": rows.length, "reward": rows.raw, "corrected": after.reward}

@@ -16,8 +16,8 @@ from support.selection_tables import candidates
 from pipelines.config import Step
 from pipelines.errors import InputError
 from pipelines.select.candidates import Candidates, Labels, zero_columns
+from pipelines.select.expressions import evaluate, mark_of, numbers_of, where, with_marks
 from pipelines.select.rules import apply_rule
-from pipelines.select.where import evaluate, mark_of, numbers_of, where, with_marks
 
 SIGNS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq, "!=": operator.ne}
 SUMS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
