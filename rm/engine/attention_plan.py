@@ -44,10 +44,14 @@ class Spans(NamedTuple):
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """The segments of a packed row, with all that their attention needs; one plan for all layers of a forward."""
+    """The segments of a packed row, with all that their attention needs; one plan for all layers of a forward.
+
+    `told` collects the window and the cap of logits that each layer tells its attention.
+    """
 
     segments: tuple[Segment, ...]
     device: torch.device
+    told: list[tuple[int | None, float | None]] = field(default_factory=list, init=False, repr=False, compare=False)
     _masks: dict[tuple[int, int, int, bool, int | None], torch.Tensor] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )

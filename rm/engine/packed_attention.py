@@ -58,6 +58,7 @@ def packed_attention(
     """
     if attention_mask is not None:
         raise ValueError("packed attention was given a mask; this architecture builds its own")
+    plan.told.append((sliding_window, softcap))
     plan = plan.on(query.device)
     window = sliding_window if sliding_window is not None and sliding_window < plan.longest else None
     form = Form(bool(getattr(module, "is_causal", False)), scaling, window, softcap, s_aux)
@@ -224,11 +225,14 @@ def _attend(
     mask = plan.mask(queries, keys, before, causal=form.causal, window=form.window)
     if plain:
         return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=form.scaling)
-    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if form.scaling is None else form.scaling)
+    scores = query @ key.transpose(2, 3)
+    into = None if torch.is_grad_enabled() else scores  # passes over memory are what this costs
+    scores = torch.mul(scores, query.shape[-1] ** -0.5 if form.scaling is None else form.scaling, out=into)
     if form.cap is not None:
-        scores = form.cap * torch.tanh(scores / form.cap)
+        scores = torch.tanh(torch.mul(scores, 1 / form.cap, out=into), out=into)
+        scores = torch.mul(scores, form.cap, out=into)
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
+        scores = scores.masked_fill(~mask, -torch.inf) if into is None else scores.masked_fill_(~mask, -torch.inf)
     if form.sinks is not None:
         sinks = form.sinks[None, :, None, None].expand(1, -1, queries, 1)
         scores = torch.cat([scores, sinks.to(scores.dtype)], -1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,12 +24,14 @@ from rm.identity import OFFSET_POSITIONS
 log = logging.getLogger(__name__)
 
 
-def packed_rewards(model: Any, layout: Layout, *, causal: bool) -> torch.Tensor:
+def packed_rewards(model: Any, layout: Layout, *, causal: bool, plan: AttentionPlan | None = None) -> torch.Tensor:
     """Compute the rewards [R], float32, of a layout's responses.
 
-    `model` is a sequence classifier whose attention is `ATTENTION_NAME`.
+    `model` is a sequence classifier whose attention is `ATTENTION_NAME`. `plan` is that of the layout's segments, made
+    here where none is given.
     """
     device = model.device
+    plan = plan or AttentionPlan(layout.segments, device)
     inputs: dict[str, Any] = {
         "input_ids": to_device([layout.ids], device),  # [1, T]
         "position_ids": to_device([layout.positions], device),
@@ -38,16 +40,32 @@ def packed_rewards(model: Any, layout: Layout, *, causal: bool) -> torch.Tensor:
         inputs["token_type_ids"] = to_device([layout.types], device)
     if causal:
         inputs["use_cache"] = False
-    places, plan = to_device(layout.pooled, device), AttentionPlan(layout.segments, device)
+    places = to_device(layout.pooled, device)
     with _pool_last_layer(model, places, plan) as reduced:
         hidden = model.base_model(**inputs, plan=plan)[0]  # [1, T, H], or [1, R, H]
-    pooled = hidden[0] if reduced else hidden[0, places.to(hidden.device)]  # [R, H]
+    if _averages(model):
+        sizes = [size for segment in layout.segments for size in segment.responses]
+        pooled = torch.stack([row.mean(0) for row in torch.split(hidden[0], sizes)])
+    else:
+        pooled = hidden[0] if reduced else hidden[0, places.to(hidden.device)]  # [R, H]
     if causal:
         return model.score(pooled)[:, 0].float()  # type: ignore[no-any-return]
+    return _classify(model, pooled)[:, 0].float()
+
+
+def _averages(model: Any) -> bool:
+    """Tell whether the head reads the mean of a row's hidden states (ModernBERT's with `classifier_pooling: mean`)."""
+    return getattr(model.config, "classifier_pooling", None) == "mean"
+
+
+def _classify(model: Any, pooled: torch.Tensor) -> torch.Tensor:
+    """Apply an encoder's head to what it pools [R, H]; return its logits [R, 1]."""
+    if isinstance(getattr(model, "head", None), nn.Module):  # ModernBERT
+        return model.classifier(model.drop(model.head(pooled)))  # type: ignore[no-any-return]
     pooler = getattr(model.base_model, "pooler", None)
     # heads take [R, rows, H] and read row 0: BERT through its pooler, RoBERTa and ELECTRA inside the classifier
     pooled = pooled[:, None] if pooler is None else model.dropout(pooler(pooled[:, None]))
-    return model.classifier(pooled)[:, 0].float()  # type: ignore[no-any-return]
+    return model.classifier(pooled)  # type: ignore[no-any-return]
 
 
 @contextlib.contextmanager
@@ -59,7 +77,8 @@ def _pool_last_layer(model: Any, places: torch.Tensor, plan: AttentionPlan) -> I
     hidden states mean nothing. Other layers run whole.
     """
     layers = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
-    last: Any = None if torch.is_grad_enabled() or not layers else layers[0][-1]
+    whole = torch.is_grad_enabled() or not layers or _averages(model)
+    last: Any = None if whole else layers[0][-1]
     hooks = []
     spread = "forward" in vars(last) if last is not None else False  # over devices, by a forward of accelerate's
     bert = hasattr(last, "feed_forward_chunk") and hasattr(last.attention, "self") and not spread
@@ -72,8 +91,12 @@ def _pool_last_layer(model: Any, places: torch.Tensor, plan: AttentionPlan) -> I
             size.append(arguments[0].shape[1])
             return (arguments[0][:, places.to(arguments[0].device)],)
 
-        def scatter(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
-            return output.new_zeros(1, size[0], output.shape[-1]).index_copy_(1, places.to(output.device), output)
+        def scatter(_: Any, __: Any, output: Any) -> Any:
+            computed, *rest = output if isinstance(output, tuple) else (output,)  # some routers give their scores, too
+            states = computed.new_zeros(1, size[0], computed.shape[-1]).index_copy_(
+                1, places.to(computed.device), computed
+            )
+            return (states, *rest) if rest else states
 
         hooks += [last.mlp.register_forward_pre_hook(gather), last.mlp.register_forward_hook(scatter)]
     try:
@@ -109,10 +132,12 @@ def enable_packing(model: Any, *, causal: bool, max_length: int) -> bool:
     """Switch the model to packed attention where that does not change rewards; return whether it was switched.
 
     The check runs on a few rows of random tokens, with a shared prefix and different lengths; the outcome is logged. A
-    model with sliding windows, its own masks or another kind of head keeps its attention.
+    model with its own masks or another kind of head keeps its attention.
     """
     try:
-        obstacle = packing_obstacle(model.config, max_length) or _packing_error(model, causal=causal)
+        obstacle = packing_obstacle(model.config, max_length) or _packing_error(
+            model, causal=causal, max_length=max_length
+        )
     except Exception as problem:  # whatever an architecture raises in the trial, it does not take packed rows
         refuse_broken(problem, trial=True)
         obstacle = f"its forward does not take packed rows ({type(problem).__name__})"
@@ -126,22 +151,46 @@ def enable_packing(model: Any, *, causal: bool, max_length: int) -> bool:
 
 _TOLERANCE = 1e-3  # of the rewards' spread: float32 gives 1e-6; a wrong mask or position gives 0.1 and more
 _HALF_TOLERANCE = 0.02  # on top of three times the error that unpacked rows have
+_LONGEST_WINDOW = 256  # tokens, beyond which rows are tried, so that loading stays quick
 
 
 def packing_obstacle(config: Any, max_length: int) -> str | None:
     """Return why this configuration rules packing out, whatever the check of rewards says; None where it does not."""
+    chunk = getattr(config.get_text_config(), "attention_chunk_size", None)
+    if chunk and chunk < max_length:
+        return f"the architecture attends to attention_chunk_size {chunk} tokens, fewer than max_length {max_length}"
+    return None
+
+
+def _window_of(config: Any, max_length: int) -> int | None:
+    """Return the window that the configuration names where rows may be longer; None where they may not, or it is off."""
     text = config.get_text_config()
-    if getattr(text, "attn_logit_softcapping", None):
-        return f"the architecture caps attention logits at {text.attn_logit_softcapping}"
-    for name in ("sliding_window", "local_attention", "attention_chunk_size"):
+    for name in ("sliding_window", "local_attention"):
         window = getattr(text, name, None)
         if window and window < max_length and getattr(text, "use_sliding_window", True):
-            return f"the architecture attends to {name} {window} tokens, fewer than max_length {max_length}"
+            return int(window)
+    return None
+
+
+def _untold(config: Any, told: Sequence[tuple[int | None, float | None]], max_length: int) -> str | None:
+    """Describe what the configuration names and layers did not tell their attention; None where it was all told.
+
+    `told` is that of `AttentionPlan`. Rows that are tried may be too short to show a window, or their logits too small for
+    a cap; what layers tell is all that transformers' own kernels know of them.
+    """
+    text = config.get_text_config()
+    cap = getattr(text, "attn_logit_softcapping", None)
+    if cap and any(told_cap != cap for _, told_cap in told):
+        return f"the architecture caps attention logits at {cap} by itself"
+    window, kinds = _window_of(config, max_length), getattr(text, "layer_types", None)
+    sliding = sum(kind != "full_attention" for kind in kinds) if kinds else len(told)
+    if window is not None and sum(told_window is not None for told_window, _ in told) != sliding:
+        return f"the architecture attends to {window} tokens, fewer than max_length {max_length}, by itself"
     return None
 
 
 @torch.no_grad()
-def _packing_error(model: Any, *, causal: bool) -> str | None:
+def _packing_error(model: Any, *, causal: bool, max_length: int) -> str | None:
     """Describe how packed rewards differ from those of the rows one by one, if by more than rounding; else None.
 
     They are compared in float32, where nothing hides behind rounding, and in training mode also with gradients, which
@@ -149,11 +198,11 @@ def _packing_error(model: Any, *, causal: bool) -> str | None:
     rewards when packed as its rows are one by one.
     """
     training, implementation = model.training, model.config._attn_implementation
-    groups = _random_groups(model.config.get_text_config())
+    groups = _random_groups(model.config, max_length)
     rows = [torch.tensor([row], device=model.device) for group in groups for row, _ in group]
     pad = model.config.get_text_config().pad_token_id
     layout = lay_out(groups, share=causal, pad=pad, first_position=first_position(model.config))
-    device = model.device.type
+    plan, device = AttentionPlan(layout.segments, model.device), model.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
     half = dtype != torch.float32
     modes = (False, True) if training else (False,)
@@ -163,7 +212,7 @@ def _packing_error(model: Any, *, causal: bool) -> str | None:
 
     def packed(*, gradients: bool) -> torch.Tensor:
         with torch.set_grad_enabled(gradients):
-            return packed_rewards(model, layout, causal=causal).detach()
+            return packed_rewards(model, layout, causal=causal, plan=plan).detach()
 
     model.eval()
     try:
@@ -171,12 +220,16 @@ def _packing_error(model: Any, *, causal: bool) -> str | None:
         with in_float32(model):
             exact = alone()
             model.set_attn_implementation(ATTENTION_NAME)
-            errors = [_distance(packed(gradients=gradients), exact) for gradients in modes]
+            errors = [_distance(packed(gradients=False), exact)]
+            untold = _untold(model.config, plan.told, max_length)
+            errors += [_distance(packed(gradients=True), exact)] if training else []
         half_errors = [_distance(packed(gradients=gradients), exact) for gradients in modes if half]
     finally:
         if model.config._attn_implementation != implementation:
             model.set_attn_implementation(implementation)
         model.train(training)
+    if untold is not None:
+        return untold
     for error in errors:
         if not error <= _TOLERANCE:
             return f"packed rewards differ by {error:.1e} of their spread"
@@ -192,16 +245,28 @@ def _distance(rewards: torch.Tensor, exact: torch.Tensor) -> float:
     return float((rewards - exact).abs().max() / exact.std().clamp_min(1e-12))
 
 
-def _random_groups(config: Any) -> list[list[tuple[list[int], None]]]:
-    """Draw groups of token ids without the pad token: a shared prefix, equal rows, a short row, a row by itself."""
+def _random_groups(config: Any, max_length: int) -> list[list[tuple[list[int], None]]]:
+    """Draw groups of token ids without the pad token: a shared prefix, equal rows, a short row, a row by itself.
+
+    With a window of up to 256 tokens, two more rows are beyond it, one of them with a part of its prefix.
+    """
+    text = config.get_text_config()
     generator = torch.Generator().manual_seed(0)
-    draw = torch.randint(0, config.vocab_size, (64,), generator=generator).tolist()
-    tokens = [(token + 1) % config.vocab_size if token == config.pad_token_id else token for token in draw]
+
+    def draw(count: int) -> list[int]:
+        drawn = torch.randint(0, text.vocab_size, (count,), generator=generator).tolist()
+        return [(token + 1) % text.vocab_size if token == text.pad_token_id else token for token in drawn]
+
+    tokens = draw(64)
     start = tokens[:9]
     groups = [
         [start + tokens[20:25], start + tokens[30:31], start + tokens[40:52], start + tokens[30:31]],
         [tokens[52:59]],
     ]
+    window = _window_of(config, max_length)
+    if window is not None and window <= _LONGEST_WINDOW:
+        prefix = draw(min(window + 3, max_length // 2))
+        groups.append([prefix + draw(min(window + 8, max_length - len(prefix))), prefix + draw(3)])
     return [[(row, None) for row in group] for group in groups]
 
 

@@ -31,6 +31,23 @@ SAMPLE = {
 }
 
 
+_SECOND_WHOLE = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
+WINDOWED = {
+    **dict.fromkeys(("mistral", "ministral3", "mixtral", "phi3", "starcoder2"), ("packed", {"sliding_window": 16})),
+    **dict.fromkeys(
+        ("cohere_compass_text", "exaone4", "gemma2", "gemma3_text", "gpt_oss", "ministral", "olmo3"),
+        ("packed", _SECOND_WHOLE),
+    ),
+    **dict.fromkeys(("qwen2", "qwen3", "smollm3"), ("packed", {**_SECOND_WHOLE, "use_sliding_window": True})),
+    **dict.fromkeys(
+        ("modernbert", "modernvbert", "ultrabert"),
+        ("packed", {"local_attention": 16, "layer_types": _SECOND_WHOLE["layer_types"]}),
+    ),
+    "phimoe": ("padded", {"sliding_window": 16}),  # its layers keep the window to themselves
+    "qwen2_moe": ("padded", {**_SECOND_WHOLE, "use_sliding_window": True}),
+}
+
+
 def some_groups() -> list:
     """Mixed lengths, from a few tokens to more than the windows of the tiny models."""
     rng = random.Random(0)
@@ -128,6 +145,16 @@ def test_every_architecture_is_right_or_refused(kind, tmp_path):
         if kind != "diffllama":  # refuses every dropout when it is loaded
             assert_training_computes_what_scoring_computes(directory)
     assert outcome == LISTED[kind], reason
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", WINDOWED)
+def test_windows_shorter_than_rows_are_right_and_packed_where_layers_tell_them(kind, tmp_path):
+    outcome, changes = WINDOWED[kind]
+    directory = save_tiny(tmp_path / "model", kind, **changes)
+    scorer = load_scorer(directory, max_length=POSITIONS)
+    assert way_of(scorer) == outcome
+    assert_right(directory, scorer)
 
 
 def test_the_page_lists_every_architecture():

@@ -157,7 +157,7 @@ def test_a_template_that_takes_few_conversations_leaves_no_way_unchecked(tmp_pat
 def test_rows_beyond_a_window_longer_than_short_rows_are_tried_or_not_padded(tmp_path, monkeypatch, caplog):
     sizes = {"attention_window": 260, "max_position_embeddings": 500}
     directory = save_tiny(tmp_path / "model", "longformer", **sizes)
-    causal = save_tiny(tmp_path / "causal", "gemma2", sliding_window=300, max_position_embeddings=500)
+    causal = save_tiny(tmp_path / "causal", "gpt_neo", window_size=300, max_position_embeddings=500)
     for place in (directory, causal):
         settings = json.loads((place / "tokenizer_config.json").read_text())
         (place / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": 500}))

@@ -23,13 +23,33 @@ SIZES = {
 }
 SHARED = {**SIZES, "num_key_value_heads": 2, "bos_token_id": 2, "eos_token_id": 3}
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
+MODERN = {
+    **SIZES,
+    "local_attention": 8,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+    "cls_token_id": 2,
+    "sep_token_id": 3,
+}
 CAUSAL = {
     "Llama": SHARED,
     "Qwen2": SHARED,
     "Qwen3": {**SHARED, "head_dim": 8},
     "Mistral": {**SHARED, "sliding_window": None},
     "Mistral-wide": {**SHARED, "sliding_window": LENGTH},
+    "Mistral-window": {**SHARED, "sliding_window": 8},
+    "Qwen2-window": {**SHARED, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0},
     "Gemma": {**SHARED, "head_dim": 8},
+    "Gemma2": {**SHARED, "head_dim": 8, "attn_logit_softcapping": 2.0, "sliding_window": 6},
+    "GptOss": {
+        **SHARED,
+        "head_dim": 8,
+        "sliding_window": 6,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    },
     "GPT2": {
         "vocab_size": VOCABULARY,
         "n_embd": 16,
@@ -50,6 +70,8 @@ CAUSAL = {
 ENCODERS = {
     "Bert": {**SIZES, **STILL},
     "Roberta": {**SIZES, **STILL, "bos_token_id": 0, "eos_token_id": 2},
+    "ModernBert": MODERN,
+    "ModernBert-mean": {**MODERN, "classifier_pooling": "mean"},
     "Electra": {**SIZES, **STILL, "embedding_size": 12, "summary_last_dropout": 0.0},
 }
 ALL = {**CAUSAL, **ENCODERS}
@@ -67,9 +89,6 @@ def build(name: str, **changes: Any) -> Any:
 
 
 REFUSED = {
-    "Mistral": {**SHARED, "sliding_window": LENGTH - 1},
-    "Qwen2": {**SHARED, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0},
-    "Gemma2": {**SHARED, "head_dim": 8, "attn_logit_softcapping": 20.0},
     "DebertaV2": {**SIZES, **STILL, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
     "DistilBert": {
         "vocab_size": VOCABULARY,
@@ -84,13 +103,12 @@ REFUSED = {
         "seq_classif_dropout": 0.0,
     },
     "MPNet": {**SIZES, **STILL},
-    "ModernBert": {**SIZES, "local_attention": 16, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2},
 }
 
 
 def save(directory: Path, name: str, **changes: Any) -> Path:
     """Save a tiny model with a tokenizer as a checkpoint directory; `changes` go to its configuration."""
-    causal = name in CAUSAL or name in ("Gemma2",)
+    causal = name in CAUSAL
     tokenizer = word_tokenizer(pair=not causal)
     if name.partition("-")[0] != "Bert":
         tokenizer.model_input_names = ["input_ids", "attention_mask"]

@@ -7,10 +7,12 @@ import logging
 
 import pytest
 import torch
+import transformers
 from support.classifiers import ALL, CAUSAL, ENCODERS, LENGTH, REFUSED, VOCABULARY, build
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rm.engine import packed_attention, packed_forward
+from rm.engine.attention_plan import AttentionPlan
 from rm.engine.layout import lay_out
 from rm.engine.packed_attention import ATTENTION_NAME
 from rm.engine.packed_forward import enable_packing, first_position, packed_rewards
@@ -116,14 +118,6 @@ def test_groups_do_not_see_their_neighbours(name):
     assert torch.allclose(together, torch.cat(alone), atol=1e-5)
 
 
-WHY = {
-    "Mistral": "sliding_window 31 tokens, fewer than max_length 32",
-    "Qwen2": "sliding_window 8",
-    "Gemma2": "caps attention logits",
-    "ModernBert": "fewer than max_length 32",
-}
-
-
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_packing_cannot_do_is_refused_with_a_reason(name, caplog):
     model = build(name, **REFUSED[name])
@@ -131,7 +125,6 @@ def test_what_packing_cannot_do_is_refused_with_a_reason(name, caplog):
     with caplog.at_level(logging.INFO, logger="rm.engine.packed_forward"):
         assert not enable_packing(model, causal=hasattr(model, "score"), max_length=LENGTH)
     assert caplog.messages[-1].startswith("no packed rows, since ")
-    assert WHY.get(name, "") in caplog.messages[-1]
     assert model.config._attn_implementation == before != ATTENTION_NAME
     assert model.training
     rewards = model(input_ids=torch.tensor([[5, 6, 7], [5, 6, 8]])).logits  # it still works
@@ -141,6 +134,47 @@ def test_what_packing_cannot_do_is_refused_with_a_reason(name, caplog):
 def test_a_window_that_is_switched_off_is_no_hindrance():
     model = build("Qwen2", use_sliding_window=False, sliding_window=8)
     assert enable_packing(model, causal=True, max_length=LENGTH)
+
+
+def refusal_of(model, caplog, *, max_length=LENGTH):
+    with caplog.at_level(logging.INFO, logger="rm.engine.packed_forward"):
+        assert not enable_packing(model, causal=True, max_length=max_length)
+    return caplog.messages[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "lost", "reason"),
+    [
+        ("Mistral-window", "sliding_window", "attends to 8 tokens, fewer than max_length 32, by itself"),
+        ("Gemma2", "sliding_window", "attends to 6 tokens"),
+        ("Gemma2", "softcap", "caps attention logits at 2.0 by itself"),
+    ],
+)
+def test_a_window_or_cap_that_layers_do_not_tell_is_a_hindrance(name, lost, reason, caplog, monkeypatch):
+    original = packed_attention.packed_attention
+    monkeypatch.setitem(
+        transformers.AttentionInterface._global_mapping,
+        ATTENTION_NAME,
+        lambda *arguments, **rest: original(*arguments, **{key: value for key, value in rest.items() if key != lost}),
+    )
+    assert reason in refusal_of(build(name).eval(), caplog)
+
+
+def test_a_window_that_is_off_by_one_is_caught_by_the_check(caplog, monkeypatch):
+    original = AttentionPlan.mask
+    monkeypatch.setattr(
+        AttentionPlan,
+        "mask",
+        lambda self, *sizes, causal, window: original(self, *sizes, causal=causal, window=window and window + 1),
+    )
+    assert "of their spread" in refusal_of(build("Mistral-window").eval(), caplog)
+
+
+def test_chunked_attention_is_a_hindrance_where_rows_may_be_longer(caplog):
+    model = build("Llama").eval()
+    model.config.attention_chunk_size = 16
+    assert "attention_chunk_size 16 tokens, fewer than max_length 32" in refusal_of(model, caplog)
+    assert enable_packing(model, causal=True, max_length=16)
 
 
 def refused_by_the_check(name, caplog):
