@@ -109,8 +109,18 @@ def test_tables_named_outright_are_told_by_their_first_bytes(tmp_path):
     for name in ("damaged", "gone"):
         with pytest.raises(PreferenceError, match=f"{name}' cannot be read|{name}' matches no file"):
             list(load_rows(str(tmp_path / name)))
-    with pytest.raises(PreferenceError, match="gone' cannot be read"):
-        list(load_rows((tmp_path / "gone").as_uri()))
+    for place in ((tmp_path / "gone").as_uri(), "unknown://gone"):
+        with pytest.raises(PreferenceError, match="gone' cannot be read"):
+            list(load_rows(place))
+
+
+def test_a_server_that_fails_while_the_kind_is_told_is_an_error_with_its_name(monkeypatch):
+    def fail(*_args: object, **_options: object) -> None:
+        raise RuntimeError("500, message='Internal Server Error'")  # aiohttp's is no OSError either
+
+    monkeypatch.setattr("fsspec.open", fail)
+    with pytest.raises(PreferenceError, match=r"https://host/data' cannot be read \(RuntimeError\)"):
+        list(load_rows("https://host/data"))
 
 
 def test_a_directory_is_read_where_its_files_are_of_one_split(tmp_path):
