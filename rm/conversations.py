@@ -55,13 +55,20 @@ _ROLES = {
     "developer": "system",
     "user": "user",
     "human": "user",
+    "prompter": "user",
     "assistant": "assistant",
     "gpt": "assistant",
     "model": "assistant",
     "chatgpt": "assistant",
     "bot": "assistant",
+    "ai": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
     "tool": "tool",
     "observation": "tool",
+    "function": "tool",
+    "function_response": "tool",
+    "tool_response": "tool",
 }
 # gives what json.dumps(text, ensure_ascii=False) gives, without making an encoder
 _quote_json = json.encoder.encode_basestring
@@ -132,7 +139,7 @@ def from_messages(value: object) -> Conversation:
         if not isinstance(message, Mapping):
             raise UnusableError("wrong_type")
         name = message["role"] if "role" in message else message.get("from")
-        if name == "function_call":
+        if name in ("function_call", "tool_call"):
             name, message = "assistant", _with_call(message)
         role = _ROLES.get(name) if isinstance(name, str) else None
         if role is None or (role == "system" and position > 0):
@@ -143,11 +150,16 @@ def from_messages(value: object) -> Conversation:
 
 
 def _with_call(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a ShareGPT turn `function_call`, whose text is a call as JSON, as a message with `tool_calls`."""
-    call = parse_json(message.get("value"))
-    if not isinstance(call, Mapping) or not isinstance(call.get("name"), str):
+    """Return a turn `function_call` (ShareGPT) or `tool_call`, whose text is one call or several as JSON, with `tool_calls`."""
+    value = parse_json(message.get("content", message.get("value")))
+    calls = value if isinstance(value, list) and value else [value]
+    if not all(isinstance(call, Mapping) and isinstance(call.get("name"), str) for call in calls):
         raise UnusableError("bad_function_call")
-    return {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]}
+    return {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "function": call} for call in calls],
+    }
 
 
 def from_prompt(value: object, *, system: object = None) -> Conversation:

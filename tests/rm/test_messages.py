@@ -160,3 +160,50 @@ def test_calls_in_json_that_is_nested_too_deep_reject_the_row_on_every_interpret
     with pytest.raises(UnusableError, match="bad_tool_calls"):
         from_messages([ASK, {"role": "assistant", "content": "a", "tool_calls": calls}])
     assert from_messages([{"role": "user", "content": calls}]) == (("user", calls),)
+
+
+@pytest.mark.parametrize(
+    ("called", "result"),
+    [
+        (
+            {"from": "function_call", "value": '{"name": "add", "arguments": {"x": 2}}'},
+            {"from": "observation", "value": "4"},
+        ),
+        (
+            {"role": "tool_call", "content": '[{"name": "add", "arguments": {"x": 2}}]'},
+            {"role": "tool_response", "content": "4"},
+        ),
+        (
+            CALLED := {"role": "function_call", "content": {"name": "add", "arguments": {"x": 2}}},
+            {"from": "tool", "value": "4"},
+        ),
+        (CALLED, {"role": "function_response", "content": "4"}),
+    ],
+)
+def test_older_ways_to_write_calls_and_results_are_read_as_tool_calls_and_tool_turns(called, result):
+    turns = from_messages([ASK, called, result, {"from": "gpt", "value": "4"}])
+    call = {"type": "function", "function": {"name": "add", "arguments": {"x": 2}}}
+    assert to_messages(turns) == [
+        ASK,
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "4"},
+        {"role": "assistant", "content": "4"},
+    ]
+
+
+def test_a_function_s_result_is_a_tool_s_and_the_call_before_stays_as_it_is():
+    call = {"role": "assistant", "content": None, "function_call": {"name": "add", "arguments": '{"x": 2}'}}
+    turns = from_messages(
+        [ASK, call, {"role": "function", "name": "add", "content": "4"}, {"role": "bing", "content": "4"}]
+    )
+    assert to_messages(turns)[1:] == [
+        call,
+        {"role": "tool", "name": "add", "content": "4"},
+        {"role": "assistant", "content": "4"},
+    ]
+
+
+@pytest.mark.parametrize("value", ["[]", "[3]", '[{"name": "add"}, {}]', "{}", "add", None])
+def test_calls_without_names_are_refused(value):
+    with pytest.raises(UnusableError, match="bad_function_call"):
+        from_messages([ASK, {"role": "tool_call", "content": value}])

@@ -42,7 +42,7 @@ from pipelines.corpus.columns.value_kinds import FirstRows, RowValues
 from pipelines.errors import InputError, join_names
 from rm.conversations import REPEATED, are_repeated, begins_with_prompt
 
-_MAYBE_IN_PROMPT = ("system", "system_prompt", "context", "input", "history")
+_MAYBE_IN_PROMPT = ("system", "system_prompt", "context", "input", "history", "functions")
 _LISTED = ("texts", "messages", "records", "lists", "other")
 _WANTED = {
     "messages": "messages",
@@ -336,9 +336,10 @@ def _unread_columns(table: FirstRows, chosen: Reading, mapping: RowMapping) -> t
     for name in _MAYBE_IN_PROMPT:
         has_text = name in table.names and (table.texts_in(name) or table.kinds[name] in _LISTED)
         if has_text and name not in mapping.columns():
-            role = "system" if name.startswith("system") else "input"
+            role = "tools" if name == "functions" else "system" if name.startswith("system") else "input"
             has_place = name != "history" and table.kinds[name] == "text" and role not in chosen.columns
             has_place = has_place and (role == "system" or mapping.messages is None)
+            has_place = mapping.tools is None and table.may_hold_tools(name) if role == "tools" else has_place
             setting = chosen._replace(columns={**chosen.columns, role: name}).setting if has_place else None
             unread.append(UnreadColumn(name, setting))
     return tuple(unread)

@@ -788,6 +788,17 @@ def test_a_path_to_no_rewards_is_an_error_that_names_what_there_is(reward, messa
         detect(list(RATED), rows=[RATED], format="auto", columns=Columns(), where="a", reward=reward)
 
 
+def test_a_column_of_functions_is_told_with_the_setting_that_reads_it(tmp_path):
+    rows = [{"prompt": "2+2?", "response": "4", "functions": [{"name": "add", "parameters": {}}]}]
+    (note,) = detected(write_jsonl(tmp_path / "a.jsonl", rows)).notes
+    assert note == (
+        "the column functions holds text and is not read; to put it into the prompt: "
+        "'input.columns={prompt: prompt, response: response, tools: functions}'"
+    )
+    read = detected(tmp_path / "a.jsonl", tools="functions")
+    assert (read.notes, parse_row(rows[0], read.mapping).prompt[1:]) == ([], ASKED)
+
+
 def test_earlier_turns_in_a_column_of_lists_are_told_where_they_are_not_read(tmp_path):
     rows = [{"prompt": "2+2?", "response": "4", "history": [["hi", "hello"]]}]
     assert detected(write_jsonl(tmp_path / "a.jsonl", rows)).notes == ["the column history holds text and is not read"]
