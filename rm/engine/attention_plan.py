@@ -8,6 +8,7 @@ from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from rm.engine.device import to_device
@@ -100,22 +101,25 @@ class AttentionPlan:
         return Spans.of([1] * len(sizes), sizes, self.device)
 
     @cached_property
-    def to_prefix(self) -> tuple[torch.Tensor, torch.Tensor, Spans] | None:
-        """Indices of the tokens that have a prefix, indices of the prefixes, and their spans; None without any prefix."""
+    def shares(self) -> bool:
+        """True where any segment has a prefix."""
+        return any(segment.prefix for segment in self.segments)
+
+    @cached_property
+    def to_prefix(self) -> tuple[torch.Tensor, torch.Tensor, Spans]:
+        """Indices of the tokens that have a prefix, indices of the prefixes, and their spans; for plans that share."""
         shared = [segment for segment in self.segments if segment.prefix]
-        if not shared:
-            return None
-        queries: list[int] = []
-        keys: list[int] = []
+        queries: list[np.ndarray] = []
+        keys: list[np.ndarray] = []
         at = 0
         for segment in self.segments:
             prefix_end, end = at + segment.prefix, at + sum(segment.sizes)
             if segment.prefix:
-                keys += range(at, prefix_end)
-                queries += range(prefix_end, end)
+                keys.append(np.arange(at, prefix_end))
+                queries.append(np.arange(prefix_end, end))
             at = end
         spans = Spans.of([sum(segment.responses) for segment in shared], [s.prefix for s in shared], self.device)
-        return to_device(queries, self.device), to_device(keys, self.device), spans
+        return to_device(np.concatenate(queries), self.device), to_device(np.concatenate(keys), self.device), spans
 
     @cached_property
     def joined(self) -> tuple[torch.Tensor | None, Spans]:
@@ -123,19 +127,20 @@ class AttentionPlan:
 
         Without any prefix keys stand as they are, and the indices are None.
         """
-        if not any(segment.prefix for segment in self.segments):
+        if not self.shares:
             return None, self.rows
-        keys: list[int] = []
+        keys: list[np.ndarray] = []  # not lists of integers: a batch has 100,000 of them, and its tensors are made anew
         at = 0
         for segment in self.segments:
-            prefix = range(at, at + segment.prefix)
-            for size in segment.sizes:
-                if at != prefix.start:  # not the prefix itself
-                    keys += prefix
-                keys += range(at, at + size)
+            prefix = np.arange(at, at + segment.prefix)
+            for place, size in enumerate(segment.sizes):
+                if place:  # not the prefix itself; without a prefix this is empty
+                    keys.append(prefix)
+                keys.append(np.arange(at, at + size))
                 at += size
         sizes = [size for size, _ in self.runs]
-        return to_device(keys, self.device), Spans.of(sizes, [size + before for size, before in self.runs], self.device)
+        spans = Spans.of(sizes, [size + before for size, before in self.runs], self.device)
+        return to_device(np.concatenate(keys), self.device), spans
 
     def is_joined(self, heads: int, key_heads: int) -> bool:
         """Tell whether one call over gathered keys is estimated to cost less than two that are merged.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from rm.identity import ModelError
@@ -150,7 +151,9 @@ def peak_flops(device: str, dtype: torch.dtype) -> float | None:
     return _PEAK_FLOPS[max(known, key=len)] if known else None
 
 
-def to_device(values: Sequence[Any], device: torch.device | str, *, dtype: torch.dtype = torch.long) -> torch.Tensor:
+def to_device(
+    values: Sequence[Any] | np.ndarray, device: torch.device | str, *, dtype: torch.dtype = torch.long
+) -> torch.Tensor:
     """Make a tensor of integers on the device; through pinned memory to a GPU, so that the copy overlaps with its work."""
     tensor = torch.tensor(values, dtype=dtype)
     if torch.device(device).type == "cuda":

@@ -149,7 +149,7 @@ def _attend_by_kernel(
     """Use a GPU's kernel: one call over gathered keys, or two that are merged where that is estimated to cost less."""
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [T, heads, D]
     mergeable = kernel.gives_sums and form.window is None and not torch.is_grad_enabled()
-    if not mergeable or plan.to_prefix is None or plan.is_joined(query.shape[1], key.shape[1]):
+    if not mergeable or not plan.shares or plan.is_joined(query.shape[1], key.shape[1]):
         keys, spans = plan.joined
         if keys is not None:
             key, value = key.index_select(0, keys), value.index_select(0, keys)

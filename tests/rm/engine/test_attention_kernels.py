@@ -105,7 +105,7 @@ def test_the_operators_return_attention_and_gradients_of_the_right_shapes(attend
 )
 @pytest.mark.parametrize("name", ["Llama", "Bert"])
 def test_a_whole_forward_goes_through_the_operators(name, kernel, gradients, monkeypatch):
-    """On the meta device, which has shapes alone; with the operators' own checks of them."""
+    """On the meta device, which has shapes alone: the operators check them, and whatever waits for a value would fail."""
     monkeypatch.setattr(packed_attention, "kernel_for", lambda *_, **__: kernel)
     model, causal = build(name).to("meta"), name == "Llama"
     model.set_attn_implementation(ATTENTION_NAME)
