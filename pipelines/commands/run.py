@@ -14,6 +14,7 @@ from pipelines.config import RunConfig
 from pipelines.curate import build, build_complete, build_scoring
 from pipelines.errors import ConfigError
 from pipelines.finish import claim, hub
+from pipelines.finish.drift_check import check_drift
 from pipelines.finish.hub import PushResult
 from pipelines.finish.versions import VersionRun, into_version, is_latest, set_latest, take_turn
 from pipelines.plan import Plan, PlanPaths, Plans, make_plans, sweep, with_absolute_paths
@@ -188,6 +189,7 @@ def complete_outcome(run: Run) -> Outcome | None:
         return None
     counts = {**manifest["counts"], "rejected": manifest["rejected"], "examples": manifest["first_rejected"]}
     check_limits(Totals.from_json(counts), run.config.limits, listed=join(run.owner.output, "rejected"))
+    check_drift(run.version_run, run.config.limits)
     set_latest(run.version_run)
     secs = time.monotonic() - run.started
     return Outcome(run.plans.whole, manifest, {}, secs, already_complete=True, version_run=run.version_run)

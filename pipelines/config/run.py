@@ -45,6 +45,11 @@ class Limits(RowLimits):
     trust_unversioned: bool = False
     """Take input files of a store that gives neither checksum nor modification time as unchanged while their size is the same.
     Otherwise they are refused: other text of equal size would pass for what was scored."""
+    max_reward_shift: float | None = Field(default=None, gt=0.0)
+    """With `output.versions`: end with exit code 4, and let `latest.json` stay as it is, where the mean reward of the new rows
+    differs by more than so many standard deviations from that of the version before. 0.5 is much for a corpus that grows."""
+    max_rejected_shift: float | None = Field(default=None, gt=0.0, le=1.0)
+    """Likewise, where the share of rejected responses among the new rows is so much larger."""
     require_verdict: Literal["better_than_length"] | None = None
     """End with exit code 7, before anything is scored, unless `bestkept train` or `evaluate` has stored with the model that it
     is better than chance and than length; of an ensemble, with each model."""
@@ -120,6 +125,12 @@ class RunConfig(Strict):
             raise ValueError(
                 f"runner.workers is {self.runner.workers}, and workers are for scoring with a model, which scores.column "
                 "has not; remove it"
+            )
+        shifts = [name for name in ("max_reward_shift", "max_rejected_shift") if getattr(self.limits, name) is not None]
+        if shifts and not (self.output.versions and self.report.write):
+            raise ValueError(
+                f"limits.{shifts[0]} compares a version with the one before, by the numbers of both reports; set "
+                "output.versions=true, and leave report.write at true"
             )
         if self.limits.require_verdict is not None and self.model is None:
             raise ValueError("limits.require_verdict is for a reward model, and scores.column has none; remove it")

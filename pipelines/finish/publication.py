@@ -19,9 +19,15 @@ from pipelines.storage.owner import Owner
 
 
 def publish(
-    manifest: Mapping[str, Any], owner: Owner, turn: VersionRun | None, *, describe: Callable[[], None] = lambda: None
+    manifest: Mapping[str, Any],
+    owner: Owner,
+    turn: VersionRun | None,
+    *,
+    describe: Callable[[], None] = lambda: None,
+    accept: Callable[[], None] = lambda: None,
 ) -> None:
-    """Publish a manifest whose shards stand, after what `describe` writes; then let `latest.json` name its version.
+    """Publish a manifest whose shards stand, after what `describe` writes; then let `latest.json` name its version,
+    unless `accept` raises.
 
     Raises `StorageError` where the shards are gone or the version is being removed, `ConflictError` where the output is another
     run's or holds other shards.
@@ -35,6 +41,7 @@ def publish(
         raise
     owner.publish("manifest.json", to_json(manifest))
     _check(manifest, owner.output, turn)
+    accept()
     set_latest(turn)
     _check(manifest, owner.output, turn)  # once more: now nothing removes it that had not begun before
 

@@ -17,6 +17,7 @@ from pipelines.errors import carrying_errors
 from pipelines.export.shards import OutputShard
 from pipelines.finish import dataset_card
 from pipelines.finish.claim import claimed_evaluations
+from pipelines.finish.drift_check import check_drift
 from pipelines.finish.manifest import Results, make_manifest
 from pipelines.finish.publication import publish
 from pipelines.finish.versions import VersionRun
@@ -120,7 +121,13 @@ class PublishManifest(beam.DoFn):  # type: ignore[misc]
             self.owner.settle()  # from now on its claim stays as it is
             results = results._replace(evaluations=claimed_evaluations(self.owner.output))
             manifest = make_manifest(self.config, plan_at(self.plan_path), results)
-            publish(manifest, self.owner, self.turn, describe=lambda: self._describe(manifest, results.shards))
+            publish(
+                manifest,
+                self.owner,
+                self.turn,
+                describe=lambda: self._describe(manifest, results.shards),
+                accept=lambda: check_drift(self.turn, self.config.limits),
+            )
             yield manifest
 
     def _describe(self, manifest: dict[str, Any], shards: Sequence[OutputShard]) -> None:

@@ -7,9 +7,10 @@ from itertools import combinations
 from typing import Any
 
 from pipelines.report.charts import Bar, bar_rows, dot_pairs
+from pipelines.report.drift import drift
 from pipelines.report.pages import base
 from pipelines.report.pages.run_charts import kept_and_dropped, source_name
-from pipelines.report.text import crop
+from pipelines.report.text import crop, percent
 from pipelines.storage.canonical_json import Json
 
 _PAGE = """\
@@ -74,7 +75,7 @@ def render(names: tuple[str, str], manifests: Sequence[Json], reports: Sequence[
         names=short_names,
         verdict=_verdict(counts, same_scores=same_scores),
         charts=list(_charts(short_names, reports, counts, same_scores=same_scores)),
-        rows=list(_rows(manifests, reports)),
+        rows=[*_rows(manifests, reports), *_drift_rows(manifests, reports)],
     )
 
 
@@ -164,3 +165,24 @@ def _rows(manifests: Sequence[Json], reports: Sequence[Json]) -> Iterator[tuple[
     golds = [(report["gold_means"] or {}).get("kept") for report in reports]
     if any(gold is not None for gold in golds):
         yield both("mean gold of the kept", [None if gold is None else f"{gold:.4g}" for gold in golds])
+
+
+def _drift_rows(manifests: Sequence[Json], reports: Sequence[Json]) -> Iterator[tuple[str, str, str]]:
+    """The rows of the second output that are new, where it has grown from the first one, against the rows of the first."""
+    found = drift((manifests[0], reports[0]), (manifests[1], reports[1]))
+    reward, responses = found["reward"], found["responses"]
+    if found["rows"] != "new" or reward is None:
+        return
+    yield "new rows against the old ones: responses", f"{responses['old']:,}", f"{responses['new']:,}"
+    yield "mean reward, from a histogram", f"{reward['old']:.4g}", f"{reward['new']:.4g}"
+    if reward["shift"] is not None:
+        yield "shift of the mean, in standard deviations of the old rewards", "", f"{reward['shift']:+.2f}"
+    yield "Kolmogorov-Smirnov distance of the rewards", "", f"{reward['ks']:.3f}"
+    pairs = [("mean characters", ["-" if value is None else f"{value:,.0f}" for value in found["characters"]])]
+    pairs += [(f"rejected as {name}, %", list(map(percent, shares))) for name, shares in found["rejected"].items()]
+    pairs += [
+        (f"from the source {crop(name, 60)}, %", list(map(percent, shares)))
+        for name, shares in found["sources"].items()
+    ]
+    for name, (old, new) in pairs:
+        yield name, old, new

@@ -1,0 +1,63 @@
+"""The check of a new version against the latest one: its drift, written as `drift.json`, and the limits on it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from pipelines.config.run import Limits
+from pipelines.errors import InputError, RejectedError
+from pipelines.finish.claim import require_manifest
+from pipelines.finish.versions import VersionRun, path_of, read_latest
+from pipelines.report.drift import drift
+from pipelines.report.write import read_numbers
+from pipelines.storage import publish
+from pipelines.storage.canonical_json import to_json
+from pipelines.storage.files import join
+
+log = logging.getLogger(__name__)
+
+
+def check_drift(turn: VersionRun | None, limits: Limits) -> None:
+    """Compare a version that is published with the one that `latest.json` names, where a limit asks for that.
+
+    Raises `RejectedError` where a limit is exceeded; then the pointer is not to be moved.
+    """
+    if turn is None or (limits.max_reward_shift is None and limits.max_rejected_shift is None):
+        return
+    latest = read_latest(turn.root)
+    if latest is None or latest.version == turn.version:
+        return
+    try:
+        old = _output(path_of(turn.root, latest.version))
+    except InputError as error:  # without a report, or one of another release
+        log.warning("the drift since the version before is not known: %s", error.message)
+        return
+    found = drift(old, _output(turn.path))
+    publish.replace(join(turn.path, "drift.json"), to_json({"against": latest.version, **found}))
+    reward = found["reward"]
+    shift = None if reward is None else reward["shift"]
+    after = "new rows" if found["rows"] == "new" else "rows"
+    if limits.max_reward_shift is not None and shift is not None and abs(shift) > limits.max_reward_shift:
+        raise RejectedError(
+            f"the mean reward of the {after} is {reward['new']:.4g}, and was {reward['old']:.4g} in version {latest.version}: a "
+            f"shift of {shift:+.2f} standard deviations, more than limits.max_reward_shift={limits.max_reward_shift:g}; "
+            + _remedy(turn, "max_reward_shift")
+        )
+    rejected = found["rejected_shift"]
+    if limits.max_rejected_shift is not None and rejected is not None and rejected > limits.max_rejected_shift:
+        raise RejectedError(
+            f"the share of rejected responses among the {after} is {rejected:.4%} larger than in version {latest.version}, more "
+            f"than limits.max_rejected_shift={limits.max_rejected_shift:g}; " + _remedy(turn, "max_rejected_shift")
+        )
+
+
+def _remedy(turn: VersionRun, limit: str) -> str:
+    return (
+        f"{join(turn.path, 'drift.json')} has the figures. latest.json still names the version before: correct the input, or, to "
+        f"accept this version, run the same command with a higher limits.{limit}: nothing is scored again"
+    )
+
+
+def _output(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    return require_manifest(path), read_numbers(path)
