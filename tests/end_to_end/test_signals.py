@@ -18,6 +18,7 @@ from pipelines.config import RunConfig
 from pipelines.plan import make_plans
 from rm.conversations import from_prompt, prompt_key
 
+COUNTED = "not truncated and prompt_tokens == 1 and tokens == prompt_tokens + response_tokens and response_tokens > 1"
 NAMES = {"anna": "helpful", "bo": "verbose", "carla": "safe"}
 
 
@@ -81,7 +82,11 @@ def rewards(rows, name):
 
 def test_rewards_by_name_are_combined_by_an_expression(make, tmp_path):
     best_of_n = {"best_of_n": {"min_candidates": 1}}
-    steps = [{"reward": "0.7 * helpful - 0.2 * z(verbose) + ok"}, {"where": "helpful < 0.9 or ok"}, best_of_n]
+    steps = [
+        {"reward": "0.7 * helpful - 0.2 * z(verbose) + ok"},
+        {"where": f"(helpful < 0.9 or ok) and {COUNTED}"},
+        best_of_n,
+    ]
     manifest = run(make(["anna", "bo"], steps), tmp_path / "log")
     helpful, _ = rewards(make.rows, "anna")
     verbose, (mean, std) = rewards(make.rows, "bo")
@@ -89,7 +94,8 @@ def test_rewards_by_name_are_combined_by_an_expression(make, tmp_path):
         (row["prompt"], row["response"]): 0.7 * a - 0.2 * (b - mean) / std + row["ok"]
         for row, a, b in zip(make.rows, helpful, verbose, strict=True)
     }
-    left = [row for row, a in zip(make.rows, helpful, strict=True) if a < 0.9 or row["ok"]]
+    passing = [a < 0.9 or row["ok"] for row, a in zip(make.rows, helpful, strict=True)]
+    left = [row for row, is_in in zip(make.rows, passing, strict=True) if is_in and len(row["response"].split()) > 1]
     assert kept(tmp_path / "out") == best(left, lambda row: value[row["prompt"], row["response"]])
     assert manifest["model"]["names"] in (["helpful", "verbose"], ["verbose", "helpful"])
     by_name = dict(zip(manifest["model"]["names"], (one["name"] for one in manifest["model"]["members"]), strict=True))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+from pathlib import Path
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -196,3 +200,34 @@ def test_a_combined_reward_after_a_length_correction(tmp_path, rows):
     run_curation(configured(tmp_path, steps), scorer=None)
     run_curation(configured(tmp_path, [steps[0], steps[2]], "same"), scorer=None)
     assert kept(tmp_path) == kept(tmp_path, "same") != set()
+
+
+SOLUTIONS = Path(__file__).parents[2].parent / "shared" / "data" / "gsm8k_solutions.jsonl.gz"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SOLUTIONS.exists(), reason="needs ../shared/data")
+def test_a_verifier_and_then_the_best_beat_each_alone(tmp_path):
+    """Solutions of GSM8K, with made-up rewards that know a little of who is good."""
+    with gzip.open(SOLUTIONS, "rt") as lines:
+        rows = [json.loads(line) for line in lines]
+    known, rng = {"6b_finetuning": 0, "175b_verification": 2}, np.random.default_rng(0)
+    for row in rows:
+        row["reward"] = float(known.get(row["generator"], 1) + rng.normal())
+    write_jsonl(tmp_path / "in" / "0.jsonl", rows)
+    right = {(row["prompt"], row["response"]) for row in rows if row["is_correct"]}
+
+    def run(out, *steps):
+        changes = {"input": {"path": str(tmp_path / "in"), "carry": ["is_correct"]}}
+        manifest = run_curation(configured(tmp_path, list(steps), out, **changes), scorer=None).manifest
+        kept_rows = pq.read_table(tmp_path / out / "data")["messages"].to_pylist()
+        correct = np.mean([(prompt["content"], answer["content"]) in right for prompt, answer in kept_rows])
+        return manifest["counts"]["kept_prompts"], correct, manifest["mean_reward"]["kept"]
+
+    best_of_n = {"best_of_n": {"min_candidates": 1}}
+    prompts, correct, _ = run("best", best_of_n)
+    assert prompts == 663
+    assert correct < 0.6
+    both, chance = run("both", {"where": "is_correct"}, best_of_n), run("any", {"where": "is_correct"}, {"random": {}})
+    assert both[:2] == chance[:2] == (441, 1.0)
+    assert both[2] > chance[2] + 0.4

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from support.selection_tables import candidates
 
 from pipelines.config import Step
+from pipelines.config.expression import parse
 from pipelines.errors import InputError
 from pipelines.select.candidates import Candidates, Labels, zero_columns
 from pipelines.select.expressions import evaluate, mark_of, numbers_of, where, with_marks
@@ -197,6 +198,31 @@ def test_text_where_a_number_is_expected_is_an_error_without_the_text(text, mess
         apply_rule(rows, Step(where=text))
     assert "secret" not in str(raised.value)
     assert f"`where: {text}`" in str(raised.value)
+
+
+PIECES = [
+    *"reward tokens ok score generator null true 1 0.5 -3 1e308 'a' ( ) and or not is in + - * / < >= == != , [ ]".split(),
+    *"abs( log( exp( sqrt( min( max( coalesce( column('ok') z(reward) 'true'".split(),
+]
+
+
+@settings(max_examples=100)
+@given(st.lists(st.sampled_from(PIECES), max_size=9).map(" ".join), numbers, rows)
+def test_fuzzed_expressions_end_in_a_value_or_one_clear_error(text, number, values):
+    rows = table(values)
+    for attempt in (text, f"{number[0]} > 0 or {text}", f"({text}) is null", f"not ({text})"):
+        kept, error = _kept_or_error(rows, attempt)
+        assert (kept is None) != (error is None)
+        assert error is None or ("\n" not in error and len(error) < 1000)
+
+
+def _kept_or_error(rows: Candidates, text: str) -> tuple[Any, str | None]:
+    try:
+        expression = parse(text)
+        expression.check(["ok", "score", "generator"])
+        return where(rows, Step(where=text)), None
+    except (ValueError, InputError) as error:
+        return None, str(error)
 
 
 SAME_IN_SQL = [
