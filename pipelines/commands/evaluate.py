@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from pipelines.commands.printing import print_result
 from pipelines.commands.progress_bar import showing_batches
 from pipelines.config import EvaluateConfig
 from pipelines.corpus.own_files import Place, refuse_places
+from pipelines.corpus.preference_rows import preference_rows
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError, reporting_broken_devices
 from pipelines.report import evaluation_tables, verdict
 from pipelines.report.pages import evaluation as page
@@ -102,8 +104,9 @@ def _refuse_own_output(config: EvaluateConfig) -> None:
 
 
 def _part(config: EvaluateConfig) -> str:
-    fraction = config.data.heldout_fraction
-    return f"held-out part at heldout_fraction {fraction:g}" if fraction else "all rows"
+    fraction, split = config.data.heldout_fraction, config.data.split
+    part = f"held-out part at heldout_fraction {fraction:g}" if fraction else "all rows"
+    return part if split is None else f"{part} of the split {split}"
 
 
 def _read(config: EvaluateConfig) -> tuple[list[Group], Counter[str]]:
@@ -111,7 +114,9 @@ def _read(config: EvaluateConfig) -> tuple[list[Group], Counter[str]]:
 
     try:
         groups, rejected = read_preferences(
-            os.path.expanduser(config.data.path), ReadSettings(**config.data.reading_options())
+            os.path.expanduser(config.data.path),
+            ReadSettings(**config.data.reading_options()),
+            read_rows=partial(preference_rows, max_row_bytes=config.limits.max_row_bytes),
         )
     except PreferenceError as error:
         raise InputError(str(error)) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from os.path import expanduser
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from rich.table import Table
 from pipelines.commands.printing import print_result
 from pipelines.config import TrainConfig
 from pipelines.corpus.own_files import Place, refuse_places
+from pipelines.corpus.preference_rows import preference_rows
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError, reporting_broken_devices
 from pipelines.report import verdict
 from pipelines.report.evaluation_tables import temperature_words
@@ -75,15 +77,20 @@ def settings_of(config: TrainConfig) -> TrainSettings:
     from rm.train import TrainSettings
 
     options = config.train.model_dump()
+    heldout = config.heldout
+    if heldout.path is None and heldout.split is not None:
+        heldout = heldout.model_copy(update={"path": config.data[0].path})
     return TrainSettings(
         sources=tuple((expanduser(source.path), source.reading_options()) for source in config.data),
-        heldout_fraction=config.heldout.fraction,
-        heldout_path=None if config.heldout.path is None else expanduser(config.heldout.path),
+        heldout_fraction=heldout.fraction,
+        heldout_path=None if heldout.path is None else expanduser(heldout.path),
+        heldout_split=heldout.split,
         model_path=config.model.path,
         revision=config.model.revision,
         max_length=config.model.max_length,
         device=config.model.device,
         output_path=expanduser(config.output.path),
+        read_rows=partial(preference_rows, max_row_bytes=config.limits.max_row_bytes),
         **{**options, "report_to": tuple(options["report_to"])},
     )
 

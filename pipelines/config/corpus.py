@@ -1,4 +1,4 @@
-"""The input files and their columns."""
+"""The input files, their columns, and the size of their rows."""
 
 from __future__ import annotations
 
@@ -64,6 +64,11 @@ class InputFiles(Strict):
     @property
     def paths(self) -> list[str]:
         return [self.path] if isinstance(self.path, str) else list(self.path)
+
+
+class RowLimits(Strict):
+    max_row_bytes: int = Field(default=16 * 2**20, ge=1024)
+    """Larger rows are rejected."""
 
 
 class InputConfig(InputFiles):

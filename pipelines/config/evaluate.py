@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from pipelines.config.base import PathText, Strict
+from pipelines.config.corpus import RowLimits
 from pipelines.config.model import ModelConfig
 from pipelines.config.train import PreferencesConfig
 
@@ -42,6 +43,8 @@ class EvaluateConfig(Strict):
     """The confidence intervals."""
     output: EvaluationOutput = EvaluationOutput()
     """The files with the results."""
+    limits: RowLimits = RowLimits()
+    """The size above which rows are not read."""
     store_temperature: bool | None = None
     """Whether temperature and verdict are kept in the model's directory, as calibration.json, for runs to use and to repeat.
     Default: yes, where that is a writable local directory."""

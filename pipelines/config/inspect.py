@@ -5,9 +5,8 @@ from __future__ import annotations
 from pydantic import model_validator
 
 from pipelines.config.base import Strict
-from pipelines.config.corpus import InputFiles
+from pipelines.config.corpus import InputFiles, RowLimits
 from pipelines.config.model import ReadingModel
-from pipelines.config.run import RowLimits
 from pipelines.config.train import PreferencesConfig
 
 
@@ -29,4 +28,11 @@ class InspectConfig(Strict):
             raise ValueError(
                 "input.path and data.path differ, and one place is inspected; give it as PATH, and neither of them"
             )
+        if None not in (self.input.split, self.data.split) and self.input.split != self.data.split:
+            raise ValueError("input.split and data.split differ, and one split is inspected; give one of them")
         return self
+
+    @property
+    def files(self) -> InputFiles:
+        """The files that are inspected."""
+        return self.input.model_copy(update={"split": self.input.split or self.data.split})

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, WrapValidator, model_validator
 
 from pipelines.config.base import PathText, Strict
-from pipelines.config.corpus import InputConfig
+from pipelines.config.corpus import InputConfig, RowLimits
 from pipelines.config.expression import OF_TOKENIZER, Expression, parse
 from pipelines.config.model import EnsembleConfig, ModelConfig, _one_or_several
 from pipelines.config.output import OutputConfig, ReportConfig
@@ -24,11 +24,6 @@ class ScoresConfig(Strict):
     column: str | None = None
     """An input column that already holds the rewards (from a judge, or from another model), instead of `model`; or a field of its
     records: `completions.overall_score`."""
-
-
-class RowLimits(Strict):
-    max_row_bytes: int = Field(default=16 * 2**20, ge=1024)
-    """Larger rows are rejected."""
 
 
 _REJECTED_FRACTION, _REJECTED_RESPONSES = 0.001, 5

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from pipelines.config.base import PathText, Strict
+from pipelines.config.corpus import RowLimits
 
 
 class PreferenceColumns(Strict):
@@ -76,8 +77,10 @@ class WinnerValues(Strict):
 
 class PreferencesConfig(Strict):
     path: PathText = Field(examples=["preferences.jsonl"])
-    """Preference files: .parquet, .arrow, .jsonl, .json, .csv or .tsv, text also compressed; a path, a directory with one split,
-    a glob or a URL. A file that is named outright may have any name, unless it is CSV or TSV."""
+    """Preference files, in all formats of `input.path`: a path, a directory, a glob or a URL."""
+    split: str | None = None
+    """The split to read, where names of files or folders say of which they are, as `train-00000-of-00002.parquet` or
+    `test/data-00000-of-00001.arrow`. Needed where there are several: they are never mixed."""
     format: Literal[
         "auto",
         "rewardbench2",
@@ -124,7 +127,7 @@ class PreferencesConfig(Strict):
 
     def reading_options(self) -> dict[str, Any]:
         """The fields of `rm.preferences.ReadSettings`."""
-        names = {"format", "origin", "vote_smoothing", "min_gap", "gap_use", "gap_scale", "repeated_prompt"}
+        names = {"split", "format", "origin", "vote_smoothing", "min_gap", "gap_use", "gap_scale", "repeated_prompt"}
         columns = self.columns.model_dump(exclude_none=True)
         sides = tuple(columns.pop("responses")) if isinstance(self.columns.responses, list) else None
         winner = None if self.winner is None else self.winner.model_dump(exclude_none=True)
@@ -147,6 +150,8 @@ class HeldOutConfig(Strict):
     """Share of the prompts kept out of training, to measure accuracy and fit the temperature on."""
     path: PathText | None = None
     """Held-out preferences from a file of their own, read as the first of data, instead."""
+    split: str | None = None
+    """The split of these files that is held out; without a path, of the first of data, of which another one is trained on."""
 
 
 class LoraConfig(Strict):
@@ -232,3 +237,5 @@ class TrainConfig(Strict):
     """The options of training."""
     output: TrainOutput
     """The trained checkpoint."""
+    limits: RowLimits = RowLimits()
+    """The size above which rows are not read."""

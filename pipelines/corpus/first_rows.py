@@ -20,6 +20,7 @@ _JSON_ROWS = 100
 _PARQUET_ROWS = 16
 _PEEK_BYTES = 1024
 _SMALL_BYTES = 64 * 2**10  # binary values that are larger on average are images or audio
+_FEW_NUMBERS = 2**10  # bytes; longer lists of numbers are embeddings
 _HELD_BYTES = 32 * 2**20  # of rows; columns are collected beyond it
 
 
@@ -81,16 +82,23 @@ def no_lines(file: InputFile, *, array: bool = False) -> str | None:
     return None
 
 
-def readable_columns(parquet: pq.ParquetFile) -> list[str]:
-    """The columns with text, numbers, small binary values, and lists or records of these, whose names are unique."""
+def readable_columns(parquet: pq.ParquetFile, *, numbers: bool = False) -> list[str]:
+    """The columns with text, numbers, small binary values, and lists or records of these, whose names are unique; with
+    `numbers`, short lists of numbers too, such as the grades of some responses."""
     schema = parquet.schema_arrow
     counts = Counter(schema.names)
     kinds = {field.name: field.type for field in schema if counts[field.name] == 1}
-    mean_bytes = _mean_bytes(parquet.metadata) if any(map(holds_bytes, kinds.values())) else {}
+    mean_bytes = _mean_bytes(parquet.metadata) if numbers or any(map(holds_bytes, kinds.values())) else {}
     return [
         name
         for name, kind in kinds.items()
-        if _readable(kind) and not (holds_bytes(kind) and mean_bytes.get(name, 0.0) > _SMALL_BYTES)
+        if (_readable(kind) and not (holds_bytes(kind) and mean_bytes.get(name, 0.0) > _SMALL_BYTES))
+        or (
+            numbers
+            and _is_list(kind)
+            and mean_bytes.get(name, 0.0) <= _FEW_NUMBERS
+            and pa.types.is_primitive(kind.value_type)
+        )
     ]
 
 
@@ -126,9 +134,13 @@ def _parquet_rows(file: InputFile) -> list[RowValues]:
         ]
 
 
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
 def _readable(kind: pa.DataType) -> bool:
     """Return whether values of this type may tell the role of a column; embeddings are not worth reading."""
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if _is_list(kind):
         return not pa.types.is_primitive(kind.value_type) and _readable(kind.value_type)
     if pa.types.is_struct(kind):
         return all(_readable(kind.field(at).type) for at in range(kind.num_fields))

@@ -98,14 +98,17 @@ def read_fragments(
     rows: list[Row] = []
     index = size = 0
     may_change = as_planned and file.copy is None and is_local(file.path)  # while it is open
-    for row in _rows(file, unit, mapping, max_row_bytes, as_planned):
+    raw_rows = read_raw_rows(
+        file, unit, mapping.columns(), tools=mapping.tools, max_row_bytes=max_row_bytes, as_planned=as_planned
+    )
+    for number, raw in enumerate(raw_rows):
         if len(rows) == rows_per_fragment or size >= FRAGMENT_BYTES:
             if may_change:
                 refuse_changed(file)
             yield Fragment(index, rows, last=False)
             rows, index, size = [], index + 1, 0
-        rows.append(row)
-        size += row.held_bytes
+        rows.append(row_of(number, raw, mapping))
+        size += raw.held_bytes
     yield Fragment(index, rows, last=True)
 
 
@@ -116,15 +119,24 @@ def original_schema(file: InputFile, fragment: Fragment) -> pa.Schema:
     return original_columns.infer([row.original for row in fragment.rows])
 
 
-def _rows(file: InputFile, unit: Unit, mapping: RowMapping, max_row_bytes: int, as_planned: bool) -> Iterator[Row]:
-    source = (
-        parquet_rows(file, unit, mapping, as_planned=as_planned)
+def read_raw_rows(
+    file: InputFile,
+    unit: Unit,
+    columns: list[str],
+    *,
+    tools: str | None,
+    max_row_bytes: int,
+    as_planned: bool = False,
+) -> Iterator[RawRow]:
+    """Read the rows of a unit, of Parquet only these columns; one that is too large has that reason in place of values."""
+    rows = (
+        parquet_rows(file, unit, columns, tools=tools, as_planned=as_planned)
         if file.kind == "parquet"
         else json_rows(file, unit, max_row_bytes=max_row_bytes, as_planned=as_planned)
     )
-    for number, raw in enumerate(source):
+    for raw in rows:
         too_large = not isinstance(raw.values, str) and raw.row_bytes > max_row_bytes
-        yield row_of(number, raw._replace(values="row_too_large") if too_large else raw, mapping)
+        yield raw._replace(values="row_too_large") if too_large else raw
 
 
 def row_of(number: int, raw: RawRow, mapping: RowMapping) -> Row:

@@ -120,6 +120,9 @@ def list_files(config: InputFiles, *, skip_bad_files: bool = False) -> list[Inpu
     if empty:
         raise InputError(f"input file {empty[0].path} is empty; expected a Parquet file, write it again")
     if Counter(file.kind for file in files.values()).keys() == {"parquet", "jsonl"}:
-        raise InputError("input.path mixes Parquet and JSONL files; run once per kind with a shared model")
+        raise InputError(
+            "input.path mixes Parquet files and others; give those of one kind, with a pattern such as DIR/*.parquet, and the "
+            "others apart"
+        )
     with ThreadPoolExecutor(_OPENED_AT_ONCE) as pool:
         return sorted(pool.map(with_layout, files.values()), key=lambda file: file.key)

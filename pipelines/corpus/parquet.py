@@ -33,18 +33,19 @@ def parquet_schema(file: InputFile, *, as_planned: bool = False) -> pa.Schema:
         return pq.read_schema(stream)
 
 
-def parquet_rows(file: InputFile, unit: Unit, mapping: RowMapping, *, as_planned: bool = False) -> Iterator[RawRow]:
-    """Read the mapped columns of a row group. A row with a value that is not UTF-8 is rejected without its neighbours."""
+def parquet_rows(
+    file: InputFile, unit: Unit, mapped: list[str], *, tools: str | None, as_planned: bool = False
+) -> Iterator[RawRow]:
+    """Read the columns `mapped` of a row group. A row with a value that is not UTF-8 is rejected without its neighbours."""
     with open_input(file, as_planned=as_planned) as stream:
         parquet = pq.ParquetFile(stream, buffer_size=_READ_BYTES, pre_buffer=False)
-        mapped = mapping.columns()
         refuse_missing(file, parquet.schema_arrow.names, mapped)
         refuse_doubled(file, parquet.schema_arrow.names, mapped)
         group = parquet.metadata.row_group(unit.number)
         rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
         seen = 0
         for batch in parquet.iter_batches(rows, row_groups=[unit.number], columns=mapped):
-            for values in batch_rows(batch.select(mapped), mapped, tools=mapping.tools):
+            for values in batch_rows(batch.select(mapped), mapped, tools=tools):
                 seen += 1
                 seen_bytes = unit.input_bytes * seen // max(1, unit.end - unit.start)
                 size = 0 if isinstance(values, str) else sum(map(size_of, values.values()))

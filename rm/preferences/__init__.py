@@ -1,13 +1,19 @@
-"""Preferences: annotators' judgements of groups of responses, from files to groups with comparisons.
+"""Preferences: annotators' judgements of groups of responses, from rows to groups with comparisons.
 
-groups, rejections = read_preferences("preferences.jsonl", ReadSettings(format="auto", ...))
+groups, rejections = read_preference_rows(rows, ReadSettings(format="auto", ...))
 groups[0].responses, groups[0].edges  # ("a", "b"), (Edge(preferred=0, other=1),)
 """
 
 from rm.preferences.detection import add_roles, detect_format, fitting_formats, resolve_format
 from rm.preferences.formats import FORMATS
 from rm.preferences.groups import EQUAL_RESPONSES, Edge, Group, Label, Rejections, heldout_split, merge
-from rm.preferences.reading import load_rows, read_preference_rows, read_preferences, read_unmerged, reading_notes
+from rm.preferences.reading import (
+    RowReader,
+    read_preference_rows,
+    read_preferences,
+    read_unmerged,
+    reading_notes,
+)
 from rm.preferences.row_values import PreferenceError, ReadSettings
 
 __all__ = [
@@ -19,11 +25,11 @@ __all__ = [
     "PreferenceError",
     "ReadSettings",
     "Rejections",
+    "RowReader",
     "add_roles",
     "detect_format",
     "fitting_formats",
     "heldout_split",
-    "load_rows",
     "merge",
     "read_preference_rows",
     "read_preferences",

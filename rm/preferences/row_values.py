@@ -53,6 +53,7 @@ class PreferenceError(Exception):
 class ReadSettings:
     """Settings of reading preferences; `pipelines.config.train.PreferencesConfig` documents the fields and holds the defaults."""
 
+    split: str | None  # of the files, where their names say of which they are
     format: str
     origin: str | None
     columns: Mapping[str, str]

@@ -95,7 +95,7 @@ class Verdict:
             marked = [side for side, name in enumerate(self.winner) if row.get(name) in (1, True)]
             return [marked[0] if len(marked) == 1 else None]
         value = row.get(self.winner[0])
-        return [self._side(item, row) for item in (value if isinstance(value, list) else [value]) if item is not None]
+        return [self._side(item, row) for item in _given(value)]
 
     def _side(self, value: object, row: PreferenceRow) -> int | None:
         text = _canonical(value)
@@ -205,9 +205,14 @@ def _winners(rows: Sequence[PreferenceRow], sides: Sequence[str]) -> list[tuple[
 def _verdicts(rows: Iterable[PreferenceRow], name: str) -> Iterator[Any]:
     """Yield the values of a column that may be verdicts; nothing where any value cannot be one."""
     values = [row.get(name) for row in rows]
-    flat = [item for value in values for item in (value if isinstance(value, list) else [value]) if item is not None]
+    flat = [item for value in values for item in _given(value)]
     if all(isinstance(item, int | float) or (isinstance(item, str) and len(item) <= _LONGEST_VERDICT) for item in flat):
         yield from flat
+
+
+def _given(value: object) -> list[Any]:
+    """Return the verdicts in a value, one or a list; null is none, and so is an empty cell of a table."""
+    return [item for item in (value if isinstance(value, list) else [value]) if item is not None and item != ""]
 
 
 def _certain(rows: Sequence[PreferenceRow], sides: tuple[str, str], winner: tuple[str, ...]) -> Verdict | None:

@@ -10,9 +10,10 @@ from importlib.util import find_spec
 from typing import Any
 
 from rm.evaluate import Evaluation
+from rm.preferences import RowReader
 
 _SMALL_PARAMETERS, _LARGE_PARAMETERS = 100_000_000, 1_000_000_000
-_NOT_IN_KEY = ("output_path", "report_to", "device")
+_NOT_IN_KEY = ("output_path", "report_to", "device", "read_rows")
 _SMALL_RATE, _MEDIUM_RATE, _LARGE_RATE = 1e-4, 3e-5, 9e-6
 
 
@@ -75,6 +76,7 @@ class TrainSettings:
     sources: tuple[tuple[str, Mapping[str, Any]], ...]  # (path, fields of rm.preferences.ReadSettings)
     heldout_fraction: float
     heldout_path: str | None
+    heldout_split: str | None  # of the files at heldout_path
     model_path: str
     revision: str | None
     max_length: int
@@ -99,6 +101,7 @@ class TrainSettings:
     seed: int
     report_to: tuple[str, ...]
     output_path: str
+    read_rows: RowReader  # of all files of preferences
 
     def key(self) -> str:
         """Hash everything that decides the result: checkpoints of another key are not resumed."""

@@ -162,14 +162,15 @@ def _read_groups(settings: TrainSettings) -> tuple[list[Group], list[Group], Rej
 
     Groups whose prompts are also in a held-out file are not trained on: they are rejected as `heldout_prompt`.
     """
-    groups, notes, rejected = list[Group](), list[str](), Rejections()
+    groups, notes, rejected, rows = list[Group](), list[str](), Rejections(), settings.read_rows
     for path, reading in settings.sources:
-        source_groups, source_rejected = read_preferences(path, ReadSettings(**reading), notes=notes)
+        source_groups, source_rejected = read_preferences(path, ReadSettings(**reading), read_rows=rows, notes=notes)
         groups += source_groups
         rejected += source_rejected
     if settings.heldout_path is None:
         return (*heldout_split(groups, settings.heldout_fraction), rejected, notes)
-    heldout, heldout_rejected = read_preferences(settings.heldout_path, ReadSettings(**settings.sources[0][1]))
+    as_first = replace(ReadSettings(**settings.sources[0][1]), split=settings.heldout_split)
+    heldout, heldout_rejected = read_preferences(settings.heldout_path, as_first, read_rows=rows, section="heldout")
     heldout_prompts = {prompt_key(group.prompt) for group in heldout}
     fit = [group for group in groups if prompt_key(group.prompt) not in heldout_prompts]
     if len(fit) < len(groups):

@@ -435,3 +435,19 @@ def test_train_expands_the_home_directory(monkeypatch):
     settings = settings_of(TrainConfig.model_validate(values))
     paths = (settings.sources[0][0], settings.heldout_path, settings.output_path)
     assert paths == ("/home/me/p", "/home/me/h", "/home/me/o")
+
+
+def test_a_held_out_split_is_one_of_the_first_of_data():
+    from pipelines.commands.train import settings_of
+    from pipelines.config import TrainConfig
+
+    values = {"data": {"path": "p", "split": "train"}, "model": {"path": "m"}, "output": {"path": "o"}}
+    for heldout, expected in [
+        ({}, (None, None)),
+        ({"split": "test"}, ("p", "test")),
+        ({"path": "h"}, ("h", None)),
+        ({"path": "h", "split": "dev"}, ("h", "dev")),
+    ]:
+        settings = settings_of(TrainConfig.model_validate({**values, "heldout": heldout}))
+        assert (settings.heldout_path, settings.heldout_split) == expected
+        assert settings.sources[0][1]["split"] == "train"

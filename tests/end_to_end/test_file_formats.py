@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import bz2
-import csv
 import gzip
-import io
-import json
-import lzma
 import math
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.corpora import write_jsonl
+from support.file_formats import FORMATS, array, arrow, lines, parquet, table
 from support.stubs import StubFactory
 
 from pipelines.commands.explain.explain_transform import explain
@@ -41,46 +35,6 @@ BAD = {"prompt": "q0", "response": "", "id": 12, "score": 3.0, "note": "x"}
 ALL = [*ROWS[:5], BAD, *ROWS[5:]]
 
 
-def array(rows: list[dict[str, Any]], **options: Any) -> bytes:
-    return json.dumps(rows, **options).encode()
-
-
-def lines(rows: list[dict[str, Any]]) -> bytes:
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
-
-
-def table(rows: list[dict[str, Any]], delimiter: str = ",") -> bytes:
-    sink = io.StringIO()
-    writer = csv.DictWriter(sink, list(rows[0]), delimiter=delimiter)
-    writer.writeheader()
-    writer.writerows(rows)
-    return sink.getvalue().encode()
-
-
-def arrow(rows: list[dict[str, Any]], *, file: bool = False) -> bytes:
-    sink = io.BytesIO()
-    table = pa.Table.from_pylist(rows)
-    with (pa.ipc.new_file if file else pa.ipc.new_stream)(sink, table.schema) as writer:
-        writer.write_table(table, max_chunksize=5)
-    return sink.getvalue()
-
-
-FORMATS: dict[str, tuple[str, Callable[[list[dict[str, Any]]], bytes]]] = {
-    "array": ("a.json", array),
-    "pretty array with a BOM": ("a.json", lambda rows: b"\xef\xbb\xbf" + array(rows, indent=2, ensure_ascii=False)),
-    "array.gz": ("a.json.gz", lambda rows: gzip.compress(array(rows))),
-    "csv": ("a.csv", table),
-    "csv with a BOM": ("a.csv", lambda rows: b"\xef\xbb\xbf" + table(rows)),
-    "csv of Excel": ("a.csv", lambda rows: table(rows, ";")),
-    "csv.xz": ("a.csv.xz", lambda rows: lzma.compress(table(rows))),
-    "tsv": ("a.tsv", lambda rows: table(rows, "\t")),
-    "arrow": ("a.arrow", arrow),
-    "arrow of Feather": ("a.feather", lambda rows: arrow(rows, file=True)),
-    "jsonl.bz2": ("a.jsonl.bz2", lambda rows: bz2.compress(lines(rows))),
-    "jsonl.xz": ("a.jsonl.xz", lambda rows: lzma.compress(lines(rows))),
-    "bzip2 named jsonl": ("a.jsonl", lambda rows: bz2.compress(lines(rows), 1)),
-    "gzip named jsonl": ("a.jsonl", lambda rows: gzip.compress(lines(rows))),
-}
 HIDDEN = {"gzip named jsonl": "jsonl.gz", "bzip2 named jsonl": "jsonl.bz2"}
 LINES = ("jsonl.bz2", "jsonl.xz", *HIDDEN)
 
@@ -135,12 +89,6 @@ def test_the_rows_of_every_format_are_scored_and_exported_as_they_are(curate, tm
         : len(explained["rows"])
     ]
     assert (tmp_path / "out" / "scores" / "rewritten").exists() == (rewritten and name not in HIDDEN)
-
-
-def parquet(rows: list[dict[str, Any]]) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), sink, row_group_size=5)
-    return sink.getvalue()
 
 
 TOLD = {

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from pipelines.corpus.preference_rows import preference_rows
+from rm.preferences import ReadSettings
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -12,6 +16,7 @@ TIMED = ("run.json", "report.html")
 """Files of an output that tell times, and so are never the same twice."""
 
 READING: dict[str, Any] = {
+    "split": None,
     "format": "auto",
     "origin": None,
     "columns": {},
@@ -24,6 +29,15 @@ READING: dict[str, Any] = {
     "repeated_prompt": None,
 }
 """Fields of `rm.preferences.ReadSettings`, as a configuration without settings gives them."""
+
+
+READ_ROWS = partial(preference_rows, max_row_bytes=16 * 2**20)
+"""The reader of preferences that `bestkept train` and `bestkept evaluate` have, without settings."""
+
+
+def load_rows(path: Path | str, **changes: Any) -> list[Any]:
+    """Read the rows of preferences at a path, with changes to `READING`."""
+    return list(READ_ROWS(str(path), ReadSettings(**{**READING, **changes}), section="data"))
 
 
 def write_jsonl(path: Path, rows: list[Any]) -> Path:

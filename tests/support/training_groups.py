@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from support.corpora import READING
+from support.corpora import READ_ROWS, READING
 
 from rm.text.templates import Encoded
 from rm.train import TrainSettings
@@ -50,6 +50,7 @@ def run_settings(data: Any, model: Path, output: Path, **changes: Any) -> TrainS
         "sources": tuple((str(path), {**READING, **reading}) for path, reading in sources),
         "heldout_fraction": 0.25,
         "heldout_path": None,
+        "heldout_split": None,
         "model_path": str(model),
         "revision": None,
         "max_length": 48,
@@ -74,5 +75,6 @@ def run_settings(data: Any, model: Path, output: Path, **changes: Any) -> TrainS
         "seed": 0,
         "report_to": (),
         "output_path": str(output),
+        "read_rows": READ_ROWS,
     }
     return TrainSettings(**{**values, **changes})

@@ -48,7 +48,7 @@ def inspect(config: InspectConfig, *, shown: int) -> dict[str, Any]:
     mapping then holds what must be asked, see `question`.
     """
     limit = config.limits.max_row_bytes
-    files = [with_codec(file) for file in list_files(config.input)]
+    files = [with_codec(file) for file in list_files(config.files)]
     names, first, where = first_columns(files, max_row_bytes=limit)
     detected = _detect(config, names, first, where)
     mapping = detected.mapping if isinstance(detected, Detection) else None
@@ -64,7 +64,7 @@ def inspect(config: InspectConfig, *, shown: int) -> dict[str, Any]:
     with carrying_model_errors():
         corpus = _describe_corpus(detected, sampled, preview, shown=shown)
         preferences = describe_preferences(
-            config.data, names, rows, unreadable=len(sampled.rows) - len(rows), preview=preview, shown=shown
+            config.data, names, [row.value for row in sampled.rows], preview=preview, shown=shown
         )
     return {
         "path": config.input.path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +23,14 @@ _FIRST_ROWS = 100  # from which the format is detected, as in training
 def describe_preferences(
     data: PreferencesConfig,
     names: Sequence[str],
-    rows: Sequence[RowValues],
+    rows: Sequence[RowValues | str],
     *,
-    unreadable: int,
     preview: Preview | None,
     shown: int,
 ) -> dict[str, Any]:
     """Return format, judgements, rejections, lengths and the first `shown` groups of these rows, or why they are no preferences.
 
-    `unreadable` is the number of further rows that could not be read. Raises `InputError` where `data` configures how rows are
+    A text in place of a row is the reason why it cannot be read. Raises `InputError` where `data` configures how rows are
     read, and they cannot be read so.
     """
     from rm.preferences import (
@@ -45,31 +45,31 @@ def describe_preferences(
     )
 
     settings = ReadSettings(**data.reading_options())
-    whole = [{**dict.fromkeys(names), **row} for row in rows]  # as `datasets` gives them to `train`
+    nothing = dict.fromkeys(names)
+    readable = [{**nothing, **row} for row in rows if not isinstance(row, str)]  # as `train` reads them
+    reasons = Counter(row for row in rows if isinstance(row, str))
     try:
-        format = resolve_format(whole[:_FIRST_ROWS], settings)
+        format = resolve_format(readable[:_FIRST_ROWS], settings)
     except PreferenceError as error:
         if {"format", "columns"} & data.model_fields_set:
             raise InputError(str(error)) from error
         return _describe_failure(error)
-    single, rejected = read_unmerged(whole, format, settings)
-    groups, _ = read_preference_rows(whole, settings)
+    single, rejected = read_unmerged(readable, format, settings)
+    groups, _ = read_preference_rows(readable, settings)
     usable_rows = [PromptResponses(group.prompt, group.responses) for group in single]
-    present = _present_needs(format, add_roles(whole[0], settings.columns))
-    notes = [f"{unreadable:,} rows cannot be read, and training ends at such a row; fix the file"] if unreadable else []
-    notes += reading_notes(whole[:_FIRST_ROWS], format, settings)
-    others = [name for name in fitting_formats(whole, settings) if name != format.name]
+    present = _present_needs(format, add_roles(readable[0], settings.columns))
+    others = [name for name in fitting_formats(readable, settings) if name != format.name]
     return {
         "detected": True,
         "ambiguous": False,
         "format": format.name,
         "why": f"the rows have {', '.join(present)}",
         "others": [{"why": f"the rows fit {name}, too", "setting": f"data.format={name}"} for name in others],
-        "notes": notes,
+        "notes": reading_notes(readable[:_FIRST_ROWS], format, settings),
         "judged_by": data.origin or format.origin,
         "judgements": _judgements(groups),
         "rows_used": len(single),
-        "rejected": dict(sorted(rejected.items())),
+        "rejected": dict(sorted((rejected + reasons).items())),
         "figures": response_statistics(usable_rows),
         "tokens": preview and token_statistics(usable_rows, preview.lengths, max_length=preview.template.max_length),
         "first": [_example_of(group, preview) for group in groups[:shown]],

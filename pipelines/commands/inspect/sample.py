@@ -149,7 +149,7 @@ def _parquet_rows(
         schema = parquet.schema_arrow
         refuse_missing(file, schema.names, mapped)
         refuse_doubled(file, schema.names, mapped)
-        wanted = list(dict.fromkeys([*mapped, *readable_columns(parquet)]))
+        wanted = list(dict.fromkeys([*mapped, *readable_columns(parquet, numbers=True)]))
         for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[unit.number], columns=wanted, use_threads=False):
             for value in batch_rows(batch.select(wanted), list(mapped), decoded=wanted, tools="tools"):
                 too_large = not isinstance(value, str) and sum(size_of(value[name]) for name in mapped) > max_row_bytes

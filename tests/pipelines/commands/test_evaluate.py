@@ -120,6 +120,18 @@ def test_the_temperature_is_stored_with_a_local_model(bestkept, model, data, tmp
     assert load_temperature(model) == stored["temperature"]
 
 
+def test_one_split_is_evaluated_and_bad_rows_are_counted(bestkept, model, tmp_path):
+    for name in ("train", "test"):
+        path = write_jsonl(tmp_path / "data" / f"{name}.jsonl", pairs())
+    path.write_text("{\n" + path.read_text())
+    code, _, err = bestkept("evaluate", model, tmp_path / "data")
+    assert (code, "several splits: test, train; name one of them: data.split=NAME" in err) == (3, True)
+    code, _, err = bestkept("evaluate", model, tmp_path / "data", "data.split=test")
+    assert code == 0, err
+    data = read(tmp_path)["data"]
+    assert (data["part"], data["rejected"]) == ("all rows of the split test", {"bad_json": 1})
+
+
 def test_the_temperature_is_left_alone_where_that_is_asked(bestkept, model, data, tmp_path):
     code, _, _ = bestkept("evaluate", model, data, "store_temperature=false", "output.path=here")
     assert (code, (model / "calibration.json").exists()) == (0, False)

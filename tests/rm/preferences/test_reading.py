@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import bz2
-import csv
-import gzip
-import io
 import json
-import lzma
 import subprocess
 import sys
 import typing
 from dataclasses import fields, replace
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import zstandard
-from support.corpora import write_jsonl
+from support.corpora import READ_ROWS, write_jsonl
 
 from pipelines.config.train import PreferenceColumns, PreferencesConfig
 from rm.conversations import tools_in
@@ -26,7 +19,6 @@ from rm.preferences import (
     FORMATS,
     PreferenceError,
     ReadSettings,
-    load_rows,
     read_preference_rows,
     read_preferences,
     reading_notes,
@@ -40,111 +32,10 @@ def test_an_error_names_the_file(tmp_path):
     path = write_jsonl(tmp_path / "odd.jsonl", [{"text": "x"}])
     settings = ReadSettings(**PreferencesConfig(path=str(path)).reading_options())
     with pytest.raises(PreferenceError, match=r"odd\.jsonl': data has columns text, which fit no known format"):
-        read_preferences(str(path), settings)
-    path.write_text("")
-    with pytest.raises(PreferenceError, match=r"odd\.jsonl' has no rows"):
-        read_preferences(str(path), settings)
-
-
-@pytest.mark.parametrize("name", ["p.jsonl", "p.jsonl.gz", "p.jsonl.zst", "p.parquet"])
-def test_files_of_every_kind(tmp_path, monkeypatch, name):
-    rows = [{"prompt": f"p{n}", "chosen": "a", "rejected": "b"} for n in range(3)]
-    text = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    compress = {"p.jsonl.gz": gzip.compress, "p.jsonl.zst": zstandard.compress}.get(name, bytes)
-    if name == "p.parquet":
-        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
-    else:
-        (tmp_path / name).write_bytes(compress(text))
-    assert list(load_rows(str(tmp_path / name))) == rows
-
-
-@pytest.mark.parametrize("name", ["p.json", "p.json.gz", "p.csv", "p.tsv.xz", "p.jsonl.bz2", "p.jsonl.xz", "p.arrow"])
-def test_the_other_formats_that_people_have(tmp_path, name):
-    rows = [{"prompt": "p", "chosen": f"{n}", "rejected": 'a "b",\nNA', "score_chosen": n + 0.5} for n in range(3)]
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    if name.startswith("p.json") and not name.startswith("p.jsonl"):
-        text = json.dumps(rows, indent=1)
-    if name.startswith(("p.csv", "p.tsv")):
-        sink = io.StringIO()
-        writer = csv.DictWriter(sink, list(rows[0]), delimiter="," if name.startswith("p.csv") else "\t")
-        writer.writeheader()
-        writer.writerows(rows)
-        text = sink.getvalue()
-    compress = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}.get(Path(name).suffix, bytes)
-    (tmp_path / name).write_bytes(compress(text.encode()))
-    if name == "p.arrow":
-        table = pa.Table.from_pylist(rows)
-        with pa.ipc.new_stream(tmp_path / name, table.schema) as sink:
-            sink.write_table(table)
-    assert list(load_rows(str(tmp_path / name))) == rows
-    groups, rejected = read_preferences(str(tmp_path / name), PLAIN)
-    assert (len(groups[0].edges), rejected) == (3, {})
-
-
-@pytest.mark.parametrize("name", ["p", "p.txt"])
-@pytest.mark.parametrize("compress", [bytes, gzip.compress, bz2.compress, lzma.compress, zstandard.compress])
-def test_a_file_named_outright_is_told_by_its_first_bytes(tmp_path, name, compress):
-    rows = [{"prompt": "p", "chosen": f"{n}", "rejected": "b"} for n in range(3)]
-    path = tmp_path / name
-    for text in ("\n" + "".join(json.dumps(row) + "\n" for row in rows), json.dumps(rows)):
-        path.write_bytes(compress(text.encode()))
-        for place in (str(path), path.as_uri()):
-            assert list(load_rows(place)) == rows
-    path.write_bytes(compress(b"prompt,chosen,rejected\np,a,b\n"))
-    with pytest.raises(PreferenceError, match=r"no known kind.*name it for what it is"):
-        list(load_rows(str(path)))
-
-
-def test_tables_named_outright_are_told_by_their_first_bytes(tmp_path):
-    rows = [{"prompt": "p", "chosen": f"{n}", "rejected": "b"} for n in range(3)]
-    table = pa.Table.from_pylist(rows)
-    pq.write_table(table, tmp_path / "p")
-    with pa.ipc.new_stream(tmp_path / "s", table.schema) as sink:
-        sink.write_table(table)
-    with pa.ipc.new_file(tmp_path / "f.feather", table.schema) as sink:
-        sink.write_table(table)
-    for name in ("p", "s", "f.feather"):
-        assert list(load_rows(str(tmp_path / name))) == rows
-    (tmp_path / "damaged").write_bytes(gzip.compress(b"{}")[:5])
-    for name in ("damaged", "gone"):
-        with pytest.raises(PreferenceError, match=f"{name}' cannot be read|{name}' matches no file"):
-            list(load_rows(str(tmp_path / name)))
-    for place in ((tmp_path / "gone").as_uri(), "unknown://gone"):
-        with pytest.raises(PreferenceError, match="gone' cannot be read"):
-            list(load_rows(place))
-
-
-def test_a_server_that_fails_while_the_kind_is_told_is_an_error_with_its_name(monkeypatch):
-    def fail(*_args: object, **_options: object) -> None:
-        raise RuntimeError("500, message='Internal Server Error'")  # aiohttp's is no OSError either
-
-    monkeypatch.setattr("fsspec.open", fail)
-    with pytest.raises(PreferenceError, match=r"https://host/data' cannot be read \(RuntimeError\)"):
-        list(load_rows("https://host/data"))
-
-
-def test_a_directory_is_read_where_its_files_are_of_one_split(tmp_path):
-    import datasets
-
-    rows = [{"prompt": "p", "chosen": "a", "rejected": "b"}]
-    parts = {"train": datasets.Dataset.from_list(rows * 2), "test": datasets.Dataset.from_list(rows)}
-    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
-    with pytest.raises(
-        PreferenceError, match=r"several splits: test, train; give those of one, with a pattern such as"
-    ):
-        list(load_rows(str(tmp_path / "saved")))
-    assert [len(list(load_rows(str(tmp_path / "saved" / name)))) for name in parts] == [2, 1]
-    write_jsonl(tmp_path / "saved" / "train" / "more.jsonl", rows)
-    with pytest.raises(PreferenceError, match="holds files of several kinds"):
-        list(load_rows(str(tmp_path / "saved" / "train")))
-
-
-def test_a_file_that_exists_wins_over_the_same_text_as_a_pattern(tmp_path):
-    write_jsonl(tmp_path / "shard1.jsonl", [{"prompt": "p", "chosen": "wrong", "rejected": "file"}])
-    rows = [{"prompt": "p", "chosen": "a", "rejected": "b"}]
-    path = write_jsonl(tmp_path / "shard[1].jsonl", rows)
-    assert list(load_rows(str(path))) == rows
-    assert [row["chosen"] for row in load_rows(f"{tmp_path}/shard[0-9].jsonl")] == ["wrong"]
+        read_preferences(str(path), settings, read_rows=READ_ROWS)
+    nothing = lambda *_, **__: iter(())  # noqa: E731
+    with pytest.raises(PreferenceError, match=r"heldout.path 'x' has no rows; expected at least one comparison"):
+        read_preferences("x", settings, read_rows=nothing, section="heldout")
 
 
 def test_text_stored_as_binary_is_text(tmp_path):
@@ -154,7 +45,7 @@ def test_text_stored_as_binary_is_text(tmp_path):
     table = pa.table({"chosen": pa.array(chosen, message), "rejected": pa.array(rejected, message)})
     pq.write_table(table, tmp_path / "p.parquet")
     settings = ReadSettings(**PreferencesConfig(path=str(tmp_path / "p.parquet")).reading_options())
-    (group,), rejections = read_preferences(str(tmp_path / "p.parquet"), settings)
+    (group,), rejections = read_preferences(str(tmp_path / "p.parquet"), settings, read_rows=READ_ROWS)
     assert (group.prompt, group.responses) == ((("user", "q"),), ("a", "b"))
     assert rejections == {"bad_utf8": 1}
 
@@ -167,7 +58,9 @@ SYSTEM_ROWS = [
 
 def test_a_system_column_is_named_and_read_where_it_is_asked_for(tmp_path, caplog):
     path = str(write_jsonl(tmp_path / "p.jsonl", SYSTEM_ROWS))
-    (group,), _ = read_preferences(path, ReadSettings(**PreferencesConfig(path=path).reading_options()))
+    (group,), _ = read_preferences(
+        path, ReadSettings(**PreferencesConfig(path=path).reading_options()), read_rows=READ_ROWS
+    )
     assert group.prompt == (("user", "name a river"),)
     (warning,) = [record.getMessage() for record in caplog.records]
     assert warning == (
@@ -176,7 +69,9 @@ def test_a_system_column_is_named_and_read_where_it_is_asked_for(tmp_path, caplo
     )
     caplog.clear()
     columns = {"system": "system"}
-    groups, _ = read_preferences(path, ReadSettings(**PreferencesConfig(path=path, columns=columns).reading_options()))
+    groups, _ = read_preferences(
+        path, ReadSettings(**PreferencesConfig(path=path, columns=columns).reading_options()), read_rows=READ_ROWS
+    )
     prompts = [group.prompt for group in groups]
     briefed = [(("system", text), ("user", "name a river")) for text in ("Answer like a pirate", "Be brief")]
     assert prompts == [*briefed, (("user", "name a river"),)]
@@ -325,18 +220,6 @@ def test_a_transcript_of_the_prompt_and_one_more_turn_is_that_turn():
         assert group.responses == ("chosen", "rejected")
     (group,), _ = read_preference_rows([{"prompt": "Other?", **sides}], plain)
     assert group.responses == (sides["chosen"], sides["rejected"])
-
-
-def test_files_that_cannot_be_read(tmp_path):
-    with pytest.raises(PreferenceError, match="matches no file"):
-        list(load_rows(str(tmp_path / "none.jsonl")))
-    (tmp_path / "a.xlsx").write_text("x")
-    with pytest.raises(PreferenceError, match="no known kind"):
-        list(load_rows(str(tmp_path / "a.xlsx")))
-    path = write_jsonl(tmp_path / "b.jsonl", [{"chosen": "a"}] * 50)
-    path.with_suffix(".jsonl.gz").write_bytes(gzip.compress(path.read_bytes())[:-12])
-    with pytest.raises(PreferenceError, match="cannot be read"):
-        list(load_rows(str(tmp_path / "b.jsonl.gz")))
 
 
 def test_the_configuration_names_every_format_and_role():

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from support.corpora import READING, SHARED
+from support.corpora import READ_ROWS, READING, SHARED, load_rows
 
-from rm.preferences import Edge, Label, ReadSettings, load_rows, read_preferences
+from rm.preferences import Edge, Label, ReadSettings, read_preferences
 from rm.preferences.detection import resolve_format
 from rm.preferences.reading import read_unmerged
 
@@ -24,7 +24,7 @@ def read(name, **changes):
     options = settings(**changes)
     used, rejections = read_unmerged(rows, resolve_format(rows[:100], options), options)
     assert len(used) + rejections.total() - rejections["equal_responses"] == len(rows)
-    groups, again = read_preferences(str(SHARED / name), options)
+    groups, again = read_preferences(str(SHARED / name), options, read_rows=READ_ROWS)
     assert again == rejections
     edges = sum(len(group.edges) for group in used)
     labels = sum(len(group.labels) for group in used)

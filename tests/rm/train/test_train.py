@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.corpora import write_jsonl
+from support.corpora import READ_ROWS, write_jsonl
 from support.tiny_models import WORDS, save_causal
 from support.training_groups import READING, run_settings
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -235,7 +235,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path, pairs, encoder):
 def test_the_temperature_is_that_of_the_evaluation(tmp_path, pairs, encoder):
     result = train(run_settings(pairs, encoder, tmp_path / "out", epochs=1, learning_rate=3e-4))
     stored = json.loads((tmp_path / "out" / "calibration.json").read_text())
-    groups = heldout_split(read_preferences(str(pairs), ReadSettings(**READING))[0], 0.25)[1]
+    groups = heldout_split(read_preferences(str(pairs), ReadSettings(**READING), read_rows=READ_ROWS)[0], 0.25)[1]
     scored = Scorer.load(tmp_path / "out", **SCORER).score([(group.prompt, group.responses) for group in groups])
     expected = evaluate(groups, [values.rewards for values in scored])
     assert stored["temperature"] == pytest.approx(expected.calibration.temperature.value, rel=1e-3)
@@ -300,6 +300,17 @@ def test_prompts_of_a_heldout_file_are_left_out_of_training(tmp_path, pairs, enc
     assert json.loads((tmp_path / "out" / "calibration.json").read_text())["data"] == "heldout.jsonl"
 
 
+def test_another_split_of_the_same_files_is_held_out(tmp_path, encoder, monkeypatch):
+    sides = fitted_prompts(monkeypatch)
+    write_jsonl(tmp_path / "data" / "train.jsonl", [*pair_rows(NOUNS)])
+    write_jsonl(tmp_path / "data" / "test.jsonl", [*pair_rows(NOUNS[:5]), *pair_rows(["house", "wood", "lamp"])])
+    changes = {"heldout_path": str(tmp_path / "data"), "heldout_split": "test"}
+    result = train(
+        run_settings((tmp_path / "data", {"split": "train"}), encoder, tmp_path / "out", epochs=0.1, **changes)
+    )
+    assert (len(sides[0]), len(sides[1]), result.rejected) == (len(NOUNS) - 5, 8, {"heldout_prompt": 5})
+
+
 def test_nothing_to_train_or_to_stop_on_is_an_error(tmp_path, pairs, encoder):
     flat = [{**row, "score": 1.0} for row in score_rows(NOUNS[:4])]
     with pytest.raises(PreferenceError, match="leaves no judgement to train on"):
@@ -326,7 +337,7 @@ def test_lora_is_merged_and_the_head_is_trained(tmp_path, pairs, causal):
     rewards = rewards_of(tmp_path / "out")
     assert rewards[0] > rewards[3]
     # what was measured before the merge is what the merged model gives
-    groups = heldout_split(read_preferences(str(pairs), ReadSettings(**READING))[0], 0.25)[1]
+    groups = heldout_split(read_preferences(str(pairs), ReadSettings(**READING), read_rows=READ_ROWS)[0], 0.25)[1]
     scored = Scorer.load(tmp_path / "out", **SCORER).score([(group.prompt, group.responses) for group in groups])
     calibration = evaluate(groups, [values.rewards for values in scored]).calibration
     assert calibration.temperature.value == pytest.approx(result.heldout.calibration.temperature.value, rel=1e-3)

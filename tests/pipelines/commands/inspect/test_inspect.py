@@ -489,6 +489,33 @@ def test_a_text_column_of_preferences_that_nobody_reads_is_named(inspected, tmp_
     assert named["figures"]["prompts_with_system"] == 1
 
 
+def test_rows_of_preferences_that_cannot_be_read_are_counted_by_reason(inspected, tmp_path):
+    pair = json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"})
+    (tmp_path / "a.jsonl").write_text("\n".join([pair, "{", pair, '{"prompt": NaN}', pair.replace('"b"', '"a"')]))
+    view = inspected(tmp_path / "a.jsonl")["preferences"]
+    rejected = {"bad_json": 1, "equal_sides": 1, "nan_literal": 1}
+    assert (view["rows_used"], view["rejected"], view["notes"]) == (2, rejected, [])
+
+
+def test_lists_of_grades_in_parquet_are_read_and_embeddings_are_not(inspected, tmp_path):
+    row = {"prompt": "p", "responses": ["a", "b"], "scores": [1.0, 2.0], "embedding": [0.5 + n for n in range(4096)]}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
+    document = inspected(tmp_path / "a.parquet")
+    assert document["preferences"]["judgements"]["comparisons"] == 1
+    kinds = {column["name"]: column["kind"] for column in document["columns"]}
+    assert (kinds["scores"] is None, kinds["embedding"] is None) == (False, True)
+
+
+@pytest.mark.parametrize("setting", ["input.split", "data.split"])
+def test_one_split_is_inspected(tmp_path, bestkept, inspected, setting):
+    for number, name in enumerate(["train", "test"]):
+        write_jsonl(tmp_path / "in" / f"{name}.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "b"}] * (1 + number))
+    assert "several splits: test, train" in bestkept("inspect", tmp_path / "in")[2]
+    assert inspected(tmp_path / "in", f"{setting}=test")["rows"]["count"] == 2
+    code, _, err = bestkept("inspect", tmp_path / "in", "input.split=train", "data.split=test")
+    assert (code, "input.split and data.split differ" in err) == (2, True)
+
+
 def test_a_hyphen_is_standard_input(tmp_path):
     lines = b'{"prompt": "q", "response": "a"}\n{"prompt": "q", "response": ""}\n'
     command = [sys.executable, "-m", "pipelines.cli", "inspect", "-", "--json"]
