@@ -129,7 +129,8 @@ def _choose_kernel(
                 raise
             problem = (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
         if problem is None:
-            return kernel
+            summed = kernel.gives_sums and not (gradients or windowed) and _sums_are_right(kernel, device, dtype, heads)
+            return kernel._replace(gives_sums=summed)
         refusals.append(f"{kernel.name}: {problem}")
     log.warning(
         "attention runs row by row, which is slower: no kernel on %s takes heads of size %d in %s (%s)",
@@ -167,6 +168,25 @@ def _try_kernel(
                 if not error <= _TOLERANCE.get(dtype, _HALF_TOLERANCE):
                     return f"differs from dense attention by {error:.1e}"
     return None
+
+
+@torch.inference_mode()
+def _sums_are_right(kernel: Kernel, device: torch.device, dtype: torch.dtype, heads: _Heads) -> bool:
+    """Tell whether log-sum-exps [heads, T] are what they should be; older kernels lay them out in another way."""
+    runs = [(3, 8), (4, 5)]  # queries and keys
+    generator = torch.Generator().manual_seed(0)
+    query, key = (
+        torch.randn(count, number, heads.width, generator=generator).to(device, dtype)
+        for count, number in ((7, heads.queries), (13, heads.keys))
+    )
+    spans = Spans.of([q for q, _ in runs], [k for _, k in runs], device)
+    _, sums = kernel.attend(query, key, key, spans, causal=False, scaling=0.2)
+    if sums is None or sums.shape != (heads.queries, len(query)):
+        return False
+    wide = key.float().repeat_interleave(heads.queries // heads.keys, 1)
+    scores = 0.2 * torch.einsum("qhd,khd->hqk", query.float(), wide)
+    exact = torch.cat([scores[:, :3, :8].logsumexp(-1), scores[:, 3:, 8:].logsumexp(-1)], 1)
+    return bool((sums.float() - exact).abs().max() <= _TOLERANCE.get(dtype, _HALF_TOLERANCE))
 
 
 def attend_densely(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from pathlib import Path
@@ -165,7 +166,7 @@ def test_a_right_kernel_passes_its_trial(dtype, windowed, gradients, monkeypatch
     monkeypatch.setattr(kernels, "KERNELS", (RIGHT,))
     kernels._choose_kernel.cache_clear()
     with torch.inference_mode():  # as when scoring
-        assert kernels._choose_kernel(CPU, dtype, SMALL, windowed=windowed, gradients=gradients) is RIGHT
+        assert kernels._choose_kernel(CPU, dtype, SMALL, windowed=windowed, gradients=gradients) == RIGHT
     kernels._choose_kernel.cache_clear()
 
 
@@ -177,13 +178,47 @@ def test_a_wrong_kernel_is_passed_over_and_without_any_there_is_a_warning(case, 
         monkeypatch.setattr(kernels, "KERNELS", tried)
         kernels._choose_kernel.cache_clear()
         with caplog.at_level(logging.WARNING):
-            assert kernels._choose_kernel(CPU, torch.float32, SMALL, windowed=windowed, gradients=gradients) is outcome
+            assert kernels._choose_kernel(CPU, torch.float32, SMALL, windowed=windowed, gradients=gradients) == outcome
     kernels._choose_kernel.cache_clear()
     [warning] = caplog.messages
     assert warning.startswith(
         "attention runs row by row, which is slower: no kernel on cpu takes heads of size 8 in float32"
     )
     assert message in warning
+
+
+def summing(sums_of):
+    def attend(query, key, value, spans, *, causal, scaling, window=None):
+        output, _ = by_definition(query, key, value, spans, causal=causal, scaling=scaling, window=window)
+        sums, keys = [], key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+        starts = zip(spans.query_ends.tolist(), spans.key_ends.tolist(), strict=True)
+        for (q, k), (q_end, k_end) in itertools.pairwise(starts):
+            scores = scaling * torch.einsum("qhd,khd->hqk", query[q:q_end].float(), keys[k:k_end].float())
+            sums.append(scores.logsumexp(-1))
+        return output, sums_of(sums)
+
+    return Kernel("summing", attend, takes_windows=True, gives_sums=True)
+
+
+@pytest.mark.parametrize(
+    ("sums_of", "right"),
+    [
+        (lambda sums: torch.cat(sums, 1), True),
+        (lambda sums: torch.cat(sums, 1).T, False),
+        (lambda sums: torch.cat(sums, 1) + 1, False),
+        # [runs, heads, longest run], as FlashAttention before 2.6 has them
+        (lambda sums: torch.stack([torch.nn.functional.pad(part, (0, 5 - part.shape[1])) for part in sums]), False),
+        (lambda _: None, False),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sums_are_merged_by_only_where_they_are_right(dtype, sums_of, right, monkeypatch):
+    monkeypatch.setattr(kernels, "KERNELS", (summing(sums_of),))
+    kernels._choose_kernel.cache_clear()
+    chosen = kernels._choose_kernel(CPU, dtype, SMALL, windowed=False, gradients=False)
+    assert chosen is not None
+    assert chosen.gives_sums == right
+    kernels._choose_kernel.cache_clear()
 
 
 def test_a_trial_that_runs_out_of_memory_says_nothing_of_the_kernel(monkeypatch):
