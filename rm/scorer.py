@@ -24,7 +24,7 @@ import torch
 
 from rm.checkpoint.interchange import pooling_pad_id
 from rm.checkpoint.load import load_for_scoring, load_tokenizer
-from rm.checkpoint.memory_check import free_bytes, refuse_too_large
+from rm.checkpoint.memory_check import free_bytes, refuse_too_large, weights_bytes
 from rm.checkpoint.placement import choose_devices, devices_of
 from rm.checkpoint.refusals import refuse_switching, refuse_unembedded
 from rm.checkpoint.reward_model import RewardModel
@@ -85,11 +85,13 @@ class Scorer:
         tokens_per_batch: int | None,
         device: str | None = None,
         devices: int | str = 1,
+        memory: int | None = None,
     ) -> Scorer:
         """Load the scorer of a model directory (see `rm.identity.resolve_model`). Raises `ModelError`.
 
         `tokens_per_batch` None takes `default_tokens_per_batch` of the device, and `device` None this machine's. `devices`
-        are the GPUs that the model is spread over, a number or `auto`.
+        are the GPUs that the model is spread over, a number or `auto`; `memory` are the bytes of the machine's that this
+        process may use, None for all that it has available.
         """
         device = device or default_device()
         if dtype in ("bfloat16", "int8") and device.startswith("cuda") and not native_bfloat16(device):
@@ -100,7 +102,7 @@ class Scorer:
         tokens_per_batch = tokens_per_batch or default_tokens_per_batch(device, training=False)
         tokenizer = load_tokenizer(directory)
         chosen = choose_devices(directory, device, devices, dtype=dtype)
-        refuse_too_large(directory, dtype=dtype, devices=chosen, straight=True)
+        refuse_too_large(directory, dtype=dtype, devices=chosen, straight=True, memory=memory)
         model = load_for_scoring(directory, dtype=dtype, device=device, devices=chosen)
         length = effective_max_length(directory, max_length)
         refuse_unembedded(directory, tokenizer, model.model)
@@ -114,7 +116,8 @@ class Scorer:
         split = split_lengths(model.model.config, template.max_length)
         way = PADDED if packed else choose_way(model, template, split=split)
         scorer = cls(model, template, tokens_per_batch, device, packed, way=way, split=split)
-        scorer._fit_batches(given=given)
+        left = None if memory is None or device != "cpu" else max(0, memory - weights_bytes(directory, dtype))
+        scorer._fit_batches(given=given, share=left)
         return scorer
 
     @cached_property
@@ -122,8 +125,11 @@ class Scorer:
         """The devices that hold the model."""
         return devices_of(self.model)
 
-    def _fit_batches(self, *, given: bool) -> None:
-        """Lower the token budget to what fits beside the weights; where it was given, raise `ModelError` instead."""
+    def _fit_batches(self, *, given: bool, share: int | None) -> None:
+        """Lower the token budget to what fits beside the weights, and into this process's `share` of the memory.
+
+        Where it was given, raise `ModelError` instead.
+        """
         try:
             memory = self.measure_memory()
         except Exception as error:  # whatever an architecture makes of a text so drawn, it may score others
@@ -134,7 +140,7 @@ class Scorer:
         needed = memory.bytes(self.tokens_per_batch, longest)
         # a batch is on one device after the other
         free = min(
-            (bytes_free for bytes_free in map(free_bytes, self.devices) if bytes_free is not None),
+            (size for size in (*map(free_bytes, self.devices), share) if size is not None),
             default=None,
         )
         if free is None or needed <= free:

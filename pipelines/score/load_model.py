@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import logging
 import os
@@ -23,6 +24,9 @@ from rm.conversations import Conversation
 
 log = logging.getLogger(__name__)
 
+TURN = "BESTKEPT_LOADING_TURN"
+"""The variable by which a worker knows the file of `loading_turn`, open in all of them, and their number: `FILE:NUMBER`."""
+
 _PLACEHOLDER = Shared()
 _SEND_SECS = 5.0  # for the last log lines of a process
 
@@ -32,6 +36,7 @@ class LoadScorer:
     """Loads the plan's model, on the worker that scores with it. A picklable value, which tests replace by their own."""
 
     def __call__(self, plan: Plan) -> Scorer:
+        from rm.checkpoint.memory_check import available_bytes
         from rm.engine.device import resolve_device
         from rm.scorer import ModelError
         from rm.scorer import Scorer as ModelScorer
@@ -39,19 +44,41 @@ class LoadScorer:
         refuse_other_versions(plan.model["versions"])
         directory = loadable_directory(plan.model, plan.identity)
         try:
-            scorer = ModelScorer.load(
-                directory,
-                dtype=plan.model["dtype"],
-                max_length=plan.model["max_length"],
-                too_long=plan.model["too_long"],
-                tokens_per_batch=plan.model["tokens_per_batch"],
-                device=resolve_device(plan.model["device"]),
-                devices=plan.model["devices"],
-            )
+            with loading_turn(available_bytes) as share:
+                scorer = ModelScorer.load(
+                    directory,
+                    dtype=plan.model["dtype"],
+                    max_length=plan.model["max_length"],
+                    too_long=plan.model["too_long"],
+                    tokens_per_batch=plan.model["tokens_per_batch"],
+                    device=resolve_device(plan.model["device"]),
+                    devices=plan.model["devices"],
+                    memory=share,
+                )
         except ModelError as error:
             raise ModelLoadError(str(error)) from error
         scorer.on_batch = counters.count_forward
         return scorer
+
+
+@contextmanager
+def loading_turn(available_bytes: Callable[[], int | None]) -> Iterator[int | None]:
+    """Wait until no other worker of this machine loads a model; yield this one's share of the memory that the first one had.
+
+    None where this process is the only one, or the system does not tell. A worker that ends gives its turn away.
+    """
+    turn = os.environ.get(TURN)
+    if turn is None:
+        yield None
+        return
+    file, count = (int(number) for number in turn.split(":"))
+    fcntl.lockf(file, fcntl.LOCK_EX)
+    try:
+        if not os.fstat(file).st_size:
+            os.pwrite(file, str(available_bytes() or 0).encode(), 0)
+        yield int(os.pread(file, 32, 0)) // count or None
+    finally:
+        fcntl.lockf(file, fcntl.LOCK_UN)
 
 
 def acquire_scorer(shared: Any, make: ScorerFactory, plan: Plan) -> Scorer:

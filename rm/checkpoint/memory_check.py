@@ -29,22 +29,26 @@ def weights_bytes(directory: Path, dtype: str) -> int:
     )
 
 
-def refuse_too_large(directory: Path, *, dtype: str, devices: Sequence[str], straight: bool = False) -> None:
+def refuse_too_large(
+    directory: Path, *, dtype: str, devices: Sequence[str], straight: bool = False, memory: int | None = None
+) -> None:
     """Raise `ModelError` with the numbers where the weights do not fit into the memory of the machine or of its GPUs.
 
     Weights for a GPU pass through the machine's memory, and must fit into both, unless they are loaded `straight` to it.
+    `memory` are the bytes of the machine's that this process may use, None for all.
     """
     needed = weights_bytes(directory, dtype)
     weights = f"the weights of model.path {str(directory)!r} take {needed:,} bytes in {dtype}"
-    available = available_bytes()
+    available = min((size for size in (available_bytes(), memory) if size is not None), default=None)
     passing = weights_bytes(directory, "bfloat16") if dtype == "int8" else needed  # made of 16-bit ones, in memory
     on_gpu = devices[0].startswith("cuda")
     through_memory = not (straight and on_gpu and dtype != "int8")
     if available is not None and passing > available and through_memory:
+        share = " to each of runner.workers; lower that" if available == memory else ""
         loading = f" ({passing:,} in bfloat16 while they are loaded)" if passing > needed else ""
         raise ModelError(
-            f"{weights}{loading}, and this machine has {available:,} bytes of memory available; use a larger one, free some, or "
-            "set a 16-bit model.dtype"
+            f"{weights}{loading}, and this machine has {available:,} bytes of memory available{share}; use a larger one, free "
+            "some, or set a 16-bit model.dtype"
         )
     if on_gpu:
         free = sum(torch.cuda.mem_get_info(device)[0] for device in devices)

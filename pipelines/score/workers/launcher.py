@@ -20,6 +20,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -33,6 +34,7 @@ from pipelines.errors import StorageError, from_text
 from pipelines.plan import PlanPaths, Plans
 from pipelines.runtime import machine, progress
 from pipelines.runtime.progress import Progress
+from pipelines.score.load_model import TURN
 from pipelines.score.unit_scorer import ScorerFactory
 from pipelines.score.unit_scores import ScoreDirectories
 from pipelines.score.work import (
@@ -111,14 +113,17 @@ class _Launcher:
         self._cores = machine.split_cores(count)
         self._workers: list[_Worker] = []
         self._count = count
+        self._turn = -1  # file descriptor, locked by the worker that loads its model
 
     def run(self) -> dict[str, int]:
         """Let the workers do all the work, and return the sums of their counters. Raises `BestkeptError`."""
-        try:
-            self._workers += [self._start(number) for number in range(self._count)]
-            self._follow()
-        finally:
-            self._stop()
+        with tempfile.TemporaryFile() as turn:
+            self._turn = turn.fileno()
+            try:
+                self._workers += [self._start(number) for number in range(self._count)]
+                self._follow()
+            finally:
+                self._stop()
         progress.settle()
         counters = [*self._dead_counters, *(worker.counters for worker in self._workers)]
         return {name: sum(count.get(name, 0) for count in counters) for name in sorted(set().union(*counters))}
@@ -154,14 +159,15 @@ class _Launcher:
         connection, worker_end = Pipe()
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         environment |= {name: str(self._threads) for name in _THREADS if name not in os.environ}
+        environment[TURN] = f"{self._turn}:{self._count}"
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self._gpus[number]
         command = [sys.executable, "-m", "pipelines.score.workers.worker", str(worker_end.fileno())]
         if not self._gpus:  # a thread that moves to another core leaves its cache behind
             command += map(str, self._cores[number])
         process = subprocess.Popen(
-            command, env=environment, pass_fds=[worker_end.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            start_new_session=True,
+            command, env=environment, pass_fds=[worker_end.fileno(), self._turn], stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         worker_end.close()
         connection.send(self._job)
