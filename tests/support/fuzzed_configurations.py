@@ -143,7 +143,10 @@ def _change(dice: random.Random) -> tuple[str, Any]:
 def _step(dice: random.Random) -> Any:
     row = dice.choice(RULES)
     _, rule, *field = row.name.split(".")
-    step = {rule: {".".join(field): dice.choice(WRONG) if dice.random() < 0.2 else _fitting(row.type, dice)}}
+    value = dice.choice(WRONG) if dice.random() < 0.2 else _fitting(row.type, dice)
+    if not field:  # such as `where`, which is one text
+        return {rule: value}
+    step = {rule: {".".join(field): value}}
     if dice.random() < 0.3:
         more = dice.choice([other for other in RULES if other.name.startswith(f"select[].{rule}.")])
         step[rule][more.name.rpartition(".")[2]] = _fitting(more.type, dice)
