@@ -350,7 +350,8 @@ def test_the_command_as_json(bestkept):
     code, out, err = bestkept("--json", "--gpu", "nvidia-l4", "--max-cost", "100")
     plan = json.loads(out)
     assert code == 0
-    assert list(plan) == ["runner", "corpus", "models", "scores", "selection", "ways", "prices", "warnings"]
+    keys = ["runner", "corpus", "models", "verdicts", "scores", "selection", "ways", "prices", "warnings"]
+    assert list(plan) == keys
     assert plan["corpus"]["files"] == 3
     assert not re.search("xylophone|zeppelin", out + err)
     assert plan_table(plan).row_count > 8
