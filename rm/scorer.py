@@ -187,6 +187,8 @@ class Scorer:
                     result.prompt_tokens[index] = row.prompt_tokens
                     result.response_tokens[index] = row.response_tokens
                     result.truncated[index] = row.truncated
+                    if row.left_out:
+                        result.left_out[index] = row.left_out
                     result.reasons[index] = failures.get(number)
                     if number not in failures:
                         result.rewards[index] = rewards[number]

@@ -25,13 +25,14 @@ class GroupScores(NamedTuple):
     prompt_tokens: np.ndarray  # int32 [K], as the model read them
     response_tokens: np.ndarray  # int32 [K]
     truncated: np.ndarray  # bool [K]
+    left_out: dict[int, frozenset[str]]  # of those of which the template leaves something out: the keys
 
     @classmethod
     def empty(cls, count: int) -> GroupScores:
         """Return the scores of `count` responses before any is scored."""
         prompt_tokens, response_tokens = (np.zeros(count, dtype=np.int32) for _ in range(2))
         rewards, truncated = np.full(count, np.nan, dtype=np.float32), np.zeros(count, dtype=bool)
-        return cls(rewards, [None] * count, prompt_tokens, response_tokens, truncated)
+        return cls(rewards, [None] * count, prompt_tokens, response_tokens, truncated, {})
 
 
 class Work(NamedTuple):

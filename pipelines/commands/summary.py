@@ -124,6 +124,8 @@ def _add_counts(table: Table, counts: Mapping[str, Any], rejected: Mapping[str, 
     if counts["truncated"]:
         share = counts["truncated"] / max(1, counts["scored"])
         table.add_row("truncated", f"{counts['truncated']:,} ({share:.1%} of scored)")
+    for key, count in counts.get("left_out", {}).items():
+        table.add_row(f"template leaves out {key}", f"{count:,} ({count / max(1, counts['scored']):.1%} of scored)")
     if counts.get("cut_prompts"):
         table.add_row("repeated prompts", f"taken off {counts['cut_prompts']:,} responses")
 

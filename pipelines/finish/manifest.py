@@ -69,6 +69,10 @@ def warnings_of(config: RunConfig, plan: Plan, manifest: Mapping[str, Any]) -> I
     cut, scored = manifest["counts"]["truncated"], manifest["counts"]["scored"]
     if cut > _MANY_CUT * scored:
         yield f"{cut:,} of {scored:,} scored responses ({cut / scored:.1%}) {CUT_WARNING}"
+    if left_out := manifest["counts"].get("left_out"):
+        from rm.text.left_out import describe_left_out
+
+        yield describe_left_out(left_out, scored, "scored responses")
     for name, rows in manifest.get("splits", {}).items():
         if not rows:
             yield EMPTY_SPLIT.format(name)

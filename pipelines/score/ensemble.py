@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -183,13 +184,17 @@ def read_tables(files: Sequence[ScoreFile]) -> list[pa.Table]:
     return [first[0], *(score_files.read_columns(file.path, [*ROW, *COMBINED], file.footer) for file in files[1:])]
 
 
-def footer_of(plan: Plan, first: ScoreFile, columns: pa.Table) -> Footer:
-    """The footer of combined scores: the text's fields from the first model's footer, the scores' fields from `columns`."""
+def footer_of(plan: Plan, files: Sequence[ScoreFile], columns: pa.Table) -> Footer:
+    """The footer of combined scores: the text's fields from the first model's footer, the scores' fields from `columns`, and what
+    the template that leaves out most leaves out."""
+    first = files[0]
     file = plan.files[first.file]
+    left_out: Counter[str] = functools.reduce(Counter.__or__, (Counter(one.footer.left_out) for one in files))
     return replace(
         first.footer,
         fingerprint=plan.fingerprint,
         file_size=file.size,
         file_version=file.version,
         **score_files.outcome_of(columns),
+        left_out=dict(sorted(left_out.items())),
     )

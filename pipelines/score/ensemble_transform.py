@@ -153,7 +153,7 @@ class CombineRewards(beam.DoFn):  # type: ignore[misc]
             if columns is None:
                 paths = ", ".join(file.path for file in files)
                 raise StorageError(f"the score files {paths} are not of the same rows; remove them and score again")
-            footer = footer_of(plan, files[0], columns)
+            footer = footer_of(plan, files, columns)
             path = score_files.path_of(
                 join(self.scores_path, plan.fingerprint),
                 score_files.name_of(

@@ -34,7 +34,7 @@ EXAMPLES = 3
 
 FORMAT = 2
 _FOOTER = b"bestkept"
-_OFTEN_EMPTY = ("message_keys", "cut_prompts")
+_OFTEN_EMPTY = ("message_keys", "cut_prompts", "left_out")
 _HASH = b"bestkept.hash"
 _ORIGINAL = b"bestkept.original"
 
@@ -80,6 +80,7 @@ class Footer:
     format: int = FORMAT
     message_keys: list[str] = field(default_factory=list)  # what conversations hold beside roles and texts, sorted
     cut_prompts: int = 0  # responses off which a prompt that they repeat was taken
+    left_out: dict[str, int] = field(default_factory=dict)  # scored responses by key that the template leaves out
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields; without the last ones where they are empty, as in files of plain texts they have always been."""

@@ -22,7 +22,7 @@ from pipelines.storage.files import read_bytes
 
 log = logging.getLogger(__name__)
 
-_OFTEN_EMPTY = ("cut_prompts",)
+_OFTEN_EMPTY = ("cut_prompts", "left_out")
 
 
 def totals_of(data: bytes) -> Totals:
@@ -36,6 +36,7 @@ def totals_of(data: bytes) -> Totals:
         truncated=footer.truncated,
         tokens=footer.tokens,
         cut_prompts=footer.cut_prompts,
+        left_out=Counter(footer.left_out),
         examples=tuple(
             (footer.file_key, *place_in_file(footer.file_key, footer.unit_start, row), reason)
             for row, reason in footer.first_rejected
@@ -108,10 +109,13 @@ class Totals:
     # the first rejected responses: file, start of the unit, row in it, reason
     examples: tuple[tuple[str, int, int, str], ...] = ()
     cut_prompts: int = 0  # responses off which a prompt that they repeat was taken
+    left_out: Counter[str] = field(default_factory=Counter)  # scored responses by key that the template leaves out
 
     def to_json(self) -> dict[str, Any]:
         """Return the counts; those of what few corpora have only where they are not zero."""
         counts = {name: value for name, value in asdict(self).items() if name not in _OFTEN_EMPTY or value}
+        if self.left_out:
+            counts["left_out"] = dict(sorted(self.left_out.items()))
         return {
             **counts,
             "rejected": dict(sorted(self.rejected.items())),
@@ -122,9 +126,8 @@ class Totals:
     def from_json(cls, values: Mapping[str, Any]) -> Totals:
         names = [entry.name for entry in fields(cls) if entry.name in values or entry.name not in _OFTEN_EMPTY]
         known = {name: values[name] for name in names}
-        return cls(
-            **{**known, "rejected": Counter(known["rejected"]), "examples": tuple(map(tuple, known["examples"]))}
-        )
+        counters: dict[str, Any] = {name: Counter(known[name]) for name in ("rejected", "left_out") if name in known}
+        return cls(**{**known, **counters, "examples": tuple(map(tuple, known["examples"]))})
 
     def __add__(self, other: Totals) -> Totals:
         return Totals(
@@ -136,6 +139,7 @@ class Totals:
             self.tokens + other.tokens,
             tuple(sorted(self.examples + other.examples)[:EXAMPLES]),
             self.cut_prompts + other.cut_prompts,
+            self.left_out + other.left_out,
         )
 
 

@@ -122,8 +122,8 @@ class UnitScorer:
         progress.begin_fragment(
             input_bytes=input_bytes, responses=sum(len(row.parsed.responses) for row in fragment.rows)
         )
-        columns, tokens = score_fragment(scorer, fragment, self.plan)
-        footer = unit_scores.footer(fragment, columns, content_hash, tokens)
+        columns, tokens, left_out = score_fragment(scorer, fragment, self.plan)
+        footer = unit_scores.footer(fragment, columns, content_hash, tokens, left_out)
         return ScoreFile(path, number, score_files.write(path, columns, footer, original)), True
 
 
@@ -187,26 +187,31 @@ def result_columns(results: Sequence[GroupResult]) -> dict[str, pa.Array]:
     return {name: pa.array(values, score_files.COLUMNS.field(name).type) for name, values in joined.items()}
 
 
-def score_fragment(scorer: Scorer | None, fragment: Fragment, plan: Plan) -> tuple[pa.Table, int]:
-    """A fragment's score columns (`score_files.COLUMNS` and the carried ones), one row per response, and its tokens.
+def score_fragment(scorer: Scorer | None, fragment: Fragment, plan: Plan) -> tuple[pa.Table, int, Counter[str]]:
+    """A fragment's score columns (`score_files.COLUMNS` and the carried ones), one row per response, its tokens, and the number
+    of scored responses by key that the template leaves out, as far as the scorer tells.
 
     Without a scorer, rewards are those that the rows carry (`scores.column`).
 
     Raises `ModelLoadError` where the model is to blame, and not the data, see `refuse_broken_model`.
     """
     usable = [row for row in fragment.rows if row.parsed.prompt is not None]
+    left_out = Counter[str]()
     if scorer is None:
         results = [GroupResult.carried(row) for row in usable]
     else:
-        pairs = zip(usable, scorer.score(groups_of(usable)), strict=True)
-        results = [GroupResult.of(scores) for _, scores in pairs]
+        scored = [scores for _, scores in zip(usable, scorer.score(groups_of(usable)), strict=True)]
+        results = [GroupResult.of(scores) for scores in scored]
+        for scores, result in zip(scored, results, strict=True):
+            for index, keys in getattr(scores, "left_out", {}).items():
+                left_out.update(keys if result.reason[index] is None else ())
     columns = _unscored_columns(fragment.rows, plan.mapping.carry)
     is_usable = columns["response_hash"].is_valid()
     for name, values in result_columns(results).items():
         columns[name] = pc.replace_with_mask(columns[name], is_usable, values)
     refuse_broken_model(columns["reason"].to_pylist(), plan)
     tokens = sum(pc.sum(columns[name]).as_py() or 0 for name in ("prompt_tokens", "response_tokens"))
-    return pa.table(columns), tokens
+    return pa.table(columns), tokens, left_out
 
 
 def _unscored_columns(rows: Sequence[Row], carry: Sequence[str]) -> dict[str, pa.Array]:

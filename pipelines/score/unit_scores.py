@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -116,7 +116,9 @@ class UnitScores:
         changed = score_files.path_of(directory, name, variant)
         return changed, score_files.read(changed) or (existing if same_text else None)
 
-    def footer(self, fragment: Fragment, columns: pa.Table, content_hash: str, tokens: int) -> Footer:
+    def footer(
+        self, fragment: Fragment, columns: pa.Table, content_hash: str, tokens: int, left_out: Mapping[str, int]
+    ) -> Footer:
         """The footer of a fragment's score file with these columns."""
         return Footer(
             fingerprint=self.plan.fingerprint,
@@ -135,6 +137,7 @@ class UnitScores:
             content_hash=content_hash,
             message_keys=fragment.message_keys(),
             cut_prompts=sum(row.parsed.cut for row in fragment.rows),
+            left_out=dict(sorted(left_out.items())),
         )
 
     def check(self, fragment: Fragment, known: Footer) -> None:

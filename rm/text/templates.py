@@ -42,6 +42,7 @@ class Encoded(NamedTuple):
     prompt_tokens: int  # special and template tokens count to the prompt
     response_tokens: int
     truncated: bool
+    left_out: frozenset[str] = frozenset()  # keys of messages, and `tools`, of which the template renders nothing
 
 
 @dataclass(frozen=True)
@@ -172,9 +173,8 @@ class Template:
             del ids[cut]
             if types is not None:
                 del types[cut]
-        return Encoded(
-            ids, types, encoded.prompt_tokens - from_prompt, encoded.response_tokens - from_response, truncated=True
-        )
+        prompt_tokens, response_tokens = encoded.prompt_tokens - from_prompt, encoded.response_tokens - from_response
+        return Encoded(ids, types, prompt_tokens, response_tokens, truncated=True, left_out=encoded.left_out)
 
     def _tokenize(self, prompt: Conversation, responses: Sequence[str]) -> list[_TokenizedSample | UnusableError]:
         """Tokenize whole samples, however long; an error stands for each that the template does not render."""
@@ -188,13 +188,18 @@ class Template:
             except UnusableError as error:
                 rendered.append(error)
         encodings = iter(self._encode([text for text in rendered if not isinstance(text, UnusableError)]))
+        samples: list[_TokenizedSample | UnusableError] = []
         for text, response in zip(rendered, responses, strict=True):
-            if not isinstance(text, UnusableError):
-                self.left_out.add(find_left_out(prompt, response, text.first))
-        return [
-            text if isinstance(text, UnusableError) else self._sample(next(encodings), text, prompt, response)
-            for text, response in zip(rendered, responses, strict=True)
-        ]
+            if isinstance(text, UnusableError):
+                samples.append(text)
+                continue
+            sample, left_out = (
+                self._sample(next(encodings), text, prompt, response),
+                find_left_out(prompt, response, text.first),
+            )
+            self.left_out.add(left_out)
+            samples.append(sample._replace(encoded=sample.encoded._replace(left_out=frozenset(left_out))))
+        return samples
 
     @cached_property
     def _special_tokens(self) -> SpecialTokens:

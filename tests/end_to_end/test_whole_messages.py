@@ -353,6 +353,12 @@ def test_reasoning_is_read_and_kept_or_told_to_be_left_out(tmp_path, chat, caplo
     other = Scorer.load(chat, dtype="float32", max_length=512, too_long="reject", tokens_per_batch=None)
     run_rows(tmp_path / "without", chat, path, scorer=lambda _: other)
     assert "leaves out reasoning_content of 2 of 3 of the first responses" in caplog.text
+    manifests = [
+        json.loads((tmp_path / name / "messages" / "manifest.json").read_text()) for name in ("with", "without")
+    ]
+    assert [manifest["counts"].get("left_out") for manifest in manifests] == [None, {"reasoning_content": 2}]
+    assert [len(manifest["warnings"]) for manifest in manifests] == [0, 1]
+    assert "leaves out reasoning_content of 2 of 3 scored responses" in manifests[1]["warnings"][0]
 
 
 @pytest.mark.slow

@@ -58,7 +58,7 @@ class StubScorer:
                     rewards[position], reasons[position] = np.nan, "nan_reward"
             words = np.array([len(response.split()) for response in responses], dtype=np.int32)
             flags = np.zeros(len(responses), dtype=bool)
-            scored.append(GroupScores(rewards, reasons, np.ones_like(words), words, flags))
+            scored.append(GroupScores(rewards, reasons, np.ones_like(words), words, flags, {}))
         if self.secs:
             time.sleep(self.secs)
             rows, tokens = sum(len(one.rewards) for one in scored), sum(int(one[3].sum()) for one in scored)
@@ -131,7 +131,7 @@ class NamedScorer:
             rewards[[reason is not None for reason in reasons]] = np.nan
             words = np.array([len(text.split()) * len(self._name) for text in responses], dtype=np.int32)
             cut = np.array([f"{self._name}-CUTS" in text for text in responses])
-            scored.append(GroupScores(rewards, reasons, np.ones_like(words), words, cut))
+            scored.append(GroupScores(rewards, reasons, np.ones_like(words), words, cut, {}))
         return scored
 
 

@@ -36,9 +36,11 @@ def test_of_one_file_and_of_several():
 def test_counts_of_what_few_corpora_have_are_written_where_they_are_not_zero():
     assert "cut_prompts" not in TOTALS.to_json()
     assert Totals.from_json(TOTALS.to_json()) == TOTALS
-    cut = replace(TOTALS, cut_prompts=3)
+    cut = replace(TOTALS, cut_prompts=3, left_out=Counter(name=2))
+    assert cut.to_json()["left_out"] == {"name": 2}
     assert Totals.from_json(cut.to_json()) == cut
-    assert sum_totals([cut, TOTALS, cut]).cut_prompts == 6
+    both = sum_totals([cut, TOTALS, cut])
+    assert (both.cut_prompts, both.left_out) == (6, {"name": 4})
 
 
 def test_totals_that_a_job_has_not_left_are_an_error_with_the_remedy(tmp_path):

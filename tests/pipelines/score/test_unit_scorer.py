@@ -36,7 +36,7 @@ def fragment(*rows: Row) -> Fragment:
 
 def test_every_response_has_a_row_and_unusable_ones_keep_their_reasons():
     rows = fragment(row(0, "one two", None, "UNSCORABLE"), row(1, None, prompt=False), row(4, "three"))
-    columns, tokens = score_fragment(StubScorer(), rows, PLAN)
+    columns, tokens, _ = score_fragment(StubScorer(), rows, PLAN)
     assert columns.schema.names == [*COLUMNS.names, "carry.author"]
     assert columns.select(COLUMNS.names).schema == COLUMNS
     assert columns.drop_columns(["response_hash", "reward"]).to_pydict() == {
@@ -61,7 +61,7 @@ def test_every_response_has_a_row_and_unusable_ones_keep_their_reasons():
 
 def test_carried_rewards_have_no_tokens_and_a_missing_one_is_a_rejection():
     rows = fragment(row(0, "a", None, "b", rewards=(1.5, 7.0, None)), row(1, "c", rewards=(-2.0,)))
-    columns, tokens = score_fragment(None, rows, PLAN)
+    columns, tokens, _ = score_fragment(None, rows, PLAN)
     assert columns["reward"].to_pylist() == [1.5, None, None, -2.0]
     assert columns["reason"].to_pylist() == [None, "empty_response", "no_reward", None]
     assert columns["response_tokens"].to_pylist() == [0] * 4
@@ -69,7 +69,7 @@ def test_carried_rewards_have_no_tokens_and_a_missing_one_is_a_rejection():
 
 
 def test_an_empty_fragment_has_all_columns():
-    columns, tokens = score_fragment(StubScorer(), fragment(), PLAN)
+    columns, tokens, _ = score_fragment(StubScorer(), fragment(), PLAN)
     assert columns.schema.names == [*COLUMNS.names, "carry.author"]
     assert (columns.num_rows, tokens) == (0, 0)
 

@@ -29,14 +29,15 @@ def scores(tmp_path) -> UnitScores:
 
 
 def fragment(index: int, *, last: bool = False, content_hash: str = "text"):
-    rows = [SimpleNamespace(row_bytes=7), SimpleNamespace(row_bytes=8)]
+    parsed = SimpleNamespace(cut=0)
+    rows = [SimpleNamespace(row_bytes=7, parsed=parsed), SimpleNamespace(row_bytes=8, parsed=parsed)]
     hashed, keys = (lambda: content_hash), list
     return SimpleNamespace(index=index, rows=rows, last=last, content_hash=hashed, message_keys=keys)
 
 
 def footer(scores: UnitScores, index: int, **how) -> Footer:
     part = fragment(index, **how)
-    return scores.footer(part, COLUMNS_OF_TWO, part.content_hash(), 9)
+    return scores.footer(part, COLUMNS_OF_TWO, part.content_hash(), 9, {})
 
 
 def put(path: str, known: Footer, original: str = "types") -> str:
