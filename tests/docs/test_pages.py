@@ -134,6 +134,7 @@ def check(words: tuple[str, ...]) -> None:
     if "--explain" in given:
         at = given.index("--explain")
         del given[at : at + 2]
+        given = [word for word in given if word != "--text"]
     overrides, flags = split_arguments(given[1:])
     if command == "train":
         load(TrainConfig, given[0], overrides)
