@@ -178,7 +178,10 @@ class FakeContext:
             "limits.",
             [
                 f"limits.{name}="
-                for name in ("max_row_bytes", "max_rejected_fraction", "skip_bad_files", "trust_unversioned", "verify")
+                for name in (
+                    *("max_row_bytes", "max_rejected_fraction", "skip_bad_files", "trust_unversioned"),
+                    *("max_reward_shift", "max_rejected_shift", "require_verdict", "verify"),
+                )
             ],
         ),
         ("train", "train.lora.r", ["train.lora.rank="]),

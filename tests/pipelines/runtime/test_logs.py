@@ -66,7 +66,8 @@ def test_plainly_each_thing_is_said_once(bestkept, config, temporary):
     assert code == 0
     lines = err.splitlines()
     assert len(lines) == len(set(lines)), err
-    assert lines[0].startswith("curating 1 files")
+    assert "no verdict is stored" in lines[0]
+    assert lines[1].startswith("curating 1 files")
     assert out.count("12 for 12 prompts") == 1
     assert "\x1b" not in out + err, "no colours and no cursor movements in a pipe"
     assert list(temporary.glob("bestkept-*")) == [], "nobody needs the log of what went well"
@@ -100,7 +101,8 @@ def test_json_lines_hold_everything_on_one_stream(bestkept, config, tmp_path):
     assert (code, out) == (0, "")
     lines = [json.loads(line) for line in err.splitlines()]
     assert all(list(line)[:3] == ["time", "level", "message"] for line in lines)
-    assert lines[0]["message"].startswith("curating 1 files")
+    assert "no verdict is stored" in lines[0]["message"]
+    assert lines[1]["message"].startswith("curating 1 files")
     last = lines[-1]
     expected = {"message": "done", "read": 48, "rows": 48, "scored": 48, "scored_by_run": 48, "kept": 12, "prompts": 12}
     assert {key: last[key] for key in expected} == expected
