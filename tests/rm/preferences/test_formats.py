@@ -44,12 +44,17 @@ def test_every_format_has_a_case():
     assert len(CASES) == len(pairs.CASES) + len(lists.CASES) + len(votes.CASES)
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("kind", ["parquet", "jsonl", "array.gz", "csv of Excel", "tsv", "arrow"])
+@pytest.mark.parametrize(
+    ("case", "kind"),
+    [
+        (name, kind)
+        for name, case in CASES.items()
+        for kind in ("parquet", "jsonl", "array.gz", "csv of Excel", "tsv", "arrow")
+        if is_flat(case.rows) or kind not in ("csv of Excel", "tsv")  # cells hold no lists
+    ],
+)
 def test_a_file_gives_the_same_groups_as_its_rows(tmp_path, case, kind):
     _, rows, changes, expected = CASES[case]
-    if kind in ("csv of Excel", "tsv") and not is_flat(rows):
-        pytest.skip("cells hold no lists")
     path = write_as(tmp_path, kind, rows)
     assert read_preferences(str(path), settings(**changes), read_rows=READ_ROWS)[0] == expected
 
