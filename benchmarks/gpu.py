@@ -180,9 +180,13 @@ def scorer_of(bench: Bench, model: RewardModel, *, packed: bool) -> Scorer:
 def plain_attention(model: RewardModel) -> Iterator[None]:
     """Let the model have transformers' attention meanwhile."""
     implementation = model.model.config._attn_implementation
-    yield
-    if model.model.config._attn_implementation != implementation:
-        model.model.set_attn_implementation(implementation)
+    training = model.model.training
+    try:
+        yield
+    finally:
+        model.model.train(training)
+        if model.model.config._attn_implementation != implementation:
+            model.model.set_attn_implementation(implementation)
 
 
 def draw_window(bench: Bench, shape: tuple[int, int, int], groups: int, *, share: bool) -> Window:

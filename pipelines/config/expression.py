@@ -126,7 +126,7 @@ class Expression:
                 raise ValueError(f'{at} {use.name} is text; compare it with a text: {use.name} == "..."')
             if is_number and use.kind == "text":
                 raise ValueError(f"{at} {use.name} is a number, and is compared with a text")
-            if use.kind == "condition" and built_in and BUILT_IN[use.name] == "number":
+            if use.kind == "condition" and is_number and BUILT_IN.get(use.name) != "condition":
                 raise ValueError(f"{at} {use.name} is a number; compare it: {use.name} > 0")
 
 
@@ -198,6 +198,8 @@ class _Reader:
                 return Node("not", (self._read(node.operand, "condition", depth + 1),), kind)
             case ast.UnaryOp():
                 operand = self._read(node.operand, "number", depth + 1)
+                if isinstance(node.op, ast.USub) and operand.operation == "constant":
+                    return Node("constant", (-operand.arguments[0],), kind)
                 return operand if isinstance(node.op, ast.UAdd) else Node("negative", (operand,), kind)
             case ast.BinOp():
                 sides = (self._read(side, "number", depth + 1) for side in (node.left, node.right))

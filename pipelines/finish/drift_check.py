@@ -7,8 +7,8 @@ from typing import Any
 
 from pipelines.config.run import Limits
 from pipelines.errors import InputError, RejectedError
-from pipelines.finish.claim import require_manifest
-from pipelines.finish.versions import VersionRun, path_of, read_latest
+from pipelines.finish.claim import read_manifest, require_manifest
+from pipelines.finish.versions import VersionRun, path_of, read_latest, refuse_removal
 from pipelines.report.drift import drift
 from pipelines.report.write import read_numbers
 from pipelines.storage import publish
@@ -28,15 +28,24 @@ def check_drift(turn: VersionRun | None, limits: Limits) -> None:
     latest = read_latest(turn.root)
     if latest is None or latest.version == turn.version:
         return
+    path = path_of(turn.root, latest.version)
+    if read_manifest(path) is None:
+        log.warning("the drift since the version before is not known: %s has no manifest.json", path)
+        return
     try:
-        old = _output(path_of(turn.root, latest.version))
+        old = _output(path)
     except InputError as error:  # without a report, or one of another release
         log.warning("the drift since the version before is not known: %s", error.message)
         return
     found = drift(old, _output(turn.path))
+    refuse_removal(turn)
     publish.replace(join(turn.path, "drift.json"), to_json({"against": latest.version, **found}))
     reward = found["reward"]
     shift = None if reward is None else reward["shift"]
+    if limits.max_reward_shift is not None and shift is None and found["responses"]["new"]:
+        log.warning(
+            "limits.max_reward_shift is not checked: the model is another one, or all rewards were equal before"
+        )
     after = "new rows" if found["rows"] == "new" else "rows"
     if limits.max_reward_shift is not None and shift is not None and abs(shift) > limits.max_reward_shift:
         raise RejectedError(

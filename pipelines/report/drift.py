@@ -25,18 +25,17 @@ def drift(old: tuple[Json, Json], new: tuple[Json, Json]) -> dict[str, Any]:
     counts = [_counts(*output) for output in (old, new)]
     same_model = old[0]["fingerprint"] == new[0]["fingerprint"]
     grown = same_model and _files(old[0]).items() <= _files(new[0]).items()
-    if grown:
-        counts[1] = counts[1] - counts[0]
-    before, after = counts
-    reasons = sorted({name for part in counts for kind, name in part if kind == "rejected"})
+    before, whole = counts
+    after = whole - before if grown else whole
+    reasons = sorted({name for part in (before, after) for kind, name in part if kind == "rejected"})
     return {
         "rows": "new" if grown else "all",
         "responses": {"old": before["scored", ""], "new": after["scored", ""]},
-        "reward": _reward(before, after) if same_model else None,
+        "reward": _reward(before, whole, grown=grown) if same_model else None,
         "rejected": _shares(before, after, [("rejected", name) for name in reasons], whole="read"),
         "rejected_shift": _rejected(after) - _rejected(before) if after["read", ""] else None,
         "kept": [manifest["counts"]["kept"] / max(1, manifest["counts"]["scored"]) for manifest in (old[0], new[0])],
-        "characters": [_mean(part, "characters") for part in counts],
+        "characters": [_mean(part, "characters") for part in (before, after)],
         "sources": _shares(before, after, sorted(key for key in before | after if key[0] == "source"), whole="scored"),
     }
 
@@ -56,9 +55,10 @@ def _counts(manifest: Json, numbers: Json) -> Counter[tuple[str, Any]]:
         name = "(others)" if row["others"] else row["name"] or "(none)"
         counts["source", name] += row["kept"] + row["dropped"]
     if (bins := numbers["histogram"]) is not None:
-        rows = np.add(bins["kept"], bins["dropped"])
-        for low, high, count in zip(bins["edges"], bins["edges"][1:], rows.tolist(), strict=False):
-            counts["reward", (low, high)] += count
+        rows, edges = np.add(bins["kept"], bins["dropped"]).tolist(), bins["edges"]
+        width = 2.0 ** round(np.log2((edges[-1] - edges[0]) / len(rows)))  # the edges in a report are rounded
+        first = round(edges[0] / width)
+        counts.update({("reward", (width, first + at)): count for at, count in enumerate(rows)})
     return counts
 
 
@@ -76,19 +76,24 @@ def _shares(
     return {key[1]: [part[key] / max(1, part[whole, ""]) for part in (before, after)] for key in keys}
 
 
-def _reward(before: Counter[tuple[str, Any]], after: Counter[tuple[str, Any]]) -> dict[str, Any] | None:
-    """Compare two histograms, whose bins begin at multiples of their powers of two."""
-    bins = [key[1] for part in (before, after) for key in part if key[0] == "reward"]
+def _reward(before: Counter[tuple[str, Any]], whole: Counter[tuple[str, Any]], *, grown: bool) -> dict[str, Any] | None:
+    """Compare two histograms, whose bins begin at multiples of their powers of two.
+
+    Of a corpus that has `grown`, the new rows alone are compared with the old ones.
+    """
+    bins = [key[1] for part in (before, whole) for key in part if key[0] == "reward"]
     if not bins:
         return None
-    width = max(high - low for low, high in bins)
-    first = int(np.floor(min(low for low, _ in bins) / width))
-    table = np.zeros((2, 1 + int(np.floor(max(low for low, _ in bins) / width)) - first))
-    for side, part in zip(table, (before, after), strict=True):
+    width = max(width for width, _ in bins)
+    places = [int(np.floor(at * fine / width)) for fine, at in bins]  # powers of two: exact
+    first = min(places)
+    table = np.zeros((2, 1 + max(places) - first))
+    for side, part in zip(table, (before, whole), strict=True):
         for (kind, name), count in part.items():
             if kind == "reward":
-                side[int(np.floor((name[0] + name[1]) / 2 / width)) - first] += count
-    table = np.maximum(table, 0)  # outliers, which histograms count in their first and last bin
+                side[int(np.floor(name[1] * name[0] / width)) - first] += count
+    if grown:  # below 0 where outliers were counted in the first or last bin of another range
+        table[1] = np.maximum(table[1] - table[0], 0)
     totals = table.sum(axis=1)
     if not totals.all():
         return None

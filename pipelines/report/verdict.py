@@ -53,7 +53,7 @@ def label(evaluation: Json) -> str:
     """A phrase, such as `not shown to be better than length`."""
     whole, verdict = evaluation["all"], evaluation["verdict"]
     if verdict == UNKNOWN:
-        return "no verdict: fewer than two prompts have a comparison that could be scored"
+        return "no verdict: fewer than six prompts have a comparison that could be scored"
     worse = f"worse than taking the {whole['rule']} response"
     if verdict == "worse":
         return "worse than chance" if whole["accuracy"]["high"] < 0.5 else worse

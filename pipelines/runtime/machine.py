@@ -64,7 +64,7 @@ def check_workers(count: int, *, on_cpu: bool = False, devices: int = 1) -> None
         needs = "a GPU of its own" if devices == 1 else f"{devices} GPUs of its own (model.devices)"
         raise ConfigError(
             f"runner.workers is {count}, and each worker has {needs}, of which this machine shows {gpus}; expected "
-            f"{gpus // devices} or fewer"
+            + (f"{gpus // devices} or fewer" if gpus >= devices else f"model.devices={gpus} or fewer")
         )
     cores, lacking = count_cores(), "model.device: cpu" if on_cpu else "no GPU"
     if not gpus and count > cores:

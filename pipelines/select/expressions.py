@@ -130,8 +130,20 @@ def numbers_of(candidates: Candidates, step: Step) -> dict[str, Any]:
     known = [use.name for use in expression.uses if not use.is_column]
     columns = [use.name for use in expression.uses if use.is_column]
     read = CandidateColumns(candidates)
-    described = describe(dict.fromkeys(known), read) | describe(dict.fromkeys(columns), read, as_text=True)
+    described = {
+        (name if name in BUILT_IN else _label(name)): values
+        for name, values in describe(dict.fromkeys(known), read).items()
+    }
+    described |= {_label(name): values for name, values in describe(dict.fromkeys(columns), read, as_text=True).items()}
     if step.reward is not None:
         return {**described, "combined": combined(candidates, step)}
     result = [None if one == NULL else bool(one == TRUE) for one in np.asarray(evaluate(candidates, step)).tolist()]
     return {**described, "true": result}
+
+
+_TAKEN = {*BUILT_IN, "rule", "verdict", "true", "combined"}  # by an explanation
+
+
+def _label(name: str) -> str:
+    """A column's name in an explanation, as an expression may write it too."""
+    return f'column("{name}")' if name in _TAKEN else name

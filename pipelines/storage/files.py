@@ -15,7 +15,7 @@ from fsspec.config import conf
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from pipelines.errors import BestkeptError, ConfigError, InputError, StorageError
+from pipelines.errors import BestkeptError, ConfigError, InputError, StorageError, remedy
 from pipelines.storage.stores import gcs, local, s3
 from pipelines.storage.stores.ranged_reader import open_remote
 from pipelines.storage.stores.remote_object import FsspecObject, RemoteObject
@@ -31,9 +31,9 @@ def filesystem(path: str) -> tuple[Any, str]:
     try:
         return with_retries(lambda _: _driver(path, scheme), doing="reach", place=path)
     except ImportError as error:
-        remedy = f"pip install 'bestkept[{extra}]'" if extra else f"install the fsspec driver for {scheme}://"
-        remedy = "pip install aiohttp" if scheme in ("http", "https") else remedy
-        raise ConfigError(f"{scheme}:// needs a driver that is not installed; {remedy}") from error
+        install = f"pip install 'bestkept[{extra}]'" if extra else f"install the fsspec driver for {scheme}://"
+        install = "pip install aiohttp" if scheme in ("http", "https") else install
+        raise ConfigError(f"{scheme}:// needs a driver that is not installed; {install}") from error
     except ValueError as error:
         raise ConfigError(f"{path!r} names no known file system; use a local path, s3:// or gs://") from error
 
@@ -172,7 +172,8 @@ def read_bytes(path: str) -> bytes | None:
     except (FileNotFoundError, NotADirectoryError):  # also below a file
         return None
     except OSError as error:
-        raise StorageError(f"cannot read {path}: {describe(error)}") from error
+        known = remedy(error)
+        raise StorageError(f"cannot read {path}: {describe(error)}" + (f"; {known}" if known else "")) from error
 
 
 def read_with_version(path: str) -> tuple[bytes, str] | None:

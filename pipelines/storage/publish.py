@@ -151,7 +151,9 @@ def _holds(path: str, digest: str) -> bool:
     except FileNotFoundError:  # removed since
         return False
     except OSError as error:
-        raise StorageError(f"cannot read {path}: {describe(error)}; run the same command again") from error
+        raise StorageError(
+            f"cannot read {path}: {describe(error)}; {remedy(error) or 'run the same command again'}"
+        ) from error
 
 
 @contextmanager

@@ -194,24 +194,28 @@ def _attend_by_row(
 def _attend_in_blocks(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan, form: Form
 ) -> list[torch.Tensor]:
-    """Attend in one row, its queries being those of its last keys; with a window in blocks, each to the keys that it sees."""
+    """Attend in one row, its queries being those of its last keys.
+
+    With a window, capped logits or sinks in blocks, each to the keys that it sees: the last two hold scores as a matrix.
+    """
     queries, keys = query.shape[2], key.shape[2]
     before = keys - queries
-    if form.window is None or form.window >= keys:
+    plain, window = form.cap is None and form.sinks is None, keys if form.window is None else min(form.window, keys)
+    if window == keys and (plain or queries <= _BLOCK):
         return [_attend(query, key, value, plan, form, before=before)]
-    size = max(form.window, _BLOCK)
+    size = max(window, _BLOCK) if plain else _BLOCK
     parts = []
     for start in range(0, queries, size):
         stop = min(start + size, queries)
-        first = max(0, before + start - form.window + 1)
-        last = before + stop if form.causal else min(keys, before + stop + form.window - 1)
+        first = max(0, before + start - window + 1)
+        last = before + stop if form.causal else min(keys, before + stop + window - 1)
         seen = slice(first, last)
         block = (query[:, :, start:stop], key[:, :, seen], value[:, :, seen])
         parts.append(_attend(*block, plan, form, before=before + start - first))
     return parts
 
 
-_BLOCK = 256  # queries that attend together where a window is shorter
+_BLOCK = 256  # queries that attend together where a window is shorter, or scores are held
 
 
 def _attend(

@@ -42,7 +42,7 @@ class Verdict(Figures):
     - `not_better_than_length`: above chance, and the interval of the difference to length holds 0;
     - `not_better_than_chance`: the interval of the accuracy holds 1/2;
     - `worse`: below chance, or above it and below length;
-    - `unknown`: fewer than two prompts have a comparison.
+    - `unknown`: fewer than six prompts have a comparison.
 
     `length_matched` has the pairs of similar length: a model that is `better_than_length` over all and no better than chance on
     these owes its lead to pairs that differ in length.
@@ -58,7 +58,11 @@ class Verdict(Figures):
         """Return the verdict of a row of the accuracy table."""
         whole = Part(row.comparisons, row.model, row.rule, row.length, row.difference)
         matched = (row.matched_comparisons, row.matched, row.matched_rule, row.matched_length, row.matched_difference)
-        return cls(_judge(whole), row.prompts, whole, Part(*matched))
+        verdict = UNKNOWN if row.prompts < _FEWEST else _judge(whole)
+        return cls(verdict, row.prompts, whole, Part(*matched))
+
+
+_FEWEST = 6  # prompts: a coin has all of them right, or all wrong, in less than 5 % of cases from here on: 2 / 2**6
 
 
 def _judge(part: Part) -> str:

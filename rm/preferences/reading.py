@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import chain
 from typing import Any, Protocol
 
 from rm.conversations import UnusableError, after_prompt, are_repeated, last_turn, text_of
@@ -55,8 +56,11 @@ def read_preferences(
     first_rows = _take_first(rows)
     if not first_rows:
         raise PreferenceError(f"{section}.path {path!r} has no rows; expected at least one comparison")
+    readable = _readable(first_rows)
+    if not readable:
+        reasons = dict(Counter(row for row in first_rows if isinstance(row, str)))
+        raise PreferenceError(f"{section}.path {path!r} has no row that can be read; rejected: {reasons}")
     try:
-        readable = _readable(first_rows)
         for note in reading_notes(readable, resolve_format(readable, settings), settings):
             log.warning("%s.path %s: %s", section, path, note)
             if notes is not None:
@@ -109,8 +113,9 @@ def read_unmerged(
     """
     groups: list[Group] = []
     rejections = Rejections()
+    rows = iter(rows)
+    first = [_read_row(row, format, settings) for row in _take_first(rows)]
     readings = (_read_row(row, format, settings) for row in rows)
-    first = list(islice(readings, _DETECTION_ROWS))
     places = _repeating_places([reading for reading in first if isinstance(reading, Group)], settings)
     for reading in chain(first, readings):
         try:

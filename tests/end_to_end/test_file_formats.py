@@ -107,7 +107,7 @@ def test_a_file_named_outright_is_told_by_its_first_bytes(curate, tmp_path, name
     assert [{key: row[key] for key in ROWS[0]} for row in rows] == ROWS
     explained = explain(config, rows[0]["prompt_id"])
     if name != "parquet":
-        assert [row["place"] for row in explained["rows"]][:2] == ["row 1", "row 2"] if name != "jsonl" else ["row 2"]
+        assert [row["place"] for row in explained["rows"]][:2] == ["row 1", "row 2"]
     path = {"path": str(tmp_path / "data.txt")}
     kinds = inspect(InspectConfig.model_validate({"input": path, "data": path}), shown=1)["files"]["kinds"]
     word = name.split(" with")[0].split(" of")[0].removeprefix("pretty ")

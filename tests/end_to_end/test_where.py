@@ -149,6 +149,19 @@ def test_an_explanation_names_the_values_that_decide(tmp_path, rows):
     assert sum(row["kept"] for row in explained["rows"]) == 1
 
 
+def test_a_column_called_as_what_an_explanation_says_is_told_apart(tmp_path):
+    rows = [{"prompt": "p", "response": f"r{k}", "reward": k, "verdict": ("bad", "good")[k]} for k in range(2)]
+    write_jsonl(tmp_path / "in" / "0.jsonl", rows)
+    read = {"path": str(tmp_path / "in"), "carry": ["verdict"]}
+    config = configured(tmp_path, [{"where": 'verdict == "good"'}], input=read)
+    run_curation(config, scorer=None)
+    steps = [row["steps"][0] for row in explain(config, prompt_key(from_prompt("p")).hex())["rows"]]
+    assert sorted((step["verdict"], step['column("verdict")']) for step in steps) == [
+        ("dropped", "bad"),
+        ("kept", "good"),
+    ]
+
+
 def test_text_where_a_number_is_expected_ends_the_run(tmp_path):
     row = {"prompt": "p", "reward": 1.0, "ok": "very secret", "score": "high"}
     write_jsonl(tmp_path / "in" / "0.jsonl", [{**row, "response": f"r{k}"} for k in range(3)])

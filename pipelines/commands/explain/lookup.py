@@ -24,7 +24,10 @@ from rm.conversations import describe_response, response_hash, to_messages
 MOST_SHOWN = 10
 """Prompts in a list of several; a search for more text ends there."""
 
-_PLACE = re.compile(r"(?P<file>.+):(?:row |line )?(?P<row>\d{1,18})(?: after byte (?P<start>\d{1,18}))?", re.DOTALL)
+_PLACE = re.compile(
+    r"(?P<file>.+):(?:row |line )?(?P<row>\d{1,18})(?: (?:after byte|of the unit at) (?P<start>\d{1,18}))?",
+    re.DOTALL,
+)
 
 
 class Place(NamedTuple):

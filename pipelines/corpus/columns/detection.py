@@ -310,8 +310,13 @@ def _transcript_note(table: FirstRows, chosen: Reading, format: str) -> str | No
 
 def _choose_cut(table: FirstRows, mapping: RowMapping, setting: str | None) -> tuple[bool, str | None]:
     """Return whether prompts that responses repeat are taken off, and the note where the first rows decide."""
+    if setting == "cut" and mapping.messages is not None:
+        return (
+            False,
+            "input.repeated_prompt=cut is for prompts in a column of their own, and does nothing for conversations",
+        )
     if setting is not None or mapping.messages is not None:
-        return setting == "cut" and mapping.messages is None, None
+        return setting == "cut", None
     rows = [parse_row(row, mapping) for row in table.rows]
     samples = [(row.prompt, text) for row in rows if row.prompt for text in row.responses if text is not None]
     if are_repeated(samples):

@@ -309,9 +309,9 @@ def test_an_evaluation_with_one_comparison_still_renders():
         evaluation = evaluate([group("a", [(0, 1)])], [rewards]).to_json()
         return {**document(), "evaluation": evaluation, "verdict": words_of(evaluation["verdict"])}
 
-    assert "fewer than two prompts" in render(shown([1.0, 0.0]))
+    assert "fewer than six prompts" in render(shown([1.0, 0.0]))
     empty = shown([float("nan"), 0.0])
-    assert "fewer than two prompts" in render(empty)
+    assert "fewer than six prompts" in render(empty)
     assert len(list(evaluation_tables.evaluation_tables(empty, written_to="x"))) == 3
 
 

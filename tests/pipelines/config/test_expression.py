@@ -90,8 +90,10 @@ def test_names_are_checked(text, message):
     assert message in str(raised.value)
 
 
-def test_a_signal_is_a_number_of_which_a_condition_may_be_made():
-    parse("good and good > 0.5").check([], ["good"])
+def test_a_signal_is_a_number_which_a_condition_compares():
+    parse("good > 0.5 and good < 1").check([], ["good"])
+    with pytest.raises(ValueError, match="good is a number; compare it: good > 0"):
+        parse("good and good > 0.5").check([], ["good"])
     with pytest.raises(ValueError, match="good is a number, and is compared with a text"):
         parse('good == "yes"').check([], ["good"])
 

@@ -35,7 +35,7 @@ def output(*nights, fingerprint="f", rejected=0, sources=("a",)):
     }
     observed = Observations.of(table)
     parts = {"sides": numbers._sides(observed), "sources": numbers._sources(observed)}
-    return manifest, {**parts, "histogram": numbers._histogram_to_draw(observed, [])}
+    return manifest, numbers._round({**parts, "histogram": numbers._histogram_to_draw(observed, [])})
 
 
 def night(seed, count=400, mean=5.0, std=1.0):
@@ -52,6 +52,33 @@ def test_a_night_at_a_fifth_of_the_rewards_is_told_from_those_before(nights):
     assert found["reward"]["new"] == pytest.approx(new.mean(), abs=0.1)
     assert found["reward"]["shift"] == pytest.approx((new.mean() - old.mean()) / old.std(), rel=0.05)
     assert found["reward"]["ks"] > 0.97
+
+
+@pytest.mark.parametrize("mean", [15.0, 25.0, 55.0])
+def test_a_night_beyond_the_range_of_those_before_is_told_from_them(mean):
+    """Though its report has bins of another width."""
+    before = [night(seed) for seed in range(4)]
+    found = drift(output(*before), output(*before, night(9, mean=mean)))
+    assert found["reward"]["shift"] == pytest.approx(mean - 5, rel=0.2)  # bins as wide as that range needs
+    assert found["reward"]["ks"] == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.95, 0.01), (5.0, 0.05), (10.0, 0.1)])
+def test_rewards_of_small_spread_are_compared(mean, std):
+    found = drift(output(night(0, mean=mean, std=std)), output(*(night(seed, mean=mean, std=std) for seed in (0, 1))))
+    assert found["reward"]["shift"] == pytest.approx(0.0, abs=0.2)
+    assert found["reward"]["new"] == pytest.approx(mean, abs=std)
+
+
+def test_rewards_that_were_all_equal_have_no_shift():
+    """In units of a standard deviation of 0."""
+    found = drift(output(np.ones(40)), output(np.ones(40), np.zeros(40)))
+    assert (found["responses"]["new"], found["reward"]["std"], found["reward"]["shift"], found["reward"]["ks"]) == (
+        40,
+        0,
+        None,
+        1,
+    )
 
 
 def test_a_hundred_stationary_nights_shift_little():

@@ -177,9 +177,10 @@ def test_null_logic_is_that_of_sql():
 
 
 def test_a_written_number_is_compared_like_min_reward():
-    rows = candidates([(0, 0, 0.1, 0, 0, 0, 0, 0)])
-    for text in ("reward >= 0.1", "0.1 <= reward", "reward == 0.1", "not reward < 0.1", "reward in [0.1]"):
-        assert len(apply_rule(rows, Step(where=text))) == 1, text
+    for number in (0.1, -0.1):
+        rows = candidates([(0, 0, number, 0, 0, 0, 0, 0)])
+        for text in ("reward >= {0}", "{0} <= reward", "reward == {0}", "not reward < {0}", "reward in [{0}]"):
+            assert len(apply_rule(rows, Step(where=text.format(number)))) == 1, text.format(number)
 
 
 @pytest.mark.parametrize(

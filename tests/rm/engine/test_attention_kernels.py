@@ -145,9 +145,9 @@ def without_window(*args, window, **rest):
     return by_definition(*args, **rest)
 
 
-def without_gradient(*args, **rest):
+def with_doubled_gradient(*args, **rest):
     output, _ = by_definition(*args, **rest)
-    return output.detach() + 0 * args[0], None
+    return 2 * output - output.detach(), None
 
 
 RIGHT = Kernel("right", by_definition, takes_windows=True, gives_sums=False)
@@ -155,7 +155,7 @@ WRONG = {
     "top": (aligned_at_the_first_key, "differs from dense attention", False, False),
     "refuses": (refuse, "bad: FlashAttention only supports Ampere GPUs or newer.;", False, False),
     "window": (without_window, "differs from dense attention", True, False),
-    "gradient": (without_gradient, "", False, True),
+    "gradient": (with_doubled_gradient, "differs from dense attention", False, True),
 }
 
 

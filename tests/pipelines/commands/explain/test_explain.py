@@ -573,6 +573,7 @@ def test_a_whole_path_is_a_file_too(corpus):
         ("a/x.jsonl:0", "rows are counted from 1"),
         ("a/x.jsonl:6", "has no row 6: 5 rows, counted from 1 without blank lines"),
         ("a/x.jsonl:line 1 after byte 7", "has no row 1: no part begins there"),
+        ("a/x.jsonl:row 1 of the unit at 7", "has no row 1: no part begins there"),
         ("ratio 3:4", "no prompt begins with 'ratio 3:4'"),
         ("ow do", "no prompt begins with 'ow do': searched were the messages of the prompts in 4 files"),
     ],
