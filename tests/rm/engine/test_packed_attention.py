@@ -161,13 +161,16 @@ def test_windows_equal_dense_attention(way, segments, heads, causal, window, blo
     window=st.none() | st.integers(1, 12),
     cap=st.none() | st.floats(0.5, 5),
     sinks=st.booleans(),
+    block=st.sampled_from([1, 3, 256]),
 )
-def test_caps_and_sinks_equal_dense_attention(segments, heads, causal, window, cap, sinks):
+def test_caps_and_sinks_equal_dense_attention(segments, heads, causal, window, cap, sinks, block):
     if not causal:
         segments = [Segment(0, part.sizes) for part in segments]
     tensors = [tensor.float() for tensor in draw(segments, heads)]
     form = Form(causal, None, window, cap, torch.linspace(-1, 2, heads[0]) if sinks else None)
-    got = attention._attend_by_row(*tensors, AttentionPlan(tuple(segments), CPU), form)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "_BLOCK", block)
+        got = attention._attend_by_row(*tensors, AttentionPlan(tuple(segments), CPU), form)
     assert torch.allclose(got, dense(*tensors, segments, form), atol=2e-5)
 
 

@@ -47,6 +47,14 @@ def test_a_model_above_chance_and_below_length_is_worse():
     assert verdict.verdict == "worse"
 
 
+@pytest.mark.parametrize(("prompts", "verdict"), [(2, "unknown"), (5, "unknown"), (6, "better_than_length")])
+def test_few_prompts_are_no_verdict_however_right(prompts, verdict):
+    """A coin is right on five of five in 3 % of cases, and as often wrong on all."""
+    groups = [group(f"prompt {number}", [(0, 1)]) for number in range(prompts)]
+    found = evaluate(groups, [[1.0, 0.0]] * prompts, lengths=[[4, 4]] * prompts, bootstrap=FAST).verdict
+    assert found.verdict == verdict
+
+
 def test_one_prompt_is_no_verdict():
     assert evaluate([group("a", [(0, 1)])], [[1.0, 0.0]], bootstrap=FAST).verdict.verdict == "unknown"
     assert evaluate([group("a", [(0, 1)])], [[np.nan, 0.0]], bootstrap=FAST).verdict.verdict == "unknown"

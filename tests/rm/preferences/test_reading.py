@@ -240,3 +240,23 @@ def test_the_configuration_gives_the_settings_of_reading():
 def test_the_preferences_know_no_torch():
     code = "import sys; import rm.preferences; assert not {'torch', 'transformers', 'pipelines'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_file_of_unreadable_rows_tells_their_reasons():
+    def rows(path, settings, *, section):
+        return ["bad_json", "bad_json", "deep_nesting"]
+
+    with pytest.raises(
+        PreferenceError, match=r"heldout\.path 'a' has no row that can be read; rejected: {'bad_json': 2, 'deep"
+    ):
+        read_preferences("a", PLAIN, read_rows=rows, section="heldout")
+
+
+def test_rows_that_cannot_be_read_are_none_of_the_first_that_decide_on_repeated_prompts():
+    rows = [
+        {"prompt": f"Name river {n}.", "chosen": f"Name river {n}. Rhine", "rejected": f"Name river {n}. No"}
+        for n in range(120)
+    ]
+    groups, rejections = read_preference_rows(["bad_json"] * 100 + rows, PLAIN)
+    assert rejections == {"bad_json": 100}
+    assert {text.strip() for group in groups for text in group.responses} == {"Rhine", "No"}
