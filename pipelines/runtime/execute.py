@@ -83,7 +83,7 @@ _FAILED_JOB = re.compile(r"Pipeline (?P<job>\S+) failed in state (?P<state>\w+):
 _CAUSES = {  # what the engine says → what that means, and what to do
     "control connection|(start|launch)\\w* .*(worker|environment)|(worker|environment).* (start|launch)": (
         "got no worker",
-        "the log of the worker pool (environment_config) says why; mend that and run the same command again",
+        "the log of the worker pool (environment_config) says why; correct that and run the same command again",
     ),
     "disconnected|worker.* (died|exited|lost|gone)|lost .*worker": (
         "lost a worker",

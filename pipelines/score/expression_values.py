@@ -179,7 +179,7 @@ def _parsed(name: str, texts: Texts) -> npt.NDArray[np.float64]:
     if wrong:
         raise InputError(
             f"the column {name!r} is read as a number (or true and false), and {wrong:,} of its distinct values are none; "
-            f'compare it with a text: {name} == "...", or mend the column'
+            f'compare it with a text: {name} == "...", or correct the column'
         )
     known = [np.nan if number is None else number for number in parsed]
     return np.array([*known, np.nan])[texts.codes]  # -1 is the last

@@ -20,6 +20,8 @@ from pipelines.errors import InputError
 from pipelines.score.expression_values import NULL, TRUE, Condition, condition, describe, numbers
 from pipelines.select.candidates import Candidates, Labels, Mask
 
+_TAKEN = {*BUILT_IN, "rule", "verdict", "true", "combined"}  # names that an explanation gives to values of its own
+
 
 @dataclass(frozen=True)
 class CandidateColumns:
@@ -127,23 +129,12 @@ def numbers_of(candidates: Candidates, step: Step) -> dict[str, Any]:
     """The values that decide, by name, and the result, for an explanation."""
     expression = expression_of(step)
     assert expression is not None
-    known = [use.name for use in expression.uses if not use.is_column]
-    columns = [use.name for use in expression.uses if use.is_column]
-    read = CandidateColumns(candidates)
-    described = {
-        (name if name in BUILT_IN else _label(name)): values
-        for name, values in describe(dict.fromkeys(known), read).items()
-    }
-    described |= {_label(name): values for name, values in describe(dict.fromkeys(columns), read, as_text=True).items()}
+    read, described = CandidateColumns(candidates), {}
+    for use in expression.uses:
+        is_column = use.is_column or use.name not in BUILT_IN
+        name = f'column("{use.name}")' if is_column and use.name in _TAKEN else use.name
+        described[name] = describe([use.name], read, as_text=use.is_column)[use.name]
     if step.reward is not None:
         return {**described, "combined": combined(candidates, step)}
     result = [None if one == NULL else bool(one == TRUE) for one in np.asarray(evaluate(candidates, step)).tolist()]
     return {**described, "true": result}
-
-
-_TAKEN = {*BUILT_IN, "rule", "verdict", "true", "combined"}  # by an explanation
-
-
-def _label(name: str) -> str:
-    """A column's name in an explanation, as an expression may write it too."""
-    return f'column("{name}")' if name in _TAKEN else name

@@ -1,6 +1,6 @@
 """Accuracy of rewards on judges' comparisons, always beside that of the responses' length.
 
-The rule of length is the better one of "the longer response" and "the shorter one": which of them, is chosen by accuracy on the
+The rule of length is the better one of "the longer response" and "the shorter one". The choice is made by accuracy on the
 very comparisons that the model is measured on, and the interval of the difference accounts for that choice
 (`Resampled.least`).
 """

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 KUBERNETES = sorted((ROOT / "deploy" / "kubernetes").glob("*.yaml"))
 SLURM, SYSTEMD = ROOT / "deploy" / "slurm" / "score.sh", ROOT / "deploy" / "systemd"
 FOR_A_PERSON = {Exit.CONFIG, Exit.INPUT, Exit.REJECTED, Exit.CONFLICT, Exit.MODEL}
-"""What the same command again does not mend; see docs/operating.md."""
+"""Exit codes after which the same command fails again; see docs/operating.md."""
 
 
 def job_of(path: Path) -> dict[str, Any]:

@@ -14,10 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from safetensors.numpy import save_file
 from support import stubs
 from support.corpora import TIMED, corpus_rows, write_jsonl
-from support.stubs import NamedFactory, named_reward
+from support.stubs import NamedFactory, named_reward, save_named_model
 from support.tiny_models import save_causal, save_encoder
 
 from pipelines import curate
@@ -38,13 +37,7 @@ def models(tmp_path):
     """Directories that identify as different models, by name."""
 
     def make(name: str) -> Path:
-        directory = tmp_path / "models" / name
-        if not directory.exists():
-            directory.mkdir(parents=True)
-            weights = np.frombuffer(name.encode().ljust(16), dtype=np.float32)[None]
-            save_file({"score.weight": weights}, directory / "model.safetensors")
-            (directory / "config.json").write_text(json.dumps({"model_type": "llama"}))
-        return directory
+        return save_named_model(tmp_path / "models" / name)
 
     return make
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from safetensors.numpy import save_file
 from support.corpora import corpus_rows, write_jsonl
-from support.stubs import NamedFactory, named_reward
+from support.stubs import NamedFactory, named_reward, save_named_model
 
 from pipelines.commands.explain.explain_transform import explain
 from pipelines.commands.run import run_curation
@@ -29,16 +27,9 @@ def make(tmp_path):
     write_jsonl(tmp_path / "in" / "a.jsonl", rows)
 
     def config(models, steps, out="out", *, names=True, **changes):
-        for name in models:
-            directory = tmp_path / "models" / name
-            if not directory.exists():
-                directory.mkdir(parents=True)
-                weights = np.frombuffer(name.encode().ljust(16), dtype=np.float32)[None]
-                save_file({"score.weight": weights}, directory / "model.safetensors")
-                (directory / "config.json").write_text(json.dumps({"model_type": "llama"}))
         values = {
             "input": {"path": str(tmp_path / "in"), "rows_per_fragment": 5, "carry": ["ok"]},
-            "model": [{"path": str(tmp_path / "models" / name)} for name in models],
+            "model": [{"path": str(save_named_model(tmp_path / "models" / name))} for name in models],
             "scores": {"path": str(tmp_path / "scores")},
             "output": {"path": str(tmp_path / out)},
             "select": steps,

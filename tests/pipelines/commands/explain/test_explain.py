@@ -12,9 +12,8 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
 from support.corpora import write_jsonl
-from support.stubs import NamedFactory, StubFactory, stub_reward
+from support.stubs import NamedFactory, StubFactory, save_named_model, stub_reward
 
 from pipelines.commands.explain.explain_transform import explain, find_row, matching
 from pipelines.commands.explain.lookup import ScoredPlace, read_texts
@@ -347,13 +346,7 @@ def test_tokens_are_counted_where_a_model_has_scored(tmp_path, make_config):
 
 
 def test_an_ensemble(tmp_path, make):
-    models = []
-    for name in ("anna", "bo"):
-        directory = tmp_path / "models" / name
-        directory.mkdir(parents=True)
-        save_file({"w": np.frombuffer(name.encode().ljust(16), np.float32)[None]}, directory / "model.safetensors")
-        (directory / "config.json").write_text(json.dumps({"model_type": "llama"}))
-        models.append({"path": str(directory)})
+    models = [{"path": str(save_named_model(tmp_path / "models" / name))} for name in ("anna", "bo")]
     rows = [{"prompt": f"p{n % 3}", "response": f"answer {n}"} for n in range(12)]
     steps = [{"top": {"fraction": 0.7}}, {"best_of_n": {"keep": 2}}]
     config = make(rows, steps, model=models, scores={"path": str(tmp_path / "scores")})
