@@ -7,12 +7,11 @@ from pipelines.config.inspect import InspectConfig
 from pipelines.config.loading import load, validate
 from pipelines.config.model import EnsembleConfig, ModelConfig
 from pipelines.config.output import HubConfig
+from pipelines.config.prompt_rules import DropPrompts, Pairs
 from pipelines.config.rules import (
     BestOfN,
-    DropPrompts,
     LengthCorrection,
     Longest,
-    Pairs,
     Random,
     Step,
     Threshold,

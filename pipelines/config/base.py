@@ -54,3 +54,10 @@ def _scalars(value: Any) -> Iterator[Any]:
             yield from _scalars(item)
     else:
         yield value
+
+
+def refuse_unused(rule: Strict, names: set[str], *, used: bool, by: str) -> None:
+    """Raise `ValueError` where one of these fields is set and has no effect."""
+    unused = sorted(names & rule.model_fields_set)
+    if unused and not used:
+        raise ValueError(f"{unused[0]} has no effect without {by}; remove it, or give {by}")

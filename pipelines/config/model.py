@@ -8,9 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
-from pipelines.config.base import PathText, Strict
+from pipelines.config.base import PathText, Strict, refuse_unused
 from pipelines.config.expression import RESERVED
-from pipelines.config.rules import refuse_unused
 
 
 class ReadingModel(Strict):

@@ -8,8 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from pipelines.config.base import PathText, Strict
-from pipelines.config.rules import refuse_unused
+from pipelines.config.base import PathText, Strict, refuse_unused
 
 
 class HubConfig(Strict):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from pipelines.config.base import Strict
+from pipelines.config.base import Strict, refuse_unused
 from pipelines.config.expression import parse
+from pipelines.config.prompt_rules import DropPrompts, Pairs
 
 
 def _bare(value: Any) -> Any:
@@ -108,46 +109,6 @@ class Top(Strict):
         return min(available, max(wanted, self.min_rows))
 
 
-class Pairs(Strict):
-    """One pair per prompt, for preference training: the best response is chosen. Needs `output.shape: preference`."""
-
-    rejected: Literal["worst", "random", "nearest"] = "worst"
-    """The rejected response among those with a lower reward (and a gap within bounds): the worst, a pseudo-random one (by a
-    hash), or the best."""
-    min_gap: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
-    """Least reward gap between the two."""
-    max_gap: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
-    """Largest reward gap between the two; no bound by default."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of the hash of `random`."""
-
-    @model_validator(mode="after")
-    def _bounds(self) -> Pairs:
-        if self.max_gap is not None and self.max_gap < self.min_gap:
-            raise ValueError(f"max_gap {self.max_gap} is less than min_gap {self.min_gap}; no pair would fit")
-        refuse_unused(self, {"seed"}, used=self.rejected == "random", by="rejected: random")
-        return self
-
-
-class DropPrompts(Strict):
-    """Drop whole prompts to which any of these limits applies."""
-
-    min_best: float | None = Field(default=None, allow_inf_nan=False)
-    """Least reward of the prompt's best response."""
-    min_spread: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
-    """Least gap between its best and its worst response: below, the responses are alike."""
-    max_spread: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
-    """Largest gap between its best and its worst response."""
-    min_candidates: int = Field(default=1, ge=1)
-    """Least scored responses of the prompt."""
-
-    @model_validator(mode="after")
-    def _any(self) -> DropPrompts:
-        if not self.model_fields_set:
-            raise ValueError("expected at least one of min_best, min_spread, max_spread and min_candidates")
-        return self
-
-
 class LengthCorrection(Strict):
     """Subtract a LOWESS fit of reward on length (characters of the response), before anything else (Huang et al. 2024)."""
 
@@ -182,7 +143,7 @@ class Step(Strict):
     top: Top | None = None
     """The best of the whole corpus, or of each stratum. Exactly one of `fraction`, `rows` and `tokens`."""
     pairs: Annotated[Pairs | None, BeforeValidator(_bare)] = None
-    """One chosen and one rejected response per prompt, for preference training. Comes last."""
+    """Pairs of a chosen and a rejected response to a prompt, for preference training. Comes last."""
     drop_prompts: DropPrompts | None = None
     """Drop whole prompts to which any of these limits applies."""
     where: Annotated[str, AfterValidator(_is_a_condition)] | None = Field(default=None, examples=["reward > 0.5"])
@@ -215,6 +176,13 @@ class Step(Strict):
     def name(self) -> str:
         return next(name for name in type(self).model_fields if getattr(self, name) is not None)
 
+    @property
+    def condition(self) -> str | None:
+        """The expression whose truth the step reads: `where`, or that of `pairs.chosen`."""
+        if self.pairs is not None and self.pairs.chosen is not None:
+            return self.pairs.chosen["where"]
+        return self.where
+
     def columns(self) -> Iterator[tuple[str, str]]:
         """(setting, score-file column) that this step reads beside rewards."""
         if self.top is not None and self.top.per is not None:
@@ -237,8 +205,8 @@ class Step(Strict):
             return self.threshold.min_reward is not None
         if self.drop_prompts is not None:
             return self.drop_prompts.min_best is not None
-        if self.where is not None:
-            return any(use.name == "reward" and not use.is_column for use in parse(self.where).uses)
+        if self.condition is not None:
+            return any(use.name == "reward" and not use.is_column for use in parse(self.condition).uses)
         return self.top is not None
 
 
@@ -255,10 +223,3 @@ def check_order(steps: list[Step]) -> list[Step]:
     if "pairs" in names[:-1]:
         raise ValueError("pairs must be the last step: what follows would take its pairs apart")
     return steps
-
-
-def refuse_unused(rule: Strict, names: set[str], *, used: bool, by: str) -> None:
-    """Raise `ValueError` where one of these fields is set and has no effect."""
-    unused = sorted(names & rule.model_fields_set)
-    if unused and not used:
-        raise ValueError(f"{unused[0]} has no effect without {by}; remove it, or give {by}")

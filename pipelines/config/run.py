@@ -155,8 +155,9 @@ class RunConfig(Strict):
                         f"select.{number}.{setting} names the column {column!r}, and score files have {', '.join(known)}; "
                         f"add it: input.carry=[{', '.join([*self.input.carry, column])}]"
                     )
-            if step.where is not None:
-                self._check_expression(f"select.{number}.where", parse(step.where))
+            if step.condition is not None:
+                setting = f"select.{number}.{'where' if step.where is not None else 'pairs.chosen.where'}"
+                self._check_expression(setting, parse(step.condition))
             if step.reward is not None:
                 self._check_expression(f"select.{number}.reward", parse(step.reward, "number"))
             if step.top is not None and step.top.tokens is not None and self.model is None:

@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipelines.config.base import Strict
-from pipelines.config.rules import refuse_unused
+from pipelines.config.base import Strict, refuse_unused
 
 _ACCELERATOR = re.compile(
     r"type:[a-z0-9-]+;count:[1-9][0-9]*(;machine_type:[a-z0-9-]+)?;install-nvidia-driver(:[a-z0-9.]+)?"

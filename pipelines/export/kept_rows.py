@@ -13,8 +13,8 @@ from pipelines.plan import Plan
 from pipelines.select.candidates import Candidates
 from rm.conversations import response_hash
 
-RejectedTexts = Mapping[tuple[int, int], str]
-"""Prompt key (high, low) → text of the rejected response."""
+RejectedTexts = Mapping[tuple[int, int, int], str]
+"""Prompt key (high, low) and content hash of a rejected response → its text."""
 
 
 def read_kept(
@@ -34,17 +34,18 @@ def read_kept(
     highs, lows, hashes = wanted.key_high.tolist(), wanted.key_low.tolist(), wanted.response_hash.tolist()
     responses, rewards = wanted.response.tolist(), wanted.raw.tolist()
     ranks, margins, others = wanted.rank.tolist(), wanted.margin.tolist(), wanted.other_raw.tolist()
+    other_hashes = wanted.other_hash.tolist()
     for at, row in _rows(plan, file, unit, wanted, more_columns=more_columns):
         key = highs[at] << 64 | lows[at]
         if row.group_key != key.to_bytes(16, "big") or not _is(row, responses[at], hashes[at]):
             raise input_changed(file)
         margin = None if np.isnan(margins[at]) else margins[at]
-        text = rejected.get((highs[at], lows[at]), "")
+        text = rejected.get((highs[at], lows[at], other_hashes[at]), "")
         yield KeptResponse(row, responses[at], rewards[at], f"{key:032x}", ranks[at], margin, text, others[at])
 
 
-def read_rejected(plan: Plan, file_number: int, wanted: Candidates) -> Iterator[tuple[int, int, str]]:
-    """(key high, key low, text) of the rejected responses of pairs, whose places (`other_...`) lie in this file."""
+def read_rejected(plan: Plan, file_number: int, wanted: Candidates) -> Iterator[tuple[int, int, int, str]]:
+    """(key high, key low, content hash, text) of the rejected responses of pairs, whose places (`other_...`) lie in this file."""
     file = plan.files[file_number]
     units = {unit.number: unit for unit in split_units(file)}
     for number in np.unique(wanted.other_unit):
@@ -54,10 +55,10 @@ def read_rejected(plan: Plan, file_number: int, wanted: Candidates) -> Iterator[
         part = part.with_columns(row=part.other_row, response=part.other_response, response_hash=part.other_hash)
         part = part.take(np.lexsort((part.response, part.row)))
         for at, row in _rows(plan, file, units[int(number)], part, more_columns=()):
-            index = int(part.response[at])
-            if not _is(row, index, int(part.response_hash[at])):
+            index, content = int(part.response[at]), int(part.response_hash[at])
+            if not _is(row, index, content):
                 raise input_changed(file)
-            yield int(part.key_high[at]), int(part.key_low[at]), row.parsed.responses[index] or ""
+            yield int(part.key_high[at]), int(part.key_low[at]), content, row.parsed.responses[index] or ""
 
 
 def input_changed(file: InputFile) -> InputError:

@@ -34,7 +34,9 @@ from pipelines.storage.owner import Owner
 _ROWS_AT_ONCE = 2048
 _TABLES_AHEAD = 2  # of each unit that is read; up to 32 MB each
 _ROW_GROUP_BYTES = 32 * 2**20  # of text; readers expect 100 MB at most, and three are in memory
-_TEXTS = pa.schema([("key_high", pa.uint64()), ("key_low", pa.uint64()), ("text", pa.large_string())])
+_TEXTS = pa.schema(
+    [("key_high", pa.uint64()), ("key_low", pa.uint64()), ("hash", pa.uint64()), ("text", pa.large_string())]
+)
 
 
 FragmentPlace = tuple[int, int, int]  # file, unit, fragment
@@ -223,7 +225,7 @@ class WriteShards(beam.DoFn):  # type: ignore[misc]
 
     def _rejected_here(self, plan: Plan, file: int, wanted: Candidates) -> RejectedTexts:
         here = wanted.take(wanted.other_file == file)
-        return {(high, low): text for high, low, text in read_rejected(plan, file, here)}
+        return {(high, low, content): text for high, low, content, text in read_rejected(plan, file, here)}
 
     def _write(self, name: str, schema: pa.Schema, kept: RowQueue, rows: int, counts: Mapping[str, int]) -> OutputShard:
         written = size = in_memory = 0
@@ -253,10 +255,10 @@ class WriteShards(beam.DoFn):  # type: ignore[misc]
         return OutputShard(name, rows, size, digest, in_memory)
 
 
-def _texts(parts: Iterable[bytes]) -> dict[tuple[int, int], str]:
+def _texts(parts: Iterable[bytes]) -> dict[tuple[int, int, int], str]:
     table = from_ipc(parts, _TEXTS)
-    high, low, text = (table[name].to_pylist() for name in _TEXTS.names)
-    return dict(zip(zip(high, low, strict=True), text, strict=True))
+    high, low, content, text = (table[name].to_pylist() for name in _TEXTS.names)
+    return dict(zip(zip(high, low, content, strict=True), text, strict=True))
 
 
 class RowQueue:

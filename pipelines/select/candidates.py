@@ -213,8 +213,13 @@ def count_prompts(candidates: Candidates) -> int:
 
 
 def place_order(candidates: Candidates) -> Positions:
-    """Positions in the order of the input, for rows of one unit."""
-    return np.argsort(pack_places(candidates.row, candidates.response))
+    """Positions in the order of the input, for rows of one unit; pairs with the same chosen response in that of the others."""
+    places = pack_places(candidates.row, candidates.response)
+    order = np.argsort(places)
+    if not (places[order[1:]] == places[order[:-1]]).any():
+        return order
+    c = candidates
+    return np.lexsort((c.other_response, c.other_row, c.other_unit, c.other_file, places))
 
 
 def pack_places(row: npt.NDArray[np.int32], response: npt.NDArray[np.int32]) -> npt.NDArray[np.uint64]:

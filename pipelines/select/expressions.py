@@ -51,10 +51,10 @@ def expressions_of(steps: Iterable[Step]) -> list[Expression]:
 
 
 def expression_of(step: Step) -> Expression | None:
-    """The expression of `where` or `reward`; None for another step."""
+    """The expression of `where`, `pairs.chosen` or `reward`; None for another step."""
     if step.reward is not None:
         return parse(step.reward, "number")
-    return None if step.where is None else parse(step.where)
+    return None if step.condition is None else parse(step.condition)
 
 
 def labels_of(steps: Iterable[Step], signals: Sequence[str]) -> tuple[str, ...]:
@@ -73,8 +73,8 @@ def values_of(steps: Iterable[Step], signals: Sequence[str]) -> tuple[str, ...]:
 
 
 def mark_of(step: Step) -> str:
-    """The name under which a step's results travel."""
-    return f"where {step.where}"
+    """The name under which the results of a step's condition travel."""
+    return f"where {step.condition}"
 
 
 def with_marks(candidates: Candidates, steps: Iterable[Step]) -> Candidates:
@@ -84,7 +84,8 @@ def with_marks(candidates: Candidates, steps: Iterable[Step]) -> Candidates:
 
 
 def evaluate(candidates: Candidates, step: Step) -> Condition:
-    """The result of `where` for each row: false, null or true. Raises `InputError` for text where numbers are expected."""
+    """The result of the step's condition for each row: false, null or true. Raises `InputError` for text where a number is
+    expected."""
     result: Condition = _evaluate(condition, candidates, step)
     return result
 
@@ -119,7 +120,7 @@ def _evaluate(
 
 
 def where(candidates: Candidates, step: Step) -> Mask:
-    """Responses for which the step's expression is true, and not null."""
+    """Responses for which the step's condition is true, and not null."""
     mark = candidates.values.get(mark_of(step))
     true: Mask = (evaluate(candidates, step) if mark is None else mark) == TRUE
     return true

@@ -30,7 +30,8 @@ def apply_rule(candidates: Candidates, step: Step, *, temperature: float | None 
     Raises `ValueError` for any other step, and for one without the temperature that it needs.
     """
     if step.pairs is not None:
-        return pairs(candidates, step.pairs)
+        eligible = where(candidates, step) if step.pairs.chosen is not None else None
+        return pairs(candidates, step.pairs, eligible=eligible)
     if step.reward is not None:
         return with_combined(candidates, step)
     if step.best_of_n is not None:
@@ -90,11 +91,19 @@ def z_scores(candidates: Candidates) -> npt.NDArray[np.float64]:
         return scores
     sizes = group_sizes(starts, len(order))
     reward = candidates.reward[order].astype(np.float64)
-    centred = reward - np.repeat(np.add.reduceat(reward, starts) / sizes, sizes)
-    scale = np.repeat(np.sqrt(np.add.reduceat(centred**2, starts) / sizes), sizes)
+    mean, scale = _moments(reward, starts)
     alike = np.repeat(reward[starts] == reward[starts + sizes - 1], sizes)
-    scores[order] = np.where(alike, 0.0, centred / np.where(alike, 1.0, scale))
+    scores[order] = np.where(alike, 0.0, (reward - mean) / np.where(alike, 1.0, scale))
     return scores
+
+
+def _moments(
+    reward: npt.NDArray[np.float64], starts: npt.NDArray[np.intp]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Each row's mean and standard deviation of its prompt, for rows in the fixed order: sums of floats depend on it."""
+    sizes = group_sizes(starts, len(reward))
+    mean = np.repeat(np.add.reduceat(reward, starts) / sizes, sizes)
+    return mean, np.repeat(np.sqrt(np.add.reduceat((reward - mean) ** 2, starts) / sizes), sizes)
 
 
 def best_of_n(candidates: Candidates, rule: BestOfN, *, temperature: float | None = None) -> Mask:
@@ -126,23 +135,32 @@ def best_of_n(candidates: Candidates, rule: BestOfN, *, temperature: float | Non
     return kept
 
 
-def pairs(candidates: Candidates, rule: Pairs) -> Candidates:
-    """The best response of each prompt as chosen, with one of a lower reward as its `other_...`; prompts without are dropped."""
+def pairs(candidates: Candidates, rule: Pairs, *, eligible: Mask | None = None) -> Candidates:
+    """The best response of each prompt as chosen, with one of a lower reward as its `other_...`; prompts without are dropped.
+
+    With `eligible`, the best of these. A prompt with several pairs has its chosen response as often.
+    """
+    if not len(candidates):
+        return candidates
     order, starts = best_first(candidates)
+    sizes, most = group_sizes(starts, len(order)), rule.pairs_per_prompt or 1
     reward = candidates.reward[order].astype(np.float64)
-    best = np.repeat(starts, group_sizes(starts, len(order)))
+    chosen_at = starts
+    if eligible is not None:  # the first of these in the prompt; one past the end where there is none
+        at = np.where(eligible[order], np.arange(len(order)), len(order))
+        chosen_at = np.minimum.reduceat(at, starts)
+    has_chosen = np.repeat(chosen_at < len(order), sizes)
+    best = np.repeat(np.minimum(chosen_at, len(order) - 1), sizes)
     gap = reward[best] - reward
-    fits = (gap > 0) & (gap >= rule.min_gap) & (gap <= (np.inf if rule.max_gap is None else rule.max_gap))
-    preference = np.arange(len(order))
-    if rule.rejected == "random":
-        by_chance = np.lexsort((preference, hash_rows(candidates, rule.seed)[order]))
-        preference[by_chance] = np.arange(len(order))
-    elif rule.rejected == "worst":
-        preference = -preference
+    fits = (gap > 0) & (gap >= rule.min_gap) & (gap <= (np.inf if rule.max_gap is None else rule.max_gap)) & has_chosen
+    if isinstance(rule.rejected, dict) and "rank" in rule.rejected:
+        ranks = group_ranks(starts, len(order)) + 1
+        fits &= (ranks >= rule.rejected["rank"]) & (ranks < rule.rejected["rank"] + most)
     fitting = np.flatnonzero(fits)
-    fitting = fitting[np.lexsort((preference[fitting], best[fitting]))]
-    first = np.append(np.ones(min(1, len(fitting)), dtype=bool), np.diff(best[fitting]) > 0)
-    chosen, other = candidates.take(order[best[fitting[first]]]), candidates.take(order[fitting[first]])
+    preference = _preference(candidates, rule, order, starts)[fitting]
+    fitting = fitting[np.lexsort((preference, best[fitting]))]
+    fitting = _first_texts(candidates.response_hash[order[fitting]], fitting, best[fitting], most)
+    chosen, other = candidates.take(order[best[fitting]]), candidates.take(order[fitting])
     return chosen.with_columns(
         other_file=other.file,
         other_unit=other.unit,
@@ -151,6 +169,47 @@ def pairs(candidates: Candidates, rule: Pairs) -> Candidates:
         other_hash=other.response_hash,
         other_raw=other.raw,
     )
+
+
+def _preference(
+    candidates: Candidates, rule: Pairs, order: npt.NDArray[np.intp], starts: npt.NDArray[np.intp]
+) -> npt.NDArray[np.intp]:
+    """Integers in the order in which a prompt's responses, given best first, are taken as rejected ones."""
+    place = np.arange(len(order))
+    if rule.rejected == "worst":
+        return -place
+    if rule.rejected == "random":
+        by = np.lexsort((place, hash_rows(candidates, rule.seed)[order]))
+    elif isinstance(rule.rejected, dict) and "sigma" in rule.rejected:
+        reward = candidates.reward[order].astype(np.float64)
+        by = np.lexsort((place, reward, np.abs(reward - pair_targets(candidates, rule.rejected["sigma"])[order])))
+    else:
+        return place
+    place[by] = np.arange(len(order))
+    return place
+
+
+def pair_targets(candidates: Candidates, sigma: float) -> npt.NDArray[np.float64]:
+    """For each row, the mean of its prompt's rewards and `sigma` times their standard deviation."""
+    order, starts = best_first(candidates)
+    targets = np.empty(len(order))
+    if len(order):
+        mean, scale = _moments(candidates.reward[order].astype(np.float64), starts)
+        targets[order] = mean + sigma * scale
+    return targets
+
+
+def _first_texts(
+    hashes: npt.NDArray[np.uint64], rows: npt.NDArray[np.intp], group: npt.NDArray[np.intp], most: int
+) -> npt.NDArray[np.intp]:
+    """The first `most` of each group's rows, which lie together, without those whose text an earlier one has."""
+    if most > 1 and len(rows):
+        by_text = np.lexsort((np.arange(len(rows)), hashes, group))
+        same = (np.diff(group[by_text]) == 0) & (hashes[by_text][1:] == hashes[by_text][:-1])
+        distinct = np.sort(by_text[np.append(True, ~same)])
+        rows, group = rows[distinct], group[distinct]
+    starts = np.flatnonzero(np.append(np.ones(min(1, len(rows)), dtype=bool), np.diff(group) != 0))
+    return rows[group_ranks(starts, len(rows)) < most]
 
 
 def drop_prompts(candidates: Candidates, rule: DropPrompts) -> Mask:

@@ -112,8 +112,8 @@ class Selection:
 
     @property
     def marked(self) -> list[Step]:
-        """The later steps that are evaluated before the shuffle all the same: `where`."""
-        return [step for step in self.steps[self.early.stop :] if step.where is not None]
+        """The later steps with a condition, which is evaluated before the shuffle all the same."""
+        return [step for step in self.steps[self.early.stop :] if step.condition is not None]
 
     @property
     def reading(self) -> Needs:
@@ -141,7 +141,7 @@ def needs_of(config: RunConfig) -> Needs:
         rival=not any(step.pairs is not None or step.top is not None for step in steps),
         other=any(step.pairs is not None for step in steps),
         labels=tuple(dict.fromkeys(column for step in steps for _, column in step.columns())),
-        marks=tuple(dict.fromkeys(mark_of(step) for step in steps[_early(steps).stop :] if step.where is not None)),
+        marks=tuple(dict.fromkeys(mark_of(step) for step in steps[_early(steps).stop :] if step.condition is not None)),
     )
 
 

@@ -215,6 +215,30 @@ def test_pairs_become_preferences(tmp_path, select, files):
         assert (row["chosen_reward"], row["rejected_reward"]) == (chosen["reward"], rejected["reward"])
 
 
+@pytest.mark.parametrize("files", [1, 3])
+def test_several_pairs_of_a_prompt_have_the_best_that_fits_and_different_texts(tmp_path, select, files):
+    rows = corpus()
+    step = {"pairs": {"chosen": {"where": 'source != "a"'}, "rejected": {"sigma": -1}, "pairs_per_prompt": 2}}
+    output = {"shape": "preference", "rows_per_shard": 4, "add": ["rank"]}
+    manifest = select(rows, [step], files=files, output=output)
+    expected = []
+    for group in by(rows, "prompt"):
+        able = [row for row in group if row["source"] != "a"]
+        rewards = np.array([row["reward"] for row in group])
+        target = rewards.mean() - rewards.std()
+        fits = [row for row in group if able and row["reward"] < able[0]["reward"]]
+        ranked = sorted(fits, key=lambda row: (abs(row["reward"] - target), row["reward"], order(row)))
+        rank = group.index(able[0]) + 1 if able else 0
+        expected += [(rank, able[0]["response"], row["response"], row["reward"]) for row in ranked[:2]]
+    found = table(tmp_path)
+    given = [
+        (row["rank"], row["chosen"][0]["content"], row["rejected"][0]["content"], row["rejected_reward"])
+        for row in found
+    ]
+    assert sorted(given) == sorted(expected)
+    assert manifest["counts"]["kept"] == len(found) > len({row["prompt_id"] for row in found}) > 3
+
+
 def test_length_correction_takes_the_slope_out(tmp_path, select):
     rng = np.random.default_rng(0)
     rows = []
@@ -260,10 +284,11 @@ STEPS = [
     [{"best_of_n": {"keep": 2, "min_margin": 0.25}}, {"top": {"fraction": 0.7, "per": "source"}}],
     [{"length_correction": None}, {"top": {"fraction": 0.6, "per": "source", "min_rows": 2}}, {"random": {"keep": 2}}],
     [{"pairs": {"rejected": "random"}}],
+    [{"pairs": {"rejected": {"sigma": -1}, "pairs_per_prompt": 3}}],
 ]
 
 
-@pytest.mark.parametrize("steps", STEPS, ids=["best-top", "length-top-random", "pairs"])
+@pytest.mark.parametrize("steps", STEPS, ids=["best-top", "length-top-random", "pairs", "several-pairs"])
 def test_neither_partitions_nor_the_order_in_which_files_are_listed_change_a_byte(tmp_path, select, monkeypatch, steps):
     rows = corpus(12)
     rows += [{**rows[0], "prompt": f"tie {n}", "response": "tied"} for n in range(6)] * 2

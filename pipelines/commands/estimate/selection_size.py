@@ -44,7 +44,7 @@ def kept_responses(steps: Sequence[Step], counts: CandidateCounts) -> tuple[floa
             amount = float(top.target_rows(None, int(counts.responses))) if plain else counts.responses
             counts, known = CandidateCounts(amount, min(counts.prompts, amount)), known and plain
         elif step.pairs is not None:
-            counts, known = _best_of_each(counts, 1, least=2), False
+            counts, known = _best_of_each(counts, step.pairs.pairs_per_prompt or 1, least=2), False
         elif step.length_correction is None:
             known = False
         known = known and (counts.sizes is not None or step is steps[-1])

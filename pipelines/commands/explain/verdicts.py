@@ -15,7 +15,16 @@ from pipelines.config import BestOfN, DropPrompts, Pairs, Step, Threshold, Top
 from pipelines.select.candidates import Candidates, worst_bits
 from pipelines.select.expressions import numbers_of
 from pipelines.select.length_correction import Curve
-from pipelines.select.rules import draws, ranks_by, references, shortness, sigmoid, win_probabilities, z_scores
+from pipelines.select.rules import (
+    draws,
+    pair_targets,
+    ranks_by,
+    references,
+    shortness,
+    sigmoid,
+    win_probabilities,
+    z_scores,
+)
 from pipelines.select.selection import Selection, apply_step
 from pipelines.select.top import Cut, CutEdge, CutEdges, Strata
 
@@ -88,7 +97,7 @@ def _numbers(
     elif step.top is not None:
         columns = _top(rows, step.top, edges)
     elif step.pairs is not None:
-        columns = _pairs(rows, step.pairs)
+        columns = _pairs(rows, step, step.pairs, after)
     elif step.drop_prompts is not None:
         columns = _drop_prompts(rows, step.drop_prompts)
     elif step.random is not None:
@@ -144,11 +153,15 @@ def _top(rows: Candidates, rule: Top, edges: CutEdges) -> dict[str, Any]:
     }
 
 
-def _pairs(rows: Candidates, rule: Pairs) -> dict[str, Any]:
+def _pairs(rows: Candidates, step: Step, rule: Pairs, after: Candidates) -> dict[str, Any]:
     reward = rows.reward.astype(np.float64)
-    gap = reward.max(initial=-np.inf) - reward
-    ranks = ranks_by(rows, worst_bits(rows.reward))
-    return {"rank": ranks, "of": len(rows), "gap": gap, "min_gap": rule.min_gap, "max_gap": rule.max_gap}
+    chosen = reward.max(initial=-np.inf) if rule.chosen is None else after.reward.max(initial=-np.inf)
+    columns: dict[str, Any] = {} if rule.chosen is None else numbers_of(rows, step)
+    columns |= {"rank": ranks_by(rows, worst_bits(rows.reward)), "of": len(rows)}
+    columns |= {"gap": chosen - reward, "min_gap": rule.min_gap, "max_gap": rule.max_gap}
+    if isinstance(rule.rejected, dict) and "sigma" in rule.rejected:
+        columns["target"] = pair_targets(rows, rule.rejected["sigma"])
+    return columns
 
 
 def _drop_prompts(rows: Candidates, rule: DropPrompts) -> dict[str, Any]:

@@ -94,6 +94,7 @@ def contents(root: Path) -> dict[str, bytes]:
 Z = [
     gap / 0.54296875**0.5 for gap in (0.3125, 0.8125, -1.1875, 0.0625)
 ]  # from the mean 0.1875; the root of the variance
+TARGET = 0.1875 - 2 * 0.54296875**0.5
 BY_HAND = {
     "best_of_n": (
         {"best_of_n": {"keep": 2, "min_margin": 0.25}},
@@ -170,6 +171,14 @@ BY_HAND = {
         [
             {"rank": rank, "of": 4, "gap": gap, "min_gap": 0.6, "max_gap": 1.0}
             for rank, gap in ((2, 0.5), (1, 0.0), (4, 2.0), (3, 0.75))
+        ],
+    ),
+    "chosen pairs": (
+        {"pairs": {"chosen": {"where": "reward < 0.75"}, "rejected": {"sigma": -2}}},
+        ["kept", "dropped", "paired", "dropped"],
+        [
+            {"true": fits, "rank": rank, "of": 4, "gap": gap, "min_gap": 0.0, "max_gap": None, "target": TARGET}
+            for fits, rank, gap in ((True, 2, 0.0), (False, 1, -0.5), (True, 4, 1.5), (True, 3, 0.25))
         ],
     ),
     "drop_prompts": (

@@ -1,0 +1,93 @@
+"""The rules of `select` on whole prompts and on pairs of responses: every field, its meaning and its default."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from pipelines.config.base import Strict, refuse_unused
+from pipelines.config.expression import parse
+
+_REJECTED = ("worst", "random", "nearest")
+
+
+def _is_rejected(value: Any) -> Any:
+    """Check `pairs.rejected`, a word or a mapping of one entry."""
+    if not isinstance(value, Mapping):
+        if value in _REJECTED:
+            return value
+        close = difflib.get_close_matches(value, _REJECTED, n=1) if isinstance(value, str) else []
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"expected one of {', '.join(_REJECTED)}, or {{sigma: -2}}, or {{rank: 2}}{hint}")
+    if len(value) != 1 or not {"sigma", "rank"} & {*value}:
+        raise ValueError("expected one entry, sigma or rank: {sigma: -2} or {rank: 2}")
+    name, number = next(iter(value.items()))
+    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+        raise ValueError(f"{name} is {number!r}; expected a number: {{sigma: -2}} or {{rank: 2}}")
+    if name == "rank" and (number < 2 or number != int(number)):
+        raise ValueError(f"rank is {number!r}; expected an integer of at least 2: rank 1 is the best response")
+    return value
+
+
+def _is_chosen(value: Any) -> Any:
+    """Check `pairs.chosen`, a mapping of one entry."""
+    if value is None:
+        return None
+    if not isinstance(value, Mapping) or [*value] != ["where"] or not isinstance(value["where"], str):
+        raise ValueError('expected {where: "EXPRESSION"}, such as {where: is_correct}')
+    parse(value["where"])
+    return value
+
+
+class Pairs(Strict):
+    """Pairs of a chosen and a rejected response to a prompt, for preference training. Needs `output.shape: preference`."""
+
+    chosen: Annotated[dict[Literal["where"], str] | None, BeforeValidator(_is_chosen)] = None
+    """`{where: EXPRESSION}`: the best response for which the expression is true, in the language of `where`; prompts without one
+    make no pair. Default: the best response."""
+    rejected: Annotated[
+        Literal["worst", "random", "nearest"] | dict[Literal["sigma", "rank"], float], BeforeValidator(_is_rejected)
+    ] = "worst"
+    """The rejected response among those with a lower reward than the chosen one (and a gap within bounds): the worst, a
+    pseudo-random one (by a hash), the best, or one of a place. `{sigma: -2}`: the one nearest to the mean of the prompt's rewards
+    less 2 of their standard deviations (arXiv 2502.16825); of two that are as near, the worse. `{rank: 3}`: the third best of the
+    prompt; 1 is the best."""
+    pairs_per_prompt: Annotated[int, Field(ge=1)] | None = None
+    """Most pairs of a prompt, which share the chosen response and have rejected ones of different texts: the worst ones, those
+    nearest to the place, or with `rank` as many ranks. Default: 1."""
+    min_gap: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    """Least reward gap between the two."""
+    max_gap: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+    """Largest reward gap between the two; no bound by default."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the hash of `random`."""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Pairs:
+        if self.max_gap is not None and self.max_gap < self.min_gap:
+            raise ValueError(f"max_gap {self.max_gap} is less than min_gap {self.min_gap}; no pair would fit")
+        refuse_unused(self, {"seed"}, used=self.rejected == "random", by="rejected: random")
+        return self
+
+
+class DropPrompts(Strict):
+    """Drop whole prompts to which any of these limits applies."""
+
+    min_best: float | None = Field(default=None, allow_inf_nan=False)
+    """Least reward of the prompt's best response."""
+    min_spread: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
+    """Least gap between its best and its worst response: below, the responses are alike."""
+    max_spread: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
+    """Largest gap between its best and its worst response."""
+    min_candidates: int = Field(default=1, ge=1)
+    """Least scored responses of the prompt."""
+
+    @model_validator(mode="after")
+    def _any(self) -> DropPrompts:
+        if not self.model_fields_set:
+            raise ValueError("expected at least one of min_best, min_spread, max_spread and min_candidates")
+        return self
