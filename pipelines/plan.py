@@ -58,6 +58,7 @@ class Plan:
     evaluations: Mapping[str, Any] = field(
         default_factory=dict
     )  # fingerprint of a model → the one in its calibration.json
+    measures: tuple[Mapping[str, Any], ...] = ()  # settings of what is measured without a model, see `score.side_files`
 
     @cached_property
     def hash(self) -> str:
@@ -82,6 +83,16 @@ class Plan:
         fields["files"] = [(file.key, file.size) for file in self.files]
         return digest(fields)
 
+    def measure_fingerprint(self, settings: Mapping[str, Any]) -> str:
+        """The fingerprint of a measure, which names the directory of its side files: of no model."""
+        context = {"mapping": self.mapping.to_json(), "max_row_bytes": self.max_row_bytes}
+        return digest({"measure": dict(settings), **context})[:24]
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """The fingerprints of the rewards and of the measures."""
+        return [self.fingerprint, *map(self.measure_fingerprint, self.measures)]
+
     def fragments(self, file: InputFile, unit: Unit, *, as_planned: bool = False) -> Iterator[Fragment]:
         """A unit's fragments under this plan's settings; with `as_planned`, of the very file that was listed."""
         return read_fragments(
@@ -105,6 +116,7 @@ class Plan:
             "temperature": self.temperature,
             "comparable": self.comparable,
             **({"evaluations": dict(self.evaluations)} if self.evaluations else {}),
+            **({"measures": [*map(dict, self.measures)]} if self.measures else {}),
         }
 
     @property
@@ -128,6 +140,7 @@ class Plan:
         fields = json.loads(data)
         fields["files"] = tuple(InputFile(**file) for file in fields["files"])
         fields["mapping"] = RowMapping.from_json(fields["mapping"])
+        fields["measures"] = tuple(fields.get("measures", ()))
         return cls(**fields)
 
 
@@ -195,6 +208,7 @@ def make_plans(config: RunConfig) -> Plans:
             mapping=mapping,
             rows_per_fragment=config.input.rows_per_fragment,
             max_row_bytes=config.limits.max_row_bytes,
+            measures=config.measures,
             **_reward_fields(config, model, mapping),
         )
         for model in models
@@ -240,7 +254,8 @@ def _ensemble(config: RunConfig, plans: Sequence[Plan]) -> Plans:
         comparable=all(member.comparable for member in members),
         evaluations={name: value for member in members for name, value in member.evaluations.items()},
     )
-    return Plans(whole, tuple(members))
+    # measured once, while the first model reads the text
+    return Plans(whole, (members[0], *(replace(member, measures=()) for member in members[1:])))
 
 
 def _template_warnings(model: ModelConfig, rows: Sequence[RowValues], mapping: RowMapping) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, WrapValidator, model_validator
 
@@ -208,6 +208,11 @@ class RunConfig(Strict):
         if self.model is None:
             return []
         return self.model if isinstance(self.model, list) else [self.model]
+
+    @property
+    def measures(self) -> tuple[dict[str, Any], ...]:
+        """The settings of what is measured on the text without a model, each once."""
+        return ()
 
     @property
     def signals(self) -> tuple[str, ...]:

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from pipelines.config import RunConfig
-from pipelines.select.candidates import GOLDEN, Candidates, Mask, splitmix
+from pipelines.corpus.word_hashes import splitmix
+from pipelines.select.candidates import GOLDEN, Candidates, Mask
 
 TRAIN, TEST = "train", "test"
 

@@ -48,6 +48,8 @@ def make_manifest(config: RunConfig, plan: Plan, results: Results) -> dict[str, 
     """The manifest: inputs by content, model by fingerprint, settings, counts and shards; no times, no places."""
     manifest = _counts_and_files(config, plan, results)
     manifest["model"] = _model(config, plan, results.standards)
+    if plan.measures:
+        manifest["measures"] = [{**one, "fingerprint": plan.measure_fingerprint(one)} for one in plan.measures]
     if results.evaluations:
         manifest["evaluations"] = dict(results.evaluations)
     manifest["skipped_files"] = skipped_files(results.skipped, plan)

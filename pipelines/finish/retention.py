@@ -222,8 +222,10 @@ def _needed(versions: Iterable[Version]) -> dict[str, frozenset[str] | None]:
 
 
 def _fingerprints(manifest: dict[str, Any]) -> Iterator[str]:
-    """The fingerprints of the rewards of an output, and of the models of an ensemble."""
+    """The fingerprints of the rewards of an output, of the models of an ensemble, and of what is measured without a model."""
     yield manifest["fingerprint"]
+    for measure in manifest.get("measures", ()):
+        yield measure["fingerprint"]
     for member in manifest["model"].get("members", ()):
         yield member["fingerprint"]
 

@@ -95,7 +95,7 @@ def take_turn(config: RunConfig, plans: Plans, selection: str) -> VersionRun | N
         version,
         latest,
         plans=sorted({plan.file_name for plan in all_plans}),
-        fingerprints=sorted({plan.fingerprint for plan in all_plans}),
+        fingerprints=sorted({fingerprint for plan in all_plans for fingerprint in plan.fingerprints}),
     )
 
 

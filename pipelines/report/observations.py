@@ -14,8 +14,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
+from pipelines.corpus.word_hashes import splitmix
 from pipelines.report.histogram import Histogram, merge_histograms
-from pipelines.select.candidates import GOLDEN, group_ranks, splitmix
+from pipelines.select.candidates import GOLDEN, group_ranks
 from pipelines.select.columns import to_labels
 
 SAMPLE_ROWS = 8_192  # of the prompts in the sample, each of them whole

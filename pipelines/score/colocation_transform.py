@@ -42,6 +42,7 @@ from pipelines.score.colocation import (
     split_texts,
 )
 from pipelines.score.load_model import acquire_scorer, ending_with_device, process_name
+from pipelines.score.side_files import UnitSideFiles
 from pipelines.score.skip_transform import skip_or_raise
 from pipelines.score.unit_scorer import NO_LIMITS, Scorer, ScorerFactory, UnitScorer, count_existing, waiting_fragments
 from pipelines.score.unit_scores import ScoreDirectories, UnitScores
@@ -113,9 +114,11 @@ class ShuffleTexts(beam.DoFn):  # type: ignore[misc]
         with carrying_errors():
             plan = plan_at(self.plan_path)
             unit_scores = UnitScores(plan, self.directories.of(plan.fingerprint), file_number, unit)
-            existing = unit_scores.read_leading(map_ahead if self.directories.on_object_store(plan) else map)
+            side_files = UnitSideFiles(plan, self.directories, file_number, unit)
+            look_up = map_ahead if self.directories.on_object_store(plan) else map
+            existing = side_files.add_existing(unit_scores.read_leading(look_up), look_up)
             is_complete = bool(existing) and existing[-1].footer.last
-            if is_complete and not self.limits.verify:
+            if is_complete and side_files.has_all(existing[-1]) and not self.limits.verify:
                 for score_file in count_existing(existing, unit):
                     yield beam.pvalue.TaggedOutput("scores", score_file.to_bytes())
                 return

@@ -165,4 +165,5 @@ class CombineRewards(beam.DoFn):  # type: ignore[misc]
                 ),
                 score_files.columns_hash(columns, footer.content_hash + original),
             )
-            yield ScoreFile(path, files[0].file, score_files.write(path, columns, footer, original)).to_bytes()
+            written = score_files.write(path, columns, footer, original)
+            yield ScoreFile(path, files[0].file, written, files[0].sides).to_bytes()

@@ -10,6 +10,7 @@ Example, of a fragment of two rows with two responses each, the last of them emp
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from pipelines.plan import Plan
 from pipelines.runtime import counters, progress
 from pipelines.score import score_files
 from pipelines.score.score_files import Footer, ScoreFile
+from pipelines.score.side_files import UnitSideFiles
 from pipelines.score.unit_scores import LookUp, ScoreDirectories, UnitScores
 from rm.conversations import Conversation, count_characters, response_hash
 
@@ -50,7 +52,7 @@ _NEARLY_ALL = 0.9
 
 @dataclass(frozen=True)
 class UnitScorer:
-    """Gives every fragment of a unit a score file: the existing one, or one with the results of its scorer.
+    """Gives every fragment of a unit a score file: the existing one, or one with the results of its scorer; and side files.
 
     Without a `scorer_of`, every fragment must have been scored before, unless the rows carry their rewards. With `read_only`,
     carried rewards must be in score files already, too, and nothing is written.
@@ -64,7 +66,8 @@ class UnitScorer:
 
     def read_leading(self, file_number: int, unit: Unit, look_up: LookUp = map) -> list[ScoreFile]:
         """The unit's valid score files from its first fragment on, see `UnitScores.read_leading`."""
-        return self._unit_scores(file_number, unit).read_leading(look_up)
+        leading = self._unit_scores(file_number, unit).read_leading(look_up)
+        return self._side_files(file_number, unit).add_existing(leading, look_up)
 
     def score_unit(
         self, file_number: int, unit: Unit, existing: Sequence[ScoreFile], *, stripe: int = 0, stripes: int = 1
@@ -74,28 +77,34 @@ class UnitScorer:
 
         Raises `BestkeptError`.
         """
-        unit_scores = self._unit_scores(file_number, unit)
-        if not self.limits.verify:
-            yield from count_existing(existing[stripe::stripes], unit)
-            if existing and existing[-1].footer.last:
-                return
+        unit_scores, side_files = self._unit_scores(file_number, unit), self._side_files(file_number, unit)
+        whole = [] if self.limits.verify else [*itertools.takewhile(side_files.has_all, existing)]
+        yield from count_existing(whole[stripe::stripes], unit)
+        if whole and whole[-1].footer.last:
+            return
         seen = 0
         for fragment in self.plan.fragments(unit_scores.file, unit, as_planned=True):
             done = fragment.rows[-1].seen_bytes if fragment.rows and not fragment.last else unit.input_bytes
             fragment_bytes, seen = done - seen, done
             if fragment.index % stripes != stripe:
                 continue
+            if fragment.index < len(whole):
+                continue
             if fragment.index < len(existing):
-                if self.limits.verify:
-                    unit_scores.check(fragment, existing[fragment.index].footer)
-                    yield from count_existing([existing[fragment.index]], unit)
+                unit_scores.check(fragment, existing[fragment.index].footer)
+                known = side_files.ensure(fragment, existing[fragment.index], read_only=self.read_only)
+                yield from count_existing([known], unit)
                 continue
             score_file, is_new = self._score_fragment(unit_scores, fragment, input_bytes=fragment_bytes)
+            score_file = side_files.ensure(fragment, score_file, read_only=self.read_only)
             _count(score_file.footer, input_bytes=fragment_bytes, found=not is_new)
             yield score_file
 
     def _unit_scores(self, file_number: int, unit: Unit) -> UnitScores:
         return UnitScores(self.plan, self.directories.of(self.plan.fingerprint), file_number, unit)
+
+    def _side_files(self, file_number: int, unit: Unit) -> UnitSideFiles:
+        return UnitSideFiles(self.plan, self.directories, file_number, unit)
 
     def _score_fragment(
         self, unit_scores: UnitScores, fragment: Fragment, *, input_bytes: int

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.corpus.word_hashes import splitmix
+
 Mask = npt.NDArray[np.bool_]
 Positions = npt.NDArray[np.intp]
 Prompts = tuple[Positions, Positions]
@@ -238,15 +240,6 @@ def hash_rows(candidates: Candidates, seed: int = 0) -> npt.NDArray[np.uint64]:
     with np.errstate(over="ignore"):
         prompt = candidates.key_low + GOLDEN * np.uint64(seed + 1)
     return splitmix(candidates.response_hash ^ prompt)
-
-
-def splitmix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finaliser of splitmix64: one to one, and every bit of the result depends on all of `z`."""
-    with np.errstate(over="ignore"):
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        result: npt.NDArray[np.uint64] = z ^ (z >> np.uint64(31))
-    return result
 
 
 def _sort_with_ties(candidates: Candidates, order: Positions, keys: npt.NDArray[np.uint64]) -> Positions:

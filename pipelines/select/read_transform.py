@@ -56,7 +56,7 @@ class ReadScores(ThreadedDoFn):
         footer = descriptor.footer
         columns = score_columns(needs)
         extra = ["row", "response_index", "reason"] if footer.rejected else ["row"] if self._with_schemas else []
-        scores = score_files.read_columns(descriptor.path, list(dict.fromkeys([*columns, *extra])), footer)
+        scores = score_files.read_joined(descriptor, list(dict.fromkeys([*columns, *extra])))
         everything = scores_to_candidates(scores, file=descriptor.file, unit=footer.unit, needs=needs)
         candidates, counts = apply_early_steps(everything, self._selection, sides, until=len(self._selection.steps))
         candidates = with_marks(candidates, self._selection.marked)

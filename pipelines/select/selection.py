@@ -239,5 +239,5 @@ def apply_step(candidates: Candidates, step: Step, *, cut: Cut | None, temperatu
 
 def read_candidates(descriptor: ScoreFile, needs: Needs) -> Candidates:
     """Read the scored rows of a score file."""
-    scores = score_files.read_columns(descriptor.path, score_columns(needs), descriptor.footer)
+    scores = score_files.read_joined(descriptor, score_columns(needs))
     return scores_to_candidates(scores, file=descriptor.file, unit=descriptor.footer.unit, needs=needs)
