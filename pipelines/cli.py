@@ -6,6 +6,7 @@ Options stand in `commands/options.py`, what all commands have in common in `com
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 from pipelines.commands import app as program
 from pipelines.commands import options
@@ -24,13 +25,19 @@ app.add_typer(models, name="model", help="Put a model where workers find it.")
 
 
 @app.command(settings="run", context_settings=options.PASS_ON)
-def run(config: options.ConfigPath, extra: options.Overrides = None) -> None:
+def run(config: options.ConfigPath, extra: options.Overrides = None, metrics: options.Metrics = None) -> None:
     """Score a corpus and keep the best: everything from input files to the finished data set."""
-    settings, flags = program.load_run_config(config, extra)
-    from pipelines.commands.run import default_scorer, run_curation
-    from pipelines.commands.summary import run_and_summarise
+    from pipelines.commands.metrics.reporting import reporting
 
-    run_and_summarise(settings, lambda: run_curation(settings, flags, scorer=default_scorer(settings)))
+    with reporting("run", config, metrics) as report:
+        settings, flags = program.load_run_config(config, extra)
+        report.configure(settings)
+        from pipelines.commands.run import default_scorer, run_curation
+        from pipelines.commands.summary import run_and_summarise
+
+        scorer = default_scorer(settings)
+        work = partial(run_curation, settings, flags, scorer=scorer, begin=report.begin)
+        report.succeed(run_and_summarise(settings, work))
 
 
 @app.command(settings="run", context_settings=options.PASS_ON)
@@ -56,15 +63,25 @@ def plan(
 
 
 @app.command(settings="run", context_settings=options.PASS_ON)
-def score(config: options.ConfigPath, extra: options.Overrides = None, shard: options.Shard = None) -> None:
+def score(
+    config: options.ConfigPath,
+    extra: options.Overrides = None,
+    shard: options.Shard = None,
+    metrics: options.Metrics = None,
+) -> None:
     """Score a corpus and stop; what is scored already is not scored again."""
-    settings, flags = program.load_run_config(config, extra)
-    from pipelines.commands.run import default_scorer, run_scoring
-    from pipelines.commands.summary import run_and_summarise
-    from pipelines.score.work import CorpusShard
+    from pipelines.commands.metrics.reporting import reporting
 
-    part = None if shard is None else CorpusShard.of(shard)
-    run_and_summarise(settings, lambda: run_scoring(settings, flags, scorer=default_scorer(settings), shard=part))
+    with reporting("score", config, metrics) as report:
+        settings, flags = program.load_run_config(config, extra)
+        report.configure(settings)
+        from pipelines.commands.run import default_scorer, run_scoring
+        from pipelines.commands.summary import run_and_summarise
+        from pipelines.score.work import CorpusShard
+
+        part, scorer = None if shard is None else CorpusShard.of(shard), default_scorer(settings)
+        work = partial(run_scoring, settings, flags, scorer=scorer, shard=part, begin=report.begin)
+        report.succeed(run_and_summarise(settings, work))
 
 
 @app.command(settings="run", context_settings=options.PASS_ON)
@@ -74,32 +91,42 @@ def select(
     explain: options.ExplainedPrompt = None,
     as_json: options.ExplanationAsJson = False,
     text: options.ExplanationWithText = False,
+    metrics: options.Metrics = None,
 ) -> None:
     """Select and export from scores that are there; loads no model."""
-    settings, flags = program.load_run_config(config, extra)
     if explain is not None:
+        settings, flags = program.load_run_config(config, extra)
         from pipelines.commands.explain.table import explain_and_print
 
         explain_and_print(settings, explain, flags, as_json=as_json, with_text=text)
         return
-    from pipelines.commands.run import run_curation
-    from pipelines.commands.summary import run_and_summarise
+    from pipelines.commands.metrics.reporting import reporting
     from pipelines.errors import ConfigError
 
     if as_json or text:
         name = "--json" if as_json else "--text"
         raise ConfigError(f"{name} is for an explanation, and none is asked for; give --explain PROMPT, too")
-    run_and_summarise(settings, lambda: run_curation(settings, flags, scorer=None))
+    with reporting("select", config, metrics) as report:
+        settings, flags = program.load_run_config(config, extra)
+        report.configure(settings)
+        from pipelines.commands.run import run_curation
+        from pipelines.commands.summary import run_and_summarise
+
+        work = partial(run_curation, settings, flags, scorer=None, begin=report.begin)
+        report.succeed(run_and_summarise(settings, work))
 
 
 @app.command(settings="train", context_settings=options.PASS_ON)
-def train(config: options.ConfigPath, extra: options.Settings = None) -> None:
+def train(config: options.ConfigPath, extra: options.Settings = None, metrics: options.Metrics = None) -> None:
     """Train a Bradley-Terry reward model on preferences."""
-    overrides = program.require_settings("train", extra)
-    from pipelines.commands.train import run_training
-    from pipelines.config import TrainConfig, load
+    from pipelines.commands.metrics.reporting import is_first_process, reporting
 
-    run_training(load(TrainConfig, config, overrides))
+    with reporting("train", config, metrics if is_first_process() else None) as report:
+        overrides = program.require_settings("train", extra)
+        from pipelines.commands.train import run_training
+        from pipelines.config import TrainConfig, load
+
+        report.trained(run_training(load(TrainConfig, config, overrides)))
 
 
 @app.command(settings="evaluate", context_settings=options.PASS_ON)

@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -47,13 +47,14 @@ class BestkeptError(Exception):
 
     exit_code: Exit = Exit.STORAGE
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, counts: Mapping[str, Any] | None = None) -> None:
         self.message = _shorten(escape_controls(hide_credentials(message)))
+        self.counts = dict(counts or {})  # of what was read, where they are why the run ends
         super().__init__(self.message)
 
     def pack(self) -> str:
         """This error as a token that survives inside any other text."""
-        fields = json.dumps({"code": int(self.exit_code), "message": self.message})
+        fields = json.dumps({"code": int(self.exit_code), "message": self.message, "counts": self.counts})
         return f"[bestkept-error:{base64.b64encode(fields.encode()).decode()}]"
 
 
@@ -121,7 +122,7 @@ def from_text(text: str) -> BestkeptError | None:
     if match is None:
         return None
     fields = json.loads(base64.b64decode(match.group(1)))
-    return _BY_CODE[fields["code"]](fields["message"])
+    return _BY_CODE[fields["code"]](fields["message"], counts=fields.get("counts"))
 
 
 _FRAME = re.compile(r'File "[^"]*?((?:pipelines|rm)/[\w/]+\.py)", line (\d+)')

@@ -46,6 +46,14 @@ Machine = Annotated[
 ]
 PriceFile = Annotated[str | None, typer.Option(metavar="FILE", help="Prices, instead of those that are shipped.")]
 
+Metrics = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Write the numbers of this command to FILE when it ends, also when it fails: Prometheus' text format, for the "
+        "textfile collector of node_exporter, which reads names that end in .prom.",
+    ),
+]
 Shard = Annotated[
     str | None,
     typer.Option(

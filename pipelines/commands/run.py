@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,6 +35,9 @@ from pipelines.storage.owner import Owner
 
 log = logging.getLogger(__name__)
 
+Begin = Callable[[Plan, str, str | None], None]
+"""(plan, directory that is written to, its version): called when all is prepared, and before any work."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -50,6 +53,7 @@ class Outcome:
     pushed: PushResult | None = None  # where `output.push_to_hub` has put it
     handed_over: bool = False  # the runner goes on alone; nothing is known of the end
     version_run: VersionRun | None = None  # of `run` and `select` with output.versions
+    record: dict[str, Any] | None = None  # the content of run.json, where this run has written it
 
     def output(self, config: RunConfig) -> str:
         """Return the path of the data set."""
@@ -108,11 +112,13 @@ class ScoringRun:
         return "" if self.shard is None else f"-{self.shard.index}-of-{self.shard.count}"
 
 
-def run_curation(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory | None) -> Outcome:
+def run_curation(
+    config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory | None, begin: Begin | None = None
+) -> Outcome:
     """Run the whole graph, and upload the output where `output.push_to_hub` is set. Raises `BestkeptError`."""
     target = config.output.push_to_hub
     hub.check(target)
-    outcome = run_graph(config, flags, scorer=scorer)
+    outcome = run_graph(config, flags, scorer=scorer, begin=begin)
     if target is None or outcome.manifest is None:
         return outcome
     if not is_latest(outcome.version_run):
@@ -124,11 +130,15 @@ def run_curation(config: RunConfig, flags: Sequence[str] = (), *, scorer: Scorer
     return replace(outcome, pushed=hub.push(absolute(outcome.output(config)), target, outcome.manifest))
 
 
-def run_graph(config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory | None) -> Outcome:
+def run_graph(
+    config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory | None, begin: Begin | None = None
+) -> Outcome:
     """Run the whole graph; without a `scorer`, select from existing scores. Raises `BestkeptError`."""
     # 1. prepare: check the settings, freeze the plans, claim the output
     run = prepare(config, flags, scorer=scorer)
     config, plan = run.config, run.plans.whole
+    if begin is not None:
+        begin(plan, config.path, None if run.version_run is None else run.version_run.version)
     # 2. return if an earlier run has completed this output
     if (complete := complete_outcome(run)) is not None:
         if makes_template(run.options):  # a launch that stages no job has failed, however well it ends
@@ -214,11 +224,16 @@ def conclude(run: Run, worker_counters: Mapping[str, int], job_counters: Mapping
     if run.config.report.write and counted.get("rows"):
         write_report(path, manifest, run=record)
     skipped = tuple(manifest.get("skipped_files", ()))
-    return Outcome(plan, manifest, {}, secs, skipped=skipped, version_run=run.version_run)
+    return Outcome(plan, manifest, {}, secs, skipped=skipped, version_run=run.version_run, record=record)
 
 
 def run_scoring(
-    config: RunConfig, flags: Sequence[str] = (), *, scorer: ScorerFactory | None, shard: CorpusShard | None = None
+    config: RunConfig,
+    flags: Sequence[str] = (),
+    *,
+    scorer: ScorerFactory | None,
+    shard: CorpusShard | None = None,
+    begin: Begin | None = None,
 ) -> Outcome:
     """Score the corpus with every model, or a shard of it, and stop.
 
@@ -227,6 +242,8 @@ def run_scoring(
     """
     # 1. prepare: check the settings, freeze the plans
     run = prepare_scoring(config, flags, scorer=scorer, shard=shard)
+    if begin is not None:
+        begin(run.plans.whole, scores_path(run.config), None)
     # 2. score with the worker processes of this machine, if there are several
     worker_counters = score_with_workers(run.config, run.plans, run.paths, scorer, shard=shard)
     # 3. execute the graph, which finds what the workers have scored
@@ -274,17 +291,17 @@ def conclude_scoring(
     if job_counters is None:
         return Outcome(plan, None, {}, secs, handed_over=True)
     counted = counters.add_counters(worker_counters, job_counters)
-    counters.write_run_record(run.record_path, "score", secs, counted)
+    record = counters.write_run_record(run.record_path, "score", secs, counted)
     skipped = tuple(json.loads(read_bytes(run.skipped_path) or b"[]")) if limits.skip_bad_files else ()
     totals = [read_totals(path) for path in run.totals_paths]
     if len(totals) == 1:
         check_shard(totals[0], limits, run.shard, listed=run.rejected_paths[0])
-        return Outcome(plan, None, totals[0].to_json(), secs, skipped=skipped)
+        return Outcome(plan, None, totals[0].to_json(), secs, skipped=skipped, record=record)
     members = []
     for member, member_totals, listed in zip(plan.model["members"], totals, run.rejected_paths, strict=True):
         check_shard(member_totals, limits, run.shard, model=member["name"], listed=listed)
         members.append({"name": member["name"], "fingerprint": member["fingerprint"], **member_totals.to_json()})
-    return Outcome(plan, None, {}, secs, members=tuple(members), skipped=skipped)
+    return Outcome(plan, None, {}, secs, members=tuple(members), skipped=skipped, record=record)
 
 
 def score_with_workers(

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 _SKIPPED_SHOWN = 10
 
 
-def run_and_summarise(config: RunConfig, work: Callable[[], Outcome]) -> None:
-    """Do the work with its progress shown, and print its summary; nothing where the runner goes on alone."""
+def run_and_summarise(config: RunConfig, work: Callable[[], Outcome]) -> Outcome:
+    """Do the work with its progress shown, and print its summary; nothing where the runner goes on alone. Return its outcome."""
     with showing_progress():
         outcome = work()
     if not outcome.handed_over:
         print_summary(config, outcome)
+    return outcome
 
 
 def print_summary(config: RunConfig, outcome: Outcome) -> None:

@@ -96,3 +96,6 @@ class ReportConfig(Strict):
     gold: str | None = None
     """A column under `input.carry` with the true worth of each response, as a number (or true and false): best-of-n is measured
     by it. Rules never see it."""
+    report_to: list[Literal["mlflow", "trackio"]] = []
+    """Trackers that get the numbers and settings of a run when it ends, as `train.report_to` does for training; each is set up by
+    its own environment variables."""

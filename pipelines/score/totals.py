@@ -79,7 +79,8 @@ def check_limits(totals: Totals, limits: Limits, *, model: str | None = None, li
         raise RejectedError(
             f"{totals.rejected.total()} of {totals.read} responses were rejected{by} ({fraction:.4%}: {reasons}; "
             f"first: {first}), more than {limits.described_most_rejected}; fix the input, or raise the limit: nothing is scored "
-            "again" + ("" if listed is None else f"; the rejected rows are listed in {listed}")
+            "again" + ("" if listed is None else f"; the rejected rows are listed in {listed}"),
+            counts={name: count for name, count in totals.to_json().items() if name != "examples"},
         )
     return totals
 

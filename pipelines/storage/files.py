@@ -240,7 +240,7 @@ def stored_in(directory: str) -> dict[str, StoredObject]:
     }
 
 
-def check_writable(directory: str, *, named: str) -> None:
+def check_writable(directory: str, *, named: str, remedy: str = "choose another output.path") -> None:
     """Write into a local directory, or to where it would be made, before hours of work are spent for it; nothing is left there.
 
     Raises `StorageError`, which calls it `named`, or `ConfigError` where a file stands in its place.
@@ -253,7 +253,7 @@ def check_writable(directory: str, *, named: str) -> None:
             pass
     except OSError as error:
         kind = ConfigError if isinstance(error, NotADirectoryError) else StorageError
-        raise kind(f"cannot write {named}: {describe(error)}; choose another output.path") from error
+        raise kind(f"cannot write {named}: {describe(error)}; {remedy}") from error
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""Numbers of a command for machines: a Prometheus textfile, OTLP, OpenLineage events, MLflow and Trackio."""

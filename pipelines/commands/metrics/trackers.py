@@ -1,0 +1,86 @@
+"""Numbers and settings of a curation run in experiment trackers, by `report.report_to`: MLflow and Trackio.
+
+Each is configured by its own environment (`MLFLOW_TRACKING_URI`, `MLFLOW_EXPERIMENT_NAME`, `TRACKIO_SPACE_ID`, ...).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipelines.commands.metrics.numbers import Ended, Metric
+from pipelines.commands.metrics.sinks import Job, Sink, require_package
+
+_MOST_TEXT = 500  # characters of a value, as MLflow allows
+
+
+class Mlflow:
+    """A run of MLflow, made when a command ends."""
+
+    name = "mlflow"
+
+    def begin(self, job: Job) -> None:
+        # of its own accord MLflow tries for minutes
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+
+    def end(self, job: Job | None, ended: Ended, metrics: Sequence[Metric], error: str | None) -> None:
+        if job is None:
+            return
+        import mlflow
+
+        mlflow.start_run(run_name=run_name(job))
+        mlflow.log_params(_texts(job.settings))
+        mlflow.set_tags({"bestkept.version": ended.version, "bestkept.output": job.output})
+        mlflow.log_metrics(flat(metrics))
+        mlflow.end_run("FINISHED" if ended.exit_code == 0 else "FAILED")
+
+
+class Trackio:
+    """A run of Trackio, made when a command ends."""
+
+    name = "trackio"
+
+    def begin(self, job: Job) -> None: ...
+
+    def end(self, job: Job | None, ended: Ended, metrics: Sequence[Metric], error: str | None) -> None:
+        if job is None:
+            return
+        import trackio
+
+        config = {**_texts(job.settings), "bestkept.version": ended.version, "bestkept.output": job.output}
+        project = os.environ.get("TRACKIO_PROJECT", "bestkept")
+        with contextlib.redirect_stdout(io.StringIO()):  # which has the path of the output, and nothing else
+            trackio.init(project, name=run_name(job), config=config, resume="allow", embed=False)
+            trackio.log(flat(metrics))
+            trackio.finish()
+
+
+def find_trackers(names: Sequence[str]) -> list[Sink]:
+    """Return the trackers of these names. Raises `ConfigError` for a missing package."""
+    for name in names:
+        require_package(name, needed_by=f"report.report_to: [{name}]", install=name)
+    kinds: dict[str, type[Mlflow] | type[Trackio]] = {"mlflow": Mlflow, "trackio": Trackio}
+    return [kinds[name]() for name in dict.fromkeys(names)]
+
+
+def flat(metrics: Sequence[Metric]) -> dict[str, float]:
+    """Return metrics by name, with the values of their labels behind slashes: `responses_rejected/empty_response`."""
+    return {"/".join([one.name, *map(_key, one.labels.values())]): one.number for one in metrics}
+
+
+def run_name(job: Job) -> str:
+    """Return the last part of the output's path, and its version."""
+    name = job.output.rstrip("/").rpartition("/")[2]
+    return name if job.output_version is None else f"{name} {job.output_version[:8]}"
+
+
+def _key(value: str) -> str:
+    return "".join(character if character.isalnum() or character in "_-. " else "_" for character in value)
+
+
+def _texts(settings: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(value)[:_MOST_TEXT] for name, value in settings.items()}
