@@ -319,6 +319,9 @@ def load_evaluation(directory: Path | str) -> dict[str, Any] | None:
         numbers = [part[name][end] for part in parts for name in _ESTIMATES for end in ("value", "low", "high")]
         numbers += [part["comparisons"] for part in parts]
         texts = [evaluation["verdict"], evaluation["data"], evaluation["part"], *(part["rule"] for part in parts)]
+        for test in evaluation.get("stress", {"tests": []})["tests"]:
+            texts.append(test["name"])
+            numbers += [test["prompts"], *(test["preferred"][end] for end in ("value", "low", "high"))]
     except (KeyError, TypeError) as error:
         raise ModelError(f"{path} holds an evaluation without {error}; {_CALIBRATE}") from error
     if not all(isinstance(text, str) for text in texts) or not all(

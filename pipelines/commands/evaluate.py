@@ -24,7 +24,11 @@ from pipelines.storage.files import check_writable
 from pipelines.storage.models import whole_directory
 
 if TYPE_CHECKING:
-    from rm.evaluate import Evaluation
+    import numpy as np
+    import numpy.typing as npt
+
+    from rm.conversations import Conversation
+    from rm.evaluate import Evaluation, Stress
     from rm.preferences import Group
     from rm.scorer import GroupScores
 
@@ -34,8 +38,13 @@ class _ScoredGroups:
     """The scores of all groups, and the settings of the scorer that gave them."""
 
     scores: list[GroupScores]
+    stressed: Stress | None
     max_length: int
     dtype: str
+
+    @property
+    def rewards(self) -> list[npt.NDArray[np.float32]]:
+        return [score.rewards for score in self.scores]
 
     @property
     def truncated(self) -> int:
@@ -67,15 +76,16 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
         raise ModelLoadError(str(error)) from error
     evaluation = evaluate(
         groups,
-        [score.rewards for score in scored.scores],  # and no lengths: token counts are cut where the text is
+        scored.rewards,  # and no lengths: token counts are cut where the text is
         bootstrap=Bootstrap(config.bootstrap.resamples, config.bootstrap.seed),
+        stressed=scored.stressed,
     )
     stored = None
     if temperature_directory is not None:
         stored = _store(temperature_directory, evaluation, groups, config)
     figures = evaluation.to_json()
     document: dict[str, Any] = {
-        "verdict": verdict.words_of(figures["verdict"]),
+        "verdict": verdict.words_of({**figures["verdict"], "stress": figures["stress"]}),
         "model": {**config.model.model_dump(), "dtype": scored.dtype, "max_length": scored.max_length},
         "data": {"path": config.data.path, "part": _part(config), "rejected": dict(sorted(rejected.items()))},
         "truncated": scored.truncated,
@@ -131,6 +141,7 @@ def _read(config: EvaluateConfig) -> tuple[list[Group], Counter[str]]:
 
 def _score(config: EvaluateConfig, directory: Path, groups: Sequence[Group]) -> _ScoredGroups:
     from rm.engine.device import resolve_device
+    from rm.evaluate import Bootstrap, stress
     from rm.identity import resolve_dtype
     from rm.scorer import Scorer
 
@@ -144,10 +155,21 @@ def _score(config: EvaluateConfig, directory: Path, groups: Sequence[Group]) -> 
         device=resolve_device(config.model.device),
         devices=config.model.devices,
     )
-    with showing_batches(sum(len(group.responses) for group in groups)) as report:
-        scorer.on_batch = report
-        scores = scorer.score([(group.prompt, group.responses) for group in groups])
-    return _ScoredGroups(scores, scorer.template.max_length, dtype)
+
+    def score(asked: Sequence[tuple[Conversation, Sequence[str]]]) -> list[GroupScores]:
+        with showing_batches(sum(len(responses) for _, responses in asked)) as report:
+            scorer.on_batch = report
+            return scorer.score(asked)
+
+    scores = score([(group.prompt, group.responses) for group in groups])
+    stressed = stress(
+        groups,
+        [one.rewards for one in scores],
+        lambda asked: [one.rewards for one in score(asked)],
+        prompts=config.stress.prompts,
+        bootstrap=Bootstrap(config.bootstrap.resamples, config.bootstrap.seed),
+    )
+    return _ScoredGroups(scores, stressed, scorer.template.max_length, dtype)
 
 
 def _temperature_directory(config: EvaluateConfig) -> Path | None:
@@ -179,7 +201,12 @@ def _store(directory: Path, evaluation: Evaluation, groups: Sequence[Group], con
     known_by = {"data": config.data.path, "fitted_on": _part(config)}
     try:
         path = store_temperature(
-            directory, evaluation.calibration, verdict=evaluation.verdict, groups=groups, **known_by
+            directory,
+            evaluation.calibration,
+            verdict=evaluation.verdict,
+            groups=groups,
+            stressed=evaluation.stress,
+            **known_by,
         )
         return str(path)
     except OSError as error:

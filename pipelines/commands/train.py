@@ -85,6 +85,7 @@ def settings_of(config: TrainConfig) -> TrainSettings:
         heldout_fraction=heldout.fraction,
         heldout_path=None if heldout.path is None else expanduser(heldout.path),
         heldout_split=heldout.split,
+        stress_prompts=config.stress.prompts,
         model_path=config.model.path,
         revision=config.model.revision,
         max_length=config.model.max_length,
@@ -136,7 +137,7 @@ def _summary_table(result: TrainResult) -> Table:
         table.add_row("held-out accuracy, %", f"{percent_interval(row['model'])} on {counts}")
         table.add_row(f"  the {row['rule']} response", percent_interval(row["length"]))
         table.add_row("verdict", verdict.sentence(evaluation["verdict"]))
-        for warning in verdict.warnings(evaluation["verdict"]):
+        for warning in verdict.warnings({**evaluation["verdict"], "stress": evaluation["stress"]}):
             table.add_row("", warning)
         if evaluation["calibration"] is not None:
             table.add_row("temperature", temperature_words(evaluation["calibration"]["temperature"]))

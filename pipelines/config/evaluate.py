@@ -7,7 +7,7 @@ from pydantic import Field
 from pipelines.config.base import PathText, Strict
 from pipelines.config.corpus import RowLimits
 from pipelines.config.model import ModelConfig
-from pipelines.config.train import PreferencesConfig
+from pipelines.config.train import PreferencesConfig, StressConfig
 
 
 class EvaluatedModel(ModelConfig):
@@ -41,6 +41,8 @@ class EvaluateConfig(Strict):
     """Preferences; their path is the command's second argument."""
     bootstrap: BootstrapConfig = BootstrapConfig()
     """The confidence intervals."""
+    stress: StressConfig = StressConfig()
+    """The stress tests."""
     output: EvaluationOutput = EvaluationOutput()
     """The files with the results."""
     limits: RowLimits = RowLimits()

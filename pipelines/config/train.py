@@ -154,6 +154,12 @@ class HeldOutConfig(Strict):
     """The split of these files that is held out; without a path, of the first of data, of which another one is trained on."""
 
 
+class StressConfig(Strict):
+    prompts: int = Field(default=100, ge=0)
+    """Prompts on which the model is tried with responses that are plainly worse, or no better: to other prompts, cut, repeated,
+    padded, in another form; about a dozen forwards each. 0 leaves the tests out."""
+
+
 class LoraConfig(Strict):
     rank: int = Field(default=16, ge=1)
     """Inner size of the adapters: larger can learn more, and takes more memory."""
@@ -231,6 +237,8 @@ class TrainConfig(Strict):
     """Preferences; a list of them, of any formats, is trained on together."""
     heldout: HeldOutConfig = HeldOutConfig()
     """The preferences that accuracy is measured on."""
+    stress: StressConfig = StressConfig()
+    """The stress tests of the trained model, on held-out prompts."""
     model: BackboneConfig
     """The pretrained model that the reward model starts from."""
     train: TrainOptions = TrainOptions()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from rich import box
 from rich.table import Table
 
+from pipelines.report import stress
 from pipelines.report.text import percent, percent_interval
 from pipelines.storage.canonical_json import Json
 
@@ -52,6 +53,8 @@ def evaluation_tables(document: Json, *, written_to: str) -> Iterator[Table]:
         yield _best_of_n(evaluation["best_of_n"])
     if evaluation["reward_bench_2"]:
         yield _reward_bench(evaluation["reward_bench_2"])
+    if evaluation["stress"]:
+        yield _stress(evaluation["stress"])
     yield _summary(document, written_to)
 
 
@@ -113,6 +116,13 @@ def _reward_bench(scores: Json) -> Table:
     return table
 
 
+def _stress(stressed: Json) -> Table:
+    table = _table("stress tests", *stress.COLUMNS)
+    for cells in stress.rows(stressed):
+        table.add_row(*cells)
+    return table
+
+
 def summary_rows(document: Json) -> Iterator[tuple[str, str]]:
     """(label, words) of everything that fits one line."""
     evaluation = document["evaluation"]
@@ -140,6 +150,9 @@ def summary_rows(document: Json) -> Iterator[tuple[str, str]]:
             f"{number(correlation['overall'])} overall (Pearson)"
         ),
     )
+    if stressed := evaluation["stress"]:
+        words = f"{number_interval(stressed['without_prompt'])} with the rewards under another prompt (Spearman within prompts)"
+        yield "reward without its prompt", words
     if separation := evaluation["separation"]:
         yield "accepted above rejected", f"{number(separation['auc'])} (AUC across prompts)"
     if calibration := evaluation["calibration"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pipelines.report import stress
 from pipelines.report.text import crop, percent_interval
 from pipelines.storage.canonical_json import Json
 
@@ -86,6 +87,7 @@ def _figures(part: Json, what: str) -> str:
 def warnings(evaluation: Json) -> Iterator[str]:
     """Sentences on what the verdict does not hold for."""
     accuracy = evaluation["length_matched"]["accuracy"]
+    yield from stress.warnings(evaluation.get("stress"))
     if evaluation["verdict"] == UNKNOWN:
         return
     if accuracy["low"] is None:

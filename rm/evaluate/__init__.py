@@ -23,6 +23,7 @@ from rm.evaluate.calibration_file import load_temperature, store_centring, store
 from rm.evaluate.comparisons import Comparisons, clusters, correctness, tabulate
 from rm.evaluate.diagnostics import LengthCorrelation, MarginBin, length_correlation, margin_bins
 from rm.evaluate.reward_bench import RewardBench2, reward_bench_2
+from rm.evaluate.stress import ScoreGroups, Stress, StressTest, stress
 from rm.evaluate.verdict import Verdict
 from rm.preferences import Group
 
@@ -45,6 +46,7 @@ class Evaluation(Figures):
     margins: tuple[MarginBin, ...]
     best_of_n: BestOfNCurve | None
     reward_bench_2: RewardBench2 | None
+    stress: Stress | None
 
 
 def evaluate(
@@ -53,12 +55,14 @@ def evaluate(
     *,
     lengths: Sequence[ArrayLike] | None = None,
     bootstrap: Bootstrap | None = None,
+    stressed: Stress | None = None,
 ) -> Evaluation:
     """Compute all figures of these rewards.
 
     `rewards` holds an array [K] for each group, aligned with its responses; NaN where a response could not be scored.
     `lengths` are the responses' lengths in tokens, in the same form; without them, characters are counted. Where a model
-    truncates, its token counts are cut with the text and make the length baseline weaker than it is: omit them then.
+    truncates, its token counts are cut with the text and make the length baseline weaker than it is: omit them then. `stressed`
+    is the result of `stress`, which needs a model.
 
     Raises `ValueError` where the arrays do not fit the groups.
     """
@@ -85,6 +89,7 @@ def evaluate(
         margins=margin_bins(table),
         best_of_n=best_of_n(groups, rewards, sizes, bootstrap=bootstrap),
         reward_bench_2=reward_bench_2(groups, rewards),
+        stress=stressed,
     )
 
 
@@ -109,7 +114,10 @@ __all__ = [
     "LengthCorrelation",
     "MarginBin",
     "RewardBench2",
+    "ScoreGroups",
     "Separation",
+    "Stress",
+    "StressTest",
     "Verdict",
     "best_of_n",
     "calibrate",
@@ -125,5 +133,6 @@ __all__ = [
     "store_centring",
     "store_offset",
     "store_temperature",
+    "stress",
     "tabulate",
 ]

@@ -155,6 +155,14 @@ def average_ranks(values: Floats) -> Floats:
     return ranks
 
 
+def pearson(left: Floats, right: Floats) -> float:
+    """Return Pearson's correlation; NaN where either side does not vary."""
+    if len(left) < 2 or np.ptp(left) == 0 or np.ptp(right) == 0:
+        return math.nan
+    a, b = left - left.mean(), right - right.mean()
+    return float((a @ b) / math.sqrt((a @ a) * (b @ b)))
+
+
 def equal_mass_bins(values: Floats, bins: int) -> list[Ints]:
     """Divide the indices of `values` into at most `bins` groups of equal size, ascending; equal values stay together."""
     if len(values) == 0:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rm.evaluate.calibration import Calibration
+from rm.evaluate.stress import Stress
 from rm.evaluate.verdict import Verdict, hash_preferences
 from rm.identity import CALIBRATION_FILE, load_temperature
 from rm.messages import load_json
@@ -30,11 +31,12 @@ def store_temperature(
     fitted_on: str,
     verdict: Verdict | None = None,
     groups: Sequence[Group] = (),
+    stressed: Stress | None = None,
 ) -> Path:
-    """Write the fitted temperature beside the weights, whole or not at all, and a verdict with it; older ones are replaced.
+    """Write the fitted temperature beside the weights, whole or not at all, and a verdict with it and with stress tests.
 
-    `data` is the path of the preferences, of which the file name alone is stored; `fitted_on` describes the part used, and
-    `groups` are its groups, of which a hash is stored. Raises `OSError` where the directory cannot be written.
+    Older ones are replaced. `data` is the path of the preferences, of which the file name alone is stored; `fitted_on` describes
+    the part used, and `groups` are its groups, of which a hash is stored. Raises `OSError` where the directory cannot be written.
     """
     fields: dict[str, object] = {
         "temperature": calibration.temperature.value,
@@ -46,7 +48,8 @@ def store_temperature(
     }
     if verdict is not None:
         known_by = {"data": fields["data"], "part": fitted_on, "data_hash": hash_preferences(groups)}
-        fields["evaluation"] = {**verdict.to_json(), **known_by}
+        tested = {} if stressed is None else {"stress": stressed.to_json()}
+        fields["evaluation"] = {**verdict.to_json(), **known_by, **tested}
     return _update(Path(directory) / FILE_NAME, fields)
 
 

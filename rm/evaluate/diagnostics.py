@@ -9,7 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rm.evaluate.bootstrap import Bootstrap, Estimate, Figures, Floats, average_ranks, clustered_means, equal_mass_bins
+from rm.evaluate.bootstrap import (
+    Bootstrap,
+    Estimate,
+    Figures,
+    average_ranks,
+    clustered_means,
+    equal_mass_bins,
+    pearson,
+)
 from rm.evaluate.calibration import cross_fitted_gaps, sigmoid
 from rm.evaluate.comparisons import Comparisons, clusters, correctness
 from rm.preferences import Group
@@ -51,21 +59,13 @@ def length_correlation(
         r, size = np.asarray(reward, dtype=np.float64), np.asarray(length, dtype=np.float64)
         r, size = r[known := np.isfinite(r)], size[known]
         pooled.append(np.column_stack([r, size]))
-        rho = _pearson(average_ranks(r), average_ranks(size)) if len(r) > 1 else math.nan
+        rho = pearson(average_ranks(r), average_ranks(size)) if len(r) > 1 else math.nan
         if math.isfinite(rho):
             within.append(rho)
             prompts.append(prompt)
     flat = np.concatenate(pooled) if pooled else np.empty((0, 2))
     mean = clustered_means(np.array(within).reshape(-1, 1), np.array(prompts, dtype=np.int64), bootstrap=bootstrap)[0]
-    return LengthCorrelation(len(within), mean, len(flat), _pearson(flat[:, 0], flat[:, 1]))
-
-
-def _pearson(left: Floats, right: Floats) -> float:
-    """Return Pearson's correlation; NaN where either side does not vary."""
-    if len(left) < 2 or np.ptp(left) == 0 or np.ptp(right) == 0:
-        return math.nan
-    a, b = left - left.mean(), right - right.mean()
-    return float((a @ b) / math.sqrt((a @ a) * (b @ b)))
+    return LengthCorrelation(len(within), mean, len(flat), pearson(flat[:, 0], flat[:, 1]))
 
 
 def margin_bins(table: Comparisons) -> tuple[MarginBin, ...]:

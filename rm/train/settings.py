@@ -13,7 +13,7 @@ from rm.evaluate import Evaluation
 from rm.preferences import RowReader
 
 _SMALL_PARAMETERS, _LARGE_PARAMETERS = 100_000_000, 1_000_000_000
-_NOT_IN_KEY = ("output_path", "report_to", "device", "read_rows")
+_NOT_IN_KEY = ("output_path", "report_to", "device", "read_rows", "stress_prompts")
 _SMALL_RATE, _MEDIUM_RATE, _LARGE_RATE = 1e-4, 3e-5, 9e-6
 
 
@@ -77,6 +77,7 @@ class TrainSettings:
     heldout_fraction: float
     heldout_path: str | None
     heldout_split: str | None  # of the files at heldout_path
+    stress_prompts: int  # held-out prompts of the stress tests; 0 for none
     model_path: str
     revision: str | None
     max_length: int

@@ -9,7 +9,7 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +19,9 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArgumen
 from rm.checkpoint.load import quiet_transformers
 from rm.conversations import prompt_key
 from rm.engine.device import resolve_device
-from rm.evaluate import Evaluation, evaluate, store_centring, store_offset, store_temperature
 from rm.preferences import Group, PreferenceError, ReadSettings, Rejections, heldout_split, read_preferences
-from rm.text.templates import Template
-from rm.train.data import Collator, Draws, EncodedGroup, doubts_about, encode_groups, hash_groups, spread_rewards
+from rm.train.data import Collator, Draws, EncodedGroup, doubts_about, hash_groups
+from rm.train.heldout import EncodedData, describe_saved, stress_heldout
 from rm.train.loss_network import GroupLoss, GroupNetwork
 from rm.train.memory import refuse_steps
 from rm.train.ranks import Ranks
@@ -42,21 +41,6 @@ log = logging.getLogger(__name__)
 _COLLAPSE_CHECK_GROUPS = 32  # groups whose rewards must differ after training
 _CHECKPOINTS = "checkpoints"
 _SETTINGS_FILE, _DATA_FILE = "settings.json", "data.json"
-
-
-@dataclass
-class _EncodedData:
-    """Groups beside their encoded forms, in the same order."""
-
-    groups: list[Group]
-    encoded: list[EncodedGroup]
-
-    @classmethod
-    def of(cls, groups: Sequence[Group], template: Template, rejected: Rejections) -> _EncodedData:
-        """Encode groups; those without a usable judgement are left out, and counted in `rejected`."""
-        pairs = zip(groups, encode_groups(groups, template, rejected), strict=True)
-        kept = [(group, encoded) for group, encoded in pairs if encoded is not None]
-        return cls([group for group, _ in kept], [encoded for _, encoded in kept])
 
 
 def train(settings: TrainSettings) -> TrainResult:
@@ -79,8 +63,8 @@ def _train(settings: TrainSettings, ranks: Ranks) -> TrainResult:
     resume_from = ranks.first(lambda: _find_checkpoint(settings))
     fit_groups, heldout_groups, rejected, notes = _read_groups(settings)
     model = TrainedModel.load(settings)
-    fit = _EncodedData.of(fit_groups, model.template, rejected)
-    heldout = _EncodedData.of(heldout_groups, model.template, rejected)
+    fit = EncodedData.of(fit_groups, model.template, rejected)
+    heldout = EncodedData.of(heldout_groups, model.template, rejected)
     _require_data(settings, fit, heldout, rejected)
     network = model.network(offset=_logit_of_base_rate(fit.encoded))
     network.offset.requires_grad_(any(len(group.labels) for group in fit.encoded))
@@ -98,7 +82,8 @@ def _train(settings: TrainSettings, ranks: Ranks) -> TrainResult:
     ranks.first(lambda: shutil.rmtree(trainer.args.output_dir))
     offset = network.offset.item() if network.offset.requires_grad else None
     rewards = trainer.heldout_rewards() if heldout.groups else []
-    measured = ranks.first(lambda: _describe_saved(settings, offset, heldout, rewards))
+    stressed = stress_heldout(settings, heldout, rewards, template=model.template, predict=trainer.predict_rewards)
+    measured = ranks.first(lambda: describe_saved(settings, offset, heldout, rewards, stressed=stressed))
     training_secs = max(1e-9, outcome.metrics["train_runtime"] - trainer.evaluation_secs)
     judgements, tokens = ranks.add_up(torch.tensor([trainer.judgements, trainer.tokens], device=trainer.args.device))
     return TrainResult(
@@ -126,37 +111,6 @@ def _save(settings: TrainSettings, trainer: GroupTrainer, model: TrainedModel, f
     trainer.ranks.first(lambda: model.save(settings.output_path))
 
 
-def _describe_saved(
-    settings: TrainSettings, offset: float | None, heldout: _EncodedData, rewards: Sequence[np.ndarray]
-) -> Evaluation | None:
-    """Store what belongs to the model beside its weights; return what its held-out rewards come to."""
-    if offset is not None:
-        store_offset(settings.output_path, offset)
-    if settings.centring:
-        store_centring(settings.output_path, settings.centring)
-    return _evaluate_heldout(settings, heldout, rewards) if heldout.groups else None
-
-
-def _evaluate_heldout(settings: TrainSettings, heldout: _EncodedData, rewards: Sequence[np.ndarray]) -> Evaluation:
-    """Evaluate the held-out groups, and store verdict and temperature beside the weights."""
-    all_rewards = [
-        spread_rewards(values, encoded.members, len(group.responses))
-        for values, group, encoded in zip(rewards, heldout.groups, heldout.encoded, strict=True)
-    ]
-    evaluation = evaluate(heldout.groups, all_rewards)
-    if evaluation.calibration is not None:
-        data = settings.heldout_path or settings.sources[0][0]
-        store_temperature(
-            settings.output_path,
-            evaluation.calibration,
-            data=data,
-            fitted_on="held-out prompts of training",
-            verdict=evaluation.verdict,
-            groups=heldout.groups,
-        )
-    return evaluation
-
-
 def _read_groups(settings: TrainSettings) -> tuple[list[Group], list[Group], Rejections, list[str]]:
     """Read (groups to fit, held-out groups, rejections, notes) from all sources; a prompt is on one side only.
 
@@ -178,7 +132,7 @@ def _read_groups(settings: TrainSettings) -> tuple[list[Group], list[Group], Rej
     return fit, heldout, rejected + heldout_rejected, notes
 
 
-def _require_data(settings: TrainSettings, fit: _EncodedData, heldout: _EncodedData, rejected: Rejections) -> None:
+def _require_data(settings: TrainSettings, fit: EncodedData, heldout: EncodedData, rejected: Rejections) -> None:
     if not fit.encoded:
         paths = ", ".join(repr(path) for path, _ in settings.sources)
         raise PreferenceError(
@@ -341,7 +295,7 @@ def _count_kinds(groups: Sequence[EncodedGroup]) -> dict[str, int]:
     }
 
 
-def _count_origins(data: _EncodedData) -> dict[str, int]:
+def _count_origins(data: EncodedData) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for group, encoded in zip(data.groups, data.encoded, strict=True):
         counts[group.origin] += len(encoded.edges) + len(encoded.labels)

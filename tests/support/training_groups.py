@@ -51,6 +51,7 @@ def run_settings(data: Any, model: Path, output: Path, **changes: Any) -> TrainS
         "heldout_fraction": 0.25,
         "heldout_path": None,
         "heldout_split": None,
+        "stress_prompts": 0,
         "model_path": str(model),
         "revision": None,
         "max_length": 48,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from pipelines.report import evaluation_tables
+from pipelines.report import evaluation_tables, stress
 from pipelines.report.charts import Mark, Series, calibration_chart, interval_chart, line_chart
 from pipelines.report.pages import base
 from pipelines.report.text import crop, percent, percent_interval
@@ -178,6 +178,8 @@ def _data_tables(document: Json) -> Iterator[dict[str, Any]]:
         yield _best_of_n_table(evaluation["best_of_n"])
     if evaluation["reward_bench_2"]:
         yield _reward_bench_table(evaluation["reward_bench_2"])
+    if evaluation["stress"]:
+        yield _table("Stress tests", stress.COLUMNS, stress.rows(evaluation["stress"]))
 
 
 def _accuracy_table(accuracy: Json) -> dict[str, Any]:

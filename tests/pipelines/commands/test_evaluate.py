@@ -367,3 +367,42 @@ def test_labels_that_have_no_room_are_left_out():
 def test_long_names_are_cut_and_kept_as_titles():
     svg = interval_chart([("n" * 30, [Mark(0.5)])], names=[("a", "model")], reference=0.5, x_format=str)
     assert f"{'n' * 17}…<title>{'n' * 30}</title>" in svg
+
+
+def test_stress_tests_are_in_the_table_the_page_and_beside_the_weights(bestkept, model, data, tmp_path):
+    code, out, err = bestkept("evaluate", model, data, "stress.prompts=8")
+    assert code == 0, err
+    document = read(tmp_path)
+    tests = {test["name"]: test for test in document["evaluation"]["stress"]["tests"]}
+    assert tests["repeated"]["prompts"] == 8
+    page = (tmp_path / "evaluation" / "evaluation.html").read_text()
+    for words in ("a response to another prompt", "itself twice", "reward without its prompt"):
+        assert words in out
+        assert words in page
+    stored = json.loads((model / "calibration.json").read_text())["evaluation"]
+    assert stored["stress"] == document["evaluation"]["stress"]
+    assert bestkept("evaluate", model, data, "stress.prompts=0")[0] == 0
+    assert read(tmp_path)["evaluation"]["stress"] is None
+
+
+def failing(name, low, high):
+    value = {"value": (low + high) / 2, "low": low, "high": high}
+    return {"stress": {"tests": [{"name": name, "prompts": 40, "preferred": value}]}, "verdict": "unknown"}
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high", "words"),
+    [
+        ("similar_prompt", 0.5, 0.7, "a response to a similar prompt in 60.0 [50.0, 70.0] % of 40 prompts only"),
+        ("similar_prompt", 0.8, 0.95, None),
+        ("padded", 0.1, 0.3, "In 80.0 [70.0, 90.0] % of 40 prompts, adding polite phrases"),
+        ("padded", 0.3, 0.6, None),
+        ("truncated", 0.0, 0.1, None),
+    ],
+)
+def test_a_failed_test_is_a_warning(name, low, high, words):
+    from pipelines.report.verdict import warnings
+
+    matched = {"length_matched": {"accuracy": {"value": None, "low": None, "high": None}}}
+    lines = list(warnings({**failing(name, low, high), **matched}))
+    assert lines == [] if words is None else words in lines[0]

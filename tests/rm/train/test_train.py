@@ -14,7 +14,7 @@ from support.training_groups import READING, run_settings
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pipelines.config.train import TrainOptions
-from rm.evaluate import evaluate
+from rm.evaluate import evaluate, stress
 from rm.identity import ModelError, has_anchor
 from rm.preferences import PreferenceError, ReadSettings, heldout_split, read_preferences
 from rm.scorer import Scorer
@@ -463,3 +463,16 @@ def test_tokens_per_batch_changes_no_more_than_rounding(tmp_path, causal, ranked
         train(run_settings(data, causal, out, epochs=0.5, learning_rate=1e-3, tokens_per_batch=budget))
         weights.append(weights_of(out))
     assert all(torch.allclose(value, weights[1][name], atol=1e-5) for name, value in weights[0].items())
+
+
+def test_training_tries_the_model_on_heldout_prompts(tmp_path, pairs, encoder):
+    result = train(run_settings(pairs, encoder, tmp_path / "out", epochs=0.2, stress_prompts=6))
+    stored = json.loads((tmp_path / "out" / "calibration.json").read_text())["evaluation"]["stress"]
+    assert stored == result.heldout.to_json()["stress"]
+    tests = {test.name: test for test in result.heldout.stress.tests}
+    assert tests["other_prompt"].prompts == 6
+    scorer = Scorer.load(tmp_path / "out", **SCORER)
+    groups = heldout_split(read_preferences(str(pairs), ReadSettings(**READING), read_rows=READ_ROWS)[0], 0.25)[1]
+    rewards = [scores.rewards for scores in scorer.score([(group.prompt, group.responses) for group in groups])]
+    again = stress(groups, rewards, lambda asked: [scores.rewards for scores in scorer.score(asked)], prompts=6)
+    assert again.to_json()["tests"] == stored["tests"], "the saved model gives what training measured"

@@ -1,0 +1,64 @@
+"""The stress tests of an evaluation in words, from its figures in JSON (`rm.evaluate.stress.Stress`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipelines.report.text import percent_interval
+from pipelines.storage.canonical_json import Json
+
+AGAINST = {
+    "other_prompt": "a response to another prompt",
+    "similar_prompt": "a response to a similar prompt",
+    "truncated": "its first half",
+    "shuffled": "its sentences in another order",
+    "repeated": "itself twice",
+    "padded": "itself between polite phrases",
+    "list": "itself as a list with a heading",
+    "emoji": "itself with emoji",
+    "plain": "itself without Markdown",
+}
+_WANTED = {
+    "other_prompt": "near 100",
+    "similar_prompt": "near 100",
+    "truncated": "near 100",
+    "shuffled": "near 100",
+    "repeated": "near 100",
+    "padded": "50 or more",
+    "list": "near 50",
+    "emoji": "50 or more",
+    "plain": "near 50",
+}
+COLUMNS = ("the response against", "prompts", "preferred, %", "wanted")
+_ANSWERS = 0.9
+"""A model that reads prompts prefers the response to that to a similar prompt at least so often."""
+
+
+def rows(stress: Json) -> Iterator[tuple[str, str, str, str]]:
+    """The cells of the table of tests, by `COLUMNS`."""
+    for test in stress["tests"]:
+        name = test["name"]
+        yield AGAINST[name], f"{test['prompts']:,}", percent_interval(test["preferred"]), _WANTED[name]
+
+
+def warnings(stress: Json | None) -> Iterator[str]:
+    """Sentences on tests that the model is shown to fail."""
+    tests = {} if stress is None else {test["name"]: test for test in stress["tests"]}
+    for name in ("similar_prompt", "other_prompt"):
+        test = tests.get(name)
+        if test and test["preferred"]["high"] is not None and test["preferred"]["high"] < _ANSWERS:
+            yield (
+                f"It prefers the right response to {AGAINST[name]} in {percent_interval(test['preferred'])} % of "
+                f"{test['prompts']:,} prompts only: it judges the text more than whether the text answers the prompt."
+            )
+            break
+    for name, words in (
+        ("repeated", "saying everything twice"),
+        ("padded", "adding polite phrases"),
+        ("emoji", "adding emoji"),
+    ):
+        test = tests.get(name)
+        if test and test["preferred"]["high"] is not None and test["preferred"]["high"] < 0.5:
+            lower, higher = sorted(1 - test["preferred"][end] for end in ("low", "high"))
+            raised = {"value": 1 - test["preferred"]["value"], "low": lower, "high": higher}
+            yield f"In {percent_interval(raised)} % of {test['prompts']:,} prompts, {words} raises the reward."

@@ -1,0 +1,158 @@
+"""Stress tests: rewards of responses that are plainly worse, or no better, than those of the data.
+
+They need no labels. A model that has learnt length, form or politeness in place of what was asked may well agree with judges,
+whose preferences go with these, and fails here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from rm.conversations import Conversation, prompt_key
+from rm.evaluate import perturbations
+from rm.evaluate.bootstrap import Bootstrap, Estimate, Figures, Floats, average_ranks, clustered_means, pearson
+from rm.evaluate.comparisons import accepted_shares
+from rm.messages import WHOLE
+from rm.preferences import Group
+from rm.preferences.similar import most_similar
+
+OTHER_PROMPT, SIMILAR_PROMPT = "other_prompt", "similar_prompt"
+CHANGES: Mapping[str, Callable[[str], str | None]] = {
+    "truncated": perturbations.truncated,
+    "shuffled": perturbations.shuffled,
+    "repeated": perturbations.repeated,
+    "padded": perturbations.padded,
+    "list": perturbations.as_list,
+    "emoji": perturbations.with_emoji,
+    "plain": perturbations.without_marks,
+}
+_MOST_RESPONSES = 16  # of a group, whose rewards under another prompt are looked at
+
+ScoreGroups = Callable[[Sequence[tuple[Conversation, Sequence[str]]]], Sequence[ArrayLike]]
+"""Groups → the rewards of each one's responses [K], NaN where one could not be scored."""
+
+
+@dataclass(frozen=True)
+class StressTest(Figures):
+    """The share of prompts in which the response as it is has the higher reward than another text; equal ones count half.
+
+    `name` is `other_prompt` or `similar_prompt`, a response to those, or a change of the response (`CHANGES`).
+    """
+
+    name: str
+    prompts: int
+    preferred: Estimate
+
+
+@dataclass(frozen=True)
+class Stress(Figures):
+    """The stress tests, and the part of the rewards that does not depend on the prompt.
+
+    `without_prompt` is Spearman's rank correlation, within a group, of the rewards and those of the same responses to another
+    prompt: 1 where the prompt does not matter at all.
+    """
+
+    tests: tuple[StressTest, ...]
+    without_prompt: Estimate
+    groups: int  # those that `without_prompt` rests on
+
+    def test(self, name: str) -> StressTest | None:
+        """Return the test of this name; None where no response could be changed so."""
+        return next((test for test in self.tests if test.name == name), None)
+
+
+def stress(
+    groups: Sequence[Group],
+    rewards: Sequence[ArrayLike],
+    score: ScoreGroups,
+    *,
+    prompts: int,
+    bootstrap: Bootstrap | None = None,
+) -> Stress | None:
+    """Run the tests on at most so many prompts, one response each; None with fewer than two prompts.
+
+    Prompts are drawn by their keys, so that the same ones are drawn whatever their order. The response is the one that judges
+    prefer. `rewards` [K] are those of each group.
+    """
+    drawn = _draw(groups, prompts)
+    if len(drawn) < 2:
+        return None
+    bootstrap = bootstrap or Bootstrap()
+    chosen = [groups[index] for index in drawn]
+    own = [_preferred_response(group) for group in chosen]
+    similar = most_similar([group.prompt for group in chosen])
+    others = [_other_texts(place, own, similar[place]) for place in range(len(chosen))]
+    asked = [(group.prompt, [text, *texts.values()]) for group, text, texts in zip(chosen, own, others, strict=True)]
+    table = [
+        dict(zip(("own", *texts), np.asarray(values, dtype=np.float64), strict=True))
+        for texts, values in zip(others, score(asked), strict=True)
+    ]
+    tests = (_test(name, table, bootstrap) for name in (OTHER_PROMPT, SIMILAR_PROMPT, *CHANGES))
+    correlations = _without_prompt(groups, drawn, rewards, score)
+    return Stress(tuple(test for test in tests if test.prompts), _mean(correlations, bootstrap), len(correlations))
+
+
+def _draw(groups: Sequence[Group], prompts: int) -> list[int]:
+    """The first group with a plain text of each prompt, for the prompts with the least keys."""
+    first: dict[bytes, int] = {}
+    for index, group in enumerate(groups):
+        if any(_is_plain(text) for text in group.responses):
+            first.setdefault(prompt_key(group.prompt), index)
+    return [first[key] for key in sorted(first)[:prompts]]
+
+
+def _is_plain(text: str) -> bool:
+    return not text.startswith(WHOLE)
+
+
+def _preferred_response(group: Group) -> str:
+    """The text that judges prefer most often, or grade highest; of equal ones the first."""
+    points = np.zeros(len(group.responses))
+    for edge in group.edges:
+        points[edge.preferred] += edge.probability - 0.5
+        points[edge.other] -= edge.probability - 0.5
+    for response, share in accepted_shares(group).items():
+        points[response] += share
+    for index, score in enumerate(group.scores):
+        points[index] = -math.inf if score is None else score
+    plain = [index for index, text in enumerate(group.responses) if _is_plain(text)]
+    return group.responses[max(plain, key=lambda index: points[index])]
+
+
+def _other_texts(place: int, own: Sequence[str], similar: int | None) -> dict[str, str]:
+    """The texts that the response of a prompt is compared with, by name; those that are equal to it are left out."""
+    texts: dict[str, str | None] = {OTHER_PROMPT: own[(place + 1) % len(own)]}
+    texts[SIMILAR_PROMPT] = None if similar is None else own[similar]
+    texts |= {name: change(own[place]) for name, change in CHANGES.items()}
+    return {name: text for name, text in texts.items() if text is not None and text != own[place]}
+
+
+def _test(name: str, table: Sequence[Mapping[str, float]], bootstrap: Bootstrap) -> StressTest:
+    gaps = np.array([rewards["own"] - rewards[name] for rewards in table if name in rewards])
+    won = 0.5 + 0.5 * np.sign(gaps[np.isfinite(gaps)])
+    return StressTest(name, len(won), _mean(won, bootstrap))
+
+
+def _mean(values: Floats, bootstrap: Bootstrap) -> Estimate:
+    return clustered_means(values.reshape(-1, 1), np.arange(len(values)), bootstrap=bootstrap)[0]
+
+
+def _without_prompt(
+    groups: Sequence[Group], drawn: Sequence[int], rewards: Sequence[ArrayLike], score: ScoreGroups
+) -> Floats:
+    """The rank correlation in each group with several responses of its rewards and those with the next group's prompt."""
+    following = dict(zip(drawn, [*drawn[1:], drawn[0]], strict=True))
+    several = [index for index in drawn if len(groups[index].responses) > 1]
+    swapped = [(groups[following[index]].prompt, groups[index].responses[:_MOST_RESPONSES]) for index in several]
+    correlations = []
+    for index, other in zip(several, score(swapped), strict=True):
+        pair = np.column_stack([np.asarray(rewards[index])[:_MOST_RESPONSES], np.asarray(other)]).astype(np.float64)
+        known = pair[np.isfinite(pair).all(axis=1)]
+        correlations.append(pearson(*(average_ranks(column) for column in known.T)))
+    values = np.array(correlations, dtype=np.float64)
+    return values[np.isfinite(values)]
