@@ -23,7 +23,7 @@ RM = (
 BEAM = {"pipelines.curate", "pipelines.score.load_model"}
 JOINS_TRANSFORMS = {"pipelines.curate", "pipelines.commands.explain.explain_transform"}
 # torch, or a driver that not everybody has: imported inside the functions that use it.
-HEAVY = ("rm", "huggingface_hub", "gcsfs", "aiohttp")
+HEAVY = ("rm", "huggingface_hub", "gcsfs", "google_crc32c", "aiohttp")
 # Import inside functions: each command loads what it needs, and a worker answers before it loads Beam.
 LATE = ("cli", "commands", "pipelines.score.workers.worker")
 

@@ -26,7 +26,10 @@ class Fault:
     cut: forward, announce the whole body, send half of it and close
     shorten: forward, announce and send half of the body
     lose: forward, so that the store does it, and close without an answer
-    call: run `hook`, then forward as if nothing were
+    call: forward as if nothing were
+    distort: forward, and answer what `change` makes of headers and body
+
+    Whatever the kind, `hook` is run first.
     """
 
     kind: str
@@ -35,6 +38,7 @@ class Fault:
     status: int = 503
     body: bytes = b""
     hook: Callable[[], object] = lambda: None
+    change: Callable[[dict[str, str], bytes], tuple[dict[str, str], bytes]] = lambda headers, body: (headers, body)
     skip: int = 0  # requests to let pass first
     met: int = 0
 
@@ -158,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         fault = self.proxy.fault_for(line)
         kind = None if fault is None else fault.kind
-        if kind == "call":
+        if fault is not None:
             fault.hook()
         if kind in ("stall", "reset"):
             self._note(line, 0, body)
@@ -171,6 +175,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         headers = {name: value for name, value in self.headers.items() if name.lower() not in ("connection", "expect")}
         status, answered, data = self.proxy.forward(self.command, self.path, headers, body)
+        if kind == "distort":
+            answered, data = fault.change(answered, data)
         if kind == "shorten":
             data = data[: len(data) // 2]
         if kind == "lose":

@@ -4,18 +4,23 @@ that was read.
 gcsfs's own `pipe_file(mode="create")` sends that parameter too, but wants the whole body in memory, and cannot replace one
 generation. Its default class asks a gRPC service what kind of bucket it has, before every request: where that service cannot be
 reached (emulators, proxies), each request waits a minute. Its base class asks nothing.
+
+The answer to an upload has size and CRC32C of the object, which are compared with what was sent. The CRC32C of a large body is
+announced first, so that the service refuses another one.
 """
 
 from __future__ import annotations
 
+import base64
+import json
 import logging
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from pipelines.errors import StorageError
 from pipelines.storage.stores import retry
-from pipelines.storage.stores.remote_object import PART_BYTES, ObjectStat, RemoteObject, check_length
+from pipelines.storage.stores.remote_object import PART_BYTES, ObjectStat, RemoteObject, UploadDamaged, check_length
 
 log = logging.getLogger(__name__)
 
@@ -68,11 +73,12 @@ class GcsObject(RemoteObject):
     def create(self, file: BinaryIO, size: int) -> bool:
         if size <= PART_BYTES:
             return self._put(file.read(), "0")
-        session = self._begin(size)
+        content = _described(file)
+        session = self._begin(content)
         if session is None:
             return False
         try:
-            self._send(session, file, size)
+            self._send(session, file, content)
         except FileExistsError:
             return False
         except BaseException:
@@ -88,15 +94,20 @@ class GcsObject(RemoteObject):
             arguments = {"headers": _BYTES, "data": data, "json_out": True}
             return self._insert("media", secs, generation, **arguments)
 
-        return self._try_insert(request) is not None
+        entry = self._try_insert(request)
+        if entry is None:
+            return False
+        self._compare(entry, _Content(len(data), _crc32c(data)))
+        return True
 
-    def _begin(self, size: int) -> str | None:
+    def _begin(self, content: _Content) -> str | None:
         """The URL of a new resumable upload; None where an object stands there."""
         _, key = self._names()
-        headers = {"X-Upload-Content-Type": _BYTES["Content-Type"], "X-Upload-Content-Length": str(size)}
+        headers = {"X-Upload-Content-Type": _BYTES["Content-Type"], "X-Upload-Content-Length": str(content.size)}
 
         def request(secs: float) -> Any:
-            answer, _ = self._insert("resumable", secs, "0", headers=headers, json={"name": key})
+            entry = {"name": key, "crc32c": content.crc32c}
+            answer, _ = self._insert("resumable", secs, "0", headers=headers, json=entry)
             return answer["Location"]
 
         return cast("str | None", self._try_insert(request))
@@ -119,31 +130,32 @@ class GcsObject(RemoteObject):
         query = {"uploadType": kind, "name": key, "ifGenerationMatch": generation}  # gcsfs leaves out None
         return self.fs.call("POST", path, bucket, timeout=secs, **query, **arguments)
 
-    def _send(self, session: str, file: BinaryIO, size: int) -> None:
+    def _send(self, session: str, file: BinaryIO, content: _Content) -> None:
         """Send all bytes of `file` in parts, each from the position that the store reports."""
         arrived = 0
-        while arrived < size:
+        while arrived < content.size:
             file.seek(arrived)
-            arrived = self._send_part(session, file.read(PART_BYTES), arrived, size)
+            arrived = self._send_part(session, file.read(PART_BYTES), arrived, content)
 
-    def _send_part(self, session: str, part: bytes, start: int, size: int) -> int:
-        """Send a part; return how many bytes have arrived afterwards, `size` where the object is complete.
+    def _send_part(self, session: str, part: bytes, start: int, content: _Content) -> int:
+        """Send a part; return how many bytes have arrived afterwards, the size where the object is complete.
 
-        Raises `FileExistsError` where an object stands there, whoever wrote it.
+        Raises `FileExistsError` where an object stands there, whoever wrote it, and `UploadDamaged` where it is complete and has
+        other content.
         """
         failed = False
 
         def request(secs: float) -> int:
             nonlocal failed
             if failed:  # all of it may have arrived, or some
-                arrived = self._count_arrived(session, size, secs)
+                arrived = self._count_arrived(session, content, secs)
                 if arrived != start:
                     return arrived
             failed = True
             last = start + len(part) - 1
-            headers = {**_BYTES, "Content-Range": f"bytes {start}-{last}/{size}"}
-            answer, _ = self.fs.call(_SEND, session, headers=headers, data=part, timeout=secs)
-            return _next(answer, size)
+            headers = {**_BYTES, "Content-Range": f"bytes {start}-{last}/{content.size}"}
+            answer, body = self.fs.call(_SEND, session, headers=headers, data=part, timeout=secs)
+            return self._next(answer, body, content)
 
         try:
             return self._retry("write", request)
@@ -154,9 +166,25 @@ class GcsObject(RemoteObject):
                 f"cannot write {self.place}: its resumable upload is gone; run the same command again"
             ) from None
 
-    def _count_arrived(self, session: str, size: int, secs: float) -> int:
-        answer, body = self.fs.call(_SEND, session, headers={"Content-Range": f"bytes */{size}"}, timeout=secs)
-        return _next(answer, size) if "Range" in answer or body else 0  # incomplete, with nothing of it: neither
+    def _count_arrived(self, session: str, content: _Content, secs: float) -> int:
+        asked = {"Content-Range": f"bytes */{content.size}"}
+        answer, body = self.fs.call(_SEND, session, headers=asked, timeout=secs)
+        return (
+            self._next(answer, body, content) if "Range" in answer or body else 0
+        )  # neither: nothing of it has arrived
+
+    def _next(self, answer: Any, body: bytes, content: _Content) -> int:
+        """The first byte that has not arrived, by the answer to a part: a range as long as the upload is incomplete."""
+        if "Range" in answer:
+            return int(answer["Range"].rsplit("-", 1)[1]) + 1
+        self._compare(json.loads(body), content)
+        return content.size
+
+    def _compare(self, entry: Any, sent: _Content) -> None:
+        """Raise `UploadDamaged` unless the object that the store describes has the content that was sent."""
+        stored = _Content(int(entry["size"]), entry.get("crc32c", sent.crc32c))
+        if stored != sent:
+            raise UploadDamaged(self.place, sent=str(sent), stored=str(stored))
 
     def _cancel(self, session: str) -> None:
         """Drop what has arrived, with a single request. Never touches an object; what is left expires within a week."""
@@ -174,6 +202,29 @@ class GcsObject(RemoteObject):
         return bucket, key
 
 
-def _next(answer: Any, size: int) -> int:
-    """The first byte that has not arrived, by the answer to a part: a range as long as the upload is incomplete."""
-    return int(answer["Range"].rsplit("-", 1)[1]) + 1 if "Range" in answer else size
+class _Content(NamedTuple):
+    """Bytes that are sent, or that the store has."""
+
+    size: int  # bytes
+    crc32c: str  # as the service writes it: base64, the highest byte first
+
+    def __str__(self) -> str:
+        return f"{self.size:,} bytes of CRC32C {self.crc32c}"
+
+
+def _crc32c(data: bytes, before: int = 0) -> str:
+    return base64.b64encode(_extend(before, data).to_bytes(4, "big")).decode()
+
+
+def _extend(before: int, data: bytes) -> int:
+    from google_crc32c import extend  # of the extra, as the driver is
+
+    return int(extend(before, data))
+
+
+def _described(file: BinaryIO) -> _Content:
+    """Size and checksum of all that follows in `file`."""
+    size = crc = 0
+    while part := file.read(PART_BYTES):
+        size, crc = size + len(part), _extend(crc, part)
+    return _Content(size, _crc32c(b"", crc))

@@ -92,6 +92,16 @@ class ObjectChanged(StorageError):
     """The error for an object that has changed since it was seen."""
 
 
+class UploadDamaged(StorageError):
+    """The error for an upload of which the store says that it holds other bytes than were sent."""
+
+    def __init__(self, place: str, *, sent: str, stored: str) -> None:
+        super().__init__(
+            f"cannot write {place}: {sent} were sent, and the store says that it has {stored}; remove what stands there, and run "
+            "the same command again; if that recurs, something on the way changes uploads"
+        )
+
+
 def check_length(data: bytes, expected: int) -> bytes:
     """Return `data` if it has as many bytes as expected. Raises `ShortRead`, or `OSError` for too many."""
     if len(data) > expected:

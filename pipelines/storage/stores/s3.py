@@ -3,11 +3,15 @@
 s3fs's own `pipe_file(mode="create")` sends that header too, but wants the whole body in memory, repeats a broken upload from its
 beginning, and aborts a multipart upload whose completion went unanswered as if it had failed. A store that ignores these
 headers (some stand-ins for S3) overwrites silently, and cannot be distinguished from one that obeys.
+
+The client sends a CRC32 with each body. Where the answer repeats that of what the store has, it is compared.
 """
 
 from __future__ import annotations
 
+import base64
 import logging
+import zlib
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
@@ -15,7 +19,7 @@ from fsspec.asyn import sync
 
 from pipelines.errors import StorageError
 from pipelines.storage.stores import retry
-from pipelines.storage.stores.remote_object import PART_BYTES, ObjectStat, RemoteObject, check_length
+from pipelines.storage.stores.remote_object import PART_BYTES, ObjectStat, RemoteObject, UploadDamaged, check_length
 from pipelines.storage.stores.retry import with_retries
 
 log = logging.getLogger(__name__)
@@ -86,11 +90,14 @@ class S3Object(RemoteObject):
         try:
             part_bytes = max(PART_BYTES, -(-size // _MOST_PARTS))
             parts: list[dict[str, Any]] = []
+            sums: list[int] = []
             while part := file.read(part_bytes):
                 number = len(parts) + 1
                 answer = self._write("upload_part", UploadId=upload, PartNumber=number, Body=part)
+                sums.append(zlib.crc32(part))
+                self._compare(answer, [sums[-1]], f"part {number}")
                 parts.append({"PartNumber": number, "ETag": answer["ETag"]})
-            return self._complete(upload, parts)
+            return self._complete(upload, parts, sums)
         except BaseException:
             self._abort(upload)
             raise
@@ -101,7 +108,7 @@ class S3Object(RemoteObject):
         except FileNotFoundError:  # the object to be replaced is gone
             return False
 
-    def _complete(self, upload: str, parts: list[dict[str, Any]]) -> bool:
+    def _complete(self, upload: str, parts: list[dict[str, Any]], sums: list[int]) -> bool:
         unanswered = False
 
         def request(secs: float) -> Any:
@@ -116,7 +123,7 @@ class S3Object(RemoteObject):
                 raise
 
         try:
-            self._retry("write", request)
+            answer = self._retry("write", request)
         except FileExistsError:
             self._abort(upload)
             return False
@@ -126,7 +133,22 @@ class S3Object(RemoteObject):
             raise StorageError(
                 f"cannot write {self.place}: its multipart upload is gone; run the same command again"
             ) from None
+        self._compare(answer, sums, "all parts")
         return True
+
+    def _compare(self, answer: Any, sums: list[int], sent: str) -> None:
+        """Raise `UploadDamaged` unless the CRC32 in the answer, if there is one, is that of what was sent in these parts.
+
+        That of several is the CRC32 of theirs, with their number; a store may answer with that of the whole, which is not known.
+        """
+        stored = answer.get("ChecksumCRC32")
+        composite = stored is not None and "-" in stored
+        if stored is None or (len(sums) > 1 and not composite):
+            return
+        whole = zlib.crc32(b"".join(_big_endian(one) for one in sums)) if composite else sums[0]
+        expected = base64.b64encode(_big_endian(whole)).decode() + (f"-{len(sums)}" if composite else "")
+        if stored != expected:
+            raise UploadDamaged(self.place, sent=f"{sent} of CRC32 {expected}", stored=f"CRC32 {stored}")
 
     def _abort(self, upload: str) -> None:
         """Drop the parts, with a single request: the error that led here matters more. Never touches an object."""
@@ -141,9 +163,10 @@ class S3Object(RemoteObject):
 
     def _put(self, data: bytes, **condition: str) -> bool:
         try:
-            self._write("put_object", Body=data, **condition)
+            answer = self._write("put_object", Body=data, **condition)
         except FileExistsError:
             return False
+        self._compare(answer, [zlib.crc32(data)], f"{len(data):,} bytes")
         return True
 
     def _write(self, method: str, **arguments: Any) -> Any:
@@ -170,3 +193,7 @@ class S3Object(RemoteObject):
     def _call(self, method: str, secs: float, **arguments: Any) -> Any:
         bucket, key, _ = self.fs.split_path(self.name)
         return self.fs.call_s3(method, Bucket=bucket, Key=key, timeout=secs, **arguments)
+
+
+def _big_endian(crc: int) -> bytes:
+    return crc.to_bytes(4, "big")

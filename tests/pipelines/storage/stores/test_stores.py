@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import random
+import re
 from dataclasses import replace
 
 import pyarrow as pa
@@ -121,6 +122,80 @@ def test_a_lost_acknowledgement_is_read_again_and_ours(store, parts, size):
     assert store.contents() == {"x": parts[:size]}
     assert not store.proxy.lines("^DELETE"), "nothing that was written is taken back"
     assert not store.is_s3 or store.unfinished_uploads() == []
+
+
+WRONG = {  # what a store may say of what it has
+    "sum": lambda entry: {**entry, "crc32c": "AAAAAA=="},
+    "size": lambda entry: {**entry, "size": "0"},
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("size", [100, 2 * PART + 2**20])
+def test_what_gcs_calls_complete_is_what_was_sent(make_store, parts, size, wrong):
+    store = make_store("gs")
+
+    def change(headers, body):
+        return headers, json.dumps(WRONG[wrong](json.loads(body))).encode()
+
+    store.proxy.add(
+        "distort", INSERT if size <= PART else last_part(store), skip=0 if size <= PART else 2, change=change
+    )
+    said = (
+        f"{size:,} bytes of CRC32C \\S+ were sent, and the store says that it has .*; remove what stands there, and run"
+    )
+    with pytest.raises(StorageError, match=f"^cannot write {store.url}/x: {said}"):
+        publish.create(store.url + "/x", parts[:size])
+
+
+def test_an_upload_that_gcs_completes_when_it_is_asked_how_much_it_has(make_store, parts):
+    """As fake-gcs-server does, with an empty object."""
+    store = make_store("gs")
+    store.proxy.add("reset", last_part(store), skip=1)
+    store.proxy.add("refuse", last_part(store), skip=1, status=200, body=b'{"size": "0", "crc32c": "AAAAAA=="}')
+    with pytest.raises(StorageError, match="the store says that it has 0 bytes"):
+        publish.create(store.url + "/x", parts)
+
+
+def test_gcs_is_told_the_sum_of_what_is_sent_in_parts(make_store, parts):
+    """The service refuses another content then; so does its emulator."""
+    store, announced = make_store("gs"), []
+    insert = gcs.GcsObject._insert
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            gcs.GcsObject, "_insert", lambda self, *a, **k: announced.append(k.get("json")) or insert(self, *a, **k)
+        )
+        assert publish.create(store.url + "/x", parts)
+    assert announced == [{"name": "x", "crc32c": store.fs.info(f"{store.bucket}/x")["crc32c"]}]
+
+
+@pytest.mark.parametrize("size", [100, 2 * PART + 2**20])
+def test_the_checksum_that_s3_returns_is_that_of_what_was_sent(make_store, parts, size):
+    store = make_store("s3")
+
+    def change(headers, body):
+        return {**headers, "x-amz-checksum-crc32": "AAAAAA=="}, body
+
+    fault = store.proxy.add("distort", INSERT, change=change)
+    what = "100 bytes" if size == 100 else "part 1"
+    with pytest.raises(StorageError, match=f"/x: {what} of CRC32 .* the store says that it has CRC32 AAAAAA==; remove"):
+        publish.create(store.url + "/x", parts[:size])
+    assert fault.met == 1
+    if size > PART:
+        assert store.contents() == {}
+        assert store.unfinished_uploads() == []
+
+
+def test_the_checksum_of_all_parts_is_compared(make_store, parts):
+    store = make_store("s3")
+
+    def change(headers, body):
+        body = re.sub(rb"<ChecksumCRC32>.*?</ChecksumCRC32>", b"", body)
+        return headers, body.replace(b"<ETag>", b"<ChecksumCRC32>AAAAAA==-3</ChecksumCRC32><ETag>")
+
+    store.proxy.add("distort", last_part(store), change=change)
+    with pytest.raises(StorageError, match=r"all parts of CRC32 \S+-3 were sent, and the store says that it has .*-3"):
+        publish.create(store.url + "/x", parts)
 
 
 def test_a_lost_refusal_is_not_taken_for_success(store):
