@@ -181,7 +181,7 @@ def prepare(config: RunConfig, flags: Sequence[str], *, scorer: ScorerFactory | 
 
 def warn_of_offsets(config: RunConfig, plan: Plan) -> None:
     """Warn once where a rule compares rewards across prompts and the model does not promise that they can be compared."""
-    crossing = [step.name for step in config.select if step.crosses_prompts]
+    crossing = config.crossing
     if crossing and not plan.comparable:
         log.warning("%s %s", crossing[0], OFFSET_WARNING)
 

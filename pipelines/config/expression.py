@@ -6,6 +6,8 @@ mistakes that need no names, `Expression.check` of unknown names and of numbers 
 A value may be missing (null). What is computed from null or compared with it is null; `and` and `or` are SQL's: `false and null`
 is false, `true or null` is true. `x is null` and `coalesce(x, 0)` ask for it. What is no finite number, like 1/0 or log(0), is
 null.
+
+`rank(x)` and `prompt_z(x)` compare a response with the others to its prompt, `corpus_z(x)` with all of the corpus.
 """
 
 from __future__ import annotations
@@ -16,26 +18,21 @@ import io
 import math
 import tokenize
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
-Kind = Literal["number", "condition", "text", "any"]
-
-BUILT_IN: Mapping[str, Kind] = {
-    "reward": "number",
-    "tokens": "number",
-    "prompt_tokens": "number",
-    "response_tokens": "number",
-    "characters": "number",
-    "truncated": "condition",
-    "source": "text",
-}
-"""The names that every expression knows. Characters are those of the response."""
-
-OF_TOKENIZER = ("tokens", "prompt_tokens", "response_tokens", "truncated")
-"""The built-in names that mean nothing without a model's tokenizer."""
+from pipelines.config.expression_terms import (
+    BUILT_IN,
+    CONSTANTS,
+    FUNCTIONS,
+    OF_CORPUS,
+    OF_PROMPT,
+    Kind,
+    Name,
+    Node,
+)
 
 LONGEST = 2000  # characters of an expression
 _DEEPEST = 50  # levels of brackets and operators: evaluating one is recursive
@@ -44,20 +41,6 @@ _ARITHMETIC: Mapping[type[ast.AST], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult
 _COMPARISONS: Mapping[type[ast.AST], str] = {
     ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!=",
 }  # fmt: skip
-_FUNCTIONS = {
-    "abs": (1, 1),
-    "log": (1, 1),
-    "exp": (1, 1),
-    "sqrt": (1, 1),
-    "min": (2, 9),
-    "max": (2, 9),
-    "coalesce": (2, 9),
-}
-"""The least and the most arguments of each."""
-_CONSTANTS = {"true": True, "false": False, "null": None}
-RESERVED = (*BUILT_IN, *_FUNCTIONS, *_CONSTANTS, "column", "z")
-"""The words of the language, which name no model."""
-
 _HINTS = (
     (" = ", "; equality is written =="),
     ("&&", "; write and"),
@@ -71,37 +54,27 @@ _HINTS = (
 
 
 @dataclass(frozen=True)
-class Node:
-    """An operation with its arguments: nodes, or plain values for `constant`, `name` and `column`."""
-
-    operation: str
-    arguments: tuple[Any, ...]
-    kind: Kind
-
-    def walk(self) -> Iterator[Node]:
-        yield self
-        for argument in self.arguments:
-            if isinstance(argument, Node):
-                yield from argument.walk()
-
-
-@dataclass(frozen=True)
-class Name:
-    """One use of a name: what it is read as, and where it stands."""
-
-    name: str
-    kind: Kind  # `any` where it is only asked whether there is a value
-    is_column: bool  # written as column("..."), which is never a built-in name or a signal
-    position: int
-
-
-@dataclass(frozen=True)
 class Expression:
     """A checked expression."""
 
     text: str
     root: Node
     uses: tuple[Name, ...]
+    compared: tuple[tuple[str, Node], ...]  # calls of `rank`, `prompt_z` and `corpus_z`, as they are written
+
+    @property
+    def of_prompt(self) -> bool:
+        """True where it takes all responses to a prompt to evaluate it."""
+        return any(node.operation in OF_PROMPT for _, node in self.compared)
+
+    @property
+    def of_corpus(self) -> tuple[Node, ...]:
+        """The calls of `corpus_z`."""
+        return tuple(dict.fromkeys(node for _, node in self.compared if node.operation == OF_CORPUS))
+
+    def reads_across(self, names: Sequence[str]) -> bool:
+        """Return True where one of these numbers counts as it is, and not by its place within the prompt."""
+        return any(use.name in names and not use.is_column and not use.within_prompt for use in self.uses)
 
     def columns(self, signals: Sequence[str] = ()) -> tuple[str, ...]:
         """The carried columns that it reads; `signals` are the names of further numbers."""
@@ -116,7 +89,10 @@ class Expression:
             known = [*columns] if use.is_column else [*BUILT_IN, *signals, *columns]
             if use.name.startswith("z(") and use.name not in known and not use.is_column:
                 models = ", ".join(name for name in signals if not name.startswith("z("))
-                raise ValueError(f"{at} z takes the name of a model under ensemble.names: {models or 'there are none'}")
+                raise ValueError(
+                    f"{at} z takes the name of a model under ensemble.names: {models or 'there are none'}; prompt_z and corpus_z "
+                    "take any number"
+                )
             if use.name not in known:
                 close = difflib.get_close_matches(use.name, known, n=1)
                 carry = f"known are {', '.join(known) or 'none'}; add a column: input.carry=[{', '.join([*columns, use.name])}]"
@@ -139,7 +115,7 @@ def parse(text: str, kind: Kind = "condition") -> Expression:
     source = flat.lstrip(" ")
     reader = _Reader(source, len(flat) - len(source))
     root = reader.read(kind)
-    return Expression(text, root, tuple(reader.uses))
+    return Expression(text, root, tuple(reader.uses), tuple(reader.compared))
 
 
 class _Reader:
@@ -149,7 +125,9 @@ class _Reader:
         self._source = source
         self._bytes = source.encode(errors="replace")
         self._offset = offset
+        self._prompt_calls = 0  # of `rank` and `prompt_z` around what is read
         self.uses: list[Name] = []
+        self.compared: list[tuple[str, Node]] = []
 
     def read(self, kind: Kind) -> Node:
         if not self._source.strip():
@@ -174,7 +152,7 @@ class _Reader:
         """The node as a value of this kind."""
         if depth > _DEEPEST:
             raise self._error(node, f"brackets and operators are nested more than {_DEEPEST} deep")
-        if isinstance(node, ast.Name) and node.id not in {*_CONSTANTS, "None"}:
+        if isinstance(node, ast.Name) and node.id not in {*CONSTANTS, "None"}:
             return self._name(node, node.id, kind)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "column":
             return self._name(node, self._column(node), kind, is_column=True)
@@ -190,7 +168,7 @@ class _Reader:
             case ast.Constant():
                 return Node("constant", (self._constant(node),), kind)
             case ast.Name():
-                return Node("constant", (_CONSTANTS[node.id],), kind)
+                return Node("constant", (CONSTANTS[node.id],), kind)
             case ast.BoolOp():
                 operation = "and" if isinstance(node.op, ast.And) else "or"
                 return Node(operation, tuple(self._read(value, "condition", depth + 1) for value in node.values), kind)
@@ -222,7 +200,7 @@ class _Reader:
             case ast.Constant(value=None):
                 return None
             case ast.Name():
-                return "condition" if _CONSTANTS.get(node.id) is not None else None
+                return "condition" if CONSTANTS.get(node.id) is not None else None
             case ast.BoolOp() | ast.Compare() | ast.UnaryOp(op=ast.Not()):
                 return "condition"
             case ast.UnaryOp(op=ast.USub() | ast.UAdd()):
@@ -237,8 +215,8 @@ class _Reader:
                     return None
                 if name == "z":
                     return "number"
-                if name not in _FUNCTIONS:
-                    known = [*_FUNCTIONS, "column", "z"]
+                if name not in FUNCTIONS:
+                    known = [*FUNCTIONS, "column", "z"]
                     close = difflib.get_close_matches(name, known, n=1)
                     hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
                     raise self._error(node, f"the function {name!r} is unknown; {hint}")
@@ -280,7 +258,7 @@ class _Reader:
             raise self._error(node, "null is null; write the name of a value before `is`")
         is_column = isinstance(node, ast.Call)
         name = self._column(node) if isinstance(node, ast.Call) else getattr(node, "id", "")
-        self.uses.append(Name(name, "any", is_column, self._position(node)))
+        self.uses.append(Name(name, "any", is_column, self._position(node), self._prompt_calls > 0))
         return Node("column" if is_column else "name", (name,), "any")
 
     def _membership(self, operator: ast.cmpop, left: ast.expr, right: ast.expr, depth: int) -> Node:
@@ -297,11 +275,22 @@ class _Reader:
     def _call(self, node: ast.Call, depth: int) -> Node:
         assert isinstance(node.func, ast.Name)
         name, count = node.func.id, len(node.args)
-        least, most = _FUNCTIONS[name]
+        least, most = FUNCTIONS[name]
         if node.keywords or not least <= count <= most or any(isinstance(a, ast.Starred) for a in node.args):
             expected = f"{least}" if least == most else f"{least} to {most}"
             raise self._error(node, f"{name} takes {expected} values, got {count + len(node.keywords)}")
-        return Node(name, tuple(self._read(value, "number", depth + 1) for value in node.args), "number")
+        self._prompt_calls += name in OF_PROMPT
+        call = Node(name, tuple(self._read(value, "number", depth + 1) for value in node.args), "number")
+        self._prompt_calls -= name in OF_PROMPT
+        if name in (*OF_PROMPT, OF_CORPUS):
+            inner = [part.operation for part in call.walk() if part is not call]
+            if name == OF_CORPUS and (nested := {*OF_PROMPT, OF_CORPUS} & {*inner}):
+                other = min(nested)
+                raise self._error(
+                    node, f"{name} takes what a response has by itself, and {other} compares it with others"
+                )
+            self.compared.append((ast.get_source_segment(self._source, node) or name, call))
+        return call
 
     def _column(self, node: ast.Call) -> str:
         match node:
@@ -313,10 +302,12 @@ class _Reader:
         match node:
             case ast.Call(args=[ast.Name(id=name)], keywords=[]):
                 return f"z({name})"
-        raise self._error(node, "z takes the name of a model (ensemble.names): z(helpful)")
+        raise self._error(
+            node, "z takes the name of a model (ensemble.names): z(helpful); prompt_z and corpus_z take any number"
+        )
 
     def _name(self, node: ast.expr, name: str, kind: Kind, *, is_column: bool = False) -> Node:
-        self.uses.append(Name(name, kind, is_column, self._position(node)))
+        self.uses.append(Name(name, kind, is_column, self._position(node), self._prompt_calls > 0))
         return Node("column" if is_column else "name", (name,), kind)
 
     def _constant(self, node: ast.Constant) -> Any:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
 from pipelines.config.base import PathText, Strict, refuse_unused
-from pipelines.config.expression import RESERVED
+from pipelines.config.expression_terms import RESERVED
 
 
 class ReadingModel(Strict):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import Annotated, Any
 
@@ -151,13 +151,15 @@ class Step(Strict):
     `tokens`, `prompt_tokens`, `response_tokens`, `characters` (of the response), `truncated`, `source`, and columns under
     `input.carry`, odd ones as `column("my column")`. There are comparisons, `in ["a", "b"]`, `and`, `or`, `not`, + - * /, `abs`,
     `log`, `exp`, `sqrt`, `min`, `max`, `is null` and `coalesce(x, 0)`. What is computed from or compared with null is null, and
-    null is not true."""
+    null is not true. `rank(x)` is 1 for the lowest of the prompt's responses that are left, equal ones sharing the least of their
+    ranks: `rank(-reward) <= 3` keeps the best three. `prompt_z(x)` is (x - mean) / standard deviation over these, `corpus_z(x)`
+    over all scored responses; 0 where all are equal."""
     reward: Annotated[str, AfterValidator(_is_a_number)] | None = Field(
         default=None, examples=["reward - 0.001 * response_tokens"]
     )
     """Combine numbers to the reward that all other steps compare: `0.7 * reward + 0.3 * coalesce(mark, 0)`, in the language of
-    `where`; true counts as 1, false as 0. Responses for which it is null are dropped. Comes first, or after
-    `length_correction`. What is exported and reported as reward stays the model's."""
+    `where`; true counts as 1, false as 0. `rank(a) + rank(b)` is the sum of two ranks within the prompt. Responses for which it
+    is null are dropped. Comes first, or after `length_correction`. What is exported and reported as reward stays the model's."""
     length_correction: Annotated[LengthCorrection | None, BeforeValidator(_bare)] = None
     """Subtract a fit of reward on length from the rewards. Comes first."""
     random: Annotated[Random | None, BeforeValidator(_bare)] = None
@@ -206,8 +208,22 @@ class Step(Strict):
         if self.drop_prompts is not None:
             return self.drop_prompts.min_best is not None
         if self.condition is not None:
-            return any(use.name == "reward" and not use.is_column for use in parse(self.condition).uses)
+            return parse(self.condition).reads_across(["reward"])
         return self.top is not None
+
+
+def crossing_steps(steps: Iterable[Step], models: Sequence[str]) -> list[str]:
+    """The names of the steps that compare rewards of different prompts; `models` are the names of further models' rewards."""
+    crossing, of_models = [], True  # whether what all steps compare still is a model's reward
+    for step in steps:
+        if step.reward is not None:
+            of_models = parse(step.reward, "number").reads_across([*["reward"] * of_models, *models])
+        elif step.condition is not None:
+            if parse(step.condition).reads_across([*["reward"] * of_models, *models]):
+                crossing.append(step.name)
+        elif step.crosses_prompts and of_models:
+            crossing.append(step.name)
+    return crossing
 
 
 def check_order(steps: list[Step]) -> list[Step]:

@@ -8,10 +8,11 @@ from pydantic import Field, WrapValidator, model_validator
 
 from pipelines.config.base import PathText, Strict
 from pipelines.config.corpus import InputConfig, RowLimits
-from pipelines.config.expression import OF_TOKENIZER, Expression, parse
+from pipelines.config.expression import Expression, parse
+from pipelines.config.expression_terms import OF_TOKENIZER
 from pipelines.config.model import EnsembleConfig, ModelConfig, _one_or_several
 from pipelines.config.output import OutputConfig, ReportConfig
-from pipelines.config.rules import BestOfN, Step, check_order
+from pipelines.config.rules import BestOfN, Step, check_order, crossing_steps
 from pipelines.config.runner import RunnerConfig
 
 
@@ -184,12 +185,23 @@ class RunConfig(Strict):
     def _check_expression(self, setting: str, expression: Expression) -> None:
         try:
             expression.check(self.input.carry, self.signals)
+            self._check_corpus_calls(expression)
         except ValueError as error:
             raise ValueError(f"{setting} is {expression.text!r}: {error}") from None
         counted = next((use.name for use in expression.uses if use.name in OF_TOKENIZER and not use.is_column), None)
         if counted is not None and self.model is None:
             raise ValueError(
                 f"{setting} names {counted}, which a reward model's tokenizer tells, and scores.column has none; use characters"
+            )
+
+    def _check_corpus_calls(self, expression: Expression) -> None:
+        """Raise `ValueError` where `corpus_z` takes a reward that is known only once the responses to a prompt are together."""
+        late = any(step.reward is not None and parse(step.reward, "number").of_prompt for step in self.select)
+        names = [node.arguments[0] for call in expression.of_corpus for node in call.walk() if node.operation == "name"]
+        if late and expression.root.kind == "condition" and "reward" in names:
+            raise ValueError(
+                "corpus_z takes the combined reward, which compares the responses to a prompt; leave it out, or combine the "
+                "reward without rank and prompt_z"
             )
 
     @model_validator(mode="after")
@@ -220,6 +232,11 @@ class RunConfig(Strict):
         standardised."""
         names = self.ensemble.names
         return (*names, *(f"z({name})" for name in names))
+
+    @property
+    def crossing(self) -> list[str]:
+        """The names of the steps that compare rewards of models across prompts."""
+        return crossing_steps(self.select, self.signals)
 
     @property
     def scores_path(self) -> str:

@@ -65,7 +65,7 @@ def make_manifest(config: RunConfig, plan: Plan, results: Results) -> dict[str, 
 
 def warnings_of(config: RunConfig, plan: Plan, manifest: Mapping[str, Any]) -> Iterator[str]:
     """Warnings for the users of the output."""
-    crossing = [step.name for step in config.select if step.crosses_prompts]
+    crossing = config.crossing
     if crossing and not plan.comparable:
         yield f"{crossing[0]} {OFFSET_WARNING}"
     cut, scored = manifest["counts"]["truncated"], manifest["counts"]["scored"]

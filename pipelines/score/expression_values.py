@@ -3,6 +3,8 @@
 Numbers are computed in float64, null is NaN. Rewards and signals are float32: where one of them is compared with a number that is
 written down, this is rounded to float32 first, so that `reward >= 0.1` keeps what `min_reward: 0.1` keeps. Conditions are 0, 1
 and 2, for false, null and true: then `and` is the least, and `or` the greatest.
+
+`rank` and `prompt_z` take all rows of a prompt at once. What is evaluated before these are together is known by its node.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.config.expression import Expression, Node
+from pipelines.config.expression import Expression
+from pipelines.config.expression_terms import OF_CORPUS, OF_PROMPT, Node
 from pipelines.errors import InputError
+from pipelines.score.prompt_values import Prompts, ranks_within, standardised_within
 
 Condition = npt.NDArray[np.uint8]
 FALSE, NULL, TRUE = 0, 1, 2
@@ -54,6 +58,15 @@ class Columns(Protocol):
         """A carried column, or `source`."""
         ...
 
+    def known(self, node: Node) -> npt.NDArray[Any] | None:
+        """The result of a node that was evaluated before: float64 of a number, 0, 1 or 2 of a condition."""
+        ...
+
+    @property
+    def prompts(self) -> Prompts:
+        """Positions sorted by prompt, and where each prompt starts among them."""
+        ...
+
 
 @dataclass(frozen=True)
 class _Number:
@@ -66,17 +79,25 @@ class _Number:
 
 def condition(expression: Expression, columns: Columns) -> Condition:
     """Return 0, 1 or 2 for each entry: false, null or true. Raises `InputError` for text where numbers are expected."""
-    return np.broadcast_to(np.asarray(_condition(expression.root, columns), dtype=np.uint8), (len(columns),))
+    return result_of(expression.root, columns, condition=True)
 
 
 def numbers(expression: Expression, columns: Columns) -> npt.NDArray[np.float64]:
     """Return the number of each entry, NaN for null. Raises `InputError` for text where numbers are expected."""
-    values = np.asarray(_number(expression.root, columns).values, dtype=np.float64)
-    return np.broadcast_to(values, (len(columns),))
+    return result_of(expression.root, columns, condition=False)
+
+
+def result_of(node: Node, columns: Columns, *, condition: bool) -> npt.NDArray[Any]:
+    """Return the result of a part of an expression, as `condition` or `numbers` return that of the whole."""
+    if condition:
+        return np.broadcast_to(np.asarray(_condition(node, columns), dtype=np.uint8), (len(columns),))
+    return np.broadcast_to(np.asarray(_number(node, columns).values, dtype=np.float64), (len(columns),))
 
 
 def _condition(node: Node, columns: Columns) -> Any:
-    arguments = node.arguments
+    known, arguments = columns.known(node), node.arguments
+    if known is not None:
+        return known
     match node.operation:
         case "constant":
             return np.uint8(TRUE if arguments[0] else FALSE)
@@ -143,7 +164,9 @@ def _compare_texts(sign: str, left: Node, right: Node, columns: Columns) -> Any:
 
 
 def _number(node: Node, columns: Columns) -> _Number:
-    arguments = node.arguments
+    known, arguments = None if node.kind == "condition" else columns.known(node), node.arguments
+    if known is not None:
+        return _Number(known, nullable=True)
     match node.operation:
         case "constant":
             return _Number(np.float64(arguments[0]), nullable=False, written=True)
@@ -159,6 +182,12 @@ def _number(node: Node, columns: Columns) -> _Number:
             with np.errstate(all="ignore"):
                 result = compute(parts[0]) if len(parts) == 1 else functools.reduce(compute, parts)
                 return _Number(np.where(np.isfinite(result), result, np.nan), nullable=True)
+        case operation if operation in OF_PROMPT:
+            within = ranks_within if operation == "rank" else standardised_within
+            values = within(np.broadcast_to(_doubles(arguments[0], columns), (len(columns),)), columns.prompts)
+            return _Number(np.where(np.isfinite(values), values, np.nan), nullable=True)
+        case operation if operation == OF_CORPUS:
+            raise ValueError(f"{node.text} takes the mean and deviation of the corpus, and these are not known here")
     flags = np.asarray(_condition(node, columns))  # a condition counts as 1 and 0
     return _Number(np.array([0.0, np.nan, 1.0])[flags], nullable=True)
 

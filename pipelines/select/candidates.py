@@ -13,12 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.corpus.word_hashes import splitmix
+from pipelines.score.prompt_values import Positions, Prompts
 
 Mask = npt.NDArray[np.bool_]
-Positions = npt.NDArray[np.intp]
-Prompts = tuple[Positions, Positions]
-"""Positions sorted by prompt, and where each prompt starts among them."""
-
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 """The increment of splitmix64: 2**64 over the golden ratio, made odd."""
 
@@ -80,7 +77,7 @@ class Candidates:
     other_raw: npt.NDArray[np.float32]
     labels: Mapping[str, Labels] = field(default_factory=dict)
     values: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
-    """Further numbers that expressions read, and the marks of those that are evaluated; see `pipelines.select.expressions`."""
+    """Further numbers that expressions read, and results of what is evaluated; see `pipelines.select.expressions`."""
     _cache: _PromptCache = field(default_factory=_PromptCache, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -124,6 +121,10 @@ class Candidates:
             labels={name: labels.take(chosen) for name, labels in self.labels.items()},
             values={name: column[chosen] for name, column in self.values.items()},
         )
+
+    def with_values(self, values: Mapping[str, npt.NDArray[Any]]) -> Candidates:
+        """The same rows with further numbers."""
+        return replace(self, values={**self.values, **values}) if values else self
 
     def with_columns(self, **columns: npt.NDArray[np.generic]) -> Candidates:
         """The same rows with other columns, but with the same keys."""

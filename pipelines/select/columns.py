@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pipelines.config.expression import BUILT_IN
+from pipelines.config.expression_terms import BUILT_IN
 from pipelines.runtime.arrow_ipc import from_ipc, to_ipc
 from pipelines.select.candidates import COLUMN_NAMES, Candidates, Labels, zero_columns
 
@@ -52,7 +52,8 @@ class Needs:
     other: bool = False
     labels: tuple[str, ...] = ()
     values: tuple[str, ...] = ()  # numbers of score files that expressions read
-    marks: tuple[str, ...] = ()  # names of expressions, evaluated before the shuffle
+    marks: tuple[str, ...] = ()  # conditions that are evaluated before the shuffle
+    computed: tuple[str, ...] = ()  # numbers that are
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -66,7 +67,7 @@ class Needs:
     @property
     def kept(self) -> Needs:
         """The needs of the kept rows, once no rule looks at them."""
-        return replace(self, tokens=False, length=False, rival=False, labels=(), values=(), marks=())
+        return replace(self, tokens=False, length=False, rival=False, labels=(), values=(), marks=(), computed=())
 
 
 @lru_cache(maxsize=16)
@@ -83,7 +84,9 @@ def _schema(needs: Needs) -> pa.Schema:
     plain = [pa.field(name, _KINDS.get(name, pa.int32())) for name in needs.columns]
     labels = [pa.field(f"label.{name}", _LABEL) for name in needs.labels]
     values = [pa.field(f"value.{name}", value_type(name)) for name in needs.values]
-    return pa.schema([*plain, *labels, *values, *(pa.field(f"mark.{name}", pa.uint8()) for name in needs.marks)])
+    marks = [pa.field(f"mark.{name}", pa.uint8()) for name in needs.marks]
+    computed = [pa.field(f"computed.{name}", pa.float64()) for name in needs.computed]
+    return pa.schema([*plain, *labels, *values, *marks, *computed])
 
 
 def value_type(name: str) -> pa.DataType:
@@ -96,7 +99,7 @@ def value_type(name: str) -> pa.DataType:
 def to_table(candidates: Candidates, needs: Needs) -> pa.Table:
     plain = [pa.array(getattr(candidates, name)) for name in needs.columns]
     labels = [_to_dictionary(candidates.labels[name]) for name in needs.labels]
-    values = [pa.array(candidates.values[name]) for name in (*needs.values, *needs.marks)]
+    values = [pa.array(candidates.values[name]) for name in (*needs.values, *needs.marks, *needs.computed)]
     return pa.table([*plain, *labels, *values], schema=needs.schema)
 
 
@@ -109,6 +112,7 @@ def to_candidates(table: pa.Table, needs: Needs) -> Candidates:
         columns["raw"] = columns["reward"]
     values = {name: table[f"value.{name}"].to_numpy() for name in needs.values}
     values |= {name: table[f"mark.{name}"].to_numpy() for name in needs.marks}
+    values |= {name: table[f"computed.{name}"].to_numpy() for name in needs.computed}
     return Candidates(
         **columns, labels={name: to_labels(table[f"label.{name}"]) for name in needs.labels}, values=values
     )
@@ -144,7 +148,8 @@ def concatenate(parts: Sequence[Candidates], needs: Needs) -> Candidates:
         name: to_labels(pa.chunked_array([_to_dictionary(part.labels[name]) for part in parts], type=_LABEL))
         for name in needs.labels
     }
-    values = {name: np.concatenate([part.values[name] for part in parts]) for name in (*needs.values, *needs.marks)}
+    kept_values = (*needs.values, *needs.marks, *needs.computed)
+    values = {name: np.concatenate([part.values[name] for part in parts]) for name in kept_values}
     return Candidates(**columns, labels=labels, values=values)
 
 

@@ -2,12 +2,14 @@
 other steps compare. No Beam, no files.
 
 An expression reads columns of score files that no other step needs. So it is evaluated where these are read, before the shuffle;
-what travels of a `where` after the shuffle is its mark, one byte a row, and of the steps before it nothing at all.
+what travels of a `where` after the shuffle is its result, one byte a row, and of the steps before it nothing at all. An
+expression that compares the responses to a prompt is evaluated after the shuffle. Its largest parts that do not are evaluated
+before, and their results travel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.config import Step
-from pipelines.config.expression import BUILT_IN, Expression, parse
+from pipelines.config.expression import Expression, parse
+from pipelines.config.expression_terms import BUILT_IN, OF_PROMPT, Node
 from pipelines.errors import InputError
-from pipelines.score.expression_values import NULL, TRUE, Condition, condition, describe, numbers
+from pipelines.score.expression_values import NULL, TRUE, Condition, describe, result_of
+from pipelines.score.prompt_values import Prompts
 from pipelines.select.candidates import Candidates, Labels, Mask
 
 _TAKEN = {*BUILT_IN, "rule", "verdict", "true", "combined"}  # names that an explanation gives to values of its own
@@ -25,9 +29,10 @@ _TAKEN = {*BUILT_IN, "rule", "verdict", "true", "combined"}  # names that an exp
 
 @dataclass(frozen=True)
 class CandidateColumns:
-    """Candidates as the columns that an expression reads."""
+    """Candidates as the columns that the expression of a step reads."""
 
     candidates: Candidates
+    step: Step
 
     def __len__(self) -> int:
         return len(self.candidates)
@@ -43,6 +48,13 @@ class CandidateColumns:
 
     def text(self, name: str) -> Labels:
         return self.candidates.labels[name]
+
+    def known(self, node: Node) -> npt.NDArray[Any] | None:
+        return self.candidates.values.get(name_of_result(self.step, node))
+
+    @property
+    def prompts(self) -> Prompts:
+        return self.candidates.prompts
 
 
 def expressions_of(steps: Iterable[Step]) -> list[Expression]:
@@ -68,32 +80,75 @@ def labels_of(steps: Iterable[Step], signals: Sequence[str]) -> tuple[str, ...]:
 def values_of(steps: Iterable[Step], signals: Sequence[str]) -> tuple[str, ...]:
     """The numbers of score files that the expressions read, but for those that candidates have in any case."""
     named = (use.name for expression in expressions_of(steps) for use in expression.uses if not use.is_column)
+    return _stored(named, signals)
+
+
+def _stored(names: Iterable[str], signals: Sequence[str]) -> tuple[str, ...]:
     stored = {"prompt_tokens", "response_tokens", "truncated", *signals}
-    return tuple(dict.fromkeys(name for name in named if name in stored))
+    return tuple(dict.fromkeys(name for name in names if name in stored))
 
 
-def mark_of(step: Step) -> str:
-    """The name under which the results of a step's condition travel."""
-    return f"where {step.condition}"
+def name_of_result(step: Step, node: Node) -> str:
+    """The name under which the result of a part of a step's expression travels. `reward` has names of its own: the reward that it
+    reads is another one than that of the steps after it."""
+    return f"{step.name} {node.text}"
 
 
-def with_marks(candidates: Candidates, steps: Iterable[Step]) -> Candidates:
-    """The same rows with the results of these steps, which later need no other column."""
-    marks = {mark_of(step): evaluate(candidates, step) for step in steps}
-    return candidates if not marks else candidates.with_columns(values={**candidates.values, **marks})  # type: ignore[arg-type]
+@dataclass(frozen=True)
+class EarlyParts:
+    """The parts of some steps' expressions that are evaluated before the shuffle, and what else of them travels."""
+
+    parts: tuple[tuple[Step, Node], ...]
+    values: tuple[str, ...]  # numbers of score files, which travel as they are
+
+    @classmethod
+    def of(cls, steps: Sequence[Step], signals: Sequence[str]) -> EarlyParts:
+        """Those of the steps that are applied after the shuffle."""
+        combines = any(step.reward is not None for step in steps)
+        parts, values = [], []
+        for step in steps:
+            expression = expression_of(step)
+            if expression is not None:
+                # what `where` says of a reward that is combined after the shuffle is known then
+                late = ("reward",) if combines and step.reward is None else ()
+                for node in _early(expression.root, late):
+                    plain = node.operation == "name" and (node.arguments[0] in {*BUILT_IN, *signals})
+                    if plain and node.kind != "condition":
+                        values.append(node.arguments[0])
+                    elif node.operation != "constant":
+                        parts.append((step, node))
+        return cls(tuple(parts), _stored(values, signals))
+
+    def names(self, *, conditions: bool) -> tuple[str, ...]:
+        """The names of the results that are conditions, or of the others."""
+        chosen = (part for part in self.parts if (part[1].kind == "condition") == conditions)
+        return tuple(dict.fromkeys(name_of_result(*part) for part in chosen))
+
+    def evaluate(self, candidates: Candidates) -> Candidates:
+        """The same rows with the results of the parts."""
+        return candidates.with_values(
+            {name_of_result(*part): result_for_each(candidates, *part) for part in self.parts}
+        )
+
+
+def _early(node: Node, late: Sequence[str]) -> Iterable[Node]:
+    """The largest parts of an expression that neither compare responses to a prompt nor read a number that is known later."""
+    if any(one.operation in OF_PROMPT or (one.operation == "name" and one.arguments[0] in late) for one in node.walk()):
+        return [part for one in node.arguments if isinstance(one, Node) for part in _early(one, late)]
+    return [node]
 
 
 def evaluate(candidates: Candidates, step: Step) -> Condition:
     """The result of the step's condition for each row: false, null or true. Raises `InputError` for text where a number is
     expected."""
-    result: Condition = _evaluate(condition, candidates, step)
+    result: Condition = _evaluate(candidates, step)
     return result
 
 
 def combined(candidates: Candidates, step: Step) -> npt.NDArray[np.float32]:
     """The `reward` of each row, NaN where it is null or beyond float32. Raises `InputError` like `evaluate`."""
     with np.errstate(over="ignore"):
-        rewards = _evaluate(numbers, candidates, step).astype(np.float32)
+        rewards = _evaluate(candidates, step).astype(np.float32)
     return np.where(np.isfinite(rewards), rewards, np.float32(np.nan))
 
 
@@ -108,21 +163,23 @@ def with_combined(candidates: Candidates, step: Step) -> Candidates:
     )
 
 
-def _evaluate(
-    values_of_each: Callable[[Expression, CandidateColumns], npt.NDArray[Any]], candidates: Candidates, step: Step
-) -> npt.NDArray[Any]:
+def _evaluate(candidates: Candidates, step: Step) -> npt.NDArray[Any]:
     expression = expression_of(step)
     assert expression is not None
+    return result_for_each(candidates, step, expression.root)
+
+
+def result_for_each(candidates: Candidates, step: Step, node: Node) -> npt.NDArray[Any]:
+    """The result of a part of the step's expression for each row: 0, 1 or 2 of a condition, or a number."""
     try:
-        return values_of_each(expression, CandidateColumns(candidates))
+        return result_of(node, CandidateColumns(candidates, step), condition=node.kind == "condition")
     except InputError as error:
-        raise InputError(f"in the step `{step.name}: {expression.text}`, {error}") from error
+        raise InputError(f"in the step `{step.name}: {step.condition or step.reward}`, {error}") from error
 
 
 def where(candidates: Candidates, step: Step) -> Mask:
     """Responses for which the step's condition is true, and not null."""
-    mark = candidates.values.get(mark_of(step))
-    true: Mask = (evaluate(candidates, step) if mark is None else mark) == TRUE
+    true: Mask = evaluate(candidates, step) == TRUE
     return true
 
 
@@ -130,11 +187,12 @@ def numbers_of(candidates: Candidates, step: Step) -> dict[str, Any]:
     """The values that decide, by name, and the result, for an explanation."""
     expression = expression_of(step)
     assert expression is not None
-    read, described = CandidateColumns(candidates), {}
+    read, described = CandidateColumns(candidates, step), {}
     for use in expression.uses:
         is_column = use.is_column or use.name not in BUILT_IN
         name = f'column("{use.name}")' if is_column and use.name in _TAKEN else use.name
         described[name] = describe([use.name], read, as_text=use.is_column)[use.name]
+    described |= {text: result_for_each(candidates, step, node).tolist() for text, node in expression.compared}
     if step.reward is not None:
         return {**described, "combined": combined(candidates, step)}
     result = [None if one == NULL else bool(one == TRUE) for one in np.asarray(evaluate(candidates, step)).tolist()]

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.config import BestOfN, DropPrompts, Longest, Pairs, Random, Step, Threshold
+from pipelines.score.prompt_values import standardised_within
 from pipelines.select.candidates import (
     Candidates,
     Mask,
@@ -85,16 +86,7 @@ def win_probabilities(candidates: Candidates, rule: Threshold, *, temperature: f
 
 def z_scores(candidates: Candidates) -> npt.NDArray[np.float64]:
     """(r - mean) / standard deviation within the prompt; 0 where all of its rewards are equal."""
-    order, starts = best_first(candidates)  # a fixed order: sums of floats depend on it
-    scores = np.zeros(len(order))
-    if not len(order):
-        return scores
-    sizes = group_sizes(starts, len(order))
-    reward = candidates.reward[order].astype(np.float64)
-    mean, scale = _moments(reward, starts)
-    alike = np.repeat(reward[starts] == reward[starts + sizes - 1], sizes)
-    scores[order] = np.where(alike, 0.0, (reward - mean) / np.where(alike, 1.0, scale))
-    return scores
+    return standardised_within(candidates.reward.astype(np.float64), candidates.prompts)
 
 
 def _moments(

@@ -16,11 +16,13 @@ from pipelines.config import BestOfN, RunConfig, Step
 from pipelines.errors import ConfigError
 from pipelines.plan import Plan
 from pipelines.score import score_files
+from pipelines.score.ensemble import Moments
 from pipelines.score.score_files import ScoreFile
 from pipelines.score.unit_scores import score_directories
 from pipelines.select.candidates import Candidates
 from pipelines.select.columns import Needs, score_columns, scores_to_candidates, total_size, unpack
-from pipelines.select.expressions import expressions_of, labels_of, mark_of, values_of
+from pipelines.select.corpus_standards import measure, needs_standards, with_standards
+from pipelines.select.expressions import EarlyParts, expression_of, expressions_of, labels_of, values_of
 from pipelines.select.length_correction import Curve
 from pipelines.select.rules import apply_rule
 from pipelines.select.summary import StepCounts, StepSum
@@ -111,15 +113,31 @@ class Selection:
         return runs
 
     @property
-    def marked(self) -> list[Step]:
-        """The later steps with a condition, which is evaluated before the shuffle all the same."""
-        return [step for step in self.steps[self.early.stop :] if step.condition is not None]
+    def changing(self) -> int:
+        """The number of leading steps that change rewards, row by row."""
+        return _changing(self.steps)
+
+    @property
+    def early_parts(self) -> EarlyParts:
+        """The parts of the late steps' expressions that are evaluated before the shuffle all the same."""
+        return EarlyParts.of(self.steps[self.early.stop :], self.signals)
+
+    @property
+    def standardised(self) -> list[list[int]]:
+        """The numbers of the steps with `corpus_z`, which takes a pass over all score files: `reward`, then those after it."""
+        numbers = [number for number, step in enumerate(self.steps) if needs_standards(step)]
+        runs = [
+            [number for number in numbers if (self.steps[number].reward is None) == later] for later in (False, True)
+        ]
+        return [run for run in runs if run]
 
     @property
     def reading(self) -> Needs:
         """The needs of what is read of score files: also what is evaluated there, and does not travel."""
         labels = dict.fromkeys([*self.needs.labels, *labels_of(self.steps, self.signals)])
-        return replace(self.needs, labels=tuple(labels), values=values_of(self.steps, self.signals), marks=())
+        return replace(
+            self.needs, labels=tuple(labels), values=values_of(self.steps, self.signals), marks=(), computed=()
+        )
 
     @property
     def prefilter(self) -> BestOfN | None:
@@ -131,7 +149,8 @@ class Selection:
 def needs_of(config: RunConfig) -> Needs:
     """The columns that the steps and the output of a configuration read."""
     steps: Sequence[Step] = config.select
-    add = config.output.add
+    add, late = config.output.add, steps[_early(steps).stop :]
+    early = EarlyParts.of(late, config.signals)
     return Needs(
         tokens=config.model is not None,
         length=True,
@@ -141,13 +160,15 @@ def needs_of(config: RunConfig) -> Needs:
         rival=not any(step.pairs is not None or step.top is not None for step in steps),
         other=any(step.pairs is not None for step in steps),
         labels=tuple(dict.fromkeys(column for step in steps for _, column in step.columns())),
-        marks=tuple(dict.fromkeys(mark_of(step) for step in steps[_early(steps).stop :] if step.condition is not None)),
+        values=early.values,
+        marks=early.names(conditions=True),
+        computed=early.names(conditions=False),
     )
 
 
 def _changing(steps: Sequence[Step]) -> int:
-    """The number of leading steps that change rewards, and come before all others."""
-    changing = (step.length_correction is not None or step.reward is not None for step in steps)
+    """The number of leading steps that change rewards row by row, and come before all others."""
+    changing = (step.length_correction is not None or (step.reward is not None and _by_row(step)) for step in steps)
     return len([*itertools.takewhile(bool, changing)])
 
 
@@ -161,7 +182,9 @@ def _early(steps: Sequence[Step]) -> range:
 def _by_row(step: Step) -> bool:
     """Return True for a step that looks at one row at a time once its cut is known."""
     by_reward = step.threshold is not None and step.threshold.min_reward is not None
-    return step.top is not None or step.where is not None or by_reward
+    expression = expression_of(step)
+    by_itself = expression is not None and step.pairs is None and not expression.of_prompt
+    return step.top is not None or by_reward or by_itself
 
 
 @dataclass(frozen=True)
@@ -197,6 +220,23 @@ class LoadScores:
 
 
 @dataclass(frozen=True)
+class LoadMoments:
+    """A descriptor → the moments of what the calls of `corpus_z` in some steps take."""
+
+    selection: Selection
+    steps: tuple[int, ...]  # their numbers
+
+    def __call__(self, element: bytes, sides: Sequence[Any]) -> dict[str, Moments]:
+        selection, measured = self.selection, [self.selection.steps[number] for number in self.steps]
+        read = [*selection.steps[: selection.changing], *measured]
+        labels, values = labels_of(read, selection.signals), values_of(read, selection.signals)
+        needs = replace(selection.needs, key=False, place=False, labels=labels, values=values)
+        candidates = read_candidates(ScoreFile.from_bytes(element), needs)
+        candidates, _ = change_rewards(candidates, selection, list(sides), until=self.steps[0])
+        return measure(candidates, measured)
+
+
+@dataclass(frozen=True)
 class LoadPartition:
     """(partition, packed candidates) → candidates."""
 
@@ -212,19 +252,38 @@ def apply_early_steps(
 ) -> tuple[Candidates, StepCounts]:
     """Apply the early steps before step `until`, and count what each keeps.
 
-    `sides` are the curve of a length correction, where there is one, and the cuts of the early `top` steps, in order.
+    `sides` are the curve of a length correction, where there is one, the standards of `Selection.standardised`, and the cuts of
+    the early `top` steps, in order.
     """
-    unused, counts = list(sides), StepCounts()
-    if selection.correction is not None:
-        curve: Curve = unused.pop(0)
-        candidates = curve.correct(candidates)
-        counts[0] = StepSum("length_correction", len(candidates), None, total_size(candidates, selection.needs))
-    for number in range(1 if selection.correction is not None else 0, selection.early.stop):
+    unused = list(sides)
+    candidates, counts = change_rewards(candidates, selection, unused, until=until)
+    for numbers in selection.standardised:
+        if selection.changing <= numbers[0]:  # the others were taken where rewards were changed
+            candidates = with_standards(candidates, [selection.steps[number] for number in numbers], unused.pop(0))
+    for number in selection.early:
         if number < until:
             step = selection.steps[number]
             cut: Cut | None = unused.pop(0) if step.top is not None else None
             candidates = apply_step(candidates, step, cut=cut, temperature=selection.temperature)
             counts[number] = StepSum(step.name, len(candidates), None, total_size(candidates, selection.needs))
+    return candidates, counts
+
+
+def change_rewards(
+    candidates: Candidates, selection: Selection, sides: list[Any], *, until: int
+) -> tuple[Candidates, StepCounts]:
+    """Apply the steps before step `until` that change rewards row by row. Takes what they need off the front of `sides`."""
+    counts = StepCounts()
+    for number in range(min(until, selection.changing)):
+        step = selection.steps[number]
+        if step.length_correction is not None:
+            curve: Curve = sides.pop(0)
+            candidates = curve.correct(candidates)
+        else:
+            if needs_standards(step):
+                candidates = with_standards(candidates, [step], sides.pop(0))
+            candidates = apply_step(candidates, step, cut=None, temperature=None)
+        counts[number] = StepSum(step.name, len(candidates), None, total_size(candidates, selection.needs))
     return candidates, counts
 
 

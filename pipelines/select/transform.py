@@ -31,10 +31,11 @@ from pipelines.score.score_files import ScoreFile
 from pipelines.score.totals import Totals, check_limits, list_beyond_limits, sum_totals, totals_of
 from pipelines.select.candidates import Candidates, count_prompts, place_order
 from pipelines.select.columns import KeptUnit, Needs, pack, total_size, unpack
+from pipelines.select.corpus_standards import merge_moments, settle
 from pipelines.select.length_correction import HashSample, fit, merge_samples
 from pipelines.select.read_transform import ReadScores
 from pipelines.select.rules import add_ranks, add_rivals
-from pipelines.select.selection import LoadPartition, LoadScores, Selection, apply_step, read_candidates
+from pipelines.select.selection import LoadMoments, LoadPartition, LoadScores, Selection, apply_step, read_candidates
 from pipelines.select.summary import FragmentFacts, SelectionSummary, StepCounts, StepSum
 from pipelines.select.top import Cut, CutEdges
 from pipelines.select.top_transform import FindCut, FindEdges, Loader
@@ -51,7 +52,7 @@ class Select(beam.PTransform):  # type: ignore[misc]
     """Descriptors → {kept: KeptUnit, files, summaries, totals, schemas, rejected}; fails on `limits` before it selects.
 
     `summaries` are several collections. With a length correction there is also {curve}, and `with_cuts`, which explanations
-    need, also {cuts: `Cuts`}.
+    need, also {cuts: `Cuts`, means: the `Standards` of `corpus_z`, in the order of `Selection.standardised`}.
 
         selected = scored | "Select" >> Select(Selection.of(config, plan), config.limits, with_schemas=False)
         selected["kept"]  # one `KeptUnit` for each unit of which something is kept
@@ -75,7 +76,8 @@ class Select(beam.PTransform):  # type: ignore[misc]
         if self.selection.correction is not None:
             selected["curve"] = sides[0]
         if self.with_cuts:
-            selected["cuts"] = cuts
+            first = 0 if self.selection.correction is None else 1
+            selected |= {"cuts": cuts, "means": sides[first : first + len(self.selection.standardised)]}
         return selected
 
     def _check_limits(self, descriptors: PCollection[bytes]) -> PCollection[Totals]:
@@ -88,13 +90,18 @@ class Select(beam.PTransform):  # type: ignore[misc]
         return totals | "CheckLimits" >> beam.ParDo(CheckLimits(self.limits, self.rejected_list), *sides)
 
     def _early_sides(self, descriptors: PCollection[bytes], cuts: Cuts) -> list[PCollection[Any]]:
-        """The curve of a length correction, then the cut of each early `top`."""
+        """The curve of a length correction, then the standards of `corpus_z`, then the cut of each early `top`."""
         sides: list[PCollection[Any]] = []
         correction = self.selection.correction
         if correction is not None and correction.length_correction is not None:
             samples = descriptors | "SampleLengths" >> beam.ParDo(SampleLengths())
             sample = samples | "MergeSample" >> Gather(merge_samples)
             sides.append(sample | "FitLengths" >> beam.Map(fit, span=correction.length_correction.span))
+        for run, numbers in enumerate(self.selection.standardised):
+            measure = MeasureCorpus(self.selection, tuple(numbers))
+            moments = descriptors | f"MeasureCorpus{run}" >> beam.ParDo(measure, *map(AsSingleton, sides))
+            merged = moments | f"MergeMoments{run}" >> Gather(merge_moments)
+            sides.append(merged | f"SettleStandards{run}" >> beam.Map(settle))
         for number in self.selection.early:
             if self.selection.steps[number].top is not None:
                 load = LoadScores(self.selection, until=number)
@@ -176,6 +183,20 @@ class SampleLengths(beam.DoFn):  # type: ignore[misc]
 
 
 @dataclass(eq=False)
+class MeasureCorpus(ThreadedDoFn):
+    """Descriptor → the moments of what `corpus_z` takes in some steps."""
+
+    selection: Selection
+    steps: tuple[int, ...]
+
+    def waits_for_store(self) -> bool:
+        return self.selection.on_object_store
+
+    def work(self, element: bytes, *sides: Any) -> list[Any]:
+        return [LoadMoments(self.selection, self.steps)(element, sides)]
+
+
+@dataclass(eq=False)
 class ApplyRules(ThreadedDoFn):
     """Partitions → the rows that a run of steps keeps, by partition, or after the last run by unit; and a summary."""
 
@@ -191,18 +212,29 @@ class ApplyRules(ThreadedDoFn):
         partition, data = element
         needs = self.selection.needs
         rows = unpack(data, needs).sorted_by_prompt() if self.first else unpack([data], needs)
+        steps, counts = [*self.steps], StepCounts()
+        if steps and self.selection.steps[steps[0]].reward is not None:  # what follows compares only this reward
+            rows = self._apply(rows, steps.pop(0), counts)
         prompts = count_prompts(rows) if self.first and not self.selection.early else 0
         if self.first and (needs.rank or needs.margin):
             rows = add_ranks(rows)
-        whole, counts = rows, StepCounts()
-        for number in self.steps:
-            step = self.selection.steps[number]
-            cut = cuts[0] if step.top is not None else None
-            rows = apply_step(rows, step, cut=cut, temperature=self.selection.temperature)
-            counts[number] = StepSum(step.name, len(rows), count_prompts(rows), total_size(rows, needs))
+        whole = rows
+        for number in steps:
+            rows = self._apply(rows, number, counts, *cuts)
         if self.first and needs.rival:
             rows = add_rivals(rows, whole)
-        summary = SelectionSummary(prompts=prompts, steps=counts)
+        return self._outputs(partition, rows, SelectionSummary(prompts=prompts, steps=counts))
+
+    def _apply(self, rows: Candidates, number: int, counts: StepCounts, cut: Cut | None = None) -> Candidates:
+        """The rows that a step keeps, which are counted."""
+        step = self.selection.steps[number]
+        cut = cut if step.top is not None else None
+        rows = apply_step(rows, step, cut=cut, temperature=self.selection.temperature)
+        counts[number] = StepSum(step.name, len(rows), count_prompts(rows), total_size(rows, self.selection.needs))
+        return rows
+
+    def _outputs(self, partition: int, rows: Candidates, summary: SelectionSummary) -> list[Any]:
+        needs = self.selection.needs
         summary_output = TaggedOutput("summary", summary)
         if not self.last:
             return [summary_output, *([(partition, pack(rows, needs))] if len(rows) else [])]

@@ -70,6 +70,37 @@ def best(rows, keep=1):
     return [row for group in prompts.values() for row in group[:keep]]
 
 
+def lowest(rows, count):
+    return [
+        row
+        for row in rows
+        if sum(one["reward"] < row["reward"] for one in rows if one["prompt"] == row["prompt"]) < count
+    ]
+
+
+def ranked(rows):
+    """Each row with its ranks by reward and by score within the prompt, 1 for the lowest."""
+    for row in rows:
+        group = [one for one in rows if one["prompt"] == row["prompt"]]
+        known = [one["score"] for one in group if one["score"] is not None]
+        by_score = None if row["score"] is None else 1 + sum(score < row["score"] for score in known)
+        yield row, 1 + sum(one["reward"] < row["reward"] for one in group), by_score
+
+
+def summed(rows):
+    """The rows with twice the standardised reward and the standardised score as reward, where there is a score."""
+    rewards, scores = (np.array([row[name] for row in rows if row[name] is not None]) for name in ("reward", "score"))
+    return [
+        {
+            **row,
+            "reward": 2 * (row["reward"] - rewards.mean()) / rewards.std()
+            + (row["score"] - scores.mean()) / scores.std(),
+        }
+        for row in rows
+        if row["score"] is not None
+    ]
+
+
 CASES = {
     "before": (
         [{"where": "ok and characters < 35"}, {"best_of_n": {"min_candidates": 1}}],
@@ -95,6 +126,29 @@ CASES = {
             )[:11]
             if row["ok"] is None
         ],
+    ),
+    "rank-of-what-is-left": (
+        [{"best_of_n": {"keep": 4}}, {"where": "rank(reward) <= 2 and ok is not null"}, {"top": {"rows": 9}}],
+        lambda rows: sorted(
+            (row for row in lowest(best(rows, 4), 2) if row["ok"] is not None), key=lambda row: -row["reward"]
+        )[:9],
+    ),
+    "sum-of-ranks": (
+        [{"reward": "rank(reward) + 10 * rank(score) + coalesce(ok, false)"}, {"best_of_n": {"min_candidates": 1}}],
+        lambda rows: best(
+            [
+                {**row, "reward": by_reward + 10 * by_score + (row["ok"] or False)}
+                for row, by_reward, by_score in ranked(rows)
+                if by_score is not None
+            ]
+        ),
+    ),
+    "over-the-corpus": (
+        [{"reward": "2 * corpus_z(reward) + corpus_z(score)"}, {"where": "corpus_z(reward) > 0"}, {"top": {"rows": 9}}],
+        lambda rows: sorted(
+            (row for row in summed(rows) if row["reward"] > np.mean([one["reward"] for one in summed(rows)])),
+            key=lambda row: -row["reward"],
+        )[:9],
     ),
 }  # fmt: skip
 
@@ -206,6 +260,36 @@ def test_every_rule_works_on_the_combined_reward(tmp_path, rows):
         else:
             assert (step["verdict"], step["combined"]) == ("dropped", None)
         assert step["characters"] == len(mine["response"])
+
+
+def test_an_explanation_tells_ranks_and_z_scores(tmp_path, rows):
+    steps = [{"reward": "rank(reward) + corpus_z(score)"}, {"where": "prompt_z(reward) > 0 and corpus_z(score) < 2"}]
+    config = configured(tmp_path, steps, output={"path": str(tmp_path / "out"), "add": ["rank"]})
+    run_curation(config, scorer=None)
+    by_text = {row["messages"][-1]["content"]: row["rank"] for row in pq.read_table(tmp_path / "out/data").to_pylist()}
+    scores = np.array([row["score"] for row in rows if row["score"] is not None])
+    for prompt in ("p3", "p4"):
+        explained = explain(config, prompt_key(from_prompt(prompt)).hex(), with_text=True)
+        mine = {row["response"]: (row, rank) for row, rank, _ in ranked(rows) if row["prompt"] == prompt}
+        z = {
+            text: None if one["score"] is None else (one["score"] - scores.mean()) / scores.std()
+            for text, (one, _) in mine.items()
+        }
+        known = sorted((rank + z[text] for text, (_, rank) in mine.items() if z[text] is not None), reverse=True)
+        for row in explained["rows"]:
+            first, second, (_, rank) = *row["steps"], mine[row["text"]]
+            assert first["rank(reward)"] == rank
+            if z[row["text"]] is None:
+                assert (first["verdict"], first["corpus_z(score)"]) == ("dropped", None)
+                continue
+            assert first["corpus_z(score)"] == second["corpus_z(score)"] == pytest.approx(z[row["text"]], abs=1e-6)
+            assert first["combined"] == pytest.approx(rank + z[row["text"]], abs=1e-5)
+            expected = (rank + z[row["text"]] - np.mean(known)) / np.std(known)
+            assert second["prompt_z(reward)"] == pytest.approx(expected, abs=1e-5)
+            assert row["kept"] == (expected > 0 and z[row["text"]] < 2) == (row["text"] in by_text)
+            if row["kept"]:  # ranks of the output are by the combined reward
+                place = 1 + int(np.argmin(np.abs(np.array(known) - rank - z[row["text"]])))
+                assert by_text[row["text"]] == place
 
 
 def test_a_combined_reward_after_a_length_correction(tmp_path, rows):

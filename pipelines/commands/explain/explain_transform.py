@@ -146,6 +146,7 @@ class Explain(beam.PTransform):  # type: ignore[misc]
         kept = selected["kept"] | "FindKept" >> beam.FlatMap(kept_places, self.key, self.selection.needs.kept)
         sides = [AsIter(rows), AsSingleton(prompts), AsIter(kept)]
         sides += [AsSingleton(selected["curve"])] if self.selection.correction else []
+        sides += map(AsSingleton, selected["means"])
         cut_steps = sorted(selected["cuts"])
         for number in cut_steps:
             sides += map(AsSingleton, selected["cuts"][number])
@@ -245,9 +246,10 @@ class WriteAnswer(beam.DoFn):  # type: ignore[misc]
         matches = sorted({part[0] for part in parts})
         if len(matches) == 1:
             curve = waiting.pop(0) if self.selection.correction else None
+            standards = {name: one for _ in self.selection.standardised for name, one in waiting.pop(0).items()}
             cuts = {number: (waiting.pop(0), waiting.pop(0)) for number in self.cut_steps}
             rows = unpack([part[4] for part in parts], _needs(self.selection))
-            decided = verdicts(rows, self.selection, curve=curve, cuts=cuts)
+            decided = verdicts(rows, self.selection, curve=curve, cuts=cuts, standards=standards)
             with carrying_errors():
                 plan = plan_at(self.plan_path)
             content = explanation(plan, self.selection, parts, rows, decided=decided, kept=set(kept))

@@ -13,6 +13,7 @@ import numpy as np
 
 from pipelines.config import BestOfN, DropPrompts, Pairs, Step, Threshold, Top
 from pipelines.select.candidates import Candidates, worst_bits
+from pipelines.select.corpus_standards import Standards, with_standards
 from pipelines.select.expressions import numbers_of
 from pipelines.select.length_correction import Curve
 from pipelines.select.rules import (
@@ -36,17 +37,18 @@ Verdict = dict[str, Any]
 """`rule`, `verdict` (kept, dropped, paired: the rejected side of a pair; or dropped before), and the numbers by name."""
 
 DROPPED_BEFORE = "dropped before"
+NONE: Standards = {}
 
 
 def verdicts(
-    rows: Candidates, selection: Selection, *, curve: Curve | None, cuts: Cuts
+    rows: Candidates, selection: Selection, *, curve: Curve | None, cuts: Cuts, standards: Standards = NONE
 ) -> dict[ResponsePlace, list[Verdict]]:
     """Return by place the verdicts on all scored responses to one prompt, one for each step in order.
 
     Raises `ValueError` where a step needs a curve, a cut or a temperature that is missing.
     """
     by_place: dict[ResponsePlace, list[Verdict]] = {place: [] for place in response_places(rows)}
-    for number, step, before, after in follow(rows, selection, curve=curve, cuts=cuts):
+    for number, step, before, after in follow(rows, selection, curve=curve, cuts=cuts, standards=standards):
         kept, paired = set(response_places(after)), set(_rejected_places(after)) if step.pairs is not None else set()
         edges = cuts[number][1] if number in cuts else {}
         named = _numbers(step, before, after, temperature=selection.temperature, edges=edges)
@@ -61,7 +63,7 @@ def verdicts(
 
 
 def follow(
-    rows: Candidates, selection: Selection, *, curve: Curve | None, cuts: Cuts
+    rows: Candidates, selection: Selection, *, curve: Curve | None, cuts: Cuts, standards: Standards = NONE
 ) -> Iterator[tuple[int, Step, Candidates, Candidates]]:
     """Yield (number, step, rows before it, rows after it) of every step; each step gets the rows that the one before kept."""
     for number, step in enumerate(selection.steps):
@@ -70,6 +72,7 @@ def follow(
                 raise ValueError("length_correction needs the curve that was fitted, and none is given")
             after = curve.correct(rows)
         else:
+            rows = with_standards(rows, [step], standards)
             cut = cuts[number][0] if number in cuts else None
             after = apply_step(rows, step, cut=cut, temperature=selection.temperature)
         yield number, step, rows, after

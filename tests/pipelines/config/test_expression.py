@@ -22,10 +22,12 @@ from pipelines.config.expression import LONGEST, parse
         "\n  reward > 1\n  and y is not null\n",
         "is_correct == true",
         "true",
+        "rank(x) + rank(-reward) > 3 and prompt_z(x) >= corpus_z(2 * x)",
+        "rank > 3 and column('rank') < 2 and rank(prompt_z(corpus_z(rank))) > 1",
     ],
 )
 def test_expressions_that_are_allowed(text):
-    parse(text).check(["is_correct", "x", "y", "odd name"])
+    parse(text).check(["is_correct", "x", "y", "odd name", "rank"])
 
 
 @pytest.mark.parametrize(
@@ -45,6 +47,17 @@ def test_expressions_that_are_allowed(text):
         ("abz(x) > 1", "the function 'abz' is unknown; did you mean 'abs'?"),
         ("abs(x, 1) > 1", "abs takes 1 values, got 2"),
         ("abs(*x) > 1", "abs takes 1 values"),
+        ("rank(x, y) > 1", "rank takes 1 values, got 2"),
+        (
+            "x > 1 and corpus_z(rank(x)) > 1",
+            "at character 11, corpus_z takes what a response has by itself, and rank compares it",
+        ),
+        ("corpus_z(1 + corpus_z(x)) > 1", "corpus_z takes what a response has by itself, and corpus_z compares it"),
+        ("prompt_z(x == 'a') > 'b'", "texts are equal or not"),
+        (
+            "z(x + 1) > 1",
+            "z takes the name of a model (ensemble.names): z(helpful); prompt_z and corpus_z take any number",
+        ),
         ("x ** 9 > 1", "this operator is not allowed; known are + - * /"),
         ("x > 1 | y > 2", "this operator is not allowed; write and, or"),
         ('x < "a"', "texts are equal or not, and < is for numbers"),
@@ -118,8 +131,35 @@ def test_a_step_names_its_setting_and_its_expression():
     assert _config("is_correct and reward > 0").select[0].crosses_prompts is True
 
 
+def _crossing(*steps: object, **changes: object) -> list[str]:
+    values: dict[str, object] = {"input": {"path": "x", "carry": ["mark"]}, "output": {"path": "y"}, "select": steps}
+    models = {"model": [{"path": "m"}, {"path": "n"}], "ensemble": {"names": ["good", "safe"]}}
+    return RunConfig.model_validate({**models, **values, **changes}).crossing
+
+
+def test_a_step_crosses_prompts_where_a_models_number_counts_as_it_is():
+    for text in ("reward > 0", "good > 0.5", "mark and z(safe) > 1", "corpus_z(good) > 1", "rank(good) + good > 3"):
+        assert _crossing({"where": text}) == ["where"], text
+    for text in ("rank(good) < 3", "prompt_z(z(safe)) > 1", "mark > 3", 'column("good") > 1 or tokens > 3'):
+        carry = {"input": {"path": "x", "carry": ["mark", "good"]}} if "column" in text else {}
+        if carry:
+            carry["ensemble"] = {"names": ["kind", "safe"]}
+        assert _crossing({"where": text}, **carry) == [], text
+    top = {"top": {"rows": 3}}
+    assert _crossing({"reward": "good + mark"}, top) == ["top"]
+    assert _crossing({"reward": "rank(good) + mark"}, top, {"where": "reward > 3"}) == []
+    assert _crossing({"reward": "rank(good) + mark"}, {"where": "reward > 3 and safe > 0"}) == ["where"]
+
+
+def test_a_combined_reward_that_compares_responses_is_not_standardised_over_the_corpus():
+    with pytest.raises(ValueError, match=r"select\.1\.where is .*: corpus_z takes the combined reward, which compares"):
+        _crossing({"reward": "rank(good)"}, {"where": "corpus_z(reward) > 1"})
+    _crossing({"reward": "rank(good) + corpus_z(reward)"}, {"where": "corpus_z(good) > 1"})
+
+
 PIECES = [
     *"reward x source null true is not and or in ( ) [ ] , < <= == = + - * / ** 1 0.5 1e400 'a' \" ' abs( min( column(".split(),
+    *"rank( corpus_z( prompt_z(".split(),
     *"# é : lambda .".split(),
     "\n",
     "\0",

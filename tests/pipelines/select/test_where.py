@@ -17,7 +17,7 @@ from pipelines.config import Step
 from pipelines.config.expression import parse
 from pipelines.errors import InputError
 from pipelines.select.candidates import Candidates, Labels, zero_columns
-from pipelines.select.expressions import evaluate, mark_of, numbers_of, where, with_marks
+from pipelines.select.expressions import EarlyParts, evaluate, name_of_result, numbers_of, where
 from pipelines.select.rules import apply_rule
 
 SIGNS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq, "!=": operator.ne}
@@ -160,8 +160,9 @@ def test_an_expression_is_what_brute_force_says(condition, values):
     assert [(False, None, True)[value] for value in evaluate(rows, step)] == wanted
     kept = apply_rule(rows, step).row.tolist()
     assert kept == [at for at, value in enumerate(wanted) if value is True]
-    assert apply_rule(with_marks(rows, [step]), step).row.tolist() == kept
-    assert mark_of(step) in with_marks(rows, [step]).values
+    marked = EarlyParts.of([step], []).evaluate(rows)
+    assert apply_rule(marked, step).row.tolist() == kept
+    assert name_of_result(step, parse(text).root) in marked.values
     assert numbers_of(rows, step)["true"] == wanted
 
 
@@ -203,7 +204,7 @@ def test_text_where_a_number_is_expected_is_an_error_without_the_text(text, mess
 
 PIECES = [
     *"reward tokens ok score generator null true 1 0.5 -3 1e308 'a' ( ) and or not is in + - * / < >= == != , [ ]".split(),
-    *"abs( log( exp( sqrt( min( max( coalesce( column('ok') z(reward) 'true'".split(),
+    *"abs( log( exp( sqrt( min( max( coalesce( column('ok') z(reward) 'true' rank( prompt_z(".split(),
 ]
 
 

@@ -1,0 +1,76 @@
+"""The terms that expressions are made of: names that every expression knows, functions, operations and uses of names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+Kind = Literal["number", "condition", "text", "any"]
+
+BUILT_IN: Mapping[str, Kind] = {
+    "reward": "number",
+    "tokens": "number",
+    "prompt_tokens": "number",
+    "response_tokens": "number",
+    "characters": "number",
+    "truncated": "condition",
+    "source": "text",
+}
+"""The names that every expression knows. Characters are those of the response."""
+
+OF_TOKENIZER = ("tokens", "prompt_tokens", "response_tokens", "truncated")
+"""The built-in names that mean nothing without a model's tokenizer."""
+
+OF_PROMPT = ("rank", "prompt_z")
+"""The functions that compare a response with the others to its prompt."""
+OF_CORPUS = "corpus_z"
+"""The function that compares it with all responses."""
+
+FUNCTIONS = {
+    "abs": (1, 1),
+    "log": (1, 1),
+    "exp": (1, 1),
+    "sqrt": (1, 1),
+    "min": (2, 9),
+    "max": (2, 9),
+    "coalesce": (2, 9),
+    **dict.fromkeys((*OF_PROMPT, OF_CORPUS), (1, 1)),
+}
+"""The least and the most arguments of each."""
+CONSTANTS = {"true": True, "false": False, "null": None}
+RESERVED = (*BUILT_IN, *FUNCTIONS, *CONSTANTS, "column", "z")
+"""The words of the language, which name no model."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """An operation with its arguments: nodes, or plain values for `constant`, `name` and `column`."""
+
+    operation: str
+    arguments: tuple[Any, ...]
+    kind: Kind
+
+    @cached_property
+    def text(self) -> str:
+        """A text that is the same for the same operation on the same values, and for no other."""
+        parts = (part.text if isinstance(part, Node) else repr(part) for part in self.arguments)
+        return f"{self.operation}:{self.kind}({', '.join(parts)})"
+
+    def walk(self) -> Iterator[Node]:
+        yield self
+        for argument in self.arguments:
+            if isinstance(argument, Node):
+                yield from argument.walk()
+
+
+@dataclass(frozen=True)
+class Name:
+    """One use of a name: what it is read as, and where it stands."""
+
+    name: str
+    kind: Kind  # `any` where it is only asked whether there is a value
+    is_column: bool  # written as column("..."), which is never a built-in name or a signal
+    position: int
+    within_prompt: bool = False  # in `rank` or `prompt_z`, which compare responses to one prompt
