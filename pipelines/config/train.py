@@ -169,6 +169,17 @@ class LoraConfig(Strict):
     """Layers of the backbone that get adapters, by name; the head is always trained in full."""
 
 
+class ForeignConfig(Strict):
+    per_group: int = Field(default=2, ge=1)
+    """Responses to other prompts that join each group, drawn anew every epoch; each loses to each response of the group."""
+    similar: float = Field(default=0.5, ge=0.0, le=1.0)
+    """Share of them that is drawn from responses to similar prompts, which share rare words, where there are any."""
+    weight: float = Field(default=0.5, gt=0.0, allow_inf_nan=False)
+    """Weight of these comparisons together, against 1 for the group's own."""
+    ties: bool = False
+    """Whether two responses to other prompts are ties: neither answers."""
+
+
 class TrainOptions(Strict):
     loss: Literal["bradley_terry", "plackett_luce"] = "bradley_terry"
     """The treatment of rankings and choices: as all their comparisons, or as repeated picks of the best of the rest. Pairs,
@@ -177,6 +188,8 @@ class TrainOptions(Strict):
     """Probability that a comparison was recorded the wrong way round."""
     centring: float = Field(default=0.0, ge=0.0)
     """Coefficient of (r_i + r_j)^2: pulls the free offset per prompt to zero; 0.01 is usual."""
+    foreign: ForeignConfig | None = None
+    """Responses to other prompts, against which each response of a group wins: teaches a model to read the prompt."""
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the preferences."""
     learning_rate: float | None = Field(default=None, gt=0)

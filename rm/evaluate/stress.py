@@ -19,7 +19,7 @@ from rm.evaluate.bootstrap import Bootstrap, Estimate, Figures, Floats, average_
 from rm.evaluate.comparisons import accepted_shares
 from rm.messages import WHOLE
 from rm.preferences import Group
-from rm.preferences.similar import most_similar
+from rm.preferences.similar import similar_prompts
 
 OTHER_PROMPT, SIMILAR_PROMPT = "other_prompt", "similar_prompt"
 CHANGES: Mapping[str, Callable[[str], str | None]] = {
@@ -85,7 +85,7 @@ def stress(
     bootstrap = bootstrap or Bootstrap()
     chosen = [groups[index] for index in drawn]
     own = [_preferred_response(group) for group in chosen]
-    similar = most_similar([group.prompt for group in chosen])
+    similar = similar_prompts([group.prompt for group in chosen])
     others = [_other_texts(place, own, similar[place]) for place in range(len(chosen))]
     asked = [(group.prompt, [text, *texts.values()]) for group, text, texts in zip(chosen, own, others, strict=True)]
     table = [
@@ -124,10 +124,10 @@ def _preferred_response(group: Group) -> str:
     return group.responses[max(plain, key=lambda index: points[index])]
 
 
-def _other_texts(place: int, own: Sequence[str], similar: int | None) -> dict[str, str]:
+def _other_texts(place: int, own: Sequence[str], similar: Sequence[int]) -> dict[str, str]:
     """The texts that the response of a prompt is compared with, by name; those that are equal to it are left out."""
     texts: dict[str, str | None] = {OTHER_PROMPT: own[(place + 1) % len(own)]}
-    texts[SIMILAR_PROMPT] = None if similar is None else own[similar]
+    texts[SIMILAR_PROMPT] = own[similar[0]] if similar else None
     texts |= {name: change(own[place]) for name, change in CHANGES.items()}
     return {name: text for name, text in texts.items() if text is not None and text != own[place]}
 

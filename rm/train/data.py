@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -110,6 +111,12 @@ def spread_rewards(rewards: np.ndarray, members: Sequence[int], count: int) -> n
 _EMPTY = Encoded([], None, 0, 0, False)
 
 
+class Foreign(Protocol):
+    """Joins responses to other prompts to a part of a group: `rm.train.foreign.ForeignResponses.join`."""
+
+    def __call__(self, group: EncodedGroup, index: int, *, epoch: int, part: int) -> EncodedGroup: ...
+
+
 class Draws(Dataset[EncodedGroup]):
     """The draws of an epoch: groups, those of more than `responses_per_group` cut at random into draws of about equal size.
 
@@ -117,9 +124,17 @@ class Draws(Dataset[EncodedGroup]):
     so a resumed run draws what an uninterrupted one draws.
     """
 
-    def __init__(self, groups: Sequence[EncodedGroup], *, responses_per_group: int | None, seed: int) -> None:
+    def __init__(
+        self,
+        groups: Sequence[EncodedGroup],
+        *,
+        responses_per_group: int | None,
+        seed: int,
+        foreign: Foreign | None = None,
+    ) -> None:
         self._groups = groups
         self._seed = seed
+        self._foreign = foreign
         self.epoch = 0
         self._draws = [
             (index, part, parts)
@@ -131,6 +146,11 @@ class Draws(Dataset[EncodedGroup]):
     def __len__(self) -> int:
         return len(self._draws)
 
+    @property
+    def groups(self) -> int:
+        """The number of groups."""
+        return len(self._groups)
+
     def __getitem__(self, position: int) -> EncodedGroup:
         return self.draw(position)
 
@@ -138,10 +158,10 @@ class Draws(Dataset[EncodedGroup]):
         """Return a draw of the current epoch."""
         index, part, parts = self._draws[position]
         group = self._groups[index]
-        if parts == 1:
-            return group
-        order = np.random.default_rng((self._seed, self.epoch, index)).permutation(len(group.responses))
-        return group.select(sorted(np.array_split(order, parts)[part].tolist()))
+        if parts > 1:
+            order = np.random.default_rng((self._seed, self.epoch, index)).permutation(len(group.responses))
+            group = group.select(sorted(np.array_split(order, parts)[part].tolist()))
+        return group if self._foreign is None else self._foreign(group, index, epoch=self.epoch, part=part)
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,7 @@ class TrainSettings:
     loss: str
     label_smoothing: float
     centring: float
+    foreign: Mapping[str, Any] | None  # the fields of rm.train.foreign.ForeignSettings
     epochs: float
     learning_rate: float | None
     groups_per_batch: int

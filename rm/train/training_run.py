@@ -20,7 +20,9 @@ from rm.checkpoint.load import quiet_transformers
 from rm.conversations import prompt_key
 from rm.engine.device import resolve_device
 from rm.preferences import Group, PreferenceError, ReadSettings, Rejections, heldout_split, read_preferences
+from rm.text.templates import Template
 from rm.train.data import Collator, Draws, EncodedGroup, doubts_about, hash_groups
+from rm.train.foreign import ForeignResponses, ForeignSettings
 from rm.train.heldout import EncodedData, describe_saved, stress_heldout
 from rm.train.loss_network import GroupLoss, GroupNetwork
 from rm.train.memory import refuse_steps
@@ -70,7 +72,9 @@ def _train(settings: TrainSettings, ranks: Ranks) -> TrainResult:
     network.offset.requires_grad_(any(len(group.labels) for group in fit.encoded))
     ranks.align(network)
     ranks.first(lambda: _claim_checkpoints(settings, [*fit.encoded, *heldout.encoded], resumed=resume_from is not None))
-    trainer = _make_trainer(settings, network, model.collator(settings), fit.encoded, heldout.encoded, ranks)
+    collator = model.collator(settings)
+    draws = _make_draws(settings, fit, model.template, picks=collator.picks)
+    trainer = _make_trainer(settings, network, collator, draws, heldout.encoded, ranks)
     ranks.first(lambda: refuse_steps(network, trainer.collator, settings, _worst_step(trainer)))
     for doubt in doubts_about(fit_groups, steps=trainer.args.max_steps):
         log.warning("%s", doubt)
@@ -156,15 +160,24 @@ def _logit_of_base_rate(groups: Sequence[EncodedGroup]) -> float:
     return float(np.log(rate / (1 - rate)))
 
 
+def _make_draws(settings: TrainSettings, fit: EncodedData, template: Template, *, picks: bool) -> Draws:
+    foreign = None
+    if settings.foreign is not None:
+        options = ForeignSettings(**settings.foreign)
+        foreign = ForeignResponses(
+            fit.groups, fit.encoded, template, settings=options, seed=settings.seed, picks=picks
+        ).join
+    return Draws(fit.encoded, responses_per_group=settings.responses_per_group, seed=settings.seed, foreign=foreign)
+
+
 def _make_trainer(
     settings: TrainSettings,
     network: GroupNetwork,
     collator: Collator,
-    fit: Sequence[EncodedGroup],
+    draws: Draws,
     heldout: Sequence[EncodedGroup],
     ranks: Ranks,
 ) -> GroupTrainer:
-    draws = Draws(fit, responses_per_group=settings.responses_per_group, seed=settings.seed)
     steps_per_epoch = math.ceil(len(draws) / settings.groups_per_batch)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
@@ -188,7 +201,7 @@ def _make_trainer(
         "training %d M of %d M parameters on %d groups in %s, learning rate %g",
         round(trained / 1e6),
         round(parameters / 1e6),
-        len(fit),
+        draws.groups,
         "bfloat16" if trainer.args.bf16 else "float32",
         learning_rate,
     )

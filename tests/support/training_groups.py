@@ -52,6 +52,7 @@ def run_settings(data: Any, model: Path, output: Path, **changes: Any) -> TrainS
         "heldout_path": None,
         "heldout_split": None,
         "stress_prompts": 0,
+        "foreign": None,
         "model_path": str(model),
         "revision": None,
         "max_length": 48,
