@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from pipelines.config import RunConfig
 from pipelines.plan import Plan
+from pipelines.report.gains import gains
 from pipelines.report.histogram import Histogram
 from pipelines.report.observations import OTHERS, Observations
 from pipelines.report.prompt_numbers import by_length, by_prompt, disagreement, gold_means, list_prompts
@@ -53,6 +54,7 @@ def report_numbers(observed: Observations, settings: ReportSettings) -> dict[str
     numbers = {
         "format": FORMAT,
         "unit": settings.unit,
+        "units": _units(settings),
         "gold": settings.gold,
         "sides": _sides(observed),
         "sources": sources,
@@ -60,6 +62,7 @@ def report_numbers(observed: Observations, settings: ReportSettings) -> dict[str
         "yield": [] if histogram is None else _yield(observed, histogram["edges"][:-1]),
         "whole": sample.num_rows == sum(observed.counts().values()),  # whether all responses are in the sample
         **by_prompt(sample, temperature=settings.temperature),
+        "gains": gains(sample),
         "length": by_length(sample),
         "disagreement": disagreement(sample) if settings.ensemble else None,
         "gold_means": gold_means(sample) if settings.gold is not None else None,
@@ -67,6 +70,14 @@ def report_numbers(observed: Observations, settings: ReportSettings) -> dict[str
     }
     rounded: dict[str, Any] = _round(numbers)
     return rounded
+
+
+def _units(settings: ReportSettings) -> dict[str, str]:
+    """The units of the numbers by their names; shares are parts of 1, and rows, prompts and responses are counts."""
+    raw = "standardised rewards of several models, combined" if settings.ensemble else "raw output of the reward model"
+    gold = {} if settings.gold is None else {"gold": f"as in the column {settings.gold}"}
+    sizes = {"size": settings.unit, "kept_size": settings.unit, "dropped_size": settings.unit}
+    return {"reward": raw, "edges": raw, "threshold": raw, "characters": "characters", "kl": "nats", **sizes, **gold}
 
 
 def _sides(observed: Observations) -> dict[str, Any]:

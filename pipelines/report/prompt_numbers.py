@@ -19,6 +19,7 @@ _LENGTH_BINS = 12  # at the most
 _RESPONSES_PER_BIN = 50  # about, at the least
 _SPAN = 0.5  # of the length fit: the default of `length_correction`
 _BINS = 24
+_NEAR = 0.1  # of a standard deviation of the rewards
 _RESAMPLES = 500
 _COMPARED_ROWS = 4096  # of the sample that are listed, for a comparison of two reports
 
@@ -88,6 +89,7 @@ def _margins(prompts: Sequence[_PromptResponses], temperature: float | None) -> 
         "edges": edges.tolist(),
         "counts": counts.tolist(),
         "median": float(np.median(gaps)),
+        "near_ties": _near_ties(gaps, prompts),
         "temperature": temperature,
         "probabilities": None,
     }
@@ -103,17 +105,28 @@ def _margins(prompts: Sequence[_PromptResponses], temperature: float | None) -> 
     return margins
 
 
+def _near_ties(gaps: Floats, prompts: Sequence[_PromptResponses]) -> dict[str, Any]:
+    """The share of the leads that are smaller than a part of the standard deviation of all rewards."""
+    below = _NEAR * float(np.concatenate([prompt.reward for prompt in prompts]).std())
+    return {"below": below, "share": float((gaps < below).mean())}
+
+
 def _overlap(prompts: Sequence[_PromptResponses]) -> dict[str, Any] | None:
-    """Among kept responses to prompts that also lose some, the share that are the longest, and the share expected by chance."""
-    kept = by_length = by_chance = 0.0
+    """Among kept responses to prompts that also lose some, the share that are the longest, and the shortest, and the share
+    expected by chance."""
+    kept = longest = shortest = by_chance = 0.0
     for prompt in prompts:
         k, n = int(prompt.kept.sum()), len(prompt.kept)
         if 0 < k < n:
-            order = np.argsort(-prompt.length, kind="stable")  # the sample's order between equals
             kept += k
-            by_length += int(prompt.kept[order[:k]].sum())
+            # the sample's order between equals
+            longest += int(prompt.kept[np.argsort(-prompt.length, kind="stable")[:k]].sum())
+            shortest += int(prompt.kept[np.argsort(prompt.length, kind="stable")[:k]].sum())
             by_chance += k * k / n
-    return {"responses": int(kept), "longest": by_length / kept, "random": by_chance / kept} if kept else None
+    if not kept:
+        return None
+    shares = {"longest": longest, "shortest": shortest, "random": by_chance}
+    return {"responses": int(kept), **{name: count / kept for name, count in shares.items()}}
 
 
 def by_length(sample: pa.Table) -> dict[str, Any] | None:

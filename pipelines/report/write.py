@@ -15,7 +15,7 @@ from pipelines.storage import publish
 from pipelines.storage.files import join, read_bytes
 from rm.conversations import load_json
 
-NAME = "report.html"
+NAME, DRIFT = "report.html", "drift.json"
 
 
 def write_report(output: str, manifest: Mapping[str, Any], *, run: Mapping[str, Any] | None) -> str:
@@ -24,7 +24,8 @@ def write_report(output: str, manifest: Mapping[str, Any], *, run: Mapping[str, 
     Nothing depends on it, so that it may be written any number of times. Raises `InputError` where the numbers are
     missing or of another version, `StorageError`.
     """
-    page = selection.render(manifest, read_numbers(output), read_samples(output), run)
+    numbers, samples = read_numbers(output), read_samples(output)
+    page = selection.render(manifest, numbers, samples, run, drift=read_drift(output))
     path = join(output, NAME)
     publish.replace(path, page.encode())
     return path
@@ -46,6 +47,16 @@ def read_numbers(output: str) -> dict[str, Any]:
     if numbers.get("format") != FORMAT:
         raise InputError(f"{path} is of format {numbers.get('format')}, and this version reads {FORMAT}; select again")
     return numbers
+
+
+def read_drift(output: str) -> dict[str, Any] | None:
+    """`drift.json`; None where it is not there, or damaged."""
+    data = read_bytes(join(output, DRIFT))
+    try:
+        found: dict[str, Any] | None = None if data is None else load_json(data)
+    except ValueError:
+        return None
+    return found
 
 
 def read_samples(output: str) -> list[dict[str, Any]]:

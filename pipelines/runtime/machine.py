@@ -1,4 +1,4 @@
-"""The cores and GPUs that this process may use, found without torch and without Beam.
+"""The cores and GPUs that this process may use, and the version of this program, found without torch and without Beam.
 
 A module of its own, though small: the launcher of workers must not open a CUDA context, which torch would do, and threads, Beam
 options and workers need the same numbers.
@@ -9,11 +9,20 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from pipelines.errors import ConfigError
 
 _DEVICES = Path("/dev")
+
+
+def tool_version() -> str:
+    """The version of bestkept; `unknown` where it runs from a folder that is not installed."""
+    try:
+        return version("bestkept")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def count_cores() -> int:

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipelines.commands.metrics.numbers import Ended, Metric
-from pipelines.commands.metrics.sinks import Job, require_package, tool_version
+from pipelines.commands.metrics.sinks import Job, require_package
+from pipelines.runtime.machine import tool_version
 from pipelines.storage.canonical_json import digest
 
 _PRODUCER = "https://pypi.org/project/bestkept/"

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from pipelines.commands.metrics.lineage import find_lineage
 from pipelines.commands.metrics.numbers import Ended, metrics_of
 from pipelines.commands.metrics.otlp import find_otlp
-from pipelines.commands.metrics.sinks import Job, Sink, tool_version
+from pipelines.commands.metrics.sinks import Job, Sink
 from pipelines.commands.metrics.textfile import Textfile
 from pipelines.commands.metrics.trackers import find_trackers
 from pipelines.errors import BestkeptError, Exit, hide_credentials, whereabouts
+from pipelines.runtime.machine import tool_version
 from pipelines.storage.files import join, read_bytes
 
 if TYPE_CHECKING:

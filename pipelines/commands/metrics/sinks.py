@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any, Protocol
 
@@ -44,11 +43,3 @@ def is_installed(module: str) -> bool:
         return find_spec(module) is not None
     except ModuleNotFoundError:  # a package above it
         return False
-
-
-def tool_version() -> str:
-    """Return the version of bestkept; `unknown` where it runs from a folder that is not installed."""
-    try:
-        return version("bestkept")
-    except PackageNotFoundError:
-        return "unknown"

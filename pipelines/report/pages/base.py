@@ -5,11 +5,13 @@ The style sheet serves light, dark and print, narrow and wide screens; no font o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
+from pipelines.report.pages.glossary import glossary
 from pipelines.report.text import crop
 
 STYLE = """
@@ -62,6 +64,14 @@ svg text.over { stroke: var(--panel); stroke-width: 4; stroke-linejoin: round; p
 .key.stroke.random, .key.stroke.before { background: repeating-linear-gradient(90deg, var(--c) 0 2px, transparent 2px 5px); }
 .key.stroke.oracle { background: linear-gradient(90deg, var(--c) 0 9px, transparent 9px 12px, var(--c) 12px 14px,
   transparent 14px 17px, var(--c) 17px); }
+.lead { max-width: 60rem; }
+.rivals { margin: .75rem 0 .5rem; }
+.rivals th, .rivals td { white-space: normal; } .rivals th:first-child { min-width: 7rem; }
+.rivals tbody td { text-wrap: balance; }
+footer { margin-top: 1.5rem; }
+.glossary { columns: 22rem; column-gap: 2rem; font-size: .875rem; margin: 0; }
+.glossary dt { font-weight: 600; break-after: avoid; }
+.glossary dd { margin: 0 0 .5rem; color: var(--quiet); break-inside: avoid; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; min-width: 50%; }
 th, td { padding: .3rem .9rem .3rem 0; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }
@@ -118,17 +128,25 @@ _BASE = """\
 {% endfor %}
 {% block main %}{% endblock %}
 </main>
+<!--glossary-->
 </body>
 </html>
 """
 
 
-def render(template: str, **values: Any) -> str:
-    """The page of a Jinja template that extends `page` and fills its blocks `header` and `main`; `values` hold `title` and
-    `charts` (title, serves, svg and note of each), and what the template names. Text is escaped, `Markup` is
-    not; the filter `crop` crops names."""
+def render(template: str, *, more: Mapping[str, str] | None = None, **values: Any) -> str:
+    """The page of a Jinja template that extends `page` and fills its blocks `header` and `main`.
+
+    `values` hold `title` and `charts` (title, serves, svg and note of each), and what the template names; templates that it
+    includes are in `more`. Text is escaped, `Markup` is not; the filter `crop` crops names. A glossary of the words on the page
+    ends it.
+    """
     environment = jinja2.Environment(
-        loader=jinja2.DictLoader({"page": _BASE}), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+        loader=jinja2.DictLoader({"page": _BASE, **(more or {})}),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
     )
     environment.filters["crop"] = crop
-    return environment.from_string(template).render(style=Markup(STYLE), **values)
+    page = environment.from_string(template).render(style=Markup(STYLE), **values)
+    return page.replace("<!--glossary-->", glossary(page))

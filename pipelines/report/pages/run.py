@@ -8,23 +8,16 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from pipelines.report.pages import base, conversations
+from pipelines.report.pages import answer, base, conversations
 from pipelines.report.pages.run_charts import charts
 from pipelines.report.text import crop
-from pipelines.report.verdict import lines_of
 from pipelines.storage.canonical_json import Json
 
 _PAGE = """\
 {% extends "page" %}
 {% block header %}
 <h1>{{ title }}</h1>
-<p>{{ verdict }}</p>
-{% for words, bad in models %}
-<p{% if bad %} class="warning"{% endif %}><b>Reward model:</b> {{ words }}</p>
-{% endfor %}
-{% for warning in warnings %}
-<p class="warning"><b>Mind:</b> {{ warning }}.</p>
-{% endfor %}
+{% include "answer" %}
 {% endblock %}
 {% block main %}
 {% for section in samples %}
@@ -46,43 +39,23 @@ _PAGE = """\
 _FILES_NAMED = 20
 
 
-def render(manifest: Json, report: Json, samples: Sequence[Json], run: Json | None) -> str:
+def render(
+    manifest: Json, report: Json, samples: Sequence[Json], run: Json | None, *, drift: Json | None = None
+) -> str:
     """The page for a run. It has no script and refers to nothing outside itself; texts of `samples` are escaped and cut."""
     counts = manifest["counts"]
     return base.render(
         _PAGE,
         title=f"Kept {counts['kept']:,} of {counts['scored']:,} responses",
-        verdict=_verdict(manifest),
-        models=list(lines_of(manifest)),
-        warnings=manifest["warnings"],
+        answer=answer.answer(manifest, report, drift or {}),
+        more={"answer": answer.TEMPLATE},
         charts=list(charts(manifest, report)),
         samples=[Markup(section) for section in conversations.sections(samples, report["unit"])],
-        data_tables=list(_tables(manifest, report, run)),
+        data_tables=list(_tables(manifest, run)),
     )
 
 
-def _verdict(manifest: Json) -> str:
-    """A sentence on what the selection gained, compared with chance and length."""
-    counts, mean, controls = manifest["counts"], manifest["mean_reward"], manifest["controls"]
-    if not counts["kept"]:
-        return "Nothing was kept: look at what each step kept, and loosen the one that dropped the last of it."
-    words = f"For {counts['kept_prompts']:,} prompts; mean reward of the kept {mean['kept']:.4g}"
-    if mean["dropped"] is not None:
-        words += f", of the dropped {mean['dropped']:.4g}"
-    rivals = [
-        f"{label} {controls[name]:.4g}"
-        for name, label in (("random", f"a random choice of equal {controls['equal']}"), ("longest", "the longest"))
-        if controls[name] is not None
-    ]
-    return words + (f". For comparison: {', '.join(rivals)}." if rivals else ".")
-
-
-def _tables(manifest: Json, report: Json, run: Json | None) -> Iterator[dict[str, Any]]:
-    if report["gold_means"] is not None:
-        gold = report["gold_means"]
-        rows = [(side, "-" if gold[side] is None else f"{gold[side]:.4g}") for side in ("kept", "dropped")]
-        rows.append(("of", f"{gold['responses']:,} responses of the sample, column {crop(report['gold'])}"))
-        yield {"title": "Mean gold score", "rows": rows}
+def _tables(manifest: Json, run: Json | None) -> Iterator[dict[str, Any]]:
     if run is not None and run["throughput"].get("rows"):
         yield {"title": "Throughput of the last run", "rows": list(_throughput(run))}
     yield {"title": "What this is", "rows": list(_identity(manifest))}

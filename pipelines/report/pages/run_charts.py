@@ -299,8 +299,9 @@ def _disagreement(disagreement: Json) -> dict[str, Any]:
 
 def _overlap(overlap: Json) -> dict[str, Any]:
     rows = [
-        ("would be the longest", [Bar(overlap["longest"], _percent(overlap["longest"]))]),
-        ("by chance", [Bar(overlap["random"], _percent(overlap["random"]))]),
+        (words, [Bar(overlap[name], _percent(overlap[name]))])
+        for name, words in (("longest", "would be the longest"), ("shortest", "the shortest"), ("random", "by chance"))
+        if name in overlap
     ]
     return {
         "title": "The same as simpler rules",

@@ -135,21 +135,25 @@ def test_best_of_n_by_gold_is_the_mean_over_all_draws(ran):
 
 def test_margins_and_overlap(ran):
     rows, report, _, _, _ = ran([{"best_of_n": {"keep": 2}}])
-    gaps, by_length, kept = [], 0, 0
+    gaps, by_length, shortest, kept = [], 0, 0, 0
     for group in by_prompt(rows):
         best, second = sorted((row["reward"] for row in group), reverse=True)[:2]
         gaps.append(best - second)
         lengths = sorted({len(row["response"]) for row in group}, reverse=True)
         assert len(lengths) == len(group), "no ties of length in this corpus"
         by_length += sum(row["kept"] for row in group if len(row["response"]) in lengths[:2])
+        shortest += sum(row["kept"] for row in group if len(row["response"]) in lengths[-2:])
         kept += sum(row["kept"] for row in group)
     assert (report["margins"]["prompts"], report["margins"]["temperature"]) == (PROMPTS, None)
     assert report["margins"]["median"] == pytest.approx(statistics.median(gaps), rel=1e-6)
     counted = np.histogram(np.minimum(gaps, report["margins"]["edges"][-1]), report["margins"]["edges"])[0]
     assert sum(report["margins"]["counts"]) == PROMPTS == int(counted.sum())
     assert report["overlap"] == pytest.approx(
-        {"responses": kept, "longest": by_length / kept, "random": 2 / RESPONSES}, rel=1e-6
+        {"responses": kept, "longest": by_length / kept, "shortest": shortest / kept, "random": 2 / RESPONSES}, rel=1e-6
     )
+    below = 0.1 * statistics.pstdev(row["reward"] for row in rows)
+    share = sum(gap < below for gap in gaps) / PROMPTS
+    assert report["margins"]["near_ties"] == pytest.approx({"below": below, "share": share}, rel=1e-6)
 
 
 def test_samples_are_the_ones_they_say(ran):

@@ -1,0 +1,164 @@
+"""The first screen of a run's report: what was kept, whether that is better than simple rules, and what to mind. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pipelines.report.gains import RIVALS
+from pipelines.report.text import crop
+from pipelines.report.verdict import lines_of
+from pipelines.runtime.machine import tool_version
+from pipelines.storage.canonical_json import Json, digest
+
+_MANY_NEAR_TIES = 0.2  # as a share of the prompts
+_MUCH_SHIFT, _MANY_REJECTED = 0.5, 0.01  # of drift, as docs/operating.md advises limits
+
+TEMPLATE = """\
+<p class="lead">{{ answer.kept }}</p>
+{% for words in answer.gain %}
+<p class="lead">{{ words }}</p>
+{% endfor %}
+{% for words, bad in answer.models %}
+<p{% if bad %} class="warning"{% endif %}><b>Reward model:</b> {{ words }}</p>
+{% endfor %}
+{% for warning in answer.warnings %}
+<p class="warning"><b>Mind:</b> {{ warning }}.</p>
+{% endfor %}
+{% if answer.rivals %}
+<div class="scroll" role="region" tabindex="0" aria-label="Compared with simple rules"><table class="rivals">
+<thead><tr>{% for name in answer.columns %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for row in answer.rivals %}
+<tr><th scope="row">{{ row[0] }}</th>{% for cell in row[1:] %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody></table></div>
+{% endif %}
+<p class="quiet">{{ answer.note }}</p>
+<p class="quiet">{{ answer.identity }}</p>
+"""
+
+
+def answer(manifest: Json, report: Json, drift: Json) -> dict[str, Any]:
+    """Return the values of `TEMPLATE`; `drift` is empty where there is no version before."""
+    gains = report.get("gains") or {}
+    by_gold, by_reward = gains.get("gold"), gains.get("reward")
+    rivals = list(_rivals(report, by_gold, by_reward)) if by_reward else []
+    columns = ["compared with", *([f"by gold ({crop(report['gold'], 40)})"] if by_gold else [])]
+    return {
+        "kept": _kept(manifest, report["unit"]),
+        "gain": list(_gain(report, by_gold, has_rivals=bool(rivals))),
+        "models": list(lines_of(manifest)),
+        "warnings": [*manifest["warnings"], *_warnings(manifest, report, drift)],
+        "columns": [*columns, "by the reward itself", "would be kept, too"],
+        "rivals": rivals,
+        "note": _note(report, by_gold or by_reward) if by_reward else "",
+        "identity": _identity(manifest),
+    }
+
+
+def estimate_words(estimate: Json) -> str:
+    """`+0.231 [+0.198, +0.264]`: a difference with its interval, where there is one."""
+    value = f"{estimate['value']:+.3g}"
+    return value if estimate["low"] is None else f"{value} [{estimate['low']:+.3g}, {estimate['high']:+.3g}]"
+
+
+def _kept(manifest: Json, unit: str) -> str:
+    counts, mean = manifest["counts"], manifest["mean_reward"]
+    if not counts["kept"]:
+        return "Nothing was kept: look at what each step kept, and loosen the one that dropped the last of it."
+    prompts = f"{counts['kept_prompts']:,} {'prompt' if counts['kept_prompts'] == 1 else 'prompts'}"
+    words = f"Kept for {prompts}, with {counts['kept_size']:,} {unit}"
+    words += f" ({counts['kept_size'] / counts['size']:.1%} of what was scored)" if counts["size"] else ""
+    words += f"; mean reward of the kept {mean['kept']:.4g}"
+    return words + (f", of the dropped {mean['dropped']:.4g}." if mean["dropped"] is not None else ".")
+
+
+_NAMES = {
+    "random": "a random choice of as many {}",
+    "longest": "taking the longest",
+    "shortest": "taking the shortest",
+}
+
+
+def _gain(report: Json, by_gold: Json | None, *, has_rivals: bool) -> Iterator[str]:
+    """Sentences on whether the selection is better than simple rules."""
+    if not has_rivals:
+        return
+    if not by_gold:
+        if report["gold"] is not None:
+            yield f"No kept response of the sample has a gold score in the column {crop(report['gold'], 60)}."
+        else:
+            yield (
+                "No gold scores say whether what was kept is better: the verdict on the reward model, below, is the only sign. "
+                "The table has its own rewards, which rise by being selected."
+            )
+        return
+    better, unsure, worse = list[str](), list[str](), list[str]()
+    for name in RIVALS:
+        estimate = by_gold[f"over_{name}"]
+        words = f"{_NAMES[name].format(report['unit'])} ({estimate_words(estimate)})"
+        low, high = estimate["low"], estimate["high"]
+        (unsure if low is None or low <= 0 <= high else better if low > 0 else worse).append(words)
+    told = (("better than", better), ("worse than", worse), ("not shown to be better or worse than", unsure))
+    parts = [f"{how} {_listed(names)}" for how, names in told if names]
+    yield (
+        f"By gold scores (column {crop(report['gold'], 60)}), what was kept is {'; it is '.join(parts)}. Its mean is "
+        f"{by_gold['kept']:.3g}."
+    )
+
+
+def _listed(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _rivals(report: Json, by_gold: Json | None, by_reward: Json) -> Iterator[tuple[str, ...]]:
+    """Rows of the table: the rule, the differences to it, and the share of what was kept that it would keep, too."""
+    overlap = report["overlap"] or {}
+    for name in RIVALS:
+        differences = [gain[f"over_{name}"] for gain in (by_gold, by_reward) if gain]
+        share = overlap.get(name)
+        words = _NAMES[name].format(report["unit"])
+        yield (words, *map(estimate_words, differences), "-" if share is None else f"{share:.0%}")
+
+
+def _note(report: Json, gain: Json) -> str:
+    which = "all" if report["whole"] else "a random sample of"
+    longest = "as many of each prompt as were kept" if gain["within_prompt"] else "as many of all prompts as were kept"
+    return (
+        f"Differences are the mean of what was kept less that of the rule, with 95 % intervals from a bootstrap over {which} "
+        f"{gain['prompts']:,} prompts; the longest and the shortest are {longest}."
+    )
+
+
+def _warnings(manifest: Json, report: Json, drift: Json) -> Iterator[str]:
+    counts, rejected = manifest["counts"], sum(manifest["rejected"].values())
+    if rejected:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in manifest["rejected"].items())
+        yield f"{rejected:,} of {counts['read']:,} responses were rejected ({rejected / counts['read']:.2%}): {reasons}"
+    near = (report["margins"] or {}).get("near_ties")
+    if near and near["share"] > _MANY_NEAR_TIES:
+        yield (
+            f"for {near['share']:.0%} of the prompts the choice is a near-tie: the best response leads by less than "
+            f"{near['below']:.3g}, a tenth of the rewards' standard deviation"
+        )
+    shift = (drift.get("reward") or {}).get("shift") if drift else None
+    after = "new rows" if drift and drift["rows"] == "new" else "rows"
+    if shift is not None and abs(shift) > _MUCH_SHIFT:
+        yield (
+            f"the mean reward of the {after} differs by {shift:+.2f} standard deviations from that of version {drift['against']}"
+        )
+    if drift and (drift["rejected_shift"] or 0) > _MANY_REJECTED:
+        yield (
+            f"the share of rejected responses among the {after} is {drift['rejected_shift']:.1%} larger than in version "
+            f"{drift['against']}"
+        )
+
+
+def _identity(manifest: Json) -> str:
+    """The version of the tool, the model, and a hash of the data."""
+    model, inputs = manifest["model"], manifest["inputs"]
+    names = ", ".join(crop(member["name"], 80) for member in model.get("members") or [model])
+    files = f"{len(inputs):,} {'file' if len(inputs) == 1 else 'files'}"
+    data = digest([[file["key"], file["content"]] for file in inputs])[:16]
+    return f"bestkept {tool_version()}; rewards: {names}, fingerprint {manifest['fingerprint']}; data: {files}, hash {data}."
