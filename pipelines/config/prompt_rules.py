@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, TypeAdapter, WrapValidator, model_validator
 
 from pipelines.config.base import Strict, refuse_unused
 from pipelines.config.expression import parse
@@ -74,20 +74,52 @@ class Pairs(Strict):
         return self
 
 
-class DropPrompts(Strict):
-    """Drop whole prompts to which any of these limits applies."""
+def _limit(least: float | None = None) -> WrapValidator:
+    """Check a limit, a number of at least `least` or `{quantile: 0.5}`."""
+    number: TypeAdapter[float] = TypeAdapter(Annotated[float, Field(ge=least, allow_inf_nan=False)])
 
-    min_best: float | None = Field(default=None, allow_inf_nan=False)
+    def check(value: Any, _handler: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return None if value is None else number.validate_python(value)
+        share = value.get("quantile")
+        if [*value] != ["quantile"] or isinstance(share, bool) or not isinstance(share, int | float):
+            raise ValueError("expected a number, or a share of the prompts: {quantile: 0.5}")
+        if not 0 < share < 1:
+            raise ValueError(f"quantile is {share!r}; expected a number between 0 and 1")
+        return {**value}
+
+    return WrapValidator(check)
+
+
+_Limit = float | dict[Literal["quantile"], float] | None
+
+
+class DropPrompts(Strict):
+    """Drop whole prompts to which any of these limits applies. A limit is a number, or `{quantile: 0.5}`: the smallest value that
+    half of the prompts do not exceed, over all prompts that reach the step and have `min_candidates`."""
+
+    min_best: Annotated[_Limit, _limit()] = None
     """Least reward of the prompt's best response."""
-    min_spread: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
+    min_spread: Annotated[_Limit, _limit(0.0)] = None
     """Least gap between its best and its worst response: below, the responses are alike."""
-    max_spread: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
+    max_spread: Annotated[_Limit, _limit(0.0)] = None
     """Largest gap between its best and its worst response."""
+    min_worst_reward: Annotated[_Limit, _limit()] = None
+    """Least reward of its worst response: a prompt that draws a bad answer may be a bad prompt (RIP, arXiv 2501.18578)."""
+    min_worst_tokens: Annotated[_Limit, _limit(0.0)] = None
+    """Least tokens of its worst response."""
     min_candidates: int = Field(default=1, ge=1)
     """Least scored responses of the prompt."""
 
     @model_validator(mode="after")
     def _any(self) -> DropPrompts:
         if not self.model_fields_set:
-            raise ValueError("expected at least one of min_best, min_spread, max_spread and min_candidates")
+            *others, last = type(self).model_fields
+            raise ValueError(f"expected at least one of {', '.join(others)} and {last}")
         return self
+
+    @property
+    def quantiles(self) -> dict[str, float]:
+        """The limits that are quantiles, by name."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: value["quantile"] for name, value in values.items() if isinstance(value, dict)}

@@ -201,12 +201,17 @@ class Step(Strict):
         return threshold is not None and threshold.reference is not None and threshold.temperature is None
 
     @property
+    def needs_cut(self) -> bool:
+        """True where the step needs a number that all prompts settle together."""
+        return self.top is not None or (self.drop_prompts is not None and bool(self.drop_prompts.quantiles))
+
+    @property
     def crosses_prompts(self) -> bool:
         """True where the step compares rewards of different prompts."""
         if self.threshold is not None:
             return self.threshold.min_reward is not None
         if self.drop_prompts is not None:
-            return self.drop_prompts.min_best is not None
+            return self.drop_prompts.min_best is not None or self.drop_prompts.min_worst_reward is not None
         if self.condition is not None:
             return parse(self.condition).reads_across(["reward"])
         return self.top is not None

@@ -166,6 +166,11 @@ class RunConfig(Strict):
                     f"select.{number}.top.tokens is counted by a reward model's tokenizer, and scores.column has none; "
                     "use rows or fraction"
                 )
+            if step.drop_prompts is not None and step.drop_prompts.min_worst_tokens is not None and self.model is None:
+                raise ValueError(
+                    f"select.{number}.drop_prompts.min_worst_tokens is counted by a reward model's tokenizer, and "
+                    "scores.column has none; leave it out"
+                )
             if step.needs_temperature and (len(self.models) != 1 or combines):
                 lacking = "an ensemble has no calibration" if self.models else "scores.column has none"
                 lacking = "a combined reward has no calibration" if combines else lacking

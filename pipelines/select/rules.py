@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.config import BestOfN, DropPrompts, Longest, Pairs, Random, Step, Threshold
+from pipelines.config import BestOfN, Longest, Pairs, Random, Step, Threshold
 from pipelines.score.prompt_values import standardised_within
 from pipelines.select.candidates import (
     Candidates,
@@ -23,12 +23,16 @@ from pipelines.select.candidates import (
     worst_bits,
 )
 from pipelines.select.expressions import where, with_combined
+from pipelines.select.prompt_limits import within_limits
+from pipelines.select.top import Cut
 
 
-def apply_rule(candidates: Candidates, step: Step, *, temperature: float | None = None) -> Candidates:
+def apply_rule(
+    candidates: Candidates, step: Step, *, temperature: float | None = None, cut: Cut | None = None
+) -> Candidates:
     """The rows that a per-prompt step keeps.
 
-    Raises `ValueError` for any other step, and for one without the temperature that it needs.
+    Raises `ValueError` for any other step, and for one without the temperature or the cut that it needs.
     """
     if step.pairs is not None:
         eligible = where(candidates, step) if step.pairs.chosen is not None else None
@@ -40,7 +44,7 @@ def apply_rule(candidates: Candidates, step: Step, *, temperature: float | None 
     elif step.threshold is not None:
         mask = threshold(candidates, step.threshold, temperature=step.threshold.temperature or temperature)
     elif step.drop_prompts is not None:
-        mask = drop_prompts(candidates, step.drop_prompts)
+        mask = within_limits(candidates, step.drop_prompts, cut=cut)
     elif step.random is not None:
         mask = random(candidates, step.random)
     elif step.longest is not None:
@@ -202,26 +206,6 @@ def _first_texts(
         rows, group = rows[distinct], group[distinct]
     starts = np.flatnonzero(np.append(np.ones(min(1, len(rows)), dtype=bool), np.diff(group) != 0))
     return rows[group_ranks(starts, len(rows)) < most]
-
-
-def drop_prompts(candidates: Candidates, rule: DropPrompts) -> Mask:
-    """All responses of the prompts that meet every condition."""
-    kept = np.zeros(len(candidates), dtype=bool)
-    if not len(candidates):
-        return kept
-    order, starts = candidates.prompts
-    sizes = group_sizes(starts, len(order))
-    reward = candidates.reward[order].astype(np.float64)
-    best, worst = np.maximum.reduceat(reward, starts), np.minimum.reduceat(reward, starts)
-    usable = sizes >= rule.min_candidates
-    if rule.min_best is not None:
-        usable &= best >= rule.min_best
-    if rule.min_spread is not None:
-        usable &= best - worst >= rule.min_spread
-    if rule.max_spread is not None:
-        usable &= best - worst <= rule.max_spread
-    kept[order] = np.repeat(usable, sizes)
-    return kept
 
 
 def random(candidates: Candidates, rule: Random) -> Mask:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipelines.config import BestOfN, RunConfig, Step
+from pipelines.config import BestOfN, DropPrompts, RunConfig, Step
 from pipelines.errors import ConfigError
 from pipelines.plan import Plan
 from pipelines.score import score_files
@@ -24,6 +24,7 @@ from pipelines.select.columns import Needs, score_columns, scores_to_candidates,
 from pipelines.select.corpus_standards import measure, needs_standards, with_standards
 from pipelines.select.expressions import EarlyParts, expression_of, expressions_of, labels_of, values_of
 from pipelines.select.length_correction import Curve
+from pipelines.select.prompt_limits import as_rows
 from pipelines.select.rules import apply_rule
 from pipelines.select.summary import StepCounts, StepSum
 from pipelines.select.top import Cut, keep
@@ -104,10 +105,10 @@ class Selection:
 
     @property
     def late(self) -> list[list[int]]:
-        """The numbers of the other steps, in runs of which each but the first begins with a `top`."""
+        """The numbers of the other steps, in runs of which each but the first begins with one that needs a cut."""
         runs: list[list[int]] = [[]]
         for number in range(self.early.stop, len(self.steps)):
-            if self.steps[number].top is not None:
+            if self.steps[number].needs_cut:
                 runs.append([])
             runs[-1].append(number)
         return runs
@@ -135,9 +136,8 @@ class Selection:
     def reading(self) -> Needs:
         """The needs of what is read of score files: also what is evaluated there, and does not travel."""
         labels = dict.fromkeys([*self.needs.labels, *labels_of(self.steps, self.signals)])
-        return replace(
-            self.needs, labels=tuple(labels), values=values_of(self.steps, self.signals), marks=(), computed=()
-        )
+        values = dict.fromkeys([*self.needs.values, *values_of(self.steps, self.signals)])
+        return replace(self.needs, labels=tuple(labels), values=tuple(values), marks=(), computed=())
 
     @property
     def prefilter(self) -> BestOfN | None:
@@ -157,13 +157,17 @@ def needs_of(config: RunConfig) -> Needs:
         raw=any(step.length_correction is not None or step.reward is not None for step in steps),
         rank="rank" in add,
         margin="margin" in add or "probability" in add,
-        rival=not any(step.pairs is not None or step.top is not None for step in steps),
+        rival=not any(step.pairs is not None or step.needs_cut for step in steps),
         other=any(step.pairs is not None for step in steps),
         labels=tuple(dict.fromkeys(column for step in steps for _, column in step.columns())),
-        values=early.values,
+        values=tuple(dict.fromkeys([*early.values, *(["response_tokens"] * any(map(_bounds_tokens, steps)))])),
         marks=early.names(conditions=True),
         computed=early.names(conditions=False),
     )
+
+
+def _bounds_tokens(step: Step) -> bool:
+    return step.drop_prompts is not None and step.drop_prompts.min_worst_tokens is not None
 
 
 def _changing(steps: Sequence[Step]) -> int:
@@ -238,13 +242,15 @@ class LoadMoments:
 
 @dataclass(frozen=True)
 class LoadPartition:
-    """(partition, packed candidates) → candidates."""
+    """(partition, packed candidates) → candidates; for `limits`, the values of their prompts as rows."""
 
     needs: Needs
+    limits: DropPrompts | None = None
     on_object_store = False
 
     def __call__(self, element: tuple[int, bytes], sides: Sequence[Any], *, ties: bool) -> Candidates:
-        return unpack([element[1]], self.needs)
+        rows = unpack([element[1]], self.needs)
+        return rows if self.limits is None else as_rows(rows, self.limits)
 
 
 def apply_early_steps(
@@ -288,9 +294,9 @@ def change_rewards(
 
 
 def apply_step(candidates: Candidates, step: Step, *, cut: Cut | None, temperature: float | None) -> Candidates:
-    """The rows a step keeps: `top` by its settled cut, any other by its rule. Raises `ValueError` for a `top` without one."""
+    """The rows a step keeps: `top` by its settled cut, any other by its rule. Raises `ValueError` where a cut is missing."""
     if step.top is None:
-        return apply_rule(candidates, step, temperature=temperature)
+        return apply_rule(candidates, step, temperature=temperature, cut=cut)
     if cut is None:
         raise ValueError(f"step {step!r} cuts across all prompts, and its cut is not given")
     return candidates.take(keep(candidates, cut))

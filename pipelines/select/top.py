@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.config import Top
 from pipelines.select.candidates import Candidates, Mask, worst_bits
 
 PASSES = 3
@@ -42,11 +42,23 @@ class Boundary:
     last: Tie | None = None  # the last open row that is kept
 
 
+class CutRule(Protocol):
+    """A rule that keeps so many rows of each stratum, such as `Top`."""
+
+    @property
+    def per(self) -> str | None: ...
+
+    @property
+    def tokens(self) -> int | None: ...
+
+    def target_rows(self, stratum: str | None, available: int) -> int: ...
+
+
 @dataclass(frozen=True)
 class Cut:
-    """The cuts of one `top`, by stratum; `digits` is the number of passes made."""
+    """The cuts of one rule, by stratum; `digits` is the number of passes made."""
 
-    rule: Top
+    rule: CutRule
     digits: int = 0
     boundaries: dict[Stratum, Boundary] = field(default_factory=dict)
 
@@ -64,7 +76,7 @@ class Strata:
     codes: npt.NDArray[np.int32] | None  # of each row; None where there is one stratum
 
     @classmethod
-    def of(cls, candidates: Candidates, rule: Top) -> Strata:
+    def of(cls, candidates: Candidates, rule: CutRule) -> Strata:
         if rule.per is None:
             return cls((None,), None)
         labels = candidates.labels[rule.per]

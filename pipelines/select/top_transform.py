@@ -10,17 +10,18 @@ import apache_beam as beam
 from apache_beam.pvalue import AsIter, AsSingleton
 from apache_beam.typehints.decorators import no_annotations
 
-from pipelines.config import Top
 from pipelines.errors import carrying_errors
 from pipelines.runtime.threaded_dofn import ThreadedDoFn
 from pipelines.runtime.transforms import Gather, MergeBundles, PCollection
 from pipelines.select.candidates import Candidates
+from pipelines.select.prompt_limits import Quantiles, close
 from pipelines.select.top import (
     PASSES,
     REWARD_PASSES,
     Bins,
     Cut,
     CutEdges,
+    CutRule,
     Ties,
     count_bins,
     list_ties,
@@ -48,22 +49,25 @@ class Loader(Protocol):
 class FindCut(beam.PTransform):  # type: ignore[misc]
     """Elements → their `Cut`, as the only element."""
 
-    rule: Top
+    rule: CutRule
     load: Loader
     sides: Sequence[PCollection[Any]]
 
     def expand(self, source: PCollection[Any]) -> PCollection[Cut]:
         sides = [AsSingleton(side) for side in self.sides]
         cut = source.pipeline | "Once" >> beam.Impulse() | "Uncut" >> beam.Map(_uncut, self.rule)
-        for number in range(PASSES):
+        quantiles = isinstance(self.rule, Quantiles)  # decided by values alone
+        for number in range(REWARD_PASSES if quantiles else PASSES):
             bins = source | f"Count{number}" >> beam.ParDo(CountBins(self.load), AsSingleton(cut), *sides)
             bins |= f"MergeCounts{number}" >> beam.ParDo(MergeBundles(merge_bins))
             cut = cut | f"Refine{number}" >> beam.Map(_refine, AsIter(bins))
+        if quantiles:
+            return cut | "Close" >> beam.Map(close)
         ties = source | "ListTies" >> beam.ParDo(ListTies(self.load), AsSingleton(cut), *sides)
         return cut | "Settle" >> beam.Map(_settle, AsIter(ties))
 
 
-def _uncut(_impulse: bytes, rule: Top) -> Cut:
+def _uncut(_impulse: bytes, rule: CutRule) -> Cut:
     return Cut(rule)
 
 

@@ -33,18 +33,19 @@ from pipelines.select.candidates import Candidates, count_prompts, place_order
 from pipelines.select.columns import KeptUnit, Needs, pack, total_size, unpack
 from pipelines.select.corpus_standards import merge_moments, settle
 from pipelines.select.length_correction import HashSample, fit, merge_samples
+from pipelines.select.prompt_limits import Quantiles
 from pipelines.select.read_transform import ReadScores
 from pipelines.select.rules import add_ranks, add_rivals
 from pipelines.select.selection import LoadMoments, LoadPartition, LoadScores, Selection, apply_step, read_candidates
 from pipelines.select.summary import FragmentFacts, SelectionSummary, StepCounts, StepSum
-from pipelines.select.top import Cut, CutEdges
+from pipelines.select.top import Cut, CutEdges, CutRule
 from pipelines.select.top_transform import FindCut, FindEdges, Loader
 
 _KEPT_ROWS = 1_000_000  # in one element
 
 
 Cuts = dict[int, tuple[PCollection[Cut], PCollection[CutEdges]]]
-"""The cut of each `top` by its step number, and the edges of the cut."""
+"""The cut of each step that needs one by its number, and the edges of the cut."""
 
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
@@ -112,7 +113,8 @@ class Select(beam.PTransform):  # type: ignore[misc]
         self, source: PCollection[Any], number: int, load: Loader, *, sides: Sequence[PCollection[Any]], cuts: Cuts
     ) -> PCollection[Cut]:
         """The cut of step `number`; with its edges it is entered in `cuts`, where these are wanted."""
-        rule = self.selection.steps[number].top
+        step = self.selection.steps[number]
+        rule: CutRule | None = step.top if step.drop_prompts is None else Quantiles(step.drop_prompts)
         assert rule is not None
         cut = source | f"FindCut{number}" >> FindCut(rule, load, sides)
         if self.with_cuts:
@@ -139,10 +141,13 @@ class Select(beam.PTransform):  # type: ignore[misc]
         self, partitions: PCollection[tuple[int, Iterable[bytes]]], cuts: Cuts
     ) -> tuple[PCollection[tuple[int, bytes]], list[PCollection[SelectionSummary]]]:
         """Partitions → kept rows by unit, and the summaries of each run of steps."""
-        runs, summaries, load = self.selection.late, [], LoadPartition(self.selection.needs)
+        runs, summaries = self.selection.late, []
         rows = partitions
         for at, steps in enumerate(runs):
-            cut = [self._find_cut(rows, steps[0], load, sides=(), cuts=cuts)] if at else []
+            cut = []
+            if at:
+                load = LoadPartition(self.selection.needs, self.selection.steps[steps[0]].drop_prompts)
+                cut = [self._find_cut(rows, steps[0], load, sides=(), cuts=cuts)]
             apply = ApplyRules(self.selection, steps, first=at == 0, last=at == len(runs) - 1)
             outputs = rows | f"ApplyRules{at}" >> beam.ParDo(apply, *map(AsSingleton, cut)).with_output_types(
                 tuple[int, bytes]
@@ -228,7 +233,7 @@ class ApplyRules(ThreadedDoFn):
     def _apply(self, rows: Candidates, number: int, counts: StepCounts, cut: Cut | None = None) -> Candidates:
         """The rows that a step keeps, which are counted."""
         step = self.selection.steps[number]
-        cut = cut if step.top is not None else None
+        cut = cut if step.needs_cut else None
         rows = apply_step(rows, step, cut=cut, temperature=self.selection.temperature)
         counts[number] = StepSum(step.name, len(rows), count_prompts(rows), total_size(rows, self.selection.needs))
         return rows

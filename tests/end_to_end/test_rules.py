@@ -414,3 +414,62 @@ def test_what_a_bundle_may_hold_changes_no_byte(tmp_path, select, monkeypatch, h
     assert tree(tmp_path / "plain" / "data") == tree(tmp_path / "crowded" / "data")
     manifests = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("plain", "crowded")]
     assert manifests[0] == manifests[1]
+
+
+def test_prompts_are_dropped_by_quantiles_of_all_prompts(tmp_path, make_config, monkeypatch):
+    from support.stubs import StubFactory, stub_reward
+
+    from pipelines.commands.explain.explain_transform import explain
+    from rm.conversations import from_prompt, prompt_key
+
+    rng = np.random.default_rng(4)
+    rows = [
+        {"prompt": f"p{p}", "response": f"r{p} {k}" + " so" * int(rng.integers(9))}
+        for p in range(20)
+        for k in range(1 + p % 4)
+    ]
+    for number in range(3):
+        write_jsonl(tmp_path / "in" / f"{number}.jsonl", rows[number::3])
+    rip = {
+        "min_worst_reward": {"quantile": 0.4},
+        "min_worst_tokens": {"quantile": 0.3},
+        "max_spread": {"quantile": 0.75},
+    }
+    steps = [{"drop_prompts": {**rip, "min_candidates": 2}}, {"best_of_n": {"keep": 1}}]
+    path, expected, trees = str(tmp_path / "in"), set(), []
+    prompts = defaultdict(list)
+    for row in rows:
+        reward = float(stub_reward(from_prompt(row["prompt"]), row["response"]))
+        prompts[row["prompt"]].append((reward, len(row["response"].split()), row["response"]))
+    groups = {name: sorted(group) for name, group in prompts.items() if len(group) > 1}
+
+    def least(values, share):
+        return sorted(values)[math.ceil(share * len(values)) - 1]
+
+    worst = least([group[0][0] for group in groups.values()], 0.4)
+    tokens = least([group[0][1] for group in groups.values()], 0.3)
+    spread = least([np.float32(group[-1][0] - group[0][0]) for group in groups.values()], 0.75)
+    for group in groups.values():
+        if group[0][0] >= worst and group[0][1] >= tokens and np.float32(group[-1][0] - group[0][0]) <= spread:
+            expected.add(group[-1][2])
+    for partitions in (16, 1, 64):
+        monkeypatch.setattr(selection_module, "PARTITIONS", partitions)
+        name = f"by-{partitions}"
+        config = make_config(
+            path, select=steps, output={"path": str(tmp_path / name)}, scores={"path": str(tmp_path / "s")}
+        )
+        run_curation(config, scorer=StubFactory())
+        trees.append(tree(tmp_path / name))
+    assert trees[0] == trees[1] == trees[2]
+    assert kept(tmp_path, name) == expected != set()
+    verdict = explain(config, prompt_key(from_prompt("p3")).hex())["rows"][0]["steps"][0]
+    assert {key: verdict[key] for key in rip} == {
+        "min_worst_reward": pytest.approx(worst),
+        "min_worst_tokens": tokens,
+        "max_spread": pytest.approx(float(spread)),
+    }
+    assert (verdict["worst"], verdict["worst_tokens"]) == (pytest.approx(groups["p3"][0][0]), groups["p3"][0][1])
+    with pytest.raises(ValueError, match="min_worst_tokens is counted by a reward model's tokenizer"):
+        RunConfig.model_validate(
+            {"input": {"path": path}, "scores": {"column": "reward"}, "select": steps, "output": {"path": "out"}}
+        )

@@ -16,6 +16,7 @@ from pipelines.select.candidates import Candidates, worst_bits
 from pipelines.select.corpus_standards import Standards, with_standards
 from pipelines.select.expressions import numbers_of
 from pipelines.select.length_correction import Curve
+from pipelines.select.prompt_limits import PromptValues, quantiles_of
 from pipelines.select.rules import (
     draws,
     pair_targets,
@@ -102,7 +103,7 @@ def _numbers(
     elif step.pairs is not None:
         columns = _pairs(rows, step, step.pairs, after)
     elif step.drop_prompts is not None:
-        columns = _drop_prompts(rows, step.drop_prompts)
+        columns = _drop_prompts(rows, step.drop_prompts, edges)
     elif step.random is not None:
         ranks = ranks_by(rows, draws(rows, step.random))
         columns = {"rank": ranks, "of": len(rows), "keep": step.random.keep, "seed": step.random.seed}
@@ -167,10 +168,15 @@ def _pairs(rows: Candidates, step: Step, rule: Pairs, after: Candidates) -> dict
     return columns
 
 
-def _drop_prompts(rows: Candidates, rule: DropPrompts) -> dict[str, Any]:
+def _drop_prompts(rows: Candidates, rule: DropPrompts, edges: CutEdges) -> dict[str, Any]:
     reward = rows.reward.astype(np.float64)
     best, worst = reward.max(initial=-np.inf), reward.min(initial=np.inf)
-    return {"candidates": len(rows), "best": best, "spread": best - worst, **rule.model_dump(exclude_none=True)}
+    columns: dict[str, Any] = {"candidates": len(rows), "best": best, "spread": best - worst}
+    if rule.min_worst_reward is not None:
+        columns["worst"] = worst
+    if rule.min_worst_tokens is not None:
+        columns["worst_tokens"] = next(map(int, PromptValues.of(rows, rule).values["min_worst_tokens"]), None)
+    return columns | rule.model_dump(exclude_none=True) | quantiles_of(edges)
 
 
 def _by_row(columns: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
