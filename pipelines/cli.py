@@ -21,7 +21,7 @@ app = program.App(
 )
 
 models = program.App(cls=program.Group, no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(models, name="model", help="Put a model where workers find it.")
+app.add_typer(models, name="model", help="Put a model where workers find it; average models.")
 
 
 @app.command(settings="run", context_settings=options.PASS_ON)
@@ -214,6 +214,14 @@ def fetch(source: options.ModelSource, destination: options.Destination, revisio
     from pipelines.storage.models.fetch import fetch_model
 
     print_fetched(fetch_model(source, destination, revision=revision))
+
+
+@models.command(name="merge")
+def merge(sources: options.MergedModels, output: options.MergeOutput) -> None:
+    """Average the weights of reward models that were trained from the same backbone into one model."""
+    from pipelines.commands.merge import run_merge
+
+    run_merge(sources, output)
 
 
 def main() -> None:

@@ -104,4 +104,8 @@ ModelSource = Annotated[str, typer.Argument(metavar="ID_OR_DIR", help="A hub id,
 Destination = Annotated[
     str, typer.Argument(metavar="DESTINATION", help="A directory: gs://..., s3://..., or a local one.")
 ]
+MergedModels = Annotated[
+    list[str], typer.Argument(metavar="MODEL...", help="Two or more model directories or hub ids.")
+]
+MergeOutput = Annotated[str, typer.Argument(metavar="OUTPUT", help="A new local directory for their average.")]
 Revision = Annotated[str | None, typer.Option(metavar="NAME", help="Commit or tag of a hub id.")]

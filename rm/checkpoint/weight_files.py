@@ -22,7 +22,7 @@ def tensor_shapes(directory: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
 
     Files that are absent yield nothing. Raises `ModelError` where one is cut or not a safetensors file.
     """
-    for file in _loaded_files(directory):
+    for file in loaded_files(directory):
         if file.exists():
             yield from _shapes_in(file)
 
@@ -35,7 +35,7 @@ def require_files(directory: Path) -> None:
             f"model.path {str(directory)!r} names its weights in config.json (transformers_weights: {renamed!r}); save it once "
             f"with save_pretrained, which writes {_WHOLE}"
         )
-    loaded = _loaded_files(directory)
+    loaded = loaded_files(directory)
     if not loaded:
         raise ModelError(
             f"model.path {str(directory)!r} has neither {_WHOLE} nor {_INDEX}; expected a directory written by save_pretrained"
@@ -50,7 +50,7 @@ def require_files(directory: Path) -> None:
 
 def tensor_beside(directory: Path, names: Sequence[str]) -> tuple[str, str] | None:
     """Return (file, tensor) for the first file that is not loaded and holds a tensor of one of these names; None without."""
-    loaded = set(_loaded_files(directory))
+    loaded = set(loaded_files(directory))
     for file in sorted(directory.glob("*.safetensors")):
         if file not in loaded and file.is_file():
             for name, _ in _shapes_in(file):
@@ -70,7 +70,7 @@ def refuse_damaged(directory: Path) -> None:
                 pass
 
 
-def _loaded_files(directory: Path) -> list[Path]:
+def loaded_files(directory: Path) -> list[Path]:
     """List the files that transformers takes weights from. Raises `ModelError`."""
     whole, index = directory / _WHOLE, directory / _INDEX
     if whole.exists() or whole.is_symlink():
