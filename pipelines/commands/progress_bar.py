@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -18,10 +19,12 @@ from pipelines.runtime import logs, progress
 
 if TYPE_CHECKING:
     from rm.scorer import Work
+    from rm.train import TrainProgress
 
 log = logging.getLogger(__name__)
 
 _LINE_EVERY_SECS = 15.0
+_TRAINING_LINE_EVERY_SECS = 60.0
 _REFRESH_SECS = 0.25
 
 
@@ -75,6 +78,53 @@ def describe(now: progress.Progress, secs: float) -> tuple[float, str]:
     return share, words
 
 
+@contextmanager
+def showing_training() -> Iterator[Callable[[TrainProgress], None]]:
+    """Show the course of a training, which the body reports by calling the function: a bar, or a line for each twentieth of the
+    steps, at least once a minute, and for each evaluation."""
+    console, with_bar, pace = Console(stderr=True), shows_bar(), _LinePace(_TRAINING_LINE_EVERY_SECS)
+    columns = (TextColumn("training"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not with_bar) as bar:
+        task = bar.add_task("", total=None)
+
+        def report(now: TrainProgress) -> None:
+            bar.update(task, completed=now.step, total=now.steps, description=describe_training(now))
+            if not with_bar and (now.event in ("log", "evaluation") or (now.event == "step" and pace.is_due())):
+                log.info("%s", training_line(now), extra={"fields": _training_fields(now)})
+
+        yield report
+
+
+def describe_training(now: TrainProgress) -> str:
+    """Return the words beside a training's bar: step, loss, held-out accuracy, rate and time left, as far as they are known."""
+    words = [f"step {now.step:,} of {now.steps:,}"]
+    if now.loss is not None:
+        words.append(f"loss {now.loss:.4f}")
+    if now.accuracy is not None:
+        words.append(f"held-out accuracy {now.accuracy:.1%}")
+    if now.judgements_per_sec is not None and now.secs_left is not None:
+        words.append(f"{now.judgements_per_sec:,.0f} judgements/s, {format_duration(now.secs_left)} left")
+    return ", ".join(words)
+
+
+def training_line(now: TrainProgress) -> str:
+    """Return a log line on a training: an evaluation tells what was measured, another one what `describe_training` does."""
+    if now.event != "evaluation" or now.accuracy is None:
+        return describe_training(replace(now, accuracy=None))
+    return (
+        f"step {now.step:,} of {now.steps:,}, held-out judgements: {now.accuracy:.1%} ordered as judged, "
+        f"loss {now.heldout_loss:.4f}"
+    )
+
+
+def _training_fields(now: TrainProgress) -> dict[str, Any]:
+    names = ("accuracy", "heldout_loss") if now.event == "evaluation" else ("loss", "learning_rate")
+    fields = {name: getattr(now, name) for name in ("step", "steps", *names)}
+    if now.event != "evaluation":
+        fields |= {"judgements_per_sec": now.judgements_per_sec, "secs_left": now.secs_left}
+    return {{"accuracy": "heldout_accuracy"}.get(name, name): value for name, value in fields.items()}
+
+
 def shows_bar() -> bool:
     """Return whether a bar is wanted: standard error is a terminal, and neither `--quiet` nor `--json-logs` is given."""
     mode = logs.output_mode()
@@ -84,12 +134,12 @@ def shows_bar() -> bool:
 class _LinePace:
     """The pace of log lines: one every 15 seconds, counted from its making and then from the line before."""
 
-    def __init__(self) -> None:
-        self._last = time.monotonic()
+    def __init__(self, every_secs: float = _LINE_EVERY_SECS) -> None:
+        self._last, self._every_secs = time.monotonic(), every_secs
 
     def is_due(self) -> bool:
         """Return whether a line is due, and count from now on if it is."""
-        due = time.monotonic() - self._last >= _LINE_EVERY_SECS
+        due = time.monotonic() - self._last >= self._every_secs
         if due:
             self._last = time.monotonic()
         return due

@@ -6,16 +6,27 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from pipelines.runtime import logs
 
-_ENDS = {
-    signal.SIGTERM: "terminated; what is finished stays, and the same command again resumes",
-    signal.SIGINT: "interrupted; what is finished stays, and the same command again resumes",
-}
+_ENDS = {signal.SIGTERM: "terminated", signal.SIGINT: "interrupted"}
+_STAYS = "; what is finished stays, and the same command again resumes"
 _ENDING = threading.Lock()
+# A global of the process, as signals are: what follows "interrupted" is the command's to say.
+_say: Callable[[], str] | None = None
+
+
+@contextmanager
+def ending_with(say: Callable[[], str]) -> Iterator[None]:
+    """Let the words of `say` follow "interrupted" or "terminated" while the body runs; it must neither wait nor raise."""
+    global _say
+    _say = say
+    try:
+        yield
+    finally:
+        _say = None
 
 
 def _end_now(number: int, _frame: object = None) -> None:
@@ -26,8 +37,11 @@ def _end_now(number: int, _frame: object = None) -> None:
     if not _ENDING.acquire(blocking=False):
         return  # another thread is ending the process
     show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a progress bar hides it
+    say, words = _say, _STAYS
+    with suppress(Exception):
+        words = _STAYS if say is None else say()
     with suppress(OSError):  # past the buffer of `sys.stderr`, which the interrupted thread may be writing to
-        line = logs.error_line(_ENDS[signal.Signals(number)], 128 + number)
+        line = logs.error_line(f"{_ENDS[signal.Signals(number)]}{words}", 128 + number)
         os.write(2, f"{show_cursor}{line}".encode())
     os._exit(128 + number)
 

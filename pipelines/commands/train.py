@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from pipelines.commands.printing import print_result
+from pipelines.commands.progress_bar import showing_training
+from pipelines.commands.signals import ending_with
 from pipelines.config import TrainConfig
 from pipelines.corpus.own_files import Place, refuse_places
 from pipelines.corpus.preference_rows import preference_rows
@@ -22,7 +24,7 @@ from pipelines.storage.files import check_writable
 from pipelines.storage.models import is_remote, whole_directory
 
 if TYPE_CHECKING:
-    from rm.train import TrainResult, TrainSettings
+    from rm.train import TrainProgress, TrainResult, TrainSettings
 
 _NAMES = (
     *("config.json", "generation_config.json", "model.safetensors.index.json", "calibration.json"),
@@ -56,7 +58,7 @@ def run_training(config: TrainConfig) -> TrainResult:
             directory = whole_directory(config.model.path, config.model.revision)
             settings = replace(settings, model_path=str(directory), revision=None)
         with reporting_broken_devices():
-            result = training.train(settings)
+            result = _train(settings)
     except training.PreferenceError as error:
         raise InputError(str(error)) from error
     except training.SettingsError as error:
@@ -72,11 +74,50 @@ def run_training(config: TrainConfig) -> TrainResult:
     return result
 
 
+def _train(settings: TrainSettings) -> TrainResult:
+    """Train, show how far it is, and say what is there where it is interrupted."""
+    from rm import train as training
+
+    now: TrainProgress | None = None
+
+    def follow(progress: TrainProgress) -> None:
+        nonlocal now
+        now = progress
+        show(progress)
+
+    with showing_training() as show, ending_with(lambda: words_of_interruption(settings, now)):
+        return training.train(settings, follow)
+
+
+def words_of_interruption(settings: TrainSettings, now: TrainProgress | None) -> str:
+    """Return what is true of a training that ends after the step that `now` tells of: what is saved, and how it goes on."""
+    from rm.train import last_checkpoint
+
+    path = settings.output_path
+    if now is not None and now.event == "saved":
+        return (
+            f" after the last step: the model is saved in {path}, its evaluation is not; `bestkept evaluate {path} PREFERENCES` "
+            "makes one"
+        )
+    at = " before the first step" if now is None else f" at step {now.step:,} of {now.steps:,}"
+    step = last_checkpoint(path)
+    if step is not None:
+        return f"{at}; the same command goes on from step {step:,}, of the checkpoint in {path}/checkpoints"
+    if now is None:
+        return f"{at}; nothing is saved, and the same command starts anew"
+    return (
+        f"{at}, before the first checkpoint; nothing is saved, and the same command starts anew (train.checkpoint_every says how "
+        "often there is one)"
+    )
+
+
 def settings_of(config: TrainConfig) -> TrainSettings:
     """Return the configuration as `rm.train` takes it."""
     from rm.train import TrainSettings
 
     options = config.train.model_dump()
+    if config.train.checkpoint_secs is not None:
+        options["checkpoint_every"] = None
     heldout = config.heldout
     if heldout.path is None and heldout.split is not None:
         heldout = heldout.model_copy(update={"path": config.data[0].path})
@@ -92,6 +133,7 @@ def settings_of(config: TrainConfig) -> TrainSettings:
         device=config.model.device,
         output_path=expanduser(config.output.path),
         read_rows=partial(preference_rows, max_row_bytes=config.limits.max_row_bytes),
+        checkpoint_secs=config.train.checkpoint_secs,
         **{**options, "report_to": tuple(options["report_to"])},
     )
 

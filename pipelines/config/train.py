@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from pipelines.config.base import PathText, Strict
 from pipelines.config.corpus import RowLimits
+
+_MINUTES = re.compile(r"\d{1,6}(\.\d{1,6})?m")
 
 
 class PreferenceColumns(Strict):
@@ -212,8 +215,9 @@ class TrainOptions(Strict):
     """Measurements of held-out accuracy per epoch."""
     early_stopping: int | None = Field(default=None, ge=1)
     """Number of evaluations without a better held-out accuracy after which training stops; the best is kept."""
-    checkpoint_every: int | None = Field(default=None, ge=1)
-    """Steps between checkpoints, from which the same command resumes after an interruption."""
+    checkpoint_every: int | str | None = "10m"
+    """Minutes between checkpoints, as `10m`, or a number of steps; null: none. The same command goes on from the last one after
+    an interruption. By minutes, one that the disk has no room for is left out with a warning."""
     warmup_fraction: float = Field(default=0.03, ge=0.0, le=1.0)
     """Share of the steps in which the learning rate rises, already above zero at the first; then it falls along a cosine."""
     weight_decay: float = Field(default=0.0, ge=0.0)
@@ -225,12 +229,28 @@ class TrainOptions(Strict):
     report_to: list[str] = []
     """Trackers of the transformers Trainer, such as tensorboard or wandb."""
 
+    @field_validator("checkpoint_every")
+    @classmethod
+    def _is_a_pace(cls, value: int | str | None) -> int | str | None:
+        if isinstance(value, str) and not (_MINUTES.fullmatch(value) and float(value[:-1]) > 0):
+            raise ValueError(f"{value!r} is no pace; give minutes, as 10m, or a number of steps, as 50")
+        if isinstance(value, int) and value < 1:
+            raise ValueError("expected at least 1 step")
+        return value
+
+    @property
+    def checkpoint_secs(self) -> float | None:
+        """Seconds between checkpoints, where they are not counted in steps."""
+        return 60 * float(self.checkpoint_every[:-1]) if isinstance(self.checkpoint_every, str) else None
+
     @model_validator(mode="after")
     def _options_fit(self) -> TrainOptions:
         if self.loss == "plackett_luce" and self.label_smoothing:
             raise ValueError("label_smoothing is for comparisons and plackett_luce has picks; use bradley_terry or 0")
-        if self.early_stopping is not None and self.checkpoint_every is not None:
-            raise ValueError("early_stopping makes a checkpoint at every evaluation; leave checkpoint_every out")
+        if self.early_stopping is not None and isinstance(self.checkpoint_every, int):
+            raise ValueError(
+                "early_stopping makes a checkpoint at every evaluation; leave checkpoint_every out, or give minutes, as 10m"
+            )
         return self
 
 

@@ -5,6 +5,8 @@ Training is a `transformers.Trainer` with another loss; schedules, devices, logg
 
 from rm.identity import ModelError
 from rm.preferences import PreferenceError
+from rm.train.checkpoints import last_checkpoint
+from rm.train.progress import TrainProgress, Watch
 from rm.train.ranks import is_first_rank
 from rm.train.settings import (
     RankError,
@@ -21,10 +23,13 @@ __all__ = [
     "PreferenceError",
     "RankError",
     "SettingsError",
+    "TrainProgress",
     "TrainResult",
     "TrainSettings",
     "TrainingError",
+    "Watch",
     "is_first_rank",
+    "last_checkpoint",
     "refuse_missing_packages",
     "train",
 ]

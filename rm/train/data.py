@@ -147,6 +147,11 @@ class Draws(Dataset[EncodedGroup]):
         return len(self._draws)
 
     @property
+    def are_plain_comparisons(self) -> bool:
+        """True where all judgements are comparisons without margins: a model that guesses has a loss of ln 2 a comparison."""
+        return not any(len(group.labels) or group.edges[:, 4].any() for group in self._groups)
+
+    @property
     def groups(self) -> int:
         """The number of groups."""
         return len(self._groups)

@@ -109,6 +109,10 @@ class Ranks:
                 dist.all_reduce(values, op=dist.ReduceOp.MAX)
         return values
 
+    def any(self, flag: bool, device: torch.device | str) -> bool:
+        """Tell whether `flag` is set on one of the ranks."""
+        return flag if self.count == 1 else bool(self.most(torch.tensor(float(flag), device=device)).item())
+
     def add_up_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Add up the gradients of all ranks; one that only others have counts as zero."""
         if self.count == 1:

@@ -13,7 +13,9 @@ from rm.evaluate import Evaluation
 from rm.preferences import RowReader
 
 _SMALL_PARAMETERS, _LARGE_PARAMETERS = 100_000_000, 1_000_000_000
-_NOT_IN_KEY = ("output_path", "report_to", "device", "read_rows", "stress_prompts")
+_NOT_IN_KEY = (
+    *("output_path", "report_to", "device", "read_rows", "stress_prompts", "checkpoint_every", "checkpoint_secs"),
+)
 _SMALL_RATE, _MEDIUM_RATE, _LARGE_RATE = 1e-4, 3e-5, 9e-6
 
 
@@ -96,7 +98,8 @@ class TrainSettings:
     lora: Mapping[str, Any] | None  # rank, alpha, targets
     evaluations_per_epoch: int
     early_stopping: int | None
-    checkpoint_every: int | None
+    checkpoint_every: int | None  # steps
+    checkpoint_secs: float | None
     warmup_fraction: float
     weight_decay: float
     max_grad_norm: float

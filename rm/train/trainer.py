@@ -6,6 +6,7 @@ import functools
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -28,26 +29,8 @@ log = logging.getLogger(__name__)
 
 _OFFSET_RATE = 100.0  # times the learning rate: the offset must move by units while weights move by thousandths
 _COLLAPSED_STEPS = 20
+_RECENT_STEPS = 20  # of the loss that is shown
 _ALONE = Ranks()
-
-
-class LogProgress(TrainerCallback):  # type: ignore[misc]
-    """Logs in one line what the Trainer would print as a dictionary."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        step = f"step {state.global_step}/{state.max_steps}"
-        if logs and "loss" in logs:
-            fields = {"step": state.global_step, "loss": float(logs["loss"])}
-            rate = float(logs["learning_rate"])
-            log.info(
-                "%s  loss %.4f  lr %.2e",
-                step,
-                fields["loss"],
-                rate,
-                extra={"fields": {**fields, "learning_rate": rate}},
-            )
-        if logs and "eval_accuracy" in logs:
-            log.info("%s  held-out accuracy %.3f  loss %.4f", step, logs["eval_accuracy"], logs["eval_loss"])
 
 
 class SetDrawEpoch(TrainerCallback):  # type: ignore[misc]
@@ -63,8 +46,8 @@ class SetDrawEpoch(TrainerCallback):  # type: ignore[misc]
 class SaveAtEnd(TrainerCallback):  # type: ignore[misc]
     """Saves the model after the last step, before evaluations and trackers, which may fail."""
 
-    def __init__(self, save: Callable[[], None]) -> None:
-        self._save, self._saved = save, False
+    def __init__(self, save: Callable[[], None], tell: Callable[[], None] = lambda: None) -> None:
+        self._save, self._tell, self._saved = save, tell, False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step >= state.max_steps and not args.load_best_model_at_end:
@@ -76,6 +59,7 @@ class SaveAtEnd(TrainerCallback):  # type: ignore[misc]
         if not self._saved:
             self._save()
             self._saved = True
+            self._tell()
 
 
 class GroupTrainer(Trainer):  # type: ignore[misc]
@@ -104,6 +88,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         self._loss, self._heldout, self.ranks = loss, heldout, ranks
         self.collator = collator
         self._flat_steps = 0
+        self._losses: deque[float] = deque(maxlen=_RECENT_STEPS)
         self.judgements = self.tokens = 0
         self.evaluation_secs = 0.0
         self._measured: tuple[int, list[np.ndarray]] | None = None  # (step, held-out rewards)
@@ -195,6 +180,11 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         largest, smallest = self.ranks.most(ends) * ends.new_tensor([1, -1])
         return sums[0].float(), torch.stack([largest, smallest])[: int(sums[1])]
 
+    @property
+    def recent_loss(self) -> float | None:
+        """The mean loss of the last steps."""
+        return math.fsum(self._losses) / len(self._losses) if self._losses else None
+
     def _watch(self, loss: torch.Tensor, rewards: torch.Tensor) -> None:
         """Raise `TrainingError` at once where the loss is not finite, and after 20 steps in which all rewards are equal."""
         if not torch.isfinite(loss):
@@ -202,12 +192,21 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
                 f"training diverged at step {self.state.global_step + 1}: the loss is {loss.item()}; "
                 "lower train.learning_rate, or set train.precision: float32"
             )
+        self._losses.append(loss.item())
         self._flat_steps = self._flat_steps + 1 if len(rewards) > 1 and is_flat(rewards.cpu().numpy()) else 0
         if self._flat_steps >= _COLLAPSED_STEPS:
             raise TrainingError(
                 f"training collapsed at step {self.state.global_step + 1}: for {_COLLAPSED_STEPS} steps every response "
                 f"had the reward {rewards[0].item():.6g}; lower train.learning_rate, or check that the sides differ"
             )
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Save the weights of a checkpoint; those that are tied once under each name, which safetensors wants."""
+        weights, seen = dict[str, torch.Tensor](), set[int]()
+        for name, value in self.model.state_dict().items():
+            weights[name] = value.clone() if value.data_ptr() in seen else value
+            seen.add(value.data_ptr())
+        super()._save(output_dir, weights)
 
     def create_optimizer(self, model: Any = None) -> Any:
         """Create the Trainer's optimiser, with a larger learning rate for the offset."""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import heapq
-import json
 import logging
 import math
 import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,32 +19,31 @@ from rm.conversations import prompt_key
 from rm.engine.device import resolve_device
 from rm.preferences import Group, PreferenceError, ReadSettings, Rejections, heldout_split, read_preferences
 from rm.text.templates import Template
-from rm.train.data import Collator, Draws, EncodedGroup, doubts_about, hash_groups
+from rm.train.checkpoints import SaveByTime, checkpoints_at, claim_checkpoints, find_checkpoint
+from rm.train.data import Collator, Draws, EncodedGroup, doubts_about
 from rm.train.foreign import ForeignResponses, ForeignSettings
 from rm.train.heldout import EncodedData, describe_saved, stress_heldout
 from rm.train.loss_network import GroupLoss, GroupNetwork
 from rm.train.memory import refuse_steps
+from rm.train.progress import ReportProgress, Watch
 from rm.train.ranks import Ranks
 from rm.train.rewards import judgement_accuracy, refuse_collapse
 from rm.train.settings import (
-    TrainingError,
     TrainResult,
     TrainSettings,
     default_learning_rate,
     refuse_missing_packages,
 )
 from rm.train.trained_model import TrainedModel, computes_in_bfloat16
-from rm.train.trainer import GroupTrainer, LogProgress, SaveAtEnd, SetDrawEpoch
+from rm.train.trainer import GroupTrainer, SaveAtEnd, SetDrawEpoch
 
 log = logging.getLogger(__name__)
 
 _COLLAPSE_CHECK_GROUPS = 32  # groups whose rewards must differ after training
-_CHECKPOINTS = "checkpoints"
-_SETTINGS_FILE, _DATA_FILE = "settings.json", "data.json"
 
 
-def train(settings: TrainSettings) -> TrainResult:
-    """Train a reward model and save it as an ordinary `AutoModelForSequenceClassification` directory.
+def train(settings: TrainSettings, watch: Watch = lambda _: None) -> TrainResult:
+    """Train a reward model and save it as an ordinary `AutoModelForSequenceClassification` directory; tell `watch` of its course.
 
     A run that was interrupted resumes from its last checkpoint when it is started again with the same settings. Started
     by `torchrun`, each process computes a part of every step on a device of its own; the first one saves.
@@ -57,12 +54,12 @@ def train(settings: TrainSettings) -> TrainResult:
     refuse_missing_packages(settings)
     settings = replace(settings, device=resolve_device(settings.device))
     with Ranks.join(settings.device) as ranks:
-        return _train(settings, ranks)
+        return _train(settings, ranks, watch)
 
 
-def _train(settings: TrainSettings, ranks: Ranks) -> TrainResult:
+def _train(settings: TrainSettings, ranks: Ranks, watch: Watch) -> TrainResult:
     set_seed(settings.seed)
-    resume_from = ranks.first(lambda: _find_checkpoint(settings))
+    resume_from = ranks.first(lambda: find_checkpoint(settings))
     fit_groups, heldout_groups, rejected, notes = _read_groups(settings)
     model = TrainedModel.load(settings)
     fit = EncodedData.of(fit_groups, model.template, rejected)
@@ -71,14 +68,18 @@ def _train(settings: TrainSettings, ranks: Ranks) -> TrainResult:
     network = model.network(offset=_logit_of_base_rate(fit.encoded))
     network.offset.requires_grad_(any(len(group.labels) for group in fit.encoded))
     ranks.align(network)
-    ranks.first(lambda: _claim_checkpoints(settings, [*fit.encoded, *heldout.encoded], resumed=resume_from is not None))
+    ranks.first(lambda: claim_checkpoints(settings, [*fit.encoded, *heldout.encoded], resumed=resume_from is not None))
     collator = model.collator(settings)
     draws = _make_draws(settings, fit, model.template, picks=collator.picks)
     trainer = _make_trainer(settings, network, collator, draws, heldout.encoded, ranks)
     ranks.first(lambda: refuse_steps(network, trainer.collator, settings, _worst_step(trainer)))
     for doubt in doubts_about(fit_groups, steps=trainer.args.max_steps):
         log.warning("%s", doubt)
-    saving = SaveAtEnd(lambda: _save(settings, trainer, model, fit.encoded))
+    told = ReportProgress(trainer, watch)
+    trainer.add_callback(told)
+    if settings.checkpoint_secs is not None:
+        trainer.add_callback(SaveByTime(trainer, settings.checkpoint_secs))
+    saving = SaveAtEnd(lambda: _save(settings, trainer, model, fit.encoded), told.tell_saved)
     trainer.add_callback(saving)
     with quiet_transformers():
         outcome = trainer.train(resume_from_checkpoint=resume_from)
@@ -193,17 +194,19 @@ def _make_trainer(
         eval_dataset=Draws(heldout, responses_per_group=None, seed=0) if heldout else None,
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(LogProgress())
     trainer.add_callback(SetDrawEpoch(draws, steps_per_epoch))
     if settings.early_stopping is not None:
         trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=settings.early_stopping))
+    guessing = settings.loss == "bradley_terry" and draws.are_plain_comparisons
     log.info(
-        "training %d M of %d M parameters on %d groups in %s, learning rate %g",
-        round(trained / 1e6),
-        round(parameters / 1e6),
-        draws.groups,
-        "bfloat16" if trainer.args.bf16 else "float32",
+        "training %s M parameters on %s prompts: %s steps of up to %d, learning rate %g, in %s%s",
+        f"all {parameters / 1e6:,.0f}" if settings.lora is None else f"{trained / 1e6:,.0f} of {parameters / 1e6:,.0f}",
+        f"{draws.groups:,}",
+        f"{trainer.args.max_steps:,}",
+        settings.groups_per_batch,
         learning_rate,
+        "bfloat16" if trainer.args.bf16 else "float32",
+        "; a model that guesses has a loss of 0.693 and an accuracy of 50 %" if guessing else "",
     )
     return trainer
 
@@ -225,7 +228,7 @@ def _training_arguments(
     between = max(1, steps_per_epoch // settings.evaluations_per_epoch)
     save_every = between if early else settings.checkpoint_every
     arguments = TrainingArguments(
-        output_dir=str(Path(settings.output_path) / _CHECKPOINTS),
+        output_dir=str(checkpoints_at(settings.output_path)),
         max_steps=steps,
         per_device_train_batch_size=settings.groups_per_batch,
         learning_rate=learning_rate,
@@ -260,45 +263,6 @@ def _training_arguments(
         )
         arguments._n_gpu = 1  # more would mean one process that copies the model to every GPU at every step
     return arguments
-
-
-def _find_checkpoint(settings: TrainSettings) -> str | None:
-    """Find the last checkpoint of an interrupted run with these settings; None for a fresh start.
-
-    Raises `TrainingError` where the existing checkpoints are those of other settings.
-    """
-    folder = Path(settings.output_path) / _CHECKPOINTS
-    key_file = folder / _SETTINGS_FILE
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    complete = [path for path in checkpoints if (path / "trainer_state.json").is_file()]
-    if complete and key_file.is_file():
-        if json.loads(key_file.read_text(encoding="utf-8")) != settings.key():
-            raise TrainingError(
-                f"{folder} holds checkpoints of a run with other settings; finish that run, remove the folder, or choose "
-                "another output.path"
-            )
-        log.info("resuming from %s", complete[-1])
-        return str(complete[-1])
-    return None
-
-
-def _claim_checkpoints(settings: TrainSettings, data: Sequence[EncodedGroup], *, resumed: bool) -> None:
-    """Make the folder of the checkpoints, which says of which settings and data they are; not before data and model are checked.
-
-    Raises `TrainingError` where a training would be resumed with other data.
-    """
-    folder = Path(settings.output_path) / _CHECKPOINTS
-    data_file, data_hash = folder / _DATA_FILE, hash_groups(data)
-    if resumed:
-        if data_file.is_file() and json.loads(data_file.read_text(encoding="utf-8")) != data_hash:
-            raise TrainingError(
-                f"the preferences have changed since {folder} was written; restore them, remove the folder to train anew, or "
-                "choose another output.path"
-            )
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / _SETTINGS_FILE).write_text(json.dumps(settings.key()), encoding="utf-8")
-    data_file.write_text(json.dumps(data_hash), encoding="utf-8")
 
 
 def _count_kinds(groups: Sequence[EncodedGroup]) -> dict[str, int]:

@@ -71,6 +71,7 @@ def run_settings(data: Any, model: Path, output: Path, **changes: Any) -> TrainS
         "evaluations_per_epoch": 1,
         "early_stopping": None,
         "checkpoint_every": None,
+        "checkpoint_secs": None,
         "warmup_fraction": 0.1,
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,

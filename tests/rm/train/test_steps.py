@@ -6,18 +6,22 @@ import itertools
 import json
 import logging
 import math
+import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from support.corpora import write_jsonl
+from support.every_classifier import save_tiny
 from support.tiny_models import WORDS
 from support.training_groups import run_settings
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rm.train import SettingsError, TrainingError, refuse_missing_packages, train
+from rm.train import SettingsError, TrainingError, last_checkpoint, refuse_missing_packages, train
 from rm.train import trainer as trainers
 from rm.train import training_run as training
+from rm.train.progress import ReportProgress
 from rm.train.trainer import GroupTrainer
 
 
@@ -157,7 +161,36 @@ def test_every_epoch_of_a_run_draws_anew(tmp_path, rankings, encoder, monkeypatc
     assert len(epochs[1] & epochs[2]) < len(epochs[1])
 
 
-def test_patience_is_kept_over_an_interruption(runs, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_checkpoints_by_the_clock_change_nothing_and_one_that_has_no_room_is_left_out(
+    tmp_path, runs, rankings, encoder, caplog, monkeypatch
+):
+    """At a clock that asks for one at every step, the interrupted run goes on from the step at which it ended."""
+    by_time = {"checkpoint_every": None, "checkpoint_secs": 0.0}
+    whole, continued, expected, before, after, weights = runs(14, **by_time)
+    assert sorted(after) == list(range(14, whole.steps))
+    assert {**before, **after} == expected
+    assert continued.steps == whole.steps
+    assert (tmp_path / "cut/model.safetensors").read_bytes() == weights
+    plain = train(run_settings(rankings, encoder, tmp_path / "plain", **RESUMED))
+    assert plain.steps == whole.steps
+    assert (tmp_path / "plain/model.safetensors").read_bytes() == weights
+
+    monkeypatch.setattr("rm.train.checkpoints.shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    restore = interrupt(monkeypatch, 5)
+    with pytest.raises(KeyboardInterrupt):
+        train(run_settings(rankings, encoder, tmp_path / "full", **RESUMED, **by_time))
+    restore()
+    assert last_checkpoint(str(tmp_path / "full")) is None
+    (warning,) = [line for line in caplog.messages if line.startswith("no checkpoint is written")]
+    size = sum(value.nbytes for value in load_file(tmp_path / "plain/model.safetensors").values())
+    assert size <= int(re.search("takes ([0-9,]+) bytes", warning)[1].replace(",", "")) / 4 < size + 100
+
+
+@pytest.mark.parametrize(
+    "by_time", [{}, pytest.param({"checkpoint_secs": 0.0}, marks=pytest.mark.slow)], ids=["evaluations", "clock"]
+)
+def test_patience_is_kept_over_an_interruption(runs, tmp_path, monkeypatch, by_time):
     """Accuracy falls from the second evaluation on: three without a better one end the run, interrupted or not."""
     falling = {1: 0.9, 2: 0.8, 3: 0.7, 4: 0.6, 5: 0.5, 6: 0.4}
     original = GroupTrainer.evaluate
@@ -168,7 +201,7 @@ def test_patience_is_kept_over_an_interruption(runs, tmp_path, monkeypatch):
         return original(self, *arguments, **rest)
 
     monkeypatch.setattr(GroupTrainer, "evaluate", evaluate)
-    changes = {"early_stopping": 3, "checkpoint_every": None, "epochs": 6, "responses_per_group": None}
+    changes = {"early_stopping": 3, "checkpoint_every": None, "epochs": 6, "responses_per_group": None, **by_time}
     whole, continued, expected, before, after, weights = runs(10, **changes)
     assert whole.steps == continued.steps == 4 * math.ceil(whole.groups / 5)
     assert {**before, **after} == expected
@@ -201,6 +234,24 @@ def test_a_training_is_not_resumed_with_other_preferences(tmp_path, rankings, en
         train(run_settings(rankings, encoder, tmp_path / "out", **values))
     rankings.write_text(text)
     assert train(run_settings(rankings, encoder, tmp_path / "out", **values)).steps > 4
+
+
+@pytest.mark.slow
+def test_tied_weights_have_checkpoints(tmp_path, rankings, steps, monkeypatch):
+    """Those of T5 have several names: safetensors refuses to write one tensor under two."""
+    backbone = save_tiny(tmp_path / "t5", "t5")
+    values = {"checkpoint_every": 2, "epochs": 1}
+    train(run_settings(rankings, backbone, tmp_path / "whole", **values))
+    expected = dict(steps)
+    restore = interrupt(monkeypatch, 3)
+    with pytest.raises(KeyboardInterrupt):
+        train(run_settings(rankings, backbone, tmp_path / "cut", **values))
+    restore()
+    steps.clear()
+    train(run_settings(rankings, backbone, tmp_path / "cut", **values))
+    assert dict(steps) == {step: loss for step, loss in expected.items() if step >= 2}
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert weights[0] == weights[1]
 
 
 def test_a_checkpoint_that_was_not_finished_is_passed_over(tmp_path, rankings, encoder, steps, monkeypatch):
@@ -238,6 +289,8 @@ def test_settings_have_a_key_that_knows_what_decides_the_result(tmp_path):
         {"heldout_fraction": 0.3},
         {"tokens_per_batch": 7},
     ]
+    paced = run_settings("a.jsonl", tmp_path, tmp_path / "out", checkpoint_every=7, checkpoint_secs=1.0)
+    assert paced.key() == plain.key()
     keys = {run_settings("a.jsonl", tmp_path, tmp_path / "out", **change).key() for change in others}
     keys |= {run_settings(["a.jsonl", "b.jsonl"], tmp_path, tmp_path / "out").key()}
     keys |= {run_settings([("a.jsonl", {"min_gap": 1.0})], tmp_path, tmp_path / "out").key()}
@@ -267,12 +320,26 @@ def test_early_stopping_keeps_the_best(tmp_path, rankings, encoder, monkeypatch)
 
 
 def test_evaluations_are_logged_and_counted(tmp_path, rankings, encoder, caplog):
+    told = []
     with caplog.at_level(logging.INFO, logger="rm.train"):
-        result = train(run_settings(rankings, encoder, tmp_path / "out", epochs=2, evaluations_per_epoch=2))
-    evaluations = [line for line in caplog.messages if "held-out accuracy" in line]
-    assert len(evaluations) == result.steps // (math.ceil(result.groups / 4) // 2)
-    assert sum("  loss " in line and "lr" in line for line in caplog.messages) == result.steps
-    assert evaluations[0].startswith(f"step {math.ceil(result.groups / 4) // 2}/{result.steps} ")
+        settings = run_settings(rankings, encoder, tmp_path / "out", epochs=2, evaluations_per_epoch=2)
+        result = train(settings, told.append)
+    between = math.ceil(result.groups / 4) // 2
+    assert [now.step for now in told if now.event == "evaluation"] == list(range(between, result.steps + 1, between))
+    for event in ("step", "log"):
+        assert [now.step for now in told if now.event == event] == list(range(1, result.steps + 1))
+    assert {now.steps for now in told} == {result.steps}
+    assert [now.event for now in told[-3:]] == ["saved", "log", "evaluation"]
+    logged = [now.loss for now in told if now.event == "log"]
+    shown = [now.loss for now in told if now.event == "step"]
+    assert shown[:3] == pytest.approx([sum(logged[: n + 1]) / (n + 1) for n in range(3)], abs=1e-4)
+    assert [now.secs_left > 0 for now in told if now.event == "step"] == [True] * (result.steps - 1) + [False]
+    assert told[-1].accuracy == pytest.approx(result.heldout.to_json()["accuracy"]["overall"]["model"]["value"])
+    assert any(
+        line.startswith(f"training all 0 M parameters on {result.groups} prompts: {result.steps} steps of up to 4, ")
+        and line.endswith("; a model that guesses has a loss of 0.693 and an accuracy of 50 %")
+        for line in caplog.messages
+    )
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_at_once(tmp_path, rankings, encoder, steps, monkeypatch):
@@ -372,16 +439,10 @@ def test_groups_are_cut_anew_every_epoch(tmp_path, rankings, encoder, monkeypatc
 
 
 @pytest.mark.parametrize("warmup_fraction", [0.0, 0.03, 0.5, 1.0])
-def test_every_step_moves_the_weights(tmp_path, rankings, encoder, monkeypatch, warmup_fraction):
+def test_every_step_moves_the_weights(tmp_path, rankings, encoder, warmup_fraction):
     rates = []
-    original = trainers.LogProgress.on_log
-
-    def spy(self, args, state, control, logs=None, **rest):
-        rates.extend([logs["learning_rate"]] if "learning_rate" in logs else [])
-        return original(self, args, state, control, logs, **rest)
-
-    monkeypatch.setattr(trainers.LogProgress, "on_log", spy)
-    result = train(run_settings(rankings, encoder, tmp_path / "out", epochs=2, warmup_fraction=warmup_fraction))
+    settings = run_settings(rankings, encoder, tmp_path / "out", epochs=2, warmup_fraction=warmup_fraction)
+    result = train(settings, lambda now: rates.append(now.learning_rate) if now.event == "log" else None)
     warmup = math.ceil(warmup_fraction * result.steps)
     assert len(rates) == result.steps
     assert min(rates) > 0
@@ -438,16 +499,16 @@ def test_the_model_is_saved_before_anything_else_can_fail(tmp_path, rankings, ca
     if failing == "evaluation":
         monkeypatch.setattr(GroupTrainer, "evaluate", fail)
     elif failing == "tracker":
-        original = trainers.LogProgress.on_log
+        original = ReportProgress.on_log
 
         def on_log(self, args, state, control, logs=None, **rest):
             if state.global_step == state.max_steps:
                 fail()
             original(self, args, state, control, logs, **rest)
 
-        monkeypatch.setattr(trainers.LogProgress, "on_log", on_log)
+        monkeypatch.setattr(ReportProgress, "on_log", on_log)
     else:
-        monkeypatch.setattr(training, "evaluate", fail)
+        monkeypatch.setattr("rm.train.heldout.evaluate", fail)
     with pytest.raises(ConnectionError):
         train(run_settings(rankings, causal, tmp_path / "cut", **values))
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
