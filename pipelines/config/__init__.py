@@ -2,6 +2,7 @@
 
 from pipelines.config.base import refuse_credentials
 from pipelines.config.corpus import Columns, InputConfig, InputFiles
+from pipelines.config.duplicates import Diverse, NearDuplicates
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.inspect import InspectConfig
 from pipelines.config.loading import load, validate
@@ -24,6 +25,7 @@ from pipelines.config.train import TrainConfig
 __all__ = [
     "BestOfN",
     "Columns",
+    "Diverse",
     "DropPrompts",
     "EnsembleConfig",
     "EvaluateConfig",
@@ -35,6 +37,7 @@ __all__ = [
     "Limits",
     "Longest",
     "ModelConfig",
+    "NearDuplicates",
     "Pairs",
     "Random",
     "RunConfig",

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from pipelines.config.base import Strict, refuse_unused
+from pipelines.config.duplicates import Diverse, NearDuplicates
 from pipelines.config.expression import parse
 from pipelines.config.prompt_rules import DropPrompts, Pairs
 
@@ -43,6 +44,8 @@ class BestOfN(Strict):
     """Least sigma(gap / T) of that gap: the probability that the last kept one is preferred to the best dropped one."""
     temperature: Temperature = None
     """The temperature T; default: that of the model's `calibration.json`, which `bestkept evaluate` writes."""
+    distinct: bool | None = None
+    """Responses of equal text to one prompt count as one candidate, and one of them is kept at most."""
 
 
 class Threshold(Strict):
@@ -160,6 +163,10 @@ class Step(Strict):
     """Combine numbers to the reward that all other steps compare: `0.7 * reward + 0.3 * coalesce(mark, 0)`, in the language of
     `where`; true counts as 1, false as 0. `rank(a) + rank(b)` is the sum of two ranks within the prompt. Responses for which it
     is null are dropped. Comes first, or after `length_correction`. What is exported and reported as reward stays the model's."""
+    near_duplicates: Annotated[NearDuplicates | None, BeforeValidator(_bare)] = None
+    """Of texts that are nearly the same, keep the one with the best reward, over the whole corpus."""
+    diverse: Diverse | None = None
+    """The best responses that are not alike: from the best downwards, each that is not similar to one that is kept already."""
     length_correction: Annotated[LengthCorrection | None, BeforeValidator(_bare)] = None
     """Subtract a fit of reward on length from the rewards. Comes first."""
     random: Annotated[Random | None, BeforeValidator(_bare)] = None
@@ -193,6 +200,17 @@ class Step(Strict):
             yield "threshold.reference", self.threshold.reference.partition("=")[0]
 
     @property
+    def measure(self) -> dict[str, Any] | None:
+        """The settings of what it needs to be measured on the text."""
+        rule = self.near_duplicates or self.diverse
+        return None if rule is None else rule.measure
+
+    @property
+    def compares_texts(self) -> bool:
+        """True where the step drops texts that are like others, anywhere in the corpus."""
+        return self.near_duplicates is not None or self.diverse is not None
+
+    @property
     def needs_temperature(self) -> bool:
         """True where the step turns gaps into probabilities with the model's own temperature."""
         best, threshold = self.best_of_n, self.threshold
@@ -203,7 +221,8 @@ class Step(Strict):
     @property
     def needs_cut(self) -> bool:
         """True where the step needs a number that all prompts settle together."""
-        return self.top is not None or (self.drop_prompts is not None and bool(self.drop_prompts.quantiles))
+        quantiles = self.drop_prompts is not None and bool(self.drop_prompts.quantiles)
+        return self.top is not None or self.diverse is not None or quantiles
 
     @property
     def crosses_prompts(self) -> bool:
@@ -214,7 +233,7 @@ class Step(Strict):
             return self.drop_prompts.min_best is not None or self.drop_prompts.min_worst_reward is not None
         if self.condition is not None:
             return parse(self.condition).reads_across(["reward"])
-        return self.top is not None
+        return self.top is not None or self.diverse is not None
 
 
 def crossing_steps(steps: Iterable[Step], models: Sequence[str]) -> list[str]:

@@ -229,7 +229,8 @@ class RunConfig(Strict):
     @property
     def measures(self) -> tuple[dict[str, Any], ...]:
         """The settings of what is measured on the text without a model, each once."""
-        return ()
+        measures = [step.measure for step in self.select if step.measure is not None]
+        return tuple(measure for at, measure in enumerate(measures) if measure not in measures[:at])
 
     @property
     def signals(self) -> tuple[str, ...]:

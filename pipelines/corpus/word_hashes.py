@@ -2,7 +2,7 @@
 
 A text is normalised first: NFKC, case folded. A word is a run of letters, digits and combining marks; in scripts that put no
 spaces between words (Chinese, Japanese, Thai and others) each character is one. Everything else only separates words. The hashes
-are stored in files that outlive a process, so whatever changes one of them needs a larger `VERSION`.
+are stored in files that outlive a process, so whatever changes one of them needs a larger `WORDS_VERSION`.
 
     words = words_of(["Hello,  World!", "hello world"])   # two words each, the same ones
     ngrams_of(words, 2)                                    # one hash of each text, the same
@@ -17,8 +17,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-
-VERSION = 1
 
 Hashes = npt.NDArray[np.uint64]
 Ends = npt.NDArray[np.int64]

@@ -17,7 +17,7 @@ import pyarrow as pa
 import xxhash
 
 from pipelines.corpus import Fragment
-from pipelines.corpus.word_hashes import VERSION, Hashed, ngrams_of, normalise, splitmix, words_of
+from pipelines.corpus.word_hashes import Hashed, ngrams_of, normalise, splitmix, words_of
 from rm.conversations import TOOLS, Conversation
 
 VALUES = 128
@@ -41,12 +41,8 @@ class MinHash:
     words: int  # in a shingle
 
     @classmethod
-    def settings(cls, of: str, words: int) -> dict[str, Any]:
-        """The settings that a plan holds, and that name the side files."""
-        return {"kind": "minhash", "of": of, "words": words, "values": VALUES, "version": VERSION}
-
-    @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> MinHash:
+        """See `signature_settings`."""
         return cls(settings["of"], settings["words"])
 
     @property

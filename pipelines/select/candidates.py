@@ -184,6 +184,17 @@ def first_within(candidates: Candidates, values: npt.NDArray[np.uint32]) -> tupl
     return firsts, sizes
 
 
+def first_of_texts(candidates: Candidates) -> Positions:
+    """Positions of the best response of each prompt and text, ascending."""
+    order, starts = best_first(candidates)
+    prompt = np.repeat(np.arange(len(starts)), group_sizes(starts, len(order)))
+    by_text = np.lexsort((np.arange(len(order)), candidates.response_hash[order], prompt))
+    texts, prompts = candidates.response_hash[order[by_text]], prompt[by_text]
+    first = np.ones(len(order), dtype=bool)
+    first[1:] = (texts[1:] != texts[:-1]) | (prompts[1:] != prompts[:-1])
+    return np.sort(order[by_text[first]])
+
+
 def _sort_by_prompt(high: npt.NDArray[np.uint64], low: npt.NDArray[np.uint64]) -> Prompts:
     """`Candidates.prompts`; rows that are sorted are not sorted again."""
     same = high[1:] == high[:-1]

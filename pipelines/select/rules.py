@@ -15,6 +15,7 @@ from pipelines.select.candidates import (
     Candidates,
     Mask,
     best_first,
+    first_of_texts,
     first_within,
     group_ranks,
     group_sizes,
@@ -111,6 +112,11 @@ def best_of_n(candidates: Candidates, rule: BestOfN, *, temperature: float | Non
     """
     kept = np.zeros(len(candidates), dtype=bool)
     if not len(candidates):
+        return kept
+    if rule.distinct:
+        first = first_of_texts(candidates)
+        plain = rule.model_copy(update={"distinct": None})
+        kept[first] = best_of_n(candidates.take(first), plain, temperature=temperature)
         return kept
     if rule.keep == 1 and rule.min_margin == 0 and rule.min_probability is None:
         first, sizes = first_within(candidates, worst_bits(candidates.reward))

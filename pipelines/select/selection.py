@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipelines.config import BestOfN, DropPrompts, RunConfig, Step
+from pipelines.config import BestOfN, DropPrompts, RunConfig, Step, Top
 from pipelines.errors import ConfigError
 from pipelines.plan import Plan
 from pipelines.score import score_files
@@ -105,10 +105,10 @@ class Selection:
 
     @property
     def late(self) -> list[list[int]]:
-        """The numbers of the other steps, in runs of which each but the first begins with one that needs a cut."""
+        """The numbers of the other steps, in runs of which each but the first begins with one that looks at all prompts."""
         runs: list[list[int]] = [[]]
         for number in range(self.early.stop, len(self.steps)):
-            if self.steps[number].needs_cut:
+            if self.steps[number].needs_cut or self.steps[number].compares_texts:
                 runs.append([])
             runs[-1].append(number)
         return runs
@@ -143,7 +143,8 @@ class Selection:
     def prefilter(self) -> BestOfN | None:
         """The rule that lets rows be dropped before the shuffle: the first one after it, where that is best-of-N."""
         first = self.late[0]
-        return self.steps[first[0]].best_of_n if first else None
+        rule = self.steps[first[0]].best_of_n if first else None
+        return None if rule is None or rule.distinct else rule
 
 
 def needs_of(config: RunConfig) -> Needs:
@@ -157,7 +158,7 @@ def needs_of(config: RunConfig) -> Needs:
         raw=any(step.length_correction is not None or step.reward is not None for step in steps),
         rank="rank" in add,
         margin="margin" in add or "probability" in add,
-        rival=not any(step.pairs is not None or step.needs_cut for step in steps),
+        rival=not any(step.pairs is not None or step.needs_cut or step.compares_texts for step in steps),
         other=any(step.pairs is not None for step in steps),
         labels=tuple(dict.fromkeys(column for step in steps for _, column in step.columns())),
         values=tuple(dict.fromkeys([*early.values, *(["response_tokens"] * any(map(_bounds_tokens, steps)))])),
@@ -294,12 +295,22 @@ def change_rewards(
 
 
 def apply_step(candidates: Candidates, step: Step, *, cut: Cut | None, temperature: float | None) -> Candidates:
-    """The rows a step keeps: `top` by its settled cut, any other by its rule. Raises `ValueError` where a cut is missing."""
-    if step.top is None:
+    """The rows a step keeps: `top` by its settled cut, any other by its rule. Raises `ValueError` where a cut is missing.
+
+    `near_duplicates` and `diverse` get rows from which `DropDuplicates` has dropped those that are like others.
+    """
+    if step.near_duplicates is not None:
+        return candidates
+    if step.top is None and step.diverse is None:
         return apply_rule(candidates, step, temperature=temperature, cut=cut)
     if cut is None:
         raise ValueError(f"step {step!r} cuts across all prompts, and its cut is not given")
     return candidates.take(keep(candidates, cut))
+
+
+def top_of(step: Step) -> Top | None:
+    """The rule by which a step cuts across all prompts: that of `top`, or of the number of rows of `diverse`."""
+    return Top(rows=step.diverse.rows) if step.diverse is not None else step.top
 
 
 def read_candidates(descriptor: ScoreFile, needs: Needs) -> Candidates:

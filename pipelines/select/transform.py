@@ -32,20 +32,32 @@ from pipelines.score.totals import Totals, check_limits, list_beyond_limits, sum
 from pipelines.select.candidates import Candidates, count_prompts, place_order
 from pipelines.select.columns import KeptUnit, Needs, pack, total_size, unpack
 from pipelines.select.corpus_standards import merge_moments, settle
+from pipelines.select.duplicates_transform import DropDuplicates
 from pipelines.select.length_correction import HashSample, fit, merge_samples
 from pipelines.select.prompt_limits import Quantiles
 from pipelines.select.read_transform import ReadScores
 from pipelines.select.rules import add_ranks, add_rivals
-from pipelines.select.selection import LoadMoments, LoadPartition, LoadScores, Selection, apply_step, read_candidates
+from pipelines.select.selection import (
+    LoadMoments,
+    LoadPartition,
+    LoadScores,
+    Selection,
+    apply_step,
+    read_candidates,
+    top_of,
+)
 from pipelines.select.summary import FragmentFacts, SelectionSummary, StepCounts, StepSum
 from pipelines.select.top import Cut, CutEdges, CutRule
 from pipelines.select.top_transform import FindCut, FindEdges, Loader
 
 _KEPT_ROWS = 1_000_000  # in one element
+_BUCKETS = 12  # of band hashes for each partition: a row has some 26 of 24 bytes
 
 
 Cuts = dict[int, tuple[PCollection[Cut], PCollection[CutEdges]]]
 """The cut of each step that needs one by its number, and the edges of the cut."""
+Dropped = dict[int, PCollection[tuple[int, bytes]]]
+"""The rows that each step drops as like others, by its number."""
 
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
@@ -71,14 +83,16 @@ class Select(beam.PTransform):  # type: ignore[misc]
         sides = self._early_sides(descriptors, cuts)
         read = self._read(descriptors, totals, sides=sides)
         partitions = read.candidates | "ShuffleCandidates" >> beam.GroupByKey()
-        rows, summaries = self._apply_late_steps(partitions, cuts)
+        dropped: Dropped = {}
+        rows, summaries = self._apply_late_steps(partitions, descriptors, cuts=cuts, dropped=dropped)
         selected = {"kept": self._sort_kept(rows), "files": _sort_files(read.fragments), "totals": totals}
         selected |= {"summaries": (read.summary, *summaries), "schemas": read.schemas, "rejected": read.rejected}
         if self.selection.correction is not None:
             selected["curve"] = sides[0]
         if self.with_cuts:
             first = 0 if self.selection.correction is None else 1
-            selected |= {"cuts": cuts, "means": sides[first : first + len(self.selection.standardised)]}
+            means = sides[first : first + len(self.selection.standardised)]
+            selected |= {"cuts": cuts, "means": means, "dropped": dropped}
         return selected
 
     def _check_limits(self, descriptors: PCollection[bytes]) -> PCollection[Totals]:
@@ -114,7 +128,7 @@ class Select(beam.PTransform):  # type: ignore[misc]
     ) -> PCollection[Cut]:
         """The cut of step `number`; with its edges it is entered in `cuts`, where these are wanted."""
         step = self.selection.steps[number]
-        rule: CutRule | None = step.top if step.drop_prompts is None else Quantiles(step.drop_prompts)
+        rule: CutRule | None = top_of(step) if step.drop_prompts is None else Quantiles(step.drop_prompts)
         assert rule is not None
         cut = source | f"FindCut{number}" >> FindCut(rule, load, sides)
         if self.with_cuts:
@@ -138,15 +152,24 @@ class Select(beam.PTransform):  # type: ignore[misc]
         return descriptors | "ReadScores" >> read.with_outputs(*outputs, main="candidates")
 
     def _apply_late_steps(
-        self, partitions: PCollection[tuple[int, Iterable[bytes]]], cuts: Cuts
+        self,
+        partitions: PCollection[tuple[int, Iterable[bytes]]],
+        descriptors: PCollection[bytes],
+        *,
+        cuts: Cuts,
+        dropped: Dropped,
     ) -> tuple[PCollection[tuple[int, bytes]], list[PCollection[SelectionSummary]]]:
         """Partitions → kept rows by unit, and the summaries of each run of steps."""
         runs, summaries = self.selection.late, []
         rows = partitions
         for at, steps in enumerate(runs):
-            cut = []
-            if at:
-                load = LoadPartition(self.selection.needs, self.selection.steps[steps[0]].drop_prompts)
+            first, cut = self.selection.steps[steps[0]] if at else None, []
+            if first is not None and first.compares_texts:
+                drop = DropDuplicates(first, self.selection.needs, _BUCKETS * self.selection.partitions)
+                parts = {"rows": rows, "descriptors": descriptors} | f"DropDuplicates{steps[0]}" >> drop
+                rows, dropped[steps[0]] = parts["rows"], parts["dropped"]
+            if first is not None and first.needs_cut:
+                load = LoadPartition(self.selection.needs, first.drop_prompts)
                 cut = [self._find_cut(rows, steps[0], load, sides=(), cuts=cuts)]
             apply = ApplyRules(self.selection, steps, first=at == 0, last=at == len(runs) - 1)
             outputs = rows | f"ApplyRules{at}" >> beam.ParDo(apply, *map(AsSingleton, cut)).with_output_types(

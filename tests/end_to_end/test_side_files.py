@@ -15,17 +15,18 @@ from support.stubs import NamedFactory, StubFactory, save_named_model, scored_ro
 from pipelines.commands.explain.explain_transform import explain
 from pipelines.commands.run import run_curation, run_scoring
 from pipelines.config import RunConfig
+from pipelines.config.duplicates import signature_settings
 from pipelines.corpus import split_units
 from pipelines.errors import InputError
 from pipelines.plan import make_plans, with_absolute_paths
 from pipelines.score import score_files
-from pipelines.score.minhash import MinHash, pack, prompt_text, signatures_of
+from pipelines.score.minhash import pack, prompt_text, signatures_of
 from pipelines.score.score_files import ScoreFile
 from pipelines.score.unit_scorer import UnitScorer
 from pipelines.score.unit_scores import score_directories
 from pipelines.score.work import CorpusShard
 
-MEASURES = (MinHash.settings("prompt", 3), MinHash.settings("response", 2))
+MEASURES = (signature_settings("prompt", 3), signature_settings("response", 2))
 PLACES = ["row", "response_index", "response_hash"]
 COLUMNS = ["minhash.prompt.3", "minhash.response.2"]
 

@@ -11,6 +11,7 @@ import zstandard
 from pipelines.commands.estimate.quantity import Quantity, weakest
 from pipelines.commands.estimate.survey import Survey
 from pipelines.config import RunConfig, Step
+from pipelines.select.selection import top_of
 
 _KEPT_ROW_BYTES = 64  # of a row of the output beside its text: its prompt's id, above all
 _TEXT_ROWS = 1_000  # compressed, to see how small text gets
@@ -34,15 +35,16 @@ def kept_responses(steps: Sequence[Step], counts: CandidateCounts) -> tuple[floa
     """
     known = counts.sizes is not None
     for step in steps:
-        best, top = step.best_of_n, step.top
+        best, top = step.best_of_n, top_of(step)
         rule = best or step.random or step.longest
         if rule is not None:
             counts = _best_of_each(counts, rule.keep, least=1 if best is None else best.min_candidates)
-            known = known and (best is None or not (best.min_margin or best.min_probability))
+            known = known and (best is None or not (best.min_margin or best.min_probability or best.distinct))
         elif top is not None:
             plain = top.per is None and top.tokens is None
             amount = float(top.target_rows(None, int(counts.responses))) if plain else counts.responses
-            counts, known = CandidateCounts(amount, min(counts.prompts, amount)), known and plain
+            known = known and plain and step.diverse is None
+            counts = CandidateCounts(amount, min(counts.prompts, amount))
         elif step.pairs is not None:
             counts, known = _best_of_each(counts, step.pairs.pairs_per_prompt or 1, least=2), False
         elif step.length_correction is None:

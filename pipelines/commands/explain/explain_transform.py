@@ -32,6 +32,7 @@ from pipelines.commands.explain.lookup import (
     place_name,
     read_texts,
     row_at,
+    with_names,
 )
 from pipelines.commands.explain.verdicts import DROPPED_BEFORE, ResponsePlace, Verdict, response_places, verdicts
 from pipelines.config import RunConfig, RunnerConfig
@@ -46,6 +47,8 @@ from pipelines.score import score_files as objects
 from pipelines.score.score_files import ScoreFile
 from pipelines.select.candidates import Candidates, Mask
 from pipelines.select.columns import KeptUnit, Needs, key_halves, pack, unpack
+from pipelines.select.duplicates import DROPPED
+from pipelines.select.duplicates_transform import merge_dropped
 from pipelines.select.selection import Selection, read_candidates
 from pipelines.select.transform import Select
 
@@ -150,7 +153,9 @@ class Explain(beam.PTransform):  # type: ignore[misc]
         cut_steps = sorted(selected["cuts"])
         for number in cut_steps:
             sides += map(AsSingleton, selected["cuts"][number])
-        write = WriteAnswer(self.paths.whole, self.selection, self.answer, cut_steps)
+        for number, dropped in sorted(selected["dropped"].items()):
+            sides.append(AsSingleton(dropped | f"GatherDropped{number}" >> Gather(merge_dropped)))
+        write = WriteAnswer(self.paths.whole, self.selection, self.answer, cut_steps, sorted(selected["dropped"]))
         barrier = begin.pipeline | "Answer" >> beam.Impulse()
         return barrier | "WriteAnswer" >> beam.ParDo(write, *sides)
 
@@ -237,6 +242,7 @@ class WriteAnswer(beam.DoFn):  # type: ignore[misc]
     selection: Selection
     answer: str
     cut_steps: Sequence[int]
+    dropping_steps: Sequence[int]
 
     @no_annotations  # type: ignore[untyped-decorator]  # Beam cannot read those of *args
     def process(
@@ -249,9 +255,12 @@ class WriteAnswer(beam.DoFn):  # type: ignore[misc]
             standards = {name: one for _ in self.selection.standardised for name, one in waiting.pop(0).items()}
             cuts = {number: (waiting.pop(0), waiting.pop(0)) for number in self.cut_steps}
             rows = unpack([part[4] for part in parts], _needs(self.selection))
-            decided = verdicts(rows, self.selection, curve=curve, cuts=cuts, standards=standards)
+            dropped = {number: np.frombuffer(waiting.pop(0), dtype=DROPPED) for number in self.dropping_steps}
+            settled: dict[str, Any] = {"curve": curve, "cuts": cuts, "standards": standards, "dropped": dropped}
+            decided = verdicts(rows, self.selection, **settled)
             with carrying_errors():
                 plan = plan_at(self.plan_path)
+                decided = {place: [with_names(verdict, plan) for verdict in steps] for place, steps in decided.items()}
             content = explanation(plan, self.selection, parts, rows, decided=decided, kept=set(kept))
         else:
             with carrying_errors():

@@ -159,6 +159,16 @@ def place_name(plan: Plan, found: FoundRow) -> str:
     return f"{key}:{place_of(key, found.unit.start, found.row.number)}"
 
 
+def with_names(verdict: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """Return a verdict in which the row that is kept instead is named as `--explain` takes it."""
+    if verdict.get("like") is None:
+        return verdict
+    number, unit_number, row, _ = verdict["like"]
+    file = plan.files[number]
+    unit = unit_of(file, unit_number)
+    return {**verdict, "like": f"{file.key}:{place_of(file.key, 0 if unit is None else unit.start, row)}"}
+
+
 class ScoredPlace(NamedTuple):
     """The place at which the text of a response is read again."""
 

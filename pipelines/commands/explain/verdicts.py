@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from pipelines.config import BestOfN, DropPrompts, Pairs, Step, Threshold, Top
-from pipelines.select.candidates import Candidates, worst_bits
+from pipelines.select.candidates import Candidates, first_of_texts, worst_bits
 from pipelines.select.corpus_standards import Standards, with_standards
+from pipelines.select.duplicates import Structured, kept_instead, rule_of, stays
 from pipelines.select.expressions import numbers_of
 from pipelines.select.length_correction import Curve
 from pipelines.select.prompt_limits import PromptValues, quantiles_of
@@ -27,7 +28,7 @@ from pipelines.select.rules import (
     win_probabilities,
     z_scores,
 )
-from pipelines.select.selection import Selection, apply_step
+from pipelines.select.selection import Selection, apply_step, top_of
 from pipelines.select.top import Cut, CutEdge, CutEdges, Strata
 
 ResponsePlace = tuple[int, int, int, int]
@@ -37,22 +38,36 @@ Cuts = Mapping[int, tuple[Cut, CutEdges]]
 Verdict = dict[str, Any]
 """`rule`, `verdict` (kept, dropped, paired: the rejected side of a pair; or dropped before), and the numbers by name."""
 
+Dropped = Mapping[int, Structured]
+"""Step number → the rows that it drops as like others (`DROPPED`)."""
+
 DROPPED_BEFORE = "dropped before"
 NONE: Standards = {}
+NOTHING_DROPPED: Dropped = {}
 
 
 def verdicts(
-    rows: Candidates, selection: Selection, *, curve: Curve | None, cuts: Cuts, standards: Standards = NONE
+    rows: Candidates,
+    selection: Selection,
+    *,
+    curve: Curve | None,
+    cuts: Cuts,
+    standards: Standards = NONE,
+    dropped: Dropped = NOTHING_DROPPED,
 ) -> dict[ResponsePlace, list[Verdict]]:
     """Return by place the verdicts on all scored responses to one prompt, one for each step in order.
 
     Raises `ValueError` where a step needs a curve, a cut or a temperature that is missing.
     """
     by_place: dict[ResponsePlace, list[Verdict]] = {place: [] for place in response_places(rows)}
-    for number, step, before, after in follow(rows, selection, curve=curve, cuts=cuts, standards=standards):
+    sides: dict[str, Any] = {"curve": curve, "cuts": cuts, "standards": standards, "dropped": dropped}
+    for number, step, before, after in follow(rows, selection, **sides):
         kept, paired = set(response_places(after)), set(_rejected_places(after)) if step.pairs is not None else set()
         edges = cuts[number][1] if number in cuts else {}
-        named = _numbers(step, before, after, temperature=selection.temperature, edges=edges)
+        if step.compares_texts:
+            named = _by_row(_alike(before, step, dropped[number], edges), len(before))
+        else:
+            named = _numbers(step, before, after, temperature=selection.temperature, edges=edges)
         numbers = dict(zip(response_places(before), named, strict=True))
         for place, decided in by_place.items():
             if place in numbers:
@@ -64,7 +79,13 @@ def verdicts(
 
 
 def follow(
-    rows: Candidates, selection: Selection, *, curve: Curve | None, cuts: Cuts, standards: Standards = NONE
+    rows: Candidates,
+    selection: Selection,
+    *,
+    curve: Curve | None,
+    cuts: Cuts,
+    standards: Standards = NONE,
+    dropped: Dropped = NOTHING_DROPPED,
 ) -> Iterator[tuple[int, Step, Candidates, Candidates]]:
     """Yield (number, step, rows before it, rows after it) of every step; each step gets the rows that the one before kept."""
     for number, step in enumerate(selection.steps):
@@ -75,7 +96,8 @@ def follow(
         else:
             rows = with_standards(rows, [step], standards)
             cut = cuts[number][0] if number in cuts else None
-            after = apply_step(rows, step, cut=cut, temperature=selection.temperature)
+            left = rows.take(stays(rows, rule_of(step).of, dropped[number])) if step.compares_texts else rows
+            after = apply_step(left, step, cut=cut, temperature=selection.temperature)
         yield number, step, rows, after
         rows = after
 
@@ -119,7 +141,24 @@ def _numbers(
     return _by_row(columns, len(rows))
 
 
+def _alike(rows: Candidates, step: Step, dropped: Structured, edges: CutEdges) -> dict[str, Any]:
+    """`like`: the place of the row that is kept instead."""
+    instead = kept_instead(rows, rule_of(step).of, dropped)
+    columns: dict[str, Any] = {
+        "like": [None if place[0] < 0 else list(place) for place in instead.tolist()],
+        "similarity": rule_of(step).similarity,
+    }
+    cut = top_of(step)
+    return columns if cut is None else columns | _top(rows, cut, edges)
+
+
 def _best_of_n(rows: Candidates, rule: BestOfN, temperature: float | None) -> dict[str, Any]:
+    if rule.distinct:
+        first = first_of_texts(rows)
+        columns = _best_of_n(rows.take(first), rule.model_copy(update={"distinct": None}), temperature)
+        ranks = np.full(len(rows), np.nan)  # of a text that a better row has
+        ranks[first] = columns["rank"]
+        return columns | {"rank": [None if np.isnan(rank) else int(rank) for rank in ranks], "distinct": True}
     ordered = np.sort(rows.reward.astype(np.float64))[::-1]
     gap = float(ordered[rule.keep - 1] - ordered[rule.keep]) if len(rows) > rule.keep else None
     columns = {"rank": ranks_by(rows, worst_bits(rows.reward)), "of": len(rows), "keep": rule.keep}

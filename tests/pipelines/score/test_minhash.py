@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 import xxhash
 
+from pipelines.config.duplicates import signature_settings
 from pipelines.corpus.word_hashes import ngrams_of, normalise, words_of
 from pipelines.score import minhash
 from pipelines.score.minhash import VALUES, MinHash, pack, signatures_of, unpack
@@ -100,7 +101,7 @@ def test_a_fragment_has_a_signature_of_each_prompt_or_response():
     one, two, a, b = pack(signatures_of(["one", "two", "a", "b"], 3))
     assert prompts.to_pylist() == [one, one, one, None, two]
     assert responses.to_pylist() == [a, None, b, None, a]
-    assert MinHash.from_settings(MinHash.settings("prompt", 4)) == MinHash("prompt", 4)
+    assert MinHash.from_settings(signature_settings("prompt", 4)) == MinHash("prompt", 4)
 
 
 STORED = "678f65fda3641b29"

@@ -1,0 +1,53 @@
+"""The rules of `select` that compare texts with each other, by signatures of their words."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from pipelines.config.base import Strict
+
+WORDS_VERSION = 1
+"""Increased by hand whenever the same text gives other hashes of its words, or another signature."""
+
+Similarity = Annotated[float, Field(ge=0.5, le=1.0)]
+
+
+class NearDuplicates(Strict):
+    """Of texts that are nearly the same, keep the one with the best reward, over the whole corpus."""
+
+    of: Literal["prompt", "response"] = "prompt"
+    """The texts that are compared. Of prompts, all responses to the dropped ones go."""
+    similarity: Similarity = 0.8
+    """Least share of equal values in the signatures of two texts: an estimate of the Jaccard similarity of their shingles."""
+    keep: Literal["best"] = "best"
+    """The one that is kept: that with the highest reward, or of prompts that whose best response has it."""
+    words: int = Field(default=3, ge=1, le=20)
+    """Words in a shingle. With more, two texts must be alike in longer pieces."""
+
+    @property
+    def measure(self) -> dict[str, Any]:
+        return signature_settings(self.of, self.words)
+
+
+class Diverse(Strict):
+    """The best responses that are not alike: from the best downwards, each that is not similar to one that is kept already."""
+
+    rows: int = Field(ge=0)
+    """Number of responses kept, where there are as many."""
+    of: Literal["prompt", "response"] = "response"
+    """The texts that are compared. Responses to one prompt never stand in each other's way where prompts are."""
+    similarity: Similarity = 0.7
+    """Least share of equal values in the signatures of two texts that are alike."""
+    words: int = Field(default=2, ge=1, le=20)
+    """Words in a shingle."""
+
+    @property
+    def measure(self) -> dict[str, Any]:
+        return signature_settings(self.of, self.words)
+
+
+def signature_settings(of: str, words: int) -> dict[str, Any]:
+    """The settings of the signatures of prompts or responses, as a plan holds them; they name the side files."""
+    return {"kind": "minhash", "of": of, "words": words, "version": WORDS_VERSION}
