@@ -191,6 +191,8 @@ class TrainOptions(Strict):
     """Probability that a comparison was recorded the wrong way round."""
     centring: float = Field(default=0.0, ge=0.0)
     """Coefficient of (r_i + r_j)^2: pulls the free offset per prompt to zero; 0.01 is usual."""
+    length_balance: bool = False
+    """Whether comparisons are weighted so that the longer response wins as often as the shorter one at each ratio of lengths."""
     foreign: ForeignConfig | None = None
     """Responses to other prompts, against which each response of a group wins: teaches a model to read the prompt."""
     epochs: float = Field(default=1.0, gt=0)

@@ -87,6 +87,7 @@ class TrainSettings:
     loss: str
     label_smoothing: float
     centring: float
+    length_balance: bool
     foreign: Mapping[str, Any] | None  # the fields of rm.train.foreign.ForeignSettings
     epochs: float
     learning_rate: float | None

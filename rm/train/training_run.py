@@ -18,6 +18,7 @@ from rm.checkpoint.load import quiet_transformers
 from rm.conversations import prompt_key
 from rm.engine.device import resolve_device
 from rm.preferences import Group, PreferenceError, ReadSettings, Rejections, heldout_split, read_preferences
+from rm.preferences.length_balance import balance_lengths
 from rm.text.templates import Template
 from rm.train.checkpoints import SaveByTime, checkpoints_at, claim_checkpoints, find_checkpoint
 from rm.train.data import Collator, Draws, EncodedGroup, doubts_about
@@ -61,6 +62,8 @@ def _train(settings: TrainSettings, ranks: Ranks, watch: Watch) -> TrainResult:
     set_seed(settings.seed)
     resume_from = ranks.first(lambda: find_checkpoint(settings))
     fit_groups, heldout_groups, rejected, notes = _read_groups(settings)
+    if settings.length_balance:
+        fit_groups = balance_lengths(fit_groups)
     model = TrainedModel.load(settings)
     fit = EncodedData.of(fit_groups, model.template, rejected)
     heldout = EncodedData.of(heldout_groups, model.template, rejected)

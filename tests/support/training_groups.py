@@ -53,6 +53,7 @@ def run_settings(data: Any, model: Path, output: Path, **changes: Any) -> TrainS
         "heldout_split": None,
         "stress_prompts": 0,
         "foreign": None,
+        "length_balance": False,
         "model_path": str(model),
         "revision": None,
         "max_length": 48,

@@ -476,3 +476,22 @@ def test_training_tries_the_model_on_heldout_prompts(tmp_path, pairs, encoder):
     rewards = [scores.rewards for scores in scorer.score([(group.prompt, group.responses) for group in groups])]
     again = stress(groups, rewards, lambda asked: [scores.rewards for scores in scorer.score(asked)], prompts=6)
     assert again.to_json()["tests"] == stored["tests"], "the saved model gives what training measured"
+
+
+def test_lengths_are_balanced_among_what_is_trained_on(tmp_path, encoder, monkeypatch):
+    rows = [
+        {"prompt": f"what is {n}", "chosen": "good " * (3 if k % 4 else 1), "rejected": "bad " * (1 if k % 4 else 3)}
+        for k, n in enumerate(NOUNS)
+    ]
+    data, weights = write_jsonl(tmp_path / "pairs.jsonl", rows), {}
+    collated = training.EncodedData.of.__func__
+
+    def spy(cls, groups, *rest):
+        weights.setdefault(len(weights), {edge.weight for group in groups for edge in group.edges})
+        return collated(cls, groups, *rest)
+
+    monkeypatch.setattr(training.EncodedData, "of", classmethod(spy))
+    train(run_settings(data, encoder, tmp_path / "out", epochs=0.1, length_balance=True))
+    fitted, heldout = weights[0], weights[1]
+    assert heldout == {1.0}
+    assert min(fitted) < 1.0 < max(fitted)
