@@ -27,6 +27,7 @@ from pipelines.score.colocation_transform import Colocate
 from pipelines.score.ensemble_transform import CombineScores
 from pipelines.score.load_model import LoadAfterRelease
 from pipelines.score.rejected import has_rejected, list_path
+from pipelines.score.signals_transform import JoinSignals
 from pipelines.score.skip_transform import LeaveOut
 from pipelines.score.totals import list_beyond_limits, publish_skipped, publish_totals, sum_totals, totals_of
 from pipelines.score.transform import ScoreCorpus
@@ -108,10 +109,15 @@ def score_files(
     """
     directories = score_directories(config)
     scored, parts = score_models(pipeline, config, paths, scorer, read_only=scratch is not None)
-    if len(scored) == 1:
-        return scored[0], parts
-    combined = scored | "Combine" >> CombineScores(paths.whole, directories.path, scratch or directories.path)
-    return combined["scores"], {**parts, "standards": combined["standards"]}
+    models = len(scored) - len(config.signal_models)
+    rewards = scored[0]
+    if models > 1:
+        combine = CombineScores(paths.whole, directories.path, scratch or directories.path)
+        combined = scored[:models] | "Combine" >> combine
+        rewards, parts = combined["scores"], {**parts, "standards": combined["standards"]}
+    if config.signal_models:
+        rewards = (rewards, *scored[models:]) | "JoinSignals" >> JoinSignals(paths.whole)
+    return rewards, parts
 
 
 def score_models(

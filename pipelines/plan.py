@@ -9,29 +9,27 @@ launcher lists and describes files and opens one of them to detect its columns; 
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipelines.config import ModelConfig, RunConfig
 from pipelines.corpus import Fragment, InputFile, Unit, read_fragments
 from pipelines.corpus.columns.detection import detect
-from pipelines.corpus.columns.row_mapping import RowMapping, parse_row
-from pipelines.corpus.columns.value_kinds import RowValues
+from pipelines.corpus.columns.row_mapping import RowMapping
 from pipelines.corpus.files import with_copy
 from pipelines.corpus.listing import first_columns, list_files
 from pipelines.corpus.own_files import places_of, refuse_places
 from pipelines.corpus.parquet import refuse_types
-from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError
+from pipelines.corpus.reward_source import name_of, reward_fields, template_warnings
+from pipelines.errors import ConfigError, InputError, StorageError, join_names
 from pipelines.storage import publish
 from pipelines.storage.canonical_json import digest
 from pipelines.storage.files import absolute, join, read_bytes
-from pipelines.storage.models import installed_versions, locate, reading_directory
-from rm.conversations import holds_more
 
 COMBINE_VERSION = 1
 """Increased by hand whenever a change makes the same rewards and settings combine to other rewards."""
@@ -59,13 +57,12 @@ class Plan:
         default_factory=dict
     )  # fingerprint of a model → the one in its calibration.json
     measures: tuple[Mapping[str, Any], ...] = ()  # settings of what is measured without a model, see `score.side_files`
+    signals: Mapping[str, Any] = field(default_factory=dict)  # name of a signal → name and fingerprint of its model
 
     @cached_property
     def hash(self) -> str:
         """Hash of everything that the result depends on; the model's location is left out."""
-        fields = self.to_json()
-        for name in _NOT_IN_HASH:
-            fields.pop(name, None)
+        fields = self._hashed_fields()
         for file in fields["files"]:
             del file["copy"]
         return digest(fields)
@@ -77,11 +74,17 @@ class Plan:
     @property
     def content_hash(self) -> str:
         """Like `hash`, without the location and version of files, which change when a file is copied or touched."""
+        fields = self._hashed_fields()
+        fields["files"] = [(file.key, file.size) for file in self.files]
+        return digest(fields)
+
+    def _hashed_fields(self) -> dict[str, Any]:
         fields = self.to_json()
         for name in _NOT_IN_HASH:
             fields.pop(name, None)
-        fields["files"] = [(file.key, file.size) for file in self.files]
-        return digest(fields)
+        if self.signals:
+            fields["signals"] = {name: model["fingerprint"] for name, model in self.signals.items()}
+        return fields
 
     def measure_fingerprint(self, settings: Mapping[str, Any]) -> str:
         """The fingerprint of a measure, which names the directory of its side files: of no model."""
@@ -102,6 +105,7 @@ class Plan:
             rows_per_fragment=self.rows_per_fragment,
             max_row_bytes=self.max_row_bytes,
             as_planned=as_planned,
+            beside=[measure["column"] for measure in self.measures if measure["kind"] == "column"],
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -117,6 +121,7 @@ class Plan:
             "comparable": self.comparable,
             **({"evaluations": dict(self.evaluations)} if self.evaluations else {}),
             **({"measures": [*map(dict, self.measures)]} if self.measures else {}),
+            **({"signals": dict(self.signals)} if self.signals else {}),
         }
 
     @property
@@ -161,6 +166,17 @@ class Plans:
     whole: Plan
     members: tuple[Plan, ...]
 
+    def with_signals(self, signals: Mapping[str, Plan], models: Mapping[str, ModelConfig]) -> Plans:
+        """The same with the plans of the signals' models, which score after the others."""
+        if not signals:
+            return self
+        named = {
+            name: {"name": name_of(models[name]), "revision": models[name].revision, "fingerprint": plan.fingerprint}
+            | ({} if plan.comparable else {"comparable": False})
+            for name, plan in signals.items()
+        }
+        return Plans(replace(self.whole, signals=named), (*self.members, *signals.values()))
+
     def save(self, scores: str) -> PlanPaths:
         """Write the plan files. Raises `StorageError` where the scores directory is not writable."""
         members = tuple(member.save(scores) for member in self.members)
@@ -198,9 +214,12 @@ def make_plans(config: RunConfig) -> Plans:
         refuse_types(file, mapping)
     scores = absolute(config.scores_path)
     files = tuple(with_copy(file, scores, max_row_bytes=limits.max_row_bytes) for file in files)
+    for name, signal in config.signals.items():
+        if signal.column is not None and not {signal.column, signal.column.partition(".")[0]} & {*names}:
+            raise InputError(_no_such_column(name, signal.column, where, names))
     models: Sequence[ModelConfig | None] = config.models or [None]
-    for model in config.models:
-        for warning in _template_warnings(model, rows, mapping):
+    for model in [*config.models, *config.signal_models.values()]:
+        for warning in template_warnings(model, rows, mapping):
             log.warning("model.path %s: %s", name_of(model), warning)
     plans = [
         Plan(
@@ -209,11 +228,22 @@ def make_plans(config: RunConfig) -> Plans:
             rows_per_fragment=config.input.rows_per_fragment,
             max_row_bytes=config.limits.max_row_bytes,
             measures=config.measures,
-            **_reward_fields(config, model, mapping),
+            **reward_fields(config, model, mapping),
         )
         for model in models
     ]
-    return Plans(plans[0], (plans[0],)) if len(plans) == 1 else _ensemble(config, plans)
+    rewards = Plans(plans[0], (plans[0],)) if len(plans) == 1 else _ensemble(config, plans)
+    signals = {
+        name: replace(rewards.members[0], measures=(), **reward_fields(config, model, mapping))
+        for name, model in config.signal_models.items()
+    }
+    return rewards.with_signals(signals, config.signal_models)
+
+
+def _no_such_column(signal: str, column: str, where: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(column, names, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"signals.{signal}.column names {column!r}, and {where} has {join_names(names)}{hint}"
 
 
 def _refuse_unversioned(files: Sequence[InputFile]) -> None:
@@ -258,22 +288,6 @@ def _ensemble(config: RunConfig, plans: Sequence[Plan]) -> Plans:
     return Plans(whole, (members[0], *(replace(member, measures=()) for member in members[1:])))
 
 
-def _template_warnings(model: ModelConfig, rows: Sequence[RowValues], mapping: RowMapping) -> list[str]:
-    """Return what the model's template refuses or leaves out of the first rows, where these hold more than texts."""
-    samples = [parse_row(row, mapping) for row in rows]
-    groups = [(row.prompt, [text for text in row.responses if text is not None]) for row in samples if row.prompt]
-    if not any(holds_more(prompt, response) for prompt, responses in groups for response in responses):
-        return []  # the tokenizer need not be loaded
-    from rm.identity import ModelError
-    from rm.preview import Preview
-
-    try:
-        preview = Preview.load(reading_directory(model.path, model.revision), max_length=model.max_length)
-    except (ModelError, ModelLoadError):
-        return []  # loading it for scoring says why
-    return preview.warnings(groups)
-
-
 def sweep(scores: str, plans: Plans, output: str | None = None) -> None:
     """Remove unfinished files of killed runs from the folders that this run writes; see `storage.stores.local`."""
     folders = [
@@ -287,55 +301,6 @@ def sweep(scores: str, plans: Plans, output: str | None = None) -> None:
     removed = publish.sweep(dict.fromkeys(folders))
     if removed:
         log.info("removed %d unfinished files of runs that were killed", removed)
-
-
-def name_of(model: ModelConfig) -> str:
-    """The hub id of a model, or the last part of its path; the rest of a path stays private."""
-    path = model.path.rstrip("/")
-    return path.rsplit("/", 1)[-1] if "://" in path or Path(path).expanduser().is_dir() else path
-
-
-def _reward_fields(config: RunConfig, model: ModelConfig | None, mapping: RowMapping) -> dict[str, Any]:
-    """The fields of a plan that identify the source of rewards: a model, or a column of the corpus."""
-    from rm.closing_token import reading_mark
-    from rm.identity import ModelError, has_anchor, identify, load_evaluation, load_temperature, resolve_dtype
-
-    context = {"mapping": mapping.to_json(), "max_row_bytes": config.limits.max_row_bytes}
-    if model is None:
-        fingerprint = digest({"column": config.scores.column, **context})[:24]
-        return {"model": {}, "identity": {"column": config.scores.column}, "fingerprint": fingerprint}
-    weights = locate(model.path, model.revision)
-    try:
-        identity = identify(
-            weights.directory,
-            max_length=model.max_length,
-            too_long=model.too_long,
-            dtype=resolve_dtype(model.dtype, model.device),
-            hashes=weights.hashes,
-            reading=reading_mark(weights.directory),
-        )
-        temperature, comparable = load_temperature(weights.directory), has_anchor(weights.directory)
-        evaluation = load_evaluation(weights.directory)
-    except ModelError as error:
-        raise ModelLoadError(str(error)) from error
-    fingerprint = identity.fingerprint(**context)
-    return {
-        "model": {
-            **weights.planned,
-            "versions": installed_versions(),
-            "dtype": identity.dtype,
-            "max_length": identity.max_length,
-            "too_long": identity.too_long,
-            "tokens_per_batch": model.tokens_per_batch,
-            "device": "cuda" if config.runner.accelerator is not None else model.device,
-            "devices": model.devices,
-        },
-        "identity": identity.to_json(),
-        "fingerprint": fingerprint,
-        "temperature": temperature,
-        "comparable": comparable,
-        "evaluations": {} if evaluation is None else {fingerprint: evaluation},
-    }
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipelines.commands.verdict import log_verdicts
 from pipelines.config import RunConfig
+from pipelines.corpus.reward_source import name_of
 from pipelines.curate import build, build_complete, build_scoring
 from pipelines.errors import ConfigError
 from pipelines.finish import claim, hub
@@ -29,7 +30,7 @@ from pipelines.score.unit_scorer import ScorerFactory
 from pipelines.score.unit_scores import score_directories, scores_path
 from pipelines.score.work import CorpusShard
 from pipelines.score.workers import Job, run_workers
-from pipelines.select.selection import OFFSET_WARNING, Selection, owner_of
+from pipelines.select.selection import OFFSET_WARNING, Selection, offset_warning, owner_of
 from pipelines.storage.files import absolute, join, read_bytes
 from pipelines.storage.owner import Owner
 
@@ -181,9 +182,8 @@ def prepare(config: RunConfig, flags: Sequence[str], *, scorer: ScorerFactory | 
 
 def warn_of_offsets(config: RunConfig, plan: Plan) -> None:
     """Warn once where a rule compares rewards across prompts and the model does not promise that they can be compared."""
-    crossing = config.crossing
-    if crossing and not plan.comparable:
-        log.warning("%s %s", crossing[0], OFFSET_WARNING)
+    if (offsets := offset_warning(config, plan)) is not None:
+        log.warning("%s", offsets)
 
 
 def complete_outcome(run: Run) -> Outcome | None:
@@ -297,8 +297,9 @@ def conclude_scoring(
     if len(totals) == 1:
         check_shard(totals[0], limits, run.shard, listed=run.rejected_paths[0])
         return Outcome(plan, None, totals[0].to_json(), secs, skipped=skipped, record=record)
-    members = []
-    for member, member_totals, listed in zip(plan.model["members"], totals, run.rejected_paths, strict=True):
+    members, alone = [], [{"name": name_of(model), "fingerprint": plan.fingerprint} for model in run.config.models]
+    named = [*plan.model.get("members", alone), *plan.signals.values()]
+    for member, member_totals, listed in zip(named, totals, run.rejected_paths, strict=True):
         check_shard(member_totals, limits, run.shard, model=member["name"], listed=listed)
         members.append({"name": member["name"], "fingerprint": member["fingerprint"], **member_totals.to_json()})
     return Outcome(plan, None, {}, secs, members=tuple(members), skipped=skipped, record=record)

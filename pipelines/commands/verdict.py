@@ -6,8 +6,9 @@ import logging
 from collections.abc import Iterator
 
 from pipelines.config import RunConfig
+from pipelines.corpus.reward_source import name_of
 from pipelines.errors import ModelLoadError
-from pipelines.plan import Plan, name_of
+from pipelines.plan import Plan
 from pipelines.report.verdict import BETTER, NO_VERDICT, label, sentence, warnings
 from pipelines.storage.canonical_json import Json
 

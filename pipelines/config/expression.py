@@ -81,8 +81,9 @@ class Expression:
         named = (use.name for use in self.uses if use.is_column or use.name not in {*BUILT_IN, *signals})
         return tuple(dict.fromkeys(named))
 
-    def check(self, columns: Sequence[str], signals: Sequence[str] = ()) -> None:
-        """Raise `ValueError` where a name is none of these or is used as what it is not."""
+    def check(self, columns: Sequence[str], signals: Sequence[str] = (), marks: Sequence[str] = ()) -> None:
+        """Raise `ValueError` where a name is none of these or is used as what it is not; `marks` are signals that may be
+        conditions."""
         for use in self.uses:
             at = f"at character {use.position + 1},"
             built_in = not use.is_column and use.name in BUILT_IN
@@ -102,7 +103,12 @@ class Expression:
                 raise ValueError(f'{at} {use.name} is text; compare it with a text: {use.name} == "..."')
             if is_number and use.kind == "text":
                 raise ValueError(f"{at} {use.name} is a number, and is compared with a text")
-            if use.kind == "condition" and is_number and BUILT_IN.get(use.name) != "condition":
+            if (
+                use.kind == "condition"
+                and is_number
+                and use.name not in marks
+                and BUILT_IN.get(use.name) != "condition"
+            ):
                 raise ValueError(f"{at} {use.name} is a number; compare it: {use.name} > 0")
 
 
@@ -159,6 +165,8 @@ class _Reader:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "z" and kind == "number":
             return self._name(node, self._standardised(node), kind)
         own = self._kind_of(node)
+        if kind == "condition" and isinstance(node, ast.Call) and getattr(node.func, "id", "") == "coalesce":
+            return self._call(node, depth, kind)
         if own is None:  # null
             raise self._error(node, "null stands only in `is null` and `is not null`")
         if own != kind and not (own == "condition" and kind == "number"):
@@ -272,7 +280,7 @@ class _Reader:
         test = Node("in", (value, *options), "condition")
         return test if isinstance(operator, ast.In) else Node("not", (test,), "condition")
 
-    def _call(self, node: ast.Call, depth: int) -> Node:
+    def _call(self, node: ast.Call, depth: int, kind: Kind = "number") -> Node:
         assert isinstance(node.func, ast.Name)
         name, count = node.func.id, len(node.args)
         least, most = FUNCTIONS[name]
@@ -280,7 +288,7 @@ class _Reader:
             expected = f"{least}" if least == most else f"{least} to {most}"
             raise self._error(node, f"{name} takes {expected} values, got {count + len(node.keywords)}")
         self._prompt_calls += name in OF_PROMPT
-        call = Node(name, tuple(self._read(value, "number", depth + 1) for value in node.args), "number")
+        call = Node(name, tuple(self._read(value, kind, depth + 1) for value in node.args), kind)
         self._prompt_calls -= name in OF_PROMPT
         if name in (*OF_PROMPT, OF_CORPUS):
             inner = [part.operation for part in call.walk() if part is not call]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import keyword
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,6 +44,14 @@ FUNCTIONS = {
 CONSTANTS = {"true": True, "false": False, "null": None}
 RESERVED = (*BUILT_IN, *FUNCTIONS, *CONSTANTS, "column", "z")
 """The words of the language, which name no model."""
+
+
+def check_name(name: str, what: str) -> None:
+    """Raise `ValueError` where expressions cannot know a number by this name."""
+    if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) or name in RESERVED or keyword.iskeyword(name):
+        raise ValueError(
+            f"{name!r} is no name for a {what}: expected letters, digits and _, and none of {', '.join(RESERVED)}"
+        )
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import keyword
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
 from pipelines.config.base import PathText, Strict, refuse_unused
-from pipelines.config.expression_terms import RESERVED
+from pipelines.config.expression_terms import check_name
 
 
 class ReadingModel(Strict):
@@ -79,10 +77,7 @@ class EnsembleConfig(Strict):
     @classmethod
     def _can_be_told_apart(cls, names: list[str]) -> list[str]:
         for name in names:
-            if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) or name in RESERVED or keyword.iskeyword(name):
-                raise ValueError(
-                    f"{name!r} is no name for a model: expected letters, digits and _, and none of {', '.join(RESERVED)}"
-                )
+            check_name(name, "model")
             if names.count(name) > 1:
                 raise ValueError(f"two models have the name {name!r}; give each its own")
         return names

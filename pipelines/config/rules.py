@@ -236,16 +236,19 @@ class Step(Strict):
         return self.top is not None or self.diverse is not None
 
 
-def crossing_steps(steps: Iterable[Step], models: Sequence[str]) -> list[str]:
-    """The names of the steps that compare rewards of different prompts; `models` are the names of further models' rewards."""
-    crossing, of_models = [], True  # whether what all steps compare still is a model's reward
+def crossing_steps(steps: Iterable[Step], free: Sequence[str]) -> list[str]:
+    """The names of the steps that compare numbers of different prompts; `free` are those with an offset of each prompt, `reward`
+    perhaps among them."""
+    crossing, offsets = [], "reward" in free
     for step in steps:
+        names = [*(name for name in free if name != "reward"), *["reward"] * offsets]
         if step.reward is not None:
-            of_models = parse(step.reward, "number").reads_across([*["reward"] * of_models, *models])
-        elif step.condition is not None:
-            if parse(step.condition).reads_across([*["reward"] * of_models, *models]):
-                crossing.append(step.name)
-        elif step.crosses_prompts and of_models:
+            offsets = parse(step.reward, "number").reads_across(names)
+        elif (
+            parse(step.condition).reads_across(names)
+            if step.condition is not None
+            else step.crosses_prompts and offsets
+        ):
             crossing.append(step.name)
     return crossing
 

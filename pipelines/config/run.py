@@ -9,11 +9,12 @@ from pydantic import Field, WrapValidator, model_validator
 from pipelines.config.base import PathText, Strict
 from pipelines.config.corpus import InputConfig, RowLimits
 from pipelines.config.expression import Expression, parse
-from pipelines.config.expression_terms import OF_TOKENIZER
+from pipelines.config.expression_terms import OF_TOKENIZER, check_name
 from pipelines.config.model import EnsembleConfig, ModelConfig, _one_or_several
 from pipelines.config.output import OutputConfig, ReportConfig
-from pipelines.config.rules import BestOfN, Step, check_order, crossing_steps
+from pipelines.config.rules import BestOfN, Step, check_order
 from pipelines.config.runner import RunnerConfig
+from pipelines.config.signals import SignalConfig
 
 
 class ScoresConfig(Strict):
@@ -85,6 +86,11 @@ class RunConfig(Strict):
     runs of that model alone; the order of the list does not matter."""
     ensemble: EnsembleConfig = EnsembleConfig()
     """The combination of two or more models."""
+    signals: dict[str, SignalConfig] = {}
+    """Named numbers beside the reward, which `where` and `reward` know: `{correct: {column: is_correct}, terse: {model: {path:
+    ...}}}`. `column`: a column of the corpus with numbers, or with true and false (1 and 0), or a field of its records; a row
+    with a list of responses may have a list of as many values; it needs no `input.carry`, and about seven digits count. `model`:
+    a further reward model, with the settings of `model`; it scores by itself, once. Adding a signal makes that one alone."""
     score: ScoreConfig = ScoreConfig()
     """The order in which the model reads the corpus."""
     select: list[Step] = [Step(best_of_n=BestOfN())]
@@ -145,6 +151,21 @@ class RunConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _signals_have_names(self) -> RunConfig:
+        for name in self.signals:
+            check_name(name, "signal")
+            for other, names in (("ensemble.names", self.ensemble.names), ("input.carry", self.input.carry)):
+                if name in names:
+                    raise ValueError(f"{name!r} is a name in signals and in {other}; rename the signal")
+        if self.signal_models and self.model is None:
+            name = next(iter(self.signal_models))
+            raise ValueError(
+                f"signals.{name} is a model beside scores.column; name that model under model, and the column under signals, "
+                "which the step reward combines"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _steps_fit(self) -> RunConfig:
         check_order(self.select)
         known = ["source", *self.input.carry]
@@ -189,7 +210,8 @@ class RunConfig(Strict):
 
     def _check_expression(self, setting: str, expression: Expression) -> None:
         try:
-            expression.check(self.input.carry, self.signals)
+            marks = [name for name, signal in self.signals.items() if signal.column is not None]
+            expression.check(self.input.carry, self.numbers, marks)
             self._check_corpus_calls(expression)
         except ValueError as error:
             raise ValueError(f"{setting} is {expression.text!r}: {error}") from None
@@ -230,19 +252,20 @@ class RunConfig(Strict):
     def measures(self) -> tuple[dict[str, Any], ...]:
         """The settings of what is measured on the text without a model, each once."""
         measures = [step.measure for step in self.select if step.measure is not None]
+        measures += [one.measure(name) for name, one in sorted(self.signals.items()) if one.column is not None]
         return tuple(measure for at, measure in enumerate(measures) if measure not in measures[:at])
 
     @property
-    def signals(self) -> tuple[str, ...]:
+    def numbers(self) -> tuple[str, ...]:
         """The numbers that expressions know beside the built-in ones: the rewards of an ensemble's models, as they are and
-        standardised."""
+        standardised, and signals."""
         names = self.ensemble.names
-        return (*names, *(f"z({name})" for name in names))
+        return (*names, *(f"z({name})" for name in names), *self.signals)
 
     @property
-    def crossing(self) -> list[str]:
-        """The names of the steps that compare rewards of models across prompts."""
-        return crossing_steps(self.select, self.signals)
+    def signal_models(self) -> dict[str, ModelConfig]:
+        """The models of signals by their names, in order."""
+        return {name: one.model for name, one in sorted(self.signals.items()) if one.model is not None}
 
     @property
     def scores_path(self) -> str:

@@ -118,6 +118,8 @@ def _type_name(annotation: Any) -> str:
         return f"list of {inner}"
     if origin is dict:
         return f"mapping of {_type_name(arguments[0])} to {_type_name(arguments[1])}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return " | ".join(f"{{{name}: ...}}" for name in annotation.model_fields)
     return _NAMES[annotation]
 
 

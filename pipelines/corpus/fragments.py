@@ -89,8 +89,10 @@ def read_fragments(
     rows_per_fragment: int,
     max_row_bytes: int,
     as_planned: bool = False,
+    beside: Sequence[str] = (),
 ) -> Iterator[Fragment]:
-    """Stream a unit as fragments, decoding every row group once; an empty unit is one empty fragment.
+    """Stream a unit as fragments, decoding every row group once; an empty unit is one empty fragment. The columns `beside` are
+    read, too, and change neither the bounds of fragments nor what is rejected.
 
     Raises `InputError` for a file that is missing, truncated, or lacks a mapped column; with `as_planned`, also for one that is
     not the file that was planned (see `files.open_input`), before the first fragment that may be of another.
@@ -99,7 +101,13 @@ def read_fragments(
     index = size = 0
     may_change = as_planned and file.copy is None and is_local(file.path)  # while it is open
     raw_rows = read_raw_rows(
-        file, unit, mapping.columns(), tools=mapping.tools, max_row_bytes=max_row_bytes, as_planned=as_planned
+        file,
+        unit,
+        mapping.columns(),
+        tools=mapping.tools,
+        max_row_bytes=max_row_bytes,
+        as_planned=as_planned,
+        beside=beside,
     )
     for number, raw in enumerate(raw_rows):
         if len(rows) == rows_per_fragment or size >= FRAGMENT_BYTES:
@@ -127,10 +135,11 @@ def read_raw_rows(
     tools: str | None,
     max_row_bytes: int,
     as_planned: bool = False,
+    beside: Sequence[str] = (),
 ) -> Iterator[RawRow]:
     """Read the rows of a unit, of Parquet only these columns; one that is too large has that reason in place of values."""
     rows = (
-        parquet_rows(file, unit, columns, tools=tools, as_planned=as_planned)
+        parquet_rows(file, unit, columns, tools=tools, as_planned=as_planned, beside=beside)
         if file.kind == "parquet"
         else json_rows(file, unit, max_row_bytes=max_row_bytes, as_planned=as_planned)
     )

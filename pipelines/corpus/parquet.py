@@ -34,21 +34,31 @@ def parquet_schema(file: InputFile, *, as_planned: bool = False) -> pa.Schema:
 
 
 def parquet_rows(
-    file: InputFile, unit: Unit, mapped: list[str], *, tools: str | None, as_planned: bool = False
+    file: InputFile,
+    unit: Unit,
+    mapped: list[str],
+    *,
+    tools: str | None,
+    as_planned: bool = False,
+    beside: Sequence[str] = (),
 ) -> Iterator[RawRow]:
-    """Read the columns `mapped` of a row group. A row with a value that is not UTF-8 is rejected without its neighbours."""
+    """Read the columns `mapped` of a row group. A row with a value that is not UTF-8 is rejected without its neighbours. Those
+    `beside`, or whose records hold them, are read, too; they count no bytes and reject nothing."""
     with open_input(file, as_planned=as_planned) as stream:
         parquet = pq.ParquetFile(stream, buffer_size=_READ_BYTES, pre_buffer=False)
-        refuse_missing(file, parquet.schema_arrow.names, mapped)
-        refuse_doubled(file, parquet.schema_arrow.names, mapped)
+        known = set(parquet.schema_arrow.names)
+        more = {name if name in known else name.partition(".")[0] for name in beside} - {*mapped}
+        read = [*mapped, *sorted(more)]
+        refuse_missing(file, parquet.schema_arrow.names, read)
+        refuse_doubled(file, parquet.schema_arrow.names, read)
         group = parquet.metadata.row_group(unit.number)
         rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
         seen = 0
-        for batch in parquet.iter_batches(rows, row_groups=[unit.number], columns=mapped):
-            for values in batch_rows(batch.select(mapped), mapped, tools=tools):
+        for batch in parquet.iter_batches(rows, row_groups=[unit.number], columns=read):
+            for values in batch_rows(batch.select(read), mapped, tools=tools):
                 seen += 1
                 seen_bytes = unit.input_bytes * seen // max(1, unit.end - unit.start)
-                size = 0 if isinstance(values, str) else sum(map(size_of, values.values()))
+                size = 0 if isinstance(values, str) else sum(size_of(values[name]) for name in mapped)
                 yield RawRow(values, size, size, seen_bytes)
         if seen != unit.end - unit.start:
             raise UnreadableError(

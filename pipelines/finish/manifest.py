@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 from pipelines.config import RunConfig
 from pipelines.corpus import InputFile
+from pipelines.corpus.reward_source import name_of
 from pipelines.export.shards import OutputShard
 from pipelines.export.train_test_split import TRAIN
-from pipelines.plan import Plan, name_of
+from pipelines.plan import Plan
 from pipelines.score.ensemble import Standards
 from pipelines.score.totals import Totals, skipped_files
 from pipelines.select.length_correction import Curve
-from pipelines.select.selection import OFFSET_WARNING, selection_settings
+from pipelines.select.selection import offset_warning, selection_settings
 from pipelines.select.summary import FragmentFacts, SelectionSummary, StepSum
 from pipelines.storage.canonical_json import digest
 
@@ -50,6 +51,9 @@ def make_manifest(config: RunConfig, plan: Plan, results: Results) -> dict[str, 
     manifest["model"] = _model(config, plan, results.standards)
     if plan.measures:
         manifest["measures"] = [{**one, "fingerprint": plan.measure_fingerprint(one)} for one in plan.measures]
+    if config.signals:
+        columns = {name: {"column": one.column} for name, one in config.signals.items() if one.column is not None}
+        manifest["signals"] = dict(sorted({**columns, **plan.signals}.items()))
     if results.evaluations:
         manifest["evaluations"] = dict(results.evaluations)
     manifest["skipped_files"] = skipped_files(results.skipped, plan)
@@ -65,9 +69,8 @@ def make_manifest(config: RunConfig, plan: Plan, results: Results) -> dict[str, 
 
 def warnings_of(config: RunConfig, plan: Plan, manifest: Mapping[str, Any]) -> Iterator[str]:
     """Warnings for the users of the output."""
-    crossing = config.crossing
-    if crossing and not plan.comparable:
-        yield f"{crossing[0]} {OFFSET_WARNING}"
+    if (offsets := offset_warning(config, plan)) is not None:
+        yield offsets
     cut, scored = manifest["counts"]["truncated"], manifest["counts"]["scored"]
     if cut > _MANY_CUT * scored:
         yield f"{cut:,} of {scored:,} scored responses ({cut / scored:.1%}) {CUT_WARNING}"

@@ -226,6 +226,9 @@ def _fingerprints(manifest: dict[str, Any]) -> Iterator[str]:
     yield manifest["fingerprint"]
     for measure in manifest.get("measures", ()):
         yield measure["fingerprint"]
+    for signal in manifest.get("signals", {}).values():
+        if "fingerprint" in signal:
+            yield signal["fingerprint"]
     for member in manifest["model"].get("members", ()):
         yield member["fingerprint"]
 

@@ -34,7 +34,7 @@ from pipelines.score.ensemble import (
 from pipelines.score.score_files import ScoreFile
 from pipelines.storage.files import join
 
-_FragmentPlace = tuple[int, int, int]  # file, unit, fragment
+FragmentPlace = tuple[int, int, int]  # file, unit, fragment
 
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
@@ -57,7 +57,7 @@ class CombineScores(beam.PTransform):  # type: ignore[misc]
         placed = [
             descriptors
             | f"PlaceScores{member}"
-            >> beam.Map(key_by_place, member).with_output_types(tuple[_FragmentPlace, tuple[int, bytes]])
+            >> beam.Map(key_by_place, member).with_output_types(tuple[FragmentPlace, tuple[int, bytes]])
             for member, descriptors in enumerate(scored)
         ]
         grouped = placed | "AllModels" >> beam.Flatten() | "GroupByFragment" >> beam.GroupByKey()
@@ -69,7 +69,7 @@ class CombineScores(beam.PTransform):  # type: ignore[misc]
         return merged | "Standardise" >> beam.ParDo(Standardise(self.plan_path))
 
 
-def key_by_place(data: bytes, member: int) -> tuple[_FragmentPlace, tuple[int, bytes]]:
+def key_by_place(data: bytes, member: int) -> tuple[FragmentPlace, tuple[int, bytes]]:
     """A model's descriptor → (place of the fragment, (member, descriptor))."""
     score_file = ScoreFile.from_bytes(data)
     return (score_file.file, score_file.footer.unit, score_file.footer.fragment), (member, data)
@@ -83,7 +83,7 @@ class MatchModels(beam.DoFn):  # type: ignore[misc]
     plan_path: str
     scores_path: str
 
-    def process(self, element: tuple[_FragmentPlace, Iterable[tuple[int, bytes]]]) -> Iterator[list[bytes]]:
+    def process(self, element: tuple[FragmentPlace, Iterable[tuple[int, bytes]]]) -> Iterator[list[bytes]]:
         (file, _, _), parts = element
         descriptors = dict(sorted(parts))
         with carrying_errors():

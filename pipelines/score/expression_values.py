@@ -109,6 +109,8 @@ def _condition(node: Node, columns: Columns) -> Any:
             return functools.reduce(np.maximum, (_condition(argument, columns) for argument in arguments))
         case "not":
             return np.uint8(TRUE) - _condition(arguments[0], columns)
+        case "coalesce":
+            return functools.reduce(_known, (_condition(argument, columns) for argument in arguments))
         case "is null":
             return _is_null(arguments[0], columns).astype(np.uint8) << 1
         case "in":
@@ -196,13 +198,17 @@ def _doubles(node: Node, columns: Columns) -> npt.NDArray[np.float64]:
     return np.asarray(_number(node, columns).values).astype(np.float64, copy=False)
 
 
+def _known(first: Any, second: Any) -> Any:
+    return np.where(first == NULL, second, first)
+
+
 def _coalesce(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.where(np.isnan(first), second, first)
 
 
 def _parsed(name: str, texts: Texts) -> npt.NDArray[np.float64]:
     """The numbers that a carried column holds as text; true and false are 1 and 0, and empty text is null."""
-    parsed = [_parse(text) for text in texts.values]
+    parsed = [number_in(text) for text in texts.values]
     used = np.unique(texts.codes)
     wrong = sum(parsed[code] is None for code in used.tolist() if code >= 0)
     if wrong:
@@ -214,8 +220,8 @@ def _parsed(name: str, texts: Texts) -> npt.NDArray[np.float64]:
     return np.array([*known, np.nan])[texts.codes]  # -1 is the last
 
 
-def _parse(text: str) -> float | None:
-    """NaN for null, None for what is no number."""
+def number_in(text: str) -> float | None:
+    """The number that a text stands for: NaN for null, None for what is no number."""
     bare = text.strip().lower()
     if bare in ("", "null", "nan", "true", "false"):
         return {"true": 1.0, "false": 0.0}.get(bare, np.nan)

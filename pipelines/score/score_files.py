@@ -93,6 +93,7 @@ class SideFile(NamedTuple):
 
     path: str
     columns: tuple[str, ...]
+    stored: tuple[str, ...] = ()  # their names in the file, where these are others
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class ScoreFile:
     @classmethod
     def from_bytes(cls, data: bytes) -> ScoreFile:
         fields = json.loads(data)
-        sides = tuple(SideFile(path, tuple(columns)) for path, columns in fields.get("sides", ()))
+        sides = tuple(SideFile(path, *map(tuple, columns)) for path, *columns in fields.get("sides", ()))
         return cls(fields["path"], fields["file"], Footer(**fields["footer"]), sides)
 
 
@@ -198,10 +199,11 @@ def read_joined(file: ScoreFile, names: list[str]) -> pa.Table:
     beside = {name for side in file.sides for name in side.columns}
     table = read_columns(file.path, [name for name in names if name not in beside], file.footer)
     for side in file.sides:
-        if wanted := [name for name in names if name in side.columns]:
-            columns = read_columns(side.path, wanted, file.footer)
+        stored = dict(zip(side.columns, side.stored or side.columns, strict=True))
+        if wanted := [name for name in names if name in stored]:
+            columns = read_columns(side.path, [stored[name] for name in wanted], file.footer)
             for name in wanted:
-                table = table.append_column(columns.schema.field(name), columns[name])
+                table = table.append_column(name, columns[stored[name]])
     return table
 
 

@@ -26,6 +26,7 @@ from pipelines.corpus import Fragment, Unit
 from pipelines.errors import InputError
 from pipelines.plan import Plan
 from pipelines.score import score_files
+from pipelines.score.column_signal import ColumnSignal
 from pipelines.score.minhash import MinHash
 from pipelines.score.score_files import ScoreFile, SideFile
 from pipelines.score.unit_scores import LookUp, ScoreDirectories, UnitScores
@@ -49,7 +50,7 @@ class Measure(Protocol):
         ...
 
 
-_KINDS: Mapping[str, Any] = {"minhash": MinHash}
+_KINDS: Mapping[str, Any] = {"column": ColumnSignal, "minhash": MinHash}
 
 
 def measure_of(settings: Mapping[str, Any]) -> Measure:

@@ -186,16 +186,17 @@ def scores_to_candidates(scores: pa.Table, *, file: int, unit: int, needs: Needs
     if needs.tokens:
         columns["tokens"] = _values(scores["prompt_tokens"]) + _values(scores["response_tokens"])
     labels = {name: to_labels(scores[score_column(name)]) for name in needs.labels}
-    values = {name: _values(scores[_value_column(name)].cast(value_type(name))) for name in needs.values}
+    values = {name: _values(scores[_value_column(name)].cast(value_type(name)), none=None) for name in needs.values}
     every = Candidates(**columns, labels=labels, values=values)
     valid = scores["reward"].is_valid().to_numpy() if scores["reward"].null_count else None
     return every if valid is None else every.take(valid)
 
 
-def _values(column: pa.ChunkedArray) -> Any:
-    """As NumPy, zeros where there is none."""
+def _values(column: pa.ChunkedArray, none: int | None = 0) -> Any:
+    """As NumPy, zeros where there is none; with `none=None` NaN where that is a number."""
     whole = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    return (whole.fill_null(0) if whole.null_count else whole).to_numpy()
+    fill = np.nan if none is None and pa.types.is_floating(whole.type) else 0
+    return (whole.fill_null(fill) if whole.null_count else whole).to_numpy()
 
 
 def key_halves(column: pa.ChunkedArray) -> tuple[Any, Any]:

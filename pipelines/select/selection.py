@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.config import BestOfN, DropPrompts, RunConfig, Step, Top
+from pipelines.config.rules import crossing_steps
 from pipelines.errors import ConfigError
 from pipelines.plan import Plan
 from pipelines.score import score_files
@@ -61,6 +62,14 @@ def selection_settings(config: RunConfig, plan: Plan) -> dict[str, Any]:
     return settings
 
 
+def offset_warning(config: RunConfig, plan: Plan) -> str | None:
+    """The warning where a step compares rewards across prompts and a model does not promise that these can be compared."""
+    of_signals = [name for name, model in plan.signals.items() if not model.get("comparable", True)]
+    of_models = [] if plan.comparable else ["reward", *(name for name in config.numbers if name not in config.signals)]
+    crossing = crossing_steps(config.select, [*of_models, *of_signals])
+    return f"{crossing[0]} {OFFSET_WARNING}" if crossing else None
+
+
 def owner_of(config: RunConfig, plan: Plan) -> Owner:
     """The owner of an output of this configuration."""
     return Owner(config.path, plan.content_hash, digest(selection_settings(config, plan)))
@@ -90,7 +99,7 @@ class Selection:
         partitions = PARTITIONS or min(_MOST_PARTITIONS, max(16, plan.input_bytes // _BYTES_PER_PARTITION))
         on_object_store = score_directories(config).on_object_store(plan)
         steps, needs = tuple(config.select), needs_of(config)
-        return cls(steps, needs, plan.temperature, partitions, on_object_store, config.signals)
+        return cls(steps, needs, plan.temperature, partitions, on_object_store, config.numbers)
 
     @property
     def correction(self) -> Step | None:
@@ -151,7 +160,7 @@ def needs_of(config: RunConfig) -> Needs:
     """The columns that the steps and the output of a configuration read."""
     steps: Sequence[Step] = config.select
     add, late = config.output.add, steps[_early(steps).stop :]
-    early = EarlyParts.of(late, config.signals)
+    early = EarlyParts.of(late, config.numbers)
     return Needs(
         tokens=config.model is not None,
         length=True,

@@ -80,6 +80,9 @@ def _identity(manifest: Json) -> Iterator[tuple[str, str | Markup]]:
     for member in model.get("members") or [model]:
         revision = f" at {member['revision']}" if member.get("revision") else ""
         yield "reward model", f"{crop(member['name'])}{revision}"
+    for name, signal in manifest.get("signals", {}).items():
+        source = f"column {signal['column']}" if "column" in signal else f"reward model {signal['name']}"
+        yield "signal", crop(f"{name}: {source}")
     yield "fingerprint", manifest["fingerprint"]
     for key in ("weights", "tokenizer", "dtype", "max_length", "too_long", "scoring_version"):
         if key in model:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pipelines.config import RunConfig, Step
 from pipelines.config.expression import LONGEST, parse
+from pipelines.config.rules import crossing_steps
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,7 @@ from pipelines.config.expression import LONGEST, parse
         "\n  reward > 1\n  and y is not null\n",
         "is_correct == true",
         "true",
+        "not coalesce(is_correct, x > 1, false) and coalesce(x, true) > 0",
         "rank(x) + rank(-reward) > 3 and prompt_z(x) >= corpus_z(2 * x)",
         "rank > 3 and column('rank') < 2 and rank(prompt_z(corpus_z(rank))) > 1",
     ],
@@ -134,7 +136,8 @@ def test_a_step_names_its_setting_and_its_expression():
 def _crossing(*steps: object, **changes: object) -> list[str]:
     values: dict[str, object] = {"input": {"path": "x", "carry": ["mark"]}, "output": {"path": "y"}, "select": steps}
     models = {"model": [{"path": "m"}, {"path": "n"}], "ensemble": {"names": ["good", "safe"]}}
-    return RunConfig.model_validate({**models, **values, **changes}).crossing
+    config = RunConfig.model_validate({**models, **values, **changes})
+    return crossing_steps(config.select, ["reward", *config.numbers])
 
 
 def test_a_step_crosses_prompts_where_a_models_number_counts_as_it_is():

@@ -56,7 +56,7 @@ class Run:
         self.shards = {f"data/train-{number}-of-{shards}.parquet": data for number in range(shards)}
         listed = [{"name": name, "bytes": len(data), "of": data.decode()} for name, data in self.shards.items()]
         self.manifest = {"shards": listed}
-        whole = SimpleNamespace(content_hash="i", files=[], file_name="plan", fingerprint="f")
+        whole = SimpleNamespace(content_hash="i", files=[], file_name="plan", fingerprint="f", fingerprints=["f"])
         self.plans: Any = SimpleNamespace(whole=whole, members=())
         self.version = versions.version_of(self.plans, selection)
 

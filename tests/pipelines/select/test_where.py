@@ -172,7 +172,7 @@ def test_null_logic_is_that_of_sql():
         "ok or true": 1, "ok and true": 0, "not ok": 0, "score / 0 is null": 1, "1 / 0 is null": 1, "score != 1": 0,
         'generator != "a"': 0, "not (score > 1 and false)": 1, "coalesce(score, 2) == 2": 1, "log(0) is null": 1,
         "sqrt(0 - 1) is null": 1, "exp(1000) is null": 1, "ok is null": 1, "reward is not null": 1, "(ok == true) is null": 1,
-        "(reward > 0) + (tokens > 5) == 1": 1,
+        "(reward > 0) + (tokens > 5) == 1": 1, "not coalesce(ok, false)": 1, "coalesce(ok, reward > 0)": 1, "coalesce(ok, ok)": 0,
     }.items():  # fmt: skip
         assert len(apply_rule(rows, Step(where=text))) == kept, text
 
