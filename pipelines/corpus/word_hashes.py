@@ -11,7 +11,7 @@ are stored in files that outlive a process, so whatever changes one of them need
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -21,7 +21,9 @@ import numpy.typing as npt
 Hashes = npt.NDArray[np.uint64]
 Ends = npt.NDArray[np.int64]
 
-_BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that its powers never vanish
+_BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that there is an inverse modulo 2**64
+_INVERSE = np.uint64(pow(0x9E3779B97F4A7C15, -1, 2**64))
+_BATCH = 1 << 15  # characters
 _OUTSIDE, _INSIDE, _ALONE, _UNKNOWN = 0, 1, 2, 255  # of a word, as a character counts
 _WITHOUT_SPACES = (
     (0x0E00, 0x0EFF), (0x0F00, 0x0FFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x31F0, 0x31FF),
@@ -47,23 +49,67 @@ def normalise(text: str) -> str:
 
 def words_of(texts: Sequence[str]) -> Hashed:
     """Return the hashes of the words of each text."""
-    normal = [normalise(text) for text in texts]
-    joined = "\n".join([*normal, ""])
-    codes = np.frombuffer(joined.encode("utf-32-le", errors="replace"), dtype="<u4")
-    kinds = _kinds_of(codes)
-    inside = np.flatnonzero(kinds)
-    kind = kinds[inside]
-    new = np.ones(len(inside), dtype=bool)  # the first character of a word
-    new[1:] = (np.diff(inside) > 1) | (kind[1:] == _ALONE) | (kind[:-1] == _ALONE)
-    starts = np.flatnonzero(new)
-    lengths = np.diff(starts, append=len(inside))
-    powers = _powers(int(lengths.max(initial=0)))
-    within = np.arange(len(inside)) - np.repeat(starts, lengths)
+    hashes, ends, first = [np.zeros(0, dtype=np.uint64)], [np.zeros(0, dtype=np.int64)], 0
+    for part in _batches([normalise(text) for text in texts]):
+        some = _hash_words(part)
+        hashes.append(some.hashes)
+        ends.append(some.ends + first)
+        first += len(some.hashes)
+    return Hashed(np.concatenate(hashes), np.concatenate(ends))
+
+
+def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Texts in parts whose arrays stay in a processor's cache, unless one text alone is longer."""
+    part: list[str] = []
+    size = 0
+    for text in texts:
+        if part and size + len(text) > _BATCH:
+            yield part
+            part, size = [], 0
+        part.append(text)
+        size += len(text) + 1
+    if part:
+        yield part
+
+
+def _hash_words(texts: Sequence[str]) -> Hashed:
+    """`words_of` normalised texts. The hash of a word is that of sum(code * BASE**k), which is a difference of two sums from the
+    beginning on, divided by the power at which the word begins."""
+    codes, kinds = _characters("\n".join([*texts, ""]))
+    before = np.concatenate([np.zeros(1, dtype=np.uint8), kinds[:-1]])
+    first = (kinds != _OUTSIDE) & ((before == _OUTSIDE) | (kinds == _ALONE) | (before == _ALONE))
+    after = np.append(kinds[1:], np.uint8(_OUTSIDE))
+    last = (kinds != _OUTSIDE) & ((after == _OUTSIDE) | (kinds == _ALONE) | (after == _ALONE))
+    starts, ends = np.flatnonzero(first), np.flatnonzero(last) + 1
+    powers, inverses = _powers_up_to(len(codes))
     with np.errstate(over="ignore"):
-        terms = (codes[inside].astype(np.uint64) + np.uint64(1)) * powers[within]
-        hashes = splitmix(np.add.reduceat(terms, starts)) if len(starts) else np.zeros(0, np.uint64)
-    text_ends = np.cumsum([len(text) + 1 for text in normal], dtype=np.int64)
-    return Hashed(hashes, np.searchsorted(inside[starts], text_ends).astype(np.int64))
+        sums = np.zeros(len(codes) + 1, dtype=np.uint64)
+        np.cumsum((codes + np.uint64(1)) * powers[: len(codes)], out=sums[1:])
+        hashes = splitmix((sums[ends] - sums[starts]) * inverses[starts])
+    text_ends = np.cumsum([len(text) + 1 for text in texts], dtype=np.int64)
+    return Hashed(hashes, np.searchsorted(starts, text_ends).astype(np.int64))
+
+
+def _characters(text: str) -> tuple[Hashes, npt.NDArray[np.uint8]]:
+    """(codes of the characters, their kinds)"""
+    if text.isascii():
+        data = text.encode()
+        return np.frombuffer(data, np.uint8).astype(np.uint64), np.frombuffer(data.translate(_ASCII), np.uint8)
+    codes = np.frombuffer(text.encode("utf-32-le", errors="replace"), dtype="<u4")
+    return codes.astype(np.uint64), _kinds_of(codes)
+
+
+def split_words(text: str) -> list[str]:
+    """Return the words of a text as they are hashed."""
+    words: list[str] = []
+    before = _OUTSIDE
+    for character, kind in zip(normal := normalise(text), map(_kind, map(ord, normal)), strict=True):
+        if kind == _INSIDE and before == _INSIDE:
+            words[-1] += character
+        elif kind != _OUTSIDE:
+            words.append(character)
+        before = kind
+    return words
 
 
 def ngrams_of(words: Hashed, size: int, *, shorter: bool = False) -> Hashed:
@@ -75,7 +121,7 @@ def ngrams_of(words: Hashed, size: int, *, shorter: bool = False) -> Hashed:
     if shorter:
         whole |= np.isin(at, starts[(counts > 0) & (counts < size)])
     at, ends = at[whole], ends[whole]
-    sums, powers = np.zeros(len(at), dtype=np.uint64), _powers(size)
+    sums, powers = np.zeros(len(at), dtype=np.uint64), _powers(_BASE, size)
     with np.errstate(over="ignore"):
         for k in range(size):
             inside = at + k < ends
@@ -93,9 +139,19 @@ def splitmix(z: Hashes) -> Hashes:
     return result
 
 
-def _powers(count: int) -> Hashes:
+def _powers_up_to(count: int) -> tuple[Hashes, Hashes]:
+    """(powers of the base, their inverses), at least `count` of each."""
+    return _cached_powers() if count <= 2 * _BATCH else (_powers(_BASE, count), _powers(_INVERSE, count))
+
+
+@lru_cache(maxsize=1)
+def _cached_powers() -> tuple[Hashes, Hashes]:
+    return _powers(_BASE, 2 * _BATCH), _powers(_INVERSE, 2 * _BATCH)
+
+
+def _powers(base: np.uint64, count: int) -> Hashes:
     with np.errstate(over="ignore"):
-        powers: Hashes = np.multiply.accumulate(np.append(np.uint64(1), np.full(count, _BASE)))
+        powers: Hashes = np.multiply.accumulate(np.append(np.uint64(1), np.full(count, base)))
     return powers
 
 
@@ -121,3 +177,7 @@ def _kind(code: int) -> int:
     if not (character.isalnum() or unicodedata.category(character).startswith("M")):
         return _OUTSIDE
     return _ALONE if any(first <= code <= last for first, last in _WITHOUT_SPACES) else _INSIDE
+
+
+_ASCII = bytes(_kind(code) if code < 128 else _OUTSIDE for code in range(256))
+"""The kinds of the first characters, for `bytes.translate`."""

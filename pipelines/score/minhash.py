@@ -92,23 +92,16 @@ def _split(shingles: Hashed) -> list[npt.NDArray[np.uint64]]:
     return np.split(shingles.hashes, shingles.ends[:-1])
 
 
-def _functions() -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
-    """Factors, which are odd, and summands of the hash functions h → (h * factor + summand) mod 2**32."""
-    mixed = splitmix(np.arange(1, 2 * VALUES + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-    numbers = (mixed >> np.uint64(32)).astype(np.uint32)
-    return numbers[:VALUES] | np.uint32(1), numbers[VALUES:]
-
-
-_FACTORS, _SUMMANDS = _functions()
+_FACTORS = (splitmix(np.arange(1, VALUES + 1, dtype=np.uint64)) >> np.uint64(32)).astype(np.uint32) | np.uint32(1)
+"""The factors of the hash functions h → h * factor mod 2**32: odd, so that each is one to one."""
 
 
 def _least_values(hashes: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint16]:
-    least = np.full(VALUES, np.iinfo(np.uint32).max, dtype=np.uint32)
-    for start in range(0, len(hashes), _ROWS):
-        values = hashes[start : start + _ROWS, None] * _FACTORS  # wraps around
-        values += _SUMMANDS
-        np.minimum(least, values.min(axis=0), out=least)
-    return least.astype(np.uint16)  # the lower bits
+    least = (hashes[:_ROWS, None] * _FACTORS).min(axis=0)  # wraps around
+    for start in range(_ROWS, len(hashes), _ROWS):
+        np.minimum(least, (hashes[start : start + _ROWS, None] * _FACTORS).min(axis=0), out=least)
+    lower_bits: npt.NDArray[np.uint16] = least.astype(np.uint16)
+    return lower_bits
 
 
 def pack(signatures: Signatures) -> list[bytes]:
