@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rm.checkpoint.reward_model import Float32Head, RewardModel
 from rm.engine.device import default_tokens_per_batch, peak_flops
 from rm.engine.layout import lay_out
-from rm.engine.memory import BatchMemory, peak_bytes
+from rm.engine.memory import BatchSize, measure_peaks
 from rm.engine.packed_forward import enable_packing, in_float32, packed_rewards
 from rm.scorer import Scorer, Window
 from rm.text.templates import Encoded
@@ -300,18 +300,12 @@ def measure_memory(bench: Bench, scorer: Scorer) -> dict[str, Any]:
     with plain_attention(scorer.model):
         scorer.packed = enable_packing(scorer.model.model, causal=True, max_length=MAX_LENGTH)
         window = draw_window(bench, WORK["P200_R350_N16"], 8, share=True)
-        sample, longest = window.rows[0], max(len(row.ids) for row in window.rows)
-
-        def measure(rows: int, length: int) -> tuple[int, int]:
-            encoded = [sample._replace(ids=sample.ids[:length])] * rows
-            batch = [[row] for row in range(rows)]
-            return scorer._cost(encoded, batch), peak_bytes(lambda: scorer._forward(encoded, batch))
-
-        memory = BatchMemory.of(measure, longest=len(sample.ids))
+        memory = scorer.measure_memory(window.rows[0])
         batch = max(scorer._plan(window.rows, window.groups), key=lambda batch: scorer._cost(window.rows, batch))
         tokens = scorer._cost(window.rows, batch)
         true = true_peak(bench, lambda: scorer._forward(window.rows, batch))
-        results = {"batch_tokens": tokens, "predicted_bytes": memory.bytes(tokens, longest), "true_bytes": true}
+        size = BatchSize.packed(scorer._lay_out(window.rows, batch).segments)
+        results = {"batch_tokens": tokens, "predicted_bytes": memory.bytes(size), "true_bytes": true}
         results |= plant_out_of_memory(bench, scorer, window, tokens=tokens, limit=true // 3)
     scorer.packed = False
     return results
@@ -320,7 +314,7 @@ def measure_memory(bench: Bench, scorer: Scorer) -> dict[str, Any]:
 def true_peak(bench: Bench, run: Callable[[], Any]) -> int:
     """Return the bytes that `run` holds at most beyond what was there."""
     if bench.device != "cuda":
-        return peak_bytes(run)
+        return max(measure_peaks(run).values())
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     run()

@@ -29,6 +29,7 @@ from rm.checkpoint.placement import choose_devices, devices_of
 from rm.checkpoint.refusals import refuse_switching, refuse_unembedded
 from rm.checkpoint.reward_model import RewardModel
 from rm.conversations import UnusableError
+from rm.engine.attention_plan import most_gathered
 from rm.engine.device import (
     DeviceError,
     default_device,
@@ -38,15 +39,15 @@ from rm.engine.device import (
     peak_flops,
     refuse_broken,
 )
-from rm.engine.layout import common_prefix, cut_rows, lay_out, plan_batches, plan_even
-from rm.engine.memory import PROBED_TOKENS, BatchMemory, peak_bytes
+from rm.engine.layout import Layout, Segment, common_prefix, cut_rows, lay_out, plan_batches, plan_even
+from rm.engine.memory import PROBED_TOKENS, BatchMemory, BatchSize, Peaks, measure_peaks
 from rm.engine.onednn import fuse_linear_layers
 from rm.engine.packed_forward import enable_packing, first_position, packed_rewards
 from rm.identity import ModelError, effective_max_length
 from rm.scores import Batch, GroupScores, ResponseGroup, Window, Work
 from rm.text.templates import Encoded, Template
 from rm.text.windows import PendingText, deduplicate, map_ahead, split_into_windows
-from rm.together import PADDED, choose_way, compatible_groups, padded_rewards, split_lengths
+from rm.together import PADDED, choose_way, compatible_groups, draw_rows, padded_rewards, split_lengths
 
 log = logging.getLogger(__name__)
 
@@ -136,16 +137,14 @@ class Scorer:
             refuse_broken(error, trial=True)
             log.debug("the memory of a batch is not known: %s", type(error).__name__)
             return
-        longest = min(self.template.max_length, self.tokens_per_batch)
-        needed = memory.bytes(self.tokens_per_batch, longest)
+        size = self._largest_batch()
+        needed = memory.bytes(size)
         # a batch is on one device after the other
-        free = min(
-            (size for size in (*map(free_bytes, self.devices), share) if size is not None),
-            default=None,
-        )
+        left = (*map(free_bytes, self.devices), share)
+        free = min((number for number in left if number is not None), default=None)
         if free is None or needed <= free:
             return
-        tokens = memory.tokens_within(free, longest)
+        tokens = memory.tokens_within(free, size)
         if tokens < 1 or given:
             remedy = (
                 f"set model.tokens_per_batch: {tokens}" if tokens > 0 else "use a larger one, or a 16-bit model.dtype"
@@ -157,20 +156,40 @@ class Scorer:
         log.warning("batches of %d tokens, since %d bytes are free on %s", tokens, free, self.device)
         self.tokens_per_batch = tokens
 
-    def measure_memory(self) -> BatchMemory:
-        """Return what a batch needs beside the weights, by forwards of small ones."""
-        [sample] = self.template.encode_group((("user", "the"),), ["the " * (2 * PROBED_TOKENS)])
-        if isinstance(sample, UnusableError):
-            raise sample
+    def measure_memory(self, sample: Encoded | None = None) -> BatchMemory:
+        """Return what a batch needs beside the weights, by forwards of parts of a sample; random tokens are the default."""
+        if sample is None:
+            [sample] = draw_rows(self.model, self.template, [(1, 2 * PROBED_TOKENS)])
 
-        def measure(rows: int, length: int) -> tuple[int, int]:
-            cut = slice(len(sample.ids) - length, None)  # with the tokens that end a text
-            types = None if sample.types is None else sample.types[cut]
-            encoded = [sample._replace(ids=sample.ids[cut], types=types)] * rows
-            batch = [[row] for row in range(rows)]
-            return self._cost(encoded, batch), peak_bytes(lambda: self._forward(encoded, batch))
+        def measure(lengths: Sequence[int], prefix: int) -> tuple[int, Peaks]:
+            rows = []
+            for number, length in enumerate(lengths):
+                own = (sample.ids[number:] * 2)[: length - prefix] if prefix else sample.ids[-length:]
+                types = None if sample.types is None else sample.types[-length:]
+                rows.append(sample._replace(ids=[*sample.ids[:prefix], *own], types=types))
+            batch = [[*range(len(rows))]] if prefix else [[row] for row in range(len(rows))]
+            return self._cost(rows, batch), measure_peaks(lambda: self._forward(rows, batch))
 
-        return BatchMemory.of(measure, longest=len(sample.ids))
+        return BatchMemory.of(measure, longest=len(sample.ids), packed=self.packed, shares=self._gathers)
+
+    @property
+    def _gathers(self) -> bool:
+        """Whether keys of prefixes are gathered: on a GPU, by its kernels."""
+        return self.packed and self.model.causal and self.device.startswith("cuda")
+
+    def _largest_batch(self) -> BatchSize:
+        """Return the size of the largest batch that there may be: rows as long as they get, on a GPU with long prefixes."""
+        tokens = self.tokens_per_batch
+        longest = min(self.template.max_length, tokens)
+        if not self.packed:
+            return BatchSize.padded(tokens, longest)
+        size = BatchSize.packed([Segment(0, (longest,))]).times(tokens / longest)
+        if not self._gathers:
+            return size
+        config = self.model.model.config.get_text_config()
+        heads = config.num_attention_heads
+        key_heads = getattr(config, "num_key_value_heads", None) or heads
+        return size._replace(gathered=most_gathered(heads, key_heads, tokens))
 
     def score(self, groups: Sequence[ResponseGroup]) -> list[GroupScores]:
         """Score every response of every group, in order, exact duplicates in one call once. Raises `DeviceError`."""
@@ -310,18 +329,21 @@ class Scorer:
         return array, Work(len(array), read, computed, padding, flops, peak, secs)
 
     def _forward_packed(self, rows: Sequence[Encoded], batch: Batch) -> tuple[torch.Tensor, int]:
-        model = self.model.model
-        layout = lay_out(
+        layout = self._lay_out(rows, batch)
+        return packed_rewards(self.model.model, layout, causal=self.model.causal), len(layout.ids)
+
+    def _lay_out(self, rows: Sequence[Encoded], batch: Batch) -> Layout:
+        config = self.model.model.config
+        return lay_out(
             [[(rows[row].ids, rows[row].types) for row in run] for run in batch],
             share=self.model.causal,
-            pad=pooling_pad_id(model.config),
-            first_position=first_position(model.config),
+            pad=pooling_pad_id(config),
+            first_position=first_position(config),
         )
-        return packed_rewards(model, layout, causal=self.model.causal), len(layout.ids)
 
     def _forward_padded(self, rows: Sequence[Encoded], batch: Batch) -> tuple[torch.Tensor, int]:
-        members = [rows[row] for run in batch for row in run]
-        return padded_rewards(self.model, members, pad=self.template.tokenizer.pad_token_id or 0)
+        pad = self.template.tokenizer.pad_token_id or 0
+        return padded_rewards(self.model, [rows[row] for run in batch for row in run], pad=pad)
 
 
 __all__ = ["GroupScores", "ModelError", "ResponseGroup", "Scorer", "Work"]

@@ -68,12 +68,12 @@ def choose_way(model: RewardModel, template: Template, *, split: int | None) -> 
     models are not tried: no token sees what is behind it, padding included. Of other models one row is; where that would
     take too long, rows are not padded.
     """
-    rows = _draw_rows(model, template, _sizes(model, template))
+    rows = draw_rows(model, template, _sizes(model, template))
     longer = _longer_window(model, template)
     tried = [rows]
     if longer is not None and _is_quick(model, longer):
         beyond = min(longer + longer // 2, (longer + template.max_length) // 2)
-        pair = _draw_rows(model, template, ((2, beyond), (3, 1)))
+        pair = draw_rows(model, template, ((2, beyond), (3, 1)))
         tried += [pair] if max((len(row.ids) for row in pair), default=0) > longer else []
     if not rows:
         log.warning(
@@ -156,7 +156,7 @@ def _sizes(model: RewardModel, template: Template) -> list[tuple[int, int]]:
     return [*_SIZES, *((2, length) for length in sorted(longer) if length < min(template.max_length, _LONGEST))]
 
 
-def _draw_rows(model: RewardModel, template: Template, sizes: Sequence[tuple[int, int]]) -> list[Encoded]:
+def draw_rows(model: RewardModel, template: Template, sizes: Sequence[tuple[int, int]]) -> list[Encoded]:
     """Draw rows of these sizes, as the template lays them out, with random tokens where a text's own stand."""
     tokenizer = template.tokenizer
     unknown = tokenizer.unk_token_id

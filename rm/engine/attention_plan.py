@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -21,6 +21,9 @@ _MERGE_BYTES = (
 )
 _FLOPS_PER_BYTE = 100  # of an attention kernel on a large GPU, for each byte that its memory could move meanwhile
 _TILE = 128  # queries that a kernel computes together; a shorter run costs as much
+_MOST_GATHERED = (
+    4  # times the size of all queries: what gathered keys take at a time, which is about what a feed-forward takes
+)
 
 
 class Spans(NamedTuple):
@@ -43,6 +46,15 @@ class Spans(NamedTuple):
         return cls(query_ends, key_ends, max(queries), max(keys))
 
 
+class _Run(NamedTuple):
+    """A prefix or a response: its tokens in the row, and the last `kept` tokens of its prefix."""
+
+    start: int
+    size: int
+    prefix_end: int
+    kept: int
+
+
 @dataclass(frozen=True)
 class AttentionPlan:
     """The segments of a packed row, with all that their attention needs; one plan for all layers of a forward.
@@ -54,6 +66,9 @@ class AttentionPlan:
     device: torch.device
     told: list[tuple[int | None, float | None]] = field(default_factory=list, init=False, repr=False, compare=False)
     _masks: dict[tuple[int, int, int, bool, int | None], torch.Tensor] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _joined: dict[tuple[int | None, int], list[tuple[torch.Tensor | None, slice, Spans]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
     _others: dict[torch.device, AttentionPlan] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -74,14 +89,7 @@ class AttentionPlan:
     @cached_property
     def runs(self) -> list[tuple[int, int]]:
         """The lengths of all prefixes and responses, each with the number of tokens before it that it attends to."""
-        return [
-            run
-            for segment in self.segments
-            for run in (
-                *([(segment.prefix, 0)] if segment.prefix else ()),
-                *((size, segment.prefix) for size in segment.responses),
-            )
-        ]
+        return [run for segment in self.segments for run in segment.runs]
 
     @cached_property
     def longest(self) -> int:
@@ -121,26 +129,41 @@ class AttentionPlan:
         spans = Spans.of([sum(segment.responses) for segment in shared], [s.prefix for s in shared], self.device)
         return to_device(np.concatenate(queries), self.device), to_device(np.concatenate(keys), self.device), spans
 
-    @cached_property
-    def joined(self) -> tuple[torch.Tensor | None, Spans]:
-        """Indices of the keys of every run, those of its prefix and its own, and the spans of the only call that it takes.
+    def joined(self, window: int | None, most: int) -> list[tuple[torch.Tensor | None, slice, Spans]]:
+        """Return calls that attend to all keys of every run, those of its prefix and its own. Made once a plan.
 
-        Without any prefix keys stand as they are, and the indices are None.
+        Each has the indices of its keys, its queries, and their spans. Usually one call takes all runs; no call gathers more
+        than `most` keys, unless a run by itself does. With a `window` the far end of a prefix is left out. Without any prefix
+        keys stand as they are, and the indices are None.
         """
         if not self.shares:
-            return None, self.rows
-        keys: list[np.ndarray] = []  # not lists of integers: a batch has 100,000 of them, and its tensors are made anew
-        at = 0
+            return [(None, slice(None), self.rows)]
+        if (window, most) not in self._joined:
+            self._joined[window, most] = [self._join(runs, window) for runs in self._cut(window, most)]
+        return self._joined[window, most]
+
+    def _cut(self, window: int | None, most: int) -> Iterator[list[_Run]]:
+        """Yield all runs in parts of at most `most` keys."""
+        part: list[_Run] = []
+        held, at = 0, 0
         for segment in self.segments:
-            prefix = np.arange(at, at + segment.prefix)
-            for place, size in enumerate(segment.sizes):
-                if place:  # not the prefix itself; without a prefix this is empty
-                    keys.append(prefix)
-                keys.append(np.arange(at, at + size))
-                at += size
-        sizes = [size for size, _ in self.runs]
-        spans = Spans.of(sizes, [size + before for size, before in self.runs], self.device)
-        return to_device(np.concatenate(keys), self.device), spans
+            start = at
+            for size, before in segment.runs:
+                kept = before if window is None else min(before, window - 1)
+                if part and held + size + kept > most:
+                    yield part
+                    part, held = [], 0
+                part.append(_Run(at, size, start + before, kept))
+                held, at = held + size + kept, at + size
+        yield part
+
+    def _join(self, runs: Sequence[_Run], window: int | None) -> tuple[torch.Tensor, slice, Spans]:
+        keys: list[np.ndarray] = []  # not lists of integers: a batch has 100,000 of them, and its tensors are made anew
+        for run in runs:
+            keys += [np.arange(run.prefix_end - run.kept, run.prefix_end), np.arange(run.start, run.start + run.size)]
+        spans = Spans.of([run.size for run in runs], [run.kept + run.size for run in runs], self.device)
+        queries = slice(runs[0].start, runs[-1].start + runs[-1].size)
+        return to_device(np.concatenate(keys), self.device), queries, spans
 
     def is_joined(self, heads: int, key_heads: int) -> bool:
         """Tell whether one call over gathered keys is estimated to cost less than two that are merged.
@@ -177,6 +200,11 @@ class AttentionPlan:
             sees = distances >= 0 if causal else torch.ones_like(distances, dtype=torch.bool)
             self._masks[key] = sees if window is None else sees & (distances.abs() < window)
         return self._masks[key]
+
+
+def most_gathered(heads: int, key_heads: int, tokens: int) -> int:
+    """Return the most keys that one call gathers in a row of so many tokens."""
+    return _MOST_GATHERED * tokens * heads // key_heads
 
 
 def _tiled(sizes: Sequence[int]) -> int:

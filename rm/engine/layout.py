@@ -92,6 +92,12 @@ class Segment(NamedTuple):
     def sizes(self) -> tuple[int, ...]:
         return (self.prefix, *self.responses) if self.prefix else self.responses
 
+    @property
+    def runs(self) -> tuple[tuple[int, int], ...]:
+        """The same lengths, each with the number of tokens before it that it attends to."""
+        prefix = ((self.prefix, 0),) if self.prefix else ()
+        return (*prefix, *((size, self.prefix) for size in self.responses))
+
 
 class Layout(NamedTuple):
     """Groups packed into one row of T tokens, without padding."""

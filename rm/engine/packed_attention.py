@@ -21,7 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from rm.engine.attention_kernels import Kernel, kernel_for
-from rm.engine.attention_plan import AttentionPlan
+from rm.engine.attention_plan import AttentionPlan, most_gathered
 
 ATTENTION_NAME = "bestkept_packed"
 
@@ -150,13 +150,14 @@ def _attend_by_kernel(
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [T, heads, D]
     mergeable = kernel.gives_sums and form.window is None and not torch.is_grad_enabled()
     if not mergeable or not plan.shares or plan.is_joined(query.shape[1], key.shape[1]):
-        keys, spans = plan.joined
-        if keys is not None:
-            key, value = key.index_select(0, keys), value.index_select(0, keys)
-        output, _ = kernel.attend(
-            query, key, value, spans, causal=form.causal, scaling=form.scaling, window=form.window
-        )
-        return output[None]
+        outputs = []
+        for keys, queries, spans in plan.joined(
+            form.window, most_gathered(query.shape[1], key.shape[1], query.shape[0])
+        ):
+            gathered = (tensor if keys is None else tensor.index_select(0, keys) for tensor in (key, value))
+            options: dict[str, Any] = {"causal": form.causal, "scaling": form.scaling, "window": form.window}
+            outputs.append(kernel.attend(query[queries], *gathered, spans, **options)[0])
+        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None]
     places, prefixes, spans = plan.to_prefix
     own, sums = kernel.attend(query, key, value, plan.rows, causal=form.causal, scaling=form.scaling)
     from_prefix, prefix_sums = kernel.attend(
@@ -201,9 +202,9 @@ def _attend_in_blocks(
     queries, keys = query.shape[2], key.shape[2]
     before = keys - queries
     plain, window = form.cap is None and form.sinks is None, keys if form.window is None else min(form.window, keys)
-    if window == keys and (plain or queries <= _BLOCK):
+    if window == keys and (plain or queries <= BLOCK):
         return [_attend(query, key, value, plan, form, before=before)]
-    size = max(window, _BLOCK) if plain else _BLOCK
+    size = max(window, BLOCK) if plain else BLOCK
     parts = []
     for start in range(0, queries, size):
         stop = min(start + size, queries)
@@ -215,7 +216,7 @@ def _attend_in_blocks(
     return parts
 
 
-_BLOCK = 256  # queries that attend together where a window is shorter, or scores are held
+BLOCK = 256  # queries that attend together where a window is shorter, or scores are held
 
 
 def _attend(

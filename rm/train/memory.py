@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from rm.checkpoint.memory_check import free_bytes, refuse_too_large, weights_bytes
-from rm.engine.memory import BatchMemory, peak_bytes
+from rm.engine.memory import BatchMemory, BatchSize, Peaks, measure_peaks
 from rm.text.templates import Encoded
 from rm.train.data import Collator, EncodedGroup, MicroBatch
 from rm.train.loss_network import GroupNetwork
@@ -43,7 +43,7 @@ class StepMemory:
     def of(cls, network: GroupNetwork, batches: Sequence[MicroBatch], memory: BatchMemory) -> StepMemory:
         """Return what a step of these micro-batches needs."""
         gradients = sum(parameter.nbytes for parameter in network.parameters() if parameter.requires_grad)
-        activations = max(memory.bytes(batch.computed_tokens, _longest([batch])) for batch in batches)
+        activations = max(memory.bytes(_size_of(batch)) for batch in batches)
         return cls(_MOMENTS * gradients, gradients, activations, len(batches) > 1)
 
 
@@ -63,17 +63,28 @@ def refuse_weights(directory: Path, settings: TrainSettings, *, dtype: str, devi
 def measure(network: GroupNetwork, collator: Collator, sample: Encoded, *, longest: int) -> BatchMemory:
     """Return what micro-batches need, by forwards and backwards of small ones of the `sample`'s tokens."""
 
-    def measure_rows(rows: int, length: int) -> tuple[int, int]:
-        ids = (sample.ids * (length // len(sample.ids) + 1))[:length]
-        types = None if sample.types is None else (sample.types * (length // len(sample.types) + 1))[:length]
-        group = EncodedGroup([sample._replace(ids=ids, types=types)], np.empty((0, 6)), np.empty((0, 3)), (0,))
-        batch = collator.micro_batch([group] * rows)
-        peak = peak_bytes(lambda: network(batch).sum().backward(), trained=network.parameters())
+    def measure_rows(lengths: Sequence[int], prefix: int) -> tuple[int, Peaks]:
+        tokens = sample.ids * (max(lengths) // len(sample.ids) + 2)
+        rows = []
+        for number, length in enumerate(lengths):
+            ids = [*tokens[:prefix], *tokens[prefix + number :]][:length]  # rows differ behind their prefix
+            types = None if sample.types is None else [0] * length
+            rows.append(sample._replace(ids=ids, types=types))
+        groups = [rows] if prefix else [[row] for row in rows]
+        empty = (np.empty((0, 6)), np.empty((0, 3)))
+        batch = collator.micro_batch([EncodedGroup(group, *empty, tuple(range(len(group)))) for group in groups])
+        peaks = measure_peaks(lambda: network(batch).sum().backward(), trained=network.parameters())
         network.zero_grad()
-        return batch.computed_tokens, peak
+        return batch.computed_tokens, peaks
 
     network.train()
-    return BatchMemory.of(measure_rows, longest=longest)
+    return BatchMemory.of(measure_rows, longest=longest, packed=collator.packed, shares=collator.causal)
+
+
+def _size_of(batch: MicroBatch) -> BatchSize:
+    if batch.layout is None:
+        return BatchSize.padded(batch.computed_tokens, int(batch.lengths.max()))
+    return BatchSize.packed(batch.layout.segments)
 
 
 def refuse_steps(
@@ -112,7 +123,9 @@ def _remedy(
 ) -> str:
     """Return the least change of settings that would fit into what is `free` beside weights, optimiser and gradients."""
     smallest = max(collator.micro_batch([group]).computed_tokens for group in worst)  # groups stay whole
-    longest = _longest(collator.micro_batches(worst))
+    batches = collator.micro_batches(worst)
+    longest = _longest(batches)
+    size = max(map(_size_of, batches))
     model, lighter = network.model, memory
     if not settings.gradient_checkpointing and model.supports_gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -129,7 +142,7 @@ def _remedy(
             (f"train.lora: {{rank: {_RANK}}}, train.gradient_checkpointing: true", lighter, adapted),
         ]
     for change, batch, left in changes:
-        tokens = batch.tokens_within(left, longest)
+        tokens = batch.tokens_within(left, size)
         if tokens >= smallest:
             budget = f"train.tokens_per_batch: {min(tokens, collator.tokens_per_batch)}"
             return f"set {change}, {budget}" if change else f"set {budget}"

@@ -118,3 +118,13 @@ def save(directory: Path, name: str, **changes: Any) -> Path:
     build(name, **changes).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+def save_wide(directory: Path, name: str, **changes: Any) -> Path:
+    """Save a model like `save`, of hidden size 64 and with room for 600 tokens."""
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "max_position_embeddings": 600}
+    save(directory, name, **{**sizes, **changes})
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    tokenizer.model_max_length = 600
+    tokenizer.save_pretrained(directory)
+    return directory

@@ -15,6 +15,7 @@ from torch import nn
 from rm.checkpoint.eight_bits import EightBitLinear, quantise
 from rm.checkpoint.load import load_for_scoring
 from rm.checkpoint.memory_check import weights_bytes
+from rm.engine.memory import BatchSize
 from rm.scorer import Scorer
 from rm.train import train
 
@@ -64,7 +65,7 @@ def test_rows_are_packed_and_the_estimate_knows_the_type(request, kind):
     groups = [((("user", f"what is {noun}"),), ["good answer", "bad", "the word"]) for noun in ("the", "you", "time")]
     scorer = Scorer.load(directory, dtype="int8", **SETTINGS)
     assert scorer.packed
-    assert scorer.measure_memory().per_token > 0
+    assert scorer.measure_memory().bytes(BatchSize.padded(64, 32)) > 0
     eight = np.concatenate([scores.rewards for scores in scorer.score(groups)])
     plain = np.concatenate([s.rewards for s in Scorer.load(directory, dtype="float32", **SETTINGS).score(groups)])
     assert np.isfinite(eight).all()

@@ -67,7 +67,14 @@ class OnGpu(torch.Tensor):
     device = torch.device("cuda")
 
 
+def in_several_calls(query, key, value, plan, form):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "most_gathered", lambda *_: 4)
+        return by_kernel(query, key, value, plan, form, joined=True)
+
+
 WAYS = {
+    "several calls": in_several_calls,
     "merged": attention._attend_on_cpu,
     "two calls": functools.partial(by_kernel, joined=False),
     "one call": functools.partial(by_kernel, joined=True),
@@ -139,7 +146,7 @@ def test_every_way_equals_dense_attention(way, segments, heads, causal, scaling)
     assert torch.allclose(got, expected, atol=1e-6 if way in ("merged", "two calls") else 1e-12)
 
 
-@pytest.mark.parametrize("way", ["one call", "by row"])
+@pytest.mark.parametrize("way", ["one call", "several calls", "by row"])
 @settings(deadline=None, max_examples=60)
 @given(segments=batches, heads=head_counts, causal=st.booleans(), window=st.integers(1, 12), block=st.integers(1, 4))
 def test_windows_equal_dense_attention(way, segments, heads, causal, window, block):
@@ -148,7 +155,7 @@ def test_windows_equal_dense_attention(way, segments, heads, causal, window, blo
     tensors = draw(segments, heads)
     plan, form = AttentionPlan(tuple(segments), CPU), Form(causal, window=window)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "_BLOCK", block)
+        patch.setattr(attention, "BLOCK", block)
         got = WAYS[way](*tensors, plan, form)
     assert torch.allclose(got, dense(*tensors, segments, form), atol=1e-12)
 
@@ -169,22 +176,24 @@ def test_caps_and_sinks_equal_dense_attention(segments, heads, causal, window, c
     tensors = [tensor.float() for tensor in draw(segments, heads)]
     form = Form(causal, None, window, cap, torch.linspace(-1, 2, heads[0]) if sinks else None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "_BLOCK", block)
+        patch.setattr(attention, "BLOCK", block)
         got = attention._attend_by_row(*tensors, AttentionPlan(tuple(segments), CPU), form)
     assert torch.allclose(got, dense(*tensors, segments, form), atol=2e-5)
 
 
-@pytest.mark.parametrize("way", ["one call", "by row"])
+@pytest.mark.parametrize("way", ["one call", "several calls", "by row"])
 def test_gradients_equal_those_of_dense_attention(way, monkeypatch):
     segments = (Segment(4, (3, 5, 1)), Segment(0, (6,)), Segment(2, (1, 1)))
     for form in (Form(causal=True), Form(causal=True, window=3)):
         tensors = [tensor.requires_grad_() for tensor in draw(segments, (4, 2))]
         plan = AttentionPlan(segments, CPU)
-        # one call, whatever it costs: log-sum-exps have no gradient
+        if way == "several calls":
+            monkeypatch.setattr(attention, "most_gathered", lambda *_: 4)
+        # joined, whatever it costs: log-sum-exps have no gradient
         got = (
-            attention._attend_by_kernel(GPU, *tensors, plan, form)
-            if way == "one call"
-            else WAYS[way](*tensors, plan, form)
+            WAYS[way](*tensors, plan, form)
+            if way == "by row"
+            else attention._attend_by_kernel(GPU, *tensors, plan, form)
         )
         expected = dense(*tensors, segments, form)
         for one, other in zip(*(torch.autograd.grad(out.sin().sum(), tensors) for out in (got, expected)), strict=True):
@@ -193,12 +202,30 @@ def test_gradients_equal_those_of_dense_attention(way, monkeypatch):
 
 def test_one_call_by_hand():
     plan = AttentionPlan((Segment(2, (1, 3)), Segment(0, (2,))), CPU)
-    places, spans = plan.joined
+    [(places, queries, spans)] = plan.joined(None, 100)
     assert places.tolist() == [0, 1, 0, 1, 2, 0, 1, 3, 4, 5, 6, 7]
+    assert queries == slice(0, 8)
     assert spans.query_ends.tolist() == [0, 2, 3, 6, 8]
     assert spans.key_ends.tolist() == [0, 2, 5, 10, 12]
     assert (spans.longest_query, spans.longest_key) == (3, 5)
-    assert AttentionPlan((Segment(0, (2, 1)),), CPU).joined[0] is None
+    assert plan.joined(None, 100) is plan.joined(None, 100)
+    assert AttentionPlan((Segment(0, (2, 1)),), CPU).joined(None, 1)[0][:2] == (None, slice(None))
+
+
+def test_a_window_gathers_no_more_of_a_prefix_than_a_response_sees():
+    plan = AttentionPlan((Segment(3, (2, 1)),), CPU)
+    [(places, _, spans)] = plan.joined(3, 100)
+    assert places.tolist() == [0, 1, 2, 1, 2, 3, 4, 1, 2, 5]
+    assert spans.key_ends.tolist() == [0, 3, 7, 10]
+
+
+def test_many_keys_are_gathered_in_several_calls():
+    plan = AttentionPlan((Segment(2, (1, 3)), Segment(0, (2,))), CPU)
+    calls = plan.joined(None, 5)
+    assert [places.tolist() for places, _, _ in calls] == [[0, 1, 0, 1, 2], [0, 1, 3, 4, 5], [6, 7]]
+    assert [queries for _, queries, _ in calls] == [slice(0, 3), slice(3, 6), slice(6, 8)]
+    assert [spans.key_ends.tolist() for _, _, spans in calls] == [[0, 2, 5], [0, 5], [0, 2]]
+    assert len(plan.joined(None, 1)) == 4  # a run by itself is not cut
 
 
 def test_two_calls_are_made_where_prefixes_are_long_against_their_responses():

@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from support.allocations import allocated_peak
+from support.classifiers import save_wide
 from support.corpora import write_jsonl
 from support.tiny_models import WORDS, save_sized
 from support.training_groups import run_settings
@@ -24,6 +25,19 @@ def data(tmp_path, *, length, groups=12):
         for noun in WORDS[:groups]
     ]
     return write_jsonl(tmp_path / "pairs.jsonl", rows)
+
+
+def rankings(tmp_path, *, length):
+    """Prompts of so many words with eight short responses each."""
+    rows = [
+        {
+            "prompt": f"{noun} is " * (length // 2),
+            "responses": [f"{grade} {noun}" for grade in WORDS[30:38]],
+            "ranking": [*range(1, 9)],
+        }
+        for noun in WORDS[:8]
+    ]
+    return write_jsonl(tmp_path / "rankings.jsonl", rows)
 
 
 @pytest.fixture
@@ -132,6 +146,9 @@ SHAPES = {
     "causal, one micro-batch": ("causal", {"hidden": 64, "layers": 4}, {}, 120),
     "adapters": ("causal", {"hidden": 64, "layers": 3}, {"lora": LORA}, 100),
     "checkpointing": ("causal", {"hidden": 64, "layers": 6}, {"gradient_checkpointing": True}, 150),
+    "capped logits": ("Gemma2", {"sliding_window": 48}, {}, 100),
+    "sinks and experts": ("GptOss", {"sliding_window": 48}, {"tokens_per_batch": 700}, 200),
+    "many responses to a long prompt": ("causal", {"hidden": 64, "layers": 3}, {"max_length": 400}, -120),
     "bfloat16": ("encoder", {"hidden": 64, "layers": 3}, {"precision": "bfloat16"}, 100),
 }
 
@@ -140,8 +157,10 @@ SHAPES = {
 @pytest.mark.parametrize("name", SHAPES)
 def test_the_estimate_is_near_what_a_run_takes(tmp_path, measured, name):
     kind, sizes, changes, length = SHAPES[name]
-    model = save_sized(tmp_path / "model", kind, **sizes)
+    save_model = save_sized if kind in ("causal", "encoder") else save_wide
+    model = save_model(tmp_path / "model", kind, **sizes)
     values = {"epochs": 1, "max_length": 256, "heldout_fraction": 0.0, **changes}
-    train(run_settings(data(tmp_path, length=length, groups=8), model, tmp_path / "out", **values))
+    pairs = rankings(tmp_path, length=-length) if length < 0 else data(tmp_path, length=length, groups=8)
+    train(run_settings(pairs, model, tmp_path / "out", **values))
     [[estimate, taken]] = measured
     assert estimate.total == pytest.approx(taken, rel=0.2), (name, estimate, taken)
