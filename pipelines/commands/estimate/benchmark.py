@@ -31,6 +31,7 @@ class Speed:
     responses: int
     device: str
     packed: bool
+    devices: int = 1  # that the model is spread over
 
     def time_for(self, computed: Quantity) -> Quantity:
         """Return the seconds that these computed tokens take."""
@@ -73,7 +74,7 @@ def benchmark(plan: Plan, waiting: Sequence[BlockOfRows], *, seed: int, secs: fl
     rates = [tokens / call_secs for call_secs, tokens in counted]
     pooled = sum(tokens for _, tokens in counted) / sum(call_secs for call_secs, _ in counted)
     rate = Quantity(pooled, min(rates) * (1 - _SPEED_VARIES), max(rates) * (1 + _SPEED_VARIES), "measured")
-    return Speed(rate, load_secs, took, responses, scorer.device, scorer.packed)
+    return Speed(rate, load_secs, took, responses, scorer.device, scorer.packed, len(scorer.devices))
 
 
 def _shuffle_groups(waiting: Sequence[BlockOfRows], seed: int) -> list[PromptGroup]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipelines.commands.estimate.benchmark import Speed
-from pipelines.commands.estimate.hardware import Machine, Prices, hardware, why_too_large
+from pipelines.commands.estimate.hardware import Machine, Prices, hardware
 from pipelines.commands.estimate.model_estimate import ModelEstimate
 from pipelines.commands.estimate.quantity import Quantity, total_of
 from pipelines.commands.estimate.selection_size import SHUFFLE_BYTES
@@ -34,12 +34,13 @@ def estimate_local(
     machine = prices.machine(request.machine, request.gpu) if request.machine or request.gpu else None
     way: dict[str, Any] = {"where": "this machine", "basis": "unknown", "speed": [], "secs": None, "gpu_hours": None}
     workers = request.workers or 1
-    way |= {"machine": machine[0] if machine else None, "workers": workers, "cost": None, "fits": None}
+    way |= {"machine": machine[0] if machine else None, "workers": workers, "devices": 1, "cost": None, "fits": None}
     idle = all(not model.forecast.left_computed.high for model in models)
     if not speeds and not idle:
         return [way]
     known = [(model, speed) for model, speed in zip(models, speeds, strict=bool(speeds)) if speed is not None]
     gpu = any(speed.device != "cpu" for _, speed in known)
+    devices = max((speed.devices for _, speed in known), default=1)
     work = _over_workers(
         total_of([speed.time_for(model.forecast.left_computed) for model, speed in known]), workers, gpu=gpu
     )
@@ -53,8 +54,8 @@ def estimate_local(
     hours = secs.times(1 / 3600)
     return [
         way
-        | {"basis": "measured", "secs": secs, "gpu_hours": hours.times(workers) if gpu else None}
-        | {"cost": hours.times(machine[1].hour) if machine else None}
+        | {"basis": "measured", "secs": secs, "gpu_hours": hours.times(workers * devices) if gpu else None}
+        | {"devices": devices, "cost": hours.times(machine[1].hour) if machine else None}
     ]
 
 
@@ -72,7 +73,10 @@ def _over_workers(work: Quantity, workers: int, *, gpu: bool) -> Quantity:
 def estimate_gpus(
     models: Sequence[ModelEstimate], request: RequestedMachine, prices: Prices, surveyed: Survey
 ) -> list[dict[str, Any]]:
-    """Return the requested GPU as the only way, or every GPU of the table."""
+    """Return the requested GPU as the only way, or every GPU of the table.
+
+    A model that is spread over several GPUs of a worker takes the time of one: a batch passes through them one after the other.
+    """
     table = hardware()
     names = [request.gpu] if request.gpu is not None else list(table.gpus)
     start = (table.start_secs.low, table.start_secs.high)
@@ -80,20 +84,21 @@ def estimate_gpus(
     shuffled = SHUFFLE_BYTES * surveyed.responses.high / 2**30 * prices.shuffle_gib
     ways = []
     for name in names:
-        gpu = table.gpus[name]
-        why = next((why for model in models if (why := why_too_large(name, gpu, model.memory)) is not None), None)
-        why = why or _why_no_dtype(models, name)
+        whys = (model.why_too_large(name, gpus=request.gpus) for model in models)
+        why = next((why for why in whys if why is not None), None) or _why_no_dtype(models, name)
+        devices = max((model.devices_on(name, gpus=request.gpus) for model in models), default=1)
         machine = (
             prices.machine(request.machine, name) if request.machine or request.gpu else prices.machine(None, name)
         )
-        way: dict[str, Any] = {"where": name, "basis": "assumed", "workers": workers, "speed": []}
+        way: dict[str, Any] = {"where": name, "basis": "assumed", "workers": workers, "devices": devices, "speed": []}
         way |= {"secs": None, "gpu_hours": None}
         way |= {"machine": machine[0] if machine else None, "cost": None, "fits": why is None, "why": why}
         if why is None:
             work = total_of([_gpu_secs(model, name) for model in models])
             hours = billed_hours(work, workers=workers, start=start)
-            way |= {"secs": wall_secs(work, workers=workers, start=start), "gpu_hours": hours}
-            way["cost"] = _cost(hours, machine[1], request, shuffled) if machine else None
+            way |= {"secs": wall_secs(work, workers=workers, start=start), "gpu_hours": hours.times(devices)}
+            gpus = max(request.gpus, devices)
+            way["cost"] = _cost(hours, machine[1], gpus=gpus, shuffled=shuffled) if machine else None
         ways.append(way)
     return ways
 
@@ -116,9 +121,9 @@ def _gpu_secs(model: ModelEstimate, gpu: str) -> Quantity:
     )
 
 
-def _cost(hours: Quantity, machine: Machine, request: RequestedMachine, shuffled: float) -> Quantity:
-    """Return the price of worker hours and shuffled bytes; all GPUs of a worker are billed, though only one of them computes."""
-    price = machine.hour * max(1, request.gpus) / max(1, machine.gpus) if machine.gpu else machine.hour
+def _cost(hours: Quantity, machine: Machine, *, gpus: int, shuffled: float) -> Quantity:
+    """Return the price of worker hours and shuffled bytes; all GPUs of a worker are billed, though one computes at a time."""
+    price = machine.hour * gpus / max(1, machine.gpus) if machine.gpu else machine.hour
     billed = hours.times(price)
     return Quantity(billed.value + shuffled / 2, billed.low, billed.high + shuffled, "assumed")
 

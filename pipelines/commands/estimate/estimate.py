@@ -66,7 +66,7 @@ def plan_run(config: RunConfig, flags: Sequence[str] = (), options: PlanOptions 
         for member in (plans.members if config.models else ())
     ]
     if request.gpu is not None:
-        check_memory(models, request.gpu)
+        check_memory(models, request.gpu, gpus=request.gpus)
     speeds = [model.benchmark(surveyed, seed) for model in models] if local and options.benchmark else []
     ways = (
         estimate_local(models, speeds, surveyed, request, prices)
@@ -161,6 +161,13 @@ def _list_warnings(
     if remote:
         warnings.append(
             "times and costs on GPUs are estimates from peak FLOP/s and an assumed utilisation: nothing was measured"
+        )
+    devices = sorted({way["devices"] for way in ways if way["fits"] is not False} - {1})
+    if devices:
+        numbers = " or ".join(map(str, devices))
+        warnings.append(
+            f"model.devices spreads the model over {numbers} GPUs of each worker, which compute one after the other: it takes "
+            f"the time of one, and GPU-hours{' and costs' if remote else ''} are those of all"
         )
     auto_dtype = any(model.dtype == "auto" for model in config.models)
     if remote and auto_dtype and any(model.plan.model["dtype"] == "float32" for model in models):

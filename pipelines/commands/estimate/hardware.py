@@ -135,14 +135,18 @@ def load_prices(path: str | None) -> Prices:
     return prices
 
 
-def why_too_large(name: str, gpu: Gpu, memory: tuple[int, int]) -> str | None:
-    """Return why a model of (weights, room beside them) in bytes cannot run on this GPU; None where it can."""
+def why_too_large(name: str, gpu: Gpu, memory: tuple[int, int], *, devices: int = 1) -> str | None:
+    """Return why a model of (weights, room beside them) in bytes cannot run on so many of this GPU; None where it can.
+
+    Each GPU holds its part of the weights, and the whole of a batch when that is its turn.
+    """
     weights, room = (size / 2**30 for size in memory)
-    if weights + room <= gpu.memory_gib:
+    if weights / devices + room <= gpu.memory_gib:
         return None
+    one = f"{gpu.memory_gib:g} GiB of {name}" if devices == 1 else f"{gpu.memory_gib:g} GiB of each of {devices} {name}"
     return (
-        f"{weights:,.1f} GiB of weights and {room:,.1f} GiB for activations do not fit into the {gpu.memory_gib:g} GiB "
-        f"of {name}"
+        f"{weights:,.1f} GiB of weights and {room:,.1f} GiB for activations{'' if devices == 1 else ' on each'} do not fit into "
+        f"the {one}"
     )
 
 

@@ -17,6 +17,7 @@ from pipelines.plan import Plan
 from pipelines.storage.models import carrying_model_errors
 
 _CONTEXT_BYTES = 2**30  # of the driver and its libraries
+_MOST_DEVICES = 8  # GPUs of a machine
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,20 @@ class ModelEstimate:
             intermediate=self.shape["intermediate"],
         )
 
+    def devices_on(self, gpu: str, *, gpus: int) -> int:
+        """Return how many GPUs of that name the model is spread over in each worker, which has `gpus`, 0 where that is open."""
+        wanted = self.plan.model["devices"]
+        if isinstance(wanted, int):
+            return wanted
+        most = gpus or _MOST_DEVICES
+        table = hardware().gpus[gpu]
+        numbers = range(1, most + 1)
+        return next((n for n in numbers if why_too_large(gpu, table, self.memory, devices=n) is None), most)
+
+    def why_too_large(self, gpu: str, *, gpus: int) -> str | None:
+        """Return why the model does not fit into the GPUs that it is spread over; None where it does."""
+        return why_too_large(gpu, hardware().gpus[gpu], self.memory, devices=self.devices_on(gpu, gpus=gpus))
+
     def to_json(self) -> dict[str, Any]:
         expected, scored = self.forecast, self.forecast.scored
         return {
@@ -100,14 +115,14 @@ class ModelEstimate:
         }
 
 
-def check_memory(models: Sequence[ModelEstimate], gpu: str) -> None:
-    """Raise `ConfigError` for the first model that does not fit into the memory of this GPU."""
+def check_memory(models: Sequence[ModelEstimate], gpu: str, *, gpus: int) -> None:
+    """Raise `ConfigError` for the first model that does not fit into the memory of this GPU, or of those it is spread over."""
     for model in models:
-        why = why_too_large(gpu, hardware().gpus[gpu], model.memory)
+        why = model.why_too_large(gpu, gpus=gpus)
         if why is not None:
             raise ConfigError(
                 f"model.path {model.name!r}, {model.shape['parameters']:,} parameters in {model.plan.model['dtype']}: {why}; "
-                "choose a larger GPU, a 16-bit model.dtype, or a smaller model.tokens_per_batch"
+                "choose a larger GPU, a larger model.devices, a 16-bit model.dtype, or a smaller model.tokens_per_batch"
             )
 
 

@@ -112,6 +112,7 @@ def _ways(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             yield way["where"], "does not run", way["why"]
         elif way["cost"]:
             where = f"{way['workers']} x {way['machine']}" if way["workers"] > 1 else way["machine"]
+            where += f", {way['devices']} GPUs each" if way["devices"] > 1 else ""
             yield way["where"], f"{_range(way['cost'])} {money}", f"assumed: {where}"
     others = [way["where"] for way in ways if way["fits"] and not way["cost"]]
     if others:
@@ -129,6 +130,7 @@ def _way(plan: Mapping[str, Any], way: Mapping[str, Any]) -> Iterator[tuple[str,
     where = way["where"]
     if way["workers"] > 1:
         where = f"{where}, {way['workers']} workers" if way["basis"] == "measured" else f"{way['workers']} x {where}"
+    where += f", {way['devices']} GPUs each" if way["devices"] > 1 else ""
     time = f"{format_duration(secs['low'])} to {format_duration(secs['high'])}, about {format_duration(secs['value'])}"
     yield "time", time, f"{way['basis']}: {where}"
     if way["gpu_hours"]:

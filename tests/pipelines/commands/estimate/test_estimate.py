@@ -21,7 +21,7 @@ from pipelines.commands.estimate.quantity import Quantity
 from pipelines.commands.estimate.scored_so_far import count_scored
 from pipelines.commands.estimate.table import plan_table
 from pipelines.commands.run import default_scorer, run_curation, run_scoring
-from pipelines.config import RunConfig
+from pipelines.config import ModelConfig, RunConfig
 from pipelines.corpus import files as input_files
 from pipelines.corpus import rewritten_copy
 from pipelines.errors import ConfigError, ModelLoadError
@@ -250,6 +250,32 @@ def test_a_model_larger_than_the_gpu_is_refused_with_the_numbers(config, monkeyp
     with pytest.raises(ConfigError, match=r"70,000,000,000 parameters.*260\.8 GiB of weights.*24 GiB of nvidia-l4"):
         plan_run(config(), options=PlanOptions(gpu="nvidia-l4"))
     assert not any(way["fits"] for way in plan_run(remote(config()))["ways"])
+
+
+def test_a_model_that_is_spread_over_gpus_takes_the_time_of_one_and_the_price_of_all(config, causal, monkeypatch):
+    def plan(devices, dtype="float32", **options):
+        model = {"path": str(causal), "devices": devices, "dtype": dtype}
+        return plan_run(config().model_copy(update={"model": ModelConfig(**model)}), options=PlanOptions(**options))
+
+    [one], [two] = (plan(number, gpu="nvidia-l4")["ways"] for number in (1, 2))
+    assert (one["devices"], two["devices"]) == (1, 2)
+    assert two["secs"] == one["secs"]
+    for name in ("gpu_hours", "cost"):
+        assert two[name]["high"] == pytest.approx(2 * one[name]["high"])
+    warning = "model.devices spreads the model over 2 GPUs of each worker, which compute one after the other"
+    assert any(warning in line for line in plan(2, gpu="nvidia-l4")["warnings"])
+    monkeypatch.setattr("rm.dry_run.DryRun.shape", property(lambda _: SHAPE_OF_70B))
+    name = "nvidia-a100-80gb"
+    with pytest.raises(ConfigError, match=r"do not fit into the 80 GiB of nvidia-a100-80gb; .* a larger model.devices"):
+        plan(1, gpu=name)
+    with pytest.raises(ConfigError, match=r"of each of 3 nvidia-a100-80gb; "):
+        plan(3, gpu=name)
+    [spread] = plan("auto", gpu=name)["ways"]
+    assert (spread["fits"], spread["devices"]) == (True, 4)
+    assert "4 GPUs each" in "".join(
+        str(cell) for column in plan_table(plan("auto", gpu=name)).columns for cell in column._cells
+    )
+    assert [way["devices"] for way in plan("auto", dtype="int8", gpu=name)["ways"]] == [2]
 
 
 SHAPE_OF_70B = {"parameters": 70 * 10**9, "computing_parameters": 69 * 10**9, "hidden": 8192, "intermediate": 28672}
