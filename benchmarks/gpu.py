@@ -40,6 +40,7 @@ from rm.engine.layout import lay_out
 from rm.engine.memory import BatchSize, measure_peaks
 from rm.engine.packed_forward import enable_packing, in_float32, packed_rewards
 from rm.scorer import Scorer, Window
+from rm.scorer_memory import measure_memory as measure_batches
 from rm.text.templates import Encoded
 from rm.together import PADDED
 from rm.train.losses import bradley_terry
@@ -300,7 +301,7 @@ def measure_memory(bench: Bench, scorer: Scorer) -> dict[str, Any]:
     with plain_attention(scorer.model):
         scorer.packed = enable_packing(scorer.model.model, causal=True, max_length=MAX_LENGTH)
         window = draw_window(bench, WORK["P200_R350_N16"], 8, share=True)
-        memory = scorer.measure_memory(window.rows[0])
+        memory = measure_batches(scorer, window.rows[0])
         batch = max(scorer._plan(window.rows, window.groups), key=lambda batch: scorer._cost(window.rows, batch))
         tokens = scorer._cost(window.rows, batch)
         true = true_peak(bench, lambda: scorer._forward(window.rows, batch))

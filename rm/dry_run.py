@@ -19,7 +19,7 @@ from rm.engine.layout import lay_out
 from rm.engine.packed_forward import packing_obstacle
 from rm.identity import ModelError, effective_max_length
 from rm.scorer import Scorer
-from rm.scores import Batch, ResponseGroup, Work
+from rm.scores import ONE_OUTPUT, Batch, Outputs, ResponseGroup, Work
 from rm.text.templates import Encoded, Template
 from rm.together import split_lengths
 
@@ -36,11 +36,18 @@ class DryRun(Scorer):
 
     @classmethod
     def of(
-        cls, directory: Path, *, max_length: int, too_long: str, tokens_per_batch: int | None, device: str | None
+        cls,
+        directory: Path,
+        *,
+        max_length: int,
+        too_long: str,
+        tokens_per_batch: int | None,
+        device: str | None,
+        outputs: Outputs = ONE_OUTPUT,
     ) -> DryRun:
         """Return the dry run of a model directory as on `device`: cpu, cuda, or None for this machine's. Raises `ModelError`."""
         device = device or default_device()
-        model = build_without_weights(directory)
+        model = build_without_weights(directory, outputs=outputs.names)
         tokenizer = load_tokenizer(directory)
         length = effective_max_length(directory, max_length)
         refuse_unembedded(directory, tokenizer, model.model)
@@ -49,7 +56,7 @@ class DryRun(Scorer):
         packed = packing_obstacle(model.model.config, template.max_length) is None
         budget = tokens_per_batch or default_tokens_per_batch(device, training=False)
         split = split_lengths(model.model.config, template.max_length)
-        return cls(model, template, budget, device, packed, split=split)
+        return cls(model, template, budget, device, packed, split=split, outputs=outputs)
 
     @property
     def shape(self) -> dict[str, int]:
@@ -90,7 +97,8 @@ class DryRun(Scorer):
         else:
             computed = self._cost(rows, batch)
         padding = 0 if self.packed else computed - read
-        return np.zeros(len(members), dtype=np.float32), Work(len(members), read, computed, padding, 0.0, 0.0, 0.0)
+        zeros = np.zeros((len(members), 1 + len(self.outputs.names)), dtype=np.float32)
+        return zeros, Work(len(members), read, computed, padding, 0.0, 0.0, 0.0)
 
 
 __all__ = ["DryRun", "ModelError"]

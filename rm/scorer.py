@@ -24,12 +24,11 @@ import torch
 
 from rm.checkpoint.interchange import pooling_pad_id
 from rm.checkpoint.load import load_for_scoring, load_tokenizer
-from rm.checkpoint.memory_check import free_bytes, refuse_too_large, weights_bytes
+from rm.checkpoint.memory_check import refuse_too_large, weights_bytes
 from rm.checkpoint.placement import choose_devices, devices_of
 from rm.checkpoint.refusals import refuse_switching, refuse_unembedded
 from rm.checkpoint.reward_model import RewardModel
 from rm.conversations import UnusableError
-from rm.engine.attention_plan import most_gathered
 from rm.engine.device import (
     DeviceError,
     default_device,
@@ -39,15 +38,15 @@ from rm.engine.device import (
     peak_flops,
     refuse_broken,
 )
-from rm.engine.layout import Layout, Segment, common_prefix, cut_rows, lay_out, plan_batches, plan_even
-from rm.engine.memory import PROBED_TOKENS, BatchMemory, BatchSize, Peaks, measure_peaks
+from rm.engine.layout import Layout, common_prefix, cut_rows, lay_out, plan_batches, plan_even
 from rm.engine.onednn import fuse_linear_layers
 from rm.engine.packed_forward import enable_packing, first_position, packed_rewards
 from rm.identity import ModelError, effective_max_length
-from rm.scores import Batch, GroupScores, ResponseGroup, Window, Work
+from rm.scorer_memory import fit_batches
+from rm.scores import ONE_OUTPUT, Batch, GroupScores, Outputs, ResponseGroup, Window, Work
 from rm.text.templates import Encoded, Template
 from rm.text.windows import PendingText, deduplicate, map_ahead, split_into_windows
-from rm.together import PADDED, choose_way, compatible_groups, draw_rows, padded_rewards, split_lengths
+from rm.together import PADDED, choose_way, compatible_groups, padded_rewards, split_lengths
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +72,7 @@ class Scorer:
     on_batch: Callable[[Work], None] | None = None
     way: str = PADDED  # in which rows run together where they are not packed
     split: int | None = None  # rows longer than this are in batches of their own, packed or not
+    outputs: Outputs = ONE_OUTPUT
     _known: Encoded | None = field(default=None, init=False)  # a row that the model has scored
 
     @classmethod
@@ -87,12 +87,13 @@ class Scorer:
         device: str | None = None,
         devices: int | str = 1,
         memory: int | None = None,
+        outputs: Outputs = ONE_OUTPUT,
     ) -> Scorer:
         """Load the scorer of a model directory (see `rm.identity.resolve_model`). Raises `ModelError`.
 
         `tokens_per_batch` None takes `default_tokens_per_batch` of the device, and `device` None this machine's. `devices`
         are the GPUs that the model is spread over, a number or `auto`; `memory` are the bytes of the machine's that this
-        process may use, None for all that it has available.
+        process may use, None for all that it has available. `outputs` are those of a head with several.
         """
         device = device or default_device()
         if dtype in ("bfloat16", "int8") and device.startswith("cuda") and not native_bfloat16(device):
@@ -104,7 +105,7 @@ class Scorer:
         tokenizer = load_tokenizer(directory)
         chosen = choose_devices(directory, device, devices, dtype=dtype)
         refuse_too_large(directory, dtype=dtype, devices=chosen, straight=True, memory=memory)
-        model = load_for_scoring(directory, dtype=dtype, device=device, devices=chosen)
+        model = load_for_scoring(directory, dtype=dtype, device=device, devices=chosen, outputs=outputs.names)
         length = effective_max_length(directory, max_length)
         refuse_unembedded(directory, tokenizer, model.model)
         refuse_switching(directory, model.model.config, length)
@@ -116,9 +117,9 @@ class Scorer:
             fuse_linear_layers(model.model)
         split = split_lengths(model.model.config, template.max_length)
         way = PADDED if packed else choose_way(model, template, split=split)
-        scorer = cls(model, template, tokens_per_batch, device, packed, way=way, split=split)
+        scorer = cls(model, template, tokens_per_batch, device, packed, way=way, split=split, outputs=outputs)
         left = None if memory is None or device != "cpu" else max(0, memory - weights_bytes(directory, dtype))
-        scorer._fit_batches(given=given, share=left)
+        fit_batches(scorer, given=given, share=left)
         return scorer
 
     @cached_property
@@ -126,74 +127,14 @@ class Scorer:
         """The devices that hold the model."""
         return devices_of(self.model)
 
-    def _fit_batches(self, *, given: bool, share: int | None) -> None:
-        """Lower the token budget to what fits beside the weights, and into this process's `share` of the memory.
-
-        Where it was given, raise `ModelError` instead.
-        """
-        try:
-            memory = self.measure_memory()
-        except Exception as error:  # whatever an architecture makes of a text so drawn, it may score others
-            refuse_broken(error, trial=True)
-            log.debug("the memory of a batch is not known: %s", type(error).__name__)
-            return
-        size = self._largest_batch()
-        needed = memory.bytes(size)
-        # a batch is on one device after the other
-        left = (*map(free_bytes, self.devices), share)
-        free = min((number for number in left if number is not None), default=None)
-        if free is None or needed <= free:
-            return
-        tokens = memory.tokens_within(free, size)
-        if tokens < 1 or given:
-            remedy = (
-                f"set model.tokens_per_batch: {tokens}" if tokens > 0 else "use a larger one, or a 16-bit model.dtype"
-            )
-            raise ModelError(
-                f"batches of {self.tokens_per_batch:,} tokens need {needed:,} bytes beside the weights, and {free:,} are free on "
-                f"{self.device}; {remedy}"
-            )
-        log.warning("batches of %d tokens, since %d bytes are free on %s", tokens, free, self.device)
-        self.tokens_per_batch = tokens
-
-    def measure_memory(self, sample: Encoded | None = None) -> BatchMemory:
-        """Return what a batch needs beside the weights, by forwards of parts of a sample; random tokens are the default."""
-        if sample is None:
-            [sample] = draw_rows(self.model, self.template, [(1, 2 * PROBED_TOKENS)])
-
-        def measure(lengths: Sequence[int], prefix: int) -> tuple[int, Peaks]:
-            rows = []
-            for number, length in enumerate(lengths):
-                own = (sample.ids[number:] * 2)[: length - prefix] if prefix else sample.ids[-length:]
-                types = None if sample.types is None else sample.types[-length:]
-                rows.append(sample._replace(ids=[*sample.ids[:prefix], *own], types=types))
-            batch = [[*range(len(rows))]] if prefix else [[row] for row in range(len(rows))]
-            return self._cost(rows, batch), measure_peaks(lambda: self._forward(rows, batch))
-
-        return BatchMemory.of(measure, longest=len(sample.ids), packed=self.packed, shares=self._gathers)
-
     @property
-    def _gathers(self) -> bool:
+    def gathers(self) -> bool:
         """Whether keys of prefixes are gathered: on a GPU, by its kernels."""
         return self.packed and self.model.causal and self.device.startswith("cuda")
 
-    def _largest_batch(self) -> BatchSize:
-        """Return the size of the largest batch that there may be: rows as long as they get, on a GPU with long prefixes."""
-        tokens = self.tokens_per_batch
-        longest = min(self.template.max_length, tokens)
-        if not self.packed:
-            return BatchSize.padded(tokens, longest)
-        size = BatchSize.packed([Segment(0, (longest,))]).times(tokens / longest)
-        if not self._gathers:
-            return size
-        config = self.model.model.config.get_text_config()
-        heads = config.num_attention_heads
-        key_heads = getattr(config, "num_key_value_heads", None) or heads
-        return size._replace(gathered=most_gathered(heads, key_heads, tokens))
-
     def score(self, groups: Sequence[ResponseGroup]) -> list[GroupScores]:
         """Score every response of every group, in order, exact duplicates in one call once. Raises `DeviceError`."""
-        results = [GroupScores.empty(len(responses)) for _, responses in groups]
+        results = [GroupScores.empty(len(responses), self.outputs.names) for _, responses in groups]
         size = _CHARACTERS_PER_TOKEN * _WINDOW_BATCHES * self.tokens_per_batch
         for window in map_ahead(self._encode, split_into_windows(deduplicate(groups), characters=size)):
             rewards, failures = self._forward_all(window)
@@ -210,7 +151,9 @@ class Scorer:
                         result.left_out[index] = row.left_out
                     result.reasons[index] = failures.get(number)
                     if number not in failures:
-                        result.rewards[index] = rewards[number]
+                        result.rewards[index], *others = rewards[number]
+                        for values, value in zip(result.outputs.values(), others, strict=True):
+                            values[index] = value
         return results
 
     def _encode(self, window: Sequence[PendingText]) -> Window:
@@ -231,8 +174,8 @@ class Scorer:
         return encoded
 
     def _forward_all(self, window: Window) -> tuple[np.ndarray, dict[int, str]]:
-        """Return the float32 rewards [rows] of a window, and row → reason for those that have none."""
-        rewards = np.full(len(window.rows), np.nan, dtype=np.float32)
+        """Return what `_forward` does of a window's rows, float32, and row → reason for those that have no reward."""
+        rewards = np.full((len(window.rows), 1 + len(self.outputs.names)), np.nan, dtype=np.float32)
         failures: dict[int, str] = {}
         waiting = self._plan(window.rows, window.groups)
         while waiting:
@@ -258,7 +201,7 @@ class Scorer:
             self._known = self._known or window.rows[members[-1]]
             if self.on_batch is not None:
                 self.on_batch(work)
-        for index in np.flatnonzero(~np.isfinite(rewards)):
+        for index in np.flatnonzero(~np.isfinite(rewards).all(1)):
             failures.setdefault(int(index), "nan_reward")
         return rewards, failures
 
@@ -316,11 +259,12 @@ class Scorer:
         return sum(sum(map(len, run)) - (len(run) - 1) * self._shared(run) for run in runs)
 
     def _forward(self, rows: Sequence[Encoded], batch: Batch) -> tuple[np.ndarray, Work]:
-        """Compute the rewards [rows] of a batch's rows, in its order."""
+        """Compute the rewards of a batch's rows, in its order: [rows, 1 + named outputs], the reward first."""
         started = time.perf_counter()
         with torch.inference_mode():
             rewards, computed = (self._forward_packed if self.packed else self._forward_padded)(rows, batch)
-            array: np.ndarray = rewards.cpu().numpy()
+            array: np.ndarray = rewards.cpu().numpy().reshape(len(rewards), -1)
+            array = array[:, [self.outputs.reward, *self.outputs.names.values()]]
         secs = time.perf_counter() - started
         read = sum(len(rows[row].ids) for run in batch for row in run)
         padding = 0 if self.packed else computed - read

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,16 @@ Batch = list[list[int]]
 """Runs of rows, by their numbers in a window; tokens that all rows of a run have in common at the front run once."""
 
 
+class Outputs(NamedTuple):
+    """The outputs of a head that are used: that which is the reward, and all that have names."""
+
+    reward: int = 0
+    names: Mapping[str, int] = MappingProxyType({})
+
+
+ONE_OUTPUT = Outputs()
+
+
 class GroupScores(NamedTuple):
     """The rewards of one group's K responses, their lengths in tokens, and the reasons for those without a reward."""
 
@@ -26,13 +37,15 @@ class GroupScores(NamedTuple):
     response_tokens: np.ndarray  # int32 [K]
     truncated: np.ndarray  # bool [K]
     left_out: dict[int, frozenset[str]]  # of those of which the template leaves something out: the keys
+    outputs: Mapping[str, np.ndarray] = MappingProxyType({})  # float32 [K] by name, of a head with several outputs
 
     @classmethod
-    def empty(cls, count: int) -> GroupScores:
+    def empty(cls, count: int, outputs: Iterable[str] = ()) -> GroupScores:
         """Return the scores of `count` responses before any is scored."""
+        named = {name: np.full(count, np.nan, dtype=np.float32) for name in outputs}
         prompt_tokens, response_tokens = (np.zeros(count, dtype=np.int32) for _ in range(2))
         rewards, truncated = np.full(count, np.nan, dtype=np.float32), np.zeros(count, dtype=bool)
-        return cls(rewards, [None] * count, prompt_tokens, response_tokens, truncated, {})
+        return cls(rewards, [None] * count, prompt_tokens, response_tokens, truncated, {}, named)
 
 
 class Work(NamedTuple):

@@ -253,18 +253,21 @@ def _rewards_alone(model: RewardModel, rows: Sequence[Encoded], *, pad: int) -> 
         ids = torch.tensor([row.ids], device=model.model.device)
         types = {} if row.types is None else {"token_type_ids": torch.tensor([row.types], device=ids.device)}
         logits = model.model(input_ids=ids, attention_mask=torch.ones_like(ids), **types).logits
-        rewards.append(logits[0, 0].float().cpu())
+        rewards.append(logits[0].squeeze(-1).float().cpu())
     return torch.stack(rewards)
 
 
 def _rewards_together(
     model: RewardModel, rows: Sequence[Encoded], way: str, split: int | None, pad: int
 ) -> torch.Tensor:
-    rewards = torch.empty(len(rows))
+    rewards: torch.Tensor | None = None  # as many outputs a row as the head has
     groups = [[row] for row in range(len(rows))]
     for part in compatible_groups(groups, [len(row.ids) for row in rows], way=way, split=split):
         members = [row for [row] in part]
-        rewards[members] = padded_rewards(model, [rows[row] for row in members], pad=pad)[0].cpu()
+        part_rewards = padded_rewards(model, [rows[row] for row in members], pad=pad)[0].cpu()
+        rewards = torch.empty(len(rows), *part_rewards.shape[1:]) if rewards is None else rewards
+        rewards[members] = part_rewards
+    assert rewards is not None
     return rewards
 
 
@@ -290,8 +293,11 @@ def _difference(model: RewardModel, expected: _Alone, together: Callable[[], tor
 def _distance(rewards: torch.Tensor, exact: torch.Tensor) -> float:
     """Return the largest difference beyond rounding, as a share of the exact rewards' standard deviation.
 
-    Rewards that are not finite in both count as equal: such a row is rejected when it is scored.
+    Rewards that are not finite in both count as equal: such a row is rejected when it is scored. Of several outputs the one
+    that differs most counts.
     """
+    if exact.ndim > 1:
+        return max(map(_distance, rewards.unbind(1), exact.unbind(1)))
     finite = torch.isfinite(exact)
     if not torch.equal(finite, torch.isfinite(rewards)):
         return float("inf")

@@ -9,8 +9,9 @@ import contextlib
 import logging
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -65,16 +66,23 @@ def load_tokenizer(directory: Path) -> Any:
     return tokenizer
 
 
-def load_for_scoring(directory: Path, *, dtype: str, device: str, devices: Sequence[str] = ()) -> RewardModel:
+def load_for_scoring(
+    directory: Path,
+    *,
+    dtype: str,
+    device: str,
+    devices: Sequence[str] = (),
+    outputs: Mapping[str, int] = MappingProxyType({}),
+) -> RewardModel:
     """Load a trained reward model, every weight of it from the checkpoint, straight to its device, or several `devices`.
 
-    Weights in 8 bits are made in the machine's memory.
+    Weights in 8 bits are made in the machine's memory. `outputs` are names and numbers of those of a head with several.
 
-    Raises `ModelError` for a missing or unexpected weight, a head of unknown name, or more than one output:
+    Raises `ModelError` for a missing or unexpected weight, a head of unknown name, or more than one output without names:
     transformers itself would draw a missing head at random and continue.
     """
     config = _load_config(directory)
-    mapping = _require_one_output(directory, config)
+    config.num_labels, mapping = _require_outputs(directory, config, outputs)
     empty = _build_on_meta(directory, config)
     refuse_other_heads(directory, config, [*_HEAD_ALIASES, head_name(empty).removesuffix(".weight")])
     several = len(devices) > 1
@@ -84,7 +92,7 @@ def load_for_scoring(directory: Path, *, dtype: str, device: str, devices: Seque
     straight: dict[str, Any] = {"device_map": placement} if several or device != "cpu" else {}
     model, info = _from_pretrained(
         directory,
-        num_labels=1,
+        num_labels=config.num_labels,
         dtype=_DTYPES[dtype],
         key_mapping=mapping,
         **({} if dtype == "int8" else straight),
@@ -103,25 +111,56 @@ def load_for_scoring(directory: Path, *, dtype: str, device: str, devices: Seque
     return reward_model.to(device).eval()
 
 
-def build_without_weights(directory: Path) -> RewardModel:
+def build_without_weights(directory: Path, *, outputs: Mapping[str, int] = MappingProxyType({})) -> RewardModel:
     """Build a directory's model as shapes alone, on the device `meta`. Raises `ModelError`, but not for missing weights."""
     config = _load_config(directory)
-    _require_one_output(directory, config)
-    config.num_labels = 1
+    config.num_labels, _ = _require_outputs(directory, config, outputs)
     with torch.device("meta"):
         return RewardModel(AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)).eval()
 
 
-def _require_one_output(directory: Path, config: Any) -> dict[str, str] | None:
-    """Return the renaming (expression → name) that the stored head needs. Raises `ModelError` for more than one output."""
+def _require_outputs(directory: Path, config: Any, wanted: Mapping[str, int]) -> tuple[int, dict[str, str] | None]:
+    """Return the number of outputs of the stored head, and the renaming (expression → name) that it needs.
+
+    Raises `ModelError` for more than one output without names, and for names that the head does not fit.
+    """
     refuse_normalised(directory, config)
     outputs, mapping = _stored_head(directory, config)
-    if outputs not in (None, 1):  # None, no head at all: loading raises that, with the names
-        raise ModelError(
-            f"model.path {str(directory)!r} has {outputs} outputs; a reward model has exactly 1 "
-            "(num_labels: 1 in config.json); choose another checkpoint or train one with `bestkept train`"
-        )
-    return mapping
+    if outputs is None:  # no head at all: loading raises that, with the names
+        return 1, mapping
+    labels = {
+        int(number): str(label)
+        for number, label in (config.id2label or {}).items()
+        if not re.fullmatch(r"LABEL_\d+", str(label))
+    }
+    named = (
+        f" (in config.json {_join_names([f'{label}: {number}' for number, label in labels.items()])})" if labels else ""
+    )
+    if not wanted:
+        if outputs != 1:
+            raise ModelError(
+                f"model.path {str(directory)!r} has {outputs} outputs{named}, and a reward is one of them; say which, and name "
+                "others to use, by model.outputs={NAME: NUMBER}, from 0; or choose a checkpoint with one, or train one with "
+                "`bestkept train`"
+            )
+        return 1, mapping
+    for name, number in wanted.items():
+        if number >= outputs:
+            raise ModelError(
+                f"model.outputs.{name} is {number}, and model.path {str(directory)!r} has {outputs} outputs{named}; expected 0 "
+                f"to {outputs - 1}"
+            )
+        known = {_plain(label): at for at, label in labels.items()}
+        if known.get(_plain(name), number) != number:
+            raise ModelError(
+                f"model.outputs.{name} is {number}, and config.json of model.path {str(directory)!r} gives that name to output "
+                f"{known[_plain(name)]}; correct the number, or choose another name"
+            )
+    return outputs, mapping
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"\W+", "_", name.casefold())
 
 
 def load_backbone_for_training(directory: Path, *, dtype: str = "float32") -> RewardModel:

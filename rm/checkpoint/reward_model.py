@@ -13,10 +13,10 @@ from rm.identity import ModelError
 
 
 class RewardModel(nn.Module):
-    """`forward(input_ids [B, T], lengths [B], token_type_ids [B, T] | None) -> rewards [B]`, float32.
+    """`forward(input_ids [B, T], lengths [B], token_type_ids [B, T] | None) -> rewards [B]`, float32; of N outputs [B, N].
 
     Rows are padded on the right and independent of their neighbours: the reward of a row is what
-    `AutoModelForSequenceClassification(...).logits[:, 0]` gives for that row alone. For a causal backbone that is the
+    `AutoModelForSequenceClassification(...).logits` gives for that row alone. For a causal backbone that is the
     head on the last token that is not the model's pad token, also where pad and eos are one token (then it is read
     before a closing eos, as it was trained). Only a checkpoint of OpenRLHF's is read where OpenRLHF reads it, at the
     very last token (`rm.checkpoint.interchange.pooling_pad_id`). `model` may be a peft model; its base model computes.
@@ -42,7 +42,7 @@ class RewardModel(nn.Module):
         if token_type_ids is not None:
             inputs["token_type_ids"] = token_type_ids
         if not self.causal:
-            return self.model(**inputs).logits[:, 0].float()
+            return self.model(**inputs).logits.squeeze(-1).float()
         hidden = self.model.base_model(**inputs, use_cache=False)[0]  # [B, T, H]
         pad = pooling_pad_id(self.model.config)
         counted = mask if pad is None else mask & (input_ids != pad)
@@ -51,7 +51,7 @@ class RewardModel(nn.Module):
             (steps * counted).argmax(-1).to(hidden.device)
         )  # [B]; transformers' own pooling rule, on the row without its padding
         pooled = hidden[torch.arange(len(last), device=hidden.device), last]  # [B, H]
-        return self.model.score(pooled)[:, 0].float()
+        return self.model.score(pooled).squeeze(-1).float()
 
 
 def is_causal(model: Any) -> bool:

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def packed_rewards(model: Any, layout: Layout, *, causal: bool, plan: AttentionPlan | None = None) -> torch.Tensor:
-    """Compute the rewards [R], float32, of a layout's responses.
+    """Compute the rewards [R], float32, of a layout's responses; of a head with N outputs [R, N].
 
     `model` is a sequence classifier whose attention is `ATTENTION_NAME`. `plan` is that of the layout's segments, made
     here where none is given.
@@ -49,8 +49,8 @@ def packed_rewards(model: Any, layout: Layout, *, causal: bool, plan: AttentionP
     else:
         pooled = hidden[0] if reduced else hidden[0, places.to(hidden.device)]  # [R, H]
     if causal:
-        return model.score(pooled)[:, 0].float()  # type: ignore[no-any-return]
-    return _classify(model, pooled)[:, 0].float()
+        return model.score(pooled).squeeze(-1).float()  # type: ignore[no-any-return]
+    return _classify(model, pooled).squeeze(-1).float()
 
 
 def _averages(model: Any) -> bool:
@@ -208,7 +208,7 @@ def _packing_error(model: Any, *, causal: bool, max_length: int) -> str | None:
     modes = (False, True) if training else (False,)
 
     def alone() -> torch.Tensor:
-        return torch.stack([model(input_ids=row).logits[0, 0] for row in rows]).float()
+        return torch.stack([model(input_ids=row).logits[0].squeeze(-1) for row in rows]).float()
 
     def packed(*, gradients: bool) -> torch.Tensor:
         with torch.set_grad_enabled(gradients):
@@ -241,8 +241,8 @@ def _packing_error(model: Any, *, causal: bool, max_length: int) -> str | None:
 
 
 def _distance(rewards: torch.Tensor, exact: torch.Tensor) -> float:
-    """Return the largest difference, as a share of the rewards' standard deviation."""
-    return float((rewards - exact).abs().max() / exact.std().clamp_min(1e-12))
+    """Return the largest difference, as a share of the standard deviation of the rewards, or of that output's."""
+    return float(((rewards - exact).abs() / exact.std(0).clamp_min(1e-12)).max())
 
 
 def _random_groups(config: Any, max_length: int) -> list[list[tuple[list[int], None]]]:

@@ -247,7 +247,7 @@ def test_a_device_that_breaks_at_the_first_batch_is_not_asked_again(causal, monk
 
 @pytest.mark.parametrize(
     "trial",
-    ["rm.engine.packed_forward.packed_rewards", "rm.together._rewards_alone", "rm.scorer.Scorer.measure_memory"],
+    ["rm.engine.packed_forward.packed_rewards", "rm.together._rewards_alone", "rm.scorer_memory.measure_memory"],
 )
 def test_a_device_that_breaks_in_a_trial_at_load_rules_no_way_out(encoder, monkeypatch, trial):
     def fail(*_, **__):

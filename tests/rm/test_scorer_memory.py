@@ -19,6 +19,7 @@ from rm.engine.layout import Segment
 from rm.engine.memory import BatchSize
 from rm.identity import ModelError
 from rm.scorer import Scorer
+from rm.scorer_memory import largest_batch, measure_memory
 
 SETTINGS = {"dtype": "float32", "max_length": 256, "too_long": "truncate", "device": "cpu"}
 GROUPS = [((("user", f"what is {noun}"),), [f"{grade} {noun} " * 40 for grade in WORDS[30:36]]) for noun in WORDS[:12]]
@@ -61,7 +62,7 @@ def test_the_estimate_is_near_what_batches_take(tmp_path, kind, sizes, budget, g
     else:
         directory = save_tiny(tmp_path, kind) if sizes is None else save_wide(tmp_path, kind, **sizes)
     scorer = Scorer.load(directory, tokens_per_batch=budget, **{**SETTINGS, "max_length": 600})
-    memory = scorer.measure_memory()
+    memory = measure_memory(scorer)
     taken, sizes = taken_by(scorer, groups)
     assert max(size.tokens for size in sizes) > 0.6 * budget
     assert max(map(memory.bytes, sizes)) == pytest.approx(taken, rel=0.2)
@@ -91,8 +92,8 @@ def test_keys_that_are_gathered_for_many_responses_are_counted_and_bounded(tmp_p
     )
     directory = save_wide(tmp_path, "Llama", intermediate_size=32, num_key_value_heads=4)
     scorer = Scorer.load(directory, tokens_per_batch=1000, **{**SETTINGS, "max_length": 600})
-    monkeypatch.setattr(Scorer, "_gathers", True)
-    memory = scorer.measure_memory()
+    monkeypatch.setattr(Scorer, "gathers", True)
+    memory = measure_memory(scorer)
     words = [" ".join(pair) for pair in itertools.permutations(WORDS[30:45], 2)][:count]
     taken, sizes = taken_by(scorer, [((("user", "good thing " * 150),), words)])
     size = max(sizes, key=lambda size: size.gathered)
@@ -101,14 +102,14 @@ def test_keys_that_are_gathered_for_many_responses_are_counted_and_bounded(tmp_p
     assert memory.bytes(size._replace(gathered=min(size.gathered, most))) == pytest.approx(taken, rel=0.2)
     assert memory.bytes(size._replace(gathered=0)) < 0.7 * taken
     # any batch may have as many
-    assert scorer._largest_batch().gathered == most_gathered(4, 4, 1000)
+    assert largest_batch(scorer).gathered == most_gathered(4, 4, 1000)
 
 
 def test_a_budget_that_does_not_fit_is_refused_with_one_that_does(tmp_path, monkeypatch, caplog):
     directory = save_sized(tmp_path, "causal", hidden=64, layers=2)
-    memory = Scorer.load(directory, tokens_per_batch=4000, **SETTINGS).measure_memory()
+    memory = measure_memory(Scorer.load(directory, tokens_per_batch=4000, **SETTINGS))
     free = memory.bytes(BatchSize.packed([Segment(0, (256,))]).times(1500 / 256))
-    monkeypatch.setattr("rm.scorer.free_bytes", lambda device: free)
+    monkeypatch.setattr("rm.scorer_memory.free_bytes", lambda device: free)
     with pytest.raises(ModelError, match=rf"batches of 4,000 tokens need .* {free:,} are free on cpu; set ") as error:
         Scorer.load(directory, tokens_per_batch=4000, **SETTINGS)
     named = int(str(error.value).rpartition("model.tokens_per_batch: ")[2])
@@ -116,8 +117,8 @@ def test_a_budget_that_does_not_fit_is_refused_with_one_that_does(tmp_path, monk
     assert Scorer.load(directory, tokens_per_batch=named, **SETTINGS).tokens_per_batch == named
     assert Scorer.load(directory, tokens_per_batch=None, **SETTINGS).tokens_per_batch == named
     assert f"batches of {named} tokens, since {free} bytes are free on cpu" in caplog.text
-    monkeypatch.setattr("rm.scorer.free_bytes", lambda device: 0)
+    monkeypatch.setattr("rm.scorer_memory.free_bytes", lambda device: 0)
     with pytest.raises(ModelError, match="use a larger one, or a 16-bit"):
         Scorer.load(directory, tokens_per_batch=None, **SETTINGS)
-    monkeypatch.setattr("rm.scorer.free_bytes", lambda device: None)  # a system that does not say
+    monkeypatch.setattr("rm.scorer_memory.free_bytes", lambda device: None)  # a system that does not say
     assert Scorer.load(directory, tokens_per_batch=4000, **SETTINGS).tokens_per_batch == 4000

@@ -157,7 +157,7 @@ def save_tiny(directory: Path, kind: str, **changes: Any) -> Path:
 def _tiny_config(kind: str, **changes: Any) -> Any:
     tokenizer = word_tokenizer(pair=True)
     full = AutoConfig.for_model(kind).to_dict()
-    small = {**_shrink(full, len(tokenizer)), **_SPECIAL.get(kind, {}), **changes, "num_labels": 1}
+    small = {**_shrink(full, len(tokenizer)), **_SPECIAL.get(kind, {}), "num_labels": 1, **changes}
     small |= {"pad_token_id": tokenizer.pad_token_id}
     for name, token in (("bos_token_id", 4), ("eos_token_id", 3), ("cls_token_id", 2), ("sep_token_id", 3)):
         if name in full:

@@ -17,6 +17,7 @@ from rm.checkpoint.load import load_for_scoring
 from rm.checkpoint.memory_check import weights_bytes
 from rm.engine.memory import BatchSize
 from rm.scorer import Scorer
+from rm.scorer_memory import measure_memory
 from rm.train import train
 
 SETTINGS = {"max_length": 64, "too_long": "truncate", "tokens_per_batch": 1000, "device": "cpu"}
@@ -65,7 +66,7 @@ def test_rows_are_packed_and_the_estimate_knows_the_type(request, kind):
     groups = [((("user", f"what is {noun}"),), ["good answer", "bad", "the word"]) for noun in ("the", "you", "time")]
     scorer = Scorer.load(directory, dtype="int8", **SETTINGS)
     assert scorer.packed
-    assert scorer.measure_memory().bytes(BatchSize.padded(64, 32)) > 0
+    assert measure_memory(scorer).bytes(BatchSize.padded(64, 32)) > 0
     eight = np.concatenate([scores.rewards for scores in scorer.score(groups)])
     plain = np.concatenate([s.rewards for s in Scorer.load(directory, dtype="float32", **SETTINGS).score(groups)])
     assert np.isfinite(eight).all()

@@ -17,6 +17,7 @@ from rm.engine.layout import Segment
 from rm.engine.memory import BatchSize
 from rm.identity import ModelError
 from rm.scorer import Scorer
+from rm.scorer_memory import measure_memory
 
 WORKER = """
 import sys, time
@@ -73,6 +74,6 @@ def test_weights_and_batches_fit_into_the_share(causal: Path, monkeypatch):
     ):
         Scorer.load(causal, tokens_per_batch=None, memory=needed - 1, **settings)
     whole = Scorer.load(causal, tokens_per_batch=None, memory=10**12, **settings)
-    room = whole.measure_memory().bytes(BatchSize.packed([Segment(0, (64,))]).times(300 / 64))
+    room = measure_memory(whole).bytes(BatchSize.packed([Segment(0, (64,))]).times(300 / 64))
     part = Scorer.load(causal, tokens_per_batch=None, memory=needed + room, **settings)
     assert 200 < part.tokens_per_batch <= 301 < whole.tokens_per_batch
