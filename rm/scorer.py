@@ -129,7 +129,7 @@ class Scorer:
 
     @property
     def gathers(self) -> bool:
-        """Whether keys of prefixes are gathered: on a GPU, by its kernels."""
+        """True where keys of prefixes are gathered: on a GPU, by its kernels."""
         return self.packed and self.model.causal and self.device.startswith("cuda")
 
     def score(self, groups: Sequence[ResponseGroup]) -> list[GroupScores]:

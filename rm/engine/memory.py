@@ -29,7 +29,7 @@ Peaks = Mapping[Hashable, int]
 
 
 class BatchSize(NamedTuple):
-    """What the memory of a batch depends on."""
+    """The numbers that the memory of a batch depends on."""
 
     tokens: int  # computed: shared ones once, padding included
     pairs: float  # of tokens and those that they attend to, over all rows
