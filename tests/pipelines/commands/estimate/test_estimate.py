@@ -271,11 +271,11 @@ def test_a_model_that_is_spread_over_gpus_takes_the_time_of_one_and_the_price_of
     with pytest.raises(ConfigError, match=r"of each of 3 nvidia-a100-80gb; "):
         plan(3, gpu=name)
     [spread] = plan("auto", gpu=name)["ways"]
-    assert (spread["fits"], spread["devices"]) == (True, 4)
-    assert "4 GPUs each" in "".join(
+    assert (spread["fits"], spread["devices"]) == (True, 5)
+    assert "5 GPUs each" in "".join(
         str(cell) for column in plan_table(plan("auto", gpu=name)).columns for cell in column._cells
     )
-    assert [way["devices"] for way in plan("auto", dtype="int8", gpu=name)["ways"]] == [2]
+    assert [way["devices"] for way in plan("auto", dtype="bfloat16", gpu=name)["ways"]] == [2]
 
 
 SHAPE_OF_70B = {"parameters": 70 * 10**9, "computing_parameters": 69 * 10**9, "hidden": 8192, "intermediate": 28672}
