@@ -269,13 +269,13 @@ def test_a_stale_calibration_is_removed(tmp_path, pairs, encoder):
 def fitted_prompts(monkeypatch):
     """A list that `train` fills with the prompts of its two sides."""
     sides = []
-    original = training._EncodedData.of.__func__
+    original = training.EncodedData.of.__func__
 
     def spy(cls, groups, *rest):
         sides.append({group.prompt for group in groups})
         return original(cls, groups, *rest)
 
-    monkeypatch.setattr(training._EncodedData, "of", classmethod(spy))
+    monkeypatch.setattr(training.EncodedData, "of", classmethod(spy))
     return sides
 
 
