@@ -8,7 +8,7 @@ from pipelines.config.inspect import InspectConfig
 from pipelines.config.loading import load, validate
 from pipelines.config.model import EnsembleConfig, ModelConfig
 from pipelines.config.output import HubConfig
-from pipelines.config.prompt_rules import DropPrompts, Pairs
+from pipelines.config.prompt_rules import DropPrompts, Pairs, Preferences
 from pipelines.config.rules import (
     BestOfN,
     LengthCorrection,
@@ -39,6 +39,7 @@ __all__ = [
     "ModelConfig",
     "NearDuplicates",
     "Pairs",
+    "Preferences",
     "Random",
     "RunConfig",
     "RunnerConfig",

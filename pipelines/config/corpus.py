@@ -28,6 +28,10 @@ class Columns(Strict):
     """The tools that a conversation may call: a list, or that list as JSON; given to the model's template and the output."""
     source: str | None = None
     """The origin of a row; carried into score files and output."""
+    chosen: str | None = None
+    """With `format: preferences`: the preferred response of a pair."""
+    rejected: str | None = None
+    """With `format: preferences`: the other response of the pair."""
 
     @model_validator(mode="after")
     def _one_role_each(self) -> Columns:
@@ -49,9 +53,13 @@ class InputFiles(Strict):
     split: str | None = None
     """The split to read, where names of files or folders say of which they are, as `train-00000-of-00002.parquet` or
     `test/data-00000-of-00001.arrow`. Needed where there are several: they are never mixed."""
-    format: Literal["auto", "messages", "sharegpt", "prompt_response", "responses_list", "alpaca", "hh"] = "auto"
+    format: Literal[
+        "auto", "messages", "sharegpt", "prompt_response", "responses_list", "alpaca", "hh", "preferences"
+    ] = "auto"
     """The layout of the rows; `auto` detects it by their columns and values. `hh`: transcripts,
-    "Human: ... Assistant: ...", whole ones in `columns.messages` or open ones in `columns.prompt`."""
+    "Human: ... Assistant: ...", whole ones in `columns.messages` or open ones in `columns.prompt`. `preferences`: pairs,
+    rankings, grades or verdicts, in the formats of `bestkept train`; all responses of a row are scored, and numbered from the
+    best to the worst by its judgement."""
     columns: Columns = Columns()
     """The columns by role; needed only where detection fails."""
     response: Literal["last_turn", "after_last_user"] | None = None

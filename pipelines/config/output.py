@@ -42,12 +42,13 @@ class OutputConfig(Strict):
     """Versions for repeated runs over a growing corpus: `path` is a root, each run writes to `versions/ID` in it, where ID is
     the same for the same files, model and settings, and `latest.json` names the last complete one (`bestkept latest`)."""
     shape: Literal["messages", "prompt_completion", "preference", "original"] = "messages"
-    """The layout of the rows; `preference` is for the rule `pairs`."""
+    """The layout of the rows; `preference` is for the rules `pairs` and `preferences`."""
     include_columns: list[str] = []
     """Further columns of the input, beside those of the shape."""
-    add: list[Literal["rank", "margin", "probability"]] = []
+    add: list[Literal["rank", "margin", "probability", "flipped"]] = []
     """Further columns from the rewards: rank within the prompt (1 is best), margin (gap to the next worse response, null for the
-    worst) and probability, sigma(margin / T) with T of the model's `calibration.json`."""
+    worst), probability, sigma(margin / T) with T of the model's `calibration.json`, and flipped: whether the rule `preferences`
+    has swapped the sides."""
     rows_per_shard: int = Field(default=100_000, ge=1)
     """Largest number of rows in a shard."""
     bytes_per_shard: int = Field(default=512 * 2**20, ge=1)

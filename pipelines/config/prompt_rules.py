@@ -123,3 +123,30 @@ class DropPrompts(Strict):
         """The limits that are quantiles, by name."""
         values = {name: getattr(self, name) for name in type(self).model_fields}
         return {name: value["quantile"] for name, value in values.items() if isinstance(value, dict)}
+
+
+class Preferences(Strict):
+    """Pairs of a corpus of preferences (`input.format: preferences`), by what the model says of them. A row's margin is the
+    reward of its chosen response less that of its rejected one; of more than two responses, the best and the worst by the row's
+    judgement. A row of which one side is rejected is dropped. Needs `output.shape: preference`."""
+
+    keep: Literal["agree", "disagree", "all"] = "agree"
+    """`agree`: pairs whose chosen response has the higher reward, by the bounds below; `disagree`: those whose rejected one has,
+    to look at; `all`: all but those of `drop`."""
+    min_margin: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    """Least gap between the two rewards at which the model counts as agreeing, or disagreeing."""
+    min_probability: Annotated[float, Field(ge=0.5, lt=1.0)] | None = None
+    """Least sigma(gap / T) at which it does: the probability that the one of higher reward is preferred."""
+    temperature: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = None
+    """The temperature T; default: that of the model's `calibration.json`."""
+    flip: bool = False
+    """Swap the sides of the pairs with which the model disagrees, and keep them. `output.add: [flipped]` marks them."""
+    drop: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
+    """`[LOW, HIGH]`: pairs whose margin lies between these are dropped, whatever the rest says."""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Preferences:
+        if self.drop is not None and not self.drop[0] <= self.drop[1]:
+            raise ValueError(f"drop is {self.drop}; expected [LOW, HIGH], the lower number first")
+        refuse_unused(self, {"temperature"}, used=self.min_probability is not None, by="min_probability")
+        return self

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pipelines.config.base import Strict, refuse_unused
 from pipelines.config.duplicates import Diverse, NearDuplicates
 from pipelines.config.expression import parse
-from pipelines.config.prompt_rules import DropPrompts, Pairs
+from pipelines.config.prompt_rules import DropPrompts, Pairs, Preferences
 
 
 def _bare(value: Any) -> Any:
@@ -147,6 +147,8 @@ class Step(Strict):
     """The best of the whole corpus, or of each stratum. Exactly one of `fraction`, `rows` and `tokens`."""
     pairs: Annotated[Pairs | None, BeforeValidator(_bare)] = None
     """Pairs of a chosen and a rejected response to a prompt, for preference training. Comes last."""
+    preferences: Annotated[Preferences | None, BeforeValidator(_bare)] = None
+    """Pairs of a corpus of preferences with which the model agrees, or swaps of the others. Comes last."""
     drop_prompts: DropPrompts | None = None
     """Drop whole prompts to which any of these limits applies."""
     where: Annotated[str, AfterValidator(_is_a_condition)] | None = Field(default=None, examples=["reward > 0.5"])
@@ -213,10 +215,17 @@ class Step(Strict):
     @property
     def needs_temperature(self) -> bool:
         """True where the step turns gaps into probabilities with the model's own temperature."""
-        best, threshold = self.best_of_n, self.threshold
+        best, threshold, judged = self.best_of_n, self.threshold, self.preferences
+        if judged is not None:
+            return judged.min_probability is not None and judged.temperature is None
         if best is not None:
             return best.min_probability is not None and best.temperature is None
         return threshold is not None and threshold.reference is not None and threshold.temperature is None
+
+    @property
+    def makes_pairs(self) -> bool:
+        """True where the step keeps pairs of responses."""
+        return self.pairs is not None or self.preferences is not None
 
     @property
     def needs_cut(self) -> bool:
@@ -263,6 +272,7 @@ def check_order(steps: list[Step]) -> list[Step]:
     )
     if before or names.count("reward") > 1:
         raise ValueError("reward must come before all steps but length_correction, and once: all others compare it")
-    if "pairs" in names[:-1]:
-        raise ValueError("pairs must be the last step: what follows would take its pairs apart")
+    for name in ("pairs", "preferences"):
+        if name in names[:-1]:
+            raise ValueError(f"{name} must be the last step: what follows would take its pairs apart")
     return steps

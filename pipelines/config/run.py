@@ -200,11 +200,21 @@ class RunConfig(Strict):
             lacking = ", and an ensemble has no calibration" if self.models else ""
             lacking = ", and a combined reward has none" if combines else lacking
             raise ValueError(f"output.add names probability, which needs a model's calibration{lacking}; remove it")
-        has_pairs = any(step.pairs is not None for step in self.select)
+        judged = [number for number, step in enumerate(self.select) if step.preferences is not None]
+        if judged and self.input.format != "preferences":
+            raise ValueError(
+                f"select.{judged[0]}.preferences compares the sides of each row, and input.format is {self.input.format!r}; set "
+                "input.format=preferences"
+            )
+        if "flipped" in self.output.add and not judged:
+            raise ValueError(
+                "output.add names flipped, which the step preferences tells, and select has none; remove it"
+            )
+        has_pairs = any(step.makes_pairs for step in self.select)
         if has_pairs != (self.output.shape == "preference"):
             raise ValueError(
                 f"output.shape is {self.output.shape!r}, and select {'ends with' if has_pairs else 'has no'} pairs; "
-                "pairs and the shape preference go together"
+                "pairs (or preferences) and the shape preference go together"
             )
         return self
 

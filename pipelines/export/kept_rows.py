@@ -34,14 +34,15 @@ def read_kept(
     highs, lows, hashes = wanted.key_high.tolist(), wanted.key_low.tolist(), wanted.response_hash.tolist()
     responses, rewards = wanted.response.tolist(), wanted.raw.tolist()
     ranks, margins, others = wanted.rank.tolist(), wanted.margin.tolist(), wanted.other_raw.tolist()
-    other_hashes = wanted.other_hash.tolist()
+    other_hashes, flipped = wanted.other_hash.tolist(), (wanted.response > wanted.other_response).tolist()
     for at, row in _rows(plan, file, unit, wanted, more_columns=more_columns):
         key = highs[at] << 64 | lows[at]
         if row.group_key != key.to_bytes(16, "big") or not _is(row, responses[at], hashes[at]):
             raise input_changed(file)
         margin = None if np.isnan(margins[at]) else margins[at]
         text = rejected.get((highs[at], lows[at], other_hashes[at]), "")
-        yield KeptResponse(row, responses[at], rewards[at], f"{key:032x}", ranks[at], margin, text, others[at])
+        kept = KeptResponse(row, responses[at], rewards[at], f"{key:032x}", ranks[at], margin, text, others[at])
+        yield kept._replace(flipped=flipped[at])
 
 
 def read_rejected(plan: Plan, file_number: int, wanted: Candidates) -> Iterator[tuple[int, int, int, str]]:

@@ -35,6 +35,7 @@ class KeptResponse(NamedTuple):
     margin: float | None = None  # None for the worst of its prompt
     rejected: str = ""  # of a pair: the other response and its reward
     rejected_reward: float = 0.0
+    flipped: bool = False  # of a row of preferences: whether its sides are swapped
 
     @property
     def text(self) -> str:
@@ -94,6 +95,7 @@ _KINDS = {
     "rank": pa.int32(),
     "margin": pa.float32(),
     "probability": pa.float32(),
+    "flipped": pa.bool_(),
 }
 COLUMNS = {
     "messages": ["messages", "reward", "prompt_id", "source"],
@@ -164,4 +166,5 @@ _VALUES: dict[str, Callable[[KeptResponse, Shape], Any]] = {
     "rank": lambda item, _: item.rank,
     "margin": lambda item, _: item.margin,
     "probability": lambda item, shape: probability_of(item.margin, shape.temperature),
+    "flipped": lambda item, _: item.flipped,
 }

@@ -18,6 +18,7 @@ from pipelines.config import RunConfig
 from pipelines.plan import Plan
 from pipelines.report.gains import gains
 from pipelines.report.histogram import Histogram
+from pipelines.report.judged_pairs import pair_numbers
 from pipelines.report.observations import OTHERS, Observations
 from pipelines.report.prompt_numbers import by_length, by_prompt, disagreement, gold_means, list_prompts
 
@@ -39,12 +40,14 @@ class ReportSettings:
     temperature: float | None
     gold: str | None  # name of the column
     ensemble: bool
+    preferences: bool = False  # whether the rows are preferences
 
     @classmethod
     def of(cls, config: RunConfig, plan: Plan) -> ReportSettings:
         """Return the settings that a configuration and its plan give; without a model, sizes are in characters."""
         unit = "tokens" if config.models else "characters"
-        return cls(unit, plan.temperature, gold=config.report.gold, ensemble=len(config.models) > 1)
+        judged, several = plan.mapping.preferences is not None, len(config.models) > 1
+        return cls(unit, plan.temperature, gold=config.report.gold, ensemble=several, preferences=judged)
 
 
 def report_numbers(observed: Observations, settings: ReportSettings) -> dict[str, Any]:
@@ -68,6 +71,8 @@ def report_numbers(observed: Observations, settings: ReportSettings) -> dict[str
         "gold_means": gold_means(sample) if settings.gold is not None else None,
         "prompts": list_prompts(sample),
     }
+    if settings.preferences:
+        numbers["preferences"] = pair_numbers(observed.judged, others=OTHERS, most_sources=_MOST_SOURCES)
     rounded: dict[str, Any] = _round(numbers)
     return rounded
 

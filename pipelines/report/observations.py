@@ -16,6 +16,7 @@ import xxhash
 
 from pipelines.corpus.word_hashes import splitmix
 from pipelines.report.histogram import Histogram, merge_histograms
+from pipelines.report.judged_pairs import JudgedPairs, merge_pairs
 from pipelines.select.candidates import GOLDEN, group_ranks
 from pipelines.select.columns import to_labels
 
@@ -61,10 +62,11 @@ class Observations:
     # the highest and lowest rewards, of kept and of dropped
     extremes: pa.Table = field(default_factory=ROWS.empty_table)
     sample: pa.Table = field(default_factory=ROWS.empty_table)  # whole prompts
+    judged: JudgedPairs = field(default_factory=JudgedPairs)  # of rows of preferences
 
     @classmethod
-    def of(cls, rows: pa.Table) -> Observations:
-        """Observe scored responses in the columns of `ROWS`; sources may come dictionary-encoded."""
+    def of(cls, rows: pa.Table, *, preferences: bool = False) -> Observations:
+        """Observe scored responses in the columns of `ROWS`; sources may come dictionary-encoded. Of preferences, also pairs."""
         sides, groups = _sides(rows)
         lengths = np.bincount(groups, weights=_numbers(rows, "length"), minlength=len(sides))
         return cls(
@@ -73,6 +75,7 @@ class Observations:
             {side: int(total) for side, total in zip(sides, lengths, strict=True)},
             extremes_of(rows),
             sample_of(rows),
+            JudgedPairs.of(rows) if preferences and len(rows) else JudgedPairs(),
         )
 
     def counts(self) -> dict[Side, int]:
@@ -105,6 +108,7 @@ def merge_observations(parts: Iterable[Observations]) -> Observations:
         {side: lengths[side] for side in sides},
         extremes_of(pa.concat_tables([part.extremes for part in filled])),
         sample_of(pa.concat_tables([part.sample for part in filled])),
+        merge_pairs(part.judged.renamed(names) for part in filled),
     )
 
 

@@ -106,7 +106,8 @@ class ObserveUnits(ThreadedDoFn):
         places = np.sort(np.concatenate(kept)) if kept else np.zeros(0, np.uint64)
         files = map(ScoreFile.from_bytes, _SCORES.select(parts))
         read = partial(rows_of, settings=self.settings, kept=places)
-        return [merge_observations(map(Observations.of, (map_ahead if self.on_object_store else map)(read, files)))]
+        observe = partial(Observations.of, preferences=self.settings.preferences)
+        return [merge_observations(map(observe, (map_ahead if self.on_object_store else map)(read, files)))]
 
 
 def rows_of(file: ScoreFile, settings: ReportSettings, kept: Any) -> pa.Table:

@@ -24,6 +24,7 @@ from pipelines.select.candidates import (
     worst_bits,
 )
 from pipelines.select.expressions import where, with_combined
+from pipelines.select.preference_rows import preference_rows
 from pipelines.select.prompt_limits import within_limits
 from pipelines.select.top import Cut
 
@@ -38,6 +39,8 @@ def apply_rule(
     if step.pairs is not None:
         eligible = where(candidates, step) if step.pairs.chosen is not None else None
         return pairs(candidates, step.pairs, eligible=eligible)
+    if step.preferences is not None:
+        return preference_rows(candidates, step.preferences, temperature=temperature)
     if step.reward is not None:
         return with_combined(candidates, step)
     if step.best_of_n is not None:

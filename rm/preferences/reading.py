@@ -114,12 +114,12 @@ def read_unmerged(
     groups: list[Group] = []
     rejections = Rejections()
     rows = iter(rows)
-    first = [_read_row(row, format, settings) for row in _take_first(rows)]
-    readings = (_read_row(row, format, settings) for row in rows)
-    places = _repeating_places([reading for reading in first if isinstance(reading, Group)], settings)
+    first = [read_row(row, format, settings) for row in _take_first(rows)]
+    readings = (read_row(row, format, settings) for row in rows)
+    places = repeating_places([reading for reading in first if isinstance(reading, Group)], settings)
     for reading in chain(first, readings):
         try:
-            group, dropped = _collapse(reading, places)
+            group, dropped = collapsed(reading, places)
         except UnusableError as error:
             rejections[error.reason] += 1
             continue
@@ -131,13 +131,13 @@ def read_unmerged(
 
 def reading_notes(rows: Sequence[PreferenceRow], format: Format, settings: ReadSettings) -> list[str]:
     """Return notes on what is not read of these first rows, or not as it stands, with remedies."""
-    readings = [_read_row(row, format, settings) for row in rows]
+    readings = [read_row(row, format, settings) for row in rows]
     groups = [reading for reading in readings if isinstance(reading, Group)]
     unread = [*unread_columns(rows, format, settings), *unread_fields(rows, format)]
-    return unread + prompt_notes(groups, _repeating_places(groups, settings), settings)
+    return unread + prompt_notes(groups, repeating_places(groups, settings), settings)
 
 
-def _read_row(row: PreferenceRow | str, format: Format, settings: ReadSettings) -> Group | UnusableError:
+def read_row(row: PreferenceRow | str, format: Format, settings: ReadSettings) -> Group | UnusableError:
     """Read a row as it stands; the error says why it cannot be used."""
     if isinstance(row, str):
         return UnusableError(row)
@@ -156,7 +156,7 @@ def _read_row(row: PreferenceRow | str, format: Format, settings: ReadSettings) 
     return replace(group, prompt=prompt, origin=origin, source=read_tag(view.get("source")), subset=subset, item=item)
 
 
-def _repeating_places(groups: Sequence[Group], settings: ReadSettings) -> Collection[int] | None:
+def repeating_places(groups: Sequence[Group], settings: ReadSettings) -> Collection[int] | None:
     """Return the places of the responses off which prompts are taken; None where all are kept."""
     if settings.repeated_prompt is not None:
         return range(sys.maxsize) if settings.repeated_prompt == "cut" else None
@@ -179,7 +179,11 @@ def _cut_prompt(group: Group, places: Collection[int] | None) -> Group:
     return group if tuple(responses) == group.responses else replace(group, responses=tuple(responses))
 
 
-def _collapse(reading: Group | UnusableError, places: Collection[int] | None) -> tuple[Group, int]:
+def collapsed(reading: Group | UnusableError, places: Collection[int] | None) -> tuple[Group, int]:
+    """Return what was read with equal responses merged and prompts taken off at these places, and the comparisons dropped so.
+
+    Raises `UnusableError`, also where a pair has equal sides.
+    """
     if isinstance(reading, UnusableError):
         raise reading
     group, dropped = collapse(_cut_prompt(reading, places))

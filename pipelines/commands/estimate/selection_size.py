@@ -47,6 +47,8 @@ def kept_responses(steps: Sequence[Step], counts: CandidateCounts) -> tuple[floa
             counts = CandidateCounts(amount, min(counts.prompts, amount))
         elif step.pairs is not None:
             counts, known = _best_of_each(counts, step.pairs.pairs_per_prompt or 1, least=2), False
+        elif step.preferences is not None:
+            counts, known = counts._replace(responses=counts.responses / 2, sizes=None), False
         elif step.length_correction is None:
             known = False
         known = known and (counts.sizes is not None or step is steps[-1])

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.config import BestOfN, DropPrompts, Pairs, Step, Threshold, Top
+from pipelines.config import BestOfN, DropPrompts, Pairs, Preferences, Step, Threshold, Top
 from pipelines.select.candidates import Candidates, first_of_texts, worst_bits
 from pipelines.select.corpus_standards import Standards, with_standards
 from pipelines.select.duplicates import Structured, kept_instead, rule_of, stays
 from pipelines.select.expressions import numbers_of
 from pipelines.select.length_correction import Curve
+from pipelines.select.preference_rows import RowPairs, judge
 from pipelines.select.prompt_limits import PromptValues, quantiles_of
 from pipelines.select.rules import (
     draws,
@@ -62,7 +63,7 @@ def verdicts(
     by_place: dict[ResponsePlace, list[Verdict]] = {place: [] for place in response_places(rows)}
     sides: dict[str, Any] = {"curve": curve, "cuts": cuts, "standards": standards, "dropped": dropped}
     for number, step, before, after in follow(rows, selection, **sides):
-        kept, paired = set(response_places(after)), set(_rejected_places(after)) if step.pairs is not None else set()
+        kept, paired = set(response_places(after)), set(_rejected_places(after)) if step.makes_pairs else set()
         edges = cuts[number][1] if number in cuts else {}
         if step.compares_texts:
             named = _by_row(_alike(before, step, dropped[number], edges), len(before))
@@ -124,6 +125,8 @@ def _numbers(
         columns = _top(rows, step.top, edges)
     elif step.pairs is not None:
         columns = _pairs(rows, step, step.pairs, after)
+    elif step.preferences is not None:
+        columns = _preferences(rows, step.preferences, step.preferences.temperature or temperature)
     elif step.drop_prompts is not None:
         columns = _drop_prompts(rows, step.drop_prompts, edges)
     elif step.random is not None:
@@ -205,6 +208,21 @@ def _pairs(rows: Candidates, step: Step, rule: Pairs, after: Candidates) -> dict
     if isinstance(rule.rejected, dict) and "sigma" in rule.rejected:
         columns["target"] = pair_targets(rows, rule.rejected["sigma"])
     return columns
+
+
+def _preferences(rows: Candidates, rule: Preferences, temperature: float | None) -> dict[str, Any]:
+    pairs = RowPairs.of(rows)
+    margins, words = pairs.margins(rows.reward), np.full(len(rows), "unpaired", dtype=object)
+    margin, flipped = np.full(len(rows), np.nan), np.zeros(len(rows), dtype=bool)
+    for side, name in ((pairs.chosen, "chosen"), (pairs.rejected, "rejected")):
+        words[side], margin[side] = name, margins
+        flipped[side] = judge(margins, rule, temperature=temperature)[1]
+    columns: dict[str, Any] = {"judged": words, "margin": margin, "keep": rule.keep, "min_margin": rule.min_margin}
+    if rule.min_probability is not None and temperature is not None:
+        columns |= {"probability": sigmoid(margin / temperature), "min_probability": rule.min_probability}
+    if rule.drop is not None:
+        columns["drop"] = str(rule.drop)
+    return columns | ({"flipped": flipped} if rule.flip else {})
 
 
 def _drop_prompts(rows: Candidates, rule: DropPrompts, edges: CutEdges) -> dict[str, Any]:

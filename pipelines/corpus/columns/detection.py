@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 from pipelines.config import Columns
 from pipelines.corpus.columns.layouts import (
     LISTS,
+    WANTED,
     Reading,
     column_of,
     columns_for_role,
@@ -35,6 +36,7 @@ from pipelines.corpus.columns.layouts import (
     join_settings,
     roles_of_layout,
 )
+from pipelines.corpus.columns.preference_mapping import as_preferences
 from pipelines.corpus.columns.row_mapping import RowMapping, parse_row, value_at
 from pipelines.corpus.columns.trajectories import AFTER_LAST_USER, ResponseChoice, choose_response
 from pipelines.corpus.columns.undetected_hints import hint
@@ -44,14 +46,6 @@ from rm.conversations import REPEATED, are_repeated, begins_with_prompt
 
 _MAYBE_IN_PROMPT = ("system", "system_prompt", "context", "input", "history", "functions")
 _LISTED = ("texts", "messages", "records", "lists", "other")
-_WANTED = {
-    "messages": "messages",
-    "sharegpt": "messages",
-    "prompt_response": "prompt and response",
-    "responses_list": "prompt and responses",
-    "alpaca": "prompt, input and response",
-    "hh": "messages (transcripts)",
-}
 
 
 class UnreadColumn(NamedTuple):
@@ -123,8 +117,7 @@ def detect(
     response: str | None = None,
     repeated_prompt: str | None = None,
 ) -> Detection:
-    """Detect the layout of a file with columns `names` that begins with `rows`; explicit `columns`, `response` and
-    `repeated_prompt` win.
+    """Detect the layout of a file with columns `names` that begins with `rows`; what the other settings say wins.
 
     `where` names the file in errors. Raises `InputError` where a named column is missing, `UndetectedError` where no reading
     fits, and `AmbiguousError` where several do, with the `input.columns` to write.
@@ -135,10 +128,14 @@ def detect(
     named += [("input.carry", name) for name in carry] + [("input.group_by", name) for name in group_by]
     named += [("scores.column", reward)] if reward is not None else []
     paths = _paths(table, named, where=where)
-    table = FirstRows([*names, *paths], [RowMapping("", paths=paths).with_paths(row) for row in rows])
+    base = RowMapping(format, carry=tuple(carry), group_by=tuple(group_by), reward=reward, paths=paths)
+    table = FirstRows([*names, *paths], [base.with_paths(row) for row in rows])
+    if format == "preferences":
+        mapping, chosen = as_preferences(table, base, user_columns, where=where, repeated_prompt=repeated_prompt)
+        return Detection(mapping, chosen, (), ())
     readings = find_readings(table, format, user_columns)
     if not readings:
-        wanted = _WANTED.get(format, "prompt and response (or responses, or messages)")
+        wanted = WANTED.get(format, "prompt and response (or responses, or messages)")
         reason = hint(table, wanted, user_columns)
         message = f"{where} has columns {join_names(names)}; cannot tell which hold {wanted}{reason}"
         raise UndetectedError(message, reason.lstrip(":,; "))
@@ -151,8 +148,7 @@ def detect(
             f"input.columns.{unused[0]} is {user_columns[unused[0]]!r}, and the format {chosen.format} has no place for it; "
             "remove it, or set input.format"
         )
-    mapping = _mapping(table, chosen, user_columns, where=where, carry=carry, group_by=group_by, reward=reward)
-    mapping = replace(mapping, paths=paths)
+    mapping = _mapping(table, chosen, user_columns, where=where, base=base)
     _refuse_no_rewards(table, mapping, where)
     if mapping.field is not None:
         role = "responses" if mapping.responses else "response"
@@ -207,9 +203,7 @@ def _mapping(
     user_columns: Mapping[str, str],
     *,
     where: str,
-    carry: Sequence[str],
-    group_by: Sequence[str],
-    reward: str | None,
+    base: RowMapping,
 ) -> RowMapping:
     columns: dict[str, str | None] = dict(reading.columns)
     columns.update({key: user_columns[key] for key in ("input", "system", "source", "tools") if key in user_columns})
@@ -222,7 +216,7 @@ def _mapping(
         columns[role] = column = column_of(name, table.names)
         columns["field"] = name.removeprefix(f"{column}.") if name != column else _field(table, reading, role, where)
     named: dict[str, Any] = columns
-    return RowMapping(reading.format, **named, carry=tuple(carry), group_by=tuple(group_by), reward=reward)
+    return replace(base, format=reading.format, **named)
 
 
 def _refuse_missing_field(table: FirstRows, setting: str, name: str, where: str) -> None:
@@ -248,9 +242,8 @@ def _field(table: FirstRows, reading: Reading, role: str, where: str) -> str | N
     fields = table.fields(name)
     if len(fields) == 1:
         return fields[0]
-    choices = [
-        Reading(reading.format, {**reading.columns, role: f"{name}.{field}"}, "") for field in fields or ["FIELD"]
-    ]
+    paths = [f"{name}.{field}" for field in fields or ["FIELD"]]
+    choices = [Reading(reading.format, {**reading.columns, role: path}, "") for path in paths]
     problem = f"several of its fields hold text ({', '.join(fields)})" if fields else "none of its fields is known"
     raise AmbiguousError(
         f"{where} has {role} in {name}, which holds records, and {problem}; name the field: {join_settings(choices)}",

@@ -17,6 +17,17 @@ _TEXT = ("text", "messages")
 _ONE = ("text", "messages", "message", "record")
 
 
+WANTED = {
+    "messages": "messages",
+    "sharegpt": "messages",
+    "prompt_response": "prompt and response",
+    "responses_list": "prompt and responses",
+    "alpaca": "prompt, input and response",
+    "hh": "messages (transcripts)",
+}
+"""The columns of a format, in words."""
+
+
 class _Names(NamedTuple):
     """Names of columns that may have a role, and the kinds of values that a column of that role has."""
 
@@ -57,6 +68,8 @@ class Reading(NamedTuple):
     def setting(self) -> str:
         """The setting that selects this reading, quoted for a shell."""
         setting = shlex.quote(f"input.columns={_flow(self.columns)}")
+        if self.format == "preferences":
+            return f"input.format=preferences {setting}" if self.columns else "input.format=preferences"
         return f"input.format=hh {setting}" if self.format == "hh" else setting
 
 

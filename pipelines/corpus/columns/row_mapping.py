@@ -59,6 +59,8 @@ class RowMapping:
     paths: tuple[
         str, ...
     ] = ()  # names among these that are no column: fields of records, such as `completions.overall_score`
+    preferences: str | None = None  # how rows of preferences are read, see `rm.preferences.ranked`
+    reads: tuple[str, ...] = ()  # the columns of such rows
 
     def columns(self) -> list[str]:
         """The input columns that scoring reads."""
@@ -73,7 +75,7 @@ class RowMapping:
             self.source,
             self.reward,
         ]
-        used = [name for name in named if name is not None] + [*self.carry, *self.group_by]
+        used = [name for name in named if name is not None] + [*self.carry, *self.group_by, *self.reads]
         return list(dict.fromkeys(self.column_of(name) for name in used))
 
     def column_of(self, name: str) -> str:
@@ -86,14 +88,14 @@ class RowMapping:
 
     def to_json(self) -> dict[str, Any]:
         fields = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        for name in ("reward", "field", "tools", "after_last_user", "cut_prompt", "paths"):
+        for name in ("reward", "field", "tools", "after_last_user", "cut_prompt", "paths", "preferences", "reads"):
             if not fields[name]:
                 del fields[name]  # they are part of a fingerprint, and there were none before
         return fields
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> RowMapping:
-        listed = {key: tuple(fields[key]) for key in ("carry", "group_by", "paths") if key in fields}
+        listed = {key: tuple(fields[key]) for key in ("carry", "group_by", "paths", "reads") if key in fields}
         return cls(**{**fields, **listed})
 
 
@@ -130,6 +132,8 @@ def parse_row(row: RowValues | str, mapping: RowMapping) -> ParsedRow:
     if isinstance(row, str):
         return ParsedRow.rejected(row)
     row = mapping.with_paths(row)
+    if mapping.preferences is not None:
+        return _parse_preference(row, mapping.preferences)
     values = list(_responses(row, mapping))
     try:
         if mapping.messages is not None:
@@ -151,6 +155,17 @@ def parse_row(row: RowValues | str, mapping: RowMapping) -> ParsedRow:
             responses.append(None)
             reasons.append(error.reason)
     return ParsedRow(prompt, responses, reasons, cut)
+
+
+def _parse_preference(row: RowValues, settled: str) -> ParsedRow:
+    """A row of preferences, its responses from the best to the worst by its own judgement; unusable ones count as two."""
+    from rm.preferences import read_ranked
+
+    try:
+        prompt, ranked = read_ranked(row, settled)
+    except UnusableError as error:
+        return ParsedRow.rejected(error.reason, responses=2)
+    return ParsedRow(prompt, [*ranked], [None] * len(ranked))
 
 
 def rewards_of(row: RowValues, mapping: RowMapping, count: int) -> list[float | None]:

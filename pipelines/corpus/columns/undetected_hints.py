@@ -46,8 +46,10 @@ def _preferences(table: FirstRows, user_columns: Mapping[str, str]) -> str | Non
         if prompts and "chosen" in table.names
         else ""
     )
-    return f": these are preferences (the format {name}), which `bestkept train` and `bestkept evaluate` read" + (
-        f"; to score the chosen sides as a corpus set {setting}" if setting else "; `run` needs prompts and responses"
+    return (
+        f": these are preferences (the format {name}), which `bestkept train` and `bestkept evaluate` read; to score all their "
+        "responses as a corpus set input.format=preferences"
+        + (f", the chosen sides alone {setting}" if setting else "")
     )
 
 

@@ -24,6 +24,7 @@ from pipelines.report.charts import (
 )
 from pipelines.report.evaluation_tables import number, number_interval
 from pipelines.report.pages.evaluation import best_of_n
+from pipelines.report.pages.preference_charts import preference_charts
 from pipelines.storage.canonical_json import Json
 
 SIDES = (("kept", "kept"), ("dropped", "dropped"))
@@ -36,6 +37,8 @@ def charts(manifest: Json, report: Json) -> Iterator[dict[str, Any]]:
         yield _rewards(manifest, report["histogram"])
         yield _yield(report)
         yield _mean_by_yield(report)
+    if report.get("preferences") is not None:
+        yield from preference_charts(report["preferences"], short=short)
     if report["best_of_n"] is not None:
         yield _best_of_n(report)
     if report["length"] is not None:
