@@ -217,7 +217,8 @@ def conclude(run: Run, worker_counters: Mapping[str, int], job_counters: Mapping
     counted = counters.add_counters(worker_counters, job_counters)
     manifest = claim.require_manifest(path)
     command = "select" if run.scorer is None else "run"
-    record = counters.write_run_record(join(path, "run.json"), command, secs, counted)
+    times = counters.times_of([step.name for step in run.config.select], counted)
+    record = counters.write_run_record(join(path, "run.json"), command, secs, counted, steps=times)
     for warning in manifest.get("warnings", ()):
         if OFFSET_WARNING not in warning:  # `prepare` has logged that one
             log.warning("%s", warning)

@@ -9,7 +9,7 @@ import copy
 import logging
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ COUNTERS = (
     "peak_megaflops",
     "forward_microsecs",
 )
+_STEP = "select_{}_microsecs"
 # A global of the process, like Beam's own counters: a worker without Beam reports it, and no object reaches the model's forwards.
 _local = dict.fromkeys(COUNTERS, 0)
 
@@ -57,6 +58,19 @@ def count_forward(work: Work) -> None:
 def local_counters() -> dict[str, int]:
     """The counters of this process, also those outside a Beam job."""
     return dict(_local)
+
+
+def count_steps(secs: Mapping[int, float]) -> None:
+    """Count the seconds of steps of the selection, by their numbers; called on the thread of a bundle."""
+    for step, taken in secs.items():
+        Metrics.counter(NAMESPACE, _STEP.format(step)).inc(round(taken * 1e6))
+
+
+def times_of(rules: Sequence[str], totals: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The seconds of each step, over all threads and workers; None where nothing was counted."""
+    names = [_STEP.format(number) for number in range(len(rules))]
+    secs = [totals[name] / 1e6 if name in totals else None for name in names]
+    return [{"rule": rule, "secs": taken} for rule, taken in zip(rules, secs, strict=True)]
 
 
 def count_fragment(*, input_bytes: int, responses: int, scored: int, found: bool) -> None:
@@ -131,13 +145,17 @@ def rates(totals: Mapping[str, int]) -> dict[str, float | int | None]:
     }
 
 
-def run_record(*, command: str, secs: float, totals: Mapping[str, int]) -> dict[str, Any]:
-    """The content of `run.json`: the launcher's clock and machine, and the model's throughput over all workers."""
+def run_record(
+    *, command: str, secs: float, totals: Mapping[str, int], steps: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """The content of `run.json`: the launcher's clock and machine, the model's throughput over all workers, and the times of the
+    selection's steps."""
     return {
         "command": command,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "secs": round(secs, 3),
         "throughput": rates(totals),
+        **({"steps": list(steps)} if steps else {}),
         "launcher": {
             "python": platform.python_version(),
             "platform": platform.platform(),
@@ -146,8 +164,10 @@ def run_record(*, command: str, secs: float, totals: Mapping[str, int]) -> dict[
     }
 
 
-def write_run_record(path: str, command: str, secs: float, totals: Mapping[str, int]) -> dict[str, Any]:
+def write_run_record(
+    path: str, command: str, secs: float, totals: Mapping[str, int], *, steps: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
     """Write `run.json` to `path`, over that of an earlier run, and return its content; counters of several models are sums."""
-    content = run_record(command=command, secs=secs, totals=totals)
+    content = run_record(command=command, secs=secs, totals=totals, steps=steps)
     publish.replace(path, canonical_json.to_json(content))
     return content

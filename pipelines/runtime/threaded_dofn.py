@@ -20,6 +20,8 @@ from apache_beam.typehints.decorators import no_annotations
 
 from pipelines.errors import carrying_errors
 from pipelines.runtime import machine
+from pipelines.runtime.counters import count_steps
+from pipelines.runtime.step_times import timed
 from pipelines.runtime.transforms import in_global_window
 
 T = TypeVar("T")
@@ -156,11 +158,13 @@ class ThreadedDoFn(beam.DoFn):  # type: ignore[misc]
     @no_annotations  # type: ignore[untyped-decorator]  # Beam cannot read those of *args
     def process(self, element: Any, *sides: Any) -> Iterator[Any]:
         with carrying_errors():
-            for result in self._overlap.put(self.work, self.hold(element), *sides):
+            for result, secs in self._overlap.put(timed, self.work, self.hold(element), *sides):
+                count_steps(secs)
                 yield from self.collect(result)
 
     def finish_bundle(self) -> Iterator[Any]:
         with carrying_errors():
-            for result in self._overlap.drain():
+            for result, secs in self._overlap.drain():
+                count_steps(secs)
                 yield from map(in_global_window, self.collect(result))
             yield from map(in_global_window, self.close())

@@ -20,6 +20,7 @@ from pipelines.config import Step
 from pipelines.config.expression import Expression, parse
 from pipelines.config.expression_terms import BUILT_IN, OF_PROMPT, Node
 from pipelines.errors import InputError
+from pipelines.runtime.step_times import timing
 from pipelines.score.expression_values import NULL, TRUE, Condition, describe, result_of
 from pipelines.score.prompt_values import Prompts
 from pipelines.select.candidates import Candidates, Labels, Mask
@@ -100,13 +101,14 @@ class EarlyParts:
 
     parts: tuple[tuple[Step, Node], ...]
     values: tuple[str, ...]  # numbers of score files, which travel as they are
+    numbers: tuple[int, ...] = ()  # of the steps of the parts
 
     @classmethod
-    def of(cls, steps: Sequence[Step], signals: Sequence[str]) -> EarlyParts:
-        """Those of the steps that are applied after the shuffle."""
+    def of(cls, steps: Sequence[Step], signals: Sequence[str], *, first: int = 0) -> EarlyParts:
+        """Those of the steps that are applied after the shuffle, the first of which has the number `first`."""
         combines = any(step.reward is not None for step in steps)
-        parts, values = [], []
-        for step in steps:
+        parts, values, numbers = [], [], []
+        for number, step in enumerate(steps, first):
             expression = expression_of(step)
             if expression is not None:
                 # what `where` says of a reward that is combined after the shuffle is known then
@@ -117,7 +119,8 @@ class EarlyParts:
                         values.append(node.arguments[0])
                     elif node.operation != "constant":
                         parts.append((step, node))
-        return cls(tuple(parts), _stored(values, signals))
+                        numbers.append(number)
+        return cls(tuple(parts), _stored(values, signals), tuple(numbers))
 
     def names(self, *, conditions: bool) -> tuple[str, ...]:
         """The names of the results that are conditions, or of the others."""
@@ -126,9 +129,11 @@ class EarlyParts:
 
     def evaluate(self, candidates: Candidates) -> Candidates:
         """The same rows with the results of the parts."""
-        return candidates.with_values(
-            {name_of_result(*part): result_for_each(candidates, *part) for part in self.parts}
-        )
+        results = {}
+        for number, part in zip(self.numbers, self.parts, strict=True):
+            with timing(number):
+                results[name_of_result(*part)] = result_for_each(candidates, *part)
+        return candidates.with_values(results)
 
 
 def _early(node: Node, late: Sequence[str]) -> Iterable[Node]:

@@ -16,6 +16,7 @@ from pipelines.config import BestOfN, DropPrompts, RunConfig, Step, Top
 from pipelines.config.rules import crossing_steps
 from pipelines.errors import ConfigError
 from pipelines.plan import Plan
+from pipelines.runtime.step_times import timing
 from pipelines.score import score_files
 from pipelines.score.ensemble import Moments
 from pipelines.score.score_files import ScoreFile
@@ -130,7 +131,7 @@ class Selection:
     @property
     def early_parts(self) -> EarlyParts:
         """The parts of the late steps' expressions that are evaluated before the shuffle all the same."""
-        return EarlyParts.of(self.steps[self.early.stop :], self.signals)
+        return EarlyParts.of(self.steps[self.early.stop :], self.signals, first=self.early.stop)
 
     @property
     def standardised(self) -> list[list[int]]:
@@ -275,12 +276,14 @@ def apply_early_steps(
     candidates, counts = change_rewards(candidates, selection, unused, until=until)
     for numbers in selection.standardised:
         if selection.changing <= numbers[0]:  # the others were taken where rewards were changed
-            candidates = with_standards(candidates, [selection.steps[number] for number in numbers], unused.pop(0))
+            with timing(numbers[0]):
+                candidates = with_standards(candidates, [selection.steps[number] for number in numbers], unused.pop(0))
     for number in selection.early:
         if number < until:
             step = selection.steps[number]
             cut: Cut | None = unused.pop(0) if step.top is not None else None
-            candidates = apply_step(candidates, step, cut=cut, temperature=selection.temperature)
+            with timing(number):
+                candidates = apply_step(candidates, step, cut=cut, temperature=selection.temperature)
             counts[number] = StepSum(step.name, len(candidates), None, total_size(candidates, selection.needs))
     return candidates, counts
 
@@ -292,13 +295,14 @@ def change_rewards(
     counts = StepCounts()
     for number in range(min(until, selection.changing)):
         step = selection.steps[number]
-        if step.length_correction is not None:
-            curve: Curve = sides.pop(0)
-            candidates = curve.correct(candidates)
-        else:
-            if needs_standards(step):
-                candidates = with_standards(candidates, [step], sides.pop(0))
-            candidates = apply_step(candidates, step, cut=None, temperature=None)
+        with timing(number):
+            if step.length_correction is not None:
+                curve: Curve = sides.pop(0)
+                candidates = curve.correct(candidates)
+            else:
+                if needs_standards(step):
+                    candidates = with_standards(candidates, [step], sides.pop(0))
+                candidates = apply_step(candidates, step, cut=None, temperature=None)
         counts[number] = StepSum(step.name, len(candidates), None, total_size(candidates, selection.needs))
     return candidates, counts
 

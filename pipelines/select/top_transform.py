@@ -11,6 +11,7 @@ from apache_beam.pvalue import AsIter, AsSingleton
 from apache_beam.typehints.decorators import no_annotations
 
 from pipelines.errors import carrying_errors
+from pipelines.runtime.step_times import timing
 from pipelines.runtime.threaded_dofn import ThreadedDoFn
 from pipelines.runtime.transforms import Gather, MergeBundles, PCollection
 from pipelines.select.candidates import Candidates
@@ -52,18 +53,19 @@ class FindCut(beam.PTransform):  # type: ignore[misc]
     rule: CutRule
     load: Loader
     sides: Sequence[PCollection[Any]]
+    step: int = 0  # its number
 
     def expand(self, source: PCollection[Any]) -> PCollection[Cut]:
         sides = [AsSingleton(side) for side in self.sides]
         cut = source.pipeline | "Once" >> beam.Impulse() | "Uncut" >> beam.Map(_uncut, self.rule)
         quantiles = isinstance(self.rule, Quantiles)  # decided by values alone
         for number in range(REWARD_PASSES if quantiles else PASSES):
-            bins = source | f"Count{number}" >> beam.ParDo(CountBins(self.load), AsSingleton(cut), *sides)
+            bins = source | f"Count{number}" >> beam.ParDo(CountBins(self.load, self.step), AsSingleton(cut), *sides)
             bins |= f"MergeCounts{number}" >> beam.ParDo(MergeBundles(merge_bins))
             cut = cut | f"Refine{number}" >> beam.Map(_refine, AsIter(bins))
         if quantiles:
             return cut | "Close" >> beam.Map(close)
-        ties = source | "ListTies" >> beam.ParDo(ListTies(self.load), AsSingleton(cut), *sides)
+        ties = source | "ListTies" >> beam.ParDo(ListTies(self.load, self.step), AsSingleton(cut), *sides)
         return cut | "Settle" >> beam.Map(_settle, AsIter(ties))
 
 
@@ -82,6 +84,7 @@ def _settle(cut: Cut, ties: Iterable[Ties]) -> Cut:
 @dataclass(eq=False)
 class _Loading(ThreadedDoFn):
     load: Loader
+    step: int
 
     def waits_for_store(self) -> bool:
         return self.load.on_object_store
@@ -92,14 +95,16 @@ class CountBins(_Loading):
 
     def work(self, element: Any, cut: Cut, *sides: Any) -> list[Bins]:
         ties = cut.digits >= REWARD_PASSES
-        return [] if cut.decided else [count_bins(self.load(element, sides, ties=ties), cut)]
+        with timing(self.step):
+            return [] if cut.decided else [count_bins(self.load(element, sides, ties=ties), cut)]
 
 
 class ListTies(_Loading):
     """Elements → the rows that are still open after all passes."""
 
     def work(self, element: Any, cut: Cut, *sides: Any) -> list[Ties]:
-        return [] if cut.decided else [list_ties(self.load(element, sides, ties=True), cut)]
+        with timing(self.step):
+            return [] if cut.decided else [list_ties(self.load(element, sides, ties=True), cut)]
 
 
 @dataclass(eq=False)

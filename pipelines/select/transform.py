@@ -23,6 +23,7 @@ from apache_beam.pvalue import AsIter, AsSingleton, TaggedOutput
 from pipelines.config import Limits
 from pipelines.corpus import UnitKey
 from pipelines.errors import carrying_errors
+from pipelines.runtime.step_times import timing
 from pipelines.runtime.threaded_dofn import ThreadedDoFn
 from pipelines.runtime.transforms import Gather, PCollection
 from pipelines.score.exact_sum import ExactSum
@@ -130,7 +131,7 @@ class Select(beam.PTransform):  # type: ignore[misc]
         step = self.selection.steps[number]
         rule: CutRule | None = top_of(step) if step.drop_prompts is None else Quantiles(step.drop_prompts)
         assert rule is not None
-        cut = source | f"FindCut{number}" >> FindCut(rule, load, sides)
+        cut = source | f"FindCut{number}" >> FindCut(rule, load, sides, number)
         if self.with_cuts:
             cuts[number] = (cut, source | f"FindEdges{number}" >> FindEdges(cut, load, sides))
         return cut
@@ -221,7 +222,8 @@ class MeasureCorpus(ThreadedDoFn):
         return self.selection.on_object_store
 
     def work(self, element: bytes, *sides: Any) -> list[Any]:
-        return [LoadMoments(self.selection, self.steps)(element, sides)]
+        with timing(self.steps[0]):
+            return [LoadMoments(self.selection, self.steps)(element, sides)]
 
 
 @dataclass(eq=False)
@@ -257,7 +259,8 @@ class ApplyRules(ThreadedDoFn):
         """The rows that a step keeps, which are counted."""
         step = self.selection.steps[number]
         cut = cut if step.needs_cut else None
-        rows = apply_step(rows, step, cut=cut, temperature=self.selection.temperature)
+        with timing(number):
+            rows = apply_step(rows, step, cut=cut, temperature=self.selection.temperature)
         counts[number] = StepSum(step.name, len(rows), count_prompts(rows), total_size(rows, self.selection.needs))
         return rows
 

@@ -159,6 +159,10 @@ def test_where_keeps_the_rows_that_the_expression_says(tmp_path, rows, case, mon
     manifest = run_curation(configured(tmp_path, steps), scorer=None).manifest
     assert kept(tmp_path) == texts(expected(rows)) != set()
     assert [step["rule"] for step in manifest["steps"]] == [next(iter(step)) for step in steps]
+    times = json.loads((tmp_path / "out" / "run.json").read_text())["steps"]
+    assert [step["rule"] for step in times] == [next(iter(step)) for step in steps]
+    assert all(step["secs"] > 0 for step in times)
+    assert "secs" not in json.dumps(manifest)
     monkeypatch.setattr(selection_module, "PARTITIONS", 1)
     run_curation(configured(tmp_path, steps, "again"), scorer=None)
     files = sorted((tmp_path / "out" / "data").iterdir())
