@@ -63,10 +63,11 @@ class ModelIdentity:
     too_long: str
     dtype: str
     reading: str | None = None  # how texts are read, where not as every model of scoring version 2 reads them
+    outputs: Mapping[str, Any] | None = None  # those of several that are used, see `rm.scores.Outputs`
     scoring_version: int = SCORING_VERSION
 
     def to_json(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if (name, value) != ("reading", None)}
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     def fingerprint(self, **context: object) -> str:
         """Hash this identity and `context` (the input mapping, for example) to 24 hex digits."""
@@ -172,6 +173,7 @@ def identify(
     dtype: str,
     hashes: Mapping[str, str] | None = None,
     reading: str | None = None,
+    outputs: Mapping[str, Any] | None = None,
 ) -> ModelIdentity:
     """Return the identity of a local model directory; this machine remembers its hashes.
 
@@ -188,6 +190,7 @@ def identify(
         too_long=too_long,
         dtype=dtype,
         reading=reading,
+        outputs=outputs,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,11 @@ class Outputs(NamedTuple):
 
     reward: int = 0
     names: Mapping[str, int] = MappingProxyType({})
+
+    @classmethod
+    def of(cls, used: Mapping[str, Any] | None) -> Outputs:
+        """Return what a plan says of outputs: `{"names": {name: number}, "reward": name}`, None for the only one."""
+        return cls() if used is None else cls(used["names"][used["reward"]], used["names"])
 
 
 ONE_OUTPUT = Outputs()

@@ -144,6 +144,7 @@ def _score(config: EvaluateConfig, directory: Path, groups: Sequence[Group]) -> 
     from rm.evaluate import Bootstrap, stress
     from rm.identity import resolve_dtype
     from rm.scorer import Scorer
+    from rm.scores import Outputs
 
     dtype = resolve_dtype(config.model.dtype, config.model.device)
     scorer = Scorer.load(
@@ -154,6 +155,7 @@ def _score(config: EvaluateConfig, directory: Path, groups: Sequence[Group]) -> 
         tokens_per_batch=config.model.tokens_per_batch,
         device=resolve_device(config.model.device),
         devices=config.model.devices,
+        outputs=Outputs.of(config.model.used_outputs),
     )
 
     def score(asked: Sequence[tuple[Conversation, Sequence[str]]]) -> list[GroupScores]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from pipelines.config.base import PathText, Strict
 from pipelines.config.corpus import RowLimits
@@ -13,6 +15,12 @@ from pipelines.config.train import PreferencesConfig, StressConfig
 class EvaluatedModel(ModelConfig):
     max_length: int = Field(default=2048, ge=8)
     """Longest input in tokens; the least of this, the model's positions and the tokenizer's limit applies."""
+
+    @model_validator(mode="after")
+    def _one_output_is_the_reward(self) -> Self:
+        if len(self.outputs) > 1 and self.reward_output is None:
+            raise ValueError(f"outputs names {', '.join(self.outputs)}; say which is evaluated by model.reward_output")
+        return self
 
 
 class EvaluationData(PreferencesConfig):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
@@ -34,10 +34,31 @@ class ModelConfig(ReadingModel):
     devices: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = 1
     """GPUs of the machine that the model is spread over, layer by layer, where it does not fit on one; a batch passes through
     them one after the other. `auto`: the fewest that hold its weights with some room. Each of `runner.workers` has as many."""
+    outputs: dict[str, Annotated[int, Field(ge=0)]] = {}
+    """Names of your own for outputs of a model that has several (`num_labels` in its config.json), with their numbers from 0:
+    `{helpfulness: 0, verbosity: 4}`. `select` knows each by its name; one forward computes all."""
+    reward_output: str | None = None
+    """The one of `outputs` that is the reward. A single one is; of several, the step `reward` may combine them instead."""
     tokens_per_batch: int | None = Field(default=None, ge=1)
     """Tokens per forward pass, shared prompts counted once, padding included; bounds memory, does not change rewards beyond
     rounding. Default: 32768 on a GPU; 4096 on a CPU, where a batch is full earlier unless that would repeat long prompts; less
     where memory is short."""
+
+    @model_validator(mode="after")
+    def _outputs_have_names(self) -> Self:
+        for name in self.outputs:
+            check_name(name, "model's output")
+        if self.reward_output is not None and self.reward_output not in self.outputs:
+            known = ", ".join(self.outputs) or "names none"
+            raise ValueError(f"reward_output is {self.reward_output!r}, and outputs {known}; name one of outputs")
+        return self
+
+    @property
+    def used_outputs(self) -> dict[str, Any] | None:
+        """The outputs as a plan has them: their numbers by name, and the one that is the reward; None for plain models."""
+        if not self.outputs:
+            return None
+        return {"names": dict(sorted(self.outputs.items())), "reward": self.reward_output or next(iter(self.outputs))}
 
 
 _Several = TypeAdapter(Annotated[list[ModelConfig], Field(min_length=1)])

@@ -151,6 +151,28 @@ class RunConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _outputs_are_used(self) -> RunConfig:
+        combined = len(self.models) == 1 and any(step.reward is not None for step in self.select)
+        named = {"model": self.models} | {f"signals.{name}.model": [one] for name, one in self.signal_models.items()}
+        for setting, models in named.items():
+            for model in models:
+                if len(model.outputs) > 1 and model.reward_output is None and not (combined and setting == "model"):
+                    raise ValueError(
+                        f"{setting}.outputs names {', '.join(model.outputs)}; say which is the reward by "
+                        f"{setting}.reward_output, or combine those of a single model in the step reward"
+                    )
+                if model.outputs and self.score.colocate is not None:
+                    raise ValueError(
+                        f"score.colocate keeps one reward a response, and {setting}.outputs names more; remove one"
+                    )
+        for name in self.outputs:
+            if name in self.input.carry or name in self.signals:
+                raise ValueError(
+                    f"{name!r} is a name in model.outputs and in input.carry or signals; rename the output"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _signals_have_names(self) -> RunConfig:
         for name in self.signals:
             check_name(name, "signal")
@@ -268,9 +290,14 @@ class RunConfig(Strict):
     @property
     def numbers(self) -> tuple[str, ...]:
         """The numbers that expressions know beside the built-in ones: the rewards of an ensemble's models, as they are and
-        standardised, and signals."""
+        standardised, outputs of a single model, and signals."""
         names = self.ensemble.names
-        return (*names, *(f"z({name})" for name in names), *self.signals)
+        return (*names, *(f"z({name})" for name in names), *self.outputs, *self.signals)
+
+    @property
+    def outputs(self) -> dict[str, int]:
+        """The outputs of a single model by name, which its score files hold."""
+        return self.models[0].outputs if len(self.models) == 1 else {}
 
     @property
     def signal_models(self) -> dict[str, ModelConfig]:

@@ -117,7 +117,8 @@ def _type_name(annotation: Any) -> str:
         inner = " or ".join(map(_type_name, alternatives(arguments[0])))
         return f"list of {inner}"
     if origin is dict:
-        return f"mapping of {_type_name(arguments[0])} to {_type_name(arguments[1])}"
+        values = " or ".join(map(_type_name, alternatives(arguments[1])))
+        return f"mapping of {_type_name(arguments[0])} to {values}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return " | ".join(f"{{{name}: ...}}" for name in annotation.model_fields)
     return _NAMES[annotation]

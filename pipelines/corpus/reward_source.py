@@ -55,6 +55,7 @@ def reward_fields(config: RunConfig, model: ModelConfig | None, mapping: RowMapp
             dtype=resolve_dtype(model.dtype, model.device),
             hashes=weights.hashes,
             reading=reading_mark(weights.directory),
+            outputs=model.used_outputs,
         )
         temperature, comparable = load_temperature(weights.directory), has_anchor(weights.directory)
         evaluation = load_evaluation(weights.directory)
@@ -71,6 +72,7 @@ def reward_fields(config: RunConfig, model: ModelConfig | None, mapping: RowMapp
             "tokens_per_batch": model.tokens_per_batch,
             "device": "cuda" if config.runner.accelerator is not None else model.device,
             "devices": model.devices,
+            **({} if model.used_outputs is None else {"outputs": model.used_outputs}),
         },
         "identity": identity.to_json(),
         "fingerprint": fingerprint,

@@ -155,9 +155,9 @@ def combine_tables(
         "reason": reason,
         "truncated": functools.reduce(pc.or_, (table["truncated"] for table in tables)),
     }
-    combined = first
+    combined = first.drop_columns([name for name in first.column_names if name.startswith("signal.")])
     for name, column in columns.items():
-        combined = combined.set_column(first.schema.get_field_index(name), first.schema.field(name), column)
+        combined = combined.set_column(combined.schema.get_field_index(name), first.schema.field(name), column)
     added = {"spread": spread}
     for name, reward_of_one, standard in zip(names, known, standards, strict=bool(names)):
         for column, values in signal_columns(name, reward_of_one, standard).items():

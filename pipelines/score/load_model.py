@@ -40,6 +40,7 @@ class LoadScorer:
         from rm.engine.device import resolve_device
         from rm.scorer import ModelError
         from rm.scorer import Scorer as ModelScorer
+        from rm.scores import Outputs
 
         refuse_other_versions(plan.model["versions"])
         directory = loadable_directory(plan.model, plan.identity)
@@ -54,6 +55,7 @@ class LoadScorer:
                     device=resolve_device(plan.model["device"]),
                     devices=plan.model["devices"],
                     memory=share,
+                    outputs=Outputs.of(plan.model.get("outputs")),
                 )
         except ModelError as error:
             raise ModelLoadError(str(error)) from error

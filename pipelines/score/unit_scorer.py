@@ -206,6 +206,7 @@ def score_fragment(scorer: Scorer | None, fragment: Fragment, plan: Plan) -> tup
     """
     usable = [row for row in fragment.rows if row.parsed.prompt is not None]
     left_out = Counter[str]()
+    scored: list[Any] = []
     if scorer is None:
         results = [GroupResult.carried(row) for row in usable]
     else:
@@ -218,6 +219,10 @@ def score_fragment(scorer: Scorer | None, fragment: Fragment, plan: Plan) -> tup
     is_usable = columns["response_hash"].is_valid()
     for name, values in result_columns(results).items():
         columns[name] = pc.replace_with_mask(columns[name], is_usable, values)
+    for name in plan.model.get("outputs", {}).get("names", ()):
+        values = np.concatenate([np.zeros(0, np.float32), *(scores.outputs[name] for scores in scored)])
+        nulls = pa.nulls(len(is_usable), pa.float32())
+        columns[f"signal.{name}"] = pc.replace_with_mask(nulls, is_usable, pa.array(values, mask=np.isnan(values)))
     refuse_broken_model(columns["reason"].to_pylist(), plan)
     tokens = sum(pc.sum(columns[name]).as_py() or 0 for name in ("prompt_tokens", "response_tokens"))
     return pa.table(columns), tokens, left_out

@@ -48,6 +48,7 @@ def load_dry_run(plan: Plan, *, device: str | None) -> DryRun:
     Raises `ModelLoadError`.
     """
     from rm.dry_run import DryRun, ModelError
+    from rm.scores import Outputs
 
     try:
         return DryRun.of(
@@ -56,6 +57,7 @@ def load_dry_run(plan: Plan, *, device: str | None) -> DryRun:
             too_long=plan.model["too_long"],
             tokens_per_batch=plan.model["tokens_per_batch"],
             device=device,
+            outputs=Outputs.of(plan.model.get("outputs")),
         )
     except ModelError as error:
         raise ModelLoadError(str(error)) from error
