@@ -87,6 +87,10 @@ def template(tmp_path_factory):
     (root / "corpus").mkdir()
     for number in range(2):
         pq.write_table(pa.Table.from_pylist(rows[number::2]), root / "corpus" / f"part-{number}.parquet")
+    marks = [{"is_correct": n % 3 != 0, "helpfulness": n % 5, "verbosity": n % 4} for n in range(len(rows))]
+    (root / "solutions").mkdir()
+    solutions = pa.Table.from_pylist([{**row, **mark} for row, mark in zip(rows, marks, strict=True)])
+    pq.write_table(solutions, root / "solutions" / "part-0.parquet")
     write_jsonl(root / "preferences.jsonl", pairs())
     write_jsonl(root / "heldout.jsonl", pairs()[:20])
     for seed, name in enumerate(("reward-model", "reward-model-2", "Qwen/Qwen3-0.6B")):
