@@ -23,6 +23,7 @@ from pipelines.corpus.columns.detection import detect
 from pipelines.corpus.columns.row_mapping import RowMapping
 from pipelines.corpus.files import with_copy
 from pipelines.corpus.listing import first_columns, list_files
+from pipelines.corpus.ngram_index import INDEX, resolve_measures
 from pipelines.corpus.own_files import places_of, refuse_places
 from pipelines.corpus.parquet import refuse_types
 from pipelines.corpus.reward_source import name_of, reward_fields, template_warnings
@@ -165,6 +166,7 @@ class Plans:
 
     whole: Plan
     members: tuple[Plan, ...]
+    indexes: Mapping[str, bytes] = field(default_factory=dict)  # of test prompts, by their hashes
 
     def with_signals(self, signals: Mapping[str, Plan], models: Mapping[str, ModelConfig]) -> Plans:
         """The same with the plans of the signals' models, which score after the others."""
@@ -179,6 +181,10 @@ class Plans:
 
     def save(self, scores: str) -> PlanPaths:
         """Write the plan files. Raises `StorageError` where the scores directory is not writable."""
+        for settings in self.whole.measures:
+            if "index" in settings:  # read where rows are measured
+                folder = join(scores, self.whole.measure_fingerprint(settings))
+                publish.create(join(folder, INDEX), self.indexes[settings["index"]])
         members = tuple(member.save(scores) for member in self.members)
         return PlanPaths(self.whole.save(scores) if len(members) > 1 else members[0], members)
 
@@ -218,6 +224,7 @@ def make_plans(config: RunConfig) -> Plans:
         if signal.column is not None and not {signal.column, signal.column.partition(".")[0]} & {*names}:
             raise InputError(_no_such_column(name, signal.column, where, names))
     models: Sequence[ModelConfig | None] = config.models or [None]
+    measures, indexes = resolve_measures(config.measures)
     for model in [*config.models, *config.signal_models.values()]:
         for warning in template_warnings(model, rows, mapping):
             log.warning("model.path %s: %s", name_of(model), warning)
@@ -227,7 +234,7 @@ def make_plans(config: RunConfig) -> Plans:
             mapping=mapping,
             rows_per_fragment=config.input.rows_per_fragment,
             max_row_bytes=config.limits.max_row_bytes,
-            measures=config.measures,
+            measures=measures,
             **reward_fields(config, model, mapping),
         )
         for model in models
@@ -237,7 +244,7 @@ def make_plans(config: RunConfig) -> Plans:
         name: replace(rewards.members[0], measures=(), **reward_fields(config, model, mapping))
         for name, model in config.signal_models.items()
     }
-    return rewards.with_signals(signals, config.signal_models)
+    return replace(rewards.with_signals(signals, config.signal_models), indexes=indexes)
 
 
 def _no_such_column(signal: str, column: str, where: str, names: Sequence[str]) -> str:

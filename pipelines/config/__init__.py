@@ -2,7 +2,7 @@
 
 from pipelines.config.base import refuse_credentials
 from pipelines.config.corpus import Columns, InputConfig, InputFiles
-from pipelines.config.duplicates import Diverse, NearDuplicates
+from pipelines.config.duplicates import Decontaminate, Diverse, NearDuplicates
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.inspect import InspectConfig
 from pipelines.config.loading import load, validate
@@ -25,6 +25,7 @@ from pipelines.config.train import TrainConfig
 __all__ = [
     "BestOfN",
     "Columns",
+    "Decontaminate",
     "Diverse",
     "DropPrompts",
     "EnsembleConfig",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from pipelines.config.base import Strict
+from pipelines.config.base import PathText, Strict
 
 WORDS_VERSION = 1
 """Increased by hand whenever the same text gives other hashes of its words, or another signature."""
@@ -46,6 +48,27 @@ class Diverse(Strict):
     @property
     def measure(self) -> dict[str, Any]:
         return signature_settings(self.of, self.words)
+
+
+class Decontaminate(Strict):
+    """Drop what shares a run of words with test prompts, in the prompt or in the response."""
+
+    against: list[PathText] = Field(min_length=1, examples=[["tests/*.jsonl"]])
+    """Files of test prompts, as `input.path` takes files; at most 64."""
+    ngram: int = Field(default=13, ge=3, le=50)
+    """Words in a row that are a hit. Test prompts of fewer words are not looked for, and a warning counts them."""
+    column: str | None = None
+    """The column of the prompts in these files; unset, the first of `prompt`, `question`, `problem`, `instruction` and others."""
+
+    @property
+    def number(self) -> str:
+        """The name of the number of test files that a row shares words with, as expressions know it."""
+        settings = json.dumps(self.model_dump(), sort_keys=True)
+        return f"leaks_{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
+
+    @property
+    def measure(self) -> dict[str, Any]:
+        return {"kind": "ngrams", "name": self.number, "version": WORDS_VERSION, **self.model_dump()}
 
 
 def signature_settings(of: str, words: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from pipelines.config.base import Strict, refuse_unused
-from pipelines.config.duplicates import Diverse, NearDuplicates
+from pipelines.config.duplicates import Decontaminate, Diverse, NearDuplicates
 from pipelines.config.expression import parse
 from pipelines.config.prompt_rules import DropPrompts, Pairs, Preferences
 
@@ -167,6 +167,8 @@ class Step(Strict):
     is null are dropped. Comes first, or after `length_correction`. What is exported and reported as reward stays the model's."""
     near_duplicates: Annotated[NearDuplicates | None, BeforeValidator(_bare)] = None
     """Of texts that are nearly the same, keep the one with the best reward, over the whole corpus."""
+    decontaminate: Decontaminate | None = None
+    """Drop what shares a run of words with test prompts, in the prompt or in the response; hits are counted by test file."""
     diverse: Diverse | None = None
     """The best responses that are not alike: from the best downwards, each that is not similar to one that is kept already."""
     length_correction: Annotated[LengthCorrection | None, BeforeValidator(_bare)] = None
@@ -189,10 +191,10 @@ class Step(Strict):
 
     @property
     def condition(self) -> str | None:
-        """The expression whose truth the step reads: `where`, or that of `pairs.chosen`."""
+        """The expression whose truth the step reads: `where`, that of `pairs.chosen`, or that a row has no words of tests."""
         if self.pairs is not None and self.pairs.chosen is not None:
             return self.pairs.chosen["where"]
-        return self.where
+        return self.where if self.decontaminate is None else f"{self.decontaminate.number} == 0"
 
     def columns(self) -> Iterator[tuple[str, str]]:
         """(setting, score-file column) that this step reads beside rewards."""
@@ -204,8 +206,16 @@ class Step(Strict):
     @property
     def measure(self) -> dict[str, Any] | None:
         """The settings of what it needs to be measured on the text."""
-        rule = self.near_duplicates or self.diverse
+        rule = self.near_duplicates or self.diverse or self.decontaminate
         return None if rule is None else rule.measure
+
+    def settings(self) -> dict[str, Any]:
+        """Return the fields that are set; of files only their names."""
+        settings = self.model_dump(exclude_none=True)
+        if self.decontaminate is not None:
+            names = [path.rstrip("/").rsplit("/", 1)[-1] for path in self.decontaminate.against]
+            settings["decontaminate"]["against"] = names
+        return settings
 
     @property
     def compares_texts(self) -> bool:

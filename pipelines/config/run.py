@@ -199,7 +199,7 @@ class RunConfig(Strict):
                         f"select.{number}.{setting} names the column {column!r}, and score files have {', '.join(known)}; "
                         f"add it: input.carry=[{', '.join([*self.input.carry, column])}]"
                     )
-            if step.condition is not None:
+            if step.condition is not None and step.decontaminate is None:
                 setting = f"select.{number}.{'where' if step.where is not None else 'pairs.chosen.where'}"
                 self._check_expression(setting, parse(step.condition))
             if step.reward is not None:
@@ -298,6 +298,11 @@ class RunConfig(Strict):
     def outputs(self) -> dict[str, int]:
         """The outputs of a single model by name, which its score files hold."""
         return self.models[0].outputs if len(self.models) == 1 else {}
+
+    @property
+    def leaks(self) -> tuple[str, ...]:
+        """The numbers of test files that rows share words with, one for each `decontaminate`."""
+        return tuple(step.decontaminate.number for step in self.select if step.decontaminate is not None)
 
     @property
     def signal_models(self) -> dict[str, ModelConfig]:

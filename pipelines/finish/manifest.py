@@ -50,7 +50,7 @@ def make_manifest(config: RunConfig, plan: Plan, results: Results) -> dict[str, 
     manifest = _counts_and_files(config, plan, results)
     manifest["model"] = _model(config, plan, results.standards)
     if plan.measures:
-        manifest["measures"] = [{**one, "fingerprint": plan.measure_fingerprint(one)} for one in plan.measures]
+        manifest["measures"] = [_measure(plan, one, results.summary) for one in plan.measures]
     if config.signals:
         columns = {name: {"column": one.column} for name, one in config.signals.items() if one.column is not None}
         manifest["signals"] = dict(sorted({**columns, **plan.signals}.items()))
@@ -110,6 +110,15 @@ def _counts_and_files(config: RunConfig, plan: Plan, results: Results) -> dict[s
         "mean_reward": {"kept": summary.kept.mean(), "dropped": summary.dropped.mean()},
         "shards": [shard.to_json() for shard in results.shards],
     }
+
+
+def _measure(plan: Plan, settings: Mapping[str, Any], summary: SelectionSummary) -> dict[str, Any]:
+    """A measure and the name of its folder; of test files also how many responses share words with each."""
+    measure = {**settings, "fingerprint": plan.measure_fingerprint(settings)}
+    if settings["kind"] == "ngrams":
+        hits = [summary.hits[settings["name"], number] for number in range(len(settings["files"]))]
+        measure["files"] = [{**file, "hits": count} for file, count in zip(settings["files"], hits, strict=True)]
+    return measure
 
 
 def _rows_by_split(shards: Iterable[OutputShard]) -> dict[str, int]:

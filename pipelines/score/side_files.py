@@ -28,6 +28,7 @@ from pipelines.plan import Plan
 from pipelines.score import score_files
 from pipelines.score.column_signal import ColumnSignal
 from pipelines.score.minhash import MinHash
+from pipelines.score.ngram_hits import NgramHits
 from pipelines.score.score_files import ScoreFile, SideFile
 from pipelines.score.unit_scores import LookUp, ScoreDirectories, UnitScores
 from rm.conversations import response_hash
@@ -50,13 +51,13 @@ class Measure(Protocol):
         ...
 
 
-_KINDS: Mapping[str, Any] = {"column": ColumnSignal, "minhash": MinHash}
+_KINDS: Mapping[str, Any] = {"column": ColumnSignal, "minhash": MinHash, "ngrams": NgramHits}
 
 
-def measure_of(settings: Mapping[str, Any]) -> Measure:
-    """The measure that the settings in a plan stand for."""
+def measure_of(settings: Mapping[str, Any], directories: tuple[str, ...]) -> Measure:
+    """The measure that the settings in a plan stand for; `directories` are those of its side files."""
     measure: Measure = _KINDS[settings["kind"]].from_settings(settings)
-    return measure
+    return replace(measure, directories=directories) if isinstance(measure, NgramHits) else measure
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,10 @@ class UnitSideFiles:
     @cached_property
     def _measures(self) -> list[tuple[Measure, UnitScores]]:
         """Each measure of the plan, and where its files are found."""
+        files = [self._files_of(self.plan.measure_fingerprint(settings)) for settings in self.plan.measures]
         return [
-            (measure_of(settings), self._files_of(self.plan.measure_fingerprint(settings)))
-            for settings in self.plan.measures
+            (measure_of(settings, one.directories), one)
+            for settings, one in zip(self.plan.measures, files, strict=True)
         ]
 
     def _files_of(self, fingerprint: str) -> UnitScores:

@@ -12,6 +12,7 @@ from pipelines.runtime.arrow_ipc import to_ipc
 from pipelines.runtime.threaded_dofn import ThreadedCalls, ThreadedDoFn
 from pipelines.score import score_files
 from pipelines.score.exact_sum import ExactSum
+from pipelines.score.ngram_hits import count_hits, hits_column
 from pipelines.score.rejected import rejected_rows
 from pipelines.score.score_files import ScoreFile
 from pipelines.select.candidates import Candidates
@@ -55,6 +56,8 @@ class ReadScores(ThreadedDoFn):
         footer = descriptor.footer
         columns = score_columns(needs)
         extra = ["row", "response_index", "reason"] if footer.rejected else ["row"] if self._with_schemas else []
+        leaks = self._selection.leaks
+        extra += map(hits_column, leaks)
         scores = score_files.read_joined(descriptor, list(dict.fromkeys([*columns, *extra])))
         everything = scores_to_candidates(scores, file=descriptor.file, unit=footer.unit, needs=needs)
         candidates, counts = apply_early_steps(everything, self._selection, sides, until=len(self._selection.steps))
@@ -66,7 +69,9 @@ class ReadScores(ThreadedDoFn):
         if self._with_schemas:
             place = (descriptor.file, footer.unit, footer.fragment)
             outputs.append(TaggedOutput("schemas", [(score_files.original_schema(scores), place)]))
-        outputs.append(TaggedOutput("summary", _summary(everything, counts, self._selection)))
+        summary = _summary(everything, counts, self._selection)
+        summary.hits = count_hits(scores.filter(scores["reward"].is_valid()), leaks)
+        outputs.append(TaggedOutput("summary", summary))
         return _FileContent(candidates, outputs)
 
     def collect(self, content: _FileContent) -> Iterator[Any]:

@@ -53,7 +53,7 @@ def apply_rule(
         mask = random(candidates, step.random)
     elif step.longest is not None:
         mask = longest(candidates, step.longest)
-    elif step.where is not None:
+    elif step.condition is not None:
         mask = where(candidates, step)
     else:
         raise ValueError(f"step {step!r} names no rule that looks at one prompt at a time")

@@ -48,7 +48,7 @@ def selection_settings(config: RunConfig, plan: Plan) -> dict[str, Any]:
     """The settings that decide the output, given the score files; a run is known by their hash."""
     output = config.output
     settings: dict[str, Any] = {
-        "select": [step.model_dump(exclude_none=True) for step in config.select],
+        "select": [step.settings() for step in config.select],
         "shape": output.shape,
         "rows_per_shard": output.rows_per_shard,
         "bytes_per_shard": output.bytes_per_shard,
@@ -100,12 +100,19 @@ class Selection:
         partitions = PARTITIONS or min(_MOST_PARTITIONS, max(16, plan.input_bytes // _BYTES_PER_PARTITION))
         on_object_store = score_directories(config).on_object_store(plan)
         steps, needs = tuple(config.select), needs_of(config)
-        return cls(steps, needs, plan.temperature, partitions, on_object_store, config.numbers)
+        numbers = (*config.numbers, *config.leaks)
+        return cls(steps, needs, plan.temperature, partitions, on_object_store, numbers)
 
     @property
     def correction(self) -> Step | None:
         """The step that takes length off the rewards, which only the first can be."""
         return self.steps[0] if self.steps and self.steps[0].length_correction is not None else None
+
+    @property
+    def leaks(self) -> list[str]:
+        """The numbers that the steps `decontaminate` read."""
+        numbers = (step.decontaminate.number for step in self.steps if step.decontaminate is not None)
+        return [*dict.fromkeys(numbers)]
 
     @property
     def early(self) -> range:
@@ -161,7 +168,7 @@ def needs_of(config: RunConfig) -> Needs:
     """The columns that the steps and the output of a configuration read."""
     steps: Sequence[Step] = config.select
     add, late = config.output.add, steps[_early(steps).stop :]
-    early = EarlyParts.of(late, config.numbers)
+    early = EarlyParts.of(late, (*config.numbers, *config.leaks))
     return Needs(
         tokens=config.model is not None,
         length=True,
@@ -190,7 +197,7 @@ def _changing(steps: Sequence[Step]) -> int:
 def _early(steps: Sequence[Step]) -> range:
     start = _changing(steps)
     lead = itertools.takewhile(lambda number: _by_row(steps[number]), range(start, len(steps)))
-    last = [number for number in lead if steps[number].top is not None or steps[number].where is not None]
+    last = [number for number in lead if steps[number].top is not None or steps[number].condition is not None]
     return range(start, last[-1] + 1) if last else range(start, start)
 
 

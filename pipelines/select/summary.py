@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -67,6 +68,8 @@ class SelectionSummary:
     # the rewards of as many responses of each prompt as were kept, but the longest ones
     longest: ExactSum = field(default_factory=ExactSum)
     sample: HashSample = field(default_factory=lambda: merge_samples([]))
+    # candidates that share words with a test file, by `decontaminate` and the number of the file
+    hits: Counter[tuple[str, int]] = field(default_factory=Counter)
 
     @property
     def dropped(self) -> ExactSum:
@@ -89,6 +92,7 @@ class SelectionSummary:
             kept_size=self.kept_size + other.kept_size,
             longest=self.longest + other.longest,
             sample=merge_samples([self.sample, other.sample]),
+            hits=self.hits + other.hits,
         )
 
     def random_mean(self) -> float | None:

@@ -33,6 +33,7 @@ from pipelines.commands.explain.lookup import (
     read_texts,
     row_at,
     with_names,
+    with_ngrams,
 )
 from pipelines.commands.explain.verdicts import DROPPED_BEFORE, ResponsePlace, Verdict, response_places, verdicts
 from pipelines.config import RunConfig, RunnerConfig
@@ -88,6 +89,7 @@ def explain(config: RunConfig, key: str, flags: Sequence[str] = (), *, with_text
     if "matches" in content:
         raise _not_one(key, content["matches"], content["prompts"])
     places = [ScoredPlace(*place) for place in content.pop("places")]
+    with_ngrams(content, plans, places)
     if with_text:
         texts = read_texts(plans.whole, places, prompt_id=content["prompt_id"])
         content["prompt"] = texts.prompt
@@ -337,7 +339,7 @@ def _entry(key: str, start: int, row: int, response: int) -> dict[str, Any]:
 
 
 def _settings(selection: Selection) -> list[dict[str, Any]]:
-    return [step.model_dump(exclude_none=True) for step in selection.steps]
+    return [step.settings() for step in selection.steps]
 
 
 def _dropped_before(selection: Selection) -> list[Verdict]:

@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipelines.corpus import InputFile, Row, Unit, UnreadableError, kind_of, place_of, read_rows, split_units, unit_of
+from pipelines.corpus.ngram_index import NgramIndex
 from pipelines.errors import InputError
 from pipelines.export.kept_rows import input_changed
-from pipelines.plan import Plan
+from pipelines.plan import Plan, Plans
+from pipelines.score.ngram_hits import first_hit
 from pipelines.storage.files import absolute
 from rm.conversations import describe_response, response_hash, to_messages
 
@@ -167,6 +169,24 @@ def with_names(verdict: dict[str, Any], plan: Plan) -> dict[str, Any]:
     file = plan.files[number]
     unit = unit_of(file, unit_number)
     return {**verdict, "like": f"{file.key}:{place_of(file.key, 0 if unit is None else unit.start, row)}"}
+
+
+def with_ngrams(content: dict[str, Any], plans: Plans, places: Sequence[ScoredPlace]) -> None:
+    """Add to the verdicts of `decontaminate` on an explained prompt the first words that are shared, and the files with them."""
+    leaking = [row for row in content["rows"] for verdict in row["steps"] if verdict.get("files_hit")]
+    if not leaking:
+        return
+    texts = read_texts(plans.whole, places, prompt_id=content["prompt_id"])
+    prompt = "\n".join(text for message in texts.prompt for text in _strings(message.get("content")))
+    measures = [settings for settings in plans.whole.measures if settings["kind"] == "ngrams"]
+    for row, response in zip(content["rows"], texts.responses, strict=True):
+        steps = [verdict for verdict in row["steps"] if verdict["rule"] == "decontaminate"]
+        for verdict, settings in zip(steps, measures, strict=False):
+            index = NgramIndex.from_bytes(plans.indexes[settings["index"]])
+            names = [file["name"] for file in settings["files"]]
+            hits = (first_hit(text, index, settings["ngram"]) for text in (prompt, response or ""))
+            if verdict.get("files_hit") and (hit := next(filter(None, hits), None)) is not None:
+                verdict |= {"words": hit.words, "of": ", ".join(names[number] for number in hit.files)}
 
 
 class ScoredPlace(NamedTuple):

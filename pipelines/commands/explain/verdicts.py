@@ -135,6 +135,11 @@ def _numbers(
     elif step.longest is not None:
         ranks = ranks_by(rows, shortness(rows))
         columns = {"characters": rows.length, "rank": ranks, "of": len(rows), "keep": step.longest.keep}
+    elif step.decontaminate is not None:
+        columns = {
+            "files_hit": rows.values[step.decontaminate.number].astype(np.int64),
+            "ngram": step.decontaminate.ngram,
+        }
     elif step.where is not None or step.reward is not None:
         columns = numbers_of(rows, step)
     elif step.length_correction is not None:

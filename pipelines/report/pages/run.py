@@ -83,6 +83,10 @@ def _identity(manifest: Json) -> Iterator[tuple[str, str | Markup]]:
     for name, signal in manifest.get("signals", {}).items():
         source = f"column {signal['column']}" if "column" in signal else f"reward model {signal['name']}"
         yield "signal", crop(f"{name}: {source}")
+    for measure in manifest.get("measures", ()):
+        for file in measure.get("files", ()):
+            shared = f"{file['hits']:,} responses share {measure['ngram']} words with {file['name']}"
+            yield "test prompts", crop(f"{shared} ({file['prompts']:,} prompts)")
     yield "fingerprint", manifest["fingerprint"]
     for key in ("weights", "tokenizer", "dtype", "max_length", "too_long", "scoring_version"):
         if key in model:
