@@ -16,7 +16,13 @@ import pyarrow as pa
 
 from pipelines.report.samples import prompt_bounds
 
-RIVALS = ("random", "longest", "shortest")
+RULES = {
+    "random": "a random choice of as many {}",  # tokens, or characters
+    "longest": "taking the longest",
+    "shortest": "taking the shortest",
+}
+"""The names of the rivals in words."""
+RIVALS = tuple(RULES)
 _RESAMPLES = 1_000
 
 Floats = npt.NDArray[np.float64]

@@ -5,6 +5,7 @@ Only what a page shows is cut; files for programs hold the whole. Escaping is no
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterator
 
@@ -14,6 +15,7 @@ LARGEST_TEXT = 14  # px: what the style sheet gives SVG text on narrow screens
 _MARKS = 4  # combining marks on one letter; no script in use stacks more
 _TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # turn the direction of what follows
 _WIDE = frozenset("mwMW@%—…")
+_WORDS = re.compile(r"[^\s_/.,:;|-]*[\s_/.,:;|-]*")
 _NARROW = frozenset("fijlrtI.,:;'!|()[]/- ")
 
 
@@ -27,18 +29,65 @@ def crop(words: str, most: int = 200) -> str:
     return "".join(kept)
 
 
+def shorten(words: str, most: int = 200) -> str:
+    """At most `most` characters of `words`, the beginning and the end with `…` between: names often differ at their end."""
+    if len(words) <= most:
+        return crop(words, most)
+    end = most // 3
+    return "".join(_sanitise(words[: most - end - 1])).rstrip() + "…" + "".join(_sanitise(words[-end:])).lstrip()
+
+
 def crop_to_width(words: str, room: float) -> str:
-    """As many characters as fit `room` pixels of a drawing in the largest size it is set in, `…` where some were cut."""
-    text = crop(words)
+    """As many characters as fit `room` pixels of a drawing in the largest size it is set in; where some have no room, the
+    beginning and the end with `…` between."""
+    text = shorten(words)
     if width(text) <= room:
         return text
-    kept, free = "", room - width("…")
-    for character in text.removesuffix("…"):
-        free -= width(character)
-        if free < 0:
-            break
-        kept += character
-    return kept.rstrip() + "…"
+    pieces = _pieces(text.replace("…", ""))
+    head, tail, free, forward = list[str](), list[str](), room - width("…"), True
+    while pieces and width(pieces[0 if forward else -1]) <= free:
+        piece = pieces.pop(0 if forward else -1)
+        free -= width(piece)
+        (head if forward else tail).append(piece)
+        forward = not forward or len(head) < 2 * len(tail)
+    return "".join(head).rstrip() + "…" + "".join(reversed(tail)).lstrip()
+
+
+def wrap_to_width(words: str, room: float, *, lines: int) -> list[str]:
+    """`words` in at most so many lines that fit `room` pixels, broken where words end if possible; shortened where that is not
+    enough."""
+    for tenths in range(10, 0, -1):
+        short = crop_to_width(words, room * lines * tenths / 10)
+        for broken in (_WORDS.findall(short), [short]):
+            wrapped = _wrap(broken, room)
+            if len(wrapped) <= lines:
+                return wrapped
+    return [crop_to_width(words, room)]
+
+
+def _wrap(words: list[str], room: float) -> list[str]:
+    done, line = list[str](), ""
+    for word in words:
+        if line and width((line + word).rstrip()) > room:
+            done.append(line.rstrip())
+            line = ""
+        for piece in _pieces(word):
+            if width((line + piece).rstrip()) > room:
+                done.append(line.rstrip())
+                line = ""
+            line += piece
+    return [*done, line.rstrip()] if line.strip() or not done else done
+
+
+def _pieces(text: str) -> list[str]:
+    """The characters of a text, each with the marks that belong to it; `…` with what follows, so that no line ends with it."""
+    pieces = list[str]()
+    for character in text:
+        if pieces and (_ems(character) == 0.0 or pieces[-1] == "…"):
+            pieces[-1] += character
+        else:
+            pieces.append(character)
+    return pieces
 
 
 def width(words: str) -> float:

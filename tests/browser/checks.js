@@ -30,6 +30,21 @@
         found.push(`leaves its drawing: ${named(e)}`);
       for (const [other, there] of texts.slice(k + 1)) if (meets(place, there)) found.push(`overlap: ${named(e)} and ${named(other)}`);
     });
+    // A label that is shortened keeps its end; one that ends in an ellipsis has been cut.
+    for (const e of all("text, tspan", svg)) if (/(…|\.\.\.)\s*$/.test([...e.childNodes].filter((n) => n.nodeType === 3).map((n) => n.data).join("")))
+      found.push(`a cut label: ${named(e)}`);
+
+    // Marks at one place are told apart: dots by their size, lines by their dashes.
+    const dots = all("circle", svg).map((e) => [e, e.getBoundingClientRect()]);
+    dots.forEach(([e, a], k) => {
+      for (const [, b] of dots.slice(k + 1)) {
+        const apart = Math.hypot((a.left + a.right - b.left - b.right) / 2, (a.top + a.bottom - b.top - b.bottom) / 2);
+        if (apart < 1 && Math.abs(a.width - b.width) < 2) found.push(`coincident marks: ${named(e)} at ${a.left.toFixed(0)}, ${a.top.toFixed(0)}`);
+      }
+    });
+    const path = (e) => ["points", "d", "x1", "y1", "x2", "y2"].map((name) => e.getAttribute(name)).join() + getComputedStyle(e).strokeDasharray;
+    const paths = all("polyline, path, line:not(.grid)", svg).map((e) => [e, path(e)]);
+    paths.forEach(([e, a], k) => { if (paths.slice(k + 1).some(([, b]) => a === b)) found.push(`coincident marks: ${named(e)}`); });
     if (svg.getAttribute("role") !== "img" && svg.getAttribute("aria-hidden") !== "true") found.push("a drawing is neither role=img nor hidden");
   }
 

@@ -57,6 +57,8 @@ SOUND = '<!doctype html><html lang="en"><meta charset="utf-8"><title>t</title><s
 DRAWING = '<svg viewBox="0 0 100 100" width="100" {more} role="img">{body}</svg>'
 TWO = '<text x="10" y="50">one</text><text x="{x}" y="50">two</text>'
 NAMED = 'aria-label="a"'
+DOTS = '<circle cx="50" cy="50" r="4"/><circle cx="50" cy="50" r="{r}"/>'
+LINES = '<polyline points="1,1 50,50"/><polyline points="1,1 50,50" {dashes}/>'
 WIDE = '<div class="x"><p style="width: 2000px">w</p></div>'
 
 
@@ -70,6 +72,12 @@ WIDE = '<div class="x"><p style="width: 2000px">w</p></div>'
         ("", DRAWING.format(more=NAMED, body=TWO.format(x=60)), None),
         ("", DRAWING.format(more=NAMED, body=TWO.format(x=20)), 'overlap: <text> "one" and <text> "two"'),
         ("", DRAWING.format(more=NAMED, body=TWO.format(x=90)), 'leaves its drawing: <text> "two"'),
+        ("", DRAWING.format(more=NAMED, body='<text y="50">a na…</text>'), 'a cut label: <text> "a na…"'),
+        ("", DRAWING.format(more=NAMED, body='<text y="50">a…e</text>'), None),
+        ("", DRAWING.format(more=NAMED, body=DOTS.format(r=4)), "coincident marks: <circle>"),
+        ("", DRAWING.format(more=NAMED, body=DOTS.format(r=8)), None),
+        ("", DRAWING.format(more=NAMED, body=LINES.format(dashes="")), "coincident marks: <polyline>"),
+        ("", DRAWING.format(more=NAMED, body=LINES.format(dashes='stroke-dasharray="2 3"')), None),
         ("", DRAWING.format(more="", body=""), "no label: <svg>"),
         ("", '<svg viewBox="0 0 9 9" aria-label="a"></svg>', "neither role=img nor hidden"),
         ("color: #767676", '<p class="x">w</p>', None),

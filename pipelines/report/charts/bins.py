@@ -28,16 +28,19 @@ def histogram(
     x_title: str,
     x_format: Callable[[float], str],
     y_format: Callable[[float], str],
+    subject: str = "",
+    y_title: str = "",
     overlaid: bool = False,
     references: Sequence[Reference] = (),
 ) -> Markup:
     """Bars between `edges` (one more than bins, rising), dashed vertical lines at `references`.
 
     Stacked in the order given, the first at the bottom, so that the whole is seen; or `overlaid`, all from zero, so that
-    shapes are compared. Height is the number, whatever the bin's width. Raises `ValueError` where edges and counts do not fit.
+    shapes are compared. Height is the number, whatever the bin's width, of what `y_title` says; `subject` says what is counted,
+    behind the names of the series. Raises `ValueError` where edges and counts do not fit.
     """
     _check(edges, series)
-    top = TOP + LINE * len(references)
+    top = TOP + LINE * (len(references) + bool(y_title))
     height = 234 + top
     bottoms = [[0.0] * (len(edges) - 1) if overlaid or not k else _sums(series[:k]) for k in range(len(series))]
     tops = [[low + count for low, count in zip(b, s.counts, strict=True)] for b, s in zip(bottoms, series, strict=True)]
@@ -55,8 +58,11 @@ def histogram(
         style = f"{one.style} over" if overlaid else one.style
         for (start, end), low, high, count in zip(pairwise(edges), lows, highs, one.counts, strict=True):
             if count:
-                words = f"{one.name}: {y_format(count)}, {x_format(start)} to {x_format(end)}"
+                what = f"{one.name} {subject}".strip()
+                words = f"There {'is' if count == 1 else 'are'} {y_format(count)} {what} with a {x_title} from "
+                words += f"{x_format(start)} to {x_format(end)}."
                 parts.append(drawing.box(x.at(start), y.at(low), x.at(end), y.at(high), style, words))
+    parts += drawing.y_title(y_title)
     parts += drawing.references(x, top, height - BOTTOM, references)
     label = f"Histogram of {x_title}: " + ", ".join(one.name for one in series)
     label = "; ".join([label, *(reference.words for reference in references)])

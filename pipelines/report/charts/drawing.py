@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from pipelines.report.text import crop, crop_to_width, width
+from pipelines.report.text import crop, crop_to_width, shorten, width
 
 WIDTH = 440
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 42
@@ -86,6 +86,11 @@ def horizontal_grid(x: Axis, y: Axis, ticks: Sequence[float], y_format: Callable
     return rules + [text(x.start - 6, y.at(tick) + 4, y_format(tick), room=x.start - 6, anchor="end") for tick in ticks]
 
 
+def y_title(words: str) -> list[Markup]:
+    """The title of a vertical axis, above it, where there is one."""
+    return [text(4, TOP + 4, words, room=WIDTH - 4)] if words else []
+
+
 def tick_labels(x: Axis, y: float, ticks: Sequence[tuple[float, str]]) -> list[Markup]:
     """The labels that have room, from left to right; those at the edges are moved inside."""
     texts: list[Markup] = []
@@ -101,16 +106,16 @@ def tick_labels(x: Axis, y: float, ticks: Sequence[tuple[float, str]]) -> list[M
 
 def references(x: Axis, top: float, bottom: float, values: Sequence[Reference]) -> list[Markup]:
     """Dashed vertical lines; the words stand above `top`, each in a line of its own, on the side with more room."""
-    rules: list[Markup] = []
+    rules: dict[float, Markup] = {}  # one for all references at a place
     texts: list[Markup] = []
     for place, reference in enumerate(values):
         at, y = x.at(reference.value), top - LINE * (len(values) - place)
-        rules.append(rule(at, y, at, bottom, "reference"))
+        rules.setdefault(at, rule(at, y, at, bottom, "reference"))
         right = at <= WIDTH / 2
         room = (WIDTH - at if right else at) - 4
         beside, anchor = (at + 4, "start") if right else (at - 4, "end")
         texts.append(text(beside, y + 10, reference.words, room=room, anchor=anchor, style="over"))
-    return rules + texts
+    return [*rules.values(), *texts]
 
 
 def rule(x1: float, y1: float, x2: float, y2: float, style: str) -> Markup:
@@ -124,17 +129,48 @@ def box(x1: float, y1: float, x2: float, y2: float, style: str, title: str = "")
     return shape + (Markup("<title>{}</title>").format(crop(title)) if title else "") + Markup("</rect>")
 
 
-def dot(x: float, y: float, style: str, radius: float = 4) -> Markup:
-    return Markup('<circle class="dot {}" cx="{}" cy="{}" r="{}"/>').format(style, x, y, radius)
+@dataclass(frozen=True)
+class Dot:
+    """A value at a point; browsers show `title` when pointed at."""
+
+    x: float
+    y: float
+    style: str
+    title: str = ""
+
+
+def dots(marks: Sequence[Dot], radius: float = 4) -> list[Markup]:
+    """Dots, the later ones above; one that others would hide is a ring around them."""
+    drawn = []
+    for place, mark in enumerate(marks):
+        hidden_by = sum(math.hypot(one.x - mark.x, one.y - mark.y) < radius for one in marks[place + 1 :])
+        style = f"{mark.style} ring" if hidden_by else mark.style
+        title = Markup("<title>{}</title>").format(crop(mark.title)) if mark.title else ""
+        circle = Markup('<circle class="dot {}" cx="{}" cy="{}" r="{}">{}</circle>')
+        drawn.append(circle.format(style, mark.x, mark.y, radius + 3 * hidden_by, title))
+    return drawn
 
 
 def text(x: float, y: float, words: str, *, room: float, anchor: str = "start", style: str = "") -> Markup:
-    """As much of `words` as fits `room`; if some are cut, browsers show more of them when pointed at."""
+    """As much of `words` as fits `room`; if some are left out, browsers show more of them when pointed at."""
     short = crop_to_width(words, room)
     title = Markup("<title>{}</title>").format(crop(words)) if short != words else ""
     class_attribute = Markup(' class="{}"').format(style) if style else ""
     place = (class_attribute, round(x, 1), y, anchor, short, title)
     return Markup('<text{} x="{}" y="{}" text-anchor="{}">{}{}</text>').format(*place)
+
+
+def label(x: float, middle: float, words: str, lines: Sequence[str]) -> Markup:
+    """Words that end at `x`, wrapped into `lines` around a height."""
+    if len(lines) == 1:
+        return text(x, middle + 4, words, room=x - 4, anchor="end")
+    top = middle + 4 - LINE * (len(lines) - 1) / 2
+    spans = Markup("").join(
+        Markup('<tspan x="{}" y="{}">{}</tspan>').format(x, top + LINE * number, line)
+        for number, line in enumerate(lines)
+    )
+    title = Markup("<title>{}</title>").format(crop(words)) if any("…" in line for line in lines) else ""
+    return Markup('<text text-anchor="end">{}{}</text>').format(spans, title)
 
 
 def svg(height: float, parts: Iterable[Markup], label: str) -> Markup:
@@ -145,7 +181,7 @@ def svg(height: float, parts: Iterable[Markup], label: str) -> Markup:
 def legend(entries: Iterable[tuple[str, str]], kind: str = "round") -> Markup:
     """A legend of the entries (name, style) that have a name; empty where none has."""
     items = Markup("").join(
-        Markup('<span><i class="key {} {}"></i>{}</span>').format(kind, style, crop(name, _MOST_NAME))
+        Markup('<span><i class="key {} {}"></i>{}</span>').format(kind, style, shorten(name, _MOST_NAME))
         for name, style in entries
         if name
     )

@@ -17,6 +17,7 @@ from pipelines.report.charts.drawing import (
     X_LABELS,
     X_TITLE,
     Axis,
+    Mark,
     Reference,
     Series,
 )
@@ -30,14 +31,15 @@ def line_chart(
     x_ticks: Sequence[tuple[float, str]],
     x_title: str,
     y_format: Callable[[float], str] | None,
+    y_title: str = "",
     references: Sequence[Reference] = (),
 ) -> Markup:
     """Lines over a shared x, each with the band of its intervals; dashed vertical lines at `references`.
 
     `x_ticks` are (x, label), in any numbers (`round_ticks` finds some); the drawing holds every point, tick and reference.
-    Without `y_format` the y axis has no numbers: for shapes, whose height has no unit.
+    `y_title` says what the y axis counts. Without `y_format` it has no numbers: for shapes, whose height has no unit.
     """
-    top = TOP + LINE * len(references)
+    top = TOP + LINE * (len(references) + bool(y_title))
     height = 254 + top
     values = [v for line in series for _, mark in line.points for v in mark.extent]
     y_ticks = drawing.round_ticks(min(values), max(values))
@@ -51,7 +53,8 @@ def line_chart(
     parts.append(_x_title(left, height, x_title))
     parts += drawing.references(x, top, height - BOTTOM, references)
     parts += [_band(line, x, y) for line in series]
-    parts += [_line(line, x, y) for line in series]
+    parts += drawing.y_title(y_title)
+    parts += _lines(series, x, y, lambda at, value: _sentence(at, value, x_title, x_ticks, y_format))
     label = "; ".join(
         [f"Lines over {x_title}: " + ", ".join(line.name for line in series), *(r.words for r in references)]
     )
@@ -68,8 +71,8 @@ def calibration_chart(series: Sequence[Series], *, x_title: str, y_title: str) -
     parts += drawing.tick_labels(x, height - X_LABELS, [(tick, percent(tick)) for tick in ticks])
     parts.append(drawing.rule(x.at(0), y.at(0), x.at(1), y.at(1), "reference"))
     parts.append(_x_title(left, height, x_title))
-    parts.append(drawing.text(4, TOP + 4, y_title, room=WIDTH - 4))
-    parts += [_line(line, x, y) for line in series]
+    parts += drawing.y_title(y_title)
+    parts += _lines(series, x, y, lambda at, mark: f"{mark.value:.0%} are {y_title} where {at:.0%} is the {x_title}.")
     names = [(line.name, line.style) for line in series]
     return drawing.svg(height, parts, f"{y_title} against {x_title}") + drawing.legend(names, "stroke")
 
@@ -87,8 +90,32 @@ def _band(line: Series, x: Axis, y: Axis) -> Markup:
     return Markup('<polygon class="band {}" points="{}"/>').format(line.style, " ".join(upper + lower))
 
 
-def _line(line: Series, x: Axis, y: Axis) -> Markup:
-    places = [(x.at(at), y.at(mark.value)) for at, mark in line.points]
-    path = Markup('<polyline class="line {}" points="{}"/>').format(line.style, " ".join(f"{a},{b}" for a, b in places))
-    dots = [drawing.dot(a, b, line.style, 3) for a, b in places] if len(places) <= _MOST_DOTS else []
-    return Markup("").join([path, *dots])
+_DASHED = ("length", "dropped", "random", "before", "oracle")  # in the style sheet
+
+
+def _lines(series: Sequence[Series], x: Axis, y: Axis, words: Callable[[float, Mark], str]) -> list[Markup]:
+    """Lines with their dots: dashed ones above solid ones, so that both are seen where they coincide."""
+    parts, dots = list[Markup](), list[drawing.Dot]()
+    for line in sorted(series, key=lambda line: line.style in _DASHED):
+        places = [(x.at(at), y.at(mark.value)) for at, mark in line.points]
+        path = Markup('<polyline class="line {}" points="{}"/>')
+        parts.append(path.format(line.style, " ".join(f"{a},{b}" for a, b in places)))
+        if len(places) <= _MOST_DOTS:
+            named = [f"{line.name}: {words(at, mark)}" if words(at, mark) else "" for at, mark in line.points]
+            dots += [drawing.Dot(*place, line.style, name) for place, name in zip(places, named, strict=True)]
+    return parts + drawing.dots(dots, 3)
+
+
+def _sentence(
+    at: float,
+    mark: Mark,
+    x_title: str,
+    x_ticks: Sequence[tuple[float, str]],
+    y_format: Callable[[float], str] | None,
+) -> str:
+    """A point in words; empty where the y axis has no unit."""
+    if y_format is None:
+        return ""
+    label = next((f" where {x_title} is {label}" for tick, label in x_ticks if tick == at), "")
+    ends = "" if mark.low is None or mark.high is None else f", between {y_format(mark.low)} and {y_format(mark.high)}"
+    return f"the value is {y_format(mark.value)}{ends}{label}."

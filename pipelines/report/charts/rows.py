@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from pipelines.report.charts import drawing
-from pipelines.report.charts.drawing import GAP, RIGHT, TOP, WIDTH, Axis, Mark
-from pipelines.report.text import width
+from pipelines.report.charts.drawing import GAP, LINE, RIGHT, TOP, WIDTH, Axis, Mark
+from pipelines.report.text import width, wrap_to_width
 
 _LABELS = 184
 _ROW = 36
+_AXIS = 26  # px below the rows
+_MOST_LINES = 3  # of a label
 _BAR, _PITCH = 12, 18
 _MOST_WORDS = 150  # px for the words at the end of a bar
 
@@ -31,26 +33,36 @@ def interval_chart(
     names: Sequence[tuple[str, str]],
     reference: float,
     x_format: Callable[[float], str],
+    extent: str = "an interval",
 ) -> Markup:
-    """One row a label, with one value and interval for each of `names` (name, style); a dashed line at `reference`."""
+    """One row a label, with one value and its `extent` for each of `names` (name, style); a dashed line at `reference`."""
     values = [v for _, marks in rows for mark in marks if mark for v in mark.extent]
-    x, parts = _value_axis([*values, reference], len(rows), x_format)
-    parts.append(drawing.rule(x.at(reference), TOP, x.at(reference), TOP + _ROW * len(rows), "reference"))
+    labels = _Labels([label for label, _ in rows], _ROW)
+    x, parts = _value_axis([*values, reference], labels, x_format)
+    parts.append(drawing.rule(x.at(reference), TOP, x.at(reference), labels.bottom, "reference"))
     for place, (label, marks) in enumerate(rows):
-        middle = TOP + _ROW * (place + 0.5)
-        parts.append(_label(middle, label))
-        for offset, (mark, (_, style)) in enumerate(zip(marks, names, strict=True)):
+        parts.append(labels.drawn(place))
+        for offset, (mark, (name, style)) in enumerate(zip(marks, names, strict=True)):
             if mark is not None:
-                parts.append(_whisker(mark, style, x, middle + 11 * (offset - (len(names) - 1) / 2)))
-    words = "Values with intervals: " + ", ".join(label for label, _ in rows)
-    return drawing.svg(_height(len(rows)), parts, words) + drawing.legend(names)
+                words = f"{label}, {name}: the value is {x_format(mark.value)}"
+                if mark.low is not None and mark.high is not None:
+                    words += f", with {extent} from {x_format(mark.low)} to {x_format(mark.high)}"
+                y = labels.middle(place) + 11 * (offset - (len(names) - 1) / 2)
+                parts.append(_whisker(mark, style, x, y, f"{words}."))
+    read = "Values with intervals: " + ", ".join(label for label, _ in rows)
+    return drawing.svg(labels.bottom + _AXIS, parts, read) + drawing.legend(names)
 
 
-def bar_rows(rows: Sequence[tuple[str, Sequence[Bar | None]]], *, names: Sequence[tuple[str, str]]) -> Markup:
+def bar_rows(
+    rows: Sequence[tuple[str, Sequence[Bar | None]]],
+    *,
+    names: Sequence[tuple[str, str]],
+    sentence: Callable[[str, str, str], str] = lambda label, name, words: f"{label} has {words} {name}".rstrip() + ".",
+) -> Markup:
     """One row a label, with one bar for each of `names` (name, style) from zero on, and its words at its end.
 
-    All bars share one scale: values of other units go into another chart, or are passed as shares. Raises `ValueError` for a
-    value below zero.
+    All bars share one scale: values of other units go into another chart, or are passed as shares. `sentence` makes one of a
+    label, a name and words. Raises `ValueError` for a value below zero.
     """
     bars = [bar for _, row in rows for bar in row if bar is not None]
     if any(bar.value < 0 for bar in bars):
@@ -59,21 +71,20 @@ def bar_rows(rows: Sequence[tuple[str, Sequence[Bar | None]]], *, names: Sequenc
         )
     room = min(_MOST_WORDS, max((width(bar.words) for bar in bars), default=0.0)) + GAP
     x = Axis(0, max((bar.value for bar in bars), default=0.0) or 1.0, _LABELS, WIDTH - RIGHT - room)
-    pitch = max(len(names) * _PITCH + 8, 28)
-    bottom = TOP + pitch * len(rows)
-    parts = [drawing.rule(_LABELS, TOP, _LABELS, bottom, "grid")]
+    labels = _Labels([label for label, _ in rows], max(len(names) * _PITCH + 8, 28))
+    parts = [drawing.rule(_LABELS, TOP, _LABELS, labels.bottom, "grid")]
     read = []
     for place, (label, row) in enumerate(rows):
-        middle = TOP + pitch * (place + 0.5)
-        parts.append(_label(middle, label))
+        parts.append(labels.drawn(place))
         for offset, (bar, (name, style)) in enumerate(zip(row, names, strict=True)):
             if bar is None:
                 continue
-            y, end = middle + _PITCH * (offset - (len(names) - 1) / 2), x.at(bar.value)
-            parts.append(drawing.box(_LABELS, y - _BAR / 2, end, y + _BAR / 2, style, f"{label}, {name}: {bar.words}"))
+            y, end = labels.middle(place) + _PITCH * (offset - (len(names) - 1) / 2), x.at(bar.value)
+            words = sentence(label, name, bar.words)
+            parts.append(drawing.box(_LABELS, y - _BAR / 2, end, y + _BAR / 2, style, words))
             parts.append(drawing.text(end + 6, y + 4, bar.words, room=room - 6))
             read.append(f"{label} {name} {bar.words}")
-    return drawing.svg(bottom + TOP, parts, "Bars: " + "; ".join(read)) + drawing.legend(names, "box")
+    return drawing.svg(labels.bottom + TOP, parts, "Bars: " + "; ".join(read)) + drawing.legend(names, "box")
 
 
 def dot_pairs(
@@ -87,38 +98,57 @@ def dot_pairs(
     `names` are (name, style) of before and after.
     """
     values = [value for _, *pair in rows for value in pair if value is not None]
-    x, parts = _value_axis(values or [0.0, 1.0], len(rows), x_format)
+    labels = _Labels([label for label, *_ in rows], _ROW)
+    x, parts = _value_axis(values or [0.0, 1.0], labels, x_format)
     read = []
     for place, (label, *pair) in enumerate(rows):
-        middle = TOP + _ROW * (place + 0.5)
-        parts.append(_label(middle, label))
+        middle = labels.middle(place)
+        parts.append(labels.drawn(place))
         if pair[0] is not None and pair[1] is not None:
             parts.append(drawing.rule(x.at(pair[0]), middle, x.at(pair[1]), middle, f"shift {names[1][1]}"))
         known = [(value, name, style) for value, (name, style) in zip(pair, names, strict=True) if value is not None]
-        parts += [drawing.dot(x.at(value), middle, style) for value, _, style in known]
+        parts += drawing.dots(
+            [
+                drawing.Dot(x.at(value), middle, style, f"{label} has {x_format(value)} {name}.")
+                for value, name, style in known
+            ]
+        )
         read.append(" ".join([label, *(f"{name} {x_format(value)}" for value, name, _ in known)]))
-    return drawing.svg(_height(len(rows)), parts, "Shifts: " + "; ".join(read)) + drawing.legend(names)
+    return drawing.svg(labels.bottom + _AXIS, parts, "Shifts: " + "; ".join(read)) + drawing.legend(names)
 
 
-def _height(rows: int) -> int:
-    return TOP + _ROW * rows + 26
+class _Labels:
+    """The labels of rows, wrapped; all rows are as high as the one with the most lines, `least` px at least."""
+
+    def __init__(self, names: Sequence[str], least: float) -> None:
+        self._names = names
+        self._lines = [wrap_to_width(name, _LABELS - 14, lines=_MOST_LINES) for name in names]
+        self._pitch = max(least, LINE * max(map(len, self._lines), default=1) + 4)
+
+    @property
+    def bottom(self) -> float:
+        return TOP + self._pitch * len(self._names)
+
+    def middle(self, place: int) -> float:
+        """The height of a row's middle."""
+        return TOP + self._pitch * (place + 0.5)
+
+    def drawn(self, place: int) -> Markup:
+        return drawing.label(_LABELS - 10, self.middle(place), self._names[place], self._lines[place])
 
 
-def _value_axis(values: Sequence[float], rows: int, x_format: Callable[[float], str]) -> tuple[Axis, list[Markup]]:
+def _value_axis(
+    values: Sequence[float], labels: _Labels, x_format: Callable[[float], str]
+) -> tuple[Axis, list[Markup]]:
     """The axis that holds all values beside the labels, and its grid."""
     ticks = drawing.round_ticks(min(values), max(values))
-    bottom = TOP + _ROW * rows
     x = Axis(ticks[0], ticks[-1], _LABELS, WIDTH - 20)
-    parts = [drawing.rule(x.at(tick), TOP, x.at(tick), bottom, "grid") for tick in ticks]
-    return x, parts + drawing.tick_labels(x, bottom + 18, [(tick, x_format(tick)) for tick in ticks])
+    parts = [drawing.rule(x.at(tick), TOP, x.at(tick), labels.bottom, "grid") for tick in ticks]
+    return x, parts + drawing.tick_labels(x, labels.bottom + 18, [(tick, x_format(tick)) for tick in ticks])
 
 
-def _label(middle: float, words: str) -> Markup:
-    return drawing.text(_LABELS - 10, middle + 4, words, room=_LABELS - 14, anchor="end")
-
-
-def _whisker(mark: Mark, style: str, x: Axis, y: float) -> Markup:
-    dot = drawing.dot(x.at(mark.value), y, style)
+def _whisker(mark: Mark, style: str, x: Axis, y: float, words: str) -> Markup:
+    (dot,) = drawing.dots([drawing.Dot(x.at(mark.value), y, style, words)])
     if mark.low is None or mark.high is None:
         return dot
     return drawing.rule(x.at(mark.low), y, x.at(mark.high), y, f"whisker {style}") + dot

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pipelines.report.gains import RIVALS
+from pipelines.report.gains import RIVALS, RULES
 from pipelines.report.text import crop
 from pipelines.report.verdict import lines_of
 from pipelines.runtime.machine import tool_version
@@ -74,13 +74,6 @@ def _kept(manifest: Json, unit: str) -> str:
     return words + (f", of the dropped {mean['dropped']:.4g}." if mean["dropped"] is not None else ".")
 
 
-_NAMES = {
-    "random": "a random choice of as many {}",
-    "longest": "taking the longest",
-    "shortest": "taking the shortest",
-}
-
-
 def _gain(report: Json, by_gold: Json | None, *, has_rivals: bool) -> Iterator[str]:
     """Sentences on whether the selection is better than simple rules."""
     if not has_rivals:
@@ -97,7 +90,7 @@ def _gain(report: Json, by_gold: Json | None, *, has_rivals: bool) -> Iterator[s
     better, unsure, worse = list[str](), list[str](), list[str]()
     for name in RIVALS:
         estimate = by_gold[f"over_{name}"]
-        words = f"{_NAMES[name].format(report['unit'])} ({estimate_words(estimate)})"
+        words = f"{RULES[name].format(report['unit'])} ({estimate_words(estimate)})"
         low, high = estimate["low"], estimate["high"]
         (unsure if low is None or low <= 0 <= high else better if low > 0 else worse).append(words)
     told = (("better than", better), ("worse than", worse), ("not shown to be better or worse than", unsure))
@@ -118,7 +111,7 @@ def _rivals(report: Json, by_gold: Json | None, by_reward: Json) -> Iterator[tup
     for name in RIVALS:
         differences = [gain[f"over_{name}"] for gain in (by_gold, by_reward) if gain]
         share = overlap.get(name)
-        words = _NAMES[name].format(report["unit"])
+        words = RULES[name].format(report["unit"])
         yield (words, *map(estimate_words, differences), "-" if share is None else f"{share:.0%}")
 
 

@@ -51,6 +51,7 @@ svg text.over { stroke: var(--panel); stroke-width: 4; stroke-linejoin: round; p
 .line.oracle { stroke-dasharray: 9 3 2 3; }
 .bar.length { fill-opacity: .55; stroke: var(--c); }
 .bar.dropped, .bar.before { fill-opacity: .25; stroke: var(--c); } .bar.dropped.over { stroke-dasharray: 3 2; }
+.dot.ring { fill: none; stroke: var(--c); stroke-width: 2; }
 .dot.length, .dot.before, .dot.dropped { fill: var(--panel); stroke: var(--c); stroke-width: 2; }
 .legend { display: flex; flex-wrap: wrap; gap: .25rem 1rem; font-size: .875rem; }
 .legend span { display: inline-flex; align-items: center; gap: .4rem; max-width: 100%; overflow-wrap: anywhere; }
@@ -121,7 +122,7 @@ _BASE = """\
 {% for chart in charts %}
 <section>
 <h2>{{ chart.title }}</h2>
-<p class="serves">{{ chart.serves }}</p>
+<p class="serves">This chart helps to decide {{ chart.serves }}</p>
 {{ chart.svg }}
 {% if chart.note %}<p class="quiet">{{ chart.note }}</p>{% endif %}
 </section>
@@ -137,9 +138,9 @@ _BASE = """\
 def render(template: str, *, more: Mapping[str, str] | None = None, **values: Any) -> str:
     """The page of a Jinja template that extends `page` and fills its blocks `header` and `main`.
 
-    `values` hold `title` and `charts` (title, serves, svg and note of each), and what the template names; templates that it
-    includes are in `more`. Text is escaped, `Markup` is not; the filter `crop` crops names. A glossary of the words on the page
-    ends it.
+    `values` hold `title` and `charts` (title, the decision that it serves, svg and note of each), and what the template names;
+    templates that it includes are in `more`. Text is escaped, `Markup` is not; the filter `crop` crops names. A glossary of the
+    words on the page ends it.
     """
     environment = jinja2.Environment(
         loader=jinja2.DictLoader({"page": _BASE, **(more or {})}),

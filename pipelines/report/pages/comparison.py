@@ -112,8 +112,10 @@ def _agreement(names: tuple[str, str], counts: Json, *, same_scores: bool) -> di
     rows = [(label, [Bar(part / whole, f"{part / whole:.0%} of {whole:,}")]) for label, part, whole in shares if whole]
     return {
         "title": "Agreement",
-        "serves": "Decides whether the choice between the two matters at all; where they differ, read what each keeps.",
-        "svg": bar_rows(rows, names=(("", "kept"),)),
+        "serves": "whether the choice between the two matters at all; where they differ, read what each keeps.",
+        "svg": bar_rows(
+            rows, names=(("", "kept"),), sentence=lambda label, _, words: f"{label}: this holds for {words}."
+        ),
         "note": "" if same_scores else "At random, half of the pairs would be in the same order.",
     }
 
@@ -126,7 +128,7 @@ def _sources(names: tuple[str, str], reports: Sequence[Json]) -> dict[str, Any]:
     labels = list(dict.fromkeys([*shares[0], *shares[1]]))
     return {
         "title": "Sources of what was kept",
-        "serves": "Decides whether one of the two favours a source.",
+        "serves": "whether one of the two favours a source.",
         "svg": dot_pairs(
             [(label, shares[0].get(label, 0.0), shares[1].get(label, 0.0)) for label in labels],
             names=((names[0], "before"), (names[1], "after")),
@@ -139,7 +141,7 @@ def _sources(names: tuple[str, str], reports: Sequence[Json]) -> dict[str, Any]:
 def _rewards(name: str, bins: Json) -> dict[str, Any]:
     return {
         "title": f"Rewards of {name}",
-        "serves": "Decides how strict it is on its own scale; rewards of different models are not comparable.",
+        "serves": "how strict it is on its own scale; rewards of different models are not comparable.",
         "svg": kept_and_dropped(bins, x_title="reward"),
         "note": "",
     }

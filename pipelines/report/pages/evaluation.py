@@ -84,7 +84,7 @@ def _accuracy(accuracy: Json) -> dict[str, Any]:
     left_out = len(rows) - _MOST_ROWS
     return {
         "title": "Accuracy",
-        "serves": "Decides whether the model may judge at all, and for which data: it should stand clear of a coin (dashed) "
+        "serves": "whether the model may judge at all, and for which data: it should stand clear of a coin (dashed) "
         "and of mere length.",
         "svg": interval_chart(rows[:_MOST_ROWS], names=_NAMES, reference=0.5, x_format=lambda v: f"{v:.0%}"),
         "note": " ".join(
@@ -95,34 +95,39 @@ def _accuracy(accuracy: Json) -> dict[str, Any]:
 
 
 def best_of_n(curve: Json) -> dict[str, Any]:
-    """The chart of a curve in JSON (`rm.evaluate.BestOfNCurve`)."""
-    points = curve["points"]
-    gold = curve["measured_by"] == "gold"
+    """The chart of a curve in JSON (`rm.evaluate.BestOfNCurve`): by gold, what the choice gains over others; else its levels."""
+    points, gold = curve["points"], curve["measured_by"] == "gold"
+    lines = {"over a random one": "over_random", "over the longest": "over_longest"}
+    if not gold:
+        lines = {name: name for name in ("model", *evaluation_tables.best_of_n_rivals(curve))}
     series = []
-    for name in ("model", *evaluation_tables.best_of_n_rivals(curve)):
-        marks = [(math.log2(point["n"]), _mark(point[name])) for point in points]
+    for name, key in lines.items():
+        marks = [(math.log2(point["n"]), _mark(point[key])) for point in points]
         known = [(x, mark) for x, mark in marks if mark is not None]
-        series.append(Series(name, "length" if name == "longest" else name, known))
-    note = (
-        "KL from the policy, in nats: "
-        + ", ".join(f"{p['kl']:.2f} at n = {p['n']}" for p in points if p["n"] > 1)
-        + "."
-    )
+        style = "length" if "longest" in name else "model" if gold else name
+        series.append(Series(name, style, known))
+    last = points[-1]
+    note = "KL from the policy, in nats, is "
+    note += ", ".join(f"{p['kl']:.2f} at n = {p['n']}" for p in points if p["n"] > 1) + "."
+    if gold:
+        levels = [f"{name} {last[name]['value']:.3g}" for name in ("model", *evaluation_tables.best_of_n_rivals(curve))]
+        note = f"Mean gold scores at n = {last['n']} are: {', '.join(levels)}. {note}"
     fewer = {point["prompts"] for point in points}
     if len(fewer) > 1:
         note += f" Points rest on {min(fewer):,} to {max(fewer):,} prompts, those with n responses."
     return {
-        "title": "Best of n, by gold score" if gold else "Best of n, by the reward itself",
-        "serves": "Decides how many responses per prompt are worth generating, and whether choosing by reward beats "
-        "choosing by length."
+        "title": "Gain of the best of n, by gold score" if gold else "Best of n, by the reward itself",
+        "serves": "how many responses per prompt are worth generating, and whether choosing by reward "
+        "beats choosing by length."
         if gold
-        else "Decides how far more responses per prompt raise the reward; without gold scores it cannot say whether that "
-        "helps.",
+        else "how far more responses per prompt raise the reward; without gold scores it cannot say "
+        "whether that helps.",
         "svg": line_chart(
             series,
             x_ticks=[(math.log2(point["n"]), str(point["n"])) for point in points],
             x_title="responses per prompt (n)",
             y_format=lambda value: f"{value:.3g}",
+            y_title="gold of the best less that of the other choice" if gold else "mean reward",
         ),
         "note": note,
     }
@@ -139,7 +144,7 @@ def _calibration(calibration: Json) -> dict[str, Any]:
         note += " What is drawn uses the T of the other half of the prompts."
     return {
         "title": "Calibration",
-        "serves": "Decides whether reward gaps may be read as probabilities, as margins and soft labels do: points on the "
+        "serves": "whether reward gaps may be read as probabilities, as margins and soft labels do: points on the "
         "diagonal may.",
         "svg": calibration_chart(series, x_title="probability the model states", y_title="observed"),
         "note": note,
@@ -157,12 +162,13 @@ def _margins(margins: list[Json], calibration: Json) -> dict[str, Any]:
     series.append(Series(name, "random", [(k, Mark(bin[key])) for k, bin in enumerate(margins)]))
     return {
         "title": "Agreement by margin",
-        "serves": "Decides what min_margin to select with: below the gap where accuracy is near 50 %, the choice is a coin's.",
+        "serves": "what min_margin to select with: below the gap where accuracy is near 50 %, the choice is a coin's.",
         "svg": line_chart(
             series,
             x_ticks=[(k, f"{bin['gap']:.2g}") for k, bin in enumerate(margins)],
             x_title="mean reward gap of the bin",
             y_format=lambda value: f"{value:.0%}",
+            y_title="share of comparisons ordered as judged",
         ),
         "note": f"Each point rests on about {margins[0]['comparisons']:,} comparisons.",
     }

@@ -23,6 +23,7 @@ from pipelines.report.charts import (
     round_ticks,
 )
 from pipelines.report.evaluation_tables import number, number_interval
+from pipelines.report.gains import RIVALS, RULES
 from pipelines.report.pages.evaluation import best_of_n
 from pipelines.report.pages.preference_charts import preference_charts
 from pipelines.storage.canonical_json import Json
@@ -31,7 +32,11 @@ SIDES = (("kept", "kept"), ("dropped", "dropped"))
 
 
 def charts(manifest: Json, report: Json) -> Iterator[dict[str, Any]]:
-    """Yield the title, purpose, drawing and note of each chart that the corpus has data for."""
+    """Yield the title, purpose, drawing and note of each chart that the corpus has data for; what gold tells comes first."""
+    if by_gold := (report.get("gains") or {}).get("gold"):
+        yield _gains(report, by_gold)
+        if report["best_of_n"] is not None:
+            yield _best_of_n(report)
     yield _funnel(manifest, report["unit"])
     if report["histogram"] is not None:
         yield _rewards(manifest, report["histogram"])
@@ -39,7 +44,7 @@ def charts(manifest: Json, report: Json) -> Iterator[dict[str, Any]]:
         yield _mean_by_yield(report)
     if report.get("preferences") is not None:
         yield from preference_charts(report["preferences"], short=short)
-    if report["best_of_n"] is not None:
+    if report["best_of_n"] is not None and not by_gold:
         yield _best_of_n(report)
     if report["length"] is not None:
         yield _length(report)
@@ -67,13 +72,38 @@ def short(value: float) -> str:
 def kept_and_dropped(bins: Json, *, x_title: str, references: Sequence[Reference] = ()) -> Markup:
     """A histogram of `bins` with edges and the numbers of both sides."""
     series = [Counts(name, style, bins[name]) for name, style in SIDES]
-    return histogram(bins["edges"], series, x_title=x_title, x_format=short, y_format=short, references=references)
+    return histogram(
+        bins["edges"],
+        series,
+        x_title=x_title,
+        x_format=short,
+        y_format=short,
+        subject="responses",
+        y_title="responses",
+        references=references,
+    )
 
 
 def _percent(value: float) -> str:
     return (
         f"{value:.0%}" if value in (0, 1) or 0.01 <= value <= 0.99 else f"{value:.2g}" if value > 1 else f"{value:.1%}"
     )
+
+
+def _gains(report: Json, by_gold: Json) -> dict[str, Any]:
+    rows = []
+    for rule in RIVALS:
+        estimate = by_gold[f"over_{rule}"]
+        rows.append((RULES[rule].format(report["unit"]), [Mark(estimate["value"], estimate["low"], estimate["high"])]))
+    return {
+        "title": "Better than simple rules, by gold",
+        "serves": "whether the selection is worth its cost: right of the dashed line it is better than "
+        "the rule, and where an interval holds the line, that is not shown.",
+        "svg": interval_chart(
+            rows, names=(("gold of the kept less that of the rule", "kept"),), reference=0.0, x_format=short
+        ),
+        "note": f"Gold is the column {report['gold']}. {_describe_sample(report)}",
+    }
 
 
 def _funnel(manifest: Json, unit: str) -> dict[str, Any]:
@@ -98,8 +128,14 @@ def _funnel(manifest: Json, unit: str) -> dict[str, Any]:
         note += " Prompts are not counted where a step works before they come together."
     return {
         "title": "What each step kept",
-        "serves": "Decides whether a step is too strict or does nothing, and whether the result is as large as training needs.",
-        "svg": bar_rows(rows, names=(("responses", "kept"), ("prompts", "oracle"), (unit, "length"))),
+        "serves": "whether a step is too strict or does nothing, and whether the result is as large as training needs.",
+        "svg": bar_rows(
+            rows,
+            names=(("responses", "kept"), ("prompts", "oracle"), (unit, "length")),
+            sentence=lambda label, name, words: (
+                f"{words} of the {name} {'were scored' if label == 'scored' else f'are left after step {label}'}."
+            ),
+        ),
         "note": note,
     }
 
@@ -115,7 +151,7 @@ def _rewards(manifest: Json, bins: Json) -> dict[str, Any]:
         note = f"The outermost bars also hold {bins['below'] + bins['above']:,} responses that lie beyond them."
     return {
         "title": "Rewards",
-        "serves": "Decides whether a threshold can tell good from bad: look for the reward at which the kept begin, and whether "
+        "serves": "whether a threshold can tell good from bad: look for the reward at which the kept begin, and whether "
         "there is a valley or only a slope.",
         "svg": kept_and_dropped(bins, x_title="reward", references=lines),
         "note": note,
@@ -132,11 +168,15 @@ def _yield(report: Json) -> dict[str, Any]:
     ticks = round_ticks(points[0]["threshold"], points[-1]["threshold"])
     return {
         "title": "What a threshold would keep",
-        "serves": "Decides min_reward from the amount of data that is needed, or tells what a reward bar costs.",
+        "serves": "min_reward from the amount of data that is needed, or tells what a reward bar costs.",
         "svg": line_chart(
-            series, x_ticks=[(t, short(t)) for t in ticks], x_title="min_reward", y_format=lambda value: f"{value:.0%}"
+            series,
+            x_ticks=[(t, short(t)) for t in ticks],
+            x_title="min_reward",
+            y_format=lambda value: f"{value:.0%}",
+            y_title="share that is kept",
         ),
-        "note": f"Of {rows:,} scored responses with {short(size)} {report['unit']}, whatever the selection was.",
+        "note": f"The curves are of {rows:,} scored responses with {short(size)} {report['unit']}, whatever the selection was.",
     }
 
 
@@ -145,12 +185,13 @@ def _mean_by_yield(report: Json) -> dict[str, Any]:
     share = [(p["rows"] / points[0]["rows"], Mark(p["mean"])) for p in points]
     return {
         "title": "Mean reward of the best share",
-        "serves": "Decides top.fraction: where the curve flattens, keeping more costs little reward.",
+        "serves": "top.fraction: where the curve flattens, keeping more costs little reward.",
         "svg": line_chart(
             [Series("mean reward of the best", "kept", share[::-1])],
             x_ticks=[(k / 4, f"{k / 4:.0%}") for k in range(5)],
             x_title="share of responses kept, the best first",
             y_format=short,
+            y_title="mean reward",
         ),
         "note": "",
     }
@@ -166,7 +207,7 @@ def _best_of_n(report: Json) -> dict[str, Any]:
 def _describe_sample(report: Json) -> str:
     sample = report["sample"]
     which = "all" if report["whole"] else "a random sample of"
-    return f"From {which} {sample['prompts']:,} prompts with {sample['responses']:,} responses."
+    return f"The chart is drawn from {which} {sample['prompts']:,} prompts with {sample['responses']:,} responses."
 
 
 def _length(report: Json) -> dict[str, Any]:
@@ -181,7 +222,7 @@ def _length(report: Json) -> dict[str, Any]:
         for side in (report["sides"]["kept"], report["sides"]["dropped"])
         if side["rows"]
     ]
-    note = "Corrected: less a smooth fit of reward on length, as length_correction takes it off."
+    note = "The corrected line is the reward less a smooth fit on length, as length_correction takes it off."
     within = report["length_correlation"]["within_prompt"]
     if within["value"] is not None:
         note += f" Within a prompt, reward and length correlate {number_interval(within)} (Spearman)."
@@ -191,13 +232,14 @@ def _length(report: Json) -> dict[str, Any]:
         )
     return {
         "title": "Reward and length",
-        "serves": "Decides whether length_correction is needed: a rising line with kept responses much longer than dropped ones "
+        "serves": "whether length_correction is needed: a rising line with kept responses much longer than dropped ones "
         "says that length is being bought.",
         "svg": line_chart(
             series,
             x_ticks=[(at, f"{2**at:,}") for at in range(low, max(high, low + 1) + 1)],
             x_title="characters of the response",
             y_format=short,
+            y_title="mean reward",
         ),
         "note": note,
     }
@@ -220,10 +262,12 @@ def _by_source(report: Json) -> dict[str, Any]:
     middle = _quartiles(bins["edges"], [a + b for a, b in zip(bins["kept"], bins["dropped"], strict=True)])
     return {
         "title": "Rewards by source",
-        "serves": "Decides whether sources may share one bar: where their rewards lie apart, cut per source (top.per) or compare "
+        "serves": "whether sources may share one bar: where their rewards lie apart, cut per source (top.per) or compare "
         "within prompts only.",
-        "svg": interval_chart(rows, names=SIDES, reference=middle.value if middle else 0.0, x_format=short),
-        "note": "Median, and the middle half of the responses; dashed: the median of all.",
+        "svg": interval_chart(
+            rows, names=SIDES, reference=middle.value if middle else 0.0, x_format=short, extent="the middle half"
+        ),
+        "note": "Dots are medians of the reward, lines the middle half of the responses; the dashed line is the median of all.",
     }
 
 
@@ -249,7 +293,7 @@ def _mix(report: Json) -> dict[str, Any]:
     ]
     return {
         "title": "Mix of sources",
-        "serves": "Decides whether the selection may change the mix: a source that gains or loses much is favoured by the model "
+        "serves": "whether the selection may change the mix: a source that gains or loses much is favoured by the model "
         "or by a threshold.",
         "svg": dot_pairs(rows, names=(("of all scored", "before"), ("of the kept", "after")), x_format=_percent),
         "note": "",
@@ -259,16 +303,17 @@ def _mix(report: Json) -> dict[str, Any]:
 def _margins(margins: Json) -> dict[str, Any]:
     return {
         "title": "Lead of the best response",
-        "serves": "Decides best_of_n.min_margin: prompts on the left are won by little, another model could choose otherwise.",
+        "serves": "best_of_n.min_margin: prompts on the left are won by little, another model could choose otherwise.",
         "svg": histogram(
             margins["edges"],
             [Counts("prompts", "kept", margins["counts"])],
             x_title="reward of the best less that of the second best",
             x_format=short,
             y_format=short,
+            y_title="prompts",
             references=[Reference(margins["median"], f"median {short(margins['median'])}")],
         ),
-        "note": f"{margins['prompts']:,} prompts with two or more responses; the last bar holds all larger leads.",
+        "note": f"The bars hold {margins['prompts']:,} prompts with two or more responses; the last one holds all larger leads.",
     }
 
 
@@ -276,40 +321,49 @@ def _probabilities(margins: Json) -> dict[str, Any]:
     sure = margins["probabilities"]
     return {
         "title": "How sure the best is preferred",
-        "serves": "Decides best_of_n.min_probability: at 50 % the model cannot tell the best from the second best.",
+        "serves": "best_of_n.min_probability: at 50 % the model cannot tell the best from the second best.",
         "svg": histogram(
             sure["edges"],
             [Counts("prompts", "kept", sure["counts"])],
             x_title="calibrated probability that the best beats the second best",
             x_format=lambda value: f"{value:.0%}",
             y_format=short,
+            y_title="prompts",
         ),
-        "note": f"σ(lead / T) with T = {margins['temperature']:.4g} from the model's calibration; mean {sure['mean']:.0%}.",
+        "note": f"The probability is σ(lead / T) with T = {margins['temperature']:.4g} from the model's calibration; its mean is "
+        f"{sure['mean']:.0%}.",
     }
 
 
 def _disagreement(disagreement: Json) -> dict[str, Any]:
     return {
         "title": "Disagreement of the models",
-        "serves": "Decides between mean, min and lower_bound: where the kept lie to the right of the dropped, the selection "
+        "serves": "between mean, min and lower_bound: where the kept lie to the right of the dropped, the selection "
         "takes what the models are least sure of.",
         "svg": kept_and_dropped(
             disagreement, x_title="standard deviation over the models of their standardised rewards"
         ),
-        "note": f"Mean: kept {number(disagreement['kept_mean'])}, dropped {number(disagreement['dropped_mean'])}.",
+        "note": f"The mean of the kept is {number(disagreement['kept_mean'])}, that of the dropped "
+        f"{number(disagreement['dropped_mean'])}.",
     }
 
 
 def _overlap(overlap: Json) -> dict[str, Any]:
     rows = [
         (words, [Bar(overlap[name], _percent(overlap[name]))])
-        for name, words in (("longest", "would be the longest"), ("shortest", "the shortest"), ("random", "by chance"))
+        for name, words in (
+            ("longest", "are the longest"),
+            ("shortest", "are the shortest"),
+            ("random", "would be kept by chance"),
+        )
         if name in overlap
     ]
     return {
         "title": "The same as simpler rules",
-        "serves": "Decides whether the reward model earns its keep: if nearly all that it keeps is the longest anyway, length "
+        "serves": "whether the reward model earns its keep: if nearly all that it keeps is the longest anyway, length "
         "would do.",
-        "svg": Markup(bar_rows(rows, names=(("", "kept"),))),
-        "note": f"Of {overlap['responses']:,} kept responses to prompts that lose some, in the sample.",
+        "svg": bar_rows(
+            rows, names=(("", "kept"),), sentence=lambda label, _, words: f"Of the kept responses, {words} {label}."
+        ),
+        "note": f"The bars are shares of {overlap['responses']:,} kept responses to prompts that lose some, in the sample.",
     }

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from xml.etree import ElementTree
 
 import pytest
 
 from pipelines.report import charts
 from pipelines.report.charts import Bar, Counts, Mark, Reference, Series
-from pipelines.report.text import crop, crop_to_width, width
+from pipelines.report.text import crop, crop_to_width, shorten, width, wrap_to_width
 
 KEPT_DROPPED = (("kept", "kept"), ("dropped", "dropped"))
 BEFORE_AFTER = (("before", "before"), ("after", "after"))
@@ -89,7 +91,12 @@ def test_a_histogram_shows_its_reference_and_widens_to_hold_it():
 
 def test_bars_of_a_histogram_say_what_they_hold():
     titles = [e.text for e in drawn(two()) if e.tag == "title"]
-    assert titles == ["kept: 1, 0 to 1", "kept: 4, 2 to 4", "dropped: 2, 0 to 1", "dropped: 6, 1 to 2"]
+    assert titles == [
+        "There is 1 kept with a reward from 0 to 1.",
+        "There are 4 kept with a reward from 2 to 4.",
+        "There are 2 dropped with a reward from 0 to 1.",
+        "There are 6 dropped with a reward from 1 to 2.",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -202,7 +209,9 @@ def test_every_text_is_escaped_and_cropped(words):
         charts.dot_pairs([(words, 0.0, 1.0)], names=((words, "before"), (words, "after")), x_format=lambda v: words),
         charts.interval_chart([(words, [mark])], names=[(words, "model")], reference=0.5, x_format=lambda v: words),
     ):
-        assert {e.tag for e in drawn(chart)} <= set("svg line rect circle polyline polygon text title p span i".split())
+        assert {e.tag for e in drawn(chart)} <= set(
+            "svg line rect circle polyline polygon text tspan title p span i".split()
+        )
         assert len(chart) < 30_000
         assert all(width(e.text or "") <= charts.drawing.WIDTH for e in drawn(chart) if e.tag == "text")
         chart.encode()
@@ -215,4 +224,55 @@ def test_words_are_cut_at_characters_and_say_so():
     assert crop("a\nb\x00\ud800") == "a b\ufffd\ufffd"
     assert crop_to_width("abc", width("abc")) == "abc"
     assert crop_to_width("abc", width("abc") - 1) == "a…"
-    assert crop_to_width("漢字漢字", 60) == "漢字…"
+    assert crop_to_width("漢字漢字", 60) == "漢…字"
+    assert crop_to_width("a source of the year 2025", 100).startswith("a so")
+    assert crop_to_width("a source of the year 2025", 100).endswith("025")
+    assert shorten("x" * 200 + "end", 60)[-4:] == "xend"
+    assert len(shorten("x" * 300, 60)) == 60
+    assert "e\u0301" in crop_to_width("e\u0301" * 40, 100)
+    assert crop_to_width("e\u0301" * 40, 100).count("e") == crop_to_width("e\u0301" * 40, 100).count("\u0301")
+
+
+def test_long_labels_are_wrapped_and_nothing_of_them_is_lost():
+    name = "allenai/tulu-3-sft-personas_instruction_following"
+    chart = charts.dot_pairs([("a", 0.0, 1.0), (name, 0.5, 0.7)], names=BEFORE_AFTER, x_format=str)
+    lines = [(e.text, float(e.get("x")), float(e.get("y"))) for e in drawn(chart) if e.tag == "tspan"]
+    assert "".join(words for words, *_ in lines) == name
+    assert 1 < len(lines) <= 3
+    assert all(width(words) <= 170 and x == 174.0 for words, x, _ in lines)
+    assert [b - a for (*_, a), (*_, b) in itertools.pairwise(lines)] == [16] * (len(lines) - 1)
+    assert wrap_to_width("x" * 5_000, 170, lines=3)[0].startswith("xxx")
+    assert all(width(line) <= 170 for line in wrap_to_width("word " * 500, 170, lines=3))
+    assert wrap_to_width("", 170, lines=3) == [""]
+
+
+def test_marks_at_one_place_are_rings_around_each_other():
+    pair = charts.dot_pairs([("a", 1.0, 1.0)], names=BEFORE_AFTER, x_format=str)
+    before, after = (e for e in drawn(pair) if e.tag == "circle")
+    assert (before.get("class"), before.get("r"), after.get("class"), after.get("r")) == (
+        "dot before ring", "7", "dot after", "4",
+    )  # fmt: skip
+    series = [
+        Series(name, name, [(0.0, Mark(1.0)), (1.0, Mark(2.0 + 9 * (name == "model")))]) for name in ("length", "model")
+    ]
+    chart = charts.line_chart(series, x_ticks=[(0.0, "0")], x_title="n", y_format=str)
+    radii = [(e.get("class"), e.get("r")) for e in drawn(chart) if e.tag == "circle"]
+    assert radii == [("dot model ring", "6"), ("dot model", "3"), ("dot length", "3"), ("dot length", "3")]
+    twice = two(references=[Reference(2.0, "threshold 2"), Reference(2.0, "median 2")])
+    assert len(rules(twice, "reference")) == 1
+    assert {"threshold 2", "median 2"} <= set(texts(twice))
+
+
+def test_tooltips_are_sentences():
+    rows, line = [("code", [Mark(0.5, 0.25, 0.75)])], Series("model", "model", [(0.0, Mark(1.0, 0.5, 2.0))])
+    for chart in (
+        two(subject="responses"),
+        charts.bar_rows([("code", [Bar(50, "50")])], names=[("kept", "kept")]),
+        charts.dot_pairs([("code", 0.0, 1.0)], names=BEFORE_AFTER, x_format=str),
+        charts.interval_chart(rows, names=[("model", "model")], reference=0.5, x_format=str),
+        charts.line_chart([line], x_ticks=[(0.0, "0")], x_title="n", y_format=str),
+        charts.calibration_chart([Series("model", "model", [(0.5, Mark(0.4))])], x_title="stated", y_title="observed"),
+    ):
+        titles = [e.text for e in drawn(chart) if e.tag == "title"]
+        assert titles
+        assert all(re.search(r"\b(is|are|has)\b.*\.$", title) for title in titles), titles
