@@ -133,3 +133,18 @@ def percent_interval(estimate: Json, *, sign: bool = False) -> str:
     if estimate["low"] is None:
         return value
     return f"{value} [{percent(estimate['low'], sign=sign)}, {percent(estimate['high'], sign=sign)}]"
+
+
+def short(value: float) -> str:
+    """`0.25`, `12`, `1.5k`, `3.2M`."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def share(value: float) -> str:
+    """`12%`, `0.4%`."""
+    return (
+        f"{value:.0%}" if value in (0, 1) or 0.01 <= value <= 0.99 else f"{value:.2g}" if value > 1 else f"{value:.1%}"
+    )

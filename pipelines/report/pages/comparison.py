@@ -9,7 +9,8 @@ from typing import Any
 from pipelines.report.charts import Bar, bar_rows, dot_pairs
 from pipelines.report.drift import drift
 from pipelines.report.pages import base
-from pipelines.report.pages.run_charts import kept_and_dropped, source_name
+from pipelines.report.pages.run_charts import kept_and_dropped
+from pipelines.report.pages.source_charts import source_name
 from pipelines.report.text import crop, percent
 from pipelines.storage.canonical_json import Json
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from pipelines.report.charts import Bar, Counts, Reference, bar_rows, histogram
-from pipelines.report.text import percent_interval
+from pipelines.report.text import percent_interval, short
 from pipelines.storage.canonical_json import Json
 
 
-def preference_charts(judged: Json, *, short: Callable[[float], str]) -> Iterator[dict[str, Any]]:
+def preference_charts(judged: Json) -> Iterator[dict[str, Any]]:
     """Yield the charts of the part `preferences` of `report.json`."""
-    yield _margins(judged, short)
+    yield _margins(judged)
     yield _sources(judged)
 
 
-def _margins(judged: Json, short: Callable[[float], str]) -> dict[str, Any]:
+def _margins(judged: Json) -> dict[str, Any]:
     bins = judged["margins"]
     series = [
         Counts(*names, bins[names[0]]) for names in (("kept", "kept"), ("flipped", "oracle"), ("dropped", "dropped"))
@@ -29,7 +29,7 @@ def _margins(judged: Json, short: Callable[[float], str]) -> dict[str, Any]:
         note += f" {judged['incomplete']:,} more rows have a side without a reward, and make no pair."
     return {
         "title": "Margins of the preferences",
-        "serves": "Decides preferences.min_margin and flip: far on the left are pairs that the model is sure are the wrong way "
+        "serves": "preferences.min_margin and flip: far on the left are pairs that the model is sure are the wrong way "
         "round, in the middle those that it cannot tell.",
         "svg": histogram(
             bins["edges"],
@@ -37,6 +37,8 @@ def _margins(judged: Json, short: Callable[[float], str]) -> dict[str, Any]:
             x_title="reward of the chosen response less that of the rejected one",
             x_format=short,
             y_format=short,
+            subject="pairs",
+            y_title="pairs",
             references=[Reference(0.0, "level")] if bins["edges"][0] < 0 < bins["edges"][-1] else [],
         ),
         "note": note,
@@ -56,7 +58,7 @@ def _sources(judged: Json) -> dict[str, Any]:
     ]
     return {
         "title": "Agreement and flips by source",
-        "serves": "Decides whether a source's judgements can be trusted: agreement near 50 % is what chance gives, and a source "
+        "serves": "whether a source's judgements can be trusted: agreement near 50 % is what chance gives, and a source "
         "with most of the flips is noisier, or one that the model does not know.",
         "svg": bar_rows(rows, names=(("agreement", "kept"), ("flipped", "oracle"))),
         "note": "",

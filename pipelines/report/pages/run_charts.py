@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from typing import Any
 
 from markupsafe import Markup
@@ -16,7 +15,6 @@ from pipelines.report.charts import (
     Reference,
     Series,
     bar_rows,
-    dot_pairs,
     histogram,
     interval_chart,
     line_chart,
@@ -26,9 +24,9 @@ from pipelines.report.evaluation_tables import number, number_interval
 from pipelines.report.gains import RIVALS, RULES
 from pipelines.report.pages.evaluation import best_of_n
 from pipelines.report.pages.preference_charts import preference_charts
+from pipelines.report.pages.source_charts import SIDES, by_source, mix
+from pipelines.report.text import share, short
 from pipelines.storage.canonical_json import Json
-
-SIDES = (("kept", "kept"), ("dropped", "dropped"))
 
 
 def charts(manifest: Json, report: Json) -> Iterator[dict[str, Any]]:
@@ -43,14 +41,14 @@ def charts(manifest: Json, report: Json) -> Iterator[dict[str, Any]]:
         yield _yield(report)
         yield _mean_by_yield(report)
     if report.get("preferences") is not None:
-        yield from preference_charts(report["preferences"], short=short)
+        yield from preference_charts(report["preferences"])
     if report["best_of_n"] is not None and not by_gold:
         yield _best_of_n(report)
     if report["length"] is not None:
         yield _length(report)
     if len(report["sources"]) > 1:
-        yield _by_source(report)
-        yield _mix(report)
+        yield by_source(report)
+        yield mix(report)
     if report["margins"] is not None:
         yield _margins(report["margins"])
         if report["margins"]["probabilities"] is not None:
@@ -59,14 +57,6 @@ def charts(manifest: Json, report: Json) -> Iterator[dict[str, Any]]:
         yield _disagreement(report["disagreement"])
     if report["overlap"] is not None:
         yield _overlap(report["overlap"])
-
-
-def short(value: float) -> str:
-    """`0.25`, `12`, `1.5k`, `3.2M`."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{letter}"
-    return f"{value:.3g}"
 
 
 def kept_and_dropped(bins: Json, *, x_title: str, references: Sequence[Reference] = ()) -> Markup:
@@ -81,12 +71,6 @@ def kept_and_dropped(bins: Json, *, x_title: str, references: Sequence[Reference
         subject="responses",
         y_title="responses",
         references=references,
-    )
-
-
-def _percent(value: float) -> str:
-    return (
-        f"{value:.0%}" if value in (0, 1) or 0.01 <= value <= 0.99 else f"{value:.2g}" if value > 1 else f"{value:.1%}"
     )
 
 
@@ -112,7 +96,7 @@ def _funnel(manifest: Json, unit: str) -> dict[str, Any]:
     stages += [(step["rule"], step["rows"], step["prompts"], step["size"]) for step in manifest["steps"]]
 
     def bar(value: int | None, whole: int | None) -> Bar | None:
-        return None if value is None or not whole else Bar(value / whole, f"{value:,} ({_percent(value / whole)})")
+        return None if value is None or not whole else Bar(value / whole, f"{value:,} ({share(value / whole)})")
 
     most = (counts["scored"], counts["prompts"] or max((s[2] or 0 for s in stages), default=0), counts["size"])
     rows = [
@@ -245,61 +229,6 @@ def _length(report: Json) -> dict[str, Any]:
     }
 
 
-def source_name(row: Json) -> str:
-    """The display name of a row of the report's `sources`."""
-    return "all others" if row["others"] else "(no source)" if row["name"] is None else row["name"]
-
-
-def _by_source(report: Json) -> dict[str, Any]:
-    bins = report["histogram"]
-    rows = [
-        (
-            "(no source)" if source["name"] is None else source["name"],
-            [_quartiles(bins["edges"], source[side]) for side in ("kept", "dropped")],
-        )
-        for source in bins["by_source"]
-    ]
-    middle = _quartiles(bins["edges"], [a + b for a, b in zip(bins["kept"], bins["dropped"], strict=True)])
-    return {
-        "title": "Rewards by source",
-        "serves": "whether sources may share one bar: where their rewards lie apart, cut per source (top.per) or compare "
-        "within prompts only.",
-        "svg": interval_chart(
-            rows, names=SIDES, reference=middle.value if middle else 0.0, x_format=short, extent="the middle half"
-        ),
-        "note": "Dots are medians of the reward, lines the middle half of the responses; the dashed line is the median of all.",
-    }
-
-
-def _quartiles(edges: Sequence[float], counts: Sequence[int]) -> Mark | None:
-    """Median and quartiles of binned values, linear within a bin."""
-    total = sum(counts)
-    if not total:
-        return None
-    quartiles, cumulative, targets = [], 0.0, [0.25 * total, 0.5 * total, 0.75 * total]
-    for (low, high), count in zip(pairwise(edges), counts, strict=True):
-        while targets and count and cumulative + count >= targets[0]:
-            quartiles.append(low + (high - low) * (targets.pop(0) - cumulative) / count)
-        cumulative += count
-    return Mark(quartiles[1], quartiles[0], quartiles[2])
-
-
-def _mix(report: Json) -> dict[str, Any]:
-    kept = sum(row["kept"] for row in report["sources"])
-    scored = kept + sum(row["dropped"] for row in report["sources"])
-    rows = [
-        (source_name(row), (row["kept"] + row["dropped"]) / scored, row["kept"] / kept if kept else None)
-        for row in report["sources"]
-    ]
-    return {
-        "title": "Mix of sources",
-        "serves": "whether the selection may change the mix: a source that gains or loses much is favoured by the model "
-        "or by a threshold.",
-        "svg": dot_pairs(rows, names=(("of all scored", "before"), ("of the kept", "after")), x_format=_percent),
-        "note": "",
-    }
-
-
 def _margins(margins: Json) -> dict[str, Any]:
     return {
         "title": "Lead of the best response",
@@ -350,7 +279,7 @@ def _disagreement(disagreement: Json) -> dict[str, Any]:
 
 def _overlap(overlap: Json) -> dict[str, Any]:
     rows = [
-        (words, [Bar(overlap[name], _percent(overlap[name]))])
+        (words, [Bar(overlap[name], share(overlap[name]))])
         for name, words in (
             ("longest", "are the longest"),
             ("shortest", "are the shortest"),
