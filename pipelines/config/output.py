@@ -47,8 +47,8 @@ class OutputConfig(Strict):
     """Further columns of the input, beside those of the shape."""
     add: list[Literal["rank", "margin", "probability", "flipped"]] = []
     """Further columns from the rewards: rank within the prompt (1 is best), margin (gap to the next worse response, null for the
-    worst), probability, sigma(margin / T) with T of the model's `calibration.json`, and flipped: whether the rule `preferences`
-    has swapped the sides."""
+    worst; of the rule `preferences` the gap to the rejected one), probability, sigma(margin / T) with T of the model's
+    `calibration.json`, and flipped: whether `preferences` has swapped the sides."""
     rows_per_shard: int = Field(default=100_000, ge=1)
     """Largest number of rows in a shard."""
     bytes_per_shard: int = Field(default=512 * 2**20, ge=1)

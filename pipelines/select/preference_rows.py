@@ -59,12 +59,14 @@ def judge(
 
 
 def preference_rows(candidates: Candidates, rule: Preferences, *, temperature: float | None = None) -> Candidates:
-    """The chosen responses of the rows that are kept, each with the other one as its `other_...`."""
+    """The chosen responses of the rows that are kept, each with the other one as its `other_...` and the gap as its margin."""
     pairs = RowPairs.of(candidates)
     kept, swapped = judge(pairs.margins(candidates.reward), rule, temperature=temperature)
     chosen = np.where(swapped, pairs.rejected, pairs.chosen)[kept]
     other = candidates.take(np.where(swapped, pairs.chosen, pairs.rejected)[kept])
+    gap = candidates.reward[chosen].astype(np.float64) - other.reward
     return candidates.take(chosen).with_columns(
+        margin=gap.astype(np.float32),
         other_file=other.file,
         other_unit=other.unit,
         other_row=other.row,

@@ -70,7 +70,7 @@ def configured(request, tmp_path):
 
 def test_pairs_are_kept_flipped_and_dropped_by_their_margins(tmp_path, configured, monkeypatch):
     rule = {"keep": "agree", "min_margin": 0.5, "flip": True, "drop": [-0.75, -0.5]}
-    manifest = run_curation(configured(rule, add=["flipped"], rows_per_shard=7), scorer=None).manifest
+    manifest = run_curation(configured(rule, add=["flipped", "margin"], rows_per_shard=7), scorer=None).manifest
     expected, usable = [], [row for row in corpus() if None not in row["rewards"] and row["chosen"] != row["rejected"]]
     for row in usable:
         margin = row["rewards"][0] - row["rewards"][1]
@@ -84,6 +84,7 @@ def test_pairs_are_kept_flipped_and_dropped_by_their_margins(tmp_path, configure
     for row in found:
         sides = [(row[side][0]["content"], row[f"{side}_reward"]) for side in ("chosen", "rejected")]
         made.append((*sides[0], *sides[1], row["flipped"], row["annotator"]))
+        assert row["margin"] == row["chosen_reward"] - row["rejected_reward"]
     assert sorted(made) == sorted(expected)
     assert {flipped for *_, flipped, _ in expected} == {True, False}
     counts = manifest["counts"]
@@ -111,7 +112,7 @@ def test_pairs_are_kept_flipped_and_dropped_by_their_margins(tmp_path, configure
     assert "Agreement and flips by source" in page
     assert "1 more rows have a side without a reward" in page
     monkeypatch.setattr(selection_module, "PARTITIONS", 1)
-    run_curation(configured(rule, "again", add=["flipped"], rows_per_shard=7), scorer=None)
+    run_curation(configured(rule, "again", add=["flipped", "margin"], rows_per_shard=7), scorer=None)
     for path in sorted((tmp_path / "out" / "data").iterdir()):
         assert (tmp_path / "again" / "data" / path.name).read_bytes() == path.read_bytes()
 
