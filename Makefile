@@ -1,4 +1,4 @@
-# Everything sets itself up: `make demo`, `make test`, `make test-all`, `make chaos`, `make lint`.
+# Everything sets itself up: `make demo`, `make test`, `make test-all`, `make engines`, `make chaos`, `make lint`.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -16,7 +16,7 @@ TORCH_INDEX ?= $(shell { $(HAS_GPU) || { $(ANSWERS) && echo $(CPU_TORCH); }; } 2
 
 AIRFLOW ?= .cache/airflow
 
-.PHONY: airflow demo demo-seeds install test test-slow test-all chaos fuzz lint format clean
+.PHONY: airflow demo demo-seeds engines install test test-slow test-all chaos fuzz lint format clean
 
 install: $(VENV)/.dev
 
@@ -42,10 +42,15 @@ test: install
 	$(PYTEST) -m "not slow"
 
 test-slow: install
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not engines"
 
 test-all: install
-	$(PYTEST)
+	$(PYTEST) -m "not engines"
+
+engines: install  # on programs that others wrote: ENGINES=FOLDER, else ../shared/engines; see CONTRIBUTING.md
+	$(PYTEST) -m engines -rs
+	S3_SERVER=versitygw $(PYTEST) tests/pipelines/storage -rs
+	S3_SERVER=versitygw-versioned $(PYTEST) tests/pipelines/storage -rs
 
 chaos: install
 	PYTHONPATH=.:tests $(BIN)/python -m chaos.campaign

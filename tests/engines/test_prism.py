@@ -1,42 +1,98 @@
-"""Scoring on Prism, an engine of Beam that shares no code with its Python runner."""
+"""Runs on Prism, an engine of Beam that shares no code with its Python runner, with corpus and output on an S3 server.
+
+The bytes are those of the run in memory, whatever is asked for, and however the engine deals the work.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-import signal
 import threading
-import time
+from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
-from services.prism import needs_prism, serving_prism
-from support.corpora import corpus_rows, write_jsonl
-from support.stubs import StubFactory, scored_rows
+from services.engines import engines
+from support.corpora import TIMED, corpus_rows, write_jsonl
+from support.stubs import NamedFactory, StubFactory, save_named_model, scored_rows
 
-from pipelines.commands.run import run_scoring
-from pipelines.errors import StorageError
+from pipelines.commands.run import run_curation
+from pipelines.config import RunConfig
 from pipelines.runtime import execute, progress
 
-pytestmark = [pytest.mark.slow, needs_prism]
-ROWS = 24
-FRAGMENTS = 8
+pytestmark = engines("prism", "beam-boot", "versitygw")
+ROWS, FILES, ROWS_PER_FRAGMENT = 48, 6, 4
+RULES = {
+    "cuts": [{"where": "reward > -0.9"}, {"top": {"fraction": 0.8, "per": "generator"}}, {"top": {"rows": 20}}],
+    "prompts": [{"length_correction": {}}, {"drop_prompts": {"min_spread": 0.1}}, {"best_of_n": {"keep": 2}}],
+    "pairs": [{"reward": "reward * 2"}, {"threshold": {"min_z": -1.5}}, {"pairs": {"min_gap": 0.1}}],
+    "lengths": [{"top": {"tokens": 150}}, {"longest": {"keep": 3}}, {"random": {"keep": 2}}],
+}
+
+
+def hashes(contents: dict[str, bytes]) -> dict[str, str]:
+    """Hashes of what must be the same; claim.json names the plan, and that where the corpus is."""
+    names = ("manifest.json", "README.md", "data/", "report.json", "samples.parquet")
+    return {name: hashlib.sha256(data).hexdigest() for name, data in contents.items() if name.startswith(names)}
+
+
+class Both:
+    """Runs of one corpus, in memory with files on the disk and on Prism with files on the S3 server."""
+
+    def __init__(self, root: Path, bucket, prism, stub_model: Path) -> None:
+        self.root, self.bucket, self.prism, self.model = root, bucket, prism, stub_model
+        for number in range(FILES):
+            path = write_jsonl(root / "in" / f"{number}.jsonl", corpus_rows()[number::FILES])
+            bucket.put(f"in/{number}.jsonl", path.read_bytes())
+
+    def here(self, scorer, **changes) -> dict[str, str]:
+        """What a run in memory gives."""
+        run_curation(self._config(str(self.root), **changes), scorer=scorer)
+        out = self.root / "out"
+        files = [path for path in out.rglob("*") if path.is_file() and path.name not in TIMED]
+        return hashes({str(path.relative_to(out)): path.read_bytes() for path in files})
+
+    def there(self, scorer, **changes):
+        """(its outcome, what it gives) of a run on Prism."""
+        runner = {"name": "PortableRunner", "options": self.prism.options}
+        outcome = run_curation(self._config(self.bucket.url, **changes, runner=runner), scorer=scorer)
+        return outcome, hashes(self.bucket.contents("out"))
+
+    def _config(self, root: str, **changes) -> RunConfig:
+        shape = "preference" if "pairs" in changes.get("select", [{}])[-1] else "messages"
+        values = {
+            "input": {"path": f"{root}/in/*.jsonl", "rows_per_fragment": ROWS_PER_FRAGMENT, "carry": ["generator"]},
+            "model": {"path": str(self.model)},
+            "output": {"path": f"{root}/out", "rows_per_shard": 4, "shape": shape},
+        }
+        return RunConfig.model_validate(values | changes)
 
 
 @pytest.fixture
-def configured(tmp_path, make_config):
-    """A corpus of 8 fragments; (runner's options) → its configuration."""
-    for number in range(2):
-        write_jsonl(tmp_path / "in" / f"{number}.jsonl", corpus_rows()[:ROWS][number::2])
-    return lambda options: make_config(
-        tmp_path / "in",
-        input={"rows_per_fragment": 3},
-        scores={"path": str(tmp_path / "scores")},
-        runner={"name": "PortableRunner", "options": options},
-    )
+def both(tmp_path, bucket, prism, stub_model) -> Both:
+    return Both(tmp_path, bucket, prism, stub_model)
 
 
-def test_progress_moves_and_run_json_counts_what_was_scored(tmp_path, configured, monkeypatch):
+@pytest.mark.parametrize("select", RULES.values(), ids=RULES)
+def test_every_rule_keeps_the_same_bytes(both, select):
+    outcome, contents = both.there(StubFactory(), select=select)
+    assert contents == both.here(StubFactory(), select=select)
+    assert 0 < outcome.manifest["counts"]["kept"] < ROWS
+
+
+def test_an_ensemble(both, tmp_path):
+    models = [{"path": str(save_named_model(tmp_path / "models" / name))} for name in ("anna", "bo")]
+    _, contents = both.there(NamedFactory(str(tmp_path / "log")), model=models)
+    assert contents == both.here(NamedFactory(str(tmp_path / "log")), model=models)
+
+
+def test_texts_that_are_colocated(both, tmp_path):
+    log = tmp_path / "log"
+    _, contents = both.there(StubFactory(log=str(log)), score={"colocate": "prompt"})
+    assert scored_rows(log) == ROWS
+    assert contents == both.here(StubFactory())
+
+
+def test_progress_moves_and_run_json_counts_what_was_scored(both, tmp_path, monkeypatch):
     monkeypatch.setattr(execute, "EVERY_SECS", 0.1)
     seen, stop = set(), threading.Event()
 
@@ -46,41 +102,19 @@ def test_progress_moves_and_run_json_counts_what_was_scored(tmp_path, configured
 
     progress.reset()
     threading.Thread(target=look, daemon=True).start()
-    with serving_prism(tmp_path) as prism:
-        run_scoring(configured(prism.options), scorer=StubFactory(log=str(tmp_path / "log"), secs=0.7))
+    both.there(StubFactory(log=str(tmp_path / "log"), secs=0.7))
     stop.set()
-    throughput = json.loads((tmp_path / "scores" / "run.json").read_text())["throughput"]
-    held = sum(pq.read_metadata(path).num_rows for path in (tmp_path / "scores").rglob("*.parquet"))
-    assert throughput["rows"] == progress.current().scored == held == scored_rows(tmp_path / "log") == ROWS
-    assert progress.current().fragments == FRAGMENTS
+    now, contents = progress.current(), both.bucket.contents("out")
+    assert json.loads(contents["run.json"])["throughput"]["rows"] == ROWS
+    assert now.scored == scored_rows(tmp_path / "log") == ROWS
+    assert now.fragments == len([name for name in contents if name.startswith("scores/") and "/plans/" not in name])
     assert seen & set(range(1, ROWS)), "it moved while the job ran"
 
 
-@pytest.mark.parametrize(
-    ("lost", "words"),
-    [("worker", ("lost a worker; the engine at ", "disconnected")), ("engine", ("does not answer any more",))],
-)
-def test_a_lost_part_is_named_and_the_same_command_goes_on(tmp_path, configured, lost, words, capfd):
-    log = tmp_path / "log"
-
-    def kill(engine: int) -> None:
-        while not scored_rows(log):
-            time.sleep(0.05)
-        os.kill(engine, signal.SIGKILL)
-
-    with serving_prism(tmp_path) as prism:
-        if lost == "engine":
-            threading.Thread(target=kill, args=(prism.engine.pid,), daemon=True).start()
-        scorer = StubFactory(log=str(log), secs=0.3, die_after=2 if lost == "worker" else None)
-        with pytest.raises(StorageError) as raised:
-            run_scoring(configured(prism.options), scorer=scorer)
-    for word in (*words, "what is scored stays", "the same command"):
-        assert word in raised.value.message
-    for dump in ("report it", "Rendezvous", "StatusCode", "RuntimeError"):
-        assert dump not in raised.value.message
-    assert "Traceback" not in capfd.readouterr().err
-    before = scored_rows(log)
-    assert 0 < before < ROWS
-    config = configured({}).model_copy(update={"runner": configured({}).runner.model_copy(update={"name": "local"})})
-    run_scoring(config, scorer=StubFactory(log=str(log)))
-    assert ROWS <= scored_rows(log) <= ROWS + 2 * 3, "only what was in work is scored again"
+def test_what_the_engine_splits_off_is_scored_once(both, tmp_path):
+    """While a scorer sleeps, Prism takes what is left of a bundle and deals it out as others."""
+    log, said = tmp_path / "log", both.prism.log.read_text().count("split elements")
+    _, contents = both.there(StubFactory(log=str(log), secs=1.0))
+    assert both.prism.log.read_text().count("split elements") > said, "it has split none"
+    assert scored_rows(log) == ROWS
+    assert contents == both.here(StubFactory())

@@ -2,7 +2,8 @@
 
 It answers as the REST API does (projects.locations.jobs: create, get, messages, metrics) as far as the client asks, keeps
 what it is sent, and holds each job in the state that a test gives it. With `run`, it fetches the pipeline that was staged in the
-bucket and runs it with FnApiRunner in a process of its own, which has nothing else from the launcher; its end is the job's.
+bucket and runs it, by FnApiRunner or on the portable engine with the options `engine`, in a process of its own, which has nothing
+else from the launcher; its end is the job's.
 
 The client takes `http://localhost:PORT` as it is, and needs no credentials with `--no_auth`.
 """
@@ -83,8 +84,8 @@ class Job:
 class DataflowService:
     """The jobs that were submitted; each runs until a test ends it, or until it has `run`."""
 
-    def __init__(self, *, run: bool = False) -> None:
-        self.run = run
+    def __init__(self, *, run: bool = False, engine: dict[str, str] | None = None) -> None:
+        self.run, self.engine = run, engine
         self.jobs: list[Job] = []
         self.submitted = threading.Event()
         self._server = ThreadingHTTPServer(("localhost", 0), type("Handler", (_Handler,), {"service": self}))
@@ -98,7 +99,7 @@ class DataflowService:
         job = Job(f"job-{len(self.jobs)}", request, project, location)
         self.jobs.append(job)
         if self.run:
-            threading.Thread(target=run_job, args=(job,), daemon=True).start()
+            threading.Thread(target=run_job, args=(job, self.engine), daemon=True).start()
         self.submitted.set()
         return job
 
@@ -117,12 +118,13 @@ class DataflowService:
                     job.worker.wait()
 
 
-def run_job(job: Job) -> None:
-    """Run the staged pipeline to its end, in another process."""
+def run_job(job: Job, engine: dict[str, str] | None = None) -> None:
+    """Run the staged pipeline to its end, in another process, or on an engine by that process."""
     with tempfile.TemporaryDirectory() as directory:
         result = Path(directory, "result.json")
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
         command = [sys.executable, str(TESTS / "services" / "dataflow_worker.py"), job.pipeline_url, str(result)]
+        command += [] if engine is None else [json.dumps(job.options | engine)]
         job.worker = subprocess.Popen(
             command, env=environment, cwd=directory, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )

@@ -1,7 +1,8 @@
-"""Run a pipeline that a launcher has staged: `python dataflow_worker.py gs://BUCKET/.../pipeline.pb RESULT.json`.
+"""Run a pipeline that a launcher has staged: `python dataflow_worker.py gs://BUCKET/.../pipeline.pb RESULT.json [ENGINE]`.
 
-All that it has of the launcher is in that object and in what the pipeline reads. RESULT gets our counters; a failure goes to
-standard error, as text.
+All that it has of the launcher is in that object and in what the pipeline reads. It runs in this process, or on a portable
+engine: ENGINE is JSON of the options that the service was sent, and of those of the engine. RESULT gets our counters; a failure
+goes to standard error, as text.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.portability import python_urns
-from apache_beam.portability.api import beam_runner_api_pb2
+from apache_beam.portability import common_urns, python_urns
+from apache_beam.portability.api import beam_runner_api_pb2, endpoints_pb2
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.portability.portable_runner import PortableRunner
 
 from pipelines.runtime import counters
 from pipelines.storage.files import read_bytes
@@ -27,13 +29,30 @@ def staged(url: str) -> Any:
     return beam_runner_api_pb2.Pipeline.FromString(data)
 
 
-def main() -> None:
-    url, result = sys.argv[1:]
-    pipeline = staged(url)
+def run_here(pipeline: Any) -> Any:
     for environment in pipeline.components.environments.values():  # this process is the container
         environment.urn, environment.payload = python_urns.EMBEDDED_PYTHON, b""
         del environment.dependencies[:]
-    ran = FnApiRunner().run_via_runner_api(pipeline, PipelineOptions([]))
+    return FnApiRunner().run_via_runner_api(pipeline, PipelineOptions([]))
+
+
+def run_on(engine: dict[str, Any], pipeline: Any) -> Any:
+    """Each container becomes a worker of the engine's pool; hints, staging and options are its business."""
+    pool = endpoints_pb2.ApiServiceDescriptor(url=engine["environment_config"])
+    payload = beam_runner_api_pb2.ExternalPayload(endpoint=pool).SerializeToString()
+    for environment in pipeline.components.environments.values():
+        environment.urn, environment.payload = common_urns.environments.EXTERNAL.urn, payload
+    options = {  # numbers come as floats
+        name: int(value) if isinstance(value, float) else value
+        for name, value in engine.items()
+        if not isinstance(value, dict)
+    }
+    return PortableRunner().run_portable_pipeline(pipeline, PipelineOptions.from_dictionary(options))
+
+
+def main() -> None:
+    url, result, *engine = sys.argv[1:]
+    ran = run_on(json.loads(engine[0]), staged(url)) if engine else run_here(staged(url))
     ran.wait_until_finish()
     Path(result).write_text(json.dumps(counters.read_counters(ran)))
 

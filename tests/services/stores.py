@@ -1,9 +1,13 @@
-"""Emulated stores with real clients: moto for S3, gcp-storage-emulator for GCS, each behind a proxy that can misbehave."""
+"""Emulated stores with real clients: moto for S3, gcp-storage-emulator for GCS, each behind a proxy that can misbehave.
+
+With S3_SERVER=versitygw, or S3_SERVER=versitygw-versioned, tests on S3 meet that server in place of moto, and no others are run.
+"""
 
 from __future__ import annotations
 
 import itertools
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -12,15 +16,37 @@ from functools import cache
 import fsspec.config
 import pytest
 from services.emulators import Store, environment
+from services.engines import why_missing
 from services.fault_proxy import FaultProxy
+from services.versitygw import serving_s3
 
 from pipelines.storage.stores import retry
 
 _numbers = itertools.count()
+SERVER = os.environ.get("S3_SERVER")  # None: moto
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if SERVER is None:
+        return
+    on_s3 = [item for item in items if "make_store" in getattr(item, "fixturenames", ()) and not _is_on_gcs(item)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in on_s3])
+    items[:] = on_s3
+
+
+def _is_on_gcs(item: pytest.Item) -> bool:
+    return "gs" in getattr(getattr(item, "callspec", None), "params", {}).values() or "gcs" in item.name
 
 
 @pytest.fixture(scope="session")
-def s3_server() -> Iterator[tuple[str, int]]:
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
+    if SERVER is not None:
+        if reason := why_missing("versitygw"):
+            pytest.skip(reason)
+        with serving_s3(tmp_path_factory.mktemp("versitygw")) as real:
+            yield real.address
+        return
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -69,6 +95,9 @@ def make_store(
             monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
         store = Store(scheme, f"bucket-{next(_numbers)}", proxy)
         store.fs.mkdir(store.bucket)
+        if scheme == "s3" and SERVER == "versitygw-versioned":
+            versions = {"Status": "Enabled"}
+            store.fs.call_s3("put_bucket_versioning", Bucket=store.bucket, VersioningConfiguration=versions)
         proxy.requests.clear()
         return store
 

@@ -364,8 +364,9 @@ def test_no_credentials_at_all(make_store, monkeypatch, tmp_path):
 
 
 def test_listing_a_directory_a_file_and_a_pattern(store):
-    for name in ("in/a.jsonl", "in/deep/b.jsonl", "in/_hidden.jsonl", "in/.c.jsonl", "inner/d.jsonl", "in/empty/"):
+    for name in ("in/a.jsonl", "in/deep/b.jsonl", "in/_hidden.jsonl", "in/.c.jsonl", "inner/d.jsonl"):
         store.put(name, b"{}\n")
+    store.put("in/empty/", b"" if store.is_s3 else b"{}\n")  # the emulator of GCS takes no empty object
     assert [file.key for file in listing.expand(store.url + "/in")] == ["a.jsonl", "deep/b.jsonl"]
     assert [file.key for file in listing.expand(store.url + "/in/*.jsonl")] == ["a.jsonl"]
     (one,) = listing.expand(store.url + "/in/a.jsonl")
