@@ -182,6 +182,28 @@ def report(
     print_path(rebuild(output) if other is None else compare(output, other, write=write))
 
 
+@app.command(settings="run")
+def trial(
+    output: options.Output,
+    config: options.ConfigPath,
+    extra: options.Settings = None,
+    student: options.Student = None,
+    reference: options.Reference = None,
+    judge: options.Judge = None,
+    quick: options.Quick = False,
+    seeds: options.Seeds = None,
+    steps: options.Steps = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Fine-tune a small model on a selection, on random responses and on the longest, and say which one teaches it most."""
+    overrides = program.require_settings("trial", extra)
+    from pipelines.commands.trial.trial import TrialOptions, run_trial
+    from pipelines.config import RunConfig, load
+
+    tried = TrialOptions(student, reference, judge, quick, seeds, steps)
+    run_trial(output, load(RunConfig, config, overrides), tried, as_json=as_json)
+
+
 @app.command()
 def latest(root: options.Root) -> None:
     """Print the path of the latest complete version of an output."""

@@ -90,6 +90,30 @@ Rows = Annotated[int, typer.Option(min=0, help="How many conversations to show."
 Output = Annotated[str, typer.Argument(metavar="OUT", help="The output.path of a run that has ended.")]
 OtherOutput = Annotated[str | None, typer.Argument(metavar="[OTHER]", help="A second one: then the two are compared.")]
 ComparisonFile = Annotated[str, typer.Option(metavar="FILE", help="Where the comparison of two goes.")]
+Student = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="The small causal language model: a directory, also on an object store, or a hub id; default "
+        "HuggingFaceTB/SmolLM2-135M-Instruct.",
+    ),
+]
+Reference = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Good responses to other prompts, in any layout of a corpus. Default: the best by report.gold, else the test split.",
+    ),
+]
+Judge = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="A second reward model, which scores an answer of each student to each prompt."),
+]
+Quick = Annotated[bool, typer.Option("--quick", help="Two seeds and 20 steps of 512 tokens: minutes on a CPU.")]
+Seeds = Annotated[
+    int | None, typer.Option(min=1, max=100, help="Fine-tunes of each set; default 3, or 2 with --quick.")
+]
+Steps = Annotated[int | None, typer.Option(min=1, help="Steps of each fine-tune; default 100, or 20 with --quick.")]
 Root = Annotated[str, typer.Argument(metavar="ROOT", help="The output.path of runs with output.versions.")]
 Keep = Annotated[int, typer.Option(min=1, help="How many complete versions stay, the newest ones.")]
 UnfinishedDays = Annotated[

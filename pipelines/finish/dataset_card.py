@@ -14,6 +14,7 @@ from pipelines.export.hf_features import features_of
 from pipelines.export.output_columns import COLUMNS as _SHAPES
 from pipelines.export.shards import OutputShard
 from pipelines.export.train_test_split import TRAIN
+from pipelines.report.trial import paragraph
 from pipelines.report.verdict import lines_of
 
 _CARD = """\
@@ -60,6 +61,19 @@ Settings:
 {% endfor %}
 Columns: {{ columns }}. Rewards are {{ "made of standardised" if ensemble else "raw" }} model outputs; they compare responses to one prompt, not prompts.
 """
+
+
+_BEFORE_TRIAL, _TRIAL = "| for comparison |", "| trial |"
+
+
+def with_trial(card: str, trial: Mapping[str, Any] | None) -> str:
+    """A card with the result of a trial (`bestkept trial`), in place of an earlier one; as it is without one."""
+    lines = [line for line in card.splitlines(keepends=True) if not line.startswith(_TRIAL)]
+    if trial is None:
+        return "".join(lines)
+    place = next((at + 1 for at, line in enumerate(lines) if line.startswith(_BEFORE_TRIAL)), len(lines))
+    words = paragraph(trial).replace("|", "\\|")
+    return "".join((*lines[:place], f"{_TRIAL} {words} |\n", *lines[place:]))
 
 
 _TAGS = {"messages": ["sft"], "prompt_completion": ["sft"], "preference": ["preference", "dpo"], "original": []}

@@ -22,6 +22,7 @@ from pipelines.finish.manifest import Results, make_manifest
 from pipelines.finish.publication import publish
 from pipelines.finish.versions import VersionRun
 from pipelines.plan import plan_at
+from pipelines.report.trial import read_trial
 from pipelines.report.write import write_report
 from pipelines.runtime.arrow_ipc import from_ipc
 from pipelines.runtime.transforms import Gather, PCollection
@@ -133,7 +134,7 @@ class PublishManifest(beam.DoFn):  # type: ignore[misc]
     def _describe(self, manifest: dict[str, Any], shards: Sequence[OutputShard]) -> None:
         output, license = self.owner.output, self.config.output.license
         card = dataset_card.render(manifest, shards, first_schema(output, shards), license=license)
-        self.owner.publish("README.md", card.encode())
+        self.owner.publish("README.md", dataset_card.with_trial(card, read_trial(output)).encode())
         if manifest["report"]:
             # drawn from the manifest as it is read; the launcher, which may not be waiting, draws it again with throughput
             write_report(output, json.loads(to_json(manifest)), run=None)

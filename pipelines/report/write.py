@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from pipelines.errors import InputError
 from pipelines.report.numbers import FORMAT
 from pipelines.report.pages import run as selection
+from pipelines.report.trial import read_trial
 from pipelines.storage import publish
 from pipelines.storage.files import join, read_bytes
 from rm.conversations import load_json
@@ -25,7 +26,7 @@ def write_report(output: str, manifest: Mapping[str, Any], *, run: Mapping[str, 
     missing or of another version, `StorageError`.
     """
     numbers, samples = read_numbers(output), read_samples(output)
-    page = selection.render(manifest, numbers, samples, run, drift=read_drift(output))
+    page = selection.render(manifest, numbers, samples, run, drift=read_drift(output), trial=read_trial(output))
     path = join(output, NAME)
     publish.replace(path, page.encode())
     return path

@@ -43,11 +43,15 @@ _calls: dict[int, _Call] = {}  # thread → the call that it is in
 _watchers: list[threading.Thread] = []
 
 
-def render_chat(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None) -> str:
-    """Return what a tokenizer's chat template renders. Raises what a template raises, and `ModelError` for one without bounds."""
+def render_chat(
+    tokenizer: Any, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None, *, answer: bool = False
+) -> str:
+    """Return what a tokenizer's chat template renders, with `answer` also what precedes one. Raises what a template raises, and
+    `ModelError` for one without bounds."""
     _install()
+    options = {"tools": tools, "tokenize": False, "add_generation_prompt": answer}
     try:
-        return run_bounded(lambda: str(tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)))
+        return run_bounded(lambda: str(tokenizer.apply_chat_template(messages, **options)))
     except TemplateLimitError as error:
         raise ModelError(
             f"the chat template of {tokenizer.name_or_path} {error} for one conversation; correct it, in chat_template.jinja or "

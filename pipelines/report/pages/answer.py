@@ -7,6 +7,7 @@ from typing import Any
 
 from pipelines.report.gains import RIVALS, RULES
 from pipelines.report.text import crop
+from pipelines.report.trial import paragraph
 from pipelines.report.verdict import lines_of
 from pipelines.runtime.machine import tool_version
 from pipelines.storage.canonical_json import Json, digest
@@ -39,7 +40,7 @@ TEMPLATE = """\
 """
 
 
-def answer(manifest: Json, report: Json, drift: Json) -> dict[str, Any]:
+def answer(manifest: Json, report: Json, drift: Json, trial: Json | None = None) -> dict[str, Any]:
     """Return the values of `TEMPLATE`; `drift` is empty where there is no version before."""
     gains = report.get("gains") or {}
     by_gold, by_reward = gains.get("gold"), gains.get("reward")
@@ -47,7 +48,7 @@ def answer(manifest: Json, report: Json, drift: Json) -> dict[str, Any]:
     columns = ["compared with", *([f"by gold ({crop(report['gold'], 40)})"] if by_gold else [])]
     return {
         "kept": _kept(manifest, report["unit"]),
-        "gain": list(_gain(report, by_gold, has_rivals=bool(rivals))),
+        "gain": [*_gain(report, by_gold, has_rivals=bool(rivals)), *([paragraph(trial)] if trial else [])],
         "models": list(lines_of(manifest)),
         "warnings": [*manifest["warnings"], *_warnings(manifest, report, drift)],
         "columns": [*columns, "by the reward itself", "would be kept, too"],

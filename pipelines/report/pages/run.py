@@ -40,14 +40,20 @@ _FILES_NAMED = 20
 
 
 def render(
-    manifest: Json, report: Json, samples: Sequence[Json], run: Json | None, *, drift: Json | None = None
+    manifest: Json,
+    report: Json,
+    samples: Sequence[Json],
+    run: Json | None,
+    *,
+    drift: Json | None = None,
+    trial: Json | None = None,
 ) -> str:
     """The page for a run. It has no script and refers to nothing outside itself; texts of `samples` are escaped and cut."""
     counts = manifest["counts"]
     return base.render(
         _PAGE,
         title=f"Kept {counts['kept']:,} of {counts['scored']:,} responses",
-        answer=answer.answer(manifest, report, drift or {}),
+        answer=answer.answer(manifest, report, drift or {}, trial),
         more={"answer": answer.TEMPLATE},
         charts=list(charts(manifest, report)),
         samples=[Markup(section) for section in conversations.sections(samples, report["unit"])],

@@ -9,13 +9,17 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from support.corpora import write_jsonl
+from support.planted_models import VERDICTS, planted
 
+from pipelines.commands import evaluate as evaluation
 from pipelines.report import evaluation_tables
 from pipelines.report.charts import Mark, Series, interval_chart, line_chart
 from pipelines.report.pages.evaluation import render
 from pipelines.report.text import percent_interval
 from pipelines.report.verdict import words_of
 from rm.evaluate import load_temperature
+from rm.identity import load_evaluation
+from rm.scores import GroupScores
 from rm.text.windows import split_into_windows
 
 SECRET = "xyzzy"
@@ -52,6 +56,43 @@ def data(tmp_path):
 
 def read(tmp_path):
     return json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+
+
+@pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", VERDICTS)
+def test_planted_models_get_their_verdicts_from_the_command(bestkept, model, tmp_path, monkeypatch, name, count):
+    """In table, JSON and page, and stored beside the weights; what is read is a file of pairs."""
+    groups, planted_rewards = planted(count)
+    best = [edge.preferred for group in groups for edge in group.edges]
+    rows = [
+        {"prompt": group.prompt[0][1], "chosen": group.responses[at], "rejected": group.responses[1 - at]}
+        for group, at in zip(groups, best, strict=True)
+    ]
+    of_text = {
+        (group.prompt, text): float(reward)
+        for group, rewards in zip(groups, planted_rewards[name], strict=True)
+        for text, reward in zip(group.responses, rewards, strict=True)
+    }
+
+    def score(_config, _directory, read):
+        scores = [GroupScores.empty(len(group.responses)) for group in read]
+        for group, scored in zip(read, scores, strict=True):
+            scored.rewards[:] = [of_text[group.prompt, text] for text in group.responses]
+        return evaluation._ScoredGroups(scores, None, 64, "float32")
+
+    monkeypatch.setattr(evaluation, "_score", score)
+    write_jsonl(tmp_path / "planted.jsonl", rows)
+    code, out, err = bestkept("evaluate", model, "planted.jsonl", "bootstrap.resamples=400")
+    assert code == 0, err
+    document = read(tmp_path)
+    assert document["verdict"]["verdict"] == VERDICTS[name]
+    sentence = document["verdict"]["sentence"]
+    assert f": of {count:,} comparisons it orders " in sentence
+    assert f"; of {count // 2:,} pairs of similar length it orders " in sentence
+    page = (tmp_path / "evaluation" / "evaluation.html").read_text()
+    assert sentence.partition(":")[0] in out
+    assert page.index(sentence.partition(":")[0]) < page.index("<svg")
+    assert load_evaluation(model)["verdict"] == VERDICTS[name]
 
 
 def test_figures_are_those_of_a_plain_loop(bestkept, model, data, tmp_path):
