@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from support.corpora import TIMED, write_jsonl
+from support.stubs import StubFactory
 
 from pipelines.commands.explain.explain_transform import explain
 from pipelines.commands.run import run_curation
@@ -152,3 +153,25 @@ def test_an_explanation_names_the_row_that_is_kept_instead(tmp_path, rows):
     again = explain(configured(tmp_path, steps), place, with_text=True)
     assert again["prompt"][0]["content"] == best["prompt"]
     assert best["response"] in [row["text"] for row in again["rows"] if row["kept"]]
+
+
+@pytest.mark.slow
+def test_workers_of_a_machine_make_the_same_signatures_and_output(tmp_path, rows, configure):
+    steps = [{"near_duplicates": {"of": "prompt"}}, {"diverse": {"rows": 9}}]
+    for name, workers in (("one", 1), ("two", 2)):
+        config = configure(
+            tmp_path,
+            tmp_path / "in",
+            input={"rows_per_fragment": 7},
+            select=steps,
+            output={"path": str(tmp_path / name)},
+            scores={"path": str(tmp_path / f"{name}-scores")},
+            runner={"workers": workers},
+        )
+        run_curation(config, scorer=StubFactory())
+    assert outputs(tmp_path / "one") == outputs(tmp_path / "two")
+    scores = [
+        {p.name: p.read_bytes() for p in (tmp_path / f"{name}-scores").glob("*/*.parquet")} for name in ("one", "two")
+    ]
+    assert scores[0] == scores[1]
+    assert len({path.parent.name for path in (tmp_path / "two-scores").glob("*/*.parquet")}) == 3
