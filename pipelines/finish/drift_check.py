@@ -10,12 +10,36 @@ from pipelines.errors import InputError, RejectedError
 from pipelines.finish.claim import read_manifest, require_manifest
 from pipelines.finish.versions import VersionRun, path_of, read_latest, refuse_removal
 from pipelines.report.drift import drift
-from pipelines.report.write import read_numbers
+from pipelines.report.write import DRIFT, read_numbers
 from pipelines.storage import publish
-from pipelines.storage.canonical_json import to_json
+from pipelines.storage.canonical_json import Json, to_json
 from pipelines.storage.files import join
 
 log = logging.getLogger(__name__)
+
+
+def write_drift(turn: VersionRun | None, manifest: Json) -> dict[str, Any] | None:
+    """Compare a version, whose report's numbers are there, with the one that `latest.json` names, and write `drift.json`.
+
+    Return its content; None where there is no version before, or none with the numbers of a report of this release.
+    """
+    latest = None if turn is None else read_latest(turn.root)
+    if turn is None or latest is None or latest.version == turn.version:
+        return None
+    path = path_of(turn.root, latest.version)
+    before = read_manifest(path)
+    if before is None:
+        log.warning("the drift since the version before is not known: %s has no manifest.json", path)
+        return None
+    try:
+        found = drift((before, read_numbers(path)), (manifest, read_numbers(turn.path)))
+    except InputError as error:
+        log.warning("the drift since the version before is not known: %s", error.message)
+        return None
+    refuse_removal(turn)
+    content = {"against": latest.version, **found}
+    publish.replace(join(turn.path, DRIFT), to_json(content))
+    return content
 
 
 def check_drift(turn: VersionRun | None, limits: Limits) -> None:
@@ -25,22 +49,10 @@ def check_drift(turn: VersionRun | None, limits: Limits) -> None:
     """
     if turn is None or (limits.max_reward_shift is None and limits.max_rejected_shift is None):
         return
-    latest = read_latest(turn.root)
-    if latest is None or latest.version == turn.version:
+    found = write_drift(turn, require_manifest(turn.path))
+    if found is None:
         return
-    path = path_of(turn.root, latest.version)
-    if read_manifest(path) is None:
-        log.warning("the drift since the version before is not known: %s has no manifest.json", path)
-        return
-    try:
-        old = _output(path)
-    except InputError as error:  # without a report, or one of another release
-        log.warning("the drift since the version before is not known: %s", error.message)
-        return
-    found = drift(old, _output(turn.path))
-    refuse_removal(turn)
-    publish.replace(join(turn.path, "drift.json"), to_json({"against": latest.version, **found}))
-    reward = found["reward"]
+    reward, against = found["reward"], found["against"]
     shift = None if reward is None else reward["shift"]
     if limits.max_reward_shift is not None and shift is None and found["responses"]["new"]:
         log.warning(
@@ -49,24 +61,20 @@ def check_drift(turn: VersionRun | None, limits: Limits) -> None:
     after = "new rows" if found["rows"] == "new" else "rows"
     if limits.max_reward_shift is not None and shift is not None and abs(shift) > limits.max_reward_shift:
         raise RejectedError(
-            f"the mean reward of the {after} is {reward['new']:.4g}, and was {reward['old']:.4g} in version {latest.version}: a "
+            f"the mean reward of the {after} is {reward['new']:.4g}, and was {reward['old']:.4g} in version {against}: a "
             f"shift of {shift:+.2f} standard deviations, more than limits.max_reward_shift={limits.max_reward_shift:g}; "
             + _remedy(turn, "max_reward_shift")
         )
     rejected = found["rejected_shift"]
     if limits.max_rejected_shift is not None and rejected is not None and rejected > limits.max_rejected_shift:
         raise RejectedError(
-            f"the share of rejected responses among the {after} is {rejected:.4%} larger than in version {latest.version}, more "
+            f"the share of rejected responses among the {after} is {rejected:.4%} larger than in version {against}, more "
             f"than limits.max_rejected_shift={limits.max_rejected_shift:g}; " + _remedy(turn, "max_rejected_shift")
         )
 
 
 def _remedy(turn: VersionRun, limit: str) -> str:
     return (
-        f"{join(turn.path, 'drift.json')} has the figures. latest.json still names the version before: correct the input, or, to "
+        f"{join(turn.path, DRIFT)} has the figures. latest.json still names the version before: correct the input, or, to "
         f"accept this version, run the same command with a higher limits.{limit}: nothing is scored again"
     )
-
-
-def _output(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    return require_manifest(path), read_numbers(path)

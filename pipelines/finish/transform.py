@@ -17,7 +17,7 @@ from pipelines.errors import carrying_errors
 from pipelines.export.shards import OutputShard
 from pipelines.finish import dataset_card
 from pipelines.finish.claim import claimed_evaluations
-from pipelines.finish.drift_check import check_drift
+from pipelines.finish.drift_check import check_drift, write_drift
 from pipelines.finish.manifest import Results, make_manifest
 from pipelines.finish.publication import publish
 from pipelines.finish.versions import VersionRun
@@ -137,7 +137,9 @@ class PublishManifest(beam.DoFn):  # type: ignore[misc]
         self.owner.publish("README.md", dataset_card.with_trial(card, read_trial(output)).encode())
         if manifest["report"]:
             # drawn from the manifest as it is read; the launcher, which may not be waiting, draws it again with throughput
-            write_report(output, json.loads(to_json(manifest)), run=None)
+            written = json.loads(to_json(manifest))
+            write_drift(self.turn, written)
+            write_report(output, written, run=None)
 
 
 def first_schema(output: str, shards: Sequence[OutputShard]) -> pa.Schema:

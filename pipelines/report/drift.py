@@ -14,21 +14,34 @@ import numpy as np
 
 from pipelines.storage.canonical_json import Json
 
+_OTHERS = ("source", "(others)")
+_UNITS = {
+    "reward": "raw output of the reward model",
+    "shift": "standard deviations of the old rewards",
+    "ks": "share, 0 to 1",
+    "rejected": "share of what was read",
+    "kept": "share of what was scored",
+    "characters": "characters",
+    "sources": "share of what was scored",
+}
+
 
 def drift(old: tuple[Json, Json], new: tuple[Json, Json]) -> dict[str, Any]:
     """Compare two outputs, each its manifest and its report numbers.
 
     `reward` has both means, the `shift` of the mean in standard deviations of the old rewards, and `ks`, the largest distance
     between the distribution functions (Kolmogorov-Smirnov), from histograms: None where models differ or no row is new.
-    `rejected` are shares of what was read, `kept` of what was scored, `sources` of the scored responses; `characters` are means.
+    `rejected` are shares of what was read, `kept` of what was scored, `sources` of the scored responses; `characters` are
+    means. `units` names the units.
     """
-    counts = [_counts(*output) for output in (old, new)]
+    counts = _fold_sources([_counts(*output) for output in (old, new)])
     same_model = old[0]["fingerprint"] == new[0]["fingerprint"]
     grown = same_model and _files(old[0]).items() <= _files(new[0]).items()
     before, whole = counts
     after = whole - before if grown else whole
     reasons = sorted({name for part in (before, after) for kind, name in part if kind == "rejected"})
     return {
+        "units": _UNITS,
         "rows": "new" if grown else "all",
         "responses": {"old": before["scored", ""], "new": after["scored", ""]},
         "reward": _reward(before, whole, grown=grown) if same_model else None,
@@ -38,6 +51,16 @@ def drift(old: tuple[Json, Json], new: tuple[Json, Json]) -> dict[str, Any]:
         "characters": [_mean(part, "characters") for part in (before, after)],
         "sources": _shares(before, after, sorted(key for key in before | after if key[0] == "source"), whole="scored"),
     }
+
+
+def _fold_sources(parts: list[Counter[tuple[str, Any]]]) -> list[Counter[tuple[str, Any]]]:
+    """Count sources as others that one of the outputs does not tell apart: each lists its own largest ones."""
+    names = {key for part in parts for key in part if key[0] == "source" and key != _OTHERS}
+    folded = {key for key in names if any(key not in part and _OTHERS in part for part in parts)}
+    for part in parts:
+        for key in folded & part.keys():
+            part[_OTHERS] += part.pop(key)
+    return parts
 
 
 def _files(manifest: Json) -> dict[str, str]:
@@ -52,7 +75,7 @@ def _counts(manifest: Json, numbers: Json) -> Counter[tuple[str, Any]]:
     for side in ("kept", "dropped"):
         counts["characters", ""] += numbers["sides"][side]["characters"]
     for row in numbers["sources"]:
-        name = "(others)" if row["others"] else row["name"] or "(none)"
+        name = _OTHERS[1] if row["others"] else row["name"] or "(none)"
         counts["source", name] += row["kept"] + row["dropped"]
     if (bins := numbers["histogram"]) is not None:
         rows, edges = np.add(bins["kept"], bins["dropped"]).tolist(), bins["edges"]

@@ -55,6 +55,23 @@ def test_a_night_at_a_fifth_of_the_rewards_ends_with_4_and_moves_no_pointer(tmp_
     assert read_latest(str(tmp_path / "out")).version == accepted.version_run.version != first
 
 
+@pytest.mark.slow
+def test_the_page_of_a_version_shows_the_drift_without_any_limit(tmp_path):
+    write_night(tmp_path / "in", 0, 1.0)
+    first = run_curation(settings(tmp_path), scorer=None).version_run
+    assert "Since version" not in (tmp_path / "out" / "versions" / first.version / "report.html").read_text()
+    write_night(tmp_path / "in", 1, 0.2)
+    second = run_curation(settings(tmp_path), scorer=None).version_run
+    assert read_latest(str(tmp_path / "out")).version == second.version
+    page = (tmp_path / "out" / "versions" / second.version / "report.html").read_text()
+    told = json.loads((tmp_path / "out" / "versions" / second.version / "drift.json").read_text())
+    assert f"Since version {first.version}" in page
+    assert f"{told['reward']['shift']:+.2f}" in page
+    assert f"standard deviations from that of version {first.version}" in page  # the first screen warns of it
+    written = json.loads((tmp_path / "out" / "versions" / second.version / "report.json").read_text())
+    assert written["units"]["reward"] == "raw output of the reward model"
+
+
 def test_limits_on_drift_need_versions_and_reports(tmp_path):
     values = settings(tmp_path, max_reward_shift=0.5).model_dump(exclude_unset=True)
     for change in ({"output": {"path": "out"}}, {"report": {"write": False}}):

@@ -9,9 +9,10 @@ from typing import Any
 from pipelines.report.charts import Bar, bar_rows, dot_pairs
 from pipelines.report.drift import drift
 from pipelines.report.pages import base
+from pipelines.report.pages.drift_table import drift_rows
 from pipelines.report.pages.run_charts import kept_and_dropped
 from pipelines.report.pages.source_charts import source_name
-from pipelines.report.text import crop, percent
+from pipelines.report.text import crop
 from pipelines.storage.canonical_json import Json
 
 _PAGE = """\
@@ -173,19 +174,5 @@ def _rows(manifests: Sequence[Json], reports: Sequence[Json]) -> Iterator[tuple[
 def _drift_rows(manifests: Sequence[Json], reports: Sequence[Json]) -> Iterator[tuple[str, str, str]]:
     """The rows of the second output that are new, where it has grown from the first one, against the rows of the first."""
     found = drift((manifests[0], reports[0]), (manifests[1], reports[1]))
-    reward, responses = found["reward"], found["responses"]
-    if found["rows"] != "new" or reward is None:
-        return
-    yield "new rows against the old ones: responses", f"{responses['old']:,}", f"{responses['new']:,}"
-    yield "mean reward, from a histogram", f"{reward['old']:.4g}", f"{reward['new']:.4g}"
-    if reward["shift"] is not None:
-        yield "shift of the mean, in standard deviations of the old rewards", "", f"{reward['shift']:+.2f}"
-    yield "Kolmogorov-Smirnov distance of the rewards", "", f"{reward['ks']:.3f}"
-    pairs = [("mean characters", ["-" if value is None else f"{value:,.0f}" for value in found["characters"]])]
-    pairs += [(f"rejected as {name}, %", list(map(percent, shares))) for name, shares in found["rejected"].items()]
-    pairs += [
-        (f"from the source {crop(name, 60)}, %", list(map(percent, shares)))
-        for name, shares in found["sources"].items()
-    ]
-    for name, (old, new) in pairs:
-        yield name, old, new
+    if found["rows"] == "new" and found["reward"] is not None:
+        yield from drift_rows(found)

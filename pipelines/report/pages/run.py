@@ -9,6 +9,7 @@ import yaml
 from markupsafe import Markup
 
 from pipelines.report.pages import answer, base, conversations
+from pipelines.report.pages.drift_table import drift_rows
 from pipelines.report.pages.run_charts import charts
 from pipelines.report.text import crop
 from pipelines.storage.canonical_json import Json
@@ -20,6 +21,18 @@ _PAGE = """\
 {% include "answer" %}
 {% endblock %}
 {% block main %}
+{% if drift %}
+<section class="wide">
+<h2>Since version {{ against }}</h2>
+<div class="scroll" role="region" tabindex="0" aria-label="Since the version before"><table>
+<thead><tr><td></td><th scope="col">before</th><th scope="col">{{ "new rows" if grown else "now" }}</th></tr></thead>
+<tbody>
+{% for name, old, new in drift %}
+<tr><th scope="row" class="name">{{ name }}</th><td>{{ old }}</td><td>{{ new }}</td></tr>
+{% endfor %}
+</tbody></table></div>
+</section>
+{% endif %}
 {% for section in samples %}
 {{ section }}
 {% endfor %}
@@ -55,6 +68,9 @@ def render(
         title=f"Kept {counts['kept']:,} of {counts['scored']:,} responses",
         answer=answer.answer(manifest, report, drift or {}, trial),
         more={"answer": answer.TEMPLATE},
+        drift=list(drift_rows(drift)) if drift else [],
+        against="" if drift is None else drift["against"],
+        grown=drift is not None and drift["rows"] == "new",
         charts=list(charts(manifest, report)),
         samples=[Markup(section) for section in conversations.sections(samples, report["unit"])],
         data_tables=list(_tables(manifest, run)),

@@ -124,3 +124,28 @@ def test_a_comparison_shows_the_new_rows_against_the_old_ones():
     )
     assert rows["rejected as empty_response, %"] == ["0.0", "20.0"]
     assert list(_drift_rows([new[0], old[0]], [new[1], old[1]])) == []
+
+
+def test_sources_add_up_where_the_largest_ones_change():
+    """Each report lists its twelve largest sources: what only one of them lists is counted with the others."""
+    names = [f"s{k:02d}" for k in range(20)]
+    old_sources = names[:12] * 3 + names[12:]
+    new_sources = names[8:] * 6 + names[:8]
+    old = output(night(0, count=len(old_sources)), sources=old_sources)
+    both = output(night(0, count=len(old_sources)), night(1, count=len(new_sources)), sources=old_sources + new_sources)
+    for one, other in ((old, both), (both, old)):
+        found = drift(one, other)
+        for side in (0, 1):
+            shares = [pair[side] for pair in found["sources"].values()]
+            assert sum(shares) == pytest.approx(1.0)
+            assert min(shares) >= 0.0
+    found = drift(old, both)
+    count = len(new_sources)
+    assert found["sources"]["s10"] == pytest.approx([3 / len(old_sources), 6 / count])
+    assert "s00" not in found["sources"]
+    assert set(found["sources"]) == {"s08", "s09", "s10", "s11", "(others)"}
+
+
+def test_drift_names_its_units():
+    found = drift(output(night(0)), output(night(0), night(1)))
+    assert found["units"]["shift"] == "standard deviations of the old rewards"
