@@ -34,6 +34,7 @@ COUNTERS = (
     "forward_microsecs",
 )
 _STEP = "select_{}_microsecs"
+NO_MORE: Mapping[str, Any] = {}
 # A global of the process, like Beam's own counters: a worker without Beam reports it, and no object reaches the model's forwards.
 _local = dict.fromkeys(COUNTERS, 0)
 
@@ -146,16 +147,16 @@ def rates(totals: Mapping[str, int]) -> dict[str, float | int | None]:
 
 
 def run_record(
-    *, command: str, secs: float, totals: Mapping[str, int], steps: Sequence[Mapping[str, Any]] = ()
+    *, command: str, secs: float, totals: Mapping[str, int], more: Mapping[str, Any] = NO_MORE
 ) -> dict[str, Any]:
-    """The content of `run.json`: the launcher's clock and machine, the model's throughput over all workers, and the times of the
-    selection's steps."""
+    """The content of `run.json`: the launcher's clock and machine, the model's throughput over all workers, and what a command
+    adds: `steps` and `signals` of a selection."""
     return {
         "command": command,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "secs": round(secs, 3),
         "throughput": rates(totals),
-        **({"steps": list(steps)} if steps else {}),
+        **{name: value for name, value in more.items() if value},
         "launcher": {
             "python": platform.python_version(),
             "platform": platform.platform(),
@@ -165,9 +166,9 @@ def run_record(
 
 
 def write_run_record(
-    path: str, command: str, secs: float, totals: Mapping[str, int], *, steps: Sequence[Mapping[str, Any]] = ()
+    path: str, command: str, secs: float, totals: Mapping[str, int], *, more: Mapping[str, Any] = NO_MORE
 ) -> dict[str, Any]:
     """Write `run.json` to `path`, over that of an earlier run, and return its content; counters of several models are sums."""
-    content = run_record(command=command, secs=secs, totals=totals, steps=steps)
+    content = run_record(command=command, secs=secs, totals=totals, more=more)
     publish.replace(path, canonical_json.to_json(content))
     return content

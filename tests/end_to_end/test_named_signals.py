@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,7 @@ def test_a_model_and_a_column_select_and_a_further_signal_scores_nothing_else(ma
     assert scored_by(log) == {"anna": count, "bo": count}
     assert {name: content for name, content in folders(tmp_path).items() if name in before} == before
     assert manifest["signals"]["bo"]["name"] == "bo"
+    assert json.loads((tmp_path / "three" / "run.json").read_text())["signals"] == manifest["signals"]
 
     def rank(row):
         known = [one["marks"]["clear"] for one in make.rows if one["prompt"] == row["prompt"]]

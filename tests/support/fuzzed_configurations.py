@@ -165,6 +165,11 @@ def _fitting(kind: str, dice: random.Random) -> Any:
         return dice.choice(
             [[], ["source"], ["ok"], ["grade", "ok"], ["rank"], ["margin", "rank"], ["missing"], ["prompt"]]
         )
+    if kind.startswith("mapping of text to {column"):
+        name = dice.choice(["mark", "ok", "reward", "a b"])
+        return {
+            name: dice.choice([{"column": "grade"}, {"column": "ok"}, {"column": "missing"}, {"model": {"path": "m"}}])
+        }
     if " | " in kind:
         return dice.choice([word for word in kind.split(" | ") if word not in NOT_HERE])
     return dice.choice(["source", "ok", "grade", "prompt", "response", "sub", "a.jsonl", "ok=true", "other"])
