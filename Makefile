@@ -16,7 +16,7 @@ TORCH_INDEX ?= $(shell { $(HAS_GPU) || { $(ANSWERS) && echo $(CPU_TORCH); }; } 2
 
 AIRFLOW ?= .cache/airflow
 
-.PHONY: airflow demo demo-seeds engines install test test-slow test-all chaos fuzz lint format clean
+.PHONY: airflow demo demo-seeds engines image install test test-slow test-all chaos fuzz lint format clean
 
 install: $(VENV)/.dev
 
@@ -59,6 +59,9 @@ FUZZ_SECS ?= 600
 
 fuzz: install  # led by coverage where `pip install atheris` works; else by Hypothesis
 	PYTHONPATH=.:tests $(BIN)/python tests/bad_input/fuzz.py $(FUZZ_SECS)
+
+image: install  # deploy/Dockerfile, built and run by buildah; as root, on Debian
+	$(BIN)/python -m pytest tests/engines/image.py -rs
 
 airflow: $(AIRFLOW)/.installed  # the DAG, parsed by Airflow in an environment of its own; some minutes and 2 GB the first time
 	AIRFLOW_HOME=$(abspath $(AIRFLOW))/home AIRFLOW__CORE__LOAD_EXAMPLES=False $(AIRFLOW)/bin/python deploy/airflow/parse.py

@@ -45,18 +45,21 @@ model=$(realpath --relative-to=. "$model")
 tag=${tag:-$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)}
 image="$repository/$name:$tag"
 
-docker build --file "$file" --build-arg MODEL="$model" --tag "$image" .
-# the image has the model, loads it, and knows the runner, or it is not pushed
-docker run --rm --interactive --entrypoint python "$image" - $inside << 'PYTHON'
+docker build --platform linux/amd64 --file "$file" --build-arg MODEL="$model" --tag "$image" .
+# the image knows the runner, and its model is whole, by the headers of the weights, or it is not pushed
+docker run --rm --interactive --platform linux/amd64 --entrypoint python "$image" - $inside << 'PYTHON'
 import sys
 from pathlib import Path
 
 import apache_beam.runners.dataflow.internal.apiclient
 
-from rm.scorer import Scorer
+from rm.checkpoint.weight_files import refuse_damaged, require_files
+from rm.dry_run import DryRun
 
-for inside in sys.argv[1:]:
-    Scorer.load(Path(inside), dtype="float32", max_length=512, too_long="truncate", tokens_per_batch=None)
+for inside in map(Path, sys.argv[1:]):
+    require_files(inside)
+    refuse_damaged(inside)
+    DryRun.of(inside, max_length=512, too_long="truncate", tokens_per_batch=None, device="cpu")
 PYTHON
 docker push "$image"
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support.torch_index import make_torch_index
 
 from pipelines.config import RunConfig, load
 
@@ -81,18 +82,24 @@ def test_the_two_images_differ_in_cuda_alone():
     cpu, gpu = ([line for line in path.read_text().splitlines() if line[:1] not in ("#", "")] for path in DOCKERFILES)
     only_cpu = [line for line in cpu if line not in gpu]
     assert only_cpu == [
-        "RUN pip install --no-cache-dir -c constraints.txt torch --index-url https://download.pytorch.org/whl/cpu",
+        "ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu",
+        'RUN pip install --no-cache-dir --index-url "${TORCH_INDEX}" "$(grep \'^torch==\' constraints.txt)"',
         "ENV HF_HUB_OFFLINE=1 \\",
     ]
 
 
 @pytest.mark.slow
 def test_the_steps_of_the_image_give_a_worker_that_has_all_it_needs(tmp_path):
-    """Those that copy and install, in order, in a new environment. The index of CPU builds is left out: the pinned torch comes
-    from wherever pip is told to look."""
+    """Those that copy and install, in order, in a new environment. torch's index has torch and what torch needs, and none of the
+    others in constraints.txt: what it lacks must not be asked of it."""
     work, venv = tmp_path / "opt", tmp_path / "venv"
     work.mkdir()
+    (tmp_path / "index").mkdir()
+    index = make_torch_index(tmp_path / "index")
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    environment = {**os.environ, "PATH": f"{venv / 'bin'}:{os.environ['PATH']}", "TORCH_INDEX": f"file://{index}"}
+    nowhere_else = {name: value for name, value in environment.items() if not name.startswith("PIP_")}
+    nowhere_else["PIP_CONFIG_FILE"] = os.devnull
     for name, text in instructions(DEPLOY / "Dockerfile"):
         words = shlex.split(text)
         if name == "COPY" and not text.startswith("--from=") and "$" not in text:
@@ -100,9 +107,11 @@ def test_the_steps_of_the_image_give_a_worker_that_has_all_it_needs(tmp_path):
                 copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
                 copy(ROOT / source, work / (source if words[-1] == "./" else words[-1]))
         elif name == "RUN":
-            pip = words[: words.index("--index-url")] if "--index-url" in words else words
-            assert pip[:2] == ["pip", "install"]
-            subprocess.run([venv / "bin" / "python", "-m", *pip, "--quiet"], cwd=work, check=True)
+            assert text.startswith("pip install ")
+            asked = nowhere_else if "--index-url" in text else environment
+            subprocess.run(
+                ["bash", "-c", text.replace("install", "install --quiet", 1)], cwd=work, check=True, env=asked
+            )
     program = (
         "import importlib.util as found, pipelines.cli, pipelines.curate, pipelines.score.workers.worker, rm.scorer\n"
         "assert pipelines.cli.__file__.startswith(sys.prefix), 'the installed one'\n"
@@ -153,11 +162,37 @@ def test_an_image_without_weights_is_built_of_an_empty_folder(tmp_path):
         built.stderr
     )
     build, files, run, push = (tmp_path / "noted").read_text().splitlines()
+    assert "--platform linux/amd64" in build
     assert re.search(r"--build-arg MODEL=deploy/models/none\.\w+ --tag r/bestkept-gpu:t", build)
     assert files.strip() == "0"
     assert run.endswith("r/bestkept-gpu:t -"), "there is no model to load"
     assert push == "push r/bestkept-gpu:t"
     assert not list((DEPLOY / "models").glob("none.*"))
+
+
+def test_the_check_of_a_model_in_the_image_reads_headers_alone(causal, tmp_path):
+    """Weights of 64 GB, most of them a hole in a file, are checked at once; a file that ends too early is refused."""
+    shutil.copytree(causal, tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    data = weights.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+    header["large"] = {"dtype": "F16", "shape": [32 * 2**30], "data_offsets": [end, end + 64 * 2**30]}
+    text = json.dumps(header).encode()
+    weights.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+    os.truncate(weights, 8 + len(text) + end + 64 * 2**30)
+    program = re.search(r"<< 'PYTHON'\n(.*?)\nPYTHON\n", (DEPLOY / "build.sh").read_text(), flags=re.DOTALL)[1]
+
+    def check() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-", str(tmp_path / "model")]
+        return subprocess.run(command, input=program, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert check().returncode == 0
+    os.truncate(weights, 2**20)
+    cut = check()
+    assert cut.returncode == 1
+    assert "model.safetensors is cut or not a safetensors file; fetch it again" in cut.stderr
 
 
 def test_the_template_knows_every_field():

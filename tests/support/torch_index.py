@@ -1,0 +1,24 @@
+"""An index of packages that has torch and what torch needs, and nothing else, as the index of its CPU builds."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def make_torch_index(folder: Path) -> Path:
+    """Fetch the pinned torch from where pip looks, and return the folder of an index (PEP 503) with it."""
+    pin = re.search(r"^torch==.+$", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE)[0]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(folder), pin]
+    subprocess.run(command, check=True, cwd=folder)
+    for wheel in sorted(folder.glob("*.whl")):
+        name = re.sub(r"[-_.]+", "-", wheel.name.split("-")[0]).lower()
+        page = folder / name / "index.html"
+        page.parent.mkdir(exist_ok=True)
+        with page.open("a") as file:
+            file.write(f'<a href="../{wheel.name.replace("+", "%2B")}">{wheel.name}</a>\n')
+    return folder
