@@ -121,8 +121,9 @@ class Meetings:
 
 
 def _published(tree: Tree) -> Tree:
-    """The files of the selection that an output belongs to: scores are of whoever came by, a claim is of the last."""
-    others = ("scores/", "claim.json", *TIMED)
+    """The files of the selection that an output belongs to: scores are of whoever came by, a claim is of the last, and drift is
+    against what was the latest."""
+    others = ("scores/", "claim.json", "drift.json", *TIMED)
     return {name: data for name, data in tree.items() if not name.startswith(others)}
 
 
