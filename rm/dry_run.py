@@ -16,10 +16,10 @@ from rm.checkpoint.load import build_without_weights, load_tokenizer
 from rm.checkpoint.refusals import refuse_switching, refuse_unembedded
 from rm.engine.device import default_device, default_tokens_per_batch
 from rm.engine.layout import lay_out
-from rm.engine.packed_forward import packing_obstacle
+from rm.engine.packed_forward import PackedInputs, packing_obstacle
 from rm.identity import ModelError, effective_max_length
 from rm.scorer import Scorer
-from rm.scores import ONE_OUTPUT, Batch, Outputs, ResponseGroup, Work
+from rm.scores import ONE_OUTPUT, Batch, Launched, Outputs, ResponseGroup, Work
 from rm.text.templates import Encoded, Template
 from rm.together import split_lengths
 
@@ -88,7 +88,10 @@ class DryRun(Scorer):
             secs=0.0,
         )
 
-    def _forward(self, rows: Sequence[Encoded], batch: Batch) -> tuple[np.ndarray, Work]:
+    def _inputs(self, rows: Sequence[Encoded], batch: Batch) -> PackedInputs:
+        raise NotImplementedError  # nothing to build ahead
+
+    def _forward(self, rows: Sequence[Encoded], batch: Batch) -> Launched:
         members = [rows[row] for run in batch for row in run]
         read = sum(len(row.ids) for row in members)
         if self.packed:
@@ -97,8 +100,9 @@ class DryRun(Scorer):
         else:
             computed = self._cost(rows, batch)
         padding = 0 if self.packed else computed - read
+        work = Work(len(members), read, computed, padding, 0.0, 0.0, 0.0)
         zeros = np.zeros((len(members), 1 + len(self.outputs.names)), dtype=np.float32)
-        return zeros, Work(len(members), read, computed, padding, 0.0, 0.0, 0.0)
+        return Launched(lambda: zeros, work, started=0.0)
 
 
 __all__ = ["DryRun", "ModelError"]

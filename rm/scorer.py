@@ -12,9 +12,12 @@ decide which responses are worth keeping.
 
 from __future__ import annotations
 
+import itertools
 import logging
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from rm.batches import BatchPlanner
 from rm.checkpoint.interchange import pooling_pad_id
 from rm.checkpoint.load import load_for_scoring, load_tokenizer
 from rm.checkpoint.memory_check import refuse_too_large, weights_bytes
@@ -30,34 +34,41 @@ from rm.checkpoint.refusals import refuse_switching, refuse_unembedded
 from rm.checkpoint.reward_model import RewardModel
 from rm.conversations import UnusableError
 from rm.engine.device import (
-    DeviceError,
+    begin_copy,
     default_device,
     default_tokens_per_batch,
-    is_out_of_memory,
     native_bfloat16,
     peak_flops,
-    refuse_broken,
 )
-from rm.engine.layout import Layout, common_prefix, cut_rows, lay_out, plan_batches, plan_even
+from rm.engine.layout import Layout, lay_out
+from rm.engine.norms import fuse_norms
 from rm.engine.onednn import fuse_linear_layers
-from rm.engine.packed_forward import enable_packing, first_position, packed_rewards
+from rm.engine.packed_forward import PackedInputs, enable_packing, first_position, packed_rewards
+from rm.forwards import ForwardLoop, WindowRun
 from rm.identity import ModelError, effective_max_length
 from rm.scorer_memory import fit_batches
-from rm.scores import ONE_OUTPUT, Batch, GroupScores, Outputs, ResponseGroup, Window, Work
+from rm.scores import ONE_OUTPUT, Batch, GroupScores, Launched, Outputs, ReadyBatch, ResponseGroup, Window, Work
 from rm.text.templates import Encoded, Template
 from rm.text.windows import PendingText, deduplicate, map_ahead, split_into_windows
-from rm.together import PADDED, choose_way, compatible_groups, padded_rewards, split_lengths
+from rm.together import PADDED, choose_way, padded_rewards, split_lengths
 
 log = logging.getLogger(__name__)
 
 _WINDOW_BATCHES = 8  # batches whose text is tokenised and planned at once
 _CHARACTERS_PER_TOKEN = 4
 _CPU_FILLS_AT = 1024  # tokens; a CPU's kernels gain nothing from more, and its caches lose
-_REPEATS = 20  # a group is cut where repeating its prefix costs less than this fraction (1/20) of it
+
+
+class PreparedGroups(list[ResponseGroup]):
+    """Groups whose first window is tokenised; they can be scored once."""
+
+    def __init__(self, groups: Sequence[ResponseGroup], windows: Iterator[WindowRun]) -> None:
+        super().__init__(groups)
+        self.windows = windows
 
 
 @dataclass
-class Scorer:
+class Scorer(ForwardLoop):
     """Scores groups with one loaded model; one forward at a time.
 
     `tokens_per_batch` bounds the tokens that a forward computes. Running out of memory halves it for good. A single row
@@ -73,7 +84,7 @@ class Scorer:
     way: str = PADDED  # in which rows run together where they are not packed
     split: int | None = None  # rows longer than this are in batches of their own, packed or not
     outputs: Outputs = ONE_OUTPUT
-    _known: Encoded | None = field(default=None, init=False)  # a row that the model has scored
+    _tokenising: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     @classmethod
     def load(
@@ -112,6 +123,8 @@ class Scorer:
         template = Template.of(tokenizer, causal=model.causal, max_length=length, too_long=too_long)
         reading = f"template {template.kind}, at most {template.max_length} tokens"
         log.info("loaded %s on %s in %s, %s", directory, ", ".join(devices_of(model)), dtype, reading)
+        if device.startswith("cuda"):
+            fuse_norms(model.model)
         packed = enable_packing(model.model, causal=model.causal, max_length=template.max_length)
         if device == "cpu" and len(chosen) == 1 and not model.causal:
             fuse_linear_layers(model.model)
@@ -133,15 +146,16 @@ class Scorer:
         return self.packed and self.model.causal and self.device.startswith("cuda")
 
     def score(self, groups: Sequence[ResponseGroup]) -> list[GroupScores]:
-        """Score every response of every group, in order, exact duplicates in one call once. Raises `DeviceError`."""
+        """Score every response of every group, in order, exact duplicates in one call once. Raises `DeviceError`.
+
+        Groups may be those that `prepare` has returned.
+        """
         results = [GroupScores.empty(len(responses), self.outputs.names) for _, responses in groups]
-        size = _CHARACTERS_PER_TOKEN * _WINDOW_BATCHES * self.tokens_per_batch
-        for window in map_ahead(self._encode, split_into_windows(deduplicate(groups), characters=size)):
-            rewards, failures = self._forward_all(window)
-            for reason, places in window.unusable:
+        for run in self._run(groups.windows if isinstance(groups, PreparedGroups) else self._windows(groups)):
+            for reason, places in run.window.unusable:
                 for group, index in places:
                     results[group].reasons[index] = reason
-            for number, (row, places) in enumerate(zip(window.rows, window.places, strict=True)):
+            for number, (row, places) in enumerate(zip(run.window.rows, run.window.places, strict=True)):
                 for group, index in places:
                     result = results[group]
                     result.prompt_tokens[index] = row.prompt_tokens
@@ -149,21 +163,37 @@ class Scorer:
                     result.truncated[index] = row.truncated
                     if row.left_out:
                         result.left_out[index] = row.left_out
-                    result.reasons[index] = failures.get(number)
-                    if number not in failures:
-                        result.rewards[index], *others = rewards[number]
+                    result.reasons[index] = run.failures.get(number)
+                    if number not in run.failures:
+                        result.rewards[index], *others = run.rewards[number]
                         for values, value in zip(result.outputs.values(), others, strict=True):
                             values[index] = value
         return results
 
+    def prepare(self, groups: Sequence[ResponseGroup]) -> PreparedGroups:
+        """Tokenize the first window of groups that are to be scored, in another thread than that which scores others."""
+        windows = self._windows(groups)
+        first = next(windows, None)
+        return PreparedGroups(groups, windows if first is None else itertools.chain([first], windows))
+
+    def _windows(self, groups: Sequence[ResponseGroup]) -> Iterator[WindowRun]:
+        """Yield the windows of a call, each tokenised and planned while the one before is computed."""
+        size = _CHARACTERS_PER_TOKEN * _WINDOW_BATCHES * self.tokens_per_batch
+        # on a CPU, windows as they always were: other batches give rewards that differ in their last bits
+        share = self.packed and self.model.causal and self.device != "cpu"
+        windows = split_into_windows(deduplicate(groups), characters=size, share=share)
+        return map_ahead(lambda window: self._begin(self._encode(window)), windows)
+
     def _encode(self, window: Sequence[PendingText]) -> Window:
         """Tokenize a window's texts; those that cannot be read are listed as unusable."""
         encoded = Window([], [], [], [])
-        for prompt, responses, places in window:
+        with self._tokenising:  # a tokenizer and a template are no thread's own
+            samples = self.template.encode_groups([(prompt, responses) for prompt, responses, _ in window])
+        for (_, _, places), rows in zip(window, samples, strict=True):
             whole: list[int] = []
             # the prompt of a truncated row begins elsewhere: among whole rows it would leave them nothing to share
             truncated: list[int] = []
-            for row, positions in zip(self.template.encode_group(prompt, responses), places, strict=True):
+            for row, positions in zip(rows, places, strict=True):
                 if isinstance(row, UnusableError):
                     encoded.unusable.append((row.reason, positions))
                     continue
@@ -173,108 +203,51 @@ class Scorer:
             encoded.groups.extend(group for group in (whole, truncated) if group)
         return encoded
 
+    def _begin(self, window: Window) -> WindowRun:
+        """Plan a window's batches, and build the inputs of their forwards where rows are packed."""
+        budget = self.tokens_per_batch
+        batches = self._planner(budget).plan(window.rows, window.groups)
+        if self.packed:
+            # an error here is raised again by the forward, which knows what to do with it
+            with suppress(Exception):
+                batches = [ReadyBatch(batch, self._inputs(window.rows, batch)) for batch in batches]
+        return WindowRun(
+            window, budget, batches, np.full((len(window.rows), 1 + len(self.outputs.names)), np.nan, np.float32)
+        )
+
     def _forward_all(self, window: Window) -> tuple[np.ndarray, dict[int, str]]:
         """Return what `_forward` does of a window's rows, float32, and row → reason for those that have no reward."""
-        rewards = np.full((len(window.rows), 1 + len(self.outputs.names)), np.nan, dtype=np.float32)
-        failures: dict[int, str] = {}
-        waiting = self._plan(window.rows, window.groups)
-        while waiting:
-            batch = waiting.pop()
-            members = [row for run in batch for row in run]
-            try:
-                rewards[members], work = self._forward(window.rows, batch)
-            except Exception as error:  # whatever a model or device raises, a single row may be the cause
-                refuse_broken(error)
-                memory = is_out_of_memory(error)
-                if memory and self.device.startswith("cuda"):
-                    error.__traceback__ = None  # its frames hold the tensors that filled the memory
-                    torch.cuda.empty_cache()
-                if len(members) == 1:
-                    failures[members[0]] = "out_of_memory" if memory else self._blame(window.rows[members[0]], error)
-                elif memory:
-                    self.tokens_per_batch = max(1, self._cost(window.rows, batch) // 2)
-                    log.warning("out of memory: from now on at most %d tokens a batch", self.tokens_per_batch)
-                    waiting = self._plan(window.rows, [run for left in (batch, *waiting) for run in left])
-                else:
-                    waiting += [[members[: len(members) // 2]], [members[len(members) // 2 :]]]
-                continue
-            self._known = self._known or window.rows[members[-1]]
-            if self.on_batch is not None:
-                self.on_batch(work)
-        for index in np.flatnonzero(~np.isfinite(rewards).all(1)):
-            failures.setdefault(int(index), "nan_reward")
-        return rewards, failures
+        [run] = self._run([self._begin(window)])
+        return run.rewards, run.failures
 
-    def _blame(self, row: Encoded, error: Exception) -> str:
-        """Return the reason why this row has no reward.
-
-        Raises `DeviceError` where a row that has been scored before now fails as well: then the row is not the cause.
-        """
-        if self._known is not None:
-            try:
-                self._forward([self._known], [[0]])
-            except Exception:
-                raise DeviceError(f"{type(error).__name__}, and a row that was scored before fails as well") from error
-        log.warning("a row of %d tokens breaks the model (%s); it is rejected", len(row.ids), type(error).__name__)
-        return "model_error"
+    def _planner(self, budget: int) -> BatchPlanner:
+        full = min(budget, _CPU_FILLS_AT) if self.device == "cpu" else budget
+        return BatchPlanner(budget, full, self.packed, self.model.causal, self.way, self.split)
 
     def _plan(self, rows: Sequence[Encoded], groups: Sequence[Sequence[int]]) -> list[Batch]:
-        """Divide these rows into batches; the batch to run first is the last of the list."""
-        budget = self.tokens_per_batch
-        full = min(budget, _CPU_FILLS_AT) if self.device == "cpu" else budget
-        way, lengths = PADDED if self.packed else self.way, [len(row.ids) for row in rows]
-        batches: list[Batch] = []
-        for part in compatible_groups(groups, lengths, way=way, split=self.split):
-            if self.packed:
-                runs = [run for group in part for run in self._runs(rows, group, full=full)]
-                plan = plan_even([self._cost(rows, [run]) for run in runs], tokens_per_batch=budget, full=full)
-            else:
-                runs = [[row] for group in part for row in group]
-                plan = plan_batches([lengths[row] for [row] in runs], tokens_per_batch=full)
-            batches += [[runs[position] for position in batch] for batch in reversed(plan)]
-        return batches
-
-    def _runs(self, rows: Sequence[Encoded], group: Sequence[int], *, full: int) -> list[list[int]]:
-        """Return the group as one run, or cut where it is too large, or more than full and its prefix cheap to repeat."""
-        ids = [rows[row].ids for row in group]
-        shared = self._shared(ids)
-        if not shared:
-            return [[row] for row in group]
-        most = min(self.tokens_per_batch, max(full, _REPEATS * shared))
-        cuts = cut_rows([len(row) for row in ids], prefix=shared, tokens_per_batch=most)
-        return [[group[position] for position in cut] for cut in cuts]
-
-    def _shared(self, ids: Sequence[Sequence[int]]) -> int:
-        """Count the tokens that stand once for these rows: their common prefix, their last token excepted."""
-        if not self.model.causal or len(ids) == 1:
-            return 0
-        return min(common_prefix(ids), *(len(row) - 1 for row in ids))
+        return self._planner(self.tokens_per_batch).plan(rows, groups)
 
     def _cost(self, rows: Sequence[Encoded], batch: Batch) -> int:
-        """Count the tokens that the forward of a batch computes."""
-        runs = [[rows[row].ids for row in run] for run in batch]
-        if not self.packed:
-            lengths = [len(ids) for run in runs for ids in run]
-            return len(lengths) * max(lengths)
-        return sum(sum(map(len, run)) - (len(run) - 1) * self._shared(run) for run in runs)
+        return self._planner(self.tokens_per_batch).cost(rows, batch)
 
-    def _forward(self, rows: Sequence[Encoded], batch: Batch) -> tuple[np.ndarray, Work]:
-        """Compute the rewards of a batch's rows, in its order: [rows, 1 + named outputs], the reward first."""
+    def _forward(self, rows: Sequence[Encoded], batch: Batch) -> Launched:
+        """Begin to compute the rewards of a batch's rows, in its order: [rows, 1 + named outputs], the reward first."""
         started = time.perf_counter()
         with torch.inference_mode():
             rewards, computed = (self._forward_packed if self.packed else self._forward_padded)(rows, batch)
-            array: np.ndarray = rewards.cpu().numpy().reshape(len(rewards), -1)
-            array = array[:, [self.outputs.reward, *self.outputs.names.values()]]
-        secs = time.perf_counter() - started
-        read = sum(len(rows[row].ids) for run in batch for row in run)
-        padding = 0 if self.packed else computed - read
-        flops = 2.0 * self.model.computing_parameters * computed
-        peak = (peak_flops(self.device, self.model.dtype) or 0.0) * secs * len(self.devices)
-        return array, Work(len(array), read, computed, padding, flops, peak, secs)
+            copied = begin_copy(rewards)
 
-    def _forward_packed(self, rows: Sequence[Encoded], batch: Batch) -> tuple[torch.Tensor, int]:
-        layout = self._lay_out(rows, batch)
-        return packed_rewards(self.model.model, layout, causal=self.model.causal), len(layout.ids)
+        def read() -> np.ndarray:
+            return copied().reshape(len(rewards), -1)[:, [self.outputs.reward, *self.outputs.names.values()]]
+
+        tokens = sum(len(rows[row].ids) for run in batch for row in run)
+        padding = 0 if self.packed else computed - tokens
+        flops = 2.0 * self.model.computing_parameters * computed
+        peak = (peak_flops(self.device, self.model.dtype) or 0.0) * len(self.devices)
+        return Launched(read, Work(len(rewards), tokens, computed, padding, flops, peak, 0.0), started)
+
+    def _inputs(self, rows: Sequence[Encoded], batch: Batch) -> PackedInputs:
+        return PackedInputs.of(self._lay_out(rows, batch), self.model.model.device)
 
     def _lay_out(self, rows: Sequence[Encoded], batch: Batch) -> Layout:
         config = self.model.model.config
@@ -285,9 +258,13 @@ class Scorer:
             first_position=first_position(config),
         )
 
+    def _forward_packed(self, rows: Sequence[Encoded], batch: Batch) -> tuple[torch.Tensor, int]:
+        inputs = batch.inputs if isinstance(batch, ReadyBatch) else self._inputs(rows, batch)
+        return packed_rewards(self.model.model, inputs, causal=self.model.causal), inputs.ids.numel()
+
     def _forward_padded(self, rows: Sequence[Encoded], batch: Batch) -> tuple[torch.Tensor, int]:
-        pad = self.template.tokenizer.pad_token_id or 0
-        return padded_rewards(self.model, [rows[row] for run in batch for row in run], pad=pad)
+        members = [rows[row] for run in batch for row in run]
+        return padded_rewards(self.model, members, pad=self.template.tokenizer.pad_token_id or 0)
 
 
 __all__ = ["GroupScores", "ModelError", "ResponseGroup", "Scorer", "Work"]

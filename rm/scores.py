@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from rm.conversations import Conversation
+from rm.engine.packed_forward import PackedInputs
 from rm.text.templates import Encoded
 from rm.text.windows import CallPosition
 
@@ -16,6 +17,14 @@ ResponseGroup = tuple[Conversation, Sequence[str]]
 """A prompt and K responses to it."""
 Batch = list[list[int]]
 """Runs of rows, by their numbers in a window; tokens that all rows of a run have in common at the front run once."""
+
+
+class ReadyBatch(Batch):
+    """A batch with the inputs of its forward, built ahead."""
+
+    def __init__(self, batch: Batch, inputs: PackedInputs) -> None:
+        super().__init__(batch)
+        self.inputs = inputs
 
 
 class Outputs(NamedTuple):
@@ -72,3 +81,11 @@ class Window(NamedTuple):
     groups: list[list[int]]  # rows of each prompt; those that were truncated are a group of their own
     places: list[list[CallPosition]]  # positions in the call of each row
     unusable: list[tuple[str, list[CallPosition]]]  # reasons, and the positions they hold for
+
+
+class Launched(NamedTuple):
+    """A forward that has begun; on a GPU, the caller has it back before it is done."""
+
+    read: Callable[[], np.ndarray]  # waits for [rows, 1 + named outputs], float32, the reward first
+    work: Work  # without its time, and with the FLOPs that the device can do in one second
+    started: float  # monotonic seconds

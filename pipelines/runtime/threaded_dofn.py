@@ -80,6 +80,16 @@ def map_ahead(call: Callable[[Any], T], arguments: Iterable[Any]) -> Iterator[T]
         at_once = min(2 * at_once, _STORE_THREADS)
 
 
+def one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """The items, each made in a thread while the one before is used."""
+    end = object()
+    with ThreadPoolExecutor(1, thread_name_prefix="bestkept-next") as pool:
+        coming: Future[Any] = pool.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = pool.submit(next, items, end)
+            yield item
+
+
 class _Done(NamedTuple):
     error: BaseException | None
 

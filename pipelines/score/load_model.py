@@ -18,9 +18,8 @@ from apache_beam.utils.shared import Shared
 from pipelines.errors import BrokenDeviceError, ModelLoadError, reporting_broken_devices
 from pipelines.plan import Plan
 from pipelines.runtime import counters
-from pipelines.score.unit_scorer import Scorer, ScorerFactory
+from pipelines.score.unit_scorer import Groups, PreparingScorer, Scorer, ScorerFactory
 from pipelines.storage.models import carrying_model_errors, loadable_directory, refuse_other_versions
-from rm.conversations import Conversation
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +119,12 @@ class _LockedScorer:
         self._scorer = scorer
         self._lock = threading.Lock()
 
-    def score(self, groups: Sequence[tuple[Conversation, Sequence[str]]]) -> Sequence[Any]:
+    def prepare(self, groups: Groups) -> Groups:
+        """Tokenize the first of these groups, also while others are scored; a scorer may have nothing to prepare."""
+        with carrying_model_errors(), reporting_broken_devices():
+            return self._scorer.prepare(groups) if isinstance(self._scorer, PreparingScorer) else groups
+
+    def score(self, groups: Groups) -> Sequence[Any]:
         with self._lock, carrying_model_errors(), reporting_broken_devices():
             return self._scorer.score(groups)
 

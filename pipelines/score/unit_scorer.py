@@ -13,8 +13,8 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -26,18 +26,30 @@ from pipelines.corpus.fragments import groups_of
 from pipelines.errors import InputError, ModelLoadError
 from pipelines.plan import Plan
 from pipelines.runtime import counters, progress
+from pipelines.runtime.threaded_dofn import one_ahead
 from pipelines.score import score_files
 from pipelines.score.score_files import Footer, ScoreFile
 from pipelines.score.side_files import UnitSideFiles
 from pipelines.score.unit_scores import LookUp, ScoreDirectories, UnitScores
 from rm.conversations import Conversation, count_characters, response_hash
 
+Groups = Sequence[tuple[Conversation, Sequence[str]]]
+
 
 class Scorer(Protocol):
     """The part of `rm.scorer.Scorer` that scoring uses."""
 
-    def score(self, groups: Sequence[tuple[Conversation, Sequence[str]]]) -> Sequence[Any]:
+    def score(self, groups: Groups) -> Sequence[Any]:
         """One `rm.scorer.GroupScores`, or `GroupResult`, for each group."""
+        ...
+
+
+@runtime_checkable
+class PreparingScorer(Scorer, Protocol):
+    """A scorer that can begin with groups while it scores others."""
+
+    def prepare(self, groups: Groups) -> Groups:
+        """The same groups, to be scored once."""
         ...
 
 
@@ -63,6 +75,9 @@ class UnitScorer:
     scorer_of: ScorerOf | None
     read_only: bool = False
     limits: Limits = NO_LIMITS
+    _prepare: list[Callable[[Groups], Groups]] = field(
+        default_factory=list, init=False
+    )  # of the scorer, once there is one
 
     def read_leading(self, file_number: int, unit: Unit, look_up: LookUp = map) -> list[ScoreFile]:
         """The unit's valid score files from its first fragment on, see `UnitScores.read_leading`."""
@@ -82,12 +97,10 @@ class UnitScorer:
         yield from count_existing(whole[stripe::stripes], unit)
         if whole and whole[-1].footer.last:
             return
-        seen = 0
-        for fragment in self.plan.fragments(unit_scores.file, unit, as_planned=True):
-            done = fragment.rows[-1].seen_bytes if fragment.rows and not fragment.last else unit.input_bytes
-            fragment_bytes, seen = done - seen, done
-            if fragment.index % stripes != stripe:
-                continue
+        waiting = self._look_up(unit_scores, unit, len(existing), stripe=stripe, stripes=stripes)
+        # reading, hashing and tokenising the next fragment takes a few percent of the time of a fast model
+        for work in waiting if self.scorer_of is None else one_ahead(waiting):
+            fragment = work.fragment
             if fragment.index < len(whole):
                 continue
             if fragment.index < len(existing):
@@ -95,10 +108,31 @@ class UnitScorer:
                 known = side_files.ensure(fragment, existing[fragment.index], read_only=self.read_only)
                 yield from count_existing([known], unit)
                 continue
-            score_file, is_new = self._score_fragment(unit_scores, fragment, input_bytes=fragment_bytes)
+            score_file, is_new = self._score_fragment(unit_scores, work)
             score_file = side_files.ensure(fragment, score_file, read_only=self.read_only)
-            _count(score_file.footer, input_bytes=fragment_bytes, found=not is_new)
+            _count(score_file.footer, input_bytes=work.input_bytes, found=not is_new)
             yield score_file
+
+    def _look_up(
+        self, unit_scores: UnitScores, unit: Unit, existing: int, *, stripe: int, stripes: int
+    ) -> Iterator[_FragmentWork]:
+        """Read the fragments of a stripe, with what is found for those after the `existing` ones."""
+        seen = 0
+        for fragment in self.plan.fragments(unit_scores.file, unit, as_planned=True):
+            done = fragment.rows[-1].seen_bytes if fragment.rows and not fragment.last else unit.input_bytes
+            fragment_bytes, seen = done - seen, done
+            if fragment.index % stripes != stripe:
+                continue
+            if fragment.index < existing:
+                yield _FragmentWork(fragment, fragment_bytes)
+                continue
+            content_hash = fragment.content_hash()
+            original = original_columns.dump(original_schema(unit_scores.file, fragment))
+            path, known = unit_scores.find(fragment.index, content_hash, original)
+            groups = None
+            if known is None and self._prepare:  # the scorer of the fragment before
+                groups = self._prepare[0](groups_of(_usable(fragment)))
+            yield _FragmentWork(fragment, fragment_bytes, content_hash, original, path, known, groups)
 
     def _unit_scores(self, file_number: int, unit: Unit) -> UnitScores:
         return UnitScores(self.plan, self.directories.of(self.plan.fingerprint), file_number, unit)
@@ -106,14 +140,11 @@ class UnitScorer:
     def _side_files(self, file_number: int, unit: Unit) -> UnitSideFiles:
         return UnitSideFiles(self.plan, self.directories, file_number, unit)
 
-    def _score_fragment(
-        self, unit_scores: UnitScores, fragment: Fragment, *, input_bytes: int
-    ) -> tuple[ScoreFile, bool]:
+    def _score_fragment(self, unit_scores: UnitScores, work: _FragmentWork) -> tuple[ScoreFile, bool]:
         """The fragment's score file, and whether this call made it."""
-        content_hash = fragment.content_hash()
+        fragment, content_hash, original = work.fragment, work.content_hash, work.original
+        path, existing = work.path, work.existing
         file, number = unit_scores.file, unit_scores.file_number
-        original = original_columns.dump(original_schema(file, fragment))
-        path, existing = unit_scores.find(fragment.index, content_hash, original)
         if existing is not None:
             columns, footer = existing
             if score_files.original_schema(columns) == original:
@@ -129,11 +160,28 @@ class UnitScorer:
             )
         scorer = None if carried or self.scorer_of is None else self.scorer_of(fragment, content_hash)
         progress.begin_fragment(
-            input_bytes=input_bytes, responses=sum(len(row.parsed.responses) for row in fragment.rows)
+            input_bytes=work.input_bytes, responses=sum(len(row.parsed.responses) for row in fragment.rows)
         )
-        columns, tokens, left_out = score_fragment(scorer, fragment, self.plan)
+        self._prepare.extend([scorer.prepare] if isinstance(scorer, PreparingScorer) and not self._prepare else ())
+        columns, tokens, left_out = score_fragment(scorer, fragment, self.plan, groups=work.groups)
         footer = unit_scores.footer(fragment, columns, content_hash, tokens, left_out)
         return ScoreFile(path, number, score_files.write(path, columns, footer, original)), True
+
+
+class _FragmentWork(NamedTuple):
+    """A fragment, and for one without a score file that is known, what was found for it."""
+
+    fragment: Fragment
+    input_bytes: int
+    content_hash: str = ""
+    original: str = ""
+    path: str = ""
+    existing: tuple[pa.Table, Footer] | None = None
+    groups: Groups | None = None  # prepared
+
+
+def _usable(fragment: Fragment) -> list[Row]:
+    return [row for row in fragment.rows if row.parsed.prompt is not None]
 
 
 def waiting_fragments(unit_scores: UnitScores, existing: Sequence[ScoreFile]) -> Iterator[tuple[Fragment, str]]:
@@ -196,21 +244,26 @@ def result_columns(results: Sequence[GroupResult]) -> dict[str, pa.Array]:
     return {name: pa.array(values, score_files.COLUMNS.field(name).type) for name, values in joined.items()}
 
 
-def score_fragment(scorer: Scorer | None, fragment: Fragment, plan: Plan) -> tuple[pa.Table, int, Counter[str]]:
+def score_fragment(
+    scorer: Scorer | None, fragment: Fragment, plan: Plan, *, groups: Groups | None = None
+) -> tuple[pa.Table, int, Counter[str]]:
     """A fragment's score columns (`score_files.COLUMNS` and the carried ones), one row per response, its tokens, and the number
-    of scored responses by key that the template leaves out, as far as the scorer tells.
+    of scored responses by key that the template leaves out, as far as the scorer tells. `groups` are the fragment's, if prepared.
 
     Without a scorer, rewards are those that the rows carry (`scores.column`).
 
     Raises `ModelLoadError` where the model is to blame, and not the data, see `refuse_broken_model`.
     """
-    usable = [row for row in fragment.rows if row.parsed.prompt is not None]
+    usable = _usable(fragment)
     left_out = Counter[str]()
     scored: list[Any] = []
     if scorer is None:
         results = [GroupResult.carried(row) for row in usable]
     else:
-        scored = [scores for _, scores in zip(usable, scorer.score(groups_of(usable)), strict=True)]
+        scored = [
+            scores
+            for _, scores in zip(usable, scorer.score(groups_of(usable) if groups is None else groups), strict=True)
+        ]
         results = [GroupResult.of(scores) for scores in scored]
         for scores, result in zip(scored, results, strict=True):
             for index, keys in getattr(scores, "left_out", {}).items():

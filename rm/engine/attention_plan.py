@@ -71,6 +71,7 @@ class AttentionPlan:
     _joined: dict[tuple[int | None, int], list[tuple[torch.Tensor | None, slice, Spans]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+    _cheaper: dict[tuple[int, int], bool] = field(default_factory=dict, init=False, repr=False, compare=False)
     _others: dict[torch.device, AttentionPlan] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def on(self, device: torch.device) -> AttentionPlan:
@@ -169,8 +170,13 @@ class AttentionPlan:
         """Tell whether one call over gathered keys is estimated to cost less than two that are merged.
 
         One call copies every response's prefix, and fills a tile of queries for each response; two calls read and write
-        all attentions several times more. So two are cheaper where prefixes are long against their responses.
+        all attentions several times more. So two are cheaper where prefixes are long against responses. Settled once a plan.
         """
+        if (heads, key_heads) not in self._cheaper:
+            self._cheaper[heads, key_heads] = self._costs_less_joined(heads, key_heads)
+        return self._cheaper[heads, key_heads]
+
+    def _costs_less_joined(self, heads: int, key_heads: int) -> bool:
         one = two = 0.0
         for segment in self.segments:
             if segment.prefix:

@@ -151,14 +151,41 @@ def peak_flops(device: str, dtype: torch.dtype) -> float | None:
     return _PEAK_FLOPS[max(known, key=len)] if known else None
 
 
+def works_apart(device: torch.device | str) -> bool:
+    """Tell whether the device computes while this process goes on, and takes copies from pinned memory meanwhile."""
+    return torch.device(device).type == "cuda"
+
+
 def to_device(
     values: Sequence[Any] | np.ndarray, device: torch.device | str, *, dtype: torch.dtype = torch.long
 ) -> torch.Tensor:
-    """Make a tensor of integers on the device; through pinned memory to a GPU, so that the copy overlaps with its work."""
-    tensor = torch.tensor(values, dtype=dtype)
-    if torch.device(device).type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+    """Make a tensor of integers on the device; see `host_tensor`."""
+    return host_tensor(values, device, dtype=dtype).to(device, non_blocking=True)
+
+
+def host_tensor(
+    values: Sequence[Any] | np.ndarray, device: torch.device | str, *, dtype: torch.dtype = torch.long
+) -> torch.Tensor:
+    """Make a tensor of integers in the machine's memory; pinned for a GPU, so that a copy to it overlaps with its work."""
+    # through NumPy, which takes a tenth of the time that torch takes for a list
+    tensor = torch.from_numpy(np.asarray(values, dtype=np.int64)).to(dtype)
+    return tensor.pin_memory() if works_apart(device) else tensor
+
+
+def begin_copy(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
+    """Begin to copy a tensor to the machine's memory; what is returned waits for that, and for nothing that is begun later."""
+    if not works_apart(tensor.device):
+        return tensor.cpu().numpy
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    copy.copy_(tensor, non_blocking=True)
+    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    done.record(torch.cuda.current_stream(tensor.device))
+
+    def read() -> np.ndarray:
+        done.synchronize()
+        return copy.numpy()
+
+    return read
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -10,13 +10,13 @@ import contextlib
 import functools
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from rm.engine.attention_plan import AttentionPlan
-from rm.engine.device import refuse_broken, to_device
+from rm.engine.device import host_tensor, refuse_broken
 from rm.engine.layout import Layout, lay_out
 from rm.engine.packed_attention import ATTENTION_NAME, pooled_attention
 from rm.identity import OFFSET_POSITIONS
@@ -24,27 +24,48 @@ from rm.identity import OFFSET_POSITIONS
 log = logging.getLogger(__name__)
 
 
-def packed_rewards(model: Any, layout: Layout, *, causal: bool, plan: AttentionPlan | None = None) -> torch.Tensor:
+class PackedInputs(NamedTuple):
+    """The tensors of a layout in the machine's memory, pinned for a GPU, and its plan of attention."""
+
+    ids: torch.Tensor  # [1, T]
+    positions: torch.Tensor  # [1, T]
+    types: torch.Tensor | None  # [1, T]
+    pooled: torch.Tensor  # [R]
+    plan: AttentionPlan
+
+    @classmethod
+    def of(cls, layout: Layout, device: torch.device) -> PackedInputs:
+        """Return the inputs of a forward on this device."""
+        ids, positions = (host_tensor(values, device)[None] for values in (layout.ids, layout.positions))
+        types = None if layout.types is None else host_tensor(layout.types, device)[None]
+        return cls(ids, positions, types, host_tensor(layout.pooled, device), AttentionPlan(layout.segments, device))
+
+
+def packed_rewards(
+    model: Any, packed: Layout | PackedInputs, *, causal: bool, plan: AttentionPlan | None = None
+) -> torch.Tensor:
     """Compute the rewards [R], float32, of a layout's responses; of a head with N outputs [R, N].
 
     `model` is a sequence classifier whose attention is `ATTENTION_NAME`. `plan` is that of the layout's segments, made
     here where none is given.
     """
     device = model.device
-    plan = plan or AttentionPlan(layout.segments, device)
+    if isinstance(packed, Layout):
+        packed = PackedInputs.of(packed, device)
+    plan = plan or packed.plan
     inputs: dict[str, Any] = {
-        "input_ids": to_device([layout.ids], device),  # [1, T]
-        "position_ids": to_device([layout.positions], device),
+        "input_ids": packed.ids.to(device, non_blocking=True),
+        "position_ids": packed.positions.to(device, non_blocking=True),
     }
-    if layout.types is not None:
-        inputs["token_type_ids"] = to_device([layout.types], device)
+    if packed.types is not None:
+        inputs["token_type_ids"] = packed.types.to(device, non_blocking=True)
     if causal:
         inputs["use_cache"] = False
-    places = to_device(layout.pooled, device)
+    places = packed.pooled.to(device, non_blocking=True)
     with _pool_last_layer(model, places, plan) as reduced:
         hidden = model.base_model(**inputs, plan=plan)[0]  # [1, T, H], or [1, R, H]
     if _averages(model):
-        sizes = [size for segment in layout.segments for size in segment.responses]
+        sizes = [size for segment in plan.segments for size in segment.responses]
         pooled = torch.stack([row.mean(0) for row in torch.split(hidden[0], sizes)])
     else:
         pooled = hidden[0] if reduced else hidden[0, places.to(hidden.device)]  # [R, H]

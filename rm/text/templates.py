@@ -14,21 +14,20 @@ Special tokens that a prompt or response spells are read as text (`rm.text.speci
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import takewhile
 from typing import Any, NamedTuple
 
 from rm.conversations import TOOLS, Conversation, UnusableError, keys_of, to_messages, tools_in
 from rm.identity import ModelError
-from rm.messages import WHOLE, map_texts, open_messages, texts_in
+from rm.messages import WHOLE, map_texts
 from rm.text.left_out import LeftOut, find_left_out
+from rm.text.shared_prompts import SharedPrompts
+from rm.text.spans import Spans, find_response, pair_spans, text_in, text_spans
 from rm.text.special_tokens import SpecialTokens
 from rm.text.template_limits import render_chat
-
-log = logging.getLogger(__name__)
 
 _SPEAKER = {"system": "System", "user": "Human", "assistant": "Assistant"}
 _UNSEEN = {"name", "tool_call_id"}  # a text is complete without them
@@ -132,9 +131,18 @@ class Template:
 
     def encode_group(self, prompt: Conversation, responses: Sequence[str]) -> list[Encoded | UnusableError]:
         """Encode every response to a prompt, by one call of the tokenizer; an error stands for each that cannot be encoded."""
-        samples = self._tokenize(prompt, responses)
-        self.left_out.warn()
-        return [self._fit(prompt, *pair) for pair in zip(responses, samples, strict=True)]
+        [encoded] = self.encode_groups([(prompt, responses)])
+        return encoded
+
+    def encode_groups(
+        self, groups: Sequence[tuple[Conversation, Sequence[str]]]
+    ) -> list[list[Encoded | UnusableError]]:
+        """Encode the responses to several prompts, as `encode_group` does, all by one call, so that it may use all cores."""
+        encoded = []
+        for (prompt, responses), samples in zip(groups, self._tokenize(groups), strict=True):
+            self.left_out.warn()
+            encoded.append([self._fit(prompt, *pair) for pair in zip(responses, samples, strict=True)])
+        return encoded
 
     def _fit(
         self, prompt: Conversation, response: str, sample: _TokenizedSample | UnusableError
@@ -149,7 +157,7 @@ class Template:
         for first in range(len(head) + 1, len(prompt)):
             if prompt[first][0] == "tool":
                 continue  # a result without its call
-            [shorter] = self._tokenize((*head, *prompt[first:]), [response])
+            [[shorter]] = self._tokenize([((*head, *prompt[first:]), [response])])
             if isinstance(shorter, UnusableError):
                 continue  # a template may refuse to start with the assistant's turn; drop one turn more
             sample = shorter
@@ -157,7 +165,7 @@ class Template:
                 return sample.encoded._replace(truncated=True)
         return self._cut(*sample)
 
-    def _cut(self, encoded: Encoded, spans: _Spans) -> Encoded | UnusableError:
+    def _cut(self, encoded: Encoded, spans: Spans) -> Encoded | UnusableError:
         """Drop tokens at the left of the prompt's last turn, then at the end of the response."""
         excess = len(encoded.ids) - self.max_length
         from_prompt = min(excess, spans.prompt_end - spans.prompt_start)
@@ -176,8 +184,28 @@ class Template:
         prompt_tokens, response_tokens = encoded.prompt_tokens - from_prompt, encoded.response_tokens - from_response
         return Encoded(ids, types, prompt_tokens, response_tokens, truncated=True, left_out=encoded.left_out)
 
-    def _tokenize(self, prompt: Conversation, responses: Sequence[str]) -> list[_TokenizedSample | UnusableError]:
-        """Tokenize whole samples, however long; an error stands for each that the template does not render."""
+    def _tokenize(
+        self, groups: Sequence[tuple[Conversation, Sequence[str]]]
+    ) -> Iterator[list[_TokenizedSample | UnusableError]]:
+        """Tokenize whole samples, however long, prompt by prompt; an error stands for each that the template does not render."""
+        rendered = [self._render_group(prompt, responses) for prompt, responses in groups]
+        texts = [[text for text in group if not isinstance(text, UnusableError)] for group in rendered]
+        encodings = iter(self._encode_groups(texts))
+        for (prompt, responses), group in zip(groups, rendered, strict=True):
+            samples: list[_TokenizedSample | UnusableError] = []
+            for text, response in zip(group, responses, strict=True):
+                if isinstance(text, UnusableError):
+                    samples.append(text)
+                    continue
+                sample, left_out = (
+                    self._sample(next(encodings), text, prompt, response),
+                    find_left_out(prompt, response, text.first),
+                )
+                self.left_out.add(left_out)
+                samples.append(sample._replace(encoded=sample.encoded._replace(left_out=frozenset(left_out))))
+            yield samples
+
+    def _render_group(self, prompt: Conversation, responses: Sequence[str]) -> list[_RenderedText | UnusableError]:
         rendered: list[_RenderedText | UnusableError] = []
         in_prompt = any(self._special_tokens.appear_in(content) for _, content in prompt)
         for response in responses:
@@ -187,19 +215,7 @@ class Template:
                 )
             except UnusableError as error:
                 rendered.append(error)
-        encodings = iter(self._encode([text for text in rendered if not isinstance(text, UnusableError)]))
-        samples: list[_TokenizedSample | UnusableError] = []
-        for text, response in zip(rendered, responses, strict=True):
-            if isinstance(text, UnusableError):
-                samples.append(text)
-                continue
-            sample, left_out = (
-                self._sample(next(encodings), text, prompt, response),
-                find_left_out(prompt, response, text.first),
-            )
-            self.left_out.add(left_out)
-            samples.append(sample._replace(encoded=sample.encoded._replace(left_out=frozenset(left_out))))
-        return samples
+        return rendered
 
     @cached_property
     def _special_tokens(self) -> SpecialTokens:
@@ -218,32 +234,56 @@ class Template:
             guarded=True,
         )
 
+    def _encode_groups(self, groups: Sequence[Sequence[_RenderedText]]) -> list[Any]:
+        """Encode rendered texts in order, what those of a prompt have in common once where a special token ends it."""
+        if self.kind != "chat":
+            return self._encode([text for group in groups for text in group])
+        joined = self._shared_prompts.cut([[text.first for text in group if not text.guarded] for group in groups])
+        pieces = [
+            text._replace(first=next(firsts)) if not text.guarded else text
+            for group, firsts in zip(groups, map(iter, joined.pieces), strict=True)
+            for text in group
+        ]
+        encodings = self._encode(pieces)
+        plain = iter(joined.join([one for one, text in zip(encodings, pieces, strict=True) if not text.guarded]))
+        return [one if text.guarded else next(plain) for one, text in zip(encodings, pieces, strict=True)]
+
+    @cached_property
+    def _shared_prompts(self) -> SharedPrompts:
+        return SharedPrompts.of(self.tokenizer, self._call_tokenizer)
+
+    def _call_tokenizer(self, firsts: Sequence[str], seconds: Sequence[str | None] | None = None) -> list[Any]:
+        """Encode texts, or pairs of them."""
+        batch = self.tokenizer(
+            list(firsts),
+            seconds,
+            add_special_tokens=self.kind != "chat",  # a chat template writes them itself: no second BOS
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        return list(batch.encodings)
+
     def _encode(self, texts: Sequence[_RenderedText]) -> list[Any]:
         """Encode rendered texts in order, by at most two calls."""
-        add_special_tokens = self.kind != "chat"  # a chat template writes them itself: no second BOS
         plain = [text for text in texts if not text.guarded]
         guarded = [(text.first, text.second) for text in texts if text.guarded]
         encodings: dict[bool, Any] = {False: iter(()), True: iter(())}
         if plain:
-            batch = self.tokenizer(
-                [text.first for text in plain],
-                [text.second for text in plain] if self.kind == "pair" else None,
-                add_special_tokens=add_special_tokens,
-                verbose=False,
-            )
-            encodings[False] = iter(batch.encodings)
+            seconds = [text.second for text in plain] if self.kind == "pair" else None
+            encodings[False] = iter(self._call_tokenizer([text.first for text in plain], seconds))
         if guarded:
-            encodings[True] = iter(self._special_tokens.encode(guarded, add_special_tokens=add_special_tokens))
+            encodings[True] = iter(self._special_tokens.encode(guarded, add_special_tokens=self.kind != "chat"))
         return [next(encodings[text.guarded]) for text in texts]
 
     def _sample(self, encoding: Any, text: _RenderedText, prompt: Conversation, response: str) -> _TokenizedSample:
         ids = list(encoding.ids)
         types = list(encoding.type_ids) if "token_type_ids" in self.tokenizer.model_input_names else None
         if self.kind == "pair":
-            spans = _pair_spans(encoding)
+            spans = pair_spans(encoding)
         else:
-            place = _find_response(text.first, response, after=self._prompt_end(text, prompt, response))
-            spans = _text_spans(encoding, text.first, prompt, place, length=len(ids))
+            place = find_response(text.first, response, after=self._prompt_end(text, prompt, response))
+            spans = text_spans(encoding, text.first, prompt, place, length=len(ids))
         response_tokens = spans.response_end - spans.response_start
         return _TokenizedSample(
             Encoded(ids, types, len(ids) - response_tokens, response_tokens, truncated=False), spans
@@ -271,80 +311,13 @@ class _RenderedText(NamedTuple):
     guarded: bool
 
 
-class _Spans(NamedTuple):
-    """Half-open token ranges: the content of the prompt's last turn (or whole prompt), and of the response."""
-
-    prompt_start: int
-    prompt_end: int
-    response_start: int
-    response_end: int
-
-
 class _TokenizedSample(NamedTuple):
     encoded: Encoded
-    spans: _Spans
-
-
-def _text_spans(encoding: Any, text: str, prompt: Conversation, place: tuple[int, int], *, length: int) -> _Spans:
-    """Locate the prompt's last turn in a rendered text, before the `place` of the response."""
-    start, end = place
-    last_turn = (_text_in(prompt[-1][1]) if prompt else "").strip()
-    prompt_at = text.rfind(last_turn, 0, start if start >= 0 else len(text))
-    if not last_turn and prompt:  # a call without text
-        prompt_at = -1
-    prompt_span = _token_span(encoding, prompt_at, prompt_at + len(last_turn)) if prompt_at >= 0 else (0, 0)
-    if start >= 0:
-        return _Spans(*prompt_span, *_token_span(encoding, start, end))
-    _warn_rewritten()
-    return _Spans(*prompt_span, max(prompt_span[1], 1), length)
-
-
-def _find_response(text: str, response: str, *, after: int) -> tuple[int, int]:
-    """Return the half-open range of characters of a response in a rendered text; (-1, -1) where it is not there."""
-    if not response.startswith(WHOLE):
-        at = text.rfind(response.strip())
-        return at, at + len(response.strip()) if at >= 0 else -1
-    start, end, before = -1, -1, len(text)
-    for message in reversed(open_messages("assistant", response)):
-        parts = [part.strip() for key, value in message.items() if key != "role" for part in texts_in(value)]
-        places = [
-            (at, at + len(part)) for part in parts if len(part) > 2 and (at := text.rfind(part, after, before)) >= 0
-        ]
-        if places:
-            start = before = min(first for first, _ in places)
-            end = max(end, *(last for _, last in places))
-    return start, end
-
-
-def _text_in(content: str) -> str:
-    """Return the text of a turn, without what its message holds beside it."""
-    return content if not content.startswith(WHOLE) else open_messages("", content)[0].get("content") or ""
-
-
-@lru_cache(maxsize=1)
-def _warn_rewritten() -> None:
-    log.warning("the chat template drops or rewrites part of some responses: what is scored is not what is exported")
+    spans: Spans
 
 
 def render_plain(prompt: Conversation) -> str:
     """Render a prompt as plain text: a lone user turn as it is, several turns as paragraphs marked by speaker."""
     if len(prompt) == 1 and prompt[0][0] == "user":
-        return _text_in(prompt[0][1])
-    return "\n\n".join(f"{_SPEAKER[role]}: {_text_in(content)}" for role, content in prompt)
-
-
-def _pair_spans(encoding: Any) -> _Spans:
-    sequence: Sequence[int | None] = encoding.sequence_ids
-    bounds: list[int] = []
-    for part in (0, 1):
-        count = sequence.count(part)
-        start = sequence.index(part) if count else 0
-        bounds += [start, start + count]
-    return _Spans(*bounds)
-
-
-def _token_span(encoding: Any, start: int, end: int) -> tuple[int, int]:
-    """Return the half-open range of tokens that cover the characters [start, end)."""
-    first = next((t for c in range(start, end) if (t := encoding.char_to_token(c)) is not None), None)
-    last = next((t for c in range(end - 1, start - 1, -1) if (t := encoding.char_to_token(c)) is not None), None)
-    return (0, 0) if first is None or last is None else (first, last + 1)
+        return text_in(prompt[0][1])
+    return "\n\n".join(f"{_SPEAKER[role]}: {text_in(content)}" for role, content in prompt)

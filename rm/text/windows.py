@@ -35,8 +35,10 @@ def deduplicate(groups: Sequence[tuple[Conversation, Sequence[str]]]) -> list[Pe
     return [PendingText(prompt, list(known), list(known.values())) for prompt, known in prompts.items() if known]
 
 
-def split_into_windows(texts: Iterable[PendingText], *, characters: int) -> Iterator[list[PendingText]]:
-    """Yield windows of at most `characters` each, where a prompt counts once for each response, as in tokenising.
+def split_into_windows(
+    texts: Iterable[PendingText], *, characters: int, share: bool = False
+) -> Iterator[list[PendingText]]:
+    """Yield windows of at most `characters` each; a prompt counts once for each response, or with `share` once a window.
 
     A prompt with too many responses is cut between two of them; a text longer than a window is a window of its own.
     """
@@ -46,7 +48,7 @@ def split_into_windows(texts: Iterable[PendingText], *, characters: int) -> Iter
         prompt_size = sum(len(content) for _, content in prompt)
         start = 0
         for index, response in enumerate(responses):
-            size += prompt_size + len(response)
+            size += (0 if share and index > start else prompt_size) + len(response)
             if size > characters and (window or index > start):
                 if index > start:
                     window.append(PendingText(prompt, responses[start:index], places[start:index]))

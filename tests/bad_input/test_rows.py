@@ -380,9 +380,14 @@ class Breaking(Scorer):
         marked = [self._bad in rows[row].ids for run in batch for row in run]
         if any(marked) and self.how != "nan_reward":
             raise torch.OutOfMemoryError("no memory") if self.how == "out_of_memory" else RuntimeError("device error")
-        found, work = super()._forward(rows, batch)
-        found[marked] = float("nan")
-        return found, work
+        launched = super()._forward(rows, batch)
+
+        def read():
+            rewards = launched.read()
+            rewards[marked] = float("nan")
+            return rewards
+
+        return launched._replace(read=read)
 
     @property
     def _bad(self) -> int:

@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from support.checkpoints import rename_tensors
 from support.tiny_models import save_encoder
 
@@ -50,6 +51,13 @@ def test_tokens_and_forwards_are_those_of_the_scorer(kind, request):
     assert (work.computed_tokens < work.read_tokens) == (kind != "encoder")
     assert dry_run.shape["computing_parameters"] == scorer.model.computing_parameters
     assert dry_run.shape["parameters"] == sum(math.prod(shape) for _, shape in tensor_shapes(directory))
+
+
+def test_a_gpu_that_is_not_here_is_asked_for_nothing(causal):
+    dry_run = DryRun.of(causal, device="cuda", **SETTINGS)
+    dry_run.model.model.to(torch.bfloat16)
+    _, work = dry_run.count(GROUPS)
+    assert (work.rows, work.secs, work.peak_flops) == (25, 0.0, 0.0)
 
 
 def test_padding_counts_where_rows_are_padded(encoder, monkeypatch):

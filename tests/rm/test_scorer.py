@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-import random
-
 import numpy as np
 import pytest
 import torch
+from support.scorers import load, some_groups
 from support.tiny_models import WORDS, save_causal
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -13,26 +12,6 @@ from rm.scorer import ModelError, Scorer
 
 PROMPT = (("user", "what is the answer"),)
 OTHER = (("user", "the word of him"),)
-
-
-def load(directory, *, tokens_per_batch: int = 256, max_length: int = 64, too_long: str = "truncate") -> Scorer:
-    return Scorer.load(
-        directory,
-        dtype="float32",
-        max_length=max_length,
-        too_long=too_long,
-        tokens_per_batch=tokens_per_batch,
-        device="cpu",
-    )
-
-
-def some_groups(count: int = 9) -> list:
-    rng = random.Random(0)
-
-    def text(low: int, high: int) -> str:
-        return " ".join(rng.choices(WORDS, k=rng.randint(low, high)))
-
-    return [((("user", text(1, 12)),), [text(1, 30) for _ in range(rng.randint(1, 4))]) for _ in range(count)]
 
 
 def plain_reward(directory, template, prompt, response) -> float:

@@ -125,7 +125,7 @@ def test_scoring_in_windows_loses_and_repeats_nothing(bestkept, model, data, tmp
     whole = read(tmp_path)
     seen = []
 
-    def small_windows(asked, *, characters):
+    def small_windows(asked, *, characters, share):
         for window in split_into_windows(asked, characters=60):
             seen.append(window)
             yield window

@@ -14,7 +14,7 @@ from apache_beam.testing.util import assert_that
 
 from pipelines.errors import InputError, from_text
 from pipelines.runtime import threaded_dofn
-from pipelines.runtime.threaded_dofn import ThreadedCalls, ThreadedDoFn, map_ahead
+from pipelines.runtime.threaded_dofn import ThreadedCalls, ThreadedDoFn, map_ahead, one_ahead
 from pipelines.runtime.transforms import Gather
 
 
@@ -84,6 +84,25 @@ def test_looking_ahead_calls_at_once_and_raises_in_turn():
     assert list(itertools.islice(looked, 5)) == [0, 1, 2, 3, 4]
     with pytest.raises(InputError, match="5 is not there"):
         next(looked)
+
+
+def test_the_next_item_is_made_while_one_is_used_and_raises_in_turn():
+    made = [threading.Event() for _ in range(3)]
+
+    def items():
+        for number in range(3):
+            made[number].set()
+            yield number
+        raise InputError("3 is not there; restore it")
+
+    used = one_ahead(items())
+    for number in range(3):
+        assert next(used) == number
+        assert number == 2 or made[number + 1].wait(30)
+        assert not any(event.is_set() for event in made[number + 2 :])
+    with pytest.raises(InputError, match="3 is not there"):
+        next(used)
+    assert list(one_ahead(iter(()))) == []
 
 
 class Doubled(ThreadedDoFn):

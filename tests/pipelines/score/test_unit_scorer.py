@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from support.corpora import write_jsonl
 from support.stubs import StubScorer, stub_reward
 
+from pipelines.corpus import split_units
 from pipelines.corpus.columns.row_mapping import ParsedRow, RowMapping
 from pipelines.corpus.fragments import Fragment, Row
 from pipelines.errors import ModelLoadError
-from pipelines.plan import Plan
+from pipelines.plan import Plan, make_plans
 from pipelines.score.score_files import COLUMNS
-from pipelines.score.unit_scorer import GroupResult, score_fragment
+from pipelines.score.unit_scorer import GroupResult, UnitScorer, score_fragment
+from pipelines.score.unit_scores import score_directories
 from rm.conversations import from_prompt, response_hash
 from rm.scorer import GroupScores
 
@@ -107,3 +111,36 @@ def test_a_group_result_has_no_reward_where_it_has_a_reason():
     result = GroupResult.of(scores)
     assert result == GroupResult([0.5, None], [None, "too_long"], [0, 0], [0, 0], [False, False])
     assert GroupResult.of(result) is result
+
+
+class Preparing(StubScorer):
+    """Scores a fragment only once the next one is prepared."""
+
+    def __init__(self):
+        super().__init__()
+        self.prepared, self.scored = [threading.Event() for _ in range(4)], []
+
+    def prepare(self, groups):
+        groups = tuple(groups)  # another type, so that it is known again
+        self.prepared[int(groups[0][1][0].split()[1])].set()
+        return groups
+
+    def score(self, groups):
+        number = int(groups[0][1][0].split()[1])
+        if number < 3:
+            assert self.prepared[number + 1].wait(30)
+        self.scored.append((number, type(groups)))
+        return super().score(groups)
+
+
+def test_the_next_fragment_is_read_and_prepared_while_one_is_scored(tmp_path, make_config):
+    rows = [{"prompt": f"p {number // 2}", "response": f"r {number // 2} {number}"} for number in range(8)]
+    config = make_config(write_jsonl(tmp_path / "in.jsonl", rows), input={"rows_per_fragment": 2})
+    plan, scorer = make_plans(config).whole, Preparing()
+    [unit] = split_units(plan.files[0])
+    unit_scorer = UnitScorer(plan, score_directories(config), lambda *_: scorer)
+    files = list(unit_scorer.score_unit(0, unit, []))
+    assert scorer.scored == [(0, list), (1, tuple), (2, tuple), (3, tuple)]
+    assert [(file.footer.fragment, file.footer.scored) for file in files] == [(number, 2) for number in range(4)]
+    assert list(unit_scorer.score_unit(0, unit, [])) == files  # found, and neither prepared nor scored
+    assert len(scorer.scored) == 4

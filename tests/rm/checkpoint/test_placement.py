@@ -169,10 +169,11 @@ class OneDevice(TorchDispatchMode):
 
 backend_registration._setup_privateuseone_for_python_backend("gpu", Backend())
 
-def to_device(values, device, *, dtype=torch.long):
-    return torch.zeros((1, len(values[0])) if isinstance(values[0], list) else len(values), dtype=dtype, device=device)
+def host_tensor(values, device, *, dtype=torch.long):
+    return torch.zeros(len(values), dtype=dtype)
 
-packed_forward.to_device = attention_plan.to_device = to_device
+packed_forward.host_tensor = host_tensor
+attention_plan.to_device = lambda values, device, *, dtype=torch.long: host_tensor(values, device, dtype=dtype).to(device)
 placement.free_bytes = lambda device: 10**9
 ROWS = [[([1, 2, 3, 4], None), ([1, 2, 5, 6, 7], None)], [([9, 8], None)]]
 for name, causal in (("Llama", True), ("Bert", False)):

@@ -10,13 +10,13 @@ from rm.engine.device import (
     DeviceError,
     default_tokens_per_batch,
     device_error,
+    host_tensor,
     is_out_of_memory,
     native_bfloat16,
     nvidia_driver,
     peak_flops,
     refuse_broken,
     resolve_device,
-    to_device,
 )
 from rm.identity import ModelError
 
@@ -105,23 +105,14 @@ def test_native_bfloat16_asks_the_device(monkeypatch):
     assert not native_bfloat16("cpu")
 
 
-def test_integers_go_through_pinned_memory_to_a_gpu(monkeypatch):
-    assert to_device([[1, 2]], "cpu").tolist() == [[1, 2]]
-    assert to_device([1], torch.device("cpu"), dtype=torch.int32).dtype == torch.int32
-    calls = []
-
-    class Host(torch.Tensor):
-        def pin_memory(self):
-            calls.append("pinned")
-            return self
-
-        def to(self, target, non_blocking=False):
-            calls.append((target, non_blocking))
-            return self
-
-    monkeypatch.setattr(device.torch, "tensor", lambda values, dtype: torch.zeros(1).as_subclass(Host))
-    to_device([1], "cuda:1")
-    assert calls == ["pinned", ("cuda:1", True)]
+def test_integers_for_a_gpu_are_in_pinned_memory(monkeypatch):
+    assert host_tensor([[1, 2]], "cpu").tolist() == [[1, 2]]
+    assert host_tensor([1], torch.device("cpu"), dtype=torch.int32).dtype == torch.int32
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    host_tensor([1], "cpu")
+    assert not pinned
+    assert host_tensor([1], "cuda:1") is pinned[0]
 
 
 @pytest.mark.parametrize(("options", "training"), [(ModelConfig, False), (TrainOptions, True)])

@@ -35,16 +35,21 @@ def test_each_text_once_and_no_position_lost(given_groups):
     )
 
 
-@given(groups, st.integers(1, 30))
-def test_windows_hold_everything_and_keep_to_their_size(given_groups, characters):
+@given(groups, st.integers(1, 30), st.booleans())
+def test_windows_hold_everything_and_keep_to_their_size(given_groups, characters, share):
     asked = deduplicate(given_groups)
-    cut = list(split_into_windows(asked, characters=characters))
+    cut = list(split_into_windows(asked, characters=characters, share=share))
     assert everyone(one for window in cut for one in window) == everyone(asked)
     order = [(one.prompt, response) for window in cut for one in window for response in one.responses]
     assert order == [(one.prompt, response) for one in asked for response in one.responses]
 
     def size(window):
-        return sum(len(one.prompt[0][1]) + len(response) for one in window for response in one.responses)
+        prompts = [(len(one.prompt[0][1]), 1 if share else len(one.responses), one.prompt) for one in window]
+        if share and len(window) > 1 and window[-1].prompt == window[-2].prompt:
+            prompts.pop()  # that of the window behind this one
+        return sum(length * times for length, times, _ in prompts) + sum(
+            len(r) for one in window for r in one.responses
+        )
 
     for window in cut:
         texts = sum(len(one.responses) for one in window)

@@ -1,0 +1,69 @@
+"""RMS norms as one operation: many architectures write theirs out, as seven passes over memory where a GPU has one kernel.
+
+A norm is replaced only where it gives the same as the operation, up to rounding, on a few random states.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import rms_norm
+
+log = logging.getLogger(__name__)
+
+_ROUNDINGS = 4  # of the narrower type, by which results may differ
+
+
+def fuse_norms(model: nn.Module) -> int:
+    """Let the written-out RMS norms of a model that is scored with run as one operation each; return their number."""
+    fused = 0
+    for module in model.modules():
+        # one with a forward of its own is moved between devices by that
+        if "forward" not in vars(module) and (forward := _fused_forward(module)) is not None:
+            module.forward = functools.partial(forward, module)
+            fused += 1
+    if fused:
+        log.info("%d norms run as one operation each", fused)
+    return fused
+
+
+def _fused_forward(module: Any) -> Callable[[Any, torch.Tensor], torch.Tensor] | None:
+    """Return what the module computes, as a forward of one operation; None for what is no such norm."""
+    weight = getattr(module, "weight", None)
+    if not type(module).__name__.endswith("RMSNorm") or isinstance(module, nn.RMSNorm) or _eps(module) is None:
+        return None
+    if not isinstance(weight, nn.Parameter) or weight.ndim != 1 or len(list(module.parameters())) > 1:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(7, len(weight), generator=generator) * torch.logspace(-2, 2, 7)[:, None]
+    states = states.to(weight.device, weight.dtype)
+    with torch.inference_mode():
+        expected = module(states)
+        for forward in (_scaled, _scaled_around_one):
+            result = forward(module, states)
+            within = _ROUNDINGS * torch.finfo(weight.dtype).eps * expected.float().abs().clamp_min(1e-3)
+            if result.dtype == expected.dtype and bool(((result.float() - expected.float()).abs() <= within).all()):
+                return forward
+    return None
+
+
+def _eps(module: Any) -> float | None:
+    for name in ("variance_epsilon", "eps"):
+        if isinstance(eps := getattr(module, name, None), float):
+            return eps
+    return None
+
+
+def _scaled(module: Any, states: torch.Tensor) -> torch.Tensor:
+    """Compute the norm of Llama and most others."""
+    return rms_norm(states, module.weight.shape, module.weight, _eps(module))
+
+
+def _scaled_around_one(module: Any, states: torch.Tensor) -> torch.Tensor:
+    """Compute Gemma's norm, whose weights are what is added to one, in float32."""
+    return rms_norm(states.float(), module.weight.shape, 1.0 + module.weight.float(), _eps(module)).type_as(states)
