@@ -82,12 +82,14 @@ def map_ahead(call: Callable[[Any], T], arguments: Iterable[Any]) -> Iterator[T]
 
 def one_ahead(items: Iterator[T]) -> Iterator[T]:
     """The items, each made in a thread while the one before is used."""
-    end = object()
-    with ThreadPoolExecutor(1, thread_name_prefix="bestkept-next") as pool:
+    end, pool = object(), ThreadPoolExecutor(1, thread_name_prefix="bestkept-next")
+    try:
         coming: Future[Any] = pool.submit(next, items, end)
         while (item := coming.result()) is not end:
             coming = pool.submit(next, items, end)
             yield item
+    finally:
+        pool.shutdown(wait=False)  # an error or a signal does not wait for an item that nobody wants
 
 
 class _Done(NamedTuple):
