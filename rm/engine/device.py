@@ -168,7 +168,7 @@ def host_tensor(
 ) -> torch.Tensor:
     """Make a tensor of integers in the machine's memory; pinned for a GPU, so that a copy to it overlaps with its work."""
     # through NumPy, which takes a tenth of the time that torch takes for a list
-    tensor = torch.from_numpy(np.asarray(values, dtype=np.int64)).to(dtype)
+    tensor = torch.tensor(np.asarray(values, dtype=np.int64), dtype=dtype)
     return tensor.pin_memory() if works_apart(device) else tensor
 
 
