@@ -84,7 +84,7 @@ def _gain(report: Json, by_gold: Json | None, *, has_rivals: bool) -> Iterator[s
             yield f"No kept response of the sample has a gold score in the column {crop(report['gold'], 60)}."
         else:
             yield (
-                "No gold scores say whether what was kept is better: the verdict on the reward model, below, is the only sign. "
+                "No gold scores say whether what was kept is better: only a verdict on the reward model can. "
                 "The table has its own rewards, which rise by being selected."
             )
         return
