@@ -94,14 +94,17 @@ def select(
     metrics: options.Metrics = None,
 ) -> None:
     """Select and export from scores that are there; loads no model."""
+    from pipelines.errors import ConfigError
+
     if explain is not None:
+        if metrics is not None:
+            raise ConfigError("--metrics is for a selection, and --explain makes none; leave one of them out")
         settings, flags = program.load_run_config(config, extra)
         from pipelines.commands.explain.table import explain_and_print
 
         explain_and_print(settings, explain, flags, as_json=as_json, with_text=text)
         return
     from pipelines.commands.metrics.reporting import reporting
-    from pipelines.errors import ConfigError
 
     if as_json or text:
         name = "--json" if as_json else "--text"
@@ -119,9 +122,9 @@ def select(
 @app.command(settings="train", context_settings=options.PASS_ON)
 def train(config: options.ConfigPath, extra: options.Settings = None, metrics: options.Metrics = None) -> None:
     """Train a Bradley-Terry reward model on preferences."""
-    from pipelines.commands.metrics.reporting import is_first_process, reporting
+    from pipelines.commands.metrics.reporting import reporting
 
-    with reporting("train", config, metrics if is_first_process() else None) as report:
+    with reporting("train", config, metrics) as report:
         overrides = program.require_settings("train", extra)
         from pipelines.commands.train import run_training
         from pipelines.config import TrainConfig, load

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 
 from pipelines.config import ModelConfig, RunConfig
 from pipelines.corpus import Fragment, InputFile, Unit, read_fragments
-from pipelines.corpus.columns.detection import detect
+from pipelines.corpus.columns.detection import detect, refuse_missing_field
 from pipelines.corpus.columns.row_mapping import RowMapping
+from pipelines.corpus.columns.value_kinds import FirstRows
 from pipelines.corpus.files import with_copy
 from pipelines.corpus.listing import first_columns, list_files
 from pipelines.corpus.ngram_index import INDEX, resolve_measures
@@ -223,6 +224,8 @@ def make_plans(config: RunConfig) -> Plans:
     for name, signal in config.signals.items():
         if signal.column is not None and not {signal.column, signal.column.partition(".")[0]} & {*names}:
             raise InputError(_no_such_column(name, signal.column, where, names))
+        if signal.column is not None and signal.column not in names:
+            refuse_missing_field(FirstRows([*names], [*rows]), f"signals.{name}.column", signal.column, where)
     models: Sequence[ModelConfig | None] = config.models or [None]
     measures, indexes = resolve_measures(config.measures)
     for model in [*config.models, *config.signal_models.values()]:

@@ -64,7 +64,14 @@ class PreparedGroups(list[ResponseGroup]):
 
     def __init__(self, groups: Sequence[ResponseGroup], windows: Iterator[WindowRun]) -> None:
         super().__init__(groups)
-        self.windows = windows
+        self._windows: Iterator[WindowRun] | None = windows
+
+    def take(self) -> Iterator[WindowRun]:
+        """Return the windows, once. Raises `ValueError` where they were taken before."""
+        windows, self._windows = self._windows, None
+        if windows is None:
+            raise ValueError("these groups have been scored; prepare them again")
+        return windows
 
 
 @dataclass
@@ -151,7 +158,7 @@ class Scorer(ForwardLoop):
         Groups may be those that `prepare` has returned.
         """
         results = [GroupScores.empty(len(responses), self.outputs.names) for _, responses in groups]
-        for run in self._run(groups.windows if isinstance(groups, PreparedGroups) else self._windows(groups)):
+        for run in self._run(groups.take() if isinstance(groups, PreparedGroups) else self._windows(groups)):
             for reason, places in run.window.unusable:
                 for group, index in places:
                     results[group].reasons[index] = reason

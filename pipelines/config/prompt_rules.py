@@ -128,7 +128,8 @@ class DropPrompts(Strict):
 class Preferences(Strict):
     """Pairs of a corpus of preferences (`input.format: preferences`), by what the model says of them. A row's margin is the
     reward of its chosen response less that of its rejected one; of more than two responses, the best and the worst by the row's
-    judgement. A row of which one side is rejected is dropped. Needs `output.shape: preference`."""
+    judgement of those that are scored and that earlier steps leave. A row of which fewer than two are left, or whose best one is
+    not among them, is dropped. Needs `output.shape: preference`."""
 
     keep: Literal["agree", "disagree", "all"] = "agree"
     """`agree`: pairs whose chosen response has the higher reward, by the bounds below; `disagree`: those whose rejected one has,

@@ -158,7 +158,7 @@ class Step(Strict):
     `log`, `exp`, `sqrt`, `min`, `max`, `is null` and `coalesce(x, 0)`. What is computed from or compared with null is null, and
     null is not true. `rank(x)` is 1 for the lowest of the prompt's responses that are left, equal ones sharing the least of their
     ranks: `rank(-reward) <= 3` keeps the best three. `prompt_z(x)` is (x - mean) / standard deviation over these, `corpus_z(x)`
-    over all scored responses; 0 where all are equal."""
+    over all scored responses, in `where` without those for which a step `reward` by row is null; 0 where all are equal."""
     reward: Annotated[str, AfterValidator(_is_a_number)] | None = Field(
         default=None, examples=["reward - 0.001 * response_tokens"]
     )

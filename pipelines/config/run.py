@@ -118,10 +118,10 @@ class RunConfig(Strict):
                 f"score.colocate regroups the whole corpus in one process, and runner.workers is {self.runner.workers}; "
                 "remove one of them"
             )
-        for model in self.models:
+        for setting, model in self.named_models.items():
             if self.runner.accelerator is not None and model.device in ("cpu", "mps"):
                 raise ValueError(
-                    f"runner.accelerator asks for a GPU, and model.device is {model.device!r}; remove one of them"
+                    f"runner.accelerator asks for a GPU, and {setting}.device is {model.device!r}; remove one of them"
                 )
         if self.model is None and self.runner.workers > 1:
             raise ValueError(
@@ -279,6 +279,13 @@ class RunConfig(Strict):
         if self.model is None:
             return []
         return self.model if isinstance(self.model, list) else [self.model]
+
+    @property
+    def named_models(self) -> dict[str, ModelConfig]:
+        """All models that score, those of signals too, by the setting of each."""
+        several = len(self.models) > 1
+        named = {f"model.{number}" if several else "model": model for number, model in enumerate(self.models)}
+        return named | {f"signals.{name}.model": model for name, model in self.signal_models.items()}
 
     @property
     def measures(self) -> tuple[dict[str, Any], ...]:

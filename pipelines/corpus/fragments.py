@@ -163,7 +163,7 @@ def row_of(number: int, raw: RawRow, mapping: RowMapping) -> Row:
         _text(usable.get(mapping.source)) if mapping.source else None,
         tuple(_text(usable.get(name)) for name in mapping.carry),
         original,
-        tuple(rewards_of(usable, mapping, len(parsed.responses))) if mapping.reward else None,
+        tuple(rewards_of(usable, mapping, len(parsed.responses), parsed.order)) if mapping.reward else None,
     )
 
 

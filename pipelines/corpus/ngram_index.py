@@ -131,7 +131,12 @@ def _texts(file: InputFile, column: str | None) -> Iterator[str]:
     some = False
     for unit in split_units(file):
         for row in read_raw_rows(file, unit, [chosen], tools=None, max_row_bytes=_MAX_ROW_BYTES):
-            text = "" if isinstance(row.values, str) else "\n".join(_strings(row.values.get(chosen)))
+            if isinstance(row.values, str):
+                raise InputError(
+                    f"decontaminate.against: {file.path} has a row that cannot be read ({row.values}), whose prompt would not be "
+                    "looked for; correct it, or remove it"
+                )
+            text = "\n".join(_strings(row.values.get(chosen)))
             if text.strip():
                 some = True
                 yield text

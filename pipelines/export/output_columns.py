@@ -162,7 +162,7 @@ _VALUES: dict[str, Callable[[KeptResponse, Shape], Any]] = {
     "rejected_reward": lambda item, _: item.rejected_reward,
     "prompt_id": lambda item, _: item.prompt_id,
     "source": lambda item, _: item.row.source,
-    "response_index": lambda item, _: item.response_index,
+    "response_index": lambda item, _: (item.row.parsed.order or range(item.response_index + 1))[item.response_index],
     "rank": lambda item, _: item.rank,
     "margin": lambda item, _: item.margin,
     "probability": lambda item, shape: probability_of(item.margin, shape.temperature),

@@ -32,8 +32,9 @@ from pipelines.score.totals import Totals
 from pipelines.select.length_correction import Curve
 from pipelines.select.summary import FragmentFacts, SelectionSummary, merge_summaries
 from pipelines.storage.canonical_json import to_json
-from pipelines.storage.files import join, open_for_reading
+from pipelines.storage.files import join, open_for_reading, read_bytes
 from pipelines.storage.owner import Owner
+from pipelines.storage.publish import replace
 
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
@@ -134,7 +135,11 @@ class PublishManifest(beam.DoFn):  # type: ignore[misc]
     def _describe(self, manifest: dict[str, Any], shards: Sequence[OutputShard]) -> None:
         output, license = self.owner.output, self.config.output.license
         card = dataset_card.render(manifest, shards, first_schema(output, shards), license=license)
-        self.owner.publish("README.md", dataset_card.with_trial(card, read_trial(output)).encode())
+        path, told = join(output, "README.md"), dataset_card.with_trial(card, read_trial(output)).encode()
+        standing = read_bytes(path)
+        if standing is not None and dataset_card.with_trial(standing.decode(errors="replace"), None) == card:
+            replace(path, told)  # it differs by the line of a trial at most, whose file has come or gone since
+        self.owner.publish("README.md", told)
         if manifest["report"]:
             # drawn from the manifest as it is read; the launcher, which may not be waiting, draws it again with throughput
             written = json.loads(to_json(manifest))

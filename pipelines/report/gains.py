@@ -83,11 +83,19 @@ def _gains(values: Floats, masks: dict[str, Mask], bounds: Any, *, within: bool)
     }
     for place, name in enumerate(masks):
         if name != "kept":
-            ends = np.nanpercentile(draws[:, 0] - draws[:, place], [2.5, 97.5]) if len(sums) > 1 else [None, None]
-            value = float(means[0] - means[place])
-            low, high = (None if end is None or np.isnan(end) else float(end) for end in ends)
-            told[f"over_{name}"] = {"value": value, "low": low, "high": high}
+            told[f"over_{name}"] = _estimate(
+                means[0] - means[place], draws[:, 0] - draws[:, place] if len(sums) > 1 else draws[:0, 0]
+            )
     return told
+
+
+def _estimate(value: float, draws: Floats) -> dict[str, float | None]:
+    """A difference with its interval; null where the rule takes no response with a value, and ends where nothing can vary."""
+    draws = draws[np.isfinite(draws)]
+    if not np.isfinite(value):
+        return {"value": None, "low": None, "high": None}
+    low, high = np.percentile(draws, [2.5, 97.5]).tolist() if len(draws) > 1 else (None, None)
+    return {"value": float(value), "low": low, "high": high}
 
 
 def _resample(table: Floats) -> Floats:

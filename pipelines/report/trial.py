@@ -80,4 +80,6 @@ def _percent(estimate: Json) -> str:
 
 
 def _number(estimate: Json) -> str:
-    return f"{estimate['value']:+.3f} [{estimate['low']:+.3f}, {estimate['high']:+.3f}]"
+    values = [estimate["value"], estimate["low"], estimate["high"]]
+    shown = ["-" if value is None else f"{value:+.3f}" for value in values]
+    return f"{shown[0]} [{shown[1]}, {shown[2]}]"

@@ -39,8 +39,9 @@ def prepare_options(config: RunConfig, flags: Sequence[str], *, scores: bool) ->
     """
     dataflow.refuse_hub_ids(config)
     if scores and config.runner.name == "local":
-        on_cpu = all(model.device == "cpu" for model in config.models)
-        devices = max((model.devices for model in config.models if isinstance(model.devices, int)), default=1)
+        models = config.named_models.values()
+        on_cpu = all(model.device == "cpu" for model in models)
+        devices = max((model.devices for model in models if isinstance(model.devices, int)), default=1)
         # one worker is checked when its model is loaded, which ends with 7
         check_workers(config.runner.workers, on_cpu=on_cpu, devices=devices if config.runner.workers > 1 else 1)
     elif config.runner.workers > 1:

@@ -149,7 +149,7 @@ def _workers(options: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _gpu(config: RunConfig, accelerator: Accelerator, options: Mapping[str, Any]) -> Iterator[str]:
-    devices = [model.devices for model in config.models]
+    devices = [model.devices for model in config.named_models.values()]
     expected = max((number for number in devices if isinstance(number, int)), default=1)
     if "auto" not in devices and accelerator.gpus != expected:
         uses = "on one GPU" if expected == 1 else f"on {expected} GPUs (model.devices)"
@@ -177,12 +177,11 @@ def _gpu(config: RunConfig, accelerator: Accelerator, options: Mapping[str, Any]
         )
     if options.get("flexrs_goal") is not None:
         yield f"{_option('flexrs_goal')} is given, and FlexRS has no GPUs; remove it, or score without runner.accelerator"
-    for number, model in enumerate(config.models):
+    for setting, model in config.named_models.items():
         if model.dtype == "auto":
-            setting = f"model.{number}.dtype" if len(config.models) > 1 else "model.dtype"
             yield (
-                f"{setting} is 'auto', which is resolved by the launcher, and that has no {accelerator.type}; expected the type "
-                "to compute in: bfloat16, or float32 or float16 on GPUs before Ampere"
+                f"{setting}.dtype is 'auto', which is resolved by the launcher, and that has no {accelerator.type}; expected the "
+                "type to compute in: bfloat16, or float32 or float16 on GPUs before Ampere"
             )
 
 
@@ -211,10 +210,7 @@ def _service(options: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _model_paths(config: RunConfig) -> list[tuple[str, str]]:
-    several = len(config.models) > 1
-    return [
-        (f"model.{number}.path" if several else "model.path", model.path) for number, model in enumerate(config.models)
-    ]
+    return [(f"{setting}.path", model.path) for setting, model in config.named_models.items()]
 
 
 def _is_hub_id(path: str) -> bool:

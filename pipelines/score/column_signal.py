@@ -51,7 +51,11 @@ class ColumnSignal:
         """The number of each response of the row, NaN for null."""
         value, count = self._value(row), len(row.parsed.responses)
         values = value if isinstance(value, list) else [value] * count
-        yield from map(self._number, values if len(values) == count else [None] * count)
+        if len(values) != count:
+            values = [None] * count
+        elif row.parsed.order is not None:
+            values = [values[at] for at in row.parsed.order]
+        yield from map(self._number, values)
 
     def _number(self, value: Any) -> float:
         number = number_in(value) if isinstance(value, str) else None

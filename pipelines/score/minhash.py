@@ -89,7 +89,7 @@ def signatures_of(texts: Sequence[str], words: int) -> Signatures:
 
 
 def _split(shingles: Hashed) -> list[npt.NDArray[np.uint64]]:
-    return np.split(shingles.hashes, shingles.ends[:-1])
+    return np.split(shingles.hashes, shingles.ends[:-1]) if len(shingles.ends) else []
 
 
 _FACTORS = (splitmix(np.arange(1, VALUES + 1, dtype=np.uint64)) >> np.uint64(32)).astype(np.uint32) | np.uint32(1)

@@ -284,7 +284,8 @@ def apply_early_steps(
     for numbers in selection.standardised:
         if selection.changing <= numbers[0]:  # the others were taken where rewards were changed
             with timing(numbers[0]):
-                candidates = with_standards(candidates, [selection.steps[number] for number in numbers], unused.pop(0))
+                steps = [selection.steps[number] for number in numbers if number < until]  # no others' columns are read
+                candidates = with_standards(candidates, steps, unused.pop(0))
     for number in selection.early:
         if number < until:
             step = selection.steps[number]

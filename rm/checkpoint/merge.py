@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from rm.checkpoint.weight_files import loaded_files, require_files
+from rm.checkpoint.weight_files import loaded_files, refuse_damaged, require_files
 from rm.identity import ModelError, model_hashes, read_json, resolve_model, select_files
 
 _NO_MATTER = ("_name_or_path", "transformers_version")
@@ -34,6 +34,7 @@ def merge_models(paths: Sequence[str], output: Path) -> int:
     directories = [resolve_model(path) for path in paths]
     for directory in directories:
         require_files(directory)
+        refuse_damaged(directory)
     _refuse_different(paths, directories)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
@@ -77,7 +78,10 @@ def _average(paths: Sequence[str], directories: Sequence[Path], made: Path) -> i
             raise ModelError(f"{path} and {paths[0]} do not have the same tensors ({odd[0]} is in one of them)")
     for file in loaded_files(directories[0]):
         tensors = {name: _mean(paths, [place[name] for place in places], name) for name in _names_in(file)}
-        save_file(tensors, made / file.name, metadata={"format": "pt"})
+        try:
+            save_file(tensors, made / file.name, metadata={"format": "pt"})
+        except SafetensorError as error:  # what it raises for a full disk
+            raise OSError(None, str(error)) from error
     return len(places[0])
 
 

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.nn.functional import rms_norm
 
+from rm.engine.device import refuse_broken
+
 log = logging.getLogger(__name__)
 
 _ROUNDINGS = 4  # of the narrower type, by which results may differ
@@ -39,6 +41,15 @@ def _fused_forward(module: Any) -> Callable[[Any, torch.Tensor], torch.Tensor] |
         return None
     if not isinstance(weight, nn.Parameter) or weight.ndim != 1 or len(list(module.parameters())) > 1:
         return None
+    try:
+        return _tried(module, weight)
+    except Exception as error:  # a norm that takes more than states
+        refuse_broken(error, trial=True)
+        return None
+
+
+def _tried(module: Any, weight: nn.Parameter) -> Callable[[Any, torch.Tensor], torch.Tensor] | None:
+    """Return the forward whose results on random states are the module's."""
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(7, len(weight), generator=generator) * torch.logspace(-2, 2, 7)[:, None]
     states = states.to(weight.device, weight.dtype)

@@ -13,7 +13,7 @@ import re
 
 from rm.conversations import response_hash
 
-_SENTENCE_END = re.compile(r"(?<=[.!?…。！？])\s+|\n+")
+_SENTENCE_END = re.compile(r"(?<=[.!?…])(?<!^\d\.)(?<!^\d\d\.)\s+|(?<=[。！？])\s*")  # not behind the number of a list
 _MARKS = re.compile(r"^[ \t]*(?:#{1,6}|[-*+•]|\d+[.)])[ \t]+|\*\*|__|`+", re.MULTILINE)
 _FEWEST_WORDS = 8
 _BEFORE = "That is a great question, and I am glad that you asked! Let me give you a complete and helpful answer."
@@ -69,4 +69,5 @@ def without_marks(text: str) -> str | None:
 
 def sentences_of(text: str) -> list[str]:
     """The sentences and lines of a text, without the space between them."""
-    return [part.strip() for part in _SENTENCE_END.split(text) if part.strip()]
+    lines = (line.strip() for line in text.split("\n"))
+    return [part.strip() for line in lines for part in _SENTENCE_END.split(line) if part.strip()]

@@ -33,7 +33,7 @@ def balance_lengths(groups: Sequence[Group]) -> list[Group]:
     lengths = [[count_characters(response) for response in group.responses] for group in groups]
     table = np.array(
         [
-            (math.log(size[edge.preferred] / size[edge.other]), edge.probability, edge.weight)
+            (_log_ratio(size[edge.preferred], size[edge.other]), edge.probability, edge.weight)
             for group, size in zip(groups, lengths, strict=True)
             for edge in group.edges
         ],
@@ -62,7 +62,17 @@ def _factors(
 
 
 def _bins(used: NDArray[np.int64], size: NDArray[np.float64]) -> list[NDArray[np.int64]]:
-    """`used` in bins of about equal numbers, ascending by `size`."""
+    """`used` in bins of about equal numbers, ascending by `size`; equal sizes are in one bin."""
     count = max(1, min(_BINS, len(used) // _FEWEST))
     ordered = used[np.argsort(size[used], kind="stable")]
-    return [part for part in np.array_split(ordered, count) if len(part)]
+    starts = [0]
+    for part in range(1, count):
+        at = int(np.searchsorted(size[ordered], size[ordered[part * len(ordered) // count]]))
+        if min(at - starts[-1], len(ordered) - at) >= _FEWEST:
+            starts.append(at)
+    return np.split(ordered, starts[1:])
+
+
+def _log_ratio(preferred: int, other: int) -> float:
+    """log(preferred / other), of the very same size whichever of two lengths is preferred."""
+    return math.copysign(math.log(max(preferred, other) / min(preferred, other)), preferred - other)

@@ -4,7 +4,7 @@ So a corpus is made of preferences: each response is scored, and its number in t
 one text, so that any row is read the same wherever it is read:
 
     settled = settle_ranking(first_rows, settings)
-    prompt, responses = read_ranked(row, settled)
+    prompt, responses, order = read_ranked(row, settled)
 """
 
 from __future__ import annotations
@@ -48,16 +48,17 @@ def settle_ranking(rows: Sequence[PreferenceRow], settings: ReadSettings) -> str
     return json.dumps(settled, sort_keys=True)
 
 
-def read_ranked(row: PreferenceRow, settled: str) -> tuple[Conversation, list[str]]:
+def read_ranked(row: PreferenceRow, settled: str) -> tuple[Conversation, list[str | None], list[int]]:
     """Return the prompt of a row and its distinct responses, the best first. Raises `UnusableError`, with `tied` where the first
     and the last are level."""
     format, settings = _reader(settled)
     group, _ = collapsed(read_row(row, format, settings), repeating_places((), settings))
     standing = _standing(group)
     order = sorted(range(len(standing)), key=lambda at: -standing[at])
-    if standing[order[0]] == standing[order[-1]]:
+    graded = [at for at in order if standing[at] > float("-inf")]
+    if standing[graded[0]] == standing[graded[-1]]:
         raise UnusableError("tied")
-    return group.prompt, [group.responses[at] for at in order]
+    return group.prompt, [group.responses[at] if at in graded else None for at in order], order
 
 
 def _standing(group: Group) -> list[float]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from rm.conversations import Conversation, prompt_key
 from rm.messages import open_messages
@@ -41,18 +43,36 @@ def similar_prompts(prompts: Sequence[Conversation], *, count: int = 1) -> list[
         for word in own:
             members[word].append(index)
     weight = {word: math.log(len(prompts) / len(having)) for word, having in members.items()}
-    norms = [math.sqrt(math.fsum(weight[word] ** 2 for word in own)) for own in words]
-    nearest = []
-    for index, own in enumerate(words):
-        shared: dict[int, list[float]] = defaultdict(list)
-        for word in own:
-            if 1 < len(members[word]) <= _COMMON and weight[word]:
-                for other in members[word]:
-                    shared[other].append(weight[word] ** 2)
-        ranked = (
-            (-math.fsum(parts) / norms[other], keys[other], other)
-            for other, parts in shared.items()
-            if keys[other] != keys[index]
-        )
-        nearest.append([other for _, _, other in heapq.nsmallest(count, ranked)])
-    return nearest
+    norms = np.array([math.sqrt(math.fsum(weight[word] ** 2 for word in own)) for own in words])
+    rare = {word: np.array(having) for word, having in members.items() if 1 < len(having) <= _COMMON and weight[word]}
+    return [_nearest(index, own, rare, weight, norms, keys, count) for index, own in enumerate(words)]
+
+
+def _nearest(
+    index: int,
+    own: frozenset[str],
+    rare: Mapping[str, NDArray[np.int64]],
+    weight: Mapping[str, float],
+    norms: NDArray[np.float64],
+    keys: Sequence[bytes],
+    count: int,
+) -> list[int]:
+    """Return the `count` prompts with the greatest cosines; of equal ones those with the least keys."""
+    used = sorted(
+        (word for word in own if word in rare), key=lambda word: (weight[word], word)
+    )  # sums in a fixed order
+    if not used:
+        return []
+    others = np.concatenate([rare[word] for word in used])
+    squares = np.repeat([weight[word] ** 2 for word in used], [len(rare[word]) for word in used])
+    sharing, place = np.unique(others, return_inverse=True)
+    cosines = np.bincount(place, weights=squares) / norms[sharing]
+    nearest: list[tuple[float, bytes, int]] = []
+    for at in np.argsort(-cosines, kind="stable").tolist():
+        other = int(sharing[at])
+        if keys[other] == keys[index]:
+            continue
+        if len(nearest) >= count and cosines[at] < -nearest[-1][0]:  # all that equal the last one take part
+            break
+        nearest.append((-float(cosines[at]), keys[other], other))
+    return [other for _, _, other in sorted(nearest)[:count]]

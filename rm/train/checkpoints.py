@@ -38,8 +38,8 @@ def find_checkpoint(settings: TrainSettings) -> str | None:
     if step is not None and key_file.is_file():
         if json.loads(key_file.read_text(encoding="utf-8")) != settings.key():
             raise TrainingError(
-                f"{folder} holds checkpoints of a run with other settings; finish that run, remove the folder, or choose "
-                "another output.path"
+                f"{folder} holds checkpoints of a run with other settings, or of an earlier version; finish that run, remove the "
+                "folder, or choose another output.path"
             )
         log.info("going on from step %s, of the checkpoint in %s", f"{step:,}", folder)
         return str(folder / f"checkpoint-{step}")

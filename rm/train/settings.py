@@ -13,9 +13,11 @@ from rm.evaluate import Evaluation
 from rm.preferences import RowReader
 
 _SMALL_PARAMETERS, _LARGE_PARAMETERS = 100_000_000, 1_000_000_000
-_NOT_IN_KEY = (
-    *("output_path", "report_to", "device", "read_rows", "stress_prompts", "checkpoint_every", "checkpoint_secs"),
+_NOT_IN_KEY = frozenset(
+    ["output_path", "report_to", "device", "read_rows", "stress_prompts", "checkpoint_every", "checkpoint_secs"]
 )
+_UNLESS_USED = ("length_balance", "foreign")
+"""Settings that came later: a run without them has the key that it had before."""
 _SMALL_RATE, _MEDIUM_RATE, _LARGE_RATE = 1e-4, 3e-5, 9e-6
 
 
@@ -111,7 +113,11 @@ class TrainSettings:
 
     def key(self) -> str:
         """Hash everything that decides the result: checkpoints of another key are not resumed."""
-        fields = {name: value for name, value in asdict(self).items() if name not in _NOT_IN_KEY}
+        fields = {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in _NOT_IN_KEY and (value or name not in _UNLESS_USED)
+        }
         return hashlib.sha256(json.dumps(fields, sort_keys=True, default=dict).encode()).hexdigest()[:24]
 
 

@@ -12,7 +12,7 @@ from support.corpora import write_jsonl
 from pipelines.commands.explain.explain_transform import explain
 from pipelines.commands.run import run_curation
 from pipelines.config import RunConfig
-from pipelines.errors import ConflictError
+from pipelines.errors import ConflictError, InputError
 from rm.conversations import from_prompt, prompt_key
 
 WORDS = [f"{a}{b}" for a in "bdfgklmnprst" for b in ("an", "el", "is", "or", "um")]
@@ -89,3 +89,22 @@ def test_other_tests_are_another_selection_and_measure_anew(tmp_path, planted):
     second = run_curation(configured(tmp_path, steps, out="again"), scorer=None).manifest
     assert kept(tmp_path, "again") == {row["response"] for row in planted if row is not planted[1]}
     assert first["measures"][0]["fingerprint"] != second["measures"][0]["fingerprint"]
+
+
+def test_a_test_prompt_that_cannot_be_read_is_an_error(tmp_path, planted):
+    with (tmp_path / "tests" / "gsm.jsonl").open("a") as file:
+        file.write('{"question": "broken\n')
+    rule = {"decontaminate": {"against": [str(tmp_path / "tests" / "*.jsonl")]}}
+    with pytest.raises(InputError, match=r"gsm\.jsonl has a row that cannot be read \(bad_json\)"):
+        run_curation(configured(tmp_path, [rule]), scorer=None)
+
+
+def test_the_same_step_twice_is_explained_by_its_own_words(tmp_path, planted):
+    gsm, mmlu = (
+        {"decontaminate": {"against": [str(tmp_path / "tests" / f"{name}.jsonl")]}} for name in ("gsm", "mmlu")
+    )
+    leaking = next(row for row in planted if row["leak"] == 1)
+    config = configured(tmp_path, [gsm, gsm, mmlu])
+    run_curation(config, scorer=None)
+    (row,) = explain(config, prompt_key(from_prompt(leaking["prompt"])).hex())["rows"]
+    assert (row["steps"][-1]["verdict"], row["steps"][-1]["of"]) == ("dropped", "mmlu.jsonl")

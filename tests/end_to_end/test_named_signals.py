@@ -15,6 +15,7 @@ from support.stubs import NamedFactory, named_reward, save_named_model
 from pipelines.commands.explain.explain_transform import explain
 from pipelines.commands.run import run_curation, run_scoring
 from pipelines.config import RunConfig
+from pipelines.config.signals import SignalConfig
 from pipelines.errors import InputError
 from pipelines.plan import make_plans
 from pipelines.select import selection as selection_module
@@ -233,3 +234,20 @@ def test_a_signal_of_a_model_with_offsets_is_warned_of_like_the_reward(make):
         other = make([{"where": text}], models=["bo"], columns=["correct", "clear"])
         assert offset_warning(other, plan) is None, text
     assert not np.isnan(reward("bo", make.rows[0]))
+
+
+def test_the_corpus_of_a_later_step_is_not_that_of_an_earlier_one(make, tmp_path):
+    """`top` reads no columns of the steps after it, and `corpus_z` is over all responses that have the number."""
+    steps = [{"top": {"rows": 16}}, {"where": "corpus_z(clear) > 0"}]
+    run(make(steps, "top", columns=["clear"]), tmp_path / "log")
+    first = sorted(make.rows, key=lambda row: -reward("anna", row))[:16]
+    known = [row["marks"]["clear"] for row in make.rows if row["marks"]["clear"] is not None]
+    above = [row for row in first if row["marks"]["clear"] is not None and row["marks"]["clear"] > np.mean(known)]
+    assert kept(tmp_path / "top") == {(row["prompt"], row["response"]) for row in above}
+
+
+def test_a_mistyped_field_of_a_signal_is_an_error(make):
+    config = make([{"where": "clear > 0"}, BEST], columns=["clear"])
+    wrong = config.model_copy(update={"signals": {"clear": SignalConfig(column="marks.claer")}})
+    with pytest.raises(InputError, match=r"signals\.clear\.column"):
+        make_plans(wrong)

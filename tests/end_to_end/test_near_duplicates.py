@@ -175,3 +175,16 @@ def test_workers_of_a_machine_make_the_same_signatures_and_output(tmp_path, rows
     ]
     assert scores[0] == scores[1]
     assert len({path.parent.name for path in (tmp_path / "two-scores").glob("*/*.parquet")}) == 3
+
+
+@pytest.mark.parametrize("of", ["prompt", "response"])
+def test_a_fragment_without_a_usable_text_is_no_fault(tmp_path, rows, of):
+    (tmp_path / "in" / "9.jsonl").write_text(
+        '{"broken\n' if of == "prompt" else '{"prompt": "p", "response": "", "reward": 1}\n'
+    )
+    limits = {"max_rejected_fraction": 0.5}
+    manifest = run_curation(
+        configured(tmp_path, [{"near_duplicates": {"of": of}}], limits=limits), scorer=None
+    ).manifest
+    assert manifest["counts"]["read"] == manifest["counts"]["scored"] + sum(manifest["rejected"].values())
+    assert manifest["counts"]["kept"] > 0

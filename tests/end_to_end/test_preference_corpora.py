@@ -205,3 +205,29 @@ def test_rows_that_are_no_preferences_end_with_one_clear_error(tmp_path, rows, c
     }
     with pytest.raises(InputError, match=message):
         run_curation(RunConfig.model_validate(config), scorer=None)
+
+
+def test_values_in_lists_belong_to_their_responses(tmp_path):
+    rows = [
+        {"prompt": f"p{n}", "responses": ["bad", "good"], "scores": [1, 5], "judge": [0.1, 0.9], "verified": [0, 1]}
+        for n in range(4)
+    ]
+    write_jsonl(tmp_path / "in" / "a.jsonl", rows)
+    values = {
+        "input": {"path": str(tmp_path / "in"), "format": "preferences"},
+        "scores": {"path": str(tmp_path / "scores"), "column": "judge"},
+    }
+    pairs = {"path": str(tmp_path / "pairs"), "shape": "preference"}
+    run_curation(RunConfig.model_validate({**values, "select": [{"preferences": {}}], "output": pairs}), scorer=None)
+    (row, *_) = pq.read_table(tmp_path / "pairs" / "data").to_pylist()
+    assert row["chosen"][0]["content"] == "good"
+    assert (row["chosen_reward"], row["rejected_reward"]) == pytest.approx((0.9, 0.1))
+    kept = {"path": str(tmp_path / "kept"), "shape": "prompt_completion"}
+    signals = {"verified": {"column": "verified"}}
+    select = [{"where": "verified == 1"}]
+    run_curation(
+        RunConfig.model_validate({**values, "signals": signals, "select": select, "output": kept}), scorer=None
+    )
+    assert {row["completion"][0]["content"] for row in pq.read_table(tmp_path / "kept" / "data").to_pylist()} == {
+        "good"
+    }

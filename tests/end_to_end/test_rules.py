@@ -354,7 +354,7 @@ def test_a_damaged_score_file_ends_the_selection(tmp_path, select):
         ({"select": [{"best_of_n": {"min_probability": 0.7}}]}, "needs a temperature"),
         ({"select": [{"best_of_n": {}}, {"length_correction": {}}]}, "must be the first step"),
         ({"select": [{"pairs": {}}, {"best_of_n": {}}]}, "must be the last step"),
-        ({"select": [{"pairs": {}}]}, "pairs and the shape preference go together"),
+        ({"select": [{"pairs": {}}]}, r"pairs \(or preferences\) and the shape preference go together"),
         ({"select": [{"top": {}}]}, "exactly one of fraction, rows and tokens"),
         ({"select": [{"top": {"rows": 3, "min_rows": 1}}]}, "no effect without per"),
         ({"select": [{"threshold": {"min_reward": 1, "min_z": 1}}]}, "exactly one of min_reward, reference and min_z"),

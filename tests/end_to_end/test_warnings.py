@@ -25,14 +25,14 @@ from pipelines.finish.manifest import warnings_of
 )
 def test_what_is_warned_of(make_config, steps, comparable, cut, splits, expected):
     counts = {"truncated": cut, "scored": 1000}
-    config, plan = make_config("x", select=steps), SimpleNamespace(comparable=comparable)
+    config, plan = make_config("x", select=steps), SimpleNamespace(comparable=comparable, signals={})
     found = list(warnings_of(config, plan, {"counts": counts, "splits": splits}))
     assert len(found) == len(expected)
     assert all(warning.startswith(words) for warning, words in zip(found, expected, strict=True))
 
 
 def test_nothing_scored_is_nothing_cut(make_config):
-    plan = SimpleNamespace(comparable=True)
+    plan = SimpleNamespace(comparable=True, signals={})
     assert list(warnings_of(make_config("x"), plan, {"counts": {"truncated": 0, "scored": 0}})) == []
 
 

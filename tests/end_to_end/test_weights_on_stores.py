@@ -13,10 +13,10 @@ from support.corpora import corpus_rows, write_jsonl
 from support.tiny_models import save_causal
 from support.weights_on_stores import GET_WEIGHTS, WEIGHTS, flip, model, root, sent, upload, url_of
 
-from pipelines import plan
 from pipelines.commands.estimate.estimate import PlanOptions, plan_run
 from pipelines.commands.run import default_scorer, run_graph
 from pipelines.config import RunConfig
+from pipelines.corpus import reward_source
 from pipelines.errors import ModelLoadError
 from pipelines.plan import make_plans
 from pipelines.score import load_model
@@ -145,8 +145,8 @@ def test_weights_replaced_between_plan_and_work_end_the_run(store, model, root, 
     ("name", "version"), [("SCORING_VERSION", "1"), ("transformers", "4.9.9"), ("tokenizers", "0.1.0")]
 )
 def test_a_worker_with_other_versions_ends_the_run(store, model, root, config, monkeypatch, name, version):
-    planned = {**plan.installed_versions(), name: version}
-    monkeypatch.setattr(plan, "installed_versions", lambda: planned)
+    planned = {**reward_source.installed_versions(), name: version}
+    monkeypatch.setattr(reward_source, "installed_versions", lambda: planned)
     settings = config(sent(store, model), "out")
     with pytest.raises(ModelLoadError, match=rf"{name} [\d.]+ \(launcher: {version}\); build the workers' image"):
         run(settings)
@@ -155,7 +155,7 @@ def test_a_worker_with_other_versions_ends_the_run(store, model, root, config, m
 
 def test_versions_and_places_are_no_part_of_what_a_run_is(store, model, root, config, monkeypatch):
     here = make_plans(config(sent(store, model), "out")).whole
-    monkeypatch.setattr(plan, "installed_versions", lambda: {"transformers": "4.9.9"})
+    monkeypatch.setattr(reward_source, "installed_versions", lambda: {"transformers": "4.9.9"})
     there = make_plans(config(model, "out")).whole
     assert here.model != there.model
     assert (here.hash, here.content_hash, here.fingerprint) == (there.hash, there.content_hash, there.fingerprint)

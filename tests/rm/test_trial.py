@@ -8,9 +8,9 @@ import torch
 from support.tiny_models import save_language_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rm.conversations import with_tools
+from rm.conversations import from_messages, from_response, with_tools
 from rm.identity import ModelError
-from rm.trial import Student, Tokens, Tuning, into_steps
+from rm.trial import Student, Tokens, Tuning, _looks_both_ways, into_steps
 
 PROMPT = (("user", "what is it"),)
 
@@ -113,3 +113,72 @@ def test_what_is_no_causal_language_model_is_refused(encoder, causal):
         Student.load(encoder, max_length=64, device="cpu")
     with pytest.raises(ModelError, match="lacks 1 weights of one"):
         Student.load(causal, max_length=64, device="cpu")
+
+
+def opened_otherwise(student):
+    """Give the student a template in which an answer does not begin as the opening of one, as Qwen3's does."""
+    student.tokenizer.chat_template = (
+        "{% for m in messages %}<|{{m.role}}|>{{m.content or ''}}{% for c in m.tool_calls or [] %} call {{c.function.name}}"
+        "{% endfor %}</s>{% endfor %}{% if add_generation_prompt %}<|assistant|> good day{% endif %}"
+    )
+    return student
+
+
+CALL = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [{"type": "function", "function": {"name": "a", "arguments": {}}}],
+}
+
+
+def test_what_only_a_template_can_write_is_left_out(directory):
+    student = opened_otherwise(Student.load(directory, max_length=64, device="cpu"))
+    call = from_response([CALL], after=PROMPT, several=True)
+    several = from_response(
+        [CALL, {"role": "tool", "content": "7"}, {"role": "assistant", "content": "it is 7"}],
+        after=PROMPT,
+        several=True,
+    )
+    assert student.encode(PROMPT, call) is None
+    assert student.encode(PROMPT, several) is None
+    assert student.encode(PROMPT, "good") is not None
+
+
+def test_a_plain_student_reads_no_calls_and_no_results(directory):
+    student = Student.load(directory, max_length=64, device="cpu")
+    student.tokenizer.chat_template = None
+    assert student.layout == "plain"
+    two = from_response(
+        [{"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}], after=PROMPT, several=True
+    )
+    assert student.encode(PROMPT, two) is None
+    turns = [("user", "what"), ("assistant", "hm"), ("tool", "7"), ("user", "and")]
+    prompt = from_messages([{"role": role, "content": content} for role, content in turns])
+    assert student.encode(prompt, "good") is None
+
+
+def test_a_step_runs_in_batches_that_fit(student, monkeypatch):
+    rows = [student.encode((("user", f"what is {'the ' * n}"),), "good answer") for n in range(12)]
+    widths = []
+    student.model.register_forward_pre_hook(
+        lambda _, args, kwargs: widths.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    likelihoods = []
+    for budget in (10_000, 60):
+        monkeypatch.setattr("rm.trial._BATCH_TOKENS", budget)
+        widths.clear()
+        with student.tuned([rows], Tuning(rank=4, learning_rate=2e-2, seed=0)):
+            assert max(count * width for count, width in widths) <= max(budget, 40)
+            likelihoods.append(student.log_likelihoods(rows))
+    assert likelihoods[0] == pytest.approx(likelihoods[1], abs=0.05)  # in 16 bits
+
+
+def test_experts_do_not_look_ahead():
+    from transformers import MixtralConfig
+
+    for seed in range(10):
+        torch.manual_seed(seed)
+        sizes = {"vocab_size": 4000, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 8}
+        model = AutoModelForCausalLM.from_config(MixtralConfig(**sizes, **heads)).eval()
+        assert not _looks_both_ways(model)

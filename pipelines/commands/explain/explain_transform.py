@@ -89,7 +89,7 @@ def explain(config: RunConfig, key: str, flags: Sequence[str] = (), *, with_text
     if "matches" in content:
         raise _not_one(key, content["matches"], content["prompts"])
     places = [ScoredPlace(*place) for place in content.pop("places")]
-    with_ngrams(content, plans, places)
+    with_ngrams(content, plans, places, steps=config.select)
     if with_text:
         texts = read_texts(plans.whole, places, prompt_id=content["prompt_id"])
         content["prompt"] = texts.prompt

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipelines.config import Step
 from pipelines.corpus import InputFile, Row, Unit, UnreadableError, kind_of, place_of, read_rows, split_units, unit_of
 from pipelines.corpus.ngram_index import NgramIndex
 from pipelines.errors import InputError
@@ -171,7 +172,7 @@ def with_names(verdict: dict[str, Any], plan: Plan) -> dict[str, Any]:
     return {**verdict, "like": f"{file.key}:{place_of(file.key, 0 if unit is None else unit.start, row)}"}
 
 
-def with_ngrams(content: dict[str, Any], plans: Plans, places: Sequence[ScoredPlace]) -> None:
+def with_ngrams(content: dict[str, Any], plans: Plans, places: Sequence[ScoredPlace], *, steps: Sequence[Step]) -> None:
     """Add to the verdicts of `decontaminate` on an explained prompt the first words that are shared, and the files with them."""
     leaking = [row for row in content["rows"] for verdict in row["steps"] if verdict.get("files_hit")]
     if not leaking:
@@ -179,9 +180,12 @@ def with_ngrams(content: dict[str, Any], plans: Plans, places: Sequence[ScoredPl
     texts = read_texts(plans.whole, places, prompt_id=content["prompt_id"])
     prompt = "\n".join(text for message in texts.prompt for text in _strings(message.get("content")))
     measures = [settings for settings in plans.whole.measures if settings["kind"] == "ngrams"]
+    asked = [step.measure for step in steps if step.decontaminate is not None]
+    several = [measure for at, measure in enumerate(asked) if measure not in asked[:at]]  # equal ones are measured once
+    of_steps = [measures[several.index(measure)] for measure in asked]
     for row, response in zip(content["rows"], texts.responses, strict=True):
-        steps = [verdict for verdict in row["steps"] if verdict["rule"] == "decontaminate"]
-        for verdict, settings in zip(steps, measures, strict=False):
+        verdicts = [verdict for verdict in row["steps"] if verdict["rule"] == "decontaminate"]
+        for verdict, settings in zip(verdicts, of_steps, strict=True):
             index = NgramIndex.from_bytes(plans.indexes[settings["index"]])
             names = [file["name"] for file in settings["files"]]
             hits = (first_hit(text, index, settings["ngram"]) for text in (prompt, response or ""))

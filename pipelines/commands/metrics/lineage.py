@@ -67,10 +67,10 @@ class Lineage:
             eventType=event_v2.RunState[state],
             run=event_v2.Run(self._run_id, facets=facets),
             job=event_v2.Job(
-                os.environ.get("OPENLINEAGE_NAMESPACE", "default"), f"bestkept.{self._command}.{job.output}"
+                os.environ.get("OPENLINEAGE_NAMESPACE", "default"), f"bestkept.{self._command}.{job.root}"
             ),
             inputs=[event_v2.InputDataset(*dataset_name(place)) for place in job.inputs],
-            outputs=[event_v2.OutputDataset(*dataset_name(job.output), **output)],
+            outputs=[event_v2.OutputDataset(*dataset_name(job.root), **output)],
         )
         self._client.emit(event)
         if state != "START":

@@ -101,7 +101,7 @@ def _metrics(ended: Ended) -> Iterator[Metric]:
     if ended.counts:
         yield from _counts(ended.counts, {})
     for member in ended.members:
-        yield from _counts(member, {"model": str(member["name"])})
+        yield from _counts(member, {"model": str(member["name"]), "fingerprint": str(member["fingerprint"])})
     if ended.manifest:
         yield from _selection(ended.manifest)
     if throughput := ended.run.get("throughput"):

@@ -37,8 +37,9 @@ class Reporting:
         self._started, self._documents = time.monotonic(), dict[str, Any]()
         self._job: Job | None = None
         labels = {"command": command, "config": config_path}
-        self._textfile = None if textfile is None else Textfile(textfile, labels)
-        self._otlp, self._command = find_otlp(labels), command
+        silent = command == "train" and not is_first_process()  # the others of `torchrun` end with the same numbers
+        self._textfile = None if textfile is None or silent else Textfile(textfile, labels)
+        self._otlp, self._command = None if silent else find_otlp(labels), command
         self._sinks: list[Sink] = [sink for sink in (self._textfile, self._otlp) if sink is not None]
 
     def configure(self, config: RunConfig) -> None:

@@ -20,6 +20,13 @@ class Job:
     output_version: str | None  # with output.versions
     settings: Mapping[str, Any] = field(default_factory=dict)  # plain values by name
 
+    @property
+    def root(self) -> str:
+        """The output by the name that it has through all its versions."""
+        return (
+            self.output if self.output_version is None else self.output.removesuffix(f"/versions/{self.output_version}")
+        )
+
 
 class Sink(Protocol):
     """A receiver of numbers or events. Whatever a method raises becomes one warning, and the sink hears no more."""

@@ -32,11 +32,16 @@ class Mlflow:
             return
         import mlflow
 
-        mlflow.start_run(run_name=run_name(job))
-        mlflow.log_params(_texts(job.settings))
-        mlflow.set_tags({"bestkept.version": ended.version, "bestkept.output": job.output})
-        mlflow.log_metrics(flat(metrics))
-        mlflow.end_run("FINISHED" if ended.exit_code == 0 else "FAILED")
+        status = "FAILED"  # also of one that the server takes a part of: left open, it would end as FINISHED at exit
+        with contextlib.redirect_stdout(io.StringIO()):  # which has the path of the output, and nothing else
+            mlflow.start_run(run_name=run_name(job))
+            try:
+                mlflow.log_params(_texts(job.settings))
+                mlflow.set_tags({"bestkept.version": ended.version, "bestkept.output": job.output})
+                mlflow.log_metrics(flat(metrics))
+                status = "FINISHED" if ended.exit_code == 0 else "FAILED"
+            finally:
+                mlflow.end_run(status)
 
 
 class Trackio:
@@ -74,7 +79,7 @@ def flat(metrics: Sequence[Metric]) -> dict[str, float]:
 
 def run_name(job: Job) -> str:
     """Return the last part of the output's path, and its version."""
-    name = job.output.rstrip("/").rpartition("/")[2]
+    name = job.root.rstrip("/").rpartition("/")[2]
     return name if job.output_version is None else f"{name} {job.output_version[:8]}"
 
 

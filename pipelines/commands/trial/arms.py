@@ -76,8 +76,10 @@ def read_arms(
     counts = manifest["counts"]
     keep = math.ceil(counts["kept"] / max(1, counts["kept_prompts"]))
     selection = _selected(config, config.select, scratch / "selection")
-    drawn = _selected(config, [{"random": {"keep": keep * seeds}}], scratch / "random")
-    longest = _selected(config, [{"longest": {"keep": keep}}], scratch / "longest")
+    # without it, a model with several outputs has no reward
+    combined = [step for step in config.select if step.reward is not None]
+    drawn = _selected(config, [*combined, {"random": {"keep": keep * seeds}}], scratch / "random")
+    longest = _selected(config, [*combined, {"longest": {"keep": keep}}], scratch / "longest")
     arms = {name: _without(rows, references.keys) for name, rows in (("selection", selection), ("longest", longest))}
     pool = _without(drawn, references.keys)
     arms_by_seed = {name: [rows] * seeds for name, rows in arms.items()}
@@ -140,7 +142,7 @@ def _selected(
 ) -> list[Example]:
     """Select anew by these steps, or by the rewards of a `column`, into `folder`; return what is kept."""
     values = config.model_dump(exclude_unset=True)
-    paired = any(getattr(step, "pairs", None) is not None for step in steps)
+    paired = any(getattr(step, "makes_pairs", False) for step in steps)
     output: dict[str, Any] = {"path": str(folder), "shape": "preference" if paired else "prompt_completion"}
     if config.output.test_fraction is not None and list(steps) == list(config.select):
         output |= {"test_fraction": config.output.test_fraction, "split_seed": config.output.split_seed}
@@ -150,7 +152,7 @@ def _selected(
     values |= {"select": list(steps), "output": output, "limits": limits, "report": {"write": False}, "runner": {}}
     values["scores"] = {**values.get("scores", {}), "path": absolute(config.scores_path)}
     if column is not None:
-        for name in ("model", "ensemble", "score"):
+        for name in ("model", "ensemble", "score", "signals"):
             values.pop(name, None)
         values["scores"] = {"column": column, "path": str(folder / "scores")}
     with _quietly():

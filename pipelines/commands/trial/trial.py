@@ -142,6 +142,12 @@ def _measure(
             held = [
                 (example, row) for example in references.examples if (row := model.encode(*example[1:])) is not None
             ]
+            references = References(references.kind, [example for example, _ in held])
+            if len(references.keys) < 2:
+                raise InputError(
+                    f"the student can lay out the references of {len(references.keys)} prompts, and a trial needs two or more; "
+                    "choose another --student, or other references"
+                )
             rows = {name: [_encoded(model, part, sizes) for part in arms[name]] for name in _ARMS}
             steps = _equal_steps(rows, sizes)
             likelihoods, answers = _fine_tunes(model, rows, held, sizes, steps, sampled=judge is not None)
@@ -305,7 +311,14 @@ def _name(path: str) -> str:
 
 
 def _is_one_of(judge: str, config: RunConfig) -> bool:
-    return any(model.path.rstrip("/") == judge.rstrip("/") for model in config.models)
+    models = [*config.models, *config.signal_models.values()]
+    return _place(judge) in {_place(model.path) for model in models}
+
+
+def _place(path: str) -> str:
+    """One name for each local directory; of others the path."""
+    local = os.path.expanduser(path)
+    return os.path.realpath(local) if os.path.isdir(local) else path.rstrip("/")
 
 
 def _table(document: Mapping[str, Any], place: str) -> Table:

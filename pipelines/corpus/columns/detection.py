@@ -179,7 +179,7 @@ def _paths(table: FirstRows, named: Sequence[tuple[str, str]], *, where: str) ->
                 f"{setting} is {name!r}, and {where} has no such column; name one of {join_names(table.names)}"
             )
         if column != name:
-            _refuse_missing_field(table, setting, name, where)
+            refuse_missing_field(table, setting, name, where)
             if setting not in ("input.columns.response", "input.columns.responses"):
                 paths.append(name)
     return tuple(dict.fromkeys(paths))
@@ -219,7 +219,7 @@ def _mapping(
     return replace(base, format=reading.format, **named)
 
 
-def _refuse_missing_field(table: FirstRows, setting: str, name: str, where: str) -> None:
+def refuse_missing_field(table: FirstRows, setting: str, name: str, where: str) -> None:
     """Raise `InputError` where the first rows have records in a column, and none of these has the field that is named."""
     column, _, field = name.partition(".")
     keys = table.keys(column)

@@ -120,6 +120,7 @@ class ParsedRow(NamedTuple):
     responses: list[str | None]
     reasons: list[str | None]
     cut: int = 0  # responses off which a repeated prompt was taken
+    order: tuple[int, ...] | None = None  # the number in the row of each response, where these are in another order
 
     @classmethod
     def rejected(cls, reason: str, *, responses: int = 1) -> ParsedRow:
@@ -162,19 +163,23 @@ def _parse_preference(row: RowValues, settled: str) -> ParsedRow:
     from rm.preferences import read_ranked
 
     try:
-        prompt, ranked = read_ranked(row, settled)
+        prompt, ranked, order = read_ranked(row, settled)
     except UnusableError as error:
         return ParsedRow.rejected(error.reason, responses=2)
-    return ParsedRow(prompt, [*ranked], [None] * len(ranked))
+    reasons = ["no_grade" if response is None else None for response in ranked]
+    return ParsedRow(prompt, ranked, reasons, order=tuple(order))
 
 
-def rewards_of(row: RowValues, mapping: RowMapping, count: int) -> list[float | None]:
-    """The rewards that a row with `count` responses carries itself; None where it holds no finite number."""
+def rewards_of(
+    row: RowValues, mapping: RowMapping, count: int, order: Sequence[int] | None = None
+) -> list[float | None]:
+    """The rewards that a row with `count` responses carries itself; None where it holds no finite number. `order` is that of
+    `ParsedRow`."""
     value = mapping.with_paths(row).get(mapping.reward or "")
     values = value if isinstance(value, list) else [value]
     if len(values) != count:
         return [None] * count
-    return [_number(value) for value in values]
+    return [_number(values[at]) for at in (range(count) if order is None else order)]
 
 
 def _number(value: object) -> float | None:

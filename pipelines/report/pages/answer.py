@@ -60,6 +60,8 @@ def answer(manifest: Json, report: Json, drift: Json, trial: Json | None = None)
 
 def estimate_words(estimate: Json) -> str:
     """`+0.231 [+0.198, +0.264]`: a difference with its interval, where there is one."""
+    if estimate["value"] is None:
+        return "-"
     value = f"{estimate['value']:+.3g}"
     return value if estimate["low"] is None else f"{value} [{estimate['low']:+.3g}, {estimate['high']:+.3g}]"
 
@@ -91,6 +93,8 @@ def _gain(report: Json, by_gold: Json | None, *, has_rivals: bool) -> Iterator[s
     better, unsure, worse = list[str](), list[str](), list[str]()
     for name in RIVALS:
         estimate = by_gold[f"over_{name}"]
+        if estimate["value"] is None:
+            continue
         words = f"{RULES[name].format(report['unit'])} ({estimate_words(estimate)})"
         low, high = estimate["low"], estimate["high"]
         (unsure if low is None or low <= 0 <= high else better if low > 0 else worse).append(words)

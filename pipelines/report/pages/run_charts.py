@@ -78,7 +78,9 @@ def _gains(report: Json, by_gold: Json) -> dict[str, Any]:
     rows = []
     for rule in RIVALS:
         estimate = by_gold[f"over_{rule}"]
-        rows.append((RULES[rule].format(report["unit"]), [Mark(estimate["value"], estimate["low"], estimate["high"])]))
+        if estimate["value"] is not None:
+            mark = Mark(estimate["value"], estimate["low"], estimate["high"])
+            rows.append((RULES[rule].format(report["unit"]), [mark]))
     return {
         "title": "Better than simple rules, by gold",
         "serves": "whether the selection is worth its cost: right of the dashed line it is better than "

@@ -100,3 +100,22 @@ def test_what_is_there_stays(bestkept, models, tmp_path):
 def test_names_of_origin_do_not_matter(bestkept, models, tmp_path):
     changed_config(models[1], _name_or_path="elsewhere", transformers_version="5.0.0")
     assert bestkept("model", "merge", *models[:2], tmp_path / "merged")[0] == 0
+
+
+def test_a_cut_file_and_a_full_disk_have_their_own_ends(bestkept, models, tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    def full(*_, **__):
+        raise SafetensorError("I/O error: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rm.checkpoint.merge.save_file", full)
+        code, _, err = bestkept("model", "merge", *models, tmp_path / "merged")
+    assert code == 5
+    assert "No space left" in err
+    whole = (models[1] / "model.safetensors").read_bytes()
+    (models[1] / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    code, _, err = bestkept("model", "merge", *models, tmp_path / "merged")
+    assert code == 7
+    assert "model.safetensors is cut" in " ".join(err.split())
+    assert not (tmp_path / "merged").exists()

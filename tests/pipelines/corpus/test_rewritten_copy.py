@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pipelines.corpus import InputFile, Unit, read_fragments, read_rows, rewrite, rewritten_copy, split_units
@@ -53,6 +53,7 @@ def itself(file: InputFile) -> tuple[InputFile, Unit]:
 @settings(max_examples=150)
 @given(DATA, st.integers(1, 7), st.integers(1, 60), st.sampled_from([1, 5, 20, 1000]), st.sampled_from(["gz", "zst"]))
 def test_units_have_every_line_once_and_in_order(data, rows, size, limit, compression):
+    assume(not data.startswith((b"\xfe\xff", b"\xff\xfe")))  # UTF-16, which is refused
     with copied(data, rows=rows, size=size, limit=limit, compression=compression) as file:
         units = split_units(file)
         lines_of_units = [list(row_lines(file, unit, max_row_bytes=limit)) for unit in units]

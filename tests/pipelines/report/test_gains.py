@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 import numpy as np
 import pyarrow as pa
@@ -72,6 +73,20 @@ def test_responses_without_gold_do_not_count():
     assert known["random"] == pytest.approx(np.nanmean(gold))
     assert gains(table.set_column(place, ROWS.field("gold"), pa.nulls(300, pa.float64())))["gold"] is None
     assert gains(ROWS.empty_table()) == {"gold": None, "reward": None}
+
+
+def test_where_no_longest_response_has_gold_its_difference_is_left_out():
+    table = sample(prompts=20, responses=2, keep="shortest")
+    kept = table["kept"].to_numpy().astype(bool)
+    gold = np.where(kept, 0.7, np.nan)
+    place = table.schema.get_field_index("gold")
+    table = table.set_column(place, ROWS.field("gold"), pa.array(gold, from_pandas=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert gains(table)["gold"]["over_longest"] == {"value": None, "low": None, "high": None}
+    assert "the longest" not in first_screen(table)["gain"][0]
+    rivals = {row[0]: row[1:] for row in first_screen(table)["rivals"]}
+    assert rivals["taking the longest"][0] == "-"
 
 
 def first_screen(table, *, gold="worth", drift=None, near=0.0, **counts):

@@ -59,6 +59,10 @@ def refusal(config: RunConfig, *, scores: bool = True) -> str:
             "model.path=Qwen/Qwen3-0.6B",
             r"model\.path is 'Qwen/Qwen3-0\.6B', a hub id, .*`bestkept model fetch Qwen/Qwen3-0\.6B gs://BUCKET/models/NAME`.*",
         ),
+        (
+            "signals={s: {model: {path: org/hub-id, dtype: float32}}}",
+            r"signals\.s\.model\.path is 'org/hub-id', a hub id, .*",
+        ),
         ("model.path=./reward", r"model\.path is '\./reward', a relative path, .*model fetch \./reward gs://.*"),
         ("model.path=s3://b/reward", r"model\.path is 's3://b/reward', another store, .*model fetch ID_OR_DIR gs://.*"),
         ("model.path=gs://b", r"model\.path is 'gs://b', another store, .*"),

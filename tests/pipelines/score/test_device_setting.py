@@ -63,6 +63,17 @@ def test_a_gpu_for_the_workers_and_none_for_the_model_contradict_each_other():
                 "runner": runner,
             }
         )
+    signals = {"s": {"model": {"path": "m", "device": "cpu"}}}
+    with pytest.raises(ValueError, match=r"asks for a GPU, and signals\.s\.model\.device is 'cpu'"):
+        RunConfig.model_validate(
+            {
+                "input": {"path": "in"},
+                "output": {"path": "out"},
+                "model": {"path": "m"},
+                "signals": signals,
+                "runner": runner,
+            }
+        )
 
 
 def test_workers_on_the_cpu_need_no_gpus(make, monkeypatch):

@@ -104,3 +104,7 @@ def test_a_fragment_has_a_signature_of_each_prompt_or_response():
 
 
 STORED = "87b5c0e505385d10"
+
+
+def test_no_text_has_the_signature_of_nothing():
+    assert signatures_of([], 3).shape == (0, 128)

@@ -85,3 +85,15 @@ def test_on_a_cpu_norms_are_as_transformers_has_them(causal):
     )
     assert norms_of(scorer.model)
     assert not any("forward" in vars(norm) for norm in norms_of(scorer.model))
+
+
+def test_a_norm_that_takes_more_than_states_is_left_alone():
+    class GatedRMSNorm(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.eps = torch.nn.Parameter(torch.ones(8)), 1e-6
+
+        def forward(self, states, gate):
+            return states * gate
+
+    assert fuse_norms(torch.nn.Sequential(GatedRMSNorm())) == 0

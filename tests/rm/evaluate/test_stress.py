@@ -136,6 +136,8 @@ def test_changes_by_hand():
     assert perturbations.with_emoji("A b. C d.") == "A b. 😊 C d. 😊"
     assert perturbations.without_marks("# Head\n\n- **a** `b`\n2. c") == "Head\n\na b\nc"
     assert perturbations.without_marks("plain * text 2. here") is None
+    assert perturbations.sentences_of("  1. one\n12. two. Yes!") == ["1. one", "12. two.", "Yes!"]
+    assert perturbations.sentences_of("今天很好。明天呢？好！") == ["今天很好。", "明天呢？", "好！"]
     changed = perturbations.shuffled(text)
     assert changed != text
     assert sorted(perturbations.sentences_of(changed)) == sorted(perturbations.sentences_of(text))

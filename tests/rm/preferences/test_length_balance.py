@@ -52,6 +52,15 @@ def test_each_bin_is_balanced_by_itself():
     assert sorted(set(np.round(weights(near + far)[40:], 6))) == [0.666667, 2.0]
 
 
+@pytest.mark.parametrize(("long", "short"), [(3, 2), (7, 3), (49, 1)])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_equal_ratios_are_balanced_together_in_any_order(long, short, reverse):
+    groups = [pair(n, long, short, longer_wins=n < 30) for n in range(40)]
+    assert sum(sorted(weights(groups[::-1] if reverse else groups))[-10:]) == pytest.approx(20)
+    many = [pair(n, long, short, longer_wins=n % 4 > 0) for n in range(400)]
+    assert sum(weights(many)[::4]) == pytest.approx(200), "more than one bin would hold, all of one ratio"
+
+
 EDGE = st.tuples(
     st.integers(1, 30), st.integers(1, 30), st.booleans(), st.sampled_from([0.5, 0.7, 1.0]), st.floats(0.1, 3)
 )

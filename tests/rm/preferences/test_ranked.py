@@ -33,8 +33,18 @@ def test_each_kind_of_judgement_gives_an_order(name):
     row, ranked = ROWS[name]
     more = [{**row, "preference": 1}] if "preference" in row else []
     settled = settle_ranking([row, *more], settings())
-    prompt, responses = read_ranked(row, json.dumps(json.loads(settled), sort_keys=True))
+    prompt, responses, order = read_ranked(row, json.dumps(json.loads(settled), sort_keys=True))
     assert (prompt[-1][1], responses) == ("hi", ranked)
+    if "responses" in row:
+        assert [row["responses"][at] for at in order] == ranked
+
+
+def test_what_has_no_grade_is_no_side_of_a_pair():
+    row = {"prompt": "q", "responses": ["a", "b", "c"], "scores": [5, None, 1]}
+    settled = settle_ranking([row], settings())
+    assert read_ranked(row, settled)[1] == ["a", "c", None]
+    with pytest.raises(UnusableError, match="tied"):
+        read_ranked({"prompt": "q", "responses": ["a", "b"], "scores": [1, None]}, settled)
 
 
 def test_a_row_without_an_order_has_a_reason():

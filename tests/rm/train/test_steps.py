@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -556,3 +557,12 @@ def test_rows_are_tried_as_training_computes_them(tmp_path, rankings, encoder, m
     train(run_settings(rankings, encoder, tmp_path / "full", epochs=0.1))
     assert seen[0] == (True, torch.bfloat16)
     assert not seen[1][0]
+
+
+def test_settings_that_came_later_leave_the_key_as_it_was():
+    def key(**changes):
+        return run_settings("a.jsonl", Path("model"), Path("out"), read_rows=None, **changes).key()
+
+    assert key() == key(stress_prompts=5, checkpoint_every=3, foreign=None, length_balance=False)
+    used = [key(length_balance=True), key(foreign={"per_group": 2}), key(seed=1)]
+    assert len({key(), *used}) == 4

@@ -13,8 +13,10 @@ from support.corpora import write_jsonl
 
 from pipelines.commands.metrics import sinks
 from pipelines.commands.metrics.lineage import dataset_name
-from pipelines.commands.metrics.numbers import Metric
+from pipelines.commands.metrics.numbers import Ended, Metric, metrics_of
+from pipelines.commands.metrics.reporting import Reporting
 from pipelines.commands.metrics.textfile import text_of
+from pipelines.commands.metrics.trackers import run_name
 from pipelines.errors import RejectedError, from_text
 
 SECRET = "a text that nobody else may see"
@@ -163,10 +165,10 @@ def test_lineage_begins_and_completes_or_fails(nightly, bestkept, tmp_path, monk
     start, complete, again, fail = (read_event(body) for path, body in marquez.posts if path == "/api/v1/lineage")
     assert [one.eventType.name for one in (start, complete, again, fail)] == ["START", "COMPLETE", "START", "FAIL"]
     assert start.run.runId == complete.run.runId != again.run.runId == fail.run.runId
-    assert start.job.name == complete.job.name.replace(complete.outputs[0].name, start.outputs[0].name)
+    assert start.job.name == complete.job.name == again.job.name, "one job, though the corpus has changed"
     assert [(one.namespace, one.name) for one in complete.inputs] == [("file", str(tmp_path / "in"))]
     (output,) = complete.outputs
-    assert output.name.startswith(str(tmp_path / "out"))
+    assert output.name == str(tmp_path / "out"), "one data set of many versions"
     version = json.loads((tmp_path / "out" / "latest.json").read_text())["version"]
     assert output.facets["version"]["datasetVersion"] == version
     assert output.outputFacets["outputStatistics"]["rowCount"] == 20
@@ -203,15 +205,23 @@ def test_trackers_get_numbers_and_settings(nightly, bestkept, tmp_path, monkeypa
     monkeypatch.setattr(mlflow, "log_params", lambda values: told.update(settings=values))
     monkeypatch.setattr(mlflow, "log_metrics", lambda values: told.update(numbers=values))
     monkeypatch.setattr(mlflow, "set_tags", lambda values: told.update(tags=values))
-    monkeypatch.setattr(mlflow, "end_run", lambda status: told.update(status=status))
+    monkeypatch.setattr(mlflow, "end_run", lambda status: (told.update(status=status), print("View run at: http://x")))
     options = ("report.report_to=[mlflow]", "runner.options={password: hidden}")
-    assert bestkept("select", nightly, *options[:1])[0] == 0
+    code, out, _ = bestkept("select", nightly, *options[:1], "--quiet")
+    assert (code, out.strip()) == (0, str(tmp_path / "out")), "what a tracker prints is no result"
     assert (told["run_name"], told["status"], told["numbers"]["responses_kept"]) == ("out", "FINISHED", 20)
     assert told["numbers"]["reward_mean/kept"] == 20.0
     assert told["settings"]["scores.column"] == "judge"
     write_rows(tmp_path, 12)
     assert bestkept("select", nightly, *options, f"output.path={tmp_path / 'b'}")[0] in (2, 4)
     assert "hidden" not in str(told)
+
+    def broken(values):
+        raise OSError("no disk")
+
+    monkeypatch.setattr(mlflow, "log_metrics", broken)
+    assert bestkept("select", nightly, *options[:1], f"output.path={tmp_path / 'c'}")[0] in (0, 4)
+    assert told["status"] == "FAILED"
 
 
 @pytest.mark.slow
@@ -269,3 +279,28 @@ def test_datasets_are_named_as_openlineage_has_it():
 def test_counts_travel_with_an_error():
     error = from_text(f"RuntimeError: {RejectedError('too many', counts={'read': 3}).pack()}")
     assert (type(error), error.counts) == (RejectedError, {"read": 3})
+
+
+def test_two_models_of_one_name_are_told_apart():
+    counts = {"rows": 1, "read": 1, "scored": 1, "truncated": 0, "rejected": {}, "tokens": 3, "name": "rm"}
+    members = tuple({**counts, "fingerprint": fingerprint} for fingerprint in "ab")
+    told = [(one.name, *sorted(one.labels.items())) for one in metrics_of(Ended(0, 1.0, 2.0, "1", members=members))]
+    assert len(told) == len(set(told))
+
+
+def test_runs_of_versions_are_named_by_their_output():
+    assert run_name(sinks.Job((), "/d/nightly/versions/abcdefgh12", "abcdefgh12")) == "nightly abcdefgh"
+
+
+def test_one_process_of_a_training_on_several_devices_speaks(monkeypatch, tmp_path):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    for name, value in (("RANK", "1"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    assert Reporting("train", "c.yaml", str(tmp_path / "x.prom"))._sinks == []
+
+
+def test_an_explanation_has_no_metrics(nightly, bestkept, tmp_path):
+    code, _, err = bestkept("select", nightly, "--explain", "q", "--metrics", tmp_path / "x.prom")
+    assert code == 2
+    assert "--metrics is for a selection" in err
+    assert not (tmp_path / "x.prom").exists()

@@ -11,6 +11,7 @@ import yaml
 from support.corpora import write_jsonl
 from support.tiny_models import WORDS, save_language_model
 
+from pipelines.commands.trial import arms
 from pipelines.commands.trial import trial as command
 from pipelines.commands.trial.arms import read_arms, read_references
 from pipelines.commands.trial.trial import TrialOptions, compare, estimate
@@ -105,6 +106,9 @@ def test_planted_selections_win_and_lose(curated, student, small, tmp_path, best
 
     assert bestkept("select", file, "limits.verify=true")[0] == 0  # writes the card again, and finds the same
     assert (out / "README.md").read_text() == card
+    (out / "trial.json").unlink()  # may go at any time
+    assert bestkept("select", file, "limits.verify=true")[0] == 0
+    assert "| trial |" not in (out / "README.md").read_text()
 
     shutil.rmtree(out)
     bad = json.loads(bestkept("trial", out, curated("wrong"), "--student", student, "--quick", "--json")[1])
@@ -207,6 +211,56 @@ def test_what_cannot_be_tried_is_refused(curated, student, tmp_path, bestkept, m
     assert "pip install 'bestkept[lora]'" in refused(out, file, code=2)
 
 
+TRIED = {
+    "preferences": {
+        "input": {"format": "preferences"},
+        "output": {"shape": "preference"},
+        "select": [{"preferences": {}}],
+    },
+    "signals": {
+        "signals": {"x": {"model": {"path": "other"}}},
+        "report": {"gold": "gold"},
+        "select": [{"where": "x > 0"}, {"best_of_n": {}}],
+    },
+    "outputs": {
+        "model": {"path": "m", "outputs": {"a": 0, "b": 1}},
+        "select": [{"reward": "a - b"}, {"best_of_n": {}}],
+    },
+}
+
+
+@pytest.mark.parametrize("kind", TRIED)
+def test_every_kind_of_selection_can_be_tried(kind, tmp_path, monkeypatch):
+    tried = []
+    monkeypatch.setattr(arms, "run_curation", lambda config, scorer: tried.append(config))
+    changes = TRIED[kind]
+    values = {
+        "input": {"path": str(tmp_path / "a.jsonl"), "carry": ["gold"], **changes.get("input", {})},
+        "model": changes.get("model", {"path": "m"}),
+        "output": {"path": str(tmp_path / "out"), **changes.get("output", {})},
+        **{name: value for name, value in changes.items() if name not in ("input", "model", "output")},
+    }
+    if kind == "preferences":
+        del values["input"]["carry"]
+    config = RunConfig.model_validate(values)
+    manifest = {"counts": {"kept": 4, "kept_prompts": 2}}
+    arms.read_arms(config, manifest, arms.References("file", []), seeds=1, scratch=tmp_path)
+    if kind == "signals":
+        arms._selected(config, [{"best_of_n": {}}], tmp_path / "gold", column="gold")
+    assert len(tried) == 3 + (kind == "signals"), "all are valid configurations"
+
+
+def test_the_judge_is_known_by_its_place(tmp_path, monkeypatch):
+    directory = tmp_path / "reward"
+    directory.mkdir()
+    monkeypatch.chdir(tmp_path)
+    values = {"input": {"path": "in"}, "model": {"path": str(directory)}, "output": {"path": "out"}}
+    assert command._is_one_of("./reward", RunConfig.model_validate(values))
+    signals = {"signals": {"x": {"model": {"path": "owner/judge"}}}, "select": [{"where": "x > 0"}]}
+    assert command._is_one_of("owner/judge", RunConfig.model_validate({**values, **signals}))
+    assert not command._is_one_of("owner/other", RunConfig.model_validate({**values, **signals}))
+
+
 def test_differences_are_paired_by_seed_and_prompt():
     random = np.random.default_rng(1)
     noise = random.normal(size=(3, 200)) * 5  # of prompts: the same in each set
@@ -251,5 +305,9 @@ def test_the_result_in_words():
         "The smallest set has tokens for 5 of 20 steps",
     ]
     assert words.label(difference(-1, -2, -0.5)) == "worse than"
+    unknown = dict.fromkeys(words.CONTROLS, difference(None, None, None))
+    assert "by - [-, -] against random responses" in words.sentence(
+        {**trial, "judge": {**trial["judge"], "differences": unknown}}
+    )
     assert TrialOptions(seeds=7, quick=True).sizes.seeds == 7
     assert TrialOptions().sizes.steps == 100
