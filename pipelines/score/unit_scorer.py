@@ -144,6 +144,10 @@ class UnitScorer:
         """The fragment's score file, and whether this call made it."""
         fragment, content_hash, original = work.fragment, work.content_hash, work.original
         path, existing = work.path, work.existing
+        if (
+            existing is None and self.scorer_of is not None
+        ):  # looked for ahead: another run may have scored it meanwhile
+            path, existing = unit_scores.find(fragment.index, content_hash, original)
         file, number = unit_scores.file, unit_scores.file_number
         if existing is not None:
             columns, footer = existing

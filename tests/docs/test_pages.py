@@ -132,6 +132,12 @@ def check(words: tuple[str, ...]) -> None:
         validate(EvaluateConfig, values, overrides, where="docs")
         assert not flags
         return
+    if command == "trial":
+        given = given[1:]
+        while given[-1] == "--quick" or given[-2] in ("--student", "--reference", "--judge"):
+            del given[-1 if given[-1] == "--quick" else -2 :]
+        load(RunConfig, given[0], split_arguments(given[1:])[0])
+        return
     if command == "model":
         assert (given[0], len(given)) == ("fetch", 3)
         return
