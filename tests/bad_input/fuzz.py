@@ -105,7 +105,7 @@ def rows_of(path: Path, mapping: RowMapping) -> list[Row] | None:
 
 def check_row(row: Row) -> None:
     """Usable or rejected, each response one or the other, and all of it text that can be stored."""
-    prompt, responses, reasons, _ = row.parsed
+    prompt, responses, reasons, *_ = row.parsed
     assert len(responses) == len(reasons) >= 1
     for response, reason in zip(responses, reasons, strict=True):
         assert (response is None) != (reason is None)

@@ -4,7 +4,7 @@ Pure. An unusable row becomes reasons, never an exception, so that it does not s
 
 >>> mapping = RowMapping("responses_list", prompt="q", responses="answers")
 >>> parse_row({"q": "2+2?", "answers": ["4", None]}, mapping)
-ParsedRow(prompt=(('user', '2+2?'),), responses=['4', None], reasons=[None, 'null_response'], cut=0)
+ParsedRow(prompt=(('user', '2+2?'),), responses=['4', None], reasons=[None, 'null_response'], cut=0, order=None)
 """
 
 from __future__ import annotations

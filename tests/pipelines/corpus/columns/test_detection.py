@@ -701,7 +701,7 @@ def test_prompts_that_nearly_all_responses_repeat_are_taken_off(tmp_path):
     assert found.notes == [
         "responses begin with the text of their prompts, which is taken off once; as they are: input.repeated_prompt=keep"
     ]
-    assert [parse_row(row, found.mapping)[1:] for row in rows[6:9]] == [
+    assert [parse_row(row, found.mapping)[1:4] for row in rows[6:9]] == [
         (["The Rhine."], [None], 1),
         (["The Elbe."], [None], 0),
         ([None], ["empty_response"], 0),
@@ -733,7 +733,7 @@ def test_prompts_that_few_responses_repeat_are_told_and_taken_off_where_the_user
 def test_transcripts_and_lists_that_repeat_their_prompts_lose_them(tmp_path):
     rows = [{"prompt": OPEN["prompt"], "responses": [f"{OPEN['prompt']} {word}" for word in ("yes", "no")]}]
     found = detected(write_jsonl(tmp_path / "a.jsonl", rows))
-    assert parse_row(rows[0], found.mapping)[1:] == (["yes", "no"], [None, None], 2)
+    assert parse_row(rows[0], found.mapping)[1:4] == (["yes", "no"], [None, None], 2)
     code = "def add(one, two):"
     rows = [{"prompt": f"{code}\n", "responses": [f"{code}\n    return one + two", f"{code}\n\n    pass", None]}]
     found = detected(write_jsonl(tmp_path / "b.jsonl", rows))
