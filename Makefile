@@ -47,7 +47,7 @@ test-slow: install
 test-all: install
 	$(PYTEST) -m "not engines"
 
-engines: install  # on programs that others wrote: ENGINES=FOLDER, else ../shared/engines; see CONTRIBUTING.md
+engines: install  # on programs that others wrote, in the folder that ENGINES names; see CONTRIBUTING.md
 	$(PYTEST) -m engines -rs
 	S3_SERVER=versitygw $(PYTEST) tests/pipelines/storage -rs
 	S3_SERVER=versitygw-versioned $(PYTEST) tests/pipelines/storage -rs

@@ -16,11 +16,14 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from support.harness import DATA, ROOT, data_file, finish, minilm, options
 
 sys.path.insert(0, str(ROOT))
+
+if TYPE_CHECKING:
+    from rm.evaluate import Evaluation
 
 HELD_OUT = 0.3  # of the prompts
 
@@ -117,14 +120,14 @@ def thin(path: Path, share: float) -> Iterator[str]:
                 yield line
 
 
-def measure(kind: Kind, *, quick: bool) -> dict[str, float]:
+def evaluate_trained(kind: Kind, *more: str, quick: bool) -> Evaluation:
+    """Train on the prompts that are not held out, with `more` settings; return the evaluation on those that are."""
     from pipelines.commands.train import settings_of
     from pipelines.config import TrainConfig, load
     from rm.train import train
 
     path = DATA / kind.data
     data_file(path.parent if "*" in path.name else path, kind.data)
-    shorter = ("train.epochs=1",) if quick else ()
     with tempfile.TemporaryDirectory() as folder:
         overrides = [
             f"data.path={path}",
@@ -133,19 +136,25 @@ def measure(kind: Kind, *, quick: bool) -> dict[str, float]:
             f"heldout.fraction={HELD_OUT}",
             f"output.path={folder}",
             *kind.settings,
-            *shorter,
+            *(("train.epochs=1",) if quick else ()),
+            *more,
         ]
         result = train(settings_of(load(TrainConfig, str(ROOT / "configs" / kind.config), overrides)))
     assert result.heldout is not None  # 30 % is held out
-    row = result.heldout.accuracy.overall
+    return result.heldout
+
+
+def measure(kind: Kind, *, quick: bool) -> dict[str, float]:
+    heldout = evaluate_trained(kind, quick=quick)
+    row = heldout.accuracy.overall
     figures = (
         with_interval("accuracy", row.model)
         | with_interval(row.rule, row.length)
         | with_interval("lengths_matched", row.matched)
     )
     figures |= {"comparisons": row.comparisons, "prompts": row.prompts}
-    if result.heldout.best_of_n is not None:
-        point = max((p for p in result.heldout.best_of_n.points if p.n <= 16), key=lambda p: p.n)
+    if heldout.best_of_n is not None:
+        point = max((p for p in heldout.best_of_n.points if p.n <= 16), key=lambda p: p.n)
         for name in ("model", "longest", "random", "oracle", "over_longest"):
             figures |= with_interval(f"best_of_{point.n}_{name}", getattr(point, name))
     print(kind.name, {name: round(value, 3) for name, value in figures.items()}, flush=True)

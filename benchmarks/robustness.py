@@ -13,13 +13,9 @@ from __future__ import annotations
 
 import math
 import statistics
-import sys
-import tempfile
 
-from judgements import HELD_OUT, KINDS, Kind
-from support.harness import DATA, ROOT, data_file, finish, minilm, options
-
-sys.path.insert(0, str(ROOT))
+from judgements import KINDS, Kind, evaluate_trained
+from support.harness import finish, options
 
 WAYS = {
     "plain": (),
@@ -52,28 +48,7 @@ def main() -> None:
 
 def measure(kind: Kind, way: tuple[str, ...], seed: int, *, quick: bool) -> dict[str, float]:
     """Train once and return what the model makes of the held-out prompts."""
-    from pipelines.commands.train import settings_of
-    from pipelines.config import TrainConfig, load
-    from rm.train import train
-
-    path = DATA / kind.data
-    data_file(path.parent if "*" in path.name else path, kind.data)
-    with tempfile.TemporaryDirectory() as folder:
-        overrides = [
-            f"data.path={path}",
-            f"model.path={minilm()}",
-            "model.max_length=512",
-            f"heldout.fraction={HELD_OUT}",
-            f"output.path={folder}",
-            f"train.seed={seed}",
-            "stress.prompts=300",
-            *kind.settings,
-            *(("train.epochs=1",) if quick else ()),
-            *way,
-        ]
-        result = train(settings_of(load(TrainConfig, str(ROOT / "configs" / kind.config), overrides)))
-    evaluation = result.heldout
-    assert evaluation is not None  # 30 % is held out
+    evaluation = evaluate_trained(kind, f"train.seed={seed}", "stress.prompts=300", *way, quick=quick)
     assert evaluation.stress is not None  # of more than one prompt
     row = evaluation.accuracy.overall
     figures = {"accuracy": 100 * row.model.value, "lengths_matched": 100 * row.matched.value}

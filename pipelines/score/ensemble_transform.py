@@ -54,19 +54,25 @@ class CombineScores(beam.PTransform):  # type: ignore[misc]
 
     def _match(self, scored: Sequence[PCollection[bytes]]) -> PCollection[list[bytes]]:
         """The descriptors of each fragment, one of each model."""
-        placed = [
-            descriptors
-            | f"PlaceScores{member}"
-            >> beam.Map(key_by_place, member).with_output_types(tuple[FragmentPlace, tuple[int, bytes]])
-            for member, descriptors in enumerate(scored)
-        ]
-        grouped = placed | "AllModels" >> beam.Flatten() | "GroupByFragment" >> beam.GroupByKey()
-        return grouped | "MatchModels" >> beam.ParDo(MatchModels(self.plan_path, self.scores_path))
+        return group_by_fragment(scored) | "MatchModels" >> beam.ParDo(MatchModels(self.plan_path, self.scores_path))
 
     def _standardise(self, matched: PCollection[list[bytes]]) -> PCollection[Standards]:
         moments = matched | "MeasureRewards" >> beam.ParDo(MeasureRewards())
         merged = moments | "MergeMoments" >> Gather(merge_moments)
         return merged | "Standardise" >> beam.ParDo(Standardise(self.plan_path))
+
+
+def group_by_fragment(
+    scored: Sequence[PCollection[bytes]],
+) -> PCollection[tuple[FragmentPlace, Iterable[tuple[int, bytes]]]]:
+    """Bring together the descriptors of each fragment, each with the number of the collection that it comes from."""
+    placed = [
+        descriptors
+        | f"PlaceScores{number}"
+        >> beam.Map(key_by_place, number).with_output_types(tuple[FragmentPlace, tuple[int, bytes]])
+        for number, descriptors in enumerate(scored)
+    ]
+    return placed | "AllModels" >> beam.Flatten() | "GroupByFragment" >> beam.GroupByKey()
 
 
 def key_by_place(data: bytes, member: int) -> tuple[FragmentPlace, tuple[int, bytes]]:

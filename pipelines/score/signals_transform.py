@@ -13,7 +13,7 @@ import apache_beam as beam
 from pipelines.errors import InputError, carrying_errors
 from pipelines.plan import plan_at
 from pipelines.runtime.transforms import PCollection, Spread
-from pipelines.score.ensemble_transform import FragmentPlace, key_by_place
+from pipelines.score.ensemble_transform import FragmentPlace, group_by_fragment
 from pipelines.score.score_files import ScoreFile, SideFile
 
 
@@ -25,14 +25,9 @@ class JoinSignals(beam.PTransform):  # type: ignore[misc]
     plan_path: str
 
     def expand(self, scored: Sequence[PCollection[bytes]]) -> PCollection[bytes]:
-        placed = [
-            descriptors
-            | f"PlaceSignals{number}"
-            >> beam.Map(key_by_place, number).with_output_types(tuple[FragmentPlace, tuple[int, bytes]])
-            for number, descriptors in enumerate(scored)
-        ]
-        grouped = placed | "AllSignals" >> beam.Flatten() | "GroupSignals" >> beam.GroupByKey()
-        joined = grouped | "NameSignals" >> beam.ParDo(NameSignals(self.plan_path)).with_output_types(bytes)
+        joined = group_by_fragment(scored) | "NameSignals" >> beam.ParDo(NameSignals(self.plan_path)).with_output_types(
+            bytes
+        )
         return joined | "KeepJoined" >> Spread()
 
 

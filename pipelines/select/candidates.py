@@ -130,6 +130,17 @@ class Candidates:
         """The same rows with other columns, but with the same keys."""
         return replace(self, **columns)  # type: ignore[arg-type]
 
+    def paired_with(self, other: Candidates) -> Candidates:
+        """The same rows as chosen responses, each with the row of `other` at its place as the rejected one."""
+        return self.with_columns(
+            other_file=other.file,
+            other_unit=other.unit,
+            other_row=other.row,
+            other_response=other.response,
+            other_hash=other.response_hash,
+            other_raw=other.raw,
+        )
+
 
 COLUMN_NAMES = tuple(entry.name for entry in fields(Candidates) if entry.name not in ("labels", "values", "_cache"))
 

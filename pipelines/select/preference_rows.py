@@ -65,12 +65,4 @@ def preference_rows(candidates: Candidates, rule: Preferences, *, temperature: f
     chosen = np.where(swapped, pairs.rejected, pairs.chosen)[kept]
     other = candidates.take(np.where(swapped, pairs.chosen, pairs.rejected)[kept])
     gap = candidates.reward[chosen].astype(np.float64) - other.reward
-    return candidates.take(chosen).with_columns(
-        margin=gap.astype(np.float32),
-        other_file=other.file,
-        other_unit=other.unit,
-        other_row=other.row,
-        other_response=other.response,
-        other_hash=other.response_hash,
-        other_raw=other.raw,
-    )
+    return candidates.take(chosen).paired_with(other).with_columns(margin=gap.astype(np.float32))

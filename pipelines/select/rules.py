@@ -165,15 +165,7 @@ def pairs(candidates: Candidates, rule: Pairs, *, eligible: Mask | None = None) 
     preference = _preference(candidates, rule, order, starts)[fitting]
     fitting = fitting[np.lexsort((preference, best[fitting]))]
     fitting = _first_texts(candidates.response_hash[order[fitting]], fitting, best[fitting], most)
-    chosen, other = candidates.take(order[best[fitting]]), candidates.take(order[fitting])
-    return chosen.with_columns(
-        other_file=other.file,
-        other_unit=other.unit,
-        other_row=other.row,
-        other_response=other.response,
-        other_hash=other.response_hash,
-        other_raw=other.raw,
-    )
+    return candidates.take(order[best[fitting]]).paired_with(candidates.take(order[fitting]))
 
 
 def _preference(

@@ -16,7 +16,7 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from support import stubs
 from support.corpora import TIMED, corpus_rows, write_jsonl
-from support.stubs import NamedFactory, named_reward, save_named_model
+from support.stubs import NamedFactory, named_reward, save_named_model, scored_by
 from support.tiny_models import save_causal, save_encoder
 
 from pipelines import curate
@@ -73,14 +73,6 @@ def corpus(tmp_path) -> Path:
 
 def run(config, log):
     return run_curation(config, scorer=NamedFactory(str(log)))
-
-
-def scored_by(log: Path) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for line in log.read_text().splitlines():
-        name, count = line.split()
-        counts[name] = counts.get(name, 0) + int(count)
-    return counts
 
 
 def data(out: Path) -> dict[tuple[str, str], float]:

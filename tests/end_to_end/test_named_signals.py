@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.corpora import corpus_rows, write_jsonl
-from support.stubs import NamedFactory, named_reward, save_named_model
+from support.corpora import best_rows, corpus_rows, kept_rows, write_jsonl
+from support.stubs import NamedFactory, named_reward, save_named_model, scored_by
 
 from pipelines.commands.explain.explain_transform import explain
 from pipelines.commands.run import run_curation, run_scoring
@@ -58,28 +58,8 @@ def run(config, log: Path, **changes):
     return run_curation(config, scorer=NamedFactory(str(log)), **changes).manifest
 
 
-def scored_by(log: Path) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for line in log.read_text().splitlines():
-        name, count = line.split()
-        counts[name] = counts.get(name, 0) + int(count)
-    return counts
-
-
-def kept(root: Path) -> set[tuple[str, str]]:
-    rows = pq.read_table(root / "data").to_pylist()
-    return {(row["messages"][0]["content"], row["messages"][1]["content"]) for row in rows}
-
-
 def reward(name, row):
     return float(named_reward(name, from_prompt(row["prompt"]), row["response"]))
-
-
-def best(rows, value):
-    prompts: dict[str, list] = {}
-    for row in rows:
-        prompts.setdefault(row["prompt"], []).append((value(row), row["response"]))
-    return {(prompt, max(group)[1]) for prompt, group in prompts.items()}
 
 
 def folders(root: Path) -> dict[str, dict[str, bytes]]:
@@ -99,7 +79,7 @@ def test_a_model_and_a_column_select_and_a_further_signal_scores_nothing_else(ma
     manifest = run(make([{"where": "correct"}, BEST], "one", columns=["correct"]), log)
     assert scored_by(log) == {"anna": count}
     correct = [row for row in make.rows if row["ok"]]
-    assert kept(tmp_path / "one") == best(correct, lambda row: reward("anna", row))
+    assert kept_rows(tmp_path / "one") == best_rows(correct, lambda row: reward("anna", row))
     assert manifest["signals"] == {"correct": {"column": "ok"}}
     assert manifest["mapping"]["carry"] == []
     assert "signal" in (tmp_path / "one" / "report.html").read_text()
@@ -126,7 +106,7 @@ def test_a_model_and_a_column_select_and_a_further_signal_scores_nothing_else(ma
 
     left = [row for row in make.rows if row["ok"] is not None and rank(row) is not None]
     left = [row for row in left if not (row["ok"] and reward("bo", row) > 21)]
-    assert kept(tmp_path / "three") == best(left, value)
+    assert kept_rows(tmp_path / "three") == best_rows(left, value)
 
     run(make(steps, "again", columns=["correct", "clear"], models=["bo"], runner={"name": "local"}), log)
     monkeypatch.setattr(selection_module, "PARTITIONS", 1)
@@ -157,7 +137,7 @@ def test_an_ensemble_and_the_signal_of_a_model_that_rejects_some(make, tmp_path)
     )
     log = tmp_path / "log"
     manifest = run(config, log)
-    assert kept(tmp_path / "out") == {(rows[3]["prompt"], rows[3]["response"])}
+    assert kept_rows(tmp_path / "out") == {(rows[3]["prompt"], rows[3]["response"])}
     assert manifest["rejected"] == {}
     outcome = run_scoring(config, scorer=NamedFactory(str(log)))
     assert [member["name"] for member in outcome.members][-1] == "bo"
@@ -174,7 +154,7 @@ def test_a_changed_column_is_read_again_and_changed_text_is_scored_again(make, t
         write_jsonl(tmp_path / "in" / f"{part}.jsonl", rows[part::2])
     run(make([{"where": "correct"}], "two", columns=["correct"], models=["bo"]), log)
     assert scored_by(log) == {name: len(rows) for name in ("anna", "bo")}
-    assert kept(tmp_path / "two") == {(row["prompt"], row["response"]) for row in rows if row["ok"]}
+    assert kept_rows(tmp_path / "two") == {(row["prompt"], row["response"]) for row in rows if row["ok"]}
 
 
 def test_parquet_and_lists_of_responses(make, tmp_path):
@@ -189,7 +169,7 @@ def test_parquet_and_lists_of_responses(make, tmp_path):
     run(make([], "plain", **changes), log)
     config = make([{"where": "passed == 1"}], "lists", signals={"passed": {"column": "passed"}}, **changes)
     run(config, log)
-    assert kept(tmp_path / "lists") == {("p0", "b0"), ("p1", "a1"), ("p1", "b1"), ("p2", "b2")}
+    assert kept_rows(tmp_path / "lists") == {("p0", "b0"), ("p1", "a1"), ("p1", "b1"), ("p2", "b2")}
     assert scored_by(log) == {"anna": 6}
 
 
@@ -243,7 +223,7 @@ def test_the_corpus_of_a_later_step_is_not_that_of_an_earlier_one(make, tmp_path
     first = sorted(make.rows, key=lambda row: -reward("anna", row))[:16]
     known = [row["marks"]["clear"] for row in make.rows if row["marks"]["clear"] is not None]
     above = [row for row in first if row["marks"]["clear"] is not None and row["marks"]["clear"] > np.mean(known)]
-    assert kept(tmp_path / "top") == {(row["prompt"], row["response"]) for row in above}
+    assert kept_rows(tmp_path / "top") == {(row["prompt"], row["response"]) for row in above}
 
 
 def test_a_mistyped_field_of_a_signal_is_an_error(make):

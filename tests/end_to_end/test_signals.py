@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from support.corpora import corpus_rows, write_jsonl
-from support.stubs import NamedFactory, named_reward, save_named_model
+from support.corpora import best_rows, corpus_rows, kept_rows, write_jsonl
+from support.stubs import NamedFactory, named_reward, save_named_model, scored_by
 
 from pipelines.commands.explain.explain_transform import explain
 from pipelines.commands.run import run_curation
@@ -46,26 +46,6 @@ def run(config, log: Path):
     return run_curation(config, scorer=NamedFactory(str(log))).manifest
 
 
-def scored_by(log: Path) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for line in log.read_text().splitlines():
-        name, count = line.split()
-        counts[name] = counts.get(name, 0) + int(count)
-    return counts
-
-
-def kept(root: Path) -> set[tuple[str, str]]:
-    rows = pq.read_table(root / "data").to_pylist()
-    return {(row["messages"][0]["content"], row["messages"][1]["content"]) for row in rows}
-
-
-def best(rows, value):
-    prompts: dict[str, list] = {}
-    for row in rows:
-        prompts.setdefault(row["prompt"], []).append((value(row), row["response"]))
-    return {(prompt, max(group)[1]) for prompt, group in prompts.items()}
-
-
 def rewards(rows, name):
     values = [float(named_reward(name, from_prompt(row["prompt"]), row["response"])) for row in rows]
     return values, (np.mean(values), np.std(values))
@@ -87,7 +67,7 @@ def test_rewards_by_name_are_combined_by_an_expression(make, tmp_path):
     }
     passing = [a < 0.9 or row["ok"] for row, a in zip(make.rows, helpful, strict=True)]
     left = [row for row, is_in in zip(make.rows, passing, strict=True) if is_in and len(row["response"].split()) > 1]
-    assert kept(tmp_path / "out") == best(left, lambda row: value[row["prompt"], row["response"]])
+    assert kept_rows(tmp_path / "out") == best_rows(left, lambda row: value[row["prompt"], row["response"]])
     assert manifest["model"]["names"] in (["helpful", "verbose"], ["verbose", "helpful"])
     by_name = dict(zip(manifest["model"]["names"], (one["name"] for one in manifest["model"]["members"]), strict=True))
     assert by_name == {"helpful": "anna", "verbose": "bo"}

@@ -53,7 +53,7 @@ def environment(scheme: str, proxy: FaultProxy) -> dict[str, str]:
         return {"STORAGE_EMULATOR_HOST": proxy.url, "FSSPEC_GS_TOKEN": "anon"}
     return {
         "AWS_ENDPOINT_URL": proxy.url,
-        "AWS_ACCESS_KEY_ID": "somebody",
+        "AWS_ACCESS_KEY_ID": "tester",
         "AWS_SECRET_ACCESS_KEY": CANARY,
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",

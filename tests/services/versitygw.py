@@ -30,7 +30,7 @@ class S3Server:
             *(str(FOLDER / "versitygw"), "--quiet", "--port", f"127.0.0.1:{self.port}", "posix"),
             *("--versioning-dir", str(self.folder / "versions"), str(self.folder / "data")),
         ]
-        keys = {"ROOT_ACCESS_KEY_ID": "somebody", "ROOT_SECRET_ACCESS_KEY": CANARY}
+        keys = {"ROOT_ACCESS_KEY_ID": "tester", "ROOT_SECRET_ACCESS_KEY": CANARY}
         self._running.enter_context(started(command, self.folder / "log", **keys))
         await_port(self.port)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import pyarrow.parquet as pq
 
 from pipelines.corpus.preference_rows import preference_rows
 from rm.preferences import ReadSettings
@@ -53,3 +56,17 @@ def corpus_rows(prompts: int = 12, responses: int = 4) -> list[dict[str, str]]:
         for r in range(responses)
         for p in range(prompts)
     ]
+
+
+def kept_rows(output: Path) -> set[tuple[str, str]]:
+    """(prompt, response) of an output in the shape `messages`."""
+    rows = pq.read_table(output / "data").to_pylist()
+    return {(row["messages"][0]["content"], row["messages"][1]["content"]) for row in rows}
+
+
+def best_rows(rows: Iterable[Mapping[str, Any]], value: Callable[[Mapping[str, Any]], float]) -> set[tuple[str, str]]:
+    """(prompt, response) of the rows with the greatest value of each prompt, one after the other."""
+    prompts: dict[str, list[tuple[float, str]]] = {}
+    for row in rows:
+        prompts.setdefault(row["prompt"], []).append((value(row), row["response"]))
+    return {(prompt, max(group)[1]) for prompt, group in prompts.items()}

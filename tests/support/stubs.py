@@ -155,3 +155,12 @@ class NamedFactory:
 
     def __call__(self, plan: Any) -> NamedScorer:
         return NamedScorer(Path(plan.model["directory"]).name, Path(self.log))
+
+
+def scored_by(log: Path) -> dict[str, int]:
+    """Responses by the name of the model, from the log of a `NamedFactory`."""
+    counts: dict[str, int] = {}
+    for line in log.read_text().splitlines():
+        name, count = line.split()
+        counts[name] = counts.get(name, 0) + int(count)
+    return counts
