@@ -252,8 +252,8 @@ def make_plans(config: RunConfig) -> Plans:
 
 def _no_such_column(signal: str, column: str, where: str, names: Sequence[str]) -> str:
     close = difflib.get_close_matches(column, names, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"signals.{signal}.column names {column!r}, and {where} has {join_names(names)}{hint}"
+    hint = f"did you mean {close[0]!r}?" if close else "name one of them, or a field of one: COLUMN.FIELD"
+    return f"signals.{signal}.column names {column!r}, and {where} has {join_names(names)}; {hint}"
 
 
 def _refuse_unversioned(files: Sequence[InputFile]) -> None:

@@ -122,6 +122,14 @@ def test_a_model_and_a_column_select_and_a_further_signal_scores_nothing_else(ma
     assert set(step) == {"rule", "verdict", "reward", "bo", "clear", "rank(clear)", "correct", "combined"}
 
 
+def test_each_signal_is_that_of_its_own_model(make, tmp_path):
+    signals = {"second": {"model": make.model("carla")}, "first": {"model": make.model("bo")}}
+    run(make([{"reward": "first - 2 * second"}, BEST], signals=signals), tmp_path / "log")
+    expected = best_rows(make.rows, lambda row: reward("bo", row) - 2 * reward("carla", row))
+    assert kept_rows(tmp_path / "out") == expected
+    assert expected != best_rows(make.rows, lambda row: reward("carla", row) - 2 * reward("bo", row))
+
+
 @pytest.mark.slow
 def test_an_ensemble_and_the_signal_of_a_model_that_rejects_some(make, tmp_path):
     rows = make.rows
@@ -231,3 +239,6 @@ def test_a_mistyped_field_of_a_signal_is_an_error(make):
     wrong = config.model_copy(update={"signals": {"clear": SignalConfig(column="marks.claer")}})
     with pytest.raises(InputError, match=r"signals\.clear\.column"):
         make_plans(wrong)
+    absent = config.model_copy(update={"signals": {"clear": SignalConfig(column="nothing")}})
+    with pytest.raises(InputError, match=r"'nothing', and .* has .*; name one of them"):
+        make_plans(absent)
