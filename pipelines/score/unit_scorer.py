@@ -116,7 +116,7 @@ class UnitScorer:
     def _look_up(
         self, unit_scores: UnitScores, unit: Unit, existing: int, *, stripe: int, stripes: int
     ) -> Iterator[_FragmentWork]:
-        """Read the fragments of a stripe, with what is found for those after the `existing` ones."""
+        """Read the fragments of a stripe, those after the `existing` ones with their score files if there are any."""
         seen = 0
         for fragment in self.plan.fragments(unit_scores.file, unit, as_planned=True):
             done = fragment.rows[-1].seen_bytes if fragment.rows and not fragment.last else unit.input_bytes
@@ -144,9 +144,8 @@ class UnitScorer:
         """The fragment's score file, and whether this call made it."""
         fragment, content_hash, original = work.fragment, work.content_hash, work.original
         path, existing = work.path, work.existing
-        if (
-            existing is None and self.scorer_of is not None
-        ):  # looked for ahead: another run may have scored it meanwhile
+        # it was looked for ahead, and another run may have scored it meanwhile
+        if existing is None and self.scorer_of is not None:
             path, existing = unit_scores.find(fragment.index, content_hash, original)
         file, number = unit_scores.file, unit_scores.file_number
         if existing is not None:
@@ -173,7 +172,7 @@ class UnitScorer:
 
 
 class _FragmentWork(NamedTuple):
-    """A fragment, and for one without a score file that is known, what was found for it."""
+    """A fragment, and for one beyond the known score files its hash, its path and its score file, if there is one."""
 
     fragment: Fragment
     input_bytes: int
