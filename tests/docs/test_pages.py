@@ -35,7 +35,9 @@ _BLOCK = re.compile(
 )
 
 
-LEAST = {"architecture": 0, "architectures": 0, "reference": 0, "formats": 0, "dataflow": 3}
+LEAST = {"dataflow": 3} | dict.fromkeys(
+    ("architecture", "architectures", "benchmarks", "capabilities", "formats", "reference", "reliability"), 0
+)
 """Commands that a page shows at the least; those of `formats` are in Python, and tested in `test_formats`."""
 _FILE = re.compile(r"<!-- file: (\S+) -->\n```yaml\n(.*?)^```$", re.M | re.S)
 
