@@ -7,7 +7,7 @@ rest of the corpus.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -108,6 +108,7 @@ def read_fragments(
         max_row_bytes=max_row_bytes,
         as_planned=as_planned,
         beside=beside,
+        optional=mapping.optional(),
     )
     for number, raw in enumerate(raw_rows):
         if len(rows) == rows_per_fragment or size >= FRAGMENT_BYTES:
@@ -136,10 +137,12 @@ def read_raw_rows(
     max_row_bytes: int,
     as_planned: bool = False,
     beside: Sequence[str] = (),
+    optional: Collection[str] = (),
 ) -> Iterator[RawRow]:
-    """Read the rows of a unit, of Parquet only these columns; one that is too large has that reason in place of values."""
+    """Read the rows of a unit, of Parquet only these columns, some of which it may lack; one that is too large has that
+    reason in place of values."""
     rows = (
-        parquet_rows(file, unit, columns, tools=tools, as_planned=as_planned, beside=beside)
+        parquet_rows(file, unit, columns, tools=tools, as_planned=as_planned, beside=beside, optional=optional)
         if file.kind == "parquet"
         else json_rows(file, unit, max_row_bytes=max_row_bytes, as_planned=as_planned)
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -41,12 +41,15 @@ def parquet_rows(
     tools: str | None,
     as_planned: bool = False,
     beside: Sequence[str] = (),
+    optional: Collection[str] = (),
 ) -> Iterator[RawRow]:
-    """Read the columns `mapped` of a row group. A row with a value that is not UTF-8 is rejected without its neighbours. Those
-    `beside`, or whose records hold them, are read, too; they count no bytes and reject nothing."""
+    """Read the columns `mapped` of a row group, of which the file may lack the `optional` ones. A row with a value that is not
+    UTF-8 is rejected without its neighbours. Columns `beside`, or whose records hold them, are read, too; they count no bytes and
+    reject nothing."""
     with open_input(file, as_planned=as_planned) as stream:
         parquet = pq.ParquetFile(stream, buffer_size=_READ_BYTES, pre_buffer=False)
         known = set(parquet.schema_arrow.names)
+        mapped = without_missing(mapped, known, optional)
         more = {name if name in known else name.partition(".")[0] for name in beside} - {*mapped}
         read = [*mapped, *sorted(more)]
         refuse_missing(file, parquet.schema_arrow.names, read)
@@ -99,6 +102,11 @@ def _type_at(schema: pa.Schema, path: str) -> pa.DataType | None:
     while kind is not None and kind.id in _LISTS:
         kind = kind.value_type
     return _type_at(pa.schema(list(kind)), rest) if kind is not None and pa.types.is_struct(kind) else None
+
+
+def without_missing(names: Sequence[str], known: Collection[str], optional: Collection[str]) -> list[str]:
+    """The `names` without the `optional` ones that are not `known`."""
+    return [name for name in names if name in known or name not in optional]
 
 
 def refuse_missing(file: InputFile, names: Sequence[str], wanted: Sequence[str]) -> None:

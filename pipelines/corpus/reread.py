@@ -16,7 +16,7 @@ from pipelines.corpus.files import InputFile, RawRow, Unit
 from pipelines.corpus.fragments import Row, row_of
 from pipelines.corpus.jsonl import json_lines, parse_line
 from pipelines.corpus.original_columns import without_views
-from pipelines.corpus.parquet import batch_rows, refuse_doubled
+from pipelines.corpus.parquet import batch_rows, refuse_doubled, without_missing
 from pipelines.corpus.unreadable import reading_input
 from pipelines.errors import InputError
 from pipelines.storage.files import open_for_reading
@@ -79,10 +79,12 @@ def _parquet(
     numbers: RowNumbers,
     more_columns: Sequence[str] | None,
 ) -> Iterator[tuple[int, RowValues | str]]:
-    mapped = mapping.columns()
+    mapped, optional = mapping.columns(), mapping.optional()
+    more = None if more_columns is None else [*more_columns, *sorted(optional)]
     row_numbers = numbers.tolist()
-    for low, high, batch in take_batches(file, unit, numbers, mapped, more_columns=more_columns):
-        yield from zip(row_numbers[low:high], batch_rows(batch, mapped, tools=mapping.tools), strict=True)
+    for low, high, batch in take_batches(file, unit, numbers, mapping.needed_columns(), more_columns=more):
+        names = without_missing(mapped, batch.schema.names, optional)
+        yield from zip(row_numbers[low:high], batch_rows(batch, names, tools=mapping.tools), strict=True)
 
 
 def take_batches(

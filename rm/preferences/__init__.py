@@ -7,7 +7,7 @@ groups[0].responses, groups[0].edges  # ("a", "b"), (Edge(preferred=0, other=1),
 from rm.preferences.detection import add_roles, detect_format, fitting_formats, resolve_format
 from rm.preferences.formats import FORMATS
 from rm.preferences.groups import EQUAL_RESPONSES, Edge, Group, Label, Rejections, heldout_split, merge
-from rm.preferences.ranked import read_ranked, settle_ranking
+from rm.preferences.ranked import needed_columns, read_ranked, settle_ranking
 from rm.preferences.reading import (
     RowReader,
     read_preference_rows,
@@ -32,6 +32,7 @@ __all__ = [
     "fitting_formats",
     "heldout_split",
     "merge",
+    "needed_columns",
     "read_preference_rows",
     "read_preferences",
     "read_ranked",

@@ -61,6 +61,16 @@ def read_ranked(row: PreferenceRow, settled: str) -> tuple[Conversation, list[st
     return group.prompt, [group.responses[at] if at in graded else None for at in order], order
 
 
+def needed_columns(settled: str) -> frozenset[str]:
+    """Return the columns without which no row can be read, under the names that they have in the data."""
+    format, settings = _reader(settled)
+    columns = [need for need in format.needs if isinstance(need, str)]
+    if isinstance(format.read, partial):
+        verdict = format.read.keywords["columns"]
+        columns += [*verdict.sides, *verdict.winner, *(verdict.names or ())]
+    return frozenset(settings.columns.get(name, name) for name in columns)
+
+
 def _standing(group: Group) -> list[float]:
     """Return a number for each response, higher for a better one: comparisons won, or grades."""
     if group.edges or not any(score is not None for score in group.scores):

@@ -11,8 +11,9 @@ import pytest
 from support.corpora import write_jsonl
 
 from pipelines.commands.explain.explain_transform import explain
+from pipelines.commands.inspect.inspect import inspect
 from pipelines.commands.run import run_curation
-from pipelines.config import RunConfig
+from pipelines.config import InspectConfig, RunConfig
 from pipelines.errors import InputError
 from pipelines.report.pages.run import render
 from pipelines.select import selection as selection_module
@@ -205,6 +206,45 @@ def test_rows_that_are_no_preferences_end_with_one_clear_error(tmp_path, rows, c
     }
     with pytest.raises(InputError, match=message):
         run_curation(RunConfig.model_validate(config), scorer=None)
+
+
+def _two_parquet_files(folder, second):
+    first = [{"prompt": f"p{n}", "chosen": f"c{n}", "rejected": f"r{n}", "source": "a", "margin": 2} for n in range(3)]
+    folder.mkdir()
+    for name, rows in (("0.parquet", first), ("1.parquet", second)):
+        rewards = [{**row, "rewards": [1.0, 0.0]} for row in rows]
+        pq.write_table(pa.Table.from_pylist(rewards), folder / name)
+    return RunConfig.model_validate(
+        {
+            "input": {"path": str(folder), "format": "preferences"},
+            "scores": {"path": str(folder.parent / "scores"), "column": "rewards"},
+            "select": [{"preferences": {}}],
+            "output": {"path": str(folder.parent / "out"), "shape": "preference"},
+        }
+    )
+
+
+def test_a_parquet_file_may_lack_columns_that_its_rows_can_be_read_without(tmp_path):
+    second = [{"rejected": f"r{n}", "chosen": f"c{n}", "prompt": f"p{n}"} for n in range(3, 5)]
+    config = _two_parquet_files(tmp_path / "in", second)
+    manifest = run_curation(config, scorer=None).manifest
+    assert manifest["counts"]["scored"] == 10
+    made = pq.read_table(tmp_path / "out" / "data").to_pylist()
+    assert [(row["chosen"][0]["content"], row["source"]) for row in made] == [
+        (f"c{n}", "a" if n < 3 else None) for n in range(5)
+    ]
+    key = prompt_key(from_prompt("p4")).hex()
+    texts = [row["text"] for row in explain(config, key, with_text=True)["rows"]]
+    assert texts == ["c4", "r4"]
+    both = {"input": {"path": config.input.path, "format": "preferences"}, "data": {"path": config.input.path}}
+    looked = inspect(InspectConfig.model_validate(both), shown=1)
+    assert looked["corpus"]["mapping"]["preferences"] is not None
+
+
+def test_a_parquet_file_without_a_side_is_an_error_that_names_it(tmp_path):
+    config = _two_parquet_files(tmp_path / "in", [{"prompt": "p9", "chosen": "c9", "margin": 1}])
+    with pytest.raises(InputError, match=r"1\.parquet has no column 'rejected'"):
+        run_curation(config, scorer=None)
 
 
 def test_values_in_lists_belong_to_their_responses(tmp_path):

@@ -56,7 +56,7 @@ def inspect(config: InspectConfig, *, shown: int) -> dict[str, Any]:
         _refuse_mixed(files, mapping, max_row_bytes=limit)
     preview = _preview(config)
     units = all_units(files)
-    sampled = sample_rows(units, mapping.columns() if mapping else [], max_row_bytes=limit)
+    sampled = sample_rows(units, mapping.needed_columns() if mapping else [], max_row_bytes=limit)
     counted = count_rows(units, max_row_bytes=limit)
     rows = [row.value for row in sampled.rows if not isinstance(row.value, str)]
     names = list(dict.fromkeys([*names, *(name for row in rows for name in row)]))

@@ -78,6 +78,20 @@ class RowMapping:
         used = [name for name in named if name is not None] + [*self.carry, *self.group_by, *self.reads]
         return list(dict.fromkeys(self.column_of(name) for name in used))
 
+    def optional(self) -> frozenset[str]:
+        """The input columns that a file may lack: columns of preferences that neither their format nor a setting needs."""
+        if self.preferences is None:
+            return frozenset()
+        from rm.preferences import needed_columns
+
+        named = [name for name in (self.reward, *self.carry, *self.group_by) if name is not None]
+        return frozenset(self.reads) - needed_columns(self.preferences) - {self.column_of(name) for name in named}
+
+    def needed_columns(self) -> list[str]:
+        """The input columns that every file must have."""
+        optional = self.optional()
+        return [name for name in self.columns() if name not in optional]
+
     def column_of(self, name: str) -> str:
         """The input column that a name is read from."""
         return name.partition(".")[0] if name in self.paths else name
