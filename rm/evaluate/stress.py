@@ -31,7 +31,8 @@ CHANGES: Mapping[str, Callable[[str], str | None]] = {
     "emoji": perturbations.with_emoji,
     "plain": perturbations.without_marks,
 }
-_MOST_RESPONSES = 16  # of a group, whose rewards under another prompt are looked at
+_MOST_RESPONSES = 16  # of a group, whose rewards without its prompt are looked at
+_NO_PROMPT: Conversation = (("user", ""),)
 
 ScoreGroups = Callable[[Sequence[tuple[Conversation, Sequence[str]]]], Sequence[ArrayLike]]
 """Groups → the rewards of each one's responses [K], NaN where one could not be scored."""
@@ -53,7 +54,7 @@ class StressTest(Figures):
 class Stress(Figures):
     """The stress tests, and the part of the rewards that does not depend on the prompt.
 
-    `without_prompt` is Spearman's rank correlation, within a group, of the rewards and those of the same responses to another
+    `without_prompt` is Spearman's rank correlation, within a group, of the rewards and those of the same responses to an empty
     prompt: 1 where the prompt does not matter at all.
     """
 
@@ -145,12 +146,11 @@ def _mean(values: Floats, bootstrap: Bootstrap) -> Estimate:
 def _without_prompt(
     groups: Sequence[Group], drawn: Sequence[int], rewards: Sequence[ArrayLike], score: ScoreGroups
 ) -> Floats:
-    """The rank correlation in each group with several responses of its rewards and those with the next group's prompt."""
-    following = dict(zip(drawn, [*drawn[1:], drawn[0]], strict=True))
+    """The rank correlation in each group with several responses of its rewards and those without its prompt."""
     several = [index for index in drawn if len(groups[index].responses) > 1]
-    swapped = [(groups[following[index]].prompt, groups[index].responses[:_MOST_RESPONSES]) for index in several]
+    alone = score([(_NO_PROMPT, groups[index].responses[:_MOST_RESPONSES]) for index in several])
     correlations = []
-    for index, other in zip(several, score(swapped), strict=True):
+    for index, other in zip(several, alone, strict=True):
         pair = np.column_stack([np.asarray(rewards[index])[:_MOST_RESPONSES], np.asarray(other)]).astype(np.float64)
         known = pair[np.isfinite(pair).all(axis=1)]
         correlations.append(pearson(*(average_ranks(column) for column in known.T)))

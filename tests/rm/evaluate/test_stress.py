@@ -27,7 +27,7 @@ def groups():
 
 
 def reads_the_prompt(prompt, response):
-    topic = prompt[-1][1].split()[-1]
+    topic = (prompt[-1][1].split() or ["nothing"])[-1]
     sentences = [sentence for sentence in response.split(". ") if topic in sentence]
     in_order = all(a < b for a, b in pairwise(map(TEXT.format(topic).find, sentences)))
     return min(len(sentences), 4) + in_order - 0.001 * len(response)
@@ -76,7 +76,7 @@ def test_a_model_that_reads_the_prompt_passes_all():
     values = preferred(stressed)
     assert {values[name] for name in ("other_prompt", "similar_prompt", "truncated", "shuffled", "repeated")} == {1.0}
     assert values["padded"] == 1.0
-    assert stressed.without_prompt.value < 0, "without its topic, the shorter one wins"
+    assert stressed.without_prompt.value < 0, "without a topic, the shorter one wins"
 
 
 def test_equal_rewards_are_a_coin():
@@ -100,11 +100,13 @@ def test_the_text_that_judges_prefer_is_tried():
 
     data = list(groups())
     stress(data, [[0.0, 1.0]] * len(data), score, prompts=3)
-    asked, swapped = seen
+    asked, alone = seen
     keys = sorted(prompt_key(group.prompt) for group in data)[:3]
     assert [prompt_key(prompt) for prompt, _ in asked] == keys, "by the keys of prompts, whatever their order"
     assert all(responses[0] == TEXT.format(prompt[-1][1].split()[-1]) for prompt, responses in asked)
-    assert [prompt_key(prompt) for prompt, _ in swapped] == [*keys[1:], keys[0]]
+    assert [prompt for prompt, _ in alone] == [(("user", ""),)] * 3, "the prompt is left out"
+    chosen = {prompt_key(group.prompt): group.responses for group in data}
+    assert [responses for _, responses in alone] == [chosen[key] for key in keys]
     topics = [prompt[-1][1].split()[-1] for prompt, _ in asked]
     assert [responses[1] for _, responses in asked] == [TEXT.format(topic) for topic in [*topics[1:], topics[0]]]
 

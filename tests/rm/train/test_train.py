@@ -471,6 +471,7 @@ def test_training_tries_the_model_on_heldout_prompts(tmp_path, pairs, encoder):
     assert stored == result.heldout.to_json()["stress"]
     tests = {test.name: test for test in result.heldout.stress.tests}
     assert tests["other_prompt"].prompts == 6
+    assert result.heldout.stress.groups == 6, "an empty prompt has rewards, too"
     scorer = Scorer.load(tmp_path / "out", **SCORER)
     groups = heldout_split(read_preferences(str(pairs), ReadSettings(**READING), read_rows=READ_ROWS)[0], 0.25)[1]
     rewards = [scores.rewards for scores in scorer.score([(group.prompt, group.responses) for group in groups])]
