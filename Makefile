@@ -16,7 +16,7 @@ TORCH_INDEX ?= $(shell { $(HAS_GPU) || { $(ANSWERS) && echo $(CPU_TORCH); }; } 2
 
 AIRFLOW ?= .cache/airflow
 
-.PHONY: airflow demo demo-seeds engines image install test test-slow test-all chaos fuzz lint format clean
+.PHONY: airflow demo demo-seeds docs engines image install test test-slow test-all chaos fuzz lint format clean
 
 install: $(VENV)/.dev
 
@@ -71,6 +71,9 @@ $(AIRFLOW)/.installed:
 	$(AIRFLOW)/bin/python -m pip install --quiet apache-airflow apache-airflow-providers-google \
 		apache-airflow-providers-apache-beam apache-airflow-providers-standard
 	touch $@
+
+docs: install  # the site, in out/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: install
 	$(BIN)/ruff check .

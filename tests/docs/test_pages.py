@@ -36,7 +36,18 @@ _BLOCK = re.compile(
 
 
 LEAST = {"dataflow": 3} | dict.fromkeys(
-    ("architecture", "architectures", "benchmarks", "capabilities", "formats", "reference", "reliability"), 0
+    (
+        "architecture",
+        "architectures",
+        "benchmarks",
+        "capabilities",
+        "faq",
+        "formats",
+        "glossary",
+        "reference",
+        "reliability",
+    ),
+    0,
 )
 """Commands that a page shows at the least; those of `formats` are in Python, and tested in `test_formats`."""
 _FILE = re.compile(r"<!-- file: (\S+) -->\n```yaml\n(.*?)^```$", re.M | re.S)
