@@ -47,8 +47,8 @@ def unit_of(module: str) -> str:
 
 
 def modules(root: Path = ROOT) -> dict[str, Path]:
-    """Every module of `pipelines` and `rm` by its name."""
-    paths = [path for package in ("pipelines", "rm") for path in (root / package).rglob("*.py")]
+    """Every module of `bestkept`, `pipelines` and `rm` by its name."""
+    paths = [path for package in ("bestkept", "pipelines", "rm") for path in (root / package).rglob("*.py")]
     return {".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
 
 
@@ -83,6 +83,8 @@ def violations(root: Path = ROOT) -> Iterator[str]:
         if "." not in source:  # the packages themselves
             continue
         stage, of_stage = unit_of(source), target.endswith("transform") and unit_of(target) in layers(STAGES)
+        if top == "bestkept" and package != "bestkept":
+            yield f"{arrow}: bestkept stands above the others"
         if package == "rm" and top in ("pipelines", "apache_beam"):
             yield f"{arrow}: rm knows neither pipelines nor Beam"
         if (
@@ -146,6 +148,7 @@ PLANTED = {
     "pipelines/report/bad.py": ("import torch", "only rm imports torch"),
     "pipelines/finish/bad.py": ("def f():\n    import json", "inside a function"),
     "pipelines/score/bad.py": ("from rm.scorer import Scorer", "only rm.conversations is imported at the top"),
+    "pipelines/commands/bad.py": ("def f():\n    from bestkept import train", "above the others"),
     "rm/bad.py": ("import pipelines.plan", "rm knows neither"),
     "rm/text/bad.py": ("from rm.scorer import Scorer", "not below it in rm"),
 }
@@ -173,6 +176,7 @@ def test_the_house_is_small():
         "curate.py",
         "errors.py",
         "plan.py",
+        "py.typed",
     ]
 
 

@@ -157,12 +157,13 @@ class _Launcher:
     def _start(self, number: int) -> _Worker:
         """Start a process, in a session of its own: Ctrl-C goes to the launcher, and a worker ends with its launcher."""
         connection, worker_end = Pipe()
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        # the very path of this process, in its order: `-P` adds no working directory, which may hold a `pipelines` of its own
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
         environment |= {name: str(self._threads) for name in _THREADS if name not in os.environ}
         environment[TURN] = f"{self._turn}:{self._count}"
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self._gpus[number]
-        command = [sys.executable, "-m", "pipelines.score.workers.worker", str(worker_end.fileno())]
+        command = [sys.executable, "-P", "-m", "pipelines.score.workers.worker", str(worker_end.fileno())]
         if not self._gpus:  # a thread that moves to another core leaves its cache behind
             command += map(str, self._cores[number])
         process = subprocess.Popen(

@@ -82,6 +82,16 @@ def test_two_workers_make_what_one_process_makes(tmp_path, make):
     assert scored_rows(tmp_path / "log") == len(ROWS), "nothing is scored again"
 
 
+@pytest.mark.slow
+def test_packages_in_the_working_directory_are_not_taken_for_ours(tmp_path, make, monkeypatch):
+    for name in ("pipelines", "rm"):
+        (tmp_path / "work" / name).mkdir(parents=True)
+        (tmp_path / "work" / name / "__init__.py").write_text("raise SystemExit('of the user')")
+    monkeypatch.chdir(tmp_path / "work")
+    run_scoring(make("there", 2), scorer=StubFactory(log=str(tmp_path / "log")))
+    assert scored_rows(tmp_path / "log") == len(ROWS)
+
+
 def test_shards_in_any_order_are_the_whole(tmp_path, make):
     run_curation(make("here"), scorer=StubFactory())
     log = tmp_path / "log"
