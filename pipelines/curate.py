@@ -142,7 +142,7 @@ def score_models(
         last = scored[-1]["scores"] if scored and scorer else None
         after = last | f"AwaitModel{number - 1}" >> Gather(_is_complete) if last else None
         colocate = None
-        if config.score.colocate is not None and load is not None:
+        if config.score.colocate is not None and load is not None and number not in config.embeddings:
             colocate = Colocate(path, directories, scorer=load, limits=limits, accelerator=accelerator)
         corpus = ScoreCorpus(
             path,

@@ -18,6 +18,7 @@ from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 from pipelines.config import ModelConfig, RunConfig
+from pipelines.config.signals import EmbeddingConfig
 from pipelines.corpus import Fragment, InputFile, Unit, read_fragments
 from pipelines.corpus.columns.detection import detect, refuse_missing_field
 from pipelines.corpus.columns.row_mapping import RowMapping
@@ -169,13 +170,14 @@ class Plans:
     members: tuple[Plan, ...]
     indexes: Mapping[str, bytes] = field(default_factory=dict)  # of test prompts, by their hashes
 
-    def with_signals(self, signals: Mapping[str, Plan], models: Mapping[str, ModelConfig]) -> Plans:
+    def with_signals(self, signals: Mapping[str, Plan], models: Mapping[str, ModelConfig | EmbeddingConfig]) -> Plans:
         """The same with the plans of the signals' models, which score after the others."""
         if not signals:
             return self
         named = {
             name: {"name": name_of(models[name]), "revision": models[name].revision, "fingerprint": plan.fingerprint}
             | ({} if plan.comparable else {"comparable": False})
+            | ({"embedding": plan.model["embedding"]} if "embedding" in plan.model else {})
             for name, plan in signals.items()
         }
         return Plans(replace(self.whole, signals=named), (*self.members, *signals.values()))

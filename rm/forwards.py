@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from rm.checkpoint.reward_model import RewardModel
 from rm.engine.device import DeviceError, is_out_of_memory, refuse_broken, works_apart
 from rm.scores import Batch, Launched, Window, Work
 from rm.text.templates import Encoded
@@ -34,7 +33,7 @@ class WindowRun:
     window: Window
     budget: int  # tokens, for which its batches are planned
     waiting: list[Batch]  # not launched; the last one is next
-    rewards: np.ndarray  # float32 [rows, 1 + named outputs], the reward first
+    rewards: np.ndarray  # float32 [rows, 1 + named outputs], the reward first; of an embedder vectors
     failures: dict[int, str] = field(default_factory=dict)  # row → reason
     launched: int = 0  # and not read
     begun: bool = False
@@ -44,9 +43,8 @@ _Unread = tuple[WindowRun, Batch, Launched]
 
 
 class ForwardLoop(ABC):
-    """A model with a token budget, and what it does with windows; `Scorer` says how batches are planned and computed."""
+    """A token budget, and what is done with windows; `Scorer` and `Embedder` say how batches are planned and computed."""
 
-    model: RewardModel
     tokens_per_batch: int
     device: str
     on_batch: Callable[[Work], None] | None

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from rm.checkpoint.embedding_model import EmbeddingModel
 from rm.checkpoint.interchange import is_openrlhf
 from rm.checkpoint.refusals import embedded_tokens
 from rm.checkpoint.reward_model import RewardModel
@@ -105,8 +106,10 @@ def choose_way(model: RewardModel, template: Template, *, split: int | None) -> 
     )
 
 
-def padded_rewards(model: RewardModel, rows: Sequence[Encoded], *, pad: int) -> tuple[torch.Tensor, int]:
-    """Compute the rewards [rows] of rows padded to the longest; return them and the number of tokens computed."""
+def padded_rewards(
+    model: RewardModel | EmbeddingModel, rows: Sequence[Encoded], *, pad: int
+) -> tuple[torch.Tensor, int]:
+    """Compute the rewards [rows], or vectors, of rows padded to the longest; return them and the number of tokens computed."""
     lengths = [len(row.ids) for row in rows]
     ids = torch.full((len(rows), max(lengths)), pad, dtype=torch.long)  # masked, so the value does not matter
     types = None if rows[0].types is None else torch.zeros_like(ids)

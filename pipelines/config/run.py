@@ -14,7 +14,7 @@ from pipelines.config.model import EnsembleConfig, ModelConfig, _one_or_several
 from pipelines.config.output import OutputConfig, ReportConfig
 from pipelines.config.rules import BestOfN, Step, check_order
 from pipelines.config.runner import RunnerConfig
-from pipelines.config.signals import SignalConfig
+from pipelines.config.signals import EmbeddingConfig, SignalConfig
 
 
 class ScoresConfig(Strict):
@@ -90,7 +90,9 @@ class RunConfig(Strict):
     """Named numbers beside the reward, which `where` and `reward` know: `{correct: {column: is_correct}, terse: {model: {path:
     ...}}}`. `column`: a column of the corpus with numbers, or with true and false (1 and 0), or a field of its records; a row
     with a list of responses may have a list of as many values; it needs no `input.carry`, and about seven digits count. `model`:
-    a further reward model, with the settings of `model`; it scores by itself, once. Adding a signal makes that one alone."""
+    a further reward model, with the settings of `model`; it scores by itself, once. `embedding`: the cosine of prompt and
+    response in an embedding model, `{relevance: {embedding: {path: all-MiniLM-L6-v2}}}`, which the step `on_topic` reads. Adding
+    a signal makes that one alone."""
     score: ScoreConfig = ScoreConfig()
     """The order in which the model reads the corpus."""
     select: list[Step] = [Step(best_of_n=BestOfN())]
@@ -153,7 +155,10 @@ class RunConfig(Strict):
     @model_validator(mode="after")
     def _outputs_are_used(self) -> RunConfig:
         combined = len(self.models) == 1 and any(step.reward is not None for step in self.select)
-        named = {"model": self.models} | {f"signals.{name}.model": [one] for name, one in self.signal_models.items()}
+        of_signals = {
+            f"signals.{name}.model": [one.model] for name, one in self.signals.items() if one.model is not None
+        }
+        named = {"model": self.models} | of_signals
         for setting, models in named.items():
             for model in models:
                 if len(model.outputs) > 1 and model.reward_output is None and not (combined and setting == "model"):
@@ -180,7 +185,12 @@ class RunConfig(Strict):
                 if name in names:
                     raise ValueError(f"{name!r} is a name in signals and in {other}; rename the signal")
         if self.signal_models and self.model is None:
-            name = next(iter(self.signal_models))
+            name, one = next(iter(self.signal_models.items()))
+            if isinstance(one, EmbeddingConfig):
+                raise ValueError(
+                    f"signals.{name} is an embedding model beside scores.column, and it scores only beside a reward model; give "
+                    "model, and name the column under signals, which the step reward combines"
+                )
             raise ValueError(
                 f"signals.{name} is a model beside scores.column; name that model under model, and the column under signals, "
                 "which the step reward combines"
@@ -281,11 +291,15 @@ class RunConfig(Strict):
         return self.model if isinstance(self.model, list) else [self.model]
 
     @property
-    def named_models(self) -> dict[str, ModelConfig]:
+    def named_models(self) -> dict[str, ModelConfig | EmbeddingConfig]:
         """All models that score, those of signals too, by the setting of each."""
         several = len(self.models) > 1
-        named = {f"model.{number}" if several else "model": model for number, model in enumerate(self.models)}
-        return named | {f"signals.{name}.model": model for name, model in self.signal_models.items()}
+        named: dict[str, ModelConfig | EmbeddingConfig] = {
+            f"model.{number}" if several else "model": model for number, model in enumerate(self.models)
+        }
+        for name, model in self.signal_models.items():
+            named[f"signals.{name}.{'model' if isinstance(model, ModelConfig) else 'embedding'}"] = model
+        return named
 
     @property
     def measures(self) -> tuple[dict[str, Any], ...]:
@@ -312,9 +326,15 @@ class RunConfig(Strict):
         return tuple(step.decontaminate.number for step in self.select if step.decontaminate is not None)
 
     @property
-    def signal_models(self) -> dict[str, ModelConfig]:
+    def signal_models(self) -> dict[str, ModelConfig | EmbeddingConfig]:
         """The models of signals by their names, in order."""
-        return {name: one.model for name, one in sorted(self.signals.items()) if one.model is not None}
+        return {name: one.scorer for name, one in sorted(self.signals.items()) if one.scorer is not None}
+
+    @property
+    def embeddings(self) -> list[int]:
+        """The places of embedding models among all models that score, `models` and `signal_models`."""
+        scoring = [*self.models, *self.signal_models.values()]
+        return [number for number, model in enumerate(scoring) if isinstance(model, EmbeddingConfig)]
 
     @property
     def scores_path(self) -> str:

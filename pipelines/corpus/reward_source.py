@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config import ModelConfig, RunConfig
+from pipelines.config.signals import EmbeddingConfig
 from pipelines.corpus.columns.row_mapping import RowMapping, parse_row
 from pipelines.corpus.columns.value_kinds import RowValues
 from pipelines.errors import ModelLoadError
@@ -15,14 +16,18 @@ from pipelines.storage.models import installed_versions, locate, reading_directo
 from rm.conversations import holds_more
 
 
-def name_of(model: ModelConfig) -> str:
+def name_of(model: ModelConfig | EmbeddingConfig) -> str:
     """The hub id of a model, or the last part of its path; the rest of a path stays private."""
     path = model.path.rstrip("/")
     return path.rsplit("/", 1)[-1] if "://" in path or Path(path).expanduser().is_dir() else path
 
 
-def template_warnings(model: ModelConfig, rows: Sequence[RowValues], mapping: RowMapping) -> list[str]:
+def template_warnings(
+    model: ModelConfig | EmbeddingConfig, rows: Sequence[RowValues], mapping: RowMapping
+) -> list[str]:
     """Return what the model's template refuses or leaves out of the first rows, where these hold more than texts."""
+    if isinstance(model, EmbeddingConfig):
+        return []  # it reads the texts alone
     samples = [parse_row(row, mapping) for row in rows]
     groups = [(row.prompt, [text for text in row.responses if text is not None]) for row in samples if row.prompt]
     if not any(holds_more(prompt, response) for prompt, responses in groups for response in responses):
@@ -37,8 +42,12 @@ def template_warnings(model: ModelConfig, rows: Sequence[RowValues], mapping: Ro
     return preview.warnings(groups)
 
 
-def reward_fields(config: RunConfig, model: ModelConfig | None, mapping: RowMapping) -> dict[str, Any]:
+def reward_fields(
+    config: RunConfig, model: ModelConfig | EmbeddingConfig | None, mapping: RowMapping
+) -> dict[str, Any]:
     """The fields of a plan that identify the source of rewards: a model, or a column of the corpus."""
+    if isinstance(model, EmbeddingConfig):
+        return _embedding_fields(config, model, mapping)
     from rm.closing_token import reading_mark
     from rm.identity import ModelError, has_anchor, identify, load_evaluation, load_temperature, resolve_dtype
 
@@ -79,4 +88,40 @@ def reward_fields(config: RunConfig, model: ModelConfig | None, mapping: RowMapp
         "temperature": temperature,
         "comparable": comparable,
         "evaluations": {} if evaluation is None else {fingerprint: evaluation},
+    }
+
+
+def _embedding_fields(config: RunConfig, model: EmbeddingConfig, mapping: RowMapping) -> dict[str, Any]:
+    """The fields of a plan whose rewards are cosines of prompt and response."""
+    from rm.checkpoint.embedding_config import EMBEDDING_VERSION, read_embedding
+    from rm.identity import ModelError, identify
+
+    directory = locate(model.path, model.revision).directory
+    try:
+        settings = read_embedding(directory, model.max_length)
+        # `loadable_directory` compares weights and tokenizer
+        read = identify(directory, max_length=settings.max_length, too_long="truncate", dtype=model.dtype)
+    except ModelError as error:
+        raise ModelLoadError(str(error)) from error
+    identity: dict[str, Any] = {"weights": read.weights, "tokenizer": read.tokenizer, "embedding": settings.to_json()}
+    identity["version"] = EMBEDDING_VERSION
+    context = {"mapping": mapping.to_json(), "max_row_bytes": config.limits.max_row_bytes}
+    return {
+        "model": {
+            "directory": str(directory.resolve()),
+            "versions": installed_versions(),
+            "dtype": model.dtype,
+            "max_length": settings.max_length,
+            "too_long": "truncate",
+            "tokens_per_batch": model.tokens_per_batch,
+            "device": "cuda" if config.runner.accelerator is not None else model.device,
+            "devices": model.devices,
+            "embedding": settings.to_json(),
+            "outputs": {"names": {"foreign": 0}},  # a column of the score files beside the cosine
+        },
+        "identity": identity,
+        "fingerprint": digest({"model": identity, **context})[:24],
+        "temperature": None,
+        "comparable": True,
+        "evaluations": {},
     }

@@ -74,6 +74,13 @@ def warnings_of(config: RunConfig, plan: Plan, manifest: Mapping[str, Any]) -> I
     cut, scored = manifest["counts"]["truncated"], manifest["counts"]["scored"]
     if cut > _MANY_CUT * scored:
         yield f"{cut:,} of {scored:,} scored responses ({cut / scored:.1%}) {CUT_WARNING}"
+    for name, cut in manifest["counts"].get("truncated_by_signals", {}).items():
+        limit = plan.signals[name].get("embedding", {}).get("max_length")
+        if limit is not None and cut > _MANY_CUT * scored:
+            yield (
+                f"{cut:,} of {scored:,} responses ({cut / scored:.1%}) have more than the {limit} tokens that the model of "
+                f"signals.{name} reads, or their prompts have; it does not see the rest (signals.{name}.embedding.max_length)"
+            )
     if left_out := manifest["counts"].get("left_out"):
         from rm.text.left_out import describe_left_out
 

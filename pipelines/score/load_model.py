@@ -35,7 +35,9 @@ class LoadScorer:
     """Loads the plan's model, on the worker that scores with it. A picklable value, which tests replace by their own."""
 
     def __call__(self, plan: Plan) -> Scorer:
+        from rm.checkpoint.embedding_config import EmbeddingSettings
         from rm.checkpoint.memory_check import available_bytes
+        from rm.embedder import Embedder
         from rm.engine.device import resolve_device
         from rm.scorer import ModelError
         from rm.scorer import Scorer as ModelScorer
@@ -45,6 +47,15 @@ class LoadScorer:
         directory = loadable_directory(plan.model, plan.identity)
         try:
             with loading_turn(available_bytes) as share:
+                if "embedding" in plan.model:
+                    embedder = Embedder.load(
+                        directory,
+                        EmbeddingSettings.from_json(plan.model["embedding"]),
+                        device=resolve_device(plan.model["device"]),
+                        tokens_per_batch=plan.model["tokens_per_batch"],
+                    )
+                    embedder.on_batch = counters.count_forward
+                    return embedder
                 scorer = ModelScorer.load(
                     directory,
                     dtype=plan.model["dtype"],

@@ -94,6 +94,7 @@ class SideFile(NamedTuple):
     path: str
     columns: tuple[str, ...]
     stored: tuple[str, ...] = ()  # their names in the file, where these are others
+    truncated: tuple[int, ...] = ()  # responses that the model of a signal has read in part, where one has
 
 
 @dataclass(frozen=True)

@@ -56,5 +56,9 @@ class NameSignals(beam.DoFn):  # type: ignore[misc]
                         f"signals.{name} are of different text than the rewards; remove the older of their folders and score "
                         "again"
                     )
-                sides.append(SideFile(files[number].path, (f"signal.{name}",), ("reward",)))
+                columns = {f"signal.{name}": "reward"}
+                if "embedding" in plan.signals[name]:
+                    columns[f"signal.foreign({name})"] = "signal.foreign"
+                truncated = (files[number].footer.truncated,)
+                sides.append(SideFile(files[number].path, (*columns,), (*columns.values(),), truncated))
             yield replace(files[0], sides=(*files[0].sides, *sides)).to_bytes()

@@ -22,12 +22,15 @@ from pipelines.storage.files import read_bytes
 
 log = logging.getLogger(__name__)
 
-_OFTEN_EMPTY = ("cut_prompts", "left_out")
+_OFTEN_EMPTY = ("cut_prompts", "left_out", "truncated_by_signals")
+_COUNTERS = ("rejected", "left_out", "truncated_by_signals")
 
 
 def totals_of(data: bytes) -> Totals:
     """The totals of one score file, from its descriptor as bytes."""
-    footer = ScoreFile.from_bytes(data).footer
+    descriptor = ScoreFile.from_bytes(data)
+    footer = descriptor.footer
+    cut = {side.columns[0].partition(".")[2]: side.truncated[0] for side in descriptor.sides if any(side.truncated)}
     return Totals(
         rows=footer.rows,
         read=footer.responses,
@@ -37,6 +40,7 @@ def totals_of(data: bytes) -> Totals:
         tokens=footer.tokens,
         cut_prompts=footer.cut_prompts,
         left_out=Counter(footer.left_out),
+        truncated_by_signals=Counter(cut),
         examples=tuple(
             (footer.file_key, *place_in_file(footer.file_key, footer.unit_start, row), reason)
             for row, reason in footer.first_rejected
@@ -111,12 +115,16 @@ class Totals:
     examples: tuple[tuple[str, int, int, str], ...] = ()
     cut_prompts: int = 0  # responses off which a prompt that they repeat was taken
     left_out: Counter[str] = field(default_factory=Counter)  # scored responses by key that the template leaves out
+    truncated_by_signals: Counter[str] = field(
+        default_factory=Counter
+    )  # responses by the signal whose model reads a part
 
     def to_json(self) -> dict[str, Any]:
         """Return the counts; those of what few corpora have only where they are not zero."""
         counts = {name: value for name, value in asdict(self).items() if name not in _OFTEN_EMPTY or value}
-        if self.left_out:
-            counts["left_out"] = dict(sorted(self.left_out.items()))
+        for name in ("left_out", "truncated_by_signals"):
+            if name in counts:
+                counts[name] = dict(sorted(getattr(self, name).items()))
         return {
             **counts,
             "rejected": dict(sorted(self.rejected.items())),
@@ -127,7 +135,7 @@ class Totals:
     def from_json(cls, values: Mapping[str, Any]) -> Totals:
         names = [entry.name for entry in fields(cls) if entry.name in values or entry.name not in _OFTEN_EMPTY]
         known = {name: values[name] for name in names}
-        counters: dict[str, Any] = {name: Counter(known[name]) for name in ("rejected", "left_out") if name in known}
+        counters: dict[str, Any] = {name: Counter(known[name]) for name in _COUNTERS if name in known}
         return cls(**{**known, **counters, "examples": tuple(map(tuple, known["examples"]))})
 
     def __add__(self, other: Totals) -> Totals:
@@ -141,6 +149,7 @@ class Totals:
             tuple(sorted(self.examples + other.examples)[:EXAMPLES]),
             self.cut_prompts + other.cut_prompts,
             self.left_out + other.left_out,
+            self.truncated_by_signals + other.truncated_by_signals,
         )
 
 

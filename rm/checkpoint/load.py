@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from rm.checkpoint.eight_bits import quantise
 from rm.checkpoint.interchange import (
@@ -109,6 +109,22 @@ def load_for_scoring(
         spread(model, placement)
         return reward_model.eval()
     return reward_model.to(device).eval()
+
+
+def load_encoder(directory: Path, *, device: str) -> Any:
+    """Load a backbone without a head, in float32, every weight of it but a pooler's from the checkpoint. Raises `ModelError`."""
+    config = _load_config(directory)
+    if config.is_encoder_decoder:
+        raise ModelError(
+            f"{directory} holds an encoder and a decoder ({config.model_type}); choose an embedding model that is one of them"
+        )
+    model, info = _from_pretrained(directory, kind=AutoModel, config=config, dtype=torch.float32)
+    absent = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    lost = sorted(key for key in absent if "pooler" not in key)
+    if lost:
+        raise ModelError(f"{directory} lacks {len(lost)} weights ({_join_names(lost)}); fetch it again")
+    model.config.use_cache = False
+    return model.to(device).eval()
 
 
 def build_without_weights(directory: Path, *, outputs: Mapping[str, int] = MappingProxyType({})) -> RewardModel:
@@ -245,12 +261,14 @@ def _load_config(directory: Path) -> Any:
         ) from error
 
 
-def _from_pretrained(directory: Path, **settings: Any) -> tuple[Any, dict[str, Any]]:
+def _from_pretrained(
+    directory: Path, *, kind: Any = AutoModelForSequenceClassification, **settings: Any
+) -> tuple[Any, dict[str, Any]]:
     """Return (model, transformers' report of which weights fitted); the caller must check the latter. Raises `ModelError`."""
     require_files(directory)
     with quiet_transformers():
         try:
-            model, info = AutoModelForSequenceClassification.from_pretrained(
+            model, info = kind.from_pretrained(
                 str(directory),
                 output_loading_info=True,
                 use_safetensors=True,
@@ -260,15 +278,16 @@ def _from_pretrained(directory: Path, **settings: Any) -> tuple[Any, dict[str, A
             )
         except Exception as error:  # whatever this version of the library raises, the model cannot be used
             refuse_damaged(directory)
-            raise _load_error(directory, error) from error
+            raise _load_error(directory, error, kind) from error
     return model, info
 
 
-def _load_error(directory: Path, error: Exception) -> ModelError:
+def _load_error(directory: Path, error: Exception, kind: Any = AutoModelForSequenceClassification) -> ModelError:
     cause = str(error).strip().splitlines()[0][:200] if str(error).strip() else "no message"
+    purpose = "an embedding model" if kind is AutoModel else "a sequence classifier"
     return ModelError(
-        f"model.path {str(directory)!r} cannot be loaded as a sequence classifier ({type(error).__name__}: {cause}); "
-        "choose a checkpoint that AutoModelForSequenceClassification loads"
+        f"model.path {str(directory)!r} cannot be loaded as {purpose} ({type(error).__name__}: {cause}); "
+        f"choose a checkpoint that {kind.__name__} loads"
     )
 
 

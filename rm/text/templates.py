@@ -29,7 +29,7 @@ from rm.text.spans import Spans, find_response, pair_spans, text_in, text_spans
 from rm.text.special_tokens import SpecialTokens
 from rm.text.template_limits import render_chat
 
-_SPEAKER = {"system": "System", "user": "Human", "assistant": "Assistant"}
+_SPEAKER = {"system": "System", "user": "Human", "assistant": "Assistant", "tool": "Tool"}
 _UNSEEN = {"name", "tool_call_id"}  # a text is complete without them
 
 

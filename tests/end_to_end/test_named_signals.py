@@ -194,8 +194,8 @@ def test_a_column_that_holds_no_numbers_and_one_that_is_missing_are_told(make, t
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"signals": {"a": {}}}, "exactly one of column and model"),
-        ({"signals": {"a": {"column": "ok", "model": {"path": "x"}}}}, "exactly one of column and model"),
+        ({"signals": {"a": {}}}, "exactly one of column, model and embedding"),
+        ({"signals": {"a": {"column": "ok", "model": {"path": "x"}}}}, "exactly one of column, model and embedding"),
         ({"signals": {"rank": {"column": "ok"}}}, "'rank' is no name for a signal"),
         (
             {"signals": {"ok": {"column": "ok"}}, "input": {"path": "x", "carry": ["ok"]}},

@@ -63,7 +63,8 @@ def plan_run(config: RunConfig, flags: Sequence[str] = (), options: PlanOptions 
     colocated = config.score.colocate is not None
     models = [
         ModelEstimate.of(member, scored.of(member.fingerprint), surveyed, seed=seed, local=local, colocated=colocated)
-        for member in (plans.members if config.models else ())
+        for number, member in enumerate(plans.members if config.models else ())
+        if number not in config.embeddings
     ]
     if request.gpu is not None:
         check_memory(models, request.gpu, gpus=request.gpus)
@@ -174,6 +175,8 @@ def _list_warnings(
         warnings.append(
             "model.dtype=auto is float32 on this machine, and workers compute in it, too; for GPUs set model.dtype"
         )
+    if config.embeddings:
+        warnings.append("embedding models of signals are not part of these times and costs; they are small as a rule")
     if surveyed.unreadable:
         warnings.append(f"{surveyed.unreadable:,} files could not be read and are left out (limits.skip_bad_files)")
     if not surveyed.whole and len(surveyed.blocks) < 2:

@@ -103,7 +103,8 @@ def _identity(manifest: Json) -> Iterator[tuple[str, str | Markup]]:
         revision = f" at {member['revision']}" if member.get("revision") else ""
         yield "reward model", f"{crop(member['name'])}{revision}"
     for name, signal in manifest.get("signals", {}).items():
-        source = f"column {signal['column']}" if "column" in signal else f"reward model {signal['name']}"
+        kind = "cosine of prompt and response by" if "embedding" in signal else "reward model"
+        source = f"column {signal['column']}" if "column" in signal else f"{kind} {signal['name']}"
         yield "signal", crop(f"{name}: {source}")
     for measure in manifest.get("measures", ()):
         for file in measure.get("files", ()):
