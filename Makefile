@@ -16,7 +16,7 @@ TORCH_INDEX ?= $(shell { $(HAS_GPU) || { $(ANSWERS) && echo $(CPU_TORCH); }; } 2
 
 AIRFLOW ?= .cache/airflow
 
-.PHONY: airflow demo demo-seeds docs engines image install test test-slow test-all chaos fuzz lint format clean
+.PHONY: airflow demo demo-seeds docs engines image install reference test test-slow test-all chaos fuzz lint format clean
 
 install: $(VENV)/.dev
 
@@ -63,7 +63,7 @@ fuzz: install  # led by coverage where `pip install atheris` works; else by Hypo
 image: install  # deploy/Dockerfile, built and run by buildah; as root, on Debian
 	$(BIN)/python -m pytest tests/engines/image.py -rs
 
-airflow: $(AIRFLOW)/.installed  # the DAG, parsed by Airflow in an environment of its own; some minutes and 2 GB the first time
+airflow: $(AIRFLOW)/.installed  # the DAGs, parsed and rendered by Airflow in an environment of its own; minutes and 2 GB the first time
 	AIRFLOW_HOME=$(abspath $(AIRFLOW))/home AIRFLOW__CORE__LOAD_EXAMPLES=False $(AIRFLOW)/bin/python deploy/airflow/parse.py
 
 $(AIRFLOW)/.installed:
@@ -74,6 +74,9 @@ $(AIRFLOW)/.installed:
 
 docs: install  # the site, in out/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+reference: install  # docs/reference.md and deploy/flex/metadata.json, from the settings, their docstrings and the commands
+	$(BIN)/python docs/make_reference.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,12 +1,19 @@
-"""Writes docs/reference.md from the commands, the configuration models and the exit codes: `python docs/make_reference.py`."""
+"""Writes what is made from the commands, the configuration models and the exit codes: `make reference`.
+
+That is docs/reference.md, and deploy/flex/metadata.json.
+"""
 
 from __future__ import annotations
 
+import runpy
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import typer
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from pipelines import cli
 from pipelines.config.settings_list import Setting, block_meanings, sections
@@ -14,6 +21,7 @@ from pipelines.errors import Exit
 from pipelines.runtime import logs
 
 PATH = Path(__file__).with_name("reference.md")
+METADATA = Path(__file__).parents[1] / "deploy" / "flex" / "metadata.py"
 TITLES = {"run": "run, score, select", "train": "train", "evaluate": "evaluate"}
 EXITS = {
     Exit.DONE: "done; or there was nothing left to do",
@@ -26,7 +34,7 @@ EXITS = {
     Exit.INTERRUPTED: "interrupted by Ctrl-C; the same command goes on",
     Exit.TERMINATED: "terminated by SIGTERM; the same command goes on",
 }
-HEAD = """<!-- made by `python docs/make_reference.py`; do not edit -->
+HEAD = """<!-- made by `make reference`; do not edit -->
 # Reference
 
 The commands, their options, all settings with their defaults, and the exit codes. The same is on the command line:
@@ -102,3 +110,4 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 if __name__ == "__main__":
     PATH.write_text(reference(), encoding="utf-8")
+    runpy.run_path(str(METADATA), run_name="__main__")

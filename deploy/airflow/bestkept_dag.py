@@ -1,8 +1,10 @@
 """An example for Airflow: every day what is new in a corpus is scored, and a version of the output is selected from all of it, by
 the Flex template of deploy/build.sh; what follows takes the version that is the latest then.
 
-Deferrable: while a job runs, no worker slot of Airflow is taken. Each task may be tried again: what is scored stays, and a
-finished version is found finished. The job itself sets `latest.json`: the template's launcher does not wait, the operator does.
+Deferrable: while a job runs, no worker slot of Airflow is taken. Each task may be tried again, also one whose job has ended well:
+what is scored stays, and for a finished version a job of one step is staged. A job is named by `run_id` and the number of the
+try: a run that an asset triggers has no logical date, and Dataflow takes no second job of a name that runs. The job itself sets
+`latest.json`: the template's launcher does not wait, the operator does.
 Old versions go with `bestkept clean`, wherever bestkept is installed. Variables: `bestkept_project`, `bestkept_region`,
 `bestkept_bucket` and `bestkept_worker` (a service account). The bucket holds configs/dataflow_gpu.yaml, filled in. Needs the
 providers google, apache-beam (Dataflow's operators import it) and standard; `make airflow` parses it. Not run on the service.
@@ -11,6 +13,7 @@ providers google, apache-beam (Dataflow's operators import it) and standard; `ma
 from __future__ import annotations
 
 import json
+import re
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -25,11 +28,17 @@ BUCKET = "gs://{{ var.value.bestkept_bucket }}"
 ROOT = "curated"
 
 
+def job_name(command: str, run_id: str, try_number: int) -> str:
+    """The name of a job in Dataflow, of small letters, digits and hyphens."""
+    run = re.sub(r"[^a-z0-9]+", "-", run_id.lower()).strip("-")
+    return f"bestkept-{command}-{run[:200]}-{try_number}"
+
+
 def job(command: str) -> dict[str, Any]:
     """The request that starts one command. One job scores and selects: two would list the corpus twice, and see other files."""
     return {
         "launchParameter": {
-            "jobName": f"bestkept-{command}-{{{{ ds_nodash }}}}-{{{{ ti.try_number }}}}",
+            "jobName": f"{{{{ job_name('{command}', run_id, ti.try_number) }}}}",
             "containerSpecGcsPath": f"{BUCKET}/templates/bestkept.json",
             "parameters": {
                 "command": command,
@@ -59,6 +68,7 @@ with DAG(
     start_date=datetime(2026, 1, 1),
     catchup=False,
     max_active_runs=1,
+    user_defined_macros={"job_name": job_name},
     tags=["bestkept"],
 ):
     run = DataflowStartFlexTemplateOperator(

@@ -1,4 +1,4 @@
-"""Writes `metadata.json` of the Flex template from the configuration's models: `python deploy/flex/metadata.py`."""
+"""Writes `metadata.json` of the Flex template from the configuration's models; `make reference` runs it, too."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from launch import COMMANDS, fields

@@ -9,8 +9,10 @@ from pydantic import Field, field_validator, model_validator
 
 from pipelines.config.base import Strict, refuse_unused
 
-_ACCELERATOR = re.compile(
-    r"type:[a-z0-9-]+;count:[1-9][0-9]*(;machine_type:[a-z0-9-]+)?;install-nvidia-driver(:[a-z0-9.]+)?"
+_ACCELERATOR = re.compile(  # Dataflow's own form, its further parts in any order and each once at the most
+    r"(?!.*;(?P<part>machine_type|install-nvidia-driver|provisioning_model)\b.*;(?P=part)\b)(?=.*;install-nvidia-driver)"
+    r"type:[a-z0-9-]+;count:[1-9][0-9]*"
+    r"(;machine_type:[a-z0-9-]+|;install-nvidia-driver(:[a-z0-9.]+)?|;provisioning_model:(STANDARD|FLEX_START))+"
 )
 _REFUSED = {
     "DaskRunner": "it loses data without an error: additional outputs of a step, and what is emitted at a bundle's end",
@@ -28,8 +30,9 @@ class RunnerConfig(Strict):
     options: dict[str, Any] = {}
     """Beam pipeline options by name; null means not set."""
     accelerator: str | None = None
-    """The GPU of the workers that score, and of no others, on Dataflow: `type:nvidia-l4;count:1;install-nvidia-driver`, with
-    `machine_type:g2-standard-8;` before the driver where the other workers have another machine type. `select` asks for none."""
+    """The GPU of the workers that score, and of no others, on Dataflow: `type:nvidia-l4;count:1;install-nvidia-driver:latest`.
+    `;machine_type:g2-standard-8` after the count gives them a machine type of their own, `;provisioning_model:FLEX_START` at the
+    end waits for a GPU where a zone has none left. `select` asks for none."""
 
     @field_validator("name", mode="before")
     @classmethod
@@ -43,7 +46,8 @@ class RunnerConfig(Strict):
     def _accelerator_is_known(cls, value: str | None) -> str | None:
         if value is not None and not _ACCELERATOR.fullmatch(value):
             raise ValueError(
-                "expected type:GPU;count:N;install-nvidia-driver, with machine_type:MACHINE; before the driver if need be"
+                "expected type:GPU;count:N;install-nvidia-driver:latest, and, each if need be, ;machine_type:MACHINE and "
+                ";provisioning_model:FLEX_START"
             )
         return value
 

@@ -21,6 +21,7 @@ from apache_beam.runners.runner import create_runner
 from pipelines.config import RunConfig, RunnerConfig
 from pipelines.errors import ConfigError, UnknownOptionError
 from pipelines.runtime import dataflow
+from pipelines.runtime.accelerators import Accelerator
 from pipelines.runtime.machine import check_workers
 
 log = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ def requested_machine(config: RunnerConfig, flags: Sequence[str]) -> RequestedMa
     most = config.workers if config.name == "local" else int(workers) if workers else None
     if config.accelerator is None:
         return RequestedMachine(options.machine_type, None, 0, most)
-    gpu = dataflow.Accelerator.of(config.accelerator)
+    gpu = Accelerator.of(config.accelerator)
     return RequestedMachine(gpu.machine_type or options.machine_type, gpu.type, gpu.gpus, most)
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipelines.config import RunConfig, RunnerConfig
 from pipelines.errors import ConfigError
+from pipelines.runtime.accelerators import DRIVER, Accelerator, dtype_mistake, machine_mistakes
 
 DATAFLOW = "DataflowRunner"
 ONE_PROCESS = "no_use_multiple_sdk_containers"
@@ -22,31 +23,6 @@ _LEAST_DISK_GB = 25  # the service's default for a batch worker
 _LEAST_GPU_DISK_GB = 50  # the image with CUDA takes 10 GB, its layers as much again while it is fetched
 _BUCKET = re.compile(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/|$)")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_MACHINES = {  # only these machine types have that GPU
-    "nvidia-l4": "g2-",
-    "nvidia-tesla-t4": "n1-",
-    "nvidia-tesla-v100": "n1-",
-    "nvidia-tesla-p100": "n1-",
-    "nvidia-tesla-p4": "n1-",
-    "nvidia-tesla-a100": "a2-highgpu-",
-    "nvidia-a100-80gb": "a2-ultragpu-",
-    "nvidia-h100-80gb": "a3-highgpu-",
-    "nvidia-h100-mega-80gb": "a3-megagpu-",
-}
-
-
-class Accelerator(NamedTuple):
-    """The parts of `runner.accelerator` that the checks read."""
-
-    type: str
-    gpus: int
-    machine_type: str | None
-
-    @classmethod
-    def of(cls, text: str) -> Accelerator:
-        """Parse a validated `runner.accelerator`."""
-        parts = dict(part.partition(":")[::2] for part in text.split(";"))
-        return cls(parts["type"], int(parts["count"]), parts.get("machine_type"))
 
 
 def refuse_hub_ids(config: RunConfig) -> None:
@@ -143,9 +119,22 @@ def _workers(options: Mapping[str, Any]) -> Iterator[str]:
     disk_gb = options.get("disk_size_gb")
     if disk_gb is not None and 0 != disk_gb < _LEAST_DISK_GB:
         yield f"{_option('disk_size_gb')} is {disk_gb}; expected {_LEAST_DISK_GB} or more, to hold the image"
-    workers = options.get("max_num_workers")
-    if workers is not None and workers < 1:
-        yield f"{_option('max_num_workers')} is {workers}; expected 1 or more"
+    workers, most = options.get("num_workers"), options.get("max_num_workers")
+    for name, value in (("num_workers", workers), ("max_num_workers", most)):
+        if value is not None and value < 1:
+            yield f"{_option(name)} is {value}; expected 1 or more"
+    if workers is not None and most is not None and workers > most:
+        yield f"{_option('num_workers')} is {workers}, more than {_option('max_num_workers')}, {most}; expected {most} or fewer"
+    if _is_fixed(options) and workers is None:
+        yield (
+            f"{_option('autoscaling_algorithm')} is NONE, and {_option('num_workers')} is missing; expected the number of "
+            "workers that the job has from its start to its end"
+        )
+
+
+def _is_fixed(options: Mapping[str, Any]) -> bool:
+    """Tell whether the job keeps the number of workers that it starts with."""
+    return bool(options.get("autoscaling_algorithm") == "NONE")
 
 
 def _gpu(config: RunConfig, accelerator: Accelerator, options: Mapping[str, Any]) -> Iterator[str]:
@@ -157,12 +146,12 @@ def _gpu(config: RunConfig, accelerator: Accelerator, options: Mapping[str, Any]
             f"runner.accelerator has count:{accelerator.gpus}; a worker is one process {uses}, and others would stand idle: "
             f"expected count:{expected}, and more workers by {_option('max_num_workers')}"
         )
-    if options.get("max_num_workers") is None:
+    if options.get("max_num_workers") is None and not (_is_fixed(options) and options.get("num_workers")):
         yield (
             f"{_option('max_num_workers')} is missing, and every worker has a GPU that is paid for; expected a number within "
             f"your quota: {_option('max_num_workers')}=8"
         )
-    yield from _machine(accelerator, options.get("machine_type"))
+    yield from machine_mistakes(accelerator, options.get("machine_type"), option=_option("machine_type"))
     disk_gb = options.get("disk_size_gb")
     if not disk_gb or _LEAST_DISK_GB <= disk_gb < _LEAST_GPU_DISK_GB:
         problem = f"is {disk_gb}" if disk_gb else "is missing"
@@ -178,26 +167,9 @@ def _gpu(config: RunConfig, accelerator: Accelerator, options: Mapping[str, Any]
     if options.get("flexrs_goal") is not None:
         yield f"{_option('flexrs_goal')} is given, and FlexRS has no GPUs; remove it, or score without runner.accelerator"
     for setting, model in config.named_models.items():
-        if model.dtype == "auto":
-            yield (
-                f"{setting}.dtype is 'auto', which is resolved by the launcher, and that has no {accelerator.type}; expected the "
-                "type to compute in: bfloat16, or float32 or float16 on GPUs before Ampere"
-            )
-
-
-def _machine(accelerator: Accelerator, machine_type: str | None) -> Iterator[str]:
-    needed, machine = _MACHINES.get(accelerator.type), accelerator.machine_type or machine_type
-    if machine is None:
-        example = f"{needed}standard-8" if needed in ("g2-", "n1-") else f"{needed or 'MACHINE-'}1g"
-        yield (
-            f"{_option('machine_type')} is missing, and {accelerator.type} needs one that has it: {_option('machine_type')}="
-            f"{example}, or machine_type:{example} in runner.accelerator for the scoring workers alone"
-        )
-    elif needed is not None and not machine.startswith(needed):
-        setting = (
-            "runner.accelerator has machine_type:" if accelerator.machine_type else f"{_option('machine_type')} is "
-        )
-        yield f"{setting}{machine}, which has no {accelerator.type}; expected {needed}..."
+        mistake = dtype_mistake(model.dtype, accelerator.type)
+        if mistake is not None:
+            yield f"{setting}.dtype {mistake}"
 
 
 def _service(options: Mapping[str, Any]) -> Iterator[str]:
@@ -205,7 +177,7 @@ def _service(options: Mapping[str, Any]) -> Iterator[str]:
         if option.startswith("worker_accelerator"):
             yield (
                 f"{_option('dataflow_service_options')} names worker_accelerator, a GPU on every worker, also where nothing "
-                "is scored; write it as runner.accelerator=type:...;count:1;install-nvidia-driver"
+                f"is scored; write it as runner.accelerator=type:...;count:1;{DRIVER}"
             )
 
 

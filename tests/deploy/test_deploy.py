@@ -8,11 +8,13 @@ import itertools
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ import yaml
 from support.torch_index import make_torch_index
 
 from pipelines.config import RunConfig, load
+from pipelines.errors import Exit
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -197,7 +200,7 @@ def test_the_check_of_a_model_in_the_image_reads_headers_alone(causal, tmp_path)
 
 def test_the_template_knows_every_field():
     metadata = module("metadata")
-    assert metadata.PATH.read_text(encoding="utf-8") == metadata.text(), "run python deploy/flex/metadata.py"
+    assert metadata.PATH.read_text(encoding="utf-8") == metadata.text(), "run `make reference`"
     names = [parameter["name"] for parameter in json.loads(metadata.text())["parameters"]]
     assert len(names) == len(set(names))
     assert {"command", "config", "input_path", "model_path", "select", "output_path", "runner_accelerator"} <= set(
@@ -276,10 +279,71 @@ def test_examples_name_parameters_that_the_template_has():
         assert {"command", "config", "output_path"} <= parameters <= known
 
 
-def test_the_dag_compiles_and_does_not_wait_on_a_slot():
-    text = (DEPLOY / "airflow" / "bestkept_dag.py").read_text()
-    compile(text, "bestkept_dag.py", "exec")
-    assert "deferrable=True" in text
+class StandIn:
+    """Anything of Airflow's: it takes all words, is a context, and is followed by others."""
+
+    def __init__(self, **words: Any) -> None:
+        self.words = words
+
+    def __enter__(self) -> StandIn:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def __rshift__(self, other: StandIn) -> StandIn:
+        return other
+
+
+def dag(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The names of a file in deploy/airflow, with a stand-in for Airflow; `make airflow` has the real one."""
+    errors = {kind: type(kind, (Exception,), {}) for kind in ("AirflowException", "AirflowFailException")}
+    for node in ast.walk(ast.parse((DEPLOY / "airflow" / name).read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("airflow"):
+            made = SimpleNamespace(**{alias.name: errors.get(alias.name, StandIn) for alias in node.names})
+            monkeypatch.setitem(sys.modules, node.module, made)
+    return runpy.run_path(str(DEPLOY / "airflow" / name))
+
+
+def test_the_dag_does_not_wait_on_a_slot_and_names_each_try_of_a_run(monkeypatch):
+    names = dag("bestkept_dag.py", monkeypatch)
+    words = names["run"].words
+    assert words["deferrable"] is True
+    assert words["body"]["launchParameter"]["jobName"] == "{{ job_name('run', run_id, ti.try_number) }}"
+    job_name = names["job_name"]
+    runs = [
+        "scheduled__2026-11-30T00:00:00+00:00",
+        "asset_triggered__2026-11-30T13:00:00.12+00:00_Ab3",
+        "é" * 9,
+        "x" * 999,
+    ]
+    made = [job_name("run", run, number) for run in runs for number in (1, 2)]
+    assert len(set(made)) == 8
+    assert all(re.fullmatch(r"[a-z]([-a-z0-9]{0,253}[a-z0-9])", name) for name in made)
+    assert made[:2] == [f"bestkept-run-scheduled-2026-11-30t00-00-00-00-00-{number}" for number in (1, 2)]
+
+
+@pytest.mark.parametrize("code", [0, 2, 3, 4, 5, 6, 7, 130, 143])
+def test_a_local_task_is_tried_again_where_that_helps(tmp_path, monkeypatch, code):
+    names = dag("bestkept_local_dag.py", monkeypatch)
+    program = tmp_path / "bestkept"
+    program.write_text(f'#!/bin/sh\necho "$@"\nexit {code}\n')
+    program.chmod(0o755)
+    bestkept = names["bestkept"]
+    bestkept.__globals__["PROGRAM"] = str(program)
+    if code == 0:
+        assert bestkept("latest", "/srv/curated") == "latest /srv/curated"
+        return
+    with pytest.raises(Exception, match=f"bestkept ended with {code}") as raised:
+        bestkept("run", "a.yaml")
+    for_a_person = {Exit.CONFIG, Exit.INPUT, Exit.REJECTED, Exit.CONFLICT, Exit.MODEL}
+    assert raised.typename == ("AirflowFailException" if code in for_a_person else "AirflowException")
+
+
+def test_the_workflow_has_every_python_that_there_is_a_classifier_for():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yaml").read_text())
+    matrix = workflow["jobs"]["test"]["strategy"]["matrix"]["python"]
+    classifiers = re.findall(r"Python :: (3\.\d+)", (ROOT / "pyproject.toml").read_text())
+    assert matrix == classifiers == ["3.11", "3.12", "3.13", "3.14"]
 
 
 def test_commands_that_are_not_run_say_why():

@@ -222,7 +222,7 @@ def test_the_reference_is_in_step():
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
     made = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
-    assert made == (DOCS / "reference.md").read_text(encoding="utf-8"), "run `python docs/make_reference.py`"
+    assert made == (DOCS / "reference.md").read_text(encoding="utf-8"), "run `make reference`"
 
 
 def test_every_exit_code_is_in_both_pages():

@@ -32,7 +32,7 @@ from pipelines.runtime import execute, progress
 
 JOB_TYPE_BATCH = 1  # enumerations travel as numbers
 CONFIGS = TESTS.parent / "configs"
-GPU = b"type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-driver"
+GPU = b"type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-driver:latest"
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("google.cloud.dataflow_v1beta3") is None, reason="apache-beam[gcp] is not installed"
 )

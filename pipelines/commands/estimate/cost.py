@@ -15,11 +15,13 @@ from pipelines.commands.estimate.model_estimate import ModelEstimate
 from pipelines.commands.estimate.quantity import Quantity, total_of
 from pipelines.commands.estimate.selection_size import SHUFFLE_BYTES
 from pipelines.commands.estimate.survey import Survey
+from pipelines.runtime.accelerators import why_too_old
 from pipelines.runtime.beam_options import RequestedMachine
 
 _LOCAL_SECS = (2.0, 8.0)  # of a local run, beside loading and forwards: Beam's graph
 _ROW_SECS = (2e-5, 3e-4)  # of each response: reading, selecting, exporting
 _CORES_GAIN = (1.0, 1.1, 1.2)  # of workers that share the cores of one process; benchmarks/scaling.py
+_START_SHARE = 0.1  # of a worker's time that its start may take, where the number of workers is proposed
 _UNEVEN = 1.15  # of workers with a GPU each: their last pieces do not end together
 
 
@@ -85,26 +87,37 @@ def estimate_gpus(
     ways = []
     for name in names:
         whys = (model.why_too_large(name, gpus=request.gpus) for model in models)
-        why = next((why for why in whys if why is not None), None) or _why_no_dtype(models, name)
+        why = next((why for why in whys if why is not None), None) or _why_unusable(models, name)
         devices = max((model.devices_on(name, gpus=request.gpus) for model in models), default=1)
         machine = (
             prices.machine(request.machine, name) if request.machine or request.gpu else prices.machine(None, name)
         )
         way: dict[str, Any] = {"where": name, "basis": "assumed", "workers": workers, "devices": devices, "speed": []}
-        way |= {"secs": None, "gpu_hours": None}
+        way |= {"secs": None, "gpu_hours": None, "proposed_workers": None}
         way |= {"machine": machine[0] if machine else None, "cost": None, "fits": why is None, "why": why}
         if why is None:
             work = total_of([_gpu_secs(model, name) for model in models])
             hours = billed_hours(work, workers=workers, start=start)
             way |= {"secs": wall_secs(work, workers=workers, start=start), "gpu_hours": hours.times(devices)}
+            way["proposed_workers"] = propose_workers(work, start=start, most=request.workers)
             gpus = max(request.gpus, devices)
             way["cost"] = _cost(hours, machine[1], gpus=gpus, shuffled=shuffled) if machine else None
         ways.append(way)
     return ways
 
 
-def _why_no_dtype(models: Sequence[ModelEstimate], gpu: str) -> str | None:
-    """Return why a GPU cannot run a model in its type; None where it can."""
+def propose_workers(work: Quantity, *, start: tuple[float, float], most: int | None) -> int:
+    """Return the number of workers whose start takes about a tenth of their time, at most `most`."""
+    low, high = start
+    number = int(work.value * _START_SHARE / (1 - _START_SHARE) / math.sqrt(low * high))
+    return max(1, number if most is None else min(number, most))
+
+
+def _why_unusable(models: Sequence[ModelEstimate], gpu: str) -> str | None:
+    """Return why a GPU is none of torch's, or cannot run a model in its type; None where it can."""
+    too_old = why_too_old(gpu)
+    if too_old is not None:
+        return too_old
     if hardware().gpus[gpu].bfloat16:
         return None
     half = (model for model in models if model.plan.model["dtype"] in ("bfloat16", "int8"))

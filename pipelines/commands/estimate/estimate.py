@@ -22,6 +22,8 @@ from pipelines.config import RunConfig
 from pipelines.corpus import rewritten_copy
 from pipelines.errors import ConfigError
 from pipelines.plan import Plan, make_plans, with_absolute_paths
+from pipelines.runtime import dataflow
+from pipelines.runtime.accelerators import Accelerator
 from pipelines.runtime.beam_options import requested_machine
 from pipelines.score.unit_scores import score_directories, scores_path
 
@@ -82,6 +84,7 @@ def plan_run(config: RunConfig, flags: Sequence[str] = (), options: PlanOptions 
         "scores": {"path": scores_path(config), "bytes": _score_bytes(config, surveyed, models)},
         "selection": selection_size(config, surveyed),
         "ways": ways,
+        "proposed": _propose_options(config, ways),
         "prices": {"date": prices.date.isoformat(), "region": prices.region, "currency": prices.currency}
         | {"source": prices.source, "age_days": prices.age_days(datetime.now(UTC).date())},
         "warnings": [
@@ -110,6 +113,14 @@ def check_cost(plan: dict[str, Any], max_cost: float) -> None:
             f"the run may cost up to {high:,.2f} {plan['prices']['currency']}, more than --max-cost {max_cost:g}; raise it, "
             "score less, or choose another machine"
         )
+
+
+def _propose_options(config: RunConfig, ways: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the options of Beam that suit `bestkept score` on Dataflow's GPUs; None elsewhere."""
+    workers = ways[0].get("proposed_workers") if len(ways) == 1 else None
+    if config.runner.name != dataflow.DATAFLOW or config.runner.accelerator is None or workers is None:
+        return None
+    return {"num_workers": workers, "autoscaling_algorithm": "NONE"}
 
 
 def _corpus_json(surveyed: Survey, plan: Plan) -> dict[str, Any]:
@@ -177,6 +188,12 @@ def _list_warnings(
         )
     if config.embeddings:
         warnings.append("embedding models of signals are not part of these times and costs; they are small as a rule")
+    accelerator = None if config.runner.accelerator is None else Accelerator.of(config.runner.accelerator)
+    if accelerator is not None and accelerator.machine_type is None:
+        warnings.append(
+            "runner.options.machine_type is that of all workers, also of those without a GPU; name that of the scoring ones in "
+            "runner.accelerator (machine_type:...), and a cheaper one, such as n2-standard-4, in runner.options"
+        )
     if surveyed.unreadable:
         warnings.append(f"{surveyed.unreadable:,} files could not be read and are left out (limits.skip_bad_files)")
     if not surveyed.whole and len(surveyed.blocks) < 2:

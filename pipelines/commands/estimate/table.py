@@ -140,6 +140,9 @@ def _way(plan: Mapping[str, Any], way: Mapping[str, Any]) -> Iterator[tuple[str,
         yield "cost", f"{_range(cost)} {prices['currency']}", source
     else:
         yield "cost", "not known", "no machine with a price"
+    if plan["proposed"]:
+        options = " ".join(f"--{name}={value}" for name, value in plan["proposed"].items())
+        yield "score by", options, "assumed: a tenth of a worker's time is its start"
 
 
 def _number(quantity: Mapping[str, Any]) -> str:

@@ -83,6 +83,11 @@ def refusal(config: RunConfig, *, scores: bool = True) -> str:
             "runner.accelerator=type:nvidia-l4;count:2;machine_type:g2-standard-24;install-nvidia-driver",
             r".*count:2; .*",
         ),
+        ("runner.options.num_workers=0", r"options\.num_workers is 0; expected 1 or more"),
+        (
+            "runner.options.num_workers=9",
+            r"options\.num_workers is 9, more than runner\.options\.max_num_workers, 8; expected 8 or fewer",
+        ),
         (
             "runner.options.experiments=[use_multiple_sdk_containers]",
             r".*experiments names use_multiple_sdk_containers.*",
@@ -135,6 +140,14 @@ def test_a_gpu_needs_a_machine_type_and_any_new_one_is_taken():
         in found
     )
     config = with_options("runner.accelerator=type:nvidia-b9;count:1;machine_type:z9;install-nvidia-driver:550.1")
+    dataflow.check(config, pipeline_options(config.runner, []).get_all_options(), scores=True)
+
+
+def test_a_job_without_autoscaling_names_its_workers_and_needs_no_most_of_them():
+    fixed = "runner.options.autoscaling_algorithm=NONE"
+    found = refusal(with_options(fixed, "runner.options.num_workers=null"))
+    assert "autoscaling_algorithm is NONE, and runner.options.num_workers is missing" in found
+    config = with_options(fixed, "runner.options.num_workers=8", "runner.options.max_num_workers=null")
     dataflow.check(config, pipeline_options(config.runner, []).get_all_options(), scores=True)
 
 
@@ -225,7 +238,7 @@ def test_hub_ids_are_for_this_machine(make_config, tmp_path, name, monkeypatch):
     "value", ["nvidia-l4", "type:nvidia-l4;count:1", "type:nvidia-l4;count:0;install-nvidia-driver", "count:1;type:a"]
 )
 def test_an_accelerator_is_written_as_the_service_reads_it(value):
-    with pytest.raises(ValueError, match="expected type:GPU;count:N;install-nvidia-driver"):
+    with pytest.raises(ValueError, match="expected type:GPU;count:N;install-nvidia-driver:latest"):
         RunnerConfig(name="DataflowRunner", accelerator=value)
 
 
@@ -315,7 +328,7 @@ def test_what_is_shuffled_is_typed_and_never_pickled(which):
 )
 def test_the_gpu_is_for_scoring_alone_and_nothing_is_fused_with_it(which, models):
     proto = job(*which).proto_pipeline
-    accelerator = b"type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-driver"
+    accelerator = b"type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-driver:latest"
     assert hinted(proto) == {f"Score{own}/ScoreUnits/ParDo(ScoreUnits)": [accelerator] for own in models}
     for own in models:
         step = steps(proto)[f"Score{own}/ScoreUnits/ParDo(ScoreUnits)"]
@@ -338,7 +351,7 @@ def test_the_gpu_is_for_scoring_alone_and_nothing_is_fused_with_it(which, models
 def test_where_texts_are_colocated_the_gpu_sees_them_alone(more, models):
     """Not the steps that read them, nor those that write score files: between them and the model everything is shuffled."""
     proto = job(GPU, *more, *COLOCATED).proto_pipeline
-    accelerator = b"type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-driver"
+    accelerator = b"type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-driver:latest"
     scoring = [f"Score{own}/Colocate/ScorePrompts" for own in models]
     assert hinted(proto) == {name: [accelerator] for name in scoring}
     made = steps(proto)
@@ -403,7 +416,7 @@ def test_options_reach_the_job():
     (pool,) = environment.worker_pools
     assert pool.machine_type == "n2-standard-4"
     assert pool.disk_size_gb == 100
-    assert pool.autoscaling_settings.max_num_workers == 8
+    assert (pool.num_workers, pool.autoscaling_settings.max_num_workers) == (4, 8)
     assert pool.num_threads_per_worker == 2
     images = {image.container_image for image in pool.sdk_harness_container_images}
     assert images == {"us-central1-docker.pkg.dev/my-project/bestkept/bestkept-gpu:0.1.0"}

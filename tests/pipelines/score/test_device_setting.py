@@ -14,7 +14,7 @@ from pipelines.plan import make_plans
 from pipelines.runtime import machine
 from pipelines.score.load_model import LoadScorer
 
-ACCELERATOR = "type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-driver"
+ACCELERATOR = "type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-driver:latest"
 
 
 @pytest.fixture

@@ -237,6 +237,36 @@ def test_a_job_elsewhere_is_estimated_for_the_gpu_that_it_names(config):
     assert flags[0]["workers"] == 9
 
 
+def test_options_of_dataflow_are_proposed_from_the_work_and_the_start(config):
+    gpu = "type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-driver:latest"
+    plan = plan_run(remote(config(), gpu, max_num_workers=5, machine_type="n2-standard-4"))
+    assert plan["proposed"] == {"num_workers": 1, "autoscaling_algorithm": "NONE"}
+    cells = [str(cell) for column in plan_table(plan).columns for cell in column._cells]
+    assert "--num_workers=1 --autoscaling_algorithm=NONE" in cells
+    warning = "runner.options.machine_type is that of all workers"
+    assert not any(warning in line for line in plan["warnings"])
+    everywhere = plan_run(
+        remote(config(), gpu.replace("machine_type:g2-standard-8;", ""), machine_type="g2-standard-8")
+    )
+    assert any(warning in line for line in everywhere["warnings"])
+    assert plan_run(config(), options=NO_BENCHMARK)["proposed"] is None
+    assert plan_run(remote(config()))["proposed"] is None
+
+
+def test_the_start_takes_a_tenth_of_a_workers_time():
+    work = Quantity(90_000.0, 80_000.0, 100_000.0, "assumed")
+    assert cost.propose_workers(work, start=(100.0, 400.0), most=None) == 50  # 1,800 s of work, 200 s of start
+    assert cost.propose_workers(work, start=(100.0, 400.0), most=8) == 8
+    assert cost.propose_workers(Quantity(1.0, 1.0, 1.0, "assumed"), start=(100.0, 400.0), most=8) == 1
+
+
+def test_a_gpu_without_kernels_of_torch_is_none_of_the_ways(config):
+    ways = {way["where"]: way for way in plan_run(remote(config()))["ways"]}
+    assert ways["nvidia-tesla-v100"]["fits"] is False
+    assert "CUDA 13.0" in ways["nvidia-tesla-v100"]["why"]
+    assert ways["nvidia-tesla-t4"]["fits"] is True
+
+
 def test_a_job_elsewhere_without_a_named_gpu_is_estimated_for_all(config):
     plan = plan_run(remote(config()))
     assert len(plan["ways"]) == 10
@@ -376,7 +406,7 @@ def test_the_command_as_json(bestkept):
     code, out, err = bestkept("--json", "--gpu", "nvidia-l4", "--max-cost", "100")
     plan = json.loads(out)
     assert code == 0
-    keys = ["runner", "corpus", "models", "verdicts", "scores", "selection", "ways", "prices", "warnings"]
+    keys = ["runner", "corpus", "models", "verdicts", "scores", "selection", "ways", "proposed", "prices", "warnings"]
     assert list(plan) == keys
     assert plan["corpus"]["files"] == 3
     assert not re.search("xylophone|zeppelin", out + err)
