@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.config.expression_terms import BUILT_IN
@@ -178,7 +179,7 @@ def scores_to_candidates(scores: pa.Table, *, file: int, unit: int, needs: Needs
         columns["response_hash"] = _values(scores["response_hash"])
         columns["file"] = np.broadcast_to(np.int32(file), (count,))
         columns["unit"] = np.broadcast_to(np.int32(unit), (count,))
-        columns["row"], columns["response"] = _values(scores["row"]), _values(scores["response_index"])
+        columns["row"], columns["response"] = _values(scores["row"]), _one_for_all(_values(scores["response_index"]))
     if needs.key:
         columns["key_high"], columns["key_low"] = key_halves(scores["prompt_key"])
     if needs.length:
@@ -197,6 +198,11 @@ def _values(column: pa.ChunkedArray, none: int | None = 0) -> Any:
     whole = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     fill = np.nan if none is None and pa.types.is_floating(whole.type) else 0
     return (whole.fill_null(fill) if whole.null_count else whole).to_numpy()
+
+
+def _one_for_all(values: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """The values; where all are zero, as in a corpus of one response a row, in a form that takes no memory and no time."""
+    return values if values.any() else np.broadcast_to(np.zeros(1, values.dtype), values.shape)
 
 
 def key_halves(column: pa.ChunkedArray) -> tuple[Any, Any]:

@@ -23,7 +23,9 @@ from pipelines.select.candidates import (
 from pipelines.select.columns import Needs
 
 _MOST_REMAINING = 0.7  # where a larger share of rows would remain, the shuffle is cheaper than the sort
-_SAMPLE_BELOW = np.uint64(1 << 60)  # keys below it, of a sixteenth of all prompts, are the sample
+_SAMPLE_BELOW = np.uint64(
+    1 << 60
+)  # lower halves of keys below it, of a sixteenth of any partition's prompts, are the sample
 _LEAST_SAMPLE = 1000  # with fewer rows in the sample, all keys are counted
 
 
@@ -50,7 +52,7 @@ def shrink(candidates: Candidates, rule: BestOfN, *, needs: Needs) -> Candidates
 
 def _estimate_remaining(candidates: Candidates, wanted: int) -> float:
     """Estimate how many rows remain if each prompt keeps `wanted`: an upper bound, but for the error of the sample."""
-    keys = candidates.key_high[candidates.key_high < _SAMPLE_BELOW]
+    keys = candidates.key_high[candidates.key_low < _SAMPLE_BELOW]
     if len(keys) < _LEAST_SAMPLE:
         keys = candidates.key_high
     keys = np.sort(keys)

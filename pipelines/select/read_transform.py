@@ -22,7 +22,8 @@ from pipelines.select.prefilter import shrink
 from pipelines.select.selection import Selection, apply_early_steps
 from pipelines.select.summary import FragmentFacts, SelectionSummary, StepCounts
 
-_BLOCK_ROWS = 200_000  # that are partitioned at a time, at least; 10 MB
+_BLOCK_ROWS = 200_000  # that are partitioned at a time, at least, if there are as many partitions as these hold; 10 MB
+_PART_ROWS = 1_000  # of a partition in such a block, where there are fewer
 _HELD_ROWS = 5_000_000  # of a bundle, before they are shuffled: 250 MB
 _MOST_HELD = 0.7  # the share of `_HELD_ROWS` that may stay after a prefilter; with more, all are shuffled
 
@@ -70,14 +71,15 @@ class ReadScores(ThreadedDoFn):
             place = (descriptor.file, footer.unit, footer.fragment)
             outputs.append(TaggedOutput("schemas", [(score_files.original_schema(scores), place)]))
         summary = _summary(everything, counts, self._selection)
-        summary.hits = count_hits(scores.filter(scores["reward"].is_valid()), leaks)
+        if leaks:
+            summary.hits = count_hits(scores.filter(scores["reward"].is_valid()), leaks)
         outputs.append(TaggedOutput("summary", summary))
         return _FileContent(candidates, outputs)
 
     def collect(self, content: _FileContent) -> Iterator[Any]:
         yield from content.outputs
         self._block.append(content.candidates)
-        if sum(map(len, self._block)) >= _BLOCK_ROWS:
+        if sum(map(len, self._block)) >= min(_BLOCK_ROWS, _PART_ROWS * self._selection.partitions):
             self._hold(self._jobs.put(_partition_block, self._block, self._selection))
             self._block = []
             if self._rows() > _HELD_ROWS:
