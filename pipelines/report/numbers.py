@@ -1,7 +1,7 @@
 """The numbers of a report, computed from observations: `report.json`. Pure; the page only draws them.
 
 Counts are exact. Numbers that need whole prompts (best of n, margins, overlap, length) are taken from the sample of prompts;
-`sample` says how many these are, and `whole` whether they are all.
+`sample` says how many these are, and `whole` whether they are all. What gold tells is taken from a larger one.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class ReportSettings:
 def report_numbers(observed: Observations, settings: ReportSettings) -> dict[str, Any]:
     """All of `report.json`, as plain JSON values; floats rounded to 7 significant digits."""
     sample, sources = observed.sample, _sources(observed)
+    compared, scored = observed.graded if settings.gold is not None else sample, sum(observed.counts().values())
     histogram = _histogram_to_draw(observed, [source["name"] for source in sources if not source["others"]])
     numbers = {
         "format": FORMAT,
@@ -63,12 +64,12 @@ def report_numbers(observed: Observations, settings: ReportSettings) -> dict[str
         "sources": sources,
         "histogram": histogram,
         "yield": [] if histogram is None else _yield(observed, histogram["edges"][:-1]),
-        "whole": sample.num_rows == sum(observed.counts().values()),  # whether all responses are in the sample
-        **by_prompt(sample, temperature=settings.temperature),
-        "gains": gains(sample),
+        "whole": sample.num_rows == scored,  # whether all responses are in the sample
+        **by_prompt(sample, compared, temperature=settings.temperature),
+        "gains": {"whole": compared.num_rows == scored, **gains(compared)},
         "length": by_length(sample),
         "disagreement": disagreement(sample) if settings.ensemble else None,
-        "gold_means": gold_means(sample) if settings.gold is not None else None,
+        "gold_means": gold_means(compared) if settings.gold is not None else None,
         "prompts": list_prompts(sample),
     }
     if settings.preferences:

@@ -21,6 +21,7 @@ from pipelines.select.candidates import GOLDEN, group_ranks
 from pipelines.select.columns import to_labels
 
 SAMPLE_ROWS = 8_192  # of the prompts in the sample, each of them whole
+GRADED_ROWS = 65_536  # the same, of the sample that gold is compared on: 6 MB, and seconds for its intervals
 _PER_PROMPT = 256  # responses of one prompt in the sample
 EXTREMES = 10  # responses of each kind
 SOURCES = 64  # that are told apart
@@ -62,10 +63,11 @@ class Observations:
     # the highest and lowest rewards, of kept and of dropped
     extremes: pa.Table = field(default_factory=ROWS.empty_table)
     sample: pa.Table = field(default_factory=ROWS.empty_table)  # whole prompts
+    graded: pa.Table = field(default_factory=ROWS.empty_table)  # these and more, where gold scores are read
     judged: JudgedPairs = field(default_factory=JudgedPairs)  # of rows of preferences
 
     @classmethod
-    def of(cls, rows: pa.Table, *, preferences: bool = False) -> Observations:
+    def of(cls, rows: pa.Table, *, preferences: bool = False, graded: bool = False) -> Observations:
         """Observe scored responses in the columns of `ROWS`; sources may come dictionary-encoded. Of preferences, also pairs."""
         sides, groups = _sides(rows)
         lengths = np.bincount(groups, weights=_numbers(rows, "length"), minlength=len(sides))
@@ -74,7 +76,8 @@ class Observations:
             Histogram.of(_numbers(rows, "reward"), _numbers(rows, "size"), groups),
             {side: int(total) for side, total in zip(sides, lengths, strict=True)},
             extremes_of(rows),
-            sample_of(rows),
+            sample_of(rows, SAMPLE_ROWS),
+            sample_of(rows, GRADED_ROWS if graded else 0),
             JudgedPairs.of(rows) if preferences and len(rows) else JudgedPairs(),
         )
 
@@ -107,7 +110,8 @@ def merge_observations(parts: Iterable[Observations]) -> Observations:
         merge_histograms(histograms),
         {side: lengths[side] for side in sides},
         extremes_of(pa.concat_tables([part.extremes for part in filled])),
-        sample_of(pa.concat_tables([part.sample for part in filled])),
+        sample_of(pa.concat_tables([part.sample for part in filled]), SAMPLE_ROWS),
+        sample_of(pa.concat_tables([part.graded for part in filled]), GRADED_ROWS),
         merge_pairs(part.judged.renamed(names) for part in filled),
     )
 
@@ -133,21 +137,21 @@ def extremes_of(rows: pa.Table) -> pa.Table:
     return _take(rows, every[np.lexsort(_ties(rows, every))])
 
 
-def sample_of(rows: pa.Table) -> pa.Table:
-    """Whole prompts in random order until they have `SAMPLE_ROWS` responses, those of a prompt together.
+def sample_of(rows: pa.Table, most: int) -> pa.Table:
+    """Whole prompts in random order until they have `most` responses, those of a prompt together.
 
     Prompts come in order of a hash of their keys; a larger corpus fills the sample sooner, so that its prompts are among those
     of each of its parts.
     """
-    if not rows.num_rows:
+    if not (rows.num_rows and most):
         return ROWS.empty_table()
     high, low = _numbers(rows, "key_high"), _numbers(rows, "key_low")
     with np.errstate(over="ignore"):  # another order than that of the keys, by which rows are partitioned
         chance = splitmix((high ^ low) + GOLDEN)
     chosen = np.arange(rows.num_rows)
-    if len(chance) > 4 * SAMPLE_ROWS:  # most rows need not be sorted
-        likely = np.flatnonzero(chance <= np.uint64(2**64 - 1) // np.uint64(len(chance) // (2 * SAMPLE_ROWS)))
-        if _prompts_fill(chance[likely]):
+    if len(chance) > 4 * most:  # most rows need not be sorted
+        likely = np.flatnonzero(chance <= np.uint64(2**64 - 1) // np.uint64(len(chance) // (2 * most)))
+        if _prompts_fill(chance[likely], most):
             chosen = likely
     order = np.lexsort((*_ties(rows, chosen), low[chosen], high[chosen], chance[chosen]))
     chosen = chosen[order]
@@ -158,13 +162,13 @@ def sample_of(rows: pa.Table) -> pa.Table:
     rows_before = np.cumsum(few)[few] - 1  # rows before this one
     prompt = np.cumsum(first) - 1
     rows_before_prompt = rows_before[first][prompt]  # rows before this one's prompt
-    return _take(rows, chosen[rows_before_prompt < SAMPLE_ROWS])
+    return _take(rows, chosen[rows_before_prompt < most])
 
 
-def _prompts_fill(chance: npt.NDArray[np.uint64]) -> bool:
+def _prompts_fill(chance: npt.NDArray[np.uint64], most: int) -> bool:
     """Return True if prompts with these hashes, one a row, fill a sample."""
     _, counts = np.unique(chance, return_counts=True)
-    return int(np.minimum(counts, _PER_PROMPT).sum()) >= SAMPLE_ROWS
+    return int(np.minimum(counts, _PER_PROMPT).sum()) >= most
 
 
 def _sides(rows: pa.Table) -> tuple[tuple[Side, ...], npt.NDArray[np.int64]]:

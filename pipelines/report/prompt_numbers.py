@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,9 @@ import pyarrow as pa
 from pipelines.report.observations import key_text
 from pipelines.report.samples import prompt_bounds
 from pipelines.select.length_correction import HashSample, fit
+
+if TYPE_CHECKING:
+    from rm.preferences import Group
 
 _LENGTH_BINS = 12  # at the most
 _RESPONSES_PER_BIN = 50  # about, at the least
@@ -37,27 +40,31 @@ class _PromptResponses:
     gold: Floats
 
 
-def by_prompt(sample: pa.Table, *, temperature: float | None) -> dict[str, Any]:
-    """Best of n, margins, overlap, and the correlation of reward and length within a prompt."""
+def by_prompt(sample: pa.Table, compared: pa.Table, *, temperature: float | None) -> dict[str, Any]:
+    """Margins, overlap, and the correlation of reward and length within a prompt; best of n from the prompts in `compared`."""
     from rm.evaluate import Bootstrap, best_of_n, length_correlation
+
+    prompts, bootstrap = _prompts(sample), Bootstrap(_RESAMPLES, 0)
+    curve = best_of_n(*_as_groups(_prompts(compared)), bootstrap=bootstrap)
+    return {
+        "sample": {"prompts": len(prompts), "responses": sample.num_rows},
+        "best_of_n": None if curve is None else curve.to_json(),
+        "length_correlation": length_correlation(*_as_groups(prompts), bootstrap=bootstrap).to_json(),
+        "margins": _margins(prompts, temperature),
+        "overlap": _overlap(prompts),
+    }
+
+
+def _as_groups(prompts: Sequence[_PromptResponses]) -> tuple[list[Group], list[Floats], list[Floats]]:
+    """Return prompts as `rm.evaluate` takes them: groups without text, their rewards and lengths."""
     from rm.preferences import Group
 
-    prompts = _prompts(sample)
     graded = any(not np.isnan(prompt.gold).all() for prompt in prompts)
     groups = []
     for prompt in prompts:
         gold = tuple(None if math.isnan(value) else float(value) for value in prompt.gold) if graded else ()
         groups.append(Group((("user", prompt.key),), ("",) * len(prompt.reward), scores=gold))
-    rewards, lengths = [prompt.reward for prompt in prompts], [prompt.length for prompt in prompts]
-    bootstrap = Bootstrap(_RESAMPLES, 0)
-    curve = best_of_n(groups, rewards, lengths, bootstrap=bootstrap)
-    return {
-        "sample": {"prompts": len(prompts), "responses": sample.num_rows},
-        "best_of_n": None if curve is None else curve.to_json(),
-        "length_correlation": length_correlation(groups, rewards, lengths, bootstrap=bootstrap).to_json(),
-        "margins": _margins(prompts, temperature),
-        "overlap": _overlap(prompts),
-    }
+    return groups, [prompt.reward for prompt in prompts], [prompt.length for prompt in prompts]
 
 
 def _prompts(sample: pa.Table) -> list[_PromptResponses]:

@@ -106,7 +106,8 @@ class ObserveUnits(ThreadedDoFn):
         places = np.sort(np.concatenate(kept)) if kept else np.zeros(0, np.uint64)
         files = map(ScoreFile.from_bytes, _SCORES.select(parts))
         read = partial(rows_of, settings=self.settings, kept=places)
-        observe = partial(Observations.of, preferences=self.settings.preferences)
+        of = self.settings
+        observe = partial(Observations.of, preferences=of.preferences, graded=of.gold is not None)
         return [merge_observations(map(observe, (map_ahead if self.on_object_store else map)(read, files)))]
 
 

@@ -120,12 +120,17 @@ def _rivals(report: Json, by_gold: Json | None, by_reward: Json) -> Iterator[tup
         yield (words, *map(estimate_words, differences), "-" if share is None else f"{share:.0%}")
 
 
+def describe_compared(report: Json, gain: Json) -> str:
+    """`all 401 prompts`, or `a random sample of 9,000 prompts`: those that gains are taken from."""
+    whole = report["gains"].get("whole", report["whole"])
+    return f"{'all' if whole else 'a random sample of'} {gain['prompts']:,} prompts"
+
+
 def _note(report: Json, gain: Json) -> str:
-    which = "all" if report["whole"] else "a random sample of"
     longest = "as many of each prompt as were kept" if gain["within_prompt"] else "as many of all prompts as were kept"
     return (
-        f"Differences are the mean of what was kept less that of the rule, with 95 % intervals from a bootstrap over {which} "
-        f"{gain['prompts']:,} prompts; the longest and the shortest are {longest}."
+        f"Differences are the mean of what was kept less that of the rule, with 95 % intervals from a bootstrap over "
+        f"{describe_compared(report, gain)}; the longest and the shortest are {longest}."
     )
 
 

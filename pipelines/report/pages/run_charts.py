@@ -22,6 +22,7 @@ from pipelines.report.charts import (
 )
 from pipelines.report.evaluation_tables import number, number_interval
 from pipelines.report.gains import RIVALS, RULES
+from pipelines.report.pages.answer import describe_compared
 from pipelines.report.pages.evaluation import best_of_n
 from pipelines.report.pages.preference_charts import preference_charts
 from pipelines.report.pages.source_charts import SIDES, by_source, mix
@@ -88,7 +89,7 @@ def _gains(report: Json, by_gold: Json) -> dict[str, Any]:
         "svg": interval_chart(
             rows, names=(("gold of the kept less that of the rule", "kept"),), reference=0.0, x_format=short
         ),
-        "note": f"Gold is the column {report['gold']}. {_describe_sample(report)}",
+        "note": f"Gold is the column {report['gold']}. The chart is drawn from {describe_compared(report, by_gold)}.",
     }
 
 
@@ -184,16 +185,13 @@ def _mean_by_yield(report: Json) -> dict[str, Any]:
 
 
 def _best_of_n(report: Json) -> dict[str, Any]:
-    chart = best_of_n(report["best_of_n"])
-    if report["gold"] is not None and report["best_of_n"]["measured_by"] == "gold":
+    chart, by_gold = best_of_n(report["best_of_n"]), (report.get("gains") or {}).get("gold")
+    if by_gold and report["best_of_n"]["measured_by"] == "gold":
         chart["note"] += f" Gold is the column {report['gold']}."
-    return {**chart, "note": f"{_describe_sample(report)} {chart['note']}"}
-
-
-def _describe_sample(report: Json) -> str:
-    sample = report["sample"]
-    which = "all" if report["whole"] else "a random sample of"
-    return f"The chart is drawn from {which} {sample['prompts']:,} prompts with {sample['responses']:,} responses."
+        return {**chart, "note": f"The chart is drawn from {describe_compared(report, by_gold)}. {chart['note']}"}
+    sample, which = report["sample"], "all" if report["whole"] else "a random sample of"
+    words = f"The chart is drawn from {which} {sample['prompts']:,} prompts with {sample['responses']:,} responses."
+    return {**chart, "note": f"{words} {chart['note']}"}
 
 
 def _length(report: Json) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from support.corpora import write_jsonl
 
 from pipelines.commands.run import run_curation
 from pipelines.config import RunConfig
+from pipelines.report import observations
 from pipelines.report.pages import run as selection
 
 PROMPTS, RESPONSES = 9, 6
@@ -240,3 +241,18 @@ def _floats(value):
     if isinstance(value, list):
         return [one for part in value for one in _floats(part)]
     return [value] if isinstance(value, float) else []
+
+
+def test_gold_is_compared_on_more_prompts_than_the_charts(ran, monkeypatch):
+    monkeypatch.setattr(observations, "SAMPLE_ROWS", 2 * RESPONSES)
+    rows, report, manifest, samples, _ = ran([{"best_of_n": {}}], gold="gold")
+    assert (report["whole"], report["sample"]["prompts"]) == (False, 2)
+    compared = report["gains"]
+    assert (compared["whole"], compared["gold"]["prompts"]) == (True, PROMPTS)
+    known = [row["gold"] for row in rows if row["kept"] and row["gold"] is not None]
+    assert compared["gold"]["kept"] == report["gold_means"]["kept"] == pytest.approx(statistics.mean(known), rel=1e-6)
+    assert report["best_of_n"]["points"][0]["prompts"] == PROMPTS
+    page = selection.render(manifest, report, samples, None)
+    assert "from a bootstrap over all 9 prompts;" in page
+    assert page.count("The chart is drawn from all 9 prompts.") == 2
+    assert "random sample" not in page

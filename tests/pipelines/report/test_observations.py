@@ -55,7 +55,7 @@ def in_pieces(rows, random) -> Observations:
     random.shuffle(rows)
     while rows:
         cut = random.randint(1, len(rows))
-        pieces.append(Observations.of(table(rows[:cut])))
+        pieces.append(Observations.of(table(rows[:cut]), graded=True))
         rows = rows[cut:]
     while len(pieces) > 1:
         pieces = [merge_observations(pieces[:2]), *pieces[2:]]
@@ -68,34 +68,41 @@ def same(one: Observations, other: Observations) -> bool:
         (one.sides, one.lengths, one.counts(), one.sizes(), one.histogram.edges.tolist())
         == (other.sides, other.lengths, other.counts(), other.sizes(), other.histogram.edges.tolist())
         and one.sample.equals(other.sample)
+        and one.graded.equals(other.graded)
         and one.extremes.equals(other.extremes)
     )
 
 
 @given(corpora(), st.randoms(use_true_random=False))
 def test_parts_in_any_order_are_the_whole(rows, random):
-    assert same(in_pieces(rows, random), Observations.of(table(rows)))
+    assert same(in_pieces(rows, random), Observations.of(table(rows), graded=True))
 
 
 @given(corpora(least=8), st.randoms(use_true_random=False))
 def test_parts_are_the_whole_where_samples_and_sources_are_cut(rows, random):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(observations, "SAMPLE_ROWS", 5)
+        patch.setattr(observations, "GRADED_ROWS", 9)
         patch.setattr(observations, "_PER_PROMPT", 2)
         patch.setattr(observations, "EXTREMES", 2)
         patch.setattr(observations, "SOURCES", 2)
-        merged, whole = in_pieces(rows, random), Observations.of(table(rows))
+        merged, whole = in_pieces(rows, random), Observations.of(table(rows), graded=True)
         assert same(merged, whole)
         named = {source for source, _ in whole.sides} - {None, OTHERS}
         assert len(named) <= 2
         assert (OTHERS in {source for source, _ in whole.sides}) == (len({row["source"] for row in rows} - {None}) > 2)
         counts = Counter((row["key_high"], row["key_low"]) for row in rows)
         capped = {key: min(2, count) for key, count in counts.items()}
-        sampled = Counter(zip(whole.sample["key_high"].to_pylist(), whole.sample["key_low"].to_pylist(), strict=True))
-        assert all(capped[key] == count for key, count in sampled.items()), "prompts are whole, up to the most of one"
-        total = sum(sampled.values())
-        assert total == sum(capped.values()) or total >= 5
-        assert total - [*sampled.values()][-1] < 5, "the last prompt is the one that fills it"
+        for sample, most in ((whole.sample, 5), (whole.graded, 9)):
+            sampled = Counter(zip(sample["key_high"].to_pylist(), sample["key_low"].to_pylist(), strict=True))
+            assert all(capped[key] == count for key, count in sampled.items()), (
+                "prompts are whole, up to the most of one"
+            )
+            total = sum(sampled.values())
+            assert total == sum(capped.values()) or total >= most
+            assert total - [*sampled.values()][-1] < most, "the last prompt is the one that fills it"
+        assert whole.graded.slice(0, whole.sample.num_rows).equals(whole.sample)
+        assert Observations.of(table(rows)).graded.num_rows == 0, "only where gold is read"
 
 
 @given(corpora())
