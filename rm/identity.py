@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
-import math
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -284,62 +283,3 @@ def _sha256(cache: HashCache, file: Path) -> str:
         return cache.sha256(file)
     except OSError as error:
         raise ModelError(f"model file {file} cannot be read: {error.strerror}; fetch the model again") from error
-
-
-CALIBRATION_FILE = "calibration.json"
-_CALIBRATE = "run `bestkept evaluate` to write it again, or remove it"
-
-
-def load_temperature(directory: Path | str) -> float | None:
-    """Return the temperature stored beside a model's weights, or None. No reward depends on it.
-
-    Raises `ModelError` where the file holds no positive number under `temperature`.
-    """
-    path = Path(directory) / CALIBRATION_FILE
-    try:
-        fields = load_json(path.read_text(encoding="utf-8"))
-        value = float(fields["temperature"])
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise ModelError(f"{path} holds no temperature ({type(error).__name__}); {_CALIBRATE}") from error
-    if not (math.isfinite(value) and value > 0):
-        raise ModelError(f"{path} holds the temperature {value}; expected a positive number; {_CALIBRATE}")
-    return value
-
-
-def load_evaluation(directory: Path | str) -> dict[str, Any] | None:
-    """Return the evaluation stored beside a model's weights (`rm.evaluate.verdict`), or None. No reward depends on it.
-
-    Raises `ModelError` where it lacks figures that a run repeats.
-    """
-    path = Path(directory) / CALIBRATION_FILE
-    evaluation = read_json(path).get("evaluation")
-    if evaluation is None:
-        return None
-    try:
-        parts = [evaluation["all"], evaluation["length_matched"]]
-        numbers = [part[name][end] for part in parts for name in _ESTIMATES for end in ("value", "low", "high")]
-        numbers += [part["comparisons"] for part in parts]
-        texts = [evaluation["verdict"], evaluation["data"], evaluation["part"], *(part["rule"] for part in parts)]
-        for test in evaluation.get("stress", {"tests": []})["tests"]:
-            texts.append(test["name"])
-            numbers += [test["prompts"], *(test["preferred"][end] for end in ("value", "low", "high"))]
-    except (KeyError, TypeError) as error:
-        raise ModelError(f"{path} holds an evaluation without {error}; {_CALIBRATE}") from error
-    if not all(isinstance(text, str) for text in texts) or not all(
-        isinstance(number, int | float | None) for number in numbers
-    ):
-        raise ModelError(f"{path} holds an evaluation with values of other kinds than expected; {_CALIBRATE}")
-    return dict(evaluation)
-
-
-_ESTIMATES = ("accuracy", "length", "over_length")
-
-
-def has_anchor(directory: Path | str) -> bool:
-    """Tell whether rewards of different prompts are comparable.
-
-    They are where labels of single responses, or centring, fixed their offset while the model was trained.
-    """
-    return not read_json(Path(directory) / CALIBRATION_FILE).keys().isdisjoint({"offset", "centring"})

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ from rm.checkpoint.load import load_tokenizer, quiet_transformers
 from rm.conversations import Conversation, UnusableError, to_messages, tools_in
 from rm.engine.device import native_bfloat16
 from rm.identity import ModelError, effective_max_length
+from rm.messages import map_texts
+from rm.text.special_tokens import SpecialTokens
 from rm.text.template_limits import render_chat
 from rm.text.templates import render_plain
 
@@ -125,15 +128,25 @@ class Student:
     def encode(self, prompt: Conversation, response: str) -> Tokens | None:
         """Encode a prompt and a response to at most `max_length` tokens; None for what cannot be laid out.
 
-        A prompt keeps its last tokens, at most half of the length, and a response its first ones.
+        A prompt keeps its last tokens, at most half of the length, and a response its first ones. Special tokens that either
+        spells are read as text (`rm.text.special_tokens`).
         """
+        special = self._special_tokens
+        guarded = special.appear_in(response) or any(special.appear_in(content) for _, content in prompt)
+        if guarded:
+            prompt = tuple((role, map_texts(content, special.hide)) for role, content in prompt)
+            response = map_texts(response, special.hide)
         try:
             front, end = self._lay_out(prompt, response)
         except UnusableError:
             return None
-        ids = self._ids(front)[-self.max_length // 2 :]
-        answer = self._ids(end)[: self.max_length - len(ids)]
+        ids = self._ids(front, guarded=guarded)[-self.max_length // 2 :]
+        answer = self._ids(end, guarded=guarded)[: self.max_length - len(ids)]
         return Tokens(ids + answer, len(ids)) if answer else None
+
+    @cached_property
+    def _special_tokens(self) -> SpecialTokens:
+        return SpecialTokens.of(self.tokenizer)
 
     def _lay_out(self, prompt: Conversation, response: str) -> tuple[str, str]:
         messages, own = to_messages(prompt, response), to_messages((), response)
@@ -157,7 +170,11 @@ class Student:
             raise UnusableError("template_error")
         return front, end
 
-    def _ids(self, text: str) -> list[int]:
+    def _ids(self, text: str, *, guarded: bool) -> list[int]:
+        if guarded:
+            special = self._special_tokens
+            [encoding] = special.encode([(special.reveal(text), None)], add_special_tokens=False)
+            return list(encoding.ids)
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         return ids
 

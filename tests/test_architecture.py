@@ -16,9 +16,9 @@ ROOT = Path(__file__).parents[1]
 STAGES = "score < select < export, report < finish"
 PIPELINES = f"errors < config, storage < corpus, runtime < plan < {STAGES} < curate < commands < cli"
 RM = (
-    "hash_cache, messages, splits, transcripts < repeats < conversations, identity < text, checkpoint, engine, preferences < "
-    "scores, together < batches, forwards, scorer_memory < scorer, embedder, preview, evaluate < "
-    "closing_token, dry_run, train, trial"
+    "hash_cache, messages, splits, transcripts < repeats < conversations, identity < "
+    "calibration_record, text, checkpoint, engine, preferences < scores, together < batches, forwards, scorer_memory < "
+    "scorer, embedder, preview, evaluate < closing_token, dry_run, train, trial"
 )
 # Beside runtime/ and *transform.py; load_model for Beam's `Shared`.
 BEAM = {"pipelines.curate", "pipelines.score.load_model"}

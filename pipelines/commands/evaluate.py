@@ -91,6 +91,7 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
         "truncated": scored.truncated,
         "unscored": dict(sorted(scored.reasons.items())),
         "temperature_stored": stored,
+        "units": evaluation_tables.units_of(figures),
         "evaluation": figures,
     }
     _write(config.output.path, document)
@@ -208,6 +209,7 @@ def _store(directory: Path, evaluation: Evaluation, groups: Sequence[Group], con
             verdict=evaluation.verdict,
             groups=groups,
             stressed=evaluation.stress,
+            output=config.model.reward_of,
             **known_by,
         )
         return str(path)

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Column
 
 from pipelines.commands.printing import format_duration
+from pipelines.report.text import rate
 from pipelines.runtime import logs, progress
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def describe(now: progress.Progress, secs: float) -> tuple[float, str]:
     words = f"{now.found_responses + now.scored:,} responses"
     if now.since is not None and now.scored:
         elapsed = max(1e-9, secs - now.since)
-        words += f", {now.scored / elapsed:,.0f} rows/s, {now.tokens / elapsed:,.0f} tokens/s"
+        words += f", {rate(now.scored / elapsed)} rows/s, {rate(now.tokens / elapsed)} tokens/s"
         if now.scored_bytes and done < now.total_bytes:
             words += f", {format_duration((now.total_bytes - done) * elapsed / now.scored_bytes)} left"
     if now.found:
@@ -103,7 +104,7 @@ def describe_training(now: TrainProgress) -> str:
     if now.accuracy is not None:
         words.append(f"held-out accuracy {now.accuracy:.1%}")
     if now.judgements_per_sec is not None and now.secs_left is not None:
-        words.append(f"{now.judgements_per_sec:,.0f} judgements/s, {format_duration(now.secs_left)} left")
+        words.append(f"{rate(now.judgements_per_sec)} judgements/s, {format_duration(now.secs_left)} left")
     return ", ".join(words)
 
 

@@ -18,7 +18,7 @@ from pipelines.corpus.preference_rows import preference_rows
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError, reporting_broken_devices
 from pipelines.report import verdict
 from pipelines.report.evaluation_tables import temperature_words
-from pipelines.report.text import percent_interval
+from pipelines.report.text import percent_interval, rate
 from pipelines.runtime import logs
 from pipelines.storage.files import check_writable
 from pipelines.storage.models import is_remote, whole_directory
@@ -169,7 +169,7 @@ def _summary_table(result: TrainResult) -> Table:
         table.add_row("note", note)
     table.add_row("learning rate", f"{result.learning_rate:g}")
     table.add_row("loss", f"{result.train_loss:.4f}")
-    table.add_row("speed", f"{result.judgements_per_sec:,.1f} judgements/s, {result.tokens_per_sec:,.0f} tokens/s")
+    table.add_row("speed", f"{rate(result.judgements_per_sec)} judgements/s, {rate(result.tokens_per_sec)} tokens/s")
     if result.heldout is None:
         table.add_row("held-out accuracy, %", "-")
     else:

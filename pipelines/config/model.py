@@ -54,6 +54,12 @@ class ModelConfig(ReadingModel):
         return self
 
     @property
+    def reward_of(self) -> tuple[str, int] | None:
+        """The name and the number of the output that is the reward; None where it is the only one, or combined from several."""
+        name = self.reward_output or (next(iter(self.outputs)) if len(self.outputs) == 1 else None)
+        return None if name is None else (name, self.outputs[name])
+
+    @property
     def used_outputs(self) -> dict[str, Any] | None:
         """The outputs as a plan has them: their numbers by name, and the one that is the reward; None for plain models."""
         if not self.outputs:

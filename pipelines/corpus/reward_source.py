@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from pipelines.errors import ModelLoadError
 from pipelines.storage.canonical_json import digest
 from pipelines.storage.models import installed_versions, locate, reading_directory
 from rm.conversations import holds_more
+
+log = logging.getLogger(__name__)
 
 
 def name_of(model: ModelConfig | EmbeddingConfig) -> str:
@@ -48,8 +51,9 @@ def reward_fields(
     """The fields of a plan that identify the source of rewards: a model, or a column of the corpus."""
     if isinstance(model, EmbeddingConfig):
         return _embedding_fields(config, model, mapping)
+    from rm.calibration_record import has_anchor, load_evaluation, load_output, load_temperature
     from rm.closing_token import reading_mark
-    from rm.identity import ModelError, has_anchor, identify, load_evaluation, load_temperature, resolve_dtype
+    from rm.identity import ModelError, identify, resolve_dtype
 
     context = {"mapping": mapping.to_json(), "max_row_bytes": config.limits.max_row_bytes}
     if model is None:
@@ -68,8 +72,11 @@ def reward_fields(
         )
         temperature, comparable = load_temperature(weights.directory), has_anchor(weights.directory)
         evaluation = load_evaluation(weights.directory)
+        measured = load_output(weights.directory)
     except ModelError as error:
         raise ModelLoadError(str(error)) from error
+    if measured is not None and _is_of_another_output(model, measured):
+        temperature = evaluation = None
     fingerprint = identity.fingerprint(**context)
     return {
         "model": {
@@ -125,3 +132,16 @@ def _embedding_fields(config: RunConfig, model: EmbeddingConfig, mapping: RowMap
         "comparable": True,
         "evaluations": {},
     }
+
+
+def _is_of_another_output(model: ModelConfig, measured: tuple[str, int]) -> bool:
+    """Tell whether the output that was `measured` is not the reward, and log what follows from that."""
+    reward = model.reward_of or (None if model.outputs else ("the only one", 0))
+    if reward is not None and reward[1] == measured[1]:
+        return False
+    log.warning(
+        "model.path %s: its calibration.json was measured on output %d (%s), and the reward is %s, so that its temperature and "
+        "verdict are not used; `bestkept evaluate` with the same model.reward_output measures the reward",
+        name_of(model), measured[1], measured[0], "another number" if reward is None else f"output {reward[1]} ({reward[0]})",
+    )  # fmt: skip
+    return True

@@ -23,6 +23,30 @@ def number_interval(estimate: Json) -> str:
     return f"{number(estimate['value'])} [{number(estimate['low'])}, {number(estimate['high'])}]"
 
 
+def units_of(evaluation: Json) -> dict[str, str]:
+    """The units of the numbers in `evaluation`, by their places in it; what is not named is a count."""
+    raw, curve = "raw output of the reward model", evaluation["best_of_n"]
+    gold = curve is not None and curve["measured_by"] == "gold"
+    return {
+        "verdict": "share of comparisons, 0 to 1",
+        "accuracy": "share of comparisons, 0 to 1",
+        "separation.auc": "probability, 0 to 1",
+        "calibration.temperature": f"{raw}, per nat of log-odds",
+        "calibration.nll": "nats per comparison",
+        "calibration.brier": "squared probability, 0 to 1",
+        "calibration.ece": "probability, 0 to 1",
+        "calibration.bins": "probability, 0 to 1",
+        "length_correlation": "correlation, -1 to 1",
+        "margins.gap": raw,
+        "margins": "share of comparisons, 0 to 1",
+        "best_of_n.kl": "nats",
+        "best_of_n": "gold score, as in the data" if gold else raw,
+        "reward_bench_2": "share of items, 0 to 1",
+        "stress.tests": "share of prompts, 0 to 1",
+        "stress.without_prompt": "correlation, -1 to 1",
+    }
+
+
 EXPLORATORY = (
     "Rows by kind are exploratory: their intervals are so much wider that those of one sort hold together (Bonferroni)."
 )

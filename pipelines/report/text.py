@@ -143,6 +143,11 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
+def rate(value: float) -> str:
+    """`1,234`, `12`, `3.4`, `0.056`: a number per second, whole from 10 on, else with two significant digits."""
+    return f"{value:,.0f}" if value >= 9.95 or value <= 0 else f"{float(f'{value:.2g}'):.12g}"
+
+
 def share(value: float) -> str:
     """`12%`, `0.4%`."""
     return (

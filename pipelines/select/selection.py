@@ -94,8 +94,8 @@ class Selection:
         needing += ["output.add"] if "probability" in config.output.add else []
         if needing and plan.temperature is None:
             raise ConfigError(
-                f"{needing[0]} needs the temperature of the model's rewards, and model.path has no calibration.json; run "
-                "`bestkept evaluate` on held-out preferences to write it, or give the step a temperature"
+                f"{needing[0]} needs the temperature of the model's rewards, and none of these is in a calibration.json of "
+                "model.path; run `bestkept evaluate` on held-out preferences to write it, or give the step a temperature"
             )
         partitions = PARTITIONS or min(_MOST_PARTITIONS, max(16, plan.input_bytes // _BYTES_PER_PARTITION))
         on_object_store = score_directories(config).on_object_store(plan)

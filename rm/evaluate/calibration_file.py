@@ -12,10 +12,10 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+from rm.calibration_record import CALIBRATION_FILE, load_temperature
 from rm.evaluate.calibration import Calibration
 from rm.evaluate.stress import Stress
 from rm.evaluate.verdict import Verdict, hash_preferences
-from rm.identity import CALIBRATION_FILE, load_temperature
 from rm.messages import load_json
 from rm.preferences import Group
 
@@ -29,6 +29,7 @@ def store_temperature(
     *,
     data: str,
     fitted_on: str,
+    output: tuple[str, int] | None = None,
     verdict: Verdict | None = None,
     groups: Sequence[Group] = (),
     stressed: Stress | None = None,
@@ -36,7 +37,8 @@ def store_temperature(
     """Write the fitted temperature beside the weights, whole or not at all, and a verdict with it and with stress tests.
 
     Older ones are replaced. `data` is the path of the preferences, of which the file name alone is stored; `fitted_on` describes
-    the part used, and `groups` are its groups, of which a hash is stored. Raises `OSError` where the directory cannot be written.
+    the part used, and `groups` are its groups, of which a hash is stored. `output` is the name and the number of what was
+    measured, of a model with several outputs. Raises `OSError` where the directory cannot be written.
     """
     fields: dict[str, object] = {
         "temperature": calibration.temperature.value,
@@ -46,6 +48,8 @@ def store_temperature(
         "data": data.rstrip("/").rsplit("/", 1)[-1],
         "fitted_on": fitted_on,
     }
+    if output is not None:
+        fields["output"] = {"name": output[0], "number": output[1]}
     if verdict is not None:
         known_by = {"data": fields["data"], "part": fitted_on, "data_hash": hash_preferences(groups)}
         tested = {} if stressed is None else {"stress": stressed.to_json()}

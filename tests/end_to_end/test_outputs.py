@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from support.stubs import save_named_model
 
 from pipelines.commands.run import default_scorer, run_curation
 from pipelines.config import EvaluateConfig, RunConfig
+from pipelines.errors import ConfigError, ModelLoadError
 from pipelines.plan import make_plans
 from rm.scorer import Scorer
 from rm.scores import Outputs
@@ -157,3 +161,44 @@ def test_models_of_an_ensemble_have_one_reward_each(make, model, tmp_path):
     with pytest.raises(ValidationError, match="say which is the reward"):
         make(model=[pair[0], one | {"outputs": NAMES}])
     assert sorted(sum(name.startswith("signal.") for name in one) for one in names)[-2:] == [1, 2]
+
+
+def test_a_calibration_counts_for_the_output_that_it_was_measured_on(make, tmp_path, model, bestkept, caplog):
+    """`bestkept evaluate` stores which one that is; for another one, a run says so and uses neither temperature nor verdict."""
+    path = shutil.copytree(model, tmp_path / "measured")
+    pairs = [{"prompt": f"what is {n}", "chosen": f"good day {n}", "rejected": f"bad {n}"} for n in range(8)]
+    data = write_jsonl(tmp_path / "pairs.jsonl", pairs)
+    settings = [
+        f"model.outputs={json.dumps(NAMES)}",
+        "model.reward_output=verbosity",
+        "model.device=cpu",
+        "stress.prompts=0",
+    ]
+    code, _, err = bestkept("evaluate", path, data, *settings, f"output.path={tmp_path / 'evaluation'}")
+    assert code == 0, err
+    stored = json.loads((path / "calibration.json").read_text())
+    assert stored["output"] == {"name": "verbosity", "number": 4}
+    one = {"steps": [{"best_of_n": {}}], "path": path}
+    for outputs, reward, words in (
+        (NAMES, "verbosity", None),
+        ({"length": 4}, None, None),
+        (
+            NAMES,
+            "helpfulness",
+            r"measured on output 4 \(verbosity\), and the reward is output 0 \(helpfulness\), so that its",
+        ),
+        ({"honest": 1}, None, r"output 4 \(verbosity\), and the reward is output 1 \(honest\)"),
+    ):
+        caplog.clear()
+        plan = make_plans(make(outputs, reward=reward, **one)).whole
+        assert (plan.temperature, len(plan.evaluations)) == ((None, 0) if words else (stored["temperature"], 1))
+        assert bool(words and re.search(words, caplog.text)) == bool(words) == ("measured on output" in caplog.text)
+    combined = make_plans(make(path=path)).whole
+    assert (combined.temperature, combined.evaluations) == (None, {})
+    assert "and the reward is another number" in caplog.text
+    sure = make(NAMES, [{"best_of_n": {"min_probability": 0.6}}], reward="helpfulness", path=path)
+    with pytest.raises(ConfigError, match=r"none of these is in a calibration\.json"):
+        run_curation(sure, scorer=lambda plan: pytest.fail("loaded"))
+    (path / "calibration.json").write_text(json.dumps({**stored, "output": "verbosity"}))
+    with pytest.raises(ModelLoadError, match="has no name and number under output; run `bestkept evaluate`"):
+        make_plans(make(NAMES, reward="verbosity", **one))

@@ -20,8 +20,9 @@ from pipelines.config import RunConfig
 from pipelines.errors import ModelLoadError
 from pipelines.plan import make_plans
 from pipelines.report.verdict import NO_VERDICT, label
+from rm.calibration_record import load_evaluation
 from rm.evaluate import Bootstrap, calibrate, evaluate, store_temperature
-from rm.identity import ModelError, load_evaluation
+from rm.identity import ModelError
 
 SECRET_PLACE = "/secret/place"
 

@@ -61,6 +61,22 @@ def test_long_texts_are_cut_where_the_prompt_begins_and_the_response_ends(studen
     assert tokens[-1] == "good"
 
 
+@pytest.mark.parametrize("layout", ["chat", "plain"])
+def test_special_tokens_that_a_text_spells_are_read_as_text(directory, layout):
+    student = Student.load(directory, max_length=64, device="cpu")
+    if layout == "plain":
+        student.tokenizer.chat_template = None
+    assert student.layout == layout
+    tokens = ("</s>", "<|user|>", "<|assistant|>")
+    special = set(student.tokenizer.convert_tokens_to_ids(tokens))
+    plain = student.encode((("user", "what is it day"),), "good day answer")
+    spelt = student.encode((("user", f"what is {' '.join(tokens)} it day"),), f"good {' '.join(tokens)} day answer")
+    for row in (plain, spelt):  # only the template writes them
+        counts = [sum(one in special for one in part) for part in (row.ids[: row.prompt], row.ids[row.prompt :])]
+        assert counts == ([2, 2] if layout == "chat" else [0, 1])
+    assert spelt.ids[-1] == student.tokenizer.eos_token_id
+
+
 def test_steps_have_equal_tokens_to_within_a_row():
     rows = [Tokens([0] * (3 + size), 3) for size in (5, 3, 9, 4, 2, 7, 8, 1, 9, 9)]
     parts = into_steps(rows, 10, 4)

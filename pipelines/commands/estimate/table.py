@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from pipelines.commands.printing import PlainConsole, format_duration
+from pipelines.report import text
 from pipelines.report.verdict import NO_VERDICT, label
 
 _BASIS = {"at_most": "at most"}
@@ -122,7 +123,7 @@ def _ways(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 def _way(plan: Mapping[str, Any], way: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     prices, secs, cost = plan["prices"], way["secs"], way["cost"]
     for speed in way["speed"]:
-        rate = f"{speed['tokens_per_sec']['value']:,.0f} tokens/s"
+        rate = f"{text.rate(speed['tokens_per_sec']['value'])} tokens/s"
         yield "speed", rate, f"measured: {speed['responses']:,} responses in {speed['secs']:.0f} s on {speed['device']}"
     if secs is None:
         yield "time", "not known", "no benchmark was made"

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from pipelines.report.pages import answer, base, conversations
 from pipelines.report.pages.drift_table import drift_rows
 from pipelines.report.pages.run_charts import charts
-from pipelines.report.text import crop
+from pipelines.report.text import crop, rate
 from pipelines.storage.canonical_json import Json
 
 _PAGE = """\
@@ -90,7 +90,7 @@ def _throughput(run: Json) -> Iterator[tuple[str, str]]:
         "scored",
         f"{rates['rows']:,} responses, {rates['tokens_read']:,} tokens, in {rates['forward_secs']:,.0f} s of forward",
     )
-    yield "per second", f"{rates['rows_per_sec']:,.1f} responses, {rates['tokens_read_per_sec']:,.0f} tokens"
+    yield "per second", f"{rate(rates['rows_per_sec'])} responses, {rate(rates['tokens_read_per_sec'])} tokens"
     yield "tokens read per token computed", f"{rates['sharing_ratio']:.2f}, by sharing prompts"
     yield "padding", f"{rates['padding_ratio']:.1%} of computed tokens"
     if rates["model_flops_utilisation"] is not None:

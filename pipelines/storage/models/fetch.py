@@ -46,7 +46,8 @@ def fetch_model(source: str, destination: str, *, revision: str | None = None) -
     Raises `ConfigError` for arguments that do not go together, `ModelLoadError` for a source that is no model or has only pickled
     weights, `ConflictError` where another model lies at the destination, and `StorageError`.
     """
-    from rm.identity import CALIBRATION_FILE, ModelError, file_hashes, resolve_model, select_files
+    from rm.calibration_record import CALIBRATION_FILE
+    from rm.identity import ModelError, file_hashes, resolve_model, select_files
 
     _check_arguments(source, destination)
     try:

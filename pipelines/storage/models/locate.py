@@ -133,7 +133,7 @@ def _refuse_revision(path: str, revision: str | None) -> None:
 
 def _small_copy(listing: Listing, sums: Files | None) -> Path:
     """A copy of all but the weights. Files that no checksums file names are read first: they are small."""
-    from rm.identity import CALIBRATION_FILE
+    from rm.calibration_record import CALIBRATION_FILE
 
     known = dict(_without_weights(sums or {}))
     wanted = [name for name in (*listing.model, *listing.others) if not name.endswith(_WEIGHTS_SUFFIX)]

@@ -17,8 +17,8 @@ from pipelines.report.charts import Mark, Series, interval_chart, line_chart
 from pipelines.report.pages.evaluation import render
 from pipelines.report.text import percent_interval
 from pipelines.report.verdict import words_of
+from rm.calibration_record import load_evaluation
 from rm.evaluate import load_temperature
-from rm.identity import load_evaluation
 from rm.scores import GroupScores
 from rm.text.windows import split_into_windows
 
@@ -447,3 +447,15 @@ def test_a_failed_test_is_a_warning(name, low, high, words):
     matched = {"length_matched": {"accuracy": {"value": None, "low": None, "high": None}}}
     lines = list(warnings({**failing(name, low, high), **matched}))
     assert lines == [] if words is None else words in lines[0]
+
+
+def test_the_numbers_have_units(bestkept, model, data, tmp_path):
+    """Every number that is no count is below a place whose unit is named, and every place is one of the document."""
+    bestkept("evaluate", model, data)
+    document = read(tmp_path)
+    units, evaluation = document["units"], document["evaluation"]
+    assert units["calibration.nll"] == "nats per comparison"
+    places = {place.partition(".")[0] for place in units}
+    assert places <= evaluation.keys()
+    for name, part in evaluation.items():
+        assert name in places or type(part) in (int, str) or part is None or name == "bootstrap", name

@@ -16,7 +16,8 @@ from pipelines.errors import ConfigError, ConflictError, ModelLoadError
 from pipelines.storage.models import locate
 from pipelines.storage.models.checksums import CHECKSUMS_FILE
 from pipelines.storage.models.fetch import fetch_model
-from rm.identity import identify, load_temperature
+from rm.calibration_record import load_temperature
+from rm.identity import identify
 
 ROOT = Path(__file__).parents[3]
 ID = "someone/gated-reward"

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,7 @@ def test_a_bar_shows_loss_accuracy_rate_and_time_left(monkeypatch, caplog):
         report(NOW)
     words = "step 250 of 1,000, loss 0.5200, held-out accuracy 61.3%, 52 judgements/s, 1:35 left"
     assert describe_training(NOW) == words
+    assert "held-out accuracy 61.3%, 0.032 judgements/s" in describe_training(replace(NOW, judgements_per_sec=0.0321))
     assert words in stream.getvalue()
     assert caplog.messages == []
 

@@ -14,8 +14,9 @@ from support.training_groups import READING, run_settings
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pipelines.config.train import TrainOptions
+from rm.calibration_record import has_anchor
 from rm.evaluate import evaluate, stress
-from rm.identity import ModelError, has_anchor
+from rm.identity import ModelError
 from rm.preferences import PreferenceError, ReadSettings, heldout_split, read_preferences
 from rm.scorer import Scorer
 from rm.train import TrainingError, train

@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.report import charts
 from pipelines.report.charts import Bar, Counts, Mark, Reference, Series
-from pipelines.report.text import crop, crop_to_width, shorten, width, wrap_to_width
+from pipelines.report.text import crop, crop_to_width, rate, shorten, width, wrap_to_width
 
 KEPT_DROPPED = (("kept", "kept"), ("dropped", "dropped"))
 BEFORE_AFTER = (("before", "before"), ("after", "after"))
@@ -276,3 +276,20 @@ def test_tooltips_are_sentences():
         titles = [e.text for e in drawn(chart) if e.tag == "title"]
         assert titles
         assert all(re.search(r"\b(is|are|has)\b.*\.$", title) for title in titles), titles
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (0.0, "0"),
+        (0.00321, "0.0032"),
+        (0.0999, "0.1"),
+        (0.56, "0.56"),
+        (3.44, "3.4"),
+        (9.96, "10"),
+        (52.4, "52"),
+        (1234.5, "1,234"),
+    ],
+)
+def test_a_rate_has_two_significant_digits_or_is_whole(value, words):
+    assert rate(value) == words

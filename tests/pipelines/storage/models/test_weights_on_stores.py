@@ -29,7 +29,8 @@ from pipelines.storage.models import (
 )
 from pipelines.storage.models.checksums import CHECKSUMS_FILE, list_model
 from pipelines.storage.models.fetch import fetch_model
-from rm.identity import identify, load_temperature
+from rm.calibration_record import load_temperature
+from rm.identity import identify
 
 __all__ = ["model", "root"]  # fixtures
 
