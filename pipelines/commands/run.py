@@ -218,7 +218,7 @@ def conclude(run: Run, worker_counters: Mapping[str, int], job_counters: Mapping
     manifest = claim.require_manifest(path)
     command = "select" if run.scorer is None else "run"
     times = counters.times_of([step.name for step in run.config.select], counted)
-    more = {"steps": times, "signals": manifest.get("signals")}
+    more = {"steps": times, **{name: manifest.get(name) for name in ("signals", "on_topic")}}
     record = counters.write_run_record(join(path, "run.json"), command, secs, counted, more=more)
     for warning in manifest.get("warnings", ()):
         if OFFSET_WARNING not in warning:  # `prepare` has logged that one

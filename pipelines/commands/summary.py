@@ -95,6 +95,10 @@ def _add_selection(table: Table, manifest: Mapping[str, Any]) -> None:
     counts = manifest["counts"]
     if counts["prompts"] is not None:
         table.add_row("prompts", f"{counts['prompts']:,}")
+    for gate in manifest.get("on_topic", ()):
+        table.add_row(
+            "dropped as off topic", f"{gate['dropped']:,}, by {gate['signal']} with the gap {gate['gap']:.3g}"
+        )
     table.add_row("kept", f"{counts['kept']:,} for {counts['kept_prompts']:,} prompts")
     if "splits" in manifest:
         table.add_row("splits", ", ".join(f"{name} {rows:,}" for name, rows in manifest["splits"].items()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, TypeAdapter, WrapValidator, model_validator
@@ -123,6 +123,28 @@ class DropPrompts(Strict):
         """The limits that are quantiles, by name."""
         values = {name: getattr(self, name) for name in type(self).model_fields}
         return {name: value["quantile"] for name, value in values.items() if isinstance(value, dict)}
+
+
+class OnTopic(Strict):
+    """Drop responses that lie far behind the others to their prompt in relevance, whatever their reward. They are compared with
+    the second most relevant response of the prompt (of two, with the more relevant one), so that one that repeats the prompt
+    makes no other one look off topic. Where all responses are on topic, nothing is dropped. A response whose relevance is null
+    is."""
+
+    signal: str = "relevance"
+    """The name of the signal, one of `signals`: as a rule that of an embedding model."""
+    gap: float = Field(ge=0.0, allow_inf_nan=False)
+    """Responses whose relevance is less by more than this are dropped."""
+
+    def check(self, signals: Sequence[str]) -> None:
+        """Raise `ValueError` where the signal is none of these."""
+        if self.signal not in signals:
+            close = difflib.get_close_matches(self.signal, signals, n=1)
+            known = f"signals has {', '.join(signals)}" if signals else "there are no signals"
+            hint = (
+                f"did you mean {close[0]!r}?" if close else "name one: signals={relevance: {embedding: {path: MODEL}}}"
+            )
+            raise ValueError(f"on_topic.signal names {self.signal!r}, and {known}; {hint}")
 
 
 class Preferences(Strict):

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pipelines.config.base import Strict, refuse_unused
 from pipelines.config.duplicates import Decontaminate, Diverse, NearDuplicates
 from pipelines.config.expression import parse
-from pipelines.config.prompt_rules import DropPrompts, Pairs, Preferences
+from pipelines.config.prompt_rules import DropPrompts, OnTopic, Pairs, Preferences
 
 
 def _bare(value: Any) -> Any:
@@ -151,6 +151,9 @@ class Step(Strict):
     """Pairs of a corpus of preferences with which the model agrees, or swaps of the others. Comes last."""
     drop_prompts: DropPrompts | None = None
     """Drop whole prompts to which any of these limits applies."""
+    on_topic: Annotated[OnTopic | None, BeforeValidator(_bare)] = None
+    """Drop responses that are off topic: by far less relevant to their prompt than its other responses. Comes before the steps
+    that compare rewards."""
     where: Annotated[str, AfterValidator(_is_a_condition)] | None = Field(default=None, examples=["reward > 0.5"])
     """Responses for which an expression is true: `is_correct and reward > 0.2 and 20 <= tokens <= 2000`. Names are `reward`,
     `tokens`, `prompt_tokens`, `response_tokens`, `characters` (of the response), `truncated`, `source`, and columns under

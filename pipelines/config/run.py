@@ -209,6 +209,8 @@ class RunConfig(Strict):
                         f"select.{number}.{setting} names the column {column!r}, and score files have {', '.join(known)}; "
                         f"add it: input.carry=[{', '.join([*self.input.carry, column])}]"
                     )
+            if step.on_topic is not None:
+                step.on_topic.check([*self.signals])
             if step.condition is not None and step.decontaminate is None:
                 setting = f"select.{number}.{'where' if step.where is not None else 'pairs.chosen.where'}"
                 self._check_expression(setting, parse(step.condition))

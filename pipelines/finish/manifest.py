@@ -114,6 +114,7 @@ def _counts_and_files(config: RunConfig, plan: Plan, results: Results) -> dict[s
         "first_rejected": examples,
         "rejected_files": list(results.rejected),
         "steps": [_step(summary, number, step.name) for number, step in enumerate(config.select)],
+        **_off_topic(config, summary),
         "mean_reward": {"kept": summary.kept.mean(), "dropped": summary.dropped.mean()},
         "shards": [shard.to_json() for shard in results.shards],
     }
@@ -165,6 +166,19 @@ def _model(config: RunConfig, plan: Plan, standards: Standards | None) -> dict[s
 def _step(summary: SelectionSummary, number: int, name: str) -> dict[str, Any]:
     """The counts that a step kept; zeros where no worker had any row left."""
     return summary.steps.get(number, StepSum(name, 0, 0, 0))._asdict()
+
+
+def _off_topic(config: RunConfig, summary: SelectionSummary) -> dict[str, Any]:
+    """The counts of the steps `on_topic`, where there are some."""
+    rows, dropped = summary.everything.count, []
+    for number, step in enumerate(config.select):
+        left = summary.steps[number].rows if number in summary.steps else 0
+        if step.on_topic is not None:
+            dropped.append(
+                {"step": number, "signal": step.on_topic.signal, "gap": step.on_topic.gap, "dropped": rows - left}
+            )
+        rows = left
+    return {"on_topic": dropped} if dropped else {}
 
 
 def _input(file: InputFile, fragments: Sequence[FragmentFacts]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from pipelines.select.candidates import (
     worst_bits,
 )
 from pipelines.select.expressions import where, with_combined
+from pipelines.select.on_topic import on_topic
 from pipelines.select.preference_rows import preference_rows
 from pipelines.select.prompt_limits import within_limits
 from pipelines.select.top import Cut
@@ -49,6 +50,8 @@ def apply_rule(
         mask = threshold(candidates, step.threshold, temperature=step.threshold.temperature or temperature)
     elif step.drop_prompts is not None:
         mask = within_limits(candidates, step.drop_prompts, cut=cut)
+    elif step.on_topic is not None:
+        mask = on_topic(candidates, step.on_topic)
     elif step.random is not None:
         mask = random(candidates, step.random)
     elif step.longest is not None:

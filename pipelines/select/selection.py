@@ -8,7 +8,7 @@ shuffle that brings the responses to a prompt together.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -178,14 +178,19 @@ def needs_of(config: RunConfig) -> Needs:
         rival=not any(step.makes_pairs or step.needs_cut or step.compares_texts for step in steps),
         other=any(step.makes_pairs for step in steps),
         labels=tuple(dict.fromkeys(column for step in steps for _, column in step.columns())),
-        values=tuple(dict.fromkeys([*early.values, *(["response_tokens"] * any(map(_bounds_tokens, steps)))])),
+        values=tuple(dict.fromkeys([*early.values, *_values_read(steps)])),
         marks=early.names(conditions=True),
         computed=early.names(conditions=False),
     )
 
 
-def _bounds_tokens(step: Step) -> bool:
-    return step.drop_prompts is not None and step.drop_prompts.min_worst_tokens is not None
+def _values_read(steps: Sequence[Step]) -> Iterator[str]:
+    """The numbers of score files that steps read without an expression."""
+    for step in steps:
+        if step.drop_prompts is not None and step.drop_prompts.min_worst_tokens is not None:
+            yield "response_tokens"
+        if step.on_topic is not None:
+            yield step.on_topic.signal
 
 
 def _changing(steps: Sequence[Step]) -> int:

@@ -12,13 +12,14 @@ import pytest
 from support.corpora import best_rows, kept_rows, write_jsonl
 from support.stubs import NamedFactory, named_reward, save_named_model
 
+from pipelines.commands.explain.explain_transform import explain
 from pipelines.commands.run import run_curation, run_scoring
 from pipelines.config import RunConfig
 from pipelines.errors import ModelLoadError
 from pipelines.plan import make_plans
 from pipelines.score.load_model import LoadScorer
 from rm.checkpoint.embedding_config import read_embedding
-from rm.conversations import from_prompt
+from rm.conversations import from_prompt, prompt_key
 from rm.embedder import Embedder
 
 BEST = {"best_of_n": {"min_candidates": 1}}
@@ -176,3 +177,36 @@ def test_colocated_rewards_beside_relevance_that_is_not(make, relevance, tmp_pat
     run(config, log)
     near = [row for row in make.rows if relevance(row) > 0.5]
     assert kept_rows(tmp_path / "out") == best_rows(near, reward)
+
+
+def behind(rows, relevance):
+    """(row) → how much less relevant it is than the second most relevant one of its prompt."""
+    by_prompt = {}
+    for row in rows:
+        by_prompt.setdefault(row["prompt"], []).append(relevance(row))
+    return lambda row: sorted(by_prompt[row["prompt"]])[-2] - relevance(row)
+
+
+def test_what_is_off_topic_is_dropped_whatever_its_reward(make, relevance, tmp_path):
+    far = behind(make.rows, relevance)
+    gap = float(np.quantile([far(row) for row in make.rows], 0.8)) + 1e-4
+    near = [row for row in make.rows if far(row) <= gap]
+    dropped = len(make.rows) - len(near)
+    assert 0 < dropped < 4
+    config = make([{"on_topic": {"gap": gap}}, BEST])
+    manifest = run(config, tmp_path / "log")
+    assert kept_rows(tmp_path / "out") == best_rows(near, reward) != best_rows(make.rows, reward)
+    assert manifest["on_topic"] == [{"step": 0, "signal": "relevance", "gap": gap, "dropped": dropped}]
+    assert f"Dropped as off topic: {dropped} (step 1, gap" in (tmp_path / "out" / "report.html").read_text()
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["on_topic"] == manifest["on_topic"]
+    prompt = next(row["prompt"] for row in make.rows if far(row) > gap)
+    explained = explain(config, prompt_key(from_prompt(prompt)).hex())
+    for row, one in zip([row for row in make.rows if row["prompt"] == prompt], explained["rows"], strict=True):
+        step = one["steps"][0]
+        assert step == {
+            "rule": "on_topic",
+            "verdict": "kept" if far(row) <= gap else "dropped",
+            "relevance": pytest.approx(relevance(row), abs=1e-5),
+            "behind": pytest.approx(far(row), abs=1e-5),
+            "gap": gap,
+        }

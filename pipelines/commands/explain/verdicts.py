@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from pipelines.config import BestOfN, DropPrompts, Pairs, Preferences, Step, Threshold, Top
+from pipelines.config.prompt_rules import OnTopic
 from pipelines.select.candidates import Candidates, first_of_texts, worst_bits
 from pipelines.select.corpus_standards import Standards, with_standards
 from pipelines.select.duplicates import Structured, kept_instead, rule_of, stays
 from pipelines.select.expressions import numbers_of
 from pipelines.select.length_correction import Curve
+from pipelines.select.on_topic import behind_others
 from pipelines.select.preference_rows import RowPairs, judge
 from pipelines.select.prompt_limits import PromptValues, quantiles_of
 from pipelines.select.rules import (
@@ -129,6 +131,8 @@ def _numbers(
         columns = _preferences(rows, step.preferences, step.preferences.temperature or temperature)
     elif step.drop_prompts is not None:
         columns = _drop_prompts(rows, step.drop_prompts, edges)
+    elif step.on_topic is not None:
+        columns = _on_topic(rows, step.on_topic)
     elif step.random is not None:
         ranks = ranks_by(rows, draws(rows, step.random))
         columns = {"rank": ranks, "of": len(rows), "keep": step.random.keep, "seed": step.random.seed}
@@ -239,6 +243,12 @@ def _drop_prompts(rows: Candidates, rule: DropPrompts, edges: CutEdges) -> dict[
     if rule.min_worst_tokens is not None:
         columns["worst_tokens"] = next(map(int, PromptValues.of(rows, rule).values["min_worst_tokens"]), None)
     return columns | rule.model_dump(exclude_none=True) | quantiles_of(edges)
+
+
+def _on_topic(rows: Candidates, rule: OnTopic) -> dict[str, Any]:
+    behind = behind_others(rows, rule.signal)
+    relevance = rows.values[rule.signal].astype(np.float64)
+    return {rule.signal: relevance, "behind": np.where(np.isfinite(behind), behind, np.nan), "gap": rule.gap}
 
 
 def _by_row(columns: Mapping[str, Any], count: int) -> list[dict[str, Any]]:

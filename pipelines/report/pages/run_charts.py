@@ -111,6 +111,9 @@ def _funnel(manifest: Json, unit: str) -> dict[str, Any]:
     note = f"Of {counts['read']:,} responses read, {rejected:,} were rejected" + (f": {reasons}." if reasons else ".")
     if counts.get("cut_prompts"):
         note += f" {counts['cut_prompts']:,} repeated their prompts, which were taken off."
+    for gate in manifest.get("on_topic", ()):
+        step = f"step {gate['step'] + 1}, gap {gate['gap']:.3g} in {gate['signal']}"
+        note += f" Dropped as off topic: {gate['dropped']:,} ({step})."
     if any(prompts is None for _, _, prompts, _ in stages):
         note += " Prompts are not counted where a step works before they come together."
     return {
