@@ -17,6 +17,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import torch
 from services.dataflow_service import TESTS, DataflowService, Job, run_job
 from services.engines import engines
 from services.prism import serving_prism
@@ -26,7 +27,7 @@ from support.stubs import StubFactory, scored_rows
 from pipelines.commands import run
 from pipelines.commands.run import run_curation, run_scoring
 from pipelines.config import RunConfig, load
-from pipelines.errors import Exit, InputError, RejectedError, StorageError
+from pipelines.errors import Exit, InputError, ModelLoadError, RejectedError, StorageError
 from pipelines.finish.versions import latest_path
 from pipelines.runtime import execute, progress
 
@@ -238,6 +239,18 @@ def test_an_error_of_a_worker_is_ours_in_the_end(bucket, stub_model, either_serv
     assert either_service.jobs[0].state == "JOB_STATE_FAILED"
     assert "9.jsonl" in raised.value.message
     assert "SECRET" not in raised.value.message
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_worker_without_the_gpu_that_it_was_promised_ends_the_launcher(bucket, stub_model, running_service):
+    config = config_of(bucket, stub_model, "gpu")
+    with pytest.raises(
+        ModelLoadError, match=r"a GPU was asked for .*torch finds none: torch .* is built for"
+    ) as raised:
+        run_curation(config, running_service.flags, scorer=run.default_scorer(config))
+    assert raised.value.exit_code is Exit.MODEL
+    assert not [name for name in bucket.contents("scores") if name.endswith(".parquet")]
 
 
 def test_a_job_that_ends_well_without_a_manifest_is_not_called_done(bucket, stub_model, service):
