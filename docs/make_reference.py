@@ -31,6 +31,7 @@ EXITS = {
     Exit.STORAGE: "storage or a worker failed: try again",
     Exit.CONFLICT: "the output belongs to another selection or another corpus",
     Exit.MODEL: "the model cannot be loaded or trained",
+    Exit.COST: "`bestkept plan --max-cost`: the run may cost more",
     Exit.INTERRUPTED: "interrupted by Ctrl-C; the same command goes on",
     Exit.TERMINATED: "terminated by SIGTERM; the same command goes on",
 }
@@ -78,7 +79,7 @@ def every_command(group: Any) -> Iterator[tuple[str, Any]]:
 
 
 def common(option: Any) -> bool:
-    return option.opts[0] in (logs.QUIET, logs.JSON_LOGS)
+    return option.opts[0] in (logs.QUIET, logs.JSON_LOGS, "--version")
 
 
 def option_row(option: Any) -> tuple[str, str]:

@@ -18,137 +18,24 @@ app = program.App(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings=program.HELP_OPTIONS,
 )
 
-models = program.App(cls=program.Group, no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(models, name="model", help="Put a model where workers find it; average models.")
-
-
-@app.command(settings="run", context_settings=options.PASS_ON)
-def run(config: options.ConfigPath, extra: options.Overrides = None, metrics: options.Metrics = None) -> None:
-    """Score a corpus and keep the best: everything from input files to the finished data set."""
-    from pipelines.commands.metrics.reporting import reporting
-
-    with reporting("run", config, metrics) as report:
-        settings, flags = program.load_run_config(config, extra)
-        report.configure(settings)
-        from pipelines.commands.run import default_scorer, run_curation
-        from pipelines.commands.summary import run_and_summarise
-
-        scorer = default_scorer(settings)
-        work = partial(run_curation, settings, flags, scorer=scorer, begin=report.begin)
-        report.succeed(run_and_summarise(settings, work))
-
-
-@app.command(settings="run", context_settings=options.PASS_ON)
-def plan(
-    config: options.ConfigPath,
-    extra: options.Overrides = None,
-    as_json: options.AsJson = False,
-    benchmark: options.Benchmark = True,
-    max_cost: options.MaxCost = None,
-    gpu: options.Gpu = None,
-    machine: options.Machine = None,
-    prices: options.PriceFile = None,
-) -> None:
-    """Say what a run would read, compute, take and cost, before it starts; writes nothing."""
-    settings, flags = program.load_run_config(config, extra)
-    from pipelines.commands.estimate.estimate import PlanOptions, check_cost, plan_run
-    from pipelines.commands.estimate.table import print_plan
-
-    estimate = plan_run(settings, flags, PlanOptions(benchmark, gpu, machine, prices))
-    print_plan(estimate, as_json=as_json)
-    if max_cost is not None:
-        check_cost(estimate, max_cost)
-
-
-@app.command(settings="run", context_settings=options.PASS_ON)
-def score(
-    config: options.ConfigPath,
-    extra: options.Overrides = None,
-    shard: options.Shard = None,
-    metrics: options.Metrics = None,
-) -> None:
-    """Score a corpus and stop; what is scored already is not scored again."""
-    from pipelines.commands.metrics.reporting import reporting
-
-    with reporting("score", config, metrics) as report:
-        settings, flags = program.load_run_config(config, extra)
-        report.configure(settings)
-        from pipelines.commands.run import default_scorer, run_scoring
-        from pipelines.commands.summary import run_and_summarise
-        from pipelines.score.work import CorpusShard
-
-        part, scorer = None if shard is None else CorpusShard.of(shard), default_scorer(settings)
-        work = partial(run_scoring, settings, flags, scorer=scorer, shard=part, begin=report.begin)
-        report.succeed(run_and_summarise(settings, work))
-
-
-@app.command(settings="run", context_settings=options.PASS_ON)
-def select(
-    config: options.ConfigPath,
-    extra: options.Overrides = None,
-    explain: options.ExplainedPrompt = None,
-    as_json: options.ExplanationAsJson = False,
-    text: options.ExplanationWithText = False,
-    metrics: options.Metrics = None,
-) -> None:
-    """Select and export from scores that are there; loads no model."""
-    from pipelines.errors import ConfigError
-
-    if explain is not None:
-        if metrics is not None:
-            raise ConfigError("--metrics is for a selection, and --explain makes none; leave one of them out")
-        settings, flags = program.load_run_config(config, extra)
-        from pipelines.commands.explain.table import explain_and_print
-
-        explain_and_print(settings, explain, flags, as_json=as_json, with_text=text)
-        return
-    from pipelines.commands.metrics.reporting import reporting
-
-    if as_json or text:
-        name = "--json" if as_json else "--text"
-        raise ConfigError(f"{name} is for an explanation, and none is asked for; give --explain PROMPT, too")
-    with reporting("select", config, metrics) as report:
-        settings, flags = program.load_run_config(config, extra)
-        report.configure(settings)
-        from pipelines.commands.run import run_curation
-        from pipelines.commands.summary import run_and_summarise
-
-        work = partial(run_curation, settings, flags, scorer=None, begin=report.begin)
-        report.succeed(run_and_summarise(settings, work))
-
-
-@app.command(settings="train", context_settings=options.PASS_ON)
-def train(config: options.ConfigPath, extra: options.Settings = None, metrics: options.Metrics = None) -> None:
-    """Train a Bradley-Terry reward model on preferences."""
-    from pipelines.commands.metrics.reporting import reporting
-
-    with reporting("train", config, metrics) as report:
-        overrides = program.require_settings("train", extra)
-        from pipelines.commands.train import run_training
-        from pipelines.config import TrainConfig, load
-
-        report.trained(run_training(load(TrainConfig, config, overrides)))
-
-
-@app.command(settings="evaluate", context_settings=options.PASS_ON)
-def evaluate(model: options.Model, data: options.Data, extra: options.Settings = None) -> None:
-    """Say how far a reward model agrees with preferences: a table, evaluation.json and evaluation.html."""
-    overrides = program.require_settings("evaluate", extra)
-    from pipelines.commands.evaluate import run_evaluation
-    from pipelines.config import EvaluateConfig, validate
-
-    values = {"model": {"path": model}, "data": {"path": data}}
-    run_evaluation(validate(EvaluateConfig, values, overrides, where="bestkept evaluate"))
+models = program.App(
+    cls=program.Group, no_args_is_help=True, rich_markup_mode=None, context_settings=program.HELP_OPTIONS
+)
+app.add_typer(models, name="model", help="Copy a model to where workers find it; average models.")
 
 
 @app.command()
-def config(command: options.ConfiguredCommand = "run", schema: options.Schema = False) -> None:
-    """Print an example configuration with every setting, its meaning and its default."""
-    from pipelines.config.example import example, json_schema
+def init(job: options.Job = "best_of_n", list_jobs: options.ListJobs = False) -> None:
+    """Write an example configuration into this directory."""
+    from pipelines.commands.init import print_jobs, write_job
 
-    sys.stdout.write(json_schema(command) if schema else example(command))
+    if list_jobs:
+        print_jobs()
+    else:
+        write_job(job)
 
 
 @app.command()
@@ -158,7 +45,7 @@ def inspect(
     rows: options.Rows = 3,
     as_json: options.AsJson = False,
 ) -> None:
-    """Say what files are taken for and why, with their first conversations, as a model reads them too; writes nothing."""
+    """Show how files are read and why; writes nothing."""
     from pipelines.commands.inspect.inspect import inspect as inspect_files
     from pipelines.commands.inspect.inspect import named_path, question
     from pipelines.commands.inspect.tables import print_inspection
@@ -174,11 +61,143 @@ def inspect(
         raise InputError(open_question)
 
 
+@app.command(settings="train", context_settings=options.PASS_ON)
+def train(
+    config: options.ConfigPath = None,
+    extra: options.Settings = None,
+    metrics: options.Metrics = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Train a Bradley-Terry reward model on preferences."""
+    from pipelines.commands.metrics.reporting import reporting
+
+    with reporting("train", program.config_name(config), metrics) as report:
+        overrides = program.require_settings("train", extra)
+        from pipelines.commands.train import run_training
+        from pipelines.config import TrainConfig
+
+        report.trained(run_training(program.load_config(TrainConfig, config, overrides)))
+
+
+@app.command(settings="evaluate", context_settings=options.PASS_ON)
+def evaluate(
+    model: options.Model = None,
+    data: options.Data = None,
+    extra: options.Settings = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Say whether a reward model is better than chance and than length."""
+    words = program.require_settings("evaluate", [word for word in (model, data) if word is not None] + (extra or []))
+    from pipelines.commands.evaluate import evaluation_config, run_evaluation
+
+    run_evaluation(evaluation_config(words))
+
+
+@app.command(settings="run", context_settings=options.PASS_ON)
+def plan(
+    config: options.ConfigPath = None,
+    extra: options.Overrides = None,
+    as_json: options.AsJson = False,
+    benchmark: options.Benchmark = True,
+    max_cost: options.MaxCost = None,
+    gpu: options.Gpu = None,
+    machine: options.Machine = None,
+    prices: options.PriceFile = None,
+) -> None:
+    """Estimate rows, tokens, time and cost of a run; writes nothing."""
+    settings, flags = program.load_run_config(config, extra)
+    from pipelines.commands.estimate.estimate import PlanOptions, check_cost, plan_run
+    from pipelines.commands.estimate.table import print_plan
+
+    estimate = plan_run(settings, flags, PlanOptions(benchmark, gpu, machine, prices))
+    print_plan(estimate, as_json=as_json)
+    if max_cost is not None:
+        check_cost(estimate, max_cost)
+
+
+@app.command(settings="run", context_settings=options.PASS_ON)
+def run(
+    config: options.ConfigPath = None,
+    extra: options.Overrides = None,
+    metrics: options.Metrics = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Score a corpus, select, and export: from input files to a data set."""
+    from pipelines.commands.metrics.reporting import reporting
+
+    with reporting("run", program.config_name(config), metrics) as report:
+        settings, flags = program.load_run_config(config, extra)
+        report.configure(settings)
+        from pipelines.commands.run import default_scorer, run_curation
+        from pipelines.commands.summary import run_and_summarise
+
+        scorer = default_scorer(settings)
+        work = partial(run_curation, settings, flags, scorer=scorer, begin=report.begin)
+        report.succeed(run_and_summarise(settings, work))
+
+
+@app.command(settings="run", context_settings=options.PASS_ON)
+def score(
+    config: options.ConfigPath = None,
+    extra: options.Overrides = None,
+    shard: options.Shard = None,
+    metrics: options.Metrics = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Score a corpus and stop; nothing is scored twice."""
+    from pipelines.commands.metrics.reporting import reporting
+
+    with reporting("score", program.config_name(config), metrics) as report:
+        settings, flags = program.load_run_config(config, extra)
+        report.configure(settings)
+        from pipelines.commands.run import default_scorer, run_scoring
+        from pipelines.commands.summary import run_and_summarise
+        from pipelines.score.work import CorpusShard
+
+        part, scorer = None if shard is None else CorpusShard.of(shard), default_scorer(settings)
+        work = partial(run_scoring, settings, flags, scorer=scorer, shard=part, begin=report.begin)
+        report.succeed(run_and_summarise(settings, work))
+
+
+@app.command(settings="run", context_settings=options.PASS_ON)
+def select(
+    config: options.ConfigPath = None,
+    extra: options.Overrides = None,
+    explain: options.ExplainedPrompt = None,
+    as_json: options.AsJson = False,
+    text: options.ExplanationWithText = False,
+    metrics: options.Metrics = None,
+) -> None:
+    """Select and export from existing scores; loads no model."""
+    from pipelines.errors import ConfigError
+
+    if explain is not None:
+        if metrics is not None:
+            raise ConfigError("--metrics is for a selection, and --explain makes none; leave one of them out")
+        settings, flags = program.load_run_config(config, extra)
+        from pipelines.commands.explain.table import explain_and_print
+
+        explain_and_print(settings, explain, flags, as_json=as_json, with_text=text)
+        return
+    from pipelines.commands.metrics.reporting import reporting
+
+    if text:
+        raise ConfigError("--text has no effect without --explain PROMPT; give both, or neither")
+    with reporting("select", program.config_name(config), metrics) as report:
+        settings, flags = program.load_run_config(config, extra)
+        report.configure(settings)
+        from pipelines.commands.run import run_curation
+        from pipelines.commands.summary import run_and_summarise
+
+        work = partial(run_curation, settings, flags, scorer=None, begin=report.begin)
+        report.succeed(run_and_summarise(settings, work))
+
+
 @app.command()
 def report(
     output: options.Output, other: options.OtherOutput = None, write: options.ComparisonFile = "comparison.html"
 ) -> None:
-    """Write report.html of an output again, or compare two selections, or two models, in one page."""
+    """Draw a report again, or compare two selections or two models."""
     from pipelines.commands.printing import print_path
     from pipelines.commands.report import compare, rebuild
 
@@ -188,7 +207,7 @@ def report(
 @app.command(settings="run")
 def trial(
     output: options.Output,
-    config: options.ConfigPath,
+    config: options.ConfigPath = None,
     extra: options.Settings = None,
     student: options.Student = None,
     reference: options.Reference = None,
@@ -198,13 +217,13 @@ def trial(
     steps: options.Steps = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Fine-tune a small model on a selection, on random responses and on the longest, and say which one teaches it most."""
+    """Fine-tune a small model on a selection and on simpler ones; compare."""
     overrides = program.require_settings("trial", extra)
     from pipelines.commands.trial.trial import TrialOptions, run_trial
-    from pipelines.config import RunConfig, load
+    from pipelines.config import RunConfig
 
     tried = TrialOptions(student, reference, judge, quick, seeds, steps)
-    run_trial(output, load(RunConfig, config, overrides), tried, as_json=as_json)
+    run_trial(output, program.load_config(RunConfig, config, overrides), tried, as_json=as_json)
 
 
 @app.command()
@@ -223,8 +242,9 @@ def clean(
     unfinished_days: options.UnfinishedDays = 7.0,
     scores: options.UnusedScores = False,
     dry_run: options.DryRun = False,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Remove old versions of an output; never the latest, and no part of one that stays."""
+    """Remove old versions of an output, never the latest."""
     from pipelines.commands.printing import print_cleaned
     from pipelines.finish import retention
 
@@ -232,9 +252,30 @@ def clean(
     print_cleaned(cleaned, dry_run=dry_run)
 
 
+@app.command()
+def config(command: options.ConfiguredCommand = "run", schema: options.Schema = False) -> None:
+    """Print a configuration with every setting and its default."""
+    from pipelines.config.example import example, json_schema
+
+    sys.stdout.write(json_schema(command) if schema else example(command))
+
+
+@app.command()
+def env(as_json: options.AsJson = False) -> None:
+    """Print versions and devices, for a bug report."""
+    from pipelines.commands.environment import print_environment
+
+    print_environment(as_json=as_json)
+
+
 @models.command(name="fetch")
-def fetch(source: options.ModelSource, destination: options.Destination, revision: options.Revision = None) -> None:
-    """Copy a hub model (a gated one with your token) or a directory to a bucket or directory, for model.path to name."""
+def fetch(
+    source: options.ModelSource,
+    destination: options.Destination,
+    revision: options.Revision = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Copy a model from the hub or a directory to a bucket or directory."""
     from pipelines.commands.printing import print_fetched
     from pipelines.storage.models.fetch import fetch_model
 
@@ -242,8 +283,8 @@ def fetch(source: options.ModelSource, destination: options.Destination, revisio
 
 
 @models.command(name="merge")
-def merge(sources: options.MergedModels, output: options.MergeOutput) -> None:
-    """Average the weights of reward models that were trained from the same backbone into one model."""
+def merge(sources: options.MergedModels, output: options.MergeOutput, as_json: options.AsJson = False) -> None:
+    """Average the weights of reward models with the same backbone."""
     from pipelines.commands.merge import run_merge
 
     run_merge(sources, output)

@@ -31,6 +31,7 @@ class Exit(enum.IntEnum):
     STORAGE = 5
     CONFLICT = 6
     MODEL = 7
+    COST = 8
     INTERRUPTED = 130
     TERMINATED = 143
 
@@ -110,10 +111,12 @@ class ModelLoadError(BestkeptError):
     exit_code = Exit.MODEL
 
 
-_BY_CODE: dict[int, type[BestkeptError]] = {
-    int(kind.exit_code): kind
-    for kind in (ConfigError, InputError, RejectedError, StorageError, ConflictError, ModelLoadError)
-}
+class CostError(BestkeptError):
+    exit_code = Exit.COST
+
+
+_KINDS = (ConfigError, InputError, RejectedError, StorageError, ConflictError, ModelLoadError, CostError)
+_BY_CODE: dict[int, type[BestkeptError]] = {int(kind.exit_code): kind for kind in _KINDS}
 
 
 def from_text(text: str) -> BestkeptError | None:

@@ -9,13 +9,15 @@ import difflib
 import functools
 import inspect
 import io
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, get_type_hints
 
 import typer
-from typer.core import TyperCommand, TyperGroup
 
+from pipelines.commands.help_pages import HelpCommand, HelpGroup
 from pipelines.commands.signals import ending_on_signals
 from pipelines.errors import (
     CREDENTIALS,
@@ -31,22 +33,28 @@ from pipelines.errors import (
 from pipelines.runtime import logs
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from pipelines.config import RunConfig
+
+    Config = TypeVar("Config", bound=BaseModel)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_Quiet = Annotated[
-    bool, typer.Option(logs.QUIET, help="Print errors and, at the end, the path of the output; nothing else.")
-]
+HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
+"""Context settings of every command and group."""
+
+COMMAND_LINE = "command line"
+"""Where settings come from that no file holds."""
+
+_Quiet = Annotated[bool, typer.Option(logs.QUIET, help="Print errors and the path of the output alone.")]
 _JsonLogs = Annotated[
-    bool, typer.Option(logs.JSON_LOGS, help="Log lines, the summary and errors as JSON lines on standard error.")
+    bool, typer.Option(logs.JSON_LOGS, help="Write log lines, summary and errors to standard error as JSON.")
 ]
 
 
-class Command(TyperCommand):
-    """A command whose `--help` ends with the settings of its configuration."""
-
-    settings: str | None = None  # run | train | evaluate
+class Command(HelpCommand):
+    """A command that passes misspelt options of ours to nobody."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -55,20 +63,8 @@ class Command(TyperCommand):
             options = [flag for parameter in self.get_params(ctx) for flag in parameter.opts if flag.startswith("--")]
             raise error.among(options) from error
 
-    def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        super().format_epilog(ctx, formatter)
-        if self.settings is None:
-            return
-        from pipelines.config.settings_list import sections
 
-        with formatter.section("Settings, in the file or as KEY.SUB=VALUE"):
-            formatter.write_text(f"`bestkept config {self.settings}` prints a file with all of them.")
-        for title, rows in sections(self.settings):
-            with formatter.section(title):
-                formatter.write_dl([(row.name, row.in_brief()) for row in rows], col_max=32)
-
-
-class Group(TyperGroup):
+class Group(HelpGroup):
     """The commands of one level; an unknown one is a `ConfigError`."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -76,13 +72,6 @@ class Group(TyperGroup):
         if not name.startswith("-") and self.get_command(ctx, name) is None:
             raise ConfigError(f"unknown command {name!r}; {suggestion(name, self.list_commands(ctx))}")
         return super().resolve_command(ctx, args)
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """List commands with the whole first line of each docstring: click cuts it to fit beside the longest name."""
-        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
-        rows = [(name, (one.help or "").partition("\n")[0]) for name, one in commands if one and not one.hidden]
-        with formatter.section("Commands"):
-            formatter.write_dl(rows)
 
 
 class App(typer.Typer):
@@ -93,7 +82,8 @@ class App(typer.Typer):
     ) -> Callable[[Function], Function]:
         """Act as `typer.Typer.command`; `settings` names the configuration that `--help` lists: run, train or evaluate."""
         kind = type("Command", (Command,), {"settings": settings})
-        register = super().command(name, **{"cls": kind, **options})
+        context = {**HELP_OPTIONS, **options.pop("context_settings", {})}
+        register = super().command(name, **{"cls": kind, "context_settings": context, **options})
 
         def decorate(function: Function) -> Function:
             register(_with_output_options(function))
@@ -126,7 +116,20 @@ def _with_output_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def describe_program(quiet: _Quiet = False, json_logs: _JsonLogs = False) -> None:
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from pipelines.runtime.machine import tool_version
+
+        sys.stdout.write(f"bestkept {tool_version()}\n")
+        raise typer.Exit
+
+
+_Version = Annotated[
+    bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and exit.")
+]
+
+
+def describe_program(quiet: _Quiet = False, json_logs: _JsonLogs = False, version: _Version = False) -> None:
     """Train a Bradley-Terry reward model, score a corpus with it, keep the best responses."""
 
 
@@ -169,6 +172,9 @@ def invoke(app: Callable[..., Any]) -> int:
     try:
         code = app(prog_name="bestkept", standalone_mode=False)
     except Exception as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # the words of a group alone
+            sys.stdout.write(f"{error}\n")
+            return 0
         if not hasattr(error, "format_message"):  # click's, or the copy of it inside typer
             raise
         raise ConfigError(_usage_message(error)) from error
@@ -204,12 +210,35 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return overrides, flags
 
 
-def load_run_config(path: str, extra: Sequence[str] | None) -> tuple[RunConfig, list[str]]:
+def load_run_config(path: str | None, extra: Sequence[str] | None) -> tuple[RunConfig, list[str]]:
     """Return the configuration in a file under the overrides in `extra`, and the flags of Beam in it. Raises `ConfigError`."""
-    from pipelines.config import RunConfig, load
+    from pipelines.config import RunConfig
 
     overrides, flags = split_arguments(extra or [])
-    return load(RunConfig, path, overrides), flags
+    return load_config(RunConfig, path, overrides), flags
+
+
+def load_config(kind: type[Config], path: str | None, overrides: Sequence[str]) -> Config:
+    """Return the configuration in a file under `overrides`; `path` may be the first of these instead. Raises `ConfigError`."""
+    from pipelines.config import load, validate
+
+    if path is None:
+        raise ConfigError(
+            "CONFIG is missing; give a file, which `bestkept init` writes, or settings such as input.path=..."
+        )
+    if is_file(path):
+        return load(kind, path, overrides)
+    return validate(kind, {}, [path, *overrides], where=COMMAND_LINE)
+
+
+def config_name(path: str | None) -> str:
+    """Return the name of a configuration for metrics: its path, or that it stands on the command line."""
+    return path if path is not None and is_file(path) else COMMAND_LINE
+
+
+def is_file(word: str) -> bool:
+    """Return whether the first word after a command is a file rather than a setting."""
+    return re.match(r"[\w.]+=", word) is None or os.path.exists(word)
 
 
 def require_settings(command: str, extra: Sequence[str] | None) -> list[str]:

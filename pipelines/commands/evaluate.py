@@ -11,9 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.commands.app import COMMAND_LINE, is_file
 from pipelines.commands.printing import print_result
 from pipelines.commands.progress_bar import showing_batches
-from pipelines.config import EvaluateConfig
+from pipelines.config import EvaluateConfig, load, validate
 from pipelines.corpus.own_files import Place, refuse_places
 from pipelines.corpus.preference_rows import preference_rows
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError, reporting_broken_devices
@@ -105,6 +106,23 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
         "evaluated", facts, path=place, table=lambda: evaluation_tables.evaluation_tables(document, written_to=place)
     )
     return document
+
+
+def evaluation_config(words: Sequence[str]) -> EvaluateConfig:
+    """Return the configuration that `MODEL DATA KEY.SUB=VALUE...`, a YAML file with settings, or settings alone say.
+
+    Raises `ConfigError`.
+    """
+    remedy = "`bestkept evaluate --help` says what it takes"
+    if not words:
+        raise ConfigError(f"MODEL is missing; {remedy}")
+    if words[0].endswith((".yaml", ".yml")) and not Path(words[0]).is_dir():
+        return load(EvaluateConfig, words[0], words[1:])
+    places = [word for word in words[:2] if is_file(word)]
+    if len(places) == 1 and not any(word.startswith("data") for word in words[1:]):
+        raise ConfigError(f"DATA is missing; {remedy}")
+    values = {key: {"path": place} for key, place in zip(("model", "data"), places, strict=False)}
+    return validate(EvaluateConfig, values, words[len(places) :], where=COMMAND_LINE)
 
 
 def _refuse_own_output(config: EvaluateConfig) -> None:

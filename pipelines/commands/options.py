@@ -7,16 +7,22 @@ from typing import Annotated
 import typer
 
 from pipelines.commands.app import complete_settings
+from pipelines.runtime import logs
 
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Context settings of a command whose unknown options are Beam's."""
 
-ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML configuration file.")]
+ConfigPath = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[CONFIG]", help="A YAML file. Without one, the command line has all settings.", show_default=False
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[KEY.SUB=VALUE]... [--BEAM-FLAG]...",
-        help="Overrides of the file, and options for Beam.",
+        help="Settings, over those of the file, and options for Beam.",
         autocompletion=complete_settings,
     ),
 ]
@@ -30,15 +36,14 @@ InspectSettings = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Settings: input.columns=..., data.columns=..., model.path=..."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="As one JSON object.")]
+AsJson = Annotated[bool, typer.Option(logs.JSON, help="Print one JSON object instead of tables.")]
 ExplanationWithText = Annotated[bool, typer.Option("--text", help="With --explain: the prompt and the responses, too.")]
-ExplanationAsJson = Annotated[bool, typer.Option("--json", help="With --explain: as one JSON object.")]
 
 Benchmark = Annotated[
     bool, typer.Option("--benchmark/--no-benchmark", help="Load the model and measure this machine, for a local run.")
 ]
 MaxCost = Annotated[
-    float | None, typer.Option(metavar="MONEY", min=0.0, help="End with exit code 2 where the run may cost more.")
+    float | None, typer.Option(metavar="MONEY", min=0.0, help="End with exit code 8 where the run may cost more.")
 ]
 Gpu = Annotated[str | None, typer.Option(metavar="NAME", help="Estimate for this GPU, such as nvidia-l4.")]
 Machine = Annotated[
@@ -50,34 +55,42 @@ Metrics = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
-        help="Write the numbers of this command to FILE when it ends, also when it fails: Prometheus' text format, for the "
-        "textfile collector of node_exporter, which reads names that end in .prom.",
+        help="Write the numbers of this command to FILE, in Prometheus' text format, when it ends or fails.",
     ),
 ]
 Shard = Annotated[
     str | None,
     typer.Option(
         metavar="I/N",
-        help="Score one of N shards alone, 0/N to (N-1)/N, in any order or at once; `run` then does the rest. `auto` takes the "
-        "number of the task from Slurm, Cloud Run or AWS Batch, and `auto/N` from Kubernetes.",
+        help="Score one of N parts, 0/N to (N-1)/N, in any order; `run` then does the rest. `auto` takes the number from "
+        "Slurm, Cloud Run or AWS Batch, `auto/N` from Kubernetes.",
     ),
 ]
 ExplainedPrompt = Annotated[
     str | None,
     typer.Option(
         metavar="PROMPT",
-        help="Write nothing, and say for one prompt why each of its responses is kept or dropped. It is named by its "
-        "prompt_id in the output or the first 8 characters or more of that, by a row as FILE:ROW, counted from 1 without "
-        "blank lines as in rejected/, or by the beginning of its text.",
+        help="Explain why each response to one prompt is kept or dropped, and write nothing. PROMPT is a prompt_id, its first 8 "
+        "characters or more, FILE:ROW, or the beginning of its text.",
     ),
 ]
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model directory, also on an object store, or hub id.")]
-Data = Annotated[str, typer.Argument(metavar="DATA", help="Preference files: a path, a glob or a URL.")]
+Model = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL|CONFIG", help="A model directory, also on an object store, or a hub id; or a YAML file."
+    ),
+]
+Data = Annotated[
+    str | None,
+    typer.Argument(metavar="[DATA]", help="Preference files: a path, a glob or a URL; not with a YAML file."),
+]
 ConfiguredCommand = Annotated[
-    str, typer.Argument(metavar="[run|train|evaluate]", help="The command that is configured; run by default.")
+    str, typer.Argument(metavar="[run|train|evaluate]", help="The command that is configured; default run.")
 ]
 Schema = Annotated[bool, typer.Option("--schema", help="The JSON schema, for editors, instead.")]
+Job = Annotated[str, typer.Argument(metavar="[JOB]", help="One of those that --list names; default best_of_n.")]
+ListJobs = Annotated[bool, typer.Option("--list", help="List the jobs, and write nothing.")]
 InputPath = Annotated[
     str,
     typer.Argument(
@@ -85,11 +98,13 @@ InputPath = Annotated[
         help="Files, as input.path names them: a path, a glob or a URL; - for JSON lines on standard input.",
     ),
 ]
-Rows = Annotated[int, typer.Option(min=0, help="How many conversations to show.")]
+Rows = Annotated[int, typer.Option(metavar="N", min=0, help="How many conversations to show; default 3.")]
 
 Output = Annotated[str, typer.Argument(metavar="OUT", help="The output.path of a run that has ended.")]
 OtherOutput = Annotated[str | None, typer.Argument(metavar="[OTHER]", help="A second one: then the two are compared.")]
-ComparisonFile = Annotated[str, typer.Option(metavar="FILE", help="Where the comparison of two goes.")]
+ComparisonFile = Annotated[
+    str, typer.Option(metavar="FILE", help="Where the comparison of two goes; default comparison.html.")
+]
 Student = Annotated[
     str | None,
     typer.Option(
@@ -111,13 +126,18 @@ Judge = Annotated[
 ]
 Quick = Annotated[bool, typer.Option("--quick", help="Two seeds and 20 steps of 512 tokens: minutes on a CPU.")]
 Seeds = Annotated[
-    int | None, typer.Option(min=1, max=100, help="Fine-tunes of each set; default 3, or 2 with --quick.")
+    int | None, typer.Option(metavar="N", min=1, max=100, help="Fine-tunes of each set; default 3, or 2 with --quick.")
 ]
-Steps = Annotated[int | None, typer.Option(min=1, help="Steps of each fine-tune; default 100, or 20 with --quick.")]
+Steps = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="Steps of each fine-tune; default 100, or 20 with --quick.")
+]
 Root = Annotated[str, typer.Argument(metavar="ROOT", help="The output.path of runs with output.versions.")]
-Keep = Annotated[int, typer.Option(min=1, help="How many complete versions stay, the newest ones.")]
+Keep = Annotated[
+    int, typer.Option(metavar="N", min=1, help="How many complete versions stay, the newest ones; default 3.")
+]
 UnfinishedDays = Annotated[
-    float, typer.Option(metavar="DAYS", min=0.0, help="Age at which unfinished versions, and scores, may go.")
+    float,
+    typer.Option(metavar="DAYS", min=0.0, help="Age at which unfinished versions, and scores, may go; default 7."),
 ]
 UnusedScores = Annotated[
     bool, typer.Option("--scores", help="Also remove what ROOT/scores holds for no version that stays.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.errors import escape_controls
+from pipelines.errors import escape_controls, hide_credentials_in
 from pipelines.runtime import logs
 
 if TYPE_CHECKING:
@@ -28,15 +29,24 @@ class PlainConsole(Console):
 
 
 def print_result(message: str, fields: Mapping[str, Any], *, path: str, table: Callable[[], Iterable[Table]]) -> None:
-    """Print the tables on standard output; with `--quiet` only `path`, which the command has made; with `--json-logs` one line
-    of `fields` on standard error."""
+    """Print the tables on standard output; with `--json` the fields as one object; with `--quiet` only `path`, which the command
+    has made; with `--json-logs` one line of `fields` on standard error."""
     mode = logs.output_mode()
     if mode.json_logs:
         sys.stderr.write(logs.json_line("INFO", message, **{**fields, "output": path}))
+    if mode.json:
+        print_json({**fields, "output": path})
+    elif mode.json_logs:
+        return
     elif mode.quiet:
         _write_path(path)
     else:
         print_tables(*table())
+
+
+def print_json(fields: Mapping[str, Any]) -> None:
+    """Print one JSON object on standard output."""
+    sys.stdout.write(json.dumps(hide_credentials_in(dict(fields)), indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 def print_tables(*tables: Table) -> None:
@@ -71,11 +81,14 @@ def print_cleaned(cleaned: CleanResult, *, dry_run: bool) -> None:
     removed = [path_of(cleaned.root, version) for version in cleaned.versions]
     removed += [f"{cleaned.root}/scores/{name}" for name in cleaned.scores]
     mode = logs.output_mode()
+    fields = {"removed": removed, "kept": cleaned.kept, "dry_run": dry_run, "output": cleaned.root}
     if mode.json_logs:
-        fields = {"removed": removed, "kept": cleaned.kept, "dry_run": dry_run}
-        sys.stderr.write(logs.json_line("INFO", "done", **fields, output=cleaned.root))
+        sys.stderr.write(logs.json_line("INFO", "done", **fields))
+    if mode.json:
+        print_json(fields)
+    elif mode.json_logs:
         return
-    if not mode.quiet:
+    elif not mode.quiet:
         for path in removed:
             sys.stdout.write(f"{'would remove' if dry_run else 'removed'} {escape_controls(path)}\n")
         sys.stdout.write(f"versions kept: {len(cleaned.kept)}\n")

@@ -51,10 +51,30 @@ def validate(kind: type[Config], values: dict[str, Any], overrides: Sequence[str
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        problems = [_describe(kind, problem) for problem in _by_place(error.errors())]
+        places = _by_source(_by_place(error.errors()), [override.partition("=")[0] for override in overrides], where)
+        problems = [
+            f"{'' if number else f'{source}: '}{_describe(kind, problem)}"
+            for source, same in places.items()
+            for number, problem in enumerate(same)
+        ]
         more = len(problems) - _MOST_PROBLEMS
         problems = [*problems[:_MOST_PROBLEMS], f"{more:,} more mistakes"] if more > 0 else problems
-        raise ConfigError(f"{where}: {'; '.join(problems)}") from error
+        raise ConfigError("; ".join(problems)) from error
+
+
+def _by_source(
+    problems: Iterable[dict[str, Any]], overrides: Sequence[str], where: str
+) -> dict[str, list[dict[str, Any]]]:
+    """Group problems by where their values come from: the file, or the command line, whose keys are `overrides`."""
+    keys = [tuple(key.split(".")) for key in overrides]
+    sources: dict[str, list[dict[str, Any]]] = {}
+    for problem in problems:
+        place = tuple(
+            part for part in problem["loc"] if isinstance(part, str)
+        )  # one block may stand for a list of them
+        overridden = any(place[: len(key)] == key for key in keys)
+        sources.setdefault("command line" if overridden else where, []).append(problem)
+    return sources
 
 
 def _close_files(path: str) -> list[str]:
@@ -73,7 +93,8 @@ def _close_files(path: str) -> list[str]:
 def _override(values: dict[str, Any], override: str) -> None:
     key, sign, text = override.partition("=")
     if not sign or not key:
-        raise ConfigError(f"override {_shown(override)} is not of the form key.sub=value")
+        remedy = "; a configuration file comes before all settings" if override.endswith((".yaml", ".yml")) else ""
+        raise ConfigError(f"override {_shown(override)} is not of the form key.sub=value{remedy}")
     *parents, last = key.split(".")
     target = values
     for parent in parents:

@@ -27,7 +27,7 @@ from typing import Any, TextIO
 
 from pipelines.errors import escape_controls, hide_credentials, hide_credentials_in
 
-QUIET, JSON_LOGS = "--quiet", "--json-logs"
+QUIET, JSON_LOGS, JSON = "--quiet", "--json-logs", "--json"
 _OURS = ("pipelines", "rm")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in ([\w<>]+)')
 
@@ -160,6 +160,7 @@ class OutputMode:
 
     quiet: bool = False
     json_logs: bool = False
+    json: bool = False  # the result as one object on standard output
 
 
 # A global of the process: log lines come from anywhere, and an error is printed in the requested form even if the command line
@@ -171,7 +172,7 @@ def set_output_mode(words: Sequence[str]) -> None:
     """Set the mode to the options of a command line, before its command or after; the words after `--` are no options."""
     global _mode
     options = words[: words.index("--")] if "--" in words else words
-    _mode = OutputMode(quiet=QUIET in options, json_logs=JSON_LOGS in options)
+    _mode = OutputMode(quiet=QUIET in options, json_logs=JSON_LOGS in options, json=JSON in options)
 
 
 def output_mode() -> OutputMode:

@@ -87,6 +87,17 @@ def _gpu_obstacle() -> str | None:
     return f"torch has kernels for {' '.join(kernels)}, and none for {describe_gpu('cuda')}: {versions}"
 
 
+def describe_devices() -> str:
+    """Return the build of torch and the devices that it can compute on, for a bug report."""
+    obstacle = _gpu_obstacle()
+    if obstacle is None:
+        names = [describe_gpu(f"cuda:{number}") for number in range(torch.cuda.device_count())]
+        return (
+            f"{', '.join(names)}; {nvidia_driver() or 'no NVIDIA driver'}; torch is built for CUDA {torch.version.cuda}"
+        )
+    return "mps, cpu" if torch.backends.mps.is_available() else f"cpu; {obstacle}"
+
+
 def describe_gpu(device: torch.device | str) -> str:
     """Return the name and compute capability of a GPU of NVIDIA's; the kind of any other device."""
     if torch.device(device).type != "cuda":

@@ -20,7 +20,7 @@ from pipelines.commands.estimate.survey import Survey, survey
 from pipelines.commands.verdict import verdicts_of, warnings_before
 from pipelines.config import RunConfig
 from pipelines.corpus import rewritten_copy
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, CostError
 from pipelines.plan import Plan, make_plans, with_absolute_paths
 from pipelines.runtime import dataflow
 from pipelines.runtime.accelerators import Accelerator
@@ -102,14 +102,14 @@ def seed_of(plan: Plan) -> int:
 
 
 def check_cost(plan: dict[str, Any], max_cost: float) -> None:
-    """Raise `ConfigError` (exit 2) where the upper end of the cost exceeds `max_cost`, or where no cost is known."""
+    """Raise `CostError` where the upper end of the cost exceeds `max_cost`, and `ConfigError` where no cost is known."""
     ways = plan["ways"]
     if len(ways) != 1 or ways[0]["cost"] is None:
         remedy = "name one with --gpu" if len(ways) > 1 else "name what runs it with --machine, or give --prices"
         raise ConfigError(f"--max-cost {max_cost:g} cannot be checked: the plan has no one cost; {remedy}")
     high = ways[0]["cost"]["high"]
     if high > max_cost:
-        raise ConfigError(
+        raise CostError(
             f"the run may cost up to {high:,.2f} {plan['prices']['currency']}, more than --max-cost {max_cost:g}; raise it, "
             "score less, or choose another machine"
         )

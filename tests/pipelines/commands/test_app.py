@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -13,7 +18,12 @@ import typer
 from pipelines import cli
 from pipelines.commands import app as invocation
 from pipelines.commands.app import complete_settings
+from pipelines.commands.help_pages import EXAMPLES, _fold
+from pipelines.commands.init import jobs
+from pipelines.config import RunConfig, TrainConfig
+from pipelines.errors import ConfigError
 from pipelines.runtime import logs
+from pipelines.runtime.machine import count_cores, tool_version
 
 ROOT = Path(__file__).parents[3]
 
@@ -42,8 +52,17 @@ def _plain_output_mode():
     ("words", "said"),
     [
         (["rnu"], "unknown command 'rnu'; did you mean 'run'?"),
-        (["zzz"], "unknown command 'zzz'; expected one of run, plan, score, select"),
-        (["run"], "CONFIG is missing; `bestkept run --help` says what it takes"),
+        (["zzz"], "unknown command 'zzz'; expected one of init, inspect, train, evaluate, plan, run"),
+        (["run"], "CONFIG is missing; give a file, which `bestkept init` writes, or settings such as input.path="),
+        (
+            ["train", "data.pth=x"],
+            "bestkept: command line: data.0.path is missing; it is required; unknown key 'data.0.pth'",
+        ),
+        (["run", "output.path=x", "configs/best_of_n.yaml"], "; a configuration file comes before all settings"),
+        (["evaluate"], "MODEL is missing; `bestkept evaluate --help`"),
+        (["evaluate", "nowhere.yaml"], "cannot read the configuration 'nowhere.yaml'"),
+        (["init", "train_pair"], "there is no job 'train_pair'; did you mean 'train_pairs'?"),
+        (["select", "configs/best_of_n.yaml", "--text"], "--text has no effect without --explain PROMPT"),
         (["evaluate", "x"], "DATA is missing; `bestkept evaluate --help`"),
         (["--vresion"], "unknown option --vresion; "),
         (["--quite", "run", "x"], "unknown option --quite; did you mean --quiet?"),
@@ -134,25 +153,124 @@ def test_any_function_decorated_as_a_command_has_them(capsys, monkeypatch):
     assert one("direct") is None, "the function itself is as it was"
 
 
-@pytest.mark.parametrize("command", ["run", "score", "select", "train", "evaluate"])
-def test_help_lists_every_setting_within_80_columns(bestkept, command):
-    from pipelines.config.settings_list import settings_of
+HELP = Path(__file__).with_name("help")
 
-    code, out, _ = bestkept(command, "--help")
+
+def commands_of(group: typer.main.TyperGroup, *names: str) -> Iterator[tuple[str, ...]]:
+    yield names
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands_of(command, *names, name)
+        else:
+            yield *names, name
+
+
+COMMANDS = list(commands_of(typer.main.get_command(cli.app)))
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_help_is_as_it_was_looked_at(bestkept, monkeypatch, words):
+    """`UPDATE_HELP=1 pytest -k looked_at` writes the files anew; look at them before you commit."""
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, err = bestkept(*words, "--help")
+    assert (code, err, bestkept(*words, "-h")[1]) == (0, [], out)
+    file = HELP / f"{'-'.join(words) or 'bestkept'}.txt"
+    if os.environ.get("UPDATE_HELP"):
+        file.write_text(out)
+    assert out == file.read_text()
+    lines = out.splitlines()
+    assert max(map(len, lines)) <= 80
+    examples = lines.index("Examples:") if "Examples:" in lines else len(lines)
+    assert examples <= 36, "more than a screen before the examples"
+    if words not in ((), ("model",)):
+        assert "Examples:" in lines
+    assert not [
+        file.name for file in HELP.iterdir() if file.stem not in {"-".join(one) or "bestkept" for one in COMMANDS}
+    ]
+
+
+def test_examples_are_commands_that_would_be_understood(monkeypatch):
+    monkeypatch.chdir(ROOT / "configs")
+    names = {" ".join(words) for words in COMMANDS}
+    for name, examples in EXAMPLES.items():
+        assert name in names
+        for line, _ in examples:
+            words = shlex.split(line.rpartition("| ")[2].partition(" > ")[0])
+            assert words[0] == "bestkept"
+            if name:
+                assert line.rpartition("| ")[2].startswith(f"bestkept {name}")
+            if words[1] in ("run", "plan", "score", "select", "train"):
+                kind = TrainConfig if words[1] == "train" else RunConfig
+                settings = [word for word in words[3:] if re.match(r"[\w.]+=", word)]
+                invocation.load_config(kind, words[2], settings)
+            if words[1] == "init" and len(words) > 2 and words[2] != "--list":
+                assert words[2] in jobs()
+
+
+def test_an_example_is_folded_into_lines_that_can_be_pasted():
+    line = "bestkept select a.yaml 'select=[{top: {fraction: 0.1}}]' output.path=" + "x" * 30
+    folded = list(_fold(line, 60))
+    assert shlex.split("\n".join(folded).replace("\\\n", " ")) == shlex.split(line)
+    assert len(folded) > 1
+    assert all(part.endswith(" \\") for part in folded[:-1])
+    assert all("'" not in part or part.count("'") == 2 for part in folded)
+
+
+def test_without_words_the_help_is_shown(bestkept):
+    assert bestkept() == (0, bestkept("--help")[1], [])
+    assert bestkept("model")[:2] == (0, bestkept("model", "-h")[1])
+
+
+def test_version(bestkept):
+    assert bestkept("--version") == (0, f"bestkept {tool_version()}\n", [])
+
+
+def test_no_file_is_needed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["input.path=corpus/*.parquet", "model.path=model", "output.path=out", "--runner=x"]
+    config, flags = invocation.load_run_config(words[0], words[1:])
+    assert (config.output.path, flags, [step.name for step in config.select]) == ("out", ["--runner=x"], ["best_of_n"])
+    (tmp_path / "a=b").write_text("input: {path: x}\nmodel: {path: m}\noutput: {path: from-file}\n")
+    assert invocation.load_run_config("a=b", [])[0].output.path == "from-file"  # a file, whatever it is called
+    assert invocation.config_name("a=b") == "a=b"
+    assert invocation.config_name("input.path=x") == "command line"
+
+
+def test_a_mistake_is_blamed_on_where_it_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.yaml").write_text(
+        "input: {path: x, columns: {prompt: 3}}\nmodel: {path: m}\noutput: {path: o, shape: zzz}\n"
+    )
+    with pytest.raises(ConfigError) as raised:
+        invocation.load_run_config("a.yaml", ["output.shpe=messages", "limits.verify=maybe"])
+    file, _, line = raised.value.message.partition("; command line: ")
+    assert file.startswith("a.yaml: ")
+    assert "input.columns.prompt" in file
+    assert "output.shape is 'zzz'" in file
+    assert "unknown key 'output.shpe'" in line
+    assert "limits.verify is 'maybe'" in line
+
+
+def test_init_writes_each_job_once(bestkept, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert bestkept("init") == (0, "best_of_n.yaml\n", [])
+    assert Path("best_of_n.yaml").read_text() == (ROOT / "configs" / "best_of_n.yaml").read_text()
+    code, _, err = bestkept("init", "best_of_n")
+    assert (code, "best_of_n.yaml exists, and is not overwritten" in err[0]) == (2, True)
+    listed = bestkept("init", "--list")[1].splitlines()
+    assert [line.split()[0] for line in listed] == sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
+    assert all(len(line.split()) > 3 and "bestkept " not in line for line in listed)
+
+
+def test_env_says_versions_and_devices_and_no_credentials(bestkept, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    code, out, _ = bestkept("env", "--json")
+    facts = json.loads(out)
     assert code == 0
-    assert max(map(len, out.splitlines())) <= 80
-    kind = command if command in ("train", "evaluate") else "run"
-    assert len(settings_of(kind)) > 20
-    for row in settings_of(kind):
-        assert f"  {row.name} " in out or f"  {row.name}\n" in out
-    assert f"bestkept config {kind}" in out
-
-
-def test_the_help_of_all_commands_is_not_cut(bestkept):
-    out = bestkept("--help")[1]
-    assert "..." not in out.replace("[ARGS]...", "")
-    assert max(map(len, out.splitlines())) <= 80
-    assert "--show-completion" in out
+    assert (facts["bestkept"], facts["cores"]) == (tool_version(), count_cores())
+    assert facts["packages"]["apache-beam"] == metadata.version("apache-beam")
+    assert "hf_secret" not in out
+    assert "torch devices" in bestkept("env")[1]
 
 
 def test_help_of_a_command_imports_neither_torch_nor_beam():

@@ -24,7 +24,7 @@ from pipelines.commands.run import default_scorer, run_curation, run_scoring
 from pipelines.config import ModelConfig, RunConfig
 from pipelines.corpus import files as input_files
 from pipelines.corpus import rewritten_copy
-from pipelines.errors import ConfigError, ModelLoadError
+from pipelines.errors import ConfigError, CostError, ModelLoadError
 from pipelines.plan import make_plans
 
 NO_BENCHMARK = PlanOptions(benchmark=False)
@@ -315,7 +315,7 @@ def test_max_cost_on_both_sides_of_the_upper_end(config):
     plan = plan_run(config(), options=PlanOptions(gpu="nvidia-l4"))
     high = plan["ways"][0]["cost"]["high"]
     check_cost(plan, high)
-    with pytest.raises(ConfigError, match=f"up to {high:,.2f} USD, more than --max-cost"):
+    with pytest.raises(CostError, match=f"up to {high:,.2f} USD, more than --max-cost"):
         check_cost(plan, high * 0.999)
     with pytest.raises(ConfigError, match="--machine"):
         check_cost(plan_run(config(), options=NO_BENCHMARK), 1000.0)
@@ -413,9 +413,9 @@ def test_the_command_as_json(bestkept):
     assert plan_table(plan).row_count > 8
 
 
-def test_the_command_ends_with_2_where_it_costs_too_much(bestkept):
+def test_the_command_ends_with_8_where_it_costs_too_much(bestkept):
     code, out, err = bestkept("--gpu", "nvidia-l4", "--max-cost", "0.001")
-    assert code == 2
+    assert code == 8
     assert "GPU-hours" in out, "what it would cost is shown all the same"
     assert "more than --max-cost 0.001" in err.strip().splitlines()[-1]
     assert bestkept("--gpu", "nvidia-l4", "--frobnicate=1")[0] == 2

@@ -475,8 +475,7 @@ def test_the_command(make, bestkept, tmp_path, monkeypatch):
         (["--explain", "0" * 32], 3, "the scores hold 2 prompts"),
         (["--explain", "abc"], 3, "no prompt begins with 'abc': searched were the messages of the prompts in 1 file"),
         (["--explain", ""], 2, "--explain '' is empty"),
-        (["--json"], 2, "give --explain PROMPT"),
-        (["--text"], 2, "--text is for an explanation"),
+        (["--text"], 2, "--text has no effect without --explain"),
         (["--explain", key_of("p"), "--num_workers=3"], 2, "--num_workers=3"),
     ):
         code, out, err = bestkept("select", path, *words)
