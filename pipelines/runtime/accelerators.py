@@ -91,7 +91,9 @@ def dtype_for(gpu: str) -> str:
 
 
 def dtype_mistake(dtype: str, gpu: str) -> str | None:
-    """Return what is wrong with a `model.dtype` on a GPU."""
+    """Return what is wrong with a `model.dtype` on a GPU; None for a GPU that is refused anyway."""
+    if why_too_old(gpu) is not None:
+        return None
     if dtype == "auto":
         return f"is 'auto', which is resolved by the launcher, and that has no {gpu}; expected {dtype_for(gpu)}"
     if dtype in ("bfloat16", "int8") and gpu in _GPUS and not _GPUS[gpu].bfloat16:  # int8 computes in bfloat16

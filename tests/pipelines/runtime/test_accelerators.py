@@ -102,7 +102,7 @@ def test_gpus_for_which_torch_has_no_kernels_are_refused(gpu, capability):
     value = (
         f"runner.accelerator=type:nvidia-tesla-{gpu};count:1;machine_type:n1-standard-8;install-nvidia-driver:latest"
     )
-    config = load(RunConfig, GPU, [value, "model.dtype=float16"])
+    config = load(RunConfig, GPU, [value, "model.dtype=bfloat16"])
     with pytest.raises(ConfigError) as raised:
         dataflow.check(config, pipeline_options(config.runner, []).get_all_options(), scores=True)
     expected = f"CUDA 13.0, which needs compute capability 7.5 or more, and nvidia-tesla-{gpu} has {capability}"
