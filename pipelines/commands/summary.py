@@ -11,6 +11,7 @@ from pipelines.commands.printing import format_duration, print_result
 from pipelines.commands.progress_bar import showing_progress
 from pipelines.commands.verdict import verdicts_of
 from pipelines.config import RunConfig
+from pipelines.report.text import describe_gap
 from pipelines.report.verdict import NO_VERDICT, label
 from pipelines.runtime import progress
 
@@ -96,9 +97,7 @@ def _add_selection(table: Table, manifest: Mapping[str, Any]) -> None:
     if counts["prompts"] is not None:
         table.add_row("prompts", f"{counts['prompts']:,}")
     for gate in manifest.get("on_topic", ()):
-        table.add_row(
-            "dropped as off topic", f"{gate['dropped']:,}, by {gate['signal']} with the gap {gate['gap']:.3g}"
-        )
+        table.add_row("dropped as off topic", f"{gate['dropped']:,}, {describe_gap(gate)}")
     table.add_row("kept", f"{counts['kept']:,} for {counts['kept_prompts']:,} prompts")
     if "splits" in manifest:
         table.add_row("splits", ", ".join(f"{name} {rows:,}" for name, rows in manifest["splits"].items()))

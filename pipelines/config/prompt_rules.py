@@ -133,8 +133,17 @@ class OnTopic(Strict):
 
     signal: str = "relevance"
     """The name of the signal, one of `signals`: as a rule that of an embedding model."""
-    gap: float = Field(ge=0.0, allow_inf_nan=False)
-    """Responses whose relevance is less by more than this are dropped."""
+    gap: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] | Literal["auto"] = "auto"
+    """Responses whose relevance is less by more than this are dropped. `auto`: the least gap, in steps of 1/1024, at which at
+    most `max_touched` of the corpus's responses that answer their prompts are dropped. The cosines of prompts with responses to
+    other prompts, which the signal of an embedding model has, tell how many do not, and how many such ones the gap catches."""
+    max_touched: float = Field(default=0.01, gt=0.0, lt=1.0)
+    """With `gap: auto`: the largest share of responses that answer their prompts and are dropped all the same."""
+
+    @model_validator(mode="after")
+    def _touches_by_itself(self) -> OnTopic:
+        refuse_unused(self, {"max_touched"}, used=self.gap == "auto", by="gap: auto")
+        return self
 
     def check(self, signals: Sequence[str]) -> None:
         """Raise `ValueError` where the signal is none of these."""

@@ -244,7 +244,8 @@ class Step(Strict):
     def needs_cut(self) -> bool:
         """True where the step needs a number that all prompts settle together."""
         quantiles = self.drop_prompts is not None and bool(self.drop_prompts.quantiles)
-        return self.top is not None or self.diverse is not None or quantiles
+        gap = self.on_topic is not None and self.on_topic.gap == "auto"
+        return self.top is not None or self.diverse is not None or quantiles or gap
 
     @property
     def crosses_prompts(self) -> bool:

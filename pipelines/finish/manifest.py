@@ -174,9 +174,10 @@ def _off_topic(config: RunConfig, summary: SelectionSummary) -> dict[str, Any]:
     for number, step in enumerate(config.select):
         left = summary.steps[number].rows if number in summary.steps else 0
         if step.on_topic is not None:
-            dropped.append(
-                {"step": number, "signal": step.on_topic.signal, "gap": step.on_topic.gap, "dropped": rows - left}
-            )
+            settled = summary.gaps.get(number)
+            more = {} if settled is None else settled._asdict()
+            fields = {"step": number, "signal": step.on_topic.signal, "gap": step.on_topic.gap}
+            dropped.append({**fields, **more, "dropped": rows - left})
         rows = left
     return {"on_topic": dropped} if dropped else {}
 

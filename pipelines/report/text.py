@@ -153,3 +153,14 @@ def share(value: float) -> str:
     return (
         f"{value:.0%}" if value in (0, 1) or 0.01 <= value <= 0.99 else f"{value:.2g}" if value > 1 else f"{value:.1%}"
     )
+
+
+def describe_gap(gate: Json) -> str:
+    """A gap of the step `on_topic` in words, as the manifest has it."""
+    if gate.get("measured") is None:
+        return f"gap {gate['gap']} in {gate['signal']}"
+    words = f"gap {gate['gap']:.3g} in {gate['signal']}, settled by the corpus"
+    if gate["caught"] is None:
+        return words
+    off_topic = f"about {gate['off_topic']:.1%} of the responses look like these"
+    return f"{words}: it catches {gate['caught']:.0%} of responses to other prompts, and {off_topic}"

@@ -1,35 +1,122 @@
-"""The rule `on_topic`: drops responses that lie far behind the others to their prompt in relevance. Pure."""
+"""The rule `on_topic`: drops responses that lie far behind the others to their prompt in relevance; and the gap that a corpus
+settles by itself. Pure.
+
+With `gap: auto`, the distances of all responses are counted, and beside them those of responses to other prompts. A corpus may
+hold responses of both kinds: O(g), the share that lies further behind than g, is (1 - p) W(g) + p F(g), with F that of responses
+to other prompts and W that of responses which answer their prompts. As W is not negative, p is at most the least O(g) / F(g), and
+that is taken for it.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from pipelines.config.prompt_rules import OnTopic
 from pipelines.select.candidates import Candidates, Mask, group_sizes
+from pipelines.select.top import Cut
 
 _SEVERAL = 3  # responses of known relevance from which on the second most relevant one counts
+_STEPS = 1024  # of a gap, in 1: a power of two, so that a distance is exactly within a step or beyond it
+_BINS = 2 * _STEPS + 1  # cosines are 2 apart at most
+_ENOUGH, _FEWEST = 0.5, 100  # share and number of responses to other prompts beyond a gap that tells something
+_MOST = 0.5  # of all responses that may be taken for off topic
 
 
-def on_topic(candidates: Candidates, rule: OnTopic) -> Mask:
-    """The responses that lie at most `gap` behind."""
-    near: Mask = behind_others(candidates, rule.signal) <= rule.gap
+def on_topic(candidates: Candidates, rule: OnTopic, settled: SettledGap | None = None) -> Mask:
+    """The responses that lie at most `gap` behind. Raises `ValueError` where the gap is not settled."""
+    gap = rule.gap if settled is None else settled.gap
+    if gap == "auto":
+        raise ValueError("on_topic settles its gap over all prompts, and it is not given")
+    near: Mask = behind_others(candidates, rule.signal) <= gap
     return near
 
 
 def behind_others(candidates: Candidates, signal: str) -> npt.NDArray[np.float64]:
     """The distance of each response behind the second most relevant one of its prompt, or of two the more relevant one: negative
     for those that are more relevant, infinite for those whose relevance is not known."""
+    compared, _ = _compared(candidates, signal)
+    values = candidates.values[signal].astype(np.float64)
+    return np.where(np.isfinite(values), compared - values, np.inf)
+
+
+def _compared(candidates: Candidates, signal: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """The relevance that each row is compared with, -inf where no response of the prompt has one; and the number of those that
+    have."""
     order, starts = candidates.prompts
-    behind = np.full(len(order), np.inf)
+    compared, counts = np.full(len(order), -np.inf), np.zeros(len(order), dtype=np.int64)
     if len(order):
         values = candidates.values[signal][order].astype(np.float64)
         known = np.isfinite(values)
-        values = np.where(known, values, -np.inf)
         sizes = group_sizes(starts, len(order))
         group = np.repeat(np.arange(len(starts)), sizes)
+        values = np.where(known, values, -np.inf)
         highest = values[np.lexsort((-values, group))]
-        compared = highest[starts + (np.add.reduceat(known.astype(np.int64), starts) >= _SEVERAL)]
-        references = np.repeat(compared, sizes)
-        behind[order[known]] = references[known] - values[known]
-    return behind
+        count = np.add.reduceat(known.astype(np.int64), starts)
+        compared[order] = np.repeat(highest[starts + (count >= _SEVERAL)], sizes)
+        counts[order] = np.repeat(count, sizes)
+    return compared, counts
+
+
+def foreign_column(signal: str) -> str:
+    """The name of the cosines of prompts with responses to other prompts, beside those of a signal."""
+    return f"foreign({signal})"
+
+
+class SettledGap(NamedTuple):
+    """A gap that all prompts have settled together."""
+
+    gap: float
+    measured: int  # responses that are compared with others
+    caught: float | None  # share of responses to other prompts that lie beyond it; None where no such are known
+    off_topic: float | None  # estimated share of the measured responses that answer another prompt
+
+
+Settled = Cut | SettledGap
+"""The outcome of a step that looks at all prompts."""
+
+
+@dataclass(frozen=True)
+class Distances:
+    """Responses by their distance behind others, in bins: bin n holds those above (n - 1) / 1024 up to n / 1024."""
+
+    responses: npt.NDArray[np.int64]
+    foreign: npt.NDArray[np.int64]  # responses to other prompts
+
+    @classmethod
+    def of(cls, candidates: Candidates, signal: str) -> Distances:
+        """Count the rows of whole prompts; those with fewer than two known responses tell nothing."""
+        compared, counts = _compared(candidates, signal)
+        several = counts > 1
+        binned = []
+        for name in (signal, foreign_column(signal)):
+            values = candidates.values.get(name, np.full(len(candidates), np.nan)).astype(np.float64)
+            behind = (compared - values)[several & np.isfinite(values)]
+            bins = np.clip(np.ceil(behind * _STEPS), 0, _BINS - 1).astype(np.int64)
+            binned.append(np.bincount(bins, minlength=_BINS))
+        return cls(*binned)
+
+
+def merge_distances(parts: Iterable[Distances]) -> Distances:
+    """The sums of the parts."""
+    responses, foreign = np.zeros(_BINS, dtype=np.int64), np.zeros(_BINS, dtype=np.int64)
+    for part in parts:
+        responses, foreign = responses + part.responses, foreign + part.foreign
+    return Distances(responses, foreign)
+
+
+def settle_gap(distances: Distances, rule: OnTopic) -> SettledGap:
+    """The least gap beyond which at most `max_touched` of the responses lie that answer their prompts."""
+    count, others = int(distances.responses.sum()), int(distances.foreign.sum())
+    beyond = (count - np.cumsum(distances.responses)) / max(1, count)
+    foreign = (others - np.cumsum(distances.foreign)) / max(1, others)
+    telling = (foreign >= _ENOUGH) & (foreign * others >= _FEWEST)
+    share = min(_MOST, float((beyond[telling] / foreign[telling]).min())) if telling.any() else 0.0
+    touched = np.flatnonzero((beyond - share * foreign) / (1 - share) > rule.max_touched)
+    step = int(touched[-1]) + 1 if len(touched) else 0
+    known = others > 0
+    return SettledGap(step / _STEPS, count, float(foreign[step]) if known else None, share if known else None)

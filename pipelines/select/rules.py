@@ -24,14 +24,14 @@ from pipelines.select.candidates import (
     worst_bits,
 )
 from pipelines.select.expressions import where, with_combined
-from pipelines.select.on_topic import on_topic
+from pipelines.select.on_topic import Settled, on_topic
 from pipelines.select.preference_rows import preference_rows
 from pipelines.select.prompt_limits import within_limits
 from pipelines.select.top import Cut
 
 
 def apply_rule(
-    candidates: Candidates, step: Step, *, temperature: float | None = None, cut: Cut | None = None
+    candidates: Candidates, step: Step, *, temperature: float | None = None, cut: Settled | None = None
 ) -> Candidates:
     """The rows that a per-prompt step keeps.
 
@@ -49,9 +49,9 @@ def apply_rule(
     elif step.threshold is not None:
         mask = threshold(candidates, step.threshold, temperature=step.threshold.temperature or temperature)
     elif step.drop_prompts is not None:
-        mask = within_limits(candidates, step.drop_prompts, cut=cut)
+        mask = within_limits(candidates, step.drop_prompts, cut=cut if isinstance(cut, Cut) else None)
     elif step.on_topic is not None:
-        mask = on_topic(candidates, step.on_topic)
+        mask = on_topic(candidates, step.on_topic, None if isinstance(cut, Cut) else cut)
     elif step.random is not None:
         mask = random(candidates, step.random)
     elif step.longest is not None:

@@ -26,6 +26,7 @@ from pipelines.select.columns import Needs, score_columns, scores_to_candidates,
 from pipelines.select.corpus_standards import measure, needs_standards, with_standards
 from pipelines.select.expressions import EarlyParts, expression_of, expressions_of, labels_of, values_of
 from pipelines.select.length_correction import Curve
+from pipelines.select.on_topic import Settled, foreign_column
 from pipelines.select.prompt_limits import as_rows
 from pipelines.select.rules import apply_rule
 from pipelines.select.summary import StepCounts, StepSum
@@ -178,19 +179,21 @@ def needs_of(config: RunConfig) -> Needs:
         rival=not any(step.makes_pairs or step.needs_cut or step.compares_texts for step in steps),
         other=any(step.makes_pairs for step in steps),
         labels=tuple(dict.fromkeys(column for step in steps for _, column in step.columns())),
-        values=tuple(dict.fromkeys([*early.values, *_values_read(steps)])),
+        values=tuple(dict.fromkeys([*early.values, *_values_read(config)])),
         marks=early.names(conditions=True),
         computed=early.names(conditions=False),
     )
 
 
-def _values_read(steps: Sequence[Step]) -> Iterator[str]:
+def _values_read(config: RunConfig) -> Iterator[str]:
     """The numbers of score files that steps read without an expression."""
-    for step in steps:
+    for step in config.select:
         if step.drop_prompts is not None and step.drop_prompts.min_worst_tokens is not None:
             yield "response_tokens"
         if step.on_topic is not None:
             yield step.on_topic.signal
+            if step.needs_cut and config.signals[step.on_topic.signal].embedding is not None:
+                yield foreign_column(step.on_topic.signal)
 
 
 def _changing(steps: Sequence[Step]) -> int:
@@ -320,7 +323,7 @@ def change_rewards(
     return candidates, counts
 
 
-def apply_step(candidates: Candidates, step: Step, *, cut: Cut | None, temperature: float | None) -> Candidates:
+def apply_step(candidates: Candidates, step: Step, *, cut: Settled | None, temperature: float | None) -> Candidates:
     """The rows a step keeps: `top` by its settled cut, any other by its rule. Raises `ValueError` where a cut is missing.
 
     `near_duplicates` and `diverse` get rows from which `DropDuplicates` has dropped those that are like others.
@@ -329,7 +332,7 @@ def apply_step(candidates: Candidates, step: Step, *, cut: Cut | None, temperatu
         return candidates
     if step.top is None and step.diverse is None:
         return apply_rule(candidates, step, temperature=temperature, cut=cut)
-    if cut is None:
+    if not isinstance(cut, Cut):
         raise ValueError(f"step {step!r} cuts across all prompts, and its cut is not given")
     return candidates.take(keep(candidates, cut))
 

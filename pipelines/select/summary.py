@@ -13,6 +13,7 @@ import numpy as np
 from pipelines.score.exact_sum import ExactSum
 from pipelines.score.score_files import ScoreFile
 from pipelines.select.length_correction import HashSample, merge_samples
+from pipelines.select.on_topic import SettledGap
 
 
 class FragmentFacts(NamedTuple):
@@ -70,6 +71,7 @@ class SelectionSummary:
     sample: HashSample = field(default_factory=lambda: merge_samples([]))
     # candidates that share words with a test file, by `decontaminate` and the number of the file
     hits: Counter[tuple[str, int]] = field(default_factory=Counter)
+    gaps: dict[int, SettledGap] = field(default_factory=dict)  # of `on_topic`, by number of the step
 
     @property
     def dropped(self) -> ExactSum:
@@ -93,6 +95,7 @@ class SelectionSummary:
             longest=self.longest + other.longest,
             sample=merge_samples([self.sample, other.sample]),
             hits=self.hits + other.hits,
+            gaps={**self.gaps, **other.gaps},
         )
 
     def random_mean(self) -> float | None:

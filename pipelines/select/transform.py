@@ -21,6 +21,7 @@ import numpy as np
 from apache_beam.pvalue import AsIter, AsSingleton, TaggedOutput
 
 from pipelines.config import Limits
+from pipelines.config.prompt_rules import OnTopic
 from pipelines.corpus import UnitKey
 from pipelines.errors import carrying_errors
 from pipelines.runtime.step_times import timing
@@ -35,6 +36,7 @@ from pipelines.select.columns import KeptUnit, Needs, pack, total_size, unpack
 from pipelines.select.corpus_standards import merge_moments, settle
 from pipelines.select.duplicates_transform import DropDuplicates
 from pipelines.select.length_correction import HashSample, fit, merge_samples
+from pipelines.select.on_topic import Distances, Settled, SettledGap, merge_distances, settle_gap
 from pipelines.select.prompt_limits import Quantiles
 from pipelines.select.read_transform import ReadScores
 from pipelines.select.rules import add_ranks, add_rivals
@@ -55,8 +57,8 @@ _KEPT_ROWS = 1_000_000  # in one element
 _BUCKETS = 12  # of band hashes for each partition: a row has some 26 of 24 bytes
 
 
-Cuts = dict[int, tuple[PCollection[Cut], PCollection[CutEdges]]]
-"""The cut of each step that needs one by its number, and the edges of the cut."""
+Cuts = dict[int, tuple[PCollection[Settled], PCollection[CutEdges | SettledGap]]]
+"""The cut of each step that needs one by its number, and the edges of the cut; of `on_topic` its gap, twice."""
 Dropped = dict[int, PCollection[tuple[int, bytes]]]
 """The rows that each step drops as like others, by its number."""
 
@@ -169,7 +171,9 @@ class Select(beam.PTransform):  # type: ignore[misc]
                 drop = DropDuplicates(first, self.selection.needs, _BUCKETS * self.selection.partitions)
                 parts = {"rows": rows, "descriptors": descriptors} | f"DropDuplicates{steps[0]}" >> drop
                 rows, dropped[steps[0]] = parts["rows"], parts["dropped"]
-            if first is not None and first.needs_cut:
+            if first is not None and first.on_topic is not None and first.needs_cut:
+                cut = [self._settle_gap(rows, steps[0], first.on_topic, cuts=cuts)]
+            elif first is not None and first.needs_cut:
                 load = LoadPartition(self.selection.needs, first.drop_prompts)
                 cut = [self._find_cut(rows, steps[0], load, sides=(), cuts=cuts)]
             apply = ApplyRules(self.selection, steps, first=at == 0, last=at == len(runs) - 1)
@@ -179,6 +183,16 @@ class Select(beam.PTransform):  # type: ignore[misc]
             summaries.append(outputs.summary)
             rows = outputs.kept
         return rows, summaries
+
+    def _settle_gap(
+        self, rows: PCollection[tuple[int, bytes]], number: int, rule: OnTopic, *, cuts: Cuts
+    ) -> PCollection[SettledGap]:
+        """The gap of step `number`, which all prompts settle together."""
+        counts = rows | f"MeasureGap{number}" >> beam.ParDo(MeasureGap(self.selection.needs, rule, number))
+        merged = counts | f"MergeGap{number}" >> Gather(merge_distances)
+        gap = merged | f"SettleGap{number}" >> beam.Map(settle_gap, rule)
+        cuts.update({number: (gap, gap)} if self.with_cuts else {})
+        return gap
 
     def _sort_kept(self, rows: PCollection[tuple[int, bytes]]) -> PCollection[KeptUnit]:
         by_unit = rows | "GroupByUnit" >> beam.GroupByKey()
@@ -227,6 +241,19 @@ class MeasureCorpus(ThreadedDoFn):
 
 
 @dataclass(eq=False)
+class MeasureGap(beam.DoFn):  # type: ignore[misc]
+    """(partition, packed candidates) → the distances behind others, counted."""
+
+    needs: Needs
+    rule: OnTopic
+    step: int
+
+    def process(self, element: tuple[int, bytes]) -> Iterator[Distances]:
+        with carrying_errors(), timing(self.step):
+            yield Distances.of(unpack([element[1]], self.needs), self.rule.signal)
+
+
+@dataclass(eq=False)
 class ApplyRules(ThreadedDoFn):
     """Partitions → the rows that a run of steps keeps, by partition, or after the last run by unit; and a summary."""
 
@@ -238,7 +265,7 @@ class ApplyRules(ThreadedDoFn):
     def hold(self, element: tuple[int, Any]) -> tuple[int, Any]:
         return (element[0], list(element[1])) if self.first else element
 
-    def work(self, element: tuple[int, Any], *cuts: Cut) -> list[Any]:
+    def work(self, element: tuple[int, Any], *cuts: Settled) -> list[Any]:
         partition, data = element
         needs = self.selection.needs
         rows = unpack(data, needs).sorted_by_prompt() if self.first else unpack([data], needs)
@@ -253,9 +280,11 @@ class ApplyRules(ThreadedDoFn):
             rows = self._apply(rows, number, counts, *cuts)
         if self.first and needs.rival:
             rows = add_rivals(rows, whole)
-        return self._outputs(partition, rows, SelectionSummary(prompts=prompts, steps=counts))
+        settled = zip(self.steps, cuts, strict=False)  # that of the first
+        gaps = {number: cut for number, cut in settled if isinstance(cut, SettledGap)}
+        return self._outputs(partition, rows, SelectionSummary(prompts=prompts, steps=counts, gaps=gaps))
 
-    def _apply(self, rows: Candidates, number: int, counts: StepCounts, cut: Cut | None = None) -> Candidates:
+    def _apply(self, rows: Candidates, number: int, counts: StepCounts, cut: Settled | None = None) -> Candidates:
         """The rows that a step keeps, which are counted."""
         step = self.selection.steps[number]
         cut = cut if step.needs_cut else None

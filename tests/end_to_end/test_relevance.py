@@ -18,6 +18,7 @@ from pipelines.config import RunConfig
 from pipelines.errors import ModelLoadError
 from pipelines.plan import make_plans
 from pipelines.score.load_model import LoadScorer
+from pipelines.select import selection as selection_module
 from rm.checkpoint.embedding_config import read_embedding
 from rm.conversations import from_prompt, prompt_key
 from rm.embedder import Embedder
@@ -210,3 +211,36 @@ def test_what_is_off_topic_is_dropped_whatever_its_reward(make, relevance, tmp_p
             "behind": pytest.approx(far(row), abs=1e-5),
             "gap": gap,
         }
+
+
+@pytest.mark.slow
+def test_a_gap_that_the_corpus_settles(make, relevance, tmp_path, monkeypatch):
+    far = behind(make.rows, relevance)
+    most = 0.2
+    distances = sorted(far(row) for row in make.rows)
+    exact = distances[-1 - int(most * len(distances))]  # at most so many lie further behind
+    gap = np.ceil(exact * 1024) / 1024
+    near = [row for row in make.rows if far(row) <= gap]
+    steps = [{"on_topic": {"max_touched": most}}, BEST]
+    config = make(steps)
+    manifest = run(config, tmp_path / "log")
+    [told] = manifest["on_topic"]
+    assert told == {
+        "step": 0,
+        "signal": "relevance",
+        "gap": gap,
+        "measured": 12,
+        "off_topic": 0.0,
+        "dropped": len(make.rows) - len(near),
+        "caught": told["caught"],
+    }
+    assert 0.0 <= told["caught"] <= 1.0
+    assert kept_rows(tmp_path / "out") == best_rows(near, reward) != best_rows(make.rows, reward)
+    words = (tmp_path / "out" / "report.html").read_text()
+    assert "settled by the corpus: it catches" in words
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["on_topic"] == [told]
+    explained = explain(config, prompt_key(from_prompt(make.rows[0]["prompt"])).hex())
+    assert explained["rows"][0]["steps"][0]["gap"] == gap
+    monkeypatch.setattr(selection_module, "PARTITIONS", 1)
+    again = run(make(steps, "again", input={"path": str(tmp_path / "in"), "rows_per_fragment": 1}), tmp_path / "log")
+    assert again["on_topic"][0]["gap"] == gap  # other fragments have other neighbours, and the same gap

@@ -18,7 +18,7 @@ from pipelines.select.corpus_standards import Standards, with_standards
 from pipelines.select.duplicates import Structured, kept_instead, rule_of, stays
 from pipelines.select.expressions import numbers_of
 from pipelines.select.length_correction import Curve
-from pipelines.select.on_topic import behind_others
+from pipelines.select.on_topic import Settled, SettledGap, behind_others
 from pipelines.select.preference_rows import RowPairs, judge
 from pipelines.select.prompt_limits import PromptValues, quantiles_of
 from pipelines.select.rules import (
@@ -32,12 +32,12 @@ from pipelines.select.rules import (
     z_scores,
 )
 from pipelines.select.selection import Selection, apply_step, top_of
-from pipelines.select.top import Cut, CutEdge, CutEdges, Strata
+from pipelines.select.top import CutEdge, CutEdges, Strata
 
 ResponsePlace = tuple[int, int, int, int]
 """File, unit, row, response."""
-Cuts = Mapping[int, tuple[Cut, CutEdges]]
-"""Step number → the settled cut of a `top`, and what it came to over all prompts."""
+Cuts = Mapping[int, tuple[Settled, Any]]
+"""Step number → the settled cut of a `top`, and what it came to over all prompts; of `on_topic` its gap, twice."""
 Verdict = dict[str, Any]
 """`rule`, `verdict` (kept, dropped, paired: the rejected side of a pair; or dropped before), and the numbers by name."""
 
@@ -132,7 +132,7 @@ def _numbers(
     elif step.drop_prompts is not None:
         columns = _drop_prompts(rows, step.drop_prompts, edges)
     elif step.on_topic is not None:
-        columns = _on_topic(rows, step.on_topic)
+        columns = _on_topic(rows, step.on_topic, edges)
     elif step.random is not None:
         ranks = ranks_by(rows, draws(rows, step.random))
         columns = {"rank": ranks, "of": len(rows), "keep": step.random.keep, "seed": step.random.seed}
@@ -245,10 +245,11 @@ def _drop_prompts(rows: Candidates, rule: DropPrompts, edges: CutEdges) -> dict[
     return columns | rule.model_dump(exclude_none=True) | quantiles_of(edges)
 
 
-def _on_topic(rows: Candidates, rule: OnTopic) -> dict[str, Any]:
+def _on_topic(rows: Candidates, rule: OnTopic, settled: Any) -> dict[str, Any]:
     behind = behind_others(rows, rule.signal)
+    gap = settled.gap if isinstance(settled, SettledGap) else rule.gap
     relevance = rows.values[rule.signal].astype(np.float64)
-    return {rule.signal: relevance, "behind": np.where(np.isfinite(behind), behind, np.nan), "gap": rule.gap}
+    return {rule.signal: relevance, "behind": np.where(np.isfinite(behind), behind, np.nan), "gap": gap}
 
 
 def _by_row(columns: Mapping[str, Any], count: int) -> list[dict[str, Any]]:

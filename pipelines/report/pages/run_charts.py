@@ -26,7 +26,7 @@ from pipelines.report.pages.answer import describe_compared
 from pipelines.report.pages.evaluation import best_of_n
 from pipelines.report.pages.preference_charts import preference_charts
 from pipelines.report.pages.source_charts import SIDES, by_source, mix
-from pipelines.report.text import share, short
+from pipelines.report.text import describe_gap, share, short
 from pipelines.storage.canonical_json import Json
 
 
@@ -112,8 +112,7 @@ def _funnel(manifest: Json, unit: str) -> dict[str, Any]:
     if counts.get("cut_prompts"):
         note += f" {counts['cut_prompts']:,} repeated their prompts, which were taken off."
     for gate in manifest.get("on_topic", ()):
-        step = f"step {gate['step'] + 1}, gap {gate['gap']:.3g} in {gate['signal']}"
-        note += f" Dropped as off topic: {gate['dropped']:,} ({step})."
+        note += f" Dropped as off topic: {gate['dropped']:,} (step {gate['step'] + 1}, {describe_gap(gate)})."
     if any(prompts is None for _, _, prompts, _ in stages):
         note += " Prompts are not counted where a step works before they come together."
     return {
