@@ -83,6 +83,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/hadolint deploy/Dockerfile deploy/Dockerfile.gpu
 	$(BIN)/mypy
+	$(BIN)/python docs/check_prose.py
 
 format: install
 	$(BIN)/ruff check --fix .

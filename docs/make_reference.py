@@ -32,8 +32,8 @@ EXITS = {
     Exit.CONFLICT: "the output belongs to another selection or another corpus",
     Exit.MODEL: "the model cannot be loaded or trained",
     Exit.COST: "`bestkept plan --max-cost`: the run may cost more",
-    Exit.INTERRUPTED: "interrupted by Ctrl-C; the same command goes on",
-    Exit.TERMINATED: "terminated by SIGTERM; the same command goes on",
+    Exit.INTERRUPTED: "interrupted by Ctrl-C; the same command resumes",
+    Exit.TERMINATED: "terminated by SIGTERM; the same command resumes",
 }
 HEAD = """<!-- made by `make reference`; do not edit -->
 # Reference

@@ -335,7 +335,7 @@ def _userinfo_length(scheme: str, rest: str) -> int:
 
 
 def _is_known(scheme: str, rest: str) -> bool:
-    """Return whether a URL is of a known host, and a sentence goes on behind it, or a path without `@`."""
+    """Return whether a URL is of a known host, and a sentence continues behind it, or a path without `@`."""
     host = _HOST.match(rest)
     return host is not None and (scheme, host[0]) in _known_hosts and _AFTER.match(rest, host.end()) is not None
 

@@ -19,7 +19,7 @@ _ENCODERS = OFFSET_POSITIONS.union(
 
 
 def reading_mark(directory: Path) -> str | None:
-    """Return what `rm.identity.identify` is told of a model whose tokenizer ends plain text with eos; None for others.
+    """Return the addition to `rm.identity.identify` for a model whose tokenizer ends plain text with eos; None for others.
 
     Raises `ModelError` where the tokenizer's files cannot be read.
     """

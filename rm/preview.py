@@ -70,7 +70,7 @@ class Preview:
         return template
 
     def warnings(self, groups: Iterable[tuple[Conversation, Sequence[str]]]) -> list[str]:
-        """Return what is to be told of the first groups of a corpus: what the template refuses in all, or leaves out."""
+        """Return notes on the first groups of a corpus: what the template refuses in all, or leaves out."""
         template, refused = self._unlimited(), Counter[str]()
         for prompt, responses in groups:
             for sample in template.encode_group(prompt, responses):

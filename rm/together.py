@@ -296,7 +296,7 @@ def _difference(model: RewardModel, expected: _Alone, together: Callable[[], tor
 def _distance(rewards: torch.Tensor, exact: torch.Tensor) -> float:
     """Return the largest difference beyond rounding, as a share of the exact rewards' standard deviation.
 
-    Rewards that are not finite in both count as equal: such a row is rejected when it is scored. Of several outputs the one
+    Rewards that are not finite in both count as equal: such a row is rejected when it is scored. With several outputs, the one
     that differs most counts.
     """
     if exact.ndim > 1:

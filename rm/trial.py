@@ -288,7 +288,7 @@ class Student:
 
 
 class _StepTrainer(Trainer):  # type: ignore[misc]
-    """Trains on steps of whole rows, each in batches of at most `_BATCH_TOKENS`: prompts and padding take memory, too."""
+    """Trains on steps of whole rows, each in batches of at most `_BATCH_TOKENS`: prompts and padding also take memory."""
 
     def training_step(
         self, model: Any, inputs: dict[str, list[Tokens]], num_items_in_batch: Any = None

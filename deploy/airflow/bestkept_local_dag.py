@@ -28,7 +28,7 @@ def bestkept(*words: str) -> str:
     if done.returncode in FOR_A_PERSON:
         raise AirflowFailException(f"bestkept ended with {done.returncode}; its last error is above")
     if done.returncode:
-        raise AirflowException(f"bestkept ended with {done.returncode}; the same command goes on")
+        raise AirflowException(f"bestkept ended with {done.returncode}; the same command resumes")
     return done.stdout.strip()
 
 

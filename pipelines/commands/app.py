@@ -54,7 +54,7 @@ _JsonLogs = Annotated[
 
 
 class Command(HelpCommand):
-    """A command that passes misspelt options of ours to nobody."""
+    """A command whose misspelt options are errors, and not passed on."""
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -37,7 +37,7 @@ InspectSettings = Annotated[
     typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Settings: input.columns=..., data.columns=..., model.path=..."),
 ]
 AsJson = Annotated[bool, typer.Option(logs.JSON, help="Print one JSON object instead of tables.")]
-ExplanationWithText = Annotated[bool, typer.Option("--text", help="With --explain: the prompt and the responses, too.")]
+ExplanationWithText = Annotated[bool, typer.Option("--text", help="With --explain: also the prompt and the responses.")]
 
 Benchmark = Annotated[
     bool, typer.Option("--benchmark/--no-benchmark", help="Load the model and measure this machine, for a local run.")

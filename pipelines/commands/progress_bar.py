@@ -97,7 +97,7 @@ def showing_training() -> Iterator[Callable[[TrainProgress], None]]:
 
 
 def describe_training(now: TrainProgress) -> str:
-    """Return the words beside a training's bar: step, loss, held-out accuracy, rate and time left, as far as they are known."""
+    """Return the words beside a training's bar: step, loss, held-out accuracy, rate and time left, if known."""
     words = [f"step {now.step:,} of {now.steps:,}"]
     if now.loss is not None:
         words.append(f"loss {now.loss:.4f}")

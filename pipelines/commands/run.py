@@ -52,7 +52,7 @@ class Outcome:
     members: tuple[dict[str, Any], ...] = ()  # of `score` with several models: name, fingerprint and totals of each
     skipped: tuple[dict[str, str], ...] = ()  # files that could not be read: key and reason
     pushed: PushResult | None = None  # where `output.push_to_hub` has put it
-    handed_over: bool = False  # the runner goes on alone; nothing is known of the end
+    handed_over: bool = False  # the runner continues alone; nothing is known of the end
     version_run: VersionRun | None = None  # of `run` and `select` with output.versions
     record: dict[str, Any] | None = None  # the content of run.json, where this run has written it
 
@@ -208,7 +208,7 @@ def complete_outcome(run: Run) -> Outcome | None:
 def conclude(run: Run, worker_counters: Mapping[str, int], job_counters: Mapping[str, int] | None) -> Outcome:
     """Write `run.json`, log the manifest's warnings, and write the report once more with the throughput.
 
-    `job_counters` is None where the runner goes on alone: then there is no manifest yet, and nothing to do.
+    `job_counters` is None where the runner continues alone: then there is no manifest yet, and nothing to do.
     """
     secs = time.monotonic() - run.started
     path, plan = run.config.path, run.plans.whole

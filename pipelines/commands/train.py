@@ -34,7 +34,7 @@ _NAMES = (
         *(f"checkpoints/checkpoint-{'#' * digits}/trainer_state.json" for digits in range(1, 8)),
     ),
 )
-"""Templates of the files of a model that could be taken for preferences, which are JSON too."""
+"""Templates of the files of a model that could be read as preferences, which are also JSON."""
 
 
 def run_training(config: TrainConfig) -> TrainResult:
@@ -75,7 +75,7 @@ def run_training(config: TrainConfig) -> TrainResult:
 
 
 def _train(settings: TrainSettings) -> TrainResult:
-    """Train, show how far it is, and say what is there where it is interrupted."""
+    """Train with its progress shown; if interrupted, say what is saved."""
     from rm import train as training
 
     now: TrainProgress | None = None
@@ -90,7 +90,7 @@ def _train(settings: TrainSettings) -> TrainResult:
 
 
 def words_of_interruption(settings: TrainSettings, now: TrainProgress | None) -> str:
-    """Return what is true of a training that ends after the step that `now` tells of: what is saved, and how it goes on."""
+    """Return what is true of a training that ends after the step that `now` reports: what is saved, and how to resume."""
     from rm.train import last_checkpoint
 
     path = settings.output_path
@@ -102,7 +102,7 @@ def words_of_interruption(settings: TrainSettings, now: TrainProgress | None) ->
     at = " before the first step" if now is None else f" at step {now.step:,} of {now.steps:,}"
     step = last_checkpoint(path)
     if step is not None:
-        return f"{at}; the same command goes on from step {step:,}, of the checkpoint in {path}/checkpoints"
+        return f"{at}; the same command resumes from step {step:,}, of the checkpoint in {path}/checkpoints"
     if now is None:
         return f"{at}; nothing is saved, and the same command starts anew"
     return (

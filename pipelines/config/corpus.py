@@ -49,7 +49,7 @@ class InputFiles(Strict):
 
     path: PathText | Annotated[list[PathText], Field(min_length=1)] = Field(examples=["corpus/*.parquet"])
     """Files, globs, or directories of Parquet, JSON lines, JSON arrays, CSV, TSV or Arrow (`datasets.save_to_disk`); local or any
-    fsspec URL (s3://, gs://, ...). Of a file that is named outright and has another name, the first bytes tell the kind."""
+    fsspec URL (s3://, gs://, ...). A file with another name, if named outright, is known by its first bytes."""
     split: str | None = None
     """The split to read, where names of files or folders say of which they are, as `train-00000-of-00002.parquet` or
     `test/data-00000-of-00001.arrow`. Needed where there are several: they are never mixed."""

@@ -108,7 +108,7 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 def _by_place(problems: Iterable[Any]) -> Iterator[dict[str, Any]]:
     """Problems by the place that a user knows: pydantic tells of each form that a value may have, text or a list of texts, under
-    a name of its own. One form that fits but for its content is what was meant."""
+    a name of its own. A form in which only the content is wrong is the one that was meant."""
     forms: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for problem in problems:
         tags = [at for at, part in enumerate(problem["loc"]) if isinstance(part, str) and "[" in part]

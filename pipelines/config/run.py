@@ -46,7 +46,7 @@ class Limits(RowLimits):
     """With `output.versions`: end with exit code 4, and let `latest.json` stay as it is, where the mean reward of the new rows
     differs by more than so many standard deviations from that of the version before. 0.5 is much for a corpus that grows."""
     max_rejected_shift: float | None = Field(default=None, gt=0.0, le=1.0)
-    """Likewise, where the share of rejected responses among the new rows is so much larger."""
+    """The same, where the share of rejected responses among the new rows is larger by this much."""
     require_verdict: Literal["better_than_length"] | None = None
     """End with exit code 7, before anything is scored, unless `bestkept train` or `evaluate` has stored with the model that it
     is better than chance and than length; of an ensemble, with each model."""
@@ -71,7 +71,7 @@ class Limits(RowLimits):
 class ScoreConfig(Strict):
     colocate: Literal["prompt"] | None = None
     """`prompt`: regroup the corpus by prompt before it is scored, where the responses to one prompt lie in different files or far
-    apart in one; a causal model then reads each prompt once. The rewards are the same but for rounding. The text is shuffled and
+    apart in one; a causal model then reads each prompt once. The rewards are the same up to rounding. The text is shuffled and
     the input read twice, so it pays where prompts are long and the model large: `bestkept plan` says by how much. Existing
     score files are used either way."""
 

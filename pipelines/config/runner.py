@@ -25,8 +25,8 @@ class RunnerConfig(Strict):
     """The runner: `local` is this machine; the others are Beam's."""
     workers: int = Field(default=1, ge=1, le=1024)
     """Number of processes that score in a local run, each with a model of its own, on a GPU of its own where there are any, else
-    with its part of the cores. One that dies is replaced once. The score files are the same, but for the last bits, which depend
-    on the number of threads."""
+    with its part of the cores. One that dies is replaced once. The score files are the same except for the last bits,
+    which depend on the number of threads."""
     options: dict[str, Any] = {}
     """Beam pipeline options by name; null means not set."""
     accelerator: str | None = None

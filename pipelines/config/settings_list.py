@@ -40,7 +40,7 @@ class Setting:
 
 
 def settings_of(command: str) -> list[Setting]:
-    """Of `run`, `train` or `evaluate`, in the order of the models."""
+    """The settings of `run`, `train` or `evaluate`, in the order of the models."""
     return [row for _, rows in sections(command) for row in rows]
 
 

@@ -218,7 +218,7 @@ class TrainOptions(Strict):
     early_stopping: int | None = Field(default=None, ge=1)
     """Number of evaluations without a better held-out accuracy after which training stops; the best is kept."""
     checkpoint_every: int | str | None = "10m"
-    """Minutes between checkpoints, as `10m`, or a number of steps; null: none. The same command goes on from the last one after
+    """Minutes between checkpoints, as `10m`, or a number of steps; null: none. The same command resumes from the last one after
     an interruption. By minutes, one that the disk has no room for is left out with a warning."""
     warmup_fraction: float = Field(default=0.03, ge=0.0, le=1.0)
     """Share of the steps in which the learning rate rises, already above zero at the first; then it falls along a cosine."""

@@ -44,7 +44,7 @@ def parquet_rows(
     optional: Collection[str] = (),
 ) -> Iterator[RawRow]:
     """Read the columns `mapped` of a row group, of which the file may lack the `optional` ones. A row with a value that is not
-    UTF-8 is rejected without its neighbours. Columns `beside`, or whose records hold them, are read, too; they count no bytes and
+    UTF-8 is rejected without its neighbours. Columns `beside`, or whose records hold them, are also read; they count no bytes and
     reject nothing."""
     with open_input(file, as_planned=as_planned) as stream:
         parquet = pq.ParquetFile(stream, buffer_size=_READ_BYTES, pre_buffer=False)
@@ -126,7 +126,7 @@ def refuse_doubled(file: InputFile, names: Sequence[str], wanted: Sequence[str])
     doubled = [name for name in wanted if counts[name] > 1]
     if doubled:
         raise InputError(
-            f"input file {file.path} has {counts[doubled[0]]} columns named {doubled[0]!r}, and it cannot be told which is "
+            f"input file {file.path} has {counts[doubled[0]]} columns named {doubled[0]!r}, and it is unclear which is "
             "meant; rename all but one of them"
         )
 

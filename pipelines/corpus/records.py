@@ -52,7 +52,7 @@ def to_lines(chunks: Iterable[bytes], layout: str, limit: int) -> Iterator[Line]
 
 
 class _Element:
-    """The bytes of an array's element, as far as they have come; beyond `limit` only their number."""
+    """The bytes of an array's element that have come so far; beyond `limit` only their number."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

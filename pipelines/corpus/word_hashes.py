@@ -157,7 +157,7 @@ def _powers(base: np.uint64, count: int) -> Hashes:
 
 @lru_cache(maxsize=1)
 def _table() -> npt.NDArray[np.uint8]:
-    """The kind of each character, as far as it has been asked for: the same whoever fills it in."""
+    """The kind of each character that has been asked for; every caller would fill in the same."""
     return np.full(0x110000, _UNKNOWN, dtype=np.uint8)
 
 

@@ -71,7 +71,7 @@ def _dtype(kind: pa.DataType) -> str:
 def memory_bytes(table: pa.Table) -> int:
     """Bytes that the rows take as Arrow tables without spare room, however they are chunked.
 
-    This is the `num_bytes` of `datasets`, but for the validity bitmaps of columns without a null.
+    This is the `num_bytes` of `datasets`, except for the validity bitmaps of columns without a null.
     """
     return sum(_bytes(column.chunks, column.type) for column in table.columns)
 

@@ -4,8 +4,8 @@
 without it is incomplete. Neither holds times, places or row text: equal inputs and settings give equal bytes.
 
 Shards that a manifest does not name are refused, and never removed. No run leaves any, wherever it is killed: all their names
-follow from `owner.json` and `shards.json`, which nobody replaces (the tests search this in all states). So they are those of an
-earlier release, whose run may be alive and about to name them, or somebody else's. Nor could a sweep be sure of its ground: where
+follow from `owner.json` and `shards.json`, which are never replaced (the tests search this in all states). So they belong to an
+earlier release, whose run may be alive and about to name them, or to another program. A sweep could not be sure: where
 people remove an output while it is written, another run may own it a moment later. Only people can tell.
 """
 
@@ -104,7 +104,7 @@ def require_manifest(output: str) -> dict[str, Any]:
 def read_complete_manifest(owner: Owner) -> dict[str, Any] | None:
     """The manifest of an output whose every shard is there in full size, else None.
 
-    Raises `ConflictError` where it is another selection's, or where there are other shards, too.
+    Raises `ConflictError` where it is another selection's, or where there are also other shards.
     """
     manifest = read_manifest(owner.output)
     if manifest is None:

@@ -123,7 +123,7 @@ def _refuse_others(
         if name not in local or not _is_same(output, name, local, remote, by_content=True):
             raise ConflictError(
                 f"output.push_to_hub names {hub.repo}, which holds data that bestkept has not written ({name}); name another "
-                "repository or revision, or remove what is there"
+                "repository or revision, or remove that data"
             )
 
 

@@ -5,8 +5,8 @@ Kept are the version that `latest.json` names, the newest complete ones, those w
 began last (`versions`). The manifest of a version is removed first: a version with a manifest has its shards, at every moment.
 Before that, a file in `removing/` announces the removal: a run that begins to make the version again then ends. A removal that
 was interrupted is finished by the next `clean`, or taken back where a run has begun since and the manifest is still there. Two at
-once on one root are not safe: one may go on removing a version that the other has removed and a run has begun to make again. No
-Beam.
+once on one root are not safe: one may still be removing a version that the other has removed and a run has begun to make again.
+No Beam.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _refuse_others(root: str) -> None:
         )
     if size_of(join(root, LATEST)) is not None and read_latest(root) is None:
         raise InputError(
-            f"{join(root, LATEST)} does not name a version, so nothing can be told of what is needed; run the command of the "
+            f"{join(root, LATEST)} does not name a version, so it is unknown what is needed; run the command of the "
             "latest version again, which fixes it"
         )
 

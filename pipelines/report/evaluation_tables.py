@@ -53,7 +53,7 @@ EXPLORATORY = (
 
 
 def accuracy_rows(accuracy: Json) -> Iterator[tuple[str, Json]]:
-    """(label, row) of the whole, then of each kind that is told apart; the only one of its sort would repeat the whole."""
+    """(label, row) of the whole, then of each kind that is distinguished; the only one of its sort would repeat the whole."""
     yield "all", accuracy["overall"]
     for kind in ("origin", "source", "subset"):
         rows = accuracy[f"by_{kind}"]

@@ -39,7 +39,7 @@ class _Gpu:
     bfloat16: bool = True  # False where it is only emulated
 
     def example(self, gpus: int) -> str:
-        """Return a machine type with so many of it, as far as one is known."""
+        """Return a machine type with so many of it, if one is known."""
         fitting = [machine for machine, count in self.gpus.items() if count == gpus]
         return fitting[0] if fitting else f"{self.families[0]}..."
 

@@ -1,4 +1,4 @@
-"""Bytes for the shuffle and for side inputs: Arrow tables, and elements of several kinds told apart by a tag."""
+"""Bytes for the shuffle and for side inputs: Arrow tables, and elements of several kinds that a tag distinguishes."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def pipeline_options(config: RunnerConfig, flags: Sequence[str]) -> PipelineOpti
             raise ConfigError(f"flag {name} cannot be used here: {_REFUSED_FLAGS[name[2:]]}")
         if name == "--shard":
             raise ConfigError(
-                "--shard is an option of `bestkept score`; `bestkept run` goes on when all shards are scored"
+                "--shard is an option of `bestkept score`; `bestkept run` continues when all shards are scored"
             )
         if name not in known:
             remedy = "our own settings have the form key.sub=value"

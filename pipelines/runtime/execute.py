@@ -41,7 +41,7 @@ def execute(
         build_graph(pipeline)
         result = pipeline.run()
         if hands_over(options):
-            log.info("%s goes on alone; the same command again says whether it is complete", runner.name)
+            log.info("%s continues alone; the same command again says whether it is complete", runner.name)
             return None
         return wait(result, counts_here=runner.name == "local")
     except BestkeptError:

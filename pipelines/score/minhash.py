@@ -1,6 +1,6 @@
 """MinHash signatures of prompts and responses (Broder 1997): how alike two texts are, without the texts. No Beam, no files.
 
-A text is the set of its shingles, the runs of a few words. Of each of 128 hash functions the signature has the least value over
+A text is the set of its shingles, the runs of a few words. For each of 128 hash functions the signature has the least value over
 these, of which 16 bits are stored: 256 bytes a text. The share of positions in which two signatures agree estimates the Jaccard
 similarity of the two sets, with a standard deviation of at most 0.045; values that are equal by chance add 1/65536.
 """

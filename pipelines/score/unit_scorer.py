@@ -88,7 +88,7 @@ class UnitScorer:
         self, file_number: int, unit: Unit, existing: Sequence[ScoreFile], *, stripe: int = 0, stripes: int = 1
     ) -> Iterator[ScoreFile]:
         """Yield the unit's score files in order, each durable by then, beginning with the `existing` ones that `read_leading` has
-        just returned. Of a stripe, only those of fragments whose number is `stripe` modulo `stripes`.
+        just returned. With stripes, only those of fragments whose number is `stripe` modulo `stripes`.
 
         Raises `BestkeptError`.
         """
@@ -251,7 +251,7 @@ def score_fragment(
     scorer: Scorer | None, fragment: Fragment, plan: Plan, *, groups: Groups | None = None
 ) -> tuple[pa.Table, int, Counter[str]]:
     """A fragment's score columns (`score_files.COLUMNS` and the carried ones), one row per response, its tokens, and the number
-    of scored responses by key that the template leaves out, as far as the scorer tells. `groups` are the fragment's, if prepared.
+    of scored responses by key that the template leaves out, if the scorer counts them. `groups` are the fragment's, if prepared.
 
     Without a scorer, rewards are those that the rows carry (`scores.column`).
 

@@ -1,6 +1,6 @@
 """Means and deviations over the whole corpus, for `corpus_z` in expressions. No Beam, no files.
 
-They are exact sums of what each score file holds, so that no order of files and no partitions change them. Of a step `reward`
+They are exact sums of what each score file holds, so that no order of files and no partitions change them. For a step `reward`
 the corpus is all scored responses; of `where` it is those that `reward` leaves, with their combined reward, or all scored ones
 where `reward` compares the responses to a prompt, which is known later.
 """

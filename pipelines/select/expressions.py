@@ -79,7 +79,7 @@ def labels_of(steps: Iterable[Step], signals: Sequence[str]) -> tuple[str, ...]:
 
 
 def values_of(steps: Iterable[Step], signals: Sequence[str]) -> tuple[str, ...]:
-    """The numbers of score files that the expressions read, but for those that candidates have in any case."""
+    """The numbers of score files that the expressions read, except those that candidates always have."""
     named = (use.name for expression in expressions_of(steps) for use in expression.uses if not use.is_column)
     return _stored(named, signals)
 

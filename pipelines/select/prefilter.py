@@ -51,7 +51,7 @@ def shrink(candidates: Candidates, rule: BestOfN, *, needs: Needs) -> Candidates
 
 
 def _estimate_remaining(candidates: Candidates, wanted: int) -> float:
-    """Estimate how many rows remain if each prompt keeps `wanted`: an upper bound, but for the error of the sample."""
+    """Estimate how many rows remain if each prompt keeps `wanted`: an upper bound, up to the error of the sample."""
     keys = candidates.key_high[candidates.key_low < _SAMPLE_BELOW]
     if len(keys) < _LEAST_SAMPLE:
         keys = candidates.key_high

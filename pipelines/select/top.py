@@ -34,7 +34,7 @@ Ties = dict[Stratum, list[tuple[Tie, int]]]
 
 @dataclass(frozen=True)
 class Boundary:
-    """The cut of a stratum, as far as it is known: keys below `prefix` are kept, those equal to it are open."""
+    """The cut of a stratum, so far: keys below `prefix` are kept, those equal to it are open."""
 
     prefix: int = 0  # the leading 16 * `digits` bits of the key
     left: int = 0  # rows, or tokens, that open rows may still take

@@ -2,10 +2,10 @@
 
 A claim (`finish/claim.py`) may be taken over as long as nothing is published, and a look at what is published is old as soon as
 it is taken: two runs may each believe that an output is theirs. So what publishes creates `owner.json` first, or finds that it
-names the same inputs and selection. Of several at once one wins, on disks and object stores alike; no clock decides, and nobody
-need know which runs are alive. In the same way `shards.json` settles how many shards there are: two runs with equal settings,
-between which an input was replaced by another of its size, may disagree, and their shards would stand side by side under other
-names.
+names the same inputs and selection. If there are several at once, one wins, on
+disks and object stores alike; no clock decides, and no run need know which others are alive. In the same way `shards.json`
+settles how many shards there are: two runs with equal settings, between which an input was replaced by another of its size, may
+disagree, and their shards would stand side by side under other names.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ def settle(path: str, data: bytes, *, accepts: Callable[[bytes], T | None], ours
 
 
 def create_or_read(path: str, data: bytes) -> tuple[bytes, str] | None:
-    """Publish `data` at `path`, or read what stands there, with what `replace` must be told; None where it has been published.
+    """Publish `data` at `path`, or read what stands there, with what `replace` needs; None where it has been published.
 
     Raises `StorageError`, also where something stands there that stays and cannot be read.
     """

@@ -21,7 +21,7 @@ def switch_off_dropout(config: PretrainedConfig) -> None:
 def hold_routers(model: nn.Module) -> None:
     """Let routers of experts that add noise in training, or draw experts there, route as in scoring for good.
 
-    They are known by their jitter. Its value stays: PhiMoE masks experts by it in scoring, too.
+    They are known by their jitter. Its value stays: PhiMoE also masks experts by it in scoring.
     """
     for module in model.modules():
         if any("jitter" in name for name in vars(module)):

@@ -1,4 +1,4 @@
-"""Models that transformers would load and that give no reward, or a wrong one: told by name, with what to do."""
+"""Models that transformers would load and that give no reward, or a wrong one: named, with the remedy."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def _runs_on(kernel: str, major: int, minor: int) -> bool:
 
 
 def nvidia_driver(version_file: Path = Path("/proc/driver/nvidia/version")) -> str | None:
-    """Return the driver's version and the newest CUDA that it supports, as far as they are known; None without a driver."""
+    """Return the driver's version and the newest CUDA that it supports, if they are known; None without a driver."""
     parts = []
     with contextlib.suppress(OSError):
         version = re.search(
@@ -163,7 +163,7 @@ def peak_flops(device: str, dtype: torch.dtype) -> float | None:
 
 
 def works_apart(device: torch.device | str) -> bool:
-    """Tell whether the device computes while this process goes on, and takes copies from pinned memory meanwhile."""
+    """Tell whether the device computes while this process continues, and takes copies from pinned memory meanwhile."""
     return torch.device(device).type == "cuda"
 
 

@@ -97,7 +97,7 @@ def detect_format(row: PreferenceRow, columns: Mapping[str, str] | None = None) 
         raise question
     if (meant := _suggest_case(row)) is not None:
         raise PreferenceError(
-            f"data has columns {_join_names(row)}, and names are told apart by case; did you mean {meant}?", [meant]
+            f"data has columns {_join_names(row)}, and names are case-sensitive; did you mean {meant}?", [meant]
         )
     corpus = "messages" in row or "conversations" in row or _has_any(row, RESPONSES)
     raise PreferenceError(

@@ -1,4 +1,4 @@
-"""Notes on how a file of preferences is read: texts that nobody reads, transcripts, prompts that are taken off responses."""
+"""Notes on how a file of preferences is read: unread texts, transcripts, prompts that are taken off responses."""
 
 from __future__ import annotations
 

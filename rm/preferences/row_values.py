@@ -125,7 +125,7 @@ def extend_prompt(
 ) -> Conversation:
     """Return a prompt with what other columns hold of it: a system text, earlier turns, text after an empty line, and tools.
 
-    A context that is a conversation is earlier turns, too. Raises `UnusableError`.
+    A context that is a conversation is also read as earlier turns. Raises `UnusableError`.
     """
     if system is None and history is None and context is None:
         return with_tools(prompt, tools)

@@ -1,4 +1,4 @@
-"""Limits on chat templates, which are programs and may loop for ever, or build gigabytes of text.
+"""Limits on chat templates, which are programs and may loop without end, or build gigabytes of text.
 
 Time is limited by a thread that raises an error in one that renders for too long. That cannot interrupt a single operation, so
 those that make much of little (`"a" * 10**10`, `|center(10**10)`) are checked before they run, and texts that are joined

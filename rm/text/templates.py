@@ -7,7 +7,7 @@ The tokenizer and model alone decide between three kinds of template:
 - `plain`: `prompt + "\\n\\n" + response + eos`; where the tokenizer ends every text with eos, that is the one.
 
 In the last two, a prompt of several turns is written as `System:` / `Human:` / `Assistant:` paragraphs, and what is more than
-text is refused. A chat template gets the messages whole, and the tools; what it leaves out is told (`rm.text.left_out`).
+text is refused. A chat template gets the messages whole, and the tools; what it leaves out is reported (`rm.text.left_out`).
 Prompt and response are always tokenised jointly: tokenising them apart gives other tokens at some joins.
 Special tokens that a prompt or response spells are read as text (`rm.text.special_tokens`).
 """
@@ -290,7 +290,7 @@ class Template:
         )
 
     def _prompt_end(self, text: _RenderedText, prompt: Conversation, response: str) -> int:
-        """Return how far a rendered text is that of its prompt alone, since parts of a response may stand in its prompt, too."""
+        """Return how far a rendered text is that of its prompt alone, since parts of a response may also stand in its prompt."""
         if not response.startswith(WHOLE):
             return 0  # the last place of a text is its own
         hide = self._special_tokens.hide if text.guarded else str

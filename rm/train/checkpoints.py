@@ -1,4 +1,4 @@
-"""Checkpoints of a training: when one is written, and from which one the same command goes on."""
+"""Checkpoints of a training: when one is written, and from which one the same command resumes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def find_checkpoint(settings: TrainSettings) -> str | None:
 
 
 def last_checkpoint(output_path: str) -> int | None:
-    """Return the step of the last whole checkpoint below a model's directory, from which the same command goes on."""
+    """Return the step of the last whole checkpoint below a model's directory, from which the same command resumes."""
     states = checkpoints_at(output_path).glob("checkpoint-*/trainer_state.json")  # written last
     return max((int(path.parent.name.rpartition("-")[2]) for path in states), default=None)
 

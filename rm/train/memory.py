@@ -90,7 +90,7 @@ def _size_of(batch: MicroBatch) -> BatchSize:
 def refuse_steps(
     network: GroupNetwork, collator: Collator, settings: TrainSettings, worst: Sequence[EncodedGroup]
 ) -> StepMemory | None:
-    """Return what a step of the `worst` groups needs, None where that cannot be told.
+    """Return what a step of the `worst` groups needs, None where that is unknown.
 
     Raises `TrainingError` where it would not fit; it names settings that would.
     """

@@ -1,4 +1,4 @@
-"""The course of a training: what is told of it while it runs."""
+"""The course of a training: what is reported while it runs."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Every rank reads the same groups of a step and computes a part of them. Gradients are added up once a step, after the last
 backward, so that every rank may cut its part into micro-batches of its own, and repeat it where memory runs out. So the
-gradient is that of one device with the same `train.groups_per_batch`, and any number of ranks goes on from a checkpoint.
+gradient is that of one device with the same `train.groups_per_batch`, and any number of ranks may resume from a checkpoint.
 """
 
 from __future__ import annotations
@@ -170,6 +170,6 @@ def _naming_lost_ranks() -> Iterator[None]:
         yield
     except RuntimeError as error:  # of gloo and NCCL; DistError is one
         raise RankError(
-            f"another rank of this training ended ({type(error).__name__}): its own output says why; the same command goes on "
+            f"another rank of this training ended ({type(error).__name__}): its own output says why; the same command resumes "
             "from the last checkpoint, where train.checkpoint_every or train.early_stopping makes some"
         ) from error

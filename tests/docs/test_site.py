@@ -80,3 +80,19 @@ def test_the_errors_of_the_faq_are_those_of_the_code():
     for quote in quotes:
         parts = [part.strip() for part in quote.split("...") if part.strip()]
         assert any(all(part in text for part in parts) for text in texts), quote
+
+
+def test_the_prose_linter_finds_a_planted_fault_of_each_kind(tmp_path: Path):
+    import runpy
+
+    linter = runpy.run_path(str(ROOT / "docs" / "check_prose.py"))
+    faults = ["nobody reads it", "it is told by name", "that one, too.", "Of the draws.", "keep what is left"]
+    faults += ["it shall not", "it goes on", "doubled texts", "all but for one", "as was said of it"]
+    assert len(faults) == len(linter["HOUSE"])
+    for fault in faults:
+        assert [advice for _, advice in linter["_against_house"](fault)], fault
+    page, module = tmp_path / "page.md", tmp_path / "module.py"
+    page.write_text("Text.\n\n```\nnobody\n```\n\nIt is a `nobody`, alot.\n")
+    module.write_text('"""Of the draws."""\nnobody = 1\n')
+    assert [re.search(r":(\d+): ", problem)[1] for problem in linter["_problems"](module)] == ["1"]
+    assert ["alot" in problem for problem in linter["_problems"](page)] in ([], [True])

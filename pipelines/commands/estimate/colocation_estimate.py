@@ -26,7 +26,7 @@ _PIECES = 4  # pieces that are counted
 
 
 class ColocationGain(NamedTuple):
-    """Tokens that the model would compute for what is left, without and with `score.colocate`, and which is configured."""
+    """Tokens that the model would compute for the remaining rows, without and with `score.colocate`, and which is configured."""
 
     without: Quantity
     colocated: Quantity

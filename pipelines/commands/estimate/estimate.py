@@ -184,7 +184,7 @@ def _list_warnings(
     auto_dtype = any(model.dtype == "auto" for model in config.models)
     if remote and auto_dtype and any(model.plan.model["dtype"] == "float32" for model in models):
         warnings.append(
-            "model.dtype=auto is float32 on this machine, and workers compute in it, too; for GPUs set model.dtype"
+            "model.dtype=auto is float32 on this machine, and workers also compute in it; for GPUs set model.dtype"
         )
     if config.embeddings:
         warnings.append("embedding models of signals are not part of these times and costs; they are small as a rule")

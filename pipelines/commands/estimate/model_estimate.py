@@ -1,4 +1,4 @@
-"""Estimates for one model, made without its weights: what it has scored, what is left to score, what memory it needs."""
+"""Estimates for one model, made without its weights: rows scored, rows to score, and memory."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def load_dry_run(plan: Plan, *, device: str | None) -> DryRun:
 
 
 def forecast_tokens(plan: Plan, surveyed: Survey, dry_run: DryRun, scored: ScoredSoFar, *, seed: int) -> Forecast:
-    """Return the tokens of the corpus and of what is left, from score files and from rows drawn of the rest."""
+    """Return the tokens of the corpus and of its unscored part, from score files and from rows drawn of the rest."""
     draw = random.Random(seed)
     waiting = unscored_blocks(plan, surveyed, scored)
     left = surveyed.responses
@@ -89,7 +89,7 @@ def forecast_tokens(plan: Plan, surveyed: Survey, dry_run: DryRun, scored: Score
 
 
 def unscored_blocks(plan: Plan, surveyed: Survey, scored: ScoredSoFar) -> list[BlockOfRows]:
-    """Return the blocks that have no valid score file, as far as score files were read."""
+    """Return the blocks that have no valid score file, among those whose score files were read."""
     return [
         block
         for block in surveyed.blocks

@@ -1,6 +1,6 @@
 """`bestkept inspect`: describes how files are read, before anything is spent on them. Reads a bounded part, writes nothing.
 
-The result is one mapping, which `--json` prints: files, rows, columns, and the files as a corpus and as preferences, as far as
+The result is one mapping, which `--json` prints: files, rows, columns, and the files as a corpus and as preferences, if
 they can be read so. `tables.py` renders it for people.
 """
 

@@ -39,7 +39,7 @@ class Lineage:
         if error is not None:
             self._emit("FAIL", job, {"errorMessage": ErrorMessageRunFacet(error, "PYTHON")}, {})
             return
-        if not ended.counts and not ended.members:  # the runner goes on alone
+        if not ended.counts and not ended.members:  # the runner continues alone
             self._emit("RUNNING", job, {}, {})
             return
         output: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""The form of a sink: what it is told when a command begins and ends, and how a missing package is refused."""
+"""The form of a sink: the calls when a command begins and ends, and how a missing package is refused."""
 
 from __future__ import annotations
 

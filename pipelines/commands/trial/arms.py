@@ -201,7 +201,7 @@ def _without(rows: Sequence[Example], keys: set[bytes]) -> list[Example]:
 
 
 def _draw(rows: Sequence[Example], *, keep: int, seed: int) -> list[Example]:
-    """Return `keep` responses of each prompt, other ones for each seed as far as they go."""
+    """Return `keep` responses of each prompt, other ones for each seed while there are some."""
     by_prompt: dict[bytes, list[Example]] = {}
     for row in rows:
         by_prompt.setdefault(row.key, []).append(row)

@@ -25,7 +25,7 @@ def as_preferences(
 ) -> tuple[RowMapping, Reading]:
     """Return `base` as a mapping of rows of preferences, which reads all columns that the first rows have; and the reading.
 
-    Raises `InputError` where their format cannot be told, or a row has one response.
+    Raises `InputError` where their format is unknown, or a row has one response.
     """
     from rm.preferences import PreferenceError, ReadSettings, settle_ranking
 

@@ -57,7 +57,7 @@ def choose_response(table: FirstRows, mapping: RowMapping, setting: str | None) 
     if any(len(responses) > 1 for responses in answers.values()):
         return ResponseChoice(
             AFTER_LAST_USER,
-            "several conversations are the same up to the last user turn, and go on with different calls of tools",
+            "several conversations are the same up to the last user turn, and continue with different calls of tools",
         )
     why = (
         f"{len(endings)} of the first {len(table.rows)} conversations call tools after the last user turn, and the response is "

@@ -74,7 +74,7 @@ def _another_case(table: FirstRows, user_columns: Mapping[str, str]) -> str | No
     if not readings:
         return None
     reading = readings[0]._replace(columns={role: original[name] for role, name in readings[0].columns.items()})
-    return f", as names are told apart by case; did you mean {reading.setting}?"
+    return f", since names are case-sensitive; did you mean {reading.setting}?"
 
 
 def _open_conversations(table: FirstRows, user_columns: Mapping[str, str]) -> str | None:

@@ -111,7 +111,7 @@ def _listed(words: list[str]) -> str:
 
 
 def _rivals(report: Json, by_gold: Json | None, by_reward: Json) -> Iterator[tuple[str, ...]]:
-    """Rows of the table: the rule, the differences to it, and the share of what was kept that it would keep, too."""
+    """Rows of the table: the rule, the differences to it, and the share of the kept responses that it would also keep."""
     overlap = report["overlap"] or {}
     for name in RIVALS:
         differences = [gain[f"over_{name}"] for gain in (by_gold, by_reward) if gain]

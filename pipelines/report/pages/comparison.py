@@ -39,9 +39,9 @@ _PAGE = """\
 def agreement(one: Json, other: Json) -> dict[str, Any]:
     """Agreement of two reports on the `prompts` and `responses` that both have in their samples.
 
-    Of the responses, those kept by `one`, by the `other`, and by `both`. Of the `choices`, prompts with two or more common
-    responses, those with the same `best`. Of the `pairs` of responses to a prompt that neither report finds equal, those in
-    the same `order`.
+    Responses are those kept by `one`, by the `other`, and by `both`. `choices` are prompts with two or more common
+    responses, `best` those with the same best one. `pairs` are pairs of responses to a prompt that neither report finds equal,
+    `order` those in the same order.
     """
     counts = dict.fromkeys(("prompts", "responses", "one", "other", "both", "choices", "best", "pairs", "order"), 0)
     for key in one["prompts"].keys() & other["prompts"].keys():

@@ -294,7 +294,7 @@ def _overlap(overlap: Json) -> dict[str, Any]:
         "serves": "whether the reward model earns its keep: if nearly all that it keeps is the longest anyway, length "
         "would do.",
         "svg": bar_rows(
-            rows, names=(("", "kept"),), sentence=lambda label, _, words: f"Of the kept responses, {words} {label}."
+            rows, names=(("", "kept"),), sentence=lambda label, _, words: f"Among the kept responses, {words} {label}."
         ),
         "note": f"The bars are shares of {overlap['responses']:,} kept responses to prompts that lose some, in the sample.",
     }

@@ -190,7 +190,7 @@ def _fetch_checked(url: str, name: str, expected: FileSum, path: Path, data: byt
         raise StorageError(f"{place} comes damaged, and in another way each time; check the network, and run again")
     raise ModelLoadError(
         f"{place} is not the file that the run was planned with: {_describe(second)}, not {_describe(expected)}; it was "
-        "replaced or damaged since: run the same command again to use what is there now, or put the planned file back; best give "
+        "replaced or damaged since: run the same command again to use the new one, or put the planned file back; best give "
         "each model a path of its own"
     )
 
@@ -204,7 +204,7 @@ def _fetch(place: str, path: Path) -> FileSum:
     remote = files.object_at(place)
     seen = remote.stat() if remote is not None else None
     if remote is None or seen is None:
-        raise StorageError(f"{place} is gone; put it back, or plan again with what is there")
+        raise StorageError(f"{place} is gone; put it back, or plan again without it")
     digest, count = hashlib.sha256(), 0
     with path.open("wb") as file:
         for part in parts_of(remote, seen):
@@ -291,7 +291,7 @@ def _lock(descriptor: int, path: Path) -> bool:
 
 @contextmanager
 def _temporary_directory(root: Path, name: str) -> Iterator[Path]:
-    """A new dot-directory; what is left in it goes when the body ends. An `OSError` in there becomes a `StorageError`."""
+    """A new dot-directory; its content is removed when the body ends. An `OSError` in there becomes a `StorageError`."""
     place = root / f".{name}.{uuid.uuid4().hex[:12]}.tmp"
     try:
         place.mkdir()

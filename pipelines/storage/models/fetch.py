@@ -149,5 +149,5 @@ def _list_stored(place: str) -> dict[str, StoredObject]:
 def _conflict(place: str, name: str, what: str) -> ConflictError:
     return ConflictError(
         f"{place} holds {name}, {what}: another model lies there, or one that was cut; choose another DESTINATION, or remove "
-        "what is there if no run uses it"
+        "that model if no run uses it"
     )

@@ -140,7 +140,7 @@ class GcsObject(RemoteObject):
     def _send_part(self, session: str, part: bytes, start: int, content: _Content) -> int:
         """Send a part; return how many bytes have arrived afterwards, the size where the object is complete.
 
-        Raises `FileExistsError` where an object stands there, whoever wrote it, and `UploadDamaged` where it is complete and has
+        Raises `FileExistsError` where any object stands there, and `UploadDamaged` where it is complete and has
         other content.
         """
         failed = False
@@ -187,7 +187,7 @@ class GcsObject(RemoteObject):
             raise UploadDamaged(self.place, sent=str(sent), stored=str(stored))
 
     def _cancel(self, session: str) -> None:
-        """Drop what has arrived, with a single request. Never touches an object; what is left expires within a week."""
+        """Drop what has arrived, with a single request. Never touches an object; other uploads expire within a week."""
         try:
             self.fs.call("DELETE", session, timeout=retry.PATIENCE.silence_secs)
         except Exception:

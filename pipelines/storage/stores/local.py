@@ -35,7 +35,7 @@ _ATTEMPTS = 5
 
 def create(path: Path, write: Writer) -> bool:
     """Publish what `write` produces at `path`; False where a file is there already. Both are durable. Raises `OSError`, also
-    where something stands there that is no file, which whoever reads it afterwards would find missing, or wait for.
+    where something stands there that is no file, which a later reader would find missing, or wait for.
 
     `write` is called again where another machine has swept its temporary away.
     """

@@ -57,7 +57,7 @@ class RemoteObject(ABC):
 
     @abstractmethod
     def create(self, file: BinaryIO, size: int) -> bool:
-        """Write all `size` bytes of `file`, or nothing; False where an object stands there, whoever wrote it."""
+        """Write all `size` bytes of `file`, or nothing; False where any object stands there."""
 
     @abstractmethod
     def replace(self, data: bytes, version: str | None) -> bool:

@@ -77,7 +77,7 @@ def test_an_interruption_says_what_is_true_of_this_run(tmp_path):
         (Path(out) / f"checkpoints/checkpoint-{step}").mkdir(parents=True)
         if step < 240:
             (Path(out) / f"checkpoints/checkpoint-{step}/trainer_state.json").write_text("{}")
-    words = f"; the same command goes on from step 200, of the checkpoint in {out}/checkpoints"
+    words = f"; the same command resumes from step 200, of the checkpoint in {out}/checkpoints"
     assert words_of_interruption(settings, NOW) == f" at step 250 of 1,000{words}"
     assert words_of_interruption(settings, None) == f" before the first step{words}"
     saved = TrainProgress("saved", 1000, 1000)
@@ -156,7 +156,7 @@ def test_ctrl_c_and_the_same_command_again(tmp_path, encoder):
     last = (process.stderr.read() or lines[-1]).splitlines()[-1]
     assert process.wait() == 130
     told = re.match(
-        r"bestkept: interrupted at step ([\d,]+) of ([\d,]+); the same command goes on from step ([\d,]+), ", last
+        r"bestkept: interrupted at step ([\d,]+) of ([\d,]+); the same command resumes from step ([\d,]+), ", last
     )
     assert told, last
     at, steps, goes_on = (int(number.replace(",", "")) for number in told.groups())

@@ -262,7 +262,7 @@ def test_what_is_handed_over_is_not_called_done(make_config, tmp_path, caplog):
     assert outcome.handed_over
     assert outcome.manifest is None
     assert scored.handed_over
-    assert "goes on alone" in caplog.text
+    assert "continues alone" in caplog.text
     assert not (tmp_path / "out" / "run.json").exists()
     assert not run_curation(config, scorer=StubFactory()).handed_over
 
