@@ -22,7 +22,7 @@ _SKIPPED_SHOWN = 10
 
 
 def run_and_summarise(config: RunConfig, work: Callable[[], Outcome]) -> Outcome:
-    """Do the work with its progress shown, and print its summary; nothing where the runner continues alone. Return the outcome."""
+    """Do the work with its progress shown, print its summary unless the runner continues alone, and return its outcome."""
     with showing_progress():
         outcome = work()
     if not outcome.handed_over:
