@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.commands.app import COMMAND_LINE, is_file
 from pipelines.commands.printing import print_result
 from pipelines.commands.progress_bar import showing_batches
-from pipelines.config import EvaluateConfig, load, validate
+from pipelines.config import EvaluateConfig, ModelConfig, load, validate
 from pipelines.corpus.own_files import Place, refuse_places
 from pipelines.corpus.preference_rows import preference_rows
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError, reporting_broken_devices
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
     from rm.conversations import Conversation
     from rm.evaluate import Evaluation, Stress
     from rm.preferences import Group
-    from rm.scorer import GroupScores
+    from rm.scorer import GroupScores, Scorer, Work
+
+Showing = Callable[[int], AbstractContextManager[Callable[["Work"], None]]]
+"""Takes the number of responses, and gives a body the function that it reports each batch to, such as `showing_batches`."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,21 @@ class _ScoredGroups:
 
 
 def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
-    """Evaluate, print the tables, write evaluation.json and evaluation.html; return the content of evaluation.json.
+    """`evaluate_model`, and print the tables."""
+    document, place = evaluate_model(config, showing_batches), config.output.path
+    facts = {
+        "verdict": document["verdict"],
+        "accuracy": document["evaluation"]["accuracy"]["overall"],
+        "temperature_stored": document["temperature_stored"],
+    }
+    print_result(
+        "evaluated", facts, path=place, table=lambda: evaluation_tables.evaluation_tables(document, written_to=place)
+    )
+    return document
+
+
+def evaluate_model(config: EvaluateConfig, showing: Showing) -> dict[str, Any]:
+    """Evaluate, write evaluation.json and evaluation.html, and print nothing; return the content of evaluation.json.
 
     Raises `ConfigError`, `InputError`, `ModelLoadError` or `StorageError`.
     """
@@ -72,7 +90,7 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
     directory = whole_directory(config.model.path, config.model.revision)
     try:
         with reporting_broken_devices():
-            scored = _score(config, directory, groups)
+            scored = _score(config, directory, groups, showing)
     except ModelError as error:
         raise ModelLoadError(str(error)) from error
     evaluation = evaluate(
@@ -96,15 +114,6 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
         "evaluation": figures,
     }
     _write(config.output.path, document)
-    facts = {
-        "verdict": document["verdict"],
-        "accuracy": figures["accuracy"]["overall"],
-        "temperature_stored": stored,
-    }
-    place = config.output.path
-    print_result(
-        "evaluated", facts, path=place, table=lambda: evaluation_tables.evaluation_tables(document, written_to=place)
-    )
     return document
 
 
@@ -158,27 +167,34 @@ def _read(config: EvaluateConfig) -> tuple[list[Group], Counter[str]]:
     return groups, rejected
 
 
-def _score(config: EvaluateConfig, directory: Path, groups: Sequence[Group]) -> _ScoredGroups:
+def load_scorer(model: ModelConfig, directory: Path) -> Scorer:
+    """Load the scorer of a model with its settings, from a local directory. Raises `rm.identity.ModelError`."""
     from rm.engine.device import resolve_device
-    from rm.evaluate import Bootstrap, stress
     from rm.identity import resolve_dtype
     from rm.scorer import Scorer
     from rm.scores import Outputs
 
-    dtype = resolve_dtype(config.model.dtype, config.model.device)
-    scorer = Scorer.load(
+    return Scorer.load(
         directory,
-        dtype=dtype,
-        max_length=config.model.max_length,
-        too_long=config.model.too_long,
-        tokens_per_batch=config.model.tokens_per_batch,
-        device=resolve_device(config.model.device),
-        devices=config.model.devices,
-        outputs=Outputs.of(config.model.used_outputs),
+        dtype=resolve_dtype(model.dtype, model.device),
+        max_length=model.max_length,
+        too_long=model.too_long,
+        tokens_per_batch=model.tokens_per_batch,
+        device=resolve_device(model.device),
+        devices=model.devices,
+        outputs=Outputs.of(model.used_outputs),
     )
 
+
+def _score(config: EvaluateConfig, directory: Path, groups: Sequence[Group], showing: Showing) -> _ScoredGroups:
+    from rm.evaluate import Bootstrap, stress
+    from rm.identity import resolve_dtype
+
+    dtype = resolve_dtype(config.model.dtype, config.model.device)
+    scorer = load_scorer(config.model, directory)
+
     def score(asked: Sequence[tuple[Conversation, Sequence[str]]]) -> list[GroupScores]:
-        with showing_batches(sum(len(responses) for _, responses in asked)) as report:
+        with showing(sum(len(responses) for _, responses in asked)) as report:
             scorer.on_batch = report
             return scorer.score(asked)
 

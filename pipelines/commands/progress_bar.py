@@ -63,6 +63,12 @@ def showing_batches(total: int) -> Iterator[Callable[[Work], None]]:
         yield report
 
 
+@contextmanager
+def showing_nothing(*_: object) -> Iterator[Callable[[Any], None]]:
+    """Take the place of `showing_batches` or `showing_training`, and show nothing."""
+    yield lambda _: None
+
+
 def describe(now: progress.Progress, secs: float) -> tuple[float, str]:
     """Return (share done, words) at the monotonic time `secs`; rates count from the first fragment this run has scored."""
     known = now.input_bytes - now.found_bytes

@@ -186,6 +186,23 @@ def warn_of_offsets(config: RunConfig, plan: Plan) -> None:
         log.warning("%s", offsets)
 
 
+def warn_of_nothing_kept(manifest: Mapping[str, Any]) -> None:
+    """Warn where something was scored and nothing is kept, and name the step that leaves nothing."""
+    counts = manifest["counts"]
+    step = next((step for step in manifest["steps"] if not step["rows"]), None)
+    if not counts["scored"] or counts["kept"] or step is None:
+        return
+    lone = step["rule"] in ("best_of_n", "pairs") and counts["prompts"] == counts["scored"]
+    log.warning(
+        "nothing is kept: of %s scored responses, the step %s leaves none; %s",
+        f"{counts['scored']:,}",
+        step["rule"],
+        "every prompt has one response, and the step chooses among several: take top, threshold or where"
+        if lone
+        else "loosen its settings; `bestkept select --explain PROMPT` says why each response to a prompt is dropped",
+    )
+
+
 def complete_outcome(run: Run) -> Outcome | None:
     """Return the outcome of an earlier run that has completed this output; None where there is work to do.
 
@@ -223,6 +240,7 @@ def conclude(run: Run, worker_counters: Mapping[str, int], job_counters: Mapping
     for warning in manifest.get("warnings", ()):
         if OFFSET_WARNING not in warning:  # `prepare` has logged that one
             log.warning("%s", warning)
+    warn_of_nothing_kept(manifest)
     if run.config.report.write and counted.get("rows"):
         write_report(path, manifest, run=record)
     skipped = tuple(manifest.get("skipped_files", ()))

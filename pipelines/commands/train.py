@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from os.path import expanduser
@@ -26,6 +28,9 @@ from pipelines.storage.models import is_remote, whole_directory
 if TYPE_CHECKING:
     from rm.train import TrainProgress, TrainResult, TrainSettings
 
+Showing = Callable[[], AbstractContextManager[Callable[["TrainProgress"], None]]]
+"""Gives a body the function that it reports the course of a training to, such as `showing_training`."""
+
 _NAMES = (
     *("config.json", "generation_config.json", "model.safetensors.index.json", "calibration.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
@@ -38,7 +43,25 @@ _NAMES = (
 
 
 def run_training(config: TrainConfig) -> TrainResult:
-    """Train and print the result. Raises `ConfigError`, `InputError`, `ModelLoadError` or `StorageError`."""
+    """Train and print the result, by the first process of `torchrun`. Raises as `train_model` does."""
+    from rm.train import is_first_rank
+
+    first = is_first_rank()
+    if not first:
+        logs.only_warnings()
+    result = train_model(config, showing_training)
+    if first:
+        print_result(
+            "trained", _summary_fields(result), path=result.output_path, table=lambda: [_summary_table(result)]
+        )
+    return result
+
+
+def train_model(config: TrainConfig, showing: Showing) -> TrainResult:
+    """Train with the course shown by `showing`, and print nothing.
+
+    Raises `ConfigError`, `InputError`, `ModelLoadError` or `StorageError`.
+    """
     from rm import train as training
 
     path = config.output.path
@@ -49,16 +72,13 @@ def run_training(config: TrainConfig) -> TrainResult:
         refuse_places("heldout.path", [config.heldout.path], [Place("output.path", path, _NAMES)])
     check_writable(path, named=path)
     settings = settings_of(config)
-    first = training.is_first_rank()
-    if not first:
-        logs.only_warnings()
     try:
         training.refuse_missing_packages(settings)
         if is_remote(config.model.path):
             directory = whole_directory(config.model.path, config.model.revision)
             settings = replace(settings, model_path=str(directory), revision=None)
         with reporting_broken_devices():
-            result = _train(settings)
+            return _train(settings, showing)
     except training.PreferenceError as error:
         raise InputError(str(error)) from error
     except training.SettingsError as error:
@@ -67,14 +87,9 @@ def run_training(config: TrainConfig) -> TrainResult:
         raise StorageError(str(error)) from error
     except (training.ModelError, training.TrainingError) as error:
         raise ModelLoadError(str(error)) from error
-    if first:
-        print_result(
-            "trained", _summary_fields(result), path=result.output_path, table=lambda: [_summary_table(result)]
-        )
-    return result
 
 
-def _train(settings: TrainSettings) -> TrainResult:
+def _train(settings: TrainSettings, showing: Showing) -> TrainResult:
     """Train with its progress shown; if interrupted, say what is saved."""
     from rm import train as training
 
@@ -85,7 +100,7 @@ def _train(settings: TrainSettings) -> TrainResult:
         now = progress
         show(progress)
 
-    with showing_training() as show, ending_with(lambda: words_of_interruption(settings, now)):
+    with showing() as show, ending_with(lambda: words_of_interruption(settings, now)):
         return training.train(settings, follow)
 
 

@@ -5,7 +5,7 @@ from pipelines.config.corpus import Columns, InputConfig, InputFiles
 from pipelines.config.duplicates import Decontaminate, Diverse, NearDuplicates
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.inspect import InspectConfig
-from pipelines.config.loading import load, validate
+from pipelines.config.loading import load, read_values, validate
 from pipelines.config.model import EnsembleConfig, ModelConfig
 from pipelines.config.output import HubConfig
 from pipelines.config.prompt_rules import DropPrompts, Pairs, Preferences
@@ -49,6 +49,7 @@ __all__ = [
     "Top",
     "TrainConfig",
     "load",
+    "read_values",
     "refuse_credentials",
     "validate",
 ]

@@ -24,6 +24,11 @@ def load(kind: type[Config], path: str, overrides: Sequence[str] = ()) -> Config
 
     Raises `ConfigError` with every mistake at once, each with its path, and a did-you-mean for unknown keys.
     """
+    return validate(kind, read_values(kind, path), overrides, where=path)
+
+
+def read_values(kind: type[BaseModel], path: str) -> dict[str, Any]:
+    """Return the mapping in a YAML file, before it is validated as a `kind`. Raises `ConfigError`."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:
@@ -37,7 +42,7 @@ def load(kind: type[Config], path: str, overrides: Sequence[str] = ()) -> Config
         raise ConfigError(
             f"{path} holds {type(values).__name__}; expected a mapping with {', '.join(kind.model_fields)}"
         )
-    return validate(kind, values, overrides, where=path)
+    return values
 
 
 def validate(kind: type[Config], values: dict[str, Any], overrides: Sequence[str], *, where: str) -> Config:

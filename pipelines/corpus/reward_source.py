@@ -75,7 +75,7 @@ def reward_fields(
         measured = load_output(weights.directory)
     except ModelError as error:
         raise ModelLoadError(str(error)) from error
-    if measured is not None and _is_of_another_output(model, measured):
+    if measured is not None and is_of_another_output(model, measured):
         temperature = evaluation = None
     fingerprint = identity.fingerprint(**context)
     return {
@@ -134,7 +134,7 @@ def _embedding_fields(config: RunConfig, model: EmbeddingConfig, mapping: RowMap
     }
 
 
-def _is_of_another_output(model: ModelConfig, measured: tuple[str, int]) -> bool:
+def is_of_another_output(model: ModelConfig, measured: tuple[str, int]) -> bool:
     """Tell whether the output that was `measured` is not the reward, and log what follows from that."""
     reward = model.reward_of or (None if model.outputs else ("the only one", 0))
     if reward is not None and reward[1] == measured[1]:
