@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -79,6 +80,20 @@ def test_launcher_and_workers_have_one_python_and_the_beam_that_was_tested(path)
     assert len(re.findall(r"^FROM", text, flags=re.MULTILINE)) == 3
     assert minors == {"311"}
     assert 'requires-python = ">=3.11' in (ROOT / "pyproject.toml").read_text()
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_all_that_the_wheel_is_made_of_is_copied_before_it_is_installed(path):
+    made = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wheel, project = made["tool"]["hatch"]["build"]["targets"]["wheel"], made["project"]
+    needed = {"pyproject.toml", project["readme"], *project["license-files"], *wheel["packages"]}
+    needed |= {*wheel.get("force-include", {})}
+    steps = instructions(path)
+    install = next(
+        at for at, (name, text) in enumerate(steps) if name == "RUN" and re.search(r"pip install .*\.(\[|'|$)", text)
+    )
+    copied = {source for name, text in steps[:install] if name == "COPY" for source in text.split()[:-1]}
+    assert needed <= copied, needed - copied
 
 
 def test_the_two_images_differ_in_cuda_alone():
