@@ -24,13 +24,14 @@ import numpy as np
 import torch
 
 from rm.batches import BatchPlanner
-from rm.checkpoint.embedding_config import EmbeddingSettings
+from rm.checkpoint.embedding_config import EmbeddingSettings, read_embedding
 from rm.checkpoint.embedding_model import EmbeddingModel
 from rm.checkpoint.load import load_encoder, load_tokenizer
 from rm.checkpoint.refusals import refuse_unembedded
 from rm.conversations import TOOLS, Conversation
-from rm.engine.device import begin_copy, default_device, default_tokens_per_batch, peak_flops
+from rm.engine.device import begin_copy, default_device, default_tokens_per_batch, peak_flops, resolve_device
 from rm.forwards import ForwardLoop, WindowRun
+from rm.identity import resolve_model
 from rm.messages import open_messages
 from rm.scores import Batch, GroupScores, Launched, ResponseGroup, Window, Work
 from rm.text.special_tokens import SpecialTokens
@@ -93,6 +94,14 @@ class Embedder(ForwardLoop):
         reading = f"{' and '.join(settings.pooling)} pooling, at most {settings.max_length} tokens"
         log.info("loaded %s on %s in float32 as embedding model, %s", directory, device, reading)
         return embedder
+
+    @classmethod
+    def open(
+        cls, path: str, *, revision: str | None, max_length: int | None, device: str, tokens_per_batch: int | None
+    ) -> Embedder:
+        """Load the embedder of a directory or hub id, on the device that a configuration names. Raises `ModelError`."""
+        directory, on = resolve_model(path, revision), resolve_device(device)
+        return cls.load(directory, read_embedding(directory, max_length), device=on, tokens_per_batch=tokens_per_batch)
 
     @torch.inference_mode()
     def padding_error(self) -> float:

@@ -46,6 +46,7 @@ class _ScoredGroups:
     stressed: Stress | None
     max_length: int
     dtype: str
+    near: list[GroupScores] | None = None  # cosines, where they are asked for
 
     @property
     def rewards(self) -> list[npt.NDArray[np.float32]]:
@@ -79,7 +80,7 @@ def evaluate_model(config: EvaluateConfig, showing: Showing) -> dict[str, Any]:
 
     Raises `ConfigError`, `InputError`, `ModelLoadError` or `StorageError`.
     """
-    from rm.evaluate import Bootstrap, evaluate
+    from rm.evaluate import Bootstrap, Relevance, evaluate
     from rm.identity import ModelError
 
     _refuse_own_output(config)
@@ -93,11 +94,15 @@ def evaluate_model(config: EvaluateConfig, showing: Showing) -> dict[str, Any]:
             scored = _score(config, directory, groups, showing)
     except ModelError as error:
         raise ModelLoadError(str(error)) from error
+    relevance = None
+    if config.relevance is not None and scored.near is not None:
+        relevance = Relevance([one.rewards for one in scored.near], config.relevance.gap)
     evaluation = evaluate(
         groups,
         scored.rewards,  # and no lengths: token counts are cut where the text is
         bootstrap=Bootstrap(config.bootstrap.resamples, config.bootstrap.seed),
         stressed=scored.stressed,
+        relevance=relevance,
     )
     stored = None
     if temperature_directory is not None:
@@ -113,6 +118,9 @@ def evaluate_model(config: EvaluateConfig, showing: Showing) -> dict[str, Any]:
         "units": evaluation_tables.units_of(figures),
         "evaluation": figures,
     }
+    if config.relevance is not None and scored.near is not None:
+        cut = sum(int(one.truncated.sum()) for one in scored.near)
+        document["relevance"] = {**config.relevance.model_dump(), "truncated": cut}
     _write(config.output.path, document)
     return document
 
@@ -206,7 +214,19 @@ def _score(config: EvaluateConfig, directory: Path, groups: Sequence[Group], sho
         prompts=config.stress.prompts,
         bootstrap=Bootstrap(config.bootstrap.resamples, config.bootstrap.seed),
     )
-    return _ScoredGroups(scores, stressed, scorer.template.max_length, dtype)
+    return _ScoredGroups(scores, stressed, scorer.template.max_length, dtype, _measure_relevance(config, groups))
+
+
+def _measure_relevance(config: EvaluateConfig, groups: Sequence[Group]) -> list[GroupScores] | None:
+    """Return the cosines of prompts and responses; None where no embedding model is given."""
+    from rm.embedder import Embedder
+
+    if config.relevance is None:
+        return None
+    embedder = Embedder.open(**config.relevance.model_dump(exclude={"gap"}))
+    with showing_batches(sum(len(group.responses) for group in groups)) as report:
+        embedder.on_batch = report
+        return embedder.score([(group.prompt, group.responses) for group in groups])
 
 
 def _temperature_directory(config: EvaluateConfig) -> Path | None:

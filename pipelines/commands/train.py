@@ -142,6 +142,7 @@ def settings_of(config: TrainConfig) -> TrainSettings:
         heldout_path=None if heldout.path is None else expanduser(heldout.path),
         heldout_split=heldout.split,
         stress_prompts=config.stress.prompts,
+        relevance=None if config.relevance is None else config.relevance.model_dump(),
         model_path=config.model.path,
         revision=config.model.revision,
         max_length=config.model.max_length,

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from pipelines.config.base import PathText, Strict
 from pipelines.config.corpus import RowLimits
 from pipelines.config.model import ModelConfig
+from pipelines.config.signals import RelevanceConfig
 from pipelines.config.train import PreferencesConfig, StressConfig
 
 
@@ -51,6 +52,9 @@ class EvaluateConfig(Strict):
     """The confidence intervals."""
     stress: StressConfig = StressConfig()
     """The stress tests."""
+    relevance: RelevanceConfig | None = None
+    """An embedding model for one more baseline: of two responses the nearer to the prompt, where their cosines differ by more
+    than `gap`, else the longer one. The verdict is then against the best of this, the longer and the shorter response."""
     output: EvaluationOutput = EvaluationOutput()
     """The files with the results."""
     limits: RowLimits = RowLimits()

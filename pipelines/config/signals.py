@@ -43,6 +43,11 @@ class EmbeddingConfig(Strict):
         return path
 
 
+class RelevanceConfig(EmbeddingConfig):
+    gap: float = Field(default=0.2, ge=0.0, allow_inf_nan=False)
+    """Of two responses whose cosines with the prompt differ by more than this, the nearer one is taken; else the longer one."""
+
+
 class SignalConfig(Strict):
     """One signal: exactly one of `column`, `model` and `embedding`."""
 

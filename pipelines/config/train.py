@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from pipelines.config.base import PathText, Strict
 from pipelines.config.corpus import RowLimits
+from pipelines.config.signals import RelevanceConfig
 
 _MINUTES = re.compile(r"\d{1,6}(\.\d{1,6})?m")
 
@@ -274,6 +275,9 @@ class TrainConfig(Strict):
     """The preferences that accuracy is measured on."""
     stress: StressConfig = StressConfig()
     """The stress tests of the trained model, on held-out prompts."""
+    relevance: RelevanceConfig | None = None
+    """An embedding model for one more baseline: of two responses the nearer to the prompt, where their cosines differ by more
+    than `gap`, else the longer one. The verdict is then against the best of this, the longer and the shorter response."""
     model: BackboneConfig
     """The pretrained model that the reward model starts from."""
     train: TrainOptions = TrainOptions()

@@ -161,6 +161,11 @@ def summary_rows(document: Json) -> Iterator[tuple[str, str]]:
     for reason, count in unscored.items():
         yield f"unscored: {reason}", f"{count:,}"
     yield "truncated", f"{document['truncated']:,}"
+    if near := document.get("relevance"):
+        yield (
+            "relevance",
+            f"gap {near['gap']:g}; the embedding model reads a part of {near['truncated']:,} responses or prompts",
+        )
     yield (
         "comparisons",
         f"{overall['comparisons']:,}, {overall['ties']:,} ties left out, {overall['unscored']:,} unscored",

@@ -20,7 +20,7 @@ from rm.evaluate.best_of_n import BestOfNCurve, BestOfNPoint, best_of_n, expecte
 from rm.evaluate.bootstrap import Bootstrap, Estimate, Figures, clustered_means, paired_difference
 from rm.evaluate.calibration import Bin, Calibration, Fit, FittedTemperature, calibration, fit_temperature
 from rm.evaluate.calibration_file import load_temperature, store_centring, store_offset, store_temperature
-from rm.evaluate.comparisons import Comparisons, clusters, correctness, tabulate
+from rm.evaluate.comparisons import Comparisons, Relevance, clusters, correctness, tabulate
 from rm.evaluate.diagnostics import LengthCorrelation, MarginBin, length_correlation, margin_bins
 from rm.evaluate.reward_bench import RewardBench2, reward_bench_2
 from rm.evaluate.stress import ScoreGroups, Stress, StressTest, stress
@@ -56,13 +56,14 @@ def evaluate(
     lengths: Sequence[ArrayLike] | None = None,
     bootstrap: Bootstrap | None = None,
     stressed: Stress | None = None,
+    relevance: Relevance | None = None,
 ) -> Evaluation:
     """Compute all figures of these rewards.
 
     `rewards` holds an array [K] for each group, aligned with its responses; NaN where a response could not be scored.
     `lengths` are the responses' lengths in tokens, in the same form; without them, characters are counted. Where a model
     truncates, its token counts are cut with the text and make the length baseline weaker than it is: omit them then. `stressed`
-    is the result of `stress`, which needs a model.
+    is the result of `stress`, which needs a model. With `relevance`, the rule of length may be one behind a gate.
 
     Raises `ValueError` where the arrays do not fit the groups.
     """
@@ -72,7 +73,7 @@ def evaluate(
         else [[count_characters(response) for response in group.responses] for group in groups]
     )
     bootstrap = bootstrap or Bootstrap()
-    table = tabulate(groups, rewards, sizes)
+    table = tabulate(groups, rewards, sizes, relevance)
     accuracies = accuracy(table, bootstrap=bootstrap)
     return Evaluation(
         groups=len(groups),
@@ -113,6 +114,7 @@ __all__ = [
     "FittedTemperature",
     "LengthCorrelation",
     "MarginBin",
+    "Relevance",
     "RewardBench2",
     "ScoreGroups",
     "Separation",

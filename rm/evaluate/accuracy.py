@@ -1,8 +1,8 @@
 """Accuracy of rewards on judges' comparisons, always beside that of the responses' length.
 
-The rule of length is the better one of "the longer response" and "the shorter one". The choice is made by accuracy on the
-very comparisons that the model is measured on, and the interval of the difference accounts for that choice
-(`Resampled.least`).
+The rule of length is the better one of "the longer response" and "the shorter one"; where relevance is known, the best of these
+and of "the nearer or longer one" (`rm.evaluate.comparisons.Relevance`). The choice is made by accuracy on the very comparisons
+that the model is measured on, and the interval of the difference accounts for that choice (`Resampled.least`).
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class AccuracyRow(Figures):
     ties: int  # comparisons that are scored, but left out
     unscored: int  # comparisons left out because a side has no reward
     model: Estimate
-    rule: str  # longer | shorter: the better of the two on these comparisons
-    length: Estimate  # "the longer (shorter) one is better"
+    rule: str  # longer | shorter | nearer or longer: the best of them on these comparisons
+    length: Estimate  # "the one by this rule is better"
     difference: Estimate  # model - length, paired
     matched_comparisons: int  # length ratio 0.8 to 1.25
     matched: Estimate  # the model's accuracy on these
@@ -99,9 +99,17 @@ def accuracy_row(name: str, table: Comparisons, *, bootstrap: Bootstrap, among: 
     used = table[table.scored & ~table.tied]
     model = correctness(used.gap, used.probability)
     longer = correctness(used.length[:, 0] - used.length[:, 1], used.probability)
-    whole = _against_length(model, longer, used.cluster, bootstrap=bootstrap, among=among)
+    gated = None if np.isnan(used.gated).any() else correctness(used.gated, used.probability)
+    whole = _against_length(model, longer, gated, cluster=used.cluster, bootstrap=bootstrap, among=among)
     near = used.length.min(axis=1) >= MATCHED * used.length.max(axis=1)
-    matched = _against_length(model[near], longer[near], used.cluster[near], bootstrap=bootstrap, among=among)
+    matched = _against_length(
+        model[near],
+        longer[near],
+        None if gated is None else gated[near],
+        cluster=used.cluster[near],
+        bootstrap=bootstrap,
+        among=among,
+    )
     return AccuracyRow(
         name=name,
         prompts=len(np.unique(used.cluster)),
@@ -128,18 +136,19 @@ class _AgainstLength(NamedTuple):
 
 
 def _against_length(
-    model: Floats, longer: Floats, cluster: Ints, *, bootstrap: Bootstrap, among: int
+    model: Floats, longer: Floats, gated: Floats | None, *, cluster: Ints, bootstrap: Bootstrap, among: int
 ) -> _AgainstLength:
-    """Compare correctness [C] of the model with that of taking the longer response, or the shorter one if that is better."""
-    shorter = 1.0 - longer
-    columns = np.column_stack([model, longer, shorter, model - longer, model - shorter])
+    """Compare correctness [C] of the model with that of the best rule: the longer response, the shorter one, or the nearer or
+    longer one where that is known."""
+    rules = {"longer": longer, "shorter": 1.0 - longer} | ({} if gated is None else {"nearer or longer": gated})
+    columns = np.column_stack([model, *rules.values(), *(model - one for one in rules.values())])
     resampled = resample(columns, cluster, bootstrap=bootstrap)
-    best = 1 + int(resampled.means[2] > resampled.means[1])
+    best = int(np.argmax(resampled.means[1 : 1 + len(rules)]))
     return _AgainstLength(
         model=resampled.estimate(0, among=among),
-        rule=("longer", "shorter")[best - 1],
-        length=resampled.estimate(best, among=among),
-        difference=resampled.least((3, 4), among=among),
+        rule=[*rules][best],
+        length=resampled.estimate(1 + best, among=among),
+        difference=resampled.least(range(1 + len(rules), 1 + 2 * len(rules)), among=among),
     )
 
 

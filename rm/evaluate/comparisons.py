@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,6 +27,7 @@ class Comparisons:
     probability: Floats  # [C] stated, that i is preferred; 1/2 is a tie
     gap: Floats  # [C] r_i - r_j; NaN where either could not be scored
     length: Floats  # [C, 2] of i and j
+    gated: Floats  # [C] positive where i is the nearer or longer one, see `Relevance`; NaN where relevance is not known
     cluster: Ints  # [C] prompts, numbered in the order of their keys
     half: NDArray[np.bool_]  # [C] the half of the prompts that the prompt falls in, by its key
     origin: NDArray[np.object_]
@@ -54,7 +57,20 @@ def correctness(signal: Floats, probability: Floats) -> Floats:
     return 0.5 + 0.5 * np.sign(signal) * np.sign(probability - 0.5)
 
 
-def tabulate(groups: Sequence[Group], rewards: Sequence[ArrayLike], lengths: Sequence[ArrayLike]) -> Comparisons:
+class Relevance(NamedTuple):
+    """The cosines of prompts and responses, and the gate that they are for the rule of length: of two responses whose cosines
+    differ by more than `gap` the nearer one is taken, else the longer one."""
+
+    cosines: Sequence[ArrayLike]  # [K] for each group
+    gap: float
+
+
+def tabulate(
+    groups: Sequence[Group],
+    rewards: Sequence[ArrayLike],
+    lengths: Sequence[ArrayLike],
+    relevance: Relevance | None = None,
+) -> Comparisons:
     """Tabulate the comparisons of all groups: edges, and each accepted response against each rejected one of its group.
 
     `rewards` and `lengths` hold an array [K] for each group, aligned with its responses. Every comparison is one row, whatever
@@ -62,9 +78,10 @@ def tabulate(groups: Sequence[Group], rewards: Sequence[ArrayLike], lengths: Seq
     """
     if not len(groups) == len(rewards) == len(lengths):
         raise ValueError(f"{len(groups)} groups, {len(rewards)} arrays of rewards, {len(lengths)} of lengths")
-    numbers: list[tuple[float, float, float, float]] = []
+    numbers: list[tuple[float, float, float, float, float]] = []
     owner: list[int] = []
-    for index, (group, reward, length) in enumerate(zip(groups, rewards, lengths, strict=True)):
+    cosines = [None] * len(groups) if relevance is None else relevance.cosines
+    for index, (group, reward, length, near) in enumerate(zip(groups, rewards, lengths, cosines, strict=True)):
         r, size = np.asarray(reward, dtype=np.float64), np.asarray(length, dtype=np.float64)
         if not len(group.responses) == len(r) == len(size):
             raise ValueError(
@@ -74,15 +91,20 @@ def tabulate(groups: Sequence[Group], rewards: Sequence[ArrayLike], lengths: Seq
         for i, j, p in _judgements(group):
             if hashes[i] > hashes[j]:
                 i, j, p = j, i, 1.0 - p
-            numbers.append((p, r[i] - r[j], size[i], size[j]))
+            gated = math.nan
+            if relevance is not None:
+                ahead = float(np.asarray(near)[i]) - float(np.asarray(near)[j])
+                gated = ahead if abs(ahead) > relevance.gap else size[i] - size[j]
+            numbers.append((p, r[i] - r[j], size[i], size[j], gated))
             owner.append(index)
-    table = np.array(numbers, dtype=np.float64).reshape(-1, 4)
+    table = np.array(numbers, dtype=np.float64).reshape(-1, 5)
     group_of = np.array(owner, dtype=np.int64)
     keys = [prompt_key(group.prompt) for group in groups]
     return Comparisons(
         table[:, 0],
         np.where(np.isfinite(table[:, 1]), table[:, 1], np.nan),
-        table[:, 2:],
+        table[:, 2:4],
+        table[:, 4],
         clusters(groups)[group_of],
         # the last byte: `heldout_split` reads the first eight, and these halves must halve its held-out prompts
         np.array([key[-1] % 2 == 1 for key in keys], dtype=bool)[group_of],

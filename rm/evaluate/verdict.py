@@ -27,7 +27,7 @@ class Part(Figures):
 
     comparisons: int
     accuracy: Estimate
-    rule: str  # longer | shorter
+    rule: str  # longer | shorter | nearer or longer
     length: Estimate
     over_length: Estimate  # accuracy - length, paired
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from rm.conversations import Conversation, UnusableError
+from rm.embedder import Embedder
 from rm.evaluate import (
     Evaluation,
+    Relevance,
     ScoreGroups,
     Stress,
     evaluate,
@@ -64,7 +67,8 @@ def describe_saved(
         store_centring(settings.output_path, settings.centring)
     if not heldout.groups:
         return None
-    evaluation = evaluate(heldout.groups, heldout.spread(rewards), stressed=stressed)
+    relevance = None if settings.relevance is None else _measure_relevance(heldout.groups, **settings.relevance)
+    evaluation = evaluate(heldout.groups, heldout.spread(rewards), stressed=stressed, relevance=relevance)
     if evaluation.calibration is not None:
         data = settings.heldout_path or settings.sources[0][0]
         store_temperature(
@@ -77,6 +81,11 @@ def describe_saved(
             stressed=stressed,
         )
     return evaluation
+
+
+def _measure_relevance(groups: Sequence[Group], path: str, *, gap: float, **reading: Any) -> Relevance:
+    scores = Embedder.open(path, **reading).score([(group.prompt, group.responses) for group in groups])
+    return Relevance([one.rewards for one in scores], gap)
 
 
 def stress_heldout(

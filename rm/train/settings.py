@@ -14,7 +14,10 @@ from rm.preferences import RowReader
 
 _SMALL_PARAMETERS, _LARGE_PARAMETERS = 100_000_000, 1_000_000_000
 _NOT_IN_KEY = frozenset(
-    ["output_path", "report_to", "device", "read_rows", "stress_prompts", "checkpoint_every", "checkpoint_secs"]
+    [
+        *("output_path", "report_to", "device", "read_rows", "checkpoint_every", "checkpoint_secs"),
+        *("stress_prompts", "relevance"),
+    ]
 )
 _UNLESS_USED = ("length_balance", "foreign")
 """Settings that came later: a run without them has the key that it had before."""
@@ -82,6 +85,7 @@ class TrainSettings:
     heldout_path: str | None
     heldout_split: str | None  # of the files at heldout_path
     stress_prompts: int  # held-out prompts of the stress tests; 0 for none
+    relevance: Mapping[str, Any] | None = None  # path, arguments of `Embedder.open`, and gap: of the evaluation
     model_path: str
     revision: str | None
     max_length: int

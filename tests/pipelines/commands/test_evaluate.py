@@ -18,6 +18,8 @@ from pipelines.report.pages.evaluation import render
 from pipelines.report.text import percent_interval
 from pipelines.report.verdict import words_of
 from rm.calibration_record import load_evaluation
+from rm.checkpoint.embedding_config import read_embedding
+from rm.embedder import Embedder
 from rm.evaluate import load_temperature
 from rm.scores import GroupScores
 from rm.text.windows import split_into_windows
@@ -459,3 +461,37 @@ def test_the_numbers_have_units(bestkept, model, data, tmp_path):
     assert places <= evaluation.keys()
     for name, part in evaluation.items():
         assert name in places or type(part) in (int, str) or part is None or name == "bootstrap", name
+
+
+def test_the_verdict_is_against_length_behind_a_gate_where_that_is_the_strongest(bestkept, model, encoder, tmp_path):
+    """Longer responses about something else are judged worse: the nearer one is right each time, and length never."""
+    topics = "water people number word time day look more".split()
+    rows = [
+        {
+            "prompt": f"{one} {one} {k}",
+            "chosen": f"{one} {one}",
+            "rejected": f"{topics[(k + 3) % 8]} his hot your {k} had",
+        }
+        for k, one in enumerate(topics)
+    ]
+    write_jsonl(tmp_path / "topics.jsonl", rows)
+    words = ("evaluate", model, "topics.jsonl", "stress.prompts=0")
+    code, _, err = bestkept(*words, "output.path=plain")
+    assert code == 0, err
+    plain = json.loads((tmp_path / "plain" / "evaluation.json").read_text())
+    assert plain["evaluation"]["verdict"]["all"]["rule"] == "shorter"  # right each time, too
+    rows = [{**row, "chosen": row["chosen"] + " and so on with it" * (k % 2)} for k, row in enumerate(rows)]
+    write_jsonl(tmp_path / "topics.jsonl", rows)
+    code, out, err = bestkept(*words, f"relevance={{path: {encoder}, gap: 0.0, max_length: 12}}")
+    assert code == 0, err
+    document = read(tmp_path)
+    whole = document["evaluation"]["verdict"]["all"]
+    embedder = Embedder.load(encoder, read_embedding(encoder, 12), device="cpu")
+    scores = embedder.score([((("user", row["prompt"]),), [row["chosen"], row["rejected"]]) for row in rows])
+    nearer = np.mean([one.rewards[0] > one.rewards[1] for one in scores])
+    assert nearer > 0.6
+    assert (whole["rule"], whole["length"]["value"]) == ("nearer or longer", pytest.approx(nearer))
+    assert "taking the nearer or longer response" in document["verdict"]["sentence"]
+    assert document["relevance"]["truncated"] == sum(int(one.truncated.sum()) for one in scores)
+    assert "gap 0; the embedding model reads a part of" in out
+    assert load_evaluation(model)["all"]["rule"] == "nearer or longer"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.evaluation_groups import group
 
-from rm.evaluate import Bootstrap, evaluate, tabulate
+from rm.evaluate import Bootstrap, Relevance, evaluate, tabulate
 from rm.evaluate.accuracy import accuracy_row, separation
 from rm.evaluate.diagnostics import length_correlation, margin_bins
 
@@ -85,6 +85,32 @@ def test_equals_a_plain_loop(data):
         assert got.difference.value == pytest.approx(np.mean(model) - best)
     if matched:
         assert got.matched.value == pytest.approx(np.mean(matched))
+
+
+@given(st.data())
+def test_the_nearer_or_longer_one_equals_a_plain_loop(data):
+    groups, rewards, cosines, gated, model = [], [], [], [], []
+    gap = data.draw(st.sampled_from([0.0, 0.25, 0.5]))
+    for number in range(data.draw(st.integers(1, 5))):
+        lengths = data.draw(st.lists(st.integers(4, 7), min_size=2, max_size=2))
+        groups.append(group(number, [(0, 1)], lengths=lengths))
+        rewards.append(data.draw(st.lists(st.sampled_from([0.0, 1.0, math.nan]), min_size=2, max_size=2)))
+        near = data.draw(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0, math.nan]), min_size=2, max_size=2))
+        cosines.append(near)
+        if not any(map(math.isnan, rewards[-1])):
+            ahead, longer = near[0] - near[1], lengths[0] - lengths[1]
+            sign = ahead if abs(ahead) > gap else longer
+            gated.append(0.5 + 0.5 * np.sign(sign))
+            model.append(0.5 + 0.5 * np.sign(rewards[-1][0] - rewards[-1][1]))
+    table = tabulate(groups, rewards, sizes(groups), Relevance(cosines, gap))
+    got = accuracy_row("all", table, bootstrap=FAST)
+    plain = accuracy_row("all", tabulate(groups, rewards, sizes(groups)), bootstrap=FAST)
+    assert plain.rule != "nearer or longer"
+    if gated:
+        better = np.mean(gated) > plain.length.value
+        assert (got.rule == "nearer or longer") == better
+        assert got.length.value == pytest.approx(max(np.mean(gated), plain.length.value))
+        assert got.difference.value == pytest.approx(np.mean(model) - got.length.value)
 
 
 @pytest.mark.parametrize(

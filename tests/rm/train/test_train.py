@@ -15,7 +15,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pipelines.config.train import TrainOptions
 from rm.calibration_record import has_anchor
-from rm.evaluate import evaluate, stress
+from rm.embedder import Embedder
+from rm.evaluate import Relevance, evaluate, stress
 from rm.identity import ModelError
 from rm.preferences import PreferenceError, ReadSettings, heldout_split, read_preferences
 from rm.scorer import Scorer
@@ -467,7 +468,9 @@ def test_tokens_per_batch_changes_no_more_than_rounding(tmp_path, causal, ranked
 
 
 def test_training_tries_the_model_on_heldout_prompts(tmp_path, pairs, encoder):
-    result = train(run_settings(pairs, encoder, tmp_path / "out", epochs=0.2, stress_prompts=6))
+    reading = {"revision": None, "max_length": None, "device": "cpu", "tokens_per_batch": None}
+    near = {"path": str(encoder), "gap": 0.0, **reading}
+    result = train(run_settings(pairs, encoder, tmp_path / "out", epochs=0.2, stress_prompts=6, relevance=near))
     stored = json.loads((tmp_path / "out" / "calibration.json").read_text())["evaluation"]["stress"]
     assert stored == result.heldout.to_json()["stress"]
     tests = {test.name: test for test in result.heldout.stress.tests}
@@ -476,6 +479,10 @@ def test_training_tries_the_model_on_heldout_prompts(tmp_path, pairs, encoder):
     scorer = Scorer.load(tmp_path / "out", **SCORER)
     groups = heldout_split(read_preferences(str(pairs), ReadSettings(**READING), read_rows=READ_ROWS)[0], 0.25)[1]
     rewards = [scores.rewards for scores in scorer.score([(group.prompt, group.responses) for group in groups])]
+    cosines = Embedder.open(str(encoder), **reading).score([(group.prompt, group.responses) for group in groups])
+    relevance = Relevance([one.rewards for one in cosines], 0.0)
+    row = evaluate(groups, rewards, relevance=relevance).accuracy.overall
+    assert (row.rule, row.length) == (result.heldout.accuracy.overall.rule, result.heldout.accuracy.overall.length)
     again = stress(groups, rewards, lambda asked: [scores.rewards for scores in scorer.score(asked)], prompts=6)
     assert again.to_json()["tests"] == stored["tests"], "the saved model gives what training measured"
 
