@@ -45,7 +45,7 @@ class EmbeddingConfig(Strict):
 
 class RelevanceConfig(EmbeddingConfig):
     gap: float = Field(default=0.2, ge=0.0, allow_inf_nan=False)
-    """Of two responses whose cosines with the prompt differ by more than this, the nearer one is taken; else the longer one."""
+    """The nearer response is taken where the cosines of two with the prompt differ by more than this, else the longer one."""
 
 
 class SignalConfig(Strict):

@@ -2,9 +2,9 @@
 settles by itself. Pure.
 
 With `gap: auto`, the distances of all responses are counted, and beside them those of responses to other prompts. A corpus may
-hold responses of both kinds: O(g), the share that lies further behind than g, is (1 - p) W(g) + p F(g), with F that of responses
-to other prompts and W that of responses which answer their prompts. As W is not negative, p is at most the least O(g) / F(g), and
-that is taken for it.
+hold responses of both kinds: O(g), the share that lies further behind than g, is (1 - p) W(g) + p F(g). F is the share of
+responses to other prompts, and W that of responses which answer their prompts. As W is not negative, p is at most the least
+O(g) / F(g), and this bound is its estimate.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SEVERAL = 3  # responses of known relevance from which on the second most relev
 _STEPS = 1024  # of a gap, in 1: a power of two, so that a distance is exactly within a step or beyond it
 _BINS = 2 * _STEPS + 1  # cosines are 2 apart at most
 _ENOUGH, _FEWEST = 0.5, 100  # share and number of responses to other prompts beyond a gap that tells something
-_MOST = 0.5  # of all responses that may be taken for off topic
+_MOST = 0.5  # of all responses, the largest estimate of those that are off topic
 
 
 def on_topic(candidates: Candidates, rule: OnTopic, settled: SettledGap | None = None) -> Mask:
