@@ -22,23 +22,42 @@ _LABELS = {
 
 
 def lines_of(manifest: Json) -> Iterator[tuple[str, bool]]:
-    """The verdict on each model of a run, or the way to get one, and whether to be warned by it; nothing where the rewards came
-    with the corpus."""
+    """The verdict on each model of a run in one line, or the way to get one, and whether to be warned by it; nothing where the
+    rewards came with the corpus."""
+    for name, evaluation in _evaluations_of(manifest):
+        words = NO_VERDICT if evaluation is None else told(evaluation)
+        yield name + words, evaluation is not None and evaluation["verdict"] != BETTER
+
+
+def paragraphs_of(manifest: Json) -> Iterator[tuple[str, bool, list[str]]]:
+    """The same as sentences, with what the verdict does not hold for apart from it."""
+    for name, evaluation in _evaluations_of(manifest):
+        if evaluation is None:
+            yield f"{name}{NO_VERDICT}.", False, []
+            continue
+        words = f"{name}{sentence(evaluation)} {_measured_on(evaluation)}"
+        yield words, evaluation["verdict"] != BETTER, [name + warning for warning in warnings(evaluation)]
+
+
+def _evaluations_of(manifest: Json) -> Iterator[tuple[str, Json | None]]:
+    """(beginning of a line, stored evaluation) of each model; the name begins it where there are several."""
     model, evaluations = manifest["model"], manifest.get("evaluations", {})
     if "column" in model:
         return
     members = model.get("members") or [{**model, "fingerprint": manifest["fingerprint"]}]
     for member in members:
-        evaluation = evaluations.get(member["fingerprint"])
         name = f"{crop(member['name'])}: " if len(members) > 1 else ""
-        words = NO_VERDICT if evaluation is None else told(evaluation)
-        yield name + words, evaluation is not None and evaluation["verdict"] != BETTER
+        yield name, evaluations.get(member["fingerprint"])
 
 
 def told(evaluation: Json) -> str:
     """A stored verdict in words, with what it was measured on."""
     words = " ".join((sentence(evaluation), *warnings(evaluation)))
-    return f"{words} Measured on {crop(evaluation['data'])}, {evaluation['part']}."
+    return f"{words} {_measured_on(evaluation)}"
+
+
+def _measured_on(evaluation: Json) -> str:
+    return f"Measured on {crop(evaluation['data'])}, {evaluation['part']}."
 
 
 def words_of(evaluation: Json) -> Json:

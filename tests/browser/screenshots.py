@@ -2,8 +2,8 @@
 
     PYTHONPATH=.:tests python -m browser.screenshots [FILE...] [--to DIR]
 
-Without a FILE they show the demo, which is made first (`make demo`) where it is not there: its run, and an evaluation of its
-model on the prompts that it was not trained on. So the pictures hold no text but the project's own.
+Without a FILE they show the demo, which is made first (`make demo`) where it is not there: an evaluation of its model on the
+prompts that it was not trained on, and a run on these with their labels as gold. So the pictures hold no text but that of the project.
 """
 
 from __future__ import annotations
@@ -56,17 +56,21 @@ def pictures(browser: Browser, file: Path) -> dict[str, bytes]:
 def demo_pages() -> list[Path]:
     """The pages of the demo's run and of its model's evaluation; whatever of them is not there is made."""
     seed = DEMO / "seed-0"
-    if not (ROOT / seed / "curated" / "report.html").exists():
+    if not (ROOT / seed / "model").exists():
         _python("configs/demo/demo.py")
+    judged = DEMO / "heldout.jsonl"
     if not (ROOT / seed / "evaluation" / "evaluation.html").exists():
-        judged = DEMO / "heldout.jsonl"
         with gzip.open(ROOT / "configs/demo/heldout.jsonl.gz", "rt", encoding="utf-8") as lines:
             rows = [json.loads(line) for line in lines]
         scored = ({**row, "score": int(row.pop("quality") == "helpful")} for row in rows)
         (ROOT / judged).write_text("".join(json.dumps(row) + "\n" for row in scored), encoding="utf-8")
-        settings = ("data.format=scores", f"output.path={seed / 'evaluation'}", "store_temperature=false")
+        settings = ("data.format=scores", f"output.path={seed / 'evaluation'}")
         _python("-m", "pipelines.cli", "evaluate", str(seed / "model"), str(judged), *settings)
-    return [ROOT / seed / "curated" / "report.html", ROOT / seed / "evaluation" / "evaluation.html"]
+    if not (ROOT / seed / "graded" / "report.html").exists():
+        paths = (f"model.path={seed / 'model'}", f"input.path={judged}", f"output.path={seed / 'graded'}")
+        gold = ("input.carry=[score]", "report.gold=score", f"scores.path={seed / 'scores'}")
+        _python("-m", "pipelines.cli", "run", "configs/demo/run.yaml", *paths, *gold)
+    return [ROOT / seed / "graded" / "report.html", ROOT / seed / "evaluation" / "evaluation.html"]
 
 
 def _python(*words: str) -> None:

@@ -140,15 +140,23 @@ class Dot:
 
 
 def dots(marks: Sequence[Dot], radius: float = 4) -> list[Markup]:
-    """Dots, the later ones above; one that others would hide is a ring around them."""
-    drawn = []
-    for place, mark in enumerate(marks):
-        hidden_by = sum(math.hypot(one.x - mark.x, one.y - mark.y) < radius for one in marks[place + 1 :])
-        style = f"{mark.style} ring" if hidden_by else mark.style
-        title = Markup("<title>{}</title>").format(crop(mark.title)) if mark.title else ""
-        circle = Markup('<circle class="dot {}" cx="{}" cy="{}" r="{}">{}</circle>')
-        drawn.append(circle.format(style, mark.x, mark.y, radius + 3 * hidden_by, title))
-    return drawn
+    """Dots, the later ones above; one that others would hide is a ring around them, wider than each of these.
+
+    Dots of one style at one place look like one, and are one.
+    """
+    placed = list[tuple[Dot, float]]()  # with their radii, the uppermost first
+    for mark in reversed(marks):
+        near = [(math.hypot(one.x - mark.x, one.y - mark.y), one, size) for one, size in placed]
+        if not any(gap < 1 and one.style == mark.style for gap, one, _ in near):
+            placed.append((mark, max((size + 3 for gap, _, size in near if gap < radius), default=radius)))
+    circle = Markup('<circle class="dot {}" cx="{}" cy="{}" r="{}">{}</circle>')
+    return [
+        circle.format(
+            f"{mark.style} ring" if size > radius else mark.style, mark.x, mark.y, size,
+            Markup("<title>{}</title>").format(crop(mark.title)) if mark.title else "",
+        )
+        for mark, size in reversed(placed)
+    ]  # fmt: skip
 
 
 def text(x: float, y: float, words: str, *, room: float, anchor: str = "start", style: str = "") -> Markup:

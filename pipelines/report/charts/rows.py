@@ -57,12 +57,13 @@ def bar_rows(
     rows: Sequence[tuple[str, Sequence[Bar | None]]],
     *,
     names: Sequence[tuple[str, str]],
+    whole: float = 0.0,
     sentence: Callable[[str, str, str], str] = lambda label, name, words: f"{label} has {words} {name}".rstrip() + ".",
 ) -> Markup:
     """One row a label, with one bar for each of `names` (name, style) from zero on, and its words at its end.
 
-    All bars share one scale: values of other units go into another chart, or are passed as shares. `sentence` makes one of a
-    label, a name and words. Raises `ValueError` for a value below zero.
+    All bars share one scale, which reaches `whole` at the least: 1 for shares. Values of other units go into another chart.
+    `sentence` makes one of a label, a name and words. Raises `ValueError` for a value below zero.
     """
     bars = [bar for _, row in rows for bar in row if bar is not None]
     if any(bar.value < 0 for bar in bars):
@@ -70,7 +71,7 @@ def bar_rows(
             f"a bar of {min(bar.value for bar in bars)}; bars start at zero: show it as words, or as a shift"
         )
     room = min(_MOST_WORDS, max((width(bar.words) for bar in bars), default=0.0)) + GAP
-    x = Axis(0, max((bar.value for bar in bars), default=0.0) or 1.0, _LABELS, WIDTH - RIGHT - room)
+    x = Axis(0, max((whole, *(bar.value for bar in bars))) or 1.0, _LABELS, WIDTH - RIGHT - room)
     labels = _Labels([label for label, _ in rows], max(len(names) * _PITCH + 8, 28))
     parts = [drawing.rule(_LABELS, TOP, _LABELS, labels.bottom, "grid")]
     read = []

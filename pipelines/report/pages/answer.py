@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 from pipelines.report.gains import RIVALS, RULES
-from pipelines.report.text import crop
+from pipelines.report.text import crop, percent_interval
 from pipelines.report.trial import paragraph
-from pipelines.report.verdict import lines_of
+from pipelines.report.verdict import paragraphs_of
 from pipelines.runtime.machine import tool_version
 from pipelines.storage.canonical_json import Json, digest
 
@@ -21,10 +22,10 @@ TEMPLATE = """\
 <p class="lead">{{ words }}</p>
 {% endfor %}
 {% for words, bad in answer.models %}
-<p{% if bad %} class="warning"{% endif %}><b>Reward model:</b> {{ words }}</p>
+<p class="lead{% if bad %} warning{% endif %}"><b>Reward model:</b> {{ words }}</p>
 {% endfor %}
 {% for warning in answer.warnings %}
-<p class="warning"><b>Mind:</b> {{ warning }}.</p>
+<p class="lead warning"><b>Caution:</b> {{ warning }}</p>
 {% endfor %}
 {% if answer.rivals %}
 <div class="scroll" role="region" tabindex="0" aria-label="Compared with simple rules"><table class="rivals">
@@ -35,8 +36,8 @@ TEMPLATE = """\
 {% endfor %}
 </tbody></table></div>
 {% endif %}
-<p class="quiet">{{ answer.note }}</p>
-<p class="quiet">{{ answer.identity }}</p>
+<p class="lead quiet">{{ answer.note }}</p>
+<p class="lead quiet">{{ answer.identity }}</p>
 """
 
 
@@ -49,8 +50,14 @@ def answer(manifest: Json, report: Json, drift: Json, trial: Json | None = None)
     return {
         "kept": _kept(manifest, report["unit"]),
         "gain": [*_gain(report, by_gold, has_rivals=bool(rivals)), *([paragraph(trial)] if trial else [])],
-        "models": list(lines_of(manifest)),
-        "warnings": [*manifest["warnings"], *_warnings(manifest, report, drift)],
+        "models": [(words, bad) for words, bad, _ in paragraphs_of(manifest)],
+        "warnings": [
+            *(warning for *_, told in paragraphs_of(manifest) for warning in told),
+            *(
+                f"{words[0].upper()}{words[1:]}."
+                for words in (*manifest["warnings"], *_warnings(manifest, report, drift))
+            ),
+        ],
         "columns": [*columns, "by the reward itself", "would be kept, too"],
         "rivals": rivals,
         "note": _note(report, by_gold or by_reward) if by_reward else "",
@@ -59,11 +66,14 @@ def answer(manifest: Json, report: Json, drift: Json, trial: Json | None = None)
 
 
 def estimate_words(estimate: Json) -> str:
-    """`+0.231 [+0.198, +0.264]`: a difference with its interval, where there is one."""
-    if estimate["value"] is None:
+    """`+0.23 [+0.20, +0.26]`: a difference with its interval, to two digits of its width or so; unbroken in its brackets."""
+    value, low, high = (estimate[name] for name in ("value", "low", "high"))
+    if value is None:
         return "-"
-    value = f"{estimate['value']:+.3g}"
-    return value if estimate["low"] is None else f"{value} [{estimate['low']:+.3g}, {estimate['high']:+.3g}]"
+    if low is None or high <= low:
+        return f"{value:+.3g}"
+    digits = max(0, 1 - math.floor(math.log10((high - low) / 1.5)))
+    return f"{value:+,.{digits}f} [{low:+,.{digits}f},\N{NO-BREAK SPACE}{high:+,.{digits}f}]"
 
 
 def _kept(manifest: Json, unit: str) -> str:
@@ -71,14 +81,19 @@ def _kept(manifest: Json, unit: str) -> str:
     if not counts["kept"]:
         return "Nothing was kept: look at what each step kept, and loosen the one that dropped the last of it."
     prompts = f"{counts['kept_prompts']:,} {'prompt' if counts['kept_prompts'] == 1 else 'prompts'}"
-    words = f"Kept for {prompts}, with {counts['kept_size']:,} {unit}"
-    words += f" ({counts['kept_size'] / counts['size']:.1%} of what was scored)" if counts["size"] else ""
-    words += f"; mean reward of the kept {mean['kept']:.4g}"
-    return words + (f", of the dropped {mean['dropped']:.4g}." if mean["dropped"] is not None else ".")
+    words = f"They belong to {prompts} and have {counts['kept_size']:,} {unit}"
+    words += f", {counts['kept_size'] / counts['size']:.1%} of what was scored." if counts["size"] else "."
+    words += f" Their mean reward is {mean['kept']:.4g}"
+    return words + (f"; that of the dropped is {mean['dropped']:.4g}." if mean["dropped"] is not None else ".")
 
 
 def _gain(report: Json, by_gold: Json | None, *, has_rivals: bool) -> Iterator[str]:
-    """Sentences on whether the selection is better than simple rules."""
+    """Sentences on whether the selection is better than simple rules, and on how far the model agrees with judgements."""
+    if judged := report.get("preferences"):
+        yield (
+            f"The model orders {percent_interval(judged['agreement'])} % of {judged['pairs']:,} pairs as they were judged. "
+            f"{judged['kept']:,} were kept as judged, and {judged['flipped']:,} were flipped."
+        )
     if not has_rivals:
         return
     if not by_gold:
@@ -86,8 +101,8 @@ def _gain(report: Json, by_gold: Json | None, *, has_rivals: bool) -> Iterator[s
             yield f"No kept response of the sample has a gold score in the column {crop(report['gold'], 60)}."
         else:
             yield (
-                "No gold scores say whether what was kept is better: only a verdict on the reward model can. "
-                "The table has its own rewards, which rise by being selected."
+                "The corpus has no gold scores. So only a verdict on the reward model can say whether what was kept is better: "
+                "the rewards in the table rise by any selection by reward."
             )
         return
     better, unsure, worse = list[str](), list[str](), list[str]()
@@ -117,7 +132,8 @@ def _rivals(report: Json, by_gold: Json | None, by_reward: Json) -> Iterator[tup
         differences = [gain[f"over_{name}"] for gain in (by_gold, by_reward) if gain]
         share = overlap.get(name)
         words = RULES[name].format(report["unit"])
-        yield (words, *map(estimate_words, differences), "-" if share is None else f"{share:.0%}")
+        cells = (estimate_words(estimate).replace("\N{NO-BREAK SPACE}", " ") for estimate in differences)
+        yield (words, *cells, "-" if share is None else f"{share:.0%}")
 
 
 def describe_compared(report: Json, gain: Json) -> str:
@@ -140,10 +156,10 @@ def _warnings(manifest: Json, report: Json, drift: Json) -> Iterator[str]:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in manifest["rejected"].items())
         yield f"{rejected:,} of {counts['read']:,} responses were rejected ({rejected / counts['read']:.2%}): {reasons}"
     near = (report["margins"] or {}).get("near_ties")
-    if near and near["share"] > _MANY_NEAR_TIES:
+    if near and near["share"] > _MANY_NEAR_TIES and not report.get("preferences"):  # whose rows share responses
         yield (
             f"for {near['share']:.0%} of the prompts the choice is a near-tie: the best response leads by less than "
-            f"{near['below']:.3g}, a tenth of the rewards' standard deviation"
+            f"{near['below']:.3g}, which is a tenth of the standard deviation of all rewards"
         )
     shift = (drift.get("reward") or {}).get("shift") if drift else None
     after = "new rows" if drift and drift["rows"] == "new" else "rows"

@@ -73,7 +73,12 @@ footer { margin-top: 1.5rem; }
 .glossary { columns: 22rem; column-gap: 2rem; font-size: .875rem; margin: 0; }
 .glossary dt { font-weight: 600; break-after: avoid; }
 .glossary dd { margin: 0 0 .5rem; color: var(--quiet); break-inside: avoid; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; --under: var(--panel); background:  /* a shade at an edge beyond which there is more */
+  linear-gradient(to right, var(--under) 40%, transparent) left / 3rem 100% no-repeat local,
+  linear-gradient(to left, var(--under) 40%, transparent) right / 3rem 100% no-repeat local,
+  linear-gradient(to right, var(--rule), transparent) left / .75rem 100% no-repeat scroll,
+  linear-gradient(to left, var(--rule), transparent) right / .75rem 100% no-repeat scroll; }
+header .scroll { --under: var(--paper); }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; min-width: 50%; }
 th, td { padding: .3rem .9rem .3rem 0; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }
 th:first-child { text-align: left; font-weight: 500; }
@@ -98,7 +103,8 @@ pre { margin: 0; font-size: .85em; white-space: pre-wrap; overflow-wrap: anywher
 .words td { overflow-wrap: anywhere; }
 @media print { :root { font-size: 10pt; --ink: #000; --quiet: #444; --paper: #fff; --panel: #fff; --rule: #bbb; --model: #1f5fd0;
   --length: #a8470f; --random: #666; --oracle: #1d6b41; }
-  body { max-width: none; padding: 0; font-size: 10pt; } section { break-inside: avoid; } .scroll { overflow: visible; }
+  body { max-width: none; padding: 0; font-size: 10pt; } section { break-inside: avoid; }
+  .scroll { overflow: visible; background: none; }
   main { grid-template-columns: 1fr 1fr; }
   table { font-size: 7.5pt; } th, td { padding-right: .5rem; white-space: normal; } th.name { min-width: 0; }
   * { print-color-adjust: exact; } }

@@ -82,14 +82,14 @@ def render(names: tuple[str, str], manifests: Sequence[Json], reports: Sequence[
 
 
 def _verdict(counts: Json, *, same_scores: bool) -> str:
-    scores = "Rewards of the same model" if same_scores else "Rewards of different models"
+    scores = "The rewards are of the same model" if same_scores else "The rewards are of different models"
     if not counts["prompts"]:
-        return f"{scores}, and no prompt in common among those sampled: they are of different corpora."
-    words = f"{scores}. Of {counts['prompts']:,} sampled prompts in both, with {counts['responses']:,} responses: "
-    words += f"{counts['one']:,} and {counts['other']:,} kept, {counts['both']:,} of them by both"
+        return f"{scores}, and the samples have no prompt in common: the two are of different corpora."
+    words = f"{scores}. Both have {counts['prompts']:,} sampled prompts with {counts['responses']:,} responses: the first keeps "
+    words += f"{counts['one']:,} of these, the second {counts['other']:,}, and both keep {counts['both']:,}."
     if not same_scores and counts["choices"]:
-        words += f"; the same response is best for {counts['best'] / counts['choices']:.0%} of the prompts"
-    return words + "."
+        words += f" The same response is best for {counts['best'] / counts['choices']:.0%} of the prompts."
+    return words
 
 
 def _charts(
@@ -116,7 +116,10 @@ def _agreement(names: tuple[str, str], counts: Json, *, same_scores: bool) -> di
         "title": "Agreement",
         "serves": "whether the choice between the two matters at all; where they differ, read what each keeps.",
         "svg": bar_rows(
-            rows, names=(("", "kept"),), sentence=lambda label, _, words: f"{label}: this holds for {words}."
+            rows,
+            names=(("", "kept"),),
+            whole=1.0,
+            sentence=lambda label, _, words: f"{label}: this holds for {words}.",
         ),
         "note": "" if same_scores else "At random, half of the pairs would be in the same order.",
     }

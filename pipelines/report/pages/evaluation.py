@@ -16,11 +16,11 @@ _PAGE = """\
 {% extends "page" %}
 {% block header %}
 <h1>Evaluation of <code>{{ model.path | crop }}</code></h1>
-<p>{{ verdict.sentence }}</p>
-{% for warning in verdict.warnings %}<p class="warning">{{ warning }}</p>
+<p class="lead">{{ verdict.sentence }}</p>
+{% for warning in verdict.warnings %}<p class="lead warning"><b>Caution:</b> {{ warning }}</p>
 {% endfor %}
-<p class="quiet">on <code>{{ data.path | crop }}</code>, {{ data.part }}. Intervals are 95 %, from {{ resamples }} resamples of
-prompts: all comparisons of a prompt stay together.</p>
+<p class="lead quiet">Measured on <code>{{ data.path | crop }}</code>, {{ data.part }}. Intervals are of 95 %, from
+{{ resamples }} resamples of prompts: all comparisons of a prompt stay together.</p>
 {% endblock %}
 {% block main %}
 {% for table in data_tables %}

@@ -34,7 +34,7 @@ def _margins(judged: Json) -> dict[str, Any]:
         "svg": histogram(
             bins["edges"],
             [part for part in series if sum(part.counts)],
-            x_title="reward of the chosen response less that of the rejected one",
+            x_title="chosen reward less rejected reward",
             x_format=short,
             y_format=short,
             subject="pairs",
@@ -60,6 +60,6 @@ def _sources(judged: Json) -> dict[str, Any]:
         "title": "Agreement and flips by source",
         "serves": "whether a source's judgements can be trusted: agreement near 50 % is what chance gives, and a source "
         "with most of the flips is noisier, or one that the model does not know.",
-        "svg": bar_rows(rows, names=(("agreement", "kept"), ("flipped", "oracle"))),
+        "svg": bar_rows(rows, names=(("agreement", "kept"), ("flipped", "oracle")), whole=1.0),
         "note": "",
     }

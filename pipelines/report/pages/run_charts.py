@@ -234,7 +234,7 @@ def _length(report: Json) -> dict[str, Any]:
 def _margins(margins: Json) -> dict[str, Any]:
     return {
         "title": "Lead of the best response",
-        "serves": "best_of_n.min_margin: prompts on the left are won by little, another model could choose otherwise.",
+        "serves": "best_of_n.min_margin: prompts on the left are won by little, so that another model could choose otherwise.",
         "svg": histogram(
             margins["edges"],
             [Counts("prompts", "kept", margins["counts"])],
@@ -256,7 +256,7 @@ def _probabilities(margins: Json) -> dict[str, Any]:
         "svg": histogram(
             sure["edges"],
             [Counts("prompts", "kept", sure["counts"])],
-            x_title="calibrated probability that the best beats the second best",
+            x_title="probability that the best is better",
             x_format=lambda value: f"{value:.0%}",
             y_format=short,
             y_title="prompts",
@@ -271,9 +271,7 @@ def _disagreement(disagreement: Json) -> dict[str, Any]:
         "title": "Disagreement of the models",
         "serves": "between mean, min and lower_bound: where the kept lie to the right of the dropped, the selection "
         "takes what the models are least sure of.",
-        "svg": kept_and_dropped(
-            disagreement, x_title="standard deviation over the models of their standardised rewards"
-        ),
+        "svg": kept_and_dropped(disagreement, x_title="spread of the standardised rewards"),
         "note": f"The mean of the kept is {number(disagreement['kept_mean'])}, that of the dropped "
         f"{number(disagreement['dropped_mean'])}.",
     }
@@ -294,7 +292,10 @@ def _overlap(overlap: Json) -> dict[str, Any]:
         "serves": "whether the reward model earns its keep: if nearly all that it keeps is the longest anyway, length "
         "would do.",
         "svg": bar_rows(
-            rows, names=(("", "kept"),), sentence=lambda label, _, words: f"Among the kept responses, {words} {label}."
+            rows,
+            names=(("", "kept"),),
+            whole=1.0,
+            sentence=lambda label, _, words: f"Among the kept responses, {words} {label}.",
         ),
         "note": f"The bars are shares of {overlap['responses']:,} kept responses to prompts that lose some, in the sample.",
     }

@@ -91,7 +91,9 @@ def test_two_outputs_are_compared(output, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cli.app(["report", str(one), str(other)], standalone_mode=False)
     page = (tmp_path / "comparison.html").read_text()
-    assert "Rewards of the same model. Of 6 sampled prompts in both, with 24 responses: 6 and 6 kept" in page
+    assert (
+        "The rewards are of the same model. Both have 6 sampled prompts with 24 responses: the first keeps 6 of" in page
+    )
     assert "<script" not in page.lower()
 
 
@@ -142,7 +144,7 @@ def test_ties_are_in_no_order():
 def test_outputs_of_other_corpora_have_nothing_in_common(output):
     one, two = output("one"), output("two", seed=2)
     compare(str(one), str(two), write=str(one / "c.html"))
-    assert "no prompt in common among those sampled: they are of different corpora" in (one / "c.html").read_text()
+    assert "the samples have no prompt in common: the two are of different corpora" in (one / "c.html").read_text()
 
 
 @pytest.mark.parametrize(

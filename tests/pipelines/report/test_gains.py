@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.report.gains import gains
 from pipelines.report.observations import ROWS
-from pipelines.report.pages.answer import answer
+from pipelines.report.pages.answer import answer, estimate_words
 from pipelines.report.pages.glossary import _TERMS, glossary
 
 
@@ -129,7 +129,7 @@ def test_without_gold_the_verdict_stands_for_it():
     table = sample()
     place = table.schema.get_field_index("gold")
     screen = first_screen(table.set_column(place, ROWS.field("gold"), pa.nulls(300, pa.float64())), gold=None)
-    assert "only a verdict on the reward model can." in screen["gain"][0]
+    assert "only a verdict on the reward model can say" in screen["gain"][0]
     assert len(screen["rivals"][0]) == len(screen["columns"]) == 3
 
 
@@ -137,10 +137,26 @@ def test_the_first_screen_warns_of_rejected_rows_near_ties_and_drift():
     assert first_screen(sample())["warnings"] == []
     drift = {"against": "0a", "rows": "new", "reward": {"shift": -4.0}, "rejected_shift": 0.2}
     rejected, near, shift, more = first_screen(sample(), drift=drift, near=0.4, read=310)["warnings"]
-    assert rejected == "10 of 310 responses were rejected (3.23%): empty_response 10"
-    assert "for 40% of the prompts the choice is a near-tie" in near
+    assert rejected == "10 of 310 responses were rejected (3.23%): empty_response 10."
+    assert "For 40% of the prompts the choice is a near-tie" in near
     assert "the new rows differs by -4.00 standard deviations from that of version 0a" in shift
     assert "20.0% larger" in more
+
+
+def test_differences_are_told_to_two_digits_of_their_intervals():
+    values = [
+        (0.55, 0.463, 0.637),
+        (0.6, 0.4874, 0.7),
+        (-1234.5, -1300.0, -1100.0),
+        (0.03, 0.0292, 0.0308),
+        (1.0, 1.0, 1.0),
+    ]
+    told = [estimate_words(dict(zip(("value", "low", "high"), one, strict=True))) for one in values]
+    assert [words.replace("\N{NO-BREAK SPACE}", " ") for words in told] == [
+        "+0.55 [+0.46, +0.64]", "+0.60 [+0.49, +0.70]", "-1,234 [-1,300, -1,100]", "+0.0300 [+0.0292, +0.0308]", "+1",
+    ]  # fmt: skip
+    assert estimate_words({"value": None, "low": None, "high": None}) == "-"
+    assert estimate_words({"value": 0.123456, "low": None, "high": None}) == "+0.123"
 
 
 def test_the_first_screen_names_tool_model_and_data():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from xml.etree import ElementTree
 
@@ -258,6 +259,15 @@ def test_marks_at_one_place_are_rings_around_each_other():
     chart = charts.line_chart(series, x_ticks=[(0.0, "0")], x_title="n", y_format=str)
     radii = [(e.get("class"), e.get("r")) for e in drawn(chart) if e.tag == "circle"]
     assert radii == [("dot model ring", "6"), ("dot model", "3"), ("dot length", "3"), ("dot length", "3")]
+    pile = [(0.0, Mark(0.0)), (0.001, Mark(0.0)), (0.004, Mark(0.0)), (0.0, Mark(0.001))]
+    chart = charts.calibration_chart(
+        [Series("a", "random", pile), Series("b", "model", pile)], x_title="x", y_title="y"
+    )
+    circles = [e for e in drawn(chart) if e.tag == "circle"]
+    places = [(float(e.get("cx")), float(e.get("cy")), float(e.get("r")), e.get("class")) for e in circles]
+    assert {one[3].split()[1] for one in places} == {"random", "model"}
+    for one, other in itertools.combinations(places, 2):
+        assert math.dist(one[:2], other[:2]) >= 1 or abs(one[2] - other[2]) >= 3
     twice = two(references=[Reference(2.0, "threshold 2"), Reference(2.0, "median 2")])
     assert len(rules(twice, "reference")) == 1
     assert {"threshold 2", "median 2"} <= set(texts(twice))
