@@ -3,7 +3,7 @@
     PYTHONPATH=.:tests python -m browser.screenshots [FILE...] [--to DIR]
 
 Without a FILE they show the demo, which is made first (`make demo`) where it is not there: an evaluation of its model on the
-prompts that it was not trained on, and a run on these with their labels as gold. The pictures hold no other text than the project's.
+prompts that it was not trained on, and a run on these with their labels as gold. So all text in them is that of the project.
 """
 
 from __future__ import annotations
