@@ -25,6 +25,7 @@ WAYS = {
     "foreign": ("train.foreign={per_group: 2, similar: 0.5, weight: 0.5}",),
     "foreign_light": ("train.foreign={per_group: 2, similar: 0.5, weight: 0.1}",),
     "length_balance": ("train.length_balance=true",),
+    "length_head": ("train.length_head={}",),
     "foreign_ties": ("train.foreign={per_group: 2, similar: 0.5, weight: 0.5, ties: true}",),
 }
 TESTS = ("other_prompt", "similar_prompt", "shuffled", "repeated", "padded")

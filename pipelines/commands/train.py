@@ -18,7 +18,7 @@ from pipelines.config import TrainConfig
 from pipelines.corpus.own_files import Place, refuse_places
 from pipelines.corpus.preference_rows import preference_rows
 from pipelines.errors import ConfigError, InputError, ModelLoadError, StorageError, reporting_broken_devices
-from pipelines.report import verdict
+from pipelines.report import stress, verdict
 from pipelines.report.evaluation_tables import temperature_words
 from pipelines.report.text import percent_interval, rate
 from pipelines.runtime import logs
@@ -51,8 +51,14 @@ def run_training(config: TrainConfig) -> TrainResult:
         logs.only_warnings()
     result = train_model(config, showing_training)
     if first:
+        figures = None if result.heldout is None else result.heldout.to_json()["stress"]
+        used = {name for name in ("foreign", "length_balance", "length_head") if getattr(config.train, name)}
+        advice = list(stress.advice(figures, used=used))
         print_result(
-            "trained", _summary_fields(result), path=result.output_path, table=lambda: [_summary_table(result)]
+            "trained",
+            _summary_fields(result, advice),
+            path=result.output_path,
+            table=lambda: [_summary_table(result, advice)],
         )
     return result
 
@@ -154,7 +160,7 @@ def settings_of(config: TrainConfig) -> TrainSettings:
     )
 
 
-def _summary_fields(result: TrainResult) -> dict[str, Any]:
+def _summary_fields(result: TrainResult, advice: list[str]) -> dict[str, Any]:
     """Return the content of the closing table as fields of a JSON line."""
     evaluation = None if result.heldout is None else result.heldout.to_json()
     return {
@@ -169,10 +175,11 @@ def _summary_fields(result: TrainResult) -> dict[str, Any]:
         "tokens_per_sec": result.tokens_per_sec,
         "heldout_accuracy": None if evaluation is None else evaluation["accuracy"]["overall"],
         "verdict": None if evaluation is None else evaluation["verdict"]["verdict"],
+        "advice": advice,
     }
 
 
-def _summary_table(result: TrainResult) -> Table:
+def _summary_table(result: TrainResult, advice: list[str]) -> Table:
     table = Table(show_header=False, title="trained", title_justify="left")
     table.add_row("prompts", f"{result.groups:,}")
     for kind, count in result.judgements.items():
@@ -197,6 +204,8 @@ def _summary_table(result: TrainResult) -> Table:
         table.add_row("verdict", verdict.sentence(evaluation["verdict"]))
         for warning in verdict.warnings({**evaluation["verdict"], "stress": evaluation["stress"]}):
             table.add_row("", warning)
+        for line in advice:
+            table.add_row("to try", line)
         if evaluation["calibration"] is not None:
             table.add_row("temperature", temperature_words(evaluation["calibration"]["temperature"]))
     table.add_row("saved", result.output_path)

@@ -184,6 +184,18 @@ class ForeignConfig(Strict):
     """Whether two responses to other prompts are ties: neither answers."""
 
 
+class LengthHeadConfig(Strict):
+    correlation: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
+    """Weight of |corr(reward, length)| - corr(length head, length), of all responses of an optimiser step."""
+    orthogonality: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
+    """Weight of |cos| of the two heads' weights."""
+
+
+class LanguageLossConfig(Strict):
+    weight: float = Field(default=0.1, gt=0.0, allow_inf_nan=False)
+    """Weight of the mean loss of the tokens of preferred responses."""
+
+
 class TrainOptions(Strict):
     loss: Literal["bradley_terry", "plackett_luce"] = "bradley_terry"
     """The treatment of rankings and choices: as all their comparisons, or as repeated picks of the best of the rest. Pairs,
@@ -196,6 +208,10 @@ class TrainOptions(Strict):
     """Whether comparisons are weighted so that the longer response wins as often as the shorter one at each ratio of lengths."""
     foreign: ForeignConfig | None = None
     """Responses to other prompts, against which each response of a group wins: teaches a model to read the prompt."""
+    length_head: LengthHeadConfig | None = None
+    """A second head in training, which takes up what length explains; only the other one, kept apart from length, is saved."""
+    language_loss: LanguageLossConfig | None = None
+    """The loss of a language model on preferred responses beside that of judgements; for causal language models alone."""
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the preferences."""
     learning_rate: float | None = Field(default=None, gt=0)

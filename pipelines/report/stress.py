@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from pipelines.report.text import percent_interval
 from pipelines.storage.canonical_json import Json
@@ -30,6 +30,7 @@ _WANTED = {
     "plain": "near 50",
 }
 COLUMNS = ("the response against", "prompts", "preferred, %", "wanted")
+_PROMPTS = ("similar_prompt", "other_prompt")
 _ANSWERS = 0.9
 """A model that reads prompts prefers the response to that to a similar prompt at least so often."""
 
@@ -41,12 +42,29 @@ def rows(stress: Json) -> Iterator[tuple[str, str, str, str]]:
         yield AGAINST[name], f"{test['prompts']:,}", percent_interval(test["preferred"]), _WANTED[name]
 
 
+def advice(stress: Json | None, *, used: Collection[str]) -> Iterator[str]:
+    """Lines of a symptom and the setting of training that is known to act on it, without the settings that are `used`."""
+    failed = {} if stress is None else {test["name"]: _fails(test) for test in stress["tests"]}
+    if "foreign" not in used and (failed.get("similar_prompt") or failed.get("other_prompt")):
+        yield "it hardly reads the prompt: train.foreign={per_group: 2, similar: 0.5, weight: 0.5}"
+    cures = {"length_balance": "train.length_balance=true", "length_head": "train.length_head={}"}
+    left = [setting for name, setting in cures.items() if name not in used]
+    if left and (failed.get("repeated") or failed.get("padded")):
+        yield f"it rewards length as such: {', or '.join(left)}"
+
+
+def _fails(test: Json) -> bool:
+    """Tell whether a model is shown to fail a test: by all of the interval below what passes."""
+    high, passes = test["preferred"]["high"], _ANSWERS if test["name"] in _PROMPTS else 0.5
+    return high is not None and high < passes
+
+
 def warnings(stress: Json | None) -> Iterator[str]:
     """Sentences on tests that the model is shown to fail."""
     tests = {} if stress is None else {test["name"]: test for test in stress["tests"]}
-    for name in ("similar_prompt", "other_prompt"):
+    for name in _PROMPTS:
         test = tests.get(name)
-        if test and test["preferred"]["high"] is not None and test["preferred"]["high"] < _ANSWERS:
+        if test and _fails(test):
             yield (
                 f"It prefers the right response to {AGAINST[name]} in {percent_interval(test['preferred'])} % of "
                 f"{test['prompts']:,} prompts only: it judges the text more than whether the text answers the prompt."
@@ -58,7 +76,7 @@ def warnings(stress: Json | None) -> Iterator[str]:
         ("emoji", "adding emoji"),
     ):
         test = tests.get(name)
-        if test and test["preferred"]["high"] is not None and test["preferred"]["high"] < 0.5:
+        if test and _fails(test):
             lower, higher = sorted(1 - test["preferred"][end] for end in ("low", "high"))
             raised = {"value": 1 - test["preferred"]["value"], "low": lower, "high": higher}
             yield f"In {percent_interval(raised)} % of {test['prompts']:,} prompts, {words} raises the reward."

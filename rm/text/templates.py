@@ -42,6 +42,7 @@ class Encoded(NamedTuple):
     response_tokens: int
     truncated: bool
     left_out: frozenset[str] = frozenset()  # keys of messages, and `tools`, of which the template renders nothing
+    response_start: int = 0  # index of the response's first token
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,8 @@ class Template:
             if types is not None:
                 del types[cut]
         prompt_tokens, response_tokens = encoded.prompt_tokens - from_prompt, encoded.response_tokens - from_response
-        return Encoded(ids, types, prompt_tokens, response_tokens, truncated=True, left_out=encoded.left_out)
+        start = encoded.response_start - from_prompt
+        return Encoded(ids, types, prompt_tokens, response_tokens, True, encoded.left_out, start)
 
     def _tokenize(
         self, groups: Sequence[tuple[Conversation, Sequence[str]]]
@@ -285,9 +287,10 @@ class Template:
             place = find_response(text.first, response, after=self._prompt_end(text, prompt, response))
             spans = text_spans(encoding, text.first, prompt, place, length=len(ids))
         response_tokens = spans.response_end - spans.response_start
-        return _TokenizedSample(
-            Encoded(ids, types, len(ids) - response_tokens, response_tokens, truncated=False), spans
+        encoded = Encoded(
+            ids, types, len(ids) - response_tokens, response_tokens, False, response_start=spans.response_start
         )
+        return _TokenizedSample(encoded, spans)
 
     def _prompt_end(self, text: _RenderedText, prompt: Conversation, response: str) -> int:
         """Return how far a rendered text is that of its prompt alone, since parts of a response may also stand in its prompt."""

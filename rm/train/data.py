@@ -17,6 +17,7 @@ from rm.engine.layout import Layout, lay_out, plan_groups
 from rm.preferences import Group, Rejections
 from rm.preferences.groups import ALONE
 from rm.text.templates import Encoded, Template
+from rm.train.language_loss import ChosenText, chosen_text, preferred
 
 _FEW_STEPS = 30
 
@@ -191,6 +192,8 @@ class MicroBatch:
     accepted: torch.Tensor  # [L] probabilities
     label_weights: torch.Tensor  # [L]
     groups: int
+    response_tokens: torch.Tensor  # [R]
+    texts: tuple[ChosenText, ...] = ()  # responses whose text is learnt
 
     @property
     def weight(self) -> float:
@@ -222,6 +225,7 @@ class Collator:
     first_position: int
     tokens_per_batch: int
     picks: bool  # weigh stages, not edges
+    texts: bool = False  # preferred responses are learnt as text, too
 
     def micro_batches(self, groups: Sequence[EncodedGroup]) -> list[MicroBatch]:
         """Return whole groups as micro-batches, those with the longest rows first."""
@@ -237,6 +241,10 @@ class Collator:
             + float(labels[:, 2].astype(np.float32).sum(dtype=np.float64))
             for edges, labels in judgements
         )
+
+    def count_texts(self, groups: Sequence[EncodedGroup]) -> int:
+        """Return the number of responses of these groups whose text is learnt."""
+        return sum(len(preferred(group.responses, group.edges, group.labels)) for group in groups) if self.texts else 0
 
     def micro_batch(self, groups: Sequence[EncodedGroup]) -> MicroBatch:
         """Make one micro-batch of whole groups."""
@@ -269,8 +277,23 @@ class Collator:
         }
         lengths = torch.tensor([len(row.ids) for row in rows])
         return MicroBatch(
-            layout=layout, input_ids=ids, token_type_ids=types, lengths=lengths, groups=len(groups), **whole, **real
+            layout=layout,
+            input_ids=ids,
+            token_type_ids=types,
+            lengths=lengths,
+            groups=len(groups),
+            response_tokens=torch.tensor([row.response_tokens for row in rows]),
+            texts=tuple(self._texts(groups)) if self.texts else (),
+            **whole,
+            **real,
         )
+
+    def _texts(self, groups: Sequence[EncodedGroup]) -> Iterator[ChosenText]:
+        start = 0
+        for group in groups:
+            for index in preferred(group.responses, group.edges, group.labels):
+                yield chosen_text(start + index, group.responses[index])
+            start += len(group.responses)
 
     def _judgements(self, groups: Sequence[EncodedGroup]) -> tuple[np.ndarray, np.ndarray]:
         """Concatenate comparisons and labels of all groups, with the micro-batch's indices and stages."""

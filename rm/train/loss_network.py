@@ -2,51 +2,98 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from rm.checkpoint.reward_model import Float32Head
+from rm.checkpoint.text_head import TextHead
 from rm.engine.packed_forward import packed_rewards
 from rm.together import PADDED, compatible_groups
 from rm.train.data import MicroBatch
+from rm.train.language_loss import places_in_layout, text_loss
+from rm.train.length_head import LengthHeadSettings, LengthSums, orthogonality
 from rm.train.losses import accept_reject, bradley_terry, centring_penalty, plackett_luce, smooth
+
+
+class Outputs(NamedTuple):
+    """Rewards and loss of text, of which the loss of a step is made."""
+
+    heads: torch.Tensor  # float32 [R, 1], or [R, 2] with a length head
+    text_loss: torch.Tensor | None  # [] sum over the responses that are learnt as text
 
 
 class GroupNetwork(nn.Module):
     """`forward(MicroBatch) -> rewards [R]`, float32; one forward per response, and per prompt where rows are packed.
 
-    `model` is an ordinary sequence classifier, perhaps with adapters inside. `offset` is the b of labels of single
-    responses, P(accepted) = sigmoid(r + b). `way` is that of `rm.together` for rows that are not packed.
+    `model` is an ordinary sequence classifier, perhaps with adapters inside; where its head has two rows, the first is the one of
+    rewards (`rm.train.length_head`). `offset` is the b of labels of single responses, P(accepted) = sigmoid(r + b). `way` is that
+    of `rm.together` for rows that are not packed. `text_head` is there where text is learnt, too (`rm.train.language_loss`).
     With `bfloat16` it computes in that type, whatever type its weights have.
     """
 
     def __init__(
-        self, model: Any, *, causal: bool, offset: float = 0.0, way: str = PADDED, bfloat16: bool = False
+        self,
+        model: Any,
+        *,
+        causal: bool,
+        offset: float = 0.0,
+        way: str = PADDED,
+        bfloat16: bool = False,
+        text_head: TextHead | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.causal = causal
         self.way = way
         self.computes_in_bfloat16 = bfloat16
+        self.text_head = text_head
         self.offset = nn.Parameter(torch.tensor(offset))
 
     def forward(self, batch: MicroBatch) -> torch.Tensor:
-        with torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=self.computes_in_bfloat16):
-            return self._rewards(batch)
+        return self.outputs(batch, text=False).heads[:, 0]
 
-    def _rewards(self, batch: MicroBatch) -> torch.Tensor:
+    def outputs(self, batch: MicroBatch, *, text: bool = True) -> Outputs:
+        """Compute the rewards of all heads, and with `text` the loss of the texts of the batch, where there is a head for it."""
+        with torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=self.computes_in_bfloat16):
+            if not text or self.text_head is None or not batch.texts:
+                return Outputs(self._heads(batch, self._parts(batch)), None)
+            states: list[torch.Tensor] = []
+            hook = self.model.base_model.register_forward_hook(
+                lambda _, __, output: states.append(output[0].flatten(0, 1))
+            )
+            parts = self._parts(batch)
+            try:
+                heads = self._heads(batch, parts)
+            finally:
+                hook.remove()
+            places = torch.tensor(_places(batch, parts), device=states[0].device)
+            return Outputs(heads, text_loss(self.text_head.logits, torch.cat(states)[places], batch.texts))
+
+    @property
+    def head_weight(self) -> torch.Tensor:
+        """The weight [1 or 2, H] of the head that is trained; adapters keep another one beside it."""
+        heads = (module for module in self.model.modules() if isinstance(module, Float32Head))
+        return next(head.weight for head in heads if head.weight.requires_grad)
+
+    def _parts(self, batch: MicroBatch) -> list[list[int]]:
+        """Divide the rows of a padded micro-batch into those of a forward each."""
         if batch.layout is not None:
-            return packed_rewards(self.model, batch.layout, causal=self.causal)
-        assert batch.input_ids is not None  # a micro-batch is packed or padded
+            return []
         lengths = batch.lengths.tolist()
         parts = compatible_groups([[row] for row in range(len(lengths))], lengths, way=self.way, split=None)
+        return [[row for [row] in part] for part in parts]
+
+    def _heads(self, batch: MicroBatch, parts: Sequence[list[int]]) -> torch.Tensor:
+        if batch.layout is not None:
+            return packed_rewards(self.model, batch.layout, causal=self.causal).reshape(len(batch.lengths), -1)
         if len(parts) == 1:
             return self._forward_rows(batch, slice(None))
-        members = [[row for [row] in part] for part in parts]
-        order = torch.tensor([row for part in members for row in part], device=self.model.device)
-        return torch.cat([self._forward_rows(batch, part) for part in members])[order.argsort()]
+        order = torch.tensor([row for part in parts for row in part], device=self.model.device)
+        return torch.cat([self._forward_rows(batch, part) for part in parts])[order.argsort()]
 
     def _forward_rows(self, batch: MicroBatch, rows: slice | list[int]) -> torch.Tensor:
         """Compute the rewards of some rows of a padded micro-batch, with no more padding than they need."""
@@ -58,7 +105,29 @@ class GroupNetwork(nn.Module):
         inputs["attention_mask"] = (torch.arange(longest, device=device) < lengths[:, None]).long()
         if batch.token_type_ids is not None:
             inputs["token_type_ids"] = batch.token_type_ids[rows, :longest].to(device)
-        return self.model(**inputs).logits[:, 0].float()  # type: ignore[no-any-return]
+        return self.model(**inputs).logits.float()  # type: ignore[no-any-return]
+
+
+def _places(batch: MicroBatch, parts: Sequence[list[int]]) -> list[int]:
+    """Return where the states that predict the tokens of the batch's texts stand among those of all its forwards."""
+    if batch.layout is not None:
+        return places_in_layout(batch.texts, batch.layout)
+    starts, before = dict[int, int](), 0
+    for part in parts:
+        longest = int(batch.lengths[part].max())
+        starts |= {row: before + at * longest for at, row in enumerate(part)}
+        before += len(part) * longest
+    return [
+        starts[row] + step for row, start, tokens in batch.texts for step in range(start - 1, start - 1 + len(tokens))
+    ]
+
+
+class StepTotals(NamedTuple):
+    """Sums over a step, of all its micro-batches and ranks, that the loss of a micro-batch is divided by and compared with."""
+
+    weight: float  # of judgements
+    texts: int
+    lengths: LengthSums | None  # None where one micro-batch is the step
 
 
 @dataclass(frozen=True)
@@ -68,6 +137,22 @@ class GroupLoss:
     name: str  # bradley_terry | plackett_luce
     label_smoothing: float
     centring: float
+    length_head: LengthHeadSettings | None = None
+    text_weight: float = 0.0
+
+    def of_part(self, outputs: Outputs, network: GroupNetwork, batch: MicroBatch, totals: StepTotals) -> torch.Tensor:
+        """Return a micro-batch's part of the loss of its step, with all that is added to that of its judgements."""
+        share, heads = batch.weight / totals.weight, outputs.heads
+        extra: torch.Tensor | float = 0.0
+        rewards = heads[:, 0]
+        if self.length_head is not None:
+            sums = totals.lengths or LengthSums.of(heads, batch.response_tokens)
+            rewards = sums.total_rewards(heads)
+            extra = extra + self.length_head.correlation * sums.penalty(heads, batch.response_tokens)
+            extra = extra + self.length_head.orthogonality * orthogonality(network.head_weight) * share
+        if outputs.text_loss is not None:
+            extra = extra + self.text_weight * outputs.text_loss / totals.texts
+        return self(rewards, network.offset, batch) * share + extra
 
     def __call__(self, rewards: torch.Tensor, offset: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
         """Return the weighted mean over the micro-batch's terms: comparisons (or picks) and labels.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import nn
 
 from rm.checkpoint.memory_check import free_bytes, refuse_too_large, weights_bytes
@@ -69,16 +70,29 @@ def measure(network: GroupNetwork, collator: Collator, sample: Encoded, *, longe
         for number, length in enumerate(lengths):
             ids = [*tokens[:prefix], *tokens[prefix + number :]][:length]  # rows differ behind their prefix
             types = None if sample.types is None else [0] * length
-            rows.append(sample._replace(ids=ids, types=types))
+            rows.append(sample._replace(ids=ids, types=types, response_start=1, response_tokens=length - 1))
         groups = [rows] if prefix else [[row] for row in rows]
-        empty = (np.empty((0, 6)), np.empty((0, 3)))
-        batch = collator.micro_batch([EncodedGroup(group, *empty, tuple(range(len(group)))) for group in groups])
-        peaks = measure_peaks(lambda: network(batch).sum().backward(), trained=network.parameters())
+        empty = np.empty((0, 6))
+        batch = collator.micro_batch(
+            [EncodedGroup(group, empty, _accept_first(), tuple(range(len(group)))) for group in groups]
+        )
+        peaks = measure_peaks(lambda: _backward(network, batch), trained=network.parameters())
         network.zero_grad()
         return batch.computed_tokens, peaks
 
     network.train()
     return BatchMemory.of(measure_rows, longest=longest, packed=collator.packed, shares=collator.causal)
+
+
+def _accept_first() -> np.ndarray:
+    """A group's labels by which its first response is learnt as text, where texts are."""
+    return np.array([[0.0, 1.0, 1.0]])
+
+
+def _backward(network: GroupNetwork, batch: MicroBatch) -> None:
+    outputs = network.outputs(batch)
+    parts = [outputs.heads.sum(), *([] if outputs.text_loss is None else [outputs.text_loss])]
+    torch.stack(parts).sum().backward()  # type: ignore[no-untyped-call]
 
 
 def _size_of(batch: MicroBatch) -> BatchSize:

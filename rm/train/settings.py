@@ -19,7 +19,7 @@ _NOT_IN_KEY = frozenset(
         *("stress_prompts", "relevance"),
     ]
 )
-_UNLESS_USED = ("length_balance", "foreign")
+_UNLESS_USED = ("length_balance", "foreign", "length_head", "language_loss")
 """Settings that came later: a run without them has the key that it had before."""
 _SMALL_RATE, _MEDIUM_RATE, _LARGE_RATE = 1e-4, 3e-5, 9e-6
 
@@ -95,6 +95,8 @@ class TrainSettings:
     centring: float
     length_balance: bool
     foreign: Mapping[str, Any] | None  # the fields of rm.train.foreign.ForeignSettings
+    length_head: Mapping[str, Any] | None  # the fields of rm.train.length_head.LengthHeadSettings
+    language_loss: Mapping[str, Any] | None  # weight
     epochs: float
     learning_rate: float | None
     groups_per_batch: int

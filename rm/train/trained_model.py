@@ -17,6 +17,7 @@ from rm.checkpoint.load import (
 )
 from rm.checkpoint.refusals import refuse_switching, refuse_unembedded
 from rm.checkpoint.reward_model import RewardModel
+from rm.checkpoint.text_head import TextHead, load_text_head
 from rm.engine.device import default_tokens_per_batch, native_bfloat16
 from rm.engine.packed_forward import enable_packing, first_position
 from rm.evaluate.calibration_file import FILE_NAME
@@ -24,6 +25,7 @@ from rm.identity import effective_max_length, resolve_model
 from rm.text.templates import Template
 from rm.together import EQUAL_LENGTHS, PADDED, choose_way, split_lengths
 from rm.train.data import Collator
+from rm.train.length_head import add_length_head, drop_length_head
 from rm.train.loss_network import GroupNetwork
 from rm.train.memory import refuse_weights
 from rm.train.settings import TrainingError, TrainSettings
@@ -43,12 +45,15 @@ class TrainedModel:
     bfloat16: bool  # computes in it, whatever type its weights have
     tokenizer: Any
     template: Template
+    text_head: TextHead | None  # where the text of responses is learnt, too
+    length_head: str | None  # the name of the head, where it has a second row for length
 
     @classmethod
     def load(cls, settings: TrainSettings) -> TrainedModel:
         """Load the backbone on this process's device, of the kind that `settings.device` names, as the settings demand.
 
-        What adapters leave as it is has the type that it computes in. Raises `ModelError`.
+        What adapters leave as it is has the type that it computes in. Raises `ModelError`, also where there is no head
+        for text that is to be learnt.
         """
         directory = resolve_model(settings.model_path, settings.revision)
         tokenizer = load_tokenizer(directory)
@@ -64,6 +69,8 @@ class TrainedModel:
         refuse_switching(directory, model.config, length)
         template = Template.of(tokenizer, causal=causal, max_length=length, too_long="truncate")
         loaded.to(settings.device)
+        text_head = None if settings.language_loss is None else load_text_head(directory, model)
+        length_head = None if settings.length_head is None else add_length_head(model)
         packed, way = _choose_packing(loaded, template, bfloat16=bfloat16)
         adapted = None
         if settings.lora is not None:
@@ -75,7 +82,7 @@ class TrainedModel:
                     parameter.data = parameter.data.float()
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        return cls(model, adapted, causal, packed, way, bfloat16, tokenizer, template)
+        return cls(model, adapted, causal, packed, way, bfloat16, tokenizer, template, text_head, length_head)
 
     def collator(self, settings: TrainSettings) -> Collator:
         """Return the collator for this model's rows."""
@@ -86,14 +93,22 @@ class TrainedModel:
             first_position=first_position(self.classifier.config),
             tokens_per_batch=settings.tokens_per_batch or default_tokens_per_batch(settings.device, training=True),
             picks=settings.loss == "plackett_luce",
+            texts=self.text_head is not None,
         )
 
     def network(self, *, offset: float) -> GroupNetwork:
         """Return the network around the model that the trainer trains."""
-        return GroupNetwork(self.classifier, causal=self.causal, offset=offset, way=self.way, bfloat16=self.bfloat16)
+        return GroupNetwork(
+            self.classifier,
+            causal=self.causal,
+            offset=offset,
+            way=self.way,
+            bfloat16=self.bfloat16,
+            text_head=self.text_head,
+        )
 
     def save(self, path: str) -> None:
-        """Save the ordinary checkpoint. Adapters are merged, in float32, and the merged model stays on the device."""
+        """Save the ordinary checkpoint, without a length head. Adapters are merged, in float32; the model stays on the device."""
         device, dtype = self.classifier.device, self.classifier.dtype
         if self.adapted is not None:
             from rm.checkpoint.lora import merge_lora
@@ -101,6 +116,9 @@ class TrainedModel:
             if dtype != torch.float32:
                 self.adapted.to("cpu").float()  # the machine's memory takes what the device's may not
             self.classifier, self.adapted = merge_lora(self.adapted), None
+        if self.length_head is not None:
+            drop_length_head(self.classifier, self.length_head)
+            self.length_head = None
         (Path(path) / FILE_NAME).unlink(missing_ok=True)  # of an earlier model in this directory
         with quiet_transformers():
             self.classifier.save_pretrained(path)  # not trainer.save_model, which adds a pickle

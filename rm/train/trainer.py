@@ -20,7 +20,8 @@ from transformers import Trainer, TrainerCallback
 
 from rm.engine.device import is_out_of_memory
 from rm.train.data import Collator, Draws, EncodedGroup, MicroBatch
-from rm.train.loss_network import GroupLoss
+from rm.train.length_head import LengthSums
+from rm.train.loss_network import GroupLoss, StepTotals
 from rm.train.ranks import Ranks
 from rm.train.rewards import is_flat, judgement_accuracy, predict
 from rm.train.settings import TrainingError
@@ -117,13 +118,15 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         total = self.collator.weight(groups)
         if total == 0:  # draws in which no two responses were compared
             return torch.zeros((), device=self.args.device)
-        loss, rewards = self._add_up(*self._accumulate(model, self.ranks.share(groups), total))
+        mine = self.ranks.share(groups)
+        totals = StepTotals(total, self.collator.count_texts(groups), self._length_totals(model, mine))
+        loss, rewards = self._add_up(*self._accumulate(model, mine, totals))
         self.ranks.add_up_gradients(model.parameters())
         self._watch(loss, rewards)
         return loss
 
     def _accumulate(
-        self, model: Any, groups: Sequence[EncodedGroup], total: float
+        self, model: Any, groups: Sequence[EncodedGroup], totals: StepTotals
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Add these groups' part of a step to the gradient; return their part of the loss, and the micro-batches' rewards.
 
@@ -132,14 +135,12 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         while True:
             loss = torch.zeros((), device=self.args.device)
             rewards: list[torch.Tensor] = []
-            batches = [batch for batch in self.collator.micro_batches(groups) if batch.weight] if groups else []
+            batches = self._micro_batches(groups)
             for batch in batches:
                 try:
-                    share, flat = self._add_gradient(model, batch, batch.weight / total)
+                    share, flat = self._add_gradient(model, batch, totals)
                 except Exception as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    error.__traceback__ = None  # its frames hold the tensors that filled the memory
+                    _refuse_other_than_memory(error)
                     break
                 loss += share
                 rewards.append(flat)
@@ -149,13 +150,38 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
                 return loss, rewards
             model.zero_grad()
             self._halve(batch)
+            totals = totals._replace(lengths=totals.lengths or self._length_totals(model, groups))
 
-    def _add_gradient(self, model: Any, batch: MicroBatch, share: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add a micro-batch's share to the gradient; return its share of the loss, and its rewards."""
-        rewards = model(batch)
-        loss = self._loss(rewards, model.offset, batch) * share
+    def _micro_batches(self, groups: Sequence[EncodedGroup]) -> list[MicroBatch]:
+        return [batch for batch in self.collator.micro_batches(groups) if batch.weight] if groups else []
+
+    def _add_gradient(self, model: Any, batch: MicroBatch, totals: StepTotals) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add a micro-batch's part to the gradient; return its part of the loss, and its rewards."""
+        outputs = model.outputs(batch)
+        loss = self._loss.of_part(outputs, model, batch, totals)
         self.accelerator.backward(loss)
-        return loss.detach(), rewards.detach()
+        return loss.detach(), outputs.heads[:, 0].detach()
+
+    def _length_totals(self, model: Any, groups: Sequence[EncodedGroup]) -> LengthSums | None:
+        """Return the sums of a step for its correlations with length; None where one micro-batch has them all.
+
+        Several micro-batches, or ranks, take one forward more, without gradients, before the ones with gradients.
+        """
+        if self._loss.length_head is None or (self.ranks.count == 1 and len(self._micro_batches(groups)) == 1):
+            return None
+        while True:
+            products = torch.zeros(4, 4, dtype=torch.float64, device=self.args.device)
+            for batch in self._micro_batches(groups):
+                try:
+                    with torch.no_grad():
+                        heads = model.outputs(batch, text=False).heads
+                except Exception as error:
+                    _refuse_other_than_memory(error)
+                    self._halve(batch)
+                    break
+                products += LengthSums.of(heads, batch.response_tokens).products
+            else:
+                return LengthSums(self.ranks.add_up(products))
 
     def _halve(self, batch: MicroBatch) -> None:
         """Halve the micro-batches after one that did not fit. Raises `TrainingError` where it was a single group."""
@@ -280,9 +306,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
             try:
                 return predict(self.model.eval(), groups, self.collator)
             except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                error.__traceback__ = None
+                _refuse_other_than_memory(error)
             budget = min(self.collator.tokens_per_batch, tokens) // 2
             if budget < 1:
                 raise TrainingError("out of memory with a single response; lower model.max_length")
@@ -308,6 +332,13 @@ def rate_at(step: int, *, warmup: int, steps: int) -> float:
     if step < warmup:
         return (step + 1) / (warmup + 1)
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def _refuse_other_than_memory(error: Exception) -> None:
+    """Raise an error, unless it says that memory ran out: then let go of the tensors that filled it, which its frames hold."""
+    if not is_out_of_memory(error):
+        raise error
+    error.__traceback__ = None
 
 
 def _collect(groups: list[EncodedGroup]) -> dict[str, list[EncodedGroup]]:

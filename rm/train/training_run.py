@@ -24,6 +24,7 @@ from rm.train.checkpoints import SaveByTime, checkpoints_at, claim_checkpoints, 
 from rm.train.data import Collator, Draws, EncodedGroup, doubts_about
 from rm.train.foreign import ForeignResponses, ForeignSettings
 from rm.train.heldout import EncodedData, describe_saved, stress_heldout
+from rm.train.length_head import LengthHeadSettings
 from rm.train.loss_network import GroupLoss, GroupNetwork
 from rm.train.memory import refuse_steps
 from rm.train.progress import ReportProgress, Watch
@@ -187,7 +188,7 @@ def _make_trainer(
     trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     learning_rate = settings.learning_rate or default_learning_rate(parameters, lora=settings.lora is not None)
     trainer = GroupTrainer(
-        loss=GroupLoss(settings.loss, settings.label_smoothing, settings.centring),
+        loss=_loss_of(settings),
         heldout=heldout,
         collator=collator,
         ranks=ranks,
@@ -212,6 +213,12 @@ def _make_trainer(
         "; a model that guesses has a loss of 0.693 and an accuracy of 50 %" if guessing else "",
     )
     return trainer
+
+
+def _loss_of(settings: TrainSettings) -> GroupLoss:
+    length = None if settings.length_head is None else LengthHeadSettings(**settings.length_head)
+    text = 0.0 if settings.language_loss is None else settings.language_loss["weight"]
+    return GroupLoss(settings.loss, settings.label_smoothing, settings.centring, length, text)
 
 
 def _worst_step(trainer: GroupTrainer) -> list[EncodedGroup]:

@@ -14,7 +14,7 @@ from rm.train.data import Collator, EncodedGroup
 
 
 def row(*ids: int, types: bool = False) -> Encoded:
-    return Encoded(list(ids), [0] * len(ids) if types else None, 1, len(ids) - 1, truncated=False)
+    return Encoded(list(ids), [0] * len(ids) if types else None, 1, len(ids) - 1, False, response_start=1)
 
 
 def encoded_group(rows, edges=(), labels=(), members=None) -> EncodedGroup:
@@ -54,6 +54,8 @@ def run_settings(data: Any, model: Path, output: Path, **changes: Any) -> TrainS
         "stress_prompts": 0,
         "foreign": None,
         "length_balance": False,
+        "length_head": None,
+        "language_loss": None,
         "model_path": str(model),
         "revision": None,
         "max_length": 48,

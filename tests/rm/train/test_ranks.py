@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from support.corpora import write_jsonl
 from support.slow_helpers import minilm
-from support.tiny_models import WORDS
+from support.tiny_models import WORDS, save_language_model
 from support.training_groups import encoded_group, row, run_settings
 from transformers import AutoModelForSequenceClassification
 
@@ -118,6 +118,20 @@ def test_two_ranks_train_to_the_weights_of_one(tmp_path, mixed, causal):
     assert results_of(start_ranks(2, cut))[0][0] == alone.steps
     resumed = load_file(tmp_path / "cut/model.safetensors")
     assert max(float((value - resumed[name]).abs().max()) for name, value in one.items()) < 1e-6
+
+
+@pytest.mark.slow
+def test_two_ranks_share_the_correlations_and_the_texts_of_a_step(tmp_path, mixed):
+    backbone = save_language_model(tmp_path / "m")
+    values = {"epochs": 2, "groups_per_batch": 3, "learning_rate": 1e-3, "tokens_per_batch": 60}
+    values |= {"length_head": {"correlation": 1.0, "orthogonality": 1.0}, "language_loss": {"weight": 0.5}}
+    alone = train(run_settings(mixed, backbone, tmp_path / "alone", **values))
+    common = {"data": str(mixed), "model": str(backbone)}
+    first, second = results_of(start_ranks(2, {**common, "output": str(tmp_path / "two"), **values}))
+    assert first == second
+    assert first[1] == pytest.approx(alone.train_loss, rel=1e-5)
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("alone", "two"))
+    assert max(float((value - two[name]).abs().max()) for name, value in one.items()) < 1e-6
 
 
 LAUNCHERS = {

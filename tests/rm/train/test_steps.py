@@ -565,4 +565,5 @@ def test_settings_that_came_later_leave_the_key_as_it_was():
 
     assert key() == key(stress_prompts=5, checkpoint_every=3, foreign=None, length_balance=False)
     used = [key(length_balance=True), key(foreign={"per_group": 2}), key(seed=1)]
-    assert len({key(), *used}) == 4
+    used += [key(length_head={"correlation": 1.0}), key(language_loss={"weight": 1.0})]
+    assert len({key(), *used}) == 6

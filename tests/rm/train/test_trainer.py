@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from transformers import TrainingArguments
 from rm.checkpoint.load import load_backbone_for_training
 from rm.engine.packed_forward import enable_packing, first_position
 from rm.train import TrainingError
+from rm.train.length_head import LengthHeadSettings, add_length_head
 from rm.train.loss_network import GroupLoss, GroupNetwork
 from rm.train.losses import accept_reject, bradley_terry, centring_penalty, plackett_luce
 from rm.train.rewards import is_flat, judgement_accuracy, refuse_collapse
@@ -41,12 +43,17 @@ def mixed_groups(types):
 
 def trainer_of(directory, tmp_path, *, loss=PAIRS, heldout=(), packed=True, budget=10_000):
     model = load_backbone_for_training(directory)
+    if loss.length_head is not None:
+        torch.manual_seed(1)
+        add_length_head(model.model)
+    words = model.model.get_input_embeddings().weight
+    text_head = SimpleNamespace(logits=lambda states: states @ words.T) if loss.text_weight and model.causal else None
     pack = packed and enable_packing(model.model, causal=model.causal, max_length=48)
     assert pack == packed
     return GroupTrainer(
         loss=loss,
         heldout=heldout,
-        model=GroupNetwork(model.model, causal=model.causal, offset=0.3),
+        model=GroupNetwork(model.model, causal=model.causal, offset=0.3, text_head=text_head),
         args=TrainingArguments(output_dir=str(tmp_path / "t"), use_cpu=True, report_to="none", label_names=[]),
         train_dataset=list(heldout),
         collator=collator(
@@ -55,6 +62,7 @@ def trainer_of(directory, tmp_path, *, loss=PAIRS, heldout=(), packed=True, budg
             first_position=first_position(model.model.config),
             tokens_per_batch=budget,
             picks=loss.name == "plackett_luce",
+            texts=text_head is not None,
         ),
     )
 
@@ -67,10 +75,16 @@ def step(trainer, groups):
     return loss.item(), gradients, len(trainer.collator.micro_batches(groups))
 
 
-LOSSES = [PAIRS, GroupLoss("bradley_terry", 0.1, 0.05), GroupLoss("plackett_luce", 0.0, 0.05)]
+APART = LengthHeadSettings(correlation=0.7, orthogonality=0.3)
+LOSSES = [
+    PAIRS,
+    GroupLoss("bradley_terry", 0.1, 0.05),
+    GroupLoss("plackett_luce", 0.0, 0.05),
+    GroupLoss("bradley_terry", 0.0, 0.05, APART, 0.5),
+]
 
 
-@pytest.mark.parametrize("loss", LOSSES, ids=["plain", "smoothed", "picks"])
+@pytest.mark.parametrize("loss", LOSSES, ids=["plain", "smoothed", "picks", "apart"])
 @pytest.mark.parametrize("kind", ["encoder", "causal"])
 def test_micro_batches_and_packing_change_neither_loss_nor_gradient(kind, loss, tmp_path):
     directory = (save_encoder if kind == "encoder" else save_causal)(tmp_path / "m")
