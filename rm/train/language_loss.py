@@ -44,7 +44,7 @@ def preferred(responses: Sequence[Encoded], edges: np.ndarray, labels: np.ndarra
 
 
 def chosen_text(row: int, encoded: Encoded) -> ChosenText:
-    """Return what is learnt of a row: the tokens of its response, as far as there is one before them."""
+    """Return what is learnt of a row: the tokens of its response that have one before them."""
     start = max(1, encoded.response_start)
     return ChosenText(row, start, encoded.ids[start : encoded.response_start + encoded.response_tokens])
 
