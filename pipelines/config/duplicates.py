@@ -13,7 +13,7 @@ from pipelines.config.base import PathText, Strict
 WORDS_VERSION = 1
 """Increased by hand whenever the same text gives other hashes of its words, or another signature."""
 
-Similarity = Annotated[float, Field(ge=0.5, le=1.0)]
+Similarity = Annotated[float, Field(ge=0.6, le=1.0)]
 
 
 class NearDuplicates(Strict):
@@ -22,7 +22,9 @@ class NearDuplicates(Strict):
     of: Literal["prompt", "response"] = "prompt"
     """The texts that are compared. Of prompts, all responses to the dropped ones go."""
     similarity: Similarity = 0.8
-    """Least share of equal values in the signatures of two texts: an estimate of the Jaccard similarity of their shingles."""
+    """Jaccard similarity of the shingles of two texts. Of pairs with just this similarity 99 in 100 count as alike, and of more
+    similar ones more. It is estimated from signatures, so that some pairs below it count, too: at 0.8, half of those with 0.7,
+    and one in 100 of those with 0.6."""
     keep: Literal["best"] = "best"
     """The one that is kept: that with the highest reward, or of prompts that whose best response has it."""
     words: int = Field(default=3, ge=1, le=20)
@@ -41,7 +43,7 @@ class Diverse(Strict):
     of: Literal["prompt", "response"] = "response"
     """The texts that are compared. Responses to one prompt never stand in each other's way where prompts are."""
     similarity: Similarity = 0.7
-    """Least share of equal values in the signatures of two texts that are alike."""
+    """As in `near_duplicates`."""
     words: int = Field(default=2, ge=1, le=20)
     """Words in a shingle."""
 

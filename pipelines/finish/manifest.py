@@ -15,7 +15,7 @@ from pipelines.score.ensemble import Standards
 from pipelines.score.totals import Totals, skipped_files
 from pipelines.select.length_correction import Curve
 from pipelines.select.selection import offset_warning, selection_settings
-from pipelines.select.summary import FragmentFacts, SelectionSummary, StepSum
+from pipelines.select.summary import AlikeTexts, FragmentFacts, SelectionSummary, StepSum
 from pipelines.storage.canonical_json import digest
 
 MANIFEST_FORMAT = 1
@@ -51,6 +51,8 @@ def make_manifest(config: RunConfig, plan: Plan, results: Results) -> dict[str, 
     manifest["model"] = _model(config, plan, results.standards)
     if plan.measures:
         manifest["measures"] = [_measure(plan, one, results.summary) for one in plan.measures]
+    if alike := list(_alike(results.summary, config)):
+        manifest["alike"] = alike
     if config.signals:
         columns = {name: {"column": one.column} for name, one in config.signals.items() if one.column is not None}
         manifest["signals"] = dict(sorted({**columns, **plan.signals}.items()))
@@ -127,6 +129,16 @@ def _measure(plan: Plan, settings: Mapping[str, Any], summary: SelectionSummary)
         hits = [summary.hits[settings["name"], number] for number in range(len(settings["files"]))]
         measure["files"] = [{**file, "hits": count} for file, count in zip(settings["files"], hits, strict=True)]
     return measure
+
+
+def _alike(summary: SelectionSummary, config: RunConfig) -> Iterator[dict[str, Any]]:
+    """What each step that compares texts found alike: prompts or responses, at which similarity, in how many groups."""
+    for number, step in enumerate(config.select):
+        rule = step.near_duplicates or step.diverse
+        if rule is not None:
+            groups = summary.alike.get(number, AlikeTexts())
+            settings = {"step": number, "rule": step.name, "of": rule.of, "similarity": rule.similarity}
+            yield {**settings, **groups._asdict()}
 
 
 def _rows_by_split(shards: Iterable[OutputShard]) -> dict[str, int]:

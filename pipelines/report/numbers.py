@@ -21,6 +21,7 @@ from pipelines.report.histogram import Histogram
 from pipelines.report.judged_pairs import pair_numbers
 from pipelines.report.observations import OTHERS, Observations
 from pipelines.report.prompt_numbers import by_length, by_prompt, disagreement, gold_means, list_prompts
+from pipelines.score.exact_sum import ExactSum
 
 FORMAT = 1
 _MOST_BINS = 48
@@ -41,13 +42,16 @@ class ReportSettings:
     gold: str | None  # name of the column
     ensemble: bool
     preferences: bool = False  # whether the rows are preferences
+    signals: tuple[str, ...] = ()  # their names, and those of a model's outputs
 
     @classmethod
     def of(cls, config: RunConfig, plan: Plan) -> ReportSettings:
         """Return the settings that a configuration and its plan give; without a model, sizes are in characters."""
         unit = "tokens" if config.models else "characters"
         judged, several = plan.mapping.preferences is not None, len(config.models) > 1
-        return cls(unit, plan.temperature, gold=config.report.gold, ensemble=several, preferences=judged)
+        signals = (*config.outputs, *config.signals)
+        gold = config.report.gold
+        return cls(unit, plan.temperature, gold=gold, ensemble=several, preferences=judged, signals=signals)
 
 
 def report_numbers(observed: Observations, settings: ReportSettings) -> dict[str, Any]:
@@ -74,6 +78,8 @@ def report_numbers(observed: Observations, settings: ReportSettings) -> dict[str
     }
     if settings.preferences:
         numbers["preferences"] = pair_numbers(observed.judged, others=OTHERS, most_sources=_MOST_SOURCES)
+    if settings.signals:
+        numbers["signals"] = {name: _means(observed, name) for name in settings.signals}
     rounded: dict[str, Any] = _round(numbers)
     return rounded
 
@@ -97,6 +103,13 @@ def _sides(observed: Observations) -> dict[str, Any]:
         }
         for name, side in (("kept", True), ("dropped", False))
     }
+
+
+def _means(observed: Observations, name: str) -> dict[str, Any]:
+    """The mean of a signal over the kept responses that have a value, and over the dropped ones."""
+    sums = observed.signals.get(name, (ExactSum(), ExactSum()))
+    sides = zip(("kept", "dropped"), sums, strict=True)
+    return {side: {"mean": one.mean(), "responses": one.count} for side, one in sides}
 
 
 def _sources(observed: Observations) -> list[dict[str, Any]]:

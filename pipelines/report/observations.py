@@ -17,6 +17,7 @@ import xxhash
 from pipelines.corpus.word_hashes import splitmix
 from pipelines.report.histogram import Histogram, merge_histograms
 from pipelines.report.judged_pairs import JudgedPairs, merge_pairs
+from pipelines.score.exact_sum import ExactSum
 from pipelines.select.candidates import GOLDEN, group_ranks
 from pipelines.select.columns import to_labels
 
@@ -49,6 +50,8 @@ ROWS = pa.schema(
 
 TIES = ("response", "row", "unit", "file", "response_hash")  # as `np.lexsort` wants them, the first criterion last
 
+Sums = tuple[ExactSum, ExactSum]
+"""Of a signal's values, over the kept and over the dropped responses that have one."""
 Side = tuple[str | None, bool]
 """A source (None where a row names none), and whether its rows were kept."""
 
@@ -65,10 +68,13 @@ class Observations:
     sample: pa.Table = field(default_factory=ROWS.empty_table)  # whole prompts
     graded: pa.Table = field(default_factory=ROWS.empty_table)  # these and more, where gold scores are read
     judged: JudgedPairs = field(default_factory=JudgedPairs)  # of rows of preferences
+    signals: Mapping[str, Sums] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, rows: pa.Table, *, preferences: bool = False, graded: bool = False) -> Observations:
-        """Observe scored responses in the columns of `ROWS`; sources may come dictionary-encoded. Of preferences, also pairs."""
+    def of(cls, table: pa.Table, *, preferences: bool = False, graded: bool = False) -> Observations:
+        """Observe scored responses in the columns of `ROWS`, and in any further ones, which are signals by their names; sources
+        may come dictionary-encoded. Of preferences, also pairs."""
+        rows = table.select(ROWS.names)
         sides, groups = _sides(rows)
         lengths = np.bincount(groups, weights=_numbers(rows, "length"), minlength=len(sides))
         return cls(
@@ -79,6 +85,7 @@ class Observations:
             sample_of(rows, SAMPLE_ROWS),
             sample_of(rows, GRADED_ROWS if graded else 0),
             JudgedPairs.of(rows) if preferences and len(rows) else JudgedPairs(),
+            {name: _sums(table, name) for name in table.column_names[len(ROWS) :]},
         )
 
     def counts(self) -> dict[Side, int]:
@@ -113,7 +120,19 @@ def merge_observations(parts: Iterable[Observations]) -> Observations:
         sample_of(pa.concat_tables([part.sample for part in filled]), SAMPLE_ROWS),
         sample_of(pa.concat_tables([part.graded for part in filled]), GRADED_ROWS),
         merge_pairs(part.judged.renamed(names) for part in filled),
+        {name: _add_up(part.signals[name] for part in filled) for name in filled[0].signals},
     )
+
+
+def _sums(table: pa.Table, name: str) -> Sums:
+    values, kept = _numbers(table, name), _kept(table)
+    known = np.isfinite(values)
+    return ExactSum.of(values[known & kept]), ExactSum.of(values[known & ~kept])
+
+
+def _add_up(parts: Iterable[Sums]) -> Sums:
+    kept, dropped = zip(*parts, strict=True)
+    return sum(kept, ExactSum()), sum(dropped, ExactSum())
 
 
 def key_text(high: int, low: int) -> str:

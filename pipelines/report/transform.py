@@ -41,7 +41,12 @@ def columns_of(settings: ReportSettings) -> list[str]:
     """The columns of score files that a report reads."""
     plain = ["reward", "prompt_key", "response_hash", "row", "response_index", "response_chars", "source"]
     plain += ["prompt_tokens", "response_tokens"] * (settings.unit == "tokens") + ["spread"] * settings.ensemble
-    return plain + ([score_column(settings.gold)] if settings.gold is not None else [])
+    return plain + ([score_column(settings.gold)] if settings.gold is not None else []) + signal_columns(settings)
+
+
+def signal_columns(settings: ReportSettings) -> list[str]:
+    """The columns of score files and of those beside them that hold the signals, in their order."""
+    return [f"signal.{name}" for name in settings.signals]
 
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
@@ -112,8 +117,9 @@ class ObserveUnits(ThreadedDoFn):
 
 
 def rows_of(file: ScoreFile, settings: ReportSettings, kept: Any) -> pa.Table:
-    """The scored responses of a score file in the columns of `ROWS`; `kept` are ascending places of those that were kept."""
-    scores = score_files.read_columns(file.path, columns_of(settings), file.footer)
+    """The scored responses of a score file in the columns of `ROWS`, and then its signals; `kept` are ascending places of those
+    that were kept."""
+    scores = score_files.read_joined(file, columns_of(settings))
     if scores["reward"].null_count:
         scores = scores.filter(scores["reward"].is_valid())
     count = scores.num_rows
@@ -145,7 +151,10 @@ def rows_of(file: ScoreFile, settings: ReportSettings, kept: Any) -> pa.Table:
         else gold_of(scores[score_column(settings.gold)]),
         "spread": scores["spread"] if settings.ensemble else pa.nulls(count, pa.float32()),
     }
-    return pa.table({name: columns[name] for name in ROWS.names})
+    signals = zip(settings.signals, signal_columns(settings), strict=True)
+    return pa.table(
+        {**{name: columns[name] for name in ROWS.names}, **{name: scores[column] for name, column in signals}}
+    )
 
 
 def gold_of(column: pa.ChunkedArray) -> pa.Array:

@@ -140,6 +140,21 @@ def _put(items: queue.Queue[Any], item: Any, stopped: threading.Event) -> bool:
     return False
 
 
+class TimedDoFn(beam.DoFn):  # type: ignore[misc]
+    """A DoFn of `work`, done for one element after the other, in which steps are timed."""
+
+    def work(self, element: Any, *sides: Any) -> Iterable[Any]:
+        """The outputs of one element."""
+        raise NotImplementedError
+
+    @no_annotations  # type: ignore[untyped-decorator]  # Beam cannot read those of *args
+    def process(self, element: Any, *sides: Any) -> Iterator[Any]:
+        with carrying_errors():
+            outputs, secs = timed(self.work, element, *sides)
+            count_steps(secs)
+            yield from outputs
+
+
 class ThreadedDoFn(beam.DoFn):  # type: ignore[misc]
     """A DoFn of `work`, done in threads, and `collect`, done in the order of the elements; `close` ends a bundle."""
 

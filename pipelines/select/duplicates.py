@@ -1,8 +1,9 @@
 """Near-duplicates by MinHash signatures: which texts are alike, and which of them stay. Pure.
 
-Two texts are alike where at least `similarity` of the 128 values of their signatures are equal. The values are divided into one
-band more than may differ. So two texts that are alike agree in all values of some band (the pigeonhole principle): what shares no
-band need not be compared, and no pair is missed. Pairs that share one are compared value by value.
+Two texts are alike where so many of the 128 values of their signatures are equal as two texts of the stated `similarity` have
+995 times in 1000 (`needed_of`). The values are divided into one band more than may differ. So two texts that are alike agree in
+all values of some band (the pigeonhole principle): what shares no band need not be compared, and no pair is missed. Pairs that
+share one are compared value by value.
 
 A `node` is a text by the row that stands for it: a response, or of a prompt its best response. Nodes are ordered by reward, and
 then in the fixed order of rows, so the least node of a set of alike ones is the one that stays.
@@ -17,6 +18,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +29,7 @@ from pipelines.corpus.word_hashes import Hashes, splitmix
 from pipelines.score.minhash import VALUES, Signatures
 from pipelines.score.prompt_values import Positions
 from pipelines.select.candidates import Candidates, Mask, first_within, group_sizes, worst_bits
+from pipelines.select.summary import AlikeTexts
 
 Structured = npt.NDArray[np.void]
 
@@ -41,6 +45,8 @@ EDGE = np.dtype([("better", NODE), ("worse", NODE), ("same", "?")])
 DROPPED = np.dtype([("place", PLACE), ("kept", PLACE), ("partition", "<i4")])
 """A row that goes, and the one that stays in its place."""
 
+RECALL = Fraction(995, 1000)
+"""Least share of the pairs of exactly the stated similarity that count as alike."""
 _PAIRS = 1 << 17  # compared at a time: 32 MB of signatures
 
 
@@ -52,9 +58,18 @@ def rule_of(step: Step) -> NearDuplicates | Diverse:
     return rule
 
 
+@lru_cache(maxsize=16)
 def needed_of(similarity: float) -> int:
-    """The least number of equal values of two texts that are alike."""
-    return max(1, math.ceil(similarity * VALUES - 1e-9))
+    """The number of equal values with which two texts count as alike: the largest that a share `RECALL` of the pairs with this
+    similarity reach, of which each value is equal with the probability `similarity`. In whole numbers, alike on all machines."""
+    share = Fraction(str(similarity))
+    equal, other = share.numerator, share.denominator - share.numerator
+    wanted, tail = RECALL * share.denominator**VALUES, 0
+    for needed in range(VALUES, 0, -1):
+        tail += math.comb(VALUES, needed) * equal**needed * other ** (VALUES - needed)
+        if tail >= wanted:
+            return needed
+    return 1
 
 
 def nodes_of(candidates: Candidates, of: str, *, partition: int) -> Structured:
@@ -220,7 +235,7 @@ def drop_covered(edges: Iterable[Structured]) -> Structured:
         np.minimum.at(kept_by, worse[covered], better[covered])
         undecided &= ~stays
         undecided[worse[covered]] = False
-    return _dropped(nodes, kept_by)
+    return _dropped(nodes, kept_by[kept_by])  # of a twin that goes itself, what stays in its stead
 
 
 def _numbered(edges: Iterable[Structured]) -> tuple[Structured, Positions, Positions, Mask]:
@@ -245,6 +260,14 @@ def _dropped(nodes: Structured, kept_by: Positions) -> Structured:
     dropped["place"], dropped["kept"] = nodes["place"][gone], nodes["place"][kept_by[gone]]
     dropped["partition"] = nodes["partition"][gone]
     return dropped
+
+
+def count_groups(dropped: Structured) -> AlikeTexts:
+    """The groups of texts of which one stays."""
+    if not len(dropped):
+        return AlikeTexts()
+    _, counts = np.unique(_as_bytes(dropped["kept"]), return_counts=True)
+    return AlikeTexts(len(counts), int(counts.max()) + 1, len(dropped))
 
 
 def stays(candidates: Candidates, of: str, dropped: Structured) -> Mask:

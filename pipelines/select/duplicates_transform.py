@@ -4,9 +4,9 @@
     those that share a band  →  wanted by unit, with nodes and score files  →  their signatures, by group
     signatures of a group  →  edges  →  the nodes that go, on one worker  →  by partition, to the rows
 
-The cost for 1e9 rows at a similarity of 0.8, which has 26 bands: nodes travel twice (32 bytes each, 64 GB); side files are read
-twice (256 bytes a row, 256 GB each time), the second time only those with a candidate; band hashes travel once, 26 of 24 bytes a
-row (620 GB). A worker holds one bucket of bands at a time, about 50 MB, or the signatures of one bucket of groups. Signatures
+The cost for 1e9 rows at a similarity of 0.8, which has 39 bands: nodes travel twice (32 bytes each, 64 GB); side files are read
+twice (256 bytes a row, 256 GB each time), the second time only those with a candidate; band hashes travel once, 39 of 24 bytes a
+row (940 GB). A worker holds one bucket of bands at a time, about 50 MB, or the signatures of one bucket of groups. Signatures
 travel only of rows that share a band with another, once for each set of rows that share one. Edges, and what they connect, are in
 the memory of one worker: some 300 bytes for each pair of alike texts that share a group; equal ones are pairs with the first
 alone. So 1e8 near-duplicates take 30 GB there; with more, drop exact duplicates before. A group of m different texts costs
@@ -21,13 +21,13 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
-from apache_beam.pvalue import AsIter
+from apache_beam.pvalue import AsIter, TaggedOutput
 
 from pipelines.config import Step
 from pipelines.corpus import UnitKey
-from pipelines.errors import carrying_errors
 from pipelines.runtime.arrow_ipc import Tag
-from pipelines.runtime.threaded_dofn import ThreadedDoFn
+from pipelines.runtime.step_times import timing
+from pipelines.runtime.threaded_dofn import ThreadedDoFn, TimedDoFn
 from pipelines.runtime.transforms import PCollection
 from pipelines.score import score_files
 from pipelines.score.minhash import signature_column
@@ -37,6 +37,7 @@ from pipelines.select import duplicates
 from pipelines.select.candidates import pack_places
 from pipelines.select.columns import Needs, pack, unpack
 from pipelines.select.duplicates import BAND, DROPPED, EDGE, MEMBER, NODE, WANTED, Structured, rule_of
+from pipelines.select.summary import SelectionSummary
 
 _NODES, _FILE, _WANTED = Tag(b"n"), Tag(b"f"), Tag(b"w")  # of the elements that are gathered by unit
 _ROWS, _GONE = Tag(b"r"), Tag(b"g")  # by partition
@@ -47,25 +48,29 @@ Keyed = tuple[int, bytes]
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
 class DropDuplicates(beam.PTransform):  # type: ignore[misc]
-    """{rows: (partition, packed candidates), descriptors} → {rows, dropped: `DROPPED` as bytes, by partition}."""
+    """{rows: (partition, packed candidates), descriptors} → {rows, dropped: `DROPPED` as bytes, by partition, summary}."""
 
     step: Step
+    number: int  # of the step
     needs: Needs
     buckets: int  # of the hash space
 
     def expand(self, sources: dict[str, PCollection[Any]]) -> dict[str, PCollection[Any]]:
         rows = sources["rows"]
-        nodes = rows | "ListNodes" >> beam.FlatMap(list_nodes, self.step, self.needs).with_output_types(Keyed)
+        of_step = (self.step, self.number)
+        nodes = rows | "ListNodes" >> beam.ParDo(ListNodes(*of_step, self.needs)).with_output_types(Keyed)
         files = sources["descriptors"] | "KeyByUnit" >> beam.Map(key_by_unit).with_output_types(Keyed)
-        bands = self._by_unit("Bands", (nodes, files), HashBands(self.step, self.buckets))
+        bands = self._by_unit("Bands", (nodes, files), HashBands(*of_step, self.buckets))
         shared = bands | "GroupByHash" >> beam.GroupByKey()
-        wanted = shared | "FindGroups" >> beam.FlatMap(find_groups).with_output_types(Keyed)
-        members = self._by_unit("Members", (nodes, files, wanted), ReadMembers(self.step, self.buckets))
+        wanted = shared | "FindGroups" >> beam.ParDo(FindGroups(*of_step)).with_output_types(Keyed)
+        members = self._by_unit("Members", (nodes, files, wanted), ReadMembers(*of_step, self.buckets))
         groups = members | "GatherGroups" >> beam.GroupByKey()
-        edges = groups | "CompareGroups" >> beam.ParDo(CompareGroups(self.step)).with_output_types(bytes)
+        edges = groups | "CompareGroups" >> beam.ParDo(CompareGroups(*of_step)).with_output_types(bytes)
         once = rows.pipeline | "Once" >> beam.Impulse()
-        dropped = once | "Resolve" >> beam.FlatMap(resolve, self.step, AsIter(edges)).with_output_types(Keyed)
-        return {"rows": self._without(rows, dropped), "dropped": dropped}
+        resolve = beam.ParDo(Resolve(*of_step), AsIter(edges)).with_output_types(Keyed, summary=SelectionSummary)
+        resolved = once | "Resolve" >> resolve.with_outputs("summary", main="dropped")
+        rows = self._without(rows, resolved.dropped)
+        return {"rows": rows, "dropped": resolved.dropped, "summary": resolved.summary}
 
     def _by_unit(self, name: str, parts: tuple[PCollection[Keyed], ...], work: beam.DoFn) -> PCollection[Keyed]:
         grouped = parts | f"All{name}" >> beam.Flatten() | f"Group{name}" >> beam.GroupByKey()
@@ -75,17 +80,26 @@ class DropDuplicates(beam.PTransform):  # type: ignore[misc]
         tagged = rows | "TagRows" >> beam.Map(_tag, _ROWS).with_output_types(Keyed)
         gone = dropped | "TagDropped" >> beam.Map(_tag, _GONE).with_output_types(Keyed)
         grouped = (tagged, gone) | "RowsAndDropped" >> beam.Flatten() | "GroupRows" >> beam.GroupByKey()
-        return grouped | "DropRows" >> beam.ParDo(DropRows(self.step, self.needs)).with_output_types(Keyed)
+        return grouped | "DropRows" >> beam.ParDo(DropRows(self.step, self.number, self.needs)).with_output_types(Keyed)
 
 
 def _tag(element: Keyed, tag: Tag) -> Keyed:
     return element[0], tag.add(element[1])
 
 
-def list_nodes(element: Keyed, step: Step, needs: Needs) -> Iterator[Keyed]:
+@dataclass(eq=False)
+class ListNodes(TimedDoFn):
     """A partition's rows → (packed `UnitKey`, its nodes)."""
-    nodes = duplicates.nodes_of(unpack([element[1]], needs), rule_of(step).of, partition=element[0])
-    yield from _by_key(UnitKey.pack_columns(nodes["place"]["file"], nodes["place"]["unit"]), nodes, _NODES)
+
+    step: Step
+    number: int
+    needs: Needs
+
+    def work(self, element: Keyed) -> list[Keyed]:
+        with timing(self.number):
+            rows = unpack([element[1]], self.needs)
+            nodes = duplicates.nodes_of(rows, rule_of(self.step).of, partition=element[0])
+            return list(_by_key(UnitKey.pack_columns(nodes["place"]["file"], nodes["place"]["unit"]), nodes, _NODES))
 
 
 def key_by_unit(data: bytes) -> Keyed:
@@ -114,10 +128,18 @@ class _OfUnit(ThreadedDoFn):
     """Work on the nodes and the signatures of one unit."""
 
     step: Step
+    number: int
     buckets: int
 
     def hold(self, element: tuple[int, Iterable[bytes]]) -> list[bytes]:
         return list(element[1])
+
+    def work(self, parts: list[bytes]) -> list[Keyed]:
+        with timing(self.number):
+            return self.outputs(parts)
+
+    def outputs(self, parts: list[bytes]) -> list[Keyed]:
+        raise NotImplementedError
 
     def signatures(self, parts: list[bytes], places: Structured) -> Iterator[tuple[Any, Any]]:
         """(positions in `places`, their signatures), one score file after the other."""
@@ -143,7 +165,7 @@ class _OfUnit(ThreadedDoFn):
 class HashBands(_OfUnit):
     """(unit, its nodes and score files) → (bucket, `BAND`s)."""
 
-    def work(self, parts: list[bytes]) -> list[Keyed]:
+    def outputs(self, parts: list[bytes]) -> list[Keyed]:
         nodes = _join(_NODES.select(parts), NODE)
         needed = duplicates.needed_of(rule_of(self.step).similarity)
         bundles: list[Structured] = []
@@ -163,16 +185,25 @@ class HashBands(_OfUnit):
         yield from _by_key(bands["hash"] % np.uint64(self.buckets), bands)
 
 
-def find_groups(element: tuple[int, Iterable[bytes]]) -> Iterator[Keyed]:
+@dataclass(eq=False)
+class FindGroups(TimedDoFn):
     """(bucket, `BAND`s) → (packed `UnitKey`, `WANTED` rows)."""
-    wanted = duplicates.groups_of(_join(element[1], BAND))
-    yield from _by_key(UnitKey.pack_columns(wanted["place"]["file"], wanted["place"]["unit"]), wanted, _WANTED)
+
+    step: Step
+    number: int
+
+    def work(self, element: tuple[int, Iterable[bytes]]) -> list[Keyed]:
+        with timing(self.number):
+            wanted = duplicates.groups_of(_join(element[1], BAND))
+            return list(
+                _by_key(UnitKey.pack_columns(wanted["place"]["file"], wanted["place"]["unit"]), wanted, _WANTED)
+            )
 
 
 class ReadMembers(_OfUnit):
     """(unit, its nodes, score files and wanted rows) → (bucket, `MEMBER`s of groups)."""
 
-    def work(self, parts: list[bytes]) -> list[Keyed]:
+    def outputs(self, parts: list[bytes]) -> list[Keyed]:
         wanted = duplicates.unique(_join(_WANTED.select(parts), WANTED))
         outputs: list[Keyed] = []
         if not len(wanted):
@@ -199,37 +230,49 @@ class CompareGroups(ThreadedDoFn):
     """(bucket, `MEMBER`s) → `EDGE`s as bytes."""
 
     step: Step
+    number: int
 
     def hold(self, element: tuple[int, Iterable[bytes]]) -> list[bytes]:
         return list(element[1])
 
     def work(self, parts: list[bytes]) -> list[bytes]:
-        needed = duplicates.needed_of(rule_of(self.step).similarity)
-        edges = duplicates.unique(duplicates.compare_groups(_join(parts, MEMBER), needed))
-        return [edges.tobytes()] if len(edges) else []
-
-
-def resolve(_impulse: bytes, step: Step, edges: Iterable[bytes]) -> Iterator[Keyed]:
-    """Edges → (partition, the rows that go)."""
-    parts = (np.frombuffer(data, dtype=EDGE) for data in edges)
-    dropped = (duplicates.drop_alike if step.near_duplicates is not None else duplicates.drop_covered)(parts)
-    yield from _by_key(dropped["partition"], dropped)
+        with timing(self.number):
+            needed = duplicates.needed_of(rule_of(self.step).similarity)
+            edges = duplicates.unique(duplicates.compare_groups(_join(parts, MEMBER), needed))
+            return [edges.tobytes()] if len(edges) else []
 
 
 @dataclass(eq=False)
-class DropRows(beam.DoFn):  # type: ignore[misc]
+class Resolve(TimedDoFn):
+    """Edges → (partition, the rows that go), and a summary of the groups of alike texts."""
+
+    step: Step
+    number: int
+
+    def work(self, _impulse: bytes, edges: Iterable[bytes]) -> list[Any]:
+        with timing(self.number):
+            parts = (np.frombuffer(data, dtype=EDGE) for data in edges)
+            drop = duplicates.drop_alike if self.step.near_duplicates is not None else duplicates.drop_covered
+            dropped = drop(parts)
+            summary = SelectionSummary(alike={self.number: duplicates.count_groups(dropped)})
+            return [TaggedOutput("summary", summary), *_by_key(dropped["partition"], dropped)]
+
+
+@dataclass(eq=False)
+class DropRows(TimedDoFn):
     """(partition, its rows and those that go) → (partition, rows)."""
 
     step: Step
+    number: int
     needs: Needs
 
-    def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[Keyed]:
+    def work(self, element: tuple[int, Iterable[bytes]]) -> list[Keyed]:
         partition, parts = element[0], list(element[1])
-        with carrying_errors():
+        with timing(self.number):
             dropped = _join(_GONE.select(parts), DROPPED)
-            for data in _ROWS.select(parts):
-                rows = unpack([data], self.needs)
-                yield partition, pack(rows.take(duplicates.stays(rows, rule_of(self.step).of, dropped)), self.needs)
+            tables = [unpack([data], self.needs) for data in _ROWS.select(parts)]
+            staying = [rows.take(duplicates.stays(rows, rule_of(self.step).of, dropped)) for rows in tables]
+            return [(partition, pack(rows, self.needs)) for rows in staying]
 
 
 def merge_dropped(parts: Iterable[Any]) -> bytes:

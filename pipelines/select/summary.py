@@ -50,6 +50,14 @@ class StepSum(NamedTuple):
     size: int  # tokens; characters where there is no tokenizer
 
 
+class AlikeTexts(NamedTuple):
+    """The groups of alike texts of which a step kept one, summed."""
+
+    groups: int = 0
+    largest: int = 0  # texts of the largest group, the one that stays among them
+    dropped: int = 0
+
+
 StepCounts = dict[int, StepSum]
 """By number of the step."""
 
@@ -72,6 +80,8 @@ class SelectionSummary:
     # candidates that share words with a test file, by `decontaminate` and the number of the file
     hits: Counter[tuple[str, int]] = field(default_factory=Counter)
     gaps: dict[int, SettledGap] = field(default_factory=dict)  # of `on_topic`, by number of the step
+    # by number of the step that compares texts, each of which settles them in one place
+    alike: dict[int, AlikeTexts] = field(default_factory=dict)
 
     @property
     def dropped(self) -> ExactSum:
@@ -96,6 +106,7 @@ class SelectionSummary:
             sample=merge_samples([self.sample, other.sample]),
             hits=self.hits + other.hits,
             gaps={**self.gaps, **other.gaps},
+            alike=self.alike | other.alike,
         )
 
     def random_mean(self) -> float | None:

@@ -54,7 +54,7 @@ from pipelines.select.top import Cut, CutEdges, CutRule
 from pipelines.select.top_transform import FindCut, FindEdges, Loader
 
 _KEPT_ROWS = 1_000_000  # in one element
-_BUCKETS = 12  # of band hashes for each partition: a row has some 26 of 24 bytes
+_BUCKETS = 18  # of band hashes for each partition: a row has some 39 of 24 bytes
 
 
 Cuts = dict[int, tuple[PCollection[Settled], PCollection[CutEdges | SettledGap]]]
@@ -168,9 +168,10 @@ class Select(beam.PTransform):  # type: ignore[misc]
         for at, steps in enumerate(runs):
             first, cut = self.selection.steps[steps[0]] if at else None, []
             if first is not None and first.compares_texts:
-                drop = DropDuplicates(first, self.selection.needs, _BUCKETS * self.selection.partitions)
+                drop = DropDuplicates(first, steps[0], self.selection.needs, _BUCKETS * self.selection.partitions)
                 parts = {"rows": rows, "descriptors": descriptors} | f"DropDuplicates{steps[0]}" >> drop
                 rows, dropped[steps[0]] = parts["rows"], parts["dropped"]
+                summaries.append(parts["summary"])
             if first is not None and first.on_topic is not None and first.needs_cut:
                 cut = [self._settle_gap(rows, steps[0], first.on_topic, cuts=cuts)]
             elif first is not None and first.needs_cut:

@@ -70,6 +70,27 @@ def folders(root: Path) -> dict[str, dict[str, bytes]]:
     }
 
 
+def check_means(out: Path, rows) -> None:
+    """The report has the means of the signals over what was kept and what was dropped, without nulls; and the page says them."""
+    means, staying = json.loads((out / "report.json").read_text())["signals"], kept_rows(out)
+    values = {
+        "correct": [None if row["ok"] is None else float(row["ok"]) for row in rows],
+        "clear": [row["marks"]["clear"] for row in rows],
+        "bo": [reward("bo", row) for row in rows],
+    }
+    assert means.keys() == values.keys()
+    for name, column in values.items():
+        for side in ("kept", "dropped"):
+            known = [
+                value
+                for value, row in zip(column, rows, strict=True)
+                if value is not None and ((row["prompt"], row["response"]) in staying) == (side == "kept")
+            ]
+            assert means[name][side]["responses"] == len(known) > 0
+            assert means[name][side]["mean"] == pytest.approx(np.mean(np.float32(known)), rel=1e-6)
+    assert f"of {means['bo']['kept']['responses']} kept" in (out / "report.html").read_text()
+
+
 def test_a_model_and_a_column_select_and_a_further_signal_scores_nothing_else(make, tmp_path, monkeypatch):
     log, count = tmp_path / "log", len(make.rows)
     run(make([BEST], "plain"), log)
@@ -95,6 +116,7 @@ def test_a_model_and_a_column_select_and_a_further_signal_scores_nothing_else(ma
     assert {name: content for name, content in folders(tmp_path).items() if name in before} == before
     assert manifest["signals"]["bo"]["name"] == "bo"
     assert json.loads((tmp_path / "three" / "run.json").read_text())["signals"] == manifest["signals"]
+    check_means(tmp_path / "three", make.rows)
 
     def rank(row):
         known = [one["marks"]["clear"] for one in make.rows if one["prompt"] == row["prompt"]]

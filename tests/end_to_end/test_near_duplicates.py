@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -94,6 +95,12 @@ def test_of_prompts_that_are_nearly_the_same_the_best_stays(tmp_path, rows):
     assert manifest["steps"] == [
         {"rule": "near_duplicates", "rows": 40, "prompts": 20, "size": sum(map(len, best_copies(rows)))}
     ]
+    counts = {"groups": 10, "largest": 4, "dropped": 30}
+    assert manifest["alike"] == [{"step": 0, "rule": "near_duplicates", "of": "prompt", "similarity": 0.8, **counts}]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "at a similarity of 0.8, 10 groups of prompts that are alike, the largest of 4;" in page
+    assert "30 prompts go" in page
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["steps"][0]["secs"] > 0
     (measure,) = manifest["measures"]
     assert (measure["kind"], measure["of"], measure["words"]) == ("minhash", "prompt", 3)
 
@@ -153,6 +160,27 @@ def test_an_explanation_names_the_row_that_is_kept_instead(tmp_path, rows):
     again = explain(configured(tmp_path, steps), place, with_text=True)
     assert again["prompt"][0]["content"] == best["prompt"]
     assert best["response"] in [row["text"] for row in again["rows"] if row["kept"]]
+
+
+def test_an_explanation_of_diverse_names_what_is_like_it_and_the_cut(tmp_path, rows):
+    steps = [{"diverse": {"rows": 8, "of": "prompt"}}]
+    manifest = run_curation(configured(tmp_path, steps), scorer=None).manifest
+    assert manifest["alike"][0] | {"rule": "", "largest": 0} == {
+        "step": 0, "rule": "", "of": "prompt", "similarity": 0.7, "groups": 10, "largest": 0, "dropped": 30,
+    }  # fmt: skip
+    staying = kept(tmp_path)
+    best = max((row for row in rows if row["of"] == 1), key=lambda row: row["reward"])
+    other = next(row for row in rows if row["of"] == 1 and row["copy"] != best["copy"])
+    for row in explain(configured(tmp_path, steps), prompt_key(from_prompt(other["prompt"])).hex())["rows"]:
+        (step,) = row["steps"]
+        assert (step["rule"], step["verdict"], step["similarity"]) == ("diverse", "dropped", 0.7)
+        again = explain(configured(tmp_path, steps), step["like"])
+    for row in again["rows"]:
+        (step,) = row["steps"]
+        assert step["like"] is None
+        assert step["verdict"] == ("kept" if row["reward"] >= step["cut_reward"] else "dropped")
+        assert step["kept_rows"] == len(staying) == 8
+        assert step["of"] == 40
 
 
 @pytest.mark.slow

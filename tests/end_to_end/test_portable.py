@@ -58,11 +58,11 @@ def tree(root: Path) -> dict[str, str]:
     }
 
 
-def config_of(tmp_path, make_config, name, **changes):
+def config_of(tmp_path, make_config, name, steps=STEPS, **changes):
     return make_config(
         tmp_path / "in",
         input={"rows_per_fragment": 3},
-        select=STEPS,
+        select=steps,
         scores={"path": str(tmp_path / f"{name}-scores")},
         output={"path": str(tmp_path / name), "rows_per_shard": 4},
         **changes,
@@ -87,6 +87,30 @@ def test_external_workers_give_the_same_bytes(tmp_path, make_config, workers):
     assert os.getpid() not in pids
     assert outcome.manifest["counts"]["kept"] == 15
     assert len(outcome.manifest["shards"]) == 4
+    assert tree(tmp_path / "there") == tree(tmp_path / "here")
+    assert tree(tmp_path / "there-scores") == tree(tmp_path / "here-scores")
+
+
+def test_external_workers_find_the_same_texts_alike(tmp_path, make_config):
+    steps = [
+        {"near_duplicates": {"of": "response", "words": 1}},
+        {"diverse": {"rows": 9, "similarity": 0.6, "words": 1}},
+    ]
+    rows = [
+        {
+            "prompt": f"p{number % 9}",
+            "response": " ".join(f"w{(number * 7 + at) % 40}" for at in range(30 + number % 3)),
+        }
+        for number in range(60)
+    ]
+    for number in range(6):
+        write_jsonl(tmp_path / "in" / f"{number}.jsonl", rows[number::6])
+    here = run_curation(config_of(tmp_path, make_config, "here", steps), scorer=StubFactory()).manifest
+    assert all(found["dropped"] > 5 for found in here["alike"])
+    with service(2, tmp_path / "service.log") as (jobs, pool):
+        options = {"job_endpoint": jobs, "environment_type": "EXTERNAL", "environment_config": pool}
+        runner = {"name": "PortableRunner", "options": options}
+        run_curation(config_of(tmp_path, make_config, "there", steps, runner=runner), scorer=StubFactory())
     assert tree(tmp_path / "there") == tree(tmp_path / "here")
     assert tree(tmp_path / "there-scores") == tree(tmp_path / "here-scores")
 

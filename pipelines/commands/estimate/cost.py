@@ -13,7 +13,6 @@ from pipelines.commands.estimate.benchmark import Speed
 from pipelines.commands.estimate.hardware import Machine, Prices, hardware
 from pipelines.commands.estimate.model_estimate import ModelEstimate
 from pipelines.commands.estimate.quantity import Quantity, total_of
-from pipelines.commands.estimate.selection_size import SHUFFLE_BYTES
 from pipelines.commands.estimate.survey import Survey
 from pipelines.runtime.accelerators import why_too_old
 from pipelines.runtime.beam_options import RequestedMachine
@@ -73,7 +72,7 @@ def _over_workers(work: Quantity, workers: int, *, gpu: bool) -> Quantity:
 
 
 def estimate_gpus(
-    models: Sequence[ModelEstimate], request: RequestedMachine, prices: Prices, surveyed: Survey
+    models: Sequence[ModelEstimate], request: RequestedMachine, prices: Prices, shuffle_bytes: float
 ) -> list[dict[str, Any]]:
     """Return the requested GPU as the only way, or every GPU of the table.
 
@@ -83,7 +82,7 @@ def estimate_gpus(
     names = [request.gpu] if request.gpu is not None else list(table.gpus)
     start = (table.start_secs.low, table.start_secs.high)
     workers = request.workers or 1
-    shuffled = SHUFFLE_BYTES * surveyed.responses.high / 2**30 * prices.shuffle_gib
+    shuffled = shuffle_bytes / 2**30 * prices.shuffle_gib
     ways = []
     for name in names:
         whys = (model.why_too_large(name, gpus=request.gpus) for model in models)

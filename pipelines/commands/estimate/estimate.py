@@ -71,10 +71,11 @@ def plan_run(config: RunConfig, flags: Sequence[str] = (), options: PlanOptions 
     if request.gpu is not None:
         check_memory(models, request.gpu, gpus=request.gpus)
     speeds = [model.benchmark(surveyed, seed) for model in models] if local and options.benchmark else []
+    selection = selection_size(config, surveyed)
     ways = (
         estimate_local(models, speeds, surveyed, request, prices)
         if local
-        else estimate_gpus(models, request, prices, surveyed)
+        else estimate_gpus(models, request, prices, selection["shuffle_bytes"].high)
     )
     content = {
         "runner": config.runner.name,
@@ -82,7 +83,7 @@ def plan_run(config: RunConfig, flags: Sequence[str] = (), options: PlanOptions 
         "models": [model.to_json() for model in models],
         "verdicts": [{"model": name, "evaluation": known} for name, known in verdicts_of(config, plans.whole)],
         "scores": {"path": scores_path(config), "bytes": _score_bytes(config, surveyed, models)},
-        "selection": selection_size(config, surveyed),
+        "selection": selection,
         "ways": ways,
         "proposed": _propose_options(config, ways),
         "prices": {"date": prices.date.isoformat(), "region": prices.region, "currency": prices.currency}

@@ -11,6 +11,8 @@ import zstandard
 from pipelines.commands.estimate.quantity import Quantity, weakest
 from pipelines.commands.estimate.survey import Survey
 from pipelines.config import RunConfig, Step
+from pipelines.score.minhash import VALUES
+from pipelines.select.duplicates import BAND, NODE, needed_of, rule_of
 from pipelines.select.selection import top_of
 
 _KEPT_ROW_BYTES = 64  # of a row of the output beside its text: its prompt's id, above all
@@ -33,6 +35,12 @@ def kept_responses(steps: Sequence[Step], counts: CandidateCounts) -> tuple[floa
 
     A step that depends on rewards beyond their order is taken to drop nothing, which makes the result a bound.
     """
+    counts, known = _after(steps, counts)
+    return counts.responses, known
+
+
+def _after(steps: Sequence[Step], counts: CandidateCounts) -> tuple[CandidateCounts, bool]:
+    """Return what the steps keep, and whether that is exact."""
     known = counts.sizes is not None
     for step in steps:
         best, top = step.best_of_n, top_of(step)
@@ -52,7 +60,23 @@ def kept_responses(steps: Sequence[Step], counts: CandidateCounts) -> tuple[floa
         elif step.length_correction is None:
             known = False
         known = known and (counts.sizes is not None or step is steps[-1])
-    return counts.responses, known
+    return counts, known
+
+
+def shuffled_bytes(steps: Sequence[Step], counts: CandidateCounts) -> float:
+    """Return at most how many bytes of these candidates a selection shuffles, without signatures of what turns out to be alike.
+
+    A step that compares texts has all rows that reach it shuffled again, and for each text twice its reward and place, and the
+    hashes of its bands.
+    """
+    total = SHUFFLE_BYTES * counts.responses
+    for number, step in enumerate(steps):
+        if step.compares_texts:
+            rule, (reaching, _) = rule_of(step), _after(steps[:number], counts)
+            texts = reaching.prompts if rule.of == "prompt" else reaching.responses
+            bands = VALUES - needed_of(rule.similarity) + 1
+            total += SHUFFLE_BYTES * reaching.responses + (2 * NODE.itemsize + bands * BAND.itemsize) * texts
+    return total
 
 
 def _best_of_each(counts: CandidateCounts, keep: int, *, least: int) -> CandidateCounts:
@@ -73,10 +97,11 @@ def selection_size(config: RunConfig, surveyed: Survey) -> dict[str, Any]:
     kept, known = kept_responses(config.select, counts)
     basis = weakest("exact" if known else "at_most", responses.basis)
     text, compression = _response_bytes(surveyed)
+    each = shuffled_bytes(config.select, counts) / counts.responses if counts.responses else SHUFFLE_BYTES
     sides = 2 if config.output.shape == "preference" else 1
     size = kept * (text * sides * compression + _KEPT_ROW_BYTES)
     return {
-        "shuffle_bytes": Quantity(SHUFFLE_BYTES * responses.value, 0.0, SHUFFLE_BYTES * responses.high, "at_most"),
+        "shuffle_bytes": Quantity(each * responses.value, 0.0, each * responses.high, "at_most"),
         "prompts": Quantity(counts.prompts, counts.prompts, counts.prompts, "exact" if counts.sizes else "at_most"),
         "kept": Quantity(kept, kept if basis == "exact" else 0.0, kept, basis),
         "output_bytes": Quantity(size, 0.0, size, weakest("sampled", basis)),

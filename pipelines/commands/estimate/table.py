@@ -95,7 +95,9 @@ def _sizes(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     selection = plan["selection"]
     yield "score files", _size(plan["scores"]["bytes"]["value"]), "assumed: bytes a row"
     shuffle = selection["shuffle_bytes"]
-    yield "selection shuffles", _size(shuffle["high"]), f"{_from(shuffle)}: 48 B a response"
+    responses = plan["corpus"]["responses"]["high"]
+    each = shuffle["high"] / responses if responses else 0.0
+    yield "selection shuffles", _size(shuffle["high"]), f"{_from(shuffle)}: {each:,.0f} B a response"
     kept, size = selection["kept"], selection["output_bytes"]
     yield "kept", f"{kept['value']:,.0f}", f"{_from(kept)}: of {selection['prompts']['value']:,.0f} prompts"
     yield "output", _size(size["value"]), f"{_from(size)}: compressed text"

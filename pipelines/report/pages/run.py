@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
+from pipelines.report.evaluation_tables import number
 from pipelines.report.pages import answer, base, conversations
 from pipelines.report.pages.drift_table import drift_rows
 from pipelines.report.pages.run_charts import charts
@@ -73,14 +74,39 @@ def render(
         grown=drift is not None and drift["rows"] == "new",
         charts=list(charts(manifest, report)),
         samples=[Markup(section) for section in conversations.sections(samples, report["unit"])],
-        data_tables=list(_tables(manifest, run)),
+        data_tables=list(_tables(manifest, report, run)),
     )
 
 
-def _tables(manifest: Json, run: Json | None) -> Iterator[dict[str, Any]]:
+def _tables(manifest: Json, report: Json, run: Json | None) -> Iterator[dict[str, Any]]:
+    if report.get("signals"):
+        yield {"title": "Signals: means of the kept and of the dropped", "rows": list(_signals(report["signals"]))}
+    if manifest.get("alike"):
+        yield {"title": "Texts that are alike", "rows": list(_alike(manifest["alike"]))}
     if run is not None and run["throughput"].get("rows"):
         yield {"title": "Throughput of the last run", "rows": list(_throughput(run))}
     yield {"title": "What this is", "rows": list(_identity(manifest))}
+
+
+def _signals(signals: Json) -> Iterator[tuple[str, str]]:
+    for name, sides in signals.items():
+        means = (
+            f"{number(sides[side]['mean'])} of {sides[side]['responses']:,} {side}" for side in ("kept", "dropped")
+        )
+        yield crop(name), ", ".join(means)
+
+
+def _alike(steps: Sequence[Json]) -> Iterator[tuple[str, str]]:
+    for found in steps:
+        texts = f"{found['of']}s"
+        words = f"at a similarity of {found['similarity']:g}, no two {texts} are alike"
+        if found["groups"]:
+            groups = "1 group" if found["groups"] == 1 else f"{found['groups']:,} groups"
+            words = (
+                f"at a similarity of {found['similarity']:g}, {groups} of {texts} that are alike, the largest of "
+                f"{found['largest']:,}; the best of each stays, {found['dropped']:,} {texts} go"
+            )
+        yield f"{found['step'] + 1}. {found['rule']}", words
 
 
 def _throughput(run: Json) -> Iterator[tuple[str, str]]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.selection_tables import best_order, candidates, chosen, prompt_groups, tables
 
 from pipelines.config import BestOfN
-from pipelines.score.minhash import VALUES
+from pipelines.score.minhash import VALUES, signatures_of
 from pipelines.select import duplicates
 from pipelines.select.duplicates import (
     BAND,
@@ -19,6 +19,7 @@ from pipelines.select.duplicates import (
     MEMBER,
     band_hashes,
     compare_groups,
+    count_groups,
     drop_alike,
     drop_covered,
     groups_of,
@@ -30,10 +31,30 @@ from pipelines.select.rules import best_of_n
 
 
 @pytest.mark.parametrize(
-    ("similarity", "needed"), [(0.5, 64), (0.8, 103), (0.75, 96), (1.0, 128), (0.999, 128), (0.7, 90)]
+    ("similarity", "needed"), [(0.6, 62), (0.7, 76), (0.8, 90), (0.9, 106), (0.99, 123), (1.0, 128)]
 )
-def test_as_many_values_as_the_share_says(similarity, needed):
-    assert needed_of(similarity) == needed == math.ceil(round(similarity * VALUES, 6))
+def test_a_pair_of_the_stated_similarity_has_as_many_equal_values_995_times_in_1000(similarity, needed):
+    def reached(count):
+        return sum(
+            math.comb(VALUES, k) * similarity**k * (1 - similarity) ** (VALUES - k) for k in range(count, VALUES + 1)
+        )
+
+    assert needed_of(similarity) == needed
+    assert reached(needed) >= 0.995 > (0 if needed == VALUES else reached(needed + 1))
+
+
+@pytest.mark.parametrize(("shared", "only"), [(80, 10), (90, 5), (75, 15)])
+def test_recall_at_exactly_the_stated_similarity(shared, only):
+    """Texts of distinct words that have `shared` of them in common, and each `only` so many more."""
+    rng, similarity, pairs = np.random.default_rng(4), shared / (shared + 2 * only), 400
+    texts = []
+    for number in range(pairs):
+        words = rng.permutation([f"w{number}x{at}" for at in range(shared + 2 * only)])
+        texts += [" ".join(words[: shared + only]), " ".join(np.append(words[:shared], words[shared + only :]))]
+    signatures = signatures_of(texts, 1)
+    equal = (signatures[::2] == signatures[1::2]).sum(axis=1)
+    assert (equal >= needed_of(similarity)).mean() >= 0.99
+    assert (signatures[:-2:2] == signatures[2::2]).sum(axis=1).max() < 5
 
 
 @given(st.integers(0, 2**32), st.sampled_from([0.5, 0.7, 0.8, 0.9, 1.0]), st.data())
@@ -75,7 +96,7 @@ def found_edges(table, nodes, signatures, similarity):
 
 
 def alike(one, other, similarity):
-    return int((one == other).sum()) >= math.ceil(round(similarity * VALUES, 6))
+    return int((one == other).sum()) >= needed_of(similarity)
 
 
 def slow_nodes(rows, of):
@@ -89,7 +110,7 @@ CASES = (
     tables(max_size=20),
     st.integers(0, 2**32),
     st.integers(1, 4),
-    st.sampled_from([0, 6, 20, 30]),
+    st.sampled_from([0, 6, 30, 44]),
     st.sampled_from(["prompt", "response"]),
 )
 
@@ -104,7 +125,12 @@ def dropped_by(rows, seed, kinds, flips, of, resolve):
     )
     edges = found_edges(table, nodes, ordered, 0.8)
     dropped = resolve([edges[: len(edges) // 2], edges[len(edges) // 3 :]])
-    return chosen(rows, stays(table, of, dropped)), slow_nodes(rows, of), signature
+    kept = chosen(rows, stays(table, of, dropped))
+    named = [tuple(place.tolist()) for place in dropped["kept"]]
+    assert kept.issuperset(named), "what is named as kept in the stead of others stays"
+    largest = max(map(named.count, named), default=-1) + 1
+    assert count_groups(dropped) == (len({*named}), largest, len(named))
+    return kept, slow_nodes(rows, of), signature
 
 
 @given(*CASES)

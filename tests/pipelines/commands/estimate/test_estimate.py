@@ -19,9 +19,10 @@ from pipelines.commands.estimate.estimate import PlanOptions, check_cost, plan_r
 from pipelines.commands.estimate.hardware import PRICES
 from pipelines.commands.estimate.quantity import Quantity
 from pipelines.commands.estimate.scored_so_far import count_scored
+from pipelines.commands.estimate.selection_size import CandidateCounts, shuffled_bytes
 from pipelines.commands.estimate.table import plan_table
 from pipelines.commands.run import default_scorer, run_curation, run_scoring
-from pipelines.config import ModelConfig, RunConfig
+from pipelines.config import ModelConfig, RunConfig, Step
 from pipelines.corpus import files as input_files
 from pipelines.corpus import rewritten_copy
 from pipelines.errors import ConfigError, CostError, ModelLoadError
@@ -251,6 +252,16 @@ def test_options_of_dataflow_are_proposed_from_the_work_and_the_start(config):
     assert any(warning in line for line in everywhere["warnings"])
     assert plan_run(config(), options=NO_BENCHMARK)["proposed"] is None
     assert plan_run(remote(config()))["proposed"] is None
+
+
+@pytest.mark.parametrize("of", ["prompt", "response"])
+def test_steps_that_compare_texts_shuffle_the_hashes_of_their_bands_too(of):
+    counts = CandidateCounts(1000.0, 100.0, {10: 100.0})
+    steps = [Step.model_validate(step) for step in ({"best_of_n": {"keep": 2}}, {"near_duplicates": {"of": of}})]
+    texts = 100 if of == "prompt" else 200  # after the first step
+    assert shuffled_bytes(steps[:1], counts) == 48 * 1000
+    assert shuffled_bytes(steps, counts) == 48 * 1000 + 48 * 200 + texts * (2 * 32 + 39 * 24)
+    assert shuffled_bytes(steps[::-1], counts) == 48 * 2000 + (100 if of == "prompt" else 1000) * (2 * 32 + 39 * 24)
 
 
 def test_the_start_takes_a_tenth_of_a_workers_time():
