@@ -23,7 +23,7 @@ class NearDuplicates(Strict):
     """The texts that are compared. Of prompts, all responses to the dropped ones go."""
     similarity: Similarity = 0.8
     """Jaccard similarity of the shingles of two texts. Of pairs with just this similarity 99 in 100 count as alike, and of more
-    similar ones more. It is estimated from signatures, so that some pairs below it count, too: at 0.8, half of those with 0.7,
+    similar ones more. It is estimated from signatures, so that some pairs below it also count: at 0.8, half of those with 0.7,
     and one in 100 of those with 0.6."""
     keep: Literal["best"] = "best"
     """The one that is kept: that with the highest reward, or of prompts that whose best response has it."""

@@ -132,7 +132,7 @@ def _measure(plan: Plan, settings: Mapping[str, Any], summary: SelectionSummary)
 
 
 def _alike(summary: SelectionSummary, config: RunConfig) -> Iterator[dict[str, Any]]:
-    """What each step that compares texts found alike: prompts or responses, at which similarity, in how many groups."""
+    """The groups of alike texts of each step that compares texts, and its settings."""
     for number, step in enumerate(config.select):
         rule = step.near_duplicates or step.diverse
         if rule is not None:

@@ -51,7 +51,7 @@ ROWS = pa.schema(
 TIES = ("response", "row", "unit", "file", "response_hash")  # as `np.lexsort` wants them, the first criterion last
 
 Sums = tuple[ExactSum, ExactSum]
-"""Of a signal's values, over the kept and over the dropped responses that have one."""
+"""The sums of a signal over the kept and over the dropped responses that have a value."""
 Side = tuple[str | None, bool]
 """A source (None where a row names none), and whether its rows were kept."""
 
