@@ -44,7 +44,7 @@ def curate(
     `settings` are further blocks, merged with those of `config`: `limits={"verify": True}`. Without an output, the data set lies
     in a temporary directory, and goes with the result. Rows in memory are kept in `scores/inputs/` of the output.
 
-    The same call again finds what is done, and goes on after an interruption. With `progress` a bar is shown in a terminal.
+    The same call again finds what is done, and resumes after an interruption. With `progress` a bar is shown in a terminal.
     Raises `BestkeptError`: `ConfigError`, `InputError`, `RejectedError`, `StorageError`, `ConflictError`, `ModelLoadError`.
     """
     values = _values_of(config)
@@ -99,7 +99,7 @@ def score(
     outcome = _working(run, progress=progress)
     if outcome.handed_over:
         raise ConfigError(
-            "runner.options lets the service go on alone, so that no rewards are there yet; leave that option out"
+            "runner.options lets the service run on alone, so that no rewards are there yet; leave that option out"
         )
     counts = {name: value for name, value in outcome.totals.items() if name != "examples"}
     return Scores(config.scores_path, _scores_table(config, outcome.plan), counts, config, folder)

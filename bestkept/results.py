@@ -73,7 +73,7 @@ class Curated:
     path: str
     """The directory of the data set: Parquet shards below `data/`, a card, `manifest.json` and, of `curate`, `report.html`."""
     manifest: dict[str, Any] = field(repr=False)
-    """The content of `manifest.json`: settings, counts, shards and warnings; empty where a service goes on alone."""
+    """The content of `manifest.json`: settings, counts, shards and warnings; empty where a service runs on alone."""
     already_complete: bool = False
     """True where an earlier call with the same inputs and settings had made it."""
     _folder: Any = field(default=None, repr=False)  # removed with this object, where no output was given

@@ -105,7 +105,7 @@ def train(
 
     `data` are files, rows in memory in any format of preferences, the settings of a block `data` with these under `path`, or a
     list of such for several sources. `model` is the backbone: a directory, a hub id, or the settings of a block `model`.
-    `output` is the directory for the checkpoint; an interrupted training goes on when the same call is made again. `heldout` is a
+    `output` is the directory for the checkpoint; an interrupted training resumes when the same call is made again. `heldout` is a
     share of the prompts (from 0 to 1) to measure accuracy on, or preferences for it. `settings` are blocks of a configuration
     (`stress={"prompts": 0}`), or settings of the block `train` by their names: `epochs=2, learning_rate=1e-4`. With `progress` a
     bar is shown in a terminal, and lines are logged elsewhere.

@@ -37,6 +37,7 @@ _BLOCK = re.compile(
 
 LEAST = {"dataflow": 3} | dict.fromkeys(
     (
+        "python",
         "architecture",
         "architectures",
         "benchmarks",
