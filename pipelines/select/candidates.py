@@ -217,8 +217,8 @@ def _sort_by_prompt(high: npt.NDArray[np.uint64], low: npt.NDArray[np.uint64]) -
     same, other = high[1:] == high[:-1], low[1:] != low[:-1]
     if np.any(same & other) or np.any(high[1:] < high[:-1]):  # keys that share 64 bits, or the 48 that were sorted by
         by_both = np.lexsort((low, high))
-        order, low = order[by_both], low[by_both]
-        other = low[1:] != low[:-1]
+        order, high, low = order[by_both], high[by_both], low[by_both]
+        same, other = high[1:] == high[:-1], low[1:] != low[:-1]
     first = np.ones(min(1, len(order)), dtype=bool)
     return order, np.flatnonzero(np.append(first, ~same | other))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from support.selection_tables import candidates
 
 from pipelines.select import candidates as module
@@ -73,3 +74,22 @@ def test_packed_places_come_in_the_order_of_the_input():
     assert packed.tolist() == [2**32, 9, 2**32 + 2**31 - 1, 1]
     rows = candidates([(1, 1, 0.0, 0, 0, 0, 0, 0)] * 4, row=row, response=response)
     assert place_order(rows).tolist() == [3, 1, 0, 2]
+
+
+@pytest.mark.parametrize("bits", [0, 12, 40, 56, 64])
+def test_many_keys_are_sorted_like_few(bits):
+    """Keys that differ in few bits, in the upper ones, or in the lowest alone, beside keys that share one half."""
+    rng = np.random.default_rng(bits)
+    high = rng.integers(0, 2**bits, 3 * module._FEW, dtype=np.uint64) if bits < 64 else None
+    if high is None:  # pairs that the 48 sorted bits do not tell apart, and that lie apart
+        high = np.repeat(rng.integers(0, 2**63, module._FEW, dtype=np.uint64) << np.uint64(1), 3)
+        high[2::3] += np.uint64(1)
+        high = rng.permutation(high)
+    low = rng.integers(0, 3, len(high), dtype=np.uint64)
+    order, starts = module._sort_by_prompt(high, low)
+    expected = np.lexsort((low, high))
+    assert (high[order] == high[expected]).all()
+    assert (low[order] == low[expected]).all()
+    assert sorted(order.tolist()) == list(range(len(high)))
+    keys = np.stack([high[order], low[order]], axis=1)
+    assert starts.tolist() == np.flatnonzero(np.append(True, (keys[1:] != keys[:-1]).any(axis=1))).tolist()
