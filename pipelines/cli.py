@@ -108,8 +108,10 @@ def plan(
     settings, flags = program.load_run_config(config, extra)
     from pipelines.commands.estimate.estimate import PlanOptions, check_cost, plan_run
     from pipelines.commands.estimate.table import print_plan
+    from pipelines.commands.progress_bar import showing_work
 
-    estimate = plan_run(settings, flags, PlanOptions(benchmark, gpu, machine, prices))
+    with showing_work("reading a sample of the corpus, and measuring this machine"):
+        estimate = plan_run(settings, flags, PlanOptions(benchmark, gpu, machine, prices))
     print_plan(estimate, as_json=as_json)
     if max_cost is not None:
         check_cost(estimate, max_cost)

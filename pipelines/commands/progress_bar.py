@@ -44,6 +44,15 @@ def showing_progress() -> Iterator[None]:
 
 
 @contextmanager
+def showing_work(words: str) -> Iterator[None]:
+    """Show work on a terminal whose end is unknown: a bar that moves, and the time so far."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not shows_bar()) as bar:
+        bar.add_task(words, total=None)
+        yield
+
+
+@contextmanager
 def showing_batches(total: int) -> Iterator[Callable[[Work], None]]:
     """Show how many of `total` responses have been scored, of which the body reports each batch by calling the function."""
     console, with_bar, pace = Console(stderr=True), shows_bar(), _LinePace()

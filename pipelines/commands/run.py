@@ -148,7 +148,8 @@ def run_graph(
         return complete
     # 3. score with the worker processes of this machine, if there are several
     paths = run.plans.save(scores_path(config))
-    log.info("curating %d files, fingerprint %s", len(plan.files), plan.fingerprint)
+    count = len(plan.files)
+    log.info("reading %s file%s; fingerprint %s", f"{count:,}", "" if count == 1 else "s", plan.fingerprint)
     worker_counters = score_with_workers(config, run.plans, paths, scorer)
     # 4. execute the graph, which finds what the workers have scored
     job_counters = execute(

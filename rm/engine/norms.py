@@ -30,7 +30,7 @@ def fuse_norms(model: nn.Module) -> int:
             module.forward = functools.partial(forward, module)
             fused += 1
     if fused:
-        log.info("%d norms run as one operation each", fused)
+        log.debug("%d norms run as one operation each", fused)
     return fused
 
 

@@ -60,7 +60,7 @@ def fuse_linear_layers(model: Any) -> int:
             if with_gelu:
                 parent.intermediate_act_fn = nn.Identity()
             fused += 1
-    log.info("%d of %d linear layers go through oneDNN", fused, count)
+    log.debug("%d of %d linear layers use oneDNN", fused, count)
     return fused
 
 

@@ -164,9 +164,10 @@ def enable_packing(model: Any, *, causal: bool, max_length: int) -> bool:
         obstacle = f"its forward does not take packed rows ({type(problem).__name__})"
     if obstacle is None:
         model.set_attn_implementation(ATTENTION_NAME)
-        log.info("packed rows: no padding%s", ", a group's prompt runs once" if causal else "")
+        shared = "; a prompt that several responses share is computed once" if causal else ""
+        log.info("computing without padding%s", shared)
         return True
-    log.info("no packed rows, since %s", obstacle)
+    log.info("rows cannot run without padding: %s", obstacle)
     return False
 
 

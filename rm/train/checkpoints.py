@@ -41,7 +41,7 @@ def find_checkpoint(settings: TrainSettings) -> str | None:
                 f"{folder} holds checkpoints of a run with other settings, or of an earlier version; finish that run, remove the "
                 "folder, or choose another output.path"
             )
-        log.info("going on from step %s, of the checkpoint in %s", f"{step:,}", folder)
+        log.info("resuming from step %s, the checkpoint in %s", f"{step:,}", folder)
         return str(folder / f"checkpoint-{step}")
     return None
 

@@ -53,7 +53,7 @@ def test_a_trial_of_packing_that_crashes_is_no_crash(tmp_path, caplog):
     directory = save_tiny(tmp_path / "model", "roformer")
     with caplog.at_level(logging.INFO):
         scorer = load_scorer(directory)
-    assert "no packed rows, since its forward does not take packed rows (IndexError)" in caplog.messages
+    assert "rows cannot run without padding: its forward does not take packed rows (IndexError)" in caplog.messages
     assert caplog.messages[-1] == "padded rows have the rewards that rows alone have"
     assert scorer.way == PADDED
     alone = scored(load_scorer(directory, tokens_per_batch=1))

@@ -166,6 +166,6 @@ def test_ctrl_c_and_the_same_command_again(tmp_path, encoder):
     )
     logged = [json.loads(line) for line in process.stderr]
     assert process.wait() == 0
-    assert any(f"going on from step {goes_on:,}" in line["message"] for line in logged)
+    assert any(f"resuming from step {goes_on:,}" in line["message"] for line in logged)
     assert min(line["step"] for line in logged if "loss" in line and "step" in line) > goes_on
     assert max(line["step"] for line in logged if "step" in line) == steps

@@ -67,7 +67,7 @@ def test_plainly_each_thing_is_said_once(bestkept, config, temporary):
     lines = err.splitlines()
     assert len(lines) == len(set(lines)), err
     assert "no verdict is stored" in lines[0]
-    assert lines[1].startswith("curating 1 files")
+    assert lines[1].startswith("reading 1 file;")
     assert out.count("12 for 12 prompts") == 1
     assert "\x1b" not in out + err, "no colours and no cursor movements in a pipe"
     assert list(temporary.glob("bestkept-*")) == [], "nobody needs the log of what went well"
@@ -76,7 +76,7 @@ def test_plainly_each_thing_is_said_once(bestkept, config, temporary):
 def test_a_second_command_in_the_same_process_says_its_lines_once(bestkept, config):
     bestkept("run", config)
     err = bestkept("run", config, f"output.path={config.parent}/again")[2]
-    assert err.count("curating 1 files") == 1
+    assert err.count("reading 1 file;") == 1
 
 
 @pytest.mark.parametrize(("command", "made"), [("run", "out"), ("score", "out/scores")])
@@ -102,7 +102,7 @@ def test_json_lines_hold_everything_on_one_stream(bestkept, config, tmp_path):
     lines = [json.loads(line) for line in err.splitlines()]
     assert all(list(line)[:3] == ["time", "level", "message"] for line in lines)
     assert "no verdict is stored" in lines[0]["message"]
-    assert lines[1]["message"].startswith("curating 1 files")
+    assert lines[1]["message"].startswith("reading 1 file;")
     last = lines[-1]
     expected = {"message": "done", "read": 48, "rows": 48, "scored": 48, "scored_by_run": 48, "kept": 12, "prompts": 12}
     assert {key: last[key] for key in expected} == expected
@@ -267,3 +267,15 @@ def test_training_and_evaluation_speak_alike(bestkept, tmp_path, encoder):
     last = json.loads(again[2].splitlines()[-1])
     assert (last["message"], last["output"]) == ("evaluated", f"{tmp_path}/evaluation")
     assert last["accuracy"]["comparisons"] == len(pairs)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_work_whose_end_is_unknown_is_shown_on_a_terminal_alone(monkeypatch, wanted):
+    from rich.console import Console
+
+    shown = io.StringIO()
+    monkeypatch.setattr(progress_bar, "Console", lambda **_: Console(file=shown, force_terminal=True, width=80))
+    monkeypatch.setattr(progress_bar, "shows_bar", lambda: wanted)
+    with progress_bar.showing_work("reading preferences"):
+        pass
+    assert ("reading preferences" in shown.getvalue()) is wanted
