@@ -162,5 +162,5 @@ def describe_gap(gate: Json) -> str:
     words = f"gap {gate['gap']:.3g} in {gate['signal']}, settled by the corpus"
     if gate["caught"] is None:
         return words
-    off_topic = f"about {gate['off_topic']:.1%} of the responses look like these"
-    return f"{words}: it catches {gate['caught']:.0%} of responses to other prompts, and {off_topic}"
+    words += f": it catches {gate['caught']:.0%} of responses to other prompts"
+    return words if gate["off_topic"] is None else f"{words}, and about {gate['off_topic']:.1%} look like these"

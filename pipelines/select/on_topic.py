@@ -73,7 +73,9 @@ class SettledGap(NamedTuple):
     gap: float
     measured: int  # responses that are compared with others
     caught: float | None  # share of responses to other prompts that lie beyond it; None where no such are known
-    off_topic: float | None  # estimated share of the measured responses that answer another prompt
+    off_topic: (
+        float | None
+    )  # estimated share of the measured responses that answer another prompt; None with too few to tell
 
 
 Settled = Cut | SettledGap
@@ -118,5 +120,5 @@ def settle_gap(distances: Distances, rule: OnTopic) -> SettledGap:
     share = min(_MOST, float((beyond[telling] / foreign[telling]).min())) if telling.any() else 0.0
     touched = np.flatnonzero((beyond - share * foreign) / (1 - share) > rule.max_touched)
     step = int(touched[-1]) + 1 if len(touched) else 0
-    known = others > 0
-    return SettledGap(step / _STEPS, count, float(foreign[step]) if known else None, share if known else None)
+    caught = float(foreign[step]) if others else None
+    return SettledGap(step / _STEPS, count, caught, share if telling.any() else None)

@@ -230,7 +230,7 @@ def test_a_gap_that_the_corpus_settles(make, relevance, tmp_path, monkeypatch):
         "signal": "relevance",
         "gap": gap,
         "measured": 12,
-        "off_topic": 0.0,
+        "off_topic": None,
         "dropped": len(make.rows) - len(near),
         "caught": told["caught"],
     }
