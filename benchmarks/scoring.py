@@ -4,7 +4,8 @@
     python benchmarks/scoring.py --device cuda --shape 8b [--json]      # a known shape with random weights, bfloat16
 
 The causal model is SmolLM2-135M, the encoder all-MiniLM-L6-v2, both in float32 with a random head; without a chat template,
-so that all tools read the same tokens; their rewards must agree. bo16 is 16 responses to a prompt, hh is pairs behind
+so that all tools read the same tokens; their rewards must agree. gemma2 and modernbert are small models of these shapes with
+random weights: capped logits and windows of 256 tokens, and windows of 128. bo16 is 16 responses to a prompt, hh is pairs behind
 long conversations, prefix2 and prefix8 are 16 responses to a prompt twice and eight times as long as each. CrossEncoder
 runs at the best of several batch sizes, the pipeline at 8. Rounds are interleaved in rotating order after a warm-up;
 a figure `..._vs_PEER` is the median over rounds of the peer's seconds by ours, tokenisation included on all sides.
@@ -47,6 +48,9 @@ sys.path.insert(0, str(ROOT))
 
 CAUSAL = ("causal_bo16", "causal_hh", "causal_prefix2", "causal_prefix8")
 ENCODER = ("encoder_bo16", "encoder_hh")
+GEMMA2 = ("gemma2_bo16", "gemma2_hh")
+MODERNBERT = ("modernbert_bo16", "modernbert_hh")
+WORKLOADS = (*CAUSAL, *ENCODER, *GEMMA2, *MODERNBERT)
 PREFIXES = {"causal_prefix2": (400, 200), "causal_prefix8": (800, 100)}  # tokens of prompt and response
 TOLERANCE = 1e-3
 """Share of the rewards' standard deviation beyond which tools do not score the same texts with the same weights."""
@@ -113,6 +117,8 @@ def main() -> None:
         for directory, names, max_length in (
             (smollm2, CAUSAL, bench.sizes.max_length),
             (minilm_reward, ENCODER, 512),
+            (shaped_as("gemma2", smollm2), GEMMA2, bench.sizes.max_length),
+            (shaped_as("modernbert", minilm_reward), MODERNBERT, 512),
         ):
             if chosen := bench.chosen(names):
                 setup = Setup(directory(bench.args.cache), bench.args.device, "float32", max_length)
@@ -126,14 +132,19 @@ def main() -> None:
         sys.exit(f"rewards differ by more than {TOLERANCE:g} of their spread: {'; '.join(bench.mismatches)}")
 
 
+def shaped_as(shape: str, words: Callable[[Path], Path]) -> Callable[[Path], Path]:
+    """Return what makes a model of this shape in float32, with the tokenizer of another."""
+    return lambda cache: shaped(cache, shape, tokenizer=words(cache), device="cpu", dtype="float32")
+
+
 def settings() -> Bench:
     import argparse
 
     import torch
 
     parser = options(__doc__)
-    parser.add_argument("--only", nargs="+", choices=[*CAUSAL, *ENCODER, "memory"], metavar="WORKLOAD",
-                        help=f"some of {', '.join([*CAUSAL, *ENCODER])}, memory")  # fmt: skip
+    parser.add_argument("--only", nargs="+", choices=[*WORKLOADS, "memory"], metavar="WORKLOAD",
+                        help=f"some of {', '.join(WORKLOADS)}, memory")  # fmt: skip
     parser.add_argument(
         "--threads",
         type=int,
@@ -152,6 +163,8 @@ def settings() -> Bench:
     parser.add_argument("--peak-tflops", type=float, default=989.0, help="of the device; default: H100, bfloat16")
     parser.add_argument("--measure-memory", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.shape in ("gemma2", "modernbert"):
+        parser.error(f"--shape {args.shape} is measured by --only {args.shape}_bo16")
     if args.shape and set(args.only or ()) - set(CAUSAL):
         parser.error(f"--shape is a causal model; --only takes {', '.join(CAUSAL)} with it")
     torch.set_num_threads(args.threads)
@@ -165,7 +178,8 @@ def settings() -> Bench:
 
 def texts_of(bench: Bench, name: str, template: Any) -> Texts:
     sizes = bench.sizes
-    times, most = (sizes.encoder_times, 2**20) if name in ENCODER else (1, sizes.most_tokens)
+    encodes = name in (*ENCODER, *MODERNBERT)
+    times, most = (sizes.encoder_times, 2**20) if encodes else (1, sizes.most_tokens)
     if name.endswith("hh"):
         groups: Iterator[Group] = pairs(data_file(bench.args.hh, "hh_rlhf_harmless.jsonl.gz"))
         return Texts.of(fitting(groups, template, count=times * sizes.pairs, most_tokens=most), template)

@@ -30,7 +30,7 @@ from rm.checkpoint.load import load_encoder, load_tokenizer
 from rm.checkpoint.refusals import refuse_unembedded
 from rm.conversations import TOOLS, Conversation
 from rm.engine.device import begin_copy, default_device, default_tokens_per_batch, peak_flops, resolve_device
-from rm.forwards import ForwardLoop, WindowRun
+from rm.forwards import Call, ForwardLoop, WindowRun
 from rm.identity import resolve_model
 from rm.messages import open_messages
 from rm.scores import Batch, GroupScores, Launched, ResponseGroup, Window, Work
@@ -113,7 +113,7 @@ class Embedder(ForwardLoop):
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Return the vectors [texts, H], float32, of texts as they are; NaN where the model fails on one."""
-        [run] = self._run([self._begin([(text, None) for text in texts])])
+        [run] = self._run(Call(iter([self._begin([(text, None) for text in texts])])))
         return run.rewards
 
     def score(self, groups: Sequence[ResponseGroup]) -> list[GroupScores]:
@@ -122,7 +122,7 @@ class Embedder(ForwardLoop):
         """
         results = [GroupScores.empty(len(responses), (FOREIGN,)) for _, responses in groups]
         chunks = [*_chunks(groups, self.settings)]
-        runs = self._run(map_ahead(lambda chunk: self._begin(chunk.texts), chunks))
+        runs = self._run(Call(map_ahead(lambda chunk: self._begin(chunk.texts), chunks)))
         for chunk, run in zip(chunks, runs, strict=True):
             _fill(results, chunk, run)
         return results

@@ -1,7 +1,8 @@
 """Batches on their way through a model: launched ahead of what is read, and divided where they fail.
 
 A GPU works on its own: a forward comes back before it is done, and reading its rewards waits for it. So the next batch is
-launched first, and the GPU goes from one to the other without waiting for this process.
+launched first, and the GPU goes from one to the other without waiting for this process. The first batches of the next call
+are launched before a call returns, if they are known by then: the GPU computes them while the caller keeps its results.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -42,6 +43,19 @@ class WindowRun:
 _Unread = tuple[WindowRun, Batch, Launched]
 
 
+@dataclass
+class Call:
+    """The windows of one call of `Scorer.score`, and what is under way of them."""
+
+    windows: Iterator[WindowRun]  # that have not begun
+    live: deque[WindowRun] = field(default_factory=deque)  # tokenised, and not yet read
+    unread: deque[_Unread] = field(default_factory=deque)
+
+    def launchable(self) -> WindowRun | None:
+        """Return the first tokenised window with a batch to launch, if there is one."""
+        return next((run for run in self.live if run.waiting), None)
+
+
 class ForwardLoop(ABC):
     """A token budget, and what is done with windows; `Scorer` and `Embedder` say how batches are planned and computed."""
 
@@ -63,26 +77,40 @@ class ForwardLoop(ABC):
     def _cost(self, rows: Sequence[Encoded], batch: Batch) -> int:
         """Count the tokens that the forward of a batch computes."""
 
-    def _run(self, runs: Iterable[WindowRun]) -> Iterator[WindowRun]:
-        """Yield these runs in order, once all of their rows have rewards or reasons.
+    def _run(self, call: Call, following: Callable[[], Call | None] = lambda: None) -> Iterator[WindowRun]:
+        """Yield the windows of a call in order, once all of their rows have rewards or reasons.
 
-        On a GPU, the next batch is launched before the rewards of the last one are read, also from one window to the next.
+        On a GPU, the next batch is launched before the rewards of the last one are read, also from one window to the next, and
+        from the last one to the `following` call, if there is one by then.
         """
         ahead = _AHEAD if works_apart(self.device) else 0
-        live: deque[WindowRun] = deque()
-        unread: deque[_Unread] = deque()
-        for run in itertools.chain(runs, [None]):
-            live.extend([run] if run is not None else ())
+        live, unread, after = call.live, call.unread, None
+        # windows that have begun come first: the next one may not be tokenised yet
+        for new in itertools.chain([[]], ([run] for run in call.windows), [None]):
+            live.extend(new or ())
             while True:
                 while live and not (live[0].waiting or live[0].launched):
                     yield self._finish(live.popleft())
-                waiting = next((known for known in live if known.waiting), None)
+                waiting = call.launchable()
                 if waiting is not None:
                     self._launch(waiting, unread)
-                if unread and (len(unread) > ahead or (waiting is None and run is None)):
+                elif new is None and ahead:
+                    after = after or following()
+                    self._launch_first(after, unread)
+                if new is None and not live:
+                    break
+                if unread and (len(unread) > ahead or (waiting is None and new is None)):
                     self._settle(unread)
                 elif waiting is None:
                     break
+        if after is not None:
+            after.unread.extend(unread)
+
+    def _launch_first(self, call: Call | None, unread: deque[_Unread]) -> None:
+        """Launch the next batch of a call behind those of another one."""
+        run = None if call is None else call.launchable()
+        if run is not None and len(unread) <= _AHEAD:
+            self._launch(run, unread)
 
     def _launch(self, run: WindowRun, unread: deque[_Unread]) -> None:
         """Launch the next batch of a window; where that fails, read all earlier batches before it is divided or rejected."""

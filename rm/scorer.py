@@ -21,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,12 +40,13 @@ from rm.engine.device import (
     default_tokens_per_batch,
     native_bfloat16,
     peak_flops,
+    works_apart,
 )
 from rm.engine.layout import Layout, lay_out
 from rm.engine.norms import fuse_norms
 from rm.engine.onednn import fuse_linear_layers
 from rm.engine.packed_forward import PackedInputs, enable_packing, first_position, packed_rewards
-from rm.forwards import ForwardLoop, WindowRun
+from rm.forwards import Call, ForwardLoop, WindowRun
 from rm.identity import ModelError, effective_max_length
 from rm.scorer_memory import fit_batches
 from rm.scores import ONE_OUTPUT, Batch, GroupScores, Launched, Outputs, ReadyBatch, ResponseGroup, Window, Work
@@ -55,23 +57,28 @@ from rm.together import PADDED, choose_way, padded_rewards, split_lengths
 log = logging.getLogger(__name__)
 
 _WINDOW_BATCHES = 8  # batches whose text is tokenised and planned at once
+_PREPARED = 2  # windows that are tokenised before their groups are scored
 _CHARACTERS_PER_TOKEN = 4
 _CPU_FILLS_AT = 1024  # tokens; a CPU's kernels gain nothing from more, and its caches lose
 
 
 class PreparedGroups(list[ResponseGroup]):
-    """Groups whose first window is tokenised; they can be scored once."""
+    """Groups whose first windows are tokenised; they can be scored once."""
 
-    def __init__(self, groups: Sequence[ResponseGroup], windows: Iterator[WindowRun]) -> None:
+    def __init__(self, groups: Sequence[ResponseGroup], call: Call) -> None:
         super().__init__(groups)
-        self._windows: Iterator[WindowRun] | None = windows
+        self._call: Call | None = call
 
-    def take(self) -> Iterator[WindowRun]:
-        """Return the windows, once. Raises `ValueError` where they were taken before."""
-        windows, self._windows = self._windows, None
-        if windows is None:
+    def take(self) -> Call:
+        """Return the call that scores them, once. Raises `ValueError` where it was taken before."""
+        call, self._call = self._call, None
+        if call is None:
             raise ValueError("these groups have been scored; prepare them again")
-        return windows
+        return call
+
+    def begin(self) -> Call | None:
+        """Return the call, of which batches may be launched before it is taken."""
+        return self._call
 
 
 @dataclass
@@ -92,6 +99,7 @@ class Scorer(ForwardLoop):
     split: int | None = None  # rows longer than this are in batches of their own, packed or not
     outputs: Outputs = ONE_OUTPUT
     _tokenising: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
+    _asked: frozenset[Any] = frozenset()  # of the attention plan of the last forward
 
     @classmethod
     def load(
@@ -152,13 +160,22 @@ class Scorer(ForwardLoop):
         """True where keys of prefixes are gathered: on a GPU, by its kernels."""
         return self.packed and self.model.causal and self.device.startswith("cuda")
 
-    def score(self, groups: Sequence[ResponseGroup]) -> list[GroupScores]:
+    def score(
+        self, groups: Sequence[ResponseGroup], following: Callable[[], Sequence[ResponseGroup] | None] = lambda: None
+    ) -> list[GroupScores]:
         """Score every response of every group, in order, exact duplicates in one call once. Raises `DeviceError`.
 
-        Groups may be those that `prepare` has returned.
+        Groups may be those that `prepare` has returned. `following` returns those of the next call once they are prepared; it
+        is asked at the end, so that a GPU begins with them.
         """
+
+        def next_call() -> Call | None:
+            prepared = following()
+            return prepared.begin() if isinstance(prepared, PreparedGroups) else None
+
         results = [GroupScores.empty(len(responses), self.outputs.names) for _, responses in groups]
-        for run in self._run(groups.take() if isinstance(groups, PreparedGroups) else self._windows(groups)):
+        call = groups.take() if isinstance(groups, PreparedGroups) else Call(self._windows(groups))
+        for run in self._run(call, next_call):
             for reason, places in run.window.unusable:
                 for group, index in places:
                     results[group].reasons[index] = reason
@@ -178,17 +195,20 @@ class Scorer(ForwardLoop):
         return results
 
     def prepare(self, groups: Sequence[ResponseGroup]) -> PreparedGroups:
-        """Tokenize the first window of groups that are to be scored, in another thread than that which scores others."""
-        windows = self._windows(groups)
-        first = next(windows, None)
-        return PreparedGroups(groups, windows if first is None else itertools.chain([first], windows))
+        """Tokenize the first windows of groups that are to be scored, in another thread than that which scores others."""
+        call = Call(self._windows(groups))
+        call.live.extend(itertools.islice(call.windows, _PREPARED))
+        return PreparedGroups(groups, call)
 
     def _windows(self, groups: Sequence[ResponseGroup]) -> Iterator[WindowRun]:
-        """Yield the windows of a call, each tokenised and planned while the one before is computed."""
+        """Yield the windows of a call, each tokenised and planned while the one before is computed. On a GPU the first ones are
+        small, so that it has work at once."""
         size = _CHARACTERS_PER_TOKEN * _WINDOW_BATCHES * self.tokens_per_batch
         # on a CPU, windows as they always were: other batches give rewards that differ in their last bits
         share = self.packed and self.model.causal and self.device != "cpu"
-        windows = split_into_windows(deduplicate(groups), characters=size, share=share)
+        first = size // _WINDOW_BATCHES if works_apart(self.device) else None
+        whole = self.template.fits_together
+        windows = split_into_windows(deduplicate(groups), characters=size, share=share, first=first, whole=whole)
         return map_ahead(lambda window: self._begin(self._encode(window)), windows)
 
     def _encode(self, window: Sequence[PendingText]) -> Window:
@@ -204,7 +224,8 @@ class Scorer(ForwardLoop):
                 if isinstance(row, UnusableError):
                     encoded.unusable.append((row.reason, positions))
                     continue
-                (truncated if row.truncated else whole).append(len(encoded.rows))
+                begins_elsewhere = row.truncated and not self.template.fits_together
+                (truncated if begins_elsewhere else whole).append(len(encoded.rows))
                 encoded.rows.append(row)
                 encoded.places.append(positions)
             encoded.groups.extend(group for group in (whole, truncated) if group)
@@ -224,7 +245,7 @@ class Scorer(ForwardLoop):
 
     def _forward_all(self, window: Window) -> tuple[np.ndarray, dict[int, str]]:
         """Return what `_forward` does of a window's rows, float32, and row → reason for those that have no reward."""
-        [run] = self._run([self._begin(window)])
+        [run] = self._run(Call(iter([self._begin(window)])))
         return run.rewards, run.failures
 
     def _planner(self, budget: int) -> BatchPlanner:
@@ -254,7 +275,9 @@ class Scorer(ForwardLoop):
         return Launched(read, Work(len(rewards), tokens, computed, padding, flops, peak, 0.0), started)
 
     def _inputs(self, rows: Sequence[Encoded], batch: Batch) -> PackedInputs:
-        return PackedInputs.of(self._lay_out(rows, batch), self.model.model.device)
+        inputs = PackedInputs.of(self._lay_out(rows, batch), self.model.model.device)
+        inputs.plan.build(self._asked)
+        return inputs
 
     def _lay_out(self, rows: Sequence[Encoded], batch: Batch) -> Layout:
         config = self.model.model.config
@@ -267,7 +290,9 @@ class Scorer(ForwardLoop):
 
     def _forward_packed(self, rows: Sequence[Encoded], batch: Batch) -> tuple[torch.Tensor, int]:
         inputs = batch.inputs if isinstance(batch, ReadyBatch) else self._inputs(rows, batch)
-        return packed_rewards(self.model.model, inputs, causal=self.model.causal), inputs.ids.numel()
+        rewards = packed_rewards(self.model.model, inputs, causal=self.model.causal)
+        self._asked = frozenset(inputs.plan.asked)
+        return rewards, inputs.ids.numel()
 
     def _forward_padded(self, rows: Sequence[Encoded], batch: Batch) -> tuple[torch.Tensor, int]:
         members = [rows[row] for run in batch for row in run]

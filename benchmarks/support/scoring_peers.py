@@ -45,6 +45,26 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 8,
         "vocab_size": 128256,
     },
+    "gemma2": {  # small: capped logits, and windows in every other layer
+        "model_type": "gemma2",
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "query_pre_attn_scalar": 64,
+        "sliding_window": 256,
+    },
+    "modernbert": {  # small: an encoder with windows in two of three layers
+        "model_type": "modernbert",
+        "hidden_size": 384,
+        "intermediate_size": 576,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 6,
+        "local_attention": 128,
+        "classifier_pooling": "mean",
+    },
 }
 
 
@@ -58,23 +78,28 @@ class Setup:
     max_length: int
 
 
-def shaped(cache: Path, shape: str, *, tokenizer: Path, device: str) -> Path:
-    """A causal reward model of a known model's shape in bfloat16, with random weights made on the device, kept in `cache`."""
+def shaped(cache: Path, shape: str, *, tokenizer: Path, device: str, dtype: str = "bfloat16") -> Path:
+    """A reward model of a known model's shape, with random weights made on the device, kept in `cache`."""
 
     def make(directory: Path) -> None:
         import torch
         from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
         from rm.checkpoint.interchange import describe_as_reward_model
-        from rm.checkpoint.load import quiet_transformers
+        from rm.checkpoint.load import ensure_distinct_pad, quiet_transformers
 
         words = AutoTokenizer.from_pretrained(tokenizer)
-        config = AutoConfig.for_model(max_position_embeddings=8192, pad_token_id=words.pad_token_id, **SHAPES[shape])
+        sizes = {"vocab_size": len(words), "max_position_embeddings": 8192, **SHAPES[shape]}
+        special = {
+            f"{name}_token_id": getattr(words, f"{name}_token_id") for name in ("pad", "bos", "eos", "cls", "sep")
+        }
+        config = AutoConfig.for_model(**special, **sizes)
         describe_as_reward_model(config)
         torch.manual_seed(0)
         with torch.device(device):
-            model = AutoModelForSequenceClassification.from_config(config, dtype=torch.bfloat16)
-        torch.nn.init.normal_(model.score.weight)
+            model = AutoModelForSequenceClassification.from_config(config, dtype=getattr(torch, dtype))
+        torch.nn.init.normal_(model.get_submodule("score" if hasattr(model, "score") else "classifier").weight)
+        ensure_distinct_pad(model, words)
         with quiet_transformers():
             model.save_pretrained(directory)
         words.save_pretrained(directory)

@@ -25,9 +25,10 @@ class ModelConfig(ReadingModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
     """`auto`: bfloat16 on GPUs that have it natively, else float32. `int8`: bfloat16 with the weights of linear layers in 8
     bits, for a model that does not fit otherwise; it computes no faster."""
-    too_long: Literal["truncate", "reject"] = "truncate"
-    """Treatment of a response that does not fit into `max_length` by itself: cut at its end, or rejected. Both are counted.
-    Prompts lose their oldest turns, then their beginning."""
+    too_long: Literal["truncate", "truncate_group", "reject"] = "truncate"
+    """Treatment of a response that does not fit into `max_length` with its prompt: the prompt loses its oldest turns, then its
+    beginning, and the response its end (`truncate`); all responses to the prompt in a fragment are judged on the same rest of
+    it (`truncate_group`); or the response is rejected. All are counted."""
     device: Literal["auto", "cuda", "cpu", "mps"] = "auto"
     """`auto`: a GPU where PyTorch can use one, else the CPU; `cuda`: a GPU, or the run ends with 7 and says what is missing. No
     scores are made again for it, though `dtype: auto` follows it."""

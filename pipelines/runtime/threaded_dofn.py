@@ -80,16 +80,45 @@ def map_ahead(call: Callable[[Any], T], arguments: Iterable[Any]) -> Iterator[T]
         at_once = min(2 * at_once, _STORE_THREADS)
 
 
-def one_ahead(items: Iterator[T]) -> Iterator[T]:
-    """The items, each made in a thread while the one before is used."""
-    end, pool = object(), ThreadPoolExecutor(1, thread_name_prefix="bestkept-next")
-    try:
-        coming: Future[Any] = pool.submit(next, items, end)
-        while (item := coming.result()) is not end:
-            coming = pool.submit(next, items, end)
-            yield item
-    finally:
-        pool.shutdown(wait=False)  # an error or a signal does not wait for an item that nobody wants
+_END = object()
+
+
+class OneAhead(Iterator[T]):
+    """The items of an iterator, each made in a thread while the one before is used, and the first one from now on."""
+
+    def __init__(self, items: Iterator[T]) -> None:
+        self._items = items
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="bestkept-next")
+        self._coming: Future[Any] = self._pool.submit(next, items, _END)
+
+    def __next__(self) -> T:
+        try:
+            item: T = self._coming.result()
+        except BaseException:
+            self.close()
+            raise
+        if item is _END:
+            self.close()
+            raise StopIteration
+        self._coming = self._pool.submit(next, self._items, _END)
+        return item
+
+    def ready(self) -> T | None:
+        """The item that comes next, if it is made by now."""
+        coming = self._coming
+        if not coming.done() or coming.cancelled() or coming.exception() is not None or coming.result() is _END:
+            return None
+        item: T = coming.result()
+        return item
+
+    @property
+    def at_end(self) -> bool:
+        """True if there are no more items."""
+        return self._coming.done() and self._coming.exception() is None and self._coming.result() is _END
+
+    def close(self) -> None:
+        """Make no more items, and do not wait for the one that is being made."""
+        self._pool.shutdown(wait=False)
 
 
 class _Done(NamedTuple):

@@ -32,7 +32,8 @@ from pipelines.errors import StorageError
 from pipelines.plan import Plan
 from pipelines.runtime.arrow_ipc import from_ipc
 from pipelines.score import score_files
-from pipelines.score.unit_scorer import GroupResult, Scorer, refuse_broken_model, result_columns
+from pipelines.score.score_columns import GroupResult, refuse_broken_model, result_columns
+from pipelines.score.unit_scorer import Scorer
 from pipelines.storage import publish
 from pipelines.storage.files import join, names_in, read_bytes
 from rm.conversations import Conversation, load_json

@@ -135,8 +135,10 @@ class _LockedScorer:
         with carrying_model_errors(), reporting_broken_devices():
             return self._scorer.prepare(groups) if isinstance(self._scorer, PreparingScorer) else groups
 
-    def score(self, groups: Groups) -> Sequence[Any]:
+    def score(self, groups: Groups, following: Callable[[], Groups | None] = lambda: None) -> Sequence[Any]:
         with self._lock, carrying_model_errors(), reporting_broken_devices():
+            if isinstance(self._scorer, PreparingScorer):
+                return self._scorer.score(groups, following)
             return self._scorer.score(groups)
 
 

@@ -26,11 +26,11 @@ from pipelines.corpus.rewrite import rewrite
 from pipelines.errors import InputError, carrying_errors
 from pipelines.plan import plan_at
 from pipelines.runtime.threaded_dofn import ThreadedDoFn, map_ahead
-from pipelines.runtime.transforms import PCollection, Spread
+from pipelines.runtime.transforms import PCollection, Spread, in_global_window
 from pipelines.score.load_model import acquire_scorer, ending_with_device, process_name
 from pipelines.score.score_files import ScoreFile
 from pipelines.score.skip_transform import skip_or_raise
-from pipelines.score.unit_scorer import NO_LIMITS, ScorerFactory, UnitScorer
+from pipelines.score.unit_scorer import NO_LIMITS, ScorerFactory, UnitRun, UnitScorer
 from pipelines.score.unit_scores import ScoreDirectories
 from pipelines.score.work import CorpusShard, units_in, units_of_shard
 from pipelines.storage.files import is_local
@@ -176,21 +176,43 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
         self._limits = limits
         self._shared = Shared()
         self._launcher = process_name()
+        self._scorer: UnitScorer | None = None
+        self._begun: tuple[int, UnitRun] | None = (
+            None  # file number, and a unit of the bundle that waits for the next one
+        )
+
+    def start_bundle(self) -> None:
+        self._begun = None
 
     def process(self, element: _FileAndUnit) -> Iterator[Any]:
-        yield from self.descriptors(element)
+        file_number, fields = element
+        with carrying_errors():
+            run = self.begin_unit(file_number, Unit(*fields))
+        before, self._begun = self._begun, (file_number, run)
+        if before is not None:
+            before[1].following = run
+            yield from self._descriptors(*before)
 
-    def descriptors(self, element: _FileAndUnit, existing: Sequence[ScoreFile] | None = None) -> Iterator[Any]:
+    def finish_bundle(self) -> Iterator[Any]:
+        before, self._begun = self._begun, None
+        if before is not None:
+            yield from map(in_global_window, self._descriptors(*before))
+
+    def descriptors(self, element: _FileAndUnit, existing: Sequence[ScoreFile]) -> Iterator[Any]:
         """Yield a descriptor for each fragment, or the file's number and the reason for which it is skipped."""
         file_number, fields = element
+        with carrying_errors():
+            yield from self._descriptors(file_number, self.begin_unit(file_number, Unit(*fields), existing))
+
+    def _descriptors(self, file_number: int, run: UnitRun) -> Iterator[Any]:
         with carrying_errors(), ending_with_device(self._launcher):
             try:
-                for score_file in self.score_unit(file_number, Unit(*fields), existing):
+                for score_file in run.score_files():
                     yield score_file.to_bytes()
             except UnreadableError as error:
                 yield skip_or_raise(file_number, error, self._limits)
 
-    def score_unit(
+    def begin_unit(
         self,
         file_number: int,
         unit: Unit,
@@ -198,12 +220,12 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
         *,
         stripe: int = 0,
         stripes: int = 1,
-    ) -> Iterator[ScoreFile]:
-        """See `UnitScorer.score_unit`. Without `existing` score files, looks for them. Raises `BestkeptError`."""
+    ) -> UnitRun:
+        """See `UnitScorer.begin_unit`. Without `existing` score files, looks for them. Raises `BestkeptError`."""
         scorer = self._unit_scorer()
         if existing is None:
             existing = self.read_leading(file_number, unit)
-        return scorer.score_unit(file_number, unit, existing, stripe=stripe, stripes=stripes)
+        return scorer.begin_unit(file_number, unit, existing, stripe=stripe, stripes=stripes)
 
     def read_leading(self, file_number: int, unit: Unit) -> list[ScoreFile]:
         """See `UnitScorer.read_leading`."""
@@ -214,9 +236,13 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
         return self._directories.on_object_store(plan_at(self._plan_path))
 
     def _unit_scorer(self) -> UnitScorer:
-        plan, make = plan_at(self._plan_path), self._make_scorer
-        scorer_of = None if make is None else lambda *_: acquire_scorer(self._shared, make, plan)
-        return UnitScorer(plan, self._directories, scorer_of, read_only=self._read_only, limits=self._limits)
+        if self._scorer is None:  # one for all units, which knows the model that they share
+            plan, make = plan_at(self._plan_path), self._make_scorer
+            scorer_of = None if make is None else lambda *_: acquire_scorer(self._shared, make, plan)
+            self._scorer = UnitScorer(
+                plan, self._directories, scorer_of, read_only=self._read_only, limits=self._limits
+            )
+        return self._scorer
 
 
 class FindScores(ThreadedDoFn):

@@ -1,37 +1,31 @@
 """Gives the fragments of one unit their score files, from a scorer or from rewards that the rows carry. No Beam.
 
 Valid score files are looked up before anything is scored. That one mechanism is resume, incremental scoring and caching.
-
-Example, of a fragment of two rows with two responses each, the last of them empty:
-
-    scorer.score([(prompt_a, [text, text]), (prompt_b, [text])])  →  a `GroupScores` for each prompt
-    score_fragment(scorer, fragment, plan)  →  a table of four rows (`score_files.COLUMNS`), the last with a reason
 """
 
 from __future__ import annotations
 
 import itertools
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipelines.config import Limits
-from pipelines.corpus import Fragment, Row, Unit, original_columns, original_schema
+from pipelines.corpus import Fragment, Unit, original_columns, original_schema
 from pipelines.corpus.fragments import groups_of
-from pipelines.errors import InputError, ModelLoadError
+from pipelines.errors import InputError
 from pipelines.plan import Plan
 from pipelines.runtime import counters, progress
-from pipelines.runtime.threaded_dofn import one_ahead
+from pipelines.runtime.threaded_dofn import OneAhead
 from pipelines.score import score_files
+from pipelines.score.score_columns import score_columns, usable_rows
 from pipelines.score.score_files import Footer, ScoreFile
 from pipelines.score.side_files import UnitSideFiles
 from pipelines.score.unit_scores import LookUp, ScoreDirectories, UnitScores
-from rm.conversations import Conversation, count_characters, response_hash
+from rm.conversations import Conversation
 
 Groups = Sequence[tuple[Conversation, Sequence[str]]]
 
@@ -52,14 +46,16 @@ class PreparingScorer(Scorer, Protocol):
         """The same groups, to be scored once."""
         ...
 
+    def score(self, groups: Groups, following: Callable[[], Groups | None] = ...) -> Sequence[Any]:
+        """The scores of groups; its device then begins with those that are `following`, if they are prepared."""
+        ...
+
 
 ScorerFactory = Callable[[Plan], Scorer]
 ScorerOf = Callable[[Fragment, str], Scorer]
 """(fragment, its content hash) → its scorer."""
 
 NO_LIMITS = Limits()
-_MANY = 16  # responses that the model has read; its failure on nearly all of so many is no accident of the data
-_NEARLY_ALL = 0.9
 
 
 @dataclass(frozen=True)
@@ -75,9 +71,8 @@ class UnitScorer:
     scorer_of: ScorerOf | None
     read_only: bool = False
     limits: Limits = NO_LIMITS
-    _prepare: list[Callable[[Groups], Groups]] = field(
-        default_factory=list, init=False
-    )  # of the scorer, once there is one
+    # the scorer, once there is one; it lives as long as whoever loaded it wants
+    _known: list[weakref.ref[PreparingScorer]] = field(default_factory=list, init=False, compare=False)
 
     def read_leading(self, file_number: int, unit: Unit, look_up: LookUp = map) -> list[ScoreFile]:
         """The unit's valid score files from its first fragment on, see `UnitScores.read_leading`."""
@@ -87,31 +82,22 @@ class UnitScorer:
     def score_unit(
         self, file_number: int, unit: Unit, existing: Sequence[ScoreFile], *, stripe: int = 0, stripes: int = 1
     ) -> Iterator[ScoreFile]:
-        """Yield the unit's score files in order, each durable by then, beginning with the `existing` ones that `read_leading` has
-        just returned. With stripes, only those of fragments whose number is `stripe` modulo `stripes`.
+        """Yield the unit's score files in order, see `begin_unit`. Raises `BestkeptError`."""
+        return self.begin_unit(file_number, unit, existing, stripe=stripe, stripes=stripes).score_files()
 
-        Raises `BestkeptError`.
-        """
+    def begin_unit(
+        self, file_number: int, unit: Unit, existing: Sequence[ScoreFile], *, stripe: int = 0, stripes: int = 1
+    ) -> UnitRun:
+        """Begin to read a unit of which `read_leading` has just returned the `existing` score files. With stripes, only fragments
+        whose number is `stripe` modulo `stripes` count."""
         unit_scores, side_files = self._unit_scores(file_number, unit), self._side_files(file_number, unit)
         whole = [] if self.limits.verify else [*itertools.takewhile(side_files.has_all, existing)]
-        yield from count_existing(whole[stripe::stripes], unit)
-        if whole and whole[-1].footer.last:
-            return
-        waiting = self._look_up(unit_scores, unit, len(existing), stripe=stripe, stripes=stripes)
-        # reading, hashing and tokenising the next fragment takes a few percent of the time of a fast model
-        for work in waiting if self.scorer_of is None else one_ahead(waiting):
-            fragment = work.fragment
-            if fragment.index < len(whole):
-                continue
-            if fragment.index < len(existing):
-                unit_scores.check(fragment, existing[fragment.index].footer)
-                known = side_files.ensure(fragment, existing[fragment.index], read_only=self.read_only)
-                yield from count_existing([known], unit)
-                continue
-            score_file, is_new = self._score_fragment(unit_scores, work)
-            score_file = side_files.ensure(fragment, score_file, read_only=self.read_only)
-            _count(score_file.footer, input_bytes=work.input_bytes, found=not is_new)
-            yield score_file
+        waiting: Iterator[_FragmentWork] = iter(())
+        if not (whole and whole[-1].footer.last):
+            waiting = self._look_up(unit_scores, unit, len(existing), stripe=stripe, stripes=stripes)
+            # reading, hashing and tokenising the next fragment takes a few percent of the time of a fast model
+            waiting = waiting if self.scorer_of is None else OneAhead(waiting)
+        return UnitRun(self, unit_scores, side_files, existing, whole, whole[stripe::stripes], waiting)
 
     def _look_up(
         self, unit_scores: UnitScores, unit: Unit, existing: int, *, stripe: int, stripes: int
@@ -129,10 +115,15 @@ class UnitScorer:
             content_hash = fragment.content_hash()
             original = original_columns.dump(original_schema(unit_scores.file, fragment))
             path, known = unit_scores.find(fragment.index, content_hash, original)
-            groups = None
-            if known is None and self._prepare:  # the scorer of the fragment before
-                groups = self._prepare[0](groups_of(_usable(fragment)))
-            yield _FragmentWork(fragment, fragment_bytes, content_hash, original, path, known, groups)
+            work = _FragmentWork(fragment, fragment_bytes, content_hash, original, path, known)
+            self.prepare(work)
+            yield work
+
+    def prepare(self, work: _FragmentWork) -> None:
+        """Let the scorer of the fragment before, if there is one by now, begin with a fragment that is to be scored."""
+        scorer = self._known[-1]() if self._known else None
+        if scorer is not None and work.groups is None and work.content_hash and work.existing is None:
+            work.groups = scorer.prepare(groups_of(usable_rows(work.fragment)))
 
     def _unit_scores(self, file_number: int, unit: Unit) -> UnitScores:
         return UnitScores(self.plan, self.directories.of(self.plan.fingerprint), file_number, unit)
@@ -140,8 +131,10 @@ class UnitScorer:
     def _side_files(self, file_number: int, unit: Unit) -> UnitSideFiles:
         return UnitSideFiles(self.plan, self.directories, file_number, unit)
 
-    def _score_fragment(self, unit_scores: UnitScores, work: _FragmentWork) -> tuple[ScoreFile, bool]:
-        """The fragment's score file, and whether this call made it."""
+    def score_fragment(
+        self, unit_scores: UnitScores, work: _FragmentWork, following: Callable[[], Groups | None]
+    ) -> tuple[ScoreFile, bool]:
+        """The fragment's score file, and whether this call made it; `following` are the groups that are scored next."""
         fragment, content_hash, original = work.fragment, work.content_hash, work.original
         path, existing = work.path, work.existing
         # it was looked for ahead, and another run may have scored it meanwhile
@@ -165,13 +158,78 @@ class UnitScorer:
         progress.begin_fragment(
             input_bytes=work.input_bytes, responses=sum(len(row.parsed.responses) for row in fragment.rows)
         )
-        self._prepare.extend([scorer.prepare] if isinstance(scorer, PreparingScorer) and not self._prepare else ())
-        columns, tokens, left_out = score_fragment(scorer, fragment, self.plan, groups=work.groups)
+        groups = groups_of(usable_rows(fragment)) if work.groups is None else work.groups
+        if isinstance(scorer, PreparingScorer):
+            self._known[:] = [weakref.ref(scorer)]
+            scored: Sequence[Any] | None = scorer.score(groups, following)
+        else:
+            scored = None if scorer is None else scorer.score(groups)
+        columns, tokens, left_out = score_columns(fragment, scored, self.plan)
         footer = unit_scores.footer(fragment, columns, content_hash, tokens, left_out)
         return ScoreFile(path, number, score_files.write(path, columns, footer, original)), True
 
 
-class _FragmentWork(NamedTuple):
+@dataclass
+class UnitRun:
+    """A unit whose first fragment is being read, and the unit that is scored after it, if that has begun."""
+
+    scorer: UnitScorer
+    unit_scores: UnitScores
+    side_files: UnitSideFiles
+    existing: Sequence[ScoreFile]
+    whole: Sequence[ScoreFile]  # the first of these, which need not be looked at
+    done: Sequence[ScoreFile]  # of a stripe, its part of them
+    works: Iterator[_FragmentWork]
+    following: UnitRun | None = None
+
+    def score_files(self) -> Iterator[ScoreFile]:
+        """Yield the unit's score files in order, each durable by then, the existing ones first. Raises `BestkeptError`."""
+        try:
+            yield from self._score_files()
+        finally:
+            if isinstance(self.works, OneAhead):
+                self.works.close()
+
+    def _score_files(self) -> Iterator[ScoreFile]:
+        unit, read_only = self.unit_scores.unit, self.scorer.read_only
+        yield from count_existing(self.done, unit)
+        for work in self.works:
+            fragment = work.fragment
+            if fragment.index < len(self.whole):
+                continue
+            if fragment.index < len(self.existing):
+                known = self.existing[fragment.index]
+                self.unit_scores.check(fragment, known.footer)
+                yield from count_existing([self.side_files.ensure(fragment, known, read_only=read_only)], unit)
+                continue
+            score_file, is_new = self.scorer.score_fragment(self.unit_scores, work, self.prepared)
+            score_file = self.side_files.ensure(fragment, score_file, read_only=read_only)
+            _count(score_file.footer, input_bytes=work.input_bytes, found=not is_new)
+            yield score_file
+
+    def prepared(self) -> Groups | None:
+        """The groups that are scored next, of this unit or of the one after it, if they are prepared by now."""
+        if not isinstance(self.works, OneAhead) or self.works.at_end:
+            return None if self.following is None else self.following.prepared()
+        work: _FragmentWork | None = self.works.ready()
+        if work is None:
+            return None
+        self.scorer.prepare(work)  # it may have been read before the model was loaded
+        return work.groups
+
+
+def score_in_line(runs: Iterable[UnitRun]) -> Iterator[ScoreFile]:
+    """Yield the score files of units, each unit begun before the one before it is scored."""
+    before: UnitRun | None = None
+    for run in itertools.chain(runs, [None]):
+        if before is not None:
+            before.following = run
+            yield from before.score_files()
+        before = run
+
+
+@dataclass
+class _FragmentWork:
     """A fragment, and for one beyond the known score files its hash, its path and its score file, if there is one."""
 
     fragment: Fragment
@@ -181,10 +239,6 @@ class _FragmentWork(NamedTuple):
     path: str = ""
     existing: tuple[pa.Table, Footer] | None = None
     groups: Groups | None = None  # prepared
-
-
-def _usable(fragment: Fragment) -> list[Row]:
-    return [row for row in fragment.rows if row.parsed.prompt is not None]
 
 
 def waiting_fragments(unit_scores: UnitScores, existing: Sequence[ScoreFile]) -> Iterator[tuple[Fragment, str]]:
@@ -206,125 +260,3 @@ def count_existing(existing: Sequence[ScoreFile], unit: Unit) -> Iterator[ScoreF
 
 def _count(footer: Footer, *, input_bytes: int, found: bool) -> None:
     counters.count_fragment(input_bytes=input_bytes, responses=footer.responses, scored=footer.scored, found=found)
-
-
-class GroupResult(NamedTuple):
-    """A scorer's results for the K responses to one prompt, in their order."""
-
-    reward: Sequence[float | None]  # None where there is a reason
-    reason: Sequence[str | None]
-    prompt_tokens: Sequence[int]
-    response_tokens: Sequence[int]
-    truncated: Sequence[bool]
-
-    @classmethod
-    def of(cls, scores: Any) -> GroupResult:
-        """From an `rm.scorer.GroupScores`."""
-        if isinstance(scores, cls):
-            return scores
-        return cls(
-            [None if reason else float(reward) for reward, reason in zip(scores.rewards, scores.reasons, strict=True)],
-            scores.reasons,
-            *(
-                np.asarray(column).tolist()
-                for column in (scores.prompt_tokens, scores.response_tokens, scores.truncated)
-            ),
-        )
-
-    @classmethod
-    def carried(cls, row: Row) -> GroupResult:
-        """From the rewards that a row carries (`scores.column`); there are no tokens without a tokenizer."""
-        pairs = zip(row.parsed.responses, row.rewards or (), strict=True)
-        rewards = [reward for response, reward in pairs if response is not None]
-        reasons = ["no_reward" if reward is None else None for reward in rewards]
-        zeros = [0] * len(rewards)
-        return cls(rewards, reasons, zeros, zeros, [False] * len(rewards))
-
-
-def result_columns(results: Sequence[GroupResult]) -> dict[str, pa.Array]:
-    """The results of all groups, one after the other: an array for each field."""
-    joined = {name: [value for result in results for value in getattr(result, name)] for name in GroupResult._fields}
-    return {name: pa.array(values, score_files.COLUMNS.field(name).type) for name, values in joined.items()}
-
-
-def score_fragment(
-    scorer: Scorer | None, fragment: Fragment, plan: Plan, *, groups: Groups | None = None
-) -> tuple[pa.Table, int, Counter[str]]:
-    """A fragment's score columns (`score_files.COLUMNS` and the carried ones), one row per response, its tokens, and the number
-    of scored responses by key that the template leaves out, if the scorer counts them. `groups` are the fragment's, if prepared.
-
-    Without a scorer, rewards are those that the rows carry (`scores.column`).
-
-    Raises `ModelLoadError` where the model is to blame, and not the data, see `refuse_broken_model`.
-    """
-    usable = _usable(fragment)
-    left_out = Counter[str]()
-    scored: list[Any] = []
-    if scorer is None:
-        results = [GroupResult.carried(row) for row in usable]
-    else:
-        scored = [
-            scores
-            for _, scores in zip(usable, scorer.score(groups_of(usable) if groups is None else groups), strict=True)
-        ]
-        results = [GroupResult.of(scores) for scores in scored]
-        for scores, result in zip(scored, results, strict=True):
-            for index, keys in getattr(scores, "left_out", {}).items():
-                left_out.update(keys if result.reason[index] is None else ())
-    columns = _unscored_columns(fragment.rows, plan.mapping.carry)
-    is_usable = columns["response_hash"].is_valid()
-    for name, values in result_columns(results).items():
-        columns[name] = pc.replace_with_mask(columns[name], is_usable, values)
-    for name in plan.model.get("outputs", {}).get("names", ()):
-        values = np.concatenate([np.zeros(0, np.float32), *(scores.outputs[name] for scores in scored)])
-        nulls = pa.nulls(len(is_usable), pa.float32())
-        columns[f"signal.{name}"] = pc.replace_with_mask(nulls, is_usable, pa.array(values, mask=np.isnan(values)))
-    refuse_broken_model(columns["reason"].to_pylist(), plan)
-    tokens = sum(pc.sum(columns[name]).as_py() or 0 for name in ("prompt_tokens", "response_tokens"))
-    return pa.table(columns), tokens, left_out
-
-
-def _unscored_columns(rows: Sequence[Row], carry: Sequence[str]) -> dict[str, pa.Array]:
-    """The score columns of rows, one value per response, as they are where none is usable."""
-    row_of = [row for row in rows for _ in row.parsed.responses]
-    responses = [response for row in rows for response in row.parsed.responses]
-    zeros = [0] * len(responses)
-    values: dict[str, Sequence[Any]] = {
-        "row": [row.number for row in row_of],
-        "response_index": [index for row in rows for index in range(len(row.parsed.responses))],
-        "prompt_key": [row.group_key for row in row_of],
-        "response_hash": [None if response is None else response_hash(response) for response in responses],
-        "reward": [None] * len(responses),
-        "reason": [reason for row in rows for reason in row.parsed.reasons],
-        "prompt_tokens": zeros,
-        "response_tokens": zeros,
-        "response_chars": [0 if response is None else count_characters(response) for response in responses],
-        "row_bytes": [row.row_bytes for row in row_of],
-        "truncated": [False] * len(responses),
-        "source": [row.source for row in row_of],
-    }
-    columns = {field.name: pa.array(values[field.name], field.type) for field in score_files.COLUMNS}
-    carried = zip(*(row.carry for row in row_of), strict=True) if row_of else [()] * len(carry)
-    for name, column in zip(carry, carried, strict=True):
-        columns[f"carry.{name}"] = pa.array(column, pa.string())
-    return columns
-
-
-def refuse_broken_model(reasons: Sequence[str | None], plan: Plan) -> None:
-    """Raise `ModelLoadError` where the model fails on nearly every response of a fragment, or gives none of them a reward.
-
-    Then it is not the data. Responses that the model has not read, for reasons of their own, do not count.
-    """
-    counts = Counter(reasons)
-    failed, nan = counts["model_error"], counts["nan_reward"]
-    reached = failed + nan + counts["out_of_memory"] + counts[None]
-    if reached < _MANY or (failed < _NEARLY_ALL * reached and failed + nan < reached):
-        return
-    if failed:
-        what, remedy = "fails on", "the log says how; check that it scores a text in plain transformers"
-    else:
-        what, remedy = "gives NaN for", "try model.dtype=float32"
-    part = "every response" if failed + nan == reached else f"{failed} of the responses"
-    raise ModelLoadError(
-        f"the model {what} {part} of a fragment ({reached} responses) in {plan.model['dtype']}; {remedy}"
-    )

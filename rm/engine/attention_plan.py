@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -46,6 +46,15 @@ class Spans(NamedTuple):
         return cls(query_ends, key_ends, max(queries), max(keys))
 
 
+class _Request(NamedTuple):
+    """A layer's question to its plan, the arguments of `AttentionPlan.calls`."""
+
+    window: int | None
+    heads: int
+    key_heads: int
+    mergeable: bool
+
+
 class _Run(NamedTuple):
     """A prefix or a response: its tokens in the row, and the last `kept` tokens of its prefix."""
 
@@ -59,12 +68,13 @@ class _Run(NamedTuple):
 class AttentionPlan:
     """The segments of a packed row, with all that their attention needs; one plan for all layers of a forward.
 
-    `told` collects the window and the cap of logits that each layer tells its attention.
+    `told` collects the window and the cap of logits that each layer tells its attention, `asked` what kernels were called for.
     """
 
     segments: tuple[Segment, ...]
     device: torch.device
     told: list[tuple[int | None, float | None]] = field(default_factory=list, init=False, repr=False, compare=False)
+    asked: set[_Request] = field(default_factory=set, init=False, repr=False, compare=False)
     _masks: dict[tuple[int, int, int, bool, int | None], torch.Tensor] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -129,6 +139,22 @@ class AttentionPlan:
             at = end
         spans = Spans.of([sum(segment.responses) for segment in shared], [s.prefix for s in shared], self.device)
         return to_device(np.concatenate(queries), self.device), to_device(np.concatenate(keys), self.device), spans
+
+    def calls(
+        self, window: int | None, heads: int, key_heads: int, *, mergeable: bool
+    ) -> list[tuple[torch.Tensor | None, slice, Spans]] | None:
+        """Return the calls over gathered keys (`joined`) for heads of queries and of keys; None where two calls, which must be
+        `mergeable`, cost less: for these, `rows` and `to_prefix` are made."""
+        self.asked.add(_Request(window, heads, key_heads, mergeable))
+        if not mergeable or not self.shares or self.is_joined(heads, key_heads):
+            return self.joined(window, most_gathered(heads, key_heads, sum(self.parts)))
+        _ = self.rows, self.to_prefix
+        return None
+
+    def build(self, asked: Iterable[_Request]) -> None:
+        """Make ahead what the layers of a model ask for, as they did in another forward."""
+        for window, heads, key_heads, mergeable in asked:
+            self.calls(window, heads, key_heads, mergeable=mergeable)
 
     def joined(self, window: int | None, most: int) -> list[tuple[torch.Tensor | None, slice, Spans]]:
         """Return calls that attend to all keys of every run, those of its prefix and its own. Made once a plan.

@@ -21,7 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from rm.engine.attention_kernels import Kernel, kernel_for
-from rm.engine.attention_plan import AttentionPlan, most_gathered
+from rm.engine.attention_plan import AttentionPlan
 
 ATTENTION_NAME = "bestkept_packed"
 
@@ -149,11 +149,10 @@ def _attend_by_kernel(
     """Use a GPU's kernel: one call over gathered keys, or two that are merged where that is estimated to cost less."""
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [T, heads, D]
     mergeable = kernel.gives_sums and form.window is None and not torch.is_grad_enabled()
-    if not mergeable or not plan.shares or plan.is_joined(query.shape[1], key.shape[1]):
+    calls = plan.calls(form.window, query.shape[1], key.shape[1], mergeable=mergeable)
+    if calls is not None:
         outputs = []
-        for keys, queries, spans in plan.joined(
-            form.window, most_gathered(query.shape[1], key.shape[1], query.shape[0])
-        ):
+        for keys, queries, spans in calls:
             gathered = (tensor if keys is None else tensor.index_select(0, keys) for tensor in (key, value))
             options: dict[str, Any] = {"causal": form.causal, "scaling": form.scaling, "window": form.window}
             outputs.append(kernel.attend(query[queries], *gathered, spans, **options)[0])

@@ -20,29 +20,18 @@ from functools import cached_property
 from itertools import takewhile
 from typing import Any, NamedTuple
 
-from rm.conversations import TOOLS, Conversation, UnusableError, keys_of, to_messages, tools_in
+from rm.conversations import Conversation, UnusableError, keys_of, to_messages, tools_in
 from rm.identity import ModelError
 from rm.messages import WHOLE, map_texts
 from rm.text.left_out import LeftOut, find_left_out
+from rm.text.samples import Encoded, TokenizedSample, fit, fit_together, without_oldest_turns
 from rm.text.shared_prompts import SharedPrompts
-from rm.text.spans import Spans, find_response, pair_spans, text_in, text_spans
+from rm.text.spans import find_response, pair_spans, text_in, text_spans
 from rm.text.special_tokens import SpecialTokens
 from rm.text.template_limits import render_chat
 
 _SPEAKER = {"system": "System", "user": "Human", "assistant": "Assistant", "tool": "Tool"}
 _UNSEEN = {"name", "tool_call_id"}  # a text is complete without them
-
-
-class Encoded(NamedTuple):
-    """One prompt and response as the model reads them: T tokens, `prompt_tokens + response_tokens`."""
-
-    ids: list[int]  # [T]
-    types: list[int] | None  # [T] token type ids, for the encoders that have them
-    prompt_tokens: int  # special and template tokens count to the prompt
-    response_tokens: int
-    truncated: bool
-    left_out: frozenset[str] = frozenset()  # keys of messages, and `tools`, of which the template renders nothing
-    response_start: int = 0  # index of the response's first token
 
 
 @dataclass(frozen=True)
@@ -51,7 +40,8 @@ class Template:
 
     `max_length` is the effective limit in tokens; a longer conversation loses its oldest turns whole (the system turn is
     kept), then the left of the remaining prompt, and a response too long by itself is cut at its end, the template's
-    closing tokens kept. With `too_long="reject"` nothing is cut, and `encode` raises `UnusableError("too_long")`.
+    closing tokens kept. With `too_long="reject"` nothing is cut, and `encode` raises `UnusableError("too_long")`; with
+    `truncate_group` the prompt is cut alike for all responses that are encoded together.
     """
 
     tokenizer: Any
@@ -105,6 +95,11 @@ class Template:
     def _apply(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
         return render_chat(self.tokenizer, messages, tools)
 
+    @property
+    def fits_together(self) -> bool:
+        """True where the prompt of several responses is cut alike for all of them."""
+        return self.too_long == "truncate_group"
+
     @cached_property
     def left_out(self) -> LeftOut:
         """The count of responses read so far, and of those in which the template leaves something out."""
@@ -142,59 +137,41 @@ class Template:
         encoded = []
         for (prompt, responses), samples in zip(groups, self._tokenize(groups), strict=True):
             self.left_out.warn()
-            encoded.append([self._fit(prompt, *pair) for pair in zip(responses, samples, strict=True)])
+            encoded.append(self._fit(prompt, responses, samples))
         return encoded
 
     def _fit(
-        self, prompt: Conversation, response: str, sample: _TokenizedSample | UnusableError
-    ) -> Encoded | UnusableError:
-        """Return the sample if it is short enough, else with less of its prompt or response."""
-        if isinstance(sample, UnusableError) or len(sample.encoded.ids) <= self.max_length:
-            return sample if isinstance(sample, UnusableError) else sample.encoded
-        if self.too_long == "reject":
-            return UnusableError("too_long")
-        fixed = next((at for at, (role, _) in enumerate(prompt) if role not in (TOOLS, "system")), 0)
-        head = prompt[:fixed]
-        for first in range(len(head) + 1, len(prompt)):
-            if prompt[first][0] == "tool":
-                continue  # a result without its call
-            [[shorter]] = self._tokenize([((*head, *prompt[first:]), [response])])
-            if isinstance(shorter, UnusableError):
-                continue  # a template may refuse to start with the assistant's turn; drop one turn more
-            sample = shorter
-            if len(sample.encoded.ids) <= self.max_length:
-                return sample.encoded._replace(truncated=True)
-        return self._cut(*sample)
+        self, prompt: Conversation, responses: Sequence[str], samples: Sequence[TokenizedSample | UnusableError]
+    ) -> list[Encoded | UnusableError]:
+        """Return the samples that are short enough, the others with less of their prompt or response."""
 
-    def _cut(self, encoded: Encoded, spans: Spans) -> Encoded | UnusableError:
-        """Drop tokens at the left of the prompt's last turn, then at the end of the response."""
-        excess = len(encoded.ids) - self.max_length
-        from_prompt = min(excess, spans.prompt_end - spans.prompt_start)
-        from_response = min(excess - from_prompt, spans.response_end - spans.response_start)
-        if excess > from_prompt + from_response:
-            return UnusableError("too_long")  # the template alone is longer than the model
-        cuts = (
-            slice(spans.prompt_start, spans.prompt_start + from_prompt),
-            slice(spans.response_end - from_response, spans.response_end),
-        )
-        ids, types = list(encoded.ids), None if encoded.types is None else list(encoded.types)
-        for cut in sorted(cuts, key=lambda piece: -piece.start):
-            del ids[cut]
-            if types is not None:
-                del types[cut]
-        prompt_tokens, response_tokens = encoded.prompt_tokens - from_prompt, encoded.response_tokens - from_response
-        start = encoded.response_start - from_prompt
-        return Encoded(ids, types, prompt_tokens, response_tokens, True, encoded.left_out, start)
+        def shorten(some: Sequence[str]) -> Iterator[list[TokenizedSample | UnusableError]]:
+            for shorter in without_oldest_turns(prompt):
+                yield from self._tokenize([(shorter, some)])
+
+        if self.fits_together:
+            return fit_together(samples, shorten(responses), max_length=self.max_length)
+        fitted: list[Encoded | UnusableError] = []
+        for response, sample in zip(responses, samples, strict=True):
+            if isinstance(sample, UnusableError):
+                fitted.append(sample)
+            elif len(sample.encoded.ids) <= self.max_length:
+                fitted.append(sample.encoded)
+            elif self.too_long == "reject":
+                fitted.append(UnusableError("too_long"))
+            else:
+                fitted.append(fit(sample, (one for [one] in shorten([response])), max_length=self.max_length))
+        return fitted
 
     def _tokenize(
         self, groups: Sequence[tuple[Conversation, Sequence[str]]]
-    ) -> Iterator[list[_TokenizedSample | UnusableError]]:
+    ) -> Iterator[list[TokenizedSample | UnusableError]]:
         """Tokenize whole samples, however long, prompt by prompt; an error stands for each that the template does not render."""
         rendered = [self._render_group(prompt, responses) for prompt, responses in groups]
         texts = [[text for text in group if not isinstance(text, UnusableError)] for group in rendered]
         encodings = iter(self._encode_groups(texts))
         for (prompt, responses), group in zip(groups, rendered, strict=True):
-            samples: list[_TokenizedSample | UnusableError] = []
+            samples: list[TokenizedSample | UnusableError] = []
             for text, response in zip(group, responses, strict=True):
                 if isinstance(text, UnusableError):
                     samples.append(text)
@@ -278,7 +255,7 @@ class Template:
             encodings[True] = iter(self._special_tokens.encode(guarded, add_special_tokens=self.kind != "chat"))
         return [next(encodings[text.guarded]) for text in texts]
 
-    def _sample(self, encoding: Any, text: _RenderedText, prompt: Conversation, response: str) -> _TokenizedSample:
+    def _sample(self, encoding: Any, text: _RenderedText, prompt: Conversation, response: str) -> TokenizedSample:
         ids = list(encoding.ids)
         types = list(encoding.type_ids) if "token_type_ids" in self.tokenizer.model_input_names else None
         if self.kind == "pair":
@@ -290,7 +267,7 @@ class Template:
         encoded = Encoded(
             ids, types, len(ids) - response_tokens, response_tokens, False, response_start=spans.response_start
         )
-        return _TokenizedSample(encoded, spans)
+        return TokenizedSample(encoded, spans)
 
     def _prompt_end(self, text: _RenderedText, prompt: Conversation, response: str) -> int:
         """Return how far a rendered text is that of its prompt alone, since parts of a response may also stand in its prompt."""
@@ -314,13 +291,11 @@ class _RenderedText(NamedTuple):
     guarded: bool
 
 
-class _TokenizedSample(NamedTuple):
-    encoded: Encoded
-    spans: Spans
-
-
 def render_plain(prompt: Conversation) -> str:
     """Render a prompt as plain text: a lone user turn as it is, several turns as paragraphs marked by speaker."""
     if len(prompt) == 1 and prompt[0][0] == "user":
         return text_in(prompt[0][1])
     return "\n\n".join(f"{_SPEAKER[role]}: {text_in(content)}" for role, content in prompt)
+
+
+__all__ = ["Encoded", "Template", "render_plain"]

@@ -36,24 +36,31 @@ def deduplicate(groups: Sequence[tuple[Conversation, Sequence[str]]]) -> list[Pe
 
 
 def split_into_windows(
-    texts: Iterable[PendingText], *, characters: int, share: bool = False
+    texts: Iterable[PendingText],
+    *,
+    characters: int,
+    share: bool = False,
+    first: int | None = None,
+    whole: bool = False,
 ) -> Iterator[list[PendingText]]:
     """Yield windows of at most `characters` each; a prompt counts once for each response, or with `share` once a window.
 
-    A prompt with too many responses is cut between two of them; a text longer than a window is a window of its own.
+    A prompt with too many responses is cut between two of them, unless groups stay `whole`; a text longer than a window is a
+    window of its own. The `first` window has at most so many characters, and each after it half as many again as the one before.
     """
     window: list[PendingText] = []
-    size = 0
+    size, most = 0, min(first or characters, characters)
     for prompt, responses, places in texts:
         prompt_size = sum(len(content) for _, content in prompt)
         start = 0
         for index, response in enumerate(responses):
             size += (0 if share and index > start else prompt_size) + len(response)
-            if size > characters and (window or index > start):
+            if size > most and (window or index > start) and not (whole and index):
                 if index > start:
                     window.append(PendingText(prompt, responses[start:index], places[start:index]))
                 yield window
                 window, start, size = [], index, prompt_size + len(response)
+                most = min(most + most // 2, characters)
         window.append(PendingText(prompt, responses[start:], places[start:]))
     if window:
         yield window

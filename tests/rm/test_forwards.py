@@ -65,6 +65,57 @@ def test_the_next_batch_is_launched_before_the_rewards_of_the_last_are_read(ahea
     assert [event[:2] for event in events] == [*order, ("read", count - 1)]
 
 
+def cut(scorer, groups):
+    """Two halves, the second of them prepared."""
+    return groups[:4], scorer.prepare(groups[4:])
+
+
+def test_batches_of_the_next_call_are_launched_before_a_call_returns(ahead):
+    scorer, expected = ahead
+    events = watch(scorer)
+    first, second = cut(scorer, some_groups())
+    got = scorer.score(first, lambda: second)
+    launched, read = ([number for kind, number, _ in events if kind == wanted] for wanted in ("launch", "read"))
+    own = len(read)
+    assert own > 1
+    assert len(launched) == own + 2  # while the caller keeps these results, the device has two batches to compute
+    assert [event[:2] for event in events[-4:]] == [
+        ("read", own - 2),
+        ("launch", own),
+        ("read", own - 1),
+        ("launch", own + 1),
+    ]
+    assert_same([*got, *scorer.score(second)], expected)
+    launched, read = ([number for kind, number, _ in events if kind == wanted] for wanted in ("launch", "read"))
+    assert launched == read == list(range(len(launched)))  # each once, in order
+
+
+def test_a_next_call_that_is_not_prepared_or_not_wanted_changes_nothing(ahead):
+    scorer, expected = ahead
+    events = watch(scorer)
+    groups = some_groups()
+    asked = []
+    first, second = cut(scorer, groups)
+    assert_same(scorer.score(first, lambda: asked.append(1)), expected[:4])
+    assert asked  # and nothing was there yet
+    assert sum(kind == "launch" for kind, *_ in events) == sum(kind == "read" for kind, *_ in events)
+    scorer.score(groups[:1], lambda: second)  # two batches of which nobody takes the rewards
+    assert_same(scorer.score(groups), expected)
+
+
+@pytest.mark.parametrize("problem", ["out_of_memory", "bad_row"])
+@pytest.mark.parametrize("moment", ["launching", "reading"])
+def test_what_fails_of_the_next_call_is_no_fault_of_this_one(ahead, causal, problem, moment):
+    scorer, _ = ahead
+    alone = load(causal, tokens_per_batch=60)
+    alone.device, raises = "cuda", {"out_of_memory": out_of_memory, "bad_row": bad_row}[problem]
+    watch(alone, **{moment: raises})
+    expected = alone.score(some_groups())
+    watch(scorer, **{moment: raises})
+    first, second = cut(scorer, some_groups())
+    assert_same([*scorer.score(first, lambda: second), *scorer.score(second)], expected)
+
+
 def test_a_cpu_s_rewards_are_read_at_once(ahead):
     scorer, _ = ahead
     scorer.device = "cpu"
@@ -164,5 +215,13 @@ def test_a_gpu_is_waited_for_once_a_batch(kind, request, monkeypatch):
         stub.take(scorer.model)
         assert scorer.model.model.device == GPU
         assert_same(scorer.score(groups), expected)
-    assert len(done) > 5
-    assert stub.waits == ["event"] * len(done)
+        assert len(done) > 5
+        assert stub.waits == ["event"] * len(done)
+        built = scorer.prepare(groups).begin()
+        run = built.live[0]
+        plan = run.waiting[0].inputs.plan
+        assert plan.asked  # what layers asked for in the forwards before is made ahead, by the thread that tokenises
+        made = dict(plan._joined)
+        assert bool(made) == plan.shares
+        assert len(list(scorer._run(type(built)(iter([run]))))) == 1
+        assert plan._joined == made

@@ -271,6 +271,21 @@ def test_a_response_that_does_not_fit_leaves_the_others_their_prompt(causal):
     np.testing.assert_allclose(result.rewards[[0, 2, 3]], alone.rewards, rtol=0, atol=1e-5)
 
 
+def test_a_group_that_is_cut_together_shares_its_prompt_whatever_the_windows(causal):
+    prompt, responses = (("user", "the " * 30 + "good " * 20),), ["good day", "hot " * 12, "a bad way", *WORDS[:30]]
+    rewards = []
+    for budget in (40, 1000):
+        scorer, work = load(causal, max_length=40, too_long="truncate_group", tokens_per_batch=budget), []
+        scorer.on_batch = work.append
+        (result,) = scorer.score([(prompt, responses)])
+        assert result.truncated.all()
+        assert len(set(result.prompt_tokens.tolist())) == 1
+        rewards.append(result.rewards)
+    computed, read = (sum(getattr(done, name) for done in work) for name in ("computed_tokens", "read_tokens"))
+    assert read - computed > (len(responses) - 1) * (result.prompt_tokens[0] - 3)  # the prompt ran once
+    np.testing.assert_allclose(*rewards, rtol=0, atol=1e-5)
+
+
 def test_a_cut_group_s_prefix_is_repeated_and_the_budget_kept(causal):
     scorer, work = load(causal, tokens_per_batch=40, max_length=128), []
     scorer.on_batch = work.append

@@ -91,6 +91,7 @@ def _score(job: Job, launcher: LauncherConnection) -> None:
     from pipelines.plan import plan_at
     from pipelines.score.load_model import LoadAfterRelease
     from pipelines.score.transform import ScoreUnits
+    from pipelines.score.unit_scorer import score_in_line
 
     load = job.scorer if len(job.paths.members) == 1 else LoadAfterRelease(job.scorer)
     members = [ScoreUnits(path, job.directories, load, limits=job.limits) for path in job.paths.members]
@@ -106,9 +107,13 @@ def _score(job: Job, launcher: LauncherConnection) -> None:
         with suppress(*skippable):  # the graph that runs afterwards finds and skips such a file once more
             if file.copy is not None and piece.unit is None:  # exists already, unless the file cannot be read
                 rewrite(file, file.copy, max_row_bytes=plan.max_row_bytes)
-            for unit in split_units(file, as_planned=True) if piece.unit is None else [piece.unit]:
-                for _ in members[member].score_unit(piece.file, unit, stripe=piece.stripe, stripes=piece.stripes):
-                    launcher.send("lives", *_report())  # if this worker dies, the launcher knows what it has published
+            units = split_units(file, as_planned=True) if piece.unit is None else [piece.unit]
+            runs = (
+                members[member].begin_unit(piece.file, unit, stripe=piece.stripe, stripes=piece.stripes)
+                for unit in units
+            )
+            for _ in score_in_line(runs):
+                launcher.send("lives", *_report())  # if this worker dies, the launcher knows what it has published
 
 
 def _send_signs_of_life(launcher: LauncherConnection) -> None:

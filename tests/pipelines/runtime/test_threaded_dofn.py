@@ -14,7 +14,7 @@ from apache_beam.testing.util import assert_that
 
 from pipelines.errors import InputError, from_text
 from pipelines.runtime import threaded_dofn
-from pipelines.runtime.threaded_dofn import ThreadedCalls, ThreadedDoFn, map_ahead, one_ahead
+from pipelines.runtime.threaded_dofn import OneAhead, ThreadedCalls, ThreadedDoFn, map_ahead
 from pipelines.runtime.transforms import Gather
 
 
@@ -86,6 +86,13 @@ def test_looking_ahead_calls_at_once_and_raises_in_turn():
         next(looked)
 
 
+def wait_for(condition) -> bool:
+    deadline = time.monotonic() + 30
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return condition()
+
+
 def test_the_next_item_is_made_while_one_is_used_and_raises_in_turn():
     made = [threading.Event() for _ in range(3)]
 
@@ -95,14 +102,21 @@ def test_the_next_item_is_made_while_one_is_used_and_raises_in_turn():
             yield number
         raise InputError("3 is not there; restore it")
 
-    used = one_ahead(items())
+    used = OneAhead(items())
+    assert made[0].wait(30)  # before it is asked for
     for number in range(3):
         assert next(used) == number
         assert number == 2 or made[number + 1].wait(30)
+        assert number == 2 or wait_for(lambda number=number: used.ready() == number + 1)
         assert not any(event.is_set() for event in made[number + 2 :])
     with pytest.raises(InputError, match="3 is not there"):
         next(used)
-    assert list(one_ahead(iter(()))) == []
+    assert used.ready() is None
+    assert not used.at_end  # it has failed
+    nothing = OneAhead(iter(()))
+    assert list(nothing) == []
+    assert nothing.at_end
+    assert nothing.ready() is None
 
 
 class Doubled(ThreadedDoFn):

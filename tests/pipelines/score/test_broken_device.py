@@ -17,7 +17,7 @@ from pipelines.errors import BrokenDeviceError, ModelLoadError, StorageError, ca
 from pipelines.plan import make_plans
 from pipelines.runtime import machine, progress
 from pipelines.score.load_model import LoadScorer, ending_with_device, process_name
-from pipelines.score.unit_scorer import refuse_broken_model
+from pipelines.score.score_columns import refuse_broken_model
 
 ROWS = corpus_rows(30, 4)
 ERROR = "CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously reported"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -12,11 +13,12 @@ from support.stubs import StubScorer, stub_reward
 
 from pipelines.corpus import split_units
 from pipelines.corpus.columns.row_mapping import ParsedRow, RowMapping
-from pipelines.corpus.fragments import Fragment, Row
+from pipelines.corpus.fragments import Fragment, Row, groups_of
 from pipelines.errors import ModelLoadError
 from pipelines.plan import Plan, make_plans
+from pipelines.score.score_columns import GroupResult, score_columns, usable_rows
 from pipelines.score.score_files import COLUMNS
-from pipelines.score.unit_scorer import GroupResult, UnitScorer, score_fragment
+from pipelines.score.unit_scorer import UnitScorer, score_in_line
 from pipelines.score.unit_scores import score_directories
 from rm.conversations import from_prompt, response_hash
 from rm.scorer import GroupScores
@@ -36,6 +38,10 @@ def row(number: int, *responses: str | None, prompt: bool = True, rewards=None) 
 
 def fragment(*rows: Row) -> Fragment:
     return Fragment(0, list(rows), last=True)
+
+
+def score_fragment(scorer, rows: Fragment, plan: Plan):
+    return score_columns(rows, None if scorer is None else scorer.score(groups_of(usable_rows(rows))), plan)
 
 
 def test_every_response_has_a_row_and_unusable_ones_keep_their_reasons():
@@ -125,10 +131,16 @@ class Preparing(StubScorer):
         self.prepared[int(groups[0][1][0].split()[1])].set()
         return groups
 
-    def score(self, groups):
+    def score(self, groups, following=lambda: None):
         number = int(groups[0][1][0].split()[1])
         if number < 3:
             assert self.prepared[number + 1].wait(30)
+            deadline = time.monotonic() + 30
+            while (then := following()) is None and time.monotonic() < deadline:
+                time.sleep(0.001)
+            assert int(then[0][1][0].split()[1]) == number + 1
+        else:
+            assert following() is None
         self.scored.append((number, type(groups)))
         return super().score(groups)
 
@@ -144,3 +156,19 @@ def test_the_next_fragment_is_read_and_prepared_while_one_is_scored(tmp_path, ma
     assert [(file.footer.fragment, file.footer.scored) for file in files] == [(number, 2) for number in range(4)]
     assert list(unit_scorer.score_unit(0, unit, [])) == files  # found, and neither prepared nor scored
     assert len(scorer.scored) == 4
+
+
+def test_a_unit_is_begun_before_the_one_before_it_is_scored(tmp_path, make_config):
+    """The first fragment of a file is prepared while the last of another one is scored, and is what its device goes on with."""
+    for number in range(4):
+        rows = [{"prompt": f"p {number}", "response": f"r {number} {place}"} for place in range(2)]
+        write_jsonl(tmp_path / "in" / f"{number}.jsonl", rows)
+    config = make_config(tmp_path / "in" / "*.jsonl")
+    plan, scorer = make_plans(config).whole, Preparing()
+    unit_scorer = UnitScorer(plan, score_directories(config), lambda *_: scorer)
+    units = [(number, unit) for number, file in enumerate(plan.files) for unit in split_units(file)]
+    assert len(units) == 4
+    scorer.prepared[1].set()  # it is read before there is a scorer, and prepared when that asks what follows
+    files = list(score_in_line(unit_scorer.begin_unit(number, unit, []) for number, unit in units))
+    assert scorer.scored == [(0, list), *((number, tuple) for number in range(1, 4))]
+    assert [(file.file, file.footer.scored) for file in files] == [(number, 2) for number in range(4)]

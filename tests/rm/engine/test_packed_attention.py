@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rm.engine import attention_plan
 from rm.engine import packed_attention as attention
 from rm.engine.attention_kernels import Kernel
 from rm.engine.attention_plan import AttentionPlan
@@ -69,7 +70,7 @@ class OnGpu(torch.Tensor):
 
 def in_several_calls(query, key, value, plan, form):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "most_gathered", lambda *_: 4)
+        patch.setattr(attention_plan, "most_gathered", lambda *_: 4)
         return by_kernel(query, key, value, plan, form, joined=True)
 
 
@@ -188,7 +189,7 @@ def test_gradients_equal_those_of_dense_attention(way, monkeypatch):
         tensors = [tensor.requires_grad_() for tensor in draw(segments, (4, 2))]
         plan = AttentionPlan(segments, CPU)
         if way == "several calls":
-            monkeypatch.setattr(attention, "most_gathered", lambda *_: 4)
+            monkeypatch.setattr(attention_plan, "most_gathered", lambda *_: 4)
         # joined, whatever it costs: log-sum-exps have no gradient
         got = (
             WAYS[way](*tensors, plan, form)

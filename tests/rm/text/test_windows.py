@@ -61,6 +61,17 @@ def test_windows_hold_everything_and_keep_to_their_size(given_groups, characters
         assert size([*window, first]) > characters  # as full as the order allows
 
 
+def test_the_first_windows_are_small_and_each_is_half_as_large_again_as_the_one_before():
+    asked = deduplicate([((("user", "p"),), [f"{number:03}" for number in range(200)])])
+    sizes = [
+        [len(one.responses) for one in window]
+        for window in split_into_windows(asked, characters=91, share=True, first=10)
+    ]
+    assert sizes[:7] == [[3], [4], [7], [10], [16], [24], [30]]  # one character of each is the prompt's
+    assert sum(map(sum, sizes)) == 200
+    assert list(split_into_windows(asked, characters=91, first=1000)) == list(split_into_windows(asked, characters=91))
+
+
 def test_the_next_is_made_while_the_last_is_worked_on():
     begun = [threading.Event() for _ in range(3)]
 
