@@ -167,10 +167,8 @@ class RunConfig(Strict):
                         f"{setting}.reward_output, or combine those of a single model in the step reward"
                     )
                 if model.too_long == "truncate_group" and self.score.colocate is not None:
-                    raise ValueError(
-                        f"score.colocate scores the responses to a prompt in several parts, and {setting}.too_long is "
-                        "'truncate_group', which cuts their prompt alike; set it to truncate, or remove score.colocate"
-                    )
+                    reason = "score.colocate scores the responses to a prompt in parts, whose prompt would be cut in several ways"
+                    raise ValueError(f"{setting}.too_long is truncate_group, and {reason}; remove one")
                 if model.outputs and self.score.colocate is not None:
                     raise ValueError(
                         f"score.colocate keeps one reward a response, and {setting}.outputs names more; remove one"

@@ -469,7 +469,7 @@ def test_workers_and_shards_see_parts_and_are_refused(configure, tmp_path, sprea
         ValueError, match=r"score\.colocate regroups the whole corpus in one process, and runner\.workers is 3"
     ):
         configure(tmp_path, spread, runner={"workers": 3}, **ON)
-    with pytest.raises(ValueError, match=r"in several parts, and model\.too_long is 'truncate_group'"):
+    with pytest.raises(ValueError, match=r"model\.too_long is truncate_group, and score\.colocate scores"):
         configure(tmp_path, spread, model={"path": "m", "too_long": "truncate_group"}, **ON)
     with pytest.raises(
         ConfigError, match=r"--shard scores files by themselves, and score\.colocate regroups the whole"
