@@ -38,6 +38,7 @@ _BLOCK = re.compile(
 LEAST = {"dataflow": 3} | dict.fromkeys(
     (
         "python",
+        "api",
         "architecture",
         "architectures",
         "benchmarks",
