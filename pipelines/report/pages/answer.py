@@ -22,10 +22,10 @@ TEMPLATE = """\
 <p class="lead">{{ words }}</p>
 {% endfor %}
 {% for words, bad in answer.models %}
-<p class="lead{% if bad %} warning{% endif %}"><b>Reward model:</b> {{ words }}</p>
+<p class="lead{% if bad %} warning{% endif %}"><strong>Reward model:</strong> {{ words }}</p>
 {% endfor %}
 {% for warning in answer.warnings %}
-<p class="lead warning"><b>Caution:</b> {{ warning }}</p>
+<p class="lead warning"><strong>Caution:</strong> {{ warning }}</p>
 {% endfor %}
 {% if answer.rivals %}
 <div class="scroll" role="region" tabindex="0" aria-label="Compared with simple rules"><table class="rivals">

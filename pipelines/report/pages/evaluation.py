@@ -17,7 +17,7 @@ _PAGE = """\
 {% block header %}
 <h1>Evaluation of <code>{{ model.path | crop }}</code></h1>
 <p class="lead">{{ verdict.sentence }}</p>
-{% for warning in verdict.warnings %}<p class="lead warning"><b>Caution:</b> {{ warning }}</p>
+{% for warning in verdict.warnings %}<p class="lead warning"><strong>Caution:</strong> {{ warning }}</p>
 {% endfor %}
 <p class="lead quiet">Measured on <code>{{ data.path | crop }}</code>, {{ data.part }}. Intervals are of 95 %, from
 {{ resamples }} resamples of prompts: all comparisons of a prompt stay together.</p>

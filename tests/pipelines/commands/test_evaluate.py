@@ -127,7 +127,7 @@ def test_scoring_in_windows_loses_and_repeats_nothing(bestkept, model, data, tmp
     whole = read(tmp_path)
     seen = []
 
-    def small_windows(asked, *, characters, share):
+    def small_windows(asked, **_):
         for window in split_into_windows(asked, characters=60):
             seen.append(window)
             yield window

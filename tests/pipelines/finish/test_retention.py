@@ -302,7 +302,7 @@ def test_other_directories_are_refused(disk, tmp_path):
     run(disk)
     Path(disk.root, "latest.json").write_text("{")
     before = disk.contents("out")
-    with pytest.raises(InputError, match=r"latest\.json does not name a version, so nothing can be told"):
+    with pytest.raises(InputError, match=r"latest\.json does not name a version, so it is unknown what is needed"):
         clean(disk)
     assert disk.contents("out") == before
 
