@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -24,6 +28,10 @@ if TYPE_CHECKING:
     from pipelines.plan import Plan
 
 Result = TypeVar("Result")
+
+# Globals of the process, as loggers are: calls of several threads silence Beam together.
+_silencing = threading.Lock()
+_silenced = 0
 
 
 def curate(
@@ -47,12 +55,9 @@ def curate(
     The same call again finds what is done, and resumes after an interruption. With `progress` a bar is shown in a terminal.
     Raises `BestkeptError`: `ConfigError`, `InputError`, `RejectedError`, `StorageError`, `ConflictError`, `ModelLoadError`.
     """
-    values = _values_of(config)
-    for name, value in settings.items():
-        known = values.get(name)
-        values[name] = {**known, **value} if isinstance(known, Mapping) and isinstance(value, Mapping) else value
+    values = _merged(_values_of(config), settings)
     if input is not None:
-        values["input"] = {**values.get("input", {}), **block_of(input)}
+        values = _merged(values, {"input": block_of(input)})
     if model is not None:
         values["model"] = model_block(model)
     if select is not None:
@@ -87,7 +92,7 @@ def score(
     """
     if isinstance(model, list | tuple):
         raise ConfigError("score takes one model, whose rewards it returns; curate combines several")
-    values: dict[str, Any] = {**settings, "input": block_of(data), "model": model_block(model)}
+    values: dict[str, Any] = {**_merged(settings, {"input": block_of(data)}), "model": model_block(model)}
     folder = _place_output(values, output)
     config = _prepared(values, "score")
 
@@ -102,7 +107,8 @@ def score(
             "runner.options lets the service run on alone, so that no rewards are there yet; leave that option out"
         )
     counts = {name: value for name, value in outcome.totals.items() if name != "examples"}
-    return Scores(config.scores_path, _scores_table(config, outcome.plan), counts, config, folder)
+    table = _scores_table(config, outcome.plan, {file["key"] for file in outcome.skipped})
+    return Scores(config.scores_path, table, counts, config, folder)
 
 
 def select(
@@ -124,11 +130,10 @@ def select(
     """
     if isinstance(scores, Scores):
         values = scores.config.model_dump(exclude_unset=True)
-        values |= {**settings, "scores": {**values.get("scores", {}), "path": scores.path}}
         del values["output"]
+        values = _merged(_merged(values, settings), {"scores": {"path": scores.path}})
     else:
-        values = {**settings, "input": {**settings.get("input", {}), **block_of(scores)}}
-        values["scores"] = {**settings.get("scores", {}), "column": reward}
+        values = _merged(settings, {"input": block_of(scores), "scores": {"column": reward}})
     values["select"] = list(rules)
     folder = _place_output(values, output)
     values["output"].setdefault("shape", "preference" if make_pairs(values["select"]) else "original")
@@ -140,6 +145,15 @@ def select(
         return run_curation(config, scorer=None)
 
     return _curated(config, _working(run, progress=progress), folder)
+
+
+def _merged(values: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the blocks of `values` under the settings in those of `more`."""
+    merged = dict(values)
+    for name, value in more.items():
+        known = merged.get(name)
+        merged[name] = {**known, **value} if isinstance(known, Mapping) and isinstance(value, Mapping) else value
+    return merged
 
 
 def _values_of(config: Any) -> dict[str, Any]:
@@ -180,6 +194,7 @@ def _working(work: Callable[[], Result], *, progress: bool) -> Result:
     from pipelines.commands.progress_bar import showing_progress
     from pipelines.runtime import progress as state
 
+    _load_beam()
     state.reset()
     try:
         with _without_engine_logs(), showing_progress() if progress else nullcontext():
@@ -188,20 +203,43 @@ def _working(work: Callable[[], Result], *, progress: bool) -> Result:
         raise
     except BestkeptError as error:
         raise error.with_traceback(None) from None
+    finally:
+        _release_model()
+
+
+def _load_beam() -> None:
+    """Load Beam in a thread of its own: a package of Google keeps an error of its import, and with it every frame below."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(import_module, "apache_beam").result()
+
+
+def _release_model() -> None:
+    """Free the memory of the model: the next call loads its own."""
+    if "pipelines.score.load_model" in sys.modules:
+        from pipelines.score.load_model import release_model
+
+        release_model()
+    if "torch" in sys.modules:
+        sys.modules["torch"].cuda.empty_cache()
 
 
 @contextmanager
 def _without_engine_logs() -> Iterator[None]:
     """Keep Beam's log lines off standard error while it runs: they quote rows, and what ends a run is raised."""
+    global _silenced
     root, beam, silent = logging.getLogger(), logging.getLogger("apache_beam"), logging.NullHandler()
-    handlers, propagated = list(root.handlers), beam.propagate
-    beam.addHandler(silent)
-    beam.propagate = False
+    handlers = list(root.handlers)
+    with _silencing:
+        _silenced += 1
+        beam.addHandler(silent)
+        beam.propagate = False
     try:
         yield
     finally:
-        beam.propagate = propagated
-        beam.removeHandler(silent)
+        with _silencing:
+            _silenced -= 1
+            beam.propagate = not _silenced
+            beam.removeHandler(silent)
         for handler in root.handlers[:]:
             if handler not in handlers and type(handler) is logging.StreamHandler:  # of `basicConfig`, which Beam calls
                 root.removeHandler(handler)
@@ -211,7 +249,7 @@ def _curated(config: RunConfig, outcome: Outcome, folder: Any) -> Curated:
     return Curated(outcome.output(config), outcome.manifest or {}, outcome.already_complete, folder)
 
 
-def _scores_table(config: RunConfig, plan: Plan) -> pyarrow.Table:
+def _scores_table(config: RunConfig, plan: Plan, skipped: set[str]) -> pyarrow.Table:
     """Return what the score files hold, in the order of the corpus, as `Scores.table` describes it."""
     import pyarrow as pa
 
@@ -225,6 +263,8 @@ def _scores_table(config: RunConfig, plan: Plan) -> pyarrow.Table:
     names += [f"carry.{name}" for name in plan.mapping.carry]
     parts = []
     for number, file in enumerate(plan.files):
+        if file.key in skipped:
+            continue
         rows = 0  # of the units before
         for unit in split_units(file, as_planned=True):
             unit_rows = 0

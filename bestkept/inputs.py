@@ -131,9 +131,9 @@ def _to_table(data: Any, name: str) -> pyarrow.Table:
 
     if type(data).__module__.startswith("datasets.") and hasattr(data, "with_format") and hasattr(data, "__len__"):
         data = data.with_format("arrow")[:]
-    elif type(data).__module__.startswith("pandas"):
+    elif type(data).__module__.startswith("pandas") and hasattr(data, "columns"):
         data = _from_pandas(data, name)
-    elif hasattr(data, "__arrow_c_stream__"):
+    elif hasattr(data, "__arrow_c_stream__") and not hasattr(data, "to_frame"):  # no single column
         data = pa.table(data)
     else:
         raise ConfigError(

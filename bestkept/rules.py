@@ -6,7 +6,7 @@ The first setting of a rule may be given by place, all others by name; `help(bes
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from inspect import Parameter, Signature
 from typing import Any, TypeAlias
 
@@ -68,4 +68,5 @@ longest = _function_of("longest")
 
 def make_pairs(rules: Any) -> bool:
     """Tell whether a list of rules ends with one that keeps pairs, whose output has the shape `preference`."""
-    return bool(rules) and not {"pairs", "preferences"}.isdisjoint(rules[-1])
+    last = rules[-1] if isinstance(rules, list | tuple) and rules else None
+    return isinstance(last, Mapping) and not {"pairs", "preferences"}.isdisjoint(last)

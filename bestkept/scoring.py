@@ -77,7 +77,7 @@ class RewardModel:
         """Return the call that makes it, without its settings."""
         return f"RewardModel({self.path!r})"
 
-    @cached_property
+    @property
     def temperature(self) -> float | None:
         """The T by which gaps between rewards become probabilities, from `calibration.json`; None where none is stored for them.
 
@@ -152,6 +152,10 @@ class RewardModel:
         """
         texts = list(responses)
         rewards = self.score([prompt] * len(texts), texts)
+        if len(rewards) != len(texts):
+            raise ConfigError(
+                "responses holds lists of texts; expected one text, or one list of messages, for each response"
+            )
         order = sorted(range(len(texts)), key=lambda at: (np.isnan(rewards[at]), -rewards[at]))[:top_k]
         ranked = [Ranked(corpus_id=at, score=float(rewards[at])) for at in order]
         if return_documents:

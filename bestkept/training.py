@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -92,6 +93,23 @@ class Trained:
         return RewardModel(self.path, **settings)
 
 
+@contextmanager
+def _own_random_numbers() -> Iterator[None]:
+    """Leave the caller's random numbers as they were: a training seeds those of Python, numpy and torch."""
+    python = random.getstate()  # before the imports, of which some draw
+    import numpy as np
+    import torch
+
+    numpy = np.random.get_state()
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+@_own_random_numbers()
 def train(
     data: Any,
     *,

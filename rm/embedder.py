@@ -31,8 +31,8 @@ from rm.checkpoint.refusals import refuse_unembedded
 from rm.conversations import TOOLS, Conversation
 from rm.engine.device import begin_copy, default_device, default_tokens_per_batch, peak_flops, resolve_device
 from rm.forwards import Call, ForwardLoop, WindowRun
-from rm.identity import resolve_model
-from rm.messages import open_messages
+from rm.identity import ModelError, resolve_model
+from rm.messages import describe_response, open_messages
 from rm.scores import Batch, GroupScores, Launched, ResponseGroup, Window, Work
 from rm.text.special_tokens import SpecialTokens
 from rm.text.templates import Encoded, render_plain
@@ -198,6 +198,14 @@ class Embedder(ForwardLoop):
         return Launched(copied, Work(len(members), tokens, computed, computed - tokens, flops, peak, 0.0), started)
 
 
+def refuse_relevance(path: str, *, revision: str | None, max_length: int | None, **_: Any) -> None:
+    """Raise `ModelError` where the embedding model of the evaluation cannot be read: before the work, not after it."""
+    try:
+        read_embedding(resolve_model(path, revision), max_length)
+    except ModelError as error:
+        raise ModelError(str(error).replace("model.path", "relevance.path", 1)) from error
+
+
 def _read_prompt(prompt: Conversation, settings: EmbeddingSettings) -> str:
     text = settings.query + render_plain(prompt)
     return text.lower() if settings.lower_case else text
@@ -205,7 +213,8 @@ def _read_prompt(prompt: Conversation, settings: EmbeddingSettings) -> str:
 
 def _read_response(response: str, settings: EmbeddingSettings) -> str:
     parts = [str(message.get("content") or "") for message in open_messages("assistant", response)]
-    text = settings.document + "\n\n".join(part for part in parts if part)
+    said = "\n\n".join(part for part in parts if part)
+    text = settings.document + (said or describe_response(response))  # a call of tools may stand alone
     return text.lower() if settings.lower_case else text
 
 

@@ -101,7 +101,7 @@ class ForwardLoop(ABC):
                     break
                 if unread and (len(unread) > ahead or (waiting is None and new is None)):
                     self._settle(unread)
-                elif waiting is None:
+                elif waiting is None and new is not None:
                     break
         if after is not None:
             after.unread.extend(unread)

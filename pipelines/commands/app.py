@@ -214,8 +214,8 @@ def load_run_config(path: str | None, extra: Sequence[str] | None) -> tuple[RunC
     """Return the configuration in a file under the overrides in `extra`, and the flags of Beam in it. Raises `ConfigError`."""
     from pipelines.config import RunConfig
 
-    overrides, flags = split_arguments(extra or [])
-    return load_config(RunConfig, path, overrides), flags
+    words, flags = split_arguments([*([] if path is None else [path]), *(extra or [])])
+    return load_config(RunConfig, words[0] if words else None, words[1:]), flags
 
 
 def load_config(kind: type[Config], path: str | None, overrides: Sequence[str]) -> Config:

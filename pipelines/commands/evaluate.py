@@ -80,6 +80,7 @@ def evaluate_model(config: EvaluateConfig, showing: Showing) -> dict[str, Any]:
 
     Raises `ConfigError`, `InputError`, `ModelLoadError` or `StorageError`.
     """
+    from rm.embedder import refuse_relevance
     from rm.evaluate import Bootstrap, Relevance, evaluate
     from rm.identity import ModelError
 
@@ -90,6 +91,8 @@ def evaluate_model(config: EvaluateConfig, showing: Showing) -> dict[str, Any]:
     groups, rejected = _read(config)
     directory = whole_directory(config.model.path, config.model.revision)
     try:
+        if config.relevance is not None:
+            refuse_relevance(**config.relevance.model_dump(exclude={"gap"}))
         with reporting_broken_devices():
             scored = _score(config, directory, groups, showing)
     except ModelError as error:
@@ -135,11 +138,14 @@ def evaluation_config(words: Sequence[str]) -> EvaluateConfig:
         raise ConfigError(f"MODEL is missing; {remedy}")
     if words[0].endswith((".yaml", ".yml")) and not Path(words[0]).is_dir():
         return load(EvaluateConfig, words[0], words[1:])
-    places = [word for word in words[:2] if is_file(word)]
-    if len(places) == 1 and not any(word.startswith("data") for word in words[1:]):
+    places = [word for word in words if is_file(word)][:2]
+    settings = [word for word in words if word not in places]
+    named = {word.partition("=")[0] for word in settings}
+    free = [key for key in ("model", "data") if f"{key}.path" not in named]
+    if len(places) == 1 and free == ["model", "data"]:
         raise ConfigError(f"DATA is missing; {remedy}")
-    values = {key: {"path": place} for key, place in zip(("model", "data"), places, strict=False)}
-    return validate(EvaluateConfig, values, words[len(places) :], where=COMMAND_LINE)
+    values = {key: {"path": place} for key, place in zip(free, places, strict=False)}
+    return validate(EvaluateConfig, values, settings, where=COMMAND_LINE)
 
 
 def _refuse_own_output(config: EvaluateConfig) -> None:
@@ -214,17 +220,19 @@ def _score(config: EvaluateConfig, directory: Path, groups: Sequence[Group], sho
         prompts=config.stress.prompts,
         bootstrap=Bootstrap(config.bootstrap.resamples, config.bootstrap.seed),
     )
-    return _ScoredGroups(scores, stressed, scorer.template.max_length, dtype, _measure_relevance(config, groups))
+    return _ScoredGroups(
+        scores, stressed, scorer.template.max_length, dtype, _measure_relevance(config, groups, showing)
+    )
 
 
-def _measure_relevance(config: EvaluateConfig, groups: Sequence[Group]) -> list[GroupScores] | None:
+def _measure_relevance(config: EvaluateConfig, groups: Sequence[Group], showing: Showing) -> list[GroupScores] | None:
     """Return the cosines of prompts and responses; None where no embedding model is given."""
     from rm.embedder import Embedder
 
     if config.relevance is None:
         return None
     embedder = Embedder.open(**config.relevance.model_dump(exclude={"gap"}))
-    with showing_batches(sum(len(group.responses) for group in groups)) as report:
+    with showing(sum(len(group.responses) for group in groups)) as report:
         embedder.on_batch = report
         return embedder.score([(group.prompt, group.responses) for group in groups])
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from pipelines.commands.printing import format_duration, print_result
+from pipelines.commands.printing import format_duration, print_json, print_result
 from pipelines.commands.progress_bar import showing_progress
 from pipelines.commands.verdict import verdicts_of
 from pipelines.config import RunConfig
 from pipelines.report.text import describe_gap
 from pipelines.report.verdict import NO_VERDICT, label
-from pipelines.runtime import progress
+from pipelines.runtime import logs, progress
 
 if TYPE_CHECKING:
     from pipelines.commands.run import Outcome
@@ -27,6 +27,8 @@ def run_and_summarise(config: RunConfig, work: Callable[[], Outcome]) -> Outcome
         outcome = work()
     if not outcome.handed_over:
         print_summary(config, outcome)
+    elif logs.output_mode().json:
+        print_json({"handed_over": True, "scores": config.scores_path, "output": outcome.output(config)})
     return outcome
 
 

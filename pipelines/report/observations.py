@@ -85,7 +85,7 @@ class Observations:
             sample_of(rows, SAMPLE_ROWS),
             sample_of(rows, GRADED_ROWS if graded else 0),
             JudgedPairs.of(rows) if preferences and len(rows) else JudgedPairs(),
-            {name: _sums(table, name) for name in table.column_names[len(ROWS) :]},
+            {name.partition(".")[2]: _sums(table, name) for name in table.column_names[len(ROWS) :]},
         )
 
     def counts(self) -> dict[Side, int]:

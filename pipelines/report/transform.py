@@ -151,10 +151,8 @@ def rows_of(file: ScoreFile, settings: ReportSettings, kept: Any) -> pa.Table:
         else gold_of(scores[score_column(settings.gold)]),
         "spread": scores["spread"] if settings.ensemble else pa.nulls(count, pa.float32()),
     }
-    signals = zip(settings.signals, signal_columns(settings), strict=True)
-    return pa.table(
-        {**{name: columns[name] for name in ROWS.names}, **{name: scores[column] for name, column in signals}}
-    )
+    signals = {column: scores[column] for column in signal_columns(settings)}
+    return pa.table({**{name: columns[name] for name in ROWS.names}, **signals})
 
 
 def gold_of(column: pa.ChunkedArray) -> pa.Array:

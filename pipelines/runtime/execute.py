@@ -21,6 +21,7 @@ from pipelines.runtime.beam_options import hands_over, make_runner
 
 EVERY_SECS = 15.0  # between two readings of the counters of a job
 _ENDED_FROM_OUTSIDE = {"CANCELLED": "was cancelled", "DRAINED": "was drained", "UPDATED": "was replaced by another"}
+_INTERRUPTED = re.compile(r"^KeyboardInterrupt\b", re.MULTILINE)  # what Beam makes of Ctrl-C in its worker
 _RESUMES = "what is scored stays, and the same command again resumes from there"
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,8 @@ def execute(
     except BestkeptError:
         raise
     except Exception as error:
+        if _INTERRUPTED.search(str(error)):  # in Python; the command ends at once on a signal
+            raise KeyboardInterrupt from None
         endpoint = options.view_as(PortableOptions).job_endpoint
         raise engine_error(error, endpoint) or error_to_report(error, "the pipeline") from error
 

@@ -154,6 +154,11 @@ class LoadAfterRelease:
     load: Callable[[Plan], Any]
 
     def __call__(self, plan: Plan) -> Any:
-        _PLACEHOLDER.acquire(_Placeholder)
-        gc.collect()  # a model may be part of a cycle
+        release_model()
         return self.load(plan)
+
+
+def release_model() -> None:
+    """Let go of the model that Beam's `Shared` keeps after the last use."""
+    _PLACEHOLDER.acquire(_Placeholder)
+    gc.collect()  # a model may be part of a cycle

@@ -11,20 +11,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from pipelines.config.prompt_rules import OnTopic
+from pipelines.errors import InputError
 from pipelines.select.candidates import Candidates, Mask, group_sizes
 from pipelines.select.top import Cut
 
 _SEVERAL = 3  # responses of known relevance from which on the second most relevant one counts
 _STEPS = 1024  # of a gap, in 1: a power of two, so that a distance is exactly within a step or beyond it
-_BINS = 2 * _STEPS + 1  # cosines are 2 apart at most
-_ENOUGH, _FEWEST = 0.5, 100  # share and number of responses to other prompts beyond a gap that tells something
-_MOST = 0.5  # of all responses, the largest estimate of those that are off topic
+_FARTHEST = 2  # apart that cosines are at most
+_BINS = _FARTHEST * _STEPS + 1
+_ENOUGH, _FEWEST = (
+    Fraction(1, 2),
+    100,
+)  # share and number of responses to other prompts beyond a gap that tells something
+_MOST = Fraction(1, 2)  # of all responses, the largest estimate of those that are off topic
 
 
 def on_topic(candidates: Candidates, rule: OnTopic, settled: SettledGap | None = None) -> Mask:
@@ -98,6 +104,11 @@ class Distances:
         for name in (signal, foreign_column(signal)):
             values = candidates.values.get(name, np.full(len(candidates), np.nan)).astype(np.float64)
             behind = (compared - values)[several & np.isfinite(values)]
+            if len(behind) and behind.max() > _FARTHEST:
+                raise InputError(
+                    f"on_topic.gap is auto, which is for cosines, and signals.{signal} has values {behind.max():.4g} apart for "
+                    "one prompt; give gap a number"
+                )
             bins = np.clip(np.ceil(behind * _STEPS), 0, _BINS - 1).astype(np.int64)
             binned.append(np.bincount(bins, minlength=_BINS))
         return cls(*binned)
@@ -112,13 +123,20 @@ def merge_distances(parts: Iterable[Distances]) -> Distances:
 
 
 def settle_gap(distances: Distances, rule: OnTopic) -> SettledGap:
-    """The least gap beyond which at most `max_touched` of the responses lie that answer their prompts."""
+    """The least gap beyond which at most `max_touched` of the responses lie that answer their prompts.
+
+    In whole numbers: a share that is just `max_touched` is not above it.
+    """
     count, others = int(distances.responses.sum()), int(distances.foreign.sum())
-    beyond = (count - np.cumsum(distances.responses)) / max(1, count)
-    foreign = (others - np.cumsum(distances.foreign)) / max(1, others)
-    telling = (foreign >= _ENOUGH) & (foreign * others >= _FEWEST)
-    share = min(_MOST, float((beyond[telling] / foreign[telling]).min())) if telling.any() else 0.0
-    touched = np.flatnonzero((beyond - share * foreign) / (1 - share) > rule.max_touched)
-    step = int(touched[-1]) + 1 if len(touched) else 0
+    beyond = [Fraction(at, max(1, count)) for at in (count - np.cumsum(distances.responses)).tolist()]
+    foreign = [Fraction(at, max(1, others)) for at in (others - np.cumsum(distances.foreign)).tolist()]
+    telling = [
+        own / other
+        for own, other in zip(beyond, foreign, strict=True)
+        if other >= _ENOUGH and other * others >= _FEWEST
+    ]
+    share, most = min([_MOST, *telling]) if telling else Fraction(0), Fraction(str(rule.max_touched))
+    touched = (own - share * other > most * (1 - share) for own, other in zip(beyond, foreign, strict=True))
+    step = 1 + max((at for at, too_many in enumerate(touched) if too_many), default=-1)
     caught = float(foreign[step]) if others else None
-    return SettledGap(step / _STEPS, count, caught, share if telling.any() else None)
+    return SettledGap(step / _STEPS, count, caught, float(share) if telling else None)

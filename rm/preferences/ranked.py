@@ -68,7 +68,7 @@ def needed_columns(settled: str) -> frozenset[str]:
     if isinstance(format.read, partial):
         verdict = format.read.keywords["columns"]
         columns += [*verdict.sides, *verdict.winner, *(verdict.names or ())]
-    return frozenset(settings.columns.get(name, name) for name in columns)
+    return frozenset([*(settings.columns.get(name, name) for name in columns), *settings.columns.values()])
 
 
 def _standing(group: Group) -> list[float]:

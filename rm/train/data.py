@@ -244,7 +244,7 @@ class Collator:
 
     def count_texts(self, groups: Sequence[EncodedGroup]) -> int:
         """Return the number of responses of these groups whose text is learnt."""
-        return sum(len(preferred(group.responses, group.edges, group.labels)) for group in groups) if self.texts else 0
+        return sum(len(_learnt(group)) for group in groups) if self.texts else 0
 
     def micro_batch(self, groups: Sequence[EncodedGroup]) -> MicroBatch:
         """Make one micro-batch of whole groups."""
@@ -291,7 +291,7 @@ class Collator:
     def _texts(self, groups: Sequence[EncodedGroup]) -> Iterator[ChosenText]:
         start = 0
         for group in groups:
-            for index in preferred(group.responses, group.edges, group.labels):
+            for index in _learnt(group):
                 yield chosen_text(start + index, group.responses[index])
             start += len(group.responses)
 
@@ -329,3 +329,10 @@ def _pad_rows(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
     for position, row in enumerate(rows):
         out[position, : len(row)] = torch.tensor(row)
     return out
+
+
+def _learnt(group: EncodedGroup) -> list[int]:
+    """Return the responses whose text is learnt; to beat responses to other prompts is no merit."""
+    own = np.array(group.members) >= 0
+    edges = group.edges[own[group.edges[:, :2].astype(int)].all(axis=1)]
+    return preferred(group.responses, edges, group.labels)

@@ -114,7 +114,8 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         self, model: Any, inputs: dict[str, list[EncodedGroup]], num_items_in_batch: Any = None
     ) -> torch.Tensor:
         model.train()
-        groups = inputs["groups"]
+        # a draw without a comparison takes no part, whatever micro-batch it would share
+        groups = [group for group in inputs["groups"] if self.collator.weight([group])]
         total = self.collator.weight(groups)
         if total == 0:  # draws in which no two responses were compared
             return torch.zeros((), device=self.args.device)

@@ -16,6 +16,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArgumen
 
 from rm.checkpoint.load import quiet_transformers
 from rm.conversations import prompt_key
+from rm.embedder import refuse_relevance
 from rm.engine.device import resolve_device
 from rm.preferences import Group, PreferenceError, ReadSettings, Rejections, heldout_split, read_preferences
 from rm.preferences.length_balance import balance_lengths
@@ -61,6 +62,8 @@ def train(settings: TrainSettings, watch: Watch = lambda _: None) -> TrainResult
 
 def _train(settings: TrainSettings, ranks: Ranks, watch: Watch) -> TrainResult:
     set_seed(settings.seed)
+    if (relevance := settings.relevance) is not None:
+        ranks.first(lambda: refuse_relevance(**relevance))
     resume_from = ranks.first(lambda: find_checkpoint(settings))
     fit_groups, heldout_groups, rejected, notes = _read_groups(settings)
     if settings.length_balance:

@@ -15,6 +15,7 @@ import yaml
 from support.corpora import corpus_rows, write_jsonl
 
 from bestkept import (
+    BestkeptError,
     ConfigError,
     ConflictError,
     InputError,
@@ -228,3 +229,51 @@ def test_nothing_kept_is_warned_of(encoder, caplog):
         )
         == 1
     )
+
+
+def test_settings_of_a_block_are_merged_with_what_the_rows_say(encoder):
+    rows = [{**row, "gen": "a"} for row in corpus_rows(4)]
+    scored = score(rows, str(encoder), input={"carry": ["gen"]}, limits={"max_rejected_fraction": 0.5})
+    assert "carry.gen" in scored.table.column_names
+    assert len(select(scored, [best_of_n(1)], input={"group_by": "prompt"}, limits={"verify": True})) == 4
+    with pytest.raises(ConfigError, match="carrry"):
+        score(rows, str(encoder), input={"carrry": ["gen"]})
+
+
+def test_skipped_files_are_left_out_of_the_scores(tmp_path, encoder):
+    for number in range(2):
+        pa.parquet.write_table(pa.Table.from_pylist(corpus_rows(3)), tmp_path / f"{number}.parquet")
+    (tmp_path / "2.parquet").write_bytes(b"PAR1 no such thing PAR1")
+    scored = score(str(tmp_path / "*.parquet"), str(encoder), limits={"skip_bad_files": True})
+    assert len(scored) == 2 * len(corpus_rows(3))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda encoder: select([{"prompt": "p", "response": "a", "reward": 1.0}], [best_of_n]),
+        lambda encoder: select([{"prompt": "p", "response": "a", "reward": 1.0}], best_of_n(1)),
+        lambda encoder: score(pd.Series(["a"]), str(encoder)),
+    ],
+)
+def test_what_is_no_rule_and_no_rows_is_one_clear_error(encoder, wrong):
+    with pytest.raises(BestkeptError):
+        wrong(encoder)
+
+
+def test_the_stop_button_stops_and_no_model_stays(encoder, monkeypatch):
+    import os
+    import signal
+
+    from rm.scorer import Scorer
+
+    def alive():
+        gc.collect()
+        return sum(type(one).__name__.endswith("ForSequenceClassification") for one in gc.get_objects())
+
+    before = alive()
+    score(corpus_rows(2), str(encoder))
+    assert alive() <= before
+    monkeypatch.setattr(Scorer, "score", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        score(corpus_rows(2), str(encoder))

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from support.corpora import write_jsonl
 
 from bestkept import ConfigError, InputError, ModelLoadError, RewardModel, evaluate, score, train
@@ -125,3 +129,26 @@ def test_an_interrupted_training_goes_on_with_the_same_rows(encoder, tmp_path, m
     assert steps[6] == 4, "of the checkpoint"
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "m")]
     assert weights[0] == weights[1]
+
+
+def test_training_leaves_the_random_numbers_of_its_caller_alone(encoder, tmp_path):
+    def draw():
+        return random.random(), float(np.random.random()), float(torch.rand(()))
+
+    def seed():
+        random.seed(1), np.random.seed(1), torch.manual_seed(1)
+
+    seed()
+    expected = draw()
+    seed()
+    train(PAIRS, model=encoder, output=tmp_path / "model", epochs=1, **QUIET)
+    assert draw() == expected
+
+
+def test_a_model_knows_the_temperature_that_is_stored_after_it_was_opened(encoder, tmp_path):
+    shutil.copytree(encoder, tmp_path / "model")
+    model = RewardModel(tmp_path / "model")
+    assert model.temperature is None
+    evaluate(model, PAIRS, **QUIET)
+    assert model.temperature is not None
+    assert 0 <= model.probability("p", "a", "b") <= 1

@@ -264,3 +264,25 @@ def test_a_mistyped_field_of_a_signal_is_an_error(make):
     absent = config.model_copy(update={"signals": {"clear": SignalConfig(column="nothing")}})
     with pytest.raises(InputError, match=r"'nothing', and .* has .*; name one of them"):
         make_plans(absent)
+
+
+@pytest.mark.parametrize("name", ["kept", "gold", "length"])
+def test_a_signal_named_like_a_column_of_the_report_is_a_signal(tmp_path, name):
+    rows = [
+        {"prompt": f"p{n}", "response": f"answer {at}", "mark": at + n / 8, "judge": float(at)}
+        for n in range(4)
+        for at in (0, 1)
+    ]
+    write_jsonl(tmp_path / "in" / "a.jsonl", rows)
+    values = {
+        "input": {"path": str(tmp_path / "in")},
+        "scores": {"path": str(tmp_path / "scores"), "column": "judge"},
+        "signals": {name: {"column": "mark"}},
+        "output": {"path": str(tmp_path / "out")},
+    }
+    run_curation(RunConfig.model_validate(values), scorer=None)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    means = report["signals"][name]
+    assert (means["kept"]["responses"], means["dropped"]["responses"]) == (4, 4)
+    assert (means["kept"]["mean"], means["dropped"]["mean"]) == pytest.approx((1 + 3 / 16, 3 / 16))
+    assert report["best_of_n"]["measured_by"] == "reward"

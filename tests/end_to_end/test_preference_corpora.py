@@ -241,6 +241,14 @@ def test_a_parquet_file_may_lack_columns_that_its_rows_can_be_read_without(tmp_p
     assert looked["corpus"]["mapping"]["preferences"] is not None
 
 
+def test_a_parquet_file_without_a_column_that_a_setting_names_is_an_error(tmp_path):
+    config = _two_parquet_files(tmp_path / "in", [{"prompt": "p9", "chosen": "c9", "rejected": "r9"}])
+    named = {**config.input.model_dump(exclude_unset=True), "columns": {"source": "source"}}
+    values = {**config.model_dump(exclude_unset=True), "input": named}
+    with pytest.raises(InputError, match=r"1\.parquet has no column 'source'"):
+        run_curation(RunConfig.model_validate(values), scorer=None)
+
+
 def test_a_parquet_file_without_a_side_is_an_error_that_names_it(tmp_path):
     config = _two_parquet_files(tmp_path / "in", [{"prompt": "p9", "chosen": "c9", "margin": 1}])
     with pytest.raises(InputError, match=r"1\.parquet has no column 'rejected'"):

@@ -12,8 +12,9 @@ from transformers import AutoModel, AutoTokenizer
 
 from rm.checkpoint.embedding_config import EmbeddingSettings, read_embedding
 from rm.checkpoint.embedding_model import pool
-from rm.embedder import Embedder, next_others
+from rm.embedder import Embedder, _read_response, next_others
 from rm.identity import ModelError
+from rm.messages import pack_messages
 
 MEAN = EmbeddingSettings(("mean",), 16)
 WORDS = "how is it that the water of one has been long and good with many others there".split()
@@ -228,3 +229,14 @@ def test_a_causal_model_is_read_as_sentence_transformers_reads_it(causal, tmp_pa
     assert (settings.pooling, settings.max_length) == ((mode,), 12)
     [scores] = Embedder.load(tmp_path / "model", settings, device="cpu").score([(say(texts[0]), texts[1:])])
     assert np.allclose(scores.rewards, theirs[1:] @ theirs[0], atol=2e-6)
+
+
+def test_calls_of_tools_without_text_are_read_as_what_they_say():
+    def call(name):
+        function = {"type": "function", "function": {"name": name, "arguments": {}}}
+        return pack_messages([{"role": "assistant", "content": "", "tool_calls": [function]}])
+
+    weather, hotel = (_read_response(call(name), MEAN) for name in ("get_weather", "book_hotel"))
+    assert weather != hotel
+    assert "get_weather" in weather
+    assert _read_response("plain", MEAN) == "plain"

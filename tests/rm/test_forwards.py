@@ -225,3 +225,20 @@ def test_a_gpu_is_waited_for_once_a_batch(kind, request, monkeypatch):
         assert bool(made) == plan.shares
         assert len(list(scorer._run(type(built)(iter([run]))))) == 1
         assert plan._joined == made
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("none left"), IndexError("row text")])
+def test_a_call_is_whole_where_the_first_batch_of_the_next_one_cannot_be_launched(ahead, error):
+    scorer, expected = ahead
+    first, second = cut(scorer, some_groups())
+    asked, raised = [], []
+
+    def once(members):
+        if asked and not raised:
+            raised.append(error)
+            raise error
+
+    watch(scorer, launching=once)
+    got = scorer.score(first, lambda: asked.append(1) or second)
+    assert raised
+    assert_same(got, expected[:4])

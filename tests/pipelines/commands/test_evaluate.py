@@ -12,6 +12,8 @@ from support.corpora import write_jsonl
 from support.planted_models import VERDICTS, planted
 
 from pipelines.commands import evaluate as evaluation
+from pipelines.commands.evaluate import evaluation_config
+from pipelines.errors import ConfigError
 from pipelines.report import evaluation_tables
 from pipelines.report.charts import Mark, Series, interval_chart, line_chart
 from pipelines.report.pages.evaluation import render
@@ -137,6 +139,25 @@ def test_scoring_in_windows_loses_and_repeats_nothing(bestkept, model, data, tmp
     assert code == 0, err
     assert len(seen) > 5
     assert read(tmp_path)["evaluation"]["accuracy"] == whole["evaluation"]["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("words", "paths"),
+    [
+        (["m", "d.jsonl"], ("m", "d.jsonl")),
+        (["model.path=m", "d.jsonl"], ("m", "d.jsonl")),
+        (["m", "data.path=d.jsonl"], ("m", "d.jsonl")),
+        (["model.path=m", "data.path=data/x.jsonl", "data.split=test"], ("m", "data/x.jsonl")),
+    ],
+)
+def test_model_and_data_are_places_or_settings(words, paths):
+    config = evaluation_config([*words, "output.path=o"])
+    assert (config.model.path, config.data.path) == paths
+
+
+def test_data_that_is_not_named_is_missed():
+    with pytest.raises(ConfigError, match="DATA is missing"):
+        evaluation_config(["m", "data.split=test"])
 
 
 def test_no_row_text_is_printed_or_written(bestkept, model, data, tmp_path):

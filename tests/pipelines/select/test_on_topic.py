@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from support.selection_tables import candidates, chosen, prompt_groups, tables
 
 from pipelines.config import RunConfig
 from pipelines.config.prompt_rules import OnTopic
+from pipelines.errors import InputError
 from pipelines.select import on_topic as module
 from pipelines.select.on_topic import (
     Distances,
@@ -101,14 +103,15 @@ def settle_by_search(distances, others, most):
     gaps = [step / 1024 for step in range(2049)]
 
     def beyond(values):
-        return [sum(value > gap for value in values) / max(1, len(values)) for gap in gaps[:-1]] + [0.0]
+        counts = [sum(value > gap for value in values) for gap in gaps[:-1]] + [0]
+        return [Fraction(count, max(1, len(values))) for count in counts]
 
     reached, caught = beyond(distances), beyond(others)
-    telling = [r / c for r, c in zip(reached, caught, strict=True) if c >= 0.5]
-    share = min([0.5, *telling]) if telling else 0.0
+    telling = [r / c for r, c in zip(reached, caught, strict=True) if c >= Fraction(1, 2)]
+    share = min([Fraction(1, 2), *telling]) if telling else Fraction(0)
     own = [(r - share * c) / (1 - share) for r, c in zip(reached, caught, strict=True)]
-    at = next(at for at in range(2049) if all(one <= most + 1e-12 for one in own[at:]))
-    return gaps[at], caught[at] if others else None, share if telling else None
+    at = next(at for at in range(2049) if all(one <= Fraction(str(most)) for one in own[at:]))
+    return gaps[at], float(caught[at]) if others else None, float(share) if telling else None
 
 
 @settings(max_examples=60)
@@ -159,3 +162,15 @@ def test_responses_to_other_prompts_in_the_corpus_do_not_widen_the_gap(planted):
 def test_a_share_without_auto_is_refused():
     with pytest.raises(ValueError, match="max_touched has no effect without gap: auto"):
         OnTopic(gap=0.1, max_touched=0.05)
+
+
+def test_a_share_that_is_just_the_most_is_not_above_it():
+    """Of 2,000 responses 350 are off topic, and 2 % of the others lie 0.29 behind: in floating point that is more than 2 %."""
+    responses, foreign = np.zeros(2049, dtype=np.int64), np.zeros(2049, dtype=np.int64)
+    responses[0], responses[300], responses[900], foreign[900] = 1617, 33, 350, 1000
+    assert settle_gap(Distances(responses, foreign), OnTopic(max_touched=0.02)).gap == 0
+
+
+def test_an_automatic_gap_is_for_cosines():
+    with pytest.raises(InputError, match="apart for one prompt; give gap a number"):
+        Distances.of(table([0, 50, 100]), "relevance")

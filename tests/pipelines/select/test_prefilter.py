@@ -74,3 +74,15 @@ def test_a_sample_of_keys_estimates_how_many_rows_remain():
         8000, rel=0.02
     )  # every prompt has ten, as in the sample
     assert prefilter._estimate_remaining(table.take(np.arange(4000)), 2) == 4000
+
+
+def test_the_sample_is_one_of_any_partition(monkeypatch):
+    """The keys of a partition share their highest bits, and still about a share of them is sorted."""
+    rng, sizes = np.random.default_rng(0), []
+    high = rng.integers(2**63, 2**63 + 2**60, 4000, dtype=np.uint64)
+    low = rng.integers(0, 2**64, 4000, dtype=np.uint64)
+    rows = [(int(high[n % 4000]), int(low[n % 4000]), float(n), 0, 0, 0, n, 0) for n in range(40_000)]
+    real = np.sort
+    monkeypatch.setattr(prefilter.np, "sort", lambda keys: (sizes.append(len(keys)), real(keys))[1])
+    assert prefilter._estimate_remaining(candidates(rows, length=[1] * 40_000), 2) == pytest.approx(8000, rel=0.05)
+    assert sizes[0] < 4000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -174,3 +175,9 @@ def test_text_is_learnt_beside_rewards_and_its_head_is_not_saved(tmp_path, lora,
 
     plain, learnt = trained("plain"), trained("text", language_loss={"weight": 1.0})
     assert learnt < plain - 0.5, (plain, learnt)
+
+
+def test_a_rejected_response_that_beats_foreign_ones_is_not_learnt():
+    group = replace(encoded_group([row(1, 2, 3)] * 3, [(0, 1), (0, 2)], [(0, 0.0)]), members=(0, -1, -1))
+    assert collator(texts=True).count_texts([group]) == 0
+    assert collator(texts=True).micro_batch([group]).texts == ()

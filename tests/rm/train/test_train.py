@@ -487,6 +487,13 @@ def test_training_tries_the_model_on_heldout_prompts(tmp_path, pairs, encoder):
     assert again.to_json()["tests"] == stored["tests"], "the saved model gives what training measured"
 
 
+def test_an_embedding_model_that_cannot_be_read_is_refused_before_training(tmp_path, pairs, encoder):
+    relevance = {"path": str(tmp_path / "none"), "gap": 0.2, "revision": None, "max_length": None, "device": "cpu"}
+    with pytest.raises(ModelError, match=r"relevance\.path"):
+        train(run_settings(pairs, encoder, tmp_path / "out", relevance={**relevance, "tokens_per_batch": None}))
+    assert not (tmp_path / "out").exists()
+
+
 def test_lengths_are_balanced_among_what_is_trained_on(tmp_path, encoder, monkeypatch):
     rows = [
         {"prompt": f"what is {n}", "chosen": "good " * (3 if k % 4 else 1), "rejected": "bad " * (1 if k % 4 else 3)}
