@@ -136,3 +136,12 @@ def test_loading_says_what_is_closest(tmp_path, monkeypatch):
         load(RunConfig, "mien.yaml")
     with pytest.raises(ConfigError, match="give the path of a YAML file"):
         load(RunConfig, "elsewhere/zzzz.yaml")
+
+
+def test_every_step_stands_in_the_tables_of_what_it_can_do():
+    from pipelines.config.rules import Step
+
+    text = (ROOT / "docs" / "capabilities.md").read_text(encoding="utf-8")
+    assert [name for name in Step.model_fields if f"`{name}:" not in text] == []
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"{len(Step.model_fields)} kinds of step" in readme
