@@ -1,4 +1,4 @@
-"""Train reward models, score corpora with them, keep the best responses: what the command `bestkept` does, as functions.
+"""The command `bestkept` as functions: train reward models, score corpora with them, keep the best responses.
 
     from bestkept import RewardModel, best_of_n, curate, train
 
@@ -7,9 +7,9 @@
     curated.to_pandas()
     RewardModel("reward-model").score("Why is the sky blue?", ["Rayleigh scattering.", "No idea."])  # float32 [2]
 
-Files and rows in memory (`datasets.Dataset`, pandas, lists) go the same way as in the command, with the same settings and
+Files and rows in memory (`datasets.Dataset`, pandas, lists) are processed as by the command, with the same settings and
 results. Functions raise `BestkeptError`, with the text of the command's error; they never print and never end the process.
-Importing this package loads neither torch nor Beam: they come with the first call that needs them.
+Importing this package loads neither torch nor Beam: the first call that needs them does.
 """
 
 from __future__ import annotations
@@ -99,12 +99,12 @@ _PLACES = {
         "StorageError",
     ),
 }
-"""The names of each module; all others are rules."""
+"""The public names of each module; all other names are rules."""
 
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        """Load the module of a name when it is asked for. Raises `ImportError` where another package is in the place of ours."""
+        """Load the module of a name at its first use. Raises `ImportError` where another package shadows one of ours."""
         from importlib import import_module
 
         from bestkept._packages import refuse_shadowed

@@ -1,4 +1,4 @@
-"""The command `bestkept`, also as `python -m bestkept`; with another package in the place of one of ours it ends with 2."""
+"""The command `bestkept`, also as `python -m bestkept`; it ends with 2 where another package shadows one of ours."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 from bestkept._packages import refuse_shadowed
 
-_CONFIG = 2  # `pipelines.errors.Exit.CONFIG`, which cannot be imported where it is another package
+_CONFIG = 2  # `pipelines.errors.Exit.CONFIG`, which cannot be imported where another package is called `pipelines`
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
-"""The check that `pipelines` is the package that belongs to bestkept, and not a folder or a file of the user's own.
+"""The check that `pipelines` is the package of bestkept, and not the user's folder or file of that name.
 
-`pipelines` makes the same check of `rm` when it is imported, and so in every process of a run.
+`pipelines` checks `rm` in the same way when it is imported, and so in every process of a run.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def refuse_shadowed() -> None:
-    """Raise `ImportError` where the name `pipelines` leads to another package than the one beside this one."""
+    """Raise `ImportError` where `pipelines` is not the package beside this one."""
     home = Path(__file__).parents[1]
     spec = find_spec("pipelines")
     origin = None if spec is None else spec.origin

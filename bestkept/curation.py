@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-# Globals of the process, as loggers are: calls of several threads silence Beam together.
+# Globals of the process, as loggers are: calls from several threads silence Beam together.
 _silencing = threading.Lock()
 _silenced = 0
 
@@ -44,15 +44,16 @@ def curate(
     progress: bool = False,
     **settings: Any,
 ) -> Curated:
-    """Score a corpus and keep the best, as `bestkept run` does: from files or rows in memory to a finished data set.
+    """Score a corpus and keep the best responses, as `bestkept run` does: from files or rows in memory to a finished data set.
 
-    `config` is the path of a YAML file, or its content. All else replaces what it says: `input` are files, rows in memory, or the
+    `config` is the path of a YAML file, or its content. The other arguments override it: `input` is files, rows in memory, or the
     settings of the block `input`; `model` is a directory, a hub id, a `RewardModel`, a `Trained`, or a list of these for an
-    ensemble; `select` are steps, such as `[best_of_n(1)]`; `output` is the directory of the data set, or the block `output`;
-    `settings` are further blocks, merged with those of `config`: `limits={"verify": True}`. Without an output, the data set lies
-    in a temporary directory, and goes with the result. Rows in memory are kept in `scores/inputs/` of the output.
+    ensemble; `select` is a list of steps, such as `[best_of_n(1)]`; `output` is the directory of the data set, or the block
+    `output`; `settings` are further blocks, merged with those of `config`: `limits={"verify": True}`. Without an output, the
+    data set is in a temporary directory, which is removed with the result. Rows in memory are kept in `scores/inputs/` of the
+    output.
 
-    The same call again finds what is done, and resumes after an interruption. With `progress` a bar is shown in a terminal.
+    The same call again reuses finished work, and resumes after an interruption. With `progress` a bar is shown in a terminal.
     Raises `BestkeptError`: `ConfigError`, `InputError`, `RejectedError`, `StorageError`, `ConflictError`, `ModelLoadError`.
     """
     values = _merged(_values_of(config), settings)
@@ -83,15 +84,16 @@ def score(
     progress: bool = False,
     **settings: Any,
 ) -> Scores:
-    """Score a corpus with a reward model, as `bestkept score` does, and return the rewards in its order.
+    """Score a corpus with a reward model, as `bestkept score` does, and return the rewards in the order of the corpus.
 
-    `data` are files, rows in memory, or the settings of the block `input`; `model` is a directory, a hub id, a `RewardModel` or a
-    `Trained`. `output` is a directory; the score files lie in `scores/` in it, and what is scored there is not scored again.
-    Without one they lie in a temporary directory, and go with the result. `settings` are further blocks of a configuration.
+    `data` is files, rows in memory, or the settings of the block `input`; `model` is a directory, a hub id, a `RewardModel` or a
+    `Trained`. `output` is a directory; the score files are in its folder `scores/`, and rows scored there are not scored again.
+    Without an output they are in a temporary directory, which is removed with the result. `settings` are further blocks of a
+    configuration.
     Raises as `curate` does.
     """
     if isinstance(model, list | tuple):
-        raise ConfigError("score takes one model, whose rewards it returns; curate combines several")
+        raise ConfigError("score takes one model and returns its rewards; use curate to combine several models")
     values: dict[str, Any] = {**_merged(settings, {"input": block_of(data)}), "model": model_block(model)}
     folder = _place_output(values, output)
     config = _prepared(values, "score")
@@ -104,7 +106,8 @@ def score(
     outcome = _working(run, progress=progress)
     if outcome.handed_over:
         raise ConfigError(
-            "runner.options lets the service run on alone, so that no rewards are there yet; leave that option out"
+            "with an option of runner.options the call does not wait for the service, and there are no rewards to return; "
+            "remove that option"
         )
     counts = {name: value for name, value in outcome.totals.items() if name != "examples"}
     table = _scores_table(config, outcome.plan, {file["key"] for file in outcome.skipped})
@@ -120,13 +123,13 @@ def select(
     progress: bool = False,
     **settings: Any,
 ) -> Curated:
-    """Keep the best of what is scored, as `bestkept select` does; no model is loaded.
+    """Keep the best of the scored responses, as `bestkept select` does; no model is loaded.
 
-    `scores` come from `score`, or are files or rows in memory whose column `reward` holds the rewards. `rules` apply in order,
-    each to what the one before has kept: `[where("reward > 0"), best_of_n(1)]`. The rows of the result are those of the corpus
+    `scores` come from `score`, or are files or rows in memory with a column `reward`. `rules` apply in order, each to the
+    responses that the previous rule kept: `[where("reward > 0"), best_of_n(1)]`. The rows of the result are those of the corpus
     with `reward`, `prompt_id` and `response_index` (with the prefix `bestkept_` where the corpus has such a column), or pairs
-    where the last rule makes these; `output={"path": ..., "shape": "messages"}` sets another shape. Without an output, the
-    result lies in a temporary directory. Raises as `curate` does.
+    where the last rule makes pairs; `output={"path": ..., "shape": "messages"}` sets another shape. Without an output, the
+    result is in a temporary directory. Raises as `curate` does.
     """
     if isinstance(scores, Scores):
         values = scores.config.model_dump(exclude_unset=True)
@@ -148,7 +151,7 @@ def select(
 
 
 def _merged(values: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the blocks of `values` under the settings in those of `more`."""
+    """Return the blocks of `values`, with the settings of `more` over theirs."""
     merged = dict(values)
     for name, value in more.items():
         known = merged.get(name)
@@ -165,7 +168,7 @@ def _values_of(config: Any) -> dict[str, Any]:
 
 
 def _place_output(values: dict[str, Any], output: Any) -> Any:
-    """Set the block `output`; return the temporary directory that it is in, None where a place is given."""
+    """Set the block `output`; return its temporary directory, or None where a directory is given."""
     given = {} if output is None else {**output} if isinstance(output, Mapping) else {"path": os.fspath(output)}
     known = values.get("output")
     values["output"] = {**(known if isinstance(known, Mapping) else {}), **given}
@@ -177,7 +180,7 @@ def _place_output(values: dict[str, Any], output: Any) -> Any:
 
 
 def _prepared(values: dict[str, Any], where: str) -> RunConfig:
-    """Return the configuration in `values`, with rows in memory as a file; nothing is written before all settings are checked."""
+    """Return the configuration in `values`, with rows in memory as a file, written only after all settings are checked."""
     block = values.get("input")
     if not isinstance(block, Mapping) or block.get("path") is None or not is_in_memory(block["path"]):
         return checked(RunConfig, values, where)
@@ -189,8 +192,8 @@ def _prepared(values: dict[str, Any], where: str) -> RunConfig:
 
 
 def _working(work: Callable[[], Result], *, progress: bool) -> Result:
-    """Return what `work` returns, with progress shown or not. Errors of ours come without the engine's tracebacks, unless they
-    are to be reported."""
+    """Return the result of `work`, with progress shown or not. Our own errors are raised without the engine's tracebacks, except
+    those that ask for a bug report."""
     from pipelines.commands.progress_bar import showing_progress
     from pipelines.runtime import progress as state
 
@@ -208,7 +211,7 @@ def _working(work: Callable[[], Result], *, progress: bool) -> Result:
 
 
 def _load_beam() -> None:
-    """Load Beam in a thread of its own: a package of Google keeps an error of its import, and with it every frame below."""
+    """Load Beam in a separate thread: a Google package keeps an error of its import, and with it every frame below."""
     with ThreadPoolExecutor(1) as pool:
         pool.submit(import_module, "apache_beam").result()
 
@@ -225,7 +228,7 @@ def _release_model() -> None:
 
 @contextmanager
 def _without_engine_logs() -> Iterator[None]:
-    """Keep Beam's log lines off standard error while it runs: they quote rows, and what ends a run is raised."""
+    """Keep Beam's log lines off standard error while it runs: they quote rows, and errors that end a run are raised anyway."""
     global _silenced
     root, beam, silent = logging.getLogger(), logging.getLogger("apache_beam"), logging.NullHandler()
     handlers = list(root.handlers)
@@ -241,7 +244,9 @@ def _without_engine_logs() -> Iterator[None]:
             beam.propagate = not _silenced
             beam.removeHandler(silent)
         for handler in root.handlers[:]:
-            if handler not in handlers and type(handler) is logging.StreamHandler:  # of `basicConfig`, which Beam calls
+            if (
+                handler not in handlers and type(handler) is logging.StreamHandler
+            ):  # added by `basicConfig`, which Beam calls
                 root.removeHandler(handler)
 
 
@@ -250,7 +255,7 @@ def _curated(config: RunConfig, outcome: Outcome, folder: Any) -> Curated:
 
 
 def _scores_table(config: RunConfig, plan: Plan, skipped: set[str]) -> pyarrow.Table:
-    """Return what the score files hold, in the order of the corpus, as `Scores.table` describes it."""
+    """Return the contents of the score files, in the order of the corpus, as `Scores.table` describes them."""
     import pyarrow as pa
 
     from pipelines.corpus import split_units
@@ -265,7 +270,7 @@ def _scores_table(config: RunConfig, plan: Plan, skipped: set[str]) -> pyarrow.T
     for number, file in enumerate(plan.files):
         if file.key in skipped:
             continue
-        rows = 0  # of the units before
+        rows = 0  # in the previous units
         for unit in split_units(file, as_planned=True):
             unit_rows = 0
             for found in finder.score_unit(number, unit, finder.read_leading(number, unit)):
@@ -283,7 +288,7 @@ def _scores_table(config: RunConfig, plan: Plan, skipped: set[str]) -> pyarrow.T
 
 
 def _decoded(column: Any) -> Any:
-    """Return a column without its dictionary."""
+    """Return a column without dictionary encoding."""
     import pyarrow as pa
 
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column

@@ -1,6 +1,6 @@
-"""Data and settings as people have them in Python → what the commands read: rows in memory become a file, the rest is plain.
+"""Converts data and settings from Python to what the commands read: rows in memory to a file, paths and tuples to YAML's types.
 
-A file of rows has a hash of its content as its name, so that the same call finds what it has done before.
+A file of rows is named by a hash of its content, so that the same call finds its earlier work.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ Path: TypeAlias = "str | os.PathLike[str]"
 Rows: TypeAlias = "Sequence[Mapping[str, Any]] | datasets.Dataset | pandas.DataFrame | pyarrow.Table"
 """Rows in memory: a list of mappings (column → value), a data set, a frame or a table."""
 Data: TypeAlias = "Path | Sequence[Path] | Rows | Mapping[str, Any]"
-"""The path of files (also a directory, a glob or a URL), several paths, rows in memory, or the settings of a configuration's
-block, with one of these under `path`."""
+"""The path of files (also a directory, a glob or a URL), several paths, rows in memory, or the settings of a block of the
+configuration, with one of these under `path`."""
 
 Config = TypeVar("Config", bound=BaseModel)
 
 
 def is_in_memory(data: object) -> bool:
-    """Tell rows in memory from a path, or a list of paths."""
+    """Return True for rows in memory, False for a path or a list of paths."""
     if isinstance(data, str | os.PathLike):
         return False
     return not (isinstance(data, list | tuple) and data and all(isinstance(one, str | os.PathLike) for one in data))
 
 
 def plain(value: Any) -> Any:
-    """Return settings with texts for paths, and lists for tuples, as YAML has them."""
+    """Return settings with paths as strings and tuples as lists, as YAML has them."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, Mapping):
@@ -50,18 +50,18 @@ def plain(value: Any) -> Any:
 
 
 def checked(kind: type[Config], values: dict[str, Any], where: str) -> Config:
-    """Return the configuration in `values`. Raises `ConfigError` with every mistake, as for a file."""
+    """Return the configuration in `values`. Raises `ConfigError` that lists all mistakes, as for a file."""
     return validate(kind, plain(values), [], where=where)
 
 
 def block_of(data: Data) -> dict[str, Any]:
-    """Return the block of a configuration with `data` under `path`; a block stays as it is."""
+    """Return the block of a configuration with `data` under `path`; a block is returned unchanged."""
     _refuse_splits(data)
     return {**data} if isinstance(data, Mapping) else {"path": data}
 
 
 def model_block(model: Any) -> Any:
-    """Return the block `model` of a path, a block, a `RewardModel`, a `Trained`, or a list of these."""
+    """Return the block `model` for a path, a block, a `RewardModel`, a `Trained`, or a list of these."""
     if isinstance(model, str | os.PathLike):
         return {"path": os.fspath(model)}
     if isinstance(model, Mapping):
@@ -71,15 +71,15 @@ def model_block(model: Any) -> Any:
     if hasattr(model, "path"):
         return {**getattr(model, "settings", {}), "path": model.path}
     raise ConfigError(
-        f"the model is of the type {type(model).__name__}; expected a directory, a hub id, a RewardModel, what `train` "
-        "returns, or a mapping of settings with a path"
+        f"the model is of type {type(model).__name__}; expected a directory, a hub id, a RewardModel, the result of "
+        "`train`, or a mapping of settings with a path"
     )
 
 
 def with_files(block: Mapping[str, Any], folder: str, *, name: str) -> dict[str, Any]:
-    """Return a block with the path of a file in `folder` for rows in memory, which is written there; `name` leads an error.
+    """Write rows in memory to a file in `folder`, and return the block with its path; error messages begin with `name`.
 
-    Raises `InputError` for rows that no file can hold, `ConfigError`, and `StorageError`.
+    Raises `InputError` for rows that cannot be written to a file, `ConfigError`, and `StorageError`.
     """
     from pipelines.storage import publish
     from pipelines.storage.files import join
@@ -94,7 +94,7 @@ def with_files(block: Mapping[str, Any], folder: str, *, name: str) -> dict[str,
 
 
 def rows_of(data: Rows, *, name: str) -> list[dict[str, Any]]:
-    """Return rows in memory as mappings of Python's own values. Raises `InputError`, and `ConfigError` for what holds no rows."""
+    """Return rows in memory as mappings of plain Python values. Raises `InputError`, and `ConfigError` for anything but rows."""
     if isinstance(data, list | tuple):
         return [dict(row) for row in _mappings(data, name)]
     rows: list[dict[str, Any]] = _to_table(data, name).to_pylist()
@@ -104,12 +104,12 @@ def rows_of(data: Rows, *, name: str) -> list[dict[str, Any]]:
 def _refuse_splits(data: object) -> None:
     if isinstance(data, Mapping) and type(data).__name__ in ("DatasetDict", "IterableDatasetDict"):
         raise ConfigError(
-            f"the data set has the splits {', '.join(data)}; give one of them: data[{next(iter(data))!r}]"
+            f"the data set has the splits {', '.join(data)}; pass one of them: data[{next(iter(data))!r}]"
         )
 
 
 def _to_bytes(data: Any, name: str) -> tuple[bytes, str]:
-    """Return rows as the content of a file, and the end of its name: a list as lines of JSON, all else as Parquet."""
+    """Return rows as the content of a file, and the suffix of its name: lists as lines of JSON, all others as Parquet."""
     if isinstance(data, list | tuple):
         return b"".join(_line(row, name) for row in _mappings(data, name)), ".jsonl"
     import pyarrow as pa
@@ -121,7 +121,7 @@ def _to_bytes(data: Any, name: str) -> tuple[bytes, str]:
         pq.write_table(table, sink)
     except pa.ArrowException as error:
         raise InputError(
-            f"{name} holds a column that Parquet cannot hold ({type(error).__name__}); leave it out"
+            f"{name} has a column that Parquet cannot store ({type(error).__name__}); remove it"
         ) from error
     return sink.getvalue(), ".parquet"
 
@@ -137,8 +137,8 @@ def _to_table(data: Any, name: str) -> pyarrow.Table:
         data = pa.table(data)
     else:
         raise ConfigError(
-            f"{name} is of the type {type(data).__name__}; expected a path, a list of mappings, a datasets.Dataset, a pandas "
-            "DataFrame or an Arrow table (of a streamed data set, the path of its files)"
+            f"{name} is of type {type(data).__name__}; expected a path, a list of mappings, a datasets.Dataset, a pandas "
+            "DataFrame or an Arrow table (for a streamed data set, the path of its files)"
         )
     _refuse_empty(data, name)
     return data
@@ -153,15 +153,15 @@ def _from_pandas(frame: Any, name: str) -> pyarrow.Table:
             columns[str(column)] = pa.Array.from_pandas(frame[column])
         except (pa.ArrowException, TypeError, ValueError) as error:
             raise InputError(
-                f"the column {column!r} of {name} holds values of several types ({type(error).__name__}); make them of one type, "
-                "or give the rows as a list: frame.to_dict('records')"
+                f"the column {column!r} of {name} has values of several types ({type(error).__name__}); convert them to one "
+                "type, or pass the rows as a list: frame.to_dict('records')"
             ) from error
     return pa.table(columns)
 
 
 def _refuse_empty(data: Any, name: str) -> None:
     if not len(data):
-        raise InputError(f"{name} holds no rows; give at least one")
+        raise InputError(f"{name} has no rows; expected at least one")
 
 
 def _mappings(rows: Sequence[Any], name: str) -> Sequence[Mapping[str, Any]]:
@@ -169,7 +169,7 @@ def _mappings(rows: Sequence[Any], name: str) -> Sequence[Mapping[str, Any]]:
     other = next((row for row in rows if not isinstance(row, Mapping)), None)
     if other is not None or any(row is None for row in rows):
         raise ConfigError(
-            f"{name} is a list with a {type(other).__name__} in it; expected mappings of column to value, or paths only"
+            f"{name} is a list that contains {type(other).__name__}; expected mappings of column to value, or paths only"
         )
     return rows
 
@@ -183,8 +183,8 @@ def _line(row: Mapping[str, Any], name: str) -> bytes:
     except (TypeError, ValueError, RecursionError) as error:
         bad = next((key for key, value in row.items() if not _is_json(value)), "?")
         raise InputError(
-            f"the column {bad!r} of {name} holds a value that JSON cannot hold ({type(error).__name__}); leave it out, or make "
-            "it text or a number"
+            f"the column {bad!r} of {name} has a value that JSON cannot represent ({type(error).__name__}); remove it, or "
+            "convert it to text or a number"
         ) from error
     return text.encode() + b"\n"
 
@@ -198,7 +198,7 @@ def _is_json(value: Any) -> bool:
 
 
 def _as_json(value: Any) -> Any:
-    """Return a value of numpy, a date or UTF-8 as JSON has it."""
+    """Return the JSON form of a numpy value, a date or UTF-8 bytes."""
     if hasattr(value, "tolist"):
         return value.tolist()
     if hasattr(value, "isoformat"):
@@ -207,7 +207,7 @@ def _as_json(value: Any) -> Any:
         return value.decode()
     if isinstance(value, Mapping):
         return dict(value)
-    raise TypeError(f"no JSON: {type(value).__name__}")
+    raise TypeError(f"not JSON: {type(value).__name__}")
 
 
 def _without_nan(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The results of `score`, `select` and `curate`: tables, with what is known of them."""
+"""The results of `score`, `select` and `curate`: tables with their counts, paths and warnings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def _to_frame(table: pyarrow.Table) -> pandas.DataFrame:
-    """Return a table as a frame, with lists and mappings where Arrow would put arrays of numpy."""
+    """Return a table as a DataFrame, with lists and mappings instead of Arrow's numpy arrays."""
     import pandas as pd
     import pyarrow as pa
 
@@ -31,7 +31,7 @@ def _to_frame(table: pyarrow.Table) -> pandas.DataFrame:
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """The rewards of a corpus, in its order; what `select` takes, any number of times."""
+    """The rewards of a corpus, in its order; `select` takes them any number of times."""
 
     path: str
     """The directory of the score files."""
@@ -40,9 +40,9 @@ class Scores:
     null where rejected), `reason` (null where scored), `prompt_tokens`, `response_tokens`, `truncated`, `source`, and carried
     columns as `carry.NAME`."""
     counts: dict[str, Any]
-    """Numbers of responses: `read`, `scored`, `rejected` by reason, `truncated`; and of `rows` and `tokens`."""
+    """Numbers of responses: `read`, `scored`, `rejected` by reason, `truncated`; also numbers of `rows` and `tokens`."""
     config: RunConfig = field(repr=False)
-    """The configuration that they were made with."""
+    """The configuration of the scoring."""
     _folder: Any = field(default=None, repr=False)  # removed with this object, where no output was given
 
     @property
@@ -56,7 +56,7 @@ class Scores:
         return int(self.table.num_rows)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """Return `table` as a frame of pandas."""
+        """Return `table` as a pandas DataFrame."""
         return _to_frame(self.table)
 
     def to_dataset(self) -> datasets.Dataset:
@@ -71,11 +71,11 @@ class Curated:
     """A data set that has been curated."""
 
     path: str
-    """The directory of the data set: Parquet shards below `data/`, a card, `manifest.json` and, of `curate`, `report.html`."""
+    """The directory of the data set: Parquet shards in `data/`, a card, `manifest.json` and, from `curate`, `report.html`."""
     manifest: dict[str, Any] = field(repr=False)
-    """The content of `manifest.json`: settings, counts, shards and warnings; empty where a service runs on alone."""
+    """The content of `manifest.json`: settings, counts, shards and warnings; empty where the call did not wait for a service."""
     already_complete: bool = False
-    """True where an earlier call with the same inputs and settings had made it."""
+    """True where an earlier call with the same inputs and settings made the data set."""
     _folder: Any = field(default=None, repr=False)  # removed with this object, where no output was given
 
     @property
@@ -94,13 +94,13 @@ class Curated:
         return f"{self.path}/report.html" if self.manifest.get("report") else None
 
     def __len__(self) -> int:
-        """Return the number of rows, of all splits."""
+        """Return the number of rows in all splits."""
         return sum(shard["rows"] for shard in self.manifest.get("shards", ()))
 
     def to_arrow(self, split: str = "train") -> pyarrow.Table:
-        """Return the rows of a split as an Arrow table, in memory; all rows are in `train`, unless `output.test_fraction` is set.
+        """Return the rows of a split as an Arrow table in memory; all rows are in `train`, unless `output.test_fraction` is set.
 
-        Raises `ConfigError` for an unknown split, `StorageError` where the data set is not there.
+        Raises `ConfigError` for an unknown split, `StorageError` where the data set is missing.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -112,7 +112,7 @@ class Curated:
         if not wanted:
             splits = sorted({name.rpartition("/")[2].partition("-")[0] for name in names})
             known = f"has {', '.join(splits)}" if splits else "has none yet"
-            raise ConfigError(f"there is no split {split!r}: {self.path} {known}")
+            raise ConfigError(f"split is {split!r}; {self.path} {known}")
         tables = []
         for name in wanted:
             data = read_bytes(join(self.path, name))
@@ -122,13 +122,13 @@ class Curated:
         return pa.concat_tables(tables)
 
     def to_pandas(self, split: str = "train") -> pandas.DataFrame:
-        """Return the rows of a split as a frame of pandas. Raises as `to_arrow` does."""
+        """Return the rows of a split as a pandas DataFrame. Raises as `to_arrow` does."""
         return _to_frame(self.to_arrow(split))
 
     def to_dataset(self, split: str = "train") -> datasets.Dataset:
         """Return the rows of a split as a `datasets.Dataset` in memory. Raises as `to_arrow` does.
 
-        For what does not fit into memory: `datasets.load_dataset(curated.path)`.
+        For a data set that does not fit into memory, use `datasets.load_dataset(curated.path)`.
         """
         from datasets import Dataset
 

@@ -1,7 +1,8 @@
 """The rules of `select` as functions, made from the settings classes: `best_of_n(2, min_margin=0.1)` is
 `{"best_of_n": {"keep": 2, "min_margin": 0.1}}`, a step as a configuration has it.
 
-The first setting of a rule may be given by place, all others by name; `help(best_of_n)` lists them. A mistake is a `ConfigError`.
+The first setting of a rule may be positional, all others are keywords; `help(best_of_n)` lists them. A wrong one raises
+`ConfigError`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pipelines.config import Step
 from pipelines.config.settings_list import meaning_of, model_in
 
 Rule: TypeAlias = dict[str, Any]
-"""A step of `select`: the name of its rule, and the settings."""
+"""A step of `select`: the name of its rule, and its settings."""
 
 
 def _function_of(name: str) -> Callable[..., Rule]:
@@ -26,7 +27,7 @@ def _function_of(name: str) -> Callable[..., Rule]:
 
     def rule(*values: Any, **settings: Any) -> Rule:
         if len(values) > 1 or (values and first in settings):
-            raise TypeError(f"{name}() takes {first} by place, once, and all other settings by name")
+            raise TypeError(f"{name}() takes one positional argument, {first}; pass all other settings by name")
         given = {**dict(zip([first], values, strict=False)), **settings}
         step = {name: given.get("expression") if kind is None and given.keys() == {"expression"} else given}
         checked(Step, step, f"{name}()")
@@ -67,6 +68,6 @@ longest = _function_of("longest")
 
 
 def make_pairs(rules: Any) -> bool:
-    """Tell whether a list of rules ends with one that keeps pairs, whose output has the shape `preference`."""
+    """Return True where the last of a list of rules keeps pairs, whose output has the shape `preference`."""
     last = rules[-1] if isinstance(rules, list | tuple) and rules else None
     return isinstance(last, Mapping) and not {"pairs", "preferences"}.isdisjoint(last)

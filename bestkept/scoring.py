@@ -1,4 +1,4 @@
-"""`RewardModel`: a reward model in this process, for conversations in memory; the scorer is that of the command."""
+"""`RewardModel`: a reward model in this process, for conversations in memory; it uses the scorer of the command."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _Sample = tuple[Conversation, str]
-_FIRST_ROWS = 100  # by which columns are detected
+_FIRST_ROWS = 100  # columns are detected by these
 
 
 class Ranked(TypedDict):
@@ -47,14 +47,14 @@ class Ranked(TypedDict):
     score: float
     """Its raw reward, without a unit; NaN where it could not be scored."""
     text: NotRequired[str]
-    """The response, where it was asked for."""
+    """The response, with `return_documents`."""
 
 
 class RewardModel:
-    """A reward model: any `AutoModelForSequenceClassification` checkpoint with one output, or with named ones.
+    """A reward model: any `AutoModelForSequenceClassification` checkpoint with one output, or with named outputs.
 
-    The rewards are those of `bestkept run` with the same settings. Weights are loaded at the first call that needs them, and
-    kept; calls from several threads wait for each other.
+    The rewards are those of `bestkept run` with the same settings. The first call that needs the weights loads them, and they
+    stay in memory; calls from several threads run one at a time.
     """
 
     def __init__(self, path: str | os.PathLike[str], **settings: Any) -> None:
@@ -69,17 +69,17 @@ class RewardModel:
         self._directory = whole_directory(self._config.path, self._config.revision)
         self._forward = threading.Lock()
         self.path: str = self._config.path
-        """The path or id, as it was given."""
+        """The path or id, as given."""
         self.settings: dict[str, Any] = self._config.model_dump(exclude_unset=True, exclude={"path"})
-        """The settings that were given."""
+        """The settings, as given."""
 
     def __repr__(self) -> str:
-        """Return the call that makes it, without its settings."""
+        """Return the constructor call, without its settings."""
         return f"RewardModel({self.path!r})"
 
     @property
     def temperature(self) -> float | None:
-        """The T by which gaps between rewards become probabilities, from `calibration.json`; None where none is stored for them.
+        """The temperature T that turns gaps between rewards into probabilities, from `calibration.json`; None if none is stored.
 
         Raises `ModelLoadError` where the file is damaged.
         """
@@ -94,7 +94,7 @@ class RewardModel:
     def score(self, conversations: Any, responses: Any = None, *, progress: bool = False) -> Rewards:
         """Return the raw reward of each response: float32 [responses], in the order of the input; higher is better, no unit.
 
-        What may be scored:
+        Forms of the input:
 
         - `score(prompts, responses)`: two lists of equal length [n] → [n]. A prompt is text or a list of messages; a response is
           text, messages, or a list of several texts, whose rewards follow one another.
@@ -104,9 +104,9 @@ class RewardModel:
         - `score(rows)`: a `datasets.Dataset`, a pandas DataFrame, an Arrow table or a list of mappings in any layout of a corpus;
           columns are detected as `bestkept inspect` does.
 
-        A response that cannot be scored (empty, of another type, ...) has NaN, and a warning in the log counts the reasons. The
-        absolute level means nothing for models trained on pairs alone: compare responses to one prompt. Raises `ConfigError`,
-        `InputError`, `ModelLoadError` and `StorageError`.
+        A response that cannot be scored (empty, of another type, ...) gets NaN, and a warning in the log counts the reasons. With
+        a model trained only on pairs, compare only responses to the same prompt: the absolute level has no meaning. Raises
+        `ConfigError`, `InputError`, `ModelLoadError` and `StorageError`.
         """
         samples = _samples(conversations, responses)
         rewards, reasons = np.full(len(samples), np.nan, np.float32), Counter[str]()
@@ -145,8 +145,8 @@ class RewardModel:
     def rank(
         self, prompt: Any, responses: Iterable[Any], top_k: int | None = None, *, return_documents: bool = False
     ) -> list[Ranked]:
-        """Return the responses to one prompt from the best to the worst, at most `top_k` of them: index, raw reward, and with
-        `return_documents` the response itself. Equal rewards keep the order of the input; responses without a reward come last.
+        """Return the responses to one prompt from best to worst, at most `top_k`, each with its index, its raw reward and, with
+        `return_documents`, its text. Equal rewards keep the order of the input; responses without a reward come last.
 
         Raises as `score` does.
         """
@@ -154,7 +154,7 @@ class RewardModel:
         rewards = self.score([prompt] * len(texts), texts)
         if len(rewards) != len(texts):
             raise ConfigError(
-                "responses holds lists of texts; expected one text, or one list of messages, for each response"
+                "responses contains lists of texts; expected one text, or one list of messages, for each response"
             )
         order = sorted(range(len(texts)), key=lambda at: (np.isnan(rewards[at]), -rewards[at]))[:top_k]
         ranked = [Ranked(corpus_id=at, score=float(rewards[at])) for at in order]
@@ -166,26 +166,27 @@ class RewardModel:
     def predict(self, pairs: Any, *, progress: bool = False) -> Any:
         """Return the raw rewards of (prompt, response) pairs: float32 [pairs], or one float32 for a single pair of texts.
 
-        As `CrossEncoder.predict` of sentence-transformers with `activation_fn=torch.nn.Identity()`. Raises as `score` does.
+        Equivalent to `CrossEncoder.predict` of sentence-transformers with `activation_fn=torch.nn.Identity()`. Raises as `score`
+        does.
         """
         single = len(pairs) == 2 and all(isinstance(text, str) for text in pairs)
         listed = [pairs] if single else list(pairs)
         if any(isinstance(pair, str) or len(pair) != 2 for pair in listed):
-            raise ConfigError("predict takes pairs of a prompt and a response; for other inputs there is score")
+            raise ConfigError("predict takes pairs of a prompt and a response; use score for other inputs")
         rewards = self.score([prompt for prompt, _ in listed], [response for _, response in listed], progress=progress)
         return rewards[0] if single else rewards
 
     def probability(self, prompts: Any, a: Any, b: Any, *, temperature: float | None = None) -> Any:
         """Return the probability, from 0 to 1, that response `a` to a prompt is preferred to `b`: sigma((r_a - r_b) / T).
 
-        Lists of n prompts and responses give float32 [n], single ones a float; NaN where one of the two has no reward. T is
-        `temperature`, or that of the model. Raises `ConfigError` where there is neither, and as `score` does.
+        Lists of n prompts and responses give float32 [n], a single prompt a float; NaN where a or b has no reward. T is
+        `temperature`, or the model's. Raises `ConfigError` where neither is set, and as `score` does.
         """
         temperature = self.temperature if temperature is None else temperature
         if temperature is None:
             raise ConfigError(
                 f"model.path {self.path} has no calibration.json with a temperature; run `bestkept evaluate` on held-out "
-                "preferences to write it, or give a temperature"
+                "preferences to write one, or pass temperature"
             )
         if not temperature > 0:
             raise ConfigError(f"temperature is {temperature!r}; expected a number above 0")
@@ -199,7 +200,7 @@ class RewardModel:
 
 
 def _samples(conversations: Any, responses: Any) -> list[Any]:
-    """Return a (prompt, response) for each response, or the reason why it cannot be scored."""
+    """Return for each response its (prompt, response), or the reason why it cannot be scored."""
     if responses is not None:
         return _prompted(conversations, responses)
     listed = isinstance(conversations, list | tuple) and len(conversations) > 0
@@ -208,7 +209,7 @@ def _samples(conversations: Any, responses: Any) -> list[Any]:
     if listed and isinstance(conversations[0], list | tuple):
         return [_whole(one) for one in conversations]
     if isinstance(conversations, str) or (listed and isinstance(conversations[0], str)):
-        raise ConfigError("texts are prompts, and no responses are given; score(prompts, responses) takes both")
+        raise ConfigError("the input is prompts without responses; call score(prompts, responses)")
     return _from_rows(conversations)
 
 
@@ -220,7 +221,7 @@ def _prompted(prompts: Any, responses: Any) -> list[Any]:
         listed = list(prompts)
     if len(listed) != len(texts):
         raise ConfigError(
-            f"{len(listed):,} prompts and {len(texts):,} responses are given; give one response, or a list of them, for each "
+            f"there are {len(listed):,} prompts and {len(texts):,} responses; pass one response, or a list of them, for each "
             "prompt"
         )
     samples: list[Any] = []

@@ -1,4 +1,4 @@
-"""`train` and `evaluate`: the commands of these names, on files or on preferences in memory."""
+"""`train` and `evaluate`: the commands of the same names, on files or on preferences in memory."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ class Evaluation:
     verdict: str
     """`better_than_length`, `not_better_than_length`, `not_better_than_chance`, `worse` or `unknown`."""
     sentence: str
-    """The verdict in words, with its numbers."""
+    """The verdict as a sentence, with its numbers."""
     warnings: tuple[str, ...]
-    """Limits of the verdict, in words."""
+    """Limits of the verdict, as sentences."""
     accuracy: float | None
-    """Share, from 0 to 1, of the comparisons that the model orders as they were judged; None without comparisons."""
+    """Share, from 0 to 1, of the comparisons on which the model agrees with the judgement; None without comparisons."""
     interval: tuple[float | None, float | None]
-    """The lower and the upper end of its interval of 95 %, over prompts."""
+    """The ends of the 95 % interval of `accuracy`, over prompts."""
     figures: dict[str, Any]
     """All numbers, as `evaluation.json` has them under `evaluation`."""
     path: str | None = None
-    """The directory of `evaluation.json` and `evaluation.html`; None where they were not asked for."""
+    """The directory of `evaluation.json` and `evaluation.html`; None where they were not written."""
 
     @classmethod
     def of(cls, figures: Mapping[str, Any], path: str | None = None) -> Evaluation:
@@ -59,28 +59,28 @@ class Evaluation:
         )
 
     def __str__(self) -> str:
-        """Return the verdict and its warnings in words."""
+        """Return the verdict and its warnings as text."""
         return " ".join([self.sentence, *self.warnings])
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A reward model that has been trained. It can be given as the `model` of `score`, `curate`, `evaluate` and `train`."""
+    """A trained reward model, accepted as `model` by `score`, `curate`, `evaluate` and `train`."""
 
     path: str
     """The directory of the checkpoint: an ordinary `AutoModelForSequenceClassification` with its tokenizer."""
     prompts: int
-    """Prompts that were trained on."""
+    """Number of prompts in the training data."""
     judgements: dict[str, int]
-    """Judgements by kind: comparisons, and labels of single responses."""
+    """Numbers of judgements by kind: comparisons, and labels of single responses."""
     rejected: dict[str, int]
-    """Rows that could not be used, by reason."""
+    """Numbers of rows that could not be used, by reason."""
     notes: tuple[str, ...]
-    """Notes on data that are not read, or not as they stand."""
+    """Notes on data that were ignored or converted."""
     steps: int
     """Optimiser steps."""
     loss: float
-    """The mean loss in training, in nats."""
+    """The mean training loss, in nats."""
     learning_rate: float
     """The peak learning rate."""
     heldout: Evaluation | None
@@ -95,8 +95,8 @@ class Trained:
 
 @contextmanager
 def _own_random_numbers() -> Iterator[None]:
-    """Leave the caller's random numbers as they were: a training seeds those of Python, numpy and torch."""
-    python = random.getstate()  # before the imports, of which some draw
+    """Restore the caller's random state at the end: a training seeds those of Python, numpy and torch."""
+    python = random.getstate()  # before the imports, some of which draw random numbers
     import numpy as np
     import torch
 
@@ -121,11 +121,11 @@ def train(
 ) -> Trained:
     """Train a reward model on preferences, as `bestkept train` does.
 
-    `data` are files, rows in memory in any format of preferences, the settings of a block `data` with these under `path`, or a
-    list of such for several sources. `model` is the backbone: a directory, a hub id, or the settings of a block `model`.
-    `output` is the directory for the checkpoint; an interrupted training resumes when the same call is made again. `heldout` is a
-    share of the prompts (from 0 to 1) to measure accuracy on, or preferences for it. `settings` are blocks of a configuration
-    (`stress={"prompts": 0}`), or settings of the block `train` by their names: `epochs=2, learning_rate=1e-4`. With `progress` a
+    `data` is files, rows in memory in any format of preferences, the settings of a block `data` with either under `path`, or a
+    list of these for several sources. `model` is the backbone: a directory, a hub id, or the settings of a block `model`.
+    `output` is the directory for the checkpoint; the same call resumes an interrupted training. `heldout` is the share of the
+    prompts (from 0 to 1) to measure accuracy on, or separate preferences for that. `settings` are blocks of a configuration
+    (`stress={"prompts": 0}`), or settings of the block `train` by name: `epochs=2, learning_rate=1e-4`. With `progress` a
     bar is shown in a terminal, and lines are logged elsewhere.
 
     Raises `ConfigError`, `InputError`, `ModelLoadError` and `StorageError`.
@@ -172,12 +172,12 @@ def evaluate(
     progress: bool = False,
     **settings: Any,
 ) -> Evaluation:
-    """Say how far a reward model agrees with preferences, as `bestkept evaluate` does.
+    """Measure the agreement of a reward model with preferences, as `bestkept evaluate` does.
 
-    `model` is a directory, a hub id, a `RewardModel` or a `Trained`; `data` are files, or rows in memory in any format of
+    `model` is a directory, a hub id, a `RewardModel` or a `Trained`; `data` is files, or rows in memory in any format of
     preferences. Where the model is a local directory, temperature and verdict are stored in it, unless `store_temperature=False`.
-    `output` is a directory for `evaluation.json` and `evaluation.html`, which are not kept without one. `settings` are blocks of
-    a configuration: `stress={"prompts": 0}`, `bootstrap={"resamples": 500}`.
+    `output` is a directory for `evaluation.json` and `evaluation.html`, which are not written without it. `settings` are blocks
+    of a configuration: `stress={"prompts": 0}`, `bootstrap={"resamples": 500}`.
 
     Raises `ConfigError`, `InputError`, `ModelLoadError` and `StorageError`.
     """
@@ -195,7 +195,7 @@ def evaluate(
 
 
 def _are_sources(data: Any) -> bool:
-    """Tell a list of several sources, of paths, rows in memory or blocks, from rows: a block has a `path`, and no columns."""
+    """Return True for a list of sources (paths, rows in memory or blocks), False for rows: a block has a `path`, no columns."""
     if not isinstance(data, list | tuple) or not data:
         return False
     fields = PreferencesConfig.model_fields.keys()
@@ -210,8 +210,8 @@ def _placeholder(block: Mapping[str, Any]) -> Any:
 
 @contextmanager
 def _folder_in(output: str) -> Iterator[str]:
-    """Give a folder for rows in memory while a model is trained: inside its directory, so that the same call finds the same files
-    after an interruption. It is removed at the end, and the directory too where nothing else was put there."""
+    """Provide a folder for rows in memory while a model is trained: inside the output, so that the same call finds the same files
+    after an interruption. The folder is removed at the end, and the output with it if it is otherwise empty."""
     if "://" in output:  # refused when the training begins
         with tempfile.TemporaryDirectory(prefix="bestkept-") as folder:
             yield folder

@@ -76,7 +76,7 @@ def test_results_in_each_form(tmp_path, encoder):
     assert len(rows) == len(curated) == 5
     frame, data = curated.to_pandas("test"), curated.to_dataset("test")
     assert frame["messages"].tolist() == list(data["messages"]) == [row["messages"] for row in rows[-len(data) :]]
-    with pytest.raises(ConfigError, match=r"there is no split 'dev': .* has test, train"):
+    with pytest.raises(ConfigError, match=r"split is 'dev'; .* has test, train"):
         curated.to_pandas("dev")
     folder = Path(curated.path)
     assert folder.exists()
@@ -172,14 +172,14 @@ def test_an_ensemble(encoder, causal):
             ConfigError,
             "unknown key 'outptu'; did you mean 'output'?",
         ),
-        (lambda m: curate(input=[1], model=m), ConfigError, "a list with a int in it; expected mappings"),
-        (lambda m: curate(input=[], model=m), InputError, "the data holds no rows"),
-        (lambda m: curate(input=3, model=m), ConfigError, "of the type int; expected a path"),
-        (lambda m: curate(input=ROWS, model=3), ConfigError, "the model is of the type int; expected a directory"),
+        (lambda m: curate(input=[1], model=m), ConfigError, "a list that contains int; expected mappings"),
+        (lambda m: curate(input=[], model=m), InputError, "the data has no rows"),
+        (lambda m: curate(input=3, model=m), ConfigError, "of type int; expected a path"),
+        (lambda m: curate(input=ROWS, model=3), ConfigError, "the model is of type int; expected a directory"),
         (
             lambda m: curate(input=[{"prompt": "a", "x": object()}], model=m),
             InputError,
-            "the column 'x' of the data holds",
+            "the column 'x' of the data has a value",
         ),
         (lambda m: curate(input=pd.DataFrame({"a": ["x", 1]}), model=m), InputError, "the column 'a' .* several types"),
         (lambda m: curate("nowhere.yaml"), ConfigError, "cannot read the configuration 'nowhere.yaml'"),
@@ -195,7 +195,7 @@ def test_splits_are_named(encoder):
     from datasets import Dataset, DatasetDict
 
     data = DatasetDict(train=Dataset.from_list(ROWS), test=Dataset.from_list(ROWS))
-    with pytest.raises(ConfigError, match=r"has the splits train, test; give one of them: data\['train'\]"):
+    with pytest.raises(ConfigError, match=r"has the splits train, test; pass one of them: data\['train'\]"):
         score(data, encoder)
 
 

@@ -104,11 +104,11 @@ def test_probabilities_follow_the_gap_and_the_temperature(model, encoder, tmp_pa
 @pytest.mark.parametrize(
     ("call", "kind", "words"),
     [
-        (lambda model: model.score(["a", "b"]), ConfigError, "texts are prompts, and no responses are given"),
-        (lambda model: model.score(["a", "b"], ["c"]), ConfigError, "2 prompts and 1 responses are given"),
+        (lambda model: model.score(["a", "b"]), ConfigError, "the input is prompts without responses"),
+        (lambda model: model.score(["a", "b"], ["c"]), ConfigError, "there are 2 prompts and 1 responses"),
         (lambda model: model.score([{"a": 1}]), InputError, "columns"),
-        (lambda model: model.score([]), InputError, "holds no rows"),
-        (lambda model: model.score({"prompt": "a"}), ConfigError, "of the type dict; expected a path"),
+        (lambda model: model.score([]), InputError, "has no rows"),
+        (lambda model: model.score({"prompt": "a"}), ConfigError, "of type dict; expected a path"),
         (lambda model: model.predict(["a", "b", "c"]), ConfigError, "predict takes pairs"),
         (lambda _: RewardModel("no/such/model"), ModelLoadError, "no/such/model"),
         (lambda model: RewardModel(model.path, dtyp="int8"), ConfigError, "unknown key 'dtyp'; did you mean 'dtype'"),

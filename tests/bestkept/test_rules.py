@@ -36,9 +36,9 @@ def test_a_mistake_is_that_of_a_configuration(make, words):
 
 
 def test_one_setting_at_most_is_given_by_place():
-    with pytest.raises(TypeError, match="takes keep by place, once"):
+    with pytest.raises(TypeError, match="takes one positional argument, keep"):
         best_of_n(1, 2)
-    with pytest.raises(TypeError, match="takes keep by place, once"):
+    with pytest.raises(TypeError, match="takes one positional argument, keep"):
         best_of_n(1, keep=2)
 
 

@@ -96,7 +96,7 @@ def test_held_out_preferences_in_memory(encoder, tmp_path):
         (lambda m, out: train([{"a": 1}], model=m, output=out), InputError, "fit no known format"),
         (lambda m, out: train(PAIRS, model="no/such", output=out), ModelLoadError, "no/such"),
         (lambda m, out: train(PAIRS, model=m, output="s3://b/m"), ConfigError, "output.path 's3://b/m' is a URL"),
-        (lambda m, out: train([], model=m, output=out), InputError, "data holds no rows"),
+        (lambda m, out: train([], model=m, output=out), InputError, "data has no rows"),
         (lambda m, out: evaluate(m, [{"a": 1}]), InputError, "fit no known format"),
         (lambda m, out: evaluate(m, PAIRS, bootstrp={}), ConfigError, "evaluate: unknown key 'bootstrp'"),
     ],
