@@ -1,4 +1,4 @@
-"""The base of every configuration model: unknown keys are errors, and nothing in it holds credentials."""
+"""The base of every configuration model: unknown keys are errors, and no value may contain credentials."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipelines.errors import CREDENTIALS, holds_credentials
 
 
 def refuse_credentials(path: str) -> str:
-    """`path`, unless it is a URL that carries a password or another secret: then a `ValueError`."""
+    """Return `path`. Raises `ValueError` for a URL with a password or another secret."""
     if holds_credentials(path):
         raise ValueError(CREDENTIALS)
     return path
@@ -19,15 +19,15 @@ def refuse_credentials(path: str) -> str:
 
 def _is_a_path(path: str) -> str:
     if "\0" in path:
-        raise ValueError("no path holds a NUL character")
+        raise ValueError("a path must not contain a NUL character")
     if "://" not in path and any(len(name.encode()) > 255 for name in path.split("/")):
-        raise ValueError("no name in a path has more than 255 bytes")
+        raise ValueError("a name in a path must not exceed 255 bytes")
     return refuse_credentials(path)
 
 
 PathText = Annotated[str, Field(min_length=1), AfterValidator(_is_a_path)]
 
-LARGEST_INTEGER = 2**53 - 1  # beyond it, readers of the JSON that is written disagree
+LARGEST_INTEGER = 2**53 - 1  # JSON readers disagree about larger ones
 
 
 class Strict(BaseModel):
@@ -36,7 +36,8 @@ class Strict(BaseModel):
     @field_validator("*")
     @classmethod
     def _can_be_stored(cls, value: Any) -> Any:
-        """Check texts and numbers, also those in lists and mappings: a configuration is stored and printed in many places."""
+        """Check texts and numbers, including those in lists and mappings: a configuration is stored and printed in many
+        places."""
         for scalar in _scalars(value):
             if isinstance(scalar, str) and holds_credentials(scalar):
                 raise ValueError(CREDENTIALS)
@@ -46,7 +47,7 @@ class Strict(BaseModel):
 
 
 def _scalars(value: Any) -> Iterator[Any]:
-    """All scalars in a value of plain types, keys too."""
+    """Yield all scalars in a value of plain types, including keys."""
     if isinstance(value, dict):
         yield from _scalars([*value, *value.values()])
     elif isinstance(value, list | tuple | set):
@@ -57,7 +58,7 @@ def _scalars(value: Any) -> Iterator[Any]:
 
 
 def refuse_unused(rule: Strict, names: set[str], *, used: bool, by: str) -> None:
-    """Raise `ValueError` where one of these fields is set and has no effect."""
+    """Raise `ValueError` if one of these fields is set and has no effect."""
     unused = sorted(names & rule.model_fields_set)
     if unused and not used:
         raise ValueError(f"{unused[0]} has no effect without {by}; remove it, or give {by}")

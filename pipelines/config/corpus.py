@@ -10,7 +10,7 @@ from pipelines.config.base import PathText, Strict
 
 
 class Columns(Strict):
-    """The input columns by role; needed only where detection fails. A path names a field of records: `request.prompt`."""
+    """The input columns by role; needed only if detection fails. A path names a field of records: `request.prompt`."""
 
     messages: str | None = None
     """Whole conversations; the last assistant turn is the response."""
@@ -21,13 +21,13 @@ class Columns(Strict):
     responses: str | None = None
     """A list of responses per row: texts, messages, or records, whose field may be named: `outputs.text`."""
     input: str | None = None
-    """Further input, appended to the prompt after an empty line (Alpaca)."""
+    """Additional input, appended to the prompt after an empty line (Alpaca)."""
     system: str | None = None
     """A system prompt, put before the conversation."""
     tools: str | None = None
-    """The tools that a conversation may call: a list, or that list as JSON; given to the model's template and the output."""
+    """The tools that a conversation may call: a list, or that list as JSON; passed to the model's template and to the output."""
     source: str | None = None
-    """The origin of a row; carried into score files and output."""
+    """The origin of a row; copied to score files and output."""
     chosen: str | None = None
     """With `format: preferences`: the preferred response of a pair."""
     rejected: str | None = None
@@ -38,7 +38,7 @@ class Columns(Strict):
         named = [name for name in self.model_dump().values() if name is not None]
         twice = sorted({name for name in named if named.count(name) > 1})
         if twice:
-            raise ValueError(f"column {twice[0]!r} is named for two roles; give each role a column of its own")
+            raise ValueError(f"column {twice[0]!r} is named for two roles; give each role its own column")
         if self.response is not None and self.responses is not None:
             raise ValueError("response and responses exclude each other; name the one that the rows have")
         return self
@@ -48,26 +48,26 @@ class InputFiles(Strict):
     """The files of a corpus, and the roles of their columns."""
 
     path: PathText | Annotated[list[PathText], Field(min_length=1)] = Field(examples=["corpus/*.parquet"])
-    """Files, globs, or directories of Parquet, JSON lines, JSON arrays, CSV, TSV or Arrow (`datasets.save_to_disk`); local or any
-    fsspec URL (s3://, gs://, ...). A file with another name, if named outright, is known by its first bytes."""
+    """Files, globs, or directories of Parquet, JSON lines, JSON arrays, CSV, TSV or Arrow (`datasets.save_to_disk`); local or
+    any fsspec URL (s3://, gs://, ...). A file with another extension, if named explicitly, is recognised by its first bytes."""
     split: str | None = None
-    """The split to read, where names of files or folders say of which they are, as `train-00000-of-00002.parquet` or
-    `test/data-00000-of-00001.arrow`. Needed where there are several: they are never mixed."""
+    """The split to read, if names of files or folders contain one, as in `train-00000-of-00002.parquet` or
+    `test/data-00000-of-00001.arrow`. Required if there are several splits, which are never mixed."""
     format: Literal[
         "auto", "messages", "sharegpt", "prompt_response", "responses_list", "alpaca", "hh", "preferences"
     ] = "auto"
-    """The layout of the rows; `auto` detects it by their columns and values. `hh`: transcripts,
-    "Human: ... Assistant: ...", whole ones in `columns.messages` or open ones in `columns.prompt`. `preferences`: pairs,
-    rankings, grades or verdicts, in the formats of `bestkept train`; all responses of a row are scored, and numbered from the
-    best to the worst by its judgement."""
+    """The layout of the rows; `auto` detects it from their columns and values. `hh`: transcripts, "Human: ... Assistant:
+    ...", complete ones in `columns.messages` or open-ended ones in `columns.prompt`. `preferences`: pairs, rankings, grades
+    or verdicts, in the formats of `bestkept train`; all responses of a row are scored, and numbered from best to worst by its
+    judgement."""
     columns: Columns = Columns()
-    """The columns by role; needed only where detection fails."""
+    """The columns by role; needed only if detection fails."""
     response: Literal["last_turn", "after_last_user"] | None = None
-    """The response of a conversation: its last turn, or all that follows the last user turn (calls of tools, their results, the
-    answer). Unset, the first rows decide; `bestkept inspect` says how, and why."""
+    """The response of a conversation: its last turn, or everything after the last user turn (tool calls, their results, the
+    answer). If unset, the first rows decide; `bestkept inspect` reports the choice and the reason."""
     repeated_prompt: Literal["cut", "keep"] | None = None
-    """Prompts that responses repeat at the front, as generators that return the whole text write them, are taken off (`cut`) or
-    kept. Unset, they are taken off where nearly all of the first rows have one, and a warning says so."""
+    """Whether prompts that responses repeat at the front, as generators that return the whole text do, are removed (`cut`) or
+    kept. If unset, they are removed if nearly all of the first rows have one, with a warning."""
 
     @property
     def paths(self) -> list[str]:
@@ -76,14 +76,14 @@ class InputFiles(Strict):
 
 class RowLimits(Strict):
     max_row_bytes: int = Field(default=16 * 2**20, ge=1024)
-    """Larger rows are rejected."""
+    """Maximum size of a row; larger rows are rejected."""
 
 
 class InputConfig(InputFiles):
     carry: list[str] = []
-    """Further columns to keep in the score files, as text."""
+    """Additional columns to keep in the score files, as text."""
     group_by: Literal["prompt"] | list[str] = "prompt"
-    """The key by which responses compete: the same prompt, or equal values in these columns. Prompts are compared in Unicode's
-    form NFC: `é` as one character and as a letter with a combining accent are the same; each row keeps its own text."""
+    """The group in which responses compete: the same prompt, or equal values in these columns. Prompts are compared in
+    Unicode form NFC, in which `é` as one character equals a letter with a combining accent; each row keeps its own text."""
     rows_per_fragment: int = Field(default=2048, ge=1)
-    """Rows per score file: the most that an interruption costs. Changing it rescores."""
+    """Rows per score file, the most that an interruption loses. Changing it rescores the corpus."""

@@ -11,24 +11,24 @@ from pydantic import Field
 from pipelines.config.base import PathText, Strict
 
 WORDS_VERSION = 1
-"""Increased by hand whenever the same text gives other hashes of its words, or another signature."""
+"""Increased by hand whenever the same text yields different word hashes or a different signature."""
 
 Similarity = Annotated[float, Field(ge=0.6, le=1.0)]
 
 
 class NearDuplicates(Strict):
-    """Of texts that are nearly the same, keep the one with the best reward, over the whole corpus."""
+    """Keep only the text with the best reward among nearly identical texts, over the whole corpus."""
 
     of: Literal["prompt", "response"] = "prompt"
-    """The texts that are compared. Of prompts, all responses to the dropped ones go."""
+    """The texts to compare. With `prompt`, all responses to a dropped prompt are dropped."""
     similarity: Similarity = 0.8
-    """Jaccard similarity of the shingles of two texts. Of pairs with just this similarity 99 in 100 count as alike, and of more
-    similar ones more. It is estimated from signatures, so that some pairs below it also count: at 0.8, half of those with 0.7,
-    and one in 100 of those with 0.6."""
+    """Jaccard similarity of the shingles of two texts above which they count as alike. It is estimated from signatures: of
+    pairs with exactly this similarity, 99 in 100 count, of more similar ones more, and of less similar ones some: at 0.8,
+    half of those with 0.7, and one in 100 of those with 0.6."""
     keep: Literal["best"] = "best"
-    """The one that is kept: that with the highest reward, or of prompts that whose best response has it."""
+    """The text to keep: the one with the highest reward; of prompts, the one whose best response has it."""
     words: int = Field(default=3, ge=1, le=20)
-    """Words in a shingle. With more, two texts must be alike in longer pieces."""
+    """Words in a shingle. With more, two texts must agree in longer passages to count as alike."""
 
     @property
     def measure(self) -> dict[str, Any]:
@@ -36,12 +36,12 @@ class NearDuplicates(Strict):
 
 
 class Diverse(Strict):
-    """The best responses that are not alike: from the best downwards, each that is not similar to one that is kept already."""
+    """The best dissimilar responses: from the best downwards, each response that is not similar to one already kept."""
 
     rows: int = Field(ge=0)
-    """Number of responses kept, where there are as many."""
+    """Number of responses kept, if there are that many."""
     of: Literal["prompt", "response"] = "response"
-    """The texts that are compared. Responses to one prompt never stand in each other's way where prompts are."""
+    """The texts to compare. With `prompt`, responses to the same prompt do not exclude each other."""
     similarity: Similarity = 0.7
     """As in `near_duplicates`."""
     words: int = Field(default=2, ge=1, le=20)
@@ -53,18 +53,19 @@ class Diverse(Strict):
 
 
 class Decontaminate(Strict):
-    """Drop what shares a run of words with test prompts, in the prompt or in the response."""
+    """Drop responses that share a run of words with test prompts, in the prompt or in the response."""
 
     against: list[PathText] = Field(min_length=1, examples=[["tests/*.jsonl"]])
-    """Files of test prompts, as `input.path` takes files; at most 64."""
+    """Files of test prompts, in any form that `input.path` accepts; at most 64."""
     ngram: int = Field(default=13, ge=3, le=50)
-    """Words in a row that are a hit. Test prompts of fewer words are not looked for, and a warning counts them."""
+    """Number of consecutive words that make a hit. Shorter test prompts are not searched for; a warning counts them."""
     column: str | None = None
-    """The column of the prompts in these files; unset, the first of `prompt`, `question`, `problem`, `instruction` and others."""
+    """The column with the prompts in these files; if unset, the first of `prompt`, `question`, `problem`, `instruction` and
+    others."""
 
     @property
     def number(self) -> str:
-        """The name of the number of test files that a row shares words with, as expressions know it."""
+        """The name by which expressions refer to the number of test files that a row shares words with."""
         settings = json.dumps(self.model_dump(), sort_keys=True)
         return f"leaks_{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
 
@@ -74,5 +75,5 @@ class Decontaminate(Strict):
 
 
 def signature_settings(of: str, words: int) -> dict[str, Any]:
-    """The settings of the signatures of prompts or responses, as a plan holds them; they name the side files."""
+    """The settings of the signatures of prompts or responses, as a plan records them; they name the side files."""
     return {"kind": "minhash", "of": of, "words": words, "version": WORDS_VERSION}

@@ -15,30 +15,32 @@ from pipelines.config.train import PreferencesConfig, StressConfig
 
 class EvaluatedModel(ModelConfig):
     max_length: int = Field(default=2048, ge=8)
-    """Longest input in tokens; the least of this, the model's positions and the tokenizer's limit applies."""
+    """Longest input in tokens; the smallest of this, the model's positions and the tokenizer's limit applies."""
 
     @model_validator(mode="after")
     def _one_output_is_the_reward(self) -> Self:
         if len(self.outputs) > 1 and self.reward_output is None:
-            raise ValueError(f"outputs names {', '.join(self.outputs)}; say which is evaluated by model.reward_output")
+            raise ValueError(
+                f"outputs names {', '.join(self.outputs)}; name the one to evaluate in model.reward_output"
+            )
         return self
 
 
 class EvaluationData(PreferencesConfig):
     heldout_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Above 0: only the prompts that `bestkept train` holds out at this fraction, not all rows."""
+    """Above 0: only the prompts that `bestkept train` holds out at this fraction are evaluated."""
 
 
 class BootstrapConfig(Strict):
     resamples: int = Field(default=2000, ge=100, le=1_000_000)
-    """Number of bootstrap draws of the prompts for an interval."""
+    """Number of bootstrap draws of the prompts per interval."""
     seed: int = Field(default=0, ge=0)
     """Seed of the bootstrap draws."""
 
 
 class EvaluationOutput(Strict):
     path: PathText = "evaluation"
-    """Directory of evaluation.json and evaluation.html; those of an earlier evaluation are replaced."""
+    """Directory for evaluation.json and evaluation.html; those of an earlier evaluation are replaced."""
 
 
 class EvaluateConfig(Strict):
@@ -53,12 +55,13 @@ class EvaluateConfig(Strict):
     stress: StressConfig = StressConfig()
     """The stress tests."""
     relevance: RelevanceConfig | None = None
-    """An embedding model for one more baseline: of two responses the nearer to the prompt, where their cosines differ by more
-    than `gap`, else the longer one. The verdict is then against the best of this, the longer and the shorter response."""
+    """An embedding model for an additional baseline, which takes the response nearer to the prompt if the cosines of the two
+    differ by more than `gap`, otherwise the longer one. The verdict then compares the model with the best of this, the longer
+    and the shorter response."""
     output: EvaluationOutput = EvaluationOutput()
     """The files with the results."""
     limits: RowLimits = RowLimits()
     """The size above which rows are not read."""
     store_temperature: bool | None = None
-    """Whether temperature and verdict are kept in the model's directory, as calibration.json, for runs to use and to repeat.
-    Default: yes, where that is a writable local directory."""
+    """Whether temperature and verdict are stored in the model's directory, as calibration.json, for runs to use and report.
+    Default: yes, if it is a writable local directory."""

@@ -1,4 +1,4 @@
-"""An example configuration with every setting, and the JSON schema: from the models, so that neither can be out of date."""
+"""An example configuration with every setting, and the JSON schema, both made from the models so that they stay current."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from pipelines.config.settings_list import KINDS, as_yaml, meaning_of, model_in,
 from pipelines.errors import ConfigError
 
 _WIDTH = 100
-_OF_THE_EXAMPLE: tuple[type[BaseModel], ...] = (BestOfN,)  # optional, and given all the same
+_OF_THE_EXAMPLE: tuple[type[BaseModel], ...] = (BestOfN,)  # optional, but shown
 
 
 def example(command: str) -> str:
-    """YAML with every setting of `run`, `train` or `evaluate` at its default; it loads. Raises `ConfigError` for another name."""
+    """Return YAML with every setting of `run`, `train` or `evaluate` at its default, which loads as is. Raises `ConfigError`
+    for another name."""
     kind = _kind(command)
-    head = f"# bestkept {command} CONFIG KEY.SUB=VALUE ...; every setting with its default. Only the paths must be given.\n"
+    head = (
+        f"# bestkept {command} CONFIG KEY.SUB=VALUE ...; every setting with its default. Only the paths are required.\n"
+    )
     if command == "evaluate":
         head = "# The settings of `bestkept evaluate MODEL DATA KEY.SUB=VALUE ...`, which takes no file.\n"
     return head + "\n".join(_block(kind, indent=0)) + "\n"
@@ -54,7 +57,8 @@ def _block(kind: type[BaseModel], *, indent: int) -> Iterator[str]:
 
 
 def _is_given(inner: type[BaseModel], field: FieldInfo) -> bool:
-    """Return whether the example has the block: not `ensemble`, which takes two models, and not what is off by default."""
+    """Return whether the example includes the block: not `ensemble`, which takes two models, nor blocks that are off by
+    default."""
     optional = field.default is None and not field.is_required()
     return inner is not EnsembleConfig and (not optional or "ModelConfig" in inner.__name__)
 
@@ -83,6 +87,6 @@ def _comment(text: str, indent: int) -> list[str]:
 
 
 def _commented_out(lines: list[str], indent: int) -> Iterator[str]:
-    """`# ` where the block begins, so that removing it leaves YAML; comments inside get a second one."""
+    """Yield lines with `# ` at the indent of the block, so that removing it leaves YAML; comments inside get a second one."""
     for line in lines:
         yield f"{line[:indent]}# {line[indent:]}"

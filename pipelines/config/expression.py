@@ -1,13 +1,13 @@
 """Expressions over the numbers and texts of a response, such as `correct and 20 <= tokens <= 2000`.
 
-Python's parser reads them; what it finds is checked against a list of what is allowed, and is never executed. `parse` tells of
-mistakes that need no names, `Expression.check` of unknown names and of numbers where a text is.
+Python's parser reads them; the tree is checked against a list of what is allowed, and is never executed. `parse` reports
+mistakes that do not depend on names, `Expression.check` unknown names and numbers in place of texts.
 
-A value may be missing (null). What is computed from null or compared with it is null; `and` and `or` are SQL's: `false and null`
-is false, `true or null` is true. `x is null` and `coalesce(x, 0)` ask for it. What is no finite number, like 1/0 or log(0), is
-null.
+A value may be missing (null). A value computed from null or compared with it is null; `and` and `or` behave as in SQL: `false
+and null` is false, `true or null` is true. `x is null` and `coalesce(x, 0)` handle missing values. A result that is not a
+finite number, such as 1/0 or log(0), is null.
 
-`rank(x)` and `prompt_z(x)` compare a response with the others to its prompt, `corpus_z(x)` with all of the corpus.
+`rank(x)` and `prompt_z(x)` compare a response with the others to its prompt, `corpus_z(x)` with the whole corpus.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pipelines.config.expression_terms import (
 )
 
 LONGEST = 2000  # characters of an expression
-_DEEPEST = 50  # levels of brackets and operators: evaluating one is recursive
+_DEEPEST = 50  # levels of brackets and operators, since evaluation is recursive
 
 _ARITHMETIC: Mapping[type[ast.AST], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 _COMPARISONS: Mapping[type[ast.AST], str] = {
@@ -64,7 +64,7 @@ class Expression:
 
     @property
     def of_prompt(self) -> bool:
-        """True where it takes all responses to a prompt to evaluate it."""
+        """True if evaluation needs all responses to a prompt."""
         return any(node.operation in OF_PROMPT for _, node in self.compared)
 
     @property
@@ -73,16 +73,16 @@ class Expression:
         return tuple(dict.fromkeys(node for _, node in self.compared if node.operation == OF_CORPUS))
 
     def reads_across(self, names: Sequence[str]) -> bool:
-        """Return True where one of these numbers counts as it is, and not by its place within the prompt."""
+        """Return True if one of these numbers is used as is, and not by its place within the prompt."""
         return any(use.name in names and not use.is_column and not use.within_prompt for use in self.uses)
 
     def columns(self, signals: Sequence[str] = ()) -> tuple[str, ...]:
-        """The carried columns that it reads; `signals` are the names of further numbers."""
+        """The carried columns that the expression reads; `signals` are the names of further numbers."""
         named = (use.name for use in self.uses if use.is_column or use.name not in {*BUILT_IN, *signals})
         return tuple(dict.fromkeys(named))
 
     def check(self, columns: Sequence[str], signals: Sequence[str] = (), marks: Sequence[str] = ()) -> None:
-        """Raise `ValueError` where a name is none of these or is used as what it is not; `marks` are signals that may be
+        """Raise `ValueError` if a name is none of these or has the wrong kind for its place; `marks` are signals that may be
         conditions."""
         for use in self.uses:
             at = f"at character {use.position + 1},"
@@ -114,7 +114,7 @@ class Expression:
 
 @lru_cache(maxsize=256)
 def parse(text: str, kind: Kind = "condition") -> Expression:
-    """The expression, which gives values of this kind. Raises `ValueError` with the position of the first mistake."""
+    """The expression, with values of this kind. Raises `ValueError` with the position of the first mistake."""
     if len(text) > LONGEST:
         raise ValueError(f"it has {len(text):,} characters; expected at most {LONGEST:,}")
     flat = text.replace("\n", " ").replace("\t", " ").replace("\r", " ")
@@ -125,7 +125,7 @@ def parse(text: str, kind: Kind = "condition") -> Expression:
 
 
 class _Reader:
-    """Turns Python's syntax tree into nodes, and takes down the names."""
+    """Turns Python's syntax tree into nodes, and records the names."""
 
     def __init__(self, source: str, offset: int) -> None:
         self._source = source
@@ -146,16 +146,18 @@ class _Reader:
         except SyntaxError as error:
             hint = next((text for sign, text in _HINTS if sign in f" {self._source} "), "")
             place = (error.offset or len(self._source) + 1) - 1  # none or 0: it ends too early
-            raise ValueError(f"at character {self._offset + place + 1}, this is no expression{hint}") from None
+            raise ValueError(f"at character {self._offset + place + 1}, this is not an expression{hint}") from None
         except (ValueError, RecursionError, MemoryError, tokenize.TokenError):
-            raise ValueError("this is no expression: it is nested too deeply, or holds what no text holds") from None
+            raise ValueError(
+                "this is not an expression: it is nested too deeply, or contains an invalid character"
+            ) from None
         comment = next((token for token in tokens if token.type == tokenize.COMMENT), None)
         if comment is not None:
-            raise ValueError(f"at character {self._offset + comment.start[1] + 1}, a # is not expected")
+            raise ValueError(f"at character {self._offset + comment.start[1] + 1}, # is not allowed")
         return self._read(tree, kind, 0)
 
     def _read(self, node: ast.expr, kind: Kind, depth: int) -> Node:
-        """The node as a value of this kind."""
+        """Return the node as a value of this kind."""
         if depth > _DEEPEST:
             raise self._error(node, f"brackets and operators are nested more than {_DEEPEST} deep")
         if isinstance(node, ast.Name) and node.id not in {*CONSTANTS, "None"}:
@@ -168,7 +170,7 @@ class _Reader:
         if kind == "condition" and isinstance(node, ast.Call) and getattr(node.func, "id", "") == "coalesce":
             return self._call(node, depth, kind)
         if own is None:  # null
-            raise self._error(node, "null stands only in `is null` and `is not null`")
+            raise self._error(node, "null is allowed only in `is null` and `is not null`")
         if own != kind and not (own == "condition" and kind == "number"):
             example = {"condition": "a condition, such as reward > 0.5", "number": "a number", "text": "a text"}[kind]
             raise self._error(node, f"expected {example}, got a {own}")
@@ -197,7 +199,8 @@ class _Reader:
         raise self._error(node, "this is not allowed in an expression")
 
     def _kind_of(self, node: ast.expr) -> Kind | None:
-        """The kind of a node's values; None for null and for names, which may be of any. Raises where it is not allowed."""
+        """Return the kind of a node's values; None for null and for names, which may be of any kind. Raises if it is not
+        allowed."""
         match node:
             case ast.Constant(value=bool()):
                 return "condition"
@@ -239,7 +242,7 @@ class _Reader:
         return parts[0] if len(parts) == 1 else Node("and", tuple(parts), "condition")
 
     def _pair(self, operator: ast.cmpop, left: ast.expr, right: ast.expr, depth: int) -> Node:
-        """Two sides of a comparison; names take the kind of the other side, or are numbers."""
+        """Read two sides of a comparison; names take the kind of the other side, or are numbers."""
         if isinstance(operator, ast.Is | ast.IsNot):
             if not self._is_null(right):
                 raise self._error(right, "after `is` comes null or not null; equality is written ==")
@@ -254,11 +257,11 @@ class _Reader:
         kind: Kind = "number" if len(kinds) != 1 or kinds == {"condition"} else next(iter(kinds))
         sign = _COMPARISONS[type(operator)]
         if "text" in kinds and sign not in ("==", "!="):
-            raise self._error(right, f"texts are equal or not, and {sign} is for numbers")
+            raise self._error(right, f"{sign} compares numbers; compare texts with == or !=")
         return Node(sign, (self._read(left, kind, depth), self._read(right, kind, depth)), "condition")
 
     def _any(self, node: ast.expr, depth: int) -> Node:
-        """The left side of `is null`, of whatever kind it is."""
+        """Read the left side of `is null`, of any kind."""
         kind = self._kind_of(node)
         if kind is not None:
             return self._read(node, kind, depth)
@@ -274,7 +277,7 @@ class _Reader:
             raise self._error(right, 'after `in` comes a list, such as ["a", "b"]')
         for element in right.elts:
             if not isinstance(element, ast.Constant | ast.UnaryOp):
-                raise self._error(element, "the list after `in` holds numbers or texts alone")
+                raise self._error(element, "the list after `in` may contain only numbers or texts")
         kind: Kind = "text" if self._kind_of(right.elts[0]) == "text" else "number"
         value, *options = (self._read(part, kind, depth) for part in (left, *right.elts))
         test = Node("in", (value, *options), "condition")
@@ -294,9 +297,7 @@ class _Reader:
             inner = [part.operation for part in call.walk() if part is not call]
             if name == OF_CORPUS and (nested := {*OF_PROMPT, OF_CORPUS} & {*inner}):
                 other = min(nested)
-                raise self._error(
-                    node, f"{name} takes what a response has by itself, and {other} compares it with others"
-                )
+                raise self._error(node, f"{name} takes a number of a single response, and {other} compares several")
             self.compared.append((ast.get_source_segment(self._source, node) or name, call))
         return call
 
@@ -328,7 +329,7 @@ class _Reader:
         except OverflowError:
             number = math.inf
         if not math.isfinite(number):
-            raise self._error(node, "this number is larger than any that can be compared")
+            raise self._error(node, "this number is too large")
         return number
 
     def _is_null(self, node: ast.expr) -> bool:

@@ -1,4 +1,4 @@
-"""The terms that expressions are made of: names that every expression knows, functions, operations and uses of names."""
+"""The terms of expressions: names known to every expression, functions, operations and uses of names."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ BUILT_IN: Mapping[str, Kind] = {
     "truncated": "condition",
     "source": "text",
 }
-"""The names that every expression knows. Characters are those of the response."""
+"""The names known to every expression. Characters are those of the response."""
 
 OF_TOKENIZER = ("tokens", "prompt_tokens", "response_tokens", "truncated")
-"""The built-in names that mean nothing without a model's tokenizer."""
+"""The built-in names that require a model's tokenizer."""
 
 OF_PROMPT = ("rank", "prompt_z")
 """The functions that compare a response with the others to its prompt."""
 OF_CORPUS = "corpus_z"
-"""The function that compares it with all responses."""
+"""The function that compares a response with all responses."""
 
 FUNCTIONS = {
     "abs": (1, 1),
@@ -40,17 +40,17 @@ FUNCTIONS = {
     "coalesce": (2, 9),
     **dict.fromkeys((*OF_PROMPT, OF_CORPUS), (1, 1)),
 }
-"""The least and the most arguments of each."""
+"""The minimum and maximum number of arguments of each."""
 CONSTANTS = {"true": True, "false": False, "null": None}
 RESERVED = (*BUILT_IN, *FUNCTIONS, *CONSTANTS, "column", "z")
-"""The words of the language, which name no model."""
+"""The words of the language, which cannot name a model."""
 
 
 def check_name(name: str, what: str) -> None:
-    """Raise `ValueError` where expressions cannot know a number by this name."""
+    """Raise `ValueError` if expressions cannot refer to a number by this name."""
     if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) or name in RESERVED or keyword.iskeyword(name):
         raise ValueError(
-            f"{name!r} is no name for a {what}: expected letters, digits and _, and none of {', '.join(RESERVED)}"
+            f"{name!r} cannot name a {what}: expected letters, digits and _, and none of {', '.join(RESERVED)}"
         )
 
 
@@ -64,7 +64,7 @@ class Node:
 
     @cached_property
     def text(self) -> str:
-        """A text that is the same for the same operation on the same values, and for no other."""
+        """A text that is the same for the same operation on the same values, and different for any other."""
         parts = (part.text if isinstance(part, Node) else repr(part) for part in self.arguments)
         return f"{self.operation}:{self.kind}({', '.join(parts)})"
 
@@ -77,10 +77,10 @@ class Node:
 
 @dataclass(frozen=True)
 class Name:
-    """One use of a name: what it is read as, and where it stands."""
+    """One use of a name: its kind and its position."""
 
     name: str
-    kind: Kind  # `any` where it is only asked whether there is a value
+    kind: Kind  # `any` if only its presence is tested
     is_column: bool  # written as column("..."), which is never a built-in name or a signal
     position: int
     within_prompt: bool = False  # in `rank` or `prompt_z`, which compare responses to one prompt

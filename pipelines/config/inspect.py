@@ -26,7 +26,7 @@ class InspectConfig(Strict):
     def _one_path(self) -> InspectConfig:
         if self.input.path != self.data.path:
             raise ValueError(
-                "input.path and data.path differ, and one place is inspected; give it as PATH, and neither of them"
+                "input.path and data.path differ, and one path is inspected; give it as PATH instead of both"
             )
         if None not in (self.input.split, self.data.split) and self.input.split != self.data.split:
             raise ValueError("input.split and data.split differ, and one split is inspected; give one of them")
@@ -34,5 +34,5 @@ class InspectConfig(Strict):
 
     @property
     def files(self) -> InputFiles:
-        """The files that are inspected."""
+        """The files to inspect."""
         return self.input.model_copy(update={"split": self.input.split or self.data.split})

@@ -28,7 +28,7 @@ def load(kind: type[Config], path: str, overrides: Sequence[str] = ()) -> Config
 
 
 def read_values(kind: type[BaseModel], path: str) -> dict[str, Any]:
-    """Return the mapping in a YAML file, before it is validated as a `kind`. Raises `ConfigError`."""
+    """Return the mapping in a YAML file, before validation as a `kind`. Raises `ConfigError`."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:
@@ -40,13 +40,13 @@ def read_values(kind: type[BaseModel], path: str) -> dict[str, Any]:
     values = parse_yaml(text, where=path, remedy="check indentation, quotes and colons there")
     if not isinstance(values, dict):
         raise ConfigError(
-            f"{path} holds {type(values).__name__}; expected a mapping with {', '.join(kind.model_fields)}"
+            f"{path} contains {type(values).__name__}; expected a mapping with {', '.join(kind.model_fields)}"
         )
     return values
 
 
 def validate(kind: type[Config], values: dict[str, Any], overrides: Sequence[str], *, where: str) -> Config:
-    """The configuration that `values` hold with `overrides` applied over them; `where` they come from leads an error.
+    """Return the configuration in `values` with `overrides` applied over them; `where`, their origin, begins an error.
 
     Raises `ConfigError` like `load`.
     """
@@ -70,7 +70,7 @@ def validate(kind: type[Config], values: dict[str, Any], overrides: Sequence[str
 def _by_source(
     problems: Iterable[dict[str, Any]], overrides: Sequence[str], where: str
 ) -> dict[str, list[dict[str, Any]]]:
-    """Group problems by where their values come from: the file, or the command line, whose keys are `overrides`."""
+    """Group problems by the source of their values: the file, or the command line, whose keys are `overrides`."""
     keys = [tuple(key.split(".")) for key in overrides]
     sources: dict[str, list[dict[str, Any]]] = {}
     for problem in problems:
@@ -83,7 +83,7 @@ def _by_source(
 
 
 def _close_files(path: str) -> list[str]:
-    """Configurations named like `path`: beside it, in the working directory, and in its `configs`."""
+    """Return configurations with names similar to `path`: beside it, in the working directory, and in its `configs`."""
     given = Path(path)
     found: dict[str, str] = {}
     for directory in dict.fromkeys((given.parent, Path(), Path("configs"))):
@@ -112,8 +112,8 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 
 def _by_place(problems: Iterable[Any]) -> Iterator[dict[str, Any]]:
-    """Problems by the place that a user knows: pydantic tells of each form that a value may have, text or a list of texts, under
-    a name of its own. A form in which only the content is wrong is the one that was meant."""
+    """Yield problems by their place in the file: pydantic reports each form that a value may have, text or a list of texts,
+    under its own name. If only the content of a form is wrong, that form was meant."""
     forms: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for problem in problems:
         tags = [at for at, part in enumerate(problem["loc"]) if isinstance(part, str) and "[" in part]
@@ -147,16 +147,16 @@ def _describe(kind: type[BaseModel], problem: Any) -> str:
         keys = _shortened(", ".join(_keys_at(kind, location)), longest=1000)
         return f"{path} is {_shown(given)}: expected a mapping with some of the keys {keys}; write it as {path}: {{KEY: VALUE}}"
     message = _shortened(problem["msg"].removeprefix("Value error, "), longest=1000)
-    if isinstance(given, dict | list) and problem["type"] == "value_error":  # about how its fields go together
+    if isinstance(given, dict | list) and problem["type"] == "value_error":  # about the combination of its fields
         return f"{path or 'configuration'}: {message}"
     return f"{path} is {_shown(given)}: {message}"
 
 
 def _shown(value: Any) -> str:
-    """Return a value as an error names it: a scalar as it is, unless it is long, and the type of anything else."""
+    """Return a value as an error shows it: a short scalar as is, a long one abbreviated, and the type of anything else."""
     if isinstance(value, str):
-        text = repr(hide_credentials(value))  # hidden before it is in quotes, in which its end is harder to tell
-    elif isinstance(value, int) and value.bit_length() > 200:  # Python prints none of thousands of digits
+        text = repr(hide_credentials(value))  # hidden before quoting, which makes its end harder to find
+    elif isinstance(value, int) and value.bit_length() > 200:  # Python refuses to print thousands of digits
         text = f"an integer of {value.bit_length():,} bits"
     else:
         text = repr(value) if isinstance(value, int | float | None) else type(value).__name__
@@ -168,9 +168,9 @@ def _shortened(text: str, *, longest: int = _LONGEST) -> str:
 
 
 def _keys_at(kind: Any, location: Sequence[int | str]) -> Iterator[str]:
-    """The field names of the model that stands at `location` inside `kind`."""
+    """Yield the field names of the model at `location` inside `kind`."""
     for part in location:
-        if part not in getattr(kind, "model_fields", {}):  # a place in a list, or a key of a mapping
+        if part not in getattr(kind, "model_fields", {}):  # an index in a list, or a key of a mapping
             continue
         kind = kind.model_fields[part].annotation
         kind = next((c for c in (kind, *_inner(kind)) if isinstance(c, type) and issubclass(c, BaseModel)), kind)

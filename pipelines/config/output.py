@@ -1,4 +1,4 @@
-"""The data set that is written, its report, and where it is uploaded."""
+"""The data set that a run writes, its report, and its upload."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class HubConfig(Strict):
     repo: str
     """`organisation/name`, or `user/name`; created if it does not exist."""
     private: bool | None = None
-    """Whether a repository that is created is visible to its owners only; default: yes. An existing one stays as it is."""
+    """Whether a newly created repository is visible only to its owners; default: yes. An existing one is not changed."""
     revision: str | None = Field(default=None, min_length=1)
     """A branch instead of the default one; created if it does not exist."""
 
@@ -27,7 +27,7 @@ class HubConfig(Strict):
         parts = value.split("/")
         named = all(re.fullmatch(r"[A-Za-z0-9_](?:[\w.-]*[A-Za-z0-9_])?", part, re.ASCII) for part in parts)
         if len(parts) != 2 or not named or "--" in value or ".." in value or value.endswith(".git") or len(value) > 96:
-            raise ValueError("expected organisation/name, of letters, digits, '-', '_' and '.', at most 96 of them")
+            raise ValueError("expected organisation/name, of letters, digits, '-', '_' and '.', at most 96 characters")
         return value
 
 
@@ -37,30 +37,31 @@ def _bare_repo(value: Any) -> Any:
 
 class OutputConfig(Strict):
     path: PathText = Field(examples=["curated"])
-    """Directory of the curated data set; one selection per path. `{date}` expands to today, UTC."""
+    """Directory of the curated data set; one selection per path. `{date}` expands to today's date in UTC."""
     versions: bool = False
-    """Versions for repeated runs over a growing corpus: `path` is a root, each run writes to `versions/ID` in it, where ID is
-    the same for the same files, model and settings, and `latest.json` names the last complete one (`bestkept latest`)."""
+    """Whether repeated runs over a growing corpus write versions: `path` is then a root, each run writes to `versions/ID` in
+    it, and `latest.json` names the last complete one (`bestkept latest`). ID is the same for the same files, model and
+    settings."""
     shape: Literal["messages", "prompt_completion", "preference", "original"] = "messages"
     """The layout of the rows; `preference` is for the rules `pairs` and `preferences`."""
     include_columns: list[str] = []
-    """Further columns of the input, beside those of the shape."""
+    """Additional columns of the input, besides those of the shape."""
     add: list[Literal["rank", "margin", "probability", "flipped"]] = []
-    """Further columns from the rewards: rank within the prompt (1 is best), margin (gap to the next worse response, null for the
-    worst; of the rule `preferences` the gap to the rejected one), probability, sigma(margin / T) with T of the model's
-    `calibration.json`, and flipped: whether `preferences` has swapped the sides."""
+    """Additional columns computed from the rewards: `rank` within the prompt (1 is best); `margin`, the gap to the next worse
+    response (null for the worst) or, with the rule `preferences`, to the rejected one; `probability`, sigma(margin / T) with
+    T from the model's `calibration.json`; and `flipped`: whether `preferences` has swapped the sides."""
     rows_per_shard: int = Field(default=100_000, ge=1)
-    """Largest number of rows in a shard."""
+    """Maximum number of rows in a shard."""
     bytes_per_shard: int = Field(default=512 * 2**20, ge=1)
     """Bytes of text after which a shard ends, before compression; a shard has at least one row."""
     test_fraction: float | None = Field(default=None, gt=0.0, lt=1.0)
-    """Share of the prompts that go to `data/test-*.parquet` instead of `data/train-*.parquet`, each with all its kept responses;
-    in expectation: which side a prompt is on is a hash of it alone (of the group, with `input.group_by`), and does not change as
+    """Expected share of prompts that go to `data/test-*.parquet` instead of `data/train-*.parquet`, each with all its kept
+    responses. A hash of the prompt alone (with `input.group_by`, of the group) decides, so that no prompt changes sides as
     the corpus grows. Default: no split."""
     split_seed: int = Field(default=0, ge=0, lt=2**32)
-    """Seed of the hash that picks the test prompts."""
+    """Seed of the hash that chooses the test prompts."""
     license: str | None = None
-    """License that the dataset card names."""
+    """The license named in the dataset card."""
     push_to_hub: Annotated[HubConfig | None, BeforeValidator(_bare_repo)] = None
     """Upload the finished data set to this repository: `organisation/name`, or a mapping of `repo`, `private` and `revision`.
     `scores/` and `rejected/` are not uploaded."""
@@ -72,7 +73,7 @@ class OutputConfig(Strict):
 
     @model_validator(mode="after")
     def _seed_is_used(self) -> OutputConfig:
-        used = self.test_fraction is not None or not self.split_seed  # that of the printed example changes nothing
+        used = self.test_fraction is not None or not self.split_seed  # the value of the printed example changes nothing
         refuse_unused(self, {"split_seed"}, used=used, by="test_fraction")
         return self
 
@@ -90,13 +91,13 @@ class ReportConfig(Strict):
     """`report.html`, with its numbers in `report.json` and its conversations in `samples.parquet`."""
 
     write: bool = True
-    """Whether the report is written. It takes a second reading of the score files after selection."""
+    """Whether to write the report, for which the score files are read again after selection."""
     samples: int = Field(default=10, ge=0, le=100)
-    """Conversations of each kind that the report shows: the best, the worst, those at the border, and the closest calls. At 0 it
-    holds no text of the corpus."""
+    """Number of conversations of each kind in the report: the best, the worst, those at the border, and the closest calls.
+    With 0, the report contains no text of the corpus."""
     gold: str | None = None
-    """A column under `input.carry` with the true worth of each response, as a number (or true and false): best-of-n is measured
-    by it. Rules never see it."""
+    """A column under `input.carry` with the true quality of each response, as a number or as true and false. The report
+    measures best-of-n by it; rules never see it."""
     report_to: list[Literal["mlflow", "trackio"]] = []
-    """Trackers that get the numbers and settings of a run when it ends, as `train.report_to` does for training; each is set up by
-    its own environment variables."""
+    """Trackers that receive the numbers and settings of a run when it ends, as `train.report_to` does for training; each is
+    configured by its own environment variables."""

@@ -16,7 +16,7 @@ _REJECTED = ("worst", "random", "nearest")
 
 
 def _is_rejected(value: Any) -> Any:
-    """Check `pairs.rejected`, a word or a mapping of one entry."""
+    """Check `pairs.rejected`, a word or a mapping with one entry."""
     if not isinstance(value, Mapping):
         if value in _REJECTED:
             return value
@@ -34,7 +34,7 @@ def _is_rejected(value: Any) -> Any:
 
 
 def _is_chosen(value: Any) -> Any:
-    """Check `pairs.chosen`, a mapping of one entry."""
+    """Check `pairs.chosen`, a mapping with one entry."""
     if value is None:
         return None
     if not isinstance(value, Mapping) or [*value] != ["where"] or not isinstance(value["where"], str):
@@ -44,25 +44,25 @@ def _is_chosen(value: Any) -> Any:
 
 
 class Pairs(Strict):
-    """Pairs of a chosen and a rejected response to a prompt, for preference training. Needs `output.shape: preference`."""
+    """Pairs of a chosen and a rejected response to a prompt, for preference training. Requires `output.shape: preference`."""
 
     chosen: Annotated[dict[Literal["where"], str] | None, BeforeValidator(_is_chosen)] = None
-    """`{where: EXPRESSION}`: the best response for which the expression is true, in the language of `where`; prompts without one
-    make no pair. Default: the best response."""
+    """`{where: EXPRESSION}`: the best response for which the expression is true, in the language of `where`; prompts without
+    one yield no pair. Default: the best response."""
     rejected: Annotated[
         Literal["worst", "random", "nearest"] | dict[Literal["sigma", "rank"], float], BeforeValidator(_is_rejected)
     ] = "worst"
-    """The rejected response among those with a lower reward than the chosen one (and a gap within bounds): the worst, a
-    pseudo-random one (by a hash), the best, or one of a place. `{sigma: -2}`: the one nearest to the mean of the prompt's rewards
-    less 2 of their standard deviations (arXiv 2502.16825); of two that are as near, the worse. `{rank: 3}`: the third best of the
-    prompt; 1 is the best."""
+    """The rejected response among those with a lower reward than the chosen one (and a gap within bounds). `worst`; `random`,
+    by a hash; `nearest`, the best of them. `{sigma: -2}`: the response nearest to the mean of the prompt's rewards minus 2 of
+    their standard deviations (arXiv 2502.16825), the worse of two that are equally near. `{rank: 3}`: the prompt's third best
+    response; rank 1 is the best."""
     pairs_per_prompt: Annotated[int, Field(ge=1)] | None = None
-    """Most pairs of a prompt, which share the chosen response and have rejected ones of different texts: the worst ones, those
-    nearest to the place, or with `rank` as many ranks. Default: 1."""
+    """Maximum number of pairs per prompt. They share the chosen response and have rejected ones with different texts: the
+    worst, those nearest to the target, or, with `rank`, those of as many ranks. Default: 1."""
     min_gap: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
-    """Least reward gap between the two."""
+    """Minimum reward gap between the two responses."""
     max_gap: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
-    """Largest reward gap between the two; no bound by default."""
+    """Maximum reward gap between the two responses; no limit by default."""
     seed: int = Field(default=0, ge=0)
     """Seed of the hash of `random`."""
 
@@ -95,21 +95,21 @@ _Limit = float | dict[Literal["quantile"], float] | None
 
 
 class DropPrompts(Strict):
-    """Drop whole prompts to which any of these limits applies. A limit is a number, or `{quantile: 0.5}`: the smallest value that
-    half of the prompts do not exceed, over all prompts that reach the step and have `min_candidates`."""
+    """Drop whole prompts that violate any of these limits. A limit is a number, or `{quantile: 0.5}`: the smallest value that
+    half of the prompts do not exceed, among all prompts that reach the step and have `min_candidates`."""
 
     min_best: Annotated[_Limit, _limit()] = None
-    """Least reward of the prompt's best response."""
+    """Minimum reward of the prompt's best response."""
     min_spread: Annotated[_Limit, _limit(0.0)] = None
-    """Least gap between its best and its worst response: below, the responses are alike."""
+    """Minimum gap between its best and its worst response; below it, the responses are alike."""
     max_spread: Annotated[_Limit, _limit(0.0)] = None
-    """Largest gap between its best and its worst response."""
+    """Maximum gap between its best and its worst response."""
     min_worst_reward: Annotated[_Limit, _limit()] = None
-    """Least reward of its worst response: a prompt that draws a bad answer may be a bad prompt (RIP, arXiv 2501.18578)."""
+    """Minimum reward of its worst response: a prompt that draws a bad answer may be a bad prompt (RIP, arXiv 2501.18578)."""
     min_worst_tokens: Annotated[_Limit, _limit(0.0)] = None
-    """Least tokens of its worst response."""
+    """Minimum number of tokens in its worst response."""
     min_candidates: int = Field(default=1, ge=1)
-    """Least scored responses of the prompt."""
+    """Minimum number of scored responses to the prompt."""
 
     @model_validator(mode="after")
     def _any(self) -> DropPrompts:
@@ -126,19 +126,20 @@ class DropPrompts(Strict):
 
 
 class OnTopic(Strict):
-    """Drop responses that lie far behind the others to their prompt in relevance, whatever their reward. They are compared with
-    the second most relevant response of the prompt (of two, with the more relevant one), so that one that repeats the prompt
-    makes no other one look off topic. Where all responses are on topic, nothing is dropped. A response whose relevance is null
-    is."""
+    """Drop responses that are far less relevant to their prompt than its others, regardless of their reward. Each is compared
+    with the second most relevant response to the prompt (of two, with the more relevant one), so that a response that repeats
+    the prompt makes no other look off topic. If all responses are on topic, nothing is dropped. A response whose relevance is
+    null is dropped."""
 
     signal: str = "relevance"
-    """The name of the signal, one of `signals`: as a rule that of an embedding model."""
+    """The name of the signal, one of `signals`: usually that of an embedding model."""
     gap: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] | Literal["auto"] = "auto"
-    """Responses whose relevance is less by more than this are dropped. `auto`: the least gap, in steps of 1/1024, at which at
-    most `max_touched` of the corpus's responses that answer their prompts are dropped. The cosines of prompts with responses to
-    other prompts, which the signal of an embedding model has, tell how many do not, and how many such ones the gap catches."""
+    """Responses whose relevance is lower by more than this are dropped. `auto`: the smallest gap, in steps of 1/1024, at
+    which at most `max_touched` of the corpus's responses that answer their prompts are dropped. How many do not answer, and
+    how many of these the gap catches, is estimated from the cosines of prompts with responses to other prompts, which an
+    embedding model's signal provides."""
     max_touched: float = Field(default=0.01, gt=0.0, lt=1.0)
-    """With `gap: auto`: the largest share of responses that answer their prompts and are dropped all the same."""
+    """With `gap: auto`: maximum share of the responses that answer their prompts and are nevertheless dropped."""
 
     @model_validator(mode="after")
     def _touches_by_itself(self) -> OnTopic:
@@ -146,7 +147,7 @@ class OnTopic(Strict):
         return self
 
     def check(self, signals: Sequence[str]) -> None:
-        """Raise `ValueError` where the signal is none of these."""
+        """Raise `ValueError` if the signal is none of these."""
         if self.signal not in signals:
             close = difflib.get_close_matches(self.signal, signals, n=1)
             known = f"signals has {', '.join(signals)}" if signals else "there are no signals"
@@ -157,24 +158,24 @@ class OnTopic(Strict):
 
 
 class Preferences(Strict):
-    """Pairs of a corpus of preferences (`input.format: preferences`), by what the model says of them. A row's margin is the
-    reward of its chosen response less that of its rejected one; of more than two responses, the best and the worst by the row's
-    judgement of those that are scored and that earlier steps leave. A row of which fewer than two are left, or whose best one is
-    not among them, is dropped. Needs `output.shape: preference`."""
+    """Pairs of a preference corpus (`input.format: preferences`), by the model's agreement with them. A row's margin is the
+    reward of its chosen response minus that of its rejected one. Of more than two responses, these are the best and the
+    worst, by the row's judgement, that are scored and kept by earlier steps. A row with fewer than two such responses, or
+    without its best one, is dropped. Requires `output.shape: preference`."""
 
     keep: Literal["agree", "disagree", "all"] = "agree"
-    """`agree`: pairs whose chosen response has the higher reward, by the bounds below; `disagree`: those whose rejected one has,
-    to look at; `all`: all but those of `drop`."""
+    """`agree`: pairs whose chosen response has the higher reward, within the bounds below; `disagree`: pairs whose rejected
+    response has it, for inspection; `all`: all pairs except those of `drop`."""
     min_margin: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
-    """Least gap between the two rewards at which the model counts as agreeing, or disagreeing."""
+    """Minimum gap between the two rewards for the model to count as agreeing, or disagreeing."""
     min_probability: Annotated[float, Field(ge=0.5, lt=1.0)] | None = None
-    """Least sigma(gap / T) at which it does: the probability that the one of higher reward is preferred."""
+    """Minimum of sigma(gap / T) for the same: the probability that the response with the higher reward is preferred."""
     temperature: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = None
-    """The temperature T; default: that of the model's `calibration.json`."""
+    """The temperature T; default: the one in the model's `calibration.json`."""
     flip: bool = False
     """Swap the sides of the pairs with which the model disagrees, and keep them. `output.add: [flipped]` marks them."""
     drop: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
-    """`[LOW, HIGH]`: pairs whose margin lies between these are dropped, whatever the rest says."""
+    """`[LOW, HIGH]`: pairs with a margin between these are dropped, regardless of the other settings."""
 
     @model_validator(mode="after")
     def _bounds(self) -> Preferences:

@@ -15,7 +15,7 @@ from pipelines.config.prompt_rules import DropPrompts, OnTopic, Pairs, Preferenc
 
 
 def _bare(value: Any) -> Any:
-    """A rule written without settings (`- length_correction:` in YAML) is the rule with its defaults."""
+    """Read a rule without settings (`- length_correction:` in YAML) as the rule with its defaults."""
     return {} if value is None else value
 
 
@@ -37,15 +37,16 @@ class BestOfN(Strict):
     keep: int = Field(default=1, ge=1)
     """Responses kept per prompt."""
     min_candidates: int = Field(default=2, ge=1)
-    """Prompts with fewer scored responses are dropped: a lone candidate is not a choice."""
+    """Prompts with fewer scored responses are dropped, since a lone candidate offers no choice."""
     min_margin: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
-    """Least reward gap between the last kept response and the best dropped one."""
+    """Minimum reward gap between the last kept response and the best dropped one."""
     min_probability: Annotated[float | None, Field(ge=0.5, lt=1.0)] = None
-    """Least sigma(gap / T) of that gap: the probability that the last kept one is preferred to the best dropped one."""
+    """Minimum of sigma(gap / T) for that gap: the probability that the last kept response is preferred to the best dropped
+    one."""
     temperature: Temperature = None
-    """The temperature T; default: that of the model's `calibration.json`, which `bestkept evaluate` writes."""
+    """The temperature T; default: the one in the model's `calibration.json`, which `bestkept evaluate` writes."""
     distinct: bool | None = None
-    """Responses of equal text to one prompt count as one candidate, and one of them is kept at most."""
+    """Whether responses of equal text to one prompt count as one candidate, of which at most one is kept."""
 
 
 class Threshold(Strict):
@@ -54,14 +55,14 @@ class Threshold(Strict):
     min_reward: float | None = Field(default=None, allow_inf_nan=False)
     """Responses with a lower reward are dropped."""
     reference: str | None = None
-    """`COLUMN=VALUE`, or `COLUMN` for `COLUMN=true`: marks the response of the same prompt to compare with; the best one where
-    several are marked. Prompts without one are dropped."""
+    """`COLUMN=VALUE`, or `COLUMN` for `COLUMN=true`: marks the reference response of each prompt; if several are marked, the
+    best of them. Prompts without one are dropped."""
     min_probability: Probability = 0.5
-    """With `reference`: responses are kept where sigma((r - r_reference) / T) is at least this. The reference has 0.5."""
+    """With `reference`: minimum of sigma((r - r_reference) / T) for a response to be kept. The reference itself has 0.5."""
     temperature: Temperature = None
-    """The temperature T; default: that of the model's `calibration.json`."""
+    """The temperature T; default: the one in the model's `calibration.json`."""
     min_z: float | None = Field(default=None, allow_inf_nan=False)
-    """Least (r - mean) / standard deviation among the prompt's responses; all equal count as 0."""
+    """Minimum of (r - mean) / standard deviation over the prompt's responses; 0 if all rewards are equal."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Threshold:
@@ -76,18 +77,18 @@ class Top(Strict):
     """Exactly one of `fraction`, `rows` and `tokens`; overall, or in each stratum of `per`."""
 
     fraction: float | None = Field(default=None, ge=0.0, le=1.0)
-    """Share of the responses that is kept, rounded down."""
+    """Share of responses kept, rounded down to whole responses."""
     rows: int | None = Field(default=None, ge=0)
     """Number of responses kept."""
     tokens: int | None = Field(default=None, ge=0)
-    """Budget for prompts and responses, counted by the reward model's tokenizer: best first, up to the first response that would
-    exceed it."""
+    """Token budget for prompts and responses, counted by the reward model's tokenizer. Responses are kept from the best
+    downwards, until one would exceed the budget."""
     per: str | None = None
-    """A column with the strata: `source`, or one of `input.carry`."""
+    """The column that defines the strata: `source`, or one of `input.carry`."""
     quotas: dict[str, int] = {}
-    """Rows kept in the named strata, instead of the amount that holds for the others."""
+    """Rows kept in the named strata, instead of the amount for the others."""
     min_rows: int = Field(default=0, ge=0)
-    """Least rows kept in each stratum, where it has as many."""
+    """Minimum number of rows kept in each stratum, if it has that many."""
 
     @model_validator(mode="after")
     def _one_amount(self) -> Top:
@@ -102,7 +103,8 @@ class Top(Strict):
         return self
 
     def target_rows(self, stratum: str | None, available: int) -> int:
-        """Return the number of a stratum's `available` responses to keep; `fraction` counts as the decimal it is written as."""
+        """Return the number of a stratum's `available` responses to keep; `fraction` counts as the decimal in which it is
+        written."""
         if stratum is not None and stratum in self.quotas:
             return min(available, self.quotas[stratum])
         if self.fraction is not None:
@@ -120,7 +122,7 @@ class LengthCorrection(Strict):
 
 
 class Random(Strict):
-    """A control: responses by a hash, whatever their reward."""
+    """A control: responses chosen by a hash, regardless of their reward."""
 
     keep: int = Field(default=1, ge=1)
     """Responses kept per prompt."""
@@ -129,7 +131,7 @@ class Random(Strict):
 
 
 class Longest(Strict):
-    """A control: the longest responses, in characters, whatever their reward."""
+    """A control: the longest responses, in characters, regardless of their reward."""
 
     keep: int = Field(default=1, ge=1)
     """Responses kept per prompt."""
@@ -141,45 +143,48 @@ class Step(Strict):
     best_of_n: BestOfN | None = None
     """The best responses of each prompt."""
     threshold: Threshold | None = None
-    """Responses above a bar: a reward, the prompt's reference response, or the prompt's mean. Exactly one of `min_reward`,
-    `reference` and `min_z`."""
+    """Responses above a threshold: a reward, the prompt's reference response, or the prompt's mean. Exactly one of
+    `min_reward`, `reference` and `min_z`."""
     top: Top | None = None
     """The best of the whole corpus, or of each stratum. Exactly one of `fraction`, `rows` and `tokens`."""
     pairs: Annotated[Pairs | None, BeforeValidator(_bare)] = None
     """Pairs of a chosen and a rejected response to a prompt, for preference training. Comes last."""
     preferences: Annotated[Preferences | None, BeforeValidator(_bare)] = None
-    """Pairs of a corpus of preferences with which the model agrees, or swaps of the others. Comes last."""
+    """Pairs of a preference corpus with which the model agrees, and optionally the others with swapped sides. Comes last."""
     drop_prompts: DropPrompts | None = None
-    """Drop whole prompts to which any of these limits applies."""
+    """Drop whole prompts that violate any of these limits."""
     on_topic: Annotated[OnTopic | None, BeforeValidator(_bare)] = None
-    """Drop responses that are off topic: by far less relevant to their prompt than its other responses. Comes before the steps
-    that compare rewards."""
+    """Drop off-topic responses: those far less relevant to their prompt than its other responses. Comes before the steps that
+    compare rewards."""
     where: Annotated[str, AfterValidator(_is_a_condition)] | None = Field(default=None, examples=["reward > 0.5"])
-    """Responses for which an expression is true: `is_correct and reward > 0.2 and 20 <= tokens <= 2000`. Names are `reward`,
-    `tokens`, `prompt_tokens`, `response_tokens`, `characters` (of the response), `truncated`, `source`, and columns under
-    `input.carry`, odd ones as `column("my column")`. There are comparisons, `in ["a", "b"]`, `and`, `or`, `not`, + - * /, `abs`,
-    `log`, `exp`, `sqrt`, `min`, `max`, `is null` and `coalesce(x, 0)`. What is computed from or compared with null is null, and
-    null is not true. `rank(x)` is 1 for the lowest of the prompt's responses that are left, equal ones sharing the least of their
-    ranks: `rank(-reward) <= 3` keeps the best three. `prompt_z(x)` is (x - mean) / standard deviation over these, `corpus_z(x)`
-    over all scored responses, in `where` without those for which a step `reward` by row is null; 0 where all are equal."""
+    """Keep responses for which an expression is true: `is_correct and reward > 0.2 and 20 <= tokens <= 2000`. Names are
+    `reward`, `tokens`, `prompt_tokens`, `response_tokens`, `characters` (of the response), `truncated`, `source`, and columns
+    under `input.carry`, irregular ones as `column("my column")`. There are comparisons, `in ["a", "b"]`, `and`, `or`, `not`,
+    + - * /, `abs`, `log`, `exp`, `sqrt`, `min`, `max`, `is null` and `coalesce(x, 0)`. A value computed from or compared with
+    null is null, and null is not true. `rank(x)` is 1 for the lowest of the prompt's remaining responses, and equal ones
+    share the lowest of their ranks: `rank(-reward) <= 3` keeps the best three. `prompt_z(x)` is (x - mean) / standard
+    deviation over these responses. `corpus_z(x)` is the same over all scored responses, in `where` without those for which a
+    row-wise step `reward` is null. Both are 0 if all values are equal."""
     reward: Annotated[str, AfterValidator(_is_a_number)] | None = Field(
         default=None, examples=["reward - 0.001 * response_tokens"]
     )
-    """Combine numbers to the reward that all other steps compare: `0.7 * reward + 0.3 * coalesce(mark, 0)`, in the language of
-    `where`; true counts as 1, false as 0. `rank(a) + rank(b)` is the sum of two ranks within the prompt. Responses for which it
-    is null are dropped. Comes first, or after `length_correction`. What is exported and reported as reward stays the model's."""
+    """Combine numbers into the reward that all other steps compare: `0.7 * reward + 0.3 * coalesce(mark, 0)`, in the language
+    of `where`; true counts as 1, false as 0. `rank(a) + rank(b)` is the sum of two ranks within the prompt. Responses for
+    which the result is null are dropped. Comes first, or after `length_correction`. The reward in export and report remains
+    the model's."""
     near_duplicates: Annotated[NearDuplicates | None, BeforeValidator(_bare)] = None
-    """Of texts that are nearly the same, keep the one with the best reward, over the whole corpus."""
+    """Keep only the text with the best reward among nearly identical texts, over the whole corpus."""
     decontaminate: Decontaminate | None = None
-    """Drop what shares a run of words with test prompts, in the prompt or in the response; hits are counted by test file."""
+    """Drop responses that share a run of words with test prompts, in the prompt or in the response; hits are counted by test
+    file."""
     diverse: Diverse | None = None
-    """The best responses that are not alike: from the best downwards, each that is not similar to one that is kept already."""
+    """The best dissimilar responses: from the best downwards, each response that is not similar to one already kept."""
     length_correction: Annotated[LengthCorrection | None, BeforeValidator(_bare)] = None
     """Subtract a fit of reward on length from the rewards. Comes first."""
     random: Annotated[Random | None, BeforeValidator(_bare)] = None
-    """A control: responses by a hash, whatever their reward."""
+    """A control: responses chosen by a hash, regardless of their reward."""
     longest: Annotated[Longest | None, BeforeValidator(_bare)] = None
-    """A control: the longest responses, whatever their reward."""
+    """A control: the longest responses, regardless of their reward."""
 
     @model_validator(mode="after")
     def _one_rule(self) -> Step:
@@ -194,13 +199,13 @@ class Step(Strict):
 
     @property
     def condition(self) -> str | None:
-        """The expression whose truth the step reads: `where`, that of `pairs.chosen`, or that a row has no words of tests."""
+        """The condition that the step evaluates: `where`, that of `pairs.chosen`, or that a row shares no words with tests."""
         if self.pairs is not None and self.pairs.chosen is not None:
             return self.pairs.chosen["where"]
         return self.where if self.decontaminate is None else f"{self.decontaminate.number} == 0"
 
     def columns(self) -> Iterator[tuple[str, str]]:
-        """(setting, score-file column) that this step reads beside rewards."""
+        """Yield (setting, score-file column) for each column that this step reads besides rewards."""
         if self.top is not None and self.top.per is not None:
             yield "top.per", self.top.per
         if self.threshold is not None and self.threshold.reference is not None:
@@ -208,12 +213,12 @@ class Step(Strict):
 
     @property
     def measure(self) -> dict[str, Any] | None:
-        """The settings of what it needs to be measured on the text."""
+        """The settings of the measurement on the text that the step requires."""
         rule = self.near_duplicates or self.diverse or self.decontaminate
         return None if rule is None else rule.measure
 
     def settings(self) -> dict[str, Any]:
-        """Return the fields that are set; of files only their names."""
+        """Return the fields that are set, with files reduced to their names."""
         settings = self.model_dump(exclude_none=True)
         if self.decontaminate is not None:
             names = [path.rstrip("/").rsplit("/", 1)[-1] for path in self.decontaminate.against]
@@ -222,12 +227,12 @@ class Step(Strict):
 
     @property
     def compares_texts(self) -> bool:
-        """True where the step drops texts that are like others, anywhere in the corpus."""
+        """True if the step drops texts that are similar to others, anywhere in the corpus."""
         return self.near_duplicates is not None or self.diverse is not None
 
     @property
     def needs_temperature(self) -> bool:
-        """True where the step turns gaps into probabilities with the model's own temperature."""
+        """True if the step turns gaps into probabilities with the model's own temperature."""
         best, threshold, judged = self.best_of_n, self.threshold, self.preferences
         if judged is not None:
             return judged.min_probability is not None and judged.temperature is None
@@ -237,19 +242,19 @@ class Step(Strict):
 
     @property
     def makes_pairs(self) -> bool:
-        """True where the step keeps pairs of responses."""
+        """True if the step keeps pairs of responses."""
         return self.pairs is not None or self.preferences is not None
 
     @property
     def needs_cut(self) -> bool:
-        """True where the step needs a number that all prompts settle together."""
+        """True if the step needs a number that depends on all prompts."""
         quantiles = self.drop_prompts is not None and bool(self.drop_prompts.quantiles)
         gap = self.on_topic is not None and self.on_topic.gap == "auto"
         return self.top is not None or self.diverse is not None or quantiles or gap
 
     @property
     def crosses_prompts(self) -> bool:
-        """True where the step compares rewards of different prompts."""
+        """True if the step compares rewards of different prompts."""
         if self.threshold is not None:
             return self.threshold.min_reward is not None
         if self.drop_prompts is not None:
@@ -260,8 +265,8 @@ class Step(Strict):
 
 
 def crossing_steps(steps: Iterable[Step], free: Sequence[str]) -> list[str]:
-    """The names of the steps that compare numbers of different prompts; `free` are those with an offset of each prompt, `reward`
-    perhaps among them."""
+    """Return the names of the steps that compare numbers of different prompts; `free` names the numbers with an arbitrary
+    offset per prompt, possibly including `reward`."""
     crossing, offsets = [], "reward" in free
     for step in steps:
         names = [*(name for name in free if name != "reward"), *["reward"] * offsets]
@@ -277,7 +282,7 @@ def crossing_steps(steps: Iterable[Step], free: Sequence[str]) -> list[str]:
 
 
 def check_order(steps: list[Step]) -> list[Step]:
-    """`steps`; raises `ValueError` where their order cannot mean anything."""
+    """Return `steps`. Raises `ValueError` if their order makes no sense."""
     names = [step.name for step in steps]
     if "length_correction" in names[1:]:
         raise ValueError("length_correction must be the first step: it changes the rewards that all others compare")
@@ -285,8 +290,8 @@ def check_order(steps: list[Step]) -> list[Step]:
         [name for name in names[: names.index("reward")] if name != "length_correction"] if "reward" in names else []
     )
     if before or names.count("reward") > 1:
-        raise ValueError("reward must come before all steps but length_correction, and once: all others compare it")
+        raise ValueError("reward must come once, before all steps except length_correction: all others compare it")
     for name in ("pairs", "preferences"):
         if name in names[:-1]:
-            raise ValueError(f"{name} must be the last step: what follows would take its pairs apart")
+            raise ValueError(f"{name} must be the last step: a later step would break up its pairs")
     return steps

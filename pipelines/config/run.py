@@ -19,13 +19,13 @@ from pipelines.config.signals import EmbeddingConfig, SignalConfig
 
 class ScoresConfig(Strict):
     path: PathText | None = None
-    """Directory of the score files; default `<output.path>/scores`. Selections that share it score once."""
+    """Directory of the score files; default `<output.path>/scores`. Selections that share it score only once."""
     also: list[PathText] = []
-    """Further directories of score files, from other runs of the same model on the same files: read where `path` has none, never
-    written to."""
+    """Additional directories of score files, from other runs of the same model on the same files. They are read for what
+    `path` lacks, and never written to."""
     column: str | None = None
-    """An input column that already holds the rewards (from a judge, or from another model), instead of `model`; or a field of its
-    records: `completions.overall_score`."""
+    """An input column, or a field of its records (`completions.overall_score`), that already contains the rewards, from a
+    judge or another model. Replaces `model`."""
 
 
 _REJECTED_FRACTION, _REJECTED_RESPONSES = 0.001, 5
@@ -33,26 +33,26 @@ _REJECTED_FRACTION, _REJECTED_RESPONSES = 0.001, 5
 
 class Limits(RowLimits):
     max_rejected_fraction: float | None = Field(default=None, ge=0.0, le=1.0)
-    """More rejected responses than this share of all that were read end the run with exit code 4. Default: 0.001, but at least 5
-    responses if not all: one empty answer does not end the run of a small corpus."""
+    """Maximum share of rejected responses; a larger share ends the run with exit code 4. Default: 0.001, but 5 rejected
+    responses are always allowed unless they are all that were read: one empty answer does not end the run of a small corpus."""
     skip_bad_files: bool = False
-    """Leave out files that cannot be read (cut, damaged, gone, no permission, a directory, replaced during the run), each as a
-    whole, and name them in the manifest, instead of ending with exit code 3. A run with the fixed file scores that one alone. A
-    file that breaks after its rows were scored still ends the run; with `verify`, it is found before selection."""
+    """Whether to skip unreadable files (truncated, damaged, missing, without permission, a directory, replaced during the
+    run) and name them in the manifest, instead of ending with exit code 3. Once a file is fixed, the next run scores only
+    that file. A file that breaks after its rows were scored still ends the run; with `verify`, it is found before selection."""
     trust_unversioned: bool = False
-    """Take input files of a store that gives neither checksum nor modification time as unchanged while their size is the same.
-    Otherwise they are refused: other text of equal size would pass for what was scored."""
+    """Whether input files from a store that reports neither checksum nor modification time count as unchanged while their
+    size is the same. Otherwise they are refused, because different text of equal size would pass for the scored text."""
     max_reward_shift: float | None = Field(default=None, gt=0.0)
-    """With `output.versions`: end with exit code 4, and let `latest.json` stay as it is, where the mean reward of the new rows
-    differs by more than so many standard deviations from that of the version before. 0.5 is much for a corpus that grows."""
+    """With `output.versions`: end with exit code 4, and leave `latest.json` unchanged, if the mean reward of the new rows
+    differs from that of the previous version by more than this many standard deviations. For a growing corpus, 0.5 is a lot."""
     max_rejected_shift: float | None = Field(default=None, gt=0.0, le=1.0)
-    """The same, where the share of rejected responses among the new rows is larger by this much."""
+    """The same, if the share of rejected responses among the new rows is larger by more than this."""
     require_verdict: Literal["better_than_length"] | None = None
-    """End with exit code 7, before anything is scored, unless `bestkept train` or `evaluate` has stored with the model that it
-    is better than chance and than length; of an ensemble, with each model."""
+    """End with exit code 7 before scoring, unless `bestkept train` or `evaluate` has stored with the model the verdict that
+    it is better than chance and than length; for an ensemble, with each model."""
     verify: bool = False
-    """Read all inputs again, and end with exit code 3 where one is not what was scored, though its size and version are the same.
-    Otherwise only files of other size or version are read again, and rows that are exported."""
+    """Whether to read all inputs again, and end with exit code 3 if one differs from what was scored, even if its size and
+    version are the same. Otherwise only exported rows and files with a different size or version are read again."""
 
     def most_rejected(self, read: int) -> float:
         """The number of `read` responses that may be rejected."""
@@ -70,9 +70,9 @@ class Limits(RowLimits):
 
 class ScoreConfig(Strict):
     colocate: Literal["prompt"] | None = None
-    """`prompt`: regroup the corpus by prompt before it is scored, where the responses to one prompt lie in different files or far
-    apart in one; a causal model then reads each prompt once. The rewards are the same up to rounding. The text is shuffled and
-    the input read twice, so it pays where prompts are long and the model large: `bestkept plan` says by how much. Existing
+    """`prompt`: regroup the corpus by prompt before scoring, if the responses to a prompt are in different files or far apart
+    in one. A causal model then reads each prompt once. Rewards are the same up to rounding. The text is shuffled and the
+    input read twice, so this pays off for long prompts and large models; `bestkept plan` estimates by how much. Existing
     score files are used either way."""
 
 
@@ -82,17 +82,17 @@ class RunConfig(Strict):
     input: InputConfig
     """The corpus."""
     model: Annotated[ModelConfig | list[ModelConfig], WrapValidator(_one_or_several)] | None = None
-    """One model, or a list: an ensemble, whose rewards are combined. Each model scores by itself, and its score files also serve
-    runs of that model alone; the order of the list does not matter."""
+    """One model, or a list: an ensemble, whose rewards are combined. Each model scores separately, and its score files also
+    serve runs of that model alone; the order of the list does not matter."""
     ensemble: EnsembleConfig = EnsembleConfig()
     """The combination of two or more models."""
     signals: dict[str, SignalConfig] = {}
-    """Named numbers beside the reward, which `where` and `reward` know: `{correct: {column: is_correct}, terse: {model: {path:
-    ...}}}`. `column`: a column of the corpus with numbers, or with true and false (1 and 0), or a field of its records; a row
-    with a list of responses may have a list of as many values; it needs no `input.carry`, and about seven digits count. `model`:
-    a further reward model, with the settings of `model`; it scores by itself, once. `embedding`: the cosine of prompt and
-    response in an embedding model, `{relevance: {embedding: {path: all-MiniLM-L6-v2}}}`, which the step `on_topic` reads. Adding
-    a signal makes that one alone."""
+    """Named numbers besides the reward, for use in `where` and `reward`: `{correct: {column: is_correct}, terse: {model:
+    {path: ...}}}`. `column`: a column of the corpus, or a field of its records, with numbers or with true and false (1 and
+    0); a row with a list of responses may have a list of as many values. The column need not be in `input.carry`, and about
+    seven digits count. `model`: another reward model, with the settings of `model`; it scores separately, once. `embedding`:
+    the cosine of prompt and response in an embedding model, `{relevance: {embedding: {path: all-MiniLM-L6-v2}}}`, which the
+    step `on_topic` reads. Adding a signal computes only that signal."""
     score: ScoreConfig = ScoreConfig()
     """The order in which the model reads the corpus."""
     select: list[Step] = [Step(best_of_n=BestOfN())]
@@ -100,13 +100,13 @@ class RunConfig(Strict):
     output: OutputConfig
     """The curated data set."""
     scores: ScoresConfig = ScoresConfig()
-    """The score files, or the column that holds the rewards."""
+    """The score files, or the column with the rewards."""
     report: ReportConfig = ReportConfig()
     """The contents of `report.html` and `samples.parquet`."""
     limits: Limits = Limits()
-    """The limits at which a run gives up."""
+    """The limits that end a run."""
     runner: RunnerConfig = RunnerConfig()
-    """The runner of Beam, and its options."""
+    """The Beam runner and its options."""
 
     @model_validator(mode="after")
     def _one_source_of_rewards(self) -> RunConfig:
@@ -127,8 +127,8 @@ class RunConfig(Strict):
                 )
         if self.model is None and self.runner.workers > 1:
             raise ValueError(
-                f"runner.workers is {self.runner.workers}, and workers are for scoring with a model, which scores.column "
-                "has not; remove it"
+                f"runner.workers is {self.runner.workers}, and workers score with a model, but scores.column has none; "
+                "remove it"
             )
         shifts = [name for name in ("max_reward_shift", "max_rejected_shift") if getattr(self.limits, name) is not None]
         if shifts and not (self.output.versions and self.report.write):
@@ -163,15 +163,15 @@ class RunConfig(Strict):
             for model in models:
                 if len(model.outputs) > 1 and model.reward_output is None and not (combined and setting == "model"):
                     raise ValueError(
-                        f"{setting}.outputs names {', '.join(model.outputs)}; say which is the reward by "
-                        f"{setting}.reward_output, or combine those of a single model in the step reward"
+                        f"{setting}.outputs names {', '.join(model.outputs)}; name the reward in "
+                        f"{setting}.reward_output, or combine the outputs of a single model in the step reward"
                     )
                 if model.too_long == "truncate_group" and self.score.colocate is not None:
-                    reason = "score.colocate scores the responses to a prompt in parts, whose prompt would be cut in several ways"
+                    reason = "score.colocate scores the responses to a prompt in parts, which would be cut differently"
                     raise ValueError(f"{setting}.too_long is truncate_group, and {reason}; remove one")
                 if model.outputs and self.score.colocate is not None:
                     raise ValueError(
-                        f"score.colocate keeps one reward a response, and {setting}.outputs names more; remove one"
+                        f"score.colocate keeps one reward per response, and {setting}.outputs names more; remove one"
                     )
         for name in self.outputs:
             if name in self.input.carry or name in self.signals:
@@ -245,7 +245,7 @@ class RunConfig(Strict):
             )
         if "flipped" in self.output.add and not judged:
             raise ValueError(
-                "output.add names flipped, which the step preferences tells, and select has none; remove it"
+                "output.add names flipped, which the step preferences computes, and select has none; remove it"
             )
         has_pairs = any(step.makes_pairs for step in self.select)
         if has_pairs != (self.output.shape == "preference"):
@@ -265,11 +265,11 @@ class RunConfig(Strict):
         counted = next((use.name for use in expression.uses if use.name in OF_TOKENIZER and not use.is_column), None)
         if counted is not None and self.model is None:
             raise ValueError(
-                f"{setting} names {counted}, which a reward model's tokenizer tells, and scores.column has none; use characters"
+                f"{setting} names {counted}, which a reward model's tokenizer counts, and scores.column has none; use characters"
             )
 
     def _check_corpus_calls(self, expression: Expression) -> None:
-        """Raise `ValueError` where `corpus_z` takes a reward that is known only once the responses to a prompt are together."""
+        """Raise `ValueError` if `corpus_z` takes a reward that is known only once the responses to a prompt are together."""
         late = any(step.reward is not None and parse(step.reward, "number").of_prompt for step in self.select)
         names = [node.arguments[0] for call in expression.of_corpus for node in call.walk() if node.operation == "name"]
         if late and expression.root.kind == "condition" and "reward" in names:
@@ -290,14 +290,14 @@ class RunConfig(Strict):
 
     @property
     def models(self) -> list[ModelConfig]:
-        """The models that score: an empty list where rewards come with the corpus, two or more for an ensemble."""
+        """The models that score: none if the corpus contains rewards, two or more for an ensemble."""
         if self.model is None:
             return []
         return self.model if isinstance(self.model, list) else [self.model]
 
     @property
     def named_models(self) -> dict[str, ModelConfig | EmbeddingConfig]:
-        """All models that score, those of signals too, by the setting of each."""
+        """All models that score, including those of signals, by setting."""
         several = len(self.models) > 1
         named: dict[str, ModelConfig | EmbeddingConfig] = {
             f"model.{number}" if several else "model": model for number, model in enumerate(self.models)
@@ -308,36 +308,36 @@ class RunConfig(Strict):
 
     @property
     def measures(self) -> tuple[dict[str, Any], ...]:
-        """The settings of what is measured on the text without a model, each once."""
+        """The settings of what is measured on the text without a model, without duplicates."""
         measures = [step.measure for step in self.select if step.measure is not None]
         measures += [one.measure(name) for name, one in sorted(self.signals.items()) if one.column is not None]
         return tuple(measure for at, measure in enumerate(measures) if measure not in measures[:at])
 
     @property
     def numbers(self) -> tuple[str, ...]:
-        """The numbers that expressions know beside the built-in ones: the rewards of an ensemble's models, as they are and
-        standardised, outputs of a single model, and signals."""
+        """The numbers that expressions can use besides the built-in ones: the rewards of an ensemble's models, raw and
+        standardised, the outputs of a single model, and signals."""
         names = self.ensemble.names
         return (*names, *(f"z({name})" for name in names), *self.outputs, *self.signals)
 
     @property
     def outputs(self) -> dict[str, int]:
-        """The outputs of a single model by name, which its score files hold."""
+        """The named outputs of a single model, which its score files contain."""
         return self.models[0].outputs if len(self.models) == 1 else {}
 
     @property
     def leaks(self) -> tuple[str, ...]:
-        """The numbers of test files that rows share words with, one for each `decontaminate`."""
+        """The names of the numbers of test files that rows share words with, one for each `decontaminate`."""
         return tuple(step.decontaminate.number for step in self.select if step.decontaminate is not None)
 
     @property
     def signal_models(self) -> dict[str, ModelConfig | EmbeddingConfig]:
-        """The models of signals by their names, in order."""
+        """The models of signals by name, in order."""
         return {name: one.scorer for name, one in sorted(self.signals.items()) if one.scorer is not None}
 
     @property
     def embeddings(self) -> list[int]:
-        """The places of embedding models among all models that score, `models` and `signal_models`."""
+        """The indices of embedding models among all models that score, `models` and `signal_models`."""
         scoring = [*self.models, *self.signal_models.values()]
         return [number for number, model in enumerate(scoring) if isinstance(model, EmbeddingConfig)]
 

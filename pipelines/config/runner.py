@@ -1,4 +1,4 @@
-"""The runner of a run: this machine, or one of Beam's."""
+"""The runner: this machine, or one of Beam's."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pydantic import Field, field_validator, model_validator
 
 from pipelines.config.base import Strict, refuse_unused
 
-_ACCELERATOR = re.compile(  # Dataflow's own form, its further parts in any order and each once at the most
+_ACCELERATOR = re.compile(  # Dataflow's own form; its optional parts come in any order, each at most once
     r"(?!.*;(?P<part>machine_type|install-nvidia-driver|provisioning_model)\b.*;(?P=part)\b)(?=.*;install-nvidia-driver)"
     r"type:[a-z0-9-]+;count:[1-9][0-9]*"
     r"(;machine_type:[a-z0-9-]+|;install-nvidia-driver(:[a-z0-9.]+)?|;provisioning_model:(STANDARD|FLEX_START))+"
 )
 _REFUSED = {
-    "DaskRunner": "it loses data without an error: additional outputs of a step, and what is emitted at a bundle's end",
+    "DaskRunner": "it loses data without an error: additional outputs of a step, and elements emitted at the end of a bundle",
     "DirectRunner": "it hands over to a binary that it downloads, and its parallel modes lose data",
 }
 
@@ -24,15 +24,15 @@ class RunnerConfig(Strict):
     name: Literal["local", "DataflowRunner", "PortableRunner", "FlinkRunner", "SparkRunner"] = "local"
     """The runner: `local` is this machine; the others are Beam's."""
     workers: int = Field(default=1, ge=1, le=1024)
-    """Number of processes that score in a local run, each with a model of its own, on a GPU of its own where there are any, else
-    with its part of the cores. One that dies is replaced once. The score files are the same except for the last bits,
-    which depend on the number of threads."""
+    """Number of scoring processes of a local run, each with its own model, on its own GPU if there are any, otherwise on its
+    share of the cores. A worker that dies is replaced once. The score files are the same except for the last bits, which
+    depend on the number of threads."""
     options: dict[str, Any] = {}
-    """Beam pipeline options by name; null means not set."""
+    """Beam pipeline options by name; null means unset."""
     accelerator: str | None = None
-    """The GPU of the workers that score, and of no others, on Dataflow: `type:nvidia-l4;count:1;install-nvidia-driver:latest`.
-    `;machine_type:g2-standard-8` after the count gives them a machine type of their own, `;provisioning_model:FLEX_START` at the
-    end waits for a GPU where a zone has none left. `select` asks for none."""
+    """The GPU of the scoring workers, and of no others, on Dataflow: `type:nvidia-l4;count:1;install-nvidia-driver:latest`.
+    `;machine_type:g2-standard-8` after the count sets their machine type, `;provisioning_model:FLEX_START` at the end waits
+    for a GPU if a zone has none left. `select` requests none."""
 
     @field_validator("name", mode="before")
     @classmethod
@@ -46,7 +46,7 @@ class RunnerConfig(Strict):
     def _accelerator_is_known(cls, value: str | None) -> str | None:
         if value is not None and not _ACCELERATOR.fullmatch(value):
             raise ValueError(
-                "expected type:GPU;count:N;install-nvidia-driver:latest, and, each if need be, ;machine_type:MACHINE and "
+                "expected type:GPU;count:N;install-nvidia-driver:latest, optionally with ;machine_type:MACHINE and "
                 ";provisioning_model:FLEX_START"
             )
         return value
@@ -59,6 +59,6 @@ class RunnerConfig(Strict):
 
     @model_validator(mode="after")
     def _workers_are_used(self) -> RunnerConfig:
-        used = self.name == "local" or self.workers == 1  # that of the printed example changes nothing
+        used = self.name == "local" or self.workers == 1  # the value of the printed example changes nothing
         refuse_unused(self, {"workers"}, used=used, by="name: local")
         return self

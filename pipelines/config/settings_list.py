@@ -45,7 +45,7 @@ def settings_of(command: str) -> list[Setting]:
 
 
 def sections(command: str) -> list[tuple[str, list[Setting]]]:
-    """(title, settings): one for each block of the file and each rule, and `others` for fields of no block."""
+    """Return (title, settings) for each block of the file and each rule, and `others` for fields of no block."""
     found: dict[str, list[Setting]] = {}
     for title, row in _walk(KINDS[command], ()):
         found.setdefault(title, []).append(row)
@@ -81,7 +81,7 @@ def _title(path: tuple[str, ...]) -> str:
 
 
 def model_in(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
-    """The model that a field holds, and whether only in a list."""
+    """Return the model that a field contains, and whether only in a list."""
     bare = alternatives(annotation)
     listed = [alternatives(get_args(one)[0])[0] for one in bare if get_origin(one) is list]
     for kinds, is_list in ((bare, False), (listed, True)):
@@ -92,7 +92,7 @@ def model_in(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
 
 
 def type_of(field: FieldInfo) -> str:
-    """`integer >= 1`, `a | b`, `text or list of text`; null is left out, the default says it."""
+    """Return `integer >= 1`, `a | b`, `text or list of text`; null is omitted, since the default shows it."""
     arguments = [one for one in alternatives(field.annotation) if one is not type(None)]
     shown = " | ".join(map(_type_name, arguments))
     bounds = [
@@ -129,7 +129,7 @@ def default_of(field: FieldInfo) -> str:
 
 
 def as_yaml(value: Any) -> str:
-    """A default in the flow style of YAML, on one line."""
+    """Return a default in the flow style of YAML, on one line."""
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w./-]*", value) and value not in ("null", "true", "false"):
         return value
     return json.dumps(value)

@@ -1,4 +1,4 @@
-"""Signals: named numbers of responses beside the reward."""
+"""Signals: named numbers of responses besides the reward."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from pipelines.config.base import PathText, Strict
 from pipelines.config.model import ModelConfig
 
 _COLUMN_VERSION = 1
-"""Increased by hand whenever the same value of a column becomes another number."""
+"""Increased by hand whenever the same column value becomes a different number."""
 
 
 class EmbeddingConfig(Strict):
-    """An embedding model, read as sentence-transformers reads it: pooling, length and prefixes by its own files, in float32."""
+    """An embedding model, read as sentence-transformers reads it: its own files set pooling, length and prefixes. Computes in
+    float32."""
 
     dtype: ClassVar[str] = "float32"
     devices: ClassVar[int] = 1
 
     path: PathText = Field(examples=["all-MiniLM-L6-v2"])
-    """A local model directory, or a hub id: of a model of sentence-transformers (its modules.json says how it is read), or any
-    encoder or causal model, whose tokens are averaged."""
+    """A local model directory, or a hub id: a model of sentence-transformers, read as its modules.json says, or any encoder
+    or causal model, whose tokens are averaged."""
     revision: str | None = None
     """Commit or tag of a hub id."""
     max_length: int | None = Field(default=None, ge=8)
-    """Longest text in tokens, prompt and response each by itself; what is longer is cut, and counted. Default: what the model's
-    own settings say, else its positions, which bound it in any case."""
+    """Longest text in tokens, for prompt and response separately; longer texts are cut and counted. Default: the model's own
+    setting, or else the number of its positions, which is a limit in any case."""
     device: Literal["auto", "cuda", "cpu", "mps"] = "auto"
-    """`auto`: a GPU where PyTorch can use one, else the CPU."""
+    """`auto`: a GPU if PyTorch can use one, otherwise the CPU."""
     tokens_per_batch: int | None = Field(default=None, ge=1)
     """Tokens per forward pass, padding included. Default: 32768 on a GPU, 4096 on a CPU."""
 
@@ -45,18 +46,19 @@ class EmbeddingConfig(Strict):
 
 class RelevanceConfig(EmbeddingConfig):
     gap: float = Field(default=0.2, ge=0.0, allow_inf_nan=False)
-    """The nearer response is taken where the cosines of two with the prompt differ by more than this, else the longer one."""
+    """The nearer response is taken if the cosines of two responses with the prompt differ by more than this, otherwise the
+    longer one."""
 
 
 class SignalConfig(Strict):
     """One signal: exactly one of `column`, `model` and `embedding`."""
 
     column: str | None = None
-    """A column of the corpus with numbers, or with true and false (1 and 0); or a field of its records. A row with a list of
-    responses may have a list of as many values. It is read beside the score files, so that no model scores again for it, and
-    needs no `input.carry`; about seven digits of it count."""
+    """A column of the corpus, or a field of its records, with numbers or with true and false (1 and 0). A row with a list of
+    responses may have a list of as many values. It is stored beside the score files, so that no model scores again, and need
+    not be in `input.carry`; about seven digits count."""
     model: ModelConfig | None = None
-    """A further reward model. It scores by itself, once, and enters the reward only where a step says so."""
+    """Another reward model. It scores separately, once, and affects the reward only if a step says so."""
     embedding: EmbeddingConfig | None = None
     """Relevance: the cosine of prompt and response in an embedding model, which embeds each prompt and response once."""
 
@@ -75,5 +77,5 @@ class SignalConfig(Strict):
         return self.model or self.embedding
 
     def measure(self, name: str) -> dict[str, Any]:
-        """The settings by which a plan knows the column of this signal; they name its side files."""
+        """The settings by which a plan identifies this signal's column; they name its side files."""
         return {"kind": "column", "name": name, "column": self.column, "version": _COLUMN_VERSION}

@@ -1,4 +1,4 @@
-"""The sizes of `bestkept trial`, whose settings are options of its command."""
+"""The sizes of `bestkept trial`, whose settings are command-line options."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class TrialSizes(NamedTuple):
-    """The size of each fine-tune, and of what is measured."""
+    """The size of each fine-tune, and of the measurements."""
 
     seeds: int
     steps: int
@@ -22,4 +22,4 @@ STUDENT = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHOLE = TrialSizes(seeds=3, steps=100, tokens_per_step=4096, max_length=1024, references=200, answer_tokens=256)
 QUICK = TrialSizes(seeds=2, steps=20, tokens_per_step=512, max_length=256, references=32, answer_tokens=64)
 HELDOUT = 0.2
-"""The largest share of the prompts that are held out for references, where these are not given."""
+"""Maximum share of the prompts held out for references, if none are given."""

@@ -1,4 +1,4 @@
-"""YAML text → plain values; whatever the text is, the outcome is a value or a `ConfigError` that says where and why not."""
+"""YAML text → plain values; any text gives a value, or a `ConfigError` that states the place and the reason."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import yaml
 from pipelines.errors import ConfigError
 
 DEEPEST = 32  # mappings and lists within one another
-MOST_VALUES = 1_000_000  # anchors make a short text stand for any number
+MOST_VALUES = 1_000_000  # anchors let a short text expand to any number
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, except that a key written twice is an error, as is a value that its constructors stumble over."""
+    """PyYAML's safe loader, except that duplicate keys are errors, as are values that its constructors fail on."""
 
     level = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.level > DEEPEST:  # of its containers; Python's own limit is another in each version
+        if self.level > DEEPEST:  # levels of containers; Python's own limit differs by version
             raise _TooDeep
         self.level += 1
         node = super().compose_node(parent, index)
@@ -58,7 +58,7 @@ class _DoubledKey(Exception):
 
 
 def parse_yaml(text: str, *, where: str, remedy: str) -> Any:
-    """Parse a YAML document. `where` it is leads an error, `remedy` ends that of text which is no YAML. Raises `ConfigError`."""
+    """Parse a YAML document. Errors begin with `where`, and for invalid YAML end with `remedy`. Raises `ConfigError`."""
     try:
         value = _Loader(text).get_single_data()
     except _DoubledKey as error:
@@ -74,12 +74,12 @@ def parse_yaml(text: str, *, where: str, remedy: str) -> Any:
 
 
 def check_size(value: Any, *, where: str) -> None:
-    """Raise `ConfigError` for a value of plain types that is nested too deep, as one that holds itself is, or too large."""
+    """Raise `ConfigError` for a value of plain types that is nested too deeply, for example in itself, or is too large."""
     count, level = 0, [value]
     for _ in range(DEEPEST + 1):
         if any(isinstance(item, str) and _SURROGATE.search(item) for item in level):
             raise ConfigError(
-                f"{where} holds half of a surrogate pair (\\ud800 to \\udfff), which is no character; remove it"
+                f"{where} contains half of a surrogate pair (\\ud800 to \\udfff), which is not a character; remove it"
             )
         containers = [item for item in level if isinstance(item, dict | list | tuple | set)]
         level = []
@@ -87,7 +87,7 @@ def check_size(value: Any, *, where: str) -> None:
             level += [*container, *container.values()] if isinstance(container, dict) else container
             if (count := count + len(container)) > MOST_VALUES:
                 raise ConfigError(
-                    f"{where} holds more than {MOST_VALUES:,} values; give fewer (long lists of files as a pattern)"
+                    f"{where} contains more than {MOST_VALUES:,} values; give fewer (long lists of files as a pattern)"
                 )
     if level:
         raise _too_deep(where)
@@ -95,5 +95,5 @@ def check_size(value: Any, *, where: str) -> None:
 
 def _too_deep(where: str) -> ConfigError:
     return ConfigError(
-        f"{where} is nested deeper than {DEEPEST} levels; remove brackets, or an anchor that holds itself"
+        f"{where} is nested deeper than {DEEPEST} levels; remove brackets, or an anchor that contains itself"
     )

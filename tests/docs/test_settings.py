@@ -112,12 +112,12 @@ def test_types_bounds_and_defaults_are_told():
     assert rows["output.shape"].type == "messages | prompt_completion | preference | original"
     assert rows["limits.max_rejected_fraction"].type == "number >= 0.0, <= 1.0"
     assert rows["limits.max_rejected_fraction"].default == "null"
-    assert "Default: 0.001, but at least 5" in rows["limits.max_rejected_fraction"].meaning
+    assert "Default: 0.001, but 5 rejected" in rows["limits.max_rejected_fraction"].meaning
     assert rows["select[].best_of_n.min_probability"].type == "number >= 0.5, < 1.0"
     assert rows["model.revision"].default == "null"
     assert rows["runner.options"].default == "{}"
     assert rows["input.rows_per_fragment"].first_sentence.startswith("Rows per score file")
-    assert rows["input.rows_per_fragment"].meaning.endswith("Changing it rescores.")
+    assert rows["input.rows_per_fragment"].meaning.endswith("Changing it rescores the corpus.")
     titles = [title for title, _ in sections("run")]
     assert titles[:3] == ["input", "model", "ensemble"]
     assert "select: top" in titles

@@ -218,7 +218,7 @@ def test_a_column_that_holds_no_numbers_and_one_that_is_missing_are_told(make, t
     [
         ({"signals": {"a": {}}}, "exactly one of column, model and embedding"),
         ({"signals": {"a": {"column": "ok", "model": {"path": "x"}}}}, "exactly one of column, model and embedding"),
-        ({"signals": {"rank": {"column": "ok"}}}, "'rank' is no name for a signal"),
+        ({"signals": {"rank": {"column": "ok"}}}, "'rank' cannot name a signal"),
         (
             {"signals": {"ok": {"column": "ok"}}, "input": {"path": "x", "carry": ["ok"]}},
             r"in signals and in input\.carry",

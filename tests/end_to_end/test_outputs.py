@@ -128,11 +128,17 @@ def test_a_plain_model_has_the_identity_that_it_had(make, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": []}, r"model.outputs names helpfulness, verbosity; say which is the reward by model.reward_output"),
-        ({"outputs": {"reward": 0}}, "'reward' is no name for a model's output"),
+        ({"steps": []}, r"model.outputs names helpfulness, verbosity; name the reward in model.reward_output"),
+        ({"outputs": {"reward": 0}}, "'reward' cannot name a model's output"),
         ({"outputs": {"a": -1}}, "greater than or equal to 0"),
-        ({"reward": "honesty"}, "reward_output is 'honesty', and outputs helpfulness, verbosity; name one of outputs"),
-        ({"score": {"colocate": "prompt"}}, "score.colocate keeps one reward a response, and model.outputs names more"),
+        (
+            {"reward": "honesty"},
+            "reward_output is 'honesty', and outputs names helpfulness, verbosity; name one of outputs",
+        ),
+        (
+            {"score": {"colocate": "prompt"}},
+            "score.colocate keeps one reward per response, and model.outputs names more",
+        ),
         ({"input": {"path": "x", "carry": ["verbosity"]}}, "'verbosity' is a name in model.outputs and in input.carry"),
         ({"steps": [{"where": "honesty > 0"}], "reward": "verbosity"}, "'honesty' is unknown"),
     ],
@@ -144,7 +150,7 @@ def test_settings_that_do_not_fit(make, changes, message):
 
 def test_an_evaluation_is_of_one_output():
     values = {"model": {"path": "x", "outputs": NAMES}, "data": {"path": "y"}}
-    with pytest.raises(ValidationError, match=r"say which is evaluated by model.reward_output"):
+    with pytest.raises(ValidationError, match=r"name the one to evaluate in model.reward_output"):
         EvaluateConfig.model_validate(values)
     values["model"]["reward_output"] = "verbosity"
     assert EvaluateConfig.model_validate(values).model.used_outputs == {"names": NAMES, "reward": "verbosity"}
@@ -158,7 +164,7 @@ def test_models_of_an_ensemble_have_one_reward_each(make, model, tmp_path):
     run_curation(config, scorer=default_scorer(config))
     folders = [path for path in (tmp_path / "scores").iterdir() if path.name != "plans"]
     names = [pq.read_schema(next(path.glob("*.parquet"))).names for path in folders]
-    with pytest.raises(ValidationError, match="say which is the reward"):
+    with pytest.raises(ValidationError, match="name the reward in"):
         make(model=[pair[0], one | {"outputs": NAMES}])
     assert sorted(sum(name.startswith("signal.") for name in one) for one in names)[-2:] == [1, 2]
 

@@ -120,8 +120,8 @@ def test_names_change_neither_rewards_nor_the_fingerprint_of_a_run_without_them(
     [
         ({"ensemble": {"names": ["a"]}}, r"ensemble\.names has 1 names, and model 2 models"),
         ({"ensemble": {"names": ["a", "a"]}}, "two models have the name 'a'"),
-        ({"ensemble": {"names": ["a", "reward"]}}, "'reward' is no name for a model"),
-        ({"ensemble": {"names": ["a", "b c"]}}, "'b c' is no name for a model"),
+        ({"ensemble": {"names": ["a", "reward"]}}, "'reward' cannot name a model"),
+        ({"ensemble": {"names": ["a", "b c"]}}, "'b c' cannot name a model"),
         ({"ensemble": {"names": ["a", "ok"]}}, "'ok' is a name in ensemble.names and a column in input.carry"),
         ({"select": [{"reward": "z(helpfull)"}]}, "z takes the name of a model under ensemble.names: helpful, verbose"),
         (
@@ -130,8 +130,8 @@ def test_names_change_neither_rewards_nor_the_fingerprint_of_a_run_without_them(
         ),
         ({"select": [{"reward": "z(helpful + 1)"}]}, r"z takes the name of a model \(ensemble\.names\): z\(helpful\)"),
         ({"select": [{"where": 'helpful == "x"'}]}, "helpful is a number, and is compared with a text"),
-        ({"select": [{"best_of_n": {}}, {"reward": "helpful"}]}, "reward must come before all steps"),
-        ({"select": [{"reward": "helpful"}] * 2}, "reward must come before all steps"),
+        ({"select": [{"best_of_n": {}}, {"reward": "helpful"}]}, "reward must come once, before all steps"),
+        ({"select": [{"reward": "helpful"}] * 2}, "reward must come once, before all steps"),
         (
             {"output": {"path": "x", "add": ["probability"]}, "select": [{"reward": "helpful"}]},
             "a combined reward has none",

@@ -53,7 +53,9 @@ def test_checkpoints_are_paced_by_minutes_or_by_steps(tmp_path, given, steps, se
 
 @pytest.mark.parametrize("given", ["10", "0m", "ten", 0, "1h"])
 def test_another_pace_is_refused(tmp_path, given):
-    with pytest.raises(ConfigError, match=r"train\.checkpoint_every.*(as 10m, or a number of steps|at least 1 step)"):
+    with pytest.raises(
+        ConfigError, match=r"train\.checkpoint_every.*(such as 10m, or a number of steps|at least 1 step)"
+    ):
         training(tmp_path, checkpoint_every=given)
 
 

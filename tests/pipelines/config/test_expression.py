@@ -35,37 +35,37 @@ def test_expressions_that_are_allowed(text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a = 3", "at character 3, this is no expression; equality is written =="),
-        ("x AND y", "at character 3, this is no expression; write and"),
-        ("reward >", "at character 9, this is no expression"),
+        ("a = 3", "at character 3, this is not an expression; equality is written =="),
+        ("x AND y", "at character 3, this is not an expression; write and"),
+        ("reward >", "at character 9, this is not an expression"),
         ("", "it is empty"),
         ("reward + 1", "at character 1, expected a condition, such as reward > 0.5, got a number"),
-        ("x > 3 # why", "at character 7, a # is not expected"),
+        ("x > 3 # why", "at character 7, # is not allowed"),
         ("x == null", "at character 6, nothing is equal to null"),
         ("x > null", "at character 5, nothing is equal to null"),
         ("x is 3", "at character 6, after `is` comes null"),
         ("null is null", "null is null"),
-        ("x > 1e999", "at character 5, this number is larger than any"),
+        ("x > 1e999", "at character 5, this number is too large"),
         ("abz(x) > 1", "the function 'abz' is unknown; did you mean 'abs'?"),
         ("abs(x, 1) > 1", "abs takes 1 values, got 2"),
         ("abs(*x) > 1", "abs takes 1 values"),
         ("rank(x, y) > 1", "rank takes 1 values, got 2"),
         (
             "x > 1 and corpus_z(rank(x)) > 1",
-            "at character 11, corpus_z takes what a response has by itself, and rank compares it",
+            "at character 11, corpus_z takes a number of a single response, and rank compares several",
         ),
-        ("corpus_z(1 + corpus_z(x)) > 1", "corpus_z takes what a response has by itself, and corpus_z compares it"),
-        ("prompt_z(x == 'a') > 'b'", "texts are equal or not"),
+        ("corpus_z(1 + corpus_z(x)) > 1", "corpus_z takes a number of a single response, and corpus_z compares"),
+        ("prompt_z(x == 'a') > 'b'", "compares numbers; compare texts with == or !="),
         (
             "z(x + 1) > 1",
             "z takes the name of a model (ensemble.names): z(helpful); prompt_z and corpus_z take any number",
         ),
         ("x ** 9 > 1", "this operator is not allowed; known are + - * /"),
         ("x > 1 | y > 2", "this operator is not allowed; write and, or"),
-        ('x < "a"', "texts are equal or not, and < is for numbers"),
+        ('x < "a"', "< compares numbers; compare texts with == or !="),
         ('x in "abc"', "after `in` comes a list"),
         ("x in []", "after `in` comes a list"),
-        ("x in [y]", "the list after `in` holds numbers or texts alone"),
+        ("x in [y]", "the list after `in` may contain only numbers or texts"),
         ('x in ["a", 1]', "at character 12, expected a text, got a number"),
         ("column(3) > 1", "column takes the name of a column in quotes"),
         ("__import__('os')", "the function '__import__' is unknown"),
@@ -74,9 +74,9 @@ def test_expressions_that_are_allowed(text):
         ("x if y else z", "this is not allowed"),
         ("x > 1j", "at character 5, this is not allowed"),
         ("-" * 100 + "1 > 0", "nested more than 50 deep"),
-        ("(" * 900 + "x" + ")" * 900, "this is no expression"),
+        ("(" * 900 + "x" + ")" * 900, "this is not an expression"),
         ("x" * (LONGEST + 1), "expected at most 2,000"),
-        ("é == source and tokns > 3 +", "this is no expression"),
+        ("é == source and tokns > 3 +", "this is not an expression"),
     ],
 )
 def test_each_mistake_is_told_with_its_position(text, message):
@@ -126,7 +126,7 @@ def test_a_step_names_its_setting_and_its_expression():
     with pytest.raises(ValueError, match="at character 11, this is no"):
         Step(where="reward == == 3")
     with pytest.raises(
-        ValueError, match=r"select\.0\.where names response_tokens, which a reward model's tokenizer tells"
+        ValueError, match=r"select\.0\.where names response_tokens, which a reward model's tokenizer counts"
     ):
         _config("response_tokens > 3", model=None, scores={"column": "reward"})
     assert _config("is_correct").select[0].crosses_prompts is False

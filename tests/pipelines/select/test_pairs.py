@@ -138,7 +138,7 @@ def test_the_chosen_response_is_the_best_that_fits():
         ({"rejected": {"rank": 1}}, "rank is 1; expected an integer of at least 2"),
         ({"rejected": {"rank": 2.5}}, "rank is 2.5; expected an integer of at least 2"),
         ({"chosen": "best"}, "expected {where: "),
-        ({"chosen": {"where": "reward >"}}, "this is no expression"),
+        ({"chosen": {"where": "reward >"}}, "this is not an expression"),
         ({"pairs_per_prompt": 0}, "greater than or equal to 1"),
     ],
 )

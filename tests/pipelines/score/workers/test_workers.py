@@ -313,7 +313,7 @@ def test_runners_that_lose_data_are_refused_with_the_reason(name):
 
 def test_workers_are_for_scoring_with_a_model(make, caplog):
     carried = {"input": {"path": "in"}, "output": {"path": "out"}, "scores": {"column": "judge"}}
-    with pytest.raises(ValueError, match=r"runner\.workers is 2, and workers are for scoring with a model.*remove it"):
+    with pytest.raises(ValueError, match=r"runner\.workers is 2, and workers score with a model.*remove it"):
         RunConfig.model_validate({**carried, "runner": {"workers": 2}})
     assert RunConfig.model_validate({**carried, "runner": {"workers": 1}}).runner.workers == 1
     run_scoring(make("out"), scorer=StubFactory())
