@@ -4,8 +4,8 @@
 #   deploy/build.sh --repository us-central1-docker.pkg.dev/my-project/bestkept [--model deploy/models/my-reward-model] \
 #       [--gpu] [--tag 0.1.0] [--template gs://my-bucket/templates/bestkept.json]
 #
-# Without --model the image holds no weights: model.path is then a place on gs:// (`bestkept model fetch`).
-# Needs docker, and gcloud for --template. Not run against the service by the project's tests.
+# Without --model the image has no weights: set model.path to a URL on gs:// (`bestkept model fetch`).
+# Needs docker, and gcloud for --template. The project's tests do not run it against the service.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -31,7 +31,7 @@ done
 inside=/models/reward
 if [ -z "$model" ]; then
     inside=''
-    model=$(mktemp -d deploy/models/none.XXXXXX)  # docker copies a folder, and this one is empty
+    model=$(mktemp -d deploy/models/none.XXXXXX)  # an empty folder for COPY
     trap 'rmdir "$model"' EXIT
 elif [ ! -f "$model/config.json" ] || ! ls "$model"/*.safetensors > /dev/null 2>&1; then
     echo "build.sh: $model holds no config.json and *.safetensors; expected a model directory below the repository" >&2
@@ -46,7 +46,7 @@ tag=${tag:-$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)}
 image="$repository/$name:$tag"
 
 docker build --platform linux/amd64 --file "$file" --build-arg MODEL="$model" --tag "$image" .
-# the image knows the runner, and its model is whole, by the headers of the weights, or it is not pushed
+# push only an image that has the runner and whose model, by the headers of the weights, is complete
 docker run --rm --interactive --platform linux/amd64 --entrypoint python "$image" - $inside << 'PYTHON'
 import sys
 from pathlib import Path

@@ -1,9 +1,9 @@
-"""Derive the demo's files from `responses.jsonl`, the one place where its texts stand.
+"""Derive the demo's files from `responses.jsonl`, the source of all its texts.
 
     python configs/demo/build.py
 
-Two thirds of the prompts become `preferences.jsonl`; the remaining third becomes the corpus, one response a row, in
-`heldout.parquet` and `heldout.jsonl.gz`, with the quality label beside it.
+Two thirds of the prompts become `preferences.jsonl`. The remaining third becomes the corpus, one response per row with its
+quality label, in `heldout.parquet` and `heldout.jsonl.gz`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 HERE = Path(__file__).parent
 QUALITIES = ("helpful", "thin", "beside_the_point", "careless")  # best first
-JUDGED = [(0, 1), (0, 2), (0, 3)]  # which of two poor answers is worse is a matter of taste: not judged
+JUDGED = [(0, 1), (0, 2), (0, 3)]  # the order of poor answers is a matter of taste, and not judged
 
 
 def load() -> list[dict[str, str]]:
@@ -36,7 +36,7 @@ def preferences(prompts: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def heldout(prompts: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The remaining third, one response a row, responses in random order."""
+    """The remaining third, one response per row, in random order within a prompt."""
     rows = []
     shuffle = random.Random(0).shuffle
     for item in prompts[2::3]:

@@ -2,7 +2,7 @@
 
     python configs/demo/demo.py [--backbone DIR] [--out DIR] [--seeds 0 1 2]
 
-Beside it: random choice, the longest response, and a bag-of-words logistic regression on the same preferences.
+For comparison: random choice, the longest response, and a bag-of-words logistic regression on the same preferences.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def packaged_minilm() -> str | None:
 
 
 def best_of_4(backbone: str | None, out: Path, seed: int) -> float:
-    """Train with this seed, run, and return the share of kept responses that carry the best label."""
+    """Train with this seed, run, and return the share of kept responses with the best label."""
     shutil.rmtree(out, ignore_errors=True)
     model, curated = out / "model", out / "curated"
     own = [] if backbone is None else [f"model.path={backbone}"]
@@ -77,7 +77,7 @@ def share(groups: list[list[dict[str, str]]], value: Callable[[dict[str, str]], 
 
 
 def bag_of_words() -> Callable[[str], float]:
-    """Bradley-Terry on word counts: logistic regression on the difference of the two sides."""
+    """Bradley-Terry on word counts: logistic regression on the difference between the two sides."""
     import numpy as np
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression

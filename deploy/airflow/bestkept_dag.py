@@ -1,13 +1,13 @@
-"""An example for Airflow: every day what is new in a corpus is scored, and a version of the output is selected from all of it, by
-the Flex template of deploy/build.sh; what follows takes the version that is the latest then.
+"""An example for Airflow: every day the Flex template of deploy/build.sh scores the new files of a corpus and selects a version
+of the output from the whole corpus; later tasks use the latest version.
 
-Deferrable: while a job runs, no worker slot of Airflow is taken. Each task may be tried again, also one whose job has ended well:
-what is scored stays, and for a finished version a job of one step is staged. A job is named by `run_id` and the number of the
-try: a run that an asset triggers has no logical date, and Dataflow takes no second job of a name that runs. The job itself sets
-`latest.json`: the template's launcher does not wait, the operator does.
-Old versions go with `bestkept clean`, wherever bestkept is installed. Variables: `bestkept_project`, `bestkept_region`,
-`bestkept_bucket` and `bestkept_worker` (a service account). The bucket holds configs/dataflow_gpu.yaml, filled in. Needs the
-providers google, apache-beam (Dataflow's operators import it) and standard; `make airflow` parses it. Not run on the service.
+The task is deferrable: a running job takes no worker slot of Airflow. Tasks may be retried, even after a successful job: scores
+are kept, and for a finished version a job of one step is staged. A job is named by `run_id` and the number of the attempt, since
+a run triggered by an asset has no logical date, and Dataflow refuses a second job with the name of a running one. The job itself
+sets `latest.json`: the template's launcher does not wait, the operator does.
+`bestkept clean` removes old versions, wherever bestkept is installed. Variables: `bestkept_project`, `bestkept_region`,
+`bestkept_bucket` and `bestkept_worker` (a service account). The bucket contains a completed configs/dataflow_gpu.yaml. Needs the
+providers google, apache-beam (imported by Dataflow's operators) and standard; `make airflow` parses it. Not run on the service.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ ROOT = "curated"
 
 
 def job_name(command: str, run_id: str, try_number: int) -> str:
-    """The name of a job in Dataflow, of small letters, digits and hyphens."""
+    """The name of a job in Dataflow: lower-case letters, digits and hyphens."""
     run = re.sub(r"[^a-z0-9]+", "-", run_id.lower()).strip("-")
     return f"bestkept-{command}-{run[:200]}-{try_number}"
 
 
 def job(command: str) -> dict[str, Any]:
-    """The request that starts one command. One job scores and selects: two would list the corpus twice, and see other files."""
+    """The request that starts one command. One job scores and selects: two would list the corpus twice."""
     return {
         "launchParameter": {
             "jobName": f"{{{{ job_name('{command}', run_id, ti.try_number) }}}}",
@@ -56,7 +56,7 @@ def job(command: str) -> dict[str, Any]:
 
 
 def latest() -> str:
-    """The path of the latest version, for tasks that train on it or copy it: as `bestkept latest` says it."""
+    """The path of the latest version, as `bestkept latest` prints it, for tasks that train on it or copy it."""
     bucket = Variable.get("bestkept_bucket")
     pointer = json.loads(GCSHook().download(bucket_name=bucket, object_name=f"{ROOT}/latest.json"))
     return f"gs://{bucket}/{ROOT}/{pointer['path']}"

@@ -1,11 +1,10 @@
-"""An example for Airflow without Dataflow: every day what is new in a corpus is scored where the task runs, and a version of the
-output is selected from all of it.
+"""An example for Airflow without Dataflow: every day the task scores the new files of a corpus on its own machine, and selects a
+version of the output from the whole corpus.
 
-bestkept is in an environment of its own, since its pins and Airflow's need not agree: on the machine of the worker, whose `queue`
-is that of machines with a GPU, or in the image of deploy/build.sh where tasks are pods. While it runs, a slot is taken; a task
-that is killed is tried again, and what it has scored stays. Exit codes that a repetition does not cure fail at once; see
-docs/operating.md. Variables: `bestkept_config` (a file) and `bestkept_output`. Needs Airflow 3 and the provider standard; `make
-airflow` parses it.
+bestkept is in a separate environment, since its pins and Airflow's may conflict: on the machine of the worker, with the `queue`
+of machines with a GPU, or, if tasks are pods, in the image of deploy/build.sh. A running task takes a slot; a killed task is
+retried and keeps its scores. Exit codes that a retry does not cure fail at once; see docs/operating.md. Variables:
+`bestkept_config` (a file) and `bestkept_output`. Needs Airflow 3 and the provider standard; `make airflow` parses it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Parse the DAGs beside this file as Airflow does, and render what they run without a logical date: `make airflow`."""
+"""Parse the DAGs beside this file as Airflow does, and render their tasks without a logical date: `make airflow`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VARIABLES = SimpleNamespace(
 
 
 def rendered(task: Any) -> dict[str, Any]:
-    """The fields of a task as in a run that an asset triggers, which has no logical date and no data interval."""
+    """The fields of a task in a run triggered by an asset, which has no logical date and no data interval."""
     context = {"run_id": RUN_ID, "ti": SimpleNamespace(try_number=2), "var": {"value": VARIABLES}}
     task.render_template_fields({**context, "logical_date": None, "dag": task.dag})
     return {name: getattr(task, name) for name in ("body", "op_args", "project_id", "location") if hasattr(task, name)}

@@ -1,8 +1,8 @@
-"""What the launcher of the Flex template runs: the template's parameters → one `bestkept` command.
+"""The program of the Flex template's launcher: turns the template's parameters into one `bestkept` command.
 
-A parameter is a field of the configuration with `_` for the points (`input_path` is `input.path`), as YAML; `command` is run,
-score or select, and `config` a YAML file to begin with, in the image or on gs://. What else comes (project, region, the places
-of the template) is Beam's and is passed on.
+A parameter is a setting with `_` instead of points (`input_path` is `input.path`), and its value is YAML; `command` is run, score
+or select, and `config` a YAML file, in the image or on gs://, which the other parameters override. All other arguments (project,
+region, paths of the template) are passed to Beam.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 COMMANDS = ("run", "score", "select")
 OWN = ("command", "config")
-FROM_LAUNCHER = {"runner", "dry_run"}  # the runner is known, and a template is never a dry run
+FROM_LAUNCHER = {"runner", "dry_run"}  # the runner is fixed, and a template is never a dry run
 
 
 def fields() -> dict[str, tuple[str, Any]]:
@@ -37,7 +37,7 @@ def _leaves(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
-    """The model of a field that holds one, or one as one of several forms; a list of models is a leaf."""
+    """The model of a field whose type is a model or a union with one; a list of models is a leaf."""
     if get_origin(annotation) is list:
         return None
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -46,9 +46,9 @@ def _section(annotation: Any) -> type[BaseModel] | None:
 
 
 def command_of(arguments: list[str], directory: Path) -> list[str]:
-    """The arguments of `bestkept`; a configuration from gs:// is put into `directory`.
+    """The arguments of `bestkept`; a configuration from gs:// is copied to `directory`.
 
-    Raises `SystemExit` with one line for a command that there is none of and for a value without its flag.
+    Raises `SystemExit` with one line for an unknown command and for a value without a flag.
     """
     values, passed = _parsed(arguments)
     command = values.pop("command", "run")

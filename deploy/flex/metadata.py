@@ -1,4 +1,4 @@
-"""Writes `metadata.json` of the Flex template from the configuration's models; `make reference` runs it, too."""
+"""Writes `metadata.json` of the Flex template from the configuration's models; `make reference` also runs it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ PATH = Path(__file__).with_name("metadata.json")
 
 
 def metadata() -> dict[str, Any]:
-    """The template's metadata. Every parameter is text, and optional to the service, since `config` may hold it: what is missing
-    after all is an error of the launcher."""
+    """The template's metadata. Every parameter is text, and optional for the service, since `config` may contain it; the launcher
+    reports missing settings."""
     own = [
         _parameter(
             "command", "What to do", f"One of {', '.join(COMMANDS)}; default run.", regex=f"^({'|'.join(COMMANDS)})$"
         ),
         _parameter(
-            "config", "Configuration", "A YAML file in the image or on gs://, over which the other parameters go."
+            "config", "Configuration", "A YAML file in the image or on gs://, which the other parameters override."
         ),
     ]
     given = [_parameter(name, key, help_of(key, field)) for name, (key, field) in fields().items()]

@@ -5,10 +5,10 @@
 #       WORKER=bestkept-worker@my-project.iam.gserviceaccount.com LAUNCHER=bestkept-launcher@my-project.iam.gserviceaccount.com \
 #       deploy/scheduler/create.sh
 #
-# The bucket holds configs/dataflow_gpu.yaml, filled in. Dataflow refuses a second job of a name that still runs, so a slow run is
-# not overtaken by the next. What is new in the corpus is scored, each change of it makes a version under curated/, and
-# curated/latest.json names the last complete one (`bestkept latest gs://$BUCKET/curated`). Not run against the service by the
-# project's tests.
+# The bucket contains a completed configs/dataflow_gpu.yaml. Dataflow refuses a second job with the name of a running one, so
+# runs do not overlap. New files of the corpus are scored, each change of the corpus makes a version under curated/, and
+# curated/latest.json names the last complete version (`bestkept latest gs://$BUCKET/curated`). The project's tests do not run it
+# against the service.
 set -euo pipefail
 : "${PROJECT:?}" "${REGION:?}" "${BUCKET:?}" "${WORKER:?}" "${LAUNCHER:?}"
 

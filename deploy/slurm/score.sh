@@ -4,8 +4,8 @@
 #   scores=$(sbatch --parsable deploy/slurm/score.sh configs/best_of_n.yaml runner.workers=4)
 #   sbatch --dependency=afterok:"$scores" --wrap 'bestkept run configs/best_of_n.yaml'
 #
-# Started in a folder that all nodes see, with bestkept on PATH. A task that fails with 5 is tried once more, and scores what is
-# missing; one whose node goes is queued again. Not run on a cluster.
+# Submit it from a folder that all nodes share, with bestkept on PATH. A task that fails with exit code 5 is retried once, and
+# scores the missing part; a task whose node is lost is queued again. Not run on a cluster.
 #SBATCH --job-name=bestkept-score
 #SBATCH --array=0-15
 #SBATCH --gres=gpu:4
