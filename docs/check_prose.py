@@ -22,6 +22,7 @@ from proselint.tools import LintFile
 ROOT = Path(__file__).parents[1]
 PAGES = (
     "README.md",
+    "CHANGELOG.md",
     "CONTRIBUTING.md",
     "docs/*.md",
     "benchmarks/*.md",
@@ -43,6 +44,17 @@ HOUSE = {
     r"\bsaid (?:of|at)\b": "reported",
 }
 """A pattern that the house style does not have, and what to write instead."""
+
+PAGE_HOUSE = {
+    r"\banew\b|\bat hand\b|\bmeanwhile\b|\bin work\b|\bas it is\b": "again, available, in the meantime, current, unchanged",
+    r"\b(?:is|are) (?:not )?there(?: already)?[.,;:)]": "exists, is missing",
+    r"\b(?:means?|says?|knows?|tells?) (?:nothing|little)\b": "what has no effect, or does not depend on what",
+    r"\bstands? (?:in|at|on|there)\b|\blies?\b": "is, is stored",
+    r"\bless (?:its|their|the|that|one)\b": "minus",
+    r"\bforwards\b|\bcreate-only\b": "forward passes; only if absent",
+    r",? too[,;.]": "also, before the verb",
+}
+"""The same, of pages alone."""
 
 OFF = ("typography", "lexical_illusions", "annotations", "industrial_language", "misc", "dates_times", "restricted")
 """Checks of proselint that do not fit technical pages: quotes in code, headings that repeat a word, and the like."""
@@ -67,14 +79,14 @@ def _problems(path: Path) -> Iterator[str]:
             yield from (f"{name}:{line + at}: {problem}" for at, problem in _against_house(string))
         return
     prose = _prose(text)
-    yield from (f"{name}:{1 + at}: {problem}" for at, problem in _against_house(prose))
+    yield from (f"{name}:{1 + at}: {problem}" for at, problem in _against_house(prose, HOUSE | PAGE_HOUSE))
     checks = {key: value and key not in OFF for key, value in DEFAULT["checks"].items()}
     for result in LintFile(str(name), prose).lint({**DEFAULT, "checks": checks}):
         yield f"{name}:{result.pos[0] - 1}: {result.check_result.message} ({result.check_result.check_path})"
 
 
-def _against_house(text: str) -> Iterator[tuple[int, str]]:
-    for pattern, advice in HOUSE.items():
+def _against_house(text: str, house: dict[str, str] = HOUSE) -> Iterator[tuple[int, str]]:
+    for pattern, advice in house.items():
         for match in re.finditer(pattern, text, flags=re.M):
             yield text.count("\n", 0, match.start()), f"{' '.join(match[0].split())!r}: {advice}"
 

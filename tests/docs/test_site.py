@@ -91,6 +91,17 @@ def test_the_prose_linter_finds_a_planted_fault_of_each_kind(tmp_path: Path):
     assert len(faults) == len(linter["HOUSE"])
     for fault in faults:
         assert [advice for _, advice in linter["_against_house"](fault)], fault
+    of_pages = [
+        "drawn anew",
+        "a file that is not there.",
+        "it means nothing",
+        "it stands in the log",
+        "r less the mean",
+    ]
+    of_pages += ["two forwards", "a page, too."]
+    assert len(of_pages) == len(linter["PAGE_HOUSE"])
+    for fault in of_pages:
+        assert [advice for _, advice in linter["_against_house"](fault, linter["PAGE_HOUSE"])], fault
     page, module = tmp_path / "page.md", tmp_path / "module.py"
     page.write_text("Text.\n\n```\nnobody\n```\n\nIt is a `nobody`, alot.\n")
     module.write_text('"""Of the draws."""\nnobody = 1\n')
