@@ -1,7 +1,8 @@
-"""Drift between two outputs: the rows of the later one that are new, against the rows of the earlier one. Pure.
+"""Drift between two outputs: the new rows of the later one, compared with the rows of the earlier one. Pure.
 
-Everything is computed from manifests and report numbers. Where the later corpus holds all files of the earlier one and the model
-is the same, the new rows are the difference of both counts; else the whole of one corpus is compared with that of the other.
+Everything is computed from manifests and report numbers. If the later corpus contains all files of the earlier one and the
+model is the same, the new rows are the difference of both counts; otherwise the whole of one corpus is compared with that of
+the other.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def drift(old: tuple[Json, Json], new: tuple[Json, Json]) -> dict[str, Any]:
 
 
 def _fold_sources(parts: list[Counter[tuple[str, Any]]]) -> list[Counter[tuple[str, Any]]]:
-    """Count sources as others that one of the outputs does not tell apart: each lists its own largest ones."""
+    """Count sources that one of the outputs does not list as others: each lists only its largest ones."""
     names = {key for part in parts for key in part if key[0] == "source" and key != _OTHERS}
     folded = {key for key in names if any(key not in part and _OTHERS in part for part in parts)}
     for part in parts:
@@ -68,7 +69,7 @@ def _files(manifest: Json) -> dict[str, str]:
 
 
 def _counts(manifest: Json, numbers: Json) -> Counter[tuple[str, Any]]:
-    """All counts of an output by (kind, name)."""
+    """Return all counts of an output by (kind, name)."""
     counts: Counter[tuple[str, Any]] = Counter()
     counts["read", ""], counts["scored", ""] = manifest["counts"]["read"], manifest["counts"]["scored"]
     counts.update({("rejected", name): count for name, count in manifest["rejected"].items()})
@@ -102,7 +103,7 @@ def _shares(
 def _reward(before: Counter[tuple[str, Any]], whole: Counter[tuple[str, Any]], *, grown: bool) -> dict[str, Any] | None:
     """Compare two histograms, whose bins begin at multiples of their powers of two.
 
-    Of a corpus that has `grown`, the new rows alone are compared with the old ones.
+    If the corpus has `grown`, only the new rows are compared with the old ones.
     """
     bins = [key[1] for part in (before, whole) for key in part if key[0] == "reward"]
     if not bins:

@@ -17,14 +17,14 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def number_interval(estimate: Json) -> str:
-    """`0.407 [0.371, 0.444]`."""
+    """Return `0.407 [0.371, 0.444]`."""
     if estimate["low"] is None:
         return number(estimate["value"])
     return f"{number(estimate['value'])} [{number(estimate['low'])}, {number(estimate['high'])}]"
 
 
 def units_of(evaluation: Json) -> dict[str, str]:
-    """The units of the numbers in `evaluation`, by their places in it; what is not named is a count."""
+    """Return the units of the numbers in `evaluation`, by their places in it; numbers not listed are counts."""
     raw, curve = "raw output of the reward model", evaluation["best_of_n"]
     gold = curve is not None and curve["measured_by"] == "gold"
     return {
@@ -47,13 +47,11 @@ def units_of(evaluation: Json) -> dict[str, str]:
     }
 
 
-EXPLORATORY = (
-    "Rows by kind are exploratory: their intervals are so much wider that those of one sort hold together (Bonferroni)."
-)
+EXPLORATORY = "Rows by kind are exploratory; their intervals are widened to hold jointly within a kind (Bonferroni)."
 
 
 def accuracy_rows(accuracy: Json) -> Iterator[tuple[str, Json]]:
-    """(label, row) of the whole, then of each kind that is distinguished; the only one of its sort would repeat the whole."""
+    """Yield (label, row) of the whole, then of each kind that has several values: a single one would repeat the whole."""
     yield "all", accuracy["overall"]
     for kind in ("origin", "source", "subset"):
         rows = accuracy[f"by_{kind}"]
@@ -62,12 +60,12 @@ def accuracy_rows(accuracy: Json) -> Iterator[tuple[str, Json]]:
 
 
 def length_interval(row: Json) -> str:
-    """`shorter 55.6 [52.1, 59.0]`: the better rule of length, and its accuracy in percent."""
+    """Return `shorter 55.6 [52.1, 59.0]`: the better rule of length, and its accuracy in percent."""
     return f"{row['rule']} {percent_interval(row['length'])}"
 
 
 def evaluation_tables(document: Json, *, written_to: str) -> Iterator[Table]:
-    """All tables of an evaluation; those that the data hold nothing for are left out."""
+    """Yield all tables of an evaluation, except those without data."""
     evaluation = document["evaluation"]
     yield _verdict(document["verdict"])
     yield _accuracy(evaluation["accuracy"])
@@ -128,7 +126,7 @@ def _best_of_n(curve: Json) -> Table:
 
 
 def best_of_n_rivals(curve: Json) -> tuple[str, ...]:
-    """The other ways to choose; by the reward itself, the model is the oracle."""
+    """Return the other ways to choose; if measured by the reward itself, the model is the oracle."""
     return ("random", "longest", "oracle") if curve["measured_by"] == "gold" else ("random", "longest")
 
 
@@ -148,7 +146,7 @@ def _stress(stressed: Json) -> Table:
 
 
 def summary_rows(document: Json) -> Iterator[tuple[str, str]]:
-    """(label, words) of everything that fits one line."""
+    """Yield (label, words) of everything that fits on one line."""
     evaluation = document["evaluation"]
     overall, correlation = evaluation["accuracy"]["overall"], evaluation["length_correlation"]
     unscored = document["unscored"]
@@ -164,7 +162,7 @@ def summary_rows(document: Json) -> Iterator[tuple[str, str]]:
     if near := document.get("relevance"):
         yield (
             "relevance",
-            f"gap {near['gap']:g}; the embedding model reads a part of {near['truncated']:,} responses or prompts",
+            f"gap {near['gap']:g}; the embedding model reads only a part of {near['truncated']:,} responses or prompts",
         )
     yield (
         "comparisons",
@@ -189,9 +187,9 @@ def summary_rows(document: Json) -> Iterator[tuple[str, str]]:
 
 
 def temperature_words(temperature: Json) -> str:
-    """`1.85`, and what to know of it."""
+    """Return `1.85`, with remarks."""
     if not temperature["helps"]:
-        return "1: one that is fitted on half of the prompts does not help on the other half"
+        return "1: a temperature fitted on half of the prompts does not help on the other half"
     bound = (
         ", at the bound of the search: too few errors or too little signal to fit" if temperature["at_bound"] else ""
     )

@@ -1,9 +1,9 @@
 """The gain of a selection over simple rules on the sample of prompts: differences of means, with intervals. Pure.
 
-What was kept is compared with a random choice (any response as likely as any other: its expected mean is that of all of them,
-whatever number of tokens it is to have), and with the longest and the shortest responses, as many of each prompt as were kept.
-Where no prompt loses some of its responses and keeps others, the longest and shortest of all prompts together are taken
-instead.
+The kept responses are compared with a random choice (any response is as likely as any other, so that its expected mean is
+that of all of them, for any number of tokens), and with the longest and the shortest responses, as many of each prompt as
+were kept. If no prompt loses some of its responses and keeps others, the longest and shortest of all prompts together are
+taken instead.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ Mask = npt.NDArray[np.bool_]
 
 
 def gains(sample: pa.Table) -> dict[str, Any]:
-    """Return the gains by `gold`, None where no kept response has any, and those by the `reward` itself.
+    """Return the gains by `gold`, None if no kept response has a gold score, and those by the `reward` itself.
 
-    Each has the mean of what was `kept` and of each rival, and `over_` each rival the difference with its interval of 95 %, from
-    a paired bootstrap over prompts; `within_prompt` says whether the longest and shortest are those of each prompt.
+    Each has the mean of the `kept` responses and of each rival, and, as `over_` the rival, the difference with its 95 %
+    interval from a paired bootstrap over prompts; `within_prompt` says whether the longest and shortest are those of each
+    prompt.
     """
     if not sample.num_rows:
         return {"gold": None, "reward": None}
@@ -52,7 +53,7 @@ def gains(sample: pa.Table) -> dict[str, Any]:
 
 
 def _as_many(kept: Mask, key: npt.NDArray[Any], parts: Any) -> Mask:
-    """Return a choice of the responses with the least `key`, of each part as many as were kept."""
+    """Return a choice of the responses with the smallest `key`, as many in each part as were kept."""
     chosen = np.zeros(len(kept), bool)
     for start, end in parts:
         first = np.argsort(key[start:end], kind="stable")[: kept[start:end].sum()]
@@ -90,7 +91,8 @@ def _gains(values: Floats, masks: dict[str, Mask], bounds: Any, *, within: bool)
 
 
 def _estimate(value: float, draws: Floats) -> dict[str, float | None]:
-    """A difference with its interval; null where the rule takes no response with a value, and ends where nothing can vary."""
+    """Return a difference with its interval; null if the rule takes no response with a value, without ends if nothing can
+    vary."""
     draws = draws[np.isfinite(draws)]
     if not np.isfinite(value):
         return {"value": None, "low": None, "high": None}

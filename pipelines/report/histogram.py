@@ -1,8 +1,8 @@
-"""Counts of rewards in bins that need not be chosen beforehand: exact, and the same in whatever parts they are counted. Pure.
+"""Counts of rewards in bins that need not be chosen in advance: exact, and independent of how the rows are divided. Pure.
 
-Bins are `2**scale` wide and begin at multiples of that, so two of them are one of the next scale, exactly. A part's scale is
-the finest whose bins over its own range are at most `BINS`; the whole has a wider range, thus no finer scale, and what is
-coarsened to it is what counting everything at once gives.
+Bins are `2**scale` wide and begin at multiples of that, so that two of them form one of the next scale, exactly. The scale of
+a part is the finest at which its own range takes at most `BINS` bins. The whole has a wider range and therefore no finer
+scale; coarsening the parts to it gives the same counts as counting everything at once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Histogram:
-    """Rows and sizes (tokens, say) by bin of reward, for each of some groups; `counts[group][k]` are those of bin `first + k`."""
+    """Rows and sizes (such as tokens) by bin of reward, for each of several groups; `counts[group][k]` is for bin `first +
+    k`."""
 
     scale: int = -1024
     first: int = 0
@@ -63,7 +64,7 @@ class Histogram:
         return np.ldexp(np.arange(self.first, self.first + self.bins + 1, dtype=np.float64), self.scale)
 
     def regroup(self, names: Mapping[int, int]) -> Histogram:
-        """The same counts with new numbers of groups; groups that get the same number are added up."""
+        """The same counts with new group numbers; groups that get the same number are added up."""
         parts = (
             Histogram(self.scale, self.first, {names[group]: self.counts[group]}, {names[group]: self.sizes[group]})
             for group in self.counts
@@ -71,7 +72,7 @@ class Histogram:
         return merge_histograms(parts)
 
     def coarsen(self, scale: int) -> Histogram:
-        """The same counts in bins `2**scale` wide. Raises `ValueError` for a finer scale than it has."""
+        """The same counts in bins `2**scale` wide. Raises `ValueError` for a scale finer than the current one."""
         by = scale - self.scale
         if by < 0:
             raise ValueError(f"a histogram of scale {self.scale} cannot be made finer, to {scale}")
@@ -91,20 +92,20 @@ class Histogram:
 
 
 def scale_of(low: float, high: float) -> int:
-    """The finest scale whose bins from `low` to `high` are at most `BINS`: a wider range has no finer one."""
+    """The finest scale with at most `BINS` bins from `low` to `high`; a wider range has no finer one."""
     largest = max(abs(low), abs(high))
     return _finest_scale(low, high, (math.frexp(largest)[1] if largest else _LEAST) - _DIGITS)
 
 
 def _finest_scale(low: float, high: float, scale: int) -> int:
-    """The finest scale from this one on whose bins have room."""
+    """The finest scale, from this one, at which the bins suffice."""
     while math.floor(math.ldexp(high, -scale)) - math.floor(math.ldexp(low, -scale)) >= BINS:
         scale += 1
     return scale
 
 
 def merge_histograms(parts: Iterable[Histogram]) -> Histogram:
-    """The histogram of all rows that the parts count."""
+    """The histogram of all rows counted by the parts."""
     some = [part for part in parts if part]
     if not some:
         return Histogram()

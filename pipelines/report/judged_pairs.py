@@ -1,4 +1,5 @@
-"""Rows of preferences in a report: how often the model agrees with them, by how much, and what selection made of them. Pure."""
+"""Rows of preferences in a report: how often the model agrees with them, by how much, and what the selection made of them.
+Pure."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ class PairCounts(NamedTuple):
 
 @dataclass(frozen=True)
 class JudgedPairs:
-    """The pairs of some rows. A pair is flipped where the response that was kept is not the one that the row prefers."""
+    """The pairs of some rows. A pair is flipped if the kept response is not the one that the row prefers."""
 
     sources: Mapping[str | None, PairCounts] = field(default_factory=dict)
     margins: Histogram = field(default_factory=Histogram)
@@ -44,7 +45,8 @@ class JudgedPairs:
 
     @classmethod
     def of(cls, rows: pa.Table) -> JudgedPairs:
-        """Return the pairs of scored responses, those of a row all among them, in the columns of `observations.ROWS`."""
+        """Return the pairs among scored responses, given in the columns of `observations.ROWS` with all responses of a row
+        together."""
         numbers = {name: rows[name].to_numpy() for name in ("file", "unit", "row", "response", "reward")}
         pairs, kept = RowPairs.of(SimpleNamespace(**numbers)), rows["kept"].to_numpy().astype(bool)
         margins, labels = pairs.margins(numbers["reward"]), to_labels(rows["source"])
@@ -62,7 +64,7 @@ class JudgedPairs:
         return cls(sources, histogram, rows_in_all - len(margins))
 
     def renamed(self, names: Mapping[str | None, str | None]) -> JudgedPairs:
-        """The same with other names of sources; those that get the same name are added up."""
+        """The same with other source names; sources that get the same name are added up."""
         parts = (JudgedPairs({names.get(source, source): counts}) for source, counts in self.sources.items())
         return replace(self, sources=merge_pairs(parts).sources)
 
@@ -80,7 +82,7 @@ def merge_pairs(parts: Iterable[JudgedPairs]) -> JudgedPairs:
 
 
 def pair_numbers(judged: JudgedPairs, *, others: str, most_sources: int) -> dict[str, Any] | None:
-    """The part of `report.json` on preferences, as plain JSON values; None where there is no pair."""
+    """The part of `report.json` on preferences, as plain JSON values; None if there is no pair."""
     total = PairCounts()
     for counts in judged.sources.values():
         total = total.plus(counts)
@@ -117,7 +119,8 @@ _GROUPS = (("kept", _KEPT), ("flipped", _FLIPPED), ("dropped", _DROPPED))
 
 
 def agreement(agreed: float, pairs: int) -> dict[str, float]:
-    """Share of pairs that the model orders as judged, level ones as half; Wilson's interval of 95 % for independent pairs."""
+    """The share of pairs that the model orders as judged, equal rewards counting half, with Wilson's 95 % interval for
+    independent pairs."""
     share, room = agreed / pairs, _Z**2 / pairs
     middle = (share + room / 2) / (1 + room)
     half = math.sqrt(share * (1 - share) * room + room**2 / 4) / (1 + room)

@@ -25,8 +25,8 @@ from pipelines.score.exact_sum import ExactSum
 
 FORMAT = 1
 _MOST_BINS = 48
-_LEAST_WIDTH = 2.0**-20  # of a bin, also as a share of the largest reward: finer ones look alike on a page
-_OUTSIDE = 0.001  # share of the rows that may lie beyond either end of the chart
+_LEAST_WIDTH = 2.0**-20  # of a bin, also as a share of the largest reward: finer ones look the same on a page
+_OUTSIDE = 0.001  # maximum share of rows beyond either end of the chart
 _MOST_SOURCES = 12
 _DIGITS = 7  # significant ones; further digits may differ between processors
 
@@ -46,7 +46,7 @@ class ReportSettings:
 
     @classmethod
     def of(cls, config: RunConfig, plan: Plan) -> ReportSettings:
-        """Return the settings that a configuration and its plan give; without a model, sizes are in characters."""
+        """Return the settings from a configuration and its plan; without a model, sizes are in characters."""
         unit = "tokens" if config.models else "characters"
         judged, several = plan.mapping.preferences is not None, len(config.models) > 1
         signals = (*config.outputs, *config.signals)

@@ -21,11 +21,11 @@ from pipelines.score.exact_sum import ExactSum
 from pipelines.select.candidates import GOLDEN, group_ranks
 from pipelines.select.columns import to_labels
 
-SAMPLE_ROWS = 8_192  # of the prompts in the sample, each of them whole
+SAMPLE_ROWS = 8_192  # of the prompts in the sample, which are whole
 GRADED_ROWS = 65_536  # the same, of the sample that gold is compared on: 6 MB, and seconds for its intervals
 _PER_PROMPT = 256  # responses of one prompt in the sample
 EXTREMES = 10  # responses of each kind
-SOURCES = 64  # that are told apart
+SOURCES = 64  # listed separately
 OTHERS = "\0others"  # stands for all other sources
 
 ROWS = pa.schema(
@@ -72,8 +72,8 @@ class Observations:
 
     @classmethod
     def of(cls, table: pa.Table, *, preferences: bool = False, graded: bool = False) -> Observations:
-        """Observe scored responses in the columns of `ROWS`, and in any further ones, which are signals by their names; sources
-        may come dictionary-encoded. Of preferences, also pairs."""
+        """Observe scored responses in the columns of `ROWS`, and in any others, which are signals by name; sources may be
+        dictionary-encoded. For preferences, also observe pairs."""
         rows = table.select(ROWS.names)
         sides, groups = _sides(rows)
         lengths = np.bincount(groups, weights=_numbers(rows, "length"), minlength=len(sides))

@@ -1,4 +1,4 @@
-"""Numbers of a report that need whole prompts, computed from the sample of prompts. Pure."""
+"""Report numbers that require whole prompts, computed from the sample of prompts. Pure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SPAN = 0.5  # of the length fit: the default of `length_correction`
 _BINS = 24
 _NEAR = 0.1  # of a standard deviation of the rewards
 _RESAMPLES = 500
-_COMPARED_ROWS = 4096  # of the sample that are listed, for a comparison of two reports
+_COMPARED_ROWS = 4096  # listed from the sample, for a comparison of two reports
 
 Floats = npt.NDArray[np.float64]
 
@@ -41,7 +41,8 @@ class _PromptResponses:
 
 
 def by_prompt(sample: pa.Table, compared: pa.Table, *, temperature: float | None) -> dict[str, Any]:
-    """Margins, overlap, and the correlation of reward and length within a prompt; best of n from the prompts in `compared`."""
+    """Return margins, overlap, the correlation of reward and length within prompts, and best of n over the prompts in
+    `compared`."""
     from rm.evaluate import Bootstrap, best_of_n, length_correlation
 
     prompts, bootstrap = _prompts(sample), Bootstrap(_RESAMPLES, 0)

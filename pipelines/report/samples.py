@@ -1,4 +1,4 @@
-"""The conversations that a report shows: their choice, and their text cut at a bounded length. No Beam, no files read."""
+"""The conversations that a report shows: their choice, and their text, cut at a bounded length. No Beam, no file access."""
 
 from __future__ import annotations
 

@@ -32,18 +32,18 @@ _WANTED = {
 COLUMNS = ("the response against", "prompts", "preferred, %", "wanted")
 _PROMPTS = ("similar_prompt", "other_prompt")
 _ANSWERS = 0.9
-"""A model that reads prompts prefers the response to that to a similar prompt at least so often."""
+"""The minimum rate at which a model that reads prompts prefers the response to the given prompt over one to a similar prompt."""
 
 
 def rows(stress: Json) -> Iterator[tuple[str, str, str, str]]:
-    """The cells of the table of tests, by `COLUMNS`."""
+    """Yield the rows of the table of tests, by `COLUMNS`."""
     for test in stress["tests"]:
         name = test["name"]
         yield AGAINST[name], f"{test['prompts']:,}", percent_interval(test["preferred"]), _WANTED[name]
 
 
 def advice(stress: Json | None, *, used: Collection[str]) -> Iterator[str]:
-    """Lines of a symptom and the setting of training that is known to act on it, without the settings that are `used`."""
+    """Yield lines with a symptom and the training setting known to act on it, without the settings in `used`."""
     failed = {} if stress is None else {test["name"]: _fails(test) for test in stress["tests"]}
     if "foreign" not in used and (failed.get("similar_prompt") or failed.get("other_prompt")):
         yield "it hardly reads the prompt: train.foreign={per_group: 2, similar: 0.5, weight: 0.5}"
@@ -54,20 +54,20 @@ def advice(stress: Json | None, *, used: Collection[str]) -> Iterator[str]:
 
 
 def _fails(test: Json) -> bool:
-    """Tell whether a model is shown to fail a test: by all of the interval below what passes."""
+    """Return whether a model is shown to fail a test: all of the interval is below the passing rate."""
     high, passes = test["preferred"]["high"], _ANSWERS if test["name"] in _PROMPTS else 0.5
     return high is not None and high < passes
 
 
 def warnings(stress: Json | None) -> Iterator[str]:
-    """Sentences on tests that the model is shown to fail."""
+    """Yield sentences on tests that the model is shown to fail."""
     tests = {} if stress is None else {test["name"]: test for test in stress["tests"]}
     for name in _PROMPTS:
         test = tests.get(name)
         if test and _fails(test):
             yield (
-                f"It prefers the right response to {AGAINST[name]} in {percent_interval(test['preferred'])} % of "
-                f"{test['prompts']:,} prompts only: it judges the text more than whether the text answers the prompt."
+                f"It prefers the right response to {AGAINST[name]} in only {percent_interval(test['preferred'])} % of "
+                f"{test['prompts']:,} prompts: it judges the text more than whether the text answers the prompt."
             )
             break
     for name, words in (

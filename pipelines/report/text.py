@@ -1,6 +1,7 @@
-"""Text from data, prepared for display: cropped to a length or a width, with no run of marks that leaves its line; percentages.
+"""Text from data, prepared for display: cropped to a length or a width, without stacked marks that leave their line;
+percentages.
 
-Only what a page shows is cut; files for programs hold the whole. Escaping is not done here: markupsafe and jinja do it.
+Only text on pages is cut; files for programs contain all of it. Escaping is left to markupsafe and jinja.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _NARROW = frozenset("fijlrtI.,:;'!|()[]/- ")
 
 
 def crop(words: str, most: int = 200) -> str:
-    """At most `most` characters of `words`, `…` where some were cut; what cannot be shown becomes U+FFFD."""
+    """Return at most `most` characters of `words`, with `…` if some were cut; unprintable characters become U+FFFD."""
     kept: list[str] = []
     for character in _sanitise(words):
         if len(kept) == most:
@@ -30,7 +31,8 @@ def crop(words: str, most: int = 200) -> str:
 
 
 def shorten(words: str, most: int = 200) -> str:
-    """At most `most` characters of `words`, the beginning and the end with `…` between: names often differ at their end."""
+    """Return at most `most` characters of `words`, the beginning and the end with `…` between: names often differ at their
+    end."""
     if len(words) <= most:
         return crop(words, most)
     end = most // 3
@@ -38,8 +40,8 @@ def shorten(words: str, most: int = 200) -> str:
 
 
 def crop_to_width(words: str, room: float) -> str:
-    """As many characters as fit `room` pixels of a drawing in the largest size it is set in; where some have no room, the
-    beginning and the end with `…` between."""
+    """Return as many characters as fit `room` pixels of a drawing at the largest text size; if not all fit, the beginning and
+    the end with `…` between."""
     text = shorten(words)
     if width(text) <= room:
         return text
@@ -54,8 +56,8 @@ def crop_to_width(words: str, room: float) -> str:
 
 
 def wrap_to_width(words: str, room: float, *, lines: int) -> list[str]:
-    """`words` in at most so many lines that fit `room` pixels, broken where words end if possible; shortened where that is not
-    enough."""
+    """Return `words` in at most `lines` lines that fit `room` pixels, broken between words if possible, and shortened if
+    necessary."""
     for tenths in range(10, 0, -1):
         short = crop_to_width(words, room * lines * tenths / 10)
         for broken in (_WORDS.findall(short), [short]):
@@ -80,7 +82,8 @@ def _wrap(words: list[str], room: float) -> list[str]:
 
 
 def _pieces(text: str) -> list[str]:
-    """The characters of a text, each with the marks that belong to it; `…` with what follows, so that no line ends with it."""
+    """Return the characters of a text, each with its combining marks; `…` stays with the character after it, so that no line
+    ends with it."""
     pieces = list[str]()
     for character in text:
         if pieces and (_ems(character) == 0.0 or pieces[-1] == "…"):
@@ -91,12 +94,12 @@ def _pieces(text: str) -> list[str]:
 
 
 def width(words: str) -> float:
-    """Pixels that `words` take at the largest size, in fonts as wide as DejaVu Sans and Verdana are."""
+    """Return the pixels that `words` take at the largest size, in fonts as wide as DejaVu Sans and Verdana."""
     return sum(map(_ems, words)) * LARGEST_TEXT
 
 
 def sanitise(text: str) -> str:
-    """All of a text with its lines; what cannot be shown becomes U+FFFD, and marks that would leave their line are dropped."""
+    """Return all lines of a text; unprintable characters become U+FFFD, and marks that would leave their line are dropped."""
     return "\n".join("".join(_sanitise(line)) for line in text.splitlines())
 
 
@@ -123,12 +126,12 @@ def _sanitise(words: str) -> Iterator[str]:
 
 
 def percent(value: float | None, *, sign: bool = False) -> str:
-    """`61.2`, or `-` where there is nothing."""
+    """Return `61.2`, or `-` for None."""
     return "-" if value is None else f"{100 * value:{'+' if sign else ''}z.1f}"
 
 
 def percent_interval(estimate: Json, *, sign: bool = False) -> str:
-    """`61.2 [58.4, 64.0]`, in percent; `-` where there is nothing, no brackets where there is no interval."""
+    """Return `61.2 [58.4, 64.0]`, in percent; `-` for None, and no brackets without an interval."""
     value = percent(estimate["value"], sign=sign)
     if estimate["low"] is None:
         return value
@@ -136,7 +139,7 @@ def percent_interval(estimate: Json, *, sign: bool = False) -> str:
 
 
 def short(value: float) -> str:
-    """`0.25`, `12`, `1.5k`, `3.2M`."""
+    """Return `0.25`, `12`, `1.5k`, `3.2M`."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g}{letter}"
@@ -144,22 +147,22 @@ def short(value: float) -> str:
 
 
 def rate(value: float) -> str:
-    """`1,234`, `12`, `3.4`, `0.056`: a number per second, whole from 10 on, else with two significant digits."""
+    """Return `1,234`, `12`, `3.4`, `0.056`: a number per second, whole from 10, otherwise with two significant digits."""
     return f"{value:,.0f}" if value >= 9.95 or value <= 0 else f"{float(f'{value:.2g}'):.12g}"
 
 
 def share(value: float) -> str:
-    """`12%`, `0.4%`."""
+    """Return `12%`, `0.4%`."""
     return (
         f"{value:.0%}" if value in (0, 1) or 0.01 <= value <= 0.99 else f"{value:.2g}" if value > 1 else f"{value:.1%}"
     )
 
 
 def describe_gap(gate: Json) -> str:
-    """A gap of the step `on_topic` in words, as the manifest has it."""
+    """Return a gap of the step `on_topic` in words, from the manifest."""
     if gate.get("measured") is None:
         return f"gap {gate['gap']} in {gate['signal']}"
-    words = f"gap {gate['gap']:.3g} in {gate['signal']}, settled by the corpus"
+    words = f"gap {gate['gap']:.3g} in {gate['signal']}, derived from the corpus"
     if gate["caught"] is None:
         return words
     words += f": it catches {gate['caught']:.0%} of responses to other prompts"

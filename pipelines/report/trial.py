@@ -20,7 +20,7 @@ _REFERENCES = {
 
 
 def read_trial(output: str) -> Json | None:
-    """Read the result of a trial of an output; None where there is none that this version knows."""
+    """Read the result of an output's trial; None if there is none that this version can read."""
     data = read_bytes(join(output, NAME))
     try:
         document = None if data is None else load_json(data)
@@ -30,14 +30,14 @@ def read_trial(output: str) -> Json | None:
 
 
 def label(estimate: Json) -> str:
-    """`better`, `worse`, or `not shown to differ`, by whether an interval holds 0."""
+    """Return `better than`, `worse than` or `not shown to differ from`, by the position of 0 relative to the interval."""
     if estimate["low"] is None or estimate["low"] <= 0 <= estimate["high"]:
         return "not shown to differ from"
     return "better than" if estimate["low"] > 0 else "worse than"
 
 
 def sentence(trial: Json) -> str:
-    """The result in one sentence, with its figures: how much more probability a token of the references gets."""
+    """Return the result in one sentence, with its figures: the gain in probability of a reference token."""
     verdicts = ", ".join(f"{label(trial['likelihood']['differences'][name])} {CONTROLS[name]}" for name in CONTROLS)
     figures = " and ".join(
         f"{_percent(trial['likelihood']['differences'][name])} % against {CONTROLS[name]}" for name in CONTROLS
@@ -50,30 +50,30 @@ def sentence(trial: Json) -> str:
     judge = trial["judge"]
     if judge is not None:
         rewards = " and ".join(f"{_number(judge['differences'][name])} against {CONTROLS[name]}" for name in CONTROLS)
-        words += f"; {crop(judge['name'])} rewards its answers by {rewards}"
+        words += f"; the rewards of its answers by {crop(judge['name'])} differ by {rewards}"
     return f"{words}."
 
 
 def warnings(trial: Json) -> Iterator[str]:
-    """Sentences on what the result does not show."""
+    """Yield sentences on the limits of the result."""
     if trial["references"]["kind"] == "test":
         yield (
             "The references were kept by the same selection: that they become more probable shows that the student learns what "
             "is selected, not that it is good. Give --reference FILE, or report.gold."
         )
     if trial["judge"] is not None and trial["judge"]["selected"]:
-        yield "The judge is a model that the selection was made with, which favours it."
+        yield "The judge is a model that made the selection, which favours it."
     if trial["steps"] < trial["steps_asked"]:
-        yield f"The smallest set has tokens for {trial['steps']:,} of {trial['steps_asked']:,} steps, so all have that many."
+        yield f"The smallest set suffices for {trial['steps']:,} of {trial['steps_asked']:,} steps, so all take that many."
 
 
 def paragraph(trial: Json) -> str:
-    """The result and what it does not show, as one paragraph."""
+    """Return the result and its limits as one paragraph."""
     return " ".join((sentence(trial), *warnings(trial)))
 
 
 def _percent(estimate: Json) -> str:
-    """Nats as percent of probability: `3.1 [2.0, 4.2]`."""
+    """Return nats as a percentage of probability: `3.1 [2.0, 4.2]`."""
     values = [estimate["value"], estimate["low"], estimate["high"]]
     shown = ["-" if value is None else f"{100 * math.expm1(value):+.1f}" for value in values]
     return f"{shown[0]} [{shown[1]}, {shown[2]}]"

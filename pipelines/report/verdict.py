@@ -22,15 +22,15 @@ _LABELS = {
 
 
 def lines_of(manifest: Json) -> Iterator[tuple[str, bool]]:
-    """The verdict on each model of a run in one line, or the way to get one, and whether to be warned by it; nothing where the
-    rewards came with the corpus."""
+    """Yield the verdict on each model of a run in one line, or the way to get one, and whether it is a warning; nothing if
+    the rewards came with the corpus."""
     for name, evaluation in _evaluations_of(manifest):
         words = NO_VERDICT if evaluation is None else told(evaluation)
         yield name + words, evaluation is not None and evaluation["verdict"] != BETTER
 
 
 def paragraphs_of(manifest: Json) -> Iterator[tuple[str, bool, list[str]]]:
-    """The same as sentences, with what the verdict does not hold for apart from it."""
+    """Yield the same as sentences, with the limits of the verdict separately."""
     for name, evaluation in _evaluations_of(manifest):
         if evaluation is None:
             yield f"{name}{NO_VERDICT}.", False, []
@@ -40,7 +40,7 @@ def paragraphs_of(manifest: Json) -> Iterator[tuple[str, bool, list[str]]]:
 
 
 def _evaluations_of(manifest: Json) -> Iterator[tuple[str, Json | None]]:
-    """(beginning of a line, stored evaluation) of each model; the name begins it where there are several."""
+    """Yield (beginning of a line, stored evaluation) of each model; the name begins the line if there are several."""
     model, evaluations = manifest["model"], manifest.get("evaluations", {})
     if "column" in model:
         return
@@ -51,7 +51,7 @@ def _evaluations_of(manifest: Json) -> Iterator[tuple[str, Json | None]]:
 
 
 def told(evaluation: Json) -> str:
-    """A stored verdict in words, with what it was measured on."""
+    """Return a stored verdict in words, with the data that it was measured on."""
     words = " ".join((sentence(evaluation), *warnings(evaluation)))
     return f"{words} {_measured_on(evaluation)}"
 
@@ -61,7 +61,7 @@ def _measured_on(evaluation: Json) -> str:
 
 
 def words_of(evaluation: Json) -> Json:
-    """The verdict as evaluation.json has it: its name, its sentence, and what it does not hold for."""
+    """Return the verdict as evaluation.json has it: its name, its sentence, and its limits."""
     return {
         "verdict": evaluation["verdict"],
         "sentence": sentence(evaluation),
@@ -70,7 +70,7 @@ def words_of(evaluation: Json) -> Json:
 
 
 def label(evaluation: Json) -> str:
-    """A phrase, such as `not shown to be better than length`."""
+    """Return a phrase, such as `not shown to be better than length`."""
     whole, verdict = evaluation["all"], evaluation["verdict"]
     if verdict == UNKNOWN:
         return "no verdict: fewer than six prompts have a comparison that could be scored"
@@ -83,7 +83,7 @@ def label(evaluation: Json) -> str:
 
 
 def sentence(evaluation: Json) -> str:
-    """The verdict with the figures that it rests on, over all comparisons and over pairs of similar length."""
+    """Return the verdict with its figures, over all comparisons and over pairs of similar length."""
     whole, matched = evaluation["all"], evaluation["length_matched"]
     words = label(evaluation)
     words = words[0].upper() + words[1:]
@@ -104,7 +104,7 @@ def _figures(part: Json, what: str) -> str:
 
 
 def warnings(evaluation: Json) -> Iterator[str]:
-    """Sentences on what the verdict does not hold for."""
+    """Yield sentences on the limits of the verdict."""
     accuracy = evaluation["length_matched"]["accuracy"]
     yield from stress.warnings(evaluation.get("stress"))
     if evaluation["verdict"] == UNKNOWN:

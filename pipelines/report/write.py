@@ -20,10 +20,10 @@ NAME, DRIFT = "report.html", "drift.json"
 
 
 def write_report(output: str, manifest: Mapping[str, Any], *, run: Mapping[str, Any] | None) -> str:
-    """Draw the report of an output from its files and `manifest`, and put it there; its path.
+    """Draw the report of an output from its files and `manifest`, write it there, and return its path.
 
-    Nothing depends on it, so that it may be written any number of times. Raises `InputError` where the numbers are
-    missing or of another version, `StorageError`.
+    Nothing depends on the report, so it may be written any number of times. Raises `InputError` if the numbers are missing or
+    of another version, and `StorageError`.
     """
     numbers, samples = read_numbers(output), read_samples(output)
     page = selection.render(manifest, numbers, samples, run, drift=read_drift(output), trial=read_trial(output))
@@ -33,7 +33,7 @@ def write_report(output: str, manifest: Mapping[str, Any], *, run: Mapping[str, 
 
 
 def read_numbers(output: str) -> dict[str, Any]:
-    """`report.json`. Raises `InputError`."""
+    """Return `report.json`. Raises `InputError`."""
     path = join(output, "report.json")
     data = read_bytes(path)
     if data is None:
@@ -51,7 +51,7 @@ def read_numbers(output: str) -> dict[str, Any]:
 
 
 def read_drift(output: str) -> dict[str, Any] | None:
-    """`drift.json`; None where it is not there, or damaged."""
+    """Return `drift.json`; None if it is missing or damaged."""
     data = read_bytes(join(output, DRIFT))
     try:
         found: dict[str, Any] | None = None if data is None else load_json(data)
@@ -61,7 +61,7 @@ def read_drift(output: str) -> dict[str, Any] | None:
 
 
 def read_samples(output: str) -> list[dict[str, Any]]:
-    """The rows of `samples.parquet`; none where it is not there. Raises `InputError` where it cannot be read."""
+    """Return the rows of `samples.parquet`; none if it is missing. Raises `InputError` if it cannot be read."""
     path = join(output, "samples.parquet")
     data = read_bytes(path)
     try:

@@ -111,7 +111,7 @@ def test_pairs_are_kept_flipped_and_dropped_by_their_margins(tmp_path, configure
     assert judged["agreement"]["low"] < judged["agreement"]["value"] < judged["agreement"]["high"]
     page = render(manifest, report, [], None)
     assert "Agreement and flips by source" in page
-    assert "1 more rows have a side without a reward" in page
+    assert "Rows that lack a reward on one side, and form no pair: 1." in page
     monkeypatch.setattr(selection_module, "PARTITIONS", 1)
     run_curation(configured(rule, "again", add=["flipped", "margin"], rows_per_shard=7), scorer=None)
     for path in sorted((tmp_path / "out" / "data").iterdir()):

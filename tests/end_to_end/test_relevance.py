@@ -237,7 +237,7 @@ def test_a_gap_that_the_corpus_settles(make, relevance, tmp_path, monkeypatch):
     assert 0.0 <= told["caught"] <= 1.0
     assert kept_rows(tmp_path / "out") == best_rows(near, reward) != best_rows(make.rows, reward)
     words = (tmp_path / "out" / "report.html").read_text()
-    assert "settled by the corpus: it catches" in words
+    assert "derived from the corpus: it catches" in words
     assert json.loads((tmp_path / "out" / "run.json").read_text())["on_topic"] == [told]
     explained = explain(config, prompt_key(from_prompt(make.rows[0]["prompt"])).hex())
     assert explained["rows"][0]["steps"][0]["gap"] == gap

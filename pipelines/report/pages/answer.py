@@ -1,4 +1,4 @@
-"""The first screen of a run's report: what was kept, whether that is better than simple rules, and what to mind. Pure."""
+"""The first screen of a run's report: what was kept, whether it beats simple rules, and warnings. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines.runtime.machine import tool_version
 from pipelines.storage.canonical_json import Json, digest
 
 _MANY_NEAR_TIES = 0.2  # as a share of the prompts
-_MUCH_SHIFT, _MANY_REJECTED = 0.5, 0.01  # of drift, as docs/operating.md advises limits
+_MUCH_SHIFT, _MANY_REJECTED = 0.5, 0.01  # of drift, the limits that docs/operating.md advises
 
 TEMPLATE = """\
 <p class="lead">{{ answer.kept }}</p>
@@ -42,7 +42,7 @@ TEMPLATE = """\
 
 
 def answer(manifest: Json, report: Json, drift: Json, trial: Json | None = None) -> dict[str, Any]:
-    """Return the values of `TEMPLATE`; `drift` is empty where there is no version before."""
+    """Return the values of `TEMPLATE`; `drift` is empty if there is no previous version."""
     gains = report.get("gains") or {}
     by_gold, by_reward = gains.get("gold"), gains.get("reward")
     rivals = list(_rivals(report, by_gold, by_reward)) if by_reward else []
@@ -58,7 +58,7 @@ def answer(manifest: Json, report: Json, drift: Json, trial: Json | None = None)
                 for words in (*manifest["warnings"], *_warnings(manifest, report, drift))
             ),
         ],
-        "columns": [*columns, "by the reward itself", "would be kept, too"],
+        "columns": [*columns, "by the reward itself", "would also be kept"],
         "rivals": rivals,
         "note": _note(report, by_gold or by_reward) if by_reward else "",
         "identity": _identity(manifest),
@@ -66,7 +66,8 @@ def answer(manifest: Json, report: Json, drift: Json, trial: Json | None = None)
 
 
 def estimate_words(estimate: Json) -> str:
-    """`+0.23 [+0.20, +0.26]`: a difference with its interval, to two digits of its width or so; unbroken in its brackets."""
+    """Return `+0.23 [+0.20, +0.26]`: a difference with its interval, to about two digits of its width; it does not break
+    inside brackets."""
     value, low, high = (estimate[name] for name in ("value", "low", "high"))
     if value is None:
         return "-"
@@ -79,16 +80,18 @@ def estimate_words(estimate: Json) -> str:
 def _kept(manifest: Json, unit: str) -> str:
     counts, mean = manifest["counts"], manifest["mean_reward"]
     if not counts["kept"]:
-        return "Nothing was kept: look at what each step kept, and loosen the one that dropped the last of it."
+        return "Nothing was kept: see what each step kept, and loosen the step that dropped the last responses."
     prompts = f"{counts['kept_prompts']:,} {'prompt' if counts['kept_prompts'] == 1 else 'prompts'}"
     words = f"They belong to {prompts} and have {counts['kept_size']:,} {unit}"
-    words += f", {counts['kept_size'] / counts['size']:.1%} of what was scored." if counts["size"] else "."
+    words += f", {counts['kept_size'] / counts['size']:.1%} of all scored {unit}." if counts["size"] else "."
     words += f" Their mean reward is {mean['kept']:.4g}"
-    return words + (f"; that of the dropped is {mean['dropped']:.4g}." if mean["dropped"] is not None else ".")
+    return words + (
+        f"; that of the dropped responses is {mean['dropped']:.4g}." if mean["dropped"] is not None else "."
+    )
 
 
 def _gain(report: Json, by_gold: Json | None, *, has_rivals: bool) -> Iterator[str]:
-    """Sentences on whether the selection is better than simple rules, and on how far the model agrees with judgements."""
+    """Yield sentences on whether the selection is better than simple rules, and on how far the model agrees with judgements."""
     if judged := report.get("preferences"):
         yield (
             f"The model orders {percent_interval(judged['agreement'])} % of {judged['pairs']:,} pairs as they were judged. "
@@ -98,11 +101,11 @@ def _gain(report: Json, by_gold: Json | None, *, has_rivals: bool) -> Iterator[s
         return
     if not by_gold:
         if report["gold"] is not None:
-            yield f"No kept response of the sample has a gold score in the column {crop(report['gold'], 60)}."
+            yield f"No kept response in the sample has a gold score in the column {crop(report['gold'], 60)}."
         else:
             yield (
-                "The corpus has no gold scores. So only a verdict on the reward model can say whether what was kept is better: "
-                "the rewards in the table rise by any selection by reward."
+                "The corpus has no gold scores, so only a verdict on the reward model can show whether the kept responses are "
+                "better: any selection by reward raises the rewards in the table."
             )
         return
     better, unsure, worse = list[str](), list[str](), list[str]()
@@ -116,7 +119,7 @@ def _gain(report: Json, by_gold: Json | None, *, has_rivals: bool) -> Iterator[s
     told = (("better than", better), ("worse than", worse), ("not shown to be better or worse than", unsure))
     parts = [f"{how} {_listed(names)}" for how, names in told if names]
     yield (
-        f"By gold scores (column {crop(report['gold'], 60)}), what was kept is {'; it is '.join(parts)}. Its mean is "
+        f"By gold scores (column {crop(report['gold'], 60)}), the selection is {'; it is '.join(parts)}. Its mean is "
         f"{by_gold['kept']:.3g}."
     )
 
@@ -126,7 +129,8 @@ def _listed(words: list[str]) -> str:
 
 
 def _rivals(report: Json, by_gold: Json | None, by_reward: Json) -> Iterator[tuple[str, ...]]:
-    """Rows of the table: the rule, the differences to it, and the share of the kept responses that it would also keep."""
+    """Yield the rows of the table: the rule, the differences from it, and the share of the kept responses that it would also
+    keep."""
     overlap = report["overlap"] or {}
     for name in RIVALS:
         differences = [gain[f"over_{name}"] for gain in (by_gold, by_reward) if gain]
@@ -137,16 +141,21 @@ def _rivals(report: Json, by_gold: Json | None, by_reward: Json) -> Iterator[tup
 
 
 def describe_compared(report: Json, gain: Json) -> str:
-    """`all 401 prompts`, or `a random sample of 9,000 prompts`: those that gains are taken from."""
-    whole = report["gains"].get("whole", report["whole"])
-    return f"{'all' if whole else 'a random sample of'} {gain['prompts']:,} prompts"
+    """Return the prompts compared: `all 401 prompts`, or `a random sample of 9,000 prompts with gold scores`."""
+    which, graded = describe_part(report), gain is report["gains"].get("gold")
+    return f"{which} {gain['prompts']:,} prompts{' with gold scores' if graded else ''}"
+
+
+def describe_part(report: Json) -> str:
+    """Return `all` or `a random sample of`: the part of the prompts that choices are compared on."""
+    return "all" if (report.get("gains") or {}).get("whole", report["whole"]) else "a random sample of"
 
 
 def _note(report: Json, gain: Json) -> str:
     longest = "as many of each prompt as were kept" if gain["within_prompt"] else "as many of all prompts as were kept"
     return (
-        f"Differences are the mean of what was kept less that of the rule, with 95 % intervals from a bootstrap over "
-        f"{describe_compared(report, gain)}; the longest and the shortest are {longest}."
+        f"Each difference is the mean of the kept responses minus that of the rule, with a 95 % interval from a bootstrap over "
+        f"{describe_compared(report, gain)}. The longest and the shortest are {longest}."
     )
 
 
@@ -159,7 +168,7 @@ def _warnings(manifest: Json, report: Json, drift: Json) -> Iterator[str]:
     if near and near["share"] > _MANY_NEAR_TIES and not report.get("preferences"):  # whose rows share responses
         yield (
             f"for {near['share']:.0%} of the prompts the choice is a near-tie: the best response leads by less than "
-            f"{near['below']:.3g}, which is a tenth of the standard deviation of all rewards"
+            f"{near['below']:.3g}, a tenth of the standard deviation of all rewards"
         )
     shift = (drift.get("reward") or {}).get("shift") if drift else None
     after = "new rows" if drift and drift["rows"] == "new" else "rows"
@@ -169,13 +178,13 @@ def _warnings(manifest: Json, report: Json, drift: Json) -> Iterator[str]:
         )
     if drift and (drift["rejected_shift"] or 0) > _MANY_REJECTED:
         yield (
-            f"the share of rejected responses among the {after} is {drift['rejected_shift']:.1%} larger than in version "
-            f"{drift['against']}"
+            f"the share of rejected responses among the {after} is {100 * drift['rejected_shift']:.1f} percentage points "
+            f"higher than in version {drift['against']}"
         )
 
 
 def _identity(manifest: Json) -> str:
-    """The version of the tool, the model, and a hash of the data."""
+    """Return the version of the tool, the model, and a hash of the data."""
     model, inputs = manifest["model"], manifest["inputs"]
     names = ", ".join(crop(member["name"], 80) for member in model.get("members") or [model])
     files = f"{len(inputs):,} {'file' if len(inputs) == 1 else 'files'}"

@@ -1,4 +1,4 @@
-"""The frame of all report pages: self-contained HTML without scripts, that refers to nothing outside itself.
+"""The frame of all report pages: self-contained HTML without scripts or external references.
 
 The style sheet serves light, dark and print, narrow and wide screens; no font or file comes from elsewhere.
 """
@@ -142,11 +142,11 @@ _BASE = """\
 
 
 def render(template: str, *, more: Mapping[str, str] | None = None, **values: Any) -> str:
-    """The page of a Jinja template that extends `page` and fills its blocks `header` and `main`.
+    """Return the page of a Jinja template that extends `page` and fills its blocks `header` and `main`.
 
-    `values` hold `title` and `charts` (title, the decision that it serves, svg and note of each), and what the template names;
-    templates that it includes are in `more`. Text is escaped, `Markup` is not; the filter `crop` crops names. A glossary of the
-    words on the page ends it.
+    `values` contain `title` and `charts` (title, decision served, svg and note of each), and the names that the template
+    uses; `more` contains the templates that it includes. Text is escaped, `Markup` is not; the filter `crop` crops names. The
+    page ends with a glossary of its terms.
     """
     environment = jinja2.Environment(
         loader=jinja2.DictLoader({"page": _BASE, **(more or {})}),

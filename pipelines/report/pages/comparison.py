@@ -1,4 +1,4 @@
-"""Two reports side by side: two selections of the same scores, or the same selection by two models. Pure."""
+"""Comparison of two reports: two selections of the same scores, or the same selection by two models. Pure."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ _PAGE = """\
 
 
 def agreement(one: Json, other: Json) -> dict[str, Any]:
-    """Agreement of two reports on the `prompts` and `responses` that both have in their samples.
+    """Return the agreement of two reports on the `prompts` and `responses` that both have in their samples.
 
-    Responses are those kept by `one`, by the `other`, and by `both`. `choices` are prompts with two or more common
-    responses, `best` those with the same best one. `pairs` are pairs of responses to a prompt that neither report finds equal,
-    `order` those in the same order.
+    `one`, `other` and `both` count the responses kept by each and by both. `choices` counts prompts with two or more common
+    responses, `best` those with the same best response. `pairs` counts pairs of responses to a prompt that neither report
+    scores equally, `order` those in the same order.
     """
     counts = dict.fromkeys(("prompts", "responses", "one", "other", "both", "choices", "best", "pairs", "order"), 0)
     for key in one["prompts"].keys() & other["prompts"].keys():
@@ -67,7 +67,7 @@ def agreement(one: Json, other: Json) -> dict[str, Any]:
 
 
 def render(names: tuple[str, str], manifests: Sequence[Json], reports: Sequence[Json]) -> str:
-    """The page for two outputs, from their names, their manifests and their numbers."""
+    """Return the page for two outputs, from their names, manifests and numbers."""
     counts = agreement(*reports)
     same_scores = manifests[0]["fingerprint"] == manifests[1]["fingerprint"]
     short_names = (crop(names[0], 60), crop(names[1], 60))
@@ -82,11 +82,15 @@ def render(names: tuple[str, str], manifests: Sequence[Json], reports: Sequence[
 
 
 def _verdict(counts: Json, *, same_scores: bool) -> str:
-    scores = "The rewards are of the same model" if same_scores else "The rewards are of different models"
+    scores = "The rewards come from the same model" if same_scores else "The rewards come from different models"
     if not counts["prompts"]:
-        return f"{scores}, and the samples have no prompt in common: the two are of different corpora."
-    words = f"{scores}. Both have {counts['prompts']:,} sampled prompts with {counts['responses']:,} responses: the first keeps "
-    words += f"{counts['one']:,} of these, the second {counts['other']:,}, and both keep {counts['both']:,}."
+        return f"{scores}, and the samples have no prompt in common: the outputs come from different corpora."
+    words = (
+        f"{scores}. Both samples have {counts['prompts']:,} prompts with {counts['responses']:,} responses. The first "
+    )
+    words += (
+        f"output keeps {counts['one']:,} of these, the second {counts['other']:,}, and both keep {counts['both']:,}."
+    )
     if not same_scores and counts["choices"]:
         words += f" The same response is best for {counts['best'] / counts['choices']:.0%} of the prompts."
     return words
@@ -132,7 +136,7 @@ def _sources(names: tuple[str, str], reports: Sequence[Json]) -> dict[str, Any]:
         shares.append({source_name(row): row["kept"] / kept for row in report["sources"]})
     labels = list(dict.fromkeys([*shares[0], *shares[1]]))
     return {
-        "title": "Sources of what was kept",
+        "title": "Sources of kept responses",
         "serves": "whether one of the two favours a source.",
         "svg": dot_pairs(
             [(label, shares[0].get(label, 0.0), shares[1].get(label, 0.0)) for label in labels],
@@ -146,7 +150,7 @@ def _sources(names: tuple[str, str], reports: Sequence[Json]) -> dict[str, Any]:
 def _rewards(name: str, bins: Json) -> dict[str, Any]:
     return {
         "title": f"Rewards of {name}",
-        "serves": "how strict it is on its own scale; rewards of different models are not comparable.",
+        "serves": "how strict the selection is on its own scale; rewards of different models are not comparable.",
         "svg": kept_and_dropped(bins, x_title="reward"),
         "note": "",
     }
@@ -175,7 +179,7 @@ def _rows(manifests: Sequence[Json], reports: Sequence[Json]) -> Iterator[tuple[
 
 
 def _drift_rows(manifests: Sequence[Json], reports: Sequence[Json]) -> Iterator[tuple[str, str, str]]:
-    """The rows of the second output that are new, where it has grown from the first one, against the rows of the first."""
+    """Yield rows on the new rows of the second output against those of the first, if it has grown from the first."""
     found = drift((manifests[0], reports[0]), (manifests[1], reports[1]))
     if found["rows"] == "new" and found["reward"] is not None:
         yield from drift_rows(found)

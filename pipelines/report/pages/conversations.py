@@ -1,4 +1,4 @@
-"""The sampled conversations of a report as HTML: text is escaped and cut, marks that leave their line are dropped."""
+"""The sampled conversations of a report as HTML: text is escaped and cut, and marks that would leave their line are dropped."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _TITLES = {
         "The highest rewards kept",
         "Are these really the best? Overrated ones show what the model likes too much.",
     ),
-    "bottom": ("The lowest rewards of all", "Are these really bad? What is good here, the model does not understand."),
+    "bottom": ("The lowest rewards of all", "Are these really bad? Good ones show what the model does not understand."),
     "border": (
         "At the border: the lowest kept, the highest dropped",
-        "Would you have cut here? If the kept are bad, raise the bar; if the dropped are good, lower it.",
+        "Would you have cut here? If the kept are bad, raise the threshold; if the dropped are good, lower it.",
     ),
     "close": (
         "The closest calls: the worst kept beside the best dropped of a prompt",
-        "Can you tell which is better? Where you cannot, a margin would leave the prompt out.",
+        "Can you tell which is better? If not, a margin would drop the prompt.",
     ),
 }
 
@@ -61,7 +61,7 @@ _SECTION = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined,
 
 
 def sections(samples: Sequence[Json], unit: str) -> Iterator[str]:
-    """Yield a section for each kind of sample that `samples`, rows of `samples.parquet`, hold."""
+    """Yield a section for each kind of sample in `samples`, rows of `samples.parquet`."""
     for kind, (title, serves) in _TITLES.items():
         groups: dict[int, list[dict[str, Any]]] = {}
         for row in samples:
@@ -84,14 +84,14 @@ def _describe(row: Json, unit: str) -> dict[str, Any]:
         "facts": ", ".join(facts),
         "margin": "-" if row["margin"] is None else f"{row['margin']:.4g}",
         "prompt": turns,
-        "left_out": "Turns before these are left out here." if left_out or row["cut"] else "",
+        "left_out": "Earlier turns are omitted." if left_out or row["cut"] else "",
         "response": {"role": "assistant", "content": _cut(response["content"], _MOST)},
         "where": f"{crop(row['file'], 100)}, {row['place']}, prompt {row['prompt_id']}",
     }
 
 
 def _last_turns(prompt: Sequence[Json]) -> tuple[list[dict[str, str]], bool]:
-    """The last turns that have room, the very last in any case; and whether turns are missing."""
+    """Return the last turns that fit, at least the very last, and whether turns are missing."""
     room, turns = _MOST, list[dict[str, str]]()
     for turn in reversed(prompt):
         if turns and room <= 0:
@@ -102,7 +102,7 @@ def _last_turns(prompt: Sequence[Json]) -> tuple[list[dict[str, str]], bool]:
 
 
 def _cut(text: str, most: int) -> str:
-    """The beginning of a text, and the number of characters left out."""
+    """Return the beginning of a text, and the number of characters left out."""
     if len(text) <= most:
         return sanitise(text)
     return f"{sanitise(text[:most])}… ({len(text) - most:,} more characters)"

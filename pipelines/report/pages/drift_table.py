@@ -9,9 +9,9 @@ from pipelines.storage.canonical_json import Json
 
 
 def drift_rows(found: Json) -> Iterator[tuple[str, str, str]]:
-    """Yield (figure, before, now) of the content of `drift.json`; where the corpus has grown, now are the new rows alone."""
+    """Yield (figure, before, now) from the content of `drift.json`; if the corpus has grown, `now` covers only the new rows."""
     reward, responses = found["reward"], found["responses"]
-    title = "new rows against the old ones: responses" if found["rows"] == "new" else "responses"
+    title = "responses: old rows, new rows" if found["rows"] == "new" else "responses"
     yield title, f"{responses['old']:,}", f"{responses['new']:,}"
     if reward is not None:
         yield "mean reward, from a histogram", f"{reward['old']:.4g}", f"{reward['new']:.4g}"

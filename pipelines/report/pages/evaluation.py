@@ -19,8 +19,8 @@ _PAGE = """\
 <p class="lead">{{ verdict.sentence }}</p>
 {% for warning in verdict.warnings %}<p class="lead warning"><strong>Caution:</strong> {{ warning }}</p>
 {% endfor %}
-<p class="lead quiet">Measured on <code>{{ data.path | crop }}</code>, {{ data.part }}. Intervals are of 95 %, from
-{{ resamples }} resamples of prompts: all comparisons of a prompt stay together.</p>
+<p class="lead quiet">Measured on <code>{{ data.path | crop }}</code>, {{ data.part }}. Intervals are at 95 %, from
+{{ resamples }} resamples of prompts, each with all its comparisons.</p>
 {% endblock %}
 {% block main %}
 {% for table in data_tables %}
@@ -46,7 +46,7 @@ _MOST_ROWS = 24
 
 
 def render(document: Json) -> str:
-    """The page for an evaluation, from the content of evaluation.json. It has no script and refers to nothing outside itself."""
+    """Return the page for an evaluation, from the content of evaluation.json. It has no script and no external reference."""
     evaluation = document["evaluation"]
     return base.render(
         _PAGE,
@@ -84,8 +84,8 @@ def _accuracy(accuracy: Json) -> dict[str, Any]:
     left_out = len(rows) - _MOST_ROWS
     return {
         "title": "Accuracy",
-        "serves": "whether the model may judge at all, and for which data: it should stand clear of a coin (dashed) "
-        "and of mere length.",
+        "serves": "whether to trust the model, and on which data: it should be clearly better than a coin toss (dashed) "
+        "and than length alone.",
         "svg": interval_chart(rows[:_MOST_ROWS], names=_NAMES, reference=0.5, x_format=lambda v: f"{v:.0%}"),
         "note": " ".join(
             [evaluation_tables.EXPLORATORY] * (len(rows) > 1)
@@ -95,7 +95,8 @@ def _accuracy(accuracy: Json) -> dict[str, Any]:
 
 
 def best_of_n(curve: Json) -> dict[str, Any]:
-    """The chart of a curve in JSON (`rm.evaluate.BestOfNCurve`): by gold, what the choice gains over others; else its levels."""
+    """Return the chart of a curve in JSON (`rm.evaluate.BestOfNCurve`): by gold, the gain of the choice over others;
+    otherwise its levels."""
     points, gold = curve["points"], curve["measured_by"] == "gold"
     lines = {"over a random one": "over_random", "over the longest": "over_longest"}
     if not gold:
@@ -111,23 +112,23 @@ def best_of_n(curve: Json) -> dict[str, Any]:
     note += ", ".join(f"{p['kl']:.2f} at n = {p['n']}" for p in points if p["n"] > 1) + "."
     if gold:
         levels = [f"{name} {last[name]['value']:.3g}" for name in ("model", *evaluation_tables.best_of_n_rivals(curve))]
-        note = f"Mean gold scores at n = {last['n']} are: {', '.join(levels)}. {note}"
+        note = f"Mean gold scores at n = {last['n']}: {', '.join(levels)}. {note}"
     fewer = {point["prompts"] for point in points}
     if len(fewer) > 1:
-        note += f" Points rest on {min(fewer):,} to {max(fewer):,} prompts, those with n responses."
+        note += f" Each point uses the prompts with n responses, {min(fewer):,} to {max(fewer):,} of them."
     return {
         "title": "Gain of the best of n, by gold score" if gold else "Best of n, by the reward itself",
         "serves": "how many responses per prompt are worth generating, and whether choosing by reward "
         "beats choosing by length."
         if gold
-        else "how far more responses per prompt raise the reward; without gold scores it cannot say "
+        else "how far more responses per prompt raise the reward; without gold scores, it does not show "
         "whether that helps.",
         "svg": line_chart(
             series,
             x_ticks=[(math.log2(point["n"]), str(point["n"])) for point in points],
             x_title="responses per prompt (n)",
             y_format=lambda value: f"{value:.3g}",
-            y_title="gold of the best less that of the other choice" if gold else "mean reward",
+            y_title="gold of the best minus that of the other choice" if gold else "mean reward",
         ),
         "note": note,
     }
@@ -141,11 +142,11 @@ def _calibration(calibration: Json) -> dict[str, Any]:
         series.append(_bins("with temperature", "model", calibration["after"]))
         note = f"T = {temperature['value']:.4g} over all {calibration['comparisons']:,} comparisons"
         note += ", at the bound of the search." if temperature["at_bound"] else "."
-        note += " What is drawn uses the T of the other half of the prompts."
+        note += " Each half of the prompts is drawn with the T of the other half."
     return {
         "title": "Calibration",
-        "serves": "whether reward gaps may be read as probabilities, as margins and soft labels do: points on the "
-        "diagonal may.",
+        "serves": "whether reward gaps may be read as probabilities, as margins and soft labels do: they may if points are "
+        "on the diagonal.",
         "svg": calibration_chart(series, x_title="probability the model states", y_title="observed"),
         "note": note,
     }
@@ -162,7 +163,7 @@ def _margins(margins: list[Json], calibration: Json) -> dict[str, Any]:
     series.append(Series(name, "random", [(k, Mark(bin[key])) for k, bin in enumerate(margins)]))
     return {
         "title": "Agreement by margin",
-        "serves": "what min_margin to select with: below the gap where accuracy is near 50 %, the choice is a coin's.",
+        "serves": "which min_margin to select with: below the gap at which accuracy is near 50 %, the choice is a coin toss.",
         "svg": line_chart(
             series,
             x_ticks=[(k, f"{bin['gap']:.2g}") for k, bin in enumerate(margins)],
@@ -170,7 +171,7 @@ def _margins(margins: list[Json], calibration: Json) -> dict[str, Any]:
             y_format=lambda value: f"{value:.0%}",
             y_title="share of comparisons ordered as judged",
         ),
-        "note": f"Each point rests on about {margins[0]['comparisons']:,} comparisons.",
+        "note": f"Each point is based on about {margins[0]['comparisons']:,} comparisons.",
     }
 
 

@@ -22,19 +22,19 @@ def _margins(judged: Json) -> dict[str, Any]:
         Counts(*names, bins[names[0]]) for names in (("kept", "kept"), ("flipped", "oracle"), ("dropped", "dropped"))
     ]
     note = (
-        f"Of {judged['pairs']:,} pairs the model orders {percent_interval(judged['agreement'])} % as judged (95 % interval for "
-        f"independent pairs; equal rewards count half). Kept as judged {judged['kept']:,}, flipped {judged['flipped']:,}."
+        f"The model orders {percent_interval(judged['agreement'])} % of {judged['pairs']:,} pairs as judged (95 % interval for "
+        f"independent pairs; equal rewards count half). Kept as judged: {judged['kept']:,}; flipped: {judged['flipped']:,}."
     )
     if judged["incomplete"]:
-        note += f" {judged['incomplete']:,} more rows have a side without a reward, and make no pair."
+        note += f" Rows that lack a reward on one side, and form no pair: {judged['incomplete']:,}."
     return {
         "title": "Margins of the preferences",
-        "serves": "preferences.min_margin and flip: far on the left are pairs that the model is sure are the wrong way "
-        "round, in the middle those that it cannot tell.",
+        "serves": "preferences.min_margin and flip: on the far left are pairs that the model is sure are reversed, "
+        "in the middle those that it cannot decide.",
         "svg": histogram(
             bins["edges"],
             [part for part in series if sum(part.counts)],
-            x_title="chosen reward less rejected reward",
+            x_title="chosen reward minus rejected reward",
             x_format=short,
             y_format=short,
             subject="pairs",
@@ -58,8 +58,8 @@ def _sources(judged: Json) -> dict[str, Any]:
     ]
     return {
         "title": "Agreement and flips by source",
-        "serves": "whether a source's judgements can be trusted: agreement near 50 % is what chance gives, and a source "
-        "with most of the flips is noisier, or one that the model does not know.",
+        "serves": "whether a source's judgements can be trusted: agreement near 50 % is chance, and a source with most "
+        "of the flips is noisier than others, or unfamiliar to the model.",
         "svg": bar_rows(rows, names=(("agreement", "kept"), ("flipped", "oracle")), whole=1.0),
         "note": "",
     }

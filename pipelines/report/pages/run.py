@@ -25,7 +25,7 @@ _PAGE = """\
 {% if drift %}
 <section class="wide">
 <h2>Since version {{ against }}</h2>
-<div class="scroll" role="region" tabindex="0" aria-label="Since the version before"><table>
+<div class="scroll" role="region" tabindex="0" aria-label="Since the previous version"><table>
 <thead><tr><td></td><th scope="col">before</th><th scope="col">{{ "new rows" if grown else "now" }}</th></tr></thead>
 <tbody>
 {% for name, old, new in drift %}
@@ -62,7 +62,7 @@ def render(
     drift: Json | None = None,
     trial: Json | None = None,
 ) -> str:
-    """The page for a run. It has no script and refers to nothing outside itself; texts of `samples` are escaped and cut."""
+    """Return the page for a run. It has no script and no external reference; texts of `samples` are escaped and cut."""
     counts = manifest["counts"]
     return base.render(
         _PAGE,
@@ -80,12 +80,12 @@ def render(
 
 def _tables(manifest: Json, report: Json, run: Json | None) -> Iterator[dict[str, Any]]:
     if report.get("signals"):
-        yield {"title": "Signals: means of the kept and of the dropped", "rows": list(_signals(report["signals"]))}
+        yield {"title": "Signals: means of kept and dropped responses", "rows": list(_signals(report["signals"]))}
     if manifest.get("alike"):
-        yield {"title": "Texts that are alike", "rows": list(_alike(manifest["alike"]))}
+        yield {"title": "Similar texts", "rows": list(_alike(manifest["alike"]))}
     if run is not None and run["throughput"].get("rows"):
         yield {"title": "Throughput of the last run", "rows": list(_throughput(run))}
-    yield {"title": "What this is", "rows": list(_identity(manifest))}
+    yield {"title": "Provenance", "rows": list(_identity(manifest))}
 
 
 def _signals(signals: Json) -> Iterator[tuple[str, str]]:
@@ -99,12 +99,12 @@ def _signals(signals: Json) -> Iterator[tuple[str, str]]:
 def _alike(steps: Sequence[Json]) -> Iterator[tuple[str, str]]:
     for found in steps:
         texts = f"{found['of']}s"
-        words = f"at a similarity of {found['similarity']:g}, no two {texts} are alike"
+        words = f"at a similarity of {found['similarity']:g}, no two {texts} are similar"
         if found["groups"]:
             groups = "1 group" if found["groups"] == 1 else f"{found['groups']:,} groups"
             words = (
-                f"at a similarity of {found['similarity']:g}, {groups} of {texts} that are alike, the largest of "
-                f"{found['largest']:,}; the best of each stays, {found['dropped']:,} {texts} go"
+                f"at a similarity of {found['similarity']:g}, {groups} of similar {texts}, the largest of "
+                f"{found['largest']:,}; the best of each is kept, {found['dropped']:,} {texts} are dropped"
             )
         yield f"{found['step'] + 1}. {found['rule']}", words
 
@@ -114,7 +114,7 @@ def _throughput(run: Json) -> Iterator[tuple[str, str]]:
     yield "command", f"{run['command']}, {run['secs']:,.0f} s, finished {run['finished']}"
     yield (
         "scored",
-        f"{rates['rows']:,} responses, {rates['tokens_read']:,} tokens, in {rates['forward_secs']:,.0f} s of forward",
+        f"{rates['rows']:,} responses, {rates['tokens_read']:,} tokens, in {rates['forward_secs']:,.0f} s of forward passes",
     )
     yield "per second", f"{rate(rates['rows_per_sec'])} responses, {rate(rates['tokens_read_per_sec'])} tokens"
     yield "tokens read per token computed", f"{rates['sharing_ratio']:.2f}, by sharing prompts"
@@ -155,5 +155,5 @@ def _identity(manifest: Json) -> Iterator[tuple[str, str | Markup]]:
     size = f"{sum(file['size'] for file in inputs):,} bytes"
     yield "inputs", f"{len(inputs):,} {'file' if len(inputs) == 1 else 'files'}, {size}: {names}{more}"
     if manifest["skipped_files"]:
-        yield "skipped files", f"{len(manifest['skipped_files']):,} that could not be read, named in manifest.json"
+        yield "skipped files", f"{len(manifest['skipped_files']):,} unreadable, named in manifest.json"
     yield "shards", f"{len(manifest['shards']):,}, {sum(shard['bytes'] for shard in manifest['shards']):,} bytes"

@@ -22,7 +22,7 @@ from pipelines.report.charts import (
 )
 from pipelines.report.evaluation_tables import number, number_interval
 from pipelines.report.gains import RIVALS, RULES
-from pipelines.report.pages.answer import describe_compared
+from pipelines.report.pages.answer import describe_compared, describe_part
 from pipelines.report.pages.evaluation import best_of_n
 from pipelines.report.pages.preference_charts import preference_charts
 from pipelines.report.pages.source_charts import SIDES, by_source, mix
@@ -31,7 +31,7 @@ from pipelines.storage.canonical_json import Json
 
 
 def charts(manifest: Json, report: Json) -> Iterator[dict[str, Any]]:
-    """Yield the title, purpose, drawing and note of each chart that the corpus has data for; what gold tells comes first."""
+    """Yield the title, purpose, drawing and note of each chart that the corpus has data for; charts by gold come first."""
     if by_gold := (report.get("gains") or {}).get("gold"):
         yield _gains(report, by_gold)
         if report["best_of_n"] is not None:
@@ -61,7 +61,7 @@ def charts(manifest: Json, report: Json) -> Iterator[dict[str, Any]]:
 
 
 def kept_and_dropped(bins: Json, *, x_title: str, references: Sequence[Reference] = ()) -> Markup:
-    """A histogram of `bins` with edges and the numbers of both sides."""
+    """Return a histogram of `bins`, which have edges and the counts of both sides."""
     series = [Counts(name, style, bins[name]) for name, style in SIDES]
     return histogram(
         bins["edges"],
@@ -85,9 +85,9 @@ def _gains(report: Json, by_gold: Json) -> dict[str, Any]:
     return {
         "title": "Better than simple rules, by gold",
         "serves": "whether the selection is worth its cost: right of the dashed line it is better than "
-        "the rule, and where an interval holds the line, that is not shown.",
+        "the rule; where an interval crosses the line, neither is shown to be better.",
         "svg": interval_chart(
-            rows, names=(("gold of the kept less that of the rule", "kept"),), reference=0.0, x_format=short
+            rows, names=(("gold of the kept minus that of the rule", "kept"),), reference=0.0, x_format=short
         ),
         "note": f"Gold is the column {report['gold']}. The chart is drawn from {describe_compared(report, by_gold)}.",
     }
@@ -110,19 +110,19 @@ def _funnel(manifest: Json, unit: str) -> dict[str, Any]:
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in manifest["rejected"].items())
     note = f"Of {counts['read']:,} responses read, {rejected:,} were rejected" + (f": {reasons}." if reasons else ".")
     if counts.get("cut_prompts"):
-        note += f" {counts['cut_prompts']:,} repeated their prompts, which were taken off."
+        note += f" {counts['cut_prompts']:,} repeated their prompts, which were removed."
     for gate in manifest.get("on_topic", ()):
         note += f" Dropped as off topic: {gate['dropped']:,} (step {gate['step'] + 1}, {describe_gap(gate)})."
     if any(prompts is None for _, _, prompts, _ in stages):
-        note += " Prompts are not counted where a step works before they come together."
+        note += " Prompts are not counted for steps that come before responses are grouped by prompt."
     return {
         "title": "What each step kept",
-        "serves": "whether a step is too strict or does nothing, and whether the result is as large as training needs.",
+        "serves": "whether a step is too strict or has no effect, and whether the result is large enough for training.",
         "svg": bar_rows(
             rows,
             names=(("responses", "kept"), ("prompts", "oracle"), (unit, "length")),
             sentence=lambda label, name, words: (
-                f"{words} of the {name} {'were scored' if label == 'scored' else f'are left after step {label}'}."
+                f"{words} of the {name} {'were scored' if label == 'scored' else f'remain after step {label}'}."
             ),
         ),
         "note": note,
@@ -137,10 +137,10 @@ def _rewards(manifest: Json, bins: Json) -> dict[str, Any]:
     ]
     note = ""
     if bins["below"] or bins["above"]:
-        note = f"The outermost bars also hold {bins['below'] + bins['above']:,} responses that lie beyond them."
+        note = f"The outermost bars include {bins['below'] + bins['above']:,} responses beyond the range."
     return {
         "title": "Rewards",
-        "serves": "whether a threshold can tell good from bad: look for the reward at which the kept begin, and whether "
+        "serves": "whether a threshold can separate good from bad: see where the kept responses begin, and whether "
         "there is a valley or only a slope.",
         "svg": kept_and_dropped(bins, x_title="reward", references=lines),
         "note": note,
@@ -157,15 +157,15 @@ def _yield(report: Json) -> dict[str, Any]:
     ticks = round_ticks(points[0]["threshold"], points[-1]["threshold"])
     return {
         "title": "What a threshold would keep",
-        "serves": "min_reward from the amount of data that is needed, or tells what a reward bar costs.",
+        "serves": "min_reward from the amount of data needed, or how much data a threshold costs.",
         "svg": line_chart(
             series,
             x_ticks=[(t, short(t)) for t in ticks],
             x_title="min_reward",
             y_format=lambda value: f"{value:.0%}",
-            y_title="share that is kept",
+            y_title="share kept",
         ),
-        "note": f"The curves are of {rows:,} scored responses with {short(size)} {report['unit']}, whatever the selection was.",
+        "note": f"The curves count {rows:,} scored responses with {short(size)} {report['unit']}, regardless of the selection.",
     }
 
 
@@ -187,19 +187,19 @@ def _mean_by_yield(report: Json) -> dict[str, Any]:
 
 
 def _best_of_n(report: Json) -> dict[str, Any]:
-    chart, by_gold = best_of_n(report["best_of_n"]), (report.get("gains") or {}).get("gold")
-    if by_gold and report["best_of_n"]["measured_by"] == "gold":
-        chart["note"] += f" Gold is the column {report['gold']}."
-        return {**chart, "note": f"The chart is drawn from {describe_compared(report, by_gold)}. {chart['note']}"}
-    sample, which = report["sample"], "all" if report["whole"] else "a random sample of"
-    words = f"The chart is drawn from {which} {sample['prompts']:,} prompts with {sample['responses']:,} responses."
-    return {**chart, "note": f"{words} {chart['note']}"}
+    curve = report["best_of_n"]
+    chart, graded = best_of_n(curve), curve["measured_by"] == "gold"
+    prompts, what = curve["points"][0]["prompts"], "gold scores" if graded else "responses"  # all that have a choice
+    note = (
+        f"The chart is drawn from {describe_part(report)} {prompts:,} prompts with two or more {what}. {chart['note']}"
+    )
+    return {**chart, "note": f"{note} Gold is the column {report['gold']}." if graded else note}
 
 
 def _length(report: Json) -> dict[str, Any]:
     bins = report["length"]["bins"]
     series = [
-        Series("as it is", "model", [(math.log2(max(1.0, b["characters"])), Mark(b["reward"])) for b in bins]),
+        Series("uncorrected", "model", [(math.log2(max(1.0, b["characters"])), Mark(b["reward"])) for b in bins]),
         Series("corrected", "length", [(math.log2(max(1.0, b["characters"])), Mark(b["corrected"])) for b in bins]),
     ]
     low, high = (round(math.log2(max(1.0, bins[at]["characters"]))) for at in (0, -1))
@@ -208,18 +208,18 @@ def _length(report: Json) -> dict[str, Any]:
         for side in (report["sides"]["kept"], report["sides"]["dropped"])
         if side["rows"]
     ]
-    note = "The corrected line is the reward less a smooth fit on length, as length_correction takes it off."
+    note = "The corrected line is the reward minus a smooth fit on length, as length_correction computes it."
     within = report["length_correlation"]["within_prompt"]
     if within["value"] is not None:
-        note += f" Within a prompt, reward and length correlate {number_interval(within)} (Spearman)."
+        note += f" Within prompts, the correlation of reward and length is {number_interval(within)} (Spearman)."
     if len(means) == 2 and means[1]:
         note += (
             f" Kept responses are {means[0] / means[1]:.2f} times as long as dropped ones ({means[0]:,.0f} characters)."
         )
     return {
         "title": "Reward and length",
-        "serves": "whether length_correction is needed: a rising line with kept responses much longer than dropped ones "
-        "says that length is being bought.",
+        "serves": "whether length_correction is needed: a rising line, with kept responses much longer than dropped ones, "
+        "means that the model rewards length.",
         "svg": line_chart(
             series,
             x_ticks=[(at, f"{2**at:,}") for at in range(low, max(high, low + 1) + 1)],
@@ -234,24 +234,24 @@ def _length(report: Json) -> dict[str, Any]:
 def _margins(margins: Json) -> dict[str, Any]:
     return {
         "title": "Lead of the best response",
-        "serves": "best_of_n.min_margin: prompts on the left are won by little, so that another model could choose otherwise.",
+        "serves": "best_of_n.min_margin: for prompts on the left, the lead is small, and another model could choose differently.",
         "svg": histogram(
             margins["edges"],
             [Counts("prompts", "kept", margins["counts"])],
-            x_title="reward of the best less that of the second best",
+            x_title="reward of the best minus that of the second best",
             x_format=short,
             y_format=short,
             y_title="prompts",
             references=[Reference(margins["median"], f"median {short(margins['median'])}")],
         ),
-        "note": f"The bars hold {margins['prompts']:,} prompts with two or more responses; the last one holds all larger leads.",
+        "note": f"The bars count {margins['prompts']:,} prompts with two or more responses, the last bar all larger leads.",
     }
 
 
 def _probabilities(margins: Json) -> dict[str, Any]:
     sure = margins["probabilities"]
     return {
-        "title": "How sure the best is preferred",
+        "title": "Probability that the best is preferred",
         "serves": "best_of_n.min_probability: at 50 % the model cannot tell the best from the second best.",
         "svg": histogram(
             sure["edges"],
@@ -269,11 +269,11 @@ def _probabilities(margins: Json) -> dict[str, Any]:
 def _disagreement(disagreement: Json) -> dict[str, Any]:
     return {
         "title": "Disagreement of the models",
-        "serves": "between mean, min and lower_bound: where the kept lie to the right of the dropped, the selection "
-        "takes what the models are least sure of.",
+        "serves": "between mean, min and lower_bound: if kept responses are to the right of dropped ones, the selection "
+        "prefers responses on which the models disagree.",
         "svg": kept_and_dropped(disagreement, x_title="spread of the standardised rewards"),
-        "note": f"The mean of the kept is {number(disagreement['kept_mean'])}, that of the dropped "
-        f"{number(disagreement['dropped_mean'])}.",
+        "note": f"The mean is {number(disagreement['kept_mean'])} for kept responses and "
+        f"{number(disagreement['dropped_mean'])} for dropped ones.",
     }
 
 
@@ -288,14 +288,14 @@ def _overlap(overlap: Json) -> dict[str, Any]:
         if name in overlap
     ]
     return {
-        "title": "The same as simpler rules",
-        "serves": "whether the reward model earns its keep: if nearly all that it keeps is the longest anyway, length "
-        "would do.",
+        "title": "Overlap with simpler rules",
+        "serves": "whether the reward model is needed: if nearly all kept responses are the longest anyway, choosing by "
+        "length would do.",
         "svg": bar_rows(
             rows,
             names=(("", "kept"),),
             whole=1.0,
             sentence=lambda label, _, words: f"Among the kept responses, {words} {label}.",
         ),
-        "note": f"The bars are shares of {overlap['responses']:,} kept responses to prompts that lose some, in the sample.",
+        "note": f"The bars are shares of {overlap['responses']:,} kept responses in the sample, to prompts that also lose some.",
     }

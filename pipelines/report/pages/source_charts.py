@@ -1,4 +1,4 @@
-"""The charts of the report on a run that tell sources apart. Pure: from report.json."""
+"""The charts of a run's report that compare sources. Pure: from report.json."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SIDES = (("kept", "kept"), ("dropped", "dropped"))
 
 
 def source_name(row: Json) -> str:
-    """The display name of a row of the report's `sources`."""
+    """Return the display name of a row of the report's `sources`."""
     return "all others" if row["others"] else "(no source)" if row["name"] is None else row["name"]
 
 
@@ -30,8 +30,8 @@ def by_source(report: Json) -> dict[str, Any]:
     middle = _quartiles(bins["edges"], [a + b for a, b in zip(bins["kept"], bins["dropped"], strict=True)])
     return {
         "title": "Rewards by source",
-        "serves": "whether sources may share one bar: where their rewards lie apart, cut per source (top.per) or compare "
-        "within prompts only.",
+        "serves": "whether sources can share one threshold: if their rewards differ, cut per source (top.per) or compare "
+        "only within prompts.",
         "svg": interval_chart(
             rows, names=SIDES, reference=middle.value if middle else 0.0, x_format=short, extent="the middle half"
         ),
@@ -40,7 +40,7 @@ def by_source(report: Json) -> dict[str, Any]:
 
 
 def _quartiles(edges: Sequence[float], counts: Sequence[int]) -> Mark | None:
-    """Median and quartiles of binned values, linear within a bin."""
+    """Return the median and quartiles of binned values, linear within a bin."""
     total = sum(counts)
     if not total:
         return None
@@ -61,8 +61,8 @@ def mix(report: Json) -> dict[str, Any]:
     ]
     return {
         "title": "Mix of sources",
-        "serves": "whether the selection may change the mix: a source that gains or loses much is favoured by the model "
-        "or by a threshold.",
+        "serves": "whether the selection may change the mix: a source that gains or loses much is favoured or penalised by "
+        "the model or by a threshold.",
         "svg": dot_pairs(rows, names=(("of all scored", "before"), ("of the kept", "after")), x_format=share),
         "note": "",
     }

@@ -514,5 +514,5 @@ def test_the_verdict_is_against_length_behind_a_gate_where_that_is_the_strongest
     assert (whole["rule"], whole["length"]["value"]) == ("nearer or longer", pytest.approx(nearer))
     assert "taking the nearer or longer response" in document["verdict"]["sentence"]
     assert document["relevance"]["truncated"] == sum(int(one.truncated.sum()) for one in scores)
-    assert "gap 0; the embedding model reads a part of" in out
+    assert "gap 0; the embedding model reads only a part of" in out
     assert load_evaluation(model)["all"]["rule"] == "nearer or longer"

@@ -92,7 +92,8 @@ def test_two_outputs_are_compared(output, tmp_path, monkeypatch):
     cli.app(["report", str(one), str(other)], standalone_mode=False)
     page = (tmp_path / "comparison.html").read_text()
     assert (
-        "The rewards are of the same model. Both have 6 sampled prompts with 24 responses: the first keeps 6 of" in page
+        "The rewards come from the same model. Both samples have 6 prompts with 24 responses. The first output keeps 6 of"
+        in page
     )
     assert "<script" not in page.lower()
 
@@ -144,7 +145,9 @@ def test_ties_are_in_no_order():
 def test_outputs_of_other_corpora_have_nothing_in_common(output):
     one, two = output("one"), output("two", seed=2)
     compare(str(one), str(two), write=str(one / "c.html"))
-    assert "the samples have no prompt in common: the two are of different corpora" in (one / "c.html").read_text()
+    assert (
+        "the samples have no prompt in common: the outputs come from different corpora" in (one / "c.html").read_text()
+    )
 
 
 @pytest.mark.parametrize(

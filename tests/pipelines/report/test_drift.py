@@ -118,7 +118,7 @@ def test_rejected_and_sources_are_those_of_the_new_rows():
 def test_a_comparison_shows_the_new_rows_against_the_old_ones():
     old, new = output(night(0)), output(night(0), night(1) / 5, rejected=100)
     rows = {name: values for name, *values in _drift_rows([old[0], new[0]], [old[1], new[1]])}
-    assert rows["new rows against the old ones: responses"] == ["400", "400"]
+    assert rows["responses: old rows, new rows"] == ["400", "400"]
     assert float(rows["shift of the mean, in standard deviations of the old rewards"][1]) == pytest.approx(
         -4.0, abs=0.3
     )

@@ -115,7 +115,7 @@ def first_screen(table, *, gold="worth", drift=None, near=0.0, **counts):
 def test_the_first_screen_says_better_worse_or_neither_by_gold():
     (said,) = first_screen(sample())["gain"]
     assert re.match(
-        r"By gold scores \(column worth\), what was kept is better than a random choice of as many tokens \(\+1", said
+        r"By gold scores \(column worth\), the selection is better than a random choice of as many tokens \(\+1", said
     )
     (said,) = first_screen(sample(keep="any", prompts=40))["gain"]
     assert "not shown to be better or worse than a random choice of as many tokens (" in said
@@ -129,7 +129,7 @@ def test_without_gold_the_verdict_stands_for_it():
     table = sample()
     place = table.schema.get_field_index("gold")
     screen = first_screen(table.set_column(place, ROWS.field("gold"), pa.nulls(300, pa.float64())), gold=None)
-    assert "only a verdict on the reward model can say" in screen["gain"][0]
+    assert "only a verdict on the reward model can show" in screen["gain"][0]
     assert len(screen["rivals"][0]) == len(screen["columns"]) == 3
 
 
@@ -140,7 +140,7 @@ def test_the_first_screen_warns_of_rejected_rows_near_ties_and_drift():
     assert rejected == "10 of 310 responses were rejected (3.23%): empty_response 10."
     assert "For 40% of the prompts the choice is a near-tie" in near
     assert "the new rows differs by -4.00 standard deviations from that of version 0a" in shift
-    assert "20.0% larger" in more
+    assert "20.0 percentage points higher" in more
 
 
 def test_differences_are_told_to_two_digits_of_their_intervals():

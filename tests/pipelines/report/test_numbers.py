@@ -18,6 +18,7 @@ from pipelines.commands.run import run_curation
 from pipelines.config import RunConfig
 from pipelines.report import observations
 from pipelines.report.pages import run as selection
+from pipelines.report.pages import run_charts
 
 PROMPTS, RESPONSES = 9, 6
 
@@ -253,6 +254,17 @@ def test_gold_is_compared_on_more_prompts_than_the_charts(ran, monkeypatch):
     assert compared["gold"]["kept"] == report["gold_means"]["kept"] == pytest.approx(statistics.mean(known), rel=1e-6)
     assert report["best_of_n"]["points"][0]["prompts"] == PROMPTS
     page = selection.render(manifest, report, samples, None)
-    assert "from a bootstrap over all 9 prompts;" in page
-    assert page.count("The chart is drawn from all 9 prompts.") == 2
+    assert "from a bootstrap over all 9 prompts with gold scores." in page
+    assert "The chart is drawn from all 9 prompts with gold scores." in page
+    assert "The chart is drawn from all 9 prompts with two or more gold scores." in page
     assert "random sample" not in page
+
+
+def test_the_note_on_best_of_n_counts_the_prompts_of_its_curve(ran, monkeypatch):
+    monkeypatch.setattr(observations, "SAMPLE_ROWS", 2 * RESPONSES)
+    _, report, manifest, _, _ = ran([{"best_of_n": {}}], gold="gold")
+    report["gains"]["gold"] = None  # as it is if no kept response has a gold score
+    report["best_of_n"]["points"][0]["prompts"] = 5
+    notes = {chart["title"]: chart["note"] for chart in run_charts.charts(manifest, report)}
+    note = notes["Gain of the best of n, by gold score"]
+    assert note.startswith("The chart is drawn from all 5 prompts with two or more gold scores. ")

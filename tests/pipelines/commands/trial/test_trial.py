@@ -295,14 +295,14 @@ def test_the_result_in_words():
     assert words.sentence(trial) == (
         "As training data for small the selection is better than random responses, not shown to differ from the longest: after "
         "a fine-tune on it, a token of 30 held-out references (the test split) is more probable by +2.0 [+1.0, +3.0] % against "
-        "random responses and -9.5 [-18.1, +10.5] % against the longest, at equal tokens and steps; judge rewards its answers "
-        "by +1.000 [+0.000, +2.000] against random responses and +1.000 [+0.000, +2.000] against the longest."
+        "random responses and -9.5 [-18.1, +10.5] % against the longest, at equal tokens and steps; the rewards of its answers "
+        "by judge differ by +1.000 [+0.000, +2.000] against random responses and +1.000 [+0.000, +2.000] against the longest."
     )
     warnings = list(words.warnings(trial))
     assert [text.split(":")[0].split(",")[0] for text in warnings] == [
         "The references were kept by the same selection",
-        "The judge is a model that the selection was made with",
-        "The smallest set has tokens for 5 of 20 steps",
+        "The judge is a model that made the selection",
+        "The smallest set suffices for 5 of 20 steps",
     ]
     assert words.label(difference(-1, -2, -0.5)) == "worse than"
     unknown = dict.fromkeys(words.CONTROLS, difference(None, None, None))
