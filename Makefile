@@ -1,14 +1,14 @@
-# Everything sets itself up: `make demo`, `make test`, `make test-all`, `make engines`, `make chaos`, `make lint`.
+# Every target installs what it needs: `make demo`, `make test`, `make test-all`, `make engines`, `make chaos`, `make lint`.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet -c constraints.txt
 
-# One process a core and one thread a process: torch's threads would compete for the same cores.
+# One process per core and one thread per process: torch's threads would compete for the same cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
-# Where torch's CPU build comes from, a tenth of the download. It is taken where there is no NVIDIA GPU and the index answers
-# within 2 seconds; `make TORCH_INDEX= ...` leaves the choice to pip, `make TORCH_INDEX=URL ...` names another index.
+# The index of torch's CPU build, a tenth of the download. It is used without an NVIDIA GPU if the index answers within 2 seconds;
+# `make TORCH_INDEX= ...` leaves the choice to pip, `make TORCH_INDEX=URL ...` names another index.
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 HAS_GPU = (test -e /dev/nvidia0 || command -v nvidia-smi > /dev/null)
 ANSWERS = $(PYTHON) -c "import signal, urllib.request as url; signal.alarm(2); url.urlopen('$(CPU_TORCH)/torch/')"
@@ -47,7 +47,7 @@ test-slow: install
 test-all: install
 	$(PYTEST) -m "not engines"
 
-engines: install  # on programs that others wrote, in the folder that ENGINES names; see CONTRIBUTING.md
+engines: install  # on third-party programs in the folder ENGINES; see CONTRIBUTING.md
 	$(PYTEST) -m engines -rs
 	S3_SERVER=versitygw $(PYTEST) tests/pipelines/storage -rs
 	S3_SERVER=versitygw-versioned $(PYTEST) tests/pipelines/storage -rs
@@ -57,13 +57,13 @@ chaos: install
 
 FUZZ_SECS ?= 600
 
-fuzz: install  # led by coverage where `pip install atheris` works; else by Hypothesis
+fuzz: install  # guided by coverage if atheris is installed, otherwise by Hypothesis
 	PYTHONPATH=.:tests $(BIN)/python tests/bad_input/fuzz.py $(FUZZ_SECS)
 
 image: install  # deploy/Dockerfile, built and run by buildah; as root, on Debian
 	$(BIN)/python -m pytest tests/engines/image.py -rs
 
-airflow: $(AIRFLOW)/.installed  # the DAGs, parsed and rendered by Airflow in an environment of its own; minutes and 2 GB the first time
+airflow: $(AIRFLOW)/.installed  # the DAGs, parsed and rendered by Airflow in a separate environment; minutes and 2 GB the first time
 	AIRFLOW_HOME=$(abspath $(AIRFLOW))/home AIRFLOW__CORE__LOAD_EXAMPLES=False $(AIRFLOW)/bin/python deploy/airflow/parse.py
 
 $(AIRFLOW)/.installed:

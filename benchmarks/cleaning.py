@@ -1,13 +1,14 @@
-"""Wrong labels in a set of preferences: how many planted ones the step `preferences` finds, and what cleaning is worth.
+"""Wrong labels in a preference set: the share of planted ones that the step `preferences` finds, and the effect of cleaning.
 
     python benchmarks/cleaning.py [--quick] [--json] [--data FILE] [--pairs N] [--seeds N]
 
-Pairs of HH-RLHF are dealt by prompt into three parts. On the first, a judge is trained (all-MiniLM-L6-v2, one epoch). Of the
-second, 20 % are flipped; the judge scores them as `bestkept run` does with `input.format=preferences`, and the pairs with the
-lowest margins are called flipped, as many as are. Beside its precision, which is its recall too, stand those of chance and of
-length: the pairs whose chosen response is shorter, or longer, by most, whichever finds more. Then models are trained on the
-second part as it is, without the pairs found, and without as many pairs at random, and are compared on the third part. These
-are ten trainings of 600 pairs: about an hour on 2 cores; with `--layers 1 --max-length 64`, some minutes.
+Pairs of HH-RLHF are divided by prompt into three parts. A judge is trained on the first part (all-MiniLM-L6-v2, one epoch). In
+the second part, 20 % of the pairs are flipped; the judge scores them as `bestkept run` does with `input.format=preferences`,
+and as many pairs as were flipped, those with the lowest margins, are classified as flipped. The precision of this, which is
+also its recall, is compared with that of chance and of length: the pairs whose chosen response is shorter, or longer, by most,
+whichever finds more. Then models are trained on the second part unchanged, without the classified pairs, and without as many
+random pairs, and compared on the third part. These are ten trainings of 600 pairs: about an hour on 2 cores, or some minutes
+with `--layers 1 --max-length 64`.
 """
 
 from __future__ import annotations

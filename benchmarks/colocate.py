@@ -1,13 +1,14 @@
-"""`score.colocate: prompt` against scoring without it, on a corpus whose responses to one prompt lie in different files.
+"""`score.colocate: prompt` compared with scoring without it, on a corpus whose responses to one prompt are in different files.
 
     python benchmarks/colocate.py [--quick] [--json] [--corpus FOLDER --prompts N] [--threads N]
 
-The corpus is made here: prompts of 150 words, and a file for each of 8 generators with one response of 50 words to each prompt.
-With `--corpus`, rows of real Parquet files too: those of the first N prompts of the first file, from all of its files. The model
-is SmolLM2-135M in float32 with a random head. Both ways score the same files with a model loaded anew, in rotating order;
-`..._gain` is seconds of forwards without by those with colocate, `..._tokens_gain` the same of tokens computed, `..._cpu_gain` of
-processor time of the whole command, loading, reading and shuffling included, which holds when something else runs; medians over
-rounds. `..._apart` is the largest difference of two rewards by their standard deviation.
+The script makes the corpus: prompts of 150 words, and a file for each of 8 generators with one response of 50 words to each
+prompt. `--corpus` adds rows of real Parquet files: those of the first N prompts of the first file, from all files. The model
+is SmolLM2-135M in float32 with a random head. Both methods score the same files with a newly loaded model, in rotating order.
+`..._gain` is the seconds of forward passes without colocation divided by those with it, `..._tokens_gain` the same for
+computed tokens, and `..._cpu_gain` for the processor time of the whole command, including loading, reading and shuffling,
+which other processes do not falsify; all are medians over rounds. `..._apart` is the largest difference between two rewards
+divided by their standard deviation.
 """
 
 from __future__ import annotations

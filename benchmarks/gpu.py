@@ -1,19 +1,22 @@
-"""The model side on a GPU, in under eight minutes and without a network: is it right, how fast, and what bounds it.
+"""The model on a GPU, in under eight minutes and without a network: correctness, speed, and the limiting factor.
 
     python benchmarks/gpu.py [--dry] [--seconds 450] [--models qwen3_0.6b gemma2_2b llama_8b]
 
-Needs this repository's `rm`, torch, transformers and numpy; no Beam. Weights are random, of the shapes of real models. Token
-ids are random, too: P of a prompt, R of each of N responses. It prints one line of JSON:
+Needs this repository's `rm`, torch, transformers and numpy, but not Beam. Weights are random, in the shapes of real models,
+and token ids are random: P of a prompt, R of each of N responses. The script prints one line of JSON:
 
-- `checks`: the largest difference between packed rewards and those of rows one by one, as a share of their spread, in
-  float32 and in bfloat16, with what unpacked rows in bfloat16 differ by;
-- `rates`: rows/s and FLOPs utilisation of the device's peak for each model, each P/R/N and each way: `shared` (packed, a
-  group's prompt once: what we do), `unshared` (packed), `padded` (transformers, rows by length, our token budget) and
-  `padded_32` (32 rows by length, as CrossEncoder takes them). Utilisation counts what each way computes, padding included;
+- `checks`: the largest difference between packed rewards and those of single rows, as a share of their spread, in float32 and
+  in bfloat16, compared with that of unpacked rows in bfloat16;
+- `rates`: rows/s and the share of the device's peak FLOP/s for each model, each P/R/N and each method: `shared` (packed, with
+  a group's prompt computed once, as in `bestkept`), `unshared` (packed), `padded` (transformers, rows by length, the same
+  token budget) and `padded_32` (32 rows by length, as in CrossEncoder). Utilisation counts everything that a method computes,
+  including padding;
 - `training`: steps/s and utilisation of forward, backward and AdamW on packed pairs;
-- `memory`: the predicted and the true peak of a full batch; and what a planted out-of-memory did to batches and rewards.
+- `memory`: the predicted and the measured peak of a full batch, and the effect of a planted out-of-memory error on batches and
+  rewards.
 
-What there was no time left for is in `skipped`, what failed in `failed`. `--dry` runs all of it on a CPU with tiny shapes.
+Measurements for which no time was left are in `skipped`, failed ones in `failed`. `--dry` runs all of them on a CPU with tiny
+shapes.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python benchmarks/judgements.py [--quick] [--json] [--only scores votes ...] [--curve]
 
-The backbone is all-MiniLM-L6-v2 (22 M parameters). Accuracy is on comparisons of held-out prompts, with a 95 % interval that
-resamples prompts; beside it that of taking the longer response, or the shorter one where that is better. `scores` takes about 20
-minutes on 2 cores, the others 2 to 5 each.
+The backbone is all-MiniLM-L6-v2 (22 M parameters). Accuracy is measured on comparisons of held-out prompts, with a 95 %
+interval that resamples prompts, and compared with that of taking the longer response, or the shorter one if that is better.
+`scores` takes about 20 minutes on 2 cores, the others 2 to 5 each.
 """
 
 from __future__ import annotations

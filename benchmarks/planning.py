@@ -1,8 +1,8 @@
-"""The time of planning 100,000 small files, and files with a million rows; and the cost of small files in scoring.
+"""The time to plan 100,000 small files, and files with a million rows; and the cost of small files in scoring.
 
-`plan_...` is listing and freezing the inputs, writing the plan file and reading it again, as every worker does; `score_...` is
-all of `bestkept score` on small files of one row, with rewards that the rows carry, less the same on one file with all of these
-rows: the cost of a file beside its rows. Each is measured in a process of its own, whose peak memory is that beyond imports.
+`plan_...` is the time to list and freeze the inputs, write the plan file and read it again, as every worker does. `score_...`
+is the time of `bestkept score` on small files of one row, with rewards from the rows, minus that on one file with all of these
+rows: the cost per file. Each is measured in a separate process, whose peak memory excludes imports.
 
     python benchmarks/planning.py [--quick] [--json] [--files 100000] [--rows 1000000] [--scored 2000]
 """

@@ -1,12 +1,13 @@
-"""A relevance gate before best-of-n by length: what it drops of responses to other prompts, and its cost where there are none.
+"""A relevance filter before best-of-n by length: the foreign responses that it drops, and its cost without any.
 
     python benchmarks/relevance.py [--quick] [--json] [--prompts 250] [--candidates 16] [--planted 4] [--data FOLDER]
 
-Prompts of best_of_56 with responses of 16 of its 56 models each, chosen by a hash. To each prompt, responses to its most similar
-prompt (shared rare words) are planted, or to a prompt by chance. The longest response is chosen, with and without the step
-`on_topic`, whose signal is the cosine in all-MiniLM-L6-v2, at several gaps and at the one that the corpus settles. Figures: in
-how many prompts a planted response is chosen, which shares of planted and own responses the gate drops, and the gold score of
-the choice where nothing is planted, with its paired difference to the choice by length alone.
+The prompts are those of best_of_56, with responses of 16 of its 56 models each, chosen by a hash. Responses to the most
+similar prompt (by shared rare words), or to a random prompt, are planted in each prompt. The longest response is chosen, with
+and without the step `on_topic`, whose signal is the cosine in all-MiniLM-L6-v2, at several gaps and at the one determined by
+the corpus. Figures are the share of prompts with a planted response as their choice, the shares of planted and own responses
+that the filter drops, and the gold score of the choice without planted responses, with its paired difference from the choice
+by length alone.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
-"""Cures against a model that has learnt length in place of the prompt, each against plain training on the same prompts.
+"""Cures for a model that has learnt length instead of the prompt, compared with plain training on the same prompts.
 
     python benchmarks/robustness.py [--quick] [--json] [--only scores votes pairs] [--seeds 0 1 2]
                                     [--layers 6] [--settings train.epochs=1 ...]
 
-The corpora, backbone and settings are those of `judgements.py`: 30 % of the prompts are held out. For each way of training:
-held-out accuracy, also on pairs of similar length; the stress tests, as shares of held-out prompts in which the response of the
-data has the higher reward; the rank correlation of rewards with those under an empty prompt; and the gold score of the best of
-16, where there is one. Figures are means over seeds, in percent but for correlations and gold scores. All of it takes about three
-hours on 2 cores; `--layers 2 --settings model.max_length=192 stress.prompts=100` makes it a matter of minutes, and rough.
+The corpora, backbone and settings are those of `judgements.py`: 30 % of the prompts are held out. The figures for each
+training are held-out accuracy, also on pairs of similar length; the stress tests, as shares of held-out prompts in which the
+response from the data has the higher reward; the rank correlation of rewards with those under an empty prompt; and the gold
+score of the best of 16, if there is one. Figures are means over seeds, in percent except correlations and gold scores. All of
+them take about three hours on 2 cores; with `--layers 2 --settings model.max_length=192 stress.prompts=100`, rough figures
+take minutes.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Two workers of this machine against one process with all its cores; and a simulation of a thousand machines.
+"""Two workers of this machine compared with one process with all its cores, and a simulation of a thousand machines.
 
     python benchmarks/scaling.py [--quick] [--json] [--rounds 3] [--price 0.85] [--fragment-secs 20]
 
-Both score the same corpus, made here of random words, with a causal model of 30 layers, in turns. `workers2_vs_1` is the ratio of
-tokens per second, medians over the rounds, from the first batch to the last score file; `..._whole_run` includes the start
-of the processes and the loading of two models. The simulation (support/scaling_model.py) takes the times that the fragments took
-here, scaled to a GPU's, and is a mean over five draws.
+Both score the same generated corpus of random words, with a causal model of 30 layers, alternately. `workers2_vs_1` is the
+ratio of tokens per second, a median over the rounds, from the first batch to the last score file; `..._whole_run` includes
+starting the processes and loading two models. The simulation (support/scaling_model.py) uses the measured times of the
+fragments, scaled to those of a GPU, and is a mean over five draws.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def compare(runs: dict[int, list[dict[str, Any]]]) -> dict[str, float]:
 
 
 def simulate_fleets(fragments: np.ndarray, *, mean_secs: float, price: float) -> dict[str, float]:
-    """Print the table of docs/dataflow.md, and return its figures."""
+    """Print the table of docs/machines.md, and return its figures."""
     spread = float(fragments.std() / fragments.mean())
     print(
         f"\n{CORPUS_FRAGMENTS:,} fragments of {mean_secs:.0f} s, coefficient of variation {spread:.2f} as measured here"

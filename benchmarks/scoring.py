@@ -1,16 +1,16 @@
-"""Scoring against sentence-transformers' CrossEncoder and transformers' pipeline: the same weights, texts and rewards.
+"""Scoring compared with sentence-transformers' CrossEncoder and transformers' pipeline: the same weights, texts and rewards.
 
     python benchmarks/scoring.py [--quick] [--json] [--only causal_bo16 ...] [--threads N]
     python benchmarks/scoring.py --device cuda --shape 8b [--json]      # a known shape with random weights, bfloat16
 
-The causal model is SmolLM2-135M, the encoder all-MiniLM-L6-v2, both in float32 with a random head; without a chat template,
+The causal model is SmolLM2-135M, the encoder all-MiniLM-L6-v2, both in float32 with a random head and without a chat template,
 so that all tools read the same tokens; their rewards must agree. gemma2 and modernbert are small models of these shapes with
-random weights: capped logits and windows of 256 tokens, and windows of 128. bo16 is 16 responses to a prompt, hh is pairs behind
-long conversations, prefix2 and prefix8 are 16 responses to a prompt twice and eight times as long as each. CrossEncoder
-runs at the best of several batch sizes, the pipeline at 8. Rounds are interleaved in rotating order after a warm-up;
-a figure `..._vs_PEER` is the median over rounds of the peer's seconds by ours, tokenisation included on all sides.
-`unshared` is ours with every response by itself. FLOPs are 2 x parameters x tokens computed, embeddings and attention
-not counted; ours computes a shared prompt once, and padding counts on no side.
+random weights: capped logits and windows of 256 tokens, and windows of 128. bo16 is 16 responses to a prompt, hh is pairs
+after long conversations, prefix2 and prefix8 are 16 responses to a prompt twice and eight times as long as each. CrossEncoder
+runs at the best of several batch sizes, the pipeline at 8. Rounds are interleaved in rotating order after a warm-up; a figure
+`..._vs_PEER` is the median over rounds of the other tool's seconds divided by those of bestkept, including tokenisation.
+`unshared` is bestkept with every response separate. FLOPs are 2 x parameters x computed tokens, without embeddings and
+attention; bestkept computes a shared prompt once, and padding is not counted for any tool.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Selection against what a user would write instead: DuckDB, Polars, and Beam row by row, on the same score files.
+"""Selection compared with what a user would write instead: DuckDB, Polars, and Beam row by row, on the same score files.
 
-10 million scored rows of 1 million prompts in 40 score files: group sizes are skewed, up to 10,000; 2 % of the rewards are null.
-Every tool gets 2 threads; rounds are interleaved and the median counts; each runs in a process of its own, imports not counted.
-The rows that the tools select must be the same. Peak memory is that of our process, the interpreter and imports included.
+The data are 10 million scored rows of 1 million prompts in 40 score files: group sizes are skewed, up to 10,000, and 2 % of
+the rewards are null. Every tool has 2 threads; rounds are interleaved, and figures are medians. Each tool runs in a separate
+process, and imports are not counted. The tools must select the same rows. Peak memory is that of bestkept's process, including
+the interpreter and imports.
 
     python benchmarks/selection.py [--quick] [--json] [--rows 10000000]
 """

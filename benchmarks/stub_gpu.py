@@ -1,13 +1,14 @@
-"""A GPU that sleeps: the share of the time for which everything around the model keeps it busy.
+"""A simulated GPU that sleeps: the share of the time for which everything around the model keeps it busy.
 
     python benchmarks/stub_gpu.py [--quick] [--json] [--rates 200000 35000]
 
-All of `bestkept score` is real but the forward, which takes as long as a GPU with so many tokens a second would: Beam in memory,
-reading, hashing, the chat template, SmolLM2's tokenizer, batches, indices and score files. The corpus is cut from the responses
-of `best_of_56`: prompts of 200 tokens with 16 responses of 350 each, a prompt and its responses a row (`..._flat`: a response
-a row). `stub_gpu_busy_RATE` is the time that its forwards take over the time from the loaded model to the last rewards, a
-median over rounds. A machine that does other things falsifies it; `stub_gpu_cpu_secs_per_million`, the processor time for a
-million computed tokens, holds all the same: at 200,000 tokens a second, 5 s of it keep one core busy.
+Everything in `bestkept score` is real except the forward pass, which takes as long as on a GPU with the given tokens per
+second: Beam in memory, reading, hashing, the chat template, SmolLM2's tokenizer, batches, indices and score files. The corpus
+is cut from the responses of `best_of_56`: prompts of 200 tokens with 16 responses of 350 each, with a prompt and its responses
+in one row (`..._flat`: one response per row). `stub_gpu_busy_RATE` is the time of the forward passes divided by the time from
+loading the model to the last rewards, a median over rounds. Other work on the machine falsifies this figure, but not
+`stub_gpu_cpu_secs_per_million`, the processor time for a million computed tokens: at 200,000 tokens per second, 5 s keep one
+core busy.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Training against TRL's RewardTrainer: the same backbone, data, epochs, batch, learning rate, precision and seeds.
+"""Training compared with TRL's RewardTrainer: the same backbone, data, epochs, batch, learning rate, precision and seeds.
 
     python benchmarks/training.py [--quick] [--json] [--pairs HH.jsonl.gz] [--rankings QA.jsonl.gz]
 
-Pairs are HH-RLHF strings, rankings are QA-feedback rows with four answers each (ties left out: TRL has no ties). TRL gets a
-ranking as its pairs, which is the only form it reads. Its settings are those it is fastest with here: no gradient
-checkpointing, bfloat16 where the processor has it, as ours. Rounds alternate; throughput ratios are medians over rounds,
-with the steps of training alone on both sides. Accuracy is on pairs held out from both, paired by item, over all seeds.
+Pairs are HH-RLHF strings, rankings are QA-feedback rows with four answers each (without ties, which TRL does not support). TRL
+gets a ranking as its pairs, the only form that it reads. It runs with its fastest settings here: no gradient checkpointing,
+and bfloat16 if the processor supports it, like bestkept. Rounds alternate; throughput ratios are medians over rounds, and
+count only the training steps of both. Accuracy is measured on pairs held out from both, paired by item, over all seeds.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python docs/check_prose.py [FILE ...]
 
-Prints `FILE:LINE: what to write instead`, and ends with 1 where there is anything. Code in pages is left out; of Python, string
-constants are read, by the house style alone.
+Prints `FILE:LINE: what to write instead`, and exits with 1 if there are any problems. Code in pages is ignored; in Python files,
+only string constants are checked, and only by the house style.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ HOUSE = {
     r"\bbut for\b|\bas far as\b|(?i:\blikewise\b)": "except; if; the same",
     r"\bsaid (?:of|at)\b": "reported",
 }
-"""A pattern that the house style does not have, and what to write instead."""
+"""Patterns that the house style excludes, with what to write instead."""
 
 PAGE_HOUSE = {
     r"\banew\b|\bat hand\b|\bmeanwhile\b|\bin work\b|\bas it is\b": "again, available, in the meantime, current, unchanged",
@@ -54,7 +54,7 @@ PAGE_HOUSE = {
     r"\bforwards\b|\bcreate-only\b": "forward passes; only if absent",
     r",? too[,;.]": "also, before the verb",
 }
-"""The same, of pages alone."""
+"""Patterns that only pages must not have."""
 
 OFF = ("typography", "lexical_illusions", "annotations", "industrial_language", "misc", "dates_times", "restricted")
 """Checks of proselint that do not fit technical pages: quotes in code, headings that repeat a word, and the like."""

@@ -1,4 +1,4 @@
-"""Models and texts of the benchmark for GPUs, and its results: needs `rm`, torch and transformers alone."""
+"""Models and texts of the benchmark for GPUs, and its results; needs only `rm`, torch and transformers."""
 
 from __future__ import annotations
 

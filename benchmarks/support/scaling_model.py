@@ -1,8 +1,8 @@
 """A simulation of a run on many workers: units of work, slow machines, preemption, and the start of a worker.
 
-It follows the pipeline: a worker takes one unit at a time and scores its fragments in order; each is durable
-when it is scored. A worker that is preempted loses the fragment it was at; its unit goes back to the queue with the rest, and
-another machine comes in its place.
+It follows the pipeline: a worker takes one unit at a time and scores its fragments in order; each is durable once it is
+scored. A preempted worker loses its current fragment; the unit returns to the queue with the remaining fragments, and another
+machine replaces the worker.
 """
 
 from __future__ import annotations

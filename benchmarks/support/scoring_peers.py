@@ -1,6 +1,6 @@
-"""The tools of the scoring benchmark: each loads the same model directory and is asked for rewards.
+"""The tools of the scoring benchmark, which load the same model directory and return rewards.
 
-Every `rewards` function takes the same rows and gives their rewards in order, tokenisation included.
+Every `rewards` function takes the same rows and returns their rewards in order, including tokenisation.
 """
 
 from __future__ import annotations

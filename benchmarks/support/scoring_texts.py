@@ -1,6 +1,6 @@
 """The texts of the scoring benchmark: groups of real responses, and groups of a given shape cut from real text.
 
-Every text fits the model's limit: longer ones are cut beforehand, since the tools would cut them at different ends.
+Every text fits the model's limit: longer ones are truncated beforehand, since the tools would truncate them at different ends.
 """
 
 from __future__ import annotations
