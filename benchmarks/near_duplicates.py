@@ -1,23 +1,20 @@
 """Near-duplicates: time and memory beside rensa and datasketch, recall on planted copies, false positives.
 
-    python benchmarks/near_duplicates.py --quick --json near.json   # 20,000 responses, a minute
-    python benchmarks/near_duplicates.py                            # 1,000,000 responses
+    python benchmarks/near_duplicates.py [--quick] [--json] [--responses 1000000] [--without datasketch]
 
 Each program has the same responses in memory and one thread, and answers the same question: which pairs are near-duplicates, by
 128 values over runs of 3 words. The peers get their runs from a plain split into words, which is part of their time as reading
-the words is of ours. Each runs in a process of its own, whose peak of memory beyond the texts is told. Recall is by the kind of
-change and by the true Jaccard similarity of a pair; false positives are pairs that are said to be alike at 0.8 and whose true
-similarity is less than 0.7. The figure `near_duplicates_time_vs_peer` is our time over that of the fastest peer.
+the words is of ours. Each runs in a process of its own, and its peak of memory is that beyond the texts. Recall is the share of
+planted copies that are connected with their original, for each kind of change and for pairs whose true Jaccard similarity is 0.8
+or more. A false pair is reported as similar at 0.8, and its true similarity is less than 0.7. `near_duplicates_time_vs_peer` is
+our CPU time over that of the fastest peer. `--quick` has 20,000 responses and takes a minute.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
 import random
 import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,9 +22,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from support.harness import data_file, finish, options
 
 SIMILARITY, WORDS = 0.8, 3
-SHARED = Path(__file__).parents[2] / "shared" / "data"
 KINDS = ("words swapped", "other case", "a sentence more")
 
 
@@ -138,11 +135,11 @@ def _measure(program: Callable[[list[str]], list[tuple[int, int]]], count: int, 
     texts = [text for text, _, _ in make_texts(count)]
     program(texts[:100])  # imports
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    started, cpu = time.perf_counter(), time.process_time()
+    started = time.process_time()
     pairs = program(texts)
-    secs, cpu = time.perf_counter() - started, time.process_time() - cpu
+    secs = time.process_time() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    answer.send({"secs": secs, "cpu_secs": cpu, "peak_mb": (peak - before) / 1024, "pairs": pairs})
+    answer.send({"cpu_secs": secs, "peak_mb": (peak - before) / 1024, "pairs": pairs})
 
 
 def measure(program: Callable[[list[str]], list[tuple[int, int]]], count: int) -> dict[str, Any]:
@@ -164,69 +161,48 @@ def true_similarity(one: str, other: str) -> float:
     return len(first & second) / len(first | second) if first or second else float(one == other)
 
 
-def recall(count: int, pairs: list[tuple[int, int]]) -> dict[str, Any]:
-    """Shares of planted copies that are connected with their original, by kind and by true similarity; false pairs."""
+def quality(count: int, pairs: list[tuple[int, int]]) -> dict[str, float]:
+    """Recall in % on planted copies, by kind of change and for those that are similar enough, and false pairs in % of 5,000."""
     texts = list(make_texts(count))
     label = dict(pairs)
-    together = lambda one, other: label.get(one, one) == label.get(other, other)  # noqa: E731
-    by: dict[str, list[bool]] = {}
+    connected: dict[str, list[bool]] = {}
     for number, (text, kind, source) in enumerate(texts):
         if kind:
-            similarity = true_similarity(text, texts[source][0])
-            found = together(number, source)
-            by.setdefault(kind, []).append(found)
-            step = min(0.95, int(similarity * 20) / 20)
-            by.setdefault(f"similarity {step:.2f} to {step + 0.05:.2f}", []).append(found)
-            if similarity >= SIMILARITY + 0.09:
-                by.setdefault("similarity of 0.89 and more", []).append(found)
-    false = sum(true_similarity(texts[one][0], texts[other][0]) < 0.7 for one, other in pairs[:5000])
-    return {
-        "recall": {name: {"found": sum(found), "of": len(found)} for name, found in sorted(by.items())},
-        "false_pairs": false,
-        "pairs_looked_at": min(len(pairs), 5000),
-    }
+            hit = label.get(number, number) == label.get(source, source)
+            connected.setdefault(kind.replace(" ", "_"), []).append(hit)
+            if true_similarity(text, texts[source][0]) >= SIMILARITY:
+                connected.setdefault("similar", []).append(hit)
+    looked_at = pairs[:5000]
+    false = sum(true_similarity(texts[one][0], texts[other][0]) < 0.7 for one, other in looked_at)
+    shares = {f"recall_{name}": 100 * sum(hits) / len(hits) for name, hits in connected.items()}
+    return shares | {"false_pairs": 100 * false / max(1, len(looked_at))}
 
 
-def on_best_of_56() -> dict[str, Any] | None:
-    """Near-duplicate prompts and responses of a real corpus, and those that are not alike by true similarity."""
-    paths = sorted(SHARED.glob("best_of_56*/**/*.parquet")) or sorted(SHARED.glob("**/best_of_56*.parquet"))
-    if not paths:
-        return None
-    table = pq.read_table(paths)
-    column = next(name for name in ("responses", "completions", "response", "text") if name in table.column_names)
-    texts = [text for row in table[column].to_pylist() for text in (row if isinstance(row, list) else [row])]
-    texts = [text if isinstance(text, str) else str(text) for text in texts]
+def on_best_of_56(folder: Path) -> dict[str, float]:
+    """Near-duplicate responses of a real corpus, and how many of them have a true similarity of less than 0.7."""
+    texts = [text or "" for text in pq.read_table(folder, columns=["response"])["response"].to_pylist()]
     pairs = ours(texts)
     false = sum(true_similarity(texts[one], texts[other]) < 0.7 for one, other in pairs)
-    return {"responses": len(texts), "near_duplicates": len(pairs), "of_these_below_0.7": false}
+    return {"best_of_56_dropped": len(pairs), "best_of_56_below_0.7": false}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = options(__doc__)
     parser.add_argument("--responses", type=int, default=1_000_000)
-    parser.add_argument("--quick", action="store_true", help="20,000 responses")
     parser.add_argument("--without", nargs="*", default=[], choices=["rensa", "datasketch"])
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    count = 20_000 if options.quick else options.responses
-    programs = [program for program in (ours, rensa, datasketch) if program.__name__ not in options.without]
-    results = {program.__name__: measure(program, count) for program in programs}
-    quality = {name: recall(count, result.pop("pairs")) for name, result in results.items()}
-    for name, result in results.items():
-        print(f"{name:12} {result['cpu_secs']:8.1f} s of one core, {result['peak_mb']:8.0f} MB", file=sys.stderr)
-    peers = [result["cpu_secs"] for name, result in results.items() if name != "ours"]
-    figures: dict[str, Any] = {
-        "responses": count,
-        "programs": results,
-        "quality": quality,
-        "best_of_56": on_best_of_56(),
-    }
+    parser.add_argument("--data", type=Path, help="folder of Parquet files of the shape of best_of_56")
+    arguments = parser.parse_args()
+    count = 20_000 if arguments.quick else arguments.responses
+    programs = [program for program in (ours, rensa, datasketch) if program.__name__ not in arguments.without]
+    figures: dict[str, float] = {"responses": count}
+    for program in programs:
+        result = measure(program, count)
+        values = {"cpu_secs": result["cpu_secs"], "peak_mb": result["peak_mb"], **quality(count, result["pairs"])}
+        figures |= {f"{program.__name__}_{name}": value for name, value in values.items()}
+    peers = [figures[f"{program.__name__}_cpu_secs"] for program in programs if program is not ours]
     if peers:
-        figures["near_duplicates_time_vs_peer"] = results["ours"]["cpu_secs"] / min(peers)
-    text = json.dumps(figures, indent=1)
-    if options.json is not None:
-        options.json.write_text(text + "\n", encoding="utf-8")
-    print(text)
+        figures["near_duplicates_time_vs_peer"] = figures["ours_cpu_secs"] / min(peers)
+    finish(figures | on_best_of_56(data_file(arguments.data, "best_of_56")), as_json=arguments.json)
 
 
 if __name__ == "__main__":

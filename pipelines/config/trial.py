@@ -20,6 +20,6 @@ class TrialSizes(NamedTuple):
 
 STUDENT = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHOLE = TrialSizes(seeds=3, steps=100, tokens_per_step=4096, max_length=1024, references=200, answer_tokens=256)
-QUICK = TrialSizes(seeds=2, steps=20, tokens_per_step=512, max_length=256, references=32, answer_tokens=64)
+QUICK = TrialSizes(seeds=2, steps=20, tokens_per_step=512, max_length=256, references=64, answer_tokens=64)
 HELDOUT = 0.2
 """Maximum share of the prompts held out for references, if none are given."""

@@ -164,3 +164,49 @@ def test_best_of_56_with_the_judges_own_scores(tmp_path):
     assert chance == pytest.approx(0.109, abs=0.001)
     assert np.mean(means) == pytest.approx(0.109, abs=0.01)  # the standard error of 20 draws is a quarter of that
     assert 0.004 < np.std(means) < 0.03, "seeds differ"
+
+
+def test_best_of_56_by_gold_rests_on_all_prompts(tmp_path):
+    """The first screen's gain over random and longest, and its interval, are those of a bootstrap by hand over all 401 prompts."""
+    random = np.random.default_rng(0)
+    table = pq.read_table(SHARED / "best_of_56", columns=["prompt", "response", "judge_win_rate"])
+    table = table.filter([bool((text or "").strip()) for text in table["response"].to_pylist()])
+    rows = table.to_pylist()
+    for row in rows:
+        row["reward"] = row["judge_win_rate"] + random.normal()
+    pq.write_table(table.append_column("reward", [[row["reward"] for row in rows]]), tmp_path / "rows.parquet")
+    values = {
+        "input": {"path": str(tmp_path / "rows.parquet"), "carry": ["judge_win_rate"]},
+        "scores": {"column": "reward"},
+        "select": [{"best_of_n": {}}],
+        "output": {"path": str(tmp_path / "out")},
+        "report": {"gold": "judge_win_rate", "samples": 0},
+    }
+    run_curation(RunConfig.model_validate(values), scorer=None)
+    told = json.loads((tmp_path / "out" / "report.json").read_text())["gains"]
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row["prompt"]].append(row)
+    assert (told["whole"], told["gold"]["prompts"], len(groups)) == (True, 401, 401)
+    best = np.array([max(group, key=lambda row: row["reward"])["judge_win_rate"] for group in groups.values()])
+    longest = [max(group, key=lambda row: len(row["response"]))["judge_win_rate"] for group in groups.values()]
+    means = np.array([[sum(row["judge_win_rate"] for row in group), len(group)] for group in groups.values()])
+    draws = random.integers(401, size=(4000, 401))
+    sums = means[draws].sum(axis=1)
+    for name, value, resampled in (
+        ("over_longest", best.mean() - np.mean(longest), (best - longest)[draws].mean(axis=1)),
+        (
+            "over_random",
+            best.mean() - means[:, 0].sum() / means[:, 1].sum(),
+            best[draws].mean(axis=1) - sums[:, 0] / sums[:, 1],
+        ),
+    ):
+        found = told["gold"][name]
+        assert found["value"] == pytest.approx(value, abs=0.005)  # responses of equal length may be taken otherwise
+        assert (found["low"], found["high"]) == pytest.approx(tuple(np.percentile(resampled, [2.5, 97.5])), abs=0.01)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert (
+        "By gold scores (column judge_win_rate), what was kept is better than a random choice of as many characters (+0."
+        in page
+    )
+    assert "from a bootstrap over all 401 prompts;" in page
