@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from rm.conversations import Conversation
-from rm.engine.packed_forward import PackedInputs
-from rm.text.templates import Encoded
-from rm.text.windows import CallPosition
+
+if TYPE_CHECKING:  # these import torch, which takes seconds; a worker without a model needs none of it
+    from rm.engine.packed_forward import PackedInputs
+    from rm.text.templates import Encoded
+    from rm.text.windows import CallPosition
 
 ResponseGroup = tuple[Conversation, Sequence[str]]
 """A prompt and K responses to it."""

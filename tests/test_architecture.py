@@ -204,12 +204,14 @@ def test_modules_stay_readable(name):
             assert ast.get_docstring(node)
 
 
-def test_help_imports_neither_torch_nor_beam():
+def test_help_imports_neither_torch_nor_beam_and_the_graph_no_torch():
     command = [sys.executable, "-X", "importtime", "-m", "pipelines.cli", "--help"]
     result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     loaded = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in result.stderr.splitlines() if "|" in line}
     assert "typer" in loaded
     assert not loaded & {"torch", "apache_beam", "transformers", "pyarrow", "pydantic", "numpy"}
+    modules = "import sys, pipelines.score.transform, rm.scores; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", modules], check=False, cwd=ROOT).returncode == 0, "of a worker without a model"
     commands = "run score select train evaluate inspect plan report config model latest clean"
     for command_name in commands.split():
         assert command_name in result.stdout

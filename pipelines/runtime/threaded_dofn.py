@@ -207,6 +207,9 @@ class ThreadedDoFn(beam.DoFn):  # type: ignore[misc]
         """The outputs at the end of a bundle."""
         return iter(())
 
+    def setup(self) -> None:
+        machine.reuse_freed_memory()
+
     def start_bundle(self) -> None:
         with carrying_errors():
             self._overlap = ThreadedCalls(on_object_store=self.waits_for_store())

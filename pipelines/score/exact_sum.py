@@ -24,10 +24,12 @@ class ExactSum:
     def of(cls, values: npt.NDArray[np.float32]) -> ExactSum:
         """The sum of finite values."""
         sums: Counter[int] = Counter()
-        for exponents, signed in _parts(values):
-            totals = np.bincount(exponents, weights=signed)  # exact: below 2**53
-            for exponent in np.flatnonzero(totals).tolist():
-                sums[max(exponent, 1) - 126] += int(totals[exponent])
+        for start in range(0, len(values), _EXACT):
+            fractions, exponents = np.frexp(values[start : start + _EXACT])  # fractions are multiples of 2**-24
+            least = int(exponents.min())
+            totals = np.bincount(exponents - least, weights=fractions)  # exact: 53 bits are enough
+            for place in np.flatnonzero(totals).tolist():
+                sums[least + place] += int(totals[place] * 2**24)
         return cls(len(values), sums)
 
     @classmethod

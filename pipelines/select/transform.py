@@ -321,15 +321,18 @@ def split_by_unit(rows: Candidates, needs: Needs) -> Iterator[tuple[int, bytes]]
 
 
 @dataclass(eq=False)
-class SortKept(beam.DoFn):  # type: ignore[misc]
+class SortKept(ThreadedDoFn):
     """A unit's kept responses from all partitions → the same in place order, as one element."""
 
     needs: Needs
 
-    def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[KeptUnit]:
+    def hold(self, element: tuple[int, Iterable[bytes]]) -> tuple[int, list[bytes]]:
+        return element[0], list(element[1])
+
+    def work(self, element: tuple[int, list[bytes]]) -> list[KeptUnit]:
         packed, parts = element
         kept = unpack(parts, self.needs)
-        yield KeptUnit(*UnitKey.unpack(packed), pack(kept.take(place_order(kept)), self.needs))
+        return [KeptUnit(*UnitKey.unpack(packed), pack(kept.take(place_order(kept)), self.needs))]
 
 
 def sort_fragments(element: tuple[int, Iterable[bytes]]) -> tuple[int, list[FragmentFacts]]:

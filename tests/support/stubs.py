@@ -17,8 +17,7 @@ from safetensors.numpy import save_file
 
 from pipelines.runtime.counters import count_forward
 from rm.conversations import Conversation, canonical_json
-from rm.scorer import GroupScores
-from rm.scores import Work
+from rm.scores import GroupScores, Work
 
 
 def stub_reward(prompt: Conversation, response: str) -> np.float32:
