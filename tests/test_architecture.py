@@ -211,7 +211,9 @@ def test_help_imports_neither_torch_nor_beam_and_the_graph_no_torch():
     assert "typer" in loaded
     assert not loaded & {"torch", "apache_beam", "transformers", "pyarrow", "pydantic", "numpy"}
     modules = "import sys, pipelines.score.transform, rm.scores; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", modules], check=False, cwd=ROOT).returncode == 0, "of a worker without a model"
+    assert subprocess.run([sys.executable, "-c", modules], check=False, cwd=ROOT).returncode == 0, (
+        "of a worker without a model"
+    )
     commands = "run score select train evaluate inspect plan report config model latest clean"
     for command_name in commands.split():
         assert command_name in result.stdout

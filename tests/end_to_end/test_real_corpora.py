@@ -167,7 +167,7 @@ def test_best_of_56_with_the_judges_own_scores(tmp_path):
 
 
 def test_best_of_56_by_gold_rests_on_all_prompts(tmp_path):
-    """The first screen's gain over random and longest, and its interval, are those of a bootstrap by hand over all 401 prompts."""
+    """The gains over random and longest, and their intervals, equal those of a bootstrap by hand over all 401 prompts."""
     random = np.random.default_rng(0)
     table = pq.read_table(SHARED / "best_of_56", columns=["prompt", "response", "judge_win_rate"])
     table = table.filter([bool((text or "").strip()) for text in table["response"].to_pylist()])
