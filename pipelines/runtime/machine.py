@@ -47,8 +47,9 @@ def reuse_freed_memory() -> None:
     of a selection from 10 million rows.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    for parameter, value in _MALLOPT.items() if mallopt is not None else ():
-        mallopt(parameter, value)
+    if mallopt is not None:
+        for parameter, value in _MALLOPT.items():
+            mallopt(parameter, value)
 
 
 def split_cores(parts: int) -> list[list[int]]:
