@@ -182,15 +182,17 @@ def evaluate(
     Raises `ConfigError`, `InputError`, `ModelLoadError` and `StorageError`.
     """
     from pipelines.commands.evaluate import evaluate_model
-    from pipelines.commands.progress_bar import showing_batches, showing_nothing
+    from pipelines.commands.progress_bar import showing_batches, showing_nothing, showing_work
 
     source = block_of(data)
     with tempfile.TemporaryDirectory(prefix="bestkept-") as folder:
         values = {**settings, "model": model_block(model), "output": {"path": output or os.path.join(folder, "out")}}
         checked(EvaluateConfig, {**values, "data": {**source, "path": _placeholder(source)}}, "evaluate")
         values["data"] = with_files(source, folder, name="data")
-        showing: Callable[..., Any] = showing_batches if progress else showing_nothing
-        document = evaluate_model(checked(EvaluateConfig, values, "evaluate"), showing)
+        shown: tuple[Callable[..., Any], Callable[..., Any]] = (showing_nothing, showing_nothing)
+        if progress:
+            shown = (showing_batches, showing_work)
+        document = evaluate_model(checked(EvaluateConfig, values, "evaluate"), *shown)
     return Evaluation.of(document["evaluation"], None if output is None else os.fspath(output))
 
 

@@ -110,8 +110,8 @@ def plan(
     from pipelines.commands.estimate.table import print_plan
     from pipelines.commands.progress_bar import showing_work
 
-    with showing_work("reading a sample of the corpus, and measuring this machine"):
-        estimate = plan_run(settings, flags, PlanOptions(benchmark, gpu, machine, prices))
+    with showing_work("reading a sample of the corpus") as show:
+        estimate = plan_run(settings, flags, PlanOptions(benchmark, gpu, machine, prices), show=show)
     print_plan(estimate, as_json=as_json)
     if max_cost is not None:
         check_cost(estimate, max_cost)

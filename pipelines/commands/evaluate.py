@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.commands.app import COMMAND_LINE, is_file
 from pipelines.commands.printing import print_result
-from pipelines.commands.progress_bar import showing_batches
+from pipelines.commands.progress_bar import ShowPart, showing_batches, showing_nothing, showing_work
 from pipelines.config import EvaluateConfig, ModelConfig, load, validate
 from pipelines.corpus.own_files import Place, refuse_places
 from pipelines.corpus.preference_rows import preference_rows
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 Showing = Callable[[int], AbstractContextManager[Callable[["Work"], None]]]
 """Takes the number of responses, and gives a body the function that it reports each batch to, such as `showing_batches`."""
+Working = Callable[[str], AbstractContextManager[ShowPart]]
+"""Takes words for some work, and shows them during a body, such as `showing_work`."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class _ScoredGroups:
 
 def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
     """`evaluate_model`, and print the tables."""
-    document, place = evaluate_model(config, showing_batches), config.output.path
+    document, place = evaluate_model(config, showing_batches, showing_work), config.output.path
     facts = {
         "verdict": document["verdict"],
         "accuracy": document["evaluation"]["accuracy"]["overall"],
@@ -75,38 +77,41 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
     return document
 
 
-def evaluate_model(config: EvaluateConfig, showing: Showing) -> dict[str, Any]:
+def evaluate_model(config: EvaluateConfig, showing: Showing, working: Working = showing_nothing) -> dict[str, Any]:
     """Evaluate, write evaluation.json and evaluation.html, and print nothing; return the content of evaluation.json.
 
-    Raises `ConfigError`, `InputError`, `ModelLoadError` or `StorageError`.
+    `showing` shows the scoring, `working` all other work that may take seconds. Raises `ConfigError`, `InputError`,
+    `ModelLoadError` or `StorageError`.
     """
-    from rm.embedder import refuse_relevance
-    from rm.evaluate import Bootstrap, Relevance, evaluate
-    from rm.identity import ModelError
-
     _refuse_own_output(config)
     if files.is_local(config.output.path):
         check_writable(config.output.path, named=config.output.path)
     temperature_directory = _temperature_directory(config)
-    groups, rejected = _read(config)
-    directory = whole_directory(config.model.path, config.model.revision)
+    with working("reading preferences"):
+        from rm.embedder import refuse_relevance
+        from rm.evaluate import Bootstrap, Relevance, evaluate
+        from rm.identity import ModelError
+
+        groups, rejected = _read(config)
+        directory = whole_directory(config.model.path, config.model.revision)
     try:
         if config.relevance is not None:
             refuse_relevance(**config.relevance.model_dump(exclude={"gap"}))
         with reporting_broken_devices():
-            scored = _score(config, directory, groups, showing)
+            scored = _score(config, directory, groups, showing, working)
     except ModelError as error:
         raise ModelLoadError(str(error)) from error
     relevance = None
     if config.relevance is not None and scored.near is not None:
         relevance = Relevance([one.rewards for one in scored.near], config.relevance.gap)
-    evaluation = evaluate(
-        groups,
-        scored.rewards,  # and no lengths: token counts are cut where the text is
-        bootstrap=Bootstrap(config.bootstrap.resamples, config.bootstrap.seed),
-        stressed=scored.stressed,
-        relevance=relevance,
-    )
+    with working("computing the evaluation"):
+        evaluation = evaluate(
+            groups,
+            scored.rewards,  # and no lengths: token counts are cut where the text is
+            bootstrap=Bootstrap(config.bootstrap.resamples, config.bootstrap.seed),
+            stressed=scored.stressed,
+            relevance=relevance,
+        )
     stored = None
     if temperature_directory is not None:
         stored = _store(temperature_directory, evaluation, groups, config)
@@ -200,12 +205,15 @@ def load_scorer(model: ModelConfig, directory: Path) -> Scorer:
     )
 
 
-def _score(config: EvaluateConfig, directory: Path, groups: Sequence[Group], showing: Showing) -> _ScoredGroups:
+def _score(
+    config: EvaluateConfig, directory: Path, groups: Sequence[Group], showing: Showing, working: Working
+) -> _ScoredGroups:
     from rm.evaluate import Bootstrap, stress
     from rm.identity import resolve_dtype
 
     dtype = resolve_dtype(config.model.dtype, config.model.device)
-    scorer = load_scorer(config.model, directory)
+    with working("loading the model"):
+        scorer = load_scorer(config.model, directory)
 
     def score(asked: Sequence[tuple[Conversation, Sequence[str]]]) -> list[GroupScores]:
         with showing(sum(len(responses) for _, responses in asked)) as report:

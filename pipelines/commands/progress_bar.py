@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ShowPart = Callable[[str, float, float], None]
+"""(words, done, total): names the part of some work in progress, and how much of it is done."""
+
 _LINE_EVERY_SECS = 15.0
 _TRAINING_LINE_EVERY_SECS = 60.0
 _REFRESH_SECS = 0.25
@@ -44,12 +47,22 @@ def showing_progress() -> Iterator[None]:
 
 
 @contextmanager
-def showing_work(words: str) -> Iterator[None]:
-    """Show work on a terminal whose end is unknown: a bar that moves, and the time so far."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+def showing_work(words: str) -> Iterator[ShowPart]:
+    """Show work on a terminal: a moving bar and the time so far; for a part of known length, named by calling the function, also
+    the time left."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not shows_bar()) as bar:
-        bar.add_task(words, total=None)
-        yield
+        task = bar.add_task(words, total=None)
+        part = words
+
+        def show(now: str, done: float, total: float) -> None:
+            nonlocal part
+            if now != part:
+                part = now
+                bar.reset(task, description=now, total=total)
+            bar.update(task, completed=done)
+
+        yield show
 
 
 @contextmanager
@@ -74,12 +87,15 @@ def showing_batches(total: int) -> Iterator[Callable[[Work], None]]:
 
 @contextmanager
 def showing_nothing(*_: object) -> Iterator[Callable[[Any], None]]:
-    """Take the place of `showing_batches` or `showing_training`, and show nothing."""
-    yield lambda _: None
+    """Take the place of `showing_batches`, `showing_training` or `showing_work`, and show nothing."""
+    yield lambda *_: None
 
 
 def describe(now: progress.Progress, secs: float) -> tuple[float, str]:
-    """Return (share done, words) at the monotonic time `secs`; rates count from the first fragment this run has scored."""
+    """Return (share done, words) at the monotonic time `secs`: of scoring, with rates since the first fragment that this run has
+    scored, and then of the export."""
+    if now.to_export:
+        return _describe_export(now, secs)
     known = now.input_bytes - now.found_bytes
     done = now.found_bytes + max(known, now.scored_bytes)
     share = min(1.0, done / now.total_bytes) if now.total_bytes else 0.0
@@ -94,6 +110,15 @@ def describe(now: progress.Progress, secs: float) -> tuple[float, str]:
     return share, words
 
 
+def _describe_export(now: progress.Progress, secs: float) -> tuple[float, str]:
+    words = f"{now.exported:,} of {now.to_export:,} rows written"
+    if now.exported and now.export_since is not None:
+        elapsed = max(1e-9, secs - now.export_since)
+        left = (now.to_export - now.exported) * elapsed / now.exported
+        words += f", {rate(now.exported / elapsed)} rows/s, {format_duration(left)} left"
+    return min(1.0, now.exported / now.to_export), words
+
+
 @contextmanager
 def showing_training() -> Iterator[Callable[[TrainProgress], None]]:
     """Show the course of a training, which the body reports by calling the function: a bar, or a line for each twentieth of the
@@ -101,7 +126,7 @@ def showing_training() -> Iterator[Callable[[TrainProgress], None]]:
     console, with_bar, pace = Console(stderr=True), shows_bar(), _LinePace(_TRAINING_LINE_EVERY_SECS)
     columns = (TextColumn("training"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not with_bar) as bar:
-        task = bar.add_task("", total=None)
+        task = bar.add_task("reading preferences and loading the model", total=None)
 
         def report(now: TrainProgress) -> None:
             bar.update(task, completed=now.step, total=now.steps, description=describe_training(now))

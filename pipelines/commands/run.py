@@ -243,6 +243,7 @@ def conclude(run: Run, worker_counters: Mapping[str, int], job_counters: Mapping
             log.warning("%s", warning)
     warn_of_nothing_kept(manifest)
     if run.config.report.write and counted.get("rows"):
+        progress.set_stage("reporting")
         write_report(path, manifest, run=record)
     skipped = tuple(manifest.get("skipped_files", ()))
     return Outcome(plan, manifest, {}, secs, skipped=skipped, version_run=run.version_run, record=record)

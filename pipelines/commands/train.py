@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from pipelines.commands.printing import print_result
-from pipelines.commands.progress_bar import showing_training
+from pipelines.commands.progress_bar import showing_training, showing_work
 from pipelines.commands.signals import ending_with
 from pipelines.config import TrainConfig
 from pipelines.corpus.own_files import Place, refuse_places
@@ -44,7 +44,8 @@ _NAMES = (
 
 def run_training(config: TrainConfig) -> TrainResult:
     """Train and print the result, by the first process of `torchrun`. Raises as `train_model` does."""
-    from rm.train import is_first_rank
+    with showing_work("starting"):  # the libraries take seconds
+        from rm.train import is_first_rank
 
     first = is_first_rank()
     if not first:

@@ -23,6 +23,7 @@ from pipelines.export.output_columns import Shape, schema_of, to_table
 from pipelines.export.shards import OutputShard, SplitPlans, plan_shards, rows_at_once, rows_within
 from pipelines.export.train_test_split import Split
 from pipelines.plan import Plan, plan_at
+from pipelines.runtime import progress
 from pipelines.runtime.arrow_ipc import Tag, from_ipc, to_ipc
 from pipelines.runtime.threaded_dofn import read_ahead
 from pipelines.runtime.transforms import Gather, PCollection
@@ -114,6 +115,7 @@ def make_shard_plans(
         kept_bytes += kept[file] * text // max(1, responses)
         message_keys.update(*(fragment.message_keys for fragment in fragments))
         at_once[file] = rows_at_once((fragment.unit, fragment.fragment, fragment.rows) for fragment in fragments)
+    progress.begin_export(sum(kept.values()))
     rows = rows_within(bytes_per_shard, rows_per_shard, rows=sum(kept.values()), text_bytes=kept_bytes)
     by_split = [[(file, unit, parts[at]) for file, unit, parts in counts] for at in range(len(split.names))]
     plans = [plan_shards(part, rows_per_shard=rows, streamed=streamed) for part in by_split]
@@ -244,6 +246,7 @@ class WriteShards(beam.DoFn):  # type: ignore[misc]
                 for group in read_ahead([lambda: row_groups(kept, rows)], most=1):
                     writer.write_table(group, row_group_size=group.num_rows)
                     written += group.num_rows
+                    progress.add_exported(group.num_rows)
                     in_memory += memory_bytes(group)
             if written != rows:
                 raise InputError(

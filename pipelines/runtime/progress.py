@@ -24,6 +24,9 @@ class Progress:
     tokens: int = 0
     scored_bytes: float = 0.0  # input bytes that this run has scored, the fragment in work included
     since: float | None = None  # monotonic seconds at which the first fragment began, the model loaded
+    to_export: int = 0  # kept responses; 0 until they are counted
+    exported: int = 0  # of these, rows written
+    export_since: float | None = None  # monotonic seconds
     # workers have scored everything and are counted: fragments found from now on are theirs
     settled: bool = False
 
@@ -154,6 +157,18 @@ def count_dead_worker(last: Progress, before: Progress) -> Progress:
         found_bytes=before.found_bytes,
         found_responses=before.found_responses - (last.published - before.published),
     )
+
+
+def begin_export(rows: int) -> None:
+    """Note that all responses are selected, and that `rows` of them are to be written."""
+    with _lock:
+        _update(stage="exporting", to_export=rows, exported=0, export_since=time.monotonic())
+
+
+def add_exported(rows: int) -> None:
+    """Count rows that are written."""
+    with _lock:
+        _update(exported=_now.exported + rows)
 
 
 def settle() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipelines.commands.estimate.quantity import Quantity
 from pipelines.commands.estimate.survey import BlockOfRows
+from pipelines.commands.progress_bar import ShowPart
 from pipelines.corpus.fragments import PromptGroup, groups_of
 from pipelines.errors import ModelLoadError
 from pipelines.plan import Plan
@@ -39,10 +40,13 @@ class Speed:
         return Quantity(computed.value / rate.value, computed.low / rate.high, computed.high / rate.low, "measured")
 
 
-def benchmark(plan: Plan, waiting: Sequence[BlockOfRows], *, seed: int, secs: float = BENCHMARK_SECS) -> Speed:
+def benchmark(
+    plan: Plan, waiting: Sequence[BlockOfRows], *, seed: int, secs: float = BENCHMARK_SECS, show: ShowPart | None = None
+) -> Speed:
     """Load the model and score prompts drawn at random, each with all its responses in a block, for about `secs` seconds.
 
-    Calls grow until one takes a second or two; those of that size count. Raises `ModelLoadError`.
+    Calls grow until one takes a second or two; only calls of that size count. `show` follows the seconds. Raises
+    `ModelLoadError`.
     """
     from pipelines.score.load_model import LoadScorer
 
@@ -55,6 +59,8 @@ def benchmark(plan: Plan, waiting: Sequence[BlockOfRows], *, seed: int, secs: fl
     size, timed, responses = 1, [], 0
     begun = time.perf_counter()
     while queue and time.perf_counter() - begun < secs:
+        if show is not None:
+            show("measuring the speed of the model", time.perf_counter() - begun, secs)
         call = _next_call(queue, size)
         done.clear()
         before = time.perf_counter()

@@ -17,6 +17,7 @@ from pipelines.commands.estimate.model_estimate import ModelEstimate, check_memo
 from pipelines.commands.estimate.quantity import Quantity, to_json
 from pipelines.commands.estimate.selection_size import selection_size
 from pipelines.commands.estimate.survey import Survey, survey
+from pipelines.commands.progress_bar import ShowPart
 from pipelines.commands.verdict import verdicts_of, warnings_before
 from pipelines.config import RunConfig
 from pipelines.corpus import rewritten_copy
@@ -41,8 +42,14 @@ class PlanOptions:
     prices: str | None = None
 
 
-def plan_run(config: RunConfig, flags: Sequence[str] = (), options: PlanOptions | None = None) -> dict[str, Any]:
-    """Return the plan as plain JSON values, as `bestkept plan --json` prints them.
+def plan_run(
+    config: RunConfig,
+    flags: Sequence[str] = (),
+    options: PlanOptions | None = None,
+    *,
+    show: ShowPart | None = None,
+) -> dict[str, Any]:
+    """Return the plan as plain JSON values, as `bestkept plan --json` prints them; `show` follows the benchmark.
 
     Raises `BestkeptError` like a run that cannot start, and `ConfigError` for a model larger than the named GPU, a bad price
     file, and bad flags of Beam.
@@ -70,7 +77,7 @@ def plan_run(config: RunConfig, flags: Sequence[str] = (), options: PlanOptions 
     ]
     if request.gpu is not None:
         check_memory(models, request.gpu, gpus=request.gpus)
-    speeds = [model.benchmark(surveyed, seed) for model in models] if local and options.benchmark else []
+    speeds = [model.benchmark(surveyed, seed, show) for model in models] if local and options.benchmark else []
     selection = selection_size(config, surveyed)
     ways = (
         estimate_local(models, speeds, surveyed, request, prices)

@@ -12,6 +12,7 @@ from pipelines.commands.estimate.hardware import hardware, why_too_large
 from pipelines.commands.estimate.scored_so_far import count_scored
 from pipelines.commands.estimate.survey import Survey
 from pipelines.commands.estimate.token_forecast import Forecast, forecast_tokens, load_dry_run, unscored_blocks
+from pipelines.commands.progress_bar import ShowPart
 from pipelines.errors import ConfigError
 from pipelines.plan import Plan
 from pipelines.storage.models import carrying_model_errors
@@ -62,10 +63,12 @@ class ModelEstimate:
         causal = dry_run.model.causal
         return cls(plan, name, dry_run.packed, causal, dry_run.shape, dry_run.tokens_per_batch, expected, gain)
 
-    def benchmark(self, surveyed: Survey, seed: int) -> Speed | None:
-        """Measure the model's speed on this machine; None where nothing is left to score."""
+    def benchmark(self, surveyed: Survey, seed: int, show: ShowPart | None = None) -> Speed | None:
+        """Measure the model's speed on this machine; None if everything is scored."""
         waiting = unscored_blocks(self.plan, surveyed, self.forecast.scored)
-        return benchmark(self.plan, waiting, seed=seed) if waiting and self.forecast.left_computed.high else None
+        if not waiting or not self.forecast.left_computed.high:
+            return None
+        return benchmark(self.plan, waiting, seed=seed, show=show)
 
     @property
     def memory(self) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import contextmanager
 from html.parser import HTMLParser
 
 import numpy as np
@@ -12,7 +13,9 @@ from support.corpora import write_jsonl
 from support.planted_models import VERDICTS, planted
 
 from pipelines.commands import evaluate as evaluation
-from pipelines.commands.evaluate import evaluation_config
+from pipelines.commands.evaluate import evaluate_model, evaluation_config
+from pipelines.commands.progress_bar import showing_nothing
+from pipelines.config import EvaluateConfig
 from pipelines.errors import ConfigError
 from pipelines.report import evaluation_tables
 from pipelines.report.charts import Mark, Series, interval_chart, line_chart
@@ -202,6 +205,19 @@ def test_the_temperature_is_left_alone_where_that_is_asked(bestkept, model, data
     assert json.loads((tmp_path / "here" / "evaluation.json").read_text())["temperature_stored"] is None
     code, _, err = bestkept("evaluate", "owner/name", data, "store_temperature=true")
     assert (code, "no local directory" in err) == (2, True)
+
+
+def test_all_work_that_may_take_seconds_is_shown(model, data, tmp_path):
+    shown = []
+
+    @contextmanager
+    def working(words):
+        shown.append(words)
+        yield lambda *_: None
+
+    values = {"model": {"path": str(model)}, "data": {"path": str(data)}, "output": {"path": str(tmp_path / "out")}}
+    evaluate_model(EvaluateConfig.model_validate({**values, "stress": {"prompts": 0}}), showing_nothing, working)
+    assert shown == ["reading preferences", "loading the model", "computing the evaluation"]
 
 
 def test_held_out_means_what_training_holds_out(bestkept, model, data, tmp_path):

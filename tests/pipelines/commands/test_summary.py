@@ -5,7 +5,7 @@ from support.corpora import corpus_rows, write_jsonl
 from support.stubs import StubFactory
 
 from pipelines.commands.progress_bar import describe
-from pipelines.commands.run import run_scoring
+from pipelines.commands.run import run_curation, run_scoring
 from pipelines.runtime import progress
 from pipelines.runtime.progress import Progress
 
@@ -40,3 +40,15 @@ def test_a_run_counts_what_it_scored_and_what_it_found(tmp_path, make_config):
     run_scoring(config, scorer=StubFactory())
     again = progress.current()
     assert (again.fragments, again.found, again.published) == (3, 2, 16)
+
+
+def test_an_export_counts_its_rows_and_shows_the_time_left(tmp_path, make_config):
+    now = Progress(stage="exporting", scored=90, to_export=40, exported=10, export_since=100.0, total_bytes=1000)
+    assert describe(now, 105.0) == (0.25, "10 of 40 rows written, 2 rows/s, 0:15 left")
+    assert describe(Progress(to_export=40, export_since=100.0), 105.0) == (0.0, "0 of 40 rows written")
+    progress.reset()
+    config = make_config(write_jsonl(tmp_path / "a.jsonl", corpus_rows()))
+    outcome = run_curation(config, scorer=StubFactory())
+    done = progress.current()
+    assert done.exported == done.to_export == outcome.manifest["counts"]["kept"] > 0
+    assert done.stage == "exporting"

@@ -279,3 +279,7 @@ def test_work_whose_end_is_unknown_is_shown_on_a_terminal_alone(monkeypatch, wan
     with progress_bar.showing_work("reading preferences"):
         pass
     assert ("reading preferences" in shown.getvalue()) is wanted
+    with progress_bar.showing_work("reading") as show:
+        show("measuring", 0.0, 15.0)
+        show("measuring", 10.0, 15.0)
+    assert ("measuring" in shown.getvalue()) is wanted
