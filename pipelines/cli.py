@@ -1,6 +1,6 @@
-"""The `bestkept` command line: a function for each command, and what it imports only there, so that `--help` is quick.
+"""The `bestkept` command line: a function for each command, which imports its dependencies itself, so that `--help` is fast.
 
-Options stand in `commands/options.py`, what all commands have in common in `commands/app.py`.
+Options are in `commands/options.py`, common parts of all commands in `commands/app.py`.
 """
 
 from __future__ import annotations

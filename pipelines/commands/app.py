@@ -1,6 +1,8 @@
-"""Common parts of all commands: `--quiet` and `--json-logs`, settings in `--help`, one form for every error and its exit code.
+"""Common parts of all commands: `--quiet` and `--json-logs`, settings in `--help`, one form for every error and its exit
+code.
 
-A function decorated with `App.command` gets all of it. Only typer is imported: which click it stands on differs by version.
+`App.command` adds all of them to a function. Only typer is imported, because the click that it is based on differs by
+version.
 """
 
 from __future__ import annotations
@@ -45,9 +47,9 @@ HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 """Context settings of every command and group."""
 
 COMMAND_LINE = "command line"
-"""Where settings come from that no file holds."""
+"""The source of settings that are not in a file."""
 
-_Quiet = Annotated[bool, typer.Option(logs.QUIET, help="Print errors and the path of the output alone.")]
+_Quiet = Annotated[bool, typer.Option(logs.QUIET, help="Print only errors and the path of the output.")]
 _JsonLogs = Annotated[
     bool, typer.Option(logs.JSON_LOGS, help="Write log lines, summary and errors to standard error as JSON.")
 ]
@@ -80,7 +82,7 @@ class App(typer.Typer):
     def command(
         self, name: str | None = None, *, settings: str | None = None, **options: Any
     ) -> Callable[[Function], Function]:
-        """Act as `typer.Typer.command`; `settings` names the configuration that `--help` lists: run, train or evaluate."""
+        """Act as `typer.Typer.command`; `settings` names the configuration listed by `--help`: run, train or evaluate."""
         kind = type("Command", (Command,), {"settings": settings})
         context = {**HELP_OPTIONS, **options.pop("context_settings", {})}
         register = super().command(name, **{"cls": kind, "context_settings": context, **options})
@@ -95,9 +97,9 @@ class App(typer.Typer):
 def _with_output_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return `function` as a command that first sets up log lines, and has the two options in its parser and its help.
 
-    The signature is rebuilt at run time because typer takes options from nowhere else: without this, every command would have
-    to name two parameters that it does not use. Their values are dropped here, since `logs.set_output_mode` reads both options
-    from the whole command line, wherever they stand, before typer parses it.
+    The signature is rebuilt at run time because typer reads options only from there: otherwise, every command would have to
+    name two parameters that it does not use. Their values are dropped here, since `logs.set_output_mode` reads both options
+    from the whole command line, in any position, before typer parses it.
     """
 
     @functools.wraps(function)
@@ -137,7 +139,7 @@ def main(app: Callable[..., Any]) -> NoReturn:
     """Run the command line, and end the process with a documented exit code and, after a failure, a one-line error."""
     logs.set_output_mode(sys.argv[1:])
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # a path whose bytes are not UTF-8 comes out as it came in
+        sys.stdout.reconfigure(errors="surrogateescape")  # prints a path that is not UTF-8 unchanged
     try:
         with ending_on_signals():
             code = invoke(app)
@@ -153,7 +155,7 @@ def main(app: Callable[..., Any]) -> NoReturn:
 
 
 def _end(message: str, exit_code: int, *, cause: Exception | None = None) -> NoReturn:
-    """Print the error that ends the command, and the log file's path where that says more than a wrong configuration needs."""
+    """Print the error that ends the command, and the path of the log file if it says more than a wrong configuration needs."""
     log = logs.keep(cause) if cause is not None and exit_code in (Exit.STORAGE, Exit.MODEL) else None
     if log is None:
         logs.discard()
@@ -164,8 +166,8 @@ def _end(message: str, exit_code: int, *, cause: Exception | None = None) -> NoR
 
 
 def invoke(app: Callable[..., Any]) -> int:
-    """Run the command line and return its exit code. Raises `ConfigError` for words that do not fit the command, and for one that
-    holds credentials: paths of arguments are printed and stored like those of a configuration."""
+    """Run the command line and return its exit code. Raises `ConfigError` for words that do not fit the command, and for
+    words that contain credentials: arguments are printed and stored like the paths of a configuration."""
     for word in sys.argv[1:]:
         if holds_credentials(word):
             raise ConfigError(f"{hide_credentials(word)!r}: {CREDENTIALS}")
@@ -185,7 +187,7 @@ def _usage_message(error: Any) -> str:
     """Return click's message on a command line as a sentence of ours, with the remedy."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "bestkept"
-    remedy = f"`{command} --help` says what it takes"
+    remedy = f"`{command} --help` shows its arguments"
     parameter, option = getattr(error, "param", None), getattr(error, "option_name", None)
     if hasattr(error, "possibilities") and option is not None:
         known = [flag for one in context.command.get_params(context) for flag in one.opts] if context else []
@@ -211,7 +213,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def load_run_config(path: str | None, extra: Sequence[str] | None) -> tuple[RunConfig, list[str]]:
-    """Return the configuration in a file under the overrides in `extra`, and the flags of Beam in it. Raises `ConfigError`."""
+    """Return the configuration in a file with the overrides in `extra`, and Beam's flags among them. Raises `ConfigError`."""
     from pipelines.config import RunConfig
 
     words, flags = split_arguments([*([] if path is None else [path]), *(extra or [])])
@@ -219,7 +221,7 @@ def load_run_config(path: str | None, extra: Sequence[str] | None) -> tuple[RunC
 
 
 def load_config(kind: type[Config], path: str | None, overrides: Sequence[str]) -> Config:
-    """Return the configuration in a file under `overrides`; `path` may be the first of these instead. Raises `ConfigError`."""
+    """Return the configuration in a file with `overrides`; `path` may be the first of these instead. Raises `ConfigError`."""
     from pipelines.config import load, validate
 
     if path is None:
@@ -232,7 +234,7 @@ def load_config(kind: type[Config], path: str | None, overrides: Sequence[str]) 
 
 
 def config_name(path: str | None) -> str:
-    """Return the name of a configuration for metrics: its path, or that it stands on the command line."""
+    """Return the name of a configuration for metrics: its path, or the command line."""
     return path if path is not None and is_file(path) else COMMAND_LINE
 
 
@@ -242,7 +244,7 @@ def is_file(word: str) -> bool:
 
 
 def require_settings(command: str, extra: Sequence[str] | None) -> list[str]:
-    """Return the overrides in `extra`. Raises `ConfigError` for a flag: this command hands none on to Beam."""
+    """Return the overrides in `extra`. Raises `ConfigError` for a flag: this command passes none to Beam."""
     overrides, flags = split_arguments(extra or [])
     if flags:
         name = flags[0].partition("=")[0]

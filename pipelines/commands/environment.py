@@ -1,4 +1,4 @@
-"""`bestkept env`: what a bug report needs to say about versions, devices and variables; no credentials."""
+"""`bestkept env`: versions, devices and variables for a bug report; no credentials."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def print_environment(*, as_json: bool) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Return the versions, the machine and the variables that change how a run behaves."""
+    """Return the versions, the machine and the variables that affect a run."""
     from rm.engine.device import describe_devices
 
     return {

@@ -1,4 +1,4 @@
-"""`bestkept evaluate`: reads preferences, scores them, hands the rewards to `rm.evaluate`, prints and writes its evaluation."""
+"""`bestkept evaluate`: reads and scores preferences, passes the rewards to `rm.evaluate`, prints and writes its evaluation."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class _ScoredGroups:
     stressed: Stress | None
     max_length: int
     dtype: str
-    near: list[GroupScores] | None = None  # cosines, where they are asked for
+    near: list[GroupScores] | None = None  # cosines, if requested
 
     @property
     def rewards(self) -> list[npt.NDArray[np.float32]]:
@@ -134,11 +134,11 @@ def evaluate_model(config: EvaluateConfig, showing: Showing, working: Working = 
 
 
 def evaluation_config(words: Sequence[str]) -> EvaluateConfig:
-    """Return the configuration that `MODEL DATA KEY.SUB=VALUE...`, a YAML file with settings, or settings alone say.
+    """Return the configuration given by `MODEL DATA KEY.SUB=VALUE...`, a YAML file with settings, or settings alone.
 
     Raises `ConfigError`.
     """
-    remedy = "`bestkept evaluate --help` says what it takes"
+    remedy = "`bestkept evaluate --help` shows its arguments"
     if not words:
         raise ConfigError(f"MODEL is missing; {remedy}")
     if words[0].endswith((".yaml", ".yml")) and not Path(words[0]).is_dir():
@@ -181,7 +181,7 @@ def _read(config: EvaluateConfig) -> tuple[list[Group], Counter[str]]:
         groups = heldout_split(groups, config.data.heldout_fraction)[1]
     if not any(group.edges or group.labels or group.scores for group in groups):
         raise InputError(
-            f"data.path {config.data.path!r} ({_part(config)}) leaves nothing to evaluate on; rejected: {dict(rejected)}"
+            f"data.path {config.data.path!r} ({_part(config)}) contains nothing to evaluate; rejected: {dict(rejected)}"
         )
     return groups, rejected
 
@@ -246,14 +246,14 @@ def _measure_relevance(config: EvaluateConfig, groups: Sequence[Group], showing:
 
 
 def _temperature_directory(config: EvaluateConfig) -> Path | None:
-    """Return the directory for the temperature, or None where it is not stored; called before anything is scored."""
+    """Return the directory for the temperature, or None if it is not stored; called before scoring."""
     directory = Path(config.model.path).expanduser()
     if config.store_temperature is False:
         return None
     if not directory.is_dir():
         if config.store_temperature:
             raise ConfigError(
-                f"store_temperature is true and model.path {config.model.path!r} is no local directory; "
+                f"store_temperature is true and model.path {config.model.path!r} is not a local directory; "
                 "copy the model to one, or leave store_temperature out"
             )
         return None

@@ -1,4 +1,4 @@
-"""`--help`: what a command does, its arguments and options, and examples at the end; a screen of 80 columns."""
+"""`--help`: the purpose of a command, its arguments and options, and examples at the end; a screen of 80 columns."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typer.core import TyperCommand, TyperGroup
 
 EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "run": (
-        ("bestkept run best_of_n.yaml", "all that the file says"),
+        ("bestkept run best_of_n.yaml", "as the file says"),
         ("bestkept run best_of_n.yaml output.path=strict limits.verify=true", "with other settings"),
         ("bestkept run input.path='corpus/*.parquet' model.path=reward-model output.path=curated", "without a file"),
-        ("bestkept run best_of_n.yaml runner.workers=4", "on four GPUs, or on four parts of the cores"),
+        ("bestkept run best_of_n.yaml runner.workers=4", "on four GPUs, or on four shares of the cores"),
     ),
     "plan": (
         ("bestkept plan best_of_n.yaml", "time and sizes, by a short trial on this machine"),
@@ -28,7 +28,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("bestkept select best_of_n.yaml --explain corpus/part-0.jsonl:17", "why row 17 is kept or dropped"),
     ),
     "train": (
-        ("bestkept train train_pairs.yaml data.path=preferences.jsonl", "with other data than the file names"),
+        ("bestkept train train_pairs.yaml data.path=preferences.jsonl", "with other data"),
         ("bestkept train data.path=pairs.jsonl model.path=Qwen/Qwen3-0.6B output.path=reward-model", "without a file"),
     ),
     "evaluate": (
@@ -48,7 +48,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "latest": (("bestkept latest nightly", "the path to read from"),),
     "clean": (
         ("bestkept clean nightly --keep 3 --dry-run", "what would be removed"),
-        ("bestkept clean nightly --keep 3 --scores", "remove it, and scores that no version needs"),
+        ("bestkept clean nightly --keep 3 --scores", "remove them, and unused scores"),
     ),
     "model fetch": (("bestkept model fetch organisation/reward-model gs://bucket/models/reward", "from the hub"),),
     "model merge": (("bestkept model merge seed-0 seed-1 seed-2 averaged", "one model from three"),),
@@ -72,7 +72,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
 
 
 class HelpCommand(TyperCommand):
-    """A command whose `--help` is plain: arguments by the words of the usage line, options without types."""
+    """A command with a plain `--help`: arguments as in the usage line, options without types."""
 
     settings: str | None = None  # run | train | evaluate
 
@@ -92,7 +92,7 @@ class HelpCommand(TyperCommand):
             with formatter.section("Settings"):
                 formatter.write_text(
                     f"`bestkept config {self.settings}` prints a file with every setting, its meaning and its default; "
-                    "docs/reference.md lists them. Every one may be given as KEY.SUB=VALUE."
+                    "docs/reference.md lists them. Each can be given as KEY.SUB=VALUE."
                 )
         _write_examples(ctx, formatter)
 

@@ -1,4 +1,4 @@
-"""`bestkept init`: the example configurations that are shipped, written where the user works."""
+"""`bestkept init`: writes a shipped example configuration into the working directory."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def jobs() -> dict[str, Path]:
 
 
 def print_jobs() -> None:
-    """Print the name of each job and what it is for, which the first comment of its file says."""
+    """Print the name and purpose of each job, from the first comment of its file."""
     for name, path in jobs().items():
         first = path.read_text(encoding="utf-8").partition("\n")[0]
         sys.stdout.write(f"{name:<20} {first.lstrip('# ')}\n")
 
 
 def write_job(job: str) -> None:
-    """Write `JOB.yaml` into the working directory. Raises `ConfigError` for an unknown job, and where the file is there."""
+    """Write `JOB.yaml` into the working directory. Raises `ConfigError` for an unknown job, and if the file exists."""
     shipped = jobs()
     name = job.removesuffix(".yaml")
     if name not in shipped:
@@ -39,9 +39,7 @@ def write_job(job: str) -> None:
         with path.open("x", encoding="utf-8") as file:
             file.write(shipped[name].read_text(encoding="utf-8"))
     except FileExistsError as error:
-        raise ConfigError(f"{path} exists, and is not overwritten; remove it, or work in another directory") from error
+        raise ConfigError(f"{path} exists and is not overwritten; remove it, or work in another directory") from error
     except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be written: {error.strerror}; work in a directory that can be written to"
-        ) from error
+        raise ConfigError(f"{path} cannot be written: {error.strerror}; work in a writable directory") from error
     print_path(str(path))

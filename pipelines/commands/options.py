@@ -15,21 +15,21 @@ PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 ConfigPath = Annotated[
     str | None,
     typer.Argument(
-        metavar="[CONFIG]", help="A YAML file. Without one, the command line has all settings.", show_default=False
+        metavar="[CONFIG]", help="A YAML file. Without one, the command line gives all settings.", show_default=False
     ),
 ]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[KEY.SUB=VALUE]... [--BEAM-FLAG]...",
-        help="Settings, over those of the file, and options for Beam.",
+        help="Settings that override the file, and options for Beam.",
         autocompletion=complete_settings,
     ),
 ]
 Settings = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY.SUB=VALUE]...", help="Settings, over those of the file.", autocompletion=complete_settings
+        metavar="[KEY.SUB=VALUE]...", help="Settings that override the file.", autocompletion=complete_settings
     ),
 ]
 InspectSettings = Annotated[
@@ -43,19 +43,19 @@ Benchmark = Annotated[
     bool, typer.Option("--benchmark/--no-benchmark", help="Load the model and measure this machine, for a local run.")
 ]
 MaxCost = Annotated[
-    float | None, typer.Option(metavar="MONEY", min=0.0, help="End with exit code 8 where the run may cost more.")
+    float | None, typer.Option(metavar="MONEY", min=0.0, help="End with exit code 8 if the run may cost more.")
 ]
 Gpu = Annotated[str | None, typer.Option(metavar="NAME", help="Estimate for this GPU, such as nvidia-l4.")]
 Machine = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Price the time as that of this machine, such as g2-standard-8.")
+    str | None, typer.Option(metavar="NAME", help="Use the price of this machine, such as g2-standard-8.")
 ]
-PriceFile = Annotated[str | None, typer.Option(metavar="FILE", help="Prices, instead of those that are shipped.")]
+PriceFile = Annotated[str | None, typer.Option(metavar="FILE", help="Prices to use instead of the shipped ones.")]
 
 Metrics = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
-        help="Write the numbers of this command to FILE, in Prometheus' text format, when it ends or fails.",
+        help="Write metrics of this command to FILE, in Prometheus' text format, when it ends or fails.",
     ),
 ]
 Shard = Annotated[
@@ -70,8 +70,8 @@ ExplainedPrompt = Annotated[
     str | None,
     typer.Option(
         metavar="PROMPT",
-        help="Explain why each response to one prompt is kept or dropped, and write nothing. PROMPT is a prompt_id, its first 8 "
-        "characters or more, FILE:ROW, or the beginning of its text.",
+        help="Explain why each response to one prompt is kept or dropped, and write nothing. PROMPT is a prompt_id, at least its "
+        "first 8 characters, FILE:ROW, or the beginning of the prompt's text.",
     ),
 ]
 
@@ -83,13 +83,13 @@ Model = Annotated[
 ]
 Data = Annotated[
     str | None,
-    typer.Argument(metavar="[DATA]", help="Preference files: a path, a glob or a URL; not with a YAML file."),
+    typer.Argument(metavar="[DATA]", help="Preference files: a path, a glob or a URL; not used with a YAML file."),
 ]
 ConfiguredCommand = Annotated[
     str, typer.Argument(metavar="[run|train|evaluate]", help="The command that is configured; default run.")
 ]
-Schema = Annotated[bool, typer.Option("--schema", help="The JSON schema, for editors, instead.")]
-Job = Annotated[str, typer.Argument(metavar="[JOB]", help="One of those that --list names; default best_of_n.")]
+Schema = Annotated[bool, typer.Option("--schema", help="Print the JSON schema instead, for editors.")]
+Job = Annotated[str, typer.Argument(metavar="[JOB]", help="A job that --list shows; default best_of_n.")]
 ListJobs = Annotated[bool, typer.Option("--list", help="List the jobs, and write nothing.")]
 InputPath = Annotated[
     str,
@@ -98,13 +98,11 @@ InputPath = Annotated[
         help="Files, as input.path names them: a path, a glob or a URL; - for JSON lines on standard input.",
     ),
 ]
-Rows = Annotated[int, typer.Option(metavar="N", min=0, help="How many conversations to show; default 3.")]
+Rows = Annotated[int, typer.Option(metavar="N", min=0, help="Number of conversations to show; default 3.")]
 
-Output = Annotated[str, typer.Argument(metavar="OUT", help="The output.path of a run that has ended.")]
-OtherOutput = Annotated[str | None, typer.Argument(metavar="[OTHER]", help="A second one: then the two are compared.")]
-ComparisonFile = Annotated[
-    str, typer.Option(metavar="FILE", help="Where the comparison of two goes; default comparison.html.")
-]
+Output = Annotated[str, typer.Argument(metavar="OUT", help="The output.path of a finished run.")]
+OtherOutput = Annotated[str | None, typer.Argument(metavar="[OTHER]", help="A second output, to compare the two.")]
+ComparisonFile = Annotated[str, typer.Option(metavar="FILE", help="File for the comparison; default comparison.html.")]
 Student = Annotated[
     str | None,
     typer.Option(
@@ -117,7 +115,7 @@ Reference = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
-        help="Good responses to other prompts, in any layout of a corpus. Default: the best by report.gold, else the test split.",
+        help="Good responses to other prompts, in any corpus layout. Default: the best by report.gold, otherwise the test split.",
     ),
 ]
 Judge = Annotated[
@@ -132,17 +130,15 @@ Steps = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="Steps of each fine-tune; default 100, or 20 with --quick.")
 ]
 Root = Annotated[str, typer.Argument(metavar="ROOT", help="The output.path of runs with output.versions.")]
-Keep = Annotated[
-    int, typer.Option(metavar="N", min=1, help="How many complete versions stay, the newest ones; default 3.")
-]
+Keep = Annotated[int, typer.Option(metavar="N", min=1, help="Number of newest complete versions to keep; default 3.")]
 UnfinishedDays = Annotated[
     float,
-    typer.Option(metavar="DAYS", min=0.0, help="Age at which unfinished versions, and scores, may go; default 7."),
+    typer.Option(metavar="DAYS", min=0.0, help="Age from which unfinished versions and scores are removed; default 7."),
 ]
 UnusedScores = Annotated[
-    bool, typer.Option("--scores", help="Also remove what ROOT/scores holds for no version that stays.")
+    bool, typer.Option("--scores", help="Also remove scores in ROOT/scores that no kept version uses.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be removed, and remove nothing.")]
 
 ModelSource = Annotated[str, typer.Argument(metavar="ID_OR_DIR", help="A hub id, or a model directory.")]
 Destination = Annotated[

@@ -1,4 +1,4 @@
-"""Output of commands that have ended: tables for people, a path alone with `--quiet`, one JSON line with `--json-logs`."""
+"""Output of finished commands: tables for people, only a path with `--quiet`, one JSON line with `--json-logs`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WIDEST = 10_000  # characters
 
 
 class PlainConsole(Console):
-    """A console that shows text as it is: brackets and colons in a path are no markup, and nothing in it steers the terminal."""
+    """A console that shows text unchanged: brackets and colons in a path are not markup, and no text controls the terminal."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(escape_controls(text), **{**options, "markup": False, "emoji": False})
@@ -50,14 +50,14 @@ def print_json(fields: Mapping[str, Any]) -> None:
 
 
 def print_tables(*tables: Table) -> None:
-    """Print tables on standard output: as wide as the terminal, or as wide as they are where there is none."""
+    """Print tables on standard output: as wide as the terminal, or, without one, as wide as their content."""
     console = PlainConsole()
     for table in tables:
         if not console.is_terminal:
             unlimited = console.options.update(width=_WIDEST)
             console.width = max(console.width, console.measure(table, options=unlimited).maximum)
         for column in table.columns:
-            column.overflow = "fold"  # a path that is cut is none
+            column.overflow = "fold"  # a cut path is useless
         console.print(table)
 
 
@@ -70,7 +70,7 @@ def print_path(path: str) -> None:
 
 
 def _write_path(path: str) -> None:
-    """Write a path as a line of its own: as it is, for scripts; escaped on a terminal."""
+    """Write a path on a line of its own: unchanged for scripts, escaped on a terminal."""
     sys.stdout.write(f"{escape_controls(path) if sys.stdout.isatty() else path}\n")
 
 
@@ -97,14 +97,16 @@ def print_cleaned(cleaned: CleanResult, *, dry_run: bool) -> None:
 
 
 def print_fetched(sent: FetchResult) -> None:
-    """Print where `bestkept model fetch` has put the model, and the setting that names it."""
+    """Print the place where `bestkept model fetch` has put the model, and the setting that names it."""
     size_bytes = sum(file.bytes for file in sent.files.values())
     fields = {"source": sent.source, "files": len(sent.files), "bytes": size_bytes, "files_sent": sent.sent}
 
     def tables() -> Iterable[Table]:
         table = Table(show_header=False, title="fetched", title_justify="left")
         table.add_row("model", sent.source)
-        table.add_row("files", f"{len(sent.files):,}, {size_bytes:,} bytes; {sent.sent:,} sent, the others were there")
+        table.add_row(
+            "files", f"{len(sent.files):,}, {size_bytes:,} bytes; {sent.sent:,} sent, the others were already there"
+        )
         table.add_row("in the configuration", f"model: {{path: {sent.destination}}}")
         return [table]
 

@@ -121,8 +121,8 @@ def _describe_export(now: progress.Progress, secs: float) -> tuple[float, str]:
 
 @contextmanager
 def showing_training() -> Iterator[Callable[[TrainProgress], None]]:
-    """Show the course of a training, which the body reports by calling the function: a bar, or a line for each twentieth of the
-    steps, at least once a minute, and for each evaluation."""
+    """Show the course of a training, which the body reports by calling the function: a bar, or a line for each twentieth of
+    the steps, at least once a minute, and for each evaluation."""
     console, with_bar, pace = Console(stderr=True), shows_bar(), _LinePace(_TRAINING_LINE_EVERY_SECS)
     columns = (TextColumn("training"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not with_bar) as bar:
@@ -149,7 +149,7 @@ def describe_training(now: TrainProgress) -> str:
 
 
 def training_line(now: TrainProgress) -> str:
-    """Return a log line on a training: an evaluation tells what was measured, another one what `describe_training` does."""
+    """Return a log line on a training: the measurements of an evaluation, or the words of `describe_training`."""
     if now.event != "evaluation" or now.accuracy is None:
         return describe_training(replace(now, accuracy=None))
     return (
@@ -213,7 +213,7 @@ def _follow_lines(stop: threading.Event) -> None:
 
 
 def progress_fields(now: progress.Progress, secs: float) -> dict[str, Any]:
-    """Return what `describe` says as fields of a JSON line; rates are null until there are some."""
+    """Return the content of `describe` as fields of a JSON line; rates are null until they are known."""
     elapsed = max(1e-9, secs - now.since) if now.since is not None and now.scored else None
     return {
         "stage": now.stage,

@@ -31,7 +31,7 @@ def compare(one: str, other: str, *, write: str) -> str:
 
 
 def distinct_parts(one: str, other: str) -> tuple[str, str]:
-    """Return two paths without the parts that they have in common at either end."""
+    """Return two paths without their common parts at either end."""
     parts = [path.rstrip("/").split("/") for path in (one, other)]
     for end in (0, -1):
         while min(map(len, parts)) > 1 and parts[0][end] == parts[1][end]:
@@ -43,7 +43,7 @@ def distinct_parts(one: str, other: str) -> tuple[str, str]:
 def _manifest(output: str) -> dict[str, Any]:
     manifest = read_manifest(output)
     if manifest is None:
-        raise InputError(f"{output} has no manifest.json; give the output.path of a run that has ended")
+        raise InputError(f"{output} has no manifest.json; give the output.path of a finished run")
     return manifest
 
 

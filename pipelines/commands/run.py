@@ -1,4 +1,4 @@
-"""Runs, scores and selects: a configuration and flags in, an outcome out."""
+"""Runs, scores and selects: takes a configuration and flags, and returns an outcome."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from pipelines.storage.owner import Owner
 log = logging.getLogger(__name__)
 
 Begin = Callable[[Plan, str, str | None], None]
-"""(plan, directory that is written to, its version): called when all is prepared, and before any work."""
+"""(plan, directory of the output, its version): called once everything is prepared, before any work."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class Outcome:
     already_complete: bool = False
     members: tuple[dict[str, Any], ...] = ()  # of `score` with several models: name, fingerprint and totals of each
     skipped: tuple[dict[str, str], ...] = ()  # files that could not be read: key and reason
-    pushed: PushResult | None = None  # where `output.push_to_hub` has put it
-    handed_over: bool = False  # the runner continues alone; nothing is known of the end
+    pushed: PushResult | None = None  # the upload for `output.push_to_hub`
+    handed_over: bool = False  # the runner continues alone; its end is unknown
     version_run: VersionRun | None = None  # of `run` and `select` with output.versions
     record: dict[str, Any] | None = None  # the content of run.json, where this run has written it
 
@@ -63,7 +63,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Run:
-    """A `run` or `select` that is prepared: its inputs are frozen and its output is claimed, and no work is done yet."""
+    """A prepared `run` or `select`: its inputs are frozen and its output is claimed, and no work is done yet."""
 
     config: RunConfig  # with absolute paths; with output.versions, its output is the version
     options: Any  # Beam's
@@ -77,7 +77,7 @@ class Run:
 
 @dataclass(frozen=True)
 class ScoringRun:
-    """A `score` that is prepared, of the whole corpus or of a shard of it."""
+    """A prepared `score` of the whole corpus or of a shard."""
 
     config: RunConfig  # with absolute paths
     options: Any  # Beam's
@@ -97,7 +97,7 @@ class ScoringRun:
 
     @property
     def rejected_paths(self) -> list[str]:
-        """The files for the list of each model's rejected responses, where these are too many."""
+        """The files for the list of each model's rejected responses, if there are too many of them."""
         return [list_path(scores_path(self.config), plan.hash, self._suffix) for plan in self.plans.members]
 
     @property
@@ -124,7 +124,7 @@ def run_curation(
         return outcome
     if not is_latest(outcome.version_run):
         log.warning(
-            "a later run has ended before, so nothing is uploaded to %s: it would replace a newer version", target.repo
+            "a later run ended first, so nothing is uploaded to %s: it would replace a newer version", target.repo
         )
         return outcome
     progress.set_stage("uploading")
@@ -142,8 +142,8 @@ def run_graph(
         begin(plan, config.path, None if run.version_run is None else run.version_run.version)
     # 2. return if an earlier run has completed this output
     if (complete := complete_outcome(run)) is not None:
-        if makes_template(run.options):  # a launch that stages no job has failed, however well it ends
-            log.info("the output is complete, and the job has nothing to do but to say so")
+        if makes_template(run.options):  # a launch must stage a job, even if there is no work
+            log.info("the output is complete; the job only reports this")
             execute(config.runner, run.options, lambda pipeline: build_complete(pipeline, run.version_run))
         return complete
     # 3. score with the worker processes of this machine, if there are several
@@ -168,7 +168,7 @@ def prepare(config: RunConfig, flags: Sequence[str], *, scorer: ScorerFactory | 
     config = with_absolute_paths(config)
     plans = make_plans(config)
     plan = plans.whole
-    Selection.of(config, plan)  # raises where a step cannot be done
+    Selection.of(config, plan)  # raises if a step is impossible
     warn_of_offsets(config, plan)
     log_verdicts(config, plan)
     progress.set_total_bytes(plan.input_bytes * len(plans.members))
@@ -182,38 +182,38 @@ def prepare(config: RunConfig, flags: Sequence[str], *, scorer: ScorerFactory | 
 
 
 def warn_of_offsets(config: RunConfig, plan: Plan) -> None:
-    """Warn once where a rule compares rewards across prompts and the model does not promise that they can be compared."""
+    """Warn once if a rule compares rewards across prompts and the model does not promise that they are comparable."""
     if (offsets := offset_warning(config, plan)) is not None:
         log.warning("%s", offsets)
 
 
 def warn_of_nothing_kept(manifest: Mapping[str, Any]) -> None:
-    """Warn where something was scored and nothing is kept, and name the step that leaves nothing."""
+    """Warn if responses were scored and none is kept, and name the step that drops the last ones."""
     counts = manifest["counts"]
     step = next((step for step in manifest["steps"] if not step["rows"]), None)
     if not counts["scored"] or counts["kept"] or step is None:
         return
     lone = step["rule"] in ("best_of_n", "pairs") and counts["prompts"] == counts["scored"]
     log.warning(
-        "nothing is kept: of %s scored responses, the step %s leaves none; %s",
+        "nothing was kept: of %s scored responses, the step %s left none; %s",
         f"{counts['scored']:,}",
         step["rule"],
-        "every prompt has one response, and the step chooses among several: take top, threshold or where"
+        "every prompt has one response, and the step chooses among several: use top, threshold or where"
         if lone
         else "loosen its settings; `bestkept select --explain PROMPT` says why each response to a prompt is dropped",
     )
 
 
 def complete_outcome(run: Run) -> Outcome | None:
-    """Return the outcome of an earlier run that has completed this output; None where there is work to do.
+    """Return the outcome of an earlier run that has completed this output; None if there is work to do.
 
-    Raises `InputError` where that run has rejected more rows than `limits` allow now, `ConflictError` where the output is another
-    selection's, or holds other shards.
+    Raises `InputError` if that run rejected more rows than `limits` allow now, and `ConflictError` if the output belongs to
+    another selection or contains other shards.
     """
     if not run.same_plan or run.config.limits.verify:
         return None
     manifest = claim.read_complete_manifest(run.owner)
-    if manifest is None or manifest.get("skipped_files"):  # a file that could not be read then may be whole now
+    if manifest is None or manifest.get("skipped_files"):  # a file that was unreadable then may be readable now
         return None
     counts = {**manifest["counts"], "rejected": manifest["rejected"], "examples": manifest["first_rejected"]}
     check_limits(Totals.from_json(counts), run.config.limits, listed=join(run.owner.output, "rejected"))
@@ -224,9 +224,9 @@ def complete_outcome(run: Run) -> Outcome | None:
 
 
 def conclude(run: Run, worker_counters: Mapping[str, int], job_counters: Mapping[str, int] | None) -> Outcome:
-    """Write `run.json`, log the manifest's warnings, and write the report once more with the throughput.
+    """Write `run.json`, log the manifest's warnings, and write the report again with the throughput.
 
-    `job_counters` is None where the runner continues alone: then there is no manifest yet, and nothing to do.
+    `job_counters` is None if the runner continues alone: then there is no manifest yet, and nothing to do.
     """
     secs = time.monotonic() - run.started
     path, plan = run.config.path, run.plans.whole
@@ -259,8 +259,8 @@ def run_scoring(
 ) -> Outcome:
     """Score the corpus with every model, or a shard of it, and stop.
 
-    Raises `BestkeptError`, also for too many rejected rows; those of a shard are only warned of, since the limit is one of the
-    whole corpus.
+    Raises `BestkeptError`, also for too many rejected rows; those of a shard only cause a warning, since the limit applies to
+    the whole corpus.
     """
     # 1. prepare: check the settings, freeze the plans
     run = prepare_scoring(config, flags, scorer=scorer, shard=shard)
@@ -289,12 +289,12 @@ def prepare_scoring(
     options = prepare_options(config, flags, scores=scorer is not None)
     if shard is not None and config.runner.name != "local":
         raise ConfigError(
-            f"--shard is for machines without an engine, and runner.name is {config.runner.name}, which spreads the work itself; "
+            f"--shard is for machines without an engine, and runner.name is {config.runner.name}, which distributes the work; "
             "remove one of them"
         )
     if shard is not None and config.score.colocate is not None:
         raise ConfigError(
-            "--shard scores files by themselves, and score.colocate regroups the whole; remove one of them"
+            "--shard scores files separately, and score.colocate regroups the whole corpus; remove one of them"
         )
     config = with_absolute_paths(config)
     plans, scores = make_plans(config), scores_path(config)
@@ -307,7 +307,7 @@ def prepare_scoring(
 def conclude_scoring(
     run: ScoringRun, worker_counters: Mapping[str, int], job_counters: Mapping[str, int] | None
 ) -> Outcome:
-    """Write `run.json` and read the totals. Raises `InputError` where `limits` do not allow them."""
+    """Write `run.json` and read the totals. Raises `InputError` if `limits` do not allow them."""
     secs = time.monotonic() - run.started
     plan, limits = run.plans.whole, run.config.limits
     if job_counters is None:
@@ -330,7 +330,8 @@ def conclude_scoring(
 def score_with_workers(
     config: RunConfig, plans: Plans, paths: PlanPaths, scorer: ScorerFactory | None, *, shard: CorpusShard | None = None
 ) -> dict[str, int]:
-    """Let `runner.workers` processes, where these are several, score all that is not scored yet; return their counters."""
+    """Let the `runner.workers` processes, if there are several, score everything that is not scored yet; return their
+    counters."""
     if config.runner.workers == 1 or scorer is None:
         return {}
     limits = config.limits.model_copy(update={"verify": False})  # the graph verifies all scores afterwards
@@ -338,5 +339,5 @@ def score_with_workers(
 
 
 def default_scorer(config: RunConfig) -> ScorerFactory | None:
-    """Return what loads the model of a plan; None where rewards come with the corpus."""
+    """Return the loader of a plan's model; None if the corpus contains the rewards."""
     return LoadScorer() if config.models else None

@@ -1,4 +1,4 @@
-"""Signals that end a run: at once, with a line that says how to resume, whatever the main thread does."""
+"""Signals that end a run: at once, with a line that says how to resume, even if the main thread is busy."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from contextlib import contextmanager, suppress
 from pipelines.runtime import logs
 
 _ENDS = {signal.SIGTERM: "terminated", signal.SIGINT: "interrupted"}
-_STAYS = "; what is finished stays, and the same command again resumes"
+_STAYS = "; finished work is kept; run the same command again to resume"
 _ENDING = threading.Lock()
-# A global of the process, as signals are: what follows "interrupted" is the command's to say.
+# A global of the process, as signals are: each command supplies the words after "interrupted".
 _say: Callable[[], str] | None = None
 
 
 @contextmanager
 def ending_with(say: Callable[[], str]) -> Iterator[None]:
-    """Let the words of `say` follow "interrupted" or "terminated" while the body runs; it must neither wait nor raise."""
+    """Use the words of `say` after "interrupted" or "terminated" while the body runs; it must neither wait nor raise."""
     global _say
     _say = say
     try:
@@ -30,9 +30,9 @@ def ending_with(say: Callable[[], str]) -> Iterator[None]:
 
 
 def _end_now(number: int, _frame: object = None) -> None:
-    """End the process on a signal at once, as a kill would: what is half done is swept up by the next run.
+    """End the process on a signal at once, as a kill would; the next run cleans up unfinished work.
 
-    Not by an exception: Beam turns `KeyboardInterrupt` into a failure of its worker.
+    No exception is used: Beam turns `KeyboardInterrupt` into a failure of its worker.
     """
     if not _ENDING.acquire(blocking=False):
         return  # another thread is ending the process
@@ -48,10 +48,10 @@ def _end_now(number: int, _frame: object = None) -> None:
 
 @contextmanager
 def ending_on_signals() -> Iterator[None]:
-    """Let SIGTERM and Ctrl-C end the process while the body runs, whatever its main thread does.
+    """Let SIGTERM and Ctrl-C end the process while the body runs, even if its main thread is busy.
 
-    Python runs handlers on the main thread, between two of its own instructions, and a forward of a large model on a CPU takes
-    minutes without one. So a thread follows the numbers of signals, which Python's part in C writes to a pipe.
+    Python runs handlers on the main thread, between two of its own instructions, and a forward pass of a large model on a CPU
+    takes minutes without one. Therefore a thread follows the signal numbers that Python's C code writes to a pipe.
     """
     receive, send = os.pipe()
     os.set_blocking(send, False)

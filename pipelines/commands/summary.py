@@ -22,7 +22,7 @@ _SKIPPED_SHOWN = 10
 
 
 def run_and_summarise(config: RunConfig, work: Callable[[], Outcome]) -> Outcome:
-    """Do the work with its progress shown, print its summary unless the runner continues alone, and return its outcome."""
+    """Do the work with progress shown, print its summary unless the runner continues alone, and return its outcome."""
     with showing_progress():
         outcome = work()
     if not outcome.handed_over:
@@ -33,7 +33,7 @@ def run_and_summarise(config: RunConfig, work: Callable[[], Outcome]) -> Outcome
 
 
 def print_summary(config: RunConfig, outcome: Outcome) -> None:
-    """Print the outcome of a `run`, `score` or `select` that has ended."""
+    """Print the outcome of a finished `run`, `score` or `select`."""
     path = outcome.output(config) if outcome.manifest else config.scores_path
     fields = summary_fields(config, outcome)
     print_result(_title(outcome), fields, path=path, table=lambda: [summary_table(config, outcome)])
@@ -67,13 +67,13 @@ def summary_fields(config: RunConfig, outcome: Outcome) -> dict[str, Any]:
 
 
 def summary_table(config: RunConfig, outcome: Outcome) -> Table:
-    """Return the closing table: counts by model, skipped files, the selection, and where everything is."""
+    """Return the closing table: counts by model, skipped files, the selection, and the paths of all results."""
     table = Table(show_header=False, title=_title(outcome), title_justify="left")
     manifest: dict[str, Any] = outcome.manifest or {}
     by_run = None if outcome.already_complete else progress.current().published
     for member in outcome.members:
         table.add_row("model", member["name"])
-        _add_counts(table, member, member["rejected"], by_run=None)  # known only of all models together
+        _add_counts(table, member, member["rejected"], by_run=None)  # known only for all models together
         table.add_row("scores", f"{config.scores_path}/{member['fingerprint']}")
     if outcome.members:
         table.add_row("scored by this run", f"{by_run:,}")
@@ -116,7 +116,7 @@ def _add_output(table: Table, outcome: Outcome, manifest: Mapping[str, Any], *, 
     if manifest["report"]:
         table.add_row("report", f"{path}/report.html")
     if outcome.pushed is not None:
-        table.add_row("pushed", outcome.pushed.url if outcome.pushed.fresh else f"before, to {outcome.pushed.url}")
+        table.add_row("pushed", outcome.pushed.url if outcome.pushed.fresh else f"earlier, to {outcome.pushed.url}")
 
 
 def _add_counts(table: Table, counts: Mapping[str, Any], rejected: Mapping[str, int], *, by_run: int | None) -> None:
@@ -133,11 +133,11 @@ def _add_counts(table: Table, counts: Mapping[str, Any], rejected: Mapping[str, 
     for key, count in counts.get("left_out", {}).items():
         table.add_row(f"template leaves out {key}", f"{count:,} ({count / max(1, counts['scored']):.1%} of scored)")
     if counts.get("cut_prompts"):
-        table.add_row("repeated prompts", f"taken off {counts['cut_prompts']:,} responses")
+        table.add_row("repeated prompts", f"removed from {counts['cut_prompts']:,} responses")
 
 
 def _add_skipped(table: Table, skipped: Sequence[Mapping[str, str]]) -> None:
-    """Add the first files that could not be read; the manifest has all of them."""
+    """Add the first unreadable files; the manifest lists all of them."""
     if not skipped:
         return
     table.add_row("skipped files", f"{len(skipped):,}")

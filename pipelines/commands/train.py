@@ -1,4 +1,4 @@
-"""`bestkept train`: passes settings to `rm.train`, turns its errors into exit codes and its result into a table."""
+"""`bestkept train`: passes settings to `rm.train`, and turns its errors into exit codes and its result into a table."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rm.train import TrainProgress, TrainResult, TrainSettings
 
 Showing = Callable[[], AbstractContextManager[Callable[["TrainProgress"], None]]]
-"""Gives a body the function that it reports the course of a training to, such as `showing_training`."""
+"""Gives a body the function to which it reports the course of a training, such as `showing_training`."""
 
 _NAMES = (
     *("config.json", "generation_config.json", "model.safetensors.index.json", "calibration.json"),
@@ -39,11 +39,11 @@ _NAMES = (
         *(f"checkpoints/checkpoint-{'#' * digits}/trainer_state.json" for digits in range(1, 8)),
     ),
 )
-"""Templates of the files of a model that could be read as preferences, which are also JSON."""
+"""Templates of a model's files that could be read as preferences, since they are also JSON."""
 
 
 def run_training(config: TrainConfig) -> TrainResult:
-    """Train and print the result, by the first process of `torchrun`. Raises as `train_model` does."""
+    """Train and print the result, in the first process of `torchrun`. Raises as `train_model` does."""
     with showing_work("starting"):  # the libraries take seconds
         from rm.train import is_first_rank
 
@@ -97,7 +97,7 @@ def train_model(config: TrainConfig, showing: Showing) -> TrainResult:
 
 
 def _train(settings: TrainSettings, showing: Showing) -> TrainResult:
-    """Train with its progress shown; if interrupted, say what is saved."""
+    """Train with progress shown; if interrupted, report what is saved."""
     from rm import train as training
 
     now: TrainProgress | None = None
@@ -112,24 +112,24 @@ def _train(settings: TrainSettings, showing: Showing) -> TrainResult:
 
 
 def words_of_interruption(settings: TrainSettings, now: TrainProgress | None) -> str:
-    """Return what is true of a training that ends after the step that `now` reports: what is saved, and how to resume."""
+    """Return the words for a training that ends after the step that `now` reports: what is saved, and how to resume."""
     from rm.train import last_checkpoint
 
     path = settings.output_path
     if now is not None and now.event == "saved":
         return (
-            f" after the last step: the model is saved in {path}, its evaluation is not; `bestkept evaluate {path} PREFERENCES` "
-            "makes one"
+            f" after the last step: the model is saved in {path}, but not evaluated; `bestkept evaluate {path} PREFERENCES` "
+            "does that"
         )
     at = " before the first step" if now is None else f" at step {now.step:,} of {now.steps:,}"
     step = last_checkpoint(path)
     if step is not None:
-        return f"{at}; the same command resumes from step {step:,}, of the checkpoint in {path}/checkpoints"
+        return f"{at}; the same command resumes from step {step:,}, the last checkpoint in {path}/checkpoints"
     if now is None:
-        return f"{at}; nothing is saved, and the same command starts anew"
+        return f"{at}; nothing is saved, and the same command starts again"
     return (
-        f"{at}, before the first checkpoint; nothing is saved, and the same command starts anew (train.checkpoint_every says how "
-        "often there is one)"
+        f"{at}, before the first checkpoint; nothing is saved, and the same command starts again (train.checkpoint_every sets "
+        "how often one is made)"
     )
 
 

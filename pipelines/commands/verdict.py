@@ -1,4 +1,4 @@
-"""The verdicts that are stored with the models of a run: repeated before anything is scored, and required where that is set."""
+"""The verdicts stored with the models of a run: reported before scoring, and required if that is set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def verdicts_of(config: RunConfig, plan: Plan) -> Iterator[tuple[str, Json | None]]:
-    """(name, stored evaluation or None) of each model that scores; nothing where rewards come with the corpus."""
+    """Yield (name, stored evaluation or None) of each model that scores; nothing if the corpus contains the rewards."""
     if not config.models:
         return
     alone = [{"name": name_of(config.models[0]), "fingerprint": plan.fingerprint}]
@@ -27,7 +27,7 @@ def verdicts_of(config: RunConfig, plan: Plan) -> Iterator[tuple[str, Json | Non
 def warnings_before(config: RunConfig, plan: Plan) -> list[str]:
     """Return sentences on models that are not shown to be better than length, or only on pairs that differ in length.
 
-    Raises `ModelLoadError` where `limits.require_verdict` asks for a better one.
+    Raises `ModelLoadError` if `limits.require_verdict` requires a better one.
     """
     lines = []
     for name, evaluation in verdicts_of(config, plan):
@@ -44,7 +44,7 @@ def warnings_before(config: RunConfig, plan: Plan) -> list[str]:
 
 
 def log_verdicts(config: RunConfig, plan: Plan) -> None:
-    """Log the `warnings_before` anything is scored, and which models have no verdict. Raises `ModelLoadError` as it does."""
+    """Log the `warnings_before` scoring, and the models without a verdict. Raises `ModelLoadError` as that does."""
     for line in warnings_before(config, plan):
         log.warning("%s", line)
     for name, evaluation in verdicts_of(config, plan):

@@ -224,9 +224,7 @@ def test_nothing_kept_is_warned_of(encoder, caplog):
         curated = curate(input=rows, model=encoder, select=[best_of_n(1)])
     assert len(curated) == len(curated.to_pandas()) == 0
     assert (
-        caplog.text.count(
-            "nothing is kept: of 4 scored responses, the step best_of_n leaves none; every prompt has one"
-        )
+        caplog.text.count("nothing was kept: of 4 scored responses, the step best_of_n left none; every prompt has one")
         == 1
     )
 

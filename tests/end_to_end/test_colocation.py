@@ -471,9 +471,7 @@ def test_workers_and_shards_see_parts_and_are_refused(configure, tmp_path, sprea
         configure(tmp_path, spread, runner={"workers": 3}, **ON)
     with pytest.raises(ValueError, match=r"model\.too_long is truncate_group, and score\.colocate scores"):
         configure(tmp_path, spread, model={"path": "m", "too_long": "truncate_group"}, **ON)
-    with pytest.raises(
-        ConfigError, match=r"--shard scores files by themselves, and score\.colocate regroups the whole"
-    ):
+    with pytest.raises(ConfigError, match=r"--shard scores files separately, and score\.colocate regroups the whole"):
         run_scoring(configure(tmp_path, spread, **ON), scorer=StubFactory(), shard=CorpusShard(0, 3))
     assert not (tmp_path / "out").exists()
 

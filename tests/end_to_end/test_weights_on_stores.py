@@ -217,7 +217,7 @@ def test_evaluate_measures_a_model_on_a_bucket(store, model, root, tmp_path, bes
     assert found[0] == found[1]
     code, _, err = bestkept("evaluate", url_of(store), data, "store_temperature=true")
     assert code == 2
-    assert "is no local directory" in err
+    assert "is not a local directory" in err
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
-"""`bestkept plan`: estimates what a run would read, compute, write, take and cost, before it starts. Nothing is written.
+"""`bestkept plan`: estimates what a run would read, compute, write and cost, and its time, before it starts. Nothing is
+written.
 
-`survey`, `scored_so_far`, `token_forecast` and `benchmark` read and measure; `selection_size` and `cost` compute from that; this
-module puts the estimates together.
+`survey`, `scored_so_far`, `token_forecast` and `benchmark` read and measure; `selection_size` and `cost` compute from that;
+this module combines the estimates.
 """
 
 from __future__ import annotations
@@ -110,11 +111,11 @@ def seed_of(plan: Plan) -> int:
 
 
 def check_cost(plan: dict[str, Any], max_cost: float) -> None:
-    """Raise `CostError` where the upper end of the cost exceeds `max_cost`, and `ConfigError` where no cost is known."""
+    """Raise `CostError` if the upper end of the cost exceeds `max_cost`, and `ConfigError` if no cost is known."""
     ways = plan["ways"]
     if len(ways) != 1 or ways[0]["cost"] is None:
-        remedy = "name one with --gpu" if len(ways) > 1 else "name what runs it with --machine, or give --prices"
-        raise ConfigError(f"--max-cost {max_cost:g} cannot be checked: the plan has no one cost; {remedy}")
+        remedy = "name one with --gpu" if len(ways) > 1 else "name the machine with --machine, or give --prices"
+        raise ConfigError(f"--max-cost {max_cost:g} cannot be checked: the plan has no single cost; {remedy}")
     high = ways[0]["cost"]["high"]
     if high > max_cost:
         raise CostError(
@@ -156,13 +157,13 @@ def _score_bytes(config: RunConfig, surveyed: Survey, models: Sequence[ModelEsti
 
 
 def warn_of_rewriting(plan: Plan) -> list[str]:
-    """Return a warning where large compressed files have no rewritten copy yet."""
+    """Return a warning if large compressed files have no rewritten copy yet."""
     waiting = [file for file in plan.files if file.copy is not None and not rewritten_copy.is_whole(file.copy)]
     if not waiting:
         return []
     size, folder = sum(file.size for file in waiting), str(waiting[0].copy).rsplit("/", 1)[0]
     what = "1 compressed JSONL file is" if len(waiting) == 1 else f"{len(waiting):,} compressed JSONL files are"
-    return [f"{what} large, and first rewritten in {folder}, which takes about {size / 1e9:,.1f} GB there"]
+    return [f"{what} large, and will first be rewritten in {folder}, which takes about {size / 1e9:,.1f} GB"]
 
 
 def _list_warnings(
@@ -195,15 +196,15 @@ def _list_warnings(
             "model.dtype=auto is float32 on this machine, and workers also compute in it; for GPUs set model.dtype"
         )
     if config.embeddings:
-        warnings.append("embedding models of signals are not part of these times and costs; they are small as a rule")
+        warnings.append("embedding models of signals are not included in these times and costs; they are usually small")
     accelerator = None if config.runner.accelerator is None else Accelerator.of(config.runner.accelerator)
     if accelerator is not None and accelerator.machine_type is None:
         warnings.append(
-            "runner.options.machine_type is that of all workers, also of those without a GPU; name that of the scoring ones in "
-            "runner.accelerator (machine_type:...), and a cheaper one, such as n2-standard-4, in runner.options"
+            "runner.options.machine_type applies to all workers, including those without a GPU; name that of the scoring workers "
+            "in runner.accelerator (machine_type:...), and a cheaper one, such as n2-standard-4, in runner.options"
         )
     if surveyed.unreadable:
-        warnings.append(f"{surveyed.unreadable:,} files could not be read and are left out (limits.skip_bad_files)")
+        warnings.append(f"{surveyed.unreadable:,} files could not be read and are skipped (limits.skip_bad_files)")
     if not surveyed.whole and len(surveyed.blocks) < 2:
-        warnings.append("one block of rows is all that could be drawn: intervals are guesses")
+        warnings.append("only one block of rows could be drawn: intervals are guesses")
     return warnings

@@ -82,7 +82,7 @@ def _models(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def _colocate(both: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Return the row that compares the setting of `score.colocate` that is not configured with the one that is."""
+    """Return the row that compares the setting of `score.colocate` that is not configured with the configured one."""
     gain, on = both["gain"], both["configured"] == "prompt"
     other = both["off_computed_tokens" if on else "prompt_computed_tokens"]
     times = f"{gain:.2f} times {'as many' if on else 'fewer'}"
@@ -104,7 +104,7 @@ def _sizes(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def _ways(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield the only way to run in full, or a line for each that has a price."""
+    """Yield the only way to run in full, or one line for each way with a price."""
     ways = plan["ways"]
     if len(ways) == 1:
         yield from _way(plan, ways[0])
@@ -145,11 +145,11 @@ def _way(plan: Mapping[str, Any], way: Mapping[str, Any]) -> Iterator[tuple[str,
         yield "cost", "not known", "no machine with a price"
     if plan["proposed"]:
         options = " ".join(f"--{name}={value}" for name, value in plan["proposed"].items())
-        yield "score by", options, "assumed: a tenth of a worker's time is its start"
+        yield "score by", options, "assumed: workers spend a tenth of their time starting"
 
 
 def _number(quantity: Mapping[str, Any]) -> str:
-    """Return `1,234` or `1,234 ± 56 (4.5%)`, of the larger side."""
+    """Return `1,234` or `1,234 ± 56 (4.5%)`, with the larger side of the range."""
     value = f"{quantity['value']:,.0f}"
     half = max(quantity["high"] - quantity["value"], quantity["value"] - quantity["low"])
     return value if half < 0.5 else f"{value} ± {half:,.0f} ({half / max(1.0, quantity['value']):.1%})"

@@ -57,7 +57,7 @@ log = logging.getLogger(__name__)
 
 _ID = re.compile("[0-9a-f]{8,32}")
 _ID_LENGTH = 32
-_KEYS = "a prompt_id of the output or its first 8 characters or more, FILE:ROW, or the beginning of the prompt's text"
+_KEYS = "a prompt_id of the output or at least its first 8 characters, FILE:ROW, or the beginning of the prompt's text"
 
 
 def explain(config: RunConfig, key: str, flags: Sequence[str] = (), *, with_text: bool = False) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def find_row(key: str, plan: Plan, *, skip_bad_files: bool) -> FoundRow:
             f"{key!r} begins {several} prompts: {_listed(names)}; give one of these ids, a place, or more text"
         )
     raise InputError(
-        f"no prompt begins with {key!r}: searched were the messages of the prompts in {len(plan.files):,} "
+        f"no prompt begins with {key!r}, nor does a later message of one, in the {len(plan.files):,} "
         f"file{'s' * (len(plan.files) > 1)} of input.path; give {_KEYS}"
     )
 
@@ -124,7 +124,7 @@ def _not_one(key: str, matches: Sequence[str], prompts: int) -> InputError:
             f"{key!r} fits {len(matches)} of {prompts:,} prompts: {_listed(matches)}; give more of the id"
         )
     return InputError(
-        f"no prompt has the id {key!r}, and the scores hold {prompts:,} prompts; take one of the output's column prompt_id, "
+        f"none of the {prompts:,} scored prompts has the id {key!r}; take one from the output's column prompt_id, "
         "or compare input.path and input.group_by with those of the selection"
     )
 

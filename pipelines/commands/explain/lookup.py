@@ -73,7 +73,7 @@ def name_place(key: str, files: Sequence[InputFile]) -> Place | None:
     if len(fitting) > 1:
         raise InputError(f"{name!r} names several input files; the {_listed([files[at] for at in fitting])}")
     if row < 1:
-        raise InputError(f"rows are counted from 1, and {key!r} asks for row 0; the first is {name}:1")
+        raise InputError(f"rows are counted from 1, and {key!r} names row 0; the first is {name}:1")
     return Place(fitting[0], row, None if start is None else int(start))
 
 

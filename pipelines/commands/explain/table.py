@@ -94,4 +94,4 @@ def texts_of(explanation: Mapping[str, Any]) -> Iterator[Text]:
         fate = "kept" if row["kept"] else _end(row)
         head = f"── {row['file']} {row['place']}, response {row['response_index']}: {fate}"
         yield Text(f"\n{escape_controls(head)}", style="bold")
-        yield visible(row["text"] or "(none that can be read)")
+        yield visible(row["text"] or "(unreadable)")

@@ -132,7 +132,7 @@ def _refuse_mixed(files: Sequence[InputFile], mapping: RowMapping, *, max_row_by
         if names and missing:
             raise InputError(
                 f"input file {file.path} has no column {missing[0]!r} (it has {join_names(names)}), and {files[0].path} has; all "
-                "files of input.path must have the same columns: inspect and run them apart, with patterns of their own"
+                "files of input.path must have the same columns: inspect and run them separately, with separate patterns"
             )
 
 

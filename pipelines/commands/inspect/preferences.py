@@ -64,7 +64,7 @@ def describe_preferences(
         "ambiguous": False,
         "format": format.name,
         "why": f"the rows have {', '.join(present)}",
-        "others": [{"why": f"the rows fit {name}, too", "setting": f"data.format={name}"} for name in others],
+        "others": [{"why": f"the rows also fit {name}", "setting": f"data.format={name}"} for name in others],
         "notes": reading_notes(readable[:_FIRST_ROWS], format, settings),
         "judged_by": data.origin or format.origin,
         "judgements": _judgements(groups),

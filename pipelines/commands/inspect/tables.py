@@ -44,7 +44,7 @@ def render(document: Json) -> Iterator[RenderableType]:
     yield _columns(document["columns"])
     views = {"corpus": document["corpus"], "preferences": document["preferences"]}
     if all(view["detected"] for view in views.values()):
-        yield Text("These files can be read in both ways; each command takes them in its own.", style="bold")
+        yield Text("These files can be read in both ways; each command reads them in its own.", style="bold")
     for name, view in views.items():
         yield Text()
         if view["detected"]:
@@ -110,7 +110,7 @@ def _preferences(view: Json) -> Table:
     for note in view["notes"]:
         _add(table, "note", note)
     _add(table, "judged by", view["judged_by"])
-    _add(table, "prompts", f"{judged['groups']:,}, once rows of one prompt are together")
+    _add(table, "prompts", f"{judged['groups']:,}, with rows of one prompt merged")
     _add(table, "comparisons", f"{judged['comparisons']:,}" + (f", {judged['ties']:,} ties" if judged["ties"] else ""))
     if judged["labels"]:
         _add(table, "accepted or not", f"{judged['labels']:,}")

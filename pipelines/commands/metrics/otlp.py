@@ -39,7 +39,7 @@ class Otlp:
         exporter = importlib.import_module(_exporter_module()).OTLPMetricExporter()
         try:
             if exporter.export(reader.get_metrics_data()) is not MetricExportResult.SUCCESS:
-                raise ConnectionError("it did not take the metrics")
+                raise ConnectionError("it rejected the metrics")
         finally:
             exporter.shutdown()
             provider.shutdown()
@@ -56,7 +56,8 @@ def find_otlp(labels: Mapping[str, str]) -> Otlp | None:
     if not is_installed("opentelemetry.sdk.metrics") or not is_installed(_exporter_module()):
         install = "opentelemetry-exporter-otlp-proto-grpc" if _is_grpc() else "'bestkept[metrics]'"
         log.info(
-            "an OTLP endpoint is set, and OpenTelemetry is not installed: no metrics go there; pip install %s", install
+            "an OTLP endpoint is set, but OpenTelemetry is not installed: no metrics are sent; run: pip install %s",
+            install,
         )
         return None
     return Otlp(labels)

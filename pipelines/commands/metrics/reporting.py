@@ -100,7 +100,7 @@ class Reporting:
             except Exception as error:
                 self._sinks.remove(sink)
                 why = error.message if isinstance(error, BestkeptError) else whereabouts(error)
-                log.warning("the numbers of this command did not reach %s: %s", hide_credentials(sink.name), why)
+                log.warning("the metrics of this command did not reach %s: %s", hide_credentials(sink.name), why)
 
 
 @contextmanager

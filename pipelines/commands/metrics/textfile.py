@@ -25,7 +25,7 @@ class Textfile:
     def __init__(self, path: str, labels: Mapping[str, str]) -> None:
         self.name, self._path, self._labels = f"--metrics {path}", path, labels
         if "://" in path or os.path.isdir(path):
-            raise ConfigError(f"--metrics {path}: expected a file of this machine, such as bestkept.prom")
+            raise ConfigError(f"--metrics {path}: expected a file on this machine, such as bestkept.prom")
         try:
             check_writable(os.path.dirname(absolute(path)), named=f"--metrics {path}", remedy="name another file")
         except BestkeptError as error:

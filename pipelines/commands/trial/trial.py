@@ -44,7 +44,7 @@ _ARMS = ("selection", "random", "longest")
 _IN_WORDS = {"selection": "the selection", "random": "random responses", "longest": "the longest responses"}
 _RESAMPLES = 2000
 _TAIL = 2.5  # percent of the resamples beyond either end of an interval
-_STARTS_ANEW = "; nothing is written, and the same command starts anew"
+_STARTS_ANEW = "; nothing is written, and the same command starts again"
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def run_trial(output: str, config: RunConfig, options: TrialOptions, *, as_json:
     output, config, sizes = latest_or_self(output), with_absolute_paths(config), options.sizes
     manifest = read_manifest(output)
     if manifest is None:
-        raise InputError(f"{output} has no manifest.json; give the output.path of a run that has ended")
+        raise InputError(f"{output} has no manifest.json; give the output.path of a finished run")
     plan = make_plans(config).whole
     _refuse_other_run(output, manifest, config, plan)
     student = whole_directory(options.student or STUDENT, None)
@@ -191,8 +191,8 @@ def _equal_steps(rows: Mapping[str, Sequence[Sequence[Tokens]]], sizes: TrialSiz
     if steps < 1:
         more = "" if sizes.tokens_per_step == QUICK.tokens_per_step else ", or --quick"
         raise InputError(
-            f"{_IN_WORDS[least]} have {tokens[least]:,} tokens beside the held-out prompts, and a step of the trial takes "
-            f"{sizes.tokens_per_step:,}; it needs a larger selection{more}"
+            f"{_IN_WORDS[least]} have {tokens[least]:,} tokens besides the held-out prompts, and a step takes "
+            f"{sizes.tokens_per_step:,}; the trial needs a larger selection{more}"
         )
     return steps
 

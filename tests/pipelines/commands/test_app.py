@@ -256,7 +256,7 @@ def test_init_writes_each_job_once(bestkept, tmp_path, monkeypatch):
     assert bestkept("init") == (0, "best_of_n.yaml\n", [])
     assert Path("best_of_n.yaml").read_text() == (ROOT / "configs" / "best_of_n.yaml").read_text()
     code, _, err = bestkept("init", "best_of_n")
-    assert (code, "best_of_n.yaml exists, and is not overwritten" in err[0]) == (2, True)
+    assert (code, "best_of_n.yaml exists and is not overwritten" in err[0]) == (2, True)
     listed = bestkept("init", "--list")[1].splitlines()
     assert [line.split()[0] for line in listed] == sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
     assert all(len(line.split()) > 3 and "bestkept " not in line for line in listed)

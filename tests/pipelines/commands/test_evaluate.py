@@ -204,7 +204,7 @@ def test_the_temperature_is_left_alone_where_that_is_asked(bestkept, model, data
     assert (code, (model / "calibration.json").exists()) == (0, False)
     assert json.loads((tmp_path / "here" / "evaluation.json").read_text())["temperature_stored"] is None
     code, _, err = bestkept("evaluate", "owner/name", data, "store_temperature=true")
-    assert (code, "no local directory" in err) == (2, True)
+    assert (code, "not a local directory" in err) == (2, True)
 
 
 def test_all_work_that_may_take_seconds_is_shown(model, data, tmp_path):
@@ -313,7 +313,7 @@ def test_paths_of_the_output_and_the_data_are_those_of_other_commands(
 def test_nothing_left_to_evaluate_on(bestkept, model, tmp_path):
     path = write_jsonl(tmp_path / "same.jsonl", [{"prompt": SECRET, "chosen": "same", "rejected": "same"}])
     code, _, err = bestkept("evaluate", model, path)
-    assert (code, "leaves nothing to evaluate on" in err, SECRET in err) == (3, True, False)
+    assert (code, "contains nothing to evaluate" in err, SECRET in err) == (3, True, False)
 
 
 class Page(HTMLParser):

@@ -155,7 +155,7 @@ def test_outputs_of_other_corpora_have_nothing_in_common(output):
     [
         (
             lambda out: (out / "manifest.json").unlink(),
-            "has no manifest.json; give the output.path of a run that has ended",
+            "has no manifest.json; give the output.path of a finished run",
         ),
         (lambda out: (out / "report.json").unlink(), "has no report.json: it was selected with report.write=false"),
         (lambda out: (out / "report.json").write_text("{"), "report.json is damaged"),

@@ -69,17 +69,17 @@ def test_an_interruption_says_what_is_true_of_this_run(tmp_path):
     settings = settings_of(training(tmp_path))
     out = settings.output_path
     assert words_of_interruption(settings, None) == (
-        " before the first step; nothing is saved, and the same command starts anew"
+        " before the first step; nothing is saved, and the same command starts again"
     )
     assert words_of_interruption(settings, NOW) == (
-        " at step 250 of 1,000, before the first checkpoint; nothing is saved, and the same command starts anew "
-        "(train.checkpoint_every says how often there is one)"
+        " at step 250 of 1,000, before the first checkpoint; nothing is saved, and the same command starts again "
+        "(train.checkpoint_every sets how often one is made)"
     )
     for step in (100, 200, 240):  # the last is being written: its state is not there yet
         (Path(out) / f"checkpoints/checkpoint-{step}").mkdir(parents=True)
         if step < 240:
             (Path(out) / f"checkpoints/checkpoint-{step}/trainer_state.json").write_text("{}")
-    words = f"; the same command resumes from step 200, of the checkpoint in {out}/checkpoints"
+    words = f"; the same command resumes from step 200, the last checkpoint in {out}/checkpoints"
     assert words_of_interruption(settings, NOW) == f" at step 250 of 1,000{words}"
     assert words_of_interruption(settings, None) == f" before the first step{words}"
     saved = TrainProgress("saved", 1000, 1000)
@@ -88,9 +88,7 @@ def test_an_interruption_says_what_is_true_of_this_run(tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-    ("say", "words"), [(lambda: " at step 3", " at step 3"), (lambda: 1 / 0, "; what is finished")]
-)
+@pytest.mark.parametrize(("say", "words"), [(lambda: " at step 3", " at step 3"), (lambda: 1 / 0, "; finished work")])
 def test_a_signal_says_what_the_command_has_to_say(monkeypatch, say, words):
     written = []
     monkeypatch.setattr(signals, "_ENDING", signals.threading.Lock())

@@ -244,7 +244,7 @@ def test_options_of_dataflow_are_proposed_from_the_work_and_the_start(config):
     assert plan["proposed"] == {"num_workers": 1, "autoscaling_algorithm": "NONE"}
     cells = [str(cell) for column in plan_table(plan).columns for cell in column._cells]
     assert "--num_workers=1 --autoscaling_algorithm=NONE" in cells
-    warning = "runner.options.machine_type is that of all workers"
+    warning = "runner.options.machine_type applies to all workers"
     assert not any(warning in line for line in plan["warnings"])
     everywhere = plan_run(
         remote(config(), gpu.replace("machine_type:g2-standard-8;", ""), machine_type="g2-standard-8")
@@ -376,7 +376,7 @@ def test_a_large_compressed_file_is_foreseen_before_and_after_it_is_rewritten(co
     scores = f"{settings.path}/scores/rewritten"
     assert (
         before["warnings"][0]
-        == f"1 compressed JSONL file is large, and first rewritten in {scores}, which takes about 0.0 GB there"
+        == f"1 compressed JSONL file is large, and will first be rewritten in {scores}, which takes about 0.0 GB"
     )
     assert not (tmp_path / "out").exists()
     done = run(settings)

@@ -422,7 +422,7 @@ def test_unknown_and_ambiguous_ids_and_an_empty_key(make):
         assert f"{key_of(prompt)} (0.jsonl:line {line})" in str(ambiguous.value)
     assert explain(config, key_of(prompts[1])[:17])["prompt_id"] == key_of(prompts[1])
     wrong = key_of(prompts[0])[:-1] + ("0" if key_of(prompts[0])[-1] != "0" else "1")
-    with pytest.raises(InputError, match=f"no prompt has the id '{wrong}', and the scores hold 3 prompts"):
+    with pytest.raises(InputError, match=f"none of the 3 scored prompts has the id '{wrong}'"):
         explain(config, wrong)
     for text in (shared[:7], key_of(prompts[0]) + "0", shared.upper() + "Z"):
         with pytest.raises(InputError, match=f"no prompt begins with '{text}'"):
@@ -473,7 +473,7 @@ def test_the_command(make, bestkept, tmp_path, monkeypatch):
     assert (code, texts) == (0, [f"SECRET {SMALL[line][1]}" for line in P])
     for words, status, message in (
         (["--explain", "0" * 32], 3, "the scores hold 2 prompts"),
-        (["--explain", "abc"], 3, "no prompt begins with 'abc': searched were the messages of the prompts in 1 file"),
+        (["--explain", "abc"], 3, "no prompt begins with 'abc', nor does a later message of one, in the 1 file"),
         (["--explain", ""], 2, "--explain '' is empty"),
         (["--text"], 2, "--text has no effect without --explain"),
         (["--explain", key_of("p"), "--num_workers=3"], 2, "--num_workers=3"),
@@ -576,7 +576,7 @@ def test_a_whole_path_is_a_file_too(corpus):
         ("a/x.jsonl:line 1 after byte 7", "has no row 1: no part begins there"),
         ("a/x.jsonl:row 1 of the unit at 7", "has no row 1: no part begins there"),
         ("ratio 3:4", "no prompt begins with 'ratio 3:4'"),
-        ("ow do", "no prompt begins with 'ow do': searched were the messages of the prompts in 4 files"),
+        ("ow do", "no prompt begins with 'ow do', nor does a later message of one, in the 4 files"),
     ],
 )
 def test_what_names_no_prompt_or_several(corpus, key, message):

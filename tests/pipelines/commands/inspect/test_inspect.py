@@ -252,7 +252,7 @@ def test_preferences_and_what_a_corpus_would_need_to_be_some(tmp_path, inspected
     view = inspected(write_jsonl(tmp_path / "pairs.jsonl", pairs))["preferences"]
     assert (view["format"], view["rows_used"], view["rejected"]) == ("prompt_chosen_rejected", 3, {"equal_sides": 1})
     assert view["others"] == [
-        {"why": "the rows fit chosen_rejected_text, too", "setting": "data.format=chosen_rejected_text"}
+        {"why": "the rows also fit chosen_rejected_text", "setting": "data.format=chosen_rejected_text"}
     ]
     assert view["figures"]["response_characters"] == by_hand(
         [len(f"{w} {n}") for n in (1, 2, 3) for w in ("good", "bad")]

@@ -187,8 +187,8 @@ def test_a_receiver_that_is_not_there_is_one_warning(nightly, bestkept, tmp_path
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.2")
     code, _, err = bestkept("run", nightly)
     assert code == 0, err
-    assert err.count("the numbers of this command did not reach OpenLineage") == 1
-    assert err.count(f"the numbers of this command did not reach {nowhere}") == 1
+    assert err.count("the metrics of this command did not reach OpenLineage") == 1
+    assert err.count(f"the metrics of this command did not reach {nowhere}") == 1
 
 
 @pytest.mark.slow

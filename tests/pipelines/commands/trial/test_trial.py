@@ -205,7 +205,7 @@ def test_what_cannot_be_tried_is_refused(curated, student, tmp_path, bestkept, m
     assert "has 1 prompts with a reference response, and a trial needs two or more" in line
     assert "is no causal language model" in refused(out, file, "--student", encoder, "--quick", code=7)
     line = refused(out, file, "--student", student, code=3)
-    assert "and a step of the trial takes 4,096; it needs a larger selection, or --quick" in line
+    assert "and a step takes 4,096; the trial needs a larger selection, or --quick" in line
     assert not (out / "trial.json").exists()
     monkeypatch.setattr(command, "find_spec", lambda name: None)
     assert "pip install 'bestkept[lora]'" in refused(out, file, code=2)

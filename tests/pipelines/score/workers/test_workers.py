@@ -296,7 +296,7 @@ def test_gpus_that_can_be_seen(tmp_path, monkeypatch, chosen, devices, names):
 def test_a_shard_of_a_remote_run_is_refused(make_config, tmp_path):
     write_jsonl(tmp_path / "in.jsonl", ROWS)
     runner = {"name": "FlinkRunner", "options": {"flink_master": "localhost:1"}}
-    with pytest.raises(ConfigError, match=r"--shard .*FlinkRunner, which spreads the work itself; remove one"):
+    with pytest.raises(ConfigError, match=r"--shard .*FlinkRunner, which distributes the work; remove one"):
         run_scoring(make_config(tmp_path / "in.jsonl", runner=runner), scorer=StubFactory(), shard=CorpusShard(0, 2))
 
 
