@@ -81,7 +81,7 @@ def test_planted_models_get_their_verdicts_from_the_command(bestkept, model, tmp
         for text, reward in zip(group.responses, rewards, strict=True)
     }
 
-    def score(_config, _directory, read, _showing):
+    def score(_config, _directory, read, *_):
         scores = [GroupScores.empty(len(group.responses)) for group in read]
         for group, scored in zip(read, scores, strict=True):
             scored.rewards[:] = [of_text[group.prompt, text] for text in group.responses]
