@@ -86,7 +86,7 @@ def showing_batches(total: int) -> Iterator[Callable[[Work], None]]:
 
 
 @contextmanager
-def showing_nothing(*_: object) -> Iterator[Callable[[Any], None]]:
+def showing_nothing(*_: object) -> Iterator[Callable[..., None]]:
     """Take the place of `showing_batches`, `showing_training` or `showing_work`, and show nothing."""
     yield lambda *_: None
 
