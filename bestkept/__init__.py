@@ -104,7 +104,7 @@ _PLACES = {
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        """Load the module of a name at its first use. Raises `ImportError` where another package shadows one of ours."""
+        """Load the module of a name at its first use. Raises `ImportError` if another package shadows one of ours."""
         from importlib import import_module
 
         from bestkept._packages import refuse_shadowed

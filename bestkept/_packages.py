@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def refuse_shadowed() -> None:
-    """Raise `ImportError` where `pipelines` is not the package beside this one."""
+    """Raise `ImportError` if `pipelines` is not the package beside this one."""
     home = Path(__file__).parents[1]
     spec = find_spec("pipelines")
     origin = None if spec is None else spec.origin

@@ -168,7 +168,7 @@ def _values_of(config: Any) -> dict[str, Any]:
 
 
 def _place_output(values: dict[str, Any], output: Any) -> Any:
-    """Set the block `output`; return its temporary directory, or None where a directory is given."""
+    """Set the block `output`; return its temporary directory, or None if a directory is given."""
     given = {} if output is None else {**output} if isinstance(output, Mapping) else {"path": os.fspath(output)}
     known = values.get("output")
     values["output"] = {**(known if isinstance(known, Mapping) else {}), **given}

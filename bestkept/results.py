@@ -47,7 +47,7 @@ class Scores:
 
     @property
     def rewards(self) -> npt.NDArray[np.float32]:
-        """The raw rewards, float32 [responses], in the order of the corpus; NaN where a response was rejected."""
+        """The raw rewards, float32 [responses], in the order of the corpus; NaN if a response was rejected."""
         rewards: npt.NDArray[np.float32] = self.table["reward"].to_numpy().astype(np.float32)
         return rewards
 
@@ -75,7 +75,7 @@ class Curated:
     manifest: dict[str, Any] = field(repr=False)
     """The content of `manifest.json`: settings, counts, shards and warnings; empty where the call did not wait for a service."""
     already_complete: bool = False
-    """True where an earlier call with the same inputs and settings made the data set."""
+    """True if an earlier call with the same inputs and settings made the data set."""
     _folder: Any = field(default=None, repr=False)  # removed with this object, where no output was given
 
     @property
@@ -90,7 +90,7 @@ class Curated:
 
     @property
     def report(self) -> str | None:
-        """The path of `report.html`; None where none was written."""
+        """The path of `report.html`; None if none was written."""
         return f"{self.path}/report.html" if self.manifest.get("report") else None
 
     def __len__(self) -> int:
@@ -100,7 +100,7 @@ class Curated:
     def to_arrow(self, split: str = "train") -> pyarrow.Table:
         """Return the rows of a split as an Arrow table in memory; all rows are in `train`, unless `output.test_fraction` is set.
 
-        Raises `ConfigError` for an unknown split, `StorageError` where the data set is missing.
+        Raises `ConfigError` for an unknown split, `StorageError` if the data set is missing.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq

@@ -68,6 +68,6 @@ longest = _function_of("longest")
 
 
 def make_pairs(rules: Any) -> bool:
-    """Return True where the last of a list of rules keeps pairs, whose output has the shape `preference`."""
+    """Return True if the last of a list of rules keeps pairs, whose output has the shape `preference`."""
     last = rules[-1] if isinstance(rules, list | tuple) and rules else None
     return isinstance(last, Mapping) and not {"pairs", "preferences"}.isdisjoint(last)

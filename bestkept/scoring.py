@@ -45,7 +45,7 @@ class Ranked(TypedDict):
     corpus_id: int
     """The index of the response in the list that was ranked, from 0."""
     score: float
-    """Its raw reward, without a unit; NaN where it could not be scored."""
+    """Its raw reward, without a unit; NaN if it could not be scored."""
     text: NotRequired[str]
     """The response, with `return_documents`."""
 
@@ -81,7 +81,7 @@ class RewardModel:
     def temperature(self) -> float | None:
         """The temperature T that turns gaps between rewards into probabilities, from `calibration.json`; None if none is stored.
 
-        Raises `ModelLoadError` where the file is damaged.
+        Raises `ModelLoadError` if the file is damaged.
         """
         from pipelines.corpus.reward_source import is_of_another_output
         from pipelines.storage.models import carrying_model_errors
@@ -179,8 +179,8 @@ class RewardModel:
     def probability(self, prompts: Any, a: Any, b: Any, *, temperature: float | None = None) -> Any:
         """Return the probability, from 0 to 1, that response `a` to a prompt is preferred to `b`: sigma((r_a - r_b) / T).
 
-        Lists of n prompts and responses give float32 [n], a single prompt a float; NaN where a or b has no reward. T is
-        `temperature`, or the model's. Raises `ConfigError` where neither is set, and as `score` does.
+        Lists of n prompts and responses give float32 [n], a single prompt a float; NaN if a or b has no reward. T is
+        `temperature`, or the model's. Raises `ConfigError` if neither is set, and as `score` does.
         """
         temperature = self.temperature if temperature is None else temperature
         if temperature is None:

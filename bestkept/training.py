@@ -39,7 +39,7 @@ class Evaluation:
     figures: dict[str, Any]
     """All numbers, as `evaluation.json` has them under `evaluation`."""
     path: str | None = None
-    """The directory of `evaluation.json` and `evaluation.html`; None where they were not written."""
+    """The directory of `evaluation.json` and `evaluation.html`; None if they were not written."""
 
     @classmethod
     def of(cls, figures: Mapping[str, Any], path: str | None = None) -> Evaluation:
@@ -84,7 +84,7 @@ class Trained:
     learning_rate: float
     """The peak learning rate."""
     heldout: Evaluation | None
-    """The evaluation on held-out prompts; None where none were held out."""
+    """The evaluation on held-out prompts; None if none were held out."""
 
     def load(self, **settings: Any) -> RewardModel:
         """Return the model for scoring; `settings` are those of `RewardModel`."""

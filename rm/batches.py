@@ -15,12 +15,12 @@ _REPEATS = 20  # a group is cut where repeating its prefix costs less than this 
 
 @dataclass(frozen=True)
 class BatchPlanner:
-    """Plans batches of at most `budget` tokens, and of `full` where that is possible."""
+    """Plans batches of at most `budget` tokens, and of `full` tokens if possible."""
 
     budget: int
     full: int
     packed: bool
-    causal: bool  # rows of a prompt share their tokens at the front
+    causal: bool  # rows of a prompt share their first tokens
     way: str  # see `rm.together`
     split: int | None
 
@@ -48,7 +48,7 @@ class BatchPlanner:
         return sum(sum(map(len, run)) - (len(run) - 1) * self._shared(run) for run in runs)
 
     def _runs(self, rows: Sequence[Encoded], group: Sequence[int]) -> list[list[int]]:
-        """Return the group as one run, or cut where it is too large, or more than full and its prefix cheap to repeat."""
+        """Return the group as one run, or as several if it is too large, or more than full with a prefix cheap to repeat."""
         ids = [rows[row].ids for row in group]
         shared = self._shared(ids)
         if not shared:
@@ -58,7 +58,7 @@ class BatchPlanner:
         return [[group[position] for position in cut] for cut in cuts]
 
     def _shared(self, ids: Sequence[Sequence[int]]) -> int:
-        """Count the tokens that stand once for these rows: their common prefix, their last token excepted."""
+        """Count the tokens that are stored once for these rows: their common prefix, without a row's last token."""
         if not self.causal or len(ids) == 1:
             return 0
         return min(common_prefix(ids), *(len(row) - 1 for row in ids))

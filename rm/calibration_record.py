@@ -1,6 +1,6 @@
-"""The record beside a model's weights, `calibration.json`: temperature, verdict, and what they were measured on. Only readers.
+"""Readers of `calibration.json` beside a model's weights: temperature, verdict, and the data they were measured on.
 
-No reward depends on it. `rm.evaluate.calibration_file` writes it; plans read it without what an evaluation needs.
+No reward depends on it. `rm.evaluate.calibration_file` writes it; plans read it without an evaluation's imports.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _CALIBRATE = "run `bestkept evaluate` to write it again, or remove it"
 def load_temperature(directory: Path | str) -> float | None:
     """Return the temperature stored beside a model's weights, or None. No reward depends on it.
 
-    Raises `ModelError` where the file holds no positive number under `temperature`.
+    Raises `ModelError` if the file has no positive number under `temperature`.
     """
     path = Path(directory) / CALIBRATION_FILE
     try:
@@ -35,9 +35,9 @@ def load_temperature(directory: Path | str) -> float | None:
 
 
 def load_output(directory: Path | str) -> tuple[str, int] | None:
-    """Return the name and the number of the output that temperature and verdict were measured on; None for the only one.
+    """Return name and number of the output that temperature and verdict were measured on; None for a model with one output.
 
-    Raises `ModelError` where the file says it in another form.
+    Raises `ModelError` if the file has them in another form.
     """
     path = Path(directory) / CALIBRATION_FILE
     output = read_json(path).get("output")
@@ -52,7 +52,7 @@ def load_output(directory: Path | str) -> tuple[str, int] | None:
 def load_evaluation(directory: Path | str) -> dict[str, Any] | None:
     """Return the evaluation stored beside a model's weights (`rm.evaluate.verdict`), or None. No reward depends on it.
 
-    Raises `ModelError` where it lacks figures that a run repeats.
+    Raises `ModelError` if it lacks figures that a run reports.
     """
     path = Path(directory) / CALIBRATION_FILE
     evaluation = read_json(path).get("evaluation")
@@ -71,7 +71,7 @@ def load_evaluation(directory: Path | str) -> dict[str, Any] | None:
     if not all(isinstance(text, str) for text in texts) or not all(
         isinstance(number, int | float | None) for number in numbers
     ):
-        raise ModelError(f"{path} holds an evaluation with values of other kinds than expected; {_CALIBRATE}")
+        raise ModelError(f"{path} holds an evaluation with values of unexpected types; {_CALIBRATE}")
     return dict(evaluation)
 
 
@@ -79,8 +79,8 @@ _ESTIMATES = ("accuracy", "length", "over_length")
 
 
 def has_anchor(directory: Path | str) -> bool:
-    """Tell whether rewards of different prompts are comparable.
+    """Return whether rewards of different prompts are comparable.
 
-    They are where labels of single responses, or centring, fixed their offset while the model was trained.
+    They are comparable if labels of single responses, or centring, fixed their offset in training.
     """
     return not read_json(Path(directory) / CALIBRATION_FILE).keys().isdisjoint({"offset", "centring"})

@@ -1,7 +1,7 @@
-"""Plain text that a tokenizer ends with eos by itself, so that `rm.text.templates` adds none: for fingerprints.
+"""Detection of tokenizers that end plain text with eos themselves, so that `rm.text.templates` adds none: for fingerprints.
 
-Until `SCORING_VERSION` 2 such texts got two. Only the fingerprints of these models say that they are read in another way,
-so that all other models keep theirs. This module does not import torch for models whose files exclude it, which are nearly all.
+Before `SCORING_VERSION` 2 such texts had two. Only the fingerprints of these models record the change, so that all other
+models keep theirs. torch is not imported for models whose files rule this case out, which are nearly all.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from rm.identity import OFFSET_POSITIONS, ModelError, read_json
 
 _ONE_EOS = "one closing eos"
-# types that read pairs of texts where they have no chat template
+# model types that read pairs of texts if they have no chat template
 _ENCODERS = OFFSET_POSITIONS.union(
     ("albert", "bart", "bert", "deberta", "deberta-v2", "distilbert", "electra", "modernbert", "mt5", "t5", "xlnet")
 )
@@ -21,7 +21,7 @@ _ENCODERS = OFFSET_POSITIONS.union(
 def reading_mark(directory: Path) -> str | None:
     """Return the addition to `rm.identity.identify` for a model whose tokenizer ends plain text with eos; None for others.
 
-    Raises `ModelError` where the tokenizer's files cannot be read.
+    Raises `ModelError` if the tokenizer's files cannot be read.
     """
     if not _may_close_itself(directory):
         return None
@@ -30,7 +30,7 @@ def reading_mark(directory: Path) -> str | None:
     try:
         preview = Preview.load(directory, max_length=1)
     except ModelError:
-        return None  # loading it for scoring says why
+        return None  # loading it for scoring raises the error
     return _ONE_EOS if preview.template.closes_itself else None
 
 
@@ -46,7 +46,7 @@ def _may_close_itself(directory: Path) -> bool:
 
 
 def _ends_texts(processor: Any) -> bool:
-    """Tell whether a tokenizer's post-processor could end a text with a special token."""
+    """Return whether a tokenizer's post-processor could end a text with a special token."""
     if not isinstance(processor, dict) or processor.get("type") == "ByteLevel":
         return False
     if processor.get("type") == "Sequence":

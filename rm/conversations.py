@@ -2,8 +2,8 @@
 
 Pure functions. A conversation is a tuple of `(role, content)` turns with the roles `system`, `user`, `assistant` and `tool`, and
 a first turn `tools` where the row has tools; a *sample* is the conversation before the last assistant turn (the prompt) and that
-turn's content (the response), or all that follows the last user turn. `rm.messages` says how a content holds more than text.
-This module does not know about files, columns, tokenizers or models.
+turn's content (the response), or everything after the last user turn. `rm.messages` describes contents that are more than text.
+This module knows nothing of files, columns, tokenizers or models.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _ROLES = {
     "function_response": "tool",
     "tool_response": "tool",
 }
-# gives what json.dumps(text, ensure_ascii=False) gives, without making an encoder
+# the result of json.dumps(text, ensure_ascii=False), without the cost of creating an encoder
 _quote_json = json.encoder.encode_basestring
 
 
@@ -80,7 +80,7 @@ _STRUCTURED = re.compile(STRUCTURED)
 
 
 def decode_bytes(value: Any) -> Any:
-    """Return `value` with bytes that are UTF-8 as text, in lists and mappings too; other bytes stay, and are no usable text.
+    """Return `value` with UTF-8 bytes as text, also in lists and mappings; other bytes are unchanged, and are not usable text.
 
     Some writers of Parquet (Impala, Spark before 1.6 or with `binaryAsString`) store text as binary.
     """
@@ -97,7 +97,7 @@ def decode_bytes(value: Any) -> Any:
 
 
 def messages_in_json(text: str) -> list[Any] | None:
-    """Return the messages that a text holds as JSON; None for any other text, such as a list of anything else."""
+    """Return the messages in a text that is a JSON list of messages; None for any other text."""
     value = _list_in_json(text)
     return value if value and all(map(is_message, value)) else None
 
@@ -110,7 +110,7 @@ def _list_in_json(text: str) -> list[Any] | None:
 
 
 def is_message(value: object) -> bool:
-    """Tell whether a value has the keys of a message: role and content (or calls), or ShareGPT's from and value."""
+    """Return whether a value has the keys of a message: role and content (or calls), or ShareGPT's from and value."""
     return isinstance(value, Mapping) and (
         ("role" in value and not value.keys().isdisjoint(("content", *MESSAGE_KEYS)))
         or ("from" in value and "value" in value)
@@ -120,7 +120,7 @@ def is_message(value: object) -> bool:
 def from_messages(value: object) -> Conversation:
     """Convert a list of `{role, content}` (OpenAI, TRL) or `{from, value}` (ShareGPT) messages to a conversation.
 
-    The list, or each message in it, may be text, as JSON. Raises `UnusableError` for anything else: `null_prompt`, `bad_json`,
+    The list, or each message in it, may be JSON text. Raises `UnusableError` for anything else: `null_prompt`, `bad_json`,
     `bad_utf8`, `wrong_type`, `bad_role`, or what `rm.messages.read_content` raises.
     """
     if isinstance(value, str):
@@ -150,7 +150,7 @@ def from_messages(value: object) -> Conversation:
 
 
 def _with_call(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a turn `function_call` (ShareGPT) or `tool_call`, whose text is one call or several as JSON, with `tool_calls`."""
+    """Return a turn `function_call` (ShareGPT) or `tool_call`, whose text is one or several calls as JSON, with `tool_calls`."""
     value = parse_json(message.get("content", message.get("value")))
     calls = value if isinstance(value, list) and value else [value]
     if not all(isinstance(call, Mapping) and isinstance(call.get("name"), str) for call in calls):
@@ -167,7 +167,7 @@ def from_prompt(value: object, *, system: object = None) -> Conversation:
 
     A `system` text goes in front unless the messages have one.
 
-    Raises `UnusableError`, with `prompt_ends_with_assistant` where a message list ends with the assistant's turn.
+    Raises `UnusableError`, with `prompt_ends_with_assistant` if a message list ends with the assistant's turn.
     """
     if isinstance(value, str):
         value = messages_in_json(value) or value
@@ -188,24 +188,24 @@ def with_system(turns: Conversation, system: object) -> Conversation:
 
 
 def with_tools(turns: Conversation, tools: object) -> Conversation:
-    """Return the conversation with a row's tools, a list or that list as JSON, in front. Raises `UnusableError("bad_tools")`."""
+    """Return the conversation with a row's tools, a list or its JSON text, in front. Raises `UnusableError("bad_tools")`."""
     content = read_tools(tools)
     return turns if content is None else ((TOOLS, content), *turns)
 
 
 def tools_in(turns: Conversation) -> list[dict[str, Any]] | None:
-    """Return the tools of a conversation; None where it has none."""
+    """Return the tools of a conversation; None if it has none."""
     return open_tools(turns[0][1]) if turns and turns[0][0] == TOOLS else None
 
 
 def holds_more(turns: Conversation, response: str) -> bool:
-    """Tell whether a conversation holds more than texts of the user, the assistant and the system."""
+    """Return whether a conversation contains more than texts of the user, the assistant and the system."""
     plain = ("system", "user", "assistant")
     return response.startswith(WHOLE) or any(role not in plain or content.startswith(WHOLE) for role, content in turns)
 
 
 def keys_of(turns: Conversation, response: str | None = None) -> set[str]:
-    """Return what a conversation holds beside texts: keys of its messages, and `tools`."""
+    """Return the keys of a conversation's messages beside their texts, and `tools`."""
     keys = {TOOLS for role, _ in turns[:1] if role == TOOLS}
     contents = [content for role, content in turns if role != TOOLS] + ([] if response is None else [response])
     return keys.union(*(keys_in(content) for content in contents if content.startswith(WHOLE)))
@@ -214,8 +214,8 @@ def keys_of(turns: Conversation, response: str | None = None) -> set[str]:
 def from_response(value: object, *, after: Conversation = (), several: bool = False) -> str:
     """Convert a response column, text or a list of one assistant message (TRL's completion), to a response.
 
-    The list may repeat the prompt `after` at the front, with or without its system turn. With `several`, it may hold calls and
-    results of tools before the last answer. Raises `UnusableError`.
+    The list may repeat the prompt `after` at the front, with or without its system turn. With `several`, it may contain tool
+    calls and their results before the last answer. Raises `UnusableError`.
     """
     if not isinstance(value, str) and isinstance(value, Sequence):
         turns = from_messages(value)
@@ -239,8 +239,8 @@ def pack_response(turns: Conversation) -> str:
 def split_last(turns: Conversation) -> tuple[Conversation, str]:
     """Split a whole conversation into (prompt, response): the response is the last turn, the assistant's.
 
-    Raises `UnusableError` with `last_turn_not_assistant` where the last turn is not the assistant's, and with
-    `empty_prompt` where it is the only one.
+    Raises `UnusableError` with `last_turn_not_assistant` if the last turn is not the assistant's, and with
+    `empty_prompt` if it is the only turn.
     """
     if not turns or turns[-1][0] != "assistant":
         raise UnusableError("last_turn_not_assistant")
@@ -250,7 +250,7 @@ def split_last(turns: Conversation) -> tuple[Conversation, str]:
 
 
 def split_after_last_user(turns: Conversation) -> tuple[Conversation, str]:
-    """Split a whole conversation into (prompt, response): the response is all that follows the last user turn.
+    """Split a whole conversation into (prompt, response): the response is everything after the last user turn.
 
     Raises `UnusableError` as `split_last` does.
     """
@@ -263,7 +263,7 @@ def split_after_last_user(turns: Conversation) -> tuple[Conversation, str]:
 def from_hh(text: object) -> Conversation:
     """Convert a whole transcript, `"\\n\\nHuman: ...\\n\\nAssistant: ..."` (HH-RLHF, Bai et al. 2022), to a conversation.
 
-    Raises `UnusableError("bad_hh_format")` where the text has no turns, or other text before the assistant's.
+    Raises `UnusableError("bad_hh_format")` if the text has no turns, or other text before the assistant's.
     """
     messages = turns_in(text_of(text, field="prompt"))
     if messages is None:
@@ -272,16 +272,16 @@ def from_hh(text: object) -> Conversation:
 
 
 def to_messages(turns: Conversation, response: str | None = None) -> list[dict[str, Any]]:
-    """Return the messages as they were read, `{"role": ..., "content": ...}` and more, with those of `response`, if any, last.
+    """Return the messages as they were read, `{"role": ..., "content": ...}` and more, followed by those of `response`, if any.
 
-    The tools of a conversation are no message: see `tools_in`.
+    The tools of a conversation are not among them: see `tools_in`.
     """
     messages = [message for role, content in turns if role != TOOLS for message in open_messages(role, content)]
     return messages if response is None else messages + open_messages("assistant", response)
 
 
 def canonical_json(turns: Conversation) -> bytes:
-    """Return the conversation as NFC-normalised compact JSON; equal prompts have equal bytes, however they were written."""
+    """Return the conversation as NFC-normalised compact JSON; equal prompts have equal bytes, however they were stored."""
     text = ",".join([f"[{_quote_json(role)},{_quote_json(canonical(content))}]" for role, content in turns])
     return (f"[{text}]" if text.isascii() else unicodedata.normalize("NFC", f"[{text}]")).encode()
 
@@ -292,8 +292,8 @@ def prompt_key(turns: Conversation) -> bytes:
 
 
 def response_hash(response: str | memoryview) -> int:
-    """Return the 64-bit content hash (xxh3) of a response's exact text, which may be given in UTF-8.
+    """Return the 64-bit content hash (xxh3) of a response's exact text, which may be given as UTF-8.
 
-    Equal rewards are ordered by it.
+    It orders responses with equal rewards.
     """
     return xxhash.xxh3_64_intdigest(canonical(response).encode() if isinstance(response, str) else response)

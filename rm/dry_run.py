@@ -26,9 +26,9 @@ from rm.together import split_lengths
 
 @dataclass
 class DryRun(Scorer):
-    """A `Scorer` without weights: `score` gives token counts and no meaningful rewards, and its forwards take no time.
+    """A `Scorer` without weights: `score` returns token counts and no meaningful rewards, and its forwards take no time.
 
-    The configuration alone decides whether rows are packed; only a loaded model can prove it.
+    The configuration alone decides whether rows count as packed; only a loaded model can confirm that.
 
         [tokens], work = DryRun.of(directory, ...).count([(prompt, responses)])
         work.computed_tokens
@@ -45,7 +45,7 @@ class DryRun(Scorer):
         device: str | None,
         outputs: Outputs = ONE_OUTPUT,
     ) -> DryRun:
-        """Return the dry run of a model directory as on `device`: cpu, cuda, or None for this machine's. Raises `ModelError`."""
+        """Return the dry run of a model directory for `device`: cpu, cuda, or None for this machine's. Raises `ModelError`."""
         device = device or default_device()
         model = build_without_weights(directory, outputs=outputs.names)
         tokenizer = load_tokenizer(directory)
@@ -60,7 +60,7 @@ class DryRun(Scorer):
 
     @property
     def shape(self) -> dict[str, int]:
-        """The numbers of parameters and of computing ones (all but embeddings), and the widths that decide memory."""
+        """The number of parameters, also without embeddings, and the widths that determine memory."""
         config = self.model.model.config.get_text_config()
         hidden = int(config.hidden_size)
         return {
@@ -73,7 +73,7 @@ class DryRun(Scorer):
     def count(self, groups: Sequence[ResponseGroup]) -> tuple[list[np.ndarray], Work]:
         """Count the tokens of every response [K] of every group, and the work of scoring them in one call.
 
-        A response that cannot be read has 0 tokens. The work counts equal texts once, and padding.
+        A response that cannot be read has 0 tokens. The work counts equal texts once, and includes padding.
         """
         batches: list[Work] = []
         self.on_batch = batches.append
@@ -89,7 +89,7 @@ class DryRun(Scorer):
         )
 
     def _inputs(self, rows: Sequence[Encoded], batch: Batch) -> PackedInputs:
-        raise NotImplementedError  # nothing to build ahead
+        raise NotImplementedError  # a dry run builds no inputs
 
     def _forward(self, rows: Sequence[Encoded], batch: Batch) -> Launched:
         members = [rows[row] for run in batch for row in run]

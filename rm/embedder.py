@@ -3,10 +3,10 @@
     embedder = Embedder.load(directory, read_embedding(directory, None), device="cpu", tokens_per_batch=None)
     [scores] = embedder.score([((("user", "Why is the sky blue?"),), ["Because of Rayleigh scattering.", "Boil the rice."])])
     scores.rewards             # float32 [2], cosines
-    scores.outputs["foreign"]  # float32 [2], cosines of the same prompt with responses to another one
+    scores.outputs["foreign"]  # float32 [2], cosines of the same prompt with responses to another prompt
 
-Each text is read by itself, and so each prompt once, whatever the number of its responses. Texts of similar length share a
-batch. A text longer than the model's window is cut: a prompt loses its oldest turns, then its end, a response its end.
+Texts are embedded separately, so each prompt once, whatever the number of its responses. Texts of similar length share a
+batch. A text longer than the model's window is cut: a prompt loses its oldest turns, then its end; a response loses its end.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from rm.together import EQUAL_LENGTHS, PADDED, padded_rewards
 log = logging.getLogger(__name__)
 
 FOREIGN = "foreign"
-"""The name of the cosines with responses to another prompt: what no answer looks like, in this corpus and for this model."""
+"""The name of the cosines with responses to another prompt: the level of unrelated texts, in this corpus and for this model."""
 
-_CHUNK_TEXTS = 4096  # whose vectors are in memory at once
+_CHUNK_TEXTS = 4096  # texts whose vectors are in memory at once
 _CPU_FILLS_AT = 1024  # tokens
-_TOLERANCE = 1e-4  # of a vector's length, by which padding may change it
+_TOLERANCE = 1e-4  # change of a vector by padding, as a share of its length
 _TRIED = ("a", "some more words", "and a text that is quite a bit longer than the others are, with a comma")
 
 
@@ -56,7 +56,7 @@ class _Chunk(NamedTuple):
     groups: list[int]  # their numbers in the call
     prompts: list[int]  # the text of each group's prompt
     responses: list[list[int]]  # the texts of its responses
-    texts: list[tuple[str, Conversation | None]]  # as they are read, and the prompt that a text may be shortened by
+    texts: list[tuple[str, Conversation | None]]  # the text, and for a prompt the turns by which it can be shortened
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Embedder(ForwardLoop):
     tokens_per_batch: int
     device: str
     on_batch: Callable[[Work], None] | None = None
-    way: str = field(default=PADDED)  # in which texts run together, see `rm.together`
+    way: str = field(default=PADDED)  # how texts share a batch, see `rm.together`
 
     @classmethod
     def load(
@@ -89,7 +89,9 @@ class Embedder(ForwardLoop):
         budget = tokens_per_batch or default_tokens_per_batch(device, training=False)
         embedder = cls(model, tokenizer, settings, budget, device)
         if embedder.padding_error() > _TOLERANCE:
-            log.warning("padding changes what this model makes of a text; only texts of equal length run together")
+            log.warning(
+                "only texts of equal length share a batch, which is slower: padding changes this model's vectors"
+            )
             embedder.way = EQUAL_LENGTHS
         reading = f"{' and '.join(settings.pooling)} pooling, at most {settings.max_length} tokens"
         log.info("loaded %s on %s in float32 as embedding model, %s", directory, device, reading)
@@ -112,13 +114,13 @@ class Embedder(ForwardLoop):
         return float(((together - alone).norm(dim=1) / alone.norm(dim=1).clamp_min(1e-12)).max())
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the vectors [texts, H], float32, of texts as they are; NaN where the model fails on one."""
+        """Return the float32 vectors [texts, H] of unchanged texts; NaN if the model fails on a text."""
         [run] = self._run(Call(iter([self._begin([(text, None) for text in texts])])))
         return run.rewards
 
     def score(self, groups: Sequence[ResponseGroup]) -> list[GroupScores]:
-        """Return the cosine of each response with its prompt as its reward, and as the output `foreign` the cosine of the prompt
-        with as many responses to the next other prompt of the call; NaN where there is no other one. Raises `DeviceError`.
+        """Return as rewards the cosines of responses with their prompts, and as the output `foreign` the cosines of each prompt
+        with as many responses to the next different prompt of the call; NaN if there is none. Raises `DeviceError`.
         """
         results = [GroupScores.empty(len(responses), (FOREIGN,)) for _, responses in groups]
         chunks = [*_chunks(groups, self.settings)]
@@ -146,7 +148,7 @@ class Embedder(ForwardLoop):
         return rows
 
     def _tokenize(self, texts: Sequence[str]) -> list[Any]:
-        """Encode whole texts, in which special tokens that they spell are text."""
+        """Encode whole texts; special tokens that they spell are encoded as text."""
         spelled = [self._special.appear_in(text) for text in texts]
         plain = [text for text, guarded in zip(texts, spelled, strict=True) if not guarded]
         guarded = [(text, None) for text, guarded in zip(texts, spelled, strict=True) if guarded]
@@ -162,7 +164,7 @@ class Embedder(ForwardLoop):
         return SpecialTokens.of(self.tokenizer)
 
     def _fit(self, encoding: Any, *, cut: bool) -> Encoded:
-        """Return the tokens of a text, without those at its end that are too many; the model's own ones behind it stay."""
+        """Return the tokens of a text, cut at its end to the limit; special tokens after the text are kept."""
         ids = list(encoding.ids)
         types = list(encoding.type_ids) if "token_type_ids" in self.tokenizer.model_input_names else None
         excess = len(ids) - self.settings.max_length
@@ -186,7 +188,7 @@ class Embedder(ForwardLoop):
         return BatchPlanner(self.tokens_per_batch, full, packed=False, causal=False, way=self.way, split=None)
 
     def _forward(self, rows: Sequence[Encoded], batch: Batch) -> Launched:
-        """Begin to compute the vectors of a batch's texts, in its order."""
+        """Start computing the vectors of a batch's texts, in its order."""
         started = time.perf_counter()
         members = [rows[row] for run in batch for row in run]
         with torch.inference_mode():
@@ -199,7 +201,7 @@ class Embedder(ForwardLoop):
 
 
 def refuse_relevance(path: str, *, revision: str | None, max_length: int | None, **_: Any) -> None:
-    """Raise `ModelError` where the embedding model of the evaluation cannot be read: before the work, not after it."""
+    """Raise `ModelError` before the work begins if the embedding model of the evaluation cannot be read."""
     try:
         read_embedding(resolve_model(path, revision), max_length)
     except ModelError as error:
@@ -219,7 +221,7 @@ def _read_response(response: str, settings: EmbeddingSettings) -> str:
 
 
 def _chunks(groups: Sequence[ResponseGroup], settings: EmbeddingSettings) -> Iterator[_Chunk]:
-    """Divide the groups of a call into chunks; a group is never cut, and one without responses is left out."""
+    """Divide the groups of a call into chunks; groups are never cut, and those without responses are left out."""
     chunk, numbers = _Chunk([], [], [], []), dict[tuple[bool, str], int]()
 
     def number(text: str, prompt: Conversation | None) -> int:
@@ -269,7 +271,7 @@ def _cosines(vectors: np.ndarray, prompt: np.ndarray) -> np.ndarray:
 
 
 def next_others(prompts: Iterable[int]) -> list[int | None]:
-    """Return for each place of a circle the next one that has another number; None where all are equal."""
+    """Return for each position of a circular list the next position with another number; None if all are equal."""
     numbers = [*prompts]
     count = len(numbers)
     following: list[int | None] = [None] * (2 * count)

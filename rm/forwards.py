@@ -1,8 +1,8 @@
-"""Batches on their way through a model: launched ahead of what is read, and divided where they fail.
+"""Runs batches through a model: launches the next before it reads the last, and divides batches that fail.
 
-A GPU works on its own: a forward comes back before it is done, and reading its rewards waits for it. So the next batch is
-launched first, and the GPU goes from one to the other without waiting for this process. The first batches of the next call
-are launched before a call returns, if they are known by then: the GPU computes them while the caller keeps its results.
+A GPU works asynchronously: a forward returns before it is done, and reading its rewards waits for it. So the next batch is
+launched first, and the GPU never waits for this process. Before a call returns, it launches the first batches of the next
+call, if they are known by then: the GPU computes them while the caller stores its results.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from rm.text.templates import Encoded
 
 log = logging.getLogger(__name__)
 
-_AHEAD = 1  # batches that are launched before the rewards of an earlier one are read
+_AHEAD = 1  # batches launched before the rewards of an earlier batch are read
 
 
 @dataclass
 class WindowRun:
-    """A window on its way through the model."""
+    """A window that the model is computing."""
 
     window: Window
-    budget: int  # tokens, for which its batches are planned
+    budget: int  # tokens per batch when its batches were planned
     waiting: list[Batch]  # not launched; the last one is next
-    rewards: np.ndarray  # float32 [rows, 1 + named outputs], the reward first; of an embedder vectors
+    rewards: np.ndarray  # float32 [rows, 1 + named outputs], the reward first; vectors in an embedder
     failures: dict[int, str] = field(default_factory=dict)  # row → reason
-    launched: int = 0  # and not read
+    launched: int = 0  # batches not yet read
     begun: bool = False
 
 
@@ -45,9 +45,9 @@ _Unread = tuple[WindowRun, Batch, Launched]
 
 @dataclass
 class Call:
-    """The windows of one call of `Scorer.score`, and what is under way of them."""
+    """The windows of one call of `Scorer.score`, and those of them that are being computed."""
 
-    windows: Iterator[WindowRun]  # that have not begun
+    windows: Iterator[WindowRun]  # not begun
     live: deque[WindowRun] = field(default_factory=deque)  # tokenised, and not yet read
     unread: deque[_Unread] = field(default_factory=deque)
 
@@ -57,7 +57,7 @@ class Call:
 
 
 class ForwardLoop(ABC):
-    """A token budget, and what is done with windows; `Scorer` and `Embedder` say how batches are planned and computed."""
+    """The loop over windows within a token budget; `Scorer` and `Embedder` define how batches are planned and computed."""
 
     tokens_per_batch: int
     device: str
@@ -67,7 +67,7 @@ class ForwardLoop(ABC):
 
     @abstractmethod
     def _forward(self, rows: Sequence[Encoded], batch: Batch) -> Launched:
-        """Begin to compute the rewards of a batch's rows, in its order."""
+        """Start computing the rewards of a batch's rows, in its order."""
 
     @abstractmethod
     def _plan(self, rows: Sequence[Encoded], groups: Sequence[Sequence[int]]) -> list[Batch]:
@@ -80,8 +80,8 @@ class ForwardLoop(ABC):
     def _run(self, call: Call, following: Callable[[], Call | None] = lambda: None) -> Iterator[WindowRun]:
         """Yield the windows of a call in order, once all of their rows have rewards or reasons.
 
-        On a GPU, the next batch is launched before the rewards of the last one are read, also from one window to the next, and
-        from the last one to the `following` call, if there is one by then.
+        On a GPU, the next batch is launched before the rewards of the last one are read, also across windows, and across to the
+        `following` call, if it is known by then.
         """
         ahead = _AHEAD if works_apart(self.device) else 0
         live, unread, after = call.live, call.unread, None
@@ -107,15 +107,15 @@ class ForwardLoop(ABC):
             after.unread.extend(unread)
 
     def _launch_first(self, call: Call | None, unread: deque[_Unread]) -> None:
-        """Launch the next batch of a call behind those of another one."""
+        """Launch the next batch of a call after those of another call."""
         run = None if call is None else call.launchable()
         if run is not None and len(unread) <= _AHEAD:
             self._launch(run, unread)
 
     def _launch(self, run: WindowRun, unread: deque[_Unread]) -> None:
-        """Launch the next batch of a window; where that fails, read all earlier batches before it is divided or rejected."""
+        """Launch the next batch of a window; if that fails, read all earlier batches before dividing or rejecting it."""
         rows = run.window.rows
-        if run.budget != self.tokens_per_batch:  # less than when it was planned
+        if run.budget != self.tokens_per_batch:  # lowered since it was planned
             groups = [group for batch in run.waiting for group in batch] if run.begun else run.window.groups
             run.waiting, run.budget = self._plan(rows, groups), self.tokens_per_batch
         run.begun = True
@@ -141,14 +141,14 @@ class ForwardLoop(ABC):
             self._recover(run, batch, error)
             return
         now = time.perf_counter()
-        secs = now - max(launched.started, self._read_at)  # not the time in which it waited for the one before
+        secs = now - max(launched.started, self._read_at)  # without its wait for the previous batch
         self._read_at = now
         self._known = self._known or run.window.rows[members[-1]]
         if self.on_batch is not None:
             self.on_batch(launched.work._replace(secs=secs, peak_flops=launched.work.peak_flops * secs))
 
     def _recover(self, run: WindowRun, batch: Batch, error: Exception) -> None:
-        """Divide a batch that failed, or reject its only row: whatever a model or device raises, a single row may be the cause.
+        """Divide a batch that failed, or reject its only row: a single row may be the cause of any error.
 
         Raises `DeviceError`.
         """
@@ -163,7 +163,7 @@ class ForwardLoop(ABC):
         elif memory:
             halved = max(1, self._cost(rows, batch) // 2)
             self.tokens_per_batch = run.budget = min(self.tokens_per_batch, halved)
-            log.warning("out of memory: from now on at most %d tokens a batch", self.tokens_per_batch)
+            log.warning("out of memory: from now on batches have at most %d tokens", self.tokens_per_batch)
             run.waiting = self._plan(rows, [group for left in (batch, *run.waiting) for group in left])
         else:
             run.waiting += [[members[: len(members) // 2]], [members[len(members) // 2 :]]]
@@ -176,12 +176,14 @@ class ForwardLoop(ABC):
     def _blame(self, row: Encoded, error: Exception) -> str:
         """Return the reason why this row has no reward.
 
-        Raises `DeviceError` where a row that has been scored before now fails as well: then the row is not the cause.
+        Raises `DeviceError` if a row that was scored before now fails as well: then this row is not the cause.
         """
         if self._known is not None:
             try:
                 self._forward([self._known], [[0]]).read()
             except Exception:
                 raise DeviceError(f"{type(error).__name__}, and a row that was scored before fails as well") from error
-        log.warning("a row of %d tokens breaks the model (%s); it is rejected", len(row.ids), type(error).__name__)
+        log.warning(
+            "the model fails on a row of %d tokens (%s); the row is rejected", len(row.ids), type(error).__name__
+        )
         return "model_error"

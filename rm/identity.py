@@ -1,6 +1,6 @@
-"""The identity of a reward model: everything that a reward depends on, in resolved values, without loading the model.
+"""The identity of a reward model: everything that a reward depends on, as resolved values, without loading the model.
 
-This module does not import torch: a run whose scores all exist must not pay for that import, let alone for weights.
+This module does not import torch: a run whose scores all exist should not wait for that import, let alone for weights.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from rm.hash_cache import HashCache
 from rm.messages import load_json
 
 SCORING_VERSION = 2
-"""Raised by hand whenever the same model and text give other rewards, which `tests/rm/test_golden.py` detects."""
+"""Raised by hand whenever the same model and text give different rewards, which `tests/rm/test_golden.py` detects."""
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _TOKENIZER = (
     "tokenizer.json",
-    "tokenizer.*.json",  # transformers prefers one named after a version of itself, as it does of config.json
+    "tokenizer.*.json",  # transformers prefers a file named after its version, as for config.json
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -39,13 +39,13 @@ _TOKENIZER = (
 _ADAPTER = "adapter_config.json"
 _HASHED_WEIGHTS = ("config.json", "config.*.json", *_WEIGHTS, _ADAPTER)
 MODEL_FILES = (*_HASHED_WEIGHTS, *_TOKENIZER)
-"""Patterns of the files of a model directory that are loaded, so that a copy needs them."""
+"""Patterns of the files of a model directory that are loaded, and that a copy needs."""
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 """Bytes of one weight in each type; activations beside int8 weights are bfloat16."""
 OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "longformer", "mpnet"}
-"""Architectures that number positions from behind the pad token's id."""
+"""Architectures whose positions begin after the pad token's id."""
 _RESTORE = "restore it from the model's source"
-_NO_LIMIT = 1_000_000  # tokenizers say 1e30 where they have no limit
+_NO_LIMIT = 1_000_000  # tokenizers without a limit report 1e30
 
 
 class ModelError(Exception):
@@ -54,15 +54,15 @@ class ModelError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelIdentity:
-    """Resolved values that decide a reward; `fingerprint()` is their hash."""
+    """Resolved values that determine a reward; `fingerprint()` is their hash."""
 
     weights: dict[str, str]
     tokenizer: dict[str, str]
     max_length: int
     too_long: str
     dtype: str
-    reading: str | None = None  # how texts are read, where not as every model of scoring version 2 reads them
-    outputs: Mapping[str, Any] | None = None  # those of several that are used, see `rm.scores.Outputs`
+    reading: str | None = None  # how texts are read, if not as every model of scoring version 2 reads them
+    outputs: Mapping[str, Any] | None = None  # the outputs in use, if the head has several, see `rm.scores.Outputs`
     scoring_version: int = SCORING_VERSION
 
     def to_json(self) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class ModelIdentity:
 def resolve_model(path: str, revision: str | None = None) -> Path:
     """Return the local directory of a model: `path` itself, or the hub snapshot of that id, downloaded on first use.
 
-    Raises `ModelError` where `path` is neither, or the directory holds no safetensors weights.
+    Raises `ModelError` if `path` is neither, or the directory has no safetensors weights.
     """
     directory = _directory_of(path, revision, (*_WEIGHTS, "*.json", *_TOKENIZER))
     require_weights(path, _names_in(directory))
@@ -85,7 +85,7 @@ def resolve_model(path: str, revision: str | None = None) -> Path:
 
 
 def require_weights(path: str, names: Iterable[str]) -> None:
-    """Raise `ModelError` where the files of a model directory hold no weights that can be loaded safely."""
+    """Raise `ModelError` if a model directory has no weights that can be loaded safely."""
     files = sorted(names)
     if any(fnmatchcase(name, "*.safetensors") for name in files):
         return
@@ -101,7 +101,7 @@ def require_weights(path: str, names: Iterable[str]) -> None:
 def refuse_adapters(path: str, names: Iterable[str]) -> None:
     """Raise `ModelError` for an adapter's files in a model directory.
 
-    Alone they are no model, and beside weights transformers applies them in silence, also to weights that hold them already.
+    Alone they are not a model, and beside weights transformers applies them silently, even to weights already merged with them.
     """
     files = sorted(names)
     if _ADAPTER not in files:
@@ -114,16 +114,16 @@ def refuse_adapters(path: str, names: Iterable[str]) -> None:
     if {"model.safetensors", "model.safetensors.index.json"}.isdisjoint(files):
         raise ModelError(
             f"model.path {path!r} is an adapter ({', '.join(adapter)}), not a whole model; merge it into its base model once "
-            f"with peft: {merge}; and give the merged model"
+            f"with peft: {merge}; and use the merged model"
         )
     raise ModelError(
-        f"model.path {path!r} holds an adapter ({', '.join(adapter)}) beside whole weights, and transformers would apply it on "
+        f"model.path {path!r} has an adapter ({', '.join(adapter)}) beside whole weights, and transformers would apply it on "
         f"top of them; remove the adapter's files if the weights are merged already, else merge it once with peft: {merge}"
     )
 
 
 def resolve_without_weights(path: str, revision: str | None = None) -> Path:
-    """Return what `resolve_model` returns, but neither fetch nor require weights. Raises `ModelError`."""
+    """Return the result of `resolve_model`, without fetching or requiring weights. Raises `ModelError`."""
     return _directory_of(path, revision, ("*.json", *_TOKENIZER))
 
 
@@ -131,14 +131,16 @@ def _directory_of(path: str, revision: str | None, wanted: tuple[str, ...]) -> P
     directory = Path(path).expanduser()
     if not directory.is_dir():
         if directory.exists() or path.startswith((".", "/", "~")) or path.count("/") != 1:
-            raise ModelError(f"model.path {path!r} is not a directory; give a model directory or a hub id 'owner/name'")
+            raise ModelError(
+                f"model.path {path!r} is not a directory; expected a model directory or a hub id 'owner/name'"
+            )
         directory = _hub_snapshot(path, revision, wanted)
     elif revision is not None:
         raise ModelError(f"model.revision {revision!r} is only for hub ids, and {path!r} is a directory; remove it")
     names = _names_in(directory)
     refuse_adapters(path, names)
     if "config.json" not in names:
-        raise ModelError(f"model.path {path!r} has no config.json; give a directory written by save_pretrained")
+        raise ModelError(f"model.path {path!r} has no config.json; expected a directory written by save_pretrained")
     return directory
 
 
@@ -159,7 +161,7 @@ def _hub_snapshot(repo_id: str, revision: str | None, wanted: tuple[str, ...]) -
         return Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(wanted)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
-            f"model.path {repo_id!r} is not a local directory and could not be had from the hub "
+            f"model.path {repo_id!r} is not a local directory and could not be fetched from the hub "
             f"({type(error).__name__}); check the id, the network, and HF_TOKEN for a gated model"
         ) from error
 
@@ -174,11 +176,11 @@ def identify(
     reading: str | None = None,
     outputs: Mapping[str, Any] | None = None,
 ) -> ModelIdentity:
-    """Return the identity of a local model directory; this machine remembers its hashes.
+    """Return the identity of a local model directory; its hashes are cached on this machine.
 
     `dtype` must be resolved (see `resolve_dtype`); `max_length` is the requested limit in tokens. `hashes` are the sha256
-    of all the model's files where they are known already: then the directory need not hold its weights. `reading` is
-    `rm.closing_token.reading_mark` of it.
+    of all the model's files if they are known already: then the directory need not have its weights. `reading` is the
+    result of `rm.closing_token.reading_mark`.
     """
     if hashes is None:
         hashes = model_hashes(directory)
@@ -194,7 +196,7 @@ def identify(
 
 
 def effective_max_length(directory: Path, requested: int) -> int:
-    """Return the least of the requested limit, the model's positions and the tokenizer's limit, in tokens."""
+    """Return the smallest of the requested limit, the model's positions and the tokenizer's limit, in tokens."""
     limits = [requested]
     config = read_json(directory / "config.json")
     text = config.get("text_config")
@@ -213,11 +215,11 @@ def effective_max_length(directory: Path, requested: int) -> int:
 
 
 def resolve_dtype(requested: str, device: str = "auto") -> str:
-    """Return the type for `auto` on this machine, bfloat16 where its GPU has it natively, else float32; others unchanged.
+    """Return the type for `auto` on this machine: bfloat16 if its GPU supports it natively, else float32. Others are unchanged.
 
-    With the `device` cpu or mps, a GPU of NVIDIA's does not count.
+    With the `device` cpu or mps, an NVIDIA GPU does not count.
 
-    The machine that plans resolves it and the plan records it, so that every worker computes in the same type.
+    The machine that plans resolves the type and the plan records it, so that every worker computes in the same type.
     """
     if requested != "auto":
         return requested
@@ -227,7 +229,7 @@ def resolve_dtype(requested: str, device: str = "auto") -> str:
 
 
 def _cuda_compute_capability() -> int:
-    """Return the major compute capability of the first CUDA device, 0 without one; asks the driver, not torch."""
+    """Return the major compute capability of the first CUDA device, 0 without one, from the driver, not torch."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -242,14 +244,14 @@ def _cuda_compute_capability() -> int:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of a model directory; an absent file is an empty one. Raises `ModelError`."""
+    """Read a JSON object of a model directory; a missing file is read as empty. Raises `ModelError`."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for, for good
             raise ModelError(f"{path} is not a regular file; {_RESTORE}")
         value = load_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if path.is_symlink():
-            raise ModelError(f"{path} is a link to nothing; {_RESTORE}") from None
+            raise ModelError(f"{path} is a broken link; {_RESTORE}") from None
         return {}
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}; {_RESTORE}") from error
@@ -271,7 +273,7 @@ def model_hashes(directory: Path) -> dict[str, str]:
 
 
 def file_hashes(files: Mapping[str, Path]) -> dict[str, str]:
-    """Map names to the sha256 of their files in hex, which this machine remembers (see `HashCache`). Raises `ModelError`."""
+    """Map names to the sha256 of their files in hex, cached on this machine (see `HashCache`). Raises `ModelError`."""
     with HashCache() as cache:
         return {name: _sha256(cache, file) for name, file in files.items()}
 

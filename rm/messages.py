@@ -1,9 +1,9 @@
-"""Messages as they are: a turn's text, or its whole message where that holds more, in one string.
+"""Messages as single strings: a turn's text, or its whole message if that has more than text.
 
-The content of a turn, like a response, is its text. Where the message also holds tool calls, reasoning or a name, it is `WHOLE`
-followed by the message as JSON; a response of several messages is `WHOLE` followed by their list, and a row's tools are a turn
-of their own (`TOOLS`). So they travel, compare and hash as texts do, and what renders or shows them opens them. No text begins
-with `WHOLE`: `text_of` refuses it.
+The content of a turn, like a response, is its text. If the message also has tool calls, reasoning or a name, its content is
+`WHOLE` followed by the message as JSON; a response of several messages is `WHOLE` followed by their list, and a row's tools are
+a separate turn (`TOOLS`). So all of them are passed, compared and hashed as texts, and opened to be rendered or shown. No text
+begins with `WHOLE`: `text_of` refuses it.
 
 >>> content = read_content({"role": "assistant", "content": "4", "reasoning_content": "2+2"}, role="assistant", field="response")
 >>> open_messages("assistant", content)
@@ -19,17 +19,17 @@ from typing import Any
 WHOLE = "\ufdd0"
 """A noncharacter, which Unicode keeps for internal use."""
 DEEPEST = 100
-"""Levels of lists and objects in JSON, the same on every interpreter; rows themselves may have fewer."""
+"""Largest depth of lists and objects in JSON, the same on every interpreter; the limit for rows is lower."""
 TOOLS = "tools"
-"""The role of the turn that holds a row's tools; always the first."""
+"""The role of the turn with a row's tools; always the first turn."""
 TEXT_KEYS = ("reasoning_content", "reasoning", "thinking", "name", "tool_call_id")
 JSON_KEYS = ("tool_calls", "function_call")
 MESSAGE_KEYS = (*TEXT_KEYS, *JSON_KEYS)
-"""What a message holds beside role and content, and bears on the conversation: texts, and lists or objects."""
+"""Keys of a message, beside role and content, that belong to the conversation: with texts, and with lists or objects."""
 
 
 class UnusableError(ValueError):
-    """A row or response that cannot be scored; `reason` is a code from the documented list, never text of the row."""
+    """A row or response that cannot be scored; `reason` is a code from the documented list, never text from the row."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -37,7 +37,7 @@ class UnusableError(ValueError):
 
 
 class DeepNestingError(UnusableError):
-    """JSON that is nested too deep; `json` alone would take it or not as the interpreter and its stack allow."""
+    """JSON that is nested too deeply; the limit of `json` itself depends on the interpreter and its stack."""
 
     def __init__(self) -> None:
         super().__init__("deep_nesting")
@@ -55,7 +55,7 @@ def load_json(text: str | bytes) -> Any:
 
 
 def depth_of(value: Any) -> int:
-    """The depth of nested lists and objects, 0 for any other value; without recursion."""
+    """The depth of nested lists and objects, 0 for any other value; computed without recursion."""
     depth, level = 0, [value]
     while level := [child for child in level if isinstance(child, dict | list)]:
         depth += 1
@@ -86,10 +86,10 @@ def text_of(value: object, *, field: str) -> str:
 
 
 def read_content(message: Mapping[str, Any], *, role: str, field: str) -> str:
-    """Return the content of a turn: the message's text, or the whole message where it holds one of `MESSAGE_KEYS`.
+    """Return the content of a turn: the message's text, or the whole message if it has one of `MESSAGE_KEYS`.
 
-    Text may be missing where tools are called, and a tool may have returned none. Raises `UnusableError`: what `text_of` raises,
-    `content_parts`, `bad_<key>` for a value of another type, and `tool_calls` where another than the assistant calls.
+    Text may be missing in a message with tool calls, and in a tool's result. Raises `UnusableError`: the reasons of `text_of`,
+    `content_parts`, `bad_<key>` for a value of another type, and `tool_calls` for calls in a turn that is not the assistant's.
     """
     content = _join_parts(message["content"] if "content" in message else message.get("value"), field)
     plain = len(message) == 2 and ("content" in message or "value" in message)
@@ -116,7 +116,7 @@ def read_content(message: Mapping[str, Any], *, role: str, field: str) -> str:
 
 
 def _join_parts(content: object, field: str) -> object:
-    """Return content parts as one text where all of them are text, and any other content as it is."""
+    """Return content parts as one text if all of them are text; any other content is returned unchanged."""
     if not isinstance(content, Sequence) or isinstance(content, str | bytes):
         return content
     parts = []
@@ -143,7 +143,7 @@ def _checked(key: str, value: object) -> object:
 
 
 def parse_json(value: object) -> object:
-    """Return the list or object that a text holds as JSON; any other value as it is."""
+    """Return the list or object in a JSON text; any other value is returned unchanged."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
             return load_json(value)
@@ -153,7 +153,7 @@ def parse_json(value: object) -> object:
 
 
 def read_tools(value: object) -> str | None:
-    """Return the content of the turn that holds a row's tools, a list of them or that list as JSON; None where there are none.
+    """Return the content of the turn for a row's tools, a list or its JSON text; None if there are none.
 
     Raises `UnusableError("bad_tools")`.
     """
@@ -167,7 +167,7 @@ def read_tools(value: object) -> str | None:
 
 
 def _pack(value: object, *, reason: str = "wrong_type") -> str:
-    """Return `WHOLE` and a value as JSON. Raises `UnusableError(reason)` for what JSON cannot hold, and `lone_surrogate`."""
+    """Return `WHOLE` and a value as JSON. Raises `UnusableError`, with `reason` if it is not JSON, or with `lone_surrogate`."""
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
         text.encode()
@@ -204,7 +204,7 @@ def open_tools(content: str) -> list[dict[str, Any]]:
 
 
 def canonical(content: str) -> str:
-    """Return a content in the one form in which equal ones are equal: plain text as it is, JSON with its keys sorted."""
+    """Return a content in canonical form: plain text unchanged, JSON with sorted keys."""
     if not content.startswith(WHOLE):
         return content
     value = unpack(content)
@@ -214,7 +214,7 @@ def canonical(content: str) -> str:
 
 
 def map_texts(content: str, change: Callable[[str], str]) -> str:
-    """Return a content with every text in it changed, keys of objects included, but neither roles nor the keys of messages."""
+    """Return a content with every text in it mapped, including keys of objects, but not roles or keys of messages."""
     if not content.startswith(WHOLE):
         return change(content)
     value = unpack(content)
@@ -242,7 +242,7 @@ def _map_values(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def texts_in(value: Any) -> Iterator[str]:
-    """Yield every text in a value of JSON, without the keys of its objects."""
+    """Yield every text in a JSON value, without the keys of its objects."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list | dict):
@@ -251,7 +251,7 @@ def texts_in(value: Any) -> Iterator[str]:
 
 
 def keys_in(content: str) -> set[str]:
-    """Return those of `MESSAGE_KEYS` that a turn or response holds."""
+    """Return the keys of `MESSAGE_KEYS` that a turn or response has."""
     return {key for message in open_messages("", content) for key in message if key in MESSAGE_KEYS}
 
 
@@ -264,7 +264,7 @@ def count_characters(content: str) -> int:
 
 
 def describe_message(message: Mapping[str, Any]) -> str:
-    """Return a message as text for people: its content, and what it holds beside it."""
+    """Return a message as readable text: its content, and the values of its other keys."""
     parts = [str(message["content"])] if message.get("content") else []
     for key in MESSAGE_KEYS:
         if key in message:
@@ -274,7 +274,7 @@ def describe_message(message: Mapping[str, Any]) -> str:
 
 
 def describe_response(response: str) -> str:
-    """Return a response as text for people."""
+    """Return a response as readable text."""
     messages = open_messages("assistant", response)
     if len(messages) == 1:
         return describe_message(messages[0])

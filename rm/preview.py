@@ -1,7 +1,7 @@
-"""The text that a model reads of a conversation, without its weights: token counts, and the text in pieces.
+"""The text that a model reads for a conversation, without its weights: token counts, and the text in pieces.
 
-Tokenizer and template are those of scoring (`rm.text.templates`), so special tokens that a user's text spells are text
-here as well.
+Tokenizer and template are those of scoring (`rm.text.templates`), so special tokens spelled in a user's text are text here
+as well.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _NO_LIMIT = 2**62
 
 
 class TextPiece(NamedTuple):
-    """Consecutive tokens as text; each `special` token, put there by the template or tokenizer, is a piece of its own."""
+    """Consecutive tokens as text; each `special` token, added by the template or tokenizer, is a separate piece."""
 
     text: str
     special: bool
 
 
 class SampleLength(NamedTuple):
-    """Tokens of one prompt and response before any cut; template and special tokens count to the prompt, as in scoring."""
+    """Tokens of one prompt and response before truncation; template and special tokens count as prompt, as in scoring."""
 
     prompt: int
     response: int
@@ -56,7 +56,7 @@ class Preview:
         return preview
 
     def lengths(self, prompt: Conversation, responses: Sequence[str]) -> list[SampleLength | str]:
-        """Return each response's length before any cut, or the reason why the template does not render it."""
+        """Return each response's length before truncation, or the reason why the template does not render it."""
         return [
             sample.reason
             if isinstance(sample, UnusableError)
@@ -70,7 +70,7 @@ class Preview:
         return template
 
     def warnings(self, groups: Iterable[tuple[Conversation, Sequence[str]]]) -> list[str]:
-        """Return notes on the first groups of a corpus: what the template refuses in all, or leaves out."""
+        """Return warnings about the first groups of a corpus: keys that the template refuses in all of them, or leaves out."""
         template, refused = self._unlimited(), Counter[str]()
         for prompt, responses in groups:
             for sample in template.encode_group(prompt, responses):
@@ -79,8 +79,8 @@ class Preview:
         if refused and not rendered:
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in refused.most_common())
             warnings.append(
-                f"the model's template renders none of the first {refused.total():,} responses ({reasons}); take a model whose "
-                "template does, or leave the key out of the corpus"
+                f"the model's template renders none of the first {refused.total():,} responses ({reasons}); choose a model "
+                "whose template does, or remove the key from the corpus"
             )
         if template.left_out.counts:
             warnings.append(describe_left_out(template.left_out.counts, rendered, "of the first responses"))
@@ -94,7 +94,7 @@ class Preview:
         )
 
     def describe(self, prompt: Conversation, response: str) -> dict[str, Any]:
-        """Return the text that the model reads, cut to its limit: `tokens`, `truncated`, and its `pieces` in order.
+        """Return the text that the model reads, truncated to its limit: `tokens`, `truncated`, and its `pieces` in order.
 
         Raises `UnusableError`.
         """
@@ -109,7 +109,7 @@ class Preview:
 
 def _text_pieces(tokenizer: Any, ids: Sequence[int]) -> list[TextPiece]:
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    special -= {tokenizer.unk_token_id}  # a word that the model does not know is content
+    special -= {tokenizer.unk_token_id}  # an unknown word is content
     pieces: list[TextPiece] = []
     for is_special, run in groupby(ids, key=special.__contains__):
         if is_special:

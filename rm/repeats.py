@@ -1,7 +1,7 @@
-"""Prompts that responses repeat at the front, as generators that return the whole text write them. Pure.
+"""Removes prompts repeated at the front of responses, as generators that return the whole text write them. Pure functions.
 
-A response may begin like its prompt by chance ("Hello" → "Hello there"), or quote it, so that prompts are taken off only where
-nearly all of the first rows repeat theirs. A whole transcript whose turns are the prompt's and one more leaves no doubt.
+A response may begin like its prompt by chance ("Hello" → "Hello there"), or quote it, so prompts are removed only if
+nearly all of the first rows repeat theirs. A transcript of the prompt's turns and one more is unambiguous.
 
 >>> after_prompt((("user", "2+2?"),), "2+2? 4")
 '4'
@@ -16,9 +16,9 @@ from rm.messages import TOOLS
 from rm.transcripts import turns_in
 
 _Prompt = tuple[tuple[str, str], ...]
-_LEAST_CHARACTERS = 16  # of all distinct prompts together
+_LEAST_CHARACTERS = 16  # in all distinct prompts together
 _NEARLY_ALL = 0.9
-_WITHOUT_SPACES = "\u2e80"  # the first character of the scripts that write none between words
+_WITHOUT_SPACES = "\u2e80"  # the first character of the scripts without spaces between words
 REPEATED = (
     "responses begin with the text of their prompts, which is taken off once; as they are: {}.repeated_prompt=keep"
 )
@@ -27,7 +27,7 @@ _GAP = re.compile(r"(?:[ \t\r]*\n)+|[ \t]+")
 
 
 def are_repeated(samples: Sequence[tuple[_Prompt, str]]) -> bool:
-    """Tell whether nearly all of these responses begin with the text of their prompts, and something follows in one at least."""
+    """Return whether nearly all of these responses begin with their prompt's text, and more text follows in at least one."""
     rests = [rest for prompt, text in samples if (rest := after_prompt(prompt, text)) is not None]
     if not any(rests) or len(rests) < _NEARLY_ALL * len(samples):
         return False
@@ -37,22 +37,22 @@ def are_repeated(samples: Sequence[tuple[_Prompt, str]]) -> bool:
 
 
 def begins_with_prompt(prompt: _Prompt, response: str) -> bool:
-    """Tell whether a response begins with the text of a prompt too long for that to be chance."""
+    """Return whether a response begins with the text of its prompt, and the prompt is too long for a coincidence."""
     text = _text(prompt)
     return text is not None and len(text) >= _LEAST_CHARACTERS and bool(_rest_of_text(text, response))
 
 
 def after_prompt(prompt: _Prompt, response: str) -> str | None:
-    """Return what follows the prompt in a response that begins with it, None where it does not begin so.
+    """Return the text after the prompt in a response that begins with it, else None.
 
-    A word is not torn: after "count to 1", "count to 10" does not begin so. The indentation of a first line is kept.
+    Words are not split: "count to 10" does not begin with "count to 1". The indentation of a first line is kept.
     """
     rest = _rest_of_text(_text(prompt), response)
     return rest if rest is not None else last_turn(prompt, response)
 
 
 def last_turn(prompt: _Prompt, response: str) -> str | None:
-    """Return the last turn of a response that is a whole transcript of the prompt's turns and one more."""
+    """Return the last turn of a response that is a transcript of the prompt's turns and one more."""
     messages = turns_in(response)
     if messages is None:
         return None
@@ -73,7 +73,7 @@ def _rest_of_text(prompt: str | None, response: str) -> str | None:
 
 
 def _text(prompt: _Prompt) -> str | None:
-    """Return the text of a prompt of one turn, whatever system prompt is before it."""
+    """Return the text of a prompt of one turn, ignoring a system turn before it."""
     turns = _turns(prompt)
     return turns[0][1].strip() or None if len(turns) == 1 else None
 

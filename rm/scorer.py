@@ -4,10 +4,10 @@
     [scores] = scorer.score([((("user", "Why?"),), ["Because.", "No."])])
     scores.rewards  # float32 [2]
 
-Loading a model decides how rows run together, by rewards alone: packed rows in which a group's common prompt stands once
-(`rm.engine.packed_forward`), or, for architectures that cannot take those, rows sorted by length and padded, or of equal
-lengths, or one by one (`rm.together`). Batches keep to a token budget. This module knows no files, and does not
-decide which responses are worth keeping.
+Loading a model decides how rows share a batch, by a check of rewards: packed, with a group's common prompt once
+(`rm.engine.packed_forward`), or, if the architecture does not support that, sorted by length and padded, or of equal
+lengths, or one by one (`rm.together`). Batches stay within a token budget. This module does not read files or decide which
+responses to keep.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ from rm.together import PADDED, choose_way, padded_rewards, split_lengths
 
 log = logging.getLogger(__name__)
 
-_WINDOW_BATCHES = 8  # batches whose text is tokenised and planned at once
-_PREPARED = 2  # windows that are tokenised before their groups are scored
+_WINDOW_BATCHES = 8  # batches tokenised and planned together
+_PREPARED = 2  # windows tokenised before their groups are scored
 _CHARACTERS_PER_TOKEN = 4
-_CPU_FILLS_AT = 1024  # tokens; a CPU's kernels gain nothing from more, and its caches lose
+_CPU_FILLS_AT = 1024  # tokens; larger batches do not speed up a CPU's kernels, and exceed its caches
 
 
 class PreparedGroups(list[ResponseGroup]):
@@ -70,14 +70,14 @@ class PreparedGroups(list[ResponseGroup]):
         self._call: Call | None = call
 
     def take(self) -> Call:
-        """Return the call that scores them, once. Raises `ValueError` where it was taken before."""
+        """Return the call that scores them, once. Raises `ValueError` at the second time."""
         call, self._call = self._call, None
         if call is None:
-            raise ValueError("these groups have been scored; prepare them again")
+            raise ValueError("these groups were scored already; prepare them again")
         return call
 
     def begin(self) -> Call | None:
-        """Return the call, of which batches may be launched before it is taken."""
+        """Return the call; its batches may be launched before it is taken."""
         return self._call
 
 
@@ -85,8 +85,8 @@ class PreparedGroups(list[ResponseGroup]):
 class Scorer(ForwardLoop):
     """Scores groups with one loaded model; one forward at a time.
 
-    `tokens_per_batch` bounds the tokens that a forward computes. Running out of memory halves it for good. A single row
-    that still does not fit is rejected with the reason `out_of_memory`, one that the model fails on with `model_error`.
+    `tokens_per_batch` limits the tokens of a forward. Running out of memory halves it permanently. A single row that still
+    does not fit is rejected with the reason `out_of_memory`, a row that the model fails on with `model_error`.
     """
 
     model: RewardModel
@@ -95,11 +95,11 @@ class Scorer(ForwardLoop):
     device: str
     packed: bool
     on_batch: Callable[[Work], None] | None = None
-    way: str = PADDED  # in which rows run together where they are not packed
-    split: int | None = None  # rows longer than this are in batches of their own, packed or not
+    way: str = PADDED  # how rows share a batch if they are not packed
+    split: int | None = None  # longer rows are in separate batches, packed or not
     outputs: Outputs = ONE_OUTPUT
     _tokenising: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
-    _asked: frozenset[Any] = frozenset()  # of the attention plan of the last forward
+    _asked: frozenset[Any] = frozenset()  # requests to the attention plan of the last forward
 
     @classmethod
     def load(
@@ -117,9 +117,9 @@ class Scorer(ForwardLoop):
     ) -> Scorer:
         """Load the scorer of a model directory (see `rm.identity.resolve_model`). Raises `ModelError`.
 
-        `tokens_per_batch` None takes `default_tokens_per_batch` of the device, and `device` None this machine's. `devices`
-        are the GPUs that the model is spread over, a number or `auto`; `memory` are the bytes of the machine's that this
-        process may use, None for all that it has available. `outputs` are those of a head with several.
+        If `tokens_per_batch` is None, it is the device's `default_tokens_per_batch`; if `device` is None, it is this
+        machine's. `devices` is the number of GPUs to spread the model over, or `auto`; `memory` is the number of bytes of the
+        machine's memory that this process may use, None for all. `outputs` are the named outputs of a head with several.
         """
         device = device or default_device()
         if dtype in ("bfloat16", "int8") and device.startswith("cuda") and not native_bfloat16(device):
@@ -157,16 +157,16 @@ class Scorer(ForwardLoop):
 
     @property
     def gathers(self) -> bool:
-        """True where keys of prefixes are gathered: on a GPU, by its kernels."""
+        """True if keys of prefixes are gathered: on a GPU, by its kernels."""
         return self.packed and self.model.causal and self.device.startswith("cuda")
 
     def score(
         self, groups: Sequence[ResponseGroup], following: Callable[[], Sequence[ResponseGroup] | None] = lambda: None
     ) -> list[GroupScores]:
-        """Score every response of every group, in order, exact duplicates in one call once. Raises `DeviceError`.
+        """Score every response of every group, in order, exact duplicates in a call only once. Raises `DeviceError`.
 
-        Groups may be those that `prepare` has returned. `following` returns those of the next call once they are prepared; it
-        is asked at the end, so that a GPU begins with them.
+        Groups may be the result of `prepare`. `following` returns the prepared groups of the next call, if any; it is called
+        at the end, so that a GPU can start on them.
         """
 
         def next_call() -> Call | None:
@@ -195,16 +195,16 @@ class Scorer(ForwardLoop):
         return results
 
     def prepare(self, groups: Sequence[ResponseGroup]) -> PreparedGroups:
-        """Tokenize the first windows of groups that are to be scored, in another thread than that which scores others."""
+        """Tokenize the first windows of groups to score, in another thread while other groups are scored."""
         call = Call(self._windows(groups))
         call.live.extend(itertools.islice(call.windows, _PREPARED))
         return PreparedGroups(groups, call)
 
     def _windows(self, groups: Sequence[ResponseGroup]) -> Iterator[WindowRun]:
-        """Yield the windows of a call, each tokenised and planned while the one before is computed. On a GPU the first ones are
-        small, so that it has work at once."""
+        """Yield the windows of a call, each tokenised and planned while the previous one is computed. On a GPU the first windows
+        are small, so that it has work at once."""
         size = _CHARACTERS_PER_TOKEN * _WINDOW_BATCHES * self.tokens_per_batch
-        # on a CPU, windows as they always were: other batches give rewards that differ in their last bits
+        # not on a CPU, where other batches would give rewards that differ in their last bits
         share = self.packed and self.model.causal and self.device != "cpu"
         first = size // _WINDOW_BATCHES if works_apart(self.device) else None
         whole = self.template.fits_together
@@ -212,13 +212,13 @@ class Scorer(ForwardLoop):
         return map_ahead(lambda window: self._begin(self._encode(window)), windows)
 
     def _encode(self, window: Sequence[PendingText]) -> Window:
-        """Tokenize a window's texts; those that cannot be read are listed as unusable."""
+        """Tokenize a window's texts; texts that cannot be read are listed as unusable."""
         encoded = Window([], [], [], [])
-        with self._tokenising:  # a tokenizer and a template are no thread's own
+        with self._tokenising:  # tokenizer and template are not thread-safe
             samples = self.template.encode_groups([(prompt, responses) for prompt, responses, _ in window])
         for (_, _, places), rows in zip(window, samples, strict=True):
             whole: list[int] = []
-            # the prompt of a truncated row begins elsewhere: among whole rows it would leave them nothing to share
+            # the prompt of a truncated row begins elsewhere: a group with whole rows would have no common prefix
             truncated: list[int] = []
             for row, positions in zip(rows, places, strict=True):
                 if isinstance(row, UnusableError):
@@ -232,11 +232,11 @@ class Scorer(ForwardLoop):
         return encoded
 
     def _begin(self, window: Window) -> WindowRun:
-        """Plan a window's batches, and build the inputs of their forwards where rows are packed."""
+        """Plan a window's batches, and build the inputs of their forwards if rows are packed."""
         budget = self.tokens_per_batch
         batches = self._planner(budget).plan(window.rows, window.groups)
         if self.packed:
-            # an error here is raised again by the forward, which knows what to do with it
+            # the forward raises this error again, and handles it
             with suppress(Exception):
                 batches = [ReadyBatch(batch, self._inputs(window.rows, batch)) for batch in batches]
         return WindowRun(
@@ -244,7 +244,7 @@ class Scorer(ForwardLoop):
         )
 
     def _forward_all(self, window: Window) -> tuple[np.ndarray, dict[int, str]]:
-        """Return what `_forward` does of a window's rows, float32, and row → reason for those that have no reward."""
+        """Return the float32 results of `_forward` for a window's rows, and row → reason for those without a reward."""
         [run] = self._run(Call(iter([self._begin(window)])))
         return run.rewards, run.failures
 
@@ -259,7 +259,7 @@ class Scorer(ForwardLoop):
         return self._planner(self.tokens_per_batch).cost(rows, batch)
 
     def _forward(self, rows: Sequence[Encoded], batch: Batch) -> Launched:
-        """Begin to compute the rewards of a batch's rows, in its order: [rows, 1 + named outputs], the reward first."""
+        """Start computing the rewards of a batch's rows, in its order: [rows, 1 + named outputs], the reward first."""
         started = time.perf_counter()
         with torch.inference_mode():
             rewards, computed = (self._forward_packed if self.packed else self._forward_padded)(rows, batch)

@@ -1,4 +1,4 @@
-"""The memory of a scorer's batches: measured when a model is loaded, and the token budget that fits into what is free."""
+"""The memory of a scorer's batches, measured when a model is loaded, and the token budget that fits into free memory."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ log = logging.getLogger(__name__)
 
 
 def fit_batches(scorer: Scorer, *, given: bool, share: int | None) -> None:
-    """Lower the token budget to what fits beside the weights, and into this process's `share` of the memory.
+    """Lower the token budget to fit beside the weights, and into this process's `share` of the memory.
 
-    Where it was given, raise `ModelError` instead.
+    If the budget was set by the user, raise `ModelError` instead.
     """
     try:
         memory = measure_memory(scorer)
-    except Exception as error:  # whatever an architecture makes of a text so drawn, it may score others
+    except Exception as error:  # a model that fails on random tokens may still score real texts
         refuse_broken(error, trial=True)
         log.debug("the memory of a batch is not known: %s", type(error).__name__)
         return
     size = largest_batch(scorer)
     needed = memory.bytes(size)
-    # a batch is on one device after the other
+    # a batch passes through the devices one after the other
     left = (*map(free_bytes, scorer.devices), share)
     free = min((number for number in left if number is not None), default=None)
     if free is None or needed <= free:
@@ -46,12 +46,12 @@ def fit_batches(scorer: Scorer, *, given: bool, share: int | None) -> None:
             f"batches of {scorer.tokens_per_batch:,} tokens need {needed:,} bytes beside the weights, and {free:,} are free on "
             f"{scorer.device}; {remedy}"
         )
-    log.warning("batches of %d tokens, since %d bytes are free on %s", tokens, free, scorer.device)
+    log.warning("batches are limited to %d tokens: %d bytes are free on %s", tokens, free, scorer.device)
     scorer.tokens_per_batch = tokens
 
 
 def measure_memory(scorer: Scorer, sample: Encoded | None = None) -> BatchMemory:
-    """Return what a batch needs beside the weights, by forwards of parts of a sample; random tokens are the default."""
+    """Return the memory of a batch beside the weights, by forwards of parts of a sample, which is random tokens by default."""
     if sample is None:
         [sample] = draw_rows(scorer.model, scorer.template, [(1, 2 * PROBED_TOKENS)])
 
@@ -68,7 +68,7 @@ def measure_memory(scorer: Scorer, sample: Encoded | None = None) -> BatchMemory
 
 
 def largest_batch(scorer: Scorer) -> BatchSize:
-    """Return the size of the largest batch that there may be: rows as long as they get, on a GPU with long prefixes."""
+    """Return the size of the largest possible batch: rows of the maximum length, on a GPU with long prefixes."""
     tokens = scorer.tokens_per_batch
     longest = min(scorer.template.max_length, tokens)
     if not scorer.packed:

@@ -18,11 +18,11 @@ if TYPE_CHECKING:  # these import torch, which takes seconds; a worker without a
 ResponseGroup = tuple[Conversation, Sequence[str]]
 """A prompt and K responses to it."""
 Batch = list[list[int]]
-"""Runs of rows, by their numbers in a window; tokens that all rows of a run have in common at the front run once."""
+"""Runs of rows, by their numbers in a window; the common first tokens of a run's rows are computed once."""
 
 
 class ReadyBatch(Batch):
-    """A batch with the inputs of its forward, built ahead."""
+    """A batch with the inputs of its forward, built in advance."""
 
     def __init__(self, batch: Batch, inputs: PackedInputs) -> None:
         super().__init__(batch)
@@ -30,14 +30,14 @@ class ReadyBatch(Batch):
 
 
 class Outputs(NamedTuple):
-    """The outputs of a head that are used: that which is the reward, and all that have names."""
+    """The outputs of a head that are used: the reward, and all named outputs."""
 
     reward: int = 0
     names: Mapping[str, int] = MappingProxyType({})
 
     @classmethod
     def of(cls, used: Mapping[str, Any] | None) -> Outputs:
-        """Return what a plan says of outputs: `{"names": {name: number}, "reward": name}`, None for the only one."""
+        """Return the outputs in a plan, `{"names": {name: number}, "reward": name}`; None for a head with one output."""
         return cls() if used is None else cls(used["names"][used["reward"]], used["names"])
 
 
@@ -52,8 +52,8 @@ class GroupScores(NamedTuple):
     prompt_tokens: np.ndarray  # int32 [K], as the model read them
     response_tokens: np.ndarray  # int32 [K]
     truncated: np.ndarray  # bool [K]
-    left_out: dict[int, frozenset[str]]  # of those of which the template leaves something out: the keys
-    outputs: Mapping[str, np.ndarray] = MappingProxyType({})  # float32 [K] by name, of a head with several outputs
+    left_out: dict[int, frozenset[str]]  # response → keys that the template leaves out
+    outputs: Mapping[str, np.ndarray] = MappingProxyType({})  # float32 [K] by name, for a head with several outputs
 
     @classmethod
     def empty(cls, count: int, outputs: Iterable[str] = ()) -> GroupScores:
@@ -69,25 +69,25 @@ class Work(NamedTuple):
 
     rows: int
     read_tokens: int  # sum of the rows' lengths
-    computed_tokens: int  # tokens that went through the model: shared ones once, padding included
+    computed_tokens: int  # tokens that the model computed: shared ones once, padding included
     padding_tokens: int
     flops: float  # 2 x parameters x computed tokens; attention not counted
-    peak_flops: float  # FLOPs that the device could have done in `secs`; 0 where its peak is not known
+    peak_flops: float  # FLOPs that the device could have done in `secs`; 0 if its peak is not known
     secs: float
 
 
 class Window(NamedTuple):
-    """Encoded rows, those of one prompt beside each other, and their positions in the call."""
+    """Encoded rows, those of one prompt next to each other, and their positions in the call."""
 
     rows: list[Encoded]
-    groups: list[list[int]]  # rows of each prompt; those that were truncated are a group of their own
+    groups: list[list[int]]  # rows of each prompt; truncated rows are a separate group
     places: list[list[CallPosition]]  # positions in the call of each row
-    unusable: list[tuple[str, list[CallPosition]]]  # reasons, and the positions they hold for
+    unusable: list[tuple[str, list[CallPosition]]]  # reasons, and the positions that they apply to
 
 
 class Launched(NamedTuple):
-    """A forward that has begun; on a GPU, the caller has it back before it is done."""
+    """A forward that has started; on a GPU, it is returned before it is done."""
 
     read: Callable[[], np.ndarray]  # waits for [rows, 1 + named outputs], float32, the reward first
-    work: Work  # without its time, and with the FLOPs that the device can do in one second
+    work: Work  # without its time, and with the FLOPs that the device can do in a second
     started: float  # monotonic seconds

@@ -13,11 +13,11 @@ _BESIDE_ARROW = ("dataset_info.json", "state.json", "dataset_dict.json")
 
 
 class SplitError(ValueError):
-    """Several splits where one is wanted, or none of the wanted name; the message names them and no setting."""
+    """Several splits instead of one, or no split of the wanted name; the message names the splits and no setting."""
 
 
 def split_of(key: str) -> str | None:
-    """Return the split that a file's name says, or the innermost folder that is named so; None where neither does.
+    """Return the split named by a file, or else by its innermost folder that names one; None if neither does.
 
     >>> split_of("data/test_sft-00000-of-00002.parquet"), split_of("train_1.jsonl"), split_of("test/data-00000-of-00001.arrow")
     ('test_sft', 'train', 'test')
@@ -33,9 +33,9 @@ def split_of(key: str) -> str | None:
 
 
 def take_split(keys: Sequence[str], wanted: str | None) -> list[str]:
-    """Return the keys of the wanted split, or of the only one, with those that name none. Raises `SplitError`.
+    """Return the keys of the wanted split, or of the only one, with those that name no split. Raises `SplitError`.
 
-    Of what `datasets.save_to_disk` has written, these are the data alone: no descriptions, and no caches that lie beside.
+    From the files of `datasets.save_to_disk` only the data are taken, without descriptions and caches.
     """
     keys = _data_of(keys)
     splits = {key: split_of(key) for key in keys}
@@ -46,7 +46,7 @@ def take_split(keys: Sequence[str], wanted: str | None) -> list[str]:
             raise SplitError(f"its files name {known}, and {wanted!r} is wanted")
         return [key for key in keys if splits[key] == wanted]
     if len(named) > 1:
-        raise SplitError(f"its files are of several splits: {', '.join(named)}")
+        raise SplitError(f"its files belong to several splits: {', '.join(named)}")
     return list(keys)
 
 

@@ -1,8 +1,8 @@
-"""The ways in which rows run together unpacked, and the check at load that takes the first that is right.
+"""Ways to put unpacked rows into batches, and the check at load that chooses the first correct one.
 
-Not every architecture treats a padded row as it treats the row alone: some ignore the mask (FNet), some read what stands
-beyond a row's end (ConvBERT, XLNet). So a few short rows run alone, as plain transformers runs them, and in every way
-(`choose_way` says how long they are).
+Not every architecture gives a padded row the reward of the row alone: some ignore the mask (FNet), some read beyond a row's
+end (ConvBERT, XLNet). So a few rows run alone, as plain transformers runs them, and in every way (see `choose_way` for their
+lengths).
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ PADDED, EQUAL_LENGTHS, ONE_BY_ONE = "padded", "equal_lengths", "one_by_one"
 WAYS = (PADDED, EQUAL_LENGTHS, ONE_BY_ONE)  # the fastest first
 
 _TOLERANCE = 1e-4  # of the rewards' spread, in float32
-_HALF_TOLERANCE = 0.02  # on top of three times the error that rows alone have in 16 bits
-_UNKNOWN_ERROR = 0.03  # of rows alone, where the architecture does not run in float32 for comparison
-_LONGEST = 256  # tokens of a response that is drawn, so that loading stays quick
-_LONG_FLOPS = {"cpu": 5e11}  # that a row beyond a longer window may take; seconds on a CPU
+_HALF_TOLERANCE = 0.02  # in addition to three times the error of rows alone in 16 bits
+_UNKNOWN_ERROR = 0.03  # assumed for rows alone if the architecture does not run in float32 for comparison
+_LONGEST = 256  # tokens of a random response, so that loading stays quick
+_LONG_FLOPS = {"cpu": 5e11}  # limit for a row beyond a longer window: seconds on a CPU
 _LONG_GPU_FLOPS = 1e14
 _LENGTHS = (
     "sliding_window",
@@ -50,7 +50,7 @@ _SIZES = ((3, 1), (8, 5), (3, 1), (1, 2), (2, 14), (8, 5))  # words of prompt an
 
 
 class _Alone(NamedTuple):
-    """The rewards [R] of rows by themselves: those that count, and those in the type of the run."""
+    """The rewards [R] of rows alone: the exact ones, and those in the type of the run."""
 
     exact: torch.Tensor
     own: torch.Tensor
@@ -59,15 +59,15 @@ class _Alone(NamedTuple):
 
 @torch.no_grad()
 def choose_way(model: RewardModel, template: Template, *, split: int | None) -> str:
-    """Return the first of `WAYS` in which rows together have the rewards that they have alone; the outcome is logged.
+    """Return the first of `WAYS` in which batches give rows the rewards that they have alone; the outcome is logged.
 
-    They are compared on the model's device, in 16 bits both in float32, where nothing hides behind rounding, and in the
-    type of the run. An error in a way means that it is not right. `split` is that of `split_lengths`. Raises `ModelError`
-    where not even rows one by one have the rewards that plain transformers gives them.
+    Rewards are compared on the model's device; for 16-bit models both in float32, where rounding hides nothing, and in the
+    type of the run. A way that raises an error is not correct. `split` is the result of `split_lengths`. Raises `ModelError`
+    if even single rows do not have the rewards of plain transformers.
 
-    Rows are on both sides of every window that the configuration names up to 256 tokens. Beyond longer ones, rows of causal
-    models are not tried: no token sees what is behind it, padding included. Of other models one row is; where that would
-    take too long, rows are not padded.
+    The rows are shorter and longer than every window of up to 256 tokens that the configuration names. For longer windows,
+    causal models are not checked: no token sees the tokens after it, padding included. For other models one longer row is
+    tried; if that would take too long, rows are not padded.
     """
     rows = draw_rows(model, template, _sizes(model, template))
     longer = _longer_window(model, template)
@@ -78,9 +78,9 @@ def choose_way(model: RewardModel, template: Template, *, split: int | None) -> 
         tried += [pair] if max((len(row.ids) for row in pair), default=0) > longer else []
     if not rows:
         log.warning(
-            "rows run one by one, which is slower: the chat template lays out no conversation to try others with"
+            "responses are scored one by one, which is slower: the chat template renders no conversation to check batches"
         )
-        return ONE_BY_ONE  # right whatever the architecture
+        return ONE_BY_ONE  # correct for every architecture
     pad = template.tokenizer.pad_token_id or 0
     training = model.training
     model.eval()
@@ -90,7 +90,7 @@ def choose_way(model: RewardModel, template: Template, *, split: int | None) -> 
         for way in WAYS:
             reason = None
             if way == PADDED and longer is not None and len(tried) == 1:
-                reason = f"would have to be tried beyond a window of {longer:,} tokens, which takes too long here"
+                reason = f"would need a check beyond a window of {longer:,} tokens, which takes too long here"
             for drawn, alone in zip(tried, expected, strict=True):
                 together = functools.partial(_rewards_together, model, drawn, way, split, pad)
                 reason = reason or _difference(model, alone, together)
@@ -101,7 +101,7 @@ def choose_way(model: RewardModel, template: Template, *, split: int | None) -> 
     finally:
         model.train(training)
     raise ModelError(
-        f"model.path: {type(model.model).__name__} gives a row other rewards by itself than transformers does: they "
+        f"model.path: {type(model.model).__name__} does not give single rows the rewards of plain transformers: they "
         f"{wrong[ONE_BY_ONE]}; choose another architecture"
     )
 
@@ -123,7 +123,7 @@ def padded_rewards(
 
 
 def split_lengths(config: Any, max_length: int) -> int | None:
-    """Return the length beyond which this configuration treats all rows of a batch otherwise; None where it never does.
+    """Return the length of a row that changes how this configuration treats its whole batch; None if there is none.
 
     Rotary positions of the kinds `longrope` and `dynamic` depend on the longest row of the batch.
     """
@@ -139,7 +139,7 @@ def split_lengths(config: Any, max_length: int) -> int | None:
 
 
 def _longer_window(model: RewardModel, template: Template) -> int | None:
-    """Return the longest window, chunk or limit too long for short rows, and shorter than rows may be; None for causal models."""
+    """Return the longest window, chunk or limit between the length of short rows and the maximum; None for causal models."""
     named = [length for length in _named_lengths(model.model.config) if _LONGEST <= length < template.max_length]
     return None if model.causal else max(named, default=None)
 
@@ -150,17 +150,17 @@ def _is_quick(model: RewardModel, length: int) -> bool:
 
 
 def _sizes(model: RewardModel, template: Template) -> list[tuple[int, int]]:
-    """Return words of prompt and response for rows of mixed lengths, some of them equal.
+    """Return the numbers of words of prompt and response for rows of mixed lengths, some of them equal.
 
-    Some are beyond the windows, chunks and limits up to 256 tokens that the configuration names.
+    Some exceed the windows, chunks and limits of up to 256 tokens that the configuration names.
     """
-    # beyond a window, and so far beyond that nothing of it is left
+    # just beyond a window, and a full window beyond it
     longer = {times * length for length in _named_lengths(model.model.config) for times in (1, 3)}
     return [*_SIZES, *((2, length) for length in sorted(longer) if length < min(template.max_length, _LONGEST))]
 
 
 def draw_rows(model: RewardModel, template: Template, sizes: Sequence[tuple[int, int]]) -> list[Encoded]:
-    """Draw rows of these sizes, as the template lays them out, with random tokens where a text's own stand."""
+    """Draw rows of these sizes in the template's layout, with random tokens in place of the texts'."""
     tokenizer = template.tokenizer
     unknown = tokenizer.unk_token_id
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} - {unknown}
@@ -178,7 +178,7 @@ def draw_rows(model: RewardModel, template: Template, sizes: Sequence[tuple[int,
 
 
 def _encode_drawn(template: Template, prompt: int, response: int) -> Encoded | None:
-    """Return a conversation of so many words, with a system turn where the template demands one; None where it takes neither."""
+    """Return a conversation of so many words, with a system turn if the template demands one; None if it renders neither."""
     for system in ((), (("system", "the"),)):
         [row] = template.encode_group((*system, ("user", "the " * prompt)), ["the " * response])
         if isinstance(row, Encoded):
@@ -199,9 +199,9 @@ def _named_lengths(config: Any) -> list[int]:
 def compatible_groups(
     groups: Sequence[Sequence[int]], lengths: Sequence[int], *, way: str, split: int | None
 ) -> list[Sequence[Sequence[int]]]:
-    """Divide groups of row numbers into parts, the one with the longest rows last; only rows of one part share a batch.
+    """Divide groups of row numbers into parts, those with the longest rows last; only rows of one part share a batch.
 
-    `lengths` are tokens per row. Rows up to `split` tokens and longer ones are apart in every way.
+    `lengths` are tokens per row. Rows up to `split` tokens and longer rows are never in one part.
     """
     if way == PADDED and split is None:
         return [groups]
@@ -219,13 +219,13 @@ def compatible_groups(
 
 
 def _expect(model: RewardModel, rows: Sequence[Encoded], *, pad: int) -> _Alone:
-    """Compute what rows alone have. Raises `ModelError` where the model does not run."""
+    """Compute the rewards of rows alone. Raises `ModelError` if the model does not run."""
     try:
         own = _rewards_alone(model, rows, pad=pad)
-    except Exception as error:  # whatever the model raises, it scores nothing
+    except Exception as error:  # any error here means that the model cannot score
         refuse_broken(error, trial=True)
         raise ModelError(
-            f"model.path: {type(model.model).__name__} gives no reward to a row by itself in "
+            f"model.path: {type(model.model).__name__} cannot score a single row in "
             f"{str(_narrowest(model)).removeprefix('torch.')} ({_describe(error)}); choose another model.dtype or architecture"
         ) from error
     if _narrowest(model) == torch.float32:
@@ -233,7 +233,7 @@ def _expect(model: RewardModel, rows: Sequence[Encoded], *, pad: int) -> _Alone:
     try:
         with in_float32(model.model):
             return _Alone(_rewards_alone(model, rows, pad=pad), own, widened=True)
-    except Exception as error:  # an architecture that casts to the type that its weights had
+    except Exception as error:  # an architecture that casts to the original type of its weights
         refuse_broken(error, trial=True)
         log.debug("no rewards in float32 to compare with: %s", type(error).__name__)
         return _Alone(own, own, widened=False)
@@ -248,7 +248,7 @@ def _narrowest(model: RewardModel) -> torch.dtype:
 
 
 def _rewards_alone(model: RewardModel, rows: Sequence[Encoded], *, pad: int) -> torch.Tensor:
-    """Compute the rewards [R] of rows by themselves as plain transformers does; OpenRLHF's read another token."""
+    """Compute the rewards [R] of rows alone as plain transformers does; OpenRLHF's checkpoints read another token."""
     if is_openrlhf(model.model.config):
         return torch.cat([padded_rewards(model, [row], pad=pad)[0] for row in rows]).cpu()
     rewards = []
@@ -263,7 +263,7 @@ def _rewards_alone(model: RewardModel, rows: Sequence[Encoded], *, pad: int) -> 
 def _rewards_together(
     model: RewardModel, rows: Sequence[Encoded], way: str, split: int | None, pad: int
 ) -> torch.Tensor:
-    rewards: torch.Tensor | None = None  # as many outputs a row as the head has
+    rewards: torch.Tensor | None = None  # with one output per row for each of the head's
     groups = [[row] for row in range(len(rows))]
     for part in compatible_groups(groups, [len(row.ids) for row in rows], way=way, split=split):
         members = [row for [row] in part]
@@ -275,29 +275,30 @@ def _rewards_together(
 
 
 def _difference(model: RewardModel, expected: _Alone, together: Callable[[], torch.Tensor]) -> str | None:
-    """Describe how the rewards of rows together differ from those of rows alone, if by more than rounding; else None."""
+    """Describe how the rewards of batches differ from those of rows alone, if by more than rounding; else None."""
     limit = _TOLERANCE
     try:
         if expected.widened:
             with in_float32(model.model):
                 error = _distance(together(), expected.exact)
             if not error <= limit:
-                return f"differ by {error:.1e} of their spread"
+                return f"give rewards that differ by {error:.1e} of their spread"
         if _narrowest(model) != torch.float32:
             own = _distance(expected.own, expected.exact) if expected.widened else _UNKNOWN_ERROR
             limit = 3 * own + _HALF_TOLERANCE
         error = _distance(together(), expected.exact)
-    except Exception as problem:  # whatever a trial raises, this way is not right
+    except Exception as problem:  # any error in a trial means that this way is not correct
         refuse_broken(problem, trial=True)
         return f"fail ({_describe(problem)})"
-    return None if error <= limit else f"differ by {error:.1e} of their spread, and {limit:.1e} is allowed"
+    words = f"give rewards that differ by {error:.1e} of their spread, and {limit:.1e} is allowed"
+    return None if error <= limit else words
 
 
 def _distance(rewards: torch.Tensor, exact: torch.Tensor) -> float:
     """Return the largest difference beyond rounding, as a share of the exact rewards' standard deviation.
 
-    Rewards that are not finite in both count as equal: such a row is rejected when it is scored. With several outputs, the one
-    that differs most counts.
+    Rewards that are not finite in both count as equal: such a row is rejected when it is scored. With several outputs, the
+    largest difference counts.
     """
     if exact.ndim > 1:
         return max(map(_distance, rewards.unbind(1), exact.unbind(1)))
@@ -314,12 +315,12 @@ def _distance(rewards: torch.Tensor, exact: torch.Tensor) -> float:
 
 def _report(way: str, wrong: dict[str, str]) -> None:
     if way == PADDED:
-        log.info("padded rows have the rewards that rows alone have")
+        log.info("padding does not change the rewards")
     elif way == EQUAL_LENGTHS:
-        log.warning("only rows of equal lengths run together, which is slower: padded ones %s", wrong[PADDED])
+        log.warning("only rows of equal length share a batch, which is slower: padded rows %s", wrong[PADDED])
     else:
         log.warning(
-            "rows run one by one, which is slow: padded ones %s; rows of equal lengths %s",
+            "rows are scored one by one, which is slow: padded rows %s; rows of equal length %s",
             wrong[PADDED],
             wrong[EQUAL_LENGTHS],
         )

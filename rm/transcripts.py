@@ -1,6 +1,6 @@
 """Transcripts: conversations written as one text, `"\\n\\nHuman: ...\\n\\nAssistant: ..."` (HH-RLHF, Bai et al. 2022). Pure.
 
-A text before the first turn is the system turn. A transcript that ends with `Assistant:` is open: the response goes there.
+Text before the first turn is the system turn. A transcript that ends with `Assistant:` is open: the response goes there.
 
 >>> open_turns("\\n\\nHuman: Hi\\n\\nAssistant:")
 [{'role': 'user', 'content': 'Hi'}]
@@ -18,7 +18,7 @@ _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def turns_in(text: str) -> Messages | None:
-    """Return the turns of a transcript as messages, the last one empty where it is open; None for any other text."""
+    """Return the turns of a transcript as messages, with an empty last one if it is open; None for any other text."""
     marks = list(_TURN.finditer(text))
     if not marks:
         return None
@@ -34,9 +34,9 @@ def turns_in(text: str) -> Messages | None:
 
 
 def open_turns(text: str) -> Messages | None:
-    """Return the turns of a prompt that is a transcript, without the empty one that the response goes to; None for other text.
+    """Return the turns of a prompt that is a transcript, without the empty last turn; None for other text.
 
-    Text that only quotes turns is no transcript: one that does not begin with a turn must begin with `System:` or be open,
+    Text that only quotes turns is not a transcript: if it does not begin with a turn, it must begin with `System:` or be open,
     and must end with the user's turn.
     """
     messages = turns_in(text)

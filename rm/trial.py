@@ -1,7 +1,7 @@
-"""A student: a small causal model that is fine-tuned on some responses, and asked how likely it finds others.
+"""A student: a small causal model that is fine-tuned on some responses, and then measures the likelihood of others.
 
-Adapters (LoRA) are trained by transformers' Trainer and taken off again, so every fine-tune begins with the same weights. What is
-trained, and what is measured, are the tokens of responses with the one that ends them; prompts are read alone.
+Adapters (LoRA) are trained by transformers' Trainer and removed again, so every fine-tune begins with the same weights. Training
+and likelihood count only the tokens of responses and their end token; prompts are read but not learnt.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from rm.text.templates import render_plain
 log = logging.getLogger(__name__)
 
 PLAIN = "plain"
-_BATCH_TOKENS = 2048  # of forwards without gradients, padding included
+_BATCH_TOKENS = 2048  # in a forward without gradients, padding included
 _ANSWERS_AT_ONCE = 16
 _ALPHA_OVER_RANK = 2
 _IGNORED = -100  # a label that no loss counts
@@ -46,7 +46,7 @@ class Tokens(NamedTuple):
 
     @property
     def response(self) -> int:
-        """The number of tokens of the response, the one that ends it included."""
+        """The number of tokens of the response, its end token included."""
         return len(self.ids) - self.prompt
 
 
@@ -60,9 +60,10 @@ class Tuning:
 
 
 def into_steps(rows: Sequence[Tokens], tokens_per_step: int, steps: int) -> list[list[Tokens]]:
-    """Divide rows, in their order, into `steps` of `tokens_per_step` response tokens each, to within a row; the rest is left out.
+    """Divide rows, in order, into `steps` of about `tokens_per_step` response tokens each; the other rows are left out.
 
-    So that two fine-tunes have the same steps and tokens, however long their responses are. Raises `ValueError` for too few.
+    Two fine-tunes then have the same steps and tokens, whatever the lengths of their responses. Raises `ValueError` for too few
+    tokens.
     """
     parts: list[list[Tokens]] = [[] for _ in range(steps)]
     seen = 0
@@ -87,7 +88,7 @@ class Student:
 
     @classmethod
     def load(cls, directory: Path, *, max_length: int, device: str) -> Student:
-        """Load a student in float32. Raises `ModelError` for what is no causal language model."""
+        """Load a student in float32. Raises `ModelError` for anything but a causal language model."""
         tokenizer = load_tokenizer(directory)
         try:
             with quiet_transformers():
@@ -107,9 +108,13 @@ class Student:
             ) from error
         missing = sorted(info["missing_keys"])
         if missing or _looks_both_ways(model.eval()):
-            what = f"lacks {len(missing)} weights of one ({missing[0]})" if missing else "reads what comes after, too"
+            what = (
+                f"lacks {len(missing)} of its weights ({missing[0]})"
+                if missing
+                else "also reads the tokens after a token"
+            )
             raise ModelError(
-                f"the student {str(directory)!r} is no causal language model: it {what}; choose one, such as "
+                f"the student {str(directory)!r} is not a causal language model: it {what}; choose one, such as "
                 "HuggingFaceTB/SmolLM2-135M-Instruct"
             )
         student = cls(model.to(device).eval(), tokenizer, effective_max_length(directory, max_length), device)
@@ -126,10 +131,10 @@ class Student:
         return "chat" if getattr(self.tokenizer, "chat_template", None) else PLAIN
 
     def encode(self, prompt: Conversation, response: str) -> Tokens | None:
-        """Encode a prompt and a response to at most `max_length` tokens; None for what cannot be laid out.
+        """Encode a prompt and a response to at most `max_length` tokens; None if the template does not render them.
 
-        A prompt keeps its last tokens, at most half of the length, and a response its first ones. Special tokens that either
-        spells are read as text (`rm.text.special_tokens`).
+        A prompt keeps its last tokens, at most half of the length, and a response its first tokens. Special tokens spelled in
+        either are read as text (`rm.text.special_tokens`).
         """
         special = self._special_tokens
         guarded = special.appear_in(response) or any(special.appear_in(content) for _, content in prompt)
@@ -162,11 +167,11 @@ class Student:
             whole = render_chat(self.tokenizer, messages, tools_in(prompt))
         except ModelError:
             raise
-        except Exception as error:  # templates raise whatever their author wrote
+        except Exception as error:  # a template may raise any error
             raise UnusableError("template_error") from error
         if whole.startswith(front):
             return front, whole[len(front) :]
-        if not is_text:  # calls, and several messages, only the template can write
+        if not is_text:  # only a template can render calls and several messages
             raise UnusableError("template_error")
         return front, end
 
@@ -180,7 +185,7 @@ class Student:
 
     @contextmanager
     def tuned(self, steps: Sequence[Sequence[Tokens]], tuning: Tuning) -> Iterator[None]:
-        """Fine-tune on `steps`, one optimiser step each, for the time of the body."""
+        """Fine-tune on `steps`, one optimiser step each, for the duration of the `with` block."""
         from peft import LoraConfig, get_peft_model
 
         set_seed(tuning.seed)
@@ -233,7 +238,7 @@ class Student:
             disable_tqdm=True,
         )
         if arguments.n_gpu > 1:
-            arguments._n_gpu = 1  # more would mean one process that copies the model to every GPU at every step
+            arguments._n_gpu = 1  # with more, this process would copy the model to every GPU at every step
         return arguments
 
     @torch.inference_mode()
@@ -252,7 +257,7 @@ class Student:
 
     @torch.inference_mode()
     def answers(self, prompts: Sequence[Conversation], *, seed: int, most_tokens: int) -> list[str]:
-        """Sample one answer to each prompt, of at most so many tokens; an empty one where a prompt cannot be laid out."""
+        """Sample one answer to each prompt, of at most so many tokens; an empty one if the prompt cannot be rendered."""
         set_seed(seed)
         texts = [""] * len(prompts)
         rows = {at: row for at, prompt in enumerate(prompts) if (row := self.encode(prompt, "a")) is not None}
@@ -308,11 +313,11 @@ class _StepTrainer(Trainer):  # type: ignore[misc]
 
 
 def _looks_both_ways(model: Any) -> bool:
-    """Tell whether a token's logits change with the tokens after it, as those of BERT under a language model's head do."""
+    """Return whether a token's logits depend on the tokens after it, as with BERT under a language model's head."""
     one = torch.tensor([[1, 2, 3, 4]])
     with torch.inference_mode():
         first, second = (model(input_ids=ids).logits[0, 0] for ids in (one, torch.tensor([[1, 2, 3, 5]])))
-    # experts compute their tokens together, so that other tokens move the last bits of this one
+    # experts compute their tokens together, so other tokens change the last bits of this one
     return bool((first - second).abs().max() > 1e-4 * first.std())
 
 

@@ -1,1 +1,1 @@
-"""Kept places → Parquet shards."""
+"""Writes the kept responses to Parquet shards."""

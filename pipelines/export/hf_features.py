@@ -1,7 +1,7 @@
-"""Features of a schema, and bytes of rows in memory, as `datasets` writes them into a dataset card. Pure.
+"""Features of a schema, and bytes of rows in memory, as `datasets` writes them into a dataset card. Pure functions.
 
-They are computed here, because importing `datasets` takes seconds on every worker, and its conversion of features to YAML is
-private. Tests compare the two.
+They are computed here because importing `datasets` takes seconds on every worker, and its conversion of features to YAML is
+private. Tests compare the results with those of `datasets`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _NAMES = {
     "date32[day]": "date32",
     "date64[ms]": "date64",
 }
-_OFFSET_BYTES = 4  # Arrow's offset of a string or a list, one a row; twice as much for a large one
+_OFFSET_BYTES = 4  # Arrow's offset of a string or a list, one per row; twice as much for the large types
 
 
 def features_of(schema: pa.Schema) -> list[dict[str, Any]] | None:
-    """The features of a data set with these columns, as a card lists them; None where `datasets` has no name for a type."""
+    """The features of a data set with these columns, as a card lists them; None if `datasets` has no name for a type."""
     try:
         return [{"name": field.name, **_feature(field.type)} for field in schema]
     except KeyError:
@@ -53,7 +53,7 @@ def _inner(kind: pa.DataType) -> Any:
 
 
 def _dtype(kind: pa.DataType) -> str:
-    """The name that `datasets` has for a type. Raises `KeyError` where it has none."""
+    """The name that `datasets` has for a type. Raises `KeyError` if it has none."""
     if pa.types.is_dictionary(kind):
         return _dtype(kind.value_type)
     if pa.types.is_fixed_size_binary(kind):
@@ -69,7 +69,7 @@ def _dtype(kind: pa.DataType) -> str:
 
 
 def memory_bytes(table: pa.Table) -> int:
-    """Bytes that the rows take as Arrow tables without spare room, however they are chunked.
+    """Bytes of the rows as Arrow tables without unused space, whatever their chunks.
 
     This is the `num_bytes` of `datasets`, except for the validity bitmaps of columns without a null.
     """

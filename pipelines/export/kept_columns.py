@@ -1,7 +1,7 @@
-"""Kept responses, read again as columns: the fast path beside `kept_rows`, for Parquet with plain text as prompts and responses.
+"""Reads kept responses again as columns: the fast alternative to `kept_rows`, for Parquet with plain text prompts and responses.
 
-No row becomes a Python object; still each must be the very text that was scored. Tests compare the result with that of
-`kept_rows` and `output_columns` for the same rows. No Beam.
+No row becomes a Python object, and each is still checked to be the text that was scored. Tests compare the result with that
+of `kept_rows` and `output_columns` for the same rows. No Beam.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def read_tables(
     """The kept responses of one unit, in place order (`wanted` is sorted so), as tables of `schema`; at most `most_rows` rows of
     the unit are decoded at a time.
 
-    Raises `InputError` where a prompt or a response is not what was scored.
+    Raises `InputError` if a prompt or a response is not what was scored.
     """
     columns = [
         name for name in (mapping.prompt, mapping.response, mapping.responses, mapping.source) if name is not None
@@ -104,7 +104,7 @@ def _responses(batch: pa.RecordBatch, mapping: RowMapping, part: Candidates, fil
 
 
 def _structured_prompts(prompts: pa.Array, file: InputFile) -> list[Conversation] | None:
-    """All prompts as conversations, where one of them may be more than a turn; else None. Raises `InputError`."""
+    """All prompts as conversations if any may be more than one turn; else None. Raises `InputError`."""
     if not pc.any(pc.match_substring_regex(prompts, STRUCTURED)).as_py():
         return None
     try:
@@ -121,7 +121,7 @@ def _prompt_ids(
     *,
     turns: Sequence[Conversation] | None,
 ) -> pa.Array:
-    """The prompt keys in hexadecimal. Raises `InputError` where a prompt or a response is not what was scored."""
+    """The prompt keys in hexadecimal. Raises `InputError` if a prompt or a response is not what was scored."""
     if prompts.null_count or responses.null_count:
         raise input_changed(file)
     try:
@@ -139,7 +139,7 @@ def _prompt_ids(
 
 
 def _utf8(texts: pa.Array) -> Iterator[memoryview]:
-    """The bytes of each text, as they lie in the buffers; none is null."""
+    """The bytes of each text, directly from the buffers; no text is null."""
     _, offsets, data = texts.buffers()
     bounds = np.frombuffer(offsets, np.int32, len(texts) + 1, 4 * texts.offset).tolist() if len(texts) else [0]
     whole = memoryview(data or b"")
@@ -175,7 +175,7 @@ def _make_columns(
 
 
 def _messages(texts: list[pa.Array], *, first: int) -> pa.Array:
-    """One list of messages a row, with a text of each column."""
+    """One list of messages per row, with a text from each column."""
     count, turns = len(texts[0]), len(texts)
     order = np.arange(turns * count).reshape(turns, count).T.ravel()
     contents = pa.concat_arrays(texts).take(pa.array(order))
@@ -185,7 +185,7 @@ def _messages(texts: list[pa.Array], *, first: int) -> pa.Array:
 
 
 def text_bytes(table: pa.Table) -> int:
-    """Bytes of text in a table, nested or not; does not depend on how its buffers lie."""
+    """Bytes of text in a table, nested or not, whatever the layout of its buffers."""
     return sum(_text_bytes(chunk) for column in table.columns for chunk in column.chunks)
 
 

@@ -1,4 +1,4 @@
-"""Kept responses, read again: each must be the very text that was scored. No Beam."""
+"""Reads kept responses again, and checks that each is the text that was scored. No Beam."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def read_kept(
 ) -> Iterator[KeptResponse]:
     """The kept responses of one unit, in place order (`wanted` is sorted so).
 
-    Raises `InputError` where a prompt or a response is not what was scored: prompts are known by 128 bits of hash, responses
-    by 64 bits.
+    Raises `InputError` if a prompt or a response is not the one that was scored: prompts are identified by 128 bits of hash,
+    responses by 64 bits.
     """
     highs, lows, hashes = wanted.key_high.tolist(), wanted.key_low.tolist(), wanted.response_hash.tolist()
     responses, rewards = wanted.response.tolist(), wanted.raw.tolist()
@@ -65,7 +65,7 @@ def read_rejected(plan: Plan, file_number: int, wanted: Candidates) -> Iterator[
 def input_changed(file: InputFile) -> InputError:
     return InputError(
         f"input file {file.path} has changed since it was scored; restore it, or choose another output.path and run again: "
-        "what has not changed is not scored again"
+        "unchanged rows are not scored again"
     )
 
 

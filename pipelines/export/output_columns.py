@@ -1,4 +1,4 @@
-"""The columns of the output: one shape per data set, so that trainers that guess a format from names guess right. Pure."""
+"""The columns of the output: one shape per data set, so that trainers detect the right format from names. Pure functions."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ class KeptResponse(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """The shape of an output, and what it holds beside it."""
+    """The shape of an output, and its additional columns."""
 
     name: str
     include: tuple[str, ...] = ()  # columns of the input
     add: tuple[str, ...] = ()  # rank, margin, probability
     temperature: float | None = None
-    message_keys: frozenset[str] = frozenset()  # what the conversations hold beside roles and texts
+    message_keys: frozenset[str] = frozenset()  # keys of the conversations' messages beside role and text
 
     @classmethod
     def of(cls, config: RunConfig, plan: Plan) -> Shape:
@@ -61,12 +61,12 @@ class Shape(NamedTuple):
 
     @property
     def more_columns(self) -> Sequence[str] | None:
-        """The input columns to read again beside those that scoring reads; None means all."""
+        """The input columns to read in addition to those that scoring reads; None means all."""
         return None if self.name == "original" else self.include
 
     @property
     def has_input_columns(self) -> bool:
-        """True where the output has columns of the input, whose types must be known then."""
+        """True if the output has columns of the input, so that their types are needed."""
         return self.name == "original" or bool(self.include)
 
     @property
@@ -106,7 +106,7 @@ COLUMNS = {
 
 
 def column_names(shape: Shape, original: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """(columns of the input, our columns by the name that they get in the output); `original` holds the input's."""
+    """(columns of the input, our columns by their names in the output); `original` is the input's schema."""
     added = [*shape.columns, *shape.add]
     if shape.name == "original":
         prefix = ""
@@ -117,7 +117,7 @@ def column_names(shape: Shape, original: Sequence[str]) -> tuple[list[str], dict
 
 
 def schema_of(shape: Shape, original: pa.Schema) -> pa.Schema:
-    """The output schema; `original` holds the input's columns. Raises `KeyError` for an included one that is not there."""
+    """The output schema; `original` is the input's schema. Raises `KeyError` if an included column is missing."""
     input_names, added_names = column_names(shape, original.names)
     kept = [original.field(name).with_nullable(True) for name in input_names]  # another file may lack the column
     added = [pa.field(name, shape.kind_of(column)) for name, column in added_names.items()]
@@ -137,7 +137,7 @@ def to_table(kept: Sequence[KeptResponse], schema: pa.Schema, shape: Shape) -> p
 
 
 def probability_of(margin: float | None, temperature: float | None) -> float | None:
-    """The probability that a response is preferred to the next worse one; None where there is none."""
+    """The probability that a response is preferred to the next worse one; None if there is none."""
     if margin is None or temperature is None:
         return None
     return 1.0 / (1.0 + math.exp(min(700.0, -margin / temperature)))

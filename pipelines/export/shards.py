@@ -1,12 +1,12 @@
 """Shard plans: assign kept responses to shards, and shards to jobs, each written by one worker. Integers only, no Beam.
 
-Kept responses are numbered in place order (file, unit, row, response); shard k holds the numbers
-[k * rows_per_shard, (k + 1) * rows_per_shard). Shards that meet inside a unit which can only be streamed from its start
-(a compressed file) form one job, so that no such unit is streamed twice. Train and test have numbers, shards and jobs of their
-own, and a unit with rows of both is read once for each.
+Kept responses are numbered in place order (file, unit, row, response); shard k has the numbers
+[k * rows_per_shard, (k + 1) * rows_per_shard). Shards with a common boundary inside a unit that can only be streamed from its
+start (a compressed file) form one job, so that no such unit is streamed twice. Train and test have separate numbers, shards and
+jobs, and a unit with rows of both is read once for each.
 
-For example, with 4 rows a shard, units with 3, 2 and 5 kept responses hold the numbers 0-2, 3-4 and 5-9: shard 0 gets the whole
-first unit and the first response of the second.
+For example, with 4 rows per shard, units with 3, 2 and 5 kept responses have the numbers 0-2, 3-4 and 5-9: shard 0 gets the
+whole first unit and the first response of the second.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class SplitPlans:
-    """The shard plan of each split, by its name; their jobs have numbers in one row."""
+    """The shard plan of each split, by its name; their jobs are numbered consecutively."""
 
     plans: Mapping[str, ShardPlan]
     rows_at_once: Mapping[int, int]  # by file number: rows that may be decoded at a time
-    message_keys: frozenset[str] = frozenset()  # what the conversations of the corpus hold beside roles and texts
+    message_keys: frozenset[str] = frozenset()  # keys of the corpus's messages beside role and text
 
     @property
     def jobs(self) -> int:
@@ -67,7 +67,7 @@ class SplitPlans:
         return {name: plan.shards for name, plan in self.plans.items()}
 
     def pieces(self, split: str, file: int, unit: int, count: int) -> Iterator[tuple[int, int, int]]:
-        """(job, start, end) for the `count` kept responses that a unit has of a split, positions among these."""
+        """(job, start, end) for a unit's `count` kept responses in a split, as positions among these."""
         for job, start, end in self.plans[split].pieces(file, unit, count):
             yield self._first_job(split) + job, start, end
 
@@ -86,7 +86,7 @@ class SplitPlans:
 def plan_shards(counts: Iterable[tuple[int, int, int]], *, rows_per_shard: int, streamed: Sequence[bool]) -> ShardPlan:
     """The shard plan for `counts`: (file, unit, kept responses) in any order; `streamed` by file number.
 
-    Nothing kept at all gives one empty shard: a data set without files cannot be loaded.
+    If no response is kept, there is one empty shard: a data set without files cannot be loaded.
     """
     unit_starts: dict[tuple[int, int], int] = {}
     inner: list[tuple[int, int]] = []  # ranges of response numbers that one job must hold
@@ -106,9 +106,8 @@ def plan_shards(counts: Iterable[tuple[int, int, int]], *, rows_per_shard: int, 
 
 
 def rows_at_once(fragments: Iterable[tuple[int, int, int]]) -> int:
-    """The number of rows of a file that may be decoded at a time, given (unit, fragment, rows): no more than lie in two
-    fragments, so not many more bytes than these may have. Row counts alone do not bound memory: a dictionary may hold one long
-    text for many rows.
+    """The number of rows of a file that may be decoded at a time, given (unit, fragment, rows): at most those of two fragments,
+    whose bytes are limited. Row counts alone do not limit memory: a dictionary may have one long text for many rows.
     """
     in_order = sorted(fragments)
     inner = [rows for (unit, _, rows), (following, *_) in itertools.pairwise(in_order) if unit == following]
@@ -116,7 +115,7 @@ def rows_at_once(fragments: Iterable[tuple[int, int, int]]) -> int:
 
 
 def rows_within(bytes_per_shard: int, rows_per_shard: int, *, rows: int, text_bytes: int) -> int:
-    """The largest number of rows of a shard that keeps shards of mean row size within both bounds."""
+    """The largest number of rows with which shards of mean row size stay within both bounds."""
     if not rows or not text_bytes:
         return rows_per_shard
     return max(1, min(rows_per_shard, bytes_per_shard * rows // text_bytes))

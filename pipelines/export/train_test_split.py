@@ -1,8 +1,8 @@
-"""The split into train and test: the side of a prompt follows from a hash of it and from nothing else. No Beam.
+"""The split into train and test: the side of a prompt depends only on its hash. No Beam.
 
-So all responses to a prompt, and both sides of a pair, are on one side; a prompt stays on its side however the corpus grows or is
-cut; and of two fractions with the same seed, the test prompts of the smaller are among those of the larger. Apart from `shards`,
-which counts rows and never sees a prompt.
+So all responses to a prompt, and both sides of a pair, are on one side; a prompt stays on its side when the corpus grows or
+shrinks; and of two fractions with the same seed, the test prompts of the smaller are among those of the larger. This is separate
+from `shards`, which counts rows and never sees a prompt.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Split(NamedTuple):
         return (TRAIN,) if self.test_fraction is None else (TRAIN, TEST)
 
     def parts(self, rows: Candidates) -> list[Candidates]:
-        """The rows of each split, in the order of `names` and otherwise in their own."""
+        """The rows of each split, in the order of `names`; rows keep their order."""
         if self.test_fraction is None:
             return [rows]
         test = is_test(rows, self.test_fraction, seed=self.seed)
@@ -43,7 +43,7 @@ class Split(NamedTuple):
 
 
 def is_test(rows: Candidates, fraction: float, *, seed: int) -> Mask:
-    """Return a mask of the test prompts; `fraction`, between 0 and 1, counts as the decimal it is written as."""
+    """Return a mask of the test prompts; `fraction`, between 0 and 1, is read as its decimal notation."""
     with np.errstate(over="ignore"):
         low = splitmix(rows.key_low + GOLDEN * np.uint64(seed + 1))
     below = np.uint64(int(Fraction(str(fraction)) * 2**64))

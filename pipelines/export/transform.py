@@ -1,4 +1,4 @@
-"""Export: read the rows of kept responses again, check that they are what was scored, write deterministic shards."""
+"""Export reads the rows of kept responses again, checks that they are the scored ones, and writes deterministic shards."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Export(beam.PTransform):  # type: ignore[misc]
         return kept.pipeline | "Once" >> beam.Impulse() | "PlanShards" >> plan
 
     def _fetch_rejected(self, pieces: PCollection[_Part]) -> PCollection[_Part]:
-        """The rejected responses of pairs that lie in another file than their chosen ones."""
+        """The rejected responses of pairs that are in another file than their chosen ones."""
         find = beam.FlatMap(find_rejected_elsewhere, self.needs).with_output_types(tuple[int, _Part])
         fetch = beam.ParDo(FetchRejected(self.plan_path, self.needs)).with_output_types(_Part)
         wanted = pieces | "FindRejected" >> find | "GroupRejects" >> beam.GroupByKey()
@@ -131,19 +131,19 @@ def merge_schema_places(schemas: Iterable[list[tuple[str, FragmentPlace]]]) -> l
 
 
 def list_jobs(shards: SplitPlans) -> list[_Part]:
-    """Every job, even one without rows, as a part without content."""
+    """Every job, including jobs without rows, as a part without content."""
     return [(job, b"") for job in range(shards.jobs)]
 
 
 def deal_kept(kept: KeptUnit, needs: Needs, split: Split, shards: SplitPlans) -> Iterator[_Part]:
-    """A unit's kept responses → (job, its piece of them, a `KeptUnit`)."""
+    """A unit's kept responses → (job, its share of them, a `KeptUnit`)."""
     for name, rows in zip(split.names, split.parts(unpack([kept.kept], needs)), strict=True):
         for job, start, end in shards.pieces(name, kept.file, kept.unit, len(rows)):
             yield job, _KEPT.add(kept._replace(kept=pack(rows.take(np.arange(start, end)), needs)).to_bytes())
 
 
 def find_rejected_elsewhere(piece: _Part, needs: Needs) -> Iterator[tuple[int, _Part]]:
-    """(file, (job, pairs whose rejected response lies in it)), for other files than the chosen one's."""
+    """(file, (job, pairs whose rejected response is in it)), for files other than the chosen response's."""
     job, kept = piece[0], KeptUnit.from_bytes(_KEPT.remove(piece[1]))
     rows = unpack([kept.kept], needs)
     for file in np.unique(rows.other_file):
@@ -153,7 +153,7 @@ def find_rejected_elsewhere(piece: _Part, needs: Needs) -> Iterator[tuple[int, _
 
 @dataclass(eq=False)
 class FetchRejected(beam.DoFn):  # type: ignore[misc]
-    """(file, pairs of jobs) → (job, texts): the one place where text is shuffled."""
+    """(file, pairs of jobs) → (job, texts): the only place where text is shuffled."""
 
     plan_path: str
     needs: Needs
@@ -187,7 +187,7 @@ class WriteShards(beam.DoFn):  # type: ignore[misc]
             if missing:
                 raise InputError(
                     f"output.include_columns names {missing[0]!r}, and the input has {join_names(original.names)}; "
-                    "name one of these"
+                    "choose from these"
                 )
             shape = self.shape._replace(message_keys=shards.message_keys)
             schema = schema_of(shape, original)
@@ -272,7 +272,7 @@ class RowQueue:
         self._rest: list[pa.Table] = []
 
     def take(self, count: int) -> pa.Table | None:
-        """The next `count` rows in one piece, fewer at the end; None where there are none."""
+        """The next `count` rows as one table, fewer at the end; None if there are none."""
         while (available := sum(table.num_rows for table in self._rest)) < count:
             table = next(self._tables, None)
             if table is None:

@@ -1,1 +1,1 @@
-"""Score files → the places of the responses that are kept. Text is never here."""
+"""Selects responses by their score files: in, scores; out, the places of the kept responses. Text is never read."""

@@ -20,12 +20,12 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 """The increment of splitmix64: 2**64 over the golden ratio, made odd."""
 
 _SIGN = np.uint32(0x80000000)
-_FEW = 4096  # keys that are sorted as fast by comparing
+_FEW = 4096  # keys, up to which a comparison sort is as fast
 
 
 @dataclass(frozen=True)
 class Labels:
-    """A column of text as codes: `values[codes[i]]`, None where the code is -1."""
+    """A column of text as codes: `values[codes[i]]`, None if the code is -1."""
 
     codes: npt.NDArray[np.int32]
     values: tuple[str, ...]
@@ -34,7 +34,7 @@ class Labels:
         return Labels(self.codes[chosen], self.values)
 
     def equal(self, value: str) -> Mask:
-        """The mask of the rows that hold this text."""
+        """The mask of the rows with this text."""
         code = self.values.index(value) if value in self.values else -2
         mask: Mask = self.codes == code
         return mask
@@ -45,7 +45,7 @@ class Labels:
 
 @dataclass
 class _PromptCache:
-    """The prompts of some rows once they are computed; tables of the same rows share one."""
+    """A cache of the prompts of some rows; tables of the same rows share it."""
 
     prompts: Prompts | None = None
 
@@ -66,7 +66,7 @@ class Candidates:
     tokens: npt.NDArray[np.int32]  # of prompt and response
     length: npt.NDArray[np.int32]  # characters of the response
     raw: npt.NDArray[np.float32]  # the model's reward
-    rank: npt.NDArray[np.int32]  # within the prompt, 1 is best; 0 where it is not needed
+    rank: npt.NDArray[np.int32]  # within the prompt, 1 is best; 0 if not needed
     margin: npt.NDArray[np.float32]  # to the next worse response; NaN for the worst
     rival: npt.NDArray[np.float32]  # the reward of the longest response in its place, for the report
     # pairs: place, content hash and reward of the rejected response
@@ -78,7 +78,7 @@ class Candidates:
     other_raw: npt.NDArray[np.float32]
     labels: Mapping[str, Labels] = field(default_factory=dict)
     values: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
-    """Further numbers that expressions read, and results of what is evaluated; see `pipelines.select.expressions`."""
+    """Further numbers that expressions read, and results of evaluated parts; see `pipelines.select.expressions`."""
     _cache: _PromptCache = field(default_factory=_PromptCache, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -111,7 +111,7 @@ class Candidates:
         columns: dict[str, Any] = {}
         for name in COLUMN_NAMES:
             column = getattr(self, name)
-            if column.strides == (0,) and len(column):  # one value for all takes no memory, and so it stays
+            if column.strides == (0,) and len(column):  # a single value for all rows takes no memory, also after this
                 columns[name] = np.broadcast_to(column[:1], (len(chosen),))
             elif name == "raw" and column is self.reward:
                 columns[name] = columns["reward"]
@@ -132,7 +132,7 @@ class Candidates:
         return replace(self, **columns)  # type: ignore[arg-type]
 
     def paired_with(self, other: Candidates) -> Candidates:
-        """The same rows as chosen responses, each with the row of `other` at its place as the rejected one."""
+        """The same rows as chosen responses, each with the corresponding row of `other` as its rejected response."""
         return self.with_columns(
             other_file=other.file,
             other_unit=other.unit,
@@ -147,7 +147,7 @@ COLUMN_NAMES = tuple(entry.name for entry in fields(Candidates) if entry.name no
 
 
 def ascending_bits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
-    """Unsigned integers in the order of the values, as many as the values have; -0.0 is 0.0. No NaN."""
+    """Unsigned integers, of the same width, in the order of the values; -0.0 is 0.0. No NaN."""
     bits = (values.astype(np.float32, copy=False) + np.float32(0.0)).view(np.uint32)
     return np.where(bits & _SIGN, ~bits, bits | _SIGN)
 
@@ -155,7 +155,7 @@ def ascending_bits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
 def best_first(candidates: Candidates) -> tuple[Positions, Positions]:
     """Positions sorted by prompt, and within a prompt from best to worst in the fixed order; and where prompts start.
 
-    Two sorts of 64-bit integers instead of one by eight columns; what they leave equal is sorted by all of them.
+    Two sorts of 64-bit integers replace one by eight columns; rows that they leave equal are sorted by all columns.
     """
     return order_within(candidates, worst_bits(candidates.reward))
 
@@ -208,7 +208,7 @@ def first_of_texts(candidates: Candidates) -> Positions:
 
 
 def _sort_by_prompt(high: npt.NDArray[np.uint64], low: npt.NDArray[np.uint64]) -> Prompts:
-    """`Candidates.prompts`; rows that are sorted are not sorted again."""
+    """`Candidates.prompts`; sorted rows are not sorted again."""
     same = high[1:] == high[:-1]
     if len(high) and np.all((high[1:] > high[:-1]) | (same & (low[1:] >= low[:-1]))):
         return np.arange(len(high)), np.flatnonzero(np.append(True, ~same | (low[1:] != low[:-1])))
@@ -252,7 +252,7 @@ def count_prompts(candidates: Candidates) -> int:
 
 
 def place_order(candidates: Candidates) -> Positions:
-    """Positions in the order of the input, for rows of one unit; pairs with the same chosen response in that of the others."""
+    """Positions in the order of the input, for rows of one unit; pairs with one chosen response in the order of the rejected."""
     places = pack_places(candidates.row, candidates.response)
     order = np.argsort(places)
     if not (places[order[1:]] == places[order[:-1]]).any():
@@ -273,7 +273,7 @@ def tie_break(candidates: Candidates) -> Sequence[npt.NDArray[np.generic]]:
 
 
 def hash_rows(candidates: Candidates, seed: int = 0) -> npt.NDArray[np.uint64]:
-    """A well-mixed hash of prompt and response, the same wherever the row lies: repeatable randomness."""
+    """A well-mixed hash of prompt and response, whatever the row's place: repeatable randomness."""
     with np.errstate(over="ignore"):
         prompt = candidates.key_low + GOLDEN * np.uint64(seed + 1)
     return splitmix(candidates.response_hash ^ prompt)
@@ -291,7 +291,7 @@ def _sort_with_ties(candidates: Candidates, order: Positions, keys: npt.NDArray[
 
 
 def zero_columns(count: int = 0) -> dict[str, npt.NDArray[np.generic]]:
-    """Zeros for every column, which stand in for columns that no rule needs. They take no memory of their own."""
+    """Zeros for every column, in place of columns that no rule needs. They take no memory."""
     kinds = {
         "key_high": np.uint64, "key_low": np.uint64, "response_hash": np.uint64,
         "reward": np.float32, "raw": np.float32, "margin": np.float32, "rival": np.float32,

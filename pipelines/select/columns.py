@@ -1,7 +1,7 @@
-"""Arrow IPC as plain bytes: how columns travel through a shuffle, and the columns that do.
+"""Columns in a shuffle, as Arrow IPC bytes, and the choice of the columns that a run shuffles.
 
 Elements are `(int, bytes)`: a RecordBatch as an element would pickle its slice's whole parent, and a custom coder is not
-safe under the runner's threads. A column that no rule needs does not travel, and is zeros on arrival.
+safe under the runner's threads. A column that no rule needs is not shuffled, and is zeros afterwards.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _LABEL = pa.dictionary(pa.int32(), pa.string())
 
 @dataclass(frozen=True)
 class Needs:
-    """The columns that the rules and the output of a run need beside those that always travel (44 bytes a row)."""
+    """The columns that the rules and the output of a run need beside those that are always shuffled (44 bytes a row)."""
 
     key: bool = True
     place: bool = True  # and response hash
@@ -54,11 +54,11 @@ class Needs:
     labels: tuple[str, ...] = ()
     values: tuple[str, ...] = ()  # numbers of score files that expressions read
     marks: tuple[str, ...] = ()  # conditions that are evaluated before the shuffle
-    computed: tuple[str, ...] = ()  # numbers that are
+    computed: tuple[str, ...] = ()  # numbers that are evaluated before the shuffle
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Those of `Candidates`, without labels."""
+        """The needed columns of `Candidates`, without labels."""
         return _columns(self)
 
     @property
@@ -67,7 +67,7 @@ class Needs:
 
     @property
     def kept(self) -> Needs:
-        """The needs of the kept rows, once no rule looks at them."""
+        """The needs of the kept rows, after the last rule."""
         return replace(self, tokens=False, length=False, rival=False, labels=(), values=(), marks=(), computed=())
 
 
@@ -128,7 +128,7 @@ def unpack(parts: Iterable[bytes], needs: Needs) -> Candidates:
 
 
 def sizes_of(candidates: Candidates, needs: Needs) -> Any:
-    """The size of each row: tokens, or characters where there is no tokenizer."""
+    """The size of each row: tokens, or characters if there is no tokenizer."""
     return candidates.tokens if needs.tokens else candidates.length
 
 
@@ -194,14 +194,14 @@ def scores_to_candidates(scores: pa.Table, *, file: int, unit: int, needs: Needs
 
 
 def _values(column: pa.ChunkedArray, none: int | None = 0) -> Any:
-    """As NumPy, zeros where there is none; with `none=None` NaN where that is a number."""
+    """The column as NumPy, with zeros for nulls; with `none=None`, NaN for nulls of a column of numbers."""
     whole = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     fill = np.nan if none is None and pa.types.is_floating(whole.type) else 0
     return (whole.fill_null(fill) if whole.null_count else whole).to_numpy()
 
 
 def _one_for_all(values: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """The values; where all are zero, as in a corpus of one response a row, in a form that takes no memory and no time."""
+    """The values; if all are zero, as in a corpus of one response per row, in a form that takes no memory or time."""
     return values if values.any() else np.broadcast_to(np.zeros(1, values.dtype), values.shape)
 
 
@@ -216,12 +216,12 @@ def key_halves(column: pa.ChunkedArray) -> tuple[Any, Any]:
 
 
 def score_column(name: str) -> str:
-    """The column of a score file that holds a column named by a rule."""
+    """The column of a score file for a column named by a rule."""
     return name if name == "source" else f"carry.{name}"
 
 
 def _value_column(name: str) -> str:
-    """The column of a score file that holds a number which expressions read."""
+    """The column of a score file for a number that expressions read."""
     return name if name in BUILT_IN else f"signal.{name}"
 
 

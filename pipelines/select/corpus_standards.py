@@ -1,8 +1,8 @@
 """Means and deviations over the whole corpus, for `corpus_z` in expressions. No Beam, no files.
 
-They are exact sums of what each score file holds, so that no order of files and no partitions change them. For a step `reward`
-the corpus is all scored responses; of `where` it is those that `reward` leaves, with their combined reward, or all scored ones
-where `reward` compares the responses to a prompt, which is known later.
+They are computed from exact sums over each score file, so they do not depend on the order of files or on partitions. For a step
+`reward` the corpus is all scored responses; for `where` it is the responses that `reward` keeps, with their combined reward, or
+all scored responses if `reward` compares the responses to a prompt, which is evaluated later.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipelines.select.candidates import Candidates
 from pipelines.select.expressions import expression_of, name_of_result, result_for_each
 
 Standards = Mapping[str, Standard]
-"""The mean and the deviation of what each call of `corpus_z` takes, by the name of its result."""
+"""The mean and the deviation of the argument of each call of `corpus_z`, by the name of its result."""
 
 
 def needs_standards(step: Step) -> bool:
@@ -26,7 +26,7 @@ def needs_standards(step: Step) -> bool:
 
 
 def measure(candidates: Candidates, steps: Sequence[Step]) -> dict[str, Moments]:
-    """The moments, in the rows of one score file, of what each call in these steps takes: rounded to float32, without nulls."""
+    """The moments, in the rows of one score file, of the argument of each call in these steps: as float32, without nulls."""
     moments = {}
     for step in steps:
         for name, values in _taken(candidates, step).items():

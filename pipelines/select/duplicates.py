@@ -1,12 +1,12 @@
-"""Near-duplicates by MinHash signatures: which texts are alike, and which of them stay. Pure.
+"""Near-duplicates by MinHash signatures: finds similar texts and chooses which to keep. Pure functions.
 
-Two texts are alike where so many of the 128 values of their signatures are equal as two texts of the stated `similarity` have
-995 times in 1000 (`needed_of`). The values are divided into one band more than may differ. So two texts that are alike agree in
-all values of some band (the pigeonhole principle): what shares no band need not be compared, and no pair is missed. Pairs that
-share one are compared value by value.
+Two texts are similar if their signatures have as many equal values, of 128, as 995 of 1000 pairs of the stated `similarity`
+(`needed_of`). The values are divided into one band more than the number that may differ. So two similar texts agree in all
+values of some band (the pigeonhole principle): texts without a common band need not be compared, and no pair is missed. Pairs
+with a common band are compared value by value.
 
-A `node` is a text by the row that stands for it: a response, or of a prompt its best response. Nodes are ordered by reward, and
-then in the fixed order of rows, so the least node of a set of alike ones is the one that stays.
+A `node` is the row that represents a text: a response, or the best response of a prompt. Nodes are ordered by reward, and
+then in the fixed order of rows, so the least node of a set of similar texts is kept.
 
     nodes = nodes_of(candidates, "response", partition=0)
     edges = compare_groups(groups, nodes, signatures, needed_of(0.8))    # pairs of alike nodes
@@ -35,15 +35,15 @@ Structured = npt.NDArray[np.void]
 
 PLACE = np.dtype([("file", "<i4"), ("unit", "<i4"), ("row", "<i4"), ("response", "<i4")])
 NODE = np.dtype([("worst", "<u4"), ("hash", "<u8"), ("place", PLACE), ("partition", "<i4")])
-"""Fields in the fixed order between rows, the best first; and the partition of the key space that the row is in."""
+"""Fields in the fixed order of rows, the best first; and the row's partition of the key space."""
 BAND = np.dtype([("hash", "<u8"), ("place", PLACE)])
 WANTED = np.dtype([("group", "<u8"), ("place", PLACE)])
-"""A row that shares a band with others; those that share one are a group."""
+"""A row that shares a band with others; rows that share a band are a group."""
 MEMBER = np.dtype([("group", "<u8"), ("node", NODE), ("signature", "<u2", (VALUES,))])
 EDGE = np.dtype([("better", NODE), ("worse", NODE), ("same", "?")])
-"""Two nodes that are alike; `same` where their signatures are equal."""
+"""Two similar nodes; `same` if their signatures are equal."""
 DROPPED = np.dtype([("place", PLACE), ("kept", PLACE), ("partition", "<i4")])
-"""A row that goes, and the one that stays in its place."""
+"""A row that is dropped, and the row that is kept instead."""
 
 RECALL = Fraction(995, 1000)
 """Least share of the pairs of exactly the stated similarity that count as alike."""
@@ -60,8 +60,8 @@ def rule_of(step: Step) -> NearDuplicates | Diverse:
 
 @lru_cache(maxsize=16)
 def needed_of(similarity: float) -> int:
-    """The number of equal values with which two texts count as alike: the largest that a share `RECALL` of the pairs with this
-    similarity reach, of which each value is equal with the probability `similarity`. In whole numbers, alike on all machines."""
+    """The number of equal values with which two texts count as similar: the largest that a share `RECALL` of the pairs of this
+    similarity reach, where each value is equal with the probability `similarity`. Integer arithmetic, equal on all machines."""
     share = Fraction(str(similarity))
     equal, other = share.numerator, share.denominator - share.numerator
     wanted, tail = RECALL * share.denominator**VALUES, 0
@@ -109,7 +109,7 @@ def band_hashes(signatures: Signatures, needed: int) -> Hashes:
 
 
 def groups_of(bands: Structured) -> Structured:
-    """The rows that share the hash of a band with another, by group. Bands that the very same rows share are one group."""
+    """The rows that share the hash of a band with another row, by group. Bands with exactly the same rows are one group."""
     order = np.argsort(bands["hash"], kind="stable")
     bands = bands[order]
     starts, sizes = _runs(bands["hash"])
@@ -207,7 +207,7 @@ def unique(rows: Structured) -> Structured:
 
 
 def drop_alike(edges: Iterable[Structured]) -> Structured:
-    """All but the least of the nodes that edges connect, directly or through others."""
+    """All nodes that edges connect, directly or through others, except the least of each component."""
     nodes, better, worse, _ = _numbered(edges)
     labels = np.arange(len(nodes))
     while (labels[better] != labels[worse]).any():
@@ -224,7 +224,7 @@ def drop_covered(edges: Iterable[Structured]) -> Structured:
     nodes, better, worse, same = _numbered(edges)
     kept_by = np.arange(len(nodes))
     undecided = np.ones(len(nodes), dtype=bool)
-    kept_by[worse[same]], undecided[worse[same]] = better[same], False  # what is like its better twin is, too
+    kept_by[worse[same]], undecided[worse[same]] = better[same], False  # equal signatures: similar to the same nodes
     better, worse = better[~same], worse[~same]
     while undecided.any():
         open_ends = undecided[better] & undecided[worse]
@@ -235,7 +235,7 @@ def drop_covered(edges: Iterable[Structured]) -> Structured:
         np.minimum.at(kept_by, worse[covered], better[covered])
         undecided &= ~stays
         undecided[worse[covered]] = False
-    return _dropped(nodes, kept_by[kept_by])  # of a twin that goes itself, what stays in its stead
+    return _dropped(nodes, kept_by[kept_by])  # if the twin is dropped as well, the row kept instead of it
 
 
 def _numbered(edges: Iterable[Structured]) -> tuple[Structured, Positions, Positions, Mask]:
@@ -263,7 +263,7 @@ def _dropped(nodes: Structured, kept_by: Positions) -> Structured:
 
 
 def count_groups(dropped: Structured) -> AlikeTexts:
-    """The groups of texts of which one stays."""
+    """The groups of similar texts, of each of which one is kept."""
     if not len(dropped):
         return AlikeTexts()
     _, counts = np.unique(_as_bytes(dropped["kept"]), return_counts=True)
@@ -276,7 +276,7 @@ def stays(candidates: Candidates, of: str, dropped: Structured) -> Mask:
 
 
 def kept_instead(candidates: Candidates, of: str, dropped: Structured) -> Structured:
-    """For each row the place (`PLACE`) of the one that is kept in its stead; file -1 where it stays."""
+    """For each row the place (`PLACE`) of the row that is kept instead; file -1 if the row itself is kept."""
     instead = np.zeros(len(candidates), dtype=PLACE)
     instead["file"] = -1
     if not len(candidates) or not len(dropped):

@@ -1,16 +1,16 @@
-"""DropDuplicates: rows by partition → the same without near-duplicates; signatures are read again, and only candidates travel.
+"""DropDuplicates removes near-duplicates from the rows of all partitions; only candidates are shuffled, signatures read again.
 
     rows  →  nodes by unit                       and score files by unit  →  band hashes, by hash
     those that share a band  →  wanted by unit, with nodes and score files  →  their signatures, by group
     signatures of a group  →  edges  →  the nodes that go, on one worker  →  by partition, to the rows
 
-The cost for 1e9 rows at a similarity of 0.8, which has 39 bands: nodes travel twice (32 bytes each, 64 GB); side files are read
-twice (256 bytes a row, 256 GB each time), the second time only those with a candidate; band hashes travel once, 39 of 24 bytes a
-row (940 GB). A worker holds one bucket of bands at a time, about 50 MB, or the signatures of one bucket of groups. Signatures
-travel only of rows that share a band with another, once for each set of rows that share one. Edges, and what they connect, are in
-the memory of one worker: some 300 bytes for each pair of alike texts that share a group; equal ones are pairs with the first
-alone. So 1e8 near-duplicates take 30 GB there; with more, drop exact duplicates before. A group of m different texts costs
-m**2 / 2 comparisons of 128 values, which many texts from one template can make long.
+The cost for 1e9 rows at a similarity of 0.8, which has 39 bands: nodes are shuffled twice (32 bytes each, 64 GB); side files are
+read twice (256 bytes a row, 256 GB each time), the second time only those with a candidate; band hashes are shuffled once, 39 of
+24 bytes a row (940 GB). A worker holds one bucket of bands at a time, about 50 MB, or the signatures of one bucket of groups.
+Signatures are shuffled only for rows that share a band with another, once for each set of such rows. The edges, and the nodes
+that they connect, are in the memory of one worker: some 300 bytes for each pair of similar texts that share a group; equal texts
+are paired only with the first. So 1e8 near-duplicates take 30 GB there; with more, drop exact duplicates first. A group of m
+different texts costs m**2 / 2 comparisons of 128 values, which takes long for many texts from one template.
 """
 
 from __future__ import annotations
@@ -244,7 +244,7 @@ class CompareGroups(ThreadedDoFn):
 
 @dataclass(eq=False)
 class Resolve(TimedDoFn):
-    """Edges → (partition, the rows that go), and a summary of the groups of alike texts."""
+    """Edges → (partition, the rows to drop), and a summary of the groups of similar texts."""
 
     step: Step
     number: int
@@ -260,7 +260,7 @@ class Resolve(TimedDoFn):
 
 @dataclass(eq=False)
 class DropRows(TimedDoFn):
-    """(partition, its rows and those that go) → (partition, rows)."""
+    """(partition, its rows and those to drop) → (partition, rows)."""
 
     step: Step
     number: int
@@ -276,5 +276,5 @@ class DropRows(TimedDoFn):
 
 
 def merge_dropped(parts: Iterable[Any]) -> bytes:
-    """All rows that go, as bytes; mergeable."""
+    """All rows to drop, as bytes; mergeable."""
     return b"".join(part if isinstance(part, bytes) else part[1] for part in parts)

@@ -1,10 +1,10 @@
-"""The steps `where`, the responses for which an expression is true, and `reward`, which combines numbers to the reward that all
-other steps compare. No Beam, no files.
+"""The steps `where`, which keeps the responses for which an expression is true, and `reward`, which combines numbers into the
+reward that all other steps compare. No Beam, no files.
 
-An expression reads columns of score files that no other step needs. So it is evaluated where these are read, before the shuffle;
-what travels of a `where` after the shuffle is its result, one byte a row, and of the steps before it nothing at all. An
-expression that compares the responses to a prompt is evaluated after the shuffle. Its largest parts that do not are evaluated
-before, and their results travel.
+An expression reads columns of score files that no other step needs. So it is evaluated where the files are read, before the
+shuffle; for a `where` after the shuffle only its result is shuffled, one byte a row, and nothing for the steps before it. An
+expression that compares the responses to a prompt is evaluated after the shuffle. Its largest parts that do not compare are
+evaluated before, and their results are shuffled.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipelines.score.expression_values import NULL, TRUE, Condition, describe, r
 from pipelines.score.prompt_values import Prompts
 from pipelines.select.candidates import Candidates, Labels, Mask
 
-_TAKEN = {*BUILT_IN, "rule", "verdict", "true", "combined"}  # names that an explanation gives to values of its own
+_TAKEN = {*BUILT_IN, "rule", "verdict", "true", "combined"}  # names that an explanation uses for its values
 
 
 @dataclass(frozen=True)
@@ -90,17 +90,17 @@ def _stored(names: Iterable[str], signals: Sequence[str]) -> tuple[str, ...]:
 
 
 def name_of_result(step: Step, node: Node) -> str:
-    """The name under which the result of a part of a step's expression travels. `reward` has names of its own: the reward that it
-    reads is another one than that of the steps after it."""
+    """The name of the shuffled result of a part of a step's expression. `reward` has separate names: the reward that it reads
+    differs from that of the steps after it."""
     return f"{step.name} {node.text}"
 
 
 @dataclass(frozen=True)
 class EarlyParts:
-    """The parts of some steps' expressions that are evaluated before the shuffle, and what else of them travels."""
+    """The parts of some steps' expressions that are evaluated before the shuffle, and the other numbers that they shuffle."""
 
     parts: tuple[tuple[Step, Node], ...]
-    values: tuple[str, ...]  # numbers of score files, which travel as they are
+    values: tuple[str, ...]  # numbers of score files that are shuffled unchanged
     numbers: tuple[int, ...] = ()  # of the steps of the parts
 
     @classmethod
@@ -111,7 +111,7 @@ class EarlyParts:
         for number, step in enumerate(steps, first):
             expression = expression_of(step)
             if expression is not None:
-                # what `where` says of a reward that is combined after the shuffle is known then
+                # `where` on a reward that is combined after the shuffle is evaluated after it
                 late = ("reward",) if combines and step.reward is None else ()
                 for node in _early(expression.root, late):
                     plain = node.operation == "name" and (node.arguments[0] in {*BUILT_IN, *signals})
@@ -151,7 +151,7 @@ def evaluate(candidates: Candidates, step: Step) -> Condition:
 
 
 def combined(candidates: Candidates, step: Step) -> npt.NDArray[np.float32]:
-    """The `reward` of each row, NaN where it is null or beyond float32. Raises `InputError` like `evaluate`."""
+    """The `reward` of each row, NaN if it is null or beyond float32. Raises `InputError` like `evaluate`."""
     with np.errstate(over="ignore"):
         rewards = _evaluate(candidates, step).astype(np.float32)
     return np.where(np.isfinite(rewards), rewards, np.float32(np.nan))
@@ -179,7 +179,7 @@ def result_for_each(candidates: Candidates, step: Step, node: Node) -> npt.NDArr
     try:
         return result_of(node, CandidateColumns(candidates, step), condition=node.kind == "condition")
     except InputError as error:
-        raise InputError(f"in the step `{step.name}: {step.condition or step.reward}`, {error}") from error
+        raise InputError(f"in the step `{step.name}: {step.condition or step.reward}`: {error}") from error
 
 
 def where(candidates: Candidates, step: Step) -> Mask:
@@ -189,7 +189,7 @@ def where(candidates: Candidates, step: Step) -> Mask:
 
 
 def numbers_of(candidates: Candidates, step: Step) -> dict[str, Any]:
-    """The values that decide, by name, and the result, for an explanation."""
+    """The values that determine the result, by name, and the result, for an explanation."""
     expression = expression_of(step)
     assert expression is not None
     read, described = CandidateColumns(candidates, step), {}

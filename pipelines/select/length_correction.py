@@ -1,7 +1,7 @@
 """Length correction: reward minus a LOWESS fit of reward on length (Cleveland 1979; Huang et al. 2024). Pure.
 
-The fit is made on a sample of fixed size: the responses with the smallest hashes. So it does not depend on the order of the
-files, costs the same for any corpus, and its parts can be merged.
+The curve is fitted on a sample of fixed size: the responses with the smallest hashes. So it does not depend on the order of the
+files, costs the same for any corpus, and samples of parts can be merged.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Curve:
 
 def fit(sample: HashSample, *, span: float) -> Curve:
     """LOWESS without robustness steps: at each knot a line, weighted by the tricube of the distance, through the nearest
-    `span` of the sample. Where all lengths are equal, it is the mean."""
+    `span` of the sample. If all lengths are equal, it is the mean."""
     if not len(sample):
         return Curve((0.0,), (0.0,))
     order = np.lexsort((sample.reward, sample.length))

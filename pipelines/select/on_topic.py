@@ -1,10 +1,10 @@
-"""The rule `on_topic`: drops responses that lie far behind the others to their prompt in relevance; and the gap that a corpus
-settles by itself. Pure.
+"""The rule `on_topic`, which drops responses that are much less relevant than others to their prompt, and its automatic gap.
+Pure functions.
 
-With `gap: auto`, the distances of all responses are counted, and beside them those of responses to other prompts. A corpus may
-hold responses of both kinds: O(g), the share that lies further behind than g, is (1 - p) W(g) + p F(g). F is the share of
-responses to other prompts, and W that of responses which answer their prompts. As W is not negative, p is at most the least
-O(g) / F(g), and this bound is its estimate.
+With `gap: auto`, the distances of all responses are counted, and separately those of responses to other prompts. A share p of
+the corpus may be responses to other prompts: O(g), the share of responses further behind than g, is (1 - p) W(g) + p F(g), with
+F the same share among responses to other prompts, and W among responses that answer their prompts. As W is not negative, p is
+at most the least O(g) / F(g), and this bound is its estimate.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipelines.errors import InputError
 from pipelines.select.candidates import Candidates, Mask, group_sizes
 from pipelines.select.top import Cut
 
-_SEVERAL = 3  # responses of known relevance from which on the second most relevant one counts
+_SEVERAL = 3  # with so many responses of known relevance, the second most relevant one is the reference
 _STEPS = 1024  # of a gap, in 1: a power of two, so that a distance is exactly within a step or beyond it
 _FARTHEST = 2  # apart that cosines are at most
 _BINS = _FARTHEST * _STEPS + 1
@@ -30,29 +30,29 @@ _ENOUGH, _FEWEST = (
     Fraction(1, 2),
     100,
 )  # share and number of responses to other prompts beyond a gap that tells something
-_MOST = Fraction(1, 2)  # of all responses, the largest estimate of those that are off topic
+_MOST = Fraction(1, 2)  # the largest estimate of the share of off-topic responses
 
 
 def on_topic(candidates: Candidates, rule: OnTopic, settled: SettledGap | None = None) -> Mask:
-    """The responses that lie at most `gap` behind. Raises `ValueError` where the gap is not settled."""
+    """The responses that lie at most `gap` behind. Raises `ValueError` if the gap is not settled."""
     gap = rule.gap if settled is None else settled.gap
     if gap == "auto":
-        raise ValueError("on_topic settles its gap over all prompts, and it is not given")
+        raise ValueError("on_topic needs the gap that was settled over all prompts")
     near: Mask = behind_others(candidates, rule.signal) <= gap
     return near
 
 
 def behind_others(candidates: Candidates, signal: str) -> npt.NDArray[np.float64]:
-    """The distance of each response behind the second most relevant one of its prompt, or of two the more relevant one: negative
-    for those that are more relevant, infinite for those whose relevance is not known."""
+    """The distance of each response behind the second most relevant one to its prompt, or behind the more relevant of two:
+    negative for more relevant responses, infinite for responses of unknown relevance."""
     compared, _ = _compared(candidates, signal)
     values = candidates.values[signal].astype(np.float64)
     return np.where(np.isfinite(values), compared - values, np.inf)
 
 
 def _compared(candidates: Candidates, signal: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """The relevance that each row is compared with, -inf where no response of the prompt has one; and the number of those that
-    have."""
+    """The relevance that each row is compared with, -inf if no response of the prompt has one, and the number of responses that
+    have one."""
     order, starts = candidates.prompts
     compared, counts = np.full(len(order), -np.inf), np.zeros(len(order), dtype=np.int64)
     if len(order):
@@ -74,11 +74,11 @@ def foreign_column(signal: str) -> str:
 
 
 class SettledGap(NamedTuple):
-    """A gap that all prompts have settled together."""
+    """A gap settled over all prompts."""
 
     gap: float
     measured: int  # responses that are compared with others
-    caught: float | None  # share of responses to other prompts that lie beyond it; None where no such are known
+    caught: float | None  # share of responses to other prompts beyond it; None if none are known
     off_topic: (
         float | None
     )  # estimated share of the measured responses that answer another prompt; None with too few to tell
@@ -97,7 +97,7 @@ class Distances:
 
     @classmethod
     def of(cls, candidates: Candidates, signal: str) -> Distances:
-        """Count the rows of whole prompts; those with fewer than two known responses tell nothing."""
+        """Count the rows of whole prompts; prompts with fewer than two known responses are left out."""
         compared, counts = _compared(candidates, signal)
         several = counts > 1
         binned = []
@@ -106,8 +106,8 @@ class Distances:
             behind = (compared - values)[several & np.isfinite(values)]
             if len(behind) and behind.max() > _FARTHEST:
                 raise InputError(
-                    f"on_topic.gap is auto, which is for cosines, and signals.{signal} has values {behind.max():.4g} apart for "
-                    "one prompt; give gap a number"
+                    f"on_topic.gap is auto, which needs cosines, and signals.{signal} has values {behind.max():.4g} apart for "
+                    "one prompt; set gap to a number"
                 )
             bins = np.clip(np.ceil(behind * _STEPS), 0, _BINS - 1).astype(np.int64)
             binned.append(np.bincount(bins, minlength=_BINS))
@@ -123,9 +123,9 @@ def merge_distances(parts: Iterable[Distances]) -> Distances:
 
 
 def settle_gap(distances: Distances, rule: OnTopic) -> SettledGap:
-    """The least gap beyond which at most `max_touched` of the responses lie that answer their prompts.
+    """The least gap beyond which at most a share `max_touched` of the responses that answer their prompts lie.
 
-    In whole numbers: a share that is just `max_touched` is not above it.
+    Computed in integers: a share of exactly `max_touched` is not above it.
     """
     count, others = int(distances.responses.sum()), int(distances.foreign.sum())
     beyond = [Fraction(at, max(1, count)) for at in (count - np.cumsum(distances.responses)).tolist()]

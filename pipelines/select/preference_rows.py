@@ -1,7 +1,7 @@
-"""The step `preferences`: rows of preferences, compared with what the model says of them. Pure.
+"""The step `preferences`: compares the judgements of preference rows with the model's rewards. Pure functions.
 
-A row's responses are numbered from the best to the worst by its own judgement. So a pair whose chosen response has the higher
-number has been flipped, and nothing else has to travel.
+A row's responses are numbered from best to worst by the row's judgement. So a pair is flipped if its chosen response has the
+higher number, and nothing else needs to be shuffled.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def judge(
     if rule.min_probability is not None:
         used = rule.temperature or temperature
         if used is None:
-            raise ValueError("a probability needs a temperature, and none is known")
+            raise ValueError("a probability needs a temperature, and there is none")
         with np.errstate(over="ignore"):
             sure &= 1.0 / (1.0 + np.exp(-gap / used)) >= rule.min_probability
     agrees, disagrees = sure & (margins > 0), sure & (margins < 0)
@@ -59,7 +59,7 @@ def judge(
 
 
 def preference_rows(candidates: Candidates, rule: Preferences, *, temperature: float | None = None) -> Candidates:
-    """The chosen responses of the rows that are kept, each with the other one as its `other_...` and the gap as its margin."""
+    """The chosen responses of the kept rows, each with the rejected response as `other_...` and the gap as its margin."""
     pairs = RowPairs.of(candidates)
     kept, swapped = judge(pairs.margins(candidates.reward), rule, temperature=temperature)
     chosen = np.where(swapped, pairs.rejected, pairs.chosen)[kept]

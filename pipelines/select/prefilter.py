@@ -1,8 +1,8 @@
-"""Best-of-N inside a worker, before the shuffle: rows that can no longer matter are not shuffled. Pure.
+"""Best-of-N inside a worker, before the shuffle: rows that cannot affect the result are not shuffled. Pure functions.
 
-The rows that remain of a prompt on all workers together give the same result as all of its rows. They are the best `keep`
-responses, the runner-up where the rule names a gap, as many as `min_candidates` has to count, and the longest `keep`, for the
-comparison in every report. With `keep` 1 and `min_candidates` 2, for example, 64 responses shrink to two: best and longest.
+The rows of a prompt that remain on all workers together give the same result as all of its rows. They are the best `keep`
+responses, the next one if the rule has a minimum gap, enough others for `min_candidates`, and the longest `keep`, for the
+comparison in the report. With `keep` 1 and `min_candidates` 2, for example, 64 responses shrink to two: best and longest.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipelines.select.candidates import (
 )
 from pipelines.select.columns import Needs
 
-_MOST_REMAINING = 0.7  # where a larger share of rows would remain, the shuffle is cheaper than the sort
+_MOST_REMAINING = 0.7  # if a larger share of rows would remain, the shuffle is cheaper than the sort
 _SAMPLE_BELOW = np.uint64(
     1 << 60
 )  # lower halves of keys below it, of a sixteenth of any partition's prompts, are the sample
@@ -30,7 +30,7 @@ _LEAST_SAMPLE = 1000  # with fewer rows in the sample, all keys are counted
 
 
 def shrink(candidates: Candidates, rule: BestOfN, *, needs: Needs) -> Candidates:
-    """The rows that may matter to `rule`; all rows where most of them may."""
+    """The rows that may affect `rule`; all rows if most of them may."""
     gap = rule.min_margin > 0 or rule.min_probability is not None or needs.margin
     wanted = max(rule.keep + gap + (rule.keep if needs.length else 0), rule.min_candidates)
     if not len(candidates) or _estimate_remaining(candidates, wanted) > _MOST_REMAINING * len(candidates):

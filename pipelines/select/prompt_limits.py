@@ -1,7 +1,7 @@
-"""Limits on prompts: the values that they bound, and limits that are quantiles over all prompts, exactly. Pure.
+"""Limits on prompts: the limited values, and exact limits that are quantiles over all prompts. Pure functions.
 
-A quantile is the value of a prompt, found by the counting passes of `top`: for this, the value of each prompt stands in as the
-reward of a row, in a stratum named like the limit. So any order of merging gives the same quantile.
+A quantile is the value of a prompt, found by the counting passes of `top`: each prompt is a row with its value as the reward, in
+a stratum with the name of the limit. So any order of merging gives the same quantile.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _STRATUM = "limit"
 
 @dataclass(frozen=True)
 class Quantiles:
-    """The limits of a rule that are quantiles, in the place that `Top` has in a cut."""
+    """The limits of a rule that are quantiles, as the rule of a cut, like `Top`."""
 
     rule: DropPrompts
     per: str = _STRATUM
     tokens: None = None
 
     def target_rows(self, stratum: str | None, available: int) -> int:
-        """Return how many prompts are within the limit, ties with its own value not counted twice."""
+        """Return the number of prompts within the limit; ties with its own value are not counted twice."""
         share = Fraction(str(self.rule.quantiles[stratum or ""]))
         smaller = math.ceil(share * available)  # the quantile is so many-th from the smallest
         return smaller if _is_most(stratum) else available - smaller + 1
@@ -76,7 +76,7 @@ def as_rows(candidates: Candidates, rule: DropPrompts) -> Candidates:
 
 
 def close(cut: Cut) -> Cut:
-    """The cut after all passes over rewards, with all values that are equal to a quantile within its limit."""
+    """The cut after all passes over rewards; values equal to a quantile are within its limit."""
     boundaries = {
         name: replace(boundary, prefix=boundary.prefix + 1, open=False) if boundary.open else boundary
         for name, boundary in cut.boundaries.items()
@@ -90,12 +90,12 @@ def quantiles_of(edges: CutEdges) -> dict[str, float]:
 
 
 def within_limits(candidates: Candidates, rule: DropPrompts, *, cut: Cut | None = None) -> Mask:
-    """All responses of the prompts that keep every limit. Raises `ValueError` for a quantile without a closed cut."""
+    """All responses of the prompts within every limit. Raises `ValueError` for a quantile without a closed cut."""
     kept = np.zeros(len(candidates), dtype=bool)
     if not len(candidates):
         return kept
     if rule.quantiles and cut is None:
-        raise ValueError("drop_prompts has quantiles over all prompts, and their cut is not given")
+        raise ValueError("drop_prompts needs the cut of its quantiles over all prompts")
     prompts = PromptValues.of(candidates, rule)
     usable = prompts.sizes >= rule.min_candidates
     for name, values in prompts.values.items():

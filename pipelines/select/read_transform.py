@@ -1,4 +1,4 @@
-"""Score files → candidates by partition of the key space. All that is needed before the shuffle is read here, once."""
+"""Reads score files into candidates by partition of the key space. All data needed before the shuffle are read here, once."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from pipelines.select.prefilter import shrink
 from pipelines.select.selection import Selection, apply_early_steps
 from pipelines.select.summary import FragmentFacts, SelectionSummary, StepCounts
 
-_BLOCK_ROWS = 200_000  # that are partitioned at a time, at least, if there are as many partitions as these hold; 10 MB
-_PART_ROWS = 1_000  # of a partition in such a block, where there are fewer
-_HELD_ROWS = 5_000_000  # of a bundle, before they are shuffled: 250 MB
+_BLOCK_ROWS = 200_000  # partitioned at a time, at least, if there are as many partitions as these hold; 10 MB
+_PART_ROWS = 1_000  # per partition in such a block, with fewer partitions
+_HELD_ROWS = 5_000_000  # held per bundle before they are shuffled: 250 MB
 _MOST_HELD = 0.7  # the share of `_HELD_ROWS` that may stay after a prefilter; with more, all are shuffled
 
 
@@ -100,7 +100,7 @@ class ReadScores(ThreadedDoFn):
         return sum(len(part) for parts in self._held.values() for part in parts)
 
     def _make_room(self) -> Iterator[tuple[int, bytes]]:
-        """Prefilter the rows that are held, where a rule allows that, and release them where too many stay."""
+        """Prefilter the held rows, if a rule allows that, and release them if too many remain."""
         self._hold(self._jobs.drain())
         if self._selection.prefilter is not None:
             held, self._held = self._held, {}
@@ -113,7 +113,7 @@ class ReadScores(ThreadedDoFn):
         yield from self._for_each_partition(_pack, held)
 
     def _for_each_partition(self, call: Any, held: dict[int, list[Candidates]]) -> Iterator[Any]:
-        """The results of `call` for each partition, whose rows are freed one partition after the other."""
+        """The results of `call` for each partition; its rows are freed before the next partition."""
         for number in sorted(held):
             yield from self._jobs.put(call, number, held.pop(number), self._selection)
         yield from self._jobs.drain()

@@ -1,7 +1,7 @@
 """Selection rules: pure functions on columns, no Beam, no files.
 
-Columns hold scored responses only. A rule returns which of them it keeps, as a boolean mask aligned with its input. Rules
-here look at one prompt at a time, so all responses to a prompt must be present; `top` is the one that looks at all of them.
+Columns contain only scored responses. A rule returns a boolean mask of the responses that it keeps, aligned with its input.
+These rules look at one prompt at a time, so all responses to a prompt must be present; `top` looks at all prompts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def apply_rule(
 ) -> Candidates:
     """The rows that a per-prompt step keeps.
 
-    Raises `ValueError` for any other step, and for one without the temperature or the cut that it needs.
+    Raises `ValueError` for any other step, and if the temperature or the cut that it needs is missing.
     """
     if step.pairs is not None:
         eligible = where(candidates, step) if step.pairs.chosen is not None else None
@@ -59,12 +59,12 @@ def apply_rule(
     elif step.condition is not None:
         mask = where(candidates, step)
     else:
-        raise ValueError(f"step {step!r} names no rule that looks at one prompt at a time")
+        raise ValueError(f"step {step!r} has no rule that looks at one prompt at a time")
     return candidates.take(mask)
 
 
 def threshold(candidates: Candidates, rule: Threshold, *, temperature: float | None = None) -> Mask:
-    """Responses above a reward, above a share of wins against their prompt's reference, or above a z-score."""
+    """Responses above a reward, above a win probability against their prompt's reference, or above a z-score."""
     if rule.min_reward is not None:
         above: Mask = candidates.reward >= rule.min_reward
         return above
@@ -76,7 +76,7 @@ def threshold(candidates: Candidates, rule: Threshold, *, temperature: float | N
 
 
 def references(candidates: Candidates, rule: Threshold) -> npt.NDArray[np.float64]:
-    """The reward that each response is compared with, -inf where its prompt has no reference."""
+    """The reward that each response is compared with, -inf if its prompt has no reference."""
     column, _, value = (rule.reference or "").partition("=")
     order, starts = candidates.prompts
     rewards = np.full(len(order), -np.inf)
@@ -89,14 +89,14 @@ def references(candidates: Candidates, rule: Threshold) -> npt.NDArray[np.float6
 
 
 def win_probabilities(candidates: Candidates, rule: Threshold, *, temperature: float | None) -> npt.NDArray[np.float64]:
-    """The probability that each response is preferred to its reference: 0 where there is none."""
+    """The probability that each response is preferred to its reference: 0 if there is none."""
     reference, reward = references(candidates, rule), candidates.reward.astype(np.float64)
     gap = np.where(np.isneginf(reference), -np.inf, reward - np.where(np.isneginf(reference), 0.0, reference))
     return sigmoid(gap / _require(temperature)) if len(gap) else gap
 
 
 def z_scores(candidates: Candidates) -> npt.NDArray[np.float64]:
-    """(r - mean) / standard deviation within the prompt; 0 where all of its rewards are equal."""
+    """(r - mean) / standard deviation within the prompt; 0 if all of its rewards are equal."""
     return standardised_within(candidates.reward.astype(np.float64), candidates.prompts)
 
 
@@ -112,9 +112,9 @@ def _moments(
 def best_of_n(candidates: Candidates, rule: BestOfN, *, temperature: float | None = None) -> Mask:
     """The `keep` best responses of each prompt.
 
-    Prompts with fewer than `min_candidates` responses are dropped whole; so are those where the last kept response leads
-    the best dropped one by less than `min_margin`, or is preferred to it with less than `min_probability` (where nothing is
-    dropped, there is no margin to miss).
+    Prompts with fewer than `min_candidates` responses are dropped whole. So are prompts whose last kept response leads the
+    best dropped one by less than `min_margin`, or is preferred to it with less than `min_probability` (if no response is
+    dropped, neither applies).
     """
     kept = np.zeros(len(candidates), dtype=bool)
     if not len(candidates):
@@ -144,9 +144,9 @@ def best_of_n(candidates: Candidates, rule: BestOfN, *, temperature: float | Non
 
 
 def pairs(candidates: Candidates, rule: Pairs, *, eligible: Mask | None = None) -> Candidates:
-    """The best response of each prompt as chosen, with one of a lower reward as its `other_...`; prompts without are dropped.
+    """The best response of each prompt as chosen, with one of a lower reward as its `other_...`; prompts without one are dropped.
 
-    With `eligible`, the best of these. A prompt with several pairs has its chosen response as often.
+    With `eligible`, the best eligible response is chosen. In a prompt with several pairs, it occurs in each.
     """
     if not len(candidates):
         return candidates
@@ -174,7 +174,7 @@ def pairs(candidates: Candidates, rule: Pairs, *, eligible: Mask | None = None) 
 def _preference(
     candidates: Candidates, rule: Pairs, order: npt.NDArray[np.intp], starts: npt.NDArray[np.intp]
 ) -> npt.NDArray[np.intp]:
-    """Integers in the order in which a prompt's responses, given best first, are taken as rejected ones."""
+    """Integers in the order in which a prompt's responses, given best first, are preferred as rejected ones."""
     place = np.arange(len(order))
     if rule.rejected == "worst":
         return -place
@@ -202,7 +202,7 @@ def pair_targets(candidates: Candidates, sigma: float) -> npt.NDArray[np.float64
 def _first_texts(
     hashes: npt.NDArray[np.uint64], rows: npt.NDArray[np.intp], group: npt.NDArray[np.intp], most: int
 ) -> npt.NDArray[np.intp]:
-    """The first `most` of each group's rows, which lie together, without those whose text an earlier one has."""
+    """The first `most` of each group's consecutive rows, without rows that repeat an earlier text."""
     if most > 1 and len(rows):
         by_text = np.lexsort((np.arange(len(rows)), hashes, group))
         same = (np.diff(group[by_text]) == 0) & (hashes[by_text][1:] == hashes[by_text][:-1])

@@ -1,8 +1,8 @@
-"""The steps of a selection, split into those that work on score files directly and runs that work on whole prompts. No Beam.
+"""The steps of a selection, split into early steps, on score files, and runs of late steps, on whole prompts. No Beam.
 
-For example, `threshold` (by reward), `top`, `best_of_n`, `top`, `random` are split so: the first two are early, for they look at
-one row at a time once the cut is known; the late runs are [`best_of_n`] and [`top`, `random`], the first of which follows the
-shuffle that brings the responses to a prompt together.
+For example, of `threshold` (by reward), `top`, `best_of_n`, `top`, `random` the first two are early, since they look at one row
+at a time once the cut is known; the late runs are [`best_of_n`] and [`top`, `random`], after the shuffle that brings the
+responses to a prompt together.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ _BYTES_PER_PARTITION = 2**30  # of stored input: about a million responses, 50 M
 _MOST_PARTITIONS = 4096
 
 OFFSET_WARNING = (
-    "compares rewards of different prompts, and a model trained on pairs alone leaves a free offset per prompt: prefer rules "
+    "compares rewards of different prompts, and a model trained only on pairs has an arbitrary offset per prompt: prefer rules "
     "within a prompt (best_of_n, min_z, a reference), or train with train.centring or accept/reject labels"
 )
 
 
 def selection_settings(config: RunConfig, plan: Plan) -> dict[str, Any]:
-    """The settings that decide the output, given the score files; a run is known by their hash."""
+    """The settings that determine the output, given the score files; their hash identifies a run."""
     output = config.output
     settings: dict[str, Any] = {
         "select": [step.settings() for step in config.select],
@@ -65,7 +65,7 @@ def selection_settings(config: RunConfig, plan: Plan) -> dict[str, Any]:
 
 
 def offset_warning(config: RunConfig, plan: Plan) -> str | None:
-    """The warning where a step compares rewards across prompts and a model does not promise that these can be compared."""
+    """A warning if a step compares rewards of different prompts and the model does not make these comparable."""
     of_signals = [name for name, model in plan.signals.items() if not model.get("comparable", True)]
     of_models = [] if plan.comparable else ["reward", *(name for name in config.numbers if name not in config.signals)]
     crossing = crossing_steps(config.select, [*of_models, *of_signals])
@@ -90,13 +90,13 @@ class Selection:
 
     @classmethod
     def of(cls, config: RunConfig, plan: Plan) -> Selection:
-        """The selection of a configuration. Raises `ConfigError` where it needs a temperature and the model has none."""
+        """The selection of a configuration. Raises `ConfigError` if it needs a temperature and the model has none."""
         needing = [f"select.{at}.{step.name}" for at, step in enumerate(config.select) if step.needs_temperature]
         needing += ["output.add"] if "probability" in config.output.add else []
         if needing and plan.temperature is None:
             raise ConfigError(
-                f"{needing[0]} needs the temperature of the model's rewards, and none of these is in a calibration.json of "
-                "model.path; run `bestkept evaluate` on held-out preferences to write it, or give the step a temperature"
+                f"{needing[0]} needs the temperature of the model's rewards, and model.path has no calibration.json with one; "
+                "run `bestkept evaluate` on held-out preferences to write it, or set the step's temperature"
             )
         partitions = PARTITIONS or min(_MOST_PARTITIONS, max(16, plan.input_bytes // _BYTES_PER_PARTITION))
         on_object_store = score_directories(config).on_object_store(plan)
@@ -106,7 +106,7 @@ class Selection:
 
     @property
     def correction(self) -> Step | None:
-        """The step that takes length off the rewards, which only the first can be."""
+        """The step that corrects rewards for length; only the first step can."""
         return self.steps[0] if self.steps and self.steps[0].length_correction is not None else None
 
     @property
@@ -117,13 +117,13 @@ class Selection:
 
     @property
     def early(self) -> range:
-        """The numbers of the steps that work on score files directly: the leading ones that need no whole prompt, up to the last
-        `top` or `where` among them."""
+        """The numbers of the steps that work on score files directly: the leading steps that do not need whole prompts, up to the
+        last `top` or `where` among them."""
         return _early(self.steps)
 
     @property
     def late(self) -> list[list[int]]:
-        """The numbers of the other steps, in runs of which each but the first begins with one that looks at all prompts."""
+        """The numbers of the other steps, in runs; each run but the first begins with a step that looks at all prompts."""
         runs: list[list[int]] = [[]]
         for number in range(self.early.stop, len(self.steps)):
             if self.steps[number].needs_cut or self.steps[number].compares_texts:
@@ -152,14 +152,14 @@ class Selection:
 
     @property
     def reading(self) -> Needs:
-        """The needs of what is read of score files: also what is evaluated there, and does not travel."""
+        """The columns to read from score files, including those that are only evaluated there and not shuffled."""
         labels = dict.fromkeys([*self.needs.labels, *labels_of(self.steps, self.signals)])
         values = dict.fromkeys([*self.needs.values, *values_of(self.steps, self.signals)])
         return replace(self.needs, labels=tuple(labels), values=tuple(values), marks=(), computed=())
 
     @property
     def prefilter(self) -> BestOfN | None:
-        """The rule that lets rows be dropped before the shuffle: the first one after it, where that is best-of-N."""
+        """The rule by which rows can be dropped before the shuffle: the first rule after it, if that is best-of-N."""
         first = self.late[0]
         rule = self.steps[first[0]].best_of_n if first else None
         return None if rule is None or rule.distinct else rule
@@ -251,7 +251,7 @@ class LoadScores:
 
 @dataclass(frozen=True)
 class LoadMoments:
-    """A descriptor → the moments of what the calls of `corpus_z` in some steps take."""
+    """A descriptor → the moments of the arguments of `corpus_z` in some steps."""
 
     selection: Selection
     steps: tuple[int, ...]  # their numbers
@@ -307,7 +307,7 @@ def apply_early_steps(
 def change_rewards(
     candidates: Candidates, selection: Selection, sides: list[Any], *, until: int
 ) -> tuple[Candidates, StepCounts]:
-    """Apply the steps before step `until` that change rewards row by row. Takes what they need off the front of `sides`."""
+    """Apply the steps before step `until` that change rewards row by row. Consumes their inputs from the front of `sides`."""
     counts = StepCounts()
     for number in range(min(until, selection.changing)):
         step = selection.steps[number]
@@ -324,16 +324,16 @@ def change_rewards(
 
 
 def apply_step(candidates: Candidates, step: Step, *, cut: Settled | None, temperature: float | None) -> Candidates:
-    """The rows a step keeps: `top` by its settled cut, any other by its rule. Raises `ValueError` where a cut is missing.
+    """The rows a step keeps: `top` by its settled cut, any other by its rule. Raises `ValueError` if a cut is missing.
 
-    `near_duplicates` and `diverse` get rows from which `DropDuplicates` has dropped those that are like others.
+    `near_duplicates` and `diverse` get rows from which `DropDuplicates` has removed the similar ones.
     """
     if step.near_duplicates is not None:
         return candidates
     if step.top is None and step.diverse is None:
         return apply_rule(candidates, step, temperature=temperature, cut=cut)
     if not isinstance(cut, Cut):
-        raise ValueError(f"step {step!r} cuts across all prompts, and its cut is not given")
+        raise ValueError(f"step {step!r} needs its cut over all prompts")
     return candidates.take(keep(candidates, cut))
 
 

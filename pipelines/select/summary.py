@@ -1,4 +1,4 @@
-"""Mergeable summaries: counts and exact sums, the same whatever the order they are merged in; and the facts of a fragment."""
+"""Mergeable summaries: counts and exact sums, which do not depend on the order of merging; and the facts of a fragment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipelines.select.on_topic import SettledGap
 
 
 class FragmentFacts(NamedTuple):
-    """The facts of one fragment that the manifest and the planning of shards read; ordered by its place within a file."""
+    """The facts of one fragment for the manifest and the planning of shards; ordered by its place within a file."""
 
     unit: int
     fragment: int
@@ -46,15 +46,15 @@ class StepSum(NamedTuple):
 
     rule: str
     rows: int
-    prompts: int | None  # None where the step works before prompts come together
+    prompts: int | None  # None if the step works before prompts come together
     size: int  # tokens; characters where there is no tokenizer
 
 
 class AlikeTexts(NamedTuple):
-    """The groups of alike texts of which a step kept one, summed."""
+    """The groups of similar texts of which a step kept one, summed."""
 
     groups: int = 0
-    largest: int = 0  # texts of the largest group, the one that stays among them
+    largest: int = 0  # texts of the largest group, the kept one included
     dropped: int = 0
 
 
@@ -67,7 +67,7 @@ class SelectionSummary:
     """The effect of a selection on a part of the responses."""
 
     candidates: int = 0
-    prompts: int | None = 0  # None where a cut before prompts come together leaves them uncounted
+    prompts: int | None = 0  # None if they are not counted, since a cut comes before the shuffle by prompt
     steps: StepCounts = field(default_factory=dict)
     kept: ExactSum = field(default_factory=ExactSum)
     everything: ExactSum = field(default_factory=ExactSum)
@@ -110,7 +110,7 @@ class SelectionSummary:
         )
 
     def random_mean(self) -> float | None:
-        """Mean reward of a random choice of the kept ones' size: the first of the sample, up to that share of its size."""
+        """Mean reward of a random choice of as many responses as were kept: the first ones of the sample, up to that share."""
         sizes = self.sample.tokens.astype(np.int64)
         if not self.size or not len(sizes):
             return None

@@ -1,9 +1,9 @@
 """The global cut of `top`: the best rows, or tokens, of each stratum, exactly, by counting. Pure.
 
 A row's order key has 48 bits, smaller is better: the reward's order-preserving bits, complemented, and 16 bits of the response
-hash. Three passes of 16 bits each count the rows (and tokens) per value inside the bin that the previous pass found; rows that
-share the last bin are listed and sorted by the whole tie rule. Counts are integers, so any order of merging gives the same
-cut. A pass sends at most 65,536 bins of 24 bytes a stratum and worker (1.6 MB), whatever the number of rows; for 1e9 rows of
+hash. Three passes of 16 bits each count the rows (and tokens) per value inside the bin found by the previous pass; rows in the
+last bin are listed and sorted by the whole tie rule. Counts are integers, so any order of merging gives the same cut. A pass
+sends at most 65,536 bins of 24 bytes a stratum and worker (1.6 MB), whatever the number of rows; for 1e9 rows of
 equal reward and different text the listed bin holds about 15,000.
 """
 
@@ -34,7 +34,7 @@ Ties = dict[Stratum, list[tuple[Tie, int]]]
 
 @dataclass(frozen=True)
 class Boundary:
-    """The cut of a stratum, so far: keys below `prefix` are kept, those equal to it are open."""
+    """The cut of a stratum, so far: keys below `prefix` are kept, keys equal to it are undecided."""
 
     prefix: int = 0  # the leading 16 * `digits` bits of the key
     left: int = 0  # rows, or tokens, that open rows may still take
@@ -43,7 +43,7 @@ class Boundary:
 
 
 class CutRule(Protocol):
-    """A rule that keeps so many rows of each stratum, such as `Top`."""
+    """A rule that keeps a number of rows of each stratum, such as `Top`."""
 
     @property
     def per(self) -> str | None: ...
@@ -73,7 +73,7 @@ class Strata:
     """The stratum of each row, as a code."""
 
     names: tuple[Stratum, ...]  # by code
-    codes: npt.NDArray[np.int32] | None  # of each row; None where there is one stratum
+    codes: npt.NDArray[np.int32] | None  # of each row; None if there is one stratum
 
     @classmethod
     def of(cls, candidates: Candidates, rule: CutRule) -> Strata:
@@ -211,7 +211,7 @@ def merge_ties(parts: Iterable[Ties]) -> Ties:
 
 
 def settle(cut: Cut, ties: Ties) -> Cut:
-    """The final cut: open rows are taken in the fixed order as long as they fit."""
+    """The final cut: undecided rows are kept in the fixed order while they fit."""
     boundaries = dict(cut.boundaries)
     for stratum, rows in ties.items():
         boundary, last = boundaries[stratum], None

@@ -100,7 +100,7 @@ class CountBins(_Loading):
 
 
 class ListTies(_Loading):
-    """Elements → the rows that are still open after all passes."""
+    """Elements → the rows that are still undecided after all passes."""
 
     def work(self, element: Any, cut: Cut, *sides: Any) -> list[Ties]:
         with timing(self.step):

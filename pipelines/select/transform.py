@@ -1,12 +1,12 @@
-"""Select: score files → the places of the kept responses of each unit, by a columnar shuffle. Text is not here: rows are known by
-key, reward and place until export reads them again.
+"""Select finds the places of the kept responses of each unit from score files, by a columnar shuffle. It reads no text: a row is
+its key, reward and place until export reads it again.
 
-The cost for 1e9 rows of 1e8 prompts: reading takes 40 bytes a row of score files, 40 GB over all workers, and each counting pass
-8 (reward and stratum). A rule that needs whole prompts shuffles 48 bytes a row, 48 GB, in about 1,000 partitions of 1e6 rows. A
-bundle holds up to 5e6 rows, 250 MB, before it shuffles them, so that an element has thousands of rows of its partition; where
-best-of-N comes first, rows that it rules out within a bundle are not shuffled. After the shuffle a worker has at most five
-partitions at a time (four threads and one more), about 200 MB each while it sorts. `top` shuffles counts alone: 65,536 bins of 24
-bytes a stratum and bundle, three times.
+The cost for 1e9 rows of 1e8 prompts: each row takes 40 bytes of score files, 40 GB over all workers, and 8 bytes (reward and
+stratum) in each counting pass. A rule that needs whole prompts shuffles 48 bytes a row, 48 GB, in about 1,000 partitions of 1e6
+rows. A bundle holds up to 5e6 rows, 250 MB, before it shuffles them, so that an element has thousands of rows of its partition;
+if best-of-N comes first, rows that it rules out within a bundle are not shuffled. After the shuffle a worker has at most five
+partitions at a time (four threads and one more), about 200 MB each while it sorts. `top` shuffles only counts: 65,536 bins of 24
+bytes per stratum and bundle, three times.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ _BUCKETS = 18  # of band hashes for each partition: a row has some 39 of 24 byte
 
 
 Cuts = dict[int, tuple[PCollection[Settled], PCollection[CutEdges | SettledGap]]]
-"""The cut of each step that needs one by its number, and the edges of the cut; of `on_topic` its gap, twice."""
+"""By number of the step, the cut that it needs, and the edges of the cut; for `on_topic` its gap, twice."""
 Dropped = dict[int, PCollection[tuple[int, bytes]]]
-"""The rows that each step drops as like others, by its number."""
+"""The rows that each step drops as similar to others, by its number."""
 
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
@@ -71,14 +71,14 @@ class Select(beam.PTransform):  # type: ignore[misc]
     need, also {cuts: `Cuts`, means: the `Standards` of `corpus_z`, in the order of `Selection.standardised`}.
 
         selected = scored | "Select" >> Select(Selection.of(config, plan), config.limits, with_schemas=False)
-        selected["kept"]  # one `KeptUnit` for each unit of which something is kept
+        selected["kept"]  # one `KeptUnit` for each unit with kept responses
     """
 
     selection: Selection
     limits: Limits
     with_schemas: bool
     with_cuts: bool = False
-    rejected_list: str | None = None  # path for the rejected responses where they are more than `limits` allow
+    rejected_list: str | None = None  # path for the rejected responses if they exceed `limits`
 
     def expand(self, descriptors: PCollection[bytes]) -> dict[str, Any]:
         cuts: Cuts = {}
@@ -99,7 +99,7 @@ class Select(beam.PTransform):  # type: ignore[misc]
         return selected
 
     def _check_limits(self, descriptors: PCollection[bytes]) -> PCollection[Totals]:
-        """The totals of the corpus, which pass only within the limits."""
+        """The totals of the corpus, once they are within the limits."""
         counts = descriptors | "CountRows" >> beam.Map(totals_of)
         totals = counts | "SumTotals" >> Gather(sum_totals)
         sides = (
@@ -129,7 +129,7 @@ class Select(beam.PTransform):  # type: ignore[misc]
     def _find_cut(
         self, source: PCollection[Any], number: int, load: Loader, *, sides: Sequence[PCollection[Any]], cuts: Cuts
     ) -> PCollection[Cut]:
-        """The cut of step `number`; with its edges it is entered in `cuts`, where these are wanted."""
+        """The cut of step `number`; added to `cuts` with its edges, if these are wanted."""
         step = self.selection.steps[number]
         rule: CutRule | None = top_of(step) if step.drop_prompts is None else Quantiles(step.drop_prompts)
         assert rule is not None
@@ -141,7 +141,7 @@ class Select(beam.PTransform):  # type: ignore[misc]
     def _read(
         self, descriptors: PCollection[bytes], totals: PCollection[Totals], *, sides: Sequence[PCollection[Any]]
     ) -> Any:
-        """The outputs of `ReadScores` by name; `totals` are awaited, so that nothing is read beyond the limits."""
+        """The outputs of `ReadScores` by name; it waits for `totals`, so that nothing is read if they exceed the limits."""
         read = beam.ParDo(
             ReadScores(self.selection, self.with_schemas), AsSingleton(totals), *map(AsSingleton, sides)
         ).with_output_types(
@@ -188,7 +188,7 @@ class Select(beam.PTransform):  # type: ignore[misc]
     def _settle_gap(
         self, rows: PCollection[tuple[int, bytes]], number: int, rule: OnTopic, *, cuts: Cuts
     ) -> PCollection[SettledGap]:
-        """The gap of step `number`, which all prompts settle together."""
+        """The gap of step `number`, settled over all prompts."""
         counts = rows | f"MeasureGap{number}" >> beam.ParDo(MeasureGap(self.selection.needs, rule, number))
         merged = counts | f"MergeGap{number}" >> Gather(merge_distances)
         gap = merged | f"SettleGap{number}" >> beam.Map(settle_gap, rule)
@@ -206,7 +206,7 @@ def _sort_files(fragments: PCollection[tuple[int, bytes]]) -> PCollection[tuple[
 
 @dataclass(eq=False)
 class CheckLimits(beam.DoFn):  # type: ignore[misc]
-    """Totals → the same, or an error where they are beyond the limits, with the rejected responses listed on disk."""
+    """Totals → the same, or an error if they exceed the limits, with the rejected responses listed in a file."""
 
     limits: Limits
     rejected_list: str | None
@@ -228,7 +228,7 @@ class SampleLengths(beam.DoFn):  # type: ignore[misc]
 
 @dataclass(eq=False)
 class MeasureCorpus(ThreadedDoFn):
-    """Descriptor → the moments of what `corpus_z` takes in some steps."""
+    """Descriptor → the moments of the arguments of `corpus_z` in some steps."""
 
     selection: Selection
     steps: tuple[int, ...]
@@ -308,7 +308,7 @@ class ApplyRules(ThreadedDoFn):
 
 
 def split_by_unit(rows: Candidates, needs: Needs) -> Iterator[tuple[int, bytes]]:
-    """(packed `UnitKey`, its rows), of which no element holds more than `_KEPT_ROWS`."""
+    """(packed `UnitKey`, its rows), with at most `_KEPT_ROWS` per element."""
     unit = UnitKey.pack_columns(rows.file, rows.unit)
     if not len(unit):
         return

@@ -1,6 +1,6 @@
-"""Weights in 8 bits, for scoring: the linear layers of a backbone, with one scale for each output.
+"""8-bit weights for scoring: the linear layers of a backbone, with one scale for each output.
 
-Activations, embeddings and norms keep the type that the model computes in, bfloat16, in which every 8-bit weight is exact.
+Activations, embeddings and norms stay in bfloat16, the type of the computation, in which every 8-bit weight is exact.
 """
 
 from __future__ import annotations
@@ -46,5 +46,5 @@ def quantise(model: Any) -> int:
                 count += 1
     held = sum(module.weight.numel() for module in model.modules() if isinstance(module, EightBitLinear))
     others = sum(parameter.numel() for parameter in model.parameters())
-    log.info("%d M of %d M weights in 8 bits", round(held / 1e6), round((held + others) / 1e6))
+    log.info("%d M of %d M weights are in 8 bits", round(held / 1e6), round((held + others) / 1e6))
     return count

@@ -1,6 +1,6 @@
-"""The reading side of an embedding model, from the files that sentence-transformers stores beside the weights. Without torch.
+"""The settings of an embedding model, from the files that sentence-transformers stores beside the weights. Without torch.
 
-A directory without these files is read as they would say by default: the mean over all tokens, and nothing before a text.
+A directory without these files has their defaults: the mean over all tokens, and no prefix before a text.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from rm.identity import ModelError, effective_max_length, read_json
 from rm.messages import load_json
 
 EMBEDDING_VERSION = 1
-"""Raised by hand whenever the same model and texts give other cosines."""
+"""Raised by hand whenever the same model and texts give different cosines."""
 POOLING = ("mean", "cls", "lasttoken", "max", "mean_sqrt_len_tokens", "weightedmean")
-"""The ways in which the hidden states of a text's tokens become one vector; several are put one behind the other."""
+"""The ways to make one vector of the hidden states of a text's tokens; the vectors of several ways are concatenated."""
 
 _LEGACY = {
     "pooling_mode_cls_token": "cls",
@@ -28,7 +28,7 @@ _LEGACY = {
 }
 _MODULES = ("Transformer", "Pooling", "Normalize")
 _NO_LIMIT = 1 << 20
-_REMEDY = "choose a model of Transformer, Pooling and Normalize, such as all-MiniLM-L6-v2"
+_REMEDY = "choose a model with the modules Transformer, Pooling and Normalize, such as all-MiniLM-L6-v2"
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class EmbeddingSettings:
 
 
 def read_embedding(directory: Path, max_length: int | None) -> EmbeddingSettings:
-    """Return how the model in a directory is read, at most `max_length` tokens of a text, or as many as the model itself says.
+    """Return the settings of the model in a directory, with `max_length` tokens of a text, or the model's own limit.
 
-    Raises `ModelError` for a module that is not known.
+    Raises `ModelError` for an unknown module.
     """
     modules = _read_modules(directory)
     pooling = next((path for kind, path in modules if kind == "Pooling"), None)
@@ -87,14 +87,14 @@ def _read_modules(directory: Path) -> list[tuple[str, str]]:
         raise ModelError(f"{path} is no list of modules ({type(error).__name__}); fetch the model again") from error
     for kind, folder in modules:
         if kind not in _MODULES or (kind == "Transformer" and folder):
-            raise ModelError(f"{path} has the module {kind!r} in {folder or '.'!r}, which is not known here; {_REMEDY}")
+            raise ModelError(f"{path} has the module {kind!r} in {folder or '.'!r}, which is not supported; {_REMEDY}")
     return modules
 
 
 def _read_pooling(path: Path) -> tuple[str, ...]:
     content = read_json(path)
     if not content:
-        raise ModelError(f"{path} is missing, and says how tokens become one vector; fetch the model again")
+        raise ModelError(f"{path}, which sets the pooling of tokens, is missing; fetch the model again")
     modes = content.get("pooling_mode")
     modes = [modes] if isinstance(modes, str) else modes
     modes = modes if isinstance(modes, list) else [mode for name, mode in _LEGACY.items() if content.get(name)]
@@ -103,6 +103,6 @@ def _read_pooling(path: Path) -> tuple[str, ...]:
         raise ModelError(f"{path} has the pooling {unknown or 'none'}; expected one of {', '.join(POOLING)}")
     if content.get("include_prompt") is False:
         raise ModelError(
-            f"{path} leaves the instruction before a text out of the mean, which is not known here; {_REMEDY}"
+            f"{path} leaves the instruction before a text out of the mean, which is not supported; {_REMEDY}"
         )
     return tuple(modes)

@@ -1,4 +1,4 @@
-"""A backbone without a head, and the pooling that makes one vector of a text."""
+"""A backbone without a head, and the pooling of a text's hidden states into one vector."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class EmbeddingModel(nn.Module):
 
 
 def pool(hidden: torch.Tensor, lengths: torch.Tensor, mode: str) -> torch.Tensor:
-    """Make one vector of each row's hidden states: [B, T, H], of which `lengths` [B] count → [B, H]."""
+    """Pool each row's hidden states [B, T, H], of which the first `lengths` [B] count, into one vector: [B, H]."""
     places = torch.arange(hidden.shape[1], device=hidden.device)
     mask = (places < lengths[:, None])[..., None]  # [B, T, 1]
     if mode == "cls":

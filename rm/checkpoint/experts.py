@@ -1,7 +1,7 @@
-"""The experts of mixture-of-experts models: which weights they are, and how many of them a token passes through.
+"""Finds the experts of mixture-of-experts models, and the number of experts that compute a token.
 
-transformers keeps the experts of a layer in one module, as weights whose first dimension counts them; older architectures have a
-list of modules named `experts`.
+transformers keeps the experts of a layer in one module, as weights whose first dimension is the expert; older architectures
+have a list of modules named `experts`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ _CHOSEN = ("top_k", "num_experts_per_tok", "moe_topk")
 
 
 class Experts(NamedTuple):
-    """The experts of one layer, or of one of its projections where each has weights of its own."""
+    """The experts of one layer, or of one of its projections if these have separate weights."""
 
     weights: list[nn.Parameter]
     number: int
-    chosen: int  # experts that a token passes through
+    chosen: int  # experts that compute a token
     fused: bool  # weights of all experts in one, which no linear layer holds
 
     @property
@@ -28,7 +28,7 @@ class Experts(NamedTuple):
 
 
 def find_experts(model: Any) -> Iterator[Experts]:
-    """Yield the experts of every layer that has some."""
+    """Yield the experts of every layer that has any."""
     for name, module in model.named_modules():
         count = getattr(module, "num_experts", 0)
         weights = [weight for weight in module.parameters(recurse=False) if weight.ndim > 1]
@@ -41,7 +41,7 @@ def find_experts(model: Any) -> Iterator[Experts]:
 
 
 def computing_parameters(model: Any) -> int:
-    """Count the weights that a token is multiplied with: all but embeddings, and of experts as many as a token passes through."""
+    """Count the weights that a token is multiplied with: all but embeddings, and of experts only those that compute it."""
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     total: int = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in embeddings)
     idle = sum(layer.parameters * (layer.number - layer.chosen) // layer.number for layer in find_experts(model))
@@ -49,7 +49,7 @@ def computing_parameters(model: Any) -> int:
 
 
 def _count_chosen(model: Any, name: str, count: int) -> int:
-    """Return how many experts of this layer a token passes through: its router says so, or the configuration; else all."""
+    """Return the number of experts of this layer that compute a token, from its router or the configuration; else all."""
     layer = model.get_submodule(name.rpartition(".")[0])
     config = getattr(model, "config", None)
     for holder in (model.get_submodule(name), layer, *layer.children(), config and config.get_text_config()):

@@ -1,4 +1,4 @@
-"""A pretrained backbone with one scalar head: strict loading, initialisation for training, ordinary checkpoints.
+"""Loads a pretrained backbone with one scalar head: strictly for scoring, or initialised for training.
 
 Everything goes through `AutoModelForSequenceClassification`, so that other libraries can load our checkpoints.
 """
@@ -34,7 +34,7 @@ from rm.checkpoint.reward_model import Float32Head, RewardModel, head_name, head
 from rm.checkpoint.weight_files import refuse_damaged, require_files, tensor_shapes
 from rm.identity import ModelError
 
-transformers.utils.logging.disable_default_handler()  # its records go where the program's go, not to standard error
+transformers.utils.logging.disable_default_handler()  # its records go to the program's handlers, not to standard error
 transformers.utils.logging.enable_propagation()
 
 _HEAD_ALIASES = ("score", "classifier", "reward_head", "regression_head", "value_head", "v_head", "v_head.summary")
@@ -47,14 +47,14 @@ def reads_last_token(directory: Path) -> bool:
 
 
 def load_tokenizer(directory: Path) -> Any:
-    """Load the tokenizer beside the weights. Raises `ModelError` where it is missing or not a fast one."""
+    """Load the tokenizer beside the weights. Raises `ModelError` if it is missing or not a fast one."""
     if not any(True for pattern in ("tokenizer.json", "vocab.*", "*.model") for _ in directory.glob(pattern)):
-        # transformers would make an empty tokenizer for some architectures, and give every text the same reward
+        # transformers would create an empty tokenizer for some architectures, and every text would have the same reward
         raise ModelError(f"{directory} has no tokenizer files; save the tokenizer beside the weights")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
         if tokenizer.is_fast:
-            tokenizer("a \u2603", verbose=False)  # some mistakes show only here: no token for what is unknown
+            tokenizer("a \u2603", verbose=False)  # some faults show only here, such as a missing unknown token
     except Exception as error:  # whatever this version of the library raises, the remedy is the same
         refuse_damaged(directory)
         raise ModelError(
@@ -76,7 +76,7 @@ def load_for_scoring(
 ) -> RewardModel:
     """Load a trained reward model, every weight of it from the checkpoint, straight to its device, or several `devices`.
 
-    Weights in 8 bits are made in the machine's memory. `outputs` are names and numbers of those of a head with several.
+    8-bit weights are made in the machine's memory. `outputs` are names and numbers of the outputs of a head with several.
 
     Raises `ModelError` for a missing or unexpected weight, a head of unknown name, or more than one output without names:
     transformers itself would draw a missing head at random and continue.
@@ -116,7 +116,7 @@ def load_encoder(directory: Path, *, device: str) -> Any:
     config = _load_config(directory)
     if config.is_encoder_decoder:
         raise ModelError(
-            f"{directory} holds an encoder and a decoder ({config.model_type}); choose an embedding model that is one of them"
+            f"{directory} has both an encoder and a decoder ({config.model_type}); choose an embedding model with only one"
         )
     model, info = _from_pretrained(directory, kind=AutoModel, config=config, dtype=torch.float32)
     absent = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
@@ -128,7 +128,7 @@ def load_encoder(directory: Path, *, device: str) -> Any:
 
 
 def build_without_weights(directory: Path, *, outputs: Mapping[str, int] = MappingProxyType({})) -> RewardModel:
-    """Build a directory's model as shapes alone, on the device `meta`. Raises `ModelError`, but not for missing weights."""
+    """Build a directory's model without weights, on the device `meta`. Raises `ModelError`, but not for missing weights."""
     config = _load_config(directory)
     config.num_labels, _ = _require_outputs(directory, config, outputs)
     with torch.device("meta"):
@@ -155,9 +155,9 @@ def _require_outputs(directory: Path, config: Any, wanted: Mapping[str, int]) ->
     if not wanted:
         if outputs != 1:
             raise ModelError(
-                f"model.path {str(directory)!r} has {outputs} outputs{named}, and a reward is one of them; say which, and name "
-                "others to use, by model.outputs={NAME: NUMBER}, from 0; or choose a checkpoint with one, or train one with "
-                "`bestkept train`"
+                f"model.path {str(directory)!r} has {outputs} outputs{named}, and the reward must be one of them; name it, and "
+                "others to use, with model.outputs={NAME: NUMBER}, numbered from 0; or choose a checkpoint with one output, or "
+                "train one with `bestkept train`"
             )
         return 1, mapping
     for name, number in wanted.items():
@@ -180,13 +180,13 @@ def _plain(name: str) -> str:
 
 
 def load_backbone_for_training(directory: Path, *, dtype: str = "float32") -> RewardModel:
-    """Load a pretrained backbone in `dtype` under a scalar head in float32, dropout and noise of routers off.
+    """Load a pretrained backbone in `dtype` under a scalar head in float32, without dropout and router noise.
 
     The head is one linear layer without bias (a shift of all rewards changes no comparison; classes of encoders that
     demand a bias have it at zero, frozen), drawn with std 1/sqrt(H + 1) (Stiennon et al. 2020, appendix). A checkpoint
     that has a one-output head keeps it, whatever known name it is stored under. The config describes the result to
     every tool that reads it (`rm.checkpoint.interchange.describe_as_reward_model`).
-    Raises `ModelError` where any weight of the backbone is missing.
+    Raises `ModelError` if any weight of the backbone is missing.
     """
     config = _load_config(directory)
     outputs, mapping = _stored_head(directory, config)
@@ -219,8 +219,8 @@ def ensure_distinct_pad(model: Any, tokenizer: Any) -> None:
     """Give a causal model a pad token that is not its eos, in model and tokenizer, both changed in place.
 
     With pad == eos, transformers pools before the closing eos, which silently shifts rewards (by 6, with a spread of
-    2.4, on one published checkpoint). Embeddings grow by a row where the pad token has none, tied or not: it is never
-    attended to, so it needs no training. Checkpoints saved afterwards say so in `vocab_size` and `pad_token_id`.
+    2.4, on one published checkpoint). Embeddings get one more row if the pad token has none, tied or not: it is never
+    attended to, so it needs no training. Checkpoints saved afterwards have the new `vocab_size` and `pad_token_id`.
     """
     if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         unk = tokenizer.unk_token
@@ -236,7 +236,7 @@ def ensure_distinct_pad(model: Any, tokenizer: Any) -> None:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' load report and bars off the terminal; this module checks their content and raises."""
+    """Keep transformers' load report and progress bars off the terminal; this module checks the report and raises."""
     logger, verbosity = logging.getLogger("transformers"), transformers.logging.get_verbosity()
     bars = transformers.utils.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity(logging.CRITICAL)
@@ -264,7 +264,7 @@ def _load_config(directory: Path) -> Any:
 def _from_pretrained(
     directory: Path, *, kind: Any = AutoModelForSequenceClassification, **settings: Any
 ) -> tuple[Any, dict[str, Any]]:
-    """Return (model, transformers' report of which weights fitted); the caller must check the latter. Raises `ModelError`."""
+    """Return (model, transformers' report on its weights); the caller must check the report. Raises `ModelError`."""
     require_files(directory)
     with quiet_transformers():
         try:

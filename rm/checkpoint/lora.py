@@ -1,7 +1,7 @@
 """Low-rank adapters (Hu et al. 2021) on a reward model's backbone, through peft; the head is trained in full.
 
-Adapters go into the model in place, so every holder of the model computes with them. The merged model, an ordinary
-checkpoint, is published.
+Adapters are added to the model in place, so everything that uses the model computes with them. The merged model, an
+ordinary checkpoint, is published.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def add_lora(model: Any, *, rank: int, alpha: int, targets: str | Sequence[str] 
     """Add adapters inside `model` (as in `load_backbone_for_training(...).model`); return the peft model around it.
 
     Trainable afterwards: two factors of `rank` for each targeted layer, float32, whose product is scaled by
-    `alpha / rank` and is zero at the start; and what was trainable outside the backbone: the head, and layers between.
+    `alpha / rank` and is zero at the start; and the trainable weights outside the backbone: the head, and layers between.
     `targets` are the ends of names of linear layers in the backbone (`q_proj`), or "all-linear", which warns where experts
-    of a mixture are stored as something else, and stay as they are. `model` is changed in
-    place and stays usable: it is `.get_base_model()` of the result.
+    of a mixture are stored otherwise, and are not trained. `model` is changed in place and remains usable: it is
+    `.get_base_model()` of the result.
 
-    Raises `ModelError` where peft is missing, or a target is not a linear layer of the backbone (the head is none).
+    Raises `ModelError` if peft is missing, or a target is not a linear layer of the backbone (the head is not).
     """
     try:
         from peft import LoraConfig, TaskType, get_peft_model
@@ -65,7 +65,7 @@ def merge_lora(adapted: Any) -> Any:
 
 
 def _linear_layers(model: Any, targets: str | Sequence[str]) -> list[str]:
-    """Return full names of the backbone's linear layers that match `targets`. Raises `ModelError` where one matches none."""
+    """Return full names of the backbone's linear layers that match `targets`. Raises `ModelError` if one matches none."""
     prefix = f"{model.base_model_prefix}."
     linear = [
         name
@@ -76,8 +76,8 @@ def _linear_layers(model: Any, targets: str | Sequence[str]) -> list[str]:
         experts = sum(layer.parameters for layer in find_experts(model) if layer.fused)
         if experts:
             log.warning(
-                "LoRA's %s does not reach the experts of %s, %s of its %s weights, which are no linear layers: they stay as they "
-                "are; training without train.lora trains them",
+                "LoRA's %s does not train the experts of %s, %s of its %s weights, which are not linear layers; to train them, "
+                "remove train.lora",
                 ALL_LINEAR, type(model).__name__, f"{experts:,}", f"{sum(p.numel() for p in model.parameters()):,}",
             )  # fmt: skip
         return linear
@@ -87,7 +87,7 @@ def _linear_layers(model: Any, targets: str | Sequence[str]) -> list[str]:
     if unknown or not wanted:
         known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
         raise ModelError(
-            f"LoRA targets {unknown} are no linear layers of {type(model).__name__}'s backbone; it has {known} "
+            f"LoRA targets {unknown} are not linear layers of {type(model).__name__}'s backbone; it has {known} "
             f"(or {ALL_LINEAR!r}); the head is always trained in full"
         )
     return sorted({name for names in chosen.values() for name in names})

@@ -1,7 +1,7 @@
-"""A check that a model's weights fit into memory before they are loaded: a process that runs out of it is just killed.
+"""A check that a model's weights fit into memory before they are loaded: the system kills a process that runs out of memory.
 
-The free memory is what Linux calls available (page cache counts, swap does not), and no more than the limits of the
-process's control groups leave, which in a container is the number that matters. Other systems are not checked.
+Free memory is Linux's available memory (with page cache, without swap), and at most the rest within the limits of the
+process's control groups, which apply in a container. Other systems are not checked.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def refuse_too_large(
     """Raise `ModelError` with the numbers where the weights do not fit into the memory of the machine or of its GPUs.
 
     Weights for a GPU pass through the machine's memory, and must fit into both, unless they are loaded `straight` to it.
-    `memory` are the bytes of the machine's that this process may use, None for all.
+    `memory` is the number of bytes of the machine's memory that this process may use, None for all.
     """
     needed = weights_bytes(directory, dtype)
     weights = f"the weights of model.path {str(directory)!r} take {needed:,} bytes in {dtype}"
@@ -47,21 +47,21 @@ def refuse_too_large(
         share = " to each of runner.workers; lower that" if available == memory else ""
         loading = f" ({passing:,} in bfloat16 while they are loaded)" if passing > needed else ""
         raise ModelError(
-            f"{weights}{loading}, and this machine has {available:,} bytes of memory available{share}; use a larger one, free "
-            "some, or set a 16-bit model.dtype"
+            f"{weights}{loading}, and this machine has {available:,} bytes of memory available{share}; use a larger machine, "
+            "free memory, or set a 16-bit model.dtype"
         )
     if on_gpu:
         free = sum(torch.cuda.mem_get_info(device)[0] for device in devices)
         if needed > free:
             names = " and ".join(torch.cuda.get_device_name(device) for device in devices)
             raise ModelError(
-                f"{weights}, and {names} {'have' if len(devices) > 1 else 'has'} {free:,} bytes free; use a larger GPU, more of "
-                "them by model.devices, end what else runs there, or set a 16-bit model.dtype or model.dtype: int8"
+                f"{weights}, and {names} {'have' if len(devices) > 1 else 'has'} {free:,} bytes free; use a larger GPU, or more "
+                "of them with model.devices, stop other programs on it, or set a 16-bit model.dtype or model.dtype: int8"
             )
 
 
 def free_bytes(device: str) -> int | None:
-    """Return the bytes that this process may still allocate on a device; None where the system does not say."""
+    """Return the bytes that this process may still allocate on a device; None if the system does not report them."""
     if device.startswith("cuda"):
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
@@ -69,7 +69,7 @@ def free_bytes(device: str) -> int | None:
 
 
 def available_bytes(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int | None:
-    """Return the bytes that this process may still allocate; None where the system does not say."""
+    """Return the bytes that this process may still allocate; None if the system does not report them."""
     limits = [*_free_on_machine(proc), *_free_in_control_groups(proc, cgroups)]
     return max(0, min(limits)) if limits else None
 
@@ -83,7 +83,7 @@ def _free_on_machine(proc: Path) -> Iterator[int]:
 def _free_in_control_groups(proc: Path, cgroups: Path) -> Iterator[int]:
     """Yield the bytes left by the limits of the process's control groups (version 1 or 2) and their parents.
 
-    In a container the paths may be those of the machine, and only the root exists.
+    In a container the paths may be those of the host, and only the root exists.
     """
     for line in _read_lines(proc / "self" / "cgroup"):
         number, controllers, path = [*line.split(":", 2), "", ""][:3]

@@ -1,8 +1,8 @@
-"""The average of several reward models as one checkpoint, which is as fast as one of them.
+"""Averages several reward models into one checkpoint, which is as fast as one of them.
 
-Models that were trained from the same backbone, with other seeds or on other data, lie close enough together for the mean of
-their weights to be a model, and errors that are not common to them shrink (Ramé et al. 2024,
-"WARM", arXiv 2401.12187). Tensors are averaged one after the other, in float64.
+Models trained from the same backbone, with other seeds or on other data, are close enough for the mean of their weights to be a
+model, and errors that they do not share shrink (Ramé et al. 2024, "WARM", arXiv 2401.12187). Tensors are averaged one after the
+other, in float64.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from rm.checkpoint.weight_files import loaded_files, refuse_damaged, require_fil
 from rm.identity import ModelError, model_hashes, read_json, resolve_model, select_files
 
 _NO_MATTER = ("_name_or_path", "transformers_version")
-"""Keys of config.json that say where a model comes from."""
+"""Keys of config.json that record a model's origin."""
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 
 def merge_models(paths: Sequence[str], output: Path) -> int:
     """Write the average of two or more models to the new directory `output`; return its number of tensors.
 
-    Configuration and tokenizer are those of the first model, and must be the same in all. Raises `ModelError` where models do not
-    fit together, and `OSError` where the directory cannot be written.
+    Configuration and tokenizer are those of the first model, and must be the same in all. Raises `ModelError` if models do not
+    fit together, and `OSError` if the directory cannot be written.
     """
     directories = [resolve_model(path) for path in paths]
     for directory in directories:
@@ -50,7 +50,7 @@ def merge_models(paths: Sequence[str], output: Path) -> int:
 
 
 def _refuse_different(paths: Sequence[str], directories: Sequence[Path]) -> None:
-    """Raise `ModelError` where the models are not of one architecture and one tokenizer."""
+    """Raise `ModelError` if the models are not of one architecture and one tokenizer."""
     first, *others = map(_described, directories)
     for path, other in zip(paths[1:], others, strict=True):
         for what, ours, theirs in zip(("config.json", "tokenizer"), first, other, strict=True):
@@ -100,7 +100,7 @@ def _mean(paths: Sequence[str], files: Sequence[Path], name: str) -> torch.Tenso
                 f"{paths[0]}"
             )
         if not first.dtype.is_floating_point and not torch.equal(first, other):
-            raise ModelError(f"{name}, which holds no weights but {first.dtype}, differs between {path} and {paths[0]}")
+            raise ModelError(f"{name}, of type {first.dtype} and so not weights, differs between {path} and {paths[0]}")
         total += other.double()
     return (total / len(files)).to(first.dtype) if first.dtype.is_floating_point else first
 

@@ -1,7 +1,7 @@
-"""The devices of a model: one, or several GPUs of a machine that its layers are spread over, in their order.
+"""Places a model on one device, or spreads its layers, in order, over several GPUs of a machine.
 
-A batch passes through the GPUs one after the other, by the hooks of accelerate. So this makes room for weights, and no batch
-faster.
+A batch passes through the GPUs one after the other, by the hooks of accelerate. So several GPUs have room for more weights, and
+are not faster.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _ROOM = 1.2  # times the weights: what `auto` wants free, for batches
 
 
 def choose_devices(directory: Path, device: str, requested: int | str, *, dtype: str) -> tuple[str, ...]:
-    """Return the devices for a `model.devices`: a number, or `auto` for the fewest GPUs that hold the weights with some room.
+    """Return the devices for `model.devices`: a number, or `auto` for the fewest GPUs with room for the weights and batches.
 
-    `device` is what `resolve_device` returned. Raises `ModelError` where there are not so many.
+    `device` is the result of `resolve_device`. Raises `ModelError` if there are not enough.
     """
     if not device.startswith("cuda"):
         if requested not in (1, AUTO):
             raise ModelError(
                 f"model.devices is {requested}, and the model runs on {device}, which is one device; expected 1 or {AUTO}, or a "
-                "machine with so many GPUs"
+                f"machine with {requested} GPUs"
             )
         return (device,)
     if requested == 1:
@@ -55,8 +55,8 @@ def choose_devices(directory: Path, device: str, requested: int | str, *, dtype:
 def plan_placement(model: Any, devices: Sequence[str], *, itemsize: int | None) -> dict[str, str]:
     """Return the device of each part of a model, as accelerate takes it: its layers in order, none divided.
 
-    Every device gets a part of the weights that is proportional to its free bytes, up to a layer. `itemsize` are the bytes
-    of a weight as it is loaded, None those that it has. Raises `ModelError` where a part does not fit.
+    Every device gets a part of the weights proportional to its free bytes, up to a layer. `itemsize` is the number of bytes
+    of a loaded weight, None for those it has. Raises `ModelError` if a part does not fit.
     """
     free = [sys.maxsize if bytes_free is None else bytes_free for bytes_free in map(free_bytes, devices)]
     parts = dict(_parts(model, "", set(model._no_split_modules or ())))
@@ -76,13 +76,13 @@ def plan_placement(model: Any, devices: Sequence[str], *, itemsize: int | None) 
         if bytes_held > bytes_free:
             raise ModelError(
                 f"{device} would hold {bytes_held:,} of the weights' {total:,} bytes, and has {bytes_free:,} free; set a larger "
-                "model.devices, end what else runs on these GPUs, or set a 16-bit model.dtype or model.dtype: int8"
+                "model.devices, stop other programs on these GPUs, or set a 16-bit model.dtype or model.dtype: int8"
             )
     return placement
 
 
 def spread(model: Any, placement: dict[str, str]) -> None:
-    """Let a batch pass through the parts of a model, each on its device; weights that are elsewhere are moved."""
+    """Make batches pass through the parts of a model, each on its device; weights elsewhere are moved there."""
     hooked = [module for module in model.modules() if hasattr(module, "_hf_hook")]  # by transformers, as it loads
     remove_hook_from_module(model, recurse=True)
     for module in hooked:
@@ -102,7 +102,7 @@ def devices_of(model: nn.Module) -> list[str]:
 
 
 def _parts(module: nn.Module, name: str, whole: set[str], *, listed: bool = False) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the parts of a model that must not be divided: members of lists of layers, and modules with weights of their own."""
+    """Yield the parts of a model that must not be divided: members of lists of layers, and modules with their own weights."""
     direct = any(True for _ in module.parameters(recurse=False)) or any(True for _ in module.buffers(recurse=False))
     children = dict(module.named_children())
     layer = listed and not isinstance(module, nn.ModuleList)

@@ -1,6 +1,6 @@
-"""Randomness that a model has in training alone, switched off: its rewards are then the same in training as in scoring.
+"""Switches off the randomness that a model has only in training, so that its rewards are the same in training and in scoring.
 
-A comparison is two forwards, and noise in them is noise in the comparison; and what is trained is what will score.
+A comparison is two forwards, and noise in them is noise in the comparison.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ def switch_off_dropout(config: PretrainedConfig) -> None:
 
 
 def hold_routers(model: nn.Module) -> None:
-    """Let routers of experts that add noise in training, or draw experts there, route as in scoring for good.
+    """Make routers of experts that add noise in training, or draw experts, always route as in scoring.
 
-    They are known by their jitter. Its value stays: PhiMoE also masks experts by it in scoring.
+    They are detected by their jitter. Its value is kept: PhiMoE also masks experts by it in scoring.
     """
     for module in model.modules():
         if any("jitter" in name for name in vars(module)):

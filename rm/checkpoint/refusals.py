@@ -1,4 +1,4 @@
-"""Models that transformers would load and that give no reward, or a wrong one: named, with the remedy."""
+"""Refuses models that transformers would load but that give no reward, or a wrong one; the error has the remedy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SHOWN = 4
 
 
 def refuse_other_heads(directory: Path, config: Any, names: Sequence[str]) -> None:
-    """Raise `ModelError` where the model scores tokens, or keeps its head (one of these layers) in a file of its own."""
+    """Raise `ModelError` if the model scores tokens, or keeps its head (one of these layers) in a separate file."""
     require_files(directory)
     architectures = getattr(config, "architectures", None)
     for architecture in architectures if isinstance(architectures, list) else ():
@@ -31,26 +31,26 @@ def refuse_other_heads(directory: Path, config: Any, names: Sequence[str]) -> No
     if beside or pickled:
         place = f"{beside[0]} ({beside[1]})" if beside else pickled[0]
         raise ModelError(
-            f"model.path {str(directory)!r} keeps its head in a file of its own, {place}, as LLaMA-Factory and TRL's value-head "
+            f"model.path {str(directory)!r} keeps its head in a separate file, {place}, as LLaMA-Factory and TRL's value-head "
             "models do; transformers does not read it. Write it into model.safetensors as score.weight, in a copy whose "
-            "config.json names the ...ForSequenceClassification class with one output (its bias shifts all rewards alike and "
-            "can go), or train one from it with `bestkept train`"
+            "config.json names the ...ForSequenceClassification class with one output (its bias shifts all rewards equally "
+            "and can be dropped), or train one from it with `bestkept train`"
         )
 
 
 def describe_layers(unexpected: Sequence[str], names: Sequence[str]) -> str | None:
-    """Return what a checkpoint's head is where it has layers inside (`score.0.weight`); None where it has none."""
+    """Return a description of a checkpoint's head if it has several layers (`score.0.weight`); else None."""
     inner = [name for name in unexpected for head in names if name.startswith(f"{head}.") and name.count(".") > 1]
     if not inner:
         return None
     return (
-        f"its head has layers of its own ({inner[0]}), which this class does not compute; choose a checkpoint with one linear "
+        f"its head has several layers ({inner[0]}), which this class does not compute; choose a checkpoint with one linear "
         "layer as its head, or train one from it with `bestkept train`"
     )
 
 
 def refuse_templates(directory: Path, tokenizer: Any) -> None:
-    """Raise `ModelError` where it is not clear which chat template the model was trained with."""
+    """Raise `ModelError` if it is ambiguous which chat template the model was trained with."""
     template = getattr(tokenizer, "chat_template", None)
     templates = template if isinstance(template, dict) else {"default": template}
     if (directory / "additional_chat_templates" / "default.jinja").exists():
@@ -61,7 +61,7 @@ def refuse_templates(directory: Path, tokenizer: Any) -> None:
     if "default" not in templates:
         raise ModelError(
             f"model.path {str(directory)!r} has chat templates named {', '.join(sorted(map(str, templates)))} and none named "
-            "default; in a copy of it, put the one that it was trained with into chat_template.jinja"
+            "default; in a copy of it, put the template that it was trained with into chat_template.jinja"
         )
     default = templates["default"]
     if template is not None and not isinstance(default, str):
@@ -80,9 +80,9 @@ def embedded_tokens(model: Any) -> int | None:
 
 
 def refuse_unembedded(directory: Path, tokenizer: Any, model: Any) -> None:
-    """Raise `ModelError` where the tokenizer knows tokens that the model has no embedding for.
+    """Raise `ModelError` if the tokenizer has tokens without an embedding in the model.
 
-    A pad token without one is taken from the tokenizer: no text holds it, and padding is masked, whatever it is.
+    A pad token without one is removed from the tokenizer: no text contains it, and padding is masked anyway.
     """
     rows = embedded_tokens(model)
     if rows is None:
@@ -102,7 +102,7 @@ def refuse_unembedded(directory: Path, tokenizer: Any, model: Any) -> None:
 
 
 def refuse_switching(directory: Path, config: Any, max_length: int) -> None:
-    """Raise `ModelError` where a short row changes how the model reads every later row, as BigBird's sparse attention does.
+    """Raise `ModelError` if a short row changes how the model reads every later row, as with BigBird's sparse attention.
 
     transformers switches such a model to full attention for good at the first batch of short rows, so a long row's reward would
     depend on the rows before it.
@@ -113,6 +113,6 @@ def refuse_switching(directory: Path, config: Any, max_length: int) -> None:
     if max_length > limit:
         raise ModelError(
             f"model.path {str(directory)!r} has sparse attention (attention_type block_sparse), which transformers turns off for "
-            f"good at the first row of up to {limit:,} tokens, and rows may have {max_length:,}; set model.max_length to {limit} "
+            f"good at the first row of up to {limit:,} tokens, and rows can have {max_length:,}; set model.max_length to {limit} "
             "or less, or attention_type to original_full in its config.json"
         )

@@ -17,8 +17,8 @@ class RewardModel(nn.Module):
 
     Rows are padded on the right and independent of their neighbours: the reward of a row is what
     `AutoModelForSequenceClassification(...).logits` gives for that row alone. For a causal backbone that is the
-    head on the last token that is not the model's pad token, also where pad and eos are one token (then it is read
-    before a closing eos, as it was trained). Only a checkpoint of OpenRLHF's is read where OpenRLHF reads it, at the
+    head on the last token that is not the model's pad token, also if pad and eos are one token (then it is read
+    before a closing eos, as it was trained). Only an OpenRLHF checkpoint is read as OpenRLHF reads it, at the
     very last token (`rm.checkpoint.interchange.pooling_pad_id`). `model` may be a peft model; its base model computes.
     """
 
@@ -55,7 +55,7 @@ class RewardModel(nn.Module):
 
 
 def is_causal(model: Any) -> bool:
-    """Tell whether the head reads the last token (`score`, as the causal classes name it), not a pooled one."""
+    """Return whether the head reads the last token (`score`, as the causal classes name it), not a pooled one."""
     head = getattr(model, "score", None)
     return isinstance(getattr(head, "original_module", head), nn.Linear)  # peft wraps the head that it trains
 

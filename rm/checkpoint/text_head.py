@@ -20,22 +20,22 @@ _OLDER = re.compile(r"^lm_head\.")  # GPT-NeoX stores it as embed_out
 
 
 class TextHead:
-    """`logits(states [N, H]) -> [N, V]` as the language model of a checkpoint computes them, whatever it does behind its head.
+    """`logits(states [N, H]) -> [N, V]` as the language model of a checkpoint computes them, with any steps after its head.
 
-    A head that is tied to the embeddings is the ones of the reward model, and trains with them; another one stays as it is.
+    A head tied to the embeddings is those of the reward model, and trains with them; any other head is not trained.
     """
 
     def __init__(self, model: Any, tokens: int) -> None:
         self._model, self._tokens = model, tokens
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
-        """Return the logits of the next token behind each state; without those of tokens that were added for padding."""
+        """Return the logits of the next token after each state, without tokens that were added for padding."""
         logits: torch.Tensor = self._model(inputs_embeds=states[None], use_cache=False).logits
         return logits[0, :, : self._tokens]
 
 
 class _States:
-    """The output of a backbone that has run: its states, and None for all else that a head may ask for."""
+    """The output of a backbone: its states, and None for every other attribute that a head may read."""
 
     def __init__(self, states: torch.Tensor) -> None:
         self.last_hidden_state = states
@@ -56,7 +56,7 @@ class _Ran(nn.Module):
 def load_text_head(directory: Path, classifier: Any) -> TextHead:
     """Load the head of the language model in `directory`, in the type and on the device of the `classifier` of its backbone.
 
-    Raises `ModelError` where the architecture, or the checkpoint, has none.
+    Raises `ModelError` if the architecture, or the checkpoint, has none.
     """
     if not is_causal(classifier):
         raise _refusal(directory, f"{type(classifier).__name__} is an encoder, which predicts no next token")
@@ -74,12 +74,12 @@ def load_text_head(directory: Path, classifier: Any) -> TextHead:
     except Exception as error:  # no such class for this architecture, or one that asks its backbone for more
         raise _refusal(directory, f"{type(classifier).__name__} has no language model that can be used") from error
     if not known:
-        raise _refusal(directory, f"{type(model).__name__} is built otherwise than {type(classifier).__name__}")
+        raise _refusal(directory, f"{type(model).__name__} has another structure than {type(classifier).__name__}")
     return head
 
 
 def _fill(directory: Path, model: Any, classifier: Any) -> TextHead:
-    """Take the backbone out of a language model, and load its head. Raises `ModelError` where the directory has none."""
+    """Take the backbone out of a language model, and load its head. Raises `ModelError` if the directory has none."""
     embeddings, output = classifier.get_input_embeddings(), model.get_output_embeddings()
     setattr(model, model.base_model_prefix, _Ran())
     tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
@@ -99,7 +99,7 @@ def _fill(directory: Path, model: Any, classifier: Any) -> TextHead:
 
 
 def _read_tensors(directory: Path, names: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Return those tensors of these names that the directory's files hold, by these or by older names."""
+    """Return the tensors of these names in the directory's files, also under older names."""
     tensors = dict[str, torch.Tensor]()
     for file in loaded_files(directory):
         with safe_open(file, framework="pt") as opened:
@@ -115,6 +115,6 @@ def _read_tensors(directory: Path, names: Sequence[str]) -> dict[str, torch.Tens
 
 def _refusal(directory: Path, reason: str) -> ModelError:
     return ModelError(
-        f"train.language_loss needs the head of a language model, and model.path {str(directory)!r} gives none: {reason}; "
-        "start from the language model itself, or leave train.language_loss out"
+        f"train.language_loss needs the head of a language model, and model.path {str(directory)!r} has none: {reason}; "
+        "start from the language model itself, or remove train.language_loss"
     )

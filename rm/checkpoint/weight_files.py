@@ -1,7 +1,7 @@
-"""The weight files of a model directory that transformers reads, and what their headers say, without reading weights.
+"""The weight files of a model directory that transformers reads, and their headers, without reading weights.
 
-They are `model.safetensors`, or else the files that `model.safetensors.index.json` names. Other safetensors files beside
-them (a copy in another layout, a head in a file of its own) are never loaded.
+They are `model.safetensors`, or else the files named in `model.safetensors.index.json`. Other safetensors files beside
+them (a copy in another layout, a head in a separate file) are never loaded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LARGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors library
 def tensor_shapes(directory: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield the names and shapes of all tensors that are loaded, from their files' headers alone.
 
-    Files that are absent yield nothing. Raises `ModelError` where one is cut or not a safetensors file.
+    Missing files yield nothing. Raises `ModelError` if a file is truncated or not a safetensors file.
     """
     for file in loaded_files(directory):
         if file.exists():
@@ -28,7 +28,7 @@ def tensor_shapes(directory: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def require_files(directory: Path) -> None:
-    """Raise `ModelError` where a file that would be loaded is absent, or has a name of its own."""
+    """Raise `ModelError` if a file that would be loaded is missing, or has an unusual name."""
     renamed = read_json(directory / "config.json").get("transformers_weights")
     if renamed is not None:
         raise ModelError(
@@ -49,7 +49,7 @@ def require_files(directory: Path) -> None:
 
 
 def tensor_beside(directory: Path, names: Sequence[str]) -> tuple[str, str] | None:
-    """Return (file, tensor) for the first file that is not loaded and holds a tensor of one of these names; None without."""
+    """Return (file, tensor) for the first file that is not loaded and has a tensor of one of these names, else None."""
     loaded = set(loaded_files(directory))
     for file in sorted(directory.glob("*.safetensors")):
         if file not in loaded and file.is_file():
@@ -60,7 +60,7 @@ def tensor_beside(directory: Path, names: Sequence[str]) -> tuple[str, str] | No
 
 
 def refuse_damaged(directory: Path) -> None:
-    """Raise `ModelError` with the name of the first of a model's files that cannot be read as what its name says."""
+    """Raise `ModelError` with the name of the first of a model's files that is not what its name says."""
     files = select_files({file.name: file for file in directory.iterdir()}, MODEL_FILES)
     for file in files.values():
         if file.suffix == ".json":
@@ -106,7 +106,7 @@ def _shapes_in(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _checked_shape(entry: Any) -> tuple[int, ...]:
-    """Return the shape in a header's entry. Raises `ValueError`, `TypeError` or `LookupError` where it has none."""
+    """Return the shape in a header's entry. Raises `ValueError`, `TypeError` or `LookupError` if it has none."""
     shape = tuple(entry["shape"])
     if any(type(size) is not int or size < 0 for size in (*shape, *entry["data_offsets"])):
         raise ValueError

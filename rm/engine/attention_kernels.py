@@ -1,4 +1,4 @@
-"""A GPU's attention kernels for many runs at once, called alike in every torch from 2.6 on; tried before they are used.
+"""A GPU's attention kernels for many runs at once, with one interface for torch 2.6 and later; tried before they are used.
 
 PyTorch's own function for this, `torch.nn.attention.varlen.varlen_attn`, lacks scale and windows in torch 2.10 and heads of
 grouped queries in 2.11, and does not exist before. The operators beneath it take the same arguments in all of them, and
@@ -27,7 +27,7 @@ _AT_THE_LAST_KEY = 2  # _efficient_attention_forward's causal mask whose last qu
 class Kernel(NamedTuple):
     """A kernel: [T, heads, D] queries, [K, key heads, D] keys and values → attention [T, heads, D], log-sum-exps [heads, T].
 
-    Log-sum-exps have no gradient, and are None where the kernel does not give them in this shape. With a `window`, a query
+    Log-sum-exps have no gradient, and are None if the kernel does not give them in this shape. With a `window`, a query
     sees keys fewer than so many tokens away.
     """
 
@@ -100,7 +100,7 @@ KERNELS = (
 
 
 def kernel_for(query: torch.Tensor, key: torch.Tensor, *, windowed: bool = False) -> Kernel | None:
-    """Return the first kernel that is right for such `query` [T, heads, D] and `key`; None where none is, or no GPU is there."""
+    """Return the first kernel that is correct for such `query` [T, heads, D] and `key`; None if there is none, or no GPU."""
     if query.device.type != "cuda":
         return None
     heads = _Heads(query.shape[1], key.shape[1], query.shape[2])
@@ -145,7 +145,7 @@ def _choose_kernel(
 def _try_kernel(
     kernel: Kernel, device: torch.device, dtype: torch.dtype, heads: _Heads, *, windowed: bool, gradients: bool
 ) -> str | None:
-    """Compare a kernel with dense attention on a few random tokens; return what is wrong, None where nothing is."""
+    """Compare a kernel with dense attention on a few random tokens; return the fault, None if there is none."""
     runs = [(5, 5), (3, 8), (1, 6)]  # queries and keys
     generator = torch.Generator().manual_seed(0)
     with torch.inference_mode(False), torch.autocast(device.type, enabled=False), torch.set_grad_enabled(gradients):
@@ -172,7 +172,7 @@ def _try_kernel(
 
 @torch.inference_mode()
 def _sums_are_right(kernel: Kernel, device: torch.device, dtype: torch.dtype, heads: _Heads) -> bool:
-    """Tell whether log-sum-exps [heads, T] are what they should be; older kernels lay them out in another way."""
+    """Return whether log-sum-exps [heads, T] are correct; older kernels have another layout."""
     runs = [(3, 8), (4, 5)]  # queries and keys
     generator = torch.Generator().manual_seed(0)
     query, key = (

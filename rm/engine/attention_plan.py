@@ -14,13 +14,13 @@ import torch
 from rm.engine.device import to_device
 from rm.engine.layout import Segment
 
-# Costs of attention to prefixes, in bytes of memory traffic a feature of a head, by which one call or two is chosen.
+# Costs of attention to prefixes, in bytes of memory traffic per feature of a head, to choose between one call and two.
 _GATHER_BYTES = 8  # a gathered key and value of 16 bits: read and written
 _MERGE_BYTES = (
     44  # a merged token: gathered, attended, widened, interpolated, rounded and put back, as PyTorch's operations do
 )
-_FLOPS_PER_BYTE = 100  # of an attention kernel on a large GPU, for each byte that its memory could move meanwhile
-_TILE = 128  # queries that a kernel computes together; a shorter run costs as much
+_FLOPS_PER_BYTE = 100  # of an attention kernel on a large GPU, per byte that its memory could move in the same time
+_TILE = 128  # queries that a kernel computes together; a shorter run costs the same
 _MOST_GATHERED = (
     4  # times the size of all queries: what gathered keys take at a time, which is about what a feed-forward takes
 )
@@ -29,7 +29,7 @@ _MOST_GATHERED = (
 class Spans(NamedTuple):
     """N runs of queries and the run of keys that each attends to: one call of a variable-length kernel.
 
-    In causal calls the last query of a run sees all of its keys, the one before it all but one.
+    In causal calls the last query of a run sees all of its keys, the previous query all but one.
     """
 
     query_ends: torch.Tensor  # int32 [N + 1], from 0
@@ -47,7 +47,7 @@ class Spans(NamedTuple):
 
 
 class _Request(NamedTuple):
-    """A layer's question to its plan, the arguments of `AttentionPlan.calls`."""
+    """A layer's request to its plan: the arguments of `AttentionPlan.calls`."""
 
     window: int | None
     heads: int
@@ -66,9 +66,9 @@ class _Run(NamedTuple):
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """The segments of a packed row, with all that their attention needs; one plan for all layers of a forward.
+    """The segments of a packed row, with everything that their attention needs; one plan for all layers of a forward.
 
-    `told` collects the window and the cap of logits that each layer tells its attention, `asked` what kernels were called for.
+    `told` collects the window and the cap of logits that each layer passes to its attention, `asked` the layers' requests.
     """
 
     segments: tuple[Segment, ...]
@@ -104,7 +104,7 @@ class AttentionPlan:
 
     @cached_property
     def longest(self) -> int:
-        """The most tokens of a row, its prefix included."""
+        """The number of tokens of the longest row, its prefix included."""
         return max(size + before for size, before in self.runs)
 
     @cached_property
@@ -121,7 +121,7 @@ class AttentionPlan:
 
     @cached_property
     def shares(self) -> bool:
-        """True where any segment has a prefix."""
+        """True if any segment has a prefix."""
         return any(segment.prefix for segment in self.segments)
 
     @cached_property
@@ -143,8 +143,8 @@ class AttentionPlan:
     def calls(
         self, window: int | None, heads: int, key_heads: int, *, mergeable: bool
     ) -> list[tuple[torch.Tensor | None, slice, Spans]] | None:
-        """Return the calls over gathered keys (`joined`) for heads of queries and of keys; None where two calls, which must be
-        `mergeable`, cost less: for these, `rows` and `to_prefix` are made."""
+        """Return the calls over gathered keys (`joined`) for these heads of queries and keys; None if two calls, which must be
+        `mergeable`, cost less: then `rows` and `to_prefix` are made."""
         self.asked.add(_Request(window, heads, key_heads, mergeable))
         if not mergeable or not self.shares or self.is_joined(heads, key_heads):
             return self.joined(window, most_gathered(heads, key_heads, sum(self.parts)))
@@ -152,16 +152,16 @@ class AttentionPlan:
         return None
 
     def build(self, asked: Iterable[_Request]) -> None:
-        """Make ahead what the layers of a model ask for, as they did in another forward."""
+        """Answer in advance the requests that the layers of a model made in another forward."""
         for window, heads, key_heads, mergeable in asked:
             self.calls(window, heads, key_heads, mergeable=mergeable)
 
     def joined(self, window: int | None, most: int) -> list[tuple[torch.Tensor | None, slice, Spans]]:
-        """Return calls that attend to all keys of every run, those of its prefix and its own. Made once a plan.
+        """Return calls that attend to all keys of every run, its prefix's and its own. Made once per plan.
 
-        Each has the indices of its keys, its queries, and their spans. Usually one call takes all runs; no call gathers more
-        than `most` keys, unless a run by itself does. With a `window` the far end of a prefix is left out. Without any prefix
-        keys stand as they are, and the indices are None.
+        Each has the indices of its keys, its queries, and their spans. Usually one call covers all runs; no call gathers more
+        than `most` keys, unless a single run does. With a `window` the far end of a prefix is left out. Without any prefix
+        keys are not gathered, and the indices are None.
         """
         if not self.shares:
             return [(None, slice(None), self.rows)]
@@ -193,10 +193,10 @@ class AttentionPlan:
         return to_device(np.concatenate(keys), self.device), queries, spans
 
     def is_joined(self, heads: int, key_heads: int) -> bool:
-        """Tell whether one call over gathered keys is estimated to cost less than two that are merged.
+        """Return whether one call over gathered keys is estimated to cost less than two merged calls.
 
         One call copies every response's prefix, and fills a tile of queries for each response; two calls read and write
-        all attentions several times more. So two are cheaper where prefixes are long against responses. Settled once a plan.
+        all attentions several more times. So two are cheaper if prefixes are much longer than responses. Computed once per plan.
         """
         if (heads, key_heads) not in self._cheaper:
             self._cheaper[heads, key_heads] = self._costs_less_joined(heads, key_heads)
@@ -215,10 +215,10 @@ class AttentionPlan:
         return one <= two
 
     def mask(self, queries: int, keys: int, before: int, *, causal: bool, window: int | None) -> torch.Tensor | None:
-        """Return which keys each query sees, bool [queries, keys]; None where each sees all. Made once a plan.
+        """Return the mask of the keys that each query sees, bool [queries, keys]; None if each sees all. Made once per plan.
 
-        The first query is as many tokens as `before` says behind the first key. A query sees a key that is fewer than
-        `window` tokens away, and in `causal` attention not behind it.
+        The first query is `before` tokens after the first key. A query sees a key that is fewer than `window` tokens away,
+        and in `causal` attention not after it.
         """
         farthest = max(before + queries - 1, 0 if causal else keys - 1 - before)
         if window is not None and farthest < window:
@@ -235,7 +235,7 @@ class AttentionPlan:
 
 
 def most_gathered(heads: int, key_heads: int, tokens: int) -> int:
-    """Return the most keys that one call gathers in a row of so many tokens."""
+    """Return the largest number of keys that one call gathers in a row of so many tokens."""
     return _MOST_GATHERED * tokens * heads // key_heads
 
 

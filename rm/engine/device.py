@@ -1,4 +1,4 @@
-"""The machine at hand: its device, native types, peak speed, and the batch size that suits it."""
+"""This machine's device, native types, peak speed, and suitable batch size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rm.identity import ModelError
 
 log = logging.getLogger(__name__)
 
-# dense 16-bit tensor-core FLOP/s by the vendor's data sheets; the longest name that a device's contains counts
+# dense 16-bit tensor-core FLOP/s by the vendor's data sheets; the longest key within a device's name counts
 _PEAK_FLOPS = {
     "A100": 312e12,
     "A10": 125e12,
@@ -52,9 +52,9 @@ def default_device() -> str:
 
 
 def resolve_device(requested: str) -> str:
-    """Return the device for a `model.device`: auto, cuda, cpu or mps. Raises `ModelError` where it is not there.
+    """Return the device for a `model.device`: auto, cuda, cpu or mps. Raises `ModelError` if it is not available.
 
-    `auto` takes a GPU that this torch can use, and warns where it cannot use the one that there is.
+    `auto` chooses a GPU that this torch can use, and warns if it cannot use the GPU of this machine.
     """
     if requested == "mps" and not torch.backends.mps.is_available():
         raise ModelError(
@@ -67,8 +67,8 @@ def resolve_device(requested: str) -> str:
         return "cuda"
     if requested == "cuda":
         raise ModelError(
-            f"a GPU was asked for (model.device: cuda, or runner.accelerator), and {obstacle}; choose a machine with one, "
-            "install a torch and a driver that fit together, or set model.device to cpu"
+            f"a GPU was requested (model.device: cuda, or runner.accelerator), and {obstacle}; choose a machine with one, "
+            "install compatible versions of torch and the driver, or set model.device to cpu"
         )
     if nvidia_driver() is not None:
         log.warning("the model runs on the CPU: %s", obstacle)
@@ -76,7 +76,7 @@ def resolve_device(requested: str) -> str:
 
 
 def _gpu_obstacle() -> str | None:
-    """Return why no GPU can be used, with the versions that must fit together; None where one can."""
+    """Return why no GPU can be used, with the versions that must match; None if one can."""
     built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
     versions = f"torch {torch.__version__} is built for {built}, and {nvidia_driver() or 'there is no NVIDIA driver'}"
     if not torch.cuda.is_available():
@@ -99,7 +99,7 @@ def describe_devices() -> str:
 
 
 def describe_gpu(device: torch.device | str) -> str:
-    """Return the name and compute capability of a GPU of NVIDIA's; the kind of any other device."""
+    """Return the name and compute capability of an NVIDIA GPU; the kind of any other device."""
     if torch.device(device).type != "cuda":
         return torch.device(device).type
     major, minor = torch.cuda.get_device_capability(device)
@@ -107,16 +107,16 @@ def describe_gpu(device: torch.device | str) -> str:
 
 
 def _runs_on(kernel: str, major: int, minor: int) -> bool:
-    """Tell whether kernels such as sm_80, or compute_90, which the driver compiles, run on this compute capability."""
+    """Return whether kernels such as sm_80, or compute_90, which the driver compiles, run on this compute capability."""
     match = re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", kernel)
     if match is None:
-        return True  # of a form that is not known: the trial at load decides
+        return True  # an unknown form: the trial at load decides
     built = (int(match[2]), int(match[3]))
     return built <= (major, minor) if match[1] == "compute" else built[0] == major and built[1] <= minor
 
 
 def nvidia_driver(version_file: Path = Path("/proc/driver/nvidia/version")) -> str | None:
-    """Return the driver's version and the newest CUDA that it supports, if they are known; None without a driver."""
+    """Return the driver's version and the newest CUDA that it supports, if known; None without a driver."""
     parts = []
     with contextlib.suppress(OSError):
         version = re.search(
@@ -132,7 +132,7 @@ def nvidia_driver(version_file: Path = Path("/proc/driver/nvidia/version")) -> s
 
 
 def default_tokens_per_batch(device: str, *, training: bool) -> int:
-    """The token budget of one forward on `device` where the configuration sets none.
+    """The token budget of one forward on `device` if the configuration sets none.
 
     A GPU wants large batches, a CPU batches that fit into its cache. Training keeps activations for the backward pass,
     so a GPU's batches are smaller then. The help texts of `model.tokens_per_batch` and `train.tokens_per_batch` name
@@ -144,7 +144,7 @@ def default_tokens_per_batch(device: str, *, training: bool) -> int:
 
 
 def native_bfloat16(device: str) -> bool:
-    """Tell whether the device computes in bfloat16 natively."""
+    """Return whether the device computes in bfloat16 natively."""
     if device.startswith("cuda"):
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device != "cpu":
@@ -154,7 +154,7 @@ def native_bfloat16(device: str) -> bool:
 
 
 def peak_flops(device: str, dtype: torch.dtype) -> float | None:
-    """Return the peak FLOP/s of the device in this type; None where it is not known: a CPU, float32, another GPU."""
+    """Return the peak FLOP/s of the device in this type; None if it is not known: a CPU, float32, another GPU."""
     if not device.startswith("cuda") or dtype == torch.float32:
         return None
     name = torch.cuda.get_device_name(device)
@@ -163,7 +163,7 @@ def peak_flops(device: str, dtype: torch.dtype) -> float | None:
 
 
 def works_apart(device: torch.device | str) -> bool:
-    """Tell whether the device computes while this process continues, and takes copies from pinned memory meanwhile."""
+    """Return whether the device computes asynchronously, with concurrent copies from pinned memory."""
     return torch.device(device).type == "cuda"
 
 
@@ -178,13 +178,13 @@ def host_tensor(
     values: Sequence[Any] | np.ndarray, device: torch.device | str, *, dtype: torch.dtype = torch.long
 ) -> torch.Tensor:
     """Make a tensor of integers in the machine's memory; pinned for a GPU, so that a copy to it overlaps with its work."""
-    # through NumPy, which takes a tenth of the time that torch takes for a list
+    # through NumPy, which takes a tenth of torch's time for a list
     tensor = torch.tensor(np.asarray(values, dtype=np.int64), dtype=dtype)
     return tensor.pin_memory() if works_apart(device) else tensor
 
 
 def begin_copy(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
-    """Begin to copy a tensor to the machine's memory; what is returned waits for that, and for nothing that is begun later."""
+    """Start copying a tensor to the machine's memory; the returned function waits for the copy, and for nothing started later."""
     if not works_apart(tensor.device):
         return tensor.cpu().numpy
     copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
@@ -200,18 +200,18 @@ def begin_copy(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Tell whether an allocation failed: on a GPU, on the CPU (which has no error type for it), or in Python."""
+    """Return whether an allocation failed: on a GPU, on the CPU (which has no error type for it), or in Python."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in _NO_MEMORY)
 
 
 class DeviceError(RuntimeError):
-    """A device that fails whatever it is given. It stays broken for this process, which must end; no row is to blame."""
+    """A device that fails on any input. It stays broken for this process, which must end; no row is the cause."""
 
 
 def device_error(error: Exception) -> DeviceError | None:
-    """Return the error as a `DeviceError` where it says that the device broke; None for all others.
+    """Return the error as a `DeviceError` if it reports a broken device; None for all other errors.
 
-    Its message is the first line of the driver's, which knows no rows. Running out of memory breaks nothing.
+    Its message is the first line of the driver's, which has no text from rows. Running out of memory breaks nothing.
     """
     if isinstance(error, DeviceError):
         return error
@@ -223,7 +223,7 @@ def device_error(error: Exception) -> DeviceError | None:
 
 
 def refuse_broken(error: Exception, *, trial: bool = False) -> None:
-    """Raise `DeviceError` where an error says that the device broke; in a trial, having no kernel for it breaks nothing."""
+    """Raise `DeviceError` if an error reports a broken device; in a trial, a missing kernel is not such an error."""
     broken = device_error(error)
     if broken is not None and not (trial and _NO_KERNEL in str(error)):
         raise broken from error

@@ -1,4 +1,4 @@
-"""Batch plans and layouts: integers in, integers out, without text or tensors."""
+"""Batch plans and layouts, computed from integers, without text or tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def plan_batches(lengths: Sequence[int], *, tokens_per_batch: int) -> list[list[
     """Partition rows into batches of similar length under a token budget.
 
     `lengths` are tokens per row, and a batch costs `rows * longest row`, padding included. Longest rows come first, so
-    that a batch too large for the memory shows at once. A row longer than the whole budget gets a batch of its own.
+    that a batch too large for the memory fails at once. A row longer than the whole budget gets a batch of its own.
     Every index appears exactly once; equal lengths keep their order, so the plan is deterministic.
     """
     return plan_groups([[length] for length in lengths], tokens_per_batch=tokens_per_batch, padded=True)
@@ -62,7 +62,7 @@ def cut_rows(lengths: Sequence[int], *, prefix: int, tokens_per_batch: int) -> l
 def plan_even(costs: Sequence[int], *, tokens_per_batch: int, full: int) -> list[list[int]]:
     """Partition runs into batches of about the same cost, `full` tokens each, or less where the budget demands it.
 
-    `costs` are tokens per run. Each run, costliest first, goes to the batch with the least tokens (Graham 1969, longest
+    `costs` are tokens per run. Each run, costliest first, goes to the batch with the fewest tokens (Graham 1969, longest
     processing time first). A run larger than the whole budget gets a batch of its own. Every index appears exactly once;
     costliest batches come first.
     """
@@ -83,7 +83,7 @@ def plan_even(costs: Sequence[int], *, tokens_per_batch: int, full: int) -> list
 
 
 class Segment(NamedTuple):
-    """One group in a packed row: the length of its prefix, then of each response's own tokens, one behind the other."""
+    """One group in a packed row: the length of its prefix, and of each response's own tokens, one after the other."""
 
     prefix: int
     responses: tuple[int, ...]
@@ -118,10 +118,10 @@ def lay_out(
 ) -> Layout:
     """Pack groups of rows `(ids, types)` into one row of T tokens.
 
-    With `share` (causal models) the tokens that all rows of a group have in common at the front stand once, and the head
-    reads the last token that is not `pad`, as transformers' own pooling does; without it (encoders) every row stands
-    whole and the head reads its first token. The token that the head reads is never shared, and a lone row has no
-    prefix, which would cost one attention more. Two rows that share [1, 2], for example:
+    With `share` (causal models) the common first tokens of a group's rows are stored once, and the head reads the last
+    token that is not `pad`, as transformers' own pooling does; without it (encoders) every row is stored whole and the
+    head reads its first token. The token that the head reads is never shared, and a single row has no prefix, which
+    would cost one more attention. Two rows that share [1, 2], for example:
 
         rows        [1, 2, 3, 4]  [1, 2, 5]
         ids         [1, 2, 3, 4, 5]
@@ -150,7 +150,7 @@ def lay_out(
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:
-    """Count the tokens that all rows have in common at the front."""
+    """Count the common first tokens of all rows."""
     first, last = min(map(list, rows)), max(map(list, rows))  # whatever these two share, all between them share
     for place, (left, right) in enumerate(zip(first, last, strict=False)):
         if left != right:

@@ -1,9 +1,9 @@
-"""The memory of a forward, with or without its backward: counted on small batches, and carried on to larger ones.
+"""The memory of a forward, with or without its backward: measured on small batches, and extrapolated to larger ones.
 
-Every tensor that an operation allocates is followed until it is freed, on any device, so no architecture needs a formula. A few
-small batches settle what grows with the tokens of a batch, with the pairs of tokens that attend to each other, with the pairs of
-one row where attention runs row by row, and with the keys that are gathered for attention to prefixes. That is done for each
-module by itself, since another one may need the most in larger batches. What kernels hold inside of themselves is not seen.
+Every tensor that an operation allocates is tracked until it is freed, on any device, so no architecture needs a formula. A few
+small batches determine the memory that grows with the tokens of a batch, with the pairs of tokens that attend to each other,
+with the pairs of one row if attention runs row by row, and with the keys gathered for attention to prefixes. Each module is
+measured separately, since another module may need the most in larger batches. Memory inside kernels is not counted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rm.engine.packed_attention import BLOCK
 PROBED_TOKENS = 64  # of a row in the smallest batch; the longest row has twice as many
 
 Peaks = Mapping[Hashable, int]
-"""The most bytes that were held at a time, by the part of the computation in which they were."""
+"""The peak of allocated bytes, by the part of the computation."""
 
 
 class BatchSize(NamedTuple):
@@ -33,9 +33,9 @@ class BatchSize(NamedTuple):
 
     tokens: int  # computed: shared ones once, padding included
     pairs: float  # of tokens and those that they attend to, over all rows
-    row_pairs: float  # of the longest row, those that are there at a time where attention runs row by row
+    row_pairs: float  # pairs of the longest row in memory at a time, if attention runs row by row
     gathered: int  # keys of prefixes, once for each response that attends to them
-    masked: float  # pairs of a response's tokens and those that they attend to, where it has a prefix
+    masked: float  # pairs of a response's tokens and those that they attend to, if it has a prefix
 
     @classmethod
     def padded(cls, tokens: int, longest: int) -> BatchSize:
@@ -55,7 +55,7 @@ class BatchSize(NamedTuple):
         )
 
     def times(self, factor: float) -> BatchSize:
-        """Return the size of a batch with so many times the rows."""
+        """Return the size of a batch with this multiple of the rows."""
         return self._replace(
             tokens=round(self.tokens * factor),
             pairs=self.pairs * factor,
@@ -89,7 +89,7 @@ class _Part(NamedTuple):
         alone = alone._replace(constant=max(0.0, a - alone.bytes(one)))
         if not shared:
             return alone
-        # one more response to a prefix, of a few tokens and of many: what only one response has at a time does not count
+        # one more response to a prefix, of a few tokens and of many: memory that one response at a time has does not count
         left = [(size, held - alone.bytes(size)) for size, held in shared]
         (keys, few, e), (more_keys, many, f) = (
             (second.gathered - first.gathered, second.masked - first.masked, held - less)
@@ -102,7 +102,7 @@ class _Part(NamedTuple):
         return self.constant + sum(rate * number for rate, number in zip(self[1:], size, strict=True))
 
     def rows_within(self, free: int, size: BatchSize) -> float:
-        """Return how many times the rows of such a batch `free` bytes take."""
+        """Return the multiple of such a batch's rows that fits into `free` bytes."""
         fixed = self.constant + self.per_row_pair * size.row_pairs
         return (free - fixed) / max(1.0, self.bytes(size) - fixed)
 
@@ -117,13 +117,13 @@ class BatchMemory:
     def of(
         cls, measure: Callable[[Sequence[int], int], tuple[int, Peaks]], *, longest: int, packed: bool, shares: bool
     ) -> BatchMemory:
-        """Return what batches need by `measure(lengths, prefix)`: (tokens computed, peaks) of rows that share a prefix.
+        """Return the memory of batches by `measure(lengths, prefix)`: (tokens computed, peaks) of rows that share a prefix.
 
         It is called with rows of at most `longest` tokens. Rows are `packed`, or padded; `shares` says whether the keys
         of a packed prefix are gathered for each response.
         """
         length = max(3, min(PROBED_TOKENS, longest // 2))
-        # two rows are of two lengths, as rows are, so that what is made once for each length counts
+        # two rows have two lengths, as real rows do, so that tensors made once for each length count
         short, long = (length, length - 1), (2 * length, 2 * length - 1)
         probes = [(short[:1], 0), (short, 0), (long[:1], 0), (long, 0)]
         if packed and shares:
@@ -139,18 +139,18 @@ class BatchMemory:
         return cls(tuple({_Part.of([(size, peaks.get(name, 0)) for size, peaks in measured]) for name in names}))
 
     def bytes(self, size: BatchSize) -> int:
-        """Return what a batch needs."""
+        """Return the bytes that a batch needs."""
         return round(max(part.bytes(size) for part in self.parts))
 
     def tokens_within(self, free: int, size: BatchSize) -> int:
-        """Return the most tokens that `free` bytes take, in rows like those of `size`; 0 or less where there are none."""
+        """Return the most tokens that fit into `free` bytes, in rows like those of `size`; 0 or less if none fit."""
         return int(min(part.rows_within(free, size) for part in self.parts) * size.tokens)
 
 
 def measure_peaks(compute: Callable[[], Any], *, trained: Iterable[nn.Parameter] = ()) -> Peaks:
-    """Return the most bytes that `compute` held at a time beyond what was there; gradients of `trained` do not count.
+    """Return the peak of the bytes allocated by `compute`; gradients of `trained` do not count.
 
-    The parts are those before and behind each module's forward; a backward belongs to the last.
+    The parts are those before and after each module's forward; a backward belongs to the last.
     """
     counter = _Allocations()
     hooks: list[Any] = [
@@ -197,11 +197,11 @@ class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._left_out.add(self._numbers[storage._cdata])
 
     def enter(self, part: Hashable) -> None:
-        """Let what follows count as this part."""
+        """Count what follows as this part."""
         self._parts.append((len(self._events), part))
 
     def peaks(self) -> Peaks:
-        """Return the most bytes that were allocated at a time in each part."""
+        """Return the peak of allocated bytes in each part."""
         held = 0
         peaks: dict[Hashable, int] = {}
         ends = [start for start, _ in self._parts[1:]] + [len(self._events)]

@@ -1,6 +1,6 @@
-"""RMS norms as one operation: many architectures write theirs out, as seven passes over memory where a GPU has one kernel.
+"""RMS norms as one operation: many architectures write theirs out, as seven passes over memory instead of one kernel of a GPU.
 
-A norm is replaced only where it gives the same as the operation, up to rounding, on a few random states.
+A norm is replaced only if its results on a few random states are those of the operation, up to rounding.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ROUNDINGS = 4  # of the narrower type, by which results may differ
 
 
 def fuse_norms(model: nn.Module) -> int:
-    """Let the written-out RMS norms of a model that is scored with run as one operation each; return their number."""
+    """Make the written-out RMS norms of a scoring model run as one operation each; return their number."""
     fused = 0
     for module in model.modules():
         # one with a forward of its own is moved between devices by that
@@ -35,7 +35,7 @@ def fuse_norms(model: nn.Module) -> int:
 
 
 def _fused_forward(module: Any) -> Callable[[Any, torch.Tensor], torch.Tensor] | None:
-    """Return what the module computes, as a forward of one operation; None for what is no such norm."""
+    """Return the module's computation as a forward of one operation; None if it is not such a norm."""
     weight = getattr(module, "weight", None)
     if not type(module).__name__.endswith("RMSNorm") or isinstance(module, nn.RMSNorm) or _eps(module) is None:
         return None
@@ -49,7 +49,7 @@ def _fused_forward(module: Any) -> Callable[[Any, torch.Tensor], torch.Tensor] |
 
 
 def _tried(module: Any, weight: nn.Parameter) -> Callable[[Any, torch.Tensor], torch.Tensor] | None:
-    """Return the forward whose results on random states are the module's."""
+    """Return the first forward that gives the module's results on random states."""
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(7, len(weight), generator=generator) * torch.logspace(-2, 2, 7)[:, None]
     states = states.to(weight.device, weight.dtype)

@@ -1,10 +1,9 @@
 """Linear layers of float32 encoders on a CPU, computed by oneDNN: weights reordered once, bias and GELU fused.
 
-PyTorch's own `nn.Linear` goes through the BLAS it was built with, which reads the weights as they are and leaves bias and
-activation to further passes. The operations here are those that `torch.compile` uses. They are not public, so the result
-of each is compared first, and one that differs or is missing is not used. Encoders ran a quarter faster. Causal models,
-which have neither bias nor GELU, ran a tenth faster, which does not justify operations that are not public. 16-bit types
-go through oneDNN anyway.
+PyTorch's own `nn.Linear` uses the BLAS it was built with, which reads the weights in their usual order and leaves bias and
+activation to further passes. The operations here are those of `torch.compile`. They are not public, so each is first compared
+with the layer, and not used if it differs or is missing. Encoders ran a quarter faster. Causal models, which have neither bias
+nor GELU, ran a tenth faster, which does not justify operations that are not public. 16-bit types use oneDNN anyway.
 """
 
 from __future__ import annotations

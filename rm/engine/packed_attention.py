@@ -1,14 +1,14 @@
-"""Exact attention over packed rows: every token attends inside its own row, and a group's common prefix stands once.
+"""Exact attention over packed rows: every token attends inside its own row, and a group's common prefix is stored once.
 
-A function registered with transformers' `AttentionInterface`, and absent from its mask registry, is called with no mask
+A function registered with transformers' `AttentionInterface`, and absent from its mask registry, is called without a mask
 and with the model's own keyword arguments. In this way the plan reaches every layer, whatever the architecture.
 
-A response attends to its prefix and to itself. On a GPU this is one call of a kernel for all rows, over keys that are
-gathered: each response's prefix, and its own. Where prefixes are long against their responses, and on a CPU, it is two
-attentions, merged by their log-sum-exps: the softmax over both sets of keys is `w * own + (1 - w) * prefix` with
+A response attends to its prefix and to itself. On a GPU this is one kernel call for all rows, over gathered keys: those of
+each response's prefix, and its own. If prefixes are much longer than their responses, and on a CPU, it is two attentions,
+merged by their log-sum-exps: the softmax over both sets of keys is `w * own + (1 - w) * prefix` with
 `w = sigmoid(lse_own - lse_prefix)` (Dao et al. 2022, FlashAttention, section 3.1). So all responses of a group attend to
-the prefix in one call without a mask. A kernel's log-sum-exp carries no gradient. Where no kernel fits, attention runs row
-by row over concatenated keys: with gradients on a CPU, with windows shorter than rows, capped logits or sinks.
+the prefix in one call without a mask. A kernel's log-sum-exp has no gradient. If no kernel applies, attention runs row by
+row over concatenated keys: with gradients on a CPU, with windows shorter than rows, capped logits or sinks.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ ATTENTION_NAME = "bestkept_packed"
 
 @dataclass(frozen=True)
 class Form:
-    """The attention of a layer beyond the plain one, as transformers tells its attention functions."""
+    """The variations of a layer's attention, as transformers passes them to attention functions."""
 
     causal: bool
     scaling: float | None = None  # None: 1 / sqrt(D)
     window: int | None = None  # a token sees those fewer than so many tokens away
     cap: float | None = None  # logits l become cap * tanh(l / cap)
-    sinks: torch.Tensor | None = None  # [heads] logits that take their share of the attention and give nothing
+    sinks: torch.Tensor | None = None  # [heads] logits that take a share of the attention and have no value
 
 
 def packed_attention(
@@ -57,7 +57,7 @@ def packed_attention(
     Others: each response attends to all of itself. No token attends outside its segment.
     """
     if attention_mask is not None:
-        raise ValueError("packed attention was given a mask; this architecture builds its own")
+        raise ValueError("packed attention got a mask; this architecture builds its own")
     plan.told.append((sliding_window, softcap))
     plan = plan.on(query.device)
     window = sliding_window if sliding_window is not None and sliding_window < plan.longest else None
@@ -146,7 +146,7 @@ def _merge_attentions(
 def _attend_by_kernel(
     kernel: Kernel, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan, form: Form
 ) -> torch.Tensor:
-    """Use a GPU's kernel: one call over gathered keys, or two that are merged where that is estimated to cost less."""
+    """Use a GPU's kernel: one call over gathered keys, or two merged calls if these are estimated to cost less."""
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [T, heads, D]
     mergeable = kernel.gives_sums and form.window is None and not torch.is_grad_enabled()
     calls = plan.calls(form.window, query.shape[1], key.shape[1], mergeable=mergeable)
@@ -221,7 +221,7 @@ BLOCK = 256  # queries that attend together where a window is shorter, or scores
 def _attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan, form: Form, *, before: int
 ) -> torch.Tensor:
-    """Attend to keys of which `before` stand before the first query: [1, heads, queries, D] each."""
+    """Attend to keys, of which `before` come before the first query: [1, heads, queries, D] each."""
     queries, keys = query.shape[2], key.shape[2]
     plain = form.cap is None and form.sinks is None
     if plain and form.causal and before == 0 and queries == keys and (form.window is None or form.window >= keys):

@@ -1,7 +1,7 @@
-"""The packed forward: many rows in one, without padding; a group's common prompt runs once. Exact, with gradients.
+"""The packed forward: many rows in one, without padding; a group's common prompt is computed once. Exact, with gradients.
 
-Loading a model decides whether it is used: the configuration must allow it, and packed rewards must equal those of the
-rows one by one.
+Loading a model decides whether it is used: the configuration must allow it, and packed rewards must equal those of single
+rows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class PackedInputs(NamedTuple):
-    """The tensors of a layout in the machine's memory, pinned for a GPU, and its plan of attention."""
+    """The tensors of a layout in the machine's memory, pinned for a GPU, and its attention plan."""
 
     ids: torch.Tensor  # [1, T]
     positions: torch.Tensor  # [1, T]
@@ -44,10 +44,10 @@ class PackedInputs(NamedTuple):
 def packed_rewards(
     model: Any, packed: Layout | PackedInputs, *, causal: bool, plan: AttentionPlan | None = None
 ) -> torch.Tensor:
-    """Compute the rewards [R], float32, of a layout's responses; of a head with N outputs [R, N].
+    """Compute the rewards [R], float32, of a layout's responses; [R, N] for a head with N outputs.
 
-    `model` is a sequence classifier whose attention is `ATTENTION_NAME`. `plan` is that of the layout's segments, made
-    here where none is given.
+    `model` is a sequence classifier whose attention is `ATTENTION_NAME`. `plan` is that of the layout's segments; None makes
+    one.
     """
     device = model.device
     if isinstance(packed, Layout):
@@ -75,12 +75,12 @@ def packed_rewards(
 
 
 def _averages(model: Any) -> bool:
-    """Tell whether the head reads the mean of a row's hidden states (ModernBERT's with `classifier_pooling: mean`)."""
+    """Return whether the head reads the mean of a row's hidden states (ModernBERT's with `classifier_pooling: mean`)."""
     return getattr(model.config, "classifier_pooling", None) == "mean"
 
 
 def _classify(model: Any, pooled: torch.Tensor) -> torch.Tensor:
-    """Apply an encoder's head to what it pools [R, H]; return its logits [R, 1]."""
+    """Apply an encoder's head to the states that it pools [R, H]; return its logits [R, 1]."""
     if isinstance(getattr(model, "head", None), nn.Module):  # ModernBERT
         return model.classifier(model.drop(model.head(pooled)))  # type: ignore[no-any-return]
     pooler = getattr(model.base_model, "pooler", None)
@@ -91,11 +91,11 @@ def _classify(model: Any, pooled: torch.Tensor) -> torch.Tensor:
 
 @contextlib.contextmanager
 def _pool_last_layer(model: Any, places: torch.Tensor, plan: AttentionPlan) -> Iterator[bool]:
-    """Without gradients, let the last layer compute little more than the head reads, the tokens at `places` [R].
+    """Without gradients, limit the last layer mostly to the tokens that the head reads, at `places` [R].
 
-    Yields whether the layer returns the hidden states of `places` alone. That is so in BERT and its relatives, where only
-    keys and values are computed for all tokens. In causal layers the `mlp` runs on `places` alone, and the other tokens'
-    hidden states mean nothing. Other layers run whole.
+    Yields whether the layer returns only the hidden states of `places`. It does in BERT and its relatives, where only keys
+    and values are computed for all tokens. In causal layers the `mlp` runs only on `places`, and the other tokens' hidden
+    states are meaningless. Other layers run whole.
     """
     layers = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
     whole = torch.is_grad_enabled() or not layers or _averages(model)
@@ -145,12 +145,12 @@ def _pooled_bert_layer(
 
 
 def first_position(config: Any) -> int:
-    """Return this architecture's first position: RoBERTa and its relatives count from behind the pad token's id."""
+    """Return this architecture's first position: in RoBERTa and its relatives, it is the one after the pad token's id."""
     return int(config.pad_token_id or 0) + 1 if config.model_type in OFFSET_POSITIONS else 0
 
 
 def enable_packing(model: Any, *, causal: bool, max_length: int) -> bool:
-    """Switch the model to packed attention where that does not change rewards; return whether it was switched.
+    """Switch the model to packed attention if that does not change rewards; return whether it was switched.
 
     The check runs on a few rows of random tokens, with a shared prefix and different lengths; the outcome is logged. A
     model with its own masks or another kind of head keeps its attention.
@@ -159,25 +159,25 @@ def enable_packing(model: Any, *, causal: bool, max_length: int) -> bool:
         obstacle = packing_obstacle(model.config, max_length) or _packing_error(
             model, causal=causal, max_length=max_length
         )
-    except Exception as problem:  # whatever an architecture raises in the trial, it does not take packed rows
+    except Exception as problem:  # any error in the trial means that packed rows are not supported
         refuse_broken(problem, trial=True)
-        obstacle = f"its forward does not take packed rows ({type(problem).__name__})"
+        obstacle = f"the architecture does not support packed rows ({type(problem).__name__})"
     if obstacle is None:
         model.set_attn_implementation(ATTENTION_NAME)
         shared = "; a prompt that several responses share is computed once" if causal else ""
         log.info("computing without padding%s", shared)
         return True
-    log.info("rows cannot run without padding: %s", obstacle)
+    log.info("computing with padding: %s", obstacle)
     return False
 
 
 _TOLERANCE = 1e-3  # of the rewards' spread: float32 gives 1e-6; a wrong mask or position gives 0.1 and more
-_HALF_TOLERANCE = 0.02  # on top of three times the error that unpacked rows have
-_LONGEST_WINDOW = 256  # tokens, beyond which rows are tried, so that loading stays quick
+_HALF_TOLERANCE = 0.02  # in addition to three times the error of unpacked rows
+_LONGEST_WINDOW = 256  # tokens: longer windows are not tried, so that loading stays quick
 
 
 def packing_obstacle(config: Any, max_length: int) -> str | None:
-    """Return why this configuration rules packing out, whatever the check of rewards says; None where it does not."""
+    """Return why this configuration rules packing out, whatever the check of rewards shows; None if it does not."""
     chunk = getattr(config.get_text_config(), "attention_chunk_size", None)
     if chunk and chunk < max_length:
         return f"the architecture attends to attention_chunk_size {chunk} tokens, fewer than max_length {max_length}"
@@ -185,7 +185,7 @@ def packing_obstacle(config: Any, max_length: int) -> str | None:
 
 
 def _window_of(config: Any, max_length: int) -> int | None:
-    """Return the window that the configuration names where rows may be longer; None where they may not, or it is off."""
+    """Return the configuration's window if rows may be longer; None if they may not, or the window is off."""
     text = config.get_text_config()
     for name in ("sliding_window", "local_attention"):
         window = getattr(text, name, None)
@@ -195,10 +195,10 @@ def _window_of(config: Any, max_length: int) -> int | None:
 
 
 def _untold(config: Any, told: Sequence[tuple[int | None, float | None]], max_length: int) -> str | None:
-    """Describe what the configuration names and layers did not tell their attention; None where it was all told.
+    """Describe a setting of the configuration that layers did not pass to their attention; None if all were passed.
 
-    `told` is that of `AttentionPlan`. Rows that are tried may be too short to show a window, or their logits too small for
-    a cap; what layers tell is all that transformers' own kernels know of them.
+    `told` is that of `AttentionPlan`. The rows of the trial may be too short to show a window, or their logits too small
+    for a cap; transformers' own kernels also know only what layers pass.
     """
     text = config.get_text_config()
     cap = getattr(text, "attn_logit_softcapping", None)
@@ -213,11 +213,11 @@ def _untold(config: Any, told: Sequence[tuple[int | None, float | None]], max_le
 
 @torch.no_grad()
 def _packing_error(model: Any, *, causal: bool, max_length: int) -> str | None:
-    """Describe how packed rewards differ from those of the rows one by one, if by more than rounding; else None.
+    """Describe how packed rewards differ from those of single rows, if by more than rounding; else None.
 
-    They are compared in float32, where nothing hides behind rounding, and in training mode also with gradients, which
-    take another path. A model of 16 bits must also, in its own type and in the same ways, be as near to the float32
-    rewards when packed as its rows are one by one.
+    They are compared in float32, where rounding hides nothing, and in training mode also with gradients, which take another
+    path. For a 16-bit model, packed rewards in its own type must also be as near to the float32 rewards as those of single
+    rows, in the same modes.
     """
     training, implementation = model.training, model.config._attn_implementation
     groups = _random_groups(model.config, max_length)
@@ -268,9 +268,9 @@ def _distance(rewards: torch.Tensor, exact: torch.Tensor) -> float:
 
 
 def _random_groups(config: Any, max_length: int) -> list[list[tuple[list[int], None]]]:
-    """Draw groups of token ids without the pad token: a shared prefix, equal rows, a short row, a row by itself.
+    """Draw groups of token ids without the pad token: a shared prefix, equal rows, a short row, a single row.
 
-    With a window of up to 256 tokens, two more rows are beyond it, one of them with a part of its prefix.
+    With a window of up to 256 tokens, two more rows exceed it, one of them within its prefix.
     """
     text = config.get_text_config()
     generator = torch.Generator().manual_seed(0)
@@ -294,9 +294,9 @@ def _random_groups(config: Any, max_length: int) -> list[list[tuple[list[int], N
 
 @contextlib.contextmanager
 def in_float32(model: nn.Module) -> Iterator[None]:
-    """Let every module compute in float32, widening one module at a time, so that no second model is in memory.
+    """Make every module compute in float32, widening one module at a time, so that no second model is in memory.
 
-    Autocast to another type is off meanwhile.
+    Autocast to another type is off for that time.
     """
     narrow: dict[nn.Parameter, torch.Tensor] = {}
 

@@ -30,7 +30,7 @@ from rm.preferences import Group
 
 @dataclass(frozen=True)
 class Evaluation(Figures):
-    """All figures of an evaluation; None where the data lack what a figure needs."""
+    """All figures of an evaluation; None if the data lack what a figure needs."""
 
     groups: int
     prompts: int
@@ -60,12 +60,12 @@ def evaluate(
 ) -> Evaluation:
     """Compute all figures of these rewards.
 
-    `rewards` holds an array [K] for each group, aligned with its responses; NaN where a response could not be scored.
+    `rewards` holds an array [K] for each group, aligned with its responses; NaN if a response could not be scored.
     `lengths` are the responses' lengths in tokens, in the same form; without them, characters are counted. Where a model
     truncates, its token counts are cut with the text and make the length baseline weaker than it is: omit them then. `stressed`
     is the result of `stress`, which needs a model. With `relevance`, the rule of length may be one behind a gate.
 
-    Raises `ValueError` where the arrays do not fit the groups.
+    Raises `ValueError` if the arrays do not fit the groups.
     """
     sizes = (
         lengths
@@ -95,7 +95,7 @@ def evaluate(
 
 
 def calibrate(groups: Sequence[Group], rewards: Sequence[ArrayLike]) -> Calibration | None:
-    """Compute the calibration alone, for `store_temperature`; None where no comparison could be scored."""
+    """Compute the calibration alone, for `store_temperature`; None if no comparison could be scored."""
     return calibration(tabulate(groups, rewards, [np.ones(len(group.responses)) for group in groups]))
 
 

@@ -48,7 +48,7 @@ class BestOfNCurve(Figures):
 def best_of_n(
     groups: Sequence[Group], rewards: Sequence[ArrayLike], lengths: Sequence[ArrayLike], *, bootstrap: Bootstrap
 ) -> BestOfNCurve | None:
-    """Compute curves of the model, a random pick, the longest response and an oracle; None where no prompt has two responses.
+    """Compute curves of the model, a random pick, the longest response and an oracle; None if no prompt has two responses.
 
     The gold of a response is its score, or, in groups without scores, the share of its labels that accept it. A response
     counts where it has a reward and, if there is any gold at all, gold. n runs over powers of two, and over the least
@@ -77,7 +77,7 @@ def best_of_n(
 
 
 def _gold_scores(group: Group) -> Floats:
-    """Return gold scores [K]; NaN where a response has none."""
+    """Return gold scores [K]; NaN if a response has none."""
     if group.scores:
         return np.array([math.nan if score is None else score for score in group.scores], dtype=np.float64)
     accepted = accepted_shares(group)

@@ -21,9 +21,9 @@ Ints = NDArray[np.int64]
 
 
 class Estimate(NamedTuple):
-    """A value with its confidence interval, of 95 % unless said otherwise; NaN where there is nothing to estimate from.
+    """A value with its confidence interval, of 95 % unless said otherwise; NaN if there is nothing to estimate from.
 
-    The interval is NaN where there are fewer than two prompts: one prompt does not show how prompts differ.
+    The interval is NaN if there are fewer than two prompts: one prompt does not show how prompts differ.
     """
 
     value: float
@@ -108,7 +108,7 @@ def resample(values: ArrayLike, clusters: ArrayLike, *, bootstrap: Bootstrap) ->
     paired difference of a and b. The result does not depend on the order of rows, nor on how clusters are numbered as
     long as their order stays.
 
-    Raises `ValueError` where shapes do not fit or a value is not finite.
+    Raises `ValueError` if shapes do not fit or a value is not finite.
     """
     table = np.asarray(values, dtype=np.float64)
     if table.ndim != 2 or len(table) != len(np.asarray(clusters)):
@@ -139,7 +139,7 @@ def paired_difference(
 
     `correct_a` and `correct_b` are [items], or [seeds, items] (the numbers of seeds may differ): then each item counts
     with its mean over seeds, and the interval is that of items, for these seeds. `clusters` [items] are the prompts.
-    Raises `ValueError` where the items do not fit.
+    Raises `ValueError` if the items do not fit.
     """
     sides = [np.atleast_2d(np.asarray(side, dtype=np.float64)).mean(axis=0) for side in (correct_a, correct_b)]
     if sides[0].shape != sides[1].shape:
@@ -156,7 +156,7 @@ def average_ranks(values: Floats) -> Floats:
 
 
 def pearson(left: Floats, right: Floats) -> float:
-    """Return Pearson's correlation; NaN where either side does not vary."""
+    """Return Pearson's correlation; NaN if either side does not vary."""
     if len(left) < 2 or np.ptp(left) == 0 or np.ptp(right) == 0:
         return math.nan
     a, b = left - left.mean(), right - right.mean()

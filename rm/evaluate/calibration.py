@@ -60,7 +60,7 @@ class Calibration(Figures):
 
     `temperature` is fitted on all comparisons, for use elsewhere, if temperatures lower the likelihood's loss on prompts that
     they were not fitted on; else it is 1, and the rewards stay as they are. `after` says so: prompts are halved, and either
-    half's probabilities use the temperature fitted on the other (None where a half is empty: nothing is known, and it is 1).
+    half's probabilities use the temperature fitted on the other (None if a half is empty: nothing is known, and it is 1).
     """
 
     comparisons: int
@@ -71,7 +71,7 @@ class Calibration(Figures):
 
 
 def calibration(table: Comparisons) -> Calibration | None:
-    """Compute calibration over the scored comparisons, ties and soft labels included; None where there are none."""
+    """Compute calibration over the scored comparisons, ties and soft labels included; None if there are none."""
     used = table[table.scored]
     if len(used) == 0:
         return None
@@ -89,7 +89,7 @@ def calibration(table: Comparisons) -> Calibration | None:
 
 
 def cross_fitted_gaps(table: Comparisons) -> Floats | None:
-    """Divide each gap [C] by the temperature of the other half of the prompts; None where a half is empty."""
+    """Divide each gap [C] by the temperature of the other half of the prompts; None if a half is empty."""
     half = table.half
     if half.all() or not half.any():
         return None

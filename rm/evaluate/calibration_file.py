@@ -38,7 +38,7 @@ def store_temperature(
 
     Older ones are replaced. `data` is the path of the preferences, of which the file name alone is stored; `fitted_on` describes
     the part used, and `groups` are its groups, of which a hash is stored. `output` is the name and the number of what was
-    measured, of a model with several outputs. Raises `OSError` where the directory cannot be written.
+    measured, of a model with several outputs. Raises `OSError` if the directory cannot be written.
     """
     fields: dict[str, object] = {
         "temperature": calibration.temperature.value,

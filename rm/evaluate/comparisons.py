@@ -25,9 +25,9 @@ class Comparisons:
     """
 
     probability: Floats  # [C] stated, that i is preferred; 1/2 is a tie
-    gap: Floats  # [C] r_i - r_j; NaN where either could not be scored
+    gap: Floats  # [C] r_i - r_j; NaN if either could not be scored
     length: Floats  # [C, 2] of i and j
-    gated: Floats  # [C] positive where i is the nearer or longer one, see `Relevance`; NaN where relevance is not known
+    gated: Floats  # [C] positive where i is the nearer or longer one, see `Relevance`; NaN if relevance is not known
     cluster: Ints  # [C] prompts, numbered in the order of their keys
     half: NDArray[np.bool_]  # [C] the half of the prompts that the prompt falls in, by its key
     origin: NDArray[np.object_]
@@ -74,7 +74,7 @@ def tabulate(
     """Tabulate the comparisons of all groups: edges, and each accepted response against each rejected one of its group.
 
     `rewards` and `lengths` hold an array [K] for each group, aligned with its responses. Every comparison is one row, whatever
-    its training weight. Raises `ValueError` where the arrays do not fit the groups.
+    its training weight. Raises `ValueError` if the arrays do not fit the groups.
     """
     if not len(groups) == len(rewards) == len(lengths):
         raise ValueError(f"{len(groups)} groups, {len(rewards)} arrays of rewards, {len(lengths)} of lengths")

@@ -47,7 +47,7 @@ class MarginBin(Figures):
     gap: float  # mean |r_i - r_j|
     accuracy: float
     predicted: float  # mean σ(|gap|)
-    predicted_after: float | None  # with the other half's temperature; None where it could not be fitted
+    predicted_after: float | None  # with the other half's temperature; None if it could not be fitted
 
 
 def length_correlation(

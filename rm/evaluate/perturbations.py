@@ -1,6 +1,6 @@
 """Changes to a response that should make it worse, or no better, by what is known of how reward models are misled.
 
-Each function returns the changed text, or None where there is nothing to change.
+Each function returns the changed text, or None if there is nothing to change.
 
 >>> repeated("Blue.")
 'Blue.\\n\\nBlue.'

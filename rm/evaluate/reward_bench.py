@@ -62,7 +62,7 @@ class _Item:
 
 
 def reward_bench_2(groups: Sequence[Group], rewards: Sequence[ArrayLike]) -> RewardBench2 | None:
-    """Score the groups that are RewardBench 2 items; None where none is.
+    """Score the groups that are RewardBench 2 items; None if none is.
 
     An item is a group with an item id, one of the six subset names in any case, and gold scores that are 1 for correct
     and 0 for incorrect responses, at least one of each; one of Ties has an id like `ref:3` or `tied:3`.
@@ -109,7 +109,7 @@ def ties_score(items: Sequence[tuple[str, _Item]]) -> TiesParts:
     `tied:k` has several to the same question's variant. Over the k that have both: with spread s = best - worst correct
     of tied, and margins m_t, m_r = worst correct - best incorrect of tied and ref: preferred is the share with
     m_t > s, hard the share with min(m_r, m_t) > s, margin the mean of tanh(min(m_r, m_t)/s - 1), 0 where that is
-    undefined. NaN where no k has both.
+    undefined. NaN if no k has both.
     """
     spread: dict[str, float] = {}
     gap: dict[tuple[str, str], float] = {}

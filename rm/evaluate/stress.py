@@ -35,7 +35,7 @@ _MOST_RESPONSES = 16  # of a group, whose rewards without its prompt are looked 
 _NO_PROMPT: Conversation = (("user", ""),)
 
 ScoreGroups = Callable[[Sequence[tuple[Conversation, Sequence[str]]]], Sequence[ArrayLike]]
-"""Groups → the rewards of each one's responses [K], NaN where one could not be scored."""
+"""Groups → the rewards of each one's responses [K], NaN if one could not be scored."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Stress(Figures):
     groups: int  # those that `without_prompt` rests on
 
     def test(self, name: str) -> StressTest | None:
-        """Return the test of this name; None where no response could be changed so."""
+        """Return the test of this name; None if no response could be changed so."""
         return next((test for test in self.tests if test.name == name), None)
 
 

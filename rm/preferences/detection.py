@@ -55,7 +55,7 @@ def _grade_columns(names: tuple[str, ...]) -> tuple[str, str] | None:
 def detect_format(row: PreferenceRow, columns: Mapping[str, str] | None = None) -> str:
     """Return the name of the format that a row is in, by its columns and their types.
 
-    Raises `PreferenceError` where none fits, or several do and `columns` does not decide.
+    Raises `PreferenceError` if none fits, or several do and `columns` does not decide.
     """
     columns = columns or {}
     view = add_roles(row, columns)
@@ -150,7 +150,7 @@ def _has_any(row: PreferenceRow, names: Sequence[str]) -> bool:
 def resolve_format(rows: Sequence[PreferenceRow], settings: ReadSettings) -> Format:
     """Return the format of rows, by name or from the first of `rows` that fits one.
 
-    Raises `PreferenceError` where there is none, or the settings do not go with it.
+    Raises `PreferenceError` if there is none, or the settings do not go with it.
     """
     if not rows:
         raise PreferenceError("data has no rows; expected at least one comparison")
@@ -197,7 +197,7 @@ def _settled(format: Format, rows: Sequence[PreferenceRow], settings: ReadSettin
 
 
 def _refuse_two_prompts(rows: Sequence[PreferenceRow], format: Format, settings: ReadSettings) -> None:
-    """Raise `PreferenceError` where two columns may hold the prompt and differ: taking one would be a guess."""
+    """Raise `PreferenceError` if two columns may hold the prompt and differ: taking one would be a guess."""
     if "prompt" not in format.roles or "prompt" in settings.columns:
         return
     names = [name for name in _SEPARATE if any(row.get(name) is not None for row in rows)]

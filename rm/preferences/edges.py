@@ -49,7 +49,7 @@ def vote_probability(first: float, second: float, ties: float = 0.0, *, smoothin
 
 
 def apply_gap(edge: Edge, gap: float, *, min_gap: float, gap_use: GapUse, gap_scale: float) -> Edge | None:
-    """Return `edge` with the gap between its two grades applied, or None where the gap is not significant.
+    """Return `edge` with the gap between its two grades applied, or None if the gap is not significant.
 
     A gap that is not positive or below `min_gap` is not significant: noise of the grader, not a tie. With `gap_use`,
     `gap_scale * gap` becomes the edge's weight, or the margin its rewards must keep (Touvron et al. 2023, eq. 2).
@@ -68,7 +68,7 @@ def score_edges(
 ) -> tuple[Edge, ...]:
     """Return an edge for every two grades, votes or ratings whose gap is significant (see `apply_gap`).
 
-    `scores` [K] are those of the responses, None where a response has none.
+    `scores` [K] are those of the responses, None if a response has none.
     """
     edges = []
     for i, j in combinations(range(len(scores)), 2):

@@ -56,16 +56,16 @@ class Format:
         return [" or ".join(names) for names in wanted if not any(name in row for name in names)]
 
     def takes(self, columns: Mapping[str, str]) -> bool:
-        """Tell whether every role in `columns` is one of this format."""
+        """Return whether every role in `columns` is one of this format."""
         return columns.keys() <= {*self.roles, *self.inner, *EVERYWHERE}
 
     def fits(self, row: PreferenceRow) -> bool:
-        """Tell whether a row has the columns and types of this format."""
+        """Return whether a row has the columns and types of this format."""
         return not self.missing_columns(row) and self.when(row)
 
 
 def _holds_texts(row: PreferenceRow) -> bool:
-    """Tell whether both sides are lists of texts; TRL's and OpenRLHF's lists hold messages."""
+    """Return whether both sides are lists of texts; TRL's and OpenRLHF's lists hold messages."""
     sides = [row.get("chosen"), row.get("rejected")]
     return all(isinstance(side, list) and side and isinstance(side[0], str) for side in sides)
 

@@ -47,7 +47,7 @@ class Label(NamedTuple):
 class Group:
     """One prompt, its distinct responses, and the judgements of one kind of judge.
 
-    `scores` (empty, or [K] aligned with the responses; None where one has none) are the judge's grades: the source of
+    `scores` (empty, or [K] aligned with the responses; None if one has none) are the judge's grades: the source of
     score edges, and the gold scores of best-of-n curves. `item` is the row's own id where rows of one prompt
     must stay apart: RewardBench 2 asks the same question with one and with several right answers.
     """

@@ -76,7 +76,7 @@ def unread_fields(rows: Sequence[PreferenceRow], format: Format) -> list[str]:
 def prompt_notes(groups: Sequence[Group], cut_places: Collection[int] | None, settings: ReadSettings) -> list[str]:
     """Return notes on prompts of `groups` that are transcripts read as text, and on responses that repeat the prompt.
 
-    `cut_places` are the places of the responses off which the prompt is taken; None where all are kept.
+    `cut_places` are the places of the responses off which the prompt is taken; None if all are kept.
     """
     notes = []
     quoting = sum(any(role == "user" and _MARK.search(content) for role, content in group.prompt) for group in groups)

@@ -30,7 +30,7 @@ _OPTIONS = ("vote_smoothing", "min_gap", "gap_use", "gap_scale")
 def settle_ranking(rows: Sequence[PreferenceRow], settings: ReadSettings) -> str:
     """Return the format of some first rows and how they are read, as JSON.
 
-    Raises `PreferenceError` where there is none, or its rows have one response each.
+    Raises `PreferenceError` if there is none, or its rows have one response each.
     """
     format = resolve_format(rows, settings)
     readings = [read_row(row, format, settings) for row in rows]

@@ -75,7 +75,7 @@ def read_preference_rows(rows: Iterable[PreferenceRow | str], settings: ReadSett
 
     A text in place of a row is the reason why it cannot be read. Rows read = rows used + rows rejected; `EQUAL_RESPONSES`
     counts comparisons inside rows that were used. Scores become edges after the merge, so that responses of one prompt meet
-    even where each has a row of its own. Raises `PreferenceError` where the format cannot be detected or does not go with the
+    even where each has a row of its own. Raises `PreferenceError` if the format cannot be detected or does not go with the
     settings.
     """
     rows = iter(rows)
@@ -157,7 +157,7 @@ def read_row(row: PreferenceRow | str, format: Format, settings: ReadSettings) -
 
 
 def repeating_places(groups: Sequence[Group], settings: ReadSettings) -> Collection[int] | None:
-    """Return the places of the responses off which prompts are taken; None where all are kept."""
+    """Return the places of the responses off which prompts are taken; None if all are kept."""
     if settings.repeated_prompt is not None:
         return range(sys.maxsize) if settings.repeated_prompt == "cut" else None
     count = max((len(group.responses) for group in groups), default=0)
@@ -169,7 +169,7 @@ def repeating_places(groups: Sequence[Group], settings: ReadSettings) -> Collect
 
 
 def _cut_prompt(group: Group, places: Collection[int] | None) -> Group:
-    """Return a group whose responses do not repeat the prompt. Raises `UnusableError` where nothing follows it."""
+    """Return a group whose responses do not repeat the prompt. Raises `UnusableError` if nothing follows it."""
     if places is None:
         return group
     responses = []

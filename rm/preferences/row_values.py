@@ -143,7 +143,7 @@ def extend_prompt(
 
 
 def holds_tools(value: object) -> bool:
-    """Tell whether a value is a list of tools, or that list as JSON."""
+    """Return whether a value is a list of tools, or that list as JSON."""
     tools = parse_json(value)
     return isinstance(tools, list) and bool(tools) and all(isinstance(parse_json(tool), Mapping) for tool in tools)
 

@@ -112,7 +112,7 @@ class Verdict:
 
 
 def fits(row: PreferenceRow) -> bool:
-    """Tell whether a row has two responses and columns that may judge them."""
+    """Return whether a row has two responses and columns that may judge them."""
     return bool(_pairs_of_responses([row])) and bool(_winners([row], ()))
 
 
@@ -156,7 +156,7 @@ def settle(rows: Sequence[PreferenceRow], settings: ReadSettings) -> Verdict:
 
 
 def ask_for_winner(row: PreferenceRow) -> PreferenceError | None:
-    """Return the question which column of a row judges its two responses, None where it does not have two."""
+    """Return the question which column of a row judges its two responses, None if it does not have two."""
     pairs = _pairs_of_responses([row])
     return _question(pairs[0]) if pairs else None
 
@@ -216,7 +216,7 @@ def _given(value: object) -> list[Any]:
 
 
 def _certain(rows: Sequence[PreferenceRow], sides: tuple[str, str], winner: tuple[str, ...]) -> Verdict | None:
-    """Return the one way to read a column's values, None where there is none or a doubt."""
+    """Return the one way to read a column's values, None if there is none or a doubt."""
     names = tuple(dict.fromkeys(name for row in rows for name in row))
     companions = [pair for pair in paired_columns(names).values() if pair != sides]
     for verdict in [

@@ -1,4 +1,4 @@
-"""Parts of a conversation that a chat template leaves out: found in the rendered text, counted, and told as a share."""
+"""Detects the parts of a conversation that a chat template leaves out of the rendered text, and reports their shares."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ log = logging.getLogger(__name__)
 
 
 def find_left_out(prompt: Conversation, response: str, text: str) -> set[str]:
-    """Return those of `tools` and the keys of messages of which a rendered text has nothing.
+    """Return the keys of messages, and `tools`, whose values are missing from a rendered text.
 
-    Prompt and response are looked at one by one: a template may leave reasoning out of the earlier turns alone.
+    Prompt and response are checked separately: a template may omit reasoning in earlier turns only.
     """
     left_out = set() if (tools := tools_in(prompt)) is None or _shows(map(_name_of, tools), text) else {TOOLS}
     whole = [open_messages(role, content) for role, content in prompt if role != TOOLS and content.startswith(WHOLE)]
@@ -49,7 +49,7 @@ def _name_of(tool: Mapping[str, Any]) -> str:
 
 @dataclass
 class LeftOut:
-    """The number of responses that a template has rendered, and by key of those in which it leaves something out."""
+    """Counts the responses that a template has rendered, and by key those in which it leaves something out."""
 
     responses: int = 0
     counts: Counter[str] = field(default_factory=Counter)
@@ -61,20 +61,20 @@ class LeftOut:
         self.counts.update(keys)
 
     def mute(self) -> None:
-        """Leave what is counted to the caller."""
+        """Log no warnings: the caller reports the counts."""
         self.next_warning = math.inf
 
     def warn(self) -> None:
-        """Log the shares so far, the first time that something is left out, and then after ten times as many responses."""
+        """Log the shares when something is first left out, and again after ten times as many responses."""
         if self.counts and self.responses >= self.next_warning:
             self.next_warning = 10 * self.responses
             log.warning("%s", describe_left_out(self.counts, self.responses, "responses read so far"))
 
 
 def describe_left_out(counts: Mapping[str, int], responses: int, of: str) -> str:
-    """Return the sentence for users: what the template leaves out, of how many responses."""
+    """Return a warning for users: the keys that the template leaves out, with counts."""
     parts = [f"{key} of {count:,} of {responses:,}" for key, count in sorted(counts.items())]
     return (
-        f"the chat template leaves out {', '.join(parts)} {of}: what is scored is not what is exported; take a model whose "
-        "template renders it, or leave it out of the corpus"
+        f"the chat template leaves out {', '.join(parts)} {of}: the scored text differs from the exported one; choose a model "
+        "whose template renders it, or remove it from the corpus"
     )

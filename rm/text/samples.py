@@ -1,7 +1,8 @@
-"""Tokenised samples that are longer than the model reads, and how they are cut.
+"""Truncates tokenised samples that are longer than the model's limit.
 
-Each by itself, or all responses to a prompt alike. The oldest turns of a prompt go first, then the left of the rest, then the
-end of a response. Two responses of 2 and 4 tokens to a prompt of 9, for a model that reads 10, each by itself and together:
+Samples are truncated separately, or the prompt of several responses equally. The oldest turns of a prompt are dropped first,
+then the left of the rest, then the end of a response. Two responses of 2 and 4 tokens to a prompt of 9, for a model that reads
+10 tokens, separately and together:
 
     9 + 2, 9 + 4  →  8 + 2, 6 + 4
     9 + 2, 9 + 4  →  6 + 2, 6 + 4
@@ -21,22 +22,22 @@ class Encoded(NamedTuple):
 
     ids: list[int]  # [T]
     types: list[int] | None  # [T] token type ids, for the encoders that have them
-    prompt_tokens: int  # special and template tokens count to the prompt
+    prompt_tokens: int  # including special and template tokens
     response_tokens: int
     truncated: bool
-    left_out: frozenset[str] = frozenset()  # keys of messages, and `tools`, of which the template renders nothing
+    left_out: frozenset[str] = frozenset()  # keys of messages, and `tools`, that the template does not render
     response_start: int = 0  # index of the response's first token
 
 
 class TokenizedSample(NamedTuple):
-    """A whole sample, however long, and the places of its prompt and response."""
+    """A whole sample of any length, and the positions of its prompt and response."""
 
     encoded: Encoded
     spans: Spans
 
 
 def without_oldest_turns(prompt: Conversation) -> Iterator[Conversation]:
-    """Yield shorter and shorter prompts, whole turns left out from the oldest on; tools and the system's turn stay."""
+    """Yield ever shorter prompts, each without one more of the oldest turns; tools and the system turn stay."""
     fixed = next((at for at, (role, _) in enumerate(prompt) if role not in (TOOLS, "system")), 0)
     for first in range(fixed + 1, len(prompt)):
         if prompt[first][0] != "tool":  # a result without its call
@@ -46,7 +47,7 @@ def without_oldest_turns(prompt: Conversation) -> Iterator[Conversation]:
 def fit(
     sample: TokenizedSample, shorter: Iterable[TokenizedSample | UnusableError], *, max_length: int
 ) -> Encoded | UnusableError:
-    """Return the first of the `shorter` forms of a sample that fits; the last of them cut where none does."""
+    """Return the first of the `shorter` forms of a sample that fits; if none does, the last one, truncated."""
     for form in shorter:
         if isinstance(form, UnusableError):
             continue  # a template may refuse to start with the assistant's turn; drop one turn more
@@ -63,10 +64,10 @@ def fit_together(
     *,
     max_length: int,
 ) -> list[Encoded | UnusableError]:
-    """Cut the prompt of several responses alike, so that it leaves room for the longest of them, up to half of `max_length`.
+    """Truncate the prompt of several responses equally, to leave room for the longest of them, up to half of `max_length`.
 
-    `shorter` yields the same samples with shorter prompts. A response that is longer than the room that is left is cut at its
-    end: one very long response does not take the prompt from the others.
+    `shorter` yields the same samples with shorter prompts. A response that still does not fit is cut at its end, so that one
+    very long response does not remove the prompt of the others.
     """
     forms, is_cut = samples, False
     if _excess(samples, max_length) > 0:

@@ -1,8 +1,8 @@
 """The prompt of many responses, tokenised once.
 
-A tokenizer cuts a text at its special tokens before anything else, and tokenises what is between them piece by piece. So where
-texts are the same up to a special token, and it stands within what they have in common, their tokens before it are the same,
-too, and the rest can be tokenised by itself, with that token in front. Each token is tried on a few texts before it is used.
+A tokenizer first splits a text at special tokens, and tokenises the text between them separately. So texts with a common
+beginning have the same tokens up to the last special token in it, and the rest of each text can be tokenised separately, with
+that special token in front. Each special token is tried on a few texts before it is used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _TRIED = [
 
 @dataclass(frozen=True)
 class SharedPrompts:
-    """The special tokens of a tokenizer that texts can be cut at, and what is known of them."""
+    """The special tokens of a tokenizer at which texts can be cut, with the outcome of their trials."""
 
     candidates: dict[str, int]  # text → id
     encode: Callable[[Sequence[str]], Sequence[Any]]
@@ -31,20 +31,20 @@ class SharedPrompts:
 
     @classmethod
     def of(cls, tokenizer: Any, encode: Callable[[Sequence[str]], Sequence[Any]]) -> SharedPrompts:
-        """Return those of a fast tokenizer, which `encode` calls without adding special tokens."""
+        """Return the shared prompts of a fast tokenizer, which `encode` calls without adding special tokens."""
         tokens = {number: token for number, token in tokenizer.added_tokens_decoder.items() if token.special}
         texts = [token.content for token in tokens.values()]
         candidates = {
             token.content: number
             for number, token in tokens.items()
-            # these depend on what stands before them
+            # these depend on the text before them
             if not (token.lstrip or token.single_word or token.normalized)
             and not any(token.content in text for text in texts if text != token.content)
         }
         return cls(candidates, encode)
 
     def cut(self, groups: Sequence[Sequence[str]]) -> CutTexts:
-        """Cut the texts of each group, but its first, behind the last special token that all of them have in common."""
+        """Cut the texts of each group, except the first, after the last special token of their common beginning."""
         pieces, cuts = [], []
         for texts in groups:
             place = self._place(texts) if len(texts) > 1 else None
@@ -62,7 +62,7 @@ class SharedPrompts:
         return _Place(at, self.candidates[text]) if at > 0 and self._is_cut_at(text) else None
 
     def _is_cut_at(self, token: str) -> bool:
-        """Tell whether the tokenizer tokenises what is before and behind this token apart."""
+        """Return whether the tokenizer tokenises the texts before and after this token independently."""
         if token not in self._fits:
             wholes = self.encode([left + token + right for left, right in _TRIED])
             tails = self.encode([token + right for _, right in _TRIED])
@@ -80,7 +80,7 @@ class _Place(NamedTuple):
 
 
 class CutTexts(NamedTuple):
-    """Texts in groups, and the `pieces` of them that are to be encoded."""
+    """Texts in groups, and their `pieces` to encode."""
 
     groups: Sequence[Sequence[str]]
     pieces: list[list[str]]
@@ -88,7 +88,7 @@ class CutTexts(NamedTuple):
     encode: Callable[[Sequence[str]], Sequence[Any]]
 
     def join(self, encodings: Sequence[Any]) -> list[Any]:
-        """Return the encodings of the whole texts from those of all pieces, one after the other."""
+        """Return the encodings of the whole texts, in order, from those of all pieces."""
         joined: list[Any] = []
         rest = iter(encodings)
         for texts, cut in zip(self.groups, self.cuts, strict=True):
@@ -120,7 +120,7 @@ class _Head(NamedTuple):
 
 
 class JoinedEncoding:
-    """The parts of an encoding that callers read, for a text whose beginning was encoded with another."""
+    """An encoding, with the attributes that callers read, of a text whose beginning was encoded with another text."""
 
     def __init__(self, head: _Head, tail: Any) -> None:
         self._head = head
@@ -137,7 +137,7 @@ class JoinedEncoding:
         return [*self._head.type_ids, *self._tail.type_ids]
 
     def char_to_token(self, character: int) -> int | None:
-        """Return the number of the token that covers a character; None where none does."""
+        """Return the number of the token that covers a character; None if none does."""
         head = self._head
         if character < head.characters:
             return head.encoding.char_to_token(character)  # type: ignore[no-any-return]

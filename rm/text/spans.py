@@ -1,4 +1,4 @@
-"""The places of prompt and response among the tokens of a rendered conversation."""
+"""Finds prompt and response among the tokens of a rendered conversation."""
 
 from __future__ import annotations
 
@@ -54,13 +54,15 @@ def find_response(text: str, response: str, *, after: int) -> tuple[int, int]:
 
 
 def text_in(content: str) -> str:
-    """Return the text of a turn, without what its message holds beside it."""
+    """Return the text of a turn, without its message's other keys."""
     return content if not content.startswith(WHOLE) else open_messages("", content)[0].get("content") or ""
 
 
 @lru_cache(maxsize=1)
 def _warn_rewritten() -> None:
-    log.warning("the chat template drops or rewrites part of some responses: what is scored is not what is exported")
+    log.warning(
+        "the chat template drops or rewrites part of some responses: the scored text differs from the exported one"
+    )
 
 
 def pair_spans(encoding: Any) -> Spans:

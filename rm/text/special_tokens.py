@@ -1,8 +1,8 @@
 """Special tokens spelled in prompts and responses, which the model must read as plain text.
 
-A tokenizer takes `<|im_end|>` or `[SEP]` for the token of that name wherever it stands. In a conversation only the
-template may write those. In a prompt or response they are characters like any others; otherwise a response could end
-its own turn and continue in another role.
+A tokenizer reads `<|im_end|>` or `[SEP]` anywhere in a text as the token of that name. In a conversation only the template
+may write these tokens. In a prompt or response they are ordinary characters; otherwise a response could end its own turn
+and continue in another role.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """The special tokens of one (fast) tokenizer, and an encoder that knows them by other names.
+    """The special tokens of one (fast) tokenizer, and an encoder that has other names for them.
 
     In that encoder each special token has a name that cannot be guessed, also in its vocabulary, since a Unigram model
-    finds `</s>` in plain text by itself. A template's tokens are renamed, users' text stays as it is, and one call
-    encodes both with the usual ids and joins:
+    would find `</s>` in plain text. The template's tokens are renamed, users' text is unchanged, and one call encodes both
+    with the usual ids and joins:
 
         special = SpecialTokens.of(tokenizer)
         rendered = render(special.hide(prompt), special.hide(response))   # a template puts its tokens around
@@ -38,7 +38,7 @@ class SpecialTokens:
 
     @cached_property
     def tokens(self) -> tuple[str, ...]:
-        """The tokens' texts, longest first, so that the longer one wins where two begin at one place."""
+        """The tokens' texts, longest first, so that the longer of two tokens at one position is found."""
         added = self.tokenizer.added_tokens_decoder.values()
         return tuple(sorted({token.content for token in added if token.special}, key=lambda text: (-len(text), text)))
 
@@ -51,11 +51,11 @@ class SpecialTokens:
         return re.compile("|".join(map(re.escape, self.tokens)))
 
     def appear_in(self, text: str) -> bool:
-        """Tell whether the text spells a special token; fast where it does not, which is nearly always."""
+        """Return whether the text spells a special token; fast if it does not, which is nearly always."""
         return any(start in text for start in self._beginnings) and any(token in text for token in self.tokens)
 
     def hide(self, text: str) -> str:
-        """Replace the special tokens that a user's text spells by marks."""
+        """Replace the special tokens spelled in a user's text by marks."""
         return self._any.sub(lambda match: self._mark("u", match.group()), text)
 
     def reveal(self, rendered: str) -> str:

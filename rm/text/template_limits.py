@@ -1,8 +1,8 @@
-"""Limits on chat templates, which are programs and may loop without end, or build gigabytes of text.
+"""Limits on chat templates, which are programs and may loop forever, or build gigabytes of text.
 
-Time is limited by a thread that raises an error in one that renders for too long. That cannot interrupt a single operation, so
-those that make much of little (`"a" * 10**10`, `|center(10**10)`) are checked before they run, and texts that are joined
-afterwards: none grows by more than its parts. What an ordinary template renders stays the same.
+Time is limited by a thread that raises an error in any thread that renders for too long. It cannot interrupt a single operation,
+so operations with large results (`"a" * 10**10`, `|center(10**10)`) are checked before they run, and joined texts afterwards:
+they are no larger than their parts together. The output of ordinary templates is unchanged.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rm.identity import ModelError
 
-MOST_SECS = 20.0  # of computing for one conversation
-MOST_CHARACTERS = 2**28  # of a text; an entry of a list counts for 8
-_MOST_BITS = 2**20  # of an integer
+MOST_SECS = 20.0  # computing time for one conversation
+MOST_CHARACTERS = 2**28  # in a text; an entry of a list counts as 8
+_MOST_BITS = 2**20  # in an integer
 _POLL_SECS = 0.5
 _WIDE = re.compile(
     r"%%|(%(?:\([^)]*\))?[-+ #.\d]*\d{7}|\{[^{}]*:[^{}]*\d{7})"
@@ -32,7 +32,7 @@ _WIDE = re.compile(
 
 
 class TemplateLimitError(Exception):
-    """A template call that takes too much; the message says of what."""
+    """A template call that exceeds a limit, named by the message."""
 
 
 class _Call(NamedTuple):
@@ -46,8 +46,8 @@ _watchers: list[threading.Thread] = []
 def render_chat(
     tokenizer: Any, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None, *, answer: bool = False
 ) -> str:
-    """Return what a tokenizer's chat template renders, with `answer` also what precedes one. Raises what a template raises, and
-    `ModelError` for one without bounds."""
+    """Return the text of a tokenizer's chat template, with `answer` including the beginning of an answer. Raises the template's
+    own errors, and `ModelError` if it exceeds a limit."""
     _install()
     options = {"tools": tools, "tokenize": False, "add_generation_prompt": answer}
     try:
@@ -60,8 +60,8 @@ def render_chat(
 
 
 def run_bounded(render: Callable[[], str]) -> str:
-    """Return the text that `render` returns. Raises `TemplateLimitError` where that takes too long, or a text is too large."""
-    if not (_watchers and _watchers[-1].is_alive()):  # nor does it live on after a fork
+    """Return the result of `render`. Raises `TemplateLimitError` if it takes too long, or builds too large a text."""
+    if not (_watchers and _watchers[-1].is_alive()):  # a fork ends the thread
         _watchers[:] = [threading.Thread(target=_watch, name="template-limits", daemon=True)]
         _watchers[-1].start()
     thread = threading.get_ident()
@@ -69,7 +69,7 @@ def run_bounded(render: Callable[[], str]) -> str:
     try:
         return render()
     except MemoryError as error:
-        raise TemplateLimitError("takes more memory than there is") from error
+        raise TemplateLimitError("runs out of memory") from error
     finally:
         _calls.pop(thread, None)
 
@@ -78,7 +78,7 @@ _CPU_CLOCKS = hasattr(time, "pthread_getcpuclockid")  # not on macOS
 
 
 def _watch() -> None:
-    """Raise an error in every thread whose call takes too long, again and again until it ends: a template may swallow one."""
+    """Raise an error in every thread whose call takes too long, repeatedly until it ends: a template may catch the error."""
     begun: dict[int, tuple[_Call, float]] = {}
     while True:
         time.sleep(_POLL_SECS)
@@ -109,7 +109,7 @@ def _refuse_size(size: int) -> None:
 
 
 class _Generator(CodeGenerator):
-    """Jinja's compiler, with a check of what `~` and a row of `+` give."""
+    """Jinja's compiler, with a check of the results of `~` and of chains of `+`."""
 
     def visit_Concat(self, node: Concat, frame: Frame) -> None:
         self.write("environment.check_size(")
@@ -142,7 +142,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     @staticmethod
     def check_size(value: Any) -> Any:
-        """Return what `+` or `~` have given."""
+        """Return the result of `+` or `~`, after a check of its size."""
         if isinstance(value, str | list | tuple):
             _refuse_size(_size_of(value))
         return value
@@ -163,7 +163,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def wrap_str_format(self, value: Any) -> Any:
-        """Return a method of a text with a check before it, and what the sandbox puts around it; None for what needs neither."""
+        """Return a text's method with a check before it, and the sandbox's own wrapper; None if it needs neither."""
         check = _METHODS.get(value.__name__) if isinstance(value, (MethodType, BuiltinMethodType)) else None
         if check is None:  # nor does the sandbox put anything around it
             return None
@@ -238,7 +238,7 @@ def _check_translate(text: str, table: Any = None, /) -> None:
 
 
 def _check_sum(values: Any, /, attribute: Any = None, start: Any = 0) -> None:
-    """Check a sum of lists, which copies all that it has at every step."""
+    """Check a sum of lists, which copies the result so far at every step."""
     if isinstance(start, list | tuple) and isinstance(values, list | tuple):
         _refuse_size(len(values) * sum(len(value) for value in values if isinstance(value, list | tuple)))
 

@@ -1,15 +1,15 @@
-"""Conversation → token ids: exactly what the reward model reads.
+"""Converts conversations to token ids, exactly as the reward model reads them.
 
-The tokenizer and model alone decide between three kinds of template:
+The tokenizer and model determine which of three kinds of template is used:
 
 - `chat`: the tokenizer's chat template renders the whole conversation;
 - `pair`: an encoder without a template reads the tokenizer's own pair encoding `tokenizer(prompt, response)`;
-- `plain`: `prompt + "\\n\\n" + response + eos`; where the tokenizer ends every text with eos, that is the one.
+- `plain`: `prompt + "\\n\\n" + response + eos`; a tokenizer that ends every text with eos gets no second one.
 
-In the last two, a prompt of several turns is written as `System:` / `Human:` / `Assistant:` paragraphs, and what is more than
-text is refused. A chat template gets the messages whole, and the tools; what it leaves out is reported (`rm.text.left_out`).
-Prompt and response are always tokenised jointly: tokenising them apart gives other tokens at some joins.
-Special tokens that a prompt or response spells are read as text (`rm.text.special_tokens`).
+In the last two, a prompt of several turns is written as `System:` / `Human:` / `Assistant:` paragraphs, and messages with more
+than text are refused. A chat template gets whole messages, and the tools; values that it leaves out are reported
+(`rm.text.left_out`). Prompt and response are always tokenised together: separately, some joins would have other tokens.
+Special tokens spelled in a prompt or response are read as text (`rm.text.special_tokens`).
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _UNSEEN = {"name", "tool_call_id"}  # a text is complete without them
 class Template:
     """Encodes responses to prompts for one tokenizer.
 
-    `max_length` is the effective limit in tokens; a longer conversation loses its oldest turns whole (the system turn is
-    kept), then the left of the remaining prompt, and a response too long by itself is cut at its end, the template's
-    closing tokens kept. With `too_long="reject"` nothing is cut, and `encode` raises `UnusableError("too_long")`; with
-    `truncate_group` the prompt is cut alike for all responses that are encoded together.
+    `max_length` is the effective limit in tokens. A longer conversation loses its oldest turns (not the system turn), then
+    the left of the remaining prompt; a response that alone is too long is cut at its end, before the template's closing
+    tokens. With `too_long="reject"` nothing is cut, and `encode` raises `UnusableError("too_long")`; with `truncate_group`
+    the prompt is cut equally for all responses that are encoded together.
     """
 
     tokenizer: Any
@@ -59,7 +59,7 @@ class Template:
     def render(self, prompt: Conversation, response: str) -> tuple[str, str | None]:
         """Return the text for the tokenizer, and the second text of a pair or None.
 
-        Raises `UnusableError`: `template_error`, or `no_template_for_<key>` for what alone it cannot render; `ModelError` for a
+        Raises `UnusableError`: `template_error`, or `no_template_for_<key>` if it cannot render that key; `ModelError` for a
         chat template that exceeds the limits of `rm.text.template_limits`.
         """
         if self.kind == "chat":
@@ -79,7 +79,7 @@ class Template:
             return self._apply(messages, tools)
         except ModelError:
             raise
-        except Exception as error:  # templates raise whatever their author wrote (roles must alternate, ...)
+        except Exception as error:  # a template may raise any error (roles must alternate, ...)
             for key in sorted({key for message in messages for key in message} - {"role", "content"}):
                 try:
                     self._apply([{name: value for name, value in m.items() if name != key} for m in messages], tools)
@@ -97,17 +97,17 @@ class Template:
 
     @property
     def fits_together(self) -> bool:
-        """True where the prompt of several responses is cut alike for all of them."""
+        """True if the prompt of several responses is cut equally for all of them."""
         return self.too_long == "truncate_group"
 
     @cached_property
     def left_out(self) -> LeftOut:
-        """The count of responses read so far, and of those in which the template leaves something out."""
+        """The numbers of responses read so far, and of those in which the template leaves something out."""
         return LeftOut()
 
     @cached_property
     def closes_itself(self) -> bool:
-        """True where the tokenizer ends a text of kind `plain` with eos by itself; what is read depends on that."""
+        """True if the tokenizer itself ends a text of kind `plain` with eos."""
         eos = self.tokenizer.eos_token_id
         if self.kind != "plain" or eos is None:
             return False
@@ -126,14 +126,14 @@ class Template:
         return encoded
 
     def encode_group(self, prompt: Conversation, responses: Sequence[str]) -> list[Encoded | UnusableError]:
-        """Encode every response to a prompt, by one call of the tokenizer; an error stands for each that cannot be encoded."""
+        """Encode every response to a prompt in one tokenizer call; a response that cannot be encoded gives an error instead."""
         [encoded] = self.encode_groups([(prompt, responses)])
         return encoded
 
     def encode_groups(
         self, groups: Sequence[tuple[Conversation, Sequence[str]]]
     ) -> list[list[Encoded | UnusableError]]:
-        """Encode the responses to several prompts, as `encode_group` does, all by one call, so that it may use all cores."""
+        """Encode the responses to several prompts, as `encode_group` does, in one call that can use all cores."""
         encoded = []
         for (prompt, responses), samples in zip(groups, self._tokenize(groups), strict=True):
             self.left_out.warn()
@@ -143,7 +143,7 @@ class Template:
     def _fit(
         self, prompt: Conversation, responses: Sequence[str], samples: Sequence[TokenizedSample | UnusableError]
     ) -> list[Encoded | UnusableError]:
-        """Return the samples that are short enough, the others with less of their prompt or response."""
+        """Return the samples, those that are too long with less of their prompt or response."""
 
         def shorten(some: Sequence[str]) -> Iterator[list[TokenizedSample | UnusableError]]:
             for shorter in without_oldest_turns(prompt):
@@ -166,7 +166,7 @@ class Template:
     def _tokenize(
         self, groups: Sequence[tuple[Conversation, Sequence[str]]]
     ) -> Iterator[list[TokenizedSample | UnusableError]]:
-        """Tokenize whole samples, however long, prompt by prompt; an error stands for each that the template does not render."""
+        """Tokenize whole samples, prompt by prompt; a sample that the template does not render gives an error instead."""
         rendered = [self._render_group(prompt, responses) for prompt, responses in groups]
         texts = [[text for text in group if not isinstance(text, UnusableError)] for group in rendered]
         encodings = iter(self._encode_groups(texts))
@@ -201,7 +201,7 @@ class Template:
         return SpecialTokens.of(self.tokenizer)
 
     def _render_sample(self, prompt: Conversation, response: str, *, guarded: bool) -> _RenderedText:
-        """Render a sample; a guarded one, which spells special tokens, is for the encoder that reads these as text."""
+        """Render a sample; with `guarded`, for the encoder that reads special tokens spelled in it as text."""
         if not guarded:
             return _RenderedText(*self.render(prompt, response), guarded=False)
         hide = self._special_tokens.hide
@@ -214,7 +214,7 @@ class Template:
         )
 
     def _encode_groups(self, groups: Sequence[Sequence[_RenderedText]]) -> list[Any]:
-        """Encode rendered texts in order, what those of a prompt have in common once where a special token ends it."""
+        """Encode rendered texts in order; a prompt's common beginning is encoded once if it ends with a special token."""
         if self.kind != "chat":
             return self._encode([text for group in groups for text in group])
         joined = self._shared_prompts.cut([[text.first for text in group if not text.guarded] for group in groups])
@@ -270,7 +270,7 @@ class Template:
         return TokenizedSample(encoded, spans)
 
     def _prompt_end(self, text: _RenderedText, prompt: Conversation, response: str) -> int:
-        """Return how far a rendered text is that of its prompt alone, since parts of a response may also stand in its prompt."""
+        """Return the end of the prompt in a rendered text; parts of the response may also occur in the prompt."""
         if not response.startswith(WHOLE):
             return 0  # the last place of a text is its own
         hide = self._special_tokens.hide if text.guarded else str
@@ -292,7 +292,7 @@ class _RenderedText(NamedTuple):
 
 
 def render_plain(prompt: Conversation) -> str:
-    """Render a prompt as plain text: a lone user turn as it is, several turns as paragraphs marked by speaker."""
+    """Render a prompt as plain text: a single user turn unchanged, several turns as paragraphs with their speakers."""
     if len(prompt) == 1 and prompt[0][0] == "user":
         return text_in(prompt[0][1])
     return "\n\n".join(f"{_SPEAKER[role]}: {text_in(content)}" for role, content in prompt)

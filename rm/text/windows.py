@@ -1,4 +1,4 @@
-"""The texts of a call: each distinct one once, in windows of bounded size, encoded one window ahead."""
+"""Divides the distinct texts of a call into windows of limited size, each encoded while the previous one is scored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 
 class PendingText(NamedTuple):
-    """Distinct responses to one prompt, and the positions of each: the same text may stand in many rows of a corpus."""
+    """Distinct responses to one prompt, and the positions of each: the same text may occur in many rows of a corpus."""
 
     prompt: Conversation
     responses: list[str]
@@ -25,7 +25,7 @@ class PendingText(NamedTuple):
 def deduplicate(groups: Sequence[tuple[Conversation, Sequence[str]]]) -> list[PendingText]:
     """Merge groups with equal prompts, and equal responses to a prompt, in order of first appearance.
 
-    In a corpus of one response a row, the rows of a prompt may lie anywhere; here they meet, and can share the prompt.
+    In a corpus with one response per row, the rows of a prompt may be far apart; merged, they share the prompt.
     """
     prompts: dict[Conversation, dict[str, list[CallPosition]]] = {}
     for group, (prompt, responses) in enumerate(groups):
@@ -45,8 +45,8 @@ def split_into_windows(
 ) -> Iterator[list[PendingText]]:
     """Yield windows of at most `characters` each; a prompt counts once for each response, or with `share` once a window.
 
-    A prompt with too many responses is cut between two of them, unless groups stay `whole`; a text longer than a window is a
-    window of its own. The `first` window has at most so many characters, and each after it half as many again as the one before.
+    A prompt with too many responses is divided between two of them, unless groups stay `whole`; a text longer than a window has
+    a window to itself. The `first` window has at most that number of characters, and each later one half as many again.
     """
     window: list[PendingText] = []
     size, most = 0, min(first or characters, characters)
@@ -67,7 +67,7 @@ def split_into_windows(
 
 
 def map_ahead(make: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Yield `map(make, items)`, making each result in a thread while the caller works on the one before.
+    """Yield `map(make, items)`, making each result in a thread while the caller works on the previous one.
 
     Tokenisers and kernels both release the interpreter's lock, so they run at the same time.
     """

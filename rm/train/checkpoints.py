@@ -31,7 +31,7 @@ def checkpoints_at(output_path: str) -> Path:
 def find_checkpoint(settings: TrainSettings) -> str | None:
     """Find the last checkpoint of an interrupted run with these settings; None for a fresh start.
 
-    Raises `TrainingError` where the existing checkpoints are those of other settings.
+    Raises `TrainingError` if the existing checkpoints are those of other settings.
     """
     folder = checkpoints_at(settings.output_path)
     key_file, step = folder / _SETTINGS_FILE, last_checkpoint(settings.output_path)
@@ -55,7 +55,7 @@ def last_checkpoint(output_path: str) -> int | None:
 def claim_checkpoints(settings: TrainSettings, data: Sequence[EncodedGroup], *, resumed: bool) -> None:
     """Make the folder of the checkpoints, which says of which settings and data they are; not before data and model are checked.
 
-    Raises `TrainingError` where a training would be resumed with other data.
+    Raises `TrainingError` if a training would be resumed with other data.
     """
     folder = checkpoints_at(settings.output_path)
     data_file, data_hash = folder / _DATA_FILE, hash_groups(data)

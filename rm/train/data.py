@@ -149,7 +149,7 @@ class Draws(Dataset[EncodedGroup]):
 
     @property
     def are_plain_comparisons(self) -> bool:
-        """True where all judgements are comparisons without margins: a model that guesses has a loss of ln 2 a comparison."""
+        """True if all judgements are comparisons without margins: a model that guesses has a loss of ln 2 a comparison."""
         return not any(len(group.labels) or group.edges[:, 4].any() for group in self._groups)
 
     @property

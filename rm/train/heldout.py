@@ -96,7 +96,7 @@ def stress_heldout(
     template: Template,
     predict: Predict,
 ) -> Stress | None:
-    """Run the stress tests on the held-out prompts; every rank must call it. None where there are none."""
+    """Run the stress tests on the held-out prompts; every rank must call it. None if there are none."""
     if not heldout.groups or not settings.stress_prompts:
         return None
     score = _scoring(template, predict)

@@ -127,7 +127,7 @@ class StepTotals(NamedTuple):
 
     weight: float  # of judgements
     texts: int
-    lengths: LengthSums | None  # None where one micro-batch is the step
+    lengths: LengthSums | None  # None if one micro-batch is the step
 
 
 @dataclass(frozen=True)

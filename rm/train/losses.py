@@ -29,7 +29,7 @@ def bradley_terry(
     - `weights` [E] >= 0
     - `margins` [E]: by how much r_i should exceed r_j; None is 0
 
-    Raises `ValueError` where there is no comparison at all.
+    Raises `ValueError` if there is no comparison at all.
     """
     return _mean(_edge_losses(_gaps(rewards, edges, margins), probabilities), weights)
 
@@ -49,7 +49,7 @@ def plackett_luce(
     the stage -1 are judgements by themselves (ties, votes): for them it is Bradley-Terry, as for a stage of one edge.
 
     `stages` [E]: equal numbers are one pick; their `probabilities` are 1. The weight of a stage is the sum of its
-    edges' weights. The other arguments are those of `bradley_terry`. Raises `ValueError` where there is no edge.
+    edges' weights. The other arguments are those of `bradley_terry`. Raises `ValueError` if there is no edge.
     """
     gaps = _gaps(rewards, edges, margins)
     alone = stages < 0
@@ -71,7 +71,7 @@ def accept_reject(
 
     - `labelled` [L]: indices into `rewards`; `accepted` [L] in [0, 1]; `weights` [L] >= 0
 
-    Raises `ValueError` where there is no label.
+    Raises `ValueError` if there is no label.
     """
     losses = binary_cross_entropy_with_logits(rewards[labelled] + offset, accepted, reduction="none")
     return _mean(losses, weights)

@@ -104,9 +104,9 @@ def _size_of(batch: MicroBatch) -> BatchSize:
 def refuse_steps(
     network: GroupNetwork, collator: Collator, settings: TrainSettings, worst: Sequence[EncodedGroup]
 ) -> StepMemory | None:
-    """Return what a step of the `worst` groups needs, None where that is unknown.
+    """Return what a step of the `worst` groups needs, None if that is unknown.
 
-    Raises `TrainingError` where it would not fit; it names settings that would.
+    Raises `TrainingError` if it would not fit; it names settings that would.
     """
     device = str(network.model.device)
     free = free_for_rank(device)

@@ -110,7 +110,7 @@ class Ranks:
         return values
 
     def any(self, flag: bool, device: torch.device | str) -> bool:
-        """Tell whether `flag` is set on one of the ranks."""
+        """Return whether `flag` is set on one of the ranks."""
         return flag if self.count == 1 else bool(self.most(torch.tensor(float(flag), device=device)).item())
 
     def add_up_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -141,7 +141,7 @@ class Ranks:
 
 
 def is_first_rank() -> bool:
-    """Tell whether this process reports what all ranks do alike, before it has joined them."""
+    """Return whether this process reports what all ranks do alike, before it has joined them."""
     return not _has_others() or int(os.environ.get("RANK", "0")) == 0
 
 
@@ -165,7 +165,7 @@ def _buckets(gradients: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
 
 @contextlib.contextmanager
 def _naming_lost_ranks() -> Iterator[None]:
-    """Raise `RankError` where another rank does not answer: the cause is in its output, not in this one's."""
+    """Raise `RankError` if another rank does not answer: the cause is in its output, not in this one's."""
     try:
         yield
     except RuntimeError as error:  # of gloo and NCCL; DistError is one

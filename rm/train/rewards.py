@@ -40,7 +40,7 @@ def predict(network: GroupNetwork, groups: Sequence[EncodedGroup], collator: Col
 def judgement_accuracy(rewards: Sequence[np.ndarray], groups: Sequence[EncodedGroup]) -> float:
     """Return the share of judgements that the rewards agree with: comparisons, and accepted against rejected in a group.
 
-    Equal rewards count half; ties are left out. NaN where nothing can be counted.
+    Equal rewards count half; ties are left out. NaN if nothing can be counted.
     """
     right = total = 0.0
     for values, group in zip(rewards, groups, strict=True):
@@ -60,12 +60,12 @@ def judgement_accuracy(rewards: Sequence[np.ndarray], groups: Sequence[EncodedGr
 
 
 def is_flat(rewards: np.ndarray) -> bool:
-    """Tell whether all rewards are one number up to rounding."""
+    """Return whether all rewards are one number up to rounding."""
     return bool(np.ptp(rewards) < 1e-6 * max(1.0, float(np.abs(rewards).max())))
 
 
 def refuse_collapse(rewards: Sequence[np.ndarray]) -> None:
-    """Raise `TrainingError` where rewards are not finite, or every response has the same one."""
+    """Raise `TrainingError` if rewards are not finite, or every response has the same one."""
     values = np.concatenate(rewards)
     if not np.isfinite(values).all():
         raise TrainingError("training diverged: rewards are not finite; lower train.learning_rate")

@@ -129,7 +129,7 @@ class TrainSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """The result of a training run; `heldout` is None where nothing was held out."""
+    """The result of a training run; `heldout` is None if nothing was held out."""
 
     output_path: str
     groups: int

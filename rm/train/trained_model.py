@@ -142,7 +142,7 @@ def _choose_packing(loaded: RewardModel, template: Template, *, bfloat16: bool) 
 
 
 def computes_in_bfloat16(settings: TrainSettings) -> bool:
-    """Tell whether to compute in bfloat16. Raises `TrainingError` where a GPU would emulate it."""
+    """Return whether to compute in bfloat16. Raises `TrainingError` if a GPU would emulate it."""
     native = native_bfloat16(settings.device)
     if settings.precision == "bfloat16" and settings.device == "cuda" and not native:
         raise TrainingError("train.precision is bfloat16, which this GPU only emulates; use float32 or auto")

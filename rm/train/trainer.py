@@ -164,7 +164,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         return loss.detach(), outputs.heads[:, 0].detach()
 
     def _length_totals(self, model: Any, groups: Sequence[EncodedGroup]) -> LengthSums | None:
-        """Return the sums of a step for its correlations with length; None where one micro-batch has them all.
+        """Return the sums of a step for its correlations with length; None if one micro-batch has them all.
 
         Several micro-batches, or ranks, take one forward more, without gradients, before the ones with gradients.
         """
@@ -185,7 +185,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
                 return LengthSums(self.ranks.add_up(products))
 
     def _halve(self, batch: MicroBatch) -> None:
-        """Halve the micro-batches after one that did not fit. Raises `TrainingError` where it was a single group."""
+        """Halve the micro-batches after one that did not fit. Raises `TrainingError` if it was a single group."""
         if self.args.device.type == "cuda":
             torch.cuda.empty_cache()
         if batch.groups == 1:
@@ -301,7 +301,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         return rewards
 
     def _predict(self, groups: Sequence[EncodedGroup]) -> list[np.ndarray]:
-        """Compute this rank's rewards, in smaller batches where memory runs out. Raises `TrainingError` where none fits."""
+        """Compute this rank's rewards, in smaller batches where memory runs out. Raises `TrainingError` if none fits."""
         tokens = sum(len(row.ids) for group in groups for row in group.responses)
         while True:
             try:

@@ -246,7 +246,7 @@ def test_an_error_of_a_worker_is_ours_in_the_end(bucket, stub_model, either_serv
 def test_a_worker_without_the_gpu_that_it_was_promised_ends_the_launcher(bucket, stub_model, running_service):
     config = config_of(bucket, stub_model, "gpu")
     with pytest.raises(
-        ModelLoadError, match=r"a GPU was asked for .*torch finds none: torch .* is built for"
+        ModelLoadError, match=r"a GPU was requested .*torch finds none: torch .* is built for"
     ) as raised:
         run_curation(config, running_service.flags, scorer=run.default_scorer(config))
     assert raised.value.exit_code is Exit.MODEL

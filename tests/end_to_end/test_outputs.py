@@ -203,7 +203,7 @@ def test_a_calibration_counts_for_the_output_that_it_was_measured_on(make, tmp_p
     assert (combined.temperature, combined.evaluations) == (None, {})
     assert "and the reward is another number" in caplog.text
     sure = make(NAMES, [{"best_of_n": {"min_probability": 0.6}}], reward="helpfulness", path=path)
-    with pytest.raises(ConfigError, match=r"none of these is in a calibration\.json"):
+    with pytest.raises(ConfigError, match=r"has no calibration\.json"):
         run_curation(sure, scorer=lambda plan: pytest.fail("loaded"))
     (path / "calibration.json").write_text(json.dumps({**stored, "output": "verbosity"}))
     with pytest.raises(ModelLoadError, match="has no name and number under output; run `bestkept evaluate`"):

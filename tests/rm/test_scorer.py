@@ -172,7 +172,7 @@ def test_out_of_memory_halves_the_batch_and_remembers(kind, error, request, monk
     assert_equal(scorer.score(some_groups()), expected)
     assert limit // 3 < scorer.tokens_per_batch < 2 * limit
     assert max(sizes) > limit, "the budget was never exceeded, so nothing was tested"
-    assert "out of memory: from now on at most" in caplog.text
+    assert "out of memory: from now on batches have at most" in caplog.text
     sizes.clear()
     scorer.score(some_groups())
     assert max(sizes) <= limit  # it is remembered
@@ -201,7 +201,7 @@ def test_a_row_that_breaks_the_model_is_found_and_rejected(kind, request, monkey
     assert results[-1].reasons == [None, "model_error", None]
     assert_equal(results[:-1], expected[:-1])
     assert results[-1].rewards[[0, 2]] == pytest.approx(expected[-1].rewards[[0, 2]], abs=1e-5)
-    assert f"a row of {len(broken)} tokens breaks the model (IndexError)" in caplog.text
+    assert f"the model fails on a row of {len(broken)} tokens (IndexError)" in caplog.text
     assert "row text" not in caplog.text
 
 

@@ -117,7 +117,7 @@ def test_a_budget_that_does_not_fit_is_refused_with_one_that_does(tmp_path, monk
     assert named == pytest.approx(1500, abs=2)
     assert Scorer.load(directory, tokens_per_batch=named, **SETTINGS).tokens_per_batch == named
     assert Scorer.load(directory, tokens_per_batch=None, **SETTINGS).tokens_per_batch == named
-    assert f"batches of {named} tokens, since {free} bytes are free on cpu" in caplog.text
+    assert f"batches are limited to {named} tokens: {free} bytes are free on cpu" in caplog.text
     monkeypatch.setattr("rm.scorer_memory.free_bytes", lambda device: 0)
     with pytest.raises(ModelError, match="use a larger one, or a 16-bit"):
         Scorer.load(directory, tokens_per_batch=None, **SETTINGS)

@@ -43,7 +43,10 @@ def test_a_model_that_reads_the_padding_runs_rows_of_equal_lengths(kind, dtype, 
     assert (scorer.packed, scorer.way) == (False, EQUAL_LENGTHS)
     [warning] = [record for record in caplog.records if record.name == together.log.name]
     assert warning.levelno == logging.WARNING
-    assert "only rows of equal lengths run together, which is slower: padded ones differ by" in warning.getMessage()
+    assert (
+        "only rows of equal length share a batch, which is slower: padded rows give rewards that differ by"
+        in warning.getMessage()
+    )
     alone = scored(load_scorer(directory, dtype=dtype, tokens_per_batch=1))
     rewards = scored(scorer)
     assert np.abs(rewards - alone).max() <= (1e-5 if dtype == "float32" else 0.05) * alone.std()
@@ -53,8 +56,8 @@ def test_a_trial_of_packing_that_crashes_is_no_crash(tmp_path, caplog):
     directory = save_tiny(tmp_path / "model", "roformer")
     with caplog.at_level(logging.INFO):
         scorer = load_scorer(directory)
-    assert "rows cannot run without padding: its forward does not take packed rows (IndexError)" in caplog.messages
-    assert caplog.messages[-1] == "padded rows have the rewards that rows alone have"
+    assert "computing with padding: the architecture does not support packed rows (IndexError)" in caplog.messages
+    assert caplog.messages[-1] == "padding does not change the rewards"
     assert scorer.way == PADDED
     alone = scored(load_scorer(directory, tokens_per_batch=1))
     assert np.abs(scored(scorer) - alone).max() <= 1e-5 * alone.std()
@@ -94,7 +97,8 @@ def test_rows_run_one_by_one_where_nothing_else_is_right(tmp_path, monkeypatch, 
     scorer, sizes = load_scorer(directory), []
     assert scorer.way == ONE_BY_ONE
     assert (
-        "rows run one by one, which is slow: padded ones fail (ValueError: one row at a time); rows of " in caplog.text
+        "rows are scored one by one, which is slow: padded rows fail (ValueError: one row at a time); rows of "
+        in caplog.text
     )
     scorer.on_batch = lambda work: sizes.append(work.rows)
     np.testing.assert_allclose(scored(scorer), expected, rtol=0, atol=1e-5)
@@ -108,7 +112,7 @@ def test_a_model_that_is_never_right_is_refused(tmp_path, monkeypatch):
 
     unpacked(monkeypatch, shifted)
     with pytest.raises(
-        ModelError, match="BertForSequenceClassification gives a row other rewards by itself than transf"
+        ModelError, match="BertForSequenceClassification does not give single rows the rewards of plain transf"
     ):
         load_scorer(save_encoder(tmp_path / "model"))
 
@@ -116,9 +120,7 @@ def test_a_model_that_is_never_right_is_refused(tmp_path, monkeypatch):
 def test_a_model_that_fails_on_every_row_is_refused(tmp_path):
     directory = save_tiny(tmp_path / "model", "xlnet")
     load_scorer(directory)
-    with pytest.raises(
-        ModelError, match="XLNetForSequenceClassification gives no reward to a row by itself in bfloat16"
-    ):
+    with pytest.raises(ModelError, match="XLNetForSequenceClassification cannot score a single row in bfloat16"):
         load_scorer(directory, dtype="bfloat16")  # nor does transformers alone
 
 
@@ -188,5 +190,5 @@ def test_rows_beyond_a_window_longer_than_short_rows_are_tried_or_not_padded(tmp
     caplog.clear()
     monkeypatch.setattr(together, "_LONG_FLOPS", {"cpu": 0})
     assert load_scorer(directory, max_length=400).way == EQUAL_LENGTHS
-    assert "padded ones would have to be tried beyond a window of 260 tokens" in caplog.text
+    assert "padded rows would need a check beyond a window of 260 tokens" in caplog.text
     assert load_scorer(causal, max_length=400).way == PADDED

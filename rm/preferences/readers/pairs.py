@@ -27,7 +27,7 @@ _HH_START = re.compile(r"\s*(Human|Assistant):")
 
 
 def is_hh(value: object) -> bool:
-    """Tell whether a value is text that starts as HH-RLHF's transcripts do, or is one behind a system turn."""
+    """Return whether a value is text that starts as HH-RLHF's transcripts do, or is one behind a system turn."""
     if not isinstance(value, str) or _HH_START.match(value) is not None:
         return isinstance(value, str)
     turns = turns_in(value)

@@ -146,7 +146,7 @@ def test_without_a_token_that_may_read_it_the_remedy_is_named(fetch, tmp_path):
         ended = run(ID, "copy", token=token)
         assert ended.returncode == 7
         last = ended.stderr.splitlines()[-1]
-        assert f"{ID!r} is not a local directory and could not be had from the hub" in last
+        assert f"{ID!r} is not a local directory and could not be fetched from the hub" in last
         assert "HF_TOKEN for a gated model" in last
         assert "hf_wrong" not in ended.stdout + ended.stderr
     assert not (tmp_path / "copy").exists()

@@ -43,10 +43,10 @@ def test_the_type_follows_the_device(make, monkeypatch):
 def test_a_gpu_that_was_promised_and_is_not_there_ends_the_run(make, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config = make({"device": "cuda"})
-    with pytest.raises(ModelLoadError, match=r"a GPU was asked for .*torch finds none: torch .* is built for .*driver"):
+    with pytest.raises(ModelLoadError, match=r"a GPU was requested .*torch finds none: torch .* is built for .*driver"):
         run_scoring(config, scorer=default_scorer(config))
     service = make({"dtype": "float32"}, runner={"name": "DataflowRunner", "accelerator": ACCELERATOR})
-    with pytest.raises(ModelLoadError, match="a GPU was asked for"):
+    with pytest.raises(ModelLoadError, match="a GPU was requested"):
         LoadScorer()(make_plans(service).whole)
     on_cpu = make({"device": "cpu"})
     assert run_scoring(on_cpu, scorer=default_scorer(on_cpu)).totals["scored"] == 8

@@ -116,7 +116,7 @@ _ROW = ("key_high", "key_low", "reward", "response_hash", "file", "unit", "row",
 
 def test_a_quantile_without_its_cut_is_an_error():
     rule = DropPrompts(min_best={"quantile": 0.5})
-    with pytest.raises(ValueError, match="their cut is not given"):
+    with pytest.raises(ValueError, match="needs the cut of its quantiles"):
         within_limits(candidates([(1, 1, 0.5, 0, 0, 0, 0, 0)]), rule)
 
 

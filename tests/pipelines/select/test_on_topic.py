@@ -172,5 +172,5 @@ def test_a_share_that_is_just_the_most_is_not_above_it():
 
 
 def test_an_automatic_gap_is_for_cosines():
-    with pytest.raises(InputError, match="apart for one prompt; give gap a number"):
+    with pytest.raises(InputError, match="apart for one prompt; set gap to a number"):
         Distances.of(table([0, 50, 100]), "relevance")

@@ -29,5 +29,5 @@ def test_no_steps_keep_everything():
 
 
 def test_a_step_without_a_rule_is_an_error():
-    with pytest.raises(ValueError, match="names no rule"):
+    with pytest.raises(ValueError, match="has no rule"):
         apply_steps(candidates([]), [Step.model_construct()])

@@ -99,7 +99,7 @@ def test_a_directory_without_weights_is_refused(tmp_path):
 
 def test_an_unreachable_hub_id_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    with pytest.raises(ModelError, match="could not be had from the hub"):
+    with pytest.raises(ModelError, match="could not be fetched from the hub"):
         resolve_model("nobody/no-such-model")
 
 

@@ -119,7 +119,7 @@ def test_architectures_that_are_no_list_of_names_are_passed_over(tmp_path, value
 def test_a_head_of_several_layers_is_told_as_such(tmp_path):
     directory = save_causal(tmp_path)
     rename_tensors(directory, {"score.weight": "score.0.weight"})
-    with pytest.raises(ModelError, match=r"head has layers of its own \(score\.0\.weight\)"):
+    with pytest.raises(ModelError, match=r"head has several layers \(score\.0\.weight\)"):
         load(directory)
 
 
@@ -242,7 +242,7 @@ def test_attention_that_a_short_row_changes_for_good_is_refused_beyond_its_limit
     settings = {"too_long": "truncate", "tokens_per_batch": 500, "device": "cpu"}
     for load_model in (partial(Scorer.load, dtype="float32"), DryRun.of):
         load_model(directory, max_length=44, **settings)
-        with pytest.raises(ModelError, match=r"rows may have 45; set model\.max_length to 44 or less"):
+        with pytest.raises(ModelError, match=r"rows can have 45; set model\.max_length to 44 or less"):
             load_model(directory, max_length=45, **settings)
 
 

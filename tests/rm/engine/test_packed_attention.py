@@ -353,7 +353,7 @@ def test_grouped_queries_and_scaling_by_hand(way):
 
 def test_a_mask_from_the_architecture_is_refused():
     tensor = torch.zeros(1, 1, 2, 4)
-    with pytest.raises(ValueError, match="given a mask"):
+    with pytest.raises(ValueError, match="got a mask"):
         packed_attention(
             module(causal=True), tensor, tensor, tensor, torch.ones(1), plan=AttentionPlan((Segment(0, (2,)),), CPU)
         )

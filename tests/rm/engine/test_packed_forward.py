@@ -124,7 +124,7 @@ def test_what_packing_cannot_do_is_refused_with_a_reason(name, caplog):
     before = model.config._attn_implementation
     with caplog.at_level(logging.INFO, logger="rm.engine.packed_forward"):
         assert not enable_packing(model, causal=hasattr(model, "score"), max_length=LENGTH)
-    assert caplog.messages[-1].startswith("rows cannot run without padding: ")
+    assert caplog.messages[-1].startswith("computing with padding: ")
     assert model.config._attn_implementation == before != ATTENTION_NAME
     assert model.training
     rewards = model(input_ids=torch.tensor([[5, 6, 7], [5, 6, 8]])).logits  # it still works

@@ -131,7 +131,7 @@ def test_what_has_no_head_for_text_refuses(tmp_path):
         (save_encoder, "BertForSequenceClassification is an encoder"),
         (save_causal, "have no lm_head.weight"),
     ):
-        with pytest.raises(ModelError, match=f"train.language_loss needs.*{reason}.*leave train.language_loss out"):
+        with pytest.raises(ModelError, match=f"train.language_loss needs.*{reason}.*remove train.language_loss"):
             train(run_settings(data, save(tmp_path / save.__name__), tmp_path / "out", language_loss={"weight": 1.0}))
     assert not (tmp_path / "out").exists()
     directory = save_tiny_language_model(tmp_path / "opt", "opt")

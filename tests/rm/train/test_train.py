@@ -390,7 +390,7 @@ def test_a_gpu_that_would_emulate_bfloat16_is_an_error(monkeypatch):
 def test_a_device_that_is_not_there_ends_the_training_before_anything_is_read(tmp_path, monkeypatch, device):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.raises(ModelError, match={"cuda": "a GPU was asked for .*torch finds none", "mps": "is mps"}[device]):
+    with pytest.raises(ModelError, match={"cuda": "a GPU was requested .*torch finds none", "mps": "is mps"}[device]):
         train(run_settings("nowhere.jsonl", tmp_path, tmp_path / "out", device=device))
     assert not (tmp_path / "out").exists()
 

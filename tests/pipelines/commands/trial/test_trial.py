@@ -203,7 +203,7 @@ def test_what_cannot_be_tried_is_refused(curated, student, tmp_path, bestkept, m
     (tmp_path / "one.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
     line = refused(out, file, "--student", student, "--reference", tmp_path / "one.jsonl", code=3)
     assert "has 1 prompts with a reference response, and a trial needs two or more" in line
-    assert "is no causal language model" in refused(out, file, "--student", encoder, "--quick", code=7)
+    assert "is not a causal language model" in refused(out, file, "--student", encoder, "--quick", code=7)
     line = refused(out, file, "--student", student, code=3)
     assert "and a step takes 4,096; the trial needs a larger selection, or --quick" in line
     assert not (out / "trial.json").exists()
