@@ -1,9 +1,9 @@
-"""Evaluation of a reward model from groups, rewards and lengths: numbers only, without output or models.
+"""Evaluation of a reward model from groups, rewards and lengths: pure computation, without output or models.
 
     evaluation = evaluate(groups, rewards)  # rewards: an array [K] for each group
     evaluation.accuracy.overall.model.value
 
-The only file that this package reads and writes is the one with temperature and verdict beside a model's weights.
+The only file that this package reads and writes is `calibration.json` beside a model's weights.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rm.preferences import Group
 
 @dataclass(frozen=True)
 class Evaluation(Figures):
-    """All figures of an evaluation; None if the data lack what a figure needs."""
+    """All figures of an evaluation; None for figures that the data do not allow."""
 
     groups: int
     prompts: int
@@ -62,8 +62,8 @@ def evaluate(
 
     `rewards` holds an array [K] for each group, aligned with its responses; NaN if a response could not be scored.
     `lengths` are the responses' lengths in tokens, in the same form; without them, characters are counted. Where a model
-    truncates, its token counts are cut with the text and make the length baseline weaker than it is: omit them then. `stressed`
-    is the result of `stress`, which needs a model. With `relevance`, the rule of length may be one behind a gate.
+    truncates, its token counts stop at the limit and weaken the length baseline: omit them then. `stressed` is the result of
+    `stress`, which needs a model. With `relevance`, rules of length behind a relevance gate are compared as well.
 
     Raises `ValueError` if the arrays do not fit the groups.
     """
@@ -95,7 +95,7 @@ def evaluate(
 
 
 def calibrate(groups: Sequence[Group], rewards: Sequence[ArrayLike]) -> Calibration | None:
-    """Compute the calibration alone, for `store_temperature`; None if no comparison could be scored."""
+    """Compute only the calibration, for `store_temperature`; None if no comparison could be scored."""
     return calibration(tabulate(groups, rewards, [np.ones(len(group.responses)) for group in groups]))
 
 

@@ -1,7 +1,7 @@
-"""Accuracy of rewards on judges' comparisons, always beside that of the responses' length.
+"""Accuracy of rewards on judges' comparisons, always next to that of the responses' length.
 
-The rule of length is the better one of "the longer response" and "the shorter one"; where relevance is known, the best of these
-and of "the nearer or longer one" (`rm.evaluate.comparisons.Relevance`). The choice is made by accuracy on the very comparisons
+The rule of length is the better of "the longer response" and "the shorter response"; if relevance is known, the best of these
+and of "the nearer or longer response" (`rm.evaluate.comparisons.Relevance`). It is chosen by accuracy on the same comparisons
 that the model is measured on, and the interval of the difference accounts for that choice (`Resampled.least`).
 """
 
@@ -27,18 +27,18 @@ class AccuracyRow(Figures):
     """Accuracy on the comparisons of one kind.
 
     Every comparison counts once, so a prompt with many comparisons weighs more than one with few; the intervals
-    resample prompts and so account for it. A tie (p = 1/2) says nothing about order and is left out; a soft label
-    counts as its majority; equal rewards count half, as do equal lengths.
+    resample prompts and so account for it. Ties (p = 1/2) are left out; a soft label counts as its majority; equal
+    rewards and equal lengths count half.
     """
 
     name: str
     prompts: int  # prompts with a comparison that counts
     comparisons: int  # comparisons that count
-    ties: int  # comparisons that are scored, but left out
+    ties: int  # scored comparisons that are left out
     unscored: int  # comparisons left out because a side has no reward
     model: Estimate
-    rule: str  # longer | shorter | nearer or longer: the best of them on these comparisons
-    length: Estimate  # "the one by this rule is better"
+    rule: str  # longer | shorter | nearer or longer: the best on these comparisons
+    length: Estimate  # accuracy of this rule
     difference: Estimate  # model - length, paired
     matched_comparisons: int  # length ratio 0.8 to 1.25
     matched: Estimate  # the model's accuracy on these
@@ -94,7 +94,7 @@ def _rows_by_kind(kinds: NDArray[np.object_], table: Comparisons, bootstrap: Boo
 def accuracy_row(name: str, table: Comparisons, *, bootstrap: Bootstrap, among: int = 1) -> AccuracyRow:
     """Compute accuracy on the comparisons of `table`, that of length on the same ones, and their paired difference.
 
-    Intervals are those of one row `among` several that are looked at together.
+    Intervals are those of one row `among` several that are read together.
     """
     used = table[table.scored & ~table.tied]
     model = correctness(used.gap, used.probability)
@@ -138,8 +138,8 @@ class _AgainstLength(NamedTuple):
 def _against_length(
     model: Floats, longer: Floats, gated: Floats | None, *, cluster: Ints, bootstrap: Bootstrap, among: int
 ) -> _AgainstLength:
-    """Compare correctness [C] of the model with that of the best rule: the longer response, the shorter one, or the nearer or
-    longer one where that is known."""
+    """Compare correctness [C] of the model with that of the best rule: the longer response, the shorter one, or, if relevance is
+    known, the nearer or longer one."""
     rules = {"longer": longer, "shorter": 1.0 - longer} | ({} if gated is None else {"nearer or longer": gated})
     columns = np.column_stack([model, *rules.values(), *(model - one for one in rules.values())])
     resampled = resample(columns, cluster, bootstrap=bootstrap)
@@ -155,8 +155,8 @@ def _against_length(
 def separation(groups: Sequence[Group], rewards: Sequence[ArrayLike]) -> Separation | None:
     """Compute the AUC of rewards over all labelled responses, whatever their prompt; None without labels of both kinds.
 
-    Unlike within-prompt accuracy, it requires rewards to mean the same across prompts, which Bradley-Terry training alone
-    does not teach (a constant per prompt cancels), and training with accept/reject labels does. It is the Mann-Whitney
+    Unlike within-prompt accuracy, it needs rewards that are comparable across prompts, which training with accept/reject
+    labels provides and Bradley-Terry training alone does not (a constant per prompt cancels). It is the Mann-Whitney
     statistic: `(sum of the accepted ones' ranks - A(A+1)/2) / (A R)`.
     """
     values, accepted = [], []

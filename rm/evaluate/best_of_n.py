@@ -1,4 +1,4 @@
-"""Best-of-n curves: the value of a response chosen among n, computed without sampling.
+"""Best-of-n curves: the expected value of a response chosen among n, computed without sampling.
 
 For a prompt with N graded responses, all C(N, n) ways to draw n are averaged in closed form.
 """
@@ -36,9 +36,9 @@ class BestOfNPoint(Figures):
 
 @dataclass(frozen=True)
 class BestOfNCurve(Figures):
-    """The curve, measured by gold scores, or, where the data hold none, by the reward itself.
+    """The curve, measured by gold scores, or, without gold scores, by the reward itself.
 
-    The latter only shows how far selection can raise the reward, not whether that has any value (Gao et al. 2023).
+    The latter only shows how much selection raises the reward, not whether that is of any value (Gao et al. 2023).
     """
 
     measured_by: str  # gold | reward
@@ -50,10 +50,10 @@ def best_of_n(
 ) -> BestOfNCurve | None:
     """Compute curves of the model, a random pick, the longest response and an oracle; None if no prompt has two responses.
 
-    The gold of a response is its score, or, in groups without scores, the share of its labels that accept it. A response
-    counts where it has a reward and, if there is any gold at all, gold. n runs over powers of two, and over the least
-    number of responses that any prompt has, as long as half of the prompts have n; `prompts` says how many do. All
-    curves of a point are over the same prompts.
+    The gold score of a response is its score, or, in groups without scores, the share of its labels that accept it. A
+    response counts if it has a reward and, if there are any gold scores, a gold score. n takes the powers of two, and the
+    least number of responses of any prompt, as long as half of the prompts have n responses; `prompts` is their number.
+    All curves of a point are over the same prompts.
     """
     graded = [_gold_scores(group) for group in groups]
     gold = any(np.isfinite(value).any() for value in graded)
@@ -77,7 +77,7 @@ def best_of_n(
 
 
 def _gold_scores(group: Group) -> Floats:
-    """Return gold scores [K]; NaN if a response has none."""
+    """Return gold scores [K]; NaN for a response without one."""
     if group.scores:
         return np.array([math.nan if score is None else score for score in group.scores], dtype=np.float64)
     accepted = accepted_shares(group)
@@ -119,8 +119,7 @@ def expected_best(value: ArrayLike, key: ArrayLike, *, n: int) -> float:
 def _weights(total: int, n: int) -> Floats:
     """Return `C(i-1, n-1) / C(N, n)` for i = 1..N, computed from the top down: w_N = n/N and w_(i-1) = w_i (i - n)/(i - 1).
 
-    No factorial is formed, so that N may be 10,000 and more; what underflows to 0 at the bottom is smaller than any
-    float.
+    No factorial is formed, so that N may be 10,000 and more; weights that underflow to 0 are smaller than any float.
     """
     i = np.arange(total, 1, -1)  # N .. 2
     downwards = np.concatenate([[n / total], n / total * np.cumprod(np.maximum(i - n, 0) / (i - 1))])

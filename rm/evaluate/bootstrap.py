@@ -21,9 +21,9 @@ Ints = NDArray[np.int64]
 
 
 class Estimate(NamedTuple):
-    """A value with its confidence interval, of 95 % unless said otherwise; NaN if there is nothing to estimate from.
+    """A value with its confidence interval, of 95 % unless stated otherwise; NaN without data.
 
-    The interval is NaN if there are fewer than two prompts: one prompt does not show how prompts differ.
+    The interval is NaN with fewer than two prompts: one prompt does not show how prompts differ.
     """
 
     value: float
@@ -73,11 +73,11 @@ class Resampled(NamedTuple):
     draws: Floats | None  # [resamples, S]
 
     def estimate(self, column: int, *, among: int = 1) -> Estimate:
-        """Return a column's mean with its percentile interval; `among` so many, intervals hold together at 95 % (Bonferroni)."""
+        """Return a column's mean with its percentile interval, widened to hold jointly `among` several at 95 % (Bonferroni)."""
         return Estimate(float(self.means[column]), *self._ends(column, _TAIL / among, _TAIL / among))
 
     def least(self, columns: Sequence[int], *, among: int = 1) -> Estimate:
-        """Return the least of several columns' means, with an interval that accounts for their choice by these very rows.
+        """Return the least of several columns' means, with an interval that accounts for the choice by the same rows.
 
         The least of the true means is above a bound only if each of them is: the lower end is the least of the columns' ordinary
         lower ends, and needs no correction (an intersection-union test, Berger 1982). It is below a bound if any of them is:
@@ -104,9 +104,9 @@ def resample(values: ArrayLike, clusters: ArrayLike, *, bootstrap: Bootstrap) ->
     """Return the means [S] over rows of `values` [rows, S], and those of resampled clusters.
 
     `clusters` [rows] are integers; rows of one are drawn together. A resample's mean is its sum over its number of rows
-    (the ratio estimator: clusters differ in size). All S columns see the same resamples, so the column `a - b` is the
-    paired difference of a and b. The result does not depend on the order of rows, nor on how clusters are numbered as
-    long as their order stays.
+    (the ratio estimator: clusters differ in size). All S columns have the same resamples, so the column `a - b` is the
+    paired difference of a and b. The result does not depend on the order of rows, nor on the numbers of clusters if their
+    order is the same.
 
     Raises `ValueError` if shapes do not fit or a value is not finite.
     """
@@ -138,7 +138,7 @@ def paired_difference(
     """Estimate the mean of `correct_a - correct_b` over the same items, clustered by prompt.
 
     `correct_a` and `correct_b` are [items], or [seeds, items] (the numbers of seeds may differ): then each item counts
-    with its mean over seeds, and the interval is that of items, for these seeds. `clusters` [items] are the prompts.
+    with its mean over seeds, and the interval is over items, for these seeds. `clusters` [items] are the prompts.
     Raises `ValueError` if the items do not fit.
     """
     sides = [np.atleast_2d(np.asarray(side, dtype=np.float64)).mean(axis=0) for side in (correct_a, correct_b)]
@@ -156,7 +156,7 @@ def average_ranks(values: Floats) -> Floats:
 
 
 def pearson(left: Floats, right: Floats) -> float:
-    """Return Pearson's correlation; NaN if either side does not vary."""
+    """Return Pearson's correlation; NaN if either side is constant."""
     if len(left) < 2 or np.ptp(left) == 0 or np.ptp(right) == 0:
         return math.nan
     a, b = left - left.mean(), right - right.mean()

@@ -1,7 +1,7 @@
 """Calibration: `P(i ≻ j) = σ((r_i - r_j) / T)` against the judges' stated probabilities, and the T that fits them.
 
-A reward model's scale is not tied to its accuracy: scaled by any factor it picks the same responses, but states other
-probabilities. Temperature scaling (Guo et al. 2017) corrects that with one number and changes no choice.
+The scale of rewards is independent of their accuracy: scaled by any factor they rank responses equally, but give other
+probabilities. Temperature scaling (Guo et al. 2017) corrects this with one number and changes no ranking.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from rm.evaluate.comparisons import Comparisons
 
 CALIBRATION_BINS = 15
 _WIDEST = 100.0
-"""The temperature is looked for between 1/100 and 100 times the root mean square of the reward gaps."""
+"""The temperature is searched between 1/100 and 100 times the root mean square of the reward gaps."""
 _STEPS = 60
 
 
 @dataclass(frozen=True)
 class FittedTemperature(Figures):
-    """A temperature, and whether it lies at a bound, so that only the bound keeps it finite.
+    """A temperature, and whether it is at a bound of the search.
 
-    It lies at the lower bound where rewards order all comparisons right, and at the upper one where they are no better
-    than a coin, so that 1/2 is the best probability to state.
+    It is at the lower bound if rewards order all comparisons correctly, and at the upper bound if they are no better than
+    a coin, so that 1/2 is the best probability.
     """
 
     value: float
     at_bound: bool
-    helps: bool = True  # False: 1, where none that is fitted on one half of the prompts helps on the other
+    helps: bool = True  # False: it is 1, since temperatures fitted on half of the prompts do not help on the other half
 
 
 NO_SCALING = FittedTemperature(1.0, at_bound=False, helps=False)
@@ -46,7 +46,7 @@ class Bin(Figures):
 
 @dataclass(frozen=True)
 class Fit(Figures):
-    """Distances of stated probabilities from judgements; all three are 0 at best (for judgements that are certain)."""
+    """Distances of stated probabilities from judgements; all three are 0 at best (for certain judgements)."""
 
     nll: float  # mean of -[y log p + (1 - y) log(1 - p)], in nats; log 2 = 0.693 is a coin
     brier: float  # mean of (p - y)^2; 0.25 is a coin
@@ -58,9 +58,9 @@ class Fit(Figures):
 class Calibration(Figures):
     """Calibration of the model before and after temperature scaling.
 
-    `temperature` is fitted on all comparisons, for use elsewhere, if temperatures lower the likelihood's loss on prompts that
-    they were not fitted on; else it is 1, and the rewards stay as they are. `after` says so: prompts are halved, and either
-    half's probabilities use the temperature fitted on the other (None if a half is empty: nothing is known, and it is 1).
+    `temperature` is fitted on all comparisons, for use elsewhere, if temperatures reduce the loss on prompts that they were
+    not fitted on; else it is 1, and the rewards are unchanged. `after` measures that: each half of the prompts uses the
+    temperature fitted on the other half (None if a half is empty; then the temperature is 1).
     """
 
     comparisons: int
@@ -116,10 +116,10 @@ def fit_temperature(gap: Floats, probability: Floats) -> FittedTemperature:
     """Find the T that minimises the mean NLL of `σ(gap / T)`. Raises `ValueError` without comparisons.
 
     The NLL is convex in β = 1/T; its slope `mean(gap (σ(β gap) - y))` rises with β, and its root is found by bisection
-    of log β between the bounds. Scaling all gaps scales T. Gaps that are all 0 leave T at 1: it makes no difference.
+    of log β between the bounds. Scaling all gaps scales T. If all gaps are 0, T is 1.
     """
     if len(gap) == 0:
-        raise ValueError("no comparison to fit a temperature on")
+        raise ValueError("there is no comparison to fit a temperature on")
     scale = float(np.sqrt(np.mean(gap**2)))
     if scale == 0.0:
         return FittedTemperature(1.0, at_bound=False)

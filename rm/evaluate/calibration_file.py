@@ -1,4 +1,4 @@
-"""`calibration.json` beside a model's weights: its verdict, and the temperature that turns reward gaps into probabilities.
+"""Writes `calibration.json` beside a model's weights: the verdict, and the temperature for probabilities from reward gaps.
 
 No reward depends on it, so the model's fingerprint does not include it (`rm.identity` hashes configuration, weights and
 tokenizer by name).
@@ -34,11 +34,11 @@ def store_temperature(
     groups: Sequence[Group] = (),
     stressed: Stress | None = None,
 ) -> Path:
-    """Write the fitted temperature beside the weights, whole or not at all, and a verdict with it and with stress tests.
+    """Write the fitted temperature, the verdict and the stress tests beside the weights, atomically.
 
-    Older ones are replaced. `data` is the path of the preferences, of which the file name alone is stored; `fitted_on` describes
-    the part used, and `groups` are its groups, of which a hash is stored. `output` is the name and the number of what was
-    measured, of a model with several outputs. Raises `OSError` if the directory cannot be written.
+    Older values are replaced. `data` is the path of the preferences, of which only the file name is stored; `fitted_on`
+    describes the part used, and `groups` are its groups, of which a hash is stored. `output` is the name and number of the
+    measured output of a model with several. Raises `OSError` if the directory cannot be written.
     """
     fields: dict[str, object] = {
         "temperature": calibration.temperature.value,
@@ -58,7 +58,7 @@ def store_temperature(
 
 
 def store_offset(directory: Path | str, offset: float) -> Path:
-    """Write the b of P(accepted) = sigmoid(r + b), learnt from accept/reject labels, beside the temperature."""
+    """Write b of P(accepted) = sigmoid(r + b), learnt from accept/reject labels, beside the temperature."""
     return _update(Path(directory) / FILE_NAME, {"offset": offset})
 
 
@@ -68,7 +68,7 @@ def store_centring(directory: Path | str, weight: float) -> Path:
 
 
 def _update(path: Path, fields: dict[str, object]) -> Path:
-    """Write the file with these fields beside its other ones, whole or not at all."""
+    """Write the file with these fields and its other fields, atomically."""
     try:
         others = load_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

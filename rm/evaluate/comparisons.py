@@ -1,4 +1,4 @@
-"""Groups with their rewards → one flat table of comparisons, the input of all figures but best-of-n."""
+"""Flattens groups with their rewards into a table of comparisons, the input of all figures except best-of-n."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from rm.preferences import Group
 class Comparisons:
     """C comparisons as columns. Side `i` is the response whose content hash is the smaller one.
 
-    That orientation depends neither on the winner nor on the order of responses in a file. Readers put the preferred
-    response first; with that order every stated probability would be 1, and a model that overstates all its probabilities
-    would look calibrated.
+    That orientation depends neither on the winner nor on the order of responses in a file. With the readers' order, the
+    preferred response first, every stated probability would be 1, and a model that overstates all its probabilities would
+    seem calibrated.
     """
 
     probability: Floats  # [C] stated, that i is preferred; 1/2 is a tie
     gap: Floats  # [C] r_i - r_j; NaN if either could not be scored
     length: Floats  # [C, 2] of i and j
-    gated: Floats  # [C] positive where i is the nearer or longer one, see `Relevance`; NaN if relevance is not known
+    gated: Floats  # [C] positive if i is the nearer or longer one, see `Relevance`; NaN if relevance is not known
     cluster: Ints  # [C] prompts, numbered in the order of their keys
     half: NDArray[np.bool_]  # [C] the half of the prompts that the prompt falls in, by its key
     origin: NDArray[np.object_]
@@ -58,8 +58,8 @@ def correctness(signal: Floats, probability: Floats) -> Floats:
 
 
 class Relevance(NamedTuple):
-    """The cosines of prompts and responses, and the gate that they are for the rule of length: of two responses whose cosines
-    differ by more than `gap` the nearer one is taken, else the longer one."""
+    """The cosines of prompts and responses, as a gate before the rule of length: of two responses whose cosines differ by more
+    than `gap` the nearer one is chosen, else the longer one."""
 
     cosines: Sequence[ArrayLike]  # [K] for each group
     gap: float

@@ -29,8 +29,8 @@ MARGIN_BINS = 10
 class LengthCorrelation(Figures):
     """The correlation of rewards with length.
 
-    `within_prompt`, which matters for a choice, is Spearman's rank correlation among the responses to a prompt, averaged
-    over the groups where both vary. `overall` is Pearson's over all responses, which includes differences between prompts.
+    `within_prompt`, which matters for selection, is Spearman's rank correlation among the responses to a prompt, averaged over
+    the groups in which both vary. `overall` is Pearson's over all responses, which includes differences between prompts.
     """
 
     groups: int

@@ -1,4 +1,4 @@
-"""Changes to a response that should make it worse, or no better, by what is known of how reward models are misled.
+"""Changes to a response that make it worse, or no better, and are known to mislead reward models.
 
 Each function returns the changed text, or None if there is nothing to change.
 

@@ -62,10 +62,10 @@ class _Item:
 
 
 def reward_bench_2(groups: Sequence[Group], rewards: Sequence[ArrayLike]) -> RewardBench2 | None:
-    """Score the groups that are RewardBench 2 items; None if none is.
+    """Score the groups that are RewardBench 2 items; None if there are none.
 
     An item is a group with an item id, one of the six subset names in any case, and gold scores that are 1 for correct
-    and 0 for incorrect responses, at least one of each; one of Ties has an id like `ref:3` or `tied:3`.
+    and 0 for incorrect responses, at least one of each; an item of Ties has an id like `ref:3` or `tied:3`.
     """
     subsets: dict[str, list[tuple[str, _Item]]] = {}
     for group, reward in zip(groups, rewards, strict=True):

@@ -1,7 +1,7 @@
-"""Stress tests: rewards of responses that are plainly worse, or no better, than those of the data.
+"""Stress tests: rewards of responses that are clearly worse, or no better, than those of the data.
 
-They need no labels. A model that has learnt length, form or politeness in place of what was asked may well agree with judges,
-whose preferences go with these, and fails here.
+They need no labels. A model that has learnt length, form or politeness instead of the prompt can agree with judges, whose
+preferences correlate with these, and fails here.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ CHANGES: Mapping[str, Callable[[str], str | None]] = {
     "emoji": perturbations.with_emoji,
     "plain": perturbations.without_marks,
 }
-_MOST_RESPONSES = 16  # of a group, whose rewards without its prompt are looked at
+_MOST_RESPONSES = 16  # of a group, that are scored without its prompt
 _NO_PROMPT: Conversation = (("user", ""),)
 
 ScoreGroups = Callable[[Sequence[tuple[Conversation, Sequence[str]]]], Sequence[ArrayLike]]
-"""Groups → the rewards of each one's responses [K], NaN if one could not be scored."""
+"""Groups → the rewards of each group's responses [K], NaN where one could not be scored."""
 
 
 @dataclass(frozen=True)
 class StressTest(Figures):
-    """The share of prompts in which the response as it is has the higher reward than another text; equal ones count half.
+    """The share of prompts whose unchanged response has a higher reward than another text; equal rewards count half.
 
-    `name` is `other_prompt` or `similar_prompt`, a response to those, or a change of the response (`CHANGES`).
+    `name` is `other_prompt` or `similar_prompt`, for a response to such a prompt, or a change of the response (`CHANGES`).
     """
 
     name: str
@@ -52,18 +52,18 @@ class StressTest(Figures):
 
 @dataclass(frozen=True)
 class Stress(Figures):
-    """The stress tests, and the part of the rewards that does not depend on the prompt.
+    """The stress tests, and the dependence of the rewards on the prompt.
 
-    `without_prompt` is Spearman's rank correlation, within a group, of the rewards and those of the same responses to an empty
-    prompt: 1 where the prompt does not matter at all.
+    `without_prompt` is Spearman's rank correlation, within a group, of the rewards with those of the same responses to an empty
+    prompt: 1 if the prompt does not matter at all.
     """
 
     tests: tuple[StressTest, ...]
     without_prompt: Estimate
-    groups: int  # those that `without_prompt` rests on
+    groups: int  # number of groups in `without_prompt`
 
     def test(self, name: str) -> StressTest | None:
-        """Return the test of this name; None if no response could be changed so."""
+        """Return the test of this name; None if no response could be changed in this way."""
         return next((test for test in self.tests if test.name == name), None)
 
 
@@ -77,8 +77,8 @@ def stress(
 ) -> Stress | None:
     """Run the tests on at most so many prompts, one response each; None with fewer than two prompts.
 
-    Prompts are drawn by their keys, so that the same ones are drawn whatever their order. The response is the one that judges
-    prefer. `rewards` [K] are those of each group.
+    Prompts are drawn by their keys, independently of their order. The response is the one that judges prefer. `rewards` [K]
+    are those of each group.
     """
     drawn = _draw(groups, prompts)
     if len(drawn) < 2:
@@ -99,7 +99,7 @@ def stress(
 
 
 def _draw(groups: Sequence[Group], prompts: int) -> list[int]:
-    """The first group with a plain text of each prompt, for the prompts with the least keys."""
+    """The first group with a plain text for each prompt, for the prompts with the smallest keys."""
     first: dict[bytes, int] = {}
     for index, group in enumerate(groups):
         if any(_is_plain(text) for text in group.responses):
@@ -126,7 +126,7 @@ def _preferred_response(group: Group) -> str:
 
 
 def _other_texts(place: int, own: Sequence[str], similar: Sequence[int]) -> dict[str, str]:
-    """The texts that the response of a prompt is compared with, by name; those that are equal to it are left out."""
+    """The texts that a prompt's response is compared with, by name, except texts equal to it."""
     texts: dict[str, str | None] = {OTHER_PROMPT: own[(place + 1) % len(own)]}
     texts[SIMILAR_PROMPT] = own[similar[0]] if similar else None
     texts |= {name: change(own[place]) for name, change in CHANGES.items()}
@@ -146,7 +146,7 @@ def _mean(values: Floats, bootstrap: Bootstrap) -> Estimate:
 def _without_prompt(
     groups: Sequence[Group], drawn: Sequence[int], rewards: Sequence[ArrayLike], score: ScoreGroups
 ) -> Floats:
-    """The rank correlation in each group with several responses of its rewards and those without its prompt."""
+    """The rank correlation, in each group with several responses, of its rewards with those without its prompt."""
     several = [index for index in drawn if len(groups[index].responses) > 1]
     alone = score([(_NO_PROMPT, groups[index].responses[:_MOST_RESPONSES]) for index in several])
     correlations = []

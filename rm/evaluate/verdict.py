@@ -1,4 +1,4 @@
-"""The verdict on a model: whether it is shown to order responses better than a coin, and than their length alone."""
+"""The verdict on a model: whether it orders responses significantly better than chance, and than their length alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BETTER, AS_LENGTH, AS_CHANCE, WORSE, UNKNOWN = (
 
 @dataclass(frozen=True)
 class Part(Figures):
-    """Accuracy on some comparisons, beside the better rule of length on the same ones."""
+    """Accuracy on some comparisons, and that of the better rule of length on the same comparisons."""
 
     comparisons: int
     accuracy: Estimate
@@ -34,7 +34,7 @@ class Part(Figures):
 
 @dataclass(frozen=True)
 class Verdict(Figures):
-    """The verdict, and the figures that it rests on; intervals are 95 % ones, from resampled prompts.
+    """The verdict, and its figures; intervals are 95 % intervals from resampled prompts.
 
     `verdict` is one of
 
@@ -44,7 +44,7 @@ class Verdict(Figures):
     - `worse`: below chance, or above it and below length;
     - `unknown`: fewer than six prompts have a comparison.
 
-    `length_matched` has the pairs of similar length: a model that is `better_than_length` over all and no better than chance on
+    `length_matched` is for pairs of similar length: a model that is `better_than_length` overall and no better than chance on
     these owes its lead to pairs that differ in length.
     """
 
@@ -62,7 +62,7 @@ class Verdict(Figures):
         return cls(verdict, row.prompts, whole, Part(*matched))
 
 
-_FEWEST = 6  # prompts: a coin has all of them right, or all wrong, in less than 5 % of cases from here on: 2 / 2**6
+_FEWEST = 6  # prompts: with fewer, a coin gets all right, or all wrong, in more than 5 % of cases: 2 / 2**6 is less
 
 
 def _judge(part: Part) -> str:

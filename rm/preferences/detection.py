@@ -1,4 +1,4 @@
-"""Detection of the format that rows are in, from columns and their types or by name, checked against the settings."""
+"""Detects the format of rows from columns and their types, or takes it by name, and checks it against the settings."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _IS_ID = re.compile(r"(^|_)(id|index|idx|seed|tokens?|length)$", re.IGNORECASE)
 _TREE = {"message_id", "parent_id", "role", "text"}  # OpenAssistant's messages
 _GRADES = ("score", "rating", "grade", "reward")
 _SEPARATE = ("prompt", "instruction", "question", "query", "context_messages")
-"""Prompts of which a row needs one; `input` is left out, as it may belong to an instruction."""
+"""Prompt columns of which a row needs one; `input` is not among them, as it may belong to an instruction."""
 
 
 def add_roles(row: PreferenceRow, columns: Mapping[str, str]) -> PreferenceRow:
-    """Return `row` with the columns that `columns` (role → column) names also under their roles.
+    """Return `row` with the columns named by `columns` (role → column) also under their roles.
 
-    Both sides of a pair that are conversations stored as JSON become lists of messages, and grades of both sides under any
-    usual names (`chosen-rating`, `rejected_reward`) have theirs.
+    Both sides of a pair become lists of messages if they are conversations stored as JSON, and grades of both sides with
+    common names (`chosen-rating`, `rejected_reward`) get their roles.
     """
     named = {role: row[column] for role, column in columns.items() if column in row and role not in BESIDE}
     view = {**row, **named} if named else row
@@ -41,7 +41,7 @@ def add_roles(row: PreferenceRow, columns: Mapping[str, str]) -> PreferenceRow:
 
 @lru_cache(maxsize=256)
 def _grade_columns(names: tuple[str, ...]) -> tuple[str, str] | None:
-    """Return the columns whose names say grade of the chosen and of the rejected side; the plainest of several."""
+    """Return the columns named as grades of the chosen and of the rejected side; the plainest of several."""
     spelling = {words_of(name): name for name in names}
     pairs = []
     for words, name in spelling.items():
@@ -69,7 +69,7 @@ def detect_format(row: PreferenceRow, columns: Mapping[str, str] | None = None) 
     if by_roles:
         suggestions = [f"data.format={name}" for name in by_roles]
         raise PreferenceError(
-            f"data has columns {_join_names(row)}, which fit the formats {_join_names(by_roles)}; say which is meant: "
+            f"data has columns {_join_names(row)}, which fit the formats {_join_names(by_roles)}; choose one: "
             f"{' or '.join(suggestions)}, or name the column to use in data.columns",
             suggestions,
         )
@@ -84,13 +84,13 @@ def detect_format(row: PreferenceRow, columns: Mapping[str, str] | None = None) 
     suggestions = _suggest_judgements(view)
     if suggestions:
         raise PreferenceError(
-            f"data has columns {_join_names(row)}: responses to prompts, as `bestkept run` scores them, and no known judgement "
-            f"of them; to train on them say what judges: {' or '.join(suggestions)}",
+            f"data has columns {_join_names(row)}: responses to prompts, as `bestkept run` scores them, without a known "
+            f"judgement; to train on them name the judgement: {' or '.join(suggestions)}",
             suggestions,
         )
     if row.keys() >= _TREE:
         raise PreferenceError(
-            "data has one message of a tree in a row (message_id, parent_id, role, text), and a preference is between answers to "
+            "data has one message of a tree per row (message_id, parent_id, role, text), and a preference compares answers to "
             "one message; join them into rows {prompt: the messages up to it, responses: the answers, ranking: 1 + their rank}"
         )
     if (question := ask_for_winner(row)) is not None:
@@ -102,7 +102,7 @@ def detect_format(row: PreferenceRow, columns: Mapping[str, str] | None = None) 
     corpus = "messages" in row or "conversations" in row or _has_any(row, RESPONSES)
     raise PreferenceError(
         f"data has columns {_join_names(row)}, which fit no known format ({', '.join(FORMATS)}); "
-        + ("a corpus without judgements is what `bestkept run` scores; to train, " if corpus else "")
+        + ("a corpus without judgements is input of `bestkept run`; to train, " if corpus else "")
         + "set data.format, or name the columns, for example data.columns={prompt: COLUMN, response: COLUMN, score: COLUMN}"
     )
 
@@ -113,7 +113,7 @@ def columns_setting(columns: Mapping[str, str]) -> str:
 
 
 def fitting_formats(rows: Sequence[PreferenceRow], settings: ReadSettings) -> list[str]:
-    """Return the names of all formats that the first of `rows` fits, by its columns as `settings` name them, in order."""
+    """Return the names of all formats that the first of `rows` fits, with its columns as named by `settings`, in order."""
     view = add_roles(rows[0], settings.columns)
     return [format.name for format in FORMATS.values() if format.fits(view) and format.takes(settings.columns)]
 
@@ -133,7 +133,7 @@ def _suggest_judgements(row: PreferenceRow) -> list[str]:
 
 
 def _suggest_case(row: PreferenceRow) -> str | None:
-    """Return `data.columns` for columns whose names in lower case would be recognised."""
+    """Return `data.columns` for columns whose lower-case names would be recognised."""
     spelling = {name.lower(): name for name in row}
     lower = {name: row[spelling[name]] for name in spelling}
     for format in FORMATS.values() if list(spelling) != list(row) else ():
@@ -150,7 +150,7 @@ def _has_any(row: PreferenceRow, names: Sequence[str]) -> bool:
 def resolve_format(rows: Sequence[PreferenceRow], settings: ReadSettings) -> Format:
     """Return the format of rows, by name or from the first of `rows` that fits one.
 
-    Raises `PreferenceError` if there is none, or the settings do not go with it.
+    Raises `PreferenceError` if there is none, or the settings do not fit it.
     """
     if not rows:
         raise PreferenceError("data has no rows; expected at least one comparison")
@@ -187,7 +187,7 @@ def resolve_format(rows: Sequence[PreferenceRow], settings: ReadSettings) -> For
 
 
 def _settled(format: Format, rows: Sequence[PreferenceRow], settings: ReadSettings) -> Format:
-    """Return the format of verdicts with the columns and the notation that these rows have."""
+    """Return the format of verdicts with the columns and the notation of these rows."""
     views = [add_roles(row, settings.columns) for row in rows]
     columns = settle(views, settings)
     prompt = [name for name in PROMPTS if any(name in view for view in views)][:1]
@@ -197,14 +197,14 @@ def _settled(format: Format, rows: Sequence[PreferenceRow], settings: ReadSettin
 
 
 def _refuse_two_prompts(rows: Sequence[PreferenceRow], format: Format, settings: ReadSettings) -> None:
-    """Raise `PreferenceError` if two columns may hold the prompt and differ: taking one would be a guess."""
+    """Raise `PreferenceError` if two columns may hold the prompt and differ: either would be a guess."""
     if "prompt" not in format.roles or "prompt" in settings.columns:
         return
     names = [name for name in _SEPARATE if any(row.get(name) is not None for row in rows)]
     if any(row.get(name) != row.get(names[0]) for row in rows for name in names[1:]):
         suggestions = [f"'data.columns={{prompt: {name}}}'" for name in names]
         raise PreferenceError(
-            f"data has columns {_join_names(names)}, each of which may hold the prompt, and they differ; say which is meant: "
+            f"data has columns {_join_names(names)}, each of which may hold the prompt, and they differ; choose one: "
             f"{' or '.join(suggestions)}",
             suggestions,
         )

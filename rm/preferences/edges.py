@@ -31,7 +31,7 @@ def ranking_edges(tiers: Sequence[Sequence[int]]) -> tuple[Edge, ...]:
 def choice_edges(best: int, among: int) -> tuple[Edge, ...]:
     """Return the `among - 1` edges, one stage, of a choice of `best` among `among` responses.
 
-    A choice says nothing about the order of the others.
+    A choice does not order the others.
     """
     return tuple(Edge(best, other, stage=0) for other in range(among) if other != best)
 
@@ -51,7 +51,7 @@ def vote_probability(first: float, second: float, ties: float = 0.0, *, smoothin
 def apply_gap(edge: Edge, gap: float, *, min_gap: float, gap_use: GapUse, gap_scale: float) -> Edge | None:
     """Return `edge` with the gap between its two grades applied, or None if the gap is not significant.
 
-    A gap that is not positive or below `min_gap` is not significant: noise of the grader, not a tie. With `gap_use`,
+    A gap that is not positive or is below `min_gap` is not significant: noise of the grader, not a tie. With `gap_use`,
     `gap_scale * gap` becomes the edge's weight, or the margin its rewards must keep (Touvron et al. 2023, eq. 2).
     """
     if gap <= 0 or gap < min_gap:
@@ -68,7 +68,7 @@ def score_edges(
 ) -> tuple[Edge, ...]:
     """Return an edge for every two grades, votes or ratings whose gap is significant (see `apply_gap`).
 
-    `scores` [K] are those of the responses, None if a response has none.
+    `scores` [K] are those of the responses, None for a response without one.
     """
     edges = []
     for i, j in combinations(range(len(scores)), 2):
@@ -93,8 +93,8 @@ def tiers_of(ranks: Sequence[float]) -> list[list[int]]:
 def verdict_edges(verdicts: Sequence[int], among: int) -> tuple[Edge, ...]:
     """Return the edges of verdicts on all pairs (0, 1), (0, 2), ... (n-2, n-1): 1 the first is better, 2 the second, 0 a tie.
 
-    Verdicts that agree with one ranking (with ties) give its `ranking_edges`, stages included; verdicts that contain a
-    circle stay comparisons of two.
+    Verdicts that agree with one ranking (with ties) give its `ranking_edges`, stages included; verdicts with a cycle remain
+    comparisons of two.
     """
     pairs = list(combinations(range(among), 2))
     wins = [0] * among

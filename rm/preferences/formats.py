@@ -1,7 +1,7 @@
 """The formats of preference data, in a table: the columns that identify each, who judged, and its reader.
 
-The most specific format comes first. Published data sets and pairs are identified by the columns that only they have, the
-others by roles (`prompt`, `responses`, `score`, ...), which `data.columns` can give to any column. A further format is one
+The most specific format comes first. Published data sets and pairs are identified by columns that only they have, the
+others by roles (`prompt`, `responses`, `score`, ...), which `data.columns` can assign to any column. A new format is one
 more entry, and a reader in `rm.preferences.readers` (see `row_values`).
 """
 
@@ -19,9 +19,9 @@ RequiredColumns = tuple[str | tuple[str, ...], ...]
 
 
 BESIDE = ("system", "history", "context", "tools")
-"""Roles of what stands beside the prompt and belongs to it."""
+"""Roles of columns that extend the prompt."""
 EVERYWHERE = ("source", "subset", *BESIDE)
-"""Roles that every format takes."""
+"""Roles that every format accepts."""
 
 
 def _accept_any(row: PreferenceRow) -> bool:
@@ -56,7 +56,7 @@ class Format:
         return [" or ".join(names) for names in wanted if not any(name in row for name in names)]
 
     def takes(self, columns: Mapping[str, str]) -> bool:
-        """Return whether every role in `columns` is one of this format."""
+        """Return whether this format has every role in `columns`."""
         return columns.keys() <= {*self.roles, *self.inner, *EVERYWHERE}
 
     def fits(self, row: PreferenceRow) -> bool:

@@ -1,4 +1,4 @@
-"""Groups with judgements: the one form in which preferences reach the loss and the evaluation."""
+"""Groups with judgements: the common form of preferences for the loss and the evaluation."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Edge(NamedTuple):
 
 
 class Label(NamedTuple):
-    """ "Response `response`, looked at alone, is acceptable" with probability `accepted`."""
+    """ "Response `response` is acceptable by itself" with probability `accepted`."""
 
     response: int
     accepted: float
@@ -47,9 +47,9 @@ class Label(NamedTuple):
 class Group:
     """One prompt, its distinct responses, and the judgements of one kind of judge.
 
-    `scores` (empty, or [K] aligned with the responses; None if one has none) are the judge's grades: the source of
-    score edges, and the gold scores of best-of-n curves. `item` is the row's own id where rows of one prompt
-    must stay apart: RewardBench 2 asks the same question with one and with several right answers.
+    `scores` (empty, or [K] aligned with the responses; None for one without) are the judge's grades: the source of score
+    edges, and the gold scores of best-of-n curves. `item` is the row's own id if rows of one prompt must not be merged:
+    RewardBench 2 has the same question with one and with several right answers.
     """
 
     prompt: Conversation
@@ -110,7 +110,7 @@ def collapse(group: Group) -> tuple[Group, int]:
 
     Every other judgement is kept with its new indices, and a response graded several times has the mean of its scores.
     Stages are dropped: a pick among texts of which two are equal is not a pick as in Plackett-Luce, but its edges still
-    count one by one.
+    count separately.
     """
     places: dict[str, int] = {}
     index = [places.setdefault(response, len(places)) for response in group.responses]
@@ -140,8 +140,8 @@ def collapse(group: Group) -> tuple[Group, int]:
 def merge(groups: Iterable[Group]) -> list[Group]:
     """Merge groups of one prompt, origin, source, subset and item: responses are pooled, all judgements kept.
 
-    The order is that of each prompt's first appearance. Through pooling, N comparisons cost K forwards. A response
-    graded several times has the mean of its scores. For example, (a over b) and (a over c) of one prompt become:
+    The order is that of each prompt's first appearance. After pooling, N comparisons cost K forwards. A response graded
+    several times has the mean of its scores. For example, (a over b) and (a over c) of one prompt become:
 
         Group(prompt, ("a", "b", "c"), (Edge(0, 1), Edge(0, 2)))
     """
@@ -153,7 +153,7 @@ def merge(groups: Iterable[Group]) -> list[Group]:
 
 
 def heldout_split(groups: Iterable[Group], fraction: float) -> tuple[list[Group], list[Group]]:
-    """Split groups into (train, held out) by prompt: a prompt is on one side only, and stays there as the data grow."""
+    """Split groups into (train, held out) by prompt: a prompt is on one side only, and stays there when the data grow."""
     train: list[Group] = []
     heldout: list[Group] = []
     for group in groups:

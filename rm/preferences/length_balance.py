@@ -1,7 +1,7 @@
-"""Weights under which the longer response wins as often as the shorter one, whatever the ratio of their lengths.
+"""Weights with which the longer response wins as often as the shorter one, whatever the ratio of their lengths.
 
-Judges prefer longer responses more often than not, and a model that has learnt only that has a low loss. With balanced weights it
-has that of a coin. What is compared within a bin of ratios stays as it was.
+Judges mostly prefer longer responses, and a model that has learnt only this has a low loss. With balanced weights it has the loss
+of a coin. Comparisons within a bin of ratios keep their relative weights.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from rm.conversations import count_characters
 from rm.preferences.groups import Group
 
 _BINS = 10
-_FEWEST = 20  # comparisons in a bin: with fewer, its balance is an accident
+_FEWEST = 20  # comparisons in a bin: with fewer, its balance is accidental
 _LARGEST = 5.0
-"""Largest weight of a comparison, times what it was, so that a few odd judgements do not decide."""
+"""Largest factor of a comparison's weight, so that a few odd judgements do not dominate."""
 
 
 def balance_lengths(groups: Sequence[Group]) -> list[Group]:
@@ -74,5 +74,5 @@ def _bins(used: NDArray[np.int64], size: NDArray[np.float64]) -> list[NDArray[np
 
 
 def _log_ratio(preferred: int, other: int) -> float:
-    """log(preferred / other), of the very same size whichever of two lengths is preferred."""
+    """log(preferred / other), of exactly the same size whichever of two lengths is preferred."""
     return math.copysign(math.log(max(preferred, other) / min(preferred, other)), preferred - other)

@@ -1,4 +1,4 @@
-"""Notes on how a file of preferences is read: unread texts, transcripts, prompts that are taken off responses."""
+"""Notes on the reading of a file of preferences: unread columns, transcripts, prompts removed from responses."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MARK = re.compile(r"\n\n(Human|Assistant):")
 def unread_columns(rows: Sequence[PreferenceRow], format: Format, settings: ReadSettings) -> list[str]:
     """Return notes on the columns of `rows` that hold text or lists and are not read.
 
-    One that may belong to the prompt has a note of its own, with the remedy; the others share one.
+    A column that may belong to the prompt has a separate note, with the remedy; the others share a note.
     """
     read = {*settings.columns.values(), *(settings.sides or ()), "source", "subset", "item", format.subset, format.item}
     views = [add_roles(row, settings.columns) for row in rows]
@@ -76,7 +76,7 @@ def unread_fields(rows: Sequence[PreferenceRow], format: Format) -> list[str]:
 def prompt_notes(groups: Sequence[Group], cut_places: Collection[int] | None, settings: ReadSettings) -> list[str]:
     """Return notes on prompts of `groups` that are transcripts read as text, and on responses that repeat the prompt.
 
-    `cut_places` are the places of the responses off which the prompt is taken; None if all are kept.
+    `cut_places` are the positions of the responses from which the prompt is removed; None if all are kept.
     """
     notes = []
     quoting = sum(any(role == "user" and _MARK.search(content) for role, content in group.prompt) for group in groups)
@@ -90,8 +90,8 @@ def prompt_notes(groups: Sequence[Group], cut_places: Collection[int] | None, se
         notes.append(REPEATED.format("data"))
     elif repeating := sum(any(begins_with_prompt(group.prompt, text) for text in group.responses) for group in groups):
         notes.append(
-            f"{repeating:,} of the first {len(groups):,} rows have a response that begins with the prompt; it is read as it is; "
-            "to take it off: data.repeated_prompt=cut"
+            f"{repeating:,} of the first {len(groups):,} rows have a response that begins with the prompt; it is kept; to "
+            "remove it: data.repeated_prompt=cut"
         )
     return notes
 

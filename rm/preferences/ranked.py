@@ -1,7 +1,7 @@
-"""Rows of preferences one at a time, each as a prompt with its responses from the best to the worst by the row's own judgement.
+"""Reads rows of preferences one at a time, each as a prompt with its responses from best to worst by the row's judgement.
 
-So a corpus is made of preferences: each response is scored, and its number in the row is its rank. What the first rows settle is
-one text, so that any row is read the same wherever it is read:
+With it a corpus can be made of preferences: each response is scored, and its number in the row is its rank. The settings detected
+from the first rows are one text, so that every process reads a row in the same way:
 
     settled = settle_ranking(first_rows, settings)
     prompt, responses, order = read_ranked(row, settled)
@@ -28,7 +28,7 @@ _OPTIONS = ("vote_smoothing", "min_gap", "gap_use", "gap_scale")
 
 
 def settle_ranking(rows: Sequence[PreferenceRow], settings: ReadSettings) -> str:
-    """Return the format of some first rows and how they are read, as JSON.
+    """Return the format and the settings of some first rows, as JSON.
 
     Raises `PreferenceError` if there is none, or its rows have one response each.
     """
@@ -37,8 +37,8 @@ def settle_ranking(rows: Sequence[PreferenceRow], settings: ReadSettings) -> str
     groups = [reading for reading in readings if isinstance(reading, Group)]
     if groups and all(len(group.responses) < 2 for group in groups):
         raise PreferenceError(
-            f"data has the format {format.name}, with one response a row; to score these as a corpus leave the format to be "
-            "detected, or group rows by hand into lists of responses"
+            f"data has the format {format.name}, with one response per row; to score it as a corpus remove input.format, or "
+            "group rows into lists of responses"
         )
     repeated = settings.repeated_prompt or ("cut" if repeating_places(groups, settings) else "keep")
     settled: dict[str, Any] = {"format": format.name, "columns": dict(settings.columns), "repeated_prompt": repeated}
@@ -49,8 +49,8 @@ def settle_ranking(rows: Sequence[PreferenceRow], settings: ReadSettings) -> str
 
 
 def read_ranked(row: PreferenceRow, settled: str) -> tuple[Conversation, list[str | None], list[int]]:
-    """Return the prompt of a row and its distinct responses, the best first. Raises `UnusableError`, with `tied` where the first
-    and the last are level."""
+    """Return the prompt of a row and its distinct responses, the best first. Raises `UnusableError`, with `tied` if the first
+    and the last are equally good."""
     format, settings = _reader(settled)
     group, _ = collapsed(read_row(row, format, settings), repeating_places((), settings))
     standing = _standing(group)
@@ -62,7 +62,7 @@ def read_ranked(row: PreferenceRow, settled: str) -> tuple[Conversation, list[st
 
 
 def needed_columns(settled: str) -> frozenset[str]:
-    """Return the columns without which no row can be read, under the names that they have in the data."""
+    """Return the columns that reading requires, under their names in the data."""
     format, settings = _reader(settled)
     columns = [need for need in format.needs if isinstance(need, str)]
     if isinstance(format.read, partial):

@@ -1,4 +1,4 @@
-"""Rows of preferences → groups: by a format's reader, then merged."""
+"""Reads rows of preferences into groups, with a format's reader, and merges them."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _DETECTION_ROWS = 100  # first rows, from which the format is detected
 
 
 class RowReader(Protocol):
-    """A function that reads the rows of the files at `path`, of `settings.split` alone.
+    """A function that reads the rows of the files at `path`, only those of `settings.split`.
 
-    In place of a row that cannot be read it yields the reason. Its errors name the settings of `section`, such as `data.path`.
+    For a row that cannot be read it yields the reason. Its errors name the settings of `section`, such as `data.path`.
     """
 
     def __call__(self, path: str, settings: ReadSettings, *, section: str) -> Iterable[PreferenceRow | str]: ...
@@ -47,10 +47,9 @@ def read_preferences(
     section: str = "data",
     notes: list[str] | None = None,
 ) -> tuple[list[Group], Rejections]:
-    """Read the groups of all files that `path` names to `read_rows`; see `read_preference_rows`.
+    """Read the groups of all files that `read_rows` finds at `path`; see `read_preference_rows`.
 
-    Warns of what is not read, or not as it stands (`reading_notes`), and adds that to `notes`. Raises `PreferenceError`, and
-    what `read_rows` raises.
+    Logs `reading_notes` as warnings, and adds them to `notes`. Raises `PreferenceError`, and the errors of `read_rows`.
     """
     rows = iter(read_rows(path, settings, section=section))
     first_rows = _take_first(rows)
@@ -71,11 +70,11 @@ def read_preferences(
 
 
 def read_preference_rows(rows: Iterable[PreferenceRow | str], settings: ReadSettings) -> tuple[list[Group], Rejections]:
-    """Read groups (merged by prompt, origin, source, subset and item), and count what was not used, by reason.
+    """Read groups (merged by prompt, origin, source, subset and item), and count the unused rows, by reason.
 
     A text in place of a row is the reason why it cannot be read. Rows read = rows used + rows rejected; `EQUAL_RESPONSES`
-    counts comparisons inside rows that were used. Scores become edges after the merge, so that responses of one prompt meet
-    even where each has a row of its own. Raises `PreferenceError` if the format cannot be detected or does not go with the
+    counts comparisons inside rows that were used. Scores become edges after the merge, so that responses to one prompt are
+    compared even if each has its own row. Raises `PreferenceError` if the format cannot be detected or does not fit the
     settings.
     """
     rows = iter(rows)
@@ -90,7 +89,7 @@ def read_preference_rows(rows: Iterable[PreferenceRow | str], settings: ReadSett
 
 
 def _take_first(rows: Iterator[PreferenceRow | str]) -> list[PreferenceRow | str]:
-    """Take rows up to the last of those from which the format is detected."""
+    """Take the rows from which the format is detected, and those before them."""
     taken: list[PreferenceRow | str] = []
     readable = 0
     while readable < _DETECTION_ROWS and (row := next(rows, None)) is not None:
@@ -106,10 +105,10 @@ def _readable(rows: Iterable[PreferenceRow | str]) -> list[PreferenceRow]:
 def read_unmerged(
     rows: Iterable[PreferenceRow | str], format: Format, settings: ReadSettings
 ) -> tuple[list[Group], Rejections]:
-    """Read one group from every usable row, without merging, and count what was not used, by reason.
+    """Read one group from every usable row, without merging, and count the unused rows, by reason.
 
-    A prompt that the responses of the first rows repeat is taken off them, and off those of all others; a transcript of the
-    prompt and one more turn is that turn in any row.
+    If the responses of the first rows repeat their prompts, these are removed in all rows; a response that is a transcript of
+    the prompt and one more turn is read as that turn in any row.
     """
     groups: list[Group] = []
     rejections = Rejections()
@@ -130,7 +129,7 @@ def read_unmerged(
 
 
 def reading_notes(rows: Sequence[PreferenceRow], format: Format, settings: ReadSettings) -> list[str]:
-    """Return notes on what is not read of these first rows, or not as it stands, with remedies."""
+    """Return notes on the parts of these first rows that are ignored or converted, with remedies."""
     readings = [read_row(row, format, settings) for row in rows]
     groups = [reading for reading in readings if isinstance(reading, Group)]
     unread = [*unread_columns(rows, format, settings), *unread_fields(rows, format)]
@@ -138,7 +137,7 @@ def reading_notes(rows: Sequence[PreferenceRow], format: Format, settings: ReadS
 
 
 def read_row(row: PreferenceRow | str, format: Format, settings: ReadSettings) -> Group | UnusableError:
-    """Read a row as it stands; the error says why it cannot be used."""
+    """Read a row without removing prompts; the error has the reason why it cannot be used."""
     if isinstance(row, str):
         return UnusableError(row)
     view = add_roles(row, settings.columns)
@@ -157,7 +156,7 @@ def read_row(row: PreferenceRow | str, format: Format, settings: ReadSettings) -
 
 
 def repeating_places(groups: Sequence[Group], settings: ReadSettings) -> Collection[int] | None:
-    """Return the places of the responses off which prompts are taken; None if all are kept."""
+    """Return the positions of the responses from which prompts are removed; None if all are kept."""
     if settings.repeated_prompt is not None:
         return range(sys.maxsize) if settings.repeated_prompt == "cut" else None
     count = max((len(group.responses) for group in groups), default=0)
@@ -180,7 +179,7 @@ def _cut_prompt(group: Group, places: Collection[int] | None) -> Group:
 
 
 def collapsed(reading: Group | UnusableError, places: Collection[int] | None) -> tuple[Group, int]:
-    """Return what was read with equal responses merged and prompts taken off at these places, and the comparisons dropped so.
+    """Return a group with equal responses merged and prompts removed at these positions, and the number of dropped comparisons.
 
     Raises `UnusableError`, also where a pair has equal sides.
     """

@@ -1,4 +1,4 @@
-"""Settings of reading, and checked values of a row, for the readers of all formats.
+"""Settings and checked row values for the readers of all formats.
 
 A reader is a pure function that raises `UnusableError` with a reason for a row that it cannot use:
 
@@ -34,14 +34,14 @@ from rm.preferences.groups import Edge
 PreferenceRow = Mapping[str, Any]
 
 PROMPTS = ("prompt", "instruction", "question", "query", "input", "context_messages")
-"""Columns that may hold the prompt, of which the first counts; beside `instruction`, `input` belongs to it (Alpaca)."""
+"""Columns that may hold the prompt, the first of which is used; beside `instruction`, `input` belongs to it (Alpaca)."""
 RESPONSES = ("response", "completion", "output", "answer")
 
 
 class PreferenceError(Exception):
     """Preferences that cannot be read; the message names the value, what was expected, and the remedy.
 
-    `settings` are the settings among which the user must choose, where there is a choice.
+    `settings` are the settings to choose from, if there is a choice.
     """
 
     def __init__(self, message: str, settings: Sequence[str] = ()) -> None:
@@ -53,11 +53,11 @@ class PreferenceError(Exception):
 class ReadSettings:
     """Settings of reading preferences; `pipelines.config.train.PreferencesConfig` documents the fields and holds the defaults."""
 
-    split: str | None  # of the files, where their names say of which they are
+    split: str | None  # of the files, if their names contain one
     format: str
     origin: str | None
     columns: Mapping[str, str]
-    sides: tuple[str, str] | None  # the columns of two responses, where `columns.responses` names two
+    sides: tuple[str, str] | None  # the columns of two responses, if `columns.responses` names two
     winner: Mapping[str, Sequence[object]] | None  # values of a verdict that mean `first`, `second` and `tie`
     vote_smoothing: float
     min_gap: float
@@ -112,7 +112,7 @@ def read_responses(value: object, *, after: Conversation = ()) -> tuple[str, ...
 
 
 def read_prompt(row: PreferenceRow) -> Conversation:
-    """Read the prompt of a row from the first of `PROMPTS` that it has. Raises `UnusableError`."""
+    """Read the prompt of a row from the first column of `PROMPTS` that it has. Raises `UnusableError`."""
     name = next((name for name in PROMPTS if name in row), "prompt")
     value, extra = row.get(name), row.get("input")
     if name == "instruction" and isinstance(value, str) and isinstance(extra, str) and extra.strip():
@@ -123,7 +123,7 @@ def read_prompt(row: PreferenceRow) -> Conversation:
 def extend_prompt(
     prompt: Conversation, *, system: object = None, history: object = None, context: object = None, tools: object = None
 ) -> Conversation:
-    """Return a prompt with what other columns hold of it: a system text, earlier turns, text after an empty line, and tools.
+    """Return a prompt with its parts from other columns: a system text, earlier turns, text after an empty line, and tools.
 
     A context that is a conversation is also read as earlier turns. Raises `UnusableError`.
     """
@@ -143,7 +143,7 @@ def extend_prompt(
 
 
 def holds_tools(value: object) -> bool:
-    """Return whether a value is a list of tools, or that list as JSON."""
+    """Return whether a value is a list of tools, or its JSON text."""
     tools = parse_json(value)
     return isinstance(tools, list) and bool(tools) and all(isinstance(parse_json(tool), Mapping) for tool in tools)
 
@@ -166,7 +166,7 @@ def _read_history(value: object) -> list[dict[str, Any]]:
 
 
 def read_json(text: str) -> object:
-    """Return what a text holds as JSON. Raises `UnusableError("bad_history")`."""
+    """Return the value of a JSON text. Raises `UnusableError("bad_history")`."""
     try:
         return load_json(text)
     except ValueError:

@@ -15,11 +15,11 @@ from rm.messages import open_messages
 
 _WORD = re.compile(r"\w+")
 _COMMON = 512
-"""Prompts that share a word from which on it is not looked at: it says little, and would take a pass over all of them."""
+"""Words of more prompts are ignored: they say little, and would take a pass over all of these prompts."""
 
 
 def words_of(prompt: Conversation) -> frozenset[str]:
-    """Return the words of all turns of a prompt but the system's, in lower case."""
+    """Return the words of all turns of a prompt except the system's, in lower case."""
     texts = (
         str(message.get("content") or "")
         for role, content in prompt
@@ -33,8 +33,8 @@ def similar_prompts(prompts: Sequence[Conversation], *, count: int = 1) -> list[
     """Return for each prompt the indices of the `count` most similar ones, nearest first; fewer where no more share a rare word.
 
     Similarity is the cosine of the prompts' sets of words, each word weighted by log(prompts / prompts that have it). Words of
-    more than 512 prompts count for a prompt's norm alone. A prompt that occurs again is not similar to itself. Equally similar
-    ones are in the order of their keys, so that the prompts that are returned do not depend on the order of those given.
+    more than 512 prompts count only for a prompt's norm. Repeated prompts are not similar to themselves. Equally similar prompts
+    are in the order of their keys, so that the result does not depend on the order of the input.
     """
     words = [words_of(prompt) for prompt in prompts]
     keys = [prompt_key(prompt) for prompt in prompts]
@@ -57,7 +57,7 @@ def _nearest(
     keys: Sequence[bytes],
     count: int,
 ) -> list[int]:
-    """Return the `count` prompts with the greatest cosines; of equal ones those with the least keys."""
+    """Return the `count` prompts with the greatest cosines; of equal ones those with the smallest keys."""
     used = sorted(
         (word for word in own if word in rare), key=lambda word: (weight[word], word)
     )  # sums in a fixed order

@@ -1,8 +1,8 @@
-"""Two responses and a verdict on them, as judge benchmarks and arenas have: the columns, and the values that name the winner.
+"""Two responses and a verdict on them, as in judge benchmarks and arenas: the columns, and the values that name the winner.
 
 Columns are recognised by names that differ in one mark (`response_a` and `response_b`, `output 1` and `output 2`), values by
-what they name: a mark (`A`, `model_b`, `A>B`), a column, a model beside its response, a tie. Numbers name marks only where
-they can mean nothing else; otherwise the user says what they mean.
+what they name: a mark (`A`, `model_b`, `A>B`), a column, a model beside its response, a tie. Numbers are read as marks only if
+they are unambiguous; otherwise the user must define them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _TIES = {
     *("tie bothbad", "tie both bad", "equally good", "no preference"),
 }
 _COMPARED = re.compile(r"\W*([ab12])\s*(>|<|=)+\s*([ab12])\W*")
-_LONGEST_VERDICT = 64  # characters; longer text is no verdict
+_LONGEST_VERDICT = 64  # characters; longer text is not a verdict
 
 
 @lru_cache(maxsize=4096)
@@ -57,9 +57,9 @@ def words_of(name: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=256)
 def paired_columns(names: tuple[str, ...]) -> dict[tuple[str, ...], tuple[str, str]]:
-    """Return the pairs of columns whose names differ in a mark alone, by the words of the name with `*` for the mark.
+    """Return the pairs of columns whose names differ only in a mark, by the words of the name with `*` for the mark.
 
-    Columns of which there are more than two, such as `response_1` to `response_4`, are no pair.
+    More than two such columns, as `response_1` to `response_4`, are not a pair.
     """
     slots: dict[tuple[str, ...], dict[str, str]] = {}
     for name in names:
@@ -77,10 +77,10 @@ def paired_columns(names: tuple[str, ...]) -> dict[tuple[str, ...], tuple[str, s
 
 @dataclass(frozen=True)
 class Verdict:
-    """The columns of two responses and of the verdict, and how its values are read.
+    """The columns of two responses and of the verdict, and the meaning of its values.
 
     `winner` is one column, or two or three that mark the first, the second and neither with 1. `values` are the user's;
-    without them a number names the side `number - first_number`, and a text may be what the columns `names` hold.
+    without them a number names the side `number - first_number`, and a text may be a value of the columns `names`.
     """
 
     sides: tuple[str, str]
@@ -90,7 +90,7 @@ class Verdict:
     names: tuple[str, str] | None = None
 
     def votes(self, row: PreferenceRow) -> list[int | None]:
-        """Return `FIRST`, `SECOND` or `TIE` for each verdict of a row, None for a value that is none of these."""
+        """Return `FIRST`, `SECOND` or `TIE` for each verdict of a row, None for any other value."""
         if len(self.winner) > 1:
             marked = [side for side, name in enumerate(self.winner) if row.get(name) in (1, True)]
             return [marked[0] if len(marked) == 1 else None]
@@ -117,9 +117,9 @@ def fits(row: PreferenceRow) -> bool:
 
 
 def settle(rows: Sequence[PreferenceRow], settings: ReadSettings) -> Verdict:
-    """Return the columns and the notation of the verdicts in `rows`, as the settings name them or their values tell.
+    """Return the columns and the notation of the verdicts in `rows`, from the settings or from their values.
 
-    Raises `PreferenceError` with the settings to choose from where they leave a doubt.
+    Raises `PreferenceError` with the settings to choose from if they are ambiguous.
     """
     pairs = [settings.sides] if settings.sides else _pairs_of_responses(rows)
     if len(pairs) != 1:
@@ -156,7 +156,7 @@ def settle(rows: Sequence[PreferenceRow], settings: ReadSettings) -> Verdict:
 
 
 def ask_for_winner(row: PreferenceRow) -> PreferenceError | None:
-    """Return the question which column of a row judges its two responses, None if it does not have two."""
+    """Return an error that asks for the column that judges a row's two responses; None if it does not have two."""
     pairs = _pairs_of_responses([row])
     return _question(pairs[0]) if pairs else None
 
@@ -203,7 +203,7 @@ def _winners(rows: Sequence[PreferenceRow], sides: Sequence[str]) -> list[tuple[
 
 
 def _verdicts(rows: Iterable[PreferenceRow], name: str) -> Iterator[Any]:
-    """Yield the values of a column that may be verdicts; nothing where any value cannot be one."""
+    """Yield the values of a column of verdicts; nothing if any value cannot be a verdict."""
     values = [row.get(name) for row in rows]
     flat = [item for value in values for item in _given(value)]
     if all(isinstance(item, int | float) or (isinstance(item, str) and len(item) <= _LONGEST_VERDICT) for item in flat):
@@ -211,12 +211,12 @@ def _verdicts(rows: Iterable[PreferenceRow], name: str) -> Iterator[Any]:
 
 
 def _given(value: object) -> list[Any]:
-    """Return the verdicts in a value, one or a list; null is none, and so is an empty cell of a table."""
+    """Return the verdicts in a value, one or a list; none for null or an empty cell of a table."""
     return [item for item in (value if isinstance(value, list) else [value]) if item is not None and item != ""]
 
 
 def _certain(rows: Sequence[PreferenceRow], sides: tuple[str, str], winner: tuple[str, ...]) -> Verdict | None:
-    """Return the one way to read a column's values, None if there is none or a doubt."""
+    """Return the only way to read a column's values, None if there is none or more than one."""
     names = tuple(dict.fromkeys(name for row in rows for name in row))
     companions = [pair for pair in paired_columns(names).values() if pair != sides]
     for verdict in [
@@ -260,19 +260,19 @@ def _named_side(text: str, sides: tuple[str, str]) -> int | None:
 
 
 def _canonical(value: object) -> str:
-    """Return a value of a verdict as text: 1, 1.0 and "1" are one, and so are "A" and "a"."""
+    """Return a value of a verdict as text: 1, 1.0 and "1" are equal, and so are "A" and "a"."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value).strip().casefold()
 
 
 def _columns_setting(sides: tuple[str, str], winner: str, *more: str) -> str:
-    """Return the setting that names the columns; of columns that mark the winner with 1, nothing can be named."""
+    """Return the setting that names the columns; columns that mark the winner with 1 cannot be named."""
     return f"'data.columns={{responses: [{sides[0]}, {sides[1]}], winner: {winner}}}'"
 
 
 def _doubt(rows: Sequence[PreferenceRow], sides: tuple[str, str], winner: str, *, named: bool) -> PreferenceError:
-    """Return the question what the values of a verdict mean; numbers are named, texts of rows are not."""
+    """Return an error that asks for the meaning of a verdict's values; it contains numbers, but no text from rows."""
     values = [*_verdicts(rows, winner)]
     numbers = sorted(
         {_canonical(value) for value in values} if all(not isinstance(value, str) for value in values) else ()
@@ -298,4 +298,4 @@ _WAYS = {
     ("false", "true"): ("{first: true, second: false}", "{first: false, second: true}"),
     ("1", "1.5", "2"): ("{first: 1, second: 2, tie: 1.5}", "{first: 2, second: 1, tie: 1.5}"),
 }
-"""The two usual meanings of numbers, which only the user can tell apart."""
+"""The usual meanings of numbers, between which only the user can choose."""

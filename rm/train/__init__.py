@@ -1,6 +1,6 @@
-"""Bradley-Terry training on groups: K forwards a group, then the loss of every judgement in it.
+"""Bradley-Terry training on groups: K forwards per group, then the loss of every judgement in it.
 
-Training is a `transformers.Trainer` with another loss; schedules, devices, logging and checkpoints are the Trainer's.
+Training is a `transformers.Trainer` with its own loss; schedules, devices, logging and checkpoints are the Trainer's.
 """
 
 from rm.identity import ModelError

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: when one is written, and from which one the same command resumes."""
+"""Writes and finds the checkpoints from which the same command resumes a training."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def checkpoints_at(output_path: str) -> Path:
 def find_checkpoint(settings: TrainSettings) -> str | None:
     """Find the last checkpoint of an interrupted run with these settings; None for a fresh start.
 
-    Raises `TrainingError` if the existing checkpoints are those of other settings.
+    Raises `TrainingError` if the existing checkpoints belong to other settings.
     """
     folder = checkpoints_at(settings.output_path)
     key_file, step = folder / _SETTINGS_FILE, last_checkpoint(settings.output_path)
@@ -53,7 +53,7 @@ def last_checkpoint(output_path: str) -> int | None:
 
 
 def claim_checkpoints(settings: TrainSettings, data: Sequence[EncodedGroup], *, resumed: bool) -> None:
-    """Make the folder of the checkpoints, which says of which settings and data they are; not before data and model are checked.
+    """Make the folder of the checkpoints, with a record of their settings and data; called after data and model are checked.
 
     Raises `TrainingError` if a training would be resumed with other data.
     """
@@ -62,7 +62,7 @@ def claim_checkpoints(settings: TrainSettings, data: Sequence[EncodedGroup], *, 
     if resumed:
         if data_file.is_file() and json.loads(data_file.read_text(encoding="utf-8")) != data_hash:
             raise TrainingError(
-                f"the preferences have changed since {folder} was written; restore them, remove the folder to train anew, or "
+                f"the preferences have changed since {folder} was written; restore them, remove the folder to start again, or "
                 "choose another output.path"
             )
         return
@@ -72,7 +72,7 @@ def claim_checkpoints(settings: TrainSettings, data: Sequence[EncodedGroup], *, 
 
 
 class SaveByTime(TrainerCallback):  # type: ignore[misc]
-    """Asks for a checkpoint where the last one, or the start, is `secs` ago, and the disk has room for it and for the model."""
+    """Requests a checkpoint `secs` after the last one, or the start, if the disk has room for it and for the model."""
 
     def __init__(self, trainer: GroupTrainer, secs: float) -> None:
         self._trainer, self._secs = trainer, secs
@@ -100,7 +100,7 @@ class SaveByTime(TrainerCallback):  # type: ignore[misc]
         if free < needed and not self._warned:
             log.warning(
                 "no checkpoint is written: with the model it takes %s bytes, and %s are free at %s; an interrupted training "
-                "starts anew",
+                "would start again",
                 f"{needed:,}", f"{free:,}", folder,
             )  # fmt: skip
             self._warned = True

@@ -43,7 +43,7 @@ class EncodedGroup:
 
 
 def encode_groups(groups: Sequence[Group], template: Template, rejected: Rejections) -> list[EncodedGroup | None]:
-    """Encode groups, None for those without a usable judgement; count in `rejected` what cannot be used.
+    """Encode groups, None for those without a usable judgement; count the unusable ones in `rejected`.
 
     Responses that cannot be encoded, and comparisons whose sides are equal after truncation, are not used.
     """
@@ -79,7 +79,7 @@ def _encode_group(group: Group, template: Template, rejected: Rejections) -> Enc
 
 
 def hash_groups(groups: Sequence[EncodedGroup]) -> str:
-    """Return a hash of token ids and judgements, in order: all that training reads of its data."""
+    """Return a hash of token ids and judgements, in order: everything that training reads from its data."""
     digest = hashlib.sha256()
     for group in groups:
         for part in (*(np.array(row.ids, dtype=np.int64) for row in group.responses), group.edges, group.labels):
@@ -88,17 +88,17 @@ def hash_groups(groups: Sequence[EncodedGroup]) -> str:
 
 
 def doubts_about(groups: Sequence[Group], *, steps: int) -> Iterator[str]:
-    """Yield a line on each reason why a training on these groups in so many steps may teach little."""
+    """Yield a warning for each reason why a training on these groups, with so many steps, may have little effect."""
     tied = sum(len(group.scores) > 1 and not group.edges and not group.labels for group in groups)
     if 2 * tied > len(groups):
         yield (
-            f"{tied:,} of {len(groups):,} prompts have no two grades that differ (by data.min_gap), and teach nothing; take "
-            "finer grades, or more responses a prompt"
+            f"{tied:,} of {len(groups):,} prompts have no two grades that differ (by data.min_gap), and have no effect; use "
+            "finer grades, or more responses per prompt"
         )
     if steps < _FEW_STEPS:
         yield (
-            f"the training has {steps} optimiser steps, and with fewer than about {_FEW_STEPS} a model hardly moves; raise "
-            "train.epochs, lower train.groups_per_batch, or give more data"
+            f"the training has {steps} optimiser steps, and with fewer than about {_FEW_STEPS} a model hardly changes; raise "
+            "train.epochs, lower train.groups_per_batch, or use more data"
         )
 
 
@@ -113,7 +113,7 @@ _EMPTY = Encoded([], None, 0, 0, False)
 
 
 class Foreign(Protocol):
-    """Joins responses to other prompts to a part of a group: `rm.train.foreign.ForeignResponses.join`."""
+    """Adds responses to other prompts to a part of a group: `rm.train.foreign.ForeignResponses.join`."""
 
     def __call__(self, group: EncodedGroup, index: int, *, epoch: int, part: int) -> EncodedGroup: ...
 
@@ -121,8 +121,8 @@ class Foreign(Protocol):
 class Draws(Dataset[EncodedGroup]):
     """The draws of an epoch: groups, those of more than `responses_per_group` cut at random into draws of about equal size.
 
-    Every response is seen once an epoch, whatever the size of its group. The cut depends on seed, epoch and group alone,
-    so a resumed run draws what an uninterrupted one draws.
+    Every response is seen once per epoch, whatever the size of its group. The cut depends only on seed, epoch and group,
+    so a resumed run has the same draws as an uninterrupted one.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Draws(Dataset[EncodedGroup]):
 
     @property
     def are_plain_comparisons(self) -> bool:
-        """True if all judgements are comparisons without margins: a model that guesses has a loss of ln 2 a comparison."""
+        """True if all judgements are comparisons without margins: a model that guesses has a loss of ln 2 per comparison."""
         return not any(len(group.labels) or group.edges[:, 4].any() for group in self._groups)
 
     @property
@@ -213,10 +213,10 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Collator:
-    """Groups → micro-batches under a token budget, which together give the loss of their optimiser step.
+    """Makes micro-batches of groups within a token budget, which together give the loss of their optimiser step.
 
-    Rows are sorted by length inside a step only. Batches of similar length across steps would save more padding, but
-    would tie the steps to length, the very thing that a reward model must not learn.
+    Rows are sorted by length only inside a step. Batches of similar length across steps would save more padding, but would
+    make steps depend on length, which a reward model must not learn.
     """
 
     packed: bool
@@ -225,7 +225,7 @@ class Collator:
     first_position: int
     tokens_per_batch: int
     picks: bool  # weigh stages, not edges
-    texts: bool = False  # preferred responses are learnt as text, too
+    texts: bool = False  # preferred responses are also learnt as text
 
     def micro_batches(self, groups: Sequence[EncodedGroup]) -> list[MicroBatch]:
         """Return whole groups as micro-batches, those with the longest rows first."""
@@ -332,7 +332,7 @@ def _pad_rows(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
 
 
 def _learnt(group: EncodedGroup) -> list[int]:
-    """Return the responses whose text is learnt; to beat responses to other prompts is no merit."""
+    """Return the responses whose text is learnt; wins against responses to other prompts do not count."""
     own = np.array(group.members) >= 0
     edges = group.edges[own[group.edges[:, :2].astype(int)].all(axis=1)]
     return preferred(group.responses, edges, group.labels)

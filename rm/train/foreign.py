@@ -1,7 +1,7 @@
-"""Responses to other prompts, which join a group in training as losers against its own ones.
+"""Responses to other prompts, added to a group in training as losers against its own responses.
 
-What separates chosen from rejected responses is often length and form, and a model that learns these need not read the prompt. A
-response to another prompt is as long and as well formed, and no answer (Liu et al. 2025, "RRM", arXiv 2409.13156).
+Chosen and rejected responses often differ in length and form, and a model that learns these can ignore the prompt. A response to
+another prompt is as long and as well formed, but not an answer (Liu et al. 2025, "RRM", arXiv 2409.13156).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rm.preferences.similar import similar_prompts
 from rm.text.templates import Template
 from rm.train.data import EncodedGroup, term_shares
 
-_SIMILAR = 8  # prompts that a prompt's similar ones are drawn from
+_SIMILAR = 8  # most similar prompts to draw from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +33,10 @@ class ForeignSettings:
 
 
 class ForeignResponses:
-    """Draws responses to other prompts for groups, anew in each epoch.
+    """Draws responses to other prompts for groups, different ones in each epoch.
 
-    `groups` are those that are trained on, and `encoded` the same ones encoded: only responses that are used there are drawn. A
-    draw depends on seed, epoch, group and part alone.
+    `groups` are the training groups, and `encoded` the same groups encoded: only responses that are used there are drawn. A draw
+    depends only on seed, epoch, group and part.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class ForeignResponses:
         self._similar = similar_prompts(prompts, count=_SIMILAR) if settings.similar else [[] for _ in prompts]
 
     def join(self, group: EncodedGroup, index: int, *, epoch: int, part: int) -> EncodedGroup:
-        """Return `group`, a part of the one at `index`, with foreign responses behind its own ones.
+        """Return `group`, a part of the group at `index`, with foreign responses after its own.
 
-        Each own response beats each foreign one. The comparisons with foreign ones together weigh `settings.weight` times as much
-        as the group's own, and the group as a whole as much as it would alone.
+        Each own response beats each foreign one. The comparisons with foreign responses together have `settings.weight` times
+        the weight of the group's own, and the weight of the whole group is unchanged.
         """
         rng = np.random.default_rng((self._seed, epoch, index, part))
         texts = [self._draw(index, rng) for _ in range(self._settings.per_group)] if self._several else []
@@ -92,8 +92,8 @@ class ForeignResponses:
         return self._groups[other].responses[members[rng.integers(len(members))]]
 
     def _balance(self, group: EncodedGroup, added: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the edges [E, 6] of both kinds, and the labels [L, 3], weighted so that `Collator`, which divides them by the
-        number of terms, makes of the group's own ones 1 / (1 + weight) of what they were, and of the foreign ones the rest.
+        """Return the edges [E, 6] of both kinds, and the labels [L, 3], weighted for `Collator`, which divides by the number of
+        terms, so that the group's own have 1 / (1 + weight) of their original weight, and the foreign ones the rest.
         """
         edges, labels, own = np.concatenate([group.edges, added]), group.labels.copy(), len(group.edges)
         shares = term_shares(edges[:, 5]) if self._picks else np.full(len(edges), 1 / len(edges))

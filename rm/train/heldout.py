@@ -27,7 +27,7 @@ from rm.train.data import EncodedGroup, encode_groups, spread_rewards
 from rm.train.settings import TrainSettings
 
 Predict = Callable[[Sequence[EncodedGroup]], list[np.ndarray]]
-"""Groups → their rewards [K] by the model as it is; every rank computes a part of them."""
+"""Groups → their rewards [K] by the current model; every rank computes a part of them."""
 
 
 @dataclass
@@ -60,7 +60,7 @@ def describe_saved(
     *,
     stressed: Stress | None,
 ) -> Evaluation | None:
-    """Store what belongs to the model beside its weights; return what its held-out rewards come to."""
+    """Store temperature, verdict and offset beside the model's weights; return the evaluation of its held-out rewards."""
     if offset is not None:
         store_offset(settings.output_path, offset)
     if settings.centring:
@@ -96,7 +96,7 @@ def stress_heldout(
     template: Template,
     predict: Predict,
 ) -> Stress | None:
-    """Run the stress tests on the held-out prompts; every rank must call it. None if there are none."""
+    """Run the stress tests on the held-out prompts; every rank must call this. None if there are none."""
     if not heldout.groups or not settings.stress_prompts:
         return None
     score = _scoring(template, predict)
@@ -116,7 +116,7 @@ def _scoring(template: Template, predict: Predict) -> ScoreGroups:
 
 
 def _encode(template: Template, prompt: Conversation, responses: Sequence[str]) -> EncodedGroup:
-    """Encode responses that nothing is judged of; those that cannot be encoded are left out."""
+    """Encode responses without judgements; those that cannot be encoded are left out."""
     rows = enumerate(template.encode_group(prompt, responses))
     usable = [(index, row) for index, row in rows if not isinstance(row, UnusableError)]
     members = tuple(index for index, _ in usable)

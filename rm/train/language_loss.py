@@ -1,7 +1,7 @@
-"""The language-model loss of preferred responses, which keeps what hidden states say of text while they learn rewards.
+"""The language-model loss of preferred responses, which preserves the hidden states' model of text while they learn rewards.
 
 After Yang et al. 2024 ("GRM", arXiv 2406.10216), with the mean loss of a response's tokens, as language models are trained. The
-prompt is read and not learnt; the logits of a few hundred tokens are there at a time, and are computed again for the gradient.
+prompt is read and not learnt; only the logits of a few hundred tokens are in memory, and are computed again for the gradient.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from rm.engine.layout import Layout
 from rm.text.templates import Encoded
 
-_CHUNK = 256  # tokens whose logits are there at a time: 150 MB of float32 with a vocabulary of 150,000
+_CHUNK = 256  # tokens whose logits are in memory: 150 MB of float32 with a vocabulary of 150,000
 
 
 class ChosenText(NamedTuple):
@@ -30,7 +30,7 @@ class ChosenText(NamedTuple):
 
 
 def preferred(responses: Sequence[Encoded], edges: np.ndarray, labels: np.ndarray) -> list[int]:
-    """Return the responses of a group that its judgements prefer: the one that wins most, if one alone does, and accepted ones.
+    """Return the responses of a group that its judgements prefer: the one with the most wins, if unique, and accepted ones.
 
     `edges` [E, 6] and `labels` [L, 3] are those of `EncodedGroup`. A group of ties has none.
     """
@@ -44,13 +44,13 @@ def preferred(responses: Sequence[Encoded], edges: np.ndarray, labels: np.ndarra
 
 
 def chosen_text(row: int, encoded: Encoded) -> ChosenText:
-    """Return what is learnt of a row: the tokens of its response that have one before them."""
+    """Return the learnt part of a row: the tokens of its response, except a first token of the row."""
     start = max(1, encoded.response_start)
     return ChosenText(row, start, encoded.ids[start : encoded.response_start + encoded.response_tokens])
 
 
 def places_in_layout(texts: Sequence[ChosenText], layout: Layout) -> list[int]:
-    """Return the places in a packed row of the states that the tokens of these texts are predicted from, one after the other."""
+    """Return the positions in a packed row of the states that predict the tokens of these texts, in order."""
     starts, before = [], 0  # (place of the prefix, its length, place of what follows it) of each row
     for segment in layout.segments:
         ends = list(accumulate(segment.responses, initial=before + segment.prefix))

@@ -1,12 +1,12 @@
-"""The length head: a second row of the reward head, which takes up in training what length explains, and is not saved.
+"""The length head: a second row of the reward head, which absorbs in training the effect of length, and is not saved.
 
 After Chen et al. 2024 ("ODIN", arXiv 2402.07319): the preference loss is on the sum of two rewards, q of quality and l of length,
 and with n the number of response tokens
 
     correlation * (|pearson(q, n)| - pearson(l, n)) + orthogonality * |cos(W_q, W_l)|
 
-is added to it. The correlations are those of all responses of an optimiser step, whatever its micro-batches and ranks. Unlike in
-the paper, the weights of the heads are normalised for the last term alone, not for the rewards.
+is added to it. The correlations are over all responses of an optimiser step, whatever its micro-batches and ranks. Unlike in
+the paper, the weights of the heads are normalised only for the last term, not for the rewards.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class LengthHeadSettings:
 
 
 def add_length_head(model: Any) -> str:
-    """Give a reward model's head a second row, drawn as a new first one is; return the head's name."""
+    """Add a second row to a reward model's head, drawn like a new first row; return the head's name."""
     name = head_name(model).removesuffix(".weight")
     head = model.get_submodule(name)
     row = nn.init.normal_(torch.empty_like(head.weight), std=1 / math.sqrt(head.in_features + 1))
@@ -42,7 +42,7 @@ def add_length_head(model: Any) -> str:
 
 
 def drop_length_head(model: Any, name: str) -> None:
-    """Take the second row off the head of this name."""
+    """Remove the second row of the head of this name."""
     head = model.get_submodule(name)
     _replace(head, head.weight.data[:1].clone(), None if head.bias is None else head.bias.data[:1].clone())
 
@@ -68,7 +68,7 @@ class LengthSums:
         return cls(columns.T @ columns)
 
     def total_rewards(self, heads: torch.Tensor) -> torch.Tensor:
-        """Return the rewards [R] that judgements see: q + l, with l around its mean of the step, so that q has their level."""
+        """Return the rewards [R] for the judgements: q + l, with l minus its mean over the step, so that q has their level."""
         mean = self.products[0, 2] / self.products[0, 0]
         return heads[:, 0] + (heads[:, 1] - mean.to(heads.dtype))
 

@@ -20,7 +20,7 @@ from rm.train.losses import accept_reject, bradley_terry, centring_penalty, plac
 
 
 class Outputs(NamedTuple):
-    """Rewards and loss of text, of which the loss of a step is made."""
+    """Rewards and loss of text, from which the loss of a step is computed."""
 
     heads: torch.Tensor  # float32 [R, 1], or [R, 2] with a length head
     text_loss: torch.Tensor | None  # [] sum over the responses that are learnt as text
@@ -31,8 +31,8 @@ class GroupNetwork(nn.Module):
 
     `model` is an ordinary sequence classifier, perhaps with adapters inside; where its head has two rows, the first is the one of
     rewards (`rm.train.length_head`). `offset` is the b of labels of single responses, P(accepted) = sigmoid(r + b). `way` is that
-    of `rm.together` for rows that are not packed. `text_head` is there where text is learnt, too (`rm.train.language_loss`).
-    With `bfloat16` it computes in that type, whatever type its weights have.
+    of `rm.together` for rows that are not packed. `text_head` is set if text is also learnt (`rm.train.language_loss`). With
+    `bfloat16` it computes in that type, whatever the type of its weights.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class GroupNetwork(nn.Module):
         return self.outputs(batch, text=False).heads[:, 0]
 
     def outputs(self, batch: MicroBatch, *, text: bool = True) -> Outputs:
-        """Compute the rewards of all heads, and with `text` the loss of the texts of the batch, where there is a head for it."""
+        """Compute the rewards of all heads, and with `text` the loss of the batch's texts, if there is a head for it."""
         with torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=self.computes_in_bfloat16):
             if not text or self.text_head is None or not batch.texts:
                 return Outputs(self._heads(batch, self._parts(batch)), None)
@@ -75,12 +75,12 @@ class GroupNetwork(nn.Module):
 
     @property
     def head_weight(self) -> torch.Tensor:
-        """The weight [1 or 2, H] of the head that is trained; adapters keep another one beside it."""
+        """The weight [1 or 2, H] of the trained head; adapters keep a second copy beside it."""
         heads = (module for module in self.model.modules() if isinstance(module, Float32Head))
         return next(head.weight for head in heads if head.weight.requires_grad)
 
     def _parts(self, batch: MicroBatch) -> list[list[int]]:
-        """Divide the rows of a padded micro-batch into those of a forward each."""
+        """Divide the rows of a padded micro-batch into forwards."""
         if batch.layout is not None:
             return []
         lengths = batch.lengths.tolist()
@@ -109,7 +109,7 @@ class GroupNetwork(nn.Module):
 
 
 def _places(batch: MicroBatch, parts: Sequence[list[int]]) -> list[int]:
-    """Return where the states that predict the tokens of the batch's texts stand among those of all its forwards."""
+    """Return the positions of the states that predict the tokens of the batch's texts, among those of all its forwards."""
     if batch.layout is not None:
         return places_in_layout(batch.texts, batch.layout)
     starts, before = dict[int, int](), 0
@@ -123,7 +123,7 @@ def _places(batch: MicroBatch, parts: Sequence[list[int]]) -> list[int]:
 
 
 class StepTotals(NamedTuple):
-    """Sums over a step, of all its micro-batches and ranks, that the loss of a micro-batch is divided by and compared with."""
+    """Sums over all micro-batches and ranks of a step, which scale the loss of a micro-batch."""
 
     weight: float  # of judgements
     texts: int
@@ -141,7 +141,7 @@ class GroupLoss:
     text_weight: float = 0.0
 
     def of_part(self, outputs: Outputs, network: GroupNetwork, batch: MicroBatch, totals: StepTotals) -> torch.Tensor:
-        """Return a micro-batch's part of the loss of its step, with all that is added to that of its judgements."""
+        """Return a micro-batch's part of the loss of its step: that of its judgements, and all additional terms."""
         share, heads = batch.weight / totals.weight, outputs.heads
         extra: torch.Tensor | float = 0.0
         rewards = heads[:, 0]

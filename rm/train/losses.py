@@ -29,7 +29,7 @@ def bradley_terry(
     - `weights` [E] >= 0
     - `margins` [E]: by how much r_i should exceed r_j; None is 0
 
-    Raises `ValueError` if there is no comparison at all.
+    Raises `ValueError` if there are no comparisons.
     """
     return _mean(_edge_losses(_gaps(rewards, edges, margins), probabilities), weights)
 
@@ -49,7 +49,7 @@ def plackett_luce(
     the stage -1 are judgements by themselves (ties, votes): for them it is Bradley-Terry, as for a stage of one edge.
 
     `stages` [E]: equal numbers are one pick; their `probabilities` are 1. The weight of a stage is the sum of its
-    edges' weights. The other arguments are those of `bradley_terry`. Raises `ValueError` if there is no edge.
+    edges' weights. The other arguments are those of `bradley_terry`. Raises `ValueError` if there are no edges.
     """
     gaps = _gaps(rewards, edges, margins)
     alone = stages < 0
@@ -66,12 +66,12 @@ def accept_reject(
 ) -> torch.Tensor:
     """Return the binary cross-entropy of labels of single responses under P(accepted) = sigmoid(r + b).
 
-    `loss_l = -[a_l log sigmoid(r + b) + (1 - a_l) log sigmoid(-r - b)]`. The learned `offset` b keeps the rewards' zero
+    `loss_l = -[a_l log sigmoid(r + b) + (1 - a_l) log sigmoid(-r - b)]`. The learned `offset` b leaves the zero of rewards
     free, so that labels and comparisons can share one model.
 
     - `labelled` [L]: indices into `rewards`; `accepted` [L] in [0, 1]; `weights` [L] >= 0
 
-    Raises `ValueError` if there is no label.
+    Raises `ValueError` if there are no labels.
     """
     losses = binary_cross_entropy_with_logits(rewards[labelled] + offset, accepted, reduction="none")
     return _mean(losses, weights)
@@ -80,7 +80,7 @@ def accept_reject(
 def centring_penalty(rewards: torch.Tensor, edges: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Return the weighted mean of `(r_i + r_j)^2` over comparisons (Eisenstein et al. 2023, eq. 2, before its coefficient).
 
-    Comparisons fix rewards only up to an offset per prompt; this term pulls the offsets to zero. Shapes as in
+    Comparisons determine rewards only up to an offset per prompt; this term pulls the offsets to zero. Shapes are those of
     `bradley_terry`.
     """
     return _mean((rewards[edges[:, 0]] + rewards[edges[:, 1]]) ** 2, weights)
@@ -109,5 +109,5 @@ def _segment_logsumexp(values: torch.Tensor, segment: torch.Tensor, count: int) 
 
 def _mean(losses: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     if len(losses) == 0:
-        raise ValueError("the loss needs at least one judgement; it was given none")
+        raise ValueError("the loss needs at least one judgement; it got none")
     return (weights * losses).sum() / weights.sum()

@@ -1,4 +1,4 @@
-"""The memory of a training step, estimated before the first one, and the settings that would fit where it does not."""
+"""Estimates the memory of a training step before the first one, and finds settings that fit if it does not."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from rm.train.settings import TrainingError, TrainSettings
 
 log = logging.getLogger(__name__)
 
-_RANK = 16  # of the adapters that are proposed
-_MOMENTS = 2  # of AdamW, each as large as the trained weights, and float32 like them
+_RANK = 16  # of the proposed adapters
+_MOMENTS = 2  # of AdamW, each as large as the trained weights, in float32
 
 
 @dataclass(frozen=True)
@@ -32,24 +32,24 @@ class StepMemory:
     optimiser: int
     gradients: int
     activations: int
-    several: bool  # micro-batches: the gradients of one are there while another runs
+    several: bool  # several micro-batches: the gradients of the first ones are in memory while another runs
 
     @property
     def total(self) -> int:
-        """All bytes that are there at a time: a single micro-batch frees activations as it makes gradients."""
+        """The peak of bytes: a single micro-batch frees activations as it computes gradients."""
         both = self.gradients + self.activations if self.several else max(self.gradients, self.activations)
         return self.optimiser + both
 
     @classmethod
     def of(cls, network: GroupNetwork, batches: Sequence[MicroBatch], memory: BatchMemory) -> StepMemory:
-        """Return what a step of these micro-batches needs."""
+        """Return the memory of a step of these micro-batches."""
         gradients = sum(parameter.nbytes for parameter in network.parameters() if parameter.requires_grad)
         activations = max(memory.bytes(_size_of(batch)) for batch in batches)
         return cls(_MOMENTS * gradients, gradients, activations, len(batches) > 1)
 
 
 def refuse_weights(directory: Path, settings: TrainSettings, *, dtype: str, device: str) -> None:
-    """Raise `ModelError` or `TrainingError`, before they are loaded, where the weights cannot be held, or not be trained."""
+    """Raise `ModelError` or `TrainingError`, before loading, if there is no memory to hold the weights, or to train them."""
     refuse_too_large(directory, dtype=dtype, devices=[device])
     free = free_for_rank(device)
     needed = (2 + _MOMENTS) * weights_bytes(directory, "float32")
@@ -62,7 +62,7 @@ def refuse_weights(directory: Path, settings: TrainSettings, *, dtype: str, devi
 
 
 def measure(network: GroupNetwork, collator: Collator, sample: Encoded, *, longest: int) -> BatchMemory:
-    """Return what micro-batches need, by forwards and backwards of small ones of the `sample`'s tokens."""
+    """Return the memory of micro-batches, by forwards and backwards of small ones with the `sample`'s tokens."""
 
     def measure_rows(lengths: Sequence[int], prefix: int) -> tuple[int, Peaks]:
         tokens = sample.ids * (max(lengths) // len(sample.ids) + 2)
@@ -85,7 +85,7 @@ def measure(network: GroupNetwork, collator: Collator, sample: Encoded, *, longe
 
 
 def _accept_first() -> np.ndarray:
-    """A group's labels by which its first response is learnt as text, where texts are."""
+    """A group's labels with which its first response is learnt as text, if texts are learnt."""
     return np.array([[0.0, 1.0, 1.0]])
 
 
@@ -104,16 +104,16 @@ def _size_of(batch: MicroBatch) -> BatchSize:
 def refuse_steps(
     network: GroupNetwork, collator: Collator, settings: TrainSettings, worst: Sequence[EncodedGroup]
 ) -> StepMemory | None:
-    """Return what a step of the `worst` groups needs, None if that is unknown.
+    """Return the memory of a step of the `worst` groups, None if it is unknown.
 
-    Raises `TrainingError` if it would not fit; it names settings that would.
+    Raises `TrainingError` if the step would not fit, with settings that would.
     """
     device = str(network.model.device)
     free = free_for_rank(device)
     batches = collator.micro_batches(worst)
     try:
         memory = measure(network, collator, worst[0].responses[0], longest=_longest(batches))
-    except Exception as error:  # whatever an architecture makes of repeated tokens, training itself may work
+    except Exception as error:  # a model that fails on repeated tokens may still train
         log.debug("the memory of a step is not known: %s", type(error).__name__)
         return None
     step = StepMemory.of(network, batches, memory)
@@ -135,7 +135,7 @@ def _remedy(
     memory: BatchMemory,
     free: int,
 ) -> str:
-    """Return the least change of settings that would fit into what is `free` beside weights, optimiser and gradients."""
+    """Return the smallest change of settings that fits into the `free` bytes beside weights, optimiser and gradients."""
     smallest = max(collator.micro_batch([group]).computed_tokens for group in worst)  # groups stay whole
     batches = collator.micro_batches(worst)
     longest = _longest(batches)
@@ -168,7 +168,7 @@ def _longest(batches: Sequence[MicroBatch]) -> int:
 
 
 def free_for_rank(device: str) -> int | None:
-    """Return the bytes that this process may still allocate: on a CPU, its part of what all of the machine have."""
+    """Return the bytes that this process may still allocate: on a CPU, its share of the machine's free memory."""
     free = free_bytes(device)
     if free is None or device.startswith("cuda"):
         return free

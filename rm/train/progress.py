@@ -1,4 +1,4 @@
-"""The course of a training: what is reported while it runs."""
+"""Progress reports of a training."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainProgress:
-    """The state of a training after a step, or after what `event` names."""
+    """The state of a training after a step or another `event`."""
 
     event: str  # step | log, of a twentieth of the training | evaluation | saved, of the model, after the last step
     step: int
     steps: int
-    loss: float | None = None  # mean of the last steps, or since the line before
+    loss: float | None = None  # mean of the last steps, or since the previous line
     learning_rate: float | None = None
     accuracy: float | None = None  # of the last evaluation
     heldout_loss: float | None = None
@@ -32,7 +32,7 @@ Watch = Callable[[TrainProgress], None]
 
 
 class ReportProgress(TrainerCallback):  # type: ignore[misc]
-    """Tells `watch` of every step, line of the log and evaluation."""
+    """Reports every step, line of the log and evaluation to `watch`."""
 
     def __init__(self, trainer: GroupTrainer, watch: Watch) -> None:
         self._trainer, self._watch = trainer, watch
@@ -60,7 +60,7 @@ class ReportProgress(TrainerCallback):  # type: ignore[misc]
             self._tell("evaluation", state, accuracy=logs["eval_accuracy"], heldout_loss=logs["eval_loss"])
 
     def tell_saved(self) -> None:
-        """Tell that the model is saved."""
+        """Report that the model is saved."""
         self._tell("saved", self._trainer.state)
 
     def _tell(self, event: str, state: Any, **changes: Any) -> None:
@@ -70,5 +70,5 @@ class ReportProgress(TrainerCallback):  # type: ignore[misc]
 
 
 def _evaluations(args: Any, step: int) -> int:
-    """Return how many evaluations there are up to a step; the last step always has one."""
+    """Return the number of evaluations up to a step; the last step always has one."""
     return step // int(args.eval_steps) + (step == args.max_steps and step % int(args.eval_steps) > 0)

@@ -1,8 +1,8 @@
-"""The processes that train one model together, a device each, as `torchrun` or `accelerate launch` starts them.
+"""The processes that train one model together, one per device, as `torchrun` or `accelerate launch` starts them.
 
-Every rank reads the same groups of a step and computes a part of them. Gradients are added up once a step, after the last
-backward, so that every rank may cut its part into micro-batches of its own, and repeat it where memory runs out. So the
-gradient is that of one device with the same `train.groups_per_batch`, and any number of ranks may resume from a checkpoint.
+Every rank reads the same groups of a step and computes a part of them. Gradients are added up once per step, after the last
+backward, so that every rank may divide its part into its own micro-batches, and repeat it if memory runs out. So the gradient is
+that of one device with the same `train.groups_per_batch`, and any number of ranks may resume from a checkpoint.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rm.train.settings import RankError, SettingsError
 Value = TypeVar("Value")
 
 _PATIENCE = timedelta(hours=1)  # for the slowest rank: while one saves, the others wait
-_BUCKET_BYTES = 64 * 2**20  # gradients that travel together
+_BUCKET_BYTES = 64 * 2**20  # gradients that are exchanged together
 _OTHER_LAUNCHES = {  # variables by which `accelerate launch` asks for more than a whole model on each device
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -44,15 +44,15 @@ class Ranks:
     @classmethod
     @contextlib.contextmanager
     def join(cls, device: str) -> Iterator[Ranks]:
-        """Join the other ranks, if there are any, for the time of a run on devices of this kind.
+        """Join the other ranks, if there are any, for the duration of a run on devices of this kind.
 
-        Raises `SettingsError` for another kind of launch.
+        Raises `SettingsError` for an unsupported kind of launch.
         """
         for variable, name in _OTHER_LAUNCHES.items():
             if os.environ.get(variable, "").lower() in ("1", "true", "yes"):
                 raise SettingsError(
-                    f"the launcher asks for {name} ({variable}), which `bestkept train` does not support: each device holds "
-                    "the whole model; launch with torchrun, and set train.lora or train.gradient_checkpointing where it "
+                    f"the launcher requests {name} ({variable}), which `bestkept train` does not support: each device holds "
+                    "the whole model; launch with torchrun, and set train.lora or train.gradient_checkpointing if it "
                     "does not fit"
                 )
         if not _has_others():
@@ -67,7 +67,7 @@ class Ranks:
                 dist.destroy_process_group()
 
     def share(self, groups: Sequence[EncodedGroup]) -> list[EncodedGroup]:
-        """Return this rank's groups of a step, in their order; every rank has about as many tokens."""
+        """Return this rank's groups of a step, in order; all ranks have about equally many tokens."""
         if self.count == 1:
             return list(groups)
         sizes = [sum(len(row.ids) for row in group.responses) for group in groups]
@@ -80,14 +80,14 @@ class Ranks:
         return [groups[index] for index in sorted(mine)]
 
     def first(self, act: Callable[[], Value]) -> Value:
-        """Return what `act` returns on the first rank, which alone calls it; an error is raised on all of them."""
+        """Return the result of `act`, which only the first rank calls; an error is raised on all ranks."""
         if self.count == 1:
             return act()
         outcome: list[Any] = [None, None]
         if self.rank == 0:
             try:
                 outcome[0] = act()
-            except Exception as error:  # whatever it is, the others must not wait for what will not come
+            except Exception as error:  # whatever the error, the other ranks must not wait forever
                 outcome[1] = error
         with _naming_lost_ranks():
             dist.broadcast_object_list(outcome, src=0)
@@ -110,11 +110,11 @@ class Ranks:
         return values
 
     def any(self, flag: bool, device: torch.device | str) -> bool:
-        """Return whether `flag` is set on one of the ranks."""
+        """Return whether `flag` is set on any of the ranks."""
         return flag if self.count == 1 else bool(self.most(torch.tensor(float(flag), device=device)).item())
 
     def add_up_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Add up the gradients of all ranks; one that only others have counts as zero."""
+        """Add up the gradients of all ranks; a gradient that this rank lacks counts as zero."""
         if self.count == 1:
             return
         trained = [parameter for parameter in parameters if parameter.requires_grad]
@@ -131,7 +131,7 @@ class Ranks:
                 gradient.copy_(part.view_as(gradient))
 
     def align(self, network: nn.Module) -> None:
-        """Give every rank the first one's trained weights: initial ones are drawn by each, from one seed."""
+        """Copy the first rank's trained weights to all ranks: each has drawn its initial weights, from one seed."""
         if self.count == 1:
             return
         with _naming_lost_ranks(), torch.no_grad():
@@ -141,7 +141,7 @@ class Ranks:
 
 
 def is_first_rank() -> bool:
-    """Return whether this process reports what all ranks do alike, before it has joined them."""
+    """Return whether this process reports for all ranks, before it has joined them."""
     return not _has_others() or int(os.environ.get("RANK", "0")) == 0
 
 
@@ -165,11 +165,11 @@ def _buckets(gradients: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
 
 @contextlib.contextmanager
 def _naming_lost_ranks() -> Iterator[None]:
-    """Raise `RankError` if another rank does not answer: the cause is in its output, not in this one's."""
+    """Raise `RankError` if another rank does not answer: the cause is in that rank's output."""
     try:
         yield
     except RuntimeError as error:  # of gloo and NCCL; DistError is one
         raise RankError(
-            f"another rank of this training ended ({type(error).__name__}): its own output says why; the same command resumes "
-            "from the last checkpoint, where train.checkpoint_every or train.early_stopping makes some"
+            f"another rank of this training ended ({type(error).__name__}); its output has the reason; the same command resumes "
+            "from the last checkpoint, if train.checkpoint_every or train.early_stopping made one"
         ) from error

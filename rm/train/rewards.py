@@ -1,4 +1,4 @@
-"""The rewards of groups: computing them without gradients, their agreement with judgements, and signs of collapse."""
+"""Computes the rewards of groups without gradients, their agreement with judgements, and checks for collapse."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rm.train.settings import TrainingError
 def predict(network: GroupNetwork, groups: Sequence[EncodedGroup], collator: Collator) -> list[np.ndarray]:
     """Compute the rewards of each group's responses, float32 [K].
 
-    Without comparisons to keep together, groups larger than the token budget are cut.
+    Groups larger than the token budget are divided, as there are no comparisons to keep together.
     """
     budget = collator.tokens_per_batch
     pieces = [
@@ -40,7 +40,7 @@ def predict(network: GroupNetwork, groups: Sequence[EncodedGroup], collator: Col
 def judgement_accuracy(rewards: Sequence[np.ndarray], groups: Sequence[EncodedGroup]) -> float:
     """Return the share of judgements that the rewards agree with: comparisons, and accepted against rejected in a group.
 
-    Equal rewards count half; ties are left out. NaN if nothing can be counted.
+    Equal rewards count half; ties are left out. NaN if there are none.
     """
     right = total = 0.0
     for values, group in zip(rewards, groups, strict=True):
@@ -60,12 +60,12 @@ def judgement_accuracy(rewards: Sequence[np.ndarray], groups: Sequence[EncodedGr
 
 
 def is_flat(rewards: np.ndarray) -> bool:
-    """Return whether all rewards are one number up to rounding."""
+    """Return whether all rewards are equal up to rounding."""
     return bool(np.ptp(rewards) < 1e-6 * max(1.0, float(np.abs(rewards).max())))
 
 
 def refuse_collapse(rewards: Sequence[np.ndarray]) -> None:
-    """Raise `TrainingError` if rewards are not finite, or every response has the same one."""
+    """Raise `TrainingError` if rewards are not finite, or all are equal."""
     values = np.concatenate(rewards)
     if not np.isfinite(values).all():
         raise TrainingError("training diverged: rewards are not finite; lower train.learning_rate")

@@ -1,4 +1,4 @@
-"""The settings of a training run, the learning rate that suits a model, the result, and the error."""
+"""The settings of a training run, the default learning rate of a model, the result, and the errors."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ _NOT_IN_KEY = frozenset(
     ]
 )
 _UNLESS_USED = ("length_balance", "foreign", "length_head", "language_loss")
-"""Settings that came later: a run without them has the key that it had before."""
+"""Settings added later: a run without them keeps the key that it had before."""
 _SMALL_RATE, _MEDIUM_RATE, _LARGE_RATE = 1e-4, 3e-5, 9e-6
 
 
 class TrainingError(Exception):
-    """Training that gave no usable model; the message states the observation and the remedy."""
+    """A training without a usable model; the message has the observation and the remedy."""
 
 
 class SettingsError(TrainingError):
-    """Settings that cannot be carried out on this machine, known before anything is loaded."""
+    """Settings that this machine cannot carry out, detected before anything is loaded."""
 
 
 class RankError(Exception):
-    """The end of another process of a training on several devices."""
+    """Another process of a training on several devices ended."""
 
 
-# what trackers of the Trainer import, and what pip calls it, where the names differ
+# modules that trackers of the Trainer import, and their names for pip, if these differ
 _TRACKER_MODULES = {"azure_ml": ["azureml"], "dagshub": ["dagshub", "mlflow"], "flyte": ["flytekit"], "kubeflow": []}
 _PIP_NAMES = {"azureml": "azureml-sdk", "comet_ml": "comet-ml", "peft": "'bestkept[lora]'"}
 
 
 def refuse_missing_packages(settings: TrainSettings) -> None:
-    """Raise `SettingsError` for an unknown tracker, or a package that is missing for a tracker or for LoRA."""
+    """Raise `SettingsError` for an unknown tracker, or a missing package of a tracker or of LoRA."""
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
     needed = {"train.lora": ["peft"]} if settings.lora is not None else {}
@@ -51,7 +51,7 @@ def refuse_missing_packages(settings: TrainSettings) -> None:
             continue
         if name not in INTEGRATION_TO_CALLBACK:
             known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
-            raise SettingsError(f"train.report_to names the unknown tracker {name!r}; expected some of {known}")
+            raise SettingsError(f"train.report_to has the unknown tracker {name!r}; expected some of {known}")
         needed[f"train.report_to: [{name}]"] = _TRACKER_MODULES.get(name, [name])
     for setting, modules in needed.items():
         missing = [module for module in modules if not _is_installed(module)]
@@ -66,10 +66,10 @@ def _is_installed(module: str) -> bool:
 
 
 def default_learning_rate(parameters: int, *, lora: bool) -> float:
-    """The peak learning rate for a model of this many parameters where the configuration sets none.
+    """The peak learning rate for a model of this many parameters if the configuration sets none.
 
-    At the rates of large language models, small encoders hardly move in an epoch; adapters start from zero and need a
-    high rate at any size. The help text of `train.learning_rate` names these numbers.
+    At the rates of large language models, small encoders hardly change in an epoch; adapters start from zero and need a
+    high rate at any size. The help text of `train.learning_rate` has these numbers.
     """
     if lora or parameters < _SMALL_PARAMETERS:
         return _SMALL_RATE
@@ -118,7 +118,7 @@ class TrainSettings:
     read_rows: RowReader  # of all files of preferences
 
     def key(self) -> str:
-        """Hash everything that decides the result: checkpoints of another key are not resumed."""
+        """Hash everything that determines the result: checkpoints with another key are not resumed."""
         fields = {
             name: value
             for name, value in asdict(self).items()
@@ -129,14 +129,14 @@ class TrainSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """The result of a training run; `heldout` is None if nothing was held out."""
+    """The result of a training run; `heldout` is None if no prompts were held out."""
 
     output_path: str
     groups: int
     judgements: dict[str, int]  # by kind: comparisons, labels
     origins: dict[str, int]  # judgements by who judged
     rejected: dict[str, int]
-    notes: list[str]  # on what of the data is not read, or not as it stands
+    notes: list[str]  # on data that were ignored or converted
     steps: int
     train_loss: float
     learning_rate: float

@@ -1,4 +1,4 @@
-"""The model being trained, with its tokenizer and template: loading it as the settings demand, and saving it."""
+"""The model being trained, with its tokenizer and template: loads it according to the settings, and saves it."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ class TrainedModel:
     adapted: Any  # the peft model around it, or None
     causal: bool
     packed: bool
-    way: str  # in which rows run together where they are not packed
-    bfloat16: bool  # computes in it, whatever type its weights have
+    way: str  # how rows share a batch if they are not packed
+    bfloat16: bool  # computes in it, whatever the type of its weights
     tokenizer: Any
     template: Template
-    text_head: TextHead | None  # where the text of responses is learnt, too
-    length_head: str | None  # the name of the head, where it has a second row for length
+    text_head: TextHead | None  # if the text of responses is also learnt
+    length_head: str | None  # the name of the head, if it has a second row for length
 
     @classmethod
     def load(cls, settings: TrainSettings) -> TrainedModel:
-        """Load the backbone on this process's device, of the kind that `settings.device` names, as the settings demand.
+        """Load the backbone on this process's device, of the kind named by `settings.device`, according to the settings.
 
-        What adapters leave as it is has the type that it computes in. Raises `ModelError`, also where there is no head
-        for text that is to be learnt.
+        Weights that adapters leave unchanged have the type of the computation. Raises `ModelError`, also if text is to be
+        learnt and there is no head for it.
         """
         directory = resolve_model(settings.model_path, settings.revision)
         tokenizer = load_tokenizer(directory)
@@ -114,7 +114,7 @@ class TrainedModel:
             from rm.checkpoint.lora import merge_lora
 
             if dtype != torch.float32:
-                self.adapted.to("cpu").float()  # the machine's memory takes what the device's may not
+                self.adapted.to("cpu").float()  # the device may not have the memory for this
             self.classifier, self.adapted = merge_lora(self.adapted), None
         if self.length_head is not None:
             drop_length_head(self.classifier, self.length_head)
@@ -130,10 +130,10 @@ class TrainedModel:
 
 
 def _choose_packing(loaded: RewardModel, template: Template, *, bfloat16: bool) -> tuple[bool, str]:
-    """Return whether rows are packed and the way for those that are not, tried on the device as training computes."""
+    """Return whether rows are packed, and the way for rows that are not, tried on the device as in training."""
     split = split_lengths(loaded.model.config, template.max_length)
     with torch.autocast(loaded.model.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-        # steps are of whole groups: where rows are treated by the longest, only equal lengths share a forward
+        # steps consist of whole groups: if rows depend on the longest one, only equal lengths share a forward
         packed = split is None and enable_packing(loaded.model, causal=loaded.causal, max_length=template.max_length)
         way = PADDED if packed else choose_way(loaded, template, split=split)
     if split is not None and way == PADDED:

@@ -52,11 +52,11 @@ class SaveAtEnd(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step >= state.max_steps and not args.load_best_model_at_end:
-            control.should_save = False  # of a checkpoint to resume from: nothing is left to do
+            control.should_save = False  # no checkpoint: there is nothing to resume
             self.ensure()
 
     def ensure(self) -> None:
-        """Save the model unless that is done."""
+        """Save the model if it is not saved yet."""
         if not self._saved:
             self._save()
             self._saved = True
@@ -67,7 +67,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
     """Trains a `GroupNetwork` on steps of whole groups.
 
     The gradient of a step is that of the weighted mean over all its terms, whatever its micro-batches, and whatever part of
-    it each of several `ranks` computes. Running out of memory halves the micro-batches for good.
+    it each of several `ranks` computes. Running out of memory halves the micro-batches permanently.
     """
 
     optimizer: Any
@@ -84,7 +84,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         **rest: Any,
     ) -> None:
         super().__init__(**rest, data_collator=_collect)
-        # by accelerate, a model of several ranks would be wrapped to add up gradients inside every backward
+        # accelerate would wrap a model of several ranks to add up gradients inside every backward
         self.model._is_accelerate_prepared = True
         self._loss, self._heldout, self.ranks = loss, heldout, ranks
         self.collator = collator
@@ -114,7 +114,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         self, model: Any, inputs: dict[str, list[EncodedGroup]], num_items_in_batch: Any = None
     ) -> torch.Tensor:
         model.train()
-        # a draw without a comparison takes no part, whatever micro-batch it would share
+        # a draw without a comparison is left out, whatever micro-batch it would share
         groups = [group for group in inputs["groups"] if self.collator.weight([group])]
         total = self.collator.weight(groups)
         if total == 0:  # draws in which no two responses were compared
@@ -131,7 +131,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Add these groups' part of a step to the gradient; return their part of the loss, and the micro-batches' rewards.
 
-        A micro-batch that does not fit into memory begins the step anew, with smaller ones.
+        If a micro-batch does not fit into memory, the step starts again with smaller ones.
         """
         while True:
             loss = torch.zeros((), device=self.args.device)
@@ -164,9 +164,9 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         return loss.detach(), outputs.heads[:, 0].detach()
 
     def _length_totals(self, model: Any, groups: Sequence[EncodedGroup]) -> LengthSums | None:
-        """Return the sums of a step for its correlations with length; None if one micro-batch has them all.
+        """Return the sums of a step for its correlations with length; None if one micro-batch is the whole step.
 
-        Several micro-batches, or ranks, take one forward more, without gradients, before the ones with gradients.
+        Several micro-batches, or ranks, take an additional forward, without gradients, before those with gradients.
         """
         if self._loss.length_head is None or (self.ranks.count == 1 and len(self._micro_batches(groups)) == 1):
             return None
@@ -190,7 +190,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
             torch.cuda.empty_cache()
         if batch.groups == 1:
             raise TrainingError(
-                f"out of memory with the {len(batch.lengths)} responses of one prompt, {batch.tokens} tokens, which stay "
+                f"out of memory with the {len(batch.lengths)} responses to one prompt, {batch.tokens} tokens, which must stay "
                 "together; lower train.responses_per_group or model.max_length, or set train.gradient_checkpointing: true"
             )
         tokens = max(1, min(self.collator.tokens_per_batch, batch.tokens) // 2)
@@ -198,7 +198,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         log.warning("out of memory: from now on train.tokens_per_batch is %d; the step is repeated", tokens)
 
     def _add_up(self, loss: torch.Tensor, rewards: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the loss of all ranks' parts of a step, and its rewards; of several ranks, the largest and the smallest."""
+        """Return the loss of all ranks' parts of a step, and its rewards; with several ranks, only the extremes."""
         flat = torch.cat(rewards) if rewards else torch.empty(0, device=loss.device)
         if self.ranks.count == 1:
             return loss, flat
@@ -213,7 +213,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         return math.fsum(self._losses) / len(self._losses) if self._losses else None
 
     def _watch(self, loss: torch.Tensor, rewards: torch.Tensor) -> None:
-        """Raise `TrainingError` at once where the loss is not finite, and after 20 steps in which all rewards are equal."""
+        """Raise `TrainingError` immediately if the loss is not finite, and after 20 steps in which all rewards are equal."""
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"training diverged at step {self.state.global_step + 1}: the loss is {loss.item()}; "
@@ -228,7 +228,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
             )
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Save the weights of a checkpoint; those that are tied once under each name, which safetensors wants."""
+        """Save the weights of a checkpoint; tied weights are stored under each name, as safetensors requires."""
         weights, seen = dict[str, torch.Tensor](), set[int]()
         for name, value in self.model.state_dict().items():
             weights[name] = value.clone() if value.data_ptr() in seen else value
@@ -287,7 +287,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
     def predict_rewards(self, groups: Sequence[EncodedGroup]) -> list[np.ndarray]:
         """Compute the rewards of each group's responses, float32 [K], with the current model.
 
-        Every rank computes a part of them, and all have them all.
+        Every rank computes a part of them, and all ranks get all of them.
         """
         counts = [len(group.responses) for group in groups]
         whole = np.zeros(sum(counts), dtype=np.float32)
@@ -301,7 +301,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         return rewards
 
     def _predict(self, groups: Sequence[EncodedGroup]) -> list[np.ndarray]:
-        """Compute this rank's rewards, in smaller batches where memory runs out. Raises `TrainingError` if none fits."""
+        """Compute this rank's rewards, in smaller batches if memory runs out. Raises `TrainingError` if none fits."""
         tokens = sum(len(row.ids) for group in groups for row in group.responses)
         while True:
             try:
@@ -336,12 +336,12 @@ def rate_at(step: int, *, warmup: int, steps: int) -> float:
 
 
 def _refuse_other_than_memory(error: Exception) -> None:
-    """Raise an error, unless it says that memory ran out: then let go of the tensors that filled it, which its frames hold."""
+    """Raise an error, unless memory ran out: then release the tensors in its frames, which filled the memory."""
     if not is_out_of_memory(error):
         raise error
     error.__traceback__ = None
 
 
 def _collect(groups: list[EncodedGroup]) -> dict[str, list[EncodedGroup]]:
-    """Return a step as the Trainer hands it on; micro-batches are made where memory decides on them."""
+    """Return a step unchanged; micro-batches are made later, by the memory available."""
     return {"groups": groups}

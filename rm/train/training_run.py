@@ -1,4 +1,4 @@
-"""One training run, from preference files to an ordinary checkpoint. Reads top to bottom in `train`."""
+"""One training run, from preference files to an ordinary checkpoint. `train` reads from top to bottom."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ _COLLAPSE_CHECK_GROUPS = 32  # groups whose rewards must differ after training
 
 
 def train(settings: TrainSettings, watch: Watch = lambda _: None) -> TrainResult:
-    """Train a reward model and save it as an ordinary `AutoModelForSequenceClassification` directory; tell `watch` of its course.
+    """Train a reward model and save it as an ordinary `AutoModelForSequenceClassification` directory; report progress to `watch`.
 
-    A run that was interrupted resumes from its last checkpoint when it is started again with the same settings. Started
-    by `torchrun`, each process computes a part of every step on a device of its own; the first one saves.
+    An interrupted run resumes from its last checkpoint when it is started again with the same settings. Started by
+    `torchrun`, each process computes a part of every step on its own device; the first one saves.
 
     Raises `SettingsError` (a package is missing), `PreferenceError` (data), `ModelError` (backbone, device), `TrainingError` (not
     finite, collapsed, out of memory, or another run's checkpoints) or `RankError` (another process of the training ended).
@@ -118,7 +118,7 @@ def _train(settings: TrainSettings, ranks: Ranks, watch: Watch) -> TrainResult:
 
 
 def _save(settings: TrainSettings, trainer: GroupTrainer, model: TrainedModel, fit: Sequence[EncodedGroup]) -> None:
-    """Save a model that has not collapsed, by the first rank: before anything else that can fail."""
+    """Save a model that has not collapsed, on the first rank, before anything else that can fail."""
     refuse_collapse(trainer.predict_rewards(fit[:_COLLAPSE_CHECK_GROUPS]))
     trainer.ranks.first(lambda: model.save(settings.output_path))
 
@@ -148,16 +148,16 @@ def _require_data(settings: TrainSettings, fit: EncodedData, heldout: EncodedDat
     if not fit.encoded:
         paths = ", ".join(repr(path) for path, _ in settings.sources)
         raise PreferenceError(
-            f"data.path {paths} leaves no judgement to train on; rejected: {dict(rejected)}. Scores need two responses "
-            "of one prompt that differ by at least data.min_gap"
+            f"data.path {paths} has no usable judgement to train on; rejected: {dict(rejected)}. Scores need two responses "
+            "to one prompt that differ by at least data.min_gap"
         )
     even = [np.zeros(len(group.responses)) for group in heldout.encoded]
     if settings.early_stopping is not None and math.isnan(
         judgement_accuracy(even, heldout.encoded)
     ):  # nothing could be counted
         raise PreferenceError(
-            f"train.early_stopping is {settings.early_stopping}, and nothing is held out to measure accuracy on; "
-            "raise heldout.fraction, give heldout.path, or remove it"
+            f"train.early_stopping is {settings.early_stopping}, and no prompts are held out to measure accuracy on; "
+            "raise heldout.fraction, set heldout.path, or remove train.early_stopping"
         )
 
 
@@ -225,7 +225,7 @@ def _loss_of(settings: TrainSettings) -> GroupLoss:
 
 
 def _worst_step(trainer: GroupTrainer) -> list[EncodedGroup]:
-    """Return the most that the first rank computes of a step: its part of the largest draws."""
+    """Return the largest part of a step that the first rank computes: its share of the largest draws."""
     draws = map(trainer.train_dataset.draw, range(len(trainer.train_dataset)))
     largest = heapq.nlargest(
         trainer.args.per_device_train_batch_size, draws, key=lambda group: sum(len(row.ids) for row in group.responses)
@@ -274,7 +274,7 @@ def _training_arguments(
             arguments.n_gpu,
             arguments.n_gpu,
         )
-        arguments._n_gpu = 1  # more would mean one process that copies the model to every GPU at every step
+        arguments._n_gpu = 1  # with more, this process would copy the model to every GPU at every step
     return arguments
 
 

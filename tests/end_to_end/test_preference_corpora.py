@@ -193,7 +193,7 @@ def test_what_cannot_mean_anything_is_a_configuration_error(changes, message):
             "input.columns.input is 'prompt', and the",
         ),
         ([{"prompt": "p", "chosen": "a", "rejected": "b"}], {"chosen": "none"}, "input.columns.chosen is 'none'"),
-        ([{"prompt": "p", "response": "a", "label": True}], {}, "with one response a row"),
+        ([{"prompt": "p", "response": "a", "label": True}], {}, "with one response per row"),
     ],
 )
 def test_rows_that_are_no_preferences_end_with_one_clear_error(tmp_path, rows, columns, message):

@@ -37,7 +37,7 @@ def choice(row: PreferenceRow, settings: ReadSettings) -> Group:
 
 
 def scored_list(row: PreferenceRow, settings: ReadSettings) -> Group:
-    """Read `responses` and `scores`, higher is better; null where a response has none."""
+    """Read `responses` and `scores`, higher is better; null for a response without one."""
     responses = read_responses(row.get("responses"), after=read_prompt(row))
     scores = _read_scores(read_list(row.get("scores"), reason="bad_score"))
     if len(scores) != len(responses):
@@ -83,8 +83,8 @@ def qa_feedback(row: PreferenceRow, settings: ReadSettings) -> Group:
 def rewardbench2(row: PreferenceRow, settings: ReadSettings) -> Group:
     """Read RewardBench 2 (Malik et al. 2025): every `chosen` beats every `rejected`; gold scores 1 and 0.
 
-    Each chosen response is one pick from itself and all rejected ones. The chosen are not compared: in the subset Ties
-    they are equally right, and its scoring pairs the items `ref:N` and `tied:N`, which stay apart as `Group.item`.
+    Each chosen response is one pick from itself and all rejected ones. Chosen responses are not compared: in the subset
+    Ties they are equally right, and its scoring pairs the items `ref:N` and `tied:N`, kept separate by `Group.item`.
     """
     chosen, rejected = read_responses(row.get("chosen")), read_responses(row.get("rejected"))
     if set(chosen) & set(rejected):

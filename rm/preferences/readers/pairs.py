@@ -27,7 +27,7 @@ _HH_START = re.compile(r"\s*(Human|Assistant):")
 
 
 def is_hh(value: object) -> bool:
-    """Return whether a value is text that starts as HH-RLHF's transcripts do, or is one behind a system turn."""
+    """Return whether a value is text that starts like HH-RLHF's transcripts, possibly after a system turn."""
     if not isinstance(value, str) or _HH_START.match(value) is not None:
         return isinstance(value, str)
     turns = turns_in(value)
@@ -47,7 +47,7 @@ def implicit_messages(row: PreferenceRow, settings: ReadSettings) -> Group:
 def implicit_text(row: PreferenceRow, settings: ReadSettings) -> Group:
     """Read whole texts in `chosen` and `rejected` (TRL's implicit prompt): the prompt is their common beginning.
 
-    The cut is at white space, so that no word is torn (TRL cuts at the first character that differs).
+    The cut is at white space, so that no word is split (TRL cuts at the first character that differs).
     """
     sides = [row.get("chosen"), row.get("rejected")]
     chosen, rejected = (from_response(side) for side in sides)
@@ -128,9 +128,9 @@ def _read_side(context: Conversation, value: object) -> Conversation:
 
 
 def split_pair(first: Conversation, second: Conversation) -> tuple[Side, Side]:
-    """Split two conversations where they part: all that the assistant and tools say from there on is a response.
+    """Split two conversations at their first difference: the turns of assistant and tools from there on are the responses.
 
-    Where the user says something after that as well, the responses are the last turns. Raises `UnusableError`.
+    If a turn of the user follows, the responses are the last turns. Raises `UnusableError`.
     """
     both = zip(first, second, strict=False)
     shared = next((number for number, (a, b) in enumerate(both) if a != b), min(len(first), len(second)))

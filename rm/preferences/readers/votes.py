@@ -67,7 +67,7 @@ def helpsteer3(row: PreferenceRow, settings: ReadSettings) -> Group:
 def verdict(row: PreferenceRow, settings: ReadSettings, columns: Verdict | None = None) -> Group:
     """Read two responses, each text, a conversation or the turns after the prompt, and a verdict on them; a tie is p = 1/2.
 
-    A row with several verdicts has votes. `columns` say which columns these are; without them this row alone does.
+    Several verdicts in a row are votes. `columns` are their columns; without these, they are found from this row alone.
     """
     if columns is None:
         try:

@@ -84,7 +84,7 @@ def save_value_head(directory, name="value_head.safetensors"):
 
 @pytest.mark.parametrize("name", ["value_head.safetensors", "value_head.bin"])
 def test_a_value_head_in_a_file_of_its_own_is_told(tmp_path, name):
-    with pytest.raises(ModelError, match=rf"head in a file of its own, {name}.*score\.weight.*bestkept train"):
+    with pytest.raises(ModelError, match=rf"head in a separate file, {name}.*score\.weight.*bestkept train"):
         load(save_value_head(tmp_path, name))
 
 

@@ -72,5 +72,5 @@ def test_a_repeated_prompt_is_taken_off_as_the_first_rows_say():
 
 def test_rows_of_one_response_are_refused():
     row = {"prompt": "hi", "response": "x", "label": True}
-    with pytest.raises(PreferenceError, match="with one response a row"):
+    with pytest.raises(PreferenceError, match="with one response per row"):
         settle_ranking([row], settings())

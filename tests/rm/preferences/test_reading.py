@@ -175,7 +175,7 @@ def test_a_prompt_that_all_responses_repeat_is_taken_off_once():
     groups, _ = read_preference_rows([*rows, other], plain)
     assert groups[1].responses == (rows[1]["chosen"], rows[1]["rejected"])
     assert reading_notes([*rows, other], format, plain) == [
-        "1 of the first 4 rows have a response that begins with the prompt; it is read as it is; to take it off: "
+        "1 of the first 4 rows have a response that begins with the prompt; it is kept; to remove it: "
         "data.repeated_prompt=cut"
     ]
     said = {name: replace(plain, repeated_prompt=name) for name in ("cut", "keep")}

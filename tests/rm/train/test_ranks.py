@@ -188,7 +188,7 @@ def test_gradients_travel_in_runs_of_one_type(monkeypatch):
 def test_a_launch_that_shards_the_model_is_refused(tmp_path, monkeypatch, variable, name):
     monkeypatch.setenv(variable, "true")
     with pytest.raises(
-        SettingsError, match=f"the launcher asks for {name} .*train.lora or train.gradient_checkpointing"
+        SettingsError, match=f"the launcher requests {name} .*train.lora or train.gradient_checkpointing"
     ):
         train(run_settings("nowhere.jsonl", tmp_path, tmp_path / "out"))
 

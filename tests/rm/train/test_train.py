@@ -315,12 +315,12 @@ def test_another_split_of_the_same_files_is_held_out(tmp_path, encoder, monkeypa
 
 def test_nothing_to_train_or_to_stop_on_is_an_error(tmp_path, pairs, encoder):
     flat = [{**row, "score": 1.0} for row in score_rows(NOUNS[:4])]
-    with pytest.raises(PreferenceError, match="leaves no judgement to train on"):
+    with pytest.raises(PreferenceError, match="has no usable judgement to train on"):
         train(run_settings(write_jsonl(tmp_path / "flat.jsonl", flat), encoder, tmp_path / "out", heldout_fraction=0.0))
-    with pytest.raises(PreferenceError, match="nothing is held out"):
+    with pytest.raises(PreferenceError, match="no prompts are held out"):
         train(run_settings(pairs, encoder, tmp_path / "out", early_stopping=1, heldout_fraction=0.0))
     lone = [row for row in label_rows() if row["completion"].startswith("good")]  # accuracy would be NaN
-    with pytest.raises(PreferenceError, match="nothing is held out to measure accuracy on"):
+    with pytest.raises(PreferenceError, match="no prompts are held out to measure accuracy on"):
         train(run_settings(write_jsonl(tmp_path / "lone.jsonl", lone), encoder, tmp_path / "out", early_stopping=1))
 
 

@@ -315,7 +315,7 @@ def tokens(batch):
 def test_a_group_that_does_not_fit_alone_is_named_with_what_makes_it_smaller(tmp_path, monkeypatch):
     groups = mixed_groups(types=False)
     run_out_beyond(monkeypatch, 20)
-    with pytest.raises(TrainingError, match=r"responses of one prompt, \d+ tokens.*lower train.responses_per_group"):
+    with pytest.raises(TrainingError, match=r"responses to one prompt, \d+ tokens.*lower train.responses_per_group"):
         step(trainer_of(save_causal(tmp_path / "m"), tmp_path), groups)
 
 
