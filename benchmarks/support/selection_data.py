@@ -62,7 +62,7 @@ def make_scores(root: Path, rows: int) -> None:
 
 
 def make_corpus(root: Path, rows: int) -> None:
-    """Write a corpus of `rows` responses of about 1.5 KB, 10 to a prompt, with rewards of its own, and its score files."""
+    """Write a corpus of `rows` responses of about 1.5 KB, 10 to a prompt, with a column of rewards, and its score files."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq

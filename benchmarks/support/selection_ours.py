@@ -1,4 +1,4 @@
-"""Our selections for `benchmarks/selection.py`: of score files alone, and a whole run from them."""
+"""Our selections for `benchmarks/selection.py`: from score files only, and a whole run from them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def ours_top(root: Path) -> Any:
 
 
 def ours_where(root: Path) -> Any:
-    """A reward made of two numbers, a bound on it, on the tokens and on the source, then the best of each prompt."""
+    """A reward combined from two numbers, conditions on it, the tokens and the source, then the best of each prompt."""
     steps = [
         {"reward": "reward - 0.0005 * response_tokens"},
         {"where": 'reward > -1 and 200 <= tokens <= 1000 and source not in ["source-1", "source-3"]'},

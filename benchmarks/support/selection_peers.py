@@ -1,4 +1,4 @@
-"""The same selections by others, for `benchmarks/selection.py`: DuckDB, Polars, and Beam row by row."""
+"""The same selections by other tools, for `benchmarks/selection.py`: DuckDB, Polars, and Beam row by row."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _duckdb(root: Path, query: str) -> tuple[float, Any]:
 
 
 def duckdb_best(root: Path) -> Any:
-    """The same rows for certain: ties between equal rewards are broken, so that a second run keeps them too."""
+    """Deterministic: ties between equal rewards are broken, so that a second run keeps the same rows."""
     return _duckdb(
         root,
         "SELECT filename, row FROM {files} WHERE reward IS NOT NULL QUALIFY row_number() OVER "
@@ -34,7 +34,7 @@ def duckdb_best(root: Path) -> Any:
 
 
 def duckdb_best_any_tie(root: Path) -> Any:
-    """DuckDB's fastest form, in which any of several rows of equal reward may come out."""
+    """DuckDB's fastest form, which may return any of several rows of equal reward."""
     return _duckdb(
         root,
         "SELECT filename, row FROM {files} WHERE reward IS NOT NULL QUALIFY row_number() OVER "
@@ -43,7 +43,7 @@ def duckdb_best_any_tie(root: Path) -> Any:
 
 
 def duckdb_where(root: Path) -> Any:
-    """The same numbers for certain: in double precision, then rounded to float32."""
+    """Exactly the same numbers: in double precision, then rounded to float32."""
     return _duckdb(
         root,
         "WITH combined AS (SELECT filename, row, prompt_key, response_hash, source, prompt_tokens + response_tokens AS tokens, "
@@ -62,7 +62,7 @@ def duckdb_top(root: Path) -> Any:
 
 
 def duckdb_top_by_quantile(root: Path) -> Any:
-    """DuckDB's fastest form that keeps the same rows: a quantile first, and the window over what lies above it."""
+    """DuckDB's fastest form that keeps the same rows: a quantile first, and the window over the rows above it."""
     return _duckdb(
         root,
         "WITH cut AS (SELECT source, quantile_disc(reward, 0.9) AS least, floor(0.1 * count(reward)) AS wanted "

@@ -169,7 +169,7 @@ def test_a_prompt_that_all_responses_repeat_is_taken_off_once():
     assert groups[1].responses == ("Aye 1", "Is the sky blue? No 1")
     assert groups[0].responses == ("Aye 0", "Name a river. No 0", "Aye 2", "Name a river. No 2")
     format = FORMATS["prompt_chosen_rejected"]
-    taken = "responses begin with the text of their prompts, which is taken off once; as they are: data.repeated_prompt=keep"
+    taken = "responses begin with the text of their prompts, which is removed; to keep it: data.repeated_prompt=keep"
     assert reading_notes(rows, format, plain) == [taken]
     other = {"prompt": "Say hello.", "chosen": "Hello.", "rejected": "No."}
     groups, _ = read_preference_rows([*rows, other], plain)

@@ -699,7 +699,7 @@ def test_prompts_that_nearly_all_responses_repeat_are_taken_off(tmp_path):
     assert found.mapping.cut_prompt
     assert found.mapping.to_json()["cut_prompt"] is True
     assert found.notes == [
-        "responses begin with the text of their prompts, which is taken off once; as they are: input.repeated_prompt=keep"
+        "responses begin with the text of their prompts, which is removed; to keep it: input.repeated_prompt=keep"
     ]
     assert [parse_row(row, found.mapping)[1:4] for row in rows[6:9]] == [
         (["The Rhine."], [None], 1),
