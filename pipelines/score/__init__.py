@@ -1,1 +1,1 @@
-"""Units → score files, the durable boundary of a run."""
+"""Scores units into score files, the durable boundary of a run."""

@@ -1,7 +1,7 @@
-"""`score.colocate`: texts regrouped by prompt on their way to the model, and durable results by text. No Beam.
+"""`score.colocate`: texts regrouped by prompt before they are scored, and durable results by text. No Beam.
 
 A text is a prompt and a response, exactly as the model reads them. Its key of 24 bytes begins with a hash of the prompt, so that
-sorting by key brings a prompt's responses together, in whatever order they arrive.
+sorting by key groups a prompt's responses, whatever the order of their arrival.
 
 Example:
 
@@ -40,7 +40,7 @@ from rm.conversations import Conversation, load_json
 
 _KEY = pa.binary(24)
 _BUCKET_BYTES = 32 * 2**20  # of text in a bucket, which one worker sorts in memory
-_EXPANDS = 4  # bytes of text that a stored one may stand for, in Parquet and where it is compressed
+_EXPANDS = 4  # bytes of text per stored byte, at most, in Parquet and in compressed files
 _MAX_BITS = 14
 _FORMAT = "1"
 _DESCRIBED, _HASH = b"bestkept.colocated", b"bestkept.hash"
@@ -75,7 +75,7 @@ def keys_of(prompt: str, responses: Iterable[str]) -> list[bytes]:
 
 
 def bits_of(plan: Plan) -> int:
-    """The number of bits of a bucket's number, such that a bucket holds about `_BUCKET_BYTES` of text or less."""
+    """The number of bits of a bucket's number, such that a bucket has about `_BUCKET_BYTES` of text or less."""
     text = sum(file.size * (_EXPANDS if file.kind == "parquet" or file.codec else 1) for file in plan.files)
     return min(_MAX_BITS, max(0, math.ceil(math.log2(max(1.0, text / _BUCKET_BYTES)))))
 
@@ -86,7 +86,7 @@ def bucket_of(key: bytes, bits: int) -> int:
 
 
 class Bundle:
-    """Texts of one bucket in the form in which they are shuffled: each prompt once, compressed."""
+    """Texts of one bucket as they are shuffled: each prompt once, compressed."""
 
     def __init__(self) -> None:
         self._prompts: dict[str, int] = {}
@@ -95,7 +95,7 @@ class Bundle:
     def add(
         self, prompt: str, responses: Sequence[str], keys: Sequence[bytes], *, unit: int, input_bytes: float
     ) -> int:
-        """Hold texts of one prompt, and return the memory that they take, approximately in bytes."""
+        """Add texts of one prompt, and return their memory, approximately, in bytes."""
         count, new = len(responses), prompt not in self._prompts
         number = self._prompts.setdefault(prompt, len(self._prompts))
         values: tuple[Sequence[Any], ...] = (
@@ -130,7 +130,7 @@ class Bucket(NamedTuple):
 
     @classmethod
     def of(cls, parts: Iterable[bytes]) -> Bucket:
-        """From the bytes of `Bundle`s, in any order."""
+        """Return the bucket of `Bundle`s, given as bytes in any order."""
         table = from_ipc(parts, TEXTS).unify_dictionaries()
         words = _words(table["key"])
         order = np.lexsort((words[:, 2], words[:, 1], words[:, 0]))
@@ -151,8 +151,8 @@ def _words(keys: pa.ChunkedArray) -> Any:
 
 
 def split_texts(texts: pa.Table, *, responses: int) -> Iterator[pa.Table]:
-    """Split sorted texts into pieces of at most so many responses and about `FRAGMENT_BYTES`: between two prompts, unless one
-    alone has more."""
+    """Split sorted texts into pieces of at most so many responses and about `FRAGMENT_BYTES`: between two prompts, unless a
+    single prompt has more."""
     if not texts.num_rows:
         return
     sizes = pc.binary_length(texts["response"]).to_numpy()
@@ -195,7 +195,7 @@ def groups_in_texts(texts: pa.Table) -> list[PromptGroup]:
 def score_piece(scorer: Scorer, texts: pa.Table, plan: Plan) -> pa.Table:
     """The model's results for a piece (`RESULTS`), in order.
 
-    Raises `ModelLoadError` where the model is to blame for what several prompts lack, see `refuse_broken_model`.
+    Raises `ModelLoadError` if the model is the cause of missing rewards for several prompts, see `refuse_broken_model`.
     """
     groups = groups_in_texts(texts)
     results = [GroupResult.of(scores) for scores in scorer.score(groups)]
@@ -206,7 +206,7 @@ def score_piece(scorer: Scorer, texts: pa.Table, plan: Plan) -> pa.Table:
 
 @dataclass(frozen=True)
 class Results:
-    """The model's results for some texts, and a scorer of these texts alone."""
+    """The model's results for some texts, as a scorer of these texts only."""
 
     table: pa.Table
     rows: Mapping[bytes, int]  # of each key; of equal ones the first
@@ -220,7 +220,7 @@ class Results:
         return cls(table, rows)
 
     def of_units(self, waiting: pa.Table) -> Iterator[tuple[int, pa.Table]]:
-        """Yield (unit, the results that it waits for, each once), by unit."""
+        """Yield (unit, the results that it needs, each once), by unit."""
         wanted: dict[int, dict[int, None]] = {}
         for key, unit in zip(waiting["key"].to_pylist(), waiting["unit"].to_pylist(), strict=True):
             wanted.setdefault(unit, {})[self.rows[key]] = None
@@ -251,7 +251,7 @@ def directory_of(scores: str, bucket: int, bits: int) -> str:
 
 
 def encode(results: pa.Table, fingerprint: str) -> bytes:
-    """A file of results, with a hash of all that is in it."""
+    """A file of results, with a hash of its content."""
     described = json.dumps({"fingerprint": fingerprint, "format": _FORMAT})
     metadata = {_DESCRIBED: described.encode(), _HASH: score_files.columns_hash(results, described).encode()}
     sink = io.BytesIO()
@@ -260,7 +260,7 @@ def encode(results: pa.Table, fingerprint: str) -> bytes:
 
 
 def decode(data: bytes, fingerprint: str) -> pa.Table | None:
-    """The results in a file; None where the bytes are not a complete, undamaged one of this model."""
+    """The results in a file; None if it is incomplete, damaged or of another model."""
     try:
         table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
         described = (table.schema.metadata or {})[_DESCRIBED].decode()
@@ -279,7 +279,7 @@ def read_results(directory: str, fingerprint: str) -> list[pa.Table]:
 
 
 def publish_results(directory: str, results: pa.Table, fingerprint: str) -> pa.Table:
-    """Publish the results of a piece under a hash of its texts, and return those that stand, which may be another worker's."""
+    """Publish the results of a piece under a hash of its texts, and return the published ones, which may be another worker's."""
     keys = b"".join(results["key"].to_pylist())
     path = join(directory, f"{xxhash.xxh3_128_hexdigest(keys)}.parquet")
 

@@ -1,4 +1,4 @@
-"""Numbers that a column of the corpus holds, as a measure of side files: signals without a model. No Beam, no files."""
+"""Signals without a model: the numbers of a column of the corpus, as a measure of side files. No Beam, no files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipelines.score.expression_values import number_in
 
 @dataclass(frozen=True)
 class ColumnSignal:
-    """The numbers of one column: float32, null where there is none."""
+    """The numbers of one column, as float32 or null."""
 
     name: str
     column: str  # or a path to a field of records
@@ -34,7 +34,7 @@ class ColumnSignal:
         return pa.schema([pa.field(f"signal.{self.name}", pa.float32())])
 
     def beside(self, fragment: Fragment) -> str:
-        """A hash of the values, which no content hash covers."""
+        """A hash of the values, which the content hash does not cover."""
         values = [self._value(row) for row in fragment.rows]
         return xxhash.xxh3_128_hexdigest(json.dumps(values, default=str).encode())
 
@@ -68,7 +68,7 @@ class ColumnSignal:
                 return float("nan")
         if number is None:
             raise InputError(
-                f"the column {self.column!r} of signals.{self.name} holds {type(value).__name__} that is no number; expected "
-                "numbers, or true and false: name another column, or correct this one"
+                f"the column {self.column!r} of signals.{self.name} has a value of type {type(value).__name__} that is not a "
+                "number; expected numbers, or true and false: name another column, or correct this one"
             )
         return number

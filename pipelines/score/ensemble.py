@@ -1,9 +1,9 @@
 """Combines the rewards of several models: each standardised, then combined in float64 and rounded once. No Beam.
 
-Moments are exact, so that means and standard deviations do not depend on the order in which rewards are counted. Every sum over
-models runs in one fixed order, that of their fingerprints.
+Moments are exact, so that means and standard deviations do not depend on the order of rewards. Every sum over models is in one
+fixed order, that of their fingerprints.
 
-Example, of two models and three responses:
+Example with two models and three responses:
 
     standards = standards_of(measure([table_a, table_b]), ["a", "b"])
     combine([[1, 2, 3], [10, 30, 20]], standards.models, ensemble=EnsembleConfig(combine="min"))
@@ -61,7 +61,7 @@ class Standard(NamedTuple):
 class Standards:
     """The standards of all models, in the order of their fingerprints."""
 
-    responses: int  # those that every model has scored, over which the standards are taken
+    responses: int  # scored by every model, over which the standards are computed
     models: tuple[Standard, ...]
 
 
@@ -82,14 +82,14 @@ def merge_moments(parts: Iterable[tuple[Moments, ...]]) -> tuple[Moments, ...]:
 def standards_of(moments: Sequence[Moments], names: Sequence[str]) -> Standards:
     """Mean and population standard deviation of each model's rewards, correctly rounded.
 
-    Raises `InputError` where fewer than two responses are scored by all models, `ModelLoadError` where a model gives all of
-    them the same reward.
+    Raises `InputError` if fewer than two responses are scored by all models, `ModelLoadError` if a model gives all of them the
+    same reward.
     """
     responses = moments[0].sums.count if moments else 0
     if responses < 2:
         raise InputError(
-            f"all of the models {', '.join(names)} have scored {responses} of the same responses, and standardising takes two "
-            "or more; see with `bestkept score` what each rejects, and leave out the model that is at fault"
+            f"the models {', '.join(names)} have {responses} scored responses in common, and standardising needs two or more; "
+            "run `bestkept score` for each to see which responses it rejects, and remove the faulty model"
         )
     standards = []
     for name, one in zip(names, moments, strict=True):
@@ -97,8 +97,8 @@ def standards_of(moments: Sequence[Moments], names: Sequence[str]) -> Standards:
         variance = one.squares.total() / responses - mean * mean
         if not variance:
             raise ModelLoadError(
-                f"model {name} gives each of {responses} responses the reward {float(mean)}, and standardising takes rewards "
-                "that differ; leave it out of the list under model"
+                f"model {name} gives each of {responses} responses the reward {float(mean)}, and standardising needs rewards "
+                "that differ; remove it from the list under model"
             )
         standards.append(Standard(float(mean), math.sqrt(variance)))
     return Standards(responses, tuple(standards))
@@ -116,7 +116,7 @@ def combine(
         (reward.astype(np.float64) - standard.mean) / standard.std
         for reward, standard in zip(rewards, standards, strict=True)
     ]
-    # one model after the other: NumPy's own sum over an axis chooses its order by the shape
+    # one model after the other: the order of NumPy's own sum over an axis depends on the shape
     mean = functools.reduce(np.add, scaled) / len(scaled)
     spread = np.sqrt(functools.reduce(np.add, [(one - mean) ** 2 for one in scaled]) / len(scaled))
     combined = {
@@ -134,11 +134,11 @@ def combine_tables(
     ensemble: EnsembleConfig,
     names: Sequence[str] = (),
 ) -> pa.Table | None:
-    """The score columns of one fragment from those of each model; None where the tables are not of the same rows.
+    """The score columns of one fragment from those of each model; None if the tables do not have the same rows.
 
-    The first table has all columns, the others need `ROW` and `COMBINED`. A response that any model rejects is rejected, with
-    the reason of the first that does; it counts as truncated where any model truncated it. The column `spread` is added, and
-    with `names` of the models those of `signal_columns`. All other columns are those of the first table, tokens included, which
+    The first table has all columns, the others need `ROW` and `COMBINED`. A response is rejected if any model rejects it, with
+    the reason of the first of these; it counts as truncated if any model truncated it. The column `spread` is added, and with
+    `names` of the models those of `signal_columns`. All other columns are those of the first table, including tokens, which
     are those of its tokenizer.
     """
     first = tables[0]
@@ -171,7 +171,7 @@ def combine_tables(
 def signal_columns(
     name: str, rewards: npt.NDArray[np.float32], standard: Standard
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """Return the columns by which expressions know a model's rewards: as they are, and standardised."""
+    """Return the columns of a model's rewards in expressions: raw, and standardised."""
     z = (rewards.astype(np.float64) - standard.mean) / standard.std
     return {f"signal.{name}": rewards, f"signal.z({name})": z.astype(np.float32)}
 
@@ -185,8 +185,8 @@ def read_tables(files: Sequence[ScoreFile]) -> list[pa.Table]:
 
 
 def footer_of(plan: Plan, files: Sequence[ScoreFile], columns: pa.Table) -> Footer:
-    """The footer of combined scores: the text's fields from the first model's footer, the scores' fields from `columns`, and what
-    the template that leaves out most leaves out."""
+    """The footer of combined scores: the text's fields from the first model's footer, the scores' fields from `columns`, and
+    `left_out` of the template that leaves out most."""
     first = files[0]
     file = plan.files[first.file]
     left_out: Counter[str] = functools.reduce(Counter.__or__, (Counter(one.footer.left_out) for one in files))

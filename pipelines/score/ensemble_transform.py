@@ -1,7 +1,7 @@
-"""CombineScores: the score files of several models → those of the ensemble, which the stages after it read like any others.
+"""CombineScores combines the score files of several models into those of the ensemble, which later stages read like any others.
 
 Only descriptors of score files are shuffled, a few hundred bytes for each fragment and model. The score columns are read twice:
-the rewards alone to standardise them, then all columns to combine them.
+only the rewards to standardise them, then all columns to combine them.
 
     descriptors of each model  →  by fragment, one of each model  →  moments  →  `Standards` of the whole corpus
     descriptors of a fragment and `Standards`  →  the descriptor of the ensemble's score file
@@ -83,8 +83,8 @@ def key_by_place(data: bytes, member: int) -> tuple[FragmentPlace, tuple[int, by
 
 @dataclass(eq=False)
 class MatchModels(beam.DoFn):  # type: ignore[misc]
-    """(place, (member, descriptor) of each model) → descriptors in the order of members. Raises `InputError` where they
-    are not of the same text, or one is missing."""
+    """(place, (member, descriptor) of each model) → descriptors in the order of members. Raises `InputError` if they are not
+    of the same text, or one is missing."""
 
     plan_path: str
     scores_path: str
@@ -139,10 +139,10 @@ class Standardise(beam.DoFn):  # type: ignore[misc]
 
 @dataclass(eq=False)
 class CombineRewards(beam.DoFn):  # type: ignore[misc]
-    """Descriptors of one fragment → the descriptor of the ensemble's score file, which is durable by then.
+    """Descriptors of one fragment → the descriptor of the ensemble's score file, which is already durable.
 
-    The file's name holds a hash of its content: a grown corpus has other standards, and so other rewards for the same text, and
-    a valid score file is never rewritten.
+    The file's name contains a hash of its content: a grown corpus has other standards, and so other rewards for the same text,
+    and a valid score file is never rewritten.
     """
 
     plan_path: str
@@ -158,7 +158,7 @@ class CombineRewards(beam.DoFn):  # type: ignore[misc]
             columns = combine_tables(tables, standards.models, ensemble=ensemble, names=plan.identity.get("names", ()))
             if columns is None:
                 paths = ", ".join(file.path for file in files)
-                raise StorageError(f"the score files {paths} are not of the same rows; remove them and score again")
+                raise StorageError(f"the score files {paths} do not have the same rows; remove them and score again")
             footer = footer_of(plan, files, columns)
             path = score_files.path_of(
                 join(self.scores_path, plan.fingerprint),

@@ -52,7 +52,7 @@ class ExactSum:
         return ExactSum(self.count + other.count, merged)
 
     def __sub__(self, part: ExactSum) -> ExactSum:
-        """The sum without the values of `part`, which are some of its own."""
+        """The sum without the values of `part`, which it includes."""
         merged = Counter(self.mantissas)
         merged.subtract(part.mantissas)
         return ExactSum(self.count - part.count, merged)

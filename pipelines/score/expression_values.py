@@ -1,10 +1,10 @@
-"""Values of expressions over columns of NumPy arrays, one entry per response. No Beam, no files.
+"""Evaluates expressions over columns of NumPy arrays, one entry per response. No Beam, no files.
 
-Numbers are computed in float64, null is NaN. Rewards and signals are float32: where one of them is compared with a number that is
-written down, this is rounded to float32 first, so that `reward >= 0.1` keeps what `min_reward: 0.1` keeps. Conditions are 0, 1
-and 2, for false, null and true: then `and` is the least, and `or` the greatest.
+Numbers are computed in float64, null is NaN. Rewards and signals are float32: a literal that one is compared with is first
+rounded to float32, so that `reward >= 0.1` keeps the same responses as `min_reward: 0.1`. Conditions are 0, 1 and 2, for false,
+null and true: then `and` is the minimum, and `or` the maximum.
 
-`rank` and `prompt_z` take all rows of a prompt at once. What is evaluated before these are together is known by its node.
+`rank` and `prompt_z` need all rows of a prompt at once. Parts evaluated before the rows are together are found by their nodes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _COMPUTE: Mapping[str, Callable[..., Any]] = {
 
 
 class Texts(Protocol):
-    """A column of text as codes: `values[codes[i]]`, null where the code is -1."""
+    """A column of text as codes: `values[codes[i]]`, null if the code is -1."""
 
     @property
     def codes(self) -> npt.NDArray[np.int32]: ...
@@ -51,7 +51,7 @@ class Columns(Protocol):
     def __len__(self) -> int: ...
 
     def number(self, name: str) -> npt.NDArray[Any] | None:
-        """A built-in number or a signal: float32 or int32, NaN for null; None where the name is that of a column."""
+        """A built-in number or a signal: float32 or int32, NaN for null; None if the name is that of a column."""
         ...
 
     def text(self, name: str) -> Texts:
@@ -59,7 +59,7 @@ class Columns(Protocol):
         ...
 
     def known(self, node: Node) -> npt.NDArray[Any] | None:
-        """The result of a node that was evaluated before: float64 of a number, 0, 1 or 2 of a condition."""
+        """The result of a node that was evaluated before: float64 for a number; 0, 1 or 2 for a condition."""
         ...
 
     @property
@@ -70,7 +70,7 @@ class Columns(Protocol):
 
 @dataclass(frozen=True)
 class _Number:
-    """float32 and int32 as they are stored, else float64, or one value for all entries."""
+    """Stored float32 or int32, else float64; an array, or one value for all entries."""
 
     values: Any
     nullable: bool
@@ -88,7 +88,7 @@ def numbers(expression: Expression, columns: Columns) -> npt.NDArray[np.float64]
 
 
 def result_of(node: Node, columns: Columns, *, condition: bool) -> npt.NDArray[Any]:
-    """Return the result of a part of an expression, as `condition` or `numbers` return that of the whole."""
+    """Return the result of a part of an expression, in the form of `condition` or `numbers`."""
     if condition:
         return np.broadcast_to(np.asarray(_condition(node, columns), dtype=np.uint8), (len(columns),))
     return np.broadcast_to(np.asarray(_number(node, columns).values, dtype=np.float64), (len(columns),))
@@ -120,12 +120,12 @@ def _condition(node: Node, columns: Columns) -> Any:
 
 
 def _flags(node: Node, columns: Columns) -> Condition:
-    """A name where a condition is expected: its values are true and false, or 1 and 0."""
+    """A name used as a condition: its values are true and false, or 1 and 0."""
     values = _number(node, columns).values
     missing = np.isnan(values)
     if not np.all((values == 0) | (values == 1) | missing):
         raise InputError(
-            f"{node.arguments[0]!r} stands for a condition, and holds numbers beside 0 and 1; compare it: "
+            f"{node.arguments[0]!r} is used as a condition, and has numbers other than 0 and 1; compare it: "
             f"{node.arguments[0]} > 0.5"
         )
     return np.where(missing, NULL, np.where(values == 1, TRUE, FALSE)).astype(np.uint8)
@@ -189,7 +189,7 @@ def _number(node: Node, columns: Columns) -> _Number:
             values = within(np.broadcast_to(_doubles(arguments[0], columns), (len(columns),)), columns.prompts)
             return _Number(np.where(np.isfinite(values), values, np.nan), nullable=True)
         case operation if operation == OF_CORPUS:
-            raise ValueError(f"{node.text} takes the mean and deviation of the corpus, and these are not known here")
+            raise ValueError(f"{node.text} needs the mean and deviation of the corpus, which are not known here")
     flags = np.asarray(_condition(node, columns))  # a condition counts as 1 and 0
     return _Number(np.array([0.0, np.nan, 1.0])[flags], nullable=True)
 
@@ -207,13 +207,13 @@ def _coalesce(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -
 
 
 def _parsed(name: str, texts: Texts) -> npt.NDArray[np.float64]:
-    """The numbers that a carried column holds as text; true and false are 1 and 0, and empty text is null."""
+    """The numbers in a carried column of text; true and false are 1 and 0, and empty text is null."""
     parsed = [number_in(text) for text in texts.values]
     used = np.unique(texts.codes)
     wrong = sum(parsed[code] is None for code in used.tolist() if code >= 0)
     if wrong:
         raise InputError(
-            f"the column {name!r} is read as a number (or true and false), and {wrong:,} of its distinct values are none; "
+            f"the column {name!r} is used as a number (or true and false), and {wrong:,} of its distinct values are not; "
             f'compare it with a text: {name} == "...", or correct the column'
         )
     known = [np.nan if number is None else number for number in parsed]
@@ -221,7 +221,7 @@ def _parsed(name: str, texts: Texts) -> npt.NDArray[np.float64]:
 
 
 def number_in(text: str) -> float | None:
-    """The number that a text stands for: NaN for null, None for what is no number."""
+    """The number in a text: NaN for null, None if it is not a number."""
     bare = text.strip().lower()
     if bare in ("", "null", "nan", "true", "false"):
         return {"true": 1.0, "false": 0.0}.get(bare, np.nan)
@@ -233,7 +233,7 @@ def number_in(text: str) -> float | None:
 
 
 def describe(names: Iterable[str], columns: Columns, *, as_text: bool = False) -> dict[str, list[Any]]:
-    """Return the values of some names, for an explanation: numbers, or text as it is."""
+    """Return the values of some names, for an explanation: numbers, or text unchanged."""
     described: dict[str, list[Any]] = {}
     for name in names:
         values = None if as_text else columns.number(name)

@@ -1,4 +1,4 @@
-"""Loads the model of a run: once per process, and used by one forward at a time; a process ends with its device."""
+"""Loads the model of a run, once per process, for one forward at a time; a process ends if its device fails."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipelines.storage.models import carrying_model_errors, loadable_directory, 
 log = logging.getLogger(__name__)
 
 TURN = "BESTKEPT_LOADING_TURN"
-"""The variable by which a worker knows the file of `loading_turn`, open in all of them, and their number: `FILE:NUMBER`."""
+"""The environment variable with the file of `loading_turn`, open in all workers, and their number: `FILE:NUMBER`."""
 
 _PLACEHOLDER = Shared()
 _SEND_SECS = 5.0  # for the last log lines of a process
@@ -32,7 +32,7 @@ _SEND_SECS = 5.0  # for the last log lines of a process
 
 @dataclass(frozen=True)
 class LoadScorer:
-    """Loads the plan's model, on the worker that scores with it. A picklable value, which tests replace by their own."""
+    """Loads the plan's model, on the worker that scores with it. A picklable value, so that tests can replace it."""
 
     def __call__(self, plan: Plan) -> Scorer:
         from rm.checkpoint.embedding_config import EmbeddingSettings
@@ -75,9 +75,9 @@ class LoadScorer:
 
 @contextmanager
 def loading_turn(available_bytes: Callable[[], int | None]) -> Iterator[int | None]:
-    """Wait until no other worker of this machine loads a model; yield this one's share of the memory that the first one had.
+    """Wait until no other worker of this machine loads a model; yield this worker's share of the memory that was free at first.
 
-    None where this process is the only one, or the system does not tell. A worker that ends gives its turn away.
+    None if this process is the only worker, or the system does not report memory. A worker that ends releases its turn.
     """
     turn = os.environ.get(TURN)
     if turn is None:
@@ -94,7 +94,7 @@ def loading_turn(available_bytes: Callable[[], int | None]) -> Iterator[int | No
 
 
 def acquire_scorer(shared: Any, make: ScorerFactory, plan: Plan) -> Scorer:
-    """The process's scorer of a plan, made once however many threads ask for it; `shared` is Beam's `Shared` of a DoFn."""
+    """The process's scorer of a plan, made once for all threads; `shared` is Beam's `Shared` of a DoFn."""
     with reporting_broken_devices():
         handle: _LockedScorer = shared.acquire(lambda: _LockedScorer(make(plan)), tag=plan.fingerprint)
     return handle
@@ -107,9 +107,9 @@ def process_name() -> str:
 
 @contextmanager
 def ending_with_device(launcher: str) -> Iterator[None]:
-    """Inside a DoFn: end this process if its device has failed, unless it is the `launcher`, which the error ends.
+    """Inside a DoFn, end this process if its device has failed, unless it is the `launcher`, which the error ends.
 
-    A runner replaces workers that end, and gives their work to others; one that lives on would fail at all that it is given.
+    A runner replaces workers that end, and gives their work to others; a worker that continued would fail on every element.
     """
     try:
         yield
@@ -131,7 +131,7 @@ class _LockedScorer:
         self._lock = threading.Lock()
 
     def prepare(self, groups: Groups) -> Groups:
-        """Tokenize the first of these groups, also while others are scored; a scorer may have nothing to prepare."""
+        """Tokenize the first of these groups, also while others are scored; does nothing if the scorer cannot prepare."""
         with carrying_model_errors(), reporting_broken_devices():
             return self._scorer.prepare(groups) if isinstance(self._scorer, PreparingScorer) else groups
 
@@ -159,6 +159,6 @@ class LoadAfterRelease:
 
 
 def release_model() -> None:
-    """Let go of the model that Beam's `Shared` keeps after the last use."""
+    """Release the model that Beam's `Shared` keeps after the last use."""
     _PLACEHOLDER.acquire(_Placeholder)
     gc.collect()  # a model may be part of a cycle

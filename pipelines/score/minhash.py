@@ -1,7 +1,7 @@
-"""MinHash signatures of prompts and responses (Broder 1997): how alike two texts are, without the texts. No Beam, no files.
+"""MinHash signatures of prompts and responses (Broder 1997): the similarity of two texts, without the texts. No Beam, no files.
 
-A text is the set of its shingles, the runs of a few words. For each of 128 hash functions the signature has the least value over
-these, of which 16 bits are stored: 256 bytes a text. The share of positions in which two signatures agree estimates the Jaccard
+A text is the set of its shingles, the runs of a few words. For each of 128 hash functions the signature has the smallest value
+over these, stored in 16 bits: 256 bytes per text. The share of positions in which two signatures agree estimates the Jaccard
 similarity of the two sets, with a standard deviation of at most 0.045; values that are equal by chance add 1/65536.
 """
 
@@ -35,7 +35,7 @@ def signature_column(of: str, words: int) -> str:
 
 @dataclass(frozen=True)
 class MinHash:
-    """Signatures of the prompts or of the responses of a fragment; null where there is no text."""
+    """Signatures of the prompts or of the responses of a fragment; null if there is no text."""
 
     of: str  # prompt | response
     words: int  # in a shingle
@@ -77,7 +77,7 @@ def prompt_text(prompt: Conversation) -> str:
 def signatures_of(texts: Sequence[str], words: int) -> Signatures:
     """Return the signatures [N, VALUES] of texts by shingles of so many words.
 
-    A text of fewer words has one shingle, all of them; one without any is a shingle as it is.
+    A text of fewer words is one shingle of all of them; the shingle of a text without words is the text.
     """
     shingles = ngrams_of(words_of(texts), words, shorter=True)
     signatures = np.empty((len(texts), VALUES), dtype=np.uint16)
@@ -105,7 +105,7 @@ def _least_values(hashes: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint16]:
 
 
 def pack(signatures: Signatures) -> list[bytes]:
-    """Return signatures as they are stored."""
+    """Return signatures in their stored form."""
     data = signatures.astype("<u2").tobytes()
     return [data[start : start + BYTES] for start in range(0, len(data), BYTES)]
 

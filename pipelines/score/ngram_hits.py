@@ -1,4 +1,4 @@
-"""Runs of words that a prompt or a response shares with test prompts: which test files each row has words of. No Beam."""
+"""Finds the test files with which each row's prompt or response shares runs of words. No Beam."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def hits_column(name: str) -> str:
 
 @dataclass(frozen=True)
 class NgramHits:
-    """The number of test files that a row's prompt or response shares an n-gram with, and which these are."""
+    """The number of test files that a row's prompt or response shares an n-gram with, and the files."""
 
     name: str  # of the number, as expressions know it
     ngram: int
@@ -97,7 +97,7 @@ class Hit(NamedTuple):
 
 
 def first_hit(text: str, index: NgramIndex, ngram: int) -> Hit | None:
-    """The first n-gram of a text that the index has; None where there is none."""
+    """The first n-gram of a text that is in the index; None if there is none."""
     found = index.look_up(ngrams_of(words_of([text]), ngram).hashes)
     at = np.flatnonzero(found)
     if not len(at):
@@ -110,7 +110,7 @@ def first_hit(text: str, index: NgramIndex, ngram: int) -> Hit | None:
 
 @lru_cache(maxsize=2)
 def read_index(path: str, expected: str) -> NgramIndex:
-    """The index at a path. Raises `StorageError` where it is gone or damaged."""
+    """The index at a path. Raises `StorageError` if it is gone or damaged."""
     data = read_bytes(path)
     if data is None or xxhash.xxh3_128_hexdigest(data) != expected:
         raise StorageError(f"{path} is gone or damaged; remove it and run the same command again")

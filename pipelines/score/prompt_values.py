@@ -1,8 +1,8 @@
-"""Numbers of responses beside those of the other responses to their prompt: ranks and z-scores. Pure.
+"""Ranks and z-scores of responses among the responses to their prompt. Pure functions.
 
-Prompts come as positions sorted by prompt and where each prompt starts among them; NaN is no number, and stays NaN.
+Prompts are given as positions sorted by prompt, with the start of each prompt among them; NaN is not a number, and stays NaN.
 
-Example, of one prompt:
+Example with one prompt:
 
     ranks_within([0.5, 0.1, 0.5, nan], prompts)  →  [2, 1, 2, nan]
 """
@@ -33,7 +33,7 @@ def ranks_within(values: Floats, prompts: Prompts) -> Floats:
 
 
 def standardised_within(values: Floats, prompts: Prompts) -> Floats:
-    """(value - mean) / standard deviation of the prompt's values; 0 where all of them are equal."""
+    """(value - mean) / standard deviation of the prompt's values; 0 if all of them are equal."""
     scores = np.full(len(values), np.nan)
     at, starts = _sort(-values, prompts)
     if not len(at):

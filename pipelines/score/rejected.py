@@ -1,4 +1,4 @@
-"""Rejected responses: their places and reasons, from score files to tables; never their text. No Beam."""
+"""Tables of rejected responses from score files: places and reasons, never text. No Beam."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines.storage import publish
 from pipelines.storage.files import join
 
 MOST_LISTED = 100_000
-"""Rows in the list of a run that ends with too many: all that anybody reads, even where each of a billion rows is rejected."""
+"""Rows in the list of a run that ends with too many rejected responses: enough for people, even if a billion are rejected."""
 
 REJECTED = pa.schema(
     [
@@ -29,8 +29,8 @@ REJECTED = pa.schema(
 def list_path(scores: str, plan_hash: str, suffix: str = "") -> str:
     """The path of the list of a plan's rejected responses, below a directory of scores.
 
-    It is not in the output: that would belong to this input then, and refuse the corrected one. It is no Parquet file and
-    no JSONL by its name, since patterns for score files and for inputs would match it.
+    It is not in the output, which would then belong to this input, and refuse the corrected one. It is not named as Parquet or
+    JSONL, since patterns for score files and for inputs would match it.
     """
     return join(scores, "rejected", f"{plan_hash[:32]}{suffix}.txt")
 
@@ -43,7 +43,7 @@ def rejected_rows(scores: pa.Table, unit_start: int) -> pa.Table:
 
 
 def rejected_table(file_key: str, rows: pa.Table) -> pa.Table:
-    """The rejected responses of a file as users read them, in their order, with places in words."""
+    """The rejected responses of a file for users, in order, with places in words."""
     rows = rows.sort_by([(name, "ascending") for name in ("unit_start", "row", "response_index")])
     places = [
         place_of(file_key, start, row)

@@ -1,6 +1,6 @@
-"""The results of a scorer → the columns of a fragment's score file, one row per response. No Beam.
+"""Makes the columns of a fragment's score file from the results of a scorer, one row per response. No Beam.
 
-Example, of a fragment of two rows with two responses each, the last of them empty:
+Example with a fragment of two rows with two responses each, the last of them empty:
 
     scorer.score([(prompt_a, [text, text]), (prompt_b, [text])])  →  a `GroupScores` for each prompt
     score_columns(fragment, scored, plan)  →  a table of four rows (`score_files.COLUMNS`), the last with a reason
@@ -22,19 +22,19 @@ from pipelines.plan import Plan
 from pipelines.score import score_files
 from rm.conversations import count_characters, response_hash
 
-_MANY = 16  # responses that the model has read; its failure on nearly all of so many is no accident of the data
+_MANY = 16  # responses that the model has read; its failure on nearly all of so many is not caused by the data
 _NEARLY_ALL = 0.9
 
 
 def usable_rows(fragment: Fragment) -> list[Row]:
-    """The rows that have a prompt for the model."""
+    """The rows with a prompt for the model."""
     return [row for row in fragment.rows if row.parsed.prompt is not None]
 
 
 class GroupResult(NamedTuple):
     """A scorer's results for the K responses to one prompt, in their order."""
 
-    reward: Sequence[float | None]  # None where there is a reason
+    reward: Sequence[float | None]  # None if there is a reason
     reason: Sequence[str | None]
     prompt_tokens: Sequence[int]
     response_tokens: Sequence[int]
@@ -42,7 +42,7 @@ class GroupResult(NamedTuple):
 
     @classmethod
     def of(cls, scores: Any) -> GroupResult:
-        """From an `rm.scorer.GroupScores`."""
+        """Return the result of an `rm.scorer.GroupScores`."""
         if isinstance(scores, cls):
             return scores
         return cls(
@@ -56,7 +56,7 @@ class GroupResult(NamedTuple):
 
     @classmethod
     def carried(cls, row: Row) -> GroupResult:
-        """From the rewards that a row carries (`scores.column`); there are no tokens without a tokenizer."""
+        """Return the result of a row that carries rewards (`scores.column`), without tokens, as there is no tokenizer."""
         pairs = zip(row.parsed.responses, row.rewards or (), strict=True)
         rewards = [reward for response, reward in pairs if response is not None]
         reasons = ["no_reward" if reward is None else None for reward in rewards]
@@ -74,9 +74,9 @@ def score_columns(fragment: Fragment, scored: Sequence[Any] | None, plan: Plan) 
     """A fragment's score columns (`score_files.COLUMNS` and the carried ones), one row per response, its tokens, and the number
     of scored responses by key that the template leaves out, if the scorer counts them.
 
-    `scored` are the scores of each usable row; where it is None, rewards are those that the rows carry (`scores.column`).
+    `scored` are the scores of each usable row; if it is None, rewards are those that the rows carry (`scores.column`).
 
-    Raises `ModelLoadError` where the model is to blame, and not the data, see `refuse_broken_model`.
+    Raises `ModelLoadError` if the model is the cause of failures, and not the data, see `refuse_broken_model`.
     """
     usable = usable_rows(fragment)
     left_out = Counter[str]()
@@ -101,7 +101,7 @@ def score_columns(fragment: Fragment, scored: Sequence[Any] | None, plan: Plan) 
 
 
 def _unscored_columns(rows: Sequence[Row], carry: Sequence[str]) -> dict[str, pa.Array]:
-    """The score columns of rows, one value per response, as they are where none is usable."""
+    """The score columns of unusable rows, one value per response."""
     row_of = [row for row in rows for _ in row.parsed.responses]
     responses = [response for row in rows for response in row.parsed.responses]
     zeros = [0] * len(responses)
@@ -127,9 +127,9 @@ def _unscored_columns(rows: Sequence[Row], carry: Sequence[str]) -> dict[str, pa
 
 
 def refuse_broken_model(reasons: Sequence[str | None], plan: Plan) -> None:
-    """Raise `ModelLoadError` where the model fails on nearly every response of a fragment, or gives none of them a reward.
+    """Raise `ModelLoadError` if the model fails on nearly every response of a fragment, or gives NaN for all of them.
 
-    Then it is not the data. Responses that the model has not read, for reasons of their own, do not count.
+    Then the data are not the cause. Responses that the model has not read, for other reasons, do not count.
     """
     counts = Counter(reasons)
     failed, nan = counts["model_error"], counts["nan_reward"]
@@ -137,7 +137,7 @@ def refuse_broken_model(reasons: Sequence[str | None], plan: Plan) -> None:
     if reached < _MANY or (failed < _NEARLY_ALL * reached and failed + nan < reached):
         return
     if failed:
-        what, remedy = "fails on", "the log says how; check that it scores a text in plain transformers"
+        what, remedy = "fails on", "the log has the errors; check that it scores a text in plain transformers"
     else:
         what, remedy = "gives NaN for", "try model.dtype=float32"
     part = "every response" if failed + nan == reached else f"{failed} of the responses"

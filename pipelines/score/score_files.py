@@ -1,11 +1,11 @@
 """The format of score files: one per fragment, the durable boundary between scoring and the stages after it. No Beam.
 
-A score file has one row per response (or per unusable row). Its footer describes it, and holds a hash of the decoded columns and
-of the description, by which a damaged file is noticed. A valid one is never rewritten.
+A score file has one row per response (or per unusable row). Its footer has a description, and a hash of the decoded columns and
+the description, by which damage is detected. A valid score file is never rewritten.
 
 Example:
 
-    footer = write(path, columns, footer, original)  # the footer of the file that stands, if there was one already
+    footer = write(path, columns, footer, original)  # the footer of the published file, which may have existed already
     columns, footer = read(path) or (None, None)     # None for a missing or damaged file
     read_columns(path, ["reward"], footer)           # some columns of a file that has been found valid
     read_joined(descriptor, ["reward", "minhash.prompt.3"])  # also those of its side files
@@ -80,11 +80,11 @@ class Footer:
     content_hash: str
     format: int = FORMAT
     message_keys: list[str] = field(default_factory=list)  # what conversations hold beside roles and texts, sorted
-    cut_prompts: int = 0  # responses off which a prompt that they repeat was taken
+    cut_prompts: int = 0  # responses from which a repeated prompt was removed
     left_out: dict[str, int] = field(default_factory=dict)  # scored responses by key that the template leaves out
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields; without the last ones where they are empty, as in files of plain texts they have always been."""
+        """Return the fields, without the last ones if they are empty, so that files of plain texts keep their bytes."""
         return {name: value for name, value in asdict(self).items() if name not in _OFTEN_EMPTY or value}
 
 
@@ -99,7 +99,7 @@ class SideFile(NamedTuple):
 
 @dataclass(frozen=True)
 class ScoreFile:
-    """The descriptor of a valid score file: its path and footer, and its side files. Travels through Beam as JSON bytes."""
+    """The descriptor of a valid score file: its path and footer, and its side files. A Beam element as JSON bytes."""
 
     path: str
     file: int  # index in the plan
@@ -118,7 +118,7 @@ class ScoreFile:
 
 
 def name_of(*, file_key: str, unit: int, unit_start: int, fragment: int, rows_per_fragment: int) -> str:
-    """The file name of a fragment's scores: a hash of the input's key and the fragment's range, and of no row text."""
+    """The file name of a fragment's scores: a hash of the input's key and the fragment's range, not of text."""
     described = json.dumps([file_key, unit, unit_start, fragment, rows_per_fragment])
     return hashlib.sha256(described.encode()).hexdigest()[:32]
 
@@ -139,7 +139,7 @@ def encode(columns: pa.Table, footer: Footer, original: str) -> bytes:
 
 
 def _encoding(schema: pa.Schema) -> dict[str, Any]:
-    """Options of `pq.write_table`: dictionaries for text, differences for integers, and random bits as they are.
+    """Options of `pq.write_table`: dictionaries for text, differences for integers, no encoding of random bits.
 
     Compared with a dictionary and zstd for all columns, reading takes a third less time and files are a tenth smaller.
     """
@@ -154,9 +154,9 @@ def _encoding(schema: pa.Schema) -> dict[str, Any]:
 
 
 def decode(data: bytes) -> tuple[pa.Table, Footer] | None:
-    """Table and footer of a score file; None where the bytes are not a complete, undamaged one."""
+    """Table and footer of a score file; None if the bytes are incomplete or damaged."""
     try:
-        # a checksum that was flipped itself counts: `read_columns` would stumble over it; read_table takes five times as long
+        # also detects a damaged checksum, at which `read_columns` would fail; read_table takes five times as long
         parquet = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         table = parquet.read(use_threads=False)
         metadata = table.schema.metadata or {}
@@ -170,16 +170,16 @@ def decode(data: bytes) -> tuple[pa.Table, Footer] | None:
 
 
 def read(path: str) -> tuple[pa.Table, Footer] | None:
-    """Table and footer of the score file at `path`; None where there is none or it is damaged."""
+    """Table and footer of the score file at `path`; None if it is missing or damaged."""
     data = read_bytes(path)
     return None if data is None else decode(data)
 
 
 def read_columns(path: str, names: list[str], footer: Footer) -> pa.Table:
-    """Some columns of a score file that has been found valid in this run: its page checksums are verified again. Sources,
-    reasons and carried columns come dictionary-encoded.
+    """Some columns of a score file that was valid earlier in this run; its page checksums are verified again. Sources, reasons
+    and carried columns are dictionary-encoded.
 
-    Raises `StorageError` where it is gone, damaged, or no longer the file that `footer` describes.
+    Raises `StorageError` if it is gone, damaged, or no longer the file that `footer` describes.
     """
     try:
         with _open(path) as file:
@@ -196,7 +196,7 @@ def read_columns(path: str, names: list[str], footer: Footer) -> pa.Table:
 
 
 def read_joined(file: ScoreFile, names: list[str]) -> pa.Table:
-    """`read_columns` of a score file, and of its side files what these hold."""
+    """`read_columns` of a score file and of its side files."""
     beside = {name for side in file.sides for name in side.columns}
     table = read_columns(file.path, [name for name in names if name not in beside], file.footer)
     for side in file.sides:
@@ -209,7 +209,7 @@ def read_joined(file: ScoreFile, names: list[str]) -> pa.Table:
 
 
 def _open(path: str) -> Any:
-    """Open a score file to read parts of it. An object of a store is read whole, which costs less than another request."""
+    """Open a score file to read parts of it. An object in a store is read whole, which costs less than another request."""
     if is_local(path):
         return open_for_reading(path)
     data = read_bytes(path)
@@ -225,18 +225,18 @@ def original_schema(table: pa.Table) -> str:
 
 
 def write(path: str, columns: pa.Table, footer: Footer, original: str) -> Footer:
-    """Publish a score file; where a valid one of the same content is there already, that one stands.
+    """Publish a score file, unless a valid one with the same content exists.
 
-    Returns the footer of the file that stands. Raises `StorageError`.
+    Returns the footer of the published file. Raises `StorageError`.
     """
 
     def accept(data: bytes) -> Footer | None:
         existing = decode(data)
-        if existing is None:  # a flipped bit, or cut by another program
+        if existing is None:  # a flipped bit, or truncated by another program
             return None
         table, described = existing
         if described.content_hash != footer.content_hash or original_schema(table) != original:
-            raise StorageError(f"{path} holds the scores of other content; remove the scores directory and score again")
+            raise StorageError(f"{path} has the scores of other content; remove the scores directory and score again")
         return described
 
     return publish.settle(path, encode(columns, footer, original), accepts=accept, ours=footer)
@@ -279,7 +279,7 @@ def columns_hash(table: pa.Table, described: str) -> str:
 
 
 def _values(column: Any) -> list[bytes]:
-    """The non-null values as bytes that do not depend on offsets or padding of the buffers."""
+    """The non-null values as bytes, independent of offsets or padding of the buffers."""
     column = column.drop_null()
     if not len(column):
         return []

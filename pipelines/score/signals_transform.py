@@ -1,4 +1,4 @@
-"""JoinSignals: the score files of further models beside those of the rewards, as the columns that expressions know by name.
+"""JoinSignals adds the score files of further models to those of the rewards, as named columns for expressions.
 
 Only descriptors are shuffled, a few hundred bytes for each fragment and model; no score file is written.
 """
@@ -19,8 +19,8 @@ from pipelines.score.score_files import ScoreFile, SideFile
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
 class JoinSignals(beam.PTransform):  # type: ignore[misc]
-    """(descriptors of the rewards, those of each signal's model in the order of the plan) → descriptors of the rewards that name
-    the others as side files."""
+    """(descriptors of the rewards, those of each signal's model in the order of the plan) → descriptors of the rewards with the
+    others as side files."""
 
     plan_path: str
 
@@ -35,7 +35,7 @@ class JoinSignals(beam.PTransform):  # type: ignore[misc]
 class NameSignals(beam.DoFn):  # type: ignore[misc]
     """(place, (number, descriptor) of each) → the first descriptor, with the others as its side files.
 
-    Raises `InputError` where they are not of the same text, or one is missing.
+    Raises `InputError` if they are not of the same text, or one is missing.
     """
 
     plan_path: str

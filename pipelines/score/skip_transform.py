@@ -1,9 +1,9 @@
-"""`limits.skip_bad_files`: leaves out files that cannot be read as a whole, between scoring and the stages after it.
+"""`limits.skip_bad_files`: leaves out files that cannot be read completely, between scoring and the stages after it.
 
-They are known only when all workers are done: a file may break at its end, and one of several models may still find the scores
-of a file that another can no longer read.
+They are known only when all workers are done: a file may be damaged at its end, and one of several models may have the scores of
+a file that another could no longer read.
 
-Example, of two models, the second of which could not read file 3:
+Example with two models, the second of which could not read file 3:
 
     {"scores0": of files 0 to 3, "skipped0": {}, "scores1": of files 0 to 2, "skipped1": (3, "truncated")}
     →  {"scores": (of files 0 to 2, of files 0 to 2), "skipped": {3: "truncated"}}
@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 
 
 def skip_or_raise(file_number: int, error: UnreadableError, limits: Limits) -> Any:
-    """The element of a step's output `skipped` for a file that cannot be read; raises the error where `limits` do not let files
-    be skipped."""
+    """The element of a step's output `skipped` for a file that cannot be read; raises the error if `limits` do not allow files
+    to be skipped."""
     if not limits.skip_bad_files:
         raise error
     log.warning("%s (skipped)", error.message)
@@ -68,7 +68,7 @@ def merge_skipped(parts: Iterable[tuple[int, str] | dict[int, str]]) -> dict[int
 
 @dataclass(eq=False)
 class CheckSkipped(beam.DoFn):  # type: ignore[misc]
-    """Raises `InputError` where no file is left."""
+    """Raises `InputError` if no file remains."""
 
     plan_path: str
 

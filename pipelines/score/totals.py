@@ -49,7 +49,7 @@ def totals_of(data: bytes) -> Totals:
 
 
 def read_totals(path: str) -> Totals:
-    """The totals that a job has published at `path`. Raises `StorageError` where there are none."""
+    """The totals that a job has published at `path`. Raises `StorageError` if there are none."""
     data = read_bytes(path)
     if data is None:
         raise StorageError(
@@ -68,12 +68,12 @@ def exceeds(totals: Totals, limits: Limits) -> bool:
 
 
 def check_limits(totals: Totals, limits: Limits, *, model: str | None = None, listed: str | None = None) -> Totals:
-    """Return `totals` if they are within the limits; else raise `RejectedError` (exit 4) with counts by reason, with the name
-    of the `model` where there are several, and with the path where the rejected responses are `listed`."""
+    """Return `totals` if they are within the limits; else raise `RejectedError` (exit 4) with counts by reason, the name of the
+    `model` if there are several, and the path of the list of rejected responses, if they are `listed`."""
     if totals.read != totals.scored + totals.rejected.total():
         raise StorageError(
-            f"score files say {totals.read} read, {totals.scored} scored and {totals.rejected.total()} rejected, which "
-            "does not add up; remove the scores directory and score again"
+            f"score files count {totals.read} responses read, {totals.scored} scored and {totals.rejected.total()} rejected, "
+            "which does not add up; remove the scores directory and score again"
         )
     if exceeds(totals, limits):
         fraction = totals.rejected.total() / totals.read
@@ -92,7 +92,7 @@ def check_limits(totals: Totals, limits: Limits, *, model: str | None = None, li
 def check_shard(
     totals: Totals, limits: Limits, shard: CorpusShard | None, *, model: str | None = None, listed: str | None = None
 ) -> None:
-    """`check_limits`; of a shard, log a warning instead of the error."""
+    """`check_limits`; for a shard, log a warning instead of raising the error."""
     try:
         check_limits(totals, limits, model=model, listed=listed)
     except RejectedError as error:
@@ -113,14 +113,14 @@ class Totals:
     tokens: int = 0
     # the first rejected responses: file, start of the unit, row in it, reason
     examples: tuple[tuple[str, int, int, str], ...] = ()
-    cut_prompts: int = 0  # responses off which a prompt that they repeat was taken
+    cut_prompts: int = 0  # responses from which a repeated prompt was removed
     left_out: Counter[str] = field(default_factory=Counter)  # scored responses by key that the template leaves out
     truncated_by_signals: Counter[str] = field(
         default_factory=Counter
     )  # responses by the signal whose model reads a part
 
     def to_json(self) -> dict[str, Any]:
-        """Return the counts; those of what few corpora have only where they are not zero."""
+        """Return the counts; rare ones only if they are not zero."""
         counts = {name: value for name, value in asdict(self).items() if name not in _OFTEN_EMPTY or value}
         for name in ("left_out", "truncated_by_signals"):
             if name in counts:
@@ -154,13 +154,13 @@ class Totals:
 
 
 def publish_totals(totals: Totals, path: str, *, replace: bool = False) -> None:
-    """Write the totals to `path`; with `replace`, over those of a run that could read other files, where files are skipped."""
+    """Write the totals to `path`; with `replace`, if files are skipped, over those of a run that could read other files."""
     with carrying_errors():
         (publish.replace if replace else publish.create_or_equal)(path, canonical_json.to_json(totals.to_json()))
 
 
 def list_beyond_limits(totals: Totals, descriptors: Iterable[bytes], limits: Limits, path: str) -> None:
-    """Write the list of the rejected responses to `path` where these are more than the limits allow."""
+    """Write the list of the rejected responses to `path` if these exceed the limits."""
     if exceeds(totals, limits):
         with carrying_errors():
             write_list(descriptors, path)

@@ -206,7 +206,9 @@ def test_parquet_and_lists_of_responses(make, tmp_path):
 def test_a_column_that_holds_no_numbers_and_one_that_is_missing_are_told(make, tmp_path):
     write_jsonl(tmp_path / "in" / "0.jsonl", [{"prompt": "p", "response": "r", "ok": "very secret"}])
     (tmp_path / "in" / "1.jsonl").unlink()
-    with pytest.raises(InputError, match=r"column 'ok' of signals\.correct holds str that is no number") as raised:
+    with pytest.raises(
+        InputError, match=r"column 'ok' of signals\.correct has a value of type str that is not a number"
+    ) as raised:
         run(make([{"where": "correct"}], columns=["correct"]), tmp_path / "log")
     assert "secret" not in str(raised.value)
     with pytest.raises(InputError, match=r"signals\.correct\.column names 'okk', .* did you mean 'ok'"):

@@ -161,7 +161,7 @@ def test_names_are_those_of_every_run_before():
 def test_scores_under_columns_of_other_types_are_other_content(tmp_path):
     path = str(tmp_path / "s.parquet")
     score_files.write(path, columns(), footer(), "types")
-    with pytest.raises(StorageError, match="holds the scores of other content"):
+    with pytest.raises(StorageError, match="has the scores of other content"):
         score_files.write(path, columns(), footer(), "others")
 
 

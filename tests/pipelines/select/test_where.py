@@ -187,9 +187,9 @@ def test_a_written_number_is_compared_like_min_reward():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("x > 3", "the column 'x' is read as a number .* and 2 of its distinct values are none; .* x == "),
+        ("x > 3", "the column 'x' is used as a number .* and 2 of its distinct values are not; .* x == "),
         ("x", "the column 'x' is read as a number"),
-        ("y", "'y' stands for a condition, and holds numbers beside 0 and 1; compare it: y > 0.5"),
+        ("y", "'y' is used as a condition, and has numbers other than 0 and 1; compare it: y > 0.5"),
     ],
 )
 def test_text_where_a_number_is_expected_is_an_error_without_the_text(text, message):
