@@ -381,7 +381,7 @@ def test_score_files_of_other_rows_do_not_combine(make, corpus, log, tmp_path):
     config = make(corpus)
     run_scoring(config, scorer=NamedFactory(str(log)))
     rewritten(score_paths(tmp_path, config, 1)[0], column_reversed("response_hash"))
-    with pytest.raises(StorageError, match="not of the same rows; remove them and score again"):
+    with pytest.raises(StorageError, match="do not have the same rows; remove them and score again"):
         run_curation(config, scorer=None)
 
 

@@ -224,7 +224,7 @@ def test_text_where_a_number_is_expected_ends_the_run(tmp_path):
     row = {"prompt": "p", "reward": 1.0, "ok": "very secret", "score": "high"}
     write_jsonl(tmp_path / "in" / "0.jsonl", [{**row, "response": f"r{k}"} for k in range(3)])
     for text, name in (("ok", "ok"), ("score > 3", "score")):
-        with pytest.raises(InputError, match=f"the column '{name}' is read as a number") as raised:
+        with pytest.raises(InputError, match=f"the column '{name}' is used as a number") as raised:
             run_curation(configured(tmp_path, [{"where": text}], f"out-{name}"), scorer=None)
         assert "secret" not in str(raised.value)
 

@@ -101,7 +101,7 @@ def with_labels(directory, labels):
     [
         (
             {},
-            r"has 3 outputs \(in config.json Help fulness: 0, correct: 1, verbose: 2\), .* by model.outputs=\{NAME: NUMBER\}",
+            r"has 3 outputs \(in config.json Help fulness: 0, correct: 1, verbose: 2\), .* with model.outputs=\{NAME: NUMBER\}",
         ),
         ({"helpful": 3}, r"model.outputs.helpful is 3, and .* has 3 outputs .*; expected 0 to 2"),
         ({"helpful": 0, "verbose": 1}, r"model.outputs.verbose is 1, and config.json .* gives that name to output 2"),

@@ -103,6 +103,6 @@ def test_nothing_read_is_within_any_limit():
 @pytest.mark.parametrize("scored", [7, 9])
 def test_a_lost_response_is_noticed(scored):
     with pytest.raises(
-        StorageError, match=rf"say 10 read, {scored} scored and 2 rejected, which does not add up; remove"
+        StorageError, match=rf"count 10 responses read, {scored} scored and 2 rejected, which does not add up; remove"
     ):
         check_limits(replace(TOTALS, scored=scored), Limits(max_rejected_fraction=1.0))

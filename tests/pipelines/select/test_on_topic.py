@@ -137,7 +137,7 @@ def test_the_gap_that_a_corpus_settles(rows, most, parts, with_foreign):
     assert (gap.gap, gap.measured) == (expected[0], len(distances))
     assert gap.caught == pytest.approx(expected[1])
     assert gap.off_topic == (None if expected[2] is None else pytest.approx(expected[2]))
-    with pytest.raises(ValueError, match="not given"):
+    with pytest.raises(ValueError, match="needs the gap"):
         on_topic(with_relevance(rows), rule)
 
 

@@ -148,7 +148,7 @@ def test_corpus_z_counts_all_rows_exactly_in_any_order(values, dice, parts):
 
 
 def test_corpus_z_without_its_standards_is_an_error_of_the_caller():
-    with pytest.raises(ValueError, match="takes the mean and deviation of the corpus"):
+    with pytest.raises(ValueError, match="needs the mean and deviation of the corpus"):
         where(table([(0, 0.1, None, None)]), Step(where="corpus_z(reward) > 0"))
 
 

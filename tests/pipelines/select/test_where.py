@@ -188,7 +188,7 @@ def test_a_written_number_is_compared_like_min_reward():
     ("text", "message"),
     [
         ("x > 3", "the column 'x' is used as a number .* and 2 of its distinct values are not; .* x == "),
-        ("x", "the column 'x' is read as a number"),
+        ("x", "the column 'x' is used as a number"),
         ("y", "'y' is used as a condition, and has numbers other than 0 and 1; compare it: y > 0.5"),
     ],
 )
