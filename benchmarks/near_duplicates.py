@@ -64,9 +64,11 @@ def change(words: list[str], kind: str, rng: random.Random) -> str:
 
 def ours(texts: list[str]) -> list[tuple[int, int]]:
     """Pairs of a text and the one that is kept in its stead, by the functions of the step `near_duplicates`."""
+    from pipelines.runtime.machine import reuse_freed_memory
     from pipelines.score.minhash import signatures_of
     from pipelines.select import duplicates
 
+    reuse_freed_memory()  # as every step does
     signatures = np.concatenate([signatures_of(texts[at : at + 2048], WORDS) for at in range(0, len(texts), 2048)])
     needed = duplicates.needed_of(SIMILARITY)
     nodes = np.zeros(len(texts), dtype=duplicates.NODE)
