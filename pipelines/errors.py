@@ -42,15 +42,15 @@ _TOKEN = re.compile(r"\[bestkept-error:([A-Za-z0-9+/=]+)\]")
 class BestkeptError(Exception):
     """An error with a cause a user can act on: one line that names the value, what was expected, and the remedy.
 
-    The message never holds row text. Credentials in its URLs are starred out, wherever a path in it came from, and line breaks
-    and other control characters of names are escaped.
+    The message never contains row text. Credentials in its URLs are starred out, whatever the origin of a path, and line breaks
+    and other control characters in names are escaped.
     """
 
     exit_code: Exit = Exit.STORAGE
 
     def __init__(self, message: str, *, counts: Mapping[str, Any] | None = None) -> None:
         self.message = _shorten(escape_controls(hide_credentials(message)))
-        self.counts = dict(counts or {})  # of what was read, where they are why the run ends
+        self.counts = dict(counts or {})  # of what was read, if they are the reason for the end
         super().__init__(self.message)
 
     def pack(self) -> str:
@@ -93,13 +93,13 @@ class StorageError(BestkeptError):
 
 
 class BrokenDeviceError(StorageError):
-    """A GPU, or another device, that has failed. This process cannot use it again, and must end; no row is to blame."""
+    """A GPU, or another device, that has failed. This process cannot use it again, and must end; no row caused it."""
 
     def __init__(self, cause: str) -> None:
         self.cause = cause
         super().__init__(
-            f"the device failed ({cause}); no row is to blame, what is done stays, and the same command again resumes from "
-            "there; if it fails again, look at the device (nvidia-smi) or use another one"
+            f"the device failed ({cause}); no row caused this, and finished work is kept; run the same command "
+            "again to resume; if it fails again, check the device (nvidia-smi) or use another one"
         )
 
 
@@ -177,8 +177,8 @@ def error_to_report(error: Exception, what: str) -> BestkeptError:
     known = error if isinstance(error, BestkeptError) else from_text(str(error))
     if known is not None:
         return known
-    report = "the same command again resumes from there; if it fails again at this place, please report it"
-    return StorageError(f"{what} failed: {whereabouts(error)}; what is scored stays; {remedy(error) or report}")
+    report = "run the same command again to resume; if it fails again at this place, please report it"
+    return StorageError(f"{what} failed: {whereabouts(error)}; finished scores are kept; {remedy(error) or report}")
 
 
 @contextmanager
@@ -233,7 +233,7 @@ def join_names(names: Sequence[str]) -> str:
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]{0,20}):/+", re.IGNORECASE)
 _HIDDEN = "***"
-CREDENTIALS = "URL holds credentials; give them through the environment instead, and write an at sign of a path as %40"
+CREDENTIALS = "URL contains credentials; give them through the environment, and write an at sign in a path as %40"
 _CONTAINER = re.compile(r"[^:@/]*@")
 _WITH_CONTAINER = ("abfs", "abfss", "az", "wasb", "wasbs")  # Azure: container@account, neither of which is a secret
 _WITHOUT_PORT = ("s3", "s3a", "gs", "gcs")
@@ -254,8 +254,8 @@ _SECRET_NAME = re.compile(rf"sig|sign|pwd|pass|auth|code|(.*({_KEYS}))?key(id)?|
 def holds_credentials(path: str) -> bool:
     """Return whether a URL in `path` carries a user name, a password, or a parameter whose name says that it is a secret.
 
-    A password may hold anything, slashes as those of AWS, and further `@`. Containers of Azure are no user names. The hosts and
-    buckets of what holds none are remembered: in a message, text after one of them is no password.
+    A password may contain anything, such as slashes (AWS) and further `@`. Azure containers are not user names. The hosts and
+    buckets of URLs without any are remembered: in a message, text after one of them is not a password.
     """
     if next(_secret_spans(path), None) is not None:
         return True
@@ -267,10 +267,10 @@ def holds_credentials(path: str) -> bool:
 
 
 def hide_credentials(text: str) -> str:
-    """Return `text` with the credentials in its URLs starred out: of a URL in quotes up to the quote, of another one, where
-    nothing says how far a password reaches, rather too much than too little, unless its host or bucket is known to have none.
+    """Return `text` with the credentials in its URLs starred out: of a URL in quotes up to the quote, and of any other,
+    where a password has no clear end, rather too much than too little, unless its host or bucket is known to have none.
 
-    What is hidden already stays as it is.
+    Text that is already hidden is not changed.
     """
     parts, done = [], 0
     for start, end in _secret_spans(text):
@@ -293,7 +293,7 @@ class _Url(NamedTuple):
     """A URL in a text."""
 
     scheme: str
-    start: int  # where it goes on behind its scheme
+    start: int  # of the part after its scheme
     rest: str  # from there to its end, or to that of the text, where nothing tells its end
     container: (
         int  # characters of `rest` before what may be user name and password: a container of Azure, and what is hidden
@@ -335,13 +335,13 @@ def _userinfo_length(scheme: str, rest: str) -> int:
 
 
 def _is_known(scheme: str, rest: str) -> bool:
-    """Return whether a URL is of a known host, and a sentence continues behind it, or a path without `@`."""
+    """Return whether a URL has a known host, followed by the rest of a sentence or a path without `@`."""
     host = _HOST.match(rest)
     return host is not None and (scheme, host[0]) in _known_hosts and _AFTER.match(rest, host.end()) is not None
 
 
 def _secret_parameter(rest: str) -> int | None:
-    """Return where the first secret in the parameters of a URL begins. It counts to the URL's end: any `&` may be its own."""
+    """Return where the first secret in a URL's parameters begins. It extends to the URL's end, since it may contain `&`."""
     marks = [rest.index(mark) for mark in "?#" if mark in rest]
     for match in _PARAMETER.finditer(rest, min(marks)) if marks else ():
         name = re.sub(r"[^a-z0-9]", "", unquote(match[1]).lower())

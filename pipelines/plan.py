@@ -35,7 +35,7 @@ from pipelines.storage.canonical_json import digest
 from pipelines.storage.files import absolute, join, read_bytes
 
 COMBINE_VERSION = 1
-"""Increased by hand whenever a change makes the same rewards and settings combine to other rewards."""
+"""Increased by hand whenever the same rewards and settings combine to different rewards."""
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Plan:
 
     @cached_property
     def hash(self) -> str:
-        """Hash of everything that the result depends on; the model's location is left out."""
+        """Hash of everything that the result depends on; the model's location is excluded."""
         fields = self._hashed_fields()
         for file in fields["files"]:
             del file["copy"]
@@ -141,10 +141,10 @@ class Plan:
 
     @classmethod
     def load(cls, path: str) -> Plan:
-        """Read a plan file. Raises `StorageError` where it is missing."""
+        """Read a plan file. Raises `StorageError` if it is missing."""
         data = read_bytes(path)
         if data is None:
-            raise StorageError(f"the plan file {path} is gone; run the same command again")
+            raise StorageError(f"the plan file {path} is missing; run the same command again")
         fields = json.loads(data)
         fields["files"] = tuple(InputFile(**file) for file in fields["files"])
         fields["mapping"] = RowMapping.from_json(fields["mapping"])
@@ -183,7 +183,7 @@ class Plans:
         return Plans(replace(self.whole, signals=named), (*self.members, *signals.values()))
 
     def save(self, scores: str) -> PlanPaths:
-        """Write the plan files. Raises `StorageError` where the scores directory is not writable."""
+        """Write the plan files. Raises `StorageError` if the scores directory is not writable."""
         for settings in self.whole.measures:
             if "index" in settings:  # read where rows are measured
                 folder = join(scores, self.whole.measure_fingerprint(settings))
@@ -301,7 +301,7 @@ def _ensemble(config: RunConfig, plans: Sequence[Plan]) -> Plans:
 
 
 def sweep(scores: str, plans: Plans, output: str | None = None) -> None:
-    """Remove unfinished files of killed runs from the folders that this run writes; see `storage.stores.local`."""
+    """Remove unfinished files of killed runs from the folders that this run writes to; see `storage.stores.local`."""
     folders = [
         scores,
         join(scores, "plans"),
@@ -312,11 +312,11 @@ def sweep(scores: str, plans: Plans, output: str | None = None) -> None:
         folders += [output, join(output, "data"), join(output, "rejected")]
     removed = publish.sweep(dict.fromkeys(folders))
     if removed:
-        log.info("removed %d unfinished files of runs that were killed", removed)
+        log.info("removed %d unfinished files of killed runs", removed)
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
-    """The configuration with absolute local paths, since workers may have another working directory than the launcher."""
+    """Return the configuration with absolute local paths, since workers may have a different working directory."""
     output = config.output.model_copy(update={"path": absolute(config.path)})
     return config.model_copy(update={"output": output})
 

@@ -245,7 +245,7 @@ def _instant(version: str) -> float | None:
 def _changed(file: InputFile) -> UnreadableError:
     return UnreadableError(
         f"input file {file.path} has changed since the run was planned: it is not the one that had {file.size} bytes and version "
-        f"{file.version!r}; run the same command again, which takes it as it is then",
+        f"{file.version!r}; run the same command again, which reads the new file",
         "changed",
     )
 

@@ -76,9 +76,11 @@ def no_lines(file: InputFile, *, array: bool = False) -> str | None:
         chunks = iter([stream.read(_PEEK_BYTES)]) if file.compression is None else decompress(stream, file.compression)
         start = next(chunks, b"").lstrip(b"\xef\xbb\xbf \r\n\t")
     if start.startswith(b"["):
-        return "it is a JSON array, and not one object a line; name it .json, or write it so: jq -c '.[]' FILE > FILE.jsonl"
+        return (
+            "it is a JSON array, not one object per line; name it .json, or convert it: jq -c '.[]' FILE > FILE.jsonl"
+        )
     if start.startswith(b"{") and not array:
-        return "its JSON objects go over several lines; write one a line: jq -c . FILE > FILE.jsonl"
+        return "its JSON objects span several lines; write one per line: jq -c . FILE > FILE.jsonl"
     return None
 
 

@@ -16,8 +16,8 @@ from pipelines.storage.files import absolute, version_of
 from pipelines.storage.listing import ListedFile, expand
 
 _IN_WORDS = {
-    "duplicate_key": ": an object has a key twice, of which readers take one or the other; write each key once",
-    "nan_literal": ": NaN and Infinity are no JSON; write null",
+    "duplicate_key": ": an object has a key twice, and readers differ in which value they use; write each key once",
+    "nan_literal": ": NaN and Infinity are not JSON; write null",
     "row_too_large": "; raise limits.max_row_bytes",
 }
 _CONVERT = "convert a table once, as pandas does with read_excel(...).to_parquet(...), or "

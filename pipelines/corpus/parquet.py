@@ -88,7 +88,7 @@ def refuse_types(file: InputFile, mapping: RowMapping) -> None:
         fits = (numbers or pa.types.is_null(scalar)) if role == "the reward" else not (numbers or others)
         if not fits:
             raise InputError(
-                f"input file {file.path}: column {name!r} holds {kind}, and {role} is {expected}; name another column, or "
+                f"input file {file.path}: column {name!r} contains {kind}, and {role} is {expected}; name another column, or "
                 "convert this one"
             )
 
@@ -196,7 +196,7 @@ def _lenient(scalar: pa.Scalar) -> Any:
         if isinstance(scalar, pa.StructScalar):
             if len(set(scalar.type.names)) < scalar.type.num_fields:
                 raise InputError(
-                    "an input column is a struct with two fields of one name; rename one of them"
+                    "an input column is a struct with two fields of the same name; rename one of them"
                 ) from None
             return {name: _lenient(scalar[name]) for name in scalar.type.names}
         if isinstance(scalar, pa.MapScalar):

@@ -109,7 +109,7 @@ def _elements(chunks: Iterable[bytes], limit: int) -> Iterator[Line]:
             depth += (sign in b"[{") - (sign in b"]}")
             if depth == 0:
                 if sign != b"]":
-                    raise OSError(0, "it is no JSON array: a bracket is closed that was not opened")
+                    raise OSError(0, "it is not a JSON array: a bracket is closed but not opened")
                 element.add(chunk[begin : at - 1])
                 if element:
                     yield element.take()
@@ -130,20 +130,20 @@ def _after_bracket(chunk: bytes) -> int:
     """The position after the bracket that opens the array; 0 where only blanks have come so far."""
     start = chunk.removeprefix(UTF8_BOM).lstrip()
     if start and not start.startswith(b"["):
-        raise OSError(0, "it is no JSON array")
+        raise OSError(0, "it is not a JSON array")
     return len(chunk) - len(start) + 1 if start else 0
 
 
 def _refuse_more(chunk: bytes) -> None:
     if chunk.strip():
-        raise OSError(0, "more follows after its JSON array")
+        raise OSError(0, "there is more text after its JSON array")
 
 
 def _table_lines(chunks: Iterable[bytes], layout: str, limit: int) -> Iterator[Line]:
     records = _records(chunks, layout, limit)
     header, _ = next(records, ([], 0))
     if header is None:
-        raise OSError(0, "its first line is no header of a table")
+        raise OSError(0, "its first line is not the header of a table")
     names = [name.strip() or f"Unnamed: {position}" for position, name in enumerate(header)]
     if doubled := next((name for name in names if names.count(name) > 1), None):
         raise OSError(0, f"it has two columns named {doubled!r}; rename one of them")
@@ -240,6 +240,6 @@ def _split_lines(chunks: Iterable[bytes], most_bytes: int) -> Iterator[bytes]:
         parts.append(rest)
         size += len(rest)
         if size > most_bytes:
-            raise OSError(0, "a line of it is longer than two rows may be (limits.max_row_bytes)")
+            raise OSError(0, "one of its lines is longer than twice limits.max_row_bytes")
     if size:
         yield b"".join(parts)

@@ -58,6 +58,6 @@ def _lines(file: InputFile, max_row_bytes: int) -> Iterator[rewritten_copy.Line]
 
 def _other_lines(file: InputFile, copy: str) -> InputError:
     return InputError(
-        f"input file {file.path} is not what its copy in {copy} was made of, although its size and version are the same; restore "
-        "it, or give it another modification time: then it is scored as changed"
+        f"input file {file.path} differs from its copy in {copy}, although its size and version are the same; restore "
+        "it, or change its modification time to have it scored again"
     )

@@ -231,6 +231,6 @@ def read_lines(copy: str, number: int) -> Iterator[Line]:
 
 def _missing(copy: str, name: str) -> StorageError:
     return StorageError(
-        f"{join(copy, name)}, part of the copy of a compressed input, is gone or damaged; remove it if it is there, and run the "
-        "same command again: it is written anew"
+        f"{join(copy, name)}, part of the copy of a compressed input, is missing or damaged; remove it if it exists, and run the "
+        "same command again to rewrite it"
     )

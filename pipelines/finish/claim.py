@@ -58,8 +58,8 @@ def claim(output: str, *, inputs: str, selection: str, plan: str, evaluations: M
         raise owner.conflict(other)
     if not publish.replace(path, to_json(content), version=version):
         raise ConflictError(
-            f"output.path {output} has been claimed by another run at this moment; choose another output.path, or run again when "
-            "that one has ended"
+            f"output.path {output} has just been claimed by another run; choose another output.path, or run again once "
+            "that run has ended"
         )
     owner.is_settled()  # at this moment: better now than after hours of scoring
     return True
@@ -79,7 +79,7 @@ def _holds_data(output: str) -> bool:
 
 
 def read_manifest(output: str) -> dict[str, Any] | None:
-    """The manifest, or None where the output is not complete."""
+    """Return the manifest, or None if the output is not complete."""
     path = join(output, "manifest.json")
     data = read_bytes(path)
     if data is None:
@@ -92,11 +92,11 @@ def read_manifest(output: str) -> dict[str, Any] | None:
 
 
 def require_manifest(output: str) -> dict[str, Any]:
-    """The manifest of a run that has ended well. Raises `StorageError` where it is missing nevertheless."""
+    """Return the manifest of a successful run. Raises `StorageError` if it is nevertheless missing."""
     manifest = read_manifest(output)
     if manifest is None:
         raise StorageError(
-            f"the run has ended well, and {output} has no manifest.json; run the same command again, which resumes from there"
+            f"the run succeeded, but {output} has no manifest.json; run the same command again, which resumes from there"
         )
     return manifest
 
@@ -124,7 +124,7 @@ def missing_shards(output: str, manifest: Mapping[str, Any]) -> list[str]:
     if beside:
         raise ConflictError(
             f"{join(output, beside[0])} is a shard that manifest.json does not name ({len(beside):,} such beside "
-            f"{len(named):,}), which a reader of data/ would read too; remove it if nothing needs it, or choose another "
+            f"{len(named):,}), which a reader of data/ would also read; remove it if nothing needs it, or choose another "
             "output.path"
         )
     return [name for name, size in named.items() if sizes.get(name) != size]

@@ -29,12 +29,12 @@ def write_drift(turn: VersionRun | None, manifest: Json) -> dict[str, Any] | Non
     path = path_of(turn.root, latest.version)
     before = read_manifest(path)
     if before is None:
-        log.warning("the drift since the version before is not known: %s has no manifest.json", path)
+        log.warning("the drift since the previous version is unknown: %s has no manifest.json", path)
         return None
     try:
         found = drift((before, read_numbers(path)), (manifest, read_numbers(turn.path)))
     except InputError as error:
-        log.warning("the drift since the version before is not known: %s", error.message)
+        log.warning("the drift since the previous version is unknown: %s", error.message)
         return None
     refuse_removal(turn)
     content = {"against": latest.version, **found}
@@ -55,9 +55,7 @@ def check_drift(turn: VersionRun | None, limits: Limits) -> None:
     reward, against = found["reward"], found["against"]
     shift = None if reward is None else reward["shift"]
     if limits.max_reward_shift is not None and shift is None and found["responses"]["new"]:
-        log.warning(
-            "limits.max_reward_shift is not checked: the model is another one, or all rewards were equal before"
-        )
+        log.warning("limits.max_reward_shift is not checked: the model has changed, or all previous rewards were equal")
     after = "new rows" if found["rows"] == "new" else "rows"
     if limits.max_reward_shift is not None and shift is not None and abs(shift) > limits.max_reward_shift:
         raise RejectedError(
@@ -75,6 +73,6 @@ def check_drift(turn: VersionRun | None, limits: Limits) -> None:
 
 def _remedy(turn: VersionRun, limit: str) -> str:
     return (
-        f"{join(turn.path, DRIFT)} has the figures. latest.json still names the version before: correct the input, or, to "
-        f"accept this version, run the same command with a higher limits.{limit}: nothing is scored again"
+        f"{join(turn.path, DRIFT)} has the figures. latest.json still names the previous version: correct the input, or, to "
+        f"accept this version, run the same command with a higher limits.{limit}; nothing is scored again"
     )

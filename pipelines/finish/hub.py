@@ -29,12 +29,12 @@ _TRANSIENT = {408, 409, 425, 429}
 _SHARDS = ["data/train-*.parquet", "data/test-*.parquet"]
 _MANIFEST = "manifest.json"
 _FILES = ["README.md", _MANIFEST, "report.html"]
-_RESUMES = "the output is complete, and the same command again uploads what is missing"
+_RESUMES = "the output is complete; run the same command again to upload the missing files"
 _REMEDIES = {
-    400: "the Hub does not take the name or the card; check output.license, too",
+    400: "the Hub rejects the name or the card; also check output.license",
     401: "give a token that is still valid in HF_TOKEN, or sign in with `hf auth login`",
-    403: "give a token in HF_TOKEN that may write to this repository, and create it if it is not there",
-    404: "check the name, and that the token in HF_TOKEN may see it",
+    403: "give a token in HF_TOKEN with write access to this repository, and create it if it does not exist",
+    404: "check the name, and that the token in HF_TOKEN has access to it",
 }
 
 
@@ -57,7 +57,7 @@ def check(hub: HubConfig | None) -> None:
         )
     if not get_token():
         raise ConfigError(
-            f"output.push_to_hub is {hub.repo!r}, and there is no token to write there with; set HF_TOKEN, or sign in with "
+            f"output.push_to_hub is {hub.repo!r}, and there is no token for it; set HF_TOKEN, or sign in with "
             "`hf auth login`"
         )
 
@@ -122,7 +122,7 @@ def _refuse_others(
     for name in shards:
         if name not in local or not _is_same(output, name, local, remote, by_content=True):
             raise ConflictError(
-                f"output.push_to_hub names {hub.repo}, which holds data that bestkept has not written ({name}); name another "
+                f"output.push_to_hub names {hub.repo}, which contains data not written by bestkept ({name}); name another "
                 "repository or revision, or remove that data"
             )
 

@@ -52,6 +52,6 @@ def _check(manifest: Mapping[str, Any], output: str, turn: VersionRun | None) ->
     missing = missing_shards(output, manifest)
     if missing:
         raise StorageError(
-            f"{join(output, missing[0])} is gone, or not what this run wrote: the output was removed meanwhile; run the same "
-            "command again"
+            f"{join(output, missing[0])} is missing, or not what this run wrote: the output was removed during the run; run the "
+            "same command again"
         )

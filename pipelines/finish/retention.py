@@ -100,13 +100,13 @@ def clean(root: str, *, keep: int, unfinished_days: float, scores: bool, dry_run
 def _refuse_others(root: str) -> None:
     if size_of(join(root, LATEST)) is None and not run_numbers(root):
         raise InputError(
-            f"{root} is no root of versions: it has neither {LATEST} nor {RUNS}/; give the output.path of runs with "
+            f"{root} is not a root of versions: it has neither {LATEST} nor {RUNS}/; give the output.path of runs with "
             "output.versions=true"
         )
     if size_of(join(root, LATEST)) is not None and read_latest(root) is None:
         raise InputError(
-            f"{join(root, LATEST)} does not name a version, so it is unknown what is needed; run the command of the "
-            "latest version again, which fixes it"
+            f"{join(root, LATEST)} does not name a version, so the versions in use are unknown; run the command of the "
+            "latest version again to fix it"
         )
 
 
@@ -153,7 +153,7 @@ def remove_version(root: str, version: Version) -> bool:
     ended = version.manifest is None and not version.going and read_manifest(path) is not None
     if begun != version.number or ended or _latest(root) == version.id:
         remove(mark)
-        log.info("version %s is in use again, and stays", version.id)
+        log.info("version %s is in use again, and is kept", version.id)
         return False
     remove(join(path, "manifest.json"))
     remove_all(path, [file.name for file in files_below(path)])

@@ -115,8 +115,8 @@ def refuse_removal(turn: VersionRun | None) -> None:
     """Raise `StorageError` where the version is being removed."""
     if turn is not None and size_of(join(turn.root, REMOVING, f"{turn.version}.json")) is not None:
         raise StorageError(
-            f"{turn.path} is being removed by `bestkept clean {turn.root}`; wait for its end, or run that once more "
-            "where it was interrupted, and then the same command again"
+            f"{turn.path} is being removed by `bestkept clean {turn.root}`; wait until that ends, or run it again "
+            "if it was interrupted; then run the same command again"
         )
 
 
@@ -138,7 +138,7 @@ def set_latest(turn: VersionRun | None) -> bool:
         return False
     data = read_bytes(join(turn.path, "manifest.json"))
     if data is None:
-        raise StorageError(f"{turn.path} has no manifest.json any more; run the same command again")
+        raise StorageError(f"{turn.path} no longer has a manifest.json; run the same command again")
     content = {
         "format": FORMAT,
         "version": turn.version,
@@ -190,7 +190,7 @@ def latest_path(root: str) -> str:
         if data is not None and hashlib.sha256(data).hexdigest() == latest.manifest:
             return path
     raise InputError(
-        f"{join(root, LATEST)} names {path}, whose manifest.json is gone or another one; run the command that made it again"
+        f"{join(root, LATEST)} names {path}, whose manifest.json is missing or has changed; run the command that made it again"
     )
 
 

@@ -88,9 +88,7 @@ def read_counters(result: Any) -> dict[str, int]:
     try:
         return sum_metrics(current_metrics(result))
     except Exception as error:  # a service may refuse, or keep none: the output is complete all the same
-        log.warning(
-            "the runner does not report its counters (%s): run.json is without throughput", type(error).__name__
-        )
+        log.warning("the runner does not report its counters (%s): run.json has no throughput", type(error).__name__)
         return {}
 
 

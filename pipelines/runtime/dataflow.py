@@ -143,7 +143,7 @@ def _gpu(config: RunConfig, accelerator: Accelerator, options: Mapping[str, Any]
     if "auto" not in devices and accelerator.gpus != expected:
         uses = "on one GPU" if expected == 1 else f"on {expected} GPUs (model.devices)"
         yield (
-            f"runner.accelerator has count:{accelerator.gpus}; a worker is one process {uses}, and others would stand idle: "
+            f"runner.accelerator has count:{accelerator.gpus}; a worker is one process {uses}, and others would be idle: "
             f"expected count:{expected}, and more workers by {_option('max_num_workers')}"
         )
     if options.get("max_num_workers") is None and not (_is_fixed(options) and options.get("num_workers")):

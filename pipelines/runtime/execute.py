@@ -22,7 +22,7 @@ from pipelines.runtime.beam_options import hands_over, make_runner
 EVERY_SECS = 15.0  # between two readings of the counters of a job
 _ENDED_FROM_OUTSIDE = {"CANCELLED": "was cancelled", "DRAINED": "was drained", "UPDATED": "was replaced by another"}
 _INTERRUPTED = re.compile(r"^KeyboardInterrupt\b", re.MULTILINE)  # what Beam makes of Ctrl-C in its worker
-_RESUMES = "what is scored stays, and the same command again resumes from there"
+_RESUMES = "finished scores are kept; run the same command again to resume"
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def execute(
         build_graph(pipeline)
         result = pipeline.run()
         if hands_over(options):
-            log.info("%s continues alone; the same command again says whether it is complete", runner.name)
+            log.info("%s continues alone; the same command later reports whether it is complete", runner.name)
             return None
         return wait(result, counts_here=runner.name == "local")
     except BestkeptError:
@@ -67,7 +67,7 @@ def engine_error(error: Exception, endpoint: str | None) -> StorageError | None:
         details = _sentence(error.details() or "") if isinstance(error, grpc.Call) else ""
         why = f" ({details})" if details else ""
         return StorageError(
-            f"{engine} does not answer any more{why}; what is scored stays; start it again and run the same command again"
+            f"{engine} no longer answers{why}; finished scores are kept; start it again and run the same command again"
         )
     match = _FAILED_JOB.search(text)
     if match is None:
@@ -90,7 +90,7 @@ _CAUSES = {  # what the engine says → what that means, and what to do
     ),
     "disconnected|worker.* (died|exited|lost|gone)|lost .*worker": (
         "lost a worker",
-        "what is scored stays; give workers more memory where that ran out (the kernel's log says so); the same command resumes",
+        "finished scores are kept; give workers more memory if that ran out (see the kernel's log); the same command resumes",
     ),
 }
 _MOST_SAID = 300  # characters of an engine's sentence
@@ -140,7 +140,7 @@ def _describe_end(error: Exception) -> str | None:
     why = whereabouts(_JobFailed(str(error)))  # without the place in this process, which only waited for the job
     cause = "" if why == _JobFailed.__name__ else f": {why}"
     todo = remedy(error) or "its page says why; fix that and run the same command again"
-    return f"{name} failed{cause}; what is scored stays; {todo}"
+    return f"{name} failed{cause}; finished scores are kept; {todo}"
 
 
 class _JobFailed(Exception):

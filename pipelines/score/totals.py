@@ -53,7 +53,7 @@ def read_totals(path: str) -> Totals:
     data = read_bytes(path)
     if data is None:
         raise StorageError(
-            f"scoring has ended, and {path} is not there; run the same command again: what is scored stays"
+            f"scoring has ended, and {path} is not there; run the same command again: finished scores are kept"
         )
     return Totals.from_json(json.loads(data))
 

@@ -53,7 +53,7 @@ def expand(pattern: str) -> list[ListedFile]:
         search = search_for(path, lambda name: exists_on(fs, name, pattern))
         if search.is_glob and any("**" in part and part != "**" for part in search.path.split("/")):
             raise InputError(
-                f"input.path {pattern!r} has ** beside other characters; it stands alone between slashes: DIR/**/*"
+                f"input.path {pattern!r} has ** beside other characters; ** must be alone between slashes: DIR/**/*"
             )
         entries = _find_locally(fs, search) if local else _find_remotely(fs, search, pattern)
         if not local:
@@ -196,7 +196,7 @@ def _follow_link(name: str, info: dict[str, Any], *, recursive: bool) -> dict[st
 def _link_error(name: str) -> InputError:
     return InputError(
         f"{name} is a link to a directory, and these are not followed below a directory or a wildcard; list the directories in "
-        "input.path by name, this one too"
+        "input.path by name, including this one"
     )
 
 

@@ -52,7 +52,7 @@ class Owner(NamedTuple):
         claimed = read_bytes(join(self.output, CLAIM))
         if claimed is None:
             raise StorageError(
-                f"{join(self.output, CLAIM)} is gone since the run began: the output was removed; run the same command again"
+                f"{join(self.output, CLAIM)} is missing: the output was removed during the run; run the same command again"
             )
         if self.differences(claimed):
             raise ConflictError(
@@ -80,7 +80,7 @@ class Owner(NamedTuple):
             data = content if existing is None else existing[0]
         if data != content:
             raise ConflictError(
-                f"{path} names another number of shards than this run gives: an input has changed since they were written; "
+                f"{path} names a different number of shards than this run makes: an input has changed since they were written; "
                 "choose another output.path, or remove the old output first"
             )
 

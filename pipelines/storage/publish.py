@@ -139,7 +139,7 @@ def create_or_read(path: str, data: bytes) -> tuple[bytes, str] | None:
 
 def _unsettled(path: str) -> StorageError:
     return StorageError(
-        f"cannot write {path}: something stands there that is missing or another whenever it is read ({_ATTEMPTS} times); remove "
+        f"cannot write {path}: the object there is missing or different each time it is read ({_ATTEMPTS} times); remove "
         "it and run the same command again"
     )
 
@@ -210,7 +210,7 @@ def _storage_error(path: str, error: OSError) -> BestkeptError:
         errno.EACCES: "grant write access, or choose another output.path",
         errno.EPERM: "grant write access, or choose another output.path",
         errno.EEXIST: "remove it and run the same command again",
-        errno.ENOTDIR: "a file stands where a directory is needed; choose another output.path",
+        errno.ENOTDIR: "a file is in the place of a directory; choose another output.path",
         errno.ENAMETOOLONG: "choose an output.path with shorter names",
     }.get(error.errno or 0, "check the place and run the same command again")
     kind = ConfigError if error.errno in (errno.ENOTDIR, errno.ENAMETOOLONG) else StorageError

@@ -102,7 +102,7 @@ def test_what_is_never_there_when_it_is_read_ends_too(tmp_path, monkeypatch):
     monkeypatch.setattr(publish, "create", lambda path, data: False)
     error = ends(lambda: publish.settle(str(tmp_path / "a"), b"x", accepts=lambda _: 1, ours=2))
     assert isinstance(error, StorageError)
-    assert "something stands there that is missing or another whenever it is read" in str(error)
+    assert "the object there is missing or different each time it is read" in str(error)
 
 
 @pytest.mark.parametrize("kind", [fifo, link_to_fifo])
@@ -110,12 +110,12 @@ def test_reading_does_not_wait_for_a_writer(tmp_path, kind):
     path = tmp_path / "latest.json"
     kind(path)
     error = ends(lambda: files.read_bytes(str(path)))
-    assert str(error) == f"cannot read {path}: it is a FIFO, and no file"
+    assert str(error) == f"cannot read {path}: it is a FIFO, not a file"
     assert isinstance(ends(lambda: files.open_for_reading(str(path)).close()), OSError)
 
 
 def test_a_device_is_no_file():
-    with pytest.raises(StorageError, match="cannot read /dev/zero: it is a device, and no file"):
+    with pytest.raises(StorageError, match="cannot read /dev/zero: it is a device, not a file"):
         files.read_bytes("/dev/zero")
 
 

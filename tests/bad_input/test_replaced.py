@@ -183,7 +183,7 @@ def test_no_score_file_of_another_content_is_left_when_the_old_file_comes_back(t
 def test_the_same_command_again_takes_the_file_as_it_is_then(tmp_path, make_config, after_plan):
     path = put(tmp_path / "a.jsonl", content("jsonl", ROWS))
     after_plan(lambda: put(path, content("jsonl", OTHER)))
-    with pytest.raises(InputError, match="run the same command again, which takes it as it is then"):
+    with pytest.raises(InputError, match="run the same command again, which reads the new file"):
         run_curation(make_config(path), scorer=StubFactory())
     run_curation(make_config(path), scorer=StubFactory())
     run_curation(make_config(path, output={"path": str(tmp_path / "plain")}), scorer=StubFactory())

@@ -75,7 +75,7 @@ def without_totals(place: Place) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(("kib", "scored"), [(4, 0), (24, 2), (32, 3), (48, 4)])
 def test_disk_full(place: Place, mount: Mount, golden: dict[str, bytes], kib: int, scored: int):
-    """Before, during and after scoring: what is scored stays, and goes on when there is space."""
+    """Before, during and after scoring: finished scores are kept, and the run resumes when there is space."""
     place.move_output(mount.path / "out")
     mount.options(f"size={kib}k")
     ends(

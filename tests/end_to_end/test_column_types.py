@@ -67,14 +67,14 @@ def test_decimals_are_rewards(run, kind):
         ("grade", [True] * 6, "'grade' holds boolean, and the reward is numbers"),
         ("grade", [[True]] * 6, "'grade' holds list<element: bool>, and the reward is numbers"),
         ("grade", ["1"] * 6, "'grade' holds text, and the reward is numbers"),
-        ("prompt", [True, False] * 3, "'prompt' holds bool, and the prompt is text or messages"),
+        ("prompt", [True, False] * 3, "'prompt' contains bool, and the prompt is text or messages"),
         (
             "prompt",
             [datetime.date(2026, 1, 1)] * 6,
-            r"'prompt' holds date32\[day\], and the prompt is text or messages",
+            r"'prompt' contains date32\[day\], and the prompt is text or messages",
         ),
-        ("response", [Decimal(1)] * 6, r"'response' holds decimal128\(1, 0\), and the response is text or messages"),
-        ("response", [1.5] * 6, "'response' holds double, and the response is text or messages"),
+        ("response", [Decimal(1)] * 6, r"'response' contains decimal128\(1, 0\), and the response is text or messages"),
+        ("response", [1.5] * 6, "'response' contains double, and the response is text or messages"),
     ],
 )
 def test_types_that_can_hold_nothing_of_the_kind_are_refused_by_name(run, tmp_path, column, values, words):

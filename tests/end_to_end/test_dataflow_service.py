@@ -264,7 +264,7 @@ def test_a_job_that_ends_well_without_a_manifest_is_not_called_done(bucket, stub
 @pytest.mark.parametrize(
     ("state", "error", "message"),
     [
-        ("FAILED", "Workflow failed. ROWTEXT", "job job-0 failed; what is scored stays; its page says why"),
+        ("FAILED", "Workflow failed. ROWTEXT", "job job-0 failed; finished scores are kept; its page says why"),
         (
             "FAILED",
             "OSError: [Errno 28] No space left on device",
@@ -273,10 +273,10 @@ def test_a_job_that_ends_well_without_a_manifest_is_not_called_done(bucket, stub
         (
             "CANCELLED",
             None,
-            "job job-0 was cancelled; what is scored stays, and the same command again resumes from there",
+            "job job-0 was cancelled; finished scores are kept; run the same command again to resume",
         ),
-        ("DRAINED", None, "job job-0 was drained; what is scored stays"),
-        ("UPDATED", None, "job job-0 was replaced by another; what is scored stays"),
+        ("DRAINED", None, "job job-0 was drained; finished scores are kept"),
+        ("UPDATED", None, "job job-0 was replaced by another; finished scores are kept"),
     ],
 )
 def test_a_job_that_does_not_end_well_ends_the_launcher_with_the_remedy(

@@ -166,7 +166,7 @@ def test_a_killed_worker_ends_the_run_and_the_next_one_goes_on(tmp_path, make_co
     threading.Thread(target=run, args=(3,), daemon=True).start()
     message = ended.get(timeout=300)  # a hang is a failure
     assert message is not None
-    assert "what is scored stays" in message
+    assert "finished scores are kept" in message
     assert "same command again" in message
     assert not (tmp_path / "there" / "manifest.json").exists()
     scored = scored_rows(log)

@@ -283,9 +283,7 @@ def test_a_damaged_part_is_not_believed(tmp_path, scored):
     path = copy / "000003.parquet"
     whole = path.read_bytes()
     path.write_bytes(whole[:200] + bytes([whole[200] ^ 1]) + whole[201:])
-    told = (
-        rf"^{path}, part of the copy of a compressed input, is gone or damaged; remove it .* run the same command again"
-    )
+    told = rf"^{path}, part of the copy of a compressed input, is missing or damaged; remove it .* run the same command again"
     with pytest.raises(StorageError, match=told):
         run_curation(scored, scorer=None)
     assert not (tmp_path / "out" / "manifest.json").exists()
@@ -306,7 +304,7 @@ def test_a_damaged_part_is_mended_where_all_is_verified(tmp_path, scored):
 def test_a_part_with_the_lines_of_another_is_not_believed(scored):
     copy = copy_of(scored)
     shutil.copy(copy / "000002.parquet", copy / "000003.parquet")
-    with pytest.raises(StorageError, match="is gone or damaged"):
+    with pytest.raises(StorageError, match="is missing or damaged"):
         run_curation(scored, scorer=None)
 
 
@@ -332,9 +330,7 @@ def test_verify_sees_that_the_file_is_not_what_was_rewritten(tmp_path, scored):
     os.utime(source, ns=(status.st_atime_ns, status.st_mtime_ns))
     config = scored.model_copy(update={"limits": scored.limits.model_copy(update={"verify": True})})
     before = {path.name: path.read_bytes() for path in copy_of(scored).iterdir()}
-    with pytest.raises(
-        InputError, match=r"is not what its copy in .* was made of, although its size and version are the same"
-    ):
+    with pytest.raises(InputError, match=r"differs from its copy in .*, although its size and version are the same"):
         run_curation(config, scorer=None)
     assert {path.name: path.read_bytes() for path in copy_of(scored).iterdir()} == before
 

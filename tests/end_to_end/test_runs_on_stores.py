@@ -156,9 +156,7 @@ def test_a_claim_is_taken_over_only_as_it_was_read(store, corpus, make_config, t
     store.put("out/claim.json", b'{"inputs": "of a run that came to nothing"}')
     theirs = b'{"inputs": "of a run that has just begun"}'
     store.proxy.add("call", WRITE + ".*claim", skip=1, hook=lambda: store.put("out/claim.json", theirs))
-    with pytest.raises(
-        ConflictError, match=f"output.path {store.url}/out has been claimed by another run at this moment"
-    ):
+    with pytest.raises(ConflictError, match=f"output.path {store.url}/out has just been claimed by another run"):
         run(config_on(store, make_config), tmp_path / "log")
     assert store.contents("out") == {"claim.json": theirs}
     assert loads(tmp_path / "log") == 0

@@ -243,10 +243,7 @@ def test_the_command_tells_what_is_wrong_with_a_bucket(store, model, root, confi
     )
     code, _, err = bestkept("run", tmp_path / "run.yaml")
     assert code == 7
-    assert (
-        f"model.path '{url_of(store)}' holds nothing; expected a model's files right there: `bestkept model fetch"
-        in err
-    )
+    assert f"model.path '{url_of(store)}' is empty; expected a model's files there: `bestkept model fetch" in err
     code, out, err = bestkept("model", "fetch", model, url_of(store))
     assert code == 0, err
     assert f"model: {{path: {url_of(store)}}}" in out

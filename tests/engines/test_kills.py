@@ -113,7 +113,7 @@ def test_a_killed_part(part, moment, request, expected, bucket, s3_server, start
         assert killed == [part]
         if error is not None:
             assert error.exit_code is Exit.STORAGE
-            assert "what is scored stays" in error.message
+            assert "finished scores are kept" in error.message
             assert re.search("the same command", error.message)
             assert not re.search("report it|Rendezvous|StatusCode|RuntimeError|Traceback", error.message)
         assert part not in ("worker", "engine") or error is not None

@@ -196,7 +196,7 @@ def test_every_setting_refuses_it(url, place, several):
     for parent in parents:
         target = target.setdefault(parent, {})
     target[last] = ["a", url] if several and setting in ("input.path", "runner.options.temp_location") else url
-    with pytest.raises(ConfigError, match="URL holds credentials; give them through the environment") as raised:
+    with pytest.raises(ConfigError, match="URL contains credentials; give them through the environment") as raised:
         validate(kind, given_values, [], where="c.yaml")
     assert CANARY not in raised.value.message
     assert setting.split(".")[-1] in raised.value.message or "runner.options" in raised.value.message
@@ -243,7 +243,7 @@ def test_no_command_says_or_writes_it(url, words):
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stop:
             cli.main()
         said = out.getvalue() + err.getvalue()
-        assert (stop.value.code, "holds credentials" in said) == (2, True), said
+        assert (stop.value.code, "contains credentials" in said) == (2, True), said
         assert CANARY not in said
         config.unlink()
         assert not [path for path in root.rglob("*") if path.is_file()]
@@ -277,6 +277,6 @@ def test_signed_links_of_a_page_are_refused_when_they_are_listed(monkeypatch):
     found = {link: {"name": link, "type": "file", "size": 3}}
     monkeypatch.setattr(listing, "_find_remotely", lambda *_: found)
     monkeypatch.setattr(listing, "exists_on", lambda *_: False)
-    with pytest.raises(InputError, match=r"'https://host/\*' matches .*X-Amz-Signature=\*\*\*': URL holds") as raised:
+    with pytest.raises(InputError, match=r"'https://host/\*' matches .*X-Amz-Signature=\*\*\*': URL contains") as raised:
         listing.expand("https://host/*")
     assert CANARY not in raised.value.message

@@ -213,8 +213,8 @@ class _Launcher:
         worker.ended = True
         if worker.deaths:
             raise StorageError(
-                f"worker {worker.number} of {self._count} {cause}, as the one before it did; what is scored stays, and the same "
-                f"command again resumes from there; {remedy}"
+                f"worker {worker.number} of {self._count} {cause}, as the one before it did; finished scores are kept; run the "
+                f"same command again to resume; {remedy}"
             )
         log.warning("worker %d %s; another takes its place", worker.number, cause)
         self._dead_progress.append(progress.count_dead_worker(worker.progress, worker.progress_before))

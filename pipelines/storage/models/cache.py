@@ -56,7 +56,7 @@ def models_root() -> Path:
         base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
         return _make_root(Path(base) / "bestkept" / "models", owned=False)
     place = Path(tempfile.gettempdir()) / f"bestkept-models-{os.getuid()}"
-    log.info("the cache directory cannot be written to; models go to %s", place)
+    log.info("the cache directory is not writable; models are kept in %s", place)
     return _make_root(place, owned=True)
 
 
@@ -128,7 +128,7 @@ def copy_unknown(listing: Listing, expected: Files | None) -> dict[str, FileSum]
 
 def _fetch_all(root: Path, lock: str, listing: Listing) -> dict[str, FileSum]:
     _refuse_full(root, listing.url, sum(file.bytes or 0 for file in listing.model.values()))
-    log.info("%s has no %s that holds, so all of it is fetched to see what it is", listing.url, CHECKSUMS_FILE)
+    log.info("%s has no valid %s, so all files are fetched to compute their checksums", listing.url, CHECKSUMS_FILE)
     with _temporary_directory(root, lock) as fresh:
         sums = {name: _fetch(join(listing.url, name), fresh / name) for name in listing.model}
         if list_model(listing.url).model != listing.model:
@@ -187,11 +187,11 @@ def _fetch_checked(url: str, name: str, expected: FileSum, path: Path, data: byt
     if second == expected:
         return
     if first != second:
-        raise StorageError(f"{place} comes damaged, and in another way each time; check the network, and run again")
+        raise StorageError(f"{place} arrives damaged, differently each time; check the network, and run again")
     raise ModelLoadError(
         f"{place} is not the file that the run was planned with: {_describe(second)}, not {_describe(expected)}; it was "
-        "replaced or damaged since: run the same command again to use the new one, or put the planned file back; best give "
-        "each model a path of its own"
+        "replaced or damaged since: run the same command again to use the new one, or put the planned file back; preferably, "
+        "give each model its own path"
     )
 
 
@@ -251,9 +251,7 @@ def _hold_lock(root: Path, name: str) -> Iterator[str]:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        raise StorageError(
-            f"cannot write {path}: {describe(error)}; set {MODELS} to a directory that can be written to"
-        ) from error
+        raise StorageError(f"cannot write {path}: {describe(error)}; set {MODELS} to a writable directory") from error
     try:
         if _lock(descriptor, path):
             _sweep(root, name)

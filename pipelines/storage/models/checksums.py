@@ -70,9 +70,9 @@ def list_model(url: str, *, with_weights: bool = True) -> Listing:
     except ModelError as error:
         raise ModelLoadError(str(error)) from error
     if "config.json" not in stored:
-        cause = f"holds no config.json ({len(stored):,} files)" if stored else "holds nothing"
+        cause = f"has no config.json ({len(stored):,} files)" if stored else "is empty"
         raise ModelLoadError(
-            f"model.path {url!r} {cause}; expected a model's files right there: `bestkept model fetch ID_OR_DIR {url}` puts them"
+            f"model.path {url!r} {cause}; expected a model's files there: `bestkept model fetch ID_OR_DIR {url}` puts them"
         )
     if with_weights:
         try:
@@ -142,5 +142,5 @@ def checksum_error(url: str, name: str, how: str) -> StorageError:
     """The error where a directory is not what its checksums file says."""
     return StorageError(
         f"{url} is not what {CHECKSUMS_FILE} says, cut, damaged or changed since: {name} {how}; run "
-        f"`bestkept model fetch` again, or remove {CHECKSUMS_FILE} to take the files as they are"
+        f"`bestkept model fetch` again, or remove {CHECKSUMS_FILE} to use the files as they are"
     )

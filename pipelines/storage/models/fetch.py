@@ -77,7 +77,7 @@ def _check_arguments(source: str, destination: str) -> None:
     for name, argument in (("ID_OR_DIR", source), ("DESTINATION", destination)):
         if holds_credentials(argument):
             shown = hide_credentials(argument)
-            raise ConfigError(f"{name} {shown!r} holds credentials; give them through the environment instead")
+            raise ConfigError(f"{name} {shown!r} contains credentials; give them through the environment instead")
     if is_remote(source):
         raise ConfigError(
             f"ID_OR_DIR {source!r} is on an object store; expected a hub id or a local directory. Copy between stores with their "
@@ -98,7 +98,7 @@ def _is_complete(place: str, sums: Files) -> bool:
     stored = _list_stored(place)
     strange = sorted(select_files(stored).keys() - sums.keys())
     if strange:
-        raise _conflict(place, strange[0], "which this model has not")
+        raise _conflict(place, strange[0], "which this model does not have")
     checksums = read_checksums(place) if CHECKSUMS_FILE in stored else None
     for name, expected in sums.items():
         if name in stored and stored[name].bytes not in (None, expected.bytes):
@@ -132,7 +132,7 @@ def _content(place: str) -> FileSum:
             return FileSum(Path(place).stat().st_size, file_digest(file, "sha256").hexdigest())
     seen, digest, size = remote.stat(), sha256(), 0
     if seen is None:
-        raise StorageError(f"{place} is gone since it was looked at; run the same command again")
+        raise StorageError(f"{place} has disappeared since it was listed; run the same command again")
     for part in parts_of(remote, seen):
         digest.update(part)
         size += len(part)

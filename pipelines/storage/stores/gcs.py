@@ -121,7 +121,7 @@ class GcsObject(RemoteObject):
         except FileNotFoundError:
             bucket, _ = self._names()
             raise StorageError(
-                f"cannot write {self.place}: there is no bucket {bucket}; create it, or fix its name; bestkept creates none"
+                f"cannot write {self.place}: there is no bucket {bucket}; create it, or fix its name; bestkept creates no buckets"
             ) from None
 
     def _insert(self, kind: str, secs: float, generation: str | None, **arguments: Any) -> Any:

@@ -74,7 +74,7 @@ def open_without_waiting(name: str, flags: int) -> int:
     kind = kind_of(os.fstat(descriptor).st_mode)
     if kind not in ("a file", "a directory"):  # `open` has its own error for a directory
         os.close(descriptor)
-        raise OSError(errno.EINVAL, f"it is {kind}, and no file")
+        raise OSError(errno.EINVAL, f"it is {kind}, not a file")
     return descriptor
 
 

@@ -97,7 +97,7 @@ class UploadDamaged(StorageError):
 
     def __init__(self, place: str, *, sent: str, stored: str) -> None:
         super().__init__(
-            f"cannot write {place}: {sent} were sent, and the store says that it has {stored}; remove what stands there, and run "
+            f"cannot write {place}: {sent} were sent, and the store reports {stored}; remove the object there, and run "
             "the same command again; if that recurs, something on the way changes uploads"
         )
 

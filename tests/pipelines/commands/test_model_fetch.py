@@ -87,7 +87,7 @@ def test_what_cannot_be_copied_is_refused(causal, tmp_path):
     with pytest.raises(ConfigError, match=r"ID_OR_DIR 's3://b/m' is on an object store; .*own tools"):
         fetch_model("s3://b/m", str(tmp_path / "x"))
     for source, place in (("s3://k:secret@b/m", "x"), (str(causal), "s3://k:secret@b/m")):
-        with pytest.raises(ConfigError, match=r"'s3://\*\*\*@b/m' holds credentials") as raised:
+        with pytest.raises(ConfigError, match=r"'s3://\*\*\*@b/m' contains credentials") as raised:
             fetch_model(source, place)
         assert "secret" not in raised.value.message
     pickled = Path(shutil.copytree(causal, tmp_path / "pickled"))

@@ -181,8 +181,8 @@ def test_date_expands(tmp_path):
     ("value", "words"),
     [
         ("7", "input.path is 7: expected text, or a list of texts"),
-        ("s3://key:secret@bucket/x", "input.path is 's3://***@bucket/x': URL holds credentials"),
-        ("[a, 's3://key:secret@bucket/x']", "input.path.1 is 's3://***@bucket/x': URL holds credentials"),
+        ("s3://key:secret@bucket/x", "input.path is 's3://***@bucket/x': URL contains credentials"),
+        ("[a, 's3://key:secret@bucket/x']", "input.path.1 is 's3://***@bucket/x': URL contains credentials"),
         ("[]", "input.path is list: List should have at least 1 item"),
         ("[a, 7]", "input.path is list: expected text, or a list of texts"),
     ],

@@ -186,7 +186,7 @@ def test_a_column_that_the_first_row_lacks_is_null(tmp_path):
         ("a.xlsx", b"x", r"^input file .*a\.xlsx is of no known kind"),
         ("a.jsonl", b"", r"^heldout\.path names 1 files, and none has a usable row"),
         ("a.jsonl", b"nothing\n", r"none has a usable row; .* \(its first row is rejected as bad_json\)$"),
-        ("a.jsonl", b"[\n{}]", "cannot be read: it is a JSON array, and not one object a line"),
+        ("a.jsonl", b"[\n{}]", "cannot be read: it is a JSON array, not one object per line"),
         (
             "a.jsonl.gz",
             gzip.compress(json.dumps(PAIRS[0]).encode(), mtime=0)[:-9],

@@ -94,9 +94,7 @@ def test_a_claim_that_is_gone_when_it_is_read_is_none(output, monkeypatch):
 def test_a_claim_that_another_run_takes_first_is_a_conflict(output, monkeypatch):
     claim.claim(output, **OURS)
     monkeypatch.setattr(publish, "replace", lambda path, data, *, version: False)
-    with pytest.raises(
-        ConflictError, match=r"out has been claimed by another run at this moment; choose another output"
-    ):
+    with pytest.raises(ConflictError, match=r"out has just been claimed by another run; choose another output"):
         claim.claim(output, **{**OURS, "inputs": "others"})
 
 

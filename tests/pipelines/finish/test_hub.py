@@ -136,9 +136,7 @@ def test_a_repository_with_data_of_others_is_a_conflict(served, finished, same_n
     shard = finished[1]["shards"][0]
     theirs = {shard["name"]: b"x" * shard["bytes"]} if same_name else {"data/train-00000-of-00099.parquet": b"theirs"}
     served.repos[REPO] = Repo(private=True, branches={"main": dict(theirs)})
-    with pytest.raises(
-        ConflictError, match=r"someone/curated, which holds data that bestkept has not written \(data/t"
-    ):
+    with pytest.raises(ConflictError, match=r"someone/curated, which contains data not written by bestkept \(data/t"):
         push(finished)
     assert served.files(REPO) == theirs
 
@@ -184,7 +182,7 @@ def test_what_does_not_pass_ends_with_the_remedy_and_the_next_run_goes_on(served
     with pytest.raises(StorageError) as caught:
         push(finished)
     assert caught.value.message.startswith(f"cannot upload to {REPO} on the Hub: 503 (HfHubHTTPError), 4 attempts; ")
-    assert caught.value.message.endswith("the same command again uploads what is missing")
+    assert caught.value.message.endswith("run the same command again to upload the missing files")
     served.faults.clear()
     served.requests.clear()
     assert push(finished).fresh
@@ -196,8 +194,8 @@ def test_what_does_not_pass_ends_with_the_remedy_and_the_next_run_goes_on(served
     ("status", "step", "remedy"),
     [
         (401, "create|/api/datasets", "give a token that is still valid in HF_TOKEN, or sign in"),
-        (403, "create|/api/datasets", "give a token in HF_TOKEN that may write to this repository"),
-        (403, "commit", "give a token in HF_TOKEN that may write to this repository"),
+        (403, "create|/api/datasets", "give a token in HF_TOKEN with write access to this repository"),
+        (403, "commit", "give a token in HF_TOKEN with write access to this repository"),
         (404, "preupload", "check the name"),
     ],
 )
@@ -236,7 +234,7 @@ def test_a_mistake_of_ours_is_not_taken_for_the_network():
 def test_what_cannot_begin_is_said_before_the_work(served, tmp_path, make_config, monkeypatch):
     config = make_config(write_jsonl(tmp_path / "a.jsonl", corpus_rows()), output={"push_to_hub": REPO})
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(ConfigError, match="no token to write there with; set HF_TOKEN"):
+    with pytest.raises(ConfigError, match="no token for it; set HF_TOKEN"):
         run_curation(config, scorer=StubFactory())
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError, match="HF_HUB_OFFLINE is set"):

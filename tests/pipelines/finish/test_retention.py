@@ -159,7 +159,7 @@ def test_what_was_interrupted_is_finished_by_the_next(disk, monkeypatch, after, 
             clean(disk)
     assert Path(old.path, "manifest.json").exists() == (after == "mark")
     with pytest.raises(
-        StorageError, match=rf"{old.version} is being removed by `bestkept clean .*/out`; wait for its end"
+        StorageError, match=rf"{old.version} is being removed by `bestkept clean .*/out`; wait until that ends"
     ):
         run(disk)
     young = disk.contents("out")[f"runs/{run_numbers(disk.root)[-1]:06d}.json"]
@@ -296,13 +296,13 @@ def test_other_directories_are_refused(disk, tmp_path):
     run_curation(plain, scorer=StubFactory())
     for path in (f"{disk.url}/plain", str(tmp_path), f"{disk.url}/nowhere"):
         with pytest.raises(
-            InputError, match=rf"{path} is no root of versions: it has neither latest\.json nor runs/; give the"
+            InputError, match=rf"{path} is not a root of versions: it has neither latest\.json nor runs/; give the"
         ):
             retention.clean(path, keep=1, unfinished_days=0, scores=True, dry_run=False)
     run(disk)
     Path(disk.root, "latest.json").write_text("{")
     before = disk.contents("out")
-    with pytest.raises(InputError, match=r"latest\.json does not name a version, so it is unknown what is needed"):
+    with pytest.raises(InputError, match=r"latest\.json does not name a version, so the versions in use are unknown"):
         clean(disk)
     assert disk.contents("out") == before
 
@@ -336,7 +336,7 @@ def test_the_command_says_what_it_does(disk, bestkept):
     assert (code, out) == (0, f"{disk.root}\n")
     code, _, err = bestkept("clean", disk.url)
     assert code == 3
-    assert "is no root of versions" in err.splitlines()[-1]
+    assert "is not a root of versions" in err.splitlines()[-1]
 
 
 def test_removing_what_cannot_be_removed_says_so(tmp_path, monkeypatch):

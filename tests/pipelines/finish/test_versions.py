@@ -252,13 +252,13 @@ def test_a_version_whose_manifest_is_gone_is_no_latest(disk):
     data = manifest.read_bytes()
     manifest.unlink()
     with pytest.raises(
-        InputError, match=r"latest\.json names .*, whose manifest\.json is gone or another one; run the"
+        InputError, match=r"latest\.json names .*, whose manifest\.json is missing or has changed; run the"
     ):
         latest_path(disk.root)
     assert not run(disk).already_complete
     assert latest_path(disk.root) == first.version_run.path
     manifest.write_bytes(data + b" ")
-    with pytest.raises(InputError, match="gone or another one"):
+    with pytest.raises(InputError, match="missing or has changed"):
         latest_path(disk.root)
     pointer, files_seen = Path(disk.root, "latest.json"), []
     for _ in range(2):

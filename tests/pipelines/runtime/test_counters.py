@@ -45,7 +45,7 @@ def test_a_runner_that_does_not_tell_its_counters_fails_no_run(error, tmp_path, 
     config = make_config(write_jsonl(tmp_path / "a.jsonl", corpus_rows()))
     assert run_curation(config, scorer=StubFactory()).manifest["counts"]["kept"] == 12
     assert json.loads((tmp_path / "out" / "run.json").read_text())["throughput"] == {}
-    assert f"({type(error).__name__}): run.json is without throughput" in caplog.text
+    assert f"({type(error).__name__}): run.json has no throughput" in caplog.text
     assert "secret" not in caplog.text
 
 

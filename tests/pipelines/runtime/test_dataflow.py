@@ -188,7 +188,7 @@ def test_selection_asks_for_no_gpu_and_for_no_more_than_a_cpu_job_does(caplog, m
     config = with_options("runner.options.max_num_workers=null", "model.dtype=auto")
     with caplog.at_level(logging.INFO):
         options = prepare_options(config, [], scores=False).get_all_options()
-    assert "nothing is scored, so runner.accelerator is not asked for" in caplog.text
+    assert "nothing is scored, so runner.accelerator is not requested" in caplog.text
     assert options["experiments"] is None
     assert options["number_of_worker_harness_threads"] is None
 

@@ -95,7 +95,7 @@ def assert_part(tmp_path, name, *, of) -> int:
 @pytest.mark.parametrize("batch", [1, 10])
 def test_a_device_that_breaks_rejects_no_row_and_the_next_run_completes(tmp_path, make, batch):
     run_curation(make("whole"), scorer=default_scorer(make("whole")))
-    with pytest.raises(StorageError, match=r"the device failed .*device-side assert.*no row is to blame.*same command"):
+    with pytest.raises(StorageError, match=r"the device failed .*device-side assert.*no row caused this.*same command"):
         run_curation(make("broken"), scorer=BreakingDevice(batch))
     published = assert_part(tmp_path, "broken", of="whole")
     assert published == 0 if batch == 1 else published >= 1
@@ -117,7 +117,7 @@ def test_workers_whose_device_breaks_are_replaced_once(tmp_path, make, monkeypat
     assert files(tmp_path / "once") == files(tmp_path / "whole")
     # every device breaks at its first batch
     with pytest.raises(
-        StorageError, match=r"lost its device .*as the one before it did; what is scored stays.*nvidia-smi"
+        StorageError, match=r"lost its device .*as the one before it did; finished scores are kept.*nvidia-smi"
     ):
         run_curation(make("broken", 2), scorer=BreakingDevice(1))
     assert assert_part(tmp_path, "broken", of="whole") == 0

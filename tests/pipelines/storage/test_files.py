@@ -49,7 +49,7 @@ def test_what_a_directory_a_pattern_and_a_file_name(tree):
 @pytest.mark.parametrize("pattern", ["a**b/*.jsonl", "**.jsonl", "*/***", "deep/c**"])
 def test_two_stars_stand_alone(tree, pattern):
     with pytest.raises(
-        InputError, match=r"has \*\* beside other characters; it stands alone between slashes: DIR/\*\*/\*$"
+        InputError, match=r"has \*\* beside other characters; \*\* must be alone between slashes: DIR/\*\*/\*$"
     ):
         keys(tree / pattern)
     (tree / "a**b").mkdir()

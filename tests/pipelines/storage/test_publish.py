@@ -79,7 +79,7 @@ def test_a_directory_that_is_removed_as_it_is_made_is_worth_another_try(tmp_path
     with pytest.raises(StorageError, match=r"No such file or directory; .*run the same command again"):
         publish.create(str(tmp_path / "new" / "name"), b"bytes")
     (tmp_path / "new").write_text("a file")
-    with pytest.raises(ConfigError, match="a file stands where a directory is needed"):
+    with pytest.raises(ConfigError, match="a file is in the place of a directory"):
         publish.create(str(tmp_path / "new" / "name"), b"bytes")
 
 
@@ -89,7 +89,7 @@ def test_a_directory_that_is_removed_as_it_is_made_is_worth_another_try(tmp_path
         (errno.EROFS, "choose a writable output.path"),
         (errno.EACCES, "grant write access, or choose another output.path"),
         (errno.EPERM, "grant write access, or choose another output.path"),
-        (errno.ENOTDIR, "a file stands where a directory is needed; choose another output.path"),
+        (errno.ENOTDIR, "a file is in the place of a directory; choose another output.path"),
         (errno.ENOSPC, "free some space there and run the same command again"),
         (errno.EIO, "check the place and run the same command again"),
     ],

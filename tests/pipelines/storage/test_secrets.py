@@ -36,7 +36,7 @@ def test_credentials_in_urls_are_refused_and_not_repeated(field, url):
     values = {"input": {"path": "in"}, "model": {"path": "m"}, "output": {"path": "out"}}
     for override in (f"{field}={url}", f'{field}="{url}"'):
         with pytest.raises(
-            ConfigError, match=rf"{field}.* is '[\w:]*://\*\*\*@.*URL holds credentials; give them through"
+            ConfigError, match=rf"{field}.* is '[\w:]*://\*\*\*@.*URL contains credentials; give them through"
         ) as caught:
             validate(RunConfig, values, [override], where="c.yaml")
         assert CANARY not in caught.value.message
@@ -114,7 +114,7 @@ def test_credentials_are_in_nothing_that_is_said_or_written(make_store, tmp_path
     )
     run(5, "400 ExpiredToken; sign in again")
     expired.times = 0
-    run(2, "URL holds credentials", f"output.path=s3://AKIA:{CANARY}@bucket/out")
+    run(2, "URL contains credentials", f"output.path=s3://AKIA:{CANARY}@bucket/out")
     run(0, "kept")
     run(6, "belongs to a run with other select", "select=[]")
     written = store.contents()

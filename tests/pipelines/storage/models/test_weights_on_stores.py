@@ -314,7 +314,7 @@ def test_what_comes_damaged_is_fetched_once_more_and_no_further(store, model, ro
 
     monkeypatch.setattr(cache, "parts_of", damaged)
     wrong[:] = [b"\x01", b"\x02"]
-    with pytest.raises(StorageError, match=f"{WEIGHTS} comes damaged, and in another way each time"):
+    with pytest.raises(StorageError, match=f"{WEIGHTS} arrives damaged, differently each time"):
         loadable_directory(*plan)
     assert len(told) == 2
     told.clear()
@@ -364,8 +364,8 @@ def test_objects_that_change_while_all_is_fetched_are_noticed(store, model, root
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], "holds nothing; expected a model's files right there: `bestkept model fetch ID_OR_DIR"),
-        ([WEIGHTS], r"holds no config.json \(1 files\)"),
+        ([], "is empty; expected a model's files there: `bestkept model fetch ID_OR_DIR"),
+        ([WEIGHTS], r"has no config.json \(1 files\)"),
         (["config.json"], r"has no weights: expected \*.safetensors"),
         (["adapter_config.json", "adapter_model.safetensors"], r"is an adapter \(adapter_config\.json"),
         (["config.json", WEIGHTS, "adapter_config.json"], "beside whole weights.*remove the adapter's files"),
@@ -384,7 +384,7 @@ def test_revisions_and_other_places_are_refused(store, model, root):
     for find in (locate, reading_directory, whole_directory):
         with pytest.raises(ModelLoadError, match=r"model.revision 'main' is only for hub ids"):
             find(url, "main")
-    with pytest.raises(ModelLoadError, match="holds nothing"):
+    with pytest.raises(ModelLoadError, match="is empty"):
         locate(f"{store.scheme}://no-such-bucket-0/models", None)
 
 
@@ -434,7 +434,7 @@ def test_a_fetch_never_overwrites_another_model(store, model, root):
         with pytest.raises(ConflictError, match=f"holds {WEIGHTS}, .*{why}.*another model lies there"):
             fetch_model(str(model), url_of(store))
     (model / WEIGHTS).rename(model / "model-00001-of-00001.safetensors")
-    with pytest.raises(ConflictError, match=f"holds {WEIGHTS}, which this model has not"):
+    with pytest.raises(ConflictError, match=f"holds {WEIGHTS}, which this model does not have"):
         fetch_model(str(model), url_of(store))
     assert store.contents("models") == before
 

@@ -223,7 +223,7 @@ def test_directories_that_cannot_be_synced(tmp_path, monkeypatch, number, fails)
 def test_a_file_where_a_directory_is_needed(tmp_path):
     (tmp_path / "file").write_text("x")
     for path in ("file/a", "file/deep/a"):
-        with pytest.raises(ConfigError, match="a file stands where a directory is needed; choose another"):
+        with pytest.raises(ConfigError, match="a file is in the place of a directory; choose another"):
             publish.create(str(tmp_path / path), b"")
 
 

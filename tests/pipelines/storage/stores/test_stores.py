@@ -141,9 +141,7 @@ def test_what_gcs_calls_complete_is_what_was_sent(make_store, parts, size, wrong
     store.proxy.add(
         "distort", INSERT if size <= PART else last_part(store), skip=0 if size <= PART else 2, change=change
     )
-    said = (
-        f"{size:,} bytes of CRC32C \\S+ were sent, and the store says that it has .*; remove what stands there, and run"
-    )
+    said = f"{size:,} bytes of CRC32C \\S+ were sent, and the store reports .*; remove the object there, and run"
     with pytest.raises(StorageError, match=f"^cannot write {store.url}/x: {said}"):
         publish.create(store.url + "/x", parts[:size])
 
@@ -153,7 +151,7 @@ def test_an_upload_that_gcs_completes_when_it_is_asked_how_much_it_has(make_stor
     store = make_store("gs")
     store.proxy.add("reset", last_part(store), skip=1)
     store.proxy.add("refuse", last_part(store), skip=1, status=200, body=b'{"size": "0", "crc32c": "AAAAAA=="}')
-    with pytest.raises(StorageError, match="the store says that it has 0 bytes"):
+    with pytest.raises(StorageError, match="the store reports 0 bytes"):
         publish.create(store.url + "/x", parts)
 
 
@@ -178,7 +176,7 @@ def test_the_checksum_that_s3_returns_is_that_of_what_was_sent(make_store, parts
 
     fault = store.proxy.add("distort", INSERT, change=change)
     what = "100 bytes" if size == 100 else "part 1"
-    with pytest.raises(StorageError, match=f"/x: {what} of CRC32 .* the store says that it has CRC32 AAAAAA==; remove"):
+    with pytest.raises(StorageError, match=f"/x: {what} of CRC32 .* the store reports CRC32 AAAAAA==; remove"):
         publish.create(store.url + "/x", parts[:size])
     assert fault.met == 1
     if size > PART:
@@ -194,7 +192,7 @@ def test_the_checksum_of_all_parts_is_compared(make_store, parts):
         return headers, body.replace(b"<ETag>", b"<ChecksumCRC32>AAAAAA==-3</ChecksumCRC32><ETag>")
 
     store.proxy.add("distort", last_part(store), change=change)
-    with pytest.raises(StorageError, match=r"all parts of CRC32 \S+-3 were sent, and the store says that it has .*-3"):
+    with pytest.raises(StorageError, match=r"all parts of CRC32 \S+-3 were sent, and the store reports .*-3"):
         publish.create(store.url + "/x", parts)
 
 
