@@ -277,6 +277,8 @@ def test_signed_links_of_a_page_are_refused_when_they_are_listed(monkeypatch):
     found = {link: {"name": link, "type": "file", "size": 3}}
     monkeypatch.setattr(listing, "_find_remotely", lambda *_: found)
     monkeypatch.setattr(listing, "exists_on", lambda *_: False)
-    with pytest.raises(InputError, match=r"'https://host/\*' matches .*X-Amz-Signature=\*\*\*': URL contains") as raised:
+    with pytest.raises(
+        InputError, match=r"'https://host/\*' matches .*X-Amz-Signature=\*\*\*': URL contains"
+    ) as raised:
         listing.expand("https://host/*")
     assert CANARY not in raised.value.message
