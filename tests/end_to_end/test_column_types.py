@@ -65,7 +65,7 @@ def test_decimals_are_rewards(run, kind):
     ("column", "values", "words"),
     [
         ("grade", [True] * 6, "'grade' holds boolean, and the reward is numbers"),
-        ("grade", [[True]] * 6, "'grade' holds list<element: bool>, and the reward is numbers"),
+        ("grade", [[True]] * 6, "'grade' contains list<element: bool>, and the reward is numbers"),
         ("grade", ["1"] * 6, "'grade' holds text, and the reward is numbers"),
         ("prompt", [True, False] * 3, "'prompt' contains bool, and the prompt is text or messages"),
         (
