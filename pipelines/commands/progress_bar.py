@@ -130,8 +130,10 @@ def showing_training() -> Iterator[Callable[[TrainProgress], None]]:
 
         def report(now: TrainProgress) -> None:
             bar.update(task, completed=now.step, total=now.steps, description=describe_training(now))
-            if not with_bar and (now.event in ("log", "evaluation") or (now.event == "step" and pace.is_due())):
-                log.info("%s", training_line(now), extra={"fields": _training_fields(now)})
+            if with_bar or (now.event == "step" and not pace.is_due()) or now.event == "saved":
+                return
+            pace.restart()
+            log.info("%s", training_line(now), extra={"fields": _training_fields(now)})
 
         yield report
 
@@ -182,8 +184,12 @@ class _LinePace:
         """Return whether a line is due, and count from now on if it is."""
         due = time.monotonic() - self._last >= self._every_secs
         if due:
-            self._last = time.monotonic()
+            self.restart()
         return due
+
+    def restart(self) -> None:
+        """Count from now on."""
+        self._last = time.monotonic()
 
 
 def _follow_bar(stop: threading.Event) -> None:

@@ -124,9 +124,13 @@ def test_lines_elsewhere_are_those_of_a_twentieth_of_evaluations_and_of_a_minute
         monkeypatch.setattr(progress_bar.time, "monotonic", lambda: 1e9)
         report(NOW)
         report(NOW)
+        monkeypatch.setattr(progress_bar.time, "monotonic", lambda: 1e9 + 50)
+        report(replace(NOW, event="log"))
+        monkeypatch.setattr(progress_bar.time, "monotonic", lambda: 1e9 + 70)
+        report(NOW)  # a minute after the line before the last one
     line = "step 250 of 1,000, loss 0.5200, 52 judgements/s, 1:35 left"
     told = "step 250 of 1,000, held-out judgements: 61.3% ordered as judged, loss 0.6600"
-    assert caplog.messages == [line, told, line]
+    assert caplog.messages == [line, told, line, line]
     assert caplog.records[1].fields == {"step": 250, "steps": 1000, "heldout_accuracy": 0.613, "heldout_loss": 0.66}
     fields = {"step": 250, "steps": 1000, "loss": 0.52, "learning_rate": 1e-4}
     assert caplog.records[0].fields == {**fields, "judgements_per_sec": 51.6, "secs_left": 95}
