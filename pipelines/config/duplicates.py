@@ -23,7 +23,7 @@ class NearDuplicates(Strict):
     """The texts to compare. With `prompt`, all responses to a dropped prompt are dropped."""
     similarity: Similarity = 0.8
     """Jaccard similarity of the shingles of two texts above which they count as alike. It is estimated from signatures: of
-    pairs with exactly this similarity, 99 in 100 count, of more similar ones more, and of less similar ones some: at 0.8,
+    pairs with exactly this similarity, 995 in 1,000 count, of more similar ones more, and of less similar ones some: at 0.8,
     half of those with 0.7, and one in 100 of those with 0.6."""
     keep: Literal["best"] = "best"
     """The text to keep: the one with the highest reward; of prompts, the one whose best response has it."""

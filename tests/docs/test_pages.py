@@ -30,6 +30,7 @@ from pipelines.commands.app import split_arguments
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
+NOT_IN_README = {"api.md", "index.md"}  # of the site alone
 _BLOCK = re.compile(
     r"(?:<!-- not run: (?P<reason>[^>]+) -->\n)?^```(?:sh|bash|shell|console)\n(?P<text>.*?)^```$", re.M | re.S
 )
@@ -233,3 +234,21 @@ def test_every_exit_code_is_in_both_pages():
     for name in ("reference.md", "operating.md"):
         rows = re.findall(r"^\| ([\d, ]+) \|", (DOCS / name).read_text(encoding="utf-8"), flags=re.M)
         assert {int(code) for row in rows for code in row.split(",")} == set(map(int, Exit))
+    [sentence] = re.findall(
+        r"exit codes are:(.*?)\. The last line", (ROOT / "README.md").read_text("utf-8"), flags=re.S
+    )
+    assert {int(code) for code in re.findall(r"\b\d+\b", sentence)} == {*map(int, Exit), 143}
+
+
+def test_the_readme_leads_to_every_page():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [path.name for path in PAGES if f"(docs/{path.name})" not in readme and path.name not in NOT_IN_README] == []
+
+
+def test_no_page_evaluates_a_model_on_all_of_its_training_data():
+    """An evaluation replaces the verdict that training stored."""
+    shown = re.findall(
+        r"^bestkept evaluate reward-model preferences\.jsonl(.*)", (DOCS / "training.md").read_text("utf-8"), flags=re.M
+    )
+    assert shown
+    assert all("data.heldout_fraction=" in words for words in shown)
