@@ -106,8 +106,8 @@ def score(
     outcome = _working(run, progress=progress)
     if outcome.handed_over:
         raise ConfigError(
-            "with an option of runner.options the call does not wait for the service, and there are no rewards to return; "
-            "remove that option"
+            "runner.options lets the service run on alone, so there are no rewards to return; remove no_wait_until_finish, "
+            "dry_run or template_location from it"
         )
     counts = {name: value for name, value in outcome.totals.items() if name != "examples"}
     table = _scores_table(config, outcome.plan, {file["key"] for file in outcome.skipped})

@@ -111,8 +111,8 @@ class Curated:
         wanted = [name for name in names if name.rpartition("/")[2].startswith(f"{split}-")]
         if not wanted:
             splits = sorted({name.rpartition("/")[2].partition("-")[0] for name in names})
-            known = f"has {', '.join(splits)}" if splits else "has none yet"
-            raise ConfigError(f"split is {split!r}; {self.path} {known}")
+            known = f"has {', '.join(splits)}; name one of these" if splits else "has no splits yet"
+            raise ConfigError(f"there is no split {split!r}: {self.path} {known}")
         tables = []
         for name in wanted:
             data = read_bytes(join(self.path, name))

@@ -78,7 +78,7 @@ def choose_way(model: RewardModel, template: Template, *, split: int | None) -> 
         tried += [pair] if max((len(row.ids) for row in pair), default=0) > longer else []
     if not rows:
         log.warning(
-            "responses are scored one by one, which is slower: the chat template renders no conversation to check batches"
+            "responses are scored one by one, which is slower: the chat template renders no conversation to check batches with"
         )
         return ONE_BY_ONE  # correct for every architecture
     pad = template.tokenizer.pad_token_id or 0

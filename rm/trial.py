@@ -108,11 +108,7 @@ class Student:
             ) from error
         missing = sorted(info["missing_keys"])
         if missing or _looks_both_ways(model.eval()):
-            what = (
-                f"lacks {len(missing)} of its weights ({missing[0]})"
-                if missing
-                else "also reads the tokens after a token"
-            )
+            what = f"lacks {len(missing)} of its weights ({missing[0]})" if missing else "reads later tokens as well"
             raise ModelError(
                 f"the student {str(directory)!r} is not a causal language model: it {what}; choose one, such as "
                 "HuggingFaceTB/SmolLM2-135M-Instruct"

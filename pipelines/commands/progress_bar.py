@@ -112,7 +112,7 @@ def describe(now: progress.Progress, secs: float) -> tuple[float, str]:
 
 def _describe_export(now: progress.Progress, secs: float) -> tuple[float, str]:
     words = f"{now.exported:,} of {now.to_export:,} rows written"
-    if now.exported and now.export_since is not None:
+    if 0 < now.exported < now.to_export and now.export_since is not None:
         elapsed = max(1e-9, secs - now.export_since)
         left = (now.to_export - now.exported) * elapsed / now.exported
         words += f", {rate(now.exported / elapsed)} rows/s, {format_duration(left)} left"
@@ -229,4 +229,6 @@ def progress_fields(now: progress.Progress, secs: float) -> dict[str, Any]:
         "tokens_per_sec": None if elapsed is None else round(now.tokens / elapsed, 3),
         "fragments": now.fragments,
         "fragments_found": now.found,
+        "rows_written": now.exported,
+        "rows_to_write": now.to_export,
     }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from os.path import expanduser
@@ -44,7 +45,8 @@ _NAMES = (
 
 def run_training(config: TrainConfig) -> TrainResult:
     """Train and print the result, in the first process of `torchrun`. Raises as `train_model` does."""
-    with showing_work("starting"):  # the libraries take seconds
+    waiting = showing_work("starting") if os.environ.get("RANK", "0") == "0" else nullcontext()
+    with waiting:  # the libraries take seconds
         from rm.train import is_first_rank
 
     first = is_first_rank()

@@ -65,7 +65,7 @@ def read_rejected(plan: Plan, file_number: int, wanted: Candidates) -> Iterator[
 def input_changed(file: InputFile) -> InputError:
     return InputError(
         f"input file {file.path} has changed since it was scored; restore it, or choose another output.path and run again: "
-        "unchanged rows are not scored again"
+        "unchanged fragments are not scored again"
     )
 
 

@@ -46,7 +46,7 @@ def prepare_options(config: RunConfig, flags: Sequence[str], *, scores: bool) ->
         # one worker is checked when its model is loaded, which ends with 7
         check_workers(config.runner.workers, on_cpu=on_cpu, devices=devices if config.runner.workers > 1 else 1)
     elif config.runner.workers > 1:
-        log.info("nothing is scored, so no runner.workers are started")
+        log.info("nothing is scored, so runner.workers has no effect")
     options = pipeline_options(config.runner, flags)
     if config.runner.name != dataflow.DATAFLOW:
         return options

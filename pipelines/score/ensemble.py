@@ -88,7 +88,7 @@ def standards_of(moments: Sequence[Moments], names: Sequence[str]) -> Standards:
     responses = moments[0].sums.count if moments else 0
     if responses < 2:
         raise InputError(
-            f"the models {', '.join(names)} have {responses} scored responses in common, and standardising needs two or more; "
+            f"the models {', '.join(names)} have only {responses} scored in common, and standardising needs two or more; "
             "run `bestkept score` for each to see which responses it rejects, and remove the faulty model"
         )
     standards = []

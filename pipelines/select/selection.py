@@ -39,8 +39,8 @@ PARTITIONS: int | None = None  # of the key space, instead of as many as the inp
 _BYTES_PER_PARTITION = 2**30  # of stored input: about a million responses, 50 MB in the shuffle
 _MOST_PARTITIONS = 4096
 
-OFFSET_WARNING = (
-    "compares rewards of different prompts, and a model trained only on pairs has an arbitrary offset per prompt: prefer rules "
+OFFSET_WARNING = (  # part of manifest.json and of the card: other words would conflict with outputs that exist
+    "compares rewards of different prompts, and a model trained on pairs alone leaves a free offset per prompt: prefer rules "
     "within a prompt (best_of_n, min_z, a reference), or train with train.centring or accept/reject labels"
 )
 

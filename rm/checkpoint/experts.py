@@ -1,4 +1,4 @@
-"""Finds the experts of mixture-of-experts models, and the number of experts that compute a token.
+"""Finds the experts of mixture-of-experts models, and the number of experts that process a token.
 
 transformers keeps the experts of a layer in one module, as weights whose first dimension is the expert; older architectures
 have a list of modules named `experts`.
@@ -19,7 +19,7 @@ class Experts(NamedTuple):
 
     weights: list[nn.Parameter]
     number: int
-    chosen: int  # experts that compute a token
+    chosen: int  # experts that process a token
     fused: bool  # weights of all experts in one, which no linear layer holds
 
     @property
@@ -49,7 +49,7 @@ def computing_parameters(model: Any) -> int:
 
 
 def _count_chosen(model: Any, name: str, count: int) -> int:
-    """Return the number of experts of this layer that compute a token, from its router or the configuration; else all."""
+    """Return the number of experts of this layer that process a token, from its router or the configuration; else all."""
     layer = model.get_submodule(name.rpartition(".")[0])
     config = getattr(model, "config", None)
     for holder in (model.get_submodule(name), layer, *layer.children(), config and config.get_text_config()):

@@ -56,7 +56,7 @@ def refuse_too_large(
             names = " and ".join(torch.cuda.get_device_name(device) for device in devices)
             raise ModelError(
                 f"{weights}, and {names} {'have' if len(devices) > 1 else 'has'} {free:,} bytes free; use a larger GPU, or more "
-                "of them with model.devices, stop other programs on it, or set a 16-bit model.dtype or model.dtype: int8"
+                "of them with model.devices, stop other programs there, or set a 16-bit model.dtype or model.dtype: int8"
             )
 
 

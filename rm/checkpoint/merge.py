@@ -100,7 +100,9 @@ def _mean(paths: Sequence[str], files: Sequence[Path], name: str) -> torch.Tenso
                 f"{paths[0]}"
             )
         if not first.dtype.is_floating_point and not torch.equal(first, other):
-            raise ModelError(f"{name}, of type {first.dtype} and so not weights, differs between {path} and {paths[0]}")
+            raise ModelError(
+                f"{name}, which has the type {first.dtype} and is not a weight, differs between {path} and {paths[0]}"
+            )
         total += other.double()
     return (total / len(files)).to(first.dtype) if first.dtype.is_floating_point else first
 

@@ -74,7 +74,7 @@ class LeftOut:
 def describe_left_out(counts: Mapping[str, int], responses: int, of: str) -> str:
     """Return a warning for users: the keys that the template leaves out, with counts."""
     parts = [f"{key} of {count:,} of {responses:,}" for key, count in sorted(counts.items())]
-    return (
-        f"the chat template leaves out {', '.join(parts)} {of}: the scored text differs from the exported one; choose a model "
-        "whose template renders it, or remove it from the corpus"
+    return (  # part of manifest.json and of the card: other words would conflict with outputs that exist
+        f"the chat template leaves out {', '.join(parts)} {of}: what is scored is not what is exported; take a model whose "
+        "template renders it, or leave it out of the corpus"
     )

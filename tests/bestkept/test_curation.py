@@ -76,7 +76,7 @@ def test_results_in_each_form(tmp_path, encoder):
     assert len(rows) == len(curated) == 5
     frame, data = curated.to_pandas("test"), curated.to_dataset("test")
     assert frame["messages"].tolist() == list(data["messages"]) == [row["messages"] for row in rows[-len(data) :]]
-    with pytest.raises(ConfigError, match=r"split is 'dev'; .* has test, train"):
+    with pytest.raises(ConfigError, match=r"no split 'dev': .* has test, train; name one of these"):
         curated.to_pandas("dev")
     folder = Path(curated.path)
     assert folder.exists()
@@ -262,6 +262,7 @@ def test_what_is_no_rule_and_no_rows_is_one_clear_error(encoder, wrong):
 def test_the_stop_button_stops_and_no_model_stays(encoder, monkeypatch):
     import os
     import signal
+    import time
 
     from rm.scorer import Scorer
 
@@ -272,6 +273,6 @@ def test_the_stop_button_stops_and_no_model_stays(encoder, monkeypatch):
     before = alive()
     score(corpus_rows(2), str(encoder))
     assert alive() <= before
-    monkeypatch.setattr(Scorer, "score", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(Scorer, "score", lambda *_, **__: (os.kill(os.getpid(), signal.SIGINT), time.sleep(5)))
     with pytest.raises(KeyboardInterrupt):
         score(corpus_rows(2), str(encoder))

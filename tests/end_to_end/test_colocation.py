@@ -204,7 +204,7 @@ def test_progress_counts_the_same(tmp_path, configure, spread):
         progress.reset()
         scores = {"scores": {"path": str(tmp_path / name / "scores")}}
         run_output(configure, tmp_path / name, spread, input={"rows_per_fragment": 5}, **{**changes, **scores})
-        seen.append(replace(progress.current(), since=None))
+        seen.append(replace(progress.current(), since=None, export_since=None))
     assert seen[0] == seen[1]
     assert (seen[1].fragments, seen[1].found, seen[1].published) == (12, 0, 48)
     assert (seen[2].fragments, seen[2].found, seen[2].published) == (12, 12, 0)

@@ -342,7 +342,7 @@ def test_a_model_without_spread_is_named(make, corpus, log, tmp_path):
 def test_one_response_is_too_few(make, log, tmp_path):
     rows = [{"prompt": "p", "response": text} for text in ("anna-REJECTS", "bo-REJECTS", "fine")]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
-    with pytest.raises(InputError, match="have scored 1 of the same responses"):
+    with pytest.raises(InputError, match="have only 1 scored in common"):
         run(make(path, limits={"max_rejected_fraction": 1.0}), log)
 
 

@@ -99,7 +99,7 @@ def test_of_prompts_that_are_nearly_the_same_the_best_stays(tmp_path, rows):
     assert manifest["alike"] == [{"step": 0, "rule": "near_duplicates", "of": "prompt", "similarity": 0.8, **counts}]
     page = (tmp_path / "out" / "report.html").read_text()
     assert "at a similarity of 0.8, 10 groups of similar prompts, the largest of 4;" in page
-    assert "30 prompts go" in page
+    assert "30 prompts are dropped" in page
     assert json.loads((tmp_path / "out" / "run.json").read_text())["steps"][0]["secs"] > 0
     (measure,) = manifest["measures"]
     assert (measure["kind"], measure["of"], measure["words"]) == ("minhash", "prompt", 3)

@@ -115,7 +115,7 @@ def best_of_n(curve: Json) -> dict[str, Any]:
         note = f"Mean gold scores at n = {last['n']}: {', '.join(levels)}. {note}"
     fewer = {point["prompts"] for point in points}
     if len(fewer) > 1:
-        note += f" Each point uses the prompts with n responses, {min(fewer):,} to {max(fewer):,} of them."
+        note += f" Each point uses the prompts with at least n responses, {min(fewer):,} to {max(fewer):,} of them."
     return {
         "title": "Gain of the best of n, by gold score" if gold else "Best of n, by the reward itself",
         "serves": "how many responses per prompt are worth generating, and whether choosing by reward "

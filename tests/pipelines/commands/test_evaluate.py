@@ -473,7 +473,7 @@ def failing(name, low, high):
 @pytest.mark.parametrize(
     ("name", "low", "high", "words"),
     [
-        ("similar_prompt", 0.5, 0.7, "a response to a similar prompt in 60.0 [50.0, 70.0] % of 40 prompts only"),
+        ("similar_prompt", 0.5, 0.7, "a response to a similar prompt in only 60.0 [50.0, 70.0] % of 40 prompts"),
         ("similar_prompt", 0.8, 0.95, None),
         ("padded", 0.1, 0.3, "In 80.0 [70.0, 90.0] % of 40 prompts, adding polite phrases"),
         ("padded", 0.3, 0.6, None),

@@ -92,7 +92,7 @@ def test_two_outputs_are_compared(output, tmp_path, monkeypatch):
     cli.app(["report", str(one), str(other)], standalone_mode=False)
     page = (tmp_path / "comparison.html").read_text()
     assert (
-        "The rewards come from the same model. Both samples have 6 prompts with 24 responses. The first output keeps 6 of"
+        "The rewards come from the same model. The samples have 6 prompts with 24 responses in common. The first output keeps 6"
         in page
     )
     assert "<script" not in page.lower()

@@ -46,6 +46,8 @@ def test_an_export_counts_its_rows_and_shows_the_time_left(tmp_path, make_config
     now = Progress(stage="exporting", scored=90, to_export=40, exported=10, export_since=100.0, total_bytes=1000)
     assert describe(now, 105.0) == (0.25, "10 of 40 rows written, 2 rows/s, 0:15 left")
     assert describe(Progress(to_export=40, export_since=100.0), 105.0) == (0.0, "0 of 40 rows written")
+    uploading = Progress(stage="uploading", to_export=40, exported=40, export_since=100.0)
+    assert describe(uploading, 900.0) == (1.0, "40 of 40 rows written")
     progress.reset()
     config = make_config(write_jsonl(tmp_path / "a.jsonl", corpus_rows()))
     outcome = run_curation(config, scorer=StubFactory())

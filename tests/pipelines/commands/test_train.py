@@ -84,7 +84,7 @@ def test_an_interruption_says_what_is_true_of_this_run(tmp_path):
     assert words_of_interruption(settings, None) == f" before the first step{words}"
     saved = TrainProgress("saved", 1000, 1000)
     assert words_of_interruption(settings, saved).startswith(
-        f" after the last step: the model is saved in {out}, its ev"
+        f" after the last step: the model is saved in {out}, but not evaluated"
     )
 
 

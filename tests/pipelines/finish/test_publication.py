@@ -111,7 +111,7 @@ def test_a_version_that_is_removed_under_a_run_is_no_success(place, monkeypatch)
         return publish(owner, name, *given, **more)
 
     monkeypatch.setattr(Owner, "publish", overtaken)
-    with pytest.raises(StorageError, match=r"is gone.*run the same command again"):
+    with pytest.raises(StorageError, match=r"is missing.*run the same command again"):
         run(place)
     assert len(removed) == 1
     assert latest_path(place.root) == newer[0].path
@@ -132,7 +132,7 @@ def test_a_version_that_is_removed_as_its_card_is_written_is_told_as_such(place,
 
     removed, meet, read = [], once(others), write.read_numbers
     monkeypatch.setattr(write, "read_numbers", lambda output: (meet(), read(output))[1])
-    with pytest.raises(StorageError, match=r"is gone.*run the same command again"):
+    with pytest.raises(StorageError, match=r"is missing.*run the same command again"):
         run(place, report={"write": True})
     assert len(removed) == 1
 

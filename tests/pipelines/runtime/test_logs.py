@@ -212,6 +212,8 @@ def test_progress_has_its_numbers_as_fields():
         "tokens_per_sec": 60.0,
         "fragments": 2,
         "fragments_found": 1,
+        "rows_written": 0,
+        "rows_to_write": 0,
     }
     assert progress_fields(progress.Progress(), 15.0)["rows_per_sec"] is None
 

@@ -13,9 +13,26 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that
 
 from pipelines.errors import InputError, from_text
-from pipelines.runtime import threaded_dofn
+from pipelines.runtime import machine, threaded_dofn
 from pipelines.runtime.threaded_dofn import OneAhead, ThreadedCalls, ThreadedDoFn, map_ahead
 from pipelines.runtime.transforms import Gather
+
+
+@pytest.mark.parametrize(("most", "accepted"), [(1 << 30, 1 << 30), (1 << 25, 1 << 25), (0, None)])
+def test_memory_is_reused_as_far_as_the_c_library_allows(monkeypatch, most, accepted):
+    """Without a threshold of its own for new pages, glibc is left as it is: the rest alone would make it slower."""
+    calls = []
+
+    class Library:
+        def mallopt(self, parameter, value):
+            taken = parameter != -3 or value <= most
+            calls.append((parameter, value) if taken else None)
+            return int(taken)
+
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: Library())
+    machine.reuse_freed_memory.__wrapped__()
+    done = [call for call in calls if call is not None]
+    assert done == ([] if accepted is None else [(-3, accepted), (-1, 1 << 27), (-8, 1)])
 
 
 def test_results_keep_the_order_of_the_calls(monkeypatch):

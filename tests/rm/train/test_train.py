@@ -424,7 +424,7 @@ def test_the_configuration_names_the_default_learning_rates():
     large, small, medium = (default_learning_rate(size, lora=False) for size in (10**9, 10**8 - 1, 10**8))
     assert f"{large:.0e} from a billion".replace("e-0", "e-") in help_text
     assert f"{small:.0e} below 100 million".replace("e-0", "e-") in help_text
-    assert f"else {medium:.0e}".replace("e-0", "e-") in help_text
+    assert f"otherwise {medium:.0e}".replace("e-0", "e-") in help_text
 
 
 OPTIONS = {

@@ -472,7 +472,7 @@ def test_the_command(make, bestkept, tmp_path, monkeypatch):
     texts = [row["text"] for row in json.loads(out)["rows"]]
     assert (code, texts) == (0, [f"SECRET {SMALL[line][1]}" for line in P])
     for words, status, message in (
-        (["--explain", "0" * 32], 3, "the scores hold 2 prompts"),
+        (["--explain", "0" * 32], 3, "none of the 2 scored prompts has the id"),
         (["--explain", "abc"], 3, "no prompt begins with 'abc', nor does a later message of one, in the 1 file"),
         (["--explain", ""], 2, "--explain '' is empty"),
         (["--text"], 2, "--text has no effect without --explain"),

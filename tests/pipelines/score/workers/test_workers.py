@@ -319,7 +319,7 @@ def test_workers_are_for_scoring_with_a_model(make, caplog):
     run_scoring(make("out"), scorer=StubFactory())
     caplog.set_level("INFO", "pipelines")
     run_curation(make("out", 2), scorer=None)
-    assert "nothing is scored, so no runner.workers are started" in caplog.text
+    assert "nothing is scored, so runner.workers has no effect" in caplog.text
 
 
 def test_workers_are_of_a_local_run():
