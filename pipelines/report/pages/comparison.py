@@ -86,9 +86,9 @@ def _verdict(counts: Json, *, same_scores: bool) -> str:
     if not counts["prompts"]:
         return f"{scores}, and the samples have no prompt in common: the outputs come from different corpora."
     words = (
-        f"{scores}. The samples have {counts['prompts']:,} prompts with {counts['responses']:,} responses in common. "
+        f"{scores}. The samples have {counts['prompts']:,} prompts with {counts['responses']:,} responses in common. The "
+        f"first output keeps {counts['one']:,} of these, the second {counts['other']:,}, and both keep {counts['both']:,}."
     )
-    words += f"The first output keeps {counts['one']:,} of these, the second {counts['other']:,}, and both keep {counts['both']:,}."
     if not same_scores and counts["choices"]:
         words += f" The same response is best for {counts['best'] / counts['choices']:.0%} of the prompts."
     return words
