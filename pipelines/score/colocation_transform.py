@@ -1,5 +1,5 @@
-"""Colocate (`score.colocate: prompt`): regroups texts by prompt before they are scored, so that the tokens which a prompt's
-responses share run once although the responses lie in different files. The opt-in exception to "text is never shuffled".
+"""Colocate (`score.colocate: prompt`) regroups texts by prompt before they are scored, so that the common tokens of a prompt's
+responses are computed once even if the responses are in different files. The opt-in exception to "text is never shuffled".
 
     units with fragments to score  →  their texts, by a partition of the prompts
     texts of a partition  →  scored in pieces, the results durable by then  →  the results of each unit
@@ -158,7 +158,7 @@ class ShuffleTexts(beam.DoFn):  # type: ignore[misc]
 
 
 class ScorePrompts(beam.DoFn):  # type: ignore[misc]
-    """(bucket, its texts) → (unit, the results of its texts), durable by then. Texts with results of an earlier run are not
+    """(bucket, its texts) → (unit, the results of its texts), already durable. Texts with results of an earlier run are not
     scored again."""
 
     def __init__(self, plan_path: str, directories: ScoreDirectories, scorer: ScorerFactory) -> None:
@@ -189,7 +189,7 @@ class ScorePrompts(beam.DoFn):  # type: ignore[misc]
 
 @dataclass(eq=False)
 class WriteScores(beam.DoFn):  # type: ignore[misc]
-    """(unit, its description and the results of its texts) → one descriptor per fragment, whose score file is durable by then."""
+    """(unit, its description and the results of its texts) → one descriptor per fragment, whose score file is already durable."""
 
     plan_path: str
     directories: ScoreDirectories
@@ -219,7 +219,7 @@ class WriteScores(beam.DoFn):  # type: ignore[misc]
 
 
 def _results_of(results: Results, hashes: dict[int, str], path: str, fragment: Fragment, content_hash: str) -> Scorer:
-    """The scorer of a fragment, without a model. Raises `InputError` where the fragment is not the one that was shuffled."""
+    """The scorer of a fragment, without a model. Raises `InputError` if the fragment is not the one that was shuffled."""
     if hashes.get(fragment.index) != content_hash:
         raise InputError(
             f"input file {path} has changed while it was scored, or one of its score files has gone; run the same command again"

@@ -1,15 +1,15 @@
-"""Side files: columns that are measured on the text without a model, one file per fragment beside its score file. No Beam.
+"""Side files: columns measured on the text without a model, one file per fragment beside its score file. No Beam.
 
-A plan names its measures. Each has a directory of its own, named by a fingerprint of what is measured, and so of no model: adding
-one measures that one alone, and score files stay as they are. A side file is a score file in its format, its name and its
-durability, with other columns: row, response_index and response_hash, as the score file of the same text has them, and those of
-the measure. It is made while the text is read to be scored, or, where the score file exists already, by reading the text alone.
+A plan names its measures. Each has a directory, named by a fingerprint of the measure, without the model: a new measure leaves
+score files and other side files unchanged. A side file has the format, name and durability of a score file, with other columns:
+row, response_index and response_hash, equal to those of the score file of the same text, and those of the measure. It is made
+while the text is read to be scored, or, if the score file exists already, by reading only the text.
 
 Example:
 
     side_files = UnitSideFiles(plan, directories, file_number, unit)
     side_files.add_existing(score_files)          # the same descriptors, with the side files that exist already
-    side_files.ensure(fragment, score_file)       # the same descriptor, with all side files, durable by then
+    side_files.ensure(fragment, score_file)       # the same descriptor, with all side files, now durable
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from rm.conversations import response_hash
 
 
 class Measure(Protocol):
-    """Columns that are derived from the rows of a fragment, and from nothing else."""
+    """Columns that are derived only from the rows of a fragment."""
 
     @property
     def schema(self) -> pa.Schema:
-        """The columns; no other measure, and no score file, has any of these names."""
+        """The columns; their names are unique among all measures and score files."""
         ...
 
     def beside(self, fragment: Fragment) -> str:
-        """A hash of what is read beside that which `Fragment.content_hash` covers; empty where that is nothing."""
+        """A hash of the data that are read but not covered by `Fragment.content_hash`; empty if there are none."""
         ...
 
     def measure(self, fragment: Fragment) -> list[pa.Array]:
-        """The columns' values, one for each response in order, also for those that are rejected."""
+        """The columns' values, one for each response in order, including rejected ones."""
         ...
 
 
@@ -55,7 +55,7 @@ _KINDS: Mapping[str, Any] = {"column": ColumnSignal, "minhash": MinHash, "ngrams
 
 
 def measure_of(settings: Mapping[str, Any], directories: tuple[str, ...]) -> Measure:
-    """The measure that the settings in a plan stand for; `directories` are those of its side files."""
+    """The measure with the settings of a plan; `directories` are those of its side files."""
     measure: Measure = _KINDS[settings["kind"]].from_settings(settings)
     return replace(measure, directories=directories) if isinstance(measure, NgramHits) else measure
 
@@ -71,7 +71,7 @@ class UnitSideFiles:
 
     @cached_property
     def _measures(self) -> list[tuple[Measure, UnitScores]]:
-        """Each measure of the plan, and where its files are found."""
+        """Each measure of the plan, with the places of its files."""
         files = [self._files_of(self.plan.measure_fingerprint(settings)) for settings in self.plan.measures]
         return [
             (measure_of(settings, one.directories), one)
@@ -83,7 +83,7 @@ class UnitSideFiles:
         return UnitScores(plan, self.directories.of(fingerprint), self.file_number, self.unit)
 
     def add_existing(self, existing: Sequence[ScoreFile], look_up: LookUp = map) -> list[ScoreFile]:
-        """The same descriptors; those whose side files all exist and are of the same text, from the first on, name these."""
+        """The same descriptors; from the first on, as long as all side files exist and have the same text, with these."""
         leading = [
             _of_same_text(existing, files.read_leading(look_up), measure.schema.names)
             for measure, files in (self._measures if existing else ())
@@ -98,9 +98,9 @@ class UnitSideFiles:
         return len(score_file.sides) == len(self.plan.measures)
 
     def ensure(self, fragment: Fragment, score_file: ScoreFile, *, read_only: bool = False) -> ScoreFile:
-        """The descriptor of a fragment's score file with all its side files, which are made where they are missing.
+        """The descriptor of a fragment's score file with all its side files; missing ones are made.
 
-        With `read_only`, raises `InputError` for a missing one.
+        With `read_only`, raises `InputError` for a missing side file.
         """
         sides = []
         for measure, files in self._measures:

@@ -1,4 +1,4 @@
-"""The score files of one unit: their paths, and which of them are valid. No Beam."""
+"""Finds the valid score files of one unit. No Beam."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class ScoreDirectories(NamedTuple):
     """Directories of score files."""
 
     path: str  # written to, and read first
-    also: tuple[str, ...] = ()  # read where `path` has no score file
+    also: tuple[str, ...] = ()  # read if `path` has no score file
 
     def on_object_store(self, plan: Plan) -> bool:
         """True if reading score files mostly waits for an object store, so that many should be read at once: one takes about
-        50 ms, and many hardly longer. False where score files may be so large that many do not fit into memory."""
+        50 ms, and many hardly longer. False if score files may be so large that many do not fit into memory."""
         return plan.rows_per_fragment <= _SMALL_ROWS and not all(map(is_local, (self.path, *self.also)))
 
     def of(self, fingerprint: str) -> tuple[str, ...]:
-        """The directories of one model, in the order in which they are read."""
+        """The directories of one model, in reading order."""
         return tuple(join(path, fingerprint) for path in (self.path, *self.also))
 
 
@@ -61,7 +61,7 @@ class UnitScores:
         )
 
     def read_leading(self, look_up: LookUp = map) -> list[ScoreFile]:
-        """The valid score files from the first fragment to the first gap, by the input's size and version alone. `look_up` is a
+        """The valid score files from the first fragment to the first gap, by the input's size and version only. `look_up` is a
         `map` that may read ahead."""
         leading: list[ScoreFile] = []
         for score_file in look_up(self._current, map(self._name, itertools.count())):
@@ -73,8 +73,8 @@ class UnitScores:
         return leading
 
     def _current(self, name: str) -> ScoreFile | None:
-        """The first valid score file of this name that was made from the input as it is now; None where the input's size or
-        version has changed, and its content must decide."""
+        """The first valid score file of this name that was made from the current input; None if the input's size or version has
+        changed, so that its content must be compared."""
         for directory in self.directories:
             path = score_files.path_of(directory, name)
             existing = score_files.read(path)
@@ -88,8 +88,8 @@ class UnitScores:
     def find(self, index: int, content_hash: str, original: str) -> tuple[str, tuple[pa.Table, Footer] | None]:
         """The path of the fragment's scores, and the content of a valid file with scores of this text, if there is one.
 
-        The plain name belongs to the first content seen for a fragment. Changed text, or the same text under columns of other
-        types, has its own name; in the latter case the scores of the first file are returned, to be written there.
+        The plain name is that of the first content seen for a fragment. Changed text, or the same text in columns of other types,
+        has another name; in the latter case the scores of the first file are returned, to be written there.
         """
         name, (directory, *others) = self._name(index), self.directories
         path, existing = self._find_in(directory, name, content_hash, original)
@@ -141,7 +141,7 @@ class UnitScores:
         )
 
     def check(self, fragment: Fragment, known: Footer) -> None:
-        """Raise `InputError` where the score file with the footer `known` was made from other text than the fragment's."""
+        """Raise `InputError` if the score file with the footer `known` was made from other text than the fragment's."""
         if (fragment.content_hash(), fragment.last) != (known.content_hash, known.last):
             raise InputError(
                 f"input file {self.file.path} is not what was scored, although its size and version are the same "
