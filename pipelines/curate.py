@@ -1,7 +1,7 @@
-"""The whole graph in one screen: plan → score (→ combine, for several models) → select → export → report → finish.
+"""The whole graph on one screen: plan → score (→ combine, for several models) → select → export → report → finish.
 
-`bestkept run` is `build`; `bestkept select` is `build` without a scorer, from score files that exist; `bestkept score` is
-`build_scoring`, which ends after scoring. `commands/run.py` prepares and runs these graphs. Read this first.
+`bestkept run` is `build`; `bestkept select` is `build` without a scorer, from existing score files; `bestkept score` is
+`build_scoring`, which ends after scoring. `commands/run.py` prepares and runs these graphs. Read this module first.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def build(
     *,
     version_run: VersionRun | None = None,
 ) -> None:
-    """Build the graph of `run` or, without a scorer, of `select`; plan files are at `paths`, the whole plan is `plan`."""
+    """Build the graph of `run` or, without a scorer, of `select`. Plan files are at `paths`; `plan` is the whole plan."""
     selection, shape, split = Selection.of(config, plan), Shape.of(config, plan), Split.of(config)
     scored, parts = score_files(pipeline, config, paths, scorer)
     listed = list_path(score_directories(config).path, plan.hash)
@@ -65,7 +65,7 @@ def build(
 
 
 def build_complete(pipeline: Any, version_run: VersionRun | None) -> None:
-    """Build the graph of a run whose output is complete: one step, after which `latest.json` names its version."""
+    """Build the graph of a run whose output is complete: one step, which makes `latest.json` name its version."""
     _ = pipeline | "Complete" >> beam.Impulse() | "SetLatest" >> beam.Map(_set_latest, version_run)
 
 
@@ -85,9 +85,11 @@ def build_scoring(
     skipped: str,
     shard: CorpusShard | None = None,
 ) -> None:
-    """Build the graph of `score`: it publishes the totals of each model at the paths `totals`, where more responses are rejected
-    than the limits allow the list of them at the paths `rejected`, and, where files may be skipped, the list of them at the path
-    `skipped`."""
+    """Build the graph of `score`.
+
+    It publishes the totals of each model at the paths `totals`. If more responses are rejected than the limits allow, it lists
+    them at the paths `rejected`. If files may be skipped, it lists the skipped ones at the path `skipped`.
+    """
     scored, parts = score_models(pipeline, config, paths, scorer, shard=shard)
     for number, (descriptors, path) in enumerate(zip(scored, totals, strict=True)):
         model = str(number) if len(scored) > 1 else ""
@@ -103,9 +105,9 @@ def build_scoring(
 def score_files(
     pipeline: Any, config: RunConfig, paths: PlanPaths, scorer: ScorerFactory | None, *, scratch: str | None = None
 ) -> tuple[Any, dict[str, Any]]:
-    """Return descriptors of the score files that selection reads, and more parts by name: `standards` of an ensemble, `skipped`.
+    """Return descriptors of the score files that selection reads, and other parts by name: `standards` of an ensemble, `skipped`.
 
-    With `scratch`, scores are only read, and combined ones are written there.
+    With `scratch`, score files are only read, and combined ones are written to that directory.
     """
     directories = score_directories(config)
     scored, parts = score_models(pipeline, config, paths, scorer, read_only=scratch is not None)
@@ -129,9 +131,9 @@ def score_models(
     read_only: bool = False,
     shard: CorpusShard | None = None,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the descriptors of each model's score files, and the `skipped` files where files may be skipped.
+    """Return the descriptors of each model's score files and, if files may be skipped, the `skipped` ones.
 
-    Models score one after the other, so that no model shares a worker's memory with another.
+    Models score one after the other, so that no two share a worker's memory.
     """
     directories, limits, accelerator = score_directories(config), config.limits, config.runner.accelerator
     scored: list[dict[str, Any]] = []
@@ -164,5 +166,5 @@ def score_models(
 
 
 def _is_complete(_scored: Iterable[Any]) -> bool:
-    """Return True: called once the collection is complete."""
+    """Return True; Beam calls it once the collection is complete."""
     return True

@@ -1,7 +1,7 @@
 """The plan of a run, decided once by the launcher and frozen: input files, column mapping, model fingerprint.
 
-Each model of an ensemble has its own plan, as if it were alone, and the ensemble has one more, for the stages after scoring. The
-launcher lists and describes files and opens one of them to detect its columns; it never reads the corpus.
+Each model of an ensemble has its own plan, as if it were the only model. The ensemble has one more, for the stages after scoring.
+The launcher lists and describes files, and opens one of them to detect its columns; it never reads the corpus.
 
     plans = make_plans(config)
     paths = plans.save(scores)  # workers read the plan by `plan_at(paths.whole)`
@@ -59,7 +59,7 @@ class Plan:
     evaluations: Mapping[str, Any] = field(
         default_factory=dict
     )  # fingerprint of a model → the one in its calibration.json
-    measures: tuple[Mapping[str, Any], ...] = ()  # settings of what is measured without a model, see `score.side_files`
+    measures: tuple[Mapping[str, Any], ...] = ()  # settings of measures without a model, see `score.side_files`
     signals: Mapping[str, Any] = field(default_factory=dict)  # name of a signal → name and fingerprint of its model
 
     @cached_property
@@ -90,7 +90,7 @@ class Plan:
         return fields
 
     def measure_fingerprint(self, settings: Mapping[str, Any]) -> str:
-        """The fingerprint of a measure, which names the directory of its side files: of no model."""
+        """The fingerprint of a measure, which names the directory of its side files; it depends on no model."""
         context = {"mapping": self.mapping.to_json(), "max_row_bytes": self.max_row_bytes}
         return digest({"measure": dict(settings), **context})[:24]
 
@@ -100,7 +100,7 @@ class Plan:
         return [self.fingerprint, *map(self.measure_fingerprint, self.measures)]
 
     def fragments(self, file: InputFile, unit: Unit, *, as_planned: bool = False) -> Iterator[Fragment]:
-        """A unit's fragments under this plan's settings; with `as_planned`, of the very file that was listed."""
+        """A unit's fragments under this plan's settings; with `as_planned`, the file must be the version that was listed."""
         return read_fragments(
             file,
             unit,
@@ -129,7 +129,7 @@ class Plan:
 
     @property
     def file_name(self) -> str:
-        """The name of its plan file."""
+        """The name of the plan file."""
         return f"{digest(self.to_json())[:32]}.json"
 
     def save(self, scores: str) -> str:
@@ -161,17 +161,17 @@ class PlanPaths(NamedTuple):
 
 @dataclass(frozen=True)
 class Plans:
-    """The plan of the stages after scoring, and the plans that are scored; of a single model both are the same.
+    """The plan of the stages after scoring, and the plans that are scored; with a single model both are the same.
 
-    Members are sorted by fingerprint, independent of their order in the configuration; this order determines the results.
+    Members are sorted by fingerprint, whatever their order in the configuration; this order determines the results.
     """
 
     whole: Plan
     members: tuple[Plan, ...]
-    indexes: Mapping[str, bytes] = field(default_factory=dict)  # of test prompts, by their hashes
+    indexes: Mapping[str, bytes] = field(default_factory=dict)  # hash of an index of test prompts → the index
 
     def with_signals(self, signals: Mapping[str, Plan], models: Mapping[str, ModelConfig | EmbeddingConfig]) -> Plans:
-        """The same with the plans of the signals' models, which score after the others."""
+        """These plans and those of the signals' models, which score after the others."""
         if not signals:
             return self
         named = {
@@ -185,7 +185,7 @@ class Plans:
     def save(self, scores: str) -> PlanPaths:
         """Write the plan files. Raises `StorageError` if the scores directory is not writable."""
         for settings in self.whole.measures:
-            if "index" in settings:  # read where rows are measured
+            if "index" in settings:  # the workers that measure rows read it
                 folder = join(scores, self.whole.measure_fingerprint(settings))
                 publish.create(join(folder, INDEX), self.indexes[settings["index"]])
         members = tuple(member.save(scores) for member in self.members)
@@ -193,10 +193,10 @@ class Plans:
 
 
 def make_plans(config: RunConfig) -> Plans:
-    """List and freeze the inputs, resolve the mapping and the models' identities.
+    """List and freeze the inputs, and resolve the mapping and the models' identities.
 
-    Raises `InputError` (nothing matches, unknown kind, columns not found), `ModelLoadError`, and `ConfigError` where two
-    models of an ensemble are the same, or the input's pattern could match a file of the output or of the scores.
+    Raises `InputError` (nothing matches, unknown kind, columns not found), `ModelLoadError`, and `ConfigError` if two
+    models of an ensemble are the same, or if the input's pattern could match a file of the output or of the scores.
     """
     refuse_places("input.path", config.input.paths, places_of(config))
     files = tuple(list_files(config.input, skip_bad_files=config.limits.skip_bad_files))
@@ -281,7 +281,7 @@ def _ensemble(config: RunConfig, plans: Sequence[Plan]) -> Plans:
     order = sorted(range(len(plans)), key=lambda number: fingerprints[number])
     members, models = [plans[number] for number in order], [config.models[number] for number in order]
     settings: dict[str, Any] = {"ensemble": config.ensemble.settings, "combine_version": COMBINE_VERSION}
-    if config.ensemble.names:  # whose rewards are in the score files of the ensemble, too
+    if config.ensemble.names:  # the ensemble's score files also contain the rewards of these models
         settings["names"] = [config.ensemble.names[number] for number in order]
     named = [
         {"name": name_of(model), "revision": model.revision, "fingerprint": plan.fingerprint}
