@@ -1,12 +1,12 @@
 """Claim and manifest: the files that say which selection an output belongs to, and that it is complete.
 
 `claim.json` is created first and holds the hashes of inputs and selection; `manifest.json` is written last, and an output
-without it is incomplete. Neither holds times, places or row text: equal inputs and settings give equal bytes.
+without it is incomplete. Neither contains times, paths or row text: equal inputs and settings give equal bytes.
 
-Shards that a manifest does not name are refused, and never removed. No run leaves any, wherever it is killed: all their names
-follow from `owner.json` and `shards.json`, which are never replaced (the tests search this in all states). So they belong to an
-earlier release, whose run may be alive and about to name them, or to another program. A sweep could not be sure: where
-people remove an output while it is written, another run may own it a moment later. Only people can tell.
+Shards that a manifest does not name are refused, and never removed. No run leaves any, even if it is killed: all shard names
+follow from `owner.json` and `shards.json`, which are never replaced (the tests check this in all states). Unnamed shards
+therefore come from another program, or from an earlier release, whose run may still be alive and about to name them. No automatic
+sweep is safe: if an output is removed while it is written, another run may own it a moment later. The user has to decide.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from pipelines.storage.files import anything_below, join, read_bytes, sizes_in
 from pipelines.storage.owner import CLAIM, Owner
 from rm.conversations import load_json
 
-_SHARD = re.compile(r"data/(train|test)-[^/]*\.parquet")  # what a reader takes for one
+_SHARD = re.compile(r"data/(train|test)-[^/]*\.parquet")  # the shards that a reader finds
 
 
 def claim(output: str, *, inputs: str, selection: str, plan: str, evaluations: Mapping[str, Any] | None = None) -> bool:
     """Claim an output for inputs and selection; return whether exactly this plan made the claim.
 
-    An equal claim joins: every write is idempotent. A different one takes over as long as nothing is published there, so
-    that a corrected input or model can go to the same place; after that it is a conflict. A claim does not settle whose output it
-    is: a run that is alive may lose it, and two may take over from each other at once. `storage.owner` does, before anything is
-    published.
-    `plan` also covers file versions, and is no part of the comparison: a touched file is not another input. Nor are the models'
-    `evaluations`, which the output repeats: those of the claim, whatever is found out about a model while runs publish.
-    Raises `ConflictError` (exit 6), or `StorageError` (5) where the place is not writable.
+    A run with an equal claim joins: every write is idempotent. A different claim takes over until something is published, so
+    that a corrected input or model can use the same output; after that it is a conflict. A claim does not decide which run owns
+    the output: a live run may lose its claim, and two runs may take over from each other at once. `storage.owner` decides, before
+    anything is published.
+    `plan` also covers file versions, and is not compared: a touched file is not a different input. Nor are the models'
+    `evaluations`. The output repeats those of the claim, even if a model is evaluated again while runs publish.
+    Raises `ConflictError` (exit 6), or `StorageError` (5) if the output is not writable.
     """
     path, owner = join(output, CLAIM), Owner(output, inputs, selection)
     settled = owner.is_settled()
@@ -48,12 +48,12 @@ def claim(output: str, *, inputs: str, selection: str, plan: str, evaluations: M
     other = owner.differences(data)
     if not other:
         claimed = load_json(data)
-        changed = claimed.get("evaluations") != content.get("evaluations")  # a model was evaluated since
+        changed = claimed.get("evaluations") != content.get("evaluations")  # a model has been evaluated since
         if changed and not settled and not _holds_data(output):
             publish.replace(path, to_json({**content, "plan": claimed.get("plan")}), version=version)
         return bool(claimed.get("plan") == plan)
     if settled:
-        return False  # taken over at the moment when this selection began to publish; the other run publishes nothing
+        return False  # taken over just as this selection began to publish; the other run publishes nothing
     if _holds_data(output):
         raise owner.conflict(other)
     if not publish.replace(path, to_json(content), version=version):
@@ -61,7 +61,7 @@ def claim(output: str, *, inputs: str, selection: str, plan: str, evaluations: M
             f"output.path {output} has just been claimed by another run; choose another output.path, or run again once "
             "that run has ended"
         )
-    owner.is_settled()  # at this moment: better now than after hours of scoring
+    owner.is_settled()  # a conflict is reported now, not after hours of scoring
     return True
 
 
@@ -73,7 +73,7 @@ def claimed_evaluations(output: str) -> dict[str, Any]:
 
 
 def _holds_data(output: str) -> bool:
-    """Return whether any part of a data set is there."""
+    """Return whether any part of a data set exists."""
     parts = ("manifest.json", "README.md", "data", "rejected", "report.json", "samples.parquet")
     return any(anything_below(join(output, name)) for name in parts)
 
@@ -92,7 +92,7 @@ def read_manifest(output: str) -> dict[str, Any] | None:
 
 
 def require_manifest(output: str) -> dict[str, Any]:
-    """Return the manifest of a successful run. Raises `StorageError` if it is nevertheless missing."""
+    """Return the manifest of a successful run. Raises `StorageError` if it is missing."""
     manifest = read_manifest(output)
     if manifest is None:
         raise StorageError(
@@ -102,21 +102,21 @@ def require_manifest(output: str) -> dict[str, Any]:
 
 
 def read_complete_manifest(owner: Owner) -> dict[str, Any] | None:
-    """The manifest of an output whose every shard is there in full size, else None.
+    """The manifest of an output, or None unless every shard exists with its full size.
 
-    Raises `ConflictError` where it is another selection's, or where there are also other shards.
+    Raises `ConflictError` if the output belongs to another selection, or contains other shards as well.
     """
     manifest = read_manifest(owner.output)
     if manifest is None:
         return None
-    owner.is_settled()  # read last: the owner is settled before the manifest is there, maybe after our claim
+    owner.is_settled()  # read last: the owner is settled before the manifest exists, maybe after our claim
     return None if missing_shards(owner.output, manifest) else manifest
 
 
 def missing_shards(output: str, manifest: Mapping[str, Any]) -> list[str]:
-    """The names of the shards of a manifest that are not there in full size.
+    """The names of the shards of a manifest that are missing, or not of full size.
 
-    Raises `ConflictError` where there are others: a reader of `data/train-*` would read both.
+    Raises `ConflictError` if there are other shards: a reader of `data/train-*` would also read those.
     """
     sizes = {f"data/{name}": size for name, size in sizes_in(join(output, "data")).items()}
     named = {shard["name"]: shard["bytes"] for shard in manifest["shards"]}

@@ -67,7 +67,7 @@ _BEFORE_TRIAL, _TRIAL = "| for comparison |", "| trial |"
 
 
 def with_trial(card: str, trial: Mapping[str, Any] | None) -> str:
-    """A card with the result of a trial (`bestkept trial`), in place of an earlier one; as it is without one."""
+    """The card with the result of a trial (`bestkept trial`) in place of an earlier result; without either if `trial` is None."""
     lines = [line for line in card.splitlines(keepends=True) if not line.startswith(_TRIAL)]
     if trial is None:
         return "".join(lines)
@@ -83,7 +83,7 @@ _THOUSANDS = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T
 def render(
     manifest: Mapping[str, Any], shards: Sequence[OutputShard], schema: pa.Schema, *, license: str | None
 ) -> str:
-    """The card for a manifest, its shards and their columns. Holds numbers and settings, no row text."""
+    """The card for a manifest, its shards and their columns. It contains numbers and settings, but no row text."""
     header: dict[str, Any] = {
         "configs": [{"config_name": "default", "data_files": _data_files(shards)}],
         "dataset_info": _dataset_info(shards, schema),
@@ -115,7 +115,7 @@ def render(
 
 
 def _splits(shards: Sequence[OutputShard]) -> list[str]:
-    """The splits with rows, `train` first: `datasets` loads nothing at all where one of the splits is empty."""
+    """The splits with rows, `train` first: `datasets` loads nothing if one of the splits is empty."""
     return sorted({shard.split for shard in shards if shard.rows}, reverse=True) or [TRAIN]
 
 
@@ -124,7 +124,7 @@ def _data_files(shards: Sequence[OutputShard]) -> list[dict[str, str]]:
 
 
 def _dataset_info(shards: Sequence[OutputShard], schema: pa.Schema) -> dict[str, Any]:
-    """The section that `datasets` writes for a data set that it uploads; it refuses to load other numbers of rows than these."""
+    """The section that `datasets` writes for a data set that it uploads; it refuses to load any other number of rows."""
     features = features_of(schema)
     splits = [
         {
@@ -143,7 +143,7 @@ def _dataset_info(shards: Sequence[OutputShard], schema: pa.Schema) -> dict[str,
 
 
 def _size_category(rows: int) -> str:
-    """The Hub's name of a size, such as `1K<n<10K`; a bound belongs to the category that begins there."""
+    """The Hub's name for a size, such as `1K<n<10K`; a bound belongs to the category that begins there."""
     passed = bisect_right([1000 * 10**power for power in range(len(_THOUSANDS))], rows)
     if passed == 0:
         return "n<1K"
@@ -151,7 +151,7 @@ def _size_category(rows: int) -> str:
 
 
 def _ensemble(model: Mapping[str, Any]) -> str | None:
-    """A phrase for how the rewards of several models became one; None for one model."""
+    """A phrase for how the rewards of several models were combined; None for one model."""
     if "ensemble" not in model:
         return None
     settings = model["ensemble"]

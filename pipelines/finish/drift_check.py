@@ -19,9 +19,9 @@ log = logging.getLogger(__name__)
 
 
 def write_drift(turn: VersionRun | None, manifest: Json) -> dict[str, Any] | None:
-    """Compare a version, whose report's numbers are there, with the one that `latest.json` names, and write `drift.json`.
+    """Compare a version that has its report's numbers with the one that `latest.json` names, and write `drift.json`.
 
-    Return its content; None where there is no version before, or none with the numbers of a report of this release.
+    Return its content; None if no earlier version has the numbers of a report of this release.
     """
     latest = None if turn is None else read_latest(turn.root)
     if turn is None or latest is None or latest.version == turn.version:
@@ -43,9 +43,9 @@ def write_drift(turn: VersionRun | None, manifest: Json) -> dict[str, Any] | Non
 
 
 def check_drift(turn: VersionRun | None, limits: Limits) -> None:
-    """Compare a version that is published with the one that `latest.json` names, where a limit asks for that.
+    """Compare a published version with the one that `latest.json` names, if a limit requires it.
 
-    Raises `RejectedError` where a limit is exceeded; then the pointer is not to be moved.
+    Raises `RejectedError` if a limit is exceeded; the pointer must then not be moved.
     """
     if turn is None or (limits.max_reward_shift is None and limits.max_rejected_shift is None):
         return

@@ -1,9 +1,9 @@
-"""Uploads a finished output to the Hugging Face Hub: the data set and its description, and nothing twice.
+"""Uploads a finished output to the Hugging Face Hub: the data set and its description, and no file twice.
 
-Uploaded are `data/`, the card, the manifest and the report. Not `scores/` (checkpoints of this project, larger than the data set
-and useless elsewhere), not `rejected/`, `claim.json` and `run.json` (they name files and machines of the run),
-nor what is of use to runs alone.
-The output directory is only read: nothing is kept in it about the upload, since the repository itself shows its files.
+The upload consists of `data/`, the card, the manifest and the report. It excludes `scores/` (checkpoints of this project, larger
+than the data set and useless elsewhere), `rejected/`, `claim.json` and `run.json` (they name files and machines of the run), and
+files that only runs use.
+The output directory is only read: no state of the upload is stored in it, since the repository itself lists its files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipelines.storage.stores.retry import pause_after
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
-_ATTEMPTS = 4  # of each step, each with the client's own repetitions of a request
+_ATTEMPTS = 4  # of each step; within each, the client also retries its requests
 _CHUNK = 1 << 20
 _TRANSIENT = {408, 409, 425, 429}
 _SHARDS = ["data/train-*.parquet", "data/test-*.parquet"]
@@ -39,14 +39,14 @@ _REMEDIES = {
 
 
 class PushResult(NamedTuple):
-    """The address of an output on the Hub, and whether this run has uploaded it."""
+    """The address of an output on the Hub, and whether this run uploaded it."""
 
     url: str
     fresh: bool
 
 
 def check(hub: HubConfig | None) -> None:
-    """Check the settings of an upload before any work is done for it; needs no network. Raises `ConfigError`."""
+    """Check the settings of an upload before the run does any work, without network access. Raises `ConfigError`."""
     if hub is None:
         return
     from huggingface_hub import constants, get_token
@@ -63,12 +63,11 @@ def check(hub: HubConfig | None) -> None:
 
 
 def push(output: str, hub: HubConfig, manifest: Mapping[str, Any]) -> PushResult:
-    """Upload a finished local output, unless the repository holds just this.
+    """Upload a finished local output, unless the repository already has exactly these files.
 
-    At most 256 files, and with a client older than 2.0 any number, become one commit; more of them become several, which the next
-    call resumes if they break off. Shards of an earlier upload are removed from the branch; its history keeps them. Raises
-    `ConflictError` where the repository holds other data, and `StorageError` with a remedy for failures of the Hub or
-    the network.
+    At most 256 files, or any number with a client older than 2.0, are one commit. More files are several commits, which the next
+    call resumes after an interruption. Shards of an earlier upload are removed from the branch; its history keeps them. Raises
+    `ConflictError` if the repository has other data, and `StorageError` with a remedy for failures of the Hub or the network.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.utils import disable_progress_bars
@@ -117,8 +116,8 @@ def _list_files(entries: Any) -> dict[str, Any]:
 def _refuse_others(
     shards: Iterable[str], output: str, local: Mapping[str, int], remote: Mapping[str, Any], hub: HubConfig
 ) -> None:
-    """Raise `ConflictError` where shards without a manifest are not those of this output, left by an upload that broke off;
-    other tools give theirs the same names."""
+    """Raise `ConflictError` for shards without a manifest, unless an interrupted upload of this output left them;
+    other tools use the same names."""
     for name in shards:
         if name not in local or not _is_same(output, name, local, remote, by_content=True):
             raise ConflictError(
@@ -131,7 +130,7 @@ def _is_same(
     output: str, name: str, local: Mapping[str, int], remote: Mapping[str, Any], *, by_content: bool = False
 ) -> bool:
     """Return whether the repository has the same file. Shards are compared by size alone, unless `by_content`: the manifest,
-    compared by content, holds their digests."""
+    which is compared by content, contains their digests."""
     entry = remote.get(name)
     if entry is None or entry.size != local[name]:
         return False
@@ -147,7 +146,7 @@ def _is_same(
 
 
 def _retry(step: Callable[[], Result], doing: str, hub: HubConfig) -> Result:
-    """The result of `step`, tried again while its failure may pass; messages of the client are never passed on."""
+    """The result of `step`, retried after transient failures; messages of the client are never passed on."""
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             return step()
@@ -168,7 +167,7 @@ def _retry(step: Callable[[], Result], doing: str, hub: HubConfig) -> Result:
 
 
 def _status(error: BaseException | None) -> int | None:
-    """The HTTP status that an exception, or what it was raised from, carries."""
+    """The HTTP status of an exception or of its causes, if one has a status."""
     while error is not None:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if isinstance(status, int):

@@ -46,7 +46,7 @@ class Results(NamedTuple):
 
 
 def make_manifest(config: RunConfig, plan: Plan, results: Results) -> dict[str, Any]:
-    """The manifest: inputs by content, model by fingerprint, settings, counts and shards; no times, no places."""
+    """The manifest: inputs by content, model by fingerprint, settings, counts and shards; no times and no paths."""
     manifest = _counts_and_files(config, plan, results)
     manifest["model"] = _model(config, plan, results.standards)
     if plan.measures:
@@ -123,7 +123,7 @@ def _counts_and_files(config: RunConfig, plan: Plan, results: Results) -> dict[s
 
 
 def _measure(plan: Plan, settings: Mapping[str, Any], summary: SelectionSummary) -> dict[str, Any]:
-    """A measure and the name of its folder; of test files also how many responses share words with each."""
+    """A measure and the name of its folder; for test files, also how many responses share words with each file."""
     measure = {**settings, "fingerprint": plan.measure_fingerprint(settings)}
     if settings["kind"] == "ngrams":
         hits = [summary.hits[settings["name"], number] for number in range(len(settings["files"]))]
@@ -132,7 +132,7 @@ def _measure(plan: Plan, settings: Mapping[str, Any], summary: SelectionSummary)
 
 
 def _alike(summary: SelectionSummary, config: RunConfig) -> Iterator[dict[str, Any]]:
-    """The groups of alike texts of each step that compares texts, and its settings."""
+    """The groups of similar texts of each step that compares texts, and its settings."""
     for number, step in enumerate(config.select):
         rule = step.near_duplicates or step.diverse
         if rule is not None:
@@ -142,7 +142,7 @@ def _alike(summary: SelectionSummary, config: RunConfig) -> Iterator[dict[str, A
 
 
 def _rows_by_split(shards: Iterable[OutputShard]) -> dict[str, int]:
-    """The rows of each split by its name; `train` comes first."""
+    """The number of rows of each split by name; `train` comes first."""
     rows = {TRAIN: 0}
     for shard in shards:
         rows[shard.split] = rows.get(shard.split, 0) + shard.rows
@@ -150,8 +150,8 @@ def _rows_by_split(shards: Iterable[OutputShard]) -> dict[str, int]:
 
 
 def _controls(summary: SelectionSummary, config: RunConfig) -> dict[str, Any]:
-    """Mean rewards of two other selections: a random one of equal size, and the longest of each prompt (None where an earlier
-    cut, or pairs, leave nothing to compare with)."""
+    """Mean rewards of two other selections: a random one of equal size, and the longest responses of each prompt (None where an
+    earlier cut, or the selection of pairs, makes a comparison impossible)."""
     return {
         "random": summary.random_mean(),
         "longest": summary.longest.mean(),
@@ -176,12 +176,12 @@ def _model(config: RunConfig, plan: Plan, standards: Standards | None) -> dict[s
 
 
 def _step(summary: SelectionSummary, number: int, name: str) -> dict[str, Any]:
-    """The counts that a step kept; zeros where no worker had any row left."""
+    """The counts of a step; zeros if no row reached it."""
     return summary.steps.get(number, StepSum(name, 0, 0, 0))._asdict()
 
 
 def _off_topic(config: RunConfig, summary: SelectionSummary) -> dict[str, Any]:
-    """The counts of the steps `on_topic`, where there are some."""
+    """The counts of the `on_topic` steps, if there are any."""
     rows, dropped = summary.everything.count, []
     for number, step in enumerate(config.select):
         left = summary.steps[number].rows if number in summary.steps else 0

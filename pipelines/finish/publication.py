@@ -1,8 +1,8 @@
 """The last steps of a run: the manifest, and the pointer to its version.
 
-What is published must be whole when the run ends with 0, whatever other runs and `bestkept clean` do meanwhile. A removal
-announces itself before it removes anything, and the shards are looked at again when the manifest is there: then no removal has
-begun before it was.
+A published output must be complete when the run ends with 0, whatever other runs and `bestkept clean` do at the same time. A
+removal announces itself before it removes anything, and the shards are checked again after the manifest is written. If that check
+passes, no removal began before it.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ def publish(
     describe: Callable[[], None] = lambda: None,
     accept: Callable[[], None] = lambda: None,
 ) -> None:
-    """Publish a manifest whose shards stand, after what `describe` writes; then let `latest.json` name its version,
+    """Publish a manifest whose shards exist, after the files that `describe` writes; then let `latest.json` name its version,
     unless `accept` raises.
 
-    Raises `StorageError` where the shards are gone or the version is being removed, `ConflictError` where the output is another
-    run's or holds other shards.
+    Raises `StorageError` if shards are missing or the version is being removed, and `ConflictError` if the output belongs to
+    another run or contains other shards.
     """
     owner.settle()
     _check(manifest, owner.output, turn)
     try:
         describe()
-    except BestkeptError:  # where the output was removed meanwhile, what it reads is missing
+    except BestkeptError:  # if the output has been removed, the files that it reads are missing
         _check(manifest, owner.output, turn)
         raise
     owner.publish("manifest.json", to_json(manifest))
     _check(manifest, owner.output, turn)
     accept()
     set_latest(turn)
-    _check(manifest, owner.output, turn)  # once more: now nothing removes it that had not begun before
+    _check(manifest, owner.output, turn)  # again: a removal that begins later spares the latest version
 
 
 def _check(manifest: Mapping[str, Any], output: str, turn: VersionRun | None) -> None:
-    """Check that the shards of a manifest stand, alone and to stay."""
+    """Check that the shards of a manifest exist, that there are no others, and that no removal has begun."""
     refuse_removal(turn)
     missing = missing_shards(output, manifest)
     if missing:

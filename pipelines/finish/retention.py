@@ -1,11 +1,11 @@
 """`bestkept clean`: removes versions of an output that are no longer needed, and with `scores` the files that only they needed.
 
-Kept are the version that `latest.json` names, the newest complete ones, those whose run began after the one that set
-`latest.json` and may be about to set it, and incomplete ones that a run may still be working on. The newest is the one whose run
-began last (`versions`). The manifest of a version is removed first: a version with a manifest has its shards, at every moment.
-Before that, a file in `removing/` announces the removal: a run that begins to make the version again then ends. A removal that
-was interrupted is finished by the next `clean`, or taken back where a run has begun since and the manifest is still there. Two at
-once on one root are not safe: one may still be removing a version that the other has removed and a run has begun to make again.
+It keeps the version that `latest.json` names, the newest complete versions, those whose run began after the one that set
+`latest.json` and may be about to set it, and incomplete versions that a run may still be working on. The newest version is that
+whose run began last (`versions`). The manifest of a version is removed first, so a version with a manifest always has its shards.
+Before that, a file in `removing/` announces the removal: a run that begins to make the version again then ends. An interrupted
+removal is finished by the next `clean`, or cancelled if a run has begun since and the manifest still exists. Two cleanings of one
+root at once are not safe: one may still be removing a version that the other has removed and a run has begun to make again.
 No Beam.
 """
 
@@ -52,9 +52,9 @@ class Version:
     """One of the outputs under a root."""
 
     id: str
-    run: RunRecord | None  # the last that began to make it
-    manifest: dict[str, Any] | None  # None where it is not complete
-    going: bool = False  # whether a removal of it has begun
+    run: RunRecord | None  # the last run that began to make it
+    manifest: dict[str, Any] | None  # None if it is not complete
+    going: bool = False  # whether its removal has begun
 
     @property
     def number(self) -> int:
@@ -63,7 +63,7 @@ class Version:
 
 @dataclass
 class CleanResult:
-    """The versions and scores that were removed, or would be."""
+    """The versions and scores that were removed or, in a dry run, would be."""
 
     root: str
     kept: list[str] = field(default_factory=list)  # version ids, the newest first
@@ -72,8 +72,8 @@ class CleanResult:
 
 
 def clean(root: str, *, keep: int, unfinished_days: float, scores: bool, dry_run: bool) -> CleanResult:
-    """Remove all but the `keep` newest complete versions and what else must stay; unfinished versions, and scores, when they are
-    `unfinished_days` old. Raises `InputError` for a directory that is no root of versions, `StorageError`."""
+    """Remove all but the `keep` newest complete versions and others that must stay; unfinished versions and scores only if they
+    are `unfinished_days` old. Raises `InputError` for a directory that is not a root of versions, and `StorageError`."""
     root = absolute(root).rstrip("/")
     _refuse_others(root)
     before = datetime.now(UTC) - timedelta(days=unfinished_days)
@@ -89,7 +89,7 @@ def clean(root: str, *, keep: int, unfinished_days: float, scores: bool, dry_run
             if version.going and version.id in staying:
                 remove(_mark(root, version.id))
         _remove_runs(root, before, [version for version in going if version.id in cleaned.versions])
-    if scores:  # listed again: a run may have begun meanwhile
+    if scores:  # listed again: a run may have begun since
         left = [version for version in list_versions(root) if version.id not in cleaned.versions]
         cleaned.scores = unneeded_scores(join(root, "scores"), left, before=before)
         if not dry_run:
@@ -116,8 +116,8 @@ def _latest(root: str) -> str | None:
 
 
 def list_versions(root: str) -> list[Version]:
-    """All versions, the newest first: by the number of the last run that began to make each."""
-    runs = {run.version: run for run in read_runs(root)}  # ascending, so the last one stands
+    """All versions, newest first: by the number of the last run that began to make each."""
+    runs = {run.version: run for run in read_runs(root)}  # ascending, so the last one is kept
     ids = [name for name in directories_in(join(root, VERSIONS)) if ID.fullmatch(name)]
     going = {name.removesuffix(".json") for name in names_in(join(root, REMOVING))}
     versions = [Version(name, runs.get(name), read_manifest(path_of(root, name)), name in going) for name in ids]
@@ -125,10 +125,10 @@ def list_versions(root: str) -> list[Version]:
 
 
 def kept_of(versions: Iterable[Version], *, keep: int, latest: Latest | None, before: datetime) -> set[str]:
-    """The ids of the versions that stay. Pure.
+    """The ids of the versions to keep. Pure.
 
     They are the latest, the newest `keep` complete ones, complete ones that may become the latest, and unfinished ones begun at
-    `before` or later, or at an unknown time; of those whose removal has begun, only the first and the third.
+    `before` or later, or at an unknown time. If their removal has begun, only the first and the third kind are kept.
     """
     versions = list(versions)  # the newest first
     last = 0 if latest is None else latest.number
@@ -145,7 +145,7 @@ def _is_older(run: RunRecord | None, before: datetime) -> bool:
 
 
 def remove_version(root: str, version: Version) -> bool:
-    """Remove a version, unless a run has begun to make it, or has ended it, or it has become the latest, since it was listed."""
+    """Remove a version, unless, since it was listed, a run has begun to make it or has completed it, or it became the latest."""
     mark = _mark(root, version.id)
     publish.create(mark, to_json({"version": version.id}))
     begun = max((run.number for run in read_runs(root) if run.version == version.id), default=0)
@@ -166,8 +166,8 @@ def _mark(root: str, version: str) -> str:
 
 
 def _remove_runs(root: str, before: datetime, removed: Iterable[Version]) -> None:
-    """Remove the records of runs that were not the last of their version, whose version was `removed`, or that came to nothing
-    `before`. The record with the largest number stays, so that no number is given twice."""
+    """Remove the records of runs that are not the last of their version, whose version was `removed`, or that began before
+    `before` and left no version. The record with the largest number stays, so that no number is used twice."""
     gone = {version.id: version.number for version in removed}
     runs = read_runs(root)
     existing = set(directories_in(join(root, VERSIONS)))
@@ -182,8 +182,8 @@ def _remove_runs(root: str, before: datetime, removed: Iterable[Version]) -> Non
 
 def unneeded_scores(scores: str, versions: Iterable[Version], *, before: datetime) -> list[str]:
     """Names of files below a directory of scores that none of these versions needs and that are older than `before`: score files
-    of models or input files that none has, plans, and rewritten copies of inputs (the latter two only where the runs of all
-    versions have records). Raises `InputError` where an unfinished version has no record of the scores that it needs."""
+    of models or input files that no version has, plans, and rewritten copies of inputs (the latter two only if the runs of all
+    versions have records). Raises `InputError` if an unfinished version has no record of the scores that it needs."""
     versions = list(versions)
     needed, names = _needed(versions), list[str]()
     if all(version.run is not None for version in versions):
@@ -222,7 +222,7 @@ def _needed(versions: Iterable[Version]) -> dict[str, frozenset[str] | None]:
 
 
 def _fingerprints(manifest: dict[str, Any]) -> Iterator[str]:
-    """The fingerprints of the rewards of an output, of the models of an ensemble, and of what is measured without a model."""
+    """The fingerprints of the rewards of an output, of the models of an ensemble, and of measures without a model."""
     yield manifest["fingerprint"]
     for measure in manifest.get("measures", ()):
         yield measure["fingerprint"]
@@ -234,7 +234,7 @@ def _fingerprints(manifest: dict[str, Any]) -> Iterator[str]:
 
 
 def _copies(plan: str) -> Iterator[str]:
-    """Folders of rewritten inputs that a plan file names."""
+    """The folders of rewritten inputs that a plan file names."""
     data = read_bytes(plan)
     for file in json.loads(data)["files"] if data is not None else ():
         if file.get("copy") is not None:

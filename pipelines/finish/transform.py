@@ -1,4 +1,4 @@
-"""Finish: rejected rows, dataset card, and last of all the manifest, on one barrier element."""
+"""Finish: rejected rows, the dataset card and, last, the manifest, on one barrier element."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from pipelines.storage.publish import replace
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
 class Finish(beam.PTransform):  # type: ignore[misc]
-    """{selected..., shards, standards of an ensemble, skipped files} → the manifest, published after everything it names."""
+    """{selected..., shards, standards of an ensemble, skipped files} → the manifest, published after all files that it names."""
 
     plan_path: str
     config: RunConfig
@@ -75,7 +75,7 @@ def _optional_inputs(parts: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(eq=False)
 class WriteRejected(beam.DoFn):  # type: ignore[misc]
-    """(file, its rejected rows) → `rejected/<file number>.parquet`: their place and the reason, never their text."""
+    """(file, its rejected rows) → `rejected/<file number>.parquet`: position and reason of each row, never its text."""
 
     plan_path: str
     owner: Owner
@@ -97,7 +97,7 @@ class WriteRejected(beam.DoFn):  # type: ignore[misc]
 
 @dataclass(eq=False)
 class PublishManifest(beam.DoFn):  # type: ignore[misc]
-    """Writes the dataset card, the report, and last of all the manifest; then `latest.json`, for a run that writes a version."""
+    """Writes the dataset card, the report and, last, the manifest; then, for a run that writes a version, `latest.json`."""
 
     plan_path: str
     config: RunConfig
@@ -120,7 +120,7 @@ class PublishManifest(beam.DoFn):  # type: ignore[misc]
         names = (sorted(files), sorted(shards), sorted(rejected))
         results = Results(totals, summary, *names, curve, standards, skipped or {}, sorted(report))
         with carrying_errors():
-            self.owner.settle()  # from now on its claim stays as it is
+            self.owner.settle()  # from now on its claim does not change
             results = results._replace(evaluations=claimed_evaluations(self.owner.output))
             manifest = make_manifest(self.config, plan_at(self.plan_path), results)
             publish(
@@ -138,10 +138,10 @@ class PublishManifest(beam.DoFn):  # type: ignore[misc]
         path, told = join(output, "README.md"), dataset_card.with_trial(card, read_trial(output)).encode()
         standing = read_bytes(path)
         if standing is not None and dataset_card.with_trial(standing.decode(errors="replace"), None) == card:
-            replace(path, told)  # it differs by the line of a trial at most, whose file has come or gone since
+            replace(path, told)  # it differs at most by the line of a trial whose file has appeared or been removed
         self.owner.publish("README.md", told)
         if manifest["report"]:
-            # drawn from the manifest as it is read; the launcher, which may not be waiting, draws it again with throughput
+            # made from the manifest as readers parse it; the launcher, if it still waits, makes it again with throughput
             written = json.loads(to_json(manifest))
             write_drift(self.turn, written)
             write_report(output, written, run=None)

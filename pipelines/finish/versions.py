@@ -1,12 +1,12 @@
 """Versions of an output under one root, and `latest.json`, which names the last complete one. No Beam.
 
-    ROOT/versions/ID/...      an output each, as without versions; ID is a hash of inputs, model and selection
-    ROOT/runs/000042.json     the order in which runs have begun: each takes the next number, create-only
-    ROOT/latest.json          replaced atomically, after the manifest of what it names is there
+    ROOT/versions/ID/...      one output each, laid out as without versions; ID is a hash of inputs, model and selection
+    ROOT/runs/000042.json     the order in which runs began: each creates the file of the next number
+    ROOT/latest.json          replaced atomically, after the manifest of the version that it names exists
 
-Clocks decide nothing: of two runs at once, the one that began last wins, and the end of the other one does not move the pointer
-back. The pointer is set by the step that publishes the manifest, so the launcher need not be running; where that step was killed
-in between, the next run of the same version sets it.
+No decision depends on clocks: of two concurrent runs, the one that began last wins, and the end of the other does not move the
+pointer back. The step that publishes the manifest sets the pointer, so the launcher need not be running. If that step is killed
+before it sets the pointer, the next run of the same version does so.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class VersionRun(NamedTuple):
 
     root: str
     version: str
-    number: int  # from 1 on; 0 where nothing is known of a run
+    number: int  # from 1; 0 if no run is known
 
     @property
     def path(self) -> str:
@@ -71,17 +71,17 @@ def path_of(root: str, version: str) -> str:
 
 
 def version_of(plans: Plans, selection: str) -> str:
-    """The id of the output of these plans and a selection, of which this is the hash: equal for equal files (by name, size and
-    version), model and settings."""
+    """The id of the output of plans and a selection, their hash: equal for equal files (by name, size and version), model and
+    settings."""
     files = [(file.key, file.version) for file in plans.whole.files]
     return digest({"inputs": plans.whole.content_hash, "files": files, "selection": selection})[:_ID_LENGTH]
 
 
 def take_turn(config: RunConfig, plans: Plans, selection: str) -> VersionRun | None:
-    """Register a run that is about to begin; None where outputs have no versions.
+    """Register a run that is about to begin; None if outputs have no versions.
 
-    Where `latest.json` names this version already, the result is the run that has set it: nothing moves then. Raises
-    `StorageError` where the version is being removed.
+    If `latest.json` already names this version, the result is the run that set it: the pointer does not move. Raises
+    `StorageError` if the version is being removed.
     """
     if not config.output.versions:
         return None
@@ -106,13 +106,13 @@ def _next_turn(root: str, version: str, latest: Latest | None, **known: Sequence
     while not publish.create(run_path(root, number), to_json(content)):
         number += 1
     turn = VersionRun(root, version, number)
-    # last, since a removal announces itself before it looks at the runs: one of the two sees the other
+    # last, since a removal announces itself before it reads the runs: one of the two sees the other
     refuse_removal(turn)
     return turn
 
 
 def refuse_removal(turn: VersionRun | None) -> None:
-    """Raise `StorageError` where the version is being removed."""
+    """Raise `StorageError` if the version is being removed."""
     if turn is not None and size_of(join(turn.root, REMOVING, f"{turn.version}.json")) is not None:
         raise StorageError(
             f"{turn.path} is being removed by `bestkept clean {turn.root}`; wait until that ends, or run it again "
@@ -130,9 +130,9 @@ def into_version(config: RunConfig, turn: VersionRun | None) -> RunConfig:
 
 
 def set_latest(turn: VersionRun | None) -> bool:
-    """Let `latest.json` name a complete version, unless a later run has set it; return whether it names this one afterwards.
+    """Let `latest.json` name a complete version, unless a later run has set it; return whether it then names this one.
 
-    May be called again, and by several processes at once: the largest number wins.
+    It may be called repeatedly, and by several processes at once: the largest number wins.
     """
     if turn is None:
         return False
@@ -154,11 +154,11 @@ def set_latest(turn: VersionRun | None) -> bool:
         if latest is None or latest.number < turn.number:
             return None
         if (latest.version, latest.number) == (turn.version, turn.number) and latest.manifest != content["manifest"]:
-            return None  # set by this run, to a manifest that has been replaced
+            return None  # this run set it, to a manifest that has since been replaced
         return latest.version == turn.version
 
     with _hold_lock(turn.root):
-        existing = read_bytes(path)  # first: a pointer that stands is not written to
+        existing = read_bytes(path)  # first: an existing pointer is not written to
         standing = None if existing is None else accept(existing)
         return publish.settle(path, to_json(content), accepts=accept, ours=True) if standing is None else standing
 
@@ -170,15 +170,15 @@ def is_latest(turn: VersionRun | None) -> bool:
 
 
 def read_latest(root: str) -> Latest | None:
-    """The content of `latest.json`; None where there is none, or an invalid one, which the next run replaces."""
+    """The content of `latest.json`; None if the file is missing or invalid (the next run replaces it)."""
     data = read_bytes(join(root, LATEST))
     return None if data is None else _parse_latest(data)
 
 
 def latest_path(root: str) -> str:
-    """The path of the latest complete version. Raises `InputError` where there is none."""
+    """The path of the latest complete version. Raises `InputError` if there is none."""
     root = absolute(root).rstrip("/")
-    for _ in range(2):  # between the two reads, it may have been replaced, and the version that it named removed
+    for _ in range(2):  # between the reads, the pointer may be replaced and its old version removed
         latest = read_latest(root)
         if latest is None:
             raise InputError(
@@ -195,7 +195,7 @@ def latest_path(root: str) -> str:
 
 
 def latest_or_self(output: str) -> str:
-    """An output as it is, or the latest version under a root of versions."""
+    """The output itself, or the latest version if it is a root of versions."""
     if size_of(join(output, "manifest.json")) is None and size_of(join(output, LATEST)) is not None:
         return latest_path(output)
     return output
@@ -212,11 +212,11 @@ def run_path(root: str, number: int) -> str:
 
 
 def read_runs(root: str) -> list[RunRecord]:
-    """The records of all runs by number. Raises `StorageError` for one that is damaged."""
+    """The records of all runs by number. Raises `StorageError` for a damaged record."""
     runs = []
     for number in run_numbers(root):
         data = read_bytes(run_path(root, number))
-        if data is None:  # removed meanwhile
+        if data is None:  # removed since it was listed
             continue
         try:
             record = load_json(data)
@@ -241,7 +241,7 @@ def _parse_latest(data: bytes) -> Latest | None:
 
 @contextmanager
 def _hold_lock(root: str) -> Iterator[None]:
-    """Let one process in at a time on a local disk, where a rename cannot be bound to one content as on object stores."""
+    """Admit one process at a time on a local disk, where a rename cannot depend on the current content as on object stores."""
     if not is_local(root):
         yield
         return
@@ -255,7 +255,7 @@ def _hold_lock(root: str) -> Iterator[None]:
 
 
 def _open_lock(path: str) -> int:
-    """Open a lock file; one that another user has made suffices for reading. Raises `StorageError`, which names that user."""
+    """Open a lock file, for reading if another user created it. Raises `StorageError` with the name of that user."""
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
