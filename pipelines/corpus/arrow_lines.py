@@ -1,4 +1,4 @@
-"""Arrow IPC files and streams, as `datasets.save_to_disk` and Feather write them → JSON lines, one record batch in memory."""
+"""Arrow IPC files and streams, as `datasets.save_to_disk` and Feather write them → JSON lines, one record batch at a time."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _BATCH_ROWS = 64
 
 
 def arrow_lines(chunks: Iterable[bytes], limit: int) -> Iterator[Line]:
-    """Read the rows of a stream of record batches as JSON lines; None for one of more than `limit` bytes.
+    """Read the rows of a stream of record batches as JSON lines; None for a line of more than `limit` bytes.
 
-    Values that JSON has not become text: times in ISO 8601, bytes that are no UTF-8 in base64; numbers that are not finite become
-    null. Raises `EOFError` where the stream has no end mark, and what pyarrow raises for a damaged one.
+    Values that JSON lacks become text: times in ISO 8601, bytes that are not UTF-8 in base64. Numbers that are not finite become
+    null. Raises `EOFError` if the stream has no end mark, and pyarrow's exceptions for a damaged stream.
     """
     stream = _Stream(chunks)
     is_file = stream.start == _FILE_MAGIC
@@ -44,7 +44,7 @@ def arrow_lines(chunks: Iterable[bytes], limit: int) -> Iterator[Line]:
 
 
 class _Stream(io.RawIOBase):
-    """Chunks as a file that is read once from its beginning; knows whether more was asked for than there is."""
+    """A file over chunks that is read once, from its beginning; `ended` is true after a read beyond the end."""
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self._chunks = iter(chunks)
@@ -53,7 +53,7 @@ class _Stream(io.RawIOBase):
         self.start = self._take(len(_FILE_MAGIC))
 
     def rewind(self) -> None:
-        """Take back the first bytes."""
+        """Put the first bytes back, to be read again."""
         self._held = self.start + self._held
 
     def readable(self) -> bool:
@@ -91,7 +91,7 @@ def _as_text(value: Any) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The value with null for each number in it that is not finite."""
+    """The value with each number that is not finite replaced by None."""
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

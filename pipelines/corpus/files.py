@@ -1,8 +1,8 @@
-"""Input files and their units, the pieces that one worker streams at once.
+"""Input files and their units; one worker streams a unit.
 
 A unit is a Parquet row group, a byte range of plain JSONL, a whole file that can only be read from its beginning (compressed
-JSONL, a JSON array, CSV, TSV), or a part of the rewritten copy of a large one (see `rewritten_copy`). Units depend on the file
-alone: a corpus that grows keeps the units of its old files.
+JSONL, a JSON array, CSV, TSV), or a part of the rewritten copy of such a file, if it is large (see `rewritten_copy`). Units
+depend only on the file: the units of old files are unchanged when a corpus grows.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from pipelines.storage.stores.remote_object import ObjectChanged
 
 _CODECS = {".gz": "gz", ".zst": "zst", ".zstd": "zst", ".bz2": "bz2", ".xz": "xz"}
 _PEEK_BYTES = 1024
-_PARQUET, _ARROW = b"PAR1", (b"ARROW1\0\0", b"\xff\xff\xff\xff")  # the first bytes; of Arrow, of a file and of a stream
+_PARQUET, _ARROW = b"PAR1", (b"ARROW1\0\0", b"\xff\xff\xff\xff")  # first bytes; for Arrow, of a file and of a stream
 RANGE_BYTES = 64 * 2**20  # of plain JSONL per unit
 _SAME_SECS = 1e-6
 LARGE_BYTES = 256 * 2**20  # stored bytes; a larger file that cannot be split is rewritten before it is scored
-_ROWS = 1 << 60  # added to the first row of a unit of an array or a table, whose rows are no lines
+_ROWS = 1 << 60  # added to the first row of a unit of an array or a table, whose rows are not lines
 
 
 class RawRow(NamedTuple):
     """A row as it is read from a file, before it is parsed."""
 
-    values: RowValues | str  # column → value; the reason where it could not be read
+    values: RowValues | str  # column → value; a reason if the row could not be read
     row_bytes: int = 0
     held_bytes: int = 0  # the bytes that it counts in a fragment
-    seen_bytes: int = 0  # of the unit's `input_bytes`, this row included; approximate, for progress
+    seen_bytes: int = 0  # of the unit's `input_bytes`, up to and including this row; approximate, for progress
 
 
 class InputFile(NamedTuple):
@@ -53,10 +53,10 @@ class InputFile(NamedTuple):
     kind: str  # parquet | jsonl
     compression: (
         str | None
-    )  # gz | zst | bz2 | xz, and before it what is no line of JSON: array | csv | tsv | arrow, as in `csv.gz`
+    )  # gz | zst | bz2 | xz; a layout other than lines of JSON comes before it: array | csv | tsv | arrow, as in `csv.gz`
     size: int  # bytes
     version: str  # etag, generation or mtime
-    copy: str | None = None  # folder of its rewritten copy, which is read in its place
+    copy: str | None = None  # folder of its rewritten copy, which is read instead
 
     @property
     def layout(self) -> str | None:
@@ -72,7 +72,7 @@ class InputFile(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """The piece of a file that one worker streams at once."""
+    """A part of a file that one worker streams."""
 
     number: int  # within its file
     start: int  # Parquet and rewritten copies: its first row in the file; JSONL: first byte of the range
@@ -81,7 +81,7 @@ class Unit(NamedTuple):
 
 
 class UnitKey(NamedTuple):
-    """A unit of the corpus by its numbers; packed into one integer, the key under which a shuffle gathers what belongs to it."""
+    """The numbers that identify a unit of the corpus; packed into one integer, they are the unit's key in a shuffle."""
 
     file: int  # index in the plan
     unit: int  # number within the file
@@ -100,8 +100,8 @@ class UnitKey(NamedTuple):
 
 
 def kind_of(path: str) -> tuple[str, str | None] | None:
-    """The (kind, compression) that a file name stands for; None for a kind that cannot be read. The parameters of a web address,
-    as in `a.jsonl?download=true`, are no part of the name."""
+    """The (kind, compression) that a file name shows; None for a kind that cannot be read. The parameters of a web address,
+    as in `a.jsonl?download=true`, are not part of the name."""
     name, mark, _ = path.lower().rpartition("?")
     return _kind_of(path.lower()) or (_kind_of(name) if mark else None)
 
@@ -123,8 +123,9 @@ def _kind_of(name: str) -> tuple[str, str | None] | None:
 
 
 def kind_inside(path: str) -> tuple[str, str | None] | None:
-    """The (kind, compression) that the first bytes of a file show, whatever its name; None where they do not tell, as of a table.
-    Compressed lines show what plain ones do: `with_codec` and the reader see to them. Raises `UnreadableError`."""
+    """The (kind, compression) that the first bytes of a file show, whatever its name; None if they do not, as in a table.
+    Compressed lines of JSON are reported as plain ones: `with_codec` and the reader detect compression. Raises
+    `UnreadableError`."""
     with reading_input(path), open_for_reading(path) as stream:
         start = stream.read(_PEEK_BYTES)
         if start.startswith(_PARQUET):
@@ -142,7 +143,7 @@ def kind_inside(path: str) -> tuple[str, str | None] | None:
 
 
 def with_layout(file: InputFile) -> InputFile:
-    """The file with the layout that its first bytes show, where its name leaves open whether it holds lines or an array."""
+    """The file with the layout that its first bytes show, if its name allows both lines and an array."""
     if file.kind != "jsonl" or not file.size or not re.search(r"\.json(\.[a-z0-9]+)?(\?[^?]*)?$", file.path.lower()):
         return file
     try:
@@ -157,7 +158,7 @@ def with_layout(file: InputFile) -> InputFile:
 
 
 def with_codec(file: InputFile) -> InputFile:
-    """The file with the compression that its first bytes show, where its name says nothing of it."""
+    """The file with the compression that its first bytes show, if its name shows none."""
     if file.kind != "jsonl" or file.compression is not None or not file.size:
         return file
     with open_input(file) as stream:
@@ -167,11 +168,11 @@ def with_codec(file: InputFile) -> InputFile:
 def codec_inside(start: bytes) -> str | None:
     """The compression of a file that begins with these bytes, whatever its name."""
     codec = next((codec for magic, codec in MAGIC.items() if start.startswith(magic)), None)
-    return None if codec == "bz2" and start[4:10] != b"1AY&SY" else codec  # a line may well begin with BZh
+    return None if codec == "bz2" and start[4:10] != b"1AY&SY" else codec  # a line may begin with BZh
 
 
 def with_copy(file: InputFile, directory: str, *, max_row_bytes: int) -> InputFile:
-    """The file with the path of its rewritten copy below a directory of scores, if it is to be rewritten. Touches no storage."""
+    """The file with the path of its rewritten copy below a scores directory, if it is to be rewritten. Accesses no storage."""
     if file.kind != "jsonl" or file.compression is None or file.size <= LARGE_BYTES:
         return file
     copy = rewritten_copy.copy_path(
@@ -184,9 +185,9 @@ def with_copy(file: InputFile, directory: str, *, max_row_bytes: int) -> InputFi
 def open_input(file: InputFile, *, as_planned: bool = False) -> Iterator[BinaryIO]:
     """An open input file. Raises `UnreadableError`.
 
-    With `as_planned`, what is read is of the file that the plan describes by its size and version. They are compared when it is
-    opened, when the body ends, and where the body fails, since a file that was replaced fails in many ways. On a store whose
-    objects do not change while they are open, this takes no request.
+    With `as_planned`, the file must have the size and version in the plan. They are compared when it is opened, when the body
+    ends, and when the body fails, since a file that was replaced fails in many ways. On a store whose objects do not change
+    while they are open, this takes no request.
     """
     with reading_input(file.path):
         if not as_planned:
@@ -210,7 +211,7 @@ def open_input(file: InputFile, *, as_planned: bool = False) -> Iterator[BinaryI
 
 
 def refuse_changed(file: InputFile) -> None:
-    """Raise `UnreadableError` where the file is not the one that was listed, by its size and version."""
+    """Raise `UnreadableError` if the file no longer has the size and version that were listed."""
     with reading_input(file.path):
         _compare(file, status_of(file.path))
 
@@ -221,7 +222,8 @@ def _compare(file: InputFile, status: StoredObject) -> None:
 
 
 def _may_be_same(listed: str, seen: str) -> bool:
-    """Tell whether versions may be of one file: outside a listing, drivers give none, another kind, or times in another form."""
+    """Return whether two versions may be of one file: outside a listing, drivers give no version, another kind of version, or
+    times in another format."""
     if listed == seen or not listed or not seen:
         return True
     instants = [_instant(listed), _instant(seen)]
@@ -231,7 +233,7 @@ def _may_be_same(listed: str, seen: str) -> bool:
 
 
 def _instant(version: str) -> float | None:
-    """The time that a version is, in seconds; None for a checksum."""
+    """The version as a time in seconds; None for a checksum."""
     try:
         return float(version)
     except ValueError:
@@ -251,9 +253,9 @@ def _changed(file: InputFile) -> UnreadableError:
 
 
 def split_units(file: InputFile, *, as_planned: bool = False) -> list[Unit]:
-    """Split a file into its units, in order. Opens a Parquet footer, the index of a rewritten copy, and a file that seems to be
-    empty, or may be compressed though its name does not say so, see `open_input`. Raises `InputError`, and `StorageError` where
-    the copy is missing."""
+    """Split a file into its units, in order. This reads a Parquet footer, the index of a rewritten copy, and the first bytes of
+    a file that seems to be empty or may be compressed although its name shows no compression. See `open_input` for
+    `as_planned`. Raises `InputError`, and `StorageError` if the copy is missing."""
     first = 0 if file.layout is None else _ROWS
     if file.copy is not None:
         units = _copy_units(file.copy, file.size)
@@ -278,7 +280,7 @@ def split_units(file: InputFile, *, as_planned: bool = False) -> list[Unit]:
 
 
 def unit_of(file: InputFile, number: int) -> Unit | None:
-    """The unit of a file with this number; None where the file has no such unit now. Opens what `split_units` opens."""
+    """The unit of a file with this number; None if the file has no such unit now. Reads what `split_units` reads."""
     return next((unit for unit in split_units(file) if unit.number == number), None)
 
 
@@ -288,7 +290,7 @@ def _copy_units(copy: str, stored_bytes: int) -> tuple[Unit, ...]:
 
 
 def row_groups(file: InputFile, metadata: pq.FileMetaData) -> list[Unit]:
-    """The units of a Parquet file with this footer; `input_bytes` are shared out by rows."""
+    """The units of a Parquet file with this footer; `input_bytes` are in proportion to rows."""
     units: list[Unit] = []
     first = 0
     for number in range(metadata.num_row_groups):
@@ -299,20 +301,20 @@ def row_groups(file: InputFile, metadata: pq.FileMetaData) -> list[Unit]:
 
 
 def place_of(file_name: str, unit_start: int, row: int) -> str:
-    """The place of a row in words, such as `row 17`; counted from 1, without blank lines."""
+    """The place of a row in words, such as `row 17`, counted from 1; blank lines are not counted."""
     unit_start, row = place_in_file(file_name, unit_start, row)
     if unit_start >= _ROWS:
         return f"row {row + 1}"
     kind = kind_of(file_name)
     if kind == ("parquet", None):
         return f"row {unit_start + row + 1}"
-    if kind is None:  # its content told, which is not read again
+    if kind is None:  # detected from its content, which is not read again
         return f"row {row + 1}" if unit_start == 0 else f"row {row + 1} of the unit at {unit_start}"
     return f"line {row + 1}" if unit_start == 0 else f"line {row + 1} after byte {unit_start}"
 
 
 def place_in_file(file_name: str, unit_start: int, row: int) -> tuple[int, int]:
-    """(unit start, row in the unit), independent of whether a compressed file was read from its rewritten copy."""
+    """Return (unit start, row in the unit), the same whether or not a compressed file was read from its rewritten copy."""
     if unit_start >= _ROWS:
         return _ROWS, unit_start - _ROWS + row
     _, compression = kind_of(file_name) or (None, None)

@@ -21,7 +21,7 @@ _PARQUET_ROWS = 16
 _PEEK_BYTES = 1024
 _SMALL_BYTES = 64 * 2**10  # binary values that are larger on average are images or audio
 _FEW_NUMBERS = 2**10  # bytes; longer lists of numbers are embeddings
-_HELD_BYTES = 32 * 2**20  # of rows; columns are collected beyond it
+_HELD_BYTES = 32 * 2**20  # of rows kept; column names are also collected from later rows
 
 
 def column_names(file: InputFile, *, max_row_bytes: int) -> list[str]:
@@ -34,8 +34,8 @@ def column_names(file: InputFile, *, max_row_bytes: int) -> list[str]:
 def read_first_rows(file: InputFile, *, max_row_bytes: int) -> tuple[list[str], list[RowValues]]:
     """Read (columns, the first usable rows). Raises `UnreadableError`.
 
-    Rows of a Parquet file hold the columns with text, numbers, and lists or records of these, and of binary ones those whose
-    values are small, as text stored as binary is.
+    Rows of a Parquet file have only the columns with text, numbers, and lists or records of these, and binary columns with small
+    values, which may be text.
     """
     if file.kind == "parquet":
         names = list(parquet_schema(file).names)
@@ -57,7 +57,7 @@ def read_first_rows(file: InputFile, *, max_row_bytes: int) -> tuple[list[str], 
 
 
 def first_reason(file: InputFile, *, max_row_bytes: int) -> str | None:
-    """The reason why the first row of a file is rejected before its columns are looked at; None where it is not, or has none."""
+    """The reason why the first row of a JSON file cannot be read; None if it can, or if there is no row."""
     rows = (
         json_rows(file, Unit(0, 0, file.size, file.size), max_row_bytes=max_row_bytes)
         if file.kind == "jsonl"
@@ -68,8 +68,8 @@ def first_reason(file: InputFile, *, max_row_bytes: int) -> str | None:
 
 
 def no_lines(file: InputFile, *, array: bool = False) -> str | None:
-    """The layout of a JSON file that is not written one object a line, with the remedy; None for any other file. With `array`,
-    arrays only, whose last line may pass for a row."""
+    """The layout of a JSON file that does not have one object per line, with the remedy; None for any other file. With `array`,
+    only arrays are reported, since their last line may look like a row."""
     if file.kind != "jsonl" or file.size == 0 or file.layout is not None:
         return None
     with reading_input(file.path), open_for_reading(file.path) as stream:
@@ -85,8 +85,8 @@ def no_lines(file: InputFile, *, array: bool = False) -> str | None:
 
 
 def readable_columns(parquet: pq.ParquetFile, *, numbers: bool = False) -> list[str]:
-    """The columns with text, numbers, small binary values, and lists or records of these, whose names are unique; with
-    `numbers`, short lists of numbers too, such as the grades of some responses."""
+    """The columns with unique names that contain text, numbers, small binary values, or lists or records of these; with
+    `numbers`, also short lists of numbers, such as grades of responses."""
     schema = parquet.schema_arrow
     counts = Counter(schema.names)
     kinds = {field.name: field.type for field in schema if counts[field.name] == 1}
@@ -114,7 +114,7 @@ def _mean_bytes(metadata: pq.FileMetaData) -> dict[str, float]:
     for number in range(group.num_columns):
         chunk = group.column(number)
         parts = chunk.path_in_schema.split(".")
-        for count in range(1, len(parts) + 1):  # a name may hold dots
+        for count in range(1, len(parts) + 1):  # a name may contain dots
             name = ".".join(parts[:count])
             sizes[name] = sizes.get(name, 0.0) + chunk.total_uncompressed_size / group.num_rows
     return sizes
@@ -141,7 +141,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _readable(kind: pa.DataType) -> bool:
-    """Return whether values of this type may tell the role of a column; embeddings are not worth reading."""
+    """Return whether values of this type may show the role of a column; embeddings do not."""
     if _is_list(kind):
         return not pa.types.is_primitive(kind.value_type) and _readable(kind.value_type)
     if pa.types.is_struct(kind):

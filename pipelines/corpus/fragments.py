@@ -1,6 +1,6 @@
 """Units → fragments of parsed rows, streamed in bounded memory.
 
-A fragment is the checkpoint inside a unit: one score file. Its bounds depend on the file and the settings alone, never on the
+A fragment is a checkpoint within a unit, and has one score file. Its bounds depend only on the file and the settings, not on the
 rest of the corpus.
 """
 
@@ -24,10 +24,10 @@ from pipelines.storage.files import is_local
 from rm.conversations import TOOLS, Conversation, canonical_json, keys_of, prompt_key, unpack
 
 TOOLS_TEXT = "tools_text"
-FRAGMENT_BYTES = 64 * 2**20  # of row text, after which a fragment ends before it has `rows_per_fragment` rows
+FRAGMENT_BYTES = 64 * 2**20  # of row text; a fragment ends here even if it has fewer than `rows_per_fragment` rows
 
 PromptGroup = tuple[Conversation, list[str]]
-"""A prompt and some of its responses, as the model is given them."""
+"""A prompt and some of its responses, as the model receives them."""
 
 
 class Row(NamedTuple):
@@ -35,14 +35,14 @@ class Row(NamedTuple):
 
     number: int  # within its unit, from 0
     parsed: ParsedRow
-    group_key: bytes | None  # 16 bytes; None where the prompt is unusable
+    group_key: bytes | None  # 16 bytes; None if the prompt is unusable
     row_bytes: int
     held_bytes: int  # the bytes that it counts in a fragment
-    seen_bytes: int  # of the unit's `input_bytes`, this row included; approximate, for progress
+    seen_bytes: int  # of the unit's `input_bytes`, up to and including this row; approximate, for progress
     source: str | None
     carry: tuple[str | None, ...]
     original: RowValues  # the input columns that were read
-    rewards: tuple[float | None, ...] | None = None  # carried by the row itself
+    rewards: tuple[float | None, ...] | None = None  # from a column of the row
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Fragment:
     last: bool  # of its unit
 
     def message_keys(self) -> list[str]:
-        """The names of all that conversations hold beside roles and texts, sorted; `tools_text` where tools are JSON as text."""
+        """The keys in conversations besides roles and texts, sorted; with `tools_text` if tools are JSON text."""
         keys: set[str] = set()
         for row in self.rows:
             prompt = row.parsed.prompt
@@ -65,9 +65,9 @@ class Fragment:
         return sorted(keys)
 
     def content_hash(self) -> str:
-        """xxh3-128 over all that a score file derives from the rows, in order; tells whether an input has changed since.
+        """The xxh3-128 hash of everything that a score file derives from the rows, in order; it shows whether an input has changed.
 
-        Covers canonical prompts and responses, reasons, group keys, sources, carried columns and carried rewards.
+        It covers canonical prompts and responses, reasons, group keys, sources, carried columns and rewards from a column.
         """
         digest = xxhash.xxh3_128()
         for row in self.rows:
@@ -92,10 +92,10 @@ def read_fragments(
     beside: Sequence[str] = (),
 ) -> Iterator[Fragment]:
     """Stream a unit as fragments, decoding every row group once; an empty unit is one empty fragment. The columns `beside` are
-    read, too, and change neither the bounds of fragments nor what is rejected.
+    also read, but affect neither the bounds of fragments nor which rows are rejected.
 
-    Raises `InputError` for a file that is missing, truncated, or lacks a mapped column; with `as_planned`, also for one that is
-    not the file that was planned (see `files.open_input`), before the first fragment that may be of another.
+    Raises `InputError` for a file that is missing, truncated, or lacks a mapped column. With `as_planned`, it is also raised if
+    the file has changed since the plan (see `files.open_input`), before the first fragment that may come from the new content.
     """
     rows: list[Row] = []
     index = size = 0
@@ -139,8 +139,8 @@ def read_raw_rows(
     beside: Sequence[str] = (),
     optional: Collection[str] = (),
 ) -> Iterator[RawRow]:
-    """Read the rows of a unit, of Parquet only these columns, some of which it may lack; one that is too large has that
-    reason in place of values."""
+    """Read the rows of a unit; from Parquet only `columns`, of which the `optional` ones may be missing. A row that is too large
+    has that reason in place of values."""
     rows = (
         parquet_rows(file, unit, columns, tools=tools, as_planned=as_planned, beside=beside, optional=optional)
         if file.kind == "parquet"
@@ -152,7 +152,7 @@ def read_raw_rows(
 
 
 def row_of(number: int, raw: RawRow, mapping: RowMapping) -> Row:
-    """The row with this number in its unit, parsed; an unreadable one is rejected."""
+    """The parsed row with this number in its unit; an unreadable row is rejected."""
     original: RowValues = {} if isinstance(raw.values, str) else raw.values
     usable = mapping.with_paths(original)
     parsed = parse_row(raw.values, mapping)
@@ -188,7 +188,7 @@ def _text(value: object) -> str | None:
 
 
 def groups_of(rows: Sequence[Row]) -> list[PromptGroup]:
-    """The prompts of the rows that have a usable one, each with the row's usable responses."""
+    """The usable prompts of the rows, each with the row's usable responses."""
     return [
         (row.parsed.prompt, [text for text in row.parsed.responses if text is not None])
         for row in rows

@@ -1,5 +1,5 @@
-"""JSON lines → rows, from byte ranges of plain files, whole compressed files and parts of rewritten copies. A bad line is
-rejected without its neighbours."""
+"""JSON lines → rows, from byte ranges of plain files, whole compressed files and parts of rewritten copies. A bad line does not
+affect its neighbours."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from rm.conversations import UnusableError, depth_of
 _READ_BYTES = 1 << 20
 _PEEK_BYTES = 1024
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
-_MANY_VALUES = 2000  # lists and objects in a row; fewer are not worth counting
+_MANY_VALUES = 2000  # lists and objects in a row; fewer are not counted
 _BYTES_PER_VALUE = 200
 _MOST_HELD = 16  # times max_row_bytes
-_MARKS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)  # texts, and brackets
-DEEPEST = 32  # lists and objects within one another; Arrow's files end at 64
+_MARKS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)  # strings and brackets
+DEEPEST = 32  # levels of nested lists and objects; Arrow's files allow 64
 
 
 def json_rows(file: InputFile, unit: Unit, *, max_row_bytes: int, as_planned: bool = False) -> Iterator[RawRow]:
-    """Read the rows of a unit; a line that is no JSON object has a reason in place of values."""
+    """Read the rows of a unit; a line that is not a JSON object has a reason in place of values."""
     for line, size, seen in row_lines(file, unit, max_row_bytes=max_row_bytes, as_planned=as_planned):
         if line is None:
             yield RawRow("row_too_large", size, size, seen)
@@ -42,7 +42,7 @@ def json_rows(file: InputFile, unit: Unit, *, max_row_bytes: int, as_planned: bo
 def row_lines(
     file: InputFile, unit: Unit, *, max_row_bytes: int, as_planned: bool = False
 ) -> Iterator[tuple[bytes | None, int, int]]:
-    """Read (line, its bytes, the unit's bytes seen so far) for each line that is not blank; None for a line that is too long."""
+    """Read (line, its size, the unit's bytes read so far) for each line that is not blank; None for a line that is too long."""
     if file.copy is not None:
         rows = max(1, unit.end - unit.start)
         for number, (line, size) in enumerate(read_lines(file.copy, unit.number), start=1):
@@ -55,8 +55,8 @@ def row_lines(
 
 
 def held_bytes(line: bytes, size: int) -> int:
-    """The bytes that a row counts in a fragment: its own, or more where it consists of many small lists and objects, which
-    may be three bytes in the file each and take about 200 bytes of memory."""
+    """The bytes that a row counts in a fragment: its own size, or more if it consists of many small lists and objects, each of
+    which may be three bytes in the file and takes about 200 bytes of memory."""
     if size <= _MANY_VALUES:
         return size
     brackets = line.count(b"[") + line.count(b"{")
@@ -73,8 +73,8 @@ def parse_line(line: bytes) -> RowValues | str:
     """Parse the object in a line, or return the reason why it is rejected.
 
     Only interoperable JSON (RFC 8259) is accepted. Duplicate keys, `NaN` and `Infinity`, numbers beyond a double's range and
-    integers beyond Python's limit of 4,300 digits are rejected, since readers disagree on them; values nested deeper than
-    `DEEPEST`, since they cannot be stored.
+    integers beyond Python's limit of 4,300 digits are rejected, since parsers disagree on them. Values nested deeper than
+    `DEEPEST` are rejected, since they cannot be stored.
     """
     if (reason := reason_of(line)) is not None:
         return reason
@@ -92,7 +92,7 @@ def parse_line(line: bytes) -> RowValues | str:
 
 
 def _reason_of(error: ValueError | RecursionError, line: bytes) -> str:
-    """The reason for what the parser raised. Depth goes first: how deep the parser goes depends on the interpreter."""
+    """The reason for a parser's error. Depth is checked first, since the parser's own limit depends on the interpreter."""
     if isinstance(error, UnicodeDecodeError):
         return "bad_utf8"
     if isinstance(error, RecursionError) or _opened(line) > DEEPEST:
@@ -103,7 +103,7 @@ def _reason_of(error: ValueError | RecursionError, line: bytes) -> str:
 
 
 def _opened(line: bytes) -> int:
-    """The most brackets that are open at once in a line that need not be JSON, outside its texts."""
+    """The maximum nesting of brackets outside strings, in a line that need not be JSON."""
     depth = deepest = 0
     for mark in _MARKS.finditer(line):
         depth += (mark[0] in b"[{") - (mark[0] in b"]}")
@@ -137,7 +137,7 @@ def _encodable(name: str) -> bool:
 
 
 def _chunks_from_start(stream: BinaryIO, codec: str | None) -> tuple[Iterator[bytes], str | None]:
-    """The chunks of a stream from its beginning, decompressed, and its compression, which only its first bytes may tell."""
+    """The decompressed chunks of a stream from its beginning, and its compression, which only its first bytes may show."""
     stream.seek(0)
     chunks = iter(lambda: stream.read(_READ_BYTES), b"") if codec is None else decompress(stream, codec)
     start = next(chunks, b"")
@@ -149,7 +149,7 @@ def _chunks_from_start(stream: BinaryIO, codec: str | None) -> tuple[Iterator[by
 
 
 def _lines(stream: BinaryIO, file: InputFile, unit: Unit, limit: int) -> Iterator[tuple[bytes | None, int]]:
-    """Read (line, its bytes) for each line whose first byte lies in the unit; None for one that is longer than `limit`."""
+    """Read (line, its size) for each line whose first byte is in the unit; None for a line longer than `limit`."""
     whole = file.compression is not None
     position, end = (0, None) if whole else (unit.start, unit.end)
     if position > 0:  # a line that starts exactly here follows a newline at position - 1

@@ -1,4 +1,4 @@
-"""Listing the input files of a run, and the columns of the first file that has rows."""
+"""Lists the input files of a run, and reads the columns of the first file with rows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _OPENED_AT_ONCE = 16
 def first_columns(
     files: Sequence[InputFile], *, max_row_bytes: int, skip_bad_files: bool = False
 ) -> tuple[list[str], list[RowValues], str]:
-    """Read (columns, first rows, path) of the first file that has columns; empty part files are passed over."""
+    """Read (columns, first rows, path) of the first file that has columns; empty files are skipped."""
     unreadable = 0
     for file in files:
         try:
@@ -51,7 +51,7 @@ def first_columns(
 
 
 def _take_split(pattern: str, listed: list[ListedFile], wanted: str | None) -> list[ListedFile]:
-    """The files of one split. Raises `InputError` where they are of several and none is wanted, or none is of the wanted one."""
+    """The files of one split. Raises `InputError` if no file has the wanted split, or if none is wanted and there are several."""
     from rm.splits import SplitError, take_split
 
     try:
@@ -65,7 +65,7 @@ def _take_split(pattern: str, listed: list[ListedFile], wanted: str | None) -> l
 
 
 def _kind_of_named(path: str, *, skip_bad_files: bool) -> tuple[str, str | None] | None:
-    """The kind of a file that is named outright, whose name does not tell it."""
+    """The kind of a file that the pattern names exactly, by its content, since its name does not show it."""
     try:
         return kind_inside(path)
     except UnreadableError:
@@ -93,9 +93,9 @@ def list_files(config: InputFiles, *, skip_bad_files: bool = False) -> list[Inpu
     """List all input files, sorted by key.
 
     With one pattern, keys are relative to its fixed root, so that a copied corpus keeps its scores; with several, keys are whole
-    paths, since roots chosen from a list would move when the list grows. Raises `InputError` for an empty match, an unknown kind,
+    paths, since a common root would change when a pattern is added. Raises `InputError` for an empty match, an unknown kind,
     a mix of kinds, a file that a run wrote (see `own_files`), and a file whose listing shows that it is unreadable; with
-    `skip_bad_files` the latter stays in the list, and is skipped when it is opened.
+    `skip_bad_files`, an unreadable file stays in the list, and is skipped when it is opened.
     """
     files: dict[str, InputFile] = {}
     for pattern in config.paths:

@@ -1,4 +1,4 @@
-"""Nested values of Arrow as the JSON that they were: objects in structs, and columns of JSON. Pure."""
+"""Restores the JSON objects that Arrow stores as structs or in JSON columns. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MESSAGE = {"role", "from"}  # a struct with one of these is a message
 
 
 def needs_restoring(kind: pa.DataType, inside: bool = False) -> bool:
-    """Return whether `restore` may change values of a type; plain messages and texts stay as they are."""
+    """Return whether `restore` may change values of a type; it does not change plain messages and texts."""
     if isinstance(kind, pa.JsonType) or (inside and pa.types.is_map(kind)):
         return True
     if pa.types.is_struct(kind):
@@ -25,10 +25,11 @@ def needs_restoring(kind: pa.DataType, inside: bool = False) -> bool:
 
 
 def restore(value: Any, kind: pa.DataType, *, inside: bool = False) -> Any:
-    """Return a value of Arrow with its JSON parsed, and without the nulls by which a struct says that a key is absent.
+    """Return a value of Arrow with its JSON parsed, and without the nulls by which a struct marks absent keys.
 
-    A struct has the keys of all rows: arguments of one tool come with those of every other as null. Only structs `inside`
-    messages (or tools) lose them; a message itself keeps its keys. Raises `ValueError` for JSON that is none, or nested too deep.
+    A struct has the keys of all rows: the arguments of one tool come with those of every other tool as null. Only structs
+    `inside` messages (or tools) lose them; a message itself keeps its keys. Raises `ValueError` for JSON that is invalid or
+    nested too deep.
     """
     if value is None:
         return None
@@ -46,7 +47,7 @@ def restore(value: Any, kind: pa.DataType, *, inside: bool = False) -> Any:
 
 
 def _encode_json(value: Any, kind: pa.DataType) -> Any:
-    """Return a value with what is JSON in a type as text, as Arrow takes it."""
+    """Return a value whose parts of JSON type are text, as Arrow requires."""
     if value is None:
         return None
     if isinstance(kind, pa.JsonType):
@@ -59,7 +60,7 @@ def _encode_json(value: Any, kind: pa.DataType) -> Any:
 
 
 def to_json_array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """Return values as an array of a type that holds JSON."""
+    """Return values as an array of a type that contains JSON."""
     return pa.array([_encode_json(value, kind) for value in values], _storage(kind)).cast(kind)
 
 
@@ -72,7 +73,7 @@ def _storage(kind: pa.DataType) -> pa.DataType:
 
 
 def holds_json(kind: pa.DataType) -> bool:
-    """Return whether a type is JSON, or a list or struct with it."""
+    """Return whether a type is JSON, or a list or struct that contains JSON."""
     if pa.types.is_struct(kind):
         return any(holds_json(field.type) for field in kind)
     return isinstance(kind, pa.JsonType) or (kind.id in _LISTS and holds_json(kind.value_type))

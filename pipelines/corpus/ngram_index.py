@@ -1,7 +1,7 @@
-"""Test prompts that a corpus must not hold: their n-grams, hashed once by the launcher, for all workers to look up.
+"""An index of the n-grams of test prompts that a corpus must not contain, built once by the launcher and read by all workers.
 
-`index_of` reads the files that `decontaminate` names. The result is bytes, which are stored beside the side files of the measure,
-and settings with a hash of these bytes, which name that folder: other test prompts make other side files.
+`index_of` reads the files that `decontaminate` names. It returns bytes, which are stored beside the side files of the measure,
+and settings with a hash of these bytes, which determine the folder: other test prompts have other side files.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class NgramIndex(NamedTuple):
-    """Hashes of n-grams, ascending, each with the files that have it: bit k stands for file k."""
+    """Hashes of n-grams, ascending, each with the files that contain it: bit k stands for file k."""
 
     hashes: Hashes
     files: npt.NDArray[np.uint64]
@@ -50,7 +50,7 @@ class NgramIndex(NamedTuple):
         return cls(values[: len(values) // 2], values[len(values) // 2 :])
 
     def look_up(self, hashes: Hashes) -> npt.NDArray[np.uint64]:
-        """The files of each n-gram; 0 where no file has it."""
+        """The files of each n-gram; 0 if no file contains it."""
         if not len(self.hashes):
             return np.zeros(len(hashes), dtype=np.uint64)
         at = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
@@ -58,7 +58,7 @@ class NgramIndex(NamedTuple):
 
 
 def resolve_measures(measures: Sequence[Mapping[str, Any]]) -> tuple[tuple[Mapping[str, Any], ...], dict[str, bytes]]:
-    """The settings of measures as a plan holds them, and by their hashes the indexes that some of them need."""
+    """Return the measures' settings as a plan stores them, and the indexes that some of them need, by hash."""
     resolved: list[Mapping[str, Any]] = []
     indexes: dict[str, bytes] = {}
     for measure in measures:
@@ -72,7 +72,7 @@ def resolve_measures(measures: Sequence[Mapping[str, Any]]) -> tuple[tuple[Mappi
 
 
 def index_of(measure: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
-    """Read the test prompts that `decontaminate` names. Raises `InputError` where a file cannot be read or has no prompts."""
+    """Read the test prompts that `decontaminate` names. Raises `InputError` if a file cannot be read or has no prompts."""
     parts, files, prompts, short = [], [], 0, 0
     for file in _files(measure["against"]):
         texts = list(_texts(file, measure["column"]))
@@ -119,7 +119,7 @@ def _files(paths: Sequence[str]) -> list[InputFile]:
 
 
 def _texts(file: InputFile, column: str | None) -> Iterator[str]:
-    """The prompts of a file that are not empty."""
+    """The non-blank prompts of a file."""
     names = column_names(file, max_row_bytes=_MAX_ROW_BYTES)
     chosen = column or next((name for name in _PROMPTS if name in names), None)
     if chosen is None or chosen not in names:
@@ -147,7 +147,7 @@ def _texts(file: InputFile, column: str | None) -> Iterator[str]:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """All texts in a value; of a message only its content."""
+    """All texts in a value; only the content of a message."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):

@@ -1,7 +1,7 @@
 """The input's own columns: their types, inferred during scoring, and their values, converted for the output. Pure.
 
-JSON has no schema, and the files of a corpus may disagree. Types are inferred for each fragment and unified over all fragments. A
-column without a common type is written as JSON text in every shard.
+JSON has no schema, and the files of a corpus may differ in types. Types are inferred for each fragment and unified over all
+fragments. A column without a common type is written as JSON text in every shard.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ def _infer_column(name: str, values: Sequence[object]) -> pa.Field:
 
 
 def _has_empty_struct(kind: pa.DataType) -> bool:
-    """Return whether a type contains a struct without fields, which Parquet cannot hold."""
+    """Return whether a type contains a struct without fields, which Parquet cannot store."""
     if pa.types.is_struct(kind):
         return kind.num_fields == 0 or any(_has_empty_struct(field.type) for field in kind)
     return pa.types.is_list(kind) and _has_empty_struct(kind.value_type)
 
 
 def unify(schemas: Iterable[pa.Schema]) -> pa.Schema:
-    """Unify schemas into one; a column without a common type becomes JSON text, and one that is always null text."""
+    """Unify schemas; a column without a common type becomes JSON text, and a column of nulls becomes text."""
     fields: dict[str, pa.Field] = {}
     for schema in schemas:
         for field in schema:
@@ -82,12 +82,12 @@ def dump(schema: pa.Schema) -> str:
 
 
 def load(text: str) -> pa.Schema:
-    """Read a schema that `dump` has written, without views."""
+    """Read a schema that `dump` has written; see `without_views`."""
     return without_views(pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text))))
 
 
 def without_views(schema: pa.Schema) -> pa.Schema:
-    """Return a schema with plain text and bytes in place of views of these, with which many of Arrow's functions cannot deal."""
+    """Return a schema with plain text and bytes in place of views, which many of Arrow's functions do not support."""
     return pa.schema([field.with_type(_without_views(field.type)) for field in schema], schema.metadata)
 
 

@@ -1,7 +1,7 @@
-"""The files that runs write, which are no corpus: a run must not read its own output, nor take another's for rows.
+"""Prevents a run from reading its own output, or that of another run, as a corpus.
 
-Two looks: at what a run would write, when it is planned, and at what a pattern has matched. Names are templates, see
-`storage.patterns`.
+There are two checks: of the files that the run would write, when it is planned, and of the files that a pattern has matched.
+Names are templates, see `storage.patterns`.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def places_of(config: RunConfig) -> Iterator[Place]:
 
 
 def refuse_places(setting: str, patterns: Sequence[str], places: Iterable[Place]) -> None:
-    """Raise `ConfigError` where a pattern of an input setting could match a file of one of the places."""
+    """Raise `ConfigError` if a pattern of an input setting could match a file of one of the places."""
     for place, pattern in itertools.product(places, patterns):
         if (name := _first_match(pattern, place)) is None:
             continue
@@ -84,10 +84,10 @@ def _bare(path: str) -> str:
 
 
 def _first_match(pattern: str, place: Place) -> str | None:
-    """The first name of a place that a pattern could match, empty for the folder itself; None where there is none.
+    """The first name of a place that a pattern could match, empty for the folder itself; None if there is no such name.
 
-    As in a listing, a pattern without a wildcard stands for a file or for all files below a directory, an existing path wins
-    over the same text as a pattern, and what is hidden is never matched.
+    As in a listing, a pattern without a wildcard stands for a file or for all files below a directory, an existing path has
+    priority over the same text as a pattern, and hidden files are never matched.
     """
     for search, root, folder in _forms(pattern, place.folder):
         if folder.startswith(f"{root}/") and is_hidden(folder.removeprefix(root)):
@@ -100,7 +100,7 @@ def _first_match(pattern: str, place: Place) -> str | None:
 
 
 def _forms(pattern: str, folder: str) -> Iterator[tuple[str, str, str]]:
-    """(pattern, the part of it above the first wildcard, folder), where both are on one file system, as paths on it: as they are
+    """Yield (pattern, its part above the first wildcard, folder) if both are on one file system, as paths on it: as they are
     written, and with local links followed."""
     if _is_url(pattern) != _is_url(folder):
         return
@@ -108,7 +108,7 @@ def _forms(pattern: str, folder: str) -> Iterator[tuple[str, str, str]]:
     if type(fs) is not type(other_fs):
         return
     if (local := isinstance(fs, LocalFileSystem)) and os.path.isfile(path):
-        return  # there is nothing below a file
+        return  # no folder is below a file
     real = os.path.realpath(place) if local else place
     above = re.split(r"[*?\[]", path, maxsplit=1)[0].rpartition("/")[0] if re.search(r"[*?\[]", path) else path
     if not (local or f"{place}/".startswith(f"{above}/") or f"{above}/".startswith(f"{place}/")):
@@ -130,9 +130,9 @@ def _is_url(path: str) -> bool:
 
 
 def refuse_own_files(pattern: str, listed: Sequence[ListedFile]) -> None:
-    """Raise `InputError` where a directory or a wildcard has matched a file that a run wrote, as another one beside it tells.
+    """Raise `InputError` if a directory or a wildcard has matched a file that a run wrote, as shown by another file beside it.
 
-    Shards are inputs like others where the pattern names their folder `data`, and whatever is named outright is read.
+    Shards are normal inputs if the pattern names their folder `data`, and a file whose full name is given is always read.
     """
     wildcards = re.split(r"[*?\[]", pattern, maxsplit=1)[1:]
     names_data = any("data" in rest.split("/")[1:] for rest in wildcards)
@@ -168,7 +168,7 @@ _WRITTEN = re.compile(
 
 
 def _find_evidence(folder: str) -> str | None:
-    """The file in a folder that only a run writes there; None where there is none."""
+    """A file in the folder that only a run writes; None if there is no such file."""
     for name, keys in (
         ("manifest.json", {"fingerprint", "selection", "shards"}),
         ("owner.json", {"inputs", "selection"}),

@@ -1,4 +1,4 @@
-"""Parquet row groups → rows, decoded once in batches of bounded size."""
+"""Decodes Parquet row groups into rows, once, in batches of bounded size."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def parquet_rows(
     optional: Collection[str] = (),
 ) -> Iterator[RawRow]:
     """Read the columns `mapped` of a row group, of which the file may lack the `optional` ones. A row with a value that is not
-    UTF-8 is rejected without its neighbours. Columns `beside`, or whose records hold them, are also read; they count no bytes and
-    reject nothing."""
+    UTF-8 is rejected without its neighbours. The columns `beside`, or those with these fields, are also read, but neither count
+    bytes nor cause a rejection."""
     with open_input(file, as_planned=as_planned) as stream:
         parquet = pq.ParquetFile(stream, buffer_size=_READ_BYTES, pre_buffer=False)
         known = set(parquet.schema_arrow.names)
@@ -72,7 +72,7 @@ def parquet_rows(
 
 
 def refuse_types(file: InputFile, mapping: RowMapping) -> None:
-    """Raise `InputError` where the type of a column can hold nothing of what the column is read as, in no row."""
+    """Raise `InputError` if the type of a column does not fit the column's role, so that no row could have a usable value."""
     schema = parquet_schema(file)
     roles = ("prompt", "response", "responses", "messages", "system", "input")
     columns = [(name, f"the {role}", "text or messages") for role in roles if (name := getattr(mapping, role))]
@@ -94,7 +94,7 @@ def refuse_types(file: InputFile, mapping: RowMapping) -> None:
 
 
 def _type_at(schema: pa.Schema, path: str) -> pa.DataType | None:
-    """The type of a column, or of a field of records; None where there is not just one."""
+    """The type of a column, or of a field of records; None if there is none, or more than one."""
     if len(schema.get_all_field_indices(path)) == 1:
         return schema.field(path).type
     key, _, rest = path.partition(".")
@@ -110,7 +110,7 @@ def without_missing(names: Sequence[str], known: Collection[str], optional: Coll
 
 
 def refuse_missing(file: InputFile, names: Sequence[str], wanted: Sequence[str]) -> None:
-    """Raise `InputError` where a wanted column is not among the file's `names`."""
+    """Raise `InputError` if a wanted column is not among the file's `names`."""
     known = set(names)
     missing = [name for name in wanted if name not in known]
     if missing:
@@ -121,7 +121,7 @@ def refuse_missing(file: InputFile, names: Sequence[str], wanted: Sequence[str])
 
 
 def refuse_doubled(file: InputFile, names: Sequence[str], wanted: Sequence[str]) -> None:
-    """Raise `InputError` where a wanted column's name occurs twice among the file's `names`."""
+    """Raise `InputError` if the name of a wanted column occurs twice among the file's `names`."""
     counts = Counter(names)
     doubled = [name for name in wanted if counts[name] > 1]
     if doubled:
@@ -134,12 +134,12 @@ def refuse_doubled(file: InputFile, names: Sequence[str], wanted: Sequence[str])
 def batch_rows(
     batch: pa.RecordBatch, mapped: list[str], *, decoded: Sequence[str] | None = None, tools: str | None = None
 ) -> Iterator[RowValues | str]:
-    """The rows of a batch, or reasons where they are rejected.
+    """The rows of a batch, or the reasons why they are rejected.
 
-    A value of a mapped column that is not UTF-8 rejects its row (`bad_utf8`), as does one that Python cannot represent, such as a
-    date in the year 30000 (`bad_value`). In other columns, which scoring does not read, it is replaced. Binary values of the
-    columns `decoded`, by default the mapped ones, become text where they are UTF-8, and stay as they are elsewhere. JSON
-    becomes what it stands for, and objects in messages and in `tools` lose the keys that other rows have (see `restore`).
+    A row is rejected if a value of a mapped column is not UTF-8 (`bad_utf8`) or cannot be represented in Python, such as a date
+    in the year 30000 (`bad_value`). In other columns, which scoring does not read, such values are replaced. Binary values of
+    the columns `decoded`, by default the mapped ones, become text if they are UTF-8, and are otherwise unchanged. JSON is
+    parsed, and objects in messages and in `tools` lose the keys that only other rows have (see `restore`).
     """
     names = mapped if decoded is None else decoded
     schema = batch.schema
@@ -187,7 +187,7 @@ def _batch_rows(batch: pa.RecordBatch, mapped: list[str]) -> Iterator[RowValues 
 
 
 def _lenient(scalar: pa.Scalar) -> Any:
-    """A value with bad UTF-8 replaced; a date or time out of Python's range as the number in the file."""
+    """A value with bad UTF-8 replaced; a date or time out of Python's range is the number in the file."""
     try:
         return scalar.as_py()
     except _NO_VALUE:

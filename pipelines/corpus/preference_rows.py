@@ -1,4 +1,4 @@
-"""Rows of preferences, by the reader of corpora: every row whole, with all its columns, streamed."""
+"""Streams rows of preferences, with all their columns, by the reader of corpora."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 def preference_rows(
     path: str, settings: ReadSettings, *, section: str, max_row_bytes: int
 ) -> Iterator[RowValues | str]:
-    """Read the rows of all files that a path, a directory, a glob or a URL names, or the reasons why they cannot be read.
+    """Read the rows of all files that a path, a directory, a glob or a URL names; a reason replaces a row that cannot be read.
 
-    A row has every column of the first file that has any, as null where it lacks it. Errors name the settings of `section`,
-    such as `data.path`. Raises `InputError` and `StorageError`.
+    A row has every column of the first file that has any, with null for those that it lacks. Errors name the settings of
+    `section`, such as `data.path`. Raises `InputError` and `StorageError`.
     """
     with _naming(section):
         files = list_files(InputFiles(path=path, split=settings.split))
@@ -38,7 +38,7 @@ def preference_rows(
 
 @contextmanager
 def _naming(section: str) -> Iterator[None]:
-    """Name the settings of another section in errors about files of `input`."""
+    """Replace the names of `input` settings in errors by those of another section."""
     try:
         yield
     except BestkeptError as error:

@@ -1,7 +1,7 @@
 """JSON arrays and tables as text (CSV, TSV) → JSON lines, streamed in bounded memory.
 
-They can only be read from their beginning, as compressed files; large ones are rewritten once (`rewrite`). A malformed record is
-rejected without its neighbours. One that leaves the rest in doubt, such as a quote that is never closed, makes the file damaged.
+Like compressed files, they can only be read from their beginning; large ones are rewritten once (`rewrite`). A malformed record
+is rejected without its neighbours. If it makes the rest ambiguous, as a quote that is never closed does, the file is damaged.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from collections.abc import Iterable, Iterator, Sequence
 LAYOUTS = ("array", "csv", "tsv", "arrow")
 UTF8_BOM = b"\xef\xbb\xbf"
 Line = tuple[bytes | None, int]
-"""(a line, or None where it is too long; the bytes of its record in the file)"""
+"""(a line, or None if it is too long; the size of its record in the file, in bytes)"""
 
 _STRUCTURE = re.compile(rb'["\[\]{},]')
 _IN_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
-_TYPED_ROWS, _TYPED_BYTES = 1000, 8 * 2**20  # first rows of a table, from which the types of its columns are told
+_TYPED_ROWS, _TYPED_BYTES = 1000, 8 * 2**20  # first rows of a table, from which the types of its columns are inferred
 _NUMBER = re.compile(r"-?(0|[1-9]\d{0,17})(\.\d+)?([eE][+-]?\d{1,2})?")
 _TRUTH = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 _IS_TEXT = re.compile(
@@ -27,32 +27,32 @@ _IS_TEXT = re.compile(
     r"(prompt|response|completion|output|answer|text|content|message)s?([ _-]?([a-z]|\d+))?",
     re.IGNORECASE,
 )
-_REASON = b"\xff\xff\xff "  # no line of text begins so
+_REASON = b"\xff\xff\xff "  # no line of text begins like this
 _REASONS = ("bad_table_row", "bad_utf8", "bad_value", "bad_json")
-csv.field_size_limit(2**31 - 1)  # fields are bounded below: by the size of a row
+csv.field_size_limit(2**31 - 1)  # `_records` bounds fields by the size of a row
 
 
 def reason_line(reason: str) -> bytes:
-    """The line in place of a record that is rejected for a reason, which `reason_of` reads."""
+    """The line that replaces a rejected record; `reason_of` reads the reason from it."""
     return _REASON + reason.encode()
 
 
 def reason_of(line: bytes) -> str | None:
-    """The reason that a line stands for; None for a line of a file."""
+    """The reason that `reason_line` has written into a line; None for a line of a file."""
     reason = line.removeprefix(_REASON).decode(errors="replace") if line.startswith(_REASON) else ""
     return reason if reason in _REASONS else None
 
 
 def to_lines(chunks: Iterable[bytes], layout: str, limit: int) -> Iterator[Line]:
-    """Read the records of an array or a table as JSON lines; None for one of more than `limit` bytes.
+    """Read the records of an array or a table as JSON lines; None for a record of more than `limit` bytes.
 
-    Raises `EOFError` where the records end inside one, and `OSError` where they are not of this layout.
+    Raises `EOFError` if the input ends inside a record, and `OSError` if it does not have this layout.
     """
     return _elements(chunks, limit) if layout == "array" else _table_lines(chunks, layout, limit)
 
 
 class _Element:
-    """The bytes of an array's element that have come so far; beyond `limit` only their number."""
+    """The bytes of an array's element that have been read so far; beyond `limit` only their count."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -71,7 +71,7 @@ class _Element:
             self._parts = []
 
     def take(self) -> Line:
-        """The element as a line; one that is missing, as between two commas, as what is no JSON."""
+        """Return the element as a line; a missing one, as between two commas, becomes a line that is not JSON."""
         line = (b"".join(self._parts).rstrip() or b",") if self._size <= self._limit else None, self._size
         self.clear()
         return line
@@ -81,7 +81,7 @@ class _Element:
 
 
 def _elements(chunks: Iterable[bytes], limit: int) -> Iterator[Line]:
-    """Read the elements of a JSON array by its brackets, commas and quotes alone; what is between them is parsed later."""
+    """Split a JSON array into elements by its brackets, commas and quotes alone; the elements are parsed later."""
     element, depth, in_string, escaped, ended = _Element(limit), 0, False, False, False
     for chunk in chunks:
         at = begin = 0
@@ -97,7 +97,7 @@ def _elements(chunks: Iterable[bytes], limit: int) -> Iterator[Line]:
             if in_string:
                 at = _IN_STRING.match(chunk, at + 1 if escaped else at).end()  # type: ignore[union-attr]
                 escaped = chunk[at : at + 1] == b"\\"
-                if at >= len(chunk) or escaped:  # the string goes on in the next chunk
+                if at >= len(chunk) or escaped:  # the string continues in the next chunk
                     break
                 in_string, at = False, at + 1
                 continue
@@ -127,7 +127,7 @@ def _elements(chunks: Iterable[bytes], limit: int) -> Iterator[Line]:
 
 
 def _after_bracket(chunk: bytes) -> int:
-    """The position after the bracket that opens the array; 0 where only blanks have come so far."""
+    """The position after the bracket that opens the array; 0 if there have been only blanks so far."""
     start = chunk.removeprefix(UTF8_BOM).lstrip()
     if start and not start.startswith(b"["):
         raise OSError(0, "it is not a JSON array")
@@ -171,13 +171,13 @@ def _table_lines(chunks: Iterable[bytes], layout: str, limit: int) -> Iterator[L
 
 
 def _one_type(cells: Sequence[str]) -> bool:
-    """Return whether the cells of a column that are not empty are all numbers, or all true or false."""
+    """Return whether the non-empty cells of a column are all numbers, or all true or false."""
     filled = [cell for cell in cells if cell]
     return bool(filled) and (all(map(_NUMBER.fullmatch, filled)) or all(cell in _TRUTH for cell in filled))
 
 
 def _value(cell: str) -> object:
-    """The value of a cell in a column of numbers, or of true and false; null where it is empty. Other text stays."""
+    """The value of a cell in a column of numbers or booleans; None if it is empty. Other text is unchanged."""
     if cell in _TRUTH:
         return _TRUTH[cell]
     if not cell:
@@ -187,9 +187,9 @@ def _value(cell: str) -> object:
 
 
 def _records(chunks: Iterable[bytes], layout: str, limit: int) -> Iterator[tuple[list[str] | None, int]]:
-    """Read (cells, bytes) of each record that is not blank, as RFC 4180 quotes them; None for one that breaks its rules.
+    """Read (cells, bytes) of each record that is not blank; cells are None for a record that breaks the rules of RFC 4180.
 
-    Of a record of more than `limit` bytes only quotes are kept, which tell where it ends.
+    Only the quotes of a record of more than `limit` bytes are kept, to find its end.
     """
     lines = _split_lines(chunks, 2 * limit)
     first = next(lines, None)
@@ -221,7 +221,7 @@ def _records(chunks: Iterable[bytes], layout: str, limit: int) -> Iterator[tuple
 
 
 def _delimiter(header: bytes, layout: str) -> str:
-    """The delimiter of a table, by its first line: Excel writes semicolons where commas are for decimals."""
+    """The delimiter of a table, from its first line: Excel writes semicolons in locales with decimal commas."""
     if layout == "tsv":
         return "\t"
     return next((mark for mark in ",;\t" if mark.encode() in header), ",")

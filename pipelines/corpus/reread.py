@@ -1,4 +1,4 @@
-"""Reading single rows of a unit again after selection: only the columns that are needed, and only wanted rows are parsed."""
+"""Reads single rows of a unit again after selection; only the necessary columns are read, and only wanted rows are parsed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipelines.corpus.unreadable import reading_input
 from pipelines.errors import InputError
 from pipelines.storage.files import open_for_reading
 
-_BATCH_ROWS = 64  # where the sizes of rows are unknown; see parquet.py
+_BATCH_ROWS = 64  # at most, since the sizes of rows vary; see parquet.py
 _BATCH_BYTES = 32 * 2**20
 _JOINED_ROWS = 1024
 _JOINED_BYTES = 8 * 2**20
@@ -30,7 +30,7 @@ RowNumbers = npt.NDArray[np.integer[Any]]
 """Ascending numbers of rows within a unit."""
 
 TakenBatch = tuple[int, int, pa.RecordBatch]
-"""(low, high, the rows `numbers[low:high]`) of the numbers asked for."""
+"""(low, high, the rows `numbers[low:high]`), where `numbers` are the requested rows."""
 
 
 def read_rows(
@@ -42,9 +42,9 @@ def read_rows(
     more_columns: Sequence[str] | None,
     max_row_bytes: int,
 ) -> Iterator[Row]:
-    """Read the rows with these ascending numbers within the unit; fewer where the unit has become shorter.
+    """Read the rows with these ascending numbers within the unit; fewer if the unit has become shorter.
 
-    `more_columns` are kept in `original` beside those that scoring reads; None means all columns. Raises `InputError` for a file
+    `original` has `more_columns` besides those that scoring reads; None means all columns. Raises `InputError` for a file
     that is missing or truncated.
     """
     if not len(numbers):
@@ -98,7 +98,7 @@ def take_batches(
 ) -> Iterator[TakenBatch]:
     """Read batches (low, high, the rows `numbers[low:high]` of a row group), each of bounded size.
 
-    `numbers` ascend and may repeat; batches end early where the row group has become shorter. `more_columns` are read where the
+    `numbers` ascend and may repeat; batches end early if the row group has become shorter. `more_columns` are read if the
     file has them; None means all its columns. At most `most_rows` rows are decoded at a time. Raises `InputError` for a file that
     is missing, truncated, or now lacks one of `columns`.
     """
@@ -135,7 +135,7 @@ def _take(batches: Iterator[pa.RecordBatch], numbers: RowNumbers) -> Iterator[Ta
 
 
 def _join(batches: Iterator[TakenBatch]) -> Iterator[TakenBatch]:
-    """Join small batches: few rows are decoded at a time, to save memory, but many are processed at a time, to save calls."""
+    """Join small batches: decoding few rows at a time saves memory, and processing many at a time saves calls."""
     held: list[pa.RecordBatch] = []
     start = end = size = 0
     for low, high, batch in batches:

@@ -1,4 +1,4 @@
-"""The source of rewards: what identifies a model, or a column of the corpus, and what a model makes of the first rows."""
+"""The source of rewards: the identity of a model or of a column of the corpus, and a model's warnings about the first rows."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def name_of(model: ModelConfig | EmbeddingConfig) -> str:
 def template_warnings(
     model: ModelConfig | EmbeddingConfig, rows: Sequence[RowValues], mapping: RowMapping
 ) -> list[str]:
-    """Return what the model's template refuses or leaves out of the first rows, where these hold more than texts."""
+    """Return warnings about what the model's template refuses or omits, if the first rows contain more than texts."""
     if isinstance(model, EmbeddingConfig):
-        return []  # it reads the texts alone
+        return []  # it reads only texts
     samples = [parse_row(row, mapping) for row in rows]
     groups = [(row.prompt, [text for text in row.responses if text is not None]) for row in samples if row.prompt]
     if not any(holds_more(prompt, response) for prompt, responses in groups for response in responses):
@@ -41,7 +41,7 @@ def template_warnings(
     try:
         preview = Preview.load(reading_directory(model.path, model.revision), max_length=model.max_length)
     except (ModelError, ModelLoadError):
-        return []  # loading it for scoring says why
+        return []  # loading it for scoring reports the reason
     return preview.warnings(groups)
 
 
@@ -99,7 +99,7 @@ def reward_fields(
 
 
 def _embedding_fields(config: RunConfig, model: EmbeddingConfig, mapping: RowMapping) -> dict[str, Any]:
-    """The fields of a plan whose rewards are cosines of prompt and response."""
+    """The fields of a plan whose rewards are cosine similarities of prompt and response."""
     from rm.checkpoint.embedding_config import EMBEDDING_VERSION, read_embedding
     from rm.identity import ModelError, identify
 
@@ -135,7 +135,7 @@ def _embedding_fields(config: RunConfig, model: EmbeddingConfig, mapping: RowMap
 
 
 def is_of_another_output(model: ModelConfig, measured: tuple[str, int]) -> bool:
-    """Tell whether the output that was `measured` is not the reward, and log what follows from that."""
+    """Return whether the `measured` output is not the reward, and log the consequences if so."""
     reward = model.reward_of or (None if model.outputs else ("the only one", 0))
     if reward is not None and reward[1] == measured[1]:
         return False

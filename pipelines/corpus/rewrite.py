@@ -1,7 +1,7 @@
-"""Rewrite: large compressed JSONL files → copies of their lines in parts, once and durably, before scoring.
+"""Rewrites large compressed JSONL files as copies of their lines in parts, once and durably, before scoring.
 
-A compressed file can only be read from its beginning, by one worker. Many workers read the parts of its copy, during scoring and
-afterwards. See `rewritten_copy` for the format of a copy, and `files.with_copy` for the files that have one.
+A compressed file can only be read from its beginning, by one worker. The parts of its copy can be read by many workers, during
+and after scoring. See `rewritten_copy` for the format of a copy, and `files.with_copy` for the files that have one.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ log = logging.getLogger(__name__)
 
 
 def rewrite(file: InputFile, copy: str, *, max_row_bytes: int, verify: bool = False) -> None:
-    """Write a file's copy, or the missing parts of one. A complete copy is left alone, unless it is to be verified.
+    """Write a file's copy, or its missing parts. A complete copy is not read, unless `verify` is true.
 
-    Otherwise the file is streamed from its beginning, one part in memory at a time, and existing parts are compared instead of
-    written. Raises `UnreadableError` for a truncated or damaged file and for one that has changed since it was listed,
-    `InputError` for a file whose lines differ from a complete copy, `StorageError` where writing fails.
+    The file is streamed from its beginning, one part in memory at a time, and existing parts are compared instead of
+    written. Raises `UnreadableError` for a file that is truncated, damaged, or has changed since it was listed, `InputError` for
+    a file whose lines differ from a complete copy, and `StorageError` if writing fails.
     """
     known = rewritten_copy.read_index(copy)
     if known is not None and not verify and not rewritten_copy.missing_parts(copy, known):

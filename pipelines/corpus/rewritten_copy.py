@@ -1,8 +1,8 @@
-"""Rewritten copies of large compressed JSONL files: their lines in small Parquet files, the parts, which are read independently.
+"""Rewritten copies of large compressed JSONL files: their lines in small Parquet files, called parts, that are read independently.
 
-A compressed file can only be read from its beginning. The lines of a large one that are not blank are therefore written once,
-unchanged, into parts of bounded size; each part is a unit. An index of all parts, with a hash of the lines of each, is published
-last: without it there is no copy. Lines are parsed when they are read (`jsonl`), so that rows and reasons are those of the file.
+A compressed file can only be read from its beginning. Therefore the non-blank lines of a large one are written once, unchanged,
+into parts of bounded size; each part is a unit. An index of all parts, with a hash of each part's lines, is published last:
+without the index there is no copy. Lines are parsed when they are read (`jsonl`), so rows and reasons are those of the file.
 
     <scores>/rewritten/<hash of file and settings>/000000.parquet, 000001.parquet, ..., index.json
 """
@@ -26,7 +26,7 @@ from pipelines.storage import publish
 from pipelines.storage.files import join, names_in, read_bytes
 from rm.conversations import load_json
 
-# A part ends after so many rows, or bytes of lines. Neither may depend on the size of a job: score files are named by units.
+# Limits of a part. Neither may depend on the size of a job, since score files are named by units.
 PART_ROWS = 8_192
 PART_BYTES = 64 * 2**20
 
@@ -35,13 +35,13 @@ INDEX = "index.json"
 _ROWS_AT_ONCE = 64
 _SCHEMA = pa.schema(
     [
-        pa.field("line", pa.large_binary()),  # without its newline; null where it is longer than limits.max_row_bytes
+        pa.field("line", pa.large_binary()),  # without its newline; null if it is longer than limits.max_row_bytes
         pa.field("bytes", pa.int64()),  # of the line in the file
     ]
 )
 
 Line = tuple[bytes | None, int]
-"""(a line, or None where it is too long; its size in bytes)"""
+"""(a line, or None if it is too long; its size in bytes)"""
 
 
 class Part(NamedTuple):
@@ -57,7 +57,7 @@ class Part(NamedTuple):
         lines = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # the latter copies
         digest = xxhash.xxh3_128(sizes.astype("<i8").tobytes())
         digest.update(np.packbits(lines.is_null().to_numpy(zero_copy_only=False)).tobytes())
-        _, offsets, data = lines.buffers()  # a null takes no space in them
+        _, offsets, data = lines.buffers()  # nulls take no space in `data`
         line_bytes = 0
         if len(lines):
             ends = np.frombuffer(offsets, dtype=np.int64, count=len(lines) + 1, offset=8 * lines.offset)
@@ -106,7 +106,7 @@ def cut_into_parts(lines: Iterator[Line]) -> Iterator[pa.Table]:
 
 
 def _table(lines: Sequence[bytes | None], sizes: Sequence[int]) -> pa.Table:
-    """A table of lines, built from buffers: `pa.array` of a list takes three times the memory."""
+    """A table of lines, built from buffers, since `pa.array` of a list takes three times the memory."""
     offsets = np.zeros(len(lines) + 1, np.int64)
     np.cumsum([0 if line is None else len(line) for line in lines], out=offsets[1:])
     validity = np.packbits(np.array([line is not None for line in lines], bool), bitorder="little")
@@ -117,8 +117,8 @@ def _table(lines: Sequence[bytes | None], sizes: Sequence[int]) -> pa.Table:
 
 
 def publish_part(copy: str, number: int, table: pa.Table, part: Part, *, look: bool) -> None:
-    """Publish a part, unless a valid one with the same lines exists; replace a damaged one. With `look`, an existing part is
-    looked for before the table is encoded. Raises `StorageError`."""
+    """Publish a part, unless a valid one with the same lines exists; replace a damaged one. With `look`, this checks for an
+    existing part before it encodes the table. Raises `StorageError`."""
     path = join(copy, part_name(number))
     if look and _decode(read_bytes(path), part) is not None:
         return
@@ -135,13 +135,13 @@ def _encode(table: pa.Table) -> bytes:
         use_dictionary=False,
         write_statistics=False,  # they would contain lines
         write_page_checksum=True,
-        write_batch_size=_ROWS_AT_ONCE,  # the fewest rows of a page
+        write_batch_size=_ROWS_AT_ONCE,  # minimum rows of a page
     )
     return sink.getvalue()
 
 
 def _decode(data: bytes | None, part: Part) -> pa.Table | None:
-    """The table of a part; None where the bytes are not a complete, undamaged file of its lines."""
+    """The table of a part; None if the bytes are not a complete, undamaged file of its lines."""
     if data is None:
         return None
     try:
@@ -152,9 +152,9 @@ def _decode(data: bytes | None, part: Part) -> pa.Table | None:
 
 
 def publish_index(copy: str, parts: Sequence[Part], about: Mapping[str, object]) -> None:
-    """Publish the index, which completes a copy, once all `parts` are durable; `about` describes the file for readers.
+    """Publish the index, which completes a copy, once all `parts` are durable; `about` describes the file for people.
 
-    Raises `StorageError`, also where the folder holds a copy of other lines.
+    Raises `StorageError`, also if the folder contains a copy of other lines.
     """
     path = join(copy, INDEX)
     content = {"format": FORMAT, **about, "parts": [list(part) for part in parts]}
@@ -179,7 +179,7 @@ def _parse_index(data: bytes) -> tuple[Part, ...] | None:
 
 
 def read_index(copy: str) -> tuple[Part, ...] | None:
-    """Read the parts of a copy from its index; None where the index is missing or damaged."""
+    """Read the parts of a copy from its index; None if the index is missing or damaged."""
     data = read_bytes(join(copy, INDEX))
     return None if data is None else _parse_index(data)
 
@@ -197,7 +197,7 @@ def missing_parts(copy: str, parts: Sequence[Part]) -> set[str]:
 
 @lru_cache(maxsize=64)
 def parts_of(copy: str) -> tuple[Part, ...]:
-    """The parts of a copy that this run has found or made. Raises `StorageError` where the index is missing."""
+    """The parts of a copy that this run has found or written. Raises `StorageError` if the index is missing."""
     parts = read_index(copy)
     if parts is None:
         raise _missing(copy, INDEX)
@@ -206,7 +206,7 @@ def parts_of(copy: str) -> tuple[Part, ...]:
 
 @lru_cache(maxsize=64)
 def spans(copy: str, stored_bytes: int) -> tuple[Span, ...]:
-    """The units of a copy in order; its file has `stored_bytes`, which the units share by the bytes of their lines. Raises
+    """The units of a copy in order. They share the `stored_bytes` of the file in proportion to the bytes of their lines. Raises
     `StorageError`."""
     parts = parts_of(copy)
     total = sum(part.bytes for part in parts)
@@ -221,7 +221,7 @@ def spans(copy: str, stored_bytes: int) -> tuple[Span, ...]:
 
 
 def read_lines(copy: str, number: int) -> Iterator[Line]:
-    """Read the lines of unit `number`. Raises `StorageError` where its part is missing, or its lines differ from the index."""
+    """Read the lines of unit `number`. Raises `StorageError` if its part is missing, or its lines differ from the index."""
     table = _decode(read_bytes(join(copy, part_name(number - 1))), parts_of(copy)[number - 1])
     if table is None:
         raise _missing(copy, part_name(number - 1))

@@ -1,4 +1,4 @@
-"""Errors of input files that cannot be read; they end the run, unless `limits.skip_bad_files` leaves such files out."""
+"""Errors about input files that cannot be read; they end the run, unless `limits.skip_bad_files` skips such files."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class UnreadableError(InputError):
 
 @contextmanager
 def reading_input(path: str) -> Iterator[None]:
-    """Turn errors of storage and decoders about the input file `path` into an `UnreadableError` that names it.
+    """Turn errors of storage and decoders into an `UnreadableError` that names the input file `path`.
 
-    Failures of a network or a device are not the file's: they stay a plain `InputError`, which always ends the run.
+    The file is not at fault if a network or a device fails: the error stays a plain `InputError`, which always ends the run.
     """
     try:
         with reading(path):
@@ -45,7 +45,7 @@ def reading_input(path: str) -> Iterator[None]:
 
 
 def _reason(cause: BaseException | None) -> str | None:
-    """The code for an error that `reading` has caught; None where the file is not at fault."""
+    """The code for an error that `reading` has caught; None if the file is not at fault."""
     match cause:
         case FileNotFoundError():
             return "missing"

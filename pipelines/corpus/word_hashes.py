@@ -1,11 +1,11 @@
-"""Hashes of words and of runs of words, by which near-duplicates and leaked test prompts are found. Vectorised; no files.
+"""Hashes of words and n-grams, used to find near-duplicates and leaked test prompts. Vectorised; no files.
 
-A text is normalised first: NFKC, case folded. A word is a run of letters, digits and combining marks; in scripts that put no
-spaces between words (Chinese, Japanese, Thai and others) each character is one. Everything else only separates words. The hashes
-are stored in files that outlive a process, so whatever changes one of them needs a larger `WORDS_VERSION`.
+A text is first normalised: NFKC, case folded. A word is a run of letters, digits and combining marks; in scripts without
+spaces between words (Chinese, Japanese, Thai and others) each character is a word. All other characters only separate words.
+Hashes are stored in files that outlive a process, so a change to any of them requires a larger `WORDS_VERSION`.
 
     words = words_of(["Hello,  World!", "hello world"])   # two words each, the same ones
-    ngrams_of(words, 2)                                    # one hash of each text, the same
+    ngrams_of(words, 2)                                    # one hash for each text, the same
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Ends = npt.NDArray[np.int64]
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that there is an inverse modulo 2**64
 _INVERSE = np.uint64(pow(0x9E3779B97F4A7C15, -1, 2**64))
 _BATCH = 1 << 15  # characters
-_OUTSIDE, _INSIDE, _ALONE, _UNKNOWN = 0, 1, 2, 255  # of a word, as a character counts
+_OUTSIDE, _INSIDE, _ALONE, _UNKNOWN = 0, 1, 2, 255  # kinds of characters: outside a word, inside one, a word alone
 _WITHOUT_SPACES = (
     (0x0E00, 0x0EFF), (0x0F00, 0x0FFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x31F0, 0x31FF),
     (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF),
@@ -32,10 +32,10 @@ _WITHOUT_SPACES = (
 
 
 class Hashed(NamedTuple):
-    """Hashes of parts of texts, one text after the other."""
+    """Hashes of the words or n-grams of texts, one text after the other."""
 
     hashes: Hashes
-    ends: Ends  # of each text: the position behind its last hash
+    ends: Ends  # for each text, the position after its last hash
 
     @property
     def starts(self) -> Ends:
@@ -43,7 +43,7 @@ class Hashed(NamedTuple):
 
 
 def normalise(text: str) -> str:
-    """Return the text as words are looked for in it."""
+    """Return the text in the form that is split into words."""
     return text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
 
 
@@ -59,7 +59,7 @@ def words_of(texts: Sequence[str]) -> Hashed:
 
 
 def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Texts in parts whose arrays stay in a processor's cache, unless one text alone is longer."""
+    """Yield batches of texts whose arrays fit a processor's cache, unless a single text is longer."""
     part: list[str] = []
     size = 0
     for text in texts:
@@ -73,8 +73,8 @@ def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _hash_words(texts: Sequence[str]) -> Hashed:
-    """`words_of` normalised texts. The hash of a word is that of sum(code * BASE**k), which is a difference of two sums from the
-    beginning on, divided by the power at which the word begins."""
+    """Hash the words of normalised texts. The hash of a word is that of sum(code * BASE**k): the difference of two cumulative
+    sums, divided by the power at which the word begins."""
     codes, kinds = _characters("\n".join([*texts, ""]))
     before = np.concatenate([np.zeros(1, dtype=np.uint8), kinds[:-1]])
     first = (kinds != _OUTSIDE) & ((before == _OUTSIDE) | (kinds == _ALONE) | (before == _ALONE))
@@ -91,7 +91,7 @@ def _hash_words(texts: Sequence[str]) -> Hashed:
 
 
 def _characters(text: str) -> tuple[Hashes, npt.NDArray[np.uint8]]:
-    """(codes of the characters, their kinds)"""
+    """Return (codes of the characters, their kinds)."""
     if text.isascii():
         data = text.encode()
         return np.frombuffer(data, np.uint8).astype(np.uint64), np.frombuffer(data.translate(_ASCII), np.uint8)
@@ -113,7 +113,7 @@ def split_words(text: str) -> list[str]:
 
 
 def ngrams_of(words: Hashed, size: int, *, shorter: bool = False) -> Hashed:
-    """Return the hash of every `size` words in a row; with `shorter`, of a text of fewer words that of all its words."""
+    """Return the hashes of all n-grams of `size` words; with `shorter`, a text of fewer words has the hash of all its words."""
     starts, counts = words.starts, words.ends - words.starts
     ends = np.repeat(words.ends, counts)
     at = np.arange(len(words.hashes))
@@ -131,7 +131,7 @@ def ngrams_of(words: Hashed, size: int, *, shorter: bool = False) -> Hashed:
 
 
 def splitmix(z: Hashes) -> Hashes:
-    """The finaliser of splitmix64: one to one, and every bit of the result depends on all of `z`."""
+    """The finaliser of splitmix64: a bijection in which every bit of the result depends on all of `z`."""
     with np.errstate(over="ignore"):
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -140,7 +140,7 @@ def splitmix(z: Hashes) -> Hashes:
 
 
 def _powers_up_to(count: int) -> tuple[Hashes, Hashes]:
-    """(powers of the base, their inverses), at least `count` of each."""
+    """Return (powers of the base, their inverses), at least `count` of each."""
     return _cached_powers() if count <= 2 * _BATCH else (_powers(_BASE, count), _powers(_INVERSE, count))
 
 
@@ -157,7 +157,7 @@ def _powers(base: np.uint64, count: int) -> Hashes:
 
 @lru_cache(maxsize=1)
 def _table() -> npt.NDArray[np.uint8]:
-    """The kind of each character that has been asked for; every caller would fill in the same."""
+    """The kinds of the characters seen so far; any thread fills in the same values."""
     return np.full(0x110000, _UNKNOWN, dtype=np.uint8)
 
 
@@ -180,4 +180,4 @@ def _kind(code: int) -> int:
 
 
 _ASCII = bytes(_kind(code) if code < 128 else _OUTSIDE for code in range(256))
-"""The kinds of the first characters, for `bytes.translate`."""
+"""The kinds of the ASCII characters, for `bytes.translate`."""
