@@ -65,7 +65,7 @@ class Fragment:
         return sorted(keys)
 
     def content_hash(self) -> str:
-        """The xxh3-128 hash of everything that a score file derives from the rows, in order; it shows whether an input has changed.
+        """The xxh3-128 hash of all that a score file derives from the rows, in order; it shows whether an input has changed.
 
         It covers canonical prompts and responses, reasons, group keys, sources, carried columns and rewards from a column.
         """

@@ -21,7 +21,7 @@ from pipelines.corpus.unreadable import reading_input
 from pipelines.errors import InputError
 from pipelines.storage.files import open_for_reading
 
-_BATCH_ROWS = 64  # at most, since the sizes of rows vary; see parquet.py
+_BATCH_ROWS = 64  # for rows of unknown size; see parquet.py
 _BATCH_BYTES = 32 * 2**20
 _JOINED_ROWS = 1024
 _JOINED_BYTES = 8 * 2**20

@@ -1,4 +1,4 @@
-"""Rewritten copies of large compressed JSONL files: their lines in small Parquet files, called parts, that are read independently.
+"""Rewritten copies of large compressed JSONL files: their lines in small Parquet files, called parts, each read independently.
 
 A compressed file can only be read from its beginning. Therefore the non-blank lines of a large one are written once, unchanged,
 into parts of bounded size; each part is a unit. An index of all parts, with a hash of each part's lines, is published last:
