@@ -50,7 +50,7 @@ TEXTS = pa.schema(
         pa.field("key", _KEY),
         pa.field("prompt", pa.dictionary(pa.int32(), pa.large_string())),  # as `prompt_text` writes it
         pa.field("response", pa.large_string()),
-        pa.field("unit", pa.int64()),  # that waits for it, as a packed `UnitKey`
+        pa.field("unit", pa.int64()),  # that needs it, as a packed `UnitKey`
         pa.field("input_bytes", pa.float32()),  # of the stored file; for progress
     ]
 )
@@ -58,7 +58,7 @@ RESULTS = pa.schema([pa.field("key", _KEY), *(score_files.COLUMNS.field(name) fo
 
 
 def prompt_text(prompt: Conversation) -> str:
-    """A prompt as JSON, character by character: one prompt to a selection may be two to a model (NFC)."""
+    """A prompt as JSON, not normalised: prompts that are equal for a selection (NFC) may differ for a model."""
     return json.dumps(prompt, ensure_ascii=False)
 
 
@@ -125,8 +125,8 @@ class Bucket(NamedTuple):
     """The texts of one bucket, and the units that wait for their results."""
 
     texts: pa.Table  # each once, sorted by key
-    waiting: pa.Table  # key and unit, as often as they came
-    input_bytes: float  # of all that came
+    waiting: pa.Table  # key and unit, with repetitions
+    input_bytes: float  # of all texts, with repetitions
 
     @classmethod
     def of(cls, parts: Iterable[bytes]) -> Bucket:
@@ -209,7 +209,7 @@ class Results:
     """The model's results for some texts, as a scorer of these texts only."""
 
     table: pa.Table
-    rows: Mapping[bytes, int]  # of each key; of equal ones the first
+    rows: Mapping[bytes, int]  # by key; the first of equal ones
 
     @classmethod
     def of(cls, tables: Sequence[pa.Table]) -> Results:
@@ -228,7 +228,7 @@ class Results:
             yield unit, self.table.take(pa.array(sorted(wanted[unit])))
 
     def score(self, groups: Sequence[tuple[Conversation, Sequence[str]]]) -> list[GroupResult]:
-        """Look up the results of each group. Raises `StorageError` for a text that has none."""
+        """Look up the results of each group. Raises `StorageError` for a text without results."""
         keys = [keys_of(prompt_text(prompt), responses) for prompt, responses in groups]
         try:
             rows = pa.array([self.rows[key] for group in keys for key in group], pa.int64())

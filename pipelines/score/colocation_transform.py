@@ -2,7 +2,7 @@
 responses are computed once even if the responses are in different files. The opt-in exception to "text is never shuffled".
 
     units with fragments to score  →  their texts, by a partition of the prompts
-    texts of a partition  →  scored in pieces, the results durable by then  →  the results of each unit
+    texts of a partition  →  scored in pieces, the results already durable  →  the results of each unit
     a unit and its results  →  its score files, with the same names, footers and columns as from `ScoreUnits`
 """
 
@@ -201,7 +201,9 @@ class WriteScores(beam.DoFn):  # type: ignore[misc]
             plan = plan_at(self.plan_path)
             path = plan.files[file_number].path
             described = next(_UNIT.select(parts), None)
-            if described is None and self.limits.skip_bad_files:  # it broke after some of its texts were shuffled
+            if (
+                described is None and self.limits.skip_bad_files
+            ):  # it became unreadable after some of its texts were shuffled
                 return
             if described is None:
                 raise StorageError(f"the texts of {path} were shuffled without their unit; run the same command again")

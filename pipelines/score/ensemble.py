@@ -177,7 +177,7 @@ def signal_columns(
 
 
 def read_tables(files: Sequence[ScoreFile]) -> list[pa.Table]:
-    """All columns of the first score file, and of the others those that `combine_tables` needs. Raises `StorageError`."""
+    """All columns of the first score file, and those of the others that `combine_tables` needs. Raises `StorageError`."""
     first = score_files.read(files[0].path)
     if first is None:
         raise StorageError(f"score file {files[0].path} is gone or damaged; run the same command again")

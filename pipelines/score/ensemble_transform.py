@@ -42,8 +42,8 @@ class CombineScores(beam.PTransform):  # type: ignore[misc]
     """Descriptors of each model, in the order of the plan's members → {scores: descriptors of the ensemble, standards}."""
 
     plan_path: str
-    scores_path: str  # directory of the models' score files, which errors name
-    combined_path: str  # directory of the ensemble's score files, which are written
+    scores_path: str  # directory of the models' score files, named in errors
+    combined_path: str  # directory that the ensemble's score files are written to
 
     def expand(self, scored: Sequence[PCollection[bytes]]) -> dict[str, PCollection[Any]]:
         matched = self._match(scored)
@@ -65,7 +65,7 @@ class CombineScores(beam.PTransform):  # type: ignore[misc]
 def group_by_fragment(
     scored: Sequence[PCollection[bytes]],
 ) -> PCollection[tuple[FragmentPlace, Iterable[tuple[int, bytes]]]]:
-    """Bring together the descriptors of each fragment, each with the number of the collection that it comes from."""
+    """Group the descriptors of each fragment, each with the number of its collection."""
     placed = [
         descriptors
         | f"PlaceScores{number}"

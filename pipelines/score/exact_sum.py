@@ -1,4 +1,4 @@
-"""Exact sums of floats, which do not depend on the order of their parts."""
+"""Exact sums of floats, independent of their order."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Evaluates expressions over columns of NumPy arrays, one entry per response. No Beam, no files.
 
-Numbers are computed in float64, null is NaN. Rewards and signals are float32: a literal that one is compared with is first
+Numbers are computed in float64, null is NaN. Rewards and signals are float32: a literal compared with one of them is first
 rounded to float32, so that `reward >= 0.1` keeps the same responses as `min_reward: 0.1`. Conditions are 0, 1 and 2, for false,
 null and true: then `and` is the minimum, and `or` the maximum.
 
@@ -74,7 +74,7 @@ class _Number:
 
     values: Any
     nullable: bool
-    written: bool = False  # a number in the expression itself
+    written: bool = False  # a literal in the expression
 
 
 def condition(expression: Expression, columns: Columns) -> Condition:

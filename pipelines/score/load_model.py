@@ -24,7 +24,7 @@ from pipelines.storage.models import carrying_model_errors, loadable_directory, 
 log = logging.getLogger(__name__)
 
 TURN = "BESTKEPT_LOADING_TURN"
-"""The environment variable with the file of `loading_turn`, open in all workers, and their number: `FILE:NUMBER`."""
+"""The environment variable `FILE:NUMBER`: the descriptor of the file of `loading_turn`, open in all workers, and their number."""
 
 _PLACEHOLDER = Shared()
 _SEND_SECS = 5.0  # for the last log lines of a process
@@ -32,7 +32,7 @@ _SEND_SECS = 5.0  # for the last log lines of a process
 
 @dataclass(frozen=True)
 class LoadScorer:
-    """Loads the plan's model, on the worker that scores with it. A picklable value, so that tests can replace it."""
+    """Loads the plan's model on the worker that scores with it. A picklable value, so that tests can replace it."""
 
     def __call__(self, plan: Plan) -> Scorer:
         from rm.checkpoint.embedding_config import EmbeddingSettings
@@ -101,7 +101,7 @@ def acquire_scorer(shared: Any, make: ScorerFactory, plan: Plan) -> Scorer:
 
 
 def process_name() -> str:
-    """The name of this process among those of all machines."""
+    """A name of this process, unique among all machines."""
     return f"{socket.gethostname()}/{os.getpid()}"
 
 
@@ -109,7 +109,7 @@ def process_name() -> str:
 def ending_with_device(launcher: str) -> Iterator[None]:
     """Inside a DoFn, end this process if its device has failed, unless it is the `launcher`, which the error ends.
 
-    A runner replaces workers that end, and gives their work to others; a worker that continued would fail on every element.
+    Runners replace workers that end and reassign their work; a worker that continued would fail on every element.
     """
     try:
         yield
@@ -131,7 +131,7 @@ class _LockedScorer:
         self._lock = threading.Lock()
 
     def prepare(self, groups: Groups) -> Groups:
-        """Tokenize the first of these groups, also while others are scored; does nothing if the scorer cannot prepare."""
+        """Tokenize the first of these groups, possibly while others are scored; no effect if the scorer cannot prepare."""
         with carrying_model_errors(), reporting_broken_devices():
             return self._scorer.prepare(groups) if isinstance(self._scorer, PreparingScorer) else groups
 

@@ -50,7 +50,7 @@ class MinHash:
         return pa.schema([pa.field(signature_column(self.of, self.words), pa.binary(BYTES))])
 
     def beside(self, fragment: Fragment) -> str:
-        """Nothing: prompts and responses are in the fragment's content hash."""
+        """Empty: prompts and responses are in the fragment's content hash."""
         return ""
 
     def measure(self, fragment: Fragment) -> list[pa.Array]:

@@ -22,15 +22,15 @@ from pipelines.storage.files import join, read_bytes
 
 
 def hits_column(name: str) -> str:
-    """The column of side files with the test files that a row has words of, bit by bit."""
+    """The column of side files with a bit for each test file, set if a row shares words with the file."""
     return f"hits.{name}"
 
 
 @dataclass(frozen=True)
 class NgramHits:
-    """The number of test files that a row's prompt or response shares an n-gram with, and the files."""
+    """The number of test files with which a row's prompt or response shares an n-gram, and one bit for each file."""
 
-    name: str  # of the number, as expressions know it
+    name: str  # of the number, in expressions
     ngram: int
     index: str  # hash of the index
     directories: tuple[str, ...] = ()  # of the side files; the first has the index
@@ -44,7 +44,7 @@ class NgramHits:
         return pa.schema([pa.field(f"signal.{self.name}", pa.float32()), pa.field(hits_column(self.name), pa.uint64())])
 
     def beside(self, fragment: Fragment) -> str:
-        """Nothing: prompts and responses are in the fragment's content hash, and the index is in the folder's name."""
+        """Empty: prompts and responses are in the fragment's content hash, and the index is in the folder's name."""
         return ""
 
     def measure(self, fragment: Fragment) -> list[pa.Array]:
@@ -60,7 +60,7 @@ class NgramHits:
 
 
 def hits_of(texts: Sequence[str], index: NgramIndex, ngram: int) -> npt.NDArray[np.uint64]:
-    """The test files that each text shares an n-gram with, bit by bit."""
+    """The test files with which each text shares an n-gram, as bits."""
     grams = ngrams_of(words_of(texts), ngram)
     found = index.look_up(grams.hashes)
     at = np.flatnonzero(found)
@@ -77,7 +77,7 @@ def count_files(hits: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
 
 
 def count_hits(scores: pa.Table, names: Sequence[str]) -> Counter[tuple[str, int]]:
-    """The rows that share words with each test file, by the name of the number and the number of the file."""
+    """The number of rows that share words with each test file, by name and file number."""
     counts = Counter[tuple[str, int]]()
     for name in names:
         hits = scores[hits_column(name)].to_numpy()
@@ -90,7 +90,7 @@ def count_hits(scores: pa.Table, names: Sequence[str]) -> Counter[tuple[str, int
 
 
 class Hit(NamedTuple):
-    """Words that a text shares with test prompts, as they are compared, and the numbers of the files that have them."""
+    """Words that a text shares with test prompts, in the form that is compared, and the numbers of the files that have them."""
 
     words: str
     files: list[int]

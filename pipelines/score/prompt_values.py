@@ -1,6 +1,6 @@
 """Ranks and z-scores of responses among the responses to their prompt. Pure functions.
 
-Prompts are given as positions sorted by prompt, with the start of each prompt among them; NaN is not a number, and stays NaN.
+Prompts are given as positions sorted by prompt, with the start of each prompt among them. NaN is ignored and stays NaN.
 
 Example with one prompt:
 
@@ -21,13 +21,13 @@ _SIGN = np.uint32(0x80000000)
 
 
 def ranks_within(values: Floats, prompts: Prompts) -> Floats:
-    """1 for the lowest of a prompt; equal values have one rank, the number of lower ones and 1 (SQL's `rank`)."""
+    """1 for the lowest value of a prompt; equal values share a rank, 1 + the number of lower values (SQL's `rank`)."""
     ranks = np.full(len(values), np.nan)
     at, starts = _sort(values, prompts)
     ordered, places = values[at], np.arange(len(at))
     begins = np.append(True, ordered[1:] != ordered[:-1])[: len(at)]
     begins[starts] = True
-    first = np.maximum.accumulate(np.where(begins, places, 0))  # of the equal ones
+    first = np.maximum.accumulate(np.where(begins, places, 0))  # of equal values
     ranks[at] = first - np.repeat(starts, np.diff(np.append(starts, len(at)))) + 1
     return ranks
 
@@ -48,7 +48,7 @@ def standardised_within(values: Floats, prompts: Prompts) -> Floats:
 
 
 def _sort(values: Floats, prompts: Prompts) -> Prompts:
-    """Positions of the numbers sorted by prompt, and there by value, and where each prompt starts among them."""
+    """Positions of the numbers sorted by prompt, then by value, and where each prompt starts among them."""
     order, starts = prompts
     group = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(order))))
     known = ~np.isnan(values[order])

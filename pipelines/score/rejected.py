@@ -14,7 +14,7 @@ from pipelines.storage import publish
 from pipelines.storage.files import join
 
 MOST_LISTED = 100_000
-"""Rows in the list of a run that ends with too many rejected responses: enough for people, even if a billion are rejected."""
+"""Limit of rows in the list of a run with too many rejected responses: enough for a person, even if a billion are rejected."""
 
 REJECTED = pa.schema(
     [
@@ -29,8 +29,8 @@ REJECTED = pa.schema(
 def list_path(scores: str, plan_hash: str, suffix: str = "") -> str:
     """The path of the list of a plan's rejected responses, below a directory of scores.
 
-    It is not in the output, which would then belong to this input, and refuse the corrected one. It is not named as Parquet or
-    JSONL, since patterns for score files and for inputs would match it.
+    It is outside the output, which would otherwise belong to this input and refuse the corrected one. It has no suffix of Parquet
+    or JSONL, because patterns for score files and for inputs would match it.
     """
     return join(scores, "rejected", f"{plan_hash[:32]}{suffix}.txt")
 
@@ -80,4 +80,4 @@ def write_list(descriptors: Iterable[bytes], path: str) -> None:
         rows = pa.concat_tables(tables).slice(0, MOST_LISTED).to_pylist()
         data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode(errors="replace")
         if not publish.create(path, data):
-            publish.replace(path, data)  # of a run that could read other files
+            publish.replace(path, data)  # the list of a run that could read other files

@@ -22,7 +22,7 @@ from pipelines.plan import Plan
 from pipelines.score import score_files
 from rm.conversations import count_characters, response_hash
 
-_MANY = 16  # responses that the model has read; its failure on nearly all of so many is not caused by the data
+_MANY = 16  # responses that the model has read; the data do not cause a failure on nearly all of so many
 _NEARLY_ALL = 0.9
 
 
@@ -71,10 +71,10 @@ def result_columns(results: Sequence[GroupResult]) -> dict[str, pa.Array]:
 
 
 def score_columns(fragment: Fragment, scored: Sequence[Any] | None, plan: Plan) -> tuple[pa.Table, int, Counter[str]]:
-    """A fragment's score columns (`score_files.COLUMNS` and the carried ones), one row per response, its tokens, and the number
+    """A fragment's score columns (`score_files.COLUMNS` and the carried ones, one row per response), its tokens, and the number
     of scored responses by key that the template leaves out, if the scorer counts them.
 
-    `scored` are the scores of each usable row; if it is None, rewards are those that the rows carry (`scores.column`).
+    `scored` has the scores of each usable row; if it is None, the rewards are those that the rows carry (`scores.column`).
 
     Raises `ModelLoadError` if the model is the cause of failures, and not the data, see `refuse_broken_model`.
     """
@@ -129,7 +129,7 @@ def _unscored_columns(rows: Sequence[Row], carry: Sequence[str]) -> dict[str, pa
 def refuse_broken_model(reasons: Sequence[str | None], plan: Plan) -> None:
     """Raise `ModelLoadError` if the model fails on nearly every response of a fragment, or gives NaN for all of them.
 
-    Then the data are not the cause. Responses that the model has not read, for other reasons, do not count.
+    In these cases the data are not the cause. Responses that the model has not read do not count.
     """
     counts = Counter(reasons)
     failed, nan = counts["model_error"], counts["nan_reward"]

@@ -7,7 +7,7 @@ Example:
 
     footer = write(path, columns, footer, original)  # the footer of the published file, which may have existed already
     columns, footer = read(path) or (None, None)     # None for a missing or damaged file
-    read_columns(path, ["reward"], footer)           # some columns of a file that has been found valid
+    read_columns(path, ["reward"], footer)           # some columns of a valid file
     read_joined(descriptor, ["reward", "minhash.prompt.3"])  # also those of its side files
 """
 
@@ -43,13 +43,13 @@ COLUMNS = pa.schema(
     [
         pa.field("row", pa.int32()),  # within its unit
         pa.field("response_index", pa.int32()),
-        pa.field("prompt_key", pa.binary(16)),  # null where the prompt is unusable
+        pa.field("prompt_key", pa.binary(16)),  # null if the prompt is unusable
         pa.field("response_hash", pa.uint64()),
-        pa.field("reward", pa.float32()),  # null where rejected
-        pa.field("reason", pa.string()),  # null where scored
+        pa.field("reward", pa.float32()),  # null if rejected
+        pa.field("reason", pa.string()),  # null if scored
         pa.field("prompt_tokens", pa.int32()),
         pa.field("response_tokens", pa.int32()),
-        pa.field("response_chars", pa.int32()),  # characters; 0 where rejected before scoring
+        pa.field("response_chars", pa.int32()),  # characters; 0 if rejected before scoring
         pa.field("row_bytes", pa.int64()),
         pa.field("truncated", pa.bool_()),
         pa.field("source", pa.string()),
@@ -79,7 +79,7 @@ class Footer:
     text_bytes: int  # of all rows, each counted once
     content_hash: str
     format: int = FORMAT
-    message_keys: list[str] = field(default_factory=list)  # what conversations hold beside roles and texts, sorted
+    message_keys: list[str] = field(default_factory=list)  # keys of messages other than roles and texts, sorted
     cut_prompts: int = 0  # responses from which a repeated prompt was removed
     left_out: dict[str, int] = field(default_factory=dict)  # scored responses by key that the template leaves out
 
@@ -93,8 +93,8 @@ class SideFile(NamedTuple):
 
     path: str
     columns: tuple[str, ...]
-    stored: tuple[str, ...] = ()  # their names in the file, where these are others
-    truncated: tuple[int, ...] = ()  # responses that the model of a signal has read in part, where one has
+    stored: tuple[str, ...] = ()  # their names in the file, if different
+    truncated: tuple[int, ...] = ()  # number of responses that the signal's model has truncated, if any
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def _open(path: str) -> Any:
 
 
 def original_schema(table: pa.Table) -> str:
-    """The schema of the input's own columns that `encode` was given."""
+    """The schema of the input's own columns, as passed to `encode`."""
     text: str = table.schema.metadata[_ORIGINAL].decode()
     return text
 

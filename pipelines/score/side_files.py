@@ -83,7 +83,7 @@ class UnitSideFiles:
         return UnitScores(plan, self.directories.of(fingerprint), self.file_number, self.unit)
 
     def add_existing(self, existing: Sequence[ScoreFile], look_up: LookUp = map) -> list[ScoreFile]:
-        """The same descriptors; from the first on, as long as all side files exist and have the same text, with these."""
+        """The same descriptors, with their side files up to the first for which one is missing or was made from other text."""
         leading = [
             _of_same_text(existing, files.read_leading(look_up), measure.schema.names)
             for measure, files in (self._measures if existing else ())

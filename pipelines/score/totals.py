@@ -115,9 +115,7 @@ class Totals:
     examples: tuple[tuple[str, int, int, str], ...] = ()
     cut_prompts: int = 0  # responses from which a repeated prompt was removed
     left_out: Counter[str] = field(default_factory=Counter)  # scored responses by key that the template leaves out
-    truncated_by_signals: Counter[str] = field(
-        default_factory=Counter
-    )  # responses by the signal whose model reads a part
+    truncated_by_signals: Counter[str] = field(default_factory=Counter)  # truncated responses by signal
 
     def to_json(self) -> dict[str, Any]:
         """Return the counts; rare ones only if they are not zero."""
@@ -154,7 +152,7 @@ class Totals:
 
 
 def publish_totals(totals: Totals, path: str, *, replace: bool = False) -> None:
-    """Write the totals to `path`; with `replace`, if files are skipped, over those of a run that could read other files."""
+    """Write the totals to `path`; `replace`, if files are skipped, overwrites those of a run that could read other files."""
     with carrying_errors():
         (publish.replace if replace else publish.create_or_equal)(path, canonical_json.to_json(totals.to_json()))
 
@@ -172,6 +170,6 @@ def skipped_files(skipped: Mapping[int, str], plan: Plan) -> list[dict[str, str]
 
 
 def publish_skipped(skipped: Mapping[int, str], path: str, plan_path: str) -> None:
-    """Write the list of skipped files, over that of a run that could read other files."""
+    """Write the list of skipped files, and overwrite that of a run that could read other files."""
     with carrying_errors():
         publish.replace(path, json.dumps(skipped_files(skipped, plan_at(plan_path))).encode())

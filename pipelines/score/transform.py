@@ -1,8 +1,8 @@
 """ScoreCorpus: a plan → descriptors of score files, one for each fragment of the corpus.
 
-`ScoreUnits` streams a unit, scores each fragment that has no valid score file yet, and publishes it. It and `ScorePrompts` (of
-`score.colocate`) alone use the model of a run, and text never leaves them. Valid score files are looked up before anything is
-scored: that one mechanism is resume, incremental scoring and caching.
+`ScoreUnits` streams a unit, scores each fragment that has no valid score file yet, and publishes it. Only `ScoreUnits`
+and `ScorePrompts` (of `score.colocate`) use the model of a run, and text never leaves them. Valid score files are looked up
+before anything is scored: this one mechanism provides resuming, incremental scoring and caching.
 
 Example:
 
@@ -41,10 +41,10 @@ _FileAndUnit = tuple[int, tuple[int, ...]]
 
 @dataclass(eq=False)  # not frozen: Beam sets `pipeline` on a transform applied to a root or a dict
 class ScoreCorpus(beam.PTransform):  # type: ignore[misc]
-    """Plan → {scores: `ScoreFile` descriptors as bytes}; where `limits` let files be skipped, also {skipped: (file, reason)}.
+    """Plan → {scores: `ScoreFile` descriptors as bytes}; if `limits` allow files to be skipped, also {skipped: (file, reason)}.
 
-    Without a `scorer`, every fragment must have been scored before. With `read_only`, rewards that the corpus carries must be in
-    score files already, too, and nothing is written.
+    Without a `scorer`, every fragment must have been scored before. With `read_only`, carried rewards must also be in score files
+    already, and nothing is written.
     """
 
     plan_path: str
@@ -108,7 +108,7 @@ def file_numbers(
 
 @dataclass(eq=False)
 class RewriteLarge(beam.DoFn):  # type: ignore[misc]
-    """File number → the same, once its rewritten copy exists if it is to have one; in `skipped`, files that cannot be read."""
+    """File number → the same number, once any rewritten copy of the file exists; in `skipped`, files that cannot be read."""
 
     plan_path: str
     limits: Limits
@@ -150,7 +150,7 @@ class SplitUnits(ThreadedDoFn):
         file = plan_at(self.plan_path).files[file_number]
         try:
             if self.limits.skip_bad_files:
-                # a file whose scores all exist is opened by nothing else before export, which cannot skip it
+                # without this, a file whose scores all exist would first be opened by export, which cannot skip it
                 probe(file.path)
             return [(file_number, tuple(unit)) for unit in units_in(file_number, file, self.plan_path, self.shard)]
         except UnreadableError as error:
@@ -158,7 +158,7 @@ class SplitUnits(ThreadedDoFn):
 
 
 class ScoreUnits(beam.DoFn):  # type: ignore[misc]
-    """(file number, unit) → one descriptor per fragment, whose score file is durable by then."""
+    """(file number, unit) → one descriptor per fragment, whose score file is already durable."""
 
     def __init__(
         self,
@@ -199,7 +199,7 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
             yield from map(in_global_window, self._descriptors(*before))
 
     def descriptors(self, element: _FileAndUnit, existing: Sequence[ScoreFile]) -> Iterator[Any]:
-        """Yield a descriptor for each fragment, or the file's number and the reason for which it is skipped."""
+        """Yield a descriptor for each fragment, or, for a skipped file, its number and the reason."""
         file_number, fields = element
         with carrying_errors():
             yield from self._descriptors(file_number, self.begin_unit(file_number, Unit(*fields), existing))
@@ -236,7 +236,7 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
         return self._directories.on_object_store(plan_at(self._plan_path))
 
     def _unit_scorer(self) -> UnitScorer:
-        if self._scorer is None:  # one for all units, which knows the model that they share
+        if self._scorer is None:  # one for all units, with the model that they share
             plan, make = plan_at(self._plan_path), self._make_scorer
             scorer_of = None if make is None else lambda *_: acquire_scorer(self._shared, make, plan)
             self._scorer = UnitScorer(
@@ -246,7 +246,7 @@ class ScoreUnits(beam.DoFn):  # type: ignore[misc]
 
 
 class FindScores(ThreadedDoFn):
-    """`ScoreUnits` without a model, for several units at a time: most of the work is to look for score files."""
+    """`ScoreUnits` without a model, for several units at a time: most of the work is looking for score files."""
 
     def __init__(self, score: ScoreUnits) -> None:
         self._score = score

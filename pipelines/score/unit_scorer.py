@@ -1,6 +1,6 @@
-"""Gives the fragments of one unit their score files, from a scorer or from rewards that the rows carry. No Beam.
+"""Makes the score files of one unit, from a scorer or from rewards that the rows carry. No Beam.
 
-Valid score files are looked up before anything is scored. That one mechanism is resume, incremental scoring and caching.
+Valid score files are looked up before anything is scored: this one mechanism provides resuming, incremental scoring and caching.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class PreparingScorer(Scorer, Protocol):
         ...
 
     def score(self, groups: Groups, following: Callable[[], Groups | None] = ...) -> Sequence[Any]:
-        """The scores of groups; its device then begins with those that are `following`, if they are prepared."""
+        """The scores of groups; the device then begins with the `following` groups, if they are prepared."""
         ...
 
 
@@ -60,10 +60,10 @@ NO_LIMITS = Limits()
 
 @dataclass(frozen=True)
 class UnitScorer:
-    """Gives every fragment of a unit a score file: the existing one, or one with the results of its scorer; and side files.
+    """Ensures that every fragment of a unit has its side files and a score file: the existing one, or one from its scorer.
 
     Without a `scorer_of`, every fragment must have been scored before, unless the rows carry their rewards. With `read_only`,
-    carried rewards must be in score files already, too, and nothing is written.
+    carried rewards must also be in score files already, and nothing is written.
     """
 
     plan: Plan
@@ -71,7 +71,7 @@ class UnitScorer:
     scorer_of: ScorerOf | None
     read_only: bool = False
     limits: Limits = NO_LIMITS
-    # the scorer, once there is one; it lives as long as whoever loaded it wants
+    # the scorer, once there is one; its owner decides when it is released
     _known: list[weakref.ref[PreparingScorer]] = field(default_factory=list, init=False, compare=False)
 
     def read_leading(self, file_number: int, unit: Unit, look_up: LookUp = map) -> list[ScoreFile]:
@@ -89,7 +89,7 @@ class UnitScorer:
         self, file_number: int, unit: Unit, existing: Sequence[ScoreFile], *, stripe: int = 0, stripes: int = 1
     ) -> UnitRun:
         """Begin to read a unit of which `read_leading` has just returned the `existing` score files. With stripes, only fragments
-        whose number is `stripe` modulo `stripes` count."""
+        whose number is `stripe` modulo `stripes` are included."""
         unit_scores, side_files = self._unit_scores(file_number, unit), self._side_files(file_number, unit)
         whole = [] if self.limits.verify else [*itertools.takewhile(side_files.has_all, existing)]
         waiting: Iterator[_FragmentWork] = iter(())
@@ -102,7 +102,7 @@ class UnitScorer:
     def _look_up(
         self, unit_scores: UnitScores, unit: Unit, existing: int, *, stripe: int, stripes: int
     ) -> Iterator[_FragmentWork]:
-        """Read the fragments of a stripe, those after the `existing` ones with their score files if there are any."""
+        """Read the fragments of a stripe, and look up the score files of those beyond the `existing` ones."""
         seen = 0
         for fragment in self.plan.fragments(unit_scores.file, unit, as_planned=True):
             done = fragment.rows[-1].seen_bytes if fragment.rows and not fragment.last else unit.input_bytes
@@ -120,7 +120,7 @@ class UnitScorer:
             yield work
 
     def prepare(self, work: _FragmentWork) -> None:
-        """Let the scorer of the fragment before, if there is one by now, begin with a fragment that is to be scored."""
+        """Let the previous fragment's scorer, if there is one already, begin with a fragment that is to be scored."""
         scorer = self._known[-1]() if self._known else None
         if scorer is not None and work.groups is None and work.content_hash and work.existing is None:
             work.groups = scorer.prepare(groups_of(usable_rows(work.fragment)))
@@ -134,10 +134,10 @@ class UnitScorer:
     def score_fragment(
         self, unit_scores: UnitScores, work: _FragmentWork, following: Callable[[], Groups | None]
     ) -> tuple[ScoreFile, bool]:
-        """The fragment's score file, and whether this call made it; `following` are the groups that are scored next."""
+        """The fragment's score file, and whether this call made it; `following` returns the groups that are scored next."""
         fragment, content_hash, original = work.fragment, work.content_hash, work.original
         path, existing = work.path, work.existing
-        # it was looked for ahead, and another run may have scored it meanwhile
+        # looked up in advance: another run may have scored it since
         if existing is None and self.scorer_of is not None:
             path, existing = unit_scores.find(fragment.index, content_hash, original)
         file, number = unit_scores.file, unit_scores.file_number
@@ -145,7 +145,7 @@ class UnitScorer:
             columns, footer = existing
             if score_files.original_schema(columns) == original:
                 return ScoreFile(path, number, footer), False
-            if not self.read_only:  # the same text under columns of other types: nothing to score
+            if not self.read_only:  # the same text in columns of other types: nothing to score
                 footer = replace(footer, file_size=file.size, file_version=file.version)
                 return ScoreFile(path, number, score_files.write(path, columns, footer, original)), False
         carried = self.plan.mapping.reward is not None
@@ -171,19 +171,19 @@ class UnitScorer:
 
 @dataclass
 class UnitRun:
-    """A unit whose first fragment is being read, and the unit that is scored after it, if that has begun."""
+    """A unit whose first fragment is being read, and the next unit, if it has begun."""
 
     scorer: UnitScorer
     unit_scores: UnitScores
     side_files: UnitSideFiles
     existing: Sequence[ScoreFile]
-    whole: Sequence[ScoreFile]  # the first of these, which need not be looked at
-    done: Sequence[ScoreFile]  # of a stripe, its part of them
+    whole: Sequence[ScoreFile]  # the first of these, which need no check
+    done: Sequence[ScoreFile]  # those of `whole` that are in the stripe
     works: Iterator[_FragmentWork]
     following: UnitRun | None = None
 
     def score_files(self) -> Iterator[ScoreFile]:
-        """Yield the unit's score files in order, each durable by then, the existing ones first. Raises `BestkeptError`."""
+        """Yield the unit's score files in order, each already durable, the existing ones first. Raises `BestkeptError`."""
         try:
             yield from self._score_files()
         finally:
@@ -208,7 +208,7 @@ class UnitRun:
             yield score_file
 
     def prepared(self) -> Groups | None:
-        """The groups that are scored next, of this unit or of the one after it, if they are prepared by now."""
+        """The groups that are scored next, of this unit or the next one, if they are already prepared."""
         if not isinstance(self.works, OneAhead) or self.works.at_end:
             return None if self.following is None else self.following.prepared()
         work: _FragmentWork | None = self.works.ready()
@@ -219,7 +219,7 @@ class UnitRun:
 
 
 def score_in_line(runs: Iterable[UnitRun]) -> Iterator[ScoreFile]:
-    """Yield the score files of units, each unit begun before the one before it is scored."""
+    """Yield the score files of units; each unit is begun before its predecessor is scored."""
     before: UnitRun | None = None
     for run in itertools.chain(runs, [None]):
         if before is not None:
@@ -230,7 +230,7 @@ def score_in_line(runs: Iterable[UnitRun]) -> Iterator[ScoreFile]:
 
 @dataclass
 class _FragmentWork:
-    """A fragment, and for one beyond the known score files its hash, its path and its score file, if there is one."""
+    """A fragment; beyond the existing score files, also its hash, its path and its score file, if any."""
 
     fragment: Fragment
     input_bytes: int

@@ -1,8 +1,7 @@
 """Divides the scoring work into pieces and assigns them to shards of a corpus and to workers. No Beam.
 
-A piece is a file. A file larger than the wanted size is split into its units; only such a file has its footer opened, and there
-are fewer of them than pieces. The pieces follow from the plan alone, whatever is scored already: every process must come to the
-same ones.
+A piece is a file, or a unit of a file larger than the wanted size. Only the footers of these files are opened, and there are
+fewer of them than pieces. The pieces depend only on the plan, not on existing scores: every process must compute the same ones.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from pipelines.corpus.rewrite import rewrite
 from pipelines.errors import ConfigError
 from pipelines.plan import Plan, plan_at
 
-PIECES_PER_WORKER = 8  # or shard: so that the others do not wait long for the last piece
+PIECES_PER_WORKER = 8  # or shard: the others then do not wait long for the last piece
 _FOOTERS_AT_ONCE = 16
 
 
@@ -34,8 +33,8 @@ class CorpusShard:
 
     @classmethod
     def of(cls, text: str, environment: Mapping[str, str] = os.environ) -> CorpusShard:
-        """Parse `0/4` to `3/4`, or `auto`, for which a scheduler's variables give both numbers, or `auto/4`, for which they give
-        the first. Raises `ConfigError` for anything else."""
+        """Parse `0/4` to `3/4`, `auto` (both numbers from a scheduler's variables) or `auto/4` (only the first from them). Raises
+        `ConfigError` for anything else."""
         if text.partition("/")[0] == "auto":
             text = _shard_of_task(text, environment)
         index, slash, count = text.partition("/")
@@ -52,7 +51,7 @@ class CorpusShard:
         return f"{self.index}/{self.count}"
 
 
-# The number of a task in its array, and the variable that says how many there are; Kubernetes has none for that.
+# Variables with a task's number in its array, and those with the number of tasks, which Kubernetes does not set.
 _TASKS = {
     "JOB_COMPLETION_INDEX": None,
     "SLURM_ARRAY_TASK_ID": "SLURM_ARRAY_TASK_COUNT",
@@ -62,7 +61,7 @@ _TASKS = {
 
 
 def _shard_of_task(text: str, environment: Mapping[str, str]) -> str:
-    """Return `I/N` for `auto` or `auto/N` in a task of an array. Raises `ConfigError` where the environment does not tell."""
+    """Return `I/N` for `auto` or `auto/N` in a task of an array. Raises `ConfigError` if the environment lacks them."""
     present = [name for name in _TASKS if environment.get(name)]
     if len(present) != 1:
         raise ConfigError(
@@ -85,10 +84,10 @@ def _shard_of_task(text: str, environment: Mapping[str, str]) -> str:
 
 
 def _slurm_index(index: str, count: str, environment: Mapping[str, str]) -> str:
-    """Return the number of a task, from 0: `sbatch --array` may begin with any. Raises `ConfigError` for one with gaps."""
+    """Return a task's number from 0: `sbatch --array` may begin with any number. Raises `ConfigError` for arrays with gaps."""
     first, last = (environment.get(f"SLURM_ARRAY_TASK_{end}", "") for end in ("MIN", "MAX"))
     if not all(number.isascii() and number.isdigit() for number in (index, count, first, last)):
-        return index  # refused, unless it is whole without them
+        return index  # parsed or refused by the caller
     if int(last) - int(first) + 1 != int(count):
         raise ConfigError(
             f"--shard is 'auto', and the {count} tasks of this Slurm array are not all from {first} to {last}; submit an array "
@@ -131,8 +130,8 @@ def stripe(pieces: Iterable[WorkPiece], workers: int) -> list[WorkPiece]:
     """Order pieces by size, the largest first, and split units into stripes of fragments where workers would otherwise wait for
     a whole unit at the end.
 
-    No stripe is more than half of a worker's part of the work from it on (guided self-scheduling, Polychronopoulos and Kuck
-    1987). Each stripe reads the whole unit and scores its own fragments, so few units are striped, and the last ones finest.
+    No stripe is more than half of a worker's share of the remaining work (guided self-scheduling, Polychronopoulos and Kuck
+    1987). Each stripe reads the whole unit and scores its own fragments, so few units are striped; the last stripes are smallest.
     """
     ordered = largest_first(pieces)
     left_bytes = sum(piece.stored_bytes for piece in ordered)
@@ -152,8 +151,8 @@ def whole_files(files: Sequence[InputFile]) -> list[WorkPiece]:
 
 
 def deal(pieces: Iterable[WorkPiece], shards: int) -> list[list[WorkPiece]]:
-    """Assign pieces to shards: the largest first, each to the shard that holds least (longest processing time first, Graham
-    1969). No shard holds more than another by more than its own last piece."""
+    """Assign pieces to shards: the largest first, each to the shard with the fewest bytes (longest processing time first, Graham
+    1969). No shard exceeds another by more than its own last piece."""
     dealt: list[list[WorkPiece]] = [[] for _ in range(shards)]
     held = [(0, shard) for shard in range(shards)]
     for piece in largest_first(pieces):
@@ -164,7 +163,7 @@ def deal(pieces: Iterable[WorkPiece], shards: int) -> list[list[WorkPiece]]:
 
 
 def largest_first(pieces: Iterable[WorkPiece]) -> list[WorkPiece]:
-    """Pieces by size, those of one size by file, unit and stripe."""
+    """Pieces by size, then by file, unit and stripe."""
     return sorted(pieces, key=lambda piece: (-piece.stored_bytes, piece.file, piece.unit or (), piece.stripe))
 
 
@@ -178,7 +177,7 @@ def pieces_of_shard(files: Sequence[InputFile], shard: CorpusShard) -> list[Work
 def units_of_shard(plan_path: str, shard: CorpusShard) -> dict[int, frozenset[int] | None]:
     """File number → the numbers of its units that are in the shard; None: all."""
     plan = plan_at(plan_path)
-    make_copies(plan)  # of all files, not only the shard's own: units are dealt out, and only a copy has them
+    make_copies(plan)  # of all files, not only the shard's: the division needs units, and only copies have them
     units: dict[int, set[int] | None] = {}
     for piece in pieces_of_shard(plan.files, shard):
         if piece.unit is None:

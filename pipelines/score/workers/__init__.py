@@ -1,4 +1,4 @@
-"""Worker processes of this machine, each with a model of its own: `runner.workers`."""
+"""Worker processes of this machine, each with its own model: `runner.workers`."""
 
 from pipelines.score.workers.launcher import Job, run_workers
 

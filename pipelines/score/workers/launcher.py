@@ -1,11 +1,11 @@
-"""Launches the workers of a machine, gives out pieces of work, largest first, and replaces a worker that dies.
+"""Launches the workers of a machine, assigns pieces of work, the largest first, and replaces workers that die.
 
-Pieces are given out as workers ask for them: it is not known beforehand which are scored already, or which worker is slow.
-A worker that dies, sends no sign of life, or whose device fails, is replaced once, and its piece given out again. Score files
-are idempotent, so that this costs only the fragment in work. If the replacement dies as well, the run ends within a minute; the
-same command resumes it.
+Pieces are assigned when workers request them: it is not known beforehand which are already scored, or which workers are slow.
+A worker that dies, sends no sign of life, or whose device fails is replaced once, and its piece is assigned again. Score files
+are idempotent, so this costs only the fragment in progress. If the replacement also dies, the run ends within a minute; the same
+command resumes it.
 
-Example, of a launcher (L) and a worker (W):
+Example of a launcher (L) and a worker (W):
 
     L → W  the `Job`
     W → L  wants, progress and counters
@@ -89,7 +89,7 @@ def run_workers(job: Job, plans: Plans, count: int, shard: CorpusShard | None = 
 
 @dataclass
 class _Worker:
-    """A worker by its number: the process that runs as it now, and the last report of that process."""
+    """A numbered worker: its current process, and the last report of that process."""
 
     number: int
     process: subprocess.Popen[bytes]
@@ -99,7 +99,7 @@ class _Worker:
     deaths: int = 0
     ended: bool = False
     progress: Progress = field(default_factory=Progress)
-    progress_before: Progress = field(default_factory=Progress)  # of its assignment
+    progress_before: Progress = field(default_factory=Progress)  # when its assignment began
     counters: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -155,9 +155,9 @@ class _Launcher:
             worker.connection.close()
 
     def _start(self, number: int) -> _Worker:
-        """Start a process, in a session of its own: Ctrl-C goes to the launcher, and a worker ends with its launcher."""
+        """Start a process in a new session: Ctrl-C goes only to the launcher, and a worker ends with its launcher."""
         connection, worker_end = Pipe()
-        # the very path of this process, in its order: `-P` adds no working directory, which may hold a `pipelines` of its own
+        # this process's own `sys.path`: `-P` does not add the working directory, which may have another `pipelines`
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
         environment |= {name: str(self._threads) for name in _THREADS if name not in os.environ}
         environment[TURN] = f"{self._turn}:{self._count}"
@@ -207,7 +207,7 @@ class _Launcher:
         worker.progress, worker.counters = latest or worker.progress, counters or worker.counters
 
     def _replace_dead(self, worker: _Worker, cause: str, *, remedy: str = _MEMORY_REMEDY) -> None:
-        """Put a dead worker's piece back, and start another in its place. Raises `StorageError` if that is the second death."""
+        """Requeue a dead worker's piece, and start a replacement. Raises `StorageError` if the worker was a replacement."""
         worker.process.kill()
         worker.process.wait()
         worker.ended = True

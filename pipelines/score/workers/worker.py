@@ -2,8 +2,8 @@
 
     python -m pipelines.score.workers.worker CONNECTION [CORE]...
 
-It sends through the connection: a sign of life every second, with its progress and counters; lines for the log; requests for
-work; and the error that ended it. It ends when the launcher does, and when its device fails: another takes its place.
+It sends to the launcher: a sign of life every second, with its progress and counters; log lines; requests for work; and the
+error that ended it. It ends when the launcher ends, or when its device fails; in the latter case it is replaced.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def main() -> None:
     faulthandler.enable()
     launcher = LauncherConnection(Connection(int(sys.argv[1])))
     if cores := {int(core) for core in sys.argv[2:]}:
-        # cores may have been taken from this process since; then it runs on those that are left
+        # cores may have been taken from this process since; then it runs on the remaining ones
         with suppress(OSError):
             os.sched_setaffinity(0, cores)
     # before the imports, which take seconds
@@ -104,7 +104,7 @@ def _score(job: Job, launcher: LauncherConnection) -> None:
         plan = plan_at(job.paths.members[member])
         file = plan.files[piece.file]
         skippable = (UnreadableError,) if job.limits.skip_bad_files else ()
-        with suppress(*skippable):  # the graph that runs afterwards finds and skips such a file once more
+        with suppress(*skippable):  # the graph that runs afterwards detects and skips such a file again
             if file.copy is not None and piece.unit is None:  # exists already, unless the file cannot be read
                 rewrite(file, file.copy, max_row_bytes=plan.max_row_bytes)
             units = split_units(file, as_planned=True) if piece.unit is None else [piece.unit]
